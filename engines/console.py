@@ -1,0 +1,94 @@
+"""What every command shares: flags, how failure looks, progress on stderr, the closing `next:` line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+from rich.console import Console
+
+from engines.errors import CommandError
+from engines.files import DISTRIBUTION
+
+INTERRUPTED = 130
+
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A click command that ends as all of ours do: one clear error, a known exit status."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command; never returns."""
+        kwargs["standalone_mode"] = False
+        try:
+            super().main(*args, **kwargs)
+        except CommandError as error:
+            fail(self.name or "command", error.message, error.hint)
+            sys.exit(error.exit_status)
+        except click.UsageError as error:
+            fail(self.name or "command", error.format_message(), f"{self.name} --help lists every flag")
+            sys.exit(2)
+        except click.ClickException as error:
+            fail(self.name or "command", error.format_message(), None)
+            sys.exit(1)
+        except (KeyboardInterrupt, click.Abort):
+            fail(self.name or "command", "interrupted", None)
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            sys.exit(0)
+        sys.exit(0)
+
+
+def fail(command: str, message: str, hint: str | None) -> None:
+    """Print one error, and one thing to try, to stderr."""
+    print(f"{command}: error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def progress(text: str) -> None:
+    """Print one line of progress to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print one line of result to stdout."""
+    print(text, flush=True)
+
+
+def table_console() -> Console:
+    """Return a rich console on stdout for tables of results; 120 columns wide when not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def wrote(path: Path, next_command: str | None = None) -> None:
+    """Say what a command wrote and which command comes next."""
+    show(f"wrote {path}")
+    if next_command:
+        show(f"next: {next_command}")
+
+
+def command_line(name: str) -> str:
+    """Return the command line as typed, for a document's `made_by`."""
+    return " ".join([name, *sys.argv[1:]])
+
+
+def common_flags(function: _FunctionT) -> _FunctionT:
+    """Add the flags all commands have: --json, -v, --version."""
+    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(function)
+    function = click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")(function)
+    return click.version_option(version(DISTRIBUTION), "--version")(function)
+
+
+def writing_flags(function: _FunctionT) -> _FunctionT:
+    """Add the flags of commands that write a folder: --out, --force, --dry-run."""
+    function = click.option(
+        "--out", type=click.Path(path_type=Path), default=None, help="Folder to write; see the default below."
+    )(function)
+    function = click.option("--force", is_flag=True, help="Replace what --out already holds.")(function)
+    return click.option("--dry-run", is_flag=True, help="Print the resolved plan and touch nothing.")(function)

@@ -1,0 +1,76 @@
+"""The errors a command may end with, each with its exit status.
+
+Anything else that escapes a command is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class CommandError(Exception):
+    """A failure with one clear message for the person who ran the command.
+
+    Args:
+        message: What went wrong, where, and the limit that was passed.
+        hint: One thing to try; shown on its own line.
+    """
+
+    exit_status = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UserError(CommandError):
+    """Asked wrongly: a bad flag, a misspelled key, a combination that cannot exist."""
+
+    exit_status = 2
+
+
+class MissingError(CommandError):
+    """The request is fine, but something it needs is not on this machine."""
+
+    exit_status = 1
+
+
+class ToolError(CommandError):
+    """An outside program failed.
+
+    Args:
+        message: The program and what it was doing.
+        status: Its exit status, or None when it was stopped by a deadline.
+        log_path: Where its whole output is.
+        last_lines: The end of its output, oldest first.
+    """
+
+    exit_status = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        log_path: Path | None = None,
+        last_lines: list[str] | None = None,
+        hint: str | None = None,
+    ) -> None:
+        parts = [message]
+        if status is not None:
+            parts.append(f"exit status {status}")
+        if log_path is not None:
+            parts.append(f"log: {log_path}")
+        text = "; ".join(parts)
+        if last_lines:
+            text += "\n" + "\n".join(f"  | {line}" for line in last_lines)
+        super().__init__(text, hint=hint)
+        self.status = status
+        self.log_path = log_path
+
+
+class TargetMissedError(CommandError):
+    """The work is done, and the answer is no: an objective was missed, or nothing fits."""
+
+    exit_status = 3

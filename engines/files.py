@@ -1,0 +1,276 @@
+"""Strict schemas; YAML and JSON in and out; hashes; files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engines.errors import MissingError, UserError
+
+DISTRIBUTION = "engine-to-capacity"
+SCHEMA_VERSION = 1
+
+
+class Strict(BaseModel):
+    """Base of every schema: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Source(Strict):
+    """One input of a document: where it was and what it held."""
+
+    path: str
+    sha256: str
+
+
+class MadeBy(Strict):
+    """The command line that wrote a document, and this package's version."""
+
+    command: str
+    version: str
+
+
+class Document(Strict):
+    """Head of every JSON document the commands write: the chain of custody."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
+    made_by: MadeBy
+    made_from: list[Source] = []
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
+
+
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
+
+
+def made_by(command: str) -> MadeBy:
+    """Return the `made_by` head for a document written by `command`."""
+    return MadeBy(command=command, version=version(DISTRIBUTION))
+
+
+def source_of(path: Path) -> Source:
+    """Return path and SHA-256 of one input file."""
+    return Source(path=str(path), sha256=sha256_of(path))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_yaml(path: Path, schema: type[SchemaT]) -> SchemaT:
+    """Read a YAML file against a schema.
+
+    Raises:
+        MissingError: There is no such file.
+        UserError: It is not YAML, repeats a key, or does not fit the schema; the message names file, key and limit.
+    """
+    try:
+        loaded = yaml.load(_text_of(path), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    return validate(loaded if loaded is not None else {}, schema, where=str(path))
+
+
+def read_json(path: Path, schema: type[SchemaT]) -> SchemaT:
+    """Read a JSON file against a schema; errors as `read_yaml`."""
+    try:
+        loaded = json.loads(_text_of(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON: {error}", hint="was the file cut short? make it again") from error
+    return validate(loaded, schema, where=str(path))
+
+
+def validate(value: object, schema: type[SchemaT], *, where: str) -> SchemaT:
+    """Check a loaded value against a schema and return the instance.
+
+    Args:
+        where: The file or flag the value came from; leads the error message.
+
+    Raises:
+        UserError: The first thing wrong, with the nearest known key where a key is unknown.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected keys and values, found {type(value).__name__}")
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise _user_error(error, schema, where) from error
+
+
+def to_json(document: BaseModel) -> str:
+    """Return a document as indented JSON text, keys in schema order."""
+    return json.dumps(document.model_dump(mode="json", by_alias=True), indent=2) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole: beside the target first, then renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: BaseModel) -> None:
+    """Write a document as JSON, whole or not at all."""
+    write_text(path, to_json(document))
+
+
+def refuse_existing(target: Path, *, force: bool) -> None:
+    """Refuse to overwrite.
+
+    Raises:
+        UserError: `target` exists and holds something, and `force` is not set.
+    """
+    if force or not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    raise UserError(f"{target} already exists", hint="choose another --out, or add --force to replace it")
+
+
+@contextmanager
+def whole_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """Give a folder beside `target` to fill; it becomes `target` only if the block ends without an error.
+
+    Two writers of one target exclude each other: the second is told.
+
+    Raises:
+        UserError: `target` exists and `force` is not set, or another process is writing it.
+    """
+    refuse_existing(target, force=force)
+    with folder_lock(target):
+        beside = target.with_name(f".{target.name}.part")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            _replace_folder(beside, target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def folder_lock(target: Path) -> Iterator[None]:
+    """Hold the right to write `target`; the lock ends with the process, however it ends.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = target.with_name(f".{target.name}.lock")
+    with lock_path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{target}: another command is writing this folder", hint="wait for it, or choose another --out"
+            ) from error
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
+
+
+def _replace_folder(beside: Path, target: Path) -> None:
+    """Swap a finished folder in; the old one goes only after the new one stands."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    beside.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingError(f"{path}: no such file", hint="check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder, a file was expected") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _user_error(error: ValidationError, schema: type[BaseModel], where: str) -> UserError:
+    """Turn pydantic's first complaint into one sentence with the key, the value and a thing to try."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *parents, unknown = first["loc"]
+        known = _keys_at(schema, [str(part) for part in parents])
+        close = difflib.get_close_matches(str(unknown), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(sorted(known))}"
+        return UserError(f"{where}: unknown key '{key}'", hint=hint)
+    if first["type"] == "missing":
+        return UserError(f"{where}: missing key '{key}'")
+    return UserError(f"{where}: {key or 'document'}: {first['msg']} (found {_short(first['input'])})")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 (a line's width)
+
+
+def _keys_at(schema: type[BaseModel], parents: list[str]) -> list[str]:
+    """Return the keys a schema knows below a path of keys; indices into lists are passed over."""
+    current: Any = schema
+    for parent in parents:
+        field = getattr(current, "model_fields", {}).get(parent)
+        if field is not None:
+            current = _schema_inside(field.annotation) or current
+    return [field.alias or name for name, field in current.model_fields.items()]
+
+
+def _schema_inside(annotation: Any) -> type[BaseModel] | None:
+    """Return the schema class in an annotation such as `list[Thing] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _schema_inside(argument)
+        if found is not None:
+            return found
+    return None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe YAML loader that refuses a key given twice, and aliases (no YAML bombs)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+        return super().compose_node(parent, index)

@@ -1,0 +1,133 @@
+"""What was built, from what, on what: the one file the upper rooms read of an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from engines.files import Document, Strict, read_json
+
+MANIFEST_NAME = "manifest.json"
+
+
+class ModelFacts(Strict):
+    """Geometry of the model; tokens and elements, no units hidden."""
+
+    name: str
+    family: str
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    attention_heads: int
+    kv_heads: int
+    head_size: int
+    vocab_size: int
+    tied_embeddings: bool
+    parameters: int
+    max_position_embeddings: int
+    eos_token_id: int
+    pad_token_id: int
+
+
+class GpuFacts(Strict):
+    """The GPU the engine is for; `name` is the key in `engines/spec/data/gpus.yaml`."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+
+
+class PrecisionFacts(Strict):
+    """Weights and KV cache number formats, by this project's names."""
+
+    name: str
+    kv_cache: Literal["16bit", "int8", "fp8"]
+    activation_dtype: Literal["bfloat16", "float16"]
+
+
+class Parallel(Strict):
+    """How the model is split over GPUs."""
+
+    tensor: int = 1
+    pipeline: int = 1
+
+
+class Limits(Strict):
+    """The engine's build limits; TensorRT-LLM's runtime cannot pass them."""
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    max_input_len: int
+    max_beam_width: int = 1
+
+
+class KvCache(Strict):
+    """Paged KV cache as planned; `blocks` over the whole replica."""
+
+    tokens_per_block: int
+    blocks: int
+    bytes_per_token: int
+    free_gpu_mem_fraction: float
+
+
+class Runtime(Strict):
+    """Run-time behaviour that the serving side must agree with."""
+
+    chunked_context: bool
+    kv_reuse: bool
+    scheduler_policy: Literal["guaranteed_no_evict", "max_utilization", "static_batch"]
+
+
+class Notice(Strict):
+    """Something a reader of any later figure must know."""
+
+    code: str
+    text: str
+
+
+class StepTimeChoice(Strict):
+    """Which step-time model stands in for the GPU, and a calibration where there is one."""
+
+    source: Literal["roofline", "silicon", "calibrated"]
+    calibration: str | None = None
+
+
+class CheckpointQuality(Strict):
+    """The exported checkpoint against its source, on held-out text; measured on this machine."""
+
+    tokens: int
+    perplexity_source: float
+    perplexity_quantized: float
+    kl_divergence_nats: float
+    top1_agreement_ratio: float
+
+
+class EngineManifest(Document):
+    """`manifest.json` of an engine folder.
+
+    `kind` says what stands in the folder: `built` (a TensorRT-LLM engine), `emulated` (a plan and no engine),
+    `checkpoint` (quantized and verified, not compiled). Paths are relative to the manifest's folder.
+    """
+
+    kind: Literal["built", "emulated", "checkpoint"]
+    backend: Literal["tensorrt", "pytorch"]
+    model: ModelFacts
+    gpu: GpuFacts
+    precision: PrecisionFacts
+    parallel: Parallel
+    limits: Limits
+    kv_cache: KvCache
+    runtime: Runtime
+    step_time: StepTimeChoice
+    tokenizer: str | None
+    engine: str | None
+    checkpoint: str | None
+    versions: dict[str, str]
+    quality: CheckpointQuality | None
+    notices: list[Notice]
+
+
+def read_manifest(engine_folder: Path) -> EngineManifest:
+    """Read an engine folder's manifest; errors as `files.read_json`."""
+    return read_json(engine_folder / MANIFEST_NAME, EngineManifest)

@@ -1,0 +1,1 @@
+"""Traffic, records, metrics, charts: how an engine behind a server behaves under load."""
