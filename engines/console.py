@@ -80,7 +80,9 @@ def command_line(name: str) -> str:
 
 def common_flags(function: _FunctionT) -> _FunctionT:
     """Add the flags all commands have: --json, -v, --version."""
-    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(function)
+    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(
+        function
+    )
     function = click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")(function)
     return click.version_option(version(DISTRIBUTION), "--version")(function)
 

@@ -80,7 +80,7 @@ def read_yaml(path: Path, schema: type[SchemaT]) -> SchemaT:
         UserError: It is not YAML, repeats a key, or does not fit the schema; the message names file, key and limit.
     """
     try:
-        loaded = yaml.load(_text_of(path), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        loaded = yaml.load(_text_of(path), Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from error
     return validate(loaded if loaded is not None else {}, schema, where=str(path))
@@ -156,8 +156,9 @@ def whole_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         UserError: `target` exists and `force` is not set, or another process is writing it.
     """
-    refuse_existing(target, force=force)
     with folder_lock(target):
+        _recover(target)
+        refuse_existing(target, force=force)
         beside = target.with_name(f".{target.name}.part")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -177,17 +178,25 @@ def folder_lock(target: Path) -> Iterator[None]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     lock_path = target.with_name(f".{target.name}.lock")
+    told = UserError(f"{target}: another command is writing this folder", hint="wait for it, or choose another --out")
     with lock_path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"{target}: another command is writing this folder", hint="wait for it, or choose another --out"
-            ) from error
+            raise told from error
+        if not (lock_path.exists() and lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino):
+            raise told  # the holder before us removed the file we locked; whoever made the new one goes first
         try:
             yield
         finally:
             lock_path.unlink(missing_ok=True)
+
+
+def _recover(target: Path) -> None:
+    """Bring back the old folder where a writer was killed between the two renames of `_replace_folder`."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
 
 
 def _replace_folder(beside: Path, target: Path) -> None:
@@ -264,13 +273,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is given twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed")
         return super().compose_node(parent, index)
