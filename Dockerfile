@@ -24,7 +24,7 @@ COPY --from=wheel /wheels /tmp/wheels
 RUN pip install --no-cache-dir --upgrade-strategy only-if-needed /tmp/wheels/*.whl \
     && rm -r /tmp/wheels \
     && useradd --create-home --uid 10001 engineer
-USER engineer
+USER 10001
 WORKDIR /workspace
 EXPOSE 8000 8001 8002
 # Ready means that every model answers. A container that only builds has no server: turn the check off there.

@@ -1,0 +1,74 @@
+"""What is shipped: the wheel's files, and every command's --help from the wheel alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from the source tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(ROOT)], check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lay the wheel's files out away from the source tree."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
+    """Every tracked file of the three rooms is in the wheel, and nothing of the tests."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "engines", "triton_repo", "loadtest"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert set(tracked) <= held
+    assert not [name for name in held if name.startswith(("tests/", "docs/", "artifacts/"))]
+
+
+def _run(script: str, flag: str, unpacked: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run one console script as its entry point would, with the wheel's files first and the source tree out of sight."""
+    module, function = SCRIPTS[script].split(":")
+    code = f"import sys, {module} as m; assert m.__file__.startswith({str(unpacked)!r}); m.{function}(prog_name={script!r})"
+    return subprocess.run(
+        [sys.executable, "-c", code, flag],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(unpacked), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_help_runs_from_the_wheel(script: str, unpacked: Path, tmp_path: Path) -> None:
+    """Each console script prints its --help from the wheel alone."""
+    done = _run(script, "--help", unpacked, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Usage: {script}")
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_unknown_flag_is_asked_wrongly(script: str, unpacked: Path, tmp_path: Path) -> None:
+    """Each console script refuses an unknown flag with exit status 2 and one error line."""
+    done = _run(script, "--no-such-flag", unpacked, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{script}: error: ")
+    assert done.stdout == ""
