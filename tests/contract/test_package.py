@@ -44,9 +44,10 @@ def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
 
 
 def _run(script: str, flag: str, unpacked: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run one console script as its entry point would, with the wheel's files first and the source tree out of sight."""
+    """Run one console script as its entry point would, with the wheel's files before the source tree's."""
     module, function = SCRIPTS[script].split(":")
-    code = f"import sys, {module} as m; assert m.__file__.startswith({str(unpacked)!r}); m.{function}(prog_name={script!r})"
+    from_wheel = f"import {module} as m; assert m.__file__.startswith({str(unpacked)!r}), m.__file__"
+    code = f"{from_wheel}; m.{function}(prog_name={script!r})"
     return subprocess.run(
         [sys.executable, "-c", code, flag],
         cwd=cwd,
