@@ -1,0 +1,106 @@
+"""What one iteration of the engine does, and what it costs: the vocabulary every step-time source shares."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+
+class StepShape(NamedTuple):
+    """One iteration, summed over the batch; a tuple, because a simulated hour makes hundreds of thousands.
+
+    Attributes:
+        decode_sequences: Sequences that produce one token by decoding.
+        decode_context_tokens: Sum over those of the tokens they attend to: all tokens so far, the newest included.
+        prefill_sequences: Prompts, or chunks of prompts, computed in this iteration.
+        prefill_tokens: New prompt tokens computed, over all chunks.
+        prefill_attended_tokens: Query-key pairs: the sum over chunks of ``n * c + n * (n + 1) / 2`` for n new tokens
+            after c cached ones. See `attended_tokens`.
+        onboarded_tokens: Tokens whose KV cache is copied back from host memory before the step.
+    """
+
+    decode_sequences: int = 0
+    decode_context_tokens: int = 0
+    prefill_sequences: int = 0
+    prefill_tokens: int = 0
+    prefill_attended_tokens: int = 0
+    onboarded_tokens: int = 0
+
+
+class StepCost(NamedTuple):
+    """Seconds of one iteration by cause; the parts add up to `seconds`.
+
+    A part is the time the iteration is longer because of it: where two things overlap (reading the weights hides
+    behind the arithmetic), the smaller one is not counted.
+
+    Attributes:
+        weights_s: Reading the weights.
+        gemm_s: Matrix arithmetic beyond the time to read the weights.
+        kv_read_s: Reading the KV cache of decoding sequences.
+        attention_s: Attention arithmetic of prompts, and of decoding beyond the time of `kv_read_s`.
+        activations_s: Norms, rotary embedding, quantization: traffic of activations between the GEMMs.
+        communication_s: All-reduce between GPUs.
+        host_s: Launching, scheduling, bookkeeping: per iteration and per sequence.
+        sampling_s: From logits to a token.
+        onboard_s: Copying KV blocks back from host memory.
+    """
+
+    weights_s: float = 0.0
+    gemm_s: float = 0.0
+    kv_read_s: float = 0.0
+    attention_s: float = 0.0
+    activations_s: float = 0.0
+    communication_s: float = 0.0
+    host_s: float = 0.0
+    sampling_s: float = 0.0
+    onboard_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The whole iteration."""
+        return sum(self)
+
+
+class DecodeLine(NamedTuple):
+    """Seconds of a pure decode step as a line in the context, for a fixed number of sequences.
+
+    ``seconds = base_s + per_context_token_s * decode_context_tokens``, exact while the sum of contexts is at most
+    `valid_to_context_tokens` (and at least what it was asked for). A source that interpolates in a table returns
+    the piece it stands on; one that is linear throughout returns infinity.
+    """
+
+    base_s: float
+    per_context_token_s: float
+    valid_to_context_tokens: float = math.inf
+
+
+class StepTime(Protocol):
+    """How long an iteration takes on some engine. Pure: the same shape always costs the same.
+
+    The three must agree: ``seconds(shape) == cost(shape).seconds``, and for a shape that only decodes
+    ``decode_line(n, c)`` is the line through it. `seconds` and `decode_line` are the hot path of a simulation (one
+    or two microseconds are welcome: cache them by the number of sequences); `cost` is for people.
+    """
+
+    def cost(self, shape: StepShape) -> StepCost:
+        """Return the seconds of one iteration by cause."""
+        ...
+
+    def seconds(self, shape: StepShape) -> float:
+        """Return the seconds of one iteration."""
+        ...
+
+    def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
+        """Return the line a run of pure decode steps follows from this point on, as its contexts grow."""
+        ...
+
+
+def attended_tokens(new_tokens: int, cached_tokens: int) -> int:
+    """Return the query-key pairs of a causal chunk of `new_tokens` after `cached_tokens`.
+
+    >>> attended_tokens(3, 0)  # the first token sees itself, the second two, the third three
+    6
+    >>> attended_tokens(2, 10)
+    23
+    """
+    return new_tokens * cached_tokens + new_tokens * (new_tokens + 1) // 2
