@@ -11,7 +11,8 @@ class StepShape(NamedTuple):
 
     Attributes:
         decode_sequences: Sequences that produce one token by decoding.
-        decode_context_tokens: Sum over those of the tokens they attend to: all tokens so far, the newest included.
+        decode_context_tokens: Sum over those of the tokens already cached: the prompt and what was produced, but for
+            the newest token, which this step feeds in. The first decode after a prompt of 100 counts 100.
         prefill_sequences: Prompts, or chunks of prompts, computed in this iteration.
         prefill_tokens: New prompt tokens computed, over all chunks.
         prefill_attended_tokens: Query-key pairs: the sum over chunks of ``n * c + n * (n + 1) / 2`` for n new tokens

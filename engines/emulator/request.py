@@ -1,0 +1,187 @@
+"""What goes into the batcher and comes out: requests, limits, tokens, errors, and the numbers it shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, NamedTuple
+
+from engines.steptime.shape import StepShape
+
+RequestId = int | str
+SchedulerPolicy = Literal["guaranteed_no_evict", "max_utilization", "static_batch"]
+ChunkingPolicy = Literal["first_come", "equal_progress"]
+
+
+class RequestError(Exception):
+    """The engine refuses this one request; the text is what TensorRT-LLM's client sees."""
+
+
+class QueueFullError(RequestError):
+    """The queue holds as many requests as it may."""
+
+    def __init__(self, max_queue_size: int) -> None:
+        super().__init__(f"Maximum queue size of {max_queue_size} has been reached, please try again later")
+
+
+class PromptTooLongError(RequestError):
+    """The prompt is longer than the engine, its token budget or its KV cache allow."""
+
+    def __init__(self, prompt_tokens: int, max_input_len: int) -> None:
+        super().__init__(f"Prompt length ({prompt_tokens}) exceeds maximum input length ({max_input_len})")
+
+
+class Request(NamedTuple):
+    """One prompt and how much is wanted back.
+
+    Attributes:
+        request_id: Unique among the requests the batcher holds.
+        prompt_tokens: Length of the prompt; at least 1.
+        max_output_tokens: Tokens asked for at most; at least 1, cut where the sequence would pass the engine's limit.
+        arrival_s: When it is sent, on the driver's clock; the batcher itself only reads the `now_s` it is given.
+        prefix_hashes: One hash per full KV block, each covering the block and all before it. Entries beyond the
+            prompt stand for blocks of the reply, which become reusable when the sequence ends.
+        ends_after_tokens: The model emits its end token as this many-th output token; None: never.
+    """
+
+    request_id: RequestId
+    prompt_tokens: int
+    max_output_tokens: int
+    arrival_s: float = 0.0
+    prefix_hashes: tuple[int, ...] = ()
+    ends_after_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherSettings:
+    """The limits an engine was built with and the way it is run.
+
+    Attributes:
+        max_batch_size: Sequences in one iteration, prompts and decoding together.
+        max_num_tokens: Tokens in one iteration.
+        max_seq_len: Prompt plus output of one sequence.
+        max_input_len: Prompt of one sequence; None: `max_seq_len` - 1.
+        tokens_per_block: Tokens one KV block holds.
+        kv_blocks: Blocks of the whole pool.
+        host_blocks: Blocks of the second pool in host memory; 0: evicted blocks are forgotten.
+        kv_reuse: Keep the blocks of finished prompts for later ones that begin alike.
+        chunked_context: A prompt may be computed over several iterations.
+        chunking: How chunks share an iteration's tokens.
+        max_queue_size: Requests that may wait outside the active set; 0: no limit.
+    """
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    tokens_per_block: int
+    kv_blocks: int
+    max_input_len: int | None = None
+    host_blocks: int = 0
+    kv_reuse: bool = False
+    chunked_context: bool = False
+    policy: SchedulerPolicy = "guaranteed_no_evict"
+    chunking: ChunkingPolicy = "first_come"
+    max_queue_size: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse limits no engine can have.
+
+        Raises:
+            ValueError: A limit is below 1, or a chunk could never be a block.
+        """
+        for name in ("max_batch_size", "max_num_tokens", "max_seq_len", "tokens_per_block", "kv_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
+        if self.chunked_context and self.max_num_tokens < self.tokens_per_block:
+            raise ValueError(f"max_num_tokens {self.max_num_tokens} is less than a block of {self.tokens_per_block}")
+
+    @property
+    def longest_sequence_tokens(self) -> int:
+        """Prompt plus output that fits: TensorRT-LLM shrinks the limit to what the KV pool can hold."""
+        return min(self.max_seq_len, self.kv_blocks * self.tokens_per_block)
+
+    @property
+    def longest_prompt_tokens(self) -> int:
+        """The longest prompt accepted; without chunking it has to fit one iteration whole."""
+        longest = self.longest_sequence_tokens - 1
+        if self.max_input_len is not None:
+            longest = min(longest, self.max_input_len)
+        return longest if self.chunked_context else min(longest, self.max_num_tokens)
+
+
+class FinishReason(Enum):
+    """Why a sequence ended."""
+
+    LENGTH = "length"
+    END_TOKEN = "end_token"  # noqa: S105 - a reason, not a secret
+    CANCELLED = "cancelled"
+
+
+class TokenEvent(NamedTuple):
+    """One token left the engine.
+
+    Attributes:
+        index: 0 for the first token of the request.
+        finish_reason: Set on the last one.
+    """
+
+    request_id: RequestId
+    index: int
+    finish_reason: FinishReason | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no further token follows."""
+        return self.finish_reason is not None
+
+
+class BatcherState(NamedTuple):
+    """The numbers TensorRT-LLM's backend publishes, under its names (`nv_trt_llm_*`), and a few it does not.
+
+    Attributes:
+        active: Requests fetched from the queue and not yet ended.
+        max_requests: Most requests that can be active.
+        scheduled: Requests in the latest iteration.
+        context: Of those, prompts or chunks of prompts.
+        waiting: `active` - `scheduled`.
+        queued: Requests behind the active ones, in the executor's queue; not among the published numbers.
+        generation_requests: Sequences decoding in the latest iteration.
+        total_context_tokens: Prompt tokens computed in the latest iteration.
+        paused: Requests paused for want of KV blocks in the latest iteration.
+        kv_reused_blocks: Blocks found instead of computed, since the start.
+        kv_evicted_blocks: Reusable blocks given up, since the start.
+        iteration_counter: Iterations finished.
+    """
+
+    active: int
+    max_requests: int
+    scheduled: int
+    context: int
+    waiting: int
+    queued: int
+    generation_requests: int
+    total_context_tokens: int
+    paused: int
+    kv_max_blocks: int
+    kv_free_blocks: int
+    kv_used_blocks: int
+    kv_tokens_per_block: int
+    kv_reused_blocks: int
+    kv_evicted_blocks: int
+    iteration_counter: int
+
+
+__all__ = [
+    "BatcherSettings",
+    "BatcherState",
+    "ChunkingPolicy",
+    "FinishReason",
+    "PromptTooLongError",
+    "QueueFullError",
+    "Request",
+    "RequestError",
+    "RequestId",
+    "SchedulerPolicy",
+    "StepShape",
+    "TokenEvent",
+]
