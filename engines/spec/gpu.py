@@ -1,0 +1,80 @@
+"""GPU data sheets: memory, bandwidth, arithmetic. Dense figures throughout, never the sparse ones."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+from engines.errors import UserError
+from engines.files import Strict, validate
+from engines.spec.precision import Arithmetic
+
+
+class GpuSpec(Strict):
+    """One GPU as its maker states it.
+
+    Attributes:
+        memory_bytes: What the driver reports as total, not the name's round number.
+        bandwidth_bytes_per_s: Peak memory bandwidth.
+        dense_flops: Peak multiply-add operations per second by arithmetic, two for each multiply-add, without
+            sparsity; an arithmetic the GPU lacks is absent.
+        interconnect_bytes_per_s: To one other GPU of the same machine, one direction.
+        l2_bytes: Level-2 cache.
+        power_w: Board power.
+        aliases: Other names people and published tables use.
+        source: Where the numbers were read.
+    """
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    bandwidth_bytes_per_s: float
+    dense_flops: dict[Arithmetic, float]
+    interconnect_bytes_per_s: float
+    l2_bytes: int
+    power_w: float
+    aliases: tuple[str, ...] = ()
+    source: str
+
+    @property
+    def sm(self) -> int:
+        """Compute capability as TensorRT-LLM writes it: 90 for 9.0."""
+        return int(self.compute_capability.replace(".", ""))
+
+
+class _GpuFile(Strict):
+    gpus: tuple[GpuSpec, ...]
+
+
+@cache
+def _library() -> dict[str, GpuSpec]:
+    text = (files("engines.spec") / "data" / "gpus.yaml").read_text(encoding="utf-8")
+    loaded = validate(yaml.safe_load(text), _GpuFile, where="gpus.yaml")
+    return {gpu.name: gpu for gpu in loaded.gpus}
+
+
+def known_gpus() -> dict[str, GpuSpec]:
+    """Return all GPUs of the data file, by name."""
+    return dict(_library())
+
+
+def gpu_named(name: str) -> GpuSpec:
+    """Return a GPU by its name or another name people use; upper or lower case.
+
+    Raises:
+        UserError: There is no such GPU; the nearest is suggested.
+
+    >>> gpu_named("H100-SXM-80GB").sm
+    90
+    """
+    gpus = _library()
+    names = {alias.lower(): gpu.name for gpu in gpus.values() for alias in (gpu.name, *gpu.aliases)}
+    found = names.get(name.lower())
+    if found is None:
+        close = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(gpus)}"
+        raise UserError(f"unknown GPU '{name}'", hint=hint)
+    return gpus[found]

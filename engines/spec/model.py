@@ -1,0 +1,174 @@
+"""Model geometry: parameter counts and KV cache bytes follow from it, and so does the cost of every step."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+import yaml
+
+from engines.errors import UserError
+from engines.files import Strict, validate
+from engines.spec.precision import KV_BYTES, KvFormat, Precision
+
+Family = Literal["qwen3", "qwen2", "qwen1.5", "llama", "mistral", "gptj"]
+SIXTEEN_BIT_BYTES = 2
+
+
+class RopeScaling(Strict):
+    """How rotary positions are stretched beyond the length a model was trained at.
+
+    `attn_factor` is read by some stacks and not by others: TensorRT-LLM's engine path reads no such key.
+    """
+
+    kind: Literal["yarn", "llama3", "linear", "dynamic"]
+    factor: float
+    original_max_position_embeddings: int
+    attn_factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+
+
+class ModelSpec(Strict):
+    """What decides a model's size and the cost of its steps; elements and tokens.
+
+    Attributes:
+        mlp_matrices: Matrices of the feed-forward block: 3 with a gate (SwiGLU), 2 without.
+        qkv_bias: The query, key and value projections have a bias.
+        mlp_bias: The feed-forward projections have a bias.
+        qk_norm: Queries and keys are normalized by head (Qwen3).
+        norms_per_layer: Norms of `hidden_size` weights in a layer.
+        norm_bias: The norms have a bias as well (LayerNorm).
+        head_bias: The output projection has a bias.
+        aliases: Other names people and published tables use.
+        source: Where the numbers were read.
+    """
+
+    name: str
+    family: Family
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    attention_heads: int
+    kv_heads: int
+    head_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    rope_theta: float
+    norm_epsilon: float
+    eos_token_id: int
+    pad_token_id: int
+    rope_scaling: RopeScaling | None = None
+    tied_embeddings: bool = False
+    mlp_matrices: Literal[2, 3] = 3
+    qkv_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    norms_per_layer: Literal[1, 2] = 2
+    norm_bias: bool = False
+    head_bias: bool = False
+    hugging_face_id: str | None = None
+    licence: str | None = None
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def attention_size(self) -> int:
+        """Elements of all query heads of one token."""
+        return self.attention_heads * self.head_size
+
+    @property
+    def kv_size(self) -> int:
+        """Elements of the keys (or of the values) of one token in one layer."""
+        return self.kv_heads * self.head_size
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of the layers' linear maps: what quantization shrinks, and what every token is multiplied with."""
+        attention = self.hidden_size * (self.attention_size + 2 * self.kv_size) + self.attention_size * self.hidden_size
+        return self.layers * (attention + self.mlp_matrices * self.hidden_size * self.intermediate_size)
+
+    @property
+    def head_parameters(self) -> int:
+        """Weights of the output projection, shared with the embedding or not."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Weights that are looked up and not multiplied; 0 where the output projection's are used."""
+        return 0 if self.tied_embeddings else self.head_parameters
+
+    @property
+    def small_parameters(self) -> int:
+        """Norms and biases."""
+        per_norm = self.hidden_size * (2 if self.norm_bias else 1)
+        per_layer = self.norms_per_layer * per_norm
+        per_layer += 2 * self.head_size if self.qk_norm else 0
+        per_layer += self.attention_size + 2 * self.kv_size if self.qkv_bias else 0
+        per_layer += self.intermediate_size + self.hidden_size if self.mlp_bias else 0
+        return self.layers * per_layer + per_norm + (self.vocab_size if self.head_bias else 0)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, each counted once."""
+        return self.linear_parameters + self.head_parameters + self.embedding_parameters + self.small_parameters
+
+    def weights_bytes(self, precision: Precision) -> int:
+        """Return the bytes of all weights on one GPU: linears at `precision`, the rest at 16 bit."""
+        sixteen_bit = self.head_parameters + self.embedding_parameters + self.small_parameters
+        return precision.linear_bytes(self.linear_parameters) + SIXTEEN_BIT_BYTES * sixteen_bit
+
+    def read_bytes_per_step(self, precision: Precision) -> int:
+        """Return the bytes of weights one step reads: all but the embedding, of which it looks up a few rows."""
+        return self.weights_bytes(precision) - SIXTEEN_BIT_BYTES * self.embedding_parameters
+
+    def kv_bytes_per_token(self, kv_format: KvFormat) -> int:
+        """Return the bytes of keys and values one token keeps, over all layers."""
+        return 2 * self.layers * self.kv_size * KV_BYTES[kv_format]
+
+
+@dataclass(frozen=True, slots=True)
+class _Library:
+    models: dict[str, ModelSpec]
+    names: dict[str, str] = field(default_factory=dict)
+
+
+class _ModelFile(Strict):
+    models: tuple[ModelSpec, ...]
+
+
+@cache
+def _library() -> _Library:
+    text = (files("engines.spec") / "data" / "models.yaml").read_text(encoding="utf-8")
+    loaded = validate(yaml.safe_load(text), _ModelFile, where="models.yaml")
+    models = {model.name: model for model in loaded.models}
+    names = {alias.lower(): model.name for model in loaded.models for alias in (model.name, *model.aliases)}
+    return _Library(models, names)
+
+
+def known_models() -> dict[str, ModelSpec]:
+    """Return all models of the data file, by name."""
+    return dict(_library().models)
+
+
+def model_named(name: str) -> ModelSpec:
+    """Return a model by its name, its Hugging Face id or another name people use; upper or lower case.
+
+    Raises:
+        UserError: There is no such model; the nearest is suggested.
+
+    >>> model_named("deepseek-r1-0528-qwen3-8b").parameters
+    8190735360
+    >>> model_named("meta-llama/Llama-3.1-8B").kv_bytes_per_token("fp8")
+    65536
+    """
+    library = _library()
+    found = library.names.get(name.lower())
+    if found is None:
+        close = difflib.get_close_matches(name.lower(), library.names, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(library.models)}"
+        raise UserError(f"unknown model '{name}'", hint=hint)
+    return library.models[found]

@@ -1,0 +1,83 @@
+"""Number formats: what each stores, what arithmetic it needs, and what TensorRT-LLM calls it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from engines.errors import UserError
+
+Arithmetic = Literal["bf16", "fp16", "fp8", "int8", "fp4"]
+KvFormat = Literal["16bit", "int8", "fp8"]
+
+KV_BYTES: dict[KvFormat, int] = {"16bit": 2, "int8": 1, "fp8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How an engine stores its linear layers and in what arithmetic it multiplies them.
+
+    Embedding, output projection and norms stay at 16 bit in every one of them.
+
+    Attributes:
+        name: This project's name, as given to `--precision`.
+        weight_bits: Bits of one weight of a linear layer.
+        group_size: Weights that share a scale along the input dimension; 0: one scale for each tensor or channel.
+        group_scale_bytes: Bytes of the scale (and zero) of one group.
+        arithmetic: What the tensor cores multiply.
+        quant_algo: TensorRT-LLM's name in a checkpoint's config.json; None for no quantization.
+        qformat: ModelOpt's name in TensorRT-LLM's quantize.py.
+        default_kv: The KV cache format chosen when none is asked for.
+    """
+
+    name: str
+    weight_bits: int
+    group_size: int
+    group_scale_bytes: float
+    arithmetic: Arithmetic
+    quant_algo: str | None
+    qformat: str
+    default_kv: KvFormat
+
+    def linear_bytes(self, weights: int) -> int:
+        """Return the bytes that `weights` weights of linear layers take, their scales included.
+
+        >>> PRECISIONS["fp8"].linear_bytes(1000), PRECISIONS["int4_awq"].linear_bytes(1280)
+        (1000, 660)
+        """
+        stored = weights * self.weight_bits // 8
+        scales = weights / self.group_size * self.group_scale_bytes if self.group_size else 0
+        return int(stored + scales)
+
+
+# Names and algorithms: TensorRT-LLM 1.2, quantize.py's --qformat and the QuantAlgo enum. Default KV formats: an 8-bit
+# cache only where TensorRT-LLM keeps paged context attention (and with it chunked context and reuse) for it, that is
+# with FP8 arithmetic; see docs/reference/build-engine.md.
+PRECISIONS: dict[str, Precision] = {
+    precision.name: precision
+    for precision in (
+        Precision("bf16", 16, 0, 0, "bf16", None, "full_prec", "16bit"),
+        Precision("fp16", 16, 0, 0, "fp16", None, "full_prec", "16bit"),
+        Precision("fp8", 8, 0, 0, "fp8", "FP8", "fp8", "fp8"),
+        Precision("int8_sq", 8, 0, 0, "int8", "W8A8_SQ_PER_CHANNEL", "int8_sq", "16bit"),
+        Precision("int8_wo", 8, 0, 0, "bf16", "W8A16", "int8_wo", "16bit"),
+        Precision("int4_awq", 4, 128, 2, "bf16", "W4A16_AWQ", "int4_awq", "16bit"),
+        Precision("w4a8_awq", 4, 128, 2, "fp8", "W4A8_AWQ", "w4a8_awq", "fp8"),
+        Precision("nvfp4", 4, 16, 1, "fp4", "NVFP4", "nvfp4", "fp8"),
+    )
+}
+
+
+def precision_named(name: str) -> Precision:
+    """Return a precision by name, upper or lower case.
+
+    Raises:
+        UserError: There is no such precision; the nearest is suggested.
+    """
+    found = PRECISIONS.get(name.lower())
+    if found is None:
+        close = difflib.get_close_matches(name.lower(), PRECISIONS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(PRECISIONS)}"
+        raise UserError(f"unknown precision '{name}'", hint=hint)
+    return found
