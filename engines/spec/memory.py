@@ -1,0 +1,102 @@
+"""What fits in a GPU's memory: weights, activations, buffers, and what is left for the KV cache."""
+
+from __future__ import annotations
+
+from engines.files import Strict
+from engines.spec.gpu import GpuSpec
+from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec
+from engines.spec.precision import KvFormat, Precision
+from engines.spec.units import MIB
+
+# CUDA context, cuBLAS and TensorRT kernels and workspaces, before any model. TensorRT-LLM's memory page reports some
+# hundreds of MB for the context alone; a GiB and a half is this project's own round reserve, to be measured.
+RUNTIME_RESERVE_BYTES = 1536 * MIB
+LOGITS_BYTES = 4  # TensorRT-LLM keeps logits in float32 (checkpoint key logits_dtype)
+LOGITS_COPIES = 2  # the engine's output and the sampler's working copy
+DECODER_BYTES_PER_TOKEN_SLOT = 16  # ids in and out, parents and log probabilities: four 4-byte tables
+RESIDUAL_COPIES = 4  # residual stream, its normalized copy, attention's input and output
+
+
+class MemoryBudget(Strict):
+    """Bytes on one GPU of the replica, and the KV cache that remains.
+
+    Attributes:
+        weights_bytes: This GPU's share of the weights.
+        activations_bytes: The engine's activation memory, fixed at build by `max_num_tokens`.
+        buffers_bytes: Logits and decoder tables, by `max_batch_size` and `max_seq_len`.
+        reserve_bytes: CUDA context and kernels.
+        kv_pool_bytes: Free memory after all of those, times the fraction given to the KV cache.
+        kv_blocks: Whole blocks of the pool.
+        kv_tokens: Tokens those blocks hold.
+    """
+
+    total_bytes: int
+    weights_bytes: int
+    activations_bytes: int
+    buffers_bytes: int
+    reserve_bytes: int
+    kv_pool_bytes: int
+    kv_blocks: int
+    kv_tokens: int
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory left once everything stands, the KV cache too; negative where the model does not fit."""
+        used = self.weights_bytes + self.activations_bytes + self.buffers_bytes + self.reserve_bytes
+        return self.total_bytes - used - self.kv_pool_bytes
+
+
+def activations_bytes(model: ModelSpec, *, max_num_tokens: int, tensor_parallel: int) -> int:
+    """Return the engine's activation memory: the widest point of a layer, for one iteration's tokens.
+
+    The feed-forward block is widest: its input, the gate's and the up projection's outputs, beside the residual
+    stream. TensorRT reuses the same memory layer after layer.
+    """
+    widest = 2 * model.intermediate_size // tensor_parallel + RESIDUAL_COPIES * model.hidden_size
+    return max_num_tokens * widest * SIXTEEN_BIT_BYTES
+
+
+def buffers_bytes(model: ModelSpec, *, max_batch_size: int, max_seq_len: int) -> int:
+    """Return what the runtime and the sampler keep for every sequence slot."""
+    logits = LOGITS_COPIES * max_batch_size * model.vocab_size * LOGITS_BYTES
+    return logits + max_batch_size * max_seq_len * DECODER_BYTES_PER_TOKEN_SLOT
+
+
+def memory_budget(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    precision: Precision,
+    kv_format: KvFormat,
+    *,
+    max_batch_size: int,
+    max_num_tokens: int,
+    max_seq_len: int,
+    tokens_per_block: int = 32,
+    kv_fraction: float = 0.9,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+) -> MemoryBudget:
+    """Return how one GPU's memory is used; `kv_blocks` is 0 where nothing is left.
+
+    The fraction is of the memory still free, as TensorRT-LLM counts it, not of the GPU's total. Tensor parallelism
+    divides the KV heads (no further than one each), pipeline parallelism the layers.
+    """
+    gpus = tensor_parallel * pipeline_parallel
+    weights = model.weights_bytes(precision) // gpus
+    activations = activations_bytes(model, max_num_tokens=max_num_tokens, tensor_parallel=tensor_parallel)
+    buffers = buffers_bytes(model, max_batch_size=max_batch_size, max_seq_len=max_seq_len)
+    free = gpu.memory_bytes - weights - activations - buffers - RUNTIME_RESERVE_BYTES
+    pool = max(0, int(free * kv_fraction))
+    split = min(tensor_parallel, model.kv_heads) * pipeline_parallel
+    block_bytes = tokens_per_block * model.kv_bytes_per_token(kv_format) // split
+    blocks = pool // block_bytes
+    return MemoryBudget(
+        total_bytes=gpu.memory_bytes,
+        weights_bytes=weights,
+        activations_bytes=activations,
+        buffers_bytes=buffers,
+        reserve_bytes=RUNTIME_RESERVE_BYTES,
+        kv_pool_bytes=pool,
+        kv_blocks=blocks,
+        kv_tokens=blocks * tokens_per_block,
+    )
