@@ -62,33 +62,33 @@ def buffers_bytes(model: ModelSpec, *, max_batch_size: int, max_seq_len: int) ->
     return logits + max_batch_size * max_seq_len * DECODER_BYTES_PER_TOKEN_SLOT
 
 
+class Sizing(Strict):
+    """What an engine is built for, and how it is split; the defaults are TensorRT-LLM's."""
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    tokens_per_block: int = 32
+    kv_fraction: float = 0.9
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+
+
 def memory_budget(
-    model: ModelSpec,
-    gpu: GpuSpec,
-    precision: Precision,
-    kv_format: KvFormat,
-    *,
-    max_batch_size: int,
-    max_num_tokens: int,
-    max_seq_len: int,
-    tokens_per_block: int = 32,
-    kv_fraction: float = 0.9,
-    tensor_parallel: int = 1,
-    pipeline_parallel: int = 1,
+    model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat, sizing: Sizing
 ) -> MemoryBudget:
     """Return how one GPU's memory is used; `kv_blocks` is 0 where nothing is left.
 
     The fraction is of the memory still free, as TensorRT-LLM counts it, not of the GPU's total. Tensor parallelism
     divides the KV heads (no further than one each), pipeline parallelism the layers.
     """
-    gpus = tensor_parallel * pipeline_parallel
-    weights = model.weights_bytes(precision) // gpus
-    activations = activations_bytes(model, max_num_tokens=max_num_tokens, tensor_parallel=tensor_parallel)
-    buffers = buffers_bytes(model, max_batch_size=max_batch_size, max_seq_len=max_seq_len)
+    weights = model.weights_bytes(precision) // (sizing.tensor_parallel * sizing.pipeline_parallel)
+    activations = activations_bytes(model, max_num_tokens=sizing.max_num_tokens, tensor_parallel=sizing.tensor_parallel)
+    buffers = buffers_bytes(model, max_batch_size=sizing.max_batch_size, max_seq_len=sizing.max_seq_len)
     free = gpu.memory_bytes - weights - activations - buffers - RUNTIME_RESERVE_BYTES
-    pool = max(0, int(free * kv_fraction))
-    split = min(tensor_parallel, model.kv_heads) * pipeline_parallel
-    block_bytes = tokens_per_block * model.kv_bytes_per_token(kv_format) // split
+    pool = max(0, int(free * sizing.kv_fraction))
+    split = min(sizing.tensor_parallel, model.kv_heads) * sizing.pipeline_parallel
+    block_bytes = sizing.tokens_per_block * model.kv_bytes_per_token(kv_format) // split
     blocks = pool // block_bytes
     return MemoryBudget(
         total_bytes=gpu.memory_bytes,
@@ -98,5 +98,5 @@ def memory_budget(
         reserve_bytes=RUNTIME_RESERVE_BYTES,
         kv_pool_bytes=pool,
         kv_blocks=blocks,
-        kv_tokens=blocks * tokens_per_block,
+        kv_tokens=blocks * sizing.tokens_per_block,
     )

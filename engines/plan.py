@@ -1,0 +1,265 @@
+"""From what was asked to a build plan: every value resolved, each with its origin and its reason."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from engines.errors import TargetMissedError, UserError
+from engines.files import Document, Strict
+from engines.manifest import Notice, Runtime
+from engines.recipe import Asked
+from engines.spec.gpu import GpuSpec, gpu_named
+from engines.spec.memory import MemoryBudget, Sizing, memory_budget
+from engines.spec.model import ModelSpec, model_named
+from engines.spec.precision import KvFormat, Precision, precision_named
+from engines.spec.support import Verdict, keeps_paged_attention, kv_refusal, require_possible
+from engines.spec.units import gib
+
+Origin = Literal["flag", "recipe", "default", "derived"]
+
+LARGEST_AUTO_BATCH = 256
+AUTO_NUM_TOKENS = 8192  # TensorRT-LLM's default token budget of one iteration
+BATCH_MULTIPLE = 8  # tensor cores work on tiles of at least eight rows
+
+
+class Choice(Strict):
+    """One resolved value: what it is, who chose it, and why."""
+
+    name: str
+    value: str | int | float | bool
+    origin: Origin
+    reason: str
+
+
+class BuildPlan(Document):
+    """`plan.json`: everything that is known before a byte is written."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    precision: str
+    kv_format: KvFormat
+    verdict: Verdict
+    tensorrt_llm: str
+    sizing: Sizing
+    max_input_len: int
+    memory: MemoryBudget
+    runtime: Runtime
+    fp8_context_attention: bool
+    gemm_plugin: str
+    choices: list[Choice]
+    notices: list[Notice]
+
+    @property
+    def name(self) -> str:
+        """Model, precision and GPU in one word: the engine's name."""
+        return f"{self.model.name}-{self.precision}-{self.gpu.name}"
+
+
+class _Choices:
+    """Collects resolved values and notices while a plan is made."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.made: list[Choice] = []
+        self.notices: list[Notice] = []
+
+    def given(self, key: str, value: str | float | bool, reason: str) -> None:
+        """Note a value taken as it was asked for, or by default."""
+        self.made.append(Choice(name=key, value=value, origin=self.asked.origin(key), reason=reason))
+
+    def derived(self, key: str, value: str | float | bool, reason: str) -> None:
+        """Note a value the plan worked out."""
+        self.made.append(Choice(name=key, value=value, origin="derived", reason=reason))
+
+    def notice(self, code: str, text: str) -> None:
+        """Note what a reader of any later figure must know."""
+        self.notices.append(Notice(code=code, text=text))
+
+
+def make_plan(asked: Asked, *, head: Document, model: ModelSpec | None = None) -> BuildPlan:
+    """Resolve everything asked into a plan.
+
+    Args:
+        asked: The recipe and the origins of its values.
+        head: `made_by` and `made_from` of the plan.
+        model: Geometry read from a checkpoint; None to take the recipe's model by name.
+
+    Raises:
+        UserError: A combination that cannot be built, with the nearest that can.
+        TargetMissedError: The model does not fit the GPU, or not one longest request fits the KV cache.
+    """
+    recipe = asked.recipe
+    model = model or model_named(recipe.model)
+    gpu, precision = gpu_named(recipe.gpu), precision_named(recipe.precision)
+    choices = _Choices(asked)
+    found = _verdict(choices, model, gpu, precision)
+    kv_format = _kv_format(choices, precision, gpu)
+    sizing = _sizing(choices, model, gpu, precision, kv_format)
+    memory = memory_budget(model, gpu, precision, kv_format, sizing)
+    _require_fit(model, gpu, sizing, memory)
+    runtime = _runtime(choices, kv_format, precision)
+    max_input_len = min(recipe.workload.longest_input_tokens, sizing.max_seq_len - 1)
+    choices.derived("kv_blocks", memory.kv_blocks, f"{gib(memory.kv_pool_bytes)} hold {memory.kv_tokens} tokens")
+    return BuildPlan(
+        made_by=head.made_by,
+        made_from=head.made_from,
+        model=model,
+        gpu=gpu,
+        precision=precision.name,
+        kv_format=kv_format,
+        verdict=found,
+        tensorrt_llm=recipe.tensorrt_llm,
+        sizing=sizing,
+        max_input_len=max_input_len,
+        memory=memory,
+        runtime=runtime,
+        fp8_context_attention=kv_format == "fp8" and keeps_paged_attention(kv_format, precision),
+        gemm_plugin=_gemm_plugin(choices, precision),
+        choices=choices.made,
+        notices=choices.notices,
+    )
+
+
+def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision) -> Verdict:
+    found = require_possible(precision, gpu, model.family)
+    choices.given("model", model.name, f"{model.parameters:,} parameters")
+    choices.given("gpu", gpu.name, f"{gib(gpu.memory_bytes)}, compute capability {gpu.compute_capability}")
+    choices.given("precision", precision.name, found.status)
+    if found.status == "unlisted upstream":
+        choices.notice("unlisted-precision", found.reason)
+    if model.rope_scaling is not None and model.rope_scaling.attn_factor is not None:
+        choices.notice(
+            "yarn-attn-factor",
+            "TensorRT-LLM's engine path does not read rope_scaling.attn_factor "
+            f"({model.rope_scaling.attn_factor:.4f}): its attention magnitude may differ slightly from stacks that do",
+        )
+    return found
+
+
+def _kv_format(choices: _Choices, precision: Precision, gpu: GpuSpec) -> KvFormat:
+    asked = choices.asked.recipe.kv_cache.format
+    if asked == "auto":
+        chosen: KvFormat = precision.default_kv
+        if kv_refusal(chosen, precision, gpu):
+            chosen = "16bit"
+        choices.derived("kv_cache.format", chosen, f"the cache that keeps paged attention with {precision.name}")
+        return chosen
+    refused = kv_refusal(asked, precision, gpu)
+    if refused:
+        raise UserError(
+            f"KV cache {asked} with {precision.name}: {refused}", hint="--kv-cache auto picks one that works"
+        )
+    choices.given("kv_cache.format", asked, "as asked")
+    return asked
+
+
+def _sizing(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat) -> Sizing:
+    recipe = choices.asked.recipe
+    fixed = {
+        "tokens_per_block": recipe.kv_cache.tokens_per_block,
+        "kv_fraction": recipe.kv_cache.free_gpu_mem_fraction,
+        "tensor_parallel": recipe.parallel.tensor,
+        "pipeline_parallel": recipe.parallel.pipeline,
+    }
+    choices.given("kv_cache.tokens_per_block", recipe.kv_cache.tokens_per_block, "TensorRT-LLM's block size is 32")
+    choices.given(
+        "kv_cache.free_gpu_mem_fraction",
+        recipe.kv_cache.free_gpu_mem_fraction,
+        "of the memory free at load, not of all",
+    )
+    max_seq_len = _max_seq_len(choices, model)
+    max_num_tokens = recipe.limits.max_num_tokens
+    if max_num_tokens == "auto":
+        max_num_tokens = AUTO_NUM_TOKENS
+        choices.derived("limits.max_num_tokens", max_num_tokens, "TensorRT-LLM's default; longer prompts are chunked")
+    else:
+        choices.given("limits.max_num_tokens", max_num_tokens, "as asked")
+    max_batch_size = recipe.limits.max_batch_size
+    if max_batch_size == "auto":
+        largest = Sizing(
+            max_batch_size=LARGEST_AUTO_BATCH, max_num_tokens=max_num_tokens, max_seq_len=max_seq_len, **fixed
+        )
+        kv_tokens = memory_budget(model, gpu, precision, kv_format, largest).kv_tokens
+        typical = recipe.workload.input_tokens + recipe.workload.output_tokens
+        fitting = kv_tokens // typical
+        max_batch_size = max(1, min(LARGEST_AUTO_BATCH, fitting - fitting % BATCH_MULTIPLE or fitting))
+        choices.derived(
+            "limits.max_batch_size",
+            max_batch_size,
+            f"{fitting} sequences of {typical} tokens fit the KV cache; at most {LARGEST_AUTO_BATCH}",
+        )
+    else:
+        choices.given("limits.max_batch_size", max_batch_size, "as asked")
+    return Sizing(max_batch_size=max_batch_size, max_num_tokens=max_num_tokens, max_seq_len=max_seq_len, **fixed)
+
+
+def _max_seq_len(choices: _Choices, model: ModelSpec) -> int:
+    recipe = choices.asked.recipe
+    if recipe.limits.max_seq_len != "auto":
+        if recipe.limits.max_seq_len > model.max_position_embeddings:
+            raise UserError(
+                f"max_seq_len {recipe.limits.max_seq_len} is longer than {model.name} was made for "
+                f"({model.max_position_embeddings})",
+                hint=f"--max-seq-len {model.max_position_embeddings} is the longest",
+            )
+        choices.given("limits.max_seq_len", recipe.limits.max_seq_len, "as asked")
+        return recipe.limits.max_seq_len
+    wanted = recipe.workload.longest_input_tokens + recipe.workload.longest_output_tokens
+    chosen = min(wanted, model.max_position_embeddings)
+    choices.derived(
+        "limits.max_seq_len",
+        chosen,
+        "longest prompt plus longest reply; always explicit, trtllm-build would deduce more",
+    )
+    return chosen
+
+
+def _require_fit(model: ModelSpec, gpu: GpuSpec, sizing: Sizing, memory: MemoryBudget) -> None:
+    if memory.kv_tokens >= sizing.max_seq_len:
+        return
+    raise TargetMissedError(
+        f"{model.name} does not fit {gpu.name}: weights {gib(memory.weights_bytes)}, activations "
+        f"{gib(memory.activations_bytes)}, buffers {gib(memory.buffers_bytes)}, reserve {gib(memory.reserve_bytes)} of "
+        f"{gib(memory.total_bytes)} leave a KV cache of {memory.kv_tokens} tokens, and one sequence of max_seq_len "
+        f"needs {sizing.max_seq_len}",
+        hint="a smaller --max-seq-len, fewer weight bits, a larger GPU or more of them",
+    )
+
+
+def _runtime(choices: _Choices, kv_format: KvFormat, precision: Precision) -> Runtime:
+    recipe = choices.asked.recipe
+    paged = keeps_paged_attention(kv_format, precision)
+    values: dict[str, bool] = {}
+    for key, asked in (("chunked_context", recipe.chunked_context), ("kv_cache.reuse", recipe.kv_cache.reuse)):
+        if asked == "auto":
+            values[key] = paged
+            choices.derived(
+                key, paged, "needs paged context attention, which this KV cache " + ("keeps" if paged else "loses")
+            )
+        elif asked and not paged:
+            raise UserError(
+                f"{key}: a {kv_format} KV cache with {precision.name} turns paged context attention off, "
+                "and this with it",
+                hint="--kv-cache 16bit keeps it",
+            )
+        else:
+            values[key] = asked
+            choices.given(key, asked, "as asked")
+    if not paged:
+        choices.notice(
+            "no-paged-attention",
+            f"a {kv_format} KV cache with {precision.name} turns paged context attention off: "
+            "no chunked context, no KV reuse, and max_num_tokens must cover the longest prompt",
+        )
+    choices.given("scheduler_policy", recipe.scheduler_policy, "no request is paused once started")
+    return Runtime(
+        chunked_context=values["chunked_context"],
+        kv_reuse=values["kv_cache.reuse"],
+        scheduler_policy=recipe.scheduler_policy,
+    )
+
+
+def _gemm_plugin(choices: _Choices, precision: Precision) -> str:
+    chosen = {"fp8": "disable", "fp4": "nvfp4"}.get(precision.arithmetic, "auto")
+    choices.derived("gemm_plugin", chosen, "TensorRT-LLM's advice: auto at 16 bit, off for FP8, nvfp4 for NVFP4")
+    return chosen

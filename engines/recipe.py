@@ -1,0 +1,150 @@
+"""What the user asks for: the schema of a recipe, and how flags lie over it."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from engines.errors import UserError
+from engines.files import Strict, read_yaml, validate
+
+Auto = Literal["auto"]
+
+
+class Workload(Strict):
+    """The traffic the engine is sized for; tokens and seconds."""
+
+    input_tokens: int = Field(1024, ge=1, description="Prompt length of a typical request.")
+    output_tokens: int = Field(1024, ge=1, description="Reply length of a typical request.")
+    longest_input_tokens: int = Field(4096, ge=1, description="Longest prompt that must be accepted.")
+    longest_output_tokens: int = Field(4096, ge=1, description="Longest reply that must be possible.")
+
+
+class Parallelism(Strict):
+    """How many GPUs share one replica."""
+
+    tensor: int = Field(1, ge=1, le=8)
+    pipeline: int = Field(1, ge=1, le=8)
+
+
+class LimitChoices(Strict):
+    """Build limits; `auto` lets the plan choose."""
+
+    max_batch_size: int | Auto = "auto"
+    max_num_tokens: int | Auto = "auto"
+    max_seq_len: int | Auto = "auto"
+
+
+class KvChoices(Strict):
+    """KV cache; `auto` lets the plan choose."""
+
+    format: Literal["16bit", "int8", "fp8", "auto"] = "auto"
+    tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
+    free_gpu_mem_fraction: float = Field(0.9, gt=0, lt=1)
+    reuse: bool | Auto = "auto"
+
+
+class CalibrationChoices(Strict):
+    """Text that quantization is calibrated on, and the held-out text it is judged by."""
+
+    text: str | Auto = "auto"
+    samples: int = Field(32, ge=1)
+    sample_tokens: int = Field(256, ge=16)
+    held_out_samples: int = Field(16, ge=1)
+
+
+class Recipe(Strict):
+    """A recipe file. Everything has a default: an empty recipe is a recipe."""
+
+    model: str = "deepseek-r1-0528-qwen3-8b"
+    checkpoint: str | None = None
+    tokenizer: str | None = None
+    precision: str = "fp8"
+    gpu: str = "h100-sxm-80gb"
+    tensorrt_llm: str = "1.2.1"
+    parallel: Parallelism = Parallelism()
+    workload: Workload = Workload()
+    limits: LimitChoices = LimitChoices()
+    kv_cache: KvChoices = KvChoices()
+    chunked_context: bool | Auto = "auto"
+    scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
+    calibration: CalibrationChoices = CalibrationChoices()
+    step_time: Literal["roofline", "silicon"] = "roofline"
+    seed: int = 0
+
+
+class Asked(Strict):
+    """A recipe and where each of its values came from.
+
+    Attributes:
+        recipe: Flags over the recipe file over the defaults.
+        origins: `flag` or `recipe` by dotted key; a key that is not here has its default.
+    """
+
+    recipe: Recipe
+    origins: dict[str, Literal["flag", "recipe"]]
+
+    def origin(self, key: str) -> Literal["flag", "recipe", "default"]:
+        """Return where the value of a dotted key came from."""
+        return self.origins.get(key, "default")
+
+
+def ask(recipe_name: str | None, flags: dict[str, Any]) -> Asked:
+    """Lay flags over a recipe.
+
+    Args:
+        recipe_name: A file, or the name of a recipe in `engines/recipes/`; None for the defaults alone.
+        flags: Values by dotted key; a None is a flag that was not given.
+
+    Raises:
+        UserError: No such recipe, a key nobody knows, a value out of range.
+    """
+    base: dict[str, Any] = {}
+    if recipe_name is not None:
+        path = recipe_path(recipe_name)
+        base = read_yaml(path, Recipe).model_dump(exclude_unset=True)
+    origins: dict[str, Literal["flag", "recipe"]] = dict.fromkeys(_dotted(base), "recipe")
+    for key, value in flags.items():
+        if value is not None:
+            _set(base, key, value)
+            origins[key] = "flag"
+    return Asked(recipe=validate(base, Recipe, where="flags" if recipe_name is None else recipe_name), origins=origins)
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe given by path, or by the name of one that ships with the package.
+
+    Raises:
+        UserError: Neither is there; the shipped names are listed.
+    """
+    if Path(name).suffix in {".yaml", ".yml"}:
+        return Path(name)
+    folder = Path(str(files("engines"))) / "recipes"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in folder.glob("*.yaml")))
+        raise UserError(f"no recipe '{name}'", hint=f"a .yaml file, or one of: {known}")
+    return path
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """Return a recipe as YAML, every key written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in values.items():
+        keys += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return keys
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[last] = value

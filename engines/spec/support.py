@@ -1,0 +1,117 @@
+"""Which number formats run on which GPU through TensorRT-LLM's engine path: known before any work is done.
+
+The rules are the builder's own refusals (what `trtllm-build` raises) and the model families' support tables, as of
+TensorRT-LLM 1.2. Where the builder and a support table disagree, the builder is believed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from engines.errors import UserError
+from engines.files import Strict
+from engines.spec.gpu import GpuSpec, known_gpus
+from engines.spec.model import Family
+from engines.spec.precision import PRECISIONS, KvFormat, Precision
+
+Status = Literal["supported upstream", "unlisted upstream", "impossible"]
+
+FP8_SM = 89
+BLACKWELL_SM = 100
+_INTEGER_WEIGHTS = {"int8_sq", "int8_wo", "int4_awq", "w4a8_awq"}
+# The qwen example's support matrix lists these for dense Qwen3; the other families' matrices list every format here.
+_LISTED_FOR_QWEN3 = {"bf16", "fp16", "fp8", "nvfp4"}
+
+
+class Verdict(Strict):
+    """Whether an engine of this precision can be built for this GPU.
+
+    Attributes:
+        reason: Why; empty where there is nothing to add.
+        nearest: The precision to take instead where this one is impossible.
+    """
+
+    status: Status
+    reason: str = ""
+    nearest: str | None = None
+
+
+def verdict(precision: Precision, gpu: GpuSpec, family: Family) -> Verdict:
+    """Return whether TensorRT-LLM builds `precision` for `gpu`, and if not, the nearest precision that it builds.
+
+    >>> from engines.spec.gpu import gpu_named
+    >>> verdict(PRECISIONS["fp8"], gpu_named("a100-sxm-80gb"), "qwen3").nearest
+    'int8_sq'
+    """
+    reason = _impossible_because(precision, gpu)
+    if reason:
+        return Verdict(status="impossible", reason=reason, nearest=_nearest(precision, gpu))
+    if family == "qwen3" and precision.name not in _LISTED_FOR_QWEN3:
+        return Verdict(
+            status="unlisted upstream",
+            reason=f"TensorRT-LLM's support table for dense Qwen3 does not list {precision.name}: prove its accuracy",
+        )
+    return Verdict(status="supported upstream")
+
+
+def require_possible(precision: Precision, gpu: GpuSpec, family: Family) -> Verdict:
+    """Return the verdict on a pair that can be built.
+
+    Raises:
+        UserError: It cannot; the message has the reason, the hint the nearest choice that works.
+    """
+    found = verdict(precision, gpu, family)
+    if found.status == "impossible":
+        gpus = ", ".join(other.name for other in known_gpus().values() if not _impossible_because(precision, other))
+        raise UserError(
+            f"{precision.name} on {gpu.name}: {found.reason}",
+            hint=f"--precision {found.nearest} works there; {precision.name} works on {gpus}",
+        )
+    return found
+
+
+def kv_refusal(kv_format: KvFormat, precision: Precision, gpu: GpuSpec) -> str | None:
+    """Return why a KV cache format cannot be had with this precision on this GPU; None where it can.
+
+    >>> from engines.spec.gpu import gpu_named
+    >>> kv_refusal("fp8", PRECISIONS["int8_sq"], gpu_named("a100-sxm-80gb"))
+    'an FP8 KV cache needs compute capability 8.9 or newer in the engine path; a100-sxm-80gb has 8.0'
+    """
+    if kv_format == "fp8" and gpu.sm < FP8_SM:
+        return (
+            "an FP8 KV cache needs compute capability 8.9 or newer in the engine path; "
+            f"{gpu.name} has {gpu.compute_capability}"
+        )
+    if kv_format == "int8" and gpu.sm >= BLACKWELL_SM:
+        return f"trtllm-build refuses an INT8 KV cache on compute capability {gpu.compute_capability}"
+    if kv_format == "int8" and precision.arithmetic in {"fp8", "fp4"}:
+        return f"{precision.name} goes with an FP8 or 16-bit KV cache"
+    return None
+
+
+def keeps_paged_attention(kv_format: KvFormat, precision: Precision) -> bool:
+    """Return whether paged context attention stays on; chunked context and KV reuse need it.
+
+    `trtllm-build` turns it off without an error for an INT8 KV cache, and for an FP8 one beside weights that are not
+    in FP8 arithmetic.
+    """
+    if kv_format == "16bit":
+        return True
+    return kv_format == "fp8" and precision.arithmetic in {"fp8", "fp4"}
+
+
+def _impossible_because(precision: Precision, gpu: GpuSpec) -> str:
+    if precision.arithmetic == "fp4" and gpu.sm < BLACKWELL_SM:
+        return f"FP4 arithmetic needs compute capability 10.0 (Blackwell); this GPU has {gpu.compute_capability}"
+    if precision.arithmetic == "fp8" and gpu.sm < FP8_SM:
+        return f"FP8 arithmetic needs compute capability 8.9 or newer; this GPU has {gpu.compute_capability}"
+    if precision.name in _INTEGER_WEIGHTS and gpu.sm >= BLACKWELL_SM:
+        return f"trtllm-build refuses integer weights on compute capability {gpu.compute_capability}"
+    return ""
+
+
+def _nearest(precision: Precision, gpu: GpuSpec) -> str:
+    """Return the possible precision closest in weight bits, 8-bit arithmetic first."""
+    preference = {"fp8": 0, "int8_sq": 1, "nvfp4": 2, "int4_awq": 3, "int8_wo": 4, "bf16": 5, "w4a8_awq": 6, "fp16": 7}
+    possible = [other for other in PRECISIONS.values() if not _impossible_because(other, gpu)]
+    return min(possible, key=lambda o: (abs(o.weight_bits - precision.weight_bits), preference[o.name])).name

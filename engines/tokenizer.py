@@ -1,0 +1,48 @@
+"""Where an engine's tokenizer comes from: a flag, the checkpoint, or the one installed for the model's family."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from engines.errors import MissingError
+
+TOKENIZER_FILE = "tokenizer.json"
+_COPIED = (
+    TOKENIZER_FILE,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def installed_tokenizers() -> Path:
+    """Return the folder where `make setup` installs tokenizers, one folder for each family."""
+    return Path(sys.prefix) / "share" / "tokenizers"
+
+
+def find_tokenizer(asked: str | None, checkpoint: Path | None, family: str) -> Path | None:
+    """Return the folder of the tokenizer to use, or None where there is none.
+
+    Raises:
+        MissingError: One was asked for by name, and it is not there.
+    """
+    if asked is not None:
+        folder = Path(asked) if Path(asked).is_dir() else Path(asked).parent
+        if not (folder / TOKENIZER_FILE).is_file():
+            raise MissingError(f"{asked}: no {TOKENIZER_FILE} there", hint="give the folder that holds tokenizer.json")
+        return folder
+    candidates = [installed_tokenizers() / family]
+    if checkpoint is not None:
+        candidates.insert(0, checkpoint)
+    return next((candidate for candidate in candidates if (candidate / TOKENIZER_FILE).is_file()), None)
+
+
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """Copy a tokenizer's files, and none of the code that may lie beside them."""
+    target.mkdir(parents=True)
+    for name in _COPIED:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)

@@ -1,0 +1,205 @@
+"""The one file that knows TensorRT-LLM: its commands and flags, its versions, how to run it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from engines.errors import MissingError, ToolError
+from engines.files import Strict
+from engines.plan import BuildPlan
+
+FIRST_QWEN3_VERSION = (1, 0, 0)
+LAST_ENGINE_VERSION = (1, 2, 1)
+# Tags of Triton's TensorRT-LLM image whose release branch states the version; release candidates are left out.
+CONTAINER_TAGS = {"1.0.0": "25.10", "1.1.0": "26.02", "1.2.1": "26.06"}
+_EXAMPLE_ROOTS = (Path("/app/examples"), Path("/app/tensorrt_llm/examples"))
+_CONVERTER_FAMILY = {
+    "qwen3": "qwen",
+    "qwen2": "qwen",
+    "qwen1.5": "qwen",
+    "llama": "llama",
+    "mistral": "llama",
+    "gptj": "gptj",
+}
+_LAST_LINES = 15
+
+
+class ToolCommand(Strict):
+    """One command of TensorRT-LLM's, as a list of arguments.
+
+    Attributes:
+        stage: The build stage it belongs to.
+        argv: Program and arguments; `{checkpoint}`, `{quantized}` and `{engine}` stand for folders known at run time,
+            `{examples}` for TensorRT-LLM's examples folder.
+    """
+
+    stage: str
+    argv: tuple[str, ...]
+
+    def filled(self, folders: dict[str, str]) -> list[str]:
+        """Return the arguments with the folders put in."""
+        return [argument.format(**folders) for argument in self.argv]
+
+
+def container_image(version: str) -> str:
+    """Return Triton's image that holds a TensorRT-LLM version, for build and serve alike.
+
+    Raises:
+        MissingError: No image of that version is known.
+    """
+    tag = CONTAINER_TAGS.get(version)
+    if tag is None:
+        raise MissingError(
+            f"no Triton image with TensorRT-LLM {version} is known",
+            hint=f"known: {', '.join(f'{v} ({t})' for v, t in CONTAINER_TAGS.items())}",
+        )
+    return f"nvcr.io/nvidia/tritonserver:{tag}-trtllm-python-py3"
+
+
+def build_commands(plan: BuildPlan) -> list[ToolCommand]:
+    """Return the commands that make the engine: convert or quantize the checkpoint, then compile it."""
+    return [_checkpoint_command(plan), compile_command(plan)]
+
+
+def compile_command(plan: BuildPlan) -> ToolCommand:
+    """Return the `trtllm-build` command; every limit is explicit, none is left to be deduced."""
+    paged = plan.runtime.chunked_context or plan.runtime.kv_reuse
+    flags: dict[str, str | int] = {
+        "--checkpoint_dir": "{quantized}",
+        "--output_dir": "{engine}",
+        "--max_batch_size": plan.sizing.max_batch_size,
+        "--max_num_tokens": plan.sizing.max_num_tokens,
+        "--max_seq_len": plan.sizing.max_seq_len,
+        "--max_input_len": plan.max_input_len,
+        "--max_beam_width": 1,
+        "--kv_cache_type": "paged",
+        "--tokens_per_block": plan.sizing.tokens_per_block,
+        "--remove_input_padding": "enable",
+        "--context_fmha": "enable",
+        "--use_paged_context_fmha": _switch(paged),
+        "--use_fp8_context_fmha": _switch(paged and plan.fp8_context_attention),
+        "--gpt_attention_plugin": "auto",
+        "--gemm_plugin": plan.gemm_plugin,
+        "--multiple_profiles": "enable",
+        "--workers": plan.sizing.tensor_parallel * plan.sizing.pipeline_parallel,
+        "--output_timing_cache": "{engine}/model.cache",
+        "--log_level": "info",
+    }
+    return ToolCommand(stage="compile", argv=("trtllm-build", *_flat(flags), "--monitor_memory"))
+
+
+def _checkpoint_command(plan: BuildPlan) -> ToolCommand:
+    shared: dict[str, str | int] = {
+        "--model_dir": "{checkpoint}",
+        "--output_dir": "{quantized}",
+        "--tp_size": plan.sizing.tensor_parallel,
+        "--pp_size": plan.sizing.pipeline_parallel,
+    }
+    if plan.precision in {"bf16", "fp16", "int8_wo"}:
+        flags = {**shared, "--dtype": "float16" if plan.precision == "fp16" else "bfloat16"}
+        script = f"{{examples}}/models/core/{_CONVERTER_FAMILY[plan.model.family]}/convert_checkpoint.py"
+        weight_only = ("--use_weight_only", "--weight_only_precision", "int8") if plan.precision == "int8_wo" else ()
+        int8_kv = ("--int8_kv_cache",) if plan.kv_format == "int8" else ()
+        return ToolCommand(stage="quantize", argv=("python3", script, *_flat(flags), *weight_only, *int8_kv))
+    flags = {**shared, "--dtype": "auto", "--qformat": plan.precision}
+    if plan.kv_format != "16bit":
+        flags["--kv_cache_dtype"] = plan.kv_format
+    return ToolCommand(stage="quantize", argv=("python3", "{examples}/quantization/quantize.py", *_flat(flags)))
+
+
+def installed_version() -> str | None:
+    """Return the version of TensorRT-LLM on this machine; the registry's empty stand-in does not count."""
+    try:
+        version = metadata.version("tensorrt_llm")
+    except metadata.PackageNotFoundError:
+        return None
+    return version if shutil.which("trtllm-build") else None
+
+
+def require_tools(plan: BuildPlan) -> None:
+    """Refuse to begin a real build on a machine that cannot end it.
+
+    Raises:
+        MissingError: TensorRT-LLM is not here, is another version than planned, or has no engine path any more.
+    """
+    image = container_image(plan.tensorrt_llm)
+    run = f'docker run --rm --gpus all -v "$PWD:/workspace" -w /workspace {image}'
+    found = installed_version()
+    if found is None:
+        raise MissingError(
+            "TensorRT-LLM is not on this machine: an engine can be planned and emulated here, not compiled",
+            hint=f"add --emulate, or run the same command in the container: {run} ...",
+        )
+    if found != plan.tensorrt_llm:
+        raise MissingError(
+            f"TensorRT-LLM {found} is installed and {plan.tensorrt_llm} was planned; an engine runs only under the "
+            "version that built it",
+            hint=f"--tensorrt-llm {found}, or the container of the planned version: {run} ...",
+        )
+
+
+def examples_folder() -> Path:
+    """Return the folder of TensorRT-LLM's example scripts in its container.
+
+    Raises:
+        MissingError: It is in none of the places where the images keep it.
+    """
+    for root in _EXAMPLE_ROOTS:
+        if (root / "quantization" / "quantize.py").is_file():
+            return root
+    raise MissingError(
+        f"TensorRT-LLM's example scripts are not in {' or '.join(str(root) for root in _EXAMPLE_ROOTS)}",
+        hint="use Triton's TensorRT-LLM image, which carries them",
+    )
+
+
+def visible_gpu() -> str | None:
+    """Return the name of the first GPU as its driver tells it, or None where there is no GPU."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    done = subprocess.run(
+        [program, "--query-gpu=name,memory.total", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else None
+
+
+def run_tool(argv: list[str], *, log: Path) -> None:
+    """Run one command to its end, its output appended to `log` and shown on stderr as it comes.
+
+    Raises:
+        ToolError: It failed; the error carries its last lines.
+    """
+    lines: list[str] = []
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {' '.join(argv)}\n")
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                file.write(line)
+                sys.stderr.write(line)
+                lines = [*lines[1 - _LAST_LINES :], line.rstrip()]
+    if process.returncode != 0:
+        raise ToolError(
+            f"{Path(argv[0]).name} failed",
+            status=process.returncode,
+            log_path=log,
+            last_lines=lines,
+            hint="the log holds all of its output",
+        )
+
+
+def _switch(on: bool) -> str:
+    return "enable" if on else "disable"
+
+
+def _flat(flags: dict[str, str | int]) -> tuple[str, ...]:
+    return tuple(text for flag, value in flags.items() for text in (flag, str(value)))
