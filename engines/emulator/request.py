@@ -113,7 +113,7 @@ class FinishReason(Enum):
     """Why a sequence ended."""
 
     LENGTH = "length"
-    END_TOKEN = "end_token"  # noqa: S105 - a reason, not a secret
+    END_TOKEN = "end_token"
     CANCELLED = "cancelled"
 
 
@@ -121,12 +121,12 @@ class TokenEvent(NamedTuple):
     """One token left the engine.
 
     Attributes:
-        index: 0 for the first token of the request.
+        token_index: 0 for the first token of the request.
         finish_reason: Set on the last one.
     """
 
     request_id: RequestId
-    index: int
+    token_index: int
     finish_reason: FinishReason | None = None
 
     @property

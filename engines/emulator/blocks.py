@@ -1,0 +1,172 @@
+"""The paged KV cache: who holds how many blocks, which prefixes can be found again, what was evicted.
+
+Blocks are counted, not numbered: a block matters by whom it belongs to and by the hash of its content, never by its
+address. Three kinds make up the pool::
+
+    used     held by at least one sequence (private, or shared between sequences that begin alike)
+    cached   held by none, content kept for a later prompt; the least recently used is given up first
+    free     neither; used + cached + free = blocks
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence as Row
+from typing import NamedTuple
+
+
+class PromptBlocks(NamedTuple):
+    """What a prompt got when its first chunk was scheduled.
+
+    Attributes:
+        reused: Blocks found, on the GPU or in host memory, rather than computed.
+        onboarded: Of those, blocks copied back from host memory.
+    """
+
+    reused: int
+    onboarded: int
+
+
+class KvPool:
+    """The KV blocks of one engine.
+
+    Args:
+        blocks: Size of the pool.
+        tokens_per_block: Tokens one block holds.
+        reuse: Whether blocks of ended sequences are kept to be found by their hash.
+        host_blocks: Size of a second pool in host memory, for blocks evicted from the first.
+    """
+
+    def __init__(self, blocks: int, tokens_per_block: int, *, reuse: bool = False, host_blocks: int = 0) -> None:
+        self.blocks = blocks
+        self.tokens_per_block = tokens_per_block
+        self.reuse = reuse
+        self.host_blocks = host_blocks
+        self.used = 0
+        self.reserved = 0  # blocks that running sequences will still need, where their completion is guaranteed
+        self.reused_total = 0
+        self.evicted_total = 0
+        self._holders: dict[int, int] = {}  # hash -> sequences holding the block
+        self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
+        self._host: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def available(self) -> int:
+        """Blocks a sequence could get: free ones, and cached ones that would be given up."""
+        return self.blocks - self.used
+
+    @property
+    def cached(self) -> int:
+        """Blocks kept for reuse, held by no sequence."""
+        return len(self._cached)
+
+    def blocks_for(self, tokens: int) -> int:
+        """Return the blocks that hold this many tokens."""
+        return -(-tokens // self.tokens_per_block)
+
+    def holds(self, content: int) -> bool:
+        """Return whether a block of this content can be found, on the GPU or in host memory."""
+        return content in self._holders or content in self._cached or content in self._host
+
+    def first_missing(self, hashes: Row[int]) -> int | None:
+        """Return the first hash a prompt would have to compute; None when all are here."""
+        for content in hashes:
+            if not self.holds(content):
+                return content
+        return None
+
+    def take_prompt(self, prompt_tokens: int, hashes: Row[int]) -> PromptBlocks:
+        """Take the blocks of a whole prompt; those that can be found are shared, the others are new.
+
+        The last prompt token is always computed, for its logits: a block that ends the prompt exactly is not reused.
+
+        Raises:
+            RuntimeError: The pool is too small; the scheduler should have asked first.
+        """
+        found = self._find(hashes[: (prompt_tokens - 1) // self.tokens_per_block]) if self.reuse else []
+        onboarded = self._hold(found)
+        self.take(self.blocks_for(prompt_tokens) - len(found) + onboarded)
+        self.reused_total += len(found)
+        return PromptBlocks(len(found), onboarded)
+
+    def take(self, count: int) -> None:
+        """Take new blocks; cached ones are evicted where no free ones are left.
+
+        Raises:
+            RuntimeError: The pool is too small.
+        """
+        self.used += count
+        surplus = self.used + len(self._cached) - self.blocks
+        if surplus <= 0:
+            return
+        if self.used > self.blocks:
+            raise RuntimeError(f"KV pool of {self.blocks} blocks overdrawn: {self.used} used")
+        for _ in range(surplus):
+            self._evict()
+
+    def publish(self, hashes: Row[int], already_shared: int) -> int:
+        """Let others find the blocks a prompt has just computed.
+
+        A block that another sequence published meanwhile stays a private duplicate, as in TensorRT-LLM; here, so do
+        the blocks behind it.
+
+        Args:
+            hashes: Of the sequence's full blocks, from the first on.
+            already_shared: How many of those the sequence holds by hash.
+
+        Returns:
+            How many blocks it holds by hash now.
+        """
+        if not self.reuse:
+            return 0
+        for index in range(already_shared, len(hashes)):
+            content = hashes[index]
+            if content in self._holders or content in self._cached:
+                return index
+            self._host.pop(content, None)
+            self._holders[content] = 1
+        return len(hashes)
+
+    def release(self, held: int, shared_hashes: Row[int]) -> None:
+        """Give back all `held` blocks of a sequence, of which the first ones are held by hash."""
+        self.used -= held - len(shared_hashes)
+        for content in reversed(shared_hashes):  # a prefix outlives what follows it
+            holders = self._holders[content] - 1
+            if holders:
+                self._holders[content] = holders
+            else:
+                del self._holders[content]
+                self._cached[content] = None
+                self.used -= 1
+
+    def _find(self, hashes: Row[int]) -> list[int]:
+        found = []
+        for content in hashes:
+            if not self.holds(content):
+                break
+            found.append(content)
+        return found
+
+    def _hold(self, found: list[int]) -> int:
+        """Hold blocks that are here; return how many need a new block on the GPU, coming from host memory."""
+        onboarded = 0
+        for content in found:
+            if content in self._holders:
+                self._holders[content] += 1
+                continue
+            self._holders[content] = 1
+            if content in self._cached:
+                del self._cached[content]
+                self.used += 1
+            else:
+                del self._host[content]
+                onboarded += 1
+        return onboarded
+
+    def _evict(self) -> None:
+        content, _ = self._cached.popitem(last=False)
+        self.evicted_total += 1
+        if self.host_blocks:
+            if len(self._host) == self.host_blocks:
+                self._host.popitem(last=False)
+            self._host[content] = None

@@ -1,0 +1,196 @@
+"""TensorRT-LLM's two-stage scheduler: who may hold KV blocks, then how prompts share an iteration's tokens.
+
+Follows `capacityScheduler.cpp` and `microBatchScheduler.cpp` of TensorRT-LLM 1.x for beam width 1. Sequences that decode
+always run: each holds one of the at most `max_num_tokens` tokens, since none starts without a token to spare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from engines.emulator.blocks import KvPool
+from engines.emulator.request import BatcherSettings, FinishReason, Request
+
+
+class Sequence:
+    """One request on its way through the engine.
+
+    Counters of a decoding sequence are not touched at each iteration; they follow from the iteration's index.
+
+    Attributes:
+        order: Arrival rank; the scheduler goes by it.
+        prompt_tokens: Tokens to compute before the next new one: the prompt, after a pause with what was produced.
+        output_tokens: Tokens it will have produced at its end.
+        cached_tokens: Prompt tokens whose KV is in the pool; not advanced while decoding.
+        shared_blocks: Blocks held by hash, the first ones of the prompt.
+        has_blocks: Whether it holds blocks.
+        decode_index: Iteration of its first decode step; -1 while it does not decode.
+        first_new_index: Iteration that made its first new token since it (re)started.
+        last_index: Iteration that makes its last token.
+        produced_before: Tokens produced before it (re)started.
+        spans: Finished stays as (first, last) iteration; one new token in each iteration of a span.
+        ended: Why it ended, once it has.
+    """
+
+    __slots__ = (
+        "arrival_s",
+        "cached_tokens",
+        "decode_index",
+        "ended",
+        "first_new_index",
+        "has_blocks",
+        "last_index",
+        "order",
+        "output_tokens",
+        "produced_before",
+        "prompt_tokens",
+        "request",
+        "shared_blocks",
+        "spans",
+    )
+
+    def __init__(self, request: Request, order: int, arrival_s: float, output_tokens: int) -> None:
+        self.request = request
+        self.order = order
+        self.arrival_s = arrival_s
+        self.prompt_tokens = request.prompt_tokens
+        self.output_tokens = output_tokens
+        self.cached_tokens = 0
+        self.shared_blocks = 0
+        self.has_blocks = False
+        self.decode_index = -1
+        self.first_new_index = -1
+        self.last_index = -1
+        self.produced_before = 0
+        self.spans: list[tuple[int, int]] = []
+        self.ended: FinishReason | None = None
+
+    @property
+    def final_tokens(self) -> int:
+        """Prompt and output at most: what its blocks must hold at its end, as far as the scheduler can know."""
+        return self.request.prompt_tokens + self.request.max_output_tokens
+
+    def tokens_at(self, index: int) -> int:
+        """Return the tokens whose KV it holds, or has blocks for, before iteration `index`."""
+        if self.decode_index < 0:
+            return self.prompt_tokens
+        return self.prompt_tokens + index - self.decode_index
+
+    def produced_at(self, index: int) -> int:
+        """Return the tokens it has produced before iteration `index`."""
+        if self.decode_index < 0 or index <= self.first_new_index:
+            return self.produced_before
+        return self.produced_before + index - self.first_new_index
+
+
+class Chunk(NamedTuple):
+    """Part of a prompt, or the whole of it, in an iteration: at most `tokens` new ones."""
+
+    sequence: Sequence
+    tokens: int
+
+
+def admissible(pending: Iterable[Sequence], decoding: int, pool: KvPool, settings: BatcherSettings) -> Iterator[Sequence]:
+    """Yield the waiting sequences that may run, where what runs is never paused (no-evict and static batch).
+
+    The blocks a sequence may come to need are counted in full, reusable or not. The first that does not fit ends
+    the walk. Lazy: taking fewer leaves the others for a later iteration.
+    """
+    if settings.policy == "static_batch" and decoding:
+        yield from (sequence for sequence in pending if sequence.has_blocks)
+        return
+    spare = pool.available - pool.reserved
+    gate = ReuseGate(pending, pool) if pool.reuse else None
+    for sequence in pending:
+        if not sequence.has_blocks:
+            if gate and gate.holds_back(sequence):
+                continue
+            spare -= pool.blocks_for(sequence.final_tokens)
+            if spare < 0:
+                return
+        yield sequence
+
+
+class ReuseGate:
+    """Holds a prompt back while another is about to compute the very block it needs next."""
+
+    def __init__(self, pending: Iterable[Sequence], pool: KvPool) -> None:
+        self._pool = pool
+        self._coming = {
+            content
+            for sequence in pending
+            if sequence.has_blocks
+            for content in sequence.request.prefix_hashes[sequence.shared_blocks :]
+        }
+
+    def holds_back(self, sequence: Sequence) -> bool:
+        """Return whether to wait; if not, the sequence's own first new block counts as coming."""
+        missing = self._pool.first_missing(sequence.request.prefix_hashes)
+        if missing is None:
+            return False
+        if missing in self._coming:
+            return True
+        self._coming.add(missing)
+        return False
+
+
+def pack(candidates: Iterator[Sequence], token_budget: int, slots: int, settings: BatcherSettings) -> list[Chunk]:
+    """Share an iteration's tokens among prompts, in order.
+
+    Without chunking a prompt needs its whole length, and the first that does not fit blocks those behind it. With
+    chunking, a piece that does not end its prompt is a whole number of KV blocks.
+
+    Args:
+        token_budget: What decoding leaves of `max_num_tokens`.
+        slots: What decoding leaves of `max_batch_size`.
+    """
+    if slots <= 0 or token_budget <= 0:
+        return []
+    if not settings.chunked_context:
+        return _pack_whole(candidates, token_budget, slots)
+    if settings.chunking == "first_come":
+        return _pack_first_come(candidates, token_budget, slots, settings.tokens_per_block)
+    return _pack_equal_progress(candidates, token_budget, slots, settings.tokens_per_block)
+
+
+def _pack_whole(candidates: Iterator[Sequence], budget: int, slots: int) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    for sequence in candidates:
+        budget -= sequence.prompt_tokens
+        if budget < 0:
+            break
+        chunks.append(Chunk(sequence, sequence.prompt_tokens))
+        if len(chunks) == slots:
+            break
+    return chunks
+
+
+def _pack_first_come(candidates: Iterator[Sequence], budget: int, slots: int, unit: int) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    for sequence in candidates:
+        remaining = sequence.prompt_tokens - sequence.cached_tokens
+        tokens = remaining if remaining <= budget else budget // unit * unit
+        if tokens:
+            chunks.append(Chunk(sequence, tokens))
+            budget -= tokens
+        slots -= 1
+        if not slots or not budget:
+            break
+    return chunks
+
+
+def _pack_equal_progress(candidates: Iterator[Sequence], budget: int, slots: int, unit: int) -> list[Chunk]:
+    prompts = [sequence for _, sequence in zip(range(slots), candidates, strict=False)]
+    remaining = [sequence.prompt_tokens - sequence.cached_tokens for sequence in prompts]
+    given = [0] * len(prompts)
+    progress = True
+    while budget and progress:
+        progress = False
+        for index, most in enumerate(remaining):
+            more = min(unit, most - given[index])
+            if 0 < more <= budget:
+                given[index] += more
+                budget -= more
+                progress = True
+    return [Chunk(sequence, tokens) for sequence, tokens in zip(prompts, given, strict=True) if tokens]
