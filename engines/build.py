@@ -21,10 +21,8 @@ from engines.manifest import (
     MANIFEST_NAME,
     CheckpointQuality,
     EngineManifest,
-    GpuFacts,
     KvCache,
     Limits,
-    ModelFacts,
     Notice,
     Parallel,
     PrecisionFacts,
@@ -148,10 +146,8 @@ def _manifest(job: Job, quality: CheckpointQuality | None, notices: list[Notice]
         made_from=plan.made_from,
         kind=job.kind,
         backend="tensorrt",
-        model=_model_facts(job),
-        gpu=GpuFacts(
-            name=plan.gpu.name, compute_capability=plan.gpu.compute_capability, memory_bytes=plan.gpu.memory_bytes
-        ),
+        model=plan.model,
+        gpu=plan.gpu,
         precision=PrecisionFacts(
             name=plan.precision,
             kv_cache=plan.kv_format,
@@ -189,26 +185,6 @@ def _kind_notices(job: Job) -> list[Notice]:
     if job.tokenizer is None:
         notices.append(Notice(code="no-tokenizer", text="no tokenizer was found; build-repo needs --tokenizer DIR"))
     return notices
-
-
-def _model_facts(job: Job) -> ModelFacts:
-    model = job.plan.model
-    return ModelFacts(
-        name=model.name,
-        family=model.family,
-        layers=model.layers,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        attention_heads=model.attention_heads,
-        kv_heads=model.kv_heads,
-        head_size=model.head_size,
-        vocab_size=model.vocab_size,
-        tied_embeddings=model.tied_embeddings,
-        parameters=model.parameters,
-        max_position_embeddings=model.max_position_embeddings,
-        eos_token_id=model.eos_token_id,
-        pad_token_id=model.pad_token_id,
-    )
 
 
 def _versions(plan: BuildPlan) -> dict[str, str]:

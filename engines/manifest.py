@@ -6,42 +6,18 @@ from pathlib import Path
 from typing import Literal
 
 from engines.files import Document, Strict, read_json
+from engines.spec.gpu import GpuSpec
+from engines.spec.model import ModelSpec
+from engines.spec.precision import KvFormat
 
 MANIFEST_NAME = "manifest.json"
-
-
-class ModelFacts(Strict):
-    """Geometry of the model; tokens and elements, no units hidden."""
-
-    name: str
-    family: str
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    attention_heads: int
-    kv_heads: int
-    head_size: int
-    vocab_size: int
-    tied_embeddings: bool
-    parameters: int
-    max_position_embeddings: int
-    eos_token_id: int
-    pad_token_id: int
-
-
-class GpuFacts(Strict):
-    """The GPU the engine is for; `name` is the key in `engines/spec/data/gpus.yaml`."""
-
-    name: str
-    compute_capability: str
-    memory_bytes: int
 
 
 class PrecisionFacts(Strict):
     """Weights and KV cache number formats, by this project's names."""
 
     name: str
-    kv_cache: Literal["16bit", "int8", "fp8"]
+    kv_cache: KvFormat
     activation_dtype: Literal["bfloat16", "float16"]
 
 
@@ -108,12 +84,13 @@ class EngineManifest(Document):
 
     `kind` says what stands in the folder: `built` (a TensorRT-LLM engine), `emulated` (a plan and no engine),
     `checkpoint` (quantized and verified, not compiled). Paths are relative to the manifest's folder.
+    It carries the whole geometry and data sheet it was planned with, so that nothing has to be looked up again.
     """
 
     kind: Literal["built", "emulated", "checkpoint"]
     backend: Literal["tensorrt", "pytorch"]
-    model: ModelFacts
-    gpu: GpuFacts
+    model: ModelSpec
+    gpu: GpuSpec
     precision: PrecisionFacts
     parallel: Parallel
     limits: Limits

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from engines.emulator.request import BatcherSettings, BatcherState, Request, RequestId, TokenEvent
-from engines.steptime.shape import StepShape, StepTime
+from engines.emulator.blocks import KvPool
+from engines.emulator.request import (
+    BatcherSettings,
+    BatcherState,
+    FinishReason,
+    PromptTooLongError,
+    QueueFullError,
+    Request,
+    RequestId,
+    TokenEvent,
+)
+from engines.emulator.scheduler import Chunk, Sequence, admissible, pack
+from engines.steptime.shape import StepShape, StepTime, attended_tokens
 
 
 @dataclass(slots=True)
@@ -17,27 +31,47 @@ class Iteration:
         repeats: Iterations in this run; 1 from `Batcher.begin`.
         shape: Of the first iteration.
         seconds: From the start to the end of the run.
+        chunks: Prompts, or pieces of prompts, computed in it.
     """
 
     first_index: int
     repeats: int
     shape: StepShape
     seconds: float
+    chunks: list[Chunk] = field(default_factory=list)
 
 
 class Batcher:
     """In-flight batcher of one engine: pure and deterministic, time comes with each call.
 
     A wall-clock driver does: ``submit`` as requests arrive; ``begin(now)``; sleep ``iteration.seconds``;
-    ``finish(iteration, now)``; send the tokens; again. ``begin`` returns None when there is nothing to do until the
+    ``finish(iteration)``; send the tokens; again. ``begin`` returns None when there is nothing to do until the
     next ``submit``. Not thread-safe: hold a lock around each call (not while sleeping). Between ``begin`` and
     ``finish``, ``submit`` and ``cancel`` are allowed: a new request waits for the next iteration, and a cancelled
     one gets no token from the iteration under way.
+
+    A virtual-clock driver calls ``begin_run`` and ``advance`` instead: iterations that only decode are taken many
+    at a time, and a sequence's token times are read from its spans when it ends.
     """
 
     def __init__(self, settings: BatcherSettings, step_time: StepTime) -> None:
         self.settings = settings
         self.step_time = step_time
+        self._pool = KvPool(
+            settings.kv_blocks, settings.tokens_per_block, reuse=settings.kv_reuse, host_blocks=settings.host_blocks
+        )
+        self._index = 0
+        self._grown = 0  # the first iteration whose blocks have not been taken yet
+        self._orders = 0
+        self._queue: deque[Sequence] = deque()
+        self._pending: dict[int, Sequence] = {}  # by order: active, prompt not yet whole
+        self._decoding: dict[int, Sequence] = {}  # by order of the start
+        self._by_id: dict[RequestId, Sequence] = {}
+        self._context_tokens = 0  # of all that decode, before the next iteration
+        self._growth: Counter[int] = Counter()  # decoding sequences by the index, modulo a block, that needs a block
+        self._ends: list[tuple[int, int]] = []  # heap of (last index, order)
+        self._latest = StepShape()
+        self._paused = 0
 
     def submit(self, request: Request, now_s: float) -> None:
         """Queue a request.
@@ -47,20 +81,286 @@ class Batcher:
             PromptTooLongError: The prompt can never run here.
             ValueError: The id is in use, or a length is below 1.
         """
-        raise NotImplementedError
+        if request.request_id in self._by_id:
+            raise ValueError(f"request id {request.request_id} is in use")
+        if request.prompt_tokens < 1 or request.max_output_tokens < 1:
+            raise ValueError("a prompt and a reply have at least one token")
+        longest = self.settings.longest_prompt_tokens
+        if request.prompt_tokens > longest:
+            raise PromptTooLongError(request.prompt_tokens, longest)
+        if self.settings.max_queue_size and len(self._queue) >= self.settings.max_queue_size:
+            raise QueueFullError(self.settings.max_queue_size)
+        room = self.settings.longest_sequence_tokens - request.prompt_tokens
+        request = request._replace(max_output_tokens=min(request.max_output_tokens, room))
+        output = min(request.max_output_tokens, request.ends_after_tokens or request.max_output_tokens)
+        sequence = Sequence(request, self._orders, now_s, output)
+        self._orders += 1
+        self._by_id[request.request_id] = sequence
+        self._queue.append(sequence)
+        self._fetch()
 
     def cancel(self, request_id: RequestId) -> bool:
         """End a request now and free its blocks; return whether it was there. No token event follows."""
-        raise NotImplementedError
+        sequence = self._by_id.get(request_id)
+        if sequence is None:
+            return False
+        if sequence.order in self._decoding:
+            self._stop_decoding(sequence)
+        elif sequence.order in self._pending:
+            del self._pending[sequence.order]
+        else:
+            self._queue.remove(sequence)
+        self._end(sequence, FinishReason.CANCELLED)
+        return True
 
-    def begin(self, now_s: float) -> Iteration | None:
+    def begin(self, now_s: float) -> Iteration | None:  # noqa: ARG002 (the clock of policies that age requests)
         """Schedule the next iteration; None when no request can run."""
-        raise NotImplementedError
+        self._fetch()
+        self._grow()
+        chunks = self._start_chunks()
+        if not chunks and not self._decoding:
+            return None
+        shape = self._shape(chunks)
+        self._latest = shape
+        return Iteration(self._index, 1, shape, self.step_time.seconds(shape), chunks)
 
-    def finish(self, iteration: Iteration, now_s: float) -> list[TokenEvent]:
-        """Take the iteration as done; return the tokens it made."""
-        raise NotImplementedError
+    def begin_run(self, now_s: float, until_s: float) -> Iteration | None:
+        """Schedule the next iterations, as many alike as start before `until_s` and end no sequence early."""
+        iteration = self.begin(now_s)
+        if iteration is None or iteration.chunks or self.settings.policy == "max_utilization":
+            return iteration
+        most = self._first_end() - self._index + 1
+        count, context = iteration.shape.decode_sequences, iteration.shape.decode_context_tokens
+        line = self.step_time.decode_line(count, context)
+        repeats, seconds = 1, iteration.seconds
+        while repeats < most and now_s + seconds < until_s and context + repeats * count <= line.valid_to_context_tokens:
+            seconds += line.base_s + line.per_context_token_s * (context + repeats * count)
+            repeats += 1
+        iteration.repeats, iteration.seconds = repeats, seconds
+        return iteration
+
+    def finish(self, iteration: Iteration) -> list[TokenEvent]:
+        """Take one iteration as done; return the tokens it made, decoding sequences first."""
+        index = iteration.first_index
+        made = [(sequence, sequence.produced_at(index)) for sequence in self._decoding.values()]
+        made += [(sequence, sequence.produced_before) for sequence in self._completing(iteration)]
+        self.advance(iteration)
+        return [TokenEvent(sequence.request.request_id, token, sequence.ended) for sequence, token in made]
+
+    def advance(self, iteration: Iteration) -> list[Sequence]:
+        """Take an iteration, or a run of them, as done; return the sequences it ended, their spans complete."""
+        for step in range(1, iteration.repeats):
+            self._take_growth(self._index + step)
+        last = iteration.first_index + iteration.repeats - 1
+        self._context_tokens += iteration.repeats * len(self._decoding)
+        starting = list(self._completing(iteration))
+        for chunk in iteration.chunks:
+            self._cache(chunk)
+        self._index = last + 1
+        ended = [self._complete(order) for order in self._ending(last)]
+        for sequence in starting:
+            if self._start_decoding(sequence, last):
+                ended.append(sequence)
+        self._fetch()
+        return ended
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is here."""
+        return not self._by_id
 
     def snapshot(self) -> BatcherState:
         """Return the numbers of TensorRT-LLM's metrics as they are now."""
-        raise NotImplementedError
+        active = len(self._pending) + len(self._decoding)
+        scheduled = self._latest.decode_sequences + self._latest.prefill_sequences
+        pool = self._pool
+        return BatcherState(
+            active=active,
+            max_requests=self.settings.max_batch_size,
+            scheduled=scheduled,
+            context=self._latest.prefill_sequences,
+            waiting=max(0, active - scheduled),
+            queued=len(self._queue),
+            generation_requests=self._latest.decode_sequences,
+            total_context_tokens=self._latest.prefill_tokens,
+            paused=self._paused,
+            kv_max_blocks=pool.blocks,
+            kv_free_blocks=pool.available,
+            kv_used_blocks=pool.used,
+            kv_tokens_per_block=pool.tokens_per_block,
+            kv_reused_blocks=pool.reused_total,
+            kv_evicted_blocks=pool.evicted_total,
+            iteration_counter=self._index,
+        )
+
+    def rest(self) -> None:
+        """Note that the engine stands still: nothing is scheduled until the next request."""
+        self._latest = StepShape()
+
+    def _fetch(self) -> None:
+        """Move requests from the queue to the active set, in order, while there is a slot."""
+        while self._queue and len(self._pending) + len(self._decoding) < self.settings.max_batch_size:
+            sequence = self._queue.popleft()
+            self._pending[sequence.order] = sequence
+
+    def _grow(self) -> None:
+        """Take the blocks the decoding sequences need next; pause the last started where there are none."""
+        self._paused = 0
+        while self._growth[self._index % self.settings.tokens_per_block] > self._pool.available:
+            self._pause(next(reversed(self._decoding.values())))
+        self._take_growth(self._index)
+
+    def _take_growth(self, index: int) -> None:
+        self._grown = index + 1
+        count = self._growth[index % self.settings.tokens_per_block]
+        if count:
+            self._pool.take(count)
+            if self.settings.policy != "max_utilization":
+                self._pool.reserved -= count
+
+    def _start_chunks(self) -> list[Chunk]:
+        budget = self.settings.max_num_tokens - len(self._decoding)
+        slots = self.settings.max_batch_size - len(self._decoding)
+        if not self._pending or not slots or budget <= 0:
+            return []
+        chunks = []
+        for sequence, tokens in pack(self._candidates(), budget, slots, self.settings):
+            if not sequence.has_blocks:
+                self._take_prompt(sequence)
+            remaining = sequence.prompt_tokens - sequence.cached_tokens
+            chunks.append(Chunk(sequence, min(tokens, remaining)))
+        return chunks
+
+    def _candidates(self) -> Iterator[Sequence]:
+        if self.settings.policy != "max_utilization":
+            return admissible(self._pending.values(), len(self._decoding), self._pool, self.settings)
+        return self._fitting()
+
+    def _fitting(self) -> Iterator[Sequence]:
+        """Yield waiting prompts whose own blocks fit now; what they will produce is not counted."""
+        spare = self._pool.available
+        for sequence in self._pending.values():
+            if not sequence.has_blocks:
+                spare -= self._pool.blocks_for(sequence.prompt_tokens)
+            if sequence.has_blocks or spare >= 0:
+                yield sequence
+
+    def _take_prompt(self, sequence: Sequence) -> None:
+        found = self._pool.take_prompt(sequence.prompt_tokens, sequence.request.prefix_hashes)
+        sequence.has_blocks = True
+        sequence.shared_blocks = found.reused
+        sequence.cached_tokens = found.reused * self.settings.tokens_per_block
+        if self.settings.policy != "max_utilization":
+            self._pool.reserved += self._to_come(sequence, self._pool.blocks_for(sequence.prompt_tokens))
+
+    def _to_come(self, sequence: Sequence, held: int) -> int:
+        return self._pool.blocks_for(sequence.final_tokens) - held
+
+    def _shape(self, chunks: list[Chunk]) -> StepShape:
+        return StepShape(
+            decode_sequences=len(self._decoding),
+            decode_context_tokens=self._context_tokens,
+            prefill_sequences=len(chunks),
+            prefill_tokens=sum(tokens for _, tokens in chunks),
+            prefill_attended_tokens=sum(attended_tokens(tokens, s.cached_tokens) for s, tokens in chunks),
+        )
+
+    def _completing(self, iteration: Iteration) -> Iterator[Sequence]:
+        """Yield the sequences whose prompt this iteration makes whole."""
+        for sequence, tokens in iteration.chunks:
+            if sequence.ended is None and sequence.cached_tokens + tokens == sequence.prompt_tokens:
+                yield sequence
+
+    def _cache(self, chunk: Chunk) -> None:
+        sequence, tokens = chunk
+        if sequence.ended is not None:
+            return
+        sequence.cached_tokens += tokens
+        self._publish(sequence, sequence.cached_tokens)
+
+    def _publish(self, sequence: Sequence, cached_tokens: int) -> None:
+        """Let later prompts find the full blocks of a sequence."""
+        full = min(cached_tokens // self.settings.tokens_per_block, len(sequence.request.prefix_hashes))
+        if full > sequence.shared_blocks:
+            hashes = sequence.request.prefix_hashes[:full]
+            sequence.shared_blocks = self._pool.publish(hashes, sequence.shared_blocks)
+
+    def _start_decoding(self, sequence: Sequence, index: int) -> bool:
+        """Let a sequence decode from the next iteration on; return whether it has ended instead."""
+        del self._pending[sequence.order]
+        sequence.first_new_index = index
+        sequence.last_index = index + sequence.output_tokens - sequence.produced_before - 1
+        if sequence.last_index == index:
+            sequence.spans.append((index, index))
+            self._end(sequence, self._reason(sequence))
+            return True
+        sequence.decode_index = index + 1
+        self._decoding[sequence.order] = sequence
+        self._context_tokens += sequence.prompt_tokens
+        self._growth[self._residue(sequence)] += 1
+        heapq.heappush(self._ends, (sequence.last_index, sequence.order))
+        return False
+
+    def _stop_decoding(self, sequence: Sequence) -> None:
+        del self._decoding[sequence.order]
+        self._context_tokens -= sequence.tokens_at(self._index)
+        self._growth[self._residue(sequence)] -= 1
+
+    def _residue(self, sequence: Sequence) -> int:
+        """Return which iterations, modulo a block, find this sequence at the end of its last block."""
+        return (sequence.decode_index - sequence.prompt_tokens) % self.settings.tokens_per_block
+
+    def _first_end(self) -> int:
+        while self._ends and not self._is_current(*self._ends[0]):
+            heapq.heappop(self._ends)
+        return self._ends[0][0]
+
+    def _ending(self, last: int) -> Iterator[int]:
+        while self._ends and self._ends[0][0] <= last:
+            index, order = heapq.heappop(self._ends)
+            if self._is_current(index, order):
+                yield order
+
+    def _is_current(self, last_index: int, order: int) -> bool:
+        """Whether a heap entry still stands: a paused or cancelled sequence leaves its entry behind."""
+        sequence = self._decoding.get(order)
+        return sequence is not None and sequence.last_index == last_index
+
+    def _complete(self, order: int) -> Sequence:
+        sequence = self._decoding[order]
+        sequence.spans.append((sequence.first_new_index, sequence.last_index))
+        self._publish(sequence, sequence.tokens_at(self._index))
+        self._stop_decoding(sequence)
+        self._end(sequence, self._reason(sequence))
+        return sequence
+
+    def _reason(self, sequence: Sequence) -> FinishReason:
+        asked = sequence.request.max_output_tokens
+        return FinishReason.LENGTH if sequence.output_tokens == asked else FinishReason.END_TOKEN
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        sequence.ended = reason
+        del self._by_id[sequence.request.request_id]
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        if not sequence.has_blocks:
+            return
+        held = self._pool.blocks_for(sequence.tokens_at(self._grown))
+        if self.settings.policy != "max_utilization":
+            self._pool.reserved -= self._to_come(sequence, held)
+        self._pool.release(held, sequence.request.prefix_hashes[: sequence.shared_blocks])
+        sequence.has_blocks = False
+
+    def _pause(self, sequence: Sequence) -> None:
+        """Free a sequence's blocks; it starts again with what it has produced as part of its prompt."""
+        self._stop_decoding(sequence)
+        self._release(sequence)
+        produced = sequence.produced_at(self._index)
+        sequence.spans.append((sequence.first_new_index, self._index - 1))
+        sequence.prompt_tokens = sequence.request.prompt_tokens + produced
+        sequence.produced_before = produced
+        sequence.cached_tokens = sequence.shared_blocks = 0
+        sequence.decode_index = sequence.first_new_index = -1
+        self._pending = {sequence.order: sequence, **self._pending}
+        self._paused += 1

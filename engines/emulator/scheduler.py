@@ -91,11 +91,13 @@ class Chunk(NamedTuple):
     tokens: int
 
 
-def admissible(pending: Iterable[Sequence], decoding: int, pool: KvPool, settings: BatcherSettings) -> Iterator[Sequence]:
+def admissible(
+    pending: Iterable[Sequence], decoding: int, pool: KvPool, settings: BatcherSettings
+) -> Iterator[Sequence]:
     """Yield the waiting sequences that may run, where what runs is never paused (no-evict and static batch).
 
-    The blocks a sequence may come to need are counted in full, reusable or not. The first that does not fit ends
-    the walk. Lazy: taking fewer leaves the others for a later iteration.
+    The blocks a sequence may come to need are counted in full, reusable or not. The first that does not fit lets no
+    other start; those already started go on. Lazy: taking fewer leaves the others for a later iteration.
     """
     if settings.policy == "static_batch" and decoding:
         yield from (sequence for sequence in pending if sequence.has_blocks)
@@ -107,9 +109,8 @@ def admissible(pending: Iterable[Sequence], decoding: int, pool: KvPool, setting
             if gate and gate.holds_back(sequence):
                 continue
             spare -= pool.blocks_for(sequence.final_tokens)
-            if spare < 0:
-                return
-        yield sequence
+        if sequence.has_blocks or spare >= 0:
+            yield sequence
 
 
 class ReuseGate:
@@ -148,19 +149,21 @@ def pack(candidates: Iterator[Sequence], token_budget: int, slots: int, settings
     if slots <= 0 or token_budget <= 0:
         return []
     if not settings.chunked_context:
-        return _pack_whole(candidates, token_budget, slots)
+        return _pack_whole(candidates, token_budget, slots, settings.max_num_tokens)
     if settings.chunking == "first_come":
         return _pack_first_come(candidates, token_budget, slots, settings.tokens_per_block)
     return _pack_equal_progress(candidates, token_budget, slots, settings.tokens_per_block)
 
 
-def _pack_whole(candidates: Iterator[Sequence], budget: int, slots: int) -> list[Chunk]:
+def _pack_whole(candidates: Iterator[Sequence], budget: int, slots: int, most: int) -> list[Chunk]:
+    """Pack whole prompts; one that outgrew the iteration while it was paused is computed in the largest pieces."""
     chunks: list[Chunk] = []
     for sequence in candidates:
-        budget -= sequence.prompt_tokens
+        tokens = min(sequence.prompt_tokens - sequence.cached_tokens, most)
+        budget -= tokens
         if budget < 0:
             break
-        chunks.append(Chunk(sequence, sequence.prompt_tokens))
+        chunks.append(Chunk(sequence, tokens))
         if len(chunks) == slots:
             break
     return chunks

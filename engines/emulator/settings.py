@@ -1,0 +1,30 @@
+"""From an engine's manifest to the batcher that behaves like it."""
+
+from __future__ import annotations
+
+from engines.emulator.engine import Batcher
+from engines.emulator.request import BatcherSettings
+from engines.manifest import EngineManifest
+from engines.steptime.source import step_time_for
+
+
+def settings_of(manifest: EngineManifest, *, max_queue_size: int = 0) -> BatcherSettings:
+    """Return the limits of an engine as its batcher keeps them."""
+    limits, cache, runtime = manifest.limits, manifest.kv_cache, manifest.runtime
+    return BatcherSettings(
+        max_batch_size=limits.max_batch_size,
+        max_num_tokens=limits.max_num_tokens,
+        max_seq_len=limits.max_seq_len,
+        max_input_len=limits.max_input_len,
+        tokens_per_block=cache.tokens_per_block,
+        kv_blocks=cache.blocks,
+        kv_reuse=runtime.kv_reuse,
+        chunked_context=runtime.chunked_context,
+        policy=runtime.scheduler_policy,
+        max_queue_size=max_queue_size,
+    )
+
+
+def batcher_for(manifest: EngineManifest, *, max_queue_size: int = 0) -> Batcher:
+    """Return an idle batcher of the engine a manifest describes."""
+    return Batcher(settings_of(manifest, max_queue_size=max_queue_size), step_time_for(manifest))

@@ -1,0 +1,131 @@
+"""Step time from data sheets: bytes over bandwidth, operations over arithmetic, and what no data sheet states.
+
+The floor of a step is physics: read every weight once, read each sequence's KV cache once, multiply. Real engines
+stay off that floor by efficiencies and by a launch gap in front of every kernel; those are the constants below, one
+set for each GPU generation, named so that a calibration can replace each of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engines.spec.gpu import GpuSpec
+from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec
+from engines.spec.precision import KV_BYTES, KvFormat, precision_named
+from engines.steptime.shape import DecodeLine, StepCost, StepShape
+
+ACTIVATION_PASSES = 14  # reads and writes of a token's hidden state between the GEMMs of a layer: norms, rope, quantize
+LOGITS_BYTES = 4
+SAMPLING_PASSES = 3  # softmax, penalties, pick
+ALL_REDUCES_PER_LAYER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """How far from the data sheet an engine runs; ratios in (0, 1], seconds.
+
+    Attributes:
+        weights_bandwidth: Share of peak bandwidth while reading weights.
+        kv_bandwidth: Share of peak bandwidth while reading the KV cache.
+        gemm: Share of peak arithmetic in large matrix products.
+        attention: Share of 16-bit peak arithmetic in prompt attention.
+        layer_s: Launch gaps and small kernels of one layer, whatever the batch.
+        iteration_s: Scheduling and bookkeeping of one iteration.
+        sequence_s: Host work for each sequence that gets a token.
+    """
+
+    weights_bandwidth: float
+    kv_bandwidth: float
+    gemm: float
+    attention: float
+    layer_s: float
+    iteration_s: float
+    sequence_s: float
+
+
+# TensorRT-LLM 0.9's published timings of Mistral 7B (NVIDIA's performance pages), read by hand: on H100, 6.77 ms a
+# token at FP16 and 4.33 ms at FP8 for batch 1 give 0.85 of peak bandwidth and 1.8 ms beside it; a prompt of 2,048
+# tokens in 64.0 and 32.4 ms gives 0.47 of peak arithmetic. A100, 11.2 ms and 139.7 ms at FP16: 0.80, 2.4 ms, 0.67.
+HOPPER = Efficiency(0.85, 0.75, 0.47, 0.35, 50e-6, 0.2e-3, 6e-6)
+AMPERE = Efficiency(0.80, 0.75, 0.67, 0.45, 65e-6, 0.3e-3, 8e-6)
+_BY_GENERATION = {8: AMPERE, 9: HOPPER, 10: HOPPER}
+
+
+def efficiency_of(gpu: GpuSpec) -> Efficiency:
+    """Return the constants of a GPU's generation; Blackwell takes Hopper's until it has been measured."""
+    return _BY_GENERATION[int(gpu.compute_capability.split(".")[0])]
+
+
+class Roofline:
+    """Step time of a model at a precision on a GPU.
+
+    Args:
+        model: Geometry.
+        gpu: One GPU of the replica.
+        precision: Name of the number format of the linear layers.
+        kv_format: Number format of the KV cache.
+        tensor_parallel: GPUs that share every layer.
+        efficiency: None takes the GPU generation's constants.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        gpu: GpuSpec,
+        precision: str,
+        kv_format: KvFormat,
+        *,
+        tensor_parallel: int = 1,
+        efficiency: Efficiency | None = None,
+    ) -> None:
+        chosen = precision_named(precision)
+        self.efficiency = eff = efficiency or efficiency_of(gpu)
+        bandwidth = gpu.bandwidth_bytes_per_s * tensor_parallel
+        head_flops = gpu.dense_flops["bf16"] * tensor_parallel * eff.gemm
+        self.weights_s = model.read_bytes_per_step(chosen) / (bandwidth * eff.weights_bandwidth)
+        linear_flops = gpu.dense_flops[chosen.arithmetic] * tensor_parallel * eff.gemm
+        self.linear_s_per_token = 2 * model.linear_parameters / linear_flops
+        self.head_s_per_token = 2 * model.head_parameters / head_flops
+        kv_bytes = 2 * model.layers * model.kv_size * KV_BYTES[kv_format]
+        self.kv_s_per_token = kv_bytes / (bandwidth * eff.kv_bandwidth)
+        pair_flops = 4 * model.layers * model.attention_size  # two for q.k, two for p.v, each element
+        self.attention_s_per_pair = pair_flops / (gpu.dense_flops["bf16"] * tensor_parallel * eff.attention)
+        hidden_bytes = model.layers * model.hidden_size * SIXTEEN_BIT_BYTES * ACTIVATION_PASSES
+        self.activation_s_per_token = hidden_bytes / (bandwidth * eff.kv_bandwidth)
+        logits_bytes = model.vocab_size * LOGITS_BYTES * SAMPLING_PASSES
+        self.sampling_s_per_sequence = logits_bytes / (gpu.bandwidth_bytes_per_s * eff.kv_bandwidth)
+        self.host_s = model.layers * eff.layer_s + eff.iteration_s
+        self.onboard_s_per_token = kv_bytes / gpu.interconnect_bytes_per_s
+        self.reduce_s_per_token = _reduce_s(model, gpu, tensor_parallel)
+
+    def cost(self, shape: StepShape) -> StepCost:
+        """Return the seconds of one iteration by cause."""
+        sequences = shape.decode_sequences + shape.prefill_sequences
+        tokens = shape.decode_sequences + shape.prefill_tokens
+        gemm_s = tokens * self.linear_s_per_token + sequences * self.head_s_per_token
+        return StepCost(
+            weights_s=self.weights_s,
+            gemm_s=max(0.0, gemm_s - self.weights_s),
+            kv_read_s=shape.decode_context_tokens * self.kv_s_per_token,
+            attention_s=shape.prefill_attended_tokens * self.attention_s_per_pair,
+            activations_s=tokens * self.activation_s_per_token,
+            communication_s=tokens * self.reduce_s_per_token,
+            host_s=self.host_s + sequences * self.efficiency.sequence_s,
+            sampling_s=sequences * self.sampling_s_per_sequence,
+            onboard_s=shape.onboarded_tokens * self.onboard_s_per_token,
+        )
+
+    def seconds(self, shape: StepShape) -> float:
+        """Return the seconds of one iteration."""
+        return sum(self.cost(shape))
+
+    def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:  # noqa: ARG002 (linear)
+        """Return the line of pure decode steps: linear in the context throughout."""
+        return DecodeLine(self.seconds(StepShape(decode_sequences=decode_sequences)), self.kv_s_per_token)
+
+
+def _reduce_s(model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> float:
+    """Return the seconds one token adds to the all-reduces of all layers: a ring moves 2 (n - 1) / n of it."""
+    ring = 2 * (tensor_parallel - 1) / tensor_parallel
+    per_layer = ALL_REDUCES_PER_LAYER * model.hidden_size * SIXTEEN_BIT_BYTES * ring
+    return model.layers * per_layer / gpu.interconnect_bytes_per_s

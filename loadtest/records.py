@@ -1,0 +1,142 @@
+"""What a run leaves behind: one record for each request, one line for each sample, and what the run was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from engines.errors import MissingError, UserError
+from engines.files import Document, Strict, read_json
+from loadtest.scenario import Scenario
+
+RUN_NAME = "run.json"
+REQUESTS_NAME = "requests.jsonl"
+SAMPLES_NAME = "samples.jsonl"
+
+Kind = Literal["measured", "emulated", "predicted"]
+Outcome = Literal["ok", "error", "timeout", "cut", "rejected", "cancelled"]
+
+
+class RequestRecord(Strict):
+    """One request as it happened; seconds since the run began, on one monotonic clock, unscaled.
+
+    Attributes:
+        level: Index into the run's levels.
+        phase: Whether its level was still warming up when it was sent.
+        scheduled_s: When it was meant to be sent; in a closed loop, when its user was free.
+        token_times_s: When each output token arrived.
+        outcome: `cut`: the stream ended before the last token; `rejected`: the server's queue was full.
+    """
+
+    id: int
+    level: int
+    phase: Literal["warmup", "measure"]
+    scheduled_s: float
+    sent_s: float
+    token_times_s: tuple[float, ...]
+    done_s: float
+    prompt_tokens: int
+    output_tokens: int
+    outcome: Outcome
+    error: str | None = None
+
+
+class Level(Strict):
+    """One step of the sweep: when it ran, and what it asked for; seconds as in the records."""
+
+    concurrency: int
+    isl: int
+    osl: int
+    begin_s: float
+    measure_s: float
+    end_s: float
+    complete: bool
+
+
+class Sample(Strict):
+    """Server metrics at one moment: series text, as in `nv_...{label="value"}`, to value."""
+
+    t_s: float
+    values: dict[str, float]
+
+
+class ServerFacts(Strict):
+    """What the server said of itself."""
+
+    url: str
+    protocol: str
+    model: str
+    triton_version: str
+    emulated: bool
+    time_scale: float
+    engine: str | None = None
+
+
+class Doubt(Strict):
+    """One reason not to believe a run's figures: what was seen, and the limit it passed."""
+
+    code: str
+    text: str
+    level: int | None = None
+
+
+class RunManifest(Document):
+    """`run.json`.
+
+    Attributes:
+        time_scale: Wall seconds of one engine second; what divides every duration in the files.
+        interrupted: Why the run ended before its last level; None when it was whole.
+        doubts: Empty when the run is valid.
+    """
+
+    kind: Kind
+    time_scale: float
+    server: ServerFacts
+    scenario: Scenario
+    levels: list[Level]
+    interrupted: str | None = None
+    doubts: list[Doubt] = []
+
+    @property
+    def label(self) -> str:
+        """What every figure of this run is marked with."""
+        return f"{self.kind}, time scale x{self.time_scale:g}" if self.kind == "emulated" else self.kind
+
+
+def read_run(folder: Path) -> RunManifest:
+    """Read a run folder's `run.json`; errors as `files.read_json`."""
+    return read_json(folder / RUN_NAME, RunManifest)
+
+
+def read_records(folder: Path) -> Iterator[RequestRecord]:
+    """Yield a run's records in the order they ended.
+
+    Raises:
+        MissingError: The file is not there.
+        UserError: A line is damaged; the last one of an interrupted run may be cut and is left out.
+    """
+    for values in _lines(folder / REQUESTS_NAME):
+        yield RequestRecord.model_validate(values)
+
+
+def read_samples(folder: Path) -> Iterator[Sample]:
+    """Yield a run's samples in order; none where the server had no metrics. Errors as `read_records`."""
+    path = folder / SAMPLES_NAME
+    if path.is_file():
+        for values in _lines(path):
+            yield Sample.model_validate(values)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file", hint="is this the folder of a run?")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}: line {number} is not JSON: {error}") from error

@@ -1,0 +1,77 @@
+"""What a load test asks for: arrivals, lengths, warm-up, limits of trust."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from engines.errors import UserError
+from engines.files import Strict, read_yaml
+
+Protocol = Literal["triton-http", "triton-grpc"]
+PromptSource = Literal["chat", "random"]
+
+
+class Lengths(Strict):
+    """Tokens of prompt and reply: fixed for every request."""
+
+    isl: Annotated[int, Field(ge=1, description="Prompt length in tokens.")] = 256
+    osl: Annotated[int, Field(ge=1, description="Reply length in tokens.")] = 64
+
+
+class Trust(Strict):
+    """When a run's figures are not to be believed; ratios of the quantity named, in wall time."""
+
+    client_late_s: Annotated[float, Field(gt=0, description="99th percentile of sending late, at most.")] = 0.05
+    server_late_ratio: Annotated[float, Field(gt=0, description="Emulator lateness p99 over its mean step.")] = 0.5
+    event_loop_late_s: Annotated[float, Field(gt=0, description="p99 of the generator's own timer lateness.")] = 0.02
+
+
+class Scenario(Strict):
+    """A closed-loop sweep: at each level so many users, each sending its next request when the last has ended.
+
+    Attributes:
+        concurrency: Users at each level, in the order they are run.
+        requests: Requests measured at each level, at least; a level of more users than this gets one for each user.
+        warmup_requests: Requests of each user before its level's measurement.
+        prompts: `chat`: real chat prompts cut to the length; `random`: ids from the seed.
+        model: The Triton model to send to; `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text.
+        level_timeout_s: Wall seconds after which a level is ended with what it has.
+        request_timeout_s: Wall seconds without a byte after which a request has failed.
+    """
+
+    name: str = "sweep"
+    concurrency: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64)
+    lengths: Lengths = Lengths()
+    requests: Annotated[int, Field(ge=1)] = 32
+    warmup_requests: Annotated[int, Field(ge=0)] = 1
+    prompts: PromptSource = "chat"
+    model: str = "tensorrt_llm"
+    seed: int = 0
+    level_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
+    trust: Trust = Trust()
+
+    def requests_at(self, concurrency: int) -> int:
+        """Return how many requests are measured at a level: at least one for each user."""
+        return max(self.requests, concurrency)
+
+
+def read_scenario(name: str) -> Scenario:
+    """Return a scenario from a file, or one that ships with the package, by name.
+
+    Raises:
+        UserError: There is none of that name; the shipped ones are listed.
+    """
+    if Path(name).suffix in {".yaml", ".yml"}:
+        return read_yaml(Path(name), Scenario)
+    folder = Path(str(files("loadtest"))) / "scenarios"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in folder.glob("*.yaml")))
+        raise UserError(f"no scenario '{name}'", hint=f"a .yaml file, or one of: {known}")
+    return read_yaml(path, Scenario)
