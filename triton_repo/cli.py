@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import click
 
 from engines import console
+from engines.files import made_by, read_yaml, to_json, validate
 from triton_repo import runtime
+from triton_repo.check import check_repository
+from triton_repo.launch import LOOPBACK, Ports, ServerRecord, start_server, stop_server, watch_server
+from triton_repo.render import render_repository
+from triton_repo.settings import RepositoryManifest, ServingSettings
 
 FOLDER = click.Path(path_type=Path)
 
@@ -35,3 +42,138 @@ def install_triton(out: Path | None, force: bool, as_json: bool, verbose: bool) 
     if not done:
         console.progress(f"Triton {runtime.TRITON_VERSION} is already there")
     console.wrote(target, "build-repo ENGINE_DIR")
+
+
+@click.command("build-repo", cls=console.Command)
+@click.argument("engine_dir", type=FOLDER)
+@click.option("--serving", type=FOLDER, default=None, help="Serving settings, a YAML file.")
+@click.option("--tokenizer", type=FOLDER, default=None, help="Folder with tokenizer.json; default: the engine's own.")
+@click.option("--served-at", type=FOLDER, default=None, help="Where the repository will be mounted, if elsewhere.")
+@click.option("--max-queue-size", type=int, help="Requests that may wait; past it, refused at once. 0: no limit.")
+@click.option("--bls-instances", type=int, help="Requests the tensorrt_llm_bls model serves at the same time.")
+@click.option("--time-scale", type=float, help="Wall seconds of one engine second, for an emulated engine.")
+@console.writing_flags
+@console.common_flags
+def build_repo(engine_dir: Path, **flags: Any) -> None:
+    """Generate the Triton model repository of an engine, and check it.
+
+    Writes preprocessing, tensorrt_llm, postprocessing, ensemble and tensorrt_llm_bls. For an emulated engine the
+    repository carries the emulator; for a built one it points at the engine.
+    """
+    out = flags["out"] or Path("artifacts/repositories") / engine_dir.name
+    settings = _settings(flags)
+    if flags["dry_run"]:
+        console.show(to_json(settings).rstrip())
+        return
+    repository = render_repository(
+        engine_dir,
+        out,
+        settings=settings,
+        tokenizer=flags["tokenizer"],
+        served_at=flags["served_at"],
+        force=flags["force"],
+        made_by=made_by(console.command_line("build-repo")),
+    )
+    if flags["as_json"]:
+        console.show(to_json(repository).rstrip())
+        return
+    _show_repository(repository)
+    console.wrote(out, f"serve-repo {out}")
+
+
+@click.command("check-repo", cls=console.Command)
+@click.argument("repository", type=FOLDER)
+@console.common_flags
+def check_repo(repository: Path, as_json: bool, verbose: bool) -> None:  # noqa: ARG001 (-v is everywhere)
+    """Check a model repository: Triton's schema, TensorRT-LLM's tensors, the engine's limits."""
+    lines = check_repository(repository)
+    if as_json:
+        console.show(json.dumps({"repository": str(repository), "checked": lines}, indent=2))
+        return
+    for line in lines:
+        console.show(line)
+    console.show(f"{repository}: in order")
+
+
+@click.command("serve-repo", cls=console.Command)
+@click.argument("repository", type=FOLDER)
+@click.option("--address", default=LOOPBACK, show_default=True, help="Address to listen on.")
+@click.option("--http-port", default=8000, show_default=True)
+@click.option("--grpc-port", default=8001, show_default=True)
+@click.option("--metrics-port", default=8002, show_default=True)
+@click.option("--tritonserver", default="auto", show_default=True, help="auto, local, or the path of a tritonserver.")
+@click.option("--ready-within", default=120.0, show_default=True, help="Seconds to wait for readiness.")
+@click.option("--stop-after", type=float, default=None, help="End the server after this many seconds.")
+@click.option("--detach", is_flag=True, help="Return once the server is ready; --stop ends it.")
+@click.option("--stop", is_flag=True, help="Stop the server that runs on this repository.")
+@console.common_flags
+def serve_repo(repository: Path, **flags: Any) -> None:
+    """Serve a model repository with Triton; Ctrl-C stops it.
+
+    An installed tritonserver is used where there is one, else the local one that install-triton made.
+    The server's output goes to server.log inside the repository.
+    """
+    if flags["stop"]:
+        _stop(repository, as_json=flags["as_json"])
+        return
+    check_repository(repository)
+    found = runtime.find_runtime(flags["tritonserver"], runtime.default_folder())
+    ports = Ports(flags["http_port"], flags["grpc_port"], flags["metrics_port"], flags["address"])
+    record = start_server(
+        repository,
+        found,
+        ports,
+        deadline_s=flags["ready_within"],
+        stop_after_s=flags["stop_after"],
+        made_by=made_by(console.command_line("serve-repo")),
+        progress=console.progress,
+    )
+    _show_server(record, as_json=flags["as_json"])
+    if not flags["detach"]:
+        _attend(repository, record)
+
+
+def _settings(flags: dict[str, Any]) -> ServingSettings:
+    base = read_yaml(flags["serving"], ServingSettings) if flags["serving"] else ServingSettings()
+    given = {key: flags[key] for key in ("max_queue_size", "bls_instances", "time_scale") if flags[key] is not None}
+    return validate(base.model_dump() | given, ServingSettings, where="flags")
+
+
+def _show_repository(repository: RepositoryManifest) -> None:
+    engine = repository.engine
+    console.show(f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}: {repository.kind}")
+    if repository.kind == "emulated":
+        console.show(
+            f"emulated, time scale x{repository.settings.time_scale:g}: every step takes that many times as long"
+        )
+    console.show(
+        "checked: config.pbtxt against Triton's ModelConfig, tensors against TensorRT-LLM's, limits, tokenizer"
+    )
+
+
+def _show_server(record: ServerRecord, *, as_json: bool) -> None:
+    if as_json:
+        console.show(to_json(record).rstrip())
+        return
+    console.show(
+        f"Triton {record.triton_version}: {record.url}, gRPC {record.grpc_port}, metrics {record.metrics_port}"
+    )
+    console.show(f"log: {record.log}")
+    console.show(f"next: run-load --url {record.url} --protocol triton-http")
+
+
+def _attend(repository: Path, record: ServerRecord) -> None:
+    """Stay with the server; a signal to us stops it, and so does its own end."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        watch_server(repository, record)
+    finally:
+        stop_server(repository)
+
+
+def _stop(repository: Path, *, as_json: bool) -> None:
+    stopped = stop_server(repository)
+    if as_json:
+        console.show(json.dumps({"repository": str(repository), "stopped": stopped}))
+        return
+    console.show("stopped" if stopped else f"{repository}: no server was running")

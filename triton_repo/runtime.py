@@ -161,7 +161,9 @@ def find_runtime(choice: str, folder: Path) -> Runtime:
         return local_runtime(folder)
     if choice != "auto":
         if not os.access(choice, os.X_OK) or Path(choice).is_dir():
-            raise UserError(f"--tritonserver {choice}: not a program", hint="give the path of a tritonserver, or 'auto'")
+            raise UserError(
+                f"--tritonserver {choice}: not a program", hint="give the path of a tritonserver, or 'auto'"
+            )
         return Runtime(server=Path(choice).resolve(), version="unknown")
     installed = shutil.which("tritonserver") or shutil.which("/opt/tritonserver/bin/tritonserver")
     return Runtime(server=Path(installed), version="unknown") if installed else local_runtime(folder)
@@ -276,7 +278,9 @@ def _run(command: list[str], purpose: str) -> None:
         ToolError: It failed; its last lines are in the message.
     """
     with _log_file() as log:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log.open("w"), stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=log.open("w"), stderr=subprocess.STDOUT, check=False
+        )
         if done.returncode != 0:
             lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
             raise ToolError(

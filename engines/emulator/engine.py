@@ -133,7 +133,9 @@ class Batcher:
         count, context = iteration.shape.decode_sequences, iteration.shape.decode_context_tokens
         line = self.step_time.decode_line(count, context)
         repeats, seconds = 1, iteration.seconds
-        while repeats < most and now_s + seconds < until_s and context + repeats * count <= line.valid_to_context_tokens:
+        while (
+            repeats < most and now_s + seconds < until_s and context + repeats * count <= line.valid_to_context_tokens
+        ):
             seconds += line.base_s + line.per_context_token_s * (context + repeats * count)
             repeats += 1
         iteration.repeats, iteration.seconds = repeats, seconds

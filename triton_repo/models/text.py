@@ -173,7 +173,9 @@ def token_bytes(tokenizer: Tokenizer, *, skip_special_tokens: bool) -> list[byte
     description = json.loads(tokenizer.to_str())
     if not _is_byte_level(description.get("decoder")):
         return None
-    special = {token["id"] for token in description["added_tokens"] if token["special"]} if skip_special_tokens else set()
+    special = (
+        {token["id"] for token in description["added_tokens"] if token["special"]} if skip_special_tokens else set()
+    )
     byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     pieces = [b""] * (max(vocabulary.values()) + 1)

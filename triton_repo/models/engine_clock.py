@@ -1,0 +1,116 @@
+"""The emulated engine's clock: runs a batcher against the wall, on absolute deadlines, and knows how late it was."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engines.emulator.engine import Batcher
+from engines.emulator.request import BatcherState, Request, RequestId, TokenEvent
+
+RECENT_STEPS = 2000
+SPIN_S = 0.0002  # the last stretch before a deadline is slept in short naps: the kernel wakes sleepers late
+
+
+@dataclass(slots=True)
+class Lateness:
+    """How late steps ended, in wall seconds; totals since the start, the rest over the recent steps."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    late_seconds: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+
+    def note(self, seconds: float, late_s: float) -> None:
+        """Take one step's length and how late it ended."""
+        self.steps += 1
+        self.step_seconds += seconds
+        self.late_seconds += late_s
+        self.recent.append(late_s)
+
+    def statistics(self) -> dict[str, float]:
+        """Return p50, p99 and max over the recent steps; zeros before the first."""
+        if not self.recent:
+            return {"p50": 0.0, "p99": 0.0, "max": 0.0}
+        p50, p99, most = np.percentile(np.array(self.recent), [50, 99, 100])
+        return {"p50": float(p50), "p99": float(p99), "max": float(most)}
+
+
+class EngineClock:
+    """A thread that steps a batcher in scaled real time.
+
+    A step that ends late does not push the later ones back: each deadline follows from the one before, so that the
+    schedule is kept on average and what is late shows in `lateness`, not in a slower engine.
+
+    Args:
+        batcher: Idle; from here on only this object touches it.
+        time_scale: Wall seconds of one engine second.
+        deliver: Called after each step, outside the lock, with the tokens it made; must be quick.
+    """
+
+    def __init__(self, batcher: Batcher, time_scale: float, deliver: Callable[[list[TokenEvent]], None]) -> None:
+        self._batcher = batcher
+        self._scale = time_scale
+        self._deliver = deliver
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._lateness = Lateness()
+        self._thread = threading.Thread(target=self._run, name="engine-clock", daemon=True)
+
+    def start(self) -> None:
+        """Start stepping."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step under way."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(timeout=5)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; errors as `Batcher.submit`."""
+        with self._changed:
+            self._batcher.submit(request, time.monotonic())
+            self._changed.notify()
+
+    def cancel(self, request_id: RequestId) -> bool:
+        """End a request; return whether it was there."""
+        with self._changed:
+            return self._batcher.cancel(request_id)
+
+    def state(self) -> tuple[BatcherState, Lateness]:
+        """Return the batcher's numbers and the clock's own."""
+        with self._changed:
+            return self._batcher.snapshot(), self._lateness
+
+    def _run(self) -> None:
+        deadline = time.monotonic()
+        while True:
+            with self._changed:
+                iteration = self._batcher.begin(deadline)
+                while iteration is None and not self._stopping:
+                    self._batcher.rest()
+                    self._changed.wait()
+                    deadline = time.monotonic()
+                    iteration = self._batcher.begin(deadline)
+                if self._stopping or iteration is None:
+                    return
+            seconds = iteration.seconds * self._scale
+            deadline += seconds
+            _sleep_until(deadline)
+            late_s = time.monotonic() - deadline
+            with self._changed:
+                events = self._batcher.finish(iteration)
+                self._lateness.note(seconds, late_s)
+            self._deliver(events)
+
+
+def _sleep_until(deadline: float) -> None:
+    while (left := deadline - time.monotonic()) > 0:
+        time.sleep(left - SPIN_S if left > 2 * SPIN_S else SPIN_S / 4)

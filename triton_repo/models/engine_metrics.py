@@ -1,0 +1,122 @@
+"""TensorRT-LLM's Prometheus metrics, by its names and labels, and the emulator's own beside them."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from engines.emulator.request import BatcherState
+from triton_repo.models.engine_clock import Lateness
+
+LENGTH_BUCKETS = [10, 50, 100, 500, 1000]
+# family -> (help, category label, {category: value of the state})
+GAUGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "nv_trt_llm_request_metrics": (
+        "TRT LLM request metrics",
+        "request_type",
+        ("active", "max", "scheduled", "context", "waiting"),
+    ),
+    "nv_trt_llm_kv_cache_block_metrics": (
+        "TRT LLM KV cache block metrics",
+        "kv_cache_block_type",
+        ("max", "free", "used", "tokens_per", "reused", "fraction"),
+    ),
+    "nv_trt_llm_inflight_batcher_metrics": (
+        "TRT LLM inflight_batcher-specific metrics",
+        "inflight_batcher_specific_metric",
+        ("total_context_tokens", "generation_requests", "micro_batch_id", "paused_requests"),
+    ),
+    "nv_trt_llm_general_metrics": ("General TRT LLM metrics", "general_type", ("iteration_counter",)),
+}
+
+
+def gauge_values(state: BatcherState) -> dict[tuple[str, str], float]:
+    """Return every gauge by family and category; `waiting` counts the queue behind the active requests too."""
+    return {
+        ("nv_trt_llm_request_metrics", "active"): state.active + state.queued,
+        ("nv_trt_llm_request_metrics", "max"): state.max_requests,
+        ("nv_trt_llm_request_metrics", "scheduled"): state.scheduled,
+        ("nv_trt_llm_request_metrics", "context"): state.context,
+        ("nv_trt_llm_request_metrics", "waiting"): max(0, state.active + state.queued - state.scheduled),
+        ("nv_trt_llm_kv_cache_block_metrics", "max"): state.kv_max_blocks,
+        ("nv_trt_llm_kv_cache_block_metrics", "free"): state.kv_free_blocks,
+        ("nv_trt_llm_kv_cache_block_metrics", "used"): state.kv_used_blocks,
+        ("nv_trt_llm_kv_cache_block_metrics", "tokens_per"): state.kv_tokens_per_block,
+        ("nv_trt_llm_kv_cache_block_metrics", "reused"): state.kv_reused_blocks,
+        ("nv_trt_llm_kv_cache_block_metrics", "fraction"): state.kv_used_blocks / state.kv_max_blocks,
+        ("nv_trt_llm_inflight_batcher_metrics", "total_context_tokens"): state.total_context_tokens,
+        ("nv_trt_llm_inflight_batcher_metrics", "generation_requests"): state.generation_requests,
+        ("nv_trt_llm_inflight_batcher_metrics", "micro_batch_id"): 0,
+        ("nv_trt_llm_inflight_batcher_metrics", "paused_requests"): state.paused,
+        ("nv_trt_llm_general_metrics", "iteration_counter"): state.iteration_counter,
+    }
+
+
+class EngineMetrics:
+    """Publishes a batcher's numbers; each call costs microseconds, so publish on a period and from one thread.
+
+    A counter is only ever raised by what it grew: Triton's process can die of a negative increment.
+    """
+
+    def __init__(self, backend: Any, labels: dict[str, str]) -> None:
+        family, self._families = backend.MetricFamily, []
+        self._lock = threading.Lock()
+        self._gauges: dict[tuple[str, str], Any] = {}
+        for name, (text, label, categories) in GAUGES.items():
+            made = family(name=name, description=text, kind=family.GAUGE)
+            self._families.append(made)
+            for category in categories:
+                self._gauges[name, category] = made.Metric(labels={label: category, **labels})
+        late = family(
+            name="emulator_lateness_seconds", description="How late recent steps ended, wall time", kind=family.GAUGE
+        )
+        self._late = {name: late.Metric(labels={"statistic": name, **labels}) for name in ("p50", "p99", "max")}
+        self._families.append(late)
+        self._counters = {name: self._counter(family, name, text, labels) for name, text in _COUNTERS.items()}
+        self._seen = dict.fromkeys(_COUNTERS, 0.0)
+        self._lengths = {name: self._histogram(family, name, kind, labels) for name, kind in _LENGTHS.items()}
+
+    def saw_prompt(self, tokens: int) -> None:
+        """Count one prompt's length."""
+        with self._lock:
+            self._lengths["nv_llm_input_token_len"].observe(tokens)
+
+    def saw_reply(self, tokens: int) -> None:
+        """Count one reply's length."""
+        with self._lock:
+            self._lengths["nv_llm_output_token_len"].observe(tokens)
+
+    def publish(self, state: BatcherState, lateness: Lateness) -> None:
+        """Set every gauge and raise every counter."""
+        for key, value in gauge_values(state).items():
+            self._gauges[key].set(float(value))
+        for name, value in lateness.statistics().items():
+            self._late[name].set(value)
+        totals = {
+            "emulator_steps_total": float(lateness.steps),
+            "emulator_step_seconds_total": lateness.step_seconds,
+            "emulator_lateness_seconds_total": lateness.late_seconds,
+        }
+        for name, total in totals.items():
+            grown = total - self._seen[name]
+            if grown > 0:
+                self._counters[name].increment(grown)
+                self._seen[name] = total
+
+    def _counter(self, family: Any, name: str, text: str, labels: dict[str, str]) -> Any:
+        made = family(name=name, description=text, kind=family.COUNTER)
+        self._families.append(made)
+        return made.Metric(labels=labels)
+
+    def _histogram(self, family: Any, name: str, kind: str, labels: dict[str, str]) -> Any:
+        made = family(name=name, description="Tokens of a request", kind=family.HISTOGRAM)
+        self._families.append(made)
+        return made.Metric(labels={"response_metric_type": kind, **labels}, buckets=LENGTH_BUCKETS)
+
+
+_COUNTERS = {
+    "emulator_steps_total": "Engine steps taken",
+    "emulator_step_seconds_total": "Wall seconds those steps were meant to take",
+    "emulator_lateness_seconds_total": "Wall seconds by which they ended late, summed",
+}
+_LENGTHS = {"nv_llm_input_token_len": "total_input_tokens", "nv_llm_output_token_len": "total_output_tokens"}

@@ -1,0 +1,44 @@
+"""From tokens to text: TensorRT-LLM's `postprocessing` model, byte-exact over a stream.
+
+The ensemble calls it once for each streamed token and tells it neither where a reply begins nor where it ends. What
+belongs together is known by the request's id: a request sent without one has every token decoded by itself, and a
+character spread over several of its tokens comes out as U+FFFD. Clients that stream text give an id.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triton_repo.models.text import Detokenizer, StreamsById, load_tokenizer
+
+
+class Postprocessing:
+    """Triton Python-backend model; `backend` is Triton's own module, set by the entry point."""
+
+    backend: Any = None
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the tokenizer named by the model's parameters."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        skip = parameters["skip_special_tokens"]["string_value"].lower() not in {"false", "0"}
+        tokenizer = load_tokenizer(Path(parameters["tokenizer_dir"]["string_value"]))
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip)
+        self._streams = StreamsById(self._detokenizer)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Return the text each request's tokens complete."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        backend = self.backend
+        tokens = backend.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
+        length = int(backend.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy().reshape(-1)[0])
+        ids = tokens.reshape(-1)[:length].tolist()
+        name = request.request_id()
+        text = self._streams.push(name, ids) if name and length == 1 else self._detokenizer.text(ids)
+        output = backend.Tensor("OUTPUT", np.array([[text.encode("utf-8")]], dtype=object))
+        return backend.InferenceResponse([output])

@@ -1,0 +1,149 @@
+"""Text in, text out in one model: calls preprocessing and the engine, and detokenizes itself.
+
+It serves one request at a time for each instance, and each streamed token costs it a round trip: convenient for a
+client that wants a single model, and the wrong one to load-test through.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triton_repo.models.text import Detokenizer, load_tokenizer
+
+TO_PREPROCESSING = {
+    "text_input": "QUERY",
+    "max_tokens": "REQUEST_OUTPUT_LEN",
+    "bad_words": "BAD_WORDS_DICT",
+    "stop_words": "STOP_WORDS_DICT",
+    "end_id": "END_ID",
+    "pad_id": "PAD_ID",
+}
+FROM_PREPROCESSING = {
+    "INPUT_ID": "input_ids",
+    "REQUEST_INPUT_LEN": "input_lengths",
+    "REQUEST_OUTPUT_LEN": "request_output_len",
+    "OUT_END_ID": "end_id",
+    "OUT_PAD_ID": "pad_id",
+    "STOP_WORDS_IDS": "stop_words_list",
+    "BAD_WORDS_IDS": "bad_words_list",
+}
+TO_ENGINE = {"top_k": "runtime_top_k", "top_p": "runtime_top_p", "length_penalty": "len_penalty", "stream": "streaming"}
+SAME_NAME = (
+    "temperature",
+    "repetition_penalty",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "beam_width",
+    "num_return_sequences",
+    "exclude_input_in_output",
+    "return_log_probs",
+    "return_context_logits",
+    "return_generation_logits",
+    "return_perf_metrics",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+    "lora_task_id",
+    "lora_weights",
+    "lora_config",
+)
+PASSED_ON = ("num_input_tokens", "num_output_tokens", "arrival_time_ns", "first_token_time_ns", "last_token_time_ns",
+             "cum_log_probs", "output_log_probs", "context_logits", "generation_logits")  # fmt: skip
+
+
+class TextModel:
+    """Triton Python-backend model; `backend` is Triton's own module, set by the entry point."""
+
+    backend: Any = None
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the tokenizer and learn the engine model's name."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._engine = parameters["tensorrt_llm_model_name"]["string_value"]
+        self._detokenizer = Detokenizer(load_tokenizer(Path(parameters["tokenizer_dir"]["string_value"])))
+
+    def execute(self, requests: list[Any]) -> None:
+        """Serve requests one after another."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                for response in self._responses(request):
+                    if sender.is_cancelled():
+                        break
+                    sender.send(response)
+            except _FailedError as error:
+                sender.send(self.backend.InferenceResponse(error=self.backend.TritonError(str(error))))
+            sender.send(flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _responses(self, request: Any) -> Iterator[Any]:
+        backend = self.backend
+        prepared = self._call("preprocessing", self._renamed(request, TO_PREPROCESSING), list(FROM_PREPROCESSING))
+        inputs = [_named(backend, prepared, theirs, ours) for theirs, ours in FROM_PREPROCESSING.items()]
+        inputs += self._renamed(request, TO_ENGINE | {name: name for name in SAME_NAME})
+        wanted = ["output_ids", "sequence_length", *PASSED_ON]
+        call = backend.InferenceRequest(
+            model_name=self._engine,
+            request_id=request.request_id(),
+            requested_output_names=wanted,
+            inputs=[_scalar(backend, tensor) for tensor in inputs if tensor is not None],
+        )
+        stream = self._detokenizer.stream()
+        for reply in call.exec(decoupled=True):
+            if reply.has_error():
+                raise _FailedError(reply.error().message())
+            if not reply.output_tensors():
+                continue
+            text = stream.push(_tokens(backend, reply))
+            yield backend.InferenceResponse([_text(backend, text), *_passed_on(backend, reply)])
+        rest = stream.finish()
+        if rest:
+            yield backend.InferenceResponse([_text(backend, rest)])
+
+    def _renamed(self, request: Any, names: dict[str, str]) -> list[Any]:
+        found = [_named_input(self.backend, request, theirs, ours) for theirs, ours in names.items()]
+        return [tensor for tensor in found if tensor is not None]
+
+    def _call(self, model: str, inputs: list[Any], outputs: list[str]) -> Any:
+        reply = self.backend.InferenceRequest(model_name=model, requested_output_names=outputs, inputs=inputs).exec()
+        if reply.has_error():
+            raise _FailedError(reply.error().message())
+        return reply
+
+
+class _FailedError(Exception):
+    """A model behind this one answered with an error; its text is passed on."""
+
+
+def _named_input(backend: Any, request: Any, theirs: str, ours: str) -> Any:
+    tensor = backend.get_input_tensor_by_name(request, theirs)
+    return None if tensor is None else backend.Tensor(ours, tensor.as_numpy())
+
+
+def _named(backend: Any, reply: Any, theirs: str, ours: str) -> Any:
+    return backend.Tensor(ours, backend.get_output_tensor_by_name(reply, theirs).as_numpy())
+
+
+def _scalar(backend: Any, tensor: Any) -> Any:
+    """Return a tensor in the shape the engine takes: it reads [1, 1], the batch's and the value's."""
+    values = tensor.as_numpy()
+    return tensor if values.ndim > 1 else backend.Tensor(tensor.name(), values.reshape(1, -1))
+
+
+def _tokens(backend: Any, reply: Any) -> list[int]:
+    length = int(backend.get_output_tensor_by_name(reply, "sequence_length").as_numpy().reshape(-1)[0])
+    ids = backend.get_output_tensor_by_name(reply, "output_ids").as_numpy().reshape(-1)[:length]
+    return [int(token) for token in ids]
+
+
+def _text(backend: Any, text: str) -> Any:
+    return backend.Tensor("text_output", np.array([[text.encode("utf-8")]], dtype=object))
+
+
+def _passed_on(backend: Any, reply: Any) -> list[Any]:
+    return [tensor for tensor in reply.output_tensors() if tensor.name() in PASSED_ON]
