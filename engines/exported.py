@@ -1,0 +1,395 @@
+"""Read an exported TensorRT-LLM checkpoint back: every tensor accounted for, ranks joined, quantization undone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engines.checkpoint import library
+from engines.errors import MissingError, ToolError
+from engines.shards import TensorFacts, read_shard_header, some
+
+Activation = Literal["none", "fp8", "int8", "nvfp4"]
+Split = Literal["column", "row", "qkv"]
+
+_DTYPES = {"bfloat16": "BF16", "float16": "F16"}
+_NVFP4_GROUP = 16
+# Magnitudes that the lower three bits of an E2M1 number stand for.
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_ACTIVATIONS: dict[str | None, Activation] = {
+    None: "none",
+    "FP8": "fp8",
+    "W8A8_SQ_PER_CHANNEL": "int8",
+    "W8A16": "none",
+    "W4A16_AWQ": "none",
+    "W4A8_AWQ": "fp8",
+    "NVFP4": "nvfp4",
+}
+_KV_ALGOS = (None, "INT8", "FP8")
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One linear layer as float32 tensors, and how the engine rounds what goes into it.
+
+    Attributes:
+        weight: Shape (out, in); dequantized.
+        bias: Shape (out,), or None.
+        input_factor: Shape (in,): what the input is multiplied by first, or None.
+        activation: Format the input is rounded to.
+        activation_scale: The static scale of that format; 1 where there is none.
+    """
+
+    weight: Any
+    bias: Any = None
+    input_factor: Any = None
+    activation: Activation = "none"
+    activation_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer, float32. `gate` is the branch that goes through SiLU, `up` the one it multiplies."""
+
+    qkv: Linear
+    dense: Linear
+    gate: Linear
+    up: Linear
+    down: Linear
+    input_norm: Any
+    post_norm: Any
+    q_norm: Any = None
+    k_norm: Any = None
+    kv_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An exported checkpoint whose every tensor is there; weights are read when asked for.
+
+    Attributes:
+        config: Its config.json.
+        ranks: One safetensors file a rank, in order.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    ranks: tuple[Path, ...]
+
+    @property
+    def quant_algo(self) -> str | None:
+        """Return TensorRT-LLM's name of the weights' format; None at 16 bit."""
+        algo = self.config["quantization"].get("quant_algo")
+        return None if algo is None else str(algo)
+
+    @property
+    def kv_algo(self) -> str | None:
+        """Return TensorRT-LLM's name of the KV cache's format; None at 16 bit."""
+        algo = self.config["quantization"].get("kv_cache_quant_algo")
+        return None if algo is None else str(algo)
+
+    @property
+    def tensor_parallel(self) -> int:
+        """Return the number of ranks a layer is split over."""
+        return int(self.config["mapping"]["tp_size"])
+
+    @property
+    def pipeline_parallel(self) -> int:
+        """Return the number of stages the layers are spread over."""
+        return int(self.config["mapping"]["pp_size"])
+
+    @property
+    def layers(self) -> int:
+        """Return the number of decoder layers."""
+        return int(self.config["num_hidden_layers"])
+
+    def embedding(self) -> Any:
+        """Return the token embedding, shape (vocabulary, hidden)."""
+        return self._vocabulary("transformer.vocab_embedding.weight", stage=0)
+
+    def head(self) -> Any:
+        """Return the output projection, shape (vocabulary, hidden)."""
+        if self.config.get("share_embedding_table"):
+            return self.embedding()
+        return self._vocabulary("lm_head.weight", stage=self.pipeline_parallel - 1)
+
+    def final_norm(self) -> Any:
+        """Return the last norm's weight, shape (hidden,)."""
+        return self._same("transformer.ln_f.weight", stage=self.pipeline_parallel - 1).float()
+
+    def layer(self, index: int) -> Layer:
+        """Return one decoder layer with its ranks joined and its weights dequantized."""
+        per_stage = self.layers // self.pipeline_parallel
+        stage, local = divmod(index, per_stage)
+        prefix = f"transformer.layers.{local}."
+        has_norm = bool(self.config.get("qk_layernorm"))
+        return Layer(
+            qkv=self._linear(prefix + "attention.qkv", stage, split="qkv"),
+            dense=self._linear(prefix + "attention.dense", stage, split="row"),
+            gate=self._linear(prefix + "mlp.fc", stage, split="column"),
+            up=self._linear(prefix + "mlp.gate", stage, split="column"),
+            down=self._linear(prefix + "mlp.proj", stage, split="row"),
+            input_norm=self._same(prefix + "input_layernorm.weight", stage).float(),
+            post_norm=self._same(prefix + "post_layernorm.weight", stage).float(),
+            q_norm=self._same(prefix + "attention.q_layernorm.weight", stage).float() if has_norm else None,
+            k_norm=self._same(prefix + "attention.k_layernorm.weight", stage).float() if has_norm else None,
+            kv_scale=1.0 if self.kv_algo is None else self._scalar(prefix + "attention.kv_cache_scaling_factor", stage),
+        )
+
+    def _linear(self, name: str, stage: int, *, split: Split) -> Linear:
+        rows, columns = _local_sizes(self.config)[name.rsplit(".", 1)[1]]
+        suffixes = [suffix for suffix, _ in _linear_tensors(self.config, rows, columns)]
+        shares = list(self._each(name, stage, suffixes))
+        factor = None
+        if "prequant_scaling_factor" in suffixes:
+            factors = [tensors["prequant_scaling_factor"].float() for tensors in shares]
+            factor = library("torch").cat(factors) if split == "row" else factors[0]
+        activation = _ACTIVATIONS[self.quant_algo]
+        return Linear(
+            weight=self._join([self._weight(name, tensors) for tensors in shares], split),
+            bias=self._bias(name, stage, split),
+            input_factor=factor,
+            activation=activation,
+            activation_scale=1.0 if activation == "none" else self._scalar(f"{name}.activation_scaling_factor", stage),
+        )
+
+    def _bias(self, name: str, stage: int, split: Split) -> Any:
+        if split == "column" or not _has_bias(self.config, name):
+            return None
+        if split == "row":
+            return self._same(f"{name}.bias", stage).float()
+        return self._join([tensors["bias"].float() for tensors in self._each(name, stage, ["bias"])], split)
+
+    def _weight(self, name: str, tensors: dict[str, Any]) -> Any:
+        """Dequantize one rank's share of a weight."""
+        weight = tensors["weight"]
+        scale: Any = tensors.get("weights_scaling_factor")
+        match self.quant_algo:
+            case None:
+                return weight.float()
+            case "FP8":
+                return weight.float() * scale
+            case "W8A16" | "W8A8_SQ_PER_CHANNEL":
+                return weight.float() * scale[:, None]
+            case "W4A16_AWQ":
+                return _scaled_groups(_unpack_int4(weight), scale)
+            case "W4A8_AWQ":
+                grid = tensors["weights_scaling_factor_2"]
+                return round_fp8(_scaled_groups(_unpack_int4(weight), scale), float(grid))
+            case "NVFP4":
+                return _scaled_groups(_unpack_e2m1(weight), scale.float() * tensors["weights_scaling_factor_2"])
+        raise ToolError(f"{self.folder}: {name} is in a format not known here: {self.quant_algo}")
+
+    def _join(self, parts: list[Any], split: Split) -> Any:
+        """Join the ranks' shares of a weight or bias; each rank's qkv holds its own queries, keys and values."""
+        torch = library("torch")
+        if split != "qkv":
+            return torch.cat(parts, dim=0 if split == "column" else 1)
+        sizes = list(_qkv_rows(self.config))
+        shares = [part.split(sizes) for part in parts]
+        return torch.cat([share[kind] for kind in range(3) for share in shares])
+
+    def _vocabulary(self, name: str, *, stage: int) -> Any:
+        parts = [tensor[name] for tensor in self._tensors([name], stage)]
+        return library("torch").cat(parts)[: int(self.config["vocab_size"])].float()
+
+    def _same(self, name: str, stage: int) -> Any:
+        """Return a tensor that every rank holds whole.
+
+        Raises:
+            ToolError: The ranks disagree.
+        """
+        first, *others = [tensors[name] for tensors in self._tensors([name], stage)]
+        for other in others:
+            if not library("torch").equal(first, other):
+                raise ToolError(f"{self.folder}: tensor '{name}' differs between ranks")
+        return first
+
+    def _scalar(self, name: str, stage: int) -> float:
+        value = float(self._same(name, stage))
+        if not 0 < value < float("inf"):
+            raise ToolError(f"{self.folder}: tensor '{name}' is {value}; a scale is positive")
+        return value
+
+    def _each(self, name: str, stage: int, suffixes: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield each rank's tensors of one linear layer by suffix."""
+        for tensors in self._tensors([f"{name}.{suffix}" for suffix in suffixes], stage):
+            yield {key.rsplit(".", 1)[1]: tensor for key, tensor in tensors.items()}
+
+    def _tensors(self, names: list[str], stage: int) -> Iterator[dict[str, Any]]:
+        """Yield the named tensors from each rank of a stage."""
+        safetensors = library("safetensors")
+        begin = stage * self.tensor_parallel
+        for path in self.ranks[begin : begin + self.tensor_parallel]:
+            with safetensors.safe_open(path, framework="pt") as file:
+                yield {name: file.get_tensor(name) for name in names}
+
+
+def read_exported(folder: Path) -> Exported:
+    """Open an exported checkpoint and account for every tensor of every rank, from the files' headers alone.
+
+    Raises:
+        MissingError: config.json or a rank's file is not there.
+        ToolError: A tensor is missing, unknown, or of another shape or type than config.json calls for.
+        UserError: A rank's file was cut short.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file", hint="was the export cut short? run build-engine again")
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    algo, kv_algo = (config["quantization"].get(key) for key in ("quant_algo", "kv_cache_quant_algo"))
+    if algo not in _ACTIVATIONS or kv_algo not in _KV_ALGOS:
+        raise ToolError(f"{path}: quantization {algo} with KV cache {kv_algo} is not known here")
+    mapping = config["mapping"]
+    world = int(mapping["tp_size"]) * int(mapping["pp_size"])
+    ranks = tuple(folder / f"rank{rank}.safetensors" for rank in range(world))
+    for rank, rank_path in enumerate(ranks):
+        if not rank_path.is_file():
+            raise MissingError(f"{rank_path}: no such file", hint=f"config.json calls for {world} ranks")
+        stage = rank // int(mapping["tp_size"])
+        _check_rank(rank_path, read_shard_header(rank_path), dict(_expected_tensors(config, stage)))
+    return Exported(folder, config, ranks)
+
+
+def round_fp8(values: Any, scale: float) -> Any:
+    """Round to E4M3 numbers times `scale`, saturating at 448 times `scale`."""
+    torch = library("torch")
+    limit = torch.finfo(torch.float8_e4m3fn).max
+    return (values / scale).clamp(-limit, limit).to(torch.float8_e4m3fn).float() * scale
+
+
+def _check_rank(path: Path, found: dict[str, TensorFacts], expected: dict[str, TensorFacts]) -> None:
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
+        raise ToolError(f"{path}: {some(missing)} missing", hint="the export is not whole")
+    unknown = sorted(found.keys() - expected.keys())
+    if unknown:
+        raise ToolError(f"{path}: {some(unknown)} not known; nothing here would read it")
+    for name, facts in expected.items():
+        if found[name] != facts:
+            raise ToolError(
+                f"{path}: tensor '{name}' is {found[name].dtype} {list(found[name].shape)}, "
+                f"config.json calls for {facts.dtype} {list(facts.shape)}"
+            )
+
+
+def _expected_tensors(config: dict[str, Any], stage: int) -> Iterator[tuple[str, TensorFacts]]:
+    """Yield every tensor that config.json calls for on a rank of one pipeline stage."""
+    tp_size, pp_size = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
+    hidden, dtype = config["hidden_size"], _DTYPES[config["dtype"]]
+    vocabulary = TensorFacts((-(-config["vocab_size"] // tp_size), hidden), dtype)
+    norm = TensorFacts((hidden,), dtype)
+    if stage == 0:
+        yield "transformer.vocab_embedding.weight", vocabulary
+    if stage == pp_size - 1:
+        yield "transformer.ln_f.weight", norm
+        if not config.get("share_embedding_table"):
+            yield "lm_head.weight", vocabulary
+    for index in range(config["num_hidden_layers"] // pp_size):
+        prefix = f"transformer.layers.{index}."
+        yield prefix + "input_layernorm.weight", norm
+        yield prefix + "post_layernorm.weight", norm
+        yield from ((prefix + name, facts) for name, facts in _attention_extras(config, dtype))
+        yield from ((prefix + name, facts) for name, facts in _layer_linears(config, dtype))
+
+
+def _attention_extras(config: dict[str, Any], dtype: str) -> Iterator[tuple[str, TensorFacts]]:
+    if config.get("qk_layernorm"):
+        for kind in ("q", "k"):
+            yield f"attention.{kind}_layernorm.weight", TensorFacts((config["head_size"],), dtype)
+    if config["quantization"].get("kv_cache_quant_algo"):
+        for kind in ("k", "v", "kv"):
+            yield f"attention.{kind}_cache_scaling_factor", TensorFacts((1,), "F32")
+
+
+def _layer_linears(config: dict[str, Any], dtype: str) -> Iterator[tuple[str, TensorFacts]]:
+    rooms = {"qkv": "attention", "dense": "attention", "fc": "mlp", "gate": "mlp", "proj": "mlp"}
+    for short, (rows, columns) in _local_sizes(config).items():
+        name = f"{rooms[short]}.{short}"
+        for suffix, facts in _linear_tensors(config, rows, columns):
+            yield f"{name}.{suffix}", facts
+        if _has_bias(config, name):
+            yield f"{name}.bias", TensorFacts((rows,), dtype)
+
+
+def _local_sizes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return (out, in) of one rank's share of each linear layer."""
+    tp_size, hidden = config["mapping"]["tp_size"], config["hidden_size"]
+    wide = config["intermediate_size"] // tp_size
+    queries = config["num_attention_heads"] * config["head_size"] // tp_size
+    return {
+        "qkv": (sum(_qkv_rows(config)), hidden),
+        "dense": (hidden, queries),
+        "fc": (wide, hidden),
+        "gate": (wide, hidden),
+        "proj": (hidden, wide),
+    }
+
+
+def _qkv_rows(config: dict[str, Any]) -> tuple[int, int, int]:
+    """Return the rows of queries, keys and values in one rank's qkv."""
+    size, tp_size = config["head_size"], config["mapping"]["tp_size"]
+    queries = config["num_attention_heads"] // tp_size * size
+    keys = config["num_key_value_heads"] // tp_size * size
+    return queries, keys, keys
+
+
+def _has_bias(config: dict[str, Any], name: str) -> bool:
+    """Return whether a linear layer has a bias: in TensorRT-LLM a Qwen's output projection never has."""
+    if name.endswith("attention.qkv"):
+        return bool(config.get("attn_bias"))
+    return name.endswith("attention.dense") and bool(config.get("attn_bias")) and not config.get("qwen_type")
+
+
+def _linear_tensors(config: dict[str, Any], rows: int, columns: int) -> Iterator[tuple[str, TensorFacts]]:
+    """Yield the tensors of one rank's share of a linear layer, by suffix."""
+    dtype = _DTYPES[config["dtype"]]
+    quantization = config["quantization"]
+    group = quantization.get("group_size") or _NVFP4_GROUP
+    one, groups = TensorFacts((1,), "F32"), (rows, columns // group)
+    factor = ("prequant_scaling_factor", TensorFacts((columns,), dtype))
+    channels = ("weights_scaling_factor", TensorFacts((rows,), "F32"))
+    activation = ("activation_scaling_factor", one)
+    int8 = ("weight", TensorFacts((rows, columns), "I8"))
+    int4 = [("weight", TensorFacts((rows // 2, columns), "I8")), ("weights_scaling_factor", TensorFacts(groups, "F32"))]
+    none = TensorFacts((), "F32")
+    by_algo: dict[str | None, list[tuple[str, TensorFacts]]] = {
+        None: [("weight", TensorFacts((rows, columns), dtype))],
+        "FP8": [("weight", TensorFacts((rows, columns), "F8_E4M3")), activation, ("weights_scaling_factor", one)],
+        "W8A8_SQ_PER_CHANNEL": [int8, activation, factor, channels],
+        "W8A16": [int8, channels],
+        "W4A16_AWQ": [*int4, factor],
+        "W4A8_AWQ": [*int4, factor, activation, ("weights_scaling_factor_2", one)],
+        "NVFP4": [
+            ("weight", TensorFacts((rows, columns // 2), "U8")),
+            ("weights_scaling_factor", TensorFacts(groups, "F8_E4M3")),
+            ("weights_scaling_factor_2", none),
+            ("activation_scaling_factor", none),
+        ],
+    }
+    yield from by_algo[quantization.get("quant_algo")]
+
+
+def _unpack_int4(packed: Any) -> Any:
+    """Undo ModelOpt's packing: byte (i, j) holds rows 2i (low bits) and 2i + 1 (high bits) of column j, signed."""
+    torch = library("torch")
+    low = (packed << 4) >> 4  # int8 shifts keep the sign
+    high = packed >> 4
+    return torch.stack([low, high], dim=1).reshape(-1, packed.shape[1]).float()
+
+
+def _unpack_e2m1(packed: Any) -> Any:
+    """Undo NVFP4's packing: byte (i, j) holds columns 2j (low bits) and 2j + 1 (high bits) of row i."""
+    torch = library("torch")
+    codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).reshape(packed.shape[0], -1)
+    table = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
+    return table[codes.long()]
+
+
+def _scaled_groups(values: Any, scales: Any) -> Any:
+    """Multiply groups along the input dimension by their scales; shapes (out, in) and (out, groups)."""
+    rows, groups = scales.shape
+    return (values.reshape(rows, groups, -1) * scales[:, :, None]).reshape(rows, -1)

