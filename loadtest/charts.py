@@ -214,7 +214,7 @@ def _place_y_axis(panel: Any, lowest: float, highest: float) -> None:
         panel.yaxis.set_minor_formatter(NullFormatter())
         panel.text(1.0, 1.02, "log scale", transform=panel.transAxes, ha="right", fontsize=9, color=FAINT)
     elif highest > 0:
-        panel.set_ylim(0, highest * 1.3)
+        panel.set_ylim(0, highest * 1.4)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 

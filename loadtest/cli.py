@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
 from engines.console import Command, command_line, common_flags, progress, show, table_console, writing_flags, wrote
-from engines.errors import MissingError
-from engines.files import to_json
+from engines.errors import MissingError, TargetMissedError, UserError
+from engines.files import made_by, source_of, to_json, validate
 from loadtest.metrics import LevelSummary, Spread, Summary
+from loadtest.monitor import metrics_url, server_facts
+from loadtest.runner import Target, run_scenario
+from loadtest.scenario import Scenario, read_scenario
 
 REPORT_OUT = Path("artifacts/report")
+RUN_OUT = Path("artifacts/run")
 MS = 1e3
 
 
@@ -59,6 +64,103 @@ def report_load(
         show(f"would write {target}")
     else:
         wrote(target / REPORT_NAME)
+
+
+@click.command("run-load", cls=Command, epilog=f"Writes {RUN_OUT} unless --out is given.")
+@click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario: sweep, quick, or a YAML file.")
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server: http://HOST:PORT.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["triton-http", "triton-grpc"]),
+    default="triton-http",
+    show_default=True,
+    help="HTTP generate_stream, or gRPC streaming.",
+)
+@click.option("--model", help="Model to send to: tensorrt_llm (tokens; the default), ensemble or tensorrt_llm_bls.")
+@click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
+@click.option("--isl", type=int, help="Prompt length in tokens.")
+@click.option("--osl", type=int, help="Reply length in tokens.")
+@click.option("--requests", type=int, help="Requests measured at each level.")
+@click.option("--prompts", type=click.Choice(["chat", "random"]), help="Real chat text, or random tokens.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json; default: the server's own.")
+@click.option("--metrics-url", help="Page of the server's metrics; default: Triton's usual port beside --url.")
+@click.option("--seed", type=int, help="Seed of the prompts.")
+@click.option("--strict", is_flag=True, help="End with status 3 where the run's figures are in doubt.")
+@writing_flags
+@common_flags
+def run_load(**flags: Any) -> None:
+    """Stress a Triton server: a closed loop of users at each level of concurrency.
+
+    Writes one record for each request with the time of every token, the server's metrics sampled beside them, and
+    what the run was. Nothing but the server's URL is needed.
+    """
+    scenario = _scenario(flags)
+    if flags["dry_run"]:
+        show(to_json(scenario).rstrip())
+        return
+    target = _target(flags, scenario)
+    out = flags["out"] or RUN_OUT
+    run = run_scenario(
+        scenario,
+        target,
+        out,
+        force=flags["force"],
+        made_by=made_by(command_line("run-load")),
+        made_from=[source_of(target.tokenizer)],
+        progress=progress,
+    )
+    if flags["as_json"]:
+        show(to_json(run).rstrip())
+    else:
+        show(f"{run.label}: {len(run.levels)} levels")
+        for doubt in run.doubts:
+            progress(f"not valid: {doubt.code}: {doubt.text}")
+        wrote(out, f"report-load {out}")
+    if run.doubts and flags["strict"]:
+        raise TargetMissedError(f"{out}: the figures are in doubt, {len(run.doubts)} reasons; see run.json")
+
+
+def _scenario(flags: dict[str, Any]) -> Scenario:
+    base = read_scenario(flags["scenario_name"]) if flags["scenario_name"] else Scenario()
+    values = base.model_dump()
+    if flags["concurrency"] is not None:
+        values["concurrency"] = _counts(flags["concurrency"])
+    for key in ("model", "requests", "prompts", "seed"):
+        if flags[key] is not None:
+            values[key] = flags[key]
+    for key in ("isl", "osl"):
+        if flags[key] is not None:
+            values["lengths"][key] = flags[key]
+    return validate(values, Scenario, where="flags")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise UserError(f"--concurrency {text}: whole numbers from 1 up are expected", hint="--concurrency 1,4,16")
+    return counts
+
+
+def _target(flags: dict[str, Any], scenario: Scenario) -> Target:
+    """Ask the server what it is; learn from it where its tokenizer and its metrics are."""
+    url, protocol = flags["url"], flags["protocol"]
+    facts, tokenizer_folder = server_facts(url, protocol, scenario.model)
+    tokenizer = flags["tokenizer"] or (Path(tokenizer_folder) if tokenizer_folder else None)
+    if tokenizer is None:
+        raise MissingError(f"{url}: the server names no tokenizer", hint="--tokenizer FILE gives the engine's")
+    if tokenizer.is_dir():
+        tokenizer = tokenizer / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise MissingError(
+            f"{tokenizer}: no such tokenizer on this machine", hint="--tokenizer FILE gives the engine's"
+        )
+    found = flags["metrics_url"] or metrics_url(url, protocol)
+    if found is None:
+        progress("no metrics page beside this server: batch sizes will come from the client's records alone")
+    return Target(url, protocol, facts, found, tokenizer)
 
 
 def _show_summary(summary: Summary) -> None:

@@ -66,7 +66,7 @@ class LevelSummary(Strict):
         itl_s: Gaps between tokens, pooled over requests.
         tpot_s: Mean gap of each request.
         window: Which span rates and batch sizes are of; see the module.
-        output_tokens_per_s: Tokens that arrived in the window, of failed requests too; None when it has no length.
+        output_tokens_per_s: Tokens that arrived in the window, of failed requests too; None without request or window.
         batch_size: Sequences in the generation phase by the server's own count; None when it published none.
         batch_size_client: Requests between their first and last token, weighted by time.
         kv_blocks_used: Mean, by the server's own count; None when it published none.
@@ -149,7 +149,7 @@ def summarize(run: RunManifest, records: Iterable[RequestRecord], samples: Itera
         summarize_level(level, by_level[index], all_samples, time_scale=run.time_scale)
         for index, level in enumerate(run.levels)
     ]
-    doubts = doubts_of(run)
+    doubts = doubts_of(run, [level.requests for level in levels])
     return Summary(
         made_by=run.made_by,
         made_from=run.made_from,
@@ -163,11 +163,20 @@ def summarize(run: RunManifest, records: Iterable[RequestRecord], samples: Itera
     )
 
 
-def doubts_of(run: RunManifest) -> list[Doubt]:
-    """Return the run's doubts, with one for having been interrupted if the run does not say it itself."""
+def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[Doubt]:
+    """Return the run's doubts, and those that its files give: it was interrupted, or records are missing.
+
+    Args:
+        measured: Measured requests found for each level.
+    """
     doubts = list(run.doubts)
     if run.interrupted is not None and all(doubt.code != "interrupted" for doubt in doubts):
         doubts.append(Doubt(code="interrupted", text=f"the run was interrupted: {run.interrupted}"))
+    for index, (level, found) in enumerate(zip(run.levels, measured, strict=True)):
+        asked = run.scenario.requests_at(level.concurrency)
+        if level.complete and found < asked:
+            text = f"{found} measured requests found where the scenario asks for {asked}"
+            doubts.append(Doubt(code="records-missing", text=text, level=index))
     return doubts
 
 
@@ -194,8 +203,8 @@ def summarize_level(
         e2e_s=spread([record.done_s - record.sent_s for record in good], time_scale),
         window=window.kind,
         window_s=window.length_s / time_scale,
-        output_tokens_per_s=_rate(_tokens_in(window, records), window, time_scale),
-        requests_per_s=_rate(_requests_in(window, good), window, time_scale),
+        output_tokens_per_s=_rate(_tokens_in(window, records), window, time_scale) if records else None,
+        requests_per_s=_rate(_requests_in(window, good), window, time_scale) if records else None,
         batch_size=_batch_spread(_server_batch(inside)),
         batch_size_client=_client_batch(window, records),
         kv_blocks_used=_mean_of(inside, "nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "used"),

@@ -16,6 +16,7 @@ REQUESTS_NAME = "requests.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 
 Kind = Literal["measured", "emulated", "predicted"]
+Phase = Literal["warmup", "measure", "fill"]
 Outcome = Literal["ok", "error", "timeout", "cut", "rejected", "cancelled"]
 
 
@@ -24,7 +25,8 @@ class RequestRecord(Strict):
 
     Attributes:
         level: Index into the run's levels.
-        phase: Whether its level was still warming up when it was sent.
+        phase: `warmup` before the level's measurement; `fill` once all measured requests were under way: sent to
+            keep the load up until the last of those had ended.
         scheduled_s: When it was meant to be sent; in a closed loop, when its user was free.
         token_times_s: When each output token arrived.
         outcome: `cut`: the stream ended before the last token; `rejected`: the server's queue was full.
@@ -32,7 +34,7 @@ class RequestRecord(Strict):
 
     id: int
     level: int
-    phase: Literal["warmup", "measure"]
+    phase: Phase
     scheduled_s: float
     sent_s: float
     token_times_s: tuple[float, ...]
@@ -44,7 +46,14 @@ class RequestRecord(Strict):
 
 
 class Level(Strict):
-    """One step of the sweep: when it ran, and what it asked for; seconds as in the records."""
+    """One step of the sweep: when it ran, and what it asked for; seconds as in the records.
+
+    Attributes:
+        measure_s: When measuring began: every user had warmed up.
+        end_s: When the last measured request ended.
+        complete: Whether all requests asked for were measured.
+        generator_late_p99_s: 99th percentile of how late the generator's own timers fired.
+    """
 
     concurrency: int
     isl: int
@@ -53,6 +62,7 @@ class Level(Strict):
     measure_s: float
     end_s: float
     complete: bool
+    generator_late_p99_s: float = 0.0
 
 
 class Sample(Strict):

@@ -173,13 +173,22 @@ def _inline(svg: str, name: str) -> str:
 
 
 def _banner(summary: Summary) -> str:
+    failed = _failed(summary.levels)
     if summary.valid:
-        return '<p class="banner good"><strong>Valid.</strong> No limit of trust was passed.</p>'
+        return f'<p class="banner good"><strong>Valid.</strong> No limit of trust was passed.{failed}</p>'
     items = "".join(
         f"<li><code>{html.escape(doubt.code)}</code> {html.escape(doubt.text)}{_level_of(doubt, summary)}</li>"
         for doubt in summary.doubts
     )
-    return f'<div class="banner bad"><strong>Not valid: do not rely on these figures.</strong><ul>{items}</ul></div>'
+    return f'<div class="banner bad"><strong>Not valid: do not rely on these figures.</strong><ul>{items}</ul>{failed}</div>'
+
+
+def _failed(levels: list[LevelSummary]) -> str:
+    """Say how many requests the latencies are not of."""
+    failed, asked = sum(level.errors for level in levels), sum(level.requests for level in levels)
+    if not failed:
+        return ""
+    return f' <span class="error">{failed:,} of {asked:,} requests failed and are in no latency.</span>'
 
 
 def _level_of(doubt: Doubt, summary: Summary) -> str:

@@ -164,7 +164,9 @@ def watch_server(repository: Path, record: ServerRecord) -> None:
     while is_running(record):
         time.sleep(0.2)
     raise ToolError(
-        f"the server of {repository} ended by itself", log=Path(record.log), last_lines=telling_lines(Path(record.log))
+        f"the server of {repository} ended by itself",
+        log_path=Path(record.log),
+        last_lines=telling_lines(Path(record.log)),
     )
 
 
@@ -213,7 +215,10 @@ def _wait_ready(
     while time.monotonic() - begin < deadline_s:
         if process.poll() is not None:
             raise ToolError(
-                "Triton ended before it was ready", status=process.returncode, log=log, last_lines=telling_lines(log)
+                "Triton ended before it was ready",
+                status=process.returncode,
+                log_path=log,
+                last_lines=telling_lines(log),
             )
         if _answers(f"{record.url}/v2/health/ready") and _answers(metrics_url):
             progress(f"ready after {time.monotonic() - begin:.1f} s")

@@ -69,7 +69,7 @@ def manifest(*levels: Level, time_scale: float = 1.0, interrupted: str | None = 
         kind="emulated",
         time_scale=time_scale,
         server=server,
-        scenario=Scenario(),
+        scenario=Scenario(requests=1),
         levels=list(levels),
         interrupted=interrupted,
     )
@@ -258,7 +258,14 @@ def test_doubts_are_carried() -> None:
     doubt = Doubt(code="client-late", text="late", level=0)
     run = manifest(level(1, 0.0, 2.0)).model_copy(update={"doubts": [doubt]})
     found = summarize(run, [], [])
-    assert (found.valid, found.doubts) == (False, [doubt])
+    assert (found.valid, found.doubts[0]) == (False, doubt)
+
+
+def test_missing_records_make_a_doubt() -> None:
+    """A level that is said to be complete and has fewer records than were asked for is not to be believed."""
+    found = summarize(manifest(level(2, 0.0, 2.0)), [record(0, 0.0, [1.0, 2.0])], [])
+    assert [(doubt.code, doubt.level) for doubt in found.doubts] == [("records-missing", 0)]
+    assert summarize(manifest(level(1, 0.0, 2.0)), [record(0, 0.0, [1.0, 2.0])], []).valid
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def make_run(
         kind=kind,
         time_scale=scale,
         server=server,
-        scenario=Scenario(),
+        scenario=Scenario(requests=3),
         levels=levels,
         doubts=list(doubts),
     )
@@ -221,7 +221,9 @@ def test_mixed_kinds_are_refused(tmp_path: Path) -> None:
 def test_run_without_success_is_still_reported(tmp_path: Path) -> None:
     """A run where every request failed gives a page that says so."""
     report(tmp_path / "out", make_run(tmp_path / "run", fails=True))
-    assert "24 error" in (tmp_path / "out/report.html").read_text()
+    text = (tmp_path / "out/report.html").read_text()
+    assert "24 error" in text
+    assert "33 of 33 requests failed" in text
 
 
 def test_report_does_not_replace_its_own_run(tmp_path: Path) -> None:

@@ -1,0 +1,336 @@
+"""The load generator's process, and the only file that knows Locust; started by `runner.py` with a plan's path.
+
+Locust provides the users; clocks, records and the shape of the load are ours. Its statistics are not used: its
+percentiles are rounded, and its timers stop at the headers of a streamed reply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import gevent
+import locust
+import numpy as np
+from locust.env import Environment
+from locust.exception import StopUser
+
+from loadtest.prompts import Prompt, read_prompts
+from loadtest.protocol import (
+    ENGINE_MODEL,
+    ProtocolError,
+    StreamReader,
+    generate_body,
+    generate_request,
+    outcome_of,
+)
+from loadtest.records import RequestRecord
+from loadtest.traffic import ClosedLoop, GeneratorPlan, Turn
+
+RECEIVE_BYTES = 65_536
+BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is not hammered
+TICK_S = 0.01  # how often the generator looks at its own clock
+SPAWN_WITHIN_S = 60.0
+
+
+class ServerGoneError(Exception):
+    """Nothing listens at the server's address any more."""
+
+
+class Generator:
+    """What the users of a run share: the plan, the prompts, the level under way, the file of records."""
+
+    def __init__(self, plan: GeneratorPlan, records: TextIO) -> None:
+        self.plan = plan
+        self.prompts = read_prompts(Path(plan.prompts))
+        self.records = records
+        self.loop = ClosedLoop(1, 1, 1, 0, 0)
+        self.level = 0
+        self.gone: str | None = None
+        self.user_numbers = itertools.count()
+
+    def now_s(self) -> float:
+        """Return seconds since the run began, on the clock the monitor uses too."""
+        return time.monotonic() - self.plan.began_monotonic_s
+
+    def prompt(self, turn: Turn) -> Prompt:
+        """Return the prompt of a request; they come round again only in very long runs."""
+        return self.prompts[turn.id % len(self.prompts)]
+
+    def write(self, record: RequestRecord) -> None:
+        """Append a record; on disk before the next one is made."""
+        self.records.write(record.model_dump_json() + "\n")
+        self.records.flush()
+
+
+class StreamUser(locust.User):
+    """One user of a closed loop: sends, reads the whole reply, sends again."""
+
+    abstract = True
+    generator: Generator
+
+    def on_start(self) -> None:
+        """Take a number and connect at the first request."""
+        self.number = next(self.generator.user_numbers)
+        self.connection = _connection(self.generator.plan)
+
+    def on_stop(self) -> None:
+        """Let go of the connection."""
+        self.connection.close()
+
+    @locust.task
+    def request(self) -> None:
+        """Send one request and write its record."""
+        shared = self.generator
+        if shared.loop.is_over or shared.gone:
+            raise StopUser
+        scheduled_s = shared.now_s()
+        turn = shared.loop.next_turn(self.number, scheduled_s)
+        prompt = shared.prompt(turn)
+        times: list[float] = []
+        outcome, error = "cancelled", None
+        sent_s = shared.now_s()
+        try:
+            self.connection.stream(turn, prompt, times, shared.now_s)
+            outcome = "ok"
+            if len(times) != turn.output_tokens:
+                outcome, error = "cut", f"{len(times)} tokens of {turn.output_tokens}"
+        except TimeoutError:
+            outcome, error = "timeout", f"nothing for {shared.plan.scenario.request_timeout_s:g} s"
+        except ProtocolError as failure:
+            outcome, error = outcome_of(str(failure)), str(failure)
+        except ServerGoneError as failure:
+            outcome, error = "error", str(failure)
+            shared.gone = str(failure)
+        except OSError as failure:
+            outcome, error = "error", f"connection: {failure}"
+        finally:
+            done_s = shared.now_s()
+            if outcome != "ok":
+                self.connection.close()
+            shared.write(
+                RequestRecord(
+                    id=turn.id,
+                    level=shared.level,
+                    phase=turn.phase,
+                    scheduled_s=scheduled_s,
+                    sent_s=sent_s,
+                    token_times_s=tuple(round(t, 6) for t in times),
+                    done_s=done_s,
+                    prompt_tokens=prompt.tokens,
+                    output_tokens=len(times),
+                    outcome=outcome,
+                    error=error,
+                )
+            )
+            shared.loop.note_end(turn, done_s)
+        if outcome != "ok":
+            gevent.sleep(BACK_OFF_S)
+
+
+class HttpConnection:
+    """A kept HTTP connection with the lean reader on it."""
+
+    def __init__(self, plan: GeneratorPlan) -> None:
+        self._plan = plan
+        self._socket: socket.socket | None = None
+
+    def stream(self, turn: Turn, prompt: Prompt, times: list[float], now_s: Any) -> None:
+        """Send a request and note when each token of the reply arrives."""
+        plan = self._plan
+        body = generate_body(plan.scenario.model, prompt, turn.output_tokens, f"r{turn.id}")
+        if self._socket is None:
+            self._socket = _connect(plan)
+        connection = self._socket
+        connection.sendall(generate_request(f"{plan.host}:{plan.port}", plan.scenario.model, body))
+        reader = StreamReader()
+        while not reader.ended:
+            data = connection.recv(RECEIVE_BYTES)
+            now = now_s()
+            if not data:
+                reader.close()
+            tokens = reader.feed(data)
+            if tokens:
+                times.extend([now] * tokens)
+        if not reader.keeps_connection:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection; the server takes a reply under way as cancelled."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class GrpcConnection:
+    """A gRPC stream of tritonclient's, kept from request to request."""
+
+    def __init__(self, plan: GeneratorPlan) -> None:
+        self._plan = plan
+        self._client: Any = None
+        self._replies: queue.Queue[tuple[float, Any, Any]] = queue.Queue()
+
+    def stream(self, turn: Turn, prompt: Prompt, times: list[float], now_s: Any) -> None:
+        """Send a request and note when each token of the reply arrives."""
+        import tritonclient.grpc as triton  # noqa: PLC0415 (only this protocol needs it)
+
+        plan = self._plan
+        if self._client is None:
+            self._client = triton.InferenceServerClient(f"{plan.host}:{plan.port}")
+            self._client.start_stream(lambda result, error: self._replies.put((now_s(), result, error)))
+        body = generate_body(plan.scenario.model, prompt, turn.output_tokens, f"r{turn.id}")
+        request_id = body.pop("id")
+        self._client.async_stream_infer(
+            plan.scenario.model,
+            [_tensor(triton, name, value) for name, value in body.items()],
+            request_id=request_id,
+            enable_empty_final_response=True,
+        )
+        while True:
+            arrived_s, result, error = self._next()
+            if error is not None:
+                if "UNAVAILABLE" in str(error) and "queue" not in str(error):
+                    raise ServerGoneError(f"{plan.host}:{plan.port}: {error}")
+                raise ProtocolError(str(error))
+            reply = result.get_response()
+            if reply.outputs:
+                lengths = result.as_numpy("sequence_length")
+                times.extend([arrived_s] * (1 if lengths is None else int(lengths.reshape(-1)[0])))
+            if reply.parameters["triton_final_response"].bool_param:
+                return
+
+    def _next(self) -> tuple[float, Any, Any]:
+        try:
+            return self._replies.get(timeout=self._plan.scenario.request_timeout_s)
+        except queue.Empty as error:
+            raise TimeoutError from error
+
+    def close(self) -> None:
+        """Cancel what is under way and close."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            self._replies = queue.Queue()
+            client.stop_stream(cancel_requests=True)
+            client.close()
+
+
+def _connection(plan: GeneratorPlan) -> HttpConnection | GrpcConnection:
+    return HttpConnection(plan) if plan.protocol == "triton-http" else GrpcConnection(plan)
+
+
+def _connect(plan: GeneratorPlan) -> socket.socket:
+    try:
+        connection = socket.create_connection((plan.host, plan.port), timeout=plan.scenario.request_timeout_s)
+    except (ConnectionRefusedError, socket.gaierror) as error:
+        raise ServerGoneError(f"no server at {plan.host}:{plan.port}: {error.strerror}") from error
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+_KINDS: dict[type, tuple[str, Any]] = {bool: ("BOOL", np.bool_), int: ("INT32", np.int32), list: ("INT32", np.int32)}
+
+
+def _tensor(triton: Any, name: str, value: Any) -> Any:
+    """Return one input in the shape the models take: the batch's dimension first."""
+    if isinstance(value, str):
+        tensor = triton.InferInput(name, [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[value.encode()]], dtype=object))
+        return tensor
+    kind, dtype = _KINDS[type(value)]
+    array = np.array([value if isinstance(value, list) else [value]], dtype)
+    tensor = triton.InferInput(name, list(array.shape), kind)
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def run_level(environment: Environment, shared: Generator, level: int) -> dict[str, Any]:
+    """Run one level to its end; return what it was, for the run's manifest."""
+    scenario = shared.plan.scenario
+    concurrency = scenario.concurrency[level]
+    shared.level = level
+    shared.user_numbers = itertools.count()
+    shared.loop = ClosedLoop(
+        concurrency, scenario.lengths.osl, scenario.requests, scenario.warmup_requests, shared.loop.next_id
+    )
+    begin_s = shared.now_s()
+    lateness = _Lateness()
+    runner = environment.runner or environment.create_local_runner()
+    watcher = gevent.spawn(lateness.watch)
+    runner.start(concurrency, spawn_rate=concurrency)
+    while not shared.loop.is_over and not shared.gone and shared.now_s() - begin_s < scenario.level_timeout_s:
+        gevent.sleep(TICK_S)
+    end_s = shared.loop.end_s if shared.loop.end_s is not None else shared.now_s()
+    complete = shared.loop.is_over and not shared.gone
+    _end_users(environment, scenario.model, whole=complete, limit_s=scenario.request_timeout_s)
+    watcher.kill()
+    return {
+        "concurrency": concurrency,
+        "isl": scenario.lengths.isl,
+        "osl": scenario.lengths.osl,
+        "begin_s": begin_s,
+        "measure_s": end_s if shared.loop.measure_s is None else shared.loop.measure_s,
+        "end_s": end_s,
+        "complete": complete,
+        "generator_late_p99_s": lateness.p99_s(),
+    }
+
+
+def _end_users(environment: Environment, model: str, *, whole: bool, limit_s: float) -> None:
+    """End the users: at once where the model hears of a cancelled request, else after the request each is at.
+
+    A request cancelled through Triton's ensemble runs on unheard, and keeps the ensemble from ever being unloaded.
+    """
+    runner = environment.runner
+    if model != ENGINE_MODEL and whole:
+        with contextlib.suppress(gevent.Timeout), gevent.Timeout(limit_s):
+            while runner.user_count:
+                gevent.sleep(TICK_S)
+    runner.stop()
+
+
+class _Lateness:
+    """How late this process wakes up: what a busy generator adds to every time it notes."""
+
+    def __init__(self) -> None:
+        self._late_s: list[float] = []
+
+    def watch(self) -> None:
+        while True:
+            due = time.monotonic() + TICK_S
+            gevent.sleep(TICK_S)
+            self._late_s.append(time.monotonic() - due)
+
+    def p99_s(self) -> float:
+        return float(np.percentile(self._late_s, 99)) if self._late_s else 0.0
+
+
+def main(plan_path: str) -> int:
+    """Run every level of a plan; print one JSON line for each, and one where the server has gone."""
+    plan = GeneratorPlan.model_validate_json(Path(plan_path).read_text(encoding="utf-8"))
+    if plan.protocol == "triton-grpc":
+        from grpc.experimental import gevent as grpc_gevent  # noqa: PLC0415 (only this protocol needs it)
+
+        grpc_gevent.init_gevent()
+    with Path(plan.records).open("a", encoding="utf-8") as records:
+        shared = Generator(plan, records)
+        user_class = type("PlannedUser", (StreamUser,), {"generator": shared, "abstract": False})
+        environment = Environment(user_classes=[user_class], catch_exceptions=False)
+        for level in range(len(plan.scenario.concurrency)):
+            print(json.dumps(run_level(environment, shared, level)), flush=True)
+            if shared.gone:
+                print(json.dumps({"gone": shared.gone}), flush=True)
+                break
+    sys.stdout.flush()
+    os._exit(0)  # gRPC's channels under gevent can hang in their own clean-up at exit
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
