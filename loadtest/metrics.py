@@ -2,12 +2,11 @@
 
 Every duration here is in engine seconds: wall seconds divided by the run's time scale.
 
-The window of a level. Latencies are of every measured request of a level. Rates and batch sizes need a span of time,
-and the tail of a closed loop, when users have run out of requests one after another, is not the load that was asked
-for. So the window runs from the first to the last instant with as many measured requests in flight as the level has
-users (`steady`); where that is less than a tenth of the level, or never happened, it is the whole measurement
-(`whole`). What is counted is what happened within it: tokens by their arrival, requests by the share of their time in
-flight that lies inside.
+The window of a level. Latencies are of every measured request of a level. Rates and batch sizes need a span of time
+in which the load was what was asked for: from the first to the last instant, while measuring, with as many requests in
+flight as the level has users (`steady`); where that is less than a tenth of the level, or never happened, it is the
+whole measurement (`whole`). What is counted there is what happened, by requests of every phase: tokens by their
+arrival, requests by the share of their work that lies inside.
 """
 
 from __future__ import annotations
@@ -136,14 +135,13 @@ class _Window(NamedTuple):
 
 
 def summarize(run: RunManifest, records: Iterable[RequestRecord], samples: Iterable[Sample]) -> Summary:
-    """Return a run's figures, level by level; only what was sent in phase `measure` counts.
+    """Return a run's figures, level by level; latencies are of what was sent in phase `measure`.
 
     The document's `made_by` and `made_from` are the run's; who writes it to a file puts its own.
     """
     by_level: defaultdict[int, list[RequestRecord]] = defaultdict(list)
     for record in records:
-        if record.phase == "measure":
-            by_level[record.level].append(record)
+        by_level[record.level].append(record)
     all_samples = list(samples)
     levels = [
         summarize_level(level, by_level[index], all_samples, time_scale=run.time_scale)
@@ -173,7 +171,7 @@ def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[Doubt]:
     if run.interrupted is not None and all(doubt.code != "interrupted" for doubt in doubts):
         doubts.append(Doubt(code="interrupted", text=f"the run was interrupted: {run.interrupted}"))
     for index, (level, found) in enumerate(zip(run.levels, measured, strict=True)):
-        asked = run.scenario.requests_at(level.concurrency)
+        asked = run.scenario.requests
         if level.complete and found < asked:
             text = f"{found} measured requests found where the scenario asks for {asked}"
             doubts.append(Doubt(code="records-missing", text=text, level=index))
@@ -183,9 +181,10 @@ def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[Doubt]:
 def summarize_level(
     level: Level, records: Sequence[RequestRecord], samples: Sequence[Sample], *, time_scale: float
 ) -> LevelSummary:
-    """Return one level's figures from its measured requests; the samples may be of the whole run."""
-    good = [record for record in records if record.outcome == "ok" and record.token_times_s]
-    outcomes = Counter(record.outcome if record.outcome != "ok" else "empty" for record in records)
+    """Return one level's figures from all its requests; the samples may be of the whole run."""
+    measured = [record for record in records if record.phase == "measure"]
+    good = [record for record in measured if record.outcome == "ok" and record.token_times_s]
+    outcomes = Counter(record.outcome if record.outcome != "ok" else "empty" for record in measured)
     outcomes["empty"] -= len(good)
     window = _window(level, records)
     inside = [sample for sample in samples if window.begin_s <= sample.t_s <= window.end_s]
@@ -194,8 +193,8 @@ def summarize_level(
         isl=level.isl,
         osl=level.osl,
         complete=level.complete,
-        requests=len(records),
-        errors=len(records) - len(good),
+        requests=len(measured),
+        errors=len(measured) - len(good),
         errors_by_outcome={outcome: count for outcome, count in sorted(outcomes.items()) if count > 0},
         ttft_s=spread([record.token_times_s[0] - record.sent_s for record in good], time_scale),
         itl_s=spread([gap for record in good for gap in _gaps(record)], time_scale),
@@ -203,8 +202,8 @@ def summarize_level(
         e2e_s=spread([record.done_s - record.sent_s for record in good], time_scale),
         window=window.kind,
         window_s=window.length_s / time_scale,
-        output_tokens_per_s=_rate(_tokens_in(window, records), window, time_scale) if records else None,
-        requests_per_s=_rate(_requests_in(window, good), window, time_scale) if records else None,
+        output_tokens_per_s=_rate(_tokens_in(window, records), window, time_scale) if measured else None,
+        requests_per_s=_rate(_requests_in(window, records, level.osl), window, time_scale) if measured else None,
         batch_size=_batch_spread(_server_batch(inside)),
         batch_size_client=_client_batch(window, records),
         kv_blocks_used=_mean_of(inside, "nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "used"),
@@ -285,15 +284,18 @@ def _tokens_in(window: _Window, records: Sequence[RequestRecord]) -> int:
     return sum(window.begin_s <= arrival <= window.end_s for record in records for arrival in record.token_times_s)
 
 
-def _requests_in(window: _Window, records: Sequence[RequestRecord]) -> float:
+def _requests_in(window: _Window, records: Sequence[RequestRecord], osl: int) -> float:
     """Return how many requests a window holds, each by the share of its time in flight that lies inside.
 
-    Counting ends alone would make a window that closes with the first of many equal requests look all but idle.
+    Counting ends alone would make a window that closes with the first of many equal requests look all but idle. A
+    request that was cut short counts by how much of its reply there was, an error not at all.
     """
     shares = 0.0
     for record in records:
-        inside_s = min(record.done_s, window.end_s) - max(record.sent_s, window.begin_s)
-        shares += max(0.0, inside_s) / max(record.done_s - record.sent_s, 1e-9)
+        if record.outcome in {"ok", "cancelled"}:
+            inside_s = min(record.done_s, window.end_s) - max(record.sent_s, window.begin_s)
+            part = min(1.0, record.output_tokens / osl) if record.outcome == "cancelled" else 1.0
+            shares += part * max(0.0, inside_s) / max(record.done_s - record.sent_s, 1e-9)
     return shares
 
 

@@ -179,16 +179,16 @@ def metrics_url(url: str, protocol: Protocol) -> str | None:
 def read_metrics(url: str) -> dict[str, float]:
     """Return the series this project reads, by their full text; none where the page cannot be read just now."""
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:  # noqa: S310 (the user's own server)
+        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:
             return parse_metrics(reply.read().decode("utf-8", "replace"))
     except (urllib.error.URLError, OSError, ValueError):
         return {}
 
 
 def parse_metrics(text: str) -> dict[str, float]:
-    """Return the kept series of a Prometheus page.
+    r"""Return the kept series of a Prometheus page.
 
-    >>> parse_metrics('# HELP x y\\nemulator_steps_total{model="m"} 3\\nother 1\\n')
+    >>> parse_metrics('# HELP x y\nemulator_steps_total{model="m"} 3\nother 1\n')
     {'emulator_steps_total{model="m"}': 3.0}
     """
     found = (_SERIES.match(line) for line in text.splitlines() if line.startswith(KEPT_PREFIXES))

@@ -107,7 +107,7 @@ class RunManifest(Document):
     scenario: Scenario
     levels: list[Level]
     interrupted: str | None = None
-    doubts: list[Doubt] = []
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def label(self) -> str:

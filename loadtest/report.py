@@ -180,7 +180,8 @@ def _banner(summary: Summary) -> str:
         f"<li><code>{html.escape(doubt.code)}</code> {html.escape(doubt.text)}{_level_of(doubt, summary)}</li>"
         for doubt in summary.doubts
     )
-    return f'<div class="banner bad"><strong>Not valid: do not rely on these figures.</strong><ul>{items}</ul>{failed}</div>'
+    verdict = "<strong>Not valid: do not rely on these figures.</strong>"
+    return f'<div class="banner bad">{verdict}<ul>{items}</ul>{failed}</div>'
 
 
 def _failed(levels: list[LevelSummary]) -> str:

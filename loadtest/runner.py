@@ -188,7 +188,7 @@ def _manifest(
         scenario=scenario,
         levels=levels,
         interrupted=interrupted,
-        doubts=doubts,
+        doubts=tuple(doubts),
     )
 
 

@@ -35,7 +35,7 @@ class Scenario(Strict):
 
     Attributes:
         concurrency: Users at each level, in the order they are run.
-        requests: Requests measured at each level, at least; a level of more users than this gets one for each user.
+        requests: Requests measured at each level; users that find none left keep the load up unmeasured.
         warmup_requests: Requests of each user before its level's measurement.
         prompts: `chat`: real chat prompts cut to the length; `random`: ids from the seed.
         model: The Triton model to send to; `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text.
@@ -55,10 +55,6 @@ class Scenario(Strict):
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
     trust: Trust = Trust()
-
-    def requests_at(self, concurrency: int) -> int:
-        """Return how many requests are measured at a level: at least one for each user."""
-        return max(self.requests, concurrency)
 
 
 def read_scenario(name: str) -> Scenario:

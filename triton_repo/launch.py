@@ -226,7 +226,7 @@ def _wait_ready(
         time.sleep(0.05)
     raise ToolError(
         f"Triton was not ready after {deadline_s:g} s",
-        log=log,
+        log_path=log,
         last_lines=telling_lines(log),
         hint="--ready-within gives it longer",
     )

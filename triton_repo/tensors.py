@@ -265,7 +265,7 @@ PREPROCESSING_TO = {
     "OUT_PAD_ID": "_PREPROCESSOR_PAD_ID",
     "OUT_PROMPT_TABLE_EXTRA_IDS": "_OUT_PROMPT_TABLE_EXTRA_IDS",
 }
-_SAME_NAME = [
+_SAME_NAME = (
     "exclude_input_in_output",
     "temperature",
     "repetition_penalty",
@@ -282,7 +282,7 @@ _SAME_NAME = [
     "lora_config",
     "guided_decoding_guide_type",
     "guided_decoding_guide",
-]
+)
 ENGINE_FROM = {
     "input_ids": "_INPUT_ID",
     "decoder_input_ids": "_DECODER_INPUT_ID",

@@ -160,9 +160,7 @@ class Batcher:
             self._cache(chunk)
         self._index = last + 1
         ended = [self._complete(order) for order in self._ending(last)]
-        for sequence in starting:
-            if self._start_decoding(sequence, last):
-                ended.append(sequence)
+        ended += [sequence for sequence in starting if self._start_decoding(sequence, last)]
         self._fetch()
         return ended
 

@@ -1,7 +1,7 @@
 """TensorRT-LLM's two-stage scheduler: who may hold KV blocks, then how prompts share an iteration's tokens.
 
-Follows `capacityScheduler.cpp` and `microBatchScheduler.cpp` of TensorRT-LLM 1.x for beam width 1. Sequences that decode
-always run: each holds one of the at most `max_num_tokens` tokens, since none starts without a token to spare.
+Follows `capacityScheduler.cpp` and `microBatchScheduler.cpp` of TensorRT-LLM 1.x for beam width 1. Sequences that
+decode always run: each holds one of the at most `max_num_tokens` tokens, since none starts without one to spare.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class EmulatedEngineModel:
         batches: list[list[tuple[Job, TokenEvent]]] = [[] for _ in self._lanes]
         with self._lock:
             for event in events:
-                job = self._jobs.get(event.request_id)  # type: ignore[call-overload]
+                job = self._jobs.get(int(event.request_id))
                 if job is not None:
                     batches[job.lane].append((job, event))
                     if event.is_final:
@@ -243,7 +243,11 @@ class _Inputs:
     """Typed reads of one request's tensors."""
 
     def __init__(self, backend: Any, request: Any) -> None:
-        self._get = lambda name: backend.get_input_tensor_by_name(request, name)
+        self._backend = backend
+        self._request = request
+
+    def _get(self, name: str) -> Any:
+        return self._backend.get_input_tensor_by_name(self._request, name)
 
     def number(self, name: str) -> int | None:
         tensor = self._get(name)

@@ -100,7 +100,7 @@ class TextModel:
             if not reply.output_tensors():
                 continue
             text = stream.push(_tokens(backend, reply))
-            yield backend.InferenceResponse([_text(backend, text), *_passed_on(backend, reply)])
+            yield backend.InferenceResponse([_text(backend, text), *_passed_on(reply)])
         rest = stream.finish()
         if rest:
             yield backend.InferenceResponse([_text(backend, rest)])
@@ -145,5 +145,5 @@ def _text(backend: Any, text: str) -> Any:
     return backend.Tensor("text_output", np.array([[text.encode("utf-8")]], dtype=object))
 
 
-def _passed_on(backend: Any, reply: Any) -> list[Any]:
+def _passed_on(reply: Any) -> list[Any]:
     return [tensor for tensor in reply.output_tensors() if tensor.name() in PASSED_ON]

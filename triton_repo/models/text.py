@@ -157,7 +157,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def special_tokens(folder: Path, tokenizer: Tokenizer) -> SpecialTokens:
-    """Return the ids of the tokens `tokenizer_config.json` names; the pad token is the end token where it names none."""
+    """Return the ids of the tokens `tokenizer_config.json` names; without a pad token, the end token pads."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     end_id = _token_id(tokenizer, config.get("eos_token"))

