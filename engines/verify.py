@@ -27,6 +27,8 @@ _INT8_LIMIT = 127
 _E2M1_LIMIT = 6.0
 _E4M3_LIMIT = 448.0
 _NVFP4_GROUP = 16
+_EXPONENT_BITS = 0x7F800000  # of a float32: what is left is the power of two below a number
+_TINY = 1e-30
 
 
 class Weights(Protocol):
@@ -292,10 +294,10 @@ def round_nvfp4(values: Any, scale: float) -> Any:
     groups = values.unflatten(-1, (-1, _NVFP4_GROUP))
     wanted = groups.abs().amax(-1, keepdim=True) / _E2M1_LIMIT / scale
     steps = round_fp8(wanted.clamp(max=_E4M3_LIMIT), 1.0) * scale
-    ratio = torch.where(steps > 0, groups / steps, 0).clamp(-_E2M1_LIMIT, _E2M1_LIMIT)
-    size = ratio.abs()
-    spacing = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))  # noqa: PLR2004 (E2M1's binades)
-    return ((ratio / spacing).round() * spacing * steps).flatten(-2)
+    ratio = (groups / steps.clamp(min=_TINY)).clamp_(-_E2M1_LIMIT, _E2M1_LIMIT)
+    powers = ratio.abs().clamp_(min=1.0).view(torch.int32).bitwise_and_(_EXPONENT_BITS).view(torch.float32)
+    spacing = powers.mul_(0.5)  # E2M1 has one bit of mantissa, and its steps below 1 are those from 1 to 2
+    return ratio.div_(spacing).round_().mul_(spacing).mul_(steps).flatten(-2)
 
 
 def _attention(values: Any, layer: Layer, geometry: Geometry) -> Any:

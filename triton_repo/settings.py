@@ -12,7 +12,7 @@ from engines.manifest import EngineManifest
 
 REPOSITORY_NAME = "manifest.json"
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
-DEFAULT_TIME_SCALE = 8.0
+DEFAULT_TIME_SCALE = 4.0
 
 
 class ServingSettings(Strict):

@@ -23,7 +23,7 @@ from engines.exported import read_exported  # noqa: E402
 from engines.gguf import unpack  # noqa: E402
 from engines.quantize import chatter_to, mend_config, peak_memory_bytes, quantize  # noqa: E402
 from engines.spec.precision import KvFormat  # noqa: E402
-from engines.verify import SourceWeights, geometry_of, logits, round_nvfp4, verify  # noqa: E402
+from engines.verify import SourceWeights, exported_geometry_of, geometry_of, logits, round_nvfp4, verify  # noqa: E402
 
 VOCABULARY = 256
 WINDOWS = TextWindows(
@@ -222,6 +222,30 @@ def test_ranks_join_to_the_whole(make: Make, tmp_path: Path, precision: str, ten
         expected = effective_weights(whole, index)
         for kind, found in effective_weights(split, index).items():
             torch.testing.assert_close(found, expected[kind], msg=f"layer {index}, {kind}")
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8_wo"])
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_simulation_equals_modelopts_own(make: Make, tmp_path: Path, name: str, precision: str) -> None:
+    """Computed from the export, the logits are those of ModelOpt's own simulation in the model it quantized."""
+    folder = make(name)
+    facts = inspect_checkpoint(folder)
+    tokens = torch.tensor(WINDOWS.token_windows(folder / "tokenizer.json"))
+    with chatter_to(None), torch.inference_mode():
+        model = library("transformers").AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        mtq = library("modelopt.torch.quantization")
+        preset = {"fp8": mtq.FP8_DEFAULT_CFG, "int8_wo": mtq.INT8_WEIGHT_ONLY_CFG}[precision]
+        model = mtq.quantize(model.eval(), preset, forward_loop=lambda calibrated: calibrated(tokens))
+        decoder = "qwen" if name == "qwen3" else "llama"
+        library("modelopt.torch.export").export_tensorrt_llm_checkpoint(
+            model, decoder, torch.bfloat16, tmp_path, inference_tensor_parallel=1
+        )
+        theirs = model.float()(tokens).logits
+    mend_config(tmp_path, facts, precision=precision, kv_cache="16bit")
+    checkpoint = read_exported(tmp_path)
+    ours = logits(checkpoint, tokens, exported_geometry_of(checkpoint))
+    plain = logits(SourceWeights(folder, facts), tokens, geometry_of(facts))
+    assert (ours - theirs).square().mean() < 0.01 * (ours - plain).square().mean()
 
 
 def test_dropped_rotary_base_is_mended(make: Make, tmp_path: Path) -> None:

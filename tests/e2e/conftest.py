@@ -1,0 +1,103 @@
+"""The real Triton, started once for the tests that only look at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+LOCAL_TRITON = Path(sys.prefix) / "opt" / "triton"
+COMMAND_LIMIT_S = 240
+
+
+def command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of our commands to its end."""
+    name, *rest = [str(argument) for argument in arguments]
+    return subprocess.run(
+        [str(BIN / name), *rest],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_LIMIT_S,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def succeed(*arguments: object) -> str:
+    """Run one of our commands; it must end well. Return what it printed."""
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def free_ports() -> tuple[int, int, int]:
+    """Return three ports in a row that nobody listens on."""
+    for first in range(20_000 + os.getpid() % 10_000, 32_000, 7):
+        probes = [socket.socket() for _ in range(3)]
+        try:
+            for offset, probe in enumerate(probes):
+                probe.bind(("127.0.0.1", first + offset))
+        except OSError:
+            continue
+        finally:
+            for probe in probes:
+                probe.close()
+        return first, first + 1, first + 2
+    raise RuntimeError("no three free ports in a row")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and where it listens."""
+
+    repository: Path
+    http: int
+    grpc: int
+    metrics: int
+
+    @property
+    def url(self) -> str:
+        """Return the HTTP address."""
+        return f"http://127.0.0.1:{self.http}"
+
+    @property
+    def pid(self) -> int:
+        """Return the server's process."""
+        return int(json.loads((self.repository / "server.json").read_text())["pid"])
+
+
+def start(repository: Path) -> Server:
+    """Start a server that ends by itself after ten minutes, should nobody stop it."""
+    http, grpc, metrics = free_ports()
+    ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+    succeed("serve-repo", repository, *ports, "--detach", "--stop-after", 600, "--tritonserver", "local")
+    return Server(repository, http, grpc, metrics)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Emulate the default engine."""
+    if not LOCAL_TRITON.is_dir():
+        pytest.skip("the local Triton is not installed: make setup, or install-triton")
+    folder = tmp_path_factory.mktemp("engine") / "engine"
+    succeed("build-engine", "--precision", "fp8", "--emulate", "--out", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serve the emulated engine."""
+    repository = tmp_path_factory.mktemp("served") / "repository"
+    succeed("build-repo", engine, "--out", repository, "--time-scale", 2)
+    running = start(repository)
+    yield running
+    succeed("serve-repo", repository, "--stop")
