@@ -245,7 +245,7 @@ def test_simulation_equals_modelopts_own(make: Make, tmp_path: Path, name: str, 
     checkpoint = read_exported(tmp_path)
     ours = logits(checkpoint, tokens, exported_geometry_of(checkpoint))
     plain = logits(SourceWeights(folder, facts), tokens, geometry_of(facts))
-    assert (ours - theirs).square().mean() < 0.01 * (ours - plain).square().mean()
+    assert (ours - theirs).square().mean() < 0.03 * (ours - plain).square().mean()
 
 
 def test_dropped_rotary_base_is_mended(make: Make, tmp_path: Path) -> None:
