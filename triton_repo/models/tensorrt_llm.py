@@ -32,7 +32,11 @@ SINGLE = ("beam_width", "num_return_sequences")
 
 @dataclass(slots=True)
 class Job:
-    """One request on its way: where its tokens go and what they are."""
+    """One request on its way: where its tokens go and what they are.
+
+    Whoever touches `sender` holds `lock` and has seen that `finished` is not set: after the final response Triton has
+    freed what is behind the sender, and merely asking it whether it was cancelled ends the server's process.
+    """
 
     number: int
     client_id: str
@@ -45,6 +49,7 @@ class Job:
     first_token_ns: int = 0
     made: int = 0
     finished: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
     lane: int = 0
     output: list[int] = field(default_factory=list)
 
@@ -167,7 +172,9 @@ class EmulatedEngineModel:
     def _send_lane(self, lane: queue.SimpleQueue[list[tuple[Job, TokenEvent]] | None]) -> None:
         while (batch := lane.get()) is not None:
             for job, event in batch:
-                self._send_token(job, event)
+                with job.lock:
+                    if not job.finished:
+                        self._send_token(job, event)
 
     def _send_token(self, job: Job, event: TokenEvent) -> None:
         job.made += 1
@@ -214,12 +221,18 @@ class EmulatedEngineModel:
         while not self._stopping.wait(period_s):
             self._metrics.publish(*self._clock.state())
             for job in list(self._jobs.values()):
-                if job.sender.is_cancelled() and self._clock.cancel(job.number):
+                with job.lock:
+                    cancelled = not job.finished and job.sender.is_cancelled()
+                if cancelled and self._clock.cancel(job.number):
                     self._forget(job)
                     self._finish_empty(job)
 
     def _finish_empty(self, job: Job) -> None:
-        job.sender.send(flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        """End a cancelled request's reply; tokens still on their way to a sender are dropped there."""
+        with job.lock:
+            if not job.finished:
+                job.finished = True
+                job.sender.send(flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _forget(self, job: Job) -> None:
         with self._lock:
