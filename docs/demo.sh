@@ -21,11 +21,11 @@ say "4. Its Triton model repository"
 run build-repo "$out/engine" --out "$out/repository" --force
 
 say "5. The real Triton, on loopback"
-run serve-repo "$out/repository" --http-port 18000 --grpc-port 18001 --metrics-port 18002 --detach
+run serve-repo "$out/repository" --http-port 18000 --grpc-port 18001 --metrics-port 18002 --detach --stop-after 1200
 trap 'run serve-repo "$out/repository" --stop' EXIT
 
-say "6. Load: closed loop, concurrency 1 to 64"
-run run-load --url http://127.0.0.1:18000 --protocol triton-http --concurrency 1,2,4,8,16,32,64 \
+say "6. Load: closed loop, concurrency 1 to 128"
+run run-load --url http://127.0.0.1:18000 --protocol triton-http --concurrency 1,2,4,8,16,32,64,128 \
     --isl 256 --osl 64 --requests 32 --out "$out/run" --force
 
 say "7. Latency against batch size"

@@ -49,26 +49,18 @@ def server_facts(url: str, protocol: Protocol, model: str) -> tuple[ServerFacts,
     read = _read_http if protocol == "triton-http" else _read_grpc
     metadata, config, preprocessing = read(address, model)
     parameters = _parameters(config)
-    emulated = parameters.get("emulated") == "true"
+    engine = parameters if model == "tensorrt_llm" else _parameters(read(address, "tensorrt_llm")[1])
+    emulated = engine.get("emulated") == "true"
     facts = ServerFacts(
         url=url,
         protocol=protocol,
         model=model,
         triton_version=str(metadata.get("version", "unknown")),
-        emulated=emulated or _engine_is_emulated(read, address, model),
-        time_scale=1.0,
-        engine=parameters.get("gpt_model_path"),
+        emulated=emulated,
+        time_scale=float(engine["emulator_time_scale"]) if emulated else 1.0,
+        engine=engine.get("engine_name"),
     )
-    engine = parameters if model == "tensorrt_llm" else _parameters(read(address, "tensorrt_llm")[1])
-    if facts.emulated:
-        facts = facts.model_copy(update={"time_scale": float(engine["emulator_time_scale"])})
     return facts, _parameters(preprocessing).get("tokenizer_dir") if preprocessing else None
-
-
-def _engine_is_emulated(read: Callable[[str, str], Any], address: str, model: str) -> bool:
-    if model == "tensorrt_llm":
-        return False
-    return _parameters(read(address, "tensorrt_llm")[1]).get("emulated") == "true"
 
 
 def _read_http(address: str, model: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:

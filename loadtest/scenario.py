@@ -27,7 +27,7 @@ class Trust(Strict):
 
     client_late_s: Annotated[float, Field(gt=0, description="99th percentile of sending late, at most.")] = 0.05
     server_late_ratio: Annotated[float, Field(gt=0, description="Emulator lateness p99 over its mean step.")] = 0.5
-    event_loop_late_s: Annotated[float, Field(gt=0, description="p99 of the generator's own timer lateness.")] = 0.02
+    event_loop_late_s: Annotated[float, Field(gt=0, description="p99 of the generator's own timer lateness.")] = 0.008
 
 
 class Scenario(Strict):

@@ -109,7 +109,9 @@ def _write_models(folder: Path, repository: RepositoryManifest, engine_folder: P
 def engine_parameters(repository: RepositoryManifest, engine_dir: str) -> dict[str, str]:
     """Return the parameters of the `tensorrt_llm` model, as TensorRT-LLM's backend reads them."""
     engine, settings = repository.engine, repository.settings
+    name = f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}"
     parameters = {
+        "engine_name": _pbtxt(name),  # ours; TensorRT-LLM's backend reads the keys it knows and leaves the others
         "max_beam_width": str(engine.limits.max_beam_width),
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
         "gpt_model_type": "inflight_fused_batching",
