@@ -195,13 +195,22 @@ def _manifest(
 def _doubts(scenario: Scenario, target: Target, out: Path, index: int, level: Level) -> Iterator[Doubt]:
     """Yield why one level's figures should not be believed."""
     trust = scenario.trust
-    if level.generator_late_p99_s > trust.event_loop_late_s:
-        text = f"the load generator's timers were late by {level.generator_late_p99_s * 1e3:.1f} ms (p99)"
-        yield Doubt(code="generator-late", text=f"{text}; limit {trust.event_loop_late_s * 1e3:g} ms", level=index)
+    gap_s = _median_gap_s(out, index)
+    if gap_s and level.generator_late_p99_s > trust.generator_late_ratio * gap_s:
+        text = f"the load generator woke up {level.generator_late_p99_s * 1e3:.1f} ms late (p99) between tokens"
+        text += f" {gap_s * 1e3:.1f} ms apart; limit {trust.generator_late_ratio:.0%} of that"
+        yield Doubt(code="generator-late", text=text, level=index)
     if not level.complete:
         yield Doubt(code="incomplete", text="the level ended before all its requests", level=index)
     if target.facts.emulated:
         yield from _emulator_doubts(scenario, out, index, level)
+
+
+def _median_gap_s(out: Path, index: int) -> float:
+    """Return the median wall time between tokens of one level's measured requests; 0 where there is none."""
+    records = (record for record in read_records(out) if record.level == index and record.phase == "measure")
+    gaps = [gap for record in records for gap in np.diff(record.token_times_s).tolist()]
+    return float(np.median(gaps)) if gaps else 0.0
 
 
 def _emulator_doubts(scenario: Scenario, out: Path, index: int, level: Level) -> Iterator[Doubt]:
