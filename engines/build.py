@@ -75,6 +75,12 @@ def run_job(job: Job, out: Path, *, force: bool, progress: Progress) -> EngineMa
     return manifest
 
 
+def emulated_manifest(plan: BuildPlan, recipe: Recipe) -> EngineManifest:
+    """Return the manifest of a plan that is to be emulated, without writing anything."""
+    job = Job(plan=plan, recipe=recipe, kind="emulated", checkpoint=None, checkpoint_folder=None, tokenizer=None)
+    return _manifest(job, None, [])
+
+
 def commands_text(job: Job) -> str:
     """Return the shell script of the TensorRT-LLM commands that the plan stands for."""
     folders = {"checkpoint": "CHECKPOINT", "quantized": "checkpoint", "engine": "engine", "examples": "/app/examples"}

@@ -9,11 +9,16 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
+from engines.build import emulated_manifest
 from engines.console import Command, command_line, common_flags, progress, show, table_console, writing_flags, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
-from engines.files import made_by, source_of, to_json, validate
-from loadtest.metrics import LevelSummary, Spread, Summary
+from engines.files import Document, made_by, source_of, to_json, validate
+from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
+from engines.plan import make_plan
+from engines.recipe import ask
+from loadtest.metrics import LevelSummary, Spread, Summary, summarize
 from loadtest.monitor import metrics_url, server_facts
+from loadtest.predict import predict
 from loadtest.runner import Target, run_scenario
 from loadtest.scenario import Scenario, read_scenario
 
@@ -118,6 +123,53 @@ def run_load(**flags: Any) -> None:
         wrote(out, f"report-load {out}")
     if run.doubts and flags["strict"]:
         raise TargetMissedError(f"{out}: the figures are in doubt, {len(run.doubts)} reasons; see run.json")
+
+
+@click.command("predict-load", cls=Command)
+@click.argument("engine_dir", required=False, type=click.Path(path_type=Path))
+@click.option("--model", "model_name", help="A known model, where no engine is given.")
+@click.option("--gpu", help="A known GPU, where no engine is given.")
+@click.option("--precision", help="Number format, where no engine is given.")
+@click.option("--tp", type=int, help="Tensor parallel size, where no engine is given.")
+@click.option("--max-batch-size", type=int, help="Sequences in one iteration, where no engine is given.")
+@click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario: sweep, quick, or a YAML file.")
+@click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
+@click.option("--isl", type=int, help="Prompt length in tokens.")
+@click.option("--osl", type=int, help="Reply length in tokens.")
+@click.option("--requests", type=int, help="Requests measured at each level.")
+@common_flags
+def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
+    """Predict what run-load would show, on a virtual clock: the same batcher, no server, no client.
+
+    Takes an engine folder, or a model, a GPU and a precision. Step times are the roofline's, uncalibrated: see
+    docs/measurements.md for how far off they are. Everything above the engine is left out.
+    """
+    scenario = _scenario({**flags, "model": None, "prompts": None, "seed": None})
+    sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
+    manifest = _planned(flags) if engine_dir is None else read_manifest(engine_dir)
+    found = predict(scenario, manifest, made_by=made_by(command_line("predict-load")), made_from=sources)
+    summary = summarize(found.run, found.records, found.samples)
+    if as_json:
+        show(to_json(summary).rstrip())
+        return
+    _show_summary(summary)
+
+
+def _planned(flags: dict[str, Any]) -> EngineManifest:
+    by_key = {
+        "model": flags["model_name"],
+        "gpu": flags["gpu"],
+        "precision": flags["precision"],
+        "parallel.tensor": flags["tp"],
+        "limits.max_batch_size": flags["max_batch_size"],
+        "workload.longest_input_tokens": flags["isl"],
+        "workload.longest_output_tokens": flags["osl"],
+        "workload.input_tokens": flags["isl"],
+        "workload.output_tokens": flags["osl"],
+    }
+    asked = ask(None, by_key)
+    plan = make_plan(asked, head=Document(made_by=made_by(command_line("predict-load"))))
+    return emulated_manifest(plan, asked.recipe)
 
 
 def _scenario(flags: dict[str, Any]) -> Scenario:

@@ -164,6 +164,13 @@ class Batcher:
         self._fetch()
         return ended
 
+    def spans_of(self, request_id: RequestId) -> list[tuple[int, int]]:
+        """Return the (first, last) iterations that have each made a token of a request still here, in order."""
+        sequence = self._by_id[request_id]
+        if sequence.decode_index < 0:
+            return list(sequence.spans)
+        return [*sequence.spans, (sequence.first_new_index, self._index - 1)]
+
     @property
     def is_idle(self) -> bool:
         """Whether no request is here."""
