@@ -263,7 +263,8 @@ def test_doubts_are_carried() -> None:
 
 def test_missing_records_make_a_doubt() -> None:
     """A level that is said to be complete and has fewer records than were asked for is not to be believed."""
-    found = summarize(manifest(level(2, 0.0, 2.0)), [record(0, 0.0, [1.0, 2.0])], [])
+    run = manifest(level(2, 0.0, 2.0)).model_copy(update={"scenario": Scenario(requests=2)})
+    found = summarize(run, [record(0, 0.0, [1.0, 2.0])], [])
     assert [(doubt.code, doubt.level) for doubt in found.doubts] == [("records-missing", 0)]
     assert summarize(manifest(level(1, 0.0, 2.0)), [record(0, 0.0, [1.0, 2.0])], []).valid
 

@@ -1,0 +1,77 @@
+"""The virtual clock against arithmetic."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from engines.build import emulated_manifest
+from engines.files import Document, MadeBy
+from engines.manifest import EngineManifest
+from engines.plan import make_plan
+from engines.recipe import ask
+from engines.steptime.shape import StepShape, attended_tokens
+from engines.steptime.source import step_time_for
+from loadtest.metrics import summarize
+from loadtest.predict import Prediction, predict
+from loadtest.scenario import Lengths, Scenario
+
+HEAD = MadeBy(command="test", version="0")
+
+
+@pytest.fixture(scope="module")
+def manifest() -> EngineManifest:
+    """Plan the default engine."""
+    asked = ask(None, {})
+    return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
+
+
+def _predict(manifest: EngineManifest, *concurrency: int, requests: int = 16) -> Prediction:
+    scenario = Scenario(concurrency=concurrency, lengths=Lengths(isl=128, osl=32), requests=requests)
+    return predict(scenario, manifest, made_by=HEAD, made_from=[])
+
+
+def test_one_user_waits_for_its_own_steps_alone(manifest: EngineManifest) -> None:
+    """TTFT is the prompt's iteration; each gap is a decode step at its context; nothing else passes."""
+    record = next(record for record in _predict(manifest, 1).records if record.phase == "measure")
+    step_time = step_time_for(manifest)
+    prefill = StepShape(prefill_sequences=1, prefill_tokens=128, prefill_attended_tokens=attended_tokens(128, 0))
+    assert record.token_times_s[0] - record.sent_s == pytest.approx(step_time.seconds(prefill), rel=1e-9)
+    gaps = [later - earlier for earlier, later in pairwise(record.token_times_s)]
+    steps = [step_time.seconds(StepShape(1, 128 + index)) for index in range(31)]
+    assert gaps == pytest.approx(steps, rel=1e-9)
+
+
+def test_little_s_law_holds(manifest: EngineManifest) -> None:
+    """Users = requests per second x seconds a request takes, up to the users' short turn-around."""
+    prediction = _predict(manifest, 8, requests=200)
+    (level,) = summarize(prediction.run, prediction.records, prediction.samples).levels
+    assert level.e2e_s is not None
+    assert level.requests_per_s is not None
+    assert level.requests_per_s * level.e2e_s.mean == pytest.approx(8, rel=0.02)
+
+
+def test_server_and_client_agree_on_the_batch(manifest: EngineManifest) -> None:
+    """The sampled batch size and the one counted from the records are the same quantity."""
+    prediction = _predict(manifest, 4, 32, requests=64)
+    for level in summarize(prediction.run, prediction.records, prediction.samples).levels:
+        assert level.batch_size is not None
+        assert level.batch_size_client is not None
+        assert level.batch_size.mean == pytest.approx(level.batch_size_client.mean, rel=0.05)
+
+
+def test_same_scenario_same_records(manifest: EngineManifest) -> None:
+    """A prediction has nothing random in it."""
+    assert _predict(manifest, 1, 8).records == _predict(manifest, 1, 8).records
+
+
+def test_throughput_saturates(manifest: EngineManifest) -> None:
+    """More users give more tokens a second, and less and less more."""
+    prediction = _predict(manifest, 1, 16, 64, 256, requests=256)
+    rates = [
+        level.output_tokens_per_s or 0.0
+        for level in summarize(prediction.run, prediction.records, prediction.samples).levels
+    ]
+    assert rates == sorted(rates)
+    assert rates[1] / rates[0] > 4 * rates[3] / rates[2]

@@ -1,0 +1,66 @@
+"""The closed loop's bookkeeping."""
+
+from __future__ import annotations
+
+from loadtest.traffic import ClosedLoop, Turn
+
+
+def _run(loop: ClosedLoop, users: int) -> list[Turn]:
+    """Let users take turns, each request ending before the next user's begins."""
+    turns = []
+    now_s = 0.0
+    while not loop.is_over:
+        for user in range(users):
+            turn = loop.next_turn(user, now_s)
+            turns.append(turn)
+            now_s += 1.0
+            loop.note_end(turn, now_s)
+    return turns
+
+
+def test_exactly_the_requests_asked_for_are_measured() -> None:
+    """Neither more users than requests nor fewer change how many are measured."""
+    for users, requests in ((1, 5), (4, 10), (16, 3)):
+        turns = _run(ClosedLoop(users, 8, requests, 1, 0), users)
+        assert sum(turn.phase == "measure" for turn in turns) == requests
+
+
+def test_measuring_waits_for_every_user() -> None:
+    """No request is measured before the last user has warmed up."""
+    loop = ClosedLoop(3, 8, 4, 2, 0)
+    for _ in range(2):
+        assert [loop.next_turn(user, 0.0).phase for user in range(3)] == ["warmup"] * 3
+    assert loop.next_turn(0, 1.0).phase == "warmup"
+    assert loop.next_turn(1, 1.0).phase == "warmup"
+    assert loop.next_turn(2, 2.0).phase == "measure"
+    assert loop.measure_s == 2.0
+
+
+def test_users_fill_until_the_last_measured_request_has_ended() -> None:
+    """The level is over when the last measured request is, not when it was sent."""
+    loop = ClosedLoop(2, 8, 1, 0, 10)
+    measured = loop.next_turn(0, 0.0)
+    assert measured.phase == "warmup"  # the other user has not shown up yet
+    measured = loop.next_turn(1, 0.0)
+    assert measured.phase == "measure"
+    assert loop.next_turn(0, 0.5).phase == "fill"
+    assert not loop.is_over
+    loop.note_end(measured, 1.0)
+    assert loop.is_over
+    assert loop.end_s == 1.0
+
+
+def test_first_replies_are_staggered() -> None:
+    """Users begin spread over a reply's length, so that they do not march in step."""
+    loop = ClosedLoop(4, 40, 4, 1, 0)
+    assert [loop.next_turn(user, 0.0).output_tokens for user in range(4)] == [10, 20, 30, 40]
+    assert loop.next_turn(0, 0.0).output_tokens == 40
+
+
+def test_ids_run_on_from_level_to_level() -> None:
+    """No two requests of a run share an id."""
+    first = ClosedLoop(2, 8, 4, 1, 0)
+    ids = [turn.id for turn in _run(first, 2)]
+    second = ClosedLoop(2, 8, 4, 1, first.next_id)
+    ids += [turn.id for turn in _run(second, 2)]
+    assert len(ids) == len(set(ids))
