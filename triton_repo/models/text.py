@@ -202,10 +202,9 @@ def byte_alphabet() -> str:
 
 
 def _join(pieces: list[bytes], token_ids: Iterable[int]) -> bytes:
-    try:
-        return b"".join([pieces[token_id] for token_id in token_ids])
-    except IndexError:  # padded vocabularies have rows without tokens
-        return b"".join([pieces[token_id] for token_id in token_ids if 0 <= token_id < len(pieces)])
+    """Return the bytes of tokens; ids outside the vocabulary (padding, rows without a token) have none."""
+    count = len(pieces)
+    return b"".join([pieces[token_id] for token_id in token_ids if 0 <= token_id < count])
 
 
 def _bytes_of(token: str, byte_of: dict[str, int]) -> bytes:

@@ -1,0 +1,152 @@
+"""The rendered repository: what Triton's own schema and TensorRT-LLM's tensors say of it, and of every damage to it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from engines.build import emulated_manifest
+from engines.errors import CommandError, UserError
+from engines.files import Document, MadeBy, write_json
+from engines.manifest import EngineManifest
+from engines.plan import make_plan
+from engines.recipe import ask
+from triton_repo.check import check_repository, read_config
+from triton_repo.render import render_repository
+from triton_repo.settings import MODELS, ServingSettings, read_repository
+
+HEAD = MadeBy(command="test", version="0")
+
+
+@pytest.fixture(scope="module")
+def manifest() -> EngineManifest:
+    """Plan the default engine."""
+    asked = ask(None, {})
+    return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a byte-level tokenizer of a few tokens."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made = Tokenizer(models.BPE({letter: index for index, letter in enumerate("abc")}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+def _render(folder: Path, manifest: EngineManifest, tokenizer: Path, **settings: object) -> Path:
+    engine = folder / "engine"
+    engine.mkdir(parents=True)
+    write_json(engine / "manifest.json", manifest)
+    out = folder / "repository"
+    render_repository(
+        engine,
+        out,
+        settings=ServingSettings.model_validate(settings),
+        tokenizer=tokenizer,
+        served_at=None,
+        force=False,
+        made_by=HEAD,
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def rendered(manifest: EngineManifest, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Render the emulated engine's repository."""
+    return _render(tmp_path_factory.mktemp("rendered"), manifest, tokenizer, max_queue_size=7)
+
+
+@pytest.fixture
+def repository(rendered: Path, tmp_path: Path) -> Path:
+    """Return a copy to damage."""
+    copy = tmp_path / "repository"
+    shutil.copytree(rendered, copy)
+    return copy
+
+
+def test_every_model_parses_into_tritons_own_schema(rendered: Path, manifest: EngineManifest) -> None:
+    """Names, batch limits, decoupling and the queue's size are the manifest's and the settings'."""
+    for model in MODELS:
+        config = read_config(rendered / model / "config.pbtxt")
+        assert config.name == model
+        assert config.max_batch_size == manifest.limits.max_batch_size
+        assert config.model_transaction_policy.decoupled == (model in {"tensorrt_llm", "tensorrt_llm_bls"})
+    engine = read_config(rendered / "tensorrt_llm" / "config.pbtxt")
+    assert engine.dynamic_batching.default_queue_policy.max_queue_size == 7
+    assert engine.backend == "python"
+    assert engine.parameters["emulated"].string_value == "true"
+
+
+def test_a_built_engine_is_served_by_tensorrt_llms_backend(
+    manifest: EngineManifest, tokenizer: Path, tmp_path: Path
+) -> None:
+    """Only the `tensorrt_llm` model differs: its backend, its engine's path, and no emulator in the folder."""
+    built = manifest.model_copy(update={"kind": "built", "engine": "engine"})
+    folder = _render(tmp_path, built, tokenizer)
+    config = read_config(folder / "tensorrt_llm" / "config.pbtxt")
+    assert config.backend == "tensorrtllm"
+    assert config.parameters["gpt_model_path"].string_value == str(tmp_path / "engine" / "engine")
+    assert config.parameters["gpt_model_type"].string_value == "inflight_fused_batching"
+    assert "emulated" not in config.parameters
+    assert not list((folder / "tensorrt_llm" / "1").iterdir())
+
+
+def test_a_checkpoint_is_no_engine(manifest: EngineManifest, tokenizer: Path, tmp_path: Path) -> None:
+    """What was not compiled is refused, and nothing is written."""
+    with pytest.raises(UserError, match="holds a checkpoint, not an engine"):
+        _render(tmp_path, manifest.model_copy(update={"kind": "checkpoint"}), tokenizer)
+    assert not (tmp_path / "repository").exists()
+
+
+DAMAGES = {
+    "misspelled key": ("ensemble", r"max_batch_size", "max_batch_sise", "did you mean 'max_batch_size'"),
+    "batch limit": ("tensorrt_llm", r"max_batch_size: \d+", "max_batch_size: 3", "max_batch_size is 3"),
+    "dims": ("preprocessing", r'("INPUT_ID"\s+data_type: TYPE_INT32\s+dims: )\[ -1 \]', r"\1[ 1 ]", "'INPUT_ID': dims"),
+    "type": ("postprocessing", "TYPE_STRING", "TYPE_INT32", "'OUTPUT': data_type"),
+    "not optional": ("tensorrt_llm", "optional: true", "", "optional is False"),
+    "placeholder": ("postprocessing", r'"skip_special_tokens"', '"${skip}"', r"\$\{skip\} was never filled"),
+    "wiring": ("ensemble", 'value: "_INPUT_ID"', 'value: "_INPUT_IDS"', "_INPUT_ID"),
+    "policy": ("tensorrt_llm", "guaranteed_no_evict", "max_utilization", "batch_scheduler_policy is"),
+    "coupled": ("tensorrt_llm", "decoupled: true", "decoupled: false", "decoupled is False"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_each_damage_is_found_and_named(repository: Path, damage: str) -> None:
+    """One wrong word in a config.pbtxt is refused, with the file and what is wrong."""
+    model, pattern, replacement, said = DAMAGES[damage]
+    path = repository / model / "config.pbtxt"
+    text = path.read_text()
+    damaged = re.sub(pattern, replacement, text, count=1)
+    assert damaged != text
+    path.write_text(damaged)
+    with pytest.raises(CommandError) as refused:
+        check_repository(repository)
+    whole = f"{refused.value.message} {refused.value.hint}"
+    assert str(path) in whole
+    assert re.search(said, whole)
+
+
+@pytest.mark.parametrize(
+    "missing", ["ensemble/config.pbtxt", "preprocessing/1/model.py", "preprocessing/1/tokenizer/tokenizer.json"]
+)
+def test_each_missing_file_is_named(repository: Path, missing: str) -> None:
+    """A repository without one of its files is refused before a server is started."""
+    (repository / missing).unlink()
+    with pytest.raises(CommandError, match=r"no such file|holds no tokenizer"):
+        check_repository(repository)
+
+
+def test_the_repository_leads_back_to_its_engine(rendered: Path) -> None:
+    """The manifest carries the engine's hash and the engine's own manifest."""
+    repository = read_repository(rendered)
+    assert repository.made_from[0].path.endswith("engine/manifest.json")
+    assert repository.engine.model.name == "deepseek-r1-0528-qwen3-8b"
