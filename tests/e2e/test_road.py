@@ -66,6 +66,19 @@ def test_a_sweep_becomes_a_summary(server: Server, tmp_path: Path, protocol: str
     assert (tmp_path / "report" / "report.html").is_file()
 
 
+def test_wall_clock_and_virtual_clock_agree(server: Server, engine: Path, tmp_path: Path) -> None:
+    """The emulated run and the predicted one are the same batcher: with a real server around it, latency is the same."""
+    load = ["--concurrency", "1,8", "--isl", 128, "--osl", 32, "--requests", 16]
+    succeed("run-load", "--url", server.url, *load, "--out", tmp_path / "run")
+    emulated = json.loads(succeed("report-load", tmp_path / "run", "--out", tmp_path / "report", "--json"))
+    predicted = json.loads(succeed("predict-load", engine, *load, "--json"))
+    assert predicted["kind"] == "predicted"
+    for wall, virtual in zip(emulated["levels"], predicted["levels"], strict=True):
+        assert wall["itl_s"]["p50"] == pytest.approx(virtual["itl_s"]["p50"], rel=0.15)
+        assert wall["output_tokens_per_s"] == pytest.approx(virtual["output_tokens_per_s"], rel=0.2)
+        assert virtual["ttft_s"]["p50"] <= wall["ttft_s"]["p50"] * 1.1
+
+
 def test_streamed_text_is_whole_characters(server: Server) -> None:
     """An emoji spread over tokens comes out as itself, streamed or not, through the ensemble and the BLS model."""
     said = "Hi 👩‍🚀 世界"
