@@ -67,7 +67,7 @@ def test_a_sweep_becomes_a_summary(server: Server, tmp_path: Path, protocol: str
 
 
 def test_wall_clock_and_virtual_clock_agree(server: Server, engine: Path, tmp_path: Path) -> None:
-    """The emulated run and the predicted one are the same batcher: with a real server around it, latency is the same."""
+    """The emulated run and the predicted one are one batcher: a real server around it changes little."""
     load = ["--concurrency", "1,8", "--isl", 128, "--osl", 32, "--requests", 16]
     succeed("run-load", "--url", server.url, *load, "--out", tmp_path / "run")
     emulated = json.loads(succeed("report-load", tmp_path / "run", "--out", tmp_path / "report", "--json"))
