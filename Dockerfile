@@ -4,7 +4,7 @@
 #   docker run --rm --gpus all --ipc=host -v "$PWD:/workspace" engine-to-capacity \
 #       build-engine --precision fp8 --checkpoint DeepSeek-R1-0528-Qwen3-8B
 #   docker run --rm --gpus all --ipc=host -v "$PWD:/workspace" -p 127.0.0.1:8000-8002:8000-8002 engine-to-capacity \
-#       serve-repo artifacts/repositories/NAME --host 0.0.0.0
+#       serve-repo artifacts/repositories/NAME --address 0.0.0.0
 #
 # The tag decides the TensorRT-LLM version (26.06 holds 1.2.1), and an engine runs only under the version that built it.
 ARG TRITON_TAG=26.06-trtllm-python-py3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,3 +237,29 @@ def test_fp8_on_an_a100_is_refused_with_the_nearest_choice(tmp_path: Path) -> No
     assert done.returncode == 2
     assert "int8_sq" in done.stderr
     assert not (tmp_path / "e").exists()
+
+
+def test_a_real_build_says_what_this_machine_lacks(tmp_path: Path) -> None:
+    """Without TensorRT-LLM a real build ends before any work, and names the container that has it."""
+    if shutil.which("trtllm-build"):
+        pytest.skip("TensorRT-LLM is installed here")
+    done = command("build-engine", "--precision", "fp8", "--out", tmp_path / "e")
+    assert done.returncode == 1
+    assert "TensorRT-LLM" in done.stderr
+    assert "docker run" in done.stderr
+    assert not (tmp_path / "e").exists()
+
+
+def test_an_interrupted_run_keeps_what_was_measured(server: Server, tmp_path: Path) -> None:
+    """Ctrl-C ends a run with status 130; its records and what it was are on disk."""
+    load = ["--concurrency", "2,4", "--isl", "32", "--osl", "32", "--requests", "20", "--out", str(tmp_path / "run")]
+    run = subprocess.Popen([str(BIN / "run-load"), "--url", server.url, *load], stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    assert run.stderr.readline().startswith("concurrency 2")
+    run.send_signal(signal.SIGINT)
+    assert "interrupted" in run.stderr.read()
+    run.stderr.close()
+    assert run.wait(timeout=30) == 130
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert manifest["interrupted"] == "interrupted by the user"
+    assert manifest["levels"][0]["complete"]
