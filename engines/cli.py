@@ -11,7 +11,7 @@ from rich.table import Table
 from engines.build import Job, Kind, run_job
 from engines.checkpoint import inspect_checkpoint
 from engines.console import Command, command_line, common_flags, progress, show, table_console, writing_flags, wrote
-from engines.errors import MissingError, UserError
+from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, Source, made_by, source_of, to_json
 from engines.geometry import model_of
 from engines.gguf import unpack
@@ -62,6 +62,12 @@ the recipe. Where TensorRT-LLM, the GPU or the checkpoint is not on this machine
 @click.option("--step-time", type=click.Choice(["roofline", "silicon"]), help="What stands in for the GPU's clock.")
 @click.option("--calibration-text", help="Text, JSONL or ShareGPT JSON to calibrate on; default: real chats.")
 @click.option("--calibration-samples", type=int, help="Samples to calibrate on.")
+@click.option(
+    "--max-perplexity-increase",
+    type=float,
+    metavar="RATIO",
+    help="End with status 3 where quantizing raised perplexity by more than this, 0.05 for 5 %.",
+)
 @click.option("--emulate", is_flag=True, help="Build nothing: write the plan, and a manifest for the emulated engine.")
 @click.option("--until", type=click.Choice(["checkpoint", "engine"]), default="engine", help="Stop after this stage.")
 @click.option("--list", "list_pairs", is_flag=True, help="Print every precision on every GPU, and end.")
@@ -83,10 +89,10 @@ def build_engine(**flags: Any) -> None:
     manifest = run_job(job, out, force=flags["force"], progress=progress)
     if flags["as_json"]:
         show(to_json(manifest).rstrip())
-        return
-    _show_quality(manifest)
-    next_command = None if manifest.kind == "checkpoint" else f"build-repo {out}"
-    wrote(out, next_command)
+    else:
+        _show_quality(manifest)
+        wrote(out, None if manifest.kind == "checkpoint" else f"build-repo {out}")
+    require_accuracy(manifest, flags["max_perplexity_increase"])
 
 
 @click.command("unpack-checkpoint", cls=Command)
@@ -207,6 +213,29 @@ def _show_plan(plan: BuildPlan, *, as_json: bool) -> None:
     for choice in plan.choices:
         table.add_row(choice.name, str(choice.value), choice.origin, choice.reason)
     table_console().print(table)
+
+
+def require_accuracy(manifest: EngineManifest, most: float | None) -> None:
+    """Hold what was built to an accuracy.
+
+    Args:
+        most: Largest increase of perplexity over the source's, as a ratio; None asks for nothing.
+
+    Raises:
+        UserError: Accuracy was asked for and nothing was quantized.
+        TargetMissedError: The increase is larger; the folder stays, for whoever wants to look.
+    """
+    if most is None:
+        return
+    if manifest.quality is None:
+        raise UserError("--max-perplexity-increase: nothing was quantized here", hint="leave --emulate out")
+    quality = manifest.quality
+    increase = quality.perplexity_quantized / quality.perplexity_source - 1
+    if increase > most:
+        raise TargetMissedError(
+            f"{manifest.precision.name} raised perplexity by {increase:.1%}, {most:.1%} was allowed",
+            hint="more --calibration-samples, text like your traffic's, or a precision with more bits",
+        )
 
 
 def _show_quality(manifest: EngineManifest) -> None:
