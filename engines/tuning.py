@@ -1,0 +1,185 @@
+"""Choose an engine's limits by what they would do: a steady state of in-flight batching, priced by a step-time model.
+
+The steady state is closed form: `max_batch_size` requests in flight, each replaced the moment it ends. It costs
+microseconds, so that a plan can look at every candidate; the batcher on a virtual clock (`predict-load`) is the
+finer instrument, with arrivals, queues and percentiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from engines.recipe import Objectives, Workload
+from engines.spec.gpu import GpuSpec
+from engines.spec.memory import MemoryBudget, Sizing, memory_budget
+from engines.spec.model import ModelSpec
+from engines.spec.precision import KvFormat, precision_named
+from engines.steptime.roofline import Roofline
+from engines.steptime.shape import StepShape, StepTime, attended_tokens
+
+# Sizes a step at a time: tensor cores work on tiles of eight rows, and finer steps change nothing that could be seen.
+BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+TOKEN_BUDGETS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+WORTH_RATIO = 0.02  # a larger limit must bring this much more throughput, for the memory and the waiting it costs
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What an outlook is worked out for.
+
+    Attributes:
+        chunked: Prompts may be split over iterations; otherwise a prompt must fit one iteration's tokens whole.
+    """
+
+    model: ModelSpec
+    gpu: GpuSpec
+    precision: str
+    kv_format: KvFormat
+    sizing: Sizing
+    chunked: bool
+
+    @property
+    def memory(self) -> MemoryBudget:
+        """How one GPU's memory is used."""
+        return memory_budget(self.model, self.gpu, precision_named(self.precision), self.kv_format, self.sizing)
+
+    @property
+    def step_time(self) -> StepTime:
+        """The roofline of this engine."""
+        return Roofline(
+            self.model,
+            self.gpu,
+            self.precision,
+            self.kv_format,
+            tensor_parallel=self.sizing.tensor_parallel,
+        )
+
+    def limited(self, *, max_batch_size: int | None = None, max_num_tokens: int | None = None) -> Engine:
+        """Return the same engine with other limits."""
+        changed = {
+            "max_batch_size": max_batch_size or self.sizing.max_batch_size,
+            "max_num_tokens": max_num_tokens or self.sizing.max_num_tokens,
+        }
+        return replace(self, sizing=self.sizing.model_copy(update=changed))
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What an engine would do, full of requests of the typical length; predicted, never measured.
+
+    Attributes:
+        kv_tokens: Tokens the KV cache holds.
+        sequences: Requests in flight: the batch limit, or what the KV cache holds of whole requests if that is less.
+        decoding: Of those, how many decode in a typical iteration; the others wait for their prompt.
+        itl_s: Mean time between two tokens of a request.
+        single_itl_s: The same for a request that is alone.
+        ttft_s: From a free slot to the first token, all other slots taken.
+        longest_gap_s: Time of an iteration that prompts fill to its limit: the gap a burst tears into every reply.
+        tokens_per_s: Reply tokens a second, of the whole replica.
+    """
+
+    kv_tokens: int
+    sequences: int
+    decoding: float
+    itl_s: float
+    single_itl_s: float
+    ttft_s: float
+    longest_gap_s: float
+    tokens_per_s: float
+
+    def misses(self, objectives: Objectives) -> str:
+        """Return which objectives are missed, in words; empty where all are met."""
+        missed = []
+        if self.sequences == 0:
+            missed.append("not one request fits the KV cache")
+        if self.itl_s > objectives.itl_s:
+            missed.append(f"ITL {self.itl_s * 1e3:.1f} ms, at most {objectives.itl_s * 1e3:g}")
+        if self.ttft_s > objectives.ttft_s:
+            missed.append(f"TTFT {self.ttft_s * 1e3:.0f} ms, at most {objectives.ttft_s * 1e3:g}")
+        if self.longest_gap_s > objectives.longest_gap_s:
+            longest = objectives.longest_gap_s * 1e3
+            missed.append(f"gap of {self.longest_gap_s * 1e3:.0f} ms in a burst of prompts, at most {longest:g}")
+        return "; ".join(missed)
+
+
+def outlook(engine: Engine, workload: Workload) -> Outlook:
+    """Return the steady state of a full engine.
+
+    In every iteration d sequences decode; d / OSL of them end and as many prompts come in, each of which takes
+    c = ISL / (max_num_tokens - d) iterations beside the decoding ones. While d c / OSL < 1, that share of iterations
+    carries a prompt and the rest only decode. Past it, prompts fill every iteration, and what is left of the
+    token budget decodes: d = max_num_tokens OSL / (ISL + OSL).
+    """
+    step, sizing, memory = engine.step_time, engine.sizing, engine.memory
+    isl, osl = workload.input_tokens, workload.output_tokens
+    context = isl + osl / 2
+    alone = step.seconds(StepShape(decode_sequences=1, decode_context_tokens=int(context)))
+    sequences = min(sizing.max_batch_size, memory.kv_tokens // (isl + osl))
+    if sequences == 0:
+        return Outlook(memory.kv_tokens, 0, 0.0, alone, alone, float("inf"), alone, 0.0)
+    budget = sizing.max_num_tokens
+    decoding = min(float(sequences), budget * osl / (isl + osl))
+    room = max(1.0, budget - decoding)
+    chunks = max(1.0, isl / room)
+    decoding = max(1.0, decoding * osl / (osl + chunks))
+    share = min(1.0, decoding / osl * chunks)
+    shape = StepShape(decode_sequences=round(decoding), decode_context_tokens=int(decoding * context))
+    mixed_s = step.seconds(_with_prompt(shape, min(isl, int(room)), isl))
+    full_s = step.seconds(_with_prompt(shape, int(room), isl))
+    mean_s = (1 - share) * step.seconds(shape) + share * mixed_s
+    return Outlook(
+        kv_tokens=memory.kv_tokens,
+        sequences=sequences,
+        decoding=decoding,
+        itl_s=mean_s,
+        single_itl_s=alone,
+        ttft_s=mean_s / 2 + chunks * mixed_s,
+        longest_gap_s=full_s,
+        tokens_per_s=decoding / mean_s,
+    )
+
+
+def _with_prompt(shape: StepShape, tokens: int, prompt_tokens: int) -> StepShape:
+    """Return an iteration that also computes `tokens` of prompts: whole ones, or a chunk from the middle of one."""
+    prompts = max(1, tokens // prompt_tokens)
+    each = min(tokens, prompt_tokens)
+    attended = prompts * attended_tokens(each, (prompt_tokens - each) // 2)
+    return shape._replace(prefill_sequences=prompts, prefill_tokens=tokens, prefill_attended_tokens=attended)
+
+
+def choose_limits(
+    engine: Engine,
+    workload: Workload,
+    objectives: Objectives,
+    *,
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
+    token_budgets: tuple[int, ...] = TOKEN_BUDGETS,
+) -> Engine:
+    """Return the engine with the limits that bring most throughput while the objectives hold.
+
+    Where no candidate meets the objectives, the one with the least ITL, then TTFT, is taken: the plan says so.
+    Between candidates within `WORTH_RATIO` of the best, the smallest batch is taken, and then the largest token budget:
+    prompts that come in bursts, which a steady state does not see, are through it sooner.
+    """
+    judged = [(found, outlook(found, workload)) for found in _candidates(engine, workload, batch_sizes, token_budgets)]
+    good = [(found, seen) for found, seen in judged if not seen.misses(objectives)]
+    if not good:
+        fitting = [pair for pair in judged if pair[1].sequences] or judged
+        return min(fitting, key=lambda pair: (pair[1].itl_s, pair[1].ttft_s, pair[1].longest_gap_s))[0]
+    best = max(seen.tokens_per_s for _, seen in good)
+    worthy = [pair for pair in good if pair[1].tokens_per_s >= best * (1 - WORTH_RATIO)]
+    return min(worthy, key=lambda pair: (pair[0].sizing.max_batch_size, -pair[0].sizing.max_num_tokens))[0]
+
+
+def _candidates(
+    engine: Engine, workload: Workload, batch_sizes: tuple[int, ...], token_budgets: tuple[int, ...]
+) -> Iterator[Engine]:
+    longest = min(workload.longest_input_tokens, engine.sizing.max_seq_len - 1)
+    if not engine.chunked and len(token_budgets) > 1:  # a prompt that is not chunked must fit one iteration
+        token_budgets = tuple(budget for budget in token_budgets if budget >= longest) or (longest,)
+    asked = len(token_budgets) == len(batch_sizes) == 1
+    for budget in token_budgets:
+        for batch in batch_sizes:
+            if batch <= budget or asked:
+                yield engine.limited(max_batch_size=batch, max_num_tokens=budget)

@@ -1,0 +1,302 @@
+"""build-engine on a real, tiny checkpoint: what is redone, and what is left behind when a stage does not end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
+pytest.importorskip("modelopt", reason="the quantize extra is not installed")
+
+from safetensors.torch import save_file  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
+
+BIN = Path(sys.executable).parent
+LIMIT_S = 240
+WORDS, HIDDEN, INNER, LAYERS = 256, 64, 128, 2
+FLAGS = ("--precision", "fp8", "--gpu", "h100-sxm-80gb", "--max-seq-len", "64", "--isl", "16", "--osl", "16")
+FLAGS += ("--calibration-samples", "4", "--calibration-tokens", "24")
+
+# Stands in for TensorRT-LLM's builder: it takes the flags, and writes the config.json that the real one would.
+FAKE_BUILDER = """#!{python}
+import json, sys
+argv = sys.argv[1:]
+value = lambda flag: argv[argv.index(flag) + 1]
+if {fails}:
+    sys.exit("out of memory: 80.00 GiB")
+print("Total time of building all engines: 00:00:01")
+folder = value("--output_dir")
+plugins = {{"tokens_per_block": int(value("--tokens_per_block"))}}
+for flag in ("use_paged_context_fmha", "use_fp8_context_fmha"):
+    plugins[flag] = value("--" + flag) == "enable"
+plugins["use_paged_context_fmha"] = plugins["use_paged_context_fmha"] and not {downgrades}
+build = {{key: int(value("--" + key)) for key in ("max_batch_size", "max_num_tokens", "max_seq_len", "max_beam_width")}}
+config = {{"version": "1.2.1", "build_config": {{**build, "plugin_config": plugins}}, "pretrained_config": {{}}}}
+open(folder + "/config.json", "w").write(json.dumps(config))
+open(folder + "/rank0.engine", "w").write("engine")
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a random two-layer Llama with a word-level tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(*shape: int) -> Any:
+        return (0.15 * torch.randn(shape, generator=generator)).to(torch.bfloat16)
+
+    tensors = {"model.embed_tokens.weight": matrix(WORDS, HIDDEN), "lm_head.weight": matrix(WORDS, HIDDEN)}
+    tensors["model.norm.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
+    for index in range(LAYERS):
+        layer = f"model.layers.{index}"
+        for name, shape in {
+            "self_attn.q_proj": (HIDDEN, HIDDEN),
+            "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
+            "self_attn.v_proj": (HIDDEN // 2, HIDDEN),
+            "self_attn.o_proj": (HIDDEN, HIDDEN),
+            "mlp.gate_proj": (INNER, HIDDEN),
+            "mlp.up_proj": (INNER, HIDDEN),
+            "mlp.down_proj": (HIDDEN, INNER),
+        }.items():
+            tensors[f"{layer}.{name}.weight"] = matrix(*shape)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{layer}.{norm}.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": WORDS,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(models.WordLevel({f"w{word}": word for word in range(WORDS)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write documents of words the tokenizer knows."""
+    path = tmp_path_factory.mktemp("text") / "chats.jsonl"
+    lines = [" ".join(f"w{(7 * line + 11 * word * word) % WORDS}" for word in range(40)) for line in range(120)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+Build = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def build(checkpoint: Path, text: Path) -> Build:
+    """Run build-engine on the tiny checkpoint to its end; the arguments come last, so they win."""
+
+    def run(
+        out: Path, *more: str, source: Path = checkpoint, env: dict[str, str] | None = None, shell: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        argv = command_of(out, source, text, *more)
+        if shell:
+            argv = ["bash", "-c", f'{shell}; exec "$@"', "build", *argv]
+        return subprocess.run(
+            argv, capture_output=True, text=True, timeout=LIMIT_S, check=False, env={**os.environ, **(env or {})}
+        )
+
+    return run
+
+
+def command_of(out: Path, source: Path, text: Path, *more: str) -> list[str]:
+    """Return the command line of a build up to the verified checkpoint, unless told otherwise."""
+    until = () if "--until" in more else ("--until", "checkpoint")
+    paths = ("--checkpoint", str(source), "--calibration-text", str(text), "--out", str(out))
+    return [str(BIN / "build-engine"), *FLAGS, *paths, *until, *more]
+
+
+def stages_of(out: Path) -> dict[str, bool]:
+    """Return which stages a manifest names, and whether each was taken from an earlier build."""
+    manifest = json.loads((out / "manifest.json").read_text())
+    return {stage["name"]: stage["reused"] for stage in manifest["stages"]}
+
+
+def test_only_what_depends_on_a_change_is_redone(build: Build, checkpoint: Path, tmp_path: Path) -> None:
+    """The same build redoes nothing; other held-out text only verifies; another weight redoes it all."""
+    out = tmp_path / "engine"
+    first = build(out)
+    assert first.returncode == 0, first.stderr
+    assert stages_of(out) == {"inspect": False, "quantize": False, "verify": False}
+    again = build(out, "--force", "--max-seq-len", "32")
+    assert again.returncode == 0, again.stderr
+    assert stages_of(out) == {"inspect": True, "quantize": True, "verify": True}
+    assert "quantize: as before" in again.stderr
+    other_cache = build(tmp_path / "other", "--kv-cache", "16bit")
+    assert other_cache.returncode == 0, other_cache.stderr
+    assert stages_of(tmp_path / "other") == {"inspect": True, "quantize": False, "verify": False}
+    changed = tmp_path / "changed"
+    shutil.copytree(checkpoint, changed)
+    weights = changed / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    done = build(tmp_path / "third", source=changed)
+    assert done.returncode == 0, done.stderr
+    assert stages_of(tmp_path / "third") == {"inspect": False, "quantize": False, "verify": False}
+    manifest = json.loads((out / "manifest.json").read_text())
+    quantize = next(stage for stage in manifest["stages"] if stage["name"] == "quantize")
+    assert quantize["seconds"] > 0
+    assert quantize["peak_memory_bytes"] > 100e6
+
+
+@pytest.mark.parametrize("stage", ["inspect", "quantize", "verify"])
+def test_a_build_killed_in_a_stage_leaves_no_engine_and_goes_on(
+    build: Build, checkpoint: Path, text: Path, tmp_path: Path, stage: str
+) -> None:
+    """After kill -9 nothing stands at --out; the same command then finishes, and redoes only that stage and later."""
+    out = tmp_path / "engine"
+    argv = command_of(out, checkpoint, text)
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        watchdog = threading.Timer(LIMIT_S, process.kill)
+        watchdog.start()
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(f"{stage} ..."):
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+        watchdog.cancel()
+    assert process.returncode == -signal.SIGKILL
+    assert not out.exists()
+    done = build(out)
+    assert done.returncode == 0, done.stderr
+    order = ["inspect", "quantize", "verify"]
+    assert stages_of(out) == {name: order.index(name) < order.index(stage) for name in order}
+    assert [path.name for path in tmp_path.glob(".*.part")] == []
+
+
+def test_a_full_disk_is_one_clear_error_and_nothing_half_built(build: Build, tmp_path: Path) -> None:
+    """Where files cannot grow past 64 KiB, the quantized checkpoint is refused and no folder appears."""
+    out = tmp_path / "engine"
+    done = build(out, shell="ulimit -f 64")
+    assert done.returncode == 1
+    assert "no room left to write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+    assert not list((tmp_path / ".stages").glob("quantize-*/"))
+    assert build(out).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("shard", "model.safetensors"), ("tokenizer", "tokenizer.json"), ("config", "config.json")],
+)
+def test_a_damaged_checkpoint_is_refused_before_any_work(
+    build: Build, checkpoint: Path, tmp_path: Path, damage: str, message: str
+) -> None:
+    """A shard cut short, a missing tokenizer, a missing config: each is named, and nothing is written."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(checkpoint, damaged)
+    if damage == "shard":
+        with (damaged / "model.safetensors").open("r+b") as file:
+            file.truncate(10_000)
+    else:
+        (damaged / message).unlink()
+    done = build(tmp_path / "engine", source=damaged)
+    assert done.returncode in {1, 2}
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "engine").exists()
+
+
+def test_the_second_build_into_one_folder_is_told(build: Build, checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    """While one build is at work on a folder, another is refused with one sentence; the first ends well."""
+    out = tmp_path / "engine"
+    argv = command_of(out, checkpoint, text)
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("quantize ..."):
+                break
+        second = build(out)
+        process.communicate(timeout=LIMIT_S)
+    assert second.returncode == 2
+    assert "another command is writing this folder" in second.stderr
+    assert process.returncode == 0
+    assert stages_of(out)["verify"] is False
+
+
+def fake_toolchain(folder: Path, *, fails: bool = False, downgrades: bool = False) -> dict[str, str]:
+    """Write programs that stand in for TensorRT-LLM 1.2.1, and return the environment that finds them."""
+    programs, examples, packages = folder / "bin", folder / "examples", folder / "packages"
+    for made in (programs, examples, packages / "tensorrt_llm-1.2.1.dist-info"):
+        made.mkdir(parents=True)
+    builder = programs / "trtllm-build"
+    builder.write_text(FAKE_BUILDER.format(python=sys.executable, fails=fails, downgrades=downgrades))
+    builder.chmod(0o755)
+    (programs / "python3").symlink_to(sys.executable)
+    (examples / "run.py").write_text('print("Output: Paris")\n')
+    facts = "Metadata-Version: 2.1\nName: tensorrt_llm\nVersion: 1.2.1\n"
+    (packages / "tensorrt_llm-1.2.1.dist-info" / "METADATA").write_text(facts)
+    paths = [str(packages), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": ":".join(paths)}
+
+
+def test_an_engine_is_compiled_checked_and_smoked(build: Build, tmp_path: Path) -> None:
+    """With a stand-in for TensorRT-LLM: every stage runs once, its output is in build.log, and nothing twice."""
+    env = fake_toolchain(tmp_path / "tools")
+    done = build(tmp_path / "engine", "--until", "engine", env=env)
+    assert done.returncode == 0, done.stderr
+    assert stages_of(tmp_path / "engine") == dict.fromkeys(["inspect", "quantize", "verify", "compile", "smoke"], False)
+    assert (tmp_path / "engine" / "engine" / "rank0.engine").is_file()
+    log = (tmp_path / "engine" / "build.log").read_text()
+    assert "Total time of building all engines" in log
+    assert "Output: Paris" in log
+    again = build(tmp_path / "engine", "--until", "engine", "--force", env=env)
+    assert set(stages_of(tmp_path / "engine").values()) == {True}, again.stderr
+
+
+def test_a_failed_compile_keeps_the_checkpoint_and_shows_the_last_lines(build: Build, tmp_path: Path) -> None:
+    """The builder's last words are in the error, its log stays, and the next try does not quantize again."""
+    failing = fake_toolchain(tmp_path / "failing", fails=True)
+    failed = build(tmp_path / "engine", "--until", "engine", env=failing)
+    assert failed.returncode == 1
+    assert "trtllm-build failed" in failed.stderr
+    assert "| out of memory: 80.00 GiB" in failed.stderr
+    assert not (tmp_path / "engine").exists()
+    assert "out of memory" in (tmp_path / ".stages" / "compile.log").read_text()
+    env = fake_toolchain(tmp_path / "tools")
+    done = build(tmp_path / "engine", "--until", "engine", env=env)
+    assert done.returncode == 0, done.stderr
+    assert stages_of(tmp_path / "engine")["quantize"] is True
+    assert stages_of(tmp_path / "engine")["compile"] is False
+
+
+def test_a_silent_downgrade_of_the_builder_is_refused(build: Build, tmp_path: Path) -> None:
+    """An engine whose own config says other than the plan is no engine of ours."""
+    env = fake_toolchain(tmp_path / "tools", downgrades=True)
+    done = build(tmp_path / "engine", "--until", "engine", env=env)
+    assert done.returncode == 1
+    assert "use_paged_context_fmha: planned True, built False" in done.stderr
+    assert not (tmp_path / "engine").exists()

@@ -1,0 +1,203 @@
+"""Whether this machine can serve a built engine, found out before Triton is started.
+
+A TensorRT engine runs only under the TensorRT-LLM version that built it, only on the compute capability it was built
+for, and only with a GPU for each of its ranks. Past any of these Triton ends with a stack trace, minutes later.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines import trtllm
+from engines.errors import MissingError, UserError
+from engines.manifest import EngineManifest
+
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What decides whether an engine runs here.
+
+    Attributes:
+        tensorrt_llm: Version of the installed TensorRT-LLM; None without one.
+        compute_capability: Of the GPUs that are counted; None without a GPU.
+        gpus: How many GPUs of that compute capability are here.
+    """
+
+    tensorrt_llm: str | None
+    compute_capability: str | None
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    text: str
+    hint: str
+
+
+def machine_here(compute_capability: str) -> Machine:
+    """Look at this machine: its GPUs of a compute capability, or where it has none of that, all those like its first.
+
+    GPUs are counted as the driver tells them, whatever CUDA_VISIBLE_DEVICES hides.
+    """
+    seen = trtllm.visible_compute_capabilities()
+    counted = compute_capability if compute_capability in seen or not seen else seen[0]
+    return Machine(
+        tensorrt_llm=trtllm.installed_version(),
+        compute_capability=counted if seen else None,
+        gpus=seen.count(counted),
+    )
+
+
+def engine_refusal(manifest: EngineManifest, engine_config_version: str | None, here: Machine) -> str | None:
+    """Return why an engine cannot be served on a machine, or None where it can; an emulated engine always can.
+
+    Args:
+        engine_config_version: `version` in the config.json that TensorRT-LLM wrote beside the engine; None: not stated.
+    """
+    if manifest.kind != "built":
+        return None
+    refusal = _mismatch(manifest, engine_config_version) or _lack(manifest, here)
+    return None if refusal is None else refusal.text
+
+
+def require_servable(manifest: EngineManifest, engine_folder: Path, here: Machine | None = None) -> None:
+    """Refuse a built engine that is not whole, or that this machine cannot run.
+
+    Args:
+        engine_folder: Where the `tensorrt_llm` model looks for the engine: config.json and a file for each rank.
+        here: The machine; None looks at this one, which an emulated engine does not need.
+
+    Raises:
+        MissingError: The engine or a part of it is not there, or the machine lacks what it needs.
+        UserError: The folder holds another engine than the manifest tells of.
+    """
+    if manifest.kind != "built":
+        return
+    version = _config_version(manifest, engine_folder)
+    missing = missing_ranks(manifest, engine_folder)
+    if missing:
+        raise MissingError(
+            f"{engine_folder}: {', '.join(missing)} not there; an engine for {_split(manifest)} has a file for each of "
+            f"its {_ranks(manifest)} ranks",
+            hint=_rebuild(manifest),
+        )
+    mismatch = _mismatch(manifest, version)
+    if mismatch is not None:
+        raise UserError(f"{engine_folder}: {mismatch.text}", hint=mismatch.hint)
+    lack = _lack(manifest, here or machine_here(manifest.gpu.compute_capability))
+    if lack is not None:
+        raise MissingError(f"{engine_folder}: {lack.text}", hint=lack.hint)
+
+
+def missing_ranks(manifest: EngineManifest, engine_folder: Path) -> list[str]:
+    """Return the names of the rank files an engine should have and has not."""
+    names = [f"rank{rank}.engine" for rank in range(_ranks(manifest))]
+    return [name for name in names if not (engine_folder / name).is_file()]
+
+
+def _mismatch(manifest: EngineManifest, version: str | None) -> _Refusal | None:
+    """Return where the engine is not the one its manifest tells of."""
+    told = manifest.versions.get("tensorrt_llm")
+    if told is not None and version == told:
+        return None
+    return _Refusal(
+        f"the manifest tells of an engine by TensorRT-LLM {told or '(no version)'}, the engine's own {CONFIG_NAME} "
+        f"of {version or 'no version'}; both must name the version that built it",
+        hint="the engine was built again since: build-repo ENGINE_DIR --force, or else " + _rebuild(manifest),
+    )
+
+
+def _lack(manifest: EngineManifest, here: Machine) -> _Refusal | None:
+    """Return what a whole engine needs and the machine lacks; what no container can bring comes first."""
+    built_for, ranks = manifest.gpu.compute_capability, _ranks(manifest)
+    if here.compute_capability != built_for:
+        seen = here.compute_capability
+        found = "no GPU is seen here" if seen is None else f"this machine's has {seen}"
+        return _Refusal(
+            f"the engine was built for a GPU of compute capability {built_for} ({manifest.gpu.name}) and {found}; "
+            "an engine runs only on the compute capability it was built for",
+            hint=_gpu_hint(manifest, here),
+        )
+    if here.gpus < ranks:
+        return _Refusal(
+            f"the engine was built for {_split(manifest)} and here {_are(here.gpus)} of compute capability "
+            f"{built_for}; each of its {ranks} ranks needs one of its own",
+            hint="serve it where they are; " + _rebuild(manifest, "with smaller --tp and --pp"),
+        )
+    return _version_lack(manifest, here.tensorrt_llm)
+
+
+def _version_lack(manifest: EngineManifest, installed: str | None) -> _Refusal | None:
+    built_by = manifest.versions["tensorrt_llm"]
+    if installed == built_by:
+        return None
+    found = "it is not on this machine" if installed is None else f"TensorRT-LLM {installed} is installed here"
+    return _Refusal(
+        f"the engine was built by TensorRT-LLM {built_by} and {found}; an engine runs only under the version "
+        "that built it",
+        hint=_container(built_by) or _rebuild(manifest, f"with --tensorrt-llm {installed or 'VERSION'}"),
+    )
+
+
+def _config_version(manifest: EngineManifest, engine_folder: Path) -> str | None:
+    """Return the version in the engine's own config.json; None where it states none.
+
+    Raises:
+        MissingError: There is no engine.
+        UserError: The file is not JSON.
+    """
+    path = engine_folder / CONFIG_NAME
+    if not path.is_file():
+        raise MissingError(
+            f"{path}: no such file: the repository's engine is not there",
+            hint="build-repo ENGINE_DIR --force points it at where the engine is; or " + _rebuild(manifest),
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}", hint=_rebuild(manifest)) from error
+    version = config.get("version") if isinstance(config, dict) else None
+    return version if isinstance(version, str) else None
+
+
+def _container(version: str) -> str | None:
+    """Return how to serve in the image of a version; None where no such image is known."""
+    try:
+        image = trtllm.container_image(version)
+    except MissingError:
+        return None
+    return (
+        "run the same command in the container: docker run --rm --gpus all --ipc=host "
+        f'-v "$PWD:/workspace" -w /workspace {image} ...'
+    )
+
+
+def _gpu_hint(manifest: EngineManifest, here: Machine) -> str:
+    if here.compute_capability is None:
+        return "serve it where the GPU is (in a container: --gpus all), or emulate it: build-engine --emulate"
+    return _rebuild(manifest, "here with --gpu auto")
+
+
+def _rebuild(manifest: EngineManifest, how: str = "") -> str:
+    return f"build it again{' ' if how else ''}{how}, adding --force to: {manifest.made_by.command}"
+
+
+def _ranks(manifest: EngineManifest) -> int:
+    return manifest.parallel.tensor * manifest.parallel.pipeline
+
+
+def _split(manifest: EngineManifest) -> str:
+    parallel = manifest.parallel
+    return f"{_gpus(_ranks(manifest))} (tensor {parallel.tensor} x pipeline {parallel.pipeline})"
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'' if count == 1 else 's'}"
+
+
+def _are(count: int) -> str:
+    return f"{'is' if count == 1 else 'are'} {_gpus(count)}"
