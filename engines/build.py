@@ -238,6 +238,8 @@ def _quantize(job: Job, source: Path, part: Path, stages: Stages) -> None:
             kv_cache=job.plan.kv_format,
             calibration=_corpus(job).calibration,
             seed=job.recipe.seed,
+            tensor_parallel=job.plan.sizing.tensor_parallel,
+            pipeline_parallel=job.plan.sizing.pipeline_parallel,
             progress=stages.progress,
             log=log,
         )

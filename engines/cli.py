@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from engines import quantize, verify
 from engines.build import Job, Kind, inspect_in_stages, run_job
 from engines.checkpoint import CheckpointFacts, inspect_checkpoint
 from engines.console import Command, command_line, common_flags, progress, show, table_console, writing_flags, wrote
@@ -22,7 +23,6 @@ from engines.llmapi import pytorch_refusal
 from engines.manifest import EngineManifest
 from engines.matrix import Combination, Comparison, combinations_of, listed, planned_row, refused_row, show_comparison
 from engines.plan import BuildPlan, make_plan
-from engines.quantize import peak_memory_bytes
 from engines.recipe import Asked, ask, recipe_path
 from engines.spec.gpu import known_gpus
 from engines.spec.precision import PRECISIONS
@@ -337,9 +337,12 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
         f"flight: ITL {predicted.itl_s * 1e3:.1f} ms, {predicted.tokens_per_s:,.0f} tokens/s"
     )
     if job.kind != "emulated" and job.checkpoint is not None:
-        needed = peak_memory_bytes(job.checkpoint, plan.precision)
+        ranks = plan.sizing.tensor_parallel * plan.sizing.pipeline_parallel
+        quantizing = quantize.peak_memory_bytes(job.checkpoint, plan.precision, ranks=ranks)
+        verifying = verify.peak_memory_bytes(job.checkpoint)
         progress(
-            f"quantizing takes at most about {gib(needed)} of memory; {gib(available_memory_bytes())} are available"
+            f"memory, at most about: {gib(quantizing)} to quantize, {gib(verifying)} to verify; "
+            f"{gib(available_memory_bytes())} available"
         )
     for notice in plan.notices:
         progress(f"notice: {notice.text}")

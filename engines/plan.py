@@ -7,7 +7,7 @@ from typing import Literal
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, Strict
 from engines.manifest import Notice, Runtime
-from engines.recipe import Asked, LoraChoices, Objectives, SpeculativeChoices, Workload
+from engines.recipe import Asked, LoraChoices, Objectives, Recipe, SpeculativeChoices, Workload
 from engines.spec.gpu import GpuSpec, gpu_named
 from engines.spec.memory import MemoryBudget, Sizing
 from engines.spec.model import ModelSpec, model_named
@@ -109,6 +109,7 @@ def make_plan(asked: Asked, *, head: Document, model: ModelSpec | None = None) -
     model = model or model_named(recipe.model)
     gpu, precision = gpu_named(recipe.gpu), precision_named(recipe.precision)
     choices = _Choices(asked)
+    _require_engine_path(recipe)
     found = _verdict(choices, model, gpu, precision)
     kv_format = _kv_format(choices, precision, gpu)
     runtime = _runtime(choices, kv_format, precision)
@@ -144,6 +145,14 @@ def make_plan(asked: Asked, *, head: Document, model: ModelSpec | None = None) -
         choices=choices.made,
         notices=choices.notices,
     )
+
+
+def _require_engine_path(recipe: Recipe) -> None:
+    if recipe.backend == "pytorch" and (recipe.lora.target_modules or recipe.speculative.mode != "none"):
+        raise UserError(
+            "LoRA modules and speculative decoding are planned for TensorRT engines only, not for the PyTorch backend",
+            hint="--backend tensorrt, or add lora_config and speculative_config to model.yaml by hand",
+        )
 
 
 def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision) -> Verdict:

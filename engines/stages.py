@@ -7,7 +7,9 @@ depends on it. A folder appears whole or not at all: a stage that was killed is 
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -131,6 +133,8 @@ class Memory:
 @contextmanager
 def measured_memory() -> Iterator[Memory]:
     """Measure the peak resident memory of a block, from Linux's high-water mark, set back at its begin."""
+    gc.collect()  # the stage before may have left a model in reference cycles: gigabytes
+    ctypes.CDLL(None).malloc_trim(0)  # and what it freed is not yet the system's again
     memory = Memory()
     children_before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     try:

@@ -193,8 +193,8 @@ def require_tools(plan: BuildPlan) -> None:
     here = visible_compute_capabilities()
     if here and plan.gpu.compute_capability not in here:
         raise MissingError(
-            f"the plan is for {plan.gpu.name}, compute capability {plan.gpu.compute_capability}, and this machine's GPU "
-            f"has {here[0]}; an engine runs only on the compute capability it was built for",
+            f"the plan is for {plan.gpu.name}, compute capability {plan.gpu.compute_capability}, and this machine's "
+            f"GPU has {here[0]}; an engine runs only on the compute capability it was built for",
             hint="--gpu auto plans for this machine's",
         )
 
