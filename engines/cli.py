@@ -55,11 +55,25 @@ Exit status: 0 done; 1 could not; 2 asked wrongly; 3 does not fit, or the accura
 """
 
 
+HELP_GROUPS = {
+    "What to build": ("--recipe", "--model", "--checkpoint", "--tokenizer", "--precision", "--kv-cache"),
+    "For what": ("--gpu", "--tp", "--pp", "--backend", "--tensorrt-llm"),
+    "For which traffic": ("--isl", "--osl", "--ttft-ms", "--itl-ms"),
+    "Limits, where the search is to be overruled": ("--max-batch-size", "--max-num-tokens", "--max-seq-len"),
+    "Adapters and speculation": ("--lora-modules", "--max-lora-rank", "--speculative", "--max-draft-len"),
+    "Quantizing": ("--calibration-text", "--calibration-samples", "--calibration-tokens", "--seed"),
+    "How far to go": ("--emulate", "--until", "--max-perplexity-increase", "--dry-run", "--explain", "--list"),
+    "Where to": ("--out", "--force", "--stages"),
+}
 STEP_TIME_MODEL = "roofline; nothing of it was measured"
 
 
 @click.command(
-    "build-engine", cls=Command, help=BUILD_HELP, epilog="Writes artifacts/engines/NAME unless --out is given."
+    "build-engine",
+    cls=Command,
+    groups=HELP_GROUPS,
+    help=BUILD_HELP,
+    epilog="Writes artifacts/engines/NAME unless --out is given.",
 )
 @click.option(
     "--recipe",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 import click
 from rich.table import Table
@@ -24,6 +25,7 @@ DEFAULT_GPU = "a100-sxm-80gb"
 DEFAULT_CONTEXT_TOKENS = 128
 DEFAULT_CLAIM_TOKENS_PER_S = 150.0
 FP16 = PRECISIONS["fp16"]
+MODELS_FILE = "engines/spec/data/models.yaml"
 
 Kind = Literal["data sheet", "computed", "floor", "predicted"]
 Judgement = Literal["reached", "within the bound", "impossible: above what memory bandwidth allows"]
@@ -31,7 +33,7 @@ Judgement = Literal["reached", "within the bound", "impossible: above what memor
 COMPARE_HELP = f"""Compare models at batch 1 on one GPU, and judge a claim of tokens per second.
 
 Beside each predicted rate stands the bound that memory bandwidth sets: every token reads all weights and its whole KV
-cache once. A claim above the bound cannot be true, whatever the software.
+cache once. No software decodes one token at a time faster; speculative decoding, several tokens a read, is outside it.
 
 MODEL is one of: {", ".join(known_models())}; without any: {", ".join(DEFAULT_MODELS)}.
 """
@@ -130,7 +132,7 @@ def precisions_for(model: ModelSpec, gpu: GpuSpec, asked: tuple[str, ...]) -> li
         UserError: One is unknown, or impossible on this GPU.
     """
     names = [word.strip() for words in asked for word in words.split(",")]
-    chosen = list({name: precision_named(name) for name in names if name}.values())
+    chosen = [precision_named(name) for name in names if name]
     for precision in chosen:
         require_possible(precision, gpu, model.family)
     others = [one for one in PRECISIONS.values() if verdict(one, gpu, model.family).status != "impossible"]
@@ -173,11 +175,9 @@ def compared_row(
 
 
 def _figures(model: ModelSpec, gpu: GpuSpec) -> dict[str, Figure]:
-    config = f"{model.source} (engines/spec/data/models.yaml)"
+    config = f"{model.source} ({MODELS_FILE})"
     return {
-        "licence": Figure(
-            kind="data sheet", source=f"licence of {model.hugging_face_id}, engines/spec/data/models.yaml"
-        ),
+        "licence": Figure(kind="data sheet", source=f"licence of {model.hugging_face_id} ({MODELS_FILE})"),
         "context_window_tokens": Figure(kind="data sheet", source=f"max_position_embeddings, {config}"),
         "parameters": Figure(kind="computed", source=f"computed: from the geometry, {config}"),
         "weights_fp16_bytes": Figure(kind="computed", source="computed: 2 bytes for each parameter"),
@@ -225,13 +225,13 @@ def comparison_of(
     """
     if not (math.isfinite(claim_tokens_per_s) and claim_tokens_per_s > 0):
         raise UserError(f"--claim {claim_tokens_per_s}: a rate above 0 tokens/s is expected", hint="--claim 150")
-    asked = {"context_tokens": context_tokens, "claim_tokens_per_s": claim_tokens_per_s}
+    row_of = partial(compared_row, context_tokens=context_tokens, claim_tokens_per_s=claim_tokens_per_s)
     rows: list[ComparedRow] = []
     answers: list[Answer] = []
     for model in models:
-        own = [compared_row(model, gpu, one, **asked) for one in precisions_for(model, gpu, precisions)]
+        own = [row_of(model, gpu, one) for one in precisions_for(model, gpu, precisions)]
         rows += own
-        answers.append(answer_of(own, compared_row(model, gpu, FP16, **asked)))
+        answers.append(answer_of(own, row_of(model, gpu, FP16)))
     return ModelComparison(
         made_by=made_by(command_line("compare-models")),
         gpu=gpu.name,
@@ -273,9 +273,9 @@ def comparison_of(
 @common_flags
 def compare_models(**flags: Any) -> None:
     """Compare models at batch 1 on one GPU, and judge a claim of tokens per second."""
-    models = {name: model_named(name) for name in flags["models"] or DEFAULT_MODELS}
+    models = {model.name: model for model in map(model_named, flags["models"] or DEFAULT_MODELS)}
     comparison = comparison_of(
-        list({model.name: model for model in models.values()}.values()),
+        list(models.values()),
         gpu_named(flags["gpu"]),
         precisions=flags["precisions"],
         context_tokens=flags["context_tokens"],
@@ -290,38 +290,37 @@ def compare_models(**flags: Any) -> None:
 
 
 def _show_table(comparison: ModelComparison) -> None:
-    claim = f"{comparison.claim_tokens_per_s:g} tokens/s"
     context = comparison.rows[0].context_tokens
-    table = Table(title=f"batch 1 on {comparison.gpu}, {context} tokens of context", title_justify="left")
-    table.add_column("model", min_width=13)
+    table = Table(title=f"batch 1 on {comparison.gpu}, {context:,} tokens of context", title_justify="left")
+    table.add_column("model\nlicence")
     for heading in ("para-\nmeters", "FP16\nGiB", "window,\ntokens"):
         table.add_column(heading, justify="right")
-    table.add_column("licence", min_width=15)
-    table.add_column("precision", no_wrap=True)
-    for heading in ("predicted\ntokens/s", "floor allows\ntokens/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(f"claim of {claim}", min_width=28)
+    table.add_column("precision")
+    for heading in ("predicted\ntokens/s", "floor\ntokens/s"):
+        table.add_column(heading, justify="right")
+    table.add_column(f"claim of\n{comparison.claim_tokens_per_s:g} tokens/s")
     before = ""
     for row in comparison.rows:
         if row.model != before:
             table.add_section()
+        table.add_row(*(_model_cells(row) if row.model != before else [""] * 4), *_rate_cells(row))
         before = row.model
-        table.add_row(*_cells(row))
     table_console().print(table)
+    show("floor: the most that peak memory bandwidth allows, at one token for each read of the weights")
+    show("predicted: the roofline's step time, not measured; reached: by the prediction")
 
 
-def _cells(row: ComparedRow) -> list[str]:
+def _model_cells(row: ComparedRow) -> list[str]:
     return [
-        row.model,
+        f"{row.model}\n{row.licence}",
         f"{row.parameters / 1e9:.2f}B",
         f"{row.weights_fp16_bytes / GIB:.2f}",
         f"{row.context_window_tokens:,}",
-        row.licence,
-        row.precision,
-        f"{row.tokens_per_s_predicted:.1f}",
-        f"{row.tokens_per_s_bound:.1f}",
-        row.claim,
     ]
+
+
+def _rate_cells(row: ComparedRow) -> list[str]:
+    return [row.precision, f"{row.tokens_per_s_predicted:.1f}", f"{row.tokens_per_s_bound:.1f}", row.claim]
 
 
 def _show_answers(comparison: ModelComparison) -> None:
@@ -342,18 +341,15 @@ def _show_answers(comparison: ModelComparison) -> None:
 
 def _show_sources(comparison: ModelComparison) -> None:
     show("\nsources:")
-    bandwidth = f"{comparison.bandwidth_bytes_per_s / 1e12:g} TB/s peak"
-    lines = [_source_line(comparison.bandwidth, f"{comparison.gpu}, {bandwidth}")]
+    bandwidth = f"{comparison.gpu}, bandwidth {comparison.bandwidth_bytes_per_s / 1e12:g} TB/s"
+    sourced = [(bandwidth, comparison.bandwidth)]
     for row in comparison.rows:
-        lines += [_source_line(figure, _subject(row.model, name, figure)) for name, figure in row.sources.items()]
-    for line in dict.fromkeys(lines):
-        show(line)
+        sourced += [(_subject(row.model, name, figure), figure) for name, figure in row.sources.items()]
+    kinds = get_args(Kind)
+    for subject, figure in sorted(dict(sourced).items(), key=lambda pair: kinds.index(pair[1].kind)):
+        show(f"  {figure.kind:<10}  {subject}: {figure.source.removeprefix('computed: ')}")
 
 
 def _subject(model: str, name: str, figure: Figure) -> str:
     of_one_model = figure.kind == "data sheet" or name == "parameters"
     return f"{model}, {name}" if of_one_model else name
-
-
-def _source_line(figure: Figure, subject: str) -> str:
-    return f"  {figure.kind:<10}  {subject}: {figure.source}"

@@ -15,12 +15,35 @@ from engines.errors import CommandError
 from engines.files import DISTRIBUTION
 
 INTERRUPTED = 130
+HELP_COLUMNS = 110
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 
 class Command(click.Command):
-    """A click command that ends as all of ours do: one clear error, a known exit status."""
+    """A click command that ends as all of ours do: one clear error, a known exit status.
+
+    Args:
+        groups: Headings of --help, each with the flags below it; flags of no group come last.
+    """
+
+    def __init__(self, *args: Any, groups: dict[str, tuple[str, ...]] | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", {"max_content_width": HELP_COLUMNS})
+        super().__init__(*args, **kwargs)
+        self.groups = groups or {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags below their headings."""
+        of_flag = {flag: heading for heading, flags in self.groups.items() for flag in flags}
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (*self.groups, "Options")}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections[of_flag.get(parameter.opts[-1], "Options")].append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command; never returns."""
