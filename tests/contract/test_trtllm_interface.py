@@ -1,0 +1,194 @@
+"""Every flag and key we hand to TensorRT-LLM, held to the facts of its interface."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from engines.errors import TargetMissedError, UserError
+from engines.files import Document, MadeBy
+from engines.llmapi import model_yaml, pytorch_refusal
+from engines.plan import BuildPlan, make_plan
+from engines.recipe import ask
+from engines.spec.gpu import known_gpus
+from engines.spec.precision import PRECISIONS
+from engines.trtllm import build_commands, compile_command, engine_differences
+
+FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "trtllm_interface.yaml").read_text())
+HEAD = Document(made_by=MadeBy(command="test", version="0"))
+MODELS = ("deepseek-r1-0528-qwen3-8b", "llama-3.1-8b")
+
+
+def problems(argv: list[str], facts: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a command line: flags nobody knows, values of another kind, flags given twice."""
+    program = next(Path(word).name for word in argv if Path(word).name in facts)
+    flags: dict[str, Any] = facts[program]
+    found, seen = [], set()
+    words = argv[next(place for place, word in enumerate(argv) if word.endswith(program)) + 1 :]
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--"):
+            groups.append([word])
+        elif groups:
+            groups[-1].append(word)
+        else:
+            found.append(f"{word}: no flag before it")
+    for flag, *values in groups:
+        if flag in facts["refused"]:
+            found.append(f"{flag}: of an older version")
+        elif flag not in flags:
+            found.append(f"{flag}: unknown to {program}")
+        else:
+            found += _misfits(flag, values, flags[flag])
+        if flag in seen:
+            found.append(f"{flag}: given twice")
+        seen.add(flag)
+    return found
+
+
+def _misfits(flag: str, values: list[str], kind: str | list[str]) -> list[str]:
+    if kind == "list":
+        return [] if values else [f"{flag}: needs a value"]
+    if len(values) != (0 if kind == "switch" else 1):
+        return [f"{flag}: takes {'no' if kind == 'switch' else 'one'} value, got {values}"]
+    if isinstance(kind, list):
+        return [] if values[0] in kind else [f"{flag}: {values[0]} is none of {kind}"]
+    if kind in {"int", "float"}:
+        try:
+            {"int": int, "float": float}[kind](values[0])
+        except ValueError:
+            return [f"{flag}: {values[0]} is no {kind}"]
+    return []
+
+
+def unknown_keys(document: dict[str, Any], known: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys of a document that the LLM API does not know."""
+    found = []
+    for key, value in document.items():
+        if key not in known:
+            found.append(prefix + key)
+        elif isinstance(value, dict):
+            found += unknown_keys(value, known[key], f"{prefix}{key}.")
+    return found
+
+
+def plans() -> list[BuildPlan]:
+    """Plan every precision on every GPU for two families, every KV cache, alone and split over four GPUs."""
+    made = []
+    axes = product(MODELS, PRECISIONS, known_gpus(), ("auto", "16bit", "int8", "fp8"), ((1, 1), (2, 2)))
+    for model, precision, gpu, kv_format, (tensor, pipeline) in axes:
+        flags = {
+            "model": model,
+            "precision": precision,
+            "gpu": gpu,
+            "kv_cache.format": kv_format,
+            "parallel.tensor": tensor,
+            "parallel.pipeline": pipeline,
+        }
+        try:
+            made.append(make_plan(ask(None, flags), head=HEAD))
+        except (UserError, TargetMissedError):
+            continue  # refused before any work: no command is made
+    return made
+
+
+@pytest.fixture(scope="module")
+def every_plan() -> list[BuildPlan]:
+    """Plan them once."""
+    return plans()
+
+
+def value_of(argv: tuple[str, ...], flag: str) -> str:
+    """Return the value after a flag."""
+    return argv[argv.index(flag) + 1]
+
+
+def test_every_flag_of_every_plan_is_one_that_tensorrt_llm_knows(every_plan: list[BuildPlan]) -> None:
+    """Hundreds of plans, two commands each: no unknown flag, no value of another kind."""
+    assert len(every_plan) > 300
+    assert {plan.precision for plan in every_plan} == set(PRECISIONS)
+    for plan in every_plan:
+        for command in build_commands(plan):
+            assert problems(list(command.argv), FACTS) == [], (plan.name, plan.kv_format)
+
+
+def test_adapters_and_speculation_use_flags_it_knows() -> None:
+    """LoRA modules as a list, the rank, the mode and the draft length."""
+    flags = {
+        "lora.target_modules": ("attn_q", "mlp_gate"),
+        "speculative.mode": "lookahead_decoding",
+        "speculative.max_draft_len": 4,
+    }
+    argv = compile_command(make_plan(ask(None, flags), head=HEAD)).argv
+    assert problems(list(argv), FACTS) == []
+    assert argv[argv.index("--lora_target_modules") :][1:3] == ("attn_q", "mlp_gate")
+    assert value_of(argv, "--max_draft_len") == "4"
+
+
+def test_nothing_is_left_to_be_deduced_or_switched_off_in_silence(every_plan: list[BuildPlan]) -> None:
+    """The length is explicit, and the attention switches are what the builder would make of them anyway."""
+    for plan in every_plan:
+        argv = compile_command(plan).argv
+        assert value_of(argv, "--max_seq_len") == str(plan.sizing.max_seq_len)
+        assert "--opt_num_tokens" not in argv  # conflicts with multiple profiles
+        paged, fp8 = value_of(argv, "--use_paged_context_fmha"), value_of(argv, "--use_fp8_context_fmha")
+        algorithm = PRECISIONS[plan.precision].quant_algo
+        eight_bit = algorithm in {"FP8", "W4A8_AWQ", "NVFP4"}
+        if plan.kv_format == "int8" or (plan.kv_format == "fp8" and not eight_bit):
+            assert paged == "disable", plan.name
+            assert not plan.runtime.chunked_context
+        assert (fp8 == "enable") == (plan.kv_format == "fp8" and eight_bit), plan.name
+        gemm = {"FP8": "disable", "NVFP4": "nvfp4"}.get(str(algorithm))
+        assert gemm is None or value_of(argv, "--gemm_plugin") == gemm
+        if not plan.runtime.chunked_context:
+            assert plan.sizing.max_num_tokens >= plan.max_input_len
+
+
+def test_every_key_of_model_yaml_is_one_the_llm_api_knows(every_plan: list[BuildPlan]) -> None:
+    """Unknown keys make the LLM API refuse the file."""
+    runnable = [plan for plan in every_plan if pytorch_refusal(plan.precision, plan.kv_format) is None]
+    assert len(runnable) > 100
+    for plan in runnable:
+        document = yaml.safe_load(model_yaml(plan, "checkpoint"))
+        assert unknown_keys(document, FACTS["llm_api"]) == [], plan.name
+        assert document["max_seq_len"] == plan.sizing.max_seq_len
+    assert unknown_keys({"kv_cache_config": {"fraction": 1}, "plugins": 2}, FACTS["llm_api"]) == [
+        "kv_cache_config.fraction",
+        "plugins",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["--max_batchsize", "8"], "unknown to trtllm-build"),
+        (["--gemm_plugin", "fp9"], "fp9 is none of"),
+        (["--strongly_typed"], "of an older version"),
+        (["--monitor_memory", "yes"], "takes no value"),
+        (["--max_batch_size", "many"], "many is no int"),
+        (["--max_batch_size"], "takes one value"),
+        (["--workers", "1", "--workers", "2"], "given twice"),
+    ],
+)
+def test_the_check_can_fail(words: list[str], wrong: str) -> None:
+    """A misspelt flag, a value it does not take, a flag of old: each is found."""
+    (found,) = problems(["trtllm-build", *words], FACTS)
+    assert wrong in found
+
+
+def test_what_the_builder_changed_is_found() -> None:
+    """An engine's own config.json that says less than the plan is a difference, by name and both values."""
+    plan = make_plan(ask(None, {}), head=HEAD)
+    plugins = {"tokens_per_block": 32, "use_paged_context_fmha": True, "use_fp8_context_fmha": True}
+    sizing = plan.sizing
+    limits = {"max_batch_size": sizing.max_batch_size, "max_num_tokens": sizing.max_num_tokens, "max_beam_width": 1}
+    build = {**limits, "max_seq_len": sizing.max_seq_len, "plugin_config": plugins}
+    config = {"version": plan.tensorrt_llm, "build_config": build}
+    assert engine_differences(plan, config) == []
+    build["max_seq_len"] = 524_288
+    assert engine_differences(plan, config) == [f"max_seq_len: planned {sizing.max_seq_len}, built 524288"]
+    assert engine_differences(plan, {}) != []
