@@ -63,9 +63,13 @@ HELP_GROUPS = {
     "Adapters and speculation": ("--lora-modules", "--max-lora-rank", "--speculative", "--max-draft-len"),
     "Quantizing": ("--calibration-text", "--calibration-samples", "--calibration-tokens", "--seed"),
     "How far to go": ("--emulate", "--until", "--max-perplexity-increase", "--dry-run", "--explain", "--list"),
+    "What predicts": ("--step-time",),
     "Where to": ("--out", "--force", "--stages"),
 }
-STEP_TIME_MODEL = "roofline; nothing of it was measured"
+STEP_TIMES = {
+    "roofline": "the roofline, from data sheets",
+    "silicon": "tables of measured kernels, nothing above the GPU",
+}
 
 
 @click.command(
@@ -116,7 +120,11 @@ STEP_TIME_MODEL = "roofline; nothing of it was measured"
 @click.option("--max-lora-rank", type=int, help="Largest adapter rank.")
 @click.option("--speculative", metavar="MODE", help="Speculative decoding: draft_tokens_external, lookahead_decoding.")
 @click.option("--max-draft-len", type=int, help="Draft tokens a step, at most.")
-@click.option("--step-time", type=click.Choice(["roofline", "silicon"]), help="What stands in for the GPU's clock.")
+@click.option(
+    "--step-time",
+    type=click.Choice(["roofline", "silicon"]),
+    help="What stands in for the GPU's clock: data sheets, or measured kernels.",
+)
 @click.option("--calibration-text", help="Text, JSONL or ShareGPT JSON to calibrate on; default: real chats.")
 @click.option("--calibration-samples", type=int, help="Samples to calibrate on.")
 @click.option("--calibration-tokens", type=int, help="Length of each sample, tokens.")
@@ -181,7 +189,7 @@ def _build_matrix(combinations: list[Combination], flags: dict[str, Any]) -> Non
     for combination in combinations:
         try:
             planned = _plan_one(combination, flags, stages=_stages(flags, folder / "any"), within=folder)
-        except (UserError, TargetMissedError) as refused:
+        except (UserError, TargetMissedError, MissingError) as refused:
             rows.append(refused_row(combination, refused))
             continue
         built = None
@@ -380,7 +388,7 @@ def _show_explained(plan: BuildPlan, *, as_json: bool) -> None:
         rows = [{**choice.model_dump(), **_neighbour_facts(neighbours.get(choice.name))} for choice in plan.choices]
         show(json.dumps(rows, indent=2))
         return
-    show(f"{plan.name}: what other values would change is predicted by the {STEP_TIME_MODEL}")
+    show(f"{plan.name}: what other values would change is predicted by {STEP_TIMES[plan.step_time]}")
     for choice in plan.choices:
         show(f"\n{choice.name} = {choice.value}  ({choice.origin}: {choice.reason})")
         around = neighbours.get(choice.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from engines.errors import MissingError
 from engines.plan import BuildPlan
 from engines.spec.gpu import GpuSpec
 from engines.spec.memory import Sizing
@@ -49,6 +50,7 @@ def explain(plan: BuildPlan) -> list[Explanation]:
         plan.kv_format,
         plan.sizing,
         plan.runtime.chunked_context,
+        plan.step_time,
     )
     here = outlook(chosen, plan.workload)
     return [
@@ -136,7 +138,10 @@ def _default_kv(wanted: KvFormat, precision: str, gpu: GpuSpec) -> KvFormat:
 def _neighbour(plan: BuildPlan, here: Outlook, change: _Change | None) -> Neighbour | None:
     if change is None:
         return None
-    there = outlook(change.engine, plan.workload)
+    try:
+        there = outlook(change.engine, plan.workload)
+    except MissingError as missing:
+        return Neighbour(change.value, f"cannot be said: {missing.message}")
     parts = [
         _difference(there.kv_tokens, here.kv_tokens, "KV tokens"),
         _difference(there.tokens_per_s, here.tokens_per_s, "tokens/s"),

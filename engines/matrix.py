@@ -107,9 +107,7 @@ def refused_row(combination: Combination, refused: CommandError) -> Row:
 
 def show_comparison(comparison: Comparison) -> None:
     """Print the table on stdout, and every reason why something cannot be built below it."""
-    table = Table(
-        title="weights and KV cache by the memory plan; times predicted by the roofline", title_justify="left"
-    )
+    table = Table(title="weights and KV cache by the memory plan; times predicted, not measured", title_justify="left")
     table.add_column("GPU")
     table.add_column("precision")
     several = len({row.recipe for row in comparison.rows}) > 1

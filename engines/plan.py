@@ -46,6 +46,7 @@ class BuildPlan(Document):
     """`plan.json`: everything that is known before a byte is written."""
 
     backend: Literal["tensorrt", "pytorch"]
+    step_time: Literal["roofline", "silicon"]
     model: ModelSpec
     gpu: GpuSpec
     precision: str
@@ -125,6 +126,7 @@ def make_plan(asked: Asked, *, head: Document, model: ModelSpec | None = None) -
         made_by=head.made_by,
         made_from=head.made_from,
         backend=recipe.backend,
+        step_time=recipe.step_time,
         model=model,
         gpu=gpu,
         precision=precision.name,
@@ -210,7 +212,7 @@ def _limits(
         pipeline_parallel=recipe.parallel.pipeline,
     )
     found = choose_limits(
-        Engine(model, gpu, precision.name, kv_format, start, runtime.chunked_context),
+        Engine(model, gpu, precision.name, kv_format, start, runtime.chunked_context, recipe.step_time),
         recipe.workload,
         recipe.objectives,
         batch_sizes=BATCH_SIZES if asked_batch == "auto" else (asked_batch,),
@@ -246,6 +248,8 @@ def _require_prompts_fit(workload: Workload, sizing: Sizing, *, chunked: bool) -
 def _predicted(choices: _Choices, engine: Engine) -> Predicted:
     """Work out what the chosen engine would do, and say so where the objectives cannot be met."""
     recipe = choices.asked.recipe
+    for derived in getattr(engine.step_time, "derived", ()):
+        choices.notice("step-time-derived", f"no measured kernels: {derived}")
     seen = outlook(engine, recipe.workload)
     missed = seen.misses(recipe.objectives)
     if missed:

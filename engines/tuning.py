@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from engines.recipe import Objectives, Workload
 from engines.spec.gpu import GpuSpec
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import ModelSpec
 from engines.spec.precision import KvFormat, precision_named
-from engines.steptime.roofline import Roofline
 from engines.steptime.shape import StepShape, StepTime, attended_tokens
+from engines.steptime.source import step_time_of
 
 # Sizes a step at a time: tensor cores work on tiles of eight rows, and finer steps change nothing that could be seen.
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -30,6 +31,7 @@ class Engine:
 
     Attributes:
         chunked: Prompts may be split over iterations; otherwise a prompt must fit one iteration's tokens whole.
+        source: Name of the step-time source that prices an iteration.
     """
 
     model: ModelSpec
@@ -38,6 +40,7 @@ class Engine:
     kv_format: KvFormat
     sizing: Sizing
     chunked: bool
+    source: str = "roofline"
 
     @property
     def memory(self) -> MemoryBudget:
@@ -46,13 +49,14 @@ class Engine:
 
     @property
     def step_time(self) -> StepTime:
-        """The roofline of this engine."""
-        return Roofline(
-            self.model,
-            self.gpu,
+        """What prices an iteration; made once for all limits."""
+        return _step_time(
+            self.source,
+            self.model.model_dump_json(),
+            self.gpu.model_dump_json(),
             self.precision,
             self.kv_format,
-            tensor_parallel=self.sizing.tensor_parallel,
+            self.sizing.tensor_parallel,
         )
 
     def limited(self, *, max_batch_size: int | None = None, max_num_tokens: int | None = None) -> Engine:
@@ -101,6 +105,14 @@ class Outlook:
             longest = objectives.longest_gap_s * 1e3
             missed.append(f"gap of {self.longest_gap_s * 1e3:.0f} ms in a burst of prompts, at most {longest:g}")
         return "; ".join(missed)
+
+
+@cache
+def _step_time(
+    source: str, model_json: str, gpu_json: str, precision: str, kv_format: KvFormat, tensor_parallel: int
+) -> StepTime:
+    model, gpu = ModelSpec.model_validate_json(model_json), GpuSpec.model_validate_json(gpu_json)
+    return step_time_of(source, model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
 
 
 def outlook(engine: Engine, workload: Workload) -> Outlook:

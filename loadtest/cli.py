@@ -13,7 +13,7 @@ from engines.build import emulated_manifest
 from engines.console import Command, command_line, common_flags, progress, show, table_console, writing_flags, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, made_by, source_of, to_json, validate
-from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
+from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read_manifest
 from engines.plan import make_plan
 from engines.recipe import ask
 from loadtest.metrics import LevelSummary, Spread, Summary, summarize
@@ -132,6 +132,11 @@ def run_load(**flags: Any) -> None:
 @click.option("--precision", help="Number format, where no engine is given.")
 @click.option("--tp", type=int, help="Tensor parallel size, where no engine is given.")
 @click.option("--max-batch-size", type=int, help="Sequences in one iteration, where no engine is given.")
+@click.option(
+    "--step-time",
+    type=click.Choice(["roofline", "silicon"]),
+    help="Data sheets, or tables of measured kernels; the engine's own choice where one is given.",
+)
 @click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario: sweep, quick, or a YAML file.")
 @click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
 @click.option("--isl", type=int, help="Prompt length in tokens.")
@@ -141,12 +146,15 @@ def run_load(**flags: Any) -> None:
 def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
     """Predict what run-load would show, on a virtual clock: the same batcher, no server, no client.
 
-    Takes an engine folder, or a model, a GPU and a precision. Step times are the roofline's, uncalibrated: see
-    docs/measurements.md for how far off they are. Everything above the engine is left out.
+    Takes an engine folder, or a model, a GPU and a precision. Step times are uncalibrated: see docs/measurements.md for
+    how far off they are. Everything above the engine is left out.
     """
     scenario = _scenario({**flags, "model": None, "prompts": None, "seed": None})
     sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
     manifest = _planned(flags) if engine_dir is None else read_manifest(engine_dir)
+    if flags["step_time"] is not None:
+        choice = StepTimeChoice(source=flags["step_time"])
+        manifest = manifest.model_copy(update={"step_time": choice})
     found = predict(scenario, manifest, made_by=made_by(command_line("predict-load")), made_from=sources)
     summary = summarize(found.run, found.records, found.samples)
     if as_json:
@@ -161,6 +169,7 @@ def _planned(flags: dict[str, Any]) -> EngineManifest:
         "gpu": flags["gpu"],
         "precision": flags["precision"],
         "parallel.tensor": flags["tp"],
+        "step_time": flags["step_time"],
         "limits.max_batch_size": flags["max_batch_size"],
         "workload.longest_input_tokens": flags["isl"],
         "workload.longest_output_tokens": flags["osl"],

@@ -1,0 +1,284 @@
+"""Step time from measured kernels: NVIDIA's aiconfigurator tables, op by op, never its own batching or TTFT formula.
+
+The tables hold times of TensorRT-LLM's kernels on H100, H200, A100, L40S and B200, by shape. What they lack is derived,
+and said: an INT8 or INT4 kernel on a GPU that has none measured is that GPU's 16-bit kernel times what the same change
+brought on an A100; an INT8 KV cache reads as an FP8 one of the same GPU, or as a 16-bit one of half the length.
+Scheduling, sampling and everything above the GPU are not in the tables: a calibration adds them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.errors import MissingError
+from engines.spec.gpu import GpuSpec
+from engines.spec.model import ModelSpec
+from engines.spec.precision import KvFormat
+from engines.steptime.shape import DecodeLine, StepCost, StepShape
+
+SYSTEMS = {
+    "a100-sxm-80gb": "a100_sxm",
+    "h100-sxm-80gb": "h100_sxm",
+    "h200-sxm-141gb": "h200_sxm",
+    "l40s-48gb": "l40s",
+    "b200-sxm-180gb": "b200_sxm",
+}
+KNOT_TOKENS = 128  # decode attention is looked up at multiples of this context, and linear between them
+_MS = 1e-3
+_DERIVED_ON = "a100_sxm"  # the one system whose tables have every integer format
+# The table's name of each precision's matrix products. fp8_static: scales known beforehand, as an engine has them.
+_GEMM_MODES = {
+    "bf16": "bfloat16",
+    "fp16": "bfloat16",
+    "fp8": "fp8_static",
+    "int8_sq": "sq",
+    "int8_wo": "int8_wo",
+    "int4_awq": "int4_wo",
+    "nvfp4": "nvfp4",
+}
+_INTEGER_MODES = {"sq", "int8_wo", "int4_wo"}
+_KV_MODES: dict[KvFormat, str] = {"16bit": "bfloat16", "fp8": "fp8", "int8": "fp8"}
+_ATTENTION, _LOGITS = "attention", "logits_gemm"
+_NORMS = ("add_norm_1", "add_norm_2", "act_gate", "embedding")
+
+
+@dataclass(slots=True)
+class _Tables:
+    """One compiled engine of the tables: which op is where, and what was looked up already."""
+
+    handle: Any
+    names: list[str]
+    linear: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def attention(self) -> int:
+        return next(place for place, name in enumerate(self.names) if name.endswith(_ATTENTION))
+
+    @property
+    def logits(self) -> int:
+        return next(place for place, name in enumerate(self.names) if name.endswith(_LOGITS))
+
+    def linear_s(self, tokens: int) -> tuple[float, float]:
+        """Return (matrix products, norms and activations) of one iteration of `tokens` tokens, without the logits."""
+        found = self.linear.get(tokens)
+        if found is None:
+            places = [place for place in range(len(self.names)) if place not in {self.attention, self.logits}]
+            times = self.handle.evaluate_context_ops(places, batch_size=1, s=1, x=tokens)
+            norms = sum(ms for name, ms, *_ in times if name.endswith(_NORMS))
+            found = ((sum(ms for _, ms, *_ in times) - norms) * _MS, norms * _MS)
+            self.linear[tokens] = found
+        return found
+
+    def logits_s(self, sequences: int) -> float:
+        """Return the output projection's time for so many sequences."""
+        ((_, ms, *_),) = self.handle.evaluate_context_ops([self.logits], batch_size=1, s=1, x=sequences)
+        return float(ms) * _MS
+
+    def prompt_attention_s(self, prompts: int, tokens: int, cached: int) -> float:
+        """Return the attention of prompts of `tokens` new tokens each, after `cached` ones."""
+        ((_, ms, *_),) = self.handle.evaluate_context_ops([self.attention], batch_size=prompts, s=tokens, prefix=cached)
+        return float(ms) * _MS
+
+    def decode_attention_s(self, sequences: int, context: int) -> float:
+        """Return the attention of one decode step of sequences with `context` tokens each."""
+        ((_, ms, *_),) = self.handle.evaluate_generation_ops([self.attention], batch_size=sequences, s=context)
+        return float(ms) * _MS
+
+
+class Silicon:
+    """Step time of a model at a precision on a GPU, from measured kernels.
+
+    Args:
+        model: Geometry.
+        gpu: One GPU of the replica.
+        precision: Name of the number format of the linear layers.
+        kv_format: Number format of the KV cache.
+        tensor_parallel: GPUs that share every layer.
+
+    Attributes:
+        derived: What was not in the tables and how it was worked out; empty where all of it was measured.
+
+    Raises:
+        MissingError: The tables are not installed, or have nothing of this GPU or format.
+    """
+
+    def __init__(
+        self, model: ModelSpec, gpu: GpuSpec, precision: str, kv_format: KvFormat, *, tensor_parallel: int = 1
+    ) -> None:
+        system = SYSTEMS.get(gpu.name)
+        if system is None:
+            raise MissingError(
+                f"no measured step times of {gpu.name}; there are tables of {', '.join(SYSTEMS)}",
+                hint="--step-time roofline works from the data sheet",
+            )
+        mode = _GEMM_MODES.get(precision)
+        if mode is None:
+            raise MissingError(f"no measured step times of {precision}", hint="--step-time roofline")
+        self.derived: list[str] = []
+        kv_mode = self._kv_mode(system, kv_format)
+        self._halved = kv_format == "int8" and kv_mode == "bfloat16"
+        self._factor: tuple[_Tables, _Tables] | None = None
+        if mode in _INTEGER_MODES and system != _DERIVED_ON:
+            self.derived.append(
+                f"{precision} on {gpu.name}: its 16-bit kernels times what {precision} brought on an A100"
+            )
+            self._tables = _compiled(model, system, "bfloat16", kv_mode, tensor_parallel)
+            self._factor = (
+                _compiled(model, _DERIVED_ON, mode, "bfloat16", tensor_parallel),
+                _compiled(model, _DERIVED_ON, "bfloat16", "bfloat16", tensor_parallel),
+            )
+        else:
+            self._tables = _compiled(model, system, mode, kv_mode, tensor_parallel)
+        self._linear: dict[int, tuple[float, float]] = {}
+        self._logits: dict[int, float] = {}
+        self._knots: dict[tuple[int, int], float] = {}
+        kv_bytes = model.kv_bytes_per_token(kv_format)
+        self._onboard_s_per_token = kv_bytes / gpu.interconnect_bytes_per_s
+
+    def cost(self, shape: StepShape) -> StepCost:
+        """Return the seconds of one iteration by cause; reading the weights is inside the matrix products."""
+        gemm_s, norms_s = self._linear_s(shape.decode_sequences + shape.prefill_tokens)
+        return StepCost(
+            gemm_s=gemm_s,
+            kv_read_s=self._decode_attention_s(shape.decode_sequences, shape.decode_context_tokens),
+            attention_s=self._prompt_attention_s(shape),
+            activations_s=norms_s,
+            sampling_s=self._logits_s(shape.decode_sequences + shape.prefill_sequences),
+            onboard_s=shape.onboarded_tokens * self._onboard_s_per_token,
+        )
+
+    def seconds(self, shape: StepShape) -> float:
+        """Return the seconds of one iteration."""
+        return sum(self.cost(shape))
+
+    def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
+        """Return the piece of the decode curve a context stands on: linear from knot to knot."""
+        lower = decode_context_tokens // (decode_sequences * KNOT_TOKENS)
+        low_s, high_s = self._knot_s(decode_sequences, lower), self._knot_s(decode_sequences, lower + 1)
+        slope = (high_s - low_s) / (KNOT_TOKENS * decode_sequences)
+        begin = lower * KNOT_TOKENS * decode_sequences
+        rest_s = sum(self._linear_s(decode_sequences)) + self._logits_s(decode_sequences)
+        return DecodeLine(rest_s + low_s - slope * begin, slope, begin + KNOT_TOKENS * decode_sequences)
+
+    def _kv_mode(self, system: str, kv_format: KvFormat) -> str:
+        if kv_format != "int8":
+            return _KV_MODES[kv_format]
+        if system == _DERIVED_ON:
+            self.derived.append("INT8 KV cache: read as a 16-bit cache of half the length")
+            return "bfloat16"
+        self.derived.append("INT8 KV cache: read as an FP8 cache")
+        return _KV_MODES[kv_format]
+
+    def _linear_s(self, tokens: int) -> tuple[float, float]:
+        found = self._linear.get(tokens)
+        if found is None:
+            gemm_s, norms_s = self._tables.linear_s(tokens)
+            if self._factor is not None:
+                changed, plain = self._factor
+                gemm_s *= changed.linear_s(tokens)[0] / plain.linear_s(tokens)[0]
+            found = self._linear[tokens] = (gemm_s, norms_s)
+        return found
+
+    def _logits_s(self, sequences: int) -> float:
+        found = self._logits.get(sequences)
+        if found is None:
+            found = self._logits[sequences] = self._tables.logits_s(sequences)
+        return found
+
+    def _prompt_attention_s(self, shape: StepShape) -> float:
+        if not shape.prefill_sequences:
+            return 0.0
+        new = max(1, round(shape.prefill_tokens / shape.prefill_sequences))
+        pairs = shape.prefill_attended_tokens / shape.prefill_sequences
+        cached = max(0, round((pairs - new * (new + 1) / 2) / new))
+        return self._tables.prompt_attention_s(shape.prefill_sequences, new, cached)
+
+    def _decode_attention_s(self, sequences: int, context_tokens: int) -> float:
+        if not sequences:
+            return 0.0
+        lower = context_tokens // (sequences * KNOT_TOKENS)
+        low_s, high_s = self._knot_s(sequences, lower), self._knot_s(sequences, lower + 1)
+        return low_s + (high_s - low_s) * (context_tokens / (sequences * KNOT_TOKENS) - lower)
+
+    def _knot_s(self, sequences: int, knot: int) -> float:
+        found = self._knots.get((sequences, knot))
+        if found is None:
+            context = max(1, knot * KNOT_TOKENS // (2 if self._halved else 1))
+            found = self._knots[sequences, knot] = self._tables.decode_attention_s(sequences, context)
+        return found
+
+
+def _compiled(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tensor_parallel: int) -> _Tables:
+    """Compile a model's op list against a system's tables.
+
+    The library takes a model as a folder with config.json: one is written, read and removed.
+
+    Raises:
+        MissingError: The tables are not installed, or have nothing of this format.
+    """
+    try:
+        from aiconfigurator_core.sdk import engine, errors  # noqa: PLC0415 (an extra, and slow to import)
+    except ModuleNotFoundError as error:
+        raise MissingError(
+            "measured step times need aiconfigurator-core, which is not installed",
+            hint="pip install --no-deps aiconfigurator-core==0.12.0",
+        ) from error
+    logging.getLogger("aiconfigurator_core").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        (Path(folder) / "config.json").write_text(json.dumps(_config_of(model)), encoding="utf-8")
+        try:
+            handle = engine.EngineHandle.compile(
+                folder,
+                system,
+                "trtllm",
+                gemm_quant_mode=gemm_mode,
+                kvcache_quant_mode=kv_mode,
+                tp_size=tensor_parallel,
+            )
+            ops = handle.evaluate_context_ops(list(range(_count_ops(handle))), batch_size=1, s=64)
+        except (errors.PerfDataNotAvailableError, errors.MissingSystemFlopsError) as error:
+            raise MissingError(
+                f"no measured step times of {gemm_mode} with a {kv_mode} cache on {system}", hint="--step-time roofline"
+            ) from error
+    return _Tables(handle, [name for name, *_ in ops])
+
+
+def _count_ops(handle: Any) -> int:
+    """Return how many ops the context phase has: the library tells no other way than by an index too far."""
+    count = 1
+    while True:
+        try:
+            handle.evaluate_context_ops([count], batch_size=1, s=64)
+        except (IndexError, ValueError):
+            return count
+        count += 1
+
+
+def _config_of(model: ModelSpec) -> dict[str, Any]:
+    """Return a Hugging Face config of the geometry: the tables go by shapes, and Llama's op list fits all of ours.
+
+    A feed-forward block of two matrices is taken as one of three that holds as many weights.
+    """
+    inner = model.intermediate_size * model.mlp_matrices // 3
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "intermediate_size": inner,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.attention_heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": model.vocab_size,
+        "torch_dtype": "bfloat16",
+    }
