@@ -20,7 +20,7 @@ from typing import Any
 from engines.errors import MissingError
 from engines.spec.gpu import GpuSpec
 from engines.spec.model import ModelSpec
-from engines.spec.precision import KvFormat
+from engines.spec.precision import KvFormat, precision_named
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 
 SYSTEMS = {
@@ -119,8 +119,11 @@ class Silicon:
                 hint="--step-time roofline works from the data sheet",
             )
         mode = _GEMM_MODES.get(precision)
-        if mode is None:
-            raise MissingError(f"no measured step times of {precision}", hint="--step-time roofline")
+        if mode is None or precision_named(precision).arithmetic not in gpu.dense_flops:
+            raise MissingError(
+                f"no measured step times of {precision} on {gpu.name}",
+                hint="--step-time roofline, or another precision",
+            )
         self.derived: list[str] = []
         kv_mode = self._kv_mode(system, kv_format)
         self._halved = kv_format == "int8" and kv_mode == "bfloat16"
@@ -245,7 +248,9 @@ def _compiled(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tenso
             ops = handle.evaluate_context_ops(list(range(_count_ops(handle))), batch_size=1, s=64)
         except (errors.PerfDataNotAvailableError, errors.MissingSystemFlopsError) as error:
             raise MissingError(
-                f"no measured step times of {gemm_mode} with a {kv_mode} cache on {system}", hint="--step-time roofline"
+                f"no measured kernels of {model.name} in {gemm_mode} with a {kv_mode} cache on {system} "
+                f"(head size {model.head_size})",
+                hint="--step-time roofline",
             ) from error
     return _Tables(handle, [name for name, *_ in ops])
 
