@@ -116,7 +116,8 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
     with out_of_room_told(out.parent), whole_folder(out, force=force) as folder:
         results = _run_stages(job, stages)
         write_json(folder / "plan.json", job.plan)
-        write_text(folder / "commands.sh", commands_text(job))
+        if job.plan.backend == "tensorrt":
+            write_text(folder / "commands.sh", commands_text(job))
         if job.tokenizer is not None:
             copy_tokenizer(job.tokenizer, folder / "tokenizer")
         for name, source in results.folders.items():

@@ -44,9 +44,11 @@ def render_repository(
     """
     manifest = read_manifest(engine_folder)
     if manifest.kind == "checkpoint":
+        compiled = "build-engine without --until checkpoint compiles it; with --emulate it is emulated"
+        loaded = "its model.yaml and checkpoint are for the llmapi model that Triton's TensorRT-LLM image carries"
         raise UserError(
             f"{engine_folder}: holds a checkpoint, not an engine",
-            hint="build-engine without --until checkpoint compiles it; with --emulate it is emulated",
+            hint=loaded if manifest.backend == "pytorch" else compiled,
         )
     source = tokenizer or _engine_tokenizer(engine_folder, manifest)
     if not (source / "tokenizer.json").is_file():

@@ -102,7 +102,12 @@ def test_a_built_engine_is_served_by_tensorrt_llms_backend(
 def test_a_checkpoint_is_no_engine(manifest: EngineManifest, tokenizer: Path, tmp_path: Path) -> None:
     """What was not compiled is refused, and nothing is written."""
     with pytest.raises(UserError, match="holds a checkpoint, not an engine"):
-        _render(tmp_path, manifest.model_copy(update={"kind": "checkpoint"}), tokenizer)
+        _render(tmp_path / "tensorrt", manifest.model_copy(update={"kind": "checkpoint"}), tokenizer)
+    with pytest.raises(UserError) as refused:
+        _render(
+            tmp_path / "pytorch", manifest.model_copy(update={"kind": "checkpoint", "backend": "pytorch"}), tokenizer
+        )
+    assert "llmapi" in str(refused.value.hint)
     assert not (tmp_path / "repository").exists()
 
 
