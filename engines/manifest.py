@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from engines.files import Document, Strict, read_json
+from engines.spec.deployment import Factors, Host
 from engines.spec.gpu import GpuSpec
 from engines.spec.model import ModelSpec
 from engines.spec.precision import KvFormat
@@ -63,9 +64,17 @@ class Notice(Strict):
 
 
 class StepTimeChoice(Strict):
-    """Which step-time model stands in for the GPU, and a calibration where there is one."""
+    """Which step-time model stands in for the GPU, and how a deployment was found to differ from it.
 
-    source: Literal["roofline", "silicon", "calibrated"]
+    Attributes:
+        factors: Of a calibration; None where there is none.
+        host: What the calibration found above the engine.
+        calibration: Its SHA-256.
+    """
+
+    source: Literal["roofline", "silicon"]
+    factors: Factors | None = None
+    host: Host | None = None
     calibration: str | None = None
 
 

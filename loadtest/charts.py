@@ -85,7 +85,7 @@ def latency_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
 
 def latency_against_concurrency(summary: Summary, *, image: Image = "svg") -> bytes:
     """Draw latency and throughput against the number of users."""
-    axis = _Axis(lambda level: level.concurrency, "concurrency: users at a time", "Latency against concurrency", True)
+    axis = _Axis(lambda level: level.offered, "concurrency: users at a time", "Latency against concurrency", True)
     return _draw(summary, axis, image)
 
 
@@ -124,7 +124,7 @@ def _lines(summary: Summary) -> list[_Line]:
     return [
         _Line(
             f"isl {isl}, osl {osl}" if one_run else f"{run} ({isl}/{osl})",
-            sorted(levels, key=lambda level: level.concurrency),
+            sorted(levels, key=lambda level: level.offered),
         )
         for (run, isl, osl), levels in groups.items()
     ]
@@ -251,7 +251,7 @@ def _annotate(figure: Any, panels: Any, levels: list[LevelSummary], axis: _Axis)
     box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.6}
     for panel, quantity in zip(panels, quantities, strict=True):
         for spot in _spots(panel, levels, axis, quantity):
-            users = ", ".join(str(count) for count in spot.users)
+            users = ", ".join(f"{count:g}" for count in spot.users)
             panel.annotate(
                 users,
                 (spot.x, spot.y),
@@ -269,17 +269,17 @@ class _Spot(NamedTuple):
 
     x: float
     y: float
-    users: list[int]
+    users: list[float]
 
 
 def _spots(
     panel: Any, levels: list[LevelSummary], axis: _Axis, quantity: Callable[[LevelSummary], float | None]
 ) -> list[_Spot]:
-    highest: dict[int, tuple[float, float]] = {}
+    highest: dict[float, tuple[float, float]] = {}
     for level in levels:
         for x, y in zip(*_points(_Line("", [level]), axis, quantity), strict=True):
-            if level.concurrency not in highest or y > highest[level.concurrency][1]:
-                highest[level.concurrency] = (x, y)
+            if level.offered not in highest or y > highest[level.offered][1]:
+                highest[level.offered] = (x, y)
     spots: list[_Spot] = []
     for users, (x, y) in sorted(highest.items()):
         near = next((spot for spot in spots if _touch(panel, spot, (x, y))), None)

@@ -55,6 +55,15 @@ class BatchSpread(Strict):
     max: float
 
 
+class Interval(Strict):
+    """Where a predicted mean lies with a probability of `share`."""
+
+    share: float
+    low: float
+    mean: float
+    high: float
+
+
 class LevelSummary(Strict):
     """One level's figures; durations in engine seconds, rates per engine second.
 
@@ -70,10 +79,12 @@ class LevelSummary(Strict):
         batch_size_client: Requests between their first and last token, weighted by time.
         kv_blocks_used: Mean, by the server's own count; None when it published none.
         waiting: Requests at the server that were in no iteration, mean; None as above.
+        intervals: By quantity (`tokens_per_s`, `itl_s`, `ttft_s`), of a calibrated prediction's means; None otherwise.
     """
 
     run: str | None = None
-    concurrency: int
+    concurrency: int | None
+    rate_per_s: float | None = None
     isl: int
     osl: int
     complete: bool
@@ -92,6 +103,17 @@ class LevelSummary(Strict):
     batch_size_client: BatchSpread | None
     kv_blocks_used: float | None
     waiting: float | None
+    intervals: dict[str, Interval] | None = None
+
+    @property
+    def offered(self) -> float:
+        """How much was asked of the server: users of a closed loop, requests a second of an open one."""
+        return self.concurrency if self.concurrency is not None else self.rate_per_s or 0.0
+
+    @property
+    def load(self) -> str:
+        """The same in words."""
+        return str(self.concurrency) if self.concurrency is not None else f"{self.rate_per_s:g}/s"
 
 
 class RunFacts(Strict):
@@ -172,7 +194,7 @@ def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[Doubt]:
         doubts.append(Doubt(code="interrupted", text=f"the run was interrupted: {run.interrupted}"))
     for index, (level, found) in enumerate(zip(run.levels, measured, strict=True)):
         asked = run.scenario.requests
-        if level.complete and found < asked:
+        if level.concurrency is not None and level.complete and found < asked:
             text = f"{found} measured requests found where the scenario asks for {asked}"
             doubts.append(Doubt(code="records-missing", text=text, level=index))
     return doubts
@@ -190,6 +212,7 @@ def summarize_level(
     inside = [sample for sample in samples if window.begin_s <= sample.t_s <= window.end_s]
     return LevelSummary(
         concurrency=level.concurrency,
+        rate_per_s=level.rate_per_s,
         isl=level.isl,
         osl=level.osl,
         complete=level.complete,
@@ -256,6 +279,9 @@ def _gaps(record: RequestRecord) -> list[float]:
 def _window(level: Level, records: Sequence[RequestRecord]) -> _Window:
     """Return the span in which the level had all its users at work, or all of it; see the module."""
     whole = _Window(level.measure_s, level.end_s, "whole")
+    if level.concurrency is None:  # an open loop offers its load from beginning to end, then lets it drain
+        ends_s = max((record.scheduled_s for record in records), default=level.end_s)
+        return _Window(level.measure_s, ends_s, "steady")
     instants = _full_instants(level.concurrency, records)
     if instants is None:
         return whole

@@ -1,32 +1,31 @@
-"""What a run would show: the scenario's users against the batcher on a virtual clock; nothing is measured here.
+"""What a run would show: a scenario's load against the batcher on a virtual clock; nothing is measured here.
 
-The same batcher runs behind the emulated server on the wall clock. What a prediction leaves out is everything above
-the engine: network, server, tokenizing, client.
+Without a calibration everything above the engine is left out: network, server, tokenizing, client. With one, the host's
+share is in, and the means carry an interval as wide as the calibration was off on what it had not seen.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from engines.emulator.engine import Batcher, Iteration
-from engines.emulator.request import Request
-from engines.emulator.scheduler import Sequence
+from engines.calibration import Calibration, LoadGenerator, Quantity
 from engines.emulator.settings import batcher_for
 from engines.files import MadeBy, Source
-from engines.manifest import EngineManifest
-from loadtest.records import Level, RequestRecord, RunManifest, Sample, ServerFacts
+from engines.manifest import EngineManifest, StepTimeChoice
+from engines.spec.deployment import Host
+from loadtest.metrics import Interval, LevelSummary, Summary
+from loadtest.records import Level, Phase, RequestRecord, RunManifest, Sample, ServerFacts
 from loadtest.scenario import Scenario
 from loadtest.traffic import ClosedLoop, Turn
+from loadtest.virtual import Arrivals, Ended, Sent, Traffic, Users, VirtualServer
 
 SAMPLES_PER_LEVEL = 400
-# From a reply's last token to the server seeing the same user's next request. Any value above zero and well below a
-# step does: what matters is that the engine has begun its next iteration by then, so that the request waits it out.
-TURNAROUND_S = 0.5e-3
+INTERVAL_SHARE = 0.9
+_NORMAL_90 = 1.645  # standard deviations either side that hold nine tenths of a normal distribution
 _BATCH_SERIES = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests"}'
 
 
@@ -40,21 +39,28 @@ class Prediction:
 
 
 def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, made_from: list[Source]) -> Prediction:
-    """Return what a scenario's closed loop would show of an engine; seconds are engine seconds."""
+    """Return what a scenario would show of an engine; seconds are engine seconds."""
     records: list[RequestRecord] = []
     samples: list[Sample] = []
     levels: list[Level] = []
     began_s, next_id = 0.0, 0
-    for index, concurrency in enumerate(scenario.concurrency):
-        loop = ClosedLoop(
-            concurrency, scenario.lengths.osl, scenario.requests, scenario.warmup_requests, first_id=next_id
+    host = manifest.step_time.host or Host()
+    for index, (level, traffic) in enumerate(_levels(scenario)):
+        shifted = traffic(began_s, next_id)
+        server = VirtualServer(batcher_for(manifest), shifted, host, now_s=began_s)
+        records += [_record(server, ended, index) for ended in server.run()]
+        samples += _samples(server)
+        measured = [record for record in records if record.level == index and record.phase == "measure"]
+        levels.append(
+            level.model_copy(
+                update={
+                    "begin_s": began_s,
+                    "measure_s": min((record.sent_s for record in measured), default=began_s),
+                    "end_s": server.now_s,
+                }
+            )
         )
-        level = _VirtualLevel(batcher_for(manifest), loop, index, scenario.lengths.isl, began_s)
-        level.run()
-        records += level.records
-        samples += level.samples()
-        levels.append(level.facts(scenario))
-        began_s, next_id = level.now_s, loop.next_id
+        began_s, next_id = server.now_s, len(records)
     engine = f"{manifest.model.name} {manifest.precision.name} on {manifest.gpu.name}"
     facts = ServerFacts(
         url="-", protocol="-", model="tensorrt_llm", triton_version="-", emulated=False, time_scale=1.0, engine=engine
@@ -71,108 +77,140 @@ def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, ma
     return Prediction(run, records, samples)
 
 
-@dataclass(slots=True)
-class _Sent:
-    """A request on its way."""
+def calibrated(manifest: EngineManifest, calibration: Calibration, sha256: str) -> EngineManifest:
+    """Return an engine's manifest with what a calibration found of its deployment."""
+    choice = StepTimeChoice(
+        source=calibration.source, factors=calibration.factors, host=calibration.host, calibration=sha256
+    )
+    blocks = max(1, round(manifest.kv_cache.blocks * calibration.engine.usable_kv_ratio))
+    cache = manifest.kv_cache.model_copy(update={"blocks": blocks})
+    return manifest.model_copy(update={"step_time": choice, "kv_cache": cache})
 
-    turn: Turn
-    user: int
-    sent_s: float
+
+def like(scenario: Scenario, generator: LoadGenerator) -> Scenario:
+    """Return a closed-loop scenario that sends as the generator of a calibration's points did."""
+    if generator.start == "staggered" or scenario.rate_per_s is not None:
+        return scenario
+    return scenario.model_copy(
+        update={
+            "warmup_requests": 0,
+            "requests": 1,
+            "requests_per_user": generator.rounds,
+            "window_s": generator.window_s,
+        }
+    )
 
 
-@dataclass(slots=True)
-class _VirtualLevel:
-    """One level on a virtual clock; an idle batcher of its own, as after a pause."""
+def with_intervals(summary: Summary, calibration: Calibration) -> Summary:
+    """Return a summary whose levels carry how far their means may be off."""
+    levels = [level.model_copy(update={"intervals": _intervals(level, calibration)}) for level in summary.levels]
+    return summary.model_copy(update={"levels": levels})
 
-    batcher: Batcher
-    loop: ClosedLoop
-    level: int
-    prompt_tokens: int
-    now_s: float
-    records: list[RequestRecord] = field(default_factory=list)
-    _begin_s: float = 0.0
-    _free: deque[tuple[float, int]] = field(default_factory=deque)  # users, by when their next request arrives
-    _on_way: dict[int, _Sent] = field(default_factory=dict)
-    _ends_s: list[float] = field(default_factory=list)  # of every iteration, by its index
-    _decoding: list[int] = field(default_factory=list)  # sequences in generation, by iteration
 
-    def run(self) -> None:
-        """Run the level until its last measured request has ended."""
-        self._begin_s = self.now_s
-        self._free = deque((self.now_s, user) for user in range(self.loop.concurrency))
-        while not self.loop.is_over:
-            while self._free and self._free[0][0] <= self.now_s:
-                self._send(*self._free.popleft())
-            next_s = self._free[0][0] if self._free else math.inf
-            iteration = self.batcher.begin_run(self.now_s, next_s)
-            if iteration is None:
-                self.now_s = next_s
-                continue
-            self._note_ends(iteration)
-            self.now_s = self._ends_s[-1]
-            for sequence in self.batcher.advance(iteration):
-                self._complete(sequence)
-        for number, sent in self._on_way.items():
-            self._record(sent, self._times(self.batcher.spans_of(number)), "cancelled")
+def _intervals(level: LevelSummary, calibration: Calibration) -> dict[str, Interval]:
+    means: dict[Quantity, float | None] = {
+        "tokens_per_s": level.output_tokens_per_s,
+        "itl_s": None if level.itl_s is None else level.itl_s.mean,
+        "ttft_s": None if level.ttft_s is None else level.ttft_s.mean,
+    }
+    found = {}
+    for name, mean in means.items():
+        if mean is not None and name in calibration.log_error:
+            factor = math.exp(_NORMAL_90 * calibration.log_error[name])
+            found[str(name)] = Interval(share=INTERVAL_SHARE, low=mean / factor, mean=mean, high=mean * factor)
+    return found
 
-    def samples(self) -> list[Sample]:
-        """Return the batch size on an even grid of instants, as a server's metrics would be sampled."""
-        instants = np.linspace(self._begin_s, self.now_s, SAMPLES_PER_LEVEL)
-        places = np.searchsorted(self._ends_s, instants).clip(0, len(self._ends_s) - 1)
-        return [
-            Sample(t_s=float(t), values={_BATCH_SERIES: float(self._decoding[place])})
-            for t, place in zip(instants, places, strict=True)
-        ]
 
-    def facts(self, scenario: Scenario) -> Level:
-        """Return what the level was."""
-        return Level(
-            concurrency=self.loop.concurrency,
-            isl=scenario.lengths.isl,
-            osl=scenario.lengths.osl,
-            begin_s=self._begin_s,
-            measure_s=self._begin_s if self.loop.measure_s is None else self.loop.measure_s,
-            end_s=self.now_s,
-            complete=True,
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """A level's users, once it is known when it begins."""
+
+    scenario: Scenario
+    concurrency: int
+
+    def __call__(self, begin_s: float, first_id: int) -> Traffic:
+        scenario = self.scenario
+        loop = ClosedLoop(
+            self.concurrency,
+            scenario.lengths.osl,
+            max(scenario.requests, scenario.requests_per_user * self.concurrency),
+            scenario.warmup_requests,
+            first_id=first_id,
+            window_s=scenario.window_s,
+        )
+        return Users(loop, scenario.lengths.isl, begin_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A level's Poisson arrivals, once it is known when it begins."""
+
+    scenario: Scenario
+    rate_per_s: float
+
+    def __call__(self, begin_s: float, first_id: int) -> Traffic:
+        scenario = self.scenario
+        rng = np.random.default_rng(scenario.seed)
+        most = int(self.rate_per_s * scenario.duration_s * 2 + 100)
+        times_s = np.cumsum(rng.exponential(1 / self.rate_per_s, most))
+        times_s = times_s[times_s < scenario.duration_s]
+        return Arrivals(
+            [
+                Sent(
+                    Turn(first_id + place, self._phase(t_s), scenario.lengths.osl), begin_s + t_s, scenario.lengths.isl
+                )
+                for place, t_s in enumerate(times_s.tolist())
+            ]
         )
 
-    def _send(self, sent_s: float, user: int) -> None:
-        turn = self.loop.next_turn(user, sent_s)
-        self._on_way[turn.id] = _Sent(turn, user, sent_s)
-        self.batcher.submit(Request(turn.id, self.prompt_tokens, turn.output_tokens, sent_s), self.now_s)
+    def _phase(self, t_s: float) -> Phase:
+        return "warmup" if t_s < self.scenario.warmup_ratio * self.scenario.duration_s else "measure"
 
-    def _note_ends(self, iteration: Iteration) -> None:
-        shape, repeats = iteration.shape, iteration.repeats
-        if repeats == 1:
-            seconds = np.array([iteration.seconds])
-        else:
-            line = self.batcher.step_time.decode_line(shape.decode_sequences, shape.decode_context_tokens)
-            contexts = shape.decode_context_tokens + shape.decode_sequences * np.arange(repeats)
-            seconds = line.base_s + line.per_context_token_s * contexts
-        self._ends_s += (self.now_s + np.cumsum(seconds)).tolist()
-        self._decoding += [shape.decode_sequences] * repeats
 
-    def _complete(self, sequence: Sequence) -> None:
-        sent = self._on_way.pop(int(sequence.request.request_id))
-        self._record(sent, self._times(sequence.spans), "ok")
-        self.loop.note_end(sent.turn, self.now_s)
-        self._free.append((self.now_s + TURNAROUND_S, sent.user))
+def _levels(scenario: Scenario) -> Iterator[tuple[Level, _Closed | _Open]]:
+    blank = Level(
+        concurrency=1,
+        isl=scenario.lengths.isl,
+        osl=scenario.lengths.osl,
+        begin_s=0,
+        measure_s=0,
+        end_s=0,
+        complete=True,
+    )
+    if scenario.rate_per_s is not None:
+        for rate in scenario.rate_per_s:
+            yield blank.model_copy(update={"concurrency": None, "rate_per_s": rate}), _Open(scenario, rate)
+        return
+    for concurrency in scenario.concurrency:
+        yield blank.model_copy(update={"concurrency": concurrency}), _Closed(scenario, concurrency)
 
-    def _times(self, spans: list[tuple[int, int]]) -> tuple[float, ...]:
-        return tuple(end_s for first, last in spans for end_s in self._ends_s[first : last + 1])
 
-    def _record(self, sent: _Sent, times: tuple[float, ...], outcome: Literal["ok", "cancelled"]) -> None:
-        self.records.append(
-            RequestRecord(
-                id=sent.turn.id,
-                level=self.level,
-                phase=sent.turn.phase,
-                scheduled_s=sent.sent_s,
-                sent_s=sent.sent_s,
-                token_times_s=times,
-                done_s=self.now_s,
-                prompt_tokens=self.prompt_tokens,
-                output_tokens=len(times),
-                outcome=outcome,
-            )
-        )
+def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:
+    times_s = server.token_times_s(ended)
+    sent = ended.sent
+    return RequestRecord(
+        id=sent.turn.id,
+        level=level,
+        phase=sent.turn.phase,
+        scheduled_s=sent.sent_s,
+        sent_s=sent.sent_s,
+        token_times_s=times_s,
+        done_s=times_s[-1] if ended.outcome == "ok" else server.now_s,
+        prompt_tokens=sent.prompt_tokens,
+        output_tokens=len(times_s),
+        outcome=ended.outcome,
+        error=ended.cause,
+    )
+
+
+def _samples(server: VirtualServer) -> list[Sample]:
+    """Return the batch size on an even grid of instants, as a server's metrics would be sampled."""
+    left_s, decoding = server.left_s, server.decoding
+    if not len(left_s):
+        return []
+    instants = np.linspace(server.begin_s, server.now_s, SAMPLES_PER_LEVEL)
+    places = np.searchsorted(left_s, instants).clip(0, len(left_s) - 1)
+    return [
+        Sample(t_s=float(t), values={_BATCH_SERIES: float(decoding[place])})
+        for t, place in zip(instants, places, strict=True)
+    ]

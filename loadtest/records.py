@@ -51,11 +51,13 @@ class Level(Strict):
     Attributes:
         measure_s: When measuring began: every user had warmed up.
         end_s: When the last measured request ended.
+        concurrency: Users of a closed loop; None in an open one.
+        rate_per_s: Requests a second of an open loop; None in a closed one.
         complete: Whether all requests asked for were measured.
         generator_late_p99_s: 99th percentile of how late the generator's own timers fired.
     """
 
-    concurrency: int
+    concurrency: int | None
     isl: int
     osl: int
     begin_s: float
@@ -63,6 +65,12 @@ class Level(Strict):
     end_s: float
     complete: bool
     generator_late_p99_s: float = 0.0
+    rate_per_s: float | None = None
+
+    @property
+    def load(self) -> str:
+        """What was asked of the server, in words."""
+        return f"{self.concurrency} users" if self.concurrency is not None else f"{self.rate_per_s:g} requests/s"
 
 
 class Sample(Strict):

@@ -195,7 +195,7 @@ def _failed(levels: list[LevelSummary]) -> str:
 def _level_of(doubt: Doubt, summary: Summary) -> str:
     if doubt.level is None or not 0 <= doubt.level < len(summary.levels):
         return ""
-    return f" <small>(at concurrency {summary.levels[doubt.level].concurrency})</small>"
+    return f" <small>(at concurrency {summary.levels[doubt.level].load})</small>"
 
 
 def _levels_table(summary: Summary) -> str:
@@ -214,7 +214,7 @@ def _levels_table(summary: Summary) -> str:
 
 def _cells(level: LevelSummary) -> list[str]:
     return [
-        str(level.concurrency) + ("" if level.complete else " <small>(cut)</small>"),
+        level.load + ("" if level.complete else " <small>(cut)</small>"),
         f"{level.isl} / {level.osl}",
         str(level.requests),
         _errors(level),

@@ -261,4 +261,4 @@ def _first_error(records: list[RequestRecord]) -> str:
 
 def _level_text(level: Level) -> str:
     ended = "" if level.complete else ", incomplete"
-    return f"concurrency {level.concurrency}: measured {level.end_s - level.measure_s:.1f} s{ended}"
+    return f"{level.load}: measured {level.end_s - level.measure_s:.1f} s{ended}"

@@ -35,6 +35,12 @@ class Scenario(Strict):
     """A closed-loop sweep: at each level so many users, each sending its next request when the last has ended.
 
     Attributes:
+        rate_per_s: Instead of users, requests a second at each level: a Poisson process of `duration_s`, drawn from the
+            seed and never slowed by the server. Only predictions know it so far.
+        duration_s: How long requests are sent, where there is a rate.
+        warmup_ratio: The first part of that time, not measured.
+        requests_per_user: At least so many requests are measured for each user.
+        window_s: What is sent within this time of the first measured request is measured too.
         concurrency: Users at each level, in the order they are run.
         requests: Requests measured at each level; users that find none left keep the load up unmeasured.
         warmup_requests: Requests of each user before its level's measurement.
@@ -47,7 +53,12 @@ class Scenario(Strict):
     name: str = "sweep"
     concurrency: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64)
     lengths: Lengths = Lengths()
+    rate_per_s: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
+    duration_s: Annotated[float, Field(gt=0)] = 600.0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     requests: Annotated[int, Field(ge=1)] = 32
+    requests_per_user: Annotated[int, Field(ge=0)] = 0
+    window_s: Annotated[float, Field(ge=0)] = 0.0
     warmup_requests: Annotated[int, Field(ge=0)] = 1
     prompts: PromptSource = "chat"
     model: str = "tensorrt_llm"

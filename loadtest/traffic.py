@@ -47,6 +47,8 @@ class ClosedLoop:
 
     Args:
         first_id: Id of the first request.
+        window_s: Requests sent within this time of the first measured one are measured too, beyond `requests`.
+        warmup_requests: Of each user. With 0, all users send at once and the first wave is measured with the others.
     """
 
     concurrency: int
@@ -54,6 +56,7 @@ class ClosedLoop:
     requests: int
     warmup_requests: int
     first_id: int
+    window_s: float = 0.0
     measure_s: float | None = None
     end_s: float | None = None
     next_id: int = 0
@@ -81,7 +84,7 @@ class ClosedLoop:
             self.measure_s = now_s
         phase: Phase = "warmup"
         if self.measure_s is not None:
-            phase = "measure" if self._measured < self.requests else "fill"
+            phase = "measure" if self._measured < self.requests or self._in_window(now_s) else "fill"
             self._measured += phase == "measure"
         turn = Turn(self.next_id, phase, self._length(user, sent))
         self.next_id += 1
@@ -91,8 +94,11 @@ class ClosedLoop:
         """Take a request as ended, well or not."""
         if turn.phase == "measure":
             self._ended += 1
-            if self._ended == self.requests:
+            if self._ended == self._measured >= self.requests and not self._in_window(now_s):
                 self.end_s = now_s
+
+    def _in_window(self, now_s: float) -> bool:
+        return self.measure_s is not None and now_s < self.measure_s + self.window_s
 
     def _length(self, user: int, sent: int) -> int:
         if sent or not self.warmup_requests:

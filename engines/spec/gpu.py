@@ -23,6 +23,7 @@ class GpuSpec(Strict):
             sparsity; an arithmetic the GPU lacks is absent.
         interconnect_bytes_per_s: To one other GPU of the same machine, one direction.
         l2_bytes: Level-2 cache.
+        multiprocessors: Streaming multiprocessors, each running thread blocks of its own.
         power_w: Board power.
         aliases: Other names people and published tables use.
         source: Where the numbers were read.
@@ -35,6 +36,7 @@ class GpuSpec(Strict):
     dense_flops: dict[Arithmetic, float]
     interconnect_bytes_per_s: float
     l2_bytes: int
+    multiprocessors: int
     power_w: float
     aliases: tuple[str, ...] = ()
     source: str

@@ -146,10 +146,12 @@ class Silicon:
         self._onboard_s_per_token = kv_bytes / gpu.interconnect_bytes_per_s
 
     def cost(self, shape: StepShape) -> StepCost:
-        """Return the seconds of one iteration by cause; reading the weights is inside the matrix products."""
+        """Return the seconds of one iteration by cause; the products of a single token are its weights being read."""
         gemm_s, norms_s = self._linear_s(shape.decode_sequences + shape.prefill_tokens)
+        weights_s = min(gemm_s, self._linear_s(1)[0])
         return StepCost(
-            gemm_s=gemm_s,
+            weights_s=weights_s,
+            gemm_s=gemm_s - weights_s,
             kv_read_s=self._decode_attention_s(shape.decode_sequences, shape.decode_context_tokens),
             attention_s=self._prompt_attention_s(shape),
             activations_s=norms_s,

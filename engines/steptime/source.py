@@ -7,6 +7,7 @@ from engines.manifest import EngineManifest
 from engines.spec.gpu import GpuSpec
 from engines.spec.model import ModelSpec
 from engines.spec.precision import KvFormat
+from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
 from engines.steptime.shape import StepTime
 from engines.steptime.silicon import Silicon
@@ -30,7 +31,7 @@ def step_time_of(
 
 def step_time_for(manifest: EngineManifest) -> StepTime:
     """Return what stands in for the GPU's clock, as an engine's manifest chose it; errors as `step_time_of`."""
-    return step_time_of(
+    source = step_time_of(
         manifest.step_time.source,
         manifest.model,
         manifest.gpu,
@@ -38,3 +39,5 @@ def step_time_for(manifest: EngineManifest) -> StepTime:
         manifest.precision.kv_cache,
         tensor_parallel=manifest.parallel.tensor,
     )
+    factors = manifest.step_time.factors
+    return source if factors is None else Calibrated(source, factors)

@@ -1,0 +1,141 @@
+"""`calibration.json`: what one deployment taught us, with how sure of it we are and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from engines.errors import UserError
+from engines.files import Document, Strict, read_json
+from engines.spec.deployment import Factors, Host
+from engines.spec.precision import KvFormat
+
+Quantity = Literal["ttft_s", "itl_s", "tokens_per_s"]
+QUANTITIES: tuple[Quantity, ...] = ("tokens_per_s", "itl_s", "ttft_s")
+
+
+class FittedParameter(Strict):
+    """One number the fit found.
+
+    Attributes:
+        low: Lower end of the 95 % confidence interval; `high` the upper.
+        expected: What it was taken to be before any point was seen.
+        identified: Whether the points, rather than that expectation, decide its value.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    expected: float
+    identified: bool
+    meaning: str
+
+
+class PointResidual(Strict):
+    """One measured point and what the fitted model says of it; ratios are predicted over measured, minus 1."""
+
+    where: str
+    load: str
+    isl: int
+    osl: int
+    concurrency: int
+    tokens_per_s_error: float | None
+    itl_s_error: float | None
+    ttft_s_error: float | None
+
+
+class HeldOut(Strict):
+    """Errors on one shape of prompt and reply by a fit that saw all others: absolute, mean; for TTFT the median."""
+
+    isl: int
+    osl: int
+    points: int
+    tokens_per_s: float | None
+    itl_s: float | None
+    ttft_s: float | None
+
+
+class Alternative(Strict):
+    """A structure that was tried: what it would be, and its misfit; the least was taken."""
+
+    max_num_tokens: int
+    wave_sequences: float
+    wave_tail: float
+    cost: float
+
+
+class EngineLimits(Strict):
+    """The engine's limits as the calibration took them.
+
+    Attributes:
+        usable_kv_ratio: Of the KV cache that the memory plan gives, what the deployment acts as if it had.
+    """
+
+    max_batch_size: int
+    max_num_tokens: int
+    usable_kv_ratio: float = 1.0
+
+
+class LoadGenerator(Strict):
+    """What sent the load that was measured; a prediction does the same.
+
+    Attributes:
+        start: `together`: all users send at once, and that wave is measured; `staggered`: users were spread first.
+        window_s: Requests sent within this time are measured, and at least `rounds` of every user.
+    """
+
+    start: Literal["together", "staggered"] = "together"
+    window_s: float = 30.0
+    rounds: int = 3
+
+
+class Calibration(Document):
+    """`calibration.json`.
+
+    Attributes:
+        measured_on: `emulated` where the points are of an emulated engine: they teach nothing of a real one.
+        log_error: By quantity, the standard deviation of ln(predicted / measured) on shapes a fit had not seen; on
+            the points of the fit itself where there was but one shape, or too few points.
+        log_error_of: Which of the two it is.
+    """
+
+    measured_on: Literal["measured", "emulated"]
+    model: str
+    gpu: str
+    precision: str
+    kv_cache: KvFormat
+    tensor_parallel: int
+    source: Literal["roofline", "silicon"]
+    engine: EngineLimits
+    generator: LoadGenerator
+    factors: Factors
+    host: Host
+    parameters: list[FittedParameter]
+    log_error: dict[Quantity, float]
+    log_error_of: Literal["held-out shapes", "fitted points"]
+    held_out: list[HeldOut]
+    points: list[PointResidual]
+    alternatives: list[Alternative]
+    warnings: list[str]
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read a calibration; errors as `files.read_json`."""
+    return read_json(path, Calibration)
+
+
+def require_match(calibration: Calibration, *, gpu: str, precision: str, tensor_parallel: int, path: Path) -> None:
+    """Refuse a calibration of other hardware or numbers than what is to be predicted; another model may be close.
+
+    Raises:
+        UserError: GPU, precision or tensor parallelism differ.
+    """
+    found = (calibration.gpu, calibration.precision, calibration.tensor_parallel)
+    if found != (gpu, precision, tensor_parallel):
+        names = ("{} {} tensor parallel {}".format(*each) for each in (found, (gpu, precision, tensor_parallel)))
+        of, asked = names
+        raise UserError(
+            f"{path}: a calibration of {of} says nothing of {asked}",
+            hint="calibrate-engine on measurements of that, or leave --calibration out",
+        )

@@ -1,0 +1,58 @@
+"""How a deployment differs from its parts as measured alone: the few numbers a calibration finds.
+
+A handful of numbers with a physical meaning, never a table of corrections: what holds at one prompt length has to hold
+at another. `Factors` are of the engine's iterations; what lies above the GPU (tokenizing, the server, streaming, the
+client) is `Host`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from engines.files import Strict
+
+Ratio = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class Factors(Strict):
+    """How a deployment's iterations differ from the source they were first priced by; 1 and 0 change nothing.
+
+    Attributes:
+        weights_ratio: On the time to read the weights; above 1, less of the bandwidth is reached than the source says.
+        gemm_ratio: On matrix arithmetic and the traffic of activations.
+        kv_ratio: On reading the KV cache while decoding.
+        attention_ratio: On the attention of prompts.
+        iteration_s: Added to each iteration: scheduling, bookkeeping, launching.
+        sequence_s: Added for each sequence of an iteration: sampling, host work, handing out its token.
+        wave_sequences: Sequences whose decode attention fills the GPU once, where a kernel is not split along the
+            context: one thread block for each query head and sequence, as many at a time as there are
+            multiprocessors. Fewer take as long as these. 1: split, any number of sequences fills the GPU.
+        wave_tail: Waves that run nearly empty behind the full ones, once there is more than one: 1 where a block
+            is bound by its own latency, 0 where all share the bandwidth and none ends much later than the others.
+    """
+
+    weights_ratio: Ratio = 1.0
+    gemm_ratio: Ratio = 1.0
+    kv_ratio: Ratio = 1.0
+    attention_ratio: Ratio = 1.0
+    iteration_s: Seconds = 0.0
+    sequence_s: Seconds = 0.0
+    wave_sequences: Annotated[float, Field(ge=1)] = 1.0
+    wave_tail: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Host(Strict):
+    """What lies above the engine.
+
+    Attributes:
+        request_s: From a client's request to the engine's queue; one request after the other, so that requests sent
+            at once arrive one by one.
+        stream_token_s: Least time between two tokens on their way out, over all replies: the streaming ceiling is
+            its inverse.
+    """
+
+    request_s: Seconds = 0.0
+    stream_token_s: Seconds = 0.0

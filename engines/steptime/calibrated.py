@@ -1,0 +1,113 @@
+"""Step time fitted to a deployment: another source's parts, each times a factor, and the host's own share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from engines.spec.deployment import Factors
+from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
+
+FULL_GPU_SEQUENCES = 64  # whose attention fills any GPU, split or not
+
+
+class _Line(NamedTuple):
+    """Seconds by the sum of contexts, up to a context."""
+
+    base_s: float
+    per_token_s: float
+    valid_to_tokens: float
+
+
+class Calibrated:
+    """A step-time source times fitted factors."""
+
+    def __init__(self, source: StepTime, factors: Factors) -> None:
+        self.source = source
+        self.factors = factors
+        self._ratios = ratios_of(factors)
+        self._rest: dict[int, tuple[float, float]] = {}
+        self._empty: dict[int, float] = {}
+
+    def cost(self, shape: StepShape) -> StepCost:
+        """Return the seconds of one iteration by cause."""
+        parts = self.parts(shape)
+        fitted = StepCost._make(part * ratio for part, ratio in zip(parts, self._ratios, strict=True))
+        sequences = shape.decode_sequences + shape.prefill_sequences
+        return fitted._replace(host_s=fitted.host_s + self.factors.iteration_s + sequences * self.factors.sequence_s)
+
+    def parts(self, shape: StepShape) -> StepCost:
+        """Return the parts the factors stand before: the source's own, the cache read in waves where it is."""
+        parts = self.source.cost(shape)
+        if self.factors.wave_sequences == 1 or not shape.decode_sequences:
+            return parts
+        line = self._waves(shape.decode_sequences, shape.decode_context_tokens)
+        return parts._replace(kv_read_s=line.base_s + line.per_token_s * shape.decode_context_tokens)
+
+    def seconds(self, shape: StepShape) -> float:
+        """Return the seconds of one iteration."""
+        return sum(self.cost(shape))
+
+    def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
+        """Return the source's line, its slope and what is not attention each by their own factor."""
+        source_s, fitted_s = self._without_kv(decode_sequences)
+        line = self.kv_line(decode_sequences, decode_context_tokens, source_s)
+        kv = self.factors.kv_ratio
+        return DecodeLine(fitted_s + kv * line.base_s, kv * line.per_token_s, line.valid_to_tokens)
+
+    def kv_line(self, sequences: int, context_tokens: int, without_kv_s: float | None = None) -> _Line:
+        """Return the line that reading the cache follows, before its factor.
+
+        Args:
+            without_kv_s: What the source's decode step costs beside it, where that is known.
+        """
+        if self.factors.wave_sequences > 1:
+            return self._waves(sequences, context_tokens)
+        line = self.source.decode_line(sequences, context_tokens)
+        rest_s = self._without_kv(sequences)[0] if without_kv_s is None else without_kv_s
+        return _Line(line.base_s - rest_s, line.per_context_token_s, line.valid_to_context_tokens)
+
+    def _waves(self, sequences: int, context_tokens: int) -> _Line:
+        """Return the time to read the cache in waves, each as fast as the source reads for a full GPU.
+
+        What a kernel takes with an empty cache is its launch; waves only lengthen what comes with the context.
+        """
+        full = FULL_GPU_SEQUENCES
+        line = self.source.decode_line(full, context_tokens * full // sequences)
+        empty_s = self._kv_of_empty_s(full)
+        rest_s = self._without_kv(full)[0]
+        wave = self.factors.wave_sequences
+        in_waves = (sequences + self.factors.wave_tail * wave if sequences > wave else wave) / full
+        base_s = self._kv_of_empty_s(sequences) + in_waves * (line.base_s - rest_s - empty_s)
+        slope = in_waves * line.per_context_token_s * full / sequences
+        return _Line(base_s, slope, line.valid_to_context_tokens * sequences / full)
+
+    def _kv_of_empty_s(self, sequences: int) -> float:
+        found = self._empty.get(sequences)
+        if found is None:
+            found = self._empty[sequences] = self.source.cost(StepShape(decode_sequences=sequences)).kv_read_s
+        return found
+
+    def _without_kv(self, sequences: int) -> tuple[float, float]:
+        """Return what a decode step costs without reading the cache: by the source, and fitted."""
+        found = self._rest.get(sequences)
+        if found is None:
+            parts = self.source.cost(StepShape(decode_sequences=sequences))._replace(kv_read_s=0.0)
+            added_s = self.factors.iteration_s + sequences * self.factors.sequence_s
+            fitted_s = sum(part * ratio for part, ratio in zip(parts, self._ratios, strict=True)) + added_s
+            found = self._rest[sequences] = (sum(parts), fitted_s)
+        return found
+
+
+def ratios_of(factors: Factors) -> StepCost:
+    """Return the factor on each part of a step's cost; what no factor is about stays as it is."""
+    return StepCost(
+        weights_s=factors.weights_ratio,
+        gemm_s=factors.gemm_ratio,
+        kv_read_s=factors.kv_ratio,
+        attention_s=factors.attention_ratio,
+        activations_s=factors.gemm_ratio,
+        communication_s=1.0,
+        host_s=1.0,
+        sampling_s=1.0,
+        onboard_s=1.0,
+    )
