@@ -81,7 +81,8 @@ class LoadGenerator(Strict):
     """What sent the load that was measured; a prediction does the same.
 
     Attributes:
-        start: `together`: all users send at once, and that wave is measured; `staggered`: users were spread first.
+        start: `together`: all users begin at once; `staggered`: spread over a request. The first wave is not measured:
+            published tables look like it, and tools that wait for stable windows drop it.
         window_s: Requests sent within this time are measured, and at least `rounds` of every user.
     """
 

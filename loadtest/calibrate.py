@@ -88,7 +88,7 @@ def calibrate(request: Request, *, head: Document, progress: Callable[[str], Non
     shapes = _shapes_to_hold(points)
     progress(f"{len(points)} points; fitting them, and {len(shapes)} times with one shape of prompt and reply left out")
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        whole = pool.submit(_fit_best, request, points)
+        whole = pool.submit(fit_best, request, points)
         held = {shape: pool.submit(_fit_without, request, shape) for shape in shapes}
         best, fitted, tried = whole.result()
         progress(f"best: {_words(best)}")
@@ -116,7 +116,7 @@ def _fit(request: Request, points: Sequence[Point], structure: Structure, trials
     return fit(_rig(request, structure), points, trials=trials, start=start)
 
 
-def _fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, float]]:
+def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, float]]:
     """Return the structure that explains points best, its fit, and the misfit of each that was tried.
 
     First the attention is settled at the largest iterations, then their size; each fit begins where the best so far
@@ -141,7 +141,7 @@ def _fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fit
 def _fit_without(request: Request, shape: tuple[int, int]) -> Array:
     """Return errors on the points of one shape by a fit of all others, which chooses its structure too."""
     kept = [point for point in request.points if point.shape != shape]
-    best, found, _ = _fit_best(request, kept)
+    best, found, _ = fit_best(request, kept)
     left_out = [point for point in request.points if point.shape == shape]
     return errors_of(predicted_logs(request, best, found.logs, left_out), left_out)
 

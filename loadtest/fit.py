@@ -205,14 +205,14 @@ class _Trial:
         """Run it."""
         point, generator = self.point, self.rig.generator
         closed = point.load == "concurrency"
-        staggered = closed and generator.start == "staggered"
         loop = ClosedLoop(
             point.concurrency,
             point.osl,
             generator.rounds * point.concurrency if closed else point.concurrency,
-            1 if staggered else 0,
+            1 if closed else 0,
             first_id=0,
             window_s=generator.window_s if closed else 0.0,
+            staggered=generator.start == "staggered",
         )
         self.server = VirtualServer(
             Batcher(

@@ -93,7 +93,8 @@ def like(scenario: Scenario, generator: LoadGenerator) -> Scenario:
         return scenario
     return scenario.model_copy(
         update={
-            "warmup_requests": 0,
+            "warmup_requests": 1,
+            "start": "together",
             "requests": 1,
             "requests_per_user": generator.rounds,
             "window_s": generator.window_s,
@@ -137,6 +138,7 @@ class _Closed:
             scenario.warmup_requests,
             first_id=first_id,
             window_s=scenario.window_s,
+            staggered=scenario.start == "staggered",
         )
         return Users(loop, scenario.lengths.isl, begin_s)
 

@@ -44,6 +44,7 @@ class Scenario(Strict):
         concurrency: Users at each level, in the order they are run.
         requests: Requests measured at each level; users that find none left keep the load up unmeasured.
         warmup_requests: Requests of each user before its level's measurement.
+        start: How the users of a level begin: spread over the length of a request, or all together.
         prompts: `chat`: real chat prompts cut to the length; `random`: ids from the seed.
         model: The Triton model to send to; `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text.
         level_timeout_s: Wall seconds after which a level is ended with what it has.
@@ -60,6 +61,7 @@ class Scenario(Strict):
     requests_per_user: Annotated[int, Field(ge=0)] = 0
     window_s: Annotated[float, Field(ge=0)] = 0.0
     warmup_requests: Annotated[int, Field(ge=0)] = 1
+    start: Literal["staggered", "together"] = "staggered"
     prompts: PromptSource = "chat"
     model: str = "tensorrt_llm"
     seed: int = 0

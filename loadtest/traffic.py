@@ -40,7 +40,7 @@ class Turn:
 class ClosedLoop:
     """The requests of one level, given out one at a time.
 
-    Every user first warms up; the first warm-up replies have staggered lengths, so that the users are spread over the
+    Every user first warms up; the first warm-up replies have staggered lengths unless told otherwise, so that the users are spread over the
     whole of a request when measuring begins instead of all starting at once. Measuring begins when every user has
     warmed up. Once all measured requests are under way, users that become free send requests that are not measured:
     the load stays what it was until the last measured one has ended.
@@ -48,7 +48,8 @@ class ClosedLoop:
     Args:
         first_id: Id of the first request.
         window_s: Requests sent within this time of the first measured one are measured too, beyond `requests`.
-        warmup_requests: Of each user. With 0, all users send at once and the first wave is measured with the others.
+        warmup_requests: Of each user; with 0, the first wave is measured with the others.
+        staggered: Whether the first warm-up replies have staggered lengths; if not, all users begin together.
     """
 
     concurrency: int
@@ -57,6 +58,7 @@ class ClosedLoop:
     warmup_requests: int
     first_id: int
     window_s: float = 0.0
+    staggered: bool = True
     measure_s: float | None = None
     end_s: float | None = None
     next_id: int = 0
@@ -80,7 +82,7 @@ class ClosedLoop:
         self._sent[user] = sent + 1
         if sent >= self.warmup_requests:
             self._warmed.add(user)
-        if self.measure_s is None and len(self._warmed) == self.concurrency:
+        if self.measure_s is None and (not self.warmup_requests or len(self._warmed) == self.concurrency):
             self.measure_s = now_s
         phase: Phase = "warmup"
         if self.measure_s is not None:
@@ -101,6 +103,6 @@ class ClosedLoop:
         return self.measure_s is not None and now_s < self.measure_s + self.window_s
 
     def _length(self, user: int, sent: int) -> int:
-        if sent or not self.warmup_requests:
+        if sent or not self.warmup_requests or not self.staggered:
             return self.output_tokens
         return max(1, round(self.output_tokens * (user + 1) / self.concurrency))
