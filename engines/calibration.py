@@ -62,6 +62,7 @@ class Alternative(Strict):
     max_num_tokens: int
     wave_sequences: float
     wave_tail: float
+    wave_reads: float
     cost: float
 
 

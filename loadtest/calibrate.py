@@ -30,11 +30,13 @@ from engines.steptime.source import step_time_for
 from loadtest.fit import (
     EXPECTED,
     PARAMETERS,
+    SPLIT,
     SPREAD,
     UNIDENTIFIED_RATIO,
     Array,
     Fitted,
     Rig,
+    Waves,
     factors_of,
     fit,
     host_of,
@@ -69,7 +71,7 @@ class Structure(NamedTuple):
     """What a fit takes as given: not a number to be moved a little, but one way or another."""
 
     max_num_tokens: int
-    waves: tuple[float, float]
+    waves: Waves
 
 
 def calibrate(request: Request, *, head: Document, progress: Callable[[str], None]) -> Calibration:
@@ -122,7 +124,7 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
     First the attention is settled at the largest iterations, then their size; each fit begins where the best so far
     ended.
     """
-    waves = _waves(request.manifest)
+    waves = waves_of(request.manifest)
     budgets = (request.max_num_tokens,) if request.max_num_tokens else TOKEN_BUDGETS
     best = Structure(budgets[-1], waves[-1])
     found = _fit(request, points, best, _WHOLE, None)
@@ -146,10 +148,12 @@ def _fit_without(request: Request, shape: tuple[int, int]) -> Array:
     return errors_of(predicted_logs(request, best, found.logs, left_out), left_out)
 
 
-def _waves(manifest: EngineManifest) -> tuple[tuple[float, float], ...]:
+def waves_of(manifest: EngineManifest) -> tuple[Waves, ...]:
     """Return the ways decode attention may fill the GPU: split along the context, or a block for each query head."""
-    full = manifest.gpu.multiprocessors * manifest.parallel.tensor / manifest.model.attention_heads
-    return (1.0, 0.0), (max(1.0, full), 0.0), (max(1.0, full), 1.0)
+    model = manifest.model
+    full = max(1.0, manifest.gpu.multiprocessors * manifest.parallel.tensor / model.attention_heads)
+    reads = model.attention_heads / model.kv_heads
+    return SPLIT, Waves(full, 0.0, reads), Waves(full, 1.0, reads)
 
 
 def _shapes_to_hold(points: Sequence[Point]) -> list[tuple[int, int]]:
@@ -198,7 +202,11 @@ def _document(
         points=[_residual(point, error) for point, error in zip(points, errors.tolist(), strict=True)],
         alternatives=[
             Alternative(
-                max_num_tokens=each.max_num_tokens, wave_sequences=each.waves[0], wave_tail=each.waves[1], cost=cost
+                max_num_tokens=each.max_num_tokens,
+                wave_sequences=each.waves.sequences,
+                wave_tail=each.waves.tail,
+                wave_reads=each.waves.reads,
+                cost=cost,
             )
             for each, cost in tried.items()
         ],
@@ -282,6 +290,6 @@ def _warnings(
 
 
 def _words(structure: Structure) -> str:
-    sequences, tail = structure.waves
-    how = "split along the context" if sequences == 1 else f"in waves of {sequences:.1f} sequences, tail {tail:g}"
+    waves = structure.waves
+    how = "split along the context" if waves == SPLIT else f"in waves of {waves.sequences:.1f} sequences"
     return f"max_num_tokens {structure.max_num_tokens}, decode attention {how}"

@@ -51,6 +51,16 @@ class Parameter(NamedTuple):
     meaning: str
 
 
+class Waves(NamedTuple):
+    """How decode attention fills the GPU; see `Factors`."""
+
+    sequences: float
+    tail: float
+    reads: float
+
+
+SPLIT = Waves(1.0, 0.0, 1.0)  # along the context: nothing comes in waves
+
 PARAMETERS = (
     Parameter("weights_ratio", 1.05, 0.2, True, "time to read the weights, over the source's"),
     Parameter("gemm_ratio", 1.05, 0.2, True, "matrix arithmetic and activations, over the source's"),
@@ -73,13 +83,13 @@ class Rig:
 
     Attributes:
         settings: Limits of the engine, its KV cache whole.
-        waves: `wave_sequences` and `wave_tail`; see `Factors`.
+        waves: How decode attention fills the GPU.
     """
 
     settings: BatcherSettings
     source: StepTime
     generator: LoadGenerator
-    waves: tuple[float, float] = (1.0, 0.0)
+    waves: Waves = SPLIT
 
     @property
     def kv_tokens(self) -> int:
@@ -103,10 +113,10 @@ class Fitted(NamedTuple):
     seen: Array
 
 
-def factors_of(logs: Array, waves: tuple[float, float]) -> Factors:
+def factors_of(logs: Array, waves: Waves) -> Factors:
     """Return the factors a vector of parameters stands for."""
     values = {parameter.name: math.exp(x) for parameter, x in zip(PARAMETERS, logs, strict=True) if parameter.step}
-    return Factors(**values, wave_sequences=waves[0], wave_tail=waves[1])
+    return Factors(**values, wave_sequences=waves.sequences, wave_tail=waves.tail, wave_reads=waves.reads)
 
 
 def host_of(logs: Array) -> Host:

@@ -156,7 +156,9 @@ def _points_of_run(folder: Path) -> list[Point]:
         if level.concurrency is not None
     ]
     if not points:
-        raise UserError(f"{folder}: no level of a closed loop was measured", hint="run-load writes what can be read here")
+        raise UserError(
+            f"{folder}: no level of a closed loop was measured", hint="run-load writes what can be read here"
+        )
     return points
 
 

@@ -40,10 +40,10 @@ class Turn:
 class ClosedLoop:
     """The requests of one level, given out one at a time.
 
-    Every user first warms up; the first warm-up replies have staggered lengths unless told otherwise, so that the users are spread over the
-    whole of a request when measuring begins instead of all starting at once. Measuring begins when every user has
-    warmed up. Once all measured requests are under way, users that become free send requests that are not measured:
-    the load stays what it was until the last measured one has ended.
+    Every user first warms up; the first warm-up replies have staggered lengths unless told otherwise, so that the
+    users are spread over the whole of a request when measuring begins instead of all starting at once. Measuring
+    begins when every user has warmed up. Once all measured requests are under way, users that become free send
+    requests that are not measured: the load stays what it was until the last measured one has ended.
 
     Args:
         first_id: Id of the first request.
@@ -88,6 +88,7 @@ class ClosedLoop:
         if self.measure_s is not None:
             phase = "measure" if self._measured < self.requests or self._in_window(now_s) else "fill"
             self._measured += phase == "measure"
+            self._end_if_done(now_s)
         turn = Turn(self.next_id, phase, self._length(user, sent))
         self.next_id += 1
         return turn
@@ -96,8 +97,12 @@ class ClosedLoop:
         """Take a request as ended, well or not."""
         if turn.phase == "measure":
             self._ended += 1
-            if self._ended == self._measured >= self.requests and not self._in_window(now_s):
-                self.end_s = now_s
+            self._end_if_done(now_s)
+
+    def _end_if_done(self, now_s: float) -> None:
+        """End the level once all that was sent to be measured has ended, and nothing more will be."""
+        if self._ended == self._measured >= self.requests and not self._in_window(now_s):
+            self.end_s = self.end_s if self.end_s is not None else now_s
 
     def _in_window(self, now_s: float) -> bool:
         return self.measure_s is not None and now_s < self.measure_s + self.window_s

@@ -72,6 +72,7 @@ class Batcher:
         self._ends: list[tuple[int, int]] = []  # heap of (last index, order)
         self._latest = StepShape()
         self._paused = 0
+        self._onboarded = 0  # tokens copied back from host memory for the iteration being scheduled
 
     def submit(self, request: Request, now_s: float) -> None:
         """Queue a request.
@@ -117,6 +118,7 @@ class Batcher:
         """Schedule the next iteration; None when no request can run."""
         self._fetch()
         self._grow()
+        self._onboarded = 0
         chunks = self._start_chunks()
         if not chunks and not self._decoding:
             return None
@@ -255,6 +257,7 @@ class Batcher:
     def _take_prompt(self, sequence: Sequence) -> None:
         found = self._pool.take_prompt(sequence.prompt_tokens, sequence.request.prefix_hashes)
         sequence.has_blocks = True
+        self._onboarded += found.onboarded * self.settings.tokens_per_block
         sequence.shared_blocks = found.reused
         sequence.cached_tokens = found.reused * self.settings.tokens_per_block
         if self.settings.policy != "max_utilization":
@@ -270,6 +273,7 @@ class Batcher:
             prefill_sequences=len(chunks),
             prefill_tokens=sum(tokens for _, tokens in chunks),
             prefill_attended_tokens=sum(attended_tokens(tokens, s.cached_tokens) for s, tokens in chunks),
+            onboarded_tokens=self._onboarded,
         )
 
     def _completing(self, iteration: Iteration) -> Iterator[Sequence]:

@@ -32,6 +32,8 @@ class Factors(Strict):
             multiprocessors. Fewer take as long as these. 1: split, any number of sequences fills the GPU.
         wave_tail: Waves that run nearly empty behind the full ones, once there is more than one: 1 where a block
             is bound by its own latency, 0 where all share the bandwidth and none ends much later than the others.
+        wave_reads: How often such a kernel reads the cache: query heads for each KV head, since every query head's
+            block reads its keys and values itself. 1 where the heads of a group share what is read.
     """
 
     weights_ratio: Ratio = 1.0
@@ -42,6 +44,7 @@ class Factors(Strict):
     sequence_s: Seconds = 0.0
     wave_sequences: Annotated[float, Field(ge=1)] = 1.0
     wave_tail: Annotated[float, Field(ge=0, le=1)] = 0.0
+    wave_reads: Annotated[float, Field(ge=1)] = 1.0
 
 
 class Host(Strict):

@@ -76,7 +76,8 @@ class Calibrated:
         empty_s = self._kv_of_empty_s(full)
         rest_s = self._without_kv(full)[0]
         wave = self.factors.wave_sequences
-        in_waves = (sequences + self.factors.wave_tail * wave if sequences > wave else wave) / full
+        waves = sequences + self.factors.wave_tail * wave if sequences > wave else wave
+        in_waves = waves / full * self.factors.wave_reads
         base_s = self._kv_of_empty_s(sequences) + in_waves * (line.base_s - rest_s - empty_s)
         slope = in_waves * line.per_context_token_s * full / sequences
         return _Line(base_s, slope, line.valid_to_context_tokens * sequences / full)

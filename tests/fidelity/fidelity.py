@@ -27,7 +27,7 @@ from engines.files import Document, MadeBy
 from engines.plan import make_plan
 from engines.recipe import ask
 from engines.steptime.source import step_time_for
-from loadtest.calibrate import Request, errors_of, fit_best, predicted_logs
+from loadtest.calibrate import Request, errors_of, fit_best, predicted_logs, waves_of
 from loadtest.fit import PARAMETERS, Array, Rig, observe
 from loadtest.points import Deployment, Point, read_points
 
@@ -111,9 +111,7 @@ def other_model(gpu: str, precision: str, model: str, unseen: str) -> Result:
     request = _request(model, gpu, precision, kept, source="roofline")
     best, found, _ = fit_best(request, kept)
     elsewhere = replace(request, manifest=_manifest(unseen, gpu, precision, others, source="roofline"))
-    heads = elsewhere.manifest.model.attention_heads / request.manifest.model.attention_heads
-    if best.waves[0] > 1:
-        best = best._replace(waves=(max(1.0, best.waves[0] / heads), best.waves[1]))
+    best = best._replace(waves=waves_of(elsewhere.manifest)[waves_of(request.manifest).index(best.waves)])
     seen = predicted_logs(elsewhere, best, found.logs, others)
     return Result(GOALS[2].row, f"{gpu} {precision}, {unseen} by {model}", others, seen)
 
@@ -148,9 +146,11 @@ def table_of(results: Sequence[Result]) -> str:
     for goal in GOALS:
         of_row = [result for result in results if result.row == goal.row]
         lines.append(_line(f"**{goal.row}**", of_row, goal))
-        for name in dict.fromkeys(result.deployment for result in of_row):
-            lines.append(_line(name, [result for result in of_row if result.deployment == name], None))
-    lines.append("| official open-loop Triton table, H100 BF16 | 0 | - | no rows at hand; goal 5 % | no rows; goal 6 % |")
+        names = dict.fromkeys(result.deployment for result in of_row)
+        lines += [_line(name, [result for result in of_row if result.deployment == name], None) for name in names]
+    lines.append(
+        "| official open-loop Triton table, H100 BF16 | 0 | - | no rows at hand; goal 5 % | no rows; goal 6 % |"
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -168,8 +168,8 @@ median) on points that the fit had not seen, and in parentheses the goal where t
 
 - *Unseen shape*: three fits for each deployment, each without one shape of prompt and reply, which it then predicts.
 - *Any 6 points*: {DRAWS} draws of six points for each deployment (seed {SEED}); all other points predicted.
-- *Static batch*: factors of one model's table on another's, both ways, over the data-sheet source: measured kernels have
-  nothing of GPT-J's heads of 256.
+- *Static batch*: factors of one model's table on another's, both ways, over the data-sheet source: measured kernels
+  have nothing of GPT-J's heads of 256.
 - *Maximum load*: no fit, no host; TensorRT-LLM's own counts of requests as its performance pages state them.
 
 The rows are in `tests/fidelity/published.csv`, from:

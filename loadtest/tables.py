@@ -1,0 +1,99 @@
+"""What the commands of this room show in a terminal."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from engines.calibration import Calibration
+from engines.console import progress, show, table_console
+from loadtest.metrics import LevelSummary, Spread, Summary
+
+MS = 1e3
+
+
+def show_summary(summary: Summary) -> None:
+    """Print the levels, under their kind, and every doubt on stderr."""
+    several = len(summary.runs) > 1
+    table = Table(title=f"latency, ms ({escape(summary.label)})", title_justify="left")
+    if several:
+        table.add_column("run", overflow="fold")
+    for name in ("users", "requests", "errors", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
+        table.add_column(name, justify="right")
+    table.add_column("tokens/s", justify="right")
+    for level in summary.levels:
+        run = [escape(level.run or "")] if several else []
+        table.add_row(*run, *_cells(level))
+    table_console().print(table)
+    for doubt in summary.doubts:
+        progress(f"not valid: {doubt.code}: {doubt.text}")
+
+
+def _cells(level: LevelSummary) -> list[str]:
+    return [
+        level.load,
+        str(level.requests),
+        str(level.errors),
+        _batch(level),
+        *_percentiles(level.itl_s),
+        *_percentiles(level.ttft_s),
+        "-" if level.output_tokens_per_s is None else f"{level.output_tokens_per_s:,.0f}",
+    ]
+
+
+def _batch(level: LevelSummary) -> str:
+    """Return the mean batch size by the server; with a tilde, by the client."""
+    if level.batch_size is not None:
+        return f"{level.batch_size.mean:.1f}"
+    return "-" if level.batch_size_client is None else f"~{level.batch_size_client.mean:.1f}"
+
+
+def _percentiles(found: Spread | None) -> list[str]:
+    if found is None:
+        return ["-", "-", "-"]
+    return [f"{value * MS:,.2f}" for value in (found.p50, found.p95, found.p99)]
+
+
+def show_intervals(summary: Summary) -> None:
+    """Print between what a calibrated prediction's means lie."""
+    found = [(level, level.intervals) for level in summary.levels if level.intervals]
+    if not found:
+        return
+    table = Table(title="means, and where nine of ten deployments like the calibrated one lie", title_justify="left")
+    for name in ("load", "tokens/s", "ITL, ms", "TTFT, ms"):
+        table.add_column(name, justify="right")
+    for level, intervals in found:
+        cells = [
+            f"{each.mean * scale:,.{digits}f}  ({each.low * scale:,.{digits}f} to {each.high * scale:,.{digits}f})"
+            if (each := intervals.get(name))
+            else "-"
+            for name, scale, digits in (("tokens_per_s", 1, 0), ("itl_s", MS, 2), ("ttft_s", MS, 1))
+        ]
+        table.add_row(level.load, *cells)
+    table_console().print(table)
+
+
+def show_calibration(found: Calibration) -> None:
+    """Print the parameters with their confidence, what shapes held out said, and every warning on stderr."""
+    table = Table(title=f"{found.model} {found.precision} on {found.gpu}, over {found.source}", title_justify="left")
+    for name in ("parameter", "value", "95 % confidence", "expected", "meaning"):
+        table.add_column(name, justify="left" if name == "meaning" else "right")
+    for each in found.parameters:
+        mark = "" if each.identified else " (not identified)"
+        table.add_row(
+            each.name,
+            f"{each.value:.4g}",
+            f"{each.low:.3g} to {each.high:.3g}",
+            f"{each.expected:g}",
+            each.meaning + mark,
+        )
+    table_console().print(table)
+    for shape in found.held_out:
+        errors = " ".join(
+            f"{name} {value:.1%}"
+            for name, value in (("tokens/s", shape.tokens_per_s), ("ITL", shape.itl_s), ("TTFT (median)", shape.ttft_s))
+            if value is not None
+        )
+        show(f"held out {shape.isl}/{shape.osl}, {shape.points} points: {errors}")
+    for warning in found.warnings:
+        progress(f"warning: {warning}")
