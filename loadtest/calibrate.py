@@ -100,7 +100,7 @@ def calibrate(request: Request, *, head: Document, progress: Callable[[str], Non
 
 def predicted_logs(request: Request, structure: Structure, logs: Array, points: Sequence[Point]) -> Array:
     """Return what a fit says of points; shape (points, 3): ln of tokens/s, ITL, TTFT."""
-    rig = _rig(request, structure)
+    rig = rig_of(request, structure)
     return np.array([observe(rig, point, logs) for point in points])
 
 
@@ -109,13 +109,14 @@ def errors_of(seen: Array, points: Sequence[Point]) -> Array:
     return np.asarray(np.expm1(seen - np.array([point.logs for point in points])))
 
 
-def _rig(request: Request, structure: Structure) -> Rig:
+def rig_of(request: Request, structure: Structure) -> Rig:
+    """Return what a request's points are predicted on, given a structure."""
     settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
     return Rig(settings, step_time_for(request.manifest), request.generator, structure.waves)
 
 
 def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:
-    return fit(_rig(request, structure), points, trials=trials, start=start)
+    return fit(rig_of(request, structure), points, trials=trials, start=start)
 
 
 def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, float]]:

@@ -176,7 +176,7 @@ class _Work:
         """Return the residuals' derivatives."""
         key = logs.tobytes()
         if key not in self._slopes:
-            slopes = np.array([_slopes(self.rig, point, logs) for point in self.points])
+            slopes = np.array([slopes_of(self.rig, point, logs) for point in self.points])
             self._slopes[key] = np.nan_to_num(self._mask()[:, :, None] * slopes / np.array(SIGMA)[:, None])
         return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / SPREAD)])
 
@@ -313,7 +313,7 @@ class _Trial:
         )
 
 
-def _slopes(rig: Rig, point: Point, logs: Array) -> Array:
+def slopes_of(rig: Rig, point: Point, logs: Array) -> Array:
     """Return the derivatives of a point's logarithms by those of all parameters; shape (3, P)."""
     trial = _Trial(rig, point, logs, keep_steps=True)
     slopes = np.zeros((3, len(PARAMETERS)))

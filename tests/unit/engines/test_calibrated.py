@@ -1,0 +1,74 @@
+"""Factors before a step time: neutral ones change nothing, and each does what its name says."""
+
+from __future__ import annotations
+
+import pytest
+
+from engines.spec.deployment import Factors
+from engines.spec.gpu import gpu_named
+from engines.spec.model import model_named
+from engines.steptime.calibrated import Calibrated
+from engines.steptime.roofline import Roofline
+from engines.steptime.shape import StepShape
+
+SHAPES = (
+    StepShape(decode_sequences=1, decode_context_tokens=100),
+    StepShape(decode_sequences=64, decode_context_tokens=64_000),
+    StepShape(8, 4_000, 2, 600, 120_000),
+    StepShape(prefill_sequences=1, prefill_tokens=2_000, prefill_attended_tokens=2_001_000),
+)
+
+
+@pytest.fixture(scope="module")
+def source() -> Roofline:
+    """Return the data-sheet source of the default engine."""
+    return Roofline(model_named("llama-3-8b"), gpu_named("h100-sxm-80gb"), "fp8", "fp8")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_neutral_factors_change_nothing(source: Roofline, shape: StepShape) -> None:
+    """Ratios of 1 and no added seconds leave every iteration as the source prices it."""
+    assert Calibrated(source, Factors()).cost(shape) == pytest.approx(source.cost(shape))
+
+
+@pytest.mark.parametrize("waves", [(1.0, 0.0, 1.0), (4.0, 1.0, 4.0)])
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_the_line_goes_through_the_step(source: Roofline, shape: StepShape, waves: tuple[float, float, float]) -> None:
+    """A pure decode step costs what its line says, in waves or not, whatever the factors."""
+    sequences, tail, reads = waves
+    factors = Factors(
+        weights_ratio=1.2,
+        kv_ratio=1.5,
+        iteration_s=1e-3,
+        sequence_s=1e-5,
+        wave_sequences=sequences,
+        wave_tail=tail,
+        wave_reads=reads,
+    )
+    step_time = Calibrated(source, factors)
+    line = step_time.decode_line(shape.decode_sequences, shape.decode_context_tokens)
+    assert line.base_s + line.per_context_token_s * shape.decode_context_tokens == pytest.approx(
+        step_time.seconds(shape), rel=1e-9
+    )
+
+
+def test_each_factor_moves_its_own_part(source: Roofline) -> None:
+    """Twice the time to read the cache adds exactly what the source reads it in."""
+    shape = SHAPES[1]
+    added_s = Calibrated(source, Factors(kv_ratio=2.0)).seconds(shape) - source.seconds(shape)
+    assert added_s == pytest.approx(source.cost(shape).kv_read_s)
+
+
+def test_host_time_grows_with_the_sequences(source: Roofline) -> None:
+    """An iteration pays once, and once more for every sequence, decoding or starting."""
+    shape = SHAPES[2]
+    added_s = Calibrated(source, Factors(iteration_s=1e-3, sequence_s=1e-4)).seconds(shape) - source.seconds(shape)
+    assert added_s == pytest.approx(1e-3 + 10 * 1e-4)
+
+
+def test_a_wave_takes_as_long_half_empty(source: Roofline) -> None:
+    """Up to a full wave, sequences of the same length cost one wave, however few; beyond it, the time grows."""
+    step_time = Calibrated(source, Factors(wave_sequences=4.0))
+    kv_s = [step_time.cost(StepShape(count, count * 2_000)).kv_read_s for count in (1, 2, 4, 8)]
+    assert kv_s[0] == pytest.approx(kv_s[1]) == pytest.approx(kv_s[2])
+    assert kv_s[3] == pytest.approx(2 * kv_s[0])
