@@ -63,8 +63,9 @@ fmt: setup  ## Format and mend what can be mended
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-docs: setup  ## Write the generated parts of docs/reference again
+docs: setup  ## Write the generated parts of docs/reference, and the charts of docs/explanation, again
 	@$(BIN)/python -m cogapp -r docs/reference/*.md
+	@PYTHONPATH=. $(BIN)/python docs/draw.py
 
 bench: setup  ## What virtual time costs: simulated requests a second
 	@PYTHONPATH=. $(BIN)/python tests/bench/batcher.py

@@ -30,7 +30,6 @@ from engines.manifest import (
     Parallel,
     PrecisionFacts,
     StageRecord,
-    StepTimeChoice,
 )
 from engines.plan import BuildPlan
 from engines.quantize import quantize, quantize_huggingface
@@ -411,7 +410,7 @@ def _manifest(
             free_gpu_mem_fraction=plan.sizing.kv_fraction,
         ),
         runtime=plan.runtime,
-        step_time=StepTimeChoice(source=job.recipe.step_time),
+        step_time=plan.step_time,
         tokenizer=None if job.tokenizer is None else "tokenizer",
         engine="engine" if job.kind == "built" else None,
         checkpoint=None if job.kind == "emulated" else "checkpoint",

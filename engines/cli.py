@@ -63,7 +63,7 @@ HELP_GROUPS = {
     "Adapters and speculation": ("--lora-modules", "--max-lora-rank", "--speculative", "--max-draft-len"),
     "Quantizing": ("--calibration-text", "--calibration-samples", "--calibration-tokens", "--seed"),
     "How far to go": ("--emulate", "--until", "--max-perplexity-increase", "--dry-run", "--explain", "--list"),
-    "What predicts": ("--step-time",),
+    "What predicts": ("--step-time", "--step-time-calibration"),
     "Where to": ("--out", "--force", "--stages"),
 }
 STEP_TIMES = {
@@ -124,6 +124,11 @@ STEP_TIMES = {
     "--step-time",
     type=click.Choice(["roofline", "silicon"]),
     help="What stands in for the GPU's clock: data sheets, or measured kernels.",
+)
+@click.option(
+    "--step-time-calibration",
+    metavar="FILE",
+    help="calibration.json of calibrate-engine: its source, times its factors.",
 )
 @click.option("--calibration-text", help="Text, JSONL or ShareGPT JSON to calibrate on; default: real chats.")
 @click.option("--calibration-samples", type=int, help="Samples to calibrate on.")
@@ -259,6 +264,7 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> Asked:
         "speculative.mode": flags["speculative"],
         "speculative.max_draft_len": flags["max_draft_len"],
         "step_time": flags["step_time"],
+        "step_time_calibration": flags["step_time_calibration"],
         "calibration.text": flags["calibration_text"],
         "calibration.samples": flags["calibration_samples"],
         "calibration.sample_tokens": flags["calibration_tokens"],
@@ -388,7 +394,7 @@ def _show_explained(plan: BuildPlan, *, as_json: bool) -> None:
         rows = [{**choice.model_dump(), **_neighbour_facts(neighbours.get(choice.name))} for choice in plan.choices]
         show(json.dumps(rows, indent=2))
         return
-    show(f"{plan.name}: what other values would change is predicted by {STEP_TIMES[plan.step_time]}")
+    show(f"{plan.name}: what other values would change is predicted by {STEP_TIMES[plan.step_time.source]}")
     for choice in plan.choices:
         show(f"\n{choice.name} = {choice.value}  ({choice.origin}: {choice.reason})")
         around = neighbours.get(choice.name)

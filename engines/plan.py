@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
+from engines.calibration import read_calibration, require_match
 from engines.errors import TargetMissedError, UserError
-from engines.files import Document, Strict
-from engines.manifest import Notice, Runtime
+from engines.files import Document, Strict, sha256_of
+from engines.manifest import Notice, Runtime, StepTimeChoice
 from engines.recipe import Asked, LoraChoices, Objectives, Recipe, SpeculativeChoices, Workload
 from engines.spec.gpu import GpuSpec, gpu_named
 from engines.spec.memory import MemoryBudget, Sizing
@@ -46,7 +48,7 @@ class BuildPlan(Document):
     """`plan.json`: everything that is known before a byte is written."""
 
     backend: Literal["tensorrt", "pytorch"]
-    step_time: Literal["roofline", "silicon"]
+    step_time: StepTimeChoice
     model: ModelSpec
     gpu: GpuSpec
     precision: str
@@ -126,7 +128,7 @@ def make_plan(asked: Asked, *, head: Document, model: ModelSpec | None = None) -
         made_by=head.made_by,
         made_from=head.made_from,
         backend=recipe.backend,
-        step_time=recipe.step_time,
+        step_time=engine.pricing,
         model=model,
         gpu=gpu,
         precision=precision.name,
@@ -212,7 +214,9 @@ def _limits(
         pipeline_parallel=recipe.parallel.pipeline,
     )
     found = choose_limits(
-        Engine(model, gpu, precision.name, kv_format, start, runtime.chunked_context, recipe.step_time),
+        Engine(
+            model, gpu, precision.name, kv_format, start, runtime.chunked_context, _pricing(choices, gpu, precision)
+        ),
         recipe.workload,
         recipe.objectives,
         batch_sizes=BATCH_SIZES if asked_batch == "auto" else (asked_batch,),
@@ -227,6 +231,20 @@ def _limits(
         else:
             choices.given(name, value, "as asked")
     return found
+
+
+def _pricing(choices: _Choices, gpu: GpuSpec, precision: Precision) -> StepTimeChoice:
+    """Return what prices an iteration; a calibration brings its own source, and is refused for other hardware."""
+    recipe = choices.asked.recipe
+    if recipe.step_time_calibration is None:
+        return StepTimeChoice(source=recipe.step_time)
+    path = Path(recipe.step_time_calibration)
+    known = read_calibration(path)
+    tensor = recipe.parallel.tensor
+    require_match(known, gpu=gpu.name, precision=precision.name, tensor_parallel=tensor, path=path)
+    if known.measured_on == "emulated":
+        choices.notice("emulated-calibration", f"{path} was measured on an emulated engine, and says nothing of a GPU")
+    return StepTimeChoice(source=known.source, factors=known.factors, host=known.host, calibration=sha256_of(path))
 
 
 def _require_prompts_fit(workload: Workload, sizing: Sizing, *, chunked: bool) -> None:

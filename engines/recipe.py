@@ -105,6 +105,7 @@ class Recipe(Strict):
     backend: Literal["tensorrt", "pytorch"] = "tensorrt"
     calibration: CalibrationChoices = CalibrationChoices()
     step_time: Literal["roofline", "silicon"] = "roofline"
+    step_time_calibration: str | None = None
     seed: int = 0
 
 

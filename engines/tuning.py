@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
+from engines.manifest import StepTimeChoice
 from engines.recipe import Objectives, Workload
 from engines.spec.gpu import GpuSpec
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
@@ -25,13 +26,16 @@ TOKEN_BUDGETS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 WORTH_RATIO = 0.02  # a larger limit must bring this much more throughput, for the memory and the waiting it costs
 
 
+ROOFLINE = StepTimeChoice(source="roofline")
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """What an outlook is worked out for.
 
     Attributes:
         chunked: Prompts may be split over iterations; otherwise a prompt must fit one iteration's tokens whole.
-        source: Name of the step-time source that prices an iteration.
+        pricing: Which step-time source prices an iteration.
     """
 
     model: ModelSpec
@@ -40,7 +44,7 @@ class Engine:
     kv_format: KvFormat
     sizing: Sizing
     chunked: bool
-    source: str = "roofline"
+    pricing: StepTimeChoice = ROOFLINE
 
     @property
     def memory(self) -> MemoryBudget:
@@ -51,7 +55,7 @@ class Engine:
     def step_time(self) -> StepTime:
         """What prices an iteration; made once for all limits."""
         return _step_time(
-            self.source,
+            self.pricing.model_dump_json(),
             self.model.model_dump_json(),
             self.gpu.model_dump_json(),
             self.precision,
@@ -109,10 +113,11 @@ class Outlook:
 
 @cache
 def _step_time(
-    source: str, model_json: str, gpu_json: str, precision: str, kv_format: KvFormat, tensor_parallel: int
+    choice_json: str, model_json: str, gpu_json: str, precision: str, kv_format: KvFormat, tensor_parallel: int
 ) -> StepTime:
     model, gpu = ModelSpec.model_validate_json(model_json), GpuSpec.model_validate_json(gpu_json)
-    return step_time_of(source, model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
+    choice = StepTimeChoice.model_validate_json(choice_json)
+    return step_time_of(choice, model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
 
 
 def outlook(engine: Engine, workload: Workload) -> Outlook:

@@ -47,7 +47,8 @@ from loadtest.points import Point
 LEAST_POINTS = 6
 TOKEN_BUDGETS = (8192, 16384, 32768)  # tried where the deployment's max_num_tokens is not known
 _CONFIDENCE_95 = 1.96
-_QUICK, _WHOLE = 6, 20  # vectors of parameters tried: from a neighbour's end, from what is expected
+# Vectors of parameters tried: where only an iteration's size is new, where the attention is, from what is expected.
+_NEAR, _FAR, _WHOLE = 6, 14, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
     changes += [{"max_num_tokens": each} for each in budgets[:-1]]
     for change in changes:
         structure = best._replace(**change)
-        trial = _fit(request, points, structure, _QUICK, found.logs)
+        trial = _fit(request, points, structure, _FAR if "waves" in change else _NEAR, found.logs)
         tried[structure] = trial.cost
         if trial.cost < found.cost:
             best, found = structure, trial

@@ -93,9 +93,9 @@ def run_load(**flags: Any) -> None:
     what the run was. Nothing but the server's URL is needed.
     """
     scenario = scenario_of(flags)
-    if scenario.rate_per_s is not None:
+    if scenario.is_open:
         raise UserError(
-            "run-load drives closed loops; a rate can only be predicted so far", hint="--concurrency 1,4,16"
+            "run-load drives closed loops; open loops can only be predicted so far", hint="--concurrency 1,4,16"
         )
     if flags["dry_run"]:
         show(to_json(scenario).rstrip())

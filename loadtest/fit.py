@@ -64,7 +64,7 @@ SPLIT = Waves(1.0, 0.0, 1.0)  # along the context: nothing comes in waves
 PARAMETERS = (
     Parameter("weights_ratio", 1.05, 0.2, True, "time to read the weights, over the source's"),
     Parameter("gemm_ratio", 1.05, 0.2, True, "matrix arithmetic and activations, over the source's"),
-    Parameter("kv_ratio", 1.0, 0.5, True, "time to read the KV cache while decoding, over the source's"),
+    Parameter("kv_ratio", 1.0, 0.8, True, "time to read the KV cache while decoding, over the source's"),
     Parameter("attention_ratio", 1.0, 0.4, True, "attention of prompts, over the source's"),
     Parameter("iteration_s", 2e-4, 1.0, True, "host time of an iteration, seconds"),
     Parameter("sequence_s", 1e-5, 1.0, True, "host time for each sequence of an iteration, seconds"),

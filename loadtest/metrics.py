@@ -113,7 +113,7 @@ class LevelSummary(Strict):
     @property
     def load(self) -> str:
         """The same in words."""
-        return str(self.concurrency) if self.concurrency is not None else f"{self.rate_per_s:g}/s"
+        return str(self.concurrency) if self.concurrency is not None else f"{self.offered:g}/s"
 
 
 class RunFacts(Strict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from engines.emulator.settings import batcher_for
 from engines.files import MadeBy, Source
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec.deployment import Host
+from loadtest.arrivals import HASH_BLOCK_TOKENS, Poisson, Process, Trace, arrivals_of
 from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.records import Level, Phase, RequestRecord, RunManifest, Sample, ServerFacts
 from loadtest.scenario import Scenario
@@ -45,7 +47,7 @@ def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, ma
     levels: list[Level] = []
     began_s, next_id = 0.0, 0
     host = manifest.step_time.host or Host()
-    for index, (level, traffic) in enumerate(_levels(scenario)):
+    for index, (level, traffic) in enumerate(_levels(scenario, manifest.kv_cache.tokens_per_block)):
         shifted = traffic(began_s, next_id)
         server = VirtualServer(batcher_for(manifest), shifted, host, now_s=began_s)
         records += [_record(server, ended, index) for ended in server.run()]
@@ -55,6 +57,7 @@ def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, ma
             level.model_copy(
                 update={
                     "begin_s": began_s,
+                    "rate_per_s": _offered_per_s(traffic, shifted),
                     "measure_s": min((record.sent_s for record in measured), default=began_s),
                     "end_s": server.now_s,
                 }
@@ -89,7 +92,7 @@ def calibrated(manifest: EngineManifest, calibration: Calibration, sha256: str) 
 
 def like(scenario: Scenario, generator: LoadGenerator) -> Scenario:
     """Return a closed-loop scenario that sends as the generator of a calibration's points did."""
-    if generator.start == "staggered" or scenario.rate_per_s is not None:
+    if generator.start == "staggered" or scenario.is_open:
         return scenario
     return scenario.model_copy(
         update={
@@ -145,46 +148,64 @@ class _Closed:
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A level's Poisson arrivals, once it is known when it begins."""
+    """A level's arrivals, once it is known when it begins."""
 
     scenario: Scenario
-    rate_per_s: float
+    process: Process | Trace
+    tokens_per_block: int
 
     def __call__(self, begin_s: float, first_id: int) -> Traffic:
         scenario = self.scenario
         rng = np.random.default_rng(scenario.seed)
-        most = int(self.rate_per_s * scenario.duration_s * 2 + 100)
-        times_s = np.cumsum(rng.exponential(1 / self.rate_per_s, most))
-        times_s = times_s[times_s < scenario.duration_s]
+        found = arrivals_of(self.process, rng=rng, folder=Path()).arrivals
+        measured_from_s = scenario.warmup_ratio * found[-1].at_s
+        lengths = scenario.lengths
         return Arrivals(
             [
                 Sent(
-                    Turn(first_id + place, self._phase(t_s), scenario.lengths.osl), begin_s + t_s, scenario.lengths.isl
+                    Turn(first_id + place, _phase(each.at_s, measured_from_s), each.osl or lengths.osl),
+                    begin_s + each.at_s,
+                    each.isl or lengths.isl,
+                    prefix_hashes=_block_hashes(each.prefix_hashes, self.tokens_per_block),
                 )
-                for place, t_s in enumerate(times_s.tolist())
+                for place, each in enumerate(found)
             ]
         )
 
-    def _phase(self, t_s: float) -> Phase:
-        return "warmup" if t_s < self.scenario.warmup_ratio * self.scenario.duration_s else "measure"
+
+def _offered_per_s(asked: _Closed | _Open, traffic: Traffic) -> float | None:
+    """Return the rate an open loop sent at: as asked for where it is one number, else what its arrivals come to."""
+    if not isinstance(asked, _Open) or not isinstance(traffic, Arrivals):
+        return None
+    if isinstance(asked.process, Poisson):
+        return asked.process.rate_per_s
+    first, last = traffic.requests[0].sent_s, traffic.requests[-1].sent_s
+    return round((len(traffic.requests) - 1) / (last - first), 4) if last > first else None
 
 
-def _levels(scenario: Scenario) -> Iterator[tuple[Level, _Closed | _Open]]:
-    blank = Level(
-        concurrency=1,
-        isl=scenario.lengths.isl,
-        osl=scenario.lengths.osl,
-        begin_s=0,
-        measure_s=0,
-        end_s=0,
-        complete=True,
-    )
-    if scenario.rate_per_s is not None:
+def _phase(at_s: float, measured_from_s: float) -> Phase:
+    return "warmup" if at_s < measured_from_s else "measure"
+
+
+def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int) -> tuple[int, ...]:
+    """Return a trace's hashes, each of 512 tokens, as hashes of the engine's smaller blocks."""
+    each = HASH_BLOCK_TOKENS // tokens_per_block
+    return tuple(content * each + place for content in hashes for place in range(each))
+
+
+def _levels(scenario: Scenario, tokens_per_block: int) -> Iterator[tuple[Level, _Closed | _Open]]:
+    lengths = scenario.lengths
+    blank = Level(concurrency=1, isl=lengths.isl, osl=lengths.osl, begin_s=0, measure_s=0, end_s=0, complete=True)
+    if scenario.arrivals is not None:
+        yield blank.model_copy(update={"concurrency": None}), _Open(scenario, scenario.arrivals, tokens_per_block)
+    elif scenario.rate_per_s is not None:
         for rate in scenario.rate_per_s:
-            yield blank.model_copy(update={"concurrency": None, "rate_per_s": rate}), _Open(scenario, rate)
-        return
-    for concurrency in scenario.concurrency:
-        yield blank.model_copy(update={"concurrency": concurrency}), _Closed(scenario, concurrency)
+            process = Poisson(rate_per_s=rate, duration_s=scenario.duration_s)
+            level = blank.model_copy(update={"concurrency": None, "rate_per_s": rate})
+            yield level, _Open(scenario, process, tokens_per_block)
+    else:
+        for concurrency in scenario.concurrency:
+            yield blank.model_copy(update={"concurrency": concurrency}), _Closed(scenario, concurrency)
 
 
 def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:

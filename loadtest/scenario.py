@@ -10,6 +10,7 @@ from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
+from loadtest.arrivals import Arrivals
 
 Protocol = Literal["triton-http", "triton-grpc"]
 PromptSource = Literal["chat", "random"]
@@ -37,6 +38,7 @@ class Scenario(Strict):
     Attributes:
         rate_per_s: Instead of users, requests a second at each level: a Poisson process of `duration_s`, drawn from the
             seed and never slowed by the server. Only predictions know it so far.
+        arrivals: Instead of either, one level of any other open-loop process, or of a trace with its own lengths.
         duration_s: How long requests are sent, where there is a rate.
         warmup_ratio: The first part of that time, not measured.
         requests_per_user: At least so many requests are measured for each user.
@@ -55,6 +57,7 @@ class Scenario(Strict):
     concurrency: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64)
     lengths: Lengths = Lengths()
     rate_per_s: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
+    arrivals: Arrivals | None = None
     duration_s: Annotated[float, Field(gt=0)] = 600.0
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     requests: Annotated[int, Field(ge=1)] = 32
@@ -69,6 +72,11 @@ class Scenario(Strict):
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
     trust: Trust = Trust()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are sent by the clock, not when a user's last reply has ended."""
+        return self.rate_per_s is not None or self.arrivals is not None
 
 
 def read_scenario(name: str) -> Scenario:

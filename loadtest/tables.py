@@ -18,7 +18,7 @@ def show_summary(summary: Summary) -> None:
     table = Table(title=f"latency, ms ({escape(summary.label)})", title_justify="left")
     if several:
         table.add_column("run", overflow="fold")
-    for name in ("users", "requests", "errors", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
+    for name in ("load", "requests", "errors", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
         table.add_column(name, justify="right")
     table.add_column("tokens/s", justify="right")
     for level in summary.levels:

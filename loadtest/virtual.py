@@ -28,12 +28,18 @@ _Floats = npt.NDArray[np.float64]
 
 
 class Sent(NamedTuple):
-    """A request on its way: what was asked, when it was sent, and by which user of a closed loop."""
+    """A request on its way.
+
+    Attributes:
+        user: Of a closed loop.
+        prefix_hashes: One for each full KV block of the prompt; empty where nothing is known of its content.
+    """
 
     turn: Turn
     sent_s: float
     prompt_tokens: int
     user: int = 0
+    prefix_hashes: tuple[int, ...] = ()
 
 
 class Ended(NamedTuple):
@@ -220,10 +226,10 @@ class VirtualServer:
 
     def _submit(self, ready_s: float, sent: Sent) -> None:
         turn = sent.turn
-        hashes = getattr(turn, "prefix_hashes", ())
         try:
             self.batcher.submit(
-                Request(turn.id, sent.prompt_tokens, turn.output_tokens, ready_s, prefix_hashes=hashes), self.now_s
+                Request(turn.id, sent.prompt_tokens, turn.output_tokens, ready_s, prefix_hashes=sent.prefix_hashes),
+                self.now_s,
             )
         except RequestError as error:
             self._refused.append(Ended(sent, [], "rejected", str(error)))

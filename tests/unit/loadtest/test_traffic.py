@@ -40,14 +40,31 @@ def test_users_fill_until_the_last_measured_request_has_ended() -> None:
     """The level is over when the last measured request is, not when it was sent."""
     loop = ClosedLoop(2, 8, 1, 0, 10)
     measured = loop.next_turn(0, 0.0)
-    assert measured.phase == "warmup"  # the other user has not shown up yet
-    measured = loop.next_turn(1, 0.0)
-    assert measured.phase == "measure"
-    assert loop.next_turn(0, 0.5).phase == "fill"
+    assert measured.phase == "measure"  # nobody is to warm up
+    assert loop.next_turn(1, 0.0).phase == "fill"
+    assert loop.next_turn(1, 0.5).phase == "fill"
     assert not loop.is_over
     loop.note_end(measured, 1.0)
     assert loop.is_over
     assert loop.end_s == 1.0
+
+
+def test_a_window_measures_more_than_was_asked_for() -> None:
+    """What is sent within the window is measured beyond the count; the level ends with the last of it, or at once."""
+    loop = ClosedLoop(1, 8, 1, 0, 0, window_s=2.0)
+    for sent_s in (0.0, 1.0):
+        turn = loop.next_turn(0, sent_s)
+        assert turn.phase == "measure"
+        loop.note_end(turn, sent_s + 0.9)
+    assert not loop.is_over
+    assert loop.next_turn(0, 2.0).phase == "fill"
+    assert loop.is_over
+
+
+def test_users_can_begin_together() -> None:
+    """Where they are not to be staggered, the first replies are whole."""
+    loop = ClosedLoop(4, 40, 4, 1, 0, staggered=False)
+    assert [loop.next_turn(user, 0.0).output_tokens for user in range(4)] == [40] * 4
 
 
 def test_first_replies_are_staggered() -> None:
