@@ -48,7 +48,7 @@ LEAST_POINTS = 6
 TOKEN_BUDGETS = (8192, 16384, 32768)  # tried where the deployment's max_num_tokens is not known
 _CONFIDENCE_95 = 1.96
 # Vectors of parameters tried: where only an iteration's size is new, where the attention is, from what is expected.
-_NEAR, _FAR, _WHOLE = 6, 14, 20
+_NEAR, _FAR, _WHOLE = 6, 10, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,10 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
         tried[structure] = trial.cost
         if trial.cost < found.cost:
             best, found = structure, trial
+    if best.waves != waves[-1]:  # where another structure's fit ended is no good place to have begun
+        again = _fit(request, points, best, _WHOLE, None)
+        found = min(found, again, key=lambda fitted: fitted.cost)
+        tried[best] = found.cost
     return best, found, tried
 
 
