@@ -179,18 +179,21 @@ The rows are in `tests/fidelity/published.csv`, from:
 
 
 def draw(results: Sequence[Result]) -> Figure:
-    """Draw predicted against measured, a panel for each quantity, logarithmic, a colour for each row of the table."""
+    """Draw predicted against measured, log-log: a panel for each quantity, a colour a row, a mark a GPU."""
     figure = Figure(figsize=(13.5, 5.4), facecolor="white")
     panels = figure.subplots(1, 3)
-    figure.subplots_adjust(left=0.06, right=0.985, top=0.86, bottom=0.27, wspace=0.24)
+    figure.subplots_adjust(left=0.06, right=0.985, top=0.86, bottom=0.3, wspace=0.24)
     colours = dict(zip((goal.row for goal in GOALS), ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd"), strict=True))
     for place, (panel, name) in enumerate(zip(panels, ("tokens/s", "ITL, s", "TTFT, s"), strict=True)):
         lowest, highest = np.inf, -np.inf
         for row, colour in colours.items():
-            pairs = np.concatenate([_pairs(result, place) for result in results if result.row == row])
-            if len(pairs):
-                panel.plot(*np.exp(pairs).T, "o", ms=3.5, alpha=0.55, color=colour, mew=0, label=row)
-                lowest, highest = min(lowest, np.exp(pairs.min())), max(highest, np.exp(pairs.max()))
+            for gpu, marker in (("h100", "o"), ("a100", "^")):
+                of_both = [each for each in results if each.row == row and each.deployment.startswith(gpu)]
+                pairs = np.concatenate([np.empty((0, 2)), *(_pairs(result, place) for result in of_both)])
+                if len(pairs):
+                    name_of = f"{row} ({gpu.upper()})"
+                    panel.plot(*np.exp(pairs).T, marker, ms=3.5, alpha=0.55, color=colour, mew=0, label=name_of)
+                    lowest, highest = min(lowest, np.exp(pairs.min())), max(highest, np.exp(pairs.max()))
         line = np.array([lowest / 1.3, highest * 1.3])
         panel.plot(line, line, color="#444444", lw=1)
         panel.fill_between(line, line / 1.1, line * 1.1, color="#444444", alpha=0.12, lw=0)

@@ -237,3 +237,29 @@ def test_the_parts_of_a_step_add_up() -> None:
     assert STEP_TIME.cost(shape).seconds == pytest.approx(STEP_TIME.seconds(shape), rel=1e-12)
     line = STEP_TIME.decode_line(17, 5_000)
     assert line.base_s + line.per_context_token_s * 5_000 == pytest.approx(STEP_TIME.seconds(StepShape(17, 5_000)))
+
+
+def test_blocks_come_back_from_host_memory() -> None:
+    """A prompt whose blocks were evicted to the host copies them back, computes the rest, and pays for the copy."""
+    limits = BatcherSettings(
+        max_batch_size=4,
+        max_num_tokens=400,
+        max_seq_len=300,
+        tokens_per_block=BLOCK,
+        kv_blocks=12,
+        host_blocks=40,
+        kv_reuse=True,
+        chunked_context=True,
+    )
+    batcher = Batcher(limits, STEP_TIME)
+    shapes = []
+    for number, family in enumerate((0, 1, 0)):  # the second prompt pushes the first one's blocks out
+        batcher.submit(_request(number, 160, 1, family), float(number))
+        iteration = batcher.begin(float(number))
+        assert iteration is not None
+        shapes.append(iteration.shape)
+        batcher.finish(iteration)
+    assert [shape.onboarded_tokens for shape in shapes[:2]] == [0, 0]
+    assert shapes[2].onboarded_tokens == 7 * BLOCK  # 12 blocks, 10 of them taken by the second prompt: two had stayed
+    assert shapes[2].prefill_tokens == BLOCK
+    assert STEP_TIME.cost(shapes[2]).onboard_s > 0
