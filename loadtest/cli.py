@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
-from engines.errors import MissingError, TargetMissedError, UserError
+from engines.errors import MissingError, TargetMissedError
 from engines.files import made_by, source_of, to_json
 from loadtest.asked import scenario_of
 from loadtest.monitor import metrics_url, server_facts
@@ -76,6 +76,8 @@ def report_load(
 )
 @click.option("--model", help="Model to send to: tensorrt_llm (tokens; the default), ensemble or tensorrt_llm_bls.")
 @click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
+@click.option("--rate", metavar="R,R,...", help="Requests a second at each level instead: Poisson arrivals.")
+@click.option("--duration", type=float, help="Seconds that requests are sent for, with --rate.")
 @click.option("--isl", type=int, help="Prompt length in tokens.")
 @click.option("--osl", type=int, help="Reply length in tokens.")
 @click.option("--requests", type=int, help="Requests measured at each level.")
@@ -87,16 +89,12 @@ def report_load(
 @writing_flags
 @common_flags
 def run_load(**flags: Any) -> None:
-    """Stress a Triton server: a closed loop of users at each level of concurrency.
+    """Stress a Triton server: a closed loop of users at each level, or an open loop that no slow server delays.
 
     Writes one record for each request with the time of every token, the server's metrics sampled beside them, and
     what the run was. Nothing but the server's URL is needed.
     """
     scenario = scenario_of(flags)
-    if scenario.is_open:
-        raise UserError(
-            "run-load drives closed loops; open loops can only be predicted so far", hint="--concurrency 1,4,16"
-        )
     if flags["dry_run"]:
         show(to_json(scenario).rstrip())
         return

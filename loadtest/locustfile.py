@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import gevent
+import gevent.pool
 import locust
 import numpy as np
 from locust.env import Environment
 from locust.exception import StopUser
 
+from loadtest.arrivals import Arrival
 from loadtest.prompts import Prompt, read_prompts
 from loadtest.protocol import (
     ENGINE_MODEL,
@@ -33,7 +35,7 @@ from loadtest.protocol import (
     outcome_of,
 )
 from loadtest.records import RequestRecord
-from loadtest.traffic import ClosedLoop, GeneratorPlan, Turn
+from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, Turn, closed_loop, plans_of
 
 RECEIVE_BYTES = 65_536
 BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is not hammered
@@ -56,6 +58,16 @@ class Generator:
         self.level = 0
         self.gone: str | None = None
         self.user_numbers = itertools.count()
+        self.level_plan = LevelPlan(None)
+        self.first_open_id = self.open_ids = 0
+        self.open_began_s = 0.0
+        self.open_is_over = False
+        self.spare: list[HttpConnection | GrpcConnection] = []  # connections of an open loop nobody is using
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the level under way has ended of itself."""
+        return self.loop.is_over if self.level_plan.concurrency is not None else self.open_is_over
 
     def now_s(self) -> float:
         """Return seconds since the run began, on the clock the monitor uses too."""
@@ -94,46 +106,90 @@ class StreamUser(locust.User):
             raise StopUser
         scheduled_s = shared.now_s()
         turn = shared.loop.next_turn(self.number, scheduled_s)
-        prompt = shared.prompt(turn)
-        times: list[float] = []
-        outcome, error = "cancelled", None
-        sent_s = shared.now_s()
-        try:
-            self.connection.stream(turn, prompt, times, shared.now_s)
-            outcome = "ok"
-            if len(times) != turn.output_tokens:
-                outcome, error = "cut", f"{len(times)} tokens of {turn.output_tokens}"
-        except TimeoutError:
-            outcome, error = "timeout", f"nothing for {shared.plan.scenario.request_timeout_s:g} s"
-        except ProtocolError as failure:
-            outcome, error = outcome_of(str(failure)), str(failure)
-        except ServerGoneError as failure:
-            outcome, error = "error", str(failure)
-            shared.gone = str(failure)
-        except OSError as failure:
-            outcome, error = "error", f"connection: {failure}"
-        finally:
-            done_s = shared.now_s()
-            if outcome != "ok":
-                self.connection.close()
-            shared.write(
-                RequestRecord(
-                    id=turn.id,
-                    level=shared.level,
-                    phase=turn.phase,
-                    scheduled_s=scheduled_s,
-                    sent_s=sent_s,
-                    token_times_s=tuple(round(t, 6) for t in times),
-                    done_s=done_s,
-                    prompt_tokens=prompt.tokens,
-                    output_tokens=len(times),
-                    outcome=outcome,
-                    error=error,
-                )
-            )
-            shared.loop.note_end(turn, done_s)
+        outcome = send(shared, self.connection, turn, shared.prompt(turn), scheduled_s)
+        shared.loop.note_end(turn, shared.now_s())
         if outcome != "ok":
             gevent.sleep(BACK_OFF_S)
+
+
+class ArrivalsUser(locust.User):
+    """All of an open loop: sends each request at its time, whatever has become of those before it."""
+
+    abstract = True
+    generator: Generator
+
+    @locust.task
+    def arrivals(self) -> None:
+        """Send what is due, each on a connection of its own; wait for all that are measured."""
+        shared = self.generator
+        plan, scale = shared.level_plan, shared.plan.time_scale
+        under_way = self.under_way = gevent.pool.Group()
+        for place, arrival in enumerate(plan.arrivals):
+            due_s = shared.open_began_s + arrival.at_s * scale
+            while (left_s := due_s - shared.now_s()) > 0 and not shared.gone:
+                gevent.sleep(left_s)
+            if shared.gone:
+                break
+            under_way.start(gevent.Greenlet(self._send, place, arrival, due_s))
+        under_way.join()
+        shared.open_is_over = not shared.gone
+        raise StopUser
+
+    def on_stop(self) -> None:
+        """End what is under way; each writes its record."""
+        self.under_way.kill()
+
+    def _send(self, place: int, arrival: Arrival, due_s: float) -> None:
+        shared = self.generator
+        scenario = shared.plan.scenario
+        phase = shared.level_plan.phase_of(arrival, scenario.warmup_ratio)
+        turn = Turn(shared.first_open_id + place, phase, arrival.osl or scenario.lengths.osl)
+        connection = shared.spare.pop() if shared.spare else _connection(shared.plan)
+        outcome = send(shared, connection, turn, shared.prompt(turn).cut(arrival.isl), due_s)
+        if outcome == "ok":
+            shared.spare.append(connection)
+
+
+def send(
+    shared: Generator, connection: HttpConnection | GrpcConnection, turn: Turn, prompt: Prompt, scheduled_s: float
+) -> str:
+    """Send one request, read its reply, write its record however it ends; return its outcome."""
+    times: list[float] = []
+    outcome, error = "cancelled", None
+    sent_s = shared.now_s()
+    try:
+        connection.stream(turn, prompt, times, shared.now_s)
+        outcome = "ok"
+        if len(times) != turn.output_tokens:
+            outcome, error = "cut", f"{len(times)} tokens of {turn.output_tokens}"
+    except TimeoutError:
+        outcome, error = "timeout", f"nothing for {shared.plan.scenario.request_timeout_s:g} s"
+    except ProtocolError as failure:
+        outcome, error = outcome_of(str(failure)), str(failure)
+    except ServerGoneError as failure:
+        outcome, error = "error", str(failure)
+        shared.gone = str(failure)
+    except OSError as failure:
+        outcome, error = "error", f"connection: {failure}"
+    finally:
+        if outcome != "ok":
+            connection.close()
+        shared.write(
+            RequestRecord(
+                id=turn.id,
+                level=shared.level,
+                phase=turn.phase,
+                scheduled_s=scheduled_s,
+                sent_s=sent_s,
+                token_times_s=tuple(round(t, 6) for t in times),
+                done_s=shared.now_s(),
+                prompt_tokens=prompt.tokens,
+                output_tokens=len(times),
+                outcome=outcome,
+                error=error,
+            )
+        )
+    return outcome
 
 
 class HttpConnection:
@@ -251,36 +307,60 @@ def _tensor(triton: Any, name: str, value: Any) -> Any:
     return tensor
 
 
-def run_level(environment: Environment, shared: Generator, level: int) -> dict[str, Any]:
+def run_level(shared: Generator, level: int, plan: LevelPlan) -> dict[str, Any]:
     """Run one level to its end; return what it was, for the run's manifest."""
     scenario = shared.plan.scenario
-    concurrency = scenario.concurrency[level]
-    shared.level = level
+    shared.level, shared.level_plan = level, plan
     shared.user_numbers = itertools.count()
-    shared.loop = ClosedLoop(
-        concurrency, scenario.lengths.osl, scenario.requests, scenario.warmup_requests, shared.loop.next_id
-    )
     begin_s = shared.now_s()
+    users, kind = _prepare(shared, plan)
+    user_class = type("PlannedUser", (kind,), {"generator": shared, "abstract": False})
+    environment = Environment(user_classes=[user_class], catch_exceptions=False)
     lateness = _Lateness()
-    runner = environment.runner or environment.create_local_runner()
+    runner = environment.create_local_runner()
     watcher = gevent.spawn(lateness.watch)
-    runner.start(concurrency, spawn_rate=concurrency)
-    while not shared.loop.is_over and not shared.gone and shared.now_s() - begin_s < scenario.level_timeout_s:
+    runner.start(users, spawn_rate=users)
+    while not shared.is_over and not shared.gone and shared.now_s() - begin_s < scenario.level_timeout_s:
         gevent.sleep(TICK_S)
-    end_s = shared.loop.end_s if shared.loop.end_s is not None else shared.now_s()
-    complete = shared.loop.is_over and not shared.gone
+    ended_s = shared.loop.end_s if plan.concurrency is not None else None
+    end_s = shared.now_s() if ended_s is None else ended_s
+    complete = shared.is_over and not shared.gone
     _end_users(environment, scenario.model, whole=complete, limit_s=scenario.request_timeout_s)
     watcher.kill()
     return {
-        "concurrency": concurrency,
+        "concurrency": plan.concurrency,
+        "rate_per_s": plan.rate_per_s,
         "isl": scenario.lengths.isl,
         "osl": scenario.lengths.osl,
         "begin_s": begin_s,
-        "measure_s": end_s if shared.loop.measure_s is None else shared.loop.measure_s,
+        "measure_s": _measure_s(shared, plan, end_s),
         "end_s": end_s,
         "complete": complete,
         "generator_late_p99_s": lateness.p99_s(),
     }
+
+
+def _prepare(shared: Generator, plan: LevelPlan) -> tuple[int, type[locust.User]]:
+    """Make a level ready; return how many users Locust starts, and of which kind."""
+    if plan.concurrency is None:
+        shared.first_open_id = shared.open_ids
+        shared.open_ids += len(plan.arrivals)
+        shared.open_began_s, shared.open_is_over = shared.now_s(), False
+        return 1, ArrivalsUser
+    shared.loop = closed_loop(
+        shared.plan.scenario, plan.concurrency, first_id=shared.loop.next_id, time_scale=shared.plan.time_scale
+    )
+    return plan.concurrency, StreamUser
+
+
+def _measure_s(shared: Generator, plan: LevelPlan, end_s: float) -> float:
+    """Return when measuring began; a level that never came so far measured nothing."""
+    if plan.concurrency is None:
+        first = next(
+            each for each in plan.arrivals if plan.phase_of(each, shared.plan.scenario.warmup_ratio) == "measure"
+        )
+        return shared.open_began_s + first.at_s * shared.plan.time_scale
+    return end_s if shared.loop.measure_s is None else shared.loop.measure_s
 
 
 def _end_users(environment: Environment, model: str, *, whole: bool, limit_s: float) -> None:
@@ -321,10 +401,8 @@ def main(plan_path: str) -> int:
         grpc_gevent.init_gevent()
     with Path(plan.records).open("a", encoding="utf-8") as records:
         shared = Generator(plan, records)
-        user_class = type("PlannedUser", (StreamUser,), {"generator": shared, "abstract": False})
-        environment = Environment(user_classes=[user_class], catch_exceptions=False)
-        for level in range(len(plan.scenario.concurrency)):
-            print(json.dumps(run_level(environment, shared, level)), flush=True)
+        for level, level_plan in enumerate(plans_of(plan.scenario)):
+            print(json.dumps(run_level(shared, level, level_plan)), flush=True)
             if shared.gone:
                 print(json.dumps({"gone": shared.gone}), flush=True)
                 break

@@ -7,9 +7,7 @@ share is in, and the means carry an interval as wide as the calibration was off 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,11 +16,11 @@ from engines.emulator.settings import batcher_for
 from engines.files import MadeBy, Source
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec.deployment import Host
-from loadtest.arrivals import HASH_BLOCK_TOKENS, Poisson, Process, Trace, arrivals_of
+from loadtest.arrivals import HASH_BLOCK_TOKENS
 from loadtest.metrics import Interval, LevelSummary, Summary
-from loadtest.records import Level, Phase, RequestRecord, RunManifest, Sample, ServerFacts
+from loadtest.records import Level, RequestRecord, RunManifest, Sample, ServerFacts
 from loadtest.scenario import Scenario
-from loadtest.traffic import ClosedLoop, Turn
+from loadtest.traffic import LevelPlan, Turn, closed_loop, plans_of
 from loadtest.virtual import Arrivals, Ended, Sent, Traffic, Users, VirtualServer
 
 SAMPLES_PER_LEVEL = 400
@@ -47,22 +45,24 @@ def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, ma
     levels: list[Level] = []
     began_s, next_id = 0.0, 0
     host = manifest.step_time.host or Host()
-    for index, (level, traffic) in enumerate(_levels(scenario, manifest.kv_cache.tokens_per_block)):
-        shifted = traffic(began_s, next_id)
-        server = VirtualServer(batcher_for(manifest), shifted, host, now_s=began_s)
-        records += [_record(server, ended, index) for ended in server.run()]
+    for index, plan in enumerate(plans_of(scenario)):
+        traffic = _traffic(scenario, plan, began_s, next_id, manifest.kv_cache.tokens_per_block)
+        server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s)
+        of_level = [_record(server, ended, index) for ended in server.run()]
         samples += _samples(server)
-        measured = [record for record in records if record.level == index and record.phase == "measure"]
         levels.append(
-            level.model_copy(
-                update={
-                    "begin_s": began_s,
-                    "rate_per_s": _offered_per_s(traffic, shifted),
-                    "measure_s": min((record.sent_s for record in measured), default=began_s),
-                    "end_s": server.now_s,
-                }
+            Level(
+                concurrency=plan.concurrency,
+                rate_per_s=plan.rate_per_s,
+                isl=scenario.lengths.isl,
+                osl=scenario.lengths.osl,
+                begin_s=began_s,
+                measure_s=min((record.sent_s for record in of_level if record.phase == "measure"), default=began_s),
+                end_s=server.now_s,
+                complete=True,
             )
         )
+        records += of_level
         began_s, next_id = server.now_s, len(records)
     engine = f"{manifest.model.name} {manifest.precision.name} on {manifest.gpu.name}"
     facts = ServerFacts(
@@ -125,87 +125,28 @@ def _intervals(level: LevelSummary, calibration: Calibration) -> dict[str, Inter
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Closed:
-    """A level's users, once it is known when it begins."""
-
-    scenario: Scenario
-    concurrency: int
-
-    def __call__(self, begin_s: float, first_id: int) -> Traffic:
-        scenario = self.scenario
-        loop = ClosedLoop(
-            self.concurrency,
-            scenario.lengths.osl,
-            max(scenario.requests, scenario.requests_per_user * self.concurrency),
-            scenario.warmup_requests,
-            first_id=first_id,
-            window_s=scenario.window_s,
-            staggered=scenario.start == "staggered",
-        )
-        return Users(loop, scenario.lengths.isl, begin_s)
-
-
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """A level's arrivals, once it is known when it begins."""
-
-    scenario: Scenario
-    process: Process | Trace
-    tokens_per_block: int
-
-    def __call__(self, begin_s: float, first_id: int) -> Traffic:
-        scenario = self.scenario
-        rng = np.random.default_rng(scenario.seed)
-        found = arrivals_of(self.process, rng=rng, folder=Path()).arrivals
-        measured_from_s = scenario.warmup_ratio * found[-1].at_s
-        lengths = scenario.lengths
-        return Arrivals(
-            [
-                Sent(
-                    Turn(first_id + place, _phase(each.at_s, measured_from_s), each.osl or lengths.osl),
-                    begin_s + each.at_s,
-                    each.isl or lengths.isl,
-                    prefix_hashes=_block_hashes(each.prefix_hashes, self.tokens_per_block),
-                )
-                for place, each in enumerate(found)
-            ]
-        )
-
-
-def _offered_per_s(asked: _Closed | _Open, traffic: Traffic) -> float | None:
-    """Return the rate an open loop sent at: as asked for where it is one number, else what its arrivals come to."""
-    if not isinstance(asked, _Open) or not isinstance(traffic, Arrivals):
-        return None
-    if isinstance(asked.process, Poisson):
-        return asked.process.rate_per_s
-    first, last = traffic.requests[0].sent_s, traffic.requests[-1].sent_s
-    return round((len(traffic.requests) - 1) / (last - first), 4) if last > first else None
-
-
-def _phase(at_s: float, measured_from_s: float) -> Phase:
-    return "warmup" if at_s < measured_from_s else "measure"
+def _traffic(scenario: Scenario, plan: LevelPlan, begin_s: float, first_id: int, tokens_per_block: int) -> Traffic:
+    """Return who sends what of a level that begins now."""
+    lengths = scenario.lengths
+    if plan.concurrency is not None:
+        return Users(closed_loop(scenario, plan.concurrency, first_id=first_id), lengths.isl, begin_s)
+    return Arrivals(
+        [
+            Sent(
+                Turn(first_id + place, plan.phase_of(each, scenario.warmup_ratio), each.osl or lengths.osl),
+                begin_s + each.at_s,
+                each.isl or lengths.isl,
+                prefix_hashes=_block_hashes(each.prefix_hashes, tokens_per_block),
+            )
+            for place, each in enumerate(plan.arrivals)
+        ]
+    )
 
 
 def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int) -> tuple[int, ...]:
     """Return a trace's hashes, each of 512 tokens, as hashes of the engine's smaller blocks."""
     each = HASH_BLOCK_TOKENS // tokens_per_block
     return tuple(content * each + place for content in hashes for place in range(each))
-
-
-def _levels(scenario: Scenario, tokens_per_block: int) -> Iterator[tuple[Level, _Closed | _Open]]:
-    lengths = scenario.lengths
-    blank = Level(concurrency=1, isl=lengths.isl, osl=lengths.osl, begin_s=0, measure_s=0, end_s=0, complete=True)
-    if scenario.arrivals is not None:
-        yield blank.model_copy(update={"concurrency": None}), _Open(scenario, scenario.arrivals, tokens_per_block)
-    elif scenario.rate_per_s is not None:
-        for rate in scenario.rate_per_s:
-            process = Poisson(rate_per_s=rate, duration_s=scenario.duration_s)
-            level = blank.model_copy(update={"concurrency": None, "rate_per_s": rate})
-            yield level, _Open(scenario, process, tokens_per_block)
-    else:
-        for concurrency in scenario.concurrency:
-            yield blank.model_copy(update={"concurrency": concurrency}), _Closed(scenario, concurrency)
 
 
 def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:

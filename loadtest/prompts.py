@@ -31,6 +31,12 @@ class Prompt(Strict):
     ids: tuple[int, ...] = ()
     text: str = ""
 
+    def cut(self, tokens: int | None) -> Prompt:
+        """Return the prompt's first tokens, for a request that states its own length; only of one that has ids."""
+        if tokens is None or tokens >= self.tokens:
+            return self
+        return Prompt(tokens=tokens, ids=self.ids[:tokens])
+
 
 def make_prompts(
     tokenizer_path: Path, *, source: PromptSource, tokens: int, count: int, as_text: bool, seed: int

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import MissingError, ToolError
+from engines.errors import MissingError, ToolError, UserError
 from engines.files import MadeBy, Source, refuse_existing, write_json
 from loadtest.monitor import Monitor, host_and_port
 from loadtest.prompts import make_prompts, write_prompts
@@ -35,7 +35,7 @@ from loadtest.records import (
     read_samples,
 )
 from loadtest.scenario import Protocol, Scenario
-from loadtest.traffic import GeneratorPlan
+from loadtest.traffic import GeneratorPlan, LevelPlan, plans_of
 
 LAST_LINES = 12
 LATE_SERIES = "emulator_lateness_seconds{"
@@ -114,13 +114,17 @@ def _clear(out: Path, *, force: bool) -> None:
 
 def _plan(scenario: Scenario, target: Target, out: Path, folder: Path, began: float) -> GeneratorPlan:
     host, port = host_and_port(target.url, target.protocol)
-    per_user = scenario.warmup_requests + FILL_ALLOWANCE
-    count = sum(scenario.requests + per_user * concurrency for concurrency in scenario.concurrency)
+    plans = plans_of(scenario)
+    lengths = {arrival.isl for plan in plans for arrival in plan.arrivals if arrival.isl is not None}
+    if lengths and scenario.model != ENGINE_MODEL:
+        raise UserError(
+            f"a trace states prompt lengths in tokens, and {scenario.model} takes text", hint=f"--model {ENGINE_MODEL}"
+        )
     prompts = make_prompts(
         target.tokenizer,
         source=scenario.prompts,
-        tokens=scenario.lengths.isl,
-        count=count,
+        tokens=max(lengths, default=scenario.lengths.isl),
+        count=sum(_prompts_for(scenario, plan) for plan in plans),
         as_text=scenario.model != ENGINE_MODEL,
         seed=scenario.seed,
     )
@@ -133,7 +137,15 @@ def _plan(scenario: Scenario, target: Target, out: Path, folder: Path, began: fl
         prompts=str(folder / "prompts.jsonl"),
         records=str(out / REQUESTS_NAME),
         began_monotonic_s=began,
+        time_scale=target.facts.time_scale,
     )
+
+
+def _prompts_for(scenario: Scenario, plan: LevelPlan) -> int:
+    """Return how many prompts a level may send before they come round again."""
+    if plan.concurrency is None:
+        return len(plan.arrivals)
+    return scenario.requests + (scenario.warmup_requests + FILL_ALLOWANCE) * plan.concurrency
 
 
 def _generate(plan: GeneratorPlan, folder: Path) -> Iterator[dict[str, Any]]:
@@ -200,10 +212,22 @@ def _doubts(scenario: Scenario, target: Target, out: Path, index: int, level: Le
         text = f"the load generator woke up {level.generator_late_p99_s * 1e3:.1f} ms late (p99) between tokens"
         text += f" {gap_s * 1e3:.1f} ms apart; limit {trust.generator_late_ratio:.0%} of that"
         yield Doubt(code="generator-late", text=text, level=index)
+    late_s = _late_p99_s(out, index)
+    if level.concurrency is None and late_s > trust.arrivals_late_s * target.facts.time_scale:
+        text = (
+            f"requests were sent {late_s * 1e3:.0f} ms after their time (p99); limit {trust.arrivals_late_s * 1e3:g} ms"
+        )
+        yield Doubt(code="arrivals-late", text=f"{text} of engine time: this was not the load asked for", level=index)
     if not level.complete:
         yield Doubt(code="incomplete", text="the level ended before all its requests", level=index)
     if target.facts.emulated:
         yield from _emulator_doubts(scenario, out, index, level)
+
+
+def _late_p99_s(out: Path, index: int) -> float:
+    """Return how many wall seconds after their time requests of a level were sent, 99th percentile."""
+    late = [record.sent_s - record.scheduled_s for record in read_records(out) if record.level == index]
+    return float(np.percentile(late, 99)) if late else 0.0
 
 
 def _median_gap_s(out: Path, index: int) -> float:

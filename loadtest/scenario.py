@@ -24,7 +24,13 @@ class Lengths(Strict):
 
 
 class Trust(Strict):
-    """When a run's figures are not to be believed; see docs/measurements.md for where the limits come from."""
+    """When a run's figures are not to be believed; see docs/measurements.md for where the limits come from.
+
+    Attributes:
+        arrivals_late_s: p99 of how late an open loop's requests were sent, in engine seconds.
+    """
+
+    arrivals_late_s: Annotated[float, Field(gt=0)] = 0.02
 
     server_late_ratio: Annotated[float, Field(gt=0, description="Emulator lateness p99 over its mean step.")] = 0.5
     generator_late_ratio: Annotated[
@@ -37,7 +43,7 @@ class Scenario(Strict):
 
     Attributes:
         rate_per_s: Instead of users, requests a second at each level: a Poisson process of `duration_s`, drawn from the
-            seed and never slowed by the server. Only predictions know it so far.
+            seed and never slowed by the server.
         arrivals: Instead of either, one level of any other open-loop process, or of a trace with its own lengths.
         duration_s: How long requests are sent, where there is a rate.
         warmup_ratio: The first part of that time, not measured.

@@ -1,10 +1,15 @@
-"""One level's closed loop, without sockets or clocks of its own: who sends what next, and when the level is over."""
+"""What a scenario's levels send, without sockets or clocks of their own: who sends next, and when it is over."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
+
+from engines.errors import UserError
 from engines.files import Strict
+from loadtest.arrivals import Arrival, Poisson, Process, Trace, arrivals_of
 from loadtest.records import Phase
 from loadtest.scenario import Protocol, Scenario
 
@@ -16,6 +21,7 @@ class GeneratorPlan(Strict):
         prompts: File of prompts.
         records: File to append records to.
         began_monotonic_s: The run's zero on the machine's monotonic clock.
+        time_scale: Wall seconds of one second of the scenario's arrivals and windows.
     """
 
     host: str
@@ -25,6 +31,60 @@ class GeneratorPlan(Strict):
     prompts: str
     records: str
     began_monotonic_s: float
+    time_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPlan:
+    """One level of a scenario: so many users, or requests by a process.
+
+    Attributes:
+        rate_per_s: Requests a second of an open loop; of a trace or a changing rate, the mean.
+        arrivals: Of an open loop, in order; empty for a closed one.
+    """
+
+    concurrency: int | None
+    rate_per_s: float | None = None
+    arrivals: tuple[Arrival, ...] = ()
+
+    def phase_of(self, arrival: Arrival, warmup_ratio: float) -> Phase:
+        """Return whether a request of an open loop is measured."""
+        return "warmup" if arrival.at_s < warmup_ratio * self.arrivals[-1].at_s else "measure"
+
+
+def plans_of(scenario: Scenario) -> list[LevelPlan]:
+    """Return a scenario's levels, arrivals drawn from its seed; the same for a prediction and for a run.
+
+    Raises:
+        UserError: A process or a trace has no request, or too many.
+    """
+    if scenario.arrivals is not None:
+        return [_open_plan(scenario, scenario.arrivals, None)]
+    if scenario.rate_per_s is not None:
+        rates = scenario.rate_per_s
+        return [_open_plan(scenario, Poisson(rate_per_s=r, duration_s=scenario.duration_s), r) for r in rates]
+    return [LevelPlan(concurrency) for concurrency in scenario.concurrency]
+
+
+def _open_plan(scenario: Scenario, process: Process | Trace, rate_per_s: float | None) -> LevelPlan:
+    found = arrivals_of(process, rng=np.random.default_rng(scenario.seed), folder=Path()).arrivals
+    begin_s, end_s = found[0].at_s, found[-1].at_s
+    if end_s <= begin_s:
+        raise UserError("the arrivals hold one moment only", hint="a longer duration_s or a higher rate")
+    return LevelPlan(None, rate_per_s or round((len(found) - 1) / (end_s - begin_s), 4), found)
+
+
+def closed_loop(scenario: Scenario, concurrency: int, *, first_id: int, time_scale: float = 1.0) -> ClosedLoop:
+    """Return the closed loop of one level."""
+    return ClosedLoop(
+        concurrency,
+        scenario.lengths.osl,
+        max(scenario.requests, scenario.requests_per_user * concurrency),
+        scenario.warmup_requests,
+        first_id=first_id,
+        window_s=scenario.window_s * time_scale,
+        staggered=scenario.start == "staggered",
+    )
 
 
 @dataclass(slots=True)

@@ -81,6 +81,35 @@ def test_wall_clock_and_virtual_clock_agree(server: Server, engine: Path, tmp_pa
         assert virtual["ttft_s"]["p50"] <= wall["ttft_s"]["p50"] * 1.1
 
 
+def test_an_open_loop_sends_by_the_clock(server: Server, engine: Path, tmp_path: Path) -> None:
+    """Requests go out at the times drawn for them, and latencies are what the virtual clock says of the same times."""
+    asked = ["--rate", "4", "--duration", "6", "--isl", 64, "--osl", 16, "--seed", 3]
+    succeed("run-load", "--url", server.url, *asked, "--out", tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
+    scale = json.loads((tmp_path / "run" / "run.json").read_text())["time_scale"]
+    assert all(record["outcome"] == "ok" for record in records)
+    assert len(records) > 10
+    measured = json.loads(succeed("report-load", tmp_path / "run", "--out", tmp_path / "report", "--json"))["levels"][0]
+    predicted = json.loads(succeed("predict-load", engine, *asked, "--json"))["levels"][0]
+    assert measured["rate_per_s"] == predicted["rate_per_s"] == 4
+    assert measured["requests"] == predicted["requests"]
+    late_s = sorted(record["sent_s"] - record["scheduled_s"] for record in records)
+    assert late_s[len(late_s) // 2] < 0.02 * scale
+    assert measured["itl_s"]["p50"] == pytest.approx(predicted["itl_s"]["p50"], rel=0.1)
+
+
+def test_a_trace_is_replayed_with_its_lengths(server: Server, tmp_path: Path) -> None:
+    """Every row of a trace becomes one request at its time, with its own prompt and reply lengths."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text("at_s,isl,osl\n0,20,5\n0.3,64,9\n0.35,40,3\n0.9,10,1\n")
+    scenario = tmp_path / "replay.yaml"
+    scenario.write_text(f"arrivals: {{process: trace, path: {trace}}}\nwarmup_ratio: 0\n")
+    succeed("run-load", "--url", server.url, "--scenario", scenario, "--out", tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
+    seen = sorted((each["id"], each["prompt_tokens"], each["output_tokens"], each["outcome"]) for each in records)
+    assert seen == [(0, 20, 5, "ok"), (1, 64, 9, "ok"), (2, 40, 3, "ok"), (3, 10, 1, "ok")]
+
+
 def test_streamed_text_is_whole_characters(server: Server) -> None:
     """An emoji spread over tokens comes out as itself, streamed or not, through the ensemble and the BLS model."""
     said = "Hi 👩‍🚀 世界"
