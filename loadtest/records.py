@@ -70,7 +70,7 @@ class Level(Strict):
     @property
     def load(self) -> str:
         """What was asked of the server, in words."""
-        return f"{self.concurrency} users" if self.concurrency is not None else f"{self.rate_per_s or 0:g} requests/s"
+        return f"concurrency {self.concurrency}" if self.concurrency is not None else f"{self.rate_per_s or 0:g} requests/s"
 
 
 class Sample(Strict):
