@@ -24,7 +24,6 @@ import numpy as np
 from locust.env import Environment
 from locust.exception import StopUser
 
-from loadtest.arrivals import Arrival
 from loadtest.prompts import Prompt, read_prompts
 from loadtest.protocol import (
     ENGINE_MODEL,
@@ -35,6 +34,7 @@ from loadtest.protocol import (
     outcome_of,
 )
 from loadtest.records import RequestRecord
+from loadtest.traces import Arrival
 from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, Turn, closed_loop, plans_of
 
 RECEIVE_BYTES = 65_536
@@ -330,6 +330,7 @@ def run_level(shared: Generator, level: int, plan: LevelPlan) -> dict[str, Any]:
     return {
         "concurrency": plan.concurrency,
         "rate_per_s": plan.rate_per_s,
+        "failed_rows": plan.failed_rows,
         "isl": scenario.lengths.isl,
         "osl": scenario.lengths.osl,
         "begin_s": begin_s,

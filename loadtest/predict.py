@@ -16,10 +16,10 @@ from engines.emulator.settings import batcher_for
 from engines.files import MadeBy, Source
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec.deployment import Host
-from loadtest.arrivals import HASH_BLOCK_TOKENS
 from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.records import Level, RequestRecord, RunManifest, Sample, ServerFacts
 from loadtest.scenario import Scenario
+from loadtest.traces import HASH_BLOCK_TOKENS
 from loadtest.traffic import LevelPlan, Turn, closed_loop, plans_of
 from loadtest.virtual import Arrivals, Ended, Sent, Traffic, Users, VirtualServer
 
@@ -54,6 +54,7 @@ def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, ma
             Level(
                 concurrency=plan.concurrency,
                 rate_per_s=plan.rate_per_s,
+                failed_rows=plan.failed_rows,
                 isl=scenario.lengths.isl,
                 osl=scenario.lengths.osl,
                 begin_s=began_s,

@@ -53,6 +53,7 @@ class Level(Strict):
         end_s: When the last measured request ended.
         concurrency: Users of a closed loop; None in an open one.
         rate_per_s: Requests a second of an open loop; None in a closed one.
+        failed_rows: Rows of a trace left out because they have no prompt or no reply.
         complete: Whether all requests asked for were measured.
         generator_late_p99_s: 99th percentile of how late the generator's own timers fired.
     """
@@ -66,11 +67,14 @@ class Level(Strict):
     complete: bool
     generator_late_p99_s: float = 0.0
     rate_per_s: float | None = None
+    failed_rows: int = 0
 
     @property
     def load(self) -> str:
         """What was asked of the server, in words."""
-        return f"concurrency {self.concurrency}" if self.concurrency is not None else f"{self.rate_per_s or 0:g} requests/s"
+        if self.concurrency is not None:
+            return f"concurrency {self.concurrency}"
+        return f"{self.rate_per_s or 0:g} requests/s"
 
 
 class Sample(Strict):

@@ -285,4 +285,5 @@ def _first_error(records: list[RequestRecord]) -> str:
 
 def _level_text(level: Level) -> str:
     ended = "" if level.complete else ", incomplete"
+    ended += f"; {level.failed_rows} rows of the trace had no prompt or no reply" if level.failed_rows else ""
     return f"{level.load}: measured {level.end_s - level.measure_s:.1f} s{ended}"

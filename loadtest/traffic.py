@@ -9,9 +9,10 @@ import numpy as np
 
 from engines.errors import UserError
 from engines.files import Strict
-from loadtest.arrivals import Arrival, Poisson, Process, Trace, arrivals_of
+from loadtest.arrivals import Poisson, Process, arrivals_of
 from loadtest.records import Phase
 from loadtest.scenario import Protocol, Scenario
+from loadtest.traces import Arrival, Trace
 
 
 class GeneratorPlan(Strict):
@@ -41,11 +42,13 @@ class LevelPlan:
     Attributes:
         rate_per_s: Requests a second of an open loop; of a trace or a changing rate, the mean.
         arrivals: Of an open loop, in order; empty for a closed one.
+        failed_rows: Rows of a trace left out because they have no prompt or no reply.
     """
 
     concurrency: int | None
     rate_per_s: float | None = None
     arrivals: tuple[Arrival, ...] = ()
+    failed_rows: int = 0
 
     def phase_of(self, arrival: Arrival, warmup_ratio: float) -> Phase:
         """Return whether a request of an open loop is measured."""
@@ -67,11 +70,11 @@ def plans_of(scenario: Scenario) -> list[LevelPlan]:
 
 
 def _open_plan(scenario: Scenario, process: Process | Trace, rate_per_s: float | None) -> LevelPlan:
-    found = arrivals_of(process, rng=np.random.default_rng(scenario.seed), folder=Path()).arrivals
+    found, failed_rows = arrivals_of(process, rng=np.random.default_rng(scenario.seed), folder=Path())
     begin_s, end_s = found[0].at_s, found[-1].at_s
     if end_s <= begin_s:
         raise UserError("the arrivals hold one moment only", hint="a longer duration_s or a higher rate")
-    return LevelPlan(None, rate_per_s or round((len(found) - 1) / (end_s - begin_s), 4), found)
+    return LevelPlan(None, rate_per_s or round((len(found) - 1) / (end_s - begin_s), 4), found, failed_rows)
 
 
 def closed_loop(scenario: Scenario, concurrency: int, *, first_id: int, time_scale: float = 1.0) -> ClosedLoop:

@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from engines.errors import MissingError, UserError
 from engines.files import Strict, read_yaml, to_json, validate
-from loadtest import arrivals as module
+from loadtest import traces
 from loadtest.arrivals import (
-    HASH_BLOCK_TOKENS,
-    Arrival,
     Arrivals,
     Constant,
     Floats,
@@ -25,17 +23,15 @@ from loadtest.arrivals import (
     Poisson,
     Process,
     Ramp,
-    Schedule,
     Sine,
     Spike,
     Steps,
-    Trace,
     arrivals_of,
     draw_times_s,
     expected_requests,
-    read_trace,
     share_of,
 )
+from loadtest.traces import HASH_BLOCK_TOKENS, Arrival, Schedule, Trace, read_trace
 
 # The head of AzureLLMInferenceTrace_conv.csv (Microsoft, CC-BY), as published: CRLF, no newline at the end.
 AZURE_2023 = (
@@ -418,7 +414,7 @@ def test_rows_outside_the_slice_are_not_held(tmp_path: Path) -> None:
 
 def test_a_trace_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trace with more requests than can be held is not cut unasked; a slice of it is played."""
-    monkeypatch.setattr(module, "MOST_ARRIVALS", 3)
+    monkeypatch.setattr(traces, "MOST_ARRIVALS", 3)
     with pytest.raises(UserError, match="more than 3 requests") as caught:
         _read(tmp_path, PLAIN)
     assert "from_s" in str(caught.value.hint)

@@ -1,0 +1,238 @@
+"""Traces: requests as they once came, with their lengths, in Azure's, BurstGPT's or Mooncake's format, or as CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import chain, islice
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from engines.errors import MissingError, UserError
+from engines.files import Strict
+
+MOST_ARRIVALS = 5_000_000  # at some 200 bytes each, what a load generator's machine can be expected to hold
+HASH_BLOCK_TOKENS = 512  # tokens behind one of Mooncake's hashes
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+TraceFormat = Literal["azure", "burstgpt", "mooncake", "csv"]
+_EPOCH = datetime(2020, 1, 1, tzinfo=UTC)  # near the traces: a float of seconds since then still holds a microsecond
+
+
+class Trace(Strict):
+    """Requests as they once came, with their lengths.
+
+    Attributes:
+        path: The trace; from the scenario's folder where it is relative.
+        format: What its columns are called; `auto` goes by its first line.
+        speed_up: How many trace seconds pass in one second of the run.
+        from_s: Beginning of the slice to play, in trace seconds; it becomes the run's zero. Traces on a calendar
+            (azure, burstgpt) count from their first row, the others as they state.
+        to_s: End of the slice, not itself in it.
+    """
+
+    process: Literal["trace"] = "trace"
+    path: Annotated[str, Field(min_length=1)]
+    format: TraceFormat | Literal["auto"] = "auto"
+    speed_up: Positive = 1.0
+    from_s: NotNegative = 0.0
+    to_s: Positive | Literal["end"] = "end"
+
+    @property
+    def end_s(self) -> float:
+        """End of the slice as a number."""
+        return math.inf if self.to_s == "end" else self.to_s
+
+    @model_validator(mode="after")
+    def _some_slice(self) -> Self:
+        if self.from_s >= self.end_s:
+            raise ValueError(f"to_s must be past from_s, which is {self.from_s:g}")
+        return self
+
+
+class Arrival(NamedTuple):
+    """One request to be sent.
+
+    Attributes:
+        at_s: When, in seconds from the beginning of the run.
+        isl: Prompt tokens; None where the process says nothing of lengths.
+        osl: Reply tokens; None likewise.
+        prefix_hashes: One for each `HASH_BLOCK_TOKENS` of the prompt; requests that begin with the same ones begin
+            with the same tokens.
+    """
+
+    at_s: float
+    isl: int | None = None
+    osl: int | None = None
+    prefix_hashes: tuple[int, ...] = ()
+
+
+class Schedule(NamedTuple):
+    """All arrivals of a run.
+
+    Attributes:
+        arrivals: By time.
+        failed_rows: Rows of a trace's slice left out because they have no prompt or no reply.
+    """
+
+    arrivals: tuple[Arrival, ...]
+    failed_rows: int = 0
+
+
+def read_trace(trace: Trace, *, folder: Path) -> Schedule:
+    """Return a trace's slice as arrivals; rows are read one by one, and only the slice's are kept.
+
+    Raises:
+        MissingError: There is no such trace.
+        UserError: A damaged row, an empty slice, or more than `MOST_ARRIVALS` in it.
+    """
+    path = folder / trace.path
+    kept: list[Arrival] = []
+    failed_rows = 0
+    for at_s, isl, osl, prefix_hashes in _requests(path, trace.format):
+        if not trace.from_s <= at_s < trace.end_s:
+            continue
+        if not isl or not osl:
+            failed_rows += 1
+            continue
+        if len(kept) == MOST_ARRIVALS:
+            raise UserError(f"{path}: more than {MOST_ARRIVALS:,} requests", hint="play a slice: from_s, to_s")
+        kept.append(Arrival((at_s - trace.from_s) / trace.speed_up, isl, osl, prefix_hashes))
+    if not kept:
+        raise UserError(
+            f"{path}: no request from {trace.from_s:g} s to {trace.to_s}, and {failed_rows} failed ones",
+            hint="is the slice past the trace's end? from_s and to_s count from the trace's beginning",
+        )
+    return Schedule(tuple(sorted(kept, key=lambda arrival: arrival.at_s)), failed_rows)
+
+
+class _Layout(NamedTuple):
+    """How a trace format says when and how long.
+
+    Attributes:
+        from_first: Whether its times count from some date, so that the trace begins at its first row.
+    """
+
+    at: str
+    isl: str
+    osl: str
+    seconds: Callable[[Any], float]
+    wanted: str
+    from_first: bool
+
+
+def _seconds(value: Any) -> float:
+    number_s = float(str(value))
+    if not 0 <= number_s < math.inf:
+        raise ValueError
+    return number_s
+
+
+def _milliseconds(value: Any) -> float:
+    return _seconds(value) / 1000
+
+
+def _date(value: Any) -> float:
+    moment = datetime.fromisoformat(str(value))
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH).total_seconds()
+
+
+def _tokens(value: Any) -> int:
+    number = int(str(value))
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _hashes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(hash_id) is int for hash_id in value):
+        raise ValueError
+    return tuple(value)
+
+
+# Sources: https://github.com/Azure/AzurePublicDataset (AzureLLMInferenceDataset2023.md and 2024.md; a date has seven
+# decimals or fewer, the seventh is cut), https://github.com/HPMLL/BurstGPT (a reply of 0 tokens is a failure),
+# https://github.com/kvcache-ai/Mooncake (FAST25-release/README.md).
+_LAYOUTS = {
+    "azure": _Layout("TIMESTAMP", "ContextTokens", "GeneratedTokens", _date, "a date and time", True),
+    "burstgpt": _Layout("Timestamp", "Request tokens", "Response tokens", _seconds, "seconds from zero up", True),
+    "mooncake": _Layout("timestamp", "input_length", "output_length", _milliseconds, "ms from zero up", False),
+    "csv": _Layout("at_s", "isl", "osl", _seconds, "seconds from zero up", False),
+}
+
+
+def _requests(path: Path, asked: str) -> Iterator[Arrival]:
+    """Yield a trace's rows in its order, each at its time from the trace's beginning."""
+    if not path.is_file():
+        raise MissingError(f"{path}: no such trace", hint="a relative path begins at the scenario's folder")
+    # A byte that is not UTF-8 shows as \xff in the value, and is refused with its line where the value counts.
+    with path.open(encoding="utf-8-sig", errors="backslashreplace") as file:
+        head = file.readline()
+        columns = None if head.lstrip().startswith("{") else [name.strip('" \n') for name in head.split(",")]
+        layout = _layout_of(path, asked, head, columns)
+        begin_s = None if layout.from_first else 0.0
+        lines = enumerate(chain([head], file), start=1)
+        for number, line in islice(lines, 0 if columns is None else 1, None):
+            try:
+                if not line.strip():
+                    continue
+                arrival = _arrival(_row(line, columns), layout)
+                begin_s = arrival.at_s if begin_s is None else begin_s
+                if arrival.at_s < begin_s:
+                    raise ValueError(f"{line.rstrip()!r:.60} is earlier than the first row")
+            except (ValueError, csv.Error) as error:
+                raise UserError(
+                    f"{path}: line {number}: {error}", hint="mend or remove that line; was the file cut short?"
+                ) from error
+            yield arrival._replace(at_s=arrival.at_s - begin_s)
+
+
+def _layout_of(path: Path, asked: str, head: str, columns: list[str] | None) -> _Layout:
+    tables = (name for name, layout in _LAYOUTS.items() if set(layout[:3]) <= set(columns or ()))
+    found = "mooncake" if columns is None else next(tables, "none")
+    if found == "none" or asked not in ("auto", found):
+        wanted = "any trace known" if asked == "auto" else f"a trace of format {asked}"
+        raise UserError(
+            f"{path}: line 1 is {head.rstrip()!r:.60}, not the head of {wanted}",
+            hint="known: " + "; ".join(f"{name}: {', '.join(layout[:3])}" for name, layout in _LAYOUTS.items()),
+        )
+    return _LAYOUTS[found]
+
+
+def _row(line: str, columns: list[str] | None) -> dict[str, Any]:
+    """Return one line's values by column, or where there are none, as JSON names them."""
+    if columns is None:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{line.rstrip()!r:.60} is not JSON") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{row!r:.60} is not a JSON object")
+        return row
+    values = next(csv.reader([line]))
+    if len(values) != len(columns):
+        raise ValueError(f"{line.rstrip()!r:.60} has {len(values)} values for {len(columns)} columns")
+    return dict(zip(columns, values, strict=True))
+
+
+def _arrival(row: dict[str, Any], layout: _Layout) -> Arrival:
+    return Arrival(
+        _cell(row, layout.at, layout.seconds, layout.wanted),
+        _cell(row, layout.isl, _tokens, "a whole number of tokens"),
+        _cell(row, layout.osl, _tokens, "a whole number of tokens"),
+        _cell(row, "hash_ids", _hashes, "a list of whole numbers") if "hash_ids" in row else (),
+    )
+
+
+def _cell(row: dict[str, Any], column: str, read: Callable[[Any], Any], wanted: str) -> Any:
+    if column not in row:
+        raise ValueError(f"no '{column}'")
+    try:
+        return read(row[column])
+    except ValueError as error:
+        raise ValueError(f"'{column}' is {row[column]!r:.60}, not {wanted}") from error
