@@ -17,7 +17,7 @@ from engines.plan import make_plan
 from engines.recipe import ask
 from engines.spec.gpu import gpu_named
 from loadtest.asked import scenario_of
-from loadtest.calibrate import TOKEN_BUDGETS, Request, calibrate
+from loadtest.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
 from loadtest.metrics import summarize
 from loadtest.points import Deployment, Point, read_points
 from loadtest.predict import calibrated, like, predict, with_intervals
@@ -165,6 +165,12 @@ def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
         points += found
         if others:
             progress(f"{path}: {others} rows of another model, GPU, precision or load left out")
+    if len(points) < LEAST_POINTS:
+        raise UserError(
+            f"{len(points)} measured points of {wanted.model} {wanted.precision} on {wanted.gpu}, tensor parallel "
+            f"{wanted.tensor_parallel}; at least {LEAST_POINTS} are needed",
+            hint="do --model, --gpu, --precision and --tp say what was measured?",
+        )
     if "emulated" in kinds and len(kinds) > 1:
         raise UserError("emulated and measured points cannot be fitted together", hint="one kind at a time")
     if len({point.load == "concurrency" for point in points}) > 1:

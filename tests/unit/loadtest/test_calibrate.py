@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from engines.build import emulated_manifest
 from engines.calibration import LoadGenerator, require_match
@@ -17,6 +18,7 @@ from engines.manifest import EngineManifest
 from engines.plan import make_plan
 from engines.recipe import ask
 from loadtest.calibrate import Request, Structure, calibrate, predicted_logs, rig_of, waves_of
+from loadtest.cli_predict import calibrate_engine
 from loadtest.fit import EXPECTED, PARAMETERS, SPLIT, factors_of, observe, slopes_of
 from loadtest.metrics import summarize
 from loadtest.points import Deployment, Point, read_points
@@ -166,3 +168,14 @@ def test_expected_values_are_neutral() -> None:
     factors = factors_of(EXPECTED, SPLIT)
     assert 1.0 <= factors.weights_ratio <= 1.1
     assert factors.wave_sequences == 1.0
+
+
+def test_measurements_of_something_else_are_one_clear_error(tmp_path: Path) -> None:
+    """A table without a row of what was asked for names what was looked for; nothing is written."""
+    path = tmp_path / "points.csv"
+    path.write_text("model,concurrency_or_batch,isl,osl,itl_ms\nmistral-7b,4,200,100,5\n", encoding="utf-8")
+    asked = ["--measurements", str(path), "--model", "llama-3-8b", "--out", str(tmp_path / "c.json")]
+    found = CliRunner().invoke(calibrate_engine, asked)
+    assert found.exit_code == 2
+    assert "0 measured points of llama-3-8b fp8 on h100-sxm-80gb" in found.output
+    assert not (tmp_path / "c.json").exists()
