@@ -157,7 +157,7 @@ def table_of(results: Sequence[Result]) -> str:
 def page_of(table: str) -> str:
     """Return the page of the documentation."""
     sources = sorted({row["source_url"] for row in csv.DictReader(ROWS.open(encoding="utf-8"))})
-    cited = "\n".join(f"- <{source}>" for source in sources)
+    cited = "\n".join(f"- {source}" for source in sources)
     return f"""# Predicted against published
 
 Written by `make fidelity` on {date.today().isoformat()}; do not edit. Mean absolute percentage errors (for TTFT the
