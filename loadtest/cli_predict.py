@@ -20,7 +20,7 @@ from loadtest.asked import scenario_of
 from loadtest.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
 from loadtest.metrics import summarize
 from loadtest.points import Deployment, Point, read_points
-from loadtest.predict import calibrated, like, predict, with_intervals
+from loadtest.predict import at_once, bare, calibrated, like, predict, with_intervals
 from loadtest.records import RUN_NAME, read_run
 from loadtest.tables import show_calibration, show_intervals, show_summary
 
@@ -44,6 +44,7 @@ CALIBRATION_OUT = Path("artifacts/calibration.json")
 @click.option("--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, as above.")
 @click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario: sweep, quick, or a YAML file.")
 @click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
+@click.option("--static-batch", is_flag=True, help="--concurrency is a batch: all at once, once, the bare engine.")
 @click.option("--rate", metavar="R,R,...", help="Requests a second at each level instead: Poisson arrivals.")
 @click.option("--duration", type=float, help="Seconds that requests are sent for, with --rate.")
 @click.option("--isl", type=int, help="Prompt length in tokens.")
@@ -78,6 +79,8 @@ def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags:
         manifest = calibrated(manifest, known, sha256_of(path))
         if flags["requests"] is None and flags["scenario_name"] is None:
             scenario = like(scenario, known.generator)
+    if flags["static_batch"]:
+        scenario, manifest = at_once(scenario), bare(manifest, scenario)
     found = predict(scenario, manifest, made_by=made_by(command_line("predict-load")), made_from=sources)
     summary = summarize(found.run, found.records, found.samples)
     if known is not None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from engines.calibration import Calibration, LoadGenerator, Quantity
 from engines.emulator.settings import batcher_for
+from engines.errors import UserError
 from engines.files import MadeBy, Source
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec.deployment import Host
@@ -104,6 +105,34 @@ def like(scenario: Scenario, generator: LoadGenerator) -> Scenario:
             "window_s": generator.window_s,
         }
     )
+
+
+def at_once(scenario: Scenario) -> Scenario:
+    """Return a scenario whose levels are static batches: so many requests together, once, the first wave measured.
+
+    Raises:
+        UserError: The scenario is an open loop.
+    """
+    if scenario.is_open:
+        raise UserError("a static batch has no arrivals", hint="--concurrency 1,8,64 names its sizes")
+    changed = {"warmup_requests": 0, "start": "together", "requests": 1, "requests_per_user": 1, "window_s": 0.0}
+    return scenario.model_copy(update=changed)
+
+
+def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
+    """Return an engine that takes a scenario's largest batch whole, prompts in one iteration, and nothing above it."""
+    most, lengths = max(scenario.concurrency), scenario.lengths
+    longest = lengths.isl + lengths.osl
+    limits = manifest.limits.model_copy(
+        update={
+            "max_batch_size": max(manifest.limits.max_batch_size, most),
+            "max_num_tokens": max(manifest.limits.max_num_tokens, most * lengths.isl),
+        }
+    )
+    needed = -(-longest // manifest.kv_cache.tokens_per_block) * most
+    cache = manifest.kv_cache.model_copy(update={"blocks": max(manifest.kv_cache.blocks, needed)})
+    choice = manifest.step_time.model_copy(update={"host": None})
+    return manifest.model_copy(update={"limits": limits, "kv_cache": cache, "step_time": choice})
 
 
 def with_intervals(summary: Summary, calibration: Calibration) -> Summary:

@@ -14,7 +14,7 @@ from engines.recipe import ask
 from engines.steptime.shape import StepShape, attended_tokens
 from engines.steptime.source import step_time_for
 from loadtest.metrics import summarize
-from loadtest.predict import Prediction, predict
+from loadtest.predict import Prediction, at_once, bare, predict
 from loadtest.scenario import Lengths, Scenario
 
 HEAD = MadeBy(command="test", version="0")
@@ -75,3 +75,19 @@ def test_throughput_saturates(manifest: EngineManifest) -> None:
     ]
     assert rates == sorted(rates)
     assert rates[1] / rates[0] > 4 * rates[3] / rates[2]
+
+
+def test_a_static_batch_is_one_prompt_iteration_and_its_decode_steps(manifest: EngineManifest) -> None:
+    """All prompts in one iteration, then every step at the full batch: arithmetic on the step times, nothing else."""
+    batch, isl, osl = 16, 128, 8
+    scenario = at_once(Scenario(concurrency=(batch,), lengths=Lengths(isl=isl, osl=osl)))
+    found = predict(scenario, bare(manifest, scenario), made_by=HEAD, made_from=[])
+    (level,) = summarize(found.run, found.records, found.samples).levels
+    step_time = step_time_for(manifest)
+    prompts = StepShape(0, 0, batch, batch * isl, batch * attended_tokens(isl, 0))
+    steps = [step_time.seconds(StepShape(batch, batch * (isl + place))) for place in range(osl - 1)]
+    assert level.requests == batch
+    assert level.ttft_s is not None
+    assert level.itl_s is not None
+    assert level.ttft_s.mean == pytest.approx(step_time.seconds(prompts), rel=1e-9)
+    assert level.itl_s.mean == pytest.approx(sum(steps) / len(steps), rel=1e-9)
