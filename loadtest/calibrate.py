@@ -30,6 +30,7 @@ from engines.steptime.source import step_time_for
 from loadtest.fit import (
     EXPECTED,
     PARAMETERS,
+    SIGMA,
     SPLIT,
     SPREAD,
     UNIDENTIFIED_RATIO,
@@ -202,7 +203,7 @@ def _document(
         factors=factors_of(fitted.logs, best.waves),
         host=host,
         parameters=parameters,
-        log_error=_log_error(basis),
+        log_error=_log_error(basis, least=(0.0, 0.0, 0.0) if held else SIGMA),
         log_error_of="held-out shapes" if held else "fitted points",
         held_out=[_held_out(shape, found) for shape, found in held.items()],
         points=[_residual(point, error) for point, error in zip(points, errors.tolist(), strict=True)],
@@ -237,11 +238,15 @@ def _parameters(fitted: Fitted) -> list[FittedParameter]:
     ]
 
 
-def _log_error(errors: Array) -> dict[Quantity, float]:
-    """Return the root mean square of ln(predicted / measured) by quantity; those that were measured."""
+def _log_error(errors: Array, *, least: tuple[float, float, float]) -> dict[Quantity, float]:
+    """Return the root mean square of ln(predicted / measured) by quantity; those that were measured.
+
+    Args:
+        least: Never less than this: a fit's own residuals are small where there are hardly more points than numbers.
+    """
     logs = np.log1p(errors)
     return {
-        name: float(np.sqrt(np.nanmean(logs[:, place] ** 2)))
+        name: max(least[place], float(np.sqrt(np.nanmean(logs[:, place] ** 2))))
         for place, name in enumerate(QUANTITIES)
         if not np.all(np.isnan(logs[:, place]))
     }
@@ -286,7 +291,7 @@ def _warnings(
         if abs(math.log(each.value) - expected) > 3.9 * spread
     ]
     if not held:
-        found.append("no shape could be held out: error bars are of the fitted points themselves, and too narrow")
+        found.append("no shape could be held out: error bars are what a fit allows its points, and may be too narrow")
     ranked = sorted(tried.values())
     if len(ranked) > 1 and ranked[1] < ranked[0] * 1.05:
         found.append("another structure explains the points almost as well; see alternatives")
