@@ -97,9 +97,9 @@ class Calibration(Document):
 
     Attributes:
         measured_on: `emulated` where the points are of an emulated engine: they teach nothing of a real one.
-        log_error: By quantity, the standard deviation of ln(predicted / measured) on shapes a fit had not seen; on
-            the points of the fit itself where there was but one shape, or too few points, and then no less than what the
-            fit allows a point (3 % in tokens/s and ITL, 12 % in TTFT).
+        log_error: By quantity, the standard deviation of ln(predicted / measured) on shapes a fit had not seen. Where
+            there was but one shape, or too few points, on the points of the fit itself, and then no less than what
+            the fit allows a point (3 % in tokens/s and ITL, 12 % in TTFT).
         log_error_of: Which of the two it is.
     """
 
