@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.files import Document, Strict
+from loadtest.objectives import Goodput, Objectives, Verdict
 from loadtest.records import Doubt, Kind, Level, RequestRecord, RunManifest, Sample, ServerFacts
 
 PERCENTILES_NOTE = (
@@ -44,6 +45,7 @@ class Spread(Strict):
     p95: float
     p99: float
     max: float
+    p999: float | None = None
 
 
 class BatchSpread(Strict):
@@ -79,6 +81,7 @@ class LevelSummary(Strict):
         batch_size_client: Requests between their first and last token, weighted by time.
         kv_blocks_used: Mean, by the server's own count; None when it published none.
         waiting: Requests at the server that were in no iteration, mean; None as above.
+        goodput: Share of measured requests that kept every limit of the objectives' goodput; None without one.
         intervals: By quantity (`tokens_per_s`, `itl_s`, `ttft_s`), of a calibrated prediction's means; None otherwise.
     """
 
@@ -103,6 +106,7 @@ class LevelSummary(Strict):
     batch_size_client: BatchSpread | None
     kv_blocks_used: float | None
     waiting: float | None
+    goodput: float | None = None
     intervals: dict[str, Interval] | None = None
 
     @property
@@ -156,7 +160,13 @@ class _Window(NamedTuple):
         return max(0.0, self.end_s - self.begin_s)
 
 
-def summarize(run: RunManifest, records: Iterable[RequestRecord], samples: Iterable[Sample]) -> Summary:
+def summarize(
+    run: RunManifest,
+    records: Iterable[RequestRecord],
+    samples: Iterable[Sample],
+    *,
+    objectives: Objectives | None = None,
+) -> Summary:
     """Return a run's figures, level by level; latencies are of what was sent in phase `measure`.
 
     The document's `made_by` and `made_from` are the run's; who writes it to a file puts its own.
@@ -166,7 +176,7 @@ def summarize(run: RunManifest, records: Iterable[RequestRecord], samples: Itera
         by_level[record.level].append(record)
     all_samples = list(samples)
     levels = [
-        summarize_level(level, by_level[index], all_samples, time_scale=run.time_scale)
+        summarize_level(level, by_level[index], all_samples, time_scale=run.time_scale, objectives=objectives)
         for index, level in enumerate(run.levels)
     ]
     doubts = doubts_of(run, [level.requests for level in levels])
@@ -201,7 +211,12 @@ def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[Doubt]:
 
 
 def summarize_level(
-    level: Level, records: Sequence[RequestRecord], samples: Sequence[Sample], *, time_scale: float
+    level: Level,
+    records: Sequence[RequestRecord],
+    samples: Sequence[Sample],
+    *,
+    time_scale: float,
+    objectives: Objectives | None = None,
 ) -> LevelSummary:
     """Return one level's figures from all its requests; the samples may be of the whole run."""
     measured = [record for record in records if record.phase == "measure"]
@@ -231,7 +246,45 @@ def summarize_level(
         batch_size_client=_client_batch(window, records),
         kv_blocks_used=_mean_of(inside, "nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "used"),
         waiting=_mean_of(inside, "nv_trt_llm_request_metrics", "request_type", "waiting"),
+        goodput=None if objectives is None else goodput_ratio(objectives.goodput, measured, time_scale),
     )
+
+
+def goodput_ratio(wanted: Goodput | None, measured: Sequence[RequestRecord], time_scale: float) -> float | None:
+    """Return the share of measured requests that kept every limit; a failed one kept none. None: nothing to say."""
+    if wanted is None or not measured:
+        return None
+    return sum(_is_good(wanted, record, time_scale) for record in measured) / len(measured)
+
+
+def _is_good(wanted: Goodput, record: RequestRecord, time_scale: float) -> bool:
+    if record.outcome != "ok" or not record.token_times_s:
+        return False
+    gaps = _gaps(record)
+    found = (
+        (wanted.ttft_s, record.token_times_s[0] - record.sent_s),
+        (wanted.tpot_s, float(np.mean(gaps)) if gaps else 0.0),
+        (wanted.itl_s, max(gaps, default=0.0)),
+        (wanted.e2e_s, record.done_s - record.sent_s),
+    )
+    return all(limit is None or value <= limit * time_scale for limit, value in found)
+
+
+def verdicts_of(objectives: Objectives, level: LevelSummary) -> list[Verdict]:
+    """Return each objective against one level's figures; what was not measured is missed."""
+    found: list[Verdict] = []
+    spreads = {"ttft_s": level.ttft_s, "itl_s": level.itl_s, "tpot_s": level.tpot_s, "e2e_s": level.e2e_s}
+    for quantity, spread_found in spreads.items():
+        for statistic, limit in getattr(objectives, quantity).items():
+            value = None if spread_found is None else getattr(spread_found, statistic)
+            found.append(Verdict(f"{quantity} {statistic}", limit, value, value is not None and value <= limit))
+    if objectives.goodput is not None:
+        share = objectives.goodput.share
+        found.append(Verdict("goodput", share, level.goodput, level.goodput is not None and level.goodput >= share))
+    errors = level.errors / level.requests if level.requests else None
+    is_met = errors is not None and errors <= objectives.errors_ratio
+    found.append(Verdict("errors_ratio", objectives.errors_ratio, errors, is_met))
+    return found
 
 
 def spread(wall_s: Sequence[float], time_scale: float = 1.0) -> Spread | None:
@@ -243,9 +296,16 @@ def spread(wall_s: Sequence[float], time_scale: float = 1.0) -> Spread | None:
     if not wall_s:
         return None
     values = np.asarray(wall_s, dtype=np.float64) / time_scale
-    p50, p90, p95, p99 = (float(value) for value in np.percentile(values, [50, 90, 95, 99]))
+    p50, p90, p95, p99, p999 = (float(value) for value in np.percentile(values, [50, 90, 95, 99, 99.9]))
     return Spread(
-        count=len(values), mean=float(values.mean()), p50=p50, p90=p90, p95=p95, p99=p99, max=float(values.max())
+        count=len(values),
+        mean=float(values.mean()),
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        p99=p99,
+        p999=p999,
+        max=float(values.max()),
     )
 
 

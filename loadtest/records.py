@@ -17,7 +17,7 @@ SAMPLES_NAME = "samples.jsonl"
 
 Kind = Literal["measured", "emulated", "predicted"]
 Phase = Literal["warmup", "measure", "fill"]
-Outcome = Literal["ok", "error", "timeout", "cut", "rejected", "cancelled"]
+Outcome = Literal["ok", "error", "timeout", "cut", "empty", "rejected", "cancelled", "lost"]
 
 
 class RequestRecord(Strict):
@@ -29,7 +29,16 @@ class RequestRecord(Strict):
             keep the load up until the last of those had ended.
         scheduled_s: When it was meant to be sent; in a closed loop, when its user was free.
         token_times_s: When each output token arrived.
-        outcome: `cut`: the stream ended before the last token; `rejected`: the server's queue was full.
+        outcome: `cut`: the stream ended before the last token; `empty`: it ended well, without one; `rejected`: the
+            server's queue was full; `lost`: under way in a load generator that was lost.
+        asked_tokens: Reply length asked for; None where it was free, or in records of before it was kept.
+        bundled_tokens: Tokens that came in one response together with the one before them.
+        queue_s: Time in the server's queue, where the server tells it.
+        cached_tokens: Prompt tokens the server says it found in its KV cache.
+        class_name: Class of a mix; None where there is one kind of request.
+        conversation: Number of the conversation the request is a turn of; None of a single request.
+        turn: Place in its conversation, from 0.
+        worker: Load generator process that sent it.
     """
 
     id: int
@@ -43,6 +52,14 @@ class RequestRecord(Strict):
     output_tokens: int
     outcome: Outcome
     error: str | None = None
+    asked_tokens: int | None = None
+    bundled_tokens: int = 0
+    queue_s: float | None = None
+    cached_tokens: int | None = None
+    class_name: str | None = None
+    conversation: int | None = None
+    turn: int = 0
+    worker: int = 0
 
 
 class Level(Strict):

@@ -92,11 +92,20 @@ def closed_loop(scenario: Scenario, concurrency: int, *, first_id: int, time_sca
 
 @dataclass(slots=True)
 class Turn:
-    """One request a user is to send."""
+    """One request a user is to send.
+
+    Attributes:
+        class_name: Class of a mix; None where there is one kind of request.
+        conversation: Number of the conversation it is a turn of; None of a single request.
+        place: Its place in that conversation, from 0.
+    """
 
     id: int
     phase: Phase
     output_tokens: int
+    class_name: str | None = None
+    conversation: int | None = None
+    place: int = 0
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import pytest
 
 from engines.errors import UserError
 from engines.files import made_by, sha256_of, write_json
-from loadtest import cli
+from loadtest import cli_report
 from loadtest.charts import latency_against_batch, latency_against_concurrency
 from loadtest.metrics import Summary
 from loadtest.records import Doubt, Kind, Level, RequestRecord, RunManifest, Sample, ServerFacts
@@ -257,7 +257,7 @@ def test_line_that_does_not_fit_is_the_users_to_fix(tmp_path: Path) -> None:
 
 def _run_command(*arguments: object) -> int:
     with pytest.raises(SystemExit) as ended:
-        cli.report_load.main([str(argument) for argument in arguments])
+        cli_report.report_load.main([str(argument) for argument in arguments])
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
