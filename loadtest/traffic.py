@@ -10,8 +10,9 @@ import numpy as np
 from engines.errors import UserError
 from engines.files import Strict
 from loadtest.arrivals import Poisson, Process, arrivals_of
+from loadtest.dialects.endpoint import Endpoint
 from loadtest.records import Phase
-from loadtest.scenario import Protocol, Scenario
+from loadtest.scenario import Scenario
 from loadtest.traces import Arrival, Trace
 
 
@@ -19,15 +20,14 @@ class GeneratorPlan(Strict):
     """What the load generator's process is told.
 
     Attributes:
+        endpoint: The server.
         prompts: File of prompts.
         records: File to append records to.
         began_monotonic_s: The run's zero on the machine's monotonic clock.
         time_scale: Wall seconds of one second of the scenario's arrivals and windows.
     """
 
-    host: str
-    port: int
-    protocol: Protocol
+    endpoint: Endpoint
     scenario: Scenario
     prompts: str
     records: str
