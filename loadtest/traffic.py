@@ -21,6 +21,7 @@ class GeneratorPlan(Strict):
     Attributes:
         prompts: File of prompts.
         records: File to append records to.
+        under_way: File to note requests in that have not ended.
         began_monotonic_s: The run's zero on the machine's monotonic clock.
         time_scale: Wall seconds of one second of the scenario's arrivals and windows.
     """
@@ -31,6 +32,7 @@ class GeneratorPlan(Strict):
     scenario: Scenario
     prompts: str
     records: str
+    under_way: str
     began_monotonic_s: float
     time_scale: float = 1.0
 
