@@ -28,10 +28,11 @@ class Trust(Strict):
 
     Attributes:
         arrivals_late_s: p99 of how late an open loop's requests were sent, in engine seconds.
+        clocks_apart_s: How exactly each worker's clock must be known, its drift over a level included.
     """
 
     arrivals_late_s: Annotated[float, Field(gt=0)] = 0.02
-
+    clocks_apart_s: Annotated[float, Field(gt=0)] = 0.005
     server_late_ratio: Annotated[float, Field(gt=0, description="Emulator lateness p99 over its mean step.")] = 0.5
     generator_late_ratio: Annotated[
         float, Field(gt=0, description="p99 of the generator's own timers over an ITL.")
@@ -57,6 +58,8 @@ class Scenario(Strict):
         model: The Triton model to send to; `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text.
         level_timeout_s: Wall seconds after which a level is ended with what it has.
         request_timeout_s: Wall seconds without a byte after which a request has failed.
+        server_grace_s: Wall seconds that nothing may listen at the server's address before the run ends; requests
+            sent meanwhile fail and are recorded.
     """
 
     name: str = "sweep"
@@ -76,6 +79,7 @@ class Scenario(Strict):
     seed: int = 0
     level_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    server_grace_s: Annotated[float, Field(ge=0)] = 5.0
     sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
     trust: Trust = Trust()
 
