@@ -12,14 +12,13 @@ import click
 import uvicorn
 
 from engines import console
-from engines.errors import UserError
 from triton_repo.front.app import Access, make_app
 from triton_repo.front.engine import Engine
+from triton_repo.front.keys import KEY_VARIABLE, read_keys
 from triton_repo.front.reasoning import Reasoning
 from triton_repo.front.service import Service
 from triton_repo.settings import read_repository
 
-KEY_VARIABLE = "FRONT_API_KEY"
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
 DRAIN_S = 20  # replies in flight at SIGTERM may take this long to end
 KEEP_ALIVE_S = 75
@@ -67,24 +66,6 @@ def main(repository: Path, **flags: Any) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
-
-
-def read_keys(path: Path | None, variable: str | None) -> list[str]:
-    """Return the API keys.
-
-    Raises:
-        UserError: The file is not there, or holds no key.
-    """
-    if path is None:
-        return [variable] if variable else []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"--api-key-file {path}: {error.strerror}", hint="give a file with one key a line") from error
-    keys = [line.strip() for line in lines if line.strip()]
-    if not keys:
-        raise UserError(f"--api-key-file {path}: no key in it", hint="write one key a line")
-    return keys
 
 
 if __name__ == "__main__":

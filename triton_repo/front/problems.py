@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 QUEUE_FULL = ("Maximum queue size", "Exceeds maximum queue size", "Request timeout expired")
+_GONE = ("unknown model", "has no available versions", "is not ready", "is not found", "unavailable")
 _CLIENTS_FAULT = ("exceeds", "Prompt length", "is not emulated", "is not supported", "request_output_len")
 _EXECUTOR = re.compile(r"^Executor failed process requestId \d+ due to the following error:\s*")
 RETRY_AFTER_S = 1
@@ -59,6 +60,8 @@ def engine_refused(message: str) -> ApiError:
     if any(mark in message for mark in QUEUE_FULL):
         headers = {"retry-after": str(RETRY_AFTER_S)}
         return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=headers)
+    if any(mark in message for mark in _GONE):  # unloaded: the server drains, or an engine is being replaced
+        return engine_gone(message)
     text = _EXECUTOR.sub("", message)
     if any(mark in text for mark in _CLIENTS_FAULT):
         return bad_request(text)
