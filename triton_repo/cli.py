@@ -15,6 +15,7 @@ from engines.errors import MissingError
 from engines.files import made_by, read_yaml, to_json, validate
 from triton_repo import runtime
 from triton_repo.check import check_repository, read_config
+from triton_repo.front_process import FrontOptions, FrontRecord, front_flags, start_front, stop_front
 from triton_repo.guard import require_servable
 from triton_repo.launch import (
     LOOPBACK,
@@ -124,6 +125,7 @@ def check_repo(repository: Path, as_json: bool, verbose: bool) -> None:  # noqa:
 @click.option(
     "--drain-within", default=30.0, show_default=True, help="Seconds for requests in flight when it stops; 0: none."
 )
+@front_flags
 @click.option("--detach", is_flag=True, help="Return once the server is ready; --stop ends it.")
 @click.option("--stop", is_flag=True, help="Stop the server that runs on this repository.")
 @console.common_flags
@@ -153,8 +155,36 @@ def serve_repo(repository: Path, **flags: Any) -> None:
         progress=console.progress,
     )
     _show_server(record, as_json=flags["as_json"])
+    if flags["openai"]:
+        _add_front(repository, record, flags)
     if not flags["detach"]:
         _attend(repository, record, flags["drain_within"])
+
+
+def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) -> None:
+    """Start the OpenAI front of a server that is ready; where that fails, the server is stopped as well."""
+    options = FrontOptions(
+        address=flags["address"],
+        port=flags["openai_port"],
+        grpc_target=f"{record.address}:{record.grpc_port}",
+        metrics_url=f"http://{record.address}:{record.metrics_port}/metrics",
+        model=flags["openai_model"],
+        reasoning=flags["reasoning"],
+        api_key_file=flags["api_key_file"],
+        stop_after_s=flags["stop_after"],
+    )
+    made = made_by(console.command_line("serve-repo"))
+    try:
+        front = start_front(repository, options, made_by=made, progress=console.progress)
+    except BaseException:
+        stop_server(repository)
+        raise
+    if not flags["as_json"]:
+        _show_front(front)
+
+
+def _show_front(front: FrontRecord) -> None:
+    console.show(f"OpenAI-compatible: {front.url}/v1, log: {front.log}")
 
 
 def _engine_folder(repository: Path) -> Path:
@@ -203,6 +233,7 @@ def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> No
             drain_server(repository, record, drain_within_s)
         raise
     finally:
+        stop_front(repository)
         stop_server(repository)
 
 
@@ -216,6 +247,7 @@ def _stop(repository: Path, drain_within_s: float, *, as_json: bool) -> None:
         if drain_within_s > 0 and (repository / SERVER_NAME).is_file():
             _drain_running(repository, drain_within_s)
     finally:
+        stop_front(repository)
         stopped = stop_server(repository)
     if as_json:
         console.show(json.dumps({"repository": str(repository), "stopped": stopped}))
