@@ -23,7 +23,7 @@ def scenario_of(flags: dict[str, Any]) -> Scenario:
         if flags[key] is not None:
             values[key] = flags[key]
     if flags.get("keep_going"):
-        values["server_grace_s"] = values["level_timeout_s"]
+        values["unreachable_s"] = values["level_timeout_s"]
     for key in ("isl", "osl"):
         if flags[key] is not None:
             values["lengths"][key] = flags[key]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 
@@ -17,11 +19,13 @@ from engines.console import Command, command_line, common_flags, progress, show,
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import made_by, refuse_existing, source_of, to_json
 from loadtest.asked import scenario_of
-from loadtest.monitor import metrics_url, server_facts
+from loadtest.dialects.endpoint import OPENAI_KEY, endpoint_of
+from loadtest.facts import server_facts
+from loadtest.monitor import metrics_url
 from loadtest.processes import Fleet, Generators, join
 from loadtest.records import RunManifest
 from loadtest.runner import Asked, Target, run_scenario
-from loadtest.scenario import Scenario
+from loadtest.scenario import Protocol, Scenario
 from loadtest.watch import Terminal
 
 RUN_OUT = Path("artifacts/run")
@@ -42,15 +46,22 @@ class TerminatedError(KeyboardInterrupt):
 
 @click.command("run-load", cls=Command, epilog=f"Writes {RUN_OUT} unless --out is given.", groups=GROUPS)
 @click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario: sweep, quick, or a YAML file.")
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server: http://HOST:PORT.")
+@click.option(
+    "--url", default="http://127.0.0.1:8000", show_default=True, help="The server: http[s]://HOST:PORT, or grpc[s]://."
+)
 @click.option(
     "--protocol",
-    type=click.Choice(["triton-http", "triton-grpc"]),
+    type=click.Choice(get_args(Protocol)),
     default="triton-http",
     show_default=True,
-    help="HTTP generate_stream, or gRPC streaming.",
+    help="Triton's generate_stream or gRPC streaming; OpenAI's chat or text completions.",
 )
-@click.option("--model", help="Model to send to: tensorrt_llm (tokens; the default), ensemble or tensorrt_llm_bls.")
+@click.option(
+    "--model", help="tensorrt_llm (tokens; the default), ensemble, tensorrt_llm_bls; any of an OpenAI server."
+)
+@click.option("--api-key-env", default=OPENAI_KEY, show_default=True, help="Environment variable of an OpenAI key.")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="Certificates to trust, for https:// and grpcs://.")
+@click.option("--insecure", is_flag=True, help="Do not look at the server's certificate.")
 @click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
 @click.option("--rate", metavar="R,R,...", help="Requests a second at each level instead: Poisson arrivals.")
 @click.option("--duration", type=float, help="Seconds that requests are sent for, with --rate.")
@@ -85,7 +96,7 @@ class TerminatedError(KeyboardInterrupt):
 @writing_flags
 @common_flags
 def run_load(**flags: Any) -> None:
-    """Stress a Triton server: a closed loop of users at each level, or an open loop that no slow server delays.
+    """Stress a Triton or OpenAI server: a closed loop of users, or an open loop that no slow server delays.
 
     Writes one record for each request with the time of every token, the server's metrics sampled beside them, and
     what the run was. Nothing but the server's URL is needed.
@@ -165,6 +176,11 @@ def _fleet(flags: dict[str, Any]) -> Fleet:
             f"warning: whoever reaches {flags['bind']}:{flags['port']} can read the plan and send records: "
             "Locust's messages carry no proof of who sent them; keep the port inside a network you trust"
         )
+    if flags["master"]:
+        _require_free(flags["bind"], flags["port"], "--port")
+    if flags["web_ui"]:
+        _require_free("127.0.0.1", flags["web_port"], "--web-port")
+        progress(f"watch the run at http://127.0.0.1:{flags['web_port']}/live")
     workers = flags["workers"] or 0
     return Fleet(
         workers=workers or int(flags["web_ui"] and not flags["master"]),
@@ -177,24 +193,38 @@ def _fleet(flags: dict[str, Any]) -> Fleet:
     )
 
 
+def _require_free(host: str, port: int, flag: str) -> None:
+    address = "0.0.0.0" if host == "*" else host  # Locust's word for all interfaces
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise UserError(
+                f"{flag} {port}: {host}:{port}: {error.strerror}", hint=f"{flag} with a free one"
+            ) from error
+
+
 def _terminated(*_: object) -> NoReturn:
     raise TerminatedError("terminated by the system")
 
 
 def _target(flags: dict[str, Any], scenario: Scenario) -> Target:
     """Ask the server what it is; learn from it where its tokenizer and its metrics are."""
-    url, protocol = flags["url"], flags["protocol"]
-    facts, tokenizer_folder = server_facts(url, protocol, scenario.model)
+    names = ("ca_file", "insecure", "api_key_env")
+    endpoint = endpoint_of(flags["url"], flags["protocol"], **{name: flags[name] for name in names})
+    key = os.environ.get(endpoint.api_key_env)
+    facts, tokenizer_folder = server_facts(endpoint, flags["url"], scenario.model, key)
     tokenizer = flags["tokenizer"] or (Path(tokenizer_folder) if tokenizer_folder else None)
     if tokenizer is None:
-        raise MissingError(f"{url}: the server names no tokenizer", hint="--tokenizer FILE gives the engine's")
+        raise MissingError(f"{flags['url']}: the server names no tokenizer", hint="--tokenizer FILE gives the engine's")
     if tokenizer.is_dir():
         tokenizer = tokenizer / "tokenizer.json"
     if not tokenizer.is_file():
         raise MissingError(
             f"{tokenizer}: no such tokenizer on this machine", hint="--tokenizer FILE gives the engine's"
         )
-    found = flags["metrics_url"] or metrics_url(url, protocol)
+    found = flags["metrics_url"] or metrics_url(endpoint)
     if found is None:
         progress("no metrics page beside this server: batch sizes will come from the client's records alone")
-    return Target(url, protocol, facts, found, tokenizer)
+    return Target(endpoint, facts, found, tokenizer)

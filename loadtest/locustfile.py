@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import queue
 import socket
 import sys
 import time
@@ -25,34 +24,25 @@ import numpy as np
 from locust.env import Environment
 from locust.exception import StopUser
 
+from loadtest.dialects import dialect_of
+from loadtest.dialects.base import Answer, Asked
+from loadtest.dialects.triton_http import ENGINE_MODEL
 from loadtest.fleet import Master, Outbox, Worker
 from loadtest.ledger import Book, Ledger
 from loadtest.live import add_live_page
 from loadtest.prompts import Prompt, read_prompts
-from loadtest.protocol import (
-    ENGINE_MODEL,
-    ProtocolError,
-    StreamReader,
-    generate_body,
-    generate_request,
-    outcome_of,
-)
-from loadtest.records import RequestRecord
+from loadtest.records import Outcome, RequestRecord
 from loadtest.talk import CRASHED, INTERRUPTED, Orders, level_of, tell, tell_progress
 from loadtest.traces import Arrival
 from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, Turn, closed_loop, plans_of
 from loadtest.watch import History, LogHistogram, Watch
+from loadtest.wires import Connection, Door, Readings, UnreachableError
 
-RECEIVE_BYTES = 65_536
 BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is not hammered
 PROBE_S = 0.25  # how often a server that went away is looked for
 STOP_WITHIN_S = 0.2  # how soon an open loop hears that it is over
 TICK_S = 0.01  # how often the generator looks at its own clock
 CLOSED_USERS, OPEN_USERS = "ClosedLoopUser", "OpenLoopUser"
-
-
-class ServerGoneError(Exception):
-    """Nothing listens at the server's address any more."""
 
 
 class Generator:
@@ -80,7 +70,15 @@ class Generator:
         self.user_numbers: Iterator[int] = iter(())
         self.is_over = False  # no user begins another request
         self.stopped: str | None = None
-        self.spare: list[HttpConnection | GrpcConnection] = []  # connections of an open loop nobody is using
+        self.spare: list[Connection] = []  # connections of an open loop nobody is using
+        scenario = plan.scenario
+        self.door = Door(
+            plan.endpoint,
+            dialect_of(plan.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body),
+            silence_s=scenario.request_timeout_s,
+            reply_s=scenario.reply_timeout_s,
+            clock=self.now_s,
+        )
         self._away: tuple[float, str] | None = None
         self._away_s = 0.0
 
@@ -92,8 +90,9 @@ class Generator:
         """Return the prompt of a request; they come round again only in very long runs."""
         return self.prompts[turn.id % len(self.prompts)]
 
-    def note_sent(self, turn: Turn, prompt: Prompt, scheduled_s: float, sent_s: float) -> None:
+    def note_sent(self, turn: Turn, prompt: Prompt, scheduled_s: float) -> None:
         """Take a request as under way."""
+        sent_s = round(self.now_s(), 6)
         self.book.note_sent(
             RequestRecord(
                 id=turn.id,
@@ -123,26 +122,28 @@ class Generator:
         if self.watch is not None:
             self.watch.note(record)
 
-    @property
-    def gone(self) -> str | None:
-        """Why there is no server any more: nothing has listened for longer than is allowed."""
-        if self._away is None or self.now_s() - self._away[0] < self.plan.scenario.server_grace_s:
-            return None
-        return self._away[1]
-
-    @gone.setter
-    def gone(self, why: str) -> None:
-        if self._away is None:
-            self._away = (self.now_s(), why)
+    def note_reach(self, failure: Exception | None) -> None:
+        """Take whether a request found the server; where none has for a while, the server is gone."""
+        if not isinstance(failure, UnreachableError):
+            self._back()
+        elif self._away is None:
+            self._away = (self.now_s(), str(failure))
             gevent.spawn(self._await_server)
 
     @property
+    def gone(self) -> str | None:
+        """Why there is no server any more: nothing has taken connections for longer than is allowed."""
+        if self._away is None or self.now_s() - self._away[0] < self.plan.scenario.unreachable_s:
+            return None
+        return self._away[1]
+
+    @property
     def is_away(self) -> bool:
-        """Whether nothing listens at the server's address just now."""
+        """Whether nothing takes connections at the server's address just now."""
         return self._away is not None
 
     def take_away_s(self) -> float:
-        """Return how long nothing listened since this was last asked."""
+        """Return how long nothing took connections since this was last asked."""
         since_s = 0.0
         if self._away is not None:
             since_s = self.now_s() - self._away[0]
@@ -156,13 +157,18 @@ class Generator:
         return self.stopped or self.book.failed or self.gone
 
     def _await_server(self) -> None:
-        """Look for somebody listening again, for as long as the run goes on."""
+        """Look for somebody taking connections again, for as long as the run goes on."""
+        endpoint = self.plan.endpoint
         while self._away is not None:
             gevent.sleep(PROBE_S)
             with contextlib.suppress(OSError):
-                socket.create_connection((self.plan.host, self.plan.port), timeout=1).close()
-                self._away_s += self.now_s() - self._away[0]
-                self._away = None
+                socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
+                self._back()
+
+    def _back(self) -> None:
+        if self._away is not None:
+            self._away_s += self.now_s() - self._away[0]
+            self._away = None
 
 
 class StreamUser(locust.User):
@@ -174,7 +180,7 @@ class StreamUser(locust.User):
     def on_start(self) -> None:
         """Take a number and connect at the first request."""
         self.number = next(self.generator.user_numbers)
-        self.connection = _connection(self.generator.plan)
+        self.connection = Connection(self.generator.door)
 
     def on_stop(self) -> None:
         """Let go of the connection."""
@@ -228,7 +234,7 @@ class ArrivalsUser(locust.User):
         scenario = shared.plan.scenario
         phase = shared.level_plan.phase_of(arrival, scenario.warmup_ratio)
         turn = Turn(shared.first_id + place, phase, arrival.osl or scenario.lengths.osl)
-        connection = shared.spare.pop() if shared.spare else _connection(shared.plan)
+        connection = shared.spare.pop() if shared.spare else Connection(shared.door)
         try:
             outcome = send(shared, connection, turn, shared.prompt(turn).cut(arrival.isl), due_s)
         except BaseException as error:
@@ -239,166 +245,40 @@ class ArrivalsUser(locust.User):
             shared.spare.append(connection)
 
 
-def send(
-    shared: Generator, connection: HttpConnection | GrpcConnection, turn: Turn, prompt: Prompt, scheduled_s: float
-) -> str:
+def send(shared: Generator, connection: Connection, turn: Turn, prompt: Prompt, scheduled_s: float) -> Outcome:
     """Send one request, read its reply, write its record however it ends; return its outcome."""
-    times: list[float] = []
-    outcome, error = "cancelled", None
-    sent_s = shared.now_s()
-    shared.note_sent(turn, prompt, scheduled_s, sent_s)
+    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens)
+    answer = Answer()
+    shared.note_sent(turn, prompt, scheduled_s)
     try:
-        connection.stream(turn, prompt, times, shared.now_s)
-        outcome = "ok"
-        if len(times) != turn.output_tokens:
-            outcome, error = "cut", f"{len(times)} tokens of {turn.output_tokens}"
-    except TimeoutError:
-        outcome, error = "timeout", f"nothing for {shared.plan.scenario.request_timeout_s:g} s"
-    except ProtocolError as failure:
-        outcome, error = outcome_of(str(failure)), str(failure)
-    except ServerGoneError as failure:
-        outcome, error = "error", str(failure)
-        shared.gone = str(failure)
-    except OSError as failure:
-        outcome, error = "error", f"connection: {failure}"
+        connection.ask(asked, answer)
+        shared.note_reach(answer.failure)
     finally:
-        if outcome != "ok":
-            connection.close()
+        outcome, error = answer.outcome(asked)
         shared.write(
             RequestRecord(
                 id=turn.id,
                 level=shared.level,
                 phase=turn.phase,
                 scheduled_s=scheduled_s,
-                sent_s=sent_s,
-                token_times_s=tuple(round(t, 6) for t in times),
-                done_s=shared.now_s(),
-                prompt_tokens=prompt.tokens,
-                output_tokens=len(times),
+                sent_s=round(answer.sent_s, 6),
+                token_times_s=tuple(round(t, 6) for t in answer.times_s),
+                done_s=round(answer.done_s, 6),
+                prompt_tokens=answer.prompt_tokens or prompt.tokens,
+                output_tokens=len(answer.times_s),
                 outcome=outcome,
                 error=error,
                 asked_tokens=turn.output_tokens,
+                bundled_tokens=answer.bundled_tokens,
+                queue_s=answer.queue_s,
+                cached_tokens=answer.cached_tokens,
                 class_name=turn.class_name,
                 conversation=turn.conversation,
                 turn=turn.place,
+                finish_reason=answer.finish_reason,
             )
         )
     return outcome
-
-
-class HttpConnection:
-    """A kept HTTP connection with the lean reader on it."""
-
-    def __init__(self, plan: GeneratorPlan) -> None:
-        self._plan = plan
-        self._socket: socket.socket | None = None
-
-    def stream(self, turn: Turn, prompt: Prompt, times: list[float], now_s: Any) -> None:
-        """Send a request and note when each token of the reply arrives."""
-        plan = self._plan
-        body = generate_body(plan.scenario.model, prompt, turn.output_tokens, f"r{turn.id}")
-        if self._socket is None:
-            self._socket = _connect(plan)
-        connection = self._socket
-        connection.sendall(generate_request(f"{plan.host}:{plan.port}", plan.scenario.model, body))
-        reader = StreamReader()
-        while not reader.ended:
-            data = connection.recv(RECEIVE_BYTES)
-            now = now_s()
-            if not data:
-                reader.close()
-            tokens = reader.feed(data)
-            if tokens:
-                times.extend([now] * tokens)
-        if not reader.keeps_connection:
-            self.close()
-
-    def close(self) -> None:
-        """Close the connection; the server takes a reply under way as cancelled."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
-class GrpcConnection:
-    """A gRPC stream of tritonclient's, kept from request to request."""
-
-    def __init__(self, plan: GeneratorPlan) -> None:
-        self._plan = plan
-        self._client: Any = None
-        self._replies: queue.Queue[tuple[float, Any, Any]] = queue.Queue()
-
-    def stream(self, turn: Turn, prompt: Prompt, times: list[float], now_s: Any) -> None:
-        """Send a request and note when each token of the reply arrives."""
-        import tritonclient.grpc as triton  # noqa: PLC0415 (only this protocol needs it)
-
-        plan = self._plan
-        if self._client is None:
-            self._client = triton.InferenceServerClient(f"{plan.host}:{plan.port}")
-            self._client.start_stream(lambda result, error: self._replies.put((now_s(), result, error)))
-        body = generate_body(plan.scenario.model, prompt, turn.output_tokens, f"r{turn.id}")
-        request_id = body.pop("id")
-        self._client.async_stream_infer(
-            plan.scenario.model,
-            [_tensor(triton, name, value) for name, value in body.items()],
-            request_id=request_id,
-            enable_empty_final_response=True,
-        )
-        while True:
-            arrived_s, result, error = self._next()
-            if error is not None:
-                if "UNAVAILABLE" in str(error) and "queue" not in str(error):
-                    raise ServerGoneError(f"{plan.host}:{plan.port}: {error}")
-                raise ProtocolError(str(error))
-            reply = result.get_response()
-            if reply.outputs:
-                lengths = result.as_numpy("sequence_length")
-                times.extend([arrived_s] * (1 if lengths is None else int(lengths.reshape(-1)[0])))
-            if reply.parameters["triton_final_response"].bool_param:
-                return
-
-    def _next(self) -> tuple[float, Any, Any]:
-        try:
-            return self._replies.get(timeout=self._plan.scenario.request_timeout_s)
-        except queue.Empty as error:
-            raise TimeoutError from error
-
-    def close(self) -> None:
-        """Cancel what is under way and close."""
-        if self._client is not None:
-            client, self._client = self._client, None
-            self._replies = queue.Queue()
-            client.stop_stream(cancel_requests=True)
-            client.close()
-
-
-def _connection(plan: GeneratorPlan) -> HttpConnection | GrpcConnection:
-    return HttpConnection(plan) if plan.protocol == "triton-http" else GrpcConnection(plan)
-
-
-def _connect(plan: GeneratorPlan) -> socket.socket:
-    try:
-        connection = socket.create_connection((plan.host, plan.port), timeout=plan.scenario.request_timeout_s)
-    except (ConnectionRefusedError, socket.gaierror) as error:
-        raise ServerGoneError(f"no server at {plan.host}:{plan.port}: {error.strerror}") from error
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
-
-
-_KINDS: dict[type, tuple[str, Any]] = {bool: ("BOOL", np.bool_), int: ("INT32", np.int32), list: ("INT32", np.int32)}
-
-
-def _tensor(triton: Any, name: str, value: Any) -> Any:
-    """Return one input in the shape the models take: the batch's dimension first."""
-    if isinstance(value, str):
-        tensor = triton.InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value.encode()]], dtype=object))
-        return tensor
-    kind, dtype = _KINDS[type(value)]
-    array = np.array([value if isinstance(value, list) else [value]], dtype)
-    tensor = triton.InferInput(name, list(array.shape), kind)
-    tensor.set_data_from_numpy(array)
-    return tensor
 
 
 class Share:
@@ -426,6 +306,7 @@ class Share:
         shared.level, shared.level_plan, shared.first_id = level, plan, first_id
         shared.is_over, shared.open_began_s = False, begin_s
         shared.take_away_s()
+        shared.door.readings = Readings()
         if plan.concurrency is not None:
             shared.loop = closed_loop(
                 shared.plan.scenario,
@@ -500,6 +381,8 @@ class Share:
             "complete": is_done and not shared.why_end,
             "generator_late_p99_s": self._lateness.p99_s(),
             "away_s": shared.take_away_s(),
+            "read_late_p99_s": shared.door.readings.late_p99_s(),
+            "clock": shared.door.readings.clock,
             "next_id": self.next_id,
         }
 
@@ -538,7 +421,6 @@ def users_of(shared: Generator) -> list[type[locust.User]]:
 def run_alone(orders: Orders) -> None:
     """Run every level of a plan in this process: no messages, no second process."""
     plan = GeneratorPlan.model_validate_json(orders.next())
-    prepare_for(plan)
     ledger = Ledger(Path(plan.records), Path(plan.under_way))
     watch = Watch(plan.time_scale)
     shared = Generator(plan, ledger, watch=watch)
@@ -584,11 +466,11 @@ def run_master(orders: Orders, options: dict[str, Any]) -> None:
     if options["web_port"] is not None:
         page = environment.create_web_ui("127.0.0.1", options["web_port"], delayed_start=True)
     plan, label = GeneratorPlan.model_validate_json(orders.next()), orders.next()
-    environment.host = f"http://{plan.host}:{plan.port}"
+    environment.host = plan.endpoint.authority
 
     def note(record: RequestRecord) -> None:
         environment.events.request.fire(
-            request_type=plan.protocol,
+            request_type=plan.endpoint.protocol,
             name=plan.scenario.model,
             response_time=(record.done_s - record.sent_s) * 1e3 / plan.time_scale,
             response_length=0,
@@ -608,6 +490,7 @@ def run_master(orders: Orders, options: dict[str, Any]) -> None:
         page.start()
         gevent.spawn(locust.stats.stats_history, runner)
     master.run(within_s=options["within_s"])
+    history.has_ended = True
     master.let_go()
     if page is not None:
         tell(lingering=options["linger_s"])
@@ -629,7 +512,6 @@ def run_worker(orders: Orders) -> None:
     tell(joined=runner.worker_index)
 
     def prepare(plan: GeneratorPlan, outbox: Outbox, worker: int, workers: int) -> Generator:
-        prepare_for(plan)
         shared = Generator(plan, outbox, worker=worker, workers=workers)
         environment.user_classes = users_of(shared)
         return shared
@@ -640,14 +522,6 @@ def run_worker(orders: Orders) -> None:
     worker = Worker(runner, prepare=prepare, open_share=open_share)
     orders.on_end = lambda: setattr(worker, "stopped", INTERRUPTED)
     worker.run()
-
-
-def prepare_for(plan: GeneratorPlan) -> None:
-    """Let gRPC run under gevent, where it is what the server speaks."""
-    if plan.protocol == "triton-grpc":
-        from grpc.experimental import gevent as grpc_gevent  # noqa: PLC0415 (only this protocol needs it)
-
-        grpc_gevent.init_gevent()
 
 
 def main(role: str, options: str) -> None:
@@ -662,7 +536,7 @@ def main(role: str, options: str) -> None:
         case _:
             run_worker(orders)
     sys.stdout.flush()
-    os._exit(0)  # gRPC's channels under gevent can hang in their own clean-up at exit
+    os._exit(0)  # whatever still runs, the run is over
 
 
 if __name__ == "__main__":

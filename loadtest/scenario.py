@@ -6,13 +6,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
 from loadtest.arrivals import Arrivals
 
-Protocol = Literal["triton-http", "triton-grpc"]
+Protocol = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
 PromptSource = Literal["chat", "random"]
 
 
@@ -55,11 +55,13 @@ class Scenario(Strict):
         warmup_requests: Requests of each user before its level's measurement.
         start: How the users of a level begin: spread over the length of a request, or all together.
         prompts: `chat`: real chat prompts cut to the length; `random`: ids from the seed.
-        model: The Triton model to send to; `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text.
+        model: What to ask for: of Triton, `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text; of an
+            OpenAI server, any name it lists.
         level_timeout_s: Wall seconds after which a level is ended with what it has.
         request_timeout_s: Wall seconds without a byte after which a request has failed.
-        server_grace_s: Wall seconds that nothing may listen at the server's address before the run ends; requests
-            sent meanwhile fail and are recorded.
+        reply_timeout_s: Wall seconds from sending after which a reply that has not ended has failed, silent or not.
+        unreachable_s: Wall seconds during which nothing takes connections, after which the run is ended.
+        extra_body: Fields laid over every request's own; a null takes one away from OpenAI's.
     """
 
     name: str = "sweep"
@@ -79,7 +81,9 @@ class Scenario(Strict):
     seed: int = 0
     level_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    server_grace_s: Annotated[float, Field(ge=0)] = 5.0
+    reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    unreachable_s: Annotated[float, Field(ge=0)] = 5.0
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
     sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
     trust: Trust = Trust()
 

@@ -83,4 +83,6 @@ def level_of(scenario: Scenario, plan: LevelPlan, shares: Iterable[Mapping[str, 
         complete=all(share.get("complete", False) for share in shares),
         generator_late_p99_s=max(share.get("generator_late_p99_s", 0.0) for share in shares),
         away_s=max(share.get("away_s", 0.0) for share in shares),
+        read_late_p99_s=max(share.get("read_late_p99_s", 0.0) for share in shares),
+        clock=clocks.pop() if len(clocks := {share.get("clock", "reader") for share in shares}) == 1 else "mixed",
     )

@@ -10,8 +10,9 @@ import numpy as np
 from engines.errors import UserError
 from engines.files import Strict
 from loadtest.arrivals import Poisson, Process, arrivals_of
+from loadtest.dialects.endpoint import Endpoint
 from loadtest.records import Phase
-from loadtest.scenario import Protocol, Scenario
+from loadtest.scenario import Scenario
 from loadtest.traces import Arrival, Trace
 
 
@@ -19,6 +20,7 @@ class GeneratorPlan(Strict):
     """What the load generator's process is told.
 
     Attributes:
+        endpoint: The server.
         prompts: File of prompts.
         records: File to append records to.
         under_way: File to note requests in that have not ended.
@@ -26,9 +28,7 @@ class GeneratorPlan(Strict):
         time_scale: Wall seconds of one second of the scenario's arrivals and windows.
     """
 
-    host: str
-    port: int
-    protocol: Protocol
+    endpoint: Endpoint
     scenario: Scenario
     prompts: str
     records: str
