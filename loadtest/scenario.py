@@ -28,10 +28,11 @@ class Trust(Strict):
 
     Attributes:
         arrivals_late_s: p99 of how late an open loop's requests were sent, in engine seconds.
+        clocks_apart_s: How exactly each worker's clock must be known, its drift over a level included.
     """
 
     arrivals_late_s: Annotated[float, Field(gt=0)] = 0.02
-
+    clocks_apart_s: Annotated[float, Field(gt=0)] = 0.005
     server_late_ratio: Annotated[float, Field(gt=0, description="Emulator lateness p99 over its mean step.")] = 0.5
     generator_late_ratio: Annotated[
         float, Field(gt=0, description="p99 of the generator's own timers over an ITL.")
