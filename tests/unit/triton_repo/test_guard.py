@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from engines import trtllm
 from engines.build import emulated_manifest
@@ -223,7 +224,7 @@ def repository(built: EngineManifest, tmp_path: Path) -> Path:
     _compiled(tmp_path / "built" / "engine")
     write_json(tmp_path / "built" / "manifest.json", built)
     (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer" / "tokenizer.json"))
     render_repository(
         tmp_path / "built",
         tmp_path / "repository",
