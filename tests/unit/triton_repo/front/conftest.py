@@ -26,8 +26,9 @@ from engines.build import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.plan import make_plan
 from engines.recipe import ask
-from triton_repo.front.app import Access, make_app
+from triton_repo.front.app import make_app
 from triton_repo.front.engine import READY, STREAM, Engine
+from triton_repo.front.gate import Access
 from triton_repo.front.service import Service
 from triton_repo.models.text import byte_alphabet
 from triton_repo.settings import RepositoryManifest, ServingSettings
@@ -106,7 +107,7 @@ class FakeTriton:
         raws = zip(request.inputs, request.raw_input_contents, strict=True)
         return {tensor.name: array(forms[tensor.datatype], raw).tolist() for tensor, raw in raws}
 
-    async def stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def stream(self, requests: AsyncIterator[bytes], _: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """ModelStreamInfer."""
         ended = False
         try:

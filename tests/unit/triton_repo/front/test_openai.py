@@ -285,10 +285,9 @@ def test_an_error_in_the_middle_of_a_stream_is_an_event(front: Any, client: Open
     """The client raises it after the text that came before."""
     front.triton.said("abc")
     front.triton.script.error, front.triton.script.error_after = "Executor failed: lost", 2
-    got = []
+    got: list[str] = []
     with pytest.raises(openai.APIError, match="lost"):
-        for chunk in _chat(client, stream=True):
-            got.append(chunk.choices[0].delta.content or "")
+        got.extend(chunk.choices[0].delta.content or "" for chunk in _chat(client, stream=True))
     assert "".join(got) == "ab"
 
 
