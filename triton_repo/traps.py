@@ -384,7 +384,9 @@ def _bls(bls: ModelFile, files: Files) -> Iterator[Finding]:
         if not _MODEL_NAME.fullmatch(name) or name in (".", ".."):
             yield _finding("error", "model-name", bls, f"{key} is {name!r}: no model's name", "letters, digits, . _ -")
         elif name and name not in files:
-            yield _finding("error", "model-name", bls, f"{key} is {name!r}, and there is no such model", "tensorrt_llm")
+            severity: Severity = "error" if default else "warning"  # a draft model may be added later
+            what = f"{key} is {name!r}, and there is no such model here"
+            yield _finding(severity, "model-name", bls, what, "name one that is, or add it to the repository")
     if (
         bls.instances == 1 and files["tensorrt_llm"].parameters.get("emulated") != "true"
         if "tensorrt_llm" in files
