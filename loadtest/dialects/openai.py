@@ -41,6 +41,10 @@ class OpenAi(Dialect):
         """Return the key's header, where there is a key."""
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
+    def without_secrets(self, text: str) -> str:
+        """Return a server's words without the key, which some quote in their refusal."""
+        return text.replace(self._key, "[key]") if self._key else text
+
     def body(self, asked: Asked) -> bytes:
         """Return the JSON of a request."""
         values = {

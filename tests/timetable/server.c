@@ -13,12 +13,19 @@
  *   cut        the connection closes half-way    endless   the stream never ends after its last token
  *   malformed  an event that is not JSON         error     an error event half-way, then the end
  *   refuse     HTTP 503 at once                  huge      64 KiB of text in each event
+ *   reset      the connection is reset half-way  silent    nothing more comes after half of the tokens
+ *   comments   half-way on, comments for ever    babble    tokens for ever
+ *   plain      JSON with status 200, no stream   dribble   every event byte by byte
+ *   reasoning  half the tokens are thoughts      close     neither chunks nor a length: ends with the connection
+ *
+ * With --key KEY every request must carry it as a bearer token; the refusal quotes what came, as some servers do.
  *
  * On stdout: "port N" when it listens; at the end one line of JSON with its own lateness in seconds.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -43,6 +50,7 @@ typedef struct {
 } Connection;
 
 static double first_s = 0.050, gap_s = 0.010, run_s = 60;
+static const char *key;
 static Connection *heap[MAX_CONNECTIONS];
 static int heap_size, epoll_fd, timer_fd;
 static volatile sig_atomic_t stopping;
@@ -125,8 +133,12 @@ static bool is(const Connection *c, const char *fault) { return strcmp(c->fault,
 
 static bool send_chunk(Connection *c, const char *event) {
     static char framed[HUGE_BYTES + 1024];
+    if (is(c, "close")) return send_all(c, event, strlen(event));
     int count = snprintf(framed, sizeof framed, "%zx\r\n%s\r\n", strlen(event), event);
-    return send_all(c, framed, (size_t)count);
+    if (!is(c, "dribble")) return send_all(c, framed, (size_t)count);
+    for (int i = 0; i < count; i++)
+        if (!send_all(c, framed + i, 1)) return false;
+    return true;
 }
 
 static bool send_token_event(Connection *c) {
@@ -140,9 +152,10 @@ static bool send_token_event(Connection *c) {
     if (is(c, "malformed") && c->sent == c->tokens / 2) {
         strcpy(event, "data: {\"choices\": [{\n\n");
     } else if (c->openai && c->chat) {
+        const char *kind = is(c, "reasoning") && c->sent < c->tokens / 2 ? "reasoning_content" : "content";
         snprintf(event, sizeof event,
-                 "data: {\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"%s\"}}]}\n\n",
-                 text);
+                 "data: {\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,\"delta\":{\"%s\":\"%s\"}}]}\n\n",
+                 kind, text);
     } else if (c->openai) {
         snprintf(event, sizeof event, "data: {\"object\":\"text_completion\",\"choices\":[{\"index\":0,\"text\":\"%s\"}]}\n\n",
                  text);
@@ -161,7 +174,7 @@ static void end_stream(Connection *c) {
                  "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":%d}}\n\ndata: [DONE]\n\n", c->sent);
         if (!send_chunk(c, usage)) return drop(c);
     }
-    if (!send_all(c, "0\r\n\r\n", 5)) return drop(c);
+    if (is(c, "close") || !send_all(c, "0\r\n\r\n", 5)) return drop(c);
     c->received = 0; /* ready for the next request on this connection */
 }
 
@@ -175,6 +188,15 @@ static void on_due(Connection *c) {
     unschedule(c);
     bool half_way = c->sent >= c->tokens / 2;
     if (is(c, "cut") && half_way) return drop(c);
+    if (is(c, "silent") && half_way) return;
+    if (is(c, "reset") && half_way) {
+        setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &(struct linger){.l_onoff = 1}, sizeof(struct linger));
+        return drop(c);
+    }
+    if (is(c, "comments") && half_way) {
+        if (!send_chunk(c, ": still here\n\n")) return drop(c);
+        return schedule(c, c->due_s + gap_s);
+    }
     if (is(c, "error") && half_way) {
         if (!send_chunk(c, "data: {\"error\":{\"message\":\"the engine gave up\",\"code\":500}}\n\n")) return drop(c);
         return end_stream(c);
@@ -201,8 +223,11 @@ static int number_after(const char *text, const char *key, int fallback) {
     return atoi(found);
 }
 
+static const char *const faults[] = {"stall", "pairs",  "empty",    "cut",    "endless", "malformed", "error",     "refuse", "huge",
+                                     "reset", "silent", "comments", "babble", "plain",   "dribble",   "reasoning", "close"};
+enum { FAULTS = sizeof faults / sizeof *faults };
+
 static void read_fault(Connection *c, const char *request) {
-    static const char *faults[] = {"stall", "pairs", "empty", "cut", "endless", "malformed", "error", "refuse", "huge"};
     char name[64] = "";
     const char *path = strstr(request, "/v2/models/"), *body = strstr(request, "\"model\"");
     if (path) {
@@ -211,7 +236,7 @@ static void read_fault(Connection *c, const char *request) {
         sscanf(body, "\"model\" : \"%63[^\"]", name);
     }
     c->fault[0] = 0;
-    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+    for (size_t i = 0; i < FAULTS; i++)
         if (strcmp(name, faults[i]) == 0) strcpy(c->fault, faults[i]);
 }
 
@@ -223,20 +248,43 @@ static void answer_plain(Connection *c, const char *status, const char *body) {
     if (!send_all(c, answer, (size_t)count)) drop(c);
 }
 
+static bool is_allowed(Connection *c) {
+    char said[200] = "", refusal[300];
+    const char *header = strcasestr(c->request, "\r\nAuthorization: Bearer ");
+    if (header) sscanf(header + 24, "%199[^\r]", said);
+    if (!key || strcmp(said, key) == 0) return true;
+    snprintf(refusal, sizeof refusal, "{\"error\":{\"message\":\"Incorrect API key provided: %s\"}}", said);
+    answer_plain(c, "401 Unauthorized", refusal);
+    return false;
+}
+
+static void list_models(Connection *c) {
+    char list[1024] = "{\"object\":\"list\",\"data\":[{\"id\":\"timetable\"}";
+    for (size_t i = 0; i < FAULTS; i++) {
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, ",{\"id\":\"%s\"}", faults[i]);
+    }
+    strcat(list, "]}");
+    answer_plain(c, "200 OK", list);
+}
+
 static void on_request(Connection *c, double arrived_s) {
     char *request = c->request;
     c->openai = strncmp(request, "POST /v1/", 9) == 0;
     c->chat = strncmp(request, "POST /v1/chat/", 14) == 0;
-    if (strncmp(request, "GET /v1/models", 14) == 0)
-        return answer_plain(c, "200 OK", "{\"object\":\"list\",\"data\":[{\"id\":\"timetable\",\"object\":\"model\"}]}");
+    if (!is_allowed(c)) return;
+    if (strncmp(request, "GET /v1/models", 14) == 0) return list_models(c);
     if (strncmp(request, "GET ", 4) == 0) return answer_plain(c, "200 OK", "{}");
     read_fault(c, request);
     requests++;
+    if (is(c, "plain")) return answer_plain(c, "200 OK", "{\"answer\":\"no stream\"}");
     if (is(c, "refuse")) return answer_plain(c, "503 Service Unavailable", "{\"error\":\"Exceeds maximum queue size\"}");
     c->sent = 0;
-    c->tokens = is(c, "empty") ? 0 : number_after(request, "\"max_tokens\"", 16);
-    static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
-    if (!send_all(c, head, sizeof head - 1)) return drop(c);
+    c->tokens = is(c, "empty") ? 0 : is(c, "babble") ? INT_MAX : number_after(request, "\"max_tokens\"", 16);
+    static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%s\r\n\r\n";
+    char filled[128];
+    int count = snprintf(filled, sizeof filled, head, is(c, "close") ? "Connection: close" : "Transfer-Encoding: chunked");
+    if (!send_all(c, filled, (size_t)count)) return drop(c);
     schedule(c, arrived_s + first_s);
 }
 
@@ -308,6 +356,7 @@ int main(int count, char **arguments) {
         if (!strcmp(arguments[i], "--port")) port = atoi(arguments[i + 1]);
         if (!strcmp(arguments[i], "--first-ms")) first_s = atof(arguments[i + 1]) / 1000;
         if (!strcmp(arguments[i], "--gap-ms")) gap_s = atof(arguments[i + 1]) / 1000;
+        if (!strcmp(arguments[i], "--key")) key = arguments[i + 1];
         if (!strcmp(arguments[i], "--seconds")) run_s = atof(arguments[i + 1]);
     }
     signal(SIGTERM, stop);
