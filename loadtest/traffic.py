@@ -110,9 +110,16 @@ def _open_plan(scenario: Scenario, process: Process | Trace, rate_per_s: float |
 
 
 def closed_loop(
-    scenario: Scenario, concurrency: int, *, first_id: int, begin_talk: Begin | None = None, time_scale: float = 1.0
+    scenario: Scenario,
+    concurrency: int,
+    *,
+    first_id: int,
+    time_scale: float = 1.0,
+    worker: int = 0,
+    workers: int = 1,
+    begin_talk: Begin | None = None,
 ) -> ClosedLoop:
-    """Return the closed loop of one level.
+    """Return the closed loop of one level, or one load generator's share of it.
 
     Args:
         begin_talk: What begins the level's conversations; None: drawn from the scenario.
@@ -125,6 +132,8 @@ def closed_loop(
         first_id=first_id,
         window_s=scenario.window_s * time_scale,
         staggered=scenario.start == "staggered",
+        worker=worker,
+        workers=workers,
     )
 
 
@@ -175,9 +184,16 @@ class ClosedLoop:
     requests that are not measured: the load stays what it was until the last measured one has ended. A user holds
     one conversation after the other; staggered, the first ones begin at places spread over a whole conversation.
 
+    Several load generators share a level: users and measured requests are split, ids too (every `workers`-th), and
+    measuring begins when `begin` is called, since no share knows when the users of the others have warmed up.
+
     Args:
+        concurrency: Users of the whole level.
         begin_talk: Begins the level's conversations, which are numbered from 0.
-        first_id: Id of the first request.
+        requests: Measured by the whole level.
+        first_id: Id of the level's first request.
+        worker: Whose share this is, from 0.
+        workers: Load generators that share the level.
         window_s: Requests sent within this time of the first measured one are measured too, beyond `requests`.
         warmup_requests: Of each user; with 0, the first wave is measured with the others.
         staggered: Whether the first warm-up replies have staggered lengths; if not, all users begin together.
@@ -190,6 +206,8 @@ class ClosedLoop:
     first_id: int
     window_s: float = 0.0
     staggered: bool = True
+    worker: int = 0
+    workers: int = 1
     measure_s: float | None = None
     end_s: float | None = None
     next_id: int = 0
@@ -201,8 +219,28 @@ class ClosedLoop:
     _ended: int = 0
 
     def __post_init__(self) -> None:
-        """Start at the first id."""
-        self.next_id = self.first_id
+        """Start at the first id; take the share of the requests that the share of the users is."""
+        self.next_id = self.first_id + self.worker
+        self._next_talk = self.worker
+        before = sum(len(range(other, self.concurrency, self.workers)) for other in range(self.worker))
+        upto = before + len(self.users)
+        self.requests = self.requests * upto // self.concurrency - self.requests * before // self.concurrency
+
+    @property
+    def users(self) -> range:
+        """The numbers of this share's users, of all of the level's from 0."""
+        return range(self.worker, self.concurrency, self.workers)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether all users of this share have warmed up."""
+        return not self.warmup_requests or len(self._warmed) == len(self.users)
+
+    def begin(self, now_s: float) -> None:
+        """Measure from now on."""
+        self.measure_s = now_s
+        self.end_s = None if self.users else now_s
+        self._end_if_done(now_s)
 
     @property
     def is_over(self) -> bool:
@@ -215,15 +253,15 @@ class ClosedLoop:
         self._sent[user] = sent + 1
         if sent >= self.warmup_requests:
             self._warmed.add(user)
-        if self.measure_s is None and (not self.warmup_requests or len(self._warmed) == self.concurrency):
-            self.measure_s = now_s
+        if self.measure_s is None and self.workers == 1 and self.is_warm:
+            self.begin(now_s)
         phase: Phase = "warmup"
         if self.measure_s is not None:
             phase = "measure" if self._measured < self.requests or self._in_window(now_s) else "fill"
             self._measured += phase == "measure"
             self._end_if_done(now_s)
         turn = self._turn(user, phase, is_first=not sent)
-        self.next_id += 1
+        self.next_id += self.workers
         return turn
 
     def wait_s(self, user: int) -> float:
@@ -251,7 +289,7 @@ class ClosedLoop:
         talk = self._talks.get(user)
         if talk is None or talk.is_over:
             talk = self._talks[user] = self.begin_talk(self._next_talk)
-            self._next_talk += 1
+            self._next_talk += self.workers
         if not is_first or not self.warmup_requests or not self.staggered:
             return turn_of(talk, self.next_id, phase)
         reached = len(talk.conversation.exchanges) * (user + 1) / self.concurrency
@@ -267,17 +305,20 @@ class OpenLoop:
     Args:
         begin: Begins what an arrival asks for: its place among the level's arrivals, and the arrival.
         first_id: Id of the first request; later turns are numbered behind all arrivals.
+        worker: Whose share this is, from 0, where several load generators share the level: ids differ.
     """
 
     plan: LevelPlan
     begin: Callable[[int, Arrival], Talk]
     warmup_ratio: float
     first_id: int = 0
+    worker: int = 0
+    workers: int = 1
     next_id: int = 0
 
     def __post_init__(self) -> None:
         """Leave room for the arrivals' own ids."""
-        self.next_id = self.first_id + len(self.plan.arrivals)
+        self.next_id = self.first_id + len(self.plan.arrivals) + self.worker
 
     def turn(self, place: int) -> Turn:
         """Return the request of an arrival."""
@@ -299,12 +340,19 @@ class OpenLoop:
         if talk.is_over:
             return None
         due_s = ended_s + talk.exchange.think_s
-        self.next_id += 1
-        return due_s, turn_of(talk, self.next_id - 1, self.plan.phase_at(due_s, self.warmup_ratio))
+        number, self.next_id = self.next_id, self.next_id + self.workers
+        return due_s, turn_of(talk, number, self.plan.phase_at(due_s, self.warmup_ratio))
 
 
-def open_loop(scenario: Scenario, plan: LevelPlan, mix: Mix, *, level: int, first_id: int) -> OpenLoop:
-    """Return the open loop of one level."""
+def open_loop(
+    scenario: Scenario, plan: LevelPlan, mix: Mix, *, level: int, first_id: int, worker: int = 0, workers: int = 1
+) -> OpenLoop:
+    """Return the open loop of one level, or what one load generator of several needs of it."""
     return OpenLoop(
-        plan, lambda place, arrival: mix.begin_arrival(place, arrival, level), scenario.warmup_ratio, first_id
+        plan,
+        lambda place, arrival: mix.begin_arrival(place, arrival, level),
+        scenario.warmup_ratio,
+        first_id,
+        worker,
+        workers,
     )
