@@ -10,8 +10,6 @@ import contextlib
 import itertools
 import json
 import os
-import queue
-import socket
 import sys
 import time
 from pathlib import Path
@@ -24,27 +22,18 @@ import numpy as np
 from locust.env import Environment
 from locust.exception import StopUser
 
+from loadtest.dialects import dialect_of
+from loadtest.dialects.base import Answer, Asked
+from loadtest.dialects.triton_http import ENGINE_MODEL
 from loadtest.prompts import Prompt, read_prompts
-from loadtest.protocol import (
-    ENGINE_MODEL,
-    ProtocolError,
-    StreamReader,
-    generate_body,
-    generate_request,
-    outcome_of,
-)
-from loadtest.records import RequestRecord
+from loadtest.records import Outcome, RequestRecord
 from loadtest.traces import Arrival
 from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, Turn, closed_loop, plans_of
+from loadtest.wires import Connection, Door, Readings, UnreachableError
 
-RECEIVE_BYTES = 65_536
 BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is not hammered
 TICK_S = 0.01  # how often the generator looks at its own clock
 SPAWN_WITHIN_S = 60.0
-
-
-class ServerGoneError(Exception):
-    """Nothing listens at the server's address any more."""
 
 
 class Generator:
@@ -62,7 +51,16 @@ class Generator:
         self.first_open_id = self.open_ids = 0
         self.open_began_s = 0.0
         self.open_is_over = False
-        self.spare: list[HttpConnection | GrpcConnection] = []  # connections of an open loop nobody is using
+        self.spare: list[Connection] = []  # connections of an open loop nobody is using
+        scenario = plan.scenario
+        self.door = Door(
+            plan.endpoint,
+            dialect_of(plan.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body),
+            silence_s=scenario.request_timeout_s,
+            reply_s=scenario.reply_timeout_s,
+            clock=self.now_s,
+        )
+        self.unreachable_since_s: float | None = None
 
     @property
     def is_over(self) -> bool:
@@ -76,6 +74,17 @@ class Generator:
     def prompt(self, turn: Turn) -> Prompt:
         """Return the prompt of a request; they come round again only in very long runs."""
         return self.prompts[turn.id % len(self.prompts)]
+
+    def note_reach(self, failure: Exception | None) -> None:
+        """Take whether a request found the server; where none has for a while, the server is gone."""
+        if not isinstance(failure, UnreachableError):
+            self.unreachable_since_s = None
+            return
+        now_s = self.now_s()
+        if self.unreachable_since_s is None:
+            self.unreachable_since_s = now_s
+        if now_s - self.unreachable_since_s >= self.plan.scenario.unreachable_s:
+            self.gone = str(failure)
 
     def write(self, record: RequestRecord) -> None:
         """Append a record; on disk before the next one is made."""
@@ -92,7 +101,7 @@ class StreamUser(locust.User):
     def on_start(self) -> None:
         """Take a number and connect at the first request."""
         self.number = next(self.generator.user_numbers)
-        self.connection = _connection(self.generator.plan)
+        self.connection = Connection(self.generator.door)
 
     def on_stop(self) -> None:
         """Let go of the connection."""
@@ -144,173 +153,52 @@ class ArrivalsUser(locust.User):
         scenario = shared.plan.scenario
         phase = shared.level_plan.phase_of(arrival, scenario.warmup_ratio)
         turn = Turn(shared.first_open_id + place, phase, arrival.osl or scenario.lengths.osl)
-        connection = shared.spare.pop() if shared.spare else _connection(shared.plan)
+        connection = shared.spare.pop() if shared.spare else Connection(shared.door)
         outcome = send(shared, connection, turn, shared.prompt(turn).cut(arrival.isl), due_s)
         if outcome == "ok":
             shared.spare.append(connection)
 
 
-def send(
-    shared: Generator, connection: HttpConnection | GrpcConnection, turn: Turn, prompt: Prompt, scheduled_s: float
-) -> str:
+def send(shared: Generator, connection: Connection, turn: Turn, prompt: Prompt, scheduled_s: float) -> Outcome:
     """Send one request, read its reply, write its record however it ends; return its outcome."""
-    times: list[float] = []
-    outcome, error = "cancelled", None
-    sent_s = shared.now_s()
+    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens)
+    answer = Answer()
     try:
-        connection.stream(turn, prompt, times, shared.now_s)
-        outcome = "ok"
-        if len(times) != turn.output_tokens:
-            outcome, error = "cut", f"{len(times)} tokens of {turn.output_tokens}"
-    except TimeoutError:
-        outcome, error = "timeout", f"nothing for {shared.plan.scenario.request_timeout_s:g} s"
-    except ProtocolError as failure:
-        outcome, error = outcome_of(str(failure)), str(failure)
-    except ServerGoneError as failure:
-        outcome, error = "error", str(failure)
-        shared.gone = str(failure)
-    except OSError as failure:
-        outcome, error = "error", f"connection: {failure}"
+        connection.ask(asked, answer)
+        shared.note_reach(answer.failure)
     finally:
-        if outcome != "ok":
-            connection.close()
+        outcome, error = answer.outcome(asked)
         shared.write(
             RequestRecord(
                 id=turn.id,
                 level=shared.level,
                 phase=turn.phase,
                 scheduled_s=scheduled_s,
-                sent_s=sent_s,
-                token_times_s=tuple(round(t, 6) for t in times),
-                done_s=shared.now_s(),
-                prompt_tokens=prompt.tokens,
-                output_tokens=len(times),
+                sent_s=round(answer.sent_s, 6),
+                token_times_s=tuple(round(t, 6) for t in answer.times_s),
+                done_s=round(answer.done_s, 6),
+                prompt_tokens=answer.prompt_tokens or prompt.tokens,
+                output_tokens=len(answer.times_s),
                 outcome=outcome,
                 error=error,
+                asked_tokens=turn.output_tokens,
+                bundled_tokens=answer.bundled_tokens,
+                queue_s=answer.queue_s,
+                cached_tokens=answer.cached_tokens,
+                class_name=turn.class_name,
+                conversation=turn.conversation,
+                turn=turn.place,
+                finish_reason=answer.finish_reason,
             )
         )
     return outcome
-
-
-class HttpConnection:
-    """A kept HTTP connection with the lean reader on it."""
-
-    def __init__(self, plan: GeneratorPlan) -> None:
-        self._plan = plan
-        self._socket: socket.socket | None = None
-
-    def stream(self, turn: Turn, prompt: Prompt, times: list[float], now_s: Any) -> None:
-        """Send a request and note when each token of the reply arrives."""
-        plan = self._plan
-        body = generate_body(plan.scenario.model, prompt, turn.output_tokens, f"r{turn.id}")
-        if self._socket is None:
-            self._socket = _connect(plan)
-        connection = self._socket
-        connection.sendall(generate_request(f"{plan.host}:{plan.port}", plan.scenario.model, body))
-        reader = StreamReader()
-        while not reader.ended:
-            data = connection.recv(RECEIVE_BYTES)
-            now = now_s()
-            if not data:
-                reader.close()
-            tokens = reader.feed(data)
-            if tokens:
-                times.extend([now] * tokens)
-        if not reader.keeps_connection:
-            self.close()
-
-    def close(self) -> None:
-        """Close the connection; the server takes a reply under way as cancelled."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
-class GrpcConnection:
-    """A gRPC stream of tritonclient's, kept from request to request."""
-
-    def __init__(self, plan: GeneratorPlan) -> None:
-        self._plan = plan
-        self._client: Any = None
-        self._replies: queue.Queue[tuple[float, Any, Any]] = queue.Queue()
-
-    def stream(self, turn: Turn, prompt: Prompt, times: list[float], now_s: Any) -> None:
-        """Send a request and note when each token of the reply arrives."""
-        import tritonclient.grpc as triton  # noqa: PLC0415 (only this protocol needs it)
-
-        plan = self._plan
-        if self._client is None:
-            self._client = triton.InferenceServerClient(f"{plan.host}:{plan.port}")
-            self._client.start_stream(lambda result, error: self._replies.put((now_s(), result, error)))
-        body = generate_body(plan.scenario.model, prompt, turn.output_tokens, f"r{turn.id}")
-        request_id = body.pop("id")
-        self._client.async_stream_infer(
-            plan.scenario.model,
-            [_tensor(triton, name, value) for name, value in body.items()],
-            request_id=request_id,
-            enable_empty_final_response=True,
-        )
-        while True:
-            arrived_s, result, error = self._next()
-            if error is not None:
-                if "UNAVAILABLE" in str(error) and "queue" not in str(error):
-                    raise ServerGoneError(f"{plan.host}:{plan.port}: {error}")
-                raise ProtocolError(str(error))
-            reply = result.get_response()
-            if reply.outputs:
-                lengths = result.as_numpy("sequence_length")
-                times.extend([arrived_s] * (1 if lengths is None else int(lengths.reshape(-1)[0])))
-            if reply.parameters["triton_final_response"].bool_param:
-                return
-
-    def _next(self) -> tuple[float, Any, Any]:
-        try:
-            return self._replies.get(timeout=self._plan.scenario.request_timeout_s)
-        except queue.Empty as error:
-            raise TimeoutError from error
-
-    def close(self) -> None:
-        """Cancel what is under way and close."""
-        if self._client is not None:
-            client, self._client = self._client, None
-            self._replies = queue.Queue()
-            client.stop_stream(cancel_requests=True)
-            client.close()
-
-
-def _connection(plan: GeneratorPlan) -> HttpConnection | GrpcConnection:
-    return HttpConnection(plan) if plan.protocol == "triton-http" else GrpcConnection(plan)
-
-
-def _connect(plan: GeneratorPlan) -> socket.socket:
-    try:
-        connection = socket.create_connection((plan.host, plan.port), timeout=plan.scenario.request_timeout_s)
-    except (ConnectionRefusedError, socket.gaierror) as error:
-        raise ServerGoneError(f"no server at {plan.host}:{plan.port}: {error.strerror}") from error
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
-
-
-_KINDS: dict[type, tuple[str, Any]] = {bool: ("BOOL", np.bool_), int: ("INT32", np.int32), list: ("INT32", np.int32)}
-
-
-def _tensor(triton: Any, name: str, value: Any) -> Any:
-    """Return one input in the shape the models take: the batch's dimension first."""
-    if isinstance(value, str):
-        tensor = triton.InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value.encode()]], dtype=object))
-        return tensor
-    kind, dtype = _KINDS[type(value)]
-    array = np.array([value if isinstance(value, list) else [value]], dtype)
-    tensor = triton.InferInput(name, list(array.shape), kind)
-    tensor.set_data_from_numpy(array)
-    return tensor
 
 
 def run_level(shared: Generator, level: int, plan: LevelPlan) -> dict[str, Any]:
     """Run one level to its end; return what it was, for the run's manifest."""
     scenario = shared.plan.scenario
     shared.level, shared.level_plan = level, plan
+    shared.door.readings = readings = Readings()
     shared.user_numbers = itertools.count()
     begin_s = shared.now_s()
     users, kind = _prepare(shared, plan)
@@ -338,6 +226,8 @@ def run_level(shared: Generator, level: int, plan: LevelPlan) -> dict[str, Any]:
         "end_s": end_s,
         "complete": complete,
         "generator_late_p99_s": lateness.p99_s(),
+        "read_late_p99_s": readings.late_p99_s(),
+        "clock": readings.clock,
     }
 
 
@@ -396,10 +286,6 @@ class _Lateness:
 def main(plan_path: str) -> int:
     """Run every level of a plan; print one JSON line for each, and one where the server has gone."""
     plan = GeneratorPlan.model_validate_json(Path(plan_path).read_text(encoding="utf-8"))
-    if plan.protocol == "triton-grpc":
-        from grpc.experimental import gevent as grpc_gevent  # noqa: PLC0415 (only this protocol needs it)
-
-        grpc_gevent.init_gevent()
     with Path(plan.records).open("a", encoding="utf-8") as records:
         shared = Generator(plan, records)
         for level, level_plan in enumerate(plans_of(plan.scenario)):
@@ -407,8 +293,7 @@ def main(plan_path: str) -> int:
             if shared.gone:
                 print(json.dumps({"gone": shared.gone}), flush=True)
                 break
-    sys.stdout.flush()
-    os._exit(0)  # gRPC's channels under gevent can hang in their own clean-up at exit
+    return 0
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class RequestRecord(Strict):
         conversation: Number of the conversation the request is a turn of; None of a single request.
         turn: Place in its conversation, from 0.
         worker: Load generator process that sent it.
+        finish_reason: Why the reply ended, where the server says so.
     """
 
     id: int
@@ -60,6 +61,7 @@ class RequestRecord(Strict):
     conversation: int | None = None
     turn: int = 0
     worker: int = 0
+    finish_reason: str | None = None
 
 
 class Level(Strict):
@@ -73,6 +75,9 @@ class Level(Strict):
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
         complete: Whether all requests asked for were measured.
         generator_late_p99_s: 99th percentile of how late the generator's own timers fired.
+        read_late_p99_s: 99th percentile of how late it read what the kernel had received.
+        clock: Whose times of arrival the records hold: the `kernel`'s, or the `reader`'s own when it came to read; a
+            `mixed` lot of both.
     """
 
     concurrency: int | None
@@ -83,6 +88,8 @@ class Level(Strict):
     end_s: float
     complete: bool
     generator_late_p99_s: float = 0.0
+    read_late_p99_s: float = 0.0
+    clock: Literal["kernel", "reader", "mixed"] = "reader"
     rate_per_s: float | None = None
     failed_rows: int = 0
 

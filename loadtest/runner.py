@@ -19,9 +19,10 @@ import numpy as np
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import MadeBy, Source, refuse_existing, write_json
-from loadtest.monitor import Monitor, host_and_port
+from loadtest.dialects import takes_ids
+from loadtest.dialects.endpoint import Endpoint
+from loadtest.monitor import Monitor
 from loadtest.prompts import make_prompts, write_prompts
-from loadtest.protocol import ENGINE_MODEL
 from loadtest.records import (
     REQUESTS_NAME,
     RUN_NAME,
@@ -34,7 +35,7 @@ from loadtest.records import (
     read_records,
     read_samples,
 )
-from loadtest.scenario import Protocol, Scenario
+from loadtest.scenario import Scenario
 from loadtest.traffic import GeneratorPlan, LevelPlan, plans_of
 
 LAST_LINES = 12
@@ -51,8 +52,7 @@ class Target:
         tokenizer: File of the engine's tokenizer.
     """
 
-    url: str
-    protocol: Protocol
+    endpoint: Endpoint
     facts: ServerFacts
     metrics_url: str | None
     tokenizer: Path
@@ -113,26 +113,24 @@ def _clear(out: Path, *, force: bool) -> None:
 
 
 def _plan(scenario: Scenario, target: Target, out: Path, folder: Path, began: float) -> GeneratorPlan:
-    host, port = host_and_port(target.url, target.protocol)
     plans = plans_of(scenario)
     lengths = {arrival.isl for plan in plans for arrival in plan.arrivals if arrival.isl is not None}
-    if lengths and scenario.model != ENGINE_MODEL:
+    as_text = not takes_ids(target.endpoint, scenario.model)
+    if lengths and as_text:
         raise UserError(
-            f"a trace states prompt lengths in tokens, and {scenario.model} takes text", hint=f"--model {ENGINE_MODEL}"
+            f"a trace states prompt lengths in tokens, and {scenario.model} takes text", hint="--model tensorrt_llm"
         )
     prompts = make_prompts(
         target.tokenizer,
         source=scenario.prompts,
         tokens=max(lengths, default=scenario.lengths.isl),
         count=sum(_prompts_for(scenario, plan) for plan in plans),
-        as_text=scenario.model != ENGINE_MODEL,
+        as_text=as_text,
         seed=scenario.seed,
     )
     write_prompts(folder / "prompts.jsonl", prompts)
     return GeneratorPlan(
-        host=host,
-        port=port,
-        protocol=target.protocol,
+        endpoint=target.endpoint,
         scenario=scenario,
         prompts=str(folder / "prompts.jsonl"),
         records=str(out / REQUESTS_NAME),

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
@@ -17,7 +17,7 @@ from loadtest.lengths import Distribution, PairsOf, Pause, TokensOrAuto, fixed
 from loadtest.objectives import Objectives
 from loadtest.traces import Trace
 
-Protocol = Literal["triton-http", "triton-grpc"]
+Protocol = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
 GENERATED_PROMPTS = ("chat", "random")
 DEFAULT_ISL, DEFAULT_OSL = 256, 64
 PROMPT_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -172,10 +172,14 @@ class Scenario(Strict):
         replies: `exact`: each reply has the tokens asked for; `free`: it may end earlier, `osl` is the most allowed.
         classes: Kinds of requests that come mixed; each may have its own lengths, prompts and promises.
         objectives: What was promised for all requests.
-        model: The Triton model to send to; `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text.
+        model: What to ask for: of Triton, `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text; of an
+            OpenAI server, any name it lists.
         level_timeout_s: Wall seconds after which a level is ended with what it has; an open loop's, beyond the time
             its requests are sent for.
         request_timeout_s: Wall seconds without a byte after which a request has failed.
+        reply_timeout_s: Wall seconds from sending after which a reply that has not ended has failed, silent or not.
+        unreachable_s: Wall seconds during which nothing takes connections, after which the run is ended.
+        extra_body: Fields laid over every request's own; a null takes one away from OpenAI's.
     """
 
     name: str = "sweep"
@@ -200,6 +204,9 @@ class Scenario(Strict):
     seed: int = 0
     level_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    unreachable_s: Annotated[float, Field(ge=0)] = 5.0
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
     sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
     trust: Trust = Trust()
 

@@ -13,8 +13,9 @@ from engines.errors import UserError
 from engines.files import Strict
 from loadtest.arrivals import Poisson, Process, arrivals_of
 from loadtest.conversations import SAMPLED, Begin, Mix, Talk
+from loadtest.dialects.endpoint import Endpoint
 from loadtest.records import Phase
-from loadtest.scenario import Protocol, Scenario
+from loadtest.scenario import Scenario
 from loadtest.traces import Arrival, Trace
 
 FILL_ALLOWANCE = 3  # conversations for each user beyond what is measured: warm-up, and filling up to the end
@@ -24,15 +25,14 @@ class GeneratorPlan(Strict):
     """What the load generator's process is told.
 
     Attributes:
+        endpoint: The server.
         prompts: File of prompts.
         records: File to append records to.
         began_monotonic_s: The run's zero on the machine's monotonic clock.
         time_scale: Wall seconds of one second of the scenario's arrivals and windows.
     """
 
-    host: str
-    port: int
-    protocol: Protocol
+    endpoint: Endpoint
     scenario: Scenario
     prompts: str
     records: str
