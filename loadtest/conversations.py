@@ -1,8 +1,8 @@
 """What is said in a load: conversations drawn from a scenario's seed, and how far each has come.
 
 A single request is a conversation of one exchange. Conversation 17 has the same class, lengths, pauses and shared
-prefix whoever draws it, at every level, in a prediction as in a run; what differs from level to level is its words,
-so that no level finds in the KV cache what an earlier one left there.
+prefix whoever draws it, at every level, in a prediction as in a run; what differs from level to level is its words
+(of a prompt file, the rows), so that no level finds in the KV cache what an earlier one left there.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ class Mix:
     def __init__(self, scenario: Scenario, rows: Mapping[str, Rows] | None = None) -> None:
         self._seed = scenario.seed
         self._kinds = scenario.kinds
+        self._levels = scenario.levels
         self._upto = list(accumulate(kind.share for kind in self._kinds))
         self._rows = rows or {}
         for kind in self._kinds:
@@ -167,7 +168,7 @@ class Mix:
 
     def begin(self, number: int, level: int = 0) -> Talk:
         """Begin the conversation of a number."""
-        drawn = self.draw(number)
+        drawn = self.draw(number, level)
         return Talk(drawn, self._kinds[drawn.kind], level)
 
     def begin_arrival(self, number: int, arrival: Arrival, level: int = 0) -> Talk:
@@ -177,13 +178,13 @@ class Mix:
         exchange = Exchange(arrival.isl, arrival.osl)
         return Talk(Conversation(number, (exchange,), prefix_hashes=arrival.prefix_hashes), self._kinds[0], level)
 
-    def draw(self, number: int) -> Conversation:
-        """Return the conversation of a number."""
+    def draw(self, number: int, level: int = 0) -> Conversation:
+        """Return the conversation of a number; rows of a prompt file go round, and each level begins further on."""
         which = even(self._seed, number, _CLASS)
         index = next((index for index, upto in enumerate(self._upto) if which < upto), len(self._kinds) - 1)
         kind = self._kinds[index]
         rows = self._rows.get(kind.prompts)
-        row = number % len(rows) if rows else None
+        row = (number + level * (len(rows) // self._levels)) % len(rows) if rows else None
         spoken = rows[row] if rows and row is not None else ()
         prefix, prefix_tokens = self._prefix(kind, number)
         exchanges = self._exchanges(kind, number, spoken, prefix_tokens)

@@ -22,13 +22,13 @@ import numpy as np
 from locust.env import Environment
 from locust.exception import StopUser
 
+from loadtest.conversations import Mix, Talk
 from loadtest.dialects import dialect_of
 from loadtest.dialects.base import Answer, Asked
 from loadtest.dialects.triton_http import ENGINE_MODEL
-from loadtest.prompts import Prompt, read_prompts
+from loadtest.prompts import PromptMaker
 from loadtest.records import Outcome, RequestRecord
-from loadtest.traces import Arrival
-from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, Turn, closed_loop, plans_of
+from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop, plans_of
 from loadtest.wires import Connection, Door, Readings, UnreachableError
 
 BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is not hammered
@@ -41,14 +41,15 @@ class Generator:
 
     def __init__(self, plan: GeneratorPlan, records: TextIO) -> None:
         self.plan = plan
-        self.prompts = read_prompts(Path(plan.prompts))
+        self.maker = PromptMaker(plan.scenario, Path(plan.prompts))
+        self.mix = Mix(plan.scenario, self.maker.rows)
         self.records = records
-        self.loop = ClosedLoop(1, 1, 1, 0, 0)
+        self.loop = ClosedLoop(1, self.begin_talk, 1, 0, 0)
+        self.opened: OpenLoop | None = None
         self.level = 0
         self.gone: str | None = None
         self.user_numbers = itertools.count()
         self.level_plan = LevelPlan(None)
-        self.first_open_id = self.open_ids = 0
         self.open_began_s = 0.0
         self.open_is_over = False
         self.spare: list[Connection] = []  # connections of an open loop nobody is using
@@ -71,9 +72,9 @@ class Generator:
         """Return seconds since the run began, on the clock the monitor uses too."""
         return time.monotonic() - self.plan.began_monotonic_s
 
-    def prompt(self, turn: Turn) -> Prompt:
-        """Return the prompt of a request; they come round again only in very long runs."""
-        return self.prompts[turn.id % len(self.prompts)]
+    def begin_talk(self, number: int) -> Talk:
+        """Begin a conversation of the level under way."""
+        return self.mix.begin(number, self.level)
 
     def note_reach(self, failure: Exception | None) -> None:
         """Take whether a request found the server; where none has for a while, the server is gone."""
@@ -111,13 +112,14 @@ class StreamUser(locust.User):
     def request(self) -> None:
         """Send one request and write its record."""
         shared = self.generator
+        gevent.sleep(shared.loop.wait_s(self.number) * shared.plan.time_scale)
         if shared.loop.is_over or shared.gone:
             raise StopUser
         scheduled_s = shared.now_s()
         turn = shared.loop.next_turn(self.number, scheduled_s)
-        outcome = send(shared, self.connection, turn, shared.prompt(turn), scheduled_s)
-        shared.loop.note_end(turn, shared.now_s())
-        if outcome != "ok":
+        tokens = send(shared, self.connection, turn, scheduled_s)
+        shared.loop.note_end(turn, shared.now_s(), tokens)
+        if tokens is None:
             gevent.sleep(BACK_OFF_S)
 
 
@@ -139,7 +141,7 @@ class ArrivalsUser(locust.User):
                 gevent.sleep(left_s)
             if shared.gone:
                 break
-            under_way.start(gevent.Greenlet(self._send, place, arrival, due_s))
+            under_way.start(gevent.Greenlet(self._converse, place, due_s))
         under_way.join()
         shared.open_is_over = not shared.gone
         raise StopUser
@@ -148,21 +150,37 @@ class ArrivalsUser(locust.User):
         """End what is under way; each writes its record."""
         self.under_way.kill()
 
-    def _send(self, place: int, arrival: Arrival, due_s: float) -> None:
+    def _converse(self, place: int, due_s: float) -> None:
+        """Send what an arrival asks for; where that is a conversation, each later turn when its time has come."""
         shared = self.generator
-        scenario = shared.plan.scenario
-        phase = shared.level_plan.phase_of(arrival, scenario.warmup_ratio)
-        turn = Turn(shared.first_open_id + place, phase, arrival.osl or scenario.lengths.osl)
-        connection = shared.spare.pop() if shared.spare else Connection(shared.door)
-        outcome = send(shared, connection, turn, shared.prompt(turn).cut(arrival.isl), due_s)
-        if outcome == "ok":
-            shared.spare.append(connection)
+        opened, scale = shared.opened, shared.plan.time_scale
+        if opened is None:
+            raise RuntimeError("an open loop's level was not prepared")
+        turn: Turn | None = opened.turn(place)
+        while turn is not None and not shared.gone:
+            connection = shared.spare.pop() if shared.spare else Connection(shared.door)
+            tokens = send(shared, connection, turn, due_s)
+            if tokens is not None:
+                shared.spare.append(connection)
+            later = opened.follow(turn, (shared.now_s() - shared.open_began_s) / scale, tokens)
+            turn = None
+            if later is not None:
+                due_s, turn = shared.open_began_s + later[0] * scale, later[1]
+                gevent.sleep(max(0.0, due_s - shared.now_s()))
 
 
-def send(shared: Generator, connection: Connection, turn: Turn, prompt: Prompt, scheduled_s: float) -> Outcome:
-    """Send one request, read its reply, write its record however it ends; return its outcome."""
-    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens)
-    answer = Answer()
+def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: float) -> int | None:
+    """Send one request, read its reply, write its record however it ends; return its tokens, None if not well.
+
+    Raises:
+        ValueError: The turn is of no conversation, so that nobody knows its prompt.
+    """
+    if turn.talk is None:
+        raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
+    prompt = shared.maker.prompt(turn.talk)
+    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact)
+    answer = Answer(reply=[] if shared.maker.wants_reply(turn.talk) else None)
+    outcome: Outcome = "cancelled"
     try:
         connection.ask(asked, answer)
         shared.note_reach(answer.failure)
@@ -181,7 +199,7 @@ def send(shared: Generator, connection: Connection, turn: Turn, prompt: Prompt, 
                 output_tokens=len(answer.times_s),
                 outcome=outcome,
                 error=error,
-                asked_tokens=turn.output_tokens,
+                asked_tokens=turn.output_tokens if turn.exact else None,
                 bundled_tokens=answer.bundled_tokens,
                 queue_s=answer.queue_s,
                 cached_tokens=answer.cached_tokens,
@@ -191,7 +209,10 @@ def send(shared: Generator, connection: Connection, turn: Turn, prompt: Prompt, 
                 finish_reason=answer.finish_reason,
             )
         )
-    return outcome
+    if outcome != "ok":
+        return None
+    shared.maker.keep(turn.talk, len(answer.times_s), answer.reply)
+    return len(answer.times_s)
 
 
 def run_level(shared: Generator, level: int, plan: LevelPlan) -> dict[str, Any]:
@@ -204,11 +225,13 @@ def run_level(shared: Generator, level: int, plan: LevelPlan) -> dict[str, Any]:
     users, kind = _prepare(shared, plan)
     user_class = type("PlannedUser", (kind,), {"generator": shared, "abstract": False})
     environment = Environment(user_classes=[user_class], catch_exceptions=False)
+    limit_s = plan.limit_s(scenario, shared.plan.time_scale)
+    isl, osl = plan.mean_lengths(scenario, shared.mix)
     lateness = _Lateness()
     runner = environment.create_local_runner()
     watcher = gevent.spawn(lateness.watch)
     runner.start(users, spawn_rate=users)
-    while not shared.is_over and not shared.gone and shared.now_s() - begin_s < scenario.level_timeout_s:
+    while not shared.is_over and not shared.gone and shared.now_s() - begin_s < limit_s:
         gevent.sleep(TICK_S)
     ended_s = shared.loop.end_s if plan.concurrency is not None else None
     end_s = shared.now_s() if ended_s is None else ended_s
@@ -219,8 +242,8 @@ def run_level(shared: Generator, level: int, plan: LevelPlan) -> dict[str, Any]:
         "concurrency": plan.concurrency,
         "rate_per_s": plan.rate_per_s,
         "failed_rows": plan.failed_rows,
-        "isl": scenario.lengths.isl,
-        "osl": scenario.lengths.osl,
+        "isl": isl,
+        "osl": osl,
         "begin_s": begin_s,
         "measure_s": _measure_s(shared, plan, end_s),
         "end_s": end_s,
@@ -234,12 +257,16 @@ def run_level(shared: Generator, level: int, plan: LevelPlan) -> dict[str, Any]:
 def _prepare(shared: Generator, plan: LevelPlan) -> tuple[int, type[locust.User]]:
     """Make a level ready; return how many users Locust starts, and of which kind."""
     if plan.concurrency is None:
-        shared.first_open_id = shared.open_ids
-        shared.open_ids += len(plan.arrivals)
+        first_id = 0 if shared.opened is None else shared.opened.next_id
+        shared.opened = open_loop(shared.plan.scenario, plan, shared.mix, level=shared.level, first_id=first_id)
         shared.open_began_s, shared.open_is_over = shared.now_s(), False
         return 1, ArrivalsUser
     shared.loop = closed_loop(
-        shared.plan.scenario, plan.concurrency, first_id=shared.loop.next_id, time_scale=shared.plan.time_scale
+        shared.plan.scenario,
+        plan.concurrency,
+        first_id=shared.loop.next_id,
+        time_scale=shared.plan.time_scale,
+        begin_talk=shared.begin_talk,
     )
     return plan.concurrency, StreamUser
 

@@ -180,7 +180,9 @@ def _traffic(
 ) -> Traffic:
     """Return who sends what of a level that begins now."""
     if plan.concurrency is not None:
-        loop = closed_loop(scenario, plan.concurrency, first_id=first_id, begin_talk=mix.begin)
+        loop = closed_loop(
+            scenario, plan.concurrency, first_id=first_id, begin_talk=lambda number: mix.begin(number, level)
+        )
         return Users(loop, begin_s, contents)
     opened = open_loop(scenario, plan, mix, level=level, first_id=first_id)
     requests = (

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import MissingError, ToolError, UserError
+from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
 from loadtest.dialects import takes_ids
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.monitor import Monitor
-from loadtest.prompts import make_prompts, write_prompts
+from loadtest.prompts import prepare
 from loadtest.records import (
     REQUESTS_NAME,
     RUN_NAME,
@@ -36,11 +36,10 @@ from loadtest.records import (
     read_samples,
 )
 from loadtest.scenario import Scenario
-from loadtest.traffic import GeneratorPlan, LevelPlan, plans_of
+from loadtest.traffic import GeneratorPlan, plans_of
 
 LAST_LINES = 12
 LATE_SERIES = "emulator_lateness_seconds{"
-FILL_ALLOWANCE = 3  # prompts for each user beyond what is measured: warm-up, and filling up to the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,36 +113,16 @@ def _clear(out: Path, *, force: bool) -> None:
 
 def _plan(scenario: Scenario, target: Target, out: Path, folder: Path, began: float) -> GeneratorPlan:
     plans = plans_of(scenario)
-    lengths = {arrival.isl for plan in plans for arrival in plan.arrivals if arrival.isl is not None}
     as_text = not takes_ids(target.endpoint, scenario.model)
-    if lengths and as_text:
-        raise UserError(
-            f"a trace states prompt lengths in tokens, and {scenario.model} takes text", hint="--model tensorrt_llm"
-        )
-    prompts = make_prompts(
-        target.tokenizer,
-        source=scenario.prompts,
-        tokens=max(lengths, default=scenario.lengths.isl),
-        count=sum(_prompts_for(scenario, plan) for plan in plans),
-        as_text=as_text,
-        seed=scenario.seed,
-    )
-    write_prompts(folder / "prompts.jsonl", prompts)
+    prepare(scenario, plans, target.tokenizer, folder, as_text=as_text)
     return GeneratorPlan(
         endpoint=target.endpoint,
         scenario=scenario,
-        prompts=str(folder / "prompts.jsonl"),
+        prompts=str(folder),
         records=str(out / REQUESTS_NAME),
         began_monotonic_s=began,
         time_scale=target.facts.time_scale,
     )
-
-
-def _prompts_for(scenario: Scenario, plan: LevelPlan) -> int:
-    """Return how many prompts a level may send before they come round again."""
-    if plan.concurrency is None:
-        return len(plan.arrivals)
-    return scenario.requests + (scenario.warmup_requests + FILL_ALLOWANCE) * plan.concurrency
 
 
 def _generate(plan: GeneratorPlan, folder: Path) -> Iterator[dict[str, Any]]:

@@ -235,6 +235,13 @@ class Scenario(Strict):
         return self.rate_per_s is not None or self.arrivals is not None
 
     @property
+    def levels(self) -> int:
+        """How many levels there are."""
+        if self.arrivals is not None:
+            return 1
+        return len(self.concurrency if self.rate_per_s is None else self.rate_per_s)
+
+    @property
     def kinds(self) -> tuple[Kind, ...]:
         """The classes with every value settled; one without a name where there are none."""
         total = sum(each.weight for each in self.classes)

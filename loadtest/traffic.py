@@ -26,7 +26,7 @@ class GeneratorPlan(Strict):
 
     Attributes:
         endpoint: The server.
-        prompts: File of prompts.
+        prompts: Folder of what prompts are made from.
         records: File to append records to.
         began_monotonic_s: The run's zero on the machine's monotonic clock.
         time_scale: Wall seconds of one second of the scenario's arrivals and windows.
