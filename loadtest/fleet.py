@@ -7,6 +7,7 @@ users is ours to say: Locust would move users between workers when one comes or 
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import tempfile
 import time
@@ -19,17 +20,18 @@ import gevent.queue
 
 from engines.errors import ToolError
 from loadtest.clocks import Offset, RoundTrip, offset_of
+from loadtest.conversations import Mix
 from loadtest.ledger import Ledger
+from loadtest.prompts import PromptMaker, read_prepared
 from loadtest.records import Level, RequestRecord, WorkerClock
 from loadtest.talk import level_of, tell, tell_progress
-from loadtest.traces import Trace
 from loadtest.traffic import GeneratorPlan, LevelPlan, plans_of
 from loadtest.watch import Progress, Watch
 
 REPORT_S = 0.1  # how often a worker says what has been sent and what has ended
 ROUND_TRIPS = 25
 ANSWER_WITHIN_S = 10.0
-LEAD_S = 0.25  # a level begins so long after it was announced, so that all workers know of it
+LEAD_S = 0.25  # an open loop begins so long after it was announced, so that all workers know of it
 CHUNK_BYTES = 1 << 20
 MASTER_SILENT_S = 15.0
 TICK_S = 0.02
@@ -47,6 +49,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._sent: list[tuple[int, str]] = []
+        self._texts: list[str] = []
         self._ended: list[tuple[int, str]] = []
         self.in_flight = 0
 
@@ -60,11 +63,16 @@ class Outbox:
         self.in_flight -= 1
         self._ended.append((record.id, record.model_dump_json()))
 
+    def note_text(self, line: str) -> None:
+        """Take a prompt that was sent, where prompts are to be kept."""
+        self._texts.append(line)
+
     def take(self) -> dict[str, Any]:
         """Return what is to be reported, once."""
         ended = {number for number, _ in self._ended}
-        taken = {"sent": [each for each in self._sent if each[0] not in ended], "ended": self._ended}
-        self._sent, self._ended = [], []
+        sent = [each for each in self._sent if each[0] not in ended]
+        taken = {"sent": sent, "ended": self._ended, "texts": self._texts}
+        self._sent, self._ended, self._texts = [], [], []
         return taken
 
 
@@ -89,9 +97,11 @@ class Master:
     ) -> None:
         self._runner, self._plan, self._expected = runner, plan, expected
         self._on_look, self._on_record = on_look, on_record
-        self._ledger = Ledger(Path(plan.records), Path(plan.under_way))
+        self._ledger = Ledger.of(plan)
         self._watch = Watch(plan.time_scale)
         self._inbox: gevent.queue.Queue[tuple[float, str, str, Any]] = gevent.queue.Queue()
+        self._lengths: list[tuple[int, int]] = []
+        self._limits_s: list[float] = []
         self._ids: list[str] = []
         self._hosts: dict[str, str] = {}
         self._state: dict[str, dict[str, Any]] = {}
@@ -114,7 +124,11 @@ class Master:
             ToolError: They did not all come, or do not draw the same arrivals as the master.
         """
         self._assemble(within_s)
-        plans = plans_of(self._plan.scenario)
+        scenario = self._plan.scenario
+        plans = plans_of(scenario)
+        mix = Mix(scenario, PromptMaker(scenario, Path(self._plan.prompts)).rows)
+        self._lengths = [plan.mean_lengths(scenario, mix) for plan in plans]
+        self._limits_s = [plan.limit_s(scenario, self._plan.time_scale) for plan in plans]
         self._hand_out(schedule_digest(plans))
         first_id = 0
         for number, plan in enumerate(plans):
@@ -162,6 +176,8 @@ class Master:
             record = RequestRecord.model_validate_json(line)
             self._watch.note(record)
             self._on_record(record)
+        for line in data["texts"]:
+            self._ledger.note_text(line)
         self._state[worker] = {key: data[key] for key in ("level", "warm", "done", "why_end")}
 
     def _check_all_there(self) -> None:
@@ -183,14 +199,12 @@ class Master:
 
     def _hand_out(self, digest: str) -> None:
         """Give each worker the plan and the files it names; wait until all have read them."""
+        files = files_of(self._plan)
         for place, worker in enumerate(self._ids):
-            for name, path in _files_of(self._plan).items():
-                self._send_file(worker, name, path)
-            self._runner.send_message(
-                "plan",
-                {"plan": self._plan.model_dump_json(), "worker": place, "workers": len(self._ids), "schedule": digest},
-                client_id=worker,
-            )
+            for path, name in files.items():
+                self._send_file(worker, name, Path(path))
+            told = {"plan": self._plan.model_dump_json(), "files": files, "worker": place, "workers": len(self._ids)}
+            self._runner.send_message("plan", told, client_id=worker)
         waiting = set(self._ids)
         while waiting and not self.stopped:
             message = self._next(REPORT_S)
@@ -238,7 +252,7 @@ class Master:
         ticker = gevent.spawn(tell_progress, lambda: self._look(measure_s is not None), self._on_look)
         try:
             clocks = self._clocks(number)
-            begin_s = self.now_s() + LEAD_S
+            begin_s = self.now_s() + (LEAD_S if plan.concurrency is None else 0.0)
             self._begin(number, plan, first_id, begin_s, clocks)
             measure_s = self._await("warm", number, begin_s)
             if measure_s is not None:
@@ -256,7 +270,7 @@ class Master:
         if lost or not facts:
             facts.append({"begin_s": begin_s, "measure_s": measure_s or begin_s, "end_s": self.now_s()})
         next_id = max((share["next_id"] for share in shares.values()), default=first_id)
-        return level_of(self._plan.scenario, plan, facts), clocks, next_id, why_end or self._why_end()
+        return level_of(plan, self._lengths[number], facts), clocks, next_id, why_end or self._why_end()
 
     def _look(self, is_measuring: bool) -> Progress:
         return self._watch.look(self.now_s(), self._ledger.in_flight, measuring=is_measuring)
@@ -282,7 +296,7 @@ class Master:
         return found
 
     def _begin(self, number: int, plan: LevelPlan, first_id: int, begin_s: float, clocks: list[WorkerClock]) -> None:
-        level = level_of(self._plan.scenario, plan, [{"begin_s": begin_s}])
+        level = level_of(plan, self._lengths[number], [{"begin_s": begin_s}])
         self._watch.begin(level.load, begin_s)
         self._state = {}
         self._runner.update_state("running")
@@ -302,7 +316,7 @@ class Master:
         while not all(
             self._state.get(worker, {}).get("level") == number and self._state[worker][what] for worker in self._ids
         ):
-            if self._why_end() or self.now_s() - begin_s > self._plan.scenario.level_timeout_s:
+            if self._why_end() or self.now_s() - begin_s > self._limits_s[number]:
                 return None
             self._next(REPORT_S)
         return self.now_s()
@@ -410,8 +424,11 @@ class Worker:
         with (Path(self._folder.name) / Path(name).name).open("ab") as file:
             file.write(chunk)
 
-    def _on_plan(self, *, plan: str, worker: int, workers: int, schedule: str) -> None:  # noqa: ARG002 (the master compares)
-        found = _with_files(GeneratorPlan.model_validate_json(plan), Path(self._folder.name))
+    def _on_plan(self, *, plan: str, files: dict[str, str], worker: int, workers: int) -> None:
+        found = GeneratorPlan.model_validate_json(moved(plan, files, Path(self._folder.name)))
+        found = found.model_copy(update={"prompts": self._folder.name})
+        for path in Path(found.prompts).glob("*.json"):
+            path.write_text(moved(path.read_text(encoding="utf-8"), files, path.parent), encoding="utf-8")
         self._plans = plans_of(found.scenario)
         self._generator = self._prepare(found, self._outbox, worker, workers)
         self._runner.send_message("ready", {"host": socket.gethostname(), "schedule": schedule_digest(self._plans)})
@@ -443,19 +460,21 @@ def schedule_digest(plans: list[LevelPlan]) -> str:
     return hashlib.sha256(repr([(plan.concurrency, plan.arrivals) for plan in plans]).encode()).hexdigest()
 
 
-def _files_of(plan: GeneratorPlan) -> dict[str, Path]:
-    """Return the files a worker needs, by name."""
-    found = {"prompts.jsonl": Path(plan.prompts)}
-    if isinstance(plan.scenario.arrivals, Trace):
-        found["trace" + Path(plan.scenario.arrivals.path).suffix] = Path(plan.scenario.arrivals.path)
-    return found
+def files_of(plan: GeneratorPlan) -> dict[str, str]:
+    """Return the files a worker needs, and what each is called there."""
+    cuttings = Path(plan.prompts)
+    found = {str(path): path.name for path in sorted(cuttings.iterdir())}
+    prepared = read_prepared(cuttings)
+    others = [*plan.scenario.files(), *([Path(prepared.tokenizer)] if prepared.tokenizer else [])]
+    return found | {str(path): f"file-{number}{path.suffix}" for number, path in enumerate(others)}
 
 
-def _with_files(plan: GeneratorPlan, folder: Path) -> GeneratorPlan:
-    """Return the plan with the files where this worker has them."""
-    scenario = plan.scenario
-    if isinstance(scenario.arrivals, Trace):
-        name = "trace" + Path(scenario.arrivals.path).suffix
-        arrivals = scenario.arrivals.model_copy(update={"path": type(scenario.arrivals.path)(folder / name)})
-        scenario = scenario.model_copy(update={"arrivals": arrivals})
-    return plan.model_copy(update={"prompts": str(folder / "prompts.jsonl"), "scenario": scenario})
+def moved(document: str, files: Mapping[str, str], folder: Path) -> str:
+    """Return a JSON document with the paths of another machine made to point into a folder of this one.
+
+    >>> moved('["/a/b.csv", "/a"]', {"/a/b.csv": "file-0.csv"}, Path("/tmp/w"))
+    '["/tmp/w/file-0.csv", "/a"]'
+    """
+    for path in sorted(files, key=len, reverse=True):
+        document = document.replace(json.dumps(path)[1:-1], json.dumps(str(folder / files[path]))[1:-1])
+    return document

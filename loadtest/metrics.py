@@ -254,10 +254,11 @@ def goodput_ratio(wanted: Goodput | None, measured: Sequence[RequestRecord], tim
     """Return the share of measured requests that kept every limit; a failed one kept none. None: nothing to say."""
     if wanted is None or not measured:
         return None
-    return sum(_is_good(wanted, record, time_scale) for record in measured) / len(measured)
+    return sum(is_good(wanted, record, time_scale) for record in measured) / len(measured)
 
 
-def _is_good(wanted: Goodput, record: RequestRecord, time_scale: float) -> bool:
+def is_good(wanted: Goodput, record: RequestRecord, time_scale: float) -> bool:
+    """Whether a request ended well and kept every limit; the limits are in engine seconds."""
     if record.outcome != "ok" or not record.token_times_s:
         return False
     gaps = _gaps(record)

@@ -136,7 +136,8 @@ class EmulatedEngineModel:
             self._jobs[job.number] = job
             if client_id:
                 self._by_client_id[client_id] = job.number
-        hashes = prefix_hashes(prompt, self._tokens_per_block) if self._reuse else ()
+        said = np.concatenate([prompt, np.resize(prompt, output_tokens)])  # prompt and reply: later prompts repeat both
+        hashes = prefix_hashes(said, self._tokens_per_block) if self._reuse else ()
         try:
             self._clock.submit(Request(job.number, len(prompt), output_tokens, prefix_hashes=hashes))
         except RequestError:
@@ -290,11 +291,11 @@ class _Inputs:
                 raise _RefusedError(f"{name} above 1 is not emulated")
 
 
-def prefix_hashes(prompt: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
-    """Return one hash for each full block of a prompt, each covering the blocks before it."""
+def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
+    """Return one hash for each full block of a prompt and its reply, each covering the blocks before it."""
     hashes: list[int] = []
     before = 0
-    for begin in range(0, len(prompt) - tokens_per_block + 1, tokens_per_block):
-        before = hash((before, prompt[begin : begin + tokens_per_block].tobytes()))
+    for begin in range(0, len(said) - tokens_per_block + 1, tokens_per_block):
+        before = hash((before, said[begin : begin + tokens_per_block].tobytes()))
         hashes.append(before)
     return tuple(hashes)
