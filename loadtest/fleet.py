@@ -34,6 +34,7 @@ ANSWER_WITHIN_S = 10.0
 LEAD_S = 0.25  # an open loop begins so long after it was announced, so that all workers know of it
 CHUNK_BYTES = 1 << 20
 MASTER_SILENT_S = 15.0
+LAST_WORDS_S = 0.3  # for messages that have been handed to the network and not left
 TICK_S = 0.02
 CHECK_S = 0.5
 
@@ -84,6 +85,7 @@ class Master:
         expected: Workers to wait for.
         on_look: Called with every look at the level under way.
         on_record: Called with every record.
+        clock: The machine's monotonic clock.
     """
 
     def __init__(
@@ -94,7 +96,9 @@ class Master:
         expected: int,
         on_look: Callable[[Progress], object],
         on_record: Callable[[RequestRecord], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._runner, self._plan, self._expected = runner, plan, expected
         self._on_look, self._on_record = on_look, on_record
         self._ledger = Ledger.of(plan)
@@ -112,7 +116,7 @@ class Master:
 
     def now_s(self) -> float:
         """Return seconds since the run began."""
-        return time.monotonic() - self._plan.began_monotonic_s
+        return self._clock() - self._plan.began_monotonic_s
 
     def run(self, *, within_s: float) -> None:
         """Run every level with the workers, say how each went, and let the workers go.
@@ -130,6 +134,9 @@ class Master:
         self._lengths = [plan.mean_lengths(scenario, mix) for plan in plans]
         self._limits_s = [plan.limit_s(scenario, self._plan.time_scale) for plan in plans]
         self._hand_out(schedule_digest(plans))
+        if self.stopped:
+            tell(ended=self.stopped)
+            return
         first_id = 0
         for number, plan in enumerate(plans):
             level, clocks, first_id, why_end = self._run_level(number, plan, first_id)
@@ -149,7 +156,7 @@ class Master:
         self._runner.quit()
 
     def _take(self, environment: Any, msg: Any, **_: Any) -> None:  # noqa: ARG002 (Locust's names)
-        self._inbox.put((time.monotonic(), msg.type, msg.node_id, msg.data))
+        self._inbox.put((self._clock(), msg.type, msg.node_id, msg.data))
 
     def _next(self, timeout_s: float) -> tuple[float, str, str, Any] | None:
         """Return the next message, or None where none came in time; reports are dealt with here.
@@ -157,8 +164,8 @@ class Master:
         Raises:
             WorkerLostError: A worker went.
         """
-        if time.monotonic() - self._checked_s > CHECK_S:
-            self._checked_s = time.monotonic()
+        if self._clock() - self._checked_s > CHECK_S:
+            self._checked_s = self._clock()
             self._check_all_there()
         try:
             arrived_s, kind, worker, data = self._inbox.get(timeout=timeout_s)
@@ -187,9 +194,9 @@ class Master:
                 raise WorkerLostError(f"worker {place} on {self._hosts.get(worker, 'its machine')} was lost")
 
     def _assemble(self, within_s: float) -> None:
-        due_s = time.monotonic() + within_s
+        due_s = self._clock() + within_s
         while len(self._runner.clients) < self._expected and not self.stopped:
-            if time.monotonic() > due_s:
+            if self._clock() > due_s:
                 raise ToolError(
                     f"{len(self._runner.clients)} of {self._expected} workers came within {within_s:g} s",
                     hint="run-load --worker --master-host HOST --port PORT starts one",
@@ -232,13 +239,13 @@ class Master:
         """
         trips: list[RoundTrip] = []
         for _ in range(ROUND_TRIPS):
-            left_s = time.monotonic()
+            left_s = self._clock()
             self._runner.send_message("clock", {"left_s": left_s}, client_id=worker)
             while not trips or trips[-1].left_s < left_s:
                 message = self._next(REPORT_S)
                 if message is not None and message[1:3] == ("clock", worker) and message[3]["left_s"] == left_s:
                     trips.append(RoundTrip(left_s, message[3]["other_s"], message[0]))
-                elif time.monotonic() - left_s > ANSWER_WITHIN_S:
+                elif self._clock() - left_s > ANSWER_WITHIN_S:
                     raise WorkerLostError(f"the worker on {self._hosts.get(worker)} does not answer")
         return offset_of(trips)
 
@@ -249,7 +256,7 @@ class Master:
         shares: dict[str, Any] = {}
         clocks: list[WorkerClock] = []
         begin_s, measure_s, why_end, lost = self.now_s(), None, None, False
-        ticker = gevent.spawn(tell_progress, lambda: self._look(measure_s is not None), self._on_look)
+        ticker = gevent.spawn(tell_progress, lambda: self._look(measure_s is not None), self._note_look)
         try:
             clocks = self._clocks(number)
             begin_s = self.now_s() + (LEAD_S if plan.concurrency is None else 0.0)
@@ -274,6 +281,10 @@ class Master:
 
     def _look(self, is_measuring: bool) -> Progress:
         return self._watch.look(self.now_s(), self._ledger.in_flight, measuring=is_measuring)
+
+    def _note_look(self, look: Progress) -> None:
+        self._ledger.flush()
+        self._on_look(look)
 
     def _why_end(self) -> str | None:
         theirs = (state["why_end"] for state in self._state.values() if state.get("why_end"))
@@ -325,12 +336,12 @@ class Master:
         """End the level everywhere; return what the shares were."""
         self._runner.send_message("finish", {"whole": whole})
         shares: dict[str, Any] = {}
-        due_s = time.monotonic() + self._plan.scenario.request_timeout_s + ANSWER_WITHIN_S
+        due_s = self._clock() + self._plan.scenario.request_timeout_s + ANSWER_WITHIN_S
         while len(shares) < len(self._ids):
             message = self._next(REPORT_S)
             if message is not None and message[1] == "ended":
                 shares[message[2]] = message[3]
-            if time.monotonic() > due_s:
+            if self._clock() > due_s:
                 raise WorkerLostError("a worker did not end its level")
         return shares
 
@@ -363,6 +374,7 @@ class Worker:
         runner: Locust's worker runner.
         prepare: Makes the generator of a plan, as worker so and so of so many.
         open_share: Begins a level: generator, level, its plan, its first id, when it begins.
+        clock: The machine's monotonic clock.
     """
 
     def __init__(
@@ -371,7 +383,9 @@ class Worker:
         *,
         prepare: Callable[[GeneratorPlan, Outbox, int, int], Any],
         open_share: Callable[..., Any],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._runner, self._prepare, self._open_share = runner, prepare, open_share
         self._outbox = Outbox()
         self._inbox: gevent.queue.Queue[tuple[str, Any]] = gevent.queue.Queue()
@@ -380,7 +394,7 @@ class Worker:
         self._plans: list[LevelPlan] = []
         self._share: Any = None
         self._level = -1
-        self.heard_s = time.monotonic()
+        self.heard_s = self._clock()
         self.stopped: str | None = None
         for kind in ("file", "plan", "level", "measure", "finish"):
             runner.register_message(kind, self._take)
@@ -401,23 +415,26 @@ class Worker:
                 except gevent.queue.Empty:
                     pass
                 self._report()
-                if self.stopped or time.monotonic() - self.heard_s > MASTER_SILENT_S:
+                if self.stopped or self._clock() - self.heard_s > MASTER_SILENT_S:
                     break
             if self._share is not None:
                 self._generator.stopped = self.stopped or "the master went away"
                 self._share.finish(whole=False)
                 self._report()
-        if time.monotonic() - self.heard_s > MASTER_SILENT_S:
+            if self.stopped:
+                self._runner.environment.events.quitting.fire(environment=self._runner.environment, reverse=True)
+                gevent.sleep(LAST_WORDS_S)
+        if self._clock() - self.heard_s > MASTER_SILENT_S:
             raise ToolError(f"the master has not been heard of for {MASTER_SILENT_S:g} s")
 
     def _take(self, environment: Any, msg: Any, **_: Any) -> None:  # noqa: ARG002 (Locust's names)
         self._inbox.put((msg.type, msg.data))
 
     def _answer_clock(self, environment: Any, msg: Any, **_: Any) -> None:  # noqa: ARG002 (Locust's names)
-        self._runner.send_message("clock", {**msg.data, "other_s": time.monotonic()})
+        self._runner.send_message("clock", {**msg.data, "other_s": self._clock()})
 
     def _note_heartbeat(self, **_: Any) -> None:
-        self.heard_s = time.monotonic()
+        self.heard_s = self._clock()
         self._runner.last_heartbeat_timestamp = None  # Locust's own check is by the wall clock, which may be set
 
     def _on_file(self, *, name: str, chunk: bytes) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from locust.env import Environment
 from locust.exception import StopUser
 
+from engines.errors import CommandError
 from loadtest.conversations import Mix, Talk
 from loadtest.dialects import dialect_of
 from loadtest.dialects.base import Answer, Asked
@@ -472,7 +473,9 @@ def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first
     watch.begin(began.load, begin_s)
     share = Share(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.spawn_users)
     ticker = gevent.spawn(
-        tell_progress, lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring)
+        tell_progress,
+        lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring),
+        lambda _: ledger.flush(),
     )
     while not share.is_done and not shared.why_end and shared.now_s() - begin_s < limit_s:
         gevent.sleep(TICK_S)
@@ -517,7 +520,10 @@ def run_master(orders: Orders, options: dict[str, Any]) -> None:
         add_live_page(page.app, history, label)
         page.start()
         gevent.spawn(locust.stats.stats_history, runner)
-    master.run(within_s=options["within_s"])
+    try:
+        master.run(within_s=options["within_s"])
+    except CommandError as error:
+        tell(ended=error.message)
     history.has_ended = True
     master.let_go()
     if page is not None:
@@ -549,7 +555,10 @@ def run_worker(orders: Orders) -> None:
 
     worker = Worker(runner, prepare=prepare, open_share=open_share)
     orders.on_end = lambda: setattr(worker, "stopped", INTERRUPTED)
-    worker.run()
+    try:
+        worker.run()
+    except CommandError as error:
+        tell(ended=error.message)
 
 
 def main(role: str, options: str) -> None:
