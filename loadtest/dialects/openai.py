@@ -69,7 +69,7 @@ class OpenAi(Dialect):
         if message == DONE:
             answer.finished = True
             return
-        said = json.loads(message)
+        said = json.loads(message.decode())
         if said.get("error") or said.get("object") == "error":
             raise ProtocolError(error_text(message) or "an error without a text")
         characters = 0

@@ -20,7 +20,9 @@
  *
  * With --key KEY every request must carry it as a bearer token; the refusal quotes what came, as some servers do.
  *
- * On stdout: "port N" when it listens; at the end one line of JSON with its own lateness in seconds.
+ * On stdout: "port N" when it listens, "first T" at the first request, T of CLOCK_MONOTONIC; at the end one line of JSON
+ * with its own lateness in seconds, when its first and last tokens were due, and the tokens a second of the time between
+ * a quarter and three quarters of the way from one to the other: the load that was reached.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -39,7 +41,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_CONNECTIONS = 4096, REQUEST_BYTES = 1 << 20, HUGE_BYTES = 1 << 16, LATENESS_BINS = 100000 };
+enum { MAX_CONNECTIONS = 4096, REQUEST_BYTES = 1 << 20, HUGE_BYTES = 1 << 16, LATENESS_BINS = 100000, RATE_BINS = 36000 };
 
 typedef struct {
     int fd, sent, tokens, heap_index, received;
@@ -55,7 +57,8 @@ static Connection *heap[MAX_CONNECTIONS];
 static int heap_size, epoll_fd, timer_fd;
 static volatile sig_atomic_t stopping;
 static long requests, tokens_sent, lateness_bins[LATENESS_BINS]; /* bins of 10 microseconds */
-static double lateness_max_s;
+static double lateness_max_s, first_token_s, last_token_s;
+static long bins[RATE_BINS]; /* tokens in each tenth of a second from the first token on */
 
 static double now_s(void) {
     struct timespec t;
@@ -184,6 +187,19 @@ static void note_lateness(double late_s) {
     lateness_bins[bin < LATENESS_BINS ? bin : LATENESS_BINS - 1]++;
 }
 
+static void note_token(double due_s) {
+    if (first_token_s == 0) first_token_s = due_s;
+    if (due_s > last_token_s) last_token_s = due_s;
+    long bin = (long)((due_s - first_token_s) * 10);
+    if (bin >= 0 && bin < RATE_BINS) bins[bin]++;
+}
+
+static double steady_tokens_per_s(void) {
+    long all = (long)((last_token_s - first_token_s) * 10), from = all / 4, to = all - all / 4, seen = 0;
+    for (long i = from; i < to && i < RATE_BINS; i++) seen += bins[i];
+    return to > from ? (double)seen / (double)(to - from) * 10 : 0;
+}
+
 static void on_due(Connection *c) {
     unschedule(c);
     bool half_way = c->sent >= c->tokens / 2;
@@ -203,6 +219,7 @@ static void on_due(Connection *c) {
     }
     if (c->sent < c->tokens) {
         note_lateness(now_s() - c->due_s);
+        note_token(c->due_s);
         if (!send_token_event(c)) return drop(c);
     }
     if (c->sent < c->tokens) {
@@ -248,6 +265,10 @@ static void answer_plain(Connection *c, const char *status, const char *body) {
     if (!send_all(c, answer, (size_t)count)) drop(c);
 }
 
+static int asked_tokens(const char *request) {
+    return number_after(request, "\"max_tokens\"", number_after(request, "\"max_completion_tokens\"", 16));
+}
+
 static bool is_allowed(Connection *c) {
     char said[200] = "", refusal[300];
     const char *header = strcasestr(c->request, "\r\nAuthorization: Bearer ");
@@ -276,11 +297,14 @@ static void on_request(Connection *c, double arrived_s) {
     if (strncmp(request, "GET /v1/models", 14) == 0) return list_models(c);
     if (strncmp(request, "GET ", 4) == 0) return answer_plain(c, "200 OK", "{}");
     read_fault(c, request);
-    requests++;
+    if (requests++ == 0) {
+        printf("first %.6f\n", arrived_s);
+        fflush(stdout);
+    }
     if (is(c, "plain")) return answer_plain(c, "200 OK", "{\"answer\":\"no stream\"}");
     if (is(c, "refuse")) return answer_plain(c, "503 Service Unavailable", "{\"error\":\"Exceeds maximum queue size\"}");
     c->sent = 0;
-    c->tokens = is(c, "empty") ? 0 : is(c, "babble") ? INT_MAX : number_after(request, "\"max_tokens\"", 16);
+    c->tokens = is(c, "empty") ? 0 : is(c, "babble") ? INT_MAX : asked_tokens(request);
     static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%s\r\n\r\n";
     char filled[128];
     int count = snprintf(filled, sizeof filled, head, is(c, "close") ? "Connection: close" : "Transfer-Encoding: chunked");
@@ -378,7 +402,9 @@ int main(int count, char **arguments) {
         else if (event.data.ptr == &timer_mark) (void)!read(timer_fd, &expirations, sizeof expirations);
         else on_bytes(event.data.ptr);
     }
-    printf("{\"requests\": %ld, \"tokens\": %ld, \"late_s\": {\"p50\": %.5f, \"p99\": %.5f, \"max\": %.5f}}\n", requests, tokens_sent,
+    printf("{\"requests\": %ld, \"tokens\": %ld, \"late_s\": {\"p50\": %.5f, \"p99\": %.5f, \"max\": %.5f}, ", requests, tokens_sent,
            lateness_at(0.5), lateness_at(0.99), lateness_max_s);
+    printf("\"first_token_s\": %.6f, \"last_token_s\": %.6f, \"steady_tokens_per_s\": %.1f}\n", first_token_s, last_token_s,
+           steady_tokens_per_s());
     return 0;
 }
