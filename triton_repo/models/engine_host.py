@@ -177,7 +177,9 @@ class EngineHost:
 
     def _request(self, sequence: Sequence) -> Request:
         settings = self.settings
-        hashes = prefix_hashes(sequence.prompt, settings.tokens_per_block) if settings.kv_reuse else ()
+        # Prompt and reply: the next prompt of a conversation begins with both.
+        said = np.concatenate([sequence.prompt, sequence.reply.tokens(sequence.limit)])
+        hashes = prefix_hashes(said, settings.tokens_per_block) if settings.kv_reuse else ()
         return Request(
             sequence.number,
             len(sequence.prompt),
@@ -290,11 +292,11 @@ def new_blocks(sequence: Sequence, tokens_per_block: int) -> int:
     return -(-tokens // tokens_per_block) - sequence.reused_blocks
 
 
-def prefix_hashes(prompt: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
-    """Return one hash for each full block of a prompt, each covering the blocks before it."""
+def prefix_hashes(said: Array, tokens_per_block: int) -> tuple[int, ...]:
+    """Return one hash for each full block of a prompt and its reply, each covering the blocks before it."""
     hashes: list[int] = []
     before = 0
-    for begin in range(0, len(prompt) - tokens_per_block + 1, tokens_per_block):
-        before = hash((before, prompt[begin : begin + tokens_per_block].tobytes()))
+    for begin in range(0, len(said) - tokens_per_block + 1, tokens_per_block):
+        before = hash((before, said[begin : begin + tokens_per_block].tobytes()))
         hashes.append(before)
     return tuple(hashes)

@@ -61,6 +61,12 @@ class Reply:
             return self._ruled[index]
         return int(self._prompt[index % len(self._prompt)])
 
+    def tokens(self, limit: int) -> Array:
+        """Return what it will have said after so many steps; shape (tokens,), of the prompt's type."""
+        if self._ruled is not None:
+            return np.array([token for token in self._ruled[:limit] if token is not None], dtype=self._prompt.dtype)
+        return np.resize(self._prompt, limit)
+
     def cut(self, steps: int) -> None:
         """End it after so many steps, as a stop word would."""
         self.ends_after, self.why = steps, "stop"
