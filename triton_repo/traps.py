@@ -268,6 +268,12 @@ def _agrees(file: ModelFile, files: Files, config: EngineConfig) -> Iterator[Fin
         if on and of_engine is False:
             what = f"{key} is on and {built} says the engine was built without {why}"
             yield _finding("error", "paged-context", file, what, f"{key} false, or build with --{why} enable")
+    budget, longest = config.max_num_tokens, config.max_input_len
+    if values.get("enable_chunked_context") not in TRUE and budget and longest and budget < longest:
+        what = (
+            f"without enable_chunked_context no prompt past max_num_tokens ({budget}) runs; max_input_len is {longest}"
+        )
+        yield _finding("warning", "whole-prompts", file, what, "enable_chunked_context true")
     size = file.config.max_batch_size
     if config.max_batch_size is not None and size > config.max_batch_size:
         what = f"max_batch_size is {size}, {built} says {config.max_batch_size}"
@@ -367,11 +373,11 @@ def _tokenizer(folder: Path, file: ModelFile, manifest: RepositoryManifest | Non
         inside = folder / inside.relative_to(manifest.served_at)
     if not inside.is_dir():
         yield _finding(
-            "error",
+            "warning" if manifest is None else "error",
             "tokenizer",
             file,
             f"tokenizer_dir {named} holds no tokenizer.json: there is no such folder on this machine (issue 109)",
-            "build the repository again, with --served-at where it is mounted elsewhere; check inside the container",
+            "run check-repo where it is mounted; build-repo --served-at says where that will be",
         )
     elif not (inside / "tokenizer.json").is_file():
         what = f"tokenizer_dir {named} holds no tokenizer.json"
