@@ -6,13 +6,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
 from loadtest.arrivals import Arrivals
 
-Protocol = Literal["triton-http", "triton-grpc"]
+Protocol = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
 PromptSource = Literal["chat", "random"]
 
 
@@ -28,10 +28,11 @@ class Trust(Strict):
 
     Attributes:
         arrivals_late_s: p99 of how late an open loop's requests were sent, in engine seconds.
+        clocks_apart_s: How exactly each worker's clock must be known, its drift over a level included.
     """
 
     arrivals_late_s: Annotated[float, Field(gt=0)] = 0.02
-
+    clocks_apart_s: Annotated[float, Field(gt=0)] = 0.005
     server_late_ratio: Annotated[float, Field(gt=0, description="Emulator lateness p99 over its mean step.")] = 0.5
     generator_late_ratio: Annotated[
         float, Field(gt=0, description="p99 of the generator's own timers over an ITL.")
@@ -54,9 +55,13 @@ class Scenario(Strict):
         warmup_requests: Requests of each user before its level's measurement.
         start: How the users of a level begin: spread over the length of a request, or all together.
         prompts: `chat`: real chat prompts cut to the length; `random`: ids from the seed.
-        model: The Triton model to send to; `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text.
+        model: What to ask for: of Triton, `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text; of an
+            OpenAI server, any name it lists.
         level_timeout_s: Wall seconds after which a level is ended with what it has.
         request_timeout_s: Wall seconds without a byte after which a request has failed.
+        reply_timeout_s: Wall seconds from sending after which a reply that has not ended has failed, silent or not.
+        unreachable_s: Wall seconds during which nothing takes connections, after which the run is ended.
+        extra_body: Fields laid over every request's own; a null takes one away from OpenAI's.
     """
 
     name: str = "sweep"
@@ -76,6 +81,9 @@ class Scenario(Strict):
     seed: int = 0
     level_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    unreachable_s: Annotated[float, Field(ge=0)] = 5.0
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
     sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
     trust: Trust = Trust()
 

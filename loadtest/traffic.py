@@ -10,8 +10,9 @@ import numpy as np
 from engines.errors import UserError
 from engines.files import Strict
 from loadtest.arrivals import Poisson, Process, arrivals_of
+from loadtest.dialects.endpoint import Endpoint
 from loadtest.records import Phase
-from loadtest.scenario import Protocol, Scenario
+from loadtest.scenario import Scenario
 from loadtest.traces import Arrival, Trace
 
 
@@ -19,18 +20,19 @@ class GeneratorPlan(Strict):
     """What the load generator's process is told.
 
     Attributes:
+        endpoint: The server.
         prompts: File of prompts.
         records: File to append records to.
+        under_way: File to note requests in that have not ended.
         began_monotonic_s: The run's zero on the machine's monotonic clock.
         time_scale: Wall seconds of one second of the scenario's arrivals and windows.
     """
 
-    host: str
-    port: int
-    protocol: Protocol
+    endpoint: Endpoint
     scenario: Scenario
     prompts: str
     records: str
+    under_way: str
     began_monotonic_s: float
     time_scale: float = 1.0
 
@@ -77,8 +79,16 @@ def _open_plan(scenario: Scenario, process: Process | Trace, rate_per_s: float |
     return LevelPlan(None, rate_per_s or round((len(found) - 1) / (end_s - begin_s), 4), found, failed_rows)
 
 
-def closed_loop(scenario: Scenario, concurrency: int, *, first_id: int, time_scale: float = 1.0) -> ClosedLoop:
-    """Return the closed loop of one level."""
+def closed_loop(
+    scenario: Scenario,
+    concurrency: int,
+    *,
+    first_id: int,
+    time_scale: float = 1.0,
+    worker: int = 0,
+    workers: int = 1,
+) -> ClosedLoop:
+    """Return the closed loop of one level, or one load generator's share of it."""
     return ClosedLoop(
         concurrency,
         scenario.lengths.osl,
@@ -87,6 +97,8 @@ def closed_loop(scenario: Scenario, concurrency: int, *, first_id: int, time_sca
         first_id=first_id,
         window_s=scenario.window_s * time_scale,
         staggered=scenario.start == "staggered",
+        worker=worker,
+        workers=workers,
     )
 
 
@@ -117,8 +129,15 @@ class ClosedLoop:
     begins when every user has warmed up. Once all measured requests are under way, users that become free send
     requests that are not measured: the load stays what it was until the last measured one has ended.
 
+    Several load generators share a level: users and measured requests are split, ids too (every `workers`-th), and
+    measuring begins when `begin` is called, since no share knows when the users of the others have warmed up.
+
     Args:
-        first_id: Id of the first request.
+        concurrency: Users of the whole level.
+        requests: Measured by the whole level.
+        first_id: Id of the level's first request.
+        worker: Whose share this is, from 0.
+        workers: Load generators that share the level.
         window_s: Requests sent within this time of the first measured one are measured too, beyond `requests`.
         warmup_requests: Of each user; with 0, the first wave is measured with the others.
         staggered: Whether the first warm-up replies have staggered lengths; if not, all users begin together.
@@ -131,6 +150,8 @@ class ClosedLoop:
     first_id: int
     window_s: float = 0.0
     staggered: bool = True
+    worker: int = 0
+    workers: int = 1
     measure_s: float | None = None
     end_s: float | None = None
     next_id: int = 0
@@ -140,8 +161,27 @@ class ClosedLoop:
     _ended: int = 0
 
     def __post_init__(self) -> None:
-        """Start at the first id."""
-        self.next_id = self.first_id
+        """Start at the first id; take the share of the requests that the share of the users is."""
+        self.next_id = self.first_id + self.worker
+        before = sum(len(range(other, self.concurrency, self.workers)) for other in range(self.worker))
+        upto = before + len(self.users)
+        self.requests = self.requests * upto // self.concurrency - self.requests * before // self.concurrency
+
+    @property
+    def users(self) -> range:
+        """The numbers of this share's users, of all of the level's from 0."""
+        return range(self.worker, self.concurrency, self.workers)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether all users of this share have warmed up."""
+        return not self.warmup_requests or len(self._warmed) == len(self.users)
+
+    def begin(self, now_s: float) -> None:
+        """Measure from now on."""
+        self.measure_s = now_s
+        self.end_s = None if self.users else now_s
+        self._end_if_done(now_s)
 
     @property
     def is_over(self) -> bool:
@@ -154,15 +194,15 @@ class ClosedLoop:
         self._sent[user] = sent + 1
         if sent >= self.warmup_requests:
             self._warmed.add(user)
-        if self.measure_s is None and (not self.warmup_requests or len(self._warmed) == self.concurrency):
-            self.measure_s = now_s
+        if self.measure_s is None and self.workers == 1 and self.is_warm:
+            self.begin(now_s)
         phase: Phase = "warmup"
         if self.measure_s is not None:
             phase = "measure" if self._measured < self.requests or self._in_window(now_s) else "fill"
             self._measured += phase == "measure"
             self._end_if_done(now_s)
         turn = Turn(self.next_id, phase, self._length(user, sent))
-        self.next_id += 1
+        self.next_id += self.workers
         return turn
 
     def note_end(self, turn: Turn, now_s: float) -> None:

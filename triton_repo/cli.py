@@ -1,10 +1,9 @@
-"""The room's commands: install-triton, build-repo, check-repo, serve-repo."""
+"""The room's commands: install-triton, build-repo, check-repo."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,17 @@ from engines.files import load_yaml, made_by, parse_yaml, read_yaml, to_json, va
 from engines.manifest import EngineManifest
 from triton_repo import runtime
 from triton_repo.audit import audit_repository
-from triton_repo.check import check_repository, read_config
 from triton_repo.findings import Finding
-from triton_repo.guard import require_servable
-from triton_repo.launch import LOOPBACK, Ports, ServerRecord, start_server, stop_server, watch_server
 from triton_repo.render import render_repository, resolve_for
 from triton_repo.resolve import Given, Resolved, given_in, shown
-from triton_repo.settings import Choice, RepositoryManifest, ServingSettings, all_settings, laid_over, read_repository
+from triton_repo.settings import Choice, RepositoryManifest, ServingSettings, all_settings, laid_over
 
 FOLDER = click.Path(path_type=Path)
+FLAG_NAMES = {
+    "max_queue_size": "queue.max_queue_size",
+    "bls_instances": "text.bls_instances",
+    "time_scale": "emulation.time_scale",
+}
 
 
 @click.command("install-triton", cls=console.Command)
@@ -112,58 +113,6 @@ def check_repo(repository: Path, as_json: bool, verbose: bool) -> None:
         raise SystemExit(TargetMissedError.exit_status)
 
 
-@click.command("serve-repo", cls=console.Command)
-@click.argument("repository", type=FOLDER)
-@click.option("--address", default=LOOPBACK, show_default=True, help="Address to listen on.")
-@click.option("--http-port", default=8000, show_default=True)
-@click.option("--grpc-port", default=8001, show_default=True)
-@click.option("--metrics-port", default=8002, show_default=True)
-@click.option("--tritonserver", default="auto", show_default=True, help="auto, local, or the path of a tritonserver.")
-@click.option("--ready-within", default=120.0, show_default=True, help="Seconds to wait for readiness.")
-@click.option("--stop-after", type=float, default=None, help="End the server after this many seconds.")
-@click.option("--detach", is_flag=True, help="Return once the server is ready; --stop ends it.")
-@click.option("--stop", is_flag=True, help="Stop the server that runs on this repository.")
-@console.common_flags
-def serve_repo(repository: Path, **flags: Any) -> None:
-    """Serve a model repository with Triton; Ctrl-C stops it.
-
-    An installed tritonserver is used where there is one, else the local one that install-triton made.
-    The server's output goes to server.log inside the repository.
-    """
-    if flags["stop"]:
-        _stop(repository, as_json=flags["as_json"])
-        return
-    check_repository(repository)
-    require_servable(read_repository(repository).engine, _engine_folder(repository))
-    found = runtime.find_runtime(flags["tritonserver"], runtime.default_folder())
-    ports = Ports(flags["http_port"], flags["grpc_port"], flags["metrics_port"], flags["address"])
-    record = start_server(
-        repository,
-        found,
-        ports,
-        deadline_s=flags["ready_within"],
-        stop_after_s=flags["stop_after"],
-        made_by=made_by(console.command_line("serve-repo")),
-        progress=console.progress,
-    )
-    _show_server(record, as_json=flags["as_json"])
-    if not flags["detach"]:
-        _attend(repository, record)
-
-
-def _engine_folder(repository: Path) -> Path:
-    """Return where the `tensorrt_llm` model of a repository looks for its engine."""
-    config = read_config(repository / "tensorrt_llm" / "config.pbtxt")
-    return Path(config.parameters["gpt_model_path"].string_value)
-
-
-FLAG_NAMES = {
-    "max_queue_size": "queue.max_queue_size",
-    "bls_instances": "text.bls_instances",
-    "time_scale": "emulation.time_scale",
-}
-
-
 def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
     """Lay flags over the serving YAML over the defaults, and note where each came from."""
     document: dict[str, Any] = {}
@@ -243,31 +192,3 @@ def _show_repository(repository: RepositoryManifest) -> None:
     console.show(
         "checked: config.pbtxt against Triton's ModelConfig, tensors against TensorRT-LLM's, limits, tokenizer"
     )
-
-
-def _show_server(record: ServerRecord, *, as_json: bool) -> None:
-    if as_json:
-        console.show(to_json(record).rstrip())
-        return
-    console.show(
-        f"Triton {record.triton_version}: {record.url}, gRPC {record.grpc_port}, metrics {record.metrics_port}"
-    )
-    console.show(f"log: {record.log}")
-    console.show(f"next: run-load --url {record.url} --protocol triton-http")
-
-
-def _attend(repository: Path, record: ServerRecord) -> None:
-    """Stay with the server; a signal to us stops it, and so does its own end."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        watch_server(repository, record)
-    finally:
-        stop_server(repository)
-
-
-def _stop(repository: Path, *, as_json: bool) -> None:
-    stopped = stop_server(repository)
-    if as_json:
-        console.show(json.dumps({"repository": str(repository), "stopped": stopped}))
-        return
-    console.show("stopped" if stopped else f"{repository}: no server was running")

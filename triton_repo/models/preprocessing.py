@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from triton_repo.models.text import load_tokenizer, special_tokens
+from triton_repo.models.text import load_tokenizer, special_tokens, word_list
 
 Array = np.ndarray[Any, Any]
 
@@ -123,15 +123,9 @@ class Preprocessing:
 
     def _word_list(self, words: Array | None) -> Array:
         """Return words in TensorRT-LLM's form: all tokens in a row, and below them where each word ends."""
-        flat: list[int] = []
-        ends: list[int] = []
-        for word in _texts(words):
-            if word:
-                flat += self._tokenizer.encode(word, add_special_tokens=False).ids
-                ends.append(len(flat))
-        if not flat:
-            return np.array([[[0], [-1]]], np.int32)
-        return np.array([[flat, ends + [-1] * (len(flat) - len(ends))]], np.int32)
+        found = [self._tokenizer.encode(word, add_special_tokens=False).ids for word in _texts(words) if word]
+        flat, ends = word_list(found)
+        return np.array([[flat, ends]] if flat else [[[0], [-1]]], np.int32)
 
 
 def _limit(parameters: dict[str, Any], name: str) -> float:

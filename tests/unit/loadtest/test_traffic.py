@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from loadtest.traffic import ClosedLoop, Turn
 
 
@@ -81,3 +83,40 @@ def test_ids_run_on_from_level_to_level() -> None:
     second = ClosedLoop(2, 8, 4, 1, first.next_id)
     ids += [turn.id for turn in _run(second, 2)]
     assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(("users", "requests", "workers"), [(7, 20, 3), (4, 10, 2), (2, 5, 4), (64, 100, 5), (3, 1, 2)])
+def test_shares_of_a_level_make_the_whole(users: int, requests: int, workers: int) -> None:
+    """Several generators have each user once, measure the requests asked for in all, and share no id."""
+    whole = ClosedLoop(users, 8, requests, 1, 100)
+    shares = [ClosedLoop(users, 8, requests, 1, 100, worker=worker, workers=workers) for worker in range(workers)]
+    assert sorted(user for share in shares for user in share.users) == list(whole.users)
+    assert sum(share.requests for share in shares) == requests
+    most = max(share.requests / len(share.users) for share in shares if share.users)
+    assert most < requests / users + 1  # nobody is given a much longer level than the others
+    ids = [share.next_turn(user, 0.0).id for _ in range(3) for share in shares for user in share.users]
+    assert len(ids) == len(set(ids))
+    assert min(ids) == 100
+
+
+def test_a_share_measures_when_told() -> None:
+    """A generator whose own users have warmed up waits for those of the others."""
+    share = ClosedLoop(4, 40, 2, 1, 0, worker=1, workers=2)
+    assert [share.next_turn(user, 0.0).output_tokens for user in share.users] == [20, 40]  # staggered over the level
+    assert not share.is_warm
+    assert [share.next_turn(user, 1.0).phase for user in share.users] == ["warmup"] * 2
+    assert share.is_warm
+    assert share.measure_s is None
+    share.begin(2.0)
+    turns = [share.next_turn(user, 2.0) for user in share.users]
+    assert [turn.phase for turn in turns] == ["measure", "fill"]
+    share.note_end(turns[0], 3.0)
+    assert share.end_s == 3.0
+
+
+def test_a_share_without_users_is_over_when_it_begins() -> None:
+    """More generators than users: those left over have nothing to wait for, window or not."""
+    share = ClosedLoop(1, 8, 4, 1, 0, window_s=9.0, worker=1, workers=2)
+    assert share.is_warm
+    share.begin(1.0)
+    assert share.is_over
