@@ -268,11 +268,9 @@ def _agrees(file: ModelFile, files: Files, config: EngineConfig) -> Iterator[Fin
         if on and of_engine is False:
             what = f"{key} is on and {built} says the engine was built without {why}"
             yield _finding("error", "paged-context", file, what, f"{key} false, or build with --{why} enable")
-    budget, longest = config.max_num_tokens, config.max_input_len
-    if values.get("enable_chunked_context") not in TRUE and budget and longest and budget < longest:
-        what = (
-            f"without enable_chunked_context no prompt past max_num_tokens ({budget}) runs; max_input_len is {longest}"
-        )
+    budget, most = config.max_num_tokens, config.max_input_len
+    if values.get("enable_chunked_context") not in TRUE and budget and most and budget < most:
+        what = f"without enable_chunked_context no prompt past max_num_tokens ({budget}) runs; max_input_len is {most}"
         yield _finding("warning", "whole-prompts", file, what, "enable_chunked_context true")
     size = file.config.max_batch_size
     if config.max_batch_size is not None and size > config.max_batch_size:

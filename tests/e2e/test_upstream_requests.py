@@ -1,4 +1,4 @@
-"""Requests as TensorRT-LLM's own clients send them, answered or refused as its backend does, through the real Triton."""
+"""Requests as TensorRT-LLM's clients send them, answered or refused as its backend does, through the real Triton."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ def _streamed(server: Server, body: dict[str, Any]) -> list[list[int]]:
     """Return the tokens of each streamed response of the engine."""
     responses = _answers(server, "tensorrt_llm", {**body, "streaming": True}, stream=True)
     return [[ids] if isinstance(ids := response["output_ids"], int) else ids for response in responses]
+
+
+def _joined(responses: list[list[int]]) -> list[int]:
+    return list(chain.from_iterable(responses))
 
 
 def _refused(server: Server, model: str, body: dict[str, Any], *, stream: bool = False) -> str:
@@ -116,7 +121,7 @@ def _tensors(rows: list[list[int]], **more: Any) -> dict[str, np.ndarray[Any, An
 def test_the_least_a_client_may_send(server: Server) -> None:
     """Three tensors are a request; the reply echoes the prompt unless it is told not to, as upstream's."""
     [reply] = _answers(server, "tensorrt_llm", BASE)
-    assert reply["output_ids"] == PROMPT + [1005, 1006, 1007, 1008, 1005, 1006]
+    assert reply["output_ids"] == [*PROMPT, *PROMPT, 1005, 1006]
     assert reply["sequence_length"] == 10
     [reply] = _answers(server, "tensorrt_llm", {**BASE, "exclude_input_in_output": True})
     assert (reply["output_ids"], reply["sequence_length"]) == ([1005, 1006, 1007, 1008, 1005, 1006], 6)
@@ -125,7 +130,7 @@ def test_the_least_a_client_may_send(server: Server) -> None:
 @pytest.mark.parametrize("name", SAMPLING)
 def test_sampling_parameters_are_taken(server: Server, name: str) -> None:
     """Each changes what a model would say, and so nothing here; none is an error."""
-    assert sum(_streamed(server, {**BASE, name: SAMPLING[name]}), []) == [1005, 1006, 1007, 1008, 1005, 1006]
+    assert _joined(_streamed(server, {**BASE, name: SAMPLING[name]})) == [1005, 1006, 1007, 1008, 1005, 1006]
 
 
 def test_an_end_token_ends_a_reply_and_is_not_in_it(server: Server) -> None:
@@ -140,8 +145,8 @@ def test_an_end_token_ends_a_reply_and_is_not_in_it(server: Server) -> None:
 def test_stop_and_bad_words_in_upstreams_form(server: Server) -> None:
     """Tokens in a row, then where each word ends: a stop word is the reply's last part, a bad word never comes."""
     words = [1007, 1008, 2000, 2, 3, -1]
-    assert sum(_streamed(server, {**BASE, "stop_words_list": words}), []) == [1005, 1006, 1007, 1008]
-    assert 1006 not in sum(_streamed(server, {**BASE, "bad_words_list": [1006, 0, 1, -1]}), [])
+    assert _joined(_streamed(server, {**BASE, "stop_words_list": words})) == [1005, 1006, 1007, 1008]
+    assert 1006 not in _joined(_streamed(server, {**BASE, "bad_words_list": [1006, 0, 1, -1]}))
     nothing = {"stop_words_list": [0, -1], "bad_words_list": [0, -1]}
     assert len(_streamed(server, {**BASE, **nothing})) == 6
 
@@ -383,7 +388,7 @@ def test_the_llm_api_answers_text(llmapi: Server) -> None:
     streamed = _answers(llmapi, "tensorrt_llm", {**ASTRONAUT, "streaming": True}, stream=True)
     texts = [response["text_output"] for response in streamed]
     assert len(texts) == 12
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert not any("\ufffd" in text for text in texts)
     assert texts[-1] == "Hello there, astronaut 👩‍🚀Hello there,"
 

@@ -163,7 +163,9 @@ def service(tokenizer_folder: Path) -> Service:
     limits = engine.limits.model_copy(update={"max_seq_len": MAX_SEQ_LEN, "max_input_len": MAX_INPUT_LEN})
     engine = engine.model_copy(update={"limits": limits})
     settings = ServingSettings(emulation=Emulation(time_scale=4))
-    repository = RepositoryManifest(made_by=head, kind="emulated", served_at="/r", settings=settings, engine=engine)
+    repository = RepositoryManifest(
+        made_by=head, kind="emulated", served_at="/r", settings=settings, resolved=settings, engine=engine
+    )
     return Service(repository, tokenizer_folder, model=MODEL, reasoning="auto")
 
 
