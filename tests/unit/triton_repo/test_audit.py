@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -10,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+from engines import trtllm
 from engines.build import emulated_manifest
 from engines.errors import MissingError
-from engines.files import Document, MadeBy, write_json
+from engines.files import Document, MadeBy, read_json, write_json
 from engines.plan import make_plan
 from engines.recipe import ask
 from triton_repo import cli
 from triton_repo.audit import audit_repository
-from triton_repo.findings import Finding
+from triton_repo.findings import Finding, read_model
 from triton_repo.render import render_repository
-from triton_repo.settings import ServingSettings
+from triton_repo.settings import MODELS, RepositoryManifest, ServingSettings
+from triton_repo.traps import engine_traps
 
 HEAD = MadeBy(command="test", version="0")
 BUILD = {
@@ -56,7 +61,7 @@ def _make(folder: Path, *, backend: str) -> Path:
         force=False,
         made_by=HEAD,
     )
-    (folder / "repository" / "manifest.json").unlink()
+    (folder / "repository" / "manifest.json").rename(folder / "kept.json")
     return folder
 
 
@@ -256,6 +261,49 @@ def test_each_trap_of_the_llm_api_is_found(made_llmapi: Path, tmp_path: Path, tr
     assert not _found(folder)
     damage(folder)
     assert (severity, code) in {(finding.severity, finding.code) for finding in _found(folder)}
+
+
+def test_another_tensorrt_llm_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where TensorRT-LLM is installed, an engine of another version is an error; where it is not, nothing is said."""
+    monkeypatch.setattr(trtllm, "installed_version", lambda: "1.1.0")
+    [found] = [finding for finding in _found(folder) if finding.severity == "error"]
+    assert found.code == "engine-version"
+    assert "1.2.1, 1.1.0 is installed here" in found.what
+    monkeypatch.setattr(trtllm, "installed_version", lambda: "1.2.1")
+    assert not [finding for finding in _found(folder) if finding.severity == "error"]
+
+
+def test_gpus_of_another_kind_are_found(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository of ours knows what its engine was built for; GPUs that are none of that are an error."""
+    manifest = read_json(made / "kept.json", RepositoryManifest)
+    monkeypatch.setattr(trtllm, "visible_compute_capabilities", lambda: ["8.0", "8.0"])
+    file, _ = read_model(made / "repository", ENGINE)
+    assert file is not None
+    found = {finding.code: finding for finding in engine_traps(made / "repository", {ENGINE: file}, manifest)}
+    assert "9.0, GPUs here have 8.0" in found["compute-capability"].what
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(model=st.sampled_from(MODELS), seed=st.integers(0, 1 << 30))
+def test_no_damage_ends_an_audit(folder: Path, model: str, seed: int) -> None:
+    """Lines lost, doubled, cut or filled with noise: whatever became of a config.pbtxt, findings come out."""
+    path = folder / "repository" / model / "config.pbtxt"
+    before, rng = path.read_text(), random.Random(seed)
+    lines = before.splitlines()
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(lines))
+        kind = rng.randrange(4)
+        lines[at] = (
+            "",
+            lines[at] * 2,
+            lines[at][: rng.randrange(1 + len(lines[at]))],
+            "".join(rng.choice('{}[]:"$ \n-9éx') for _ in range(rng.randrange(20))),
+        )[kind]
+    path.write_text("\n".join(lines))
+    try:
+        assert all(finding.fix for finding in audit_repository(folder / "repository"))
+    finally:
+        path.write_text(before)
 
 
 def test_a_folder_that_is_no_repository_is_said(tmp_path: Path) -> None:
