@@ -12,7 +12,7 @@ from triton_repo.settings import read_repository
 
 # What an audit finds in the engine's own folder, which need not be where the repository is made; the guard of
 # serve-repo looks there before a server is started.
-OF_THE_ENGINE = ("engine-config", "ranks")
+OF_THE_ENGINE = ("engine-config", "ranks", "engine-version", "compute-capability")
 
 
 def check_repository(folder: Path) -> list[str]:

@@ -298,3 +298,20 @@ def test_what_is_rendered_passes_the_audit(default: Path, full: Path) -> None:
     for repository in (default, full):
         errors = {finding.code for finding in audit_repository(repository) if finding.severity == "error"}
         assert errors == {"engine-config"}  # there is no engine in its folder
+
+
+def test_every_finding_is_explained() -> None:
+    """Each code that an audit may give stands in the how-to, and no other."""
+    root = Path(__file__).parents[2]
+    source = "".join((root / "triton_repo" / f"{name}.py").read_text() for name in ("audit", "findings", "traps"))
+    given = set(re.findall(r'_finding\(\s*"\w+"[^,]*,\s*"([\w-]+)"', source))
+    given |= set(re.findall(r'_error\(\s*"([\w-]+)"', source)) | set(re.findall(r'code="([\w-]+)"', source))
+    given |= set(re.findall(r'_finding\(\s*(?:severity|"\w+" if [^,]+),\s*"([\w-]+)"', source))
+    table = (root / "docs" / "how-to" / "audit-a-repository.md").read_text().partition("## Findings")[2]
+    told = {
+        code
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for code in re.findall(r"`([\w-]+)`", line.split("|")[1])
+    }
+    assert given == told
