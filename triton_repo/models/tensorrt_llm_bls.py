@@ -7,6 +7,7 @@ client that wants a single model, and the wrong one to load-test through.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,29 @@ class TextModel:
         """Serve requests one after another."""
         for request in requests:
             sender = request.get_response_sender()
+            called = request.request_id() or f"bls-{uuid.uuid4()}"
             try:
-                for response in self._responses(request):
+                for response in self._responses(request, called):
                     if sender.is_cancelled():
+                        self._stop(called)
                         break
                     sender.send(response)
             except _FailedError as error:
                 sender.send(self.backend.InferenceResponse(error=self.backend.TritonError(str(error))))
             sender.send(flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _responses(self, request: Any) -> Iterator[Any]:
+    def _stop(self, called: str) -> None:
+        """Have the engine end a request by its id: left unread, it would generate to the end."""
+        one = np.ones((1, 1), np.int32)
+        tensors = [("input_ids", one), ("input_lengths", one), ("request_output_len", one), ("stop", one.astype(bool))]
+        inputs = [self.backend.Tensor(name, value) for name, value in tensors]
+        call = self.backend.InferenceRequest(
+            model_name=self._engine, request_id=called, requested_output_names=["output_ids"], inputs=inputs
+        )
+        for _ in call.exec(decoupled=True):
+            pass
+
+    def _responses(self, request: Any, called: str) -> Iterator[Any]:
         backend = self.backend
         prepared = self._call("preprocessing", self._renamed(request, TO_PREPROCESSING), list(FROM_PREPROCESSING))
         inputs = [_named(backend, prepared, theirs, ours) for theirs, ours in FROM_PREPROCESSING.items()]
@@ -89,7 +103,7 @@ class TextModel:
         wanted = ["output_ids", "sequence_length", *PASSED_ON]
         call = backend.InferenceRequest(
             model_name=self._engine,
-            request_id=request.request_id(),
+            request_id=called,
             requested_output_names=wanted,
             inputs=[_scalar(backend, tensor) for tensor in inputs if tensor is not None],
         )
