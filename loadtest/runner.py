@@ -9,6 +9,7 @@ from typing import Any
 
 from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
+from loadtest.aside import done_aside
 from loadtest.dialects import takes_ids
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.doubts import Seen, doubts_of, seen_of
@@ -230,7 +231,7 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     as_text = not takes_ids(target.endpoint, scenario.model)
     cuttings = folder / "prompts"
     cuttings.mkdir()
-    prepare(scenario, plans, target.tokenizer, cuttings, as_text=as_text)
+    done_aside(lambda: prepare(scenario, plans, target.tokenizer, cuttings, as_text=as_text))
     return GeneratorPlan(
         endpoint=target.endpoint,
         scenario=scenario,
