@@ -33,6 +33,7 @@ MOST_CHAT_TOKENS = 2_000_000
 MOST_ROWS = 20_000  # of a prompt file; beyond, they come round again
 LEAST_WORDS = 100
 MOST_WORDS = 4096
+PREPARED_SUFFIXES = (".json", ".npy", ".txt")
 TRIED = 24  # prompts counted again before a run
 _GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this part of a circle fall apart as evenly as any can
 _META = "prompts.json"

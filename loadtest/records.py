@@ -74,7 +74,8 @@ class Level(Strict):
         rate_per_s: Requests a second of an open loop; None in a closed one.
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
         complete: Whether all requests asked for were measured.
-        generator_late_p99_s: 99th percentile of how late the generator's own timers fired.
+        generator_late_p99_s: 99th percentile of how late the generator's own timers fired; of the latest worker.
+        away_s: How long nothing took connections at the server's address.
         read_late_p99_s: 99th percentile of how late it read what the kernel had received.
         clock: Whose times of arrival the records hold: the `kernel`'s, or the `reader`'s own when it came to read; a
             `mixed` lot of both.
@@ -92,6 +93,7 @@ class Level(Strict):
     clock: Literal["kernel", "reader", "mixed"] = "reader"
     rate_per_s: float | None = None
     failed_rows: int = 0
+    away_s: float = 0.0
 
     @property
     def load(self) -> str:
@@ -120,6 +122,23 @@ class ServerFacts(Strict):
     engine: str | None = None
 
 
+class WorkerClock(Strict):
+    """How one worker's monotonic clock was brought onto the run's before a level; seconds.
+
+    Attributes:
+        offset_s: What it was ahead by, by the shortest round trip.
+        uncertainty_s: Half that round trip: the truth is no further away.
+        drift_s: How much further ahead it was when the level had ended.
+    """
+
+    worker: int
+    host: str
+    level: int
+    offset_s: float
+    uncertainty_s: float
+    drift_s: float = 0.0
+
+
 class Doubt(Strict):
     """One reason not to believe a run's figures: what was seen, and the limit it passed."""
 
@@ -135,6 +154,8 @@ class RunManifest(Document):
         time_scale: Wall seconds of one engine second; what divides every duration in the files.
         interrupted: Why the run ended before its last level; None when it was whole.
         doubts: Empty when the run is valid.
+        workers: Load generator processes that shared the levels.
+        clocks: How each worker's clock was brought onto the run's; empty for one process.
     """
 
     kind: Kind
@@ -144,6 +165,8 @@ class RunManifest(Document):
     levels: list[Level]
     interrupted: str | None = None
     doubts: tuple[Doubt, ...] = ()
+    workers: int = 1
+    clocks: tuple[WorkerClock, ...] = ()
 
     @property
     def label(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -135,10 +135,11 @@ class Trust(Strict):
 
     Attributes:
         arrivals_late_s: p99 of how late an open loop's requests were sent, in engine seconds.
+        clocks_apart_s: How exactly each worker's clock must be known, its drift over a level included.
     """
 
     arrivals_late_s: Annotated[float, Field(gt=0)] = 0.02
-
+    clocks_apart_s: Annotated[float, Field(gt=0)] = 0.005
     server_late_ratio: Annotated[float, Field(gt=0, description="Emulator lateness p99 over its mean step.")] = 0.5
     generator_late_ratio: Annotated[
         float, Field(gt=0, description="p99 of the generator's own timers over an ITL.")
@@ -269,22 +270,21 @@ class Scenario(Strict):
             objectives=None if of is None else of.objectives,
         )
 
-    def files(self) -> list[Path]:
-        """Return the files the scenario reads: a trace, prompts, lengths."""
+    def files(self, *, prompts: bool = True) -> list[Path]:
+        """Return the files the scenario reads: a trace, lengths, and prompts where wanted."""
         found = [self.arrivals.path] if isinstance(self.arrivals, Trace) else []
         for kind in self.kinds:
-            found += [kind.prompts] if kind.has_file else []
+            found += [kind.prompts] if kind.has_file and prompts else []
             found += [kind.lengths.pairs.path] if kind.lengths.pairs else []
             found += [each.path for each in _distributions(kind) if each.path]
         return [Path(path) for path in dict.fromkeys(found)]
 
-    def under(self, folder: Path) -> Scenario:
-        """Return the scenario with its relative paths made to begin at a folder."""
-        changed = _under(self, folder)
-        if self.classes:
-            changed["classes"] = tuple(each.model_copy(update=_under(each, folder)) for each in self.classes)
+    def moved(self, move: Callable[[str], str]) -> Scenario:
+        """Return the scenario with its files elsewhere; paths as they are written."""
+        changed = _moved(self, move)
+        changed["classes"] = tuple(each.model_copy(update=_moved(each, move)) for each in self.classes)
         if isinstance(self.arrivals, Trace):
-            changed["arrivals"] = self.arrivals.model_copy(update={"path": str(folder / self.arrivals.path)})
+            changed["arrivals"] = self.arrivals.model_copy(update={"path": move(self.arrivals.path)})
         return self.model_copy(update=changed)
 
 
@@ -313,25 +313,24 @@ def _distributions(kind: Kind) -> Iterator[Distribution]:
             yield each
 
 
-def _under(asked: Scenario | TrafficClass, folder: Path) -> dict[str, Any]:
-    """Return what changes where relative paths begin at a folder."""
+def _moved(asked: Scenario | TrafficClass, move: Callable[[str], str]) -> dict[str, Any]:
+    """Return what changes where files are moved."""
     changed: dict[str, Any] = {}
     if asked.lengths is not None:
         update: dict[str, Any] = {
-            name: value.under(folder)
+            name: value.moved(move)
             for name in ("isl", "osl")
             if isinstance(value := getattr(asked.lengths, name), Distribution)
         }
         if asked.lengths.pairs is not None:
-            pairs = asked.lengths.pairs
-            update["pairs"] = pairs.model_copy(update={"path": str(folder / pairs.path)})
+            update["pairs"] = asked.lengths.pairs.model_copy(update={"path": move(asked.lengths.pairs.path)})
         changed["lengths"] = asked.lengths.model_copy(update=update)
     if asked.conversation is not None:
         talk = asked.conversation
-        turns = talk.turns if isinstance(talk.turns, str) else talk.turns.under(folder)
-        changed["conversation"] = talk.model_copy(update={"turns": turns, "think_s": talk.think_s.under(folder)})
+        turns = talk.turns if isinstance(talk.turns, str) else talk.turns.moved(move)
+        changed["conversation"] = talk.model_copy(update={"turns": turns, "think_s": talk.think_s.moved(move)})
     if asked.prompts is not None and asked.prompts not in GENERATED_PROMPTS:
-        changed["prompts"] = str(folder / asked.prompts)
+        changed["prompts"] = move(asked.prompts)
     return changed
 
 
@@ -352,7 +351,7 @@ def read_scenario(name: str) -> Scenario:
         UserError: There is none of that name; the shipped ones are listed.
     """
     if Path(name).suffix in {".yaml", ".yml"}:
-        return read_yaml(Path(name), Scenario).under(Path(name).parent)
+        return read_yaml(Path(name), Scenario).moved(lambda path: str(Path(name).parent / path))
     path = scenario_folder() / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"no scenario '{name}'", hint=f"a .yaml file, or one of: {', '.join(scenario_names())}")

@@ -28,7 +28,7 @@ class LogHistogram:
     >>> histogram = LogHistogram()
     >>> histogram.add(np.array([0.010] * 99 + [0.200]))
     >>> round(histogram.quantile(0.5), 4), round(histogram.quantile(0.999), 2)
-    (0.01, 0.2)
+    (0.0101, 0.2)
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Watch:
         second.tokens += record.output_tokens
         times_s = np.array(record.token_times_s)
         if len(times_s):
-            second.ttft.add((times_s[:1] - record.scheduled_s) / self._scale)
+            second.ttft.add((times_s[:1] - record.sent_s) / self._scale)
             second.itl.add(np.diff(times_s) / self._scale)
 
     def look(self, now_s: float, in_flight: int, *, measuring: bool = False) -> Progress:
