@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -175,6 +176,11 @@ def _fleet(flags: dict[str, Any]) -> Fleet:
             f"warning: whoever reaches {flags['bind']}:{flags['port']} can read the plan and send records: "
             "Locust's messages carry no proof of who sent them; keep the port inside a network you trust"
         )
+    if flags["master"]:
+        _require_free(flags["bind"], flags["port"], "--port")
+    if flags["web_ui"]:
+        _require_free("127.0.0.1", flags["web_port"], "--web-port")
+        progress(f"watch the run at http://127.0.0.1:{flags['web_port']}/live")
     workers = flags["workers"] or 0
     return Fleet(
         workers=workers or int(flags["web_ui"] and not flags["master"]),
@@ -185,6 +191,18 @@ def _fleet(flags: dict[str, Any]) -> Fleet:
         web_port=flags["web_port"] if flags["web_ui"] else None,
         linger_s=flags["web_ui_linger"],
     )
+
+
+def _require_free(host: str, port: int, flag: str) -> None:
+    address = "0.0.0.0" if host == "*" else host  # Locust's word for all interfaces
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise UserError(
+                f"{flag} {port}: {host}:{port}: {error.strerror}", hint=f"{flag} with a free one"
+            ) from error
 
 
 def _terminated(*_: object) -> NoReturn:

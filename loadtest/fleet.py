@@ -146,14 +146,12 @@ class Master:
         Raises:
             WorkerLostError: A worker went.
         """
-        try:
-            arrived_s, kind, worker, data = self._inbox.get(timeout=timeout_s)
-        except gevent.queue.Empty:
-            kind = worker = ""
         if time.monotonic() - self._checked_s > CHECK_S:
             self._checked_s = time.monotonic()
             self._check_all_there()
-        if not kind:
+        try:
+            arrived_s, kind, worker, data = self._inbox.get(timeout=timeout_s)
+        except gevent.queue.Empty:
             return None
         if kind == "report":
             self._note(worker, data)
@@ -239,7 +237,7 @@ class Master:
         """Run one level; return it, the clocks, the next level's first id, and why the run cannot go on."""
         shares: dict[str, Any] = {}
         clocks: list[WorkerClock] = []
-        begin_s, measure_s, why_end = self.now_s(), None, None
+        begin_s, measure_s, why_end, lost = self.now_s(), None, None, False
         ticker = gevent.spawn(tell_progress, lambda: self._look(measure_s is not None), self._on_look)
         try:
             clocks = self._clocks(number)
@@ -252,15 +250,14 @@ class Master:
             why_end = self._why_end()
             shares = self._finish(whole=why_end is None)
             clocks = self._drifted(clocks)
-        except WorkerLostError as lost:
-            why_end = lost.message
+        except WorkerLostError as error:
+            why_end, lost = error.message, True
             tell(lost=why_end)
             shares = self._finish_others()
         ticker.kill()
-        facts = [
-            *shares.values(),
-            *([{"begin_s": begin_s, "end_s": self.now_s()}] if len(shares) < len(self._ids) else []),
-        ]
+        facts = [*shares.values()]
+        if lost or not facts:
+            facts.append({"begin_s": begin_s, "measure_s": measure_s or begin_s, "end_s": self.now_s()})
         next_id = max((share["next_id"] for share in shares.values()), default=first_id)
         return level_of(plan, facts), clocks, next_id, why_end or self._why_end()
 

@@ -23,7 +23,7 @@ def add_live_page(app: Any, history: History, label: str) -> None:
     page = files("loadtest").joinpath("live.html").read_text(encoding="utf-8").replace("{{ label }}", label)
 
     def points() -> Any:
-        found = [point.model_dump() for point in history.points]
+        found = {"points": [point.model_dump() for point in history.points], "has_ended": history.has_ended}
         return app.response_class(json.dumps(found), mimetype="application/json")
 
     app.add_url_rule("/live", "live", lambda: page)

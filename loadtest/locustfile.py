@@ -549,6 +549,7 @@ def run_master(orders: Orders, options: dict[str, Any]) -> None:
         page.start()
         gevent.spawn(locust.stats.stats_history, runner)
     master.run(within_s=options["within_s"])
+    history.has_ended = True
     master.let_go()
     if page is not None:
         tell(lingering=options["linger_s"])

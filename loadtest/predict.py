@@ -7,20 +7,30 @@ share is in, and the means carry an interval as wide as the calibration was off 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from engines.calibration import Calibration, LoadGenerator, Quantity
 from engines.emulator.settings import batcher_for
 from engines.errors import UserError
-from engines.files import MadeBy, Source
+from engines.files import MadeBy, Source, whole_folder, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec.deployment import Host
 from loadtest.conversations import Mix, Rows
 from loadtest.metrics import Interval, LevelSummary, Summary
-from loadtest.records import Level, RequestRecord, RunManifest, Sample, ServerFacts
+from loadtest.records import (
+    REQUESTS_NAME,
+    RUN_NAME,
+    SAMPLES_NAME,
+    Level,
+    RequestRecord,
+    RunManifest,
+    Sample,
+    ServerFacts,
+)
 from loadtest.scenario import Scenario
 from loadtest.traces import Trace
 from loadtest.traffic import LevelPlan, closed_loop, open_loop, plans_of
@@ -30,6 +40,7 @@ SAMPLES_PER_LEVEL = 400
 INTERVAL_SHARE = 0.9
 _NORMAL_90 = 1.645  # standard deviations either side that hold nine tenths of a normal distribution
 _BATCH_SERIES = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests"}'
+_COUNT_SERIES = 'nv_trt_llm_general_metrics{general_type="iteration_counter"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,23 @@ def predict(
         levels=levels,
     )
     return Prediction(run, records, samples)
+
+
+def write_prediction(found: Prediction, out: Path, *, force: bool) -> None:
+    """Write the run folder that run-load would have written, marked as predicted.
+
+    Raises:
+        UserError: `out` holds something, and `force` is not set.
+    """
+    with whole_folder(out, force=force) as folder:
+        write_json(folder / RUN_NAME, found.run)
+        _write_lines(folder / REQUESTS_NAME, found.records)
+        _write_lines(folder / SAMPLES_NAME, found.samples)
+
+
+def _write_lines(path: Path, rows: Sequence[RequestRecord] | Sequence[Sample]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(row.model_dump_json() + "\n" for row in rows)
 
 
 def calibrated(manifest: EngineManifest, calibration: Calibration, sha256: str) -> EngineManifest:
@@ -224,13 +252,13 @@ def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:
 
 
 def _samples(server: VirtualServer) -> list[Sample]:
-    """Return the batch size on an even grid of instants, as a server's metrics would be sampled."""
+    """Return batch size and iterations on an even grid of instants, as a server's metrics would be sampled."""
     left_s, decoding = server.left_s, server.decoding
     if not len(left_s):
         return []
     instants = np.linspace(server.begin_s, server.now_s, SAMPLES_PER_LEVEL)
     places = np.searchsorted(left_s, instants).clip(0, len(left_s) - 1)
     return [
-        Sample(t_s=float(t), values={_BATCH_SERIES: float(decoding[place])})
+        Sample(t_s=float(t), values={_BATCH_SERIES: float(decoding[place]), _COUNT_SERIES: float(place)})
         for t, place in zip(instants, places, strict=True)
     ]

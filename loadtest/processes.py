@@ -84,7 +84,8 @@ class Generators:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End them all: told first, killed when that takes too long."""
-        self.stop()
+        for process in self._running:
+            _end_input(process)
         due_s = time.monotonic() + STOP_WITHIN_S
         for process in self._running:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -137,11 +138,8 @@ class Generators:
         self._require_success()
 
     def stop(self) -> None:
-        """Tell them to end what is under way, write it down and go."""
-        for process in self._running:
-            if process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.close()
+        """Tell them to end what is under way, write it down and go; a master tells its workers."""
+        _end_input(self._main)
 
     def _start(self, role: str, options: str) -> subprocess.Popen[bytes]:
         log = self._log(len(self._running))
@@ -174,6 +172,12 @@ class Generators:
         if status != 0:
             lines = self._log(0).read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
             raise ToolError("the load generator failed", status=status, last_lines=lines)
+
+
+def _end_input(process: subprocess.Popen[Any]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
 
 
 def join(host: str, port: int, *, within_s: float) -> int:

@@ -104,10 +104,18 @@ class Level(Strict):
 
 
 class Sample(Strict):
-    """Server metrics at one moment: series text, as in `nv_...{label="value"}`, to value."""
+    """Server metrics at one moment: series text, as in `nv_...{label="value"}`, to value.
+
+    Attributes:
+        t_s: When the page was asked for.
+        ended_s: When it had been read; None in records of before it was kept.
+        page: Which of the run's metrics pages it is.
+    """
 
     t_s: float
     values: dict[str, float]
+    ended_s: float | None = None
+    page: int = 0
 
 
 class ServerFacts(Strict):

@@ -150,6 +150,7 @@ class History:
 
     def __init__(self) -> None:
         self.points: list[Progress] = []
+        self.has_ended = False
         self._every = 1
         self._seen = 0
 
