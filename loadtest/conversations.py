@@ -134,6 +134,33 @@ class Talk:
         )
 
 
+class Seen(NamedTuple):
+    """What some requests are like, in tokens.
+
+    Attributes:
+        isl: Mean prompt.
+        osl: Mean reply.
+        longest: Prompt and reply together.
+    """
+
+    isl: float
+    osl: float
+    longest_isl: int
+    longest_osl: int
+    longest: int
+
+
+def seen_of(prompts: Sequence[int], replies: Sequence[int]) -> Seen:
+    """Return what requests of these lengths are like; there must be one.
+
+    >>> seen_of([10, 30], [5, 1]).longest
+    31
+    """
+    longest = max(map(sum, zip(prompts, replies, strict=True)))
+    count = len(prompts)
+    return Seen(sum(prompts) / count, sum(replies) / count, max(prompts), max(replies), longest)
+
+
 Begin: TypeAlias = Callable[[int], Talk]
 """Begins the conversation of a number."""
 
@@ -190,8 +217,8 @@ class Mix:
         exchanges = self._exchanges(kind, number, spoken, prefix_tokens)
         return Conversation(number, exchanges, index, prefix, prefix_tokens, row)
 
-    def lengths_of(self, numbers: range) -> tuple[float, float, int]:
-        """Return mean prompt, mean reply and longest prompt with reply of all requests of some conversations."""
+    def lengths_of(self, numbers: range) -> Seen:
+        """Return what all requests of some conversations are like."""
         prompts: list[int] = []
         replies: list[int] = []
         for number in numbers:
@@ -200,8 +227,7 @@ class Mix:
                 prompts.append(talk.prompt_tokens)
                 replies.append(talk.exchange.reply_tokens)
                 talk.go_on(talk.exchange.reply_tokens)
-        longest = max(map(sum, zip(prompts, replies, strict=True)))
-        return sum(prompts) / len(prompts), sum(replies) / len(replies), longest
+        return seen_of(prompts, replies)
 
     def _prefix(self, kind: Kind, number: int) -> tuple[int | None, int]:
         shared = kind.prefixes

@@ -337,8 +337,7 @@ def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, 
     """Return how much chat is worth having: twice the longest prompt, and a fresh place for each to begin at."""
     mix = Mix(scenario, rows)
     count = max(plan.conversations(scenario) for plan in plans)
-    longest = mix.lengths_of(range(min(count, TRIED)))[2]
-    longest = max(longest, *(arrival.isl or 0 for plan in plans for arrival in plan.arrivals), 0)
+    longest = max(plan.seen(scenario, mix).longest for plan in plans)
     return min(MOST_CHAT_TOKENS, max(LEAST_CHAT_TOKENS, 2 * longest + 2 * count * scenario.levels))
 
 
