@@ -229,6 +229,15 @@ class Mix:
                 talk.go_on(talk.exchange.reply_tokens)
         return seen_of(prompts, replies)
 
+    def at_most(self, seen: Seen) -> Seen:
+        """Return what was seen with the longest that can be drawn, where classes state bounds."""
+        for kind in self._kinds:
+            longest = _longest(kind)
+            if longest is not None:
+                isl, osl = max(seen.longest_isl, longest[0]), max(seen.longest_osl, longest[1])
+                seen = seen._replace(longest_isl=isl, longest_osl=osl, longest=max(seen.longest, sum(longest)))
+        return seen
+
     def _prefix(self, kind: Kind, number: int) -> tuple[int | None, int]:
         shared = kind.prefixes
         if shared is None or even(self._seed, number, _SHARED) >= shared.share:
@@ -265,6 +274,20 @@ class Mix:
         isl = kind.isl.whole(even(self._seed, number, _ISL, place)) if kind.isl else own_isl
         osl = kind.osl.whole(even(self._seed, number, _OSL, place)) if kind.osl else own_osl or DEFAULT_OSL
         return isl, osl
+
+
+def _longest(kind: Kind) -> tuple[int, int] | None:
+    """Return the longest prompt and reply a class can draw; None where they are not bounded, or a file's own."""
+    if kind.lengths.pairs is not None:
+        isl, osl = (max(column) for column in zip(*kind.lengths.pairs.rows, strict=True))
+    elif kind.isl is None or kind.osl is None or kind.isl.longest is None or kind.osl.longest is None:
+        return None
+    else:
+        isl, osl = kind.isl.longest, kind.osl.longest
+    if kind.conversation is not None:
+        most = kind.conversation.max_tokens
+        return None if most is None else (max(most - 1, isl), osl)
+    return isl + (kind.prefixes.tokens if kind.prefixes else 0), osl
 
 
 def always(isl: int, osl: int) -> Begin:

@@ -98,11 +98,11 @@ class LevelPlan:
         return replace(self, isl=round(seen.isl), osl=round(seen.osl))
 
     def seen(self, scenario: Scenario, mix: Mix) -> Seen:
-        """Return what the level's requests are like; where there are very many, the first of them."""
+        """Return what the level's requests are like: means of the first, where there are very many."""
         stated = [arrival for arrival in self.arrivals if arrival.isl is not None and arrival.osl is not None]
         if stated:
             return seen_of([each.isl or 0 for each in stated], [each.osl or 0 for each in stated])
-        return mix.lengths_of(range(min(SAMPLED, self.conversations(scenario))))
+        return mix.at_most(mix.lengths_of(range(min(SAMPLED, self.conversations(scenario)))))
 
 
 def plans_of(scenario: Scenario) -> list[LevelPlan]:
