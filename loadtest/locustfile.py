@@ -24,17 +24,18 @@ import numpy as np
 from locust.env import Environment
 from locust.exception import StopUser
 
+from engines.errors import CommandError
+from loadtest.conversations import Mix, Talk
 from loadtest.dialects import dialect_of
 from loadtest.dialects.base import Answer, Asked
 from loadtest.dialects.triton_http import ENGINE_MODEL
 from loadtest.fleet import Master, Outbox, Worker
 from loadtest.ledger import Book, Ledger
 from loadtest.live import add_live_page
-from loadtest.prompts import Prompt, read_prompts
+from loadtest.prompts import Prompt, PromptMaker
 from loadtest.records import Outcome, RequestRecord
 from loadtest.talk import CRASHED, INTERRUPTED, Orders, level_of, tell, tell_progress
-from loadtest.traces import Arrival
-from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, Turn, closed_loop, plans_of
+from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop, plans_of
 from loadtest.watch import History, LogHistogram, Watch
 from loadtest.wires import Connection, Door, Readings, UnreachableError
 
@@ -57,15 +58,16 @@ class Generator:
         self, plan: GeneratorPlan, book: Book, *, worker: int = 0, workers: int = 1, watch: Watch | None = None
     ) -> None:
         self.plan = plan
-        self.prompts = read_prompts(Path(plan.prompts))
+        self.maker = PromptMaker(plan.scenario, Path(plan.prompts))
+        self.mix = Mix(plan.scenario, self.maker.rows)
         self.book = book
         self.worker, self.workers = worker, workers
         self.watch = watch
         self.began_monotonic_s = plan.began_monotonic_s
-        self.loop = ClosedLoop(1, 1, 1, 0, 0)
+        self.loop = ClosedLoop(1, self.begin_talk, 1, 0, 0)
+        self.opened: OpenLoop | None = None
         self.level = 0
         self.level_plan = LevelPlan(None)
-        self.first_id = 0
         self.open_began_s = 0.0
         self.user_numbers: Iterator[int] = iter(())
         self.is_over = False  # no user begins another request
@@ -86,9 +88,9 @@ class Generator:
         """Return seconds since the run began, on the clock the monitor uses too."""
         return time.monotonic() - self.began_monotonic_s
 
-    def prompt(self, turn: Turn) -> Prompt:
-        """Return the prompt of a request; they come round again only in very long runs."""
-        return self.prompts[turn.id % len(self.prompts)]
+    def begin_talk(self, number: int) -> Talk:
+        """Begin a conversation of the level under way."""
+        return self.mix.begin(number, self.level)
 
     def note_sent(self, turn: Turn, prompt: Prompt, scheduled_s: float) -> None:
         """Take a request as under way."""
@@ -106,13 +108,16 @@ class Generator:
                 output_tokens=0,
                 outcome="lost",
                 error="under way in a load generator that was lost",
-                asked_tokens=turn.output_tokens,
+                asked_tokens=turn.output_tokens if turn.exact else None,
                 class_name=turn.class_name,
                 conversation=turn.conversation,
                 turn=turn.place,
                 worker=self.worker,
             )
         )
+        if self.plan.texts is not None:
+            text = {"id": turn.id, "text": prompt.text} if prompt.text else {"id": turn.id, "ids": prompt.ids}
+            self.book.note_text(json.dumps(text))
 
     def write(self, record: RequestRecord) -> None:
         """Take a request as ended."""
@@ -190,6 +195,7 @@ class StreamUser(locust.User):
     def request(self) -> None:
         """Send one request and write its record."""
         shared = self.generator
+        gevent.sleep(shared.loop.wait_s(self.number) * shared.plan.time_scale)
         if shared.is_over or (shared.workers == 1 and shared.loop.is_over):
             raise StopUser
         if shared.is_away or shared.why_end:
@@ -197,9 +203,9 @@ class StreamUser(locust.User):
             return
         scheduled_s = shared.now_s()
         turn = shared.loop.next_turn(self.number, scheduled_s)
-        outcome = send(shared, self.connection, turn, shared.prompt(turn), scheduled_s)
-        shared.loop.note_end(turn, shared.now_s())
-        if outcome != "ok":
+        tokens = send(shared, self.connection, turn, scheduled_s)
+        shared.loop.note_end(turn, shared.now_s(), tokens)
+        if tokens is None:
             gevent.sleep(BACK_OFF_S)
 
 
@@ -221,7 +227,7 @@ class ArrivalsUser(locust.User):
                 gevent.sleep(min(left_s, STOP_WITHIN_S))
             if shared.why_end:
                 break
-            under_way.start(gevent.Greenlet(self._send, place, plan.arrivals[place], due_s))
+            under_way.start(gevent.Greenlet(self._converse, place, due_s))
         under_way.join()
         raise StopUser
 
@@ -229,26 +235,42 @@ class ArrivalsUser(locust.User):
         """End what is under way; each writes its record."""
         self.under_way.kill()
 
-    def _send(self, place: int, arrival: Arrival, due_s: float) -> None:
+    def _converse(self, place: int, due_s: float) -> None:
+        """Send what an arrival asks for; where that is a conversation, each later turn when its time has come."""
         shared = self.generator
-        scenario = shared.plan.scenario
-        phase = shared.level_plan.phase_of(arrival, scenario.warmup_ratio)
-        turn = Turn(shared.first_id + place, phase, arrival.osl or scenario.lengths.osl)
-        connection = shared.spare.pop() if shared.spare else Connection(shared.door)
+        opened, scale = shared.opened, shared.plan.time_scale
         try:
-            outcome = send(shared, connection, turn, shared.prompt(turn).cut(arrival.isl), due_s)
+            if opened is None:
+                raise RuntimeError("an open loop's level was not prepared")
+            turn: Turn | None = opened.turn(place)
+            while turn is not None and not shared.why_end:
+                connection = shared.spare.pop() if shared.spare else Connection(shared.door)
+                tokens = send(shared, connection, turn, due_s)
+                if tokens is not None:
+                    shared.spare.append(connection)
+                later = opened.follow(turn, (shared.now_s() - shared.open_began_s) / scale, tokens)
+                turn = None
+                if later is not None:
+                    due_s, turn = shared.open_began_s + later[0] * scale, later[1]
+                    gevent.sleep(max(0.0, due_s - shared.now_s()))
         except BaseException as error:
             if not isinstance(error, gevent.GreenletExit):
                 shared.stopped = f"{CRASHED}: {error!r}"
             raise
-        if outcome == "ok":
-            shared.spare.append(connection)
 
 
-def send(shared: Generator, connection: Connection, turn: Turn, prompt: Prompt, scheduled_s: float) -> Outcome:
-    """Send one request, read its reply, write its record however it ends; return its outcome."""
-    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens)
-    answer = Answer()
+def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: float) -> int | None:
+    """Send one request, read its reply, write its record however it ends; return its tokens, None if not well.
+
+    Raises:
+        ValueError: The turn is of no conversation, so that nobody knows its prompt.
+    """
+    if turn.talk is None:
+        raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
+    prompt = shared.maker.prompt(turn.talk)
+    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact)
+    answer = Answer(reply=[] if shared.maker.wants_reply(turn.talk) else None)
+    outcome: Outcome = "cancelled"
     shared.note_sent(turn, prompt, scheduled_s)
     try:
         connection.ask(asked, answer)
@@ -268,7 +290,7 @@ def send(shared: Generator, connection: Connection, turn: Turn, prompt: Prompt, 
                 output_tokens=len(answer.times_s),
                 outcome=outcome,
                 error=error,
-                asked_tokens=turn.output_tokens,
+                asked_tokens=turn.output_tokens if turn.exact else None,
                 bundled_tokens=answer.bundled_tokens,
                 queue_s=answer.queue_s,
                 cached_tokens=answer.cached_tokens,
@@ -278,7 +300,10 @@ def send(shared: Generator, connection: Connection, turn: Turn, prompt: Prompt, 
                 finish_reason=answer.finish_reason,
             )
         )
-    return outcome
+    if outcome != "ok":
+        return None
+    shared.maker.keep(turn.talk, len(answer.times_s), answer.reply)
+    return len(answer.times_s)
 
 
 class Share:
@@ -303,18 +328,21 @@ class Share:
     ) -> None:
         self._shared, self._runner, self._plan = shared, runner, plan
         self.begin_s = begin_s
-        shared.level, shared.level_plan, shared.first_id = level, plan, first_id
+        shared.level, shared.level_plan = level, plan
         shared.is_over, shared.open_began_s = False, begin_s
         shared.take_away_s()
         shared.door.readings = Readings()
-        if plan.concurrency is not None:
+        scenario, which = shared.plan.scenario, {"worker": shared.worker, "workers": shared.workers}
+        if plan.concurrency is None:
+            shared.opened = open_loop(scenario, plan, shared.mix, level=level, first_id=first_id, **which)
+        else:
             shared.loop = closed_loop(
-                shared.plan.scenario,
+                scenario,
                 plan.concurrency,
                 first_id=first_id,
                 time_scale=shared.plan.time_scale,
-                worker=shared.worker,
-                workers=shared.workers,
+                begin_talk=shared.begin_talk,
+                **which,
             )
             shared.user_numbers = iter(shared.loop.users)
         self._users = len(shared.loop.users) if plan.concurrency is not None else 1
@@ -341,10 +369,9 @@ class Share:
 
     @property
     def next_id(self) -> int:
-        """The first id that no request of this level has."""
-        if self._plan.concurrency is None:
-            return self._shared.first_id + len(self._plan.arrivals)
-        return max(self._shared.first_id, self._shared.loop.next_id)
+        """The first id that no request of this share has, nor any before it."""
+        opened = self._shared.opened
+        return opened.next_id if self._plan.concurrency is None and opened else self._shared.loop.next_id
 
     def check_users(self) -> None:
         """End the run where a user has died of a mistake of ours; its traceback is in this process's log."""
@@ -421,7 +448,7 @@ def users_of(shared: Generator) -> list[type[locust.User]]:
 def run_alone(orders: Orders) -> None:
     """Run every level of a plan in this process: no messages, no second process."""
     plan = GeneratorPlan.model_validate_json(orders.next())
-    ledger = Ledger(Path(plan.records), Path(plan.under_way))
+    ledger = Ledger.of(plan)
     watch = Watch(plan.time_scale)
     shared = Generator(plan, ledger, watch=watch)
     orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
@@ -438,21 +465,25 @@ def run_alone(orders: Orders) -> None:
 def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: Ledger) -> int:
     """Run one level to its end and say how it went; return the next level's first id."""
     scenario, begin_s = shared.plan.scenario, shared.now_s()
-    began = level_of(scenario, plan, [{"begin_s": begin_s}])
+    limit_s = plan.limit_s(scenario, shared.plan.time_scale)
+    lengths = plan.mean_lengths(scenario, shared.mix)
+    began = level_of(plan, lengths, [{"begin_s": begin_s}])
     tell(began=began.model_dump())
     watch = shared.watch or Watch(shared.plan.time_scale)
     watch.begin(began.load, begin_s)
     share = Share(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.spawn_users)
     ticker = gevent.spawn(
-        tell_progress, lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring)
+        tell_progress,
+        lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring),
+        lambda _: ledger.flush(),
     )
-    while not share.is_done and not shared.why_end and shared.now_s() - begin_s < scenario.level_timeout_s:
+    while not share.is_done and not shared.why_end and shared.now_s() - begin_s < limit_s:
         gevent.sleep(TICK_S)
         share.check_users()
     facts = share.finish(whole=not shared.why_end)
     ticker.kill()
     ledger.flush()
-    tell(level=level_of(scenario, plan, [facts]).model_dump())
+    tell(level=level_of(plan, lengths, [facts]).model_dump())
     return int(facts["next_id"])
 
 
@@ -489,7 +520,10 @@ def run_master(orders: Orders, options: dict[str, Any]) -> None:
         add_live_page(page.app, history, label)
         page.start()
         gevent.spawn(locust.stats.stats_history, runner)
-    master.run(within_s=options["within_s"])
+    try:
+        master.run(within_s=options["within_s"])
+    except CommandError as error:
+        tell(ended=error.message)
     history.has_ended = True
     master.let_go()
     if page is not None:
@@ -521,7 +555,10 @@ def run_worker(orders: Orders) -> None:
 
     worker = Worker(runner, prepare=prepare, open_share=open_share)
     orders.on_end = lambda: setattr(worker, "stopped", INTERRUPTED)
-    worker.run()
+    try:
+        worker.run()
+    except CommandError as error:
+        tell(ended=error.message)
 
 
 def main(role: str, options: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.errors import MissingError, ToolError, UserError
+from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
 from loadtest.dialects import takes_ids
 from loadtest.dialects.endpoint import Endpoint
@@ -16,7 +15,7 @@ from loadtest.doubts import Seen, doubts_of, seen_of
 from loadtest.ledger import add_lost
 from loadtest.monitor import Monitor
 from loadtest.processes import SILENT_S, STOP_WITHIN_S, Generators
-from loadtest.prompts import make_prompts, write_prompts
+from loadtest.prompts import prepare
 from loadtest.records import (
     REQUESTS_NAME,
     RUN_NAME,
@@ -28,10 +27,9 @@ from loadtest.records import (
     WorkerClock,
 )
 from loadtest.scenario import Scenario
-from loadtest.traffic import GeneratorPlan, LevelPlan, plans_of
+from loadtest.traffic import GeneratorPlan, plans_of
 from loadtest.watch import Progress, Terminal
 
-FILL_ALLOWANCE = 3  # prompts for each user beyond what is measured: warm-up, and filling up to the end
 PROMPTS_NAME = "prompts.jsonl"
 UNDER_WAY_NAME = "under-way.jsonl"
 
@@ -139,13 +137,11 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
     began = time.monotonic()
     happened = Happened()
     try:
-        plan = _plan(asked.scenario, target, out, folder, began)
-        if asked.keep_text:
-            shutil.copyfile(plan.prompts, out / PROMPTS_NAME)
+        plan = _plan(asked, folder, began)
         interval_s = asked.scenario.sample_interval_s
         with Monitor(target.metrics_url, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began):
             generators.begin(plan, target.label)
-            _follow(generators, happened, terminal, limit_s=_limit_s(asked.scenario))
+            _follow(generators, happened, terminal, limit_s=_limit_s(plan))
     except ToolError as error:
         happened.interrupted = error.message.splitlines()[0]
         raise
@@ -185,9 +181,11 @@ def _follow(generators: Generators, happened: Happened, terminal: Terminal, *, l
         raise
 
 
-def _limit_s(scenario: Scenario) -> float:
+def _limit_s(plan: GeneratorPlan) -> float:
     """Return how long a level may take: its own limit, and what its last requests may take after that."""
-    return scenario.level_timeout_s + scenario.request_timeout_s + SILENT_S
+    scenario = plan.scenario
+    longest_s = max(level.limit_s(scenario, plan.time_scale) for level in plans_of(scenario))
+    return longest_s + scenario.request_timeout_s + SILENT_S
 
 
 def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> tuple[RunManifest, dict[int, Seen]]:
@@ -226,39 +224,23 @@ def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> t
     return run, seen
 
 
-def _plan(scenario: Scenario, target: Target, out: Path, folder: Path, began: float) -> GeneratorPlan:
+def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
+    scenario, target, out = asked.scenario.under(Path.cwd()), asked.target, asked.out
     plans = plans_of(scenario)
-    lengths = {arrival.isl for plan in plans for arrival in plan.arrivals if arrival.isl is not None}
     as_text = not takes_ids(target.endpoint, scenario.model)
-    if lengths and as_text:
-        raise UserError(
-            f"a trace states prompt lengths in tokens, and {scenario.model} takes text", hint="--model tensorrt_llm"
-        )
-    prompts = make_prompts(
-        target.tokenizer,
-        source=scenario.prompts,
-        tokens=max(lengths, default=scenario.lengths.isl),
-        count=sum(_prompts_for(scenario, plan) for plan in plans),
-        as_text=as_text,
-        seed=scenario.seed,
-    )
-    write_prompts(folder / PROMPTS_NAME, prompts)
+    cuttings = folder / "prompts"
+    cuttings.mkdir()
+    prepare(scenario, plans, target.tokenizer, cuttings, as_text=as_text)
     return GeneratorPlan(
         endpoint=target.endpoint,
         scenario=scenario,
-        prompts=str(folder / PROMPTS_NAME),
+        prompts=str(cuttings),
         records=str(out / REQUESTS_NAME),
         under_way=str(folder / UNDER_WAY_NAME),
+        texts=str(out / PROMPTS_NAME) if asked.keep_text else None,
         began_monotonic_s=began,
         time_scale=target.facts.time_scale,
     )
-
-
-def _prompts_for(scenario: Scenario, plan: LevelPlan) -> int:
-    """Return how many prompts a level may send before they come round again."""
-    if plan.concurrency is None:
-        return len(plan.arrivals)
-    return scenario.requests + (scenario.warmup_requests + FILL_ALLOWANCE) * plan.concurrency
 
 
 def _require_success(out: Path, run: RunManifest, seen: dict[int, Seen]) -> None:

@@ -16,7 +16,6 @@ import gevent.os
 import gevent.queue
 
 from loadtest.records import Level
-from loadtest.scenario import Scenario
 from loadtest.traffic import LevelPlan
 from loadtest.watch import Progress
 
@@ -67,16 +66,20 @@ def tell_progress(look: Callable[[], Progress], note: Callable[[Progress], objec
         tell(progress=seen.model_dump())
 
 
-def level_of(scenario: Scenario, plan: LevelPlan, shares: Iterable[Mapping[str, Any]]) -> Level:
-    """Return a level as its shares were: from the first begin to the last end, as late as the latest generator."""
+def level_of(plan: LevelPlan, lengths: tuple[int, int], shares: Iterable[Mapping[str, Any]]) -> Level:
+    """Return a level as its shares were: from the first begin to the last end, as late as the latest generator.
+
+    Args:
+        lengths: Mean prompt and reply asked for, in tokens.
+    """
     shares = list(shares)
     begin_s = min(share["begin_s"] for share in shares)
     return Level(
         concurrency=plan.concurrency,
         rate_per_s=plan.rate_per_s,
         failed_rows=plan.failed_rows,
-        isl=scenario.lengths.isl,
-        osl=scenario.lengths.osl,
+        isl=lengths[0],
+        osl=lengths[1],
         begin_s=begin_s,
         measure_s=max(share.get("measure_s", begin_s) for share in shares),
         end_s=max(share.get("end_s", begin_s) for share in shares),

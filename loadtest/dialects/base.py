@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from array import array
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from loadtest.prompts import Prompt
 from loadtest.protocol import CutError, ProtocolError
@@ -40,6 +40,7 @@ class Answer:
         told_tokens: Reply length in tokens as the server states it.
         bundled_tokens: Tokens that came in one message together with the one before them.
         finished: The dialect's own mark of the end has come.
+        reply: The reply itself, where it is kept: token ids, or text in parts.
         failure: What went wrong; None while the reply is under way, and of a whole one.
         whole: The reply ended as its protocol has it.
     """
@@ -54,6 +55,7 @@ class Answer:
     cached_tokens: int | None = None
     queue_s: float | None = None
     finish_reason: str | None = None
+    reply: list[Any] | None = None
     finished: bool = False
     failure: Exception | None = None
     whole: bool = False
@@ -143,6 +145,10 @@ class Dialect(ABC):
     def headers(self) -> dict[str, str]:
         """Return headers beyond those of the protocol."""
         return {}
+
+    def without_secrets(self, text: str) -> str:
+        """Return a server's words as they may be written down."""
+        return text
 
 
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)

@@ -37,9 +37,17 @@ class OpenAi(Dialect):
     def text_of(self, choice: dict[str, Any]) -> int:
         """Return how many characters of reply a choice of an event holds."""
 
+    @abstractmethod
+    def said_in(self, choice: dict[str, Any]) -> str:
+        """Return the text of reply in a choice of an event that later prompts repeat."""
+
     def headers(self) -> dict[str, str]:
         """Return the key's header, where there is a key."""
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+    def without_secrets(self, text: str) -> str:
+        """Return a server's words without the key, which some quote in their refusal."""
+        return text.replace(self._key, "[key]") if self._key else text
 
     def body(self, asked: Asked) -> bytes:
         """Return the JSON of a request."""
@@ -61,12 +69,14 @@ class OpenAi(Dialect):
         if message == DONE:
             answer.finished = True
             return
-        said = json.loads(message)
+        said = json.loads(message.decode())
         if said.get("error") or said.get("object") == "error":
             raise ProtocolError(error_text(message) or "an error without a text")
         characters = 0
         for choice in said["choices"]:
             characters += self.text_of(choice)
+            if answer.reply is not None:
+                answer.reply.append(self.said_in(choice))
             answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
         if characters:
             answer.add(arrived_s)
@@ -87,8 +97,13 @@ class OpenAiChat(OpenAi):
     name = "chat/completions"
 
     def prompt(self, asked: Asked) -> dict[str, Any]:
-        """Return the prompt as one message."""
-        return {"messages": [{"role": "user", "content": asked.prompt.text}]}
+        """Return what was said before and the prompt, each as a message of whoever said it."""
+        said = asked.prompt.messages or (("user", asked.prompt.text),)
+        return {"messages": [{"role": role, "content": text} for role, text in said]}
+
+    def said_in(self, choice: dict[str, Any]) -> str:
+        """Return the content; what a model thought is not said again."""
+        return choice["delta"].get("content") or ""
 
     def text_of(self, choice: dict[str, Any]) -> int:
         """Return the characters of content, reasoning (under either name) and calls."""
@@ -107,6 +122,10 @@ class OpenAiCompletions(OpenAi):
     def prompt(self, asked: Asked) -> dict[str, Any]:
         """Return the prompt as ids where it has them, else as text."""
         return {"prompt": list(asked.prompt.ids) or asked.prompt.text}
+
+    def said_in(self, choice: dict[str, Any]) -> str:
+        """Return the text."""
+        return choice["text"] or ""
 
     def text_of(self, choice: dict[str, Any]) -> int:
         """Return the characters of text."""

@@ -54,8 +54,17 @@ class TritonGrpc(Dialect):
             datatype = _READ.get(output.name)
             if datatype is not None and output.datatype == datatype:
                 said[output.name] = struct.unpack_from(_SCALARS[datatype], contents)[0]
+            if answer.reply is not None:
+                answer.reply += _words_of(output.name, contents)
         answer.add(arrived_s, said.get("sequence_length", 1))
         note_perf_metrics(said, answer)
+
+
+def _words_of(name: str, contents: bytes) -> list[int] | list[str]:
+    """Return what an output says of the reply: token ids, text, or nothing."""
+    if name == "output_ids":
+        return list(struct.unpack(f"<{len(contents) // 4}i", contents))
+    return [contents[4:].decode("utf-8", "replace")] if name == "text_output" else []  # behind its length
 
 
 def _tensor(value: Any) -> tuple[str, int, bytes]:

@@ -28,10 +28,13 @@ class TritonHttp(Dialect):
 
     def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
         """Count an event's tokens."""
-        said = json.loads(message)
+        said = json.loads(message.decode())
         if "error" in said:
             raise ProtocolError(error_text(message) or "an error without a text")
         answer.add(arrived_s, int(said.get("sequence_length", 1)))
+        if answer.reply is not None:
+            ids = said.get("output_ids", [])
+            answer.reply += [said["text_output"]] if "text_output" in said else ids if isinstance(ids, list) else [ids]
         note_perf_metrics(said, answer)
 
 

@@ -163,7 +163,11 @@ def predicted_reply_s(manifest: RepositoryManifest) -> float:
     tokens = min(cached, engine.limits.max_batch_size * engine.limits.max_seq_len)
     shape = StepShape(decode_sequences=engine.limits.max_batch_size, decode_context_tokens=tokens)
     step_s = step_time_for(engine).seconds(shape)
-    return engine.limits.max_seq_len * step_s * (manifest.settings.time_scale if manifest.kind == "emulated" else 1.0)
+    return (
+        engine.limits.max_seq_len
+        * step_s
+        * (manifest.resolved.emulation.time_scale if manifest.kind == "emulated" else 1.0)
+    )
 
 
 def _notices(manifest: RepositoryManifest) -> list[str]:
