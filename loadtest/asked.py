@@ -22,6 +22,8 @@ def scenario_of(flags: dict[str, Any]) -> Scenario:
     for key in ("model", "requests", "prompts", "seed"):
         if flags[key] is not None:
             values[key] = flags[key]
+    if flags.get("keep_going"):
+        values["unreachable_s"] = values["level_timeout_s"]
     for key in ("isl", "osl"):
         if flags[key] is not None:
             values["lengths"][key] = flags[key]

@@ -20,7 +20,7 @@ from loadtest.asked import scenario_of
 from loadtest.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
 from loadtest.metrics import summarize
 from loadtest.points import Deployment, Point, read_points
-from loadtest.predict import at_once, bare, calibrated, like, predict, with_intervals
+from loadtest.predict import at_once, bare, calibrated, like, predict, with_intervals, write_prediction
 from loadtest.records import RUN_NAME, read_run
 from loadtest.tables import show_calibration, show_intervals, show_summary
 
@@ -51,14 +51,18 @@ CALIBRATION_OUT = Path("artifacts/calibration.json")
 @click.option("--osl", type=int, help="Reply length in tokens.")
 @click.option("--requests", type=int, help="Requests measured at each level.")
 @click.option("--seed", type=int, help="Seed of the arrivals.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write the run to, for report-load.")
+@click.option("--force", is_flag=True, help="Replace what --out already holds.")
 @common_flags
 def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
     """Predict what run-load would show, on a virtual clock: the same batcher, no server, no client.
 
     Takes an engine folder, or a model, a GPU and a precision. Without --calibration, step times are uncalibrated and
     everything above the engine is left out: see docs/measurements.md for how far off that is. With it, the means carry
-    intervals, and a closed loop sends as the calibration's load generator did.
+    intervals, and a closed loop sends as the calibration's load generator did. --out keeps what run-load would have.
     """
+    if flags["out"] is not None:
+        refuse_existing(flags["out"], force=flags["force"])
     scenario = scenario_of({**flags, "model": None, "prompts": None})
     sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
     known = _calibration(flags["calibration"])
@@ -82,6 +86,8 @@ def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags:
     if flags["static_batch"]:
         scenario, manifest = at_once(scenario), bare(manifest, scenario)
     found = predict(scenario, manifest, made_by=made_by(command_line("predict-load")), made_from=sources)
+    if flags["out"] is not None:
+        write_prediction(found, flags["out"], force=flags["force"])
     summary = summarize(found.run, found.records, found.samples)
     if known is not None:
         summary = with_intervals(summary, known)
@@ -90,6 +96,8 @@ def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags:
         return
     show_summary(summary)
     show_intervals(summary)
+    if flags["out"] is not None:
+        wrote(flags["out"], f"report-load {flags['out']}")
 
 
 @click.command("calibrate-engine", cls=Command, epilog=f"Writes {CALIBRATION_OUT} unless --out is given.")

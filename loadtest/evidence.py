@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.metrics import is_good
+from loadtest.metrics import kept_of
 from loadtest.objectives import Objectives
 from loadtest.records import RequestRecord
 
@@ -130,7 +130,7 @@ def _shares(objectives: Objectives, measured: list[RequestRecord], scale: float)
                 within = np.array([float((each <= limit).sum()) for each in values])
                 yield _Share(f"{quantity} {statistic}", _SHARE_OF[statistic], within, counts)
     if objectives.goodput is not None:
-        good = np.array([float(is_good(objectives.goodput, record, scale)) for record in measured])
+        good = kept_of(objectives.goodput, measured, scale).astype(np.float64)
         yield _Share("goodput", objectives.goodput.share, good, np.ones(len(measured)))
 
 
