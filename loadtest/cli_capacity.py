@@ -29,7 +29,7 @@ OUT = Path("artifacts/capacity")
 @writing_flags
 @common_flags
 def plan_capacity(demand_file: Path | None, **flags: Any) -> None:
-    """Plan a deployment: precision, GPU, limits, replicas and cost for a traffic at its objectives.
+    r"""Plan a deployment: precision, GPU, limits, replicas and cost for a traffic at its objectives.
 
     \b
     Exit status: 0 done; 1 could not; 2 asked wrongly; 3 the demand is not possible, or the plan did not hold.

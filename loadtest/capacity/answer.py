@@ -1,4 +1,4 @@
-"""From what one replica carries to what to buy: rows, their cost, the recommendation, and the nearest possible demand."""
+"""From what one replica carries to what to buy: rows, their cost, the recommendation, the nearest possible demand."""
 
 from __future__ import annotations
 
@@ -204,8 +204,8 @@ def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> 
     gpus = f"{row.tensor_parallel} x {row.gpu}" if row.tensor_parallel > 1 else row.gpu
     carried = "" if at is None or row.rate_per_s is None else f", each carrying {row.rate_per_s:.3g} requests/s"
     return (
-        f"Run {row.replicas} replicas of {demand.model} in {row.precision} on {gpus}{batch}{carried} ({sure}): they keep "
-        f"every objective at {market.peak_per_s:.3g} requests/s with {size_of_loss} of them lost, for "
+        f"Run {row.replicas} replicas of {demand.model} in {row.precision} on {gpus}{batch}{carried} ({sure}): they "
+        f"keep every objective at {market.peak_per_s:.3g} requests/s with {size_of_loss} of them lost, for "
         f"{row.usd_per_month:,.0f} USD a month or {row.usd_per_million_tokens:.3g} USD per million reply tokens{binds}."
     )
 
@@ -234,8 +234,8 @@ def _smaller_traffic(demand: Demand, market: Market, rows: Sequence[Row]) -> str
     cheapest = min(rows, key=lambda row: row.usd_per_month or float("inf"))
     fewest = min(rows, key=lambda row: row.replicas or 0)
     return (
-        f"within the limits, {best.name} carries a peak of {best_peak:.3g} requests/s of the {market.peak_per_s:.3g} asked "
-        f"for; all of it takes {cheapest.usd_per_month:,.0f} USD a month ({cheapest.name}), "
+        f"within the limits, {best.name} carries a peak of {best_peak:.3g} requests/s of the {market.peak_per_s:.3g} "
+        f"asked for; all of it takes {cheapest.usd_per_month:,.0f} USD a month ({cheapest.name}), "
         f"or at least {fewest.replicas} replicas ({fewest.name})"
     )
 
@@ -256,6 +256,6 @@ def _looser_objectives(rows: Sequence[Row]) -> str:
     assert closest.found is not None
     least = min(closest.found.tried, key=lambda each: each.worst_ratio)
     return (
-        f"closest is {closest.name}: at {least.rate_per_s:.3g} requests/s it misses {', '.join(least.missed)} by a factor of "
-        f"{least.worst_ratio:.3g}; limits that much looser are possible"
+        f"closest is {closest.name}: at {least.rate_per_s:.3g} requests/s it misses {', '.join(least.missed)} by a "
+        f"factor of {least.worst_ratio:.3g}; limits that much looser are possible"
     )

@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pydantic import Field
+
 from engines.build import emulated_manifest
 from engines.calibration import Calibration, read_calibration
 from engines.errors import MissingError, TargetMissedError, UserError
@@ -55,7 +57,7 @@ class Candidate(Strict):
     precision: str
     tensor_parallel: int
     manifest: EngineManifest | None = None
-    worse: dict[str, float] = {}
+    worse: dict[str, float] = Field(default_factory=dict)
     calibration: str | None = None
     refused: str | None = None
     run: MeasuredRun | None = None

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
 from loadtest.objectives import Objectives
-from loadtest.scenario import Lengths
+from loadtest.scenario import Conversations, Lengths, Prefixes, Scenario, TrafficClass
 from loadtest.traces import NotNegative, Positive, Trace
 
 Routing = Literal["round_robin", "least_outstanding", "least_kv", "prefix_aware"]
@@ -18,52 +18,49 @@ Auto = Literal["auto"]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
 # Percentiles that a finite run can support; `max` grows for as long as one looks.
+HOURS = 24
 TAILS = {"mean": 0.5, "p50": 0.5, "p90": 0.1, "p95": 0.05, "p99": 0.01, "p999": 0.001}
-
-
-class TrafficClass(Strict):
-    """One kind of request of a mix.
-
-    Attributes:
-        weight: Its share of the requests, relative to the other classes' weights.
-        objectives: Of this class alone, beside the demand's own; None where it has none.
-        shared_prefix_tokens: Tokens that all its prompts begin with alike: a system prompt.
-    """
-
-    name: str
-    weight: Positive = 1.0
-    lengths: Lengths
-    objectives: Objectives | None = None
-    shared_prefix_tokens: Annotated[int, Field(ge=0)] = 0
 
 
 class Described(Strict):
     """Traffic by its hours.
 
     Attributes:
-        rate_by_hour_per_s: Requests a second, mean of each hour of the day from midnight; one number: all day alike.
+        rate_by_hour_per_s: Requests a second, mean of each hour of the day from midnight; one number: all day alike. Of
+            conversations, every turn is a request.
         burstiness: Coefficient of variation of the gaps between requests; 1 is Poisson, above it bursts.
-        lengths: Of every request, where there are no classes.
+        lengths: Of every request, or of those whose class states none; so are `prefixes` and `conversation`.
+        classes: Kinds of requests that come mixed, each with objectives of its own where it has some.
     """
 
     process: Literal["described"] = "described"
     rate_by_hour_per_s: Annotated[tuple[NotNegative, ...], Field(min_length=1, max_length=24)]
     burstiness: Annotated[float, Field(ge=0.01, le=10)] = 1.0
-    lengths: Lengths | None = None
+    lengths: Lengths = Lengths()
+    prefixes: Prefixes | None = None
+    conversation: Conversations | None = None
     classes: tuple[TrafficClass, ...] = ()
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if len(self.rate_by_hour_per_s) not in (1, 24):
+        if len(self.rate_by_hour_per_s) not in (1, HOURS):
             raise ValueError(f"{len(self.rate_by_hour_per_s)} hours are stated; give 24, or one rate for all day")
         if not max(self.rate_by_hour_per_s) > 0:
             raise ValueError("no hour has any traffic")
-        if (self.lengths is None) == (not self.classes):
-            raise ValueError("give either lengths or classes")
-        names = [each.name for each in self.classes]
-        if len(set(names)) < len(names):
-            raise ValueError("two classes have one name")
+        if any(kind.has_file for kind in self.scenario(0).kinds):
+            raise ValueError("prompts come from a file; a plan needs their lengths: lengths.pairs, or isl and osl")
         return self
+
+    def scenario(self, seed: int) -> Scenario:
+        """Return who says what, as a load test would: the same draws from the same seed."""
+        return Scenario(
+            lengths=self.lengths,
+            prefixes=self.prefixes,
+            conversation=self.conversation,
+            classes=self.classes,
+            prompts="random",
+            seed=seed,
+        )
 
 
 Traffic: TypeAlias = Annotated[Described | Trace, Field(discriminator="process")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engines.errors import UserError
 from loadtest.arrivals import Gamma, draw_times_s
-from loadtest.capacity.demand import Demand, Described, TrafficClass, least_tail
-from loadtest.traces import Trace, read_trace
+from loadtest.capacity.demand import Demand, Described, least_tail
+from loadtest.conversations import Mix, Talk
+from loadtest.scenario import Kind, Scenario
+from loadtest.traces import HASH_BLOCK_TOKENS, Trace, read_trace
 
 # So many requests beyond a limit are enough to tell its share to about one part in seven (one standard deviation of a
 # Poisson count of 50): a p99 then lies between what the p98.8 and the p99.2 of endless traffic would be.
@@ -23,8 +27,10 @@ LEAST_REQUESTS = 1000
 # slots, so three times as many have turned the batch over, and ten times as many are ten lives of a full batch.
 WARMUP_TURNOVERS, MEASURED_TURNOVERS = 3, 10
 LEAD_RATIO = 0.2  # of a trace's window: what is replayed before it, unmeasured
+SAMPLED = 4096  # conversations that means are taken of
 SLOT_S = 60.0  # resolution of a day's curve
 DAY_S = 86_400.0
+NOMINAL_ITL_S = 0.02  # how fast a reply is taken to come when the time of a conversation's next turn is drawn
 HOUR_S = 3600.0
 
 _Floats = npt.NDArray[np.float64]
@@ -106,41 +112,85 @@ def curve_of(demand: Demand, folder: Path) -> Curve:
 
 
 def shape_of(demand: Demand, folder: Path) -> Shape:
-    """Return mean and longest lengths of a demand's requests."""
+    """Return mean and longest lengths of a demand's requests.
+
+    Raises:
+        UserError: A length has no upper bound: no engine is built for that.
+    """
     if isinstance(demand.traffic, Trace):
         asks = _trace(demand.traffic.model_dump_json(), str(folder))
         isl, osl = (np.array(values) for values in zip(*((each.isl, each.osl) for each in asks), strict=True))
         return Shape(float(isl.mean()), float(osl.mean()), int(isl.max()), int(osl.max()))
-    classes = _classes(demand.traffic)
-    total = sum(each.weight for each in classes)
+    scenario = _scenario(demand.traffic, demand.seed, folder)
+    mix = _mix(scenario.model_dump_json())
+    asks = [ask for number in range(SAMPLED) for ask in _turns(mix.begin(number), 0.0, None)]
+    isl, osl = np.array([each.isl for each in asks]), np.array([each.osl for each in asks])
+    bounds = [_bounds(kind, int(isl.max()), int(osl.max())) for kind in scenario.kinds]
     return Shape(
-        sum(each.weight * each.lengths.isl for each in classes) / total,
-        sum(each.weight * each.lengths.osl for each in classes) / total,
-        max(each.lengths.isl for each in classes),
-        max(each.lengths.osl for each in classes),
+        float(isl.mean()),
+        float(osl.mean()),
+        max(longest for longest, _ in bounds),
+        max(longest for _, longest in bounds),
     )
 
 
-def stretches_at(demand: Demand, folder: Path, *, rate_per_s: float, slots: int, requests: int) -> list[Stretch]:
-    """Return the demand's peak at a rate, in as many stretches as `requests` measured ones take.
+def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
+    """Return the longest prompt and reply of a class; what is drawn from a file, or grows by turns, as it was seen."""
+    prefix = kind.prefixes.tokens if kind.prefixes else 0
+    found = []
+    for name, spread, added, drawn in (
+        ("isl", kind.isl, prefix, drawn_isl),
+        ("osl", kind.osl, 0, drawn_osl),
+    ):
+        if kind.lengths.pairs is not None or spread is None or (name == "isl" and kind.conversation):
+            found.append(drawn)
+        elif spread.longest is None:
+            raise UserError(
+                f"traffic: {kind.name or 'lengths'}: {name} has no upper bound, and an engine has a longest sequence",
+                hint="lognormal(mean=1024, cv=0.8, max=8192)",
+            )
+        else:
+            found.append(spread.longest + added)
+    return found[0], found[1]
+
+
+@cache
+def _mix(scenario_json: str) -> Mix:
+    return Mix(Scenario.model_validate_json(scenario_json))
+
+
+def _scenario(traffic: Described, seed: int, folder: Path) -> Scenario:
+    return traffic.scenario(seed).moved(lambda path: str(folder / path))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a simulation asks of the traffic.
+
+    Attributes:
+        rate_per_s: Requests a second at the peak.
+        requests: Measured requests, at least; a trace's window may hold fewer where all of its traffic is replayed.
+        slots: Requests that are in flight at most while the system is stable.
+        tokens_per_block: Of the engine, where it finds KV blocks again; None: what prompts share is of no use to it.
+    """
+
+    rate_per_s: float
+    requests: int
+    slots: int
+    tokens_per_block: int | None = None
+
+
+def stretches_at(demand: Demand, folder: Path, wanted: Wanted) -> list[Stretch]:
+    """Return the demand's peak at a rate, in as many stretches as its measured requests take.
 
     A described demand is one long stretch of its arrival process. Of a trace, it is the busiest window: thinned at
     random where less than all of its traffic goes to one replica, replayed faster where more does; several thinnings
     are what several replicas would each see.
-
-    Args:
-        slots: Requests that are in flight at most while the system is stable.
     """
     rng = np.random.default_rng(demand.seed)
     if isinstance(demand.traffic, Described):
-        return [_drawn(demand.traffic, rate_per_s, slots=slots, requests=requests, rng=rng)]
-    return _thinned(demand, folder, rate_per_s=rate_per_s, requests=requests, rng=rng)
-
-
-def block_hashes(hashes: tuple[int, ...], each_tokens: int, tokens_per_block: int) -> tuple[int, ...]:
-    """Return hashes of longer stretches of tokens as hashes of the engine's smaller blocks."""
-    each = each_tokens // tokens_per_block
-    return tuple(content * each + place for content in hashes for place in range(each))
+        return [_drawn(demand.traffic, _scenario(demand.traffic, demand.seed, folder), wanted, rng)]
+    return _thinned(demand, folder, wanted, rng)
 
 
 def _described_curve(traffic: Described) -> Curve:
@@ -153,32 +203,39 @@ def _described_curve(traffic: Described) -> Curve:
     return Curve(rates, float(hours.max()))
 
 
-def _classes(traffic: Described) -> tuple[TrafficClass, ...]:
-    if traffic.lengths is not None:
-        return (TrafficClass(name="all", lengths=traffic.lengths),)
-    return traffic.classes
+def _drawn(traffic: Described, scenario: Scenario, wanted: Wanted, rng: np.random.Generator) -> Stretch:
+    """Draw one long stretch; a conversation's next turn comes a nominal reply and its pause after the one before."""
+    rate = wanted.rate_per_s
+    warmup_s = max(WARMUP_TURNOVERS * wanted.slots, wanted.requests // 10) / rate
+    end_s = warmup_s + wanted.requests / rate
+    fill_s = wanted.slots / rate  # the load stays up until the last measured request has ended
+    mix = _mix(scenario.model_dump_json())
+    turns = _mean_turns(mix)
+    process = Gamma(rate_per_s=rate / turns, burstiness=traffic.burstiness, duration_s=end_s + fill_s)
+    asks = [
+        ask
+        for number, at_s in enumerate(draw_times_s(process, rng).tolist())
+        for ask in _turns(mix.begin(number), at_s, wanted.tokens_per_block)
+        if ask.at_s < end_s + fill_s
+    ]
+    return Stretch(tuple(sorted(asks, key=lambda each: each.at_s)), warmup_s, end_s)
 
 
-def _drawn(traffic: Described, rate_per_s: float, *, slots: int, requests: int, rng: np.random.Generator) -> Stretch:
-    warmup_s = max(WARMUP_TURNOVERS * slots, requests // 10) / rate_per_s
-    measured_s = requests / rate_per_s
-    fill_s = slots / rate_per_s  # the load stays up until the last measured request has ended
-    process = Gamma(rate_per_s=rate_per_s, burstiness=traffic.burstiness, duration_s=warmup_s + measured_s + fill_s)
-    times_s = draw_times_s(process, rng)
-    classes = _classes(traffic)
-    weights = np.array([each.weight for each in classes])
-    chosen = rng.choice(len(classes), size=len(times_s), p=weights / weights.sum())
-    lengths = [(each.lengths.isl, each.lengths.osl) for each in classes]
-    names = [each.name if traffic.classes else "" for each in classes]
-    asks = tuple(
-        Ask(at_s, *lengths[kind], names[kind]) for at_s, kind in zip(times_s.tolist(), chosen.tolist(), strict=True)
-    )
-    return Stretch(asks, warmup_s, warmup_s + measured_s)
+def _mean_turns(mix: Mix) -> float:
+    return sum(len(mix.draw(number).exchanges) for number in range(SAMPLED)) / SAMPLED
 
 
-def _thinned(
-    demand: Demand, folder: Path, *, rate_per_s: float, requests: int, rng: np.random.Generator
-) -> list[Stretch]:
+def _turns(talk: Talk, at_s: float, tokens_per_block: int | None) -> Iterator[Ask]:
+    while not talk.is_over:
+        exchange = talk.exchange
+        hashes = () if tokens_per_block is None else talk.block_hashes(tokens_per_block)
+        yield Ask(at_s, talk.prompt_tokens, exchange.reply_tokens, talk.kind.name or "", hashes)
+        at_s += exchange.reply_tokens * NOMINAL_ITL_S
+        talk.go_on(exchange.reply_tokens)
+        at_s += 0.0 if talk.is_over else talk.exchange.think_s
+
+
+def _thinned(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> list[Stretch]:
     assert isinstance(demand.traffic, Trace)
     asks = _trace(demand.traffic.model_dump_json(), str(folder))
     times_s = np.array([each.at_s for each in asks])
@@ -187,10 +244,16 @@ def _thinned(
     lead_s = min(begin_s, LEAD_RATIO * window_s)
     inside = [each for each in asks if begin_s - lead_s <= each.at_s < begin_s + window_s]
     whole_per_s = sum(each.at_s >= begin_s for each in inside) / window_s
-    faster = max(1.0, rate_per_s / whole_per_s)
-    kept = min(1.0, rate_per_s / whole_per_s)
-    moved = [each._replace(at_s=(each.at_s - begin_s + lead_s) / faster) for each in inside]
-    count = 1 if kept == 1.0 else max(1, math.ceil(requests / (rate_per_s * window_s)))
+    faster = max(1.0, wanted.rate_per_s / whole_per_s)
+    kept = min(1.0, wanted.rate_per_s / whole_per_s)
+    moved = [
+        each._replace(
+            at_s=(each.at_s - begin_s + lead_s) / faster,
+            prefix_hashes=_block_hashes(each.prefix_hashes, wanted.tokens_per_block),
+        )
+        for each in inside
+    ]
+    count = 1 if kept == 1.0 else max(1, math.ceil(wanted.requests / (wanted.rate_per_s * window_s)))
     return [
         Stretch(
             tuple(each for each, draw in zip(moved, rng.random(len(moved)), strict=True) if draw < kept),
@@ -199,6 +262,14 @@ def _thinned(
         )
         for _ in range(count)
     ]
+
+
+def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int | None) -> tuple[int, ...]:
+    """Return a trace's hashes as hashes of the engine's smaller blocks; none where it never looks for them."""
+    if tokens_per_block is None:
+        return ()
+    each = HASH_BLOCK_TOKENS // tokens_per_block
+    return tuple(content * each + place for content in hashes for place in range(each))
 
 
 def _busiest(times_s: _Floats, window_s: float) -> float:

@@ -27,16 +27,15 @@ def measured_most(candidate: Candidate, demand: Demand, shape: Shape) -> tuple[C
 
     A run of other lengths, one in doubt, or a predicted one is refused with its reason.
     """
-    assert candidate.run is not None
-    summary = summary_of(Path(candidate.run.path), demand)
+    run = candidate.run
+    assert run is not None
+    summary = summary_of(Path(run.path), demand)
     candidate = candidate.model_copy(update={"basis": BASES[summary.kind]})
     refused = _refusal(summary, shape)
     if refused is not None:
         return candidate.model_copy(update={"refused": refused}), None
     needed = requests_needed(demand, slots=1)
-    tried = sorted(
-        (_tried(level, demand, candidate.run.replicas) for level in summary.levels), key=lambda each: each.rate_per_s
-    )
+    tried = sorted((_tried(level, demand, run.replicas) for level in summary.levels), key=lambda each: each.rate_per_s)
     above = next((each for each in tried if not each.met), None)
     below = [each for each in tried if each.met and (above is None or each.rate_per_s < above.rate_per_s)]
     best = below[-1] if below else None

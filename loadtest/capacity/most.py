@@ -1,4 +1,4 @@
-"""The most one replica carries with every objective kept, and what binds it there: one task, in a process of its own."""
+"""The most one replica carries with every objective kept, and what binds it there: one task for a process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from engines.spec.memory import Sizing
 from engines.steptime.shape import StepCost
 from engines.tuning import Engine, outlook
 from loadtest.capacity.demand import Demand
-from loadtest.capacity.load import Shape, Stretch, requests_needed, stretches_at
-from loadtest.capacity.replica import Pessimism, Seen, simulate
+from loadtest.capacity.load import Shape, Stretch, Wanted, requests_needed, stretches_at
+from loadtest.capacity.replica import NONE, Pessimism, Seen, simulate
 from loadtest.capacity.slowed import uniform
 from loadtest.knee import Knee, Probe, find_knee
 from loadtest.traces import Trace
@@ -141,7 +141,7 @@ class Bench:
     def stretches(self, rate_per_s: float) -> list[Stretch]:
         """Return the demand's traffic at a rate."""
         task = self.task
-        return stretches_at(task.demand, task.folder, rate_per_s=rate_per_s, slots=self.slots, requests=self.requests)
+        return stretches_at(task.demand, task.folder, wanted_of(task.manifest, rate_per_s, self.requests))
 
     def see(self, rate_per_s: float, pessimism: Pessimism, **changes: StepCost) -> Seen:
         """Simulate one load."""
@@ -171,14 +171,20 @@ class Bench:
         return knee, seen
 
 
+def wanted_of(manifest: EngineManifest, rate_per_s: float, requests: int) -> Wanted:
+    """Return what a simulation of an engine asks of the traffic."""
+    block = manifest.kv_cache.tokens_per_block if manifest.runtime.kv_reuse else None
+    return Wanted(rate_per_s, requests, manifest.limits.max_batch_size, block)
+
+
 def most_of(task: Task) -> Found:
     """Return the most one replica carries, and what binds it."""
     bench = Bench(task)
     start_per_s = steady_rate_per_s(task.manifest, task.shape)
     knee, seen = bench.knee(task.pessimism, start_per_s)
     middle = knee
-    if task.pessimism != Pessimism():
-        middle, _ = bench.knee(Pessimism(), knee.load or start_per_s, MIDDLE_TOLERANCE)
+    if task.pessimism != NONE:
+        middle, _ = bench.knee(NONE, knee.load or start_per_s, MIDDLE_TOLERANCE)
     decisive = seen.get(knee.above or -1.0) or seen.get(knee.load or -1.0)
     reliefs = () if knee.above is None else _reliefs(bench, knee.above, seen[knee.above])
     return Found(

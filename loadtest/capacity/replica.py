@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,9 @@ class Pessimism(NamedTuple):
 
     slower: float = 1.0
     ttft: float = 1.0
+
+
+NONE = Pessimism()
 
 
 @dataclass(slots=True)
@@ -134,7 +138,7 @@ def host_of(manifest: EngineManifest, slower: float = 1.0) -> Host:
     return Host(request_s=host.request_s * slower, stream_token_s=host.stream_token_s * slower)
 
 
-def sent_of(stretch: Stretch, tokens_per_block: int) -> list[Sent]:
+def sent_of(stretch: Stretch) -> list[Sent]:
     """Return a stretch's requests as the virtual server takes them."""
     return [_sent(place, ask, stretch) for place, ask in enumerate(stretch.asks)]
 
@@ -151,7 +155,7 @@ def simulate(
     objectives: dict[str, Objectives],
     *,
     rate_per_s: float,
-    pessimism: Pessimism = Pessimism(),
+    pessimism: Pessimism = NONE,
     ratios: StepCost | None = None,
 ) -> Seen:
     """Return what one replica shows under stretches of traffic, each from an idle start.
@@ -164,9 +168,7 @@ def simulate(
     totals: dict[str, Totals] = {}
     for stretch in stretches:
         batcher = batcher_of(manifest, slower)
-        server = VirtualServer(
-            batcher, Arrivals(sent_of(stretch, manifest.kv_cache.tokens_per_block)), host_of(manifest, pessimism.slower)
-        )
+        server = VirtualServer(batcher, Arrivals(sent_of(stretch)), host_of(manifest, pessimism.slower))
         collect(server, stretch, totals, objectives, pessimism)
     return seen_of(totals, objectives, rate_per_s=rate_per_s)
 
@@ -242,7 +244,7 @@ def _add_group(
         for begin, end in each.spans:
             marks[begin + 1] += 1
             marks[end + 1] -= 1
-        across_s += [float(left_s[after[0]] - left_s[before[1]]) for before, after in zip(each.spans, each.spans[1:])]
+        across_s += [float(left_s[after[0]] - left_s[before[1]]) for before, after in pairwise(each.spans)]
         if wanted is not None:
             into.good += _is_good(wanted, deltas_s, each, ttft_s, decoding_s, tokens)
     counts = np.cumsum(marks)[:-1]

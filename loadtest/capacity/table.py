@@ -15,8 +15,9 @@ def show_plan(plan: CapacityPlan) -> None:
     """Print the traffic, the table of candidates, and the recommendation on stdout; what was refused on stderr."""
     traffic = plan.traffic
     show(
-        f"{plan.demand.name}: peak {traffic.planned_peak_per_s:.3g} requests/s (today {traffic.peak_per_s:.3g}), mean "
-        f"{traffic.mean_per_s * traffic.growth:.3g}; prompts {traffic.mean_isl:.0f}, replies {traffic.mean_osl:.0f} tokens"
+        f"{plan.demand.name}: peak {traffic.planned_peak_per_s:.3g} requests/s (today {traffic.peak_per_s:.3g}), "
+        f"mean {traffic.mean_per_s * traffic.growth:.3g}; "
+        f"prompts {traffic.mean_isl:.0f}, replies {traffic.mean_osl:.0f} tokens"
     )
     table = Table(title="one replica at the load it is promised to carry, and the deployment", title_justify="left")
     for heading in ("candidate", "rests on"):
