@@ -123,8 +123,8 @@ def shape_of(demand: Demand, folder: Path) -> Shape:
         return Shape(float(isl.mean()), float(osl.mean()), int(isl.max()), int(osl.max()))
     scenario = _scenario(demand.traffic, demand.seed, folder)
     mix = _mix(scenario.model_dump_json())
-    asks = [ask for number in range(SAMPLED) for ask in _turns(mix.begin(number), 0.0, None)]
-    isl, osl = np.array([each.isl for each in asks]), np.array([each.osl for each in asks])
+    drawn = [ask for number in range(SAMPLED) for ask in _turns(mix.begin(number), 0.0, None)]
+    isl, osl = np.array([each.isl for each in drawn]), np.array([each.osl for each in drawn])
     bounds = [_bounds(kind, int(isl.max()), int(osl.max())) for kind in scenario.kinds]
     return Shape(
         float(isl.mean()),
