@@ -83,7 +83,7 @@ class Generator:
             clock=self.now_s,
         )
         self._away: tuple[float, str] | None = None
-        self._away_s = 0.0
+        self._away_s = self._asked_s = 0.0
 
     def now_s(self) -> float:
         """Return seconds since the run began, on the clock the monitor uses too."""
@@ -150,11 +150,9 @@ class Generator:
 
     def take_away_s(self) -> float:
         """Return how long nothing took connections since this was last asked."""
-        since_s = 0.0
-        if self._away is not None:
-            since_s = self.now_s() - self._away[0]
-            self._away = (self.now_s(), self._away[1])
-        taken, self._away_s = self._away_s + since_s, 0.0
+        now_s = self.now_s()
+        since_s = 0.0 if self._away is None else now_s - max(self._away[0], self._asked_s)
+        taken, self._away_s, self._asked_s = self._away_s + since_s, 0.0, now_s
         return taken
 
     @property
@@ -173,7 +171,7 @@ class Generator:
 
     def _back(self) -> None:
         if self._away is not None:
-            self._away_s += self.now_s() - self._away[0]
+            self._away_s += self.now_s() - max(self._away[0], self._asked_s)
             self._away = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +147,9 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
     except ToolError as error:
         happened.interrupted = error.message.splitlines()[0]
         raise
+    except OSError as error:
+        happened.interrupted = f"{error.filename or out}: {error.strerror}"
+        raise ToolError(f"the run could not go on: {happened.interrupted}", hint="is the disk full?") from error
     except KeyboardInterrupt as error:
         happened.interrupted = str(error) or "interrupted by the user"
         raise
@@ -198,7 +202,8 @@ def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> t
     records = out / REQUESTS_NAME
     try:
         if happened.interrupted is not None:
-            add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
+            with contextlib.suppress(OSError):  # of a full disk, which is already why the run ended
+                add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
         seen = seen_of(out) if records.is_file() else {}
         doubts = list(doubts_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
         if happened.lost is not None:
