@@ -36,7 +36,7 @@ from loadtest.live import add_live_page
 from loadtest.prompts import Prompt, PromptMaker
 from loadtest.records import Outcome, RequestRecord
 from loadtest.talk import CRASHED, INTERRUPTED, Orders, level_of, tell, tell_progress
-from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop, plans_of
+from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop
 from loadtest.watch import History, LogHistogram, Watch
 from loadtest.wires import Connection, Door, Readings, UnreachableError
 
@@ -71,6 +71,7 @@ class Generator:
         self.opened: OpenLoop | None = None
         self.level = 0
         self.level_plan = LevelPlan(None)
+        self.first_id = 0
         self.open_began_s = 0.0
         self.user_numbers: Iterator[int] = iter(())
         self.is_over = False  # no user begins another request
@@ -85,7 +86,7 @@ class Generator:
             clock=self.now_s,
         )
         self._away: tuple[float, str] | None = None
-        self._away_s = 0.0
+        self._away_s = self._asked_s = 0.0
 
     def now_s(self) -> float:
         """Return seconds since the run began, on the clock the monitor uses too."""
@@ -152,11 +153,9 @@ class Generator:
 
     def take_away_s(self) -> float:
         """Return how long nothing took connections since this was last asked."""
-        since_s = 0.0
-        if self._away is not None:
-            since_s = self.now_s() - self._away[0]
-            self._away = (self.now_s(), self._away[1])
-        taken, self._away_s = self._away_s + since_s, 0.0
+        now_s = self.now_s()
+        since_s = 0.0 if self._away is None else now_s - max(self._away[0], self._asked_s)
+        taken, self._away_s, self._asked_s = self._away_s + since_s, 0.0, now_s
         return taken
 
     @property
@@ -175,7 +174,7 @@ class Generator:
 
     def _back(self) -> None:
         if self._away is not None:
-            self._away_s += self.now_s() - self._away[0]
+            self._away_s += self.now_s() - max(self._away[0], self._asked_s)
             self._away = None
 
 
@@ -188,6 +187,7 @@ class StreamUser(locust.User):
     def on_start(self) -> None:
         """Take a number and connect at the first request."""
         self.number = next(self.generator.user_numbers)
+        self.free_s = self.generator.now_s()
         self.connection = Connection(self.generator.door)
 
     def on_stop(self) -> None:
@@ -198,18 +198,28 @@ class StreamUser(locust.User):
     def request(self) -> None:
         """Send one request and write its record."""
         shared = self.generator
-        gevent.sleep(shared.loop.wait_s(self.number) * shared.plan.time_scale)
         if shared.is_over or (shared.workers == 1 and shared.loop.is_over):
             raise StopUser
         if shared.is_away or shared.why_end:
             gevent.sleep(BACK_OFF_S)
             return
+        if not self._has_thought():
+            return
         scheduled_s = shared.now_s()
         turn = shared.loop.next_turn(self.number, scheduled_s)
         tokens = send(shared, self.connection, turn, scheduled_s)
         shared.loop.note_end(turn, shared.now_s(), tokens)
+        self.free_s = shared.now_s()
         if tokens is None:
             gevent.sleep(BACK_OFF_S)
+
+    def _has_thought(self) -> bool:
+        """Return whether the time to think before a conversation's next turn is over; wait a little where not."""
+        shared = self.generator
+        left_s = self.free_s + shared.loop.wait_s(self.number) * shared.plan.time_scale - shared.now_s()
+        if left_s > 0:
+            gevent.sleep(min(left_s, STOP_WITHIN_S))
+        return left_s <= STOP_WITHIN_S
 
 
 class ArrivalsUser(locust.User):
@@ -231,7 +241,8 @@ class ArrivalsUser(locust.User):
             if shared.why_end:
                 break
             under_way.start(gevent.Greenlet(self._converse, place, due_s))
-        under_way.join()
+        while len(under_way) and not shared.why_end and (shared.opened is None or shared.opened.waited_for):
+            under_way.join(timeout=TICK_S)
         raise StopUser
 
     def on_stop(self) -> None:
@@ -241,25 +252,29 @@ class ArrivalsUser(locust.User):
     def _converse(self, place: int, due_s: float) -> None:
         """Send what an arrival asks for; where that is a conversation, each later turn when its time has come."""
         shared = self.generator
-        opened, scale = shared.opened, shared.plan.time_scale
         try:
-            if opened is None:
-                raise RuntimeError("an open loop's level was not prepared")
-            turn: Turn | None = opened.turn(place)
+            turn = None if shared.opened is None else shared.opened.turn(place)
             while turn is not None and not shared.why_end:
                 connection = shared.spare.pop() if shared.spare else Connection(shared.door)
                 tokens = send(shared, connection, turn, due_s)
                 if tokens is not None:
                     shared.spare.append(connection)
-                later = opened.follow(turn, (shared.now_s() - shared.open_began_s) / scale, tokens)
-                turn = None
-                if later is not None:
-                    due_s, turn = shared.open_began_s + later[0] * scale, later[1]
-                    gevent.sleep(max(0.0, due_s - shared.now_s()))
+                due_s, turn = self._later(turn, tokens)
+                gevent.sleep(max(0.0, due_s - shared.now_s()))
         except BaseException as error:
             if not isinstance(error, gevent.GreenletExit):
                 shared.stopped = f"{CRASHED}: {error!r}"
             raise
+
+    def _later(self, turn: Turn, tokens: int | None) -> tuple[float, Turn | None]:
+        """Return when what follows a turn is due, and it; None where the conversation is over."""
+        shared = self.generator
+        scale, ended_s = shared.plan.time_scale, shared.now_s()
+        found = None if shared.opened is None else shared.opened.follow(turn, self._level_s(ended_s), tokens)
+        return (ended_s, None) if found is None else (shared.open_began_s + found[0] * scale, found[1])
+
+    def _level_s(self, now_s: float) -> float:
+        return (now_s - self.generator.open_began_s) / self.generator.plan.time_scale
 
 
 def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: float) -> int | None:
@@ -372,9 +387,10 @@ class Share:
 
     @property
     def next_id(self) -> int:
-        """The first id that no request of this share has, nor any before it."""
-        opened = self._shared.opened
-        return opened.next_id if self._plan.concurrency is None and opened else self._shared.loop.next_id
+        """The first id that no request of this level has."""
+        if self._plan.concurrency is None and self._shared.opened is not None:
+            return self._shared.opened.next_id
+        return max(self._shared.first_id, self._shared.loop.next_id)
 
     def check_users(self) -> None:
         """End the run where a user has died of a mistake of ours; its traceback is in this process's log."""
@@ -465,7 +481,7 @@ def run_alone(orders: Orders) -> None:
     orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
     runner = Environment(user_classes=users_of(shared), catch_exceptions=False).create_local_runner()
     first_id = 0
-    for level, level_plan in enumerate(plans_of(plan.scenario)):
+    for level, level_plan in enumerate(plan.levels()):
         first_id = run_level(shared, runner, level, level_plan, first_id, ledger=ledger)
         if shared.why_end:
             tell(ended=shared.why_end)
@@ -475,10 +491,9 @@ def run_alone(orders: Orders) -> None:
 
 def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: Ledger) -> int:
     """Run one level to its end and say how it went; return the next level's first id."""
-    scenario, begin_s = shared.plan.scenario, shared.now_s()
-    limit_s = plan.limit_s(scenario, shared.plan.time_scale)
-    lengths = plan.mean_lengths(scenario, shared.mix)
-    began = level_of(plan, lengths, [{"begin_s": begin_s}])
+    begin_s = shared.now_s()
+    limit_s = plan.limit_s(shared.plan.scenario, shared.plan.time_scale)
+    began = level_of(plan, [{"begin_s": begin_s}])
     tell(began=began.model_dump())
     watch = shared.watch or Watch(shared.plan.time_scale)
     watch.begin(began.load, begin_s)
@@ -494,7 +509,7 @@ def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first
     facts = share.finish(whole=not shared.why_end)
     ticker.kill()
     ledger.flush()
-    tell(level=level_of(plan, lengths, [facts]).model_dump())
+    tell(level=level_of(plan, [facts]).model_dump())
     return int(facts["next_id"])
 
 

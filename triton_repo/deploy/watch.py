@@ -115,6 +115,10 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
         Alert("KvCacheNearlyFull", "triton:kv_used:ratio > 0.95", 5, "warning",
               "{{ $value | humanizePercentage }} of the KV cache of {{ $labels.instance }} is in use: requests wait "
               "for blocks, not for compute.", "fewer requests at once, shorter ones, or a smaller KV format"),
+        Alert("KvCacheLimitsBatch",
+              "triton:requests_waiting > 0 and triton:requests_scheduled < 0.8 * triton:requests_max", 5, "warning",
+              "{{ $labels.instance }} has requests that wait and a batch with room: their KV blocks are reserved or "
+              "in use.", "shorter max_tokens (guaranteed_no_evict reserves them whole), more KV memory, or max_utilization"),
         Alert("RequestsPaused", "triton:requests_paused > 0", 1, "warning",
               "{{ $value }} requests are paused on {{ $labels.instance }}: their KV blocks were taken and will be "
               "computed again.", "guaranteed_no_evict, or fewer requests at once"),
@@ -137,7 +141,7 @@ def panels(plan: DeploymentPlan) -> list[Panel]:
               "Nearly full, and requests wait."),
         Panel("Tokens a second", "short", (("triton:output_tokens:rate5m", "out, of finished replies {{instance}}"),
               ("triton:input_tokens:rate5m", "in {{instance}}")), "Output is counted when a reply ends."),
-        Panel("Requests a second", "reqps", (("triton:replies:rate5m", "{{model}} {{instance}}"),), "Answered, by model."),
+        Panel("Requests a second", "reqps", (("triton:replies:rate5m", "{{model}} {{instance}}"),), "Answered."),
         Panel("Failures a second", "reqps", (("triton:failures:rate5m", "{{model}} {{reason}} {{instance}}"),),
               "REJECTED: Triton's queue was full. CANCELED: the client left."),
         Panel("Time to first response, p95", "s", (("triton:first_response_seconds:p95_5m", "{{model}} {{instance}}"),),
@@ -171,7 +175,7 @@ def _emulator_panels() -> list[Panel]:
     return [
         Panel("How late the emulated engine is, p99", "s", ((late, "{{instance}}"),),
               "Past a step's length, no figure counts."),
-        Panel("CPU in use", "percentunit", (("nv_cpu_utilization", "{{instance}}"),), "Of the machine the server runs on."),
+        Panel("CPU in use", "percentunit", (("nv_cpu_utilization", "{{instance}}"),), "Of the server's machine."),
     ]  # fmt: skip
 
 
