@@ -51,16 +51,9 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
         emulated=emulated,
         time_scale=float(engine["emulator_time_scale"]) if emulated else 1.0,
         engine=engine.get("engine_name"),
+        perf_metrics=any(each.get("name") == "return_perf_metrics" for each in config.get("input", ())),
     )
     return facts, _parameters(preprocessing).get("tokenizer_dir") if preprocessing else None
-
-
-def tells_perf_metrics(endpoint: Endpoint, model: str) -> bool:
-    """Return whether a Triton model takes `return_perf_metrics`, and so can tell how long a request was queued."""
-    if endpoint.is_openai:
-        return False
-    read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
-    return any(each.get("name") == "return_perf_metrics" for each in read(endpoint, model)[1].get("input", ()))
 
 
 def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> ServerFacts:

@@ -119,7 +119,11 @@ class Sample(Strict):
 
 
 class ServerFacts(Strict):
-    """What the server said of itself."""
+    """What the server said of itself.
+
+    Attributes:
+        perf_metrics: Whether the model can be asked for its own times with a reply (`return_perf_metrics`).
+    """
 
     url: str
     protocol: str
@@ -128,6 +132,7 @@ class ServerFacts(Strict):
     emulated: bool
     time_scale: float
     engine: str | None = None
+    perf_metrics: bool = False
 
 
 class WorkerClock(Strict):

@@ -240,7 +240,7 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(
-        endpoint=target.endpoint,
+        endpoint=target.endpoint.model_copy(update={"perf_metrics": target.facts.perf_metrics}),
         scenario=scenario,
         prompts=str(prompts),
         records=str(out / REQUESTS_NAME),
