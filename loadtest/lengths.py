@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -120,9 +120,9 @@ class Distribution:
         """Return the count that this share of draws stays within."""
         return self.whole(share)
 
-    def under(self, folder: Path) -> Distribution:
-        """Return the distribution with a relative path made to begin at a folder."""
-        return self if self.kind != "empirical" else Distribution(**{**vars_of(self), "path": str(folder / self.path)})
+    def moved(self, move: Callable[[str], str]) -> Distribution:
+        """Return the distribution with its file elsewhere."""
+        return replace(self, path=move(self.path)) if self.path else self
 
     def __str__(self) -> str:
         """Return the notation that means this."""
@@ -151,11 +151,6 @@ class Distribution:
                 return _exponential(self._of("mean", 0), max(low, 0.0), high)
             case _:
                 return _of_sample(read_column(self.path, self.column), low, high, self.path)
-
-
-def vars_of(distribution: Distribution) -> dict[str, Any]:
-    """Return a distribution's fields, without what it has worked out."""
-    return {name: getattr(distribution, name) for name in ("kind", "values", "path", "column")}
 
 
 def fixed(value: float) -> Distribution:

@@ -35,7 +35,7 @@ from loadtest.live import add_live_page
 from loadtest.prompts import Prompt, PromptMaker
 from loadtest.records import Outcome, RequestRecord
 from loadtest.talk import CRASHED, INTERRUPTED, Orders, level_of, tell, tell_progress
-from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop, plans_of
+from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop
 from loadtest.watch import History, LogHistogram, Watch
 from loadtest.wires import Connection, Door, Readings, UnreachableError
 
@@ -116,8 +116,8 @@ class Generator:
             )
         )
         if self.plan.texts is not None:
-            text = {"id": turn.id, "text": prompt.text} if prompt.text else {"id": turn.id, "ids": prompt.ids}
-            self.book.note_text(json.dumps(text))
+            said = {"text": prompt.text} if prompt.text else {"ids": prompt.ids}
+            self.book.note_text(json.dumps({"id": turn.id, "tokens": prompt.tokens, **said}))
 
     def write(self, record: RequestRecord) -> None:
         """Take a request as ended."""
@@ -183,6 +183,7 @@ class StreamUser(locust.User):
     def on_start(self) -> None:
         """Take a number and connect at the first request."""
         self.number = next(self.generator.user_numbers)
+        self.free_s = self.generator.now_s()
         self.connection = Connection(self.generator.door)
 
     def on_stop(self) -> None:
@@ -193,18 +194,28 @@ class StreamUser(locust.User):
     def request(self) -> None:
         """Send one request and write its record."""
         shared = self.generator
-        gevent.sleep(shared.loop.wait_s(self.number) * shared.plan.time_scale)
         if shared.is_over or (shared.workers == 1 and shared.loop.is_over):
             raise StopUser
         if shared.is_away or shared.why_end:
             gevent.sleep(BACK_OFF_S)
             return
+        if not self._has_thought():
+            return
         scheduled_s = shared.now_s()
         turn = shared.loop.next_turn(self.number, scheduled_s)
         tokens = send(shared, self.connection, turn, scheduled_s)
         shared.loop.note_end(turn, shared.now_s(), tokens)
+        self.free_s = shared.now_s()
         if tokens is None:
             gevent.sleep(BACK_OFF_S)
+
+    def _has_thought(self) -> bool:
+        """Return whether the time to think before a conversation's next turn is over; wait a little where not."""
+        shared = self.generator
+        left_s = self.free_s + shared.loop.wait_s(self.number) * shared.plan.time_scale - shared.now_s()
+        if left_s > 0:
+            gevent.sleep(min(left_s, STOP_WITHIN_S))
+        return left_s <= STOP_WITHIN_S
 
 
 class ArrivalsUser(locust.User):
@@ -216,7 +227,9 @@ class ArrivalsUser(locust.User):
     @locust.task
     def arrivals(self) -> None:
         """Send what is due, each on a connection of its own; wait for all that are measured."""
-        shared = self.generator
+        shared, opened = self.generator, self.generator.opened
+        if opened is None:
+            raise RuntimeError("an open loop's level was not prepared")
         plan, scale = shared.level_plan, shared.plan.time_scale
         under_way = self.under_way = gevent.pool.Group()
         for place in range(shared.worker, len(plan.arrivals), shared.workers):
@@ -225,36 +238,40 @@ class ArrivalsUser(locust.User):
                 gevent.sleep(min(left_s, STOP_WITHIN_S))
             if shared.why_end:
                 break
-            under_way.start(gevent.Greenlet(self._converse, place, due_s))
-        under_way.join()
+            under_way.start(gevent.Greenlet(self._converse, opened, opened.turn(place), due_s))
+        while len(under_way) and not shared.why_end and opened.waited_for:
+            under_way.join(timeout=TICK_S)
         raise StopUser
 
     def on_stop(self) -> None:
         """End what is under way; each writes its record."""
         self.under_way.kill()
 
-    def _converse(self, place: int, due_s: float) -> None:
+    def _converse(self, opened: OpenLoop, turn: Turn | None, due_s: float) -> None:
         """Send what an arrival asks for; where that is a conversation, each later turn when its time has come."""
         shared = self.generator
-        opened, scale = shared.opened, shared.plan.time_scale
         try:
-            if opened is None:
-                raise RuntimeError("an open loop's level was not prepared")
-            turn: Turn | None = opened.turn(place)
             while turn is not None and not shared.why_end:
                 connection = shared.spare.pop() if shared.spare else Connection(shared.door)
                 tokens = send(shared, connection, turn, due_s)
                 if tokens is not None:
                     shared.spare.append(connection)
-                later = opened.follow(turn, (shared.now_s() - shared.open_began_s) / scale, tokens)
-                turn = None
-                if later is not None:
-                    due_s, turn = shared.open_began_s + later[0] * scale, later[1]
-                    gevent.sleep(max(0.0, due_s - shared.now_s()))
+                due_s, turn = self._later(opened, turn, tokens)
+                gevent.sleep(max(0.0, due_s - shared.now_s()))
         except BaseException as error:
             if not isinstance(error, gevent.GreenletExit):
                 shared.stopped = f"{CRASHED}: {error!r}"
             raise
+
+    def _later(self, opened: OpenLoop, turn: Turn, tokens: int | None) -> tuple[float, Turn | None]:
+        """Return when what follows a turn is due, and it; None where the conversation is over."""
+        shared = self.generator
+        scale, ended_s = shared.plan.time_scale, shared.now_s()
+        found = opened.follow(turn, self._level_s(ended_s), tokens)
+        return (ended_s, None) if found is None else (shared.open_began_s + found[0] * scale, found[1])
+
+    def _level_s(self, now_s: float) -> float:
+        return (now_s - self.generator.open_began_s) / self.generator.plan.time_scale
 
 
 def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: float) -> int | None:
@@ -330,19 +347,27 @@ class Share:
         shared.is_over, shared.open_began_s = False, begin_s
         shared.take_away_s()
         shared.door.readings = Readings()
-        scenario, which = shared.plan.scenario, {"worker": shared.worker, "workers": shared.workers}
-        if plan.concurrency is None:
-            shared.opened = open_loop(scenario, plan, shared.mix, level=level, first_id=first_id, **which)
-        else:
+        if plan.concurrency is not None:
             shared.loop = closed_loop(
-                scenario,
+                shared.plan.scenario,
                 plan.concurrency,
                 first_id=first_id,
                 time_scale=shared.plan.time_scale,
+                worker=shared.worker,
+                workers=shared.workers,
                 begin_talk=shared.begin_talk,
-                **which,
             )
             shared.user_numbers = iter(shared.loop.users)
+        else:
+            shared.opened = open_loop(
+                shared.plan.scenario,
+                plan,
+                shared.mix,
+                level=level,
+                first_id=first_id,
+                worker=shared.worker,
+                workers=shared.workers,
+            )
         self._users = len(shared.loop.users) if plan.concurrency is not None else 1
         self._lateness = _Lateness()
         self._watcher = gevent.spawn(self._lateness.watch)
@@ -452,7 +477,7 @@ def run_alone(orders: Orders) -> None:
     orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
     runner = Environment(user_classes=users_of(shared), catch_exceptions=False).create_local_runner()
     first_id = 0
-    for level, level_plan in enumerate(plans_of(plan.scenario)):
+    for level, level_plan in enumerate(plan.levels()):
         first_id = run_level(shared, runner, level, level_plan, first_id, ledger=ledger)
         if shared.why_end:
             tell(ended=shared.why_end)
@@ -462,10 +487,9 @@ def run_alone(orders: Orders) -> None:
 
 def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: Ledger) -> int:
     """Run one level to its end and say how it went; return the next level's first id."""
-    scenario, begin_s = shared.plan.scenario, shared.now_s()
-    limit_s = plan.limit_s(scenario, shared.plan.time_scale)
-    lengths = plan.mean_lengths(scenario, shared.mix)
-    began = level_of(plan, lengths, [{"begin_s": begin_s}])
+    begin_s = shared.now_s()
+    limit_s = plan.limit_s(shared.plan.scenario, shared.plan.time_scale)
+    began = level_of(plan, [{"begin_s": begin_s}])
     tell(began=began.model_dump())
     watch = shared.watch or Watch(shared.plan.time_scale)
     watch.begin(began.load, begin_s)
@@ -481,7 +505,7 @@ def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first
     facts = share.finish(whole=not shared.why_end)
     ticker.kill()
     ledger.flush()
-    tell(level=level_of(plan, lengths, [facts]).model_dump())
+    tell(level=level_of(plan, [facts]).model_dump())
     return int(facts["next_id"])
 
 

@@ -7,6 +7,7 @@ rows. A `PromptMaker` beside the generator cuts; as ids it needs no tokenizer, a
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer
 
 from engines.errors import UserError
 from engines.files import Strict, read_json, write_json
+from engines.tokenizer import TOKENIZER_FILE
 from loadtest.conversations import Mix, Rows, Talk
 from loadtest.lengths import even
 from loadtest.scenario import GENERATED_PROMPTS, Kind, Scenario
@@ -33,6 +35,7 @@ MOST_CHAT_TOKENS = 2_000_000
 MOST_ROWS = 20_000  # of a prompt file; beyond, they come round again
 LEAST_WORDS = 100
 MOST_WORDS = 4096
+PREPARED_SUFFIXES = (".json", ".npy", ".txt")
 TRIED = 24  # prompts counted again before a run
 _GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this part of a circle fall apart as evenly as any can
 _META = "prompts.json"
@@ -81,7 +84,7 @@ class Prepared(Strict):
         filler: A word of one token, to reach a stated count; empty where none was found.
         words: Of one token each, for random prompts as text.
         ids: Random ids are drawn from the first to the last but one.
-        tokenizer: Where every text has to be counted again, what counts it.
+        tokenizer: Where every text has to be counted again, what counts it: a file beside this one.
     """
 
     as_text: bool
@@ -123,7 +126,8 @@ def prepare(
         ids=_id_range(tokenizer),
     )
     if as_text and not _counts_hold(scenario, plans, found, folder, tokenizer):
-        found = found.model_copy(update={"tokenizer": str(tokenizer_path)})
+        shutil.copyfile(tokenizer_path, folder / TOKENIZER_FILE)
+        found = found.model_copy(update={"tokenizer": TOKENIZER_FILE})
     write_json(folder / _META, found)
     return found
 
@@ -168,7 +172,7 @@ class PromptMaker:
             for source, name in self._found.texts.items()
         }
         path = self._found.tokenizer
-        self._tokenizer = read_tokenizer(Path(path)) if path else None
+        self._tokenizer = read_tokenizer(folder / path) if path else None
 
     @property
     def rows(self) -> Mapping[str, Rows]:
@@ -341,8 +345,7 @@ def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, 
     """Return how much chat is worth having: twice the longest prompt, and a fresh place for each to begin at."""
     mix = Mix(scenario, rows)
     count = max(plan.conversations(scenario) for plan in plans)
-    longest = mix.lengths_of(range(min(count, TRIED)))[2]
-    longest = max(longest, *(arrival.isl or 0 for plan in plans for arrival in plan.arrivals), 0)
+    longest = max(plan.seen(scenario, mix).longest for plan in plans)
     return min(MOST_CHAT_TOKENS, max(LEAST_CHAT_TOKENS, 2 * longest + 2 * count * scenario.levels))
 
 

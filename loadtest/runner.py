@@ -10,13 +10,14 @@ from typing import Any
 
 from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
+from loadtest.conversations import Mix
 from loadtest.dialects import takes_ids
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.doubts import Seen, doubts_of, seen_of
 from loadtest.ledger import add_lost
 from loadtest.monitor import Monitor
 from loadtest.processes import SILENT_S, STOP_WITHIN_S, Generators
-from loadtest.prompts import prepare
+from loadtest.prompts import PromptMaker, prepare
 from loadtest.records import (
     REQUESTS_NAME,
     RUN_NAME,
@@ -187,9 +188,8 @@ def _follow(generators: Generators, happened: Happened, terminal: Terminal, *, l
 
 def _limit_s(plan: GeneratorPlan) -> float:
     """Return how long a level may take: its own limit, and what its last requests may take after that."""
-    scenario = plan.scenario
-    longest_s = max(level.limit_s(scenario, plan.time_scale) for level in plans_of(scenario))
-    return longest_s + scenario.request_timeout_s + SILENT_S
+    own_s = max(level.limit_s(plan.scenario, plan.time_scale) for level in plan.levels())
+    return own_s + plan.scenario.request_timeout_s + SILENT_S
 
 
 def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> tuple[RunManifest, dict[int, Seen]]:
@@ -230,21 +230,24 @@ def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> t
 
 
 def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
-    scenario, target, out = asked.scenario.under(Path.cwd()), asked.target, asked.out
+    scenario, target, out = asked.scenario, asked.target, asked.out
     plans = plans_of(scenario)
     as_text = not takes_ids(target.endpoint, scenario.model)
-    cuttings = folder / "prompts"
-    cuttings.mkdir()
-    prepare(scenario, plans, target.tokenizer, cuttings, as_text=as_text)
+    prompts = folder / "prompts"
+    prompts.mkdir()
+    prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text)
+    mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
+    counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(
         endpoint=target.endpoint,
         scenario=scenario,
-        prompts=str(cuttings),
+        prompts=str(prompts),
         records=str(out / REQUESTS_NAME),
         under_way=str(folder / UNDER_WAY_NAME),
         texts=str(out / PROMPTS_NAME) if asked.keep_text else None,
         began_monotonic_s=began,
         time_scale=target.facts.time_scale,
+        lengths=tuple((plan.isl, plan.osl) for plan in counted),
     )
 
 

@@ -66,20 +66,16 @@ def tell_progress(look: Callable[[], Progress], note: Callable[[Progress], objec
         tell(progress=seen.model_dump())
 
 
-def level_of(plan: LevelPlan, lengths: tuple[int, int], shares: Iterable[Mapping[str, Any]]) -> Level:
-    """Return a level as its shares were: from the first begin to the last end, as late as the latest generator.
-
-    Args:
-        lengths: Mean prompt and reply asked for, in tokens.
-    """
+def level_of(plan: LevelPlan, shares: Iterable[Mapping[str, Any]]) -> Level:
+    """Return a level as its shares were: from the first begin to the last end, as late as the latest generator."""
     shares = list(shares)
     begin_s = min(share["begin_s"] for share in shares)
     return Level(
         concurrency=plan.concurrency,
         rate_per_s=plan.rate_per_s,
         failed_rows=plan.failed_rows,
-        isl=lengths[0],
-        osl=lengths[1],
+        isl=plan.isl,
+        osl=plan.osl,
         begin_s=begin_s,
         measure_s=max(share.get("measure_s", begin_s) for share in shares),
         end_s=max(share.get("end_s", begin_s) for share in shares),

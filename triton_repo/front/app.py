@@ -171,7 +171,7 @@ class _Front:
             "max_model_len": limits.max_seq_len,
             "engine": {
                 "kind": repository.kind,
-                "time_scale": repository.settings.time_scale if repository.kind == "emulated" else None,
+                "time_scale": repository.settings.emulation.time_scale if repository.kind == "emulated" else None,
                 "model": repository.engine.model.name,
                 "precision": repository.engine.precision.name,
                 "gpu": repository.engine.gpu.name,

@@ -82,7 +82,7 @@ class Service:
     def kind(self) -> str:
         """Return what every reply says of the engine behind it: emulated, with its time scale, or built."""
         if self.repository.kind == "emulated":
-            return f"emulated; time-scale={self.repository.settings.time_scale:g}"
+            return f"emulated; time-scale={self.repository.settings.emulation.time_scale:g}"
         return self.repository.kind
 
     def chat(self, asked: ChatAsked) -> Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ class Preprocessing:
             "no",
         }
         self._tokenizer = load_tokenizer(folder)
+        self._most_prompt = _limit(parameters, "max_prompt_tokens")
+        self._most_output = _limit(parameters, "max_output_tokens")
+        self._longest_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
         self._special = special_tokens(folder, self._tokenizer)
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -46,11 +50,10 @@ class Preprocessing:
     def _outputs(self, request: Any) -> dict[str, Array]:
         texts = _texts(self._tensor(request, "QUERY"))
         output_len = self._tensor(request, "REQUEST_OUTPUT_LEN")
-        if len(texts) != 1 or output_len is None:
+        if len(texts) != 1 or output_len is None or not output_len.size:
             raise ValueError(f"one prompt and its max_tokens are needed, found {len(texts)} prompts")
-        ids = self._tokenizer.encode(texts[0], add_special_tokens=self._add_special).ids
-        if not ids:
-            raise ValueError("the prompt has no tokens")
+        self._refuse_long_reply(int(output_len.reshape(-1)[0]))
+        ids = self._ids(texts[0])
         empty = np.zeros((1, 0), np.int32)
         return {
             "INPUT_ID": np.array([ids], np.int32),
@@ -59,12 +62,55 @@ class Preprocessing:
             "REQUEST_DECODER_INPUT_LEN": np.array([[0]], np.int32),
             "BAD_WORDS_IDS": self._word_list(self._tensor(request, "BAD_WORDS_DICT")),
             "STOP_WORDS_IDS": self._word_list(self._tensor(request, "STOP_WORDS_DICT")),
-            "EMBEDDING_BIAS": np.zeros((1, 0), np.float32),
+            "EMBEDDING_BIAS": self._embedding_bias(request),
             "REQUEST_OUTPUT_LEN": output_len.reshape(1, -1).astype(np.int32),
             "OUT_END_ID": self._token_id(request, "END_ID", self._special.end_id),
             "OUT_PAD_ID": self._token_id(request, "PAD_ID", self._special.pad_id),
             "OUT_PROMPT_TABLE_EXTRA_IDS": np.zeros((1, 0), np.uint64),
         }
+
+    def _ids(self, text: str) -> list[int]:
+        """Return a prompt's tokens; a text too long for any tokenizing is refused before it costs anything.
+
+        Raises:
+            ValueError: It has no tokens, or more than are allowed.
+        """
+        if len(text) > self._most_prompt * self._longest_token:
+            raise ValueError(
+                f"the prompt has {len(text)} characters: no way to write them in the {self._most_prompt:g} tokens "
+                "allowed here (max_prompt_tokens)"
+            )
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=self._add_special).ids
+        if not ids:
+            raise ValueError("the prompt has no tokens")
+        if len(ids) > self._most_prompt:
+            raise ValueError(f"Prompt length ({len(ids)}) exceeds maximum input length ({self._most_prompt:g})")
+        return ids
+
+    def _refuse_long_reply(self, tokens: int) -> None:
+        if not 1 <= tokens <= self._most_output:
+            raise ValueError(
+                f"max_tokens is {tokens}; from 1 to {self._most_output:g} is allowed here (max_output_tokens)"
+            )
+
+    def _embedding_bias(self, request: Any) -> Array:
+        """Return what is added to each token's logit; nothing where no words were given.
+
+        Raises:
+            ValueError: Words and weights are not as many.
+        """
+        words = _texts(self._tensor(request, "EMBEDDING_BIAS_WORDS"))
+        weights = self._tensor(request, "EMBEDDING_BIAS_WEIGHTS")
+        values = [] if weights is None else weights.reshape(-1).tolist()
+        if len(words) != len(values):
+            raise ValueError(f"{len(words)} embedding_bias_words and {len(values)} embedding_bias_weights")
+        if not words:
+            return np.zeros((1, 0), np.float32)
+        bias = np.zeros((1, self._tokenizer.get_vocab_size(with_added_tokens=True)), np.float32)
+        for word, value in zip(words, values, strict=True):
+            for token in self._tokenizer.encode(word, add_special_tokens=False).ids:
+                bias[0, token] += value
+        return bias
 
     def _tensor(self, request: Any, name: str) -> Array | None:
         tensor = self.backend.get_input_tensor_by_name(request, name)
@@ -80,6 +126,12 @@ class Preprocessing:
         found = [self._tokenizer.encode(word, add_special_tokens=False).ids for word in _texts(words) if word]
         flat, ends = word_list(found)
         return np.array([[flat, ends]] if flat else [[[0], [-1]]], np.int32)
+
+
+def _limit(parameters: dict[str, Any], name: str) -> float:
+    """Return a limit among a model's parameters; none where it is not there."""
+    text = parameters.get(name, {}).get("string_value", "")
+    return int(text) if text.isdecimal() else math.inf
 
 
 def _texts(tensor: Array | None) -> list[str]:
