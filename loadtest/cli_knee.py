@@ -13,6 +13,7 @@ from engines.files import made_by, read_yaml, refuse_existing, source_of, to_jso
 from engines.manifest import MANIFEST_NAME, read_manifest
 from loadtest.asked import scenario_of
 from loadtest.objectives import Objectives
+from loadtest.scenario import Scenario
 from loadtest.search import UNITS, Asked, KneeFound, Range, Span, predicting, search
 from loadtest.tables import show_knee
 
@@ -76,12 +77,14 @@ def _asked(flags: dict[str, Any]) -> Asked:
     scenario = scenario_of({**flags, **unset})
     within = Range(flags["least"], flags["most"], flags["tolerance"])
     span = Span(first=min(Span().first, flags["most_requests"]), most=flags["most_requests"])
-    return Asked(scenario, _objectives(flags), flags["axis"], within, span)
+    return Asked(scenario, _objectives(flags, scenario), flags["axis"], within, span)
 
 
-def _objectives(flags: dict[str, Any]) -> Objectives:
-    """Return the objectives of a file, with flags laid over it."""
+def _objectives(flags: dict[str, Any], scenario: Scenario) -> Objectives:
+    """Return the objectives of a file, with flags laid over it; where neither says any, the scenario's own."""
     path = flags["objectives"]
+    if path is None and not flags["objective"] and scenario.objectives is not None:
+        return scenario.objectives
     values = {} if path is None else read_yaml(path, Objectives).model_dump(exclude_defaults=True)
     for text in flags["objective"]:
         name, _, limit = text.partition("=")
