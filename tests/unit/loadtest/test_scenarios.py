@@ -156,7 +156,7 @@ def test_paths_begin_at_the_scenarios_folder(tmp_path: Path) -> None:
     assert {exchange for n in range(50) for exchange in [Mix(scenario).draw(n).exchanges[0][:2]]} == {
         (5, 6), (5, 3), (4, 3),
     }  # fmt: skip
-    with pytest.raises(MissingError, match="ours.jsonl: no such file"):
+    with pytest.raises(MissingError, match=r"ours\.jsonl: no such file"):
         inputs_of(scenario)
     (tmp_path / "ours.jsonl").write_text("{}")
     assert [Path(source.path).name for source in inputs_of(scenario)] == ["lengths.csv", "ours.jsonl"]
@@ -170,7 +170,7 @@ def test_a_misspelled_key_deep_inside_is_suggested(tmp_path: Path) -> None:
     """The key that was meant is found in a class's prefixes too."""
     path = tmp_path / "x.yaml"
     path.write_text("classes:\n  - name: a\n    prefixes: {tokens: 5, shares: 0.5}\n")
-    with pytest.raises(UserError, match="unknown key 'classes.0.prefixes.shares'") as refused:
+    with pytest.raises(UserError, match=r"unknown key .classes\.0\.prefixes\.shares.") as refused:
         read_yaml(path, Scenario)
     assert refused.value.hint == "did you mean 'share'?"
 
