@@ -68,7 +68,6 @@ class Generator:
         self.opened: OpenLoop | None = None
         self.level = 0
         self.level_plan = LevelPlan(None)
-        self.first_id = 0
         self.open_began_s = 0.0
         self.user_numbers: Iterator[int] = iter(())
         self.is_over = False  # no user begins another request
@@ -118,8 +117,8 @@ class Generator:
             )
         )
         if self.plan.texts is not None:
-            text = {"id": turn.id, "text": prompt.text} if prompt.text else {"id": turn.id, "ids": prompt.ids}
-            self.book.note_text(json.dumps(text))
+            said = {"text": prompt.text} if prompt.text else {"ids": prompt.ids}
+            self.book.note_text(json.dumps({"id": turn.id, "tokens": prompt.tokens, **said}))
 
     def write(self, record: RequestRecord) -> None:
         """Take a request as ended."""
@@ -229,7 +228,9 @@ class ArrivalsUser(locust.User):
     @locust.task
     def arrivals(self) -> None:
         """Send what is due, each on a connection of its own; wait for all that are measured."""
-        shared = self.generator
+        shared, opened = self.generator, self.generator.opened
+        if opened is None:
+            raise RuntimeError("an open loop's level was not prepared")
         plan, scale = shared.level_plan, shared.plan.time_scale
         under_way = self.under_way = gevent.pool.Group()
         for place in range(shared.worker, len(plan.arrivals), shared.workers):
@@ -238,8 +239,8 @@ class ArrivalsUser(locust.User):
                 gevent.sleep(min(left_s, STOP_WITHIN_S))
             if shared.why_end:
                 break
-            under_way.start(gevent.Greenlet(self._converse, place, due_s))
-        while len(under_way) and not shared.why_end and (shared.opened is None or shared.opened.waited_for):
+            under_way.start(gevent.Greenlet(self._converse, opened, opened.turn(place), due_s))
+        while len(under_way) and not shared.why_end and opened.waited_for:
             under_way.join(timeout=TICK_S)
         raise StopUser
 
@@ -247,28 +248,27 @@ class ArrivalsUser(locust.User):
         """End what is under way; each writes its record."""
         self.under_way.kill()
 
-    def _converse(self, place: int, due_s: float) -> None:
+    def _converse(self, opened: OpenLoop, turn: Turn | None, due_s: float) -> None:
         """Send what an arrival asks for; where that is a conversation, each later turn when its time has come."""
         shared = self.generator
         try:
-            turn = None if shared.opened is None else shared.opened.turn(place)
             while turn is not None and not shared.why_end:
                 connection = shared.spare.pop() if shared.spare else Connection(shared.door)
                 tokens = send(shared, connection, turn, due_s)
                 if tokens is not None:
                     shared.spare.append(connection)
-                due_s, turn = self._later(turn, tokens)
+                due_s, turn = self._later(opened, turn, tokens)
                 gevent.sleep(max(0.0, due_s - shared.now_s()))
         except BaseException as error:
             if not isinstance(error, gevent.GreenletExit):
                 shared.stopped = f"{CRASHED}: {error!r}"
             raise
 
-    def _later(self, turn: Turn, tokens: int | None) -> tuple[float, Turn | None]:
+    def _later(self, opened: OpenLoop, turn: Turn, tokens: int | None) -> tuple[float, Turn | None]:
         """Return when what follows a turn is due, and it; None where the conversation is over."""
         shared = self.generator
         scale, ended_s = shared.plan.time_scale, shared.now_s()
-        found = None if shared.opened is None else shared.opened.follow(turn, self._level_s(ended_s), tokens)
+        found = opened.follow(turn, self._level_s(ended_s), tokens)
         return (ended_s, None) if found is None else (shared.open_began_s + found[0] * scale, found[1])
 
     def _level_s(self, now_s: float) -> float:
@@ -348,19 +348,27 @@ class Share:
         shared.is_over, shared.suffices, shared.open_began_s = False, False, begin_s
         shared.take_away_s()
         shared.door.readings = Readings()
-        scenario, which = shared.plan.scenario, {"worker": shared.worker, "workers": shared.workers}
-        if plan.concurrency is None:
-            shared.opened = open_loop(scenario, plan, shared.mix, level=level, first_id=first_id, **which)
-        else:
+        if plan.concurrency is not None:
             shared.loop = closed_loop(
-                scenario,
+                shared.plan.scenario,
                 plan.concurrency,
                 first_id=first_id,
                 time_scale=shared.plan.time_scale,
+                worker=shared.worker,
+                workers=shared.workers,
                 begin_talk=shared.begin_talk,
-                **which,
             )
             shared.user_numbers = iter(shared.loop.users)
+        else:
+            shared.opened = open_loop(
+                shared.plan.scenario,
+                plan,
+                shared.mix,
+                level=level,
+                first_id=first_id,
+                worker=shared.worker,
+                workers=shared.workers,
+            )
         self._users = len(shared.loop.users) if plan.concurrency is not None else 1
         self._lateness = _Lateness()
         self._watcher = gevent.spawn(self._lateness.watch)
@@ -385,10 +393,9 @@ class Share:
 
     @property
     def next_id(self) -> int:
-        """The first id that no request of this level has."""
-        if self._plan.concurrency is None and self._shared.opened is not None:
-            return self._shared.opened.next_id
-        return max(self._shared.first_id, self._shared.loop.next_id)
+        """The first id that no request of this share has, nor any before it."""
+        opened = self._shared.opened
+        return opened.next_id if self._plan.concurrency is None and opened else self._shared.loop.next_id
 
     def check_users(self) -> None:
         """End the run where a user has died of a mistake of ours; its traceback is in this process's log."""

@@ -76,8 +76,10 @@ def summarize(
     The document's `made_by` and `made_from` are the run's; who writes it to a file puts its own.
 
     Args:
+        objectives: None: the scenario's own, where it states some.
         confidence: Whether to compute confidence intervals; they cost a tenth of a second a level.
     """
+    objectives = objectives or run.scenario.objectives
     columns = columns_of(records)
     sampled = samples_of(list(samples))
     levels = [

@@ -232,10 +232,10 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
         prompts=str(prompts),
         records=str(out / REQUESTS_NAME),
         under_way=str(folder / UNDER_WAY_NAME),
+        texts=str(out / PROMPTS_NAME) if asked.keep_text else None,
         began_monotonic_s=began,
         time_scale=target.facts.time_scale,
         lengths=tuple((plan.isl, plan.osl) for plan in counted),
-        texts=str((out / PROMPTS_NAME).absolute()) if asked.keep_text else None,
     )
 
 
