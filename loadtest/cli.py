@@ -18,7 +18,7 @@ import click
 from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import made_by, refuse_existing, source_of, to_json
-from loadtest.asked import scenario_of
+from loadtest.asked import inputs_of, scenario_of
 from loadtest.dialects.endpoint import OPENAI_KEY, endpoint_of
 from loadtest.facts import server_facts
 from loadtest.monitor import metrics_url
@@ -45,7 +45,9 @@ class TerminatedError(KeyboardInterrupt):
 
 
 @click.command("run-load", cls=Command, epilog=f"Writes {RUN_OUT} unless --out is given.", groups=GROUPS)
-@click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario: sweep, quick, or a YAML file.")
+@click.option(
+    "--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario that comes with the package, or a YAML file."
+)
 @click.option(
     "--url", default="http://127.0.0.1:8000", show_default=True, help="The server: http[s]://HOST:PORT, or grpc[s]://."
 )
@@ -64,14 +66,16 @@ class TerminatedError(KeyboardInterrupt):
 @click.option("--insecure", is_flag=True, help="Do not look at the server's certificate.")
 @click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
 @click.option("--rate", metavar="R,R,...", help="Requests a second at each level instead: Poisson arrivals.")
-@click.option("--duration", type=float, help="Seconds that requests are sent for, with --rate.")
-@click.option("--isl", type=int, help="Prompt length in tokens.")
-@click.option("--osl", type=int, help="Reply length in tokens.")
+@click.option(
+    "--duration", type=float, help="Seconds that an open loop sends for; its shape shrinks with it, its rates stay."
+)
+@click.option("--isl", help="Prompt length in tokens: a number, or as in 'lognormal(mean=1024, cv=0.8)'.")
+@click.option("--osl", help="Reply length in tokens, likewise.")
 @click.option("--requests", type=int, help="Requests measured at each level.")
-@click.option("--prompts", type=click.Choice(["chat", "random"]), help="Real chat text, or random tokens.")
+@click.option("--prompts", metavar="SOURCE", help="chat, random, or a file: ShareGPT's JSON or JSON lines.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json; default: the server's own.")
 @click.option("--metrics-url", help="Page of the server's metrics; default: Triton's usual port beside --url.")
-@click.option("--seed", type=int, help="Seed of the prompts.")
+@click.option("--seed", type=int, help="Seed of arrivals, lengths and prompts.")
 @click.option("--strict", is_flag=True, help="End with status 3 where the run's figures are in doubt.")
 @click.option(
     "--repeat", type=click.IntRange(1), default=1, help="Runs of the scenario, each in a folder 1, 2, ... of --out."
@@ -133,7 +137,7 @@ def _run(scenario: Scenario, fleet: Fleet, out: Path, flags: dict[str, Any]) -> 
             target=target,
             out=out,
             made_by=made_by(command_line("run-load")),
-            made_from=[source_of(target.tokenizer)],
+            made_from=[source_of(target.tokenizer), *inputs_of(scenario)],
             force=flags["force"],
             keep_text=flags["keep_text"],
         )

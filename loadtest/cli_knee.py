@@ -12,8 +12,10 @@ from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, read_yaml, refuse_existing, source_of, to_json, validate, write_json
 from engines.manifest import MANIFEST_NAME, read_manifest
 from loadtest.asked import scenario_of
+from loadtest.evidence import Promise
 from loadtest.objectives import Objectives
-from loadtest.search import UNITS, Asked, KneeFound, Range, Span, predicting, search
+from loadtest.scenario import Scenario
+from loadtest.search import UNITS, Asked, KneeFound, Range, Span, predicting, promises_of, search
 from loadtest.tables import show_knee
 
 KNEE_OUT = Path("artifacts/knee.json")
@@ -52,7 +54,8 @@ def find_knee(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: An
     asked = _asked(flags)
     if flags["dry_run"]:
         show(to_json(asked.scenario).rstrip())
-        show(to_json(asked.objectives).rstrip())
+        for promise in asked.promises:
+            show(f"{promise.class_name or 'all'}: {to_json(promise.objectives).rstrip()}")
         return
     if engine_dir is None:
         raise UserError("nothing to search on", hint="find-knee ENGINE_DIR")
@@ -76,12 +79,15 @@ def _asked(flags: dict[str, Any]) -> Asked:
     scenario = scenario_of({**flags, **unset})
     within = Range(flags["least"], flags["most"], flags["tolerance"])
     span = Span(first=min(Span().first, flags["most_requests"]), most=flags["most_requests"])
-    return Asked(scenario, _objectives(flags), flags["axis"], within, span)
+    return Asked(scenario, _promises(flags, scenario), flags["axis"], within, span)
 
 
-def _objectives(flags: dict[str, Any]) -> Objectives:
-    """Return the objectives of a file, with flags laid over it."""
+def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[Promise, ...]:
+    """Return the objectives of a file, with flags laid over it; where neither is given, the scenario's own."""
     path = flags["objectives"]
+    own = promises_of(scenario)
+    if own and path is None and not flags["objective"]:
+        return own
     values = {} if path is None else read_yaml(path, Objectives).model_dump(exclude_defaults=True)
     for text in flags["objective"]:
         name, _, limit = text.partition("=")
@@ -91,7 +97,7 @@ def _objectives(flags: dict[str, Any]) -> Objectives:
         values.setdefault(quantity, {})[statistic] = limit
     if not values:
         raise UserError("no objective is stated", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
-    return validate(values, Objectives, where="flags" if path is None else str(path))
+    return (Promise(validate(values, Objectives, where="flags" if path is None else str(path))),)
 
 
 def _require_some_load(found: KneeFound) -> None:

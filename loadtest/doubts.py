@@ -88,6 +88,12 @@ def _client_doubts(trust: Trust, facts: ServerFacts, index: int, level: Level, s
         text = f"the load generator woke up {level.generator_late_p99_s * 1e3:.1f} ms late (p99) between tokens"
         text += f" {gap_s * 1e3:.1f} ms apart; limit {trust.generator_late_ratio:.0%} of that"
         yield Doubt(code="generator-late", text=text, level=index)
+    if gap_s and level.read_late_p99_s > trust.generator_late_ratio * gap_s:
+        text = f"replies were read {level.read_late_p99_s * 1e3:.1f} ms after they came (p99), tokens being"
+        text += (
+            f" {gap_s * 1e3:.1f} ms apart: some came together for that alone; limit {trust.generator_late_ratio:.0%}"
+        )
+        yield Doubt(code="read-late", text=text, level=index)
     late_s = seen.late.quantile(0.99) or 0.0
     if level.concurrency is None and late_s > trust.arrivals_late_s * facts.time_scale:
         text = (

@@ -30,9 +30,10 @@ from loadtest.watch import Progress, Watch
 REPORT_S = 0.1  # how often a worker says what has been sent and what has ended
 ROUND_TRIPS = 25
 ANSWER_WITHIN_S = 10.0
-LEAD_S = 0.25  # a level begins so long after it was announced, so that all workers know of it
+LEAD_S = 0.25  # an open loop begins so long after it was announced, so that all workers know of it
 CHUNK_BYTES = 1 << 20
 MASTER_SILENT_S = 15.0
+LAST_WORDS_S = 0.3  # for messages that have been handed to the network and not left
 TICK_S = 0.02
 CHECK_S = 0.5
 
@@ -48,6 +49,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._sent: list[tuple[int, str]] = []
+        self._texts: list[str] = []
         self._ended: list[tuple[int, str]] = []
         self.in_flight = 0
 
@@ -61,11 +63,16 @@ class Outbox:
         self.in_flight -= 1
         self._ended.append((record.id, record.model_dump_json()))
 
+    def note_text(self, line: str) -> None:
+        """Take a prompt that was sent, where prompts are to be kept."""
+        self._texts.append(line)
+
     def take(self) -> dict[str, Any]:
         """Return what is to be reported, once."""
         ended = {number for number, _ in self._ended}
-        taken = {"sent": [each for each in self._sent if each[0] not in ended], "ended": self._ended}
-        self._sent, self._ended = [], []
+        sent = [each for each in self._sent if each[0] not in ended]
+        taken = {"sent": sent, "ended": self._ended, "texts": self._texts}
+        self._sent, self._ended, self._texts = [], [], []
         return taken
 
 
@@ -77,6 +84,7 @@ class Master:
         expected: Workers to wait for.
         on_look: Called with every look at the level under way.
         on_record: Called with every record.
+        clock: The machine's monotonic clock.
     """
 
     def __init__(
@@ -87,10 +95,12 @@ class Master:
         expected: int,
         on_look: Callable[[Progress], object],
         on_record: Callable[[RequestRecord], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._runner, self._plan, self._expected = runner, plan, expected
         self._on_look, self._on_record = on_look, on_record
-        self._ledger = Ledger(Path(plan.records), Path(plan.under_way))
+        self._ledger = Ledger.of(plan)
         self._watch = Watch(plan.time_scale)
         self._inbox: gevent.queue.Queue[tuple[float, str, str, Any]] = gevent.queue.Queue()
         self._ids: list[str] = []
@@ -104,7 +114,7 @@ class Master:
 
     def now_s(self) -> float:
         """Return seconds since the run began."""
-        return time.monotonic() - self._plan.began_monotonic_s
+        return self._clock() - self._plan.began_monotonic_s
 
     def run(self, *, within_s: float) -> None:
         """Run every level with the workers, say how each went, and let the workers go.
@@ -119,6 +129,9 @@ class Master:
         plans = self._plan.levels()
         self._limits_s = [plan.limit_s(self._plan.scenario, self._plan.time_scale) for plan in plans]
         self._hand_out(schedule_digest(plans))
+        if self.stopped:
+            tell(ended=self.stopped)
+            return
         first_id = 0
         for number, plan in enumerate(plans):
             level, clocks, first_id, why_end = self._run_level(number, plan, first_id)
@@ -138,7 +151,7 @@ class Master:
         self._runner.quit()
 
     def _take(self, environment: Any, msg: Any, **_: Any) -> None:  # noqa: ARG002 (Locust's names)
-        self._inbox.put((time.monotonic(), msg.type, msg.node_id, msg.data))
+        self._inbox.put((self._clock(), msg.type, msg.node_id, msg.data))
 
     def _next(self, timeout_s: float) -> tuple[float, str, str, Any] | None:
         """Return the next message, or None where none came in time; reports are dealt with here.
@@ -146,8 +159,8 @@ class Master:
         Raises:
             WorkerLostError: A worker went.
         """
-        if time.monotonic() - self._checked_s > CHECK_S:
-            self._checked_s = time.monotonic()
+        if self._clock() - self._checked_s > CHECK_S:
+            self._checked_s = self._clock()
             self._check_all_there()
         try:
             arrived_s, kind, worker, data = self._inbox.get(timeout=timeout_s)
@@ -165,6 +178,8 @@ class Master:
             record = RequestRecord.model_validate_json(line)
             self._watch.note(record)
             self._on_record(record)
+        for line in data["texts"]:
+            self._ledger.note_text(line)
         self._state[worker] = {key: data[key] for key in ("level", "warm", "done", "why_end")}
 
     def _check_all_there(self) -> None:
@@ -174,9 +189,9 @@ class Master:
                 raise WorkerLostError(f"worker {place} on {self._hosts.get(worker, 'its machine')} was lost")
 
     def _assemble(self, within_s: float) -> None:
-        due_s = time.monotonic() + within_s
+        due_s = self._clock() + within_s
         while len(self._runner.clients) < self._expected and not self.stopped:
-            if time.monotonic() > due_s:
+            if self._clock() > due_s:
                 raise ToolError(
                     f"{len(self._runner.clients)} of {self._expected} workers came within {within_s:g} s",
                     hint="run-load --worker --master-host HOST --port PORT starts one",
@@ -186,14 +201,12 @@ class Master:
 
     def _hand_out(self, digest: str) -> None:
         """Give each worker the plan and the files it names; wait until all have read them."""
+        files = files_of(self._plan)
         for place, worker in enumerate(self._ids):
-            for name, path in _files_of(self._plan).items():
+            for name, path in files.items():
                 self._send_file(worker, name, path)
-            self._runner.send_message(
-                "plan",
-                {"plan": self._plan.model_dump_json(), "worker": place, "workers": len(self._ids), "schedule": digest},
-                client_id=worker,
-            )
+            told = {"plan": self._plan.model_dump_json(), "worker": place, "workers": len(self._ids)}
+            self._runner.send_message("plan", told, client_id=worker)
         waiting = set(self._ids)
         while waiting and not self.stopped:
             message = self._next(REPORT_S)
@@ -221,13 +234,13 @@ class Master:
         """
         trips: list[RoundTrip] = []
         for _ in range(ROUND_TRIPS):
-            left_s = time.monotonic()
+            left_s = self._clock()
             self._runner.send_message("clock", {"left_s": left_s}, client_id=worker)
             while not trips or trips[-1].left_s < left_s:
                 message = self._next(REPORT_S)
                 if message is not None and message[1:3] == ("clock", worker) and message[3]["left_s"] == left_s:
                     trips.append(RoundTrip(left_s, message[3]["other_s"], message[0]))
-                elif time.monotonic() - left_s > ANSWER_WITHIN_S:
+                elif self._clock() - left_s > ANSWER_WITHIN_S:
                     raise WorkerLostError(f"the worker on {self._hosts.get(worker)} does not answer")
         return offset_of(trips)
 
@@ -238,10 +251,10 @@ class Master:
         shares: dict[str, Any] = {}
         clocks: list[WorkerClock] = []
         begin_s, measure_s, why_end, lost = self.now_s(), None, None, False
-        ticker = gevent.spawn(tell_progress, lambda: self._look(measure_s is not None), self._on_look)
+        ticker = gevent.spawn(tell_progress, lambda: self._look(measure_s is not None), self._note_look)
         try:
             clocks = self._clocks(number)
-            begin_s = self.now_s() + LEAD_S
+            begin_s = self.now_s() + (LEAD_S if plan.concurrency is None else 0.0)
             self._begin(number, plan, first_id, begin_s, clocks)
             measure_s = self._await("warm", number, begin_s)
             if measure_s is not None:
@@ -263,6 +276,10 @@ class Master:
 
     def _look(self, is_measuring: bool) -> Progress:
         return self._watch.look(self.now_s(), self._ledger.in_flight, measuring=is_measuring)
+
+    def _note_look(self, look: Progress) -> None:
+        self._ledger.flush()
+        self._on_look(look)
 
     def _why_end(self) -> str | None:
         theirs = (state["why_end"] for state in self._state.values() if state.get("why_end"))
@@ -314,12 +331,12 @@ class Master:
         """End the level everywhere; return what the shares were."""
         self._runner.send_message("finish", {"whole": whole})
         shares: dict[str, Any] = {}
-        due_s = time.monotonic() + self._plan.scenario.request_timeout_s + ANSWER_WITHIN_S
+        due_s = self._clock() + self._plan.scenario.request_timeout_s + ANSWER_WITHIN_S
         while len(shares) < len(self._ids):
             message = self._next(REPORT_S)
             if message is not None and message[1] == "ended":
                 shares[message[2]] = message[3]
-            if time.monotonic() > due_s:
+            if self._clock() > due_s:
                 raise WorkerLostError("a worker did not end its level")
         return shares
 
@@ -352,6 +369,7 @@ class Worker:
         runner: Locust's worker runner.
         prepare: Makes the generator of a plan, as worker so and so of so many.
         open_share: Begins a level: generator, level, its plan, its first id, when it begins.
+        clock: The machine's monotonic clock.
     """
 
     def __init__(
@@ -360,7 +378,9 @@ class Worker:
         *,
         prepare: Callable[[GeneratorPlan, Outbox, int, int], Any],
         open_share: Callable[..., Any],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._runner, self._prepare, self._open_share = runner, prepare, open_share
         self._outbox = Outbox()
         self._inbox: gevent.queue.Queue[tuple[str, Any]] = gevent.queue.Queue()
@@ -369,7 +389,7 @@ class Worker:
         self._plans: list[LevelPlan] = []
         self._share: Any = None
         self._level = -1
-        self.heard_s = time.monotonic()
+        self.heard_s = self._clock()
         self.stopped: str | None = None
         for kind in ("file", "plan", "level", "measure", "finish"):
             runner.register_message(kind, self._take)
@@ -390,31 +410,34 @@ class Worker:
                 except gevent.queue.Empty:
                     pass
                 self._report()
-                if self.stopped or time.monotonic() - self.heard_s > MASTER_SILENT_S:
+                if self.stopped or self._clock() - self.heard_s > MASTER_SILENT_S:
                     break
             if self._share is not None:
                 self._generator.stopped = self.stopped or "the master went away"
                 self._share.finish(whole=False)
                 self._report()
-        if time.monotonic() - self.heard_s > MASTER_SILENT_S:
+            if self.stopped:
+                self._runner.environment.events.quitting.fire(environment=self._runner.environment, reverse=True)
+                gevent.sleep(LAST_WORDS_S)
+        if self._clock() - self.heard_s > MASTER_SILENT_S:
             raise ToolError(f"the master has not been heard of for {MASTER_SILENT_S:g} s")
 
     def _take(self, environment: Any, msg: Any, **_: Any) -> None:  # noqa: ARG002 (Locust's names)
         self._inbox.put((msg.type, msg.data))
 
     def _answer_clock(self, environment: Any, msg: Any, **_: Any) -> None:  # noqa: ARG002 (Locust's names)
-        self._runner.send_message("clock", {**msg.data, "other_s": time.monotonic()})
+        self._runner.send_message("clock", {**msg.data, "other_s": self._clock()})
 
     def _note_heartbeat(self, **_: Any) -> None:
-        self.heard_s = time.monotonic()
+        self.heard_s = self._clock()
         self._runner.last_heartbeat_timestamp = None  # Locust's own check is by the wall clock, which may be set
 
     def _on_file(self, *, name: str, chunk: bytes) -> None:
         with (Path(self._folder.name) / Path(name).name).open("ab") as file:
             file.write(chunk)
 
-    def _on_plan(self, *, plan: str, worker: int, workers: int, schedule: str) -> None:  # noqa: ARG002 (the master compares)
-        found = _with_files(GeneratorPlan.model_validate_json(plan), Path(self._folder.name))
+    def _on_plan(self, *, plan: str, worker: int, workers: int) -> None:
+        found = with_files(GeneratorPlan.model_validate_json(plan), Path(self._folder.name))
         self._plans = found.levels()
         self._generator = self._prepare(found, self._outbox, worker, workers)
         self._runner.send_message("ready", {"host": socket.gethostname(), "schedule": schedule_digest(self._plans)})
@@ -446,7 +469,7 @@ def schedule_digest(plans: list[LevelPlan]) -> str:
     return hashlib.sha256(repr([(plan.concurrency, plan.arrivals) for plan in plans]).encode()).hexdigest()
 
 
-def _files_of(plan: GeneratorPlan) -> dict[str, Path]:
+def files_of(plan: GeneratorPlan) -> dict[str, Path]:
     """Return the files a worker needs, by name: what prompts are made from, a trace, lengths."""
     found = {path.name: path for path in sorted(Path(plan.prompts).iterdir()) if path.suffix in PREPARED_SUFFIXES}
     return found | {name: Path(path) for path, name in _names_of(plan.scenario).items()}
@@ -458,9 +481,8 @@ def _names_of(scenario: Scenario) -> dict[str, str]:
     return {str(path): f"input-{number}{path.suffix}" for number, path in paths}
 
 
-def _with_files(plan: GeneratorPlan, folder: Path) -> GeneratorPlan:
+def with_files(plan: GeneratorPlan, folder: Path) -> GeneratorPlan:
     """Return the plan with the files where this worker has them."""
     names = _names_of(plan.scenario)
     scenario = plan.scenario.moved(lambda path: str(folder / names[path]) if path in names else path)
-    texts = plan.texts if plan.texts is not None and Path(plan.texts).parent.is_dir() else None
-    return plan.model_copy(update={"prompts": str(folder), "scenario": scenario, "texts": texts})
+    return plan.model_copy(update={"prompts": str(folder), "scenario": scenario})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from loadtest.records import RequestRecord
+from loadtest.traffic import GeneratorPlan
 
 FLUSH_S = 0.25  # what a crash of the machine may lose; a crash of the generator loses nothing older than this
 COMPACT_LINES = 10_000  # notes of what has ended are dropped now and then
@@ -34,6 +35,9 @@ class Book(Protocol):
 
     def note_end(self, record: RequestRecord) -> None:
         """Take a request as ended."""
+
+    def note_text(self, line: str) -> None:
+        """Take a prompt that was sent, where prompts are to be kept."""
 
 
 class Appender:
@@ -89,13 +93,20 @@ class Ledger:
     Args:
         records: File to append records to.
         under_way: File of the notes; of use only until the run has ended.
+        texts: File of prompts; None where they are not to be kept.
     """
 
-    def __init__(self, records: Path, under_way: Path) -> None:
+    def __init__(self, records: Path, under_way: Path, texts: Path | None = None) -> None:
         self._records = Appender(records)
         self._under_way = Appender(under_way)
+        self._texts = None if texts is None else Appender(texts)
         self._notes: dict[int, str] = {}
         self._lines = 0
+
+    @classmethod
+    def of(cls, plan: GeneratorPlan) -> Ledger:
+        """Return the ledger of a plan."""
+        return cls(Path(plan.records), Path(plan.under_way), None if plan.texts is None else Path(plan.texts))
 
     @property
     def in_flight(self) -> int:
@@ -105,7 +116,7 @@ class Ledger:
     @property
     def failed(self) -> str | None:
         """Why nothing can be written any more."""
-        return self._records.failed or self._under_way.failed
+        return next((file.failed for file in self._files() if file.failed), None)
 
     def note_sent(self, if_lost: RequestRecord) -> None:
         """Take a request as under way, given the record it has should its end never be heard of."""
@@ -131,14 +142,23 @@ class Ledger:
             self._under_way.replace(list(self._notes.values()))
             self._lines = len(self._notes)
 
+    def note_text(self, line: str) -> None:
+        """Take a prompt that was sent, where prompts are to be kept."""
+        if self._texts is not None:
+            self._texts.add(line)
+
     def flush(self) -> None:
         """Write what is waiting."""
-        self._records.flush()
+        for file in self._files():
+            file.flush()
 
     def close(self) -> None:
         """Write what is waiting and let go of the files."""
-        self._records.close()
-        self._under_way.close()
+        for file in self._files():
+            file.close()
+
+    def _files(self) -> list[Appender]:
+        return [self._records, self._under_way, *([self._texts] if self._texts is not None else [])]
 
 
 def add_lost(records: Path, under_way: Path, *, now_s: float) -> int:
@@ -155,10 +175,13 @@ def add_lost(records: Path, under_way: Path, *, now_s: float) -> int:
     cut_to_whole_lines(records)
     known = {_number(line) for line in _whole_lines(records)}
     lost = [line for line in _whole_lines(under_way) if _number(line) not in known]
-    with records.open("a", encoding="utf-8") as file:
-        for line in lost:
-            record = RequestRecord.model_validate_json(line)
-            file.write(record.model_copy(update={"done_s": max(now_s, record.sent_s)}).model_dump_json() + "\n")
+    try:
+        with records.open("a", encoding="utf-8") as file:
+            for line in lost:
+                record = RequestRecord.model_validate_json(line)
+                file.write(record.model_copy(update={"done_s": max(now_s, record.sent_s)}).model_dump_json() + "\n")
+    finally:
+        cut_to_whole_lines(records)
     return len(lost)
 
 

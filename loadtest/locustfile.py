@@ -24,6 +24,7 @@ import numpy as np
 from locust.env import Environment
 from locust.exception import StopUser
 
+from engines.errors import CommandError
 from loadtest.conversations import Mix, Talk
 from loadtest.dialects import dialect_of
 from loadtest.dialects.base import Answer, Asked
@@ -82,7 +83,7 @@ class Generator:
             clock=self.now_s,
         )
         self._away: tuple[float, str] | None = None
-        self._away_s = 0.0
+        self._away_s = self._asked_s = 0.0
 
     def now_s(self) -> float:
         """Return seconds since the run began, on the clock the monitor uses too."""
@@ -94,8 +95,6 @@ class Generator:
 
     def note_sent(self, turn: Turn, prompt: Prompt, scheduled_s: float) -> None:
         """Take a request as under way."""
-        if self.plan.texts is not None:
-            keep_text(Path(self.plan.texts), turn.id, prompt)
         sent_s = round(self.now_s(), 6)
         self.book.note_sent(
             RequestRecord(
@@ -117,6 +116,9 @@ class Generator:
                 worker=self.worker,
             )
         )
+        if self.plan.texts is not None:
+            text = {"id": turn.id, "text": prompt.text} if prompt.text else {"id": turn.id, "ids": prompt.ids}
+            self.book.note_text(json.dumps(text))
 
     def write(self, record: RequestRecord) -> None:
         """Take a request as ended."""
@@ -148,11 +150,9 @@ class Generator:
 
     def take_away_s(self) -> float:
         """Return how long nothing took connections since this was last asked."""
-        since_s = 0.0
-        if self._away is not None:
-            since_s = self.now_s() - self._away[0]
-            self._away = (self.now_s(), self._away[1])
-        taken, self._away_s = self._away_s + since_s, 0.0
+        now_s = self.now_s()
+        since_s = 0.0 if self._away is None else now_s - max(self._away[0], self._asked_s)
+        taken, self._away_s, self._asked_s = self._away_s + since_s, 0.0, now_s
         return taken
 
     @property
@@ -171,15 +171,8 @@ class Generator:
 
     def _back(self) -> None:
         if self._away is not None:
-            self._away_s += self.now_s() - self._away[0]
+            self._away_s += self.now_s() - max(self._away[0], self._asked_s)
             self._away = None
-
-
-def keep_text(file: Path, number: int, prompt: Prompt) -> None:
-    """Append a prompt as it is sent."""
-    said = {"id": number, "tokens": prompt.tokens, **({"text": prompt.text} if prompt.text else {"ids": prompt.ids})}
-    with file.open("a", encoding="utf-8") as texts:
-        texts.write(json.dumps(said) + "\n")
 
 
 class StreamUser(locust.User):
@@ -350,31 +343,23 @@ class Share:
     ) -> None:
         self._shared, self._runner, self._plan = shared, runner, plan
         self.begin_s = begin_s
-        shared.level, shared.level_plan, shared.first_id = level, plan, first_id
+        shared.level, shared.level_plan = level, plan
         shared.is_over, shared.open_began_s = False, begin_s
         shared.take_away_s()
         shared.door.readings = Readings()
-        if plan.concurrency is not None:
+        scenario, which = shared.plan.scenario, {"worker": shared.worker, "workers": shared.workers}
+        if plan.concurrency is None:
+            shared.opened = open_loop(scenario, plan, shared.mix, level=level, first_id=first_id, **which)
+        else:
             shared.loop = closed_loop(
-                shared.plan.scenario,
+                scenario,
                 plan.concurrency,
                 first_id=first_id,
                 time_scale=shared.plan.time_scale,
-                worker=shared.worker,
-                workers=shared.workers,
                 begin_talk=shared.begin_talk,
+                **which,
             )
             shared.user_numbers = iter(shared.loop.users)
-        else:
-            shared.opened = open_loop(
-                shared.plan.scenario,
-                plan,
-                shared.mix,
-                level=level,
-                first_id=first_id,
-                worker=shared.worker,
-                workers=shared.workers,
-            )
         self._users = len(shared.loop.users) if plan.concurrency is not None else 1
         self._lateness = _Lateness()
         self._watcher = gevent.spawn(self._lateness.watch)
@@ -479,7 +464,7 @@ def users_of(shared: Generator) -> list[type[locust.User]]:
 def run_alone(orders: Orders) -> None:
     """Run every level of a plan in this process: no messages, no second process."""
     plan = GeneratorPlan.model_validate_json(orders.next())
-    ledger = Ledger(Path(plan.records), Path(plan.under_way))
+    ledger = Ledger.of(plan)
     watch = Watch(plan.time_scale)
     shared = Generator(plan, ledger, watch=watch)
     orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
@@ -503,7 +488,9 @@ def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first
     watch.begin(began.load, begin_s)
     share = Share(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.spawn_users)
     ticker = gevent.spawn(
-        tell_progress, lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring)
+        tell_progress,
+        lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring),
+        lambda _: ledger.flush(),
     )
     while not share.is_done and not shared.why_end and shared.now_s() - begin_s < limit_s:
         gevent.sleep(TICK_S)
@@ -548,7 +535,10 @@ def run_master(orders: Orders, options: dict[str, Any]) -> None:
         add_live_page(page.app, history, label)
         page.start()
         gevent.spawn(locust.stats.stats_history, runner)
-    master.run(within_s=options["within_s"])
+    try:
+        master.run(within_s=options["within_s"])
+    except CommandError as error:
+        tell(ended=error.message)
     history.has_ended = True
     master.let_go()
     if page is not None:
@@ -580,7 +570,10 @@ def run_worker(orders: Orders) -> None:
 
     worker = Worker(runner, prepare=prepare, open_share=open_share)
     orders.on_end = lambda: setattr(worker, "stopped", INTERRUPTED)
-    worker.run()
+    try:
+        worker.run()
+    except CommandError as error:
+        tell(ended=error.message)
 
 
 def main(role: str, options: str) -> None:

@@ -66,10 +66,12 @@ class Generators:
 
     Args:
         folder: For their logs.
+        program: What the processes run.
     """
 
-    def __init__(self, fleet: Fleet, folder: Path) -> None:
+    def __init__(self, fleet: Fleet, folder: Path, program: Path = LOCUSTFILE) -> None:
         self.fleet = fleet
+        self._program = program
         self._folder = folder
         self._running: list[subprocess.Popen[bytes]] = []
         self._main = self._start("master" if fleet.has_master else "alone", _options(fleet))
@@ -145,7 +147,7 @@ class Generators:
         log = self._log(len(self._running))
         with log.open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, str(LOCUSTFILE), role, options],
+                [sys.executable, str(self._program), role, options],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if role != "worker" else subprocess.DEVNULL,
                 stderr=errors,

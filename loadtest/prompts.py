@@ -7,6 +7,7 @@ rows. A `PromptMaker` beside the generator cuts; as ids it needs no tokenizer, a
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ PREPARED_SUFFIXES = (".json", ".npy", ".txt")
 TRIED = 24  # prompts counted again before a run
 _GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this part of a circle fall apart as evenly as any can
 _META = "prompts.json"
+_TOKENIZER = "tokenizer.json"
 _MASK = (1 << 64) - 1  # seeds and hashes are taken as numbers from 0 up
 _REPLY, _PREFIX, _BLOCK, _PADDING = 1, 2, 3, 4  # what random words and later windows are drawn for; prompts are 0
 
@@ -82,7 +84,7 @@ class Prepared(Strict):
         filler: A word of one token, to reach a stated count; empty where none was found.
         words: Of one token each, for random prompts as text.
         ids: Random ids are drawn from the first to the last but one.
-        tokenizer: Where every text has to be counted again, what counts it.
+        tokenizer: Where every text has to be counted again, the file beside this one that counts it.
     """
 
     as_text: bool
@@ -124,9 +126,15 @@ def prepare(
         ids=_id_range(tokenizer),
     )
     if as_text and not _counts_hold(scenario, plans, found, folder, tokenizer):
-        found = found.model_copy(update={"tokenizer": str(tokenizer_path)})
+        shutil.copyfile(tokenizer_path, folder / _TOKENIZER)  # it travels with the rest to workers elsewhere
+        found = found.model_copy(update={"tokenizer": _TOKENIZER})
     write_json(folder / _META, found)
     return found
+
+
+def read_prepared(folder: Path) -> Prepared:
+    """Read what `prepare` wrote; errors as `files.read_json`."""
+    return read_json(folder / _META, Prepared)
 
 
 def count_rows(scenario: Scenario, plans: list[LevelPlan], tokenizer_path: Path | None) -> dict[str, Rows]:
@@ -157,14 +165,14 @@ class PromptMaker:
     """
 
     def __init__(self, scenario: Scenario, folder: Path, found: Prepared | None = None) -> None:
-        self._found = found or read_json(folder / _META, Prepared)
+        self._found = found or read_prepared(folder)
         self._seed, self._levels = scenario.seed, scenario.levels
         self._texts = {
             source: TokenText.load(folder, name, as_text=self._found.as_text)
             for source, name in self._found.texts.items()
         }
         path = self._found.tokenizer
-        self._tokenizer = read_tokenizer(Path(path)) if path else None
+        self._tokenizer = read_tokenizer(folder / path) if path else None
 
     @property
     def rows(self) -> Mapping[str, Rows]:
@@ -337,8 +345,7 @@ def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, 
     """Return how much chat is worth having: twice the longest prompt, and a fresh place for each to begin at."""
     mix = Mix(scenario, rows)
     count = max(plan.conversations(scenario) for plan in plans)
-    longest = mix.lengths_of(range(min(count, TRIED)))[2]
-    longest = max(longest, *(arrival.isl or 0 for plan in plans for arrival in plan.arrivals), 0)
+    longest = max(plan.seen(scenario, mix).longest for plan in plans)
     return min(MOST_CHAT_TOKENS, max(LEAST_CHAT_TOKENS, 2 * longest + 2 * count * scenario.levels))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,7 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
     began = time.monotonic()
     happened = Happened()
     try:
-        plan = _plan(asked.scenario, target, out, folder, began, keep_text=asked.keep_text)
+        plan = _plan(asked, folder, began)
         interval_s = asked.scenario.sample_interval_s
         with Monitor(target.metrics_url, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began):
             generators.begin(plan, target.label)
@@ -146,6 +147,9 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
     except ToolError as error:
         happened.interrupted = error.message.splitlines()[0]
         raise
+    except OSError as error:
+        happened.interrupted = f"{error.filename or out}: {error.strerror}"
+        raise ToolError(f"the run could not go on: {happened.interrupted}", hint="is the disk full?") from error
     except KeyboardInterrupt as error:
         happened.interrupted = str(error) or "interrupted by the user"
         raise
@@ -198,7 +202,8 @@ def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> t
     records = out / REQUESTS_NAME
     try:
         if happened.interrupted is not None:
-            add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
+            with contextlib.suppress(OSError):  # of a full disk, which is already why the run ended
+                add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
         seen = seen_of(out) if records.is_file() else {}
         doubts = list(doubts_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
         if happened.lost is not None:
@@ -224,9 +229,8 @@ def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> t
     return run, seen
 
 
-def _plan(
-    scenario: Scenario, target: Target, out: Path, folder: Path, began: float, *, keep_text: bool = False
-) -> GeneratorPlan:
+def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
+    scenario, target, out = asked.scenario, asked.target, asked.out
     plans = plans_of(scenario)
     as_text = not takes_ids(target.endpoint, scenario.model)
     prompts = folder / "prompts"
@@ -243,7 +247,7 @@ def _plan(
         began_monotonic_s=began,
         time_scale=target.facts.time_scale,
         lengths=tuple((plan.isl, plan.osl) for plan in counted),
-        texts=str((out / PROMPTS_NAME).absolute()) if keep_text else None,
+        texts=str((out / PROMPTS_NAME).absolute()) if asked.keep_text else None,
     )
 
 

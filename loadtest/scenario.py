@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
@@ -75,6 +75,15 @@ class Conversations(Strict):
     max_tokens: Annotated[int, Field(ge=2)] | None = None
 
 
+def _source(said: str) -> str:
+    if said not in GENERATED_PROMPTS and Path(said).suffix not in PROMPT_SUFFIXES:
+        raise ValueError("chat, random, or a .json or .jsonl file is expected")
+    return said
+
+
+PromptSource = Annotated[str, AfterValidator(_source)]
+
+
 class TrafficClass(Strict):
     """One kind of request in a mix; what is left out is as for the whole scenario.
 
@@ -86,7 +95,7 @@ class TrafficClass(Strict):
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     lengths: Lengths | None = None
-    prompts: str | None = None
+    prompts: PromptSource | None = None
     prefixes: Prefixes | None = None
     conversation: Conversations | None = None
     replies: Literal["exact", "free"] | None = None
@@ -195,7 +204,7 @@ class Scenario(Strict):
     window_s: Annotated[float, Field(ge=0)] = 0.0
     warmup_requests: Annotated[int, Field(ge=0)] = 1
     start: Literal["staggered", "together"] = "staggered"
-    prompts: str = "chat"
+    prompts: PromptSource = "chat"
     prefixes: Prefixes | None = None
     conversation: Conversations | None = None
     replies: Literal["exact", "free"] = "exact"
@@ -299,8 +308,6 @@ def _check(kind: Kind) -> None:
         ValueError: Said as for a schema.
     """
     who = f"class {kind.name}: " if kind.name else ""
-    if kind.has_file and Path(kind.prompts).suffix not in PROMPT_SUFFIXES:
-        raise ValueError(f"{who}prompts: '{kind.prompts}' is neither chat, nor random, nor a .json or .jsonl file")
     talk = kind.conversation
     if talk is not None and talk.turns == "auto" and not kind.has_file:
         raise ValueError(f"{who}conversation: how many turns? {kind.prompts} prompts have none of their own")

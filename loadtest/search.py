@@ -13,9 +13,9 @@ from engines.errors import UserError
 from engines.files import Document, MadeBy, Source, Strict
 from engines.manifest import EngineManifest
 from loadtest.arrivals import Constant, Gamma, Poisson
-from loadtest.evidence import Evidence, weigh
+from loadtest.evidence import Evidence, Promise, ended_before_the_first_under_way, weigh
 from loadtest.knee import Knee, Probe, find_knee
-from loadtest.metrics import LevelSummary, summarize, verdicts_of
+from loadtest.metrics import LevelSummary, summarize
 from loadtest.objectives import Objectives
 from loadtest.predict import predict
 from loadtest.records import Kind, RequestRecord, RunManifest, Sample
@@ -51,6 +51,7 @@ class KneeFound(Document):
     """`knee.json`: the highest load that kept every objective, and everything tried on the way.
 
     Attributes:
+        objectives: By class; `all` are those of every request.
         unit: Of every load here.
         load: None where even the lowest load of interest missed.
         above: The lowest load tried above it that missed; None where the highest load of interest was kept.
@@ -62,7 +63,7 @@ class KneeFound(Document):
     label: str
     engine: str | None
     scenario: Scenario
-    objectives: Objectives
+    objectives: dict[str, Objectives]
     unit: str
     load: float | None
     above: float | None
@@ -93,7 +94,7 @@ class Asked(NamedTuple):
     """What is searched for, and how thoroughly."""
 
     scenario: Scenario
-    objectives: Objectives
+    promises: tuple[Promise, ...]
     axis: Axis = "rate"
     within: Range = Range()
     span: Span = Span()
@@ -111,9 +112,9 @@ class Seen(NamedTuple):
     records: Sequence[RequestRecord]
     samples: Sequence[Sample]
 
-    def level(self, objectives: Objectives | None = None) -> LevelSummary:
+    def level(self) -> LevelSummary:
         """Return the figures of its one level."""
-        (found,) = summarize(self.run, self.records, self.samples, objectives=objectives).levels
+        (found,) = summarize(self.run, self.records, self.samples).levels
         return found
 
 
@@ -154,7 +155,7 @@ def search(
         label=pilot.run.label,
         engine=pilot.run.server.engine,
         scenario=asked.scenario,
-        objectives=asked.objectives,
+        objectives={each.class_name or "all": each.objectives for each in asked.promises},
         unit=asked.unit,
         load=knee.load,
         above=knee.above,
@@ -222,25 +223,29 @@ def _find(probe: Callable[[float], Probe], axis: Axis, within: Range, lone_s: fl
 
 def _try(asked: Asked, load: float, player: Player, lone_s: float) -> Tried:
     def enough(records: Sequence[RequestRecord], time_scale: float) -> bool:
-        return weigh(asked.objectives, records, time_scale=time_scale).met is not None
+        return weigh(asked.promises, ended_before_the_first_under_way(records), time_scale=time_scale).met is not None
 
     requests = asked.span.most if player.stops_early else asked.span.first
     while True:
         level = at_load(asked.scenario, asked.axis, load, requests=requests, lone_s=lone_s)
         seen = player.play(level, enough)
-        evidence = weigh(asked.objectives, seen.records, time_scale=seen.run.time_scale)
+        evidence = weigh(asked.promises, seen.records, time_scale=seen.run.time_scale)
         if evidence.met is not None or player.stops_early or requests >= asked.span.most:
-            return _tried(load, seen.level(asked.objectives), asked.objectives, evidence)
+            return _tried(load, seen.level(), evidence)
         requests = min(requests * 2, asked.span.most)
 
 
-def _tried(load: float, level: LevelSummary, objectives: Objectives, evidence: Evidence) -> Tried:
+def _tried(load: float, level: LevelSummary, evidence: Evidence) -> Tried:
     """Return a probe's verdict: the evidence's, and where that is open, the figures' own."""
-    missed, undecided = evidence.missed, () if evidence.met is not None else evidence.open
-    if undecided:
-        missed = tuple(verdict.objective for verdict in verdicts_of(objectives, level) if not verdict.met)
-        missed += ("backlog grows",) if "backlog grows" in undecided else ()
-    return Tried(load=load, met=not missed, missed=missed, open=undecided, level=level)
+    is_open = evidence.met is None
+    missed = evidence.leaning if is_open else evidence.missed
+    return Tried(load=load, met=not missed, missed=missed, open=evidence.open if is_open else (), level=level)
+
+
+def promises_of(scenario: Scenario) -> tuple[Promise, ...]:
+    """Return what a scenario promises, to all requests and to each class."""
+    found = [(scenario.objectives, None), *((kind.objectives, kind.name) for kind in scenario.kinds)]
+    return tuple(Promise(objectives, name) for objectives, name in found if objectives is not None)
 
 
 def _line(tried: Tried, unit: str) -> str:

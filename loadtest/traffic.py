@@ -12,7 +12,7 @@ import numpy as np
 from engines.errors import UserError
 from engines.files import Strict
 from loadtest.arrivals import Poisson, Process, arrivals_of
-from loadtest.conversations import SAMPLED, Begin, Mix, Talk
+from loadtest.conversations import SAMPLED, Begin, Mix, Seen, Talk, seen_of
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.records import Phase
 from loadtest.scenario import Scenario
@@ -94,13 +94,15 @@ class LevelPlan:
 
     def counted(self, scenario: Scenario, mix: Mix) -> LevelPlan:
         """Return the level with the mean lengths of its requests, in whole tokens."""
+        seen = self.seen(scenario, mix)
+        return replace(self, isl=round(seen.isl), osl=round(seen.osl))
+
+    def seen(self, scenario: Scenario, mix: Mix) -> Seen:
+        """Return what the level's requests are like: means of the first, where there are very many."""
         stated = [arrival for arrival in self.arrivals if arrival.isl is not None and arrival.osl is not None]
         if stated:
-            isl = sum(each.isl or 0 for each in stated) / len(stated)
-            osl = sum(each.osl or 0 for each in stated) / len(stated)
-        else:
-            isl, osl, _ = mix.lengths_of(range(min(SAMPLED, self.conversations(scenario))))
-        return replace(self, isl=round(isl), osl=round(osl))
+            return seen_of([each.isl or 0 for each in stated], [each.osl or 0 for each in stated])
+        return mix.at_most(mix.lengths_of(range(min(SAMPLED, self.conversations(scenario)))))
 
 
 def plans_of(scenario: Scenario) -> list[LevelPlan]:

@@ -27,8 +27,8 @@ class LogHistogram:
 
     >>> histogram = LogHistogram()
     >>> histogram.add(np.array([0.010] * 99 + [0.200]))
-    >>> round(histogram.quantile(0.5), 4), round(histogram.quantile(0.999), 2)
-    (0.0101, 0.2)
+    >>> round(histogram.quantile(0.5), 3), round(histogram.quantile(0.999), 2)
+    (0.01, 0.2)
     """
 
     def __init__(self) -> None:

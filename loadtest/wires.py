@@ -176,16 +176,9 @@ class Connection:
         except (OSError, ProtocolError) as failure:
             answer.failure = _told(failure)
         finally:
-            self._end(answer)
-
-    def _end(self, answer: Answer) -> None:
-        """Note when the request ended, read what is left of one that did not end well, and keep what can be kept."""
-        answer.done_s = self._wire.last_s if answer.whole and self._wire is not None else self._door.clock()
-        if self._session is not None and not answer.whole:
-            with contextlib.suppress(ProtocolError):
-                self._session.settle()
-        if not answer.whole or self._session is None or not self._session.reusable:
-            self.close()
+            answer.done_s = self._wire.last_s if answer.whole and self._wire is not None else door.clock()
+            if not answer.whole or self._session is None or not self._session.reusable:
+                self.close()
 
     def _open(self, now_s: float) -> tuple[_Wire, HttpSession | GrpcSession]:
         if self._wire is None or self._session is None or not self._wire.is_open or not self._session.reusable:
@@ -290,12 +283,18 @@ class _Wire:
             TimeoutError: The reply fell silent, or would not end.
             ProtocolError, OSError: It failed.
         """
-        door = self._door
         self._woken.clear()
         self._failure, self._waits = None, True
         self.last_s = sent_s
-        self._send(request)
-        ends_s = sent_s + door.reply_s
+        try:
+            self._send(request)
+            self._await_end(sent_s + self._door.reply_s)
+        finally:
+            with contextlib.suppress(ProtocolError):
+                self._session.settle()  # what came before it went wrong
+
+    def _await_end(self, ends_s: float) -> None:
+        door = self._door
         while not self._woken.wait(max(min(self.last_s + door.silence_s, ends_s) - door.clock(), 0.001)):
             now_s = door.clock()
             if now_s >= min(self.last_s + door.silence_s, ends_s):
@@ -303,7 +302,6 @@ class _Wire:
                 if now_s >= ends_s:
                     raise TimeoutError(f"no end of the reply within {door.reply_s:g} s")
                 raise TimeoutError(f"nothing for {door.silence_s:g} s")
-        self._waits = False
         if self._failure is not None:
             raise self._failure
 

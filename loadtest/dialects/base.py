@@ -146,6 +146,10 @@ class Dialect(ABC):
         """Return headers beyond those of the protocol."""
         return {}
 
+    def without_secrets(self, text: str) -> str:
+        """Return a server's words as they may be written down."""
+        return text
+
 
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
 

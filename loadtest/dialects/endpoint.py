@@ -70,7 +70,9 @@ def endpoint_of(
         port = parts.port
     except ValueError as error:
         raise UserError(f"--url {url}: {error}", hint="http://HOST:PORT is expected") from error
-    if parts.scheme not in _SCHEMES or not parts.hostname or parts.username is not None:
+    if parts.username is not None:
+        raise UserError("--url: names and passwords in it are not sent", hint="--api-key-env names a key's variable")
+    if parts.scheme not in _SCHEMES or not parts.hostname:
         raise UserError(f"--url {url}: http://HOST:PORT is expected", hint="https:// and grpcs:// for TLS")
     if ca_file is not None and not ca_file.is_file():
         raise UserError(f"--ca-file {ca_file}: no such file", hint="a PEM file of certificates")

@@ -45,6 +45,10 @@ class OpenAi(Dialect):
         """Return the key's header, where there is a key."""
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
+    def without_secrets(self, text: str) -> str:
+        """Return a server's words without the key, which some quote in their refusal."""
+        return text.replace(self._key, "[key]") if self._key else text
+
     def body(self, asked: Asked) -> bytes:
         """Return the JSON of a request."""
         values = {
@@ -65,7 +69,7 @@ class OpenAi(Dialect):
         if message == DONE:
             answer.finished = True
             return
-        said = json.loads(message)
+        said = json.loads(message.decode())
         if said.get("error") or said.get("object") == "error":
             raise ProtocolError(error_text(message) or "an error without a text")
         characters = 0

@@ -28,7 +28,7 @@ class TritonHttp(Dialect):
 
     def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
         """Count an event's tokens."""
-        said = json.loads(message)
+        said = json.loads(message.decode())
         if "error" in said:
             raise ProtocolError(error_text(message) or "an error without a text")
         answer.add(arrived_s, int(said.get("sequence_length", 1)))
