@@ -118,7 +118,7 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
         Alert("KvCacheLimitsBatch",
               "triton:requests_waiting > 0 and triton:requests_scheduled < 0.8 * triton:requests_max", 5, "warning",
               "{{ $labels.instance }} has requests that wait and a batch with room: their KV blocks are reserved or "
-              "in use.", "shorter max_tokens (guaranteed_no_evict reserves them whole), more KV memory, or max_utilization"),
+              "in use.", "shorter max_tokens (guaranteed_no_evict reserves all), more KV memory, max_utilization"),
         Alert("RequestsPaused", "triton:requests_paused > 0", 1, "warning",
               "{{ $value }} requests are paused on {{ $labels.instance }}: their KV blocks were taken and will be "
               "computed again.", "guaranteed_no_evict, or fewer requests at once"),
