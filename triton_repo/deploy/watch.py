@@ -54,7 +54,7 @@ class Panel:
 def recorded() -> list[Recorded]:
     """Return the recording rules; `by (instance)` leaves out the version, which changes when an engine is rolled."""
     rate = "sum by (instance, model) (rate({}[5m]))"
-    done, failed = rate.format("nv_inference_request_success"), rate.format("nv_inference_request_failure")
+    done = rate.format("nv_inference_request_success")
     lost = rate.format('nv_inference_request_failure{reason!="CANCELED"}')
     return [
         Recorded("triton:requests_active", _sum(_REQUESTS.format("active")), "requests the engine has, waiting too"),
@@ -75,7 +75,7 @@ def recorded() -> list[Recorded]:
             "requests failed a second, by model and reason",
         ),
         Recorded(
-            "triton:failures:ratio5m", f"{lost} / ({done} + {failed} > 0)", "share of requests failed, not cancelled"
+            "triton:failures:ratio5m", f"{lost} / ({done} + {lost} > 0)", "share of requests failed; cancelled ones left out"
         ),
         Recorded("triton:queue_seconds:mean5m", _mean("nv_inference_queue_duration_us"), "mean wait in Triton's queue"),
         Recorded("triton:request_seconds:mean5m", _mean("nv_inference_request_duration_us"), "mean time of a request"),
