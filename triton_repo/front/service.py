@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tokenizers import Tokenizer
-
 from engines.errors import UserError
 from triton_repo.front.asked import Asked, ChatAsked, CompletionAsked, plain_messages
 from triton_repo.front.chunks import Finish
@@ -17,6 +15,7 @@ from triton_repo.front.problems import bad_request
 from triton_repo.front.reasoning import CLOSE_TAG, OPEN_TAG, Reasoning, ReasoningSplitter, splitter_for
 from triton_repo.front.reply import ReplyText
 from triton_repo.front.template import ChatTemplate, TemplateError, load_template
+from triton_repo.models.encoding import Encoder
 from triton_repo.models.text import Detokenizer, SpecialTokens, load_tokenizer, special_tokens
 from triton_repo.settings import RepositoryManifest
 
@@ -74,15 +73,16 @@ class Service:
         self.repository = repository
         self.model = model or repository.engine.model.name
         self._reasoning = reasoning
-        self._tokenizer: Tokenizer = load_tokenizer(tokenizer_folder)
-        self._special: SpecialTokens = special_tokens(tokenizer_folder, self._tokenizer)
+        tokenizer = load_tokenizer(tokenizer_folder)
+        self._encoder = Encoder(tokenizer)
+        self._special: SpecialTokens = special_tokens(tokenizer_folder, tokenizer)
         self._template: ChatTemplate | None = load_template(tokenizer_folder)
         self._defaults = read_defaults(tokenizer_folder / "generation_config.json")
         tags = (OPEN_TAG, CLOSE_TAG)
         self._detokenizers = {
-            skip: Detokenizer(self._tokenizer, skip_special_tokens=skip, kept=tags) for skip in (True, False)
+            skip: Detokenizer(tokenizer, skip_special_tokens=skip, kept=tags) for skip in (True, False)
         }
-        self._vocabulary = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
     def kind(self) -> str:
@@ -122,7 +122,7 @@ class Service:
         limit = self.repository.engine.limits.max_input_len * CHARACTERS_PER_TOKEN
         if len(text) > limit:
             raise bad_request(f"the prompt has {len(text)} characters, far above the engine's limit", "messages")
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        return self._encoder.encode(text, add_special_tokens=add_special_tokens)
 
     def _known(self, ids: list[int]) -> list[int]:
         wrong = next((token for token in ids if not 0 <= token < self._vocabulary), None)
@@ -132,7 +132,7 @@ class Service:
 
     def _work(self, asked: Asked, ids: list[int], text: ReplyText) -> Work:
         most = self._output_tokens(asked, len(ids))
-        stops = [self._tokenizer.encode(stop, add_special_tokens=False).ids for stop in asked.stops if stop]
+        stops = [self._encoder.encode(stop) for stop in asked.stops if stop]
         greedy = asked.temperature == 0
         generation = Generation(
             input_ids=ids,
