@@ -4,28 +4,67 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.errors import UserError
-from engines.files import validate
+from engines.errors import MissingError, UserError
+from engines.files import Source, source_of, validate
+from loadtest.arrivals import lasting
 from loadtest.scenario import Scenario, read_scenario
 
 
 def scenario_of(flags: dict[str, Any]) -> Scenario:
-    """Return a named scenario, or the default one, with flags laid over it; errors as `read_scenario`, `validate`."""
+    """Return a named scenario, or the default one, with flags laid over it.
+
+    Raises:
+        UserError: As `read_scenario` and `validate`; or a flag that would change nothing.
+    """
     base = read_scenario(flags["scenario_name"]) if flags["scenario_name"] else Scenario()
     values = base.model_dump()
-    if flags["concurrency"] is not None:
-        values["concurrency"] = _counts(flags["concurrency"])
-    if flags.get("rate") is not None:
-        values["rate_per_s"] = _rates(flags["rate"])
-    if flags.get("duration") is not None:
-        values["duration_s"] = flags["duration"]
+    values.update(_load(flags, base))
     for key in ("model", "requests", "prompts", "seed"):
         if flags[key] is not None:
             values[key] = flags[key]
-    for key in ("isl", "osl"):
-        if flags[key] is not None:
-            values["lengths"][key] = flags[key]
+    if flags.get("keep_going"):
+        values["unreachable_s"] = values["level_timeout_s"]
+    lengths = {key: flags[key] for key in ("isl", "osl") if flags[key] is not None}
+    if lengths and any(each.lengths for each in base.classes):
+        raise UserError(
+            f"--{next(iter(lengths))}: scenario {base.name} has classes with lengths of their own",
+            hint="change them in its file",
+        )
+    values["lengths"].update(lengths)
     return validate(values, Scenario, where="flags")
+
+
+def inputs_of(scenario: Scenario) -> list[Source]:
+    """Return the files a scenario reads, with their hashes.
+
+    Raises:
+        MissingError: One is not there.
+    """
+    for path in scenario.files():
+        if not path.is_file():
+            raise MissingError(f"{path}: no such file", hint="a scenario's relative paths begin at its own folder")
+    return [source_of(path) for path in scenario.files()]
+
+
+def _load(flags: dict[str, Any], base: Scenario) -> dict[str, Any]:
+    """Return what flags say of users, rates and time; one kind of load takes the place of another."""
+    users, rates, duration_s = flags["concurrency"], flags.get("rate"), flags.get("duration")
+    if users is not None and rates is not None:
+        raise UserError("--concurrency and --rate: a loop is closed or open", hint="leave out one of them")
+    if duration_s is not None and not duration_s > 0:
+        raise UserError(f"--duration {duration_s:g}: a number above 0 is expected")
+    found: dict[str, Any] = {}
+    if users is not None:
+        found = {"concurrency": _counts(users), "rate_per_s": None, "arrivals": None}
+    elif rates is not None:
+        found = {"rate_per_s": _rates(rates), "arrivals": None}
+    if duration_s is None:
+        return found
+    if users is not None or not (base.is_open or rates is not None):
+        raise UserError("--duration: users of a closed loop send by number, not by time", hint="--requests N")
+    if rates is None and base.arrivals is not None:
+        return {**found, "arrivals": lasting(base.arrivals, duration_s).model_dump()}
+    return {**found, "duration_s": duration_s}
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -1,182 +1,96 @@
 """From records to figures: exact percentiles, honest windows, batch sizes. The only place they are computed.
 
-Every duration here is in engine seconds: wall seconds divided by the run's time scale.
+Every duration here is in engine seconds: wall seconds divided by the run's time scale. Latencies are of every measured
+request of a level that ended well, but for what the cut leaves out; rates and batch sizes are of a window, and what is
+counted there is what happened, by requests of every phase: tokens by their arrival, requests by the share of their work
+that lies inside. `windows` says how window and cut are found, `intervals` how far a figure may be off.
 
-The window of a level. Latencies are of every measured request of a level. Rates and batch sizes need a span of time
-in which the load was what was asked for: from the first to the last instant, while measuring, with as many requests in
-flight as the level has users (`steady`); where that is less than a tenth of the level, or never happened, it is the
-whole measurement (`whole`). What is counted there is what happened, by requests of every phase: tokens by their
-arrival, requests by the share of their work that lies inside.
+In an open loop a user's clock starts when the request was meant to be sent. Latencies are told from both moments, and
+objectives are held against the later reading: what a late generator or a full connection pool hides shows in it.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from engines.files import Document, Strict
+from loadtest import intervals
+from loadtest.batches import Samples, batch_curve, client_batch, gpus_of, samples_of, server_batch
+from loadtest.columns import OUTCOMES, UNKNOWN, Columns, Floats, Ints, columns_of
+from loadtest.intervals import SHARES, Range, Resampler
 from loadtest.objectives import Goodput, Objectives, Verdict
-from loadtest.records import Doubt, Kind, Level, RequestRecord, RunManifest, Sample, ServerFacts
-
-PERCENTILES_NOTE = (
-    "exact, by linear interpolation between order statistics; inter-token latencies are pooled over all gaps of a "
-    "level's successful requests, so that one stall among many tokens stays visible"
+from loadtest.records import Doubt, Level, RequestRecord, RunManifest, Sample
+from loadtest.series import parse_series
+from loadtest.summary import (
+    PERCENTILES_NOTE,
+    BatchSpread,
+    ClassSummary,
+    Interval,
+    LevelSummary,
+    RunFacts,
+    Spread,
+    Steady,
+    Summary,
 )
-STEADY_LEAST_RATIO = 0.1
+from loadtest.windows import Cut, Window, arrivals_in, cut_of, window_of
 
-_SERIES = re.compile(r"^\s*([A-Za-z_:][\w:]*)\s*(?:\{(.*)\})?\s*$", re.DOTALL)
-_LABEL = re.compile(r'([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"')
-_Floats = npt.NDArray[np.float64]
+__all__ = [
+    "PERCENTILES_NOTE",
+    "BatchSpread",
+    "Interval",
+    "LevelSummary",
+    "RunFacts",
+    "Spread",
+    "Summary",
+    "doubts_of",
+    "goodput_ratio",
+    "parse_series",
+    "spread",
+    "summarize",
+    "summarize_level",
+    "verdicts_of",
+]
 
+SETTLING = frozenset({"constant", "poisson", "gamma"})  # processes whose rate does not change
+CUT_METHOD = "MSER-5 on requests in flight and tokens per bin, where what it cuts differs by over 3 standard errors"
+RATE_BINS = 256
+MOST_ERROR_TEXTS = 10
 
-class Spread(Strict):
-    """How one quantity is spread; percentiles by linear interpolation."""
-
-    count: int
-    mean: float
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    max: float
-    p999: float | None = None
-
-
-class BatchSpread(Strict):
-    """How many sequences were decoding at a time."""
-
-    mean: float
-    p50: float
-    p95: float
-    max: float
-
-
-class Interval(Strict):
-    """Where a predicted mean lies with a probability of `share`."""
-
-    share: float
-    low: float
-    mean: float
-    high: float
-
-
-class LevelSummary(Strict):
-    """One level's figures; durations in engine seconds, rates per engine second.
-
-    Attributes:
-        run: Which run the level is of, where a summary has several.
-        requests: Measured requests, failed ones included.
-        errors: Of those, the ones that did not end well; latencies are of the others.
-        itl_s: Gaps between tokens, pooled over requests.
-        tpot_s: Mean gap of each request.
-        window: Which span rates and batch sizes are of; see the module.
-        output_tokens_per_s: Tokens that arrived in the window, of failed requests too; None without request or window.
-        batch_size: Sequences in the generation phase by the server's own count; None when it published none.
-        batch_size_client: Requests between their first and last token, weighted by time.
-        kv_blocks_used: Mean, by the server's own count; None when it published none.
-        waiting: Requests at the server that were in no iteration, mean; None as above.
-        goodput: Share of measured requests that kept every limit of the objectives' goodput; None without one.
-        intervals: By quantity (`tokens_per_s`, `itl_s`, `ttft_s`), of a calibrated prediction's means; None otherwise.
-    """
-
-    run: str | None = None
-    concurrency: int | None
-    rate_per_s: float | None = None
-    isl: int
-    osl: int
-    complete: bool
-    requests: int
-    errors: int
-    errors_by_outcome: dict[str, int]
-    ttft_s: Spread | None
-    itl_s: Spread | None
-    tpot_s: Spread | None
-    e2e_s: Spread | None
-    window: Literal["steady", "whole"]
-    window_s: float
-    output_tokens_per_s: float | None
-    requests_per_s: float | None
-    batch_size: BatchSpread | None
-    batch_size_client: BatchSpread | None
-    kv_blocks_used: float | None
-    waiting: float | None
-    goodput: float | None = None
-    intervals: dict[str, Interval] | None = None
-
-    @property
-    def offered(self) -> float:
-        """How much was asked of the server: users of a closed loop, requests a second of an open one."""
-        return self.concurrency if self.concurrency is not None else self.rate_per_s or 0.0
-
-    @property
-    def load(self) -> str:
-        """The same in words."""
-        return str(self.concurrency) if self.concurrency is not None else f"{self.offered:g}/s"
-
-
-class RunFacts(Strict):
-    """What a summary keeps of each run it is of."""
-
-    name: str
-    label: str
-    time_scale: float
-    scenario: str
-    server: ServerFacts
-    interrupted: str | None
-
-
-class Summary(Document):
-    """`summary.json`: the figures of one run, or of several of one kind.
-
-    Attributes:
-        label: What every figure is marked with.
-        time_scale: Wall seconds of one engine second; None when the runs differ.
-        valid: Whether there is no doubt.
-    """
-
-    kind: Kind
-    label: str
-    time_scale: float | None
-    valid: bool
-    doubts: list[Doubt]
-    percentiles: str = PERCENTILES_NOTE
-    runs: list[RunFacts]
-    levels: list[LevelSummary]
-
-
-class _Window(NamedTuple):
-    begin_s: float
-    end_s: float
-    kind: Literal["steady", "whole"]
-
-    @property
-    def length_s(self) -> float:
-        return max(0.0, self.end_s - self.begin_s)
+_Values = npt.NDArray[np.floating]
 
 
 def summarize(
     run: RunManifest,
-    records: Iterable[RequestRecord],
+    records: Columns | Iterable[RequestRecord],
     samples: Iterable[Sample],
     *,
     objectives: Objectives | None = None,
+    confidence: bool = False,
 ) -> Summary:
     """Return a run's figures, level by level; latencies are of what was sent in phase `measure`.
 
     The document's `made_by` and `made_from` are the run's; who writes it to a file puts its own.
+
+    Args:
+        confidence: Whether to compute confidence intervals; they cost a tenth of a second a level.
     """
-    by_level: defaultdict[int, list[RequestRecord]] = defaultdict(list)
-    for record in records:
-        by_level[record.level].append(record)
-    all_samples = list(samples)
+    columns = columns_of(records)
+    sampled = samples_of(list(samples))
     levels = [
-        summarize_level(level, by_level[index], all_samples, time_scale=run.time_scale, objectives=objectives)
+        summarize_level(
+            level,
+            columns.select(columns.level == index),
+            sampled,
+            time_scale=run.time_scale,
+            objectives=objectives,
+            settles=settles(run),
+            class_objectives=class_objectives(run),
+            confidence=confidence,
+        )
         for index, level in enumerate(run.levels)
     ]
     doubts = doubts_of(run, [level.requests for level in levels])
@@ -191,6 +105,16 @@ def summarize(
         runs=[_facts(run)],
         levels=levels,
     )
+
+
+def settles(run: RunManifest) -> bool:
+    """Whether a run's load is one that goes on unchanged, so that what comes before it has settled can be cut."""
+    return run.scenario.arrivals is None or run.scenario.arrivals.process in SETTLING
+
+
+def class_objectives(run: RunManifest) -> dict[str, Objectives | None]:
+    """Return what was promised to each class of a run's mix."""
+    return {each.name: each.objectives for each in getattr(run.scenario, "classes", ())}
 
 
 def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[Doubt]:
@@ -210,21 +134,69 @@ def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[Doubt]:
     return doubts
 
 
+class Counted(NamedTuple):
+    """One level's requests, ready to be counted.
+
+    Attributes:
+        all: Of every phase.
+        measured: Those of phase `measure`.
+        good: Of those, the ones latencies are of.
+    """
+
+    level: Level
+    all: Columns
+    measured: Columns
+    good: Columns
+    cut: Cut
+    time_scale: float
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests were sent by the clock."""
+        return self.level.concurrency is None
+
+    @property
+    def begin_s(self) -> Floats:
+        """When a user's clock started, of the good requests."""
+        return self.good.scheduled_s if self.is_open else self.good.sent_s
+
+
+def counted(level: Level, records: Columns | Iterable[RequestRecord], *, time_scale: float, settles: bool) -> Counted:
+    """Return one level's requests with its window cut to where it had settled."""
+    columns = columns_of(records)
+    window = window_of(level, columns)
+    cut = cut_of(window, columns, is_open=level.concurrency is None) if settles else Cut(window, 0.0, 0.0)
+    measured = columns.select(columns.measured)
+    good = measured.good
+    if cut.is_cut:
+        good &= (measured.sent_s >= cut.window.begin_s) & (measured.sent_s <= cut.window.end_s)
+    return Counted(level, columns, measured, measured.select(good), cut, time_scale)
+
+
 def summarize_level(
     level: Level,
-    records: Sequence[RequestRecord],
-    samples: Sequence[Sample],
+    records: Columns | Sequence[RequestRecord],
+    samples: Samples | Sequence[Sample],
     *,
     time_scale: float,
     objectives: Objectives | None = None,
+    settles: bool = True,
+    class_objectives: Mapping[str, Objectives | None] | None = None,
+    confidence: bool = False,
 ) -> LevelSummary:
-    """Return one level's figures from all its requests; the samples may be of the whole run."""
-    measured = [record for record in records if record.phase == "measure"]
-    good = [record for record in measured if record.outcome == "ok" and record.token_times_s]
-    outcomes = Counter(record.outcome if record.outcome != "ok" else "empty" for record in measured)
-    outcomes["empty"] -= len(good)
-    window = _window(level, records)
-    inside = [sample for sample in samples if window.begin_s <= sample.t_s <= window.end_s]
+    """Return one level's figures from all its requests; the samples may be of the whole run.
+
+    Args:
+        settles: Whether the load is one that goes on unchanged; if not, nothing is cut.
+        class_objectives: Of classes that have their own; the others' goodput is by `objectives`.
+        confidence: Whether to compute confidence intervals.
+    """
+    found = counted(level, records, time_scale=time_scale, settles=settles)
+    sampled = samples if isinstance(samples, Samples) else samples_of(samples)
+    measured, window = found.measured, found.cut.window
+    errors = len(measured) - int(measured.good.sum())
+    goodput = _goodput(objectives, measured, found.is_open, time_scale)
+    rates = _rates(found) if len(measured) else {}
     return LevelSummary(
         concurrency=level.concurrency,
         rate_per_s=level.rate_per_s,
@@ -232,48 +204,68 @@ def summarize_level(
         osl=level.osl,
         complete=level.complete,
         requests=len(measured),
-        errors=len(measured) - len(good),
-        errors_by_outcome={outcome: count for outcome, count in sorted(outcomes.items()) if count > 0},
-        ttft_s=spread([record.token_times_s[0] - record.sent_s for record in good], time_scale),
-        itl_s=spread([gap for record in good for gap in _gaps(record)], time_scale),
-        tpot_s=spread([float(np.mean(_gaps(record))) for record in good if len(record.token_times_s) > 1], time_scale),
-        e2e_s=spread([record.done_s - record.sent_s for record in good], time_scale),
+        errors=errors,
+        errors_by_outcome=_errors_by_outcome(measured),
+        errors_by_text=_errors_by_text(measured),
         window=window.kind,
         window_s=window.length_s / time_scale,
-        output_tokens_per_s=_rate(_tokens_in(window, records), window, time_scale) if measured else None,
-        requests_per_s=_rate(_requests_in(window, records, level.osl), window, time_scale) if measured else None,
-        batch_size=_batch_spread(_server_batch(inside)),
-        batch_size_client=_client_batch(window, records),
-        kv_blocks_used=_mean_of(inside, "nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "used"),
-        waiting=_mean_of(inside, "nv_trt_llm_request_metrics", "request_type", "waiting"),
-        goodput=None if objectives is None else goodput_ratio(objectives.goodput, measured, time_scale),
+        output_tokens_per_s=rates.get("output_tokens_per_s"),
+        requests_per_s=rates.get("requests_per_s"),
+        input_tokens_per_s=rates.get("input_tokens_per_s"),
+        rates_ci=_rates_ci(found, rates) if confidence else None,
+        batch_size=server_batch(sampled, window),
+        batch_size_client=client_batch(window, found.all),
+        kv_blocks_used=sampled.mean("kv_blocks_used", window),
+        kv_ratio=sampled.mean("kv_ratio", window),
+        waiting=sampled.mean("waiting", window),
+        gpus=gpus_of(sampled, window),
+        goodput=goodput,
+        goodput_ci=_goodput_ci(goodput, len(measured)) if confidence else None,
+        bundled_tokens=int(found.good.bundled_tokens.sum()),
+        cached_ratio=_cached_ratio(found.good),
+        steady=_steady(found) if settles else None,
+        batch_curve=batch_curve(window, found.all, sampled, time_scale=time_scale),
+        classes=_classes(found, objectives, class_objectives or {}, confidence=confidence),
+        **_latencies(found, confidence=confidence),
     )
 
 
-def goodput_ratio(wanted: Goodput | None, measured: Sequence[RequestRecord], time_scale: float) -> float | None:
-    """Return the share of measured requests that kept every limit; a failed one kept none. None: nothing to say."""
-    if wanted is None or not measured:
+def goodput_ratio(
+    wanted: Goodput | None, measured: Columns | Sequence[RequestRecord], time_scale: float, *, scheduled: bool = False
+) -> float | None:
+    """Return the share of measured requests that kept every limit; None: nothing to say. See `kept_of`."""
+    if wanted is None or not len(measured):
         return None
-    return sum(_is_good(wanted, record, time_scale) for record in measured) / len(measured)
+    return float(kept_of(wanted, measured, time_scale, scheduled=scheduled).mean())
 
 
-def _is_good(wanted: Goodput, record: RequestRecord, time_scale: float) -> bool:
-    if record.outcome != "ok" or not record.token_times_s:
-        return False
-    gaps = _gaps(record)
+def kept_of(
+    wanted: Goodput, measured: Columns | Sequence[RequestRecord], time_scale: float, *, scheduled: bool = False
+) -> npt.NDArray[np.bool_]:
+    """Return which requests ended well within every limit; a failed one kept none; shape (requests,).
+
+    Args:
+        scheduled: Whether a request's clock starts when it was meant to be sent, as in an open loop.
+    """
+    columns = columns_of(measured)
+    begin_s = columns.scheduled_s if scheduled else columns.sent_s
     found = (
-        (wanted.ttft_s, record.token_times_s[0] - record.sent_s),
-        (wanted.tpot_s, float(np.mean(gaps)) if gaps else 0.0),
-        (wanted.itl_s, max(gaps, default=0.0)),
-        (wanted.e2e_s, record.done_s - record.sent_s),
+        (wanted.ttft_s, columns.first_s - begin_s),
+        (wanted.tpot_s, np.nan_to_num(columns.tpot_s)),
+        (wanted.itl_s, columns.longest_gap_s),
+        (wanted.e2e_s, columns.done_s - begin_s),
     )
-    return all(limit is None or value <= limit * time_scale for limit, value in found)
+    kept = columns.good
+    for limit, values in found:
+        if limit is not None:
+            kept = kept & (values <= limit * time_scale)
+    return kept
 
 
 def verdicts_of(objectives: Objectives, level: LevelSummary) -> list[Verdict]:
     """Return each objective against one level's figures; what was not measured is missed."""
     found: list[Verdict] = []
-    spreads = {"ttft_s": level.ttft_s, "itl_s": level.itl_s, "tpot_s": level.tpot_s, "e2e_s": level.e2e_s}
+    spreads = {"ttft_s": level.felt_ttft_s, "itl_s": level.itl_s, "tpot_s": level.tpot_s, "e2e_s": level.felt_e2e_s}
     for quantity, spread_found in spreads.items():
         for statistic, limit in getattr(objectives, quantity).items():
             value = None if spread_found is None else getattr(spread_found, statistic)
@@ -287,38 +279,224 @@ def verdicts_of(objectives: Objectives, level: LevelSummary) -> list[Verdict]:
     return found
 
 
-def spread(wall_s: Sequence[float], time_scale: float = 1.0) -> Spread | None:
+def spread(
+    wall_s: Sequence[float] | _Values,
+    time_scale: float = 1.0,
+    *,
+    rows: Ints | None = None,
+    resampler: Resampler | None = None,
+) -> Spread | None:
     """Return how durations are spread, in engine seconds; None when there are none.
+
+    Args:
+        rows: Which request each is of; None: one of each.
+        resampler: What draws the requests again for confidence intervals; None: there are none.
 
     >>> spread([1.0, 2.0, 3.0, 4.0]).p50
     2.5
     """
-    if not wall_s:
+    if not len(wall_s):
         return None
-    values = np.asarray(wall_s, dtype=np.float64) / time_scale
-    p50, p90, p95, p99, p999 = (float(value) for value in np.percentile(values, [50, 90, 95, 99, 99.9]))
+    values = np.asarray(wall_s)
+    ordered = np.sort(values)
+    quantiles = dict(zip(SHARES, intervals.quantiles_of_sorted(ordered, list(SHARES.values())), strict=True))
+    spread_of = None if resampler is None else resampler.replicates(values, rows)
+    unsupported = tuple(name for name in SHARES if not _is_supported(values, rows, SHARES[name], quantiles[name]))
+    known = {name: quantile / time_scale for name, quantile in quantiles.items()}
     return Spread(
         count=len(values),
-        mean=float(values.mean()),
-        p50=p50,
-        p90=p90,
-        p95=p95,
-        p99=p99,
-        p999=p999,
-        max=float(values.max()),
+        mean=float(values.mean(dtype=np.float64)) / time_scale,
+        min=float(ordered[0]) / time_scale,
+        max=float(ordered[-1]) / time_scale,
+        sd=float(values.std(ddof=1, dtype=np.float64)) / time_scale if len(values) > 1 else None,
+        ci=None if spread_of is None else _ranges(spread_of, unsupported, time_scale),
+        unsupported=unsupported,
+        **known,
     )
 
 
-def parse_series(text: str) -> tuple[str, dict[str, str]] | None:
-    """Return name and labels of a Prometheus series, labels in any order; None when the text is none.
+def _ranges(replicates: dict[str, Floats], unsupported: tuple[str, ...], time_scale: float) -> dict[str, Range]:
+    ranges = {name: intervals.middle(found) for name, found in replicates.items() if name not in unsupported}
+    return {name: (low / time_scale, high / time_scale) for name, (low, high) in ranges.items()}
 
-    >>> parse_series('up{model="a",version="1"}')
-    ('up', {'model': 'a', 'version': '1'})
+
+def _is_supported(values: _Values, rows: Ints | None, share: float, quantile: float) -> bool:
+    needed = intervals.needed(share)
+    return len(values) >= needed and intervals.effective_size(values, rows, quantile) >= needed
+
+
+def resampler_of(found: Counted) -> Resampler | None:
+    """Return what draws a level's good requests again: by time in an open loop, one by one in a closed one."""
+    if found.is_open:
+        return intervals.by_blocks(found.good.scheduled_s, found.good.done_s - found.begin_s)
+    return intervals.by_requests(len(found.good))
+
+
+def latencies_of(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
+    """Return each latency's values in wall seconds, and which request each is of where a request has several."""
+    good = found.good
+    values: dict[str, tuple[_Values, Ints | None]] = {
+        "ttft_s": (good.first_s - good.sent_s, None),
+        "itl_s": (good.gaps_s, good.owners),
+        "tpot_s": _known(good.tpot_s),
+        "e2e_s": (good.done_s - good.sent_s, None),
+        "ttst_s": _known(good.second_s - good.first_s),
+        "normalized_s": ((good.done_s - good.sent_s) / np.maximum(good.tokens, 1), None),
+        "queue_s": _known(good.queue_s),
+    }
+    if found.is_open:
+        values["ttft_scheduled_s"] = (good.first_s - good.scheduled_s, None)
+        values["e2e_scheduled_s"] = (good.done_s - good.scheduled_s, None)
+    return values
+
+
+def _known(values: Floats) -> tuple[_Values, Ints | None]:
+    """Return the values that are known, and whose they are unless all are."""
+    is_known = np.isfinite(values)
+    return (values, None) if is_known.all() else (values[is_known], np.flatnonzero(is_known))
+
+
+def _latencies(found: Counted, *, confidence: bool) -> dict[str, Any]:
+    resampler = resampler_of(found) if confidence else None
+    return {
+        name: spread(values, found.time_scale, rows=rows, resampler=resampler)
+        for name, (values, rows) in latencies_of(found).items()
+    }
+
+
+def _rates(found: Counted) -> dict[str, float | None]:
+    """Return what happened in the window for each engine second of it; None where it has no length."""
+    window, columns = found.cut.window, found.all
+    shares = _shares_in(window, columns, found.level.osl)
+    counts = {
+        "output_tokens_per_s": float(_tokens_in(window, columns)),
+        "requests_per_s": float(shares.sum()),
+        "input_tokens_per_s": float((shares * columns.prompt_tokens).sum()),
+    }
+    length_s = window.length_s
+    return {name: count * found.time_scale / length_s if length_s > 0 else None for name, count in counts.items()}
+
+
+def _rates_ci(found: Counted, rates: dict[str, float | None]) -> dict[str, Range]:
+    """Return intervals of the rates; blocks of time are drawn again."""
+    ranges = {}
+    for name, replicates in rate_replicates(found).items():
+        if rates.get(name) is not None:
+            ranges[name] = intervals.middle(replicates)
+    return ranges
+
+
+def rate_replicates(found: Counted) -> dict[str, Floats]:
+    """Return the rates of each replicate, per engine second; none where there is too little."""
+    window = found.cut.window
+    if window.length_s <= 0:
+        return {}
+    edges = np.linspace(window.begin_s, window.end_s, RATE_BINS + 1)
+    per_bin_s = window.length_s / RATE_BINS / found.time_scale
+    ended, _ = np.histogram(found.all.done_s[found.all.good], edges)
+    counts = {"output_tokens_per_s": arrivals_in(edges, found.all), "requests_per_s": ended}
+    drawn = {
+        name: intervals.rate_replicates(values.astype(np.float64))
+        for name, values in counts.items()
+        if values.sum() >= intervals.LEAST_UNITS * intervals.LEAST_PER_BLOCK
+    }
+    return {name: replicates / per_bin_s for name, replicates in drawn.items() if replicates is not None}
+
+
+def _tokens_in(window: Window, columns: Columns) -> int:
+    whole = (columns.first_s >= window.begin_s) & (columns.last_s <= window.end_s)
+    outside = (columns.first_s > window.end_s) | (columns.last_s < window.begin_s) | (columns.tokens == 0)
+    count = int(columns.tokens[whole].sum())
+    for chunk in columns.select(~whole & ~outside).token_chunks():
+        count += int(((chunk.time_s >= window.begin_s) & (chunk.time_s <= window.end_s)).sum())
+    return count
+
+
+def _shares_in(window: Window, columns: Columns, osl: int) -> Floats:
+    """Return how much of each request a window holds, by the share of its time in flight that lies inside.
+
+    Counting ends alone would make a window that closes with the first of many equal requests look all but idle. A
+    request that was cut short counts by how much of its reply there was, an error not at all.
     """
-    found = _SERIES.match(text)
-    if found is None:
-        return None
-    return found[1], {name: value for name, value in _LABEL.findall(found[2] or "")}
+    inside_s = np.minimum(columns.done_s, window.end_s) - np.maximum(columns.sent_s, window.begin_s)
+    shares = np.maximum(inside_s, 0.0) / np.maximum(columns.done_s - columns.sent_s, 1e-9)
+    ended = columns.outcome == OUTCOMES.index("ok")
+    cut_short = columns.outcome == OUTCOMES.index("cancelled")
+    asked = np.where(columns.asked_tokens > 0, columns.asked_tokens, osl)
+    part = np.where(ended, 1.0, np.where(cut_short, np.minimum(1.0, columns.output_tokens / asked), 0.0))
+    found: Floats = shares * part
+    return found
+
+
+def _errors_by_outcome(measured: Columns) -> dict[str, int]:
+    """Count what did not end well; what ended well without a token is `empty`."""
+    failed = measured.outcome[~measured.good]
+    names = ["empty" if OUTCOMES[place] == "ok" else OUTCOMES[place] for place in failed.tolist()]
+    return dict(sorted(Counter(names).items()))
+
+
+def _errors_by_text(measured: Columns) -> dict[str, int]:
+    texts = measured.error[~measured.good & (measured.error != UNKNOWN)]
+    return {measured.errors[place]: count for place, count in Counter(texts.tolist()).most_common(MOST_ERROR_TEXTS)}
+
+
+def _goodput(objectives: Objectives | None, measured: Columns, is_open: bool, time_scale: float) -> float | None:
+    return None if objectives is None else goodput_ratio(objectives.goodput, measured, time_scale, scheduled=is_open)
+
+
+def _goodput_ci(goodput: float | None, count: int) -> Range | None:
+    return None if goodput is None else intervals.wilson(round(goodput * count), count)
+
+
+def _cached_ratio(good: Columns) -> float | None:
+    told = good.cached_tokens != UNKNOWN
+    prompt_tokens = int(good.prompt_tokens[told].sum())
+    return float(good.cached_tokens[told].sum()) / prompt_tokens if prompt_tokens else None
+
+
+def _steady(found: Counted) -> Steady:
+    cut = found.cut
+    return Steady(
+        method=CUT_METHOD,
+        warmup_s=cut.warmup_s / found.time_scale,
+        cooldown_s=cut.cooldown_s / found.time_scale,
+        requests_cut=int(found.measured.good.sum()) - len(found.good),
+        growing=cut.growing,
+    )
+
+
+def _classes(
+    found: Counted,
+    objectives: Objectives | None,
+    own: Mapping[str, Objectives | None],
+    *,
+    confidence: bool,
+) -> tuple[ClassSummary, ...]:
+    """Return each class's own figures; none where requests are of one kind."""
+    return tuple(
+        _class(found, place, name, own.get(name) or objectives, confidence=confidence)
+        for place, name in sorted(enumerate(found.all.names), key=lambda pair: pair[1])
+        if (found.measured.class_name == place).any()
+    )
+
+
+def _class(found: Counted, place: int, name: str, objectives: Objectives | None, *, confidence: bool) -> ClassSummary:
+    measured = found.measured.select(found.measured.class_name == place)
+    of_class = found._replace(measured=measured, good=found.good.select(found.good.class_name == place))
+    latencies = _latencies(of_class, confidence=confidence)
+    good = of_class.good
+    return ClassSummary(
+        name=name,
+        requests=len(measured),
+        errors=len(measured) - int(measured.good.sum()),
+        prompt_tokens=float(measured.prompt_tokens.mean()),
+        output_tokens=float(good.output_tokens.mean()) if len(good) else 0.0,
+        ttft_s=latencies.get("ttft_scheduled_s") or latencies["ttft_s"],
+        itl_s=latencies["itl_s"],
+        tpot_s=latencies["tpot_s"],
+        e2e_s=latencies.get("e2e_scheduled_s") or latencies["e2e_s"],
+        goodput=_goodput(objectives, measured, found.is_open, found.time_scale),
+    )
 
 
 def _facts(run: RunManifest) -> RunFacts:
@@ -330,116 +508,3 @@ def _facts(run: RunManifest) -> RunFacts:
         server=run.server,
         interrupted=run.interrupted,
     )
-
-
-def _gaps(record: RequestRecord) -> list[float]:
-    return [later - earlier for earlier, later in pairwise(record.token_times_s)]
-
-
-def _window(level: Level, records: Sequence[RequestRecord]) -> _Window:
-    """Return the span in which the level had all its users at work, or all of it; see the module."""
-    whole = _Window(level.measure_s, level.end_s, "whole")
-    if level.concurrency is None:  # an open loop offers its load from beginning to end, then lets it drain
-        ends_s = max((record.scheduled_s for record in records), default=level.end_s)
-        return _Window(level.measure_s, ends_s, "steady")
-    instants = _full_instants(level.concurrency, records)
-    if instants is None:
-        return whole
-    steady = _Window(max(instants[0], whole.begin_s), min(instants[1], whole.end_s), "steady")
-    return steady if steady.length_s > STEADY_LEAST_RATIO * whole.length_s else whole
-
-
-def _full_instants(concurrency: int, records: Sequence[RequestRecord]) -> tuple[float, float] | None:
-    """Return the first and the last instant at which so many requests were in flight."""
-    changes = [(record.sent_s, 1) for record in records] + [(record.done_s, -1) for record in records]
-    in_flight, first, last = 0, None, None
-    for instant, change in sorted(changes):  # an end sorts before a start of the same instant
-        if in_flight >= concurrency:
-            last = instant
-        in_flight += change
-        if in_flight >= concurrency and first is None:
-            first = instant
-    return None if first is None or last is None else (first, last)
-
-
-def _rate(count: float, window: _Window, time_scale: float) -> float | None:
-    return count * time_scale / window.length_s if window.length_s > 0 else None
-
-
-def _tokens_in(window: _Window, records: Sequence[RequestRecord]) -> int:
-    return sum(window.begin_s <= arrival <= window.end_s for record in records for arrival in record.token_times_s)
-
-
-def _requests_in(window: _Window, records: Sequence[RequestRecord], osl: int) -> float:
-    """Return how many requests a window holds, each by the share of its time in flight that lies inside.
-
-    Counting ends alone would make a window that closes with the first of many equal requests look all but idle. A
-    request that was cut short counts by how much of its reply there was, an error not at all.
-    """
-    shares = 0.0
-    for record in records:
-        if record.outcome in {"ok", "cancelled"}:
-            inside_s = min(record.done_s, window.end_s) - max(record.sent_s, window.begin_s)
-            part = min(1.0, record.output_tokens / osl) if record.outcome == "cancelled" else 1.0
-            shares += part * max(0.0, inside_s) / max(record.done_s - record.sent_s, 1e-9)
-    return shares
-
-
-def _client_batch(window: _Window, records: Sequence[RequestRecord]) -> BatchSpread | None:
-    """Return how many requests were between first and last token, each count weighted by how long it lasted."""
-    streaming = [record.token_times_s for record in records if record.token_times_s]
-    if not streaming or window.length_s <= 0:
-        return None
-    starts = np.sort(np.clip([times[0] for times in streaming], window.begin_s, window.end_s))
-    ends = np.sort(np.clip([times[-1] for times in streaming], window.begin_s, window.end_s))
-    edges = np.unique(np.concatenate([[window.begin_s, window.end_s], starts, ends]))
-    counts = np.searchsorted(starts, edges[:-1], side="right") - np.searchsorted(ends, edges[:-1], side="right")
-    lasted = np.diff(edges)
-    return BatchSpread(
-        mean=float(np.average(counts, weights=lasted)),
-        p50=_weighted_percentile(counts, lasted, 0.50),
-        p95=_weighted_percentile(counts, lasted, 0.95),
-        max=float(counts.max()),
-    )
-
-
-def _weighted_percentile(values: npt.NDArray[Any], weights: _Floats, share: float) -> float:
-    """Return the least value that, with all below it, makes up this share of the weight."""
-    order = np.argsort(values)
-    reached = np.cumsum(weights[order])
-    position = int(np.searchsorted(reached, share * reached[-1]))
-    return float(values[order][min(position, len(values) - 1)])
-
-
-def _server_batch(samples: Sequence[Sample]) -> list[float]:
-    name, label = "nv_trt_llm_inflight_batcher_metrics", "inflight_batcher_specific_metric"
-    return _gauge(samples, name, label, "generation_requests")
-
-
-def _batch_spread(values: Sequence[float]) -> BatchSpread | None:
-    if not values:
-        return None
-    p50, p95 = (float(value) for value in np.percentile(values, [50, 95]))
-    return BatchSpread(mean=float(np.mean(values)), p50=p50, p95=p95, max=max(values))
-
-
-def _mean_of(samples: Sequence[Sample], name: str, label: str, wanted: str) -> float | None:
-    values = _gauge(samples, name, label, wanted)
-    return float(np.mean(values)) if values else None
-
-
-def _gauge(samples: Sequence[Sample], name: str, label: str, wanted: str) -> list[float]:
-    """Return a gauge's value at each sample that has it, added up over the models that publish it."""
-    found: list[float] = []
-    matches: dict[str, bool] = {}
-    for sample in samples:
-        values = []
-        for series, value in sample.values.items():
-            if series not in matches:
-                parsed = parse_series(series)
-                matches[series] = parsed is not None and parsed[0] == name and parsed[1].get(label) == wanted
-            if matches[series] and np.isfinite(value):
-                values.append(value)
-        if values:
-            found.append(sum(values))
-    return found

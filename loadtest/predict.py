@@ -7,27 +7,40 @@ share is in, and the means carry an interval as wide as the calibration was off 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from engines.calibration import Calibration, LoadGenerator, Quantity
 from engines.emulator.settings import batcher_for
 from engines.errors import UserError
-from engines.files import MadeBy, Source
+from engines.files import MadeBy, Source, whole_folder, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec.deployment import Host
+from loadtest.conversations import Mix, Rows
 from loadtest.metrics import Interval, LevelSummary, Summary
-from loadtest.records import Level, RequestRecord, RunManifest, Sample, ServerFacts
+from loadtest.records import (
+    REQUESTS_NAME,
+    RUN_NAME,
+    SAMPLES_NAME,
+    Level,
+    RequestRecord,
+    RunManifest,
+    Sample,
+    ServerFacts,
+)
 from loadtest.scenario import Scenario
-from loadtest.traces import HASH_BLOCK_TOKENS
-from loadtest.traffic import LevelPlan, Turn, closed_loop, plans_of
-from loadtest.virtual import Arrivals, Ended, Sent, Traffic, Users, VirtualServer
+from loadtest.traces import Trace
+from loadtest.traffic import LevelPlan, closed_loop, open_loop, plans_of
+from loadtest.virtual import Arrivals, Contents, Ended, Sent, Traffic, Users, VirtualServer
 
 SAMPLES_PER_LEVEL = 400
 INTERVAL_SHARE = 0.9
 _NORMAL_90 = 1.645  # standard deviations either side that hold nine tenths of a normal distribution
 _BATCH_SERIES = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests"}'
+_COUNT_SERIES = 'nv_trt_llm_general_metrics{general_type="iteration_counter"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +52,30 @@ class Prediction:
     samples: list[Sample]
 
 
-def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, made_from: list[Source]) -> Prediction:
-    """Return what a scenario would show of an engine; seconds are engine seconds."""
+def predict(
+    scenario: Scenario,
+    manifest: EngineManifest,
+    *,
+    made_by: MadeBy,
+    made_from: list[Source],
+    rows: Mapping[str, Rows] | None = None,
+) -> Prediction:
+    """Return what a scenario would show of an engine; seconds are engine seconds.
+
+    A free reply is taken to be as long as it may be.
+
+    Args:
+        rows: By prompt file, what a tokenizer counts in it; see `conversations.Mix`.
+    """
+    mix = Mix(scenario, rows)
+    contents = _contents(scenario, manifest, mix)
     records: list[RequestRecord] = []
     samples: list[Sample] = []
     levels: list[Level] = []
     began_s, next_id = 0.0, 0
     host = manifest.step_time.host or Host()
-    for index, plan in enumerate(plans_of(scenario)):
-        traffic = _traffic(scenario, plan, began_s, next_id, manifest.kv_cache.tokens_per_block)
+    for index, plan in enumerate([plan.counted(scenario, mix) for plan in plans_of(scenario)]):
+        traffic = _traffic(scenario, plan, mix, contents, level=index, begin_s=began_s, first_id=next_id)
         server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s)
         of_level = [_record(server, ended, index) for ended in server.run()]
         samples += _samples(server)
@@ -56,8 +84,8 @@ def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, ma
                 concurrency=plan.concurrency,
                 rate_per_s=plan.rate_per_s,
                 failed_rows=plan.failed_rows,
-                isl=scenario.lengths.isl,
-                osl=scenario.lengths.osl,
+                isl=plan.isl,
+                osl=plan.osl,
                 begin_s=began_s,
                 measure_s=min((record.sent_s for record in of_level if record.phase == "measure"), default=began_s),
                 end_s=server.now_s,
@@ -65,7 +93,7 @@ def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, ma
             )
         )
         records += of_level
-        began_s, next_id = server.now_s, len(records)
+        began_s, next_id = server.now_s, 1 + max((record.id for record in of_level), default=next_id)
     engine = f"{manifest.model.name} {manifest.precision.name} on {manifest.gpu.name}"
     facts = ServerFacts(
         url="-", protocol="-", model="tensorrt_llm", triton_version="-", emulated=False, time_scale=1.0, engine=engine
@@ -80,6 +108,23 @@ def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, ma
         levels=levels,
     )
     return Prediction(run, records, samples)
+
+
+def write_prediction(found: Prediction, out: Path, *, force: bool) -> None:
+    """Write the run folder that run-load would have written, marked as predicted.
+
+    Raises:
+        UserError: `out` holds something, and `force` is not set.
+    """
+    with whole_folder(out, force=force) as folder:
+        write_json(folder / RUN_NAME, found.run)
+        _write_lines(folder / REQUESTS_NAME, found.records)
+        _write_lines(folder / SAMPLES_NAME, found.samples)
+
+
+def _write_lines(path: Path, rows: Sequence[RequestRecord] | Sequence[Sample]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(row.model_dump_json() + "\n" for row in rows)
 
 
 def calibrated(manifest: EngineManifest, calibration: Calibration, sha256: str) -> EngineManifest:
@@ -121,12 +166,14 @@ def at_once(scenario: Scenario) -> Scenario:
 
 def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
     """Return an engine that takes a scenario's largest batch whole, prompts in one iteration, and nothing above it."""
-    most, lengths = max(scenario.concurrency), scenario.lengths
-    longest = lengths.isl + lengths.osl
+    most = max(scenario.concurrency)
+    mix = Mix(scenario)
+    drawn = [mix.draw(number).exchanges[0] for number in range(most)]
+    longest = max(each.prompt_tokens + each.reply_tokens for each in drawn)
     limits = manifest.limits.model_copy(
         update={
             "max_batch_size": max(manifest.limits.max_batch_size, most),
-            "max_num_tokens": max(manifest.limits.max_num_tokens, most * lengths.isl),
+            "max_num_tokens": max(manifest.limits.max_num_tokens, sum(each.prompt_tokens for each in drawn)),
         }
     )
     needed = -(-longest // manifest.kv_cache.tokens_per_block) * most
@@ -155,28 +202,31 @@ def _intervals(level: LevelSummary, calibration: Calibration) -> dict[str, Inter
     return found
 
 
-def _traffic(scenario: Scenario, plan: LevelPlan, begin_s: float, first_id: int, tokens_per_block: int) -> Traffic:
+def _traffic(
+    scenario: Scenario, plan: LevelPlan, mix: Mix, contents: Contents, *, level: int, begin_s: float, first_id: int
+) -> Traffic:
     """Return who sends what of a level that begins now."""
-    lengths = scenario.lengths
     if plan.concurrency is not None:
-        return Users(closed_loop(scenario, plan.concurrency, first_id=first_id), lengths.isl, begin_s)
-    return Arrivals(
-        [
-            Sent(
-                Turn(first_id + place, plan.phase_of(each, scenario.warmup_ratio), each.osl or lengths.osl),
-                begin_s + each.at_s,
-                each.isl or lengths.isl,
-                prefix_hashes=_block_hashes(each.prefix_hashes, tokens_per_block),
-            )
-            for place, each in enumerate(plan.arrivals)
-        ]
+        loop = closed_loop(
+            scenario, plan.concurrency, first_id=first_id, begin_talk=lambda number: mix.begin(number, level)
+        )
+        return Users(loop, begin_s, contents)
+    opened = open_loop(scenario, plan, mix, level=level, first_id=first_id)
+    requests = (
+        contents.sent(opened.turn(place), begin_s + arrival.at_s) for place, arrival in enumerate(plan.arrivals)
     )
 
+    def follow(sent: Sent, ended_s: float, ok: bool) -> Sent | None:
+        found = opened.follow(sent.turn, ended_s - begin_s, sent.turn.output_tokens if ok else None)
+        return None if found is None else contents.sent(found[1], begin_s + found[0])
 
-def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int) -> tuple[int, ...]:
-    """Return a trace's hashes, each of 512 tokens, as hashes of the engine's smaller blocks."""
-    each = HASH_BLOCK_TOKENS // tokens_per_block
-    return tuple(content * each + place for content in hashes for place in range(each))
+    return Arrivals(requests, follow)
+
+
+def _contents(scenario: Scenario, manifest: EngineManifest, mix: Mix) -> Contents:
+    """Return what the engine can find again of what is sent; where it never can, nothing is worked out."""
+    can_find = manifest.runtime.kv_reuse and (mix.shares_blocks or isinstance(scenario.arrivals, Trace))
+    return Contents(manifest.kv_cache.tokens_per_block if can_find else None)
 
 
 def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:
@@ -194,17 +244,21 @@ def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:
         output_tokens=len(times_s),
         outcome=ended.outcome,
         error=ended.cause,
+        asked_tokens=sent.turn.output_tokens if sent.turn.exact else None,
+        class_name=sent.turn.class_name,
+        conversation=sent.turn.conversation,
+        turn=sent.turn.place,
     )
 
 
 def _samples(server: VirtualServer) -> list[Sample]:
-    """Return the batch size on an even grid of instants, as a server's metrics would be sampled."""
+    """Return batch size and iterations on an even grid of instants, as a server's metrics would be sampled."""
     left_s, decoding = server.left_s, server.decoding
     if not len(left_s):
         return []
     instants = np.linspace(server.begin_s, server.now_s, SAMPLES_PER_LEVEL)
     places = np.searchsorted(left_s, instants).clip(0, len(left_s) - 1)
     return [
-        Sample(t_s=float(t), values={_BATCH_SERIES: float(decoding[place])})
+        Sample(t_s=float(t), values={_BATCH_SERIES: float(decoding[place]), _COUNT_SERIES: float(place)})
         for t, place in zip(instants, places, strict=True)
     ]

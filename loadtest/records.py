@@ -39,6 +39,7 @@ class RequestRecord(Strict):
         conversation: Number of the conversation the request is a turn of; None of a single request.
         turn: Place in its conversation, from 0.
         worker: Load generator process that sent it.
+        finish_reason: Why the reply ended, where the server says so.
     """
 
     id: int
@@ -60,6 +61,7 @@ class RequestRecord(Strict):
     conversation: int | None = None
     turn: int = 0
     worker: int = 0
+    finish_reason: str | None = None
 
 
 class Level(Strict):
@@ -72,7 +74,11 @@ class Level(Strict):
         rate_per_s: Requests a second of an open loop; None in a closed one.
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
         complete: Whether all requests asked for were measured.
-        generator_late_p99_s: 99th percentile of how late the generator's own timers fired.
+        generator_late_p99_s: 99th percentile of how late the generator's own timers fired; of the latest worker.
+        away_s: How long nothing took connections at the server's address.
+        read_late_p99_s: 99th percentile of how late it read what the kernel had received.
+        clock: Whose times of arrival the records hold: the `kernel`'s, or the `reader`'s own when it came to read; a
+            `mixed` lot of both.
     """
 
     concurrency: int | None
@@ -83,8 +89,11 @@ class Level(Strict):
     end_s: float
     complete: bool
     generator_late_p99_s: float = 0.0
+    read_late_p99_s: float = 0.0
+    clock: Literal["kernel", "reader", "mixed"] = "reader"
     rate_per_s: float | None = None
     failed_rows: int = 0
+    away_s: float = 0.0
 
     @property
     def load(self) -> str:
@@ -95,10 +104,18 @@ class Level(Strict):
 
 
 class Sample(Strict):
-    """Server metrics at one moment: series text, as in `nv_...{label="value"}`, to value."""
+    """Server metrics at one moment: series text, as in `nv_...{label="value"}`, to value.
+
+    Attributes:
+        t_s: When the page was asked for.
+        ended_s: When it had been read; None in records of before it was kept.
+        page: Which of the run's metrics pages it is.
+    """
 
     t_s: float
     values: dict[str, float]
+    ended_s: float | None = None
+    page: int = 0
 
 
 class ServerFacts(Strict):
@@ -111,6 +128,23 @@ class ServerFacts(Strict):
     emulated: bool
     time_scale: float
     engine: str | None = None
+
+
+class WorkerClock(Strict):
+    """How one worker's monotonic clock was brought onto the run's before a level; seconds.
+
+    Attributes:
+        offset_s: What it was ahead by, by the shortest round trip.
+        uncertainty_s: Half that round trip: the truth is no further away.
+        drift_s: How much further ahead it was when the level had ended.
+    """
+
+    worker: int
+    host: str
+    level: int
+    offset_s: float
+    uncertainty_s: float
+    drift_s: float = 0.0
 
 
 class Doubt(Strict):
@@ -128,6 +162,8 @@ class RunManifest(Document):
         time_scale: Wall seconds of one engine second; what divides every duration in the files.
         interrupted: Why the run ended before its last level; None when it was whole.
         doubts: Empty when the run is valid.
+        workers: Load generator processes that shared the levels.
+        clocks: How each worker's clock was brought onto the run's; empty for one process.
     """
 
     kind: Kind
@@ -137,6 +173,8 @@ class RunManifest(Document):
     levels: list[Level]
     interrupted: str | None = None
     doubts: tuple[Doubt, ...] = ()
+    workers: int = 1
+    clocks: tuple[WorkerClock, ...] = ()
 
     @property
     def label(self) -> str:

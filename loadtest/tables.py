@@ -8,6 +8,7 @@ from rich.table import Table
 from engines.calibration import Calibration
 from engines.console import progress, show, table_console
 from loadtest.metrics import LevelSummary, Spread, Summary
+from loadtest.search import KneeFound
 
 MS = 1e3
 
@@ -71,6 +72,24 @@ def show_intervals(summary: Summary) -> None:
         ]
         table.add_row(level.load, *cells)
     table_console().print(table)
+
+
+def show_knee(found: KneeFound) -> None:
+    """Print every load tried, under the kind of its figures, and the knee in a sentence."""
+    title = f"loads tried, latency in ms ({escape(found.label)})"
+    table = Table(title=title, title_justify="left")
+    for name in (found.unit, "verdict", "requests", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
+        table.add_column(name, justify="left" if name == "verdict" else "right")
+    for each in found.tried:
+        verdict = "kept" if each.met else "missed " + ", ".join(each.missed)
+        doubt = " (not certain)" if each.open else ""
+        level = each.level
+        cells = (_batch(level), *_percentiles(level.itl_s), *_percentiles(level.ttft_s))
+        table.add_row(f"{each.load:.4g}", verdict + doubt, str(level.requests), *cells)
+    table_console().print(table)
+    if found.load is not None:
+        above = "the highest tried" if found.above is None else f"{found.above:.4g} misses {', '.join(found.binding)}"
+        show(f"knee: {found.load:.4g} {found.unit} keep every objective; {above} ({found.label})")
 
 
 def show_calibration(found: Calibration) -> None:

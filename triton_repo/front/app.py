@@ -127,7 +127,7 @@ class _Pages:
             "max_model_len": limits.max_seq_len,
             "engine": {
                 "kind": repository.kind,
-                "time_scale": repository.settings.time_scale if repository.kind == "emulated" else None,
+                "time_scale": repository.resolved.emulation.time_scale if repository.kind == "emulated" else None,
                 "model": repository.engine.model.name,
                 "precision": repository.engine.precision.name,
                 "gpu": repository.engine.gpu.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ class Preprocessing:
         }
         tokenizer = load_tokenizer(folder)
         self._encoder = Encoder(tokenizer)
+        self._most_prompt = _limit(parameters, "max_prompt_tokens")
+        self._most_output = _limit(parameters, "max_output_tokens")
+        self._longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
         special = special_tokens(folder, tokenizer)
         # The same for nearly every request; a tensor that was made once costs nothing to send again.
         self._usual = {
@@ -62,11 +67,10 @@ class Preprocessing:
         """Return the outputs that are this request's own."""
         texts = _texts(self._tensor(request, "QUERY"))
         output_len = self._tensor(request, "REQUEST_OUTPUT_LEN")
-        if len(texts) != 1 or output_len is None:
+        if len(texts) != 1 or output_len is None or not output_len.size:
             raise ValueError(f"one prompt and its max_tokens are needed, found {len(texts)} prompts")
-        ids = self._encoder.encode(texts[0], add_special_tokens=self._add_special)
-        if not ids:
-            raise ValueError("the prompt has no tokens")
+        self._refuse_long_reply(int(output_len.reshape(-1)[0]))
+        ids = self._ids(texts[0])
         own = {
             "INPUT_ID": np.array([ids], np.int32),
             "REQUEST_INPUT_LEN": np.array([[len(ids)]], np.int32),
@@ -80,7 +84,53 @@ class Preprocessing:
             given = self._tensor(request, theirs)
             if given is not None and given.size:
                 own[ours] = _id(int(given.reshape(-1)[0]))
+        bias = self._embedding_bias(request)
+        if bias is not None:
+            own["EMBEDDING_BIAS"] = bias
         return own
+
+    def _ids(self, text: str) -> list[int]:
+        """Return a prompt's tokens; a text too long for any tokenizing is refused before it costs anything.
+
+        Raises:
+            ValueError: It has no tokens, or more than are allowed.
+        """
+        if len(text) > self._most_prompt * self._longest_token:
+            raise ValueError(
+                f"the prompt has {len(text)} characters: no way to write them in the {self._most_prompt:g} tokens "
+                "allowed here (max_prompt_tokens)"
+            )
+        ids = self._encoder.encode(text, add_special_tokens=self._add_special)
+        if not ids:
+            raise ValueError("the prompt has no tokens")
+        if len(ids) > self._most_prompt:
+            raise ValueError(f"Prompt length ({len(ids)}) exceeds maximum input length ({self._most_prompt:g})")
+        return ids
+
+    def _refuse_long_reply(self, tokens: int) -> None:
+        if not 1 <= tokens <= self._most_output:
+            raise ValueError(
+                f"max_tokens is {tokens}; from 1 to {self._most_output:g} is allowed here (max_output_tokens)"
+            )
+
+    def _embedding_bias(self, request: Any) -> Array | None:
+        """Return what is added to each token's logit; None where no words were given.
+
+        Raises:
+            ValueError: Words and weights are not as many.
+        """
+        words = _texts(self._tensor(request, "EMBEDDING_BIAS_WORDS"))
+        weights = self._tensor(request, "EMBEDDING_BIAS_WEIGHTS")
+        values = [] if weights is None else weights.reshape(-1).tolist()
+        if len(words) != len(values):
+            raise ValueError(f"{len(words)} embedding_bias_words and {len(values)} embedding_bias_weights")
+        if not words:
+            return None
+        bias = np.zeros((1, self._vocabulary), np.float32)
+        for word, value in zip(words, values, strict=True):
+            for token in self._encoder.encode(word):
+                bias[0, token] += value
+        return bias
 
     def _tensor(self, request: Any, name: str) -> Array | None:
         tensor = self.backend.get_input_tensor_by_name(request, name)
@@ -92,6 +142,12 @@ class Preprocessing:
 
 def _id(token_id: int | None) -> Array:
     return np.array([[-1 if token_id is None else token_id]], np.int32)
+
+
+def _limit(parameters: dict[str, Any], name: str) -> float:
+    """Return a limit among a model's parameters; none where it is not there."""
+    text = parameters.get(name, {}).get("string_value", "")
+    return int(text) if text.isdecimal() else math.inf
 
 
 def _texts(tensor: Array | None) -> list[str]:

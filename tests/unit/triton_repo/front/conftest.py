@@ -31,7 +31,7 @@ from triton_repo.front.engine import READY, STREAM, Engine
 from triton_repo.front.gate import Access
 from triton_repo.front.service import Service
 from triton_repo.models.text import byte_alphabet
-from triton_repo.settings import RepositoryManifest, ServingSettings
+from triton_repo.settings import Emulation, RepositoryManifest, ServingSettings
 
 KEY = "sk-of-a-test"
 MODEL = "r1"
@@ -162,8 +162,10 @@ def service(tokenizer_folder: Path) -> Service:
     engine = emulated_manifest(make_plan(asked, head=Document(made_by=head)), asked.recipe)
     limits = engine.limits.model_copy(update={"max_seq_len": MAX_SEQ_LEN, "max_input_len": MAX_INPUT_LEN})
     engine = engine.model_copy(update={"limits": limits})
-    settings = ServingSettings(time_scale=4)
-    repository = RepositoryManifest(made_by=head, kind="emulated", served_at="/r", settings=settings, engine=engine)
+    settings = ServingSettings(emulation=Emulation(time_scale=4))
+    repository = RepositoryManifest(
+        made_by=head, kind="emulated", served_at="/r", settings=settings, resolved=settings, engine=engine
+    )
     return Service(repository, tokenizer_folder, model=MODEL, reasoning="auto")
 
 

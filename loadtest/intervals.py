@@ -1,0 +1,245 @@
+"""How far a figure may be off for the sample it is of: confidence intervals by the bootstrap, seeded and vectorized.
+
+What is drawn again is a whole unit: a request with all its gaps in a closed loop, since the gaps of one request
+resemble each other; a block of time with all the requests sent in it in an open one, since requests that meet the same
+queue do. Rates are drawn by blocks of time in both. Intervals are the middle 95 % of the replicates (Efron and
+Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13).
+
+Blocks of time are made long enough that the means of neighbours are no longer correlated, but not fewer than
+LEAST_BLOCKS are left (batch means: Schmeiser, "Batch Size Effects in the Analysis of Simulation Output", Operations
+Research 30(3), 1982: 10 to 30 suffice). More than MOST_UNITS units are dealt into MOST_UNITS hands at random, and the
+hands are drawn again: as good, and a hundred times faster.
+
+A percentile is supported by a sample when a distribution-free interval for it fits inside: when so many independent
+values would pass it at least once with the confidence stated. p99 needs 368 of them, p99.9 needs 3,688.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.columns import Floats, Ints
+
+CONFIDENCE = 0.95
+REPLICATES = 1000
+MOST_UNITS = 1000
+LEAST_UNITS = 10
+MOST_BLOCKS, LEAST_BLOCKS = 64, 16
+LEAST_PER_BLOCK = 4
+SEED = 20_261_124
+SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+
+_GRID = 48  # thresholds around each percentile
+_GRID_ERRORS = 6.0  # how many standard errors either side they reach
+_EXACT_BELOW = 500  # values that are all thresholds
+_CHUNK = 4_000_000
+Values: TypeAlias = npt.NDArray[np.floating]
+Range: TypeAlias = tuple[float, float]
+
+
+def needed(share: float) -> int:
+    """Return how many independent values a percentile needs for its interval to fit inside them.
+
+    >>> [needed(share) for share in SHARES.values()]
+    [6, 36, 72, 368, 3688]
+    """
+    return math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(share))
+
+
+def quantiles_of_sorted(ordered: Values, shares: list[float]) -> list[float]:
+    """Return quantiles by linear interpolation between order statistics; `ordered` is sorted and not empty.
+
+    >>> quantiles_of_sorted(np.array([1.0, 2.0, 3.0, 4.0]), [0.5, 1.0])
+    [2.5, 4.0]
+    """
+    found = []
+    for share in shares:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        below, above = float(ordered[low]), float(ordered[min(low + 1, len(ordered) - 1)])
+        found.append(below + (place - low) * (above - below))
+    return found
+
+
+def effective_size(values: Values, owners: Ints | None, quantile: float) -> float:
+    """Return how many independent values a sample is worth at a quantile, whose values come in units.
+
+    From the variance of the share above the quantile, with units as clusters: with one value a unit it is their number,
+    where the values of a unit are all alike it is the number of units.
+
+    Args:
+        owners: Unit of each value; None: every value is its own.
+    """
+    above = values > quantile
+    mean = np.count_nonzero(above) / len(values)
+    if owners is None or mean == 0:
+        return float(len(values)) if owners is None else float(np.count_nonzero(np.bincount(owners)))
+    sizes = np.bincount(owners)
+    left = np.bincount(owners[above], minlength=len(sizes)) - sizes * mean
+    variance = float(np.square(left).sum()) / len(values) ** 2
+    return min(mean * (1 - mean) / variance, float(len(values))) if variance > 0 else float(len(values))
+
+
+@dataclass(frozen=True)
+class Resampler:
+    """Draws units again.
+
+    Attributes:
+        unit: Of each request: which unit it belongs to.
+        weights: How often each unit is drawn in each replicate; shape (REPLICATES, units).
+    """
+
+    unit: Ints
+    weights: npt.NDArray[np.float32]
+
+    def replicates(self, values: Values, rows: Ints | None = None) -> dict[str, Floats]:
+        """Return the mean and the percentiles of each replicate; each of shape (REPLICATES,).
+
+        Args:
+            values: Not empty.
+            rows: Which request each value is of; None: one value for each, in order.
+        """
+        units = self.weights.shape[1]
+        unit = self.unit if rows is None else self.unit[rows]
+        sizes = np.bincount(unit, minlength=units).astype(np.float32)
+        sums = np.bincount(unit, weights=values, minlength=units)
+        total = np.maximum(self.weights @ sizes, 1.0).astype(np.float64)
+        found = {"mean": (self.weights.astype(np.float64) @ sums) / total}
+        thresholds = _thresholds(np.sort(values), unit, values, units)
+        below = self.weights @ _counts_below(values, unit, thresholds, units)
+        for name, share in SHARES.items():
+            found[name] = _inverted(below, thresholds, share * (total - 1) + 1)
+        return found
+
+
+def by_requests(count: int, *, seed: int = SEED) -> Resampler | None:
+    """Return what draws requests again; None where there are too few."""
+    if count < LEAST_UNITS:
+        return None
+    rng = np.random.default_rng(seed)
+    units = min(count, MOST_UNITS)
+    dealt = np.arange(count, dtype=np.int64) % units
+    return Resampler(rng.permutation(dealt) if count > units else dealt, _weights(units, rng))
+
+
+def by_blocks(at_s: Floats, values: Floats, *, seed: int = SEED) -> Resampler | None:
+    """Return what draws blocks of time again; None where there are too few requests for LEAST_UNITS blocks.
+
+    Args:
+        at_s: When each request was to be sent.
+        values: What shows how long the requests go on resembling each other: their latencies.
+    """
+    most = min(MOST_BLOCKS, len(at_s) // LEAST_PER_BLOCK)
+    span_s = float(np.ptp(at_s)) if len(at_s) else 0.0
+    if most < LEAST_UNITS or span_s <= 0:
+        return None
+    bins = ((at_s - at_s.min()) / span_s * most).astype(np.int64).clip(0, most - 1)
+    sums, sizes = np.bincount(bins, weights=values, minlength=most), np.bincount(bins, minlength=most)
+    blocks = _block_count(sums, sizes)
+    unit = bins * blocks // most
+    return Resampler(unit, _weights(blocks, np.random.default_rng(seed)))
+
+
+def rate_replicates(counts: Floats, *, seed: int = SEED) -> Floats | None:
+    """Return the mean count of a bin in each replicate, blocks of bins drawn again; None where there are too few.
+
+    Args:
+        counts: What happened in each of some equal, consecutive bins of time.
+    """
+    most = min(MOST_BLOCKS, len(counts))
+    if most < LEAST_UNITS or counts.sum() <= 0:
+        return None
+    bins = np.arange(len(counts)) * most // len(counts)
+    sums, sizes = np.bincount(bins, weights=counts, minlength=most), np.bincount(bins, minlength=most)
+    blocks = _block_count(sums, sizes)
+    block = np.arange(most) * blocks // most
+    weights = _weights(blocks, np.random.default_rng(seed)).astype(np.float64)
+    found: Floats = (weights @ np.bincount(block, weights=sums)) / (weights @ np.bincount(block, weights=sizes))
+    return found
+
+
+def middle(replicates: Floats) -> Range:
+    """Return between what the middle of the replicates lies."""
+    edge = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(replicates, [edge, 1 - edge])
+    return float(low), float(high)
+
+
+def wilson(good: int, count: int) -> Range:
+    """Return the score interval of a share (Wilson, JASA 22, 1927): inside 0 to 1, and never of no width.
+
+    >>> tuple(round(end, 4) for end in wilson(10, 10))
+    (0.7225, 1.0)
+    """
+    z = 1.959963984540054
+    share = good / count
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _weights(units: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    drawn = rng.integers(0, units, size=(REPLICATES, units)) + np.arange(REPLICATES)[:, None] * units
+    counts = np.bincount(drawn.ravel(), minlength=REPLICATES * units)
+    return counts.reshape(REPLICATES, units).astype(np.float32)
+
+
+def _block_count(sums: Values | Ints, sizes: Ints) -> int:
+    """Return into how many blocks to join the finest ones, so that the means of neighbours are not correlated."""
+    blocks = len(sums)
+    while blocks // 2 >= LEAST_BLOCKS:
+        block = np.arange(len(sums)) * blocks // len(sums)
+        filled = np.bincount(block, weights=sizes)
+        means = np.bincount(block, weights=sums)[filled > 0] / filled[filled > 0]
+        if abs(_lag_one(means)) < 2 / math.sqrt(len(means)):
+            break
+        blocks //= 2
+    return blocks
+
+
+def _lag_one(values: Floats) -> float:
+    """Return the correlation of values with their neighbours."""
+    left = values - values.mean()
+    total = float(np.square(left).sum())
+    return float((left[:-1] * left[1:]).sum()) / total if total > 0 else 0.0
+
+
+def _thresholds(ordered: Values, unit: Ints, values: Values, units: int) -> Values:
+    """Return the values at which replicates are counted: all of few, else some around each percentile."""
+    last = len(ordered) - 1
+    if last < _EXACT_BELOW:
+        return np.unique(ordered)
+    places = [np.linspace(0, last, _GRID)]
+    for share, quantile in zip(SHARES.values(), quantiles_of_sorted(ordered, list(SHARES.values())), strict=True):
+        below = np.bincount(unit[values <= quantile], minlength=units) - share * np.bincount(unit, minlength=units)
+        error = max(math.sqrt(float(np.square(below).sum())), 1.0) * _GRID_ERRORS
+        places.append(np.linspace(share * last - error, share * last + error, _GRID).clip(0, last))
+    return np.unique(ordered[np.unique(np.concatenate(places).round().astype(np.int64))])
+
+
+def _counts_below(values: Values, unit: Ints, thresholds: Values, units: int) -> npt.NDArray[np.float32]:
+    """Return how many values of each unit are at or below each threshold; shape (units, thresholds)."""
+    counts = np.zeros(units * len(thresholds), dtype=np.int64)
+    for begin in range(0, len(values), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        place = np.searchsorted(thresholds, values[part], side="left").clip(0, len(thresholds) - 1)
+        counts += np.bincount(unit[part] * len(thresholds) + place, minlength=len(counts))
+    return np.cumsum(counts.reshape(units, len(thresholds)), axis=1).astype(np.float32)
+
+
+def _inverted(below: npt.NDArray[np.float32], thresholds: Values, target: Floats) -> Floats:
+    """Return where each replicate's count reaches its target, by linear interpolation between thresholds."""
+    if len(thresholds) == 1:
+        return np.full(len(target), float(thresholds[0]))
+    rows = np.arange(len(target))
+    place = (below < target[:, None].astype(np.float32)).sum(axis=1).clip(1, len(thresholds) - 1)
+    low, high = below[rows, place - 1].astype(np.float64), below[rows, place].astype(np.float64)
+    part = np.where(high > low, (target - low) / np.maximum(high - low, 1e-9), 1.0).clip(0.0, 1.0)
+    left, right = thresholds[place - 1].astype(np.float64), thresholds[place].astype(np.float64)
+    found: Floats = left + part * (right - left)
+    return found

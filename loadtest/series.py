@@ -1,0 +1,101 @@
+"""Which Prometheus series are read, and what each means; one place for every server's names.
+
+TensorRT-LLM in Triton (`nv_trt_llm_*`, `nv_gpu_*`), this project's emulator (`emulator_*`), vLLM, SGLang, Text
+Generation Inference, and NVIDIA's DCGM exporter. Names as their projects document them in 2025 and 2026.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+Gauge = Literal[
+    "decoding", "waiting", "kv_blocks_used", "kv_ratio", "gpu_power_w", "gpu_memory_bytes", "gpu_busy_ratio"
+]
+Counter = Literal["iterations", "emulated_steps", "emulated_step_s"]
+MEBIBYTE = 2.0**20
+
+_SERIES = re.compile(r"^\s*([A-Za-z_:][\w:]*)\s*(?:\{(.*)\})?\s*$", re.DOTALL)
+_LABEL = re.compile(r'([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"')
+
+
+class Meaning(NamedTuple):
+    """What a series is.
+
+    Attributes:
+        label: A label and the value it must have; None: any.
+        factor: What makes the value one of the unit in the quantity's name.
+        adds_up: Whether the values of several models, GPUs or pages add up; if not, their mean is taken.
+    """
+
+    name: str
+    quantity: Gauge | Counter
+    label: tuple[str, str] | None = None
+    factor: float = 1.0
+    adds_up: bool = True
+
+
+_BATCHER = "inflight_batcher_specific_metric"
+MEANINGS: tuple[Meaning, ...] = (
+    Meaning("nv_trt_llm_inflight_batcher_metrics", "decoding", (_BATCHER, "generation_requests")),
+    Meaning("nv_trt_llm_request_metrics", "waiting", ("request_type", "waiting")),
+    Meaning("nv_trt_llm_kv_cache_block_metrics", "kv_blocks_used", ("kv_cache_block_type", "used")),
+    Meaning("nv_trt_llm_kv_cache_block_metrics", "kv_ratio", ("kv_cache_block_type", "fraction"), adds_up=False),
+    Meaning("nv_trt_llm_general_metrics", "iterations", ("general_type", "iteration_counter")),
+    Meaning("emulator_steps_total", "emulated_steps"),
+    Meaning("emulator_step_seconds_total", "emulated_step_s"),
+    Meaning("vllm:num_requests_running", "decoding"),
+    Meaning("vllm:num_requests_waiting", "waiting"),
+    Meaning("vllm:gpu_cache_usage_perc", "kv_ratio", adds_up=False),  # 0 to 1 despite its name; until vLLM 0.9
+    Meaning("vllm:kv_cache_usage_perc", "kv_ratio", adds_up=False),
+    Meaning("vllm:iteration_tokens_total_count", "iterations"),
+    Meaning("sglang:num_running_reqs", "decoding"),
+    Meaning("sglang:num_queue_reqs", "waiting"),
+    Meaning("sglang:token_usage", "kv_ratio", adds_up=False),
+    Meaning("tgi_batch_current_size", "decoding"),
+    Meaning("tgi_queue_size", "waiting"),
+    Meaning("nv_gpu_power_usage", "gpu_power_w"),
+    Meaning("nv_gpu_memory_used_bytes", "gpu_memory_bytes"),
+    Meaning("nv_gpu_utilization", "gpu_busy_ratio", adds_up=False),
+    Meaning("DCGM_FI_DEV_POWER_USAGE", "gpu_power_w"),
+    Meaning("DCGM_FI_DEV_FB_USED", "gpu_memory_bytes", factor=MEBIBYTE),
+    Meaning("DCGM_FI_DEV_GPU_UTIL", "gpu_busy_ratio", factor=0.01, adds_up=False),
+)
+KEPT_PREFIXES = ("nv_trt_llm_", "emulator_", "nv_inference_pending_request_count", "nv_inference_count", "nv_gpu_")
+KEPT_NAMES = frozenset(meaning.name for meaning in MEANINGS)
+
+
+def is_kept(series: str) -> bool:
+    """Whether a page's series is written to a run's samples.
+
+    >>> is_kept('vllm:num_requests_running{model_name="m"}'), is_kept('vllm:e2e_request_latency_seconds_bucket{le="1"}')
+    (True, False)
+    """
+    return series.startswith(KEPT_PREFIXES) or series.partition("{")[0] in KEPT_NAMES
+
+
+def parse_series(text: str) -> tuple[str, dict[str, str]] | None:
+    """Return name and labels of a Prometheus series, labels in any order; None when the text is none.
+
+    >>> parse_series('up{model="a",version="1"}')
+    ('up', {'model': 'a', 'version': '1'})
+    """
+    found = _SERIES.match(text)
+    if found is None:
+        return None
+    return found[1], {name: value for name, value in _LABEL.findall(found[2] or "")}
+
+
+def meanings_of(series: Iterable[str]) -> dict[str, Meaning]:
+    """Return what each series means, of those that mean something here."""
+    found: dict[str, Meaning] = {}
+    for text in series:
+        parsed = parse_series(text)
+        if parsed is None:
+            continue
+        name, labels = parsed
+        for meaning in MEANINGS:
+            if meaning.name == name and (meaning.label is None or labels.get(meaning.label[0]) == meaning.label[1]):
+                found[text] = meaning
+    return found
