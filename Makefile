@@ -67,8 +67,9 @@ docs: setup  ## Write the generated parts of docs/reference, and the charts of d
 	@$(BIN)/python -m cogapp -r docs/reference/*.md
 	@PYTHONPATH=. $(BIN)/python docs/draw.py
 
-bench: setup  ## What virtual time costs: simulated requests a second
+bench: setup  ## What virtual time costs, and what run-load adds to latencies; PEERS=1 installs and runs others beside it
 	@PYTHONPATH=. $(BIN)/python tests/bench/batcher.py
+	@PYTHONPATH=. $(BIN)/python tests/bench/clients.py $(if $(PEERS),--peers)
 
 fidelity: setup  ## Hold predictions to published measurements they have not seen; write docs/measurements/fidelity.md
 	@PYTHONPATH=. $(BIN)/python tests/fidelity/fidelity.py

@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from loadtest.dialects.endpoint import Endpoint
@@ -17,6 +17,7 @@ from loadtest.records import Sample
 KEPT_PREFIXES = ("nv_trt_llm_", "emulator_", "nv_inference_pending_request_count", "nv_gpu_", "nv_inference_count")
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
 ANSWER_WITHIN_S = 5.0
+_BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
 _SERIES = re.compile(r"^([A-Za-z_:][\w:]*(?:\{[^}]*\})?) (\S+)$")
 
 
@@ -67,6 +68,16 @@ def metrics_url(endpoint: Endpoint) -> str | None:
     port = endpoint.port + METRICS_PORT_AFTER.get(endpoint.protocol, 0)
     candidate = endpoint.model_copy(update={"port": port}).url("/metrics")
     return candidate if read_metrics(candidate) else None
+
+
+def kv_block_tokens(values: Mapping[str, float]) -> int | None:
+    """Return the tokens in a block of a TensorRT-LLM engine's KV cache, from its metrics; None where they lack it.
+
+    >>> kv_block_tokens({'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="m"}': 64.0})
+    64
+    """
+    found = (int(value) for name, value in values.items() if name.startswith(_BLOCKS) and '"tokens_per"' in name)
+    return next(found, None) or None
 
 
 def read_metrics(url: str) -> dict[str, float]:

@@ -125,6 +125,7 @@ class ServerFacts(Strict):
 
     Attributes:
         perf_metrics: Whether the model can be asked for its own times with a reply (`return_perf_metrics`).
+        kv_block_tokens: Tokens in a block of its KV cache; None where its metrics do not say.
     """
 
     url: str
@@ -135,6 +136,7 @@ class ServerFacts(Strict):
     time_scale: float
     engine: str | None = None
     perf_metrics: bool = False
+    kv_block_tokens: int | None = None
 
 
 class WorkerClock(Strict):

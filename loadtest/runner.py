@@ -228,7 +228,12 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(
-        endpoint=target.endpoint.model_copy(update={"perf_metrics": target.facts.perf_metrics}),
+        endpoint=target.endpoint.model_copy(
+            update={
+                "perf_metrics": target.facts.perf_metrics,
+                "kv_block_tokens": target.facts.kv_block_tokens or 0,
+            }
+        ),
         scenario=scenario,
         prompts=str(prompts),
         records=str(out / REQUESTS_NAME),
