@@ -7,6 +7,7 @@ import json
 import socket
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from typing import Any
 
 from engines.errors import MissingError, UserError
@@ -66,6 +67,9 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
             kind, text = reply.headers.get(ENGINE_KIND, ""), reply.read(ANSWER_LIMIT_BYTES)
         names = [str(each["id"]) for each in json.loads(text)["data"]]
     except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.NOT_FOUND:  # some gateways list no models
+            return _measured(endpoint, url, model)
         hint = f"is the key in ${endpoint.api_key_env}?" if error.code in {401, 403} else "is --url right?"
         raise MissingError(f"{url}: GET {base}/models answered {error.code}", hint=hint) from error
     except (OSError, http.client.HTTPException) as error:
@@ -75,13 +79,12 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
     if model not in names:
         raise MissingError(f"{url}: no model '{model}'", hint=f"--model: one of {', '.join(sorted(names)[:8])}")
     emulated, time_scale = engine_kind(kind)
+    return _measured(endpoint, url, model).model_copy(update={"emulated": emulated, "time_scale": time_scale})
+
+
+def _measured(endpoint: Endpoint, url: str, model: str) -> ServerFacts:
     return ServerFacts(
-        url=url,
-        protocol=endpoint.protocol,
-        model=model,
-        triton_version="-",
-        emulated=emulated,
-        time_scale=time_scale,
+        url=url, protocol=endpoint.protocol, model=model, triton_version="-", emulated=False, time_scale=1.0
     )
 
 

@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import socket
 import sys
 import time
@@ -606,6 +607,8 @@ def run_worker(orders: Orders) -> None:
 def main(role: str, options: str) -> None:
     """Be the only generator, the master of several, or one of them."""
     logging.basicConfig(level=logging.WARNING)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
     gc.freeze()  # what is here by now stays: a collection in the middle of a reply need not look at it
     orders = Orders(sys.stdin.fileno())
     match role:

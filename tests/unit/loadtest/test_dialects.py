@@ -210,7 +210,8 @@ def test_outcomes_say_what_became_of_a_request() -> None:
     assert whole.outcome(Asked("r1", PROMPT, 5, exact=False)) == ("ok", None)
     assert Answer(whole=True).outcome(ASKED)[0] == "empty"
     assert Answer().outcome(ASKED) == ("cancelled", None)
-    assert Answer(failure=TimeoutError("nothing for 1 s")).outcome(ASKED) == ("timeout", "nothing for 1 s")
+    late = Answer(failure=TimeoutError("nothing for 1 s"), reason="nothing for 1 s")
+    assert late.outcome(ASKED) == ("timeout", "nothing for 1 s")
     assert Answer(failure=CutError("closed")).outcome(ASKED)[0] == "error"
     assert Answer(failure=ConnectionResetError()).outcome(ASKED) == ("error", "ConnectionResetError")
 
