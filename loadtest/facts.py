@@ -195,6 +195,11 @@ def _connected(endpoint: Endpoint) -> socket.socket:
 
 
 def _no_server(endpoint: Endpoint, kind: str, error: Exception) -> MissingError:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return MissingError(
+            f"{endpoint.authority}: its certificate is not trusted: {error}",
+            hint="--ca-file CERTIFICATES trusts its issuer; --insecure does not look",
+        )
     return MissingError(
         f"no {kind} server answers at {endpoint.authority}: {str(error) or type(error).__name__}",
         hint="is it started (serve-repo), and are --url and --protocol its own?",
