@@ -35,7 +35,7 @@ from loadtest.live import add_live_page
 from loadtest.prompts import Prompt, PromptMaker
 from loadtest.records import Outcome, RequestRecord
 from loadtest.talk import CRASHED, INTERRUPTED, Orders, level_of, tell, tell_progress
-from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop
+from loadtest.traffic import ENOUGH, ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop
 from loadtest.watch import History, LogHistogram, Watch
 from loadtest.wires import Connection, Door, Readings, UnreachableError
 
@@ -71,6 +71,7 @@ class Generator:
         self.open_began_s = 0.0
         self.user_numbers: Iterator[int] = iter(())
         self.is_over = False  # no user begins another request
+        self.suffices = False  # the level's requests tell enough: it ends with what has ended
         self.stopped: str | None = None
         self.spare: list[Connection] = []  # connections of an open loop nobody is using
         scenario = plan.scenario
@@ -296,7 +297,7 @@ def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: flo
             RequestRecord(
                 id=turn.id,
                 level=shared.level,
-                phase=turn.phase,
+                phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
                 scheduled_s=scheduled_s,
                 sent_s=round(answer.sent_s, 6),
                 token_times_s=tuple(round(t, 6) for t in answer.times_s),
@@ -344,7 +345,7 @@ class Share:
         self._shared, self._runner, self._plan = shared, runner, plan
         self.begin_s = begin_s
         shared.level, shared.level_plan = level, plan
-        shared.is_over, shared.open_began_s = False, begin_s
+        shared.is_over, shared.suffices, shared.open_began_s = False, False, begin_s
         shared.take_away_s()
         shared.door.readings = Readings()
         if plan.concurrency is not None:
@@ -428,7 +429,8 @@ class Share:
             "begin_s": self.begin_s,
             "measure_s": self._measure_s(end_s),
             "end_s": end_s,
-            "complete": is_done and not shared.why_end,
+            "complete": (is_done or shared.suffices) and not shared.why_end,
+            "sufficed": shared.suffices,
             "generator_late_p99_s": self._lateness.p99_s(),
             "away_s": shared.take_away_s(),
             "read_late_p99_s": shared.door.readings.late_p99_s(),
@@ -476,6 +478,7 @@ def run_alone(orders: Orders) -> None:
     shared = Generator(plan, ledger, watch=watch)
     orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
     runner = Environment(user_classes=users_of(shared), catch_exceptions=False).create_local_runner()
+    gevent.spawn(_hear_enough, orders, shared)
     first_id = 0
     for level, level_plan in enumerate(plan.levels()):
         first_id = run_level(shared, runner, level, level_plan, first_id, ledger=ledger)
@@ -483,6 +486,12 @@ def run_alone(orders: Orders) -> None:
             tell(ended=shared.why_end)
             break
     ledger.close()
+
+
+def _hear_enough(orders: Orders, shared: Generator) -> None:
+    """End the level under way whenever the command says that its requests tell enough."""
+    while orders.next() == ENOUGH:
+        shared.suffices = True
 
 
 def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: Ledger) -> int:
@@ -499,7 +508,7 @@ def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first
         lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring),
         lambda _: ledger.flush(),
     )
-    while not share.is_done and not shared.why_end and shared.now_s() - begin_s < limit_s:
+    while not share.is_done and not shared.suffices and not shared.why_end and shared.now_s() - begin_s < limit_s:
         gevent.sleep(TICK_S)
         share.check_users()
     facts = share.finish(whole=not shared.why_end)

@@ -19,7 +19,6 @@ from tokenizers import Tokenizer
 
 from engines.errors import UserError
 from engines.files import Strict, read_json, write_json
-from engines.tokenizer import TOKENIZER_FILE
 from loadtest.conversations import Mix, Rows, Talk
 from loadtest.lengths import even
 from loadtest.scenario import GENERATED_PROMPTS, Kind, Scenario
@@ -39,6 +38,7 @@ PREPARED_SUFFIXES = (".json", ".npy", ".txt")
 TRIED = 24  # prompts counted again before a run
 _GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this part of a circle fall apart as evenly as any can
 _META = "prompts.json"
+_TOKENIZER = "tokenizer.json"
 _MASK = (1 << 64) - 1  # seeds and hashes are taken as numbers from 0 up
 _REPLY, _PREFIX, _BLOCK, _PADDING = 1, 2, 3, 4  # what random words and later windows are drawn for; prompts are 0
 
@@ -84,7 +84,7 @@ class Prepared(Strict):
         filler: A word of one token, to reach a stated count; empty where none was found.
         words: Of one token each, for random prompts as text.
         ids: Random ids are drawn from the first to the last but one.
-        tokenizer: Where every text has to be counted again, what counts it: a file beside this one.
+        tokenizer: Where every text has to be counted again, the file beside this one that counts it.
     """
 
     as_text: bool
@@ -126,8 +126,8 @@ def prepare(
         ids=_id_range(tokenizer),
     )
     if as_text and not _counts_hold(scenario, plans, found, folder, tokenizer):
-        shutil.copyfile(tokenizer_path, folder / TOKENIZER_FILE)
-        found = found.model_copy(update={"tokenizer": TOKENIZER_FILE})
+        shutil.copyfile(tokenizer_path, folder / _TOKENIZER)  # it travels with the rest to workers elsewhere
+        found = found.model_copy(update={"tokenizer": _TOKENIZER})
     write_json(folder / _META, found)
     return found
 

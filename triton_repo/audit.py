@@ -33,6 +33,12 @@ OTHER_VERSIONS = {
     "image_url", "lora_id", "lora_name", "lora_path", "lora_ckpt_source", "multimodal_embedding", "multimodal_hashes",
     "multimodal_item_runs", "no_repeat_ngram_size", "return_kv_cache_reuse_stats", "num_return_sequences",
 }  # fmt: skip
+# Tensors of models that see, whose shapes have changed from version to version.
+SEEING = {
+    "IMAGE_BYTES", "IMAGE_URL", "IMAGE_SIZES", "VIDEO_BYTES", "PIXEL_VALUES", "ASPECT_RATIO_IDS", "ASPECT_RATIO_MASK",
+    "CROSS_ATTENTION_MASK", "IS_VIDEO_INPUT", "ATTENTION_MASK", "IMAGE_GRID_THW", "VISION_INPUT_ID", "image_input",
+    "image_bytes_input", "video_bytes_input", "image_url_input", "image_sizes_input",
+}  # fmt: skip
 PYTHON_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
 _AGAIN = "build the repository again: build-repo ENGINE_DIR --force"
 
@@ -134,23 +140,29 @@ def _model(folder: Path, file: ModelFile, expected: tuple[tuple[Tensor, ...], tu
 def _tensors(file: ModelFile, kind: str, found: Iterable[Any], expected: tuple[Tensor, ...]) -> Iterator[Finding]:
     seen = {tensor.name: tensor for tensor in found}
     for tensor in expected:
-        if tensor.name not in seen:
-            what = f"{kind} '{tensor.name}' is missing"
-            yield Finding(
-                severity="error" if kind == "input" and not tensor.optional else "warning",
-                code="missing-tensor",
-                file=file.file,
-                what=what,
-                fix=f"add it: {tensor.data_type}, dims {list(tensor.dims)}" + (", optional" if tensor.optional else ""),
-            )
-            continue
-        for what, is_there, wanted in _facts(seen[tensor.name], tensor, kind):
-            if is_there != wanted and not (what == "data_type" and is_there in CHOSEN_TYPES.get(tensor.name, ())):
-                said = f"{kind} '{tensor.name}': {what} is {is_there!r}, {wanted!r} was expected"
-                yield _error("tensor", file.file, said, f"{what}: {_pbtxt(wanted)}")
+        if tensor.name in seen:
+            yield from _differs(file, kind, seen[tensor.name], tensor)
+        elif kind == "input" and not tensor.optional:
+            fix = f"add it: {tensor.data_type}, dims {list(tensor.dims)}"
+            yield _error("missing-tensor", file.file, f"input '{tensor.name}' is missing", fix)
+    missing = [tensor.name for tensor in expected if tensor.name not in seen and (tensor.optional or kind == "output")]
+    if missing:
+        what = f"{kind}s of TensorRT-LLM 1.2's template are missing: {', '.join(missing)}"
+        fix = "take the template of the version that serves, if this is not it"
+        yield Finding(severity="warning", code="other-version", file=file.file, what=what, fix=fix)
     for name in sorted(seen.keys() - {tensor.name for tensor in expected} - OTHER_VERSIONS):
         what = f"{kind} '{name}' is not among TensorRT-LLM's"
         yield _error("unknown-tensor", file.file, what, "take it out, or take the template of the version that serves")
+
+
+def _differs(file: ModelFile, kind: str, found: Any, expected: Tensor) -> Iterator[Finding]:
+    for what, is_there, wanted in _facts(found, expected, kind):
+        chosen = what == "data_type" and is_there in CHOSEN_TYPES.get(expected.name, ())
+        if is_there != wanted and not chosen:
+            said = f"{kind} '{expected.name}': {what} is {is_there!r}, {wanted!r} was expected"
+            severity: Severity = "warning" if expected.name in SEEING else "error"
+            fix = f"{what}: {_pbtxt(wanted)}"
+            yield Finding(severity=severity, code="tensor", file=file.file, what=said, fix=fix)
 
 
 def _facts(found: Any, expected: Tensor, kind: str) -> Iterator[tuple[str, Any, Any]]:

@@ -15,7 +15,7 @@ from engines.errors import MissingError
 from engines.files import made_by, to_json
 from triton_repo import runtime
 from triton_repo.check import check_repository, read_config
-from triton_repo.front_process import FrontOptions, FrontRecord, front_flags, start_front, stop_front
+from triton_repo.front_process import FrontOptions, FrontRecord, front_flags, require_free, start_front, stop_front
 from triton_repo.guard import require_servable
 from triton_repo.launch import (
     LOOPBACK,
@@ -67,6 +67,8 @@ def serve_repo(repository: Path, **flags: Any) -> None:
         console.progress(_EXPOSED.format(address=flags["address"]))
     check_repository(repository)
     require_servable(read_repository(repository).engine, _engine_folder(repository))
+    if flags["openai"]:
+        require_free(flags["address"], flags["openai_port"])
     found = runtime.find_runtime(flags["tritonserver"], runtime.default_folder())
     ports = Ports(flags["http_port"], flags["grpc_port"], flags["metrics_port"], flags["address"])
     record = start_server(

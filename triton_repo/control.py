@@ -86,9 +86,9 @@ class Control:
             ControlError: It was not: a server may say it is ready while every request fails.
         """
         text = "ensemble" in self.states()
-        asked = {"text_input": "ready?", "max_tokens": 1, "stream": True} if text else _LLMAPI_PROBE
+        asked = {"text_input": "ready?", "max_tokens": 1} if text else _LLMAPI_PROBE
         model = "ensemble" if text else ENGINE
-        reply = self._call(f"/v2/models/{model}/generate_stream", asked, limit_s=60)
+        reply = self._call(f"/v2/models/{model}/generate", asked, limit_s=60)
         if '"text_output"' not in reply or '"error"' in reply:
             raise ControlError(f"{model} answered a request of one token with: {reply.strip()[:300] or '(nothing)'}")
 
@@ -109,7 +109,7 @@ class Control:
             raise ControlError(f"{request.full_url}: {error}") from error
 
 
-_LLMAPI_PROBE = {"text_input": "ready?", "sampling_param_max_tokens": 1, "streaming": True}
+_LLMAPI_PROBE = {"text_input": "ready?", "sampling_param_max_tokens": 1}
 
 
 def drain(

@@ -109,17 +109,23 @@ def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding
 
 def _unfilled(text: str, file: str) -> Iterator[Finding]:
     bare = set(_BARE.findall(text))
-    for name in dict.fromkeys(PLACEHOLDER.findall(text)):
+    names = dict.fromkeys(PLACEHOLDER.findall(text))
+    for name in names:
         if name in bare:
             fix = f"fill_template.py -i {file} {name}:VALUE; here {FILL.get(name, 'a number of instances, 1 or more')}"
             what = (
                 f"the placeholder ${{{name}}} was never filled, and stands outside quotes: Triton cannot read the file"
             )
             yield _error("bare-placeholder", file, what, fix)
-        else:
-            what = f"the placeholder ${{{name}}} was never filled: TensorRT-LLM takes its default"
-            fix = f"fill_template.py -i {file} {name}:VALUE, or take the parameter out"
-            yield Finding(severity="advice", code="placeholder", file=file, what=what, fix=fix)
+    quoted = [name for name in names if name not in bare]
+    if quoted:
+        what = (
+            f"{len(quoted)} placeholders inside quotes were never filled, and count as not there: {', '.join(quoted)}"
+        )
+        if len(quoted) == 1:
+            what = f"the placeholder ${{{quoted[0]}}} was never filled, and counts as not there"
+        fix = f"fill_template.py -i {file} NAME:VALUE where the default will not do"
+        yield Finding(severity="advice", code="placeholder", file=file, what=what, fix=fix)
 
 
 def _error(code: str, file: str, what: str, fix: str) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 import click
 
-from engines.errors import MissingError, ToolError
+from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
 from triton_repo.front.keys import KEY_VARIABLE
 
@@ -108,6 +109,22 @@ def front_flags(function: _FunctionT) -> _FunctionT:
     return function
 
 
+def require_free(address: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before anything is started.
+
+    Raises:
+        UserError: Somebody listens there, or it is not this machine's.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise UserError(
+                f"{address}:{port} cannot be listened on: {error.strerror}", hint="--openai-port chooses another port"
+            ) from error
+
+
 def start_front(
     repository: Path, options: FrontOptions, *, made_by: MadeBy, progress: Callable[[str], None]
 ) -> FrontRecord:
@@ -179,7 +196,7 @@ def _wait_ready(process: subprocess.Popen[bytes], record: FrontRecord) -> None:
                 last_lines=_last_lines(Path(record.log)),
                 hint="--openai-port chooses another port",
             )
-        if _answers(f"{record.url}/health"):
+        if _answers(f"{record.url}/health") and process.poll() is None:
             return
         time.sleep(0.1)
     raise ToolError(

@@ -229,7 +229,7 @@ stop_words STRING [-1] optional"""
     + _TEXT_SAMPLING.rstrip()
     + "".join(f"\nreturn_{what} BOOL [1] scalar optional" for what in _RETURNS)
     + "\nnum_return_sequences INT32 [1] scalar optional"
-    + _TEXT_REST
+    + _TEXT_REST.replace("lora_task_id UINT64 [1]", "lora_task_id UINT64 [1] scalar")
     + """num_draft_tokens INT32 [1] optional
 use_draft_logits BOOL [1] scalar optional
 guided_decoding_guide_type STRING [1] optional

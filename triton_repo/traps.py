@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from engines import trtllm
 from engines.errors import CommandError
 from engines.files import load_yaml
 from triton_repo.engine_config import EngineConfig, read_engine_config
@@ -63,7 +64,7 @@ def engine_traps(folder: Path, files: Files, manifest: RepositoryManifest | None
     emulated = file.parameters.get("emulated") == "true"
     if not emulated:
         yield from _backend(file)
-        yield from _engine(file, files)
+        yield from _engine(file, files, manifest)
 
 
 def text_traps(folder: Path, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
@@ -232,7 +233,7 @@ def _backend(file: ModelFile) -> Iterator[Finding]:
         yield _finding("warning", "instances", file, what, "count: 1, or gpu_device_ids with a group for each")
 
 
-def _engine(file: ModelFile, files: Files) -> Iterator[Finding]:
+def _engine(file: ModelFile, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
     named = file.parameters.get("gpt_model_path")
     if not named:
         what = "gpt_model_path is not given: 'Both encoder and decoder model paths are empty' (issue 2440)"
@@ -252,10 +253,24 @@ def _engine(file: ModelFile, files: Files) -> Iterator[Finding]:
         what = f"{folder}/config.json states no build limits: not an engine's, or of another version (issue 2332)"
         yield _finding("warning", "engine-config", file, what, "take repository and engine from the same version")
     yield from _agrees(file, files, config)
+    yield from _machine(file, config, manifest)
     missing = [rank for rank in range(config.ranks or 1) if not (folder / f"rank{rank}.engine").is_file()]
     if missing:
         what = f"{folder} lacks rank{missing[0]}.engine; its config.json tells of {config.ranks or 1} ranks (issue 129)"
         yield _finding("error", "ranks", file, what, "copy all of the engine, or build it again")
+
+
+def _machine(file: ModelFile, config: EngineConfig, manifest: RepositoryManifest | None) -> Iterator[Finding]:
+    """Find what of this machine, where it has any of it, cannot run the engine."""
+    installed = trtllm.installed_version()
+    if installed is not None and config.version is not None and installed != config.version:
+        what = f"the engine was built by TensorRT-LLM {config.version}, {installed} is installed here (issue 531)"
+        yield _finding("error", "engine-version", file, what, "build and serve in one container image")
+    seen = trtllm.visible_compute_capabilities() if manifest is not None else []
+    if manifest is not None and seen and manifest.engine.gpu.compute_capability not in seen:
+        built_for = manifest.engine.gpu.compute_capability
+        what = f"the engine was built for compute capability {built_for}, GPUs here have {', '.join(sorted(set(seen)))}"
+        yield _finding("error", "compute-capability", file, what, "build it on the GPU that serves it (issue 3031)")
 
 
 def _agrees(file: ModelFile, files: Files, config: EngineConfig) -> Iterator[Finding]:
@@ -268,6 +283,10 @@ def _agrees(file: ModelFile, files: Files, config: EngineConfig) -> Iterator[Fin
         if on and of_engine is False:
             what = f"{key} is on and {built} says the engine was built without {why}"
             yield _finding("error", "paged-context", file, what, f"{key} false, or build with --{why} enable")
+    budget, most = config.max_num_tokens, config.max_input_len
+    if values.get("enable_chunked_context") not in TRUE and budget and most and budget < most:
+        what = f"without enable_chunked_context no prompt past max_num_tokens ({budget}) runs; max_input_len is {most}"
+        yield _finding("warning", "whole-prompts", file, what, "enable_chunked_context true")
     size = file.config.max_batch_size
     if config.max_batch_size is not None and size > config.max_batch_size:
         what = f"max_batch_size is {size}, {built} says {config.max_batch_size}"
@@ -367,11 +386,11 @@ def _tokenizer(folder: Path, file: ModelFile, manifest: RepositoryManifest | Non
         inside = folder / inside.relative_to(manifest.served_at)
     if not inside.is_dir():
         yield _finding(
-            "error",
+            "warning" if manifest is None else "error",
             "tokenizer",
             file,
             f"tokenizer_dir {named} holds no tokenizer.json: there is no such folder on this machine (issue 109)",
-            "build the repository again, with --served-at where it is mounted elsewhere; check inside the container",
+            "run check-repo where it is mounted; build-repo --served-at says where that will be",
         )
     elif not (inside / "tokenizer.json").is_file():
         what = f"tokenizer_dir {named} holds no tokenizer.json"
@@ -384,7 +403,9 @@ def _bls(bls: ModelFile, files: Files) -> Iterator[Finding]:
         if not _MODEL_NAME.fullmatch(name) or name in (".", ".."):
             yield _finding("error", "model-name", bls, f"{key} is {name!r}: no model's name", "letters, digits, . _ -")
         elif name and name not in files:
-            yield _finding("error", "model-name", bls, f"{key} is {name!r}, and there is no such model", "tensorrt_llm")
+            severity: Severity = "error" if default else "warning"  # a draft model may be added later
+            what = f"{key} is {name!r}, and there is no such model here"
+            yield _finding(severity, "model-name", bls, what, "name one that is, or add it to the repository")
     if (
         bls.instances == 1 and files["tensorrt_llm"].parameters.get("emulated") != "true"
         if "tensorrt_llm" in files

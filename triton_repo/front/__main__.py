@@ -12,8 +12,9 @@ import click
 import uvicorn
 
 from engines import console
-from triton_repo.front.app import Access, make_app
+from triton_repo.front.app import make_app
 from triton_repo.front.engine import Engine
+from triton_repo.front.gate import Access
 from triton_repo.front.keys import KEY_VARIABLE, read_keys
 from triton_repo.front.reasoning import Reasoning
 from triton_repo.front.service import Service

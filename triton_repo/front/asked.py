@@ -221,7 +221,8 @@ def _text_part(part: Any, where: str) -> str:
 
 
 def _problem(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_context=False)[0]
+    errors = error.errors(include_url=False, include_context=False)
+    first = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]][-1]  # of a union, the last kind tried
     where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "constrained", "str")))
     if first["type"] == "json_invalid":
         return bad_request(f"the body is not JSON: {first['msg']}")
@@ -230,4 +231,4 @@ def _problem(error: ValidationError) -> ApiError:
     if first["type"] == "missing":
         return bad_request(f"the key {where!r} is missing", where, "missing_required_parameter")
     shown = repr(first.get("input"))[:80]
-    return bad_request(f"{where}: {first['msg']}, got {shown}", where or None, "invalid_value")
+    return bad_request(f"{where or 'the body'}: {first['msg']}, got {shown}", where or None, "invalid_value")

@@ -40,17 +40,21 @@ class ReasoningSplitter:
 
     Args:
         begins_inside: The reply begins in the reasoning, its opening tag in the prompt (one in the reply is allowed).
+
+    Attributes:
+        thought: Whether there was any reasoning.
     """
 
     def __init__(self, *, begins_inside: bool) -> None:
         self._without_tag = _At.REASONING if begins_inside else _At.ANSWER
         self._at = _At.BEGINNING
         self._held = ""
+        self.thought = False
 
     @property
-    def thinks(self) -> bool:
-        """Whether text that comes now would be reasoning."""
-        return self._at is _At.REASONING or (self._at is _At.BEGINNING and self._without_tag is _At.REASONING)
+    def answers(self) -> bool:
+        """Whether all text from here on is answer."""
+        return self._at is _At.ANSWER
 
     def push(self, text: str) -> Piece:
         """Take text; return what is certain of it."""
@@ -68,7 +72,8 @@ class ReasoningSplitter:
     def finish(self) -> Piece:
         """Return what was held back; the beginning of a tag that never became one is text."""
         held, self._held = self._held, ""
-        return Piece(held, "") if self.thinks else Piece("", held)
+        at = self._without_tag if self._at is _At.BEGINNING else self._at
+        return Piece(held, "") if at is _At.REASONING else Piece("", held)
 
     def _begin(self, text: str) -> str:
         """Return the text without its opening tag, or with what turned out not to be one."""
@@ -81,6 +86,7 @@ class ReasoningSplitter:
         return text
 
     def _split(self, text: str) -> Piece:
+        self.thought = True
         reasoning, tag, answer = text.partition(CLOSE_TAG)
         if tag:
             self._at = _At.ANSWER

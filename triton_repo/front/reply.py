@@ -14,15 +14,19 @@ class ReplyText:
 
     Attributes:
         tokens: Tokens taken so far.
-        reasoning_tokens: Those that came before the reasoning's end.
     """
 
     def __init__(self, stream: TextStream, stops: Sequence[str], splitter: ReasoningSplitter | None) -> None:
         self._stream = stream
         self._stops = StopStrings(stops)
         self._splitter = splitter
+        self._before_answer = 0
         self.tokens = 0
-        self.reasoning_tokens = 0
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Return how many tokens the reasoning took, its tags among them."""
+        return self._before_answer if self._splitter is not None and self._splitter.thought else 0
 
     @property
     def stopped(self) -> bool:
@@ -31,20 +35,19 @@ class ReplyText:
 
     def push(self, token_ids: Sequence[int]) -> Piece:
         """Take tokens; return the text they make certain."""
-        if self._splitter is None:
-            self.tokens += len(token_ids)
-            return Piece("", self._stops.push(self._stream.push(token_ids)))
-        if len(token_ids) == 1 or not self._splitter.thinks:
-            return self._push(token_ids, self._splitter)
-        pieces = [self._push([token_id], self._splitter) for token_id in token_ids]  # each is reasoning or is not
+        splitter = self._splitter
+        if splitter is None or splitter.answers or len(token_ids) == 1:
+            return self._push(token_ids)
+        pieces = [self._push([token_id]) for token_id in token_ids]  # each is of the reasoning or is not
         return Piece("".join(piece.reasoning for piece in pieces), "".join(piece.answer for piece in pieces))
 
-    def _push(self, token_ids: Sequence[int], splitter: ReasoningSplitter) -> Piece:
+    def _push(self, token_ids: Sequence[int]) -> Piece:
         self.tokens += len(token_ids)
-        if splitter.thinks:
-            self.reasoning_tokens += len(token_ids)
         text = self._stops.push(self._stream.push(token_ids))
-        return splitter.push(text) if text else _NOTHING
+        if self._splitter is None or self._splitter.answers:
+            return Piece("", text)
+        self._before_answer += len(token_ids)
+        return self._splitter.push(text)
 
     def finish(self) -> Piece:
         """Return what is left when the tokens end."""
@@ -53,6 +56,3 @@ class ReplyText:
             return Piece("", text)
         first, last = self._splitter.push(text), self._splitter.finish()
         return Piece(first.reasoning + last.reasoning, first.answer + last.answer)
-
-
-_NOTHING = Piece("", "")

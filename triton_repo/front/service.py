@@ -49,6 +49,12 @@ class Work:
         """Return the prompt's length."""
         return len(self.generation.input_ids)
 
+    def why_ended(self, last_token: int | None) -> Finish:
+        """Return why the reply ended: its full length, or else a stop string or the token that ends text."""
+        whole = self.text.tokens >= self.generation.request_output_len
+        by_length = whole and not self.text.stopped and (last_token is None or last_token != self.generation.end_id)
+        return "length" if by_length else "stop"
+
 
 class Service:
     """A model, its tokenizer and its limits.
@@ -82,7 +88,7 @@ class Service:
     def kind(self) -> str:
         """Return what every reply says of the engine behind it: emulated, with its time scale, or built."""
         if self.repository.kind == "emulated":
-            return f"emulated; time-scale={self.repository.settings.emulation.time_scale:g}"
+            return f"emulated; time-scale={self.repository.resolved.emulation.time_scale:g}"
         return self.repository.kind
 
     def chat(self, asked: ChatAsked) -> Work:
@@ -164,12 +170,6 @@ class Service:
             )
             raise bad_request(message, "max_tokens", "context_length_exceeded")
         return room if most is None else most
-
-    def why_ended(self, work: Work, last_token: int | None) -> Finish:
-        """Return why a reply ended: its full length, or else a stop string or the token that ends text."""
-        whole = work.text.tokens >= work.generation.request_output_len
-        by_length = whole and not work.text.stopped and (last_token is None or last_token != work.generation.end_id)
-        return "length" if by_length else "stop"
 
 
 def read_defaults(path: Path) -> SamplingDefaults:

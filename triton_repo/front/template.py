@@ -24,12 +24,14 @@ from engines.errors import MissingError, UserError
 MAX_STEPS = 100_000  # loop steps and calls; Qwen3's template takes five a message
 MAX_CHARACTERS = 8_000_000
 MAX_TEMPLATE_CHARACTERS = 200_000
+MAX_OPERAND = 10_000  # of '%' and '**'
+MAX_NUMBER = 2**64
 _FILTERS = frozenset(
     {"capitalize", "default", "d", "dictsort", "first", "float", "int", "items", "last", "length", "count", "list"}
     | {"lower", "map", "reject", "rejectattr", "round", "safe", "select", "selectattr", "sort", "title", "trim"}
     | {"unique", "upper"}
 )
-_WIDENING = frozenset({"center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"})
+_WIDENING = frozenset({"center", "expandtabs", "ljust", "rjust", "translate", "zfill"})
 _BUDGET = "budget of this rendering"
 
 
@@ -169,10 +171,21 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now}
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator in {"%", "**"} and not (_is_number(left) and _is_number(right) and abs(right) < MAX_STEPS):
+        if operator in {"%", "**"} and not (_is_small(left) and _is_small(right)):
             raise TemplateError(f"the chat template uses '{operator}' on something other than small numbers")
-        _refuse_size(_size(left) * _repeats(right) if operator == "*" else _size(left) + _size(right))
-        return super().call_binop(context, operator, left, right)
+        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
+        _refuse_size(
+            0 if numbers else _repeats(left) * _repeats(right) if operator == "*" else _size(left) + _size(right)
+        )
+        result = super().call_binop(context, operator, left, right)
+        if isinstance(result, int) and abs(result) > MAX_NUMBER:
+            raise TemplateError("the chat template made a number above 2**64")
+        return result
+
+    def wrap_str_format(self, value: Any) -> Any:
+        if super().wrap_str_format(value) is not None:  # it can pad to any width
+            raise TemplateError("the chat template uses str.format, which is not served; '~' joins text")
+        return None
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as in Jinja2)
         __context[_BUDGET].spend()
@@ -217,6 +230,8 @@ def _text(value: Any) -> str:
 
 
 def _joined(values: Iterable[Any], separator: str = "") -> str:
+    if _size(values) > MAX_STEPS:
+        raise TemplateError(f"the chat template joins more than {MAX_STEPS} items")
     texts = [_text(value) for value in values]
     _refuse_size(sum(map(len, texts)) + len(separator) * len(texts))
     return separator.join(texts)
@@ -227,11 +242,13 @@ def _replaced(text: str, old: str, new: str, count: int = -1) -> str:
     return text.replace(old, new, count)
 
 
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:
+@jinja2.pass_context
+def _to_json(context: Context, value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:
     """JSON as transformers writes it for tools: characters stay themselves."""
     parts: list[str] = []
     size = 0
     for part in json.JSONEncoder(indent=indent, ensure_ascii=ensure_ascii).iterencode(value):
+        context[_BUDGET].spend()
         size += len(part)
         _refuse_size(size)
         parts.append(part)
@@ -256,11 +273,12 @@ def _size(value: Any) -> int:
 
 
 def _repeats(value: Any) -> int:
-    return max(0, value) if isinstance(value, int) else _size(value)
+    """Return by how much a factor multiplies the other; of two numbers the product is looked at instead."""
+    return max(1, value) if isinstance(value, int) else _size(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
+def _is_small(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= MAX_OPERAND
 
 
 def _text_of(named: object) -> str | None:

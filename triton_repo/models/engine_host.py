@@ -147,9 +147,8 @@ class EngineHost:
         Raises:
             RequestError: The engine refuses one of them, in its own words.
         """
-        waiting = self._clock.state()[0].queued
         most = self.settings.max_queue_size
-        if most and len(sequences) > 1 and waiting + len(sequences) > most:
+        if most and len(sequences) > 1 and self._clock.state()[0].queued + len(sequences) > most:
             raise QueueFullError(most)
         call.lane = sequences[0].number % SENDER_THREADS
         with self._lock:

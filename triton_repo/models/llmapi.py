@@ -157,11 +157,11 @@ class EmulatedLlmApiModel:
         """Return the reply, cut after the token whose text completes a stop string."""
         reply = Reply(prompt, limit, Rules(self._end_id), vocabulary=self._host.vocabulary)
         if wanted.stop:
-            text, stream = "", self._detokenizer.stream()
+            tail, stream, longest = "", self._detokenizer.stream(), max(map(len, wanted.stop))
             for index in range(limit if reply.ends_after is None else reply.ends_after):
                 token = reply.token(index)
-                text += "" if token is None else stream.push([token])
-                if any(stop in text for stop in wanted.stop):
+                tail = tail[-longest:] + ("" if token is None else stream.push([token]))
+                if any(stop in tail for stop in wanted.stop):
                     reply.cut(index + 1)
                     break
         return reply

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -72,31 +72,83 @@ class Reply:
         self.ends_after, self.why = steps, "stop"
 
     def _by_rule(self, limit: int, rules: Rules, vocabulary: int) -> Iterator[int | None]:
-        made: list[int] = []
-        position = 0
-        while len(made) < limit:
-            token, position = self._next(made, position, rules, vocabulary)
+        walk = _Walk(self._prompt.tolist(), rules, vocabulary)
+        while len(walk.made) < limit:
+            token = walk.step()
             if token == rules.end_id:
                 self.why = "end"
                 yield None
                 return
-            made.append(token)
             yield token
-            if any(_ends_with(made, word) for word in rules.stop_words):
+            if walk.is_stopped():
                 self.why = "stop"
                 return
 
-    def _next(self, made: list[int], position: int, rules: Rules, vocabulary: int) -> tuple[int, int]:
-        """Return the next token of the prompt, round and round, that may come; any other where none of them may."""
+
+class _Walk:
+    """A reply being made under rules.
+
+    What a step costs grows with the prompt and with how many lengths the words have, not with how many words there are:
+    a request with thousands of them holds nobody up.
+    """
+
+    def __init__(self, prompt: list[int], rules: Rules, vocabulary: int) -> None:
+        self.made: list[int] = []
+        never = {word[0] for word in rules.bad_words if len(word) == 1}
+        self._prompt = [token for token in prompt if token not in never]
+        self._others = (token for token in range(vocabulary) if token not in never and token != rules.end_id)
+        self._spare: list[int] = []  # of the others, those that were needed so far
+        self._position = 0
+        self._rules = rules
+        self._stops = _by_length(rules.stop_words)
+        self._stop_ends = {word[-1] for word in rules.stop_words if word}
+        self._bad: dict[int, dict[tuple[int, ...], set[int]]] = {}  # by the length before the last token
+        for word in rules.bad_words:
+            if len(word) > 1:
+                self._bad.setdefault(len(word) - 1, {}).setdefault(word[:-1], set()).add(word[-1])
+
+    def step(self) -> int:
+        """Return the next token of the prompt, round and round, that may come; any other where none of them may.
+
+        Raises:
+            ReplyError: None may.
+        """
+        barred = self._barred()
         count = len(self._prompt)
         for offset in range(count):
-            token = int(self._prompt[(position + offset) % count])
-            if _may_come(token, made, rules):
-                return token, (position + offset + 1) % count
-        for token in range(vocabulary):
-            if token != rules.end_id and _may_come(token, made, rules):
-                return token, position
+            token = self._prompt[(self._position + offset) % count]
+            if token not in barred:
+                self._position = (self._position + offset + 1) % count
+                return self._made(token)
+        for token in chain(self._spare, self._more()):
+            if token not in barred:
+                return self._made(token)
         raise ReplyError("bad_words_list leaves no token to choose")
+
+    def _more(self) -> Iterator[int]:
+        for token in self._others:
+            self._spare.append(token)
+            yield token
+
+    def is_stopped(self) -> bool:
+        """Return whether what was made ends with a stop word."""
+        if self.made[-1] not in self._stop_ends:
+            return False
+        return any(self._last(length) in words for length, words in self._stops.items())
+
+    def _barred(self) -> set[int]:
+        """Return the tokens that would complete a bad word, or end the reply too early."""
+        early = len(self.made) < self._rules.min_tokens and self._rules.end_id is not None
+        barred = {self._rules.end_id} if early and self._rules.end_id is not None else set()
+        return barred.union(*(words.get(self._last(length), ()) for length, words in self._bad.items()))
+
+    def _made(self, token: int) -> int:
+        if token != self._rules.end_id:
+            self.made.append(token)
+        return token
+
+    def _last(self, length: int) -> tuple[int, ...]:
+        return tuple(self.made[len(self.made) - length :]) if 0 < length <= len(self.made) else ()
 
 
 def prompt_words(flat: Sequence[int]) -> Words:
@@ -134,11 +186,9 @@ def _binds(prompt: Array, rules: Rules) -> bool:
     return bool(seen & here) or any(set(word) <= here for word in words)
 
 
-def _may_come(token: int, made: list[int], rules: Rules) -> bool:
-    if token == rules.end_id and len(made) < rules.min_tokens:
-        return False
-    return not any(word and word[-1] == token and _ends_with(made, word[:-1]) for word in rules.bad_words)
-
-
-def _ends_with(made: list[int], word: tuple[int, ...]) -> bool:
-    return len(word) <= len(made) and (not word or tuple(made[-len(word) :]) == word)
+def _by_length(words: Words) -> dict[int, set[tuple[int, ...]]]:
+    found: dict[int, set[tuple[int, ...]]] = {}
+    for word in words:
+        if word:
+            found.setdefault(len(word), set()).add(word)
+    return found

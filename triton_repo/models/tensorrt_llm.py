@@ -132,6 +132,12 @@ class EmulatedEngineModel:
 
     def _wanted(self, inputs: Inputs) -> Wanted:
         exclude = inputs.number("exclude_input_in_output")
+        sequences = max(1, inputs.number("num_return_sequences") or 1)
+        if sequences > self._host.settings.max_batch_size:
+            raise RefusedError(
+                f"num_return_sequences is {sequences}; at most {self._host.settings.max_batch_size}, the engine's "
+                "max_batch_size, is answered here"
+            )
         return Wanted(
             streaming=inputs.flag("streaming"),
             echo_prompt=not (self._exclude_prompt if exclude is None else exclude),
@@ -139,7 +145,7 @@ class EmulatedEngineModel:
             output_tokens=inputs.flag("return_num_output_tokens"),
             performance=inputs.flag("return_perf_metrics"),
             batch=inputs.rows,
-            sequences=max(1, inputs.number("num_return_sequences") or 1),
+            sequences=sequences,
         )
 
     def _sequences(self, inputs: Inputs, row: int, call: Call, count: int) -> list[Sequence]:

@@ -7,6 +7,7 @@ client that wants a single model, and the wrong one to load-test through.
 from __future__ import annotations
 
 import json
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,9 +97,11 @@ class TextModel:
             return [self._only_response(request) for request in requests]
         for request in requests:
             sender = request.get_response_sender()
+            called = request.request_id() or f"bls-{uuid.uuid4()}"
             try:
-                for response in self._responses(request):
+                for response in self._responses(request, called):
                     if sender.is_cancelled():
+                        self._stop(called)
                         break
                     sender.send(response)
             except _FailedError as error:
@@ -108,14 +111,25 @@ class TextModel:
 
     def _only_response(self, request: Any) -> Any:
         try:
-            return next(self._responses(request), self.backend.InferenceResponse([]))
+            return next(self._responses(request, request.request_id()), self.backend.InferenceResponse([]))
         except _FailedError as error:
             return self._error(error)
 
-    def _responses(self, request: Any) -> Iterator[Any]:
+    def _stop(self, called: str) -> None:
+        """Have the engine end a request by its id: left unread, it would generate to the end."""
+        one = np.ones((1, 1), np.int32)
+        tensors = [("input_ids", one), ("input_lengths", one), ("request_output_len", one), ("stop", one.astype(bool))]
+        inputs = [self.backend.Tensor(name, value) for name, value in tensors]
+        call = self.backend.InferenceRequest(
+            model_name=self._engine, request_id=called, requested_output_names=["output_ids"], inputs=inputs
+        )
+        for _ in call.exec(decoupled=True):
+            pass
+
+    def _responses(self, request: Any, called: str) -> Iterator[Any]:
         streams: defaultdict[int, TextStream] = defaultdict(self._detokenizer.stream)  # one a return sequence
         so_far: defaultdict[int, str] = defaultdict(str)
-        for reply in self._replies(request):
+        for reply in self._replies(request, called):
             index = _sequence_index(self.backend, reply)
             text = streams[index].push(_tokens(self.backend, reply))
             so_far[index] += text
@@ -127,7 +141,7 @@ class TextModel:
                 said = so_far[index] + rest if self._accumulates else rest
                 yield self.backend.InferenceResponse([_text(self.backend, said)])
 
-    def _replies(self, request: Any) -> Iterator[Any]:
+    def _replies(self, request: Any, called: str) -> Iterator[Any]:
         """Yield what the engine answers, response by response."""
         backend = self.backend
         for name, why in REFUSED.items():
@@ -139,7 +153,7 @@ class TextModel:
         inputs += self._renamed(request, TO_ENGINE | {name: name for name in SAME_NAME})
         call = backend.InferenceRequest(
             model_name=self._engine,
-            request_id=request.request_id(),
+            request_id=called,
             requested_output_names=["output_ids", "sequence_length", *PASSED_ON],
             inputs=[_scalar(backend, tensor) for tensor in inputs if tensor is not None],
         )
