@@ -10,6 +10,7 @@ from typing import Any
 
 from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
+from loadtest.aside import done_aside
 from loadtest.conversations import Mix
 from loadtest.dialects import takes_ids
 from loadtest.doubts import Seen, doubts_of, seen_of
@@ -223,7 +224,7 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     as_text = not takes_ids(target.endpoint, scenario.model)
     prompts = folder / "prompts"
     prompts.mkdir()
-    prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text)
+    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text))
     mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(
@@ -232,10 +233,10 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
         prompts=str(prompts),
         records=str(out / REQUESTS_NAME),
         under_way=str(folder / UNDER_WAY_NAME),
+        texts=str(out / PROMPTS_NAME) if asked.keep_text else None,
         began_monotonic_s=began,
         time_scale=target.facts.time_scale,
         lengths=tuple((plan.isl, plan.osl) for plan in counted),
-        texts=str((out / PROMPTS_NAME).absolute()) if asked.keep_text else None,
     )
 
 
