@@ -119,6 +119,8 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
     """
     out, target = asked.out, asked.target
     _clear(out, force=asked.force)
+    if target.facts.emulated:
+        terminal.line(f"{target.label}: latencies and rates are shown in engine time")
     began = time.monotonic()
     happened = Happened()
     try:
