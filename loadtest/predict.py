@@ -245,6 +245,7 @@ def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:
         outcome=ended.outcome,
         error=ended.cause,
         asked_tokens=sent.turn.output_tokens if sent.turn.exact else None,
+        cached_tokens=ended.cached_tokens,
         class_name=sent.turn.class_name,
         conversation=sent.turn.conversation,
         turn=sent.turn.place,
