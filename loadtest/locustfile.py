@@ -7,6 +7,7 @@ statistics are not used: its percentiles are rounded, and its timers stop at the
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -35,7 +36,7 @@ from loadtest.live import add_live_page
 from loadtest.prompts import Prompt, PromptMaker
 from loadtest.records import Outcome, RequestRecord
 from loadtest.talk import CRASHED, INTERRUPTED, Orders, level_of, tell, tell_progress
-from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop
+from loadtest.traffic import ENOUGH, ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop
 from loadtest.watch import History, LogHistogram, Watch
 from loadtest.wires import Connection, Door, Readings, UnreachableError
 
@@ -43,6 +44,8 @@ BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is no
 PROBE_S = 0.25  # how often a server that went away is looked for
 STOP_WITHIN_S = 0.2  # how soon an open loop hears that it is over
 TICK_S = 0.01  # how often the generator looks at its own clock
+COUNTED_AT_ONCE = 100
+WATCH_S = 0.05  # how often it looks whether a level is over
 CLOSED_USERS, OPEN_USERS = "ClosedLoopUser", "OpenLoopUser"
 
 
@@ -71,6 +74,7 @@ class Generator:
         self.open_began_s = 0.0
         self.user_numbers: Iterator[int] = iter(())
         self.is_over = False  # no user begins another request
+        self.suffices = False  # the level's requests tell enough: it ends with what has ended
         self.stopped: str | None = None
         self.spare: list[Connection] = []  # connections of an open loop nobody is using
         scenario = plan.scenario
@@ -296,7 +300,7 @@ def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: flo
             RequestRecord(
                 id=turn.id,
                 level=shared.level,
-                phase=turn.phase,
+                phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
                 scheduled_s=scheduled_s,
                 sent_s=round(answer.sent_s, 6),
                 token_times_s=tuple(round(t, 6) for t in answer.times_s),
@@ -344,7 +348,7 @@ class Share:
         self._shared, self._runner, self._plan = shared, runner, plan
         self.begin_s = begin_s
         shared.level, shared.level_plan = level, plan
-        shared.is_over, shared.open_began_s = False, begin_s
+        shared.is_over, shared.suffices, shared.open_began_s = False, False, begin_s
         shared.take_away_s()
         shared.door.readings = Readings()
         if plan.concurrency is not None:
@@ -428,7 +432,8 @@ class Share:
             "begin_s": self.begin_s,
             "measure_s": self._measure_s(end_s),
             "end_s": end_s,
-            "complete": is_done and not shared.why_end,
+            "complete": (is_done or shared.suffices) and not shared.why_end,
+            "sufficed": shared.suffices,
             "generator_late_p99_s": self._lateness.p99_s(),
             "away_s": shared.take_away_s(),
             "read_late_p99_s": shared.door.readings.late_p99_s(),
@@ -451,15 +456,23 @@ class _Lateness:
 
     def __init__(self) -> None:
         self._late = LogHistogram()
+        self._recent: list[float] = []
 
     def watch(self) -> None:
         while True:
             due = time.monotonic() + TICK_S
             gevent.sleep(TICK_S)
-            self._late.add(np.array([time.monotonic() - due]))
+            self._recent.append(time.monotonic() - due)
+            if len(self._recent) >= COUNTED_AT_ONCE:
+                self._count()
 
     def p99_s(self) -> float:
+        self._count()
         return self._late.quantile(0.99) or 0.0
+
+    def _count(self) -> None:
+        self._late.add(np.array(self._recent))
+        self._recent.clear()
 
 
 def users_of(shared: Generator) -> list[type[locust.User]]:
@@ -476,6 +489,7 @@ def run_alone(orders: Orders) -> None:
     shared = Generator(plan, ledger, watch=watch)
     orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
     runner = Environment(user_classes=users_of(shared), catch_exceptions=False).create_local_runner()
+    gevent.spawn(_hear_enough, orders, shared)
     first_id = 0
     for level, level_plan in enumerate(plan.levels()):
         first_id = run_level(shared, runner, level, level_plan, first_id, ledger=ledger)
@@ -483,6 +497,12 @@ def run_alone(orders: Orders) -> None:
             tell(ended=shared.why_end)
             break
     ledger.close()
+
+
+def _hear_enough(orders: Orders, shared: Generator) -> None:
+    """End the level under way whenever the command says that its requests tell enough."""
+    while orders.next() == ENOUGH:
+        shared.suffices = True
 
 
 def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: Ledger) -> int:
@@ -499,8 +519,8 @@ def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first
         lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring),
         lambda _: ledger.flush(),
     )
-    while not share.is_done and not shared.why_end and shared.now_s() - begin_s < limit_s:
-        gevent.sleep(TICK_S)
+    while not share.is_done and not shared.suffices and not shared.why_end and shared.now_s() - begin_s < limit_s:
+        gevent.sleep(WATCH_S)
         share.check_users()
     facts = share.finish(whole=not shared.why_end)
     ticker.kill()
@@ -586,6 +606,7 @@ def run_worker(orders: Orders) -> None:
 def main(role: str, options: str) -> None:
     """Be the only generator, the master of several, or one of them."""
     logging.basicConfig(level=logging.WARNING)
+    gc.freeze()  # what is here by now stays: a collection in the middle of a reply need not look at it
     orders = Orders(sys.stdin.fileno())
     match role:
         case "alone":

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from loadtest.traffic import LevelPlan
 
 FIRST_RANDOM_ID = 1000  # below are bytes, digits and what other vocabularies keep for themselves
-LEAST_CHAT_TOKENS = 100_000
+LEAST_CHAT_TOKENS = 30_000  # a tenth of a second of tokenizing
 MOST_CHAT_TOKENS = 2_000_000
 MOST_ROWS = 20_000  # of a prompt file; beyond, they come round again
 LEAST_WORDS = 100
