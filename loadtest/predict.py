@@ -168,8 +168,8 @@ def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
     """Return an engine that takes a scenario's largest batch whole, prompts in one iteration, and nothing above it."""
     most = max(scenario.concurrency)
     mix = Mix(scenario)
-    drawn = [mix.draw(number).exchanges[0] for number in range(most)]
-    longest = max(each.prompt_tokens + each.reply_tokens for each in drawn)
+    drawn = [mix.begin(number) for number in range(most)]
+    longest = max(each.prompt_tokens + each.exchange.reply_tokens for each in drawn)
     limits = manifest.limits.model_copy(
         update={
             "max_batch_size": max(manifest.limits.max_batch_size, most),
