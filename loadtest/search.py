@@ -6,19 +6,22 @@ soon as they suffice, a prediction is made longer until they do.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Source, Strict
 from engines.manifest import EngineManifest
 from loadtest.arrivals import Constant, Gamma, Poisson
 from loadtest.evidence import Evidence, Promise, ended_before_the_first_under_way, weigh
+from loadtest.judge import Enough
 from loadtest.knee import Knee, Probe, find_knee
 from loadtest.metrics import LevelSummary, summarize
 from loadtest.objectives import Objectives
 from loadtest.predict import predict
-from loadtest.records import Kind, RequestRecord, RunManifest, Sample
+from loadtest.records import Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
 from loadtest.scenario import Scenario
 
 Axis = Literal["rate", "concurrency"]
@@ -70,9 +73,6 @@ class KneeFound(Document):
     binding: tuple[str, ...]
     lone_e2e_s: float
     tried: list[Tried]
-
-
-Enough: TypeAlias = Callable[[Sequence[RequestRecord], float], bool]
 
 
 class Range(NamedTuple):
@@ -173,6 +173,22 @@ def predicting(manifest: EngineManifest, *, made_by: MadeBy, made_from: list[Sou
         return Seen(found.run, found.records, found.samples)
 
     return Player(play, stops_early=False)
+
+
+def driving(run: Callable[[Scenario, Path, Enough], object], out: Path) -> Player:
+    """Return a player on the wall clock, whose every run stays in a folder of its own, by number.
+
+    Args:
+        run: Runs a scenario into a folder, until what it is given says that its requests suffice.
+    """
+    numbers = itertools.count(1)
+
+    def play(scenario: Scenario, enough: Enough) -> Seen:
+        folder = out / f"{next(numbers):02d}"
+        run(scenario, folder, enough)
+        return Seen(read_run(folder), list(read_records(folder)), list(read_samples(folder)))
+
+    return Player(play, stops_early=True)
 
 
 def at_load(scenario: Scenario, axis: Axis, load: float, *, requests: int, lone_s: float) -> Scenario:

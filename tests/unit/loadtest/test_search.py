@@ -108,12 +108,12 @@ def test_the_command_writes_what_it_found(
         return int(ended.value.code or 0)
 
     bounds = ("--from", 1, "--to", 4, "--most-requests", 64)
-    assert run("--objective", "ttft_s.p95=5", *bounds, "--out", tmp_path / "knee.json") == 0
+    assert run("--objective", "ttft_s.p95=5", *bounds, "--out", tmp_path / "knee") == 0
     assert "(predicted)" in capsys.readouterr().out
-    written = json.loads((tmp_path / "knee.json").read_text())
+    written = json.loads((tmp_path / "knee" / "knee.json").read_text())
     assert (written["load"], written["above"], written["kind"]) == (4, None, "predicted")
     assert written["made_from"][0]["path"].endswith(MANIFEST_NAME)
-    assert run("--objective", "ttft_s.p95=1e-6", *bounds, "--out", tmp_path / "none.json") == 3
+    assert run("--objective", "ttft_s.p95=1e-6", *bounds, "--out", tmp_path / "none") == 3
     assert "even 1 requests/s misses ttft_s p95" in capsys.readouterr().err
     assert run("--objective", "ttft=1", *bounds) == 2
-    assert run(*bounds) == 2
+    assert run(*bounds, "--out", tmp_path / "unsaid") == 2
