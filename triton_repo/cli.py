@@ -18,7 +18,8 @@ from triton_repo.audit import audit_repository
 from triton_repo.findings import Finding
 from triton_repo.render import render_repository, resolve_for
 from triton_repo.resolve import Given, Resolved, given_in, shown
-from triton_repo.settings import Choice, RepositoryManifest, ServingSettings, all_settings, laid_over
+from triton_repo.serving import ServingSettings, all_settings, laid_over
+from triton_repo.settings import Choice, RepositoryManifest
 
 FOLDER = click.Path(path_type=Path)
 FLAG_NAMES = {

@@ -18,6 +18,7 @@ Severity = Literal["error", "warning", "advice"]
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 _BARE = re.compile(r'\$\{(\w+)\}(?=[^"\n]*(?:"[^"\n]*"[^"\n]*)*$)', re.MULTILINE)
 LONGEST_CONFIG_BYTES = 4 << 20
+TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")  # as the backend reads switches
 # What stands in for a bare placeholder so that the rest of the file can be read.
 _STAND_IN = {
     "decoupled_mode": "false",
@@ -105,6 +106,19 @@ def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding
         what = f"not a Triton model configuration: {error}"
         return None, [*findings, _error("not-a-config", file, what, _key_hint(str(error)))]
     return ModelFile(model, file, config, frozenset(PLACEHOLDER.findall(text))), findings
+
+
+def finding_of(severity: Severity, code: str, file: ModelFile, what: str, fix: str) -> Finding:
+    """Return a finding in a model's config.pbtxt."""
+    return Finding(severity=severity, code=code, file=file.file, what=what, fix=fix)
+
+
+def number_of(text: str | None) -> float | None:
+    """Return a parameter as a number; None where it is none."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
 
 
 def _unfilled(text: str, file: str) -> Iterator[Finding]:

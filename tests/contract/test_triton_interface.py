@@ -21,7 +21,8 @@ from triton_repo.audit import audit_repository
 from triton_repo.check import read_config
 from triton_repo.parameters import MUST_BE_THERE, NEVER_WRITTEN
 from triton_repo.render import render_repository
-from triton_repo.settings import MODELS, ServingSettings, all_settings
+from triton_repo.serving import ServingSettings, all_settings
+from triton_repo.settings import MODELS
 
 FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "triton_interface.yaml").read_text())
 HEAD = MadeBy(command="test", version="0")
@@ -303,10 +304,12 @@ def test_what_is_rendered_passes_the_audit(default: Path, full: Path) -> None:
 def test_every_finding_is_explained() -> None:
     """Each code that an audit may give stands in the how-to, and no other."""
     root = Path(__file__).parents[2]
-    source = "".join((root / "triton_repo" / f"{name}.py").read_text() for name in ("audit", "findings", "traps"))
-    given = set(re.findall(r'_finding\(\s*"\w+"[^,]*,\s*"([\w-]+)"', source))
+    source = "".join(
+        (root / "triton_repo" / f"{name}.py").read_text() for name in ("agreement", "audit", "findings", "traps")
+    )
+    given = set(re.findall(r'finding_of\(\s*"\w+"[^,]*,\s*"([\w-]+)"', source))
     given |= set(re.findall(r'_error\(\s*"([\w-]+)"', source)) | set(re.findall(r'code="([\w-]+)"', source))
-    given |= set(re.findall(r'_finding\(\s*(?:severity|"\w+" if [^,]+),\s*"([\w-]+)"', source))
+    given |= set(re.findall(r'finding_of\(\s*(?:severity|"\w+" if [^,]+),\s*"([\w-]+)"', source))
     table = (root / "docs" / "how-to" / "audit-a-repository.md").read_text().partition("## Findings")[2]
     told = {
         code

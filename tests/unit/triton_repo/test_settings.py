@@ -18,7 +18,8 @@ from engines.recipe import ask
 from triton_repo import cli
 from triton_repo.engine_config import EngineConfig, read_engine_config
 from triton_repo.resolve import Resolved, given_in, resolve
-from triton_repo.settings import Choice, ServingSettings, all_settings
+from triton_repo.serving import ServingSettings, all_settings
+from triton_repo.settings import Choice
 
 HEAD = MadeBy(command="test", version="0")
 
