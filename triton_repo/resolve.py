@@ -169,10 +169,11 @@ def _notices(choices: list[Choice], settings: ServingSettings, engine: EngineMan
     ranks = engine.parallel.tensor * engine.parallel.pipeline
     if engine.kind != "emulated" and ranks > 1:
         how = (
-            f"start it as {ranks} MPI ranks: mpirun -n {ranks} tritonserver ..."
+            f"serve-repo starts it as {ranks} MPI ranks (leader mode)"
             if settings.processes.mode == "leader"
-            else "start one Triton with TRTLLM_ORCHESTRATOR=1 in its environment"
-            + ("" if settings.processes.spawn_processes else " and TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES=0")
+            else "serve-repo starts one Triton, which starts the workers (orchestrator mode)"
+            if settings.processes.spawn_processes
+            else f"start the workers of ranks {settings.processes.participant_ids} beside it (orchestrator mode)"
         )
         yield Notice(code="several-gpus", text=f"the engine has {ranks} ranks: {how}")
 
