@@ -146,7 +146,8 @@ def has_effect(setting: Setting, engine: EngineManifest) -> bool:
 
 
 def _choice(setting: Setting, given: Given, reasons: dict[str, str], engine: EngineManifest) -> Choice:
-    is_upstreams = shown(setting.value).lower() == setting.target.upstream_default.lower()
+    is_left_out = setting.value is None or setting.value == ()
+    is_upstreams = is_left_out or shown(setting.value).lower() == setting.target.upstream_default.lower()
     origin: Any = given.get(setting.name) or (
         "derived" if setting.name in reasons else "upstream default" if is_upstreams else "default"
     )
@@ -154,7 +155,7 @@ def _choice(setting: Setting, given: Given, reasons: dict[str, str], engine: Eng
         name=setting.name,
         value=setting.value,
         origin=origin,
-        reason=reasons.get(setting.name, "as asked" if setting.name in given else ""),
+        reason=reasons.get(setting.name, ""),
         place=setting.target.place,
         upstream_default=setting.target.upstream_default,
         effect="yes" if has_effect(setting, engine) else "none",
