@@ -17,7 +17,9 @@ from pathlib import Path
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
 from triton_repo.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
+from triton_repo.ranks import across_ranks, rank_environment
 from triton_repo.runtime import Runtime
+from triton_repo.settings import REPOSITORY_NAME, read_repository
 
 SERVER_NAME = "server.json"
 LOG_NAME = "server.log"
@@ -101,6 +103,11 @@ def start_server(
     log = repository / LOG_NAME
     prefix = f"triton_{os.getpid()}_{time.time_ns()}_"
     command = server_command(repository, runtime, ports, prefix, _write_key(repository))
+    environment = server_environment(runtime)
+    if (repository / REPOSITORY_NAME).is_file():
+        manifest = read_repository(repository)
+        command = across_ranks(command, manifest, str(repository.absolute()), prefix)
+        environment |= rank_environment(manifest)
     if stop_after_s is not None:
         command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s:g}", *command]
     begin = time.monotonic()
@@ -112,7 +119,7 @@ def start_server(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd=runtime.server.parent,
-            env=server_environment(runtime),
+            env=environment,
         )
     record = ServerRecord(
         made_by=made_by,
