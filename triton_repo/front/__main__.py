@@ -18,6 +18,7 @@ from triton_repo.front.gate import Access
 from triton_repo.front.keys import KEY_VARIABLE, read_keys
 from triton_repo.front.reasoning import Reasoning
 from triton_repo.front.service import Service
+from triton_repo.front.wire import BoundedHttp
 from triton_repo.settings import read_repository
 
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
@@ -59,7 +60,7 @@ def main(repository: Path, **flags: Any) -> None:
         host=flags["address"],
         port=flags["port"],
         loop="uvloop",
-        http="httptools",
+        http=BoundedHttp,
         ws="none",
         access_log=False,
         server_header=False,
