@@ -25,7 +25,7 @@ from loadtest.predict import at_once, bare, calibrated, like, predict, with_inte
 from loadtest.prompts import count_rows
 from loadtest.records import RUN_NAME, read_run
 from loadtest.scenario import Scenario
-from loadtest.tables import show_calibration, show_intervals, show_summary
+from loadtest.tables import show_calibration, show_intervals, show_summary, show_verdicts
 from loadtest.traffic import LevelPlan, plans_of
 
 CALIBRATION_OUT = Path("artifacts/calibration.json")
@@ -99,6 +99,7 @@ def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags:
         return
     show_summary(summary)
     show_intervals(summary)
+    show_verdicts(summary, scenario)
     if flags["out"] is not None:
         wrote(flags["out"], f"report-load {flags['out']}")
 

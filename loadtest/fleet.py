@@ -201,9 +201,8 @@ class Master:
 
     def _hand_out(self, digest: str) -> None:
         """Give each worker the plan and the files it names; wait until all have read them."""
-        files = files_of(self._plan)
         for place, worker in enumerate(self._ids):
-            for name, path in files.items():
+            for name, path in files_of(self._plan).items():
                 self._send_file(worker, name, path)
             told = {"plan": self._plan.model_dump_json(), "worker": place, "workers": len(self._ids)}
             self._runner.send_message("plan", told, client_id=worker)

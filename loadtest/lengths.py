@@ -127,9 +127,9 @@ class Distribution:
     def __str__(self) -> str:
         """Return the notation that means this."""
         if self.kind == "fixed":
-            return f"{self.values[0][1]:g}"
+            return _written(self.values[0][1])
         words = [word for word in (self.path, self.column) if word]
-        return f"{self.kind}({', '.join(words + [f'{name}={value:.10g}' for name, value in self.values])})"
+        return f"{self.kind}({', '.join(words + [f'{name}={_written(value)}' for name, value in self.values])})"
 
     def _of(self, name: str, default: float) -> float:
         return dict(self.values).get(name, default)
@@ -378,6 +378,10 @@ def _json_row(line: str, path: str, number: int) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"{path}: line {number} is not a JSON object")
     return row
+
+
+def _written(value: float) -> str:
+    return repr(value).removesuffix(".0")
 
 
 def _said(distribution: Distribution) -> int | float | str:

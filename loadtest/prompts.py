@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from loadtest.traffic import LevelPlan
 
 FIRST_RANDOM_ID = 1000  # below are bytes, digits and what other vocabularies keep for themselves
-LEAST_CHAT_TOKENS = 100_000
+LEAST_CHAT_TOKENS = 30_000  # a tenth of a second of tokenizing
 MOST_CHAT_TOKENS = 2_000_000
 MOST_ROWS = 20_000  # of a prompt file; beyond, they come round again
 LEAST_WORDS = 100
@@ -249,7 +249,7 @@ class PromptMaker:
             prompt, _ = pairs_of(self._row(talk))[place]
             return self._fitted("user", talk, prompt, tokens, (0, talk.level, conversation.number, place))
         if talk.kind.prompts == "chat" and not place:
-            return self._window("user", tokens, self._fresh_cut(talk))
+            return self._window("user", tokens, self._fresh_begin(talk))
         return self._generated("user", talk.kind, tokens, (0, talk.level, conversation.number, place))
 
     def _stand_in(self, talk: Talk, place: int, tokens: int) -> Piece:
@@ -270,21 +270,23 @@ class PromptMaker:
         """Return words that depend on a key alone."""
         if kind.prompts == "random":
             return self._random(role, tokens, key)
-        return self._window(role, tokens, int(even(self._seed, *key) * len(self._texts["chat"].cuts)))
+        cuts = self._texts["chat"].cuts
+        return self._window(role, tokens, int(cuts[int(even(self._seed, *key) * len(cuts))]))
 
-    def _fresh_cut(self, talk: Talk) -> int:
+    def _fresh_begin(self, talk: Talk) -> int:
         """Return where a conversation's first words begin: for each another place, until all have been used."""
-        places = len(self._texts["chat"].cuts)
+        begins = self._texts["chat"].begins
+        places = len(begins)
         step = round(_GOLDEN * places)
         while math.gcd(step, places) != 1:
             step += 1
         number = talk.conversation.number * self._levels + talk.level
-        return (int(even(self._seed) * places) + number * step) % places
+        return int(begins[(int(even(self._seed) * places) + number * step) % places])
 
-    def _window(self, role: Speaker, tokens: int, cut: int) -> Piece:
+    def _window(self, role: Speaker, tokens: int, begin: int) -> Piece:
         """Return a stretch of chat, from a place on; round again where the chats end."""
         chat = self._texts["chat"]
-        begin, stop = int(chat.cuts[cut]), int(chat.cuts[-1])
+        stop = int(chat.cuts[-1])
         pieces = []
         while tokens > 0:
             pieces.append(self._cut(role, chat, begin, min(begin + tokens, stop), stop))

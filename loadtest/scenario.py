@@ -88,7 +88,13 @@ class TrafficClass(Strict):
     """One kind of request in a mix; what is left out is as for the whole scenario.
 
     Attributes:
+        name: What its requests' records and figures are marked with.
         weight: How often, against the weights of the others.
+        lengths: Its own.
+        prompts: Its own.
+        prefixes: Its own; no two classes share a beginning.
+        conversation: Its own.
+        replies: Its own.
         objectives: Of this class alone, beside those of the scenario.
     """
 
@@ -163,6 +169,7 @@ class Scenario(Strict):
     other, and an open loop's times are when conversations begin.
 
     Attributes:
+        name: What runs and figures are marked with.
         rate_per_s: Instead of users, requests a second at each level: a Poisson process of `duration_s`, drawn from the
             seed and never slowed by the server.
         arrivals: Instead of either, one level of any other open-loop process, or of a trace with its own lengths.
@@ -184,6 +191,9 @@ class Scenario(Strict):
         objectives: What was promised for all requests.
         model: What to ask for: of Triton, `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text; of an
             OpenAI server, any name it lists.
+        seed: What arrivals, lengths and prompts are drawn from; the same seed, the same requests.
+        sample_interval_s: Wall seconds between two looks at the server's metrics.
+        trust: When figures are in doubt.
         level_timeout_s: Wall seconds after which a level is ended with what it has; an open loop's, beyond the time
             its requests are sent for.
         request_timeout_s: Wall seconds without a byte after which a request has failed.

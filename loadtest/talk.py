@@ -1,7 +1,8 @@
 """What a load generator's process is told on its standard input, and what it says on its standard output.
 
-Told: first one line, the plan or a worker's master; the end of the input means stop, so that no generator outlives the
-command that started it. Said: one JSON object a line, with one key.
+Told: first one line, the plan or a worker's master; then perhaps `ENOUGH`, which ends a level whose requests tell
+enough. The end of the input means stop, so that no generator outlives the command that started it. Said: one JSON
+object a line, with one key.
 """
 
 from __future__ import annotations
@@ -83,5 +84,6 @@ def level_of(plan: LevelPlan, shares: Iterable[Mapping[str, Any]]) -> Level:
         generator_late_p99_s=max(share.get("generator_late_p99_s", 0.0) for share in shares),
         away_s=max(share.get("away_s", 0.0) for share in shares),
         read_late_p99_s=max(share.get("read_late_p99_s", 0.0) for share in shares),
+        sufficed=any(share.get("sufficed", False) for share in shares),
         clock=clocks.pop() if len(clocks := {share.get("clock", "reader") for share in shares}) == 1 else "mixed",
     )

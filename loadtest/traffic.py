@@ -21,6 +21,9 @@ from loadtest.traces import Arrival, Trace
 FILL_ALLOWANCE = 3  # conversations for each user beyond what is measured: warm-up, and filling up to the end
 
 
+ENOUGH = "enough"  # what a generator under way is told when a level's requests tell enough
+
+
 class GeneratorPlan(Strict):
     """What the load generator's process is told.
 

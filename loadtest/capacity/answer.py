@@ -23,6 +23,7 @@ class Row(Strict):
     Attributes:
         rate_per_s: Requests a second that one replica is promised to carry.
         replicas: Of the whole deployment, with those that may be lost; `needed` without.
+        added: Of `needed`, those that a replica's own load would not have asked for, but the fleet behind a router did.
         usd_per_month: With every replica up all month.
         usd_per_million_tokens: Reply tokens of the whole month's traffic.
         beaten_by: A row of the same hardware and precision that rests on better evidence; it is recommended instead.
@@ -42,6 +43,7 @@ class Row(Strict):
     middle_rate_per_s: float | None = None
     binding: Constraint | None = None
     needed: int | None = None
+    added: int = 0
     replicas: int | None = None
     usd_per_month: float | None = None
     usd_per_million_tokens: float | None = None
@@ -86,7 +88,11 @@ def market_of(demand: Demand, curve: Curve, shape: Shape, prices: dict[str, Pric
 def rows_of(demand: Demand, market: Market, found: Sequence[tuple[Candidate, Found | None]]) -> list[Row]:
     """Return a row for each candidate: possible ones first, the cheapest of them first."""
     rows = [_row(demand, market, candidate, most) for candidate, most in found]
-    rows = [row.model_copy(update={"beaten_by": _beaten_by(row, rows)}) for row in rows]
+    return in_order([row.model_copy(update={"beaten_by": _beaten_by(row, rows)}) for row in rows])
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with the possible ones first, the cheapest of them first."""
     return sorted(rows, key=_order)
 
 

@@ -144,6 +144,21 @@ class CandidateChoices(Strict):
     runs: tuple[MeasuredRun, ...] = ()
 
 
+class Scale(Strict):
+    """Ratios laid over the traffic and the prices: what if there were more, or longer.
+
+    Attributes:
+        traffic: On every rate.
+        isl: On every prompt's length; `osl` on every reply's.
+        price: On every price.
+    """
+
+    traffic: Positive = 1.0
+    isl: Positive = 1.0
+    osl: Positive = 1.0
+    price: Positive = 1.0
+
+
 class PriceChoices(Strict):
     """What a GPU costs.
 
@@ -182,12 +197,13 @@ class Demand(Strict):
     limits: Limits = Limits()
     candidates: CandidateChoices = CandidateChoices()
     prices: PriceChoices = PriceChoices()
+    scale: Scale = Scale()
     seed: int = 0
 
     @property
     def growth(self) -> float:
         """How many times today's traffic the plan is for."""
-        return float((1 + self.growth_per_month) ** self.horizon_months)
+        return float((1 + self.growth_per_month) ** self.horizon_months) * self.scale.traffic
 
     @property
     def classes(self) -> tuple[TrafficClass, ...]:

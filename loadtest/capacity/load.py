@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from engines.errors import UserError
 from loadtest.arrivals import Gamma, draw_times_s
-from loadtest.capacity.demand import Demand, Described, least_tail
+from loadtest.capacity.demand import Demand, Described, Scale, least_tail
 from loadtest.conversations import Mix, Talk
 from loadtest.scenario import Kind, Scenario
 from loadtest.traces import HASH_BLOCK_TOKENS, Trace, read_trace
@@ -120,18 +120,27 @@ def shape_of(demand: Demand, folder: Path) -> Shape:
     if isinstance(demand.traffic, Trace):
         asks = _trace(demand.traffic.model_dump_json(), str(folder))
         isl, osl = (np.array(values) for values in zip(*((each.isl, each.osl) for each in asks), strict=True))
-        return Shape(float(isl.mean()), float(osl.mean()), int(isl.max()), int(osl.max()))
+        return _scaled_shape(Shape(float(isl.mean()), float(osl.mean()), int(isl.max()), int(osl.max())), demand.scale)
     scenario = _scenario(demand.traffic, demand.seed, folder)
     mix = _mix(scenario.model_dump_json())
     drawn = [ask for number in range(SAMPLED) for ask in _turns(mix.begin(number), 0.0, None)]
     isl, osl = np.array([each.isl for each in drawn]), np.array([each.osl for each in drawn])
     bounds = [_bounds(kind, int(isl.max()), int(osl.max())) for kind in scenario.kinds]
+    longest_isl, longest_osl = (max(values) for values in zip(*bounds, strict=True))
+    return _scaled_shape(Shape(float(isl.mean()), float(osl.mean()), longest_isl, longest_osl), demand.scale)
+
+
+def _scaled_shape(shape: Shape, scale: Scale) -> Shape:
     return Shape(
-        float(isl.mean()),
-        float(osl.mean()),
-        max(longest for longest, _ in bounds),
-        max(longest for _, longest in bounds),
+        shape.mean_isl * scale.isl,
+        shape.mean_osl * scale.osl,
+        _times(shape.longest_isl, scale.isl),
+        _times(shape.longest_osl, scale.osl),
     )
+
+
+def _times(tokens: int, ratio: float) -> int:
+    return max(1, round(tokens * ratio))
 
 
 def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
@@ -189,8 +198,19 @@ def stretches_at(demand: Demand, folder: Path, wanted: Wanted) -> list[Stretch]:
     """
     rng = np.random.default_rng(demand.seed)
     if isinstance(demand.traffic, Described):
-        return [_drawn(demand.traffic, _scenario(demand.traffic, demand.seed, folder), wanted, rng)]
-    return _thinned(demand, folder, wanted, rng)
+        found = [_drawn(demand.traffic, _scenario(demand.traffic, demand.seed, folder), wanted, rng)]
+    else:
+        found = _thinned(demand, folder, wanted, rng)
+    return [_longer(each, demand.scale) for each in found]
+
+
+def _longer(stretch: Stretch, scale: Scale) -> Stretch:
+    if scale.isl == scale.osl == 1.0:
+        return stretch
+    asks = tuple(
+        each._replace(isl=_times(each.isl, scale.isl), osl=_times(each.osl, scale.osl)) for each in stretch.asks
+    )
+    return replace(stretch, asks=asks)
 
 
 def _described_curve(traffic: Described) -> Curve:

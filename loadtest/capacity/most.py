@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -39,6 +40,7 @@ class Task(NamedTuple):
 
     Attributes:
         folder: Where the demand's relative paths begin.
+        is_brief: Only what is promised is wanted, neither the middle of the prediction nor what binds.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Task(NamedTuple):
     folder: Path
     shape: Shape
     pessimism: Pessimism
+    is_brief: bool = False
 
     @property
     def key(self) -> str:
@@ -55,9 +58,9 @@ class Task(NamedTuple):
         parts = (
             self.manifest.model_dump_json(include={"model", "gpu", "precision", "parallel", "limits", "kv_cache"}),
             self.manifest.model_dump_json(include={"runtime", "step_time"}),
-            self.demand.model_dump_json(include={"traffic", "peak_window_s", "objectives", "seed"}),
+            self.demand.model_dump_json(include={"traffic", "peak_window_s", "objectives", "scale", "seed"}),
             sha256_of(self.folder / traffic.path) if isinstance(traffic, Trace) else "",
-            repr(self.pessimism),
+            repr((self.pessimism, self.is_brief)),
         )
         return "\n".join(parts)
 
@@ -183,10 +186,10 @@ def most_of(task: Task) -> Found:
     start_per_s = steady_rate_per_s(task.manifest, task.shape)
     knee, seen = bench.knee(task.pessimism, start_per_s)
     middle = knee
-    if task.pessimism != NONE:
+    if task.pessimism != NONE and not task.is_brief:
         middle, _ = bench.knee(NONE, knee.load or start_per_s, MIDDLE_TOLERANCE)
     decisive = seen.get(knee.above or -1.0) or seen.get(knee.load or -1.0)
-    reliefs = () if knee.above is None else _reliefs(bench, knee.above, seen[knee.above])
+    reliefs = () if knee.above is None or task.is_brief else _reliefs(bench, knee.above, seen[knee.above])
     return Found(
         rate_per_s=knee.load,
         above_per_s=knee.above,
@@ -198,6 +201,12 @@ def most_of(task: Task) -> Found:
         strain=None if knee.above is None else seen[knee.above].worst_ratio,
         reliefs=reliefs,
     )
+
+
+def swept(task: Task, rates_per_s: Sequence[float]) -> tuple[Tried, ...]:
+    """Return what a replica shows at each of some loads."""
+    bench = Bench(task)
+    return tuple(tried_of(bench.see(rate_per_s, task.pessimism)) for rate_per_s in rates_per_s)
 
 
 def steady_rate_per_s(manifest: EngineManifest, shape: Shape) -> float:

@@ -44,11 +44,12 @@ class PriceFile(Strict):
     prices: tuple[Price, ...]
 
 
-def prices_for(choices: PriceChoices, folder: Path, *, today: date) -> dict[str, Price]:
+def prices_for(choices: PriceChoices, folder: Path, *, today: date, ratio: float = 1.0) -> dict[str, Price]:
     """Return the price of each GPU that has one.
 
     Args:
         folder: Where a price file's relative path begins.
+        ratio: On every price; what it came from then says so.
 
     Raises:
         UserError: The vendor has no row in the file, an unknown GPU is priced, or a GPU is priced twice.
@@ -67,4 +68,12 @@ def prices_for(choices: PriceChoices, folder: Path, *, today: date) -> dict[str,
     for gpu, usd in choices.usd_per_gpu_h.items():
         name = gpu_named(gpu).name
         found[name] = Price(vendor="own", gpu=name, usd_per_gpu_h=usd, read_on=today, source="the demand's own price")
-    return found
+    return {name: times(price, ratio) for name, price in found.items()}
+
+
+def times(price: Price, ratio: float) -> Price:
+    """Return a price times a ratio, which its source then says."""
+    if ratio == 1.0:
+        return price
+    changed = {"usd_per_gpu_h": price.usd_per_gpu_h * ratio, "source": f"{price.source}, times {ratio:g}"}
+    return price.model_copy(update=changed)

@@ -197,8 +197,7 @@ def test_workers_that_do_not_come_are_not_waited_for(start: Start, run: Run, tmp
     assert _manifest(tmp_path / "run")["levels"] == []
 
 
-@pytest.mark.parametrize("workers", [(), ("--workers", 2)])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, ()), (signal.SIGTERM, ("--workers", 2))])
 def test_an_interrupted_run_is_complete_up_to_there(
     start: Start, run: Run, tmp_path: Path, number: int, workers: tuple[object, ...]
 ) -> None:
@@ -340,6 +339,23 @@ def test_a_server_that_stays_away_ends_the_run(
     records = _records(tmp_path / "run")
     assert {each["outcome"] for each in records} <= {"ok", "error", "cut", "cancelled"}
     assert _manifest(tmp_path / "run")["levels"][0]["complete"] is False
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", 2)])
+def test_a_level_ends_at_its_limit(start: Start, run: Run, tmp_path: Path, workers: tuple[object, ...]) -> None:
+    """Streams that never end do not hold a run: each request fails at its own limit, each level ends at its own."""
+    scenario = tmp_path / "limits.yaml"
+    scenario.write_text("concurrency: [2, 2]\nlevel_timeout_s: 2\nrequest_timeout_s: 1\nreply_timeout_s: 20\n")
+    load = ("--scenario", scenario, "--model", "endless", "--osl", 5, "--requests", 50)
+    status, errors = _end(run(start().port, *load, *workers))
+    assert status == 1
+    assert "measured requests succeeded" in errors
+    manifest = _manifest(tmp_path / "run")
+    assert [level["complete"] for level in manifest["levels"]] == [False, False]
+    assert all(level["end_s"] - level["begin_s"] < 10 for level in manifest["levels"])
+    outcomes = Counter(each["outcome"] for each in _records(tmp_path / "run"))
+    assert outcomes["timeout"] >= 4
+    assert set(outcomes) <= {"timeout", "cancelled"}
 
 
 def test_the_web_pages_show_the_run_and_go_with_it(start: Start, run: Run, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Panel:
 def recorded() -> list[Recorded]:
     """Return the recording rules; `by (instance)` leaves out the version, which changes when an engine is rolled."""
     rate = "sum by (instance, model) (rate({}[5m]))"
-    done, failed = rate.format("nv_inference_request_success"), rate.format("nv_inference_request_failure")
+    done = rate.format("nv_inference_request_success")
     lost = rate.format('nv_inference_request_failure{reason!="CANCELED"}')
     return [
         Recorded("triton:requests_active", _sum(_REQUESTS.format("active")), "requests the engine has, waiting too"),
@@ -75,7 +75,7 @@ def recorded() -> list[Recorded]:
             "requests failed a second, by model and reason",
         ),
         Recorded(
-            "triton:failures:ratio5m", f"{lost} / ({done} + {failed} > 0)", "share of requests failed, not cancelled"
+            "triton:failures:ratio5m", f"{lost} / ({done} + {lost} > 0)", "share of requests failed; cancelled ones left out"
         ),
         Recorded("triton:queue_seconds:mean5m", _mean("nv_inference_queue_duration_us"), "mean wait in Triton's queue"),
         Recorded("triton:request_seconds:mean5m", _mean("nv_inference_request_duration_us"), "mean time of a request"),
@@ -118,7 +118,7 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
         Alert("KvCacheLimitsBatch",
               "triton:requests_waiting > 0 and triton:requests_scheduled < 0.8 * triton:requests_max", 5, "warning",
               "{{ $labels.instance }} has requests that wait and a batch with room: their KV blocks are reserved or "
-              "in use.", "shorter max_tokens (guaranteed_no_evict reserves them whole), more KV memory, or max_utilization"),
+              "in use.", "shorter max_tokens (guaranteed_no_evict reserves all), more KV memory, max_utilization"),
         Alert("RequestsPaused", "triton:requests_paused > 0", 1, "warning",
               "{{ $value }} requests are paused on {{ $labels.instance }}: their KV blocks were taken and will be "
               "computed again.", "guaranteed_no_evict, or fewer requests at once"),

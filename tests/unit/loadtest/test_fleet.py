@@ -183,7 +183,7 @@ def _plan(folder: Path, scenario: Scenario) -> GeneratorPlan:
         records=str(folder / REQUESTS_NAME),
         under_way=str(folder / "under-way"),
         began_monotonic_s=Clock.now_s,
-        lengths=tuple((8, 4) for _ in plans_of(scenario)) if scenario.arrivals is None else (),
+        lengths=((5, 2),) * len(plans_of(scenario)) if scenario.arrivals is None else (),
     )
 
 
@@ -306,16 +306,16 @@ def test_a_request_that_ended_since_the_last_report_is_reported_once() -> None:
 
 
 def test_files_a_scenario_names_go_to_the_workers(tmp_path: Path) -> None:
-    """What prompts are made from and a trace are sent under names of their own; the plan is made to point at them."""
+    """A trace is sent under a name of its own beside what prompts are made from, and the plan made to point at it."""
     trace = tmp_path / "trace.csv"
     scenario = Scenario.model_validate({"arrivals": {"process": "trace", "path": str(trace)}})
     plan = _plan(tmp_path, scenario)
     files = files_of(plan)
     assert files["prompts.json"] == Path(plan.prompts) / "prompts.json"
-    assert files["input-0.csv"] == trace
-    there = with_files(plan, Path("/else/where"))
+    name = next(name for name, path in files.items() if path == trace)
+    there = with_files(GeneratorPlan.model_validate_json(plan.model_dump_json()), Path("/else/where"))
+    assert there.scenario.files() == [Path("/else/where") / name]
     assert there.prompts == "/else/where"
-    assert there.scenario.files() == [Path("/else/where/input-0.csv")]
 
 
 def test_schedules_that_differ_are_told_apart() -> None:
