@@ -90,7 +90,7 @@ async def _level(port: int, pid: int, streams: int, tokens: int) -> Level:
 async def _chat(port: int, tokens: int) -> tuple[int, float]:
     """Return the tokens of one streamed chat, by its own usage, and the seconds to its first chunk."""
     messages = [{"role": "user", "content": PROMPT}]
-    options = {"stream": True, "stream_options": {"include_usage": True}}
+    options = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
     body = json.dumps({"model": MODEL, "messages": messages, "max_tokens": tokens, **options}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
     begin, first_s, usage = time.perf_counter(), 0.0, 0

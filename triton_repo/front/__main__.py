@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -50,6 +51,8 @@ def main(repository: Path, **flags: Any) -> None:
         model=flags["model"],
         reasoning=cast(Reasoning, flags["reasoning"]),
     )
+    gc.collect()
+    gc.freeze()  # the vocabulary is here to stay: looking through it again would hold every stream up
     access = Access(keys=read_keys(flags["api_key_file"], os.environ.get(KEY_VARIABLE)))
     if flags["stop_after"] is not None:
         timer = threading.Timer(flags["stop_after"], os.kill, (os.getpid(), signal.SIGTERM))
