@@ -254,7 +254,9 @@ def _user_error(error: ValidationError, schema: type[BaseModel], where: str) -> 
         return UserError(f"{where}: unknown key '{key}'", hint=hint)
     if first["type"] == "missing":
         return UserError(f"{where}: missing key '{key}'")
-    return UserError(f"{where}: {key or 'document'}: {first['msg']} (found {_short(first['input'])})")
+    said = first["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(first["input"], dict) else f" (found {_short(first['input'])})"
+    return UserError(": ".join(part for part in (where, key, said) if part) + found)
 
 
 def _short(value: object) -> str:

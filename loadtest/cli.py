@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import socket
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 import click
 
-from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
-from engines.errors import MissingError, TargetMissedError, UserError
-from engines.files import made_by, refuse_existing, source_of, to_json
-from loadtest.asked import scenario_of
-from loadtest.dialects.endpoint import OPENAI_KEY, endpoint_of
-from loadtest.facts import server_facts
-from loadtest.monitor import metrics_url
-from loadtest.processes import Fleet, Generators, join
+from engines.console import Command, common_flags, progress, show, writing_flags, wrote
+from engines.errors import TargetMissedError, UserError
+from engines.files import refuse_existing, to_json
+from loadtest.asked import scenario_of, target_flags
+from loadtest.processes import Fleet, join
 from loadtest.records import RunManifest
-from loadtest.runner import Asked, Target, run_scenario
-from loadtest.scenario import Protocol, Scenario
-from loadtest.watch import Terminal
+from loadtest.session import run_once
 
 RUN_OUT = Path("artifacts/run")
 MASTER_PORT = 5557
@@ -45,33 +35,20 @@ class TerminatedError(KeyboardInterrupt):
 
 
 @click.command("run-load", cls=Command, epilog=f"Writes {RUN_OUT} unless --out is given.", groups=GROUPS)
-@click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario: sweep, quick, or a YAML file.")
 @click.option(
-    "--url", default="http://127.0.0.1:8000", show_default=True, help="The server: http[s]://HOST:PORT, or grpc[s]://."
+    "--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario that comes with the package, or a YAML file."
 )
-@click.option(
-    "--protocol",
-    type=click.Choice(get_args(Protocol)),
-    default="triton-http",
-    show_default=True,
-    help="Triton's generate_stream or gRPC streaming; OpenAI's chat or text completions.",
-)
-@click.option(
-    "--model", help="tensorrt_llm (tokens; the default), ensemble, tensorrt_llm_bls; any of an OpenAI server."
-)
-@click.option("--api-key-env", default=OPENAI_KEY, show_default=True, help="Environment variable of an OpenAI key.")
-@click.option("--ca-file", type=click.Path(path_type=Path), help="Certificates to trust, for https:// and grpcs://.")
-@click.option("--insecure", is_flag=True, help="Do not look at the server's certificate.")
+@target_flags
 @click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
 @click.option("--rate", metavar="R,R,...", help="Requests a second at each level instead: Poisson arrivals.")
-@click.option("--duration", type=float, help="Seconds that requests are sent for, with --rate.")
-@click.option("--isl", type=int, help="Prompt length in tokens.")
-@click.option("--osl", type=int, help="Reply length in tokens.")
+@click.option(
+    "--duration", type=float, help="Seconds that an open loop sends for; its shape shrinks with it, its rates stay."
+)
+@click.option("--isl", help="Prompt length in tokens: a number, or as in 'lognormal(mean=1024, cv=0.8)'.")
+@click.option("--osl", help="Reply length in tokens, likewise.")
 @click.option("--requests", type=int, help="Requests measured at each level.")
-@click.option("--prompts", type=click.Choice(["chat", "random"]), help="Real chat text, or random tokens.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json; default: the server's own.")
-@click.option("--metrics-url", help="Page of the server's metrics; default: Triton's usual port beside --url.")
-@click.option("--seed", type=int, help="Seed of the prompts.")
+@click.option("--prompts", metavar="SOURCE", help="chat, random, or a file: ShareGPT's JSON or JSON lines.")
+@click.option("--seed", type=int, help="Seed of arrivals, lengths and prompts.")
 @click.option("--strict", is_flag=True, help="End with status 3 where the run's figures are in doubt.")
 @click.option(
     "--repeat", type=click.IntRange(1), default=1, help="Runs of the scenario, each in a folder 1, 2, ... of --out."
@@ -117,28 +94,10 @@ def run_load(**flags: Any) -> None:
     runs = []
     for number, folder in enumerate(folders):
         drawn = scenario.model_copy(update={"seed": scenario.seed + number})
-        runs.append(_run(drawn, fleet, folder, flags))
+        runs.append(run_once("run-load", drawn, folder, flags, fleet=fleet))
         if repeats > 1:
             progress(f"repeat {number + 1} of {repeats}: wrote {folder}")
     _show(runs, folders, out, flags)
-
-
-def _run(scenario: Scenario, fleet: Fleet, out: Path, flags: dict[str, Any]) -> RunManifest:
-    """Run a scenario once; the generators start while the server is asked what it is."""
-    columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-    with tempfile.TemporaryDirectory(prefix="run-load-") as folder, Generators(fleet, Path(folder)) as generators:
-        target = _target(flags, scenario)
-        asked = Asked(
-            scenario=scenario,
-            target=target,
-            out=out,
-            made_by=made_by(command_line("run-load")),
-            made_from=[source_of(target.tokenizer)],
-            force=flags["force"],
-            keep_text=flags["keep_text"],
-        )
-        terminal = Terminal(sys.stderr, columns=columns, clock=time.monotonic)
-        return run_scenario(asked, generators, Path(folder), terminal)
 
 
 def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags: dict[str, Any]) -> None:
@@ -207,24 +166,3 @@ def _require_free(host: str, port: int, flag: str) -> None:
 
 def _terminated(*_: object) -> NoReturn:
     raise TerminatedError("terminated by the system")
-
-
-def _target(flags: dict[str, Any], scenario: Scenario) -> Target:
-    """Ask the server what it is; learn from it where its tokenizer and its metrics are."""
-    names = ("ca_file", "insecure", "api_key_env")
-    endpoint = endpoint_of(flags["url"], flags["protocol"], **{name: flags[name] for name in names})
-    key = os.environ.get(endpoint.api_key_env)
-    facts, tokenizer_folder = server_facts(endpoint, flags["url"], scenario.model, key)
-    tokenizer = flags["tokenizer"] or (Path(tokenizer_folder) if tokenizer_folder else None)
-    if tokenizer is None:
-        raise MissingError(f"{flags['url']}: the server names no tokenizer", hint="--tokenizer FILE gives the engine's")
-    if tokenizer.is_dir():
-        tokenizer = tokenizer / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise MissingError(
-            f"{tokenizer}: no such tokenizer on this machine", hint="--tokenizer FILE gives the engine's"
-        )
-    found = flags["metrics_url"] or metrics_url(endpoint)
-    if found is None:
-        progress("no metrics page beside this server: batch sizes will come from the client's records alone")
-    return Target(endpoint, facts, found, tokenizer)

@@ -134,6 +134,33 @@ class Talk:
         )
 
 
+class Seen(NamedTuple):
+    """What some requests are like, in tokens.
+
+    Attributes:
+        isl: Mean prompt.
+        osl: Mean reply.
+        longest: Prompt and reply together.
+    """
+
+    isl: float
+    osl: float
+    longest_isl: int
+    longest_osl: int
+    longest: int
+
+
+def seen_of(prompts: Sequence[int], replies: Sequence[int]) -> Seen:
+    """Return what requests of these lengths are like; there must be one.
+
+    >>> seen_of([10, 30], [5, 1]).longest
+    31
+    """
+    longest = max(map(sum, zip(prompts, replies, strict=True)))
+    count = len(prompts)
+    return Seen(sum(prompts) / count, sum(replies) / count, max(prompts), max(replies), longest)
+
+
 Begin: TypeAlias = Callable[[int], Talk]
 """Begins the conversation of a number."""
 
@@ -190,8 +217,8 @@ class Mix:
         exchanges = self._exchanges(kind, number, spoken, prefix_tokens)
         return Conversation(number, exchanges, index, prefix, prefix_tokens, row)
 
-    def lengths_of(self, numbers: range) -> tuple[float, float, int]:
-        """Return mean prompt, mean reply and longest prompt with reply of all requests of some conversations."""
+    def lengths_of(self, numbers: range) -> Seen:
+        """Return what all requests of some conversations are like."""
         prompts: list[int] = []
         replies: list[int] = []
         for number in numbers:
@@ -200,8 +227,16 @@ class Mix:
                 prompts.append(talk.prompt_tokens)
                 replies.append(talk.exchange.reply_tokens)
                 talk.go_on(talk.exchange.reply_tokens)
-        longest = max(map(sum, zip(prompts, replies, strict=True)))
-        return sum(prompts) / len(prompts), sum(replies) / len(replies), longest
+        return seen_of(prompts, replies)
+
+    def at_most(self, seen: Seen) -> Seen:
+        """Return what was seen with the longest that can be drawn, where classes state bounds."""
+        for kind in self._kinds:
+            longest = _longest(kind)
+            if longest is not None:
+                isl, osl = max(seen.longest_isl, longest[0]), max(seen.longest_osl, longest[1])
+                seen = seen._replace(longest_isl=isl, longest_osl=osl, longest=max(seen.longest, sum(longest)))
+        return seen
 
     def _prefix(self, kind: Kind, number: int) -> tuple[int | None, int]:
         shared = kind.prefixes
@@ -239,6 +274,20 @@ class Mix:
         isl = kind.isl.whole(even(self._seed, number, _ISL, place)) if kind.isl else own_isl
         osl = kind.osl.whole(even(self._seed, number, _OSL, place)) if kind.osl else own_osl or DEFAULT_OSL
         return isl, osl
+
+
+def _longest(kind: Kind) -> tuple[int, int] | None:
+    """Return the longest prompt and reply a class can draw; None where they are not bounded, or a file's own."""
+    if kind.lengths.pairs is not None:
+        isl, osl = (max(column) for column in zip(*kind.lengths.pairs.rows, strict=True))
+    elif kind.isl is None or kind.osl is None or kind.isl.longest is None or kind.osl.longest is None:
+        return None
+    else:
+        isl, osl = kind.isl.longest, kind.osl.longest
+    if kind.conversation is not None:
+        most = kind.conversation.max_tokens
+        return None if most is None else (max(most - 1, isl), osl)
+    return isl + (kind.prefixes.tokens if kind.prefixes else 0), osl
 
 
 def always(isl: int, osl: int) -> Begin:

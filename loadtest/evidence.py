@@ -23,9 +23,17 @@ from loadtest.records import RequestRecord
 Z = 2.576  # 99 %: a probe is looked at more than once, and each look may mislead
 LEAST_REQUESTS = 32
 BLOCKS = 16
+BACKLOG = "backlog grows"
 _SHARE_OF = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
 _Floats = npt.NDArray[np.float64]
+
+
+class Promise(NamedTuple):
+    """Objectives, and whose: of one class of a mix, or of all requests."""
+
+    objectives: Objectives
+    class_name: str | None = None
 
 
 class Evidence(NamedTuple):
@@ -35,12 +43,14 @@ class Evidence(NamedTuple):
         met: None while they cannot tell.
         missed: Objectives whose interval lies wholly on the wrong side.
         open: Objectives whose interval holds what is wanted.
+        leaning: Objectives that the figures alone say are missed, certain or not.
         requests: How many it rests on.
     """
 
     met: bool | None
     missed: tuple[str, ...]
     open: tuple[str, ...]
+    leaning: tuple[str, ...]
     requests: int
 
 
@@ -53,24 +63,52 @@ class _Share(NamedTuple):
     all: _Floats
 
 
-def weigh(objectives: Objectives, records: Sequence[RequestRecord], *, time_scale: float = 1.0) -> Evidence:
-    """Return what measured requests, in the order they were sent, say of the objectives.
+class _Interval(NamedTuple):
+    """Between what an objective's figure lies, and what it is to be at least."""
+
+    objective: str
+    low: float
+    found: float
+    high: float
+    wanted: float
+
+
+def weigh(promises: Sequence[Promise], records: Sequence[RequestRecord], *, time_scale: float = 1.0) -> Evidence:
+    """Return what measured requests say of the objectives; of a class, what its own requests say.
 
     Means and maxima have no share: a maximum above its limit is a miss at once, a mean is compared by its own interval.
     """
     measured = sorted((each for each in records if each.phase == "measure"), key=lambda each: each.scheduled_s)
-    if len(measured) < LEAST_REQUESTS:
-        return Evidence(None, (), ("too few requests",), len(measured))
-    missed, undecided = [], []
-    for objective, low, high, wanted in _intervals(objectives, measured, time_scale):
-        if high < wanted:
-            missed.append(objective)
-        elif low < wanted:
-            undecided.append(objective)
-    if is_backlog_growing(measured):
-        undecided.append("backlog grows")
+    missed: list[str] = []
+    undecided: list[str] = []
+    leaning: list[str] = []
+    for promise in promises:
+        of = "" if promise.class_name is None else f"{promise.class_name}: "
+        own = [each for each in measured if promise.class_name in (None, each.class_name)]
+        if len(own) < LEAST_REQUESTS:
+            undecided.append(f"{of}too few requests")
+        for each in _intervals(promise.objectives, own, time_scale) if own else ():
+            if each.high < each.wanted and len(own) >= LEAST_REQUESTS:
+                missed.append(of + each.objective)
+            elif each.low < each.wanted:
+                undecided.append(of + each.objective)
+            if each.found < each.wanted:
+                leaning.append(of + each.objective)
+    if measured and is_backlog_growing(measured):
+        undecided.append(BACKLOG)
+        leaning.append(BACKLOG)
     met = False if missed else None if undecided else True
-    return Evidence(met, tuple(missed), tuple(undecided), len(measured))
+    return Evidence(met, tuple(missed), tuple(undecided), tuple(leaning), len(measured))
+
+
+def ended_before_the_first_under_way(records: Sequence[RequestRecord]) -> list[RequestRecord]:
+    """Return the records up to the first request that has none yet, by number.
+
+    While a run goes on, the slow requests are those still missing; without this the fast ones would speak for all.
+    """
+    by_number = sorted(records, key=lambda each: each.id)
+    whole = next((place for place, each in enumerate(by_number) if each.id != by_number[0].id + place), len(by_number))
+    return by_number[:whole]
 
 
 def is_backlog_growing(measured: Sequence[RequestRecord]) -> bool:
@@ -99,13 +137,12 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _intervals(
-    objectives: Objectives, measured: list[RequestRecord], scale: float
-) -> Iterator[tuple[str, float, float, float]]:
-    """Yield (objective, low, high, wanted) for each; a mean is turned round, so that more is always better."""
+def _intervals(objectives: Objectives, measured: list[RequestRecord], scale: float) -> Iterator[_Interval]:
+    """Yield each objective's interval; means and maxima are turned round, so that more is always better."""
     for share in _shares(objectives, measured, scale):
-        low, high = _interval(share)
-        yield share.objective, low, high, share.wanted
+        found = float(share.good.sum() / share.all.sum())
+        low, high = _ends(share, found)
+        yield _Interval(share.objective, low, found, high, share.wanted)
     for quantity, values in _quantities(measured, scale).items():
         limits = getattr(objectives, quantity)
         if not values:
@@ -113,11 +150,12 @@ def _intervals(
         pooled = np.concatenate(values)
         if "max" in limits:
             most = float(pooled.max())
-            yield f"{quantity} max", -most, -most, -limits["max"]
+            yield _Interval(f"{quantity} max", -most, -most, -most, -limits["max"])
         if "mean" in limits:
             means = _block_means(np.array([each.sum() for each in values]), np.array([len(each) for each in values]))
-            half = Z * float(means.std(ddof=1)) / math.sqrt(len(means))
-            yield f"{quantity} mean", -float(pooled.mean()) - half, -float(pooled.mean()) + half, -limits["mean"]
+            half = Z * float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.inf
+            mean = float(pooled.mean())
+            yield _Interval(f"{quantity} mean", -mean - half, -mean, -mean + half, -limits["mean"])
 
 
 def _shares(objectives: Objectives, measured: list[RequestRecord], scale: float) -> Iterator[_Share]:
@@ -146,8 +184,7 @@ def _quantities(measured: list[RequestRecord], scale: float) -> dict[str, list[_
     }
 
 
-def _interval(share: _Share) -> tuple[float, float]:
-    found = float(share.good.sum() / share.all.sum())
+def _ends(share: _Share, found: float) -> tuple[float, float]:
     if share.wanted == 1.0:  # no finite sample proves that nothing ever fails: what was seen decides
         return found, found
     return wilson(found, max(2.0, _independent(share, found)))

@@ -7,7 +7,6 @@ users is ours to say: Locust would move users between workers when one comes or 
 from __future__ import annotations
 
 import hashlib
-import json
 import socket
 import tempfile
 import time
@@ -20,12 +19,12 @@ import gevent.queue
 
 from engines.errors import ToolError
 from loadtest.clocks import Offset, RoundTrip, offset_of
-from loadtest.conversations import Mix
 from loadtest.ledger import Ledger
-from loadtest.prompts import PromptMaker, read_prepared
+from loadtest.prompts import PREPARED_SUFFIXES
 from loadtest.records import Level, RequestRecord, WorkerClock
+from loadtest.scenario import Scenario
 from loadtest.talk import level_of, tell, tell_progress
-from loadtest.traffic import GeneratorPlan, LevelPlan, plans_of
+from loadtest.traffic import GeneratorPlan, LevelPlan
 from loadtest.watch import Progress, Watch
 
 REPORT_S = 0.1  # how often a worker says what has been sent and what has ended
@@ -104,12 +103,11 @@ class Master:
         self._ledger = Ledger.of(plan)
         self._watch = Watch(plan.time_scale)
         self._inbox: gevent.queue.Queue[tuple[float, str, str, Any]] = gevent.queue.Queue()
-        self._lengths: list[tuple[int, int]] = []
-        self._limits_s: list[float] = []
         self._ids: list[str] = []
         self._hosts: dict[str, str] = {}
         self._state: dict[str, dict[str, Any]] = {}
         self._checked_s = 0.0
+        self._limits_s: list[float] = []
         self.stopped: str | None = None
         for kind in ("clock", "ready", "report", "ended"):
             runner.register_message(kind, self._take)
@@ -128,11 +126,8 @@ class Master:
             ToolError: They did not all come, or do not draw the same arrivals as the master.
         """
         self._assemble(within_s)
-        scenario = self._plan.scenario
-        plans = plans_of(scenario)
-        mix = Mix(scenario, PromptMaker(scenario, Path(self._plan.prompts)).rows)
-        self._lengths = [plan.mean_lengths(scenario, mix) for plan in plans]
-        self._limits_s = [plan.limit_s(scenario, self._plan.time_scale) for plan in plans]
+        plans = self._plan.levels()
+        self._limits_s = [plan.limit_s(self._plan.scenario, self._plan.time_scale) for plan in plans]
         self._hand_out(schedule_digest(plans))
         if self.stopped:
             tell(ended=self.stopped)
@@ -206,11 +201,10 @@ class Master:
 
     def _hand_out(self, digest: str) -> None:
         """Give each worker the plan and the files it names; wait until all have read them."""
-        files = files_of(self._plan)
         for place, worker in enumerate(self._ids):
-            for path, name in files.items():
-                self._send_file(worker, name, Path(path))
-            told = {"plan": self._plan.model_dump_json(), "files": files, "worker": place, "workers": len(self._ids)}
+            for name, path in files_of(self._plan).items():
+                self._send_file(worker, name, path)
+            told = {"plan": self._plan.model_dump_json(), "worker": place, "workers": len(self._ids)}
             self._runner.send_message("plan", told, client_id=worker)
         waiting = set(self._ids)
         while waiting and not self.stopped:
@@ -277,7 +271,7 @@ class Master:
         if lost or not facts:
             facts.append({"begin_s": begin_s, "measure_s": measure_s or begin_s, "end_s": self.now_s()})
         next_id = max((share["next_id"] for share in shares.values()), default=first_id)
-        return level_of(plan, self._lengths[number], facts), clocks, next_id, why_end or self._why_end()
+        return level_of(plan, facts), clocks, next_id, why_end or self._why_end()
 
     def _look(self, is_measuring: bool) -> Progress:
         return self._watch.look(self.now_s(), self._ledger.in_flight, measuring=is_measuring)
@@ -307,7 +301,7 @@ class Master:
         return found
 
     def _begin(self, number: int, plan: LevelPlan, first_id: int, begin_s: float, clocks: list[WorkerClock]) -> None:
-        level = level_of(plan, self._lengths[number], [{"begin_s": begin_s}])
+        level = level_of(plan, [{"begin_s": begin_s}])
         self._watch.begin(level.load, begin_s)
         self._state = {}
         self._runner.update_state("running")
@@ -441,12 +435,9 @@ class Worker:
         with (Path(self._folder.name) / Path(name).name).open("ab") as file:
             file.write(chunk)
 
-    def _on_plan(self, *, plan: str, files: dict[str, str], worker: int, workers: int) -> None:
-        found = GeneratorPlan.model_validate_json(moved(plan, files, Path(self._folder.name)))
-        found = found.model_copy(update={"prompts": self._folder.name})
-        for path in Path(found.prompts).glob("*.json"):
-            path.write_text(moved(path.read_text(encoding="utf-8"), files, path.parent), encoding="utf-8")
-        self._plans = plans_of(found.scenario)
+    def _on_plan(self, *, plan: str, worker: int, workers: int) -> None:
+        found = with_files(GeneratorPlan.model_validate_json(plan), Path(self._folder.name))
+        self._plans = found.levels()
         self._generator = self._prepare(found, self._outbox, worker, workers)
         self._runner.send_message("ready", {"host": socket.gethostname(), "schedule": schedule_digest(self._plans)})
 
@@ -477,21 +468,20 @@ def schedule_digest(plans: list[LevelPlan]) -> str:
     return hashlib.sha256(repr([(plan.concurrency, plan.arrivals) for plan in plans]).encode()).hexdigest()
 
 
-def files_of(plan: GeneratorPlan) -> dict[str, str]:
-    """Return the files a worker needs, and what each is called there."""
-    cuttings = Path(plan.prompts)
-    found = {str(path): path.name for path in sorted(cuttings.iterdir())}
-    prepared = read_prepared(cuttings)
-    others = [*plan.scenario.files(), *([Path(prepared.tokenizer)] if prepared.tokenizer else [])]
-    return found | {str(path): f"file-{number}{path.suffix}" for number, path in enumerate(others)}
+def files_of(plan: GeneratorPlan) -> dict[str, Path]:
+    """Return the files a worker needs, by name: what prompts are made from, a trace, lengths."""
+    found = {path.name: path for path in sorted(Path(plan.prompts).iterdir()) if path.suffix in PREPARED_SUFFIXES}
+    return found | {name: Path(path) for path, name in _names_of(plan.scenario).items()}
 
 
-def moved(document: str, files: Mapping[str, str], folder: Path) -> str:
-    """Return a JSON document with the paths of another machine made to point into a folder of this one.
+def _names_of(scenario: Scenario) -> dict[str, str]:
+    """Return what a scenario's files are called at a worker, by their paths here."""
+    paths = enumerate(scenario.files(prompts=False))
+    return {str(path): f"input-{number}{path.suffix}" for number, path in paths}
 
-    >>> moved('["/a/b.csv", "/a"]', {"/a/b.csv": "file-0.csv"}, Path("/tmp/w"))
-    '["/tmp/w/file-0.csv", "/a"]'
-    """
-    for path in sorted(files, key=len, reverse=True):
-        document = document.replace(json.dumps(path)[1:-1], json.dumps(str(folder / files[path]))[1:-1])
-    return document
+
+def with_files(plan: GeneratorPlan, folder: Path) -> GeneratorPlan:
+    """Return the plan with the files where this worker has them."""
+    names = _names_of(plan.scenario)
+    scenario = plan.scenario.moved(lambda path: str(folder / names[path]) if path in names else path)
+    return plan.model_copy(update={"prompts": str(folder), "scenario": scenario})

@@ -175,10 +175,13 @@ def add_lost(records: Path, under_way: Path, *, now_s: float) -> int:
     cut_to_whole_lines(records)
     known = {_number(line) for line in _whole_lines(records)}
     lost = [line for line in _whole_lines(under_way) if _number(line) not in known]
-    with records.open("a", encoding="utf-8") as file:
-        for line in lost:
-            record = RequestRecord.model_validate_json(line)
-            file.write(record.model_copy(update={"done_s": max(now_s, record.sent_s)}).model_dump_json() + "\n")
+    try:
+        with records.open("a", encoding="utf-8") as file:
+            for line in lost:
+                record = RequestRecord.model_validate_json(line)
+                file.write(record.model_copy(update={"done_s": max(now_s, record.sent_s)}).model_dump_json() + "\n")
+    finally:
+        cut_to_whole_lines(records)
     return len(lost)
 
 

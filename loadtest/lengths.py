@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -120,16 +120,16 @@ class Distribution:
         """Return the count that this share of draws stays within."""
         return self.whole(share)
 
-    def under(self, folder: Path) -> Distribution:
-        """Return the distribution with a relative path made to begin at a folder."""
-        return self if self.kind != "empirical" else Distribution(**{**vars_of(self), "path": str(folder / self.path)})
+    def moved(self, move: Callable[[str], str]) -> Distribution:
+        """Return the distribution with its file elsewhere."""
+        return replace(self, path=move(self.path)) if self.path else self
 
     def __str__(self) -> str:
         """Return the notation that means this."""
         if self.kind == "fixed":
-            return f"{self.values[0][1]:g}"
+            return _written(self.values[0][1])
         words = [word for word in (self.path, self.column) if word]
-        return f"{self.kind}({', '.join(words + [f'{name}={value:.10g}' for name, value in self.values])})"
+        return f"{self.kind}({', '.join(words + [f'{name}={_written(value)}' for name, value in self.values])})"
 
     def _of(self, name: str, default: float) -> float:
         return dict(self.values).get(name, default)
@@ -151,11 +151,6 @@ class Distribution:
                 return _exponential(self._of("mean", 0), max(low, 0.0), high)
             case _:
                 return _of_sample(read_column(self.path, self.column), low, high, self.path)
-
-
-def vars_of(distribution: Distribution) -> dict[str, Any]:
-    """Return a distribution's fields, without what it has worked out."""
-    return {name: getattr(distribution, name) for name in ("kind", "values", "path", "column")}
 
 
 def fixed(value: float) -> Distribution:
@@ -383,6 +378,10 @@ def _json_row(line: str, path: str, number: int) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"{path}: line {number} is not a JSON object")
     return row
+
+
+def _written(value: float) -> str:
+    return repr(value).removesuffix(".0")
 
 
 def _said(distribution: Distribution) -> int | float | str:

@@ -7,6 +7,7 @@ statistics are not used: its percentiles are rounded, and its timers stop at the
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -35,7 +36,7 @@ from loadtest.live import add_live_page
 from loadtest.prompts import Prompt, PromptMaker
 from loadtest.records import Outcome, RequestRecord
 from loadtest.talk import CRASHED, INTERRUPTED, Orders, level_of, tell, tell_progress
-from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop, plans_of
+from loadtest.traffic import ENOUGH, ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop
 from loadtest.watch import History, LogHistogram, Watch
 from loadtest.wires import Connection, Door, Readings, UnreachableError
 
@@ -43,6 +44,8 @@ BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is no
 PROBE_S = 0.25  # how often a server that went away is looked for
 STOP_WITHIN_S = 0.2  # how soon an open loop hears that it is over
 TICK_S = 0.01  # how often the generator looks at its own clock
+COUNTED_AT_ONCE = 100
+WATCH_S = 0.05  # how often it looks whether a level is over
 CLOSED_USERS, OPEN_USERS = "ClosedLoopUser", "OpenLoopUser"
 
 
@@ -71,6 +74,7 @@ class Generator:
         self.open_began_s = 0.0
         self.user_numbers: Iterator[int] = iter(())
         self.is_over = False  # no user begins another request
+        self.suffices = False  # the level's requests tell enough: it ends with what has ended
         self.stopped: str | None = None
         self.spare: list[Connection] = []  # connections of an open loop nobody is using
         scenario = plan.scenario
@@ -82,7 +86,7 @@ class Generator:
             clock=self.now_s,
         )
         self._away: tuple[float, str] | None = None
-        self._away_s = 0.0
+        self._away_s = self._asked_s = 0.0
 
     def now_s(self) -> float:
         """Return seconds since the run began, on the clock the monitor uses too."""
@@ -116,8 +120,8 @@ class Generator:
             )
         )
         if self.plan.texts is not None:
-            text = {"id": turn.id, "text": prompt.text} if prompt.text else {"id": turn.id, "ids": prompt.ids}
-            self.book.note_text(json.dumps(text))
+            said = {"text": prompt.text} if prompt.text else {"ids": prompt.ids}
+            self.book.note_text(json.dumps({"id": turn.id, "tokens": prompt.tokens, **said}))
 
     def write(self, record: RequestRecord) -> None:
         """Take a request as ended."""
@@ -149,11 +153,9 @@ class Generator:
 
     def take_away_s(self) -> float:
         """Return how long nothing took connections since this was last asked."""
-        since_s = 0.0
-        if self._away is not None:
-            since_s = self.now_s() - self._away[0]
-            self._away = (self.now_s(), self._away[1])
-        taken, self._away_s = self._away_s + since_s, 0.0
+        now_s = self.now_s()
+        since_s = 0.0 if self._away is None else now_s - max(self._away[0], self._asked_s)
+        taken, self._away_s, self._asked_s = self._away_s + since_s, 0.0, now_s
         return taken
 
     @property
@@ -172,7 +174,7 @@ class Generator:
 
     def _back(self) -> None:
         if self._away is not None:
-            self._away_s += self.now_s() - self._away[0]
+            self._away_s += self.now_s() - max(self._away[0], self._asked_s)
             self._away = None
 
 
@@ -185,6 +187,7 @@ class StreamUser(locust.User):
     def on_start(self) -> None:
         """Take a number and connect at the first request."""
         self.number = next(self.generator.user_numbers)
+        self.free_s = self.generator.now_s()
         self.connection = Connection(self.generator.door)
 
     def on_stop(self) -> None:
@@ -195,18 +198,28 @@ class StreamUser(locust.User):
     def request(self) -> None:
         """Send one request and write its record."""
         shared = self.generator
-        gevent.sleep(shared.loop.wait_s(self.number) * shared.plan.time_scale)
         if shared.is_over or (shared.workers == 1 and shared.loop.is_over):
             raise StopUser
         if shared.is_away or shared.why_end:
             gevent.sleep(BACK_OFF_S)
             return
+        if not self._has_thought():
+            return
         scheduled_s = shared.now_s()
         turn = shared.loop.next_turn(self.number, scheduled_s)
         tokens = send(shared, self.connection, turn, scheduled_s)
         shared.loop.note_end(turn, shared.now_s(), tokens)
+        self.free_s = shared.now_s()
         if tokens is None:
             gevent.sleep(BACK_OFF_S)
+
+    def _has_thought(self) -> bool:
+        """Return whether the time to think before a conversation's next turn is over; wait a little where not."""
+        shared = self.generator
+        left_s = self.free_s + shared.loop.wait_s(self.number) * shared.plan.time_scale - shared.now_s()
+        if left_s > 0:
+            gevent.sleep(min(left_s, STOP_WITHIN_S))
+        return left_s <= STOP_WITHIN_S
 
 
 class ArrivalsUser(locust.User):
@@ -218,7 +231,9 @@ class ArrivalsUser(locust.User):
     @locust.task
     def arrivals(self) -> None:
         """Send what is due, each on a connection of its own; wait for all that are measured."""
-        shared = self.generator
+        shared, opened = self.generator, self.generator.opened
+        if opened is None:
+            raise RuntimeError("an open loop's level was not prepared")
         plan, scale = shared.level_plan, shared.plan.time_scale
         under_way = self.under_way = gevent.pool.Group()
         for place in range(shared.worker, len(plan.arrivals), shared.workers):
@@ -227,36 +242,40 @@ class ArrivalsUser(locust.User):
                 gevent.sleep(min(left_s, STOP_WITHIN_S))
             if shared.why_end:
                 break
-            under_way.start(gevent.Greenlet(self._converse, place, due_s))
-        under_way.join()
+            under_way.start(gevent.Greenlet(self._converse, opened, opened.turn(place), due_s))
+        while len(under_way) and not shared.why_end and opened.waited_for:
+            under_way.join(timeout=TICK_S)
         raise StopUser
 
     def on_stop(self) -> None:
         """End what is under way; each writes its record."""
         self.under_way.kill()
 
-    def _converse(self, place: int, due_s: float) -> None:
+    def _converse(self, opened: OpenLoop, turn: Turn | None, due_s: float) -> None:
         """Send what an arrival asks for; where that is a conversation, each later turn when its time has come."""
         shared = self.generator
-        opened, scale = shared.opened, shared.plan.time_scale
         try:
-            if opened is None:
-                raise RuntimeError("an open loop's level was not prepared")
-            turn: Turn | None = opened.turn(place)
             while turn is not None and not shared.why_end:
                 connection = shared.spare.pop() if shared.spare else Connection(shared.door)
                 tokens = send(shared, connection, turn, due_s)
                 if tokens is not None:
                     shared.spare.append(connection)
-                later = opened.follow(turn, (shared.now_s() - shared.open_began_s) / scale, tokens)
-                turn = None
-                if later is not None:
-                    due_s, turn = shared.open_began_s + later[0] * scale, later[1]
-                    gevent.sleep(max(0.0, due_s - shared.now_s()))
+                due_s, turn = self._later(opened, turn, tokens)
+                gevent.sleep(max(0.0, due_s - shared.now_s()))
         except BaseException as error:
             if not isinstance(error, gevent.GreenletExit):
                 shared.stopped = f"{CRASHED}: {error!r}"
             raise
+
+    def _later(self, opened: OpenLoop, turn: Turn, tokens: int | None) -> tuple[float, Turn | None]:
+        """Return when what follows a turn is due, and it; None where the conversation is over."""
+        shared = self.generator
+        scale, ended_s = shared.plan.time_scale, shared.now_s()
+        found = opened.follow(turn, self._level_s(ended_s), tokens)
+        return (ended_s, None) if found is None else (shared.open_began_s + found[0] * scale, found[1])
+
+    def _level_s(self, now_s: float) -> float:
+        return (now_s - self.generator.open_began_s) / self.generator.plan.time_scale
 
 
 def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: float) -> int | None:
@@ -281,7 +300,7 @@ def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: flo
             RequestRecord(
                 id=turn.id,
                 level=shared.level,
-                phase=turn.phase,
+                phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
                 scheduled_s=scheduled_s,
                 sent_s=round(answer.sent_s, 6),
                 token_times_s=tuple(round(t, 6) for t in answer.times_s),
@@ -329,22 +348,30 @@ class Share:
         self._shared, self._runner, self._plan = shared, runner, plan
         self.begin_s = begin_s
         shared.level, shared.level_plan = level, plan
-        shared.is_over, shared.open_began_s = False, begin_s
+        shared.is_over, shared.suffices, shared.open_began_s = False, False, begin_s
         shared.take_away_s()
         shared.door.readings = Readings()
-        scenario, which = shared.plan.scenario, {"worker": shared.worker, "workers": shared.workers}
-        if plan.concurrency is None:
-            shared.opened = open_loop(scenario, plan, shared.mix, level=level, first_id=first_id, **which)
-        else:
+        if plan.concurrency is not None:
             shared.loop = closed_loop(
-                scenario,
+                shared.plan.scenario,
                 plan.concurrency,
                 first_id=first_id,
                 time_scale=shared.plan.time_scale,
+                worker=shared.worker,
+                workers=shared.workers,
                 begin_talk=shared.begin_talk,
-                **which,
             )
             shared.user_numbers = iter(shared.loop.users)
+        else:
+            shared.opened = open_loop(
+                shared.plan.scenario,
+                plan,
+                shared.mix,
+                level=level,
+                first_id=first_id,
+                worker=shared.worker,
+                workers=shared.workers,
+            )
         self._users = len(shared.loop.users) if plan.concurrency is not None else 1
         self._lateness = _Lateness()
         self._watcher = gevent.spawn(self._lateness.watch)
@@ -405,7 +432,8 @@ class Share:
             "begin_s": self.begin_s,
             "measure_s": self._measure_s(end_s),
             "end_s": end_s,
-            "complete": is_done and not shared.why_end,
+            "complete": (is_done or shared.suffices) and not shared.why_end,
+            "sufficed": shared.suffices,
             "generator_late_p99_s": self._lateness.p99_s(),
             "away_s": shared.take_away_s(),
             "read_late_p99_s": shared.door.readings.late_p99_s(),
@@ -428,15 +456,23 @@ class _Lateness:
 
     def __init__(self) -> None:
         self._late = LogHistogram()
+        self._recent: list[float] = []
 
     def watch(self) -> None:
         while True:
             due = time.monotonic() + TICK_S
             gevent.sleep(TICK_S)
-            self._late.add(np.array([time.monotonic() - due]))
+            self._recent.append(time.monotonic() - due)
+            if len(self._recent) >= COUNTED_AT_ONCE:
+                self._count()
 
     def p99_s(self) -> float:
+        self._count()
         return self._late.quantile(0.99) or 0.0
+
+    def _count(self) -> None:
+        self._late.add(np.array(self._recent))
+        self._recent.clear()
 
 
 def users_of(shared: Generator) -> list[type[locust.User]]:
@@ -453,8 +489,9 @@ def run_alone(orders: Orders) -> None:
     shared = Generator(plan, ledger, watch=watch)
     orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
     runner = Environment(user_classes=users_of(shared), catch_exceptions=False).create_local_runner()
+    gevent.spawn(_hear_enough, orders, shared)
     first_id = 0
-    for level, level_plan in enumerate(plans_of(plan.scenario)):
+    for level, level_plan in enumerate(plan.levels()):
         first_id = run_level(shared, runner, level, level_plan, first_id, ledger=ledger)
         if shared.why_end:
             tell(ended=shared.why_end)
@@ -462,12 +499,17 @@ def run_alone(orders: Orders) -> None:
     ledger.close()
 
 
+def _hear_enough(orders: Orders, shared: Generator) -> None:
+    """End the level under way whenever the command says that its requests tell enough."""
+    while orders.next() == ENOUGH:
+        shared.suffices = True
+
+
 def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: Ledger) -> int:
     """Run one level to its end and say how it went; return the next level's first id."""
-    scenario, begin_s = shared.plan.scenario, shared.now_s()
-    limit_s = plan.limit_s(scenario, shared.plan.time_scale)
-    lengths = plan.mean_lengths(scenario, shared.mix)
-    began = level_of(plan, lengths, [{"begin_s": begin_s}])
+    begin_s = shared.now_s()
+    limit_s = plan.limit_s(shared.plan.scenario, shared.plan.time_scale)
+    began = level_of(plan, [{"begin_s": begin_s}])
     tell(began=began.model_dump())
     watch = shared.watch or Watch(shared.plan.time_scale)
     watch.begin(began.load, begin_s)
@@ -477,13 +519,13 @@ def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first
         lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring),
         lambda _: ledger.flush(),
     )
-    while not share.is_done and not shared.why_end and shared.now_s() - begin_s < limit_s:
-        gevent.sleep(TICK_S)
+    while not share.is_done and not shared.suffices and not shared.why_end and shared.now_s() - begin_s < limit_s:
+        gevent.sleep(WATCH_S)
         share.check_users()
     facts = share.finish(whole=not shared.why_end)
     ticker.kill()
     ledger.flush()
-    tell(level=level_of(plan, lengths, [facts]).model_dump())
+    tell(level=level_of(plan, [facts]).model_dump())
     return int(facts["next_id"])
 
 
@@ -564,6 +606,7 @@ def run_worker(orders: Orders) -> None:
 def main(role: str, options: str) -> None:
     """Be the only generator, the master of several, or one of them."""
     logging.basicConfig(level=logging.WARNING)
+    gc.freeze()  # what is here by now stays: a collection in the middle of a reply need not look at it
     orders = Orders(sys.stdin.fileno())
     match role:
         case "alone":

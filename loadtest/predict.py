@@ -74,9 +74,8 @@ def predict(
     levels: list[Level] = []
     began_s, next_id = 0.0, 0
     host = manifest.step_time.host or Host()
-    for index, plan in enumerate(plans_of(scenario)):
+    for index, plan in enumerate([plan.counted(scenario, mix) for plan in plans_of(scenario)]):
         traffic = _traffic(scenario, plan, mix, contents, level=index, begin_s=began_s, first_id=next_id)
-        isl, osl = plan.mean_lengths(scenario, mix)
         server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s)
         of_level = [_record(server, ended, index) for ended in server.run()]
         samples += _samples(server)
@@ -85,8 +84,8 @@ def predict(
                 concurrency=plan.concurrency,
                 rate_per_s=plan.rate_per_s,
                 failed_rows=plan.failed_rows,
-                isl=isl,
-                osl=osl,
+                isl=plan.isl,
+                osl=plan.osl,
                 begin_s=began_s,
                 measure_s=min((record.sent_s for record in of_level if record.phase == "measure"), default=began_s),
                 end_s=server.now_s,

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from engines.errors import ToolError
-from loadtest.traffic import GeneratorPlan
+from loadtest.traffic import ENOUGH, GeneratorPlan
 
 LAST_LINES = 12
 SILENT_S = 60.0  # a generator says every second how it stands
@@ -138,6 +138,10 @@ class Generators:
                     break
                 self._said += data
         self._require_success()
+
+    def suffice(self) -> None:
+        """Have the one generator end the level under way: its requests tell enough."""
+        self._write(self._main, ENOUGH)
 
     def stop(self) -> None:
         """Tell them to end what is under way, write it down and go; a master tells its workers."""

@@ -7,6 +7,7 @@ rows. A `PromptMaker` beside the generator cuts; as ids it needs no tokenizer, a
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +29,16 @@ if TYPE_CHECKING:
     from loadtest.traffic import LevelPlan
 
 FIRST_RANDOM_ID = 1000  # below are bytes, digits and what other vocabularies keep for themselves
-LEAST_CHAT_TOKENS = 100_000
+LEAST_CHAT_TOKENS = 30_000  # a tenth of a second of tokenizing
 MOST_CHAT_TOKENS = 2_000_000
 MOST_ROWS = 20_000  # of a prompt file; beyond, they come round again
 LEAST_WORDS = 100
 MOST_WORDS = 4096
+PREPARED_SUFFIXES = (".json", ".npy", ".txt")
 TRIED = 24  # prompts counted again before a run
 _GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this part of a circle fall apart as evenly as any can
 _META = "prompts.json"
+_TOKENIZER = "tokenizer.json"
 _MASK = (1 << 64) - 1  # seeds and hashes are taken as numbers from 0 up
 _REPLY, _PREFIX, _BLOCK, _PADDING = 1, 2, 3, 4  # what random words and later windows are drawn for; prompts are 0
 
@@ -81,7 +84,7 @@ class Prepared(Strict):
         filler: A word of one token, to reach a stated count; empty where none was found.
         words: Of one token each, for random prompts as text.
         ids: Random ids are drawn from the first to the last but one.
-        tokenizer: Where every text has to be counted again, what counts it.
+        tokenizer: Where every text has to be counted again, the file beside this one that counts it.
     """
 
     as_text: bool
@@ -123,7 +126,8 @@ def prepare(
         ids=_id_range(tokenizer),
     )
     if as_text and not _counts_hold(scenario, plans, found, folder, tokenizer):
-        found = found.model_copy(update={"tokenizer": str(tokenizer_path)})
+        shutil.copyfile(tokenizer_path, folder / _TOKENIZER)  # it travels with the rest to workers elsewhere
+        found = found.model_copy(update={"tokenizer": _TOKENIZER})
     write_json(folder / _META, found)
     return found
 
@@ -168,7 +172,7 @@ class PromptMaker:
             for source, name in self._found.texts.items()
         }
         path = self._found.tokenizer
-        self._tokenizer = read_tokenizer(Path(path)) if path else None
+        self._tokenizer = read_tokenizer(folder / path) if path else None
 
     @property
     def rows(self) -> Mapping[str, Rows]:
@@ -245,7 +249,7 @@ class PromptMaker:
             prompt, _ = pairs_of(self._row(talk))[place]
             return self._fitted("user", talk, prompt, tokens, (0, talk.level, conversation.number, place))
         if talk.kind.prompts == "chat" and not place:
-            return self._window("user", tokens, self._fresh_cut(talk))
+            return self._window("user", tokens, self._fresh_begin(talk))
         return self._generated("user", talk.kind, tokens, (0, talk.level, conversation.number, place))
 
     def _stand_in(self, talk: Talk, place: int, tokens: int) -> Piece:
@@ -266,21 +270,23 @@ class PromptMaker:
         """Return words that depend on a key alone."""
         if kind.prompts == "random":
             return self._random(role, tokens, key)
-        return self._window(role, tokens, int(even(self._seed, *key) * len(self._texts["chat"].cuts)))
+        cuts = self._texts["chat"].cuts
+        return self._window(role, tokens, int(cuts[int(even(self._seed, *key) * len(cuts))]))
 
-    def _fresh_cut(self, talk: Talk) -> int:
+    def _fresh_begin(self, talk: Talk) -> int:
         """Return where a conversation's first words begin: for each another place, until all have been used."""
-        places = len(self._texts["chat"].cuts)
+        begins = self._texts["chat"].begins
+        places = len(begins)
         step = round(_GOLDEN * places)
         while math.gcd(step, places) != 1:
             step += 1
         number = talk.conversation.number * self._levels + talk.level
-        return (int(even(self._seed) * places) + number * step) % places
+        return int(begins[(int(even(self._seed) * places) + number * step) % places])
 
-    def _window(self, role: Speaker, tokens: int, cut: int) -> Piece:
+    def _window(self, role: Speaker, tokens: int, begin: int) -> Piece:
         """Return a stretch of chat, from a place on; round again where the chats end."""
         chat = self._texts["chat"]
-        begin, stop = int(chat.cuts[cut]), int(chat.cuts[-1])
+        stop = int(chat.cuts[-1])
         pieces = []
         while tokens > 0:
             pieces.append(self._cut(role, chat, begin, min(begin + tokens, stop), stop))
@@ -341,8 +347,7 @@ def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, 
     """Return how much chat is worth having: twice the longest prompt, and a fresh place for each to begin at."""
     mix = Mix(scenario, rows)
     count = max(plan.conversations(scenario) for plan in plans)
-    longest = mix.lengths_of(range(min(count, TRIED)))[2]
-    longest = max(longest, *(arrival.isl or 0 for plan in plans for arrival in plan.arrivals), 0)
+    longest = max(plan.seen(scenario, mix).longest for plan in plans)
     return min(MOST_CHAT_TOKENS, max(LEAST_CHAT_TOKENS, 2 * longest + 2 * count * scenario.levels))
 
 

@@ -74,6 +74,7 @@ class Level(Strict):
         rate_per_s: Requests a second of an open loop; None in a closed one.
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
         complete: Whether all requests asked for were measured.
+        sufficed: It was ended early because its requests told enough; what was under way then was not measured.
         generator_late_p99_s: 99th percentile of how late the generator's own timers fired; of the latest worker.
         away_s: How long nothing took connections at the server's address.
         read_late_p99_s: 99th percentile of how late it read what the kernel had received.
@@ -94,6 +95,7 @@ class Level(Strict):
     rate_per_s: float | None = None
     failed_rows: int = 0
     away_s: float = 0.0
+    sufficed: bool = False
 
     @property
     def load(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
+from loadtest.aside import done_aside
+from loadtest.conversations import Mix
 from loadtest.dialects import takes_ids
-from loadtest.dialects.endpoint import Endpoint
 from loadtest.doubts import Seen, doubts_of, seen_of
+from loadtest.judge import Enough, Judge
 from loadtest.ledger import add_lost
 from loadtest.monitor import Monitor
 from loadtest.processes import SILENT_S, STOP_WITHIN_S, Generators
-from loadtest.prompts import prepare
+from loadtest.prompts import PromptMaker, prepare
 from loadtest.records import (
     REQUESTS_NAME,
     RUN_NAME,
@@ -23,10 +26,10 @@ from loadtest.records import (
     Doubt,
     Level,
     RunManifest,
-    ServerFacts,
     WorkerClock,
 )
 from loadtest.scenario import Scenario
+from loadtest.target import Target
 from loadtest.traffic import GeneratorPlan, plans_of
 from loadtest.watch import Progress, Terminal
 
@@ -35,31 +38,12 @@ UNDER_WAY_NAME = "under-way.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """The server of a run.
-
-    Attributes:
-        metrics_url: None where its metrics cannot be read.
-        tokenizer: File of the engine's tokenizer.
-    """
-
-    endpoint: Endpoint
-    facts: ServerFacts
-    metrics_url: str | None
-    tokenizer: Path
-
-    @property
-    def label(self) -> str:
-        """What every figure of a run against it is marked with."""
-        return f"emulated, time scale x{self.facts.time_scale:g}" if self.facts.emulated else "measured"
-
-
-@dataclass(frozen=True, slots=True)
 class Asked:
     """What is to be run, against what, and where it goes.
 
     Attributes:
         keep_text: Keep the prompts that were sent beside the records.
+        enough: Ends the one level once its requests tell enough; None: it goes on to its end.
     """
 
     scenario: Scenario
@@ -69,6 +53,7 @@ class Asked:
     made_from: list[Source]
     force: bool = False
     keep_text: bool = False
+    enough: Enough | None = None
 
 
 @dataclass(slots=True)
@@ -141,10 +126,14 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
         interval_s = asked.scenario.sample_interval_s
         with Monitor(target.metrics_url, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began):
             generators.begin(plan, target.label)
-            _follow(generators, happened, terminal, limit_s=_limit_s(plan))
+            judge = asked.enough and Judge(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
+            _follow(generators, happened, terminal, limit_s=_limit_s(plan), judge=judge)
     except ToolError as error:
         happened.interrupted = error.message.splitlines()[0]
         raise
+    except OSError as error:
+        happened.interrupted = f"{error.filename or out}: {error.strerror}"
+        raise ToolError(f"the run could not go on: {happened.interrupted}", hint="is the disk full?") from error
     except KeyboardInterrupt as error:
         happened.interrupted = str(error) or "interrupted by the user"
         raise
@@ -163,7 +152,9 @@ def _clear(out: Path, *, force: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _follow(generators: Generators, happened: Happened, terminal: Terminal, *, limit_s: float) -> None:
+def _follow(
+    generators: Generators, happened: Happened, terminal: Terminal, *, limit_s: float, judge: Judge | None = None
+) -> None:
     """Take what the generator says until it ends; when interrupted, what it says of how it ended, too.
 
     Raises:
@@ -174,6 +165,9 @@ def _follow(generators: Generators, happened: Happened, terminal: Terminal, *, l
             happened.note(said, terminal)
             if happened.begun is not None and happened.now_s - happened.begun.begin_s > limit_s:
                 raise ToolError(f"a level did not end within {limit_s:g} s")
+            if judge is not None and "progress" in said and judge.is_satisfied():
+                judge = None
+                generators.suffice()
     except KeyboardInterrupt:
         generators.stop()
         for said in generators.lines(within_s=STOP_WITHIN_S):
@@ -183,9 +177,8 @@ def _follow(generators: Generators, happened: Happened, terminal: Terminal, *, l
 
 def _limit_s(plan: GeneratorPlan) -> float:
     """Return how long a level may take: its own limit, and what its last requests may take after that."""
-    scenario = plan.scenario
-    longest_s = max(level.limit_s(scenario, plan.time_scale) for level in plans_of(scenario))
-    return longest_s + scenario.request_timeout_s + SILENT_S
+    own_s = max(level.limit_s(plan.scenario, plan.time_scale) for level in plan.levels())
+    return own_s + plan.scenario.request_timeout_s + SILENT_S
 
 
 def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> tuple[RunManifest, dict[int, Seen]]:
@@ -198,7 +191,8 @@ def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> t
     records = out / REQUESTS_NAME
     try:
         if happened.interrupted is not None:
-            add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
+            with contextlib.suppress(OSError):  # of a full disk, which is already why the run ended
+                add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
         seen = seen_of(out) if records.is_file() else {}
         doubts = list(doubts_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
         if happened.lost is not None:
@@ -225,21 +219,24 @@ def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> t
 
 
 def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
-    scenario, target, out = asked.scenario.under(Path.cwd()), asked.target, asked.out
+    scenario, target, out = asked.scenario, asked.target, asked.out
     plans = plans_of(scenario)
     as_text = not takes_ids(target.endpoint, scenario.model)
-    cuttings = folder / "prompts"
-    cuttings.mkdir()
-    prepare(scenario, plans, target.tokenizer, cuttings, as_text=as_text)
+    prompts = folder / "prompts"
+    prompts.mkdir()
+    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text))
+    mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
+    counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(
         endpoint=target.endpoint,
         scenario=scenario,
-        prompts=str(cuttings),
+        prompts=str(prompts),
         records=str(out / REQUESTS_NAME),
         under_way=str(folder / UNDER_WAY_NAME),
         texts=str(out / PROMPTS_NAME) if asked.keep_text else None,
         began_monotonic_s=began,
         time_scale=target.facts.time_scale,
+        lengths=tuple((plan.isl, plan.osl) for plan in counted),
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
@@ -75,18 +75,33 @@ class Conversations(Strict):
     max_tokens: Annotated[int, Field(ge=2)] | None = None
 
 
+def _source(said: str) -> str:
+    if said not in GENERATED_PROMPTS and Path(said).suffix not in PROMPT_SUFFIXES:
+        raise ValueError("chat, random, or a .json or .jsonl file is expected")
+    return said
+
+
+PromptSource = Annotated[str, AfterValidator(_source)]
+
+
 class TrafficClass(Strict):
     """One kind of request in a mix; what is left out is as for the whole scenario.
 
     Attributes:
+        name: What its requests' records and figures are marked with.
         weight: How often, against the weights of the others.
+        lengths: Its own.
+        prompts: Its own.
+        prefixes: Its own; no two classes share a beginning.
+        conversation: Its own.
+        replies: Its own.
         objectives: Of this class alone, beside those of the scenario.
     """
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     lengths: Lengths | None = None
-    prompts: str | None = None
+    prompts: PromptSource | None = None
     prefixes: Prefixes | None = None
     conversation: Conversations | None = None
     replies: Literal["exact", "free"] | None = None
@@ -154,6 +169,7 @@ class Scenario(Strict):
     other, and an open loop's times are when conversations begin.
 
     Attributes:
+        name: What runs and figures are marked with.
         rate_per_s: Instead of users, requests a second at each level: a Poisson process of `duration_s`, drawn from the
             seed and never slowed by the server.
         arrivals: Instead of either, one level of any other open-loop process, or of a trace with its own lengths.
@@ -175,6 +191,9 @@ class Scenario(Strict):
         objectives: What was promised for all requests.
         model: What to ask for: of Triton, `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text; of an
             OpenAI server, any name it lists.
+        seed: What arrivals, lengths and prompts are drawn from; the same seed, the same requests.
+        sample_interval_s: Wall seconds between two looks at the server's metrics.
+        trust: When figures are in doubt.
         level_timeout_s: Wall seconds after which a level is ended with what it has; an open loop's, beyond the time
             its requests are sent for.
         request_timeout_s: Wall seconds without a byte after which a request has failed.
@@ -195,7 +214,7 @@ class Scenario(Strict):
     window_s: Annotated[float, Field(ge=0)] = 0.0
     warmup_requests: Annotated[int, Field(ge=0)] = 1
     start: Literal["staggered", "together"] = "staggered"
-    prompts: str = "chat"
+    prompts: PromptSource = "chat"
     prefixes: Prefixes | None = None
     conversation: Conversations | None = None
     replies: Literal["exact", "free"] = "exact"
@@ -270,22 +289,21 @@ class Scenario(Strict):
             objectives=None if of is None else of.objectives,
         )
 
-    def files(self) -> list[Path]:
-        """Return the files the scenario reads: a trace, prompts, lengths."""
+    def files(self, *, prompts: bool = True) -> list[Path]:
+        """Return the files the scenario reads: a trace, lengths, and prompts where wanted."""
         found = [self.arrivals.path] if isinstance(self.arrivals, Trace) else []
         for kind in self.kinds:
-            found += [kind.prompts] if kind.has_file else []
+            found += [kind.prompts] if kind.has_file and prompts else []
             found += [kind.lengths.pairs.path] if kind.lengths.pairs else []
             found += [each.path for each in _distributions(kind) if each.path]
         return [Path(path) for path in dict.fromkeys(found)]
 
-    def under(self, folder: Path) -> Scenario:
-        """Return the scenario with its relative paths made to begin at a folder."""
-        changed = _under(self, folder)
-        if self.classes:
-            changed["classes"] = tuple(each.model_copy(update=_under(each, folder)) for each in self.classes)
+    def moved(self, move: Callable[[str], str]) -> Scenario:
+        """Return the scenario with its files elsewhere; paths as they are written."""
+        changed = _moved(self, move)
+        changed["classes"] = tuple(each.model_copy(update=_moved(each, move)) for each in self.classes)
         if isinstance(self.arrivals, Trace):
-            changed["arrivals"] = self.arrivals.model_copy(update={"path": str(folder / self.arrivals.path)})
+            changed["arrivals"] = self.arrivals.model_copy(update={"path": move(self.arrivals.path)})
         return self.model_copy(update=changed)
 
 
@@ -300,8 +318,6 @@ def _check(kind: Kind) -> None:
         ValueError: Said as for a schema.
     """
     who = f"class {kind.name}: " if kind.name else ""
-    if kind.has_file and Path(kind.prompts).suffix not in PROMPT_SUFFIXES:
-        raise ValueError(f"{who}prompts: '{kind.prompts}' is neither chat, nor random, nor a .json or .jsonl file")
     talk = kind.conversation
     if talk is not None and talk.turns == "auto" and not kind.has_file:
         raise ValueError(f"{who}conversation: how many turns? {kind.prompts} prompts have none of their own")
@@ -314,25 +330,24 @@ def _distributions(kind: Kind) -> Iterator[Distribution]:
             yield each
 
 
-def _under(asked: Scenario | TrafficClass, folder: Path) -> dict[str, Any]:
-    """Return what changes where relative paths begin at a folder."""
+def _moved(asked: Scenario | TrafficClass, move: Callable[[str], str]) -> dict[str, Any]:
+    """Return what changes where files are moved."""
     changed: dict[str, Any] = {}
     if asked.lengths is not None:
         update: dict[str, Any] = {
-            name: value.under(folder)
+            name: value.moved(move)
             for name in ("isl", "osl")
             if isinstance(value := getattr(asked.lengths, name), Distribution)
         }
         if asked.lengths.pairs is not None:
-            pairs = asked.lengths.pairs
-            update["pairs"] = pairs.model_copy(update={"path": str(folder / pairs.path)})
+            update["pairs"] = asked.lengths.pairs.model_copy(update={"path": move(asked.lengths.pairs.path)})
         changed["lengths"] = asked.lengths.model_copy(update=update)
     if asked.conversation is not None:
         talk = asked.conversation
-        turns = talk.turns if isinstance(talk.turns, str) else talk.turns.under(folder)
-        changed["conversation"] = talk.model_copy(update={"turns": turns, "think_s": talk.think_s.under(folder)})
+        turns = talk.turns if isinstance(talk.turns, str) else talk.turns.moved(move)
+        changed["conversation"] = talk.model_copy(update={"turns": turns, "think_s": talk.think_s.moved(move)})
     if asked.prompts is not None and asked.prompts not in GENERATED_PROMPTS:
-        changed["prompts"] = str(folder / asked.prompts)
+        changed["prompts"] = move(asked.prompts)
     return changed
 
 
@@ -353,7 +368,7 @@ def read_scenario(name: str) -> Scenario:
         UserError: There is none of that name; the shipped ones are listed.
     """
     if Path(name).suffix in {".yaml", ".yml"}:
-        return read_yaml(Path(name), Scenario).under(Path(name).parent)
+        return read_yaml(Path(name), Scenario).moved(lambda path: str(Path(name).parent / path))
     path = scenario_folder() / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"no scenario '{name}'", hint=f"a .yaml file, or one of: {', '.join(scenario_names())}")

@@ -6,19 +6,22 @@ soon as they suffice, a prediction is made longer until they do.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Source, Strict
 from engines.manifest import EngineManifest
 from loadtest.arrivals import Constant, Gamma, Poisson
-from loadtest.evidence import Evidence, weigh
+from loadtest.evidence import Evidence, Promise, ended_before_the_first_under_way, weigh
+from loadtest.judge import Enough
 from loadtest.knee import Knee, Probe, find_knee
-from loadtest.metrics import LevelSummary, summarize, verdicts_of
+from loadtest.metrics import LevelSummary, summarize
 from loadtest.objectives import Objectives
 from loadtest.predict import predict
-from loadtest.records import Kind, RequestRecord, RunManifest, Sample
+from loadtest.records import Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
 from loadtest.scenario import Scenario
 
 Axis = Literal["rate", "concurrency"]
@@ -51,6 +54,7 @@ class KneeFound(Document):
     """`knee.json`: the highest load that kept every objective, and everything tried on the way.
 
     Attributes:
+        objectives: By class; `all` are those of every request.
         unit: Of every load here.
         load: None where even the lowest load of interest missed.
         above: The lowest load tried above it that missed; None where the highest load of interest was kept.
@@ -62,16 +66,13 @@ class KneeFound(Document):
     label: str
     engine: str | None
     scenario: Scenario
-    objectives: Objectives
+    objectives: dict[str, Objectives]
     unit: str
     load: float | None
     above: float | None
     binding: tuple[str, ...]
     lone_e2e_s: float
     tried: list[Tried]
-
-
-Enough: TypeAlias = Callable[[Sequence[RequestRecord], float], bool]
 
 
 class Range(NamedTuple):
@@ -93,7 +94,7 @@ class Asked(NamedTuple):
     """What is searched for, and how thoroughly."""
 
     scenario: Scenario
-    objectives: Objectives
+    promises: tuple[Promise, ...]
     axis: Axis = "rate"
     within: Range = Range()
     span: Span = Span()
@@ -111,9 +112,9 @@ class Seen(NamedTuple):
     records: Sequence[RequestRecord]
     samples: Sequence[Sample]
 
-    def level(self, objectives: Objectives | None = None) -> LevelSummary:
+    def level(self) -> LevelSummary:
         """Return the figures of its one level."""
-        (found,) = summarize(self.run, self.records, self.samples, objectives=objectives).levels
+        (found,) = summarize(self.run, self.records, self.samples).levels
         return found
 
 
@@ -154,7 +155,7 @@ def search(
         label=pilot.run.label,
         engine=pilot.run.server.engine,
         scenario=asked.scenario,
-        objectives=asked.objectives,
+        objectives={each.class_name or "all": each.objectives for each in asked.promises},
         unit=asked.unit,
         load=knee.load,
         above=knee.above,
@@ -172,6 +173,22 @@ def predicting(manifest: EngineManifest, *, made_by: MadeBy, made_from: list[Sou
         return Seen(found.run, found.records, found.samples)
 
     return Player(play, stops_early=False)
+
+
+def driving(run: Callable[[Scenario, Path, Enough], object], out: Path) -> Player:
+    """Return a player on the wall clock, whose every run stays in a folder of its own, by number.
+
+    Args:
+        run: Runs a scenario into a folder, until what it is given says that its requests suffice.
+    """
+    numbers = itertools.count(1)
+
+    def play(scenario: Scenario, enough: Enough) -> Seen:
+        folder = out / f"{next(numbers):02d}"
+        run(scenario, folder, enough)
+        return Seen(read_run(folder), list(read_records(folder)), list(read_samples(folder)))
+
+    return Player(play, stops_early=True)
 
 
 def at_load(scenario: Scenario, axis: Axis, load: float, *, requests: int, lone_s: float) -> Scenario:
@@ -222,25 +239,29 @@ def _find(probe: Callable[[float], Probe], axis: Axis, within: Range, lone_s: fl
 
 def _try(asked: Asked, load: float, player: Player, lone_s: float) -> Tried:
     def enough(records: Sequence[RequestRecord], time_scale: float) -> bool:
-        return weigh(asked.objectives, records, time_scale=time_scale).met is not None
+        return weigh(asked.promises, ended_before_the_first_under_way(records), time_scale=time_scale).met is not None
 
     requests = asked.span.most if player.stops_early else asked.span.first
     while True:
         level = at_load(asked.scenario, asked.axis, load, requests=requests, lone_s=lone_s)
         seen = player.play(level, enough)
-        evidence = weigh(asked.objectives, seen.records, time_scale=seen.run.time_scale)
+        evidence = weigh(asked.promises, seen.records, time_scale=seen.run.time_scale)
         if evidence.met is not None or player.stops_early or requests >= asked.span.most:
-            return _tried(load, seen.level(asked.objectives), asked.objectives, evidence)
+            return _tried(load, seen.level(), evidence)
         requests = min(requests * 2, asked.span.most)
 
 
-def _tried(load: float, level: LevelSummary, objectives: Objectives, evidence: Evidence) -> Tried:
+def _tried(load: float, level: LevelSummary, evidence: Evidence) -> Tried:
     """Return a probe's verdict: the evidence's, and where that is open, the figures' own."""
-    missed, undecided = evidence.missed, () if evidence.met is not None else evidence.open
-    if undecided:
-        missed = tuple(verdict.objective for verdict in verdicts_of(objectives, level) if not verdict.met)
-        missed += ("backlog grows",) if "backlog grows" in undecided else ()
-    return Tried(load=load, met=not missed, missed=missed, open=undecided, level=level)
+    is_open = evidence.met is None
+    missed = evidence.leaning if is_open else evidence.missed
+    return Tried(load=load, met=not missed, missed=missed, open=evidence.open if is_open else (), level=level)
+
+
+def promises_of(scenario: Scenario) -> tuple[Promise, ...]:
+    """Return what a scenario promises, to all requests and to each class."""
+    found = [(scenario.objectives, None), *((kind.objectives, kind.name) for kind in scenario.kinds)]
+    return tuple(Promise(objectives, name) for objectives, name in found if objectives is not None)
 
 
 def _line(tried: Tried, unit: str) -> str:

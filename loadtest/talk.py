@@ -1,7 +1,8 @@
 """What a load generator's process is told on its standard input, and what it says on its standard output.
 
-Told: first one line, the plan or a worker's master; the end of the input means stop, so that no generator outlives the
-command that started it. Said: one JSON object a line, with one key.
+Told: first one line, the plan or a worker's master; then perhaps `ENOUGH`, which ends a level whose requests tell
+enough. The end of the input means stop, so that no generator outlives the command that started it. Said: one JSON
+object a line, with one key.
 """
 
 from __future__ import annotations
@@ -66,20 +67,16 @@ def tell_progress(look: Callable[[], Progress], note: Callable[[Progress], objec
         tell(progress=seen.model_dump())
 
 
-def level_of(plan: LevelPlan, lengths: tuple[int, int], shares: Iterable[Mapping[str, Any]]) -> Level:
-    """Return a level as its shares were: from the first begin to the last end, as late as the latest generator.
-
-    Args:
-        lengths: Mean prompt and reply asked for, in tokens.
-    """
+def level_of(plan: LevelPlan, shares: Iterable[Mapping[str, Any]]) -> Level:
+    """Return a level as its shares were: from the first begin to the last end, as late as the latest generator."""
     shares = list(shares)
     begin_s = min(share["begin_s"] for share in shares)
     return Level(
         concurrency=plan.concurrency,
         rate_per_s=plan.rate_per_s,
         failed_rows=plan.failed_rows,
-        isl=lengths[0],
-        osl=lengths[1],
+        isl=plan.isl,
+        osl=plan.osl,
         begin_s=begin_s,
         measure_s=max(share.get("measure_s", begin_s) for share in shares),
         end_s=max(share.get("end_s", begin_s) for share in shares),
@@ -87,5 +84,6 @@ def level_of(plan: LevelPlan, lengths: tuple[int, int], shares: Iterable[Mapping
         generator_late_p99_s=max(share.get("generator_late_p99_s", 0.0) for share in shares),
         away_s=max(share.get("away_s", 0.0) for share in shares),
         read_late_p99_s=max(share.get("read_late_p99_s", 0.0) for share in shares),
+        sufficed=any(share.get("sufficed", False) for share in shares),
         clock=clocks.pop() if len(clocks := {share.get("clock", "reader") for share in shares}) == 1 else "mixed",
     )

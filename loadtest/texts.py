@@ -33,6 +33,7 @@ _ROLES: dict[object, Role | Literal["system"]] = {
     "bard": "assistant",
     "system": "system",
 }
+UNLIKE_TOKENS = 32  # an engine's KV block: prompts that differ in it share nothing
 _CHARACTERS_PER_TOKEN = 5  # read somewhat more text than needed rather than encode twice
 
 
@@ -59,12 +60,14 @@ class TokenText:
         ids: Shape (tokens,).
         starts: Character at which each token begins, and the text's length; shape (tokens + 1,).
         cuts: Tokens before which the text may be cut, ascending; shape (cuts,).
+        begins: Of those, the ones with no two of which the text goes on alike; shape (begins,).
         rows: Of a prompt file, the messages of each of its rows.
     """
 
     ids: Ints
     starts: Ints
     cuts: Ints
+    begins: Ints
     text: str = ""
     rows: list[list[Span]] = field(default_factory=list)
 
@@ -90,18 +93,19 @@ class TokenText:
         np.save(folder / f"{name}.ids.npy", self.ids)
         np.save(folder / f"{name}.starts.npy", self.starts)
         np.save(folder / f"{name}.cuts.npy", self.cuts)
+        np.save(folder / f"{name}.begins.npy", self.begins)
         (folder / f"{name}.txt").write_bytes(self.text.encode("utf-8", "surrogatepass"))
         (folder / f"{name}.rows.json").write_text(json.dumps(self.rows))
 
     @classmethod
     def load(cls, folder: Path, name: str, *, as_text: bool) -> TokenText:
         """Read what `save` wrote; the tokens stay on disk until they are looked at, the text is read if wanted."""
-        ids, starts, cuts = (
-            np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("ids", "starts", "cuts")
+        ids, starts, cuts, begins = (
+            np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("ids", "starts", "cuts", "begins")
         )
         text = (folder / f"{name}.txt").read_bytes().decode("utf-8", "surrogatepass") if as_text else ""
         rows = [[Span(*span) for span in row] for row in json.loads((folder / f"{name}.rows.json").read_text())]
-        return cls(ids, starts, cuts, text, rows)
+        return cls(ids, starts, cuts, begins, text, rows)
 
 
 def pairs_of(row: list[Span]) -> list[tuple[Span, Span | None]]:
@@ -148,7 +152,8 @@ def encoded(tokenizer: Tokenizer, text: str) -> TokenText:
     """Return a text with its tokens."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
     starts = np.fromiter(chain((begin for begin, _ in encoding.offsets), (len(text),)), np.int32, len(encoding.ids) + 1)
-    return TokenText(np.array(encoding.ids, np.int32), starts, _cuts(text, starts), text)
+    ids, cuts = np.array(encoding.ids, np.int32), _cuts(text, starts)
+    return TokenText(ids, starts, cuts, _begins(ids, cuts), text)
 
 
 def file_text(tokenizer: Tokenizer, path: Path, *, most_rows: int) -> TokenText:
@@ -189,6 +194,7 @@ def _joined(texts: list[TokenText], rows: list[list[Span]]) -> TokenText:
         np.concatenate([each.ids for each in texts]),
         np.concatenate([*starts, [len(text)]]).astype(np.int32),
         np.concatenate([each.cuts + begin for each, begin in zip(texts, token_of, strict=False)]).astype(np.int32),
+        np.zeros(0, np.int32),
         text,
         rows,
     )
@@ -202,6 +208,18 @@ def _cuts(text: str, starts: Ints) -> Ints:
         if 0 < at < len(text) - 1 and text[at] == " " and text[at + 1].isalpha() and not text[at - 1].isspace()
     ]
     return np.array(places, np.int32)
+
+
+def _begins(ids: Ints, cuts: Ints) -> Ints:
+    """Return the cuts after which the text goes on as after none before: real text repeats itself."""
+    seen: set[bytes] = set()
+    found = []
+    for place in cuts.tolist():
+        words = ids[place : place + UNLIKE_TOKENS].tobytes()
+        if words not in seen:
+            seen.add(words)
+            found.append(place)
+    return np.array(found, np.int32)
 
 
 def read_messages(path: Path) -> Iterator[list[Message]]:

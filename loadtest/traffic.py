@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,16 @@ import numpy as np
 from engines.errors import UserError
 from engines.files import Strict
 from loadtest.arrivals import Poisson, Process, arrivals_of
-from loadtest.conversations import SAMPLED, Begin, Mix, Talk
+from loadtest.conversations import SAMPLED, Begin, Mix, Seen, Talk, seen_of
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.records import Phase
 from loadtest.scenario import Scenario
 from loadtest.traces import Arrival, Trace
 
 FILL_ALLOWANCE = 3  # conversations for each user beyond what is measured: warm-up, and filling up to the end
+
+
+ENOUGH = "enough"  # what a generator under way is told when a level's requests tell enough
 
 
 class GeneratorPlan(Strict):
@@ -31,6 +34,8 @@ class GeneratorPlan(Strict):
         under_way: File to note requests in that have not ended.
         began_monotonic_s: The run's zero on the machine's monotonic clock.
         time_scale: Wall seconds of one second of the scenario's arrivals and windows.
+        lengths: Mean prompt and reply of each level's requests, in tokens.
+        texts: File to append prompts to as they are sent; None: they are written nowhere.
     """
 
     endpoint: Endpoint
@@ -38,9 +43,15 @@ class GeneratorPlan(Strict):
     prompts: str
     records: str
     under_way: str
-    texts: str | None = None
     began_monotonic_s: float
     time_scale: float = 1.0
+    lengths: tuple[tuple[int, int], ...] = ()
+    texts: str | None = None
+
+    def levels(self) -> list[LevelPlan]:
+        """Return the levels as `plans_of`, with their lengths; errors likewise."""
+        plans = plans_of(self.scenario)
+        return [replace(plan, isl=isl, osl=osl) for plan, (isl, osl) in zip(plans, self.lengths, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +62,16 @@ class LevelPlan:
         rate_per_s: Requests a second of an open loop; of a trace or a changing rate, the mean.
         arrivals: Of an open loop, in order; empty for a closed one.
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
+        isl: Prompt tokens of its requests, mean; 0 until somebody has counted.
+        osl: Reply tokens, likewise.
     """
 
     concurrency: int | None
     rate_per_s: float | None = None
     arrivals: tuple[Arrival, ...] = ()
     failed_rows: int = 0
+    isl: int = 0
+    osl: int = 0
 
     def phase_of(self, arrival: Arrival, warmup_ratio: float) -> Phase:
         """Return whether a request of an open loop is measured."""
@@ -80,14 +95,17 @@ class LevelPlan:
         measured = max(scenario.requests, scenario.requests_per_user * self.concurrency)
         return measured + (scenario.warmup_requests + FILL_ALLOWANCE) * self.concurrency
 
-    def mean_lengths(self, scenario: Scenario, mix: Mix) -> tuple[int, int]:
-        """Return mean prompt and reply of the level's requests, in whole tokens."""
+    def counted(self, scenario: Scenario, mix: Mix) -> LevelPlan:
+        """Return the level with the mean lengths of its requests, in whole tokens."""
+        seen = self.seen(scenario, mix)
+        return replace(self, isl=round(seen.isl), osl=round(seen.osl))
+
+    def seen(self, scenario: Scenario, mix: Mix) -> Seen:
+        """Return what the level's requests are like: means of the first, where there are very many."""
         stated = [arrival for arrival in self.arrivals if arrival.isl is not None and arrival.osl is not None]
         if stated:
-            totals = (sum(each.isl or 0 for each in stated), sum(each.osl or 0 for each in stated))
-            return round(totals[0] / len(stated)), round(totals[1] / len(stated))
-        isl, osl, _ = mix.lengths_of(range(min(SAMPLED, self.conversations(scenario))))
-        return round(isl), round(osl)
+            return seen_of([each.isl or 0 for each in stated], [each.osl or 0 for each in stated])
+        return mix.at_most(mix.lengths_of(range(min(SAMPLED, self.conversations(scenario)))))
 
 
 def plans_of(scenario: Scenario) -> list[LevelPlan]:
@@ -309,6 +327,10 @@ class OpenLoop:
         begin: Begins what an arrival asks for: its place among the level's arrivals, and the arrival.
         first_id: Id of the first request; later turns are numbered behind all arrivals.
         worker: Whose share this is, from 0, where several load generators share the level: ids differ.
+
+    Attributes:
+        next_id: The first id that no request has.
+        waited_for: Measured requests that are due, under way or to follow a reply.
     """
 
     plan: LevelPlan
@@ -318,6 +340,7 @@ class OpenLoop:
     worker: int = 0
     workers: int = 1
     next_id: int = 0
+    waited_for: int = 0
 
     def __post_init__(self) -> None:
         """Leave room for the arrivals' own ids."""
@@ -326,8 +349,11 @@ class OpenLoop:
     def turn(self, place: int) -> Turn:
         """Return the request of an arrival."""
         arrival = self.plan.arrivals[place]
-        talk = self.begin(place, arrival)
-        return turn_of(talk, self.first_id + place, self.plan.phase_of(arrival, self.warmup_ratio))
+        turn = turn_of(
+            self.begin(place, arrival), self.first_id + place, self.plan.phase_of(arrival, self.warmup_ratio)
+        )
+        self.waited_for += turn.phase == "measure"
+        return turn
 
     def follow(self, turn: Turn, ended_s: float, reply_tokens: int | None) -> tuple[float, Turn] | None:
         """Return when what follows a request is due, and it; None where nothing does.
@@ -336,6 +362,7 @@ class OpenLoop:
             ended_s: When its reply ended, in engine seconds since the level began; the due time is in them too.
             reply_tokens: Of that reply; None: it did not end well, which ends its conversation.
         """
+        self.waited_for -= turn.phase == "measure"
         talk = turn.talk
         if talk is None:
             return None
@@ -344,7 +371,9 @@ class OpenLoop:
             return None
         due_s = ended_s + talk.exchange.think_s
         number, self.next_id = self.next_id, self.next_id + self.workers
-        return due_s, turn_of(talk, number, self.plan.phase_at(due_s, self.warmup_ratio))
+        later = turn_of(talk, number, self.plan.phase_at(due_s, self.warmup_ratio))
+        self.waited_for += later.phase == "measure"
+        return due_s, later
 
 
 def open_loop(

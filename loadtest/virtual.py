@@ -239,6 +239,25 @@ class VirtualServer:
         for _, sent in self._arriving:
             yield Ended(sent, [], "cancelled")
 
+    def advance_to(self, until_s: float) -> Iterator[Ended]:
+        """Do every iteration that begins before a time, and yield what ends; for one who decides later what comes next.
+
+        What the traffic holds by then is admitted; nothing else may come before `until_s`.
+        """
+        while self.now_s < until_s:
+            self._admit()
+            if self._refused:
+                yield from self._take_refused()
+                continue
+            next_s = min(self._next_ready_s(), until_s)
+            iteration = self.batcher.begin_run(self.now_s, next_s)
+            if iteration is not None:
+                yield from self._step(iteration)
+            elif next_s == math.inf:
+                return
+            else:
+                self.now_s = next_s
+
     @property
     def left_s(self) -> _Floats:
         """When the tokens of each iteration left for the clients, by the iteration's index."""

@@ -125,7 +125,7 @@ def _line(client: Client, level: int, program: Path, out: Path) -> str:
     server = _Server(program)
     try:
         work = Work(server.port, level, level * ROUNDS, TOKENS, out)
-        tree, began_s, failure = _drive(client.command(work), out)
+        tree, began_s, failure = _drive(client, work)
     finally:
         seen = server.stop()
     if failure is not None or not seen["tokens"]:
@@ -155,14 +155,14 @@ def _row(name: str, level: int, reported: Reported, tree: Tree, seen: dict[str, 
     return "| " + " | ".join(map(str, values)) + " |"
 
 
-def _drive(command: list[str], out: Path) -> tuple[Tree, float, str | None]:
+def _drive(client: Client, work: Work) -> tuple[Tree, float, str | None]:
     """Run a client to its end; return its tree, when it was started, and what went wrong."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
-    log = out / "client.log"
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **client.environment()}
+    command, log = client.command(work), work.out / "client.log"
     with log.open("wb") as output:
         began_s = time.monotonic()
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=out, env=environment, start_new_session=True
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=work.out, env=environment, start_new_session=True
         )
         tree, ended = Tree(process.pid), threading.Event()
         watcher = threading.Thread(target=tree.watch, args=(ended,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ TOKENIZER = Path(sys.prefix) / "share" / "tokenizers" / "qwen3"
 TORCH = "torch==2.13.0"  # asked for by name, the index's own build is a CPU's
 INSTALL_LIMIT_S = 1200
 PROMPT_TOKENS = 32
+LIB_B64 = sorted((Path(sys.prefix) / "opt" / "triton").glob("wheel/nvidia_pytriton.libs/libb64-*.so.0d"))
 MODEL = "timetable"
 
 
@@ -43,6 +45,10 @@ class Reported(NamedTuple):
     itl_p99_s: float
 
 
+def _offline() -> dict[str, str]:
+    return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
 @dataclass(frozen=True)
 class Client:
     """A load generator.
@@ -51,18 +57,22 @@ class Client:
         requirements: Lists of packages to install, one after the other; none for this project's own.
         command: The command line for a work.
         read: What it reported, from the folder it ran in.
+        environment: Variables it needs.
     """
 
     name: str
     requirements: tuple[tuple[str, ...], ...]
     command: Callable[[Work], list[str]]
     read: Callable[[Path], Reported]
+    environment: Callable[[], dict[str, str]] = _offline
 
     def prepare(self) -> str | None:
         """Install it where it is not; return why it cannot be had, or None."""
         folder = PEERS / self.name
         if not self.requirements or (folder / "installed").is_file():
             return None
+        if self.name == "genai-perf" and not LIB_B64:
+            return "perf_analyzer needs libb64.so.0d, which the local Triton has: make setup"
         log = PEERS / f"{self.name}.log"
         PEERS.mkdir(exist_ok=True)
         with log.open("w") as output:
@@ -121,11 +131,13 @@ def _aiperf_report(out: Path) -> Reported:
 
 
 def _guidellm_command(work: Work) -> list[str]:
-    data = f"prompt_tokens={PROMPT_TOKENS},output_tokens={work.tokens}"
-    target = ["--target", work.url, "--model", MODEL, "--processor", TOKENIZER, "--data", data]
-    shape = ["--profile", "concurrent", "--rate", work.streams, "--max-requests", work.requests]
-    command = [*target, *shape, "--output-dir", work.out, "--outputs", "json"]
-    return [_program("guidellm", "guidellm"), "benchmark", "run", *map(str, command)]
+    backend = f"kind=openai_http,target={work.url},model={MODEL}"
+    data = f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={work.tokens}"
+    target = ["--backend", backend, "--tokenizer", f"kind=huggingface_auto,model={TOKENIZER}", "--data", data]
+    shape = ["--profile", f"kind=concurrent,streams={work.streams}"]
+    shape += ["--constraint", f"kind=max_requests,count={work.requests}"]
+    output = ["--output", f"kind=json,path={work.out / 'benchmarks.json'}", "--disable-progress"]
+    return [_program("guidellm", "guidellm"), "run", *target, *shape, *output]
 
 
 def _guidellm_report(out: Path) -> Reported:
@@ -148,8 +160,21 @@ def _genai_bench_report(out: Path) -> Reported:
     return Reported(said["ttft"]["p50"], said["ttft"]["p99"], said["tpot"]["p50"], said["tpot"]["p99"])
 
 
+def _genai_perf_environment() -> dict[str, str]:
+    """Return where perf_analyzer finds itself and the libraries it wants: libb64 is the local Triton's."""
+    folder = PEERS / "genai-perf"
+    libraries = [*(str(found) for found in folder.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib"))]
+    if folder.is_dir() and LIB_B64:
+        link = folder / "lib" / "more" / "libb64.so.0d"
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(LIB_B64[0])
+        libraries.append(str(link.parent))
+    return _offline() | {"LD_LIBRARY_PATH": ":".join(libraries), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+
+
 def _genai_perf_command(work: Work) -> list[str]:
-    target = ["-m", MODEL, "--url", f"127.0.0.1:{work.port}", "--service-kind", "openai", "--endpoint-type", "chat"]
+    target = ["-m", MODEL, "--url", f"127.0.0.1:{work.port}", "--endpoint-type", "chat"]
     shape = ["--streaming", "--concurrency", work.streams, "--request-count", work.requests]
     prompt = ["--synthetic-input-tokens-mean", PROMPT_TOKENS, "--output-tokens-mean", work.tokens]
     rest = ["--tokenizer", TOKENIZER, "--artifact-dir", work.out]
@@ -162,10 +187,14 @@ def _genai_perf_report(out: Path) -> Reported:
     return Reported(*(value / 1e3 for value in (ttft["p50"], ttft["p99"], itl["p50"], itl["p99"])))
 
 
+# perf_analyzer's program comes with an older tritonclient: newer ones want a glibc of 2.38.
+GENAI_PERF = (("genai-perf==0.0.16", "nvidia-cuda-runtime-cu12"), ("--no-deps", "tritonclient==2.47.0"))
+
 CLIENTS = (
     Client("run-load", (), _own_command, _own_report),
-    Client("aiperf", (("aiperf==0.13.0",),), _aiperf_command, _aiperf_report),
+    # Told to be offline, it takes no tokenizer from a folder.
+    Client("aiperf", (("aiperf==0.13.0",),), _aiperf_command, _aiperf_report, dict),
     Client("genai-bench", ((TORCH,), ("genai-bench==0.0.5",)), _genai_bench_command, _genai_bench_report),
     Client("guidellm", ((TORCH,), ("guidellm==0.8.1",)), _guidellm_command, _guidellm_report),
-    Client("genai-perf", (("genai-perf==0.0.16", "perf-analyzer>=2"),), _genai_perf_command, _genai_perf_report),
+    Client("genai-perf", GENAI_PERF, _genai_perf_command, _genai_perf_report, _genai_perf_environment),
 )

@@ -2,7 +2,7 @@
 
 One real local Triton serves both sets of models in one Python environment, which is made for this bench with the
 transformers of TensorRT-LLM 1.2's container. CPU is that of each model's own process, from the scheduler. Texts are
-real chats, the messages that are not plain ASCII first.
+real chats, a third of them with characters beyond ASCII.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from triton_repo.models.text import Detokenizer, load_tokenizer
 UNARY = "/inference.GRPCInferenceService/ModelInfer"
 PACKAGES = ("numpy==1.26.4", "transformers==4.57.3", "pydantic>=2.7,<3", "pyyaml>=6", "packaging>=23")
 STYLES = {"ours": "", "upstream-style": "_upstream"}
+FLOOR = {"a constant (the backend's own floor)": "_floor"}
 HERE = Path(__file__).parent
 SCRIPTS = {
     "Latin with accents": "\u00c0-\u024f",
@@ -77,7 +79,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("artifacts/bench"))
     asked = parser.parse_args()
     local = runtime.local_runtime(runtime.default_folder())
-    python_bin = _environment(asked.folder.absolute() / "upstream-env", local)
+    python_bin = _environment(asked.folder.absolute() / "upstream-env")
     repository = _repository(asked.folder.absolute())
     http, grpc_port, metrics = free_ports(3)
     start_server(
@@ -97,7 +99,8 @@ def main() -> int:
 
 
 async def _bench(repository: Path, port: int, asked: argparse.Namespace) -> None:
-    messages = _messages(asked.messages)
+    chosen = _messages(asked.messages + asked.calls)
+    messages, fresh = chosen[: asked.messages], chosen[asked.messages :]
     pids = _processes(repository)
     show(f"# {machine()}; {len(messages)} messages: {_languages(messages)}")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_receive_message_length", -1)]) as way:
@@ -106,9 +109,9 @@ async def _bench(repository: Path, port: int, asked: argparse.Namespace) -> None
         _compare_streams(repository, messages, rows)
         show("\n| model | calls | style | model's CPU us / call | server's CPU us / call | calls/s |")
         show("| --- | --- | --- | --- | --- | --- |")
-        texts = random.Random(0).sample(messages, min(asked.calls, len(messages)))
-        tokens = [rows[text] for text in texts]
+        tokens = [rows[text] for text in random.Random(0).sample(messages, min(asked.calls, len(messages)))]
         for at_once in (1, 8):
+            texts = fresh[at_once % 2 :: 2]  # prompts that neither has seen before
             await _show_costs(f"preprocessing, {at_once} at once", texts, triton.encode, pids, "preprocessing", at_once)
         for at_once in (1, 8):
             name = f"postprocessing of whole replies, {at_once} at once"
@@ -126,18 +129,16 @@ async def _show_costs(
     at_once: int,
 ) -> None:
     for style, suffix in STYLES.items():
-        for item in items[:20]:
-            await call(suffix, item)
 
         async def work(suffix: str = suffix) -> int:
-            await _all(items, at_once, lambda item: call(suffix, item))
+            await _all(items, at_once, partial(call, suffix))
             return len(items)
 
         show(f"| {name} | {len(items)} | {style} | {await _cost(pids, model + suffix, work)} |")
 
 
 async def _show_stream_costs(triton: _Triton, pids: dict[str, int], streams: int, tokens: int) -> None:
-    for style, suffix in STYLES.items():
+    for style, suffix in (STYLES | FLOOR).items():
         await triton.stream(suffix, 20, "warm")
 
         async def work(suffix: str = suffix) -> int:
@@ -177,7 +178,7 @@ async def _compare(triton: _Triton, messages: Sequence[str]) -> dict[str, list[i
 
 
 def _compare_streams(repository: Path, messages: Sequence[str], rows: dict[str, list[int]]) -> None:
-    """Hold our streamed text, token by token, against the whole's; and say what decoding each token alone would give."""
+    """Hold our streamed text, token by token, against the whole's; and count what decoding each token alone breaks."""
     tokenizer = load_tokenizer(repository / "preprocessing/1/tokenizer")
     detokenizer = Detokenizer(tokenizer)
     broken = 0
@@ -257,12 +258,16 @@ async def _all(items: Sequence[Any], at_once: int, call: Callable[[Any], Awaitab
 
 
 def _messages(count: int) -> list[str]:
-    """Return messages of real chats: those with characters beyond ASCII first, then others drawn from a seed."""
+    """Return messages of real chats, up to a third of them with characters beyond ASCII, drawn from a seed."""
     found = {turn["value"] for chat in _chats() for turn in chat["conversations"] if turn["value"].strip()}
     messages = sorted(found)
     random.Random(0).shuffle(messages)
-    messages.sort(key=str.isascii)
-    return [message[:20_000] for message in messages[:count]]
+    plain = [message for message in messages if message.isascii()]
+    others = [message for message in messages if not message.isascii()]
+    share = min(len(others), count // 3)
+    chosen = others[:share] + plain[: count - share]
+    random.Random(1).shuffle(chosen)
+    return [message[:20_000] for message in chosen]
 
 
 def _chats() -> list[Any]:
@@ -300,7 +305,7 @@ def _processes(repository: Path) -> dict[str, int]:
     return found
 
 
-def _environment(folder: Path, local: runtime.Runtime) -> Path:
+def _environment(folder: Path) -> Path:
     """Make the models' environment of this bench, once: the local Triton's Python with transformers."""
     if not (folder / "done").is_file():
         show(f"# making {folder} with {', '.join(PACKAGES)}")
@@ -319,19 +324,25 @@ def _repository(folder: Path) -> Path:
     _run("build-engine", "--precision", "fp8", "--emulate", "--out", folder / "engine", "--force")
     repository = folder / "tokenizing"
     _run("build-repo", folder / "engine", "--out", repository, "--time-scale", 1, "--force")
-    for model in ("preprocessing", "postprocessing", "ensemble"):
-        target = repository / f"{model}_upstream"
-        (target / "1").mkdir(parents=True)
-        config = (repository / model / "config.pbtxt").read_text()
-        names = ("preprocessing", "postprocessing") if model == "ensemble" else (model,)
-        config = config.replace(f'\nname: "{model}"', f'\nname: "{model}_upstream"', 1)
-        config = re.sub(rf'^name: "{model}"', f'name: "{model}_upstream"', config)
-        for name in names:
-            config = config.replace(f'model_name: "{name}"', f'model_name: "{name}_upstream"')
-        (target / "config.pbtxt").write_text(config)
-        if model != "ensemble":
-            shutil.copyfile(HERE / "upstream_style" / f"{model}.py", target / "1" / "model.py")
+    _add(repository, "preprocessing", "_upstream", HERE / "upstream_style" / "preprocessing.py")
+    _add(repository, "postprocessing", "_upstream", HERE / "upstream_style" / "postprocessing.py")
+    _add(repository, "postprocessing", "_floor", HERE / "upstream_style" / "floor.py")
+    _add(repository, "ensemble", "_upstream", None, steps=("preprocessing", "postprocessing"))
+    _add(repository, "ensemble", "_floor", None, steps=("postprocessing",))
     return repository
+
+
+def _add(repository: Path, model: str, suffix: str, code: Path | None, *, steps: Sequence[str] = ()) -> None:
+    """Add a model like one that is there, under a name of its own, with other code or other steps."""
+    target = repository / f"{model}{suffix}"
+    (target / "1").mkdir(parents=True)
+    config = (repository / model / "config.pbtxt").read_text()
+    config = re.sub(rf'^name: "{model}"', f'name: "{model}{suffix}"', config, flags=re.MULTILINE)
+    for step in steps:
+        config = config.replace(f'model_name: "{step}"', f'model_name: "{step}{suffix}"')
+    (target / "config.pbtxt").write_text(config)
+    if code is not None:
+        shutil.copyfile(code, target / "1" / "model.py")
 
 
 def _run(*arguments: object) -> None:

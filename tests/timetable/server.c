@@ -30,6 +30,7 @@
 #include <limits.h>
 #include <math.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -45,7 +46,7 @@ enum { MAX_CONNECTIONS = 4096, REQUEST_BYTES = 1 << 20, HUGE_BYTES = 1 << 16, LA
 
 typedef struct {
     int fd, sent, tokens, heap_index, received;
-    bool openai, chat;
+    bool openai, chat, usage;
     char fault[16];
     double due_s;
     char *request;
@@ -56,8 +57,9 @@ static const char *key;
 static Connection *heap[MAX_CONNECTIONS];
 static int heap_size, epoll_fd, timer_fd;
 static volatile sig_atomic_t stopping;
+static sigset_t no_signals;
 static long requests, tokens_sent, lateness_bins[LATENESS_BINS]; /* bins of 10 microseconds */
-static double lateness_max_s, first_token_s, last_token_s;
+static double end_s, lateness_max_s, first_token_s, last_token_s;
 static long bins[RATE_BINS]; /* tokens in each tenth of a second from the first token on */
 
 static double now_s(void) {
@@ -121,8 +123,8 @@ static bool send_all(Connection *c, const char *bytes, size_t count) {
     while (count > 0) {
         ssize_t sent = send(c->fd, bytes, count, MSG_NOSIGNAL);
         if (sent < 0 && (errno == EAGAIN || errno == EINTR)) {
-            if (stopping) return false;
-            usleep(100);
+            if (stopping || now_s() > end_s) return false;
+            ppoll(&(struct pollfd){.fd = c->fd, .events = POLLOUT}, 1, &(struct timespec){.tv_nsec = 1000000}, &no_signals);
             continue;
         }
         if (sent <= 0) return false;
@@ -172,9 +174,11 @@ static bool send_token_event(Connection *c) {
 
 static void end_stream(Connection *c) {
     if (c->openai) {
-        char usage[256];
-        snprintf(usage, sizeof usage,
-                 "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":%d}}\n\ndata: [DONE]\n\n", c->sent);
+        char usage[256] = "";
+        if (c->usage)
+            snprintf(usage, sizeof usage,
+                     "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":%d}}\n\n", c->sent);
+        strcat(usage, "data: [DONE]\n\n");
         if (!send_chunk(c, usage)) return drop(c);
     }
     if (is(c, "close") || !send_all(c, "0\r\n\r\n", 5)) return drop(c);
@@ -303,6 +307,8 @@ static void on_request(Connection *c, double arrived_s) {
     }
     if (is(c, "plain")) return answer_plain(c, "200 OK", "{\"answer\":\"no stream\"}");
     if (is(c, "refuse")) return answer_plain(c, "503 Service Unavailable", "{\"error\":\"Exceeds maximum queue size\"}");
+    const char *usage = strstr(request, "\"include_usage\"");
+    c->usage = usage && strncmp(usage + 15 + strspn(usage + 15, ": "), "true", 4) == 0;
     c->sent = 0;
     c->tokens = is(c, "empty") ? 0 : is(c, "babble") ? INT_MAX : asked_tokens(request);
     static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%s\r\n\r\n";
@@ -360,7 +366,7 @@ static int listen_on(int port) {
     return fd;
 }
 
-static void arm_timer(double end_s) {
+static void arm_timer(void) {
     double due_s = heap_size && heap[0]->due_s < end_s ? heap[0]->due_s : end_s;
     struct itimerspec when = {.it_value = {.tv_sec = (time_t)due_s, .tv_nsec = (long)((due_s - floor(due_s)) * 1e9)}};
     timerfd_settime(timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
@@ -383,6 +389,12 @@ int main(int count, char **arguments) {
         if (!strcmp(arguments[i], "--key")) key = arguments[i + 1];
         if (!strcmp(arguments[i], "--seconds")) run_s = atof(arguments[i + 1]);
     }
+    sigset_t ends; /* taken while waiting and at no other time: none is missed just before a wait */
+    sigemptyset(&no_signals);
+    sigemptyset(&ends);
+    sigaddset(&ends, SIGTERM);
+    sigaddset(&ends, SIGINT);
+    sigprocmask(SIG_BLOCK, &ends, NULL);
     signal(SIGTERM, stop);
     signal(SIGINT, stop);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -391,12 +403,12 @@ int main(int count, char **arguments) {
     int listener = listen_on(port);
     epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &(struct epoll_event){.events = EPOLLIN, .data.ptr = &listener_mark});
     epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &(struct epoll_event){.events = EPOLLIN, .data.ptr = &timer_mark});
-    double end_s = now_s() + run_s;
+    end_s = now_s() + run_s;
     while (!stopping && now_s() < end_s) {
         struct epoll_event event; /* one at a time: a dropped connection has no second event waiting in the batch */
         while (heap_size && heap[0]->due_s <= now_s()) on_due(heap[0]);
-        arm_timer(end_s);
-        if (epoll_wait(epoll_fd, &event, 1, -1) <= 0) continue;
+        arm_timer();
+        if (epoll_pwait(epoll_fd, &event, 1, -1, &no_signals) <= 0) continue;
         uint64_t expirations;
         if (event.data.ptr == &listener_mark) on_connect(listener);
         else if (event.data.ptr == &timer_mark) (void)!read(timer_fd, &expirations, sizeof expirations);

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tokenizers import Tokenizer
-
 from engines.errors import UserError
 from triton_repo.front.asked import Asked, ChatAsked, CompletionAsked, plain_messages
 from triton_repo.front.chunks import Finish
@@ -17,11 +15,11 @@ from triton_repo.front.problems import bad_request
 from triton_repo.front.reasoning import CLOSE_TAG, OPEN_TAG, Reasoning, ReasoningSplitter, splitter_for
 from triton_repo.front.reply import ReplyText
 from triton_repo.front.template import ChatTemplate, TemplateError, load_template
+from triton_repo.models.encoding import Encoder
 from triton_repo.models.text import Detokenizer, SpecialTokens, load_tokenizer, special_tokens
 from triton_repo.settings import RepositoryManifest
 
 _T = TypeVar("_T")
-CHARACTERS_PER_TOKEN = 64  # longer prompts than this many times the limit are refused without tokenizing them
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +69,29 @@ class Service:
     def __init__(
         self, repository: RepositoryManifest, tokenizer_folder: Path, *, model: str | None, reasoning: Reasoning
     ) -> None:
+        if repository.variant != "inflight_batcher_llm":
+            raise UserError(
+                f"the OpenAI front asks the engine by token ids, and a repository of the {repository.variant} variant "
+                "takes text",
+                hint="trtllm-serve serves such a checkpoint to OpenAI's clients itself",
+            )
         self.repository = repository
         self.model = model or repository.engine.model.name
         self._reasoning = reasoning
-        self._tokenizer: Tokenizer = load_tokenizer(tokenizer_folder)
-        self._special: SpecialTokens = special_tokens(tokenizer_folder, self._tokenizer)
+        tokenizer = load_tokenizer(tokenizer_folder)
+        self._encoder = Encoder(tokenizer)
+        self._longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        self._special: SpecialTokens = special_tokens(tokenizer_folder, tokenizer)
         self._template: ChatTemplate | None = load_template(tokenizer_folder)
         self._defaults = read_defaults(tokenizer_folder / "generation_config.json")
         tags = (OPEN_TAG, CLOSE_TAG)
         self._detokenizers = {
-            skip: Detokenizer(self._tokenizer, skip_special_tokens=skip, kept=tags) for skip in (True, False)
+            skip: Detokenizer(tokenizer, skip_special_tokens=skip, kept=tags) for skip in (True, False)
         }
-        self._vocabulary = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        limits, resolved = repository.engine.limits, repository.resolved.limits
+        self._most_prompt = min(limits.max_input_len, limits.max_seq_len - 1, _number(resolved.max_prompt_tokens))
+        self._most_output = min(limits.max_seq_len, _number(resolved.max_output_tokens))
+        self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
     def kind(self) -> str:
@@ -119,10 +128,10 @@ class Service:
         return ReplyText(stream, asked.stops, splitter)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        limit = self.repository.engine.limits.max_input_len * CHARACTERS_PER_TOKEN
-        if len(text) > limit:
-            raise bad_request(f"the prompt has {len(text)} characters, far above the engine's limit", "messages")
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        if len(text) > self._most_prompt * self._longest_token:
+            message = f"the prompt has {len(text)} characters, too many for the {self._most_prompt} tokens taken here"
+            raise bad_request(message, "messages", "context_length_exceeded")
+        return self._encoder.encode(text, add_special_tokens=add_special_tokens)
 
     def _known(self, ids: list[int]) -> list[int]:
         wrong = next((token for token in ids if not 0 <= token < self._vocabulary), None)
@@ -132,12 +141,15 @@ class Service:
 
     def _work(self, asked: Asked, ids: list[int], text: ReplyText) -> Work:
         most = self._output_tokens(asked, len(ids))
-        stops = [self._tokenizer.encode(stop, add_special_tokens=False).ids for stop in asked.stops if stop]
+        can_stream = self.repository.resolved.scheduling.streaming
+        if asked.stream and not can_stream:
+            raise bad_request("this repository is served without streaming (scheduling.streaming: false)", "stream")
+        stops = [self._encoder.encode(stop) for stop in asked.stops if stop]
         greedy = asked.temperature == 0
         generation = Generation(
             input_ids=ids,
             request_output_len=most,
-            streaming=bool(asked.stream or stops),  # with a stop string, a reply must be ended while it is made
+            streaming=can_stream and bool(asked.stream or stops),  # a stop string is to end a reply while it is made
             end_id=NO_END if asked.ignore_eos else self._special.end_id,
             pad_id=self._special.pad_id,
             stop_words=stops,
@@ -153,23 +165,26 @@ class Service:
         return Work(generation, text)
 
     def _output_tokens(self, asked: Asked, prompt_tokens: int) -> int:
-        """Return how long the reply may be; an ApiError where prompt and reply do not fit into the engine."""
-        limits = self.repository.engine.limits
+        """Return how long the reply may be; an ApiError where prompt and reply do not fit, or are above the limits."""
+        sequence = self.repository.engine.limits.max_seq_len
         if prompt_tokens == 0:
             raise bad_request("the prompt has no tokens", "prompt")
-        if prompt_tokens > min(limits.max_input_len, limits.max_seq_len - 1):
-            longest = min(limits.max_input_len, limits.max_seq_len - 1)
-            message = f"the prompt has {prompt_tokens} tokens; this engine takes at most {longest}; shorten it"
+        if prompt_tokens > self._most_prompt:
+            message = f"the prompt has {prompt_tokens} tokens; at most {self._most_prompt} are taken here; shorten it"
             raise bad_request(message, "messages", "context_length_exceeded")
-        room = limits.max_seq_len - prompt_tokens
+        room = sequence - prompt_tokens
         most = asked.most_tokens
-        if most is not None and most > room:
+        if most is None:
+            return min(room, self._most_output)
+        if most > room:
             message = (
                 f"a prompt of {prompt_tokens} tokens and a reply of up to {most} are {prompt_tokens + most}; this "
-                f"engine holds {limits.max_seq_len}; ask for at most {room} tokens"
+                f"engine holds {sequence}; ask for at most {room} tokens"
             )
             raise bad_request(message, "max_tokens", "context_length_exceeded")
-        return room if most is None else most
+        if most > self._most_output:
+            raise bad_request(f"{most} tokens are asked for; at most {self._most_output} are served here", "max_tokens")
+        return most
 
 
 def read_defaults(path: Path) -> SamplingDefaults:
@@ -192,6 +207,11 @@ def read_defaults(path: Path) -> SamplingDefaults:
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a generation configuration: {error}") from error
+
+
+def _number(limit: int | str) -> int:
+    """Return a resolved limit; of `auto` none is left in a repository, so a word is none at all."""
+    return limit if isinstance(limit, int) else 2**31 - 1
 
 
 def _given(asked: _T | None, default: _T) -> _T:

@@ -176,9 +176,10 @@ class EngineHost:
 
     def _request(self, sequence: Sequence) -> Request:
         settings = self.settings
-        # Prompt and reply: the next prompt of a conversation begins with both.
-        said = np.concatenate([sequence.prompt, sequence.reply.tokens(sequence.limit)])
-        hashes = prefix_hashes(said, settings.tokens_per_block) if settings.kv_reuse else ()
+        hashes: tuple[int, ...] = ()
+        if settings.kv_reuse:  # the reply's blocks too: a conversation's next prompt begins with both
+            said = np.concatenate([sequence.prompt, sequence.reply.tokens(sequence.limit)])
+            hashes = prefix_hashes(said, settings.tokens_per_block)
         return Request(
             sequence.number,
             len(sequence.prompt),
@@ -291,7 +292,7 @@ def new_blocks(sequence: Sequence, tokens_per_block: int) -> int:
     return -(-tokens // tokens_per_block) - sequence.reused_blocks
 
 
-def prefix_hashes(said: Array, tokens_per_block: int) -> tuple[int, ...]:
+def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
     """Return one hash for each full block of a prompt and its reply, each covering the blocks before it."""
     hashes: list[int] = []
     before = 0

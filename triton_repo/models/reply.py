@@ -62,10 +62,10 @@ class Reply:
         return int(self._prompt[index % len(self._prompt)])
 
     def tokens(self, limit: int) -> Array:
-        """Return what it will have said after so many steps; shape (tokens,), of the prompt's type."""
-        if self._ruled is not None:
-            return np.array([token for token in self._ruled[:limit] if token is not None], dtype=self._prompt.dtype)
-        return np.resize(self._prompt, limit)
+        """Return the tokens that are given out, should it go on to its end; shape (at most limit,)."""
+        if self._ruled is None:
+            return np.resize(self._prompt, limit)
+        return np.array([token for token in self._ruled if token is not None], self._prompt.dtype)
 
     def cut(self, steps: int) -> None:
         """End it after so many steps, as a stop word would."""

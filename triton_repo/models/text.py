@@ -68,6 +68,15 @@ class Detokenizer:
             return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=self._skip))
         return _join(self._pieces, token_ids).decode("utf-8", "replace")
 
+    def text_alone(self, token_id: int) -> str | None:
+        """Return a token's text where it is whole characters whatever stands around it; None where that is not sure."""
+        if self._pieces is None:
+            return None
+        try:
+            return _join(self._pieces, (token_id,)).decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+
     def stream(self) -> TextStream:
         """Start a reply."""
         if self._pieces is None:
@@ -99,6 +108,10 @@ class StreamsById:
             if len(self._open) > self._most:
                 self._open.popitem(last=False)
         return text
+
+    def __contains__(self, request_id: str) -> bool:
+        """Whether a request's reply is in the middle of a character."""
+        return request_id in self._open
 
     def __len__(self) -> int:
         """Return how many streams are held open."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loadtest.evidence import LEAST_REQUESTS, is_backlog_growing, weigh, wilson
+from loadtest.evidence import (
+    LEAST_REQUESTS,
+    Evidence,
+    Promise,
+    ended_before_the_first_under_way,
+    is_backlog_growing,
+    wilson,
+)
+from loadtest.evidence import weigh as weigh_all
 from loadtest.objectives import Goodput, Objectives
 from loadtest.records import RequestRecord
 
@@ -22,6 +30,11 @@ def request(
         id=place, level=0, phase="measure", scheduled_s=at_s, sent_s=at_s, token_times_s=times, done_s=times[-1],
         prompt_tokens=1, output_tokens=3, outcome=outcome,  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def weigh(objectives: Objectives, records: list[RequestRecord], *, time_scale: float = 1.0) -> Evidence:
+    """Weigh one promise to all requests."""
+    return weigh_all([Promise(objectives)], records, time_scale=time_scale)
 
 
 def drawn(share: float, count: int, rng: np.random.Generator) -> list[RequestRecord]:
@@ -92,3 +105,20 @@ def test_a_growing_backlog_is_seen() -> None:
     overloaded = [request(place, place * 1.0, sent_s=place * 1.0) for place in range(200)]
     assert is_backlog_growing(overloaded)
     assert weigh(Objectives(ttft_s={"p99": 1e6}), overloaded).met is None
+
+
+def test_a_class_is_judged_by_its_own_requests() -> None:
+    """A promise to one class is missed by that class alone, and says so; the other's requests do not help it."""
+    mixed = [request(place, 0.05 if place % 2 else 0.2) for place in range(400)]
+    named = [each.model_copy(update={"class_name": "fast" if each.id % 2 else "slow"}) for each in mixed]
+    found = weigh_all([Promise(LIMIT, "fast"), Promise(LIMIT, "slow")], named)
+    assert (found.met, found.missed) == (False, ("slow: ttft_s p95",))
+    assert weigh_all([Promise(LIMIT, "fast")], named).met is True
+    assert weigh_all([Promise(LIMIT, "absent")], named).open == ("absent: too few requests",)
+
+
+def test_the_fast_ones_do_not_speak_for_all() -> None:
+    """While a slow request is under way, only what was sent before it counts."""
+    ended = [request(place, 0.05) for place in range(100) if place != 40]
+    assert [each.id for each in ended_before_the_first_under_way(ended)] == list(range(40))
+    assert len(ended_before_the_first_under_way([])) == 0

@@ -18,7 +18,7 @@ from test_ledger import record, under_way
 
 from loadtest import fleet
 from loadtest.dialects.endpoint import Endpoint
-from loadtest.fleet import Master, Outbox, Worker, files_of, moved, schedule_digest
+from loadtest.fleet import Master, Outbox, Worker, files_of, schedule_digest, with_files
 from loadtest.prompts import Prepared
 from loadtest.records import REQUESTS_NAME, read_records
 from loadtest.scenario import Scenario
@@ -183,6 +183,7 @@ def _plan(folder: Path, scenario: Scenario) -> GeneratorPlan:
         records=str(folder / REQUESTS_NAME),
         under_way=str(folder / "under-way"),
         began_monotonic_s=Clock.now_s,
+        lengths=((5, 2),) * len(plans_of(scenario)) if scenario.arrivals is None else (),
     )
 
 
@@ -305,17 +306,16 @@ def test_a_request_that_ended_since_the_last_report_is_reported_once() -> None:
 
 
 def test_files_a_scenario_names_go_to_the_workers(tmp_path: Path) -> None:
-    """A trace, lengths and a tokenizer are sent under names of their own, and the plan is made to point at them."""
-    trace, tokenizer = tmp_path / "trace.csv", tmp_path / "tokenizer.json"
+    """A trace is sent under a name of its own beside what prompts are made from, and the plan made to point at it."""
+    trace = tmp_path / "trace.csv"
     scenario = Scenario.model_validate({"arrivals": {"process": "trace", "path": str(trace)}})
     plan = _plan(tmp_path, scenario)
-    prepared = Prepared(as_text=True, tokenizer=str(tokenizer))
-    (Path(plan.prompts) / "prompts.json").write_text(prepared.model_dump_json())
     files = files_of(plan)
-    assert files[str(trace)] == "file-0.csv"
-    assert files[str(tokenizer)] == "file-1.json"
-    there = GeneratorPlan.model_validate_json(moved(plan.model_dump_json(), files, Path("/else/where")))
-    assert there.scenario.files() == [Path("/else/where/file-0.csv")]
+    assert files["prompts.json"] == Path(plan.prompts) / "prompts.json"
+    name = next(name for name, path in files.items() if path == trace)
+    there = with_files(GeneratorPlan.model_validate_json(plan.model_dump_json()), Path("/else/where"))
+    assert there.scenario.files() == [Path("/else/where") / name]
+    assert there.prompts == "/else/where"
 
 
 def test_schedules_that_differ_are_told_apart() -> None:

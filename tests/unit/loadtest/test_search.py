@@ -14,6 +14,7 @@ from engines.plan import make_plan
 from engines.recipe import ask
 from loadtest.arrivals import Gamma, Ramp
 from loadtest.cli_knee import find_knee
+from loadtest.evidence import Promise
 from loadtest.metrics import summarize
 from loadtest.objectives import Objectives
 from loadtest.predict import predict
@@ -39,7 +40,7 @@ def _found(manifest: EngineManifest, asked: Asked) -> KneeFound:
 def test_the_knee_is_where_a_long_prediction_says(manifest: EngineManifest) -> None:
     """A long run a tenth below the knee keeps the objective, one a tenth above what missed does not."""
     wanted = Objectives(itl_s={"p95": 0.012})
-    found = _found(manifest, Asked(SCENARIO, wanted, within=Range(tolerance=0.1)))
+    found = _found(manifest, Asked(SCENARIO, (Promise(wanted),), within=Range(tolerance=0.1)))
     assert found.kind == "predicted"
     assert found.load is not None
     assert found.above is not None
@@ -57,7 +58,8 @@ def test_the_knee_is_where_a_long_prediction_says(manifest: EngineManifest) -> N
 def test_looser_objectives_carry_more_load(manifest: EngineManifest) -> None:
     """The knee moves up with the limit, and what binds is named."""
     knees = [
-        _found(manifest, Asked(SCENARIO, Objectives(itl_s={"p95": limit}), "concurrency")) for limit in (0.008, 0.02)
+        _found(manifest, Asked(SCENARIO, (Promise(Objectives(itl_s={"p95": limit})),), "concurrency"))
+        for limit in (0.008, 0.02)
     ]
     loads = [found.load for found in knees]
     assert loads[0] is not None
@@ -87,7 +89,7 @@ def test_burstiness_is_kept_while_the_rate_is_searched() -> None:
 
 def test_few_requests_leave_a_verdict_open(manifest: EngineManifest) -> None:
     """What the allowed requests cannot decide goes by the figures, and says so."""
-    asked = Asked(SCENARIO, Objectives(ttft_s={"p999": 10.0}), within=Range(1, 2, 0.5), span=Span(40, 40))
+    asked = Asked(SCENARIO, (Promise(Objectives(ttft_s={"p999": 10.0})),), within=Range(1, 2, 0.5), span=Span(40, 40))
     found = _found(manifest, asked)
     assert all(tried.met and "ttft_s p999" in tried.open for tried in found.tried)
 
@@ -106,12 +108,12 @@ def test_the_command_writes_what_it_found(
         return int(ended.value.code or 0)
 
     bounds = ("--from", 1, "--to", 4, "--most-requests", 64)
-    assert run("--objective", "ttft_s.p95=5", *bounds, "--out", tmp_path / "knee.json") == 0
+    assert run("--objective", "ttft_s.p95=5", *bounds, "--out", tmp_path / "knee") == 0
     assert "(predicted)" in capsys.readouterr().out
-    written = json.loads((tmp_path / "knee.json").read_text())
+    written = json.loads((tmp_path / "knee" / "knee.json").read_text())
     assert (written["load"], written["above"], written["kind"]) == (4, None, "predicted")
     assert written["made_from"][0]["path"].endswith(MANIFEST_NAME)
-    assert run("--objective", "ttft_s.p95=1e-6", *bounds, "--out", tmp_path / "none.json") == 3
+    assert run("--objective", "ttft_s.p95=1e-6", *bounds, "--out", tmp_path / "none") == 3
     assert "even 1 requests/s misses ttft_s p95" in capsys.readouterr().err
     assert run("--objective", "ttft=1", *bounds) == 2
-    assert run(*bounds) == 2
+    assert run(*bounds, "--out", tmp_path / "unsaid") == 2

@@ -219,7 +219,7 @@ def test_every_reply_says_its_kind(front: Any, client: OpenAI) -> None:
         ({"extra_body": {"min_tokens": 9}, "max_tokens": 3}, "min_tokens is 9, above the 3", "min_tokens"),
         ({"extra_body": {"temprature": 1}}, "unknown key 'temprature'", "temprature"),
         ({"max_tokens": 500}, "this engine holds 512; ask for at most", "max_tokens"),
-        ({"messages": [{"role": "user", "content": "x" * 600}]}, "at most 64; shorten it", "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 600}]}, "at most 64 are taken here", "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role is 'king'", "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "reads text only", "messages[0]"),
         ({"messages": []}, "messages: List should have at least 1 item", "messages"),
