@@ -73,6 +73,14 @@ def test_tensors_are_the_same_inputs() -> None:
     assert request.raw_input_contents[0] == b"\2\0\0\0hi"
 
 
+def test_what_cannot_be_a_tensor_is_refused_beforehand() -> None:
+    """A list laid over gRPC requests is an error of the scenario; a null takes an input away."""
+    with pytest.raises(UserError, match="extra_body: stop_words"):
+        _dialect("triton-grpc", stop_words=["a"])
+    request = service_pb2.ModelInferRequest.FromString(_dialect("triton-grpc", "m", min_tokens=None).body(ASKED))
+    assert "min_tokens" not in {each.name for each in request.inputs}
+
+
 def test_openai_is_asked_for_exactly_so_many_tokens_and_their_count() -> None:
     """A free reply is asked for with OpenAI's own fields alone; a null takes one away."""
     chat = _dialect("openai-chat")
