@@ -98,7 +98,7 @@ def engine_kind(header: str) -> tuple[bool, float]:
         UserError: It says something else.
     """
     kind, _, scale = header.partition(";")
-    if kind.strip() in {"", "measured"}:
+    if kind.strip() in {"", "built", "measured"}:  # `built` is our own front's word for a real engine
         return False, 1.0
     name, _, value = scale.partition("=")
     try:

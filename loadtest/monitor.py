@@ -29,6 +29,9 @@ class Monitor:
         path: File to append to.
         interval_s: Between samples.
         clock: Seconds since the run began.
+
+    Attributes:
+        failed: The system's words when a sample could not be written; no more are taken then.
     """
 
     def __init__(self, url: str | None, path: Path, interval_s: float, clock: Callable[[], float]) -> None:
@@ -36,6 +39,7 @@ class Monitor:
         self._path = path
         self._interval_s = interval_s
         self._clock = clock
+        self.failed: str | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -52,6 +56,12 @@ class Monitor:
             self._thread.join(timeout=2 * ANSWER_WITHIN_S)
 
     def _run(self) -> None:
+        try:
+            self._sample()
+        except OSError as error:
+            self.failed = f"{self._path}: {error.strerror}"
+
+    def _sample(self) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             due = time.monotonic()
             while not self._stopping.wait(max(0.0, due - time.monotonic())):
