@@ -4,9 +4,9 @@ The server (tests/timetable/server.c) sends the first token of every reply 50 ms
 10 ms after the one before. Each client asks for replies of 96 tokens with 1 to 128 requests at a time. Printed is what
 the client itself reports, against that truth; the load that the server saw of what was asked for; the processor time of
 the client's whole process tree while tokens came, for 1000 of them; its memory; and how long after the command the
-first request came. ITL is of every gap for run-load, and of each reply's mean for the others, which is what they report:
-a stall in one gap of fifty hardly shows in theirs. Then follows what run-load adds to every single token, against the
-server's log of when it sent it. A quiet machine is needed for figures worth keeping.
+first request came. ITL is of every gap for run-load, and of each reply's mean for the others, which is what they
+report: a stall in one gap of fifty hardly shows in theirs. Then follows what run-load adds to every single token,
+against the server's log of when it sent it. A quiet machine is needed for figures worth keeping.
 
     python tests/bench/clients.py                        this project's client
     python tests/bench/clients.py --peers                and the others, each installed into .venv/peers/NAME
@@ -31,7 +31,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "timetable")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "timetable"))
 from peers import CLIENTS, OWN, Client, Reported, Work
 from truth import added_by_client
 

@@ -21,7 +21,7 @@ class Added(NamedTuple):
 def added_by_client(run: Path, log: Path) -> Added:
     """Return the differences between a run's records and the server's log of the same replies.
 
-    Of whole replies with one token an event, asked for over `triton-http`, whose requests carry their number.
+    Of whole replies that were measured, with one token an event, asked for over `triton-http`, whose requests carry their number.
 
     Raises:
         ValueError: A reply is not in the log, or has another number of tokens there.
@@ -29,7 +29,7 @@ def added_by_client(run: Path, log: Path) -> Added:
     truth = {line.split()[0]: np.array(line.split()[1:], float) for line in log.read_text().splitlines()}
     ttft, gaps = [], []
     for record in read_records(run):
-        if record.outcome != "ok":
+        if record.outcome != "ok" or record.phase != "measure":
             continue
         arrived_s, *sent_s = truth.get(f"r{record.id}", np.zeros(1))
         if len(sent_s) != record.output_tokens:
