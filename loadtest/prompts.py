@@ -17,12 +17,12 @@ import numpy as np
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from engines.errors import UserError
+from engines.errors import MissingError, UserError
 from engines.files import Strict, read_json, write_json
 from loadtest.conversations import Mix, Rows, Talk
 from loadtest.lengths import even
 from loadtest.scenario import GENERATED_PROMPTS, Kind, Scenario
-from loadtest.texts import Span, TokenText, chat_text, file_text, pairs_of, read_tokenizer
+from loadtest.texts import Span, TokenText, chat_text, end_id_of, file_text, pairs_of, read_tokenizer
 from loadtest.traces import HASH_BLOCK_TOKENS
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Prepared(Strict):
         filler: A word of one token, to reach a stated count; empty where none was found.
         words: Of one token each, for random prompts as text.
         ids: Random ids are drawn from the first to the last but one.
+        end_id: The token that ends a free reply, where the model has to be told.
         tokenizer: Where every text has to be counted again, the file beside this one that counts it.
     """
 
@@ -93,6 +94,7 @@ class Prepared(Strict):
     filler: str = ""
     words: tuple[str, ...] = ()
     ids: tuple[int, int] = (0, 0)
+    end_id: int | None = None
     tokenizer: str | None = None
 
 
@@ -124,6 +126,7 @@ def prepare(
         filler=_filler(tokenizer, texts.get("chat")) if as_text else "",
         words=tuple(_words(tokenizer)) if as_text and needs_words else (),
         ids=_id_range(tokenizer),
+        end_id=None if as_text else _end_id(scenario, tokenizer, tokenizer_path),
     )
     if as_text and not _counts_hold(scenario, plans, found, folder, tokenizer):
         shutil.copyfile(tokenizer_path, folder / _TOKENIZER)  # it travels with the rest to workers elsewhere
@@ -178,6 +181,11 @@ class PromptMaker:
     def rows(self) -> Mapping[str, Rows]:
         """What the prompt files hold, for `conversations.Mix`."""
         return {source: text.exchanges for source, text in self._texts.items() if source not in GENERATED_PROMPTS}
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a free reply, where the model has to be told."""
+        return self._found.end_id
 
     def prompt(self, talk: Talk) -> Prompt:
         """Return the prompt of a conversation's next exchange: what was said before, and what is new.
@@ -354,6 +362,23 @@ def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, 
 def _id_range(tokenizer: Tokenizer) -> tuple[int, int]:
     last = tokenizer.get_vocab_size(with_added_tokens=False)
     return min(FIRST_RANDOM_ID, last // 2), last
+
+
+def _end_id(scenario: Scenario, tokenizer: Tokenizer, path: Path) -> int | None:
+    """Return what ends a reply that may end by itself; None where none may, or the scenario tells the model.
+
+    Raises:
+        MissingError: Nobody says what it is.
+    """
+    if all(kind.is_exact for kind in scenario.kinds) or "end_id" in scenario.extra_body:
+        return None
+    found = end_id_of(tokenizer, path)
+    if found is None:
+        raise MissingError(
+            f"{path}: no tokenizer_config.json beside it names an eos_token: a free reply would never end",
+            hint="extra_body: {end_id: ...} in the scenario, or a model that takes text",
+        )
+    return found
 
 
 def _filler(tokenizer: Tokenizer, chat: TokenText | None) -> str:

@@ -132,6 +132,25 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def end_id_of(tokenizer: Tokenizer, path: Path) -> int | None:
+    """Return the token that ends a reply, as the tokenizer's own configuration beside it names it; None: it does not.
+
+    Raises:
+        UserError: That configuration is not JSON.
+    """
+    beside = path.with_name("tokenizer_config.json")
+    if not beside.is_file():
+        return None
+    try:
+        said = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{beside}: not valid JSON: {error}") from error
+    word = said.get("eos_token") if isinstance(said, dict) else None
+    word = word.get("content") if isinstance(word, dict) else word
+    found: int | None = tokenizer.token_to_id(word) if isinstance(word, str) else None
+    return found
+
+
 def chat_text(tokenizer: Tokenizer, *, tokens: int) -> TokenText:
     """Return the beginning of the built-in chats, at least so many tokens where they hold them.
 

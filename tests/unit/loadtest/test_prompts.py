@@ -352,3 +352,22 @@ def test_missing_and_empty_prompt_files_are_refused(bytes_path: Path, tmp_path: 
     (tmp_path / "empty.json").write_text("[]")
     with pytest.raises(UserError, match="holds no prompt"):
         file_text(read_tokenizer(bytes_path), tmp_path / "empty.json", most_rows=5)
+
+
+def test_what_ends_a_free_reply_is_found_beside_the_tokenizer(bytes_path: Path, tmp_path: Path) -> None:
+    """A model that takes tokens is told the end token; where nobody names it, a free reply is refused."""
+    made = Tokenizer.from_file(str(bytes_path))
+    made.add_special_tokens(["<|end|>"])
+    path = tmp_path / "tokenizer.json"
+    made.save(str(path))
+    free = Scenario(replies="free")
+    (tmp_path / "prompts").mkdir()
+    with pytest.raises(MissingError, match="a free reply would never end"):
+        prepare(free, plans_of(free), path, tmp_path / "prompts", as_text=False)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|end|>"}}')
+    found = prepare(free, plans_of(free), path, tmp_path / "prompts", as_text=False)
+    assert found.end_id == made.token_to_id("<|end|>")
+    assert prepare(free, plans_of(free), path, tmp_path / "prompts", as_text=True).end_id is None
+    assert prepare(Scenario(), plans_of(free), path, tmp_path / "prompts", as_text=False).end_id is None
+    told = free.model_copy(update={"extra_body": {"end_id": 5}})
+    assert prepare(told, plans_of(free), path, tmp_path / "prompts", as_text=False).end_id is None
