@@ -35,7 +35,8 @@ MOST_ROWS = 20_000  # of a prompt file; beyond, they come round again
 LEAST_WORDS = 100
 MOST_WORDS = 4096
 PREPARED_SUFFIXES = (".json", ".npy", ".txt")
-TRIED = 24  # prompts counted again before a run
+TRIED = 24  # prompts counted again before a run,
+TRIED_TOKENS = 50_000  # unless they are so long that these are enough
 _GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this part of a circle fall apart as evenly as any can
 _META = "prompts.json"
 _TOKENIZER = "tokenizer.json"
@@ -231,7 +232,7 @@ class PromptMaker:
 
     def _joined(self, said: list[Piece]) -> Prompt:
         if not self._found.as_text:
-            ids = [token for piece in said for token in piece.ids]
+            ids = _ids_of(said)
             return Prompt(len(ids), ids)
         text = "".join(piece.text for piece in said)
         tokens = sum(piece.tokens for piece in said) + self._found.special_tokens
@@ -343,8 +344,14 @@ def _in_one(role: Speaker, pieces: list[Piece]) -> Piece:
     if len(pieces) == 1:
         return pieces[0]
     tokens = sum(piece.tokens for piece in pieces)
-    ids = [token for piece in pieces for token in piece.ids]
-    return Piece(role, tokens, ids, "".join(piece.text for piece in pieces))
+    return Piece(role, tokens, _ids_of(pieces), "".join(piece.text for piece in pieces))
+
+
+def _ids_of(pieces: list[Piece]) -> list[int]:
+    ids: list[int] = []
+    for piece in pieces:
+        ids += piece.ids
+    return ids
 
 
 def _has_hashes(plans: list[LevelPlan]) -> bool:
@@ -425,10 +432,14 @@ def _counts_hold(
     maker = PromptMaker(scenario, folder, found)
     mix = Mix(scenario, maker.rows)
     arrivals = plans[0].arrivals
+    left = TRIED_TOKENS
     for number in range(min(TRIED, plans[0].conversations(scenario))):
         talk = mix.begin_arrival(number, arrivals[number]) if arrivals else mix.begin(number)
         talk.skip_to(len(talk.conversation.exchanges) - 1)
         prompt = maker.prompt(talk)
         if prompt.tokens != len(tokenizer.encode(prompt.text).ids):
             return False
+        left -= prompt.tokens
+        if left < 0:
+            break
     return True
