@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,7 +236,8 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     as_text = not takes_ids(target.endpoint, scenario.model)
     prompts = folder / "prompts"
     prompts.mkdir()
-    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text))
+    salt = secrets.randbits(32)  # the one thing no seed decides: words that this server has not cached
+    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
     mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(

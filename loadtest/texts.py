@@ -33,7 +33,7 @@ _ROLES: dict[object, Role | Literal["system"]] = {
     "bard": "assistant",
     "system": "system",
 }
-UNLIKE_TOKENS = 32  # an engine's KV block: prompts that differ in it share nothing
+UNLIKE_TOKENS = 30  # an engine's smallest KV block, less what a run marks its prompts with
 _CHARACTERS_PER_TOKEN = 5  # read somewhat more text than needed rather than encode twice
 
 
