@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -10,7 +11,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,8 @@ LOG_NAME = "server.log"
 KEY_NAME = "server.key"
 KEY_VARIABLE = "TRITON_ADMIN_KEY"
 KEY_CHARACTERS = 16
+# Triton 2.51's HTTP reads a request's body onto its stack: with the usual 8 MiB one of 8 MB ends the server.
+STACK_BYTES = 256 * 2**20
 LOOPBACK = "127.0.0.1"
 TERM_GRACE_S = 6.0  # Triton with an open gRPC stream never ends by itself; past this it is killed
 LAST_LINES = 12
@@ -111,7 +115,7 @@ def start_server(
     if stop_after_s is not None:
         command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s:g}", *command]
     begin = time.monotonic()
-    with log.open("wb") as output:
+    with log.open("wb") as output, _stack_of(STACK_BYTES):
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -223,6 +227,18 @@ def watch_server(repository: Path, record: ServerRecord) -> None:
         log_path=Path(record.log),
         last_lines=telling_lines(Path(record.log)),
     )
+
+
+@contextmanager
+def _stack_of(size_bytes: int) -> Iterator[None]:
+    """Let processes started meanwhile have stacks of a size, as far as the hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    most = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
 def server_flags(repository: str, key: str) -> list[str]:

@@ -88,7 +88,7 @@ def main() -> int:
         Ports(http, grpc_port, metrics),
         deadline_s=120,
         stop_after_s=1800,
-        made_by=MadeBy(command="make bench", version="0"),
+        made_by=MadeBy(command="make bench-serving", version="0"),
         progress=show,
     )
     try:

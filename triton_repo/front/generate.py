@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from triton_repo.front.asked import Asked, read_asked
@@ -55,7 +55,11 @@ class Generating:
         """Serve one request, whatever happens to it: afterwards the engine works on it no more."""
         request = Request(scope, receive)
         self._gate.admit(request)
-        asked: Asked = read_asked(await _body(request, self._gate.access.body_limit_bytes), self._schema)
+        try:
+            body = await _body(request, self._gate.access.body_limit_bytes)
+        except ClientDisconnect:  # before it had said what it wants: nobody is left to be told
+            return
+        asked: Asked = read_asked(body, self._schema)
         self._gate.known_model(asked.model)
         work = self._prepare(asked)
         name = uuid.uuid4().hex
