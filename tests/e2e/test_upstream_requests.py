@@ -438,3 +438,12 @@ def test_the_llm_api_stops_a_request_by_its_id(llmapi: Server) -> None:
     assert "Request cancelled by client" in said[0]
     assert time.monotonic() - begun < 25  # whole, it would take 4000 steps of about 9 ms
     assert _answers(llmapi, "tensorrt_llm", ASTRONAUT)
+
+
+def test_the_llm_api_is_load_tested(llmapi: Server, tmp_path: Path) -> None:
+    """run-load sees what model it is, sends text, and counts a token for each event."""
+    load = ["--concurrency", "1,4", "--isl", 64, "--osl", 16, "--requests", 6]
+    succeed("run-load", "--url", llmapi.url, *load, "--out", tmp_path / "run")
+    summary = json.loads(succeed("report-load", tmp_path / "run", "--out", tmp_path / "report", "--json"))
+    assert summary["kind"] == "emulated"
+    assert [(level["requests"], level["errors"], level["osl"]) for level in summary["levels"]] == [(6, 0, 16)] * 2
