@@ -289,6 +289,7 @@ TEXT_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "long prompt": ({**TEXT, "text_input": "a b " * 3000}, "exceeds maximum input length (4096)"),
     "endless prompt": ({**TEXT, "text_input": "a" * (2 << 20)}, "2097152 characters: no way to write them in the 4096"),
     "long reply": ({**TEXT, "max_tokens": 9000}, "max_tokens is 9000; from 1 to 8192 is allowed here"),
+    "endless words": ({**TEXT, "stop_words": ["a" * (2 << 20)]}, "stop_words_dict has 2097152 characters"),
     "no reply": ({**TEXT, "max_tokens": 0}, "max_tokens is 0; from 1 to 8192"),
     "words without weights": ({**TEXT, "embedding_bias_words": ["a"]}, "1 embedding_bias_words and 0"),
     "log probabilities": ({**TEXT, "return_log_probs": True}, "return_log_probs is not emulated"),
@@ -417,6 +418,8 @@ def test_the_llm_api_refuses_as_upstream(llmapi: Server) -> None:
         "return_cumulative_logprob is not emulated": {**ASTRONAUT, "return_cumulative_logprob": True},
         "from 1 to 8192 is allowed": {**ASTRONAUT, "sampling_param_max_tokens": 10_000},
         "exceeds maximum input length (4096)": {**ASTRONAUT, "text_input": "a b " * 3000},
+        "2097152 characters: no way to write them": {**ASTRONAUT, "text_input": "a" * (2 << 20)},
+        "sampling_param_stop has 2097152 characters": {**ASTRONAUT, "sampling_param_stop": ["a" * (2 << 20)]},
     }
     for said, body in cases.items():
         refused = _refused(llmapi, "tensorrt_llm", body)
