@@ -285,6 +285,14 @@ def test_text_clients_are_answered(server: Server, model: str) -> None:
     assert biased["text_output"] == "Hello thereHello thereHello"
 
 
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_a_reply_cut_inside_a_character_is_one_response(server: Server, model: str) -> None:
+    """An emoji of three tokens cut after its first ends in U+FFFD, in the one response that HTTP wants."""
+    asked = {"text_input": "\U0001faa1", "max_tokens": 1, "exclude_input_in_output": True}
+    [reply] = _answers(server, model, asked)
+    assert reply["text_output"] == "\ufffd"
+
+
 TEXT_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "long prompt": ({**TEXT, "text_input": "a b " * 3000}, "exceeds maximum input length (4096)"),
     "endless prompt": ({**TEXT, "text_input": "a" * (2 << 20)}, "2097152 characters: no way to write them in the 4096"),
@@ -350,6 +358,25 @@ def test_without_decoupled_mode_a_request_is_one_prompt(coupled: Server) -> None
         inputs.append(made)
     with pytest.raises(triton.InferenceServerException, match="Batch size > 1 requires the tensorrt_llm backend"):
         client.infer("tensorrt_llm", inputs)
+    client.close()
+
+
+def test_priorities_reach_tritons_queue(coupled: Server) -> None:
+    """With two levels a request may state either, and is answered as without one."""
+    client = triton.InferenceServerClient(f"127.0.0.1:{coupled.grpc}")
+    config = client.get_model_config("tensorrt_llm", as_json=True)["config"]["dynamic_batching"]
+    assert (config["priority_levels"], config["default_priority_level"]) == ("2", "1")
+    assert config["default_queue_policy"]["default_timeout_microseconds"] == "5000000"
+    tensors = _tensors([[1, 2]])
+    del tensors["streaming"]
+    inputs = []
+    for name, values in tensors.items():
+        made = triton.InferInput(name, list(values.shape), "INT32")
+        made.set_data_from_numpy(values)
+        inputs.append(made)
+    for priority in (1, 2):
+        reply = client.infer("tensorrt_llm", inputs, priority=priority)
+        assert reply.as_numpy("output_ids").reshape(-1).tolist() == [1, 2, 1]
     client.close()
 
 
