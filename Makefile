@@ -67,8 +67,9 @@ docs: setup  ## Write the generated parts of docs/reference, and the charts of d
 	@$(BIN)/python -m cogapp -r docs/reference/*.md
 	@PYTHONPATH=. $(BIN)/python docs/draw.py
 
-bench: setup  ## What virtual time costs: simulated requests a second
+bench: setup  ## What virtual time costs, and what run-load adds to latencies; PEERS=1 installs and runs others beside it
 	@PYTHONPATH=. $(BIN)/python tests/bench/batcher.py
+	@PYTHONPATH=. $(BIN)/python tests/bench/clients.py $(if $(PEERS),--peers)
 
 bench-serving: setup  ## What the OpenAI front and tokenizing in Triton cost, on a quiet machine (10 minutes)
 	@PYTHONPATH=. $(BIN)/python tests/bench/front.py

@@ -16,7 +16,7 @@ def done_aside(work: Callable[[], object]) -> None:
     A copy, not a new process: this one has read its modules already. It must have no other threads of its own.
 
     Raises:
-        CommandError: The work did.
+        CommandError, OSError: The work did.
         RuntimeError: It failed otherwise; its traceback is on standard error.
     """
     context = multiprocessing.get_context("fork")
@@ -40,9 +40,9 @@ def done_aside(work: Callable[[], object]) -> None:
 def _do(work: Callable[[], object], there: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears of it, and ends this one
-    error: CommandError | None = None
+    error: CommandError | OSError | None = None
     try:
         work()
-    except CommandError as failure:
+    except (CommandError, OSError) as failure:
         error = failure
     there.send(error)

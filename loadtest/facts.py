@@ -7,6 +7,7 @@ import json
 import socket
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from typing import Any
 
 from engines.errors import MissingError, UserError
@@ -51,16 +52,9 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
         emulated=emulated,
         time_scale=float(engine["emulator_time_scale"]) if emulated else 1.0,
         engine=engine.get("engine_name"),
+        perf_metrics=any(each.get("name") == "return_perf_metrics" for each in config.get("input", ())),
     )
     return facts, _parameters(preprocessing).get("tokenizer_dir") if preprocessing else None
-
-
-def tells_perf_metrics(endpoint: Endpoint, model: str) -> bool:
-    """Return whether a Triton model takes `return_perf_metrics`, and so can tell how long a request was queued."""
-    if endpoint.is_openai:
-        return False
-    read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
-    return any(each.get("name") == "return_perf_metrics" for each in read(endpoint, model)[1].get("input", ()))
 
 
 def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> ServerFacts:
@@ -73,6 +67,9 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
             kind, text = reply.headers.get(ENGINE_KIND, ""), reply.read(ANSWER_LIMIT_BYTES)
         names = [str(each["id"]) for each in json.loads(text)["data"]]
     except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.NOT_FOUND:  # some gateways list no models
+            return _measured(endpoint, url, model)
         hint = f"is the key in ${endpoint.api_key_env}?" if error.code in {401, 403} else "is --url right?"
         raise MissingError(f"{url}: GET {base}/models answered {error.code}", hint=hint) from error
     except (OSError, http.client.HTTPException) as error:
@@ -82,13 +79,12 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
     if model not in names:
         raise MissingError(f"{url}: no model '{model}'", hint=f"--model: one of {', '.join(sorted(names)[:8])}")
     emulated, time_scale = engine_kind(kind)
+    return _measured(endpoint, url, model).model_copy(update={"emulated": emulated, "time_scale": time_scale})
+
+
+def _measured(endpoint: Endpoint, url: str, model: str) -> ServerFacts:
     return ServerFacts(
-        url=url,
-        protocol=endpoint.protocol,
-        model=model,
-        triton_version="-",
-        emulated=emulated,
-        time_scale=time_scale,
+        url=url, protocol=endpoint.protocol, model=model, triton_version="-", emulated=False, time_scale=1.0
     )
 
 
@@ -199,6 +195,11 @@ def _connected(endpoint: Endpoint) -> socket.socket:
 
 
 def _no_server(endpoint: Endpoint, kind: str, error: Exception) -> MissingError:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return MissingError(
+            f"{endpoint.authority}: its certificate is not trusted: {error}",
+            hint="--ca-file CERTIFICATES trusts its issuer; --insecure does not look",
+        )
     return MissingError(
         f"no {kind} server answers at {endpoint.authority}: {str(error) or type(error).__name__}",
         hint="is it started (serve-repo), and are --url and --protocol its own?",

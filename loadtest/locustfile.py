@@ -11,9 +11,11 @@ import gc
 import json
 import logging
 import os
+import resource
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -604,19 +606,27 @@ def run_worker(orders: Orders) -> None:
 
 
 def main(role: str, options: str) -> None:
-    """Be the only generator, the master of several, or one of them."""
+    """Be the only generator, the master of several, or one of them; never returns.
+
+    However it ends, it ends at once: left to themselves, sockets may wait for ever to hand over a last message.
+    """
     logging.basicConfig(level=logging.WARNING)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
     gc.freeze()  # what is here by now stays: a collection in the middle of a reply need not look at it
     orders = Orders(sys.stdin.fileno())
-    match role:
-        case "alone":
-            run_alone(orders)
-        case "master":
-            run_master(orders, json.loads(options))
-        case _:
-            run_worker(orders)
-    sys.stdout.flush()
-    os._exit(0)  # whatever still runs, the run is over
+    try:
+        match role:
+            case "alone":
+                run_alone(orders)
+            case "master":
+                run_master(orders, json.loads(options))
+            case _:
+                run_worker(orders)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":

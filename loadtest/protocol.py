@@ -105,6 +105,8 @@ class HttpSession:
         self._held_bytes = 0
         for data, arrived_s in pieces:
             self._read(data, arrived_s)
+        if self.ended and self._buffer:  # more than was asked for
+            self.reusable = False
         if self._seen_bytes > REPLY_LIMIT_BYTES:
             raise ProtocolError(f"a reply of more than {REPLY_LIMIT_BYTES >> 20} MiB")
 
@@ -145,6 +147,9 @@ class HttpSession:
         self._chunked = headers.get("transfer-encoding", "").lower() == "chunked"
         if not self._chunked and "content-length" in headers:
             self._body_left = _number(headers["content-length"], 10)
+        coding = headers.get("content-encoding", "identity").lower()
+        if coding != "identity":
+            raise ProtocolError(f"a reply encoded with {coding[:20]}, which was not asked for")
         self._type = headers.get("content-type", "").partition(";")[0].strip().lower()
         self._is_stream = self._status == HTTP_OK and self._type == EVENT_STREAM
         self.reusable = headers.get("connection", "").lower() != "close"

@@ -121,7 +121,12 @@ class Sample(Strict):
 
 
 class ServerFacts(Strict):
-    """What the server said of itself."""
+    """What the server said of itself.
+
+    Attributes:
+        perf_metrics: Whether the model can be asked for its own times with a reply (`return_perf_metrics`).
+        kv_block_tokens: Tokens in a block of its KV cache; None where its metrics do not say.
+    """
 
     url: str
     protocol: str
@@ -130,6 +135,8 @@ class ServerFacts(Strict):
     emulated: bool
     time_scale: float
     engine: str | None = None
+    perf_metrics: bool = False
+    kv_block_tokens: int | None = None
 
 
 class WorkerClock(Strict):

@@ -119,15 +119,17 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
     """
     out, target = asked.out, asked.target
     _clear(out, force=asked.force)
+    if target.facts.emulated:
+        terminal.line(f"{target.label}: latencies and rates are shown in engine time")
     began = time.monotonic()
     happened = Happened()
     try:
         plan = _plan(asked, folder, began)
         interval_s = asked.scenario.sample_interval_s
-        with Monitor(target.metrics_url, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began):
+        with Monitor(target.metrics_url, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
             generators.begin(plan, target.label)
             judge = asked.enough and Judge(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
-            _follow(generators, happened, terminal, limit_s=_limit_s(plan), judge=judge)
+            _follow(generators, happened, terminal, monitor, limit_s=_limit_s(plan), judge=judge)
     except ToolError as error:
         happened.interrupted = error.message.splitlines()[0]
         raise
@@ -139,6 +141,7 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
         raise
     finally:
         terminal.clear()
+        generators.end()
         happened.end(time.monotonic() - began)
         run, seen = _complete(asked, folder, happened, generators.fleet.processes)
     _require_success(out, run, seen)
@@ -153,18 +156,26 @@ def _clear(out: Path, *, force: bool) -> None:
 
 
 def _follow(
-    generators: Generators, happened: Happened, terminal: Terminal, *, limit_s: float, judge: Judge | None = None
+    generators: Generators,
+    happened: Happened,
+    terminal: Terminal,
+    monitor: Monitor,
+    *,
+    limit_s: float,
+    judge: Judge | None = None,
 ) -> None:
     """Take what the generator says until it ends; when interrupted, what it says of how it ended, too.
 
     Raises:
-        ToolError: It failed, fell silent, or a level went on long after its limit.
+        ToolError: It failed, fell silent, or a level went on long after its limit; or samples cannot be written.
     """
     try:
         for said in generators.lines(within_s=SILENT_S):
             happened.note(said, terminal)
             if happened.begun is not None and happened.now_s - happened.begun.begin_s > limit_s:
                 raise ToolError(f"a level did not end within {limit_s:g} s")
+            if monitor.failed is not None:
+                raise ToolError(monitor.failed, hint="is the disk full?")
             if judge is not None and "progress" in said and judge.is_satisfied():
                 judge = None
                 generators.suffice()
@@ -228,7 +239,12 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(
-        endpoint=target.endpoint,
+        endpoint=target.endpoint.model_copy(
+            update={
+                "perf_metrics": target.facts.perf_metrics,
+                "kv_block_tokens": target.facts.kv_block_tokens or 0,
+            }
+        ),
         scenario=scenario,
         prompts=str(prompts),
         records=str(out / REQUESTS_NAME),

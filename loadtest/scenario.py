@@ -255,6 +255,16 @@ class Scenario(Strict):
         return self.rate_per_s is not None or self.arrivals is not None
 
     @property
+    def is_uniform(self) -> bool:
+        """Whether all requests are of one length of prompt and one of reply, and none finds another's KV cache."""
+        if len(self.kinds) > 1 or isinstance(self.arrivals, Trace):
+            return False
+        (kind,) = self.kinds
+        lengths = (kind.isl, kind.osl)
+        alone = kind.prefixes is None and kind.conversation is None and kind.lengths.pairs is None
+        return alone and all(each is not None and each.is_fixed for each in lengths)
+
+    @property
     def levels(self) -> int:
         """How many levels there are."""
         if self.arrivals is not None:

@@ -11,7 +11,7 @@ from engines.console import progress
 from engines.errors import MissingError
 from loadtest.dialects.endpoint import Endpoint, endpoint_of
 from loadtest.facts import server_facts
-from loadtest.monitor import metrics_url
+from loadtest.monitor import kv_block_tokens, metrics_url, read_metrics
 from loadtest.records import ServerFacts
 
 
@@ -53,4 +53,6 @@ def target_of(flags: dict[str, Any], model: str) -> Target:
     found = flags["metrics_url"] or metrics_url(endpoint)
     if found is None:
         progress("no metrics page beside this server: batch sizes will come from the client's records alone")
+    elif facts.perf_metrics:
+        facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(found))})
     return Target(endpoint, facts, found, tokenizer)

@@ -80,7 +80,7 @@ def serve_repo(repository: Path, **flags: Any) -> None:
         made_by=made_by(console.command_line("serve-repo")),
         progress=console.progress,
     )
-    _show_server(record, as_json=flags["as_json"])
+    _show_server(record, read_repository(repository).variant, as_json=flags["as_json"])
     if flags["openai"]:
         _add_front(repository, record, flags)
     if not flags["detach"]:
@@ -119,7 +119,7 @@ def _engine_folder(repository: Path) -> Path:
     return Path(config.parameters["gpt_model_path"].string_value)
 
 
-def _show_server(record: ServerRecord, *, as_json: bool) -> None:
+def _show_server(record: ServerRecord, variant: str, *, as_json: bool) -> None:
     if as_json:
         console.show(to_json(record).rstrip())
         return
@@ -127,6 +127,10 @@ def _show_server(record: ServerRecord, *, as_json: bool) -> None:
         f"Triton {record.triton_version}: {record.url}, gRPC {record.grpc_port}, metrics {record.metrics_port}"
     )
     console.show(f"log: {record.log}")
+    if variant == "llmapi":
+        asked = '{"text_input": "Hello", "sampling_param_max_tokens": 16}'
+        console.show(f"next: curl -d '{asked}' {record.url}/v2/models/tensorrt_llm/generate")
+        return
     console.show(f"next: run-load --url {record.url} --protocol triton-http")
 
 

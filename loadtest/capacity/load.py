@@ -102,9 +102,8 @@ def curve_of(demand: Demand, folder: Path) -> Curve:
     """Return the day's curve of a demand."""
     if isinstance(demand.traffic, Described):
         return _described_curve(demand.traffic)
-    times_s = np.array([each.at_s for each in _trace(demand.traffic.model_dump_json(), str(folder))])
-    window_s = min(demand.peak_window_s, float(times_s[-1]))
-    begin_s = _busiest(times_s, window_s)
+    times_s = _trace_times_s(demand, folder)
+    begin_s, window_s = busiest_window(demand, folder)
     peak = float(((times_s >= begin_s) & (times_s < begin_s + window_s)).sum() / window_s)
     slots = max(1, math.floor(times_s[-1] / SLOT_S))
     counts, _ = np.histogram(times_s, bins=np.arange(slots + 1) * SLOT_S)
@@ -230,7 +229,7 @@ def _drawn(traffic: Described, scenario: Scenario, wanted: Wanted, rng: np.rando
     end_s = warmup_s + wanted.requests / rate
     fill_s = wanted.slots / rate  # the load stays up until the last measured request has ended
     mix = _mix(scenario.model_dump_json())
-    turns = _mean_turns(mix)
+    turns = _turns_of(mix)
     process = Gamma(rate_per_s=rate / turns, burstiness=traffic.burstiness, duration_s=end_s + fill_s)
     asks = [
         ask
@@ -241,7 +240,12 @@ def _drawn(traffic: Described, scenario: Scenario, wanted: Wanted, rng: np.rando
     return Stretch(tuple(sorted(asks, key=lambda each: each.at_s)), warmup_s, end_s)
 
 
-def _mean_turns(mix: Mix) -> float:
+def mean_turns(traffic: Described, seed: int, folder: Path) -> float:
+    """Return how many requests one arrival brings: the turns of a conversation, 1 without."""
+    return _turns_of(_mix(_scenario(traffic, seed, folder).model_dump_json()))
+
+
+def _turns_of(mix: Mix) -> float:
     return sum(len(mix.draw(number).exchanges) for number in range(SAMPLED)) / SAMPLED
 
 
@@ -258,9 +262,7 @@ def _turns(talk: Talk, at_s: float, tokens_per_block: int | None) -> Iterator[As
 def _thinned(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> list[Stretch]:
     assert isinstance(demand.traffic, Trace)
     asks = _trace(demand.traffic.model_dump_json(), str(folder))
-    times_s = np.array([each.at_s for each in asks])
-    window_s = min(demand.peak_window_s, float(times_s[-1]))
-    begin_s = _busiest(times_s, window_s)
+    begin_s, window_s = busiest_window(demand, folder)
     lead_s = min(begin_s, LEAD_RATIO * window_s)
     inside = [each for each in asks if begin_s - lead_s <= each.at_s < begin_s + window_s]
     whole_per_s = sum(each.at_s >= begin_s for each in inside) / window_s
@@ -292,11 +294,17 @@ def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int | None) -> tupl
     return tuple(content * each + place for content in hashes for place in range(each))
 
 
-def _busiest(times_s: _Floats, window_s: float) -> float:
-    """Return when the window with most arrivals begins; it begins at an arrival."""
+def busiest_window(demand: Demand, folder: Path) -> tuple[float, float]:
+    """Return when a trace's window with most arrivals begins, from its slice's beginning, and how long it is."""
+    times_s = _trace_times_s(demand, folder)
+    window_s = min(demand.peak_window_s, float(times_s[-1]))
     inside = np.searchsorted(times_s, times_s + window_s) - np.arange(len(times_s))
     latest = times_s <= max(0.0, float(times_s[-1]) - window_s)
-    return float(times_s[int(np.argmax(np.where(latest, inside, -1)))])
+    return float(times_s[int(np.argmax(np.where(latest, inside, -1)))]), window_s
+
+
+def _trace_times_s(demand: Demand, folder: Path) -> _Floats:
+    return np.array([each.at_s for each in _trace(demand.traffic.model_dump_json(), str(folder))])
 
 
 @cache

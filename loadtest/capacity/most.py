@@ -58,7 +58,9 @@ class Task(NamedTuple):
         parts = (
             self.manifest.model_dump_json(include={"model", "gpu", "precision", "parallel", "limits", "kv_cache"}),
             self.manifest.model_dump_json(include={"runtime", "step_time"}),
-            self.demand.model_dump_json(include={"traffic", "peak_window_s", "objectives", "scale", "seed"}),
+            self.demand.model_dump_json(include={"peak_window_s", "objectives", "seed"}),
+            traffic.model_dump_json(exclude={"rate_by_hour_per_s"}),  # what a replica gets of it is the search's own
+            repr((self.demand.scale.isl, self.demand.scale.osl)),
             sha256_of(self.folder / traffic.path) if isinstance(traffic, Trace) else "",
             repr((self.pessimism, self.is_brief)),
         )

@@ -31,6 +31,7 @@ from loadtest.capacity.load import Curve, Shape, curve_of, shape_of
 from loadtest.capacity.measured import measured_most
 from loadtest.capacity.most import Found, Task, Tried
 from loadtest.capacity.prices import HOURS_PER_MONTH, prices_for
+from loadtest.capacity.replica import NONE
 from loadtest.capacity.sensitivity import Case, Contender, again_of, cases_of, looks_for
 from loadtest.capacity.size import total_for, worst_loss
 from loadtest.capacity.spread import Kept, Work, do
@@ -71,6 +72,8 @@ class CapacityPlan(Document):
         day: Replicas over the day by an autoscaler, of the recommended row.
         autoscaled_usd_per_month: What they cost; None where the traffic is no whole day.
         sweep: The recommended replica at lower and higher loads.
+        operating_per_s: What each replica has to carry at the peak with the spares lost; `operating` what it shows
+            there at the unfavourable end of the prediction, `operating_middle` at its middle.
         engine: Manifest of the recommended engine; None of a measured run.
     """
 
@@ -86,6 +89,9 @@ class CapacityPlan(Document):
     sweep: tuple[Tried, ...] = ()
     frontier: tuple[Point, ...] = ()
     sensitivity: tuple[Case, ...] = ()
+    operating_per_s: float | None = None
+    operating: Tried | None = None
+    operating_middle: Tried | None = None
     engine: EngineManifest | None = None
 
     @property
@@ -129,8 +135,15 @@ class Searched:
         self.rows = in_order([changed if row.name == changed.name else row for row in self.rows])
 
 
-def make_capacity(demand: Demand, folder: Path, head: Document, means: Means, *, today: date) -> CapacityPlan:
-    """Return the plan of a demand; one without a possible row says what would be possible."""
+def make_capacity(
+    demand: Demand, folder: Path, head: Document, means: Means, *, today: date, is_brief: bool = False
+) -> CapacityPlan:
+    """Return the plan of a demand; one without a possible row says what would be possible.
+
+    Args:
+        folder: Where the demand's relative paths begin.
+        is_brief: Only the rows and the recommendation are wanted.
+    """
     seen = search(demand, folder, head, means, today=today)
     best = _checked_best(seen, means)
     sources = [*head.made_from, *(source for candidate, _ in seen.found for source in candidate.sources)]
@@ -144,7 +157,11 @@ def make_capacity(demand: Demand, folder: Path, head: Document, means: Means, *,
         sentence=None,
         nearest=None if best is not None else nearest_possible(demand, seen.market, seen.rows),
     )
-    return plan if best is None else _looked_into(plan, best, seen, means)
+    if best is None:
+        return plan
+    lost = worst_loss(best.replicas or 0, demand.availability)
+    plan = plan.model_copy(update={"sentence": sentence_of(demand, seen.market, best, lost)})
+    return plan if is_brief else _looked_into(plan, best, seen, means)
 
 
 def search(demand: Demand, folder: Path, head: Document, means: Means, *, today: date) -> Searched:
@@ -237,7 +254,6 @@ def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: Means) ->
     candidate = seen.candidate(best.name)
     plan = plan.model_copy(
         update={
-            "sentence": sentence_of(demand, market, best, lost),
             "day": day,
             "autoscaled_usd_per_month": _autoscaled_usd(best, day),
             "engine": candidate.manifest,
@@ -251,7 +267,10 @@ def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: Means) ->
     fleets = [] if candidate.manifest is None else _fleet_looks(seen, best, lost, day, ups)
     searches = looks_for(contenders, seen.task, demand)
     sweeps = [_sweep_look(seen, each) for each in contenders]
-    looked = _look_all([*fleets, *searches, *sweeps], means)
+    operating_per_s = market.peak_per_s / (best.needed or 1)
+    operating = [] if candidate.manifest is None else _operating_looks(seen, candidate, operating_per_s)
+    looked = _look_all([*fleets, *searches, *sweeps, *operating], means)
+    looked, at_load = looked[: len(looked) - len(operating)], looked[len(looked) - len(operating) :]
     checked = [each.checked for each in looked[: len(fleets)] if each.checked is not None]
     again = again_of(contenders, [each.found for each in looked[len(fleets) : len(fleets) + len(searches)]])
     swept = {
@@ -261,6 +280,9 @@ def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: Means) ->
     possible = [row for row in seen.rows if row.status == "possible"]
     return plan.model_copy(
         update={
+            "operating_per_s": operating_per_s,
+            "operating": at_load[0].swept[0] if at_load else None,
+            "operating_middle": at_load[1].swept[0] if at_load else None,
             "fleets": tuple(checked),
             "sweep": swept.get(best.name, ()),
             "frontier": tuple(frontier_of(demand, market, possible, swept)),
@@ -288,6 +310,15 @@ def _sweep_look(seen: Searched, each: Contender) -> Look:
     assert each.row.rate_per_s is not None
     rates = tuple(each.row.rate_per_s * share for share in SWEEP)
     return Look(f"{each.row.name}, sweep", sweep=Sweep(seen.task(each.candidate, seen.demand), rates))
+
+
+def _operating_looks(seen: Searched, candidate: Candidate, rate_per_s: float) -> list[Look]:
+    """Return one replica at its share of the peak: at the unfavourable end of the prediction, and at its middle."""
+    task = seen.task(candidate, seen.demand)
+    return [
+        Look(f"{candidate.name} at {rate_per_s:.3g} requests/s", sweep=Sweep(each, (rate_per_s,)))
+        for each in (task, task._replace(pessimism=NONE))
+    ]
 
 
 def _autoscaled_usd(row: Row, day: Day) -> float | None:

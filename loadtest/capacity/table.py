@@ -8,7 +8,9 @@ from rich.table import Table
 from engines.console import progress, show, table_console
 from loadtest.capacity.answer import Row
 from loadtest.capacity.check import Checked
+from loadtest.capacity.compared import Compared
 from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.verify import Verification
 
 MS = 1e3
 
@@ -79,7 +81,7 @@ def _show_fleets(plan: CapacityPlan) -> None:
     for each in plan.fleets:
         tried = each.tried
         table.add_row(
-            _what(each),
+            what_of(each),
             each.routing.replace("_", " "),
             f"{each.replicas}" + (f" ({each.simulated} simulated)" if each.simulated != each.replicas else ""),
             milliseconds(tried.ttft_p95_s),
@@ -89,7 +91,8 @@ def _show_fleets(plan: CapacityPlan) -> None:
     table_console().print(table)
 
 
-def _what(each: Checked) -> str:
+def what_of(each: Checked) -> str:
+    """Return what a fleet was simulated through, in words."""
     if each.what == "loss":
         return f"{each.lost} lost at the peak, {each.retried} requests sent again"
     return {"peak": "peak, spares lost", "ramp": "steepest ramp of the day"}[each.what]
@@ -121,6 +124,55 @@ def _show_sensitivity(plan: CapacityPlan) -> None:
             "the same" if not case.changes else case.recommended or "nothing possible",
         )
     table_console().print(table)
+
+
+def show_compared(together: Compared) -> None:
+    """Print plans side by side."""
+    table = Table(title="what if", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("")
+    for side in together.sides:
+        table.add_column(side.asked)
+    rows: dict[str, list[str]] = {
+        "peak, requests/s": [number(side.peak_per_s) for side in together.sides],
+        "recommended": [side.recommended or "nothing possible" for side in together.sides],
+        "rests on": [str(side.basis or "-") for side in together.sides],
+        "requests/s a replica": [number(side.rate_per_s) for side in together.sides],
+        "binds": [str(side.binding or "-") for side in together.sides],
+        "replicas": ["-" if side.replicas is None else str(side.replicas) for side in together.sides],
+        "USD/month": ["-" if side.usd_per_month is None else f"{side.usd_per_month:,.0f}" for side in together.sides],
+        "USD/Mtok": [number(side.usd_per_million_tokens) for side in together.sides],
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    table_console().print(table)
+    for side in together.sides:
+        if side.nearest is not None:
+            show(f"{side.asked}: nearest possible: {side.nearest}")
+
+
+def show_verification(found: Verification) -> None:
+    """Print a plan against a run."""
+    table = Table(
+        title=f"planned against {found.label}: {found.recommended}, {found.planned_per_s:.3g} requests/s planned, "
+        f"{found.found_per_s:.3g} offered, {found.requests} requests; ms",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for heading in ("", "middle of the prediction", "promised", found.kind, ""):
+        table.add_column(heading, justify="right")
+    for each in found.figures:
+        table.add_row(
+            each.name.removesuffix("_s").replace("_", " "),
+            milliseconds(each.middle),
+            milliseconds(each.promised),
+            milliseconds(each.found),
+            "" if each.promised is None else "within" if each.is_within else "worse than promised",
+        )
+    table_console().print(table)
+    if found.kind == "emulated":
+        show("the engine was emulated: this holds the plan to our own step times behind a real server, not to a GPU")
+    if found.held:
+        show("the plan held: every objective was kept at the planned load")
 
 
 def number(value: float | None) -> str:

@@ -22,15 +22,15 @@ def dialect_of(
         environment: Where the key of an OpenAI server is, under the name the endpoint gives.
         extra: Fields laid over every request.
     """
-    base_path, extra = endpoint.base_path, extra or {}
+    extra = extra or {}
     if endpoint.is_openai:
         kind = OpenAiChat if endpoint.protocol == "openai-chat" else OpenAiCompletions
-        return kind(model, base_path=base_path, key=environment.get(endpoint.api_key_env), extra=extra)
+        return kind(model, base_path=endpoint.base_path, key=environment.get(endpoint.api_key_env), extra=extra)
     if endpoint.protocol == "triton-grpc":
         from loadtest.dialects.triton_grpc import TritonGrpc  # noqa: PLC0415 (loads protobuf, which only it needs)
 
-        return TritonGrpc(model, perf_metrics=endpoint.perf_metrics, extra=extra)
-    return TritonHttp(model, base_path=base_path, perf_metrics=endpoint.perf_metrics, extra=extra)
+        return TritonGrpc(endpoint, model, extra)
+    return TritonHttp(endpoint, model, extra)
 
 
 def takes_ids(endpoint: Endpoint, model: str) -> bool:

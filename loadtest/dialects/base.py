@@ -12,6 +12,9 @@ from loadtest.prompts import Prompt
 from loadtest.protocol import CutError, ProtocolError
 from loadtest.records import Outcome
 
+TOLD_CHARACTERS = 12  # of a prompt, next to each other, are not repeated in an error
+HIDDEN = "[...]"
+
 
 @dataclass(slots=True)
 class Asked:
@@ -42,6 +45,7 @@ class Answer:
         finished: The dialect's own mark of the end has come.
         reply: The reply itself, where it is kept: token ids, or text in parts.
         failure: What went wrong; None while the reply is under way, and of a whole one.
+        reason: The same in words that may be written down: without a key, and without the prompt.
         whole: The reply ended as its protocol has it.
     """
 
@@ -58,6 +62,7 @@ class Answer:
     reply: list[Any] | None = None
     finished: bool = False
     failure: Exception | None = None
+    reason: str | None = None
     whole: bool = False
 
     def add(self, arrived_s: float, tokens: int = 1) -> None:
@@ -90,7 +95,7 @@ class Answer:
         """Return how the request ended, and the reason in words where it is not well."""
         tokens, failure = len(self.times_s), self.failure
         if failure is not None:
-            return _kind(failure, tokens), str(failure) or type(failure).__name__
+            return _kind(failure, tokens), self.reason or type(failure).__name__
         if not self.whole:
             return "cancelled", None
         if not tokens:
@@ -98,6 +103,26 @@ class Answer:
         if asked.exact and tokens != asked.output_tokens:
             return "cut", f"{tokens} tokens of {asked.output_tokens}"
         return "ok", None
+
+
+def without_prompt(said: str, prompt: str) -> str:
+    """Return a server's words without the parts of the prompt that some repeat in an error.
+
+    >>> without_prompt("bad input: 'tell me all about my illness'!", "Please tell me all about my illness")
+    "bad input: '[...]'!"
+    """
+    kept, place = [], 0
+    while place < len(said):
+        size = TOLD_CHARACTERS
+        if said[place : place + size] in prompt and place + size <= len(said):
+            while place + size < len(said) and said[place : place + size + 1] in prompt:
+                size += 1
+            kept.append(HIDDEN)
+            place += size
+        else:
+            kept.append(said[place])
+            place += 1
+    return "".join(kept)
 
 
 def _kind(failure: Exception, tokens: int) -> Outcome:

@@ -25,6 +25,7 @@ class Endpoint(Strict):
         insecure: The server's certificate is not looked at.
         api_key_env: Name of the environment variable that holds the key; the key itself is written nowhere.
         perf_metrics: Whether the model tells of its own times when asked; see `ServerFacts`.
+        kv_block_tokens: Tokens in each block of KV cache it says it found; 0 where that is not known.
     """
 
     host: str
@@ -36,6 +37,7 @@ class Endpoint(Strict):
     insecure: bool = False
     api_key_env: str = OPENAI_KEY
     perf_metrics: bool = False
+    kv_block_tokens: int = 0
 
     @property
     def authority(self) -> str:

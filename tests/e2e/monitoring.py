@@ -32,6 +32,14 @@ def wait_until(true: Callable[[], Any], within_s: float = LIMIT_S) -> Any:
     raise AssertionError(f"not within {within_s:g} s: {true.__name__}")
 
 
+def gone(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 class Deployed:
     """The server of a deployment, started as a container would: by `serve.sh`."""
 

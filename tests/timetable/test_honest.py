@@ -171,9 +171,7 @@ def test_a_refusal_that_quotes_the_key_is_kept_without_it(start: Start) -> None:
     door.dialect = dialect_of(endpoint, "timetable", environment={"OPENAI_API_KEY": KEY + "-old"})
     answer, asked = ask(Connection(door))
     _, reason = answer.outcome(asked)
-    assert reason is not None
-    assert KEY in reason
-    assert door.dialect.without_secrets(reason) == "Incorrect API key provided: [key]"
+    assert reason == "Incorrect API key provided: [key]"
 
 
 @pytest.mark.parametrize("protocol", DIALECTS)

@@ -14,13 +14,14 @@ import json
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from engines.emulator.request import PromptTooLongError, RequestError, TokenEvent
+from engines.emulator.request import PromptTooLongError, RequestError
 from engines.files import read_json
 from engines.manifest import EngineManifest
 from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns
@@ -109,9 +110,7 @@ class EmulatedLlmApiModel:
         prompt = self._prompt(inputs)
         output_tokens = self._output_tokens(inputs)
         wanted = self._wanted(inputs)
-        call = Call(
-            client_id, sender, lambda sequence, event: self._respond(wanted, sequence, event), time.monotonic_ns()
-        )
+        call = Call(client_id, sender, partial(self._respond, wanted), time.monotonic_ns())
         limit = min(output_tokens, max(1, self._host.room_for(prompt)))
         reply = self._reply(prompt, limit, wanted)
         self._host.submit(call, [self._host.sequence(call, prompt, output_tokens, reply)])
@@ -178,22 +177,21 @@ class EmulatedLlmApiModel:
         error = self.backend.TritonError(CANCELLED, self.backend.TritonError.CANCELLED)
         return self.backend.InferenceResponse(error=error)
 
-    def _respond(self, wanted: Wanted, sequence: Sequence, event: TokenEvent) -> Any:
-        token = sequence.reply.token(event.token_index)
+    def _respond(self, wanted: Wanted, sequence: Sequence, token: int | None, is_final: bool) -> Any:
         if token is not None:
             wanted.text += wanted.stream.push([token])
-        if event.is_final:
+        if is_final:
             wanted.text += wanted.stream.finish()
             self._cut(wanted)
-        if not wanted.streaming and not event.is_final:
+        if not wanted.streaming and not is_final:
             return None
         outputs = [self._texts("text_output", wanted.text)]
         if wanted.finish_reason:
             reason = "length" if sequence.reply.why == "length" else "stop"
-            outputs.append(self._texts("finish_reason", reason if event.is_final else "None"))
+            outputs.append(self._texts("finish_reason", reason if is_final else "None"))
         if wanted.stop_reason:
             outputs.append(self._texts("stop_reason", str(wanted.stopped_by)))
-        if wanted.performance and event.is_final:
+        if wanted.performance and is_final:
             outputs += [self._texts(name, str(value)) for name, value in self._performance(sequence).items()]
         return self.backend.InferenceResponse(outputs)
 

@@ -24,7 +24,9 @@ ASKED = Asked("r1", PROMPT, 5)
 
 
 def _dialect(protocol: Protocol, model: str = "m", *, perf_metrics: bool = False, **extra: Any) -> Dialect:
-    endpoint = Endpoint(host="h", port=1, protocol=protocol, base_path="/b", perf_metrics=perf_metrics)
+    endpoint = Endpoint(
+        host="h", port=1, protocol=protocol, base_path="/b", perf_metrics=perf_metrics, kv_block_tokens=64
+    )
     return dialect_of(endpoint, model, environment={"OPENAI_API_KEY": "k"}, extra=extra)
 
 
@@ -100,10 +102,16 @@ def test_tritons_events_say_how_many_tokens_they_hold() -> None:
     answer = _read(
         _dialect("triton-http", "tensorrt_llm"),
         {"output_ids": [5], "sequence_length": 1},
-        {"output_ids": [6, 7, 8], "sequence_length": 3, "arrival_time_ns": 10**9, "first_scheduled_time_ns": 2 * 10**9},
+        {
+            "output_ids": [6, 7, 8],
+            "sequence_length": 3,
+            "arrival_time_ns": 10**9,
+            "first_scheduled_time_ns": 2 * 10**9,
+            "kv_cache_reused_blocks": 2,
+        },
     )
     assert list(answer.times_s) == [0.0, 1.0, 1.0, 1.0]
-    assert (answer.bundled_tokens, answer.queue_s) == (2, 1.0)
+    assert (answer.bundled_tokens, answer.queue_s, answer.cached_tokens) == (2, 1.0, 128)
 
 
 def test_tritons_messages_say_the_same() -> None:
@@ -114,13 +122,14 @@ def test_tritons_messages_say_the_same() -> None:
         ("sequence_length", "INT32", struct.pack("<i", 2)),
         ("arrival_time_ns", "INT64", struct.pack("<q", 10**9)),
         ("first_scheduled_time_ns", "INT64", struct.pack("<q", 10**9 + 5 * 10**8)),
+        ("kv_cache_reused_blocks", "INT32", struct.pack("<i", 1)),
     ):
         reply.infer_response.outputs.add(name=name, datatype=datatype)
         reply.infer_response.raw_output_contents.append(contents)
     empty = service_pb2.ModelStreamInferResponse()
     answer = _read(_dialect("triton-grpc"), reply.SerializeToString(), empty.SerializeToString())
     assert list(answer.times_s) == [0.0, 0.0]
-    assert (answer.bundled_tokens, answer.queue_s) == (1, 0.5)
+    assert (answer.bundled_tokens, answer.queue_s, answer.cached_tokens) == (1, 0.5, 64)
     failed = service_pb2.ModelStreamInferResponse(error_message="[request id: r1] Exceeds maximum queue size")
     with pytest.raises(ProtocolError) as refused:
         _read(_dialect("triton-grpc"), failed.SerializeToString())
@@ -201,7 +210,8 @@ def test_outcomes_say_what_became_of_a_request() -> None:
     assert whole.outcome(Asked("r1", PROMPT, 5, exact=False)) == ("ok", None)
     assert Answer(whole=True).outcome(ASKED)[0] == "empty"
     assert Answer().outcome(ASKED) == ("cancelled", None)
-    assert Answer(failure=TimeoutError("nothing for 1 s")).outcome(ASKED) == ("timeout", "nothing for 1 s")
+    late = Answer(failure=TimeoutError("nothing for 1 s"), reason="nothing for 1 s")
+    assert late.outcome(ASKED) == ("timeout", "nothing for 1 s")
     assert Answer(failure=CutError("closed")).outcome(ASKED)[0] == "error"
     assert Answer(failure=ConnectionResetError()).outcome(ASKED) == ("error", "ConnectionResetError")
 

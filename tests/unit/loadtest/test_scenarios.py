@@ -202,3 +202,22 @@ def test_conversations_multiply_requests(manifest: EngineManifest) -> None:
         assert [record.prompt_tokens for record in ordered] == [50 + 58 * place for place in range(len(ordered))]
         assert all(later.sent_s >= one.done_s for one, later in pairwise(ordered))
     assert len({record.id for record in records}) == len(records)
+
+
+@pytest.mark.parametrize(
+    ("values", "uniform"),
+    [
+        ({}, True),
+        ({"lengths": {"isl": 1024, "osl": 128}}, True),
+        ({"classes": [{"name": "a"}]}, True),
+        ({"lengths": {"isl": "uniform(1, 5)"}}, False),
+        ({"classes": [{"name": "a"}, {"name": "b"}]}, False),
+        ({"prefixes": {"tokens": 5}}, False),
+        ({"conversation": {"turns": 2}}, False),
+        ({"prompts": "ours.jsonl"}, False),
+        ({"arrivals": {"process": "trace", "path": "x"}}, False),
+    ],
+)
+def test_only_runs_of_one_length_are_uniform(values: dict[str, Any], uniform: bool) -> None:
+    """What a calibration may stand on: every request as long as any other, none helped by another's cache."""
+    assert Scenario.model_validate(values).is_uniform is uniform
