@@ -66,6 +66,7 @@ def summarize(
     samples: Iterable[Sample],
     *,
     objectives: Objectives | None = None,
+    of_classes: Mapping[str, Objectives] | None = None,
     confidence: bool = False,
 ) -> Summary:
     """Return a run's figures, level by level; latencies are of what was sent in phase `measure`.
@@ -74,6 +75,7 @@ def summarize(
 
     Args:
         objectives: None: the scenario's own, where it states some.
+        of_classes: In the place of what the scenario promises to each class of its mix; None: just that.
         confidence: Whether to compute confidence intervals; they cost a tenth of a second a level.
     """
     objectives = objectives or run.scenario.objectives
@@ -87,7 +89,7 @@ def summarize(
             time_scale=run.time_scale,
             objectives=objectives,
             settles=settles(run),
-            class_objectives=class_objectives(run),
+            class_objectives=class_objectives(run) if of_classes is None else of_classes,
             confidence=confidence,
         )
         for index, level in enumerate(run.levels)

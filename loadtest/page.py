@@ -15,7 +15,6 @@ from loadtest.page_tables import (
     classes_table,
     errors_table,
     levels_table,
-    milliseconds,
     more_table,
     repeats_table,
     runs_table,
@@ -23,7 +22,7 @@ from loadtest.page_tables import (
     verdicts_table,
 )
 from loadtest.records import Doubt
-from loadtest.summary import LevelSummary, Summary
+from loadtest.summary import LevelSummary, Summary, milliseconds
 from loadtest.verdicts import knee_of
 
 
