@@ -34,8 +34,8 @@ class Change(Strict):
     outcome: Annotated[
         Outcome,
         Field(
-            description="`better`, `worse`: the interval leaves out no change. `same`: it lies within a fiftieth of none."
-            " `unclear`: it holds no change and more. `unknown`: a sample too small for an interval."
+            description="`better`, `worse`: the interval leaves out no change. `same`: it lies within 2 % of none. "
+            "`unclear`: it holds no change and more. `unknown`: a sample too small for an interval."
         ),
     ]
     words: Annotated[str, Field(description="The same in a sentence.")]

@@ -8,13 +8,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.records import Sample
+from loadtest.series import is_kept
 
-KEPT_PREFIXES = ("nv_trt_llm_", "emulator_", "nv_inference_pending_request_count", "nv_gpu_", "nv_inference_count")
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
 ANSWER_WITHIN_S = 5.0
 _BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
@@ -25,7 +25,7 @@ class Monitor:
     """A thread that samples a server's metrics into a file, a line a sample.
 
     Args:
-        url: Of the metrics page; None samples nothing.
+        urls: Of the metrics pages, sampled one after another; none samples nothing.
         path: File to append to.
         interval_s: Between samples.
         clock: Seconds since the run began.
@@ -34,8 +34,8 @@ class Monitor:
         failed: The system's words when a sample could not be written; no more are taken then.
     """
 
-    def __init__(self, url: str | None, path: Path, interval_s: float, clock: Callable[[], float]) -> None:
-        self._url = url
+    def __init__(self, urls: Sequence[str], path: Path, interval_s: float, clock: Callable[[], float]) -> None:
+        self._urls = tuple(urls)
         self._path = path
         self._interval_s = interval_s
         self._clock = clock
@@ -45,14 +45,14 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         """Start sampling."""
-        if self._url is not None:
+        if self._urls:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop after a last sample."""
         self._stopping.set()
-        if self._url is not None:
+        if self._urls:
             self._thread.join(timeout=2 * ANSWER_WITHIN_S)
 
     def _run(self) -> None:
@@ -66,11 +66,13 @@ class Monitor:
             due = time.monotonic()
             while not self._stopping.wait(max(0.0, due - time.monotonic())):
                 due += self._interval_s
-                values = read_metrics(self._url or "")
-                if values:
-                    sample = Sample(t_s=self._clock(), values=values)
-                    file.write(json.dumps(sample.model_dump()) + "\n")
-                    file.flush()
+                for page, url in enumerate(self._urls):
+                    began_s = self._clock()
+                    values = read_metrics(url)
+                    if values:
+                        sample = Sample(t_s=began_s, ended_s=self._clock(), page=page, values=values)
+                        file.write(json.dumps(sample.model_dump()) + "\n")
+                file.flush()
 
 
 def metrics_url(endpoint: Endpoint) -> str | None:
@@ -105,5 +107,5 @@ def parse_metrics(text: str) -> dict[str, float]:
     >>> parse_metrics('# HELP x y\nemulator_steps_total{model="m"} 3\nother 1\n')
     {'emulator_steps_total{model="m"}': 3.0}
     """
-    found = (_SERIES.match(line) for line in text.splitlines() if line.startswith(KEPT_PREFIXES))
+    found = (_SERIES.match(line) for line in text.splitlines() if is_kept(line))
     return {match[1]: float(match[2]) for match in found if match}

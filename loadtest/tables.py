@@ -65,7 +65,7 @@ def show_changes(comparison: Comparison) -> None:
     show(f"baseline {base.name} ({base.label}), candidate {new.name} ({new.label})")
     for level in comparison.levels:
         table = Table(title=f"load {level.load}, prompt {level.isl}, reply {level.osl}", title_justify="left")
-        for name in ("quantity", f"baseline ({escape(base.label)})", f"candidate ({escape(new.label)})", "change"):
+        for name in ("quantity", "baseline", "candidate", "change"):
             table.add_column(name, justify="left" if name in {"quantity", "change"} else "right")
         for change in level.changes:
             values = [changed_value(change.figure, value) for value in (change.baseline, change.candidate)]
