@@ -25,6 +25,7 @@ class Ecdf(NamedTuple):
 
     seconds: Floats
     share: Floats
+    count: int
 
 
 class LevelDetail(NamedTuple):
@@ -84,7 +85,7 @@ def ecdf(values: Floats) -> Ecdf | None:
     """
     if not len(values):
         return None
-    return Ecdf(np.quantile(values, _SHARES), _SHARES)
+    return Ecdf(np.quantile(values, _SHARES), _SHARES, len(values))
 
 
 def _level(found: Counted) -> LevelDetail:
