@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from loadtest.windows import is_growing, mean_count, mser, settled_after
 
 
 def test_a_ramp_is_cut_and_noise_is_not() -> None:
-    """A warm-up of fifty bins is found to within ten; of noise alone seldom anything, and then hardly any."""
-    from_noise = []
+    """A warm-up of fifty bins is found, to within ten but for one in twenty; of noise alone hardly ever anything."""
+    from_noise, found = [], []
     for seed in range(20):
-        noise = np.random.default_rng(seed).normal(100, 5, 300)
-        from_noise.append(settled_after(noise))
-        ramp = noise.copy()
-        ramp[:50] *= np.linspace(0, 1, 50)
-        assert settled_after(ramp) == pytest.approx(45, abs=10)
-        assert settled_after(ramp[::-1]) <= 10, "a cool-down is no warm-up"
+        values = np.random.default_rng(seed).normal(100, 5, 300)
+        from_noise.append(settled_after(values))
+        values[:50] *= np.linspace(0, 1, 50)
+        found.append(settled_after(values))
+        assert settled_after(values[::-1]) == 0, "a warm-up is no cool-down"
+    assert min(found) >= 40
+    assert sum(cut > 60 for cut in found) <= 1
     assert max(from_noise) <= 10
     assert sum(cut > 0 for cut in from_noise) <= 2
 
