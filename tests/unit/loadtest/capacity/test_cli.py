@@ -152,7 +152,7 @@ def test_a_prediction_verifies_nothing(planned: Path, tmp_path: Path) -> None:
 
 
 def test_the_impossible_is_refused_with_the_nearest_possible(tmp_path: Path) -> None:
-    """A first token in a millisecond: no, and which candidate comes closest. Too small a budget: what it would carry."""
+    """A first token in a millisecond: no, and who comes closest. Too small a budget: no, and what it would carry."""
     few = {"limits": {"gpus": ["h100-sxm-80gb"], "precisions": ["fp8"], "budget_usd_per_month": 5000}}
     for changed, said in (({"objectives": {"ttft_s": {"p90": 0.001}}}, "closest is"), (few, "within the limits")):
         folder = tmp_path / said.replace(" ", "-")

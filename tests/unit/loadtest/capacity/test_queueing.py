@@ -70,7 +70,7 @@ def test_a_batch_of_one_with_equal_replies_is_m_d_1(use: float) -> None:
     service_s = tokens * STEP_S
     times_s = np.cumsum(np.random.default_rng(1).exponential(service_s / use, requests)).tolist()
     expected_s = use * service_s / (2 * (1 - use))
-    # A request that finds the engine idle starts at once; one that does not waits in whole steps, a fiftieth of a service.
+    # Who finds the engine idle starts at once; who does not, waits in whole steps, a fiftieth of a service.
     assert mean_wait_s(1, times_s, [tokens] * requests) == pytest.approx(expected_s, rel=0.08)
 
 
