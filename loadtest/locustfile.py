@@ -289,7 +289,7 @@ def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: flo
     if turn.talk is None:
         raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
     prompt = shared.maker.prompt(turn.talk)
-    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact)
+    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact, shared.maker.end_id)
     answer = Answer(reply=[] if shared.maker.wants_reply(turn.talk) else None)
     outcome: Outcome = "cancelled"
     shared.note_sent(turn, prompt, scheduled_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,7 +237,8 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     dialect_of(target.endpoint, scenario.model, environment={}, extra=scenario.extra_body)  # refused here, not later
     prompts = folder / "prompts"
     prompts.mkdir()
-    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text))
+    salt = secrets.randbits(32)  # the one thing no seed decides: words that this server has not cached
+    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
     mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(

@@ -221,7 +221,7 @@ class Scenario(Strict):
     classes: tuple[TrafficClass, ...] = ()
     objectives: Objectives | None = None
     model: str = "tensorrt_llm"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     level_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0

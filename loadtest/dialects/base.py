@@ -24,12 +24,14 @@ class Asked:
     Attributes:
         output_tokens: Reply length.
         exact: Whether the reply must be that long; if not, it may end earlier.
+        end_id: The token that ends a free reply, for a model that takes tokens and knows none; None: not told.
     """
 
     id: str
     prompt: Prompt
     output_tokens: int
     exact: bool = True
+    end_id: int | None = None
 
 
 @dataclass(slots=True)

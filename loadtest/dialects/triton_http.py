@@ -54,6 +54,8 @@ def generate_values(model: str, asked: Asked, *, perf_metrics: bool) -> dict[str
         values = {"text_input": asked.prompt.text, "max_tokens": asked.output_tokens, "stream": True}
     if asked.exact:
         values["min_tokens"] = asked.output_tokens
+    elif model == ENGINE_MODEL and asked.end_id is not None:
+        values["end_id"] = asked.end_id
     if perf_metrics:
         values["return_perf_metrics"] = True
     return values
