@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -11,8 +11,10 @@ import click
 from engines.errors import MissingError, UserError
 from engines.files import Source, source_of, validate
 from loadtest.arrivals import lasting
+from loadtest.conversations import Mix
 from loadtest.dialects.endpoint import OPENAI_KEY
 from loadtest.scenario import Protocol, Scenario, read_scenario
+from loadtest.traffic import plans_of
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
@@ -51,6 +53,25 @@ def inputs_of(scenario: Scenario) -> list[Source]:
         if not path.is_file():
             raise MissingError(f"{path}: no such file", hint="a scenario's relative paths begin at its own folder")
     return [source_of(path) for path in scenario.files()]
+
+
+def outlook(scenario: Scenario) -> Iterator[str]:
+    """Yield what each level of a scenario comes to, in words; what only a tokenizer can tell is left out.
+
+    Raises:
+        UserError: As `traffic.plans_of`.
+    """
+    known = not any(kind.needs_file_lengths for kind in scenario.kinds)
+    for plan in plans_of(scenario):
+        count = len(plan.arrivals) if plan.concurrency is None else scenario.requests_of(plan.concurrency)
+        begun = plan.begun if plan.concurrency is None else "requests measured"
+        load = f"{plan.rate_per_s:g}/s" if plan.concurrency is None else f"{plan.concurrency} users"
+        said = f"{load}: {count:,} {begun}"
+        if known:
+            seen = plan.seen(scenario, Mix(scenario))
+            said += f", prompts of {seen.isl:,.0f} tokens on average and {seen.longest_isl:,} at most"
+            said += f", replies of {seen.osl:,.0f} and {seen.longest_osl:,}"
+        yield said
 
 
 def _load(flags: dict[str, Any], base: Scenario) -> dict[str, Any]:
