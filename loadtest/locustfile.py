@@ -45,7 +45,7 @@ from loadtest.wires import Connection, Door, Readings, UnreachableError
 BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is not hammered
 PROBE_S = 0.25  # how often a server that went away is looked for
 STOP_WITHIN_S = 0.2  # how soon an open loop hears that it is over
-TICK_S = 0.01  # how often the generator looks at its own clock
+TICK_S = 0.02  # how often the generator looks at its own clock
 COUNTED_AT_ONCE = 100
 WATCH_S = 0.05  # how often it looks whether a level is over
 CLOSED_USERS, OPEN_USERS = "ClosedLoopUser", "OpenLoopUser"

@@ -126,6 +126,7 @@ class ServerFacts(Strict):
     """What the server said of itself.
 
     Attributes:
+        llm_api: Whether its engine's model is that of TensorRT-LLM's LLM API, which takes text.
         perf_metrics: Whether the model can be asked for its own times with a reply (`return_perf_metrics`).
         kv_block_tokens: Tokens in a block of its KV cache; None where its metrics do not say.
     """
@@ -137,6 +138,7 @@ class ServerFacts(Strict):
     emulated: bool
     time_scale: float
     engine: str | None = None
+    llm_api: bool = False
     perf_metrics: bool = False
     kv_block_tokens: int | None = None
 

@@ -13,7 +13,7 @@ from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
 from loadtest.aside import done_aside
 from loadtest.conversations import Mix
-from loadtest.dialects import takes_ids
+from loadtest.dialects import dialect_of, takes_ids
 from loadtest.doubts import Seen, doubts_of, seen_of
 from loadtest.judge import Enough, Judge
 from loadtest.ledger import add_lost
@@ -234,6 +234,7 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     scenario, target, out = asked.scenario, asked.target, asked.out
     plans = plans_of(scenario)
     as_text = not takes_ids(target.endpoint, scenario.model)
+    dialect_of(target.endpoint, scenario.model, environment={}, extra=scenario.extra_body)  # refused here, not later
     prompts = folder / "prompts"
     prompts.mkdir()
     salt = secrets.randbits(32)  # the one thing no seed decides: words that this server has not cached

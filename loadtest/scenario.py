@@ -199,7 +199,7 @@ class Scenario(Strict):
         request_timeout_s: Wall seconds without a byte after which a request has failed.
         reply_timeout_s: Wall seconds from sending after which a reply that has not ended has failed, silent or not.
         unreachable_s: Wall seconds during which nothing takes connections, after which the run is ended.
-        extra_body: Fields laid over every request's own; a null takes one away from OpenAI's.
+        extra_body: Fields laid over every request's own; a null takes one away.
     """
 
     name: str = "sweep"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from loadtest.dialects.base import Answer, Asked, Dialect
+from loadtest.dialects.base import Answer, Asked, Dialect, laid_over
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.protocol import ProtocolError, error_text
 
@@ -24,11 +24,8 @@ class TritonHttp(Dialect):
 
     def body(self, asked: Asked) -> bytes:
         """Return the JSON of a request."""
-        values = {
-            "id": asked.id,
-            **generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics),
-            **self._extra,
-        }
+        values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
+        values = laid_over({"id": asked.id, **values}, self._extra)
         return json.dumps(values, separators=(",", ":")).encode()
 
     def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:

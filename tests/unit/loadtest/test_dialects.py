@@ -59,6 +59,31 @@ def test_the_engine_takes_tokens_and_the_text_models_text() -> None:
     assert text == {"id": "r1", "text_input": "hi", "max_tokens": 5, "stream": True, "temperature": 0.5}
 
 
+def test_the_llm_apis_model_takes_text_and_sends_it_whole_each_time() -> None:
+    """Its inputs have names of their own, an event is a token, and its performance comes as text."""
+    endpoint = Endpoint(host="h", port=1, protocol="triton-http", base_path="/b", llm_api=True, kv_block_tokens=64)
+    assert not takes_ids(endpoint, "tensorrt_llm")
+    dialect = dialect_of(endpoint, "tensorrt_llm", environment={}, extra={"sampling_param_seed": 3})
+    assert json.loads(dialect.body(ASKED)) == {
+        "id": "r1",
+        "text_input": "hi",
+        "streaming": True,
+        "sampling_param_max_tokens": 5,
+        "sampling_param_return_perf_metrics": True,
+        "sampling_param_seed": 3,
+    }
+    answer = Answer(reply=[])
+    last = {"arrival_time_ns": "1000", "first_scheduled_time_ns": "2001000", "kv_cache_reused_block": "2"}
+    for second, message in enumerate([{"text_output": "a"}, {"text_output": "ab", **last}]):
+        read_message(dialect, json.dumps(message).encode(), float(second), answer)
+    assert list(answer.times_s) == [0.0, 1.0]
+    assert answer.reply == ["ab"]
+    assert answer.queue_s == pytest.approx(2e-3)
+    assert answer.cached_tokens == 128
+    with pytest.raises(ProtocolError, match="Error generating request"):
+        read_message(dialect, b'{"error": "Error generating request: x"}', 0.0, Answer())
+
+
 def test_tensors_are_the_same_inputs() -> None:
     """Over gRPC each input is a tensor of its type, the batch's dimension first."""
     request = service_pb2.ModelInferRequest.FromString(
@@ -71,6 +96,14 @@ def test_tensors_are_the_same_inputs() -> None:
     assert request.raw_input_contents[0] == struct.pack("<2i", 7, 8)
     request = service_pb2.ModelInferRequest.FromString(_dialect("triton-grpc", "ensemble").body(ASKED))
     assert request.raw_input_contents[0] == b"\2\0\0\0hi"
+
+
+def test_what_cannot_be_a_tensor_is_refused_beforehand() -> None:
+    """A list laid over gRPC requests is an error of the scenario; a null takes an input away."""
+    with pytest.raises(UserError, match="extra_body: stop_words"):
+        _dialect("triton-grpc", stop_words=["a"])
+    request = service_pb2.ModelInferRequest.FromString(_dialect("triton-grpc", "m", min_tokens=None).body(ASKED))
+    assert "min_tokens" not in {each.name for each in request.inputs}
 
 
 def test_openai_is_asked_for_exactly_so_many_tokens_and_their_count() -> None:

@@ -274,3 +274,11 @@ def test_upstreams_model_is_what_the_entry_point_loads(
     (upstream / "model.py").unlink()
     done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True, check=False)
     assert "llmapi.model_code" in done.stderr
+
+
+def test_a_placeholder_in_a_value_is_refused(manifest: EngineManifest, tokenizer: Path, tmp_path: Path) -> None:
+    """A path with `${X}` in it is the user's mistake, told as one, and nothing is written."""
+    built = manifest.model_copy(update={"kind": "built", "engine": "engine"})
+    with pytest.raises(UserError, match=r"lora_prefetch_dir: '/x/\$\{ADAPTERS\}' holds a placeholder"):
+        _render(tmp_path, built, tokenizer, lora={"prefetch_dir": "/x/${ADAPTERS}"})
+    assert not (tmp_path / "repository").exists()
