@@ -34,13 +34,17 @@ def scenario_of(flags: dict[str, Any]) -> Scenario:
     if flags.get("keep_going"):
         values["unreachable_s"] = values["level_timeout_s"]
     lengths = {key: flags[key] for key in ("isl", "osl") if flags[key] is not None}
-    if lengths and any(each.lengths for each in base.classes):
-        raise UserError(
-            f"--{next(iter(lengths))}: scenario {base.name} has classes with lengths of their own",
-            hint="change them in its file",
-        )
+    own = {"lengths": next(iter(lengths), None), "prompts": "prompts" if flags["prompts"] is not None else None}
+    for what, flag in own.items():
+        if flag is not None and any(getattr(each, what) for each in base.classes):
+            raise UserError(
+                f"--{flag}: scenario {base.name} has classes with {what} of their own", hint="change them in its file"
+            )
     values["lengths"].update(lengths)
-    return validate(values, Scenario, where="flags")
+    scenario = validate(values, Scenario, where="flags")
+    if flags["requests"] is not None and scenario.is_open:
+        raise UserError("--requests: an open loop sends for a time, not by number", hint="--duration SECONDS")
+    return scenario
 
 
 def inputs_of(scenario: Scenario) -> list[Source]:

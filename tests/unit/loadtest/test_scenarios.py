@@ -104,6 +104,8 @@ def test_flags_lay_over_a_scenario() -> None:
         ({"concurrency": "4", "duration": 5.0}, "by number, not by time"),
         ({"rate": "1", "duration": 0.0}, "above 0"),
         ({"scenario_name": "day", "isl": "5"}, "classes with lengths of their own"),
+        ({"scenario_name": "chat", "requests": 5}, "sends for a time, not by number"),
+        ({"rate": "2", "requests": 5}, "sends for a time, not by number"),
         ({"prompts": "poems"}, "chat, random, or a .json"),
         ({"isl": "normal(5"}, "lengths.isl: not a length"),
         ({"seed": -1}, "greater than or equal to 0"),
