@@ -71,7 +71,8 @@ class Level(Strict):
         measure_s: When measuring began: every user had warmed up.
         end_s: When the last measured request ended.
         concurrency: Users of a closed loop; None in an open one.
-        rate_per_s: Requests a second of an open loop; None in a closed one.
+        rate_per_s: Requests a second of an open loop, or conversations; None in a closed one.
+        begun: Which of the two.
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
         complete: Whether all requests asked for were measured.
         sufficed: It was ended early because its requests told enough; what was under way then was not measured.
@@ -93,6 +94,7 @@ class Level(Strict):
     read_late_p99_s: float = 0.0
     clock: Literal["kernel", "reader", "mixed"] = "reader"
     rate_per_s: float | None = None
+    begun: Literal["requests", "conversations"] = "requests"
     failed_rows: int = 0
     away_s: float = 0.0
     sufficed: bool = False
@@ -102,7 +104,7 @@ class Level(Strict):
         """What was asked of the server, in words."""
         if self.concurrency is not None:
             return f"concurrency {self.concurrency}"
-        return f"{self.rate_per_s or 0:g} requests/s"
+        return f"{self.rate_per_s or 0:g} {self.begun}/s"
 
 
 class Sample(Strict):

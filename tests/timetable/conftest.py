@@ -53,9 +53,11 @@ def start(program: Path) -> Iterator[Start]:
     """Start servers that end with the test, and by themselves after two minutes."""
     running: list[Timetable] = []
 
-    def started(*, first_ms: float = 50, gap_ms: float = 10, port: int = 0, key: str | None = None) -> Timetable:
+    def started(
+        *, first_ms: float = 50, gap_ms: float = 10, port: int = 0, key: str | None = None, log: Path | None = None
+    ) -> Timetable:
         times = ["--first-ms", str(first_ms), "--gap-ms", str(gap_ms), "--seconds", "120", "--port", str(port)]
-        command = [str(program), *times, *(["--key", key] if key else [])]
+        command = [str(program), *times, *(["--key", key] if key else []), *(["--log", log] if log else [])]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         running.append(Timetable(process, int(process.stdout.readline().split()[1])))

@@ -106,6 +106,7 @@ def test_flags_lay_over_a_scenario() -> None:
         ({"scenario_name": "day", "isl": "5"}, "classes with lengths of their own"),
         ({"prompts": "poems"}, "chat, random, or a .json"),
         ({"isl": "normal(5"}, "lengths.isl: not a length"),
+        ({"seed": -1}, "greater than or equal to 0"),
         ({"concurrency": "0"}, "whole numbers from 1 up"),
         ({"rate": "-1"}, "numbers above 0"),
         ({"scenario_name": "chatt"}, "no scenario 'chatt'"),
@@ -191,7 +192,9 @@ def test_conversations_multiply_requests(manifest: EngineManifest) -> None:
         lengths=Lengths(isl=50, osl=8),
         conversation=Conversations(turns=4, think_s="exponential(0.5)"),
     )
-    records = predict(scenario, manifest, made_by=HEAD, made_from=[]).records
+    found = predict(scenario, manifest, made_by=HEAD, made_from=[])
+    assert found.run.levels[0].load == "2 conversations/s"
+    records = found.records
     by_talk: dict[int, list[Any]] = {}
     for record in records:
         by_talk.setdefault(record.conversation or 0, []).append(record)
