@@ -7,6 +7,7 @@ import json
 import socket
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from typing import Any
 
 from engines.errors import MissingError, UserError
@@ -20,6 +21,7 @@ ANSWER_WITHIN_S = 5.0
 ANSWER_LIMIT_BYTES = 1 << 22
 ENGINE_KIND = "X-Engine-Kind"
 _NO_MODEL = "serve-repo serves a repository that has it"
+_HTTP_ASKS_IT = "--protocol triton-http does"
 _Said = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
 
 
@@ -43,6 +45,12 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
     parameters = _parameters(config)
     engine = parameters if model == ENGINE_MODEL else _parameters(read(endpoint, ENGINE_MODEL)[1])
     emulated = engine.get("emulated") == "true"
+    inputs = {each.get("name") for each in config.get("input", ())}
+    llm_api = model == ENGINE_MODEL and "text_input" in inputs
+    if llm_api and endpoint.protocol != "triton-http":
+        raise UserError(
+            f"{url}: its {ENGINE_MODEL} is the LLM API's, which {endpoint.protocol} does not ask", hint=_HTTP_ASKS_IT
+        )
     facts = ServerFacts(
         url=url,
         protocol=endpoint.protocol,
@@ -51,16 +59,11 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
         emulated=emulated,
         time_scale=float(engine["emulator_time_scale"]) if emulated else 1.0,
         engine=engine.get("engine_name"),
+        llm_api=llm_api,
+        perf_metrics=bool(inputs & {"return_perf_metrics", "sampling_param_return_perf_metrics"}),
     )
-    return facts, _parameters(preprocessing).get("tokenizer_dir") if preprocessing else None
-
-
-def tells_perf_metrics(endpoint: Endpoint, model: str) -> bool:
-    """Return whether a Triton model takes `return_perf_metrics`, and so can tell how long a request was queued."""
-    if endpoint.is_openai:
-        return False
-    read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
-    return any(each.get("name") == "return_perf_metrics" for each in read(endpoint, model)[1].get("input", ()))
+    named = engine if llm_api else _parameters(preprocessing) if preprocessing else {}
+    return facts, named.get("tokenizer_dir")
 
 
 def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> ServerFacts:
@@ -73,6 +76,9 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
             kind, text = reply.headers.get(ENGINE_KIND, ""), reply.read(ANSWER_LIMIT_BYTES)
         names = [str(each["id"]) for each in json.loads(text)["data"]]
     except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.NOT_FOUND:  # some gateways list no models
+            return _measured(endpoint, url, model)
         hint = f"is the key in ${endpoint.api_key_env}?" if error.code in {401, 403} else "is --url right?"
         raise MissingError(f"{url}: GET {base}/models answered {error.code}", hint=hint) from error
     except (OSError, http.client.HTTPException) as error:
@@ -82,13 +88,12 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
     if model not in names:
         raise MissingError(f"{url}: no model '{model}'", hint=f"--model: one of {', '.join(sorted(names)[:8])}")
     emulated, time_scale = engine_kind(kind)
+    return _measured(endpoint, url, model).model_copy(update={"emulated": emulated, "time_scale": time_scale})
+
+
+def _measured(endpoint: Endpoint, url: str, model: str) -> ServerFacts:
     return ServerFacts(
-        url=url,
-        protocol=endpoint.protocol,
-        model=model,
-        triton_version="-",
-        emulated=emulated,
-        time_scale=time_scale,
+        url=url, protocol=endpoint.protocol, model=model, triton_version="-", emulated=False, time_scale=1.0
     )
 
 
@@ -102,7 +107,7 @@ def engine_kind(header: str) -> tuple[bool, float]:
         UserError: It says something else.
     """
     kind, _, scale = header.partition(";")
-    if kind.strip() in {"", "measured"}:
+    if kind.strip() in {"", "built", "measured"}:  # `built` is our own front's word for a real engine
         return False, 1.0
     name, _, value = scale.partition("=")
     try:
@@ -199,6 +204,11 @@ def _connected(endpoint: Endpoint) -> socket.socket:
 
 
 def _no_server(endpoint: Endpoint, kind: str, error: Exception) -> MissingError:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return MissingError(
+            f"{endpoint.authority}: its certificate is not trusted: {error}",
+            hint="--ca-file CERTIFICATES trusts its issuer; --insecure does not look",
+        )
     return MissingError(
         f"no {kind} server answers at {endpoint.authority}: {str(error) or type(error).__name__}",
         hint="is it started (serve-repo), and are --url and --protocol its own?",

@@ -11,9 +11,11 @@ import gc
 import json
 import logging
 import os
+import resource
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ from loadtest.wires import Connection, Door, Readings, UnreachableError
 BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is not hammered
 PROBE_S = 0.25  # how often a server that went away is looked for
 STOP_WITHIN_S = 0.2  # how soon an open loop hears that it is over
-TICK_S = 0.01  # how often the generator looks at its own clock
+TICK_S = 0.02  # how often the generator looks at its own clock
 COUNTED_AT_ONCE = 100
 WATCH_S = 0.05  # how often it looks whether a level is over
 CLOSED_USERS, OPEN_USERS = "ClosedLoopUser", "OpenLoopUser"
@@ -287,7 +289,7 @@ def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: flo
     if turn.talk is None:
         raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
     prompt = shared.maker.prompt(turn.talk)
-    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact)
+    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact, shared.maker.end_id)
     answer = Answer(reply=[] if shared.maker.wants_reply(turn.talk) else None)
     outcome: Outcome = "cancelled"
     shared.note_sent(turn, prompt, scheduled_s)
@@ -604,19 +606,27 @@ def run_worker(orders: Orders) -> None:
 
 
 def main(role: str, options: str) -> None:
-    """Be the only generator, the master of several, or one of them."""
+    """Be the only generator, the master of several, or one of them; never returns.
+
+    However it ends, it ends at once: left to themselves, sockets may wait for ever to hand over a last message.
+    """
     logging.basicConfig(level=logging.WARNING)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
     gc.freeze()  # what is here by now stays: a collection in the middle of a reply need not look at it
     orders = Orders(sys.stdin.fileno())
-    match role:
-        case "alone":
-            run_alone(orders)
-        case "master":
-            run_master(orders, json.loads(options))
-        case _:
-            run_worker(orders)
-    sys.stdout.flush()
-    os._exit(0)  # whatever still runs, the run is over
+    try:
+        match role:
+            case "alone":
+                run_alone(orders)
+            case "master":
+                run_master(orders, json.loads(options))
+            case _:
+                run_worker(orders)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from loadtest.dialects.endpoint import Endpoint
@@ -17,6 +17,7 @@ from loadtest.records import Sample
 KEPT_PREFIXES = ("nv_trt_llm_", "emulator_", "nv_inference_pending_request_count", "nv_gpu_", "nv_inference_count")
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
 ANSWER_WITHIN_S = 5.0
+_BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
 _SERIES = re.compile(r"^([A-Za-z_:][\w:]*(?:\{[^}]*\})?) (\S+)$")
 
 
@@ -28,6 +29,9 @@ class Monitor:
         path: File to append to.
         interval_s: Between samples.
         clock: Seconds since the run began.
+
+    Attributes:
+        failed: The system's words when a sample could not be written; no more are taken then.
     """
 
     def __init__(self, url: str | None, path: Path, interval_s: float, clock: Callable[[], float]) -> None:
@@ -35,6 +39,7 @@ class Monitor:
         self._path = path
         self._interval_s = interval_s
         self._clock = clock
+        self.failed: str | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -51,6 +56,12 @@ class Monitor:
             self._thread.join(timeout=2 * ANSWER_WITHIN_S)
 
     def _run(self) -> None:
+        try:
+            self._sample()
+        except OSError as error:
+            self.failed = f"{self._path}: {error.strerror}"
+
+    def _sample(self) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             due = time.monotonic()
             while not self._stopping.wait(max(0.0, due - time.monotonic())):
@@ -67,6 +78,16 @@ def metrics_url(endpoint: Endpoint) -> str | None:
     port = endpoint.port + METRICS_PORT_AFTER.get(endpoint.protocol, 0)
     candidate = endpoint.model_copy(update={"port": port}).url("/metrics")
     return candidate if read_metrics(candidate) else None
+
+
+def kv_block_tokens(values: Mapping[str, float]) -> int | None:
+    """Return the tokens in a block of a TensorRT-LLM engine's KV cache, from its metrics; None where they lack it.
+
+    >>> kv_block_tokens({'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="m"}': 64.0})
+    64
+    """
+    found = (int(value) for name, value in values.items() if name.startswith(_BLOCKS) and '"tokens_per"' in name)
+    return next(found, None) or None
 
 
 def read_metrics(url: str) -> dict[str, float]:

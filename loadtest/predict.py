@@ -83,6 +83,7 @@ def predict(
             Level(
                 concurrency=plan.concurrency,
                 rate_per_s=plan.rate_per_s,
+                begun=plan.begun,
                 failed_rows=plan.failed_rows,
                 isl=plan.isl,
                 osl=plan.osl,
@@ -168,8 +169,8 @@ def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
     """Return an engine that takes a scenario's largest batch whole, prompts in one iteration, and nothing above it."""
     most = max(scenario.concurrency)
     mix = Mix(scenario)
-    drawn = [mix.draw(number).exchanges[0] for number in range(most)]
-    longest = max(each.prompt_tokens + each.reply_tokens for each in drawn)
+    drawn = [mix.begin(number) for number in range(most)]
+    longest = max(each.prompt_tokens + each.exchange.reply_tokens for each in drawn)
     limits = manifest.limits.model_copy(
         update={
             "max_batch_size": max(manifest.limits.max_batch_size, most),
@@ -245,6 +246,7 @@ def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:
         outcome=ended.outcome,
         error=ended.cause,
         asked_tokens=sent.turn.output_tokens if sent.turn.exact else None,
+        cached_tokens=ended.cached_tokens,
         class_name=sent.turn.class_name,
         conversation=sent.turn.conversation,
         turn=sent.turn.place,

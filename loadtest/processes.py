@@ -85,7 +85,11 @@ class Generators:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End them all: told first, killed when that takes too long."""
+        """End them all."""
+        self.end()
+
+    def end(self) -> None:
+        """End them all: told first, killed when that takes too long; nothing is written by them after this."""
         for process in self._running:
             _end_input(process)
         due_s = time.monotonic() + STOP_WITHIN_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
 from loadtest.aside import done_aside
 from loadtest.conversations import Mix
-from loadtest.dialects import takes_ids
+from loadtest.dialects import dialect_of, takes_ids
 from loadtest.doubts import Seen, doubts_of, seen_of
 from loadtest.judge import Enough, Judge
 from loadtest.ledger import add_lost
@@ -119,15 +120,17 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
     """
     out, target = asked.out, asked.target
     _clear(out, force=asked.force)
+    if target.facts.emulated:
+        terminal.line(f"{target.label}: latencies and rates are shown in engine time")
     began = time.monotonic()
     happened = Happened()
     try:
         plan = _plan(asked, folder, began)
         interval_s = asked.scenario.sample_interval_s
-        with Monitor(target.metrics_url, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began):
+        with Monitor(target.metrics_url, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
             generators.begin(plan, target.label)
             judge = asked.enough and Judge(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
-            _follow(generators, happened, terminal, limit_s=_limit_s(plan), judge=judge)
+            _follow(generators, happened, terminal, monitor, limit_s=_limit_s(plan), judge=judge)
     except ToolError as error:
         happened.interrupted = error.message.splitlines()[0]
         raise
@@ -139,6 +142,7 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
         raise
     finally:
         terminal.clear()
+        generators.end()
         happened.end(time.monotonic() - began)
         run, seen = _complete(asked, folder, happened, generators.fleet.processes)
     _require_success(out, run, seen)
@@ -153,18 +157,26 @@ def _clear(out: Path, *, force: bool) -> None:
 
 
 def _follow(
-    generators: Generators, happened: Happened, terminal: Terminal, *, limit_s: float, judge: Judge | None = None
+    generators: Generators,
+    happened: Happened,
+    terminal: Terminal,
+    monitor: Monitor,
+    *,
+    limit_s: float,
+    judge: Judge | None = None,
 ) -> None:
     """Take what the generator says until it ends; when interrupted, what it says of how it ended, too.
 
     Raises:
-        ToolError: It failed, fell silent, or a level went on long after its limit.
+        ToolError: It failed, fell silent, or a level went on long after its limit; or samples cannot be written.
     """
     try:
         for said in generators.lines(within_s=SILENT_S):
             happened.note(said, terminal)
             if happened.begun is not None and happened.now_s - happened.begun.begin_s > limit_s:
                 raise ToolError(f"a level did not end within {limit_s:g} s")
+            if monitor.failed is not None:
+                raise ToolError(monitor.failed, hint="is the disk full?")
             if judge is not None and "progress" in said and judge.is_satisfied():
                 judge = None
                 generators.suffice()
@@ -222,13 +234,20 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     scenario, target, out = asked.scenario, asked.target, asked.out
     plans = plans_of(scenario)
     as_text = not takes_ids(target.endpoint, scenario.model)
+    dialect_of(target.endpoint, scenario.model, environment={}, extra=scenario.extra_body)  # refused here, not later
     prompts = folder / "prompts"
     prompts.mkdir()
-    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text))
+    salt = secrets.randbits(32)  # the one thing no seed decides: words that this server has not cached
+    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
     mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(
-        endpoint=target.endpoint,
+        endpoint=target.endpoint.model_copy(
+            update={
+                "perf_metrics": target.facts.perf_metrics,
+                "kv_block_tokens": target.facts.kv_block_tokens or 0,
+            }
+        ),
         scenario=scenario,
         prompts=str(prompts),
         records=str(out / REQUESTS_NAME),

@@ -11,7 +11,7 @@ from engines.console import progress
 from engines.errors import MissingError
 from loadtest.dialects.endpoint import Endpoint, endpoint_of
 from loadtest.facts import server_facts
-from loadtest.monitor import metrics_url
+from loadtest.monitor import kv_block_tokens, metrics_url, read_metrics
 from loadtest.records import ServerFacts
 
 
@@ -41,6 +41,7 @@ def target_of(flags: dict[str, Any], model: str) -> Target:
     endpoint = endpoint_of(flags["url"], flags["protocol"], **{name: flags[name] for name in names})
     key = os.environ.get(endpoint.api_key_env)
     facts, tokenizer_folder = server_facts(endpoint, flags["url"], model, key)
+    endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
     tokenizer = flags["tokenizer"] or (Path(tokenizer_folder) if tokenizer_folder else None)
     if tokenizer is None:
         raise MissingError(f"{flags['url']}: the server names no tokenizer", hint="--tokenizer FILE gives the engine's")
@@ -53,4 +54,6 @@ def target_of(flags: dict[str, Any], model: str) -> Target:
     found = flags["metrics_url"] or metrics_url(endpoint)
     if found is None:
         progress("no metrics page beside this server: batch sizes will come from the client's records alone")
+    elif facts.perf_metrics:
+        facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(found))})
     return Target(endpoint, facts, found, tokenizer)

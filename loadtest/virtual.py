@@ -49,12 +49,14 @@ class Ended(NamedTuple):
     Attributes:
         spans: Stays in the engine, each as (first, last) iteration; one token in each iteration of a span.
         cause: Why it was refused; None unless it was.
+        cached_tokens: Prompt tokens found in the KV cache; None where nothing is known of its content.
     """
 
     sent: Sent
     spans: list[tuple[int, int]]
     outcome: Literal["ok", "cancelled", "rejected"]
     cause: str | None = None
+    cached_tokens: int | None = None
 
 
 class Traffic(Protocol):
@@ -214,6 +216,7 @@ class VirtualServer:
     _arriving: deque[tuple[float, Sent]] = field(default_factory=deque)  # on their way to the engine's queue
     _intake_free_s: float = 0.0
     _on_way: dict[int, Sent] = field(default_factory=dict)
+    _found: dict[int, int] = field(default_factory=dict)  # blocks of each prompt that need not be computed
     _refused: list[Ended] = field(default_factory=list)
     _left_s: list[float] = field(default_factory=list)  # when the tokens of each iteration left, by its index
     _decoding: list[int] = field(default_factory=list)  # sequences in generation, by iteration
@@ -316,10 +319,18 @@ class VirtualServer:
         self._decoding += [iteration.shape.decode_sequences] * iteration.repeats
         if self.keep_steps:
             self.steps.append(iteration)
+        for sequence, _ in iteration.chunks:  # before the first chunk is computed, what is shared is what was found
+            if sequence.request.prefix_hashes:
+                self._found.setdefault(int(sequence.request.request_id), sequence.shared_blocks)
         for sequence in self.batcher.advance(iteration):
-            sent = self._on_way.pop(int(sequence.request.request_id))
+            number = int(sequence.request.request_id)
+            sent = self._on_way.pop(number)
             self.traffic.note_end(sent, self._left_s[sequence.spans[-1][1]])
-            yield Ended(sent, sequence.spans, "ok")
+            yield Ended(sent, sequence.spans, "ok", cached_tokens=self._cached_tokens(number))
+
+    def _cached_tokens(self, number: int) -> int | None:
+        blocks = self._found.pop(number, None)
+        return None if blocks is None else blocks * self.batcher.settings.tokens_per_block
 
     def _cumulative_s(self, iteration: Iteration) -> _Floats:
         """Return how long after the start each iteration of a run ends."""

@@ -165,25 +165,33 @@ class History:
 
 
 def progress_text(look: Progress) -> str:
-    """Return a look as one line."""
+    """Return a look as one line, what matters most before the eightieth column."""
     parts = [
         look.load,
-        f"{look.elapsed_s:.0f} s",
+        f"{look.elapsed_s:.0f} s" + ("" if look.measuring else ", warming up"),
         f"{look.done} done" + (f", {look.failed} failed" if look.failed else ""),
         f"{look.in_flight} in flight",
-        f"{look.requests_per_s:.3g} req/s",
+        _latencies_text(look),
         f"{look.tokens_per_s:.0f} tokens/s",
-        _latency_text("TTFT", look.ttft_p50_s, look.ttft_p99_s),
-        _latency_text("ITL", look.itl_p50_s, look.itl_p99_s),
-        "" if look.measuring else "warming up",
+        f"{look.requests_per_s:.3g} req/s",
     ]
     return " | ".join(part for part in parts if part)
 
 
-def _latency_text(name: str, p50_s: float | None, p99_s: float | None) -> str:
-    if p50_s is None or p99_s is None:
-        return ""
-    return f"{name} {p50_s * 1e3:.3g} p50 {p99_s * 1e3:.3g} p99 ms"
+def _latencies_text(look: Progress) -> str:
+    pairs = {"TTFT": (look.ttft_p50_s, look.ttft_p99_s), "ITL": (look.itl_p50_s, look.itl_p99_s)}
+    parts = [
+        f"{name} {_ms(p50_s)}/{_ms(p99_s)}"
+        for name, (p50_s, p99_s) in pairs.items()
+        if p50_s is not None and p99_s is not None
+    ]
+    return " ".join([*parts, "ms p50/p99"]) if parts else ""
+
+
+def _ms(seconds: float) -> str:
+    """Return milliseconds in three digits, never as a power of ten."""
+    value = seconds * 1e3
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004 (where three digits end)
 
 
 class Terminal:

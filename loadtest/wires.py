@@ -22,7 +22,7 @@ import gevent
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from loadtest.dialects.base import Answer, Asked, Dialect, read_message
+from loadtest.dialects.base import Answer, Asked, Dialect, read_message, without_prompt
 from loadtest.dialects.endpoint import Endpoint, tls_context
 from loadtest.http2 import GrpcSession, call_headers
 from loadtest.protocol import EVENT_STREAM, HttpSession, ProtocolError, request_head
@@ -174,7 +174,9 @@ class Connection:
             door.dialect.settle(answer)
             answer.whole = True
         except (OSError, ProtocolError) as failure:
-            answer.failure = _told(failure)
+            answer.failure = failure
+            said = without_prompt(_told(failure), asked.prompt.text)
+            answer.reason = door.dialect.without_secrets(said)
         finally:
             answer.done_s = self._wire.last_s if answer.whole and self._wire is not None else door.clock()
             if not answer.whole or self._session is None or not self._session.reusable:
@@ -195,11 +197,11 @@ class Connection:
         self._wire = self._session = None
 
 
-def _told(failure: Exception) -> Exception:
+def _told(failure: OSError | ProtocolError) -> str:
     """Return a failure in words a record can carry."""
-    if isinstance(failure, TimeoutError | ProtocolError | UnreachableError) or not isinstance(failure, OSError):
-        return failure
-    return OSError(f"connection: {failure.strerror or failure}")
+    if isinstance(failure, OSError) and not isinstance(failure, TimeoutError | UnreachableError):
+        return f"connection: {failure.strerror or failure}"
+    return str(failure)
 
 
 class _Wire:

@@ -18,7 +18,8 @@ from triton_repo.audit import audit_repository
 from triton_repo.findings import Finding
 from triton_repo.render import render_repository, resolve_for
 from triton_repo.resolve import Given, Resolved, given_in, shown
-from triton_repo.settings import Choice, RepositoryManifest, ServingSettings, all_settings, laid_over
+from triton_repo.serving import ServingSettings, all_settings, laid_over
+from triton_repo.settings import Choice, RepositoryManifest
 
 FOLDER = click.Path(path_type=Path)
 FLAG_NAMES = {
@@ -162,9 +163,10 @@ def _explain(engine: EngineManifest, resolved: Resolved, flags: dict[str, Any]) 
 def _explained(choice: Choice) -> str:
     """Return one line: name, value, origin, where it goes; then why, and what upstream does by itself."""
     reason = "without effect here" if choice.effect == "none" else choice.reason
-    upstream = "" if choice.origin == "upstream default" else f"upstream: {choice.upstream_default}"
+    is_same = choice.origin == "upstream default" and choice.value is not None
+    upstream = "" if is_same else f"upstream: {choice.upstream_default}"
     why = "; ".join(part for part in (reason, upstream) if part)
-    head = f"{choice.name:<38} {shown(choice.value):<24} {choice.origin:<17} -> {choice.place}"
+    head = f"{choice.name:<40} {shown(choice.value):<24} {choice.origin:<17} -> {choice.place}"
     return f"{head}  ({why})" if why else head
 
 

@@ -15,7 +15,15 @@ from engines.errors import MissingError
 from engines.files import made_by, to_json
 from triton_repo import runtime
 from triton_repo.check import check_repository, read_config
-from triton_repo.front_process import FrontOptions, FrontRecord, front_flags, require_free, start_front, stop_front
+from triton_repo.front_process import (
+    FrontOptions,
+    FrontRecord,
+    front_flags,
+    require_free,
+    require_front,
+    start_front,
+    stop_front,
+)
 from triton_repo.guard import require_servable
 from triton_repo.launch import (
     LOOPBACK,
@@ -134,7 +142,7 @@ def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> No
     """Stay with the server until it ends; the first signal drains and stops it, a second one stops it at once."""
     signal.signal(signal.SIGTERM, _leave)
     try:
-        watch_server(repository, record)
+        watch_server(repository, record, require_front)
     except (KeyboardInterrupt, SystemExit):
         console.progress(f"draining: new requests are refused, those in flight have {drain_within_s:g} s")
         if drain_within_s > 0:

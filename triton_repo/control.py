@@ -25,8 +25,9 @@ ENGINE = "tensorrt_llm"
 FRONTS = ("ensemble", "tensorrt_llm_bls")  # what calls the engine, and so must end before it
 CALL_LIMIT_S = 10.0
 POLL_S = 0.1
-SETTLE_S = 0.5  # an engine with nothing in flight may still have its last tokens on their way through the ensemble
-_IN_FLIGHT = "nv_trt_llm_request_metrics{"
+SETTLE_S = 0.5  # metrics are that old at most, and last tokens may still be on their way through the ensemble
+_REQUESTS = "nv_trt_llm_request_metrics{"
+_PENDING = "nv_inference_pending_request_count{"
 _STILL_THERE = {"READY", "UNLOADING", "LOADING"}
 
 
@@ -73,10 +74,15 @@ class Control:
 
     def in_flight(self) -> int | None:
         """Return the requests the engine has, by its metrics; None where it publishes none."""
+        return self._sum(_REQUESTS, 'request_type="active"')
+
+    def pending(self, model: str) -> int | None:
+        """Return the requests that wait in Triton's queue for a model; None where that is not published."""
+        return self._sum(_PENDING, f'model="{model}"')
+
+    def _sum(self, family: str, label: str) -> int | None:
         lines = self._read(urllib.request.Request(self.metrics_url), CALL_LIMIT_S).splitlines()
-        values = [
-            float(line.split()[-1]) for line in lines if line.startswith(_IN_FLIGHT) and 'request_type="active"' in line
-        ]
+        values = [float(line.split()[-1]) for line in lines if line.startswith(family) and label in line]
         return int(sum(values)) if values else None
 
     def probe(self) -> None:
@@ -136,19 +142,33 @@ def drain(
         if "READY" in there.get(model, ()):
             control.unload(model)
     # A business-logic request calls the engine by name: unloaded first, the engine would fail those that still wait.
-    while clock() < end and _has(control, FRONTS[1]):
-        sleep(POLL_S)
+    _wait_for_none(lambda: _queued(control), end, clock, sleep)
     if "READY" in there.get(ENGINE, ()):
         control.unload(ENGINE)
-    while (left := _left(control)) and clock() < end:
+    return _wait_for_none(lambda: _left(control), end, clock, sleep)
+
+
+def _wait_for_none(
+    count: Callable[[], int], end: float, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> int:
+    """Wait until a count has been 0 for a while, or until `end`; return it."""
+    since = clock()
+    while clock() < end:
+        if (found := count()) > 0:
+            since = clock()
+        elif clock() - since >= SETTLE_S:
+            return found
         sleep(POLL_S)
-    if not left:
-        sleep(SETTLE_S)
-    return left
+    return count()
 
 
 def _has(control: Control, model: str) -> bool:
     return bool(control.states().get(model, set()) & _STILL_THERE)
+
+
+def _queued(control: Control) -> int:
+    """Return the business-logic requests that wait; an open gRPC stream keeps even an idle model from going."""
+    return (control.pending(FRONTS[1]) or 0) if _has(control, FRONTS[1]) else 0
 
 
 def _left(control: Control) -> int:

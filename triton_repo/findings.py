@@ -17,7 +17,10 @@ from engines.files import Strict
 Severity = Literal["error", "warning", "advice"]
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 _BARE = re.compile(r'\$\{(\w+)\}(?=[^"\n]*(?:"[^"\n]*"[^"\n]*)*$)', re.MULTILINE)
+_COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
 LONGEST_CONFIG_BYTES = 4 << 20
+NAMES_A_BACKEND = ("triton_backend",)  # inside quotes, and fatal all the same
+TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")  # as the backend reads switches
 # What stands in for a bare placeholder so that the rest of the file can be read.
 _STAND_IN = {
     "decoupled_mode": "false",
@@ -96,7 +99,7 @@ def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding
     if path.stat().st_size > LONGEST_CONFIG_BYTES:
         what = f"{path.stat().st_size} bytes; no config.pbtxt is past {LONGEST_CONFIG_BYTES}"
         return None, [Finding(severity="error", code="not-a-config", file=file, what=what, fix=_AGAIN)]
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = _COMMENT.sub("", path.read_text(encoding="utf-8", errors="replace"))
     findings = list(_unfilled(text, file))
     standing = _BARE.sub(lambda found: _STAND_IN.get(found[1], "1"), text)
     try:
@@ -107,17 +110,28 @@ def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding
     return ModelFile(model, file, config, frozenset(PLACEHOLDER.findall(text))), findings
 
 
+def finding_of(severity: Severity, code: str, file: ModelFile, what: str, fix: str) -> Finding:
+    """Return a finding in a model's config.pbtxt."""
+    return Finding(severity=severity, code=code, file=file.file, what=what, fix=fix)
+
+
+def number_of(text: str | None) -> float | None:
+    """Return a parameter as a number; None where it is none."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
 def _unfilled(text: str, file: str) -> Iterator[Finding]:
     bare = set(_BARE.findall(text))
     names = dict.fromkeys(PLACEHOLDER.findall(text))
     for name in names:
-        if name in bare:
+        if name in bare or name in NAMES_A_BACKEND:
             fix = f"fill_template.py -i {file} {name}:VALUE; here {FILL.get(name, 'a number of instances, 1 or more')}"
-            what = (
-                f"the placeholder ${{{name}}} was never filled, and stands outside quotes: Triton cannot read the file"
-            )
-            yield _error("bare-placeholder", file, what, fix)
-    quoted = [name for name in names if name not in bare]
+            ends = "and stands outside quotes: Triton cannot read the file" if name in bare else "and names the backend"
+            yield _error("bare-placeholder", file, f"the placeholder ${{{name}}} was never filled, {ends}", fix)
+    quoted = [name for name in names if name not in bare and name not in NAMES_A_BACKEND]
     if quoted:
         what = (
             f"{len(quoted)} placeholders inside quotes were never filled, and count as not there: {', '.join(quoted)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -10,20 +11,25 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
 from triton_repo.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
+from triton_repo.ranks import across_ranks, rank_environment
 from triton_repo.runtime import Runtime
+from triton_repo.settings import REPOSITORY_NAME, read_repository
 
 SERVER_NAME = "server.json"
 LOG_NAME = "server.log"
 KEY_NAME = "server.key"
 KEY_VARIABLE = "TRITON_ADMIN_KEY"
 KEY_CHARACTERS = 16
+# Triton 2.51's HTTP reads a request's body onto its stack: with the usual 8 MiB one of 8 MB ends the server.
+STACK_BYTES = 256 * 2**20
 LOOPBACK = "127.0.0.1"
 TERM_GRACE_S = 6.0  # Triton with an open gRPC stream never ends by itself; past this it is killed
 LAST_LINES = 12
@@ -101,10 +107,15 @@ def start_server(
     log = repository / LOG_NAME
     prefix = f"triton_{os.getpid()}_{time.time_ns()}_"
     command = server_command(repository, runtime, ports, prefix, _write_key(repository))
+    environment = server_environment(runtime)
+    if (repository / REPOSITORY_NAME).is_file():
+        manifest = read_repository(repository)
+        command = across_ranks(command, manifest, str(repository.absolute()), prefix)
+        environment |= rank_environment(manifest)
     if stop_after_s is not None:
         command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s:g}", *command]
     begin = time.monotonic()
-    with log.open("wb") as output:
+    with log.open("wb") as output, _stack_of(STACK_BYTES):
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -112,7 +123,7 @@ def start_server(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd=runtime.server.parent,
-            env=server_environment(runtime),
+            env=environment,
         )
     record = ServerRecord(
         made_by=made_by,
@@ -203,19 +214,35 @@ def is_running(record: ServerRecord) -> bool:
     return _started_ticks(record.pid) == record.started_ticks
 
 
-def watch_server(repository: Path, record: ServerRecord) -> None:
+def watch_server(repository: Path, record: ServerRecord, look: Callable[[Path], None]) -> None:
     """Stay until the server ends.
+
+    Args:
+        look: Called all the while with the repository; it raises where something else has ended.
 
     Raises:
         ToolError: It ended by itself; the message has its log's last lines.
     """
     while is_running(record):
+        look(repository)
         time.sleep(0.2)
     raise ToolError(
         f"the server of {repository} ended by itself",
         log_path=Path(record.log),
         last_lines=telling_lines(Path(record.log)),
     )
+
+
+@contextmanager
+def _stack_of(size_bytes: int) -> Iterator[None]:
+    """Let processes started meanwhile have stacks of a size, as far as the hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    most = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
 def server_flags(repository: str, key: str) -> list[str]:

@@ -10,13 +10,11 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 import yaml
-from pydantic import BaseModel, ConfigDict
-from tokenizers import Tokenizer
 
 import engines
 from engines.errors import MissingError, UserError
-from engines.files import MadeBy, read_json, source_of, whole_folder, write_json, write_text
-from engines.manifest import MANIFEST_NAME, EngineManifest, Notice, read_manifest
+from engines.files import MadeBy, source_of, whole_folder, write_json, write_text
+from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
 from triton_repo import tensors
 from triton_repo.check import check_repository
 from triton_repo.engine_config import EngineConfig, read_engine_config
@@ -25,6 +23,7 @@ from triton_repo.parameters import engine_parameters, limit_parameters, written
 from triton_repo.resolve import Given, Resolved, resolve
 from triton_repo.settings import MODELS, REPOSITORY_NAME, RepositoryManifest, ServingSettings
 from triton_repo.tensors import Tensor
+from triton_repo.tokenizer_files import check_tokenizer, copy_tokenizer
 
 PYTHON_MODELS = {"preprocessing": "Preprocessing", "postprocessing": "Postprocessing", "tensorrt_llm_bls": "TextModel"}
 EMULATED_MODULES = {
@@ -33,14 +32,9 @@ EMULATED_MODULES = {
 }
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
 TOKENIZER_FOLDERS = {"inflight_batcher_llm": TOKENIZER_FOLDER, "llmapi": Path("tensorrt_llm/1/tokenizer")}
-# What a tokenizer may consist of here: data. Whatever else lies beside it, code above all, stays where it is.
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-    "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt",
-)  # fmt: skip
-LONGEST_TOKENIZER_BYTES = 256 << 20
 # What the emulated engine imports; it travels with the repository, which then needs nothing installed but packages.
 EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "spec", "steptime", "emulator")
+_PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
 _UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|auto)\b|\"(?:None|auto)\"")
 
 
@@ -113,7 +107,7 @@ def render_repository(
     )
     with whole_folder(out, force=force) as folder:
         _Writer(folder, repository, engine_folder.absolute()).write()
-        _copy_tokenizer(source, folder / TOKENIZER_FOLDERS[repository.variant])
+        copy_tokenizer(source, folder / TOKENIZER_FOLDERS[repository.variant])
         write_json(folder / REPOSITORY_NAME, repository)
         check_repository(folder)
     return repository
@@ -192,7 +186,8 @@ class _Writer:
         if emulated:
             self._write_emulator()
         else:
-            code = fill(self._templates, "llmapi/model.py.j2", {"folder": repr(settings.llmapi.model_code)})
+            folder = _quoted({"llmapi.model_code": settings.llmapi.model_code})["llmapi.model_code"]
+            code = fill(self._templates, "llmapi/model.py.j2", {"folder": f'"{folder}"'})
             write_text(self._folder / "tensorrt_llm" / "1" / "model.py", code)
 
     def _values(self) -> dict[str, Any]:
@@ -274,45 +269,6 @@ class Typed:
         ]
 
 
-class _Open(BaseModel):
-    """A JSON object of whatever keys."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-def check_tokenizer(folder: Path) -> list[Notice]:
-    """Check that a folder holds a tokenizer made of data, and say what of it is not taken.
-
-    Raises:
-        MissingError: There is no tokenizer.json.
-        UserError: It is not what the `tokenizers` library reads, or tokenizer_config.json is not an object.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise MissingError(f"{folder}: no tokenizer.json there", hint="--tokenizer DIR gives the model's tokenizer")
-    if path.stat().st_size > LONGEST_TOKENIZER_BYTES:
-        raise UserError(
-            f"{path}: {path.stat().st_size} bytes; at most {LONGEST_TOKENIZER_BYTES}", hint="is it the right file?"
-        )
-    try:
-        Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(
-            f"{path}: not a tokenizer: {error}", hint="--tokenizer DIR gives the model's tokenizer"
-        ) from error
-    return _code_notices(folder)
-
-
-def _code_notices(folder: Path) -> list[Notice]:
-    path = folder / "tokenizer_config.json"
-    config = read_json(path, _Open).model_dump() if path.is_file() else {}
-    named = [key for key in ("auto_map", "tokenizer_file", "custom_pipelines") if config.get(key)]
-    if not named:
-        return []
-    text = f"{path} names code or other files ({', '.join(named)}): not taken; tokenizer.json alone is used"
-    return [Notice(code="tokenizer-code", text=text)]
-
-
 def _engine_tokenizer(engine_folder: Path, manifest: EngineManifest) -> Path:
     if manifest.tokenizer is None:
         raise MissingError(f"{engine_folder}: the engine came without a tokenizer", hint="--tokenizer DIR gives one")
@@ -331,13 +287,6 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    target.mkdir(parents=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
 def _copy_package(source: Path, target: Path, parts: tuple[str, ...]) -> None:
     target.mkdir()
     for part in parts:
@@ -348,5 +297,12 @@ def _copy_package(source: Path, target: Path, parts: tuple[str, ...]) -> None:
 
 
 def _quoted(parameters: dict[str, str]) -> dict[str, str]:
-    """Return parameters as they stand inside quotes in a text protobuf."""
+    """Return parameters as they stand inside quotes in a text protobuf.
+
+    Raises:
+        UserError: One holds a placeholder: nobody would fill it any more.
+    """
+    for key, value in parameters.items():
+        if _PLACEHOLDER.search(value):
+            raise UserError(f"{key}: '{value}' holds a placeholder", hint="write what is meant; no later step fills it")
     return {key: value.replace("\\", "\\\\").replace('"', '\\"') for key, value in parameters.items()}

@@ -12,19 +12,18 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from engines import trtllm
 from engines.errors import CommandError
 from engines.files import load_yaml
-from triton_repo.engine_config import EngineConfig, read_engine_config
-from triton_repo.findings import Finding, ModelFile, Severity
+from triton_repo.agreement import engine_agreement
+from triton_repo.findings import FALSE, TRUE, Finding, ModelFile, Severity, finding_of, number_of
 from triton_repo.llmapi import MODEL_YAML
 from triton_repo.parameters import MUST_BE_THERE, NEVER_WRITTEN, engine_parameters
-from triton_repo.settings import RepositoryManifest, ServingSettings, all_settings
+from triton_repo.serving import ServingSettings, all_settings
+from triton_repo.settings import RepositoryManifest
 
 POLICIES = ("max_utilization", "guaranteed_no_evict")
 BATCHING = ("inflight_fused_batching", "inflight_batching", "v1", "V1")
 MODES = ("top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter", "lookahead", "eagle")
-TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")
 # Parameters whose every change from what build-repo wrote would make figures say something else.
 HELD = ("gpt_model_type", "batch_scheduler_policy", "enable_kv_cache_reuse", "enable_chunked_context")
 OURS = {"emulated", "emulator_time_scale", "emulator_manifest", "engine_name", "max_prompt_tokens", "max_output_tokens"}
@@ -64,7 +63,7 @@ def engine_traps(folder: Path, files: Files, manifest: RepositoryManifest | None
     emulated = file.parameters.get("emulated") == "true"
     if not emulated:
         yield from _backend(file)
-        yield from _engine(file, files, manifest)
+        yield from engine_agreement(file, files, manifest)
 
 
 def text_traps(folder: Path, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
@@ -75,7 +74,7 @@ def text_traps(folder: Path, files: Files, manifest: RepositoryManifest | None) 
     post, pre, bls = (files.get(model) for model in ("postprocessing", "preprocessing", "tensorrt_llm_bls"))
     if pre and post and pre.parameters.get("tokenizer_dir") != post.parameters.get("tokenizer_dir"):
         what = f"tokenizer_dir {post.parameters.get('tokenizer_dir')!r} is not preprocessing's"
-        yield _finding("warning", "two-tokenizers", post, what, "give both models the same tokenizer_dir")
+        yield finding_of("warning", "two-tokenizers", post, what, "give both models the same tokenizer_dir")
     if bls is not None:
         yield from _bls(bls, files)
 
@@ -100,9 +99,9 @@ def llmapi_traps(folder: Path, file: ModelFile, manifest: RepositoryManifest | N
         yield Finding(severity="error", code="llmapi-batch", file=name, what=what, fix="max_batch_size: 0")
     if bool(asked["decoupled"]) != file.decoupled:
         what = f"decoupled is {file.decoupled}, {name} says {asked['decoupled']!r}"
-        yield _finding("error", "decoupled", file, what, "say the same in both, true to stream")
+        yield finding_of("error", "decoupled", file, what, "say the same in both, true to stream")
     elif not file.decoupled:
-        yield _finding(
+        yield finding_of(
             "advice", "no-streaming", file, "decoupled is false: streamed requests are refused", "decoupled: true"
         )
     if document.get("backend", "pytorch") != "pytorch":
@@ -111,7 +110,7 @@ def llmapi_traps(folder: Path, file: ModelFile, manifest: RepositoryManifest | N
     groups = [group for group in file.parameters.get("gpu_device_ids", "").split(";") if group]
     if file.instances > 1 and len(groups) != file.instances:
         what = f"{file.instances} instances and {len(groups)} groups of GPUs in gpu_device_ids"
-        yield _finding("error", "instances", file, what, "one group for each instance: '0;1'")
+        yield finding_of("error", "instances", file, what, "one group for each instance: '0;1'")
     if file.parameters.get("emulated") == "true":
         yield from _tokenizer(folder, file, manifest)
     elif not Path(str(document.get("model"))).exists():
@@ -126,21 +125,21 @@ def _values(file: ModelFile) -> Iterator[Finding]:
     for key in MUST_BE_THERE:
         if key not in raw:
             what = f"parameter '{key}' is missing: the backend does not load without the key"
-            yield _finding(
+            yield finding_of(
                 "error", "missing-parameter", file, what, f'add {key}, with "" where there is nothing to say'
             )
     for key in sorted(raw - KNOWN):
         close = difflib.get_close_matches(key, KNOWN, n=1)
         fix = f"did you mean '{close[0]}'?" if close else "take it out"
-        yield _finding("warning", "unknown-parameter", file, f"parameter '{key}' is none TensorRT-LLM reads", fix)
+        yield finding_of("warning", "unknown-parameter", file, f"parameter '{key}' is none TensorRT-LLM reads", fix)
     yield from _enumerated(file, "gpt_model_type", BATCHING, "error", "inflight_fused_batching")
     yield from _enumerated(file, "batch_scheduler_policy", POLICIES, "warning", "guaranteed_no_evict")
     yield from _enumerated(file, "decoding_mode", MODES, "warning", "top_k_top_p")
     for key in BOOLEANS:
         yield from _enumerated(file, key, (*TRUE, *FALSE), "warning", "true or false")
     for key in NUMBERS:
-        if values.get(key) and not _is_number(values[key]):
-            yield _finding(
+        if values.get(key) and number_of(values[key]) is None:
+            yield finding_of(
                 "warning",
                 "not-a-number",
                 file,
@@ -149,33 +148,33 @@ def _values(file: ModelFile) -> Iterator[Finding]:
             )
     if "enable_trt_overlap" in values:
         what = f"enable_trt_overlap is {values['enable_trt_overlap']!r}: it was removed and is ignored"
-        yield _finding("warning", "removed-parameter", file, what, "take it out")
+        yield finding_of("warning", "removed-parameter", file, what, "take it out")
     if values.get("gpt_model_type") in ("v1", "V1"):
         what = f"gpt_model_type {values['gpt_model_type']}: a batch starts only when the one before has ended"
-        yield _finding("advice", "static-batching", file, what, "inflight_fused_batching")
+        yield finding_of("advice", "static-batching", file, what, "inflight_fused_batching")
     yield from _cache(file, values)
 
 
 def _cache(file: ModelFile, values: Mapping[str, str]) -> Iterator[Finding]:
-    fraction = _number(values.get("kv_cache_free_gpu_mem_fraction"))
+    fraction = number_of(values.get("kv_cache_free_gpu_mem_fraction"))
     if fraction is not None and not 0 < fraction < 1:
         what = f"kv_cache_free_gpu_mem_fraction is {fraction:g}: it must be above 0 and below 1"
-        yield _finding("error", "kv-fraction", file, what, "0.9")
+        yield finding_of("error", "kv-fraction", file, what, "0.9")
     elif fraction is not None and fraction > MOST_KV_FRACTION:
         what = f"kv_cache_free_gpu_mem_fraction is {fraction:g}: little is left for what is allocated later (issue 303)"
-        yield _finding("warning", "kv-fraction", file, what, f"at most {MOST_KV_FRACTION}")
+        yield finding_of("warning", "kv-fraction", file, what, f"at most {MOST_KV_FRACTION}")
     reuse = values.get("enable_kv_cache_reuse", "true") in TRUE
-    if (_number(values.get("kv_cache_host_memory_bytes")) or 0) > 0 and not reuse:
+    if (number_of(values.get("kv_cache_host_memory_bytes")) or 0) > 0 and not reuse:
         what = "kv_cache_host_memory_bytes without enable_kv_cache_reuse: host memory keeps blocks nobody looks for"
-        yield _finding("error", "host-cache", file, what, "enable_kv_cache_reuse true, or no host cache")
+        yield finding_of("error", "host-cache", file, what, "enable_kv_cache_reuse true, or no host cache")
     has_backend, has_info = (values.get(key) for key in ("guided_decoding_backend", "xgrammar_tokenizer_info_path"))
     if bool(has_backend) != bool(has_info):
         what = "guided_decoding_backend and xgrammar_tokenizer_info_path belong together; with one alone it is off"
-        yield _finding("error", "guided-decoding", file, what, "give both, or neither")
+        yield finding_of("error", "guided-decoding", file, what, "give both, or neither")
     if values.get("decoding_mode") == "lookahead" and not all(
         values.get(f"lookahead_{part}") for part in ("window_size", "ngram_size", "verification_set_size")
     ):
-        yield _finding(
+        yield finding_of(
             "error",
             "lookahead",
             file,
@@ -188,23 +187,25 @@ def _enumerated(file: ModelFile, key: str, allowed: tuple[str, ...], severity: S
     value = file.parameters.get(key)
     if value and value not in allowed:
         ends = "the model does not load" if severity == "error" else "TensorRT-LLM only warns, and takes its default"
-        yield _finding(severity, "invalid-value", file, f"{key} is {value!r}: {ends}", fix)
+        yield finding_of(severity, "invalid-value", file, f"{key} is {value!r}: {ends}", fix)
 
 
 def _streaming(files: Files) -> Iterator[Finding]:
     engine, bls = files["tensorrt_llm"], files.get("tensorrt_llm_bls")
     if bls is not None and bls.decoupled != engine.decoupled:
         what = f"decoupled is {bls.decoupled}, tensorrt_llm's is {engine.decoupled}: both must say the same (issue 268)"
-        yield _finding("error", "decoupled", bls, what, f"decoupled: {str(engine.decoupled).lower()}")
+        yield finding_of("error", "decoupled", bls, what, f"decoupled: {str(engine.decoupled).lower()}")
     if not engine.decoupled and "decoupled_mode" not in engine.placeholders:
         what = "decoupled is False: streamed requests and request batches above 1 are refused (issue 626)"
-        yield _finding("advice", "no-streaming", engine, what, "decoupled: true, in tensorrt_llm_bls too")
+        yield finding_of("advice", "no-streaming", engine, what, "decoupled: true, in tensorrt_llm_bls too")
     if bls is not None and bls.parameters.get("accumulate_tokens", "").lower() == "true" and not engine.decoupled:
-        yield _finding("error", "decoupled", bls, "accumulate_tokens in a model that cannot stream", "decoupled: true")
+        yield finding_of(
+            "error", "decoupled", bls, "accumulate_tokens in a model that cannot stream", "decoupled: true"
+        )
     for model in ("preprocessing", "postprocessing"):
         if model in files and files[model].decoupled:
             what = "decoupled is True: an ensemble has one decoupled step, the engine"
-            yield _finding("error", "decoupled", files[model], what, "decoupled: false")
+            yield finding_of("error", "decoupled", files[model], what, "decoupled: false")
 
 
 def _queue(files: Files) -> Iterator[Finding]:
@@ -212,134 +213,25 @@ def _queue(files: Files) -> Iterator[Finding]:
     policy = engine.config.dynamic_batching.default_queue_policy
     if not policy.max_queue_size and "max_queue_size" not in engine.placeholders:
         what = "max_queue_size is 0: nothing is ever refused, and under overload every wait grows without end"
-        yield _finding("advice", "queue-unlimited", engine, what, "--max-queue-size, a few times max_batch_size")
+        yield finding_of("advice", "queue-unlimited", engine, what, "--max-queue-size, a few times max_batch_size")
     sizes = {model: file.config.max_batch_size for model, file in files.items()}
     if len(set(sizes.values())) > 1 and not any(
         "triton_max_batch_size" in file.placeholders for file in files.values()
     ):
         what = "max_batch_size differs between models: " + ", ".join(f"{model} {size}" for model, size in sizes.items())
-        yield _finding("error", "batch-sizes", engine, what, "one value in all of them")
+        yield finding_of("error", "batch-sizes", engine, what, "one value in all of them")
 
 
 def _backend(file: ModelFile) -> Iterator[Finding]:
     backend = file.config.backend
     if backend == "python":
         what = "backend is python: no nv_trt_llm_* metrics, and slower than the C++ backend (issue 479)"
-        yield _finding("advice", "python-backend", file, what, "backend: tensorrtllm")
+        yield finding_of("advice", "python-backend", file, what, "backend: tensorrtllm")
     elif backend != "tensorrtllm" and "triton_backend" not in file.placeholders:
-        yield _finding("error", "backend", file, f"backend is {backend!r}", "backend: tensorrtllm")
+        yield finding_of("error", "backend", file, f"backend is {backend!r}", "backend: tensorrtllm")
     if file.instances > 1 and not file.parameters.get("gpu_device_ids"):
         what = f"{file.instances} instances on the same GPUs: the second finds no memory left (issue 456)"
-        yield _finding("warning", "instances", file, what, "count: 1, or gpu_device_ids with a group for each")
-
-
-def _engine(file: ModelFile, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
-    named = file.parameters.get("gpt_model_path")
-    if not named:
-        what = "gpt_model_path is not given: 'Both encoder and decoder model paths are empty' (issue 2440)"
-        yield _finding("error", "engine-path", file, what, "the folder trtllm-build wrote")
-        return
-    folder = Path(named)
-    if not folder.is_dir():
-        what = f"gpt_model_path {named} is not on this machine, so the engine was not looked at"
-        yield _finding("warning", "engine-not-here", file, what, "run check-repo where the engine is mounted")
-        return
-    try:
-        config = read_engine_config(folder)
-    except CommandError as error:
-        yield _finding("error", "engine-config", file, f"gpt_model_path: {error.message}", error.hint or "")
-        return
-    if config.max_batch_size is None or config.max_seq_len is None:
-        what = f"{folder}/config.json states no build limits: not an engine's, or of another version (issue 2332)"
-        yield _finding("warning", "engine-config", file, what, "take repository and engine from the same version")
-    yield from _agrees(file, files, config)
-    yield from _machine(file, config, manifest)
-    missing = [rank for rank in range(config.ranks or 1) if not (folder / f"rank{rank}.engine").is_file()]
-    if missing:
-        what = f"{folder} lacks rank{missing[0]}.engine; its config.json tells of {config.ranks or 1} ranks (issue 129)"
-        yield _finding("error", "ranks", file, what, "copy all of the engine, or build it again")
-
-
-def _machine(file: ModelFile, config: EngineConfig, manifest: RepositoryManifest | None) -> Iterator[Finding]:
-    """Find what of this machine, where it has any of it, cannot run the engine."""
-    installed = trtllm.installed_version()
-    if installed is not None and config.version is not None and installed != config.version:
-        what = f"the engine was built by TensorRT-LLM {config.version}, {installed} is installed here (issue 531)"
-        yield _finding("error", "engine-version", file, what, "build and serve in one container image")
-    seen = trtllm.visible_compute_capabilities() if manifest is not None else []
-    if manifest is not None and seen and manifest.engine.gpu.compute_capability not in seen:
-        built_for = manifest.engine.gpu.compute_capability
-        what = f"the engine was built for compute capability {built_for}, GPUs here have {', '.join(sorted(set(seen)))}"
-        yield _finding("error", "compute-capability", file, what, "build it on the GPU that serves it (issue 3031)")
-
-
-def _agrees(file: ModelFile, files: Files, config: EngineConfig) -> Iterator[Finding]:
-    values, built = file.parameters, "the engine's config.json"
-    for key, of_engine, why in (
-        ("enable_chunked_context", config.paged_context, "use_paged_context_fmha"),
-        ("enable_kv_cache_reuse", config.paged_context, "use_paged_context_fmha"),
-    ):
-        on = values.get(key, "true" if key == "enable_kv_cache_reuse" else "false") in TRUE
-        if on and of_engine is False:
-            what = f"{key} is on and {built} says the engine was built without {why}"
-            yield _finding("error", "paged-context", file, what, f"{key} false, or build with --{why} enable")
-    budget, most = config.max_num_tokens, config.max_input_len
-    if values.get("enable_chunked_context") not in TRUE and budget and most and budget < most:
-        what = f"without enable_chunked_context no prompt past max_num_tokens ({budget}) runs; max_input_len is {most}"
-        yield _finding("warning", "whole-prompts", file, what, "enable_chunked_context true")
-    size = file.config.max_batch_size
-    if config.max_batch_size is not None and size > config.max_batch_size:
-        what = f"max_batch_size is {size}, {built} says {config.max_batch_size}"
-        yield _finding("warning", "batch-size", file, what, f"max_batch_size: {config.max_batch_size}")
-    width = _number(values.get("max_beam_width"))
-    if width is not None and config.max_beam_width is not None and width > config.max_beam_width:
-        what = f"max_beam_width is {width:g}, {built} says {config.max_beam_width}"
-        yield _finding("error", "beam-width", file, what, f"{config.max_beam_width}")
-    yield from _decoding_agrees(file, config)
-    yield from _memory_agrees(file, config)
-    logits = next((tensor for tensor in file.config.output if tensor.name == "context_logits"), None)
-    kind = {11: "fp32", 10: "fp16"}.get(logits.data_type if logits is not None else 0)
-    if kind and config.logits and kind != config.logits:
-        what = f"logits are {kind}, {built} says {config.logits}: a reply with logits fails"
-        yield _finding("error", "logits-type", file, what, f"logits_datatype TYPE_{config.logits.upper()}")
-    if config.gathers_context is False:
-        what = "the engine was built without gather_context_logits: return_context_logits fails (issue 530)"
-        yield _finding("advice", "logits-not-gathered", file, what, "trtllm-build --gather_context_logits, if wanted")
-    pre = files.get("preprocessing")
-    longest = _number(pre.parameters.get("max_prompt_tokens")) if pre is not None else None
-    if longest is not None and config.max_input_len is not None and longest > config.max_input_len:
-        what = f"max_prompt_tokens is {longest:g}, {built} says {config.max_input_len}"
-        yield _finding("warning", "prompt-limit", pre or file, what, f"{config.max_input_len}")
-
-
-def _decoding_agrees(file: ModelFile, config: EngineConfig) -> Iterator[Finding]:
-    mode = file.parameters.get("decoding_mode", "")
-    speculative = mode if mode in ("medusa", "redrafter", "lookahead", "eagle") else None
-    if speculative != config.speculation and (speculative or mode):
-        what = f"decoding_mode is {mode!r}, the engine was built for {config.speculation or 'no speculation'}"
-        yield _finding("error", "decoding-mode", file, what, config.speculation or "top_k_top_p")
-    percent = _number(file.parameters.get("gpu_weights_percent"))
-    if percent is not None and percent < 1 and not config.weight_streaming:
-        what = f"gpu_weights_percent is {percent:g}, the engine was built without weight streaming"
-        yield _finding("error", "weight-streaming", file, what, "1.0, or trtllm-build --weight_streaming")
-    if file.parameters.get("lora_prefetch_dir") and config.lora is False:
-        what = "lora_prefetch_dir is set, the engine was built without LoRA"
-        yield _finding("error", "lora", file, what, "take it out, or trtllm-build --lora_plugin auto")
-
-
-def _memory_agrees(file: ModelFile, config: EngineConfig) -> Iterator[Finding]:
-    cap = _number(file.parameters.get("max_tokens_in_paged_kv_cache"))
-    if cap is not None and config.max_seq_len is not None and cap < config.max_seq_len:
-        what = (
-            f"max_tokens_in_paged_kv_cache {cap:g} does not hold one sequence of {config.max_seq_len} tokens: newer "
-            "versions shorten every sequence, older ones do not load (issue 366)"
-        )
-        yield _finding("error", "kv-too-small", file, what, f"at least {config.max_seq_len}")
-    groups = [group for group in file.parameters.get("gpu_device_ids", "").split(";") if group]
-    wrong = [group for group in groups if config.ranks and len(group.split(",")) != config.ranks]
-    if wrong:
-        what = f"gpu_device_ids '{wrong[0]}' names {len(wrong[0].split(','))} GPUs, the engine has {config.ranks} ranks"
-        yield _finding("error", "ranks", file, what, "one GPU for each rank; semicolons part instances")
+        yield finding_of("warning", "instances", file, what, "count: 1, or gpu_device_ids with a group for each")
 
 
 def _edited(folder: Path, file: ModelFile, files: Files, manifest: RepositoryManifest) -> Iterator[Finding]:
@@ -348,14 +240,16 @@ def _edited(folder: Path, file: ModelFile, files: Files, manifest: RepositoryMan
     for each in files.values():
         size, wanted = each.config.max_batch_size, manifest.engine.limits.max_batch_size
         if size != wanted:
-            yield _finding("error", "edited", each, f"max_batch_size is {size}, {wanted} was expected", again)
+            yield finding_of("error", "edited", each, f"max_batch_size is {size}, {wanted} was expected", again)
     for model in ("tensorrt_llm", "tensorrt_llm_bls"):
         if model in files and files[model].decoupled != manifest.resolved.scheduling.streaming:
             what = f"decoupled is {files[model].decoupled}, {manifest.resolved.scheduling.streaming} was expected"
-            yield _finding("error", "edited", files[model], what, again)
+            yield finding_of("error", "edited", files[model], what, again)
     backend = "python" if emulated else "tensorrtllm"
     if file.config.backend != backend:
-        yield _finding("error", "edited", file, f"backend is {file.config.backend!r}, {backend!r} was expected", again)
+        yield finding_of(
+            "error", "edited", file, f"backend is {file.config.backend!r}, {backend!r} was expected", again
+        )
     values = file.parameters
     expected = engine_parameters(
         manifest.resolved,
@@ -367,17 +261,17 @@ def _edited(folder: Path, file: ModelFile, files: Files, manifest: RepositoryMan
         if values.get(key) != expected.get(key):
             severity: Severity = "error" if key in HELD else "warning"
             what = f"{key} is {values.get(key)!r}, {expected.get(key)!r} was expected: edited since build-repo wrote it"
-            yield _finding(severity, "edited", file, what, again)
+            yield finding_of(severity, "edited", file, what, again)
     beside = values.get("emulator_manifest", "")
     if emulated and not (_MODEL_NAME.fullmatch(beside) and (folder / "tensorrt_llm" / "1" / beside).is_file()):
-        yield _finding("error", "missing-file", file, "emulator_manifest names no file beside the model", again)
+        yield finding_of("error", "missing-file", file, "emulator_manifest names no file beside the model", again)
 
 
 def _tokenizer(folder: Path, file: ModelFile, manifest: RepositoryManifest | None) -> Iterator[Finding]:
     named = file.parameters.get("tokenizer_dir")
     if not named:
         if file.model != "tensorrt_llm_bls":
-            yield _finding(
+            yield finding_of(
                 "error", "tokenizer", file, "tokenizer_dir is not given", "the folder of the model's tokenizer"
             )
         return
@@ -385,7 +279,7 @@ def _tokenizer(folder: Path, file: ModelFile, manifest: RepositoryManifest | Non
     if manifest is not None and inside.is_relative_to(manifest.served_at):
         inside = folder / inside.relative_to(manifest.served_at)
     if not inside.is_dir():
-        yield _finding(
+        yield finding_of(
             "warning" if manifest is None else "error",
             "tokenizer",
             file,
@@ -394,37 +288,24 @@ def _tokenizer(folder: Path, file: ModelFile, manifest: RepositoryManifest | Non
         )
     elif not (inside / "tokenizer.json").is_file():
         what = f"tokenizer_dir {named} holds no tokenizer.json"
-        yield _finding("error", "tokenizer", file, what, "copy the model's tokenizer there")
+        yield finding_of("error", "tokenizer", file, what, "copy the model's tokenizer there")
 
 
 def _bls(bls: ModelFile, files: Files) -> Iterator[Finding]:
     for key, default in (("tensorrt_llm_model_name", "tensorrt_llm"), ("tensorrt_llm_draft_model_name", "")):
         name = bls.parameters.get(key) or default
         if not _MODEL_NAME.fullmatch(name) or name in (".", ".."):
-            yield _finding("error", "model-name", bls, f"{key} is {name!r}: no model's name", "letters, digits, . _ -")
+            yield finding_of(
+                "error", "model-name", bls, f"{key} is {name!r}: no model's name", "letters, digits, . _ -"
+            )
         elif name and name not in files:
             severity: Severity = "error" if default else "warning"  # a draft model may be added later
             what = f"{key} is {name!r}, and there is no such model here"
-            yield _finding(severity, "model-name", bls, what, "name one that is, or add it to the repository")
+            yield finding_of(severity, "model-name", bls, what, "name one that is, or add it to the repository")
     if (
         bls.instances == 1 and files["tensorrt_llm"].parameters.get("emulated") != "true"
         if "tensorrt_llm" in files
         else 0
     ):
         what = "one instance serves one request at a time, whatever the engine could batch"
-        yield _finding("warning", "bls-instances", bls, what, "bls_instance_count: the engine's max_batch_size")
-
-
-def _finding(severity: Severity, code: str, file: ModelFile, what: str, fix: str) -> Finding:
-    return Finding(severity=severity, code=code, file=file.file, what=what, fix=fix)
-
-
-def _is_number(text: str) -> bool:
-    return _number(text) is not None
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
+        yield finding_of("warning", "bls-instances", bls, what, "bls_instance_count: the engine's max_batch_size")

@@ -9,6 +9,7 @@ from loadtest.dialects.base import Dialect
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.dialects.openai import OpenAiChat, OpenAiCompletions
 from loadtest.dialects.triton_http import ENGINE_MODEL, TritonHttp
+from loadtest.dialects.triton_llmapi import TritonLlmApi
 
 __all__ = ["dialect_of", "takes_ids"]
 
@@ -22,17 +23,19 @@ def dialect_of(
         environment: Where the key of an OpenAI server is, under the name the endpoint gives.
         extra: Fields laid over every request.
     """
-    base_path, extra = endpoint.base_path, extra or {}
+    extra = extra or {}
     if endpoint.is_openai:
         kind = OpenAiChat if endpoint.protocol == "openai-chat" else OpenAiCompletions
-        return kind(model, base_path=base_path, key=environment.get(endpoint.api_key_env), extra=extra)
+        return kind(model, base_path=endpoint.base_path, key=environment.get(endpoint.api_key_env), extra=extra)
+    if endpoint.llm_api:
+        return TritonLlmApi(endpoint, model, extra)
     if endpoint.protocol == "triton-grpc":
         from loadtest.dialects.triton_grpc import TritonGrpc  # noqa: PLC0415 (loads protobuf, which only it needs)
 
-        return TritonGrpc(model, perf_metrics=endpoint.perf_metrics, extra=extra)
-    return TritonHttp(model, base_path=base_path, perf_metrics=endpoint.perf_metrics, extra=extra)
+        return TritonGrpc(endpoint, model, extra)
+    return TritonHttp(endpoint, model, extra)
 
 
 def takes_ids(endpoint: Endpoint, model: str) -> bool:
     """Return whether prompts go as token ids, not as text."""
-    return not endpoint.is_openai and model == ENGINE_MODEL
+    return not endpoint.is_openai and model == ENGINE_MODEL and not endpoint.llm_api

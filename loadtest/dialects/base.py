@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -11,6 +12,9 @@ from typing import Any, ClassVar
 from loadtest.prompts import Prompt
 from loadtest.protocol import CutError, ProtocolError
 from loadtest.records import Outcome
+
+TOLD_CHARACTERS = 12  # of a prompt, next to each other, are not repeated in an error
+HIDDEN = "[...]"
 
 
 @dataclass(slots=True)
@@ -20,12 +24,14 @@ class Asked:
     Attributes:
         output_tokens: Reply length.
         exact: Whether the reply must be that long; if not, it may end earlier.
+        end_id: The token that ends a free reply, for a model that takes tokens and knows none; None: not told.
     """
 
     id: str
     prompt: Prompt
     output_tokens: int
     exact: bool = True
+    end_id: int | None = None
 
 
 @dataclass(slots=True)
@@ -42,6 +48,7 @@ class Answer:
         finished: The dialect's own mark of the end has come.
         reply: The reply itself, where it is kept: token ids, or text in parts.
         failure: What went wrong; None while the reply is under way, and of a whole one.
+        reason: The same in words that may be written down: without a key, and without the prompt.
         whole: The reply ended as its protocol has it.
     """
 
@@ -58,6 +65,7 @@ class Answer:
     reply: list[Any] | None = None
     finished: bool = False
     failure: Exception | None = None
+    reason: str | None = None
     whole: bool = False
 
     def add(self, arrived_s: float, tokens: int = 1) -> None:
@@ -90,7 +98,7 @@ class Answer:
         """Return how the request ended, and the reason in words where it is not well."""
         tokens, failure = len(self.times_s), self.failure
         if failure is not None:
-            return _kind(failure, tokens), str(failure) or type(failure).__name__
+            return _kind(failure, tokens), self.reason or type(failure).__name__
         if not self.whole:
             return "cancelled", None
         if not tokens:
@@ -98,6 +106,26 @@ class Answer:
         if asked.exact and tokens != asked.output_tokens:
             return "cut", f"{tokens} tokens of {asked.output_tokens}"
         return "ok", None
+
+
+def without_prompt(said: str, prompt: str) -> str:
+    """Return a server's words without the parts of the prompt that some repeat in an error.
+
+    >>> without_prompt("bad input: 'tell me all about my illness'!", "Please tell me all about my illness")
+    "bad input: '[...]'!"
+    """
+    kept, place = [], 0
+    while place < len(said):
+        size = TOLD_CHARACTERS
+        if said[place : place + size] in prompt and place + size <= len(said):
+            while place + size < len(said) and said[place : place + size + 1] in prompt:
+                size += 1
+            kept.append(HIDDEN)
+            place += size
+        else:
+            kept.append(said[place])
+            place += 1
+    return "".join(kept)
 
 
 def _kind(failure: Exception, tokens: int) -> Outcome:
@@ -149,6 +177,11 @@ class Dialect(ABC):
     def without_secrets(self, text: str) -> str:
         """Return a server's words as they may be written down."""
         return text
+
+
+def laid_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's fields with others laid over them; null takes one away."""
+    return {name: value for name, value in {**values, **extra}.items() if value is not None}
 
 
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)

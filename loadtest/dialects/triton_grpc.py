@@ -9,30 +9,44 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from loadtest.dialects.base import Answer, Asked, Dialect
+from engines.errors import UserError
+from loadtest.dialects.base import Answer, Asked, Dialect, laid_over
+from loadtest.dialects.endpoint import Endpoint
 from loadtest.dialects.triton_http import generate_values, note_perf_metrics
 from loadtest.protocol import ProtocolError
 
 _SCALARS = {"INT32": "<i", "INT64": "<q"}
-_READ = {"sequence_length": "INT32", "arrival_time_ns": "INT64", "first_scheduled_time_ns": "INT64"}
+_READ = {
+    "sequence_length": "INT32",
+    "arrival_time_ns": "INT64",
+    "first_scheduled_time_ns": "INT64",
+    "kv_cache_reused_blocks": "INT32",
+}
 
 
 class TritonGrpc(Dialect):
-    """One message a response; as `TritonHttp`."""
+    """One message a response; as `TritonHttp`.
+
+    Raises:
+        UserError: What is laid over requests cannot be a tensor.
+    """
 
     grpc = True
     path = "/inference.GRPCInferenceService/ModelStreamInfer"
 
-    def __init__(self, model: str, *, perf_metrics: bool, extra: Mapping[str, Any]) -> None:
+    def __init__(self, endpoint: Endpoint, model: str, extra: Mapping[str, Any]) -> None:
         self.model = model
-        self._perf_metrics = perf_metrics
+        self._endpoint = endpoint
+        for name, value in extra.items():
+            if not isinstance(value, str | int | float | None):
+                raise UserError(f"extra_body: {name}: over gRPC a number, a boolean or a string is expected")
         self._extra = extra
 
     def body(self, asked: Asked) -> bytes:
         """Return a `ModelInferRequest` with its tensors' raw contents."""
         request = service_pb2.ModelInferRequest(model_name=self.model, id=asked.id)
-        values = {**generate_values(self.model, asked, perf_metrics=self._perf_metrics), **self._extra}
-        for name, value in values.items():
+        values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
+        for name, value in laid_over(values, self._extra).items():
             datatype, count, contents = _tensor(value)
             request.inputs.add(name=name, datatype=datatype, shape=[1, count])
             request.raw_input_contents.append(contents)
@@ -57,7 +71,7 @@ class TritonGrpc(Dialect):
             if answer.reply is not None:
                 answer.reply += _words_of(output.name, contents)
         answer.add(arrived_s, said.get("sequence_length", 1))
-        note_perf_metrics(said, answer)
+        note_perf_metrics(said, answer, self._endpoint.kv_block_tokens)
 
 
 def _words_of(name: str, contents: bytes) -> list[int] | list[str]:

@@ -1,4 +1,4 @@
-"""What the OpenAI front costs (`make bench`): its process's CPU for 1,000 streamed tokens, and the time it adds.
+"""What the OpenAI front costs (`make bench-serving`): its CPU for 1,000 streamed tokens, and the time it adds.
 
 The real local Triton serves an emulated engine; the same requests go to the front as chat streams, and straight to
 the engine's gRPC with the same token ids. CPU is the front's own process, all its threads, from /proc; the client's
@@ -90,7 +90,7 @@ async def _level(port: int, pid: int, streams: int, tokens: int) -> Level:
 async def _chat(port: int, tokens: int) -> tuple[int, float]:
     """Return the tokens of one streamed chat, by its own usage, and the seconds to its first chunk."""
     messages = [{"role": "user", "content": PROMPT}]
-    options = {"stream": True, "stream_options": {"include_usage": True}}
+    options = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
     body = json.dumps({"model": MODEL, "messages": messages, "max_tokens": tokens, **options}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
     begin, first_s, usage = time.perf_counter(), 0.0, 0

@@ -21,7 +21,8 @@ from triton_repo.audit import audit_repository
 from triton_repo.check import read_config
 from triton_repo.parameters import MUST_BE_THERE, NEVER_WRITTEN
 from triton_repo.render import render_repository
-from triton_repo.settings import MODELS, ServingSettings, all_settings
+from triton_repo.serving import ServingSettings, all_settings
+from triton_repo.settings import MODELS
 
 FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "triton_interface.yaml").read_text())
 HEAD = MadeBy(command="test", version="0")
@@ -303,10 +304,12 @@ def test_what_is_rendered_passes_the_audit(default: Path, full: Path) -> None:
 def test_every_finding_is_explained() -> None:
     """Each code that an audit may give stands in the how-to, and no other."""
     root = Path(__file__).parents[2]
-    source = "".join((root / "triton_repo" / f"{name}.py").read_text() for name in ("audit", "findings", "traps"))
-    given = set(re.findall(r'_finding\(\s*"\w+"[^,]*,\s*"([\w-]+)"', source))
+    source = "".join(
+        (root / "triton_repo" / f"{name}.py").read_text() for name in ("agreement", "audit", "findings", "traps")
+    )
+    given = set(re.findall(r'finding_of\(\s*"\w+"[^,]*,\s*"([\w-]+)"', source))
     given |= set(re.findall(r'_error\(\s*"([\w-]+)"', source)) | set(re.findall(r'code="([\w-]+)"', source))
-    given |= set(re.findall(r'_finding\(\s*(?:severity|"\w+" if [^,]+),\s*"([\w-]+)"', source))
+    given |= set(re.findall(r'finding_of\(\s*(?:severity|"\w+" if [^,]+),\s*"([\w-]+)"', source))
     table = (root / "docs" / "how-to" / "audit-a-repository.md").read_text().partition("## Findings")[2]
     told = {
         code
@@ -315,3 +318,93 @@ def test_every_finding_is_explained() -> None:
         for code in re.findall(r"`([\w-]+)`", line.split("|")[1])
     }
     assert given == told
+
+
+# What fill_template.py is given for each placeholder, as upstream's README gives it.
+FILLED = {
+    "triton_max_batch_size": "64", "preprocessing_instance_count": "1", "postprocessing_instance_count": "1",
+    "bls_instance_count": "64", "decoupled_mode": "True", "max_queue_delay_microseconds": "0", "max_queue_size": "128",
+    "triton_backend": "tensorrtllm", "logits_datatype": "TYPE_FP32", "encoder_input_features_data_type": "TYPE_FP16",
+    "prompt_embedding_table_data_type": "TYPE_FP16", "gpt_model_type": "inflight_fused_batching",
+}  # fmt: skip
+TYPED = {
+    "encoder_input_features": "encoder_input_features_data_type", "draft_logits": "logits_datatype",
+    "context_logits": "logits_datatype", "generation_logits": "logits_datatype",
+    "prompt_embedding_table": "prompt_embedding_table_data_type",
+}  # fmt: skip
+
+
+def _template(model: str) -> str:
+    """Return a model's config.pbtxt as upstream's template has it, placeholders and all, from the facts alone."""
+    bare = FACTS["bare_placeholders"][model]
+    kind = {"ensemble": 'platform: "ensemble"', "tensorrt_llm": 'backend: "${triton_backend}"'}
+    parts = [f'name: "{model}"', kind.get(model, 'backend: "python"'), "max_batch_size: ${triton_max_batch_size}"]
+    if "decoupled_mode" in bare:
+        parts.append("model_transaction_policy { decoupled: ${decoupled_mode} }")
+    if "max_queue_size" in bare:
+        parts.append(
+            "dynamic_batching { max_queue_delay_microseconds: ${max_queue_delay_microseconds}\n"
+            "  default_queue_policy: { max_queue_size: ${max_queue_size} } }"
+        )
+    for direction in ("input", "output"):
+        rows = (_row(name, said, bare) for name, said in FACTS[model][f"{direction}s"].items())
+        parts.append(f"{direction} [\n" + ",\n".join(rows) + "\n]")
+    for key, fact in FACTS["parameters"].get(model, {}).items():
+        value = fact.get("fixed", f"${{{key}}}")
+        parts.append(f'parameters: {{ key: "{key}" value: {{ string_value: "{value}" }} }}')
+    count = next((name for name in bare if name.endswith("_instance_count")), None)
+    parts.append(f"instance_group [ {{ count: {'1' if count is None else f'${{{count}}}'} kind: KIND_CPU }} ]")
+    return "\n".join([*parts[:-1], *([_steps()] if model == "ensemble" else [parts[-1]])]) + "\n"
+
+
+def _row(name: str, said: str, bare: list[str]) -> str:
+    kind, dims, *flags = said.split()
+    placeholder = TYPED.get(name)
+    data_type = f"${{{placeholder}}}" if placeholder in bare else f"TYPE_{kind}"
+    more = {"scalar": "reshape: { shape: [ ] }", "ragged": "allow_ragged_batch: true", "optional": "optional: true"}
+    return f'  {{ name: "{name}" data_type: {data_type} dims: {dims} {" ".join(more[flag] for flag in flags)} }}'
+
+
+def _steps() -> str:
+    steps = []
+    for model, wiring in FACTS["wiring"].items():
+        maps = [f'input_map {{ key: "{key}" value: "{value}" }}' for key, value in wiring["from"].items()]
+        maps += [f'output_map {{ key: "{key}" value: "{value}" }}' for key, value in wiring["to"].items()]
+        steps.append(f'{{ model_name: "{model}" model_version: -1 {" ".join(maps)} }}')
+    return "ensemble_scheduling { step [ " + ", ".join(steps) + " ] }"
+
+
+def _upstreams(folder: Path, values: dict[str, str]) -> Path:
+    """Write upstream's repository, its placeholders filled as far as values are given."""
+    for model in MODELS:
+        (folder / model / "1").mkdir(parents=True)
+        (folder / model / "1" / "model.py").touch()
+        text = re.sub(r"\$\{(\w+)\}", lambda found: values.get(found[1], found[0]), _template(model))
+        (folder / model / "config.pbtxt").write_text(text)
+    return folder
+
+
+def test_an_audit_of_upstreams_bare_template_names_every_placeholder(tmp_path: Path) -> None:
+    """Each placeholder that keeps Triton from reading a file is an error of that file, with what belongs there."""
+    found = [finding for finding in audit_repository(_upstreams(tmp_path, {})) if finding.code == "bare-placeholder"]
+    named = {(finding.file.partition("/")[0], finding.what.split("${")[1].split("}")[0]) for finding in found}
+    assert named == {(model, name) for model, names in FACTS["bare_placeholders"].items() for name in names}
+
+
+def test_an_audit_of_upstreams_filled_template_finds_no_fault(tmp_path: Path) -> None:
+    """A repository that fill_template made as upstream's README says has no error but the paths it was not given."""
+    (tmp_path / "tokenizer").mkdir()
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    values = FILLED | {"tokenizer_dir": str(tmp_path / "tokenizer"), "gpt_model_path": "/engines/elsewhere"}
+    findings = audit_repository(_upstreams(tmp_path / "repository", values))
+    assert [finding for finding in findings if finding.severity == "error"] == []
+    assert {finding.code for finding in findings if finding.severity == "warning"} == {"engine-not-here"}
+
+
+@pytest.mark.parametrize("name", ["decoupled_mode", "prompt_embedding_table_data_type", "max_queue_size"])
+def test_one_placeholder_left_is_enough(tmp_path: Path, name: str) -> None:
+    """The one that a README forgets is the one that is named."""
+    values = {key: value for key, value in FILLED.items() if key != name}
+    errors = [finding for finding in audit_repository(_upstreams(tmp_path, values)) if finding.severity == "error"]
+    assert {finding.code for finding in errors} <= {"bare-placeholder", "tokenizer", "engine-path"}
+    assert any(f"${{{name}}}" in finding.what for finding in errors)

@@ -32,6 +32,14 @@ def wait_until(true: Callable[[], Any], within_s: float = LIMIT_S) -> Any:
     raise AssertionError(f"not within {within_s:g} s: {true.__name__}")
 
 
+def gone(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 class Deployed:
     """The server of a deployment, started as a container would: by `serve.sh`."""
 
@@ -49,6 +57,7 @@ class Deployed:
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(folder),
             "HTTP_PORT": str(self.http),
+            "GRPC_PORT": str(self.grpc),
             "METRICS_PORT": str(self.metrics),
         }
         prefix = f"deployed_{os.getpid()}_{self.http}_"
@@ -56,7 +65,7 @@ class Deployed:
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 ["timeout", "--kill-after=10", "300", "sh", str(deployment / "server" / "serve.sh"),
-                 f"--grpc-port={self.grpc}", *addresses, f"--backend-directory={LOCAL_TRITON / 'backends'}",
+                 *addresses, f"--backend-directory={LOCAL_TRITON / 'backends'}",
                  f"--backend-config=python,shm-region-prefix-name={prefix}"],
                 stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder, start_new_session=True,
             )  # fmt: skip

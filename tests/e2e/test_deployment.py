@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import BIN, LOCAL_TRITON, succeed
 from monitoring import Deployed, Prometheus, wait_until
+from streams import Stream, tokens
 
 pytestmark = pytest.mark.e2e
 # Triton 24.10, the local one, has no histogram of first responses; promtool fires that alert in tests/contract.
@@ -119,19 +119,8 @@ def test_what_the_autoscaler_asks_for_is_there(watched: Watched) -> None:
 
 def test_terminated_it_drains_and_leaves(watched: Watched) -> None:
     """SIGTERM to the script: readiness goes, a new request is refused, the reply in flight is whole, status 0."""
-    body = {"input_ids": [7] * 64, "input_lengths": 64, "request_output_len": 200, "streaming": True}
-    url = f"{watched.server.url}/v2/models/tensorrt_llm/generate_stream"
-    request = urllib.request.Request(url, json.dumps(body).encode())
-    lines: list[bytes] = []
-
-    def read() -> None:
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            lines.extend(line for line in reply if line.strip())
-
     wait_until(lambda: watched.prometheus.query("triton:requests_waiting == 0"))
-    reader = threading.Thread(target=read)
-    reader.start()
-    wait_until(lambda: watched.prometheus.query("triton:requests_active > 0"))
+    flying = Stream(watched.server.grpc, "tensorrt_llm", tokens(200)).read(1)
     watched.server.terminate()
     wait_until(lambda: watched.server.control("probe") == 1)
     text = json.dumps({"text_input": "late", "max_tokens": 1, "stream": True}).encode()
@@ -140,7 +129,6 @@ def test_terminated_it_drains_and_leaves(watched: Watched) -> None:
     assert refused.value.code == 404
     assert "no available versions" in refused.value.read().decode()
     refused.value.close()
-    reader.join(timeout=60)
-    assert len(lines) == 200
+    assert len(flying.read().answered) == 200
     assert watched.server.process.wait(timeout=30) == 0
     wait_until(lambda: "TritonDown" in watched.prometheus.alerts())

@@ -107,6 +107,23 @@ def test_reasoning_and_answer_through_the_real_server(served: Served) -> None:
     assert 0 < last.usage.completion_tokens_details.reasoning_tokens < last.usage.completion_tokens
 
 
+@pytest.mark.parametrize("protocol", ["openai-chat", "openai-completions"])
+def test_it_is_loaded_as_any_openai_server(served: Served, tmp_path: Path, protocol: str) -> None:
+    """run-load counts the front's tokens by its usage, takes thoughts for tokens, and says that they are emulated."""
+    target = ["--url", f"http://127.0.0.1:{served.front}/v1", "--protocol", protocol, "--model", "r1"]
+    load = ["--concurrency", SLOTS, "--requests", 6, "--isl", 40, "--osl", 24]
+    tokenizer = ["--tokenizer", served.repository / "preprocessing/1/tokenizer"]
+    succeed("run-load", *target, *load, *tokenizer, "--out", tmp_path / "run")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["kind"], run["time_scale"], run["interrupted"]) == ("emulated", 2.0, None)
+    records = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
+    measured = [record for record in records if record["phase"] == "measure"]
+    assert {(each["outcome"], each["output_tokens"], each["finish_reason"]) for each in measured} == {
+        ("ok", 24, "length")
+    }
+    assert all(each["prompt_tokens"] >= 40 for each in measured)
+
+
 def test_the_kind_is_said(served: Served) -> None:
     """An emulated engine is never taken for a real one."""
     assert "OpenAI-compatible: http://127.0.0.1" in served.printed

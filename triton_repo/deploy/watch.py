@@ -75,7 +75,7 @@ def recorded() -> list[Recorded]:
             "requests failed a second, by model and reason",
         ),
         Recorded(
-            "triton:failures:ratio5m", f"{lost} / ({done} + {lost} > 0)", "share of requests failed; cancelled ones left out"
+            "triton:failures:ratio5m", f"{lost} / ({done} + {lost} > 0)", "share of requests failed, not cancelled"
         ),
         Recorded("triton:queue_seconds:mean5m", _mean("nv_inference_queue_duration_us"), "mean wait in Triton's queue"),
         Recorded("triton:request_seconds:mean5m", _mean("nv_inference_request_duration_us"), "mean time of a request"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from triton_repo.front.gate import Access
 from triton_repo.front.keys import KEY_VARIABLE, read_keys
 from triton_repo.front.reasoning import Reasoning
 from triton_repo.front.service import Service
+from triton_repo.front.wire import BoundedHttp
 from triton_repo.settings import read_repository
 
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
@@ -49,6 +51,8 @@ def main(repository: Path, **flags: Any) -> None:
         model=flags["model"],
         reasoning=cast(Reasoning, flags["reasoning"]),
     )
+    gc.collect()
+    gc.freeze()  # the vocabulary is here to stay: looking through it again would hold every stream up
     access = Access(keys=read_keys(flags["api_key_file"], os.environ.get(KEY_VARIABLE)))
     if flags["stop_after"] is not None:
         timer = threading.Timer(flags["stop_after"], os.kill, (os.getpid(), signal.SIGTERM))
@@ -59,7 +63,7 @@ def main(repository: Path, **flags: Any) -> None:
         host=flags["address"],
         port=flags["port"],
         loop="uvloop",
-        http="httptools",
+        http=BoundedHttp,
         ws="none",
         access_log=False,
         server_header=False,

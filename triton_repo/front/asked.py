@@ -12,6 +12,7 @@ from triton_repo.front.problems import ApiError, bad_request
 MAX_MESSAGES = 2_000
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
 AskedT = TypeVar("AskedT", bound="Asked")
@@ -200,8 +201,10 @@ def plain_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _plain_message(message: dict[str, Any], where: str) -> dict[str, Any]:
     role = message.get("role")
-    if role not in {"system", "developer", "user", "assistant", "tool"}:
-        raise bad_request(f"{where}.role is {role!r}; system, developer, user, assistant and tool are known", where)
+    if not isinstance(role, str) or role not in _ROLES:
+        raise bad_request(
+            f"{where}.role is {str(role)[:40]!r}; system, developer, user, assistant and tool are known", where
+        )
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(_text_part(part, where) for part in content)
@@ -216,7 +219,7 @@ def _text_part(part: Any, where: str) -> str:
     text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
     if not isinstance(text, str):
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise bad_request(f"{where}.content: a part of type {kind!r}; this model reads text only", where)
+        raise bad_request(f"{where}.content: a part of type {str(kind)[:40]!r}; this model reads text only", where)
     return text
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from triton_repo.front.asked import Asked, read_asked
@@ -21,6 +21,7 @@ from triton_repo.front.reasoning import Piece
 from triton_repo.front.service import Service, Work
 
 BODY_WITHIN_S = 30.0
+LONG_BODY_BYTES = 65_536
 
 
 class Generating:
@@ -55,9 +56,14 @@ class Generating:
         """Serve one request, whatever happens to it: afterwards the engine works on it no more."""
         request = Request(scope, receive)
         self._gate.admit(request)
-        asked: Asked = read_asked(await _body(request, self._gate.access.body_limit_bytes), self._schema)
-        self._gate.known_model(asked.model)
-        work = self._prepare(asked)
+        try:
+            body = await _body(request, self._gate.access.body_limit_bytes)
+        except ClientDisconnect:  # before it had said what it wants: nobody is left to be told
+            return
+        if len(body) > LONG_BODY_BYTES:  # a novel takes a tenth of a second to tokenize, and streams go on meanwhile
+            asked, work = await asyncio.to_thread(self._understand, body)
+        else:
+            asked, work = self._understand(body)
         name = uuid.uuid4().hex
         reply = self._engine.start(work.generation, name)
         watch = asyncio.create_task(_cancel_when_gone(receive, reply))
@@ -75,6 +81,11 @@ class Generating:
             stall.stop()
             watch.cancel()
             reply.cancel()
+
+    def _understand(self, body: bytes) -> tuple[Asked, Work]:
+        asked: Asked = read_asked(body, self._schema)
+        self._gate.known_model(asked.model)
+        return asked, self._prepare(asked)
 
 
 @dataclass(slots=True)

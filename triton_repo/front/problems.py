@@ -50,7 +50,7 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 
 def engine_gone(detail: str) -> ApiError:
     """Return the problem of a Triton that does not answer."""
-    message = f"the engine's server does not answer ({detail}); try again once it is back"
+    message = f"the engine cannot be asked now ({detail}); try again once it is back"
     headers = {"retry-after": str(RETRY_AFTER_S)}
     return ApiError(503, message, kind="server_error", code="engine_unavailable", headers=headers)
 

@@ -63,12 +63,13 @@ class Call:
     freed what is behind the sender, and merely asking it whether it was cancelled ends the server's process.
 
     Attributes:
-        respond: Makes the response to a token of a sequence, or None where nothing is to be sent yet.
+        respond: Makes the response to what a step made of a sequence, a token or (None) its end; None where nothing is
+            to be sent yet.
     """
 
     client_id: str
     sender: Any
-    respond: Callable[[Sequence, TokenEvent], Any]
+    respond: Callable[[Sequence, int | None, bool], Any]
     arrival_ns: int
     lane: int = 0
     open: set[int] = field(default_factory=set)
@@ -222,9 +223,10 @@ class EngineHost:
         call = sequence.call
         if event.token_index == 0:
             sequence.first_token_ns = time.monotonic_ns()
-        if sequence.reply.token(event.token_index) is not None:
+        token = sequence.reply.token(event.token_index)
+        if token is not None:
             sequence.made += 1
-        response = call.respond(sequence, event)
+        response = call.respond(sequence, token, event.is_final)
         if event.is_final:
             call.open.discard(sequence.number)
             call.finished = not call.open

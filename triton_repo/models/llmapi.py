@@ -11,20 +11,21 @@ Source:
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from engines.emulator.request import PromptTooLongError, RequestError, TokenEvent
+from engines.emulator.request import RequestError
 from engines.files import read_json
 from engines.manifest import EngineManifest
 from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns
-from triton_repo.models.engine_settings import llmapi_settings, number, parameters_of
+from triton_repo.models.engine_settings import llmapi_settings, parameters_of
+from triton_repo.models.limits import InputLimits, LimitError
 from triton_repo.models.reply import Array, Reply, ReplyError, Rules
 from triton_repo.models.text import Detokenizer, TextStream, load_tokenizer, special_tokens
 
@@ -74,8 +75,7 @@ class EmulatedLlmApiModel:
         self._end_id = special_tokens(tokenizer_folder, self._tokenizer).end_id
         self._detokenizer = Detokenizer(self._tokenizer)
         self._decoupled = bool(asked["decoupled"])
-        self._most_prompt = number(parameters, "max_prompt_tokens", math.inf)
-        self._most_output = number(parameters, "max_output_tokens", math.inf)
+        self._limits = InputLimits(parameters, self._tokenizer)
         self._host = EngineHost(
             self.backend,
             manifest,
@@ -93,7 +93,7 @@ class EmulatedLlmApiModel:
             sender = request.get_response_sender()
             try:
                 self._accept(request, sender)
-            except (RequestError, RefusedError, ReplyError) as error:
+            except (RequestError, RefusedError, ReplyError, LimitError) as error:
                 self._send_error(sender, f"Error generating request: {error}")
 
     def finalize(self) -> None:
@@ -109,9 +109,7 @@ class EmulatedLlmApiModel:
         prompt = self._prompt(inputs)
         output_tokens = self._output_tokens(inputs)
         wanted = self._wanted(inputs)
-        call = Call(
-            client_id, sender, lambda sequence, event: self._respond(wanted, sequence, event), time.monotonic_ns()
-        )
+        call = Call(client_id, sender, partial(self._respond, wanted), time.monotonic_ns())
         limit = min(output_tokens, max(1, self._host.room_for(prompt)))
         reply = self._reply(prompt, limit, wanted)
         self._host.submit(call, [self._host.sequence(call, prompt, output_tokens, reply)])
@@ -120,21 +118,15 @@ class EmulatedLlmApiModel:
         texts = inputs.texts("text_input")
         if not texts:
             raise RefusedError("text_input is missing from the request")
+        self._limits.require_text(texts[:1], "the prompt")
         ids = self._tokenizer.encode(texts[0]).ids
-        if not ids:
-            raise RefusedError("the prompt has no tokens")
-        if len(ids) > self._most_prompt:
-            raise PromptTooLongError(len(ids), int(self._most_prompt))
+        self._limits.require_prompt(ids)
         return np.array(ids, np.int32)
 
     def _output_tokens(self, inputs: _Inputs) -> int:
         asked = inputs.scalar("sampling_param_max_tokens")
         tokens = DEFAULT_MAX_TOKENS if asked is None else int(asked)
-        if not 1 <= tokens <= self._most_output:
-            raise RefusedError(
-                f"sampling_param_max_tokens is {tokens}; from 1 to {self._most_output:g} is allowed here "
-                "(max_output_tokens)"
-            )
+        self._limits.require_reply(tokens, "sampling_param_max_tokens")
         return tokens
 
     def _wanted(self, inputs: _Inputs) -> Wanted:
@@ -149,9 +141,14 @@ class EmulatedLlmApiModel:
             finish_reason=bool(inputs.scalar("return_finish_reason")),
             stop_reason=bool(inputs.scalar("return_stop_reason")),
             performance=bool(inputs.scalar("sampling_param_return_perf_metrics")),
-            stop=[text for text in inputs.texts("sampling_param_stop") if text],
+            stop=self._stop_strings(inputs),
             stream=self._detokenizer.stream(),
         )
+
+    def _stop_strings(self, inputs: _Inputs) -> list[str]:
+        strings = [text for text in inputs.texts("sampling_param_stop") if text]
+        self._limits.require_text(strings, "sampling_param_stop")
+        return strings
 
     def _reply(self, prompt: Array, limit: int, wanted: Wanted) -> Reply:
         """Return the reply, cut after the token whose text completes a stop string."""
@@ -178,22 +175,21 @@ class EmulatedLlmApiModel:
         error = self.backend.TritonError(CANCELLED, self.backend.TritonError.CANCELLED)
         return self.backend.InferenceResponse(error=error)
 
-    def _respond(self, wanted: Wanted, sequence: Sequence, event: TokenEvent) -> Any:
-        token = sequence.reply.token(event.token_index)
+    def _respond(self, wanted: Wanted, sequence: Sequence, token: int | None, is_final: bool) -> Any:
         if token is not None:
             wanted.text += wanted.stream.push([token])
-        if event.is_final:
+        if is_final:
             wanted.text += wanted.stream.finish()
             self._cut(wanted)
-        if not wanted.streaming and not event.is_final:
+        if not wanted.streaming and not is_final:
             return None
         outputs = [self._texts("text_output", wanted.text)]
         if wanted.finish_reason:
             reason = "length" if sequence.reply.why == "length" else "stop"
-            outputs.append(self._texts("finish_reason", reason if event.is_final else "None"))
+            outputs.append(self._texts("finish_reason", reason if is_final else "None"))
         if wanted.stop_reason:
             outputs.append(self._texts("stop_reason", str(wanted.stopped_by)))
-        if wanted.performance and event.is_final:
+        if wanted.performance and is_final:
             outputs += [self._texts(name, str(value)) for name, value in self._performance(sequence).items()]
         return self.backend.InferenceResponse(outputs)
 

@@ -11,12 +11,13 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.emulator.request import PromptTooLongError, RequestError, TokenEvent
+from engines.emulator.request import PromptTooLongError, RequestError
 from engines.files import read_json
 from engines.manifest import EngineManifest
 from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns
@@ -104,12 +105,7 @@ class EmulatedEngineModel:
             return
         self._refuse(inputs)
         wanted = self._wanted(inputs)
-        call = Call(
-            client_id,
-            sender,
-            lambda sequence, event: self._respond(wanted, sequence, event),
-            time.monotonic_ns(),
-        )
+        call = Call(client_id, sender, partial(self._respond, wanted), time.monotonic_ns())
         rows = [self._sequences(inputs, row, call, wanted.sequences) for row in range(inputs.rows)]
         sequences = [sequence for row in rows for sequence in row]
         try:
@@ -183,12 +179,11 @@ class EmulatedEngineModel:
         self._host.stop(client_id)
         sender.send(flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _respond(self, wanted: Wanted, sequence: Sequence, event: TokenEvent) -> Any:
-        token = sequence.reply.token(event.token_index)
+    def _respond(self, wanted: Wanted, sequence: Sequence, token: int | None, is_final: bool) -> Any:
         tokens = [] if token is None else [token]
         if not wanted.streaming:
             sequence.output += tokens
-            if not event.is_final:
+            if not is_final:
                 return None
             tokens = [*(sequence.prompt.tolist() if wanted.echo_prompt else []), *sequence.output]
         tensor = self.backend.Tensor
@@ -196,7 +191,7 @@ class EmulatedEngineModel:
             tensor("output_ids", np.array([[tokens]], np.int32)),
             tensor("sequence_length", np.array([[len(tokens)]], np.int32)),
         ]
-        return self.backend.InferenceResponse(outputs + self._extras(wanted, sequence, len(tokens), event.is_final))
+        return self.backend.InferenceResponse(outputs + self._extras(wanted, sequence, len(tokens), is_final))
 
     def _extras(self, wanted: Wanted, sequence: Sequence, tokens: int, final: bool) -> list[Any]:
         """Return the outputs a request asked for beside its tokens."""

@@ -24,7 +24,9 @@ ASKED = Asked("r1", PROMPT, 5)
 
 
 def _dialect(protocol: Protocol, model: str = "m", *, perf_metrics: bool = False, **extra: Any) -> Dialect:
-    endpoint = Endpoint(host="h", port=1, protocol=protocol, base_path="/b", perf_metrics=perf_metrics)
+    endpoint = Endpoint(
+        host="h", port=1, protocol=protocol, base_path="/b", perf_metrics=perf_metrics, kv_block_tokens=64
+    )
     return dialect_of(endpoint, model, environment={"OPENAI_API_KEY": "k"}, extra=extra)
 
 
@@ -57,6 +59,31 @@ def test_the_engine_takes_tokens_and_the_text_models_text() -> None:
     assert text == {"id": "r1", "text_input": "hi", "max_tokens": 5, "stream": True, "temperature": 0.5}
 
 
+def test_the_llm_apis_model_takes_text_and_sends_it_whole_each_time() -> None:
+    """Its inputs have names of their own, an event is a token, and its performance comes as text."""
+    endpoint = Endpoint(host="h", port=1, protocol="triton-http", base_path="/b", llm_api=True, kv_block_tokens=64)
+    assert not takes_ids(endpoint, "tensorrt_llm")
+    dialect = dialect_of(endpoint, "tensorrt_llm", environment={}, extra={"sampling_param_seed": 3})
+    assert json.loads(dialect.body(ASKED)) == {
+        "id": "r1",
+        "text_input": "hi",
+        "streaming": True,
+        "sampling_param_max_tokens": 5,
+        "sampling_param_return_perf_metrics": True,
+        "sampling_param_seed": 3,
+    }
+    answer = Answer(reply=[])
+    last = {"arrival_time_ns": "1000", "first_scheduled_time_ns": "2001000", "kv_cache_reused_block": "2"}
+    for second, message in enumerate([{"text_output": "a"}, {"text_output": "ab", **last}]):
+        read_message(dialect, json.dumps(message).encode(), float(second), answer)
+    assert list(answer.times_s) == [0.0, 1.0]
+    assert answer.reply == ["ab"]
+    assert answer.queue_s == pytest.approx(2e-3)
+    assert answer.cached_tokens == 128
+    with pytest.raises(ProtocolError, match="Error generating request"):
+        read_message(dialect, b'{"error": "Error generating request: x"}', 0.0, Answer())
+
+
 def test_tensors_are_the_same_inputs() -> None:
     """Over gRPC each input is a tensor of its type, the batch's dimension first."""
     request = service_pb2.ModelInferRequest.FromString(
@@ -69,6 +96,14 @@ def test_tensors_are_the_same_inputs() -> None:
     assert request.raw_input_contents[0] == struct.pack("<2i", 7, 8)
     request = service_pb2.ModelInferRequest.FromString(_dialect("triton-grpc", "ensemble").body(ASKED))
     assert request.raw_input_contents[0] == b"\2\0\0\0hi"
+
+
+def test_what_cannot_be_a_tensor_is_refused_beforehand() -> None:
+    """A list laid over gRPC requests is an error of the scenario; a null takes an input away."""
+    with pytest.raises(UserError, match="extra_body: stop_words"):
+        _dialect("triton-grpc", stop_words=["a"])
+    request = service_pb2.ModelInferRequest.FromString(_dialect("triton-grpc", "m", min_tokens=None).body(ASKED))
+    assert "min_tokens" not in {each.name for each in request.inputs}
 
 
 def test_openai_is_asked_for_exactly_so_many_tokens_and_their_count() -> None:
@@ -100,10 +135,16 @@ def test_tritons_events_say_how_many_tokens_they_hold() -> None:
     answer = _read(
         _dialect("triton-http", "tensorrt_llm"),
         {"output_ids": [5], "sequence_length": 1},
-        {"output_ids": [6, 7, 8], "sequence_length": 3, "arrival_time_ns": 10**9, "first_scheduled_time_ns": 2 * 10**9},
+        {
+            "output_ids": [6, 7, 8],
+            "sequence_length": 3,
+            "arrival_time_ns": 10**9,
+            "first_scheduled_time_ns": 2 * 10**9,
+            "kv_cache_reused_blocks": 2,
+        },
     )
     assert list(answer.times_s) == [0.0, 1.0, 1.0, 1.0]
-    assert (answer.bundled_tokens, answer.queue_s) == (2, 1.0)
+    assert (answer.bundled_tokens, answer.queue_s, answer.cached_tokens) == (2, 1.0, 128)
 
 
 def test_tritons_messages_say_the_same() -> None:
@@ -114,13 +155,14 @@ def test_tritons_messages_say_the_same() -> None:
         ("sequence_length", "INT32", struct.pack("<i", 2)),
         ("arrival_time_ns", "INT64", struct.pack("<q", 10**9)),
         ("first_scheduled_time_ns", "INT64", struct.pack("<q", 10**9 + 5 * 10**8)),
+        ("kv_cache_reused_blocks", "INT32", struct.pack("<i", 1)),
     ):
         reply.infer_response.outputs.add(name=name, datatype=datatype)
         reply.infer_response.raw_output_contents.append(contents)
     empty = service_pb2.ModelStreamInferResponse()
     answer = _read(_dialect("triton-grpc"), reply.SerializeToString(), empty.SerializeToString())
     assert list(answer.times_s) == [0.0, 0.0]
-    assert (answer.bundled_tokens, answer.queue_s) == (1, 0.5)
+    assert (answer.bundled_tokens, answer.queue_s, answer.cached_tokens) == (1, 0.5, 64)
     failed = service_pb2.ModelStreamInferResponse(error_message="[request id: r1] Exceeds maximum queue size")
     with pytest.raises(ProtocolError) as refused:
         _read(_dialect("triton-grpc"), failed.SerializeToString())
@@ -201,7 +243,8 @@ def test_outcomes_say_what_became_of_a_request() -> None:
     assert whole.outcome(Asked("r1", PROMPT, 5, exact=False)) == ("ok", None)
     assert Answer(whole=True).outcome(ASKED)[0] == "empty"
     assert Answer().outcome(ASKED) == ("cancelled", None)
-    assert Answer(failure=TimeoutError("nothing for 1 s")).outcome(ASKED) == ("timeout", "nothing for 1 s")
+    late = Answer(failure=TimeoutError("nothing for 1 s"), reason="nothing for 1 s")
+    assert late.outcome(ASKED) == ("timeout", "nothing for 1 s")
     assert Answer(failure=CutError("closed")).outcome(ASKED)[0] == "error"
     assert Answer(failure=ConnectionResetError()).outcome(ASKED) == ("error", "ConnectionResetError")
 
@@ -226,3 +269,59 @@ def test_an_emulated_engines_header_is_read_and_nothing_else_guessed() -> None:
     for said in ("simulated", "emulated; time-scale=fast", "emulated; time-scale=0", "emulated; speed=2"):
         with pytest.raises(UserError, match="X-Engine-Kind"):
             engine_kind(said)
+
+
+def _kept(dialect: Dialect, *messages: bytes) -> list[Any] | None:
+    answer = Answer(reply=[])
+    for second, message in enumerate(messages):
+        read_message(dialect, message, float(second), answer)
+    return answer.reply
+
+
+def test_a_reply_that_is_to_be_repeated_is_kept_as_prompts_are() -> None:
+    """Tokens from the engine, text from the others; thoughts are not said again, and nothing is kept unasked."""
+    engine, ensemble = _dialect("triton-http", "tensorrt_llm"), _dialect("triton-http", "ensemble")
+    one, two = b'{"output_ids": [5, 6], "sequence_length": 2}', b'{"output_ids": 7, "sequence_length": 1}'
+    assert _kept(engine, one, two) == [5, 6, 7]
+    assert _kept(ensemble, b'{"text_output": " a"}', b'{"text_output": " b"}') == [" a", " b"]
+    chat = _dialect("openai-chat")
+    thought, said = _chat(reasoning_content="hm"), _chat(content=" yes")
+    assert "".join(_kept(chat, json.dumps(thought).encode(), json.dumps(said).encode()) or []) == " yes"
+    plain = {"choices": [{"index": 0, "text": " so", "finish_reason": None}]}
+    assert _kept(_dialect("openai-completions"), json.dumps(plain).encode()) == [" so"]
+    assert _read(engine, one).reply is None
+
+
+def test_tensors_of_a_reply_are_kept_too() -> None:
+    """Over gRPC the same: ids from their bytes, text from behind its length."""
+    reply = service_pb2.ModelStreamInferResponse()
+    for name, datatype, contents in (
+        ("output_ids", "INT32", struct.pack("<3i", 5, 6, 7)),
+        ("sequence_length", "INT32", struct.pack("<i", 3)),
+    ):
+        reply.infer_response.outputs.add(name=name, datatype=datatype, shape=[1])
+        reply.infer_response.raw_output_contents.append(contents)
+    assert _kept(_dialect("triton-grpc", "tensorrt_llm"), reply.SerializeToString()) == [5, 6, 7]
+    text = service_pb2.ModelStreamInferResponse()
+    text.infer_response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
+    text.infer_response.raw_output_contents.append(struct.pack("<I", 5) + " über".encode()[:5])
+    assert _kept(_dialect("triton-grpc", "ensemble"), text.SerializeToString()) == [" übe"]
+
+
+def test_a_conversation_is_sent_as_who_said_what() -> None:
+    """A chat takes the shared beginning, prompts and replies as messages; others take them as one text."""
+    said = (("system", "Be brief."), ("user", " Hi"), ("assistant", " Hello"), ("user", " So?"))
+    prompt = Prompt(tokens=9, text="Be brief. Hi Hello So?", messages=said)
+    body = json.loads(_dialect("openai-chat").body(Asked("r1", prompt, 5)))
+    assert [(each["role"], each["content"]) for each in body["messages"]] == list(said)
+    assert json.loads(_dialect("openai-completions").body(Asked("r1", prompt, 5)))["prompt"] == prompt.text
+
+
+def test_the_engine_is_told_what_ends_a_free_reply() -> None:
+    """It takes tokens and knows no end of its own; the text models' preprocessing tells it."""
+    asked = Asked("r1", PROMPT, 5, exact=False, end_id=42)
+    engine = json.loads(_dialect("triton-http", "tensorrt_llm").body(asked))
+    assert engine["end_id"] == 42
+    assert "min_tokens" not in engine
+    assert "end_id" not in json.loads(_dialect("triton-http", "ensemble").body(asked))
+    assert "end_id" not in json.loads(_dialect("triton-http", "tensorrt_llm").body(ASKED))

@@ -66,6 +66,10 @@ def test_a_late_generator_is_doubted_against_the_gaps_it_measures(tmp_path: Path
     warmup = [record(9, phase="warmup", token_times_s=(1.1, 9.1))]
     assert _codes(tmp_path, measured + warmup, _level(generator_late_p99_s=0.06)) == [("generator-late", 0)]
     assert _codes(tmp_path, measured + warmup, _level(generator_late_p99_s=0.04)) == []
+    kernel = _level(generator_late_p99_s=0.06, read_late_p99_s=0.04, clock="kernel")
+    assert _codes(tmp_path, measured + warmup, kernel) == []
+    late = kernel.model_copy(update={"read_late_p99_s": 0.06})
+    assert _codes(tmp_path, measured + warmup, late) == [("read-late", 0)]
 
 
 def test_arrivals_that_were_sent_late_are_not_the_load_asked_for(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from test_ledger import record, under_way
 
+from engines.errors import ToolError
 from loadtest import fleet
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.fleet import Master, Outbox, Worker, files_of, schedule_digest, with_files
@@ -290,6 +291,15 @@ def test_a_worker_that_cannot_go_on_ends_the_run_with_its_reason(tmp_path: Path,
     _run(bus, _plan(tmp_path, Scenario(concurrency=(4, 8))), [worker])
     assert said[-1] == {"ended": "no server at h:1"}
     assert [each["level"]["complete"] for each in said if "level" in each] == [False]
+
+
+def test_a_worker_whose_master_is_silent_gives_up() -> None:
+    """Heartbeats that stop, by the monotonic clock: a load that nobody directs is not sent on."""
+    clock = Clock()
+    worker = Worker(Bus().runner("w0"), prepare=lambda *_: None, open_share=FakeShare, clock=clock)
+    clock.ahead_s += fleet.MASTER_SILENT_S + 1
+    with gevent.Timeout(10), pytest.raises(ToolError, match="has not been heard of"):
+        worker.run()
 
 
 def test_a_request_that_ended_since_the_last_report_is_reported_once() -> None:

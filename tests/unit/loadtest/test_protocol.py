@@ -119,7 +119,10 @@ def test_a_stream_may_end_with_its_connection() -> None:
 
 
 def test_what_nobody_asked_for_ends_the_connection() -> None:
-    """Bytes after a whole reply are no part of the next one."""
+    """Bytes after a whole reply, with it or later, are no part of the next one."""
+    heard = Heard()
+    assert heard.feed(REPLY + b"HTTP/1.1 200 OK")
+    assert not heard.session.reusable
     heard = Heard()
     heard.feed(REPLY)
     heard.session.take(b"data: late\n\n", 1.0)
@@ -155,6 +158,9 @@ def test_errors_are_told_in_the_servers_words(status: str, body: bytes, text: st
         HEAD + b"1" * 70_000,
         b"x" * 70_000,
         b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"),
     ],
 )
 def test_what_is_no_such_stream_is_refused(junk: bytes) -> None:

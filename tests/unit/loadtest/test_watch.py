@@ -79,7 +79,7 @@ def test_failures_are_counted_and_a_new_level_begins_anew() -> None:
     watch.note(record(0, outcome="error", token_times_s=(), output_tokens=0))
     look = watch.look(2.0, 0)
     assert (look.done, look.failed, look.requests_per_s) == (0, 1, 0)
-    assert "1 failed" in progress_text(look)
+    assert "0 done, 1 failed" in progress_text(look)
     watch.begin("concurrency 8", 2.0)
     assert watch.look(2.0, 0).failed == 0
 
@@ -98,17 +98,23 @@ def test_memory_does_not_grow_with_the_run() -> None:
     assert gaps == {4}
 
 
+def test_a_line_says_what_matters_within_eighty_columns() -> None:
+    """Where it stands and both latencies come before the rates, which a narrow terminal cuts off."""
+    watch = Watch(1.0)
+    watch.begin("concurrency 16", 0.0)
+    for number in range(100):
+        watch.note(_reply(number, number / 10))  # type: ignore[arg-type]
+    text = progress_text(watch.look(10.0, 16, measuring=True))
+    assert text[:80] == "concurrency 16 | 10 s | 100 done | 16 in flight | TTFT 30.1/30.1 ITL 9.93/9.93 m"
+    assert text.endswith("ms p50/p99 | 110 tokens/s | 10 req/s")
+    assert "10 s, warming up" in progress_text(watch.look(10.0, 16))
+    slow = watch.look(10.0, 1).model_copy(update={"ttft_p50_s": 4.25, "ttft_p99_s": 60.0})
+    assert "TTFT 4250/60000" in progress_text(slow)
+
+
 def _look(done: int) -> Progress:
-    return Progress(
-        t_s=1.0,
-        load="concurrency 4",
-        elapsed_s=done,
-        done=done,
-        failed=0,
-        in_flight=4,
-        requests_per_s=2,
-        tokens_per_s=64,
-    )
+    said = {"t_s": 1.0, "load": "concurrency 4", "elapsed_s": done, "done": done, "failed": 0, "in_flight": 4}
+    return Progress.model_validate({**said, "measuring": True, "requests_per_s": 2, "tokens_per_s": 64})
 
 
 def test_a_terminal_has_one_line_that_changes() -> None:

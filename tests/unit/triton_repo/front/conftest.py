@@ -30,6 +30,7 @@ from triton_repo.front.app import make_app
 from triton_repo.front.engine import READY, STREAM, Engine
 from triton_repo.front.gate import Access
 from triton_repo.front.service import Service
+from triton_repo.front.wire import BoundedHttp
 from triton_repo.models.text import byte_alphabet
 from triton_repo.settings import Emulation, RepositoryManifest, ServingSettings
 
@@ -191,7 +192,9 @@ def running(service: Service) -> Iterator[Front]:
         app = make_app(service, Engine(f"127.0.0.1:{grpc_port}"), access, metrics_url=None)
         listener = socket.create_server(("127.0.0.1", 0))
         front.port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=BoundedHttp, log_level="warning", ws="none", timeout_graceful_shutdown=1)
+        )
         servers.append(server)
         threading.Timer(0.0, ready.set).start()
         await server.serve(sockets=[listener])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -171,6 +173,16 @@ def test_completions_take_text_or_tokens(front: Any, client: OpenAI) -> None:
         client.completions.create(model="r1", prompt=["a", "b"])
     with pytest.raises(openai.BadRequestError, match="token id 100000 is not in the vocabulary"):
         client.completions.create(model="r1", prompt=[100_000])
+
+
+def test_a_long_body_is_served_beside_the_others(front: Any, client: OpenAI) -> None:
+    """It is read in a thread of its own: what it is refused for, and what it is answered, is the same."""
+    many = [{"role": "user", "content": ""}] * 1_900 + USER
+    with pytest.raises(openai.BadRequestError, match="too many for the 64 tokens taken here"):
+        client.chat.completions.create(model="r1", messages=many)  # type: ignore[arg-type]
+    padded = [{"role": "user", "content": "x", "name": "n" * 90_000}]
+    assert client.chat.completions.create(model="r1", messages=padded).choices[0].message.content == "hi"  # type: ignore[arg-type]
+    assert front.triton.last["input_ids"][-2:] == [120, 258]
 
 
 def test_models_say_what_they_are(client: OpenAI) -> None:
@@ -348,3 +360,36 @@ def test_malformed_bodies_are_refused(front: Any, body: bytes, status: int, mess
     connection.close()
     assert answer.status == status
     assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x00\xff garbage\r\n\r\n", 400),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", 400),
+        (
+            b"POST /v1/chat/completions HTTP/1.1\r\nAuthorization: Bearer sk-other\r\nContent-Length: 99999999\r\n\r\n",
+            413,
+        ),
+        (b"GET /health HTTP/1.1\r\nX: " + b"a" * 2_000_000 + b"\r\n\r\n", 400),
+    ],
+)
+def test_what_is_no_request_ends_the_connection(front: Any, sent: bytes, status: int) -> None:
+    """Neither garbage nor a head without an end is kept."""
+    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        with contextlib.suppress(ConnectionError):  # it may have been closed before all was sent
+            connection.sendall(sent)
+        try:
+            answer = connection.recv(100)
+        except ConnectionResetError:
+            answer = b"HTTP/1.1 400"
+    assert answer.startswith(f"HTTP/1.1 {status}".encode())
+
+
+def test_a_client_that_leaves_while_it_speaks_is_no_error(front: Any, client: OpenAI) -> None:
+    """Half a body, then nothing: the next request is served."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nAuthorization: Bearer sk-other\r\nContent-Length: 500\r\n\r\n{"
+    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as connection:
+        connection.sendall(head)
+    assert _chat(client).choices[0].message.content == "hi"
