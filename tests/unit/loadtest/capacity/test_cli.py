@@ -225,3 +225,31 @@ def test_uncalibrated_predictions_are_believed_no_more_than_they_deserve() -> No
     }
     for name, value in UNCALIBRATED["roofline"].items():
         assert found[name] == pytest.approx(value, abs=0.02)
+
+
+def test_a_measurement_puts_a_prediction_out_of_the_ranking(planned: Path, tmp_path: Path) -> None:
+    """A run of the same hardware, precision and lengths is recommended, however much more a prediction promises."""
+    folder = _measured(planned, tmp_path, slower=1.2)
+    runs = [{"path": str(folder), "gpu": "H100", "precision": "fp8"}]
+    path = written(tmp_path, candidates={"max_batch_size": [16], "max_num_tokens": [2048], "runs": runs})
+    run(str(path), "--out", str(tmp_path / "out"), "--workers", "1")
+    plan = read_json(tmp_path / "out" / "capacity.json", CapacityPlan)
+    assert plan.chosen is not None
+    assert (plan.chosen.basis, plan.chosen.middle_rate_per_s) == ("measured", plan.chosen.rate_per_s)
+    beaten = [row for row in plan.rows if row.beaten_by == plan.recommended]
+    assert [row.basis for row in beaten] == ["predicted"]
+    assert plan.fleets == ()
+    assert any(Path(source.path).name == RUN_NAME for source in plan.made_from)
+
+
+def test_a_run_of_other_lengths_tells_nothing(planned: Path, tmp_path: Path) -> None:
+    """What a replica carried of short prompts is refused as evidence for long ones."""
+    folder = _measured(planned, tmp_path, slower=1.0)
+    traffic = SMALL["traffic"] | {"lengths": {"isl": 900, "osl": 16}}  # type: ignore[operator]
+    runs = [{"path": str(folder), "gpu": "H100", "precision": "fp8"}]
+    path = written(tmp_path, traffic=traffic, candidates={"planned": False, "runs": runs})
+    result = run(str(path), "--out", str(tmp_path / "out"), "--workers", "1")
+    assert isinstance(result.exception, TargetMissedError)
+    plan = read_json(tmp_path / "out" / "capacity.json", CapacityPlan)
+    assert [row.status for row in plan.rows] == ["refused"]
+    assert "mean is 900" in (plan.rows[0].reason or "")
