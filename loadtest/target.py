@@ -9,6 +9,7 @@ from typing import Any
 
 from engines.console import progress
 from engines.errors import MissingError
+from loadtest.dialects import key_in
 from loadtest.dialects.endpoint import Endpoint, endpoint_of
 from loadtest.facts import server_facts
 from loadtest.monitor import kv_block_tokens, metrics_url, read_metrics
@@ -39,7 +40,7 @@ def target_of(flags: dict[str, Any], model: str) -> Target:
     """Ask the server what it is; learn from it where its tokenizer and its metrics are."""
     names = ("ca_file", "insecure", "api_key_env")
     endpoint = endpoint_of(flags["url"], flags["protocol"], **{name: flags[name] for name in names})
-    key = os.environ.get(endpoint.api_key_env)
+    key = key_in(os.environ, endpoint.api_key_env) if endpoint.is_openai else None
     facts, tokenizer_folder = server_facts(endpoint, flags["url"], model, key)
     endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
     tokenizer = flags["tokenizer"] or (Path(tokenizer_folder) if tokenizer_folder else None)
