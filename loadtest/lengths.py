@@ -220,9 +220,9 @@ def _normal(mean: float, sd: float, low: float, high: float) -> Callable[[float]
 
 
 def _lognormal(mean: float, cv: float, low: float, high: float) -> Callable[[float], float]:
-    if not cv:
-        return lambda _: mean
     spread = math.sqrt(math.log1p(cv * cv))
+    if not spread:
+        return lambda _: mean
     known = NormalDist(math.log(mean) - spread * spread / 2, spread)
     below = known.cdf(math.log(low)) if low > 0 else 0.0
     upto = 1.0 if math.isinf(high) else known.cdf(math.log(high))
