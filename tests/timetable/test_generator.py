@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import Start
+from timetable import Start
 
 from engines.tokenizer import TOKENIZER_FILE, installed_tokenizers
 
