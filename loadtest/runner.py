@@ -19,8 +19,9 @@ from loadtest.doubts import Seen, doubts_of, seen_of
 from loadtest.judge import Enough, Judge
 from loadtest.ledger import add_lost
 from loadtest.monitor import Monitor
+from loadtest.preparation import prepare
 from loadtest.processes import SILENT_S, STOP_WITHIN_S, Generators
-from loadtest.prompts import PromptMaker, prepare
+from loadtest.prompts import PromptMaker
 from loadtest.records import (
     REQUESTS_NAME,
     RUN_NAME,
