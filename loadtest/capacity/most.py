@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -296,9 +297,9 @@ def _reliefs(bench: Bench, rate_per_s: float, strained: Seen) -> tuple[Relief, .
 
 def _eased_limits(manifest: EngineManifest) -> dict[Constraint, EngineManifest]:
     limits, cache = manifest.limits, manifest.kv_cache
-    more_blocks = cache.model_copy(update={"blocks": round(cache.blocks * RELIEF)})
-    more_slots = limits.model_copy(update={"max_batch_size": round(limits.max_batch_size * RELIEF)})
-    budget = limits.model_copy(update={"max_num_tokens": round(limits.max_num_tokens * RELIEF)})
+    more_blocks = cache.model_copy(update={"blocks": math.ceil(cache.blocks * RELIEF)})
+    more_slots = limits.model_copy(update={"max_batch_size": math.ceil(limits.max_batch_size * RELIEF)})
+    budget = limits.model_copy(update={"max_num_tokens": math.ceil(limits.max_num_tokens * RELIEF)})
     return {
         "KV memory": manifest.model_copy(update={"kv_cache": more_blocks}),
         "batch limit": manifest.model_copy(update={"limits": more_slots}),
