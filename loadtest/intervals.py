@@ -75,10 +75,12 @@ def effective_size(values: Values, owners: Ints | None, quantile: float) -> floa
     Args:
         owners: Unit of each value; None: every value is its own.
     """
+    if owners is None:
+        return float(len(values))
     above = values > quantile
+    if not above.any():
+        above = values >= quantile
     mean = np.count_nonzero(above) / len(values)
-    if owners is None or mean == 0:
-        return float(len(values)) if owners is None else float(np.count_nonzero(np.bincount(owners)))
     sizes = np.bincount(owners)
     left = np.bincount(owners[above], minlength=len(sizes)) - sizes * mean
     variance = float(np.square(left).sum()) / len(values) ** 2
@@ -223,23 +225,28 @@ def _thresholds(ordered: Values, unit: Ints, values: Values, units: int) -> Valu
 
 
 def _counts_below(values: Values, unit: Ints, thresholds: Values, units: int) -> npt.NDArray[np.float32]:
-    """Return how many values of each unit are at or below each threshold; shape (units, thresholds)."""
-    counts = np.zeros(units * len(thresholds), dtype=np.int64)
+    """Return how many values of each unit are below, and at or below, each threshold; shape (units, 2 thresholds)."""
+    columns = 2 * len(thresholds)
+    counts = np.zeros(units * columns, dtype=np.int64)
     for begin in range(0, len(values), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        place = np.searchsorted(thresholds, values[part], side="left").clip(0, len(thresholds) - 1)
-        counts += np.bincount(unit[part] * len(thresholds) + place, minlength=len(counts))
-    return np.cumsum(counts.reshape(units, len(thresholds)), axis=1).astype(np.float32)
+        part = values[begin : begin + _CHUNK]
+        place = np.searchsorted(thresholds, part, side="left").clip(0, len(thresholds) - 1)
+        place = 2 * place + (part >= thresholds[place])
+        counts += np.bincount(unit[begin : begin + _CHUNK] * columns + place, minlength=len(counts))
+    return np.cumsum(counts.reshape(units, columns), axis=1).astype(np.float32)
 
 
 def _inverted(below: npt.NDArray[np.float32], thresholds: Values, target: Floats) -> Floats:
-    """Return where each replicate's count reaches its target, by linear interpolation between thresholds."""
-    if len(thresholds) == 1:
-        return np.full(len(target), float(thresholds[0]))
+    """Return the value at each replicate's rank, from 1: a threshold, or between two of them.
+
+    A threshold that so many values are equal to holds all their ranks: from one past those below it to those at it.
+    """
+    first = np.minimum(below[:, 0::2] + 1, below[:, 1::2])
+    ranks = np.stack([first, below[:, 1::2]], axis=2).reshape(len(target), -1)
+    ends = np.repeat(thresholds, 2).astype(np.float64)
     rows = np.arange(len(target))
-    place = (below < target[:, None].astype(np.float32)).sum(axis=1).clip(1, len(thresholds) - 1)
-    low, high = below[rows, place - 1].astype(np.float64), below[rows, place].astype(np.float64)
+    place = (ranks < target[:, None].astype(np.float32)).sum(axis=1).clip(1, ranks.shape[1] - 1)
+    low, high = ranks[rows, place - 1].astype(np.float64), ranks[rows, place].astype(np.float64)
     part = np.where(high > low, (target - low) / np.maximum(high - low, 1e-9), 1.0).clip(0.0, 1.0)
-    left, right = thresholds[place - 1].astype(np.float64), thresholds[place].astype(np.float64)
-    found: Floats = left + part * (right - left)
+    found: Floats = ends[place - 1] + part * (ends[place] - ends[place - 1])
     return found
