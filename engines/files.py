@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from engines.errors import MissingError, UserError
 
 DISTRIBUTION = "engine-to-capacity"
+LONGEST_YAML_BYTES = 1 << 20  # a settings file is a few KB; ours at most a few hundred
 SCHEMA_VERSION = 1
 
 
@@ -77,13 +78,28 @@ def read_yaml(path: Path, schema: type[SchemaT]) -> SchemaT:
 
     Raises:
         MissingError: There is no such file.
-        UserError: It is not YAML, repeats a key, or does not fit the schema; the message names file, key and limit.
+        UserError: It is not YAML, repeats a key, has aliases, is larger or nested deeper than any of ours, or does not
+            fit the schema; the message names file, key and limit.
     """
-    try:
-        loaded = yaml.load(_text_of(path), Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    loaded = load_yaml(path)
     return validate(loaded if loaded is not None else {}, schema, where=str(path))
+
+
+def load_yaml(path: Path) -> Any:
+    """Return what a YAML file holds, plain data only; errors as `read_yaml`, but for the schema's."""
+    if path.is_file() and path.stat().st_size > LONGEST_YAML_BYTES:
+        raise UserError(f"{path}: {path.stat().st_size} bytes of YAML; at most {LONGEST_YAML_BYTES}")
+    return parse_yaml(_text_of(path), where=str(path))
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Return what YAML text holds, plain data only; errors as `load_yaml`, led by `where`."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+        raise UserError(f"{where}: not valid YAML: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: not valid YAML: nested too deep") from error
 
 
 def read_json(path: Path, schema: type[SchemaT]) -> SchemaT:
@@ -92,6 +108,8 @@ def read_json(path: Path, schema: type[SchemaT]) -> SchemaT:
         loaded = json.loads(_text_of(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON: {error}", hint="was the file cut short? make it again") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
+        raise UserError(f"{path}: not valid JSON: {_one_line(error)}", hint="is it the right file?") from error
     return validate(loaded, schema, where=str(path))
 
 
@@ -236,7 +254,9 @@ def _user_error(error: ValidationError, schema: type[BaseModel], where: str) -> 
         return UserError(f"{where}: unknown key '{key}'", hint=hint)
     if first["type"] == "missing":
         return UserError(f"{where}: missing key '{key}'")
-    return UserError(f"{where}: {key or 'document'}: {first['msg']} (found {_short(first['input'])})")
+    said = first["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(first["input"], dict) else f" (found {_short(first['input'])})"
+    return UserError(": ".join(part for part in (where, key, said) if part) + found)
 
 
 def _short(value: object) -> str:
@@ -272,6 +292,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict, set)):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             seen.add(key)

@@ -20,6 +20,7 @@ from loadtest.traces import MOST_ARRIVALS, Arrival, NotNegative, Positive, Sched
 
 Floats: TypeAlias = NDArray[np.float64]
 
+_TIMES = ("duration_s", "step_s", "at_s", "spike_s", "period_s")
 _BLOCK = 4096  # gaps drawn at once; fixed, so that a longer run begins as a shorter one does
 _BISECTIONS = 60  # from a bracket at most 2 radians wide to below a float's spacing
 
@@ -88,7 +89,7 @@ class Spike(Strict):
 
     @model_validator(mode="after")
     def _spike_inside(self) -> Self:
-        if self.at_s + self.spike_s > self.duration_s:
+        if self.at_s + self.spike_s > self.duration_s * (1 + 1e-9):
             raise ValueError(f"the spike ends at {self.at_s + self.spike_s:g} s, the run at {self.duration_s:g} s")
         return self
 
@@ -127,6 +128,20 @@ def arrivals_of(arrivals: Process | Trace, *, rng: np.random.Generator, folder: 
             hint="a higher rate or a longer duration",
         )
     return Schedule(tuple(Arrival(at_s) for at_s in times_s))
+
+
+def lasting(arrivals: Process | Trace, duration_s: float) -> Process | Trace:
+    """Return the same shape in another time, its rates as they are; of a trace, its beginning, as fast as before.
+
+    >>> lasting(Spike(base_per_s=1, peak_per_s=9, at_s=300, spike_s=60, duration_s=600), 60.0).at_s
+    30.0
+    """
+    if isinstance(arrivals, Trace):
+        end_s = min(arrivals.end_s, arrivals.from_s + duration_s * arrivals.speed_up)
+        return arrivals.model_copy(update={"to_s": end_s})
+    ratio = duration_s / arrivals.duration_s
+    times = {name: getattr(arrivals, name) * ratio for name in _TIMES if name in type(arrivals).model_fields}
+    return arrivals.model_copy(update=times)
 
 
 def share_of(arrivals: Sequence[Arrival], worker: int, workers: int) -> Sequence[Arrival]:

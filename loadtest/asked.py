@@ -2,30 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
-from engines.errors import UserError
-from engines.files import validate
-from loadtest.scenario import Scenario, read_scenario
+import click
+
+from engines.errors import MissingError, UserError
+from engines.files import Source, source_of, validate
+from loadtest.arrivals import lasting
+from loadtest.dialects.endpoint import OPENAI_KEY
+from loadtest.scenario import Protocol, Scenario, read_scenario
+
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 
 def scenario_of(flags: dict[str, Any]) -> Scenario:
-    """Return a named scenario, or the default one, with flags laid over it; errors as `read_scenario`, `validate`."""
+    """Return a named scenario, or the default one, with flags laid over it.
+
+    Raises:
+        UserError: As `read_scenario` and `validate`; or a flag that would change nothing.
+    """
     base = read_scenario(flags["scenario_name"]) if flags["scenario_name"] else Scenario()
     values = base.model_dump()
-    if flags["concurrency"] is not None:
-        values["concurrency"] = _counts(flags["concurrency"])
-    if flags.get("rate") is not None:
-        values["rate_per_s"] = _rates(flags["rate"])
-    if flags.get("duration") is not None:
-        values["duration_s"] = flags["duration"]
+    values.update(_load(flags, base))
     for key in ("model", "requests", "prompts", "seed"):
         if flags[key] is not None:
             values[key] = flags[key]
-    for key in ("isl", "osl"):
-        if flags[key] is not None:
-            values["lengths"][key] = flags[key]
+    if flags.get("keep_going"):
+        values["unreachable_s"] = values["level_timeout_s"]
+    lengths = {key: flags[key] for key in ("isl", "osl") if flags[key] is not None}
+    if lengths and any(each.lengths for each in base.classes):
+        raise UserError(
+            f"--{next(iter(lengths))}: scenario {base.name} has classes with lengths of their own",
+            hint="change them in its file",
+        )
+    values["lengths"].update(lengths)
     return validate(values, Scenario, where="flags")
+
+
+def inputs_of(scenario: Scenario) -> list[Source]:
+    """Return the files a scenario reads, with their hashes.
+
+    Raises:
+        MissingError: One is not there.
+    """
+    for path in scenario.files():
+        if not path.is_file():
+            raise MissingError(f"{path}: no such file", hint="a scenario's relative paths begin at its own folder")
+    return [source_of(path) for path in scenario.files()]
+
+
+def _load(flags: dict[str, Any], base: Scenario) -> dict[str, Any]:
+    """Return what flags say of users, rates and time; one kind of load takes the place of another."""
+    users, rates, duration_s = flags["concurrency"], flags.get("rate"), flags.get("duration")
+    if users is not None and rates is not None:
+        raise UserError("--concurrency and --rate: a loop is closed or open", hint="leave out one of them")
+    if duration_s is not None and not duration_s > 0:
+        raise UserError(f"--duration {duration_s:g}: a number above 0 is expected")
+    found: dict[str, Any] = {}
+    if users is not None:
+        found = {"concurrency": _counts(users), "rate_per_s": None, "arrivals": None}
+    elif rates is not None:
+        found = {"rate_per_s": _rates(rates), "arrivals": None}
+    if duration_s is None:
+        return found
+    if users is not None or not (base.is_open or rates is not None):
+        raise UserError("--duration: users of a closed loop send by number, not by time", hint="--requests N")
+    if rates is None and base.arrivals is not None:
+        return {**found, "arrivals": lasting(base.arrivals, duration_s).model_dump()}
+    return {**found, "duration_s": duration_s}
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -46,3 +92,41 @@ def _rates(text: str) -> tuple[float, ...]:
     if not rates or not min(rates) > 0:
         raise UserError(f"--rate {text}: numbers above 0 are expected", hint="--rate 1,2.5,5")
     return rates
+
+
+def target_flags(function: _FunctionT) -> _FunctionT:
+    """Add the flags that say which server a command sends to: --url, --protocol, --model and their kin."""
+    for add in reversed(_ADD_TARGET_FLAGS):
+        function = add(function)
+    return function
+
+
+TARGET_FLAGS = tuple(
+    f"--{name}"
+    for name in ("url", "protocol", "model", "api-key-env", "ca-file", "insecure", "tokenizer", "metrics-url")
+)
+_ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--url",
+        default="http://127.0.0.1:8000",
+        show_default=True,
+        help="The server: http[s]://HOST:PORT, or grpc[s]://.",
+    ),
+    click.option(
+        "--protocol",
+        type=click.Choice(get_args(Protocol)),
+        default="triton-http",
+        show_default=True,
+        help="Triton's generate_stream or gRPC streaming; OpenAI's chat or text completions.",
+    ),
+    click.option(
+        "--model", help="tensorrt_llm (tokens; the default), ensemble, tensorrt_llm_bls; any of an OpenAI server."
+    ),
+    click.option("--api-key-env", default=OPENAI_KEY, show_default=True, help="Environment variable of an OpenAI key."),
+    click.option(
+        "--ca-file", type=click.Path(path_type=Path), help="Certificates to trust, for https:// and grpcs://."
+    ),
+    click.option("--insecure", is_flag=True, help="Do not look at the server's certificate."),
+    click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json; default: the server's own."),
+    click.option("--metrics-url", help="Page of the server's metrics; default: Triton's usual port beside --url."),
+)

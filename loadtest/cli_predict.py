@@ -16,13 +16,17 @@ from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read
 from engines.plan import make_plan
 from engines.recipe import ask
 from engines.spec.gpu import gpu_named
-from loadtest.asked import scenario_of
+from loadtest.asked import inputs_of, scenario_of
 from loadtest.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
+from loadtest.conversations import Mix, Rows, Seen, seen_of
 from loadtest.metrics import summarize
 from loadtest.points import Deployment, Point, read_points
 from loadtest.predict import at_once, bare, calibrated, like, predict, with_intervals, write_prediction
+from loadtest.prompts import count_rows
 from loadtest.records import RUN_NAME, read_run
-from loadtest.tables import show_calibration, show_intervals, show_summary
+from loadtest.scenario import Scenario
+from loadtest.tables import show_calibration, show_intervals, show_summary, show_verdicts
+from loadtest.traffic import LevelPlan, plans_of
 
 CALIBRATION_OUT = Path("artifacts/calibration.json")
 
@@ -42,15 +46,23 @@ CALIBRATION_OUT = Path("artifacts/calibration.json")
 @click.option("--calibration", type=click.Path(path_type=Path), help="calibration.json of calibrate-engine.")
 @click.option("--max-num-tokens", type=int, help="Tokens in one iteration, where no engine is given.")
 @click.option("--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, as above.")
-@click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario: sweep, quick, or a YAML file.")
+@click.option(
+    "--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario that comes with the package, or a YAML file."
+)
 @click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
 @click.option("--static-batch", is_flag=True, help="--concurrency is a batch: all at once, once, the bare engine.")
 @click.option("--rate", metavar="R,R,...", help="Requests a second at each level instead: Poisson arrivals.")
-@click.option("--duration", type=float, help="Seconds that requests are sent for, with --rate.")
-@click.option("--isl", type=int, help="Prompt length in tokens.")
-@click.option("--osl", type=int, help="Reply length in tokens.")
+@click.option(
+    "--duration", type=float, help="Seconds that an open loop sends for; its shape shrinks with it, its rates stay."
+)
+@click.option("--isl", help="Prompt length in tokens: a number, or as in 'lognormal(mean=1024, cv=0.8)'.")
+@click.option("--osl", help="Reply length in tokens, likewise.")
 @click.option("--requests", type=int, help="Requests measured at each level.")
-@click.option("--seed", type=int, help="Seed of the arrivals.")
+@click.option("--prompts", metavar="SOURCE", help="A file of prompts whose own lengths are wanted.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, to count them; default: the engine's own."
+)
+@click.option("--seed", type=int, help="Seed of arrivals and lengths.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write the run to, for report-load.")
 @click.option("--force", is_flag=True, help="Replace what --out already holds.")
 @common_flags
@@ -63,29 +75,20 @@ def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags:
     """
     if flags["out"] is not None:
         refuse_existing(flags["out"], force=flags["force"])
-    scenario = scenario_of({**flags, "model": None, "prompts": None})
+    scenario = scenario_of({**flags, "model": None})
     sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
+    sources += inputs_of(scenario)
     known = _calibration(flags["calibration"])
-    manifest = _planned(flags, known) if engine_dir is None else read_manifest(engine_dir)
-    if flags["step_time"] is not None:
-        choice = StepTimeChoice(source=flags["step_time"])
-        manifest = manifest.model_copy(update={"step_time": choice})
+    plans = plans_of(scenario)
+    rows = _rows(scenario, plans, flags["tokenizer"], engine_dir)
+    manifest = _engine(flags, engine_dir, known, [plan.seen(scenario, Mix(scenario, rows)) for plan in plans])
     if known is not None:
-        path = flags["calibration"]
-        require_match(
-            known,
-            gpu=manifest.gpu.name,
-            precision=manifest.precision.name,
-            tensor_parallel=manifest.parallel.tensor,
-            path=path,
-        )
-        sources.append(source_of(path))
-        manifest = calibrated(manifest, known, sha256_of(path))
+        sources.append(source_of(flags["calibration"]))
         if flags["requests"] is None and flags["scenario_name"] is None:
             scenario = like(scenario, known.generator)
     if flags["static_batch"]:
         scenario, manifest = at_once(scenario), bare(manifest, scenario)
-    found = predict(scenario, manifest, made_by=made_by(command_line("predict-load")), made_from=sources)
+    found = predict(scenario, manifest, made_by=made_by(command_line("predict-load")), made_from=sources, rows=rows)
     if flags["out"] is not None:
         write_prediction(found, flags["out"], force=flags["force"])
     summary = summarize(found.run, found.records, found.samples)
@@ -96,6 +99,7 @@ def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags:
         return
     show_summary(summary)
     show_intervals(summary)
+    show_verdicts(summary, scenario)
     if flags["out"] is not None:
         wrote(flags["out"], f"report-load {flags['out']}")
 
@@ -142,8 +146,9 @@ def calibrate_engine(**flags: Any) -> None:
         show(f"would fit {len(points)} points and write {target}")
         return
     refuse_existing(target, force=flags["force"])
-    longest = {"isl": max(point.isl for point in points), "osl": max(point.osl for point in points)}
-    manifest = _planned({**flags, **longest, "max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}, None)
+    longest = seen_of([max(point.isl for point in points)], [max(point.osl for point in points)])
+    limits = {"max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}
+    manifest = _planned({**flags, **limits}, None, [longest])
     request = Request(
         manifest,
         tuple(points),
@@ -196,8 +201,39 @@ def _calibration(path: Path | None) -> Calibration | None:
     return None if path is None else read_calibration(path)
 
 
-def _planned(flags: dict[str, Any], known: Calibration | None) -> EngineManifest:
-    """Plan an engine where none is given; a calibration's own limits stand unless a flag says otherwise."""
+def _rows(
+    scenario: Scenario, plans: list[LevelPlan], tokenizer: Path | None, engine_dir: Path | None
+) -> dict[str, Rows]:
+    """Return what the scenario's prompt files hold, counted by the engine's tokenizer where lengths depend on it."""
+    if not any(kind.needs_file_lengths for kind in scenario.kinds):
+        return {}
+    if tokenizer is None and engine_dir is not None:
+        named = read_manifest(engine_dir).tokenizer
+        tokenizer = None if named is None else engine_dir / named / "tokenizer.json"
+    return count_rows(scenario, plans, tokenizer)
+
+
+def _engine(
+    flags: dict[str, Any], engine_dir: Path | None, known: Calibration | None, seen: list[Seen]
+) -> EngineManifest:
+    """Return the engine of a folder, or one planned for requests as seen, as flags and a calibration have it."""
+    manifest = _planned(flags, known, seen) if engine_dir is None else read_manifest(engine_dir)
+    if flags["step_time"] is not None:
+        manifest = manifest.model_copy(update={"step_time": StepTimeChoice(source=flags["step_time"])})
+    if known is None:
+        return manifest
+    require_match(
+        known,
+        gpu=manifest.gpu.name,
+        precision=manifest.precision.name,
+        tensor_parallel=manifest.parallel.tensor,
+        path=flags["calibration"],
+    )
+    return calibrated(manifest, known, sha256_of(flags["calibration"]))
+
+
+def _planned(flags: dict[str, Any], known: Calibration | None, seen: list[Seen]) -> EngineManifest:
+    """Plan an engine where none is given, for requests as seen; a calibration's limits stand unless a flag differs."""
     engine = None if known is None else known.engine
     by_key = {
         "model": flags["model_name"],
@@ -208,13 +244,12 @@ def _planned(flags: dict[str, Any], known: Calibration | None) -> EngineManifest
         "kv_cache.format": flags["kv_cache"] or (known.kv_cache if known else None),
         "limits.max_batch_size": flags["max_batch_size"] or (engine.max_batch_size if engine else None),
         "limits.max_num_tokens": flags["max_num_tokens"] or (engine.max_num_tokens if engine else None),
-        "workload.longest_input_tokens": flags["isl"],
-        "workload.longest_output_tokens": flags["osl"],
-        "workload.input_tokens": flags["isl"],
-        "workload.output_tokens": flags["osl"],
+        "limits.max_seq_len": max(each.longest for each in seen),
+        "workload.longest_input_tokens": max(each.longest_isl for each in seen),
+        "workload.longest_output_tokens": max(each.longest_osl for each in seen),
+        "workload.input_tokens": round(max(each.isl for each in seen)),
+        "workload.output_tokens": round(max(each.osl for each in seen)),
     }
-    if flags["isl"] and flags["osl"]:
-        by_key["limits.max_seq_len"] = flags["isl"] + flags["osl"]
     asked = ask(None, by_key)
     plan = make_plan(asked, head=Document(made_by=made_by(command_line("predict-load"))))
     return emulated_manifest(plan, asked.recipe)

@@ -79,7 +79,7 @@ def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool
     base, new = load_runs([baseline, candidate])
     if base.manifest.kind != new.manifest.kind and not across_kinds:
         raise UserError(
-            f"{baseline} is {base.manifest.kind}, {candidate} is {new.manifest.kind}: their figures are of different kinds",
+            f"{baseline} is {base.manifest.kind}, {candidate} is {new.manifest.kind}: figures of different kinds",
             hint="--across-kinds compares them, each column marked with its kind",
         )
     summaries = [run.summary(confidence=False) for run in (base, new)]

@@ -23,6 +23,7 @@ from engines.errors import MissingError
 from engines.spec.deployment import Factors, Host
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.shape import StepTime
+from loadtest.conversations import always
 from loadtest.points import Point
 from loadtest.traffic import ClosedLoop
 from loadtest.virtual import TURNAROUND_S, Ended, Users, VirtualServer
@@ -217,7 +218,7 @@ class _Trial:
         closed = point.load == "concurrency"
         loop = ClosedLoop(
             point.concurrency,
-            point.osl,
+            always(point.isl, point.osl),
             generator.rounds * point.concurrency if closed else point.concurrency,
             1 if closed else 0,
             first_id=0,
@@ -229,7 +230,7 @@ class _Trial:
                 self._settings(),
                 Calibrated(self.rig.source, factors_of(self.parameters, self.rig.waves)),
             ),
-            Users(loop, point.isl),
+            Users(loop),
             host_of(self.parameters) if closed else Host(),
             keep_steps=self.keep_steps,
         )

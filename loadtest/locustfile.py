@@ -1,21 +1,24 @@
-"""The load generator's process, and the only file that knows Locust; started by `runner.py` with a plan's path.
+"""The load generator's process, and the only file that knows Locust; started by `processes.py`, told by its input.
 
-Locust provides the users; clocks, records and the shape of the load are ours. Its statistics are not used: its
-percentiles are rounded, and its timers stop at the headers of a streamed reply.
+Locust provides the users, and between machines the messages; clocks, records and the shape of the load are ours. Its
+statistics are not used: its percentiles are rounded, and its timers stop at the headers of a streamed reply.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import gc
 import json
+import logging
 import os
-import queue
+import resource
 import socket
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import gevent
 import gevent.pool
@@ -24,63 +27,157 @@ import numpy as np
 from locust.env import Environment
 from locust.exception import StopUser
 
-from loadtest.prompts import Prompt, read_prompts
-from loadtest.protocol import (
-    ENGINE_MODEL,
-    ProtocolError,
-    StreamReader,
-    generate_body,
-    generate_request,
-    outcome_of,
-)
-from loadtest.records import RequestRecord
-from loadtest.traces import Arrival
-from loadtest.traffic import ClosedLoop, GeneratorPlan, LevelPlan, Turn, closed_loop, plans_of
+from engines.errors import CommandError
+from loadtest.conversations import Mix, Talk
+from loadtest.dialects import dialect_of
+from loadtest.dialects.base import Answer, Asked
+from loadtest.dialects.triton_http import ENGINE_MODEL
+from loadtest.fleet import Master, Outbox, Worker
+from loadtest.ledger import Book, Ledger
+from loadtest.live import add_live_page
+from loadtest.prompts import Prompt, PromptMaker
+from loadtest.records import Outcome, RequestRecord
+from loadtest.talk import CRASHED, INTERRUPTED, Orders, level_of, tell, tell_progress
+from loadtest.traffic import ENOUGH, ClosedLoop, GeneratorPlan, LevelPlan, OpenLoop, Turn, closed_loop, open_loop
+from loadtest.watch import History, LogHistogram, Watch
+from loadtest.wires import Connection, Door, Readings, UnreachableError
 
-RECEIVE_BYTES = 65_536
 BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is not hammered
-TICK_S = 0.01  # how often the generator looks at its own clock
-SPAWN_WITHIN_S = 60.0
-
-
-class ServerGoneError(Exception):
-    """Nothing listens at the server's address any more."""
+PROBE_S = 0.25  # how often a server that went away is looked for
+STOP_WITHIN_S = 0.2  # how soon an open loop hears that it is over
+TICK_S = 0.02  # how often the generator looks at its own clock
+COUNTED_AT_ONCE = 100
+WATCH_S = 0.05  # how often it looks whether a level is over
+CLOSED_USERS, OPEN_USERS = "ClosedLoopUser", "OpenLoopUser"
 
 
 class Generator:
-    """What the users of a run share: the plan, the prompts, the level under way, the file of records."""
+    """What the users of a run share: the plan, the prompts, the level under way, the book of requests.
 
-    def __init__(self, plan: GeneratorPlan, records: TextIO) -> None:
+    Args:
+        worker: Which of `workers` processes this is; each has its own users, or sends every `workers`-th arrival.
+        watch: Where records are looked at as they end; None where somebody else does.
+    """
+
+    def __init__(
+        self, plan: GeneratorPlan, book: Book, *, worker: int = 0, workers: int = 1, watch: Watch | None = None
+    ) -> None:
         self.plan = plan
-        self.prompts = read_prompts(Path(plan.prompts))
-        self.records = records
-        self.loop = ClosedLoop(1, 1, 1, 0, 0)
+        self.maker = PromptMaker(plan.scenario, Path(plan.prompts))
+        self.mix = Mix(plan.scenario, self.maker.rows)
+        self.book = book
+        self.worker, self.workers = worker, workers
+        self.watch = watch
+        self.began_monotonic_s = plan.began_monotonic_s
+        self.loop = ClosedLoop(1, self.begin_talk, 1, 0, 0)
+        self.opened: OpenLoop | None = None
         self.level = 0
-        self.gone: str | None = None
-        self.user_numbers = itertools.count()
         self.level_plan = LevelPlan(None)
-        self.first_open_id = self.open_ids = 0
         self.open_began_s = 0.0
-        self.open_is_over = False
-        self.spare: list[HttpConnection | GrpcConnection] = []  # connections of an open loop nobody is using
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the level under way has ended of itself."""
-        return self.loop.is_over if self.level_plan.concurrency is not None else self.open_is_over
+        self.user_numbers: Iterator[int] = iter(())
+        self.is_over = False  # no user begins another request
+        self.suffices = False  # the level's requests tell enough: it ends with what has ended
+        self.stopped: str | None = None
+        self.spare: list[Connection] = []  # connections of an open loop nobody is using
+        scenario = plan.scenario
+        self.door = Door(
+            plan.endpoint,
+            dialect_of(plan.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body),
+            silence_s=scenario.request_timeout_s,
+            reply_s=scenario.reply_timeout_s,
+            clock=self.now_s,
+        )
+        self._away: tuple[float, str] | None = None
+        self._away_s = self._asked_s = 0.0
 
     def now_s(self) -> float:
         """Return seconds since the run began, on the clock the monitor uses too."""
-        return time.monotonic() - self.plan.began_monotonic_s
+        return time.monotonic() - self.began_monotonic_s
 
-    def prompt(self, turn: Turn) -> Prompt:
-        """Return the prompt of a request; they come round again only in very long runs."""
-        return self.prompts[turn.id % len(self.prompts)]
+    def begin_talk(self, number: int) -> Talk:
+        """Begin a conversation of the level under way."""
+        return self.mix.begin(number, self.level)
+
+    def note_sent(self, turn: Turn, prompt: Prompt, scheduled_s: float) -> None:
+        """Take a request as under way."""
+        sent_s = round(self.now_s(), 6)
+        self.book.note_sent(
+            RequestRecord(
+                id=turn.id,
+                level=self.level,
+                phase=turn.phase,
+                scheduled_s=scheduled_s,
+                sent_s=sent_s,
+                token_times_s=(),
+                done_s=sent_s,
+                prompt_tokens=prompt.tokens,
+                output_tokens=0,
+                outcome="lost",
+                error="under way in a load generator that was lost",
+                asked_tokens=turn.output_tokens if turn.exact else None,
+                class_name=turn.class_name,
+                conversation=turn.conversation,
+                turn=turn.place,
+                worker=self.worker,
+            )
+        )
+        if self.plan.texts is not None:
+            said = {"text": prompt.text} if prompt.text else {"ids": prompt.ids}
+            self.book.note_text(json.dumps({"id": turn.id, "tokens": prompt.tokens, **said}))
 
     def write(self, record: RequestRecord) -> None:
-        """Append a record; on disk before the next one is made."""
-        self.records.write(record.model_dump_json() + "\n")
-        self.records.flush()
+        """Take a request as ended."""
+        if self.worker:
+            record = record.model_copy(update={"worker": self.worker})
+        self.book.note_end(record)
+        if self.watch is not None:
+            self.watch.note(record)
+
+    def note_reach(self, failure: Exception | None) -> None:
+        """Take whether a request found the server; where none has for a while, the server is gone."""
+        if not isinstance(failure, UnreachableError):
+            self._back()
+        elif self._away is None:
+            self._away = (self.now_s(), str(failure))
+            gevent.spawn(self._await_server)
+
+    @property
+    def gone(self) -> str | None:
+        """Why there is no server any more: nothing has taken connections for longer than is allowed."""
+        if self._away is None or self.now_s() - self._away[0] < self.plan.scenario.unreachable_s:
+            return None
+        return self._away[1]
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nothing takes connections at the server's address just now."""
+        return self._away is not None
+
+    def take_away_s(self) -> float:
+        """Return how long nothing took connections since this was last asked."""
+        now_s = self.now_s()
+        since_s = 0.0 if self._away is None else now_s - max(self._away[0], self._asked_s)
+        taken, self._away_s, self._asked_s = self._away_s + since_s, 0.0, now_s
+        return taken
+
+    @property
+    def why_end(self) -> str | None:
+        """Why the run cannot go on, if so."""
+        return self.stopped or self.book.failed or self.gone
+
+    def _await_server(self) -> None:
+        """Look for somebody taking connections again, for as long as the run goes on."""
+        endpoint = self.plan.endpoint
+        while self._away is not None:
+            gevent.sleep(PROBE_S)
+            with contextlib.suppress(OSError):
+                socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
+                self._back()
+
+    def _back(self) -> None:
+        if self._away is not None:
+            self._away_s += self.now_s() - max(self._away[0], self._asked_s)
+            self._away = None
 
 
 class StreamUser(locust.User):
@@ -92,7 +189,8 @@ class StreamUser(locust.User):
     def on_start(self) -> None:
         """Take a number and connect at the first request."""
         self.number = next(self.generator.user_numbers)
-        self.connection = _connection(self.generator.plan)
+        self.free_s = self.generator.now_s()
+        self.connection = Connection(self.generator.door)
 
     def on_stop(self) -> None:
         """Let go of the connection."""
@@ -102,18 +200,32 @@ class StreamUser(locust.User):
     def request(self) -> None:
         """Send one request and write its record."""
         shared = self.generator
-        if shared.loop.is_over or shared.gone:
+        if shared.is_over or (shared.workers == 1 and shared.loop.is_over):
             raise StopUser
+        if shared.is_away or shared.why_end:
+            gevent.sleep(BACK_OFF_S)
+            return
+        if not self._has_thought():
+            return
         scheduled_s = shared.now_s()
         turn = shared.loop.next_turn(self.number, scheduled_s)
-        outcome = send(shared, self.connection, turn, shared.prompt(turn), scheduled_s)
-        shared.loop.note_end(turn, shared.now_s())
-        if outcome != "ok":
+        tokens = send(shared, self.connection, turn, scheduled_s)
+        shared.loop.note_end(turn, shared.now_s(), tokens)
+        self.free_s = shared.now_s()
+        if tokens is None:
             gevent.sleep(BACK_OFF_S)
+
+    def _has_thought(self) -> bool:
+        """Return whether the time to think before a conversation's next turn is over; wait a little where not."""
+        shared = self.generator
+        left_s = self.free_s + shared.loop.wait_s(self.number) * shared.plan.time_scale - shared.now_s()
+        if left_s > 0:
+            gevent.sleep(min(left_s, STOP_WITHIN_S))
+        return left_s <= STOP_WITHIN_S
 
 
 class ArrivalsUser(locust.User):
-    """All of an open loop: sends each request at its time, whatever has become of those before it."""
+    """All of an open loop, or a worker's share: sends each request at its time, whatever has become of the others."""
 
     abstract = True
     generator: Generator
@@ -121,295 +233,401 @@ class ArrivalsUser(locust.User):
     @locust.task
     def arrivals(self) -> None:
         """Send what is due, each on a connection of its own; wait for all that are measured."""
-        shared = self.generator
+        shared, opened = self.generator, self.generator.opened
+        if opened is None:
+            raise RuntimeError("an open loop's level was not prepared")
         plan, scale = shared.level_plan, shared.plan.time_scale
         under_way = self.under_way = gevent.pool.Group()
-        for place, arrival in enumerate(plan.arrivals):
-            due_s = shared.open_began_s + arrival.at_s * scale
-            while (left_s := due_s - shared.now_s()) > 0 and not shared.gone:
-                gevent.sleep(left_s)
-            if shared.gone:
+        for place in range(shared.worker, len(plan.arrivals), shared.workers):
+            due_s = shared.open_began_s + plan.arrivals[place].at_s * scale
+            while (left_s := due_s - shared.now_s()) > 0 and not shared.why_end:
+                gevent.sleep(min(left_s, STOP_WITHIN_S))
+            if shared.why_end:
                 break
-            under_way.start(gevent.Greenlet(self._send, place, arrival, due_s))
-        under_way.join()
-        shared.open_is_over = not shared.gone
+            under_way.start(gevent.Greenlet(self._converse, opened, opened.turn(place), due_s))
+        while len(under_way) and not shared.why_end and opened.waited_for:
+            under_way.join(timeout=TICK_S)
         raise StopUser
 
     def on_stop(self) -> None:
         """End what is under way; each writes its record."""
         self.under_way.kill()
 
-    def _send(self, place: int, arrival: Arrival, due_s: float) -> None:
+    def _converse(self, opened: OpenLoop, turn: Turn | None, due_s: float) -> None:
+        """Send what an arrival asks for; where that is a conversation, each later turn when its time has come."""
         shared = self.generator
-        scenario = shared.plan.scenario
-        phase = shared.level_plan.phase_of(arrival, scenario.warmup_ratio)
-        turn = Turn(shared.first_open_id + place, phase, arrival.osl or scenario.lengths.osl)
-        connection = shared.spare.pop() if shared.spare else _connection(shared.plan)
-        outcome = send(shared, connection, turn, shared.prompt(turn).cut(arrival.isl), due_s)
-        if outcome == "ok":
-            shared.spare.append(connection)
+        try:
+            while turn is not None and not shared.why_end:
+                connection = shared.spare.pop() if shared.spare else Connection(shared.door)
+                tokens = send(shared, connection, turn, due_s)
+                if tokens is not None:
+                    shared.spare.append(connection)
+                due_s, turn = self._later(opened, turn, tokens)
+                gevent.sleep(max(0.0, due_s - shared.now_s()))
+        except BaseException as error:
+            if not isinstance(error, gevent.GreenletExit):
+                shared.stopped = f"{CRASHED}: {error!r}"
+            raise
+
+    def _later(self, opened: OpenLoop, turn: Turn, tokens: int | None) -> tuple[float, Turn | None]:
+        """Return when what follows a turn is due, and it; None where the conversation is over."""
+        shared = self.generator
+        scale, ended_s = shared.plan.time_scale, shared.now_s()
+        found = opened.follow(turn, self._level_s(ended_s), tokens)
+        return (ended_s, None) if found is None else (shared.open_began_s + found[0] * scale, found[1])
+
+    def _level_s(self, now_s: float) -> float:
+        return (now_s - self.generator.open_began_s) / self.generator.plan.time_scale
 
 
-def send(
-    shared: Generator, connection: HttpConnection | GrpcConnection, turn: Turn, prompt: Prompt, scheduled_s: float
-) -> str:
-    """Send one request, read its reply, write its record however it ends; return its outcome."""
-    times: list[float] = []
-    outcome, error = "cancelled", None
-    sent_s = shared.now_s()
+def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: float) -> int | None:
+    """Send one request, read its reply, write its record however it ends; return its tokens, None if not well.
+
+    Raises:
+        ValueError: The turn is of no conversation, so that nobody knows its prompt.
+    """
+    if turn.talk is None:
+        raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
+    prompt = shared.maker.prompt(turn.talk)
+    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact, shared.maker.end_id)
+    answer = Answer(reply=[] if shared.maker.wants_reply(turn.talk) else None)
+    outcome: Outcome = "cancelled"
+    shared.note_sent(turn, prompt, scheduled_s)
     try:
-        connection.stream(turn, prompt, times, shared.now_s)
-        outcome = "ok"
-        if len(times) != turn.output_tokens:
-            outcome, error = "cut", f"{len(times)} tokens of {turn.output_tokens}"
-    except TimeoutError:
-        outcome, error = "timeout", f"nothing for {shared.plan.scenario.request_timeout_s:g} s"
-    except ProtocolError as failure:
-        outcome, error = outcome_of(str(failure)), str(failure)
-    except ServerGoneError as failure:
-        outcome, error = "error", str(failure)
-        shared.gone = str(failure)
-    except OSError as failure:
-        outcome, error = "error", f"connection: {failure}"
+        connection.ask(asked, answer)
+        shared.note_reach(answer.failure)
     finally:
-        if outcome != "ok":
-            connection.close()
+        outcome, error = answer.outcome(asked)
         shared.write(
             RequestRecord(
                 id=turn.id,
                 level=shared.level,
-                phase=turn.phase,
+                phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
                 scheduled_s=scheduled_s,
-                sent_s=sent_s,
-                token_times_s=tuple(round(t, 6) for t in times),
-                done_s=shared.now_s(),
-                prompt_tokens=prompt.tokens,
-                output_tokens=len(times),
+                sent_s=round(answer.sent_s, 6),
+                token_times_s=tuple(round(t, 6) for t in answer.times_s),
+                done_s=round(answer.done_s, 6),
+                prompt_tokens=answer.prompt_tokens or prompt.tokens,
+                output_tokens=len(answer.times_s),
                 outcome=outcome,
                 error=error,
+                asked_tokens=turn.output_tokens if turn.exact else None,
+                bundled_tokens=answer.bundled_tokens,
+                queue_s=answer.queue_s,
+                cached_tokens=answer.cached_tokens,
+                class_name=turn.class_name,
+                conversation=turn.conversation,
+                turn=turn.place,
+                finish_reason=answer.finish_reason,
             )
         )
-    return outcome
+    if outcome != "ok":
+        return None
+    shared.maker.keep(turn.talk, len(answer.times_s), answer.reply)
+    return len(answer.times_s)
 
 
-class HttpConnection:
-    """A kept HTTP connection with the lean reader on it."""
+class Share:
+    """A level under way in this process: the whole of it, or a worker's share.
 
-    def __init__(self, plan: GeneratorPlan) -> None:
-        self._plan = plan
-        self._socket: socket.socket | None = None
-
-    def stream(self, turn: Turn, prompt: Prompt, times: list[float], now_s: Any) -> None:
-        """Send a request and note when each token of the reply arrives."""
-        plan = self._plan
-        body = generate_body(plan.scenario.model, prompt, turn.output_tokens, f"r{turn.id}")
-        if self._socket is None:
-            self._socket = _connect(plan)
-        connection = self._socket
-        connection.sendall(generate_request(f"{plan.host}:{plan.port}", plan.scenario.model, body))
-        reader = StreamReader()
-        while not reader.ended:
-            data = connection.recv(RECEIVE_BYTES)
-            now = now_s()
-            if not data:
-                reader.close()
-            tokens = reader.feed(data)
-            if tokens:
-                times.extend([now] * tokens)
-        if not reader.keeps_connection:
-            self.close()
-
-    def close(self) -> None:
-        """Close the connection; the server takes a reply under way as cancelled."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
-class GrpcConnection:
-    """A gRPC stream of tritonclient's, kept from request to request."""
-
-    def __init__(self, plan: GeneratorPlan) -> None:
-        self._plan = plan
-        self._client: Any = None
-        self._replies: queue.Queue[tuple[float, Any, Any]] = queue.Queue()
-
-    def stream(self, turn: Turn, prompt: Prompt, times: list[float], now_s: Any) -> None:
-        """Send a request and note when each token of the reply arrives."""
-        import tritonclient.grpc as triton  # noqa: PLC0415 (only this protocol needs it)
-
-        plan = self._plan
-        if self._client is None:
-            self._client = triton.InferenceServerClient(f"{plan.host}:{plan.port}")
-            self._client.start_stream(lambda result, error: self._replies.put((now_s(), result, error)))
-        body = generate_body(plan.scenario.model, prompt, turn.output_tokens, f"r{turn.id}")
-        request_id = body.pop("id")
-        self._client.async_stream_infer(
-            plan.scenario.model,
-            [_tensor(triton, name, value) for name, value in body.items()],
-            request_id=request_id,
-            enable_empty_final_response=True,
-        )
-        while True:
-            arrived_s, result, error = self._next()
-            if error is not None:
-                if "UNAVAILABLE" in str(error) and "queue" not in str(error):
-                    raise ServerGoneError(f"{plan.host}:{plan.port}: {error}")
-                raise ProtocolError(str(error))
-            reply = result.get_response()
-            if reply.outputs:
-                lengths = result.as_numpy("sequence_length")
-                times.extend([arrived_s] * (1 if lengths is None else int(lengths.reshape(-1)[0])))
-            if reply.parameters["triton_final_response"].bool_param:
-                return
-
-    def _next(self) -> tuple[float, Any, Any]:
-        try:
-            return self._replies.get(timeout=self._plan.scenario.request_timeout_s)
-        except queue.Empty as error:
-            raise TimeoutError from error
-
-    def close(self) -> None:
-        """Cancel what is under way and close."""
-        if self._client is not None:
-            client, self._client = self._client, None
-            self._replies = queue.Queue()
-            client.stop_stream(cancel_requests=True)
-            client.close()
-
-
-def _connection(plan: GeneratorPlan) -> HttpConnection | GrpcConnection:
-    return HttpConnection(plan) if plan.protocol == "triton-http" else GrpcConnection(plan)
-
-
-def _connect(plan: GeneratorPlan) -> socket.socket:
-    try:
-        connection = socket.create_connection((plan.host, plan.port), timeout=plan.scenario.request_timeout_s)
-    except (ConnectionRefusedError, socket.gaierror) as error:
-        raise ServerGoneError(f"no server at {plan.host}:{plan.port}: {error.strerror}") from error
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
-
-
-_KINDS: dict[type, tuple[str, Any]] = {bool: ("BOOL", np.bool_), int: ("INT32", np.int32), list: ("INT32", np.int32)}
-
-
-def _tensor(triton: Any, name: str, value: Any) -> Any:
-    """Return one input in the shape the models take: the batch's dimension first."""
-    if isinstance(value, str):
-        tensor = triton.InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value.encode()]], dtype=object))
-        return tensor
-    kind, dtype = _KINDS[type(value)]
-    array = np.array([value if isinstance(value, list) else [value]], dtype)
-    tensor = triton.InferInput(name, list(array.shape), kind)
-    tensor.set_data_from_numpy(array)
-    return tensor
-
-
-def run_level(shared: Generator, level: int, plan: LevelPlan) -> dict[str, Any]:
-    """Run one level to its end; return what it was, for the run's manifest."""
-    scenario = shared.plan.scenario
-    shared.level, shared.level_plan = level, plan
-    shared.user_numbers = itertools.count()
-    begin_s = shared.now_s()
-    users, kind = _prepare(shared, plan)
-    user_class = type("PlannedUser", (kind,), {"generator": shared, "abstract": False})
-    environment = Environment(user_classes=[user_class], catch_exceptions=False)
-    lateness = _Lateness()
-    runner = environment.create_local_runner()
-    watcher = gevent.spawn(lateness.watch)
-    runner.start(users, spawn_rate=users)
-    while not shared.is_over and not shared.gone and shared.now_s() - begin_s < scenario.level_timeout_s:
-        gevent.sleep(TICK_S)
-    ended_s = shared.loop.end_s if plan.concurrency is not None else None
-    end_s = shared.now_s() if ended_s is None else ended_s
-    complete = shared.is_over and not shared.gone
-    _end_users(environment, scenario.model, whole=complete, limit_s=scenario.request_timeout_s)
-    watcher.kill()
-    return {
-        "concurrency": plan.concurrency,
-        "rate_per_s": plan.rate_per_s,
-        "failed_rows": plan.failed_rows,
-        "isl": scenario.lengths.isl,
-        "osl": scenario.lengths.osl,
-        "begin_s": begin_s,
-        "measure_s": _measure_s(shared, plan, end_s),
-        "end_s": end_s,
-        "complete": complete,
-        "generator_late_p99_s": lateness.p99_s(),
-    }
-
-
-def _prepare(shared: Generator, plan: LevelPlan) -> tuple[int, type[locust.User]]:
-    """Make a level ready; return how many users Locust starts, and of which kind."""
-    if plan.concurrency is None:
-        shared.first_open_id = shared.open_ids
-        shared.open_ids += len(plan.arrivals)
-        shared.open_began_s, shared.open_is_over = shared.now_s(), False
-        return 1, ArrivalsUser
-    shared.loop = closed_loop(
-        shared.plan.scenario, plan.concurrency, first_id=shared.loop.next_id, time_scale=shared.plan.time_scale
-    )
-    return plan.concurrency, StreamUser
-
-
-def _measure_s(shared: Generator, plan: LevelPlan, end_s: float) -> float:
-    """Return when measuring began; a level that never came so far measured nothing."""
-    if plan.concurrency is None:
-        first = next(
-            each for each in plan.arrivals if plan.phase_of(each, shared.plan.scenario.warmup_ratio) == "measure"
-        )
-        return shared.open_began_s + first.at_s * shared.plan.time_scale
-    return end_s if shared.loop.measure_s is None else shared.loop.measure_s
-
-
-def _end_users(environment: Environment, model: str, *, whole: bool, limit_s: float) -> None:
-    """End the users: at once where the model hears of a cancelled request, else after the request each is at.
-
-    A request cancelled through Triton's ensemble runs on unheard, and keeps the ensemble from ever being unloaded.
+    Args:
+        first_id: Id of the level's first request.
+        begin_s: When the level begins, on the run's clock; a share of an open loop may be told of it beforehand.
+        start: Starts so many users of a class.
     """
-    runner = environment.runner
-    if model != ENGINE_MODEL and whole:
-        with contextlib.suppress(gevent.Timeout), gevent.Timeout(limit_s):
-            while runner.user_count:
-                gevent.sleep(TICK_S)
-    runner.stop()
+
+    def __init__(
+        self,
+        shared: Generator,
+        runner: Any,
+        level: int,
+        plan: LevelPlan,
+        *,
+        first_id: int,
+        begin_s: float,
+        start: Callable[[dict[str, int]], object],
+    ) -> None:
+        self._shared, self._runner, self._plan = shared, runner, plan
+        self.begin_s = begin_s
+        shared.level, shared.level_plan = level, plan
+        shared.is_over, shared.suffices, shared.open_began_s = False, False, begin_s
+        shared.take_away_s()
+        shared.door.readings = Readings()
+        if plan.concurrency is not None:
+            shared.loop = closed_loop(
+                shared.plan.scenario,
+                plan.concurrency,
+                first_id=first_id,
+                time_scale=shared.plan.time_scale,
+                worker=shared.worker,
+                workers=shared.workers,
+                begin_talk=shared.begin_talk,
+            )
+            shared.user_numbers = iter(shared.loop.users)
+        else:
+            shared.opened = open_loop(
+                shared.plan.scenario,
+                plan,
+                shared.mix,
+                level=level,
+                first_id=first_id,
+                worker=shared.worker,
+                workers=shared.workers,
+            )
+        self._users = len(shared.loop.users) if plan.concurrency is not None else 1
+        self._lateness = _Lateness()
+        self._watcher = gevent.spawn(self._lateness.watch)
+        start({(OPEN_USERS if plan.concurrency is None else CLOSED_USERS): self._users})
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether this share's users have warmed up."""
+        return self._plan.concurrency is None or self._shared.loop.is_warm
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether what is sent now is measured."""
+        if self._plan.concurrency is not None:
+            return self._shared.loop.measure_s is not None
+        return self._shared.now_s() >= self._measure_s(0.0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that this share measures has ended."""
+        return self._shared.loop.is_over if self._plan.concurrency is not None else not self._runner.user_count
+
+    @property
+    def next_id(self) -> int:
+        """The first id that no request of this share has, nor any before it."""
+        opened = self._shared.opened
+        return opened.next_id if self._plan.concurrency is None and opened else self._shared.loop.next_id
+
+    def check_users(self) -> None:
+        """End the run where a user has died of a mistake of ours; its traceback is in this process's log."""
+        died = self._plan.concurrency is not None and self._runner.user_count < self._users
+        if died and not self._shared.is_over and not self._shared.loop.is_over:
+            self._shared.stopped = f"{CRASHED}: see the traceback"
+
+    def begin_measuring(self, now_s: float) -> None:
+        """Measure what is sent from now on."""
+        if self._plan.concurrency is not None:
+            self._shared.loop.begin(now_s)
+
+    def finish(self, *, whole: bool) -> dict[str, Any]:
+        """End the users; return what the share was.
+
+        Args:
+            whole: Let each end the request it is at where the model does not hear of a cancelled one: through
+                Triton's ensemble it would run on, and keep the ensemble from ever being unloaded.
+        """
+        shared, scenario = self._shared, self._shared.plan.scenario
+        is_done = self.is_done
+        end_s = (self._plan.concurrency is not None and shared.loop.end_s) or shared.now_s()
+        shared.is_over = True
+        if whole and scenario.model != ENGINE_MODEL:
+            with contextlib.suppress(gevent.Timeout), gevent.Timeout(scenario.request_timeout_s):
+                while self._runner.user_count:
+                    gevent.sleep(TICK_S)
+        self._runner.stop()
+        self._watcher.kill()
+        return {
+            "begin_s": self.begin_s,
+            "measure_s": self._measure_s(end_s),
+            "end_s": end_s,
+            "complete": (is_done or shared.suffices) and not shared.why_end,
+            "sufficed": shared.suffices,
+            "generator_late_p99_s": self._lateness.p99_s(),
+            "away_s": shared.take_away_s(),
+            "read_late_p99_s": shared.door.readings.late_p99_s(),
+            "clock": shared.door.readings.clock,
+            "next_id": self.next_id,
+        }
+
+    def _measure_s(self, end_s: float) -> float:
+        """Return when measuring began; a level that never came so far measured nothing."""
+        shared, plan = self._shared, self._plan
+        if plan.concurrency is None:
+            ratio = shared.plan.scenario.warmup_ratio
+            first = next(each for each in plan.arrivals if plan.phase_of(each, ratio) == "measure")
+            return self.begin_s + first.at_s * shared.plan.time_scale
+        return end_s if shared.loop.measure_s is None else shared.loop.measure_s
 
 
 class _Lateness:
     """How late this process wakes up: what a busy generator adds to every time it notes."""
 
     def __init__(self) -> None:
-        self._late_s: list[float] = []
+        self._late = LogHistogram()
+        self._recent: list[float] = []
 
     def watch(self) -> None:
         while True:
             due = time.monotonic() + TICK_S
             gevent.sleep(TICK_S)
-            self._late_s.append(time.monotonic() - due)
+            self._recent.append(time.monotonic() - due)
+            if len(self._recent) >= COUNTED_AT_ONCE:
+                self._count()
 
     def p99_s(self) -> float:
-        return float(np.percentile(self._late_s, 99)) if self._late_s else 0.0
+        self._count()
+        return self._late.quantile(0.99) or 0.0
+
+    def _count(self) -> None:
+        self._late.add(np.array(self._recent))
+        self._recent.clear()
 
 
-def main(plan_path: str) -> int:
-    """Run every level of a plan; print one JSON line for each, and one where the server has gone."""
-    plan = GeneratorPlan.model_validate_json(Path(plan_path).read_text(encoding="utf-8"))
-    if plan.protocol == "triton-grpc":
-        from grpc.experimental import gevent as grpc_gevent  # noqa: PLC0415 (only this protocol needs it)
+def users_of(shared: Generator) -> list[type[locust.User]]:
+    """Return the classes Locust starts users of."""
+    kinds = {CLOSED_USERS: StreamUser, OPEN_USERS: ArrivalsUser}
+    return [type(name, (kind,), {"generator": shared, "abstract": False}) for name, kind in kinds.items()]
 
-        grpc_gevent.init_gevent()
-    with Path(plan.records).open("a", encoding="utf-8") as records:
-        shared = Generator(plan, records)
-        for level, level_plan in enumerate(plans_of(plan.scenario)):
-            print(json.dumps(run_level(shared, level, level_plan)), flush=True)
-            if shared.gone:
-                print(json.dumps({"gone": shared.gone}), flush=True)
-                break
-    sys.stdout.flush()
-    os._exit(0)  # gRPC's channels under gevent can hang in their own clean-up at exit
+
+def run_alone(orders: Orders) -> None:
+    """Run every level of a plan in this process: no messages, no second process."""
+    plan = GeneratorPlan.model_validate_json(orders.next())
+    ledger = Ledger.of(plan)
+    watch = Watch(plan.time_scale)
+    shared = Generator(plan, ledger, watch=watch)
+    orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
+    runner = Environment(user_classes=users_of(shared), catch_exceptions=False).create_local_runner()
+    gevent.spawn(_hear_enough, orders, shared)
+    first_id = 0
+    for level, level_plan in enumerate(plan.levels()):
+        first_id = run_level(shared, runner, level, level_plan, first_id, ledger=ledger)
+        if shared.why_end:
+            tell(ended=shared.why_end)
+            break
+    ledger.close()
+
+
+def _hear_enough(orders: Orders, shared: Generator) -> None:
+    """End the level under way whenever the command says that its requests tell enough."""
+    while orders.next() == ENOUGH:
+        shared.suffices = True
+
+
+def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: Ledger) -> int:
+    """Run one level to its end and say how it went; return the next level's first id."""
+    begin_s = shared.now_s()
+    limit_s = plan.limit_s(shared.plan.scenario, shared.plan.time_scale)
+    began = level_of(plan, [{"begin_s": begin_s}])
+    tell(began=began.model_dump())
+    watch = shared.watch or Watch(shared.plan.time_scale)
+    watch.begin(began.load, begin_s)
+    share = Share(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.spawn_users)
+    ticker = gevent.spawn(
+        tell_progress,
+        lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring),
+        lambda _: ledger.flush(),
+    )
+    while not share.is_done and not shared.suffices and not shared.why_end and shared.now_s() - begin_s < limit_s:
+        gevent.sleep(WATCH_S)
+        share.check_users()
+    facts = share.finish(whole=not shared.why_end)
+    ticker.kill()
+    ledger.flush()
+    tell(level=level_of(plan, [facts]).model_dump())
+    return int(facts["next_id"])
+
+
+def run_master(orders: Orders, options: dict[str, Any]) -> None:
+    """Run every level of a plan with workers that come."""
+    environment = Environment(user_classes=[], catch_exceptions=False)
+    runner = environment.create_master_runner(options["bind"], options["port"])
+    tell(port=runner.server.port)
+    history = History()
+    page = None
+    if options["web_port"] is not None:
+        page = environment.create_web_ui("127.0.0.1", options["web_port"], delayed_start=True)
+    plan, label = GeneratorPlan.model_validate_json(orders.next()), orders.next()
+    environment.host = plan.endpoint.authority
+
+    def note(record: RequestRecord) -> None:
+        environment.events.request.fire(
+            request_type=plan.endpoint.protocol,
+            name=plan.scenario.model,
+            response_time=(record.done_s - record.sent_s) * 1e3 / plan.time_scale,
+            response_length=0,
+            exception=None if record.outcome == "ok" else RuntimeError(f"{record.outcome}: {record.error}"),
+        )
+
+    master = Master(
+        runner,
+        plan,
+        expected=options["workers"],
+        on_look=history.add,
+        on_record=note if page is not None else lambda _: None,
+    )
+    orders.on_end = lambda: setattr(master, "stopped", master.stopped or INTERRUPTED)
+    if page is not None:
+        add_live_page(page.app, history, label)
+        page.start()
+        gevent.spawn(locust.stats.stats_history, runner)
+    try:
+        master.run(within_s=options["within_s"])
+    except CommandError as error:
+        tell(ended=error.message)
+    history.has_ended = True
+    master.let_go()
+    if page is not None:
+        tell(lingering=options["linger_s"])
+        due_s = time.monotonic() + options["linger_s"]
+        while time.monotonic() < due_s and not master.stopped:
+            gevent.sleep(STOP_WITHIN_S)
+
+
+def run_worker(orders: Orders) -> None:
+    """Join a master and run the share it gives."""
+    host, port, within_s = orders.next().split()
+    environment = Environment(user_classes=[], catch_exceptions=False)
+    try:
+        with gevent.Timeout(float(within_s)):
+            runner = environment.create_worker_runner(host, int(port))
+    except gevent.Timeout:
+        tell(ended=f"no master answered at {host}:{port} within {within_s} s")
+        return
+    tell(joined=runner.worker_index)
+
+    def prepare(plan: GeneratorPlan, outbox: Outbox, worker: int, workers: int) -> Generator:
+        shared = Generator(plan, outbox, worker=worker, workers=workers)
+        environment.user_classes = users_of(shared)
+        return shared
+
+    def open_share(shared: Generator, level: int, plan: LevelPlan, *, first_id: int, begin_s: float) -> Share:
+        return Share(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.start_worker)
+
+    worker = Worker(runner, prepare=prepare, open_share=open_share)
+    orders.on_end = lambda: setattr(worker, "stopped", INTERRUPTED)
+    try:
+        worker.run()
+    except CommandError as error:
+        tell(ended=error.message)
+
+
+def main(role: str, options: str) -> None:
+    """Be the only generator, the master of several, or one of them; never returns.
+
+    However it ends, it ends at once: left to themselves, sockets may wait for ever to hand over a last message.
+    """
+    logging.basicConfig(level=logging.WARNING)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
+    gc.freeze()  # what is here by now stays: a collection in the middle of a reply need not look at it
+    orders = Orders(sys.stdin.fileno())
+    try:
+        match role:
+            case "alone":
+                run_alone(orders)
+            case "master":
+                run_master(orders, json.loads(options))
+            case _:
+                run_worker(orders)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main(*sys.argv[1:])

@@ -34,7 +34,7 @@ from loadtest.summary import (
     Steady,
     Summary,
 )
-from loadtest.verdicts import goodput_ratio, verdicts_of
+from loadtest.verdicts import goodput_ratio, kept_of, verdicts_of
 
 __all__ = [
     "PERCENTILES_NOTE",
@@ -46,6 +46,7 @@ __all__ = [
     "Summary",
     "doubts_of",
     "goodput_ratio",
+    "kept_of",
     "parse_series",
     "spread",
     "summarize",
@@ -73,8 +74,10 @@ def summarize(
     The document's `made_by` and `made_from` are the run's; who writes it to a file puts its own.
 
     Args:
+        objectives: None: the scenario's own, where it states some.
         confidence: Whether to compute confidence intervals; they cost a tenth of a second a level.
     """
+    objectives = objectives or run.scenario.objectives
     columns = columns_of(records)
     sampled = samples_of(list(samples))
     levels = [
@@ -125,7 +128,7 @@ def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[Doubt]:
         doubts.append(Doubt(code="interrupted", text=f"the run was interrupted: {run.interrupted}"))
     for index, (level, found) in enumerate(zip(run.levels, measured, strict=True)):
         asked = run.scenario.requests
-        if level.concurrency is not None and level.complete and found < asked:
+        if level.concurrency is not None and level.complete and not level.sufficed and found < asked:
             text = f"{found} measured requests found where the scenario asks for {asked}"
             doubts.append(Doubt(code="records-missing", text=text, level=index))
     return doubts

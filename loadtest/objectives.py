@@ -19,6 +19,9 @@ class Goodput(Strict):
     """Limits that each request keeps or misses as a whole, and the share of requests that must keep all of them.
 
     Attributes:
+        share: Of measured requests that must keep all limits.
+        ttft_s: Time to first token.
+        e2e_s: From sending to the end of the reply.
         tpot_s: Mean gap between a request's tokens; `itl_s` is the longest of its gaps.
     """
 
@@ -33,6 +36,9 @@ class Objectives(Strict):
     """Limits in engine seconds, by statistic; a quantity without an entry has none.
 
     Attributes:
+        ttft_s: Of times to first token, as in `{p95: 0.5}`; also mean, p50, p90, p99, p999, max.
+        e2e_s: Of times from sending to the end of the reply.
+        goodput: Limits that one request keeps as a whole.
         itl_s: Of all gaps between tokens, pooled over requests.
         tpot_s: Of each request's mean gap.
         errors_ratio: Measured requests that may fail.

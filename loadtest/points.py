@@ -149,6 +149,11 @@ def _points_of_run(folder: Path) -> list[Point]:
     run = read_run(folder)
     if run.kind == "predicted":
         raise UserError(f"{folder / RUN_NAME}: a predicted run is no measurement", hint="a run of run-load")
+    if not run.scenario.is_uniform:
+        raise UserError(
+            f"{folder / RUN_NAME}: its requests differ in length, or find what is cached: no one point stands for them",
+            hint="calibrate on runs of one length each, as run-load --isl 1024 --osl 128 makes them",
+        )
     summary = summarize(run, read_records(folder), read_samples(folder))
     points = [
         _point_of_level(level, level.concurrency, f"{folder.name}: level {index}")

@@ -7,7 +7,7 @@ share is in, and the means carry an interval as wide as the calibration was off 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from engines.errors import UserError
 from engines.files import MadeBy, Source, whole_folder, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec.deployment import Host
+from loadtest.conversations import Mix, Rows
 from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.records import (
     REQUESTS_NAME,
@@ -31,9 +32,9 @@ from loadtest.records import (
     ServerFacts,
 )
 from loadtest.scenario import Scenario
-from loadtest.traces import HASH_BLOCK_TOKENS
-from loadtest.traffic import LevelPlan, Turn, closed_loop, plans_of
-from loadtest.virtual import Arrivals, Ended, Sent, Traffic, Users, VirtualServer
+from loadtest.traces import Trace
+from loadtest.traffic import LevelPlan, closed_loop, open_loop, plans_of
+from loadtest.virtual import Arrivals, Contents, Ended, Sent, Traffic, Users, VirtualServer
 
 SAMPLES_PER_LEVEL = 400
 INTERVAL_SHARE = 0.9
@@ -51,15 +52,30 @@ class Prediction:
     samples: list[Sample]
 
 
-def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, made_from: list[Source]) -> Prediction:
-    """Return what a scenario would show of an engine; seconds are engine seconds."""
+def predict(
+    scenario: Scenario,
+    manifest: EngineManifest,
+    *,
+    made_by: MadeBy,
+    made_from: list[Source],
+    rows: Mapping[str, Rows] | None = None,
+) -> Prediction:
+    """Return what a scenario would show of an engine; seconds are engine seconds.
+
+    A free reply is taken to be as long as it may be.
+
+    Args:
+        rows: By prompt file, what a tokenizer counts in it; see `conversations.Mix`.
+    """
+    mix = Mix(scenario, rows)
+    contents = _contents(scenario, manifest, mix)
     records: list[RequestRecord] = []
     samples: list[Sample] = []
     levels: list[Level] = []
     began_s, next_id = 0.0, 0
     host = manifest.step_time.host or Host()
-    for index, plan in enumerate(plans_of(scenario)):
-        traffic = _traffic(scenario, plan, began_s, next_id, manifest.kv_cache.tokens_per_block)
+    for index, plan in enumerate([plan.counted(scenario, mix) for plan in plans_of(scenario)]):
+        traffic = _traffic(scenario, plan, mix, contents, level=index, begin_s=began_s, first_id=next_id)
         server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s)
         of_level = [_record(server, ended, index) for ended in server.run()]
         samples += _samples(server)
@@ -67,9 +83,10 @@ def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, ma
             Level(
                 concurrency=plan.concurrency,
                 rate_per_s=plan.rate_per_s,
+                begun=plan.begun,
                 failed_rows=plan.failed_rows,
-                isl=scenario.lengths.isl,
-                osl=scenario.lengths.osl,
+                isl=plan.isl,
+                osl=plan.osl,
                 begin_s=began_s,
                 measure_s=min((record.sent_s for record in of_level if record.phase == "measure"), default=began_s),
                 end_s=server.now_s,
@@ -77,7 +94,7 @@ def predict(scenario: Scenario, manifest: EngineManifest, *, made_by: MadeBy, ma
             )
         )
         records += of_level
-        began_s, next_id = server.now_s, len(records)
+        began_s, next_id = server.now_s, 1 + max((record.id for record in of_level), default=next_id)
     engine = f"{manifest.model.name} {manifest.precision.name} on {manifest.gpu.name}"
     facts = ServerFacts(
         url="-", protocol="-", model="tensorrt_llm", triton_version="-", emulated=False, time_scale=1.0, engine=engine
@@ -150,12 +167,14 @@ def at_once(scenario: Scenario) -> Scenario:
 
 def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
     """Return an engine that takes a scenario's largest batch whole, prompts in one iteration, and nothing above it."""
-    most, lengths = max(scenario.concurrency), scenario.lengths
-    longest = lengths.isl + lengths.osl
+    most = max(scenario.concurrency)
+    mix = Mix(scenario)
+    drawn = [mix.begin(number) for number in range(most)]
+    longest = max(each.prompt_tokens + each.exchange.reply_tokens for each in drawn)
     limits = manifest.limits.model_copy(
         update={
             "max_batch_size": max(manifest.limits.max_batch_size, most),
-            "max_num_tokens": max(manifest.limits.max_num_tokens, most * lengths.isl),
+            "max_num_tokens": max(manifest.limits.max_num_tokens, sum(each.prompt_tokens for each in drawn)),
         }
     )
     needed = -(-longest // manifest.kv_cache.tokens_per_block) * most
@@ -184,28 +203,31 @@ def _intervals(level: LevelSummary, calibration: Calibration) -> dict[str, Inter
     return found
 
 
-def _traffic(scenario: Scenario, plan: LevelPlan, begin_s: float, first_id: int, tokens_per_block: int) -> Traffic:
+def _traffic(
+    scenario: Scenario, plan: LevelPlan, mix: Mix, contents: Contents, *, level: int, begin_s: float, first_id: int
+) -> Traffic:
     """Return who sends what of a level that begins now."""
-    lengths = scenario.lengths
     if plan.concurrency is not None:
-        return Users(closed_loop(scenario, plan.concurrency, first_id=first_id), lengths.isl, begin_s)
-    return Arrivals(
-        [
-            Sent(
-                Turn(first_id + place, plan.phase_of(each, scenario.warmup_ratio), each.osl or lengths.osl),
-                begin_s + each.at_s,
-                each.isl or lengths.isl,
-                prefix_hashes=_block_hashes(each.prefix_hashes, tokens_per_block),
-            )
-            for place, each in enumerate(plan.arrivals)
-        ]
+        loop = closed_loop(
+            scenario, plan.concurrency, first_id=first_id, begin_talk=lambda number: mix.begin(number, level)
+        )
+        return Users(loop, begin_s, contents)
+    opened = open_loop(scenario, plan, mix, level=level, first_id=first_id)
+    requests = (
+        contents.sent(opened.turn(place), begin_s + arrival.at_s) for place, arrival in enumerate(plan.arrivals)
     )
 
+    def follow(sent: Sent, ended_s: float, ok: bool) -> Sent | None:
+        found = opened.follow(sent.turn, ended_s - begin_s, sent.turn.output_tokens if ok else None)
+        return None if found is None else contents.sent(found[1], begin_s + found[0])
 
-def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int) -> tuple[int, ...]:
-    """Return a trace's hashes, each of 512 tokens, as hashes of the engine's smaller blocks."""
-    each = HASH_BLOCK_TOKENS // tokens_per_block
-    return tuple(content * each + place for content in hashes for place in range(each))
+    return Arrivals(requests, follow)
+
+
+def _contents(scenario: Scenario, manifest: EngineManifest, mix: Mix) -> Contents:
+    """Return what the engine can find again of what is sent; where it never can, nothing is worked out."""
+    can_find = manifest.runtime.kv_reuse and (mix.shares_blocks or isinstance(scenario.arrivals, Trace))
+    return Contents(manifest.kv_cache.tokens_per_block if can_find else None)
 
 
 def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:
@@ -223,6 +245,11 @@ def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:
         output_tokens=len(times_s),
         outcome=ended.outcome,
         error=ended.cause,
+        asked_tokens=sent.turn.output_tokens if sent.turn.exact else None,
+        cached_tokens=ended.cached_tokens,
+        class_name=sent.turn.class_name,
+        conversation=sent.turn.conversation,
+        turn=sent.turn.place,
     )
 
 

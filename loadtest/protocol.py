@@ -1,108 +1,138 @@
-"""Bytes to token events and requests to bytes, for Triton's HTTP streaming; no sockets in here.
+"""Replies off a connection, and requests to bytes: HTTP/1.1 with server-sent events; no sockets in here.
 
-Triton's `generate_stream` answers with server-sent events in chunked transfer encoding, one event a response. A
-general HTTP and SSE stack costs several times what the rest of a load generator does, so this reader does only what
-that answer needs, and refuses what it does not know.
+While a reply arrives, its bytes are only kept, each piece with the time it came: between two tokens there is nothing
+to do but ask whether the reply may have ended. What the pieces say is read in blocks, long after they came. A general
+HTTP and SSE stack costs several times what the rest of a load generator does; this one does what a stream of
+events needs, and refuses what it does not know.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
 
-from loadtest.prompts import Prompt
-
-ENGINE_MODEL = "tensorrt_llm"
 HEAD_LIMIT_BYTES = 65_536
-LINE_LIMIT_BYTES = 1_048_576
+BLOCK_BYTES = 65_536  # pieces are read once so many bytes of them are held
+REPLY_LIMIT_BYTES = 1 << 26
+ERROR_TEXT_BYTES = 300
 HTTP_OK = 200
+HTTP_REJECTED = (429, 503)
+HTTP_BODILESS = (204, 304)
+EVENT_STREAM = "text/event-stream"
 QUEUE_FULL = ("Maximum queue size", "Exceeds maximum queue size")
-_LENGTH = re.compile(rb'"sequence_length":\s*(\d+)')
+
+Sink = Callable[[bytes, float], None]
+"""Takes one message of a reply and the time its last byte came, in seconds."""
 
 
 class ProtocolError(Exception):
-    """The server sent what this reader does not understand, or an error in its own words."""
-
-
-def generate_body(model: str, prompt: Prompt, output_tokens: int, request_id: str) -> dict[str, Any]:
-    """Return the JSON of one streamed request; the reply is to be exactly `output_tokens` long."""
-    if model == ENGINE_MODEL:
-        return {
-            "id": request_id,
-            "input_ids": list(prompt.ids),
-            "input_lengths": prompt.tokens,
-            "request_output_len": output_tokens,
-            "min_tokens": output_tokens,
-            "streaming": True,
-        }
-    return {
-        "id": request_id,
-        "text_input": prompt.text,
-        "max_tokens": output_tokens,
-        "min_tokens": output_tokens,
-        "stream": True,
-    }
-
-
-def generate_request(host: str, model: str, body: dict[str, Any]) -> bytes:
-    """Return the bytes of one HTTP request on a connection that is kept."""
-    payload = json.dumps(body, separators=(",", ":")).encode()
-    head = (
-        f"POST /v2/models/{model}/generate_stream HTTP/1.1\r\nHost: {host}\r\n"
-        f"Content-Type: application/json\r\nAccept: text/event-stream\r\nContent-Length: {len(payload)}\r\n\r\n"
-    )
-    return head.encode() + payload
-
-
-def outcome_of(message: str) -> Literal["rejected", "error"]:
-    """Return whether an error's text is a full queue's."""
-    return "rejected" if any(mark in message for mark in QUEUE_FULL) else "error"
-
-
-@dataclass(slots=True)
-class StreamReader:
-    """Reads one streamed reply, fed with bytes as they come; a new one for each request.
+    """The server sent what is not understood, or an error in its own words.
 
     Attributes:
-        ended: The reply is whole; the connection can carry the next request.
-        keeps_connection: Whether the server lets it.
+        rejected: It took no more requests just then; the next one may be served.
     """
 
-    ended: bool = False
-    keeps_connection: bool = True
-    _buffer: bytes = b""
-    _status: int = 0
-    _chunk_left: int = 0
-    _body_left: int | None = None
-    _chunked: bool = False
-    _line: bytes = b""
-    _after_last_chunk: bool = False
+    def __init__(self, message: str, *, rejected: bool = False) -> None:
+        super().__init__(message)
+        self.rejected = rejected or any(mark in message for mark in QUEUE_FULL)
 
-    def feed(self, data: bytes) -> int:
-        """Take bytes; return how many tokens they completed.
+
+class CutError(ProtocolError):
+    """The server closed the connection before the end of the reply."""
+
+
+def request_head(method_and_path: str, host: str, headers: dict[str, str]) -> bytes:
+    """Return the head of an HTTP request on a connection that is kept, up to its body's length.
+
+    Raises:
+        ValueError: A header's value would break out of its line.
+    """
+    lines = [f"{method_and_path} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("a header holds a line break")
+    return "\r\n".join([*lines, "Content-Length: "]).encode()
+
+
+class HttpSession:
+    """A kept HTTP/1.1 connection's side of the talk: one request, one streamed reply, the next request.
+
+    Args:
+        head: As `request_head` returns it; the same for every request.
+
+    Attributes:
+        reusable: Whether the connection can carry another request after this reply.
+        outgoing: Bytes this side has to send of its own accord: never any in HTTP/1.1.
+    """
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head
+        self.outgoing = b""
+        self.ended = self.reusable = True
+
+    def begin(self, payload: bytes, sink: Sink) -> bytes:
+        """Return the bytes of a request; its reply's messages will go to `sink`."""
+        self._sink = sink
+        self._pieces: list[tuple[bytes, float]] = []
+        self._held_bytes = self._seen_bytes = self._status = 0
+        self.ended, self.reusable = False, True
+        self._buffer = self._line = b""
+        self._chunked = self._last_chunk = self._is_stream = False
+        self._chunk_left = 0
+        self._body_left: int | None = None
+        self._type = ""
+        return b"%s%d\r\n\r\n%s" % (self._head, len(payload), payload)
+
+    def take(self, data: bytes, arrived_s: float) -> bool:
+        """Take bytes as they come; return whether the reply has ended.
 
         Raises:
             ProtocolError: The server answered with an error, or with something that is no such stream.
         """
-        self._buffer += data
-        if not self._status and not self._read_head():
-            return 0
-        return self._count(self._take_body())
+        if self.ended:  # nobody asked
+            self.reusable = False
+            return True
+        self._pieces.append((data, arrived_s))
+        self._held_bytes += len(data)
+        # A chunked reply ends in an empty line; a shorter piece may be the rest of one.
+        if not self._chunked or data[-4:] == b"\r\n\r\n" or len(data) < 4 or self._held_bytes > BLOCK_BYTES:  # noqa: PLR2004
+            self.settle()
+        return self.ended
+
+    def settle(self) -> None:
+        """Read what is held; errors as `take`."""
+        pieces, self._pieces = self._pieces, []
+        self._seen_bytes += self._held_bytes
+        self._held_bytes = 0
+        for data, arrived_s in pieces:
+            self._read(data, arrived_s)
+        if self.ended and self._buffer:  # more than was asked for
+            self.reusable = False
+        if self._seen_bytes > REPLY_LIMIT_BYTES:
+            raise ProtocolError(f"a reply of more than {REPLY_LIMIT_BYTES >> 20} MiB")
 
     def close(self) -> None:
-        """Say that the connection ended.
+        """Take the end of the connection.
 
         Raises:
-            ProtocolError: The reply was not whole.
+            CutError: The reply was not whole.
         """
-        if not self.ended:
-            raise ProtocolError("the server closed the connection before the end of the reply")
+        self.settle()
+        if self._status and not self._chunked and self._body_left is None:
+            self.ended, self.reusable = True, False
+            self._read_body(b"", 0.0)
+        elif not self.ended:
+            raise CutError("the server closed the connection before the end of the reply")
+
+    def _read(self, data: bytes, arrived_s: float) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
+        if not self._status and not self._read_head():
+            return
+        self._read_body(self._take_chunks() if self._chunked else self._take_plain(), arrived_s)
 
     def _read_head(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
+        if end < 0 or end > HEAD_LIMIT_BYTES:
             if len(self._buffer) > HEAD_LIMIT_BYTES:
                 raise ProtocolError("no end of the HTTP headers in sight")
             return False
@@ -111,87 +141,102 @@ class StreamReader:
         match = re.match(r"HTTP/1\.[01] (\d{3})", status)
         if match is None:
             raise ProtocolError(f"not HTTP: {status[:80]!r}")
+        if match[1].startswith("1"):
+            return self._read_head()
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         self._status = int(match[1])
-        self._chunked = headers.get("transfer-encoding", "").lower() == "chunked"
-        if "content-length" in headers:
-            self._body_left = int(headers["content-length"])
-        self.keeps_connection = headers.get("connection", "").lower() != "close"
+        self._take_framing(headers)
+        coding = headers.get("content-encoding", "identity").lower()
+        if coding != "identity":
+            raise ProtocolError(f"a reply encoded with {coding[:20]}, which was not asked for")
+        self._type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        self._is_stream = self._status == HTTP_OK and self._type == EVENT_STREAM
+        self.reusable = headers.get("connection", "").lower() != "close"
         return True
 
-    def _take_body(self) -> bytes:
-        if self._chunked:
-            return self._take_chunks()
+    def _take_framing(self, headers: Mapping[str, str]) -> None:
+        """Note how the end of the body will be known: by chunks, by a length, else by the connection's."""
+        transfer = headers.get("transfer-encoding", "identity").lower()
+        if transfer not in {"chunked", "identity"}:
+            raise ProtocolError(f"a reply in transfer encoding {transfer[:20]}")
+        self._chunked = transfer == "chunked"
+        if self._status in HTTP_BODILESS:
+            self._chunked, self._body_left = False, 0
+        elif not self._chunked and "content-length" in headers:
+            self._body_left = _number(headers["content-length"], 10)
+
+    def _take_plain(self) -> bytes:
         if self._body_left is None:
-            raise ProtocolError("the reply states neither its length nor chunks")
+            body, self._buffer = self._buffer, b""
+            return body
         body, self._buffer = self._buffer[: self._body_left], self._buffer[self._body_left :]
         self._body_left -= len(body)
         self.ended = self._body_left == 0
         return body
 
     def _take_chunks(self) -> bytes:
-        parts = []
-        while self._buffer:
-            if self._chunk_left > 2:  # noqa: PLR2004 (its line end is counted with the chunk)
-                part = self._buffer[: self._chunk_left - 2]
-                parts.append(part)
-                self._buffer = self._buffer[len(part) :]
-                self._chunk_left -= len(part)
-            elif self._chunk_left:
-                skipped = min(self._chunk_left, len(self._buffer))
-                self._buffer = self._buffer[skipped:]
-                self._chunk_left -= skipped
-                if not self._chunk_left and self._after_last_chunk:
-                    self.ended = True
+        """Return the bytes of the chunks that are here, and leave the rest."""
+        data, place, parts = self._buffer, 0, []
+        while place < len(data) and not self.ended:
+            if not self._chunk_left:
+                end = data.find(b"\r\n", place)
+                if end < 0:
+                    if len(data) - place > HEAD_LIMIT_BYTES:
+                        raise ProtocolError("no end of a chunk's size in sight")
                     break
-            elif not self._read_chunk_size():
-                break
-        return b"".join(parts)
+                if self._last_chunk:  # behind it come trailers, if any, and an empty line
+                    self.ended = end == place
+                elif end > place:
+                    self._chunk_left = _number(data[place:end].partition(b";")[0], 16)
+                    self._last_chunk = self._chunk_left == 0
+                place = end + 2
+                continue
+            part = data[place : place + self._chunk_left]
+            parts.append(part)
+            place += len(part)
+            self._chunk_left -= len(part)
+        self._buffer = data[place:]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _read_chunk_size(self) -> bool:
-        end = self._buffer.find(b"\r\n")
-        if end < 0:
-            return False
-        try:
-            size = int(self._buffer[:end].split(b";")[0], 16)
-        except ValueError as error:
-            raise ProtocolError(f"not a chunk size: {self._buffer[:end][:40]!r}") from error
-        self._buffer = self._buffer[end + 2 :]
-        self._chunk_left = size + 2
-        self._after_last_chunk = size == 0
-        return True
-
-    def _count(self, body: bytes) -> int:
-        if self._status != HTTP_OK:
-            self._line += body
-            if self.ended or b"\n" in self._line:
-                raise ProtocolError(_error_text(self._line) or f"HTTP status {self._status}")
-            return 0
-        *lines, self._line = (self._line + body).split(b"\n")
-        if len(self._line) > LINE_LIMIT_BYTES:
-            raise ProtocolError(f"an event of more than {LINE_LIMIT_BYTES} bytes")
-        if self.ended and self._line.strip():
+    def _read_body(self, body: bytes, arrived_s: float) -> None:
+        if not self._is_stream:
+            self._line = (self._line + body)[:HEAD_LIMIT_BYTES]
+            if self.ended:
+                raise self._refusal()
+            return
+        *lines, self._line = (self._line + body if self._line else body).split(b"\n")
+        if self.ended and self._line:
             lines.append(self._line)
-        return sum(_tokens_of(line) for line in lines)
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._sink(line[5:].strip(), arrived_s)
+
+    def _refusal(self) -> ProtocolError:
+        """Return the error that a reply is that is no stream."""
+        said = error_text(self._line)
+        if self._status != HTTP_OK:
+            return ProtocolError(said or f"HTTP status {self._status}", rejected=self._status in HTTP_REJECTED)
+        return ProtocolError(f"answered with {self._type or 'no content type'}, not {EVENT_STREAM}: {said or 'empty'}")
 
 
-def _tokens_of(line: bytes) -> int:
-    """Return the tokens of one line of the event stream; blank lines and comments have none."""
-    if not line.startswith(b"data:"):
-        if line.startswith(b"{"):
-            raise ProtocolError(_error_text(line) or "a reply that is no event stream")
-        return 0
-    if b'"error"' in line:
-        raise ProtocolError(_error_text(line) or "an error without a text")
-    found = _LENGTH.search(line)
-    return int(found[1]) if found else 1
+def _number(text: str | bytes, base: int) -> int:
+    try:
+        number = int(text, base)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise ProtocolError(f"not a length: {text[:40]!r}")
+    return number
 
 
-def _error_text(body: bytes) -> str | None:
-    """Return what stands under `error` in a JSON body or event."""
+def error_text(body: bytes) -> str | None:
+    """Return what stands under `error` in a JSON body or event, or its beginning; None where it is empty."""
     text = body.decode("utf-8", "replace").strip().removeprefix("data:").strip()
     try:
         loaded = json.loads(text)
-    except ValueError:
-        return text[:300] or None
-    return str(loaded["error"]) if isinstance(loaded, dict) and "error" in loaded else None
+    except (ValueError, RecursionError):
+        return text[:ERROR_TEXT_BYTES] or None
+    error = loaded.get("error") if isinstance(loaded, dict) else None
+    if isinstance(error, dict):
+        error = error.get("message", error)
+    return str(text if error is None else error)[:ERROR_TEXT_BYTES]

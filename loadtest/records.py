@@ -39,6 +39,7 @@ class RequestRecord(Strict):
         conversation: Number of the conversation the request is a turn of; None of a single request.
         turn: Place in its conversation, from 0.
         worker: Load generator process that sent it.
+        finish_reason: Why the reply ended, where the server says so.
     """
 
     id: int
@@ -60,6 +61,7 @@ class RequestRecord(Strict):
     conversation: int | None = None
     turn: int = 0
     worker: int = 0
+    finish_reason: str | None = None
 
 
 class Level(Strict):
@@ -69,10 +71,16 @@ class Level(Strict):
         measure_s: When measuring began: every user had warmed up.
         end_s: When the last measured request ended.
         concurrency: Users of a closed loop; None in an open one.
-        rate_per_s: Requests a second of an open loop; None in a closed one.
+        rate_per_s: Requests a second of an open loop, or conversations; None in a closed one.
+        begun: Which of the two.
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
         complete: Whether all requests asked for were measured.
-        generator_late_p99_s: 99th percentile of how late the generator's own timers fired.
+        sufficed: It was ended early because its requests told enough; what was under way then was not measured.
+        generator_late_p99_s: 99th percentile of how late the generator's own timers fired; of the latest worker.
+        away_s: How long nothing took connections at the server's address.
+        read_late_p99_s: 99th percentile of how late it read what the kernel had received.
+        clock: Whose times of arrival the records hold: the `kernel`'s, or the `reader`'s own when it came to read; a
+            `mixed` lot of both.
     """
 
     concurrency: int | None
@@ -83,15 +91,20 @@ class Level(Strict):
     end_s: float
     complete: bool
     generator_late_p99_s: float = 0.0
+    read_late_p99_s: float = 0.0
+    clock: Literal["kernel", "reader", "mixed"] = "reader"
     rate_per_s: float | None = None
+    begun: Literal["requests", "conversations"] = "requests"
     failed_rows: int = 0
+    away_s: float = 0.0
+    sufficed: bool = False
 
     @property
     def load(self) -> str:
         """What was asked of the server, in words."""
         if self.concurrency is not None:
             return f"concurrency {self.concurrency}"
-        return f"{self.rate_per_s or 0:g} requests/s"
+        return f"{self.rate_per_s or 0:g} {self.begun}/s"
 
 
 class Sample(Strict):
@@ -110,7 +123,13 @@ class Sample(Strict):
 
 
 class ServerFacts(Strict):
-    """What the server said of itself."""
+    """What the server said of itself.
+
+    Attributes:
+        llm_api: Whether its engine's model is that of TensorRT-LLM's LLM API, which takes text.
+        perf_metrics: Whether the model can be asked for its own times with a reply (`return_perf_metrics`).
+        kv_block_tokens: Tokens in a block of its KV cache; None where its metrics do not say.
+    """
 
     url: str
     protocol: str
@@ -119,6 +138,26 @@ class ServerFacts(Strict):
     emulated: bool
     time_scale: float
     engine: str | None = None
+    llm_api: bool = False
+    perf_metrics: bool = False
+    kv_block_tokens: int | None = None
+
+
+class WorkerClock(Strict):
+    """How one worker's monotonic clock was brought onto the run's before a level; seconds.
+
+    Attributes:
+        offset_s: What it was ahead by, by the shortest round trip.
+        uncertainty_s: Half that round trip: the truth is no further away.
+        drift_s: How much further ahead it was when the level had ended.
+    """
+
+    worker: int
+    host: str
+    level: int
+    offset_s: float
+    uncertainty_s: float
+    drift_s: float = 0.0
 
 
 class Doubt(Strict):
@@ -136,6 +175,8 @@ class RunManifest(Document):
         time_scale: Wall seconds of one engine second; what divides every duration in the files.
         interrupted: Why the run ended before its last level; None when it was whole.
         doubts: Empty when the run is valid.
+        workers: Load generator processes that shared the levels.
+        clocks: How each worker's clock was brought onto the run's; empty for one process.
     """
 
     kind: Kind
@@ -145,6 +186,8 @@ class RunManifest(Document):
     levels: list[Level]
     interrupted: str | None = None
     doubts: tuple[Doubt, ...] = ()
+    workers: int = 1
+    clocks: tuple[WorkerClock, ...] = ()
 
     @property
     def label(self) -> str:

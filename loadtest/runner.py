@@ -1,286 +1,277 @@
-"""Run a scenario: start the load generator, sample the server beside it, complete the run folder."""
+"""Run a scenario against a server: direct the load generators, sample the server, complete the run folder."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
+import secrets
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from engines.errors import MissingError, ToolError, UserError
+from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
-from loadtest.monitor import Monitor, host_and_port
-from loadtest.prompts import make_prompts, write_prompts
-from loadtest.protocol import ENGINE_MODEL
+from loadtest.aside import done_aside
+from loadtest.conversations import Mix
+from loadtest.dialects import dialect_of, takes_ids
+from loadtest.doubts import Seen, doubts_of, seen_of
+from loadtest.judge import Enough, Judge
+from loadtest.ledger import add_lost
+from loadtest.monitor import Monitor
+from loadtest.processes import SILENT_S, STOP_WITHIN_S, Generators
+from loadtest.prompts import PromptMaker, prepare
 from loadtest.records import (
     REQUESTS_NAME,
     RUN_NAME,
     SAMPLES_NAME,
     Doubt,
     Level,
-    RequestRecord,
     RunManifest,
-    ServerFacts,
-    read_records,
-    read_samples,
+    WorkerClock,
 )
-from loadtest.scenario import Protocol, Scenario
-from loadtest.traffic import GeneratorPlan, LevelPlan, plans_of
+from loadtest.scenario import Scenario
+from loadtest.target import Target
+from loadtest.traffic import GeneratorPlan, plans_of
+from loadtest.watch import Progress, Terminal
 
-LAST_LINES = 12
-LATE_SERIES = "emulator_lateness_seconds{"
-FILL_ALLOWANCE = 3  # prompts for each user beyond what is measured: warm-up, and filling up to the end
+PROMPTS_NAME = "prompts.jsonl"
+UNDER_WAY_NAME = "under-way.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """The server of a run.
+class Asked:
+    """What is to be run, against what, and where it goes.
 
     Attributes:
-        metrics_url: None where its metrics cannot be read.
-        tokenizer: File of the engine's tokenizer.
+        keep_text: Keep the prompts that were sent beside the records.
+        enough: Ends the one level once its requests tell enough; None: it goes on to its end.
     """
 
-    url: str
-    protocol: Protocol
-    facts: ServerFacts
-    metrics_url: str | None
-    tokenizer: Path
+    scenario: Scenario
+    target: Target
+    out: Path
+    made_by: MadeBy
+    made_from: list[Source]
+    force: bool = False
+    keep_text: bool = False
+    enough: Enough | None = None
 
 
-def run_scenario(
-    scenario: Scenario,
-    target: Target,
-    out: Path,
-    *,
-    force: bool,
-    made_by: MadeBy,
-    made_from: list[Source],
-    progress: Callable[[str], None],
-) -> RunManifest:
+@dataclass(slots=True)
+class Happened:
+    """A run as far as it has come.
+
+    Attributes:
+        begun: The level under way, as it began.
+        interrupted: Why the run ended before its last level.
+        lost: What was said of a worker that was lost.
+        now_s: When something was last heard, on the run's clock.
+    """
+
+    levels: list[Level] = field(default_factory=list)
+    clocks: list[WorkerClock] = field(default_factory=list)
+    begun: Level | None = None
+    interrupted: str | None = None
+    lost: str | None = None
+    now_s: float = 0.0
+
+    def note(self, said: dict[str, Any], terminal: Terminal) -> None:
+        """Take what a generator says into account; show what a person wants to see."""
+        match said:
+            case {"began": values}:
+                self.begun = Level.model_validate(values)
+            case {"progress": values}:
+                look = Progress.model_validate(values)
+                self.now_s = look.t_s
+                terminal.look(look)
+            case {"level": values}:
+                self.begun = None
+                self.levels.append(Level.model_validate(values))
+                terminal.line(_level_text(self.levels[-1]))
+            case {"clocks": values}:
+                self.clocks += [WorkerClock.model_validate(each) for each in values]
+            case {"lost": why}:
+                self.lost = str(why)
+            case {"ended": why}:
+                self.interrupted = str(why)
+            case {"lingering": seconds} if seconds:
+                terminal.line(f"the run has ended; its web pages stay for {seconds:g} s")
+
+    def end(self, now_s: float) -> None:
+        """Keep a level that was under way when nothing more was heard of it."""
+        if self.begun is not None:
+            end_s = max(now_s, self.begun.begin_s)
+            self.levels.append(self.begun.model_copy(update={"measure_s": self.begun.begin_s, "end_s": end_s}))
+            self.begun = None
+
+
+def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
     """Drive a server through a scenario's levels.
 
     The folder fills as the run goes on. However the run ends, `run.json` says what was done, and the records up to
-    there are kept.
+    there are kept; what was under way has a record too.
+
+    Args:
+        folder: For what is of use only while the run goes on.
 
     Raises:
-        ToolError: The server went away, the generator failed, or not one measured request succeeded.
+        ToolError: The server went away, a generator failed or was lost, a file could not be written, or not one
+            measured request succeeded.
     """
-    _clear(out, force=force)
-    out.mkdir(parents=True, exist_ok=True)
+    out, target = asked.out, asked.target
+    _clear(out, force=asked.force)
+    if target.facts.emulated:
+        terminal.line(f"{target.label}: latencies and rates are shown in engine time")
     began = time.monotonic()
-    levels: list[Level] = []
-    interrupted: str | None = None
+    happened = Happened()
     try:
-        with tempfile.TemporaryDirectory(prefix="run-load-") as folder:
-            plan = _plan(scenario, target, out, Path(folder), began)
-            with Monitor(
-                target.metrics_url, out / SAMPLES_NAME, scenario.sample_interval_s, lambda: time.monotonic() - began
-            ):
-                for line in _generate(plan, Path(folder)):
-                    if "gone" in line:
-                        interrupted = str(line["gone"])
-                        break
-                    levels.append(Level.model_validate(line))
-                    progress(_level_text(levels[-1]))
+        plan = _plan(asked, folder, began)
+        interval_s = asked.scenario.sample_interval_s
+        with Monitor(target.metrics_url, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
+            generators.begin(plan, target.label)
+            judge = asked.enough and Judge(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
+            _follow(generators, happened, terminal, monitor, limit_s=_limit_s(plan), judge=judge)
     except ToolError as error:
-        interrupted = error.message.splitlines()[0]
+        happened.interrupted = error.message.splitlines()[0]
         raise
-    except KeyboardInterrupt:
-        interrupted = "interrupted by the user"
+    except OSError as error:
+        happened.interrupted = f"{error.filename or out}: {error.strerror}"
+        raise ToolError(f"the run could not go on: {happened.interrupted}", hint="is the disk full?") from error
+    except KeyboardInterrupt as error:
+        happened.interrupted = str(error) or "interrupted by the user"
         raise
     finally:
-        run = _manifest(scenario, target, out, levels, interrupted, made_by, made_from)
-        write_json(out / RUN_NAME, run)
-    _require_success(out, run)
+        terminal.clear()
+        generators.end()
+        happened.end(time.monotonic() - began)
+        run, seen = _complete(asked, folder, happened, generators.fleet.processes)
+    _require_success(out, run, seen)
     return run
 
 
 def _clear(out: Path, *, force: bool) -> None:
     refuse_existing(out, force=force)
-    for name in (RUN_NAME, REQUESTS_NAME, SAMPLES_NAME):
+    for name in (RUN_NAME, REQUESTS_NAME, SAMPLES_NAME, PROMPTS_NAME):
         (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
 
 
-def _plan(scenario: Scenario, target: Target, out: Path, folder: Path, began: float) -> GeneratorPlan:
-    host, port = host_and_port(target.url, target.protocol)
-    plans = plans_of(scenario)
-    lengths = {arrival.isl for plan in plans for arrival in plan.arrivals if arrival.isl is not None}
-    if lengths and scenario.model != ENGINE_MODEL:
-        raise UserError(
-            f"a trace states prompt lengths in tokens, and {scenario.model} takes text", hint=f"--model {ENGINE_MODEL}"
+def _follow(
+    generators: Generators,
+    happened: Happened,
+    terminal: Terminal,
+    monitor: Monitor,
+    *,
+    limit_s: float,
+    judge: Judge | None = None,
+) -> None:
+    """Take what the generator says until it ends; when interrupted, what it says of how it ended, too.
+
+    Raises:
+        ToolError: It failed, fell silent, or a level went on long after its limit; or samples cannot be written.
+    """
+    try:
+        for said in generators.lines(within_s=SILENT_S):
+            happened.note(said, terminal)
+            if happened.begun is not None and happened.now_s - happened.begun.begin_s > limit_s:
+                raise ToolError(f"a level did not end within {limit_s:g} s")
+            if monitor.failed is not None:
+                raise ToolError(monitor.failed, hint="is the disk full?")
+            if judge is not None and "progress" in said and judge.is_satisfied():
+                judge = None
+                generators.suffice()
+    except KeyboardInterrupt:
+        generators.stop()
+        for said in generators.lines(within_s=STOP_WITHIN_S):
+            happened.note(said, terminal)
+        raise
+
+
+def _limit_s(plan: GeneratorPlan) -> float:
+    """Return how long a level may take: its own limit, and what its last requests may take after that."""
+    own_s = max(level.limit_s(plan.scenario, plan.time_scale) for level in plan.levels())
+    return own_s + plan.scenario.request_timeout_s + SILENT_S
+
+
+def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> tuple[RunManifest, dict[int, Seen]]:
+    """Write a record for what was lost, and `run.json`; return it, and what the records show.
+
+    Raises:
+        ToolError: They cannot be written.
+    """
+    out, facts = asked.out, asked.target.facts
+    records = out / REQUESTS_NAME
+    try:
+        if happened.interrupted is not None:
+            with contextlib.suppress(OSError):  # of a full disk, which is already why the run ended
+                add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
+        seen = seen_of(out) if records.is_file() else {}
+        doubts = list(doubts_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
+        if happened.lost is not None:
+            doubts.append(Doubt(code="worker-lost", text=happened.lost))
+        run = RunManifest(
+            made_by=asked.made_by,
+            made_from=asked.made_from,
+            kind="emulated" if facts.emulated else "measured",
+            time_scale=facts.time_scale,
+            server=facts,
+            scenario=asked.scenario,
+            levels=happened.levels,
+            interrupted=happened.interrupted,
+            doubts=tuple(doubts),
+            workers=workers,
+            clocks=tuple(happened.clocks),
         )
-    prompts = make_prompts(
-        target.tokenizer,
-        source=scenario.prompts,
-        tokens=max(lengths, default=scenario.lengths.isl),
-        count=sum(_prompts_for(scenario, plan) for plan in plans),
-        as_text=scenario.model != ENGINE_MODEL,
-        seed=scenario.seed,
-    )
-    write_prompts(folder / "prompts.jsonl", prompts)
+        write_json(out / RUN_NAME, run)
+    except OSError as error:
+        raise ToolError(
+            f"{out}: the run could not be completed: {error.strerror}", hint=f"what was recorded is in {records}"
+        ) from error
+    return run, seen
+
+
+def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
+    scenario, target, out = asked.scenario, asked.target, asked.out
+    plans = plans_of(scenario)
+    as_text = not takes_ids(target.endpoint, scenario.model)
+    dialect_of(target.endpoint, scenario.model, environment={}, extra=scenario.extra_body)  # refused here, not later
+    prompts = folder / "prompts"
+    prompts.mkdir()
+    salt = secrets.randbits(32)  # the one thing no seed decides: words that this server has not cached
+    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
+    mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
+    counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(
-        host=host,
-        port=port,
-        protocol=target.protocol,
+        endpoint=target.endpoint.model_copy(
+            update={
+                "perf_metrics": target.facts.perf_metrics,
+                "kv_block_tokens": target.facts.kv_block_tokens or 0,
+            }
+        ),
         scenario=scenario,
-        prompts=str(folder / "prompts.jsonl"),
+        prompts=str(prompts),
         records=str(out / REQUESTS_NAME),
+        under_way=str(folder / UNDER_WAY_NAME),
+        texts=str(out / PROMPTS_NAME) if asked.keep_text else None,
         began_monotonic_s=began,
         time_scale=target.facts.time_scale,
+        lengths=tuple((plan.isl, plan.osl) for plan in counted),
     )
 
 
-def _prompts_for(scenario: Scenario, plan: LevelPlan) -> int:
-    """Return how many prompts a level may send before they come round again."""
-    if plan.concurrency is None:
-        return len(plan.arrivals)
-    return scenario.requests + (scenario.warmup_requests + FILL_ALLOWANCE) * plan.concurrency
-
-
-def _generate(plan: GeneratorPlan, folder: Path) -> Iterator[dict[str, Any]]:
-    """Start the generator and yield the lines it prints; it is gone when this ends, however this ends."""
-    plan_path, log = folder / "plan.json", folder / "generator.log"
-    plan_path.write_text(plan.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, str(Path(__file__).with_name("locustfile.py")), str(plan_path)]
-    environment = {**os.environ, "GEVENT_SUPPORT": "True"}
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env=environment, start_new_session=True, text=True
-        )
-    try:
-        for line in process.stdout or ():
-            yield json.loads(line)
-        status = process.wait()
-        if status != 0:
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-            raise ToolError("the load generator failed", status=status, last_lines=lines)
-    finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End the generator; interrupted first, so that the records under way are written."""
-    for number in (signal.SIGINT, signal.SIGKILL):
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=3)
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def _manifest(
-    scenario: Scenario,
-    target: Target,
-    out: Path,
-    levels: list[Level],
-    interrupted: str | None,
-    made_by: MadeBy,
-    made_from: list[Source],
-) -> RunManifest:
-    doubts = [doubt for index, level in enumerate(levels) for doubt in _doubts(scenario, target, out, index, level)]
-    return RunManifest(
-        made_by=made_by,
-        made_from=made_from,
-        kind="emulated" if target.facts.emulated else "measured",
-        time_scale=target.facts.time_scale,
-        server=target.facts,
-        scenario=scenario,
-        levels=levels,
-        interrupted=interrupted,
-        doubts=tuple(doubts),
-    )
-
-
-def _doubts(scenario: Scenario, target: Target, out: Path, index: int, level: Level) -> Iterator[Doubt]:
-    """Yield why one level's figures should not be believed."""
-    trust = scenario.trust
-    gap_s = _median_gap_s(out, index)
-    if gap_s and level.generator_late_p99_s > trust.generator_late_ratio * gap_s:
-        text = f"the load generator woke up {level.generator_late_p99_s * 1e3:.1f} ms late (p99) between tokens"
-        text += f" {gap_s * 1e3:.1f} ms apart; limit {trust.generator_late_ratio:.0%} of that"
-        yield Doubt(code="generator-late", text=text, level=index)
-    late_s = _late_p99_s(out, index)
-    if level.concurrency is None and late_s > trust.arrivals_late_s * target.facts.time_scale:
-        text = (
-            f"requests were sent {late_s * 1e3:.0f} ms after their time (p99); limit {trust.arrivals_late_s * 1e3:g} ms"
-        )
-        yield Doubt(code="arrivals-late", text=f"{text} of engine time: this was not the load asked for", level=index)
-    if not level.complete:
-        yield Doubt(code="incomplete", text="the level ended before all its requests", level=index)
-    if target.facts.emulated:
-        yield from _emulator_doubts(scenario, out, index, level)
-
-
-def _late_p99_s(out: Path, index: int) -> float:
-    """Return how many wall seconds after their time requests of a level were sent, 99th percentile."""
-    late = [record.sent_s - record.scheduled_s for record in read_records(out) if record.level == index]
-    return float(np.percentile(late, 99)) if late else 0.0
-
-
-def _median_gap_s(out: Path, index: int) -> float:
-    """Return the median wall time between tokens of one level's measured requests; 0 where there is none."""
-    records = (record for record in read_records(out) if record.level == index and record.phase == "measure")
-    gaps = [gap for record in records for gap in np.diff(record.token_times_s).tolist()]
-    return float(np.median(gaps)) if gaps else 0.0
-
-
-def _emulator_doubts(scenario: Scenario, out: Path, index: int, level: Level) -> Iterator[Doubt]:
-    window = [sample.values for sample in read_samples(out) if level.measure_s <= sample.t_s <= level.end_s]
-    late = [
-        value
-        for values in window
-        for key, value in values.items()
-        if key.startswith(LATE_SERIES) and 'statistic="p99"' in key
-    ]
-    steps = _grown(window, "emulator_steps_total")
-    if not late or not steps:
-        return
-    step_s = _grown(window, "emulator_step_seconds_total") / steps
-    ratio = float(np.median(late)) / step_s
-    if ratio > scenario.trust.server_late_ratio:
-        yield Doubt(
-            code="emulator-late",
-            text=f"the emulated engine ended its steps late by {ratio:.0%} of a step (p99); "
-            f"limit {scenario.trust.server_late_ratio:.0%}: a larger --time-scale of build-repo gives it room",
-            level=index,
-        )
-
-
-def _grown(window: list[dict[str, float]], name: str) -> float:
-    """Return by how much a counter grew over samples."""
-    values = [value for sample in window for key, value in sample.items() if key.startswith(name + "{")]
-    return max(values) - min(values) if values else 0.0
-
-
-def _require_success(out: Path, run: RunManifest) -> None:
-    measured = [record for record in read_records(out) if record.phase == "measure"] if run.levels else []
+def _require_success(out: Path, run: RunManifest, seen: dict[int, Seen]) -> None:
     if run.interrupted is not None:
         raise ToolError(
             f"the run ended early: {run.interrupted}",
             hint=f"what was measured is in {out}; report-load {out} shows it",
         )
-    if not any(record.outcome == "ok" for record in measured):
+    measured = sum(level.measured for level in seen.values())
+    if not any(level.good for level in seen.values()):
+        errors = (level.first_error for level in seen.values() if level.first_error)
         raise MissingError(
-            f"not one of {len(measured)} measured requests succeeded: {_first_error(measured)}",
+            f"not one of {measured} measured requests succeeded: {next(errors, 'no error was recorded')}",
             hint=f"the records are in {out / REQUESTS_NAME}",
         )
-
-
-def _first_error(records: list[RequestRecord]) -> str:
-    return next((record.error for record in records if record.error), "no error was recorded")
 
 
 def _level_text(level: Level) -> str:

@@ -7,7 +7,11 @@ from rich.table import Table
 
 from engines.calibration import Calibration
 from engines.console import progress, show, table_console
-from loadtest.metrics import LevelSummary, Spread, Summary
+from loadtest.metrics import LevelSummary, Spread, Summary, verdicts_of
+from loadtest.objectives import Verdict
+from loadtest.scenario import Scenario
+from loadtest.search import KneeFound
+from loadtest.summary import ClassSummary
 
 MS = 1e3
 
@@ -54,6 +58,32 @@ def _percentiles(found: Spread | None) -> list[str]:
     return [f"{value * MS:,.2f}" for value in (found.p50, found.p95, found.p99)]
 
 
+def show_verdicts(summary: Summary, scenario: Scenario) -> None:
+    """Print at which levels the scenario's objectives are kept, and which are missed where not."""
+    for level in summary.levels:
+        found = [("", each) for each in verdicts_of(scenario.objectives, level)] if scenario.objectives else []
+        for each in level.classes or ():
+            promised = next((known.objectives for known in scenario.classes if known.name == each.name), None)
+            if promised is not None:
+                found += [(f"{each.name}: ", verdict) for verdict in verdicts_of(promised, _alone(level, each))]
+        missed = [f"{of}{verdict.objective} {_found(verdict)}" for of, verdict in found if not verdict.met]
+        if found:
+            told = f"missed: {'; '.join(missed)}" if missed else f"all {len(found)} kept"
+            show(f"objectives at {level.load} ({summary.label}): {told}")
+
+
+def _found(verdict: Verdict) -> str:
+    return f"{'unknown' if verdict.found is None else f'{verdict.found:.3g}'}, promised {verdict.limit:g}"
+
+
+def _alone(level: LevelSummary, found: ClassSummary) -> LevelSummary:
+    """Return a level's summary as if there were one class only."""
+    own = found.model_dump(include={"requests", "errors", "goodput"})
+    spreads = {name: getattr(found, name) for name in ("ttft_s", "itl_s", "tpot_s", "e2e_s")}
+    scheduled = {"ttft_scheduled_s": None, "e2e_scheduled_s": None}  # told of all classes together only
+    return level.model_copy(update={**own, **spreads, **scheduled})
+
+
 def show_intervals(summary: Summary) -> None:
     """Print between what a calibrated prediction's means lie."""
     found = [(level, level.intervals) for level in summary.levels if level.intervals]
@@ -71,6 +101,24 @@ def show_intervals(summary: Summary) -> None:
         ]
         table.add_row(level.load, *cells)
     table_console().print(table)
+
+
+def show_knee(found: KneeFound) -> None:
+    """Print every load tried, under the kind of its figures, and the knee in a sentence."""
+    title = f"loads tried, latency in ms ({escape(found.label)})"
+    table = Table(title=title, title_justify="left")
+    for name in (found.unit, "verdict", "requests", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
+        table.add_column(name, justify="left" if name == "verdict" else "right")
+    for each in found.tried:
+        verdict = "kept" if each.met else "missed " + ", ".join(each.missed)
+        doubt = " (not certain)" if each.open else ""
+        level = each.level
+        cells = (_batch(level), *_percentiles(level.itl_s), *_percentiles(level.ttft_s))
+        table.add_row(f"{each.load:.4g}", verdict + doubt, str(level.requests), *cells)
+    table_console().print(table)
+    if found.load is not None:
+        above = "the highest tried" if found.above is None else f"{found.above:.4g} misses {', '.join(found.binding)}"
+        show(f"knee: {found.load:.4g} {found.unit} keep every objective; {above} ({found.label})")
 
 
 def show_calibration(found: Calibration) -> None:

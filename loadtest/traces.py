@@ -6,10 +6,10 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ from engines.errors import MissingError, UserError
 from engines.files import Strict
 
 MOST_ARRIVALS = 5_000_000  # at some 200 bytes each, what a load generator's machine can be expected to hold
+SLACK_S = 60.0  # by so much may a row of a trace come too late in its file and be found in its slice
+_NEAR_BYTES = 1 << 16  # a slice's beginning is looked for until it is as near as this
 HASH_BLOCK_TOKENS = 512  # tokens behind one of Mooncake's hashes
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -32,7 +34,8 @@ class Trace(Strict):
         format: What its columns are called; `auto` goes by its first line.
         speed_up: How many trace seconds pass in one second of the run.
         from_s: Beginning of the slice to play, in trace seconds; it becomes the run's zero. Traces on a calendar
-            (azure, burstgpt) count from their first row, the others as they state.
+            (azure, burstgpt) count from their first row, the others as they state. Of a slice, only its part of the
+            file is read: rows must be in order, up to `SLACK_S`.
         to_s: End of the slice, not itself in it.
     """
 
@@ -85,7 +88,7 @@ class Schedule(NamedTuple):
 
 
 def read_trace(trace: Trace, *, folder: Path) -> Schedule:
-    """Return a trace's slice as arrivals; rows are read one by one, and only the slice's are kept.
+    """Return a trace's slice as arrivals; rows are read one by one, those before the slice and behind it not at all.
 
     Raises:
         MissingError: There is no such trace.
@@ -94,7 +97,7 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
     path = folder / trace.path
     kept: list[Arrival] = []
     failed_rows = 0
-    for at_s, isl, osl, prefix_hashes in _requests(path, trace.format):
+    for at_s, isl, osl, prefix_hashes in _requests(path, trace):
         if not trace.from_s <= at_s < trace.end_s:
             continue
         if not isl or not osl:
@@ -166,30 +169,99 @@ _LAYOUTS = {
 }
 
 
-def _requests(path: Path, asked: str) -> Iterator[Arrival]:
-    """Yield a trace's rows in its order, each at its time from the trace's beginning."""
+@dataclass(slots=True)
+class _Table:
+    """An open trace, its head read.
+
+    Attributes:
+        begin_s: What a trace on a calendar counts from.
+        body_at: Byte at which its rows begin.
+    """
+
+    path: Path
+    file: BinaryIO
+    columns: list[str] | None
+    layout: _Layout
+    body_at: int
+    begin_s: float = -math.inf
+
+    def __post_init__(self) -> None:
+        """Find out when the trace begins."""
+        if self.layout.from_first:
+            first = next(self.rows(self.body_at), None)
+            self.begin_s = 0.0 if first is None else first.at_s
+        else:
+            self.begin_s = 0.0
+
+    def rows(self, at: int, *, whole: bool = True) -> Iterator[Arrival]:
+        """Yield the rows from a byte on, times as they stand.
+
+        Args:
+            whole: A line begins at that byte; if not, the first whole line is the next.
+
+        Raises:
+            UserError: A damaged row, or one earlier than the first.
+        """
+        self.file.seek(at)
+        number = 1 if self.columns is None else 2
+        if not whole:
+            at += len(self.file.readline())
+        for line in self.file:
+            try:
+                if line.strip():
+                    yield self._row(line)
+            except (ValueError, csv.Error) as error:
+                where = f"line {number}" if whole else f"the line at byte {at:,}"
+                raise UserError(
+                    f"{self.path}: {where}: {error}", hint="mend or remove that line; was the file cut short?"
+                ) from error
+            number += 1
+            at += len(line)
+
+    def near(self, wanted_s: float) -> Iterator[Arrival]:
+        """Yield the rows from a place on that is before a time, and not far before it; errors as `rows`."""
+        low, high = self.body_at, self.file.seek(0, 2)
+        while high - low > _NEAR_BYTES:
+            middle = (low + high) // 2
+            found = next(self.rows(middle, whole=False), None)
+            if found is not None and found.at_s < wanted_s:
+                low = middle
+            else:
+                high = middle
+        return self.rows(low, whole=low == self.body_at)
+
+    def _row(self, line: bytes) -> Arrival:
+        # A byte that is not UTF-8 shows as \xff in the value, and is refused with its line where the value counts.
+        text = line.decode("utf-8", "backslashreplace")
+        arrival = _arrival(_row(text, self.columns), self.layout)
+        if arrival.at_s < self.begin_s:
+            raise ValueError(f"{text.rstrip()!r:.60} is earlier than the first row")
+        return arrival
+
+
+def _requests(path: Path, trace: Trace) -> Iterator[Arrival]:
+    """Yield the rows of a trace's slice, and some before and behind it, in the file's order."""
     if not path.is_file():
         raise MissingError(f"{path}: no such trace", hint="a relative path begins at the scenario's folder")
-    # A byte that is not UTF-8 shows as \xff in the value, and is refused with its line where the value counts.
-    with path.open(encoding="utf-8-sig", errors="backslashreplace") as file:
-        head = file.readline()
-        columns = None if head.lstrip().startswith("{") else [name.strip('" \n') for name in head.split(",")]
-        layout = _layout_of(path, asked, head, columns)
-        begin_s = None if layout.from_first else 0.0
-        lines = enumerate(chain([head], file), start=1)
-        for number, line in islice(lines, 0 if columns is None else 1, None):
-            try:
-                if not line.strip():
-                    continue
-                arrival = _arrival(_row(line, columns), layout)
-                begin_s = arrival.at_s if begin_s is None else begin_s
-                if arrival.at_s < begin_s:
-                    raise ValueError(f"{line.rstrip()!r:.60} is earlier than the first row")
-            except (ValueError, csv.Error) as error:
+    with path.open("rb") as file:
+        head = file.readline().decode("utf-8-sig", "backslashreplace")
+        columns = None if head.lstrip().startswith("{") else [name.strip('" \r\n') for name in head.split(",")]
+        layout = _layout_of(path, trace.format, head, columns)
+        table = _Table(path, file, columns, layout, 0 if columns is None else file.tell())
+        is_slice = trace.from_s > 0 or trace.end_s < math.inf
+        latest_s = 0.0
+        found = table.near(table.begin_s + trace.from_s - SLACK_S) if is_slice else table.rows(table.body_at)
+        for row in found:
+            arrival = row._replace(at_s=row.at_s - table.begin_s)
+            if is_slice and arrival.at_s >= trace.end_s + SLACK_S:
+                return
+            if is_slice and arrival.at_s < latest_s - SLACK_S:
                 raise UserError(
-                    f"{path}: line {number}: {error}", hint="mend or remove that line; was the file cut short?"
-                ) from error
-            yield arrival._replace(at_s=arrival.at_s - begin_s)
+                    f"{path}: a row at {arrival.at_s:g} s comes behind one at {latest_s:g} s: no slice can be found",
+                    hint="sort the file by time",
+                )
+            latest_s = max(latest_s, arrival.at_s)
+            yield arrival
 
 
 def _layout_of(path: Path, asked: str, head: str, columns: list[str] | None) -> _Layout:

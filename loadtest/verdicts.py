@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loadtest.columns import Columns, columns_of
+from loadtest.columns import Bools, Columns, columns_of
 from loadtest.objectives import Goodput, Objectives, Verdict
 from loadtest.records import RequestRecord
 from loadtest.summary import LevelSummary
@@ -16,14 +16,21 @@ from loadtest.summary import LevelSummary
 def goodput_ratio(
     wanted: Goodput | None, measured: Columns | Sequence[RequestRecord], time_scale: float, *, scheduled: bool = False
 ) -> float | None:
-    """Return the share of measured requests that kept every limit; a failed one kept none. None: nothing to say.
+    """Return the share of measured requests that kept every limit; None: nothing to say. See `kept_of`."""
+    if wanted is None or not len(measured):
+        return None
+    return float(kept_of(wanted, measured, time_scale, scheduled=scheduled).mean())
+
+
+def kept_of(
+    wanted: Goodput, measured: Columns | Sequence[RequestRecord], time_scale: float, *, scheduled: bool = False
+) -> Bools:
+    """Return which requests ended well within every limit; a failed one kept none; shape (requests,).
 
     Args:
         scheduled: Whether a request's clock starts when it was meant to be sent, as in an open loop.
     """
     columns = columns_of(measured)
-    if wanted is None or not len(columns):
-        return None
     begin_s = columns.scheduled_s if scheduled else columns.sent_s
     found = (
         (wanted.ttft_s, columns.first_s - begin_s),
@@ -35,7 +42,7 @@ def goodput_ratio(
     for limit, values in found:
         if limit is not None:
             kept = kept & (values <= limit * time_scale)
-    return float(kept.mean())
+    return kept
 
 
 def verdicts_of(objectives: Objectives, level: LevelSummary) -> list[Verdict]:

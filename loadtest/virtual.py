@@ -6,9 +6,10 @@ requests under way, never with tokens: what is to be kept of an ended request is
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -32,7 +33,7 @@ class Sent(NamedTuple):
 
     Attributes:
         user: Of a closed loop.
-        prefix_hashes: One for each full KV block of the prompt; empty where nothing is known of its content.
+        prefix_hashes: One for each full KV block of prompt and reply; empty where nothing is known of their content.
     """
 
     turn: Turn
@@ -48,12 +49,14 @@ class Ended(NamedTuple):
     Attributes:
         spans: Stays in the engine, each as (first, last) iteration; one token in each iteration of a span.
         cause: Why it was refused; None unless it was.
+        cached_tokens: Prompt tokens found in the KV cache; None where nothing is known of its content.
     """
 
     sent: Sent
     spans: list[tuple[int, int]]
     outcome: Literal["ok", "cancelled", "rejected"]
     cause: str | None = None
+    cached_tokens: int | None = None
 
 
 class Traffic(Protocol):
@@ -73,27 +76,51 @@ class Traffic(Protocol):
         """Take the next request."""
         ...
 
-    def note_end(self, sent: Sent, now_s: float) -> None:
-        """Take a request as ended."""
+    def note_end(self, sent: Sent, now_s: float, *, ok: bool = True) -> None:
+        """Take a request as ended, well or refused."""
         ...
+
+
+class Contents:
+    """What the engine can know of a request's words: nothing, or which KV blocks are the same as another's.
+
+    Args:
+        tokens_per_block: Of the engine; None: no block is ever met again, so none is named.
+    """
+
+    def __init__(self, tokens_per_block: int | None = None) -> None:
+        self._tokens_per_block = tokens_per_block
+
+    def sent(self, turn: Turn, sent_s: float, user: int = 0) -> Sent:
+        """Return a turn on its way.
+
+        Raises:
+            ValueError: The turn is of no conversation: it has no prompt.
+        """
+        if turn.talk is None:
+            raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
+        hashes = () if self._tokens_per_block is None else turn.talk.block_hashes(self._tokens_per_block)
+        return Sent(turn, sent_s, turn.talk.prompt_tokens, user, hashes)
 
 
 @dataclass(slots=True)
 class Users:
-    """The users of a closed loop, each waiting for its reply.
+    """The users of a closed loop, each waiting for its reply, and thinking before it goes on.
 
     Args:
         begin_s: When all of them are free for the first time.
     """
 
     loop: ClosedLoop
-    prompt_tokens: int
     begin_s: float = 0.0
-    _free: deque[tuple[float, int]] = field(default_factory=deque)
+    contents: Contents = field(default_factory=Contents)
+    _free: list[tuple[float, int, int]] = field(default_factory=list)
+    _freed: int = 0
 
     def __post_init__(self) -> None:
         """Let every user be free at the beginning."""
-        self._free.extend((self.begin_s, user) for user in range(self.loop.concurrency))
+        for user in range(self.loop.concurrency):
+            self._let_free(user, self.begin_s)
 
     @property
     def next_s(self) -> float:
@@ -107,13 +134,17 @@ class Users:
 
     def send(self) -> Sent:
         """Let the next free user send."""
-        sent_s, user = self._free.popleft()
-        return Sent(self.loop.next_turn(user, sent_s), sent_s, self.prompt_tokens, user)
+        sent_s, _, user = heapq.heappop(self._free)
+        return self.contents.sent(self.loop.next_turn(user, sent_s), sent_s, user)
 
-    def note_end(self, sent: Sent, now_s: float) -> None:
-        """Take a reply as read; its user is free after a moment."""
-        self.loop.note_end(sent.turn, now_s)
-        self._free.append((now_s + TURNAROUND_S, sent.user))
+    def note_end(self, sent: Sent, now_s: float, *, ok: bool = True) -> None:
+        """Take a reply as read; its user is free after a moment, or when it has thought."""
+        self.loop.note_end(sent.turn, now_s, sent.turn.output_tokens if ok else None)
+        self._let_free(sent.user, now_s + max(TURNAROUND_S, self.loop.wait_s(sent.user)))
+
+    def _let_free(self, user: int, at_s: float) -> None:
+        heapq.heappush(self._free, (at_s, self._freed, user))  # of several at once, the one that waited longest
+        self._freed += 1
 
 
 @dataclass(slots=True)
@@ -121,35 +152,48 @@ class Arrivals:
     """Requests of an open loop: times drawn beforehand, never delayed by a slow server.
 
     Args:
-        requests: In order of their times; those of phase `measure` are waited for.
+        requests: In order of their times, the last one measured.
+        follow: What a conversation sends after a reply (its tokens left at that time; whether it ended well).
     """
 
-    requests: Sequence[Sent]
-    _next: int = 0
+    requests: Iterable[Sent]
+    follow: Callable[[Sent, float, bool], Sent | None] | None = None
+    _coming: Iterator[Sent] = field(init=False)
+    _next: Sent | None = None
+    _later: list[tuple[float, int, Sent]] = field(default_factory=list)
     _open: int = 0
 
     def __post_init__(self) -> None:
-        """Count what has to end."""
-        self._open = sum(sent.turn.phase == "measure" for sent in self.requests)
+        """Look at the first request."""
+        self._coming = iter(self.requests)
+        self._next = next(self._coming, None)
 
     @property
     def next_s(self) -> float:
         """When the next request is sent."""
-        return self.requests[self._next].sent_s if self._next < len(self.requests) else math.inf
+        later_s = self._later[0][0] if self._later else math.inf
+        return min(self._next.sent_s, later_s) if self._next is not None else later_s
 
     @property
     def is_over(self) -> bool:
-        """Whether all measured requests have ended."""
-        return not self._open
+        """Whether all measured requests have ended, and none is to come."""
+        return self._next is None and not self._open
 
     def send(self) -> Sent:
         """Take the next request."""
-        self._next += 1
-        return self.requests[self._next - 1]
+        if self._next is None or (self._later and self._later[0][0] <= self._next.sent_s):
+            return heapq.heappop(self._later)[2]
+        sent, self._next = self._next, next(self._coming, None)
+        self._open += sent.turn.phase == "measure"
+        return sent
 
-    def note_end(self, sent: Sent, now_s: float) -> None:  # noqa: ARG002 (an open loop does not care when)
-        """Take a request as ended."""
+    def note_end(self, sent: Sent, now_s: float, *, ok: bool = True) -> None:
+        """Take a request as ended; what follows it is due when its user has thought."""
         self._open -= sent.turn.phase == "measure"
+        later = self.follow(sent, now_s, ok) if self.follow is not None else None
+        if later is not None:
+            self._open += later.turn.phase == "measure"
+            heapq.heappush(self._later, (later.sent_s, later.turn.id, later))
 
 
 @dataclass(slots=True)
@@ -172,6 +216,7 @@ class VirtualServer:
     _arriving: deque[tuple[float, Sent]] = field(default_factory=deque)  # on their way to the engine's queue
     _intake_free_s: float = 0.0
     _on_way: dict[int, Sent] = field(default_factory=dict)
+    _found: dict[int, int] = field(default_factory=dict)  # blocks of each prompt that need not be computed
     _refused: list[Ended] = field(default_factory=list)
     _left_s: list[float] = field(default_factory=list)  # when the tokens of each iteration left, by its index
     _decoding: list[int] = field(default_factory=list)  # sequences in generation, by iteration
@@ -196,6 +241,25 @@ class VirtualServer:
             yield Ended(sent, self.batcher.spans_of(number), "cancelled")
         for _, sent in self._arriving:
             yield Ended(sent, [], "cancelled")
+
+    def advance_to(self, until_s: float) -> Iterator[Ended]:
+        """Do every iteration that begins before a time, and yield what ends; for one who decides later what comes next.
+
+        What the traffic holds by then is admitted; nothing else may come before `until_s`.
+        """
+        while self.now_s < until_s:
+            self._admit()
+            if self._refused:
+                yield from self._take_refused()
+                continue
+            next_s = min(self._next_ready_s(), until_s)
+            iteration = self.batcher.begin_run(self.now_s, next_s)
+            if iteration is not None:
+                yield from self._step(iteration)
+            elif next_s == math.inf:
+                return
+            else:
+                self.now_s = next_s
 
     @property
     def left_s(self) -> _Floats:
@@ -239,7 +303,7 @@ class VirtualServer:
     def _take_refused(self) -> Iterator[Ended]:
         refused, self._refused = self._refused, []
         for ended in refused:
-            self.traffic.note_end(ended.sent, self.now_s)
+            self.traffic.note_end(ended.sent, self.now_s, ok=False)
             yield ended
 
     def _next_sent_ready_s(self) -> float:
@@ -255,10 +319,18 @@ class VirtualServer:
         self._decoding += [iteration.shape.decode_sequences] * iteration.repeats
         if self.keep_steps:
             self.steps.append(iteration)
+        for sequence, _ in iteration.chunks:  # before the first chunk is computed, what is shared is what was found
+            if sequence.request.prefix_hashes:
+                self._found.setdefault(int(sequence.request.request_id), sequence.shared_blocks)
         for sequence in self.batcher.advance(iteration):
-            sent = self._on_way.pop(int(sequence.request.request_id))
+            number = int(sequence.request.request_id)
+            sent = self._on_way.pop(number)
             self.traffic.note_end(sent, self._left_s[sequence.spans[-1][1]])
-            yield Ended(sent, sequence.spans, "ok")
+            yield Ended(sent, sequence.spans, "ok", cached_tokens=self._cached_tokens(number))
+
+    def _cached_tokens(self, number: int) -> int | None:
+        blocks = self._found.pop(number, None)
+        return None if blocks is None else blocks * self.batcher.settings.tokens_per_block
 
     def _cumulative_s(self, iteration: Iteration) -> _Floats:
         """Return how long after the start each iteration of a run ends."""

@@ -1,24 +1,32 @@
-"""The room's commands: install-triton, build-repo, check-repo, serve-repo."""
+"""The room's commands: install-triton, build-repo, check-repo."""
 
 from __future__ import annotations
 
+import difflib
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
 import click
 
 from engines import console
-from engines.files import made_by, read_yaml, to_json, validate
+from engines.errors import TargetMissedError, UserError
+from engines.files import load_yaml, made_by, parse_yaml, read_yaml, to_json, validate
+from engines.manifest import EngineManifest
 from triton_repo import runtime
-from triton_repo.check import check_repository, read_config
-from triton_repo.guard import require_servable
-from triton_repo.launch import LOOPBACK, Ports, ServerRecord, start_server, stop_server, watch_server
-from triton_repo.render import render_repository
-from triton_repo.settings import RepositoryManifest, ServingSettings, read_repository
+from triton_repo.audit import audit_repository
+from triton_repo.findings import Finding
+from triton_repo.render import render_repository, resolve_for
+from triton_repo.resolve import Given, Resolved, given_in, shown
+from triton_repo.serving import ServingSettings, all_settings, laid_over
+from triton_repo.settings import Choice, RepositoryManifest
 
 FOLDER = click.Path(path_type=Path)
+FLAG_NAMES = {
+    "max_queue_size": "queue.max_queue_size",
+    "bls_instances": "text.bls_instances",
+    "time_scale": "emulation.time_scale",
+}
 
 
 @click.command("install-triton", cls=console.Command)
@@ -48,28 +56,32 @@ def install_triton(out: Path | None, force: bool, as_json: bool, verbose: bool) 
 @click.command("build-repo", cls=console.Command)
 @click.argument("engine_dir", type=FOLDER)
 @click.option("--serving", type=FOLDER, default=None, help="Serving settings, a YAML file.")
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="One serving setting, as in the YAML.")
 @click.option("--tokenizer", type=FOLDER, default=None, help="Folder with tokenizer.json; default: the engine's own.")
 @click.option("--served-at", type=FOLDER, default=None, help="Where the repository will be mounted, if elsewhere.")
 @click.option("--max-queue-size", type=int, help="Requests that may wait; past it, refused at once. 0: no limit.")
 @click.option("--bls-instances", type=int, help="Requests the tensorrt_llm_bls model serves at the same time.")
 @click.option("--time-scale", type=float, help="Wall seconds of one engine second, for an emulated engine.")
+@click.option("--explain", is_flag=True, help="Print every setting, its value, who chose it and where it goes.")
 @console.writing_flags
 @console.common_flags
 def build_repo(engine_dir: Path, **flags: Any) -> None:
     """Generate the Triton model repository of an engine, and check it.
 
-    Writes preprocessing, tensorrt_llm, postprocessing, ensemble and tensorrt_llm_bls. For an emulated engine the
-    repository carries the emulator; for a built one it points at the engine.
+    Writes preprocessing, tensorrt_llm, postprocessing, ensemble and tensorrt_llm_bls; for an engine of the PyTorch
+    backend, the LLM API's one model. For an emulated engine the repository carries the emulator; for a built one it
+    points at the engine. --explain and --dry-run write nothing.
     """
     out = flags["out"] or Path("artifacts/repositories") / engine_dir.name
-    settings = _settings(flags)
-    if flags["dry_run"]:
-        console.show(to_json(settings).rstrip())
+    settings, given = _asked(flags)
+    if flags["explain"] or flags["dry_run"]:
+        _explain(*resolve_for(engine_dir, settings, given), flags)
         return
     repository = render_repository(
         engine_dir,
         out,
         settings=settings,
+        given=given,
         tokenizer=flags["tokenizer"],
         served_at=flags["served_at"],
         force=flags["force"],
@@ -85,103 +97,100 @@ def build_repo(engine_dir: Path, **flags: Any) -> None:
 @click.command("check-repo", cls=console.Command)
 @click.argument("repository", type=FOLDER)
 @console.common_flags
-def check_repo(repository: Path, as_json: bool, verbose: bool) -> None:  # noqa: ARG001 (-v is everywhere)
-    """Check a model repository: Triton's schema, TensorRT-LLM's tensors, the engine's limits."""
-    lines = check_repository(repository)
-    if as_json:
-        console.show(json.dumps({"repository": str(repository), "checked": lines}, indent=2))
-        return
-    for line in lines:
-        console.show(line)
-    console.show(f"{repository}: in order")
+def check_repo(repository: Path, as_json: bool, verbose: bool) -> None:
+    """Look through a model repository, whoever made it, without starting anything.
 
-
-@click.command("serve-repo", cls=console.Command)
-@click.argument("repository", type=FOLDER)
-@click.option("--address", default=LOOPBACK, show_default=True, help="Address to listen on.")
-@click.option("--http-port", default=8000, show_default=True)
-@click.option("--grpc-port", default=8001, show_default=True)
-@click.option("--metrics-port", default=8002, show_default=True)
-@click.option("--tritonserver", default="auto", show_default=True, help="auto, local, or the path of a tritonserver.")
-@click.option("--ready-within", default=120.0, show_default=True, help="Seconds to wait for readiness.")
-@click.option("--stop-after", type=float, default=None, help="End the server after this many seconds.")
-@click.option("--detach", is_flag=True, help="Return once the server is ready; --stop ends it.")
-@click.option("--stop", is_flag=True, help="Stop the server that runs on this repository.")
-@console.common_flags
-def serve_repo(repository: Path, **flags: Any) -> None:
-    """Serve a model repository with Triton; Ctrl-C stops it.
-
-    An installed tritonserver is used where there is one, else the local one that install-triton made.
-    The server's output goes to server.log inside the repository.
+    Triton's schema, TensorRT-LLM's tensors and parameters, the ensemble's wiring, the engine's own limits, and what has
+    hurt others; each finding with its fix. Ends with status 3 where there is an error. -v adds the advice.
     """
-    if flags["stop"]:
-        _stop(repository, as_json=flags["as_json"])
+    findings = audit_repository(repository)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if as_json:
+        found = [finding.model_dump() for finding in findings]
+        console.show(json.dumps({"repository": str(repository), "errors": errors, "findings": found}, indent=2))
+    else:
+        _show_findings(repository, findings, verbose=verbose)
+    if errors:
+        raise SystemExit(TargetMissedError.exit_status)
+
+
+def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
+    """Lay flags over the serving YAML over the defaults, and note where each came from."""
+    document: dict[str, Any] = {}
+    given: Given = {}
+    if flags["serving"]:
+        read_yaml(flags["serving"], ServingSettings)  # its errors name the file
+        document = load_yaml(flags["serving"]) or {}
+        given = dict.fromkeys(given_in(document), "serving.yaml")
+    assigned = dict(_assignment(text) for text in flags["assignments"])
+    assigned |= {name: flags[flag] for flag, name in FLAG_NAMES.items() if flags[flag] is not None}
+    for name, value in assigned.items():
+        laid_over(document, name, value)
+        given[name] = "flag"
+    return validate(document, ServingSettings, where="flags"), given
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found or not name:
+        raise UserError(f"--set {text}: expected NAME=VALUE", hint="as --set queue.max_queue_size=256")
+    known = [setting.name for setting in all_settings(ServingSettings())]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        raise UserError(
+            f"--set {text}: unknown setting '{name}'",
+            hint=f"did you mean '{close[0]}'?" if close else "build-repo ENGINE_DIR --explain lists every setting",
+        )
+    return name, parse_yaml(value, where=f"--set {text}")
+
+
+def _explain(engine: EngineManifest, resolved: Resolved, flags: dict[str, Any]) -> None:
+    """Print what the repository would be served with."""
+    if flags["as_json"]:
+        choices = [choice.model_dump(mode="json") for choice in resolved.choices]
+        notices = [notice.model_dump() for notice in resolved.notices]
+        console.show(json.dumps({"engine": engine.model.name, "settings": choices, "notices": notices}, indent=2))
         return
-    check_repository(repository)
-    require_servable(read_repository(repository).engine, _engine_folder(repository))
-    found = runtime.find_runtime(flags["tritonserver"], runtime.default_folder())
-    ports = Ports(flags["http_port"], flags["grpc_port"], flags["metrics_port"], flags["address"])
-    record = start_server(
-        repository,
-        found,
-        ports,
-        deadline_s=flags["ready_within"],
-        stop_after_s=flags["stop_after"],
-        made_by=made_by(console.command_line("serve-repo")),
-        progress=console.progress,
-    )
-    _show_server(record, as_json=flags["as_json"])
-    if not flags["detach"]:
-        _attend(repository, record)
+    if not flags["explain"]:
+        console.show(to_json(resolved.settings).rstrip())
+        return
+    for choice in resolved.choices:
+        console.show(_explained(choice))
+    for notice in resolved.notices:
+        console.show(f"notice: {notice.text}")
 
 
-def _engine_folder(repository: Path) -> Path:
-    """Return where the `tensorrt_llm` model of a repository looks for its engine."""
-    config = read_config(repository / "tensorrt_llm" / "config.pbtxt")
-    return Path(config.parameters["gpt_model_path"].string_value)
+def _explained(choice: Choice) -> str:
+    """Return one line: name, value, origin, where it goes; then why, and what upstream does by itself."""
+    reason = "without effect here" if choice.effect == "none" else choice.reason
+    is_same = choice.origin == "upstream default" and choice.value is not None
+    upstream = "" if is_same else f"upstream: {choice.upstream_default}"
+    why = "; ".join(part for part in (reason, upstream) if part)
+    head = f"{choice.name:<40} {shown(choice.value):<24} {choice.origin:<17} -> {choice.place}"
+    return f"{head}  ({why})" if why else head
 
 
-def _settings(flags: dict[str, Any]) -> ServingSettings:
-    base = read_yaml(flags["serving"], ServingSettings) if flags["serving"] else ServingSettings()
-    given = {key: flags[key] for key in ("max_queue_size", "bls_instances", "time_scale") if flags[key] is not None}
-    return validate(base.model_dump() | given, ServingSettings, where="flags")
+def _show_findings(repository: Path, findings: list[Finding], *, verbose: bool) -> None:
+    told = [finding for finding in findings if verbose or finding.severity != "advice"]
+    for finding in told:
+        console.show(f"{finding.severity}: {finding.file}: {finding.what}")
+        console.show(f"  fix: {finding.fix}")
+    counts = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning", "advice")}
+    if not counts["error"] and not counts["warning"]:
+        hidden = f" (-v shows {counts['advice']} pieces of advice)" if counts["advice"] and not verbose else ""
+        console.show(f"{repository}: in order{hidden}")
+        return
+    console.show(f"{repository}: {counts['error']} errors, {counts['warning']} warnings, {counts['advice']} of advice")
 
 
 def _show_repository(repository: RepositoryManifest) -> None:
     engine = repository.engine
     console.show(f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}: {repository.kind}")
     if repository.kind == "emulated":
-        console.show(
-            f"emulated, time scale x{repository.settings.time_scale:g}: every step takes that many times as long"
-        )
+        scale = repository.resolved.emulation.time_scale
+        console.show(f"emulated, time scale x{scale:g}: every step takes that many times as long")
+    for notice in repository.notices:
+        console.show(f"notice: {notice.text}")
     console.show(
         "checked: config.pbtxt against Triton's ModelConfig, tensors against TensorRT-LLM's, limits, tokenizer"
     )
-
-
-def _show_server(record: ServerRecord, *, as_json: bool) -> None:
-    if as_json:
-        console.show(to_json(record).rstrip())
-        return
-    console.show(
-        f"Triton {record.triton_version}: {record.url}, gRPC {record.grpc_port}, metrics {record.metrics_port}"
-    )
-    console.show(f"log: {record.log}")
-    console.show(f"next: run-load --url {record.url} --protocol triton-http")
-
-
-def _attend(repository: Path, record: ServerRecord) -> None:
-    """Stay with the server; a signal to us stops it, and so does its own end."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        watch_server(repository, record)
-    finally:
-        stop_server(repository)
-
-
-def _stop(repository: Path, *, as_json: bool) -> None:
-    stopped = stop_server(repository)
-    if as_json:
-        console.show(json.dumps({"repository": str(repository), "stopped": stopped}))
-        return
-    console.show("stopped" if stopped else f"{repository}: no server was running")

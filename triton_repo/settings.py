@@ -1,55 +1,64 @@
-"""How a repository serves an engine: the schema of a serving YAML, and of the repository's own manifest."""
+"""What a repository is: its models, the settings it was rendered with, and its manifest."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
+from typing import Any, Literal
 
 from engines.files import Document, Strict, read_json
-from engines.manifest import EngineManifest
+from engines.manifest import EngineManifest, Notice
+from triton_repo.serving import DEFAULT_TIME_SCALE, Emulation, ServingSettings
 
 REPOSITORY_NAME = "manifest.json"
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
-DEFAULT_TIME_SCALE = 4.0
+LLMAPI_MODELS = ("tensorrt_llm",)
+__all__ = [
+    "DEFAULT_TIME_SCALE", "LLMAPI_MODELS", "MODELS", "REPOSITORY_NAME", "Choice", "Emulation", "RepositoryManifest",
+    "ServingSettings", "read_repository",
+]  # fmt: skip
 
 
-class ServingSettings(Strict):
-    """What is not the engine's but the server's to decide.
+class Choice(Strict):
+    """One resolved setting, as `--explain` prints it.
 
     Attributes:
-        max_queue_size: Requests that may wait for a slot; 0: no limit. Past it, a request is refused at once.
-        queue_delay_us: How long Triton's dynamic batcher may hold a request back to batch it with others.
-        preprocessing_instances: Processes that tokenize.
-        postprocessing_instances: Processes that detokenize; more than one forget what another has seen of a stream.
-        bls_instances: Requests the business-logic model serves at the same time.
-        time_scale: Wall seconds of one engine second, for an emulated engine.
-        cancellation_check_period_ms: How often cancelled requests are looked for.
-        stats_check_period_ms: How often metrics are refreshed.
+        origin: Who chose the value; `upstream default` where the parameter is TensorRT-LLM's own default.
+        reason: Why, for a derived one.
+        effect: Whether the engine served here behaves by it.
     """
 
-    max_queue_size: Annotated[int, Field(ge=0)] = 0
-    queue_delay_us: Annotated[int, Field(ge=0)] = 0
-    preprocessing_instances: Annotated[int, Field(ge=1, le=64)] = 1
-    postprocessing_instances: Annotated[int, Field(ge=1, le=1)] = 1
-    bls_instances: Annotated[int, Field(ge=1, le=1024)] = 1
-    time_scale: Annotated[float, Field(gt=0)] = DEFAULT_TIME_SCALE
-    cancellation_check_period_ms: Annotated[int, Field(ge=1)] = 100
-    stats_check_period_ms: Annotated[int, Field(ge=10)] = 100
+    name: str
+    value: Any
+    origin: Literal["flag", "serving.yaml", "derived", "default", "upstream default"]
+    reason: str
+    place: str
+    upstream_default: str
+    effect: Literal["yes", "none"]
 
 
 class RepositoryManifest(Document):
     """`manifest.json` of a model repository: the settings it was rendered with, and the engine's own manifest.
 
     Attributes:
+        variant: Which of TensorRT-LLM's model sets it is.
         served_at: Absolute path the repository must have where it is served; its models hold it.
+        settings: As they were asked for: another engine may resolve them anew.
+        resolved: What they became for this engine; no `auto` is left.
+        notices: Settings without effect, and what else a reader of later figures must know.
     """
 
     kind: str
+    variant: Literal["inflight_batcher_llm", "llmapi"] = "inflight_batcher_llm"
     served_at: str
     settings: ServingSettings
+    resolved: ServingSettings
     engine: EngineManifest
+    notices: tuple[Notice, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the names of its models."""
+        return MODELS if self.variant == "inflight_batcher_llm" else LLMAPI_MODELS
 
 
 def read_repository(folder: Path) -> RepositoryManifest:

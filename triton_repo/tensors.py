@@ -9,11 +9,10 @@ Source:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One input or output of a model, as config.pbtxt states it."""
 
     name: str
@@ -230,7 +229,7 @@ stop_words STRING [-1] optional"""
     + _TEXT_SAMPLING.rstrip()
     + "".join(f"\nreturn_{what} BOOL [1] scalar optional" for what in _RETURNS)
     + "\nnum_return_sequences INT32 [1] scalar optional"
-    + _TEXT_REST
+    + _TEXT_REST.replace("lora_task_id UINT64 [1]", "lora_task_id UINT64 [1] scalar")
     + """num_draft_tokens INT32 [1] optional
 use_draft_logits BOOL [1] scalar optional
 guided_decoding_guide_type STRING [1] optional
@@ -238,6 +237,49 @@ guided_decoding_guide STRING [1] optional"""
 )
 
 TEXT_OUTPUTS = (*_table("text_output STRING [-1]"), *REPLY_OUTPUTS)
+
+_PERFORMANCE = """
+arrival_time_ns INT64 [1]
+first_scheduled_time_ns INT64 [1]
+first_token_time_ns INT64 [1]
+last_token_time_ns INT64 [1]
+acceptance_rate FP32 [1]
+total_accepted_draft_tokens INT32 [1]
+total_draft_tokens INT32 [1]
+"""
+# The LLM API's one model; it batches nothing, so dims are whole shapes.
+LLMAPI_INPUTS = _table("""
+text_input STRING [-1]
+streaming BOOL [1] optional
+sampling_param_best_of INT32 [1] optional
+sampling_param_temperature FP32 [1] optional
+sampling_param_top_k INT32 [1] optional
+sampling_param_top_p FP32 [1] optional
+sampling_param_frequency_penalty FP32 [1] optional
+sampling_param_presence_penalty FP32 [1] optional
+sampling_param_max_tokens INT32 [1] optional
+sampling_param_stop STRING [-1] optional
+sampling_param_seed UINT64 [1] optional
+sampling_param_exclude_input_from_output BOOL [1] optional
+sampling_param_return_perf_metrics BOOL [1] optional
+return_finish_reason BOOL [1] optional
+return_stop_reason BOOL [1] optional
+return_cumulative_logprob BOOL [1] optional
+stop BOOL [1] optional
+""")
+LLMAPI_OUTPUTS = _table(
+    """
+text_output STRING [-1]
+finish_reason STRING [-1]
+stop_reason STRING [-1]
+cumulative_logprob FP32 [-1]
+kv_cache_reused_block INT32 [-1]
+kv_cache_missed_block INT32 [-1]
+kv_cache_alloc_new_blocks INT32 [-1]
+kv_cache_alloc_total_blocks INT32 [-1]
+kv_cache_hit_rate FP32 [-1]"""
+    + _PERFORMANCE.rstrip()
+)
 
 # Wiring of the ensemble: (tensor of the step's model, tensor of the ensemble).
 PREPROCESSING_FROM = {

@@ -173,6 +173,10 @@ class Batcher:
             return list(sequence.spans)
         return [*sequence.spans, (sequence.first_new_index, self._index - 1)]
 
+    def reusable_blocks(self, hashes: tuple[int, ...]) -> int:
+        """Return how many blocks a prompt that begins with these would find here: what a KV-aware router asks."""
+        return next((place for place, content in enumerate(hashes) if not self._pool.holds(content)), len(hashes))
+
     @property
     def is_idle(self) -> bool:
         """Whether no request is here."""

@@ -250,7 +250,7 @@ def test_a_model_that_cannot_load_shows_its_traceback(engine: Path, tmp_path: Pa
 
 def test_a_misspelled_key_is_suggested(engine: Path, tmp_path: Path) -> None:
     """Serving settings, scenarios and recipes name the key they do not know and the one that was meant."""
-    (tmp_path / "x.yaml").write_text("max_queue_sise: 1\n")
+    (tmp_path / "x.yaml").write_text("queue: {max_queue_sise: 1}\n")
     done = command("build-repo", engine, "--serving", tmp_path / "x.yaml", "--out", tmp_path / "repository")
     assert done.returncode == 2
     assert "did you mean 'max_queue_size'?" in done.stderr

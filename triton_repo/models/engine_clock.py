@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engines.emulator.engine import Batcher
+from engines.emulator.engine import Batcher, Iteration
 from engines.emulator.request import BatcherState, Request, RequestId, TokenEvent
 
 RECENT_STEPS = 2000
@@ -51,12 +51,20 @@ class EngineClock:
         batcher: Idle; from here on only this object touches it.
         time_scale: Wall seconds of one engine second.
         deliver: Called after each step, outside the lock, with the tokens it made; must be quick.
+        begun: Called before each step that computes prompts, under the lock; must be quick.
     """
 
-    def __init__(self, batcher: Batcher, time_scale: float, deliver: Callable[[list[TokenEvent]], None]) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        time_scale: float,
+        deliver: Callable[[list[TokenEvent]], None],
+        begun: Callable[[Iteration], None] | None = None,
+    ) -> None:
         self._batcher = batcher
         self._scale = time_scale
         self._deliver = deliver
+        self._begun = begun
         self._changed = threading.Condition()
         self._stopping = False
         self._lateness = Lateness()
@@ -101,6 +109,8 @@ class EngineClock:
                     iteration = self._batcher.begin(deadline)
                 if self._stopping or iteration is None:
                     return
+                if iteration.chunks and self._begun is not None:
+                    self._begun(iteration)
             seconds = iteration.seconds * self._scale
             deadline += seconds
             _sleep_until(deadline)

@@ -15,6 +15,8 @@ import numpy as np
 
 from triton_repo.models.text import Detokenizer, StreamsById, load_tokenizer
 
+KEPT_TENSORS = 4096  # each holds about a hundred bytes of Triton's shared memory
+
 
 class Postprocessing:
     """Triton Python-backend model; `backend` is Triton's own module, set by the entry point."""
@@ -28,6 +30,8 @@ class Postprocessing:
         tokenizer = load_tokenizer(Path(parameters["tokenizer_dir"]["string_value"]))
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip)
         self._streams = StreamsById(self._detokenizer)
+        # Tensors of tokens that are whole characters: making one is most of what a token costs here, and they recur.
+        self._alone: dict[int, Any] = {}
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return the text each request's tokens complete."""
@@ -36,9 +40,27 @@ class Postprocessing:
     def _respond(self, request: Any) -> Any:
         backend = self.backend
         tokens = backend.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
+        if tokens.size == 1:
+            return backend.InferenceResponse([self._streamed(request, int(tokens.item()))])
         length = int(backend.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy().reshape(-1)[0])
         ids = tokens.reshape(-1)[:length].tolist()
         name = request.request_id()
         text = self._streams.push(name, ids) if name and length == 1 else self._detokenizer.text(ids)
-        output = backend.Tensor("OUTPUT", np.array([[text.encode("utf-8")]], dtype=object))
-        return backend.InferenceResponse([output])
+        return backend.InferenceResponse([self._tensor(text)])
+
+    def _streamed(self, request: Any, token_id: int) -> Any:
+        """Return the text that one token completes. A reply of no token at all cannot come: the engine makes one."""
+        name = request.request_id()
+        if name in self._streams:
+            return self._tensor(self._streams.push(name, (token_id,)))
+        known = self._alone.get(token_id)
+        if known is not None:
+            return known
+        text = self._detokenizer.text_alone(token_id)
+        if text is not None and len(self._alone) < KEPT_TENSORS:
+            return self._alone.setdefault(token_id, self._tensor(text))
+        ids = (token_id,)
+        return self._tensor(self._streams.push(name, ids) if name else self._detokenizer.text(ids))
+
+    def _tensor(self, text: str) -> Any:
+        return self.backend.Tensor("OUTPUT", np.array([[text.encode("utf-8")]], dtype=object))

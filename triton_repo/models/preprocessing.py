@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from triton_repo.models.text import load_tokenizer, special_tokens
+from triton_repo.models.encoding import Encoder
+from triton_repo.models.limits import InputLimits
+from triton_repo.models.text import load_tokenizer, special_tokens, word_list
 
 Array = np.ndarray[Any, Any]
+NO_WORDS = np.array([[[0], [-1]]], np.int32)
 
 
 class Preprocessing:
@@ -29,8 +32,22 @@ class Preprocessing:
             "n",
             "no",
         }
-        self._tokenizer = load_tokenizer(folder)
-        self._special = special_tokens(folder, self._tokenizer)
+        tokenizer = load_tokenizer(folder)
+        self._encoder = Encoder(tokenizer)
+        self._limits = InputLimits({key: value["string_value"] for key, value in parameters.items()}, tokenizer)
+        self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
+        special = special_tokens(folder, tokenizer)
+        # The same for nearly every request; a tensor that was made once costs nothing to send again.
+        self._usual = {
+            "DECODER_INPUT_ID": self._made("DECODER_INPUT_ID", np.zeros((1, 0), np.int32)),
+            "REQUEST_DECODER_INPUT_LEN": self._made("REQUEST_DECODER_INPUT_LEN", np.zeros((1, 1), np.int32)),
+            "BAD_WORDS_IDS": self._made("BAD_WORDS_IDS", NO_WORDS),
+            "STOP_WORDS_IDS": self._made("STOP_WORDS_IDS", NO_WORDS),
+            "EMBEDDING_BIAS": self._made("EMBEDDING_BIAS", np.zeros((1, 0), np.float32)),
+            "OUT_END_ID": self._made("OUT_END_ID", _id(special.end_id)),
+            "OUT_PAD_ID": self._made("OUT_PAD_ID", _id(special.pad_id)),
+            "OUT_PROMPT_TABLE_EXTRA_IDS": self._made("OUT_PROMPT_TABLE_EXTRA_IDS", np.zeros((1, 0), np.uint64)),
+        }
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Tokenize each request's prompt."""
@@ -38,54 +55,74 @@ class Preprocessing:
 
     def _respond(self, request: Any) -> Any:
         try:
-            outputs = self._outputs(request)
+            own = self._outputs(request)
         except ValueError as error:
             return self.backend.InferenceResponse(error=self.backend.TritonError(str(error)))
-        return self.backend.InferenceResponse([self.backend.Tensor(name, value) for name, value in outputs.items()])
+        made = {name: self._made(name, value) for name, value in own.items()}
+        return self.backend.InferenceResponse(list((self._usual | made).values()))
 
     def _outputs(self, request: Any) -> dict[str, Array]:
+        """Return the outputs that are this request's own."""
         texts = _texts(self._tensor(request, "QUERY"))
         output_len = self._tensor(request, "REQUEST_OUTPUT_LEN")
-        if len(texts) != 1 or output_len is None:
+        if len(texts) != 1 or output_len is None or not output_len.size:
             raise ValueError(f"one prompt and its max_tokens are needed, found {len(texts)} prompts")
-        ids = self._tokenizer.encode(texts[0], add_special_tokens=self._add_special).ids
-        if not ids:
-            raise ValueError("the prompt has no tokens")
-        empty = np.zeros((1, 0), np.int32)
-        return {
+        self._limits.require_reply(int(output_len.reshape(-1)[0]), "max_tokens")
+        ids = self._ids(texts[0])
+        own = {
             "INPUT_ID": np.array([ids], np.int32),
-            "DECODER_INPUT_ID": empty,
             "REQUEST_INPUT_LEN": np.array([[len(ids)]], np.int32),
-            "REQUEST_DECODER_INPUT_LEN": np.array([[0]], np.int32),
-            "BAD_WORDS_IDS": self._word_list(self._tensor(request, "BAD_WORDS_DICT")),
-            "STOP_WORDS_IDS": self._word_list(self._tensor(request, "STOP_WORDS_DICT")),
-            "EMBEDDING_BIAS": np.zeros((1, 0), np.float32),
             "REQUEST_OUTPUT_LEN": output_len.reshape(1, -1).astype(np.int32),
-            "OUT_END_ID": self._token_id(request, "END_ID", self._special.end_id),
-            "OUT_PAD_ID": self._token_id(request, "PAD_ID", self._special.pad_id),
-            "OUT_PROMPT_TABLE_EXTRA_IDS": np.zeros((1, 0), np.uint64),
         }
+        for theirs, ours in (("BAD_WORDS_DICT", "BAD_WORDS_IDS"), ("STOP_WORDS_DICT", "STOP_WORDS_IDS")):
+            words = [word for word in _texts(self._tensor(request, theirs)) if word]
+            if words:
+                self._limits.require_text(words, theirs.lower())
+                own[ours] = np.array([word_list([self._encoder.encode(word) for word in words])], np.int32)
+        for theirs, ours in (("END_ID", "OUT_END_ID"), ("PAD_ID", "OUT_PAD_ID")):
+            given = self._tensor(request, theirs)
+            if given is not None and given.size:
+                own[ours] = _id(int(given.reshape(-1)[0]))
+        bias = self._embedding_bias(request)
+        if bias is not None:
+            own["EMBEDDING_BIAS"] = bias
+        return own
+
+    def _ids(self, text: str) -> list[int]:
+        self._limits.require_text([text], "the prompt")
+        ids = self._encoder.encode(text, add_special_tokens=self._add_special)
+        self._limits.require_prompt(ids)
+        return ids
+
+    def _embedding_bias(self, request: Any) -> Array | None:
+        """Return what is added to each token's logit; None where no words were given.
+
+        Raises:
+            ValueError: Words and weights are not as many.
+        """
+        words = _texts(self._tensor(request, "EMBEDDING_BIAS_WORDS"))
+        weights = self._tensor(request, "EMBEDDING_BIAS_WEIGHTS")
+        values = [] if weights is None else weights.reshape(-1).tolist()
+        if len(words) != len(values):
+            raise ValueError(f"{len(words)} embedding_bias_words and {len(values)} embedding_bias_weights")
+        if not words:
+            return None
+        bias = np.zeros((1, self._vocabulary), np.float32)
+        for word, value in zip(words, values, strict=True):
+            for token in self._encoder.encode(word):
+                bias[0, token] += value
+        return bias
 
     def _tensor(self, request: Any, name: str) -> Array | None:
         tensor = self.backend.get_input_tensor_by_name(request, name)
         return None if tensor is None else np.asarray(tensor.as_numpy())
 
-    def _token_id(self, request: Any, name: str, default: int | None) -> Array:
-        given = self._tensor(request, name)
-        value = int(given.reshape(-1)[0]) if given is not None and given.size else (-1 if default is None else default)
-        return np.array([[value]], np.int32)
+    def _made(self, name: str, value: Array) -> Any:
+        return self.backend.Tensor(name, value)
 
-    def _word_list(self, words: Array | None) -> Array:
-        """Return words in TensorRT-LLM's form: all tokens in a row, and below them where each word ends."""
-        flat: list[int] = []
-        ends: list[int] = []
-        for word in _texts(words):
-            if word:
-                flat += self._tokenizer.encode(word, add_special_tokens=False).ids
-                ends.append(len(flat))
-        if not flat:
-            return np.array([[[0], [-1]]], np.int32)
-        return np.array([[flat, ends + [-1] * (len(flat) - len(ends))]], np.int32)
+
+def _id(token_id: int | None) -> Array:
+    return np.array([[-1 if token_id is None else token_id]], np.int32)
 
 
 def _texts(tensor: Array | None) -> list[str]:

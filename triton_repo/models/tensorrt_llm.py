@@ -1,57 +1,61 @@
 """The emulated `tensorrt_llm` model: a batcher on the wall clock behind TensorRT-LLM's tensors and metrics.
 
-Only time and bookkeeping are emulated. The tokens of a reply are the prompt's own, over again, to the full length
-asked for; sampling parameters are accepted and change nothing; what needs a model's numbers (logits, log
-probabilities, several beams or sequences) is refused.
+Only time and bookkeeping are emulated. The tokens of a reply are the prompt's own, over again, up to the length asked
+for, an end token or a stop word; sampling parameters are accepted and change nothing; what needs a model's numbers
+(logits, log probabilities, beams, drafts, grammars) is refused.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import queue
-import threading
+import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.emulator.request import Request, RequestError, TokenEvent
-from engines.emulator.settings import batcher_for
+from engines.emulator.request import PromptTooLongError, RequestError
 from engines.files import read_json
 from engines.manifest import EngineManifest
-from triton_repo.models.engine_clock import EngineClock
-from triton_repo.models.engine_metrics import EngineMetrics
+from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns
+from triton_repo.models.engine_settings import batcher_settings, flag, number, parameters_of
+from triton_repo.models.reply import Array, Reply, ReplyError, Rules, prompt_words
 
-SENDER_THREADS = 3  # sending blocks; two keep up with a full server, a third covers a slow reader
 REFUSED_FLAGS = ("return_log_probs", "return_context_logits", "return_generation_logits")
-SINGLE = ("beam_width", "num_return_sequences")
+# Inputs that change what a model would say, or need one to mean anything; with why.
+REFUSED_INPUTS = {
+    "draft_input_ids": "how many drafts are accepted depends on a model's numbers",
+    "encoder_input_features": "the engine is no encoder-decoder model",
+    "prompt_embedding_table": "there are no embeddings to put it before",
+    "mrope_rotary_cos_sin": "the engine takes text alone",
+    "cross_attention_mask": "the engine is no encoder-decoder model",
+    "lora_task_id": "the engine has no LoRA adapters",
+    "lora_weights": "the engine has no LoRA adapters",
+    "guided_decoding_guide_type": "a grammar needs tokens that a model chose",
+    "retention_token_range_starts": "blocks are kept by use alone",
+    "context_phase_params": "prompts and replies are computed in one engine",
+}
+NOT_DECOUPLED_BATCH = "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
+NOT_DECOUPLED_STREAM = "Streaming is only supported if model is deployed using decoupled mode."
+NO_LOOKAHEAD = (
+    "Cannot set the request lookahead decoding configuration when model instance lookahead parameters are not set."
+)
 
 
-@dataclass(slots=True)
-class Job:
-    """One request on its way: where its tokens go and what they are.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a request wants in its responses."""
 
-    Whoever touches `sender` holds `lock` and has seen that `finished` is not set: after the final response Triton has
-    freed what is behind the sender, and merely asking it whether it was cancelled ends the server's process.
-    """
-
-    number: int
-    client_id: str
-    sender: Any
-    prompt: np.ndarray[Any, Any]
     streaming: bool
     echo_prompt: bool
-    extras: dict[str, bool]
-    arrival_ns: int
-    first_token_ns: int = 0
-    made: int = 0
-    finished: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    lane: int = 0
-    output: list[int] = field(default_factory=list)
+    input_tokens: bool
+    output_tokens: bool
+    performance: bool
+    batch: int
+    sequences: int
 
 
 class EmulatedEngineModel:
@@ -62,239 +66,227 @@ class EmulatedEngineModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the manifest beside the model and start the clock."""
         config = json.loads(args["model_config"])
-        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        parameters = parameters_of(config)
         folder = Path(args["model_repository"]) / args["model_version"]
         manifest = read_json(folder / parameters["emulator_manifest"], EngineManifest)
-        batcher = batcher_for(manifest, max_queue_size=int(parameters["emulator_max_queue_size"]))
-        self._tokens_per_block = manifest.kv_cache.tokens_per_block
-        self._reuse = manifest.runtime.kv_reuse
-        self._numbers = itertools.count()
-        self._jobs: dict[int, Job] = {}
-        self._by_client_id: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._lanes: list[queue.SimpleQueue[list[tuple[Job, TokenEvent]] | None]] = [
-            queue.SimpleQueue() for _ in range(SENDER_THREADS)
-        ]
-        self._senders = [
-            threading.Thread(target=self._send_lane, args=(lane,), name="sender", daemon=True) for lane in self._lanes
-        ]
-        self._clock = EngineClock(batcher, float(parameters["emulator_time_scale"]), self._dispatch)
-        labels = {"model": args["model_name"], "version": args["model_version"]}
-        self._metrics = EngineMetrics(self.backend, labels)
-        self._stopping = threading.Event()
-        period_ms = min(int(parameters["stats_check_period_ms"]), int(parameters["cancellation_check_period_ms"]))
-        self._watcher = threading.Thread(target=self._watch, args=(period_ms / 1000,), name="watcher", daemon=True)
-        for thread in (*self._senders, self._watcher):
-            thread.start()
-        self._clock.start()
+        self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
+        self._exclude_prompt = flag(parameters, "exclude_input_in_output", default=False)
+        self._most_output = number(parameters, "max_output_tokens", math.inf)
+        self._most_prompt = number(parameters, "max_prompt_tokens", math.inf)
+        period_ms = min(number(parameters, f"{what}_check_period_ms", 100) for what in ("stats", "cancellation"))
+        self._host = EngineHost(
+            self.backend,
+            manifest,
+            batcher_settings(config, manifest),
+            time_scale=float(parameters["emulator_time_scale"]),
+            period_s=period_ms / 1000,
+            labels={"model": args["model_name"], "version": args["model_version"]},
+        )
+        self._host.start()
 
     def execute(self, requests: list[Any]) -> None:
-        """Queue requests; their tokens are sent by the sender threads as the clock makes them."""
+        """Queue requests; their tokens are sent by the host's threads as the clock makes them."""
         for request in requests:
             sender = request.get_response_sender()
             try:
                 self._accept(request, sender)
-            except (RequestError, _RefusedError) as error:
+            except (RequestError, RefusedError, ReplyError) as error:
                 self._send_error(sender, str(error))
 
     def finalize(self) -> None:
-        """Stop the clock, the watcher and the senders."""
-        self._stopping.set()
-        self._clock.stop()
-        for lane in self._lanes:
-            lane.put(None)
-        for thread in (*self._senders, self._watcher):
-            thread.join(timeout=5)
+        """Stop the engine."""
+        self._host.close()
 
     def _accept(self, request: Any, sender: Any) -> None:
-        inputs = _Inputs(self.backend, request)
+        inputs = Inputs(self.backend, request)
         client_id = request.request_id()
         if inputs.flag("stop"):
             self._stop(client_id, sender)
             return
-        prompt = inputs.prompt()
-        output_tokens = inputs.number("request_output_len")
-        if output_tokens is None:
-            raise _RefusedError("request_output_len is not present in the request")
-        if output_tokens < 1:
-            raise _RefusedError(f"request_output_len is {output_tokens}; at least 1 is needed")
-        inputs.refuse_unemulated()
-        extras = {name: inputs.flag(f"return_{name}") for name in ("num_input_tokens", "num_output_tokens")}
-        extras["perf_metrics"] = inputs.flag("return_perf_metrics")
-        job = Job(
-            next(self._numbers),
-            client_id,
-            sender,
-            prompt,
-            inputs.flag("streaming"),
-            not inputs.flag("exclude_input_in_output"),
-            extras,
-            time.monotonic_ns(),
-        )
-        job.lane = job.number % SENDER_THREADS
-        with self._lock:
-            self._jobs[job.number] = job
-            if client_id:
-                self._by_client_id[client_id] = job.number
-        hashes = prefix_hashes(prompt, self._tokens_per_block) if self._reuse else ()
+        self._refuse(inputs)
+        wanted = self._wanted(inputs)
+        call = Call(client_id, sender, partial(self._respond, wanted), time.monotonic_ns())
+        rows = [self._sequences(inputs, row, call, wanted.sequences) for row in range(inputs.rows)]
+        sequences = [sequence for row in rows for sequence in row]
         try:
-            self._clock.submit(Request(job.number, len(prompt), output_tokens, prefix_hashes=hashes))
-        except RequestError:
-            self._forget(job)
-            raise
-        self._metrics.saw_prompt(len(prompt))
+            for sequence in sequences:
+                if len(sequence.prompt) > self._most_prompt:
+                    raise PromptTooLongError(len(sequence.prompt), int(self._most_prompt))
+            self._host.submit(call, sequences)
+        except PromptTooLongError as error:
+            raise RefusedError(
+                f"Executor failed process requestId {sequences[0].number} due to the following error: {error}"
+            ) from error
+
+    def _refuse(self, inputs: Inputs) -> None:
+        """Refuse as TensorRT-LLM's backend does, then what is not emulated."""
+        if not self._decoupled and inputs.rows > 1:
+            raise RefusedError(NOT_DECOUPLED_BATCH)
+        if not self._decoupled and inputs.flag("streaming"):
+            raise RefusedError(NOT_DECOUPLED_STREAM)
+        inputs.refuse_unemulated()
+
+    def _wanted(self, inputs: Inputs) -> Wanted:
+        exclude = inputs.number("exclude_input_in_output")
+        sequences = max(1, inputs.number("num_return_sequences") or 1)
+        if sequences > self._host.settings.max_batch_size:
+            raise RefusedError(
+                f"num_return_sequences is {sequences}; at most {self._host.settings.max_batch_size}, the engine's "
+                "max_batch_size, is answered here"
+            )
+        return Wanted(
+            streaming=inputs.flag("streaming"),
+            echo_prompt=not (self._exclude_prompt if exclude is None else exclude),
+            input_tokens=inputs.flag("return_num_input_tokens"),
+            output_tokens=inputs.flag("return_num_output_tokens"),
+            performance=inputs.flag("return_perf_metrics"),
+            batch=inputs.rows,
+            sequences=sequences,
+        )
+
+    def _sequences(self, inputs: Inputs, row: int, call: Call, count: int) -> list[Sequence]:
+        """Return the sequences of one row of a request's batch, not yet queued."""
+        prompt = inputs.prompt(row)
+        output_tokens = inputs.number("request_output_len", row)
+        if output_tokens is None:
+            raise RefusedError("request_output_len is not present in the request")
+        if output_tokens < 1:
+            raise RefusedError(f"request_output_len is {output_tokens}; at least 1 is needed")
+        if output_tokens > self._most_output:
+            raise RefusedError(
+                f"request_output_len is {output_tokens}; at most {self._most_output:g} is allowed here "
+                "(max_output_tokens)"
+            )
+        rules = Rules(
+            inputs.number("end_id", row),
+            inputs.number("min_tokens", row) or 0,
+            prompt_words(inputs.numbers("stop_words_list", row)),
+            prompt_words(inputs.numbers("bad_words_list", row)),
+        )
+        limit = min(output_tokens, max(1, self._host.room_for(prompt)))
+        reply = Reply(prompt, limit, rules, vocabulary=self._host.vocabulary)
+        made = []
+        for index in range(count):
+            sequence = self._host.sequence(call, prompt, output_tokens, reply)
+            sequence.batch_index, sequence.sequence_index = row, index
+            made.append(sequence)
+        return made
 
     def _stop(self, client_id: str, sender: Any) -> None:
         """End the request of this id, as TensorRT-LLM's backend does for `stop`: an empty final answer to both."""
         if not client_id:
-            raise _RefusedError("Trying to stop a request but request ID is not provided")
-        number = self._by_client_id.get(client_id)
-        if number is not None and self._clock.cancel(number):
-            job = self._jobs[number]
-            self._forget(job)
-            self._finish_empty(job)
+            raise RefusedError("Trying to stop a request but request ID is not provided")
+        self._host.stop(client_id)
         sender.send(flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _dispatch(self, events: list[TokenEvent]) -> None:
-        """Hand a step's tokens to the senders; all of one request go by the same one, in order."""
-        batches: list[list[tuple[Job, TokenEvent]]] = [[] for _ in self._lanes]
-        with self._lock:
-            for event in events:
-                job = self._jobs.get(int(event.request_id))
-                if job is not None:
-                    batches[job.lane].append((job, event))
-                    if event.is_final:
-                        self._drop(job)
-        for lane, batch in zip(self._lanes, batches, strict=True):
-            if batch:
-                lane.put(batch)
-
-    def _send_lane(self, lane: queue.SimpleQueue[list[tuple[Job, TokenEvent]] | None]) -> None:
-        while (batch := lane.get()) is not None:
-            for job, event in batch:
-                with job.lock:
-                    if not job.finished:
-                        self._send_token(job, event)
-
-    def _send_token(self, job: Job, event: TokenEvent) -> None:
-        job.made += 1
-        if event.token_index == 0:
-            job.first_token_ns = time.monotonic_ns()
-        final = self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if event.is_final else 0
-        token = int(job.prompt[event.token_index % len(job.prompt)])
-        if job.streaming:
-            job.sender.send(self._response(job, [token], event.is_final), flags=final)
-        else:
-            job.output.append(token)
-            if event.is_final:
-                tokens = [*(job.prompt.tolist() if job.echo_prompt else []), *job.output]
-                job.sender.send(self._response(job, tokens, True), flags=final)
-        if event.is_final:
-            job.finished = True
-            self._metrics.saw_reply(job.made)
-
-    def _response(self, job: Job, tokens: list[int], final: bool) -> Any:
+    def _respond(self, wanted: Wanted, sequence: Sequence, token: int | None, is_final: bool) -> Any:
+        tokens = [] if token is None else [token]
+        if not wanted.streaming:
+            sequence.output += tokens
+            if not is_final:
+                return None
+            tokens = [*(sequence.prompt.tolist() if wanted.echo_prompt else []), *sequence.output]
         tensor = self.backend.Tensor
         outputs = [
             tensor("output_ids", np.array([[tokens]], np.int32)),
             tensor("sequence_length", np.array([[len(tokens)]], np.int32)),
         ]
-        if any(job.extras.values()):
-            outputs += self._extras(job, final)
-        return self.backend.InferenceResponse(outputs)
+        return self.backend.InferenceResponse(outputs + self._extras(wanted, sequence, len(tokens), is_final))
 
-    def _extras(self, job: Job, final: bool) -> list[Any]:
+    def _extras(self, wanted: Wanted, sequence: Sequence, tokens: int, final: bool) -> list[Any]:
+        """Return the outputs a request asked for beside its tokens."""
         tensor = self.backend.Tensor
-        outputs = []
-        if job.extras["num_input_tokens"]:
-            outputs.append(tensor("num_input_tokens", np.array([[len(job.prompt)]], np.int32)))
-        if job.extras["num_output_tokens"]:
-            outputs.append(tensor("num_output_tokens", np.array([[job.made]], np.int32)))
-        if job.extras["perf_metrics"] and final:
-            times = (("arrival_time_ns", job.arrival_ns), ("first_token_time_ns", job.first_token_ns))
-            outputs += [tensor(name, np.array([[value]], np.int64)) for name, value in times]
-            outputs.append(tensor("last_token_time_ns", np.array([[time.monotonic_ns()]], np.int64)))
+        numbers: dict[str, int] = {}
+        if wanted.batch > 1:
+            numbers["batch_index"] = sequence.batch_index
+        if wanted.sequences > 1:
+            numbers["sequence_index"] = sequence.sequence_index
+        if wanted.input_tokens:
+            numbers["num_input_tokens"] = len(sequence.prompt)
+        if wanted.output_tokens:
+            numbers["num_output_tokens"] = tokens  # of this response, as in TensorRT-LLM
+        outputs = [tensor(name, np.array([[value]], np.int32)) for name, value in numbers.items()]
+        if wanted.performance and final:
+            outputs += performance(tensor, sequence, self._host.settings.tokens_per_block)
         return outputs
-
-    def _watch(self, period_s: float) -> None:
-        """Publish metrics and look for cancelled requests, at most every `period_s`."""
-        while not self._stopping.wait(period_s):
-            self._metrics.publish(*self._clock.state())
-            for job in list(self._jobs.values()):
-                with job.lock:
-                    cancelled = not job.finished and job.sender.is_cancelled()
-                if cancelled and self._clock.cancel(job.number):
-                    self._forget(job)
-                    self._finish_empty(job)
-
-    def _finish_empty(self, job: Job) -> None:
-        """End a cancelled request's reply; tokens still on their way to a sender are dropped there."""
-        with job.lock:
-            if not job.finished:
-                job.finished = True
-                job.sender.send(flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-    def _forget(self, job: Job) -> None:
-        with self._lock:
-            self._drop(job)
-
-    def _drop(self, job: Job) -> None:
-        self._jobs.pop(job.number, None)
-        if self._by_client_id.get(job.client_id) == job.number:
-            del self._by_client_id[job.client_id]
 
     def _send_error(self, sender: Any, message: str) -> None:
         error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
         sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-class _RefusedError(Exception):
-    """A request that the emulated engine cannot answer."""
+def performance(tensor: Any, sequence: Sequence, tokens_per_block: int) -> list[Any]:
+    """Return the outputs of `return_perf_metrics`; nothing is drafted, so nothing is accepted."""
+    blocks = new_blocks(sequence, tokens_per_block)
+    numbers = {
+        "kv_cache_alloc_new_blocks": blocks,
+        "kv_cache_reused_blocks": sequence.reused_blocks,
+        "kv_cache_alloc_total_blocks": blocks,
+        "total_accepted_draft_tokens": 0,
+        "total_draft_tokens": 0,
+    }
+    outputs = [tensor(name, np.array([[value]], np.int32)) for name, value in numbers.items()]
+    outputs += [tensor(name, np.array([[value]], np.int64)) for name, value in times_ns(sequence).items()]
+    return [*outputs, tensor("acceptance_rate", np.zeros((1, 1), np.float32))]
 
 
-class _Inputs:
-    """Typed reads of one request's tensors."""
+class Inputs:
+    """Typed reads of one request's tensors; `row` is a row of its batch."""
 
     def __init__(self, backend: Any, request: Any) -> None:
         self._backend = backend
         self._request = request
+        lengths = self._get("input_lengths")
+        self.rows = 1 if lengths is None or lengths.ndim == 0 else max(1, int(lengths.shape[0]))
 
-    def _get(self, name: str) -> Any:
-        return self._backend.get_input_tensor_by_name(self._request, name)
-
-    def number(self, name: str) -> int | None:
-        tensor = self._get(name)
-        return None if tensor is None else int(tensor.as_numpy().reshape(-1)[0])
+    def number(self, name: str, row: int = 0) -> int | None:
+        """Return a whole number; None where it was not sent."""
+        values = self._row(name, row)
+        return None if values is None or not values.size else int(values[0])
 
     def flag(self, name: str) -> bool:
+        """Return a switch; off where it was not sent."""
         return bool(self.number(name))
 
-    def prompt(self) -> np.ndarray[Any, Any]:
-        tensor = self._get("input_ids")
-        if tensor is None:
-            raise _RefusedError("input_ids or encoder_input_features is not present in the request")
-        ids = tensor.as_numpy().reshape(-1)
-        length = self.number("input_lengths")
+    def numbers(self, name: str, row: int) -> list[int]:
+        """Return a row of whole numbers; none where they were not sent."""
+        values = self._row(name, row)
+        return [] if values is None else [int(value) for value in values]
+
+    def prompt(self, row: int) -> Array:
+        """Return a prompt's tokens, without its padding."""
+        ids = self._row("input_ids", row)
+        if ids is None:
+            raise RefusedError("input_ids or encoder_input_features is not present in the request.")
+        length = self.number("input_lengths", row)
         if length is not None and 0 < length < len(ids):
             ids = ids[:length]
         if len(ids) == 0:
-            raise _RefusedError("input_ids is empty")
+            raise RefusedError("input_ids is empty")
         return np.array(ids)
 
     def refuse_unemulated(self) -> None:
+        """Refuse what needs a model's numbers."""
         for name in REFUSED_FLAGS:
             if self.flag(name):
-                raise _RefusedError(f"{name} is not emulated: an emulated engine has no numbers behind its tokens")
-        for name in SINGLE:
-            if (self.number(name) or 1) > 1:
-                raise _RefusedError(f"{name} above 1 is not emulated")
+                raise RefusedError(f"{name} is not emulated: an emulated engine has no numbers behind its tokens")
+        if (self.number("beam_width") or 1) > 1:
+            raise RefusedError("beam_width above 1 is not emulated: beams are chosen by a model's numbers")
+        if self.number("lookahead_window_size"):
+            raise RefusedError(NO_LOOKAHEAD)
+        for name, why in REFUSED_INPUTS.items():
+            values = self._get(name)
+            if values is not None and values.size:
+                raise RefusedError(f"{name} is not emulated: {why}")
 
+    def _get(self, name: str) -> Array | None:
+        tensor = self._backend.get_input_tensor_by_name(self._request, name)
+        return None if tensor is None else np.asarray(tensor.as_numpy())
 
-def prefix_hashes(prompt: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
-    """Return one hash for each full block of a prompt, each covering the blocks before it."""
-    hashes: list[int] = []
-    before = 0
-    for begin in range(0, len(prompt) - tokens_per_block + 1, tokens_per_block):
-        before = hash((before, prompt[begin : begin + tokens_per_block].tobytes()))
-        hashes.append(before)
-    return tuple(hashes)
+    def _row(self, name: str, row: int) -> Array | None:
+        values = self._get(name)
+        if values is None:
+            return None
+        if self.rows > 1 and values.ndim and values.shape[0] == self.rows:
+            values = values[row]
+        return np.asarray(values).reshape(-1)

@@ -7,13 +7,15 @@ client that wants a single model, and the wrong one to load-test through.
 from __future__ import annotations
 
 import json
+import uuid
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from triton_repo.models.text import Detokenizer, load_tokenizer
+from triton_repo.models.text import Detokenizer, TextStream, load_tokenizer
 
 TO_PREPROCESSING = {
     "text_input": "QUERY",
@@ -22,6 +24,8 @@ TO_PREPROCESSING = {
     "stop_words": "STOP_WORDS_DICT",
     "end_id": "END_ID",
     "pad_id": "PAD_ID",
+    "embedding_bias_words": "EMBEDDING_BIAS_WORDS",
+    "embedding_bias_weights": "EMBEDDING_BIAS_WEIGHTS",
 }
 FROM_PREPROCESSING = {
     "INPUT_ID": "input_ids",
@@ -31,6 +35,7 @@ FROM_PREPROCESSING = {
     "OUT_PAD_ID": "pad_id",
     "STOP_WORDS_IDS": "stop_words_list",
     "BAD_WORDS_IDS": "bad_words_list",
+    "EMBEDDING_BIAS": "embedding_bias",
 }
 TO_ENGINE = {"top_k": "runtime_top_k", "top_p": "runtime_top_p", "length_penalty": "len_penalty", "stream": "streaming"}
 SAME_NAME = (
@@ -52,9 +57,24 @@ SAME_NAME = (
     "lora_task_id",
     "lora_weights",
     "lora_config",
+    "guided_decoding_guide_type",
+    "guided_decoding_guide",
 )
-PASSED_ON = ("num_input_tokens", "num_output_tokens", "arrival_time_ns", "first_token_time_ns", "last_token_time_ns",
-             "cum_log_probs", "output_log_probs", "context_logits", "generation_logits")  # fmt: skip
+PASSED_ON = (
+    "cum_log_probs", "output_log_probs", "context_logits", "generation_logits", "batch_index", "sequence_index",
+    "kv_cache_alloc_new_blocks", "kv_cache_reused_blocks", "kv_cache_alloc_total_blocks", "arrival_time_ns",
+    "first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns", "acceptance_rate",
+    "total_accepted_draft_tokens", "total_draft_tokens", "num_input_tokens", "num_output_tokens",
+)  # fmt: skip
+# Inputs of upstream's model that take another model to answer, or one that sees; with why they are refused.
+REFUSED = {
+    "num_draft_tokens": "no draft model is served beside this one",
+    "use_draft_logits": "no draft model is served beside this one",
+    "image_input": "the engine takes text alone",
+    "image_bytes_input": "the engine takes text alone",
+    "image_url_input": "the engine takes text alone",
+    "video_bytes_input": "the engine takes text alone",
+}
 
 
 class TextModel:
@@ -64,46 +84,98 @@ class TextModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer and learn the engine model's name."""
-        parameters = json.loads(args["model_config"])["parameters"]
-        self._engine = parameters["tensorrt_llm_model_name"]["string_value"]
-        self._detokenizer = Detokenizer(load_tokenizer(Path(parameters["tokenizer_dir"]["string_value"])))
+        config = json.loads(args["model_config"])
+        parameters = {key: value.get("string_value", "") for key, value in config["parameters"].items()}
+        self._engine = parameters["tensorrt_llm_model_name"]
+        self._accumulates = parameters.get("accumulate_tokens", "").lower() == "true"
+        self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
+        self._detokenizer = Detokenizer(load_tokenizer(Path(parameters["tokenizer_dir"])))
 
-    def execute(self, requests: list[Any]) -> None:
+    def execute(self, requests: list[Any]) -> list[Any] | None:
         """Serve requests one after another."""
+        if not self._decoupled:
+            return [self._only_response(request) for request in requests]
         for request in requests:
             sender = request.get_response_sender()
+            called = request.request_id() or f"bls-{uuid.uuid4()}"
             try:
-                for response in self._responses(request):
+                for response in self._responses(request, called):
                     if sender.is_cancelled():
+                        self._stop(called)
                         break
                     sender.send(response)
             except _FailedError as error:
-                sender.send(self.backend.InferenceResponse(error=self.backend.TritonError(str(error))))
+                sender.send(self._error(error))
             sender.send(flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return None
 
-    def _responses(self, request: Any) -> Iterator[Any]:
+    def _only_response(self, request: Any) -> Any:
+        try:
+            return next(self._responses(request, request.request_id()), self.backend.InferenceResponse([]))
+        except _FailedError as error:
+            return self._error(error)
+
+    def _stop(self, called: str) -> None:
+        """Have the engine end a request by its id: left unread, it would generate to the end."""
+        one = np.ones((1, 1), np.int32)
+        tensors = [("input_ids", one), ("input_lengths", one), ("request_output_len", one), ("stop", one.astype(bool))]
+        inputs = [self.backend.Tensor(name, value) for name, value in tensors]
+        call = self.backend.InferenceRequest(
+            model_name=self._engine, request_id=called, requested_output_names=["output_ids"], inputs=inputs
+        )
+        for _ in call.exec(decoupled=True):
+            pass
+
+    def _responses(self, request: Any, called: str) -> Iterator[Any]:
+        """Yield the responses to a request; a reply that is not streamed is one response, its text decoded at once."""
+        if not self._streams(request):
+            for reply in self._replies(request, called):
+                text = self._detokenizer.text(_tokens(self.backend, reply))
+                yield self.backend.InferenceResponse([_text(self.backend, text), *_passed_on(reply)])
+            return
+        streams: defaultdict[int, TextStream] = defaultdict(self._detokenizer.stream)  # one a return sequence
+        so_far: defaultdict[int, str] = defaultdict(str)
+        for reply in self._replies(request, called):
+            index = _sequence_index(self.backend, reply)
+            text = streams[index].push(_tokens(self.backend, reply))
+            so_far[index] += text
+            said = so_far[index] if self._accumulates else text
+            yield self.backend.InferenceResponse([_text(self.backend, said), *_passed_on(reply)])
+        for index, stream in streams.items():
+            rest = stream.finish()
+            if rest:
+                said = so_far[index] + rest if self._accumulates else rest
+                yield self.backend.InferenceResponse([_text(self.backend, said)])
+
+    def _streams(self, request: Any) -> bool:
+        tensor = self.backend.get_input_tensor_by_name(request, "stream")
+        return tensor is not None and bool(tensor.as_numpy().reshape(-1)[0])
+
+    def _replies(self, request: Any, called: str) -> Iterator[Any]:
+        """Yield what the engine answers, response by response."""
         backend = self.backend
+        for name, why in REFUSED.items():
+            tensor = backend.get_input_tensor_by_name(request, name)
+            if tensor is not None and tensor.as_numpy().any():
+                raise _FailedError(f"{name} is not served: {why}")
         prepared = self._call("preprocessing", self._renamed(request, TO_PREPROCESSING), list(FROM_PREPROCESSING))
         inputs = [_named(backend, prepared, theirs, ours) for theirs, ours in FROM_PREPROCESSING.items()]
         inputs += self._renamed(request, TO_ENGINE | {name: name for name in SAME_NAME})
-        wanted = ["output_ids", "sequence_length", *PASSED_ON]
         call = backend.InferenceRequest(
             model_name=self._engine,
-            request_id=request.request_id(),
-            requested_output_names=wanted,
+            request_id=called,
+            requested_output_names=["output_ids", "sequence_length", *PASSED_ON],
             inputs=[_scalar(backend, tensor) for tensor in inputs if tensor is not None],
         )
-        stream = self._detokenizer.stream()
-        for reply in call.exec(decoupled=True):
+        replies = call.exec(decoupled=True) if self._decoupled else [call.exec()]
+        for reply in replies:
             if reply.has_error():
                 raise _FailedError(reply.error().message())
-            if not reply.output_tensors():
-                continue
-            text = stream.push(_tokens(backend, reply))
-            yield backend.InferenceResponse([_text(backend, text), *_passed_on(reply)])
-        rest = stream.finish()
-        if rest:
-            yield backend.InferenceResponse([_text(backend, rest)])
+            if reply.output_tensors():
+                yield reply
+
+    def _error(self, error: Exception) -> Any:
+        return self.backend.InferenceResponse(error=self.backend.TritonError(str(error)))
 
     def _renamed(self, request: Any, names: dict[str, str]) -> list[Any]:
         found = [_named_input(self.backend, request, theirs, ours) for theirs, ours in names.items()]
@@ -139,6 +211,11 @@ def _tokens(backend: Any, reply: Any) -> list[int]:
     length = int(backend.get_output_tensor_by_name(reply, "sequence_length").as_numpy().reshape(-1)[0])
     ids = backend.get_output_tensor_by_name(reply, "output_ids").as_numpy().reshape(-1)[:length]
     return [int(token) for token in ids]
+
+
+def _sequence_index(backend: Any, reply: Any) -> int:
+    tensor = backend.get_output_tensor_by_name(reply, "sequence_index")
+    return 0 if tensor is None else int(tensor.as_numpy().reshape(-1)[0])
 
 
 def _text(backend: Any, text: str) -> Any:

@@ -7,9 +7,10 @@ together from bytes: what a token completes is given out, what it leaves unfinis
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,18 +53,29 @@ class Detokenizer:
     Args:
         tokenizer: As `load_tokenizer` returns it.
         skip_special_tokens: Leave end-of-text and the like out of the text.
+        kept: Special tokens that are text all the same, such as a reasoning model's tags. Only a byte-level
+            vocabulary can keep them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        self._pieces = token_bytes(tokenizer, skip_special_tokens=skip_special_tokens)
+        self._pieces = token_bytes(tokenizer, skip_special_tokens=skip_special_tokens, kept=kept)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the text of a whole reply; unknown ids add nothing, as in the library."""
         if self._pieces is None:
             return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=self._skip))
         return _join(self._pieces, token_ids).decode("utf-8", "replace")
+
+    def text_alone(self, token_id: int) -> str | None:
+        """Return a token's text where it is whole characters whatever stands around it; None where that is not sure."""
+        if self._pieces is None:
+            return None
+        try:
+            return _join(self._pieces, (token_id,)).decode("utf-8")
+        except UnicodeDecodeError:
+            return None
 
     def stream(self) -> TextStream:
         """Start a reply."""
@@ -96,6 +108,10 @@ class StreamsById:
             if len(self._open) > self._most:
                 self._open.popitem(last=False)
         return text
+
+    def __contains__(self, request_id: str) -> bool:
+        """Whether a request's reply is in the middle of a character."""
+        return request_id in self._open
 
     def __len__(self) -> int:
         """Return how many streams are held open."""
@@ -165,7 +181,18 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> SpecialTokens:
     return SpecialTokens(end_id=end_id, pad_id=end_id if pad_id is None else pad_id)
 
 
-def token_bytes(tokenizer: Tokenizer, *, skip_special_tokens: bool) -> list[bytes] | None:
+def word_list(words: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Return words in TensorRT-LLM's form: all tokens in a row, and where each word ends, padded with -1.
+
+    >>> word_list([[5, 6], [7]])
+    ([5, 6, 7], [2, 3, -1])
+    """
+    flat = [token for word in words for token in word]
+    ends = list(itertools.accumulate(map(len, words)))
+    return flat, ends + [-1] * (len(flat) - len(ends))
+
+
+def token_bytes(tokenizer: Tokenizer, *, skip_special_tokens: bool, kept: Collection[str] = ()) -> list[bytes] | None:
     """Return the bytes of each token of a byte-level vocabulary, by id; None for any other kind.
 
     Tokens added to the vocabulary whose text has characters outside the byte alphabet stand for themselves.
@@ -173,14 +200,16 @@ def token_bytes(tokenizer: Tokenizer, *, skip_special_tokens: bool) -> list[byte
     description = json.loads(tokenizer.to_str())
     if not _is_byte_level(description.get("decoder")):
         return None
-    special = (
-        {token["id"] for token in description["added_tokens"] if token["special"]} if skip_special_tokens else set()
+    skipped = (
+        {token["id"] for token in description["added_tokens"] if token["special"] and token["content"] not in kept}
+        if skip_special_tokens
+        else set()
     )
     byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     pieces = [b""] * (max(vocabulary.values()) + 1)
     for token, token_id in vocabulary.items():
-        if token_id not in special:
+        if token_id not in skipped:
             pieces[token_id] = _bytes_of(token, byte_of)
     return pieces
 

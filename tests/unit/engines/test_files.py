@@ -58,7 +58,15 @@ def test_misspelled_key_inside_is_matched_at_its_own_level(value: dict[str, obje
         ("- 1\n", "expected keys and values"),
         ("a: [\n", "not valid YAML"),
         ("limits: {max_batch_size: many}\n", "limits.max_batch_size"),
+        ("a: 2001-99-99\n", "not valid YAML"),
+        ("a: " + "9" * 5000 + "\n", "not valid YAML"),
+        ("? [a]\n: b\n", "a key is a list or a mapping"),
+        ("a: " + "[" * 5000 + "]" * 5000 + "\n", "nested too deep"),
+        ("a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "aliases are not allowed"),
+        ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+        ("#" * (1 << 20) + "\n", "bytes of YAML; at most 1048576"),
     ],
+    ids=lambda value: str(value)[:20],
 )
 def test_bad_yaml_is_one_clear_error(tmp_path: Path, text: str, complaint: str) -> None:
     """Repeated keys, aliases, wrong shapes and wrong types each end in one error that names the file."""

@@ -29,6 +29,7 @@ from loadtest.arrivals import (
     arrivals_of,
     draw_times_s,
     expected_requests,
+    lasting,
     share_of,
 )
 from loadtest.traces import HASH_BLOCK_TOKENS, Arrival, Schedule, Trace, read_trace
@@ -491,3 +492,77 @@ def test_a_trace_that_is_not_there_is_missing(tmp_path: Path) -> None:
     for path in ("nothing.csv", "."):
         with pytest.raises(MissingError, match="no such trace"):
             read_trace(Trace(path=path), folder=tmp_path)
+
+
+def _long_trace(tmp_path: Path, rows: int) -> Path:
+    path = tmp_path / "long.csv"
+    path.write_text("at_s,isl,osl\n" + "".join(f"{number / 10},{number % 900 + 1},5\n" for number in range(rows)))
+    return path
+
+
+def test_of_a_slice_only_its_part_of_the_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute out of five hours parses a few thousand rows of 180,000, and finds the very same arrivals."""
+    path = _long_trace(tmp_path, 180_000)
+    whole = read_trace(Trace(path=str(path)), folder=Path()).arrivals
+    parsed = 0
+    real = traces._row
+
+    def counting(line: str, columns: list[str] | None) -> dict[str, object]:
+        nonlocal parsed
+        parsed += 1
+        return real(line, columns)
+
+    monkeypatch.setattr(traces, "_row", counting)
+    for from_s in (0.0, 59.0, 9_000.0, 17_950.0):
+        parsed = 0
+        found = read_trace(Trace(path=str(path), from_s=from_s, to_s=from_s + 60), folder=Path()).arrivals
+        wanted = [each for each in whole if from_s <= each.at_s < from_s + 60]
+        assert [(each.isl, round(each.at_s + from_s, 6)) for each in found] == [
+            (each.isl, round(each.at_s, 6)) for each in wanted
+        ]
+        assert parsed < 9_000
+
+
+def test_a_slice_of_an_unsorted_trace_is_refused(tmp_path: Path) -> None:
+    """Where rows are more than a minute out of order, a slice cannot be found without reading everything."""
+    path = tmp_path / "wild.csv"
+    path.write_text("at_s,isl,osl\n" + "".join(f"{at_s},10,5\n" for at_s in (0, 500, 100, 700)))
+    with pytest.raises(UserError, match="comes behind one at 500 s"):
+        read_trace(Trace(path=str(path), to_s=1000), folder=Path())
+    assert len(read_trace(Trace(path=str(path)), folder=Path()).arrivals) == 4
+
+
+def test_damage_in_a_slice_is_named_by_its_place(tmp_path: Path) -> None:
+    """A broken row far into the file is refused with the byte at which its line begins."""
+    path = _long_trace(tmp_path, 50_000)
+    text = path.read_text()
+    at = text.index("\n4500.0,") + 1
+    path.write_text(text[:at] + "x" + text[at:])
+    with pytest.raises(UserError, match=f"the line at byte {at:,}: 'at_s' is 'x4500.0'"):
+        read_trace(Trace(path=str(path), from_s=4490, to_s=4510), folder=Path())
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        Poisson(rate_per_s=2, duration_s=100),
+        Steps(rates_per_s=(1, 3), step_s=50),
+        Ramp(from_per_s=0, to_per_s=4, duration_s=100),
+        Spike(base_per_s=1, peak_per_s=9, at_s=50, spike_s=10, duration_s=100),
+        Sine(mean_per_s=2, swing_ratio=0.5, period_s=40, duration_s=100),
+    ],
+)
+def test_a_shape_in_less_time_keeps_its_rates(process: Process) -> None:
+    """A tenth of the time gives a tenth of the requests, at every part of the shape."""
+    short = lasting(process, 10.0)
+    assert not isinstance(short, Trace)
+    assert short.duration_s == pytest.approx(10.0)
+    assert expected_requests(short) == pytest.approx(expected_requests(process) / 10)
+
+
+def test_a_trace_in_less_time_is_its_beginning(tmp_path: Path) -> None:
+    """A trace keeps its pace: twenty seconds of it, at double speed, are its first forty."""
+    path = _long_trace(tmp_path, 2_000)
+    short = lasting(Trace(path=str(path), from_s=10, speed_up=2), 20.0)
+    assert isinstance(short, Trace)
+    assert len(read_trace(short, folder=Path()).arrivals) == 400

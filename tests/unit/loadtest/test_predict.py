@@ -13,9 +13,10 @@ from engines.plan import make_plan
 from engines.recipe import ask
 from engines.steptime.shape import StepShape, attended_tokens
 from engines.steptime.source import step_time_for
+from loadtest.conversations import Mix
 from loadtest.metrics import summarize
 from loadtest.predict import Prediction, at_once, bare, predict
-from loadtest.scenario import Lengths, Scenario
+from loadtest.scenario import Conversations, Lengths, Prefixes, Scenario, TrafficClass
 
 HEAD = MadeBy(command="test", version="0")
 
@@ -91,3 +92,64 @@ def test_a_static_batch_is_one_prompt_iteration_and_its_decode_steps(manifest: E
     assert level.itl_s is not None
     assert level.ttft_s.mean == pytest.approx(step_time.seconds(prompts), rel=1e-9)
     assert level.itl_s.mean == pytest.approx(sum(steps) / len(steps), rel=1e-9)
+
+
+def test_a_conversations_history_is_found_in_the_cache(manifest: EngineManifest) -> None:
+    """A later turn computes only what is new: all full blocks of prompt and reply before it are found.
+
+    The reply's last token is never computed, so the block it would have filled is not there.
+    """
+    scenario = Scenario(
+        concurrency=(1,),
+        requests=12,
+        lengths=Lengths(isl=100, osl=21),
+        prefixes=Prefixes(tokens=70),
+        conversation=Conversations(turns=4),
+        start="together",
+    )
+    block = manifest.kv_cache.tokens_per_block
+    records = predict(scenario, manifest, made_by=HEAD, made_from=[]).records
+    for record in records:
+        if record.turn:
+            assert record.cached_tokens == (record.prompt_tokens - 100 - 1) // block * block
+        elif record.conversation:
+            assert record.cached_tokens == 70 // block * block  # the beginning all share
+        else:
+            assert record.cached_tokens == 0
+
+
+def test_a_shared_prefix_saves_its_computation(manifest: EngineManifest) -> None:
+    """Prompts whose beginning is found come to their first token as fast as if they had only their own part."""
+
+    def ttft_s(scenario: Scenario) -> float:
+        found = predict(scenario, manifest, made_by=HEAD, made_from=[])
+        (level,) = summarize(found.run, found.records, found.samples).levels
+        assert level.ttft_s is not None
+        return level.ttft_s.p50
+
+    base = Scenario(concurrency=(1,), requests=8, lengths=Lengths(isl=64, osl=4))
+    short, shared = ttft_s(base), ttft_s(base.model_copy(update={"prefixes": Prefixes(tokens=3200)}))
+    whole = ttft_s(base.model_copy(update={"lengths": Lengths(isl=3264, osl=4)}))
+    assert shared < 2 * short < whole / 2
+
+
+def test_lengths_are_those_drawn(manifest: EngineManifest) -> None:
+    """Records say what was drawn, class by class, and the level its means."""
+    scenario = Scenario(
+        rate_per_s=(20.0,),
+        duration_s=20.0,
+        classes=(
+            TrafficClass(name="a", lengths=Lengths(isl="uniform(10, 20)", osl=3)),
+            TrafficClass(name="b", weight=3, lengths=Lengths(isl="normal(200, 30)", osl=5), replies="free"),
+        ),
+    )
+    found = predict(scenario, manifest, made_by=HEAD, made_from=[])
+    mix = Mix(scenario)
+    for record in found.records:
+        talk = mix.begin(record.id)
+        assert record.class_name == talk.kind.name
+        assert record.prompt_tokens == talk.prompt_tokens
+        assert record.output_tokens == (3 if record.class_name == "a" else 5)
+        assert record.asked_tokens == (3 if record.class_name == "a" else None)
+    mean = sum(record.prompt_tokens for record in found.records) / len(found.records)
+    assert found.run.levels[0].isl == round(mean)

@@ -16,6 +16,7 @@ from engines.emulator.engine import Batcher
 from engines.emulator.request import BatcherSettings, Request, TokenEvent
 from engines.spec.deployment import Host
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
+from loadtest.conversations import always
 from loadtest.traffic import ClosedLoop, Turn
 from loadtest.virtual import Arrivals, Ended, Sent, Users, VirtualServer
 from triton_repo.models.engine_clock import EngineClock
@@ -44,8 +45,8 @@ class Flat:
 
 
 def _users(concurrency: int, requests: int, *, window_s: float = 0.0, osl: int = 5) -> Users:
-    loop = ClosedLoop(concurrency, osl, requests, 1, 0, window_s=window_s, staggered=False)
-    return Users(loop, prompt_tokens=10)
+    loop = ClosedLoop(concurrency, always(10, osl), requests, 1, 0, window_s=window_s, staggered=False)
+    return Users(loop)
 
 
 def _served(traffic: Users | Arrivals, host: Host | None = None) -> tuple[VirtualServer, list[Ended]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from engines import trtllm
 from engines.build import emulated_manifest
@@ -16,7 +17,7 @@ from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
 from engines.plan import make_plan
 from engines.recipe import ask
-from triton_repo import cli
+from triton_repo import cli_serve
 from triton_repo.guard import Machine, engine_refusal, machine_here, missing_ranks, require_servable
 from triton_repo.render import render_repository
 from triton_repo.settings import ServingSettings
@@ -213,7 +214,7 @@ def test_gpus_of_the_engines_kind_are_counted(
 
 def _serve(repository: Path) -> int:
     with pytest.raises(SystemExit) as ended:
-        cli.serve_repo.main([str(repository), "--tritonserver", "/bin/false", "--detach"])
+        cli_serve.serve_repo.main([str(repository), "--tritonserver", "/bin/false", "--detach"])
     return int(str(ended.value.code))
 
 
@@ -223,7 +224,7 @@ def repository(built: EngineManifest, tmp_path: Path) -> Path:
     _compiled(tmp_path / "built" / "engine")
     write_json(tmp_path / "built" / "manifest.json", built)
     (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer" / "tokenizer.json"))
     render_repository(
         tmp_path / "built",
         tmp_path / "repository",
@@ -244,7 +245,7 @@ def test_serve_repo_refuses_before_triton_starts(
     def never(*_: Any, **__: Any) -> None:
         pytest.fail("a server was started")
 
-    monkeypatch.setattr(cli, "start_server", never)
+    monkeypatch.setattr(cli_serve, "start_server", never)
     monkeypatch.setattr(trtllm, "visible_compute_capabilities", lambda: ["9.0"])
     monkeypatch.setattr(trtllm, "installed_version", lambda: "1.1.0")
     assert _serve(repository) == 1
@@ -275,7 +276,7 @@ def test_serve_repo_goes_on_where_the_engine_runs(repository: Path, monkeypatch:
         started.append(folder)
         raise MissingError("stop here")
 
-    monkeypatch.setattr(cli, "start_server", start)
+    monkeypatch.setattr(cli_serve, "start_server", start)
     monkeypatch.setattr(trtllm, "visible_compute_capabilities", lambda: ["9.0"])
     monkeypatch.setattr(trtllm, "installed_version", lambda: "1.2.1")
     assert _serve(repository) == 1

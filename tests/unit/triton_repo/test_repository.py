@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import jinja2
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -16,7 +20,7 @@ from engines.manifest import EngineManifest
 from engines.plan import make_plan
 from engines.recipe import ask
 from triton_repo.check import check_repository, read_config
-from triton_repo.render import render_repository
+from triton_repo.render import environment, fill, render_repository
 from triton_repo.settings import MODELS, ServingSettings, read_repository
 
 HEAD = MadeBy(command="test", version="0")
@@ -41,7 +45,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _render(folder: Path, manifest: EngineManifest, tokenizer: Path, **settings: object) -> Path:
+def _render(folder: Path, manifest: EngineManifest, tokenizer: Path | None, **settings: object) -> Path:
     engine = folder / "engine"
     engine.mkdir(parents=True)
     write_json(engine / "manifest.json", manifest)
@@ -61,7 +65,7 @@ def _render(folder: Path, manifest: EngineManifest, tokenizer: Path, **settings:
 @pytest.fixture(scope="module")
 def rendered(manifest: EngineManifest, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Render the emulated engine's repository."""
-    return _render(tmp_path_factory.mktemp("rendered"), manifest, tokenizer, max_queue_size=7)
+    return _render(tmp_path_factory.mktemp("rendered"), manifest, tokenizer, queue={"max_queue_size": 7})
 
 
 @pytest.fixture
@@ -103,17 +107,12 @@ def test_a_checkpoint_is_no_engine(manifest: EngineManifest, tokenizer: Path, tm
     """What was not compiled is refused, and nothing is written."""
     with pytest.raises(UserError, match="holds a checkpoint, not an engine"):
         _render(tmp_path / "tensorrt", manifest.model_copy(update={"kind": "checkpoint"}), tokenizer)
-    with pytest.raises(UserError) as refused:
-        _render(
-            tmp_path / "pytorch", manifest.model_copy(update={"kind": "checkpoint", "backend": "pytorch"}), tokenizer
-        )
-    assert "llmapi" in str(refused.value.hint)
     assert not (tmp_path / "repository").exists()
 
 
 DAMAGES = {
     "misspelled key": ("ensemble", r"max_batch_size", "max_batch_sise", "did you mean 'max_batch_size'"),
-    "batch limit": ("tensorrt_llm", r"max_batch_size: \d+", "max_batch_size: 3", "max_batch_size is 3"),
+    "batch limit": ("tensorrt_llm", r"max_batch_size: \d+", "max_batch_size: 3", "max_batch_size"),
     "dims": ("preprocessing", r'("INPUT_ID"\s+data_type: TYPE_INT32\s+dims: )\[ -1 \]', r"\1[ 1 ]", "'INPUT_ID': dims"),
     "type": ("postprocessing", "TYPE_STRING", "TYPE_INT32", "'OUTPUT': data_type"),
     "not optional": ("tensorrt_llm", "optional: true", "", "optional is False"),
@@ -155,3 +154,131 @@ def test_the_repository_leads_back_to_its_engine(rendered: Path) -> None:
     repository = read_repository(rendered)
     assert repository.made_from[0].path.endswith("engine/manifest.json")
     assert repository.engine.model.name == "deepseek-r1-0528-qwen3-8b"
+
+
+BROKEN = {
+    "a value that is not there": "name: {{ nothing }}",
+    "a placeholder of upstream's": "max_batch_size: ${triton_max_batch_size}",
+    "a setting left open": 'parameters: { key: "policy" value: { string_value: "auto" } }',
+    "a value that is none": "count: {{ none }}",
+    "a switch in Python's spelling": "decoupled: {{ true }}",
+    "a template in what was filled in": "name: {{ '{{ inner }}' }}",
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_template_that_leaves_something_open_is_found(fault: str) -> None:
+    """The renderer proves its result: whatever a template left unfilled ends it, with template and line."""
+    templates = environment(jinja2.DictLoader({"config.pbtxt.j2": f"# first line\n{BROKEN[fault]}\n"}))
+    with pytest.raises((RuntimeError, jinja2.UndefinedError)) as refused:
+        fill(templates, "config.pbtxt.j2", {})
+    if isinstance(refused.value, RuntimeError):
+        assert "config.pbtxt.j2, line 2" in str(refused.value)
+
+
+def test_templates_run_in_a_sandbox() -> None:
+    """What a template could do to the process that fills it, it cannot."""
+    templates = environment(jinja2.DictLoader({"evil": "{{ ''.__class__.__mro__ }}"}))
+    with pytest.raises(jinja2.exceptions.SecurityError):
+        fill(templates, "evil", {})
+
+
+def test_a_tokenizers_code_stays_where_it_is(manifest: EngineManifest, tokenizer: Path, tmp_path: Path) -> None:
+    """Of a hostile tokenizer folder only data is taken: no Python, no pickle, and a notice of what named them."""
+    hostile = tmp_path / "hostile"
+    shutil.copytree(tokenizer, hostile)
+    named = {"auto_map": {"AutoTokenizer": ["tokenization_evil.EvilTokenizer", None]}, "eos_token": "a"}
+    (hostile / "tokenizer_config.json").write_text(json.dumps(named))
+    for name in ("tokenization_evil.py", "tokenizer.pkl", "pytorch_model.bin"):
+        (hostile / name).write_text("raise SystemExit('run')")
+    (hostile / "secret").symlink_to("/etc/passwd")
+    folder = _render(tmp_path / "out", manifest, hostile)
+    taken = {path.name for path in (folder / "preprocessing" / "1" / "tokenizer").iterdir()}
+    assert taken == {"tokenizer.json", "tokenizer_config.json"}
+    assert any(notice.code == "tokenizer-code" for notice in read_repository(folder).notices)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "[" * 50_000),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", '{"a":' * 50_000),
+    ],
+)
+def test_a_tokenizer_that_is_none_is_one_clear_error(
+    manifest: EngineManifest, tokenizer: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    """Damaged and hostile files are refused before anything is written."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tokenizer, damaged)
+    (damaged / name).write_text(text)
+    with pytest.raises(UserError, match=name):
+        _render(tmp_path / "out", manifest, damaged)
+    assert not (tmp_path / "out" / "repository").exists()
+
+
+@pytest.mark.parametrize("field", ["engine", "tokenizer"])
+def test_a_manifest_cannot_lead_out_of_its_folder(
+    manifest: EngineManifest, tokenizer: Path, tmp_path: Path, field: str
+) -> None:
+    """An engine's manifest that names `../..` is refused, whatever lies there."""
+    leading = manifest.model_copy(update={"kind": "built", "engine": "engine", field: "../../secret"})
+    given = None if field == "tokenizer" else tokenizer
+    with pytest.raises(UserError, match="leads out of the engine's folder"):
+        _render(tmp_path / "out", leading, given)
+
+
+def test_a_name_cannot_leave_its_quotes(manifest: EngineManifest, tokenizer: Path, tmp_path: Path) -> None:
+    """A path with quotes and backslashes stays one value of config.pbtxt."""
+    wild = tmp_path / 'a"} backend: "python'
+    folder = _render(wild, manifest, tokenizer)
+    config = read_config(folder / "tensorrt_llm" / "config.pbtxt")
+    assert config.parameters["tokenizer_dir"].string_value.startswith(str(wild))
+
+
+def test_the_llm_apis_model_is_rendered_for_the_pytorch_backend(
+    manifest: EngineManifest, tokenizer: Path, tmp_path: Path
+) -> None:
+    """One model, its model.yaml beside code that loads upstream's; emulated, the twin's."""
+    pytorch = manifest.model_copy(update={"kind": "checkpoint", "backend": "pytorch"})
+    folder = _render(tmp_path / "built", pytorch, tokenizer)
+    assert [path.name for path in sorted(folder.iterdir())] == ["manifest.json", "tensorrt_llm"]
+    code = (folder / "tensorrt_llm" / "1" / "model.py").read_text()
+    compile(code, "model.py", "exec")
+    assert "/app/all_models/llmapi/tensorrt_llm/1" in code
+    assert check_repository(folder) == ["tensorrt_llm: 17 inputs, 16 outputs"]
+    twin = _render(tmp_path / "twin", manifest.model_copy(update={"backend": "pytorch"}), tokenizer)
+    assert "EmulatedLlmApiModel" in (twin / "tensorrt_llm" / "1" / "model.py").read_text()
+
+
+def test_upstreams_model_is_what_the_entry_point_loads(
+    manifest: EngineManifest, tokenizer: Path, tmp_path: Path
+) -> None:
+    """The entry point finds the model's code and its helpers in the folder it is told; elsewhere it says so."""
+    upstream = tmp_path / "upstream"
+    upstream.mkdir()
+    (upstream / "helpers.py").write_text("WORD = 'found'\n")
+    (upstream / "model.py").write_text(
+        "from dataclasses import dataclass\nimport helpers\n\n\n"
+        "@dataclass\nclass TritonPythonModel:\n    word: str = helpers.WORD\n"
+    )
+    pytorch = manifest.model_copy(update={"kind": "checkpoint", "backend": "pytorch"})
+    folder = _render(tmp_path / "out", pytorch, tokenizer, llmapi={"model_code": str(upstream)})
+    code = "import sys, runpy; print(runpy.run_path(sys.argv[1])['TritonPythonModel']().word)"
+    model = folder / "tensorrt_llm" / "1" / "model.py"
+    done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True, check=False)
+    assert done.stdout == "found\n", done.stderr
+    (upstream / "model.py").unlink()
+    done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True, check=False)
+    assert "llmapi.model_code" in done.stderr
+
+
+def test_a_placeholder_in_a_value_is_refused(manifest: EngineManifest, tokenizer: Path, tmp_path: Path) -> None:
+    """A path with `${X}` in it is the user's mistake, told as one, and nothing is written."""
+    built = manifest.model_copy(update={"kind": "built", "engine": "engine"})
+    with pytest.raises(UserError, match=r"lora_prefetch_dir: '/x/\$\{ADAPTERS\}' holds a placeholder"):
+        _render(tmp_path, built, tokenizer, lora={"prefetch_dir": "/x/${ADAPTERS}"})
+    assert not (tmp_path / "repository").exists()

@@ -1,0 +1,48 @@
+"""Work that takes much memory for a moment, done in a process of its own, so that the memory goes with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from engines.errors import CommandError
+
+
+def done_aside(work: Callable[[], object]) -> None:
+    """Do work in a copy of this process and wait for it; what it changes is on disk or nowhere.
+
+    A copy, not a new process: this one has read its modules already. It must have no other threads of its own.
+
+    Raises:
+        CommandError, OSError: The work did.
+        RuntimeError: It failed otherwise; its traceback is on standard error.
+    """
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_do, args=(work, there))
+    process.start()
+    there.close()
+    try:
+        error = here.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"work done aside ended with status {process.exitcode}") from None
+    finally:
+        process.terminate()
+        process.join()
+        here.close()
+    if error is not None:
+        raise error
+
+
+def _do(work: Callable[[], object], there: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears of it, and ends this one
+    error: CommandError | OSError | None = None
+    try:
+        work()
+    except (CommandError, OSError) as failure:
+        error = failure
+    there.send(error)

@@ -1,0 +1,249 @@
+"""Charts of a capacity plan as SVG whose colours are the page's own, so that one file serves light, dark and paper."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 720, 320
+LEFT, RIGHT, TOP, BOTTOM = 64, 18, 34, 44
+_CHAR = 6.3  # width of a character at the charts' size, near enough to keep labels apart
+_MANY = 1000
+
+
+class Mark(NamedTuple):
+    """A point that is named."""
+
+    x: float
+    y: float
+    label: str
+
+
+class Series(NamedTuple):
+    """Points of one colour.
+
+    Attributes:
+        tone: 0 to 5: which of the page's colours.
+        kind: A line, a line in steps, dots alone, or dots on a line.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    tone: int = 0
+    kind: str = "line"
+    is_dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """From values to places on the page."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    is_log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Return where a value lies."""
+        low, high, at = self.low, self.high, value
+        if self.is_log:
+            low, high, at = math.log(low), math.log(high), math.log(max(value, self.low))
+        return self.begin + (self.end - self.begin) * (at - low) / ((high - low) or 1.0)
+
+    def ticks(self) -> list[float]:
+        """Return round values inside, four to eight of them."""
+        if self.is_log:
+            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+            found = [base * 10**power for power in range(first, last + 1) for base in (1, 2, 5)]
+            return [value for value in found if self.low <= value <= self.high]
+        raw = (self.high - self.low) / 5 or 1.0
+        power = 10 ** math.floor(math.log10(raw))
+        step = next(power * base for base in (1, 2, 2.5, 5, 10) if power * base >= raw)
+        first = math.ceil(self.low / step - 1e-9)
+        return [place * step for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    marks: Sequence[Mark] = (),
+    limits: Sequence[tuple[float, str]] = (),
+    x_log: bool = False,
+    y_log: bool = False,
+) -> str:
+    """Return a chart of lines and dots.
+
+    Args:
+        x: What runs along; `y` what runs up.
+        marks: Points to name.
+        limits: Level lines, with what they are.
+    """
+    points = [point for each in series for point in each.points]
+    across = _scale([px for px, _ in points], (LEFT, WIDTH - RIGHT), is_log=x_log, with_zero=not x_log)
+    ups = [py for _, py in points] + [level for level, _ in limits] + [mark.y for mark in marks]
+    up = _scale(ups, (HEIGHT - BOTTOM, TOP), is_log=y_log, with_zero=not y_log)
+    parts = [_frame(title, across, up, x, y)]
+    parts += [
+        f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(level):.1f}" y2="{up(level):.1f}"/>'
+        f'<text class="small limit-name" x="{WIDTH - RIGHT - 4}" y="{up(level) - 4:.1f}" text-anchor="end">'
+        f"{html.escape(name)}</text>"
+        for level, name in limits
+    ]
+    parts += [_drawn(each, across, up) for each in series]
+    parts += [_marked(mark, across, up) for mark in marks]
+    parts.append(_legend(series))
+    return _svg(title, parts, HEIGHT)
+
+
+def tornado(
+    title: str, bars: Sequence[tuple[str, float | None, float | None, str, str]], base: float, *, x: str
+) -> str:
+    """Return bars either side of a base value.
+
+    Args:
+        bars: What, the value one way and the other (None: not possible), and what each way is called.
+    """
+    values = [value for _, low, high, _, _ in bars for value in (low, high) if value is not None]
+    left, row = 190, 34
+    height = TOP + row * len(bars) + BOTTOM
+    across = _scale([*values, base], (left, WIDTH - 60), with_zero=False, margin=0.12)
+    parts = [f'<text class="title" x="{LEFT - 44}" y="18">{html.escape(title)}</text>']
+    for tick in across.ticks():
+        at = across(tick)
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+        parts.append(
+            f'<text class="small" x="{at:.1f}" y="{height - BOTTOM + 16}" text-anchor="middle">{_text(tick)}</text>'
+        )
+    for place, (name, low, high, low_name, high_name) in enumerate(bars):
+        top = TOP + place * row + 6
+        parts.append(f'<text x="{left - 10}" y="{top + 15}" text-anchor="end">{html.escape(name)}</text>')
+        parts.append(_bar(across, base, low, low_name, top, 0))
+        parts.append(_bar(across, base, high, high_name, top, 1))
+    at = across(base)
+    parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+    parts.append(
+        f'<text class="small" x="{(left + WIDTH) / 2}" y="{height - 8}" text-anchor="middle">{html.escape(x)}</text>'
+    )
+    return _svg(title, parts, height)
+
+
+def _bar(across: Scale, base: float, value: float | None, name: str, top: float, side: int) -> str:
+    if value is None:
+        where = across(across.high) if side else across(across.low)
+        anchor = "end" if side else "start"
+        said = f"{html.escape(name)}: not possible"
+        return f'<text class="small" x="{where:.1f}" y="{top + 15}" text-anchor="{anchor}">{said}</text>'
+    begin, end = sorted((across(base), across(value)))
+    at, anchor = (end + 5, "start") if value >= base else (begin - 5, "end")
+    return (
+        f'<rect class="fill{side}" x="{begin:.1f}" width="{max(end - begin, 1):.1f}" y="{top}" height="22" rx="2"/>'
+        f'<text class="small" x="{at:.1f}" y="{top + 15}" text-anchor="{anchor}">{html.escape(name)}</text>'
+    )
+
+
+def _scale(
+    values: Iterable[float],
+    span: tuple[float, float],
+    *,
+    is_log: bool = False,
+    with_zero: bool = True,
+    margin: float = 0.06,
+) -> Scale:
+    found = [value for value in values if math.isfinite(value) and (value > 0 or not is_log)] or [1.0]
+    low, high = min(found), max(found)
+    if is_log:
+        return Scale(low / 1.25, high * 1.25, *span, is_log=True)
+    low = 0.0 if with_zero and low >= 0 else low - margin * (high - low or 1.0)
+    return Scale(low, high + margin * (high - low or 1.0), *span)
+
+
+def _frame(title: str, across: Scale, up: Scale, x: str, y: str) -> str:
+    parts = [f'<text class="title" x="{LEFT - 44}" y="18">{html.escape(title)}</text>']
+    for tick in up.ticks():
+        at = up(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text class="small" x="{LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_text(tick)}</text>')
+    for tick in _apart(across.ticks(), across):
+        at = across(tick)
+        parts.append(
+            f'<line class="tick" x1="{at:.1f}" x2="{at:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 4}"/>'
+        )
+        parts.append(
+            f'<text class="small" x="{at:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_text(tick)}</text>'
+        )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
+    parts.append(f'<text class="small" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}</text>')
+    tall = (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(
+        f'<text class="small" x="16" y="{tall}" text-anchor="middle" transform="rotate(-90 16 {tall})">'
+        f"{html.escape(y)}</text>"
+    )
+    return "".join(parts)
+
+
+def _apart(ticks: list[float], across: Callable[[float], float]) -> list[float]:
+    """Leave out ticks whose names would touch."""
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or across(tick) - across(kept[-1]) > _CHAR * (len(_text(tick)) + 2):
+            kept.append(tick)
+    return kept
+
+
+def _drawn(series: Series, across: Scale, up: Scale) -> str:
+    places = [(across(px), up(py)) for px, py in series.points]
+    parts = []
+    if series.kind != "dots" and places:
+        steps = series.kind == "steps"
+        path = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
+        for px, py in places[1:]:
+            path += f"H{px:.1f}V{py:.1f}" if steps else f"L{px:.1f} {py:.1f}"
+        dashed = ' stroke-dasharray="5 4"' if series.is_dashed else ""
+        parts.append(f'<path class="line tone{series.tone}" d="{path}"{dashed}/>')
+    if series.kind in ("dots", "both"):
+        parts += [f'<circle class="dot tone{series.tone}" cx="{px:.1f}" cy="{py:.1f}" r="3.6"/>' for px, py in places]
+    return "".join(parts)
+
+
+def _marked(mark: Mark, across: Scale, up: Scale) -> str:
+    at, high = across(mark.x), up(mark.y)
+    is_right = at + 12 + len(mark.label) * _CHAR < WIDTH - RIGHT
+    to, anchor = (at + 10, "start") if is_right else (at - 10, "end")
+    return (
+        f'<circle class="mark" cx="{at:.1f}" cy="{high:.1f}" r="6.5"/>'
+        f'<text class="small strong" x="{to:.1f}" y="{max(TOP + 10, high - 9):.1f}" text-anchor="{anchor}">'
+        f"{html.escape(mark.label)}</text>"
+    )
+
+
+def _legend(series: Sequence[Series]) -> str:
+    at, parts = float(WIDTH - RIGHT), []
+    for each in reversed([one for one in series if one.label]):
+        at -= len(each.label) * _CHAR + 26
+        parts.append(
+            f'<line class="line tone{each.tone}" x1="{at:.1f}" x2="{at + 14:.1f}" y1="26" y2="26"'
+            + (' stroke-dasharray="5 4"' if each.is_dashed else "")
+            + f'/><text class="small" x="{at + 18:.1f}" y="30">{html.escape(each.label)}</text>'
+        )
+    return "".join(parts)
+
+
+def _svg(title: str, parts: Iterable[str], height: float) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(title, quote=True)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _text(value: float) -> str:
+    if abs(value) >= _MANY:
+        return f"{value:,.0f}"
+    return f"{value:.10g}" if value == round(value) else f"{value:.3g}"

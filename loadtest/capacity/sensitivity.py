@@ -1,0 +1,141 @@
+"""What would change the answer: traffic, reply length, price and the prediction's error, each a step up and down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from engines.files import Strict
+from loadtest.capacity.answer import Market, Row, costed, recommended
+from loadtest.capacity.candidates import Candidate
+from loadtest.capacity.demand import Demand
+from loadtest.capacity.examine import Look
+from loadtest.capacity.most import Found, Task
+from loadtest.capacity.prices import times
+from loadtest.capacity.replica import NONE, Pessimism
+
+STEP = 0.2
+SHORTER, LONGER, TWICE = "replies shorter", "replies longer", "twice the error"
+Lever = Literal["traffic", "reply length", "price of the recommended GPU", "prediction error"]
+
+
+class Case(Strict):
+    """One lever moved one way, everything else as it was.
+
+    Attributes:
+        moved: In words: `+20 %`, `none`, `twice`.
+        usd_per_month: Of the row recommended before; `best_usd_per_month` of the one recommended now.
+        recommended: The row recommended now; None where nothing is possible.
+        changes: Whether that is another one.
+    """
+
+    lever: Lever
+    moved: str
+    replicas: int | None
+    usd_per_month: float | None
+    recommended: str | None
+    best_usd_per_month: float | None
+    changes: bool
+
+
+class Contender(Strict):
+    """A row that is looked at again, and its candidate."""
+
+    row: Row
+    candidate: Candidate
+
+
+def looks_for(
+    contenders: Sequence[Contender], make_task: Callable[[Candidate, Demand], Task], demand: Demand
+) -> list[Look]:
+    """Return the searches that the levers take, for each contender: shorter, longer, twice the error."""
+    looks: list[Look] = []
+    for each in contenders:
+        task = make_task(each.candidate, demand)._replace(is_brief=True)
+        looks += [
+            Look(f"{each.row.name}, {SHORTER}", search=_longer(task, 1 - STEP)),
+            Look(f"{each.row.name}, {LONGER}", search=_longer(task, 1 + STEP)),
+            Look(f"{each.row.name}, {TWICE}", search=_doubled(task)),
+        ]
+    return looks
+
+
+def again_of(contenders: Sequence[Contender], looked: Sequence[Found | None]) -> dict[tuple[str, str], Found]:
+    """Return what the searches of `looks_for` found, by row and lever."""
+    keys = [(each.row.name, which) for each in contenders for which in (SHORTER, LONGER, TWICE)]
+    return {key: found for key, found in zip(keys, looked, strict=True) if found is not None}
+
+
+def _longer(task: Task, ratio: float) -> Task:
+    """Return a search with longer or shorter replies, by the same engine; longer ones are let through."""
+    demand = task.demand
+    scale = demand.scale.model_copy(update={"osl": demand.scale.osl * ratio})
+    limits = task.manifest.limits
+    most = limits.max_seq_len + max(0, round(task.shape.longest_osl * (ratio - 1)))
+    manifest = task.manifest.model_copy(update={"limits": limits.model_copy(update={"max_seq_len": most})})
+    shape = task.shape._replace(
+        mean_osl=task.shape.mean_osl * ratio, longest_osl=max(1, round(task.shape.longest_osl * ratio))
+    )
+    return task._replace(demand=demand.model_copy(update={"scale": scale}), manifest=manifest, shape=shape)
+
+
+def _doubled(task: Task) -> Task:
+    worse = Pessimism(task.pessimism.slower**2, task.pessimism.ttft**2)
+    return task._replace(pessimism=worse if task.pessimism != NONE else NONE)
+
+
+def cases_of(
+    demand: Demand, market: Market, rows: Sequence[Row], best: Row, found: dict[tuple[str, str], Found]
+) -> list[Case]:
+    """Return every lever both ways.
+
+    Args:
+        rows: All possible rows; those not looked at again keep what they carry.
+        found: By row and lever, as `again_of` returns them.
+    """
+    cases = []
+    for sign in (-1, 1):
+        ratio = 1 + sign * STEP
+        words = f"{sign * STEP:+.0%}".replace("%", " %")
+        traffic = market.model_copy(
+            update={
+                "peak_per_s": market.peak_per_s * ratio,
+                "tokens_per_month": market.tokens_per_month * ratio,
+            }
+        )
+        cases.append(_case("traffic", words, demand, traffic, rows, best))
+        which = SHORTER if sign < 0 else LONGER
+        lengths = market.model_copy(update={"tokens_per_month": market.tokens_per_month * ratio})
+        cases.append(_case("reply length", words, demand, lengths, _carrying(rows, found, which), best))
+        if best.price is not None:
+            prices = market.model_copy(update={"prices": {**market.prices, best.gpu: times(best.price, ratio)}})
+            cases.append(_case("price of the recommended GPU", words, demand, prices, rows, best))
+    middle = [row.model_copy(update={"rate_per_s": row.middle_rate_per_s or row.rate_per_s}) for row in rows]
+    cases.append(_case("prediction error", "none", demand, market, middle, best))
+    cases.append(_case("prediction error", "twice", demand, market, _carrying(rows, found, TWICE), best))
+    return cases
+
+
+def _carrying(rows: Sequence[Row], found: dict[tuple[str, str], Found], which: str) -> list[Row]:
+    """Return the rows that were looked at again, carrying what they then carry; others where none was."""
+    kept = []
+    for row in rows:
+        again = found.get((row.name, which))
+        if again is not None:
+            kept.append(row.model_copy(update={"rate_per_s": again.rate_per_s}))
+    return kept
+
+
+def _case(lever: Lever, moved: str, demand: Demand, market: Market, rows: Sequence[Row], best: Row) -> Case:
+    again = [costed(row, demand, market) for row in rows if row.rate_per_s is not None]
+    now = recommended(again)
+    same = next((row for row in again if row.name == best.name), None)
+    return Case(
+        lever=lever,
+        moved=moved,
+        replicas=None if same is None else same.replicas,
+        usd_per_month=None if same is None else same.usd_per_month,
+        recommended=None if now is None else now.name,
+        best_usd_per_month=None if now is None else now.usd_per_month,
+        changes=now is None or now.name != best.name,
+    )

@@ -1,0 +1,53 @@
+"""A step-time source with each part of a step's cost times a ratio: what if this were slower, or faster."""
+
+from __future__ import annotations
+
+from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
+
+
+class Scaled:
+    """Another source's parts, each times its ratio.
+
+    What grows with the contexts of decoding sequences is the reading of their cache, so the slope takes `kv_read_s`'s.
+    """
+
+    def __init__(self, source: StepTime, ratios: StepCost) -> None:
+        self.source = source
+        self.ratios = ratios
+        self._rest: dict[int, tuple[float, float]] = {}
+
+    def cost(self, shape: StepShape) -> StepCost:
+        """Return the seconds of one iteration by cause."""
+        parts = self.source.cost(shape)
+        return StepCost._make(part * ratio for part, ratio in zip(parts, self.ratios, strict=True))
+
+    def seconds(self, shape: StepShape) -> float:
+        """Return the seconds of one iteration."""
+        return sum(self.cost(shape))
+
+    def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
+        """Return the source's line, its slope by the cache's ratio."""
+        rest_s, scaled_s = self._without_kv(decode_sequences)
+        line = self.source.decode_line(decode_sequences, decode_context_tokens)
+        kv = self.ratios.kv_read_s
+        return DecodeLine(
+            scaled_s + kv * (line.base_s - rest_s), kv * line.per_context_token_s, line.valid_to_context_tokens
+        )
+
+    def _without_kv(self, sequences: int) -> tuple[float, float]:
+        found = self._rest.get(sequences)
+        if found is None:
+            parts = self.source.cost(StepShape(decode_sequences=sequences))._replace(kv_read_s=0.0)
+            scaled = sum(part * ratio for part, ratio in zip(parts, self.ratios, strict=True))
+            found = self._rest[sequences] = (sum(parts), scaled)
+        return found
+
+
+def uniform(ratio: float) -> StepCost:
+    """Return ratios that lengthen every part alike."""
+    return StepCost._make([ratio] * len(StepCost._fields))
+
+
+def scaled(source: StepTime, ratios: StepCost) -> StepTime:
+    """Return the source itself where nothing changes."""
+    return source if all(ratio == 1.0 for ratio in ratios) else Scaled(source, ratios)

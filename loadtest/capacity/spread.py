@@ -1,0 +1,146 @@
+"""The same work on one core, on all of them, or on a Ray cluster; results kept by what went into them."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from engines.errors import MissingError
+from engines.files import DISTRIBUTION, write_json
+
+TaskT = TypeVar("TaskT")
+FoundT = TypeVar("FoundT", bound=BaseModel)
+
+
+class Kept(NamedTuple):
+    """Where results are kept.
+
+    Attributes:
+        folder: None keeps none.
+    """
+
+    folder: Path | None
+
+
+class Work(NamedTuple, Generic[TaskT, FoundT]):
+    """A pure function, what to call it on, and what it returns.
+
+    Attributes:
+        key: All that its result depends on, as text, but for the package's version and sources, which are added.
+        name: Of one task, for progress.
+    """
+
+    function: Callable[[TaskT], FoundT]
+    returns: type[FoundT]
+    key: Callable[[TaskT], str]
+    name: Callable[[TaskT], str]
+
+
+def do(
+    work: Work[TaskT, FoundT],
+    tasks: Sequence[TaskT],
+    *,
+    kept: Kept,
+    workers: int,
+    progress: Callable[[str], None],
+    on_ray: bool = False,
+) -> list[FoundT]:
+    """Return the function's result for each task, in their order; those already kept are read.
+
+    Raises:
+        MissingError: Ray is asked for and is not here.
+    """
+    paths = [_path(kept, work.key(task)) for task in tasks]
+    found: dict[int, FoundT] = {}
+    for place, path in enumerate(paths):
+        known = _read(path, work.returns)
+        if known is not None:
+            found[place] = known
+    if found:
+        progress(f"{len(found)} of {len(tasks)} found in {kept.folder}")
+    open_places = [place for place in range(len(tasks)) if place not in found]
+    done = len(found)
+    for place, result in _run(work.function, [(place, tasks[place]) for place in open_places], workers, on_ray):
+        found[place] = result
+        done += 1
+        path = paths[place]
+        if path is not None:
+            write_json(path, result)
+        progress(f"{done} of {len(tasks)}: {work.name(tasks[place])}")
+    return [found[place] for place in range(len(tasks))]
+
+
+def _run(
+    function: Callable[[TaskT], FoundT], tasks: list[tuple[int, TaskT]], workers: int, on_ray: bool
+) -> Iterator[tuple[int, FoundT]]:
+    if on_ray and tasks:
+        yield from _on_ray(function, tasks)
+    elif workers <= 1 or len(tasks) <= 1:
+        yield from ((place, function(task)) for place, task in tasks)
+    else:
+        yield from _in_processes(function, tasks, workers)
+
+
+def _in_processes(
+    function: Callable[[TaskT], FoundT], tasks: list[tuple[int, TaskT]], workers: int
+) -> Iterator[tuple[int, FoundT]]:
+    context = multiprocessing.get_context("spawn")  # a fork would copy the parent's threads' locks
+    with ProcessPoolExecutor(max_workers=min(workers, len(tasks)), mp_context=context) as pool:
+        waiting = {pool.submit(function, task): place for place, task in tasks}
+        for each in as_completed(waiting):
+            yield waiting[each], each.result()
+
+
+def _on_ray(function: Callable[[TaskT], FoundT], tasks: list[tuple[int, TaskT]]) -> Iterator[tuple[int, FoundT]]:
+    """Run each task as a Ray task: on the cluster of RAY_ADDRESS, or a local one."""
+    try:
+        import ray  # noqa: PLC0415 (optional, and slow to import)
+    except ImportError as error:
+        raise MissingError("--ray: Ray is not installed", hint="pip install ray, or leave --ray out") from error
+    mine = not ray.is_initialized()
+    if mine:
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        remote = ray.remote(function)
+        waiting: dict[Any, int] = {remote.remote(task): place for place, task in tasks}
+        while waiting:
+            (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+            yield waiting.pop(ready), ray.get(ready)
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _path(kept: Kept, key: str) -> Path | None:
+    if kept.folder is None:
+        return None
+    digest = hashlib.sha256(f"{version(DISTRIBUTION)}\n{_sources_sha256()}\n{key}".encode()).hexdigest()
+    return kept.folder / f"{digest[:32]}.json"
+
+
+@cache
+def _sources_sha256() -> str:
+    """Return the hash of the code that results come from: other code, other results."""
+    digest = hashlib.sha256()
+    for room in ("engines", "loadtest"):
+        for path in sorted(Path(str(files(room))).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path | None, returns: type[FoundT]) -> FoundT | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        return returns.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError:  # of another version's making
+        return None

@@ -1,0 +1,147 @@
+"""A plan against a measured run of one replica: was it the load that was promised, was all kept, how far off was it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from engines.errors import UserError
+from engines.files import Document, MadeBy, Strict, read_json, source_of
+from loadtest.capacity.most import Tried
+from loadtest.capacity.plan import CapacityPlan
+from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_of
+from loadtest.objectives import Verdict
+from loadtest.records import REQUESTS_NAME, RUN_NAME, Kind, read_records, read_run, read_samples
+
+LOAD_RATIO = 0.95  # of the planned load that a run must have offered for it to say anything
+
+
+class Figure(Strict):
+    """One quantity planned and found, seconds.
+
+    Attributes:
+        middle: By the middle of the prediction; `promised` by its unfavourable end.
+        is_within: Whether no worse than promised was found.
+    """
+
+    name: str
+    middle: float | None
+    promised: float | None
+    found: float | None
+
+    @property
+    def is_within(self) -> bool:
+        """Whether no worse than promised was found."""
+        return self.promised is None or (self.found is not None and self.found <= self.promised)
+
+
+class Verification(Document):
+    """`verification.json`: whether a plan held.
+
+    Attributes:
+        kind: Of the run: a plan that held on an emulated engine held against our own step times, not against a GPU.
+        planned_per_s: Requests a second of one replica with the spares lost; `found_per_s` as the run offered them.
+        missed: Objectives that the run did not keep.
+        doubts: Why the run is not to be believed; a run in doubt proves nothing.
+        held: Whether the load was offered, the run is believed, and every objective was kept.
+    """
+
+    kind: Kind
+    label: str
+    recommended: str
+    planned_per_s: float
+    found_per_s: float
+    requests: int
+    missed: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    doubts: tuple[str, ...]
+    held: bool
+
+
+def verify(plan_path: Path, run: Path, *, made_by: MadeBy) -> Verification:
+    """Compare a plan with a run of its scenario on one replica.
+
+    Raises:
+        UserError: The plan recommends nothing, the run is a prediction, or it never offered the planned load.
+    """
+    plan = read_json(plan_path, CapacityPlan)
+    if plan.recommended is None or plan.operating_per_s is None:
+        raise UserError(f"{plan_path}: nothing was recommended, so there is nothing to verify")
+    manifest = read_run(run)
+    if manifest.kind == "predicted":
+        raise UserError(f"{run}: a prediction verifies no plan", hint="run-load with the plan's verify.yaml")
+    summary = summarize(manifest, read_records(run), read_samples(run), objectives=plan.demand.objectives)
+    level = _level(summary, plan.operating_per_s, run)
+    missed = tuple(each.objective for each in _verdicts(plan, level) if not each.met)
+    doubts = tuple(doubt.text for doubt in summary.doubts)
+    return Verification(
+        made_by=made_by,
+        made_from=[source_of(path) for path in (plan_path, run / RUN_NAME, run / REQUESTS_NAME)],
+        kind=summary.kind,
+        label=summary.label,
+        recommended=plan.recommended,
+        planned_per_s=plan.operating_per_s,
+        found_per_s=offered_per_s(level),
+        requests=level.requests,
+        missed=missed,
+        figures=_figures(plan, level),
+        doubts=doubts,
+        held=not missed and not doubts,
+    )
+
+
+def offered_per_s(level: LevelSummary) -> float:
+    """Return the requests a second of a level: asked for in an open loop, done in a closed one."""
+    return level.rate_per_s if level.rate_per_s is not None else level.requests_per_s or 0.0
+
+
+def _level(summary: Summary, planned_per_s: float, run: Path) -> LevelSummary:
+    """Return the lowest level that offered at least the planned load."""
+    enough = [level for level in summary.levels if offered_per_s(level) >= LOAD_RATIO * planned_per_s]
+    if not enough:
+        most = max(offered_per_s(level) for level in summary.levels)
+        raise UserError(
+            f"{run}: at most {most:.3g} requests/s were offered, the plan is for {planned_per_s:.3g} on each replica",
+            hint="run-load with the plan's verify.yaml",
+        )
+    return min(enough, key=offered_per_s)
+
+
+def _verdicts(plan: CapacityPlan, level: LevelSummary) -> Iterator[Verdict]:
+    yield from verdicts_of(plan.demand.objectives, level)
+    by_name = {each.name: each for each in level.classes}
+    for each in plan.demand.classes:
+        found = by_name.get(each.name)
+        if each.objectives is None:
+            continue
+        if found is None:
+            yield Verdict(f"{each.name}: no request of this class", 0.0, None, met=False)
+            continue
+        own = {name: getattr(found, name) for name in ("requests", "errors", "ttft_s", "itl_s", "tpot_s", "e2e_s")}
+        of_class = level.model_copy(
+            update={**own, "goodput": found.goodput, "ttft_scheduled_s": None, "e2e_scheduled_s": None}
+        )
+        for verdict in verdicts_of(each.objectives, of_class):
+            yield verdict._replace(objective=f"{each.name}: {verdict.objective}")
+
+
+def _figures(plan: CapacityPlan, level: LevelSummary) -> tuple[Figure, ...]:
+    middle, promised = plan.operating_middle, plan.operating
+    ttft, itl, e2e = level.felt_ttft_s, level.itl_s, level.felt_e2e_s
+    found = {
+        "ttft_p50_s": None if ttft is None else ttft.p50,
+        "ttft_p95_s": None if ttft is None else ttft.p95,
+        "ttft_p99_s": None if ttft is None else ttft.p99,
+        "itl_mean_s": None if itl is None else itl.mean,
+        "itl_p99_s": None if itl is None else itl.p99,
+        "e2e_p95_s": None if e2e is None else e2e.p95,
+    }
+    return tuple(
+        Figure(name=name, middle=_of(middle, name), promised=_of(promised, name), found=value)
+        for name, value in found.items()
+    )
+
+
+def _of(tried: Tried | None, name: str) -> float | None:
+    value = None if tried is None else getattr(tried, name)
+    return None if value is None else float(value)

@@ -1,0 +1,53 @@
+"""How far apart two machines' monotonic clocks are, by message round trips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engines.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrip:
+    """One question and its answer: when it left and came back by our clock, what the other clock said between."""
+
+    left_s: float
+    other_s: float
+    back_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """What to add to our clock to have the other's.
+
+    Attributes:
+        uncertainty_s: The truth is no further away than this: half the round trip.
+    """
+
+    offset_s: float
+    uncertainty_s: float
+
+    @property
+    def applied_s(self) -> float:
+        """The offset, or none where the clocks agree as far as can be told: on one machine they are one clock."""
+        return 0.0 if abs(self.offset_s) <= self.uncertainty_s else self.offset_s
+
+
+def offset_of(trips: Iterable[RoundTrip]) -> Offset:
+    """Return the offset by the shortest round trip: the less time it took, the less it can be wrong.
+
+    Raises:
+        UserError: There was none.
+
+    Source:
+        Cristian, "Probabilistic clock synchronization", Distributed Computing 3, 1989.
+
+    >>> offset_of([RoundTrip(1.0, 101.4, 1.2), RoundTrip(2.0, 102.01, 2.02)])
+    Offset(offset_s=100.0, uncertainty_s=0.01)
+    """
+    best = min(trips, key=lambda trip: trip.back_s - trip.left_s, default=None)
+    if best is None:
+        raise UserError("a worker's clock gave no answer", hint="is the network between the machines up?")
+    middle_s = (best.left_s + best.back_s) / 2
+    return Offset(round(best.other_s - middle_s, 9), round((best.back_s - best.left_s) / 2, 9))

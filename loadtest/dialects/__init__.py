@@ -1,0 +1,41 @@
+"""The dialects a load generator speaks: one class each. See docs/how-to/add-a-dialect.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loadtest.dialects.base import Dialect
+from loadtest.dialects.endpoint import Endpoint
+from loadtest.dialects.openai import OpenAiChat, OpenAiCompletions
+from loadtest.dialects.triton_http import ENGINE_MODEL, TritonHttp
+from loadtest.dialects.triton_llmapi import TritonLlmApi
+
+__all__ = ["dialect_of", "takes_ids"]
+
+
+def dialect_of(
+    endpoint: Endpoint, model: str, *, environment: Mapping[str, str], extra: Mapping[str, Any] | None = None
+) -> Dialect:
+    """Return the dialect of an endpoint.
+
+    Args:
+        environment: Where the key of an OpenAI server is, under the name the endpoint gives.
+        extra: Fields laid over every request.
+    """
+    extra = extra or {}
+    if endpoint.is_openai:
+        kind = OpenAiChat if endpoint.protocol == "openai-chat" else OpenAiCompletions
+        return kind(model, base_path=endpoint.base_path, key=environment.get(endpoint.api_key_env), extra=extra)
+    if endpoint.llm_api:
+        return TritonLlmApi(endpoint, model, extra)
+    if endpoint.protocol == "triton-grpc":
+        from loadtest.dialects.triton_grpc import TritonGrpc  # noqa: PLC0415 (loads protobuf, which only it needs)
+
+        return TritonGrpc(endpoint, model, extra)
+    return TritonHttp(endpoint, model, extra)
+
+
+def takes_ids(endpoint: Endpoint, model: str) -> bool:
+    """Return whether prompts go as token ids, not as text."""
+    return not endpoint.is_openai and model == ENGINE_MODEL and not endpoint.llm_api

@@ -1,0 +1,441 @@
+"""Sockets on gevent's loop: bytes are read and stamped where they come, and a user is woken once, at the reply's end.
+
+Between two tokens there is no switch of greenlets and no parsing: the loop's callback receives, takes the time, and
+asks the session whether the reply may have ended. Where the kernel tells when it received the bytes, that is the time
+taken, so that a client busy for a moment does not become latency of the server; how late the client was is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from gevent.monkey import get_original
+
+from loadtest.dialects.base import Answer, Asked, Dialect, read_message, without_prompt
+from loadtest.dialects.endpoint import Endpoint, tls_context
+from loadtest.http2 import GrpcSession, call_headers
+from loadtest.protocol import EVENT_STREAM, HttpSession, ProtocolError, request_head
+
+RECEIVE_BYTES = 65_536
+ANCILLARY_BYTES = 64
+READ, WRITE = 1, 2  # libev's
+TIMESTAMPS = getattr(socket, "SO_TIMESTAMPNS", 35)  # Linux: nanoseconds of CLOCK_REALTIME with every receive
+_STAMP = struct.Struct("qq")
+MOST_LATE_S = 5.0
+SLACK_S = 0.001  # bytes may come between a receive and the look at the clock after it
+BIN_S = 1e-4
+BINS = 20_000
+
+
+class UnreachableError(OSError):
+    """Nothing takes connections at the server's address."""
+
+
+@dataclass(slots=True)
+class Readings:
+    """How a process read what came: by which clock, and how late.
+
+    Attributes:
+        stamped: Receives whose time is the kernel's.
+        unstamped: Receives whose time is when this process came to read them.
+        refused: Stamps not believed, as after a step of the machine's clock; counted as unstamped too.
+    """
+
+    stamped: int = 0
+    unstamped: int = 0
+    refused: int = 0
+    _late: list[int] = field(default_factory=lambda: [0] * BINS)
+
+    def arrival_s(self, now_s: float, real_s: float, stamp_s: float | None, previous_s: float) -> float:
+        """Return when bytes came, on the clock of `now_s`.
+
+        A stamp is of another clock, which may be set at any moment: only the difference of that clock now and then is
+        used, and it is believed where it puts the arrival between the previous one and now.
+
+        Args:
+            now_s: When they were read.
+            real_s: The kernel's clock at that moment.
+            stamp_s: The kernel's stamp; None where there is none.
+            previous_s: When the bytes before them came or the request was sent, on the clock of `now_s`.
+        """
+        if stamp_s is None:
+            self.unstamped += 1
+            return now_s
+        late_s = real_s - stamp_s
+        if not -SLACK_S <= late_s <= min(MOST_LATE_S, now_s - previous_s + SLACK_S):
+            self.refused += 1
+            self.unstamped += 1
+            return now_s
+        self.stamped += 1
+        self._late[min(int(max(late_s, 0.0) / BIN_S), BINS - 1)] += 1
+        return min(max(now_s - late_s, previous_s), now_s)
+
+    def late_p99_s(self) -> float:
+        """Return the 99th percentile of how late stamped bytes were read; 0 where none was stamped."""
+        left = 0.01 * self.stamped
+        for place in range(BINS - 1, -1, -1):
+            left -= self._late[place]
+            if left < 0:
+                return place * BIN_S
+        return 0.0
+
+    @property
+    def clock(self) -> str:
+        """Which clock stamped the receives: the `kernel`'s, the `reader`'s, or a `mixed` lot."""
+        if not self.stamped:
+            return "reader"
+        return "kernel" if self.unstamped <= 0.01 * self.stamped else "mixed"
+
+
+@dataclass(slots=True)
+class Door:
+    """A server's address and what all connections to it share.
+
+    Attributes:
+        silence_s: A reply that brings no byte for so long has failed.
+        reply_s: A reply that has not ended so long after its request has failed.
+        clock: Seconds since the run began, monotonic.
+        stamps: Whether to ask the kernel for the time of arrival.
+    """
+
+    endpoint: Endpoint
+    dialect: Dialect
+    silence_s: float
+    reply_s: float
+    clock: Callable[[], float]
+    stamps: bool = True
+    readings: Readings = field(default_factory=Readings)
+    _addresses: list[Any] = field(default_factory=list)
+    _context: ssl.SSLContext | None = None
+
+    def addresses(self) -> list[Any]:
+        """Return what the host's name stands for; looked up once, and again after a failure to connect.
+
+        Raises:
+            UnreachableError: It stands for nothing.
+        """
+        if not self._addresses:
+            try:
+                self._addresses = socket.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
+            except socket.gaierror as error:
+                raise UnreachableError(f"no server at {self.endpoint.authority}: {error.strerror}") from error
+        return self._addresses
+
+    def forget_addresses(self) -> None:
+        """Have the name looked up again."""
+        self._addresses = []
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return how certificates are checked; None without TLS."""
+        if self._context is None:
+            self._context = tls_context(self.endpoint, protocol="h2" if self.dialect.grpc else "http/1.1")
+        return self._context
+
+    def session(self) -> HttpSession | GrpcSession:
+        """Return a new connection's side of the talk."""
+        dialect, endpoint = self.dialect, self.endpoint
+        if dialect.grpc:
+            return GrpcSession(call_headers(dialect.path, endpoint.authority, tls=endpoint.tls))
+        headers = {"Content-Type": "application/json", "Accept": EVENT_STREAM, **dialect.headers()}
+        return HttpSession(request_head(f"POST {dialect.path}", endpoint.authority, headers))
+
+
+class Connection:
+    """One user's kept connection; made at the first request, and again after a failure."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._wire: _Wire | None = None
+        self._session: HttpSession | GrpcSession | None = None
+
+    def ask(self, asked: Asked, answer: Answer) -> None:
+        """Send a request and wait for the end of its reply; what went wrong is in `answer.failure`.
+
+        Killed meanwhile, the calling greenlet finds in `answer` what had come.
+        """
+        door = self._door
+        payload = door.dialect.body(asked)
+        answer.sent_s = door.clock()
+        try:
+            wire, session = self._open(answer.sent_s)
+            request = session.begin(payload, lambda message, at: read_message(door.dialect, message, at, answer))
+            wire.exchange(request, answer.sent_s)
+            door.dialect.settle(answer)
+            answer.whole = True
+        except (OSError, ProtocolError) as failure:
+            answer.failure = failure
+            said = without_prompt(_told(failure), asked.prompt.text)
+            answer.reason = door.dialect.without_secrets(said)
+        finally:
+            answer.done_s = self._wire.last_s if answer.whole and self._wire is not None else door.clock()
+            if not answer.whole or self._session is None or not self._session.reusable:
+                self.close()
+
+    def _open(self, now_s: float) -> tuple[_Wire, HttpSession | GrpcSession]:
+        if self._wire is None or self._session is None or not self._wire.is_open or not self._session.reusable:
+            self.close()
+            self._session = self._door.session()
+            self._wire = _Wire(self._door, self._session)
+            self._wire.connect(now_s + self._door.silence_s)
+        return self._wire, self._session
+
+    def close(self) -> None:
+        """Close the connection; the server takes a reply under way as cancelled."""
+        if self._wire is not None:
+            self._wire.close()
+        self._wire = self._session = None
+
+
+def _told(failure: OSError | ProtocolError) -> str:
+    """Return a failure in words a record can carry."""
+    if isinstance(failure, OSError) and not isinstance(failure, TimeoutError | UnreachableError):
+        return f"connection: {failure.strerror or failure}"
+    return str(failure)
+
+
+class _Wire:
+    """A socket that gevent's loop reads into a session."""
+
+    def __init__(self, door: Door, session: HttpSession | GrpcSession) -> None:
+        self._door = door
+        self._session = session
+        self._socket: Any = None
+        self._reader: Any = None
+        self._writer: Any = None
+        self._tls: _Tls | None = None
+        self._unsent = b""
+        self._woken = Event()
+        self._failure: Exception | None = None
+        self._waits = False
+        self.last_s = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server still holds its end."""
+        return self._socket is not None
+
+    def connect(self, until_s: float) -> None:
+        """Connect, and begin to read.
+
+        Raises:
+            UnreachableError, TimeoutError: Nobody takes the connection.
+            OSError: The server's certificate is not trusted, or it speaks no TLS.
+        """
+        failures = []
+        for family, kind, number, _, address in self._door.addresses():
+            self._socket = get_original("socket", "socket")(family, kind, number)
+            self._socket.setblocking(False)
+            if self._door.stamps:
+                _ask_for_stamps(self._socket)
+            code = self._socket.connect_ex(address)
+            if code == errno.EINPROGRESS:
+                self._wait(WRITE, until_s)
+                code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not code:
+                break
+            self.close()
+            failures.append(os.strerror(code))
+        else:
+            self._door.forget_addresses()
+            raise UnreachableError(f"no server at {self._door.endpoint.authority}: {'; '.join(sorted(set(failures)))}")
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = self._door.tls()
+        if context is not None:
+            self._shake_hands(context, until_s)
+        self._reader = gevent.get_hub().loop.io(self._socket.fileno(), READ)
+        self._reader.start(self._on_readable)
+
+    def _shake_hands(self, context: ssl.SSLContext, until_s: float) -> None:
+        self._tls = _Tls(context, self._door.endpoint.host)
+        while not self._tls.shake():
+            self._socket.sendall(self._tls.outgoing())  # some kilobytes at most: a new socket's buffer takes them
+            self._wait(READ, until_s)
+            data = self._socket.recv(RECEIVE_BYTES)
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, "closed during the TLS handshake")
+            self._tls.take(data)
+        self._socket.sendall(self._tls.outgoing())
+
+    def _wait(self, events: int, until_s: float) -> None:
+        """Wait until the socket can be read or written."""
+        watcher = gevent.get_hub().loop.io(self._socket.fileno(), events)
+        silent = TimeoutError(f"no connection to {self._door.endpoint.authority}")
+        try:
+            with gevent.Timeout(max(until_s - self._door.clock(), 0.001), silent):
+                gevent.get_hub().wait(watcher)
+        finally:
+            watcher.stop()
+            watcher.close()
+
+    def exchange(self, request: bytes, sent_s: float) -> None:
+        """Send a request and wait for its reply's end.
+
+        Raises:
+            TimeoutError: The reply fell silent, or would not end.
+            ProtocolError, OSError: It failed.
+        """
+        self._woken.clear()
+        self._failure, self._waits = None, True
+        self.last_s = sent_s
+        try:
+            self._send(request)
+            self._await_end(sent_s + self._door.reply_s)
+        finally:
+            with contextlib.suppress(ProtocolError):
+                self._session.settle()  # what came before it went wrong
+
+    def _await_end(self, ends_s: float) -> None:
+        door = self._door
+        while not self._woken.wait(max(min(self.last_s + door.silence_s, ends_s) - door.clock(), 0.001)):
+            now_s = door.clock()
+            if now_s >= min(self.last_s + door.silence_s, ends_s):
+                self._session.settle()  # may say why
+                if now_s >= ends_s:
+                    raise TimeoutError(f"no end of the reply within {door.reply_s:g} s")
+                raise TimeoutError(f"nothing for {door.silence_s:g} s")
+        if self._failure is not None:
+            raise self._failure
+
+    def _on_readable(self) -> None:
+        """Take what came; runs in the loop, for every token."""
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
+            door = self._door
+            now_s, real_s = door.clock(), time.time()
+            stamp_s = None
+            if ancillary:
+                seconds, nanoseconds = _STAMP.unpack(ancillary[0][2][:16])
+                stamp_s = seconds + nanoseconds * 1e-9
+            self.last_s = arrived_s = door.readings.arrival_s(now_s, real_s, stamp_s, self.last_s)
+            self._take(data if self._tls is None else self._decrypted(data), arrived_s)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, ProtocolError) as failure:
+            self._end(failure)
+
+    def _take(self, data: bytes | None, arrived_s: float) -> None:
+        if data == b"":
+            self._session.close()
+            self._end(None)
+            self.close()
+        elif data and self._session.take(data, arrived_s) and self._waits:
+            self._end(None)
+        if self._session.outgoing:
+            outgoing, self._session.outgoing = self._session.outgoing, b""
+            self._send(outgoing)
+
+    def _decrypted(self, data: bytes) -> bytes | None:
+        if self._tls is None or not data:
+            return data
+        plain = self._tls.read(data)
+        self._unsent += self._tls.outgoing()  # as the answer to a new key
+        self._flush()
+        return plain
+
+    def _end(self, failure: Exception | None) -> None:
+        """Wake the user, once; a failure between requests only closes the connection."""
+        if failure is not None and not self._waits:
+            self.close()
+        if self._waits:
+            self._waits = False
+            self._failure = failure
+            self._woken.set()
+
+    def _send(self, data: bytes) -> None:
+        """Send; what the socket does not take now follows from the loop."""
+        if self._socket is None:
+            raise ConnectionResetError(errno.ECONNRESET, "closed by the server")
+        if self._tls is not None:
+            data = self._tls.write(data)
+        self._unsent = self._unsent + data if self._unsent else data
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        except (BlockingIOError, InterruptedError):
+            if self._writer is None:
+                self._writer = gevent.get_hub().loop.io(self._socket.fileno(), WRITE)
+            self._writer.start(self._on_writable)
+            return
+        if self._writer is not None:
+            self._writer.stop()
+
+    def _on_writable(self) -> None:
+        try:
+            self._flush()
+        except OSError as failure:
+            self._end(failure)
+
+    def close(self) -> None:
+        """Close, whatever is under way."""
+        for watcher in (self._reader, self._writer):
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+        self._reader = self._writer = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class _Tls:
+    """TLS between a socket that others read and a session: bytes in, bytes out."""
+
+    def __init__(self, context: ssl.SSLContext, host: str) -> None:
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._in, self._out, server_hostname=host)
+
+    def shake(self) -> bool:
+        """Go on with the handshake; return whether it is done."""
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def take(self, data: bytes) -> None:
+        """Take bytes off the socket."""
+        self._in.write(data)
+
+    def outgoing(self) -> bytes:
+        """Return what is to be sent now."""
+        return self._out.read()
+
+    def read(self, data: bytes) -> bytes | None:
+        """Take bytes off the socket; return what they say: None nothing yet, empty that the server has ended."""
+        self._in.write(data)
+        parts = []
+        try:
+            while part := self._object.read(RECEIVE_BYTES):
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            return b"".join(parts) or None
+        except ssl.SSLZeroReturnError:
+            pass
+        return b"".join(parts)
+
+    def write(self, data: bytes) -> bytes:
+        """Return the bytes that carry data."""
+        self._object.write(data)
+        return self._out.read()
+
+
+def _ask_for_stamps(connection: Any) -> None:
+    """Ask for the time of every receive; where the system has no such thing, none come."""
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, TIMESTAMPS, 1)
+    except OSError:
+        return

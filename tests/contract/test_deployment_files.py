@@ -1,0 +1,350 @@
+"""Deployment files against what reads them: Kubernetes' schemas, Prometheus' own checker, Compose, a shell."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from engines.build import emulated_manifest
+from engines.files import Document, MadeBy, _UniqueKeyLoader, write_json
+from engines.manifest import EngineManifest, Parallel
+from engines.plan import make_plan
+from engines.recipe import ask
+from engines.trtllm import container_image
+from triton_repo.deploy.plan import Deployment, plan_deployment
+from triton_repo.deploy.render import render_deployment
+from triton_repo.render import render_repository
+from triton_repo.settings import ServingSettings
+
+HEAD = MadeBy(command="build-engine --precision fp8 --out here", version="0")
+FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "deployment_facts.yaml").read_text())
+KUBERNETES = "1.31"
+CRDS = {"servicemonitor", "prometheusrule"}
+NOT_OBJECTS = {"prometheus-adapter"}
+KINDS = ("emulated", "built", "two-gpus")
+
+
+def _manifest(kind: str) -> EngineManifest:
+    asked = ask(None, {})
+    manifest = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
+    if kind == "emulated":
+        return manifest
+    parallel = Parallel(tensor=2 if kind == "two-gpus" else 1)
+    return manifest.model_copy(update={"kind": "built", "engine": "engine", "parallel": parallel})
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Render the deployment of each kind of engine."""
+    folders = {}
+    for kind in KINDS:
+        base = tmp_path_factory.mktemp(kind)
+        write_json(base / "engine" / "manifest.json", _manifest(kind))
+        _tokenizer(base / "tokenizer")
+        _compiled(base / "engine" / "engine", 2 if kind == "two-gpus" else 1)
+        render_repository(
+            base / "engine",
+            base / "repository",
+            settings=ServingSettings(),
+            tokenizer=base / "tokenizer",
+            served_at=Path("/models/repository"),
+            force=False,
+            made_by=HEAD,
+        )
+        plan = plan_deployment(base / "repository", base / "engine" / "engine", Deployment(name="chat"), made_by=HEAD)
+        render_deployment(plan, base / "files", force=False)
+        folders[kind] = base / "files"
+    return folders
+
+
+def _tokenizer(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}})
+    )
+
+
+def _compiled(folder: Path, ranks: int) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"version": "1.2.1"}')
+    for rank in range(ranks):
+        (folder / f"rank{rank}.engine").write_bytes(b"")
+
+
+def _load(path: Path) -> Any:
+    """Read YAML as strictly as we read our own: no key twice, no aliases."""
+    return yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
+
+
+def _everything(value: Any) -> Iterator[Any]:
+    yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _everything(inner)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_file_is_strict_yaml_or_json(rendered: dict[str, Path], kind: str) -> None:
+    """No key twice, no tab, no trailing space, an end of line at the end."""
+    files = [path for path in rendered[kind].rglob("*") if path.suffix in {".yaml", ".yml", ".json"}]
+    assert len(files) == 17
+    for path in files:
+        _load(path)
+        text = path.read_text()
+        assert text.endswith("\n"), path
+        assert not re.search(r"\t|[ \t]+$", text, re.MULTILINE), path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kubernetes_takes_its_manifests(rendered: dict[str, Path], kind: str) -> None:
+    """Every object of Kubernetes' own passes its published schema, unknown fields refused."""
+    checked = set()
+    for path in (rendered[kind] / "kubernetes").rglob("*.yaml"):
+        if path.stem not in CRDS | NOT_OBJECTS:
+            kubernetes_validate.validate(_load(path), KUBERNETES, strict=True)
+            checked.add(_load(path)["kind"])
+    assert checked == {
+        "ConfigMap", "Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler", "NetworkPolicy"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(CRDS))
+def test_the_operators_objects_have_its_shape(rendered: dict[str, Path], name: str) -> None:
+    """Kubernetes' schemas do not know them: held to the fields of the operator's reference."""
+    jsonschema.validate(_load(rendered["built"] / f"kubernetes/monitoring/{name}.yaml"), FACTS[name])
+
+
+def test_objects_name_each_other(rendered: dict[str, Path]) -> None:
+    """Selectors, volumes, ports and the autoscaler's target lead to objects that are there."""
+    folder = rendered["built"] / "kubernetes"
+    objects = {path.stem: _load(path) for path in folder.rglob("*.yaml") if path.stem not in NOT_OBJECTS}
+    pod = objects["deployment"]["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    for name, where in (("service", "selector"), ("poddisruptionbudget", "selector"), ("networkpolicy", "podSelector")):
+        selector = objects[name]["spec"][where]
+        assert (selector.get("matchLabels") or selector).items() <= labels.items(), name
+    ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+    assert {port["targetPort"] for port in objects["service"]["spec"]["ports"]} == ports
+    assert {endpoint["port"] for endpoint in objects["servicemonitor"]["spec"]["endpoints"]} <= ports
+    assert (
+        objects["horizontalpodautoscaler"]["spec"]["scaleTargetRef"]["name"]
+        == objects["deployment"]["metadata"]["name"]
+    )
+    mounted = {mount["name"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]}
+    assert {each["metadata"]["namespace"] for each in objects.values()} == {"inference"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pods_are_hardened(rendered: dict[str, Path], kind: str) -> None:
+    """Nobody's root, nothing to write but memory and /tmp, no capability, no token: the restricted standard."""
+    pod = _load(rendered[kind] / "kubernetes/deployment.yaml")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
+    }  # fmt: skip
+    writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    assert writable == {"/tmp", "/dev/shm"}
+    assert not [
+        key for each in _everything(pod) if isinstance(each, dict) for key in each if key in {"hostPath", "privileged"}
+    ]
+
+
+@pytest.mark.parametrize(("kind", "gpus"), [("emulated", None), ("built", 1), ("two-gpus", 2)])
+def test_gpus_are_the_engines(rendered: dict[str, Path], kind: str, gpus: int | None) -> None:
+    """As many as it has ranks, of the compute capability it was built for, in Kubernetes and in Compose; or none."""
+    pod = _load(rendered[kind] / "kubernetes/deployment.yaml")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") == gpus
+    node = {"nvidia.com/gpu.compute.major": "9", "nvidia.com/gpu.compute.minor": "0"}
+    assert pod.get("nodeSelector") == (node if gpus else None)
+    triton = _load(rendered[kind] / "compose.yaml")["services"]["triton"]
+    devices = triton.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
+    assert devices == ([{"driver": "nvidia", "count": gpus, "capabilities": ["gpu"]}] if gpus else None)
+    assert triton["image"] == pod["containers"][0]["image"] == container_image("1.2.1")
+
+
+def test_a_pod_lives_until_its_longest_reply_is_done(rendered: dict[str, Path]) -> None:
+    """The grace covers announcing, draining and exit; the hook's own limits are those it was computed from."""
+    pod = _load(rendered["built"] / "kubernetes/deployment.yaml")["spec"]["template"]["spec"]
+    plan = json.loads((rendered["built"] / "manifest.json").read_text())
+    hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    before, within = (int(hook[hook.index(flag) + 1]) for flag in ("--before", "--within"))
+    assert within >= plan["longest_reply_s"] > 60
+    assert plan["longest_reply_from"] == "predicted"
+    assert pod["terminationGracePeriodSeconds"] == before + within + 15
+
+
+def test_compose_uses_keys_that_exist_and_loopback_only(rendered: dict[str, Path]) -> None:
+    """Every key is the specification's; no port is published elsewhere; no secret stands in the file."""
+    compose = _load(rendered["built"] / "compose.yaml")
+    assert set(compose) == {"name", "services", "volumes"}
+    assert set(compose["services"]) == {"triton", "prometheus", "grafana"}
+    for service in compose["services"].values():
+        assert set(service) <= set(FACTS["compose_service_keys"])
+        assert set(service.get("healthcheck", {})) <= set(FACTS["compose_healthcheck_keys"])
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        for volume in service["volumes"]:
+            if isinstance(volume, dict):
+                assert set(volume) == set(FACTS["compose_bind_keys"])
+                assert volume["read_only"]
+                if volume["source"].startswith("./"):
+                    assert (rendered["built"] / volume["source"]).exists()
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert not [value for value in service.get("environment", {}).values() if re.fullmatch(r"[0-9a-f]{16,}", value)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_script_is_one_a_shell_reads(rendered: dict[str, Path], kind: str) -> None:
+    """Its syntax holds; a built engine is refused under another version, before Triton is started."""
+    script = rendered[kind] / "server" / "serve.sh"
+    subprocess.run(["sh", "-n", str(script)], check=True)
+    if kind != "emulated":
+        done = subprocess.run(
+            ["sh", str(script)],
+            env={"PATH": "/usr/bin:/bin", "TMPDIR": str(script.parent)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        (script.parent / "admin.key").unlink()
+        assert done.returncode == 2
+        assert "was built by TensorRT-LLM 1.2.1, this image holds none" in done.stderr
+
+
+def test_two_ranks_are_two_servers_of_which_one_listens(rendered: dict[str, Path]) -> None:
+    """MPI starts one for each rank; the first has the ports, the other the engine's model alone."""
+    script = (rendered["two-gpus"] / "server" / "serve.sh").read_text().replace("\\\n", " ")
+    (line,) = [line for line in script.splitlines() if line.startswith("mpirun")]
+    first, second = re.split(r"\s':'\s|\s:\s", line)
+    assert "--http-port" in first
+    assert "--load-model=tensorrt_llm" in second
+    assert all(f"--allow-{each}=false" in second for each in ("http", "grpc", "metrics"))
+
+
+def test_pods_run_the_script_that_was_tested(rendered: dict[str, Path]) -> None:
+    """The ConfigMap holds the very files of server/."""
+    held = _load(rendered["built"] / "kubernetes/configmap.yaml")["data"]
+    assert held == {path.name: path.read_text() for path in (rendered["built"] / "server").iterdir()}
+
+
+def _promtool(*arguments: object) -> str:
+    if not shutil.which("promtool"):
+        pytest.skip("no promtool here: apt install prometheus")
+    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prometheus_takes_its_configuration(rendered: dict[str, Path], kind: str) -> None:
+    """Promtool, with duplicates as errors; the operator's copy of the rules is the same."""
+    _promtool("check", "config", "--lint=all", "--lint-fatal", rendered[kind] / "prometheus/prometheus.yml")
+    rules = _load(rendered[kind] / "prometheus/rules.yml")
+    assert _load(rendered[kind] / "kubernetes/monitoring/prometheusrule.yaml")["spec"] == rules
+
+
+def test_rules_and_panels_ask_for_metrics_that_exist(rendered: dict[str, Path]) -> None:
+    """Every name in an expression is a published metric, or recorded here from those."""
+    for kind in KINDS:
+        groups = _load(rendered[kind] / "prometheus/rules.yml")["groups"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        known = set(FACTS["metrics"]) | {rule["record"] for rule in rules if "record" in rule}
+        dashboard = json.loads((rendered[kind] / "grafana/dashboard.json").read_text())
+        asked = [rule["expr"] for rule in rules] + [t["expr"] for p in dashboard["panels"] for t in p["targets"]]
+        for expression in asked:
+            names = set(re.findall(r"\b(?:nv|triton|emulator)[\w:]*[_:]\w+", re.sub(r"\{[^}]*\}", "", expression)))
+            assert names <= known, expression
+
+
+ENGINE = 'instance="a",model="tensorrt_llm",version="1"'
+MODEL = 'instance="a",model="ensemble",version="1"'
+
+
+def _gauge(family: str, label: str, category: str, values: str) -> dict[str, str]:
+    return {"series": f'{family}{{{label}="{category}",{ENGINE}}}', "values": values}
+
+
+def _well(**changed: str) -> list[dict[str, str]]:
+    """Return the series of a server at work, some of them changed; 80 samples of 15 s."""
+    values = {
+        "up": "1x80", "active": "10x80", "waiting": "0x80", "scheduled": "10x80", "max": "384x80", "paused": "0x80",
+        "fraction": "0.3x80", "iterations": "0+100x80", "success": "0+10x80", "failure": "0x80", "fast": "0+10x80",
+        "all": "0+10x80",
+    } | changed  # fmt: skip
+    requests, buckets = "nv_trt_llm_request_metrics", "nv_inference_first_response_histogram_ms_bucket"
+    series = [
+        {"series": 'up{job="chat",instance="a"}', "values": values["up"]},
+        *(_gauge(requests, "request_type", each, values[each]) for each in ("active", "waiting", "scheduled", "max")),
+        _gauge(
+            "nv_trt_llm_inflight_batcher_metrics",
+            "inflight_batcher_specific_metric",
+            "paused_requests",
+            values["paused"],
+        ),
+        _gauge("nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "fraction", values["fraction"]),
+        _gauge("nv_trt_llm_general_metrics", "general_type", "iteration_counter", values["iterations"]),
+        {"series": f"nv_inference_request_success{{{MODEL}}}", "values": values["success"]},
+        {"series": f'nv_inference_request_failure{{reason="OTHER",{MODEL}}}', "values": values["failure"]},
+        {"series": f'nv_inference_request_failure{{reason="CANCELED",{MODEL}}}', "values": "0+50x80"},
+        {"series": f'{buckets}{{le="1000",{MODEL}}}', "values": values["fast"]},
+        {
+            "series": f'{buckets}{{le="5000",{MODEL}}}',
+            "values": values["all"],
+        },
+        {
+            "series": f'{buckets}{{le="+Inf",{MODEL}}}',
+            "values": values["all"],
+        },
+    ]
+    return [each for each in series if each["values"]]
+
+
+FIRES: dict[str, list[dict[str, str]]] = {
+    "": _well(),
+    "TritonDown": _well(up="1x20 0x60"),
+    "TritonMissing": _well(up=""),
+    "EngineNotLoaded": _well(active="", waiting="", scheduled="", max="", iterations=""),
+    "NoThroughput": _well(iterations="0+100x20 2000x60"),
+    "QueueGrows": _well(waiting="0+5x80", scheduled="384x80", active="384+5x80"),
+    "KvCacheNearlyFull": _well(fraction="0.97x80"),
+    "KvCacheLimitsBatch": _well(waiting="20x80", active="30x80"),
+    "RequestsPaused": _well(paused="0x20 3x60"),
+    "RequestsFail": _well(failure="0+2x80"),
+    "FirstResponseSlow": _well(fast="0x80"),
+}
+
+
+def test_every_alert_fires_on_its_own_trouble_and_none_on_another(rendered: dict[str, Path], tmp_path: Path) -> None:
+    """Promtool's unit tests: a server at work raises nothing; each trouble raises its own alert and no other."""
+    rules = rendered["built"] / "prometheus/rules.yml"
+    names = {rule["alert"] for group in _load(rules)["groups"] for rule in group["rules"] if "alert" in rule}
+    assert names == set(FIRES) - {""}
+    fired = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    tests = [
+        {
+            "interval": "15s",
+            "input_series": series,
+            "promql_expr_test": [
+                {"expr": fired, "eval_time": "19m",
+                 "exp_samples": [{"labels": f'{{alertname="{name}"}}', "value": 1}] if name else []}
+            ],
+        }
+        for name, series in FIRES.items()
+    ]  # fmt: skip
+    shutil.copyfile(rules, tmp_path / "rules.yml")
+    document = {"rule_files": ["rules.yml"], "evaluation_interval": "15s", "tests": tests}
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(document))
+    _promtool("test", "rules", tmp_path / "tests.yml")

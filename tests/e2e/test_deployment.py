@@ -1,0 +1,134 @@
+"""A deployment's files at work: its script serves and drains, its Prometheus rules and panels have data under load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import BIN, LOCAL_TRITON, succeed
+from monitoring import Deployed, Prometheus, wait_until
+from streams import Stream, tokens
+
+pytestmark = pytest.mark.e2e
+# Triton 24.10, the local one, has no histogram of first responses; promtool fires that alert in tests/contract.
+NOT_HERE = "first_response"
+OVERLOAD = {"KvCacheNearlyFull", "KvCacheLimitsBatch", "QueueGrows", "RequestsFail", "RequestsPaused"}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A served deployment under Prometheus and a load too large for it, with the alerts that load has raised."""
+
+    folder: Path
+    server: Deployed
+    prometheus: Prometheus
+    told: set[str]
+
+
+def _small_engine(folder: Path) -> None:
+    """Emulate an engine of eight slots whose KV cache holds five requests, and which takes blocks back."""
+    limits = ["--max-batch-size", 8, "--max-seq-len", 512, "--isl", 256, "--osl", 256]
+    succeed("build-engine", "--precision", "fp8", "--emulate", *limits, "--out", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["kv_cache"]["blocks"] = 40
+    manifest["runtime"]["scheduler_policy"] = "max_utilization"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """Serve a small engine by the deployment's own script, watch it, and overload it."""
+    if not LOCAL_TRITON.is_dir():
+        pytest.skip("the local Triton is not installed: make setup, or install-triton")
+    if not shutil.which("prometheus"):
+        pytest.skip("no prometheus here: apt install prometheus")
+    base = tmp_path_factory.mktemp("deployment")
+    _small_engine(base / "engine")
+    queue = ["--max-queue-size", 20, "--time-scale", 2]
+    succeed("build-repo", base / "engine", "--out", base / "repository", *queue)
+    succeed("build-deployment", base / "repository", "--out", base / "files", "--name", "demo", "--longest-reply", 20)
+    server = Deployed(base / "files", base)
+    prometheus = run = None
+    try:
+        wait_until(lambda: server.control("probe") == 0)
+        prometheus = Prometheus(base / "files", base, server.metrics)
+        load = ["--isl", "128", "--osl", "128", "--rate", "30", "--duration", "14"]
+        run = subprocess.Popen(
+            [str(BIN / "run-load"), "--url", server.url, "--model", "ensemble", *load, "--out", str(base / "run")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        told: set[str] = set()
+        wait_until(lambda: told.update(prometheus.alerts()) or told >= OVERLOAD, 120)
+        yield Watched(base / "files", server, prometheus, told)
+    finally:
+        if run is not None:
+            run.terminate()
+            run.wait(timeout=30)
+        if prometheus is not None:
+            prometheus.end()
+        server.end()
+
+
+def test_every_panel_has_data_under_load(watched: Watched) -> None:
+    """Each query of the dashboard returns series, but for the histogram that this server is too old for."""
+    dashboard = json.loads((watched.folder / "grafana" / "dashboard.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(queries) > 12
+    empty = [query for query in queries if not watched.prometheus.query(query)]
+    assert empty == [query for query in queries if NOT_HERE in query]
+
+
+def test_every_recorded_series_has_data_under_load(watched: Watched) -> None:
+    """Each recording rule makes a series with labels, so that every alert has something to fire on."""
+    groups = yaml.safe_load((watched.folder / "prometheus" / "rules.yml").read_text())["groups"]
+    names = [rule["record"] for group in groups for rule in group["rules"] if "record" in rule]
+    empty = [name for name in names if not watched.prometheus.query(name)]
+    assert empty == [name for name in names if NOT_HERE in name]
+    health = watched.prometheus.ask("rules")["groups"]
+    assert {rule["health"] for group in health for rule in group["rules"]} == {"ok"}
+
+
+def test_overload_raises_its_alerts(watched: Watched) -> None:
+    """A queue that grows, a full KV cache, paused and refused requests are what Prometheus tells, and nothing else."""
+    assert watched.told - {"TritonMissing"} == OVERLOAD  # missing it is until the first scrape
+
+
+def test_what_the_autoscaler_asks_for_is_there(watched: Watched) -> None:
+    """The adapter's expressions, with the labels it would put in, return the numbers the autoscaler compares."""
+    rules = yaml.safe_load((watched.folder / "kubernetes/monitoring/prometheus-adapter.yaml").read_text())
+    scaler = yaml.safe_load((watched.folder / "kubernetes/horizontalpodautoscaler.yaml").read_text())
+    asked = {metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]}
+    assert asked == {rule["name"]["as"] for rule in rules["rules"]["custom"]}
+    for rule in rules["rules"]["custom"]:
+        series = rule["seriesQuery"].split("{")[0]
+        expression = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.GroupBy>>", "instance")
+        assert watched.prometheus.query(expression.replace("<<.LabelMatchers>>", 'job="demo"'))
+
+
+def test_terminated_it_drains_and_leaves(watched: Watched) -> None:
+    """SIGTERM to the script: readiness goes, a new request is refused, the reply in flight is whole, status 0."""
+    wait_until(lambda: watched.prometheus.query("triton:requests_waiting == 0"))
+    flying = Stream(watched.server.grpc, "tensorrt_llm", tokens(200)).read(1)
+    watched.server.terminate()
+    wait_until(lambda: watched.server.control("probe") == 1)
+    text = json.dumps({"text_input": "late", "max_tokens": 1, "stream": True}).encode()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{watched.server.url}/v2/models/ensemble/generate_stream", text, timeout=10)
+    assert refused.value.code == 404
+    assert "no available versions" in refused.value.read().decode()
+    refused.value.close()
+    assert len(flying.read().answered) == 200
+    assert watched.server.process.wait(timeout=30) == 0
+    wait_until(lambda: "TritonDown" in watched.prometheus.alerts())

@@ -1,0 +1,31 @@
+"""The knee of the emulated engine, found on the wall clock, beside the predicted one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import Server, succeed
+
+pytestmark = pytest.mark.e2e
+
+
+def test_the_knee_lies_where_it_is_predicted(server: Server, engine: Path, tmp_path: Path) -> None:
+    """Real probes of a real server and virtual ones of its engine bracket the same load; probes end early."""
+    asked = ["--isl", 64, "--osl", 16, "--by", "concurrency", "--objective", "itl_s.p50=0.0062", "--tolerance", 0.2]
+    predicted = json.loads(succeed("find-knee", engine, *asked, "--to", 64, "--out", tmp_path / "predicted", "--json"))
+    limits = ["--to", 64, "--most-requests", 600]
+    found = json.loads(succeed("find-knee", "--url", server.url, *asked, *limits, "--out", tmp_path / "wall", "--json"))
+    assert (predicted["kind"], found["kind"]) == ("predicted", "emulated")
+    assert predicted["binding"] == found["binding"] == ["itl_s p50"]
+    assert predicted["load"] / 1.5 <= found["load"] <= predicted["load"] * 1.5
+    probes = sorted((tmp_path / "wall" / "probes").iterdir())
+    assert len(probes) == len(found["tried"]) + 1  # the lone requests' run comes first
+    levels = [json.loads((probe / "run.json").read_text())["levels"][0] for probe in probes[1:]]
+    assert any(level["sufficed"] for level in levels)
+    assert all(each["level"]["errors"] == 0 for each in found["tried"])
+    succeed("report-load", *probes[1:], "--out", tmp_path / "report")

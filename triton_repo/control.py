@@ -1,0 +1,223 @@
+"""Talk to a running Triton about itself: which models, whether it answers, what is in flight; and drain it.
+
+Standard library alone: a deployment carries this very file into containers that hold none of our packages, as its
+start-up probe and its preStop hook (`python3 control.py probe`, `python3 control.py drain`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+KEY_HEADER = "admin-key"
+# Whoever may register shared memory, load models or set trace files can write in the server: see docs/explanation.
+RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
+ENGINE = "tensorrt_llm"
+FRONTS = ("ensemble", "tensorrt_llm_bls")  # what calls the engine, and so must end before it
+CALL_LIMIT_S = 10.0
+POLL_S = 0.1
+SETTLE_S = 0.5  # metrics are that old at most, and last tokens may still be on their way through the ensemble
+_REQUESTS = "nv_trt_llm_request_metrics{"
+_PENDING = "nv_inference_pending_request_count{"
+_STILL_THERE = {"READY", "UNLOADING", "LOADING"}
+
+
+class ControlError(Exception):
+    """The server did not do as it was told, or did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A server's own interfaces.
+
+    Attributes:
+        url: Of its HTTP port.
+        metrics_url: Of its metrics page.
+        key: Secret of the restricted interfaces; empty where there is none.
+    """
+
+    url: str
+    metrics_url: str
+    key: str = ""
+
+    def is_ready(self) -> bool:
+        """Whether the server says that all its models are ready."""
+        try:
+            self._call("/v2/health/ready", None)
+        except ControlError:
+            return False
+        return True
+
+    def states(self) -> dict[str, set[str]]:
+        """Return each model's states, over its versions: READY, LOADING, UNLOADING, UNAVAILABLE."""
+        found: dict[str, set[str]] = {}
+        for row in json.loads(self._call("/v2/repository/index", {})):
+            found.setdefault(row["name"], set()).add(row.get("state", ""))
+        return found
+
+    def load(self, model: str) -> None:
+        """Load a model, or again; what ran before serves until the new one is ready, and ends what it has."""
+        self._call(f"/v2/repository/models/{model}/load", {}, limit_s=600)
+
+    def unload(self, model: str) -> None:
+        """Take no new requests for a model; it goes when those in flight are done. Returns at once."""
+        self._call(f"/v2/repository/models/{model}/unload", {"parameters": {"unload_dependents": False}})
+
+    def in_flight(self) -> int | None:
+        """Return the requests the engine has, by its metrics; None where it publishes none."""
+        return self._sum(_REQUESTS, 'request_type="active"')
+
+    def pending(self, model: str) -> int | None:
+        """Return the requests that wait in Triton's queue for a model; None where that is not published."""
+        return self._sum(_PENDING, f'model="{model}"')
+
+    def _sum(self, family: str, label: str) -> int | None:
+        lines = self._read(urllib.request.Request(self.metrics_url), CALL_LIMIT_S).splitlines()
+        values = [float(line.split()[-1]) for line in lines if line.startswith(family) and label in line]
+        return int(sum(values)) if values else None
+
+    def probe(self) -> None:
+        """Have one token generated, by the whole way a request goes.
+
+        Raises:
+            ControlError: It was not: a server may say it is ready while every request fails.
+        """
+        text = "ensemble" in self.states()
+        asked = {"text_input": "ready?", "max_tokens": 1} if text else _LLMAPI_PROBE
+        model = "ensemble" if text else ENGINE
+        reply = self._call(f"/v2/models/{model}/generate", asked, limit_s=60)
+        if '"text_output"' not in reply or '"error"' in reply:
+            raise ControlError(f"{model} answered a request of one token with: {reply.strip()[:300] or '(nothing)'}")
+
+    def _call(self, path: str, body: Mapping[str, Any] | None, limit_s: float = CALL_LIMIT_S) -> str:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {KEY_HEADER: self.key} if self.key else {})
+        return self._read(request, limit_s)
+
+    def _read(self, request: urllib.request.Request, limit_s: float) -> str:
+        try:
+            with urllib.request.urlopen(request, timeout=limit_s) as reply:
+                return str(reply.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read().decode(errors="replace")
+            raise ControlError(f"{request.full_url}: HTTP {error.code}: {said[:2000]}") from error
+        except (OSError, HTTPException) as error:
+            raise ControlError(f"{request.full_url}: {error}") from error
+
+
+_LLMAPI_PROBE = {"text_input": "ready?", "sampling_param_max_tokens": 1}
+
+
+def drain(
+    control: Control,
+    within_s: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Refuse new requests, and wait until those in flight are done or the limit has passed.
+
+    From the first unload on the server says it is not ready, so that a load balancer sends it nothing more, and a
+    request that comes all the same is answered "has no available versions" (HTTP 404, gRPC NOT_FOUND), untouched.
+
+    Returns:
+        Requests still in flight at the limit; 0: all were finished.
+
+    Raises:
+        ControlError: The server does not answer, or refuses the key.
+    """
+    end = clock() + within_s
+    there = control.states()
+    for model in FRONTS:
+        if "READY" in there.get(model, ()):
+            control.unload(model)
+    # A business-logic request calls the engine by name: unloaded first, the engine would fail those that still wait.
+    _wait_for_none(lambda: _queued(control), end, clock, sleep)
+    if "READY" in there.get(ENGINE, ()):
+        control.unload(ENGINE)
+    return _wait_for_none(lambda: _left(control), end, clock, sleep)
+
+
+def _wait_for_none(
+    count: Callable[[], int], end: float, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> int:
+    """Wait until a count has been 0 for a while, or until `end`; return it."""
+    since = clock()
+    while clock() < end:
+        if (found := count()) > 0:
+            since = clock()
+        elif clock() - since >= SETTLE_S:
+            return found
+        sleep(POLL_S)
+    return count()
+
+
+def _has(control: Control, model: str) -> bool:
+    return bool(control.states().get(model, set()) & _STILL_THERE)
+
+
+def _queued(control: Control) -> int:
+    """Return the business-logic requests that wait; an open gRPC stream keeps even an idle model from going."""
+    return (control.pending(FRONTS[1]) or 0) if _has(control, FRONTS[1]) else 0
+
+
+def _left(control: Control) -> int:
+    """Return what is in flight; an unloaded engine has nothing, whatever its last metrics were."""
+    if not _has(control, ENGINE):
+        return 0
+    known = control.in_flight()
+    return 1 if known is None else known
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run as a program; return its exit status."""
+    parser = argparse.ArgumentParser(description="Probe or drain the Triton on this machine.")
+    parser.add_argument("do", choices=("probe", "drain"))
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--metrics-url", default="http://127.0.0.1:8002/metrics")
+    parser.add_argument("--key-file", type=Path, required=True, help="the secret that serve.sh wrote")
+    parser.add_argument(
+        "--once", type=Path, help="probe: after the first answer, leave this file and ask for /ready only"
+    )
+    parser.add_argument("--before", type=float, default=0.0, help="drain: seconds to wait first, still serving")
+    parser.add_argument("--within", type=float, default=30.0, help="drain: seconds for the requests in flight")
+    asked = parser.parse_args(arguments)
+    try:
+        control = Control(asked.url, asked.metrics_url, asked.key_file.read_text(encoding="utf-8").strip())
+        return _probe(control, asked.once) if asked.do == "probe" else _drain(control, asked.before, asked.within)
+    except (ControlError, OSError) as error:
+        sys.stderr.write(f"{asked.do}: {error}\n")
+        return 1
+
+
+def _probe(control: Control, once: Path | None) -> int:
+    """Ask for a token until one came; a full queue later on must not make a busy server look broken."""
+    if once is not None and once.exists():
+        return 0 if control.is_ready() else 1
+    if not control.is_ready():
+        return 1
+    control.probe()
+    if once is not None:
+        once.touch()
+    return 0
+
+
+def _drain(control: Control, before_s: float, within_s: float) -> int:
+    time.sleep(before_s)
+    left = drain(control, within_s)
+    sys.stderr.write(f"drain: {left} requests still in flight after {within_s:g} s\n" if left else "drain: done\n")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

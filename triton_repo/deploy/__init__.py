@@ -1,0 +1,1 @@
+"""Deployment files of a model repository: Docker Compose, Kubernetes, Prometheus, Grafana."""

@@ -1,0 +1,202 @@
+"""What a deployment is asked to be, and what that comes to for the engine at hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from engines import trtllm
+from engines.errors import UserError
+from engines.files import Document, MadeBy, Strict, source_of
+from engines.manifest import EngineManifest
+from engines.spec.precision import PRECISIONS
+from engines.steptime.shape import StepShape
+from engines.steptime.source import step_time_for
+from triton_repo.launch import server_flags
+from triton_repo.ranks import across_ranks, rank_environment
+from triton_repo.settings import REPOSITORY_NAME, RepositoryManifest, read_repository
+
+GIB = 2**30
+NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
+ENDPOINT_S = 10  # a terminating pod still gets requests until every node has heard that it is no endpoint any more
+EXIT_S = 15  # Triton ends within its own time-out, or is killed
+LOAD_BYTES_PER_S = 100e6  # network storage at its slowest; a probe that gives up too early restarts the load for ever
+LEAST_START_S = 600
+PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+FLAGS = ("--metrics-config=histogram_latencies=true",)  # a server older than the histogram (24.11) passes it over
+SHM_BYTES_PER_RANK = GIB  # stubs of the Python backend share it with the server, and NCCL's ranks with each other
+
+
+class Deployment(Strict):
+    """What is asked.
+
+    Attributes:
+        name: Of everything that is deployed.
+        image: Container image of the server; auto: NVIDIA's with the TensorRT-LLM that built the engine.
+        claim: PersistentVolumeClaim with the folders `repository` and `engine`; auto: NAME-models.
+        replicas: Servers to begin with, and never fewer.
+        max_replicas: Servers the autoscaler may make of them.
+        longest_reply_s: Seconds a request may take from its first token to its last; auto: predicted.
+        ttft_objective_s: Past this 95th percentile of the time to the first response there is an alert.
+        drain_before_s: Seconds a terminating server goes on serving while load balancers hear of it.
+    """
+
+    name: Annotated[str, Field(pattern=NAME)]
+    namespace: Annotated[str, Field(pattern=NAME)] = "inference"
+    image: Annotated[str, Field(pattern=r"^[\w./:@-]+$")] = "auto"
+    claim: Annotated[str, Field(pattern=rf"auto|{NAME}")] = "auto"
+    replicas: Annotated[int, Field(ge=1, le=1000)] = 2
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] = 4
+    longest_reply_s: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    ttft_objective_s: Annotated[float, Field(gt=0)] = 2.0
+    drain_before_s: Annotated[int, Field(ge=0, le=120)] = ENDPOINT_S
+
+
+class DeploymentPlan(Document):
+    """`manifest.json` of a deployment folder: every value its files were rendered with.
+
+    Attributes:
+        kind: `built` or `emulated`: an emulated engine deploys without a GPU, to rehearse with.
+        tensorrt_llm: Version the container must hold; None where nothing depends on it.
+        repository: The model repository on this machine.
+        served_at: Path it has in the container; its models hold it.
+        engine: Folder of the engine on this machine, and in the container; None for an emulated engine.
+        gpus: GPUs of each server.
+        compute_capability: Of those GPUs; the engine runs on no other.
+        longest_reply_s: Predicted by the engine's step-time model where it was not given.
+        longest_reply_from: `flag` or `predicted`.
+        termination_s: Seconds from "terminate" to SIGKILL: announcing, the longest reply, exit.
+        start_s: Seconds a server may take to answer its first request.
+        waiting_per_replica: Requests in a server's queue past which the autoscaler adds one.
+        queue_alarm: Requests in a server's queue past which a growing queue is an alert.
+        command: The server's command line; `$key` and what begins with `${` are the script's own variables.
+        environment: What the server's environment must have.
+    """
+
+    asked: Deployment
+    kind: str
+    image: str
+    tensorrt_llm: str | None
+    repository: str
+    served_at: str
+    engine: str | None
+    gpus: int
+    compute_capability: str
+    model: str
+    max_batch_size: int
+    shm_bytes: int
+    memory_bytes: int
+    cpus: int
+    longest_reply_s: float
+    longest_reply_from: Literal["flag", "predicted"]
+    termination_s: int
+    drain_within_s: int
+    start_s: int
+    waiting_per_replica: int
+    queue_alarm: int
+    command: list[str]
+    environment: dict[str, str]
+    notices: list[str]
+
+    @property
+    def claim(self) -> str:
+        """Return the claim's name."""
+        return f"{self.asked.name}-models" if self.asked.claim == "auto" else self.asked.claim
+
+
+def plan_deployment(
+    repository: Path, engine_folder: Path | None, asked: Deployment, *, made_by: MadeBy
+) -> DeploymentPlan:
+    """Resolve a deployment for a repository.
+
+    Args:
+        engine_folder: Where the repository's `tensorrt_llm` model looks for its engine; None without one.
+
+    Raises:
+        MissingError: No image is known with the engine's TensorRT-LLM.
+        UserError: Fewer replicas at most than at least.
+    """
+    if asked.max_replicas < asked.replicas:
+        raise UserError(
+            f"--max-replicas {asked.max_replicas} is less than --replicas {asked.replicas}",
+            hint=f"--max-replicas {asked.replicas}, or more",
+        )
+    manifest = read_repository(repository)
+    engine, built = manifest.engine, manifest.kind == "built"
+    version = engine.versions.get("tensorrt_llm")
+    ranks = engine.parallel.tensor * engine.parallel.pipeline
+    longest_s = predicted_reply_s(manifest) if asked.longest_reply_s == "auto" else asked.longest_reply_s
+    weights = engine.model.weights_bytes(PRECISIONS[engine.precision.name])
+    within_s = math.ceil(longest_s)
+    return DeploymentPlan(
+        made_by=made_by,
+        made_from=[source_of(repository / REPOSITORY_NAME)],
+        asked=asked,
+        kind=manifest.kind,
+        image=trtllm.container_image(version or "(none)") if asked.image == "auto" else asked.image,
+        tensorrt_llm=version if built else None,
+        repository=str(repository.absolute()),
+        served_at=manifest.served_at,
+        engine=str(engine_folder.absolute()) if built and engine_folder else None,
+        gpus=ranks if built else 0,
+        compute_capability=engine.gpu.compute_capability,
+        model=f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}",
+        max_batch_size=engine.limits.max_batch_size,
+        shm_bytes=SHM_BYTES_PER_RANK * ranks,
+        memory_bytes=_whole_gib(weights * 1.2 + 8 * GIB) if built else 4 * GIB,
+        cpus=4 * ranks if built else 2,
+        longest_reply_s=round(longest_s, 1),
+        longest_reply_from="predicted" if asked.longest_reply_s == "auto" else "flag",
+        termination_s=asked.drain_before_s + within_s + EXIT_S,
+        drain_within_s=within_s,
+        start_s=max(LEAST_START_S, math.ceil(weights / LOAD_BYTES_PER_S)) if built else 120,
+        waiting_per_replica=max(1, engine.limits.max_batch_size // 10),
+        queue_alarm=max(1, engine.limits.max_batch_size // 4),
+        command=across_ranks(_command(manifest), manifest, manifest.served_at, "deployed_"),
+        environment=rank_environment(manifest),
+        notices=_notices(manifest),
+    )
+
+
+def _command(manifest: RepositoryManifest) -> list[str]:
+    ports = [f"--{name}-port=${{{name.upper()}_PORT:-{port}}}" for name, port in PORTS.items()]
+    return ["tritonserver", *server_flags(manifest.served_at, "$key"), *ports, *FLAGS, "$@"]
+
+
+def predicted_reply_s(manifest: RepositoryManifest) -> float:
+    """Return how long the longest reply can take, in wall seconds, by the engine's step-time model.
+
+    A reply of `max_seq_len` tokens beside a full batch that fills the KV cache: every step as slow as the engine's
+    decode steps become. While a server drains its batch only shrinks, so this is not passed by much else than a
+    step-time model that is wrong; it is a prediction, and a measured figure given with the flag is better.
+    """
+    engine = manifest.engine
+    cached = engine.kv_cache.blocks * engine.kv_cache.tokens_per_block
+    tokens = min(cached, engine.limits.max_batch_size * engine.limits.max_seq_len)
+    shape = StepShape(decode_sequences=engine.limits.max_batch_size, decode_context_tokens=tokens)
+    step_s = step_time_for(engine).seconds(shape)
+    return (
+        engine.limits.max_seq_len
+        * step_s
+        * (manifest.resolved.emulation.time_scale if manifest.kind == "emulated" else 1.0)
+    )
+
+
+def _notices(manifest: RepositoryManifest) -> list[str]:
+    notices = []
+    if manifest.kind == "emulated":
+        notices.append("an emulated engine: no GPU is asked for, and every latency is the step-time model's")
+    if _ranks(manifest.engine) > 1:
+        notices.append("several GPUs: ranks are started by mpirun; this was never run on such a machine")
+    return notices
+
+
+def _ranks(engine: EngineManifest) -> int:
+    return engine.parallel.tensor * engine.parallel.pipeline
+
+
+def _whole_gib(size: float) -> int:
+    return math.ceil(size / GIB) * GIB

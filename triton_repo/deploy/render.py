@@ -1,0 +1,101 @@
+"""Write a deployment's folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from engines.files import whole_folder, write_json, write_text
+from triton_repo import control
+from triton_repo.deploy.plan import GIB, DeploymentPlan
+from triton_repo.deploy.watch import DATASOURCE, dashboard_json, rules_document
+
+PLAN_NAME = "manifest.json"
+# Versions whose files these are; newer ones read them too. Prometheus's own rules are tested with Debian's 2.42.
+IMAGES = {"prometheus": "prom/prometheus:v2.53.0", "grafana": "grafana/grafana:11.1.0"}
+_VARIABLE = re.compile(r"^[^$`\"\\\\]*(\$key|\$\{[A-Z_]+:-\d+\}|\$@)$")
+KUBERNETES = (
+    "configmap", "deployment", "service", "poddisruptionbudget", "horizontalpodautoscaler", "networkpolicy",
+    "monitoring/servicemonitor", "monitoring/prometheusrule", "monitoring/prometheus-adapter", "monitoring/dashboard",
+)  # fmt: skip
+
+
+def render_deployment(plan: DeploymentPlan, out: Path, *, force: bool) -> None:
+    """Write every file of a deployment; the folder appears whole or not at all.
+
+    Raises:
+        UserError: `out` exists and `force` is not set.
+    """
+    environment = _environment()
+    values = _values(plan)
+    with whole_folder(out, force=force) as folder:
+        write_json(folder / PLAN_NAME, plan)
+        script = environment.get_template("serve.sh.j2").render(values)
+        write_text(folder / "server" / "serve.sh", script)
+        shutil.copyfile(control.__file__, folder / "server" / "control.py")
+        values["scripts"] = {path.name: path.read_text("utf-8") for path in sorted((folder / "server").iterdir())}
+        rules = yaml.safe_dump(rules_document(plan), sort_keys=False, width=120)
+        values |= {"rules": rules, "dashboard": dashboard_json(plan)}
+        write_text(folder / "prometheus" / "rules.yml", rules)
+        write_text(folder / "grafana" / "dashboard.json", values["dashboard"])
+        for template, target in _targets().items():
+            write_text(folder / target, environment.get_template(template).render(values))
+        for path in (folder / "server").iterdir():
+            path.chmod(0o644)  # read by the container's own user
+
+
+def _targets() -> dict[str, str]:
+    """Return the file that each template becomes."""
+    targets = {
+        "compose.yaml.j2": "compose.yaml",
+        "prometheus.yml.j2": "prometheus/prometheus.yml",
+        "grafana/datasource.yaml.j2": "grafana/provisioning/datasources/prometheus.yaml",
+        "grafana/dashboards.yaml.j2": "grafana/provisioning/dashboards/dashboards.yaml",
+    }
+    return targets | {f"kubernetes/{name}.yaml.j2": f"kubernetes/{name}.yaml" for name in KUBERNETES}
+
+
+def _values(plan: DeploymentPlan) -> dict[str, Any]:
+    return {
+        "plan": plan,
+        "name": plan.asked.name,
+        "namespace": plan.asked.namespace,
+        "command": _in_shell(plan.command),
+        "images": IMAGES,
+        "datasource": DATASOURCE,
+        "capability": plan.compute_capability.split("."),
+        "memory": f"{plan.memory_bytes // GIB}Gi",
+        "shm": f"{plan.shm_bytes // GIB}Gi",
+    }
+
+
+def _in_shell(command: list[str]) -> str:
+    """Return a command line as a shell reads it, the script's variables left to it and nothing else.
+
+    >>> print(_in_shell(["serve", "--load=*", "--in=/$HOME", "--key=$key"]).replace(chr(92), "+"))
+    serve +
+        '--load=*' +
+        '--in=/$HOME' +
+        "--key=$key"
+    """
+    return " \\\n    ".join(f'"{part}"' if _VARIABLE.search(part) else shlex.quote(part) for part in command)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("triton_repo", "deploy/templates"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    environment.filters["q"] = json.dumps  # a JSON string is a YAML string and, without $ or `, a shell string too
+    return environment

@@ -1,0 +1,243 @@
+"""What is watched of a server: recording rules, alerts and panels, each over metrics the server really publishes.
+
+Metrics are TensorRT-LLM's and Triton's own (an emulated engine publishes the same names). Alerts and panels ask for the
+recorded series, so that they cannot disagree about what a word means.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from triton_repo.deploy.plan import DeploymentPlan
+
+DATASOURCE = "prometheus"
+# Since Triton 24.11, with histogram_latencies: not in the local server of install-triton (24.10).
+HISTOGRAM = "nv_inference_first_response_histogram_ms"
+_REQUESTS = 'nv_trt_llm_request_metrics{{request_type="{}"}}'
+_BATCHER = 'nv_trt_llm_inflight_batcher_metrics{{inflight_batcher_specific_metric="{}"}}'
+_KV = 'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="{}"}}'
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A recording rule: the series and what it is, per server unless it says more."""
+
+    name: str
+    expr: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """An alert; `minutes` is how long it must hold."""
+
+    name: str
+    expr: str
+    minutes: int
+    severity: str
+    summary: str
+    todo: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One chart of the dashboard; `queries` are (expression, legend)."""
+
+    title: str
+    unit: str
+    queries: tuple[tuple[str, str], ...]
+    meaning: str
+
+
+def recorded() -> list[Recorded]:
+    """Return the recording rules; `by (instance)` leaves out the version, which changes when an engine is rolled."""
+    rate = "sum by (instance, model) (rate({}[5m]))"
+    done = rate.format("nv_inference_request_success")
+    lost = rate.format('nv_inference_request_failure{reason!="CANCELED"}')
+    return [
+        Recorded("triton:requests_active", _sum(_REQUESTS.format("active")), "requests the engine has, waiting too"),
+        Recorded("triton:requests_waiting", _sum(_REQUESTS.format("waiting")), "requests that wait for a slot"),
+        Recorded("triton:requests_scheduled", _sum(_REQUESTS.format("scheduled")), "requests in the batch"),
+        Recorded("triton:requests_max", _max(_REQUESTS.format("max")), "the engine's batch limit"),
+        Recorded("triton:requests_paused", _sum(_BATCHER.format("paused_requests")), "requests paused for want of KV"),
+        Recorded("triton:kv_used:ratio", _max(_KV.format("fraction")), "share of the KV blocks in use"),
+        Recorded(
+            "triton:iterations:rate1m",
+            'sum by (instance) (rate(nv_trt_llm_general_metrics{general_type="iteration_counter"}[1m]))',
+            "engine steps a second",
+        ),
+        Recorded("triton:replies:rate5m", done, "requests answered a second, by model"),
+        Recorded(
+            "triton:failures:rate5m",
+            "sum by (instance, model, reason) (rate(nv_inference_request_failure[5m]))",
+            "requests failed a second, by model and reason",
+        ),
+        Recorded(
+            "triton:failures:ratio5m", f"{lost} / ({done} + {lost} > 0)", "share of requests failed, not cancelled"
+        ),
+        Recorded("triton:queue_seconds:mean5m", _mean("nv_inference_queue_duration_us"), "mean wait in Triton's queue"),
+        Recorded("triton:request_seconds:mean5m", _mean("nv_inference_request_duration_us"), "mean time of a request"),
+        Recorded(
+            "triton:output_tokens:rate5m", "sum by (instance) (rate(nv_llm_output_token_len_sum[5m]))",
+            "tokens of finished replies a second",
+        ),
+        Recorded(
+            "triton:input_tokens:rate5m", "sum by (instance) (rate(nv_llm_input_token_len_sum[5m]))",
+            "prompt tokens a second",
+        ),
+        Recorded(
+            "triton:first_response_seconds:p95_5m",
+            f"histogram_quantile(0.95, sum by (instance, model, le) (rate({HISTOGRAM}_bucket[5m]))) / 1000",
+            "95th percentile of the time to the first response",
+        ),
+    ]  # fmt: skip
+
+
+def alerts(plan: DeploymentPlan) -> list[Alert]:
+    """Return the alerts, with this engine's limits in them."""
+    job, objective_s = plan.asked.name, plan.asked.ttft_objective_s
+    return [
+        Alert("TritonDown", f'up{{job="{job}"}} == 0', 1, "critical",
+              "{{ $labels.instance }} does not answer on its metrics port.", "debug.md: the server ended"),
+        Alert("TritonMissing", f'absent(up{{job="{job}"}})', 1, "critical",
+              "Prometheus knows of no server.", "check the scrape targets"),
+        Alert("EngineNotLoaded", f'up{{job="{job}"}} == 1 unless on (instance) triton:requests_max', 5, "critical",
+              "{{ $labels.instance }} runs without an engine.", "debug.md: a model does not load"),
+        Alert("NoThroughput", "triton:requests_active > 0 and on (instance) triton:iterations:rate1m == 0", 1,
+              "critical", "{{ $labels.instance }} has requests and its engine makes no steps.",
+              "debug.md: requests wait and nothing moves"),
+        Alert("QueueGrows",
+              f"triton:requests_waiting > {plan.queue_alarm} and deriv(triton:requests_waiting[5m]) > 0", 5, "warning",
+              "{{ $value }} requests wait on {{ $labels.instance }}, and more every minute.",
+              "add replicas, or admit less: max_queue_size"),
+        Alert("KvCacheNearlyFull", "triton:kv_used:ratio > 0.95", 5, "warning",
+              "{{ $value | humanizePercentage }} of the KV cache of {{ $labels.instance }} is in use: requests wait "
+              "for blocks, not for compute.", "fewer requests at once, shorter ones, or a smaller KV format"),
+        Alert("KvCacheLimitsBatch",
+              "triton:requests_waiting > 0 and triton:requests_scheduled < 0.8 * triton:requests_max", 5, "warning",
+              "{{ $labels.instance }} has requests that wait and a batch with room: their KV blocks are reserved or "
+              "in use.", "shorter max_tokens (guaranteed_no_evict reserves all), more KV memory, max_utilization"),
+        Alert("RequestsPaused", "triton:requests_paused > 0", 1, "warning",
+              "{{ $value }} requests are paused on {{ $labels.instance }}: their KV blocks were taken and will be "
+              "computed again.", "guaranteed_no_evict, or fewer requests at once"),
+        Alert("RequestsFail", "triton:failures:ratio5m > 0.05", 5, "critical",
+              "{{ $value | humanizePercentage }} of the requests to {{ $labels.model }} on {{ $labels.instance }} "
+              "fail.", "triton:failures:rate5m has the reasons; the server's log has the errors"),
+        Alert("FirstResponseSlow", f"triton:first_response_seconds:p95_5m > {objective_s:g}", 5, "warning",
+              f"One request in twenty to {{{{ $labels.model }}}} waits over {objective_s:g} s for its first response.",
+              "queue, or prompts that take the batch: see the queue and the context tokens"),
+    ]  # fmt: skip
+
+
+def panels(plan: DeploymentPlan) -> list[Panel]:
+    """Return the dashboard's charts; those of GPUs only where there is one."""
+    rows = [
+        Panel("Requests", "short", (("triton:requests_scheduled", "in the batch {{instance}}"),
+              ("triton:requests_waiting", "waiting {{instance}}"), ("triton:requests_max", "limit {{instance}}")),
+              "A queue beside a batch below its limit waits for KV blocks."),
+        Panel("KV cache in use", "percentunit", (("triton:kv_used:ratio", "{{instance}}"),),
+              "Nearly full, and requests wait."),
+        Panel("Tokens a second", "short", (("triton:output_tokens:rate5m", "out, of finished replies {{instance}}"),
+              ("triton:input_tokens:rate5m", "in {{instance}}")), "Output is counted when a reply ends."),
+        Panel("Requests a second", "reqps", (("triton:replies:rate5m", "{{model}} {{instance}}"),), "Answered."),
+        Panel("Failures a second", "reqps", (("triton:failures:rate5m", "{{model}} {{reason}} {{instance}}"),),
+              "REJECTED: Triton's queue was full. CANCELED: the client left."),
+        Panel("Time to first response, p95", "s", (("triton:first_response_seconds:p95_5m", "{{model}} {{instance}}"),),
+              "Triton 24.11 and newer; empty on older servers. Of a reply that is not streamed: the whole reply."),
+        Panel("Mean time of a request", "s", (("triton:request_seconds:mean5m", "{{model}} {{instance}}"),),
+              "Queue included."),
+        Panel("Mean wait in Triton's queue", "s", (("triton:queue_seconds:mean5m", "{{model}} {{instance}}"),),
+              "The engine's own queue is not in it: that is 'waiting' above."),
+        Panel("Engine steps a second", "short", (("triton:iterations:rate1m", "{{instance}}"),),
+              "None while requests wait: stuck."),
+        Panel("Tokens in a step", "short", ((_BATCHER.format("total_context_tokens"), "of prompts {{instance}}"),
+              (_BATCHER.format("generation_requests"), "of replies {{instance}}")), "What an iteration was made of."),
+        Panel("Paused requests", "short", (("triton:requests_paused", "{{instance}}"),),
+              "max_utilization takes blocks back."),
+        Panel("KV blocks reused", "short", ((f'sum by (instance) ({_KV.format("reused")})', "{{instance}}"),),
+              "Prompts that began as an earlier one did."),
+    ]  # fmt: skip
+    return rows + (_gpu_panels() if plan.gpus else _emulator_panels())
+
+
+def _gpu_panels() -> list[Panel]:
+    used = "nv_gpu_memory_used_bytes / nv_gpu_memory_total_bytes"
+    return [
+        Panel("GPU utilization", "percentunit", (("nv_gpu_utilization", "{{gpu_uuid}}"),), "Busy, not efficient."),
+        Panel("GPU memory", "percentunit", ((used, "{{gpu_uuid}}"),), "Taken once, at start."),
+    ]
+
+
+def _emulator_panels() -> list[Panel]:
+    late = 'emulator_lateness_seconds{statistic="p99"}'
+    return [
+        Panel("How late the emulated engine is, p99", "s", ((late, "{{instance}}"),),
+              "Past a step's length, no figure counts."),
+        Panel("CPU in use", "percentunit", (("nv_cpu_utilization", "{{instance}}"),), "Of the server's machine."),
+    ]  # fmt: skip
+
+
+def rules_document(plan: DeploymentPlan) -> dict[str, Any]:
+    """Return the groups of a Prometheus rules file."""
+    records: list[dict[str, Any]] = [{"record": rule.name, "expr": rule.expr} for rule in recorded()]
+    alarms = [
+        {
+            "alert": alert.name,
+            "expr": alert.expr,
+            "for": f"{alert.minutes}m",
+            "labels": {"severity": alert.severity},
+            "annotations": {"summary": alert.summary, "todo": alert.todo},
+        }
+        for alert in alerts(plan)
+    ]
+    return {"groups": [{"name": f"{plan.asked.name}-series", "rules": records},
+                       {"name": f"{plan.asked.name}-alerts", "rules": alarms}]}  # fmt: skip
+
+
+def dashboard_json(plan: DeploymentPlan) -> str:
+    """Return a Grafana dashboard, two panels a row."""
+    source = {"type": "prometheus", "uid": DATASOURCE}
+    charts = [
+        {
+            "id": number + 1,
+            "type": "timeseries",
+            "title": panel.title,
+            "description": panel.meaning,
+            "datasource": source,
+            "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)},
+            "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+            "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+            "targets": [
+                {"refId": chr(65 + index), "datasource": source, "expr": expr, "legendFormat": legend}
+                for index, (expr, legend) in enumerate(panel.queries)
+            ],
+        }
+        for number, panel in enumerate(panels(plan))
+    ]
+    document = {
+        "uid": plan.asked.name,
+        "title": f"{plan.asked.name}: {plan.model}{' (emulated)' if plan.kind == 'emulated' else ''}",
+        "tags": ["triton", "tensorrt-llm", plan.kind],
+        "timezone": "utc",
+        "schemaVersion": 39,
+        "refresh": "10s",
+        "time": {"from": "now-30m", "to": "now"},
+        "panels": charts,
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _sum(series: str) -> str:
+    return f"sum by (instance) ({series})"
+
+
+def _max(series: str) -> str:
+    return f"max by (instance) ({series})"
+
+
+def _mean(duration_us: str) -> str:
+    total = f"sum by (instance, model) (rate({duration_us}[5m]))"
+    count = "sum by (instance, model) (rate(nv_inference_request_success[5m]))"
+    return f"{total} / ({count} > 0) / 1e6"

@@ -1,0 +1,157 @@
+"""What an audit finds, and how it reads a config.pbtxt that may be wrong."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from engines.files import Strict
+
+Severity = Literal["error", "warning", "advice"]
+PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
+_BARE = re.compile(r'\$\{(\w+)\}(?=[^"\n]*(?:"[^"\n]*"[^"\n]*)*$)', re.MULTILINE)
+_COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
+LONGEST_CONFIG_BYTES = 4 << 20
+NAMES_A_BACKEND = ("triton_backend",)  # inside quotes, and fatal all the same
+TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")  # as the backend reads switches
+# What stands in for a bare placeholder so that the rest of the file can be read.
+_STAND_IN = {
+    "decoupled_mode": "false",
+    "logits_datatype": "TYPE_FP32",
+    "encoder_input_features_data_type": "TYPE_FP16",
+    "prompt_embedding_table_data_type": "TYPE_FP16",
+}
+FILL = {
+    "decoupled_mode": "true",
+    "logits_datatype": "TYPE_FP32 (TYPE_FP16 for an engine built so)",
+    "encoder_input_features_data_type": "TYPE_FP16",
+    "prompt_embedding_table_data_type": "TYPE_FP16",
+    "triton_max_batch_size": "the engine's max_batch_size",
+    "max_queue_size": "0, or how many requests may wait",
+    "max_queue_delay_microseconds": "0",
+    "triton_backend": "tensorrtllm",
+}
+
+
+class Finding(Strict):
+    """One thing an audit found.
+
+    Attributes:
+        severity: `error`: it will not load or not serve; `warning`: it will not do what is written there; `advice`:
+            it works, and has hurt others.
+        code: A name for it that stays.
+        file: Path, from the repository's folder on.
+        what: What is wrong, with the value found.
+        fix: What to do.
+    """
+
+    severity: Severity
+    code: str
+    file: str
+    what: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model's config.pbtxt as far as it could be read.
+
+    Attributes:
+        file: Its path from the repository's folder on.
+        config: Triton's ModelConfig; placeholders outside quotes have a stand-in.
+        placeholders: Names never filled in.
+    """
+
+    model: str
+    file: str
+    config: Any
+    placeholders: frozenset[str]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Return its parameters; one whose placeholder was never filled counts as not there, as it does upstream."""
+        values = {key: value.string_value for key, value in self.config.parameters.items()}
+        return {key: value for key, value in values.items() if not PLACEHOLDER.fullmatch(value)}
+
+    @property
+    def decoupled(self) -> bool:
+        """Return whether a request may have many responses."""
+        return bool(self.config.model_transaction_policy.decoupled)
+
+    @property
+    def instances(self) -> int:
+        """Return how many instances there are; Triton makes one where none are stated."""
+        return sum(group.count or 1 for group in self.config.instance_group) or 1
+
+
+def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding]]:
+    """Read a model's config.pbtxt; None where it cannot be read at all, and what was wrong with it."""
+    path, file = folder / model / "config.pbtxt", f"{model}/config.pbtxt"
+    if not path.is_file():
+        return None, [Finding(severity="error", code="missing-file", file=file, what="no such file", fix=_AGAIN)]
+    if path.stat().st_size > LONGEST_CONFIG_BYTES:
+        what = f"{path.stat().st_size} bytes; no config.pbtxt is past {LONGEST_CONFIG_BYTES}"
+        return None, [Finding(severity="error", code="not-a-config", file=file, what=what, fix=_AGAIN)]
+    text = _COMMENT.sub("", path.read_text(encoding="utf-8", errors="replace"))
+    findings = list(_unfilled(text, file))
+    standing = _BARE.sub(lambda found: _STAND_IN.get(found[1], "1"), text)
+    try:
+        config = text_format.Parse(standing, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        what = f"not a Triton model configuration: {error}"
+        return None, [*findings, _error("not-a-config", file, what, _key_hint(str(error)))]
+    return ModelFile(model, file, config, frozenset(PLACEHOLDER.findall(text))), findings
+
+
+def finding_of(severity: Severity, code: str, file: ModelFile, what: str, fix: str) -> Finding:
+    """Return a finding in a model's config.pbtxt."""
+    return Finding(severity=severity, code=code, file=file.file, what=what, fix=fix)
+
+
+def number_of(text: str | None) -> float | None:
+    """Return a parameter as a number; None where it is none."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _unfilled(text: str, file: str) -> Iterator[Finding]:
+    bare = set(_BARE.findall(text))
+    names = dict.fromkeys(PLACEHOLDER.findall(text))
+    for name in names:
+        if name in bare or name in NAMES_A_BACKEND:
+            fix = f"fill_template.py -i {file} {name}:VALUE; here {FILL.get(name, 'a number of instances, 1 or more')}"
+            ends = "and stands outside quotes: Triton cannot read the file" if name in bare else "and names the backend"
+            yield _error("bare-placeholder", file, f"the placeholder ${{{name}}} was never filled, {ends}", fix)
+    quoted = [name for name in names if name not in bare and name not in NAMES_A_BACKEND]
+    if quoted:
+        what = (
+            f"{len(quoted)} placeholders inside quotes were never filled, and count as not there: {', '.join(quoted)}"
+        )
+        if len(quoted) == 1:
+            what = f"the placeholder ${{{quoted[0]}}} was never filled, and counts as not there"
+        fix = f"fill_template.py -i {file} NAME:VALUE where the default will not do"
+        yield Finding(severity="advice", code="placeholder", file=file, what=what, fix=fix)
+
+
+def _error(code: str, file: str, what: str, fix: str) -> Finding:
+    return Finding(severity="error", code=code, file=file, what=what, fix=fix)
+
+
+_AGAIN = "build the repository again: build-repo ENGINE_DIR --force"
+
+
+def _key_hint(message: str) -> str:
+    """Return the nearest key of ModelConfig where the parser met one it does not know."""
+    found = re.search(r'has no field named "(\w+)"', message)
+    known = [field.name for field in model_config_pb2.ModelConfig.DESCRIPTOR.fields]
+    close = difflib.get_close_matches(found[1], known, n=1) if found else []
+    return f"did you mean '{close[0]}'?" if close else _AGAIN

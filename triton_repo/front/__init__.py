@@ -1,0 +1,5 @@
+"""An OpenAI-compatible front before Triton's gRPC: one process that speaks HTTP to clients and token ids to the engine.
+
+It talks to the `tensorrt_llm` model directly. Chat template, tokenizing and detokenizing happen here, so that one
+streamed token costs one small gRPC message and one small HTTP chunk, and no Python model in between.
+"""

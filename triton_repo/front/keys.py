@@ -1,0 +1,35 @@
+"""API keys: from a file or an environment variable, and compared without telling how much of one was right."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from pathlib import Path
+
+from engines.errors import UserError
+
+KEY_VARIABLE = "FRONT_API_KEY"
+
+
+def read_keys(path: Path | None, variable: str | None) -> list[str]:
+    """Return the API keys.
+
+    Raises:
+        UserError: The file is not there, or holds no key.
+    """
+    if path is None:
+        return [variable] if variable else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--api-key-file {path}: {error.strerror}", hint="give a file with one key a line") from error
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise UserError(f"--api-key-file {path}: no key in it", hint="write one key a line")
+    return keys
+
+
+def is_key(given: str, keys: Sequence[str]) -> bool:
+    """Whether what was given is one of the keys; all are compared, each in constant time."""
+    found = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
+    return any(found)

@@ -1,0 +1,71 @@
+"""Stop strings over streamed text: what could still become one is held back, so none ever leaks in part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """Passes text on up to the first stop string, which is not given out.
+
+    The match that ends first wins, and of those the longest. That makes the result the same however the text was cut
+    into pieces: a reader of single characters could do no other.
+
+    Args:
+        stops: The strings; empty ones are ignored.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.met: str | None = None
+
+    def push(self, text: str) -> str:
+        """Take text; return what is certain to come before any stop string. Nothing more comes once one was met."""
+        if not self._stops:
+            return text
+        if self.met is not None:
+            return ""
+        held = self._held + text
+        found = _first_end(held, self._stops)
+        if found is not None:
+            begin, self.met = found
+            self._held = ""
+            return held[:begin]
+        keep = self._open_suffix(held)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def finish(self) -> str:
+        """Return what was held back: the text ended before it became a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _open_suffix(self, text: str) -> int:
+        """Return the length of the longest end of `text` that some stop string begins with."""
+        return max((longest_open_suffix(text, stop) for stop in self._stops), default=0)
+
+
+def longest_open_suffix(text: str, wanted: str) -> int:
+    """Return the length of the longest end of `text` that is a beginning of `wanted`, but not all of it.
+
+    >>> longest_open_suffix("so </th", "</think>"), longest_open_suffix("so </thx", "</think>")
+    (4, 0)
+    """
+    begin = max(0, len(text) - len(wanted) + 1)
+    while True:
+        begin = text.find(wanted[0], begin)
+        if begin < 0:
+            return 0
+        if wanted.startswith(text[begin:]):
+            return len(text) - begin
+        begin += 1
+
+
+def _first_end(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
+    """Return where the stop string that ends first begins, and which it is."""
+    found = [(begin + len(stop), begin, stop) for stop in stops if (begin := text.find(stop)) >= 0]
+    if not found:
+        return None
+    _, begin, stop = min(found)
+    return begin, stop

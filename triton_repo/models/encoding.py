@@ -1,0 +1,174 @@
+"""Text to token ids as the `tokenizers` library says, with most of its work left out where the text is plain.
+
+Over half of what the library spends on a prompt goes into cutting it into words. Words come again and again, and their
+tokens do not depend on what stands around them; so here plain ASCII is cut by Python's own `re`, and each word is asked
+of the library's model once. All other text, and every tokenizer that is not made this way, goes to the library whole:
+Unicode has letters that two libraries may class differently, and tokens must be the ones the model was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from triton_repo.models.text import byte_alphabet
+
+CACHED_PIECES = 65_536
+CACHED_CHARACTERS = 32  # longer pieces hardly come twice, and a client could send any number of them
+
+# How tokenizers cut text, and the same for ASCII. `\s` is then [\t\n\v\f\r ], in `re.ASCII` as in theirs.
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA_3 = _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_CUTS = {
+    pattern: pattern.replace(r"\p{L}+", "[A-Za-z]+").replace(rf"|\p{{N}}{count}|", f"|[0-9]{count}|")
+    .replace(r"\p{L}\p{N}", "A-Za-z0-9")
+    for pattern, count in ((_QWEN, ""), (_LLAMA_3, "{1,3}"))
+}  # fmt: skip
+# Where a piece ends whatever surrounds it, so that both sides can be cut by themselves: after a line break that no
+# white space follows, and before a lone space between two characters that are none.
+_LINES = re.compile(r"(?<=[\r\n])(?=[!-~])")
+_WORDS = re.compile(r"(?<=[!-~])(?= [!-~])")
+
+
+class Encoder:
+    """Turns text into token ids.
+
+    Args:
+        tokenizer: As `load_tokenizer` returns it.
+
+    Attributes:
+        is_fast: Whether this tokenizer is one of those whose plain text needs no library.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        description = json.loads(tokenizer.to_str())
+        self._pieces_of = _cut_for(description)
+        self.is_fast = self._pieces_of is not None
+        added = description["added_tokens"] or []
+        self._added = {token["content"]: int(token["id"]) for token in added}
+        self._split = [_splitter(added, normalized=normalized) for normalized in (False, True)]
+        self._normalizes = description["normalizer"] is not None
+        self._model = tokenizer.model
+        self._written = dict(enumerate(byte_alphabet()))
+        self._known: dict[str, tuple[int, ...]] = {}
+        self._around = _around(tokenizer)
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Return the token ids of a text; special tokens written in it are single tokens.
+
+        Args:
+            add_special_tokens: Put those around it that the tokenizer's own template puts there.
+        """
+        before, after = self._around if add_special_tokens else ((), ())
+        ids = list(before)
+        if self._pieces_of is None or not (text.isascii() or self._is_settled(text)):
+            ids += self._tokenizer.encode(text, add_special_tokens=False).ids
+        else:
+            self._parts(text, ids)
+        ids += after
+        return ids
+
+    def _is_settled(self, text: str) -> bool:
+        """Whether normalizing would leave the text as it is, so that special tokens are where they are seen."""
+        return not self._normalizes or unicodedata.is_normalized("NFC", text)
+
+    def _parts(self, text: str, ids: list[int]) -> None:
+        raw, normalized = self._split
+        for index, part in enumerate(raw(text)):
+            if index % 2:
+                ids.append(self._added[part])
+                continue
+            for inner, piece in enumerate(normalized(part)):
+                if inner % 2:
+                    ids.append(self._added[piece])
+                elif piece:
+                    self._text(piece, ids)
+
+    def _text(self, text: str, ids: list[int]) -> None:
+        if text.isascii():
+            self._plain(text, ids)
+            return
+        for line in _LINES.split(text):
+            if line.isascii():
+                self._plain(line, ids)
+            else:
+                self._mixed(line, ids)
+
+    def _mixed(self, line: str, ids: list[int]) -> None:
+        """Cut a line with other characters in it into words; those that have some are asked of the library, once."""
+        for word in _WORDS.split(line):
+            tokens = self._known.get(word)
+            if tokens is not None:
+                ids += tokens
+            elif word.isascii():
+                self._plain(word, ids)
+            else:
+                ids += self._keep(word, self._tokenizer.encode(word, add_special_tokens=False).ids)
+
+    def _plain(self, text: str, ids: list[int]) -> None:
+        known, pieces_of = self._known, self._pieces_of
+        assert pieces_of is not None
+        for piece in pieces_of(text):
+            tokens = known.get(piece)
+            ids += self._learn(piece) if tokens is None else tokens
+
+    def _learn(self, piece: str) -> tuple[int, ...]:
+        """Return a piece's tokens, by the library's own model."""
+        written = piece.encode().decode("latin-1").translate(self._written)
+        return self._keep(piece, (token.id for token in self._model.tokenize(written)))
+
+    def _keep(self, piece: str, token_ids: Iterable[int]) -> tuple[int, ...]:
+        tokens = tuple(token_ids)
+        if len(piece) <= CACHED_CHARACTERS:
+            if len(self._known) >= CACHED_PIECES:
+                self._known.clear()
+            self._known[piece] = tokens
+        return tokens
+
+
+def _cut_for(description: dict[str, Any]) -> Callable[[str], Sequence[str]] | None:
+    """Return what cuts ASCII as a tokenizer does; None for a tokenizer of another make."""
+    steps = (description["pre_tokenizer"] or {}).get("pretokenizers", [])
+    if [step["type"] for step in steps] != ["Split", "ByteLevel"] or not _is_plain(description):
+        return None
+    split, byte_level = steps
+    pattern = _CUTS.get(split["pattern"].get("Regex"))
+    isolated = split["behavior"] == "Isolated" and not split["invert"]
+    if pattern is None or not isolated or byte_level["add_prefix_space"] or byte_level["use_regex"]:
+        return None
+    return re.compile(pattern, re.ASCII).findall
+
+
+def _is_plain(description: dict[str, Any]) -> bool:
+    """Whether a tokenizer's words have tokens that depend on nothing but the word."""
+    model, normalizer = description["model"], description["normalizer"] or {"type": "NFC"}
+    special = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    if model["type"] != "BPE" or any(model.get(key) for key in special) or normalizer["type"] != "NFC":
+        return False
+    added = description["added_tokens"] or []
+    return not any(token[key] for token in added for key in ("single_word", "lstrip", "rstrip"))
+
+
+def _splitter(added: Iterable[dict[str, Any]], *, normalized: bool) -> Callable[[str], Sequence[str]]:
+    """Return what splits text at the added tokens of one kind: text and token in turn, the longest token first."""
+    contents = [token["content"] for token in added if token["normalized"] is normalized]
+    if not contents:
+        return lambda text: (text,)
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
+
+
+def _around(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the tokens that a tokenizer's template puts before a text, and after it."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    begin = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+    return tuple(whole[:begin]), tuple(whole[begin + len(bare) :])

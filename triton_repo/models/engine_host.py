@@ -1,0 +1,304 @@
+"""What every emulated engine's model shares: a batcher on the wall clock, and the threads that send what it makes.
+
+A Triton request may be several sequences: a row of its batch, or a return sequence, each. Its last response is the one
+that ends the last of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engines.emulator.engine import Batcher, Iteration
+from engines.emulator.request import BatcherSettings, QueueFullError, Request, RequestError, TokenEvent
+from engines.manifest import EngineManifest
+from engines.steptime.source import step_time_for
+from triton_repo.models.engine_clock import EngineClock
+from triton_repo.models.engine_metrics import EngineMetrics
+from triton_repo.models.reply import Array, Reply
+
+SENDER_THREADS = 3  # sending blocks; two keep up with a full server, a third covers a slow reader
+
+
+class RefusedError(Exception):
+    """A request that the emulated engine cannot answer; the text is what the client sees."""
+
+
+@dataclass(slots=True)
+class Sequence:
+    """One sequence on its way.
+
+    Attributes:
+        made: Tokens given out so far.
+        first_scheduled_ns: When its prompt was first computed; monotonic wall time, as all times here.
+        reused_blocks: KV blocks of its prompt that were found.
+    """
+
+    number: int
+    call: Call
+    prompt: Array
+    reply: Reply
+    limit: int
+    batch_index: int = 0
+    sequence_index: int = 0
+    made: int = 0
+    first_scheduled_ns: int = 0
+    first_token_ns: int = 0
+    reused_blocks: int = 0
+    output: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Call:
+    """One Triton request on its way: where its responses go, and which of its sequences have not ended.
+
+    Whoever touches `sender` holds `lock` and has seen that `finished` is not set: after the final response Triton has
+    freed what is behind the sender, and merely asking it whether it was cancelled ends the server's process.
+
+    Attributes:
+        respond: Makes the response to what a step made of a sequence, a token or (None) its end; None where nothing is
+            to be sent yet.
+    """
+
+    client_id: str
+    sender: Any
+    respond: Callable[[Sequence, int | None, bool], Any]
+    arrival_ns: int
+    lane: int = 0
+    open: set[int] = field(default_factory=set)
+    finished: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class EngineHost:
+    """Runs the batcher of one emulated engine and sends its tokens.
+
+    Args:
+        backend: Triton's own module.
+        settings: How the engine runs.
+        time_scale: Wall seconds of one engine second.
+        period_s: How often metrics are published and cancelled requests are looked for.
+        cancelled: The response a cancelled request ends with; None: an empty one.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        manifest: EngineManifest,
+        settings: BatcherSettings,
+        *,
+        time_scale: float,
+        period_s: float,
+        labels: dict[str, str],
+        cancelled: Callable[[], Any] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.vocabulary = manifest.model.vocab_size
+        self._final = backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self._cancelled = cancelled
+        self._numbers = itertools.count()
+        self._sequences: dict[int, Sequence] = {}
+        self._by_client_id: dict[str, Call] = {}
+        self._lock = threading.Lock()
+        self._lanes: list[queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None]] = [
+            queue.SimpleQueue() for _ in range(SENDER_THREADS)
+        ]
+        batcher = Batcher(settings, step_time_for(manifest))
+        self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled)
+        self._metrics = EngineMetrics(backend, labels)
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._send_lane, args=(lane,), name="sender", daemon=True) for lane in self._lanes
+        ]
+        self._threads.append(threading.Thread(target=self._watch, args=(period_s,), name="watcher", daemon=True))
+
+    def start(self) -> None:
+        """Start the clock and the threads around it."""
+        for thread in self._threads:
+            thread.start()
+        self._clock.start()
+
+    def close(self) -> None:
+        """Stop the clock, the watcher and the senders."""
+        self._stopping.set()
+        self._clock.stop()
+        for lane in self._lanes:
+            lane.put(None)
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def room_for(self, prompt: Array) -> int:
+        """Return the longest reply to a prompt, as far as the engine goes."""
+        return max(0, self.settings.longest_sequence_tokens - len(prompt))
+
+    def sequence(self, call: Call, prompt: Array, limit: int, reply: Reply) -> Sequence:
+        """Return a new sequence of a call, not yet queued."""
+        return Sequence(next(self._numbers), call, prompt, reply, limit)
+
+    def submit(self, call: Call, sequences: list[Sequence]) -> None:
+        """Queue the sequences of one call, all or none.
+
+        Raises:
+            RequestError: The engine refuses one of them, in its own words.
+        """
+        most = self.settings.max_queue_size
+        if most and len(sequences) > 1 and self._clock.state()[0].queued + len(sequences) > most:
+            raise QueueFullError(most)
+        call.lane = sequences[0].number % SENDER_THREADS
+        with self._lock:
+            for sequence in sequences:
+                self._sequences[sequence.number] = sequence
+                call.open.add(sequence.number)
+            if call.client_id:
+                self._by_client_id[call.client_id] = call
+        try:
+            for sequence in sequences:
+                self._clock.submit(self._request(sequence))
+        except RequestError:
+            with call.lock:
+                call.finished = True  # what was queued before it may have made a token already
+            self._abandon(call)
+            raise
+        for sequence in sequences:
+            self._metrics.saw_prompt(len(sequence.prompt))
+
+    def stop(self, client_id: str) -> None:
+        """End the request of a client's id, if it is here."""
+        call = self._by_client_id.get(client_id)
+        if call is not None and self._abandon(call):
+            self._end(call)
+
+    def _request(self, sequence: Sequence) -> Request:
+        settings = self.settings
+        hashes: tuple[int, ...] = ()
+        if settings.kv_reuse:  # the reply's blocks too: a conversation's next prompt begins with both
+            said = np.concatenate([sequence.prompt, sequence.reply.tokens(sequence.limit)])
+            hashes = prefix_hashes(said, settings.tokens_per_block)
+        return Request(
+            sequence.number,
+            len(sequence.prompt),
+            sequence.limit,
+            prefix_hashes=hashes,
+            ends_after_tokens=sequence.reply.ends_after,
+        )
+
+    def _scheduled(self, iteration: Iteration) -> None:
+        """Note when prompts are first computed, and how much of them was found."""
+        now = time.monotonic_ns()
+        for chunk in iteration.chunks:
+            sequence = self._sequences.get(int(chunk.sequence.request.request_id))
+            if sequence is not None and not sequence.first_scheduled_ns:
+                sequence.first_scheduled_ns = now
+                sequence.reused_blocks = chunk.sequence.shared_blocks
+
+    def _dispatch(self, events: list[TokenEvent]) -> None:
+        """Hand a step's tokens to the senders; all of one request go by the same one, in order."""
+        batches: list[list[tuple[Sequence, TokenEvent]]] = [[] for _ in self._lanes]
+        with self._lock:
+            for event in events:
+                sequence = self._sequences.get(int(event.request_id))
+                if sequence is not None:
+                    batches[sequence.call.lane].append((sequence, event))
+                    if event.is_final:
+                        del self._sequences[sequence.number]
+        for lane, batch in zip(self._lanes, batches, strict=True):
+            if batch:
+                lane.put(batch)
+
+    def _send_lane(self, lane: queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None]) -> None:
+        while (batch := lane.get()) is not None:
+            for sequence, event in batch:
+                with sequence.call.lock:
+                    if not sequence.call.finished:
+                        self._send(sequence, event)
+
+    def _send(self, sequence: Sequence, event: TokenEvent) -> None:
+        call = sequence.call
+        if event.token_index == 0:
+            sequence.first_token_ns = time.monotonic_ns()
+        token = sequence.reply.token(event.token_index)
+        if token is not None:
+            sequence.made += 1
+        response = call.respond(sequence, token, event.is_final)
+        if event.is_final:
+            call.open.discard(sequence.number)
+            call.finished = not call.open
+            self._metrics.saw_reply(sequence.made)
+        flags = self._final if call.finished else 0
+        if response is not None:
+            call.sender.send(response, flags=flags)
+        elif call.finished:
+            call.sender.send(flags=flags)
+        if call.finished:
+            self._forget(call)
+
+    def _watch(self, period_s: float) -> None:
+        """Publish metrics and look for cancelled requests, at most every `period_s`."""
+        while not self._stopping.wait(period_s):
+            self._metrics.publish(*self._clock.state())
+            for call in {id(sequence.call): sequence.call for sequence in list(self._sequences.values())}.values():
+                with call.lock:
+                    cancelled = not call.finished and call.sender.is_cancelled()
+                if cancelled and self._abandon(call):
+                    self._end(call)
+
+    def _abandon(self, call: Call) -> bool:
+        """Take a call's sequences out of the engine; return whether one was there."""
+        found = False
+        for number in list(call.open):
+            found = self._clock.cancel(number) or found
+            with self._lock:
+                self._sequences.pop(number, None)
+        self._forget(call)
+        return found
+
+    def _end(self, call: Call) -> None:
+        """End a cancelled request's reply; tokens still on their way to a sender are dropped there."""
+        with call.lock:
+            if not call.finished:
+                call.finished = True
+                if self._cancelled is None:
+                    call.sender.send(flags=self._final)
+                else:
+                    call.sender.send(self._cancelled(), flags=self._final)
+
+    def _forget(self, call: Call) -> None:
+        with self._lock:
+            if self._by_client_id.get(call.client_id) is call:
+                del self._by_client_id[call.client_id]
+
+
+def times_ns(sequence: Sequence) -> dict[str, int]:
+    """Return when a sequence came, was first computed and made its tokens: wall time, on the server's steady clock.
+
+    An emulated engine's seconds are its time scale times as long, and these times with them.
+    """
+    return {
+        "arrival_time_ns": sequence.call.arrival_ns,
+        "first_scheduled_time_ns": sequence.first_scheduled_ns,
+        "first_token_time_ns": sequence.first_token_ns,
+        "last_token_time_ns": time.monotonic_ns(),
+    }
+
+
+def new_blocks(sequence: Sequence, tokens_per_block: int) -> int:
+    """Return the KV blocks a sequence took beside those it found."""
+    tokens = len(sequence.prompt) + sequence.made
+    return -(-tokens // tokens_per_block) - sequence.reused_blocks
+
+
+def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
+    """Return one hash for each full block of a prompt and its reply, each covering the blocks before it."""
+    hashes: list[int] = []
+    before = 0
+    for begin in range(0, len(said) - tokens_per_block + 1, tokens_per_block):
+        before = hash((before, said[begin : begin + tokens_per_block].tobytes()))
+        hashes.append(before)
+    return tuple(hashes)

@@ -1,0 +1,108 @@
+"""From a model's config.pbtxt, as Triton gives it, to the batcher that behaves like it.
+
+An emulated engine reads the parameters that TensorRT-LLM's backend reads, and does what that does where one is missing
+or says nothing it understands: an edited config.pbtxt changes the emulated engine as it would change the real one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from engines.emulator.request import BatcherSettings, SchedulerPolicy
+from engines.emulator.settings import settings_of
+from engines.manifest import EngineManifest
+
+BOOLEANS = {
+    word: value
+    for value, words in ((True, "True true TRUE 1"), (False, "False false FALSE 0"))
+    for word in words.split()
+}
+DEFAULT_KV_FRACTION = 0.9
+
+
+def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters of a model's configuration."""
+    return {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
+
+
+def batcher_settings(config: Mapping[str, Any], manifest: EngineManifest) -> BatcherSettings:
+    """Return how the in-flight-batching model's engine runs: the engine's limits, and the parameters' choices.
+
+    Args:
+        config: The model's configuration, as JSON.
+    """
+    values = parameters_of(config)
+    policy = values.get("batch_scheduler_policy")
+    static = values.get("gpt_model_type", "").lower() == "v1"
+    running: SchedulerPolicy = "max_utilization" if policy == "max_utilization" else "guaranteed_no_evict"
+    queue = config.get("dynamic_batching", {}).get("default_queue_policy", {})
+    reuse = flag(values, "enable_kv_cache_reuse", default=True)
+    return replace(
+        settings_of(manifest, max_queue_size=int(queue.get("max_queue_size", 0))),
+        policy="static_batch" if static else running,
+        chunked_context=flag(values, "enable_chunked_context", default=False),
+        kv_reuse=reuse,
+        kv_blocks=kv_blocks(
+            manifest,
+            fraction=number(values, "kv_cache_free_gpu_mem_fraction", DEFAULT_KV_FRACTION),
+            most_tokens=number(values, "max_tokens_in_paged_kv_cache", math.inf),
+        ),
+        host_blocks=host_blocks(manifest, number(values, "kv_cache_host_memory_bytes", 0)) if reuse else 0,
+    )
+
+
+def llmapi_settings(document: Mapping[str, Any], manifest: EngineManifest) -> BatcherSettings:
+    """Return how the LLM API's engine runs, from its model.yaml."""
+    cache = document.get("kv_cache_config", {})
+    scheduler = document.get("scheduler_config", {})
+    policy = str(scheduler.get("capacity_scheduler_policy", "GUARANTEED_NO_EVICT")).lower()
+    known: dict[str, SchedulerPolicy] = {"max_utilization": "max_utilization", "static_batch": "static_batch"}
+    reuse = bool(cache.get("enable_block_reuse", True))
+    return replace(
+        settings_of(manifest),
+        policy=known.get(policy, "guaranteed_no_evict"),
+        chunked_context=bool(document.get("enable_chunked_prefill", False)),
+        kv_reuse=reuse,
+        kv_blocks=kv_blocks(
+            manifest,
+            fraction=float(cache.get("free_gpu_memory_fraction", DEFAULT_KV_FRACTION)),
+            most_tokens=float(cache.get("max_tokens") or math.inf),
+        ),
+        host_blocks=host_blocks(manifest, float(cache.get("host_cache_size") or 0)) if reuse else 0,
+    )
+
+
+def kv_blocks(manifest: EngineManifest, *, fraction: float, most_tokens: float) -> int:
+    """Return the blocks of the KV pool: the plan's, scaled to another share of the free memory, and capped.
+
+    The plan's pool is its fraction of what the engine leaves free, so another fraction's follows by proportion.
+    """
+    cache = manifest.kv_cache
+    blocks = cache.blocks
+    if fraction != cache.free_gpu_mem_fraction:
+        blocks = int(cache.blocks * fraction / cache.free_gpu_mem_fraction)
+    if math.isfinite(most_tokens):
+        blocks = min(blocks, math.ceil(most_tokens / cache.tokens_per_block))
+    return blocks
+
+
+def host_blocks(manifest: EngineManifest, size_bytes: float) -> int:
+    """Return the blocks that fit host memory."""
+    cache = manifest.kv_cache
+    return int(size_bytes // (cache.bytes_per_token * cache.tokens_per_block))
+
+
+def flag(values: Mapping[str, str], key: str, *, default: bool) -> bool:
+    """Return a switch; the default where it is not there or is no switch."""
+    return BOOLEANS.get(values.get(key, ""), default)
+
+
+def number(values: Mapping[str, str], key: str, default: float) -> float:
+    """Return a number; the default where it is not there or is none."""
+    try:
+        return float(values.get(key, ""))
+    except ValueError:
+        return default

@@ -1,0 +1,250 @@
+"""The emulated model of TensorRT-LLM's LLM API: text in, text out, one Triton model.
+
+It answers as upstream's model does: each streamed response carries the whole text so far, the values of
+`sampling_param_return_perf_metrics` come as text, a cancelled request ends with an error. What is said of the emulated
+engine of the in-flight-batching models holds here too: tokens are the prompt's own, and only time is emulated.
+
+Source:
+    TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/1/model.py and helpers.py, 1.0 to 1.2.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from engines.emulator.request import RequestError
+from engines.files import read_json
+from engines.manifest import EngineManifest
+from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns
+from triton_repo.models.engine_settings import llmapi_settings, parameters_of
+from triton_repo.models.limits import InputLimits, LimitError
+from triton_repo.models.reply import Array, Reply, ReplyError, Rules
+from triton_repo.models.text import Detokenizer, TextStream, load_tokenizer, special_tokens
+
+DEFAULT_MAX_TOKENS = 32  # of the LLM API's SamplingParams
+CANCELLED = "Request cancelled by client"
+NO_STREAMING = "Streaming is only supported in decoupled mode."
+NO_ID = "A request id must be provided for request cancellation"
+# Inputs that need a model's numbers, and the value they may have all the same.
+REFUSED = {"sampling_param_best_of": 1, "return_cumulative_logprob": 0}
+STATS_PERIOD_S = 0.1
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What a request wants, and the text its reply has come to.
+
+    Attributes:
+        stop: Strings that end the text; they are no part of it.
+        stopped_by: The one that did.
+    """
+
+    streaming: bool
+    finish_reason: bool
+    stop_reason: bool
+    performance: bool
+    stop: list[str]
+    stream: TextStream
+    text: str = ""
+    stopped_by: str | None = field(default=None)
+
+
+class EmulatedLlmApiModel:
+    """Triton Python-backend model; `backend` is Triton's own module, set by the entry point."""
+
+    backend: Any = None
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load model.yaml, the manifest and the tokenizer beside the model, and start the clock."""
+        config = json.loads(args["model_config"])
+        parameters = parameters_of(config)
+        folder = Path(args["model_repository"]) / args["model_version"]
+        manifest = read_json(folder / parameters["emulator_manifest"], EngineManifest)
+        document = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
+        asked = document["triton_config"]
+        tokenizer_folder = Path(parameters["tokenizer_dir"])
+        self._tokenizer = load_tokenizer(tokenizer_folder)
+        self._end_id = special_tokens(tokenizer_folder, self._tokenizer).end_id
+        self._detokenizer = Detokenizer(self._tokenizer)
+        self._decoupled = bool(asked["decoupled"])
+        self._limits = InputLimits(parameters, self._tokenizer)
+        self._host = EngineHost(
+            self.backend,
+            manifest,
+            llmapi_settings(document, manifest),
+            time_scale=float(parameters["emulator_time_scale"]),
+            period_s=min(STATS_PERIOD_S, int(asked.get("cancellation_check_period_ms", 100)) / 1000),
+            labels={"model": args["model_name"], "version": args["model_version"]},
+            cancelled=self._cancelled,
+        )
+        self._host.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queue requests; their text is sent by the host's threads as the clock makes its tokens."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except (RequestError, RefusedError, ReplyError, LimitError) as error:
+                self._send_error(sender, f"Error generating request: {error}")
+
+    def finalize(self) -> None:
+        """Stop the engine."""
+        self._host.close()
+
+    def _accept(self, request: Any, sender: Any) -> None:
+        inputs = _Inputs(self.backend, request)
+        client_id = request.request_id()
+        if inputs.scalar("stop"):
+            self._stop(client_id, sender)
+            return
+        prompt = self._prompt(inputs)
+        output_tokens = self._output_tokens(inputs)
+        wanted = self._wanted(inputs)
+        call = Call(client_id, sender, partial(self._respond, wanted), time.monotonic_ns())
+        limit = min(output_tokens, max(1, self._host.room_for(prompt)))
+        reply = self._reply(prompt, limit, wanted)
+        self._host.submit(call, [self._host.sequence(call, prompt, output_tokens, reply)])
+
+    def _prompt(self, inputs: _Inputs) -> Array:
+        texts = inputs.texts("text_input")
+        if not texts:
+            raise RefusedError("text_input is missing from the request")
+        self._limits.require_text(texts[:1], "the prompt")
+        ids = self._tokenizer.encode(texts[0]).ids
+        self._limits.require_prompt(ids)
+        return np.array(ids, np.int32)
+
+    def _output_tokens(self, inputs: _Inputs) -> int:
+        asked = inputs.scalar("sampling_param_max_tokens")
+        tokens = DEFAULT_MAX_TOKENS if asked is None else int(asked)
+        self._limits.require_reply(tokens, "sampling_param_max_tokens")
+        return tokens
+
+    def _wanted(self, inputs: _Inputs) -> Wanted:
+        for name, allowed in REFUSED.items():
+            if int(inputs.scalar(name) or allowed) != allowed:
+                raise RefusedError(f"{name} is not emulated: an emulated engine has no numbers behind its tokens")
+        streaming = bool(inputs.scalar("streaming"))
+        if streaming and not self._decoupled:
+            raise RefusedError(NO_STREAMING)
+        return Wanted(
+            streaming=streaming,
+            finish_reason=bool(inputs.scalar("return_finish_reason")),
+            stop_reason=bool(inputs.scalar("return_stop_reason")),
+            performance=bool(inputs.scalar("sampling_param_return_perf_metrics")),
+            stop=self._stop_strings(inputs),
+            stream=self._detokenizer.stream(),
+        )
+
+    def _stop_strings(self, inputs: _Inputs) -> list[str]:
+        strings = [text for text in inputs.texts("sampling_param_stop") if text]
+        self._limits.require_text(strings, "sampling_param_stop")
+        return strings
+
+    def _reply(self, prompt: Array, limit: int, wanted: Wanted) -> Reply:
+        """Return the reply, cut after the token whose text completes a stop string."""
+        reply = Reply(prompt, limit, Rules(self._end_id), vocabulary=self._host.vocabulary)
+        if wanted.stop:
+            tail, stream, longest = "", self._detokenizer.stream(), max(map(len, wanted.stop))
+            for index in range(limit if reply.ends_after is None else reply.ends_after):
+                token = reply.token(index)
+                tail = tail[-longest:] + ("" if token is None else stream.push([token]))
+                if any(stop in tail for stop in wanted.stop):
+                    reply.cut(index + 1)
+                    break
+        return reply
+
+    def _stop(self, client_id: str, sender: Any) -> None:
+        """End the request of this id; as upstream, both requests end with an error that says so."""
+        if not client_id:
+            self._send_error(sender, NO_ID)
+            return
+        self._host.stop(client_id)
+        sender.send(self._cancelled(), flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _cancelled(self) -> Any:
+        error = self.backend.TritonError(CANCELLED, self.backend.TritonError.CANCELLED)
+        return self.backend.InferenceResponse(error=error)
+
+    def _respond(self, wanted: Wanted, sequence: Sequence, token: int | None, is_final: bool) -> Any:
+        if token is not None:
+            wanted.text += wanted.stream.push([token])
+        if is_final:
+            wanted.text += wanted.stream.finish()
+            self._cut(wanted)
+        if not wanted.streaming and not is_final:
+            return None
+        outputs = [self._texts("text_output", wanted.text)]
+        if wanted.finish_reason:
+            reason = "length" if sequence.reply.why == "length" else "stop"
+            outputs.append(self._texts("finish_reason", reason if is_final else "None"))
+        if wanted.stop_reason:
+            outputs.append(self._texts("stop_reason", str(wanted.stopped_by)))
+        if wanted.performance and is_final:
+            outputs += [self._texts(name, str(value)) for name, value in self._performance(sequence).items()]
+        return self.backend.InferenceResponse(outputs)
+
+    def _cut(self, wanted: Wanted) -> None:
+        found = [(wanted.text.find(stop), stop) for stop in wanted.stop if stop in wanted.text]
+        if found:
+            at, wanted.stopped_by = min(found)
+            wanted.text = wanted.text[:at]
+
+    def _performance(self, sequence: Sequence) -> dict[str, float]:
+        blocks = new_blocks(sequence, self._host.settings.tokens_per_block)
+        found = sequence.reused_blocks
+        missed = -(-len(sequence.prompt) // self._host.settings.tokens_per_block) - found
+        return {
+            "kv_cache_reused_block": found,
+            "kv_cache_hit_rate": found / (found + missed),
+            "kv_cache_alloc_new_blocks": blocks,
+            "kv_cache_alloc_total_blocks": blocks,
+            "kv_cache_missed_block": missed,
+            **times_ns(sequence),
+            "acceptance_rate": 0.0,
+            "total_accepted_draft_tokens": 0,
+            "total_draft_tokens": 0,
+        }
+
+    def _texts(self, name: str, text: str) -> Any:
+        return self.backend.Tensor(name, np.array([text.encode("utf-8")], dtype=object))
+
+    def _send_error(self, sender: Any, message: str) -> None:
+        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
+        sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+class _Inputs:
+    """Typed reads of one request's tensors."""
+
+    def __init__(self, backend: Any, request: Any) -> None:
+        self._backend = backend
+        self._request = request
+
+    def scalar(self, name: str) -> float | None:
+        """Return a single value; None where it was not sent."""
+        values = self._get(name)
+        if values is None:
+            return None
+        if values.size != 1:
+            raise RefusedError(f"Expected a scalar tensor for tensor {name}")
+        return float(values.reshape(-1)[0])
+
+    def texts(self, name: str) -> list[str]:
+        """Return strings; none where they were not sent."""
+        values = self._get(name)
+        found: list[Any] = [] if values is None else list(values.reshape(-1))
+        return [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in found]
+
+    def _get(self, name: str) -> Array | None:
+        tensor = self._backend.get_input_tensor_by_name(self._request, name)
+        return None if tensor is None else np.asarray(tensor.as_numpy())

@@ -1,0 +1,528 @@
+"""The schema of a serving YAML: how an engine is served.
+
+Every setting says where it goes: the model and the parameter of TensorRT-LLM that it becomes, what TensorRT-LLM does
+where it is left out, and whether an emulated engine behaves by it. Tables, `--explain` and checks read it from here.
+
+Source:
+    TensorRT-LLM, triton_backend/all_models/inflight_batcher_llm/*/config.pbtxt and
+    triton_backend/inflight_batcher_llm/src/model_instance_state.cc, 1.1 to 1.2.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from engines.files import Strict
+
+DEFAULT_TIME_SCALE = 4.0
+UPSTREAM_LLMAPI = "/app/all_models/llmapi/tensorrt_llm/1"  # where Triton's TensorRT-LLM image keeps that model's code
+WORKER_PATH = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
+
+Auto = Literal["auto"]
+Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+# Text that ends up inside quotes of a text protobuf: one line.
+Line = Annotated[str, StringConstraints(pattern=r"^[^\r\n\x00]*$", max_length=4096)]
+GpuGroups = Annotated[str, StringConstraints(pattern=r"^\d+(,\d+)*(;\d+(,\d+)*)*$")]
+Choices = Annotated[str, StringConstraints(pattern=r"^\{\s*\d+(\s*,\s*\d+)*\s*\}(\s*,\s*\{\s*\d+(\s*,\s*\d+)*\s*\})*$")]
+
+
+class Target(NamedTuple):
+    """Where a setting goes.
+
+    Attributes:
+        place: Model and parameter, or field of config.pbtxt, it becomes; `ours` where TensorRT-LLM has none.
+        upstream_default: What TensorRT-LLM does where the parameter is left out, as text.
+        emulated: Whether an emulated engine, or the Triton around it, behaves by it.
+    """
+
+    place: str
+    upstream_default: str
+    emulated: bool
+
+
+def _to(default: Any, place: str, upstream_default: str, text: str, *, emulated: bool = False) -> Any:
+    """Return a field that knows where it goes; see `Target`."""
+    extra: dict[str, Any] = {"place": place, "upstream_default": upstream_default, "emulated": emulated}
+    return Field(default, description=text, json_schema_extra=extra)
+
+
+class Scheduling(Strict):
+    """Which requests share an iteration, and how replies leave."""
+
+    policy: Literal["auto", "guaranteed_no_evict", "max_utilization"] = _to(
+        "auto",
+        "tensorrt_llm: batch_scheduler_policy",
+        "guaranteed_no_evict",
+        "Whether a started request may be paused for want of KV blocks (max_utilization) or never is.",
+        emulated=True,
+    )
+    batching: Literal["auto", "inflight_fused_batching", "inflight_batching", "v1"] = _to(
+        "auto",
+        "tensorrt_llm: gpt_model_type",
+        "none: must be given",
+        "In-flight batching, by either of its names, or static batches (v1).",
+        emulated=True,
+    )
+    chunked_context: bool | Auto = _to(
+        "auto",
+        "tensorrt_llm: enable_chunked_context",
+        "false",
+        "Compute long prompts in pieces; the engine must be built with paged context attention.",
+        emulated=True,
+    )
+    streaming: bool = _to(
+        True,
+        "tensorrt_llm, tensorrt_llm_bls: model_transaction_policy.decoupled",
+        "none: must be given",
+        "Decoupled mode: a request may have many responses. Without it nothing can be streamed.",
+        emulated=True,
+    )
+    exclude_input_in_output: bool = _to(
+        False,
+        "tensorrt_llm: exclude_input_in_output",
+        "false",
+        "Leave the prompt out of replies that are not streamed; a request can say otherwise.",
+        emulated=True,
+    )
+
+
+class Queue(Strict):
+    """What happens to requests that cannot start at once."""
+
+    max_queue_size: Amount = _to(
+        0,
+        "preprocessing, tensorrt_llm: dynamic_batching.default_queue_policy.max_queue_size",
+        "none: must be given",
+        "Requests that may wait, in Triton's queue and in the executor's; past it, refused at once. 0: no limit.",
+        emulated=True,
+    )
+    delay_us: Amount = _to(
+        0,
+        "preprocessing, tensorrt_llm: dynamic_batching.max_queue_delay_microseconds",
+        "none: must be given",
+        "How long Triton's batcher may hold a request back to batch it with others.",
+        emulated=True,
+    )
+    priority_levels: Annotated[int, Field(ge=0, le=64)] = _to(
+        0,
+        "preprocessing, tensorrt_llm: dynamic_batching.priority_levels",
+        "0",
+        "Priorities a request may state, 1 first; 0: none. They order Triton's queue, not the executor's.",
+        emulated=True,
+    )
+    default_priority: Annotated[int, Field(ge=1, le=64)] | None = _to(
+        None,
+        "preprocessing, tensorrt_llm: dynamic_batching.default_priority_level",
+        "none: must be given with priority_levels",
+        "Priority of a request that states none; left out: the middle level.",
+        emulated=True,
+    )
+    timeout_us: Amount = _to(
+        0,
+        "preprocessing, tensorrt_llm: dynamic_batching.default_queue_policy.default_timeout_microseconds",
+        "0",
+        "How long a request may wait in Triton's queue; 0: for ever. The executor behind it knows no time-out.",
+        emulated=True,
+    )
+    timeout_action: Literal["reject", "delay"] = _to(
+        "reject",
+        "preprocessing, tensorrt_llm: dynamic_batching.default_queue_policy.timeout_action",
+        "REJECT",
+        "Refuse what waited too long, or let it wait behind all others.",
+        emulated=True,
+    )
+    allow_timeout_override: bool = _to(
+        False,
+        "preprocessing, tensorrt_llm: dynamic_batching.default_queue_policy.allow_timeout_override",
+        "false",
+        "Let a request state a shorter time-out of its own.",
+        emulated=True,
+    )
+
+
+class KvCacheSettings(Strict):
+    """The paged KV cache at run time."""
+
+    free_gpu_mem_fraction: Fraction | Auto = _to(
+        "auto",
+        "tensorrt_llm: kv_cache_free_gpu_mem_fraction",
+        "0.9",
+        "Share of the GPU memory left free by the engine that becomes KV cache.",
+        emulated=True,
+    )
+    max_tokens: Count | None = _to(
+        None,
+        "tensorrt_llm: max_tokens_in_paged_kv_cache",
+        "no limit",
+        "Most tokens the cache may hold, whatever the fraction allows.",
+        emulated=True,
+    )
+    reuse: bool | Auto = _to(
+        "auto",
+        "tensorrt_llm: enable_kv_cache_reuse",
+        "true",
+        "Keep blocks of ended requests for prompts that begin alike.",
+        emulated=True,
+    )
+    host_bytes: Amount = _to(
+        0,
+        "tensorrt_llm: kv_cache_host_memory_bytes",
+        "0",
+        "Host memory for evicted blocks; needs reuse.",
+        emulated=True,
+    )
+    onboard_blocks: bool = _to(
+        True,
+        "tensorrt_llm: kv_cache_onboard_blocks",
+        "true",
+        "Copy a block found in host memory back to the GPU before use.",
+    )
+    max_attention_window: tuple[Count, ...] = _to(
+        (),
+        "tensorrt_llm: max_attention_window_size",
+        "the longest sequence",
+        "Tokens a layer looks back over; one number, or one for each layer in turn.",
+    )
+    sink_tokens: Amount | None = _to(
+        None,
+        "tensorrt_llm: sink_token_length",
+        "none",
+        "First tokens always kept in an attention window.",
+    )
+    cross_fraction: Fraction | None = _to(
+        None,
+        "tensorrt_llm: cross_kv_cache_fraction",
+        "0.5, for encoder-decoder models only",
+        "Share of the cache for cross attention.",
+    )
+
+
+class Lookahead(Strict):
+    """Lookahead decoding; all three belong together."""
+
+    window_size: Count | None = _to(
+        None, "tensorrt_llm: lookahead_window_size", "none: must be given with lookahead", "Window of the lookahead."
+    )
+    ngram_size: Count | None = _to(
+        None, "tensorrt_llm: lookahead_ngram_size", "none: must be given with lookahead", "Length of its n-grams."
+    )
+    verification_set_size: Count | None = _to(
+        None,
+        "tensorrt_llm: lookahead_verification_set_size",
+        "none: must be given with lookahead",
+        "How many n-grams are verified a step.",
+    )
+
+
+class Decoding(Strict):
+    """How tokens are chosen."""
+
+    mode: Literal[
+        "auto", "top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter", "lookahead", "eagle"
+    ] = _to(
+        "auto",
+        "tensorrt_llm: decoding_mode",
+        "top_k_top_p, or beam_search past a beam width of 1",
+        "What decodes; the speculative ones need an engine built for them.",
+    )
+    normalize_log_probs: bool = _to(
+        True, "tensorrt_llm: normalize_log_probs", "true", "Divide a reply's log probability by its length."
+    )
+    lookahead: Lookahead = Lookahead()
+    medusa_choices: Choices | None = _to(
+        None, "tensorrt_llm: medusa_choices", "mc_sim_7b_63", "Medusa's tree, as {0},{0,0},{1}."
+    )
+    eagle_choices: Choices | None = _to(
+        None, "tensorrt_llm: eagle_choices", "mc_sim_7b_63", "EAGLE's tree, as {0},{0,0},{1}."
+    )
+    fast_logits: bool = _to(
+        False,
+        "tensorrt_llm: speculative_decoding_fast_logits",
+        "false",
+        "Pass a draft model's logits between processes; orchestrator mode without spawning only.",
+    )
+    guided_backend: Literal["xgrammar"] | None = _to(
+        None,
+        "tensorrt_llm: guided_decoding_backend",
+        "empty, and the key must be there",
+        "What constrains replies to a grammar.",
+    )
+    tokenizer_info: Line | None = _to(
+        None,
+        "tensorrt_llm: xgrammar_tokenizer_info_path",
+        "empty, and the key must be there",
+        "JSON file with the vocabulary for xgrammar, at its path where it is served.",
+    )
+
+
+class Types(Strict):
+    """Number formats of tensors whose type is the deployment's to choose."""
+
+    logits: Literal["auto", "fp32", "fp16"] = _to(
+        "auto",
+        "tensorrt_llm, ensemble, tensorrt_llm_bls: data_type of context_logits, generation_logits, draft_logits",
+        "none: must be given",
+        "As the engine was built with --logits_dtype; FP32 where its config.json is not here to tell.",
+        emulated=True,
+    )
+    prompt_embedding: Literal["fp16", "bf16", "fp32"] = _to(
+        "fp16",
+        "tensorrt_llm, tensorrt_llm_bls: data_type of prompt_embedding_table",
+        "none: must be given",
+        "As the engine's activations.",
+        emulated=True,
+    )
+    encoder_features: Literal["fp16", "bf16", "fp32"] = _to(
+        "fp16",
+        "tensorrt_llm: data_type of encoder_input_features",
+        "none: must be given",
+        "For encoder-decoder models.",
+        emulated=True,
+    )
+
+
+class RuntimeKnobs(Strict):
+    """How the engine runs, and how often it is looked at."""
+
+    cuda_graphs: bool = _to(False, "tensorrt_llm: cuda_graph_mode", "false", "Record decode steps as CUDA graphs.")
+    cuda_graph_cache_size: Amount | Auto = _to(
+        "auto", "tensorrt_llm: cuda_graph_cache_size", "0", "Graphs kept, one for each batch size met."
+    )
+    multi_block_mode: bool = _to(
+        True, "tensorrt_llm: multi_block_mode", "true", "Split one sequence's attention over several thread blocks."
+    )
+    context_fmha_fp32_acc: bool = _to(
+        False, "tensorrt_llm: enable_context_fmha_fp32_acc", "false", "Accumulate prompt attention in FP32."
+    )
+    gpu_weights_percent: Annotated[float, Field(ge=0, le=1)] = _to(
+        1.0,
+        "tensorrt_llm: gpu_weights_percent",
+        "1.0",
+        "Share of the weights kept on the GPU; below 1 needs an engine built with weight streaming.",
+    )
+    cancellation_check_period_ms: Count = _to(
+        100,
+        "tensorrt_llm: cancellation_check_period_ms",
+        "100",
+        "How often cancelled requests are looked for.",
+        emulated=True,
+    )
+    stats_check_period_ms: Annotated[int, Field(ge=10)] = _to(
+        100, "tensorrt_llm: stats_check_period_ms", "100", "How often metrics are refreshed.", emulated=True
+    )
+    recv_poll_period_ms: Amount = _to(
+        0, "tensorrt_llm: recv_poll_period_ms", "0", "Pause between looks for new requests; 0: a busy loop."
+    )
+    iter_stats_max_iterations: Amount = _to(
+        1000, "tensorrt_llm: iter_stats_max_iterations", "1000", "Iterations whose statistics are kept."
+    )
+    request_stats_max_iterations: Amount = _to(
+        0, "tensorrt_llm: request_stats_max_iterations", "0", "Iterations whose requests' statistics are kept."
+    )
+
+
+class LoraCache(Strict):
+    """Caches of LoRA adapters; only for engines built with LoRA."""
+
+    optimal_adapter_size: Count = _to(
+        8, "tensorrt_llm: lora_cache_optimal_adapter_size", "8", "Rank the cache's pages are made for."
+    )
+    max_adapter_size: Count = _to(
+        64, "tensorrt_llm: lora_cache_max_adapter_size", "64", "Largest rank the cache must take."
+    )
+    gpu_memory_fraction: Fraction = _to(
+        0.05,
+        "tensorrt_llm: lora_cache_gpu_memory_fraction",
+        "0.05",
+        "Share of the memory left after engine and KV cache.",
+    )
+    host_memory_bytes: Amount = _to(
+        1 << 30, "tensorrt_llm: lora_cache_host_memory_bytes", "1 GiB", "Host memory for adapters."
+    )
+    prefetch_dir: Line | None = _to(
+        None, "tensorrt_llm: lora_prefetch_dir", "none", "Folder of adapters to load at the start."
+    )
+
+
+class Processes(Strict):
+    """Which GPUs and processes serve the engine."""
+
+    mode: Literal["leader", "orchestrator"] = _to(
+        "leader",
+        "environment: TRTLLM_ORCHESTRATOR",
+        "leader",
+        "Leader: mpirun starts Triton once for each rank. Orchestrator: one Triton starts the workers itself.",
+    )
+    spawn_processes: bool = _to(
+        True,
+        "environment: TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES",
+        "true",
+        "Orchestrator mode only: whether Triton starts the workers; if not, participant_ids must name them.",
+    )
+    gpu_device_ids: GpuGroups | None = _to(
+        None,
+        "tensorrt_llm: gpu_device_ids",
+        "all that are visible",
+        "GPUs of an instance, separated by commas; instances by semicolons.",
+    )
+    participant_ids: GpuGroups | None = _to(
+        None, "tensorrt_llm: participant_ids", "chosen at the start", "MPI ranks that serve the engine."
+    )
+    num_nodes: Count = _to(1, "tensorrt_llm: num_nodes", "1", "Machines the ranks are spread over.")
+    worker_path: Line = _to(
+        WORKER_PATH, "tensorrt_llm: executor_worker_path", WORKER_PATH, "Program of an orchestrator's workers."
+    )
+
+
+class Text(Strict):
+    """The models around the engine."""
+
+    preprocessing_instances: Annotated[int, Field(ge=1, le=64)] | Auto = _to(
+        "auto", "preprocessing: instance_group.count", "none: must be given", "Processes that tokenize.", emulated=True
+    )
+    postprocessing_instances: Annotated[int, Field(ge=1, le=64)] = _to(
+        1,
+        "postprocessing: instance_group.count",
+        "none: must be given",
+        "Processes that detokenize; more than one forget what another has seen of a stream.",
+        emulated=True,
+    )
+    bls_instances: Annotated[int, Field(ge=1, le=1024)] | Auto = _to(
+        "auto",
+        "tensorrt_llm_bls: instance_group.count",
+        "none: must be given",
+        "Requests the business-logic model serves at the same time, each in a process of its own.",
+        emulated=True,
+    )
+    add_special_tokens: bool = _to(
+        True,
+        "preprocessing: add_special_tokens",
+        "true",
+        "Let the tokenizer add its begin token and the like.",
+        emulated=True,
+    )
+    skip_special_tokens: bool = _to(
+        True,
+        "postprocessing: skip_special_tokens",
+        "true",
+        "Leave end-of-text and the like out of replies.",
+        emulated=True,
+    )
+    accumulate_tokens: bool = _to(
+        False,
+        "tensorrt_llm_bls: accumulate_tokens",
+        "false",
+        "Send the whole text so far with each token instead of what is new.",
+        emulated=True,
+    )
+    draft_model: Line | None = _to(
+        None, "tensorrt_llm_bls: tensorrt_llm_draft_model_name", "none", "Model that drafts, for speculation by BLS."
+    )
+
+
+class InputLimits(Strict):
+    """What a request may ask for; refused before the engine sees it."""
+
+    max_prompt_tokens: Count | Auto = _to(
+        "auto",
+        "ours, in preprocessing and the emulated engine",
+        "the engine's max_input_len",
+        "Longest prompt that is taken on.",
+        emulated=True,
+    )
+    max_output_tokens: Count | Auto = _to(
+        "auto",
+        "ours, in preprocessing and the emulated engine",
+        "none: cut where the sequence would pass the engine's limit",
+        "Longest reply that may be asked for; what is left of the sequence limit cuts it further.",
+        emulated=True,
+    )
+
+
+class Emulation(Strict):
+    """The emulated engine."""
+
+    time_scale: Annotated[float, Field(gt=0, le=10_000)] = _to(
+        DEFAULT_TIME_SCALE, "ours, emulated engines only", "-", "Wall seconds of one engine second.", emulated=True
+    )
+
+
+class LlmApi(Strict):
+    """The LLM API's model, for engines of the PyTorch backend: what its model.yaml adds to the engine's own."""
+
+    max_batch_size: Amount = _to(
+        0,
+        "model.yaml: triton_config.max_batch_size",
+        "none: must be given",
+        "0: Triton batches nothing, the only value TensorRT-LLM supports.",
+        emulated=True,
+    )
+    instances: Annotated[int, Field(ge=1, le=64)] = _to(
+        1, "tensorrt_llm: instance_group.count", "1", "Copies of the engine, each with GPUs of its own."
+    )
+    postprocess_workers: Amount = _to(
+        0, "model.yaml: num_postprocess_workers", "0", "Processes that detokenize; 0: the engine's own."
+    )
+    model_code: Line = _to(
+        UPSTREAM_LLMAPI,
+        "ours, built engines only",
+        "-",
+        "Folder of TensorRT-LLM's own model.py for this model, where it is served.",
+    )
+
+
+class ServingSettings(Strict):
+    """What is not the engine's but the server's to decide."""
+
+    scheduling: Scheduling = Scheduling()
+    queue: Queue = Queue()
+    kv_cache: KvCacheSettings = KvCacheSettings()
+    decoding: Decoding = Decoding()
+    types: Types = Types()
+    runtime: RuntimeKnobs = RuntimeKnobs()
+    lora: LoraCache = LoraCache()
+    processes: Processes = Processes()
+    text: Text = Text()
+    limits: InputLimits = InputLimits()
+    emulation: Emulation = Emulation()
+    llmapi: LlmApi = LlmApi()
+
+
+class Setting(NamedTuple):
+    """One setting of the schema: its dotted name, its value in given settings, what it is for and where it goes."""
+
+    name: str
+    value: Any
+    text: str
+    target: Target
+
+
+def all_settings(settings: BaseModel, prefix: str = "") -> list[Setting]:
+    """Return every setting, in the schema's order.
+
+    >>> [setting.name for setting in all_settings(ServingSettings())][:2]
+    ['scheduling.policy', 'scheduling.batching']
+    """
+    found: list[Setting] = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            found += all_settings(value, f"{prefix}{name}.")
+            continue
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict)  # every leaf is made by `_to`
+        target = Target(str(extra["place"]), str(extra["upstream_default"]), bool(extra["emulated"]))
+        found.append(Setting(prefix + name, value, field.description or "", target))
+    return found
+
+
+def laid_over(settings: dict[str, Any], name: str, value: Any) -> None:
+    """Set a dotted name in nested dictionaries."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+    settings[last] = value

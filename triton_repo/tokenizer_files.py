@@ -1,0 +1,67 @@
+"""A tokenizer's folder as it is taken into a repository: data alone, never code."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from tokenizers import Tokenizer
+
+from engines.errors import MissingError, UserError
+from engines.files import read_json
+from engines.manifest import Notice
+
+# What a tokenizer may consist of here: data. Whatever else lies beside it, code above all, stays where it is.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+LONGEST_TOKENIZER_BYTES = 256 << 20
+
+
+class _Open(BaseModel):
+    """A JSON object of whatever keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def check_tokenizer(folder: Path) -> list[Notice]:
+    """Check that a folder holds a tokenizer made of data, and say what of it is not taken.
+
+    Raises:
+        MissingError: There is no tokenizer.json.
+        UserError: It is not what the `tokenizers` library reads, or tokenizer_config.json is not an object.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise MissingError(f"{folder}: no tokenizer.json there", hint="--tokenizer DIR gives the model's tokenizer")
+    if path.stat().st_size > LONGEST_TOKENIZER_BYTES:
+        raise UserError(
+            f"{path}: {path.stat().st_size} bytes; at most {LONGEST_TOKENIZER_BYTES}", hint="is it the right file?"
+        )
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(
+            f"{path}: not a tokenizer: {error}", hint="--tokenizer DIR gives the model's tokenizer"
+        ) from error
+    return _code_notices(folder)
+
+
+def _code_notices(folder: Path) -> list[Notice]:
+    path = folder / "tokenizer_config.json"
+    config = read_json(path, _Open).model_dump() if path.is_file() else {}
+    named = [key for key in ("auto_map", "tokenizer_file", "custom_pipelines") if config.get(key)]
+    if not named:
+        return []
+    text = f"{path} names code or other files ({', '.join(named)}): not taken; tokenizer.json alone is used"
+    return [Notice(code="tokenizer-code", text=text)]
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what a tokenizer may consist of, and nothing else."""
+    target.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
