@@ -164,6 +164,9 @@ def _change(name: str, levels: tuple[LevelSummary, LevelSummary], drawn: tuple[F
         low, high = min(low, ratio), max(high, ratio)
     better = "higher" if name in RATES else "lower"
     outcome = _outcome(better, ratio, low, high)
+    words = _words(outcome, ratio, low, high)
+    if name in RATES and all(_keeps_up(level) for level in levels):
+        outcome, words = "unknown", "what was sent, not what could be done: both kept up with an open loop"
     return Change(
         figure=name,
         better="higher" if name in RATES else "lower",
@@ -173,8 +176,13 @@ def _change(name: str, levels: tuple[LevelSummary, LevelSummary], drawn: tuple[F
         low=low,
         high=high,
         outcome=outcome,
-        words=_words(outcome, ratio, low, high),
+        words=words,
     )
+
+
+def _keeps_up(level: LevelSummary) -> bool:
+    """Whether an open loop was served as it came: its rates are then those of its arrivals."""
+    return level.concurrency is None and not (level.steady is not None and level.steady.growing)
 
 
 def _is_supported(name: str, levels: Sequence[LevelSummary]) -> bool:
