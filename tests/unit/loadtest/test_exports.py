@@ -60,7 +60,7 @@ def test_levels_in_csv(written: Path) -> None:
 
 
 def test_aiperf_layout(written: Path) -> None:
-    """The metrics carry AIPerf's names and units; its inter_token_latency is a mean per request, its chunks are gaps."""
+    """AIPerf's names and units: its inter_token_latency is a mean per request, its chunk latency every gap."""
     [path] = (written / "exports" / "aiperf").glob("*/profile_export_aiperf.json")
     document = json.loads(path.read_text())
     assert path.parent.name == "level_0_concurrency_1"
