@@ -148,9 +148,9 @@ def _replicates(found: Counted, *, seed: int) -> dict[str, Floats]:
         return drawn
     latencies = latencies_of(found)
     for quantity in dict.fromkeys(name.partition(" ")[0] for name in FIGURES if name not in RATES):
-        values, rows = latencies.get(quantity.replace("_s", "_scheduled_s")) or latencies[quantity]
+        values, counts = latencies.get(quantity.replace("_s", "_scheduled_s")) or latencies[quantity]
         if len(values):
-            replicates = resampler.replicates(values, rows)
+            replicates = resampler.replicates(values, counts)
             drawn |= {f"{quantity} {name}": each / found.time_scale for name, each in replicates.items()}
     return drawn
 

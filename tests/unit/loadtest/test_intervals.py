@@ -48,14 +48,14 @@ def test_gaps_of_one_request_are_not_independent() -> None:
     """Where gaps of a request resemble each other, drawing requests again covers; drawing gaps would claim too much."""
     rng = np.random.default_rng(3)
     requests, gaps = 100, 20
-    rows = np.repeat(np.arange(requests), gaps)
+    counts = np.full(requests, gaps)
     by_request, by_gap = 0, 0
     for trial in range(TRIALS):
         values = np.exp(np.repeat(rng.normal(0, 0.4, requests), gaps) + rng.normal(0, 0.1, requests * gaps))
         whole, each = by_requests(requests, seed=trial), by_requests(requests * gaps, seed=trial)
         assert whole is not None
         assert each is not None
-        low, high = middle(whole.replicates(values, rows)["p50"])
+        low, high = middle(whole.replicates(values, counts)["p50"])
         by_request += low <= 1.0 <= high
         low, high = middle(each.replicates(values)["p50"])
         by_gap += low <= 1.0 <= high
@@ -124,8 +124,7 @@ def test_what_a_sample_can_support() -> None:
     """p99 needs 368 independent values: so many requests, or gaps that do not all come from a few of them."""
     assert {name: needed(share) for name, share in SHARES.items()}["p99"] == 368
     values = np.repeat(np.arange(100.0), 50)
-    owners = np.repeat(np.arange(100), 50)
-    assert effective_size(values, owners, 89.0) == pytest.approx(100, rel=0.05)
+    assert effective_size(values, np.full(100, 50), 89.0) == pytest.approx(100, rel=0.05)
     assert effective_size(values, None, 89.0) == 5000
     assert by_requests(5) is None
     assert by_blocks(np.zeros(500), np.zeros(500)) is None
