@@ -129,7 +129,7 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
     try:
         plan = _plan(asked, folder, began)
         interval_s = asked.scenario.sample_interval_s
-        with Monitor(target.metrics_url, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
+        with Monitor(target.metrics_urls, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
             generators.begin(plan, target.label)
             judge = asked.enough and Judge(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
             _follow(generators, happened, terminal, monitor, limit_s=_limit_s(plan), judge=judge)

@@ -21,13 +21,13 @@ class Target:
     """The server of a run.
 
     Attributes:
-        metrics_url: None where its metrics cannot be read.
+        metrics_urls: Pages of its metrics; empty where they cannot be read.
         tokenizer: File of the engine's tokenizer.
     """
 
     endpoint: Endpoint
     facts: ServerFacts
-    metrics_url: str | None
+    metrics_urls: tuple[str, ...]
     tokenizer: Path
 
     @property
@@ -52,9 +52,10 @@ def target_of(flags: dict[str, Any], model: str) -> Target:
         raise MissingError(
             f"{tokenizer}: no such tokenizer on this machine", hint="--tokenizer FILE gives the engine's"
         )
-    found = flags["metrics_url"] or metrics_url(endpoint)
-    if found is None:
+    beside = None if flags["metrics_url"] else metrics_url(endpoint)
+    found = tuple(flags["metrics_url"] or ()) or ((beside,) if beside else ())
+    if not found:
         progress("no metrics page beside this server: batch sizes will come from the client's records alone")
     elif facts.perf_metrics:
-        facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(found))})
+        facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(found[0]))})
     return Target(endpoint, facts, found, tokenizer)
