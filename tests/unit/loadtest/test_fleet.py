@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_ledger import record, under_way
 
 from engines.errors import ToolError
-from loadtest import fleet
 from loadtest.dialects.endpoint import Endpoint
-from loadtest.fleet import Master, Outbox, Worker, files_of, schedule_digest, with_files
+from loadtest.fleet import master as masters
+from loadtest.fleet import worker as workers_side
+from loadtest.fleet.handover import files_of, schedule_digest, with_files
+from loadtest.fleet.master import Master
+from loadtest.fleet.worker import Outbox, Worker
 from loadtest.prompts import Prepared
 from loadtest.records import REQUESTS_NAME, read_records
 from loadtest.scenario import Scenario
@@ -166,10 +170,11 @@ class FakeShare:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Collect what the master would say on its output."""
     heard: list[dict[str, Any]] = []
-    monkeypatch.setattr(fleet, "tell", lambda **told: heard.append(told))
-    monkeypatch.setattr(fleet, "tell_progress", lambda *_: None)
-    monkeypatch.setattr(fleet, "REPORT_S", 0.01)
-    monkeypatch.setattr(fleet, "CHECK_S", 0.0)
+    monkeypatch.setattr(masters, "tell", lambda **told: heard.append(told))
+    monkeypatch.setattr(masters, "tell_progress", lambda *_: None)
+    monkeypatch.setattr(masters, "REPORT_S", 0.01)
+    monkeypatch.setattr(workers_side, "REPORT_S", 0.01)
+    monkeypatch.setattr(masters, "CHECK_S", 0.0)
     return heard
 
 
@@ -270,7 +275,7 @@ def test_a_lost_worker_ends_the_run(tmp_path: Path, said: list[dict[str, Any]]) 
         bus.clients["w0"].state = "missing"
 
     _run(bus, _plan(tmp_path, Scenario(concurrency=(4, 8))), [doomed, other], kill)
-    assert [each["lost"] for each in said if "lost" in each] == [f"worker 0 on {fleet.socket.gethostname()} was lost"]
+    assert [each["lost"] for each in said if "lost" in each] == [f"worker 0 on {socket.gethostname()} was lost"]
     levels = [each["level"] for each in said if "level" in each]
     assert [level["complete"] for level in levels] == [False]
     assert said[-1]["ended"].endswith("was lost")
@@ -297,7 +302,7 @@ def test_a_worker_whose_master_is_silent_gives_up() -> None:
     """Heartbeats that stop, by the monotonic clock: a load that nobody directs is not sent on."""
     clock = Clock()
     worker = Worker(Bus().runner("w0"), prepare=lambda *_: None, open_share=FakeShare, clock=clock)
-    clock.ahead_s += fleet.MASTER_SILENT_S + 1
+    clock.ahead_s += workers_side.MASTER_SILENT_S + 1
     with gevent.Timeout(10), pytest.raises(ToolError, match="has not been heard of"):
         worker.run()
 
