@@ -22,9 +22,10 @@ from loadtest.watch import Progress, Watch
 
 ROUND_TRIPS = 25
 ANSWER_WITHIN_S = 10.0
+PREPARE_WITHIN_S = 120.0
+WAITING_S = 5.0  # how often the command is told that the master still waits for workers
 LEAD_S = 0.25  # an open loop begins so long after it was announced, so that all workers know of it
 CHUNK_BYTES = 1 << 20
-TICK_S = 0.02
 CHECK_S = 0.5
 
 
@@ -65,7 +66,7 @@ class Master:
         self._checked_s = 0.0
         self._limits_s: list[float] = []
         self.stopped: str | None = None
-        for kind in ("clock", "ready", "report", "ended"):
+        for kind in ("here", "clock", "ready", "report", "ended"):
             runner.register_message(kind, self._take)
 
     def now_s(self) -> float:
@@ -81,10 +82,12 @@ class Master:
         Raises:
             ToolError: They did not all come, or do not draw the same arrivals as the master.
         """
+        waits = gevent.spawn(self._say_waiting)
         self._assemble(within_s)
         plans = self._plan.levels()
         self._limits_s = [plan.limit_s(self._plan.scenario, self._plan.time_scale) for plan in plans]
         self._hand_out(schedule_digest(plans))
+        waits.kill()
         if self.stopped:
             tell(ended=self.stopped)
             return
@@ -144,16 +147,25 @@ class Master:
             if node is None or node.state == "missing":
                 raise WorkerLostError(f"worker {place} on {self._hosts.get(worker, 'its machine')} was lost")
 
+    def _say_waiting(self) -> None:
+        while True:
+            gevent.sleep(WAITING_S)
+            tell(waiting=len(self._runner.clients))
+
     def _assemble(self, within_s: float) -> None:
+        """Wait until enough workers have said that they listen; one that is merely connected might not hear yet."""
         due_s = self._clock() + within_s
-        while len(self._runner.clients) < self._expected and not self.stopped:
+        here: set[str] = set()
+        while len(here) < self._expected and not self.stopped:
+            message = self._next(REPORT_S)
+            if message is not None and message[1] == "here":
+                here.add(message[2])
             if self._clock() > due_s:
                 raise ToolError(
-                    f"{len(self._runner.clients)} of {self._expected} workers came within {within_s:g} s",
+                    f"{len(here)} of {self._expected} workers came within {within_s:g} s",
                     hint="run-load --worker --master-host HOST --port PORT starts one",
                 )
-            gevent.sleep(TICK_S)
-        self._ids = sorted(self._runner.clients, key=self._runner.get_worker_index)[: self._expected]
+        self._ids = sorted(here, key=self._runner.get_worker_index)[: self._expected]
 
     def _hand_out(self, digest: str) -> None:
         """Give each worker the plan and the files it names; wait until all have read them."""
@@ -162,7 +174,7 @@ class Master:
                 self._send_file(worker, name, path)
             told = {"plan": self._plan.model_dump_json(), "worker": place, "workers": len(self._ids)}
             self._runner.send_message("plan", told, client_id=worker)
-        waiting = set(self._ids)
+        waiting, due_s = set(self._ids), self._clock() + PREPARE_WITHIN_S
         while waiting and not self.stopped:
             message = self._next(REPORT_S)
             if message is not None and message[1] == "ready":
@@ -173,6 +185,8 @@ class Master:
                         f"the worker on {message[3]['host']} draws other arrivals from the same seed",
                         hint="install the same versions on all machines",
                     )
+            if self._clock() > due_s:
+                raise WorkerLostError(f"{len(waiting)} workers were not ready within {PREPARE_WITHIN_S:g} s")
 
     def _send_file(self, worker: str, name: str, path: Path) -> None:
         with path.open("rb") as file:

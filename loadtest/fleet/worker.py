@@ -151,6 +151,8 @@ class Worker:
         self._runner.send_message("ended", facts)
 
     def _report(self) -> None:
+        if self._generator is None:
+            self._runner.send_message("here", {})  # until the master has heard it
         if self._share is None:
             return
         self._share.check_users()
