@@ -21,6 +21,7 @@ ANSWER_WITHIN_S = 5.0
 ANSWER_LIMIT_BYTES = 1 << 22
 ENGINE_KIND = "X-Engine-Kind"
 _NO_MODEL = "serve-repo serves a repository that has it"
+_HTTP_ASKS_IT = "--protocol triton-http does"
 _Said = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
 
 
@@ -44,6 +45,12 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
     parameters = _parameters(config)
     engine = parameters if model == ENGINE_MODEL else _parameters(read(endpoint, ENGINE_MODEL)[1])
     emulated = engine.get("emulated") == "true"
+    inputs = {each.get("name") for each in config.get("input", ())}
+    llm_api = model == ENGINE_MODEL and "text_input" in inputs
+    if llm_api and endpoint.protocol != "triton-http":
+        raise UserError(
+            f"{url}: its {ENGINE_MODEL} is the LLM API's, which {endpoint.protocol} does not ask", hint=_HTTP_ASKS_IT
+        )
     facts = ServerFacts(
         url=url,
         protocol=endpoint.protocol,
@@ -52,9 +59,11 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
         emulated=emulated,
         time_scale=float(engine["emulator_time_scale"]) if emulated else 1.0,
         engine=engine.get("engine_name"),
-        perf_metrics=any(each.get("name") == "return_perf_metrics" for each in config.get("input", ())),
+        llm_api=llm_api,
+        perf_metrics=bool(inputs & {"return_perf_metrics", "sampling_param_return_perf_metrics"}),
     )
-    return facts, _parameters(preprocessing).get("tokenizer_dir") if preprocessing else None
+    named = engine if llm_api else _parameters(preprocessing) if preprocessing else {}
+    return facts, named.get("tokenizer_dir")
 
 
 def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> ServerFacts:

@@ -27,7 +27,7 @@ from loadtest.watch import LogHistogram, Watch
 from loadtest.wires import Connection, Door, Readings, UnreachableError
 
 PROBE_S = 0.25  # how often a server that went away is looked for
-TICK_S = 0.01  # how often the generator looks at its own clock
+TICK_S = 0.02  # how often the generator looks at its own clock
 COUNTED_AT_ONCE = 100
 CLOSED_USERS, OPEN_USERS = "ClosedLoopUser", "OpenLoopUser"
 
@@ -170,7 +170,7 @@ def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: flo
     if turn.talk is None:
         raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
     prompt = shared.maker.prompt(turn.talk)
-    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact)
+    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact, shared.maker.end_id)
     answer = Answer(reply=[] if shared.maker.wants_reply(turn.talk) else None)
     outcome: Outcome = "cancelled"
     shared.note_sent(turn, prompt, scheduled_s)

@@ -227,7 +227,9 @@ class GrpcSession:
         headers = {str(name): str(value) for name, value in found}
         self._status = headers.get(":status", self._status)
         self._trailers |= headers
-        self.ended = self.ended or bool(self._block_flags & END_STREAM)
+        if self._block_flags & END_STREAM:
+            self.ended = True
+            self.reusable = self.reusable and not self._unsent  # the rest of the request was not wanted
 
     def _on_reset(self, _flags: int, stream: int, payload: bytes) -> None:
         if stream == self._stream and not self.ended:

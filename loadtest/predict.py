@@ -83,6 +83,7 @@ def predict(
             Level(
                 concurrency=plan.concurrency,
                 rate_per_s=plan.rate_per_s,
+                begun=plan.begun,
                 failed_rows=plan.failed_rows,
                 isl=plan.isl,
                 osl=plan.osl,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -17,12 +18,12 @@ import numpy as np
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from engines.errors import UserError
+from engines.errors import MissingError, UserError
 from engines.files import Strict, read_json, write_json
 from loadtest.conversations import Mix, Rows, Talk
 from loadtest.lengths import even
 from loadtest.scenario import GENERATED_PROMPTS, Kind, Scenario
-from loadtest.texts import Span, TokenText, chat_text, file_text, pairs_of, read_tokenizer
+from loadtest.texts import Span, TokenText, chat_text, end_id_of, file_text, pairs_of, read_tokenizer
 from loadtest.traces import HASH_BLOCK_TOKENS
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ MOST_ROWS = 20_000  # of a prompt file; beyond, they come round again
 LEAST_WORDS = 100
 MOST_WORDS = 4096
 PREPARED_SUFFIXES = (".json", ".npy", ".txt")
-TRIED = 24  # prompts counted again before a run
+MARKS = 2
+MOST_MARKS = 1000  # so that two runs begin alike once in a million times
+TRIED = 24  # prompts counted again before a run,
+TRIED_TOKENS = 50_000  # unless they are so long that these are enough
 _GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this part of a circle fall apart as evenly as any can
 _META = "prompts.json"
 _TOKENIZER = "tokenizer.json"
@@ -84,6 +88,9 @@ class Prepared(Strict):
         filler: A word of one token, to reach a stated count; empty where none was found.
         words: Of one token each, for random prompts as text.
         ids: Random ids are drawn from the first to the last but one.
+        salt: Of this run: what its generated prompts begin with, so that none finds an earlier run's in the KV cache.
+        marks: Words of one token, as (id, word), to begin prompts with.
+        end_id: The token that ends a free reply, where the model has to be told.
         tokenizer: Where every text has to be counted again, the file beside this one that counts it.
     """
 
@@ -93,13 +100,25 @@ class Prepared(Strict):
     filler: str = ""
     words: tuple[str, ...] = ()
     ids: tuple[int, int] = (0, 0)
+    salt: int = 0
+    marks: tuple[tuple[int, str], ...] = ()
+    end_id: int | None = None
     tokenizer: str | None = None
 
 
 def prepare(
-    scenario: Scenario, plans: list[LevelPlan], tokenizer_path: Path, folder: Path, *, as_text: bool
+    scenario: Scenario,
+    plans: list[LevelPlan],
+    tokenizer_path: Path,
+    folder: Path,
+    *,
+    as_text: bool,
+    salt: int = 0,
 ) -> Prepared:
     """Write into a folder what a run's prompts are cut from.
+
+    Args:
+        salt: Another number in each run against one server: lengths stay, and no prompt is one that it has cached.
 
     Raises:
         MissingError: There is no tokenizer or no prompt file at its path.
@@ -124,6 +143,9 @@ def prepare(
         filler=_filler(tokenizer, texts.get("chat")) if as_text else "",
         words=tuple(_words(tokenizer)) if as_text and needs_words else (),
         ids=_id_range(tokenizer),
+        salt=salt,
+        marks=tuple(_marks(tokenizer, texts["chat"])) if "chat" in texts else (),
+        end_id=None if as_text else _end_id(scenario, tokenizer, tokenizer_path),
     )
     if as_text and not _counts_hold(scenario, plans, found, folder, tokenizer):
         shutil.copyfile(tokenizer_path, folder / _TOKENIZER)  # it travels with the rest to workers elsewhere
@@ -179,6 +201,11 @@ class PromptMaker:
         """What the prompt files hold, for `conversations.Mix`."""
         return {source: text.exchanges for source, text in self._texts.items() if source not in GENERATED_PROMPTS}
 
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a free reply, where the model has to be told."""
+        return self._found.end_id
+
     def prompt(self, talk: Talk) -> Prompt:
         """Return the prompt of a conversation's next exchange: what was said before, and what is new.
 
@@ -223,7 +250,7 @@ class PromptMaker:
 
     def _joined(self, said: list[Piece]) -> Prompt:
         if not self._found.as_text:
-            ids = [token for piece in said for token in piece.ids]
+            ids = _ids_of(said)
             return Prompt(len(ids), ids)
         text = "".join(piece.text for piece in said)
         tokens = sum(piece.tokens for piece in said) + self._found.special_tokens
@@ -238,7 +265,9 @@ class PromptMaker:
         if conversation.prefix is None:
             return Piece("system", 0, [], "")
         key = (_PREFIX, talk.level, conversation.kind, conversation.prefix)
-        return self._generated("system", talk.kind, conversation.prefix_tokens, key)
+        if talk.kind.prompts == "random":
+            return self._random("system", conversation.prefix_tokens, key)
+        return self._marked("system", talk.level, conversation.prefix_tokens, self._any_cut(key))
 
     def _new(self, talk: Talk, place: int) -> Piece:
         """Return what is new in a prompt."""
@@ -249,7 +278,7 @@ class PromptMaker:
             prompt, _ = pairs_of(self._row(talk))[place]
             return self._fitted("user", talk, prompt, tokens, (0, talk.level, conversation.number, place))
         if talk.kind.prompts == "chat" and not place:
-            return self._window("user", tokens, self._fresh_begin(talk))
+            return self._marked("user", talk.level, tokens, self._fresh_begin(talk))
         return self._generated("user", talk.kind, tokens, (0, talk.level, conversation.number, place))
 
     def _stand_in(self, talk: Talk, place: int, tokens: int) -> Piece:
@@ -270,8 +299,21 @@ class PromptMaker:
         """Return words that depend on a key alone."""
         if kind.prompts == "random":
             return self._random(role, tokens, key)
+        return self._window(role, tokens, self._any_cut(key))
+
+    def _any_cut(self, key: tuple[int, ...]) -> int:
         cuts = self._texts["chat"].cuts
-        return self._window(role, tokens, int(cuts[int(even(self._seed, *key) * len(cuts))]))
+        return int(cuts[int(even(self._seed, *key) * len(cuts))])
+
+    def _marked(self, role: Speaker, level: int, tokens: int, begin: int) -> Piece:
+        """Return a stretch of chat behind two words that only this run and level begins prompts with."""
+        known = self._found.marks
+        count = min(MARKS, tokens) if known else 0
+        places = (int(even(self._seed, self._found.salt, level, place) * len(known)) for place in range(count))
+        marks = [known[place] for place in places]
+        as_text = self._found.as_text
+        ids, text = [] if as_text else [token for token, _ in marks], "".join(word for _, word in marks if as_text)
+        return _in_one(role, [Piece(role, count, ids, text), self._window(role, tokens - count, begin)])
 
     def _fresh_begin(self, talk: Talk) -> int:
         """Return where a conversation's first words begin: for each another place, until all have been used."""
@@ -324,7 +366,7 @@ class PromptMaker:
         return _in_one("user", pieces)
 
     def _random(self, role: Speaker, tokens: int, key: tuple[int, ...]) -> Piece:
-        rng = np.random.default_rng([self._seed & _MASK, *key])
+        rng = np.random.default_rng([self._seed & _MASK, self._found.salt, *key])
         if not self._found.as_text:
             return Piece(role, tokens, rng.integers(*self._found.ids, size=tokens).tolist(), "")
         words = self._found.words
@@ -335,8 +377,14 @@ def _in_one(role: Speaker, pieces: list[Piece]) -> Piece:
     if len(pieces) == 1:
         return pieces[0]
     tokens = sum(piece.tokens for piece in pieces)
-    ids = [token for piece in pieces for token in piece.ids]
-    return Piece(role, tokens, ids, "".join(piece.text for piece in pieces))
+    return Piece(role, tokens, _ids_of(pieces), "".join(piece.text for piece in pieces))
+
+
+def _ids_of(pieces: list[Piece]) -> list[int]:
+    ids: list[int] = []
+    for piece in pieces:
+        ids += piece.ids
+    return ids
 
 
 def _has_hashes(plans: list[LevelPlan]) -> bool:
@@ -356,6 +404,23 @@ def _id_range(tokenizer: Tokenizer) -> tuple[int, int]:
     return min(FIRST_RANDOM_ID, last // 2), last
 
 
+def _end_id(scenario: Scenario, tokenizer: Tokenizer, path: Path) -> int | None:
+    """Return what ends a reply that may end by itself; None where none may, or the scenario tells the model.
+
+    Raises:
+        MissingError: Nobody says what it is.
+    """
+    if all(kind.is_exact for kind in scenario.kinds) or "end_id" in scenario.extra_body:
+        return None
+    found = end_id_of(tokenizer, path)
+    if found is None:
+        raise MissingError(
+            f"{path}: no tokenizer_config.json beside it names an eos_token: a free reply would never end",
+            hint="extra_body: {end_id: ...} in the scenario, or a model that takes text",
+        )
+    return found
+
+
 def _filler(tokenizer: Tokenizer, chat: TokenText | None) -> str:
     """Return a word that is one token however often it is repeated; empty where there is none."""
     candidates = [" the", " a", " of", " to", " and", " in"]
@@ -367,6 +432,20 @@ def _filler(tokenizer: Tokenizer, chat: TokenText | None) -> str:
         if len(ids) > 3 and len(set(ids[-3:])) == 1 and tokenizer.decode(ids[-1:]).strip() == word.strip():  # noqa: PLR2004
             return word
     return ""
+
+
+def _marks(tokenizer: Tokenizer, chat: TokenText) -> Iterator[tuple[int, str]]:
+    """Yield different words of the chats that are one token wherever they stand, with their tokens."""
+    seen: set[int] = set()
+    for place, later in pairwise(chat.cuts.tolist()):
+        token, word = int(chat.ids[place]), chat.part(place, later)
+        if later != place + 1 or token in seen:
+            continue
+        seen.add(token)
+        if tokenizer.encode("x" + word + word, add_special_tokens=False).ids[-2:] == [token, token]:
+            yield token, word
+        if len(seen) == MOST_MARKS:
+            return
 
 
 def _words(tokenizer: Tokenizer) -> list[str]:
@@ -400,10 +479,14 @@ def _counts_hold(
     maker = PromptMaker(scenario, folder, found)
     mix = Mix(scenario, maker.rows)
     arrivals = plans[0].arrivals
+    left = TRIED_TOKENS
     for number in range(min(TRIED, plans[0].conversations(scenario))):
         talk = mix.begin_arrival(number, arrivals[number]) if arrivals else mix.begin(number)
         talk.skip_to(len(talk.conversation.exchanges) - 1)
         prompt = maker.prompt(talk)
         if prompt.tokens != len(tokenizer.encode(prompt.text).ids):
             return False
+        left -= prompt.tokens
+        if left < 0:
+            break
     return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 HEAD_LIMIT_BYTES = 65_536
 BLOCK_BYTES = 65_536  # pieces are read once so many bytes of them are held
@@ -18,6 +18,7 @@ REPLY_LIMIT_BYTES = 1 << 26
 ERROR_TEXT_BYTES = 300
 HTTP_OK = 200
 HTTP_REJECTED = (429, 503)
+HTTP_BODILESS = (204, 304)
 EVENT_STREAM = "text/event-stream"
 QUEUE_FULL = ("Maximum queue size", "Exceeds maximum queue size")
 
@@ -144,9 +145,7 @@ class HttpSession:
             return self._read_head()
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         self._status = int(match[1])
-        self._chunked = headers.get("transfer-encoding", "").lower() == "chunked"
-        if not self._chunked and "content-length" in headers:
-            self._body_left = _number(headers["content-length"], 10)
+        self._take_framing(headers)
         coding = headers.get("content-encoding", "identity").lower()
         if coding != "identity":
             raise ProtocolError(f"a reply encoded with {coding[:20]}, which was not asked for")
@@ -154,6 +153,17 @@ class HttpSession:
         self._is_stream = self._status == HTTP_OK and self._type == EVENT_STREAM
         self.reusable = headers.get("connection", "").lower() != "close"
         return True
+
+    def _take_framing(self, headers: Mapping[str, str]) -> None:
+        """Note how the end of the body will be known: by chunks, by a length, else by the connection's."""
+        transfer = headers.get("transfer-encoding", "identity").lower()
+        if transfer not in {"chunked", "identity"}:
+            raise ProtocolError(f"a reply in transfer encoding {transfer[:20]}")
+        self._chunked = transfer == "chunked"
+        if self._status in HTTP_BODILESS:
+            self._chunked, self._body_left = False, 0
+        elif not self._chunked and "content-length" in headers:
+            self._body_left = _number(headers["content-length"], 10)
 
     def _take_plain(self) -> bytes:
         if self._body_left is None:

@@ -71,7 +71,8 @@ class Level(Strict):
         measure_s: When measuring began: every user had warmed up.
         end_s: When the last measured request ended.
         concurrency: Users of a closed loop; None in an open one.
-        rate_per_s: Requests a second of an open loop; None in a closed one.
+        rate_per_s: Requests a second of an open loop, or conversations; None in a closed one.
+        begun: Which of the two.
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
         complete: Whether all requests asked for were measured.
         sufficed: It was ended early because its requests told enough; what was under way then was not measured.
@@ -93,6 +94,7 @@ class Level(Strict):
     read_late_p99_s: float = 0.0
     clock: Literal["kernel", "reader", "mixed"] = "reader"
     rate_per_s: float | None = None
+    begun: Literal["requests", "conversations"] = "requests"
     failed_rows: int = 0
     away_s: float = 0.0
     sufficed: bool = False
@@ -102,7 +104,7 @@ class Level(Strict):
         """What was asked of the server, in words."""
         if self.concurrency is not None:
             return f"concurrency {self.concurrency}"
-        return f"{self.rate_per_s or 0:g} requests/s"
+        return f"{self.rate_per_s or 0:g} {self.begun}/s"
 
 
 class Sample(Strict):
@@ -124,6 +126,7 @@ class ServerFacts(Strict):
     """What the server said of itself.
 
     Attributes:
+        llm_api: Whether its engine's model is that of TensorRT-LLM's LLM API, which takes text.
         perf_metrics: Whether the model can be asked for its own times with a reply (`return_perf_metrics`).
         kv_block_tokens: Tokens in a block of its KV cache; None where its metrics do not say.
     """
@@ -135,6 +138,7 @@ class ServerFacts(Strict):
     emulated: bool
     time_scale: float
     engine: str | None = None
+    llm_api: bool = False
     perf_metrics: bool = False
     kv_block_tokens: int | None = None
 

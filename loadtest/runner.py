@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
 from loadtest.aside import done_aside
 from loadtest.conversations import Mix
-from loadtest.dialects import takes_ids
+from loadtest.dialects import dialect_of, takes_ids
 from loadtest.doubts import Seen, doubts_of, seen_of
 from loadtest.judge import Enough, Judge
 from loadtest.ledger import add_lost
@@ -233,9 +234,11 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     scenario, target, out = asked.scenario, asked.target, asked.out
     plans = plans_of(scenario)
     as_text = not takes_ids(target.endpoint, scenario.model)
+    dialect_of(target.endpoint, scenario.model, environment={}, extra=scenario.extra_body)  # refused here, not later
     prompts = folder / "prompts"
     prompts.mkdir()
-    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text))
+    salt = secrets.randbits(32)  # the one thing no seed decides: words that this server has not cached
+    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
     mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(

@@ -199,7 +199,7 @@ class Scenario(Strict):
         request_timeout_s: Wall seconds without a byte after which a request has failed.
         reply_timeout_s: Wall seconds from sending after which a reply that has not ended has failed, silent or not.
         unreachable_s: Wall seconds during which nothing takes connections, after which the run is ended.
-        extra_body: Fields laid over every request's own; a null takes one away from OpenAI's.
+        extra_body: Fields laid over every request's own; a null takes one away.
     """
 
     name: str = "sweep"
@@ -221,7 +221,7 @@ class Scenario(Strict):
     classes: tuple[TrafficClass, ...] = ()
     objectives: Objectives | None = None
     model: str = "tensorrt_llm"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     level_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0
@@ -248,6 +248,10 @@ class Scenario(Strict):
         for kind in self.kinds:
             _check(kind)
         return self
+
+    def requests_of(self, concurrency: int) -> int:
+        """Return how many requests a closed loop's level measures, at least."""
+        return max(self.requests, self.requests_per_user * concurrency)
 
     @property
     def is_open(self) -> bool:

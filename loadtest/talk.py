@@ -74,6 +74,7 @@ def level_of(plan: LevelPlan, shares: Iterable[Mapping[str, Any]]) -> Level:
     return Level(
         concurrency=plan.concurrency,
         rate_per_s=plan.rate_per_s,
+        begun=plan.begun,
         failed_rows=plan.failed_rows,
         isl=plan.isl,
         osl=plan.osl,

@@ -41,6 +41,7 @@ def target_of(flags: dict[str, Any], model: str) -> Target:
     endpoint = endpoint_of(flags["url"], flags["protocol"], **{name: flags[name] for name in names})
     key = os.environ.get(endpoint.api_key_env)
     facts, tokenizer_folder = server_facts(endpoint, flags["url"], model, key)
+    endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
     tokenizer = flags["tokenizer"] or (Path(tokenizer_folder) if tokenizer_folder else None)
     if tokenizer is None:
         raise MissingError(f"{flags['url']}: the server names no tokenizer", hint="--tokenizer FILE gives the engine's")

@@ -33,7 +33,7 @@ _ROLES: dict[object, Role | Literal["system"]] = {
     "bard": "assistant",
     "system": "system",
 }
-UNLIKE_TOKENS = 32  # an engine's KV block: prompts that differ in it share nothing
+UNLIKE_TOKENS = 30  # an engine's smallest KV block, less what a run marks its prompts with
 _CHARACTERS_PER_TOKEN = 5  # read somewhat more text than needed rather than encode twice
 
 
@@ -130,6 +130,25 @@ def read_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def end_id_of(tokenizer: Tokenizer, path: Path) -> int | None:
+    """Return the token that ends a reply, as the tokenizer's own configuration beside it names it; None: it does not.
+
+    Raises:
+        UserError: That configuration is not JSON.
+    """
+    beside = path.with_name("tokenizer_config.json")
+    if not beside.is_file():
+        return None
+    try:
+        said = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{beside}: not valid JSON: {error}") from error
+    word = said.get("eos_token") if isinstance(said, dict) else None
+    word = word.get("content") if isinstance(word, dict) else word
+    found: int | None = tokenizer.token_to_id(word) if isinstance(word, str) else None
+    return found
 
 
 def chat_text(tokenizer: Tokenizer, *, tokens: int) -> TokenText:

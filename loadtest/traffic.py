@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -62,6 +63,7 @@ class LevelPlan:
         rate_per_s: Requests a second of an open loop; of a trace or a changing rate, the mean.
         arrivals: Of an open loop, in order; empty for a closed one.
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
+        begun: What the arrivals begin.
         isl: Prompt tokens of its requests, mean; 0 until somebody has counted.
         osl: Reply tokens, likewise.
     """
@@ -70,6 +72,7 @@ class LevelPlan:
     rate_per_s: float | None = None
     arrivals: tuple[Arrival, ...] = ()
     failed_rows: int = 0
+    begun: Literal["requests", "conversations"] = "requests"
     isl: int = 0
     osl: int = 0
 
@@ -92,8 +95,7 @@ class LevelPlan:
         """Return how many conversations the level begins: of a closed loop, about as many, and rather more."""
         if self.concurrency is None:
             return len(self.arrivals)
-        measured = max(scenario.requests, scenario.requests_per_user * self.concurrency)
-        return measured + (scenario.warmup_requests + FILL_ALLOWANCE) * self.concurrency
+        return scenario.requests_of(self.concurrency) + (scenario.warmup_requests + FILL_ALLOWANCE) * self.concurrency
 
     def counted(self, scenario: Scenario, mix: Mix) -> LevelPlan:
         """Return the level with the mean lengths of its requests, in whole tokens."""
@@ -127,7 +129,9 @@ def _open_plan(scenario: Scenario, process: Process | Trace, rate_per_s: float |
     begin_s, end_s = found[0].at_s, found[-1].at_s
     if end_s <= begin_s:
         raise UserError("the arrivals hold one moment only", hint="a longer duration_s or a higher rate")
-    return LevelPlan(None, rate_per_s or round((len(found) - 1) / (end_s - begin_s), 4), found, failed_rows)
+    mean_per_s = rate_per_s or round((len(found) - 1) / (end_s - begin_s), 4)
+    converse = any(kind.conversation for kind in scenario.kinds)
+    return LevelPlan(None, mean_per_s, found, failed_rows, "conversations" if converse else "requests")
 
 
 def closed_loop(
@@ -148,7 +152,7 @@ def closed_loop(
     return ClosedLoop(
         concurrency,
         begin_talk or Mix(scenario).begin,
-        max(scenario.requests, scenario.requests_per_user * concurrency),
+        scenario.requests_of(concurrency),
         scenario.warmup_requests,
         first_id=first_id,
         window_s=scenario.window_s * time_scale,

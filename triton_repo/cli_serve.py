@@ -15,7 +15,15 @@ from engines.errors import MissingError
 from engines.files import made_by, to_json
 from triton_repo import runtime
 from triton_repo.check import check_repository, read_config
-from triton_repo.front_process import FrontOptions, FrontRecord, front_flags, require_free, start_front, stop_front
+from triton_repo.front_process import (
+    FrontOptions,
+    FrontRecord,
+    front_flags,
+    require_free,
+    require_front,
+    start_front,
+    stop_front,
+)
 from triton_repo.guard import require_servable
 from triton_repo.launch import (
     LOOPBACK,
@@ -80,7 +88,7 @@ def serve_repo(repository: Path, **flags: Any) -> None:
         made_by=made_by(console.command_line("serve-repo")),
         progress=console.progress,
     )
-    _show_server(record, read_repository(repository).variant, as_json=flags["as_json"])
+    _show_server(record, as_json=flags["as_json"])
     if flags["openai"]:
         _add_front(repository, record, flags)
     if not flags["detach"]:
@@ -119,7 +127,7 @@ def _engine_folder(repository: Path) -> Path:
     return Path(config.parameters["gpt_model_path"].string_value)
 
 
-def _show_server(record: ServerRecord, variant: str, *, as_json: bool) -> None:
+def _show_server(record: ServerRecord, *, as_json: bool) -> None:
     if as_json:
         console.show(to_json(record).rstrip())
         return
@@ -127,10 +135,6 @@ def _show_server(record: ServerRecord, variant: str, *, as_json: bool) -> None:
         f"Triton {record.triton_version}: {record.url}, gRPC {record.grpc_port}, metrics {record.metrics_port}"
     )
     console.show(f"log: {record.log}")
-    if variant == "llmapi":
-        asked = '{"text_input": "Hello", "sampling_param_max_tokens": 16}'
-        console.show(f"next: curl -d '{asked}' {record.url}/v2/models/tensorrt_llm/generate")
-        return
     console.show(f"next: run-load --url {record.url} --protocol triton-http")
 
 
@@ -138,7 +142,7 @@ def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> No
     """Stay with the server until it ends; the first signal drains and stops it, a second one stops it at once."""
     signal.signal(signal.SIGTERM, _leave)
     try:
-        watch_server(repository, record)
+        watch_server(repository, record, require_front)
     except (KeyboardInterrupt, SystemExit):
         console.progress(f"draining: new requests are refused, those in flight have {drain_within_s:g} s")
         if drain_within_s > 0:

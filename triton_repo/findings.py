@@ -17,6 +17,7 @@ from engines.files import Strict
 Severity = Literal["error", "warning", "advice"]
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 _BARE = re.compile(r'\$\{(\w+)\}(?=[^"\n]*(?:"[^"\n]*"[^"\n]*)*$)', re.MULTILINE)
+_COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
 LONGEST_CONFIG_BYTES = 4 << 20
 NAMES_A_BACKEND = ("triton_backend",)  # inside quotes, and fatal all the same
 TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")  # as the backend reads switches
@@ -98,7 +99,7 @@ def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding
     if path.stat().st_size > LONGEST_CONFIG_BYTES:
         what = f"{path.stat().st_size} bytes; no config.pbtxt is past {LONGEST_CONFIG_BYTES}"
         return None, [Finding(severity="error", code="not-a-config", file=file, what=what, fix=_AGAIN)]
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = _COMMENT.sub("", path.read_text(encoding="utf-8", errors="replace"))
     findings = list(_unfilled(text, file))
     standing = _BARE.sub(lambda found: _STAND_IN.get(found[1], "1"), text)
     try:

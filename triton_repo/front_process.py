@@ -141,7 +141,7 @@ def start_front(
     if options.address not in {"127.0.0.1", "localhost"} and not (options.api_key_file or os.environ.get(KEY_VARIABLE)):
         progress(EXPOSED.format(address=options.address, variable=KEY_VARIABLE))
     log = repository / LOG_NAME
-    command = [sys.executable, "-P", "-m", MODULE, str(repository.absolute()), *options.arguments()]
+    command = [sys.executable, "-P", "-m", MODULE, str(repository.resolve()), *options.arguments()]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -176,13 +176,29 @@ def stop_front(repository: Path) -> bool:
     return running
 
 
+def require_front(repository: Path) -> None:
+    """Look whether the front that was started on a repository is still there.
+
+    Raises:
+        ToolError: It ended by itself; the message has its log's last lines.
+    """
+    path = repository / RECORD_NAME
+    if not path.is_file():
+        return
+    record = read_json(path, FrontRecord)
+    _reap(record.pid)
+    if not _is_running(record, repository):
+        log = Path(record.log)
+        raise ToolError(f"the OpenAI front of {repository} ended by itself", log_path=log, last_lines=_last_lines(log))
+
+
 def _is_running(record: FrontRecord, repository: Path) -> bool:
     """Whether the pid is still this very front: a number alone may have been given to another process."""
     try:
         words = Path(f"/proc/{record.pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return MODULE.encode() in words and str(repository.absolute()).encode() in words
+    return MODULE.encode() in words and str(repository.resolve()).encode() in words
 
 
 def _wait_ready(process: subprocess.Popen[bytes], record: FrontRecord) -> None:

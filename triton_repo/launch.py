@@ -214,13 +214,17 @@ def is_running(record: ServerRecord) -> bool:
     return _started_ticks(record.pid) == record.started_ticks
 
 
-def watch_server(repository: Path, record: ServerRecord) -> None:
+def watch_server(repository: Path, record: ServerRecord, look: Callable[[Path], None]) -> None:
     """Stay until the server ends.
+
+    Args:
+        look: Called all the while with the repository; it raises where something else has ended.
 
     Raises:
         ToolError: It ended by itself; the message has its log's last lines.
     """
     while is_running(record):
+        look(repository)
         time.sleep(0.2)
     raise ToolError(
         f"the server of {repository} ended by itself",

@@ -34,6 +34,7 @@ TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
 TOKENIZER_FOLDERS = {"inflight_batcher_llm": TOKENIZER_FOLDER, "llmapi": Path("tensorrt_llm/1/tokenizer")}
 # What the emulated engine imports; it travels with the repository, which then needs nothing installed but packages.
 EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "spec", "steptime", "emulator")
+_PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
 _UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|auto)\b|\"(?:None|auto)\"")
 
 
@@ -185,7 +186,8 @@ class _Writer:
         if emulated:
             self._write_emulator()
         else:
-            code = fill(self._templates, "llmapi/model.py.j2", {"folder": repr(settings.llmapi.model_code)})
+            folder = _quoted({"llmapi.model_code": settings.llmapi.model_code})["llmapi.model_code"]
+            code = fill(self._templates, "llmapi/model.py.j2", {"folder": f'"{folder}"'})
             write_text(self._folder / "tensorrt_llm" / "1" / "model.py", code)
 
     def _values(self) -> dict[str, Any]:
@@ -295,5 +297,12 @@ def _copy_package(source: Path, target: Path, parts: tuple[str, ...]) -> None:
 
 
 def _quoted(parameters: dict[str, str]) -> dict[str, str]:
-    """Return parameters as they stand inside quotes in a text protobuf."""
+    """Return parameters as they stand inside quotes in a text protobuf.
+
+    Raises:
+        UserError: One holds a placeholder: nobody would fill it any more.
+    """
+    for key, value in parameters.items():
+        if _PLACEHOLDER.search(value):
+            raise UserError(f"{key}: '{value}' holds a placeholder", hint="write what is meant; no later step fills it")
     return {key: value.replace("\\", "\\\\").replace('"', '\\"') for key, value in parameters.items()}

@@ -9,6 +9,7 @@ from loadtest.dialects.base import Dialect
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.dialects.openai import OpenAiChat, OpenAiCompletions
 from loadtest.dialects.triton_http import ENGINE_MODEL, TritonHttp
+from loadtest.dialects.triton_llmapi import TritonLlmApi
 
 __all__ = ["dialect_of", "takes_ids"]
 
@@ -26,6 +27,8 @@ def dialect_of(
     if endpoint.is_openai:
         kind = OpenAiChat if endpoint.protocol == "openai-chat" else OpenAiCompletions
         return kind(model, base_path=endpoint.base_path, key=environment.get(endpoint.api_key_env), extra=extra)
+    if endpoint.llm_api:
+        return TritonLlmApi(endpoint, model, extra)
     if endpoint.protocol == "triton-grpc":
         from loadtest.dialects.triton_grpc import TritonGrpc  # noqa: PLC0415 (loads protobuf, which only it needs)
 
@@ -35,4 +38,4 @@ def dialect_of(
 
 def takes_ids(endpoint: Endpoint, model: str) -> bool:
     """Return whether prompts go as token ids, not as text."""
-    return not endpoint.is_openai and model == ENGINE_MODEL
+    return not endpoint.is_openai and model == ENGINE_MODEL and not endpoint.llm_api

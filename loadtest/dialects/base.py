@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -23,12 +24,14 @@ class Asked:
     Attributes:
         output_tokens: Reply length.
         exact: Whether the reply must be that long; if not, it may end earlier.
+        end_id: The token that ends a free reply, for a model that takes tokens and knows none; None: not told.
     """
 
     id: str
     prompt: Prompt
     output_tokens: int
     exact: bool = True
+    end_id: int | None = None
 
 
 @dataclass(slots=True)
@@ -174,6 +177,11 @@ class Dialect(ABC):
     def without_secrets(self, text: str) -> str:
         """Return a server's words as they may be written down."""
         return text
+
+
+def laid_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's fields with others laid over them; null takes one away."""
+    return {name: value for name, value in {**values, **extra}.items() if value is not None}
 
 
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)

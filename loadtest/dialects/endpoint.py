@@ -24,6 +24,7 @@ class Endpoint(Strict):
         ca_file: Certificates to trust instead of the system's.
         insecure: The server's certificate is not looked at.
         api_key_env: Name of the environment variable that holds the key; the key itself is written nowhere.
+        llm_api: Whether the engine's model is the LLM API's, which takes text; see `ServerFacts`.
         perf_metrics: Whether the model tells of its own times when asked; see `ServerFacts`.
         kv_block_tokens: Tokens in each block of KV cache it says it found; 0 where that is not known.
     """
@@ -36,6 +37,7 @@ class Endpoint(Strict):
     ca_file: str | None = None
     insecure: bool = False
     api_key_env: str = OPENAI_KEY
+    llm_api: bool = False
     perf_metrics: bool = False
     kv_block_tokens: int = 0
 

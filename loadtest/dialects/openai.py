@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from loadtest.dialects.base import Answer, Asked, Dialect
+from loadtest.dialects.base import Answer, Asked, Dialect, laid_over
 from loadtest.protocol import CutError, ProtocolError, error_text
 
 DONE = b"[DONE]"
@@ -18,7 +18,7 @@ class OpenAi(Dialect):
 
     Args:
         key: Goes into the requests' headers and nowhere else; None sends none.
-        extra: Laid over every request's body; a field of null is left out.
+        extra: Laid over every request's body.
     """
 
     def __init__(self, model: str, *, base_path: str, key: str | None, extra: Mapping[str, Any]) -> None:
@@ -60,9 +60,7 @@ class OpenAi(Dialect):
         }
         if asked.exact:
             values |= {"min_tokens": asked.output_tokens, "ignore_eos": True}
-        values |= self._extra
-        kept = {name: value for name, value in values.items() if value is not None}
-        return json.dumps(kept, separators=(",", ":")).encode()
+        return json.dumps(laid_over(values, self._extra), separators=(",", ":")).encode()
 
     def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
         """Note an event: text, the reason of the end, usage, or the end."""

@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from loadtest.dialects.base import Answer, Asked, Dialect
+from engines.errors import UserError
+from loadtest.dialects.base import Answer, Asked, Dialect, laid_over
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.dialects.triton_http import generate_values, note_perf_metrics
 from loadtest.protocol import ProtocolError
@@ -24,7 +25,11 @@ _READ = {
 
 
 class TritonGrpc(Dialect):
-    """One message a response; as `TritonHttp`."""
+    """One message a response; as `TritonHttp`.
+
+    Raises:
+        UserError: What is laid over requests cannot be a tensor.
+    """
 
     grpc = True
     path = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -32,13 +37,16 @@ class TritonGrpc(Dialect):
     def __init__(self, endpoint: Endpoint, model: str, extra: Mapping[str, Any]) -> None:
         self.model = model
         self._endpoint = endpoint
+        for name, value in extra.items():
+            if not isinstance(value, str | int | float | None):
+                raise UserError(f"extra_body: {name}: over gRPC a number, a boolean or a string is expected")
         self._extra = extra
 
     def body(self, asked: Asked) -> bytes:
         """Return a `ModelInferRequest` with its tensors' raw contents."""
         request = service_pb2.ModelInferRequest(model_name=self.model, id=asked.id)
-        values = {**generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics), **self._extra}
-        for name, value in values.items():
+        values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
+        for name, value in laid_over(values, self._extra).items():
             datatype, count, contents = _tensor(value)
             request.inputs.add(name=name, datatype=datatype, shape=[1, count])
             request.raw_input_contents.append(contents)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from loadtest.dialects.base import Answer, Asked, Dialect
+from loadtest.dialects.base import Answer, Asked, Dialect, laid_over
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.protocol import ProtocolError, error_text
 
@@ -24,11 +24,8 @@ class TritonHttp(Dialect):
 
     def body(self, asked: Asked) -> bytes:
         """Return the JSON of a request."""
-        values = {
-            "id": asked.id,
-            **generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics),
-            **self._extra,
-        }
+        values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
+        values = laid_over({"id": asked.id, **values}, self._extra)
         return json.dumps(values, separators=(",", ":")).encode()
 
     def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
@@ -57,6 +54,8 @@ def generate_values(model: str, asked: Asked, *, perf_metrics: bool) -> dict[str
         values = {"text_input": asked.prompt.text, "max_tokens": asked.output_tokens, "stream": True}
     if asked.exact:
         values["min_tokens"] = asked.output_tokens
+    elif model == ENGINE_MODEL and asked.end_id is not None:
+        values["end_id"] = asked.end_id
     if perf_metrics:
         values["return_perf_metrics"] = True
     return values

@@ -4,7 +4,9 @@ The server (tests/timetable/server.c) sends the first token of every reply 50 ms
 10 ms after the one before. Each client asks for replies of 96 tokens with 1 to 128 requests at a time. Printed is what
 the client itself reports, against that truth; the load that the server saw of what was asked for; the processor time of
 the client's whole process tree while tokens came, for 1000 of them; its memory; and how long after the command the
-first request came. A quiet machine is needed for figures worth keeping.
+first request came. ITL is of every gap for run-load, and of each reply's mean for the others, which is what they
+report: a stall in one gap of fifty hardly shows in theirs. Then follows what run-load adds to every single token,
+against the server's log of when it sent it. A quiet machine is needed for figures worth keeping.
 
     python tests/bench/clients.py                        this project's client
     python tests/bench/clients.py --peers                and the others, each installed into .venv/peers/NAME
@@ -14,6 +16,7 @@ first request came. A quiet machine is needed for figures worth keeping.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -26,8 +29,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parent))
-from peers import CLIENTS, Client, Reported, Work
+sys.path.insert(0, str(Path(__file__).parents[1] / "timetable"))
+from peers import CLIENTS, OWN, Client, Reported, Work
+from truth import added_by_client
 
 FIRST_S, GAP_S, TOKENS = 0.050, 0.010, 96
 REPLY_S = FIRST_S + (TOKENS - 1) * GAP_S
@@ -36,12 +43,13 @@ ROUNDS = 8  # replies of each stream
 CLIENT_LIMIT_S = 240
 SAMPLE_S = 0.05
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+MEMORY_EVERY = 5
 SERVER = Path(__file__).parents[1] / "timetable" / "server.c"
 HEAD = (
     "client", "streams", "TTFT p50 ms", "p99", "ITL p50 ms", "p99", "load reached", "CPU s/1000 tokens", "MB loading",
     "MB peak", "first request s", "server late p99 ms",
 )  # fmt: skip
+ADDED_HEAD = ("streams", "to TTFT p50", "p99", "to a gap p50", "p99", "p99.9", "read late p99", "clock")
 
 
 @dataclass
@@ -49,13 +57,16 @@ class Tree:
     """A process and those it started: processor time and memory, sampled until it ends."""
 
     pid: int
-    samples: list[tuple[float, float, int]] = field(default_factory=list)  # clock, processor seconds, bytes
+    samples: list[tuple[float, float, int]] = field(default_factory=list)  # clock, processor seconds, bytes or 0
     _ticks: dict[int, int] = field(default_factory=dict)
 
     def watch(self, ended: threading.Event) -> None:
-        """Sample until told that it has ended."""
+        """Sample until told that it has ended; memory seldom, since to ask for it takes the process's time."""
         while not ended.wait(SAMPLE_S):
-            held = sum(self._look(pid) for pid in self._pids())
+            pids = self._pids()
+            for pid in pids:
+                self._look(pid)
+            held = 0 if len(self.samples) % MEMORY_EVERY else sum(map(_held_bytes, pids))
             self.samples.append((time.monotonic(), sum(self._ticks.values()) * TICK_S, held))
 
     def _pids(self) -> list[int]:
@@ -68,13 +79,10 @@ class Tree:
                 continue
         return found
 
-    def _look(self, pid: int) -> int:
-        try:
+    def _look(self, pid: int) -> None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             self._ticks[pid] = int(fields[11]) + int(fields[12])
-            return int(fields[21]) * PAGE_BYTES
-        except (FileNotFoundError, ProcessLookupError):
-            return 0
 
     def processor_s(self, begin_s: float, end_s: float) -> float:
         """Return the processor seconds spent between two moments, to a sample's length."""
@@ -84,8 +92,17 @@ class Tree:
         return max((spent for clock, spent, _ in self.samples if clock <= at_s), default=0.0)
 
     def peak_mb(self, begin_s: float = 0.0, end_s: float = float("inf")) -> float:
-        """Return the most memory held at once, resident, in 10^6 bytes; what processes share counts for each."""
+        """Return the most memory held at once, in 10^6 bytes; pages that processes share are counted once."""
         return max((held for clock, _, held in self.samples if begin_s <= clock <= end_s), default=0) / 1e6
+
+
+def _held_bytes(pid: int) -> int:
+    """Return the resident memory of a process, its share of what it shares."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
 def main() -> int:
@@ -109,6 +126,11 @@ def main() -> int:
                 continue
             for level in map(int, arguments.levels.split(",")):
                 show(_line(client, level, program, Path(folder) / f"{client.name}-{level}"))
+        if OWN in clients:
+            show("\nWhat run-load adds, token by token (triton-http), ms:\n")
+            show("| " + " | ".join(ADDED_HEAD) + " |\n|" + " --- |" * len(ADDED_HEAD))
+            for level in map(int, arguments.levels.split(",")):
+                show(_added_line(level, program, Path(folder) / f"added-{level}"))
     return 0
 
 
@@ -135,6 +157,28 @@ def _line(client: Client, level: int, program: Path, out: Path) -> str:
     except (OSError, LookupError, ValueError, TypeError) as error:
         return f"| {client.name} | {level} | its report could not be read: {type(error).__name__}: {error} |"
     return _row(client.name, level, reported, tree, seen, began_s)
+
+
+def _added_line(level: int, program: Path, out: Path) -> str:
+    out.mkdir(parents=True)
+    server = _Server(program, log=out / "log")
+    try:
+        work = Work(server.port, level, level * ROUNDS, TOKENS, out, protocol="triton-http")
+        _, _, failure = _drive(OWN, work)
+    finally:
+        server.stop()
+    if failure is not None:
+        return f"| {level} | failed: {failure} |"
+    added = added_by_client(out / "run", out / "log")
+    ttft_s, gaps_s = np.abs(added.ttft_s), np.abs(added.gaps_s)
+    level_run = json.loads((out / "run" / "run.json").read_text())["levels"][0]
+    values = (
+        *(f"{np.percentile(ttft_s, share) * 1e3:.3f}" for share in (50, 99)),
+        *(f"{np.percentile(gaps_s, share) * 1e3:.3f}" for share in (50, 99, 99.9)),
+        f"{level_run['read_late_p99_s'] * 1e3:.1f}",
+        level_run["clock"],
+    )
+    return f"| {level} | " + " | ".join(values) + " |"
 
 
 def _row(name: str, level: int, reported: Reported, tree: Tree, seen: dict[str, float], began_s: float) -> str:
@@ -183,9 +227,9 @@ def _drive(client: Client, work: Work) -> tuple[Tree, float, str | None]:
 class _Server:
     """The server with the timetable; what it says is read as it comes."""
 
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: Path, log: Path | None = None) -> None:
         times = ["--first-ms", f"{FIRST_S * 1e3:g}", "--gap-ms", f"{GAP_S * 1e3:g}"]
-        command = [str(program), *times, "--seconds", str(CLIENT_LIMIT_S + 30)]
+        command = [str(program), *times, "--seconds", str(CLIENT_LIMIT_S + 30), *(["--log", str(log)] if log else [])]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         if self._process.stdout is None:
             raise RuntimeError("the server has no output")

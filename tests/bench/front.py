@@ -1,4 +1,4 @@
-"""What the OpenAI front costs (`make bench-serving`): its process's CPU for 1,000 streamed tokens, and the time it adds.
+"""What the OpenAI front costs (`make bench-serving`): its CPU for 1,000 streamed tokens, and the time it adds.
 
 The real local Triton serves an emulated engine; the same requests go to the front as chat streams, and straight to
 the engine's gRPC with the same token ids. CPU is the front's own process, all its threads, from /proc; the client's

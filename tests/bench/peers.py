@@ -29,6 +29,7 @@ class Work(NamedTuple):
     requests: int
     tokens: int
     out: Path
+    protocol: str = "openai-chat"
 
     @property
     def url(self) -> str:
@@ -103,7 +104,7 @@ def _found(out: Path, pattern: str) -> Any:
 
 
 def _own_command(work: Work) -> list[str]:
-    target = ["--url", work.url, "--protocol", "openai-chat", "--model", MODEL]
+    target = ["--url", work.url, "--protocol", work.protocol, "--model", MODEL]
     shape = ["--isl", PROMPT_TOKENS, "--osl", work.tokens, "--concurrency", work.streams, "--requests", work.requests]
     tokenizer = ["--tokenizer", TOKENIZER / "tokenizer.json", "--out", work.out / "run"]
     return [str(BIN / "run-load"), *map(str, [*target, *shape, *tokenizer])]
@@ -190,8 +191,9 @@ def _genai_perf_report(out: Path) -> Reported:
 # perf_analyzer's program comes with an older tritonclient: newer ones want a glibc of 2.38.
 GENAI_PERF = (("genai-perf==0.0.16", "nvidia-cuda-runtime-cu12"), ("--no-deps", "tritonclient==2.47.0"))
 
+OWN = Client("run-load", (), _own_command, _own_report)
 CLIENTS = (
-    Client("run-load", (), _own_command, _own_report),
+    OWN,
     # Told to be offline, it takes no tokenizer from a folder.
     Client("aiperf", (("aiperf==0.13.0",),), _aiperf_command, _aiperf_report, dict),
     Client("genai-bench", ((TORCH,), ("genai-bench==0.0.5",)), _genai_bench_command, _genai_bench_report),

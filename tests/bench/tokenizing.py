@@ -324,12 +324,23 @@ def _repository(folder: Path) -> Path:
     _run("build-engine", "--precision", "fp8", "--emulate", "--out", folder / "engine", "--force")
     repository = folder / "tokenizing"
     _run("build-repo", folder / "engine", "--out", repository, "--time-scale", 1, "--force")
+    _lift_limit(repository / "preprocessing" / "config.pbtxt")
     _add(repository, "preprocessing", "_upstream", HERE / "upstream_style" / "preprocessing.py")
     _add(repository, "postprocessing", "_upstream", HERE / "upstream_style" / "postprocessing.py")
     _add(repository, "postprocessing", "_floor", HERE / "upstream_style" / "floor.py")
     _add(repository, "ensemble", "_upstream", None, steps=("preprocessing", "postprocessing"))
     _add(repository, "ensemble", "_floor", None, steps=("postprocessing",))
     return repository
+
+
+def _lift_limit(path: Path) -> None:
+    """Let prompts of any length through: here they go to the text models alone, and to no engine."""
+    text, count = re.subn(
+        r'(key: "max_prompt_tokens"\s+value: { string_value: )"\d+"', r'\1"1000000"', path.read_text()
+    )
+    if count != 1:
+        raise RuntimeError(f"{path}: no max_prompt_tokens")
+    path.write_text(text)
 
 
 def _add(repository: Path, model: str, suffix: str, code: Path | None, *, steps: Sequence[str] = ()) -> None:

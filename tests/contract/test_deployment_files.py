@@ -224,6 +224,16 @@ def test_the_script_is_one_a_shell_reads(rendered: dict[str, Path], kind: str) -
         assert "was built by TensorRT-LLM 1.2.1, this image holds none" in done.stderr
 
 
+def test_two_ranks_are_two_servers_of_which_one_listens(rendered: dict[str, Path]) -> None:
+    """MPI starts one for each rank; the first has the ports, the other the engine's model alone."""
+    script = (rendered["two-gpus"] / "server" / "serve.sh").read_text().replace("\\\n", " ")
+    (line,) = [line for line in script.splitlines() if line.startswith("mpirun")]
+    first, second = re.split(r"\s':'\s|\s:\s", line)
+    assert "--http-port" in first
+    assert "--load-model=tensorrt_llm" in second
+    assert all(f"--allow-{each}=false" in second for each in ("http", "grpc", "metrics"))
+
+
 def test_pods_run_the_script_that_was_tested(rendered: dict[str, Path]) -> None:
     """The ConfigMap holds the very files of server/."""
     held = _load(rendered["built"] / "kubernetes/configmap.yaml")["data"]

@@ -57,6 +57,7 @@ class Deployed:
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(folder),
             "HTTP_PORT": str(self.http),
+            "GRPC_PORT": str(self.grpc),
             "METRICS_PORT": str(self.metrics),
         }
         prefix = f"deployed_{os.getpid()}_{self.http}_"
@@ -64,7 +65,7 @@ class Deployed:
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 ["timeout", "--kill-after=10", "300", "sh", str(deployment / "server" / "serve.sh"),
-                 f"--grpc-port={self.grpc}", *addresses, f"--backend-directory={LOCAL_TRITON / 'backends'}",
+                 *addresses, f"--backend-directory={LOCAL_TRITON / 'backends'}",
                  f"--backend-config=python,shm-region-prefix-name={prefix}"],
                 stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder, start_new_session=True,
             )  # fmt: skip

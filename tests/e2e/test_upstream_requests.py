@@ -285,10 +285,19 @@ def test_text_clients_are_answered(server: Server, model: str) -> None:
     assert biased["text_output"] == "Hello thereHello thereHello"
 
 
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_a_reply_cut_inside_a_character_is_one_response(server: Server, model: str) -> None:
+    """An emoji of three tokens cut after its first ends in U+FFFD, in the one response that HTTP wants."""
+    asked = {"text_input": "\U0001faa1", "max_tokens": 1, "exclude_input_in_output": True}
+    [reply] = _answers(server, model, asked)
+    assert reply["text_output"] == "\ufffd"
+
+
 TEXT_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "long prompt": ({**TEXT, "text_input": "a b " * 3000}, "exceeds maximum input length (4096)"),
     "endless prompt": ({**TEXT, "text_input": "a" * (2 << 20)}, "2097152 characters: no way to write them in the 4096"),
     "long reply": ({**TEXT, "max_tokens": 9000}, "max_tokens is 9000; from 1 to 8192 is allowed here"),
+    "endless words": ({**TEXT, "stop_words": ["a" * (2 << 20)]}, "stop_words_dict has 2097152 characters"),
     "no reply": ({**TEXT, "max_tokens": 0}, "max_tokens is 0; from 1 to 8192"),
     "words without weights": ({**TEXT, "embedding_bias_words": ["a"]}, "1 embedding_bias_words and 0"),
     "log probabilities": ({**TEXT, "return_log_probs": True}, "return_log_probs is not emulated"),
@@ -349,6 +358,25 @@ def test_without_decoupled_mode_a_request_is_one_prompt(coupled: Server) -> None
         inputs.append(made)
     with pytest.raises(triton.InferenceServerException, match="Batch size > 1 requires the tensorrt_llm backend"):
         client.infer("tensorrt_llm", inputs)
+    client.close()
+
+
+def test_priorities_reach_tritons_queue(coupled: Server) -> None:
+    """With two levels a request may state either, and is answered as without one."""
+    client = triton.InferenceServerClient(f"127.0.0.1:{coupled.grpc}")
+    config = client.get_model_config("tensorrt_llm", as_json=True)["config"]["dynamic_batching"]
+    assert (config["priority_levels"], config["default_priority_level"]) == ("2", "1")
+    assert config["default_queue_policy"]["default_timeout_microseconds"] == "5000000"
+    tensors = _tensors([[1, 2]])
+    del tensors["streaming"]
+    inputs = []
+    for name, values in tensors.items():
+        made = triton.InferInput(name, list(values.shape), "INT32")
+        made.set_data_from_numpy(values)
+        inputs.append(made)
+    for priority in (1, 2):
+        reply = client.infer("tensorrt_llm", inputs, priority=priority)
+        assert reply.as_numpy("output_ids").reshape(-1).tolist() == [1, 2, 1]
     client.close()
 
 
@@ -417,6 +445,8 @@ def test_the_llm_api_refuses_as_upstream(llmapi: Server) -> None:
         "return_cumulative_logprob is not emulated": {**ASTRONAUT, "return_cumulative_logprob": True},
         "from 1 to 8192 is allowed": {**ASTRONAUT, "sampling_param_max_tokens": 10_000},
         "exceeds maximum input length (4096)": {**ASTRONAUT, "text_input": "a b " * 3000},
+        "2097152 characters: no way to write them": {**ASTRONAUT, "text_input": "a" * (2 << 20)},
+        "sampling_param_stop has 2097152 characters": {**ASTRONAUT, "sampling_param_stop": ["a" * (2 << 20)]},
     }
     for said, body in cases.items():
         refused = _refused(llmapi, "tensorrt_llm", body)
@@ -438,3 +468,12 @@ def test_the_llm_api_stops_a_request_by_its_id(llmapi: Server) -> None:
     assert "Request cancelled by client" in said[0]
     assert time.monotonic() - begun < 25  # whole, it would take 4000 steps of about 9 ms
     assert _answers(llmapi, "tensorrt_llm", ASTRONAUT)
+
+
+def test_the_llm_api_is_load_tested(llmapi: Server, tmp_path: Path) -> None:
+    """run-load sees what model it is, sends text, and counts a token for each event."""
+    load = ["--concurrency", "1,4", "--isl", 64, "--osl", 16, "--requests", 6]
+    succeed("run-load", "--url", llmapi.url, *load, "--out", tmp_path / "run")
+    summary = json.loads(succeed("report-load", tmp_path / "run", "--out", tmp_path / "report", "--json"))
+    assert summary["kind"] == "emulated"
+    assert [(level["requests"], level["errors"], level["osl"]) for level in summary["levels"]] == [(6, 0, 16)] * 2

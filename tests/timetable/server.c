@@ -20,6 +20,10 @@
  *
  * With --key KEY every request must carry it as a bearer token; the refusal quotes what came, as some servers do.
  *
+ * With --log FILE it writes a line for each whole reply: the request's "id", then, in seconds of CLOCK_MONOTONIC, when its
+ * last byte was read and when each event with a token was about to be sent. That is what really happened, lateness
+ * included, so that what a client adds can be told from what a busy machine did to this server.
+ *
  * On stdout: "port N" when it listens, "first T" at the first request, T of CLOCK_MONOTONIC; at the end one line of JSON
  * with its own lateness in seconds, when its first and last tokens were due, and the tokens a second of the time between
  * a quarter and three quarters of the way from one to the other: the load that was reached.
@@ -45,15 +49,16 @@
 enum { MAX_CONNECTIONS = 4096, REQUEST_BYTES = 1 << 20, HUGE_BYTES = 1 << 16, LATENESS_BINS = 100000, RATE_BINS = 36000 };
 
 typedef struct {
-    int fd, sent, tokens, heap_index, received;
+    int fd, sent, tokens, heap_index, received, events, room;
     bool openai, chat, usage;
     char fault[16];
-    double due_s;
-    char *request;
+    double due_s, arrived_s, *sent_s;
+    char id[32], *request;
 } Connection;
 
 static double first_s = 0.050, gap_s = 0.010, run_s = 60;
 static const char *key;
+static FILE *log_file;
 static Connection *heap[MAX_CONNECTIONS];
 static int heap_size, epoll_fd, timer_fd;
 static volatile sig_atomic_t stopping;
@@ -115,6 +120,7 @@ static void drop(Connection *c) {
     unschedule(c);
     close(c->fd);
     free(c->request);
+    free(c->sent_s);
     free(c);
 }
 
@@ -146,6 +152,19 @@ static bool send_chunk(Connection *c, const char *event) {
     return true;
 }
 
+static void note_sent(Connection *c) {
+    if (!log_file) return;
+    if (c->events == c->room) c->sent_s = realloc(c->sent_s, (size_t)(c->room = 2 * c->room + 64) * sizeof *c->sent_s);
+    c->sent_s[c->events++] = now_s();
+}
+
+static void log_reply(const Connection *c) {
+    if (!log_file) return;
+    fprintf(log_file, "%s %.6f", c->id, c->arrived_s);
+    for (int i = 0; i < c->events; i++) fprintf(log_file, " %.6f", c->sent_s[i]);
+    fputc('\n', log_file);
+}
+
 static bool send_token_event(Connection *c) {
     static char text[HUGE_BYTES + 1], event[HUGE_BYTES + 512];
     int in_event = is(c, "pairs") && c->sent + 1 < c->tokens ? 2 : 1;
@@ -169,10 +188,12 @@ static bool send_token_event(Connection *c) {
     }
     c->sent += in_event;
     tokens_sent += in_event;
+    note_sent(c);
     return send_chunk(c, event);
 }
 
 static void end_stream(Connection *c) {
+    log_reply(c);
     if (c->openai) {
         char usage[256] = "";
         if (c->usage)
@@ -309,7 +330,10 @@ static void on_request(Connection *c, double arrived_s) {
     if (is(c, "refuse")) return answer_plain(c, "503 Service Unavailable", "{\"error\":\"Exceeds maximum queue size\"}");
     const char *usage = strstr(request, "\"include_usage\"");
     c->usage = usage && strncmp(usage + 15 + strspn(usage + 15, ": "), "true", 4) == 0;
-    c->sent = 0;
+    c->sent = c->events = 0;
+    c->arrived_s = arrived_s;
+    const char *id = strstr(request, "\"id\"");
+    if (!id || sscanf(id, "\"id\" : \"%31[^\"]", c->id) != 1) strcpy(c->id, "-");
     c->tokens = is(c, "empty") ? 0 : is(c, "babble") ? INT_MAX : asked_tokens(request);
     static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%s\r\n\r\n";
     char filled[128];
@@ -386,6 +410,7 @@ int main(int count, char **arguments) {
         if (!strcmp(arguments[i], "--port")) port = atoi(arguments[i + 1]);
         if (!strcmp(arguments[i], "--first-ms")) first_s = atof(arguments[i + 1]) / 1000;
         if (!strcmp(arguments[i], "--gap-ms")) gap_s = atof(arguments[i + 1]) / 1000;
+        if (!strcmp(arguments[i], "--log")) log_file = fopen(arguments[i + 1], "w");
         if (!strcmp(arguments[i], "--key")) key = arguments[i + 1];
         if (!strcmp(arguments[i], "--seconds")) run_s = atof(arguments[i + 1]);
     }
@@ -414,6 +439,7 @@ int main(int count, char **arguments) {
         else if (event.data.ptr == &timer_mark) (void)!read(timer_fd, &expirations, sizeof expirations);
         else on_bytes(event.data.ptr);
     }
+    if (log_file) fclose(log_file);
     printf("{\"requests\": %ld, \"tokens\": %ld, \"late_s\": {\"p50\": %.5f, \"p99\": %.5f, \"max\": %.5f}, ", requests, tokens_sent,
            lateness_at(0.5), lateness_at(0.99), lateness_max_s);
     printf("\"first_token_s\": %.6f, \"last_token_s\": %.6f, \"steady_tokens_per_s\": %.1f}\n", first_token_s, last_token_s,

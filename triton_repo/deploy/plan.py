@@ -15,6 +15,8 @@ from engines.manifest import EngineManifest
 from engines.spec.precision import PRECISIONS
 from engines.steptime.shape import StepShape
 from engines.steptime.source import step_time_for
+from triton_repo.launch import server_flags
+from triton_repo.ranks import across_ranks, rank_environment
 from triton_repo.settings import REPOSITORY_NAME, RepositoryManifest, read_repository
 
 GIB = 2**30
@@ -23,6 +25,8 @@ ENDPOINT_S = 10  # a terminating pod still gets requests until every node has he
 EXIT_S = 15  # Triton ends within its own time-out, or is killed
 LOAD_BYTES_PER_S = 100e6  # network storage at its slowest; a probe that gives up too early restarts the load for ever
 LEAST_START_S = 600
+PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+FLAGS = ("--metrics-config=histogram_latencies=true",)  # a server older than the histogram (24.11) passes it over
 SHM_BYTES_PER_RANK = GIB  # stubs of the Python backend share it with the server, and NCCL's ranks with each other
 
 
@@ -68,6 +72,8 @@ class DeploymentPlan(Document):
         start_s: Seconds a server may take to answer its first request.
         waiting_per_replica: Requests in a server's queue past which the autoscaler adds one.
         queue_alarm: Requests in a server's queue past which a growing queue is an alert.
+        command: The server's command line; `$key` and what begins with `${` are the script's own variables.
+        environment: What the server's environment must have.
     """
 
     asked: Deployment
@@ -91,6 +97,8 @@ class DeploymentPlan(Document):
     start_s: int
     waiting_per_replica: int
     queue_alarm: int
+    command: list[str]
+    environment: dict[str, str]
     notices: list[str]
 
     @property
@@ -147,8 +155,15 @@ def plan_deployment(
         start_s=max(LEAST_START_S, math.ceil(weights / LOAD_BYTES_PER_S)) if built else 120,
         waiting_per_replica=max(1, engine.limits.max_batch_size // 10),
         queue_alarm=max(1, engine.limits.max_batch_size // 4),
+        command=across_ranks(_command(manifest), manifest, manifest.served_at, "deployed_"),
+        environment=rank_environment(manifest),
         notices=_notices(manifest),
     )
+
+
+def _command(manifest: RepositoryManifest) -> list[str]:
+    ports = [f"--{name}-port=${{{name.upper()}_PORT:-{port}}}" for name, port in PORTS.items()]
+    return ["tritonserver", *server_flags(manifest.served_at, "$key"), *ports, *FLAGS, "$@"]
 
 
 def predicted_reply_s(manifest: RepositoryManifest) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -15,12 +16,11 @@ from engines.files import whole_folder, write_json, write_text
 from triton_repo import control
 from triton_repo.deploy.plan import GIB, DeploymentPlan
 from triton_repo.deploy.watch import DATASOURCE, dashboard_json, rules_document
-from triton_repo.launch import server_flags
 
 PLAN_NAME = "manifest.json"
-KEY_IN_SHELL = "$key"
 # Versions whose files these are; newer ones read them too. Prometheus's own rules are tested with Debian's 2.42.
 IMAGES = {"prometheus": "prom/prometheus:v2.53.0", "grafana": "grafana/grafana:11.1.0"}
+_VARIABLE = re.compile(r"^[^$`\"\\\\]*(\$key|\$\{[A-Z_]+:-\d+\}|\$@)$")
 KUBERNETES = (
     "configmap", "deployment", "service", "poddisruptionbudget", "horizontalpodautoscaler", "networkpolicy",
     "monitoring/servicemonitor", "monitoring/prometheusrule", "monitoring/prometheus-adapter", "monitoring/dashboard",
@@ -67,7 +67,7 @@ def _values(plan: DeploymentPlan) -> dict[str, Any]:
         "plan": plan,
         "name": plan.asked.name,
         "namespace": plan.asked.namespace,
-        "flags": _flags_in_shell(plan),
+        "command": _in_shell(plan.command),
         "images": IMAGES,
         "datasource": DATASOURCE,
         "capability": plan.compute_capability.split("."),
@@ -76,10 +76,16 @@ def _values(plan: DeploymentPlan) -> dict[str, Any]:
     }
 
 
-def _flags_in_shell(plan: DeploymentPlan) -> str:
-    """Return the server's flags as a shell reads them, its secret left to a variable."""
-    flags = server_flags(plan.served_at, KEY_IN_SHELL)
-    return " \\\n    ".join(f'"{flag}"' if flag.endswith(f"={KEY_IN_SHELL}") else shlex.quote(flag) for flag in flags)
+def _in_shell(command: list[str]) -> str:
+    """Return a command line as a shell reads it, the script's variables left to it and nothing else.
+
+    >>> print(_in_shell(["serve", "--load=*", "--in=/$HOME", "--key=$key"]).replace(chr(92), "+"))
+    serve +
+        '--load=*' +
+        '--in=/$HOME' +
+        "--key=$key"
+    """
+    return " \\\n    ".join(f'"{part}"' if _VARIABLE.search(part) else shlex.quote(part) for part in command)
 
 
 def _environment() -> jinja2.Environment:

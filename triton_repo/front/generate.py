@@ -21,6 +21,7 @@ from triton_repo.front.reasoning import Piece
 from triton_repo.front.service import Service, Work
 
 BODY_WITHIN_S = 30.0
+LONG_BODY_BYTES = 65_536
 
 
 class Generating:
@@ -59,9 +60,10 @@ class Generating:
             body = await _body(request, self._gate.access.body_limit_bytes)
         except ClientDisconnect:  # before it had said what it wants: nobody is left to be told
             return
-        asked: Asked = read_asked(body, self._schema)
-        self._gate.known_model(asked.model)
-        work = self._prepare(asked)
+        if len(body) > LONG_BODY_BYTES:  # a novel takes a tenth of a second to tokenize, and streams go on meanwhile
+            asked, work = await asyncio.to_thread(self._understand, body)
+        else:
+            asked, work = self._understand(body)
         name = uuid.uuid4().hex
         reply = self._engine.start(work.generation, name)
         watch = asyncio.create_task(_cancel_when_gone(receive, reply))
@@ -79,6 +81,11 @@ class Generating:
             stall.stop()
             watch.cancel()
             reply.cancel()
+
+    def _understand(self, body: bytes) -> tuple[Asked, Work]:
+        asked: Asked = read_asked(body, self._schema)
+        self._gate.known_model(asked.model)
+        return asked, self._prepare(asked)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,6 @@ Source:
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +20,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from engines.emulator.request import PromptTooLongError, RequestError
+from engines.emulator.request import RequestError
 from engines.files import read_json
 from engines.manifest import EngineManifest
 from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns
-from triton_repo.models.engine_settings import llmapi_settings, number, parameters_of
+from triton_repo.models.engine_settings import llmapi_settings, parameters_of
+from triton_repo.models.limits import InputLimits, LimitError
 from triton_repo.models.reply import Array, Reply, ReplyError, Rules
 from triton_repo.models.text import Detokenizer, TextStream, load_tokenizer, special_tokens
 
@@ -75,8 +75,7 @@ class EmulatedLlmApiModel:
         self._end_id = special_tokens(tokenizer_folder, self._tokenizer).end_id
         self._detokenizer = Detokenizer(self._tokenizer)
         self._decoupled = bool(asked["decoupled"])
-        self._most_prompt = number(parameters, "max_prompt_tokens", math.inf)
-        self._most_output = number(parameters, "max_output_tokens", math.inf)
+        self._limits = InputLimits(parameters, self._tokenizer)
         self._host = EngineHost(
             self.backend,
             manifest,
@@ -94,7 +93,7 @@ class EmulatedLlmApiModel:
             sender = request.get_response_sender()
             try:
                 self._accept(request, sender)
-            except (RequestError, RefusedError, ReplyError) as error:
+            except (RequestError, RefusedError, ReplyError, LimitError) as error:
                 self._send_error(sender, f"Error generating request: {error}")
 
     def finalize(self) -> None:
@@ -119,21 +118,15 @@ class EmulatedLlmApiModel:
         texts = inputs.texts("text_input")
         if not texts:
             raise RefusedError("text_input is missing from the request")
+        self._limits.require_text(texts[:1], "the prompt")
         ids = self._tokenizer.encode(texts[0]).ids
-        if not ids:
-            raise RefusedError("the prompt has no tokens")
-        if len(ids) > self._most_prompt:
-            raise PromptTooLongError(len(ids), int(self._most_prompt))
+        self._limits.require_prompt(ids)
         return np.array(ids, np.int32)
 
     def _output_tokens(self, inputs: _Inputs) -> int:
         asked = inputs.scalar("sampling_param_max_tokens")
         tokens = DEFAULT_MAX_TOKENS if asked is None else int(asked)
-        if not 1 <= tokens <= self._most_output:
-            raise RefusedError(
-                f"sampling_param_max_tokens is {tokens}; from 1 to {self._most_output:g} is allowed here "
-                "(max_output_tokens)"
-            )
+        self._limits.require_reply(tokens, "sampling_param_max_tokens")
         return tokens
 
     def _wanted(self, inputs: _Inputs) -> Wanted:
@@ -148,9 +141,14 @@ class EmulatedLlmApiModel:
             finish_reason=bool(inputs.scalar("return_finish_reason")),
             stop_reason=bool(inputs.scalar("return_stop_reason")),
             performance=bool(inputs.scalar("sampling_param_return_perf_metrics")),
-            stop=[text for text in inputs.texts("sampling_param_stop") if text],
+            stop=self._stop_strings(inputs),
             stream=self._detokenizer.stream(),
         )
+
+    def _stop_strings(self, inputs: _Inputs) -> list[str]:
+        strings = [text for text in inputs.texts("sampling_param_stop") if text]
+        self._limits.require_text(strings, "sampling_param_stop")
+        return strings
 
     def _reply(self, prompt: Array, limit: int, wanted: Wanted) -> Reply:
         """Return the reply, cut after the token whose text completes a stop string."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from triton_repo.models.encoding import Encoder
+from triton_repo.models.limits import InputLimits
 from triton_repo.models.text import load_tokenizer, special_tokens, word_list
 
 Array = np.ndarray[Any, Any]
@@ -34,9 +34,7 @@ class Preprocessing:
         }
         tokenizer = load_tokenizer(folder)
         self._encoder = Encoder(tokenizer)
-        self._most_prompt = _limit(parameters, "max_prompt_tokens")
-        self._most_output = _limit(parameters, "max_output_tokens")
-        self._longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        self._limits = InputLimits({key: value["string_value"] for key, value in parameters.items()}, tokenizer)
         self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
         special = special_tokens(folder, tokenizer)
         # The same for nearly every request; a tensor that was made once costs nothing to send again.
@@ -69,7 +67,7 @@ class Preprocessing:
         output_len = self._tensor(request, "REQUEST_OUTPUT_LEN")
         if len(texts) != 1 or output_len is None or not output_len.size:
             raise ValueError(f"one prompt and its max_tokens are needed, found {len(texts)} prompts")
-        self._refuse_long_reply(int(output_len.reshape(-1)[0]))
+        self._limits.require_reply(int(output_len.reshape(-1)[0]), "max_tokens")
         ids = self._ids(texts[0])
         own = {
             "INPUT_ID": np.array([ids], np.int32),
@@ -79,6 +77,7 @@ class Preprocessing:
         for theirs, ours in (("BAD_WORDS_DICT", "BAD_WORDS_IDS"), ("STOP_WORDS_DICT", "STOP_WORDS_IDS")):
             words = [word for word in _texts(self._tensor(request, theirs)) if word]
             if words:
+                self._limits.require_text(words, theirs.lower())
                 own[ours] = np.array([word_list([self._encoder.encode(word) for word in words])], np.int32)
         for theirs, ours in (("END_ID", "OUT_END_ID"), ("PAD_ID", "OUT_PAD_ID")):
             given = self._tensor(request, theirs)
@@ -90,28 +89,10 @@ class Preprocessing:
         return own
 
     def _ids(self, text: str) -> list[int]:
-        """Return a prompt's tokens; a text too long for any tokenizing is refused before it costs anything.
-
-        Raises:
-            ValueError: It has no tokens, or more than are allowed.
-        """
-        if len(text) > self._most_prompt * self._longest_token:
-            raise ValueError(
-                f"the prompt has {len(text)} characters: no way to write them in the {self._most_prompt:g} tokens "
-                "allowed here (max_prompt_tokens)"
-            )
+        self._limits.require_text([text], "the prompt")
         ids = self._encoder.encode(text, add_special_tokens=self._add_special)
-        if not ids:
-            raise ValueError("the prompt has no tokens")
-        if len(ids) > self._most_prompt:
-            raise ValueError(f"Prompt length ({len(ids)}) exceeds maximum input length ({self._most_prompt:g})")
+        self._limits.require_prompt(ids)
         return ids
-
-    def _refuse_long_reply(self, tokens: int) -> None:
-        if not 1 <= tokens <= self._most_output:
-            raise ValueError(
-                f"max_tokens is {tokens}; from 1 to {self._most_output:g} is allowed here (max_output_tokens)"
-            )
 
     def _embedding_bias(self, request: Any) -> Array | None:
         """Return what is added to each token's logit; None where no words were given.
@@ -142,12 +123,6 @@ class Preprocessing:
 
 def _id(token_id: int | None) -> Array:
     return np.array([[-1 if token_id is None else token_id]], np.int32)
-
-
-def _limit(parameters: dict[str, Any], name: str) -> float:
-    """Return a limit among a model's parameters; none where it is not there."""
-    text = parameters.get(name, {}).get("string_value", "")
-    return int(text) if text.isdecimal() else math.inf
 
 
 def _texts(tensor: Array | None) -> list[str]:

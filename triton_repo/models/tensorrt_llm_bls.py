@@ -127,6 +127,12 @@ class TextModel:
             pass
 
     def _responses(self, request: Any, called: str) -> Iterator[Any]:
+        """Yield the responses to a request; a reply that is not streamed is one response, its text decoded at once."""
+        if not self._streams(request):
+            for reply in self._replies(request, called):
+                text = self._detokenizer.text(_tokens(self.backend, reply))
+                yield self.backend.InferenceResponse([_text(self.backend, text), *_passed_on(reply)])
+            return
         streams: defaultdict[int, TextStream] = defaultdict(self._detokenizer.stream)  # one a return sequence
         so_far: defaultdict[int, str] = defaultdict(str)
         for reply in self._replies(request, called):
@@ -137,9 +143,13 @@ class TextModel:
             yield self.backend.InferenceResponse([_text(self.backend, said), *_passed_on(reply)])
         for index, stream in streams.items():
             rest = stream.finish()
-            if rest and self._decoupled:
+            if rest:
                 said = so_far[index] + rest if self._accumulates else rest
                 yield self.backend.InferenceResponse([_text(self.backend, said)])
+
+    def _streams(self, request: Any) -> bool:
+        tensor = self.backend.get_input_tensor_by_name(request, "stream")
+        return tensor is not None and bool(tensor.as_numpy().reshape(-1)[0])
 
     def _replies(self, request: Any, called: str) -> Iterator[Any]:
         """Yield what the engine answers, response by response."""

@@ -59,6 +59,31 @@ def test_the_engine_takes_tokens_and_the_text_models_text() -> None:
     assert text == {"id": "r1", "text_input": "hi", "max_tokens": 5, "stream": True, "temperature": 0.5}
 
 
+def test_the_llm_apis_model_takes_text_and_sends_it_whole_each_time() -> None:
+    """Its inputs have names of their own, an event is a token, and its performance comes as text."""
+    endpoint = Endpoint(host="h", port=1, protocol="triton-http", base_path="/b", llm_api=True, kv_block_tokens=64)
+    assert not takes_ids(endpoint, "tensorrt_llm")
+    dialect = dialect_of(endpoint, "tensorrt_llm", environment={}, extra={"sampling_param_seed": 3})
+    assert json.loads(dialect.body(ASKED)) == {
+        "id": "r1",
+        "text_input": "hi",
+        "streaming": True,
+        "sampling_param_max_tokens": 5,
+        "sampling_param_return_perf_metrics": True,
+        "sampling_param_seed": 3,
+    }
+    answer = Answer(reply=[])
+    last = {"arrival_time_ns": "1000", "first_scheduled_time_ns": "2001000", "kv_cache_reused_block": "2"}
+    for second, message in enumerate([{"text_output": "a"}, {"text_output": "ab", **last}]):
+        read_message(dialect, json.dumps(message).encode(), float(second), answer)
+    assert list(answer.times_s) == [0.0, 1.0]
+    assert answer.reply == ["ab"]
+    assert answer.queue_s == pytest.approx(2e-3)
+    assert answer.cached_tokens == 128
+    with pytest.raises(ProtocolError, match="Error generating request"):
+        read_message(dialect, b'{"error": "Error generating request: x"}', 0.0, Answer())
+
+
 def test_tensors_are_the_same_inputs() -> None:
     """Over gRPC each input is a tensor of its type, the batch's dimension first."""
     request = service_pb2.ModelInferRequest.FromString(
@@ -71,6 +96,14 @@ def test_tensors_are_the_same_inputs() -> None:
     assert request.raw_input_contents[0] == struct.pack("<2i", 7, 8)
     request = service_pb2.ModelInferRequest.FromString(_dialect("triton-grpc", "ensemble").body(ASKED))
     assert request.raw_input_contents[0] == b"\2\0\0\0hi"
+
+
+def test_what_cannot_be_a_tensor_is_refused_beforehand() -> None:
+    """A list laid over gRPC requests is an error of the scenario; a null takes an input away."""
+    with pytest.raises(UserError, match="extra_body: stop_words"):
+        _dialect("triton-grpc", stop_words=["a"])
+    request = service_pb2.ModelInferRequest.FromString(_dialect("triton-grpc", "m", min_tokens=None).body(ASKED))
+    assert "min_tokens" not in {each.name for each in request.inputs}
 
 
 def test_openai_is_asked_for_exactly_so_many_tokens_and_their_count() -> None:
@@ -236,3 +269,59 @@ def test_an_emulated_engines_header_is_read_and_nothing_else_guessed() -> None:
     for said in ("simulated", "emulated; time-scale=fast", "emulated; time-scale=0", "emulated; speed=2"):
         with pytest.raises(UserError, match="X-Engine-Kind"):
             engine_kind(said)
+
+
+def _kept(dialect: Dialect, *messages: bytes) -> list[Any] | None:
+    answer = Answer(reply=[])
+    for second, message in enumerate(messages):
+        read_message(dialect, message, float(second), answer)
+    return answer.reply
+
+
+def test_a_reply_that_is_to_be_repeated_is_kept_as_prompts_are() -> None:
+    """Tokens from the engine, text from the others; thoughts are not said again, and nothing is kept unasked."""
+    engine, ensemble = _dialect("triton-http", "tensorrt_llm"), _dialect("triton-http", "ensemble")
+    one, two = b'{"output_ids": [5, 6], "sequence_length": 2}', b'{"output_ids": 7, "sequence_length": 1}'
+    assert _kept(engine, one, two) == [5, 6, 7]
+    assert _kept(ensemble, b'{"text_output": " a"}', b'{"text_output": " b"}') == [" a", " b"]
+    chat = _dialect("openai-chat")
+    thought, said = _chat(reasoning_content="hm"), _chat(content=" yes")
+    assert "".join(_kept(chat, json.dumps(thought).encode(), json.dumps(said).encode()) or []) == " yes"
+    plain = {"choices": [{"index": 0, "text": " so", "finish_reason": None}]}
+    assert _kept(_dialect("openai-completions"), json.dumps(plain).encode()) == [" so"]
+    assert _read(engine, one).reply is None
+
+
+def test_tensors_of_a_reply_are_kept_too() -> None:
+    """Over gRPC the same: ids from their bytes, text from behind its length."""
+    reply = service_pb2.ModelStreamInferResponse()
+    for name, datatype, contents in (
+        ("output_ids", "INT32", struct.pack("<3i", 5, 6, 7)),
+        ("sequence_length", "INT32", struct.pack("<i", 3)),
+    ):
+        reply.infer_response.outputs.add(name=name, datatype=datatype, shape=[1])
+        reply.infer_response.raw_output_contents.append(contents)
+    assert _kept(_dialect("triton-grpc", "tensorrt_llm"), reply.SerializeToString()) == [5, 6, 7]
+    text = service_pb2.ModelStreamInferResponse()
+    text.infer_response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
+    text.infer_response.raw_output_contents.append(struct.pack("<I", 5) + " über".encode()[:5])
+    assert _kept(_dialect("triton-grpc", "ensemble"), text.SerializeToString()) == [" übe"]
+
+
+def test_a_conversation_is_sent_as_who_said_what() -> None:
+    """A chat takes the shared beginning, prompts and replies as messages; others take them as one text."""
+    said = (("system", "Be brief."), ("user", " Hi"), ("assistant", " Hello"), ("user", " So?"))
+    prompt = Prompt(tokens=9, text="Be brief. Hi Hello So?", messages=said)
+    body = json.loads(_dialect("openai-chat").body(Asked("r1", prompt, 5)))
+    assert [(each["role"], each["content"]) for each in body["messages"]] == list(said)
+    assert json.loads(_dialect("openai-completions").body(Asked("r1", prompt, 5)))["prompt"] == prompt.text
+
+
+def test_the_engine_is_told_what_ends_a_free_reply() -> None:
+    """It takes tokens and knows no end of its own; the text models' preprocessing tells it."""
+    asked = Asked("r1", PROMPT, 5, exact=False, end_id=42)
+    engine = json.loads(_dialect("triton-http", "tensorrt_llm").body(asked))
+    assert engine["end_id"] == 42
+    assert "min_tokens" not in engine
+    assert "end_id" not in json.loads(_dialect("triton-http", "ensemble").body(asked))
+    assert "end_id" not in json.loads(_dialect("triton-http", "tensorrt_llm").body(ASKED))

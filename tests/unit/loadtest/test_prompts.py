@@ -16,7 +16,7 @@ from loadtest.conversations import Mix, Talk
 from loadtest.prompts import Prompt, PromptMaker, count_rows, prepare
 from loadtest.scenario import Conversations, Lengths, Prefixes, Scenario
 from loadtest.texts import Message, chat_text, encoded, file_text, read_messages, read_tokenizer
-from loadtest.traces import HASH_BLOCK_TOKENS, Arrival
+from loadtest.traces import HASH_BLOCK_TOKENS, Arrival, Trace
 from loadtest.traffic import LevelPlan, plans_of
 
 # How Qwen and Llama 3 split text before they merge bytes.
@@ -352,3 +352,65 @@ def test_missing_and_empty_prompt_files_are_refused(bytes_path: Path, tmp_path: 
     (tmp_path / "empty.json").write_text("[]")
     with pytest.raises(UserError, match="holds no prompt"):
         file_text(read_tokenizer(bytes_path), tmp_path / "empty.json", most_rows=5)
+
+
+def test_what_ends_a_free_reply_is_found_beside_the_tokenizer(bytes_path: Path, tmp_path: Path) -> None:
+    """A model that takes tokens is told the end token; where nobody names it, a free reply is refused."""
+    made = Tokenizer.from_file(str(bytes_path))
+    made.add_special_tokens(["<|end|>"])
+    path = tmp_path / "tokenizer.json"
+    made.save(str(path))
+    free = Scenario(replies="free")
+    (tmp_path / "prompts").mkdir()
+    with pytest.raises(MissingError, match="a free reply would never end"):
+        prepare(free, plans_of(free), path, tmp_path / "prompts", as_text=False)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|end|>"}}')
+    found = prepare(free, plans_of(free), path, tmp_path / "prompts", as_text=False)
+    assert found.end_id == made.token_to_id("<|end|>")
+    assert prepare(free, plans_of(free), path, tmp_path / "prompts", as_text=True).end_id is None
+    assert prepare(Scenario(), plans_of(free), path, tmp_path / "prompts", as_text=False).end_id is None
+    told = free.model_copy(update={"extra_body": {"end_id": 5}})
+    assert prepare(told, plans_of(free), path, tmp_path / "prompts", as_text=False).end_id is None
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["ids", "text"])
+@pytest.mark.parametrize("source", ["chat", "random"])
+def test_another_run_finds_nothing_of_this_one_cached(
+    source: str, as_text: bool, bytes_path: Path, tmp_path: Path
+) -> None:
+    """With another salt every prompt has the same length and begins with other tokens, shared beginnings included."""
+    scenario = Scenario(
+        prompts=source, lengths=Lengths(isl="uniform(3, 60)", osl=4), prefixes=Prefixes(tokens=40, share=0.5)
+    )
+    tokenizer = read_tokenizer(bytes_path)
+    begins: list[set[tuple[int, ...]]] = []
+    lengths = []
+    for salt in (1, 2):
+        folder = tmp_path / str(salt)
+        folder.mkdir()
+        prepare(scenario, plans_of(scenario), bytes_path, folder, as_text=as_text, salt=salt)
+        maker, mix = PromptMaker(scenario, folder), Mix(scenario)
+        prompts = [maker.prompt(mix.begin(number)) for number in range(60)]
+        ids = [tokenizer.encode(prompt.text).ids if as_text else prompt.ids for prompt in prompts]
+        begins.append({tuple(each[:3]) for each in ids})
+        lengths.append([len(each) for each in ids])
+    assert lengths[0] == lengths[1] == [Mix(scenario).begin(number).prompt_tokens for number in range(60)]
+    assert not begins[0] & begins[1]
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["ids", "text"])
+def test_a_trace_can_be_played_with_prompts_of_ones_own(
+    as_text: bool, ours: str, bytes_path: Path, tmp_path: Path
+) -> None:
+    """Rows of the file are cut or filled up to the trace's lengths, as text too."""
+    (tmp_path / "trace.csv").write_text("at_s,isl,osl\n0,5,3\n1,70,4\n2,9,2\n")
+    scenario = Scenario(prompts=ours, arrivals=Trace(path=str(tmp_path / "trace.csv")))
+    maker, mix = _maker(scenario, bytes_path, tmp_path / "prompts", as_text=as_text)
+    tokenizer = read_tokenizer(bytes_path)
+    (plan,) = plans_of(scenario)
+    for number, arrival in enumerate(plan.arrivals):
+        prompt = maker.prompt(mix.begin_arrival(number, arrival))
+        assert len(tokenizer.encode(prompt.text).ids if as_text else prompt.ids) == arrival.isl
+        text = prompt.text if as_text else tokenizer.decode(prompt.ids)
+        assert text[:4] == ("What", "Writ")[number % 2]
+    assert Mix(scenario).begin_arrival(0, plan.arrivals[0]).prompt_tokens == 5  # a prediction needs no tokenizer

@@ -158,6 +158,8 @@ def test_errors_are_told_in_the_servers_words(status: str, body: bytes, text: st
         HEAD + b"1" * 70_000,
         b"x" * 70_000,
         b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
         HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"),
     ],
 )

@@ -122,7 +122,7 @@ def test_qwen3s_tokens_are_the_librarys(qwen3: Tokenizer, qwen3_encoder: Encoder
 
 
 def test_real_chats_have_the_librarys_tokens_and_transformers_text(qwen3: Tokenizer, qwen3_encoder: Encoder) -> None:
-    """Of real chats, those with characters beyond ASCII first; `make bench-serving` compares 10,000 messages through Triton."""
+    """Of real chats, those with characters beyond ASCII first; `make bench-serving` compares 10,000 through Triton."""
     transformers = pytest.importorskip("transformers", reason="the quantize extra is not installed")
     try:
         documents = load_corpus(None).held_out.documents

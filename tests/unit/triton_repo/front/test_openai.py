@@ -175,6 +175,16 @@ def test_completions_take_text_or_tokens(front: Any, client: OpenAI) -> None:
         client.completions.create(model="r1", prompt=[100_000])
 
 
+def test_a_long_body_is_served_beside_the_others(front: Any, client: OpenAI) -> None:
+    """It is read in a thread of its own: what it is refused for, and what it is answered, is the same."""
+    many = [{"role": "user", "content": ""}] * 1_900 + USER
+    with pytest.raises(openai.BadRequestError, match="too many for the 64 tokens taken here"):
+        client.chat.completions.create(model="r1", messages=many)  # type: ignore[arg-type]
+    padded = [{"role": "user", "content": "x", "name": "n" * 90_000}]
+    assert client.chat.completions.create(model="r1", messages=padded).choices[0].message.content == "hi"  # type: ignore[arg-type]
+    assert front.triton.last["input_ids"][-2:] == [120, 258]
+
+
 def test_models_say_what_they_are(client: OpenAI) -> None:
     """The list holds the one model, with its limits and its kind; another name is 404."""
     listed = client.models.list().data

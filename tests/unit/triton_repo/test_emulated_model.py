@@ -1,0 +1,241 @@
+"""The emulated engine's model on its own, with a stand-in for Triton: what is sent, when it ends, what is freed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from engines.build import emulated_manifest
+from engines.files import Document, MadeBy, write_json
+from engines.plan import make_plan
+from engines.recipe import ask
+from triton_repo.models.tensorrt_llm import EmulatedEngineModel
+
+HEAD = MadeBy(command="test", version="0")
+FINAL = 1
+LIMIT_S = 20
+
+
+class FakeTensor:
+    """A named array."""
+
+    def __init__(self, name: str, values: Any) -> None:
+        self._name = name
+        self._values = values
+
+    def name(self) -> str:
+        """Return its name."""
+        return self._name
+
+    def as_numpy(self) -> Any:
+        """Return its values."""
+        return self._values
+
+
+class FakeResponse:
+    """Output tensors, or an error."""
+
+    def __init__(self, outputs: list[FakeTensor] | None = None, error: str | None = None) -> None:
+        self.outputs = {tensor.name(): tensor.as_numpy() for tensor in outputs or []}
+        self.error = error
+
+
+class FakeFamily:
+    """A metric family whose metrics take anything."""
+
+    GAUGE = COUNTER = HISTOGRAM = "kind"
+
+    def __init__(self, **_: Any) -> None:
+        self.made = self
+
+    def Metric(self, **_: Any) -> FakeFamily:  # noqa: N802 (Triton's name)
+        """Return a metric."""
+        return self
+
+    def set(self, value: float) -> None:
+        """Take a value."""
+
+    def increment(self, value: float) -> None:
+        """Take a growth; Triton's process can die of a negative one."""
+        assert value >= 0
+
+    def observe(self, value: float) -> None:
+        """Take an observation."""
+
+
+class FakeBackend:
+    """What Triton's module offers."""
+
+    TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL
+    Tensor = FakeTensor
+    InferenceResponse = FakeResponse
+    MetricFamily = FakeFamily
+    TritonError: ClassVar[Any] = staticmethod(str)
+
+    @staticmethod
+    def get_input_tensor_by_name(request: FakeRequest, name: str) -> FakeTensor | None:
+        """Return an input."""
+        return request.inputs.get(name)
+
+
+class FakeSender:
+    """Keeps what is sent; nothing may be asked or sent past the final response."""
+
+    def __init__(self) -> None:
+        self.sent: list[FakeResponse] = []
+        self.cancelled = False
+        self.ended = threading.Event()
+        self.begun = threading.Event()
+
+    def send(self, response: FakeResponse | None = None, flags: int = 0) -> None:
+        """Take a response."""
+        assert not self.ended.is_set(), "sent past the final response"
+        if response is not None:
+            self.sent.append(response)
+            self.begun.set()
+        if flags == FINAL:
+            self.ended.set()
+
+    def is_cancelled(self) -> bool:
+        """Return whether the client left."""
+        assert not self.ended.is_set(), "asked past the final response: Triton's process would die"
+        return self.cancelled
+
+
+class FakeRequest:
+    """Inputs and an id."""
+
+    def __init__(self, request_id: str = "", **inputs: Any) -> None:
+        self.inputs = {name: FakeTensor(name, np.asarray(values)) for name, values in inputs.items()}
+        self.sender = FakeSender()
+        self._id = request_id
+
+    def request_id(self) -> str:
+        """Return its id."""
+        return self._id
+
+    def get_response_sender(self) -> FakeSender:
+        """Return where its responses go."""
+        return self.sender
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Iterator[EmulatedEngineModel]:
+    """Start the model of a small engine, fifty times as fast as it would be."""
+    asked = ask(None, {"limits.max_batch_size": 4})
+    manifest = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
+    (tmp_path / "1").mkdir()
+    write_json(tmp_path / "1" / "engine.json", manifest)
+    parameters = {
+        "emulator_manifest": "engine.json",
+        "emulator_time_scale": "0.02",
+        "stats_check_period_ms": "10",
+        "enable_chunked_context": "true",
+    }
+    config = {
+        "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+        "model_transaction_policy": {"decoupled": True},
+        "dynamic_batching": {"default_queue_policy": {"max_queue_size": 4}},
+    }
+    made = EmulatedEngineModel()
+    made.backend = FakeBackend
+    made.initialize(
+        {
+            "model_config": json.dumps(config),
+            "model_repository": str(tmp_path),
+            "model_version": "1",
+            "model_name": "tensorrt_llm",
+        }
+    )
+    yield made
+    made.finalize()
+
+
+def _request(rows: list[list[int]], output: int, request_id: str = "", **more: Any) -> FakeRequest:
+    longest = max(map(len, rows))
+    return FakeRequest(
+        request_id,
+        input_ids=[row + [0] * (longest - len(row)) for row in rows],
+        input_lengths=[[len(row)] for row in rows],
+        request_output_len=[[output]] * len(rows),
+        streaming=[[True]] * len(rows),
+        **{name: [[value]] * len(rows) for name, value in more.items()},
+    )
+
+
+def _tokens(request: FakeRequest) -> list[int]:
+    assert request.sender.ended.wait(LIMIT_S)
+    return [int(token) for response in request.sender.sent for token in response.outputs["output_ids"].reshape(-1)]
+
+
+def test_a_stream_ends_with_its_last_token(model: EmulatedEngineModel) -> None:
+    """One response a token, the last of them final."""
+    request = _request([[5, 6, 7]], 5)
+    model.execute([request])
+    assert _tokens(request) == [5, 6, 7, 5, 6]
+    assert len(request.sender.sent) == 5
+
+
+def test_a_request_ends_with_the_last_of_its_sequences(model: EmulatedEngineModel) -> None:
+    """Rows of different ends and their return sequences are all sent before the one final response."""
+    request = _request([[5, 6, 7], [8, 9]], 6, num_return_sequences=2, end_id=9)
+    model.execute([request])
+    assert request.sender.ended.wait(LIMIT_S)
+    found: dict[tuple[int, int], list[int]] = {}
+    for response in request.sender.sent:
+        key = (int(response.outputs["batch_index"][0, 0]), int(response.outputs["sequence_index"][0, 0]))
+        found.setdefault(key, []).extend(response.outputs["output_ids"].reshape(-1).tolist())
+    assert found == {(0, 0): [5, 6, 7] * 2, (0, 1): [5, 6, 7] * 2, (1, 0): [8], (1, 1): [8]}
+
+
+def test_a_client_that_left_frees_its_slot(model: EmulatedEngineModel) -> None:
+    """Every slot taken by clients that leave: the next request runs, and nobody is asked past the end."""
+    leaving = [_request([[1, 2]], 4000, num_return_sequences=2) for _ in range(2)]
+    model.execute(leaving)
+    for request in leaving:
+        assert request.sender.begun.wait(LIMIT_S)
+        request.sender.cancelled = True
+    assert all(request.sender.ended.wait(LIMIT_S) for request in leaving)
+    following = _request([[3, 4]], 3)
+    model.execute([following])
+    assert _tokens(following) == [3, 4, 3]
+
+
+def test_a_stop_ends_every_sequence_of_an_id(model: EmulatedEngineModel) -> None:
+    """The stopped request and the stopping one both end, without an error."""
+    running = _request([[1, 2]], 4000, request_id="one", num_return_sequences=3)
+    model.execute([running])
+    assert running.sender.begun.wait(LIMIT_S)
+    stopping = _request([[1]], 1, request_id="one", stop=True)
+    model.execute([stopping])
+    assert running.sender.ended.wait(LIMIT_S)
+    assert stopping.sender.ended.wait(LIMIT_S)
+    assert not stopping.sender.sent
+    assert not any(response.error for response in running.sender.sent)
+
+
+def test_a_request_is_queued_whole_or_not_at_all(model: EmulatedEngineModel) -> None:
+    """Sequences past the queue's size are refused together, as the executor counts them; what was there goes on."""
+    filling = _request([[1, 2]], 300, num_return_sequences=4)
+    waiting = _request([[1, 2]], 2)
+    model.execute([filling, waiting])
+    refused = _request([[1, 2]], 2, num_return_sequences=4)
+    model.execute([refused])
+    assert refused.sender.ended.wait(LIMIT_S)
+    assert "Maximum queue size of 4 has been reached" in str(refused.sender.sent[0].error)
+    assert _tokens(waiting) == [1, 2]
+    assert len(_tokens(filling)) == 1200
+
+
+def test_a_refused_request_harms_no_other(model: EmulatedEngineModel) -> None:
+    """Of requests that come together, the one that cannot be answered alone ends with an error."""
+    good, bad, also_good = _request([[1]], 2), _request([[1]], 0), _request([[2]], 2)
+    model.execute([good, bad, also_good])
+    assert (_tokens(good), _tokens(also_good)) == ([1, 1], [2, 2])
+    assert "request_output_len is 0" in str(bad.sender.sent[0].error)

@@ -1,0 +1,67 @@
+"""What a request may ask for: kept where text comes in, before the engine sees any of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from tokenizers import Tokenizer
+
+
+class LimitError(ValueError):
+    """A request is past a limit; the text names it."""
+
+
+class InputLimits:
+    """Limits on prompts and replies, from a model's parameters; a limit that is not there is none.
+
+    Args:
+        parameters: `max_prompt_tokens` and `max_output_tokens` among them.
+        tokenizer: Its longest token bounds the text that so many tokens can stand for.
+    """
+
+    def __init__(self, parameters: Mapping[str, str], tokenizer: Tokenizer) -> None:
+        self._prompt_tokens = _limit(parameters, "max_prompt_tokens")
+        self._output_tokens = _limit(parameters, "max_output_tokens")
+        longest = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        self._characters = self._prompt_tokens * longest
+
+    def require_text(self, texts: Sequence[str], what: str) -> None:
+        """Refuse text that is too long for any tokenizing, before it costs anything.
+
+        Raises:
+            LimitError: It is.
+        """
+        characters = sum(map(len, texts))
+        if characters > self._characters:
+            raise LimitError(
+                f"{what} has {characters} characters: no way to write them in the {self._prompt_tokens:g} tokens "
+                "allowed here (max_prompt_tokens)"
+            )
+
+    def require_prompt(self, ids: Sequence[int]) -> None:
+        """Refuse a prompt without tokens, or with more than are allowed.
+
+        Raises:
+            LimitError: It is one; the words are TensorRT-LLM's.
+        """
+        if not ids:
+            raise LimitError("the prompt has no tokens")
+        if len(ids) > self._prompt_tokens:
+            raise LimitError(f"Prompt length ({len(ids)}) exceeds maximum input length ({self._prompt_tokens:g})")
+
+    def require_reply(self, tokens: int, name: str) -> None:
+        """Refuse a reply of no tokens, or of more than are allowed.
+
+        Raises:
+            LimitError: It is one.
+        """
+        if not 1 <= tokens <= self._output_tokens:
+            raise LimitError(
+                f"{name} is {tokens}; from 1 to {self._output_tokens:g} is allowed here (max_output_tokens)"
+            )
+
+
+def _limit(parameters: Mapping[str, str], name: str) -> float:
+    text = parameters.get(name, "")
+    return int(text) if text.isdecimal() else math.inf
