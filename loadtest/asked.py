@@ -153,5 +153,9 @@ _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--insecure", is_flag=True, help="Do not look at the server's certificate."),
     click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json; default: the server's own."),
-    click.option("--metrics-url", help="Page of the server's metrics; default: Triton's usual port beside --url."),
+    click.option(
+        "--metrics-url",
+        multiple=True,
+        help="Page of metrics, of the server or a GPU exporter; may be given again; default: the port beside --url.",
+    ),
 )

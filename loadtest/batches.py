@@ -17,6 +17,7 @@ OWN_BIN_BELOW = 24  # smaller batches have a bin each, larger ones share bins of
 WIDER_BINS = 24
 MOST_GAPS = 4_000_000
 LEAST_GAPS = 20
+LEAST_STEPS = 4
 
 
 class Samples(NamedTuple):
@@ -185,21 +186,35 @@ def _steps(window: Window, samples: Samples, time_scale: float) -> tuple[Floats,
     decoding = samples.values.get("decoding")
     if counter is None or decoding is None:
         return None
+    spent = samples.values["emulated_step_s"] if told else samples.t_s
     found = []
     for page in np.unique(samples.page):
         here = np.flatnonzero((samples.page == page) & (samples.t_s >= window.begin_s) & (samples.t_s <= window.end_s))
         here = here[np.isfinite(counter[here]) & np.isfinite(decoding[here])]
-        if len(here) > 1:
-            spent = np.diff(samples.values["emulated_step_s"][here]) if told else np.diff(samples.t_s[here])
-            batch = (decoding[here][1:] + decoding[here][:-1]) / 2
-            busy = (decoding[here][1:] > 0) & (decoding[here][:-1] > 0)
-            steps = np.diff(counter[here])
-            usable = busy & (steps > 0) & (spent > 0)
-            found.append((batch[usable], steps[usable], spent[usable] / steps[usable] / time_scale))
-    if not any(len(batch) for batch, _, _ in found):
+        found += _steps_of_page(counter[here], decoding[here], spent[here] / time_scale)
+    if not found:
         return None
-    batch, steps, each = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return batch, steps, each
+    batch, steps, each_s = np.array(found).T
+    return batch, steps, each_s
+
+
+def _steps_of_page(counter: Floats, decoding: Floats, spent_s: Floats) -> list[tuple[float, float, float]]:
+    """Return batch size, iterations, seconds of each, over spans of some iterations in which the engine was never idle.
+
+    A span ends at the first sample with LEAST_STEPS iterations more than the one it began at: of two samples within one
+    iteration neither tells how long it took.
+    """
+    found, begin = [], 0
+    for end in range(1, len(counter)):
+        steps = counter[end] - counter[begin]
+        if steps < 0 or decoding[end] <= 0:  # the server started anew, or had nothing to do
+            begin = end
+        elif steps >= LEAST_STEPS:
+            if decoding[begin] > 0:
+                batch = float(decoding[begin : end + 1].mean())
+                found.append((batch, float(steps), float(spent_s[end] - spent_s[begin]) / float(steps)))
+            begin = end
+    return found
 
 
 def _points_of_steps(batches: Floats, steps: Floats, each_s: Floats) -> list[BatchPoint]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from loadtest.batches import Samples
 from loadtest.columns import Columns, Floats
-from loadtest.metrics import Counted, counted, latencies_of, settles
+from loadtest.latency import Counted, counted, latencies_of
+from loadtest.metrics import settles
 from loadtest.records import RunManifest
 from loadtest.series import Gauge
 from loadtest.windows import arrivals_in, mean_count

@@ -231,6 +231,16 @@ class LevelSummary(Strict):
         """End to end likewise."""
         return self.e2e_scheduled_s or self.e2e_s
 
+    def figure(self, name: str) -> float | None:
+        """Return one figure by its name, as in `itl_s p99` or `goodput`; None where there is none.
+
+        Time to first token and end to end are as a user feels them.
+        """
+        quantity, _, statistic = name.partition(" ")
+        found = {"ttft_s": self.felt_ttft_s, "e2e_s": self.felt_e2e_s}.get(quantity) or getattr(self, quantity)
+        value = getattr(found, statistic) if statistic and found is not None else found
+        return value if isinstance(value, int | float) else None
+
 
 class RunFacts(Strict):
     """What a summary keeps of each run it is of."""

@@ -29,6 +29,8 @@ def show_summary(summary: Summary) -> None:
         run = [escape(level.run or "")] if several else []
         table.add_row(*run, *_cells(level))
     table_console().print(table)
+    if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.felt_ttft_s) if found):
+        progress("figures with a question mark are more than a sample of that size can tell")
     for doubt in summary.doubts:
         progress(f"not valid: {doubt.code}: {doubt.text}")
 
@@ -40,7 +42,7 @@ def _cells(level: LevelSummary) -> list[str]:
         str(level.errors),
         _batch(level),
         *_percentiles(level.itl_s),
-        *_percentiles(level.ttft_s),
+        *_percentiles(level.felt_ttft_s),
         "-" if level.output_tokens_per_s is None else f"{level.output_tokens_per_s:,.0f}",
     ]
 
@@ -55,7 +57,10 @@ def _batch(level: LevelSummary) -> str:
 def _percentiles(found: Spread | None) -> list[str]:
     if found is None:
         return ["-", "-", "-"]
-    return [f"{value * MS:,.2f}" for value in (found.p50, found.p95, found.p99)]
+    return [
+        f"{value * MS:,.2f}{'?' if name in found.unsupported else ''}"
+        for name, value in (("p50", found.p50), ("p95", found.p95), ("p99", found.p99))
+    ]
 
 
 def show_verdicts(summary: Summary, scenario: Scenario) -> None:

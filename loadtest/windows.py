@@ -9,7 +9,7 @@ makes the standard error of what remains least, over the means of five bins each
 "An Effective Truncation Heuristic for Bias Reduction in Simulation Output", Simulation 69(6), 1997; five at a time:
 Spratt, University of Virginia, 1998). The cool-down is the same rule on the bins in reverse. Bins hold the requests
 in flight and the tokens that arrived. A cut is made only where what it leaves out differs from what it keeps by more
-than three standard errors: the rule alone would also trim plain noise.
+than three standard errors and by more than a twentieth: the rule alone would also trim plain noise.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ MOST_BINS = 400
 LEAST_REQUESTS = 100  # below, a bin would hold hardly a request
 TOKENS_PER_BIN = 20
 CUT_STANDARD_ERRORS = 3.0
+CUT_RATIO = 0.05
 GROWN_RATIO = 1.25
 
 
@@ -120,9 +121,12 @@ def settled_after(values: Floats) -> int:
         return 0
     dropped = mser(means)
     kept = means[dropped:]
+    if dropped == 0:
+        return 0
     error = float(kept.std(ddof=1)) / math.sqrt(len(kept))
-    differs = dropped and abs(means[:dropped].mean() - kept.mean()) > CUT_STANDARD_ERRORS * error
-    return dropped * MSER_BATCH if differs else 0
+    apart = abs(float(means[:dropped].mean() - kept.mean()))
+    is_cut = apart > CUT_STANDARD_ERRORS * error and apart > CUT_RATIO * abs(float(kept.mean()))
+    return dropped * MSER_BATCH if is_cut else 0
 
 
 def mser(values: Floats) -> int:

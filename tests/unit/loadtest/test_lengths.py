@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from engines.errors import MissingError, UserError
-from loadtest.lengths import Distribution, even, parse, read_pairs
+from loadtest.lengths import Distribution, even, parse
+from loadtest.pairs import read_pairs
 from loadtest.scenario import Lengths
 
 DRAWS = 4000

@@ -41,7 +41,7 @@ def url() -> Iterator[str]:
 
 def test_samples_carry_the_runs_clock(url: str, tmp_path: Path) -> None:
     """Each sample is stamped with the clock it was given, and holds the series that are kept."""
-    with Monitor(url, tmp_path / SAMPLES_NAME, 0.02, lambda: 42.0):
+    with Monitor([url], tmp_path / SAMPLES_NAME, 0.02, lambda: 42.0):
         deadline_s = time.monotonic() + 20
         while not (tmp_path / SAMPLES_NAME).exists() or (tmp_path / SAMPLES_NAME).read_text().count("\n") < 2:
             assert time.monotonic() < deadline_s
@@ -52,7 +52,7 @@ def test_samples_carry_the_runs_clock(url: str, tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_the_sampling_with_the_systems_words(url: str) -> None:
     """No traceback out of a thread: whoever follows the run finds out why."""
-    with Monitor(url, Path("/dev/full"), 0.02, time.monotonic) as monitor:
+    with Monitor([url], Path("/dev/full"), 0.02, time.monotonic) as monitor:
         deadline_s = time.monotonic() + 20
         while monitor.failed is None and time.monotonic() < deadline_s:
             time.sleep(0.01)
@@ -61,6 +61,6 @@ def test_a_full_disk_ends_the_sampling_with_the_systems_words(url: str) -> None:
 
 def test_without_a_page_nothing_is_sampled(tmp_path: Path) -> None:
     """A server without metrics is no error."""
-    with Monitor(None, tmp_path / SAMPLES_NAME, 0.02, time.monotonic):
+    with Monitor([], tmp_path / SAMPLES_NAME, 0.02, time.monotonic):
         pass
     assert not (tmp_path / SAMPLES_NAME).exists()

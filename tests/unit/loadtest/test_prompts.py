@@ -13,7 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from engines.corpus import default_text_path, documents_of
 from engines.errors import MissingError, UserError
 from loadtest.conversations import Mix, Talk
-from loadtest.prompts import Prompt, PromptMaker, count_rows, prepare
+from loadtest.preparation import count_rows, prepare
+from loadtest.prompts import Prompt, PromptMaker
 from loadtest.scenario import Conversations, Lengths, Prefixes, Scenario
 from loadtest.texts import Message, chat_text, encoded, file_text, read_messages, read_tokenizer
 from loadtest.traces import HASH_BLOCK_TOKENS, Arrival, Trace

@@ -12,7 +12,7 @@ import pytest
 from engines.errors import UserError
 from engines.files import made_by, sha256_of, write_json
 from loadtest import cli_report
-from loadtest.charts import latency_against_batch, latency_against_concurrency
+from loadtest.charts import latency_against_batch, latency_against_load
 from loadtest.metrics import Summary
 from loadtest.records import Doubt, Kind, Level, RequestRecord, RunManifest, Sample, ServerFacts
 from loadtest.report import summarize_runs, write_report
@@ -157,7 +157,7 @@ def test_page_loads_nothing(written: Path) -> None:
     text = (written / "report.html").read_text()
     page = _Page()
     page.feed(text)
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 6
     assert "@import" not in text
     assert all(reference.startswith("#") for reference in page.loads)
     assert {reference[1:] for reference in page.loads} <= set(page.ids)
@@ -172,7 +172,7 @@ def test_names_are_escaped(written: Path) -> None:
     assert "&lt;engine&gt; &amp; co" in text
 
 
-@pytest.mark.parametrize("draw", [latency_against_batch, latency_against_concurrency])
+@pytest.mark.parametrize("draw", [latency_against_batch, latency_against_load])
 def test_every_figure_carries_the_label(tmp_path: Path, draw: object) -> None:
     """A figure that is passed on alone still says that it is emulated, and how."""
     summary = summarize_runs([make_run(tmp_path / "run")], command="report-load")
@@ -269,8 +269,8 @@ def test_command_writes_and_says_where(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "emulated, time scale x4" in printed
     assert "wrote" in printed
-    assert sorted(path.name for path in out.iterdir()) == ["charts", "report.html", "summary.json"]
-    assert len(list((out / "charts").iterdir())) == 4
+    assert sorted(path.name for path in out.iterdir()) == ["charts", "exports", "report.html", "summary.json"]
+    assert len(list((out / "charts").iterdir())) == 12
 
 
 def test_json_prints_the_summary_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

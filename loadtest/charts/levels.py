@@ -1,53 +1,38 @@
-"""The only door to matplotlib: figures from a summary, drawn off screen, each marked with its kind.
-
-Kinds never share a figure, because a summary is of one kind.
-"""
+"""Levels side by side: latency and throughput against batch size, and against load."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from itertools import cycle
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from loadtest.charts.canvas import (
+    BLUE,
+    FAINT,
+    MS,
+    ORANGE,
+    PAPER,
+    RUN_COLOURS,
+    VERMILION,
+    Image,
+    bytes_of,
+    head,
+    new_figure,
+    panel_title,
+    place_x,
+    place_y,
+    plain,
+    style,
+    what_ran,
+)
+from loadtest.summary import LevelSummary, Spread, Summary
+from loadtest.verdicts import Knee
 
-from loadtest.metrics import LevelSummary, Spread, Summary
-
-Image = Literal["svg", "png"]
-
-# Okabe and Ito's palette, which colour-blind readers tell apart: https://jfly.uni-koeln.de/color/
-RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-PERCENTILE_COLOURS = {"p50": "#0072B2", "p95": "#E69F00", "p99": "#D55E00"}
+PERCENTILE_COLOURS = {"p50": BLUE, "p95": ORANGE, "p99": VERMILION}
 PERCENTILE_LINES = {"p50": "-", "p95": "--", "p99": ":"}
 PERCENTILE_MARKERS = {"p50": "o", "p95": "s", "p99": "^"}
 MARKER_SIZES = {"p50": 5, "p95": 6, "p99": 8}  # drawn p99 first: equal values stay visible behind each other
-INK, FAINT, GRID = "#1f2933", "#616e7c", "#e4e7eb"
-KIND_COLOURS = {"measured": "#009E73", "emulated": "#B26A00", "predicted": "#7A5195"}
-WIDTH_IN, HEIGHT_IN, PNG_DPI = 14.0, 5.4, 150
-LOG_AXIS_RATIO = 20.0
 LABEL_GAP_PX = 20.0
-MS = 1e3
-
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text: searchable, and small
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "text.color": INK,
-    "axes.edgecolor": "#9aa5b1",
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.9,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "legend.frameon": False,
-}
 
 
 class _Axis(NamedTuple):
@@ -83,10 +68,20 @@ def latency_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
     return _draw(summary, axis, image)
 
 
-def latency_against_concurrency(summary: Summary, *, image: Image = "svg") -> bytes:
-    """Draw latency and throughput against the number of users."""
-    axis = _Axis(lambda level: level.offered, "concurrency: users at a time", "Latency against concurrency", True)
-    return _draw(summary, axis, image)
+def latency_against_load(summary: Summary, *, knee: Knee | None = None, image: Image = "svg") -> bytes:
+    """Draw latency and throughput against what was asked for: users, or requests a second; the knee is marked.
+
+    Args:
+        knee: Of the summary's levels; None: there is none to mark.
+    """
+    title = "Latency against load"
+    if all(level.concurrency is not None for level in summary.levels):
+        axis = _Axis(lambda level: level.offered, "concurrency: users at a time", title, True)
+    elif all(level.concurrency is None for level in summary.levels):
+        axis = _Axis(lambda level: level.offered, "requests a second, sent by the clock", title, True)
+    else:
+        axis = _Axis(lambda level: level.offered, "users at a time, or requests a second: see the table", title, True)
+    return _draw(summary, axis, image, knee)
 
 
 def _server_batch(level: LevelSummary) -> float:
@@ -97,22 +92,48 @@ def _client_batch(level: LevelSummary) -> float:
     return level.batch_size_client.mean if level.batch_size_client else float("nan")
 
 
-def _draw(summary: Summary, axis: _Axis, image: Image) -> bytes:
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": axis.title}):
-        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), facecolor="white")
+def _draw(summary: Summary, axis: _Axis, image: Image, knee: Knee | None = None) -> bytes:
+    with style(axis.title):
+        figure = new_figure()
         panels = figure.subplots(1, 3)
-        figure.subplots_adjust(left=0.055, right=0.985, top=0.74, bottom=0.13, wspace=0.22)
+        figure.subplots_adjust(left=0.055, right=0.985, top=0.74, bottom=0.155, wspace=0.22)
         lines = _lines(summary)
+        ttft = "Time to first token, ms"
         _latency_panel(panels[0], lines, axis, "Inter-token latency, ms", lambda level: level.itl_s)
-        _latency_panel(panels[1], lines, axis, "Time to first token, ms", lambda level: level.ttft_s)
+        _latency_panel(panels[1], lines, axis, ttft, lambda level: level.felt_ttft_s)
         _rate_panel(panels[2], lines, axis)
         for panel in panels:
-            _place_x_axis(panel, [axis.place(level) for level in summary.levels])
-        figure.supxlabel(axis.label, fontsize=11, y=0.015)
-        _head(figure, summary, axis)
+            place_x(panel, [axis.place(level) for level in summary.levels])
+            if knee is not None and knee.level is not None:
+                _mark_knee(panel, axis.place(summary.levels[knee.level]))
+        figure.supxlabel(axis.label, fontsize=11, y=0.045)
+        _foot(figure, summary, knee)
+        head(figure, axis.title, _subtitle(summary, axis), summary)
         if not axis.tells_users:
             _annotate(figure, panels, summary.levels, axis)
-        return _bytes_of(figure, image)
+        return bytes_of(figure, image)
+
+
+def _subtitle(summary: Summary, axis: _Axis) -> str:
+    return what_ran(summary) if axis.tells_users else f"{what_ran(summary)}   |   numbers at points: load"
+
+
+def _mark_knee(panel: Any, place: float) -> None:
+    panel.axvline(place, color=FAINT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    panel.annotate(
+        "knee", (place, 1), xycoords=("data", "axes fraction"), xytext=(4, -4), textcoords="offset points",
+        ha="left", va="top", fontsize=9, color=FAINT,
+    )  # fmt: skip
+
+
+def _foot(figure: Any, summary: Summary, knee: Knee | None) -> None:
+    """Say what the marks mean: the knee, bars, hollow points."""
+    said = [] if knee is None or knee.level is None else [f"knee: {knee.why}"]
+    if any(found.ci for level in summary.levels for found in (level.itl_s, level.ttft_s) if found):
+        said.append("bars: 95 % confidence")
+    if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.ttft_s) if found):
+        said.append("hollow: a percentile this sample is too small for")
+    figure.text(0.985, 0.022, "   |   ".join(said), ha="right", va="center", fontsize=9, color=FAINT)
 
 
 def _lines(summary: Summary) -> list[_Line]:
@@ -138,27 +159,45 @@ def _latency_panel(
     highest, lowest = 0.0, float("inf")
     for line, run_colour in zip(lines, cycle(RUN_COLOURS), strict=False):
         for name in ("p99", "p95", "p50"):
-            places, values = _points(line, axis, lambda level, name=name: _percentile_ms(quantity(level), name))  # type: ignore[misc]
-            panel.plot(
-                places,
-                values,
-                PERCENTILE_LINES[name],
-                color=PERCENTILE_COLOURS[name] if alone else run_colour,
-                marker=PERCENTILE_MARKERS[name],
-                markersize=MARKER_SIZES[name],
-                linewidth=1.8,
-                label=name if alone or line is lines[0] else None,
-            )
+            colour = PERCENTILE_COLOURS[name] if alone else run_colour
+            values = _percentile_line(panel, line, axis, (quantity, name, colour), named=alone or line is lines[0])
             highest, lowest = max([highest, *values]), min([lowest, *values])
-    _place_y_axis(panel, lowest, highest)
-    panel.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=10)
+    place_y(panel, lowest, highest)
+    panel_title(panel, title)
     if highest > 0:
         _legend(panel, alone=alone)
 
 
+def _percentile_line(
+    panel: Any,
+    line: _Line,
+    axis: _Axis,
+    what: tuple[Callable[[LevelSummary], Spread | None], str, str],
+    *,
+    named: bool,
+) -> list[float]:
+    """Draw one percentile of one line, with its confidence; return its values in ms."""
+    quantity, name, colour = what
+    places, values = _points(line, axis, lambda level: _percentile_ms(quantity(level), name))
+    known = [(axis.place(level), found) for level in line.levels if (found := quantity(level)) is not None]
+    for place, found in known:
+        low, high = (found.ci or {}).get(name, (0.0, 0.0))
+        if high > 0 and place > 0:
+            panel.vlines(place, low * MS, high * MS, color=colour, linewidth=1.2, alpha=0.75)
+    panel.plot(places, values, PERCENTILE_LINES[name], color=colour, linewidth=1.8)
+    marker = {"marker": PERCENTILE_MARKERS[name], "markersize": MARKER_SIZES[name], "color": colour}
+    hollow = {place for place, found in known if name in found.unsupported}
+    for is_hollow in (False, True):
+        spots = [(x, y) for x, y in zip(places, values, strict=True) if (x in hollow) == is_hollow]
+        fill = {"markerfacecolor": PAPER} if is_hollow else {}
+        panel.plot([x for x, _ in spots], [y for _, y in spots], linestyle="none", **marker, **fill)
+    panel.plot([], [], PERCENTILE_LINES[name], linewidth=1.8, label=name if named else None, **marker)
+    return values
+
+
 def _legend(panel: Any, *, alone: bool) -> None:
     """Name the percentiles, p50 first; in ink where colour means the run."""
-    legend = panel.legend(loc="upper left", reverse=True, fontsize=10, handlelength=2.6)
+    legend = panel.legend(loc="upper left", reverse=True, handlelength=2.6)
     if not alone:
         for handle in legend.legend_handles:
             handle.set_color(FAINT)
@@ -169,12 +208,16 @@ def _rate_panel(panel: Any, lines: list[_Line], axis: _Axis) -> None:
     for line, run_colour in zip(lines, cycle(RUN_COLOURS), strict=False):
         places, values = _points(line, axis, lambda level: level.output_tokens_per_s)
         panel.plot(places, values, "-o", color=run_colour, markersize=5.5, linewidth=2.0, label=line.name)
+        for level in line.levels:
+            low, high = (level.rates_ci or {}).get("output_tokens_per_s", (0.0, 0.0))
+            if high > 0:
+                panel.vlines(axis.place(level), low, high, color=run_colour, linewidth=1.2, alpha=0.75)
         highest = max([highest, *values])
     panel.set_ylim(0, highest * 1.15 or 1)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    panel.set_title("Output tokens per second", loc="left", fontsize=12, fontweight="bold", pad=10)
+    panel.yaxis.set_major_formatter(plain())
+    panel_title(panel, "Output tokens per second")
     if highest > 0 and len(lines) > 1:
-        panel.legend(loc="lower right", fontsize=10)
+        panel.legend(loc="lower right")
 
 
 def _points(
@@ -190,65 +233,15 @@ def _percentile_ms(found: Spread | None, name: str) -> float | None:
     return None if found is None else float(getattr(found, name)) * MS
 
 
-def _place_x_axis(panel: Any, places: list[float]) -> None:
-    """Give the axis powers of two where batch sizes span them, plain numbers otherwise."""
-    known = [place for place in places if place > 0]
-    if not known:
-        panel.text(0.5, 0.5, "no successful request", transform=panel.transAxes, ha="center", color=FAINT)
-        return
-    least, most = min(known), max(known)
-    if most / least < 4:  # noqa: PLR2004 (two doublings)
-        panel.set_xlim(left=0, right=most * 1.15)
-        return
-    panel.set_xscale("log", base=2)
-    panel.set_xlim(least / 1.25, most * 1.35)
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.xaxis.set_minor_locator(NullLocator())
-
-
-def _place_y_axis(panel: Any, lowest: float, highest: float) -> None:
-    """Start at zero; where the values span too much for that to be legible, use a logarithmic axis and say so."""
-    if lowest > 0 and highest > LOG_AXIS_RATIO * lowest:
-        panel.set_yscale("log")
-        panel.set_ylim(lowest / 1.6, highest * 3)
-        panel.yaxis.set_minor_formatter(NullFormatter())
-        panel.text(1.0, 1.02, "log scale", transform=panel.transAxes, ha="right", fontsize=9, color=FAINT)
-    elif highest > 0:
-        panel.set_ylim(0, highest * 1.4)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-
-
-def _head(figure: Any, summary: Summary, axis: _Axis) -> None:
-    """Write title, what ran, and the tag with the run's kind; a second tag where the figures are in doubt."""
-    figure.text(0.02, 0.925, axis.title, fontsize=17, fontweight="bold")
-    subtitle = _what_ran(summary) if axis.tells_users else f"{_what_ran(summary)}   |   numbers at points: concurrency"
-    figure.text(0.02, 0.865, subtitle, fontsize=11, color=FAINT)
-    _tag(figure, 0.95, summary.label, KIND_COLOURS[summary.kind])
-    if not summary.valid:
-        _tag(figure, 0.875, "in doubt: see the report", "#B00020")
-
-
-def _tag(figure: Any, height: float, text: str, colour: str) -> None:
-    box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "none"}
-    figure.text(0.98, height, text, ha="right", va="center", fontsize=11, fontweight="bold", color="white", bbox=box)
-
-
-def _what_ran(summary: Summary) -> str:
-    lengths = sorted({(level.isl, level.osl) for level in summary.levels})
-    engines = sorted({run.server.engine or run.server.model for run in summary.runs})
-    parts = [", ".join(engines), "; ".join(f"prompt {isl} tokens, reply {osl}" for isl, osl in lengths)]
-    return "   |   ".join(part for part in parts if part)
-
-
 def _annotate(figure: Any, panels: Any, levels: list[LevelSummary], axis: _Axis) -> None:
     """Put each concurrency at the highest point it has in a panel; labels that would touch are joined."""
     figure.draw_without_rendering()
     quantities: list[Callable[[LevelSummary], float | None]] = [
         lambda level: _percentile_ms(level.itl_s, "p99"),
-        lambda level: _percentile_ms(level.ttft_s, "p99"),
+        lambda level: _percentile_ms(level.felt_ttft_s, "p99"),
         lambda level: level.output_tokens_per_s,
     ]
-    box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.6}
+    box = {"boxstyle": "round,pad=0.1", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.6}
     for panel, quantity in zip(panels, quantities, strict=True):
         for spot in _spots(panel, levels, axis, quantity):
             users = ", ".join(f"{count:g}" for count in spot.users)
@@ -293,13 +286,3 @@ def _spots(
 def _touch(panel: Any, spot: _Spot, point: tuple[float, float]) -> bool:
     (x, y), (other_x, other_y) = panel.transData.transform([point, (spot.x, spot.y)])
     return bool(abs(x - other_x) < LABEL_GAP_PX and abs(y - other_y) < LABEL_GAP_PX)
-
-
-def _bytes_of(figure: Any, image: Image) -> bytes:
-    """Return the image; the same summary gives the same bytes."""
-    buffer = io.BytesIO()
-    if image == "svg":
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    else:
-        figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    return buffer.getvalue()
