@@ -23,7 +23,7 @@ from streams import Stream, tokens
 pytestmark = pytest.mark.e2e
 # Triton 24.10, the local one, has no histogram of first responses; promtool fires that alert in tests/contract.
 NOT_HERE = "first_response"
-OVERLOAD = {"KvCacheNearlyFull", "KvCacheLimitsBatch", "QueueGrows", "RequestsFail"}
+OVERLOAD = {"KvCacheNearlyFull", "KvCacheLimitsBatch", "QueueGrows", "QueueLong", "RequestsFail"}
 
 
 @dataclass(frozen=True)
