@@ -114,7 +114,7 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
               "and deriv(triton:requests_waiting[5m]) > 0",
               5, "warning", "{{ $value }} requests wait on {{ $labels.instance }}, and more every minute.",
               "add replicas, or admit less: max_queue_size"),
-        Alert("QueueLong", f"min_over_time(triton:requests_waiting[15m]) > {plan.queue_alarm}", 1, "warning",
+        Alert("QueueLong", f"min_over_time(triton:requests_waiting[1m]) > {plan.queue_alarm}", 15, "warning",
               "For a quarter of an hour {{ $value }} requests or more have waited on {{ $labels.instance }}.",
               "add replicas, or admit less: max_queue_size"),
         Alert("KvCacheNearlyFull", "avg_over_time(triton:kv_used:ratio[2m]) > 0.9", 5, "warning",
