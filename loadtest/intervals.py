@@ -67,6 +67,13 @@ def quantiles_of_sorted(ordered: Values, shares: list[float]) -> list[float]:
     return found
 
 
+def standard_deviation(values: Values) -> float:
+    """Return the sample's standard deviation, in double precision and without a copy of all values."""
+    mean = float(values.mean(dtype=np.float64))
+    left = sum(float(np.square(values[part] - mean).sum(dtype=np.float64)) for part, _ in _chunks(len(values), None))
+    return math.sqrt(left / (len(values) - 1))
+
+
 def effective_size(values: Values, counts: Ints | None, quantile: float) -> float:
     """Return how many independent values a sample is worth at a quantile, whose values come in units.
 

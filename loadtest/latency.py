@@ -86,7 +86,7 @@ def spread(
         mean=float(values.mean(dtype=np.float64)) / time_scale,
         min=float(ordered[0]) / time_scale,
         max=float(ordered[-1]) / time_scale,
-        sd=float(values.std(ddof=1, dtype=np.float64)) / time_scale if len(values) > 1 else None,
+        sd=intervals.standard_deviation(values) / time_scale if len(values) > 1 else None,
         ci=None if spread_of is None else _ranges(spread_of, unsupported, time_scale),
         unsupported=unsupported,
         **known,

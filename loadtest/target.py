@@ -53,7 +53,7 @@ def target_of(flags: dict[str, Any], model: str) -> Target:
             f"{tokenizer}: no such tokenizer on this machine", hint="--tokenizer FILE gives the engine's"
         )
     beside = None if flags["metrics_url"] else metrics_url(endpoint)
-    found = tuple(flags["metrics_url"] or ()) or ((beside,) if beside else ())
+    found = tuple(dict.fromkeys(flags["metrics_url"] or ())) or ((beside,) if beside else ())
     if not found:
         progress("no metrics page beside this server: batch sizes will come from the client's records alone")
     elif facts.perf_metrics:

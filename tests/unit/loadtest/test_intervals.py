@@ -15,6 +15,7 @@ from loadtest.intervals import (
     needed,
     quantiles_of_sorted,
     rate_replicates,
+    standard_deviation,
 )
 
 TRIALS = 150
@@ -128,3 +129,9 @@ def test_what_a_sample_can_support() -> None:
     assert effective_size(values, None, 89.0) == 5000
     assert by_requests(5) is None
     assert by_blocks(np.zeros(500), np.zeros(500)) is None
+
+
+def test_standard_deviation_is_numpys() -> None:
+    """In parts or whole, the standard deviation is the same."""
+    values = np.random.default_rng(8).normal(3.0, 2.0, 5000)
+    assert standard_deviation(values) == pytest.approx(values.std(ddof=1))
