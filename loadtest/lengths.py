@@ -28,6 +28,7 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "empirical": ("path", "column"),
 }
 _BOUNDS = ("min", "max")
+NO_SPREAD = 1e-9  # a spread below it moves no whole number, and its square is lost in a float
 _EXAMPLES = "256, normal(512, 64), lognormal(mean=1024, cv=0.8, max=8192), uniform(100, 200), exponential(30), "
 _EXAMPLES += "empirical(lengths.csv, isl)"
 _CALL = re.compile(r"\s*([a-z]+)\s*\((.*)\)\s*", re.DOTALL)
@@ -212,7 +213,7 @@ def _checked(kind: str, arguments: dict[str, str]) -> Distribution:
 
 
 def _normal(mean: float, sd: float, low: float, high: float) -> Callable[[float], float]:
-    if not sd:
+    if sd < NO_SPREAD:
         return lambda _: mean
     known = NormalDist(mean, sd)
     below, upto = known.cdf(low), (1.0 if math.isinf(high) else known.cdf(high))
@@ -220,9 +221,9 @@ def _normal(mean: float, sd: float, low: float, high: float) -> Callable[[float]
 
 
 def _lognormal(mean: float, cv: float, low: float, high: float) -> Callable[[float], float]:
-    spread = math.sqrt(math.log1p(cv * cv))
-    if not spread:
+    if cv < NO_SPREAD:
         return lambda _: mean
+    spread = math.sqrt(math.log1p(cv * cv))
     known = NormalDist(math.log(mean) - spread * spread / 2, spread)
     below = known.cdf(math.log(low)) if low > 0 else 0.0
     upto = 1.0 if math.isinf(high) else known.cdf(math.log(high))
