@@ -66,6 +66,7 @@ fmt: setup  ## Format and mend what can be mended
 docs: setup  ## Write the generated parts of docs/reference, and the charts of docs/explanation, again
 	@$(BIN)/python -m cogapp -r docs/reference/*.md
 	@PYTHONPATH=. $(BIN)/python docs/draw.py
+	@PYTHONPATH=. $(BIN)/python docs/draw_capacity.py
 
 bench: setup  ## What virtual time costs, and what run-load adds to latencies; PEERS=1 installs and runs others beside it
 	@PYTHONPATH=. $(BIN)/python tests/bench/batcher.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -13,7 +14,7 @@ from engines.errors import CommandError
 def done_aside(work: Callable[[], object]) -> None:
     """Do work in a copy of this process and wait for it; what it changes is on disk or nowhere.
 
-    A copy, not a new process: this one has read its modules already. It must have no other threads of its own.
+    A copy, not a new process: this one has read its modules already. It must have started no threads of its own.
 
     Raises:
         CommandError, OSError: The work did.
@@ -22,7 +23,10 @@ def done_aside(work: Callable[[], object]) -> None:
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_do, args=(work, there))
-    process.start()
+    with warnings.catch_warnings():
+        # Newer Pythons warn of copying a process with threads; ours are numpy's, which mind being copied.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
     there.close()
     try:
         error = here.recv()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -11,8 +11,10 @@ import click
 from engines.errors import MissingError, UserError
 from engines.files import Source, source_of, validate
 from loadtest.arrivals import lasting
+from loadtest.conversations import Mix
 from loadtest.dialects.endpoint import OPENAI_KEY
 from loadtest.scenario import Protocol, Scenario, read_scenario
+from loadtest.traffic import plans_of
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
@@ -32,13 +34,17 @@ def scenario_of(flags: dict[str, Any]) -> Scenario:
     if flags.get("keep_going"):
         values["unreachable_s"] = values["level_timeout_s"]
     lengths = {key: flags[key] for key in ("isl", "osl") if flags[key] is not None}
-    if lengths and any(each.lengths for each in base.classes):
-        raise UserError(
-            f"--{next(iter(lengths))}: scenario {base.name} has classes with lengths of their own",
-            hint="change them in its file",
-        )
+    own = {"lengths": next(iter(lengths), None), "prompts": "prompts" if flags["prompts"] is not None else None}
+    for what, flag in own.items():
+        if flag is not None and any(getattr(each, what) for each in base.classes):
+            raise UserError(
+                f"--{flag}: scenario {base.name} has classes with {what} of their own", hint="change them in its file"
+            )
     values["lengths"].update(lengths)
-    return validate(values, Scenario, where="flags")
+    scenario = validate(values, Scenario, where="flags")
+    if flags["requests"] is not None and scenario.is_open:
+        raise UserError("--requests: an open loop sends for a time, not by number", hint="--duration SECONDS")
+    return scenario
 
 
 def inputs_of(scenario: Scenario) -> list[Source]:
@@ -51,6 +57,25 @@ def inputs_of(scenario: Scenario) -> list[Source]:
         if not path.is_file():
             raise MissingError(f"{path}: no such file", hint="a scenario's relative paths begin at its own folder")
     return [source_of(path) for path in scenario.files()]
+
+
+def outlook(scenario: Scenario) -> Iterator[str]:
+    """Yield what each level of a scenario comes to, in words; what only a tokenizer can tell is left out.
+
+    Raises:
+        UserError: As `traffic.plans_of`.
+    """
+    known = not any(kind.needs_file_lengths for kind in scenario.kinds)
+    for plan in plans_of(scenario):
+        count = len(plan.arrivals) if plan.concurrency is None else scenario.requests_of(plan.concurrency)
+        begun = plan.begun if plan.concurrency is None else "requests measured"
+        load = f"{plan.rate_per_s:g}/s" if plan.concurrency is None else f"{plan.concurrency} users"
+        said = f"{load}: {count:,} {begun}"
+        if known:
+            seen = plan.seen(scenario, Mix(scenario))
+            said += f", prompts of {seen.isl:,.0f} tokens on average and {seen.longest_isl:,} at most"
+            said += f", replies of {seen.osl:,.0f} and {seen.longest_osl:,}"
+        yield said
 
 
 def _load(flags: dict[str, Any], base: Scenario) -> dict[str, Any]:
@@ -131,6 +156,6 @@ _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--metrics-url",
         multiple=True,
-        help="Page of the server's metrics; more for pages of GPUs (DCGM). Default: Triton's usual port beside --url.",
+        help="Page of metrics, of the server or a GPU exporter; may be given again; default: the port beside --url.",
     ),
 )

@@ -8,16 +8,7 @@ from pydantic import Field
 
 from engines.files import Document, Strict
 from loadtest.records import Kind
-from loadtest.summary import milliseconds
 
-NAMES = {
-    "ttft_s": "time to first token",
-    "itl_s": "inter-token latency",
-    "tpot_s": "time per output token",
-    "e2e_s": "end to end",
-    "output_tokens_per_s": "output tokens/s",
-    "requests_per_s": "requests/s",
-}
 Outcome = Literal["better", "worse", "same", "unclear", "unknown"]
 
 
@@ -85,20 +76,3 @@ class Comparison(Document):
     def across_kinds(self) -> bool:
         """Whether the two are of different kinds."""
         return self.baseline.kind != self.candidate.kind
-
-
-def changed_name(figure: str) -> str:
-    """Return a figure's name as people read it.
-
-    >>> changed_name("itl_s p99")
-    'inter-token latency, p99, ms'
-    """
-    quantity, _, statistic = figure.partition(" ")
-    return f"{NAMES[quantity]}, {statistic}, ms" if statistic else NAMES[quantity]
-
-
-def changed_value(figure: str, value: float | None) -> str:
-    """Return a figure's value in the unit its name says."""
-    if value is None:
-        return "-"
-    return milliseconds(value) if " " in figure else f"{value:,.1f}"

@@ -13,7 +13,7 @@ import click
 from engines.console import Command, common_flags, progress, show, writing_flags, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import refuse_existing, to_json
-from loadtest.asked import scenario_of, target_flags
+from loadtest.asked import outlook, scenario_of, target_flags
 from loadtest.processes import Fleet, join
 from loadtest.records import RunManifest
 from loadtest.session import run_once
@@ -87,6 +87,8 @@ def run_load(**flags: Any) -> None:
     scenario = scenario_of(flags)
     if flags["dry_run"]:
         show(to_json(scenario).rstrip())
+        for line in outlook(scenario):
+            progress(line)
         return
     out, repeats = flags["out"] or RUN_OUT, flags["repeat"]
     refuse_existing(out, force=flags["force"])

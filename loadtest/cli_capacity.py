@@ -31,7 +31,21 @@ GROUPS = {
 }
 
 
-@click.command("plan-capacity", cls=Command, groups=GROUPS, epilog=f"Writes {OUT}/NAME unless --out is given.")
+HELP = """Plan a deployment: precision, GPU, limits, replicas and cost for a traffic at its objectives.
+
+\b
+  plan-capacity demand.yaml                         the plan, its table, its page
+  plan-capacity demand.yaml --what-if traffic*=2    and what twice the traffic would take
+  plan-capacity --verify RUN --plan capacity.json   did it hold on the real deployment?
+
+\b
+Exit status: 0 done; 1 could not; 2 asked wrongly; 3 the demand is not possible, or the plan did not hold.
+"""
+
+
+@click.command(
+    "plan-capacity", cls=Command, groups=GROUPS, help=HELP, epilog=f"Writes {OUT}/NAME unless --out is given."
+)
 @click.argument("demand_file", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--what-if",
@@ -48,16 +62,7 @@ GROUPS = {
 @writing_flags
 @common_flags
 def plan_capacity(demand_file: Path | None, run: Path | None, plan_file: Path | None, **flags: Any) -> None:
-    r"""Plan a deployment: precision, GPU, limits, replicas and cost for a traffic at its objectives.
-
-    \b
-      plan-capacity demand.yaml                         the plan, its table, its page
-      plan-capacity demand.yaml --what-if traffic*=2    and what twice the traffic would take
-      plan-capacity --verify RUN --plan capacity.json   did it hold on the real deployment?
-
-    \b
-    Exit status: 0 done; 1 could not; 2 asked wrongly; 3 the demand is not possible, or the plan did not hold.
-    """
+    """Plan a deployment, or say whether a plan held."""
     if run is not None or plan_file is not None:
         _verify(demand_file, run, plan_file, as_json=flags["as_json"])
         return

@@ -22,7 +22,7 @@ from loadtest.conversations import Mix, Rows, Seen, seen_of
 from loadtest.metrics import summarize
 from loadtest.points import Deployment, Point, read_points
 from loadtest.predict import at_once, bare, calibrated, like, predict, with_intervals, write_prediction
-from loadtest.prompts import count_rows
+from loadtest.preparation import count_rows
 from loadtest.records import RUN_NAME, read_run
 from loadtest.scenario import Scenario
 from loadtest.tables import show_calibration, show_intervals, show_summary, show_verdicts

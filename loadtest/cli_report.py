@@ -2,104 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
-from engines.files import read_yaml, refuse_existing, to_json, write_text
-from loadtest.tables import show_changes, show_summary
+from engines.files import read_yaml, to_json
+from loadtest.tables import show_summary
+
+if TYPE_CHECKING:
+    from loadtest.gate import Case
 
 REPORT_OUT = Path("artifacts/report")
-COMPARE_OUT = Path("artifacts/comparison")
-GROUPS = {
-    "Two runs side by side": ("--compare", "--across-kinds"),
-    "A gate for releases": ("--gate", "--junit"),
-}
+COMPARISON_OUT = Path("artifacts/comparison")
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command(
     "report-load",
     cls=Command,
-    epilog=f"Writes {REPORT_OUT}, with --compare {COMPARE_OUT}, unless --out is given.",
-    groups=GROUPS,
+    epilog=f"Writes {REPORT_OUT}, or with --compare {COMPARISON_OUT}, unless --out is given.",
+    groups={
+        "Compare": ("--compare", "--across-kinds", "--max-regression"),
+        "Gate": ("--gate", "--junit"),
+        "Output": ("--out", "--force", "--no-exports", "--dry-run", "--json"),
+    },
 )
-@click.argument(
-    "runs",
-    metavar="RUN_DIR...",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-)
-@click.option("--compare", is_flag=True, help="What changed from the first run, the baseline, to the second.")
-@click.option("--across-kinds", is_flag=True, help="Also where one is measured and the other emulated or predicted.")
+@click.argument("runs", metavar="[RUN_DIR]...", nargs=-1, type=_FOLDER)
 @click.option(
-    "--gate",
-    type=click.Path(path_type=Path),
-    help="A YAML file of objectives: print each verdict; end with status 3 where one is missed.",
+    "--compare", nargs=2, type=_FOLDER, metavar="BASELINE CANDIDATE", help="Two runs side by side, instead of a report."
 )
+@click.option("--across-kinds", is_flag=True, help="Compare runs of different kinds, as predicted against emulated.")
 @click.option(
-    "--junit",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write the verdicts as JUnit XML, with --gate.",
+    "--max-regression",
+    type=click.FloatRange(min=0),
+    metavar="RATIO",
+    help="With --compare: end with status 3 where a figure is surely worse, by more than this (0.05 is 5 %).",
 )
-@click.option("--exports/--no-exports", default=True, help="Whether to write CSV, Parquet and AIPerf's JSON.")
+@click.option("--gate", type=click.Path(path_type=Path), help="YAML of objectives; status 3 where one is missed.")
+@click.option("--junit", type=click.Path(path_type=Path), help="File to write the verdicts to, as JUnit XML.")
+@click.option("--no-exports", is_flag=True, help="Write no CSV, Parquet and AIPerf JSON.")
 @writing_flags
 @common_flags
 def report_load(runs: tuple[Path, ...], **flags: Any) -> None:
     """Turn run folders into figures: summary.json, charts, exports, and one page that needs nothing else.
 
-    Several runs share a report only if they are of one kind: measured, emulated or predicted. Repeats of one scenario
-    are put beside each other.
+    Several runs share a report only if they are of one kind: measured, emulated or predicted; of one scenario, they
+    show the spread between runs. --compare sets two runs side by side. --gate and --max-regression answer yes or no.
     """
-    _refuse_odd(runs, flags)
+    _refuse_flags(runs, flags)
     try:
-        import loadtest.report  # noqa: F401, PLC0415 (charts are an extra)
+        if flags["compare"]:
+            _compare(flags)
+        else:
+            _report(runs, flags)
     except ModuleNotFoundError as error:
         raise MissingError(f"{error.name} is not installed", hint="pip install 'engine-to-capacity[load]'") from error
-    if flags["compare"]:
-        _compare(runs[0], runs[1], flags)
-    else:
-        _report(list(runs), flags)
 
 
-def _refuse_odd(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
-    """Refuse flags that do not go together.
-
-    Raises:
-        UserError: They do not.
-    """
-    if flags["compare"] and len(runs) != 2:  # noqa: PLR2004
-        raise UserError(
-            f"--compare: two runs are compared, {len(runs)} given", hint="report-load --compare BASELINE CANDIDATE"
-        )
+def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
+    if flags["compare"] and runs:
+        raise UserError("--compare takes its two runs itself", hint="report-load --compare BASELINE CANDIDATE")
+    for flag in ("across_kinds", "max_regression"):
+        if flags[flag] and not flags["compare"]:
+            raise UserError(f"--{flag.replace('_', '-')} says how to --compare two runs")
+    judged = flags["max_regression"] is not None if flags["compare"] else flags["gate"] is not None
     if flags["compare"] and flags["gate"]:
-        raise UserError("--compare and --gate: one or the other", hint="report-load CANDIDATE --gate FILE is the gate")
-    if flags["across_kinds"] and not flags["compare"]:
-        raise UserError("--across-kinds is for --compare: kinds never share a report")
-    if flags["junit"] and not flags["gate"]:
-        raise UserError("--junit writes what --gate finds", hint="--gate FILE")
+        raise UserError(
+            "--gate holds one run to objectives", hint="report-load CANDIDATE --gate FILE, or --max-regression"
+        )
+    if flags["junit"] and not judged:
+        raise UserError("--junit writes verdicts, and there are none", hint="--gate FILE, or --max-regression RATIO")
 
 
-def _report(runs: list[Path], flags: dict[str, Any]) -> None:
-    from loadtest.gate import Gate  # noqa: PLC0415
+def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
+    from loadtest.gate import Gate, cases_of  # noqa: PLC0415 (charts are an extra)
     from loadtest.report import REPORT_NAME, summarize_runs, write_report  # noqa: PLC0415
 
-    gate = read_yaml(flags["gate"], Gate) if flags["gate"] else None
-    promised: dict[str, Any] = {"objectives": gate, "of_classes": gate.classes or None} if gate else {}
-    target = flags["out"] or REPORT_OUT
-    command = command_line("report-load")
+    target, command = flags["out"] or REPORT_OUT, command_line("report-load")
+    gate = None if flags["gate"] is None else read_yaml(flags["gate"], Gate)
+    objectives = None if gate is None else gate.objectives
     if flags["dry_run"]:
-        summary = summarize_runs(runs, command=command, **promised)
+        summary = summarize_runs(list(runs), command=command, objectives=objectives)
     else:
-        refuse_existing(target, force=flags["force"])
         summary = write_report(
-            runs, target, force=flags["force"], command=command, exports=flags["exports"], **promised
+            list(runs),
+            target,
+            force=flags["force"],
+            command=command,
+            objectives=objectives,
+            exports=not flags["no_exports"],
         )
     if flags["verbose"]:
         progress(f"percentiles: {summary.percentiles}")
+        progress(f"confidence: {summary.confidence}")
     if flags["as_json"]:
         show(to_json(summary).rstrip())
     else:
@@ -107,48 +106,55 @@ def _report(runs: list[Path], flags: dict[str, Any]) -> None:
         if flags["dry_run"]:
             show(f"would write {target}")
         else:
-            wrote(target / REPORT_NAME)
+            wrote(target / REPORT_NAME, f"report-load --compare {runs[0]} ANOTHER_RUN")
     if gate is not None:
-        _judge(gate, summary, flags)
+        _judge(cases_of(summary, gate), flags, name=f"report-load {' '.join(map(str, runs))}")
 
 
-def _judge(gate: Any, summary: Any, flags: dict[str, Any]) -> None:
-    """Print a gate's verdicts and write them where asked.
+def _compare(flags: dict[str, Any]) -> None:
+    from loadtest.compare import COMPARISON_PAGE, compare, write_comparison  # noqa: PLC0415 (charts are an extra)
+    from loadtest.gate import regressions_of  # noqa: PLC0415
+    from loadtest.tables_compare import show_comparison  # noqa: PLC0415
+
+    baseline, candidate = flags["compare"]
+    target, command = flags["out"] or COMPARISON_OUT, command_line("report-load")
+    across = flags["across_kinds"]
+    if flags["dry_run"]:
+        found = compare(baseline, candidate, command=command, across_kinds=across)
+    else:
+        found = write_comparison(
+            baseline, candidate, target, force=flags["force"], command=command, across_kinds=across
+        )
+    if flags["as_json"]:
+        show(to_json(found).rstrip())
+    else:
+        show_comparison(found)
+        if flags["dry_run"]:
+            show(f"would write {target}")
+        else:
+            wrote(target / COMPARISON_PAGE)
+    if flags["max_regression"] is not None:
+        cases = regressions_of(found, allowed_ratio=flags["max_regression"])
+        _judge(cases, flags, name=f"report-load --compare {baseline} {candidate}")
+
+
+def _judge(cases: Sequence[Case], flags: dict[str, Any], *, name: str) -> None:
+    """Say every verdict; end with status 3 where one is missed.
 
     Raises:
-        TargetMissedError: One is missed.
+        TargetMissedError: One is.
     """
-    from loadtest.gate import cases_of, in_words, junit  # noqa: PLC0415
+    from loadtest.gate import write_junit  # noqa: PLC0415 (charts are an extra)
 
-    cases = cases_of(gate, summary)
-    tell = progress if flags["as_json"] else show
-    tell(f"gate {flags['gate']} ({summary.label})")
+    say = progress if flags["as_json"] else show  # --json prints one document and nothing else
     for case in cases:
-        tell(f"  {in_words(case)}")
-    if flags["junit"] and not flags["dry_run"]:
-        write_text(flags["junit"], junit(cases, summary, name=str(flags["gate"])))
-        progress(f"wrote {flags['junit']}")
+        say(f"{'met   ' if case.met else 'missed'}  {case.group}: {case.name}: {case.says}")
+    if flags["junit"] is not None and not flags["dry_run"]:
+        write_junit(flags["junit"], name, cases)
+        say(f"wrote {flags['junit']}")
     missed = [case for case in cases if not case.met]
     if missed:
         raise TargetMissedError(
-            f"{flags['gate']}: {len(missed)} of {len(cases)} missed, the first: {missed[0].where}: {missed[0].what}"
+            f"{len(missed)} of {len(cases)} verdicts missed; first: {missed[0].group}: {missed[0].name}: "
+            f"{missed[0].says}"
         )
-
-
-def _compare(baseline: Path, candidate: Path, flags: dict[str, Any]) -> None:
-    from loadtest.compare import COMPARISON_PAGE, compare, write_comparison  # noqa: PLC0415
-
-    target = flags["out"] or COMPARE_OUT
-    asked = {"command": command_line("report-load"), "across_kinds": flags["across_kinds"]}
-    if flags["dry_run"]:
-        found = compare(baseline, candidate, **asked)
-    else:
-        found = write_comparison(baseline, candidate, target, force=flags["force"], **asked)
-    if flags["as_json"]:
-        show(to_json(found).rstrip())
-        return
-    show_changes(found)
-    if flags["dry_run"]:
-        show(f"would write {target}")
-    else:
-        wrote(target / COMPARISON_PAGE)

@@ -104,11 +104,6 @@ class Columns:
         return wanted
 
     @property
-    def owners(self) -> Ints:
-        """Which request each gap is of."""
-        return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.starts))
-
-    @property
     def tpot_s(self) -> Floats:
         """Mean gap of each request; nan where it has none."""
         gaps = self.tokens - 1

@@ -7,9 +7,9 @@ scenario differ among themselves (report-load of several), a change smaller than
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +44,6 @@ FIGURES = (
 )
 RATES = ("output_tokens_per_s", "requests_per_s")
 _OTHER_SEED = 1
-_Key: TypeAlias = Callable[[LevelSummary], tuple[Any, ...]]
 
 
 def write_comparison(
@@ -84,7 +83,7 @@ def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool
             hint="--across-kinds compares them, each column marked with its kind",
         )
     summaries = [run.summary(confidence=False) for run in (base, new)]
-    pairs, unmatched = _pairs(summaries[0], summaries[1], _key_of(base, new))
+    pairs, unmatched = _pairs(summaries[0], summaries[1])
     if not pairs:
         raise UserError(
             f"{baseline} and {candidate} have no level in common: {', '.join(unmatched)}",
@@ -103,22 +102,18 @@ def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool
     )
 
 
-def _pairs(base: Summary, new: Summary, key: _Key) -> tuple[list[tuple[int, int]], list[str]]:
+def _pairs(base: Summary, new: Summary) -> tuple[list[tuple[int, int]], list[str]]:
     """Return places of the levels that both have, and what only one has."""
-    places = {key(level): place for place, level in enumerate(new.levels)}
-    pairs = [(place, places[key(level)]) for place, level in enumerate(base.levels) if key(level) in places]
-    shared = {key(base.levels[place]) for place, _ in pairs}
-    alone = [f"baseline: load {level.load}" for level in base.levels if key(level) not in shared]
-    alone += [f"candidate: load {level.load}" for level in new.levels if key(level) not in shared]
+    places = {_key(level): place for place, level in enumerate(new.levels)}
+    pairs = [(place, places[_key(level)]) for place, level in enumerate(base.levels) if _key(level) in places]
+    shared = {_key(base.levels[place]) for place, _ in pairs}
+    alone = [f"baseline: load {level.load}" for level in base.levels if _key(level) not in shared]
+    alone += [f"candidate: load {level.load}" for level in new.levels if _key(level) not in shared]
     return pairs, alone
 
 
-def _key_of(base: LoadedRun, new: LoadedRun) -> _Key:
-    """Return what makes levels the same: their load, and their lengths unless both runs draw them alike."""
-    asked = [(run.manifest.scenario.lengths, run.manifest.scenario.classes) for run in (base, new)]
-    if asked[0] == asked[1]:
-        return lambda level: (level.concurrency, level.rate_per_s)
-    return lambda level: (level.concurrency, level.rate_per_s, level.isl, level.osl)
+def _key(level: LevelSummary) -> tuple[Any, ...]:
+    return level.concurrency, level.rate_per_s, level.isl, level.osl
 
 
 def _level(
@@ -153,9 +148,9 @@ def _replicates(found: Counted, *, seed: int) -> dict[str, Floats]:
         return drawn
     latencies = latencies_of(found)
     for quantity in dict.fromkeys(name.partition(" ")[0] for name in FIGURES if name not in RATES):
-        values, rows = latencies.get(quantity.replace("_s", "_scheduled_s")) or latencies[quantity]
+        values, counts = latencies.get(quantity.replace("_s", "_scheduled_s")) or latencies[quantity]
         if len(values):
-            replicates = resampler.replicates(values, rows)
+            replicates = resampler.replicates(values, counts)
             drawn |= {f"{quantity} {name}": each / found.time_scale for name, each in replicates.items()}
     return drawn
 
@@ -169,6 +164,9 @@ def _change(name: str, levels: tuple[LevelSummary, LevelSummary], drawn: tuple[F
         low, high = min(low, ratio), max(high, ratio)
     better = "higher" if name in RATES else "lower"
     outcome = _outcome(better, ratio, low, high)
+    words = _words(outcome, ratio, low, high)
+    if name in RATES and all(_keeps_up(level) for level in levels):
+        outcome, words = "unknown", "what was sent, not what could be done: both kept up with an open loop"
     return Change(
         figure=name,
         better="higher" if name in RATES else "lower",
@@ -178,8 +176,13 @@ def _change(name: str, levels: tuple[LevelSummary, LevelSummary], drawn: tuple[F
         low=low,
         high=high,
         outcome=outcome,
-        words=_words(outcome, ratio, low, high),
+        words=words,
     )
+
+
+def _keeps_up(level: LevelSummary) -> bool:
+    """Whether an open loop was served as it came: its rates are then those of its arrivals."""
+    return level.concurrency is None and not (level.steady is not None and level.steady.growing)
 
 
 def _is_supported(name: str, levels: Sequence[LevelSummary]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from engines.errors import MissingError
 from loadtest.lengths import even
 from loadtest.scenario import DEFAULT_OSL, Kind, Scenario
-from loadtest.traces import HASH_BLOCK_TOKENS, Arrival
+from loadtest.traces import HASH_BLOCK_TOKENS, Arrival, Trace
 
 SAMPLED = 4096  # conversations a mean is taken of
 _CLASS, _SHARED, _PREFIX, _TURNS, _ISL, _OSL, _THINK = range(7)
@@ -182,7 +182,8 @@ class Mix:
         self._upto = list(accumulate(kind.share for kind in self._kinds))
         self._rows = rows or {}
         for kind in self._kinds:
-            if kind.needs_file_lengths and kind.prompts not in self._rows:
+            is_asked = kind.needs_file_lengths and not isinstance(scenario.arrivals, Trace)
+            if is_asked and kind.prompts not in self._rows:
                 raise MissingError(
                     f"{kind.prompts}: how long its prompts are, only a tokenizer can tell",
                     hint="state lengths (isl and osl), or give a tokenizer",
@@ -202,17 +203,19 @@ class Mix:
         """Begin what an arrival asks for: a trace's own request, or the conversation of that number."""
         if arrival.isl is None or arrival.osl is None:
             return self.begin(number, level)
-        exchange = Exchange(arrival.isl, arrival.osl)
-        return Talk(Conversation(number, (exchange,), prefix_hashes=arrival.prefix_hashes), self._kinds[0], level)
+        (kind, *_), exchange = self._kinds, Exchange(arrival.isl, arrival.osl)
+        drawn = Conversation(
+            number, (exchange,), row=self._row(kind, number, level), prefix_hashes=arrival.prefix_hashes
+        )
+        return Talk(drawn, kind, level)
 
     def draw(self, number: int, level: int = 0) -> Conversation:
         """Return the conversation of a number; rows of a prompt file go round, and each level begins further on."""
         which = even(self._seed, number, _CLASS)
         index = next((index for index, upto in enumerate(self._upto) if which < upto), len(self._kinds) - 1)
         kind = self._kinds[index]
-        rows = self._rows.get(kind.prompts)
-        row = (number + level * (len(rows) // self._levels)) % len(rows) if rows else None
-        spoken = rows[row] if rows and row is not None else ()
+        row = self._row(kind, number, level)
+        spoken = self._rows[kind.prompts][row] if row is not None else ()
         prefix, prefix_tokens = self._prefix(kind, number)
         exchanges = self._exchanges(kind, number, spoken, prefix_tokens)
         return Conversation(number, exchanges, index, prefix, prefix_tokens, row)
@@ -237,6 +240,11 @@ class Mix:
                 isl, osl = max(seen.longest_isl, longest[0]), max(seen.longest_osl, longest[1])
                 seen = seen._replace(longest_isl=isl, longest_osl=osl, longest=max(seen.longest, sum(longest)))
         return seen
+
+    def _row(self, kind: Kind, number: int, level: int) -> int | None:
+        """Return which row of its class's prompt file a conversation says; None: there is none, or none is read."""
+        rows = self._rows.get(kind.prompts)
+        return (number + level * (len(rows) // self._levels)) % len(rows) if rows else None
 
     def _prefix(self, kind: Kind, number: int) -> tuple[int | None, int]:
         shared = kind.prefixes

@@ -25,7 +25,6 @@ class Ecdf(NamedTuple):
 
     seconds: Floats
     share: Floats
-    count: int
 
 
 class LevelDetail(NamedTuple):
@@ -85,7 +84,7 @@ def ecdf(values: Floats) -> Ecdf | None:
     """
     if not len(values):
         return None
-    return Ecdf(np.quantile(values, _SHARES), _SHARES, len(values))
+    return Ecdf(np.quantile(values, _SHARES), _SHARES)
 
 
 def _level(found: Counted) -> LevelDetail:

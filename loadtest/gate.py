@@ -1,141 +1,120 @@
-"""A release's gate: what a file of objectives promises against a run's figures, case by case, for people and for CI."""
+"""A run held to objectives, or a candidate to its baseline, for a pipeline that must say yes or no."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
-from typing import Annotated, NamedTuple, Self
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from engines.errors import UserError
+from engines.files import write_text
+from loadtest.changes import Comparison
 from loadtest.objectives import Objectives, Verdict
 from loadtest.page_tables import found, limit
-from loadtest.records import Doubt
 from loadtest.summary import LevelSummary, Spread, Summary
-from loadtest.verdicts import class_alone, verdicts_of
-
-TRUST = "trust"
+from loadtest.verdicts import verdicts_of
 
 
 class Gate(Objectives):
-    """A file of objectives for `--gate`: those of a scenario, and where they hold."""
+    """Objectives, and which levels they are of.
 
-    classes: dict[str, Objectives] = Field(
-        default_factory=dict, description="Objectives of one class of a mix alone, by its name."
-    )
-    up_to: Annotated[
-        float | None,
-        Field(gt=0, description="The highest load that has to keep them: users, or requests a second. None: all do."),
-    ] = None
-    doubts_allowed: Annotated[
-        tuple[str, ...], Field(description="Codes of doubts that are no reason to refuse a run's figures.")
-    ] = ()
+    Attributes:
+        loads: Users, or requests a second, of the levels that must keep the objectives; None: every level.
+    """
 
-    @model_validator(mode="after")
-    def _some_limit(self) -> Self:
-        """Take a file whose limits are of classes alone, too."""
-        if not (_states_limits(self) or self.classes):
-            raise ValueError("no limit is stated: give ttft_s, itl_s, tpot_s, e2e_s, goodput or classes")
-        return self
+    loads: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+
+    @property
+    def objectives(self) -> Objectives:
+        """The objectives alone."""
+        return Objectives.model_validate(self.model_dump(exclude={"loads"}))
 
 
 class Case(NamedTuple):
-    """One thing that was promised, at one load.
+    """One thing that had to hold.
 
     Attributes:
-        where: Run, load and class in words; `trust` for whether the figures can be believed at all.
-        what: As in `ttft_s p95`.
-        told: Limit and figure in words.
-        sure: Whether the run is long enough to tell: the figure's confidence interval is on one side of the limit.
+        group: The level, or the run as a whole.
+        says: What was found against what was asked.
     """
 
-    where: str
-    what: str
-    told: str
+    group: str
+    name: str
     met: bool
-    sure: bool
+    says: str
 
 
-def cases_of(gate: Gate, summary: Summary) -> list[Case]:
-    """Return every case of a gate, in the order of the levels; a run in doubt misses one of its own.
+def cases_of(summary: Summary, gate: Gate) -> list[Case]:
+    """Return every verdict of the levels a gate is for, and whether the figures may be relied on at all.
 
-    Args:
-        summary: Computed with the gate as objectives, so that goodput is the gate's.
+    Raises:
+        UserError: No level has a load that the gate names.
     """
-    cases = [_trust(gate, summary)]
-    judged = [level for level in summary.levels if gate.up_to is None or level.offered <= gate.up_to]
-    for level in judged:
-        cases += _level_cases(gate, level, several=len(summary.runs) > 1)
-    if not judged:
-        cases.append(Case("levels", "judged", f"no level at load {gate.up_to:g} or below", met=False, sure=True))
-    missing = set(gate.classes) - {each.name for level in judged for each in level.classes}
-    cases += [Case(f"class {name}", "requests", "none was sent", met=False, sure=True) for name in sorted(missing)]
+    loads = [level.offered for level in summary.levels] if gate.loads is None else gate.loads
+    unknown = [load for load in loads if all(level.offered != load for level in summary.levels)]
+    if unknown:
+        known = ", ".join(level.load for level in summary.levels)
+        raise UserError(f"no level of load {unknown[0]:g}", hint=f"loads of the run: {known}")
+    doubts = "; ".join(doubt.text for doubt in summary.doubts)
+    cases = [Case("run", "valid", summary.valid, doubts or "no limit of trust was passed")]
+    for level in summary.levels:
+        if level.offered in loads:
+            cases += [_case(level, verdict) for verdict in verdicts_of(gate.objectives, level)]
     return cases
 
 
-def in_words(case: Case) -> str:
-    """Return a case as one line."""
-    doubt = "" if case.sure else "; the run is too short to be sure"
-    return f"{'met   ' if case.met else 'MISSED'} {case.where}: {case.what} {case.told}{doubt}"
+def _case(level: LevelSummary, verdict: Verdict) -> Case:
+    run = f"{level.run}, " if level.run else ""
+    says = f"{found(verdict.objective, verdict.found)}, promised {limit(verdict.objective, verdict.limit)}"
+    return Case(f"{run}load {level.load}", verdict.objective, verdict.met, says + _margin(level, verdict))
 
 
-def junit(cases: Sequence[Case], summary: Summary, *, name: str) -> str:
-    """Return cases as JUnit XML, the form that CI systems show: one suite, a class a load."""
-    missed = sum(not case.met for case in cases)
-    suite = ET.Element("testsuite", name=name, tests=str(len(cases)), failures=str(missed), errors="0", skipped="0")
-    facts = ET.SubElement(suite, "properties")
-    for key, value in (("kind", summary.kind), ("label", summary.label), ("command", summary.made_by.command)):
-        ET.SubElement(facts, "property", name=key, value=value)
-    for case in cases:
-        element = ET.SubElement(suite, "testcase", classname=case.where, name=case.what, time="0")
-        if not case.met:
-            failure = ET.SubElement(element, "failure", message=case.told, type="missed")
-            failure.text = f"{in_words(case)} ({summary.label})"
-        elif not case.sure:
-            ET.SubElement(element, "system-out").text = in_words(case)
-    root = ET.Element("testsuites", tests=str(len(cases)), failures=str(missed))
-    root.append(suite)
-    ET.indent(root)
-    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def _trust(gate: Gate, summary: Summary) -> Case:
-    refused: list[Doubt] = [doubt for doubt in summary.doubts if doubt.code not in gate.doubts_allowed]
-    told = "; ".join(f"{doubt.code}: {doubt.text}" for doubt in refused) or "no doubt about the figures"
-    return Case(TRUST, "figures", told, met=not refused, sure=True)
-
-
-def _level_cases(gate: Gate, level: LevelSummary, *, several: bool) -> Iterator[Case]:
-    where = f"{level.run}, load {level.load}" if several else f"load {level.load}"
-    if _states_limits(gate):
-        yield from _cases(where, gate, level)
-    for each in level.classes:
-        if each.name in gate.classes:
-            yield from _cases(f"{where}, class {each.name}", gate.classes[each.name], class_alone(level, each))
-
-
-def _states_limits(gate: Objectives) -> bool:
-    return bool(gate.ttft_s or gate.itl_s or gate.tpot_s or gate.e2e_s or gate.goodput)
-
-
-def _cases(where: str, objectives: Objectives, level: LevelSummary) -> Iterator[Case]:
-    for verdict in verdicts_of(objectives, level):
-        told = f"{found(verdict.objective, verdict.found)}, {limit(verdict.objective, verdict.limit)}"
-        yield Case(where, verdict.objective, told, verdict.met, _is_sure(verdict, level))
-
-
-def _is_sure(verdict: Verdict, level: LevelSummary) -> bool:
-    """Whether a verdict would hold over all of the figure's confidence interval."""
+def _margin(level: LevelSummary, verdict: Verdict) -> str:
+    """Say where the sample leaves the verdict open."""
     quantity, _, statistic = verdict.objective.partition(" ")
-    if quantity == "goodput":
-        ends = level.goodput_ci
-        return ends is None or not ends[0] < verdict.limit <= ends[1]
-    spread: Spread | None = {"ttft_s": level.felt_ttft_s, "e2e_s": level.felt_e2e_s}.get(
-        quantity, getattr(level, quantity, None)
-    )
-    if not statistic or spread is None or statistic == "max":
-        return True
+    spread = {"ttft_s": level.felt_ttft_s, "e2e_s": level.felt_e2e_s}.get(quantity) or getattr(level, quantity, None)
+    if not isinstance(spread, Spread) or not statistic:
+        return ""
     if statistic in spread.unsupported:
-        return False
+        return f"; a sample of {spread.count:,} is too small to tell"
     low, high = (spread.ci or {}).get(statistic, (verdict.limit, verdict.limit))
-    return not low < verdict.limit < high
+    return "; within the sample's margin of the limit" if low < verdict.limit < high else ""
+
+
+def regressions_of(comparison: Comparison, *, allowed_ratio: float) -> list[Case]:
+    """Return, for each figure that two runs have in common, whether it got worse by more than is allowed.
+
+    A figure is missed where it is worse beyond its confidence interval, and by more than `allowed_ratio`.
+    """
+    cases = [
+        Case(side, "valid", run.valid, "; ".join(run.doubts) or "no limit of trust was passed")
+        for side, run in (("baseline", comparison.baseline), ("candidate", comparison.candidate))
+    ]
+    for level in comparison.levels:
+        for change in level.changes:
+            grown = change.outcome == "worse" and abs(change.change_ratio or 0.0) > allowed_ratio
+            cases.append(Case(f"load {level.load}", change.figure, not grown, change.words))
+    return cases
+
+
+def write_junit(path: Path, name: str, cases: Sequence[Case]) -> None:
+    """Write verdicts as JUnit XML: a suite for each level, a test for each objective."""
+    root = ET.Element("testsuites", name=name, tests=str(len(cases)), failures=str(_missed(cases)))
+    for group in dict.fromkeys(case.group for case in cases):
+        own = [case for case in cases if case.group == group]
+        suite = ET.SubElement(root, "testsuite", name=group, tests=str(len(own)), failures=str(_missed(own)))
+        for case in own:
+            test = ET.SubElement(suite, "testcase", classname=f"{name}.{group}", name=case.name, time="0")
+            if case.met:
+                ET.SubElement(test, "system-out").text = case.says
+            else:
+                ET.SubElement(test, "failure", message=case.says, type="missed").text = case.says
+    ET.indent(root)
+    write_text(path, '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n")
+
+
+def _missed(cases: Sequence[Case]) -> int:
+    return sum(not case.met for case in cases)

@@ -17,6 +17,7 @@ values would pass it at least once with the confidence stated. p99 needs 368 of 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -37,7 +38,7 @@ SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 _GRID = 48  # thresholds around each percentile
 _GRID_ERRORS = 6.0  # how many standard errors either side they reach
 _EXACT_BELOW = 500  # values that are all thresholds
-_CHUNK = 4_000_000
+_CHUNK = 2_000_000
 Values: TypeAlias = npt.NDArray[np.floating]
 Range: TypeAlias = tuple[float, float]
 
@@ -66,25 +67,54 @@ def quantiles_of_sorted(ordered: Values, shares: list[float]) -> list[float]:
     return found
 
 
-def effective_size(values: Values, owners: Ints | None, quantile: float) -> float:
+def standard_deviation(values: Values) -> float:
+    """Return the sample's standard deviation, in double precision and without a copy of all values."""
+    mean = float(values.mean(dtype=np.float64))
+    left = sum(float(np.square(values[part] - mean).sum(dtype=np.float64)) for part, _ in _chunks(len(values), None))
+    return math.sqrt(left / (len(values) - 1))
+
+
+def effective_size(values: Values, counts: Ints | None, quantile: float) -> float:
     """Return how many independent values a sample is worth at a quantile, whose values come in units.
 
     From the variance of the share above the quantile, with units as clusters: with one value a unit it is their number,
     where the values of a unit are all alike it is the number of units.
 
     Args:
-        owners: Unit of each value; None: every value is its own.
+        counts: How many values each unit has, which lie side by side; None: every value is its own.
     """
-    if owners is None:
+    if counts is None:
         return float(len(values))
-    above = values > quantile
-    if not above.any():
-        above = values >= quantile
-    mean = np.count_nonzero(above) / len(values)
-    sizes = np.bincount(owners)
-    left = np.bincount(owners[above], minlength=len(sizes)) - sizes * mean
+    has_above = values.max() > quantile
+    passed = _per_owner(values, counts, lambda part: part > quantile if has_above else part >= quantile)
+    mean = float(passed.sum()) / len(values)
+    left = passed - counts * mean
     variance = float(np.square(left).sum()) / len(values) ** 2
     return min(mean * (1 - mean) / variance, float(len(values))) if variance > 0 else float(len(values))
+
+
+def _per_owner(values: Values, counts: Ints, wanted: Callable[[Values], npt.NDArray[np.bool_]]) -> Floats:
+    """Return how many of each owner's values are wanted; shape (owners,)."""
+    found = np.zeros(len(counts))
+    for part, owner in _chunks(len(values), counts):
+        found += np.bincount(owner[wanted(values[part])], minlength=len(counts))
+    return found
+
+
+def _chunks(count: int, counts: Ints | None) -> Iterator[tuple[slice, Ints]]:
+    """Yield parts of some values, each with the owner of every value in it; a part ends where an owner's values do."""
+    if counts is None:
+        for begin in range(0, count, _CHUNK):
+            end = min(count, begin + _CHUNK)
+            yield slice(begin, end), np.arange(begin, end)
+        return
+    ends = np.cumsum(counts)
+    first, begin = 0, 0
+    while first < len(counts):
+        last = max(first + 1, int(np.searchsorted(ends, begin + _CHUNK, side="right")))
+        end = int(ends[last - 1])
+        yield slice(begin, end), np.repeat(np.arange(first, last), counts[first:last])
+        first, begin = last, end
 
 
 @dataclass(frozen=True)
@@ -99,24 +129,55 @@ class Resampler:
     unit: Ints
     weights: npt.NDArray[np.float32]
 
-    def replicates(self, values: Values, rows: Ints | None = None) -> dict[str, Floats]:
+    def replicates(
+        self, values: Values, counts: Ints | None = None, *, ordered: Values | None = None
+    ) -> dict[str, Floats]:
         """Return the mean and the percentiles of each replicate; each of shape (REPLICATES,).
 
         Args:
             values: Not empty.
-            rows: Which request each value is of; None: one value for each, in order.
+            counts: How many values each request has, which lie side by side; None: one.
+            ordered: The values sorted, where they are at hand.
         """
-        units = self.weights.shape[1]
-        unit = self.unit if rows is None else self.unit[rows]
-        sizes = np.bincount(unit, minlength=units).astype(np.float32)
-        sums = np.bincount(unit, weights=values, minlength=units)
-        total = np.maximum(self.weights @ sizes, 1.0).astype(np.float64)
+        sizes, sums = np.zeros(self._units), np.zeros(self._units)
+        for part, owner in _chunks(len(values), counts):
+            sizes += np.bincount(self.unit[owner], minlength=self._units)
+            sums += np.bincount(self.unit[owner], weights=values[part], minlength=self._units)
+        total = np.maximum(self.weights @ sizes.astype(np.float32), 1.0).astype(np.float64)
         found = {"mean": (self.weights.astype(np.float64) @ sums) / total}
-        thresholds = _thresholds(np.sort(values), unit, values, units)
-        below = self.weights @ _counts_below(values, unit, thresholds, units)
+        thresholds = self._thresholds(np.sort(values) if ordered is None else ordered, values, counts, sizes)
+        below = self.weights @ self._counts_below(values, counts, thresholds)
         for name, share in SHARES.items():
             found[name] = _inverted(below, thresholds, share * (total - 1) + 1)
         return found
+
+    @property
+    def _units(self) -> int:
+        return int(self.weights.shape[1])
+
+    def _thresholds(self, ordered: Values, values: Values, counts: Ints | None, sizes: Floats) -> Values:
+        """Return the values at which replicates are counted: all of few, else some around each percentile."""
+        last = len(ordered) - 1
+        if last < _EXACT_BELOW:
+            return np.unique(ordered)
+        places = [np.linspace(0, last, _GRID)]
+        for share, quantile in zip(SHARES.values(), quantiles_of_sorted(ordered, list(SHARES.values())), strict=True):
+            below = np.zeros(self._units)
+            for part, owner in _chunks(len(values), counts):
+                below += np.bincount(self.unit[owner[values[part] <= quantile]], minlength=self._units)
+            error = max(math.sqrt(float(np.square(below - share * sizes).sum())), 1.0) * _GRID_ERRORS
+            places.append(np.linspace(share * last - error, share * last + error, _GRID).clip(0, last))
+        return np.unique(ordered[np.unique(np.concatenate(places).round().astype(np.int64))])
+
+    def _counts_below(self, values: Values, counts: Ints | None, thresholds: Values) -> npt.NDArray[np.float32]:
+        """Return how many values of each unit are below, and at or below, each threshold; (units, 2 thresholds)."""
+        columns = 2 * len(thresholds)
+        found = np.zeros(self._units * columns, dtype=np.int64)
+        for part, owner in _chunks(len(values), counts):
+            place = np.searchsorted(thresholds, values[part], side="left").clip(0, len(thresholds) - 1)
+            place = 2 * place + (values[part] >= thresholds[place])
+            found += np.bincount(self.unit[owner] * columns + place, minlength=len(found))
+        return np.cumsum(found.reshape(self._units, columns), axis=1).astype(np.float32)
 
 
 def by_requests(count: int, *, seed: int = SEED) -> Resampler | None:
@@ -209,31 +270,6 @@ def _lag_one(values: Floats) -> float:
     left = values - values.mean()
     total = float(np.square(left).sum())
     return float((left[:-1] * left[1:]).sum()) / total if total > 0 else 0.0
-
-
-def _thresholds(ordered: Values, unit: Ints, values: Values, units: int) -> Values:
-    """Return the values at which replicates are counted: all of few, else some around each percentile."""
-    last = len(ordered) - 1
-    if last < _EXACT_BELOW:
-        return np.unique(ordered)
-    places = [np.linspace(0, last, _GRID)]
-    for share, quantile in zip(SHARES.values(), quantiles_of_sorted(ordered, list(SHARES.values())), strict=True):
-        below = np.bincount(unit[values <= quantile], minlength=units) - share * np.bincount(unit, minlength=units)
-        error = max(math.sqrt(float(np.square(below).sum())), 1.0) * _GRID_ERRORS
-        places.append(np.linspace(share * last - error, share * last + error, _GRID).clip(0, last))
-    return np.unique(ordered[np.unique(np.concatenate(places).round().astype(np.int64))])
-
-
-def _counts_below(values: Values, unit: Ints, thresholds: Values, units: int) -> npt.NDArray[np.float32]:
-    """Return how many values of each unit are below, and at or below, each threshold; shape (units, 2 thresholds)."""
-    columns = 2 * len(thresholds)
-    counts = np.zeros(units * columns, dtype=np.int64)
-    for begin in range(0, len(values), _CHUNK):
-        part = values[begin : begin + _CHUNK]
-        place = np.searchsorted(thresholds, part, side="left").clip(0, len(thresholds) - 1)
-        place = 2 * place + (part >= thresholds[place])
-        counts += np.bincount(unit[begin : begin + _CHUNK] * columns + place, minlength=len(counts))
-    return np.cumsum(counts.reshape(units, columns), axis=1).astype(np.float32)
 
 
 def _inverted(below: npt.NDArray[np.float32], thresholds: Values, target: Floats) -> Floats:

@@ -61,13 +61,13 @@ def spread(
     wall_s: Sequence[float] | _Values,
     time_scale: float = 1.0,
     *,
-    rows: Ints | None = None,
+    counts: Ints | None = None,
     resampler: Resampler | None = None,
 ) -> Spread | None:
     """Return how durations are spread, in engine seconds; None when there are none.
 
     Args:
-        rows: Which request each is of; None: one of each.
+        counts: How many each request has, which lie side by side; None: one.
         resampler: What draws the requests again for confidence intervals; None: there are none.
 
     >>> spread([1.0, 2.0, 3.0, 4.0]).p50
@@ -78,15 +78,15 @@ def spread(
     values = np.asarray(wall_s)
     ordered = np.sort(values)
     quantiles = dict(zip(SHARES, intervals.quantiles_of_sorted(ordered, list(SHARES.values())), strict=True))
-    spread_of = None if resampler is None else resampler.replicates(values, rows)
-    unsupported = tuple(name for name in SHARES if not _is_supported(values, rows, SHARES[name], quantiles[name]))
+    spread_of = None if resampler is None else resampler.replicates(values, counts, ordered=ordered)
+    unsupported = tuple(name for name in SHARES if not _is_supported(values, counts, SHARES[name], quantiles[name]))
     known = {name: quantile / time_scale for name, quantile in quantiles.items()}
     return Spread(
         count=len(values),
         mean=float(values.mean(dtype=np.float64)) / time_scale,
         min=float(ordered[0]) / time_scale,
         max=float(ordered[-1]) / time_scale,
-        sd=float(values.std(ddof=1, dtype=np.float64)) / time_scale if len(values) > 1 else None,
+        sd=intervals.standard_deviation(values) / time_scale if len(values) > 1 else None,
         ci=None if spread_of is None else _ranges(spread_of, unsupported, time_scale),
         unsupported=unsupported,
         **known,
@@ -98,9 +98,9 @@ def _ranges(replicates: dict[str, Floats], unsupported: tuple[str, ...], time_sc
     return {name: (low / time_scale, high / time_scale) for name, (low, high) in ranges.items()}
 
 
-def _is_supported(values: _Values, rows: Ints | None, share: float, quantile: float) -> bool:
+def _is_supported(values: _Values, counts: Ints | None, share: float, quantile: float) -> bool:
     needed = intervals.needed(share)
-    return len(values) >= needed and intervals.effective_size(values, rows, quantile) >= needed
+    return len(values) >= needed and intervals.effective_size(values, counts, quantile) >= needed
 
 
 def resampler_of(found: Counted, *, seed: int = intervals.SEED) -> Resampler | None:
@@ -111,11 +111,11 @@ def resampler_of(found: Counted, *, seed: int = intervals.SEED) -> Resampler | N
 
 
 def latencies_of(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
-    """Return each latency's values in wall seconds, and which request each is of where a request has several."""
+    """Return each latency's values in wall seconds, and how many each request has where it is not one."""
     good = found.good
     values: dict[str, tuple[_Values, Ints | None]] = {
         "ttft_s": (good.first_s - good.sent_s, None),
-        "itl_s": (good.gaps_s, good.owners),
+        "itl_s": (good.gaps_s, np.diff(good.starts)),
         "tpot_s": _known(good.tpot_s),
         "e2e_s": (good.done_s - good.sent_s, None),
         "ttst_s": _known(good.second_s - good.first_s),
@@ -129,15 +129,15 @@ def latencies_of(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
 
 
 def _known(values: Floats) -> tuple[_Values, Ints | None]:
-    """Return the values that are known, and whose they are unless all are."""
+    """Return the values that are known, and how many each request has unless all have one."""
     is_known = np.isfinite(values)
-    return (values, None) if is_known.all() else (values[is_known], np.flatnonzero(is_known))
+    return (values, None) if is_known.all() else (values[is_known], is_known.astype(np.int64))
 
 
 def spreads_of(found: Counted, *, confidence: bool) -> dict[str, Any]:
     """Return every latency's spread by its key in the summary."""
     resampler = resampler_of(found) if confidence else None
     return {
-        name: spread(values, found.time_scale, rows=rows, resampler=resampler)
-        for name, (values, rows) in latencies_of(found).items()
+        name: spread(values, found.time_scale, counts=counts, resampler=resampler)
+        for name, (values, counts) in latencies_of(found).items()
     }

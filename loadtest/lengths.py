@@ -7,32 +7,18 @@ from a seed and a place by `even`: whoever asks for request 17 gets the same len
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from itertools import chain
-from pathlib import Path
+from functools import cached_property
 from statistics import NormalDist
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
-from engines.errors import MissingError, UserError
-from engines.files import Strict
-
-# What the files people have call prompt and reply lengths; the trace formats' own names among them.
-PAIR_COLUMNS = (
-    ("isl", "osl"),
-    ("input_length", "output_length"),
-    ("prompt_tokens", "completion_tokens"),
-    ("prompt_tokens", "output_tokens"),
-    ("ContextTokens", "GeneratedTokens"),
-    ("Request tokens", "Response tokens"),
-)
+from engines.errors import UserError
+from loadtest.pairs import Pairs, read_column
 
 _FORMS: dict[str, tuple[str, ...]] = {
     "uniform": ("min", "max"),
@@ -42,6 +28,7 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "empirical": ("path", "column"),
 }
 _BOUNDS = ("min", "max")
+NO_SPREAD = 1e-9  # a spread below it moves no whole number, and its square is lost in a float
 _EXAMPLES = "256, normal(512, 64), lognormal(mean=1024, cv=0.8, max=8192), uniform(100, 200), exponential(30), "
 _EXAMPLES += "empirical(lengths.csv, isl)"
 _CALL = re.compile(r"\s*([a-z]+)\s*\((.*)\)\s*", re.DOTALL)
@@ -226,7 +213,7 @@ def _checked(kind: str, arguments: dict[str, str]) -> Distribution:
 
 
 def _normal(mean: float, sd: float, low: float, high: float) -> Callable[[float], float]:
-    if not sd:
+    if sd < NO_SPREAD:
         return lambda _: mean
     known = NormalDist(mean, sd)
     below, upto = known.cdf(low), (1.0 if math.isinf(high) else known.cdf(high))
@@ -234,7 +221,7 @@ def _normal(mean: float, sd: float, low: float, high: float) -> Callable[[float]
 
 
 def _lognormal(mean: float, cv: float, low: float, high: float) -> Callable[[float], float]:
-    if not cv:
+    if cv < NO_SPREAD:
         return lambda _: mean
     spread = math.sqrt(math.log1p(cv * cv))
     known = NormalDist(math.log(mean) - spread * spread / 2, spread)
@@ -263,121 +250,6 @@ def _open(probability: float) -> float:
 
 def _within(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
-
-
-@lru_cache(maxsize=16)
-def read_column(path: str, column: str) -> tuple[float, ...]:
-    """Return one column's numbers, ascending, of a CSV with a head or of JSON lines; none named: the only one.
-
-    Raises:
-        MissingError: There is no such file.
-        UserError: No such column, or a value that is no number from 0 up; with its line.
-    """
-    found = []
-    for number, row in _rows(path):
-        if not column and len(row) != 1:
-            raise UserError(
-                f"{path}: {len(row)} columns", hint=f"name one: empirical({path}, {next(iter(row), 'isl')})"
-            )
-        name = column or next(iter(row))
-        if name not in row:
-            raise UserError(f"{path}: line {number}: no '{name}'", hint=f"there are: {', '.join(row)}")
-        found.append(_positive(row[name], name, path, number, least=0.0))
-    return tuple(sorted(found))
-
-
-class Pairs(Strict):
-    """Prompt and reply lengths that belong together, from a file: a log, a trace, what another tool wrote.
-
-    Attributes:
-        path: A CSV with a head, or JSON lines, with columns such as isl and osl, or a known trace's.
-        max_isl: Longer prompts are left out.
-        max_osl: Longer replies are left out.
-    """
-
-    path: Annotated[str, Field(min_length=1)]
-    max_isl: Annotated[int, Field(ge=1)] | None = None
-    max_osl: Annotated[int, Field(ge=1)] | None = None
-
-    @property
-    def rows(self) -> tuple[tuple[int, int], ...]:
-        """The pairs within the bounds, in the file's order; errors as `read_pairs`."""
-        most_isl, most_osl = self.max_isl or math.inf, self.max_osl or math.inf
-        return _pairs_within(self.path, most_isl, most_osl)
-
-    def at(self, even_number: float) -> tuple[int, int]:
-        """Return the pair at a number between 0 and 1."""
-        rows = self.rows
-        return rows[min(len(rows) - 1, int(even_number * len(rows)))]
-
-
-@lru_cache(maxsize=16)
-def _pairs_within(path: str, most_isl: float, most_osl: float) -> tuple[tuple[int, int], ...]:
-    found = tuple(pair for pair in read_pairs(path) if pair[0] <= most_isl and pair[1] <= most_osl)
-    if not found:
-        raise UserError(f"{path}: no pair within max_isl and max_osl", hint="higher bounds")
-    return found
-
-
-@lru_cache(maxsize=16)
-def read_pairs(path: str) -> tuple[tuple[int, int], ...]:
-    """Return a file's prompt and reply lengths; rows without a prompt or a reply are left out.
-
-    Raises:
-        MissingError: There is no such file.
-        UserError: No columns we know, a value that is no count, or no row at all.
-    """
-    pairs: list[tuple[int, int]] = []
-    names: tuple[str, str] | None = None
-    for number, row in _rows(path):
-        names = names or next((known for known in PAIR_COLUMNS if set(known) <= set(row)), None)
-        if names is None:
-            known = "; ".join(f"{isl} and {osl}" for isl, osl in PAIR_COLUMNS)
-            raise UserError(f"{path}: line {number}: no lengths we know", hint=f"columns: {known}")
-        isl, osl = (int(_positive(row.get(name), name, path, number, least=0.0)) for name in names)
-        if isl and osl:
-            pairs.append((isl, osl))
-    if not pairs:
-        raise UserError(f"{path}: holds no pair of lengths", hint="one row for each request: isl, osl")
-    return tuple(pairs)
-
-
-def _positive(value: object, name: str, path: str, number: int, *, least: float) -> float:
-    try:
-        found = float(str(value))
-    except ValueError:
-        found = math.nan
-    if not least <= found < math.inf:
-        raise UserError(f"{path}: line {number}: '{name}' is {value!r:.60}, not a number from 0 up")
-    return found
-
-
-def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line numbers and rows of a CSV with a head, or of JSON lines."""
-    if not Path(path).is_file():
-        raise MissingError(f"{path}: no such file of lengths", hint="a relative path begins at the scenario's folder")
-    with Path(path).open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
-        head = file.readline()
-        if head.lstrip().startswith("{"):
-            for number, line in enumerate(chain([head], file), start=1):
-                if line.strip():
-                    yield number, _json_row(line, path, number)
-            return
-        names = [name.strip() for name in next(csv.reader([head]), [])]
-        reader = csv.reader(file)
-        for row in reader:
-            if row:
-                yield reader.line_num + 1, dict(zip(names, row, strict=False))
-
-
-def _json_row(line: str, path: str, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}: line {number} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{path}: line {number} is not a JSON object")
-    return row
 
 
 def _written(value: float) -> str:

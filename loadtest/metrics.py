@@ -34,7 +34,7 @@ from loadtest.summary import (
     Steady,
     Summary,
 )
-from loadtest.verdicts import goodput_ratio, verdicts_of
+from loadtest.verdicts import goodput_ratio, kept_of, verdicts_of
 
 __all__ = [
     "PERCENTILES_NOTE",
@@ -46,6 +46,7 @@ __all__ = [
     "Summary",
     "doubts_of",
     "goodput_ratio",
+    "kept_of",
     "parse_series",
     "spread",
     "summarize",
@@ -66,7 +67,6 @@ def summarize(
     samples: Iterable[Sample],
     *,
     objectives: Objectives | None = None,
-    of_classes: Mapping[str, Objectives] | None = None,
     confidence: bool = False,
 ) -> Summary:
     """Return a run's figures, level by level; latencies are of what was sent in phase `measure`.
@@ -75,7 +75,6 @@ def summarize(
 
     Args:
         objectives: None: the scenario's own, where it states some.
-        of_classes: In the place of what the scenario promises to each class of its mix; None: just that.
         confidence: Whether to compute confidence intervals; they cost a tenth of a second a level.
     """
     objectives = objectives or run.scenario.objectives
@@ -89,7 +88,7 @@ def summarize(
             time_scale=run.time_scale,
             objectives=objectives,
             settles=settles(run),
-            class_objectives=class_objectives(run) if of_classes is None else of_classes,
+            class_objectives=class_objectives(run),
             confidence=confidence,
         )
         for index, level in enumerate(run.levels)

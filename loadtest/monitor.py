@@ -18,14 +18,14 @@ from loadtest.series import is_kept
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
 ANSWER_WITHIN_S = 5.0
 _BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
-_SERIES = re.compile(r"^([A-Za-z_:][\w:]*(?:\{[^}]*\})?) (\S+)$")
+_SERIES = re.compile(r"^([A-Za-z_:][\w:]*(?:\{[^}]*\})?)\s+(\S+)(?:\s+-?\d+)?$")  # an exporter may add a time
 
 
 class Monitor:
-    """A thread that samples a server's metrics into a file, a line a sample.
+    """Threads that sample metrics pages into one file, a line a sample; a slow page does not hold up another.
 
     Args:
-        urls: Of the metrics pages, sampled one after another; none samples nothing.
+        urls: Of the metrics pages; none: nothing is sampled.
         path: File to append to.
         interval_s: Between samples.
         clock: Seconds since the run began.
@@ -35,44 +35,47 @@ class Monitor:
     """
 
     def __init__(self, urls: Sequence[str], path: Path, interval_s: float, clock: Callable[[], float]) -> None:
-        self._urls = tuple(urls)
         self._path = path
         self._interval_s = interval_s
         self._clock = clock
         self.failed: str | None = None
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+        self._writing = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._run, args=place, name=f"monitor-{place[0]}", daemon=True)
+            for place in enumerate(urls)
+        ]
 
     def __enter__(self) -> Monitor:
         """Start sampling."""
-        if self._urls:
-            self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop after a last sample."""
         self._stopping.set()
-        if self._urls:
-            self._thread.join(timeout=2 * ANSWER_WITHIN_S)
+        for thread in self._threads:
+            thread.join(timeout=2 * ANSWER_WITHIN_S)
 
-    def _run(self) -> None:
+    def _run(self, page: int, url: str) -> None:
         try:
-            self._sample()
+            self._sample(page, url)
         except OSError as error:
             self.failed = f"{self._path}: {error.strerror}"
 
-    def _sample(self) -> None:
+    def _sample(self, page: int, url: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             due = time.monotonic()
             while not self._stopping.wait(max(0.0, due - time.monotonic())):
                 due += self._interval_s
-                for page, url in enumerate(self._urls):
-                    began_s = self._clock()
-                    values = read_metrics(url)
-                    if values:
-                        sample = Sample(t_s=began_s, ended_s=self._clock(), page=page, values=values)
+                asked_s = self._clock()
+                values = read_metrics(url)
+                if values:
+                    sample = Sample(t_s=asked_s, values=values, ended_s=self._clock(), page=page)
+                    with self._writing:
                         file.write(json.dumps(sample.model_dump()) + "\n")
-                file.flush()
+                        file.flush()
 
 
 def metrics_url(endpoint: Endpoint) -> str | None:
@@ -107,5 +110,5 @@ def parse_metrics(text: str) -> dict[str, float]:
     >>> parse_metrics('# HELP x y\nemulator_steps_total{model="m"} 3\nother 1\n')
     {'emulator_steps_total{model="m"}': 3.0}
     """
-    found = (_SERIES.match(line) for line in text.splitlines() if is_kept(line))
+    found = (_SERIES.match(line) for line in text.splitlines() if is_kept(line.split(" ", 1)[0]))
     return {match[1]: float(match[2]) for match in found if match}

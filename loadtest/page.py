@@ -15,6 +15,7 @@ from loadtest.page_tables import (
     classes_table,
     errors_table,
     levels_table,
+    milliseconds,
     more_table,
     repeats_table,
     runs_table,
@@ -22,7 +23,7 @@ from loadtest.page_tables import (
     verdicts_table,
 )
 from loadtest.records import Doubt
-from loadtest.summary import LevelSummary, Summary, milliseconds
+from loadtest.summary import LevelSummary, Summary
 from loadtest.verdicts import knee_of
 
 

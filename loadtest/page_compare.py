@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import html
 
-from loadtest.changes import Change, Comparison, LevelChanges, Side, changed_name, changed_value
+from loadtest.changes import Change, Comparison, LevelChanges, Side
 from loadtest.page import inline, whole_page
-from loadtest.page_tables import NONE, table
+from loadtest.page_tables import NONE, milliseconds, table
 
+NAMES = {
+    "ttft_s": "time to first token",
+    "itl_s": "inter-token latency",
+    "tpot_s": "time per output token",
+    "e2e_s": "end to end",
+    "output_tokens_per_s": "output tokens/s",
+    "requests_per_s": "requests/s",
+}
 _CLASSES = {"better": "met", "worse": "error", "same": "", "unclear": "weak", "unknown": "weak"}
 
 
@@ -27,6 +35,23 @@ def comparison_page(comparison: Comparison, svg: str) -> str:
     parts += [_level(comparison, level) for level in comparison.levels]
     parts += [_differences(comparison), _HOW, _custody(comparison)]
     return whole_page(title, tags, parts)
+
+
+def changed_name(figure: str) -> str:
+    """Return a figure's name as people read it.
+
+    >>> changed_name("itl_s p99")
+    'inter-token latency, p99, ms'
+    """
+    quantity, _, statistic = figure.partition(" ")
+    return f"{NAMES[quantity]}, {statistic}, ms" if statistic else NAMES[quantity]
+
+
+def changed_value(figure: str, value: float | None) -> str:
+    """Return a figure's value in the unit its name says."""
+    if value is None:
+        return NONE
+    return milliseconds(value) if " " in figure else f"{value:,.1f}"
 
 
 def _banner(comparison: Comparison) -> str:

@@ -6,9 +6,10 @@ import html
 from collections.abc import Callable, Iterable, Sequence
 
 from loadtest.objectives import Objectives
-from loadtest.summary import ClassSummary, LevelSummary, Repeat, RunFacts, Spread, Summary, milliseconds
+from loadtest.summary import ClassSummary, LevelSummary, Repeat, RunFacts, Spread, Summary
 from loadtest.verdicts import verdicts_of
 
+MS = 1e3
 NONE = "&ndash;"
 _EMPTY = ("", "")
 
@@ -251,6 +252,12 @@ def _range(ends: tuple[float, float] | None, show: Callable[[float], str]) -> st
         return ""
     low, high = (show(end) for end in ends)
     return f'<small class="ci">{low}</small>' if low == high else f'<small class="ci">{low} to {high}</small>'
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds as ms with three digits or more."""
+    value = seconds * MS
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"  # noqa: PLR2004
 
 
 def number(value: float | None, digits: int) -> str:

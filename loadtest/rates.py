@@ -43,7 +43,8 @@ def rate_replicates(found: Counted, *, seed: int = intervals.SEED) -> dict[str, 
     edges = np.linspace(window.begin_s, window.end_s, RATE_BINS + 1)
     per_bin_s = window.length_s / RATE_BINS / found.time_scale
     ended, _ = np.histogram(found.all.done_s[found.all.good], edges)
-    counts = {"output_tokens_per_s": arrivals_in(edges, found.all), "requests_per_s": ended}
+    whole = float(_shares_in(window, found.all, found.level.osl).sum()) / max(int(ended.sum()), 1)
+    counts = {"output_tokens_per_s": arrivals_in(edges, found.all), "requests_per_s": ended * whole}
     drawn = {
         name: intervals.rate_replicates(values.astype(np.float64), seed=seed)
         for name, values in counts.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,14 +39,12 @@ def write_report(
     force: bool,
     command: str,
     objectives: Objectives | None = None,
-    of_classes: Mapping[str, Objectives] | None = None,
     exports: bool = True,
 ) -> Summary:
     """Write `summary.json`, `charts/`, `exports/` and `report.html` of runs of one kind; return the summary.
 
     Args:
         objectives: What was promised; None: what the runs' own scenario promises, if it does.
-        of_classes: What was promised to each class of a mix, likewise.
         exports: Whether to write CSV, Parquet and AIPerf's JSON.
 
     Raises:
@@ -56,7 +54,7 @@ def write_report(
     _refuse_own_run(runs, out)
     loaded = load_runs(runs)
     promised = objectives or objectives_of(loaded)
-    summary = summarize_loaded(loaded, command=command, objectives=promised, of_classes=of_classes)
+    summary = summarize_loaded(loaded, command=command, objectives=promised)
     details = [run.detail() for run in loaded]
     with whole_folder(out, force=force) as folder:
         write_json(folder / SUMMARY_NAME, summary)
@@ -67,21 +65,14 @@ def write_report(
     return summary
 
 
-def summarize_runs(
-    runs: Sequence[Path],
-    *,
-    command: str,
-    objectives: Objectives | None = None,
-    of_classes: Mapping[str, Objectives] | None = None,
-) -> Summary:
+def summarize_runs(runs: Sequence[Path], *, command: str, objectives: Objectives | None = None) -> Summary:
     """Return one summary of all runs, their levels one after another, each with its run's name.
 
     Raises:
         UserError: A folder is no run or is given twice, a line does not fit, or the runs are of different kinds.
     """
     loaded = load_runs(runs)
-    promised = objectives or objectives_of(loaded)
-    return summarize_loaded(loaded, command=command, objectives=promised, of_classes=of_classes)
+    return summarize_loaded(loaded, command=command, objectives=objectives or objectives_of(loaded))
 
 
 def objectives_of(runs: Sequence[LoadedRun]) -> Objectives | None:
@@ -90,16 +81,10 @@ def objectives_of(runs: Sequence[LoadedRun]) -> Objectives | None:
     return promised[0] if all(each == promised[0] for each in promised) else None
 
 
-def summarize_loaded(
-    runs: Sequence[LoadedRun],
-    *,
-    command: str,
-    objectives: Objectives | None,
-    of_classes: Mapping[str, Objectives] | None = None,
-) -> Summary:
+def summarize_loaded(runs: Sequence[LoadedRun], *, command: str, objectives: Objectives | None) -> Summary:
     """Return one summary of all runs; errors as `summarize_runs`."""
     refuse_mixed_kinds(runs, hint="report them apart, or side by side: report-load --compare A B --across-kinds")
-    parts = [run.summary(objectives, of_classes=of_classes) for run in runs]
+    parts = [run.summary(objectives) for run in runs]
     scales = {part.time_scale for part in parts}
     doubts: list[Doubt] = []
     before = 0

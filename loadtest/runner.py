@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from loadtest.doubts import Seen, doubts_of, seen_of
 from loadtest.judge import Enough, Judge
 from loadtest.ledger import add_lost
 from loadtest.monitor import Monitor
+from loadtest.preparation import prepare
 from loadtest.processes import SILENT_S, STOP_WITHIN_S, Generators
-from loadtest.prompts import PromptMaker, prepare
+from loadtest.prompts import PromptMaker
 from loadtest.records import (
     REQUESTS_NAME,
     RUN_NAME,
@@ -234,7 +236,7 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     scenario, target, out = asked.scenario, asked.target, asked.out
     plans = plans_of(scenario)
     as_text = not takes_ids(target.endpoint, scenario.model)
-    dialect_of(target.endpoint, scenario.model, environment={}, extra=scenario.extra_body)  # refused here, not later
+    dialect_of(target.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body)  # to refuse it here
     prompts = folder / "prompts"
     prompts.mkdir()
     salt = secrets.randbits(32)  # the one thing no seed decides: words that this server has not cached

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,22 +46,9 @@ class LoadedRun(NamedTuple):
         """The samples as arrays."""
         return samples_of(self.samples)
 
-    def summary(
-        self,
-        objectives: Objectives | None = None,
-        *,
-        of_classes: Mapping[str, Objectives] | None = None,
-        confidence: bool = True,
-    ) -> Summary:
-        """Return the run's figures, each level with the run's name; arguments as of `summarize`."""
-        found = summarize(
-            self.manifest,
-            self.columns,
-            self.samples,
-            objectives=objectives,
-            of_classes=of_classes,
-            confidence=confidence,
-        )
+    def summary(self, objectives: Objectives | None = None, *, confidence: bool = True) -> Summary:
+        """Return the run's figures, each level with the run's name."""
+        found = summarize(self.manifest, self.columns, self.samples, objectives=objectives, confidence=confidence)
         return found.model_copy(
             update={
                 "runs": [run.model_copy(update={"name": self.name}) for run in found.runs],

@@ -249,6 +249,10 @@ class Scenario(Strict):
             _check(kind)
         return self
 
+    def requests_of(self, concurrency: int) -> int:
+        """Return how many requests a closed loop's level measures, at least."""
+        return max(self.requests, self.requests_per_user * concurrency)
+
     @property
     def is_open(self) -> bool:
         """Whether requests are sent by the clock, not when a user's last reply has ended."""

@@ -67,12 +67,12 @@ KEPT_NAMES = frozenset(meaning.name for meaning in MEANINGS)
 
 
 def is_kept(series: str) -> bool:
-    """Whether a page's series, or the line it stands in, is written to a run's samples.
+    """Whether a page's series is written to a run's samples.
 
     >>> is_kept('vllm:num_requests_running{model_name="m"}'), is_kept('vllm:e2e_request_latency_seconds_bucket{le="1"}')
     (True, False)
     """
-    return series.startswith(KEPT_PREFIXES) or re.split(r"[{\s]", series, maxsplit=1)[0] in KEPT_NAMES
+    return series.startswith(KEPT_PREFIXES) or series.partition("{")[0] in KEPT_NAMES
 
 
 def parse_series(text: str) -> tuple[str, dict[str, str]] | None:

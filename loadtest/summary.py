@@ -284,9 +284,3 @@ class Summary(Document):
     repeats: Annotated[
         tuple[Repeat, ...], Field(description="Spread between runs of one scenario; empty of one run.")
     ] = ()
-
-
-def milliseconds(seconds: float) -> str:
-    """Return seconds as ms with three digits or more."""
-    value = seconds * 1e3
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"  # noqa: PLR2004

@@ -7,12 +7,11 @@ from rich.table import Table
 
 from engines.calibration import Calibration
 from engines.console import progress, show, table_console
-from loadtest.changes import Comparison, changed_name, changed_value
 from loadtest.metrics import LevelSummary, Spread, Summary, verdicts_of
 from loadtest.objectives import Verdict
 from loadtest.scenario import Scenario
 from loadtest.search import KneeFound
-from loadtest.verdicts import class_alone
+from loadtest.summary import ClassSummary
 
 MS = 1e3
 
@@ -30,6 +29,8 @@ def show_summary(summary: Summary) -> None:
         run = [escape(level.run or "")] if several else []
         table.add_row(*run, *_cells(level))
     table_console().print(table)
+    if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.felt_ttft_s) if found):
+        progress("figures with a question mark are more than a sample of that size can tell")
     for doubt in summary.doubts:
         progress(f"not valid: {doubt.code}: {doubt.text}")
 
@@ -41,7 +42,7 @@ def _cells(level: LevelSummary) -> list[str]:
         str(level.errors),
         _batch(level),
         *_percentiles(level.itl_s),
-        *_percentiles(level.ttft_s),
+        *_percentiles(level.felt_ttft_s),
         "-" if level.output_tokens_per_s is None else f"{level.output_tokens_per_s:,.0f}",
     ]
 
@@ -56,27 +57,10 @@ def _batch(level: LevelSummary) -> str:
 def _percentiles(found: Spread | None) -> list[str]:
     if found is None:
         return ["-", "-", "-"]
-    return [f"{value * MS:,.2f}" for value in (found.p50, found.p95, found.p99)]
-
-
-def show_changes(comparison: Comparison) -> None:
-    """Print what changed at each load in words, and on stderr what else differs and every doubt."""
-    base, new = comparison.baseline, comparison.candidate
-    show(f"baseline {base.name} ({base.label}), candidate {new.name} ({new.label})")
-    for level in comparison.levels:
-        table = Table(title=f"load {level.load}, prompt {level.isl}, reply {level.osl}", title_justify="left")
-        for name in ("quantity", "baseline", "candidate", "change"):
-            table.add_column(name, justify="left" if name in {"quantity", "change"} else "right")
-        for change in level.changes:
-            values = [changed_value(change.figure, value) for value in (change.baseline, change.candidate)]
-            table.add_row(changed_name(change.figure), *values, change.words)
-        table_console().print(table)
-    for side, doubts in (("baseline", base.doubts), ("candidate", new.doubts)):
-        for doubt in doubts:
-            progress(f"{side} not valid: {doubt}")
-    if comparison.differences:
-        progress("what else differs: " + ", ".join(each.key for each in comparison.differences))
-    show(comparison.verdict)
+    return [
+        f"{value * MS:,.2f}{'?' if name in found.unsupported else ''}"
+        for name, value in (("p50", found.p50), ("p95", found.p95), ("p99", found.p99))
+    ]
 
 
 def show_verdicts(summary: Summary, scenario: Scenario) -> None:
@@ -86,7 +70,7 @@ def show_verdicts(summary: Summary, scenario: Scenario) -> None:
         for each in level.classes or ():
             promised = next((known.objectives for known in scenario.classes if known.name == each.name), None)
             if promised is not None:
-                found += [(f"{each.name}: ", verdict) for verdict in verdicts_of(promised, class_alone(level, each))]
+                found += [(f"{each.name}: ", verdict) for verdict in verdicts_of(promised, _alone(level, each))]
         missed = [f"{of}{verdict.objective} {_found(verdict)}" for of, verdict in found if not verdict.met]
         if found:
             told = f"missed: {'; '.join(missed)}" if missed else f"all {len(found)} kept"
@@ -95,6 +79,14 @@ def show_verdicts(summary: Summary, scenario: Scenario) -> None:
 
 def _found(verdict: Verdict) -> str:
     return f"{'unknown' if verdict.found is None else f'{verdict.found:.3g}'}, promised {verdict.limit:g}"
+
+
+def _alone(level: LevelSummary, found: ClassSummary) -> LevelSummary:
+    """Return a level's summary as if there were one class only."""
+    own = found.model_dump(include={"requests", "errors", "goodput"})
+    spreads = {name: getattr(found, name) for name in ("ttft_s", "itl_s", "tpot_s", "e2e_s")}
+    scheduled = {"ttft_scheduled_s": None, "e2e_scheduled_s": None}  # told of all classes together only
+    return level.model_copy(update={**own, **spreads, **scheduled})
 
 
 def show_intervals(summary: Summary) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from engines.console import progress
 from engines.errors import MissingError
+from loadtest.dialects import key_in
 from loadtest.dialects.endpoint import Endpoint, endpoint_of
 from loadtest.facts import server_facts
 from loadtest.monitor import kv_block_tokens, metrics_url, read_metrics
@@ -20,7 +21,7 @@ class Target:
     """The server of a run.
 
     Attributes:
-        metrics_urls: Pages of metrics beside it, its own first; empty where none can be read.
+        metrics_urls: Pages of its metrics; empty where they cannot be read.
         tokenizer: File of the engine's tokenizer.
     """
 
@@ -39,7 +40,7 @@ def target_of(flags: dict[str, Any], model: str) -> Target:
     """Ask the server what it is; learn from it where its tokenizer and its metrics are."""
     names = ("ca_file", "insecure", "api_key_env")
     endpoint = endpoint_of(flags["url"], flags["protocol"], **{name: flags[name] for name in names})
-    key = os.environ.get(endpoint.api_key_env)
+    key = key_in(os.environ, endpoint.api_key_env) if endpoint.is_openai else None
     facts, tokenizer_folder = server_facts(endpoint, flags["url"], model, key)
     endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
     tokenizer = flags["tokenizer"] or (Path(tokenizer_folder) if tokenizer_folder else None)
@@ -51,7 +52,8 @@ def target_of(flags: dict[str, Any], model: str) -> Target:
         raise MissingError(
             f"{tokenizer}: no such tokenizer on this machine", hint="--tokenizer FILE gives the engine's"
         )
-    found = tuple(flags["metrics_url"]) or tuple(filter(None, [metrics_url(endpoint)]))
+    beside = None if flags["metrics_url"] else metrics_url(endpoint)
+    found = tuple(dict.fromkeys(flags["metrics_url"] or ())) or ((beside,) if beside else ())
     if not found:
         progress("no metrics page beside this server: batch sizes will come from the client's records alone")
     elif facts.perf_metrics:

@@ -2,7 +2,7 @@
 
 A part of a text has the tokens it has inside the whole only if it begins and ends where the tokenizer splits anyway.
 Before a space that follows no space and is followed by a letter is such a place, for the tokenizers of every model
-family we know; whether it is so for the one at hand is tried out before a run (`prompts.prepare`).
+family we know; whether it is so for the one at hand is tried out before a run (`preparation.prepare`).
 """
 
 from __future__ import annotations

@@ -95,8 +95,7 @@ class LevelPlan:
         """Return how many conversations the level begins: of a closed loop, about as many, and rather more."""
         if self.concurrency is None:
             return len(self.arrivals)
-        measured = max(scenario.requests, scenario.requests_per_user * self.concurrency)
-        return measured + (scenario.warmup_requests + FILL_ALLOWANCE) * self.concurrency
+        return scenario.requests_of(self.concurrency) + (scenario.warmup_requests + FILL_ALLOWANCE) * self.concurrency
 
     def counted(self, scenario: Scenario, mix: Mix) -> LevelPlan:
         """Return the level with the mean lengths of its requests, in whole tokens."""
@@ -153,7 +152,7 @@ def closed_loop(
     return ClosedLoop(
         concurrency,
         begin_talk or Mix(scenario).begin,
-        max(scenario.requests, scenario.requests_per_user * concurrency),
+        scenario.requests_of(concurrency),
         scenario.warmup_requests,
         first_id=first_id,
         window_s=scenario.window_s * time_scale,

@@ -12,7 +12,6 @@ import errno
 import os
 import socket
 import ssl
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,76 +25,17 @@ from loadtest.dialects.base import Answer, Asked, Dialect, read_message, without
 from loadtest.dialects.endpoint import Endpoint, tls_context
 from loadtest.http2 import GrpcSession, call_headers
 from loadtest.protocol import EVENT_STREAM, HttpSession, ProtocolError, request_head
+from loadtest.sealed import Sealed
+from loadtest.stamps import ANCILLARY_BYTES, Readings, ask_for_stamps, stamp_of
+
+__all__ = ["Connection", "Door", "Readings", "UnreachableError"]
 
 RECEIVE_BYTES = 65_536
-ANCILLARY_BYTES = 64
 READ, WRITE = 1, 2  # libev's
-TIMESTAMPS = getattr(socket, "SO_TIMESTAMPNS", 35)  # Linux: nanoseconds of CLOCK_REALTIME with every receive
-_STAMP = struct.Struct("qq")
-MOST_LATE_S = 5.0
-SLACK_S = 0.001  # bytes may come between a receive and the look at the clock after it
-BIN_S = 1e-4
-BINS = 20_000
 
 
 class UnreachableError(OSError):
     """Nothing takes connections at the server's address."""
-
-
-@dataclass(slots=True)
-class Readings:
-    """How a process read what came: by which clock, and how late.
-
-    Attributes:
-        stamped: Receives whose time is the kernel's.
-        unstamped: Receives whose time is when this process came to read them.
-        refused: Stamps not believed, as after a step of the machine's clock; counted as unstamped too.
-    """
-
-    stamped: int = 0
-    unstamped: int = 0
-    refused: int = 0
-    _late: list[int] = field(default_factory=lambda: [0] * BINS)
-
-    def arrival_s(self, now_s: float, real_s: float, stamp_s: float | None, previous_s: float) -> float:
-        """Return when bytes came, on the clock of `now_s`.
-
-        A stamp is of another clock, which may be set at any moment: only the difference of that clock now and then is
-        used, and it is believed where it puts the arrival between the previous one and now.
-
-        Args:
-            now_s: When they were read.
-            real_s: The kernel's clock at that moment.
-            stamp_s: The kernel's stamp; None where there is none.
-            previous_s: When the bytes before them came or the request was sent, on the clock of `now_s`.
-        """
-        if stamp_s is None:
-            self.unstamped += 1
-            return now_s
-        late_s = real_s - stamp_s
-        if not -SLACK_S <= late_s <= min(MOST_LATE_S, now_s - previous_s + SLACK_S):
-            self.refused += 1
-            self.unstamped += 1
-            return now_s
-        self.stamped += 1
-        self._late[min(int(max(late_s, 0.0) / BIN_S), BINS - 1)] += 1
-        return min(max(now_s - late_s, previous_s), now_s)
-
-    def late_p99_s(self) -> float:
-        """Return the 99th percentile of how late stamped bytes were read; 0 where none was stamped."""
-        left = 0.01 * self.stamped
-        for place in range(BINS - 1, -1, -1):
-            left -= self._late[place]
-            if left < 0:
-                return place * BIN_S
-        return 0.0
-
-    @property
-    def clock(self) -> str:
-        """Which clock stamped the receives: the `kernel`'s, the `reader`'s, or a `mixed` lot."""
-        if not self.stamped:
-            return "reader"
-        return "kernel" if self.unstamped <= 0.01 * self.stamped else "mixed"
 
 
 @dataclass(slots=True)
@@ -213,7 +153,7 @@ class _Wire:
         self._socket: Any = None
         self._reader: Any = None
         self._writer: Any = None
-        self._tls: _Tls | None = None
+        self._tls: Sealed | None = None
         self._unsent = b""
         self._woken = Event()
         self._failure: Exception | None = None
@@ -237,7 +177,7 @@ class _Wire:
             self._socket = get_original("socket", "socket")(family, kind, number)
             self._socket.setblocking(False)
             if self._door.stamps:
-                _ask_for_stamps(self._socket)
+                ask_for_stamps(self._socket)
             code = self._socket.connect_ex(address)
             if code == errno.EINPROGRESS:
                 self._wait(WRITE, until_s)
@@ -257,7 +197,7 @@ class _Wire:
         self._reader.start(self._on_readable)
 
     def _shake_hands(self, context: ssl.SSLContext, until_s: float) -> None:
-        self._tls = _Tls(context, self._door.endpoint.host)
+        self._tls = Sealed(context, self._door.endpoint.host)
         while not self._tls.shake():
             self._socket.sendall(self._tls.outgoing())  # some kilobytes at most: a new socket's buffer takes them
             self._wait(READ, until_s)
@@ -313,11 +253,7 @@ class _Wire:
             data, ancillary, _, _ = self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
             door = self._door
             now_s, real_s = door.clock(), time.time()
-            stamp_s = None
-            if ancillary:
-                seconds, nanoseconds = _STAMP.unpack(ancillary[0][2][:16])
-                stamp_s = seconds + nanoseconds * 1e-9
-            self.last_s = arrived_s = door.readings.arrival_s(now_s, real_s, stamp_s, self.last_s)
+            self.last_s = arrived_s = door.readings.arrival_s(now_s, real_s, stamp_of(ancillary), self.last_s)
             self._take(data if self._tls is None else self._decrypted(data), arrived_s)
         except (BlockingIOError, InterruptedError):
             return
@@ -389,53 +325,3 @@ class _Wire:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-class _Tls:
-    """TLS between a socket that others read and a session: bytes in, bytes out."""
-
-    def __init__(self, context: ssl.SSLContext, host: str) -> None:
-        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._in, self._out, server_hostname=host)
-
-    def shake(self) -> bool:
-        """Go on with the handshake; return whether it is done."""
-        try:
-            self._object.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
-
-    def take(self, data: bytes) -> None:
-        """Take bytes off the socket."""
-        self._in.write(data)
-
-    def outgoing(self) -> bytes:
-        """Return what is to be sent now."""
-        return self._out.read()
-
-    def read(self, data: bytes) -> bytes | None:
-        """Take bytes off the socket; return what they say: None nothing yet, empty that the server has ended."""
-        self._in.write(data)
-        parts = []
-        try:
-            while part := self._object.read(RECEIVE_BYTES):
-                parts.append(part)
-        except ssl.SSLWantReadError:
-            return b"".join(parts) or None
-        except ssl.SSLZeroReturnError:
-            pass
-        return b"".join(parts)
-
-    def write(self, data: bytes) -> bytes:
-        """Return the bytes that carry data."""
-        self._object.write(data)
-        return self._out.read()
-
-
-def _ask_for_stamps(connection: Any) -> None:
-    """Ask for the time of every receive; where the system has no such thing, none come."""
-    try:
-        connection.setsockopt(socket.SOL_SOCKET, TIMESTAMPS, 1)
-    except OSError:
-        return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from engines import console
 from engines.files import made_by, to_json, validate
@@ -82,6 +83,10 @@ def _name_from(folder: str) -> str:
 
 
 def _engine_folder(repository: Path) -> Path | None:
+    """Return where the `tensorrt_llm` model looks for its engine, or the LLM API's for its checkpoint."""
+    of_llm_api = repository / "tensorrt_llm" / "1" / "model.yaml"
+    if of_llm_api.is_file():
+        return Path(yaml.safe_load(of_llm_api.read_text(encoding="utf-8"))["model"])
     config = read_config(repository / "tensorrt_llm" / "config.pbtxt")
     path = config.parameters["gpt_model_path"].string_value
     return Path(path) if path else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from engines.errors import UserError
 from engines.files import Document, Strict, read_json
 from engines.manifest import EngineManifest, Notice
 from triton_repo.serving import DEFAULT_TIME_SCALE, Emulation, ServingSettings
@@ -63,4 +64,8 @@ class RepositoryManifest(Document):
 
 def read_repository(folder: Path) -> RepositoryManifest:
     """Read a repository's manifest; errors as `files.read_json`."""
-    return read_json(folder / REPOSITORY_NAME, RepositoryManifest)
+    try:
+        return read_json(folder / REPOSITORY_NAME, RepositoryManifest)
+    except UserError as error:
+        hint = "cut short, or of another version: build the repository again, build-repo ENGINE_DIR --force"
+        raise UserError(error.message, hint=hint) from error

@@ -92,7 +92,7 @@ def chart(
     parts = [_frame(title, across, up, x, y)]
     parts += [
         f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(level):.1f}" y2="{up(level):.1f}"/>'
-        f'<text class="small limit-name" x="{WIDTH - RIGHT - 4}" y="{up(level) - 4:.1f}" text-anchor="end">'
+        f'<text class="small limit-name" x="{LEFT + 6}" y="{up(level) - 4:.1f}">'
         f"{html.escape(name)}</text>"
         for level, name in limits
     ]
@@ -111,9 +111,9 @@ def tornado(
         bars: What, the value one way and the other (None: not possible), and what each way is called.
     """
     values = [value for _, low, high, _, _ in bars for value in (low, high) if value is not None]
-    left, row = 190, 34
+    left, row = 226, 34
     height = TOP + row * len(bars) + BOTTOM
-    across = _scale([*values, base], (left, WIDTH - 60), with_zero=False, margin=0.12)
+    across = _scale([*values, base], (left, WIDTH - 60), with_zero=False, margin=0.35)
     parts = [f'<text class="title" x="{LEFT - 44}" y="18">{html.escape(title)}</text>']
     for tick in across.ticks():
         at = across(tick)
@@ -141,7 +141,8 @@ def _bar(across: Scale, base: float, value: float | None, name: str, top: float,
         said = f"{html.escape(name)}: not possible"
         return f'<text class="small" x="{where:.1f}" y="{top + 15}" text-anchor="{anchor}">{said}</text>'
     begin, end = sorted((across(base), across(value)))
-    at, anchor = (end + 5, "start") if value >= base else (begin - 5, "end")
+    is_right = value > base or (value == base and side == 1)
+    at, anchor = (end + 5, "start") if is_right else (begin - 5, "end")
     return (
         f'<rect class="fill{side}" x="{begin:.1f}" width="{max(end - begin, 1):.1f}" y="{top}" height="22" rx="2"/>'
         f'<text class="small" x="{at:.1f}" y="{top + 15}" text-anchor="{anchor}">{html.escape(name)}</text>'

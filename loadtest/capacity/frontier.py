@@ -35,16 +35,22 @@ def frontier_of(
 ) -> list[Point]:
     """Return every deployment that was seen to keep the objectives, the cheapest first.
 
+    Of loads that take as many replicas, the lowest stands for them: it is closest to what each then has to carry, and
+    not below it.
+
     Args:
         swept: Further loads by row, beside those its search tried.
     """
-    points = [
-        point
-        for row in rows
-        if row.found is not None and row.price is not None
-        for tried in {each.rate_per_s: each for each in (*row.found.tried, *swept.get(row.name, ()))}.values()
-        if (point := _point(demand, market, row, tried)) is not None
-    ]
+    best: dict[tuple[str, int], Point] = {}
+    for row in rows:
+        for tried in () if row.found is None else (*row.found.tried, *swept.get(row.name, ())):
+            point = _point(demand, market, row, tried)
+            if point is None:
+                continue
+            known = best.get((row.name, point.replicas))
+            if known is None or point.rate_per_s < known.rate_per_s:
+                best[row.name, point.replicas] = point
+    points = list(best.values())
     return sorted(
         (each.model_copy(update={"is_on_frontier": _is_on_frontier(each, points)}) for each in points),
         key=lambda each: (each.usd_per_month, each.ttft_p95_s),

@@ -26,6 +26,7 @@ LEAST_REQUESTS = 1000
 # A simulation starts empty and has to fill; by Little's law a stable engine never holds more requests than it has
 # slots, so three times as many have turned the batch over, and ten times as many are ten lives of a full batch.
 WARMUP_TURNOVERS, MEASURED_TURNOVERS = 3, 10
+CHANCE = 3.0  # standard deviations
 LEAD_RATIO = 0.2  # of a trace's window: what is replayed before it, unmeasured
 SAMPLED = 4096  # conversations that means are taken of
 SLOT_S = 60.0  # resolution of a day's curve
@@ -226,7 +227,8 @@ def _drawn(traffic: Described, scenario: Scenario, wanted: Wanted, rng: np.rando
     """Draw one long stretch; a conversation's next turn comes a nominal reply and its pause after the one before."""
     rate = wanted.rate_per_s
     warmup_s = max(WARMUP_TURNOVERS * wanted.slots, wanted.requests // 10) / rate
-    end_s = warmup_s + wanted.requests / rate
+    chance = CHANCE * max(1.0, traffic.burstiness) * math.sqrt(wanted.requests)  # a draw may bring that many fewer
+    end_s = warmup_s + (wanted.requests + chance) / rate
     fill_s = wanted.slots / rate  # the load stays up until the last measured request has ended
     mix = _mix(scenario.model_dump_json())
     turns = _turns_of(mix)

@@ -8,7 +8,7 @@ from engines.errors import UserError
 from loadtest.capacity.candidates import Basis, Candidate
 from loadtest.capacity.demand import Demand
 from loadtest.capacity.load import Shape, requests_needed
-from loadtest.capacity.most import Found, Tried
+from loadtest.capacity.most import Found, Tried, figures_of
 from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_of
 from loadtest.records import Kind, read_records, read_run, read_samples
 
@@ -70,22 +70,13 @@ def _tried(level: LevelSummary, demand: Demand, replicas: int) -> Tried:
     if level.requests_per_s is None:
         raise UserError("a level of the run has no rate: it measured nothing")
     verdicts = verdicts_of(demand.objectives, level)
-    ttft, itl, e2e = level.ttft_s, level.itl_s, level.e2e_s
     return Tried(
         rate_per_s=(level.rate_per_s or level.requests_per_s) / replicas,
         met=all(each.met for each in verdicts),
         missed=tuple(each.objective for each in verdicts if not each.met),
         worst_ratio=max((each.found / each.limit for each in verdicts if each.found and each.limit), default=0.0),
-        requests=level.requests,
-        ttft_p50_s=None if ttft is None else ttft.p50,
-        ttft_p95_s=None if ttft is None else ttft.p95,
-        ttft_p99_s=None if ttft is None else ttft.p99,
-        itl_mean_s=None if itl is None else itl.mean,
-        itl_p99_s=None if itl is None else itl.p99,
-        e2e_p95_s=None if e2e is None else e2e.p95,
-        goodput=level.goodput,
-        output_tokens_per_s=level.output_tokens_per_s,
-        in_flight=level.requests_per_s * (e2e.mean if e2e else 0.0),
+        **figures_of(level),
+        in_flight=level.requests_per_s * (level.e2e_s.mean if level.e2e_s else 0.0),
         kv_ratio=0.0,
         kv_most=0.0,
     )

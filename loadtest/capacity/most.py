@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from engines.files import Strict, sha256_of
 from engines.manifest import EngineManifest
@@ -17,6 +18,7 @@ from loadtest.capacity.load import Shape, Stretch, Wanted, requests_needed, stre
 from loadtest.capacity.replica import NONE, Pessimism, Seen, simulate
 from loadtest.capacity.slowed import uniform
 from loadtest.knee import Knee, Probe, find_knee
+from loadtest.summary import LevelSummary
 from loadtest.traces import Trace
 
 TOLERANCE = 0.05
@@ -243,26 +245,32 @@ def steady_rate_per_s(manifest: EngineManifest, shape: Shape) -> float:
 
 def tried_of(seen: Seen) -> Tried:
     """Return a load's figures as they are kept."""
-    level = seen.level
-    ttft, itl, e2e = level.ttft_s, level.itl_s, level.e2e_s
     return Tried(
         rate_per_s=seen.rate_per_s,
         met=seen.met,
         missed=seen.missed,
         worst_ratio=min(seen.worst_ratio, 1e9),
-        requests=level.requests,
-        ttft_p50_s=None if ttft is None else ttft.p50,
-        ttft_p95_s=None if ttft is None else ttft.p95,
-        ttft_p99_s=None if ttft is None else ttft.p99,
-        itl_mean_s=None if itl is None else itl.mean,
-        itl_p99_s=None if itl is None else itl.p99,
-        e2e_p95_s=None if e2e is None else e2e.p95,
-        goodput=level.goodput,
-        output_tokens_per_s=level.output_tokens_per_s,
+        **figures_of(seen.level),
         in_flight=seen.in_flight,
         kv_ratio=seen.kv_ratio,
         kv_most=seen.kv_most,
     )
+
+
+def figures_of(level: LevelSummary) -> dict[str, Any]:
+    """Return what is kept of a level, whether it was measured or simulated."""
+    ttft, itl, e2e = level.ttft_s, level.itl_s, level.e2e_s
+    return {
+        "requests": level.requests,
+        "ttft_p50_s": None if ttft is None else ttft.p50,
+        "ttft_p95_s": None if ttft is None else ttft.p95,
+        "ttft_p99_s": None if ttft is None else ttft.p99,
+        "itl_mean_s": None if itl is None else itl.mean,
+        "itl_p99_s": None if itl is None else itl.p99,
+        "e2e_p95_s": None if e2e is None else e2e.p95,
+        "goodput": level.goodput,
+        "output_tokens_per_s": level.output_tokens_per_s,
+    }
 
 
 def _reliefs(bench: Bench, rate_per_s: float, strained: Seen) -> tuple[Relief, ...]:
@@ -296,9 +304,9 @@ def _reliefs(bench: Bench, rate_per_s: float, strained: Seen) -> tuple[Relief, .
 
 def _eased_limits(manifest: EngineManifest) -> dict[Constraint, EngineManifest]:
     limits, cache = manifest.limits, manifest.kv_cache
-    more_blocks = cache.model_copy(update={"blocks": round(cache.blocks * RELIEF)})
-    more_slots = limits.model_copy(update={"max_batch_size": round(limits.max_batch_size * RELIEF)})
-    budget = limits.model_copy(update={"max_num_tokens": round(limits.max_num_tokens * RELIEF)})
+    more_blocks = cache.model_copy(update={"blocks": math.ceil(cache.blocks * RELIEF)})
+    more_slots = limits.model_copy(update={"max_batch_size": math.ceil(limits.max_batch_size * RELIEF)})
+    budget = limits.model_copy(update={"max_num_tokens": math.ceil(limits.max_num_tokens * RELIEF)})
     return {
         "KV memory": manifest.model_copy(update={"kv_cache": more_blocks}),
         "batch limit": manifest.model_copy(update={"limits": more_slots}),

@@ -57,7 +57,7 @@ def _figures(plan: CapacityPlan) -> list[str]:
 
 
 def _frontier(plan: CapacityPlan) -> str:
-    best = plan.chosen
+    best, at = plan.chosen, plan.operating
     names = list(dict.fromkeys(point.name for point in plan.frontier))[: TONES - 1]
     edge = sorted((each.usd_per_month, each.ttft_p95_s * MS) for each in plan.frontier if each.is_on_frontier)
     series = [Series("frontier", edge, 5, "line", is_dashed=True)]
@@ -70,7 +70,6 @@ def _frontier(plan: CapacityPlan) -> str:
         )
         for tone, name in enumerate(names)
     ]
-    at = None if best is None else best.at_knee
     marks = []
     if best is not None and at is not None and at.ttft_p95_s is not None and best.usd_per_month is not None:
         marks.append(Mark(best.usd_per_month, at.ttft_p95_s * MS, "recommended"))
@@ -202,8 +201,8 @@ def _facts(plan: CapacityPlan) -> str:
         "peak, planned for": f"{traffic.planned_peak_per_s:.3g} requests/s",
         "mean prompt / reply": f"{traffic.mean_isl:.0f} / {traffic.mean_osl:.0f} tokens",
         "longest": f"{traffic.longest_isl:,} / {traffic.longest_osl:,} tokens",
-        "may be lost": f"{availability.n_plus} replicas"
-        + (f", or one of {availability.zones} zones" if availability.zones > 1 else ""),
+        "may be lost": f"any {availability.n_plus}"
+        + (f" or one of {availability.zones} zones" if availability.zones > 1 else ""),
         "headroom": f"{availability.headroom:.0%}",
     }
     row = plan.chosen

@@ -48,7 +48,7 @@ def _show_rows(plan: CapacityPlan) -> None:
     )
     table.add_column("candidate", no_wrap=True)
     table.add_column("rests on", no_wrap=True)
-    for heading in ("req/s", "TTFT p95", "ITL p99", "replicas", "USD/month", "USD/Mtok"):
+    for heading in ("req/s", "TTFT p95", "ITL p99", "replicas", "$/month", "$/Mtok"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("binds", no_wrap=True)
     for row in plan.rows:

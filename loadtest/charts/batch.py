@@ -99,7 +99,7 @@ def _curve_panel(panel: Any, reconstructed: list[_Joined], server: list[_Joined]
     p95 = [(point.p95_s or 0.0) * MS for point in reconstructed]
     panel.fill_between(batches, p50, p95, color=BLUE, alpha=0.13, linewidth=0)
     means = [point.mean_s * MS for point in reconstructed]
-    panel.plot(batches, means, color=BLUE, linewidth=0.8, marker="o", markersize=4,
+    panel.plot(batches, means, color=BLUE, linewidth=1.6, marker="o", markersize=4,
                label="from the records: gaps between tokens, mean")  # fmt: skip
     most = max(point.weight for point in reconstructed)
     panel.scatter(batches, means, [260 * point.weight / most for point in reconstructed], color=BLUE, alpha=0.25,

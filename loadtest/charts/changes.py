@@ -37,11 +37,11 @@ def changes(comparison: Comparison, *, image: Image = "svg") -> bytes:
     """Draw the change of each figure at each load with its confidence interval; no change is the line in the middle."""
     with style(TITLE):
         rows = max(len(comparison.levels), 2)
-        height_in = 1.9 + 2 * (0.75 + 0.26 * rows)
+        height_in = 1.9 + 2 * (0.9 + 0.28 * rows)
         figure = new_figure(height_in=height_in)
         panels = figure.subplots(2, 3, sharey=True)
         figure.subplots_adjust(
-            left=0.07, right=0.985, top=1 - 1.35 / height_in, bottom=0.55 / height_in, hspace=0.55, wspace=0.08
+            left=0.07, right=0.985, top=1 - 1.35 / height_in, bottom=0.55 / height_in, hspace=0.85, wspace=0.08
         )
         for panel, (name, title) in zip(panels.flat, DRAWN.items(), strict=True):
             _panel(panel, comparison, name, title)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engines.errors import UserError
 from loadtest.dialects.base import Dialect
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.dialects.openai import OpenAiChat, OpenAiCompletions
 from loadtest.dialects.triton_http import ENGINE_MODEL, TritonHttp
 from loadtest.dialects.triton_llmapi import TritonLlmApi
 
-__all__ = ["dialect_of", "takes_ids"]
+__all__ = ["dialect_of", "key_in", "takes_ids"]
 
 
 def dialect_of(
@@ -22,11 +23,15 @@ def dialect_of(
     Args:
         environment: Where the key of an OpenAI server is, under the name the endpoint gives.
         extra: Fields laid over every request.
+
+    Raises:
+        UserError: The key cannot be sent, or the fields cannot in this dialect.
     """
     extra = extra or {}
     if endpoint.is_openai:
         kind = OpenAiChat if endpoint.protocol == "openai-chat" else OpenAiCompletions
-        return kind(model, base_path=endpoint.base_path, key=environment.get(endpoint.api_key_env), extra=extra)
+        key = key_in(environment, endpoint.api_key_env)
+        return kind(model, base_path=endpoint.base_path, key=key, extra=extra)
     if endpoint.llm_api:
         return TritonLlmApi(endpoint, model, extra)
     if endpoint.protocol == "triton-grpc":
@@ -34,6 +39,18 @@ def dialect_of(
 
         return TritonGrpc(endpoint, model, extra)
     return TritonHttp(endpoint, model, extra)
+
+
+def key_in(environment: Mapping[str, str], name: str) -> str | None:
+    """Return a key as it can stand in a header; None where there is none.
+
+    Raises:
+        UserError: It cannot stand in one.
+    """
+    key = environment.get(name, "").strip()
+    if not key.isprintable():
+        raise UserError(f"${name}: the key has a line break or the like in it", hint="is it one key, on one line?")
+    return key or None
 
 
 def takes_ids(endpoint: Endpoint, model: str) -> bool:

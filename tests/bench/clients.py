@@ -57,18 +57,16 @@ class Tree:
     """A process and those it started: processor time and memory, sampled until it ends."""
 
     pid: int
-    samples: list[tuple[float, float, int]] = field(default_factory=list)  # clock, processor seconds, bytes
+    samples: list[tuple[float, float, int]] = field(default_factory=list)  # clock, processor seconds, bytes or 0
     _ticks: dict[int, int] = field(default_factory=dict)
 
     def watch(self, ended: threading.Event) -> None:
         """Sample until told that it has ended; memory seldom, since to ask for it takes the process's time."""
-        held = 0
         while not ended.wait(SAMPLE_S):
             pids = self._pids()
             for pid in pids:
                 self._look(pid)
-            if len(self.samples) % MEMORY_EVERY == 0:
-                held = sum(map(_held_bytes, pids))
+            held = 0 if len(self.samples) % MEMORY_EVERY else sum(map(_held_bytes, pids))
             self.samples.append((time.monotonic(), sum(self._ticks.values()) * TICK_S, held))
 
     def _pids(self) -> list[int]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from engines.tokenizer import TOKENIZER_FILE, installed_tokenizers
 from loadtest.conversations import Mix
-from loadtest.prompts import PromptMaker, prepare
+from loadtest.preparation import prepare
+from loadtest.prompts import PromptMaker
 from loadtest.scenario import Lengths, Scenario
 from loadtest.traffic import plans_of
 

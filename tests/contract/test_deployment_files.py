@@ -319,9 +319,10 @@ FIRES: dict[str, list[dict[str, str]]] = {
     "EngineNotLoaded": _well(active="", waiting="", scheduled="", max="", iterations=""),
     "NoThroughput": _well(iterations="0+100x20 2000x60"),
     "QueueGrows": _well(waiting="0+5x80", scheduled="384x80", active="384+5x80"),
+    "QueueLong": _well(waiting="200x80", scheduled="384x80", active="584x80"),
     "KvCacheNearlyFull": _well(fraction="0.97x80"),
     "KvCacheLimitsBatch": _well(waiting="20x80", active="30x80"),
-    "RequestsPaused": _well(paused="0x20 3x60"),
+    "RequestsPaused": _well(paused="0x20 3 0 0 1" + " 0 0 1 0" * 14),
     "RequestsFail": _well(failure="0+2x80"),
     "FirstResponseSlow": _well(fast="0x80"),
 }

@@ -12,11 +12,12 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import LOCAL_TRITON, free_ports
+from conftest import LOCAL_TRITON, free_ports, succeed
 
 LIMIT_S = 60
 
@@ -30,6 +31,16 @@ def wait_until(true: Callable[[], Any], within_s: float = LIMIT_S) -> Any:
             return found
         time.sleep(0.2)
     raise AssertionError(f"not within {within_s:g} s: {true.__name__}")
+
+
+def small_engine(folder: Path) -> None:
+    """Emulate an engine of eight slots whose KV cache holds five requests, and which takes blocks back."""
+    limits = ["--max-batch-size", 8, "--max-seq-len", 512, "--isl", 256, "--osl", 256]
+    succeed("build-engine", "--precision", "fp8", "--emulate", *limits, "--out", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["kv_cache"]["blocks"] = 40
+    manifest["runtime"]["scheduler_policy"] = "max_utilization"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def gone(pid: int) -> bool:
@@ -82,8 +93,8 @@ class Deployed:
         os.kill(int(children[0]), signal.SIGTERM)
 
     def end(self) -> None:
-        """Leave nothing behind."""
-        if self.process.poll() is None:
+        """Leave nothing behind: outside a container a killed server's models outlive it."""
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=10)
         for left in Path("/dev/shm").glob(f"deployed_{os.getpid()}_{self.http}_*"):

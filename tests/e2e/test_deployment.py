@@ -17,13 +17,13 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import BIN, LOCAL_TRITON, succeed
-from monitoring import Deployed, Prometheus, wait_until
+from monitoring import Deployed, Prometheus, small_engine, wait_until
 from streams import Stream, tokens
 
 pytestmark = pytest.mark.e2e
 # Triton 24.10, the local one, has no histogram of first responses; promtool fires that alert in tests/contract.
 NOT_HERE = "first_response"
-OVERLOAD = {"KvCacheNearlyFull", "KvCacheLimitsBatch", "QueueGrows", "RequestsFail", "RequestsPaused"}
+OVERLOAD = {"KvCacheNearlyFull", "KvCacheLimitsBatch", "QueueGrows", "QueueLong", "RequestsFail"}
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,6 @@ class Watched:
     told: set[str]
 
 
-def _small_engine(folder: Path) -> None:
-    """Emulate an engine of eight slots whose KV cache holds five requests, and which takes blocks back."""
-    limits = ["--max-batch-size", 8, "--max-seq-len", 512, "--isl", 256, "--osl", 256]
-    succeed("build-engine", "--precision", "fp8", "--emulate", *limits, "--out", folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["kv_cache"]["blocks"] = 40
-    manifest["runtime"]["scheduler_policy"] = "max_utilization"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """Serve a small engine by the deployment's own script, watch it, and overload it."""
@@ -54,7 +44,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     if not shutil.which("prometheus"):
         pytest.skip("no prometheus here: apt install prometheus")
     base = tmp_path_factory.mktemp("deployment")
-    _small_engine(base / "engine")
+    small_engine(base / "engine")
     queue = ["--max-queue-size", 20, "--time-scale", 2]
     succeed("build-repo", base / "engine", "--out", base / "repository", *queue)
     succeed("build-deployment", base / "repository", "--out", base / "files", "--name", "demo", "--longest-reply", 20)
@@ -101,8 +91,9 @@ def test_every_recorded_series_has_data_under_load(watched: Watched) -> None:
 
 
 def test_overload_raises_its_alerts(watched: Watched) -> None:
-    """A queue that grows, a full KV cache, paused and refused requests are what Prometheus tells, and nothing else."""
-    assert watched.told - {"TritonMissing"} == OVERLOAD  # missing it is until the first scrape
+    """A queue that grows, a full KV cache and refused requests are what Prometheus tells, and nothing else."""
+    # Until the first scrape and the first rules, server and engine are missing; pauses are moments a scrape may miss.
+    assert watched.told - {"TritonMissing", "EngineNotLoaded", "RequestsPaused"} == OVERLOAD
 
 
 def test_what_the_autoscaler_asks_for_is_there(watched: Watched) -> None:

@@ -84,8 +84,9 @@ def test_a_client_that_leaves_over_http_gives_its_slot_away(small: Server) -> No
 
 def test_an_ensemble_generates_on_for_a_client_that_left(small: Server) -> None:
     """Triton does not tell an ensemble's models that its client is gone: the slot stays taken to the end (a limit)."""
-    gone = Stream(small.grpc, "ensemble", text(300)).read(5)
-    gone.leave()
+    left = Stream(small.grpc, "ensemble", text(300)).read(5)
+    wait_until(lambda: _metric(small, USED) > 0, 10)
+    left.leave()
     with pytest.raises(AssertionError):
         wait_until(lambda: _metric(small, USED) == 0, 0.5)
     wait_until(lambda: _metric(small, USED) == 0, 30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -477,3 +478,46 @@ def test_the_llm_api_is_load_tested(llmapi: Server, tmp_path: Path) -> None:
     summary = json.loads(succeed("report-load", tmp_path / "run", "--out", tmp_path / "report", "--json"))
     assert summary["kind"] == "emulated"
     assert [(level["requests"], level["errors"], level["osl"]) for level in summary["levels"]] == [(6, 0, 16)] * 2
+
+
+# What upstream's model does with its files: helpers beside its code, model.yaml beside the entry point.
+STAND_IN = """
+import os
+import numpy as np, yaml
+import triton_python_backend_utils as pb_utils
+from helpers import shout
+
+class TritonPythonModel:
+    def initialize(self, args):
+        with open(os.path.join(pb_utils.get_model_dir(), "model.yaml")) as file:
+            self.arguments = yaml.safe_load(file)
+
+    def execute(self, requests):
+        for request in requests:
+            text = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy()[0].decode()
+            said = shout(text) + str(self.arguments["max_batch_size"])
+            output = pb_utils.Tensor("text_output", np.array([said.encode()], dtype=object))
+            request.get_response_sender().send(
+                pb_utils.InferenceResponse([output]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+
+
+def test_code_from_the_image_runs_in_the_rendered_repository(llmapi: Server, tmp_path: Path) -> None:
+    """A built engine's LLM API repository loads the code it is told of, which finds its model.yaml and its helpers."""
+    shutil.copytree(llmapi.repository.parent / "engine", tmp_path / "engine")
+    (tmp_path / "engine" / "checkpoint").mkdir()
+    manifest = json.loads((tmp_path / "engine" / "manifest.json").read_text())
+    manifest |= {"kind": "checkpoint", "checkpoint": "checkpoint"}
+    (tmp_path / "engine" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "helpers.py").write_text("def shout(text):\n    return text.upper()\n")
+    (tmp_path / "code" / "model.py").write_text(STAND_IN)
+    repository = tmp_path / "repository"
+    code = f"llmapi.model_code={tmp_path / 'code'}"
+    succeed("build-repo", tmp_path / "engine", "--set", code, "--out", repository)
+    running = start(repository)
+    try:
+        [reply] = _answers(running, "tensorrt_llm", {"text_input": "hi "})
+        assert reply["text_output"] == f"HI {manifest['limits']['max_batch_size']}"
+    finally:
+        succeed("serve-repo", repository, "--stop")

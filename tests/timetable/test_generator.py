@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import Start
+from timetable import Start
 
 from engines.tokenizer import TOKENIZER_FILE, installed_tokenizers
 
@@ -117,7 +117,10 @@ def _free_port() -> int:
 
 
 def test_two_workers_send_what_one_process_would(start: Start, tmp_path: Path) -> None:
-    """An open loop's arrivals and prompts are the same, each sent once, on one clock, whoever sends them."""
+    """An open loop's arrivals and lengths are the same, each sent once, on one clock, whoever sends them.
+
+    The words are not: another run must not find this one's in the server's KV cache.
+    """
     server, folders = start(gap_ms=5), (tmp_path / "alone", tmp_path / "shared")
     load = ("--rate", 12, "--duration", 3, "--osl", 10, "--seed", 7, "--keep-text")
     for folder, more in zip(folders, ((), ("--workers", 2)), strict=True):
@@ -134,8 +137,10 @@ def test_two_workers_send_what_one_process_would(start: Start, tmp_path: Path) -
     for one, other in zip(alone, shared, strict=True):
         assert (one["id"], one["phase"], one["prompt_tokens"]) == (other["id"], other["phase"], other["prompt_tokens"])
         assert one["scheduled_s"] - begins_s[0] == pytest.approx(other["scheduled_s"] - begins_s[1], abs=1e-6)
-    texts = [sorted((folder / "prompts.jsonl").read_text().splitlines()) for folder in folders]
-    assert texts[0] == texts[1]
+    kept = [[json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()] for folder in folders]
+    numbers, others = (sorted((each["id"], each["tokens"]) for each in lines) for lines in kept)
+    assert numbers == others
+    assert not {each["text"][:20] for each in kept[0]} & {each["text"][:20] for each in kept[1]}
     run = _manifest(folders[1])
     assert run["workers"] == 2
     assert [clock["worker"] for clock in run["clocks"]] == [0, 1]

@@ -22,12 +22,14 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import Start, ask, door_to
+from timetable import Start, ask, door_to
 from truth import added_by_client
 
 from engines.tokenizer import TOKENIZER_FILE, installed_tokenizers
 from loadtest.dialects import dialect_of
+from loadtest.dialects.base import Answer, Asked
 from loadtest.dialects.endpoint import Endpoint
+from loadtest.prompts import Prompt
 from loadtest.scenario import Protocol
 from loadtest.wires import Connection, UnreachableError
 
@@ -216,8 +218,6 @@ def test_a_killed_request_keeps_what_had_come(start: Start) -> None:
     found = []
 
     def user() -> None:
-        from conftest import Answer, Asked, Prompt  # noqa: PLC0415
-
         answer, asked = Answer(), Asked("r0", Prompt(tokens=1, text="hello"), 500)
         try:
             connection.ask(asked, answer)

@@ -21,7 +21,8 @@ class Added(NamedTuple):
 def added_by_client(run: Path, log: Path) -> Added:
     """Return the differences between a run's records and the server's log of the same replies.
 
-    Of whole replies that were measured, with one token an event, asked for over `triton-http`, whose requests carry their number.
+    Of whole replies that were measured, with one token an event, asked for over `triton-http`, whose requests carry
+    their number.
 
     Raises:
         ValueError: A reply is not in the log, or has another number of tokens there.

@@ -13,6 +13,7 @@ from typing import Any
 from triton_repo.deploy.plan import DeploymentPlan
 
 DATASOURCE = "prometheus"
+CALLED = '{model!~"preprocessing|postprocessing"}'  # each streamed token is a request to postprocessing
 # Since Triton 24.11, with histogram_latencies: not in the local server of install-triton (24.10).
 HISTOGRAM = "nv_inference_first_response_histogram_ms"
 _REQUESTS = 'nv_trt_llm_request_metrics{{request_type="{}"}}'
@@ -68,23 +69,23 @@ def recorded() -> list[Recorded]:
             'sum by (instance) (rate(nv_trt_llm_general_metrics{general_type="iteration_counter"}[1m]))',
             "engine steps a second",
         ),
-        Recorded("triton:replies:rate5m", done, "requests answered a second, by model"),
+        Recorded("triton:replies:rate1m", done.replace("5m", "1m"), "requests answered a second, by model"),
         Recorded(
-            "triton:failures:rate5m",
-            "sum by (instance, model, reason) (rate(nv_inference_request_failure[5m]))",
+            "triton:failures:rate1m",
+            "sum by (instance, model, reason) (rate(nv_inference_request_failure[1m]))",
             "requests failed a second, by model and reason",
         ),
         Recorded(
             "triton:failures:ratio5m", f"{lost} / ({done} + {lost} > 0)", "share of requests failed, not cancelled"
         ),
-        Recorded("triton:queue_seconds:mean5m", _mean("nv_inference_queue_duration_us"), "mean wait in Triton's queue"),
-        Recorded("triton:request_seconds:mean5m", _mean("nv_inference_request_duration_us"), "mean time of a request"),
+        Recorded("triton:queue_seconds:mean1m", _mean("nv_inference_queue_duration_us"), "mean wait in Triton's queue"),
+        Recorded("triton:request_seconds:mean1m", _mean("nv_inference_request_duration_us"), "mean time of a request"),
         Recorded(
-            "triton:output_tokens:rate5m", "sum by (instance) (rate(nv_llm_output_token_len_sum[5m]))",
+            "triton:output_tokens:rate1m", "sum by (instance) (rate(nv_llm_output_token_len_sum[1m]))",
             "tokens of finished replies a second",
         ),
         Recorded(
-            "triton:input_tokens:rate5m", "sum by (instance) (rate(nv_llm_input_token_len_sum[5m]))",
+            "triton:input_tokens:rate1m", "sum by (instance) (rate(nv_llm_input_token_len_sum[1m]))",
             "prompt tokens a second",
         ),
         Recorded(
@@ -109,22 +110,27 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
               "critical", "{{ $labels.instance }} has requests and its engine makes no steps.",
               "debug.md: requests wait and nothing moves"),
         Alert("QueueGrows",
-              f"triton:requests_waiting > {plan.queue_alarm} and deriv(triton:requests_waiting[5m]) > 0", 5, "warning",
-              "{{ $value }} requests wait on {{ $labels.instance }}, and more every minute.",
+              f"min_over_time(triton:requests_waiting[1m]) > {plan.queue_alarm} "
+              "and deriv(triton:requests_waiting[5m]) > 0",
+              5, "warning", "{{ $value }} requests wait on {{ $labels.instance }}, and more every minute.",
               "add replicas, or admit less: max_queue_size"),
-        Alert("KvCacheNearlyFull", "triton:kv_used:ratio > 0.95", 5, "warning",
+        Alert("QueueLong", f"min_over_time(triton:requests_waiting[1m]) > {plan.queue_alarm}", 15, "warning",
+              "For a quarter of an hour {{ $value }} requests or more have waited on {{ $labels.instance }}.",
+              "add replicas, or admit less: max_queue_size"),
+        Alert("KvCacheNearlyFull", "avg_over_time(triton:kv_used:ratio[2m]) > 0.9", 5, "warning",
               "{{ $value | humanizePercentage }} of the KV cache of {{ $labels.instance }} is in use: requests wait "
               "for blocks, not for compute.", "fewer requests at once, shorter ones, or a smaller KV format"),
         Alert("KvCacheLimitsBatch",
-              "triton:requests_waiting > 0 and triton:requests_scheduled < 0.8 * triton:requests_max", 5, "warning",
+              "min_over_time(triton:requests_waiting[1m]) > 0 and on (instance) "
+              "avg_over_time(triton:requests_scheduled[2m]) < 0.85 * triton:requests_max", 5, "warning",
               "{{ $labels.instance }} has requests that wait and a batch with room: their KV blocks are reserved or "
               "in use.", "shorter max_tokens (guaranteed_no_evict reserves all), more KV memory, max_utilization"),
-        Alert("RequestsPaused", "triton:requests_paused > 0", 1, "warning",
+        Alert("RequestsPaused", "max_over_time(triton:requests_paused[2m]) > 0", 2, "warning",
               "{{ $value }} requests are paused on {{ $labels.instance }}: their KV blocks were taken and will be "
               "computed again.", "guaranteed_no_evict, or fewer requests at once"),
         Alert("RequestsFail", "triton:failures:ratio5m > 0.05", 5, "critical",
               "{{ $value | humanizePercentage }} of the requests to {{ $labels.model }} on {{ $labels.instance }} "
-              "fail.", "triton:failures:rate5m has the reasons; the server's log has the errors"),
+              "fail.", "triton:failures:rate1m has the reasons; the server's log has the errors"),
         Alert("FirstResponseSlow", f"triton:first_response_seconds:p95_5m > {objective_s:g}", 5, "warning",
               f"One request in twenty to {{{{ $labels.model }}}} waits over {objective_s:g} s for its first response.",
               "queue, or prompts that take the batch: see the queue and the context tokens"),
@@ -139,16 +145,18 @@ def panels(plan: DeploymentPlan) -> list[Panel]:
               "A queue beside a batch below its limit waits for KV blocks."),
         Panel("KV cache in use", "percentunit", (("triton:kv_used:ratio", "{{instance}}"),),
               "Nearly full, and requests wait."),
-        Panel("Tokens a second", "short", (("triton:output_tokens:rate5m", "out, of finished replies {{instance}}"),
-              ("triton:input_tokens:rate5m", "in {{instance}}")), "Output is counted when a reply ends."),
-        Panel("Requests a second", "reqps", (("triton:replies:rate5m", "{{model}} {{instance}}"),), "Answered."),
-        Panel("Failures a second", "reqps", (("triton:failures:rate5m", "{{model}} {{reason}} {{instance}}"),),
+        Panel("Tokens a second", "short", (("triton:output_tokens:rate1m", "out, of finished replies {{instance}}"),
+              ("triton:input_tokens:rate1m", "in {{instance}}")), "Output is counted when a reply ends."),
+        Panel("Requests a second", "reqps", ((f"triton:replies:rate1m{CALLED}", "{{model}} {{instance}}"),),
+              "Answered."),
+        Panel("Failures a second", "reqps",
+              (("max by (instance, reason) (triton:failures:rate1m)", "{{reason}} {{instance}}"),),
               "REJECTED: Triton's queue was full. CANCELED: the client left."),
         Panel("Time to first response, p95", "s", (("triton:first_response_seconds:p95_5m", "{{model}} {{instance}}"),),
               "Triton 24.11 and newer; empty on older servers. Of a reply that is not streamed: the whole reply."),
-        Panel("Mean time of a request", "s", (("triton:request_seconds:mean5m", "{{model}} {{instance}}"),),
+        Panel("Mean time of a request", "s", ((f"triton:request_seconds:mean1m{CALLED}", "{{model}} {{instance}}"),),
               "Queue included."),
-        Panel("Mean wait in Triton's queue", "s", (("triton:queue_seconds:mean5m", "{{model}} {{instance}}"),),
+        Panel("Mean wait in Triton's queue", "s", (("triton:queue_seconds:mean1m", "{{model}} {{instance}}"),),
               "The engine's own queue is not in it: that is 'waiting' above."),
         Panel("Engine steps a second", "short", (("triton:iterations:rate1m", "{{instance}}"),),
               "None while requests wait: stuck."),
@@ -238,6 +246,6 @@ def _max(series: str) -> str:
 
 
 def _mean(duration_us: str) -> str:
-    total = f"sum by (instance, model) (rate({duration_us}[5m]))"
-    count = "sum by (instance, model) (rate(nv_inference_request_success[5m]))"
+    total = f"sum by (instance, model) (rate({duration_us}[1m]))"
+    count = "sum by (instance, model) (rate(nv_inference_request_success[1m]))"
     return f"{total} / ({count} > 0) / 1e6"

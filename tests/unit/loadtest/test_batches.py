@@ -1,88 +1,89 @@
-"""Batch sizes from records whose timetable is known, and from what a server says."""
+"""Latency against the batch size it was had at: by hand-made records and samples whose answer is known."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+from made import GENERATION, level, manifest, record
+
 from loadtest.batches import batch_curve, batch_of_gaps, gpus_of, samples_of
-from loadtest.columns import Columns, columns_of
-from loadtest.records import RequestRecord, Sample
+from loadtest.columns import columns_of
+from loadtest.metrics import summarize
+from loadtest.records import Sample
 from loadtest.windows import Window
 
-WINDOW = Window(0.0, 1000.0, "whole")
+ITERATIONS = 'nv_trt_llm_general_metrics{model="m",general_type="iteration_counter"}'
+WINDOW = Window(0.0, 100.0, "steady")
 
 
-def stream(number: int, first_s: float, *, tokens: int, gap_s: float) -> RequestRecord:
-    """Return a request of evenly spaced tokens."""
-    times = tuple(first_s + gap_s * step for step in range(tokens))
-    return RequestRecord(
-        id=number, level=0, phase="measure", scheduled_s=first_s, sent_s=first_s, token_times_s=times,
-        done_s=times[-1], prompt_tokens=8, output_tokens=tokens, outcome="ok",
-    )  # fmt: skip
+def test_each_gap_by_the_streams_in_its_middle() -> None:
+    """One stream alone takes 10 ms a token; while a second runs beside it, both take 20."""
+    alone = [0.01 * step for step in range(101)]
+    together = [1.0 + 0.02 * step for step in range(1, 101)]
+    first = record(0, 0.0, alone + together)
+    second = record(1, 0.9, [1.005 + 0.02 * step for step in range(100)])
+    batches, gaps = batch_of_gaps(WINDOW, columns_of([first, second]))
+    assert gaps[batches == 1].mean() == pytest.approx(0.01, abs=0.0005)
+    assert gaps[batches == 2].mean() == pytest.approx(0.02, abs=0.0005)
+    assert len(gaps) == len(first.token_times_s) + len(second.token_times_s) - 2
 
 
-def timetable() -> Columns:
-    """Return an engine that takes 10 ms a token alone, 20 ms with two sequences and 40 ms with three."""
-    alone = [stream(0, 0.0, tokens=41, gap_s=0.01)]
-    pair = [stream(1 + each, 10.0, tokens=41, gap_s=0.02) for each in range(2)]
-    three = [stream(3 + each, 20.0, tokens=41, gap_s=0.04) for each in range(3)]
-    return columns_of([*alone, *pair, *three])
-
-
-def test_reconstruction_of_a_known_timetable() -> None:
-    """Each gap is placed at the number of streams that were active in its middle, and only there."""
-    curve = batch_curve(WINDOW, timetable(), samples_of([]), time_scale=2.0)
-    assert curve is not None
-    assert [point.batch for point in curve.reconstructed] == [1, 2, 3]
-    assert [point.count for point in curve.reconstructed] == [40, 80, 120]
-    assert [point.mean_s for point in curve.reconstructed] == pytest.approx([0.005, 0.01, 0.02])
-    assert (curve.server, curve.disagreement_ratio) == ([], None)
-
-
-def test_gaps_outside_the_window_do_not_count() -> None:
-    """A window over the pair alone holds the pair's gaps."""
-    batches, gaps = batch_of_gaps(Window(9.0, 12.0, "steady"), timetable())
-    assert set(batches.tolist()) == {2.0}
-    assert gaps == pytest.approx(np.full(80, 0.02))
-
-
-def test_server_and_records_disagree_by_what_they_differ() -> None:
-    """A server that counts iterations of 16 ms where tokens come every 20 ms is a quarter apart, and it is said."""
-    counter = 'nv_trt_llm_general_metrics{general_type="iteration_counter"}'
-    decoding = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests"}'
-    samples = [Sample(t_s=10.0 + 0.16 * k, values={counter: 10.0 * k, decoding: 2.0}) for k in range(5)]
-    curve = batch_curve(Window(9.5, 11.0, "whole"), timetable(), samples_of(samples), time_scale=1.0)
-    assert curve is not None
-    [point] = curve.server
-    assert (point.batch, point.count, point.mean_s) == pytest.approx((2.0, 40.0, 0.016))
-    assert curve.disagreement_ratio == pytest.approx(0.25)
-
-
-def test_gpus_of_two_pages_add_up() -> None:
-    """Power and memory of all GPUs are added, how busy they are is averaged; DCGM's units become watts and bytes."""
-    page = {f'DCGM_FI_DEV_POWER_USAGE{{gpu="{gpu}"}}': 300.0 for gpu in (0, 1)}
-    page |= {'DCGM_FI_DEV_FB_USED{gpu="0"}': 1024.0, 'DCGM_FI_DEV_GPU_UTIL{gpu="0"}': 80.0}
-    other = {'nv_gpu_power_usage{gpu_uuid="x"}': 100.0, 'nv_gpu_utilization{gpu_uuid="x"}': 0.4}
-    found = gpus_of(samples_of([Sample(t_s=1.0, values=page), Sample(t_s=1.0, page=1, values=other)]), WINDOW)
+def test_server_and_records_agree_where_they_should() -> None:
+    """A server of 20 ms an iteration at a batch of 4, sampled at odd moments, is what the records say too."""
+    requests = [record(place, 0.0, [0.02 * step for step in range(1, 1001)]) for place in range(4)]
+    samples = [
+        Sample(t_s=t, values={GENERATION: 4.0, ITERATIONS: float(int(t / 0.02))}) for t in np.arange(0.5, 19.5, 0.137)
+    ]
+    found = batch_curve(Window(0.0, 20.0, "steady"), columns_of(requests), samples_of(samples), time_scale=1.0)
     assert found is not None
-    assert (found.power_w, found.memory_bytes) == (700.0, 2.0**30)
-    assert found.busy_ratio == pytest.approx(0.6)
+    assert [point.batch for point in found.server] == [4.0]
+    assert found.server[0].mean_s == pytest.approx(0.02, rel=0.02)
+    assert found.disagreement_ratio == pytest.approx(0.0, abs=0.02)
 
 
-def test_columns_keep_every_token() -> None:
-    """Arrivals come back from gaps as they were, requests without tokens among them."""
-    empty = RequestRecord(
-        id=9, level=0, phase="measure", scheduled_s=1, sent_s=1, token_times_s=(), done_s=2, prompt_tokens=8,
-        output_tokens=0, outcome="error", error="it broke", class_name="chat",
-    )  # fmt: skip
-    records = [stream(0, 0.5, tokens=3, gap_s=0.25), empty, stream(1, 7.0, tokens=1, gap_s=1.0)]
-    columns = columns_of(records)
-    chunks = list(columns.token_chunks())
-    assert np.concatenate([chunk.row for chunk in chunks]).tolist() == [0, 0, 0, 2]
-    assert np.concatenate([chunk.time_s for chunk in chunks]) == pytest.approx([0.5, 0.75, 1.0, 7.0])
-    assert columns.errors == ("it broke",)
-    kept = columns.select(columns.good)
-    assert kept.id.tolist() == [0, 1]
-    assert kept.gaps_s.tolist() == [0.25, 0.25]
-    assert kept.longest_gap_s.tolist() == [0.25, 0.0]
+def test_samples_within_one_iteration_do_not_make_it_short() -> None:
+    """Sampling ten times an iteration gives the iteration's length, not the time between samples."""
+    requests = [record(place, 0.0, [0.5 * step for step in range(1, 101)]) for place in range(2)]
+    samples = [Sample(t_s=t, values={GENERATION: 2.0, ITERATIONS: float(int(t / 0.5))}) for t in np.arange(1, 49, 0.05)]
+    found = batch_curve(Window(0.0, 50.0, "steady"), columns_of(requests), samples_of(samples), time_scale=1.0)
+    assert found is not None
+    assert found.server[0].mean_s == pytest.approx(0.5, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "kv"),
+    [
+        (
+            'vllm:num_requests_running{model_name="m"}',
+            'vllm:num_requests_waiting{model_name="m"}',
+            "vllm:gpu_cache_usage_perc",
+        ),
+        ("sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:token_usage"),
+    ],
+)
+def test_other_servers_names_are_known(running: str, waiting: str, kv: str) -> None:
+    """Batch size, queue and KV cache of vLLM and SGLang stand where TensorRT-LLM's do."""
+    samples = [Sample(t_s=t, values={running: 3.0, waiting: 2.0, kv: 0.25}) for t in (1.0, 2.0)]
+    [found] = summarize(manifest(level(1, 0.0, 3.0)), [record(0, 0.5, [1.0, 2.5])], samples).levels
+    assert found.batch_size is not None
+    assert (found.batch_size.mean, found.waiting, found.kv_ratio) == (3.0, 2.0, 0.25)
+
+
+def test_gpus_and_pages_add_up_in_their_units() -> None:
+    """Power of two GPUs on one page and one on another adds up; DCGM's MiB and percent become bytes and a share."""
+    exporter = {'DCGM_FI_DEV_POWER_USAGE{gpu="0"}': 300.0, 'DCGM_FI_DEV_POWER_USAGE{gpu="1"}': 200.0,
+                'DCGM_FI_DEV_FB_USED{gpu="0"}': 1024.0, 'DCGM_FI_DEV_GPU_UTIL{gpu="0"}': 90.0}  # fmt: skip
+    samples = [
+        Sample(t_s=1.0, values=exporter, page=0),
+        Sample(t_s=1.5, ended_s=1.7, values={'nv_gpu_power_usage{gpu_uuid="x"}': 100.0}, page=1),
+    ]
+    found = gpus_of(samples_of(samples), Window(0.0, 2.0, "steady"))
+    assert found is not None
+    assert (found.power_w, found.memory_bytes) == (600.0, 2.0**30)
+    assert found.busy_ratio == pytest.approx(0.9)
+    assert samples_of(samples).t_s.tolist() == pytest.approx([1.0, 1.6])

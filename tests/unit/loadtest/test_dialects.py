@@ -106,6 +106,16 @@ def test_what_cannot_be_a_tensor_is_refused_beforehand() -> None:
     assert "min_tokens" not in {each.name for each in request.inputs}
 
 
+def test_a_key_is_taken_without_its_line_end_and_refused_in_two_lines() -> None:
+    """A file's last line end is no part of a key; a key that would break its header is refused, unshown."""
+    endpoint = Endpoint(host="h", port=1, protocol="openai-chat", api_key_env="KEY")
+    assert dialect_of(endpoint, "m", environment={"KEY": "k\n"}).headers() == {"Authorization": "Bearer k"}
+    assert dialect_of(endpoint, "m", environment={"KEY": ""}).headers() == {}
+    with pytest.raises(UserError, match="KEY") as refused:
+        dialect_of(endpoint, "m", environment={"KEY": "secret\nX-More: 1"})
+    assert "secret" not in str(refused.value)
+
+
 def test_openai_is_asked_for_exactly_so_many_tokens_and_their_count() -> None:
     """A free reply is asked for with OpenAI's own fields alone; a null takes one away."""
     chat = _dialect("openai-chat")

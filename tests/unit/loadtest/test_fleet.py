@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_ledger import record, under_way
 
 from engines.errors import ToolError
-from loadtest import fleet
 from loadtest.dialects.endpoint import Endpoint
-from loadtest.fleet import Master, Outbox, Worker, files_of, schedule_digest, with_files
+from loadtest.fleet import master as masters
+from loadtest.fleet import worker as workers_side
+from loadtest.fleet.handover import files_of, schedule_digest, with_files
+from loadtest.fleet.master import Master
+from loadtest.fleet.worker import Outbox, Worker
 from loadtest.prompts import Prepared
 from loadtest.records import REQUESTS_NAME, read_records
 from loadtest.scenario import Scenario
@@ -166,10 +170,11 @@ class FakeShare:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Collect what the master would say on its output."""
     heard: list[dict[str, Any]] = []
-    monkeypatch.setattr(fleet, "tell", lambda **told: heard.append(told))
-    monkeypatch.setattr(fleet, "tell_progress", lambda *_: None)
-    monkeypatch.setattr(fleet, "REPORT_S", 0.01)
-    monkeypatch.setattr(fleet, "CHECK_S", 0.0)
+    monkeypatch.setattr(masters, "tell", lambda **told: heard.append(told))
+    monkeypatch.setattr(masters, "tell_progress", lambda *_: None)
+    monkeypatch.setattr(masters, "REPORT_S", 0.01)
+    monkeypatch.setattr(workers_side, "REPORT_S", 0.01)
+    monkeypatch.setattr(masters, "CHECK_S", 0.0)
     return heard
 
 
@@ -240,6 +245,29 @@ def test_records_of_all_workers_are_on_one_clock(tmp_path: Path, said: list[dict
         assert abs(clock["drift_s"]) <= 2 * clock["uncertainty_s"] + 0.01
 
 
+def test_a_worker_that_does_not_listen_yet_is_waited_for(tmp_path: Path, said: list[dict[str, Any]]) -> None:
+    """Connected is not ready: what is sent before a worker listens would be lost, and the run would wait for ever."""
+    bus = Bus()
+    bus.runner("w0")  # Locust has connected; nothing listens
+    workers = [_worker(bus, "w1", 0.0)]
+
+    def listen() -> None:
+        gevent.sleep(0.2)
+        gevent.spawn(_worker(bus, "w0", 0.0).run)
+
+    plan = _plan(tmp_path, Scenario(concurrency=(2,)))
+    gevent.spawn(listen)
+    master = Master(
+        bus.runner("master"), plan, expected=2, on_look=lambda _: None, on_record=lambda _: None, clock=Clock()
+    )
+    gevent.spawn(workers[0].run)
+    with gevent.Timeout(30):
+        master.run(within_s=10)
+    master.let_go()
+    assert said[-1]["level"]["complete"]
+    assert {each.worker for each in read_records(tmp_path)} == {0, 1}
+
+
 def test_measuring_begins_for_all_when_all_are_warm(tmp_path: Path, said: list[dict[str, Any]]) -> None:
     """No worker measures before the last has warmed up: the level's first measured request follows every first one."""
     bus = Bus()
@@ -270,7 +298,7 @@ def test_a_lost_worker_ends_the_run(tmp_path: Path, said: list[dict[str, Any]]) 
         bus.clients["w0"].state = "missing"
 
     _run(bus, _plan(tmp_path, Scenario(concurrency=(4, 8))), [doomed, other], kill)
-    assert [each["lost"] for each in said if "lost" in each] == [f"worker 0 on {fleet.socket.gethostname()} was lost"]
+    assert [each["lost"] for each in said if "lost" in each] == [f"worker 0 on {socket.gethostname()} was lost"]
     levels = [each["level"] for each in said if "level" in each]
     assert [level["complete"] for level in levels] == [False]
     assert said[-1]["ended"].endswith("was lost")
@@ -296,8 +324,10 @@ def test_a_worker_that_cannot_go_on_ends_the_run_with_its_reason(tmp_path: Path,
 def test_a_worker_whose_master_is_silent_gives_up() -> None:
     """Heartbeats that stop, by the monotonic clock: a load that nobody directs is not sent on."""
     clock = Clock()
-    worker = Worker(Bus().runner("w0"), prepare=lambda *_: None, open_share=FakeShare, clock=clock)
-    clock.ahead_s += fleet.MASTER_SILENT_S + 1
+    bus = Bus()
+    bus.runner("master").handlers["here"] = lambda **_: None
+    worker = Worker(bus.runner("w0"), prepare=lambda *_: None, open_share=FakeShare, clock=clock)
+    clock.ahead_s += workers_side.MASTER_SILENT_S + 1
     with gevent.Timeout(10), pytest.raises(ToolError, match="has not been heard of"):
         worker.run()
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from engines.errors import MissingError, UserError
-from loadtest.lengths import Distribution, even, parse, read_pairs
+from loadtest.lengths import Distribution, even, parse
+from loadtest.pairs import read_pairs
 from loadtest.scenario import Lengths
 
 DRAWS = 4000
@@ -173,3 +174,8 @@ def test_a_file_that_holds_no_lengths_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match=wrong):
             read_pairs(str(path))
+
+
+def test_a_spread_next_to_nothing_is_none() -> None:
+    """A coefficient of variation whose square a float cannot hold draws the mean."""
+    assert set(_draws(parse("lognormal(100, 1e-189)"))) == {100}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.monitor import Monitor, parse_metrics
+from loadtest.monitor import Monitor
 from loadtest.records import SAMPLES_NAME, read_samples
 
 
@@ -48,26 +48,6 @@ def test_samples_carry_the_runs_clock(url: str, tmp_path: Path) -> None:
             time.sleep(0.01)
     sample = next(read_samples(tmp_path))
     assert (sample.t_s, sample.values) == (42.0, {'emulator_steps_total{model="m"}': 3.0})
-
-
-def test_several_pages_are_told_apart(url: str, tmp_path: Path) -> None:
-    """A page of the server and one of its GPUs: each sample says which, and when its reading began and ended."""
-    ticks = iter(range(10_000))
-    with Monitor([url, f"{url}?gpus"], tmp_path / SAMPLES_NAME, 0.02, lambda: float(next(ticks))):
-        deadline_s = time.monotonic() + 20
-        while not (tmp_path / SAMPLES_NAME).exists() or (tmp_path / SAMPLES_NAME).read_text().count("\n") < 2:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
-    first, second = list(read_samples(tmp_path))[:2]
-    assert [(each.page, each.t_s, each.ended_s) for each in (first, second)] == [(0, 0.0, 1.0), (1, 2.0, 3.0)]
-
-
-def test_other_servers_series_are_kept() -> None:
-    """What vLLM and DCGM call their gauges is kept with its labels; histograms are not."""
-    text = 'vllm:num_requests_running{model_name="m"} 7\nvllm:e2e_request_latency_seconds_bucket{le="1"} 3\n'
-    text += 'DCGM_FI_DEV_POWER_USAGE{gpu="0"} 301.5\ntgi_queue_size 2\n'
-    kept = {'vllm:num_requests_running{model_name="m"}': 7.0, 'DCGM_FI_DEV_POWER_USAGE{gpu="0"}': 301.5}
-    assert parse_metrics(text) == kept | {"tgi_queue_size": 2.0}
 
 
 def test_a_full_disk_ends_the_sampling_with_the_systems_words(url: str) -> None:

@@ -13,10 +13,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from engines.corpus import default_text_path, documents_of
 from engines.errors import MissingError, UserError
 from loadtest.conversations import Mix, Talk
-from loadtest.prompts import Prompt, PromptMaker, count_rows, prepare
+from loadtest.preparation import count_rows, prepare
+from loadtest.prompts import Prompt, PromptMaker
 from loadtest.scenario import Conversations, Lengths, Prefixes, Scenario
 from loadtest.texts import Message, chat_text, encoded, file_text, read_messages, read_tokenizer
-from loadtest.traces import HASH_BLOCK_TOKENS, Arrival
+from loadtest.traces import HASH_BLOCK_TOKENS, Arrival, Trace
 from loadtest.traffic import LevelPlan, plans_of
 
 # How Qwen and Llama 3 split text before they merge bytes.
@@ -396,3 +397,21 @@ def test_another_run_finds_nothing_of_this_one_cached(
         lengths.append([len(each) for each in ids])
     assert lengths[0] == lengths[1] == [Mix(scenario).begin(number).prompt_tokens for number in range(60)]
     assert not begins[0] & begins[1]
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["ids", "text"])
+def test_a_trace_can_be_played_with_prompts_of_ones_own(
+    as_text: bool, ours: str, bytes_path: Path, tmp_path: Path
+) -> None:
+    """Rows of the file are cut or filled up to the trace's lengths, as text too."""
+    (tmp_path / "trace.csv").write_text("at_s,isl,osl\n0,5,3\n1,70,4\n2,9,2\n")
+    scenario = Scenario(prompts=ours, arrivals=Trace(path=str(tmp_path / "trace.csv")))
+    maker, mix = _maker(scenario, bytes_path, tmp_path / "prompts", as_text=as_text)
+    tokenizer = read_tokenizer(bytes_path)
+    (plan,) = plans_of(scenario)
+    for number, arrival in enumerate(plan.arrivals):
+        prompt = maker.prompt(mix.begin_arrival(number, arrival))
+        assert len(tokenizer.encode(prompt.text).ids if as_text else prompt.ids) == arrival.isl
+        text = prompt.text if as_text else tokenizer.decode(prompt.ids)
+        assert text[:4] == ("What", "Writ")[number % 2]
+    assert Mix(scenario).begin_arrival(0, plan.arrivals[0]).prompt_tokens == 5  # a prediction needs no tokenizer

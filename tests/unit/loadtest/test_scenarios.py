@@ -16,7 +16,7 @@ from engines.manifest import EngineManifest
 from engines.plan import make_plan
 from engines.recipe import ask
 from loadtest.arrivals import Sine, Spike
-from loadtest.asked import inputs_of, scenario_of
+from loadtest.asked import inputs_of, outlook, scenario_of
 from loadtest.conversations import Mix
 from loadtest.metrics import summarize
 from loadtest.predict import predict
@@ -104,6 +104,8 @@ def test_flags_lay_over_a_scenario() -> None:
         ({"concurrency": "4", "duration": 5.0}, "by number, not by time"),
         ({"rate": "1", "duration": 0.0}, "above 0"),
         ({"scenario_name": "day", "isl": "5"}, "classes with lengths of their own"),
+        ({"scenario_name": "chat", "requests": 5}, "sends for a time, not by number"),
+        ({"rate": "2", "requests": 5}, "sends for a time, not by number"),
         ({"prompts": "poems"}, "chat, random, or a .json"),
         ({"isl": "normal(5"}, "lengths.isl: not a length"),
         ({"seed": -1}, "greater than or equal to 0"),
@@ -224,3 +226,15 @@ def test_conversations_multiply_requests(manifest: EngineManifest) -> None:
 def test_only_runs_of_one_length_are_uniform(values: dict[str, Any], uniform: bool) -> None:
     """What a calibration may stand on: every request as long as any other, none helped by another's cache."""
     assert Scenario.model_validate(values).is_uniform is uniform
+
+
+def test_a_dry_run_says_what_a_scenario_comes_to() -> None:
+    """Each level's requests and lengths in words, before anything is sent; without those only a tokenizer can tell."""
+    lines = list(outlook(Scenario(concurrency=(2, 40), requests_per_user=1, lengths=Lengths(isl=100, osl=7))))
+    assert lines == [
+        "2 users: 32 requests measured, prompts of 100 tokens on average and 100 at most, replies of 7 and 7",
+        "40 users: 40 requests measured, prompts of 100 tokens on average and 100 at most, replies of 7 and 7",
+    ]
+    talk = Scenario(rate_per_s=(2.0,), duration_s=50, prompts="ours.jsonl", conversation=Conversations())
+    (line,) = outlook(talk)
+    assert line == f"2/s: {len(plans_of(talk)[0].arrivals)} conversations"

@@ -11,7 +11,8 @@ from loadtest.dialects import dialect_of
 from loadtest.dialects.base import Answer, Asked
 from loadtest.dialects.endpoint import Endpoint
 from loadtest.prompts import Prompt
-from loadtest.wires import Connection, Door, Readings
+from loadtest.stamps import Readings
+from loadtest.wires import Connection, Door
 
 
 def test_a_late_reader_takes_the_kernels_time() -> None:

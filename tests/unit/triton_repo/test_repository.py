@@ -282,3 +282,13 @@ def test_a_placeholder_in_a_value_is_refused(manifest: EngineManifest, tokenizer
     with pytest.raises(UserError, match=r"lora_prefetch_dir: '/x/\$\{ADAPTERS\}' holds a placeholder"):
         _render(tmp_path, built, tokenizer, lora={"prefetch_dir": "/x/${ADAPTERS}"})
     assert not (tmp_path / "repository").exists()
+
+
+def test_a_repository_of_an_older_version_says_what_to_do(repository: Path) -> None:
+    """Its manifest is not read half: the error names the key, and how to make the repository anew."""
+    told = json.loads((repository / "manifest.json").read_text())
+    told["settings"] = {"max_queue_size": 7, "bls_instances": 1}
+    (repository / "manifest.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"settings\.max_queue_size") as refused:
+        check_repository(repository)
+    assert "build-repo ENGINE_DIR --force" in str(refused.value.hint)

@@ -1,14 +1,7 @@
-"""Several load generators as one: the master tells workers what their share is, and gathers what they saw.
-
-Locust's distributed mode carries the messages, tells who is there, and runs the users on the workers. Who runs which
-users is ours to say: Locust would move users between workers when one comes or goes, and the load would change unsaid.
-"""
+"""The master's side: it sends nothing itself, directs the workers, and writes down what all of them saw."""
 
 from __future__ import annotations
 
-import hashlib
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,61 +12,25 @@ import gevent.queue
 
 from engines.errors import ToolError
 from loadtest.clocks import Offset, RoundTrip, offset_of
+from loadtest.fleet.handover import files_of, schedule_digest
+from loadtest.fleet.worker import REPORT_S
 from loadtest.ledger import Ledger
-from loadtest.prompts import PREPARED_SUFFIXES
 from loadtest.records import Level, RequestRecord, WorkerClock
-from loadtest.scenario import Scenario
 from loadtest.talk import level_of, tell, tell_progress
 from loadtest.traffic import GeneratorPlan, LevelPlan
 from loadtest.watch import Progress, Watch
 
-REPORT_S = 0.1  # how often a worker says what has been sent and what has ended
 ROUND_TRIPS = 25
 ANSWER_WITHIN_S = 10.0
+PREPARE_WITHIN_S = 120.0
+WAITING_S = 5.0  # how often the command is told that the master still waits for workers
 LEAD_S = 0.25  # an open loop begins so long after it was announced, so that all workers know of it
 CHUNK_BYTES = 1 << 20
-MASTER_SILENT_S = 15.0
-LAST_WORDS_S = 0.3  # for messages that have been handed to the network and not left
-TICK_S = 0.02
 CHECK_S = 0.5
 
 
 class WorkerLostError(ToolError):
     """A worker is not there any more."""
-
-
-class Outbox:
-    """A worker's book of requests: what goes to the master with the next report."""
-
-    failed: str | None = None
-
-    def __init__(self) -> None:
-        self._sent: list[tuple[int, str]] = []
-        self._texts: list[str] = []
-        self._ended: list[tuple[int, str]] = []
-        self.in_flight = 0
-
-    def note_sent(self, if_lost: RequestRecord) -> None:
-        """Take a request as under way, given the record it has should its end never be heard of."""
-        self.in_flight += 1
-        self._sent.append((if_lost.id, if_lost.model_dump_json()))
-
-    def note_end(self, record: RequestRecord) -> None:
-        """Take a request as ended."""
-        self.in_flight -= 1
-        self._ended.append((record.id, record.model_dump_json()))
-
-    def note_text(self, line: str) -> None:
-        """Take a prompt that was sent, where prompts are to be kept."""
-        self._texts.append(line)
-
-    def take(self) -> dict[str, Any]:
-        """Return what is to be reported, once."""
-        ended = {number for number, _ in self._ended}
-        sent = [each for each in self._sent if each[0] not in ended]
-        taken = {"sent": sent, "ended": self._ended, "texts": self._texts}
-        self._sent, self._ended, self._texts = [], [], []
-        return taken
 
 
 class Master:
@@ -109,7 +66,7 @@ class Master:
         self._checked_s = 0.0
         self._limits_s: list[float] = []
         self.stopped: str | None = None
-        for kind in ("clock", "ready", "report", "ended"):
+        for kind in ("here", "clock", "ready", "report", "ended"):
             runner.register_message(kind, self._take)
 
     def now_s(self) -> float:
@@ -125,10 +82,12 @@ class Master:
         Raises:
             ToolError: They did not all come, or do not draw the same arrivals as the master.
         """
+        waits = gevent.spawn(self._say_waiting)
         self._assemble(within_s)
         plans = self._plan.levels()
         self._limits_s = [plan.limit_s(self._plan.scenario, self._plan.time_scale) for plan in plans]
         self._hand_out(schedule_digest(plans))
+        waits.kill()
         if self.stopped:
             tell(ended=self.stopped)
             return
@@ -188,16 +147,25 @@ class Master:
             if node is None or node.state == "missing":
                 raise WorkerLostError(f"worker {place} on {self._hosts.get(worker, 'its machine')} was lost")
 
+    def _say_waiting(self) -> None:
+        while True:
+            gevent.sleep(WAITING_S)
+            tell(waiting=len(self._runner.clients))
+
     def _assemble(self, within_s: float) -> None:
+        """Wait until enough workers have said that they listen; one that is merely connected might not hear yet."""
         due_s = self._clock() + within_s
-        while len(self._runner.clients) < self._expected and not self.stopped:
+        here: set[str] = set()
+        while len(here) < self._expected and not self.stopped:
+            message = self._next(REPORT_S)
+            if message is not None and message[1] == "here":
+                here.add(message[2])
             if self._clock() > due_s:
                 raise ToolError(
-                    f"{len(self._runner.clients)} of {self._expected} workers came within {within_s:g} s",
+                    f"{len(here)} of {self._expected} workers came within {within_s:g} s",
                     hint="run-load --worker --master-host HOST --port PORT starts one",
                 )
-            gevent.sleep(TICK_S)
-        self._ids = sorted(self._runner.clients, key=self._runner.get_worker_index)[: self._expected]
+        self._ids = sorted(here, key=self._runner.get_worker_index)[: self._expected]
 
     def _hand_out(self, digest: str) -> None:
         """Give each worker the plan and the files it names; wait until all have read them."""
@@ -206,7 +174,7 @@ class Master:
                 self._send_file(worker, name, path)
             told = {"plan": self._plan.model_dump_json(), "worker": place, "workers": len(self._ids)}
             self._runner.send_message("plan", told, client_id=worker)
-        waiting = set(self._ids)
+        waiting, due_s = set(self._ids), self._clock() + PREPARE_WITHIN_S
         while waiting and not self.stopped:
             message = self._next(REPORT_S)
             if message is not None and message[1] == "ready":
@@ -217,6 +185,8 @@ class Master:
                         f"the worker on {message[3]['host']} draws other arrivals from the same seed",
                         hint="install the same versions on all machines",
                     )
+            if self._clock() > due_s:
+                raise WorkerLostError(f"{len(waiting)} workers were not ready within {PREPARE_WITHIN_S:g} s")
 
     def _send_file(self, worker: str, name: str, path: Path) -> None:
         with path.open("rb") as file:
@@ -359,129 +329,3 @@ class Master:
             clock.model_copy(update={"drift_s": round(now_s - clock.offset_s, 9)})
             for clock, now_s in zip(clocks, after, strict=True)
         ]
-
-
-class Worker:
-    """A worker's side of a run.
-
-    Args:
-        runner: Locust's worker runner.
-        prepare: Makes the generator of a plan, as worker so and so of so many.
-        open_share: Begins a level: generator, level, its plan, its first id, when it begins.
-        clock: The machine's monotonic clock.
-    """
-
-    def __init__(
-        self,
-        runner: Any,
-        *,
-        prepare: Callable[[GeneratorPlan, Outbox, int, int], Any],
-        open_share: Callable[..., Any],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._clock = clock
-        self._runner, self._prepare, self._open_share = runner, prepare, open_share
-        self._outbox = Outbox()
-        self._inbox: gevent.queue.Queue[tuple[str, Any]] = gevent.queue.Queue()
-        self._folder = tempfile.TemporaryDirectory(prefix="run-load-worker-")
-        self._generator: Any = None
-        self._plans: list[LevelPlan] = []
-        self._share: Any = None
-        self._level = -1
-        self.heard_s = self._clock()
-        self.stopped: str | None = None
-        for kind in ("file", "plan", "level", "measure", "finish"):
-            runner.register_message(kind, self._take)
-        runner.register_message("clock", self._answer_clock)
-        runner.environment.events.heartbeat_received.add_listener(self._note_heartbeat)
-
-    def run(self) -> None:
-        """Do what the master says until it lets go, goes away, or this process is told to stop.
-
-        Raises:
-            ToolError: The master has not been heard of for too long.
-        """
-        with self._folder:
-            while len(self._runner.greenlet):  # Locust ends them all when the master lets go
-                try:
-                    kind, data = self._inbox.get(timeout=REPORT_S)
-                    getattr(self, f"_on_{kind}")(**data)
-                except gevent.queue.Empty:
-                    pass
-                self._report()
-                if self.stopped or self._clock() - self.heard_s > MASTER_SILENT_S:
-                    break
-            if self._share is not None:
-                self._generator.stopped = self.stopped or "the master went away"
-                self._share.finish(whole=False)
-                self._report()
-            if self.stopped:
-                self._runner.environment.events.quitting.fire(environment=self._runner.environment, reverse=True)
-                gevent.sleep(LAST_WORDS_S)
-        if self._clock() - self.heard_s > MASTER_SILENT_S:
-            raise ToolError(f"the master has not been heard of for {MASTER_SILENT_S:g} s")
-
-    def _take(self, environment: Any, msg: Any, **_: Any) -> None:  # noqa: ARG002 (Locust's names)
-        self._inbox.put((msg.type, msg.data))
-
-    def _answer_clock(self, environment: Any, msg: Any, **_: Any) -> None:  # noqa: ARG002 (Locust's names)
-        self._runner.send_message("clock", {**msg.data, "other_s": self._clock()})
-
-    def _note_heartbeat(self, **_: Any) -> None:
-        self.heard_s = self._clock()
-        self._runner.last_heartbeat_timestamp = None  # Locust's own check is by the wall clock, which may be set
-
-    def _on_file(self, *, name: str, chunk: bytes) -> None:
-        with (Path(self._folder.name) / Path(name).name).open("ab") as file:
-            file.write(chunk)
-
-    def _on_plan(self, *, plan: str, worker: int, workers: int) -> None:
-        found = with_files(GeneratorPlan.model_validate_json(plan), Path(self._folder.name))
-        self._plans = found.levels()
-        self._generator = self._prepare(found, self._outbox, worker, workers)
-        self._runner.send_message("ready", {"host": socket.gethostname(), "schedule": schedule_digest(self._plans)})
-
-    def _on_level(self, *, level: int, first_id: int, begin_s: float, began_monotonic_s: float) -> None:
-        self._generator.began_monotonic_s = began_monotonic_s
-        self._level = level
-        self._share = self._open_share(self._generator, level, self._plans[level], first_id=first_id, begin_s=begin_s)
-
-    def _on_measure(self, *, now_s: float) -> None:
-        self._share.begin_measuring(now_s)
-
-    def _on_finish(self, *, whole: bool) -> None:
-        facts = self._share.finish(whole=whole)
-        self._report()
-        self._share = None
-        self._runner.send_message("ended", facts)
-
-    def _report(self) -> None:
-        if self._share is None:
-            return
-        self._share.check_users()
-        state = {"warm": self._share.is_warm, "done": self._share.is_done, "why_end": self._generator.why_end}
-        self._runner.send_message("report", {**self._outbox.take(), "level": self._level, **state})
-
-
-def schedule_digest(plans: list[LevelPlan]) -> str:
-    """Return what tells two schedules apart: machines that draw differently must not share a run."""
-    return hashlib.sha256(repr([(plan.concurrency, plan.arrivals) for plan in plans]).encode()).hexdigest()
-
-
-def files_of(plan: GeneratorPlan) -> dict[str, Path]:
-    """Return the files a worker needs, by name: what prompts are made from, a trace, lengths."""
-    found = {path.name: path for path in sorted(Path(plan.prompts).iterdir()) if path.suffix in PREPARED_SUFFIXES}
-    return found | {name: Path(path) for path, name in _names_of(plan.scenario).items()}
-
-
-def _names_of(scenario: Scenario) -> dict[str, str]:
-    """Return what a scenario's files are called at a worker, by their paths here."""
-    paths = enumerate(scenario.files(prompts=False))
-    return {str(path): f"input-{number}{path.suffix}" for number, path in paths}
-
-
-def with_files(plan: GeneratorPlan, folder: Path) -> GeneratorPlan:
-    """Return the plan with the files where this worker has them."""
-    names = _names_of(plan.scenario)
-    scenario = plan.scenario.moved(lambda path: str(folder / names[path]) if path in names else path)
-    return plan.model_copy(update={"prompts": str(folder), "scenario": scenario})

@@ -1,0 +1,115 @@
+"""Draw the charts of docs/explanation/why-plans-fail.md with plan-capacity's own simulation (`make docs`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engines.build import emulated_manifest
+from engines.files import Document, MadeBy
+from engines.manifest import EngineManifest
+from engines.plan import make_plan
+from engines.recipe import ask
+from loadtest.capacity.charts import Series, chart
+from loadtest.capacity.demand import Demand
+from loadtest.capacity.load import requests_needed, stretches_at
+from loadtest.capacity.most import wanted_of
+from loadtest.capacity.replica import Seen, simulate
+
+IMAGES = Path(__file__).parent / "images"
+HEAD = Document(made_by=MadeBy(command="make docs", version="0"))
+# The page's colours are its style sheet's; a chart alone brings them along.
+STYLE = """<style>
+svg { background: #fff } text { fill: #1f2933; font: 12px system-ui, sans-serif } .small { font-size: 11px }
+.title { font-size: 14px; font-weight: 650 } .grid { stroke: #e1e5ea } .axis, .tick { stroke: #5f6c7b }
+.line { fill: none; stroke-width: 2 } .limit { stroke: #aa3377; stroke-dasharray: 2 3 }
+.line.tone0 { stroke: #0072b2 } .line.tone1 { stroke: #d55e00 } .line.tone2 { stroke: #009e73 }
+.dot.tone0 { fill: #0072b2 } .dot.tone1 { fill: #d55e00 } .dot.tone2 { fill: #009e73 }
+</style>"""
+
+
+def main() -> None:
+    """Write both charts."""
+    for name, drawn in (("plans-bursts", bursts()), ("plans-thinkers", thinkers())):
+        head, body = drawn.split(">", 1)
+        text = f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{body}\n'
+        (IMAGES / f"{name}.svg").write_text(text, encoding="utf-8")
+
+
+def bursts() -> str:
+    """Draw TTFT against load for traffic that is more and less bursty."""
+    manifest = planned(isl=1000, osl=200)
+    rates = (5.0, 10.0, 15.0, 20.0, 25.0)
+    series = [
+        Series(
+            f"gaps vary by {burstiness:g}",
+            [(rate, ttft_ms(seen(manifest, rate, burstiness=burstiness))) for rate in rates],
+            tone,
+            "both",
+        )
+        for tone, burstiness in enumerate((1.0, 2.0, 4.0))
+    ]
+    return chart(
+        "The same load in bursts (predicted)", series, x="requests a second on a replica", y="TTFT p95, ms", y_log=True
+    )
+
+
+def thinkers() -> str:
+    """Draw TTFT against load where replies are alike, and where one in twenty is very long; the mean is the same."""
+    mixes: dict[str, Any] = {
+        "replies of 400": {"lengths": {"isl": 1000, "osl": 400}},
+        "one in twenty of 6,000": {
+            "classes": [
+                {"name": "short", "weight": 19, "lengths": {"isl": 1000, "osl": 105}},
+                {"name": "thinks", "weight": 1, "lengths": {"isl": 1000, "osl": 6000}},
+            ]
+        },
+    }
+    manifest = planned(isl=1000, osl=6000, blocks=3500)
+    rates = (2.0, 4.0, 6.0, 8.0, 10.0)
+    series = [
+        Series(name, [(rate, ttft_ms(seen(manifest, rate, **mix))) for rate in rates], tone, "both")
+        for tone, (name, mix) in enumerate(mixes.items())
+    ]
+    return chart(
+        "The same mean reply, where the KV cache is small (predicted)",
+        series,
+        x="requests a second on a replica",
+        y="TTFT p95, ms",
+        y_log=True,
+    )
+
+
+def planned(*, isl: int, osl: int, blocks: int | None = None) -> EngineManifest:
+    """Return the plan of Llama-3-8B FP8 on an H100; with fewer KV blocks where that is asked."""
+    flags = {
+        "model": "llama-3-8b",
+        "limits.max_batch_size": 128,
+        "limits.max_num_tokens": 2048,
+        "workload.longest_input_tokens": isl,
+        "workload.longest_output_tokens": osl,
+    }
+    asked = ask(None, flags)
+    manifest = emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
+    if blocks is None:
+        return manifest
+    return manifest.model_copy(update={"kv_cache": manifest.kv_cache.model_copy(update={"blocks": blocks})})
+
+
+def seen(manifest: EngineManifest, rate_per_s: float, *, burstiness: float = 1.0, **mix: Any) -> Seen:
+    """Simulate one load."""
+    traffic = {"process": "described", "rate_by_hour_per_s": [rate_per_s], "burstiness": burstiness}
+    traffic |= mix or {"lengths": {"isl": 1000, "osl": 200}}
+    demand = Demand.model_validate({"name": "drawn", "traffic": traffic, "objectives": {"ttft_s": {"p95": 1.0}}})
+    slots = manifest.limits.max_batch_size
+    stretches = stretches_at(demand, Path(), wanted_of(manifest, rate_per_s, requests_needed(demand, slots)))
+    return simulate(manifest, stretches, demand.all_objectives, rate_per_s=rate_per_s)
+
+
+def ttft_ms(found: Seen) -> float:
+    """Return the 95th percentile of TTFT in milliseconds."""
+    return 0.0 if found.level.ttft_s is None else found.level.ttft_s.p95 * 1e3
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Lengths from files: a log's table, JSON lines, a trace's columns; prompt and reply of one row kept together."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from engines.errors import MissingError, UserError
+from engines.files import Strict
+
+# What the files people have call prompt and reply lengths; the trace formats' own names among them.
+PAIR_COLUMNS = (
+    ("isl", "osl"),
+    ("input_length", "output_length"),
+    ("prompt_tokens", "completion_tokens"),
+    ("prompt_tokens", "output_tokens"),
+    ("ContextTokens", "GeneratedTokens"),
+    ("Request tokens", "Response tokens"),
+)
+
+
+@lru_cache(maxsize=16)
+def read_column(path: str, column: str) -> tuple[float, ...]:
+    """Return one column's numbers, ascending, of a CSV with a head or of JSON lines; none named: the only one.
+
+    Raises:
+        MissingError: There is no such file.
+        UserError: No such column, or a value that is no number from 0 up; with its line.
+    """
+    found = []
+    for number, row in _rows(path):
+        if not column and len(row) != 1:
+            raise UserError(
+                f"{path}: {len(row)} columns", hint=f"name one: empirical({path}, {next(iter(row), 'isl')})"
+            )
+        name = column or next(iter(row))
+        if name not in row:
+            raise UserError(f"{path}: line {number}: no '{name}'", hint=f"there are: {', '.join(row)}")
+        found.append(_positive(row[name], name, path, number, least=0.0))
+    return tuple(sorted(found))
+
+
+class Pairs(Strict):
+    """Prompt and reply lengths that belong together, from a file: a log, a trace, what another tool wrote.
+
+    Attributes:
+        path: A CSV with a head, or JSON lines, with columns such as isl and osl, or a known trace's.
+        max_isl: Longer prompts are left out.
+        max_osl: Longer replies are left out.
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    max_isl: Annotated[int, Field(ge=1)] | None = None
+    max_osl: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def rows(self) -> tuple[tuple[int, int], ...]:
+        """The pairs within the bounds, in the file's order; errors as `read_pairs`."""
+        most_isl, most_osl = self.max_isl or math.inf, self.max_osl or math.inf
+        return _pairs_within(self.path, most_isl, most_osl)
+
+    def at(self, even_number: float) -> tuple[int, int]:
+        """Return the pair at a number between 0 and 1."""
+        rows = self.rows
+        return rows[min(len(rows) - 1, int(even_number * len(rows)))]
+
+
+@lru_cache(maxsize=16)
+def _pairs_within(path: str, most_isl: float, most_osl: float) -> tuple[tuple[int, int], ...]:
+    found = tuple(pair for pair in read_pairs(path) if pair[0] <= most_isl and pair[1] <= most_osl)
+    if not found:
+        raise UserError(f"{path}: no pair within max_isl and max_osl", hint="higher bounds")
+    return found
+
+
+@lru_cache(maxsize=16)
+def read_pairs(path: str) -> tuple[tuple[int, int], ...]:
+    """Return a file's prompt and reply lengths; rows without a prompt or a reply are left out.
+
+    Raises:
+        MissingError: There is no such file.
+        UserError: No columns we know, a value that is no count, or no row at all.
+    """
+    pairs: list[tuple[int, int]] = []
+    names: tuple[str, str] | None = None
+    for number, row in _rows(path):
+        names = names or next((known for known in PAIR_COLUMNS if set(known) <= set(row)), None)
+        if names is None:
+            known = "; ".join(f"{isl} and {osl}" for isl, osl in PAIR_COLUMNS)
+            raise UserError(f"{path}: line {number}: no lengths we know", hint=f"columns: {known}")
+        isl, osl = (int(_positive(row.get(name), name, path, number, least=0.0)) for name in names)
+        if isl and osl:
+            pairs.append((isl, osl))
+    if not pairs:
+        raise UserError(f"{path}: holds no pair of lengths", hint="one row for each request: isl, osl")
+    return tuple(pairs)
+
+
+def _positive(value: object, name: str, path: str, number: int, *, least: float) -> float:
+    try:
+        found = float(str(value))
+    except ValueError:
+        found = math.nan
+    if not least <= found < math.inf:
+        raise UserError(f"{path}: line {number}: '{name}' is {value!r:.60}, not a number from 0 up")
+    return found
+
+
+def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield line numbers and rows of a CSV with a head, or of JSON lines."""
+    if not Path(path).is_file():
+        raise MissingError(f"{path}: no such file of lengths", hint="a relative path begins at the scenario's folder")
+    with Path(path).open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+        head = file.readline()
+        if head.lstrip().startswith("{"):
+            for number, line in enumerate(chain([head], file), start=1):
+                if line.strip():
+                    yield number, _json_row(line, path, number)
+            return
+        names = [name.strip() for name in next(csv.reader([head]), [])]
+        reader = csv.reader(file)
+        for row in reader:
+            if row:
+                yield reader.line_num + 1, dict(zip(names, row, strict=False))
+
+
+def _json_row(line: str, path: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}: line {number} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path}: line {number} is not a JSON object")
+    return row

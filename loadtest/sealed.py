@@ -1,0 +1,49 @@
+"""TLS apart from sockets: bytes in, bytes out, for a reader of its own."""
+
+from __future__ import annotations
+
+import ssl
+
+PIECE_BYTES = 65_536
+
+
+class Sealed:
+    """TLS between a socket that others read and a session: bytes in, bytes out."""
+
+    def __init__(self, context: ssl.SSLContext, host: str) -> None:
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._in, self._out, server_hostname=host)
+
+    def shake(self) -> bool:
+        """Go on with the handshake; return whether it is done."""
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def take(self, data: bytes) -> None:
+        """Take bytes off the socket."""
+        self._in.write(data)
+
+    def outgoing(self) -> bytes:
+        """Return what is to be sent now."""
+        return self._out.read()
+
+    def read(self, data: bytes) -> bytes | None:
+        """Take bytes off the socket; return what they say: None nothing yet, empty that the server has ended."""
+        self._in.write(data)
+        parts = []
+        try:
+            while part := self._object.read(PIECE_BYTES):
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            return b"".join(parts) or None
+        except ssl.SSLZeroReturnError:
+            pass
+        return b"".join(parts)
+
+    def write(self, data: bytes) -> bytes:
+        """Return the bytes that carry data."""
+        self._object.write(data)
+        return self._out.read()

@@ -1,0 +1,42 @@
+"""Engines and demands of the capacity tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engines.build import emulated_manifest
+from engines.files import Document, MadeBy
+from engines.manifest import EngineManifest
+from engines.plan import make_plan
+from engines.recipe import ask
+from loadtest.capacity.demand import Demand
+from loadtest.capacity.plan import Means
+from loadtest.capacity.spread import Kept
+
+HEAD = Document(made_by=MadeBy(command="test", version="0"))
+HERE = Path()
+
+
+def engine(**flags: Any) -> EngineManifest:
+    """Plan a Llama-3-8B engine."""
+    asked = ask(None, {"model": "llama-3-8b", **flags})
+    return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
+
+
+def demand(**changed: Any) -> Demand:
+    """Return a small demand: one GPU, one precision, short requests."""
+    values: dict[str, Any] = {
+        "name": "small",
+        "model": "llama-3-8b",
+        "traffic": {"process": "described", "rate_by_hour_per_s": [20.0], "lengths": {"isl": 256, "osl": 32}},
+        "objectives": {"ttft_s": {"p90": 0.5}, "tpot_s": {"p90": 0.06}},
+        "limits": {"gpus": ["h100-sxm-80gb"], "precisions": ["fp8"]},
+        "candidates": {"max_batch_size": [32], "max_num_tokens": [2048]},
+    }
+    return Demand.model_validate(values | changed)
+
+
+def means() -> Means:
+    """Return work in this process, nothing kept, nothing said."""
+    return Means(Kept(None), 1, False, lambda _: None)
