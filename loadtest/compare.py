@@ -7,9 +7,9 @@ scenario differ among themselves (report-load of several), a change smaller than
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -44,6 +44,7 @@ FIGURES = (
 )
 RATES = ("output_tokens_per_s", "requests_per_s")
 _OTHER_SEED = 1
+_Key: TypeAlias = Callable[[LevelSummary], tuple[Any, ...]]
 
 
 def write_comparison(
@@ -83,7 +84,7 @@ def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool
             hint="--across-kinds compares them, each column marked with its kind",
         )
     summaries = [run.summary(confidence=False) for run in (base, new)]
-    pairs, unmatched = _pairs(summaries[0], summaries[1])
+    pairs, unmatched = _pairs(summaries[0], summaries[1], _key_of(base, new))
     if not pairs:
         raise UserError(
             f"{baseline} and {candidate} have no level in common: {', '.join(unmatched)}",
@@ -102,18 +103,22 @@ def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool
     )
 
 
-def _pairs(base: Summary, new: Summary) -> tuple[list[tuple[int, int]], list[str]]:
+def _pairs(base: Summary, new: Summary, key: _Key) -> tuple[list[tuple[int, int]], list[str]]:
     """Return places of the levels that both have, and what only one has."""
-    places = {_key(level): place for place, level in enumerate(new.levels)}
-    pairs = [(place, places[_key(level)]) for place, level in enumerate(base.levels) if _key(level) in places]
-    shared = {_key(base.levels[place]) for place, _ in pairs}
-    alone = [f"baseline: load {level.load}" for level in base.levels if _key(level) not in shared]
-    alone += [f"candidate: load {level.load}" for level in new.levels if _key(level) not in shared]
+    places = {key(level): place for place, level in enumerate(new.levels)}
+    pairs = [(place, places[key(level)]) for place, level in enumerate(base.levels) if key(level) in places]
+    shared = {key(base.levels[place]) for place, _ in pairs}
+    alone = [f"baseline: load {level.load}" for level in base.levels if key(level) not in shared]
+    alone += [f"candidate: load {level.load}" for level in new.levels if key(level) not in shared]
     return pairs, alone
 
 
-def _key(level: LevelSummary) -> tuple[Any, ...]:
-    return level.concurrency, level.rate_per_s, level.isl, level.osl
+def _key_of(base: LoadedRun, new: LoadedRun) -> _Key:
+    """Return what makes levels the same: their load, and their lengths unless both runs draw them alike."""
+    asked = [(run.manifest.scenario.lengths, run.manifest.scenario.classes) for run in (base, new)]
+    if asked[0] == asked[1]:
+        return lambda level: (level.concurrency, level.rate_per_s)
+    return lambda level: (level.concurrency, level.rate_per_s, level.isl, level.osl)
 
 
 def _level(

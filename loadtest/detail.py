@@ -21,10 +21,11 @@ _SAMPLED: tuple[Gauge, ...] = ("decoding", "waiting", "kv_ratio", "kv_blocks_use
 
 
 class Ecdf(NamedTuple):
-    """A distribution: the share of values at or below each of some seconds; shape (points,)."""
+    """A distribution: the share of `size` values at or below each of some seconds; shape (points,)."""
 
     seconds: Floats
     share: Floats
+    size: int
 
 
 class LevelDetail(NamedTuple):
@@ -84,7 +85,7 @@ def ecdf(values: Floats) -> Ecdf | None:
     """
     if not len(values):
         return None
-    return Ecdf(np.quantile(values, _SHARES), _SHARES)
+    return Ecdf(np.quantile(values, _SHARES), _SHARES, len(values))
 
 
 def _level(found: Counted) -> LevelDetail:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from engines.errors import UserError
 from engines.files import write_text
@@ -15,7 +15,7 @@ from loadtest.changes import Comparison
 from loadtest.objectives import Objectives, Verdict
 from loadtest.page_tables import found, limit
 from loadtest.summary import LevelSummary, Spread, Summary
-from loadtest.verdicts import verdicts_of
+from loadtest.verdicts import class_alone, verdicts_of
 
 
 class Gate(Objectives):
@@ -23,14 +23,23 @@ class Gate(Objectives):
 
     Attributes:
         loads: Users, or requests a second, of the levels that must keep the objectives; None: every level.
+        classes: Objectives of one class of a mix alone, by its name.
     """
 
     loads: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    classes: dict[str, Objectives] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _classes_without_goodput(self) -> Self:
+        for name, promised in self.classes.items():
+            if promised.goodput is not None:  # a class's goodput is counted by the scenario's limits, not by these
+                raise ValueError(f"classes.{name}.goodput: goodput is of all requests here; state it above")
+        return self
 
     @property
     def objectives(self) -> Objectives:
         """The objectives alone."""
-        return Objectives.model_validate(self.model_dump(exclude={"loads"}))
+        return Objectives.model_validate(self.model_dump(exclude={"loads", "classes"}))
 
 
 class Case(NamedTuple):
@@ -63,7 +72,20 @@ def cases_of(summary: Summary, gate: Gate) -> list[Case]:
     for level in summary.levels:
         if level.offered in loads:
             cases += [_case(level, verdict) for verdict in verdicts_of(gate.objectives, level)]
+            for name, promised in gate.classes.items():
+                cases += _class_cases(level, name, promised)
     return cases
+
+
+def _class_cases(level: LevelSummary, name: str, promised: Objectives) -> list[Case]:
+    """Return one class's verdicts; a class that was never sent keeps nothing."""
+    found_class = next((each for each in level.classes if each.name == name), None)
+    if found_class is None:
+        known = ", ".join(each.name for each in level.classes) or "none"
+        return [Case(f"load {level.load}, class {name}", "requests", False, f"none was sent; classes: {known}")]
+    alone = class_alone(level, found_class)
+    cases = [_case(alone, verdict) for verdict in verdicts_of(promised, alone)]
+    return [case._replace(group=f"{case.group}, class {name}") for case in cases]
 
 
 def _case(level: LevelSummary, verdict: Verdict) -> Case:

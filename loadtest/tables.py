@@ -11,7 +11,7 @@ from loadtest.metrics import LevelSummary, Spread, Summary, verdicts_of
 from loadtest.objectives import Verdict
 from loadtest.scenario import Scenario
 from loadtest.search import KneeFound
-from loadtest.summary import ClassSummary
+from loadtest.verdicts import class_alone
 
 MS = 1e3
 
@@ -70,7 +70,7 @@ def show_verdicts(summary: Summary, scenario: Scenario) -> None:
         for each in level.classes or ():
             promised = next((known.objectives for known in scenario.classes if known.name == each.name), None)
             if promised is not None:
-                found += [(f"{each.name}: ", verdict) for verdict in verdicts_of(promised, _alone(level, each))]
+                found += [(f"{each.name}: ", verdict) for verdict in verdicts_of(promised, class_alone(level, each))]
         missed = [f"{of}{verdict.objective} {_found(verdict)}" for of, verdict in found if not verdict.met]
         if found:
             told = f"missed: {'; '.join(missed)}" if missed else f"all {len(found)} kept"
@@ -79,14 +79,6 @@ def show_verdicts(summary: Summary, scenario: Scenario) -> None:
 
 def _found(verdict: Verdict) -> str:
     return f"{'unknown' if verdict.found is None else f'{verdict.found:.3g}'}, promised {verdict.limit:g}"
-
-
-def _alone(level: LevelSummary, found: ClassSummary) -> LevelSummary:
-    """Return a level's summary as if there were one class only."""
-    own = found.model_dump(include={"requests", "errors", "goodput"})
-    spreads = {name: getattr(found, name) for name in ("ttft_s", "itl_s", "tpot_s", "e2e_s")}
-    scheduled = {"ttft_scheduled_s": None, "e2e_scheduled_s": None}  # told of all classes together only
-    return level.model_copy(update={**own, **spreads, **scheduled})
 
 
 def show_intervals(summary: Summary) -> None:

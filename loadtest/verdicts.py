@@ -10,7 +10,7 @@ import numpy as np
 from loadtest.columns import Bools, Columns, columns_of
 from loadtest.objectives import Goodput, Objectives, Verdict
 from loadtest.records import RequestRecord
-from loadtest.summary import LevelSummary
+from loadtest.summary import ClassSummary, LevelSummary
 
 
 def goodput_ratio(
@@ -60,6 +60,14 @@ def verdicts_of(objectives: Objectives, level: LevelSummary) -> list[Verdict]:
     is_met = errors is not None and errors <= objectives.errors_ratio
     found.append(Verdict("errors_ratio", objectives.errors_ratio, errors, is_met))
     return found
+
+
+def class_alone(level: LevelSummary, found: ClassSummary) -> LevelSummary:
+    """Return a level's figures as if there were one class only."""
+    own = found.model_dump(include={"requests", "errors", "goodput"})
+    spreads = {name: getattr(found, name) for name in ("ttft_s", "itl_s", "tpot_s", "e2e_s")}
+    of_all = {"ttft_scheduled_s": None, "e2e_scheduled_s": None, "goodput_ci": None}  # of all classes together only
+    return level.model_copy(update={**own, **spreads, **of_all})
 
 
 class Knee(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from loadtest.summary import Summary
+from loadtest.summary import LevelSummary, Summary
 
 Image = Literal["svg", "png"]
 
@@ -121,10 +121,19 @@ def nothing(panel: Any, text: str) -> None:
 
 def what_ran(summary: Summary) -> str:
     """Return engines and lengths in words."""
-    lengths = sorted({(level.isl, level.osl) for level in summary.levels})
     engines = sorted({run.server.engine or run.server.model for run in summary.runs})
-    parts = [", ".join(engines), "; ".join(f"prompt {isl} tokens, reply {osl}" for isl, osl in lengths)]
+    parts = [", ".join(engines), lengths_of(summary.levels) if summary.levels else ""]
     return "   |   ".join(part for part in parts if part)
+
+
+def lengths_of(levels: Sequence[LevelSummary]) -> str:
+    """Return the lengths of some levels in words: means, where they are drawn."""
+    isl, osl = (sorted({getattr(level, name) for level in levels}) for name in ("isl", "osl"))
+    return f"prompt {_span(isl)} tokens, reply {_span(osl)}"
+
+
+def _span(values: Sequence[int]) -> str:
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
 
 
 def place_x(panel: Any, places: list[float], *, why_empty: str = "no successful request") -> None:

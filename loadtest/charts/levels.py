@@ -17,6 +17,7 @@ from loadtest.charts.canvas import (
     Image,
     bytes_of,
     head,
+    lengths_of,
     new_figure,
     panel_title,
     place_x,
@@ -137,17 +138,16 @@ def _foot(figure: Any, summary: Summary, knee: Knee | None) -> None:
 
 
 def _lines(summary: Summary) -> list[_Line]:
-    """Group levels into lines: a run's levels of equal lengths, in order of concurrency."""
-    groups: dict[tuple[str | None, int, int], list[LevelSummary]] = {}
+    """Group levels into lines: a run's levels, in order of their load; drawn lengths differ a little between levels."""
+    groups: dict[str | None, list[LevelSummary]] = {}
     for level in summary.levels:
-        groups.setdefault((level.run, level.isl, level.osl), []).append(level)
-    one_run = len({run for run, _, _ in groups}) == 1
+        groups.setdefault(level.run, []).append(level)
     return [
         _Line(
-            f"isl {isl}, osl {osl}" if one_run else f"{run} ({isl}/{osl})",
+            lengths_of(levels) if len(groups) == 1 else f"{run}: {lengths_of(levels)}",
             sorted(levels, key=lambda level: level.offered),
         )
-        for (run, isl, osl), levels in groups.items()
+        for run, levels in groups.items()
     ]
 
 

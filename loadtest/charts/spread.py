@@ -28,6 +28,7 @@ from loadtest.detail import Ecdf, LevelDetail, RunDetail
 from loadtest.summary import LevelSummary, Summary
 
 MOST_LEVELS = len(LEVEL_COLOURS)
+LEAST_OF_MEDIAN = 10
 
 
 def distributions(summary: Summary, details: list[RunDetail], *, image: Image = "svg") -> bytes:
@@ -82,8 +83,8 @@ def _tail_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: s
     panel_title(panel, title)
     for _, colour, curve in curves:
         if curve is not None:
-            above = np.maximum(1.0 - curve.share, 5e-5)
-            panel.plot(curve.seconds * MS, above, color=colour, linewidth=1.8)
+            told = 1.0 - curve.share >= 1.0 / curve.size  # beyond, no value tells it
+            panel.plot(curve.seconds[told] * MS, (1.0 - curve.share)[told], color=colour, linewidth=1.8)
     _finish(panel, curves)
     panel.set_yscale("log")
     panel.set_ylim(5e-5, 1.2)
@@ -96,6 +97,10 @@ def _finish(panel: Any, curves: list[tuple[str, str, Ecdf | None]]) -> None:
         nothing(panel, "no value")
         return
     log_x(panel)
+    known = [curve for _, _, curve in curves if curve is not None]
+    middle = min(float(np.interp(0.5, curve.share, curve.seconds)) for curve in known) * MS
+    if panel.get_xlim()[0] < middle / LEAST_OF_MEDIAN:  # tokens that came together have hardly a gap
+        panel.set_xlim(left=middle / LEAST_OF_MEDIAN)
     panel.set_xlabel("ms")
 
 

@@ -9,21 +9,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from engines.errors import UserError
 from engines.files import made_by, write_json
 from loadtest import cli_report
 from loadtest.changes import Change
+from loadtest.charts.spread import _tail_panel
 from loadtest.compare import compare
 from loadtest.gate import Gate, cases_of
 from loadtest.records import Doubt, Kind, RequestRecord
 from loadtest.report import summarize_runs
+from loadtest.runs import load_runs
 
 sys.path.insert(0, str(Path(__file__).parent))
 from made import level, manifest
 
 
-def run(folder: Path, *, gap_s: float = 0.02, seed: int = 0, kind: Kind = "emulated", doubt: bool = False) -> Path:
+def run(
+    folder: Path,
+    *,
+    gap_s: float = 0.02,
+    seed: int = 0,
+    kind: Kind = "emulated",
+    doubt: bool = False,
+    mixed: bool = False,
+    isl: int = 8,
+) -> Path:
     """Write a run of 400 requests, ten at a time, whose gaps are spread by a tenth around a mean."""
     rng = np.random.default_rng(seed)
     records, free_s = [], np.zeros(10)
@@ -44,10 +56,11 @@ def run(folder: Path, *, gap_s: float = 0.02, seed: int = 0, kind: Kind = "emula
                 prompt_tokens=8,
                 output_tokens=20,
                 outcome="ok",
+                class_name=("chat", "code")[number % 2] if mixed else None,
             )
         )
     doubts = (Doubt(code="generator-late", text="late", level=0),) if doubt else ()
-    made = manifest(level(10, 0.0, float(free_s.max())))
+    made = manifest(level(10, 0.0, float(free_s.max())).model_copy(update={"isl": isl}))
     folder.mkdir(parents=True)
     write_json(folder / "run.json", made.model_copy(update={"kind": kind, "doubts": doubts}))
     (folder / "requests.jsonl").write_text("".join(each.model_dump_json() + "\n" for each in records))
@@ -170,3 +183,40 @@ def test_repeats_show_the_spread_between_runs(tmp_path: Path) -> None:
     assert (itl.min, itl.max) == pytest.approx((0.02, 0.022), rel=0.02)
     assert itl.sd == pytest.approx(0.002 / 2**0.5, rel=0.1)
     assert not summarize_runs(runs[:1], command="test").repeats
+
+
+def test_drawn_lengths_are_the_same_load(tmp_path: Path) -> None:
+    """Two runs that draw from one distribution differ in mean length by their seed; load and question are the same."""
+    runs = [run(tmp_path / name, seed=seed, isl=isl) for name, seed, isl in (("a", 1, 598), ("b", 2, 617))]
+    assert len(compare(*runs, command="test", across_kinds=False).levels) == 1
+    assert {each.runs for each in summarize_runs(runs, command="test").repeats} == {2}
+    other = run(tmp_path / "c", isl=2048)
+    whole = json.loads((other / "run.json").read_text())
+    whole["scenario"]["lengths"]["isl"] = 2048
+    (other / "run.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="no level in common"):
+        compare(runs[0], other, command="test", across_kinds=False)
+
+
+def test_a_gate_holds_each_class_to_its_own(tmp_path: Path) -> None:
+    """A class is judged by its own requests; one that was never sent keeps nothing; its goodput is not guessed."""
+    summary = summarize_runs([run(tmp_path / "run", mixed=True)], command="test")
+    gate = Gate.model_validate(
+        {"itl_s": {"p50": 1}, "classes": {"chat": {"itl_s": {"p50": 0.01}}, "draw": {"itl_s": {"p50": 1}}}}
+    )
+    missed = [(case.group.partition("load ")[2], case.name) for case in cases_of(summary, gate) if not case.met]
+    assert missed == [("10, class chat", "itl_s p50"), ("10, class draw", "requests")]
+    with pytest.raises(ValueError, match="goodput is of all requests"):
+        Gate.model_validate({"itl_s": {"p50": 1}, "classes": {"chat": {"goodput": {"ttft_s": 1}}}})
+
+
+def test_tails_end_where_the_sample_does(tmp_path: Path) -> None:
+    """Of 400 requests none tells what one in a thousand meets: the curve of what is rare ends at one in 400."""
+    [detail] = [each.detail() for each in load_runs([run(tmp_path / "run")])]
+    ttft = detail.levels[0].ttft
+    assert ttft is not None
+    assert ttft.size <= 400
+    figure = Figure()
+    panel = figure.subplots()
+    _tail_panel(panel, [("10", "#000000", ttft)], "tail")
+    assert min(panel.lines[0].get_ydata()) >= 1 / ttft.size
