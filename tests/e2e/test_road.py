@@ -283,13 +283,13 @@ def test_a_real_build_says_what_this_machine_lacks(tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_what_was_measured(server: Server, tmp_path: Path) -> None:
     """Ctrl-C ends a run with status 130; its records and what it was are on disk."""
     load = ["--concurrency", "2,4", "--isl", "32", "--osl", "32", "--requests", "20", "--out", str(tmp_path / "run")]
-    run = subprocess.Popen([str(BIN / "run-load"), "--url", server.url, *load], stderr=subprocess.PIPE, text=True)
-    assert run.stderr is not None
-    assert run.stderr.readline().startswith("concurrency 2")
-    run.send_signal(signal.SIGINT)
-    assert "interrupted" in run.stderr.read()
-    run.stderr.close()
-    assert run.wait(timeout=30) == 130
+    command = [str(BIN / "run-load"), "--url", server.url, *load]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        assert any(line.startswith("concurrency 2: measured") for line in run.stderr)
+        run.send_signal(signal.SIGINT)
+        assert "interrupted" in run.stderr.read()
+        assert run.wait(timeout=30) == 130
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
     assert manifest["interrupted"] == "interrupted by the user"
     assert manifest["levels"][0]["complete"]
