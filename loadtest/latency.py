@@ -46,14 +46,22 @@ class Counted(NamedTuple):
 
 
 def counted(level: Level, records: Columns | Iterable[RequestRecord], *, time_scale: float, settles: bool) -> Counted:
-    """Return one level's requests with its window cut to where it had settled."""
+    """Return one level's requests with its window cut to where it had settled.
+
+    Nothing is cut of a level that was ended early, whose last requests are those that ended first, nor where the cut
+    would leave less than half of the good requests.
+    """
     columns = columns_of(records)
     window = window_of(level, columns)
-    cut = cut_of(window, columns, is_open=level.concurrency is None) if settles else Cut(window, 0.0, 0.0)
+    whole = Cut(window, 0.0, 0.0)
+    cut = cut_of(window, columns, is_open=level.concurrency is None) if settles and not level.sufficed else whole
     measured = columns.select(columns.measured)
     good = measured.good
-    if cut.is_cut:
-        good &= (measured.sent_s >= cut.window.begin_s) & (measured.sent_s <= cut.window.end_s)
+    inside = good & (measured.sent_s >= cut.window.begin_s) & (measured.sent_s <= cut.window.end_s)
+    if cut.is_cut and 2 * int(inside.sum()) >= int(good.sum()):
+        good = inside
+    elif cut.is_cut:
+        cut = whole
     return Counted(level, columns, measured, measured.select(good), cut, time_scale)
 
 

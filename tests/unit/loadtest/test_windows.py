@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from made import level, record
 
 from loadtest.columns import columns_of
-from loadtest.windows import Window, cut_of, is_growing, mean_count, mser, settled_after
+from loadtest.latency import counted
+from loadtest.windows import Window, cut_of, is_growing, mean_count, mser, settled_after, window_of
 
 
 def test_mser_is_the_least_standard_error() -> None:
@@ -64,3 +65,26 @@ def test_too_few_requests_are_left_alone() -> None:
     requests = [record(place, float(place), [place + 0.5, place + 0.9]) for place in range(20)]
     assert not cut_of(Window(0.0, 20.0, "steady"), columns_of(requests), is_open=True).is_cut
     assert level(1, 0.0, 1.0).concurrency == 1
+
+
+def test_a_cut_leaves_most_requests_or_is_not_made() -> None:
+    """Where most requests were sent before the load settled, all of them stay: nothing is cut then."""
+    sent_s = [*(0.0025 * number for number in range(400)), *(1.0 + 0.2 * number for number in range(100))]
+    requests = [record(number, at_s, [at_s + 0.3, at_s + 0.4, at_s + 0.5]) for number, at_s in enumerate(sent_s)]
+    asked = level(1, 0.0, 21.4).model_copy(update={"concurrency": None, "rate_per_s": 24.0})
+    columns = columns_of(requests)
+    would = cut_of(window_of(asked, columns), columns, is_open=True)
+    assert sum(at_s >= would.window.begin_s for at_s in sent_s) < 250  # else this test would show nothing
+    assert len(counted(asked, requests, time_scale=1.0, settles=True).good) == 500
+
+
+def test_a_level_ended_early_is_not_cut() -> None:
+    """What ended first of a level that was stopped is no settled load, and no part of it is another's warm-up."""
+    requests = [
+        record(place, place * 0.25, np.linspace(place * 0.25 + 0.1, place * 0.25 + 10, 20).tolist())
+        for place in range(600)
+    ]
+    whole = level(1, 0.0, 160.0).model_copy(update={"concurrency": None, "rate_per_s": 4.0})
+    assert counted(whole, requests, time_scale=1.0, settles=True).cut.is_cut
+    early = whole.model_copy(update={"sufficed": True})
+    assert len(counted(early, requests, time_scale=1.0, settles=True).good) == 600
