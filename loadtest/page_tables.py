@@ -11,7 +11,6 @@ from loadtest.verdicts import verdicts_of
 
 MS = 1e3
 NONE = "&ndash;"
-_EMPTY = ("", "")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1, groups: str = "") -> str:
