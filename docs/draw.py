@@ -10,12 +10,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.emulator.settings import batcher_for
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from engines.spec.deployment import Factors
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.shape import StepShape, StepTime

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.calibration import Calibration, LoadGenerator, read_calibration, require_match
 from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
 from engines.errors import UserError
 from engines.files import Document, made_by, refuse_existing, sha256_of, source_of, to_json, write_json
 from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read_manifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from engines.spec.gpu import gpu_named
 from loadtest.asked import inputs_of, scenario_of
 from loadtest.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate

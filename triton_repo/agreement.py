@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from engines import trtllm
+from engines.build import trtllm
 from engines.errors import CommandError
 from triton_repo.engine_config import EngineConfig, read_engine_config
 from triton_repo.findings import TRUE, Finding, ModelFile, finding_of, number_of

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines import trtllm
+from engines.build import trtllm
 from engines.errors import MissingError, UserError
 from engines.manifest import EngineManifest
 

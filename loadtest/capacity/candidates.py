@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.calibration import Calibration, read_calibration
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from engines.spec.gpu import gpu_named
 from loadtest.capacity.demand import Demand, MeasuredRun
 from loadtest.capacity.load import Shape

@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 from engines.files import Strict, sha256_of
 from engines.manifest import EngineManifest
-from engines.recipe import Workload
+from engines.planning.limits import Engine, outlook
+from engines.planning.recipe import Workload
 from engines.spec.memory import Sizing
 from engines.steptime.shape import StepCost
-from engines.tuning import Engine, outlook
 from loadtest.capacity.demand import Demand
 from loadtest.capacity.load import Shape, Stretch, Wanted, requests_needed, stretches_at
 from loadtest.capacity.replica import NONE, Pessimism, Seen, simulate

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.emulator.settings import batcher_for
 from engines.files import Document, MadeBy
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from loadtest.traffic import Turn
 from loadtest.virtual import Arrivals, Sent, VirtualServer
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from engines.tokenizer import TOKENIZER_FILE, installed_tokenizers
+from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
 from loadtest.conversations import Mix
 from loadtest.preparation import prepare
 from loadtest.prompts import PromptMaker

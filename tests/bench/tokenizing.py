@@ -29,7 +29,7 @@ from tritonclient.grpc import service_pb2
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import BIN, cpu_s, free_ports, machine, show
 
-from engines.corpus import default_text_path
+from engines.checkpoint.calibration_text import default_text_path
 from engines.files import MadeBy
 from triton_repo import runtime
 from triton_repo.front.engine import STREAM

@@ -15,12 +15,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
+from engines.build.trtllm import container_image
 from engines.files import Document, MadeBy, _UniqueKeyLoader, write_json
 from engines.manifest import EngineManifest, Parallel
-from engines.plan import make_plan
-from engines.recipe import ask
-from engines.trtllm import container_image
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from triton_repo.deploy.plan import Deployment, plan_deployment
 from triton_repo.deploy.render import render_deployment
 from triton_repo.render import render_repository

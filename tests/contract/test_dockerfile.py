@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engines.trtllm import CONTAINER_TAGS, LAST_ENGINE_VERSION
+from engines.build.trtllm import CONTAINER_TAGS, LAST_ENGINE_VERSION
 
 DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
 

@@ -11,12 +11,12 @@ import yaml
 from tokenizers import Tokenizer, models
 from tritonclient.grpc import model_config_pb2
 
-from engines.build import emulated_manifest
+from engines.build.llmapi import llm_arguments
+from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy, write_json
-from engines.llmapi import llm_arguments
 from engines.manifest import EngineManifest
-from engines.plan import BuildPlan, make_plan
-from engines.recipe import ask
+from engines.planning.plan import BuildPlan, make_plan
+from engines.planning.recipe import ask
 from triton_repo.audit import audit_repository
 from triton_repo.check import read_config
 from triton_repo.parameters import MUST_BE_THERE, NEVER_WRITTEN

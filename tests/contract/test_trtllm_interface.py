@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from engines.build.llmapi import model_yaml, pytorch_refusal
+from engines.build.trtllm import build_commands, compile_command, engine_differences
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy
-from engines.llmapi import model_yaml, pytorch_refusal
-from engines.plan import BuildPlan, make_plan
-from engines.recipe import ask
+from engines.planning.plan import BuildPlan, make_plan
+from engines.planning.recipe import ask
 from engines.spec.gpu import known_gpus
 from engines.spec.precision import PRECISIONS
-from engines.trtllm import build_commands, compile_command, engine_differences
 
 FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "trtllm_interface.yaml").read_text())
 HEAD = Document(made_by=MadeBy(command="test", version="0"))

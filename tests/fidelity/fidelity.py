@@ -20,12 +20,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.calibration import LoadGenerator
 from engines.emulator.settings import settings_of
 from engines.files import Document, MadeBy
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from engines.steptime.source import step_time_for
 from loadtest.calibrate import Request, errors_of, fit_best, predicted_logs, waves_of
 from loadtest.fit import PARAMETERS, Array, Rig, observe

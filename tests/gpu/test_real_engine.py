@@ -24,9 +24,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 from conftest import free_ports
 
-from engines import trtllm
+from engines.build import trtllm
 from engines.files import read_json
-from engines.plan import BuildPlan
+from engines.planning.plan import BuildPlan
 from engines.spec.gpu import known_gpus
 from engines.spec.support import FP8_SM
 

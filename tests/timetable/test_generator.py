@@ -26,7 +26,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from timetable import Start
 
-from engines.tokenizer import TOKENIZER_FILE, installed_tokenizers
+from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
 
 BIN = Path(sys.executable).parent
 LIMIT_S = 90

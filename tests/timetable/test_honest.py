@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from timetable import Start, ask, door_to
 from truth import added_by_client
 
-from engines.tokenizer import TOKENIZER_FILE, installed_tokenizers
+from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
 from loadtest.dialects import dialect_of
 from loadtest.dialects.base import Answer, Asked
 from loadtest.dialects.endpoint import Endpoint

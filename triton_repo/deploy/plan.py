@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from engines import trtllm
+from engines.build import trtllm
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Strict, source_of
 from engines.manifest import EngineManifest

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from engines.build import emulated_manifest
-from engines.cli import require_accuracy
+from engines.build.pipeline import emulated_manifest
+from engines.cli.build_engine import require_accuracy
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy
 from engines.manifest import CheckpointQuality, EngineManifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 
 
 def _manifest(quality: CheckpointQuality | None) -> EngineManifest:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engines.checkpoint import expected_shapes, inspect_checkpoint
+from engines.checkpoint.inspection import expected_shapes, inspect_checkpoint
 from engines.errors import MissingError, UserError
 
 CONFIG: dict[str, Any] = {

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from engines.build.llmapi import llm_arguments, model_yaml, pytorch_refusal
 from engines.errors import ToolError, UserError
 from engines.files import Document, made_by
-from engines.llmapi import llm_arguments, model_yaml, pytorch_refusal
-from engines.plan import BuildPlan, make_plan
-from engines.recipe import ask
+from engines.planning.plan import BuildPlan, make_plan
+from engines.planning.recipe import ask
 from engines.spec.precision import PRECISIONS, KvFormat
 
 WORDS = 128
@@ -131,8 +131,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("modelopt", reason="the quantize extra is not installed")
     from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415
 
-    from engines.checkpoint import library  # noqa: PLC0415
-    from engines.quantize import chatter_to  # noqa: PLC0415
+    from engines.checkpoint.inspection import library  # noqa: PLC0415
+    from engines.checkpoint.quantize import chatter_to  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("qwen3")
     with chatter_to(None):
@@ -165,8 +165,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def export(source: Path, out: Path, precision: str, kv_cache: KvFormat = "16bit") -> list[str]:
     """Quantize on a few made-up words; return the notices."""
-    from engines.corpus import TextWindows  # noqa: PLC0415
-    from engines.quantize import quantize_huggingface  # noqa: PLC0415
+    from engines.checkpoint.calibration_text import TextWindows  # noqa: PLC0415
+    from engines.checkpoint.huggingface_export import quantize_huggingface  # noqa: PLC0415
 
     documents = tuple(" ".join(f"w{(7 * d + 11 * w * w) % WORDS}" for w in range(24)) for d in range(4))
     notices = quantize_huggingface(
@@ -252,7 +252,7 @@ def test_older_spelling_of_rope_survives(source: Path, tmp_path: Path) -> None:
 
 def test_lost_rope_is_mended(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the export drops a rope key it is put back, and said."""
-    from engines import quantize  # noqa: PLC0415
+    from engines.checkpoint import quantize  # noqa: PLC0415
 
     def check_after_loss(config: dict[str, Any], job: Any) -> None:
         check(config, job)
@@ -316,7 +316,7 @@ def test_damaged_scale_is_told(
     """A scale that is missing, zero or misshapen is a failure of the tool, named."""
     from safetensors.torch import save_file  # noqa: PLC0415
 
-    from engines import quantize  # noqa: PLC0415
+    from engines.checkpoint import quantize  # noqa: PLC0415
 
     full = f"model.layers.1.{name}"
 
@@ -336,7 +336,7 @@ def test_damaged_scale_is_told(
 
 def test_other_format_than_asked_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export that states another KV format than was asked for is not taken."""
-    from engines import quantize  # noqa: PLC0415
+    from engines.checkpoint import quantize  # noqa: PLC0415
 
     monkeypatch.setitem(quantize._KV_ALGO, "16bit", "FP8")
     with pytest.raises(ToolError, match="kv_cache_quant_algo = None"):

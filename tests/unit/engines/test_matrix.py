@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from engines.cli import build_engine
-from engines.matrix import Combination, combinations_of
+from engines.cli.build_engine import build_engine
+from engines.planning.matrix import Combination, combinations_of
 
 
 def run(*arguments: str) -> Result:

@@ -16,14 +16,14 @@ pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from engines.checkpoint import inspect_checkpoint, library  # noqa: E402
-from engines.corpus import TextWindows  # noqa: E402
+from engines.checkpoint.calibration_text import TextWindows  # noqa: E402
+from engines.checkpoint.gguf import unpack  # noqa: E402
+from engines.checkpoint.inspection import inspect_checkpoint, library  # noqa: E402
+from engines.checkpoint.quantize import chatter_to, mend_config, peak_memory_bytes, quantize  # noqa: E402
+from engines.checkpoint.trtllm_checkpoint import read_exported  # noqa: E402
+from engines.checkpoint.verify import SourceWeights, exported_geometry_of, geometry_of, logits, round_nvfp4, verify  # noqa: E402
 from engines.errors import MissingError, ToolError, UserError  # noqa: E402
-from engines.exported import read_exported  # noqa: E402
-from engines.gguf import unpack  # noqa: E402
-from engines.quantize import chatter_to, mend_config, peak_memory_bytes, quantize  # noqa: E402
 from engines.spec.precision import KvFormat  # noqa: E402
-from engines.verify import SourceWeights, exported_geometry_of, geometry_of, logits, round_nvfp4, verify  # noqa: E402
 
 VOCABULARY = 256
 WINDOWS = TextWindows(

@@ -6,8 +6,8 @@ import pytest
 
 from engines.errors import MissingError
 from engines.files import Document, MadeBy
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from engines.spec.gpu import gpu_named
 from engines.spec.model import model_named
 from engines.spec.precision import KvFormat, precision_named

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.emulator.request import Request
 from engines.emulator.settings import batcher_for
 from engines.errors import UserError
-from engines.explain import explain
 from engines.files import Document, MadeBy
-from engines.plan import BuildPlan, make_plan
-from engines.recipe import Objectives, Workload, ask
+from engines.planning.explain import explain
+from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
+from engines.planning.plan import BuildPlan, make_plan
+from engines.planning.recipe import Objectives, Workload, ask
 from engines.spec.gpu import gpu_named
 from engines.spec.memory import Sizing
 from engines.spec.model import model_named
-from engines.tuning import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
 

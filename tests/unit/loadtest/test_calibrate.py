@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.calibration import LoadGenerator, require_match
 from engines.errors import UserError
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from loadtest.calibrate import Request, Structure, calibrate, predicted_logs, rig_of, waves_of
 from loadtest.cli_predict import calibrate_engine
 from loadtest.fit import EXPECTED, PARAMETERS, SPLIT, factors_of, observe, slopes_of

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from engines.steptime.shape import StepShape, attended_tokens
 from engines.steptime.source import step_time_for
 from loadtest.conversations import Mix

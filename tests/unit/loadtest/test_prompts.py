@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from engines.corpus import default_text_path, documents_of
+from engines.checkpoint.calibration_text import default_text_path, documents_of
 from engines.errors import MissingError, UserError
 from loadtest.conversations import Mix, Talk
 from loadtest.preparation import count_rows, prepare

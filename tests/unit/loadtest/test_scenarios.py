@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.errors import MissingError, UserError
 from engines.files import Document, MadeBy, read_yaml, to_json
 from engines.manifest import EngineManifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from loadtest.arrivals import Sine, Spike
 from loadtest.asked import inputs_of, outlook, scenario_of
 from loadtest.conversations import Mix

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import MANIFEST_NAME, EngineManifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from loadtest.arrivals import Gamma, Ramp
 from loadtest.cli_knee import find_knee
 from loadtest.evidence import Promise

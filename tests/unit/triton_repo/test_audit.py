@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from engines import trtllm
-from engines.build import emulated_manifest
+from engines.build import trtllm
+from engines.build.pipeline import emulated_manifest
 from engines.errors import MissingError
 from engines.files import Document, MadeBy, read_json, write_json
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from triton_repo import cli
 from triton_repo.audit import audit_repository
 from triton_repo.findings import Finding, read_model

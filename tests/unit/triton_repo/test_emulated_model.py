@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy, write_json
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from triton_repo.models.tensorrt_llm import EmulatedEngineModel
 
 HEAD = MadeBy(command="test", version="0")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from engines.corpus import load_corpus
+from engines.checkpoint.calibration_text import load_corpus
 from engines.errors import MissingError
 from triton_repo.models import encoding
 from triton_repo.models.encoding import Encoder

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from triton_repo.models.engine_settings import batcher_settings, llmapi_settings
 
 HEAD = MadeBy(command="test", version="0")

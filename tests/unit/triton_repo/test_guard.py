@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models
 
-from engines import trtllm
-from engines.build import emulated_manifest
+from engines.build import trtllm
+from engines.build.pipeline import emulated_manifest
 from engines.errors import CommandError, MissingError, UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from triton_repo import cli_serve
 from triton_repo.guard import Machine, engine_refusal, machine_here, missing_ranks, require_servable
 from triton_repo.render import render_repository

@@ -13,12 +13,12 @@ import jinja2
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.errors import CommandError, UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from triton_repo.check import check_repository, read_config
 from triton_repo.render import environment, fill, render_repository
 from triton_repo.settings import MODELS, ServingSettings, read_repository

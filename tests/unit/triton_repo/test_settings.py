@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.errors import UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from triton_repo import cli
 from triton_repo.engine_config import EngineConfig, read_engine_config
 from triton_repo.resolve import Resolved, given_in, resolve

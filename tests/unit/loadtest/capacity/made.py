@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from loadtest.capacity.demand import Demand
 from loadtest.capacity.plan import Means
 from loadtest.capacity.spread import Kept

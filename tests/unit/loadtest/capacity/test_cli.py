@@ -17,7 +17,7 @@ from engines.calibration import LoadGenerator
 from engines.emulator.settings import settings_of
 from engines.errors import TargetMissedError, UserError
 from engines.files import MadeBy, read_json
-from engines.recipe import ask
+from engines.planning.recipe import ask
 from engines.spec.gpu import gpu_named
 from engines.steptime.source import step_time_for
 from loadtest.capacity.candidates import UNCALIBRATED

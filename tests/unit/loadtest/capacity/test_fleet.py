@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from loadtest.capacity.fleet import Fleet, Loss, serve
 from loadtest.capacity.load import Ask, Stretch
 from loadtest.capacity.replica import simulate

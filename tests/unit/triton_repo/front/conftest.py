@@ -22,10 +22,10 @@ import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tritonclient.grpc import service_pb2
 
-from engines.build import emulated_manifest
+from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
-from engines.plan import make_plan
-from engines.recipe import ask
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
 from triton_repo.front.app import make_app
 from triton_repo.front.engine import READY, STREAM, Engine
 from triton_repo.front.gate import Access

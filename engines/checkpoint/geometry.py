@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.checkpoint import ARCHITECTURES, CheckpointFacts
+from engines.checkpoint.inspection import ARCHITECTURES, CheckpointFacts
 from engines.errors import UserError
 from engines.spec.model import ModelSpec, RopeScaling
 

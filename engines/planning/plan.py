@@ -9,14 +9,14 @@ from engines.calibration import read_calibration, require_match
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, Strict, sha256_of
 from engines.manifest import Notice, Runtime, StepTimeChoice
-from engines.recipe import Asked, LoraChoices, Objectives, Recipe, SpeculativeChoices, Workload
+from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
+from engines.planning.recipe import Asked, LoraChoices, Objectives, Recipe, SpeculativeChoices, Workload
 from engines.spec.gpu import GpuSpec, gpu_named
 from engines.spec.memory import MemoryBudget, Sizing
 from engines.spec.model import ModelSpec, model_named
 from engines.spec.precision import KvFormat, Precision, precision_named
 from engines.spec.support import Verdict, keeps_paged_attention, kv_refusal, require_possible
 from engines.spec.units import gib
-from engines.tuning import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 
 Origin = Literal["flag", "recipe", "default", "derived"]
 

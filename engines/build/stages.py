@@ -177,8 +177,8 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def code_sha256(*modules: str) -> str:
-    """Return the SHA-256 of the source of modules of this package: a stage is redone once its code changes."""
-    folder = Path(__file__).parent
+    """Return the SHA-256 of the source of modules of `engines.checkpoint`: a stage is redone once its code changes."""
+    folder = Path(__file__).parent.parent / "checkpoint"
     digest = hashlib.sha256()
     for module in sorted(modules):
         digest.update((folder / f"{module}.py").read_bytes())

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from engines.checkpoint import CheckpointFacts, inspect_checkpoint, library
-from engines.corpus import TextWindows
+from engines.checkpoint.calibration_text import TextWindows
+from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint, library
+from engines.checkpoint.shards import read_shard_header, shard_paths
+from engines.checkpoint.trtllm_checkpoint import Exported, Layer, Linear, read_exported, round_fp8
 from engines.errors import UserError
-from engines.exported import Exported, Layer, Linear, read_exported, round_fp8
 from engines.manifest import CheckpointQuality
-from engines.shards import read_shard_header, shard_paths
 
 Progress = Callable[[str], None]
 

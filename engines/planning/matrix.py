@@ -12,7 +12,7 @@ from engines.console import show, table_console
 from engines.errors import CommandError
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
-from engines.plan import BuildPlan
+from engines.planning.plan import BuildPlan
 from engines.spec.units import gib
 
 

@@ -12,14 +12,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from engines import trtllm
-from engines.checkpoint import CheckpointFacts, inspect_checkpoint
-from engines.corpus import Corpus, WindowSizes, load_corpus
+from engines.build import trtllm
+from engines.build.llmapi import model_yaml
+from engines.build.stages import StageInputs, Stages, code_sha256, link_tree, out_of_room_told
+from engines.checkpoint.calibration_text import Corpus, WindowSizes, load_corpus
+from engines.checkpoint.huggingface_export import quantize_huggingface
+from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
+from engines.checkpoint.quantize import quantize
+from engines.checkpoint.tokenizer import copy_tokenizer
+from engines.checkpoint.verify import verify
 from engines.emulator.request import Request
 from engines.emulator.settings import batcher_for
 from engines.errors import MissingError, ToolError
 from engines.files import Strict, read_json, refuse_existing, sha256_of, whole_folder, write_json, write_text
-from engines.llmapi import model_yaml
 from engines.manifest import (
     MANIFEST_NAME,
     CheckpointQuality,
@@ -31,13 +36,9 @@ from engines.manifest import (
     PrecisionFacts,
     StageRecord,
 )
-from engines.plan import BuildPlan
-from engines.quantize import quantize, quantize_huggingface
-from engines.recipe import Recipe
+from engines.planning.plan import BuildPlan
+from engines.planning.recipe import Recipe
 from engines.spec.units import gib
-from engines.stages import StageInputs, Stages, code_sha256, link_tree, out_of_room_told
-from engines.tokenizer import copy_tokenizer
-from engines.verify import verify
 
 Kind = Literal["built", "emulated", "checkpoint"]
 
@@ -87,7 +88,7 @@ def inspect_in_stages(folder: Path, stages: Stages) -> CheckpointFacts:
     states = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
     inputs = StageInputs(
         stage="inspect",
-        content={"code": code_sha256("checkpoint", "shards")},
+        content={"code": code_sha256("inspection", "shards")},
         parameters={
             "folder": str(folder.resolve()),
             "as given": str(folder),
@@ -183,7 +184,7 @@ def _quantize_inputs(job: Job, facts: CheckpointFacts) -> StageInputs:
     return StageInputs(
         stage="quantize",
         content={
-            "code": code_sha256("quantize", "exported", "corpus"),
+            "code": code_sha256("quantize", "huggingface_export", "trtllm_checkpoint", "calibration_text"),
             **{Path(source.path).name: source.sha256 for source in facts.files},
             **_text_content(job),
         },
@@ -263,7 +264,7 @@ def _verified(job: Job, quantized: Path, stages: Stages) -> CheckpointQuality:
     calibration = job.recipe.calibration
     inputs = StageInputs(
         stage="verify",
-        content={"quantize": quantized.name, "code": code_sha256("verify", "exported"), **_text_content(job)},
+        content={"quantize": quantized.name, "code": code_sha256("verify", "trtllm_checkpoint"), **_text_content(job)},
         parameters={
             "samples": calibration.held_out_samples,
             "sample_tokens": calibration.sample_tokens,

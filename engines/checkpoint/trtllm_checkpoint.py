@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.checkpoint import library
+from engines.checkpoint.inspection import library
+from engines.checkpoint.shards import TensorFacts, read_shard_header, some
 from engines.errors import MissingError, ToolError
-from engines.shards import TensorFacts, read_shard_header, some
 
 Activation = Literal["none", "fp8", "int8", "nvfp4"]
 Split = Literal["column", "row", "qkv"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from engines.manifest import StepTimeChoice
-from engines.recipe import Objectives, Workload
+from engines.planning.recipe import Objectives, Workload
 from engines.spec.gpu import GpuSpec
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import ModelSpec

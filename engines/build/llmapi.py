@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from engines.plan import BuildPlan
+from engines.planning.plan import BuildPlan
 from engines.spec.precision import KvFormat
 
 # The formats the PyTorch backend runs and ModelOpt exports for it.

@@ -129,7 +129,7 @@ def ask(recipe_name: str | None, flags: dict[str, Any]) -> Asked:
     """Lay flags over a recipe.
 
     Args:
-        recipe_name: A file, or the name of a recipe in `engines/recipes/`; None for the defaults alone.
+        recipe_name: A file, or the name of a recipe in `engines/planning/recipes/`; None for the defaults alone.
         flags: Values by dotted key; a None is a flag that was not given.
 
     Raises:
@@ -155,7 +155,7 @@ def recipe_path(name: str) -> Path:
     """
     if Path(name).suffix in {".yaml", ".yml"}:
         return Path(name)
-    folder = Path(str(files("engines"))) / "recipes"
+    folder = Path(str(files("engines.planning"))) / "recipes"
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(found.stem for found in folder.glob("*.yaml")))

@@ -1,0 +1,280 @@
+"""Writing a checkpoint in Hugging Face's layout, as the LLM API of TensorRT-LLM reads it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from engines.checkpoint.calibration_text import TextWindows
+from engines.checkpoint.inspection import expected_shapes, inspect_checkpoint, library
+from engines.checkpoint.quantize import (
+    KV_ALGO,
+    Job,
+    Progress,
+    _calibrate,
+    as_tool_error,
+    chatter_to,
+    checked_job,
+    group_notices,
+    load,
+    same,
+)
+from engines.checkpoint.shards import TensorFacts, read_tensors, shard_paths, some
+from engines.errors import ToolError, UserError
+from engines.files import write_text
+from engines.manifest import Notice
+from engines.spec.precision import KvFormat, precision_named
+
+# What the PyTorch backend loads besides a quantized linear layer's weight.
+_HUGGINGFACE_SCALES: dict[str, tuple[str, ...]] = {
+    "bf16": (),
+    "fp16": (),
+    "fp8": ("weight_scale", "input_scale"),
+    "int4_awq": ("weight_scale",),
+    "w4a8_awq": ("weight_scale", "weight_scale_2", "input_scale"),
+    "nvfp4": ("weight_scale", "weight_scale_2", "input_scale"),
+}
+
+
+_AWQ_SCALE = "pre_quant_scale"  # only where it could not be folded into the layer before
+
+
+_KV_SCALES = {"k_proj": "k_scale", "v_proj": "v_scale"}
+
+
+# Files of the source that are not weights: copied as they are.
+_HUGGINGFACE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def quantize_huggingface(  # noqa: PLR0913 (the choices of one export)
+    source: Path,
+    out: Path,
+    *,
+    precision: str,
+    kv_cache: KvFormat,
+    calibration: TextWindows,
+    seed: int,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    progress: Progress,
+    log: Path | None = None,
+) -> list[Notice]:
+    """Quantize a Hugging Face checkpoint and write a Hugging Face checkpoint, for TensorRT-LLM's PyTorch backend.
+
+    The checkpoint is not split, whatever the number of GPUs: TensorRT-LLM splits it as it loads.
+
+    Args:
+        out: Folder for config.json, hf_quant_config.json, safetensors and tokenizer; created where it is not there.
+        tensor_parallel: GPUs the layers must divide over, their groups too.
+        pipeline_parallel: GPUs the number of layers must divide over.
+
+    Returns:
+        What a reader must know: what was mended in the export's config, a group size other than the precision's own.
+
+    Raises:
+        MissingError: ModelOpt, torch or transformers is not installed.
+        UserError: The model cannot be split or grouped as asked, or the PyTorch backend does not run the format.
+        ToolError: ModelOpt failed, or its export cannot be mended.
+    """
+    facts = inspect_checkpoint(source, hash_files=False)
+    if precision_named(precision).name not in _HUGGINGFACE_SCALES or kv_cache == "int8":
+        raise UserError(
+            f"{precision} with a {kv_cache} KV cache has no Hugging Face export",
+            hint=f"known: {', '.join(_HUGGINGFACE_SCALES)}, with a 16-bit or FP8 KV cache",
+        )
+    job = checked_job(facts, precision_named(precision).name, kv_cache, tensor_parallel, pipeline_parallel)
+    windows = calibration.token_windows(source / "tokenizer.json") if job.needs_text else []
+    out.mkdir(parents=True, exist_ok=True)
+    with as_tool_error(log), chatter_to(log):
+        model = load(source, job)
+        _calibrate(model, job, windows, seed=seed, progress=progress)
+        progress("export ...")
+        torch, export = library("torch"), library("modelopt.torch.export")
+        with torch.inference_mode():
+            export.export_hf_checkpoint(model, dtype=getattr(torch, job.dtype), export_dir=out)
+        del model
+    for name in _HUGGINGFACE_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+    for shard in out.glob("*.safetensors"):
+        shard.chmod(0o644)  # written for the owner alone, and a server may run as somebody else
+    notices = _mend_huggingface_config(out, job)
+    _check_huggingface_tensors(out, job)
+    return [*group_notices(job), *notices]
+
+
+def _mend_huggingface_config(out: Path, job: Job) -> list[Notice]:
+    """Compare a Hugging Face export's configs with what was asked and with the source; mend rope and dtype.
+
+    transformers 5 writes rope as `rope_parameters` and the dtype as `dtype`. The transformers 4 that TensorRT-LLM 1.x
+    comes with reads neither, and would run with a rotary base of 10,000 and no scaling: both spellings are written.
+    """
+    path = out / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    _check_huggingface_structure(config, job)
+    _check_huggingface_quantization(out, config, job)
+    rope = job.facts.rope
+    scaling = rope.scaling or {}
+    parameters = {"rope_theta": rope.base, "rope_type": "default", **scaling}
+    stated = config.get("rope_parameters") or {}
+    changed = {key: value for key, value in parameters.items() if not same(stated.get(key), value)}
+    notices = []
+    if changed:
+        text = (
+            f"ModelOpt's export said rope_parameters = {json.dumps(stated)}; "
+            f"mended with {json.dumps(changed)} as in the source checkpoint"
+        )
+        notices.append(Notice(code="export-mended", text=text))
+    older = {"rope_theta": rope.base, "torch_dtype": job.dtype} | ({"rope_scaling": scaling} if scaling else {})
+    added = [key for key, value in older.items() if config.get(key) != value]
+    if added:
+        text = (
+            f"ModelOpt's export left out {', '.join(added)}, which the transformers 4 of TensorRT-LLM 1.x reads; "
+            "added as in the source checkpoint"
+        )
+        notices.append(Notice(code="export-mended", text=text))
+    config |= {"rope_parameters": stated | parameters, **older}
+    write_text(path, json.dumps(config, indent=2) + "\n")
+    return notices
+
+
+def _check_huggingface_structure(config: dict[str, Any], job: Job) -> None:
+    facts = job.facts
+    expected: dict[str, Any] = {
+        "architectures": [facts.architecture],
+        "model_type": facts.model_type,
+        "hidden_size": facts.hidden_size,
+        "intermediate_size": facts.intermediate_size,
+        "num_hidden_layers": facts.layers,
+        "num_attention_heads": facts.attention_heads,
+        "num_key_value_heads": facts.kv_heads,
+        "head_dim": facts.head_size,
+        "vocab_size": facts.vocab_size,
+        "max_position_embeddings": facts.max_position_embeddings,
+        "rms_norm_eps": facts.norm_epsilon,
+        "hidden_act": facts.activation,
+        "tie_word_embeddings": facts.tied_embeddings,
+        "dtype": job.dtype,
+    }
+    defaults = {
+        "head_dim": facts.hidden_size // facts.attention_heads,
+        "num_key_value_heads": facts.attention_heads,
+        "tie_word_embeddings": False,
+    }
+    for key, value in expected.items():
+        found = config.get(key)
+        found = defaults.get(key) if found is None else found
+        if not same(found, value):
+            raise ToolError(f"ModelOpt's export states {key} = {found}, the source calls for {value}")
+
+
+def _check_huggingface_quantization(out: Path, config: dict[str, Any], job: Job) -> None:
+    """Prove that both places a loader may look state the formats asked for."""
+    path = out / "hf_quant_config.json"
+    asked: dict[str, Any] = {
+        "quant_algo": precision_named(job.precision).quant_algo,
+        "kv_cache_quant_algo": KV_ALGO[job.kv_cache],
+    }
+    found = json.loads(path.read_text(encoding="utf-8")).get("quantization", {}) if path.is_file() else {}
+    if job.group_size:
+        asked["group_size"] = job.group_size
+    for key, value in asked.items():
+        if found.get(key) != value:
+            raise ToolError(f"ModelOpt's export states {key} = {found.get(key)} in {path.name}, {value} was asked for")
+    inline = config.get("quantization_config") or {}
+    if inline.get("quant_algo") != asked["quant_algo"]:
+        raise ToolError(
+            f"ModelOpt's export states quant_algo = {inline.get('quant_algo')} in config.json, "
+            f"{asked['quant_algo']} was asked for"
+        )
+
+
+def _check_huggingface_tensors(out: Path, job: Job) -> None:
+    """Account for every tensor of a Hugging Face export, and prove its scales numbers to multiply with."""
+    try:
+        found = read_tensors(out)
+    except UserError as error:
+        raise ToolError(f"ModelOpt's export cannot be read: {error}") from error
+    expected = _huggingface_tensors(job)
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
+        raise ToolError(f"ModelOpt's export: {some(missing)} missing")
+    linears = {name.removesuffix(".weight") for name in expected if _is_linear(name)}
+    optional = {f"{name}.{_AWQ_SCALE}" for name in linears} if job.precision.endswith("awq") else set()
+    if job.facts.tied_embeddings:
+        optional.add("lm_head.weight")
+    unexpected = sorted(found.keys() - expected.keys() - optional)
+    if unexpected:
+        raise ToolError(f"ModelOpt's export: {some(unexpected)} not known")
+    for name, wanted in expected.items():
+        if found[name] != wanted:
+            stated = f"{found[name].dtype} {list(found[name].shape)}"
+            raise ToolError(
+                f"ModelOpt's export: tensor '{name}' is {stated}, expected {wanted.dtype} {list(wanted.shape)}"
+            )
+    _check_scales(out)
+
+
+def _huggingface_tensors(job: Job) -> dict[str, TensorFacts]:
+    """Return every tensor that a Hugging Face export must hold."""
+    sixteen_bit = "F16" if job.dtype == "float16" else "BF16"
+    tensors: dict[str, TensorFacts] = {}
+    for name, shape in expected_shapes(job.facts).items():
+        if not _is_linear(name):
+            tensors[name] = TensorFacts(shape, sixteen_bit)
+            continue
+        layer = name.removesuffix(".weight")
+        tensors[name] = _huggingface_weight(job, shape, sixteen_bit)
+        for scale in _HUGGINGFACE_SCALES[job.precision]:
+            tensors[f"{layer}.{scale}"] = _huggingface_scale(job, scale, shape)
+        kv_scale = _KV_SCALES.get(layer.rpartition(".")[2])
+        if job.kv_cache == "fp8" and kv_scale:
+            tensors[f"{layer}.{kv_scale}"] = TensorFacts((), "F32")
+    return tensors
+
+
+def _is_linear(name: str) -> bool:
+    """Return whether a tensor is the weight of a layer that is quantized."""
+    return name.endswith("_proj.weight")
+
+
+def _huggingface_weight(job: Job, shape: tuple[int, ...], sixteen_bit: str) -> TensorFacts:
+    rows, columns = shape
+    if job.precision == "fp8":
+        return TensorFacts(shape, "F8_E4M3")
+    if job.precision == "nvfp4":  # two numbers a byte, along a row
+        return TensorFacts((rows, columns // 2), "U8")
+    if job.precision.endswith("awq"):  # two numbers a byte, along a column
+        return TensorFacts((rows // 2, columns), "U8")
+    return TensorFacts(shape, sixteen_bit)
+
+
+def _huggingface_scale(job: Job, scale: str, shape: tuple[int, ...]) -> TensorFacts:
+    if scale == "weight_scale" and job.group_size:
+        rows, columns = shape
+        return TensorFacts((rows, columns // job.group_size), "F8_E4M3" if job.precision == "nvfp4" else "F32")
+    return TensorFacts((), "F32")
+
+
+def _check_scales(out: Path) -> None:
+    torch, safetensors = library("torch"), library("safetensors")
+    for shard in shard_paths(out):
+        with safetensors.safe_open(shard, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                if "scale" not in name.rpartition(".")[2]:
+                    continue
+                values = file.get_tensor(name).float()
+                if not (torch.isfinite(values).all() and (values >= 0).all() and (values > 0).any()):
+                    raise ToolError(f"ModelOpt's export: tensor '{name}' holds scales that are not positive numbers")

@@ -1,0 +1,97 @@
+"""Tables that the commands of this package print."""
+
+from __future__ import annotations
+
+import json
+
+from rich.table import Table
+
+from engines.console import show, table_console
+from engines.files import to_json
+from engines.manifest import EngineManifest
+from engines.planning.explain import Explanation, Neighbour, explain
+from engines.planning.plan import BuildPlan
+from engines.spec.gpu import known_gpus
+from engines.spec.precision import PRECISIONS
+from engines.spec.support import verdict
+from engines.spec.units import gib
+
+STEP_TIMES = {
+    "roofline": "the roofline, from data sheets",
+    "silicon": "tables of measured kernels, nothing above the GPU",
+}
+
+
+def show_plan(plan: BuildPlan, *, as_json: bool) -> None:
+    """Print a plan's values with origin and reason."""
+    if as_json:
+        show(to_json(plan).rstrip())
+        return
+    table = Table(title=plan.name, title_justify="left")
+    for heading in ("value", "", "origin", "why"):
+        table.add_column(heading)
+    for choice in plan.choices:
+        table.add_row(choice.name, str(choice.value), choice.origin, choice.reason)
+    table_console().print(table)
+
+
+def show_explained(plan: BuildPlan, *, as_json: bool) -> None:
+    """Print each value of a plan with what its neighbours would change."""
+    neighbours = {explanation.name: explanation for explanation in explain(plan)}
+    if as_json:
+        rows = [{**choice.model_dump(), **_neighbour_facts(neighbours.get(choice.name))} for choice in plan.choices]
+        show(json.dumps(rows, indent=2))
+        return
+    show(f"{plan.name}: what other values would change is predicted by {STEP_TIMES[plan.step_time.source]}")
+    for choice in plan.choices:
+        show(f"\n{choice.name} = {choice.value}  ({choice.origin}: {choice.reason})")
+        around = neighbours.get(choice.name)
+        for label, side in (("down", _lower(around)), ("up", _upper(around))):
+            if side is not None:
+                show(f"    {label:<5}{side.value}: {side.cost}")
+
+
+def _lower(around: Explanation | None) -> Neighbour | None:
+    return None if around is None else around.lower
+
+
+def _upper(around: Explanation | None) -> Neighbour | None:
+    return None if around is None else around.upper
+
+
+def _neighbour_facts(around: Explanation | None) -> dict[str, dict[str, str]]:
+    sides = {"lower": _lower(around), "upper": _upper(around)}
+    return {name: {"value": side.value, "cost": side.cost} for name, side in sides.items() if side is not None}
+
+
+def show_stages(manifest: EngineManifest) -> None:
+    """Print the stages of a build with time and peak memory."""
+    for stage in manifest.stages:
+        memory = "" if stage.peak_memory_bytes is None else f", peak memory {gib(stage.peak_memory_bytes)}"
+        again = " (from an earlier build)" if stage.reused else ""
+        show(f"{stage.name}: {stage.seconds:.1f} s{memory}{again}")
+
+
+def show_quality(manifest: EngineManifest) -> None:
+    """Print the accuracy of a quantized checkpoint."""
+    quality = manifest.quality
+    if quality is None:
+        return
+    show(
+        f"measured on {quality.tokens} held-out tokens: perplexity {quality.perplexity_source:.3f} -> "
+        f"{quality.perplexity_quantized:.3f}, KL divergence {quality.kl_divergence_nats:.4f} nats, "
+        f"top-1 agreement {quality.top1_agreement_ratio:.1%}"
+    )
+
+
+def show_pairs() -> None:
+    """Print which precisions each GPU supports."""
+    table = Table(title="TensorRT-LLM 1.2 engine path, dense Qwen3", title_justify="left")
+    table.add_column("GPU")
+    for precision in PRECISIONS:
+        table.add_column(precision)
+    marks = {"supported upstream": "yes", "unlisted upstream": "unlisted", "impossible": "-"}
+    for gpu in known_gpus().values():
+        table.add_row(gpu.name, *(marks[verdict(p, gpu, "qwen3").status] for p in PRECISIONS.values()))
+    table_console().print(table)
+    show("yes: supported upstream; unlisted: built, its accuracy is yours to prove; -: impossible")
