@@ -21,8 +21,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import BIN, cpu_s, free_ports, machine, show
 
-from triton_repo.front.engine import Engine, Generation
 from triton_repo.models.text import load_tokenizer
+from triton_repo.openai_api.triton_client import Engine, Generation
 
 MODEL = "bench"
 PROMPT = "Say what a streamed token costs, from the engine to the client, in one breath. " * 8

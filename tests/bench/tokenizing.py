@@ -31,10 +31,10 @@ from processes import BIN, cpu_s, free_ports, machine, show
 
 from engines.checkpoint.calibration_text import default_text_path
 from engines.files import MadeBy
-from triton_repo import runtime
-from triton_repo.front.engine import STREAM
-from triton_repo.launch import Ports, start_server, stop_server
 from triton_repo.models.text import Detokenizer, load_tokenizer
+from triton_repo.openai_api.triton_client import STREAM
+from triton_repo.server import local_triton
+from triton_repo.server.launch import Ports, start_server, stop_server
 
 UNARY = "/inference.GRPCInferenceService/ModelInfer"
 PACKAGES = ("numpy==1.26.4", "transformers==4.57.3", "pydantic>=2.7,<3", "pyyaml>=6", "packaging>=23")
@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--streams", default="1,16,64")
     parser.add_argument("--folder", type=Path, default=Path("artifacts/bench"))
     asked = parser.parse_args()
-    local = runtime.local_runtime(runtime.default_folder())
+    local = local_triton.local_runtime(local_triton.default_folder())
     python_bin = _environment(asked.folder.absolute() / "upstream-env")
     repository = _repository(asked.folder.absolute())
     http, grpc_port, metrics = free_ports(3)
@@ -309,7 +309,7 @@ def _environment(folder: Path) -> Path:
     """Make the models' environment of this bench, once: the local Triton's Python with transformers."""
     if not (folder / "done").is_file():
         show(f"# making {folder} with {', '.join(PACKAGES)}")
-        record = json.loads((runtime.default_folder() / runtime.RUNTIME_NAME).read_text())
+        record = json.loads((local_triton.default_folder() / local_triton.RUNTIME_NAME).read_text())
         python = record["python"]["executable"]
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-I", "-m", "venv", "--without-pip", str(folder)], check=True)

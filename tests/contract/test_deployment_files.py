@@ -23,8 +23,8 @@ from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from triton_repo.deploy.plan import Deployment, plan_deployment
 from triton_repo.deploy.render import render_deployment
-from triton_repo.render import render_repository
-from triton_repo.settings import ServingSettings
+from triton_repo.repository.render import render_repository
+from triton_repo.settings.repository_manifest import ServingSettings
 
 HEAD = MadeBy(command="build-engine --precision fp8 --out here", version="0")
 FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "deployment_facts.yaml").read_text())

@@ -13,9 +13,9 @@ import jinja2
 import yaml
 
 from engines.files import whole_folder, write_json, write_text
-from triton_repo import control
+from triton_repo.deploy.monitoring import DATASOURCE, dashboard_json, rules_document
 from triton_repo.deploy.plan import GIB, DeploymentPlan
-from triton_repo.deploy.watch import DATASOURCE, dashboard_json, rules_document
+from triton_repo.server import control
 
 PLAN_NAME = "manifest.json"
 # Versions whose files these are; newer ones read them too. Prometheus's own rules are tested with Debian's 2.42.
@@ -90,7 +90,7 @@ def _in_shell(command: list[str]) -> str:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("triton_repo", "deploy/templates"),
+        loader=jinja2.PackageLoader("triton_repo.deploy", "templates"),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,

@@ -21,12 +21,12 @@ from engines.errors import MissingError
 from engines.files import Document, MadeBy, read_json, write_json
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
-from triton_repo import cli
-from triton_repo.audit import audit_repository
-from triton_repo.findings import Finding, read_model
-from triton_repo.render import render_repository
-from triton_repo.settings import MODELS, RepositoryManifest, ServingSettings
-from triton_repo.traps import engine_traps
+from triton_repo.audit.audit import audit_repository
+from triton_repo.audit.findings import Finding, read_model
+from triton_repo.audit.known_issues import engine_traps
+from triton_repo.cli import build_repo
+from triton_repo.repository.render import render_repository
+from triton_repo.settings.repository_manifest import MODELS, RepositoryManifest, ServingSettings
 
 HEAD = MadeBy(command="test", version="0")
 BUILD = {
@@ -323,7 +323,7 @@ def test_a_damaged_manifest_is_an_error_like_another(folder: Path) -> None:
 
 def _check(*arguments: object) -> int:
     with pytest.raises(SystemExit) as ended:
-        cli.check_repo.main([str(argument) for argument in arguments])
+        build_repo.check_repo.main([str(argument) for argument in arguments])
     return int(ended.value.code or 0)
 
 

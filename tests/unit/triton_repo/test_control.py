@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from triton_repo.control import Control, ControlError, drain, main
+from triton_repo.server.control import Control, ControlError, drain, main
 
 
 class FakeServer:

@@ -17,10 +17,10 @@ from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
-from triton_repo import cli_serve
-from triton_repo.guard import Machine, engine_refusal, machine_here, missing_ranks, require_servable
-from triton_repo.render import render_repository
-from triton_repo.settings import ServingSettings
+from triton_repo.cli import serve_repo
+from triton_repo.repository.render import render_repository
+from triton_repo.server.preflight import Machine, engine_refusal, machine_here, missing_ranks, require_servable
+from triton_repo.settings.repository_manifest import ServingSettings
 
 HEAD = MadeBy(command="build-engine --precision fp8 --out here", version="0")
 H100 = Machine(tensorrt_llm="1.2.1", compute_capability="9.0", gpus=1)
@@ -214,7 +214,7 @@ def test_gpus_of_the_engines_kind_are_counted(
 
 def _serve(repository: Path) -> int:
     with pytest.raises(SystemExit) as ended:
-        cli_serve.serve_repo.main([str(repository), "--tritonserver", "/bin/false", "--detach"])
+        serve_repo.serve_repo.main([str(repository), "--tritonserver", "/bin/false", "--detach"])
     return int(str(ended.value.code))
 
 
@@ -245,7 +245,7 @@ def test_serve_repo_refuses_before_triton_starts(
     def never(*_: Any, **__: Any) -> None:
         pytest.fail("a server was started")
 
-    monkeypatch.setattr(cli_serve, "start_server", never)
+    monkeypatch.setattr(serve_repo, "start_server", never)
     monkeypatch.setattr(trtllm, "visible_compute_capabilities", lambda: ["9.0"])
     monkeypatch.setattr(trtllm, "installed_version", lambda: "1.1.0")
     assert _serve(repository) == 1
@@ -276,7 +276,7 @@ def test_serve_repo_goes_on_where_the_engine_runs(repository: Path, monkeypatch:
         started.append(folder)
         raise MissingError("stop here")
 
-    monkeypatch.setattr(cli_serve, "start_server", start)
+    monkeypatch.setattr(serve_repo, "start_server", start)
     monkeypatch.setattr(trtllm, "visible_compute_capabilities", lambda: ["9.0"])
     monkeypatch.setattr(trtllm, "installed_version", lambda: "1.2.1")
     assert _serve(repository) == 1

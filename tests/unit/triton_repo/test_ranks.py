@@ -11,8 +11,8 @@ from engines.files import Document, MadeBy
 from engines.manifest import Parallel
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
-from triton_repo.ranks import across_ranks, rank_environment
-from triton_repo.settings import RepositoryManifest, ServingSettings
+from triton_repo.server.mpi_ranks import across_ranks, rank_environment
+from triton_repo.settings.repository_manifest import RepositoryManifest, ServingSettings
 
 HEAD = MadeBy(command="test", version="0")
 COMMAND = ["tritonserver", "--model-repository=/r", "--http-port=8000"]

@@ -19,9 +19,9 @@ from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
-from triton_repo.check import check_repository, read_config
-from triton_repo.render import environment, fill, render_repository
-from triton_repo.settings import MODELS, ServingSettings, read_repository
+from triton_repo.audit.require_valid import check_repository, read_config
+from triton_repo.repository.render import environment, fill, render_repository
+from triton_repo.settings.repository_manifest import MODELS, ServingSettings, read_repository
 
 HEAD = MadeBy(command="test", version="0")
 

@@ -15,11 +15,11 @@ from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
-from triton_repo import cli
-from triton_repo.engine_config import EngineConfig, read_engine_config
-from triton_repo.resolve import Resolved, given_in, resolve
-from triton_repo.serving import ServingSettings, all_settings
-from triton_repo.settings import Choice
+from triton_repo.cli import build_repo
+from triton_repo.settings.engine_config import EngineConfig, read_engine_config
+from triton_repo.settings.repository_manifest import Choice
+from triton_repo.settings.resolve import Resolved, given_in, resolve
+from triton_repo.settings.schema import ServingSettings, all_settings
 
 HEAD = MadeBy(command="test", version="0")
 
@@ -220,7 +220,7 @@ def engine(emulated: EngineManifest, tmp_path: Path) -> Path:
 
 def _build(*arguments: object) -> int:
     with pytest.raises(SystemExit) as ended:
-        cli.build_repo.main([str(argument) for argument in arguments])
+        build_repo.build_repo.main([str(argument) for argument in arguments])
     return int(ended.value.code or 0)
 
 

@@ -33,7 +33,7 @@ from loadtest.predict import predict, write_prediction
 from loadtest.records import RUN_NAME
 from loadtest.scenario import read_scenario
 from tests.unit.loadtest.capacity.made import demand, engine
-from triton_repo.settings import ServingSettings
+from triton_repo.settings.repository_manifest import ServingSettings
 
 PUBLISHED = Path(__file__).parents[3] / "fidelity" / "published.csv"
 NO_FIT = np.log([1.0, 1.0, 1.0, 1.0, 1e-12, 1e-12, 1e-12, 1e-12, 1.0])  # factors of 1 and no host

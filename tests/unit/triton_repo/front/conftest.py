@@ -26,13 +26,13 @@ from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
-from triton_repo.front.app import make_app
-from triton_repo.front.engine import READY, STREAM, Engine
-from triton_repo.front.gate import Access
-from triton_repo.front.service import Service
-from triton_repo.front.wire import BoundedHttp
 from triton_repo.models.text import byte_alphabet
-from triton_repo.settings import Emulation, RepositoryManifest, ServingSettings
+from triton_repo.openai_api.access import Access
+from triton_repo.openai_api.app import make_app
+from triton_repo.openai_api.head_limit import BoundedHttp
+from triton_repo.openai_api.service import Service
+from triton_repo.openai_api.triton_client import READY, STREAM, Engine
+from triton_repo.settings.repository_manifest import Emulation, RepositoryManifest, ServingSettings
 
 KEY = "sk-of-a-test"
 MODEL = "r1"

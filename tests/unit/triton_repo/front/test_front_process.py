@@ -10,8 +10,8 @@ import pytest
 
 from engines.errors import ToolError, UserError
 from engines.files import MadeBy, write_json
-from triton_repo.front.keys import is_key, read_keys
-from triton_repo.front_process import (
+from triton_repo.openai_api.api_keys import is_key, read_keys
+from triton_repo.server.openai_process import (
     RECORD_NAME,
     FrontOptions,
     FrontRecord,

@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triton_repo.front.asked import Asked, ChatAsked, CompletionAsked, read_asked
-from triton_repo.front.engine import encode
-from triton_repo.front.problems import ApiError
-from triton_repo.front.service import Service, Work
+from triton_repo.openai_api.errors import ApiError
+from triton_repo.openai_api.requests import Asked, ChatAsked, CompletionAsked, read_asked
+from triton_repo.openai_api.service import Service, Work
+from triton_repo.openai_api.triton_client import encode
 
 CASES = 60  # of each kind of request, in every run of the tests
 _KEYS = sorted({*ChatAsked.model_fields, *CompletionAsked.model_fields, "nonsense", ""})

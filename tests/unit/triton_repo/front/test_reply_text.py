@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from triton_repo.front.reasoning import CLOSE_TAG, OPEN_TAG, Piece, ReasoningSplitter, splitter_for
-from triton_repo.front.reply import ReplyText
-from triton_repo.front.stops import StopStrings
 from triton_repo.models.text import Detokenizer, byte_alphabet
+from triton_repo.openai_api.reasoning import CLOSE_TAG, OPEN_TAG, Piece, ReasoningSplitter, splitter_for
+from triton_repo.openai_api.reply_text import ReplyText
+from triton_repo.openai_api.stop_strings import StopStrings
 
 TOKENIZER = Tokenizer(models.BPE({character: byte for byte, character in enumerate(byte_alphabet())}, []))
 TOKENIZER.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

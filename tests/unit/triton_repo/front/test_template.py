@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engines.errors import MissingError, UserError
-from triton_repo.front.template import MAX_STEPS, ChatTemplate, TemplateError, load_template
+from triton_repo.openai_api.chat_template import MAX_STEPS, ChatTemplate, TemplateError, load_template
 
 QWEN3 = Path(sys.prefix) / "share" / "tokenizers" / "qwen3"
 CHATS: list[list[dict[str, Any]]] = [

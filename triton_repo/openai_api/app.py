@@ -1,0 +1,145 @@
+"""The ASGI application: HTTP around the service and the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from triton_repo.openai_api.access import JSON_TYPE, Access, Gate
+from triton_repo.openai_api.endpoints import Generating
+from triton_repo.openai_api.errors import ApiError, engine_gone
+from triton_repo.openai_api.requests import ChatAsked, CompletionAsked
+from triton_repo.openai_api.responses import ChatShape, CompletionShape
+from triton_repo.openai_api.service import Service
+from triton_repo.openai_api.triton_client import Engine
+
+
+def make_app(service: Service, engine: Engine, access: Access, *, metrics_url: str | None) -> ASGIApp:
+    """Return the application; it opens the engine's channel when it starts."""
+    gate = Gate(access, model=service.model, kind=service.kind)
+    pages = _Pages(service, engine, gate, metrics_url)
+    chat = Generating(service, engine, gate, schema=ChatAsked, prepare=service.chat, shape=ChatShape())
+    completion = Generating(
+        service, engine, gate, schema=CompletionAsked, prepare=service.completion, shape=CompletionShape()
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        engine.open()
+        yield
+        await engine.close()
+
+    return Starlette(
+        lifespan=lifespan,
+        routes=[
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", completion, methods=["POST"]),
+            Route("/v1/models", pages.models),
+            Route("/v1/models/{name:path}", pages.model),
+            Route("/health", pages.health),
+            Route("/metrics", pages.metrics),
+        ],
+        exception_handlers={HTTPException: pages.not_served, ApiError: pages.problem, Exception: pages.bug},
+    )
+
+
+class _Pages:
+    """The endpoints that generate nothing, and what is said of errors."""
+
+    def __init__(self, service: Service, engine: Engine, gate: Gate, metrics_url: str | None) -> None:
+        self._service = service
+        self._engine = engine
+        self._gate = gate
+        self._metrics_url = metrics_url
+        self._since_s = int(time.time())
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        self._gate.admit(request)
+        return self._json({"object": "list", "data": [self._described()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        self._gate.admit(request)
+        self._gate.known_model(request.path_params["name"])
+        return self._json(self._described())
+
+    async def health(self, _: Request) -> Response:
+        """GET /health: 200 when the engine can be asked; open to all."""
+        if await self._engine.is_ready():
+            return self._json({"status": "ok"})
+        raise engine_gone("the model is not ready")
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics: Triton's own."""
+        self._gate.admit(request)
+        if self._metrics_url is None:
+            raise ApiError(404, "this front was started without a metrics address", code="not_found")
+        try:
+            text = await asyncio.to_thread(_fetch, self._metrics_url)
+        except (urllib.error.URLError, OSError) as error:
+            raise engine_gone(str(error)) from error
+        return Response(text, media_type="text/plain; version=0.0.4", headers=self._gate.headers)
+
+    async def not_served(self, request: Request, error: Exception) -> Response:
+        """Answer for a path or method that is not here."""
+        if not isinstance(error, HTTPException):
+            raise error
+        known = "/v1/chat/completions, /v1/completions, /v1/models, /health, /metrics"
+        message = f"{request.method} {request.url.path[:200]}: {error.detail}; here are {known}"
+        return self._gate.answer(
+            ApiError(error.status_code, message, code="not_found", headers=dict(error.headers or {}))
+        )
+
+    async def problem(self, _: Request, error: Exception) -> Response:
+        """Answer with an ApiError."""
+        if not isinstance(error, ApiError):
+            raise error
+        return self._gate.answer(error)
+
+    async def bug(self, _: Request, error: Exception) -> Response:
+        """Answer for what should not happen; its traceback goes to the log, not to the client."""
+        return self._gate.answer(
+            ApiError(500, f"a bug of this server: {type(error).__name__}", kind="server_error", code="bug")
+        )
+
+    def _described(self) -> dict[str, Any]:
+        repository = self._service.repository
+        limits = repository.engine.limits
+        return {
+            "id": self._service.model,
+            "object": "model",
+            "created": self._since_s,
+            "owned_by": "triton",
+            "max_model_len": limits.max_seq_len,
+            "engine": {
+                "kind": repository.kind,
+                "time_scale": repository.resolved.emulation.time_scale if repository.kind == "emulated" else None,
+                "model": repository.engine.model.name,
+                "precision": repository.engine.precision.name,
+                "gpu": repository.engine.gpu.name,
+                "max_input_len": limits.max_input_len,
+                "max_batch_size": limits.max_batch_size,
+            },
+        }
+
+    def _json(self, value: Any) -> Response:
+        return Response(json.dumps(value).encode(), headers=self._gate.headers, media_type=JSON_TYPE)
+
+
+def _fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as reply:
+        return bytes(reply.read())

@@ -1,0 +1,218 @@
+"""What the front knows of the model it stands before, and what it makes of a request for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from engines.errors import UserError
+from triton_repo.models.encoding import Encoder
+from triton_repo.models.text import Detokenizer, SpecialTokens, load_tokenizer, special_tokens
+from triton_repo.openai_api.chat_template import ChatTemplate, TemplateError, load_template
+from triton_repo.openai_api.errors import bad_request
+from triton_repo.openai_api.reasoning import CLOSE_TAG, OPEN_TAG, Reasoning, ReasoningSplitter, splitter_for
+from triton_repo.openai_api.reply_text import ReplyText
+from triton_repo.openai_api.requests import Asked, ChatAsked, CompletionAsked, plain_messages
+from triton_repo.openai_api.responses import Finish
+from triton_repo.openai_api.triton_client import NO_END, Generation
+from triton_repo.settings.repository_manifest import RepositoryManifest
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What a request that leaves it out gets: the checkpoint's generation_config.json, else OpenAI's defaults."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request made ready for the engine.
+
+    Attributes:
+        text: Takes the reply's tokens.
+    """
+
+    generation: Generation
+    text: ReplyText
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Return the prompt's length."""
+        return len(self.generation.input_ids)
+
+    def why_ended(self, last_token: int | None) -> Finish:
+        """Return why the reply ended: its full length, or else a stop string or the token that ends text."""
+        whole = self.text.tokens >= self.generation.request_output_len
+        by_length = whole and not self.text.stopped and (last_token is None or last_token != self.generation.end_id)
+        return "length" if by_length else "stop"
+
+
+class Service:
+    """A model, its tokenizer and its limits.
+
+    Args:
+        repository: Manifest of the model repository.
+        tokenizer_folder: Folder with tokenizer.json and what belongs to it.
+        model: Name that clients give; None: the engine's model's own.
+
+    Raises:
+        UserError: A file of the tokenizer is not what its name says.
+    """
+
+    def __init__(
+        self, repository: RepositoryManifest, tokenizer_folder: Path, *, model: str | None, reasoning: Reasoning
+    ) -> None:
+        if repository.variant != "inflight_batcher_llm":
+            raise UserError(
+                f"the OpenAI front asks the engine by token ids, and a repository of the {repository.variant} variant "
+                "takes text",
+                hint="trtllm-serve serves such a checkpoint to OpenAI's clients itself",
+            )
+        self.repository = repository
+        self.model = model or repository.engine.model.name
+        self._reasoning = reasoning
+        tokenizer = load_tokenizer(tokenizer_folder)
+        self._encoder = Encoder(tokenizer)
+        self._longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        self._special: SpecialTokens = special_tokens(tokenizer_folder, tokenizer)
+        self._template: ChatTemplate | None = load_template(tokenizer_folder)
+        self._defaults = read_defaults(tokenizer_folder / "generation_config.json")
+        tags = (OPEN_TAG, CLOSE_TAG)
+        self._detokenizers = {
+            skip: Detokenizer(tokenizer, skip_special_tokens=skip, kept=tags) for skip in (True, False)
+        }
+        limits, resolved = repository.engine.limits, repository.resolved.limits
+        self._most_prompt = min(limits.max_input_len, limits.max_seq_len - 1, _number(resolved.max_prompt_tokens))
+        self._most_output = min(limits.max_seq_len, _number(resolved.max_output_tokens))
+        self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def kind(self) -> str:
+        """Return what every reply says of the engine behind it: emulated, with its time scale, or built."""
+        if self.repository.kind == "emulated":
+            return f"emulated; time-scale={self.repository.resolved.emulation.time_scale:g}"
+        return self.repository.kind
+
+    def chat(self, asked: ChatAsked) -> Work:
+        """Return the work of a chat request; an ApiError where it cannot be done."""
+        if self._template is None:
+            raise bad_request("this tokenizer came without a chat template; use /v1/completions", "messages")
+        try:
+            prompt = self._template.render(
+                plain_messages(asked.messages),
+                add_generation_prompt=asked.add_generation_prompt,
+                options=asked.chat_template_kwargs,
+            )
+        except TemplateError as error:
+            raise bad_request(str(error), "messages") from error
+        splitter = splitter_for(prompt, self._reasoning)
+        # The template has written the special tokens that belong there.
+        ids = self._encode(prompt, add_special_tokens=False)
+        return self._work(asked, ids, self._reply(asked, splitter))
+
+    def completion(self, asked: CompletionAsked) -> Work:
+        """Return the work of a completion request; an ApiError where it cannot be done."""
+        prompt = asked.one_prompt()
+        ids = self._encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else self._known(prompt)
+        return self._work(asked, ids, self._reply(asked, None))
+
+    def _reply(self, asked: Asked, splitter: ReasoningSplitter | None) -> ReplyText:
+        stream = self._detokenizers[asked.skip_special_tokens].stream()
+        return ReplyText(stream, asked.stops, splitter)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if len(text) > self._most_prompt * self._longest_token:
+            message = f"the prompt has {len(text)} characters, too many for the {self._most_prompt} tokens taken here"
+            raise bad_request(message, "messages", "context_length_exceeded")
+        return self._encoder.encode(text, add_special_tokens=add_special_tokens)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        wrong = next((token for token in ids if not 0 <= token < self._vocabulary), None)
+        if wrong is not None:
+            raise bad_request(f"token id {wrong} is not in the vocabulary of {self._vocabulary}", "prompt")
+        return ids
+
+    def _work(self, asked: Asked, ids: list[int], text: ReplyText) -> Work:
+        most = self._output_tokens(asked, len(ids))
+        can_stream = self.repository.resolved.scheduling.streaming
+        if asked.stream and not can_stream:
+            raise bad_request("this repository is served without streaming (scheduling.streaming: false)", "stream")
+        stops = [self._encoder.encode(stop) for stop in asked.stops if stop]
+        greedy = asked.temperature == 0
+        generation = Generation(
+            input_ids=ids,
+            request_output_len=most,
+            streaming=can_stream and bool(asked.stream or stops),  # a stop string is to end a reply while it is made
+            end_id=NO_END if asked.ignore_eos else self._special.end_id,
+            pad_id=self._special.pad_id,
+            stop_words=stops,
+            temperature=None if greedy else _given(asked.temperature, self._defaults.temperature),
+            runtime_top_k=1 if greedy else _given(asked.top_k, self._defaults.top_k),
+            runtime_top_p=None if greedy else _given(asked.top_p, self._defaults.top_p),
+            repetition_penalty=asked.repetition_penalty,
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            min_tokens=asked.min_tokens,
+            seed=asked.seed,
+        )
+        return Work(generation, text)
+
+    def _output_tokens(self, asked: Asked, prompt_tokens: int) -> int:
+        """Return how long the reply may be; an ApiError where prompt and reply do not fit, or are above the limits."""
+        sequence = self.repository.engine.limits.max_seq_len
+        if prompt_tokens == 0:
+            raise bad_request("the prompt has no tokens", "prompt")
+        if prompt_tokens > self._most_prompt:
+            message = f"the prompt has {prompt_tokens} tokens; at most {self._most_prompt} are taken here; shorten it"
+            raise bad_request(message, "messages", "context_length_exceeded")
+        room = sequence - prompt_tokens
+        most = asked.most_tokens
+        if most is None:
+            return min(room, self._most_output)
+        if most > room:
+            message = (
+                f"a prompt of {prompt_tokens} tokens and a reply of up to {most} are {prompt_tokens + most}; this "
+                f"engine holds {sequence}; ask for at most {room} tokens"
+            )
+            raise bad_request(message, "max_tokens", "context_length_exceeded")
+        if most > self._most_output:
+            raise bad_request(f"{most} tokens are asked for; at most {self._most_output} are served here", "max_tokens")
+        return most
+
+
+def read_defaults(path: Path) -> SamplingDefaults:
+    """Return the sampling of a checkpoint's generation_config.json; what it leaves out is OpenAI's default.
+
+    Raises:
+        UserError: It is not JSON, or a value is not a number.
+    """
+    if not path.is_file():
+        return SamplingDefaults()
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("do_sample") is False:
+            return SamplingDefaults(top_k=1)
+        top_k = config.get("top_k")
+        return SamplingDefaults(
+            temperature=float(config.get("temperature", 1.0)),
+            top_p=float(config.get("top_p", 1.0)),
+            top_k=None if top_k is None else int(top_k),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a generation configuration: {error}") from error
+
+
+def _number(limit: int | str) -> int:
+    """Return a resolved limit; of `auto` none is left in a repository, so a word is none at all."""
+    return limit if isinstance(limit, int) else 2**31 - 1
+
+
+def _given(asked: _T | None, default: _T) -> _T:
+    return default if asked is None else asked

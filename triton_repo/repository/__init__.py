@@ -1,0 +1,1 @@
+"""Rendering a model repository from an engine's manifest; imports `settings` and `interface`."""

@@ -1,0 +1,308 @@
+"""From an engine's manifest to a Triton model repository."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+import yaml
+
+import engines
+from engines.errors import MissingError, UserError
+from engines.files import MadeBy, source_of, whole_folder, write_json, write_text
+from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
+from triton_repo.audit.require_valid import check_repository
+from triton_repo.interface import tensors
+from triton_repo.interface.llmapi import HEADER, MODEL_YAML, llm_document
+from triton_repo.interface.parameters import engine_parameters, limit_parameters, written
+from triton_repo.interface.tensors import Tensor
+from triton_repo.repository.tokenizer_files import check_tokenizer, copy_tokenizer
+from triton_repo.settings.engine_config import EngineConfig, read_engine_config
+from triton_repo.settings.repository_manifest import MODELS, REPOSITORY_NAME, RepositoryManifest, ServingSettings
+from triton_repo.settings.resolve import Given, Resolved, resolve
+
+PYTHON_MODELS = {"preprocessing": "Preprocessing", "postprocessing": "Postprocessing", "tensorrt_llm_bls": "TextModel"}
+EMULATED_MODULES = {
+    "inflight_batcher_llm": ("triton_repo.models.tensorrt_llm", "EmulatedEngineModel"),
+    "llmapi": ("triton_repo.models.llmapi", "EmulatedLlmApiModel"),
+}
+TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
+TOKENIZER_FOLDERS = {"inflight_batcher_llm": TOKENIZER_FOLDER, "llmapi": Path("tensorrt_llm/1/tokenizer")}
+# What the emulated engine imports; it travels with the repository, which then needs nothing installed but packages.
+EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "spec", "steptime", "emulator")
+_PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
+_UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|auto)\b|\"(?:None|auto)\"")
+
+
+def resolve_for(
+    engine_folder: Path, settings: ServingSettings, given: Given | None = None
+) -> tuple[EngineManifest, Resolved]:
+    """Return an engine's manifest and the settings it would be served with; writes nothing.
+
+    Args:
+        given: Which settings were asked for, and where; None: none of them.
+
+    Raises:
+        MissingError: No engine there.
+        UserError: A contradiction, or a checkpoint that was not compiled.
+    """
+    manifest = read_manifest(engine_folder)
+    if manifest.kind == "checkpoint" and manifest.backend != "pytorch":
+        raise UserError(
+            f"{engine_folder}: holds a checkpoint, not an engine",
+            hint="build-engine without --until checkpoint compiles it; with --emulate it is emulated",
+        )
+    return manifest, resolve(settings, given or {}, manifest, _config_of(manifest, engine_folder))
+
+
+def _config_of(manifest: EngineManifest, engine_folder: Path) -> EngineConfig | None:
+    """Return a built engine's own config.json; None where there is none to read."""
+    folder = _inside(engine_folder, manifest.engine or "")
+    return read_engine_config(folder) if manifest.kind == "built" and (folder / "config.json").is_file() else None
+
+
+def render_repository(
+    engine_folder: Path,
+    out: Path,
+    *,
+    settings: ServingSettings,
+    tokenizer: Path | None,
+    served_at: Path | None,
+    force: bool,
+    made_by: MadeBy,
+    given: Given | None = None,
+) -> RepositoryManifest:
+    """Write the repository of an engine; it appears whole or not at all.
+
+    Engines of the TensorRT backend get the in-flight-batching models, those of the PyTorch backend the LLM API's.
+
+    Args:
+        settings: As asked for; what is `auto` is resolved for this engine.
+        tokenizer: Folder with tokenizer.json; None takes the engine's own.
+        served_at: Path the repository will have where it is served (a container's mount); None: where it is written.
+        given: Which settings were asked for, and where; None: none of them.
+
+    Raises:
+        MissingError: No engine there, or no tokenizer.
+        UserError: The folder holds a checkpoint that was not compiled, settings contradict the engine, or the
+            tokenizer is no such thing.
+    """
+    manifest, resolved = resolve_for(engine_folder, settings, given)
+    source = tokenizer or _engine_tokenizer(engine_folder, manifest)
+    notices = check_tokenizer(source)
+    repository = RepositoryManifest(
+        made_by=made_by,
+        made_from=[source_of(engine_folder / MANIFEST_NAME)],
+        kind="built" if manifest.kind == "checkpoint" else manifest.kind,
+        variant="llmapi" if manifest.backend == "pytorch" else "inflight_batcher_llm",
+        served_at=str((served_at or out).absolute()),
+        settings=settings,
+        resolved=resolved.settings,
+        engine=manifest,
+        notices=(*resolved.notices, *notices),
+    )
+    with whole_folder(out, force=force) as folder:
+        _Writer(folder, repository, engine_folder.absolute()).write()
+        copy_tokenizer(source, folder / TOKENIZER_FOLDERS[repository.variant])
+        write_json(folder / REPOSITORY_NAME, repository)
+        check_repository(folder)
+    return repository
+
+
+def environment(loader: jinja2.BaseLoader | None = None) -> jinja2.Environment:
+    """Return what fills the templates: sandboxed, and a value that is not there is an error."""
+    return jinja2.sandbox.ImmutableSandboxedEnvironment(
+        loader=loader or jinja2.PackageLoader("triton_repo.repository", "templates"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def fill(templates: jinja2.Environment, name: str, values: dict[str, Any]) -> str:
+    """Return a filled template, proven to have nothing left open.
+
+    Raises:
+        jinja2.UndefinedError: The template asks for a value that is not there.
+        RuntimeError: Something in the result was never filled: a fault of the template.
+    """
+    text = templates.get_template(name).render(values)
+    left = _UNFILLED.search(text)
+    if left is not None:
+        line = text.count("\n", 0, left.start()) + 1
+        raise RuntimeError(f"template {name}, line {line} of its result: {left[0]!r} was never filled")
+    return text
+
+
+class _Writer:
+    """Writes the models of one repository into a folder."""
+
+    def __init__(self, folder: Path, repository: RepositoryManifest, engine_folder: Path) -> None:
+        self._folder = folder
+        self._repository = repository
+        self._engine_folder = engine_folder
+        self._templates = environment()
+
+    def write(self) -> None:
+        """Write every model."""
+        if self._repository.variant == "llmapi":
+            self._write_llmapi()
+        else:
+            self._write_inflight()
+
+    def _write_inflight(self) -> None:
+        values = self._values()
+        for model in MODELS:
+            self._write_config(model, f"{model}/config.pbtxt.j2", values)
+        for model, name in PYTHON_MODELS.items():
+            self._write_code(model, f"triton_repo.models.{model}", name)
+        if self._repository.kind == "emulated":
+            self._write_emulator()
+
+    def _write_llmapi(self) -> None:
+        engine, settings = self._repository.engine, self._repository.resolved
+        emulated = self._repository.kind == "emulated"
+        parameters = {"gpu_device_ids": settings.processes.gpu_device_ids}
+        if emulated:
+            parameters |= {
+                "engine_name": f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}",
+                "emulated": "true",
+                "emulator_time_scale": f"{settings.emulation.time_scale:g}",
+                "emulator_manifest": "engine.json",
+                "tokenizer_dir": f"{self._repository.served_at}/{TOKENIZER_FOLDERS['llmapi']}",
+                **limit_parameters(settings),
+            }
+        values = {"t": tensors, "settings": settings, "parameter_values": _quoted(written(parameters))}
+        self._write_config("tensorrt_llm", "llmapi/config.pbtxt.j2", values)
+        tokenizer = f"{self._repository.served_at}/{TOKENIZER_FOLDERS['llmapi']}"
+        checkpoint = str(_inside(self._engine_folder, engine.checkpoint or "checkpoint"))
+        document = llm_document(engine, settings, checkpoint=checkpoint, tokenizer=tokenizer)
+        text = HEADER.format(name=engine.model.name) + yaml.safe_dump(document, sort_keys=False)
+        write_text(self._folder / "tensorrt_llm" / "1" / MODEL_YAML, text)
+        if emulated:
+            self._write_emulator()
+        else:
+            folder = _quoted({"llmapi.model_code": settings.llmapi.model_code})["llmapi.model_code"]
+            code = fill(self._templates, "llmapi/model.py.j2", {"folder": f'"{folder}"'})
+            write_text(self._folder / "tensorrt_llm" / "1" / "model.py", code)
+
+    def _values(self) -> dict[str, Any]:
+        repository, settings = self._repository, self._repository.resolved
+        engine_dir = str(_inside(self._engine_folder, repository.engine.engine or ""))
+        tokenizer_dir = f"{repository.served_at}/{TOKENIZER_FOLDERS['inflight_batcher_llm']}"
+        text = settings.text
+        parameters = {
+            "tensorrt_llm": engine_parameters(
+                settings, repository.engine, engine_dir=engine_dir, tokenizer_dir=tokenizer_dir
+            ),
+            "preprocessing": written(
+                {
+                    "tokenizer_dir": tokenizer_dir,
+                    "add_special_tokens": text.add_special_tokens,
+                    "multimodal_model_path": "",
+                    "gpt_model_path": engine_dir,
+                    **limit_parameters(settings),
+                }
+            ),
+            "postprocessing": written(
+                {"tokenizer_dir": tokenizer_dir, "skip_special_tokens": text.skip_special_tokens}
+            ),
+            "tensorrt_llm_bls": written(
+                {
+                    "accumulate_tokens": text.accumulate_tokens,
+                    "tensorrt_llm_model_name": "tensorrt_llm",
+                    "tensorrt_llm_draft_model_name": text.draft_model or "",
+                    "multimodal_encoders_name": "",
+                    "tokenizer_dir": tokenizer_dir,
+                }
+            ),
+        }
+        return {
+            "t": tensors,
+            "typed": Typed(settings),
+            "settings": settings,
+            "queue": settings.queue,
+            "batch": repository.engine.limits.max_batch_size,
+            "emulated": repository.kind == "emulated",
+            "parameter_values": {model: _quoted(values) for model, values in parameters.items()},
+        }
+
+    def _write_config(self, model: str, template: str, values: dict[str, Any]) -> None:
+        write_text(self._folder / model / "config.pbtxt", fill(self._templates, template, values))
+        (self._folder / model / "1").mkdir()
+
+    def _write_code(self, model: str, module: str, name: str) -> None:
+        code = fill(self._templates, "model.py.j2", {"model": model, "module": module, "class": name})
+        version_folder = self._folder / model / "1"
+        write_text(version_folder / "model.py", code)
+        _copy_package(Path(__file__).parent.parent, version_folder / "triton_repo", ("__init__.py", "models"))
+
+    def _write_emulator(self) -> None:
+        self._write_code("tensorrt_llm", *EMULATED_MODULES[self._repository.variant])
+        version_folder = self._folder / "tensorrt_llm" / "1"
+        write_json(version_folder / "engine.json", self._repository.engine)
+        _copy_package(Path(engines.__file__).parent, version_folder / "engines", EMULATOR_PARTS)
+
+
+class Typed:
+    """Tensor tables with the number formats a deployment chose."""
+
+    def __init__(self, settings: ServingSettings) -> None:
+        kinds = settings.types
+        self._types: dict[str, str] = dict.fromkeys(
+            ("context_logits", "generation_logits", "draft_logits"), kinds.logits
+        )
+        self._types |= {
+            "prompt_embedding_table": kinds.prompt_embedding,
+            "encoder_input_features": kinds.encoder_features,
+        }
+
+    def __call__(self, rows: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return the rows with their types filled in."""
+        return [
+            row._replace(data_type=f"TYPE_{self._types[row.name].upper()}") if row.name in self._types else row
+            for row in rows
+        ]
+
+
+def _engine_tokenizer(engine_folder: Path, manifest: EngineManifest) -> Path:
+    if manifest.tokenizer is None:
+        raise MissingError(f"{engine_folder}: the engine came without a tokenizer", hint="--tokenizer DIR gives one")
+    return _inside(engine_folder, manifest.tokenizer)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return a path that a manifest names below its own folder.
+
+    Raises:
+        UserError: It leads out of the folder.
+    """
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{folder / MANIFEST_NAME}: '{name}' leads out of the engine's folder", hint="build it again")
+    return path
+
+
+def _copy_package(source: Path, target: Path, parts: tuple[str, ...]) -> None:
+    target.mkdir()
+    for part in parts:
+        if (source / part).is_dir():
+            shutil.copytree(source / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source / part, target / part)
+
+
+def _quoted(parameters: dict[str, str]) -> dict[str, str]:
+    """Return parameters as they stand inside quotes in a text protobuf.
+
+    Raises:
+        UserError: One holds a placeholder: nobody would fill it any more.
+    """
+    for key, value in parameters.items():
+        if _PLACEHOLDER.search(value):
+            raise UserError(f"{key}: '{value}' holds a placeholder", hint="write what is meant; no later step fills it")
+    return {key: value.replace("\\", "\\\\").replace('"', '\\"') for key, value in parameters.items()}

@@ -1,0 +1,1 @@
+"""Starting, stopping and controlling Triton; imports `settings` and `interface`."""

@@ -1,0 +1,418 @@
+"""Start Triton on a repository, wait until it is ready, stop it, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.errors import MissingError, ToolError, UserError
+from engines.files import Document, MadeBy, read_json, write_json
+from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
+from triton_repo.server.local_triton import Runtime
+from triton_repo.server.mpi_ranks import across_ranks, rank_environment
+from triton_repo.settings.repository_manifest import REPOSITORY_NAME, read_repository
+
+SERVER_NAME = "server.json"
+LOG_NAME = "server.log"
+KEY_NAME = "server.key"
+KEY_VARIABLE = "TRITON_ADMIN_KEY"
+KEY_CHARACTERS = 16
+# Triton 2.51's HTTP reads a request's body onto its stack: with the usual 8 MiB one of 8 MB ends the server.
+STACK_BYTES = 256 * 2**20
+LOOPBACK = "127.0.0.1"
+TERM_GRACE_S = 6.0  # Triton with an open gRPC stream never ends by itself; past this it is killed
+LAST_LINES = 12
+_SHARED_MEMORY = Path("/dev/shm")
+_FAILURE_MARKS = ("failed to load", "Traceback", "Error:", "error:", "Internal:", "Invalid argument")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the server listens; loopback unless told otherwise."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+    address: str = LOOPBACK
+
+
+class ServerRecord(Document):
+    """`server.json`: a server that was started; gone once it was stopped.
+
+    Attributes:
+        pid: Leader of its own process group and session.
+        started_ticks: When the process began, by the kernel's clock: a pid alone may have been given to another.
+        shared_memory_prefix: Beginning of the names of its shared memory files.
+    """
+
+    pid: int
+    started_ticks: int
+    address: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    triton_version: str
+    log: str
+    shared_memory_prefix: str
+
+    @property
+    def url(self) -> str:
+        """Return the HTTP address; a server that listens everywhere is reached on loopback."""
+        return f"http://{self._reached_at}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Return the address of the metrics."""
+        return f"http://{self._reached_at}:{self.metrics_port}/metrics"
+
+    @property
+    def _reached_at(self) -> str:
+        return LOOPBACK if self.address == "0.0.0.0" else self.address
+
+
+def start_server(
+    repository: Path,
+    runtime: Runtime,
+    ports: Ports,
+    *,
+    deadline_s: float,
+    stop_after_s: float | None,
+    made_by: MadeBy,
+    progress: Callable[[str], None],
+) -> ServerRecord:
+    """Start a server and return once it is ready for requests.
+
+    Args:
+        stop_after_s: Seconds after which the server is ended, whatever happens to its starter; None: never.
+
+    Raises:
+        UserError: A port is taken, a server is already running on this repository, or the secret is a bad one.
+        ToolError: The server ended, was not ready in time, or did not answer a request once it said it was ready; it
+            was stopped, and the message has its log's last lines.
+    """
+    _refuse_running(repository)
+    for port in (ports.http, ports.grpc, ports.metrics):
+        _refuse_taken(ports.address, port)
+    log = repository / LOG_NAME
+    prefix = f"triton_{os.getpid()}_{time.time_ns()}_"
+    command = server_command(repository, runtime, ports, prefix, _write_key(repository))
+    environment = server_environment(runtime)
+    if (repository / REPOSITORY_NAME).is_file():
+        manifest = read_repository(repository)
+        command = across_ranks(command, manifest, str(repository.absolute()), prefix)
+        environment |= rank_environment(manifest)
+    if stop_after_s is not None:
+        command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s:g}", *command]
+    begin = time.monotonic()
+    with log.open("wb") as output, _stack_of(STACK_BYTES):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=runtime.server.parent,
+            env=environment,
+        )
+    record = ServerRecord(
+        made_by=made_by,
+        pid=process.pid,
+        started_ticks=_started_ticks(process.pid) or 0,
+        address=ports.address,
+        http_port=ports.http,
+        grpc_port=ports.grpc,
+        metrics_port=ports.metrics,
+        triton_version=runtime.version,
+        log=str(log),
+        shared_memory_prefix=prefix,
+    )
+    write_json(repository / SERVER_NAME, record)
+    try:
+        _wait_ready(process, record, deadline_s)
+        _probe(repository, record)
+        progress(f"ready after {time.monotonic() - begin:.1f} s: a request was answered")
+    except BaseException:
+        stop_server(repository)
+        raise
+    return record
+
+
+def stop_server(repository: Path) -> bool:
+    """Stop the server that was started on a repository; return whether one was running."""
+    path = repository / SERVER_NAME
+    if not path.is_file():
+        return False
+    record = read_json(path, ServerRecord)
+    running = is_running(record)
+    if running:
+        _signal_group(record.pid, signal.SIGTERM)
+        _wait_gone(record, TERM_GRACE_S)
+    _signal_group(record.pid, signal.SIGKILL, only_if=running)
+    _wait_gone(record, TERM_GRACE_S)
+    for leftover in _SHARED_MEMORY.glob(f"{record.shared_memory_prefix}*"):
+        leftover.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    (repository / KEY_NAME).unlink(missing_ok=True)
+    return running
+
+
+def drain_server(repository: Path, record: ServerRecord, within_s: float) -> None:
+    """Refuse new requests and let those in flight finish; the server itself still runs.
+
+    Raises:
+        ToolError: Some were not finished at the limit, or the server could not be told.
+    """
+    try:
+        left = drain(control_of(repository, record), within_s)
+    except ControlError as error:
+        raise ToolError(f"the server could not be drained: {error}", log_path=Path(record.log)) from error
+    if left:
+        raise ToolError(
+            f"{left} requests were still in flight after {within_s:g} s and are cut off",
+            hint="--drain-within gives longer",
+        )
+
+
+def control_of(repository: Path, record: ServerRecord) -> Control:
+    """Return the interfaces of a running server, with its secret.
+
+    Raises:
+        MissingError: The secret is not there.
+    """
+    path = repository / KEY_NAME
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file", hint="serve-repo writes it when it starts the server")
+    return Control(record.url, record.metrics_url, path.read_text(encoding="utf-8"))
+
+
+def running_server(repository: Path) -> ServerRecord:
+    """Return the record of the server running on a repository.
+
+    Raises:
+        MissingError: There is none.
+    """
+    path = repository / SERVER_NAME
+    record = read_json(path, ServerRecord) if path.is_file() else None
+    if record is None or not is_running(record):
+        raise MissingError(f"{repository}: no server is running on it", hint=f"serve-repo {repository} starts one")
+    return record
+
+
+def is_running(record: ServerRecord) -> bool:
+    """Whether the very process that was started is still there."""
+    return _started_ticks(record.pid) == record.started_ticks
+
+
+def watch_server(repository: Path, record: ServerRecord, look: Callable[[Path], None]) -> None:
+    """Stay until the server ends.
+
+    Args:
+        look: Called all the while with the repository; it raises where something else has ended.
+
+    Raises:
+        ToolError: It ended by itself; the message has its log's last lines.
+    """
+    while is_running(record):
+        look(repository)
+        time.sleep(0.2)
+    raise ToolError(
+        f"the server of {repository} ended by itself",
+        log_path=Path(record.log),
+        last_lines=telling_lines(Path(record.log)),
+    )
+
+
+@contextmanager
+def _stack_of(size_bytes: int) -> Iterator[None]:
+    """Let processes started meanwhile have stacks of a size, as far as the hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    most = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+
+
+def server_flags(repository: str, key: str) -> list[str]:
+    """Return the flags of every server of ours, here and in a deployment.
+
+    Models are controlled through the interface that rolls an engine and drains a server; it and all that could be used
+    to write into the server or its disk ask for a secret.
+
+    Args:
+        repository: Path of the model repository where the server runs.
+        key: The secret.
+    """
+    restricted = f"{','.join(RESTRICTED)}:{KEY_HEADER}={key}"
+    return [
+        f"--model-repository={repository}",
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        f"--http-restricted-api={restricted}",
+        f"--grpc-restricted-protocol={restricted}",
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        "--exit-timeout-secs=3",
+    ]
+
+
+def server_command(repository: Path, runtime: Runtime, ports: Ports, prefix: str, key: str) -> list[str]:
+    """Return the command line that serves a repository."""
+    command = [
+        str(runtime.server),
+        *server_flags(str(repository.absolute()), key),
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
+        "--backend-config=python,stub-timeout-seconds=60",
+    ]
+    if runtime.backends is not None:
+        command.append(f"--backend-directory={runtime.backends}")
+    for name, port in (("http", ports.http), ("grpc", ports.grpc), ("metrics", ports.metrics)):
+        command += [f"--{name}-address={ports.address}", f"--{name}-port={port}"]
+    return command
+
+
+def server_environment(runtime: Runtime) -> dict[str, str]:
+    """Return the environment of the server: its models' Python first, and no file of ours taken by accident."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    if runtime.python_bin is not None:
+        environment["PATH"] = f"{runtime.python_bin}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    if runtime.libraries is not None:
+        environment["LD_LIBRARY_PATH"] = str(runtime.libraries)
+    return environment
+
+
+def telling_lines(log: Path) -> list[str]:
+    """Return the lines of a server's log that say what went wrong, or else the last ones."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    telling = [line for line in lines if any(mark in line for mark in _FAILURE_MARKS)]
+    return (telling or lines)[-LAST_LINES:]
+
+
+def _wait_ready(process: subprocess.Popen[bytes], record: ServerRecord, deadline_s: float) -> None:
+    begin = time.monotonic()
+    log = Path(record.log)
+    while time.monotonic() - begin < deadline_s:
+        if process.poll() is not None:
+            raise ToolError(
+                "Triton ended before it was ready",
+                status=process.returncode,
+                log_path=log,
+                last_lines=telling_lines(log),
+            )
+        if _answers(f"{record.url}/v2/health/ready") and _answers(record.metrics_url):
+            return
+        time.sleep(0.05)
+    raise ToolError(
+        f"Triton was not ready after {deadline_s:g} s",
+        log_path=log,
+        last_lines=telling_lines(log),
+        hint="--ready-within gives it longer",
+    )
+
+
+def _probe(repository: Path, record: ServerRecord) -> None:
+    """Hold a server to its word that it is ready: one request goes the whole way.
+
+    Raises:
+        ToolError: It failed, as with models whose Python does not fit Triton's stub: READY, and every answer an error.
+    """
+    try:
+        control_of(repository, record).probe()
+    except ControlError as error:
+        log = Path(record.log)
+        raise ToolError(
+            f"Triton says it is ready and does not answer: {error}", log_path=log, last_lines=telling_lines(log)
+        ) from error
+
+
+def _write_key(repository: Path) -> str:
+    """Write the secret of the restricted interfaces where its owner alone can read it, and return it.
+
+    Raises:
+        UserError: The one in the environment is too short, or has characters a header cannot carry.
+    """
+    key = os.environ.get(KEY_VARIABLE) or secrets.token_hex(KEY_CHARACTERS)
+    if len(key) < KEY_CHARACTERS or not key.isascii() or not key.isalnum():
+        raise UserError(
+            f"{KEY_VARIABLE}: at least {KEY_CHARACTERS} letters and digits are needed, and nothing else",
+            hint="unset it, and serve-repo draws one",
+        )
+    path = repository / KEY_NAME
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(key)
+    return key
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)  # noqa: PLR2004 (HTTP OK)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _refuse_running(repository: Path) -> None:
+    path = repository / SERVER_NAME
+    if path.is_file() and is_running(read_json(path, ServerRecord)):
+        raise UserError(
+            f"{repository}: a server is already running on it", hint=f"serve-repo {repository} --stop ends it"
+        )
+
+
+def _refuse_taken(address: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise UserError(
+                f"{address}:{port} cannot be listened on: {error.strerror}",
+                hint="choose other ports with --http-port, --grpc-port, --metrics-port",
+            ) from error
+
+
+def _started_ticks(pid: int) -> int | None:
+    """Return when a process began, in clock ticks since boot; None where it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def _wait_gone(record: ServerRecord, limit_s: float) -> None:
+    end = time.monotonic() + limit_s
+    while is_running(record) and time.monotonic() < end:
+        _reap(record.pid)
+        time.sleep(0.05)
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:  # started by an earlier command, not by this process
+        return
+
+
+def _signal_group(pid: int, number: signal.Signals, *, only_if: bool = True) -> None:
+    if not only_if:
+        return
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,241 @@
+"""The front as a process of its own: started beside a server, and stopped with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from engines.errors import MissingError, ToolError, UserError
+from engines.files import Document, MadeBy, read_json, write_json
+from triton_repo.openai_api.api_keys import KEY_VARIABLE
+
+RECORD_NAME = "front.json"
+LOG_NAME = "front.log"
+MODULE = "triton_repo.openai_api"
+STOP_GRACE_S = 25.0  # above what the front gives its own replies to end
+READY_WITHIN_S = 60.0
+LAST_LINES = 12
+EXPOSED = (
+    "warning: the OpenAI front listens on {address} without an API key: whoever reaches it can use the engine. "
+    "--api-key-file FILE or the environment variable {variable} asks for one; TLS is a proxy's work"
+)
+
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
+
+
+class FrontRecord(Document):
+    """`front.json`: a front that was started; gone once it was stopped."""
+
+    pid: int
+    address: str
+    port: int
+    log: str
+
+    @property
+    def url(self) -> str:
+        """Return its address for clients; one that listens everywhere is reached on loopback."""
+        return f"http://{'127.0.0.1' if self.address == '0.0.0.0' else self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class FrontOptions:
+    """How a front is to be started.
+
+    Attributes:
+        grpc_target: Host and port of Triton's gRPC.
+        model: Name that clients give; None: the engine's model.
+        stop_after_s: Seconds after which it ends by itself; None: never.
+    """
+
+    address: str
+    port: int
+    grpc_target: str
+    metrics_url: str
+    model: str | None
+    reasoning: str
+    api_key_file: Path | None
+    stop_after_s: float | None
+
+    def arguments(self) -> list[str]:
+        """Return the options as the front's own command takes them; keys are never among them."""
+        given = {
+            "--address": self.address,
+            "--port": self.port,
+            "--grpc": self.grpc_target,
+            "--metrics-url": self.metrics_url,
+            "--model": self.model,
+            "--reasoning": self.reasoning,
+            "--api-key-file": self.api_key_file,
+            "--stop-after": self.stop_after_s,
+        }
+        return [text for flag, value in given.items() if value is not None for text in (flag, str(value))]
+
+
+def front_flags(function: _FunctionT) -> _FunctionT:
+    """Add serve-repo's flags for the OpenAI front."""
+    options = (
+        click.option("--openai", is_flag=True, help="Serve an OpenAI-compatible API in front of Triton as well."),
+        click.option("--openai-port", default=9000, show_default=True),
+        click.option("--openai-model", default=None, help="Name clients give the model.  [default: the engine's own]"),
+        click.option(
+            "--reasoning",
+            type=click.Choice(["auto", "always", "off"]),
+            default="auto",
+            show_default=True,
+            help="Whether <think> is told apart from the answer; always: a reply begins in it even without the tag.",
+        ),
+        click.option(
+            "--api-key-file",
+            type=click.Path(path_type=Path),
+            default=None,
+            help=f"File of API keys, one a line; else {KEY_VARIABLE} in the environment.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def require_free(address: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before anything is started.
+
+    Raises:
+        UserError: Somebody listens there, or it is not this machine's.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise UserError(
+                f"{address}:{port} cannot be listened on: {error.strerror}", hint="--openai-port chooses another port"
+            ) from error
+
+
+def start_front(
+    repository: Path, options: FrontOptions, *, made_by: MadeBy, progress: Callable[[str], None]
+) -> FrontRecord:
+    """Start a front and return once it answers.
+
+    Raises:
+        MissingError: What it needs is not installed.
+        ToolError: It ended, or did not answer in time; it was stopped, and the message has its log's last lines.
+    """
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        raise MissingError(
+            "the OpenAI front needs starlette and uvicorn", hint="pip install 'engine-to-capacity[front]'"
+        )
+    if options.address not in {"127.0.0.1", "localhost"} and not (options.api_key_file or os.environ.get(KEY_VARIABLE)):
+        progress(EXPOSED.format(address=options.address, variable=KEY_VARIABLE))
+    log = repository / LOG_NAME
+    command = [sys.executable, "-P", "-m", MODULE, str(repository.resolve()), *options.arguments()]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    record = FrontRecord(made_by=made_by, pid=process.pid, address=options.address, port=options.port, log=str(log))
+    write_json(repository / RECORD_NAME, record)
+    try:
+        _wait_ready(process, record)
+    except BaseException:
+        stop_front(repository)
+        raise
+    return record
+
+
+def stop_front(repository: Path) -> bool:
+    """Stop the front that was started on a repository; return whether one was running."""
+    path = repository / RECORD_NAME
+    if not path.is_file():
+        return False
+    record = read_json(path, FrontRecord)
+    running = _is_running(record, repository)
+    if running:
+        os.kill(record.pid, signal.SIGTERM)
+        end = time.monotonic() + STOP_GRACE_S
+        while _is_running(record, repository) and time.monotonic() < end:
+            _reap(record.pid)
+            time.sleep(0.05)
+        if _is_running(record, repository):
+            os.kill(record.pid, signal.SIGKILL)
+            _reap(record.pid)
+    path.unlink(missing_ok=True)
+    return running
+
+
+def require_front(repository: Path) -> None:
+    """Look whether the front that was started on a repository is still there.
+
+    Raises:
+        ToolError: It ended by itself; the message has its log's last lines.
+    """
+    path = repository / RECORD_NAME
+    if not path.is_file():
+        return
+    record = read_json(path, FrontRecord)
+    _reap(record.pid)
+    if not _is_running(record, repository):
+        log = Path(record.log)
+        raise ToolError(f"the OpenAI front of {repository} ended by itself", log_path=log, last_lines=_last_lines(log))
+
+
+def _is_running(record: FrontRecord, repository: Path) -> bool:
+    """Whether the pid is still this very front: a number alone may have been given to another process."""
+    try:
+        words = Path(f"/proc/{record.pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return MODULE.encode() in words and str(repository.resolve()).encode() in words
+
+
+def _wait_ready(process: subprocess.Popen[bytes], record: FrontRecord) -> None:
+    end = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise ToolError(
+                f"the OpenAI front on {record.address}:{record.port} ended before it was ready",
+                status=process.returncode,
+                log_path=Path(record.log),
+                last_lines=_last_lines(Path(record.log)),
+                hint="--openai-port chooses another port",
+            )
+        if _answers(f"{record.url}/health") and process.poll() is None:
+            return
+        time.sleep(0.1)
+    raise ToolError(
+        f"the OpenAI front did not answer within {READY_WITHIN_S:g} s",
+        log_path=Path(record.log),
+        last_lines=_last_lines(Path(record.log)),
+    )
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)  # noqa: PLR2004 (HTTP OK)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _last_lines(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:  # started by an earlier command, not by this process
+        return

@@ -1,0 +1,132 @@
+"""Replace the engine of a running server: requests in flight end on the old one, new ones go to the new one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from engines.errors import MissingError, ToolError, UserError
+from engines.files import MadeBy, sha256_of, write_json, write_text
+from engines.manifest import EngineManifest, read_manifest
+from engines.spec.precision import PRECISIONS
+from triton_repo.repository.render import TOKENIZER_FOLDER, render_repository
+from triton_repo.server.control import Control, ControlError
+from triton_repo.server.launch import control_of, running_server
+from triton_repo.server.preflight import require_servable
+from triton_repo.settings.repository_manifest import MODELS, REPOSITORY_NAME, RepositoryManifest, read_repository
+
+CONFIG = "config.pbtxt"
+ENGINE_MODEL = "tensorrt_llm"
+# An ensemble may not take larger batches than its models: what shrinks begins with it, what grows ends with it.
+GROWING = ("preprocessing", "postprocessing", ENGINE_MODEL, "tensorrt_llm_bls", "ensemble")
+SHRINKING = tuple(reversed(GROWING))
+
+
+def roll_engine(
+    repository: Path, engine_folder: Path, *, made_by: MadeBy, progress: Callable[[str], None]
+) -> tuple[RepositoryManifest, int]:
+    """Serve another engine from a running server.
+
+    The new engine becomes a new version of the `tensorrt_llm` model. It is loaded beside the old one, which goes when
+    its last request is done. Where it cannot be loaded, or does not answer, the old one is what serves.
+
+    Returns:
+        The repository's new manifest, and the new engine's version.
+
+    Raises:
+        MissingError: No server is running, no engine is there, or the GPU has no room for both.
+        UserError: The engine has another tokenizer, or is not of the repository's kind.
+        ToolError: It could not be loaded; the old one serves on.
+    """
+    control = control_of(repository, running_server(repository))
+    old = read_repository(repository)
+    _refuse(repository, old, engine_folder)
+    beside = repository.with_name(f".{repository.name}.roll")
+    try:
+        new = render_repository(
+            engine_folder,
+            beside,
+            settings=old.settings,
+            tokenizer=repository / TOKENIZER_FOLDER,
+            served_at=Path(old.served_at),
+            force=True,
+            made_by=made_by,
+        )
+        version = _newest(repository / ENGINE_MODEL) + 1
+        progress(f"{ENGINE_MODEL} version {version}: {new.engine.model.name} {new.engine.precision.name}")
+        _swap(repository, beside, version, control, _order(old.engine, new.engine))
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    write_json(repository / REPOSITORY_NAME, new)
+    return new, version
+
+
+def _refuse(repository: Path, old: RepositoryManifest, engine_folder: Path) -> None:
+    new = read_manifest(engine_folder)
+    if new.kind != old.kind:
+        raise UserError(
+            f"{engine_folder}: holds a {new.kind} engine, the repository serves a {old.kind} one",
+            hint="build-repo makes a repository of its own for it",
+        )
+    if new.tokenizer is not None:
+        theirs, ours = engine_folder / new.tokenizer, repository / TOKENIZER_FOLDER
+        if sha256_of(theirs / "tokenizer.json") != sha256_of(ours / "tokenizer.json"):
+            raise UserError(
+                f"{engine_folder}: has another tokenizer than the repository: requests in flight would be read with it",
+                hint="build-repo makes a repository of its own for it; roll by replica",
+            )
+    if new.kind == "built":
+        require_servable(new, engine_folder / (new.engine or ""))
+        _refuse_without_room(old.engine, new)
+
+
+def _refuse_without_room(old: EngineManifest, new: EngineManifest) -> None:
+    """Refuse where the running engine's KV cache leaves no memory for another set of weights."""
+    ranks = old.parallel.tensor * old.parallel.pipeline
+    left = (old.gpu.memory_bytes - _weights_bytes(old) // ranks) * (1 - old.kv_cache.free_gpu_mem_fraction)
+    needed = _weights_bytes(new) // ranks
+    if needed > left:
+        raise MissingError(
+            f"{old.gpu.name}: the running engine leaves about {left / 2**30:.1f} GiB of its GPU (KV cache fraction "
+            f"{old.kv_cache.free_gpu_mem_fraction:g}), the new engine's weights alone take {needed / 2**30:.1f} GiB",
+            hint="roll by replica (docs/how-to/roll-an-engine.md), or serve with a smaller KV cache fraction",
+        )
+
+
+def _weights_bytes(engine: EngineManifest) -> int:
+    return engine.model.weights_bytes(PRECISIONS[engine.precision.name])
+
+
+def _order(old: EngineManifest, new: EngineManifest) -> tuple[str, ...]:
+    return GROWING if new.limits.max_batch_size >= old.limits.max_batch_size else SHRINKING
+
+
+def _newest(model: Path) -> int:
+    return max(int(folder.name) for folder in model.iterdir() if folder.name.isdigit())
+
+
+def _swap(repository: Path, beside: Path, version: int, control: Control, order: tuple[str, ...]) -> None:
+    """Put the new files in place and have them loaded; on any failure put the old ones back."""
+    before = {model: (repository / model / CONFIG).read_text(encoding="utf-8") for model in MODELS}
+    after = {model: (beside / model / CONFIG).read_text(encoding="utf-8") for model in MODELS}
+    changed = [model for model in order if before[model] != after[model] or model == ENGINE_MODEL]
+    folder = repository / ENGINE_MODEL / str(version)
+    shutil.copytree(beside / ENGINE_MODEL / "1", folder)
+    try:
+        _load(repository, control, {model: after[model] for model in changed})
+        control.probe()
+    except ControlError as error:
+        shutil.rmtree(folder)
+        _load(repository, control, {model: before[model] for model in reversed(changed)})
+        raise ToolError(
+            f"the new engine was not taken, the old one serves on: {error}",
+            log_path=repository / "server.log",
+            hint="what the log says of it is the cause",
+        ) from error
+
+
+def _load(repository: Path, control: Control, configs: dict[str, str]) -> None:
+    for model, text in configs.items():
+        write_text(repository / model / CONFIG, text)
+        control.load(model)

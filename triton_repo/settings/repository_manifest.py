@@ -1,0 +1,71 @@
+"""What a repository is: its models, the settings it was rendered with, and its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from engines.errors import UserError
+from engines.files import Document, Strict, read_json
+from engines.manifest import EngineManifest, Notice
+from triton_repo.settings.schema import DEFAULT_TIME_SCALE, Emulation, ServingSettings
+
+REPOSITORY_NAME = "manifest.json"
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
+LLMAPI_MODELS = ("tensorrt_llm",)
+__all__ = [
+    "DEFAULT_TIME_SCALE", "LLMAPI_MODELS", "MODELS", "REPOSITORY_NAME", "Choice", "Emulation", "RepositoryManifest",
+    "ServingSettings", "read_repository",
+]  # fmt: skip
+
+
+class Choice(Strict):
+    """One resolved setting, as `--explain` prints it.
+
+    Attributes:
+        origin: Who chose the value; `upstream default` where the parameter is TensorRT-LLM's own default.
+        reason: Why, for a derived one.
+        effect: Whether the engine served here behaves by it.
+    """
+
+    name: str
+    value: Any
+    origin: Literal["flag", "serving.yaml", "derived", "default", "upstream default"]
+    reason: str
+    place: str
+    upstream_default: str
+    effect: Literal["yes", "none"]
+
+
+class RepositoryManifest(Document):
+    """`manifest.json` of a model repository: the settings it was rendered with, and the engine's own manifest.
+
+    Attributes:
+        variant: Which of TensorRT-LLM's model sets it is.
+        served_at: Absolute path the repository must have where it is served; its models hold it.
+        settings: As they were asked for: another engine may resolve them anew.
+        resolved: What they became for this engine; no `auto` is left.
+        notices: Settings without effect, and what else a reader of later figures must know.
+    """
+
+    kind: str
+    variant: Literal["inflight_batcher_llm", "llmapi"] = "inflight_batcher_llm"
+    served_at: str
+    settings: ServingSettings
+    resolved: ServingSettings
+    engine: EngineManifest
+    notices: tuple[Notice, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the names of its models."""
+        return MODELS if self.variant == "inflight_batcher_llm" else LLMAPI_MODELS
+
+
+def read_repository(folder: Path) -> RepositoryManifest:
+    """Read a repository's manifest; errors as `files.read_json`."""
+    try:
+        return read_json(folder / REPOSITORY_NAME, RepositoryManifest)
+    except UserError as error:
+        hint = "cut short, or of another version: build the repository again, build-repo ENGINE_DIR --force"
+        raise UserError(error.message, hint=hint) from error

@@ -1,0 +1,192 @@
+"""From what was asked of the server, and the engine at hand, to settings with nothing left open.
+
+Every `auto` becomes what the engine's plan says; what contradicts the engine, or another setting, is refused before a
+file is written; what has no effect where it will be served is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engines.errors import UserError
+from engines.files import validate
+from engines.manifest import EngineManifest, Notice
+from triton_repo.settings.conflicts import contradictions
+from triton_repo.settings.engine_config import EngineConfig
+from triton_repo.settings.repository_manifest import Choice
+from triton_repo.settings.schema import ServingSettings, Setting, all_settings, laid_over
+
+TOKENIZING_PROCESSES = 4  # upstream advises about five; one costs 30 to 400 MB
+MOST_BLS_PROCESSES = 64
+Given = dict[str, Literal["flag", "serving.yaml"]]
+# Settings that reach an engine of the PyTorch backend: by an argument of the LLM API, or because they are ours.
+LLMAPI_SETTINGS = {
+    "scheduling.policy", "scheduling.chunked_context", "scheduling.streaming", "kv_cache.free_gpu_mem_fraction",
+    "kv_cache.max_tokens", "kv_cache.reuse", "kv_cache.host_bytes", "kv_cache.max_attention_window",
+    "kv_cache.onboard_blocks", "kv_cache.sink_tokens", "decoding.guided_backend",
+    "runtime.cancellation_check_period_ms", "processes.gpu_device_ids", "limits.max_prompt_tokens",
+    "limits.max_output_tokens", "emulation.time_scale", "llmapi.max_batch_size", "llmapi.instances",
+    "llmapi.postprocess_workers", "llmapi.model_code",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Settings without an `auto`, why each is what it is, and what to know of them."""
+
+    settings: ServingSettings
+    choices: list[Choice]
+    notices: list[Notice]
+
+
+def resolve(
+    asked: ServingSettings, given: Given, engine: EngineManifest, config: EngineConfig | None = None
+) -> Resolved:
+    """Fill in what was left open, refuse what cannot be.
+
+    Args:
+        given: The dotted names that were asked for, and where.
+        config: The engine's own config.json; None for an emulated engine, or where it is not here.
+
+    Raises:
+        UserError: A contradiction: the setting, its value, what it contradicts, and what would do.
+    """
+    values = asked.model_dump()
+    reasons: dict[str, str] = {}
+    for setting in all_settings(asked):
+        if setting.value == "auto":
+            value, reasons[setting.name] = _DERIVED[setting.name](asked, engine, config)
+            laid_over(values, setting.name, value)
+    settings = validate(values, ServingSettings, where="serving settings")
+    for what, hint in contradictions(settings, engine, config):
+        raise UserError(what, hint=hint)
+    choices = [_choice(setting, given, reasons, engine) for setting in all_settings(settings)]
+    return Resolved(settings, choices, list(_notices(choices, settings, engine)))
+
+
+def given_in(document: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of the leaves of nested dictionaries.
+
+    >>> given_in({"queue": {"delay_us": 5}, "text": {}})
+    ['queue.delay_us']
+    """
+    names: list[str] = []
+    for key, value in document.items():
+        names += given_in(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return names
+
+
+_Derivation = Callable[[ServingSettings, EngineManifest, EngineConfig | None], tuple[Any, str]]
+_DERIVED: dict[str, _Derivation] = {
+    "scheduling.policy": lambda _, engine, __: (
+        ("guaranteed_no_evict", "static batches start whole")
+        if engine.runtime.scheduler_policy == "static_batch"
+        else (engine.runtime.scheduler_policy, "the engine was planned with it")
+    ),
+    "scheduling.batching": lambda _, engine, __: (
+        ("v1", "the engine was planned for static batches")
+        if engine.runtime.scheduler_policy == "static_batch"
+        else ("inflight_fused_batching", "the engine was planned for in-flight batching")
+    ),
+    "scheduling.chunked_context": lambda _, engine, __: (
+        engine.runtime.chunked_context,
+        "the engine was planned with it" if engine.runtime.chunked_context else "the engine was planned without it",
+    ),
+    "kv_cache.free_gpu_mem_fraction": lambda _, engine, __: (
+        engine.kv_cache.free_gpu_mem_fraction,
+        f"the plan's {engine.kv_cache.blocks} KV blocks follow from it",
+    ),
+    "kv_cache.reuse": lambda _, engine, __: (
+        engine.runtime.kv_reuse,
+        "the engine was planned with it" if engine.runtime.kv_reuse else "the engine was planned without it",
+    ),
+    "decoding.mode": lambda _, engine, config: _decoding_mode(engine, config),
+    "types.logits": lambda _, __, config: (
+        (config.logits, "the engine's config.json")
+        if config is not None and config.logits
+        else ("fp32", "trtllm-build's default")
+    ),
+    "runtime.cuda_graph_cache_size": lambda asked, engine, _: (
+        (engine.limits.max_batch_size, "a graph for each batch size")
+        if asked.runtime.cuda_graphs
+        else (0, "no CUDA graphs")
+    ),
+    "text.preprocessing_instances": lambda _, engine, __: (
+        (1, "an emulated engine shares the CPU with them")
+        if engine.kind == "emulated"
+        else (TOKENIZING_PROCESSES, "long prompts do not wait for each other")
+    ),
+    "text.bls_instances": lambda _, engine, __: (
+        (1, "an emulated engine shares the CPU with them")
+        if engine.kind == "emulated"
+        else (min(engine.limits.max_batch_size, MOST_BLS_PROCESSES), "one request each: as many as the engine batches")
+    ),
+    "limits.max_prompt_tokens": lambda _, engine, __: (engine.limits.max_input_len, "the engine takes no longer one"),
+    "limits.max_output_tokens": lambda _, engine, __: (engine.limits.max_seq_len, "no sequence is longer"),
+}
+
+
+def _decoding_mode(engine: EngineManifest, config: EngineConfig | None) -> tuple[str, str]:
+    if config is not None and config.speculation:
+        return config.speculation, "the engine was built for it"
+    if engine.limits.max_beam_width > 1:
+        return "beam_search", f"the engine's beam width is {engine.limits.max_beam_width}"
+    return "top_k_top_p", "the engine's beam width is 1"
+
+
+def has_effect(setting: Setting, engine: EngineManifest) -> bool:
+    """Return whether the engine to be served behaves by a setting."""
+    if engine.backend == "pytorch" and setting.name not in LLMAPI_SETTINGS:
+        return False
+    if engine.backend == "tensorrt" and setting.name.startswith("llmapi."):
+        return False
+    return setting.target.emulated if engine.kind == "emulated" else setting.name != "emulation.time_scale"
+
+
+def _choice(setting: Setting, given: Given, reasons: dict[str, str], engine: EngineManifest) -> Choice:
+    is_left_out = setting.value is None or setting.value == ()
+    is_upstreams = is_left_out or shown(setting.value).lower() == setting.target.upstream_default.lower()
+    origin: Any = given.get(setting.name) or (
+        "derived" if setting.name in reasons else "upstream default" if is_upstreams else "default"
+    )
+    return Choice(
+        name=setting.name,
+        value=setting.value,
+        origin=origin,
+        reason=reasons.get(setting.name, ""),
+        place=setting.target.place,
+        upstream_default=setting.target.upstream_default,
+        effect="yes" if has_effect(setting, engine) else "none",
+    )
+
+
+def _notices(choices: list[Choice], settings: ServingSettings, engine: EngineManifest) -> Iterator[Notice]:
+    idle = [choice.name for choice in choices if choice.effect == "none" and choice.origin in ("flag", "serving.yaml")]
+    if idle:
+        served = "an emulated engine" if engine.kind == "emulated" else f"an engine of the {engine.backend} backend"
+        yield Notice(code="without-effect", text=f"{served} does not behave by {', '.join(idle)}")
+    ranks = engine.parallel.tensor * engine.parallel.pipeline
+    if engine.kind != "emulated" and ranks > 1:
+        how = (
+            f"serve-repo starts it as {ranks} MPI ranks (leader mode)"
+            if settings.processes.mode == "leader"
+            else "serve-repo starts one Triton, which starts the workers (orchestrator mode)"
+            if settings.processes.spawn_processes
+            else f"start the workers of ranks {settings.processes.participant_ids} beside it (orchestrator mode)"
+        )
+        yield Notice(code="several-gpus", text=f"the engine has {ranks} ranks: {how}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as people write it.
+
+    >>> shown(True), shown(None), shown((1, 2)), shown(0.9)
+    ('true', 'none', '1,2', '0.9')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None or value == ():
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
