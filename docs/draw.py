@@ -20,8 +20,9 @@ from engines.spec.deployment import Factors
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.shape import StepShape, StepTime
 from engines.steptime.source import step_time_for
-from loadtest.traffic import ClosedLoop, Turn
-from loadtest.virtual import Arrivals, Sent, Users, VirtualServer
+from loadtest.simulate.virtual_server import Arrivals, Sent, Users, VirtualServer
+from loadtest.traffic.closed_loop import ClosedLoop
+from loadtest.traffic.levels import Turn
 
 IMAGES = Path(__file__).parent / "images"
 HEAD = Document(made_by=MadeBy(command="make docs", version="0"))

@@ -10,11 +10,11 @@ from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
-from loadtest.capacity.charts import Series, chart
-from loadtest.capacity.demand import Demand
-from loadtest.capacity.load import requests_needed, stretches_at
-from loadtest.capacity.most import wanted_of
-from loadtest.capacity.replica import Seen, simulate
+from loadtest.capacity.inputs.demand import Demand
+from loadtest.capacity.output.charts import Series, chart
+from loadtest.capacity.simulation.max_rate import wanted_of
+from loadtest.capacity.simulation.replica import Seen, simulate
+from loadtest.capacity.simulation.traffic_sample import requests_needed, stretches_at
 
 IMAGES = Path(__file__).parent / "images"
 HEAD = Document(made_by=MadeBy(command="make docs", version="0"))

@@ -18,11 +18,11 @@ from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from engines.spec.gpu import gpu_named
-from loadtest.capacity.demand import Demand, MeasuredRun
-from loadtest.capacity.load import Shape
-from loadtest.capacity.replica import Pessimism
-from loadtest.predict import calibrated
-from loadtest.records import REQUESTS_NAME, RUN_NAME
+from loadtest.capacity.inputs.demand import Demand, MeasuredRun
+from loadtest.capacity.simulation.replica import Pessimism
+from loadtest.capacity.simulation.traffic_sample import Shape
+from loadtest.results.records import REQUESTS_NAME, RUN_NAME
+from loadtest.simulate.predict import calibrated
 
 Basis = Literal["measured", "calibrated", "predicted", "emulated"]
 # What a row rests on, best first. `emulated` is a server around our own step times, or a calibration on one: it says

@@ -10,7 +10,9 @@ from typing import NamedTuple, get_args
 
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
-from loadtest.capacity.answer import (
+from loadtest.capacity.autoscaler import Day, Ups, autoscaled
+from loadtest.capacity.candidates import Candidate, candidates_of
+from loadtest.capacity.decision import (
     Market,
     Row,
     in_order,
@@ -21,20 +23,18 @@ from loadtest.capacity.answer import (
     rows_of,
     sentence_of,
 )
-from loadtest.capacity.candidates import Candidate, candidates_of
-from loadtest.capacity.check import Checked, FleetTask, What, ramp_of
-from loadtest.capacity.day import Day, Ups, autoscaled
-from loadtest.capacity.demand import Demand, Routing
-from loadtest.capacity.examine import Look, Looked, Sweep, look
-from loadtest.capacity.frontier import Point, frontier_of
-from loadtest.capacity.load import Curve, Shape, curve_of, shape_of
-from loadtest.capacity.measured import measured_most
-from loadtest.capacity.most import Found, Task, Tried
-from loadtest.capacity.prices import HOURS_PER_MONTH, prices_for
-from loadtest.capacity.replica import NONE
+from loadtest.capacity.from_run import measured_most
+from loadtest.capacity.inputs.demand import Demand, Routing
+from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, prices_for
+from loadtest.capacity.parallel import Kept, Work, do
+from loadtest.capacity.pareto import Point, frontier_of
+from loadtest.capacity.replica_count import total_for, worst_loss
 from loadtest.capacity.sensitivity import Case, Contender, again_of, cases_of, looks_for
-from loadtest.capacity.size import total_for, worst_loss
-from loadtest.capacity.spread import Kept, Work, do
+from loadtest.capacity.simulation.fleet_checks import Checked, FleetTask, What, ramp_of
+from loadtest.capacity.simulation.max_rate import Found, Task, Tried
+from loadtest.capacity.simulation.replica import NONE
+from loadtest.capacity.simulation.traffic_sample import Curve, Shape, curve_of, shape_of
+from loadtest.capacity.tasks import Look, Looked, Sweep, look
 
 CONTENDERS = 3  # rows that are looked into beyond their search
 SWEEP = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1)  # loads of a replica, of what it is promised to carry

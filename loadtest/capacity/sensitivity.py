@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from engines.files import Strict
-from loadtest.capacity.answer import Market, Row, costed, recommended
 from loadtest.capacity.candidates import Candidate
-from loadtest.capacity.demand import Demand
-from loadtest.capacity.examine import Look
-from loadtest.capacity.most import Found, Task
-from loadtest.capacity.prices import times
-from loadtest.capacity.replica import NONE, Pessimism
+from loadtest.capacity.decision import Market, Row, costed, recommended
+from loadtest.capacity.inputs.demand import Demand
+from loadtest.capacity.inputs.prices import times
+from loadtest.capacity.simulation.max_rate import Found, Task
+from loadtest.capacity.simulation.replica import NONE, Pessimism
+from loadtest.capacity.tasks import Look
 
 STEP = 0.2
 SHORTER, LONGER, TWICE = "replies shorter", "replies longer", "twice the error"

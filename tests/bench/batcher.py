@@ -14,8 +14,8 @@ from engines.emulator.settings import batcher_for
 from engines.files import Document, MadeBy
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
-from loadtest.traffic import Turn
-from loadtest.virtual import Arrivals, Sent, VirtualServer
+from loadtest.simulate.virtual_server import Arrivals, Sent, VirtualServer
+from loadtest.traffic.levels import Turn
 
 HEAD = Document(made_by=MadeBy(command="make bench", version="0"))
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from engines.files import made_by, write_json
-from loadtest.records import Level, RunManifest, ServerFacts
-from loadtest.runs import load_runs
-from loadtest.scenario import Scenario
+from loadtest.metrics.loaded_run import load_runs
+from loadtest.results.records import Level, RunManifest, ServerFacts
+from loadtest.scenario.schema import Scenario
 
 TOKENS = 64
 

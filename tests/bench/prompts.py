@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
-from loadtest.conversations import Mix
-from loadtest.preparation import prepare
-from loadtest.prompts import PromptMaker
-from loadtest.scenario import Lengths, Scenario
-from loadtest.traffic import plans_of
+from loadtest.scenario.schema import Lengths, Scenario
+from loadtest.traffic.conversations import Mix
+from loadtest.traffic.levels import plans_of
+from loadtest.traffic.prepare import prepare
+from loadtest.traffic.prompts import PromptMaker
 
 PROMPTS = 2000
 

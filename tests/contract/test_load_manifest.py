@@ -10,8 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from loadtest.cli import run_load
-from loadtest.scenario import Scenario
+from loadtest.cli.run_load import run_load
+from loadtest.scenario.schema import Scenario
 
 MANIFEST = Path(__file__).parents[2] / "docs" / "how-to" / "load-from-several-machines.yaml"
 DOCUMENTS: list[dict[str, Any]] = list(yaml.safe_load_all(MANIFEST.read_text()))

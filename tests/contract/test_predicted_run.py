@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loadtest import cli_predict, cli_report
+from loadtest.cli import predict_load, report_load
 
 
 def _run(command: Any, *arguments: object) -> None:
@@ -21,9 +21,9 @@ def test_report_load_reads_what_predict_load_wrote(tmp_path: Path, capsys: pytes
     """The figures of the report are those the prediction printed, and its kind is predicted everywhere."""
     asked = ("--model", "qwen3-8b", "--gpu", "h100-sxm-80gb", "--precision", "fp8", "--concurrency", "1,4")
     sizes = ("--isl", 64, "--osl", 16, "--requests", 20)
-    _run(cli_predict.predict_load, *asked, *sizes, "--out", tmp_path / "run", "--json")
+    _run(predict_load.predict_load, *asked, *sizes, "--out", tmp_path / "run", "--json")
     predicted = json.loads(capsys.readouterr().out)
-    _run(cli_report.report_load, tmp_path / "run", "--out", tmp_path / "report", "--json")
+    _run(report_load.report_load, tmp_path / "run", "--out", tmp_path / "report", "--json")
     reported = json.loads(capsys.readouterr().out)
     assert reported["kind"] == predicted["kind"] == "predicted"
     for found, promised in zip(reported["levels"], predicted["levels"], strict=True):

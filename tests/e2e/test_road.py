@@ -19,7 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import BIN, LOCAL_TRITON, Server, command, free_ports, start, succeed
 
-from loadtest.protocol import QUEUE_FULL
+from loadtest.client.http1 import QUEUE_FULL
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]

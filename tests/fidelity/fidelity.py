@@ -27,9 +27,9 @@ from engines.files import Document, MadeBy
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from engines.steptime.source import step_time_for
-from loadtest.calibrate import Request, errors_of, fit_best, predicted_logs, waves_of
-from loadtest.fit import PARAMETERS, Array, Rig, observe
-from loadtest.points import Deployment, Point, read_points
+from loadtest.calibration.calibrate import Request, errors_of, fit_best, predicted_logs, waves_of
+from loadtest.calibration.fit import PARAMETERS, Array, Rig, observe
+from loadtest.calibration.measured_points import Deployment, Point, read_points
 
 HERE = Path(__file__).parent
 ROWS = HERE / "published.csv"

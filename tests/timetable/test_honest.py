@@ -26,12 +26,12 @@ from timetable import Start, ask, door_to
 from truth import added_by_client
 
 from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
-from loadtest.dialects import dialect_of
-from loadtest.dialects.base import Answer, Asked
-from loadtest.dialects.endpoint import Endpoint
-from loadtest.prompts import Prompt
-from loadtest.scenario import Protocol
-from loadtest.wires import Connection, UnreachableError
+from loadtest.client.connection import Connection, UnreachableError
+from loadtest.client.endpoint import Endpoint
+from loadtest.client.protocols import dialect_of
+from loadtest.client.protocols.base import Answer, Asked
+from loadtest.scenario.schema import Protocol
+from loadtest.traffic.prompts import Prompt
 
 DIALECTS: tuple[Protocol, ...] = ("openai-chat", "openai-completions", "triton-http")
 ROOT = Path(__file__).parents[2]

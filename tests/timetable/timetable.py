@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loadtest.dialects import dialect_of
-from loadtest.dialects.base import Answer, Asked
-from loadtest.dialects.endpoint import Endpoint
-from loadtest.prompts import Prompt
-from loadtest.scenario import Protocol
-from loadtest.wires import Connection, Door
+from loadtest.client.connection import Connection, Door
+from loadtest.client.endpoint import Endpoint
+from loadtest.client.protocols import dialect_of
+from loadtest.client.protocols.base import Answer, Asked
+from loadtest.scenario.schema import Protocol
+from loadtest.traffic.prompts import Prompt
 
 
 @dataclass

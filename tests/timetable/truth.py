@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.records import read_records
+from loadtest.results.records import read_records
 
 
 class Added(NamedTuple):

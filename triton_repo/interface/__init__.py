@@ -1,1 +1,1 @@
-"""What Triton and TensorRT-LLM call things: tensors, parameters, configuration; imports nothing of this package."""
+"""What Triton and TensorRT-LLM call things: tensors, parameters, configuration; imports `settings` alone."""

@@ -1,1 +1,1 @@
-"""Serving settings: the schema, what is derived from the engine, and what conflicts; imports `interface` alone."""
+"""Serving settings: the schema, what is derived from the engine, and what conflicts; imports `engines` alone."""

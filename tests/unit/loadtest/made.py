@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engines.files import made_by
-from loadtest.records import Level, Outcome, RequestRecord, RunManifest, ServerFacts
-from loadtest.scenario import Scenario
+from loadtest.results.records import Level, Outcome, RequestRecord, RunManifest, ServerFacts
+from loadtest.scenario.schema import Scenario
 
 GENERATION = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests",model="m"}'
 

@@ -10,9 +10,9 @@ from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
-from loadtest.capacity.demand import Demand
+from loadtest.capacity.inputs.demand import Demand
+from loadtest.capacity.parallel import Kept
 from loadtest.capacity.plan import Means
-from loadtest.capacity.spread import Kept
 
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
 HERE = Path()

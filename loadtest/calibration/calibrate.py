@@ -1,0 +1,306 @@
+"""From measured points to a calibration: which structure, which numbers, how sure, and how far off on unseen shapes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from engines.calibration import (
+    QUANTITIES,
+    Alternative,
+    Calibration,
+    EngineLimits,
+    FittedParameter,
+    HeldOut,
+    LoadGenerator,
+    PointResidual,
+    Quantity,
+)
+from engines.emulator.settings import settings_of
+from engines.errors import UserError
+from engines.files import Document
+from engines.manifest import EngineManifest
+from engines.steptime.source import step_time_for
+from loadtest.calibration.fit import (
+    EXPECTED,
+    PARAMETERS,
+    SIGMA,
+    SPLIT,
+    SPREAD,
+    UNIDENTIFIED_RATIO,
+    Array,
+    Fitted,
+    Rig,
+    Waves,
+    factors_of,
+    fit,
+    host_of,
+    observe,
+)
+from loadtest.calibration.measured_points import Point
+
+LEAST_POINTS = 6
+TOKEN_BUDGETS = (8192, 16384, 32768)  # tried where the deployment's max_num_tokens is not known
+_CONFIDENCE_95 = 1.96
+# Vectors of parameters tried: where only an iteration's size is new, where the attention is, from what is expected.
+_NEAR, _FAR, _WHOLE = 6, 10, 20
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be calibrated.
+
+    Attributes:
+        manifest: The engine as planned, with the step-time source the factors stand before.
+        max_num_tokens: Of the deployment; None: the one that explains the points best.
+        measured_on: Kind of the points.
+    """
+
+    manifest: EngineManifest
+    points: tuple[Point, ...]
+    generator: LoadGenerator
+    max_num_tokens: int | None = None
+    measured_on: str = "measured"
+
+
+class Structure(NamedTuple):
+    """What a fit takes as given: not a number to be moved a little, but one way or another."""
+
+    max_num_tokens: int
+    waves: Waves
+
+
+def calibrate(request: Request, *, head: Document, progress: Callable[[str], None]) -> Calibration:
+    """Return the calibration of a deployment.
+
+    Raises:
+        UserError: There are too few points.
+        MissingError: SciPy, or the step-time source's tables, are not installed.
+    """
+    points = request.points
+    if len(points) < LEAST_POINTS:
+        raise UserError(
+            f"{len(points)} measured points; at least {LEAST_POINTS} are needed",
+            hint="more levels of concurrency, best at two lengths of prompt or more",
+        )
+    shapes = _shapes_to_hold(points)
+    progress(f"{len(points)} points; fitting them, and {len(shapes)} times with one shape of prompt and reply left out")
+    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+        whole = pool.submit(fit_best, request, points)
+        held = {shape: pool.submit(_fit_without, request, shape) for shape in shapes}
+        best, fitted, tried = whole.result()
+        progress(f"best: {_words(best)}")
+        held_errors = {shape: found.result() for shape, found in held.items()}
+    return _document(request, head, best, tried, fitted, held_errors)
+
+
+def predicted_logs(request: Request, structure: Structure, logs: Array, points: Sequence[Point]) -> Array:
+    """Return what a fit says of points; shape (points, 3): ln of tokens/s, ITL, TTFT."""
+    rig = rig_of(request, structure)
+    return np.array([observe(rig, point, logs) for point in points])
+
+
+def errors_of(seen: Array, points: Sequence[Point]) -> Array:
+    """Return predicted over measured, minus 1; shape (points, 3); nan where nothing was measured."""
+    return np.asarray(np.expm1(seen - np.array([point.logs for point in points])))
+
+
+def rig_of(request: Request, structure: Structure) -> Rig:
+    """Return what a request's points are predicted on, given a structure."""
+    settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
+    return Rig(settings, step_time_for(request.manifest), request.generator, structure.waves)
+
+
+def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:
+    return fit(rig_of(request, structure), points, trials=trials, start=start)
+
+
+def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, float]]:
+    """Return the structure that explains points best, its fit, and the misfit of each that was tried.
+
+    First the attention is settled at the largest iterations, then their size; each fit begins where the best so far
+    ended.
+    """
+    waves = waves_of(request.manifest)
+    budgets = (request.max_num_tokens,) if request.max_num_tokens else TOKEN_BUDGETS
+    best = Structure(budgets[-1], waves[-1])
+    found = _fit(request, points, best, _WHOLE, None)
+    tried = {best: found.cost}
+    changes: list[dict[str, Any]] = [{"waves": each} for each in waves[:-1]]
+    changes += [{"max_num_tokens": each} for each in budgets[:-1]]
+    for change in changes:
+        structure = best._replace(**change)
+        trial = _fit(request, points, structure, _FAR if "waves" in change else _NEAR, found.logs)
+        tried[structure] = trial.cost
+        if trial.cost < found.cost:
+            best, found = structure, trial
+    if best.waves != waves[-1]:  # where another structure's fit ended is no good place to have begun
+        again = _fit(request, points, best, _WHOLE, None)
+        found = min(found, again, key=lambda fitted: fitted.cost)
+        tried[best] = found.cost
+    return best, found, tried
+
+
+def _fit_without(request: Request, shape: tuple[int, int]) -> Array:
+    """Return errors on the points of one shape by a fit of all others, which chooses its structure too."""
+    kept = [point for point in request.points if point.shape != shape]
+    best, found, _ = fit_best(request, kept)
+    left_out = [point for point in request.points if point.shape == shape]
+    return errors_of(predicted_logs(request, best, found.logs, left_out), left_out)
+
+
+def waves_of(manifest: EngineManifest) -> tuple[Waves, ...]:
+    """Return the ways decode attention may fill the GPU: split along the context, or a block for each query head."""
+    model = manifest.model
+    full = max(1.0, manifest.gpu.multiprocessors * manifest.parallel.tensor / model.attention_heads)
+    reads = model.attention_heads / model.kv_heads
+    return SPLIT, Waves(full, 0.0, reads), Waves(full, 1.0, reads)
+
+
+def _shapes_to_hold(points: Sequence[Point]) -> list[tuple[int, int]]:
+    """Return the shapes that can be left out: where there are two or more, and enough points without each."""
+    shapes = sorted({point.shape for point in points})
+    if len(shapes) == 1:
+        return []
+    return [shape for shape in shapes if sum(point.shape != shape for point in points) >= LEAST_POINTS]
+
+
+def _document(
+    request: Request,
+    head: Document,
+    best: Structure,
+    tried: dict[Structure, float],
+    fitted: Fitted,
+    held: dict[tuple[int, int], Array],
+) -> Calibration:
+    manifest, points = request.manifest, request.points
+    errors = errors_of(fitted.seen, points)
+    parameters = _parameters(fitted)
+    basis = np.concatenate(list(held.values())) if held else errors
+    host = host_of(fitted.logs)
+    return Calibration(
+        made_by=head.made_by,
+        made_from=head.made_from,
+        measured_on="emulated" if request.measured_on == "emulated" else "measured",
+        model=manifest.model.name,
+        gpu=manifest.gpu.name,
+        precision=manifest.precision.name,
+        kv_cache=manifest.precision.kv_cache,
+        tensor_parallel=manifest.parallel.tensor,
+        source=manifest.step_time.source,
+        engine=EngineLimits(
+            max_batch_size=manifest.limits.max_batch_size,
+            max_num_tokens=best.max_num_tokens,
+            usable_kv_ratio=math.exp(fitted.logs[-1]),
+        ),
+        generator=request.generator,
+        factors=factors_of(fitted.logs, best.waves),
+        host=host,
+        parameters=parameters,
+        log_error=_log_error(basis, least=(0.0, 0.0, 0.0) if held else SIGMA),
+        log_error_of="held-out shapes" if held else "fitted points",
+        held_out=[_held_out(shape, found) for shape, found in held.items()],
+        points=[_residual(point, error) for point, error in zip(points, errors.tolist(), strict=True)],
+        alternatives=[
+            Alternative(
+                max_num_tokens=each.max_num_tokens,
+                wave_sequences=each.waves.sequences,
+                wave_tail=each.waves.tail,
+                wave_reads=each.waves.reads,
+                cost=cost,
+            )
+            for each, cost in tried.items()
+        ],
+        warnings=_warnings(request, parameters, held, tried),
+    )
+
+
+def _parameters(fitted: Fitted) -> list[FittedParameter]:
+    deviations = np.sqrt(np.diag(fitted.covariance))
+    rows = zip(PARAMETERS, fitted.logs.tolist(), deviations.tolist(), (deviations / SPREAD).tolist(), strict=True)
+    return [
+        FittedParameter(
+            name=parameter.name,
+            value=math.exp(x),
+            low=math.exp(x - _CONFIDENCE_95 * deviation),
+            high=math.exp(x + _CONFIDENCE_95 * deviation),
+            expected=parameter.expected,
+            identified=left < UNIDENTIFIED_RATIO,
+            meaning=parameter.meaning,
+        )
+        for parameter, x, deviation, left in rows
+    ]
+
+
+def _log_error(errors: Array, *, least: tuple[float, float, float]) -> dict[Quantity, float]:
+    """Return the root mean square of ln(predicted / measured) by quantity; those that were measured.
+
+    Args:
+        least: Never less than this: a fit's own residuals are small where there are hardly more points than numbers.
+    """
+    logs = np.log1p(errors)
+    return {
+        name: max(least[place], float(np.sqrt(np.nanmean(logs[:, place] ** 2))))
+        for place, name in enumerate(QUANTITIES)
+        if not np.all(np.isnan(logs[:, place]))
+    }
+
+
+def _held_out(shape: tuple[int, int], errors: Array) -> HeldOut:
+    size = np.abs(errors)
+    means = [None if np.all(np.isnan(column)) else float(np.nanmean(column)) for column in size.T]
+    ttft = None if means[2] is None else float(np.nanmedian(size[:, 2]))
+    return HeldOut(isl=shape[0], osl=shape[1], points=len(errors), tokens_per_s=means[0], itl_s=means[1], ttft_s=ttft)
+
+
+def _residual(point: Point, errors: Sequence[float]) -> PointResidual:
+    tokens, itl, ttft = (None if math.isnan(error) else error for error in errors)
+    return PointResidual(
+        where=point.where,
+        load=point.load,
+        isl=point.isl,
+        osl=point.osl,
+        concurrency=point.concurrency,
+        tokens_per_s_error=tokens,
+        itl_s_error=itl,
+        ttft_s_error=ttft,
+    )
+
+
+def _warnings(
+    request: Request,
+    parameters: Sequence[FittedParameter],
+    held: dict[tuple[int, int], Array],
+    tried: dict[Structure, float],
+) -> list[str]:
+    found = [
+        f"{each.name}: the points do not identify it; {each.value:.3g} is mostly what was expected ({each.expected:g})"
+        for each in parameters
+        if not each.identified
+    ]
+    limits = zip(parameters, EXPECTED, SPREAD, strict=True)
+    found += [
+        f"{each.name}: {each.value:.3g} is at the edge of what is physical; something else is going on"
+        for each, expected, spread in limits
+        if abs(math.log(each.value) - expected) > 3.9 * spread
+    ]
+    if not held:
+        found.append("no shape could be held out: error bars are what a fit allows its points, and may be too narrow")
+    ranked = sorted(tried.values())
+    if len(ranked) > 1 and ranked[1] < ranked[0] * 1.05:
+        found.append("another structure explains the points almost as well; see alternatives")
+    if request.measured_on == "emulated":
+        found.append("measured on an emulated engine: of use for trying this out, not for a plan")
+    return found
+
+
+def _words(structure: Structure) -> str:
+    waves = structure.waves
+    how = "split along the context" if waves == SPLIT else f"in waves of {waves.sequences:.1f} sequences"
+    return f"max_num_tokens {structure.max_num_tokens}, decode attention {how}"

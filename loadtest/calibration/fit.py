@@ -1,0 +1,353 @@
+"""Fit a deployment's few numbers to its measured points.
+
+A point is predicted by the batcher on a virtual clock. How often it batches what hardly depends on the numbers that
+are sought, and given those iterations every duration is linear in the factors: so one simulation yields a point's
+figures and, from the same iterations priced part by part, how they change with each factor. What is not linear (the
+host, the usable KV cache) is differenced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.calibration import LoadGenerator
+from engines.emulator.engine import Batcher, Iteration
+from engines.emulator.request import BatcherSettings
+from engines.errors import MissingError
+from engines.spec.deployment import Factors, Host
+from engines.steptime.calibrated import Calibrated
+from engines.steptime.shape import StepTime
+from loadtest.calibration.measured_points import Point
+from loadtest.simulate.virtual_server import TURNAROUND_S, Ended, Users, VirtualServer
+from loadtest.traffic.closed_loop import ClosedLoop
+from loadtest.traffic.conversations import always
+
+Array = npt.NDArray[np.float64]
+
+SIGMA = (0.03, 0.03, 0.12)  # how far a point's tokens/s, ITL and TTFT may be off, in logarithms, for no fault of ours
+DIFFERENCE = 0.05  # in the logarithm of a differenced parameter: wide enough to cross the grain of iterations
+MOST_STDDEVS = 4.0  # from what was expected; further is no physics
+POOL_TOUCHED_RATIO = 0.8  # of the KV cache asked for at once: from here on its size shows
+UNIDENTIFIED_RATIO = 0.7  # of the expected spread still left after the fit
+
+
+class Parameter(NamedTuple):
+    """One number to be found, positive, sought by its logarithm.
+
+    Attributes:
+        expected: What it is before any point is seen; `spread`, how sure, as a standard deviation of the logarithm.
+        step: Whether durations are linear in it.
+    """
+
+    name: str
+    expected: float
+    spread: float
+    step: bool
+    meaning: str
+
+
+class Waves(NamedTuple):
+    """How decode attention fills the GPU; see `Factors`."""
+
+    sequences: float
+    tail: float
+    reads: float
+
+
+SPLIT = Waves(1.0, 0.0, 1.0)  # along the context: nothing comes in waves
+
+PARAMETERS = (
+    Parameter("weights_ratio", 1.05, 0.2, True, "time to read the weights, over the source's"),
+    Parameter("gemm_ratio", 1.05, 0.2, True, "matrix arithmetic and activations, over the source's"),
+    Parameter("kv_ratio", 1.0, 0.8, True, "time to read the KV cache while decoding, over the source's"),
+    Parameter("attention_ratio", 1.0, 0.4, True, "attention of prompts, over the source's"),
+    Parameter("iteration_s", 2e-4, 1.0, True, "host time of an iteration, seconds"),
+    Parameter("sequence_s", 1e-5, 1.0, True, "host time for each sequence of an iteration, seconds"),
+    Parameter("request_s", 1e-3, 1.0, False, "host time for each request before the engine, seconds"),
+    Parameter("stream_token_s", 2e-5, 1.0, False, "least time between tokens on their way out, seconds"),
+    Parameter("usable_kv_ratio", 1.0, 0.05, False, "KV cache the deployment acts as if it had, over the planned one"),
+)
+STEP_COUNT = sum(parameter.step for parameter in PARAMETERS)
+EXPECTED = np.log([parameter.expected for parameter in PARAMETERS])
+SPREAD = np.array([parameter.spread for parameter in PARAMETERS])
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """What points are predicted on.
+
+    Attributes:
+        settings: Limits of the engine, its KV cache whole.
+        waves: How decode attention fills the GPU.
+    """
+
+    settings: BatcherSettings
+    source: StepTime
+    generator: LoadGenerator
+    waves: Waves = SPLIT
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens the whole KV cache holds."""
+        return self.settings.kv_blocks * self.settings.tokens_per_block
+
+
+class Fitted(NamedTuple):
+    """Where a fit ended.
+
+    Attributes:
+        logs: Logarithms of the parameters; shape (P,).
+        covariance: Of those; shape (P, P).
+        cost: Half the sum of squared residuals, large ones damped.
+        seen: Logarithms of the points' predicted tokens/s, ITL and TTFT; shape (points, 3).
+    """
+
+    logs: Array
+    covariance: Array
+    cost: float
+    seen: Array
+
+
+def factors_of(logs: Array, waves: Waves) -> Factors:
+    """Return the factors a vector of parameters stands for."""
+    values = {parameter.name: math.exp(x) for parameter, x in zip(PARAMETERS, logs, strict=True) if parameter.step}
+    return Factors(**values, wave_sequences=waves.sequences, wave_tail=waves.tail, wave_reads=waves.reads)
+
+
+def host_of(logs: Array) -> Host:
+    """Return the host's share a vector of parameters stands for."""
+    by_name = {parameter.name: math.exp(x) for parameter, x in zip(PARAMETERS, logs, strict=True)}
+    return Host(request_s=by_name["request_s"], stream_token_s=by_name["stream_token_s"])
+
+
+def observe(rig: Rig, point: Point, logs: Array) -> Array:
+    """Return the logarithms of what a point would show: tokens/s, mean ITL, mean TTFT; shape (3,)."""
+    return _Trial(rig, point, logs).logs()
+
+
+def fit(rig: Rig, points: Sequence[Point], *, trials: int = 15, start: Array | None = None) -> Fitted:
+    """Find the parameters that explain the points best.
+
+    Args:
+        start: Where to begin; None: at what is expected.
+        trials: Vectors of parameters tried at most.
+
+    Raises:
+        MissingError: SciPy is not installed.
+    """
+    try:
+        from scipy.optimize import least_squares  # noqa: PLC0415 (an extra)
+    except ModuleNotFoundError as error:
+        raise MissingError("calibrating needs scipy", hint="pip install 'engine-to-capacity[load]'") from error
+    work = _Work(rig, points)
+    found = least_squares(
+        work.residuals,
+        EXPECTED if start is None else start,
+        jac=work.jacobian,
+        bounds=(EXPECTED - MOST_STDDEVS * SPREAD, EXPECTED + MOST_STDDEVS * SPREAD),
+        x_scale=SPREAD,
+        loss="soft_l1",
+        max_nfev=trials,
+    )
+    slope = work.jacobian(found.x)
+    covariance = np.asarray(np.linalg.inv(slope.T @ slope), dtype=np.float64) * max(1.0, work.misfit(found.x))
+    return Fitted(found.x, covariance, float(found.cost), work.seen(found.x))
+
+
+@dataclass(slots=True)
+class _Work:
+    """Residuals of points and of expectations, each simulated once for a vector of parameters."""
+
+    rig: Rig
+    points: Sequence[Point]
+    _seen: dict[bytes, Array] = field(default_factory=dict)
+    _slopes: dict[bytes, Array] = field(default_factory=dict)
+
+    def residuals(self, logs: Array) -> Array:
+        """Return residuals in standard deviations: of what was measured, then of what was expected."""
+        return np.concatenate([self._of_points(logs), (logs - EXPECTED) / SPREAD])
+
+    def jacobian(self, logs: Array) -> Array:
+        """Return the residuals' derivatives."""
+        key = logs.tobytes()
+        if key not in self._slopes:
+            slopes = np.array([slopes_of(self.rig, point, logs) for point in self.points])
+            self._slopes[key] = np.nan_to_num(self._mask()[:, :, None] * slopes / np.array(SIGMA)[:, None])
+        return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / SPREAD)])
+
+    def seen(self, logs: Array) -> Array:
+        """Return what the points would show; shape (points, 3)."""
+        key = logs.tobytes()
+        if key not in self._seen:
+            self._seen[key] = np.array([observe(self.rig, point, logs) for point in self.points])
+        return self._seen[key]
+
+    def misfit(self, logs: Array) -> float:
+        """Return the mean squared residual of the points, large ones damped."""
+        squares = self._of_points(logs) ** 2
+        return float(np.sum(2 * (np.sqrt(1 + squares) - 1)) / max(1, np.count_nonzero(squares)))
+
+    def _of_points(self, logs: Array) -> Array:
+        wanted = np.array([point.logs for point in self.points])
+        return np.asarray(np.nan_to_num((self.seen(logs) - wanted) / np.array(SIGMA)).ravel())
+
+    def _mask(self) -> Array:
+        return np.where(np.isnan([point.logs for point in self.points]), 0.0, 1.0)
+
+
+@dataclass(slots=True)
+class _Trial:
+    """One simulation of one point."""
+
+    rig: Rig
+    point: Point
+    parameters: Array
+    keep_steps: bool = False
+    server: VirtualServer = field(init=False)
+    ended: list[Ended] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Run it."""
+        point, generator = self.point, self.rig.generator
+        closed = point.load == "concurrency"
+        loop = ClosedLoop(
+            point.concurrency,
+            always(point.isl, point.osl),
+            generator.rounds * point.concurrency if closed else point.concurrency,
+            1 if closed else 0,
+            first_id=0,
+            window_s=generator.window_s if closed else 0.0,
+            staggered=generator.start == "staggered",
+        )
+        self.server = VirtualServer(
+            Batcher(
+                self._settings(),
+                Calibrated(self.rig.source, factors_of(self.parameters, self.rig.waves)),
+            ),
+            Users(loop),
+            host_of(self.parameters) if closed else Host(),
+            keep_steps=self.keep_steps,
+        )
+        self.ended = [
+            ended for ended in self.server.run() if ended.outcome == "ok" and ended.sent.turn.phase == "measure"
+        ]
+
+    def times(self) -> tuple[Array, Array, Array]:
+        """Return when the measured requests were sent, and when their first and last tokens left."""
+        sent = np.array([ended.sent.sent_s for ended in self.ended])
+        first, last = np.array([self.server.first_and_last_s(ended) for ended in self.ended]).T
+        return sent, first, last
+
+    def logs(self) -> Array:
+        """Return the logarithms of tokens/s, ITL and TTFT."""
+        return np.asarray(np.log(self._figures()[0]))
+
+    def slopes(self) -> Array:
+        """Return the derivatives of `logs` by the logarithms of the factors; shape (3, factors).
+
+        The iterations are taken as they are, each priced by its parts; a request waits from the end of the run of
+        iterations in which it was sent.
+        """
+        (_, itl_s, ttft_s), cycle_s = self._figures()
+        features, last_index, ends_s = self._features()
+        spans = np.array([(ended.spans[0][0], ended.spans[-1][1]) for ended in self.ended])
+        to_first, to_last = (features[np.searchsorted(last_index, spans[:, side]) + 1] for side in (0, 1))
+        from_sent = features[np.searchsorted(ends_s, [ended.sent.sent_s for ended in self.ended], side="right")]
+        waiting = (to_first - from_sent).mean(axis=0)
+        decoding = (to_last - to_first).mean(axis=0)
+        weights = np.exp(self.parameters[:STEP_COUNT])
+        gaps = max(1, self.point.osl - 1)
+        of_cycle = (waiting + decoding) / cycle_s if self.point.load != "max_load" else features[-1] / ends_s[-1]
+        return np.asarray(weights * np.array([-of_cycle, decoding / gaps / max(itl_s, 1e-12), waiting / ttft_s]))
+
+    def _figures(self) -> tuple[tuple[float, float, float], float]:
+        """Return tokens/s, ITL, TTFT, and the seconds in which every user gets one reply."""
+        sent, first, last = self.times()
+        point = self.point
+        ttft_s = float((first - sent).mean())
+        itl_s = float((last - first).mean()) / max(1, point.osl - 1)
+        if point.load == "max_load":
+            cycle_s = float(last.max() - sent.min())
+        else:
+            cycle_s = float((last - sent).mean()) + (TURNAROUND_S if point.load == "concurrency" else 0.0)
+        return (point.concurrency * point.osl / cycle_s, max(itl_s, 1e-12), ttft_s), cycle_s
+
+    def _features(self) -> tuple[Array, Array, Array]:
+        """Return cumulative seconds by factor, unweighted, after each run of iterations; its last index and end.
+
+        Shapes (runs + 1, factors), (runs,), (runs,).
+        """
+        steps = self.server.steps
+        step_time = self.server.batcher.step_time
+        if not isinstance(step_time, Calibrated):
+            raise TypeError(f"a trial prices by Calibrated, not {type(step_time).__name__}")
+        each = np.array([_features_of(step_time, step) for step in steps])
+        last_index = np.array([step.first_index + step.repeats - 1 for step in steps])
+        ends_s = self.server.left_s[last_index]
+        return np.concatenate([np.zeros((1, STEP_COUNT)), np.cumsum(each, axis=0)]), last_index, ends_s
+
+    def _settings(self) -> BatcherSettings:
+        """Return the engine's limits: those of a static batch let it run whole, and nothing longer is refused."""
+        rig, point = self.rig, self.point
+        settings = rig.settings
+        usable = math.exp(self.parameters[-1])
+        blocks = max(1, round(settings.kv_blocks * usable))
+        longest = max(settings.max_seq_len, point.isl + point.osl)
+        tokens = settings.max_num_tokens
+        most = settings.max_batch_size
+        if point.load == "static_batch":
+            tokens, most = max(tokens, point.isl * point.concurrency), max(most, point.concurrency)
+            blocks = max(blocks, -(-(point.isl + point.osl) // settings.tokens_per_block) * point.concurrency)
+        return replace(
+            settings,
+            kv_blocks=blocks,
+            max_seq_len=longest,
+            max_input_len=longest - 1,
+            max_num_tokens=tokens,
+            max_batch_size=most,
+        )
+
+
+def slopes_of(rig: Rig, point: Point, logs: Array) -> Array:
+    """Return the derivatives of a point's logarithms by those of all parameters; shape (3, P)."""
+    trial = _Trial(rig, point, logs, keep_steps=True)
+    slopes = np.zeros((3, len(PARAMETERS)))
+    slopes[:, :STEP_COUNT] = trial.slopes()
+    here = trial.logs()
+    for place, parameter in enumerate(PARAMETERS):
+        if not parameter.step and _matters(rig, point, parameter):
+            moved = logs.copy()
+            moved[place] += DIFFERENCE
+            slopes[:, place] = (observe(rig, point, moved) - here) / DIFFERENCE
+    return slopes
+
+
+def _matters(rig: Rig, point: Point, parameter: Parameter) -> bool:
+    """Whether a point can show anything of a parameter that durations are not linear in."""
+    if parameter.name == "usable_kv_ratio":
+        asked = point.concurrency * (point.isl + point.osl)
+        return point.load != "static_batch" and asked > POOL_TOUCHED_RATIO * rig.kv_tokens
+    return point.load == "concurrency"
+
+
+def _features_of(step_time: Calibrated, step: Iteration) -> list[float]:
+    """Return the seconds of a run of iterations by factor, each at 1."""
+    shape, repeats = step.shape, step.repeats
+    parts = step_time.parts(shape)
+    sequences = shape.decode_sequences + shape.prefill_sequences
+    kv_s = repeats * parts.kv_read_s
+    if repeats > 1:
+        line = step_time.kv_line(shape.decode_sequences, shape.decode_context_tokens)
+        kv_s += line.per_token_s * shape.decode_sequences * repeats * (repeats - 1) / 2
+    linear: list[Any] = [parts.weights_s, parts.gemm_s + parts.activations_s]
+    return (
+        [repeats * value for value in linear]
+        + [kv_s]
+        + [repeats * value for value in (parts.attention_s, 1.0, sequences)]
+    )

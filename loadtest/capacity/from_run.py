@@ -1,0 +1,82 @@
+"""What a replica was measured to carry: the highest level of a run that kept every objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engines.errors import UserError
+from loadtest.capacity.candidates import Basis, Candidate
+from loadtest.capacity.inputs.demand import Demand
+from loadtest.capacity.simulation.max_rate import Found, Tried, figures_of
+from loadtest.capacity.simulation.traffic_sample import Shape, requests_needed
+from loadtest.metrics.summarize import LevelSummary, Summary, summarize, verdicts_of
+from loadtest.results.records import Kind, read_records, read_run, read_samples
+
+ALIKE_RATIO = 0.15  # mean lengths of a run and of the demand may differ by so much
+
+BASES: dict[Kind, Basis] = {"measured": "measured", "emulated": "emulated", "predicted": "predicted"}
+
+
+def summary_of(folder: Path, demand: Demand) -> Summary:
+    """Return a run's figures, judged by the demand's objectives."""
+    return summarize(read_run(folder), read_records(folder), read_samples(folder), objectives=demand.objectives)
+
+
+def measured_most(candidate: Candidate, demand: Demand, shape: Shape) -> tuple[Candidate, Found | None]:
+    """Return a run as a candidate with the kind its files say, and what it carried; None where it tells nothing.
+
+    A run of other lengths, one in doubt, or a predicted one is refused with its reason.
+    """
+    run = candidate.run
+    assert run is not None
+    summary = summary_of(Path(run.path), demand)
+    candidate = candidate.model_copy(update={"basis": BASES[summary.kind]})
+    refused = _refusal(summary, shape)
+    if refused is not None:
+        return candidate.model_copy(update={"refused": refused}), None
+    needed = requests_needed(demand, slots=1)
+    tried = sorted((_tried(level, demand, run.replicas) for level in summary.levels), key=lambda each: each.rate_per_s)
+    above = next((each for each in tried if not each.met), None)
+    below = [each for each in tried if each.met and (above is None or each.rate_per_s < above.rate_per_s)]
+    best = below[-1] if below else None
+    return candidate, Found(
+        rate_per_s=None if best is None else best.rate_per_s,
+        above_per_s=None if above is None else above.rate_per_s,
+        middle_rate_per_s=None if best is None else best.rate_per_s,
+        missed=() if above is None else above.missed,
+        requests_needed=needed,
+        supported=best is not None and best.requests >= needed,
+        tried=tuple(tried),
+    )
+
+
+def _refusal(summary: Summary, shape: Shape) -> str | None:
+    if summary.kind == "predicted":
+        return "the run is a prediction; predictions are made here, from the engine itself"
+    if summary.doubts:
+        return f"the run is in doubt: {summary.doubts[0].text}"
+    for name, wanted, found in (("isl", shape.mean_isl, "isl"), ("osl", shape.mean_osl, "osl")):
+        for level in summary.levels:
+            value = getattr(level, found)
+            if abs(value / wanted - 1) > ALIKE_RATIO:
+                return (
+                    f"measured at {name} {value}, the demand's mean is {wanted:.0f}: what it carried there says "
+                    "nothing of this; measure it with the scenario this plan writes"
+                )
+    return None
+
+
+def _tried(level: LevelSummary, demand: Demand, replicas: int) -> Tried:
+    if level.requests_per_s is None:
+        raise UserError("a level of the run has no rate: it measured nothing")
+    verdicts = verdicts_of(demand.objectives, level)
+    return Tried(
+        rate_per_s=(level.rate_per_s or level.requests_per_s) / replicas,
+        met=all(each.met for each in verdicts),
+        missed=tuple(each.objective for each in verdicts if not each.met),
+        worst_ratio=max((each.found / each.limit for each in verdicts if each.found and each.limit), default=0.0),
+        **figures_of(level),
+        in_flight=level.requests_per_s * (level.e2e_s.mean if level.e2e_s else 0.0),
+        kv_ratio=0.0,
+        kv_most=0.0,
+    )

@@ -1,0 +1,79 @@
+"""What an hour of a GPU costs, and who said so on which day; no price is ever made up."""
+
+from __future__ import annotations
+
+from datetime import date
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from engines.errors import UserError
+from engines.files import Strict, read_yaml
+from engines.spec.gpu import gpu_named
+from loadtest.capacity.inputs.demand import PriceChoices
+
+HOURS_PER_MONTH = 730.0  # a twelfth of 365 days
+SHIPPED = Path(str(files("loadtest.capacity.inputs"))) / "prices.yaml"
+
+
+class Price(Strict):
+    """One row of a price file.
+
+    Attributes:
+        vendor: Who sells it.
+        read_on: The day the source showed it.
+    """
+
+    vendor: str
+    gpu: str
+    usd_per_gpu_h: Annotated[float, Field(gt=0)]
+    read_on: date
+    source: str
+
+    @property
+    def words(self) -> str:
+        """Price, source and date in one line."""
+        return f"{self.usd_per_gpu_h:g} USD per GPU hour: {self.source}, read {self.read_on.isoformat()}"
+
+
+class PriceFile(Strict):
+    """A price file: rows of `Price`."""
+
+    prices: tuple[Price, ...]
+
+
+def prices_for(choices: PriceChoices, folder: Path, *, today: date, ratio: float = 1.0) -> dict[str, Price]:
+    """Return the price of each GPU that has one.
+
+    Args:
+        folder: Where a price file's relative path begins.
+        ratio: On every price; what it came from then says so.
+
+    Raises:
+        UserError: The vendor has no row in the file, an unknown GPU is priced, or a GPU is priced twice.
+    """
+    path = SHIPPED if choices.file is None else folder / choices.file
+    rows = [row for row in read_yaml(path, PriceFile).prices if row.vendor == choices.vendor]
+    if not rows and not choices.usd_per_gpu_h:
+        known = ", ".join(sorted({row.vendor for row in read_yaml(path, PriceFile).prices}))
+        raise UserError(f"prices.vendor '{choices.vendor}': no row in {path}", hint=f"vendors there: {known}")
+    found: dict[str, Price] = {}
+    for row in rows:
+        name = gpu_named(row.gpu).name
+        if name in found:
+            raise UserError(f"{path}: {choices.vendor} has two prices of {name}")
+        found[name] = row
+    for gpu, usd in choices.usd_per_gpu_h.items():
+        name = gpu_named(gpu).name
+        found[name] = Price(vendor="own", gpu=name, usd_per_gpu_h=usd, read_on=today, source="the demand's own price")
+    return {name: times(price, ratio) for name, price in found.items()}
+
+
+def times(price: Price, ratio: float) -> Price:
+    """Return a price times a ratio, which its source then says."""
+    if ratio == 1.0:
+        return price
+    changed = {"usd_per_gpu_h": price.usd_per_gpu_h * ratio, "source": f"{price.source}, times {ratio:g}"}
+    return price.model_copy(update=changed)

@@ -1,0 +1,155 @@
+"""What a plan hands to the other commands: a recipe to build, settings to serve by, a scenario to verify it with."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loadtest.capacity.inputs.demand import Demand, Described
+from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.simulation.traffic_sample import LEAD_RATIO, busiest_window, mean_turns, requests_needed
+from loadtest.scenario.traces import Trace
+
+RECIPE_NAME, SERVING_NAME, SCENARIO_NAME = "recipe.yaml", "serving.yaml", "verify.yaml"
+WARMUP_RATIO = 0.2
+
+
+def handed_over(plan: CapacityPlan, folder: Path, target: Path) -> dict[str, str]:
+    """Return the files of a plan by name, as text; none where nothing is recommended.
+
+    Args:
+        folder: Where the demand's relative paths begin.
+        target: Folder the files go to; a trace's path in the scenario begins there.
+    """
+    chosen = plan.chosen
+    if chosen is None or plan.operating_per_s is None:
+        return {}
+    files = {SCENARIO_NAME: _scenario(plan, folder, target)}
+    if plan.engine is not None:
+        files |= {RECIPE_NAME: _recipe(plan), SERVING_NAME: _serving(plan)}
+    return files
+
+
+def _recipe(plan: CapacityPlan) -> str:
+    engine = plan.engine
+    assert engine is not None
+    traffic = plan.traffic
+    values = {
+        "model": engine.model.name,
+        "precision": engine.precision.name,
+        "gpu": engine.gpu.name,
+        "parallel": {"tensor": engine.parallel.tensor, "pipeline": engine.parallel.pipeline},
+        "workload": {
+            "input_tokens": max(1, round(traffic.mean_isl)),
+            "output_tokens": max(1, round(traffic.mean_osl)),
+            "longest_input_tokens": traffic.longest_isl,
+            "longest_output_tokens": traffic.longest_osl,
+        },
+        "limits": {
+            "max_batch_size": engine.limits.max_batch_size,
+            "max_num_tokens": engine.limits.max_num_tokens,
+            "max_seq_len": engine.limits.max_seq_len,
+        },
+        "kv_cache": {
+            "format": engine.precision.kv_cache,
+            "tokens_per_block": engine.kv_cache.tokens_per_block,
+            "free_gpu_mem_fraction": engine.kv_cache.free_gpu_mem_fraction,
+        },
+    }
+    return f"# The engine that {plan.demand.name} was planned with: build-engine --recipe {RECIPE_NAME}\n" + _yaml(
+        values
+    )
+
+
+def _serving(plan: CapacityPlan) -> str:
+    """Return serving settings: a queue as long as can be served within the loosest limit on the first token."""
+    chosen, engine = plan.chosen, plan.engine
+    assert chosen is not None
+    assert engine is not None
+    values: dict[str, Any] = {"scheduling": {"policy": engine.runtime.scheduler_policy}}
+    comment = "# No limit on TTFT was asked for, so no request is refused for waiting.\n"
+    limits = [*plan.demand.objectives.ttft_s.values()]
+    if limits and chosen.rate_per_s is not None:
+        longest_s = max(limits)
+        waiting = max(1, math.ceil(chosen.rate_per_s * longest_s))
+        values["queue"] = {"max_queue_size": waiting}
+        comment = (
+            f"# max_queue_size: at {chosen.rate_per_s:.3g} requests/s, whoever finds {waiting} before it waits longer\n"
+            f"# than the {longest_s:g} s promised: refused at once, it can be sent to another replica.\n"
+        )
+    return f"# {plan.recommended}\n{comment}" + _yaml(values)
+
+
+def _scenario(plan: CapacityPlan, folder: Path, target: Path) -> str:
+    demand = plan.demand
+    rate_per_s = plan.operating_per_s
+    assert rate_per_s is not None
+    if isinstance(demand.traffic, Described):
+        values = _described(demand, demand.traffic, rate_per_s, folder, target)
+        how = f"{rate_per_s:.4g} requests/s: one replica's share of the peak with the spares lost"
+    else:
+        values, how = _replayed(plan, demand.traffic, rate_per_s, folder, target)
+    command = f"run-load --url URL --scenario {SCENARIO_NAME} --out RUN"
+    verify = f"plan-capacity --verify RUN --plan {target / 'capacity.json'}"
+    return f"# {how}.\n# {command}, against one replica, then: {verify}\n" + _yaml(values)
+
+
+def _described(demand: Demand, traffic: Described, rate_per_s: float, folder: Path, target: Path) -> dict[str, Any]:
+    scenario = traffic.scenario(demand.seed).moved(lambda path: os.path.relpath(folder / path, target))
+    values = scenario.model_dump(mode="json", exclude_defaults=True)
+    turns = mean_turns(traffic, demand.seed, folder)
+    requests = requests_needed(demand, slots=1)
+    process = {
+        "process": "gamma",
+        "rate_per_s": rate_per_s / turns,
+        "burstiness": traffic.burstiness,
+        "duration_s": math.ceil(requests / rate_per_s / (1 - WARMUP_RATIO)),
+    }
+    return {
+        "name": f"verify-{demand.name}",
+        "arrivals": process,
+        **values,
+        "warmup_ratio": WARMUP_RATIO,
+        "objectives": _objectives(demand),
+    }
+
+
+def _replayed(
+    plan: CapacityPlan, trace: Trace, rate_per_s: float, folder: Path, target: Path
+) -> tuple[dict[str, Any], str]:
+    """Return the trace's busiest window, slowed or sped up to one replica's share."""
+    begin_s, window_s = busiest_window(plan.demand, folder)
+    lead_s = min(begin_s, LEAD_RATIO * window_s)
+    begin_s += trace.from_s
+    speed_up = rate_per_s / plan.traffic.peak_per_s * trace.speed_up
+    arrivals = trace.model_copy(
+        update={
+            "path": os.path.relpath(folder / trace.path, target),
+            "from_s": round(begin_s - lead_s, 3),
+            "to_s": round(begin_s + window_s, 3),
+            "speed_up": speed_up,
+        }
+    )
+    values = {
+        "name": f"verify-{plan.demand.name}",
+        "arrivals": arrivals.model_dump(mode="json"),
+        "warmup_ratio": round(lead_s / (lead_s + window_s), 3),
+        "objectives": _objectives(plan.demand),
+    }
+    how = (
+        f"The trace's busiest {window_s:g} s at {speed_up:.4g} of its speed, {rate_per_s:.4g} requests/s: one "
+        "replica's share of the peak with the spares lost"
+    )
+    return values, how
+
+
+def _objectives(demand: Demand) -> dict[str, Any]:
+    return demand.objectives.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)

@@ -1,0 +1,187 @@
+"""A capacity plan on a terminal."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from engines.console import progress, show, table_console
+from loadtest.capacity.decision import Row
+from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.simulation.fleet_checks import Checked
+from loadtest.capacity.verify import Verification
+from loadtest.capacity.what_if_compared import Compared
+
+MS = 1e3
+
+
+def show_plan(plan: CapacityPlan) -> None:
+    """Print the traffic, the table of candidates, and the recommendation on stdout; what was refused on stderr."""
+    traffic = plan.traffic
+    show(
+        f"{plan.demand.name}: peak {traffic.planned_peak_per_s:.3g} requests/s (today {traffic.peak_per_s:.3g}), "
+        f"mean {traffic.mean_per_s * traffic.growth:.3g}; "
+        f"prompts {traffic.mean_isl:.0f}, replies {traffic.mean_osl:.0f} tokens"
+    )
+    _show_rows(plan)
+    for row in plan.rows:
+        if row.status != "possible":
+            progress(f"not possible: {row.name}: {row.reason}")
+        elif row.beaten_by is not None:
+            progress(f"not ranked: {row.name}: {row.beaten_by} rests on better evidence")
+    for price in {row.gpu: row.price for row in plan.rows if row.price is not None}.values():
+        progress(f"price of {price.gpu}: {price.words}")
+    if plan.sentence is not None:
+        _show_fleets(plan)
+        _show_day(plan)
+        _show_sensitivity(plan)
+        show("")
+        show(plan.sentence)
+
+
+def _show_rows(plan: CapacityPlan) -> None:
+    table = Table(
+        title="what one replica is promised to carry (in parentheses: the middle of the prediction); latencies in ms",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("candidate", no_wrap=True)
+    table.add_column("rests on", no_wrap=True)
+    for heading in ("req/s", "TTFT p95", "ITL p99", "replicas", "$/month", "$/Mtok"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("binds", no_wrap=True)
+    for row in plan.rows:
+        if row.rate_per_s is not None:
+            mark = "* " if row.name == plan.recommended else ""
+            table.add_row(mark + row.name, *_cells(row))
+    table_console().print(table)
+
+
+def _cells(row: Row) -> list[str]:
+    at = row.at_knee
+    figures = (None, None) if at is None else (at.ttft_p95_s, at.itl_p99_s)
+    return [
+        row.basis,
+        f"{number(row.rate_per_s)} ({number(row.middle_rate_per_s)})",
+        *(milliseconds(value) for value in figures),
+        "-" if row.replicas is None else str(row.replicas),
+        "-" if row.usd_per_month is None else f"{row.usd_per_month:,.0f}",
+        number(row.usd_per_million_tokens),
+        row.binding or "-",
+    ]
+
+
+def _show_fleets(plan: CapacityPlan) -> None:
+    if not plan.fleets:
+        return
+    table = Table(title="the recommended replicas behind a router, simulated together", title_justify="left")
+    for heading in ("what", "routing", "replicas", "TTFT p95, ms", "ITL p99, ms", "objectives"):
+        table.add_column(heading)
+    for each in plan.fleets:
+        tried = each.tried
+        table.add_row(
+            what_of(each),
+            each.routing.replace("_", " "),
+            f"{each.replicas}" + (f" ({each.simulated} simulated)" if each.simulated != each.replicas else ""),
+            milliseconds(tried.ttft_p95_s),
+            milliseconds(tried.itl_p99_s),
+            "kept" if tried.met else f"missed: {', '.join(tried.missed)}",
+        )
+    table_console().print(table)
+
+
+def what_of(each: Checked) -> str:
+    """Return what a fleet was simulated through, in words."""
+    if each.what == "loss":
+        return f"{each.lost} lost at the peak, {each.retried} requests sent again"
+    return {"peak": "peak, spares lost", "ramp": "steepest ramp of the day"}[each.what]
+
+
+def _show_day(plan: CapacityPlan) -> None:
+    day = plan.day
+    if day is None:
+        return
+    cost = plan.autoscaled_usd_per_month
+    over = "the day" if day.is_day else "the trace"
+    show(
+        f"autoscaled over {over}: {day.mean_replicas:.1f} replicas on average, at most {day.most_replicas}; "
+        f"{day.short_minutes:.0f} minutes below the headroom, {day.overloaded_minutes:.0f} overloaded"
+        + ("" if cost is None else f"; {cost:,.0f} USD a month")
+    )
+
+
+def _show_sensitivity(plan: CapacityPlan) -> None:
+    table = Table(title="what would change the answer", title_justify="left")
+    for heading in ("what", "by", "replicas", "USD/month", "recommended then"):
+        table.add_column(heading)
+    for case in plan.sensitivity:
+        table.add_row(
+            case.lever,
+            case.moved,
+            "-" if case.replicas is None else str(case.replicas),
+            "-" if case.usd_per_month is None else f"{case.usd_per_month:,.0f}",
+            "the same" if not case.changes else case.recommended or "nothing possible",
+        )
+    table_console().print(table)
+
+
+def show_compared(together: Compared) -> None:
+    """Print plans side by side."""
+    table = Table(title="what if", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("")
+    for side in together.sides:
+        table.add_column(side.asked)
+    rows: dict[str, list[str]] = {
+        "peak, requests/s": [number(side.peak_per_s) for side in together.sides],
+        "recommended": [side.recommended or "nothing possible" for side in together.sides],
+        "rests on": [str(side.basis or "-") for side in together.sides],
+        "requests/s a replica": [number(side.rate_per_s) for side in together.sides],
+        "binds": [str(side.binding or "-") for side in together.sides],
+        "replicas": ["-" if side.replicas is None else str(side.replicas) for side in together.sides],
+        "USD/month": ["-" if side.usd_per_month is None else f"{side.usd_per_month:,.0f}" for side in together.sides],
+        "USD/Mtok": [number(side.usd_per_million_tokens) for side in together.sides],
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    table_console().print(table)
+    for side in together.sides:
+        if side.nearest is not None:
+            show(f"{side.asked}: nearest possible: {side.nearest}")
+
+
+def show_verification(found: Verification) -> None:
+    """Print a plan against a run."""
+    table = Table(
+        title=f"planned against {found.label}: {found.recommended}, {found.planned_per_s:.3g} requests/s planned, "
+        f"{found.found_per_s:.3g} offered, {found.requests} requests; ms",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for heading in ("", "middle of the prediction", "promised", found.kind, ""):
+        table.add_column(heading, justify="right")
+    for each in found.figures:
+        table.add_row(
+            each.name.removesuffix("_s").replace("_", " "),
+            milliseconds(each.middle),
+            milliseconds(each.promised),
+            milliseconds(each.found),
+            "" if each.promised is None else "within" if each.is_within else "worse than promised",
+        )
+    table_console().print(table)
+    if found.kind == "emulated":
+        show("the engine was emulated: this holds the plan to our own step times behind a real server, not to a GPU")
+    if found.held:
+        show("the plan held: every objective was kept at the planned load")
+
+
+def number(value: float | None) -> str:
+    """Return three significant digits; a dash for nothing."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Return seconds as whole milliseconds, or tenths below ten; a dash for nothing."""
+    if value is None:
+        return "-"
+    return f"{value * MS:,.0f}" if value * MS >= 10 else f"{value * MS:.1f}"  # noqa: PLR2004 (where a tenth is noise)

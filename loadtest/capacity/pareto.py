@@ -1,0 +1,88 @@
+"""Cost against latency: what fewer or more replicas of each candidate would bring, and which are worth having."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from engines.files import Strict
+from loadtest.capacity.candidates import Basis
+from loadtest.capacity.decision import Market, Row, priced
+from loadtest.capacity.inputs.demand import Demand
+from loadtest.capacity.replica_count import size_for
+from loadtest.capacity.simulation.max_rate import Tried
+
+
+class Point(Strict):
+    """A deployment that keeps every objective, at the peak.
+
+    Attributes:
+        is_on_frontier: No other point costs as little and is as quick.
+    """
+
+    name: str
+    basis: Basis
+    rate_per_s: float
+    replicas: int
+    usd_per_month: float
+    ttft_p95_s: float
+    itl_mean_s: float
+    worst_ratio: float
+    is_on_frontier: bool
+
+
+def frontier_of(
+    demand: Demand, market: Market, rows: Sequence[Row], swept: dict[str, tuple[Tried, ...]]
+) -> list[Point]:
+    """Return every deployment that was seen to keep the objectives, the cheapest first.
+
+    Of loads that take as many replicas, the lowest stands for them: it is closest to what each then has to carry, and
+    not below it.
+
+    Args:
+        swept: Further loads by row, beside those its search tried.
+    """
+    best: dict[tuple[str, int], Point] = {}
+    for row in rows:
+        for tried in () if row.found is None else (*row.found.tried, *swept.get(row.name, ())):
+            point = _point(demand, market, row, tried)
+            if point is None:
+                continue
+            known = best.get((row.name, point.replicas))
+            if known is None or point.rate_per_s < known.rate_per_s:
+                best[row.name, point.replicas] = point
+    points = list(best.values())
+    return sorted(
+        (each.model_copy(update={"is_on_frontier": _is_on_frontier(each, points)}) for each in points),
+        key=lambda each: (each.usd_per_month, each.ttft_p95_s),
+    )
+
+
+def _point(demand: Demand, market: Market, row: Row, tried: Tried) -> Point | None:
+    if not tried.met or tried.ttft_p95_s is None or tried.itl_mean_s is None:
+        return None
+    if row.rate_per_s is None or tried.rate_per_s > row.rate_per_s:
+        return None
+    size = size_for(market.peak_per_s, tried.rate_per_s, demand.availability)
+    made = priced(row, demand, market, needed=size.needed, replicas=size.total)
+    if made.usd_per_month is None or made.status != "possible":
+        return None
+    return Point(
+        name=row.name,
+        basis=row.basis,
+        rate_per_s=tried.rate_per_s,
+        replicas=size.total,
+        usd_per_month=made.usd_per_month,
+        ttft_p95_s=tried.ttft_p95_s,
+        itl_mean_s=tried.itl_mean_s,
+        worst_ratio=tried.worst_ratio,
+        is_on_frontier=False,
+    )
+
+
+def _is_on_frontier(point: Point, points: Iterable[Point]) -> bool:
+    return not any(
+        other.usd_per_month <= point.usd_per_month
+        and other.ttft_p95_s <= point.ttft_p95_s
+        and (other.usd_per_month, other.ttft_p95_s) != (point.usd_per_month, point.ttft_p95_s)
+        for other in points
+    )

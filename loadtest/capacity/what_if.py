@@ -1,0 +1,105 @@
+"""What if: a demand with one thing changed, said on the command line as `key=value` or `key*=ratio`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from engines.errors import UserError
+from engines.files import validate
+from engines.spec.gpu import gpu_named
+from engines.spec.precision import precision_named
+from loadtest.capacity.inputs.demand import Demand
+
+_ASKED = re.compile(r"\s*([a-z_]+)\s*(\*?=)\s*(\S+)\s*")
+RATIOS = ("traffic", "isl", "osl", "price")
+# What each word sets, as a path into the demand, and how its text is read.
+VALUES: dict[str, tuple[str, str]] = {
+    "precision": ("limits.precisions", "precision"),
+    "gpu": ("limits.gpus", "gpu"),
+    "tp": ("limits.tensor_parallel", "counts"),
+    "n_plus": ("availability.n_plus", "count"),
+    "zones": ("availability.zones", "count"),
+    "headroom": ("availability.headroom", "number"),
+    "budget": ("limits.budget_usd_per_month", "number"),
+    "horizon_months": ("horizon_months", "number"),
+    "routing": ("routing", "word"),
+    "vendor": ("prices.vendor", "word"),
+    "max_batch_size": ("candidates.max_batch_size", "counts"),
+    "max_num_tokens": ("candidates.max_num_tokens", "counts"),
+    "step_time": ("candidates.step_time", "word"),
+}
+
+
+class WhatIf(NamedTuple):
+    """One change, as it was asked for, and the demand with it."""
+
+    asked: str
+    demand: Demand
+
+
+def what_if(demand: Demand, asked: str) -> WhatIf:
+    """Return a demand with changes, several separated by commas.
+
+    Raises:
+        UserError: A change nobody knows, or a value that does not fit; what can be changed is listed.
+    """
+    values = demand.model_dump(mode="json")
+    for part in asked.split(","):
+        found = _ASKED.fullmatch(part)
+        if found is None:
+            raise UserError(f"--what-if {asked}: '{part}' is not key=value or key*=ratio", hint=_known())
+        key, sign, text = found.groups()
+        if sign == "*=":
+            _multiply(values, key, text, asked)
+        else:
+            _put(values, key, text, asked)
+    return WhatIf(asked, validate(values, Demand, where=f"--what-if {asked}"))
+
+
+def _multiply(values: dict[str, Any], key: str, text: str, asked: str) -> None:
+    if key not in RATIOS:
+        raise UserError(f"--what-if {asked}: '{key}' cannot be multiplied", hint=_known())
+    values["scale"][key] *= _number(text, asked)
+
+
+def _put(values: dict[str, Any], key: str, text: str, asked: str) -> None:
+    if key not in VALUES:
+        raise UserError(f"--what-if {asked}: '{key}' cannot be set", hint=_known())
+    path, kind = VALUES[key]
+    *parents, last = path.split(".")
+    into = values
+    for parent in parents:
+        into = into[parent]
+    into[last] = _read(kind, text, asked)
+
+
+def _read(kind: str, text: str, asked: str) -> Any:
+    if kind == "precision":
+        return [precision_named(text).name]
+    if kind == "gpu":
+        return [gpu_named(text).name]
+    if kind == "word":
+        return text
+    if kind == "counts":
+        return ["auto"] if text == "auto" else [_whole(text, asked)]
+    return _whole(text, asked) if kind == "count" else _number(text, asked)
+
+
+def _whole(text: str, asked: str) -> int:
+    number = _number(text, asked)
+    if number != int(number):
+        raise UserError(f"--what-if {asked}: {text} is not a whole number")
+    return int(number)
+
+
+def _number(text: str, asked: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"--what-if {asked}: '{text}' is not a number") from error
+
+
+def _known() -> str:
+    ratios = ", ".join(f"{name}*=1.5" for name in RATIOS)
+    return f"{ratios}; {', '.join(f'{name}=...' for name in VALUES)}"

@@ -1,0 +1,63 @@
+"""The engine that a prediction is about, from options or a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engines.build.pipeline import emulated_manifest
+from engines.calibration import Calibration, read_calibration, require_match
+from engines.console import command_line
+from engines.files import Document, made_by, sha256_of
+from engines.manifest import EngineManifest, StepTimeChoice, read_manifest
+from engines.planning.plan import make_plan
+from engines.planning.recipe import ask
+from loadtest.simulate.predict import calibrated
+from loadtest.traffic.conversations import Seen
+
+
+def calibration_of(path: Path | None) -> Calibration | None:
+    """Read a calibration; None where no file is named."""
+    return None if path is None else read_calibration(path)
+
+
+def engine_of(
+    flags: dict[str, Any], engine_dir: Path | None, known: Calibration | None, seen: list[Seen]
+) -> EngineManifest:
+    """Return the engine of a folder, or one planned for requests as seen, as flags and a calibration have it."""
+    manifest = planned(flags, known, seen) if engine_dir is None else read_manifest(engine_dir)
+    if flags["step_time"] is not None:
+        manifest = manifest.model_copy(update={"step_time": StepTimeChoice(source=flags["step_time"])})
+    if known is None:
+        return manifest
+    require_match(
+        known,
+        gpu=manifest.gpu.name,
+        precision=manifest.precision.name,
+        tensor_parallel=manifest.parallel.tensor,
+        path=flags["calibration"],
+    )
+    return calibrated(manifest, known, sha256_of(flags["calibration"]))
+
+
+def planned(flags: dict[str, Any], known: Calibration | None, seen: list[Seen]) -> EngineManifest:
+    """Plan an engine where none is given, for requests as seen; a calibration's limits stand unless a flag differs."""
+    engine = None if known is None else known.engine
+    by_key = {
+        "model": flags["model_name"],
+        "gpu": flags["gpu"],
+        "precision": flags["precision"],
+        "parallel.tensor": flags["tp"],
+        "step_time": flags["step_time"],
+        "kv_cache.format": flags["kv_cache"] or (known.kv_cache if known else None),
+        "limits.max_batch_size": flags["max_batch_size"] or (engine.max_batch_size if engine else None),
+        "limits.max_num_tokens": flags["max_num_tokens"] or (engine.max_num_tokens if engine else None),
+        "limits.max_seq_len": max(each.longest for each in seen),
+        "workload.longest_input_tokens": max(each.longest_isl for each in seen),
+        "workload.longest_output_tokens": max(each.longest_osl for each in seen),
+        "workload.input_tokens": round(max(each.isl for each in seen)),
+        "workload.output_tokens": round(max(each.osl for each in seen)),
+    }
+    asked = ask(None, by_key)
+    plan = make_plan(asked, head=Document(made_by=made_by(command_line("predict-load"))))
+    return emulated_manifest(plan, asked.recipe)

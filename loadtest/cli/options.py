@@ -1,0 +1,149 @@
+"""From a command's flags to the scenario they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+
+from engines.errors import UserError
+from engines.files import validate
+from loadtest.client.endpoint import OPENAI_KEY
+from loadtest.scenario.arrivals import lasting
+from loadtest.scenario.schema import Protocol, Scenario, read_scenario
+from loadtest.traffic.conversations import Mix
+from loadtest.traffic.levels import plans_of
+
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
+
+
+def scenario_of(flags: dict[str, Any]) -> Scenario:
+    """Return a named scenario, or the default one, with flags laid over it.
+
+    Raises:
+        UserError: As `read_scenario` and `validate`; or a flag that would change nothing.
+    """
+    base = read_scenario(flags["scenario_name"]) if flags["scenario_name"] else Scenario()
+    values = base.model_dump()
+    values.update(_load(flags, base))
+    for key in ("model", "requests", "prompts", "seed"):
+        if flags[key] is not None:
+            values[key] = flags[key]
+    if flags.get("keep_going"):
+        values["unreachable_s"] = values["level_timeout_s"]
+    lengths = {key: flags[key] for key in ("isl", "osl") if flags[key] is not None}
+    own = {"lengths": next(iter(lengths), None), "prompts": "prompts" if flags["prompts"] is not None else None}
+    for what, flag in own.items():
+        if flag is not None and any(getattr(each, what) for each in base.classes):
+            raise UserError(
+                f"--{flag}: scenario {base.name} has classes with {what} of their own", hint="change them in its file"
+            )
+    values["lengths"].update(lengths)
+    scenario = validate(values, Scenario, where="flags")
+    if flags["requests"] is not None and scenario.is_open:
+        raise UserError("--requests: an open loop sends for a time, not by number", hint="--duration SECONDS")
+    return scenario
+
+
+def outlook(scenario: Scenario) -> Iterator[str]:
+    """Yield what each level of a scenario comes to, in words; what only a tokenizer can tell is left out.
+
+    Raises:
+        UserError: As `traffic.plans_of`.
+    """
+    known = not any(kind.needs_file_lengths for kind in scenario.kinds)
+    for plan in plans_of(scenario):
+        count = len(plan.arrivals) if plan.concurrency is None else scenario.requests_of(plan.concurrency)
+        begun = plan.begun if plan.concurrency is None else "requests measured"
+        load = f"{plan.rate_per_s:g}/s" if plan.concurrency is None else f"{plan.concurrency} users"
+        said = f"{load}: {count:,} {begun}"
+        if known:
+            seen = plan.seen(scenario, Mix(scenario))
+            said += f", prompts of {seen.isl:,.0f} tokens on average and {seen.longest_isl:,} at most"
+            said += f", replies of {seen.osl:,.0f} and {seen.longest_osl:,}"
+        yield said
+
+
+def _load(flags: dict[str, Any], base: Scenario) -> dict[str, Any]:
+    """Return what flags say of users, rates and time; one kind of load takes the place of another."""
+    users, rates, duration_s = flags["concurrency"], flags.get("rate"), flags.get("duration")
+    if users is not None and rates is not None:
+        raise UserError("--concurrency and --rate: a loop is closed or open", hint="leave out one of them")
+    if duration_s is not None and not duration_s > 0:
+        raise UserError(f"--duration {duration_s:g}: a number above 0 is expected")
+    found: dict[str, Any] = {}
+    if users is not None:
+        found = {"concurrency": _counts(users), "rate_per_s": None, "arrivals": None}
+    elif rates is not None:
+        found = {"rate_per_s": _rates(rates), "arrivals": None}
+    if duration_s is None:
+        return found
+    if users is not None or not (base.is_open or rates is not None):
+        raise UserError("--duration: users of a closed loop send by number, not by time", hint="--requests N")
+    if rates is None and base.arrivals is not None:
+        return {**found, "arrivals": lasting(base.arrivals, duration_s).model_dump()}
+    return {**found, "duration_s": duration_s}
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise UserError(f"--concurrency {text}: whole numbers from 1 up are expected", hint="--concurrency 1,4,16")
+    return counts
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        rates = ()
+    if not rates or not min(rates) > 0:
+        raise UserError(f"--rate {text}: numbers above 0 are expected", hint="--rate 1,2.5,5")
+    return rates
+
+
+def target_flags(function: _FunctionT) -> _FunctionT:
+    """Add the flags that say which server a command sends to: --url, --protocol, --model and their kin."""
+    for add in reversed(_ADD_TARGET_FLAGS):
+        function = add(function)
+    return function
+
+
+TARGET_FLAGS = tuple(
+    f"--{name}"
+    for name in ("url", "protocol", "model", "api-key-env", "ca-file", "insecure", "tokenizer", "metrics-url")
+)
+_ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--url",
+        default="http://127.0.0.1:8000",
+        show_default=True,
+        help="The server: http[s]://HOST:PORT, or grpc[s]://.",
+    ),
+    click.option(
+        "--protocol",
+        type=click.Choice(get_args(Protocol)),
+        default="triton-http",
+        show_default=True,
+        help="Triton's generate_stream or gRPC streaming; OpenAI's chat or text completions.",
+    ),
+    click.option(
+        "--model", help="tensorrt_llm (tokens; the default), ensemble, tensorrt_llm_bls; any of an OpenAI server."
+    ),
+    click.option("--api-key-env", default=OPENAI_KEY, show_default=True, help="Environment variable of an OpenAI key."),
+    click.option(
+        "--ca-file", type=click.Path(path_type=Path), help="Certificates to trust, for https:// and grpcs://."
+    ),
+    click.option("--insecure", is_flag=True, help="Do not look at the server's certificate."),
+    click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json; default: the server's own."),
+    click.option(
+        "--metrics-url",
+        multiple=True,
+        help="Page of metrics, of the server or a GPU exporter; may be given again; default: the port beside --url.",
+    ),
+)

@@ -1,0 +1,145 @@
+"""plan-capacity: which precision on which GPU, how many replicas, at what cost, for a traffic at its objectives."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
+from engines.errors import TargetMissedError, UserError
+from engines.files import Document, made_by, refuse_existing, source_of, to_json, whole_folder, write_json, write_text
+from loadtest.capacity.inputs.demand import Demand, read_demand
+from loadtest.capacity.output.files import SCENARIO_NAME, handed_over
+from loadtest.capacity.output.html_page import PAGE_NAME, page_of
+from loadtest.capacity.output.terminal import show_compared, show_plan, show_verification
+from loadtest.capacity.parallel import Kept
+from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, Means, make_capacity
+from loadtest.capacity.verify import verify
+from loadtest.capacity.what_if import what_if
+from loadtest.capacity.what_if_compared import COMPARED_NAME, Compared, compared
+from loadtest.scenario.traces import Trace
+
+OUT = Path("artifacts/capacity")
+GROUPS = {
+    "What to ask": ("--what-if", "--verify", "--plan"),
+    "How to search": ("--workers", "--ray", "--fresh"),
+    "Where to": ("--out", "--force", "--dry-run"),
+}
+
+
+HELP = """Plan a deployment: precision, GPU, limits, replicas and cost for a traffic at its objectives.
+
+\b
+  plan-capacity demand.yaml                         the plan, its table, its page
+  plan-capacity demand.yaml --what-if traffic*=2    and what twice the traffic would take
+  plan-capacity --verify RUN --plan capacity.json   did it hold on the real deployment?
+
+\b
+Exit status: 0 done; 1 could not; 2 asked wrongly; 3 the demand is not possible, or the plan did not hold.
+"""
+
+
+@click.command(
+    "plan-capacity", cls=Command, groups=GROUPS, help=HELP, epilog=f"Writes {OUT}/NAME unless --out is given."
+)
+@click.argument("demand_file", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--what-if",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE|KEY*=RATIO",
+    help="Plan again with this changed, side by side: precision=int8_sq, gpu=a100-sxm-80gb, osl*=1.5, traffic*=2, ...",
+)
+@click.option("--verify", "run", type=click.Path(path_type=Path), help="Run folder of the plan's verify.yaml.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="capacity.json that --verify is held to.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes to search in; default: one for each core.")
+@click.option("--ray", "on_ray", is_flag=True, help="Search on Ray: RAY_ADDRESS's cluster, or a local one.")
+@click.option("--fresh", is_flag=True, help="Neither read nor keep results of single searches.")
+@writing_flags
+@common_flags
+def plan_capacity(demand_file: Path | None, run: Path | None, plan_file: Path | None, **flags: Any) -> None:
+    """Plan a deployment, or say whether a plan held."""
+    if run is not None or plan_file is not None:
+        _verify(demand_file, run, plan_file, as_json=flags["as_json"])
+        return
+    if demand_file is None:
+        raise UserError("no demand given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
+    demand = read_demand(demand_file)
+    changed = [what_if(demand, asked) for asked in flags["changes"]]
+    if flags["dry_run"]:
+        show(to_json(demand).rstrip())
+        return
+    target = flags["out"] or OUT / demand.name
+    refuse_existing(target, force=flags["force"])
+    folder, today = demand_file.parent, datetime.now(tz=UTC).date()
+    head, means = _head(demand, demand_file), _means(flags, target)
+    plan = make_capacity(demand, folder, head, means, today=today)
+    others = {
+        each.asked: make_capacity(each.demand, folder, head, means, today=today, is_brief=True) for each in changed
+    }
+    together = compared(plan, others, head) if others else None
+    _write(plan, together, folder, target, force=flags["force"])
+    if flags["as_json"]:
+        show(to_json(together or plan).rstrip())
+    else:
+        _show(plan, together, target)
+    if plan.recommended is None:
+        raise TargetMissedError(f"nothing possible serves {demand.name}", hint=f"nearest possible: {plan.nearest}")
+
+
+def _verify(demand_file: Path | None, run: Path | None, plan_file: Path | None, *, as_json: bool) -> None:
+    if run is None or plan_file is None or demand_file is not None:
+        raise UserError(
+            "a plan is verified by a run folder and the plan", hint="plan-capacity --verify RUN --plan capacity.json"
+        )
+    found = verify(plan_file, run, made_by=made_by(command_line("plan-capacity")))
+    if as_json:
+        show(to_json(found).rstrip())
+    else:
+        show_verification(found)
+    if not found.held:
+        why = [*(f"missed {each}" for each in found.missed), *(f"in doubt: {each}" for each in found.doubts)]
+        raise TargetMissedError(
+            f"the plan did not hold ({found.label}): {'; '.join(why)}",
+            hint=f"calibrate-engine --measurements {run}, put the calibration into the demand, and plan again",
+        )
+
+
+def _head(demand: Demand, demand_file: Path) -> Document:
+    folder = demand_file.parent
+    read = [demand_file]
+    if isinstance(demand.traffic, Trace):
+        read.append(folder / demand.traffic.path)
+    if demand.prices.file is not None:
+        read.append(folder / demand.prices.file)
+    sources = [source_of(path) for path in read if path.is_file()]
+    return Document(made_by=made_by(command_line("plan-capacity")), made_from=sources)
+
+
+def _means(flags: dict[str, Any], target: Path) -> Means:
+    kept = Kept(None if flags["fresh"] else target.parent / ".searched")
+    return Means(kept, flags["workers"] or os.cpu_count() or 1, flags["on_ray"], progress)
+
+
+def _write(plan: CapacityPlan, together: Compared | None, folder: Path, target: Path, *, force: bool) -> None:
+    with whole_folder(target, force=force) as made:
+        write_json(made / PLAN_NAME, plan)
+        write_text(made / PAGE_NAME, page_of(plan, together))
+        if together is not None:
+            write_json(made / COMPARED_NAME, together)
+        for name, text in handed_over(plan, folder, target).items():
+            write_text(made / name, text)
+
+
+def _show(plan: CapacityPlan, together: Compared | None, target: Path) -> None:
+    show_plan(plan)
+    if together is not None:
+        show_compared(together)
+    if plan.recommended is not None:
+        wrote(target, f"run-load --scenario {target / SCENARIO_NAME} --url URL, then --verify")
+    else:
+        wrote(target)

@@ -1,0 +1,144 @@
+"""What the commands of this room show in a terminal."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from engines.calibration import Calibration
+from engines.console import progress, show, table_console
+from loadtest.knee.search import KneeFound
+from loadtest.metrics.slo_results import class_alone
+from loadtest.metrics.summarize import LevelSummary, Spread, Summary, verdicts_of
+from loadtest.scenario.schema import Scenario
+from loadtest.scenario.slo import Verdict
+
+MS = 1e3
+
+
+def show_summary(summary: Summary) -> None:
+    """Print the levels, under their kind, and every doubt on stderr."""
+    several = len(summary.runs) > 1
+    table = Table(title=f"latency, ms ({escape(summary.label)})", title_justify="left")
+    if several:
+        table.add_column("run", overflow="fold")
+    for name in ("load", "requests", "errors", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
+        table.add_column(name, justify="right")
+    table.add_column("tokens/s", justify="right")
+    for level in summary.levels:
+        run = [escape(level.run or "")] if several else []
+        table.add_row(*run, *_cells(level))
+    table_console().print(table)
+    if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.felt_ttft_s) if found):
+        progress("figures with a question mark are more than a sample of that size can tell")
+    for doubt in summary.doubts:
+        progress(f"not valid: {doubt.code}: {doubt.text}")
+
+
+def _cells(level: LevelSummary) -> list[str]:
+    return [
+        level.load,
+        str(level.requests),
+        str(level.errors),
+        _batch(level),
+        *_percentiles(level.itl_s),
+        *_percentiles(level.felt_ttft_s),
+        "-" if level.output_tokens_per_s is None else f"{level.output_tokens_per_s:,.0f}",
+    ]
+
+
+def _batch(level: LevelSummary) -> str:
+    """Return the mean batch size by the server; with a tilde, by the client."""
+    if level.batch_size is not None:
+        return f"{level.batch_size.mean:.1f}"
+    return "-" if level.batch_size_client is None else f"~{level.batch_size_client.mean:.1f}"
+
+
+def _percentiles(found: Spread | None) -> list[str]:
+    if found is None:
+        return ["-", "-", "-"]
+    return [
+        f"{value * MS:,.2f}{'?' if name in found.unsupported else ''}"
+        for name, value in (("p50", found.p50), ("p95", found.p95), ("p99", found.p99))
+    ]
+
+
+def show_verdicts(summary: Summary, scenario: Scenario) -> None:
+    """Print at which levels the scenario's objectives are kept, and which are missed where not."""
+    for level in summary.levels:
+        found = [("", each) for each in verdicts_of(scenario.objectives, level)] if scenario.objectives else []
+        for each in level.classes or ():
+            promised = next((known.objectives for known in scenario.classes if known.name == each.name), None)
+            if promised is not None:
+                found += [(f"{each.name}: ", verdict) for verdict in verdicts_of(promised, class_alone(level, each))]
+        missed = [f"{of}{verdict.objective} {_found(verdict)}" for of, verdict in found if not verdict.met]
+        if found:
+            told = f"missed: {'; '.join(missed)}" if missed else f"all {len(found)} kept"
+            show(f"objectives at {level.load} ({summary.label}): {told}")
+
+
+def _found(verdict: Verdict) -> str:
+    return f"{'unknown' if verdict.found is None else f'{verdict.found:.3g}'}, promised {verdict.limit:g}"
+
+
+def show_intervals(summary: Summary) -> None:
+    """Print between what a calibrated prediction's means lie."""
+    found = [(level, level.intervals) for level in summary.levels if level.intervals]
+    if not found:
+        return
+    table = Table(title="means, and where nine of ten deployments like the calibrated one lie", title_justify="left")
+    for name in ("load", "tokens/s", "ITL, ms", "TTFT, ms"):
+        table.add_column(name, justify="right")
+    for level, intervals in found:
+        cells = [
+            f"{each.mean * scale:,.{digits}f}  ({each.low * scale:,.{digits}f} to {each.high * scale:,.{digits}f})"
+            if (each := intervals.get(name))
+            else "-"
+            for name, scale, digits in (("tokens_per_s", 1, 0), ("itl_s", MS, 2), ("ttft_s", MS, 1))
+        ]
+        table.add_row(level.load, *cells)
+    table_console().print(table)
+
+
+def show_knee(found: KneeFound) -> None:
+    """Print every load tried, under the kind of its figures, and the knee in a sentence."""
+    title = f"loads tried, latency in ms ({escape(found.label)})"
+    table = Table(title=title, title_justify="left")
+    for name in (found.unit, "verdict", "requests", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
+        table.add_column(name, justify="left" if name == "verdict" else "right")
+    for each in found.tried:
+        verdict = "kept" if each.met else "missed " + ", ".join(each.missed)
+        doubt = " (not certain)" if each.open else ""
+        level = each.level
+        cells = (_batch(level), *_percentiles(level.itl_s), *_percentiles(level.ttft_s))
+        table.add_row(f"{each.load:.4g}", verdict + doubt, str(level.requests), *cells)
+    table_console().print(table)
+    if found.load is not None:
+        above = "the highest tried" if found.above is None else f"{found.above:.4g} misses {', '.join(found.binding)}"
+        show(f"knee: {found.load:.4g} {found.unit} keep every objective; {above} ({found.label})")
+
+
+def show_calibration(found: Calibration) -> None:
+    """Print the parameters with their confidence, what shapes held out said, and every warning on stderr."""
+    table = Table(title=f"{found.model} {found.precision} on {found.gpu}, over {found.source}", title_justify="left")
+    for name in ("parameter", "value", "95 % confidence", "expected", "meaning"):
+        table.add_column(name, justify="left" if name == "meaning" else "right")
+    for each in found.parameters:
+        mark = "" if each.identified else " (not identified)"
+        table.add_row(
+            each.name,
+            f"{each.value:.4g}",
+            f"{each.low:.3g} to {each.high:.3g}",
+            f"{each.expected:g}",
+            each.meaning + mark,
+        )
+    table_console().print(table)
+    for shape in found.held_out:
+        errors = " ".join(
+            f"{name} {value:.1%}"
+            for name, value in (("tokens/s", shape.tokens_per_s), ("ITL", shape.itl_s), ("TTFT (median)", shape.ttft_s))
+            if value is not None
+        )
+        show(f"held out {shape.isl}/{shape.osl}, {shape.points} points: {errors}")
+    for warning in found.warnings:
+        progress(f"warning: {warning}")

@@ -1,0 +1,327 @@
+"""Sockets on gevent's loop: bytes are read and stamped where they come, and a user is woken once, at the reply's end.
+
+Between two tokens there is no switch of greenlets and no parsing: the loop's callback receives, takes the time, and
+asks the session whether the reply may have ended. Where the kernel tells when it received the bytes, that is the time
+taken, so that a client busy for a moment does not become latency of the server; how late the client was is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from gevent.monkey import get_original
+
+from loadtest.client.endpoint import Endpoint, tls_context
+from loadtest.client.http1 import EVENT_STREAM, HttpSession, ProtocolError, request_head
+from loadtest.client.http2 import GrpcSession, call_headers
+from loadtest.client.protocols.base import Answer, Asked, Dialect, read_message, without_prompt
+from loadtest.client.timestamps import ANCILLARY_BYTES, Readings, ask_for_stamps, stamp_of
+from loadtest.client.tls import Sealed
+
+__all__ = ["Connection", "Door", "Readings", "UnreachableError"]
+
+RECEIVE_BYTES = 65_536
+READ, WRITE = 1, 2  # libev's
+
+
+class UnreachableError(OSError):
+    """Nothing takes connections at the server's address."""
+
+
+@dataclass(slots=True)
+class Door:
+    """A server's address and what all connections to it share.
+
+    Attributes:
+        silence_s: A reply that brings no byte for so long has failed.
+        reply_s: A reply that has not ended so long after its request has failed.
+        clock: Seconds since the run began, monotonic.
+        stamps: Whether to ask the kernel for the time of arrival.
+    """
+
+    endpoint: Endpoint
+    dialect: Dialect
+    silence_s: float
+    reply_s: float
+    clock: Callable[[], float]
+    stamps: bool = True
+    readings: Readings = field(default_factory=Readings)
+    _addresses: list[Any] = field(default_factory=list)
+    _context: ssl.SSLContext | None = None
+
+    def addresses(self) -> list[Any]:
+        """Return what the host's name stands for; looked up once, and again after a failure to connect.
+
+        Raises:
+            UnreachableError: It stands for nothing.
+        """
+        if not self._addresses:
+            try:
+                self._addresses = socket.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
+            except socket.gaierror as error:
+                raise UnreachableError(f"no server at {self.endpoint.authority}: {error.strerror}") from error
+        return self._addresses
+
+    def forget_addresses(self) -> None:
+        """Have the name looked up again."""
+        self._addresses = []
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return how certificates are checked; None without TLS."""
+        if self._context is None:
+            self._context = tls_context(self.endpoint, protocol="h2" if self.dialect.grpc else "http/1.1")
+        return self._context
+
+    def session(self) -> HttpSession | GrpcSession:
+        """Return a new connection's side of the talk."""
+        dialect, endpoint = self.dialect, self.endpoint
+        if dialect.grpc:
+            return GrpcSession(call_headers(dialect.path, endpoint.authority, tls=endpoint.tls))
+        headers = {"Content-Type": "application/json", "Accept": EVENT_STREAM, **dialect.headers()}
+        return HttpSession(request_head(f"POST {dialect.path}", endpoint.authority, headers))
+
+
+class Connection:
+    """One user's kept connection; made at the first request, and again after a failure."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._wire: _Wire | None = None
+        self._session: HttpSession | GrpcSession | None = None
+
+    def ask(self, asked: Asked, answer: Answer) -> None:
+        """Send a request and wait for the end of its reply; what went wrong is in `answer.failure`.
+
+        Killed meanwhile, the calling greenlet finds in `answer` what had come.
+        """
+        door = self._door
+        payload = door.dialect.body(asked)
+        answer.sent_s = door.clock()
+        try:
+            wire, session = self._open(answer.sent_s)
+            request = session.begin(payload, lambda message, at: read_message(door.dialect, message, at, answer))
+            wire.exchange(request, answer.sent_s)
+            door.dialect.settle(answer)
+            answer.whole = True
+        except (OSError, ProtocolError) as failure:
+            answer.failure = failure
+            said = without_prompt(_told(failure), asked.prompt.text)
+            answer.reason = door.dialect.without_secrets(said)
+        finally:
+            answer.done_s = self._wire.last_s if answer.whole and self._wire is not None else door.clock()
+            if not answer.whole or self._session is None or not self._session.reusable:
+                self.close()
+
+    def _open(self, now_s: float) -> tuple[_Wire, HttpSession | GrpcSession]:
+        if self._wire is None or self._session is None or not self._wire.is_open or not self._session.reusable:
+            self.close()
+            self._session = self._door.session()
+            self._wire = _Wire(self._door, self._session)
+            self._wire.connect(now_s + self._door.silence_s)
+        return self._wire, self._session
+
+    def close(self) -> None:
+        """Close the connection; the server takes a reply under way as cancelled."""
+        if self._wire is not None:
+            self._wire.close()
+        self._wire = self._session = None
+
+
+def _told(failure: OSError | ProtocolError) -> str:
+    """Return a failure in words a record can carry."""
+    if isinstance(failure, OSError) and not isinstance(failure, TimeoutError | UnreachableError):
+        return f"connection: {failure.strerror or failure}"
+    return str(failure)
+
+
+class _Wire:
+    """A socket that gevent's loop reads into a session."""
+
+    def __init__(self, door: Door, session: HttpSession | GrpcSession) -> None:
+        self._door = door
+        self._session = session
+        self._socket: Any = None
+        self._reader: Any = None
+        self._writer: Any = None
+        self._tls: Sealed | None = None
+        self._unsent = b""
+        self._woken = Event()
+        self._failure: Exception | None = None
+        self._waits = False
+        self.last_s = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server still holds its end."""
+        return self._socket is not None
+
+    def connect(self, until_s: float) -> None:
+        """Connect, and begin to read.
+
+        Raises:
+            UnreachableError, TimeoutError: Nobody takes the connection.
+            OSError: The server's certificate is not trusted, or it speaks no TLS.
+        """
+        failures = []
+        for family, kind, number, _, address in self._door.addresses():
+            self._socket = get_original("socket", "socket")(family, kind, number)
+            self._socket.setblocking(False)
+            if self._door.stamps:
+                ask_for_stamps(self._socket)
+            code = self._socket.connect_ex(address)
+            if code == errno.EINPROGRESS:
+                self._wait(WRITE, until_s)
+                code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not code:
+                break
+            self.close()
+            failures.append(os.strerror(code))
+        else:
+            self._door.forget_addresses()
+            raise UnreachableError(f"no server at {self._door.endpoint.authority}: {'; '.join(sorted(set(failures)))}")
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = self._door.tls()
+        if context is not None:
+            self._shake_hands(context, until_s)
+        self._reader = gevent.get_hub().loop.io(self._socket.fileno(), READ)
+        self._reader.start(self._on_readable)
+
+    def _shake_hands(self, context: ssl.SSLContext, until_s: float) -> None:
+        self._tls = Sealed(context, self._door.endpoint.host)
+        while not self._tls.shake():
+            self._socket.sendall(self._tls.outgoing())  # some kilobytes at most: a new socket's buffer takes them
+            self._wait(READ, until_s)
+            data = self._socket.recv(RECEIVE_BYTES)
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, "closed during the TLS handshake")
+            self._tls.take(data)
+        self._socket.sendall(self._tls.outgoing())
+
+    def _wait(self, events: int, until_s: float) -> None:
+        """Wait until the socket can be read or written."""
+        watcher = gevent.get_hub().loop.io(self._socket.fileno(), events)
+        silent = TimeoutError(f"no connection to {self._door.endpoint.authority}")
+        try:
+            with gevent.Timeout(max(until_s - self._door.clock(), 0.001), silent):
+                gevent.get_hub().wait(watcher)
+        finally:
+            watcher.stop()
+            watcher.close()
+
+    def exchange(self, request: bytes, sent_s: float) -> None:
+        """Send a request and wait for its reply's end.
+
+        Raises:
+            TimeoutError: The reply fell silent, or would not end.
+            ProtocolError, OSError: It failed.
+        """
+        self._woken.clear()
+        self._failure, self._waits = None, True
+        self.last_s = sent_s
+        try:
+            self._send(request)
+            self._await_end(sent_s + self._door.reply_s)
+        finally:
+            with contextlib.suppress(ProtocolError):
+                self._session.settle()  # what came before it went wrong
+
+    def _await_end(self, ends_s: float) -> None:
+        door = self._door
+        while not self._woken.wait(max(min(self.last_s + door.silence_s, ends_s) - door.clock(), 0.001)):
+            now_s = door.clock()
+            if now_s >= min(self.last_s + door.silence_s, ends_s):
+                self._session.settle()  # may say why
+                if now_s >= ends_s:
+                    raise TimeoutError(f"no end of the reply within {door.reply_s:g} s")
+                raise TimeoutError(f"nothing for {door.silence_s:g} s")
+        if self._failure is not None:
+            raise self._failure
+
+    def _on_readable(self) -> None:
+        """Take what came; runs in the loop, for every token."""
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
+            door = self._door
+            now_s, real_s = door.clock(), time.time()
+            self.last_s = arrived_s = door.readings.arrival_s(now_s, real_s, stamp_of(ancillary), self.last_s)
+            self._take(data if self._tls is None else self._decrypted(data), arrived_s)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, ProtocolError) as failure:
+            self._end(failure)
+
+    def _take(self, data: bytes | None, arrived_s: float) -> None:
+        if data == b"":
+            self._session.close()
+            self._end(None)
+            self.close()
+        elif data and self._session.take(data, arrived_s) and self._waits:
+            self._end(None)
+        if self._session.outgoing:
+            outgoing, self._session.outgoing = self._session.outgoing, b""
+            self._send(outgoing)
+
+    def _decrypted(self, data: bytes) -> bytes | None:
+        if self._tls is None or not data:
+            return data
+        plain = self._tls.read(data)
+        self._unsent += self._tls.outgoing()  # as the answer to a new key
+        self._flush()
+        return plain
+
+    def _end(self, failure: Exception | None) -> None:
+        """Wake the user, once; a failure between requests only closes the connection."""
+        if failure is not None and not self._waits:
+            self.close()
+        if self._waits:
+            self._waits = False
+            self._failure = failure
+            self._woken.set()
+
+    def _send(self, data: bytes) -> None:
+        """Send; what the socket does not take now follows from the loop."""
+        if self._socket is None:
+            raise ConnectionResetError(errno.ECONNRESET, "closed by the server")
+        if self._tls is not None:
+            data = self._tls.write(data)
+        self._unsent = self._unsent + data if self._unsent else data
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        except (BlockingIOError, InterruptedError):
+            if self._writer is None:
+                self._writer = gevent.get_hub().loop.io(self._socket.fileno(), WRITE)
+            self._writer.start(self._on_writable)
+            return
+        if self._writer is not None:
+            self._writer.stop()
+
+    def _on_writable(self) -> None:
+        try:
+            self._flush()
+        except OSError as failure:
+            self._end(failure)
+
+    def close(self) -> None:
+        """Close, whatever is under way."""
+        for watcher in (self._reader, self._writer):
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+        self._reader = self._writer = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

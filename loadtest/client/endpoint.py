@@ -1,0 +1,108 @@
+"""Where a server is and how it is spoken to."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from engines.errors import UserError
+from engines.files import Strict
+from loadtest.scenario.schema import Protocol
+
+OPENAI_KEY = "OPENAI_API_KEY"
+_SCHEMES = {"": False, "http": False, "grpc": False, "https": True, "grpcs": True}
+_PORTS = {"triton-http": 8000, "triton-grpc": 8001, "openai-chat": 8000, "openai-completions": 8000}
+_TLS_PORT = 443
+
+
+class Endpoint(Strict):
+    """A server's address.
+
+    Attributes:
+        base_path: What stands before every path of the protocol, as in `/gateway/v1`; empty or without a last slash.
+        ca_file: Certificates to trust instead of the system's.
+        insecure: The server's certificate is not looked at.
+        api_key_env: Name of the environment variable that holds the key; the key itself is written nowhere.
+        llm_api: Whether the engine's model is the LLM API's, which takes text; see `ServerFacts`.
+        perf_metrics: Whether the model tells of its own times when asked; see `ServerFacts`.
+        kv_block_tokens: Tokens in each block of KV cache it says it found; 0 where that is not known.
+    """
+
+    host: str
+    port: int
+    protocol: Protocol
+    tls: bool = False
+    base_path: str = ""
+    ca_file: str | None = None
+    insecure: bool = False
+    api_key_env: str = OPENAI_KEY
+    llm_api: bool = False
+    perf_metrics: bool = False
+    kv_block_tokens: int = 0
+
+    @property
+    def authority(self) -> str:
+        """Host and port as headers and messages name them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether the server speaks OpenAI's protocol."""
+        return self.protocol.startswith("openai-")
+
+    def url(self, path: str) -> str:
+        """Return the full URL of a path of the server."""
+        return f"http{'s' if self.tls else ''}://{self.authority}{path}"
+
+
+def endpoint_of(
+    url: str, protocol: Protocol, *, ca_file: Path | None = None, insecure: bool = False, api_key_env: str = OPENAI_KEY
+) -> Endpoint:
+    """Return where a URL points; a bare HOST:PORT is taken too.
+
+    >>> endpoint_of("https://host/gateway/v1", "openai-chat").base_path
+    '/gateway/v1'
+    >>> endpoint_of("[::1]:9", "triton-grpc").authority
+    '[::1]:9'
+
+    Raises:
+        UserError: It has no host, another scheme or user names in it, or the file of certificates is not there.
+    """
+    parts = urlsplit(url if "://" in url else f"//{url}")
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise UserError(f"--url {url}: {error}", hint="http://HOST:PORT is expected") from error
+    if parts.username is not None:
+        raise UserError("--url: names and passwords in it are not sent", hint="--api-key-env names a key's variable")
+    if parts.scheme not in _SCHEMES or not parts.hostname:
+        raise UserError(f"--url {url}: http://HOST:PORT is expected", hint="https:// and grpcs:// for TLS")
+    if ca_file is not None and not ca_file.is_file():
+        raise UserError(f"--ca-file {ca_file}: no such file", hint="a PEM file of certificates")
+    tls = _SCHEMES[parts.scheme]
+    return Endpoint(
+        host=parts.hostname,
+        port=port or (_TLS_PORT if tls else _PORTS[protocol]),
+        protocol=protocol,
+        tls=tls,
+        base_path=parts.path.rstrip("/"),
+        ca_file=str(ca_file) if ca_file is not None else None,
+        insecure=insecure,
+        api_key_env=api_key_env,
+    )
+
+
+def tls_context(endpoint: Endpoint, *, protocol: str = "http/1.1") -> ssl.SSLContext | None:
+    """Return how an endpoint's certificate is checked, for the protocol named as in ALPN; None without TLS.
+
+    Raises:
+        OSError: The file of certificates cannot be read.
+    """
+    if not endpoint.tls:
+        return None
+    context = ssl.create_default_context(cafile=endpoint.ca_file)
+    if endpoint.insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols([protocol])
+    return context

@@ -1,0 +1,58 @@
+"""The dialects a load generator speaks: one class each. See docs/how-to/add-a-dialect.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engines.errors import UserError
+from loadtest.client.endpoint import Endpoint
+from loadtest.client.protocols.base import Dialect
+from loadtest.client.protocols.openai import OpenAiChat, OpenAiCompletions
+from loadtest.client.protocols.triton_http import ENGINE_MODEL, TritonHttp
+from loadtest.client.protocols.triton_llmapi import TritonLlmApi
+
+__all__ = ["dialect_of", "key_in", "takes_ids"]
+
+
+def dialect_of(
+    endpoint: Endpoint, model: str, *, environment: Mapping[str, str], extra: Mapping[str, Any] | None = None
+) -> Dialect:
+    """Return the dialect of an endpoint.
+
+    Args:
+        environment: Where the key of an OpenAI server is, under the name the endpoint gives.
+        extra: Fields laid over every request.
+
+    Raises:
+        UserError: The key cannot be sent, or the fields cannot in this dialect.
+    """
+    extra = extra or {}
+    if endpoint.is_openai:
+        kind = OpenAiChat if endpoint.protocol == "openai-chat" else OpenAiCompletions
+        key = key_in(environment, endpoint.api_key_env)
+        return kind(model, base_path=endpoint.base_path, key=key, extra=extra)
+    if endpoint.llm_api:
+        return TritonLlmApi(endpoint, model, extra)
+    if endpoint.protocol == "triton-grpc":
+        from loadtest.client.protocols.triton_grpc import TritonGrpc  # noqa: PLC0415 (loads protobuf, which only it needs)
+
+        return TritonGrpc(endpoint, model, extra)
+    return TritonHttp(endpoint, model, extra)
+
+
+def key_in(environment: Mapping[str, str], name: str) -> str | None:
+    """Return a key as it can stand in a header; None where there is none.
+
+    Raises:
+        UserError: It cannot stand in one.
+    """
+    key = environment.get(name, "").strip()
+    if not key.isprintable():
+        raise UserError(f"${name}: the key has a line break or the like in it", hint="is it one key, on one line?")
+    return key or None
+
+
+def takes_ids(endpoint: Endpoint, model: str) -> bool:
+    """Return whether prompts go as token ids, not as text."""
+    return not endpoint.is_openai and model == ENGINE_MODEL and not endpoint.llm_api

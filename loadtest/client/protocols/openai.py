@@ -1,0 +1,140 @@
+"""OpenAI's chat and text completions over server-sent events, as vLLM, SGLang, TGI and many gateways speak them."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from loadtest.client.http1 import CutError, ProtocolError, error_text
+from loadtest.client.protocols.base import Answer, Asked, Dialect, laid_over
+
+DONE = b"[DONE]"
+
+
+class OpenAi(Dialect):
+    """What both have in common: usage in a last event settles how many tokens the events held.
+
+    Args:
+        key: Goes into the requests' headers and nowhere else; None sends none.
+        extra: Laid over every request's body.
+    """
+
+    def __init__(self, model: str, *, base_path: str, key: str | None, extra: Mapping[str, Any]) -> None:
+        self.model = model
+        self.path = f"{base_path if base_path.endswith('/v1') else base_path + '/v1'}/{self.name}"
+        self._key = key
+        self._extra = extra
+
+    name: str
+
+    @abstractmethod
+    def prompt(self, asked: Asked) -> dict[str, Any]:
+        """Return the fields that carry the prompt."""
+
+    @abstractmethod
+    def text_of(self, choice: dict[str, Any]) -> int:
+        """Return how many characters of reply a choice of an event holds."""
+
+    @abstractmethod
+    def said_in(self, choice: dict[str, Any]) -> str:
+        """Return the text of reply in a choice of an event that later prompts repeat."""
+
+    def headers(self) -> dict[str, str]:
+        """Return the key's header, where there is a key."""
+        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+    def without_secrets(self, text: str) -> str:
+        """Return a server's words without the key, which some quote in their refusal."""
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def body(self, asked: Asked) -> bytes:
+        """Return the JSON of a request."""
+        values = {
+            "model": self.model,
+            **self.prompt(asked),
+            "max_tokens": asked.output_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if asked.exact:
+            values |= {"min_tokens": asked.output_tokens, "ignore_eos": True}
+        return json.dumps(laid_over(values, self._extra), separators=(",", ":")).encode()
+
+    def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
+        """Note an event: text, the reason of the end, usage, or the end."""
+        if message == DONE:
+            answer.finished = True
+            return
+        said = json.loads(message.decode())
+        if said.get("error") or said.get("object") == "error":
+            raise ProtocolError(error_text(message) or "an error without a text")
+        characters = 0
+        for choice in said["choices"]:
+            characters += self.text_of(choice)
+            if answer.reply is not None:
+                answer.reply.append(self.said_in(choice))
+            answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+        if characters:
+            answer.add(arrived_s)
+            answer.sizes.append(characters)
+        if said.get("usage"):
+            _note_usage(said["usage"], answer)
+
+    def settle(self, answer: Answer) -> None:
+        """Settle the tokens by usage."""
+        if not answer.finished and answer.finish_reason is None:
+            raise CutError("the stream ended without [DONE] and without a finish_reason")
+        super().settle(answer)
+
+
+class OpenAiChat(OpenAi):
+    """`/v1/chat/completions`; what a model thinks and the tools it calls are tokens of its reply too."""
+
+    name = "chat/completions"
+
+    def prompt(self, asked: Asked) -> dict[str, Any]:
+        """Return what was said before and the prompt, each as a message of whoever said it."""
+        said = asked.prompt.messages or (("user", asked.prompt.text),)
+        return {"messages": [{"role": role, "content": text} for role, text in said]}
+
+    def said_in(self, choice: dict[str, Any]) -> str:
+        """Return the content; what a model thought is not said again."""
+        return choice["delta"].get("content") or ""
+
+    def text_of(self, choice: dict[str, Any]) -> int:
+        """Return the characters of content, reasoning (under either name) and calls."""
+        delta = choice["delta"]
+        characters = len(delta.get("content") or "") + len(delta.get("reasoning_content") or "")
+        if "reasoning" in delta and "reasoning_content" not in delta:
+            characters += len(delta["reasoning"] or "")
+        return characters + (len(json.dumps(delta["tool_calls"])) if delta.get("tool_calls") else 0)
+
+
+class OpenAiCompletions(OpenAi):
+    """`/v1/completions`; a prompt of token ids is sent as it is."""
+
+    name = "completions"
+
+    def prompt(self, asked: Asked) -> dict[str, Any]:
+        """Return the prompt as ids where it has them, else as text."""
+        return {"prompt": list(asked.prompt.ids) or asked.prompt.text}
+
+    def said_in(self, choice: dict[str, Any]) -> str:
+        """Return the text."""
+        return choice["text"] or ""
+
+    def text_of(self, choice: dict[str, Any]) -> int:
+        """Return the characters of text."""
+        return len(choice["text"] or "")
+
+
+def _note_usage(usage: Mapping[str, Any], answer: Answer) -> None:
+    answer.told_tokens = int(usage["completion_tokens"])
+    answer.prompt_tokens = int(usage.get("prompt_tokens") or 0) or None
+    details = usage.get("prompt_tokens_details") or {}
+    if details.get("cached_tokens") is not None:
+        answer.cached_tokens = int(details["cached_tokens"])
+    if usage.get("queue_time") is not None:
+        answer.queue_s = float(usage["queue_time"])

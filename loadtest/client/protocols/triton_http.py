@@ -1,0 +1,70 @@
+"""Triton's HTTP `generate_stream`: the engine with tokens, the ensemble or the BLS model with text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from loadtest.client.endpoint import Endpoint
+from loadtest.client.http1 import ProtocolError, error_text
+from loadtest.client.protocols.base import Answer, Asked, Dialect, laid_over
+
+ENGINE_MODEL = "tensorrt_llm"
+
+
+class TritonHttp(Dialect):
+    """One event a response; the engine says how many tokens it holds, the text models send one in each."""
+
+    def __init__(self, endpoint: Endpoint, model: str, extra: Mapping[str, Any]) -> None:
+        self.model = model
+        self.path = f"{endpoint.base_path}/v2/models/{model}/generate_stream"
+        self._endpoint = endpoint
+        self._extra = extra
+
+    def body(self, asked: Asked) -> bytes:
+        """Return the JSON of a request."""
+        values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
+        values = laid_over({"id": asked.id, **values}, self._extra)
+        return json.dumps(values, separators=(",", ":")).encode()
+
+    def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
+        """Count an event's tokens."""
+        said = json.loads(message.decode())
+        if "error" in said:
+            raise ProtocolError(error_text(message) or "an error without a text")
+        answer.add(arrived_s, int(said.get("sequence_length", 1)))
+        if answer.reply is not None:
+            ids = said.get("output_ids", [])
+            answer.reply += [said["text_output"]] if "text_output" in said else ids if isinstance(ids, list) else [ids]
+        note_perf_metrics(said, answer, self._endpoint.kv_block_tokens)
+
+
+def generate_values(model: str, asked: Asked, *, perf_metrics: bool) -> dict[str, Any]:
+    """Return the inputs of a model for one request; an exact reply is asked for by its least length too."""
+    values: dict[str, Any]
+    if model == ENGINE_MODEL:
+        values = {
+            "input_ids": list(asked.prompt.ids),
+            "input_lengths": asked.prompt.tokens,
+            "request_output_len": asked.output_tokens,
+            "streaming": True,
+        }
+    else:
+        values = {"text_input": asked.prompt.text, "max_tokens": asked.output_tokens, "stream": True}
+    if asked.exact:
+        values["min_tokens"] = asked.output_tokens
+    elif model == ENGINE_MODEL and asked.end_id is not None:
+        values["end_id"] = asked.end_id
+    if perf_metrics:
+        values["return_perf_metrics"] = True
+    return values
+
+
+def note_perf_metrics(said: Mapping[str, Any], answer: Answer, kv_block_tokens: int) -> None:
+    """Note what TensorRT-LLM tells of its own times, in nanoseconds of its clock, and of KV blocks it found."""
+    arrived_ns, scheduled_ns = said.get("arrival_time_ns"), said.get("first_scheduled_time_ns")
+    if arrived_ns and scheduled_ns:
+        answer.queue_s = (scheduled_ns - arrived_ns) * 1e-9
+    if kv_block_tokens and "kv_cache_reused_blocks" in said:
+        answer.cached_tokens = said["kv_cache_reused_blocks"] * kv_block_tokens

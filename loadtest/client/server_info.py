@@ -1,0 +1,222 @@
+"""What a server says of itself before a run: its version, its engine, whether that is emulated."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import urllib.error
+import urllib.request
+from http import HTTPStatus
+from typing import Any
+
+from engines.errors import MissingError, UserError
+from loadtest.client.endpoint import Endpoint, tls_context
+from loadtest.client.http1 import CutError, ProtocolError, error_text
+from loadtest.client.http2 import GrpcSession, call_headers
+from loadtest.client.protocols.triton_http import ENGINE_MODEL
+from loadtest.results.records import ServerFacts
+
+ANSWER_WITHIN_S = 5.0
+ANSWER_LIMIT_BYTES = 1 << 22
+ENGINE_KIND = "X-Engine-Kind"
+_NO_MODEL = "serve-repo serves a repository that has it"
+_HTTP_ASKS_IT = "--protocol triton-http does"
+_Said = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
+
+
+def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = None) -> tuple[ServerFacts, str | None]:
+    """Ask a server what it is: Triton through tritonclient, an OpenAI server for its list of models.
+
+    Args:
+        url: As the user gave it.
+        key: Of an OpenAI server that asks for one.
+
+    Returns:
+        Its facts, and the folder its preprocessing model takes the tokenizer from, where it has one.
+
+    Raises:
+        MissingError: No server answers there, or it does not serve the model.
+    """
+    if endpoint.is_openai:
+        return _openai_facts(endpoint, url, model, key), None
+    read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
+    metadata, config, preprocessing = read(endpoint, model)
+    parameters = _parameters(config)
+    engine = parameters if model == ENGINE_MODEL else _parameters(read(endpoint, ENGINE_MODEL)[1])
+    emulated = engine.get("emulated") == "true"
+    inputs = {each.get("name") for each in config.get("input", ())}
+    llm_api = model == ENGINE_MODEL and "text_input" in inputs
+    if llm_api and endpoint.protocol != "triton-http":
+        raise UserError(
+            f"{url}: its {ENGINE_MODEL} is the LLM API's, which {endpoint.protocol} does not ask", hint=_HTTP_ASKS_IT
+        )
+    facts = ServerFacts(
+        url=url,
+        protocol=endpoint.protocol,
+        model=model,
+        triton_version=str(metadata.get("version", "unknown")),
+        emulated=emulated,
+        time_scale=float(engine["emulator_time_scale"]) if emulated else 1.0,
+        engine=engine.get("engine_name"),
+        llm_api=llm_api,
+        perf_metrics=bool(inputs & {"return_perf_metrics", "sampling_param_return_perf_metrics"}),
+    )
+    named = engine if llm_api else _parameters(preprocessing) if preprocessing else {}
+    return facts, named.get("tokenizer_dir")
+
+
+def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> ServerFacts:
+    """Return what the list of models says; a server that is emulated says so in a header (`ENGINE_KIND`)."""
+    base = endpoint.base_path if endpoint.base_path.endswith("/v1") else endpoint.base_path + "/v1"
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(endpoint.url(f"{base}/models"), headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_WITHIN_S, context=tls_context(endpoint)) as reply:
+            kind, text = reply.headers.get(ENGINE_KIND, ""), reply.read(ANSWER_LIMIT_BYTES)
+        names = [str(each["id"]) for each in json.loads(text)["data"]]
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.NOT_FOUND:  # some gateways list no models
+            return _measured(endpoint, url, model)
+        hint = f"is the key in ${endpoint.api_key_env}?" if error.code in {401, 403} else "is --url right?"
+        raise MissingError(f"{url}: GET {base}/models answered {error.code}", hint=hint) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _no_server(endpoint, "OpenAI", error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise MissingError(f"{url}: {base}/models is no list of models", hint="is this an OpenAI server?") from error
+    if model not in names:
+        raise MissingError(f"{url}: no model '{model}'", hint=f"--model: one of {', '.join(sorted(names)[:8])}")
+    emulated, time_scale = engine_kind(kind)
+    return _measured(endpoint, url, model).model_copy(update={"emulated": emulated, "time_scale": time_scale})
+
+
+def _measured(endpoint: Endpoint, url: str, model: str) -> ServerFacts:
+    return ServerFacts(
+        url=url, protocol=endpoint.protocol, model=model, triton_version="-", emulated=False, time_scale=1.0
+    )
+
+
+def engine_kind(header: str) -> tuple[bool, float]:
+    """Return whether an engine is emulated and its time scale, from the header an emulated one's answers carry.
+
+    >>> engine_kind("emulated; time-scale=4"), engine_kind("")
+    ((True, 4.0), (False, 1.0))
+
+    Raises:
+        UserError: It says something else.
+    """
+    kind, _, scale = header.partition(";")
+    if kind.strip() in {"", "built", "measured"}:  # `built` is our own front's word for a real engine
+        return False, 1.0
+    name, _, value = scale.partition("=")
+    try:
+        time_scale = float(value) if scale.strip() else 1.0
+    except ValueError:
+        time_scale = 0.0
+    if kind.strip() != "emulated" or name.strip() not in {"", "time-scale"} or time_scale <= 0:
+        raise UserError(f"the server's {ENGINE_KIND} says '{header[:80]}'", hint="emulated; time-scale=4 is expected")
+    return True, time_scale
+
+
+def _read_http(endpoint: Endpoint, model: str) -> _Said:
+    """Return the server's metadata, a model's configuration, and that of the model that tokenizes, if there is one."""
+    metadata = _get_json(endpoint, "/v2")
+    config = _get_json(endpoint, f"/v2/models/{model}/config")
+    try:
+        return metadata, config, _get_json(endpoint, "/v2/models/preprocessing/config")
+    except MissingError:
+        return metadata, config, None
+
+
+def _get_json(endpoint: Endpoint, path: str) -> dict[str, Any]:
+    url = endpoint.url(endpoint.base_path + path)
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S, context=tls_context(endpoint)) as reply:
+            said = json.loads(reply.read(ANSWER_LIMIT_BYTES))
+    except urllib.error.HTTPError as error:
+        text = error_text(error.read(ANSWER_LIMIT_BYTES)) or f"status {error.code}"
+        raise MissingError(f"{endpoint.authority}: {path}: {text}", hint=_NO_MODEL) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _no_server(endpoint, "Triton", error) from error
+    if not isinstance(said, dict):
+        raise _no_server(endpoint, "Triton", ValueError(f"{path} is no JSON object"))
+    return said
+
+
+def _read_grpc(endpoint: Endpoint, model: str) -> _Said:
+    """As `_read_http`, over gRPC."""
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 (loads protobuf, which only this needs)
+    from tritonclient.grpc import service_pb2 as triton  # noqa: PLC0415
+
+    def config_of(name: str) -> dict[str, Any]:
+        answer = call(endpoint, "ModelConfig", triton.ModelConfigRequest(name=name).SerializeToString())
+        said = MessageToDict(triton.ModelConfigResponse.FromString(answer).config, preserving_proto_field_name=True)
+        return dict(said)
+
+    answer = call(endpoint, "ServerMetadata", triton.ServerMetadataRequest().SerializeToString())
+    metadata = {"version": triton.ServerMetadataResponse.FromString(answer).version}
+    config = config_of(model)
+    try:
+        return metadata, config, config_of("preprocessing")
+    except MissingError:
+        return metadata, config, None
+
+
+def call(endpoint: Endpoint, method: str, request: bytes) -> bytes:
+    """Make one call to Triton's gRPC service and return the one message it answers with.
+
+    Raises:
+        MissingError: No server answers there, or it answers with an error.
+    """
+    path = f"/inference.GRPCInferenceService/{method}"
+    session = GrpcSession(call_headers(path, endpoint.authority, tls=endpoint.tls))
+    messages: list[bytes] = []
+    try:
+        with _connected(endpoint) as connection:
+            connection.sendall(session.begin(request, lambda message, _: messages.append(message)))
+            while not session.ended:
+                data = connection.recv(65_536)
+                if not data:
+                    session.close()
+                session.take(data, 0.0)
+                connection.sendall(session.outgoing)
+                session.outgoing = b""
+    except CutError as error:
+        raise _no_server(endpoint, "Triton", error) from error
+    except ProtocolError as error:
+        raise MissingError(f"{endpoint.authority}: {method}: {error}", hint=_NO_MODEL) from error
+    except OSError as error:
+        raise _no_server(endpoint, "Triton", error) from error
+    return messages[0] if messages else b""
+
+
+def _connected(endpoint: Endpoint) -> socket.socket:
+    connection = socket.create_connection((endpoint.host, endpoint.port), timeout=ANSWER_WITHIN_S)
+    context = tls_context(endpoint, protocol="h2")
+    if context is None:
+        return connection
+    try:
+        return context.wrap_socket(connection, server_hostname=endpoint.host)
+    except OSError:
+        connection.close()
+        raise
+
+
+def _no_server(endpoint: Endpoint, kind: str, error: Exception) -> MissingError:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return MissingError(
+            f"{endpoint.authority}: its certificate is not trusted: {error}",
+            hint="--ca-file CERTIFICATES trusts its issuer; --insecure does not look",
+        )
+    return MissingError(
+        f"no {kind} server answers at {endpoint.authority}: {str(error) or type(error).__name__}",
+        hint="is it started (serve-repo), and are --url and --protocol its own?",
+    )
+
+
+def _parameters(config: dict[str, Any]) -> dict[str, str]:
+    return {
+        key: str(value.get("string_value", value.get("stringValue", "")))
+        for key, value in config.get("parameters", {}).items()
+    }

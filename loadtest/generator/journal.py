@@ -1,0 +1,214 @@
+"""The files a load generator appends to while it runs: what has ended, and what is under way.
+
+A request under way is noted as the record it would have if the generator were lost; whoever outlives the generator
+completes the records from those notes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from loadtest.generator.plan import GeneratorPlan
+from loadtest.results.records import RequestRecord
+
+FLUSH_S = 0.25  # what a crash of the machine may lose; a crash of the generator loses nothing older than this
+COMPACT_LINES = 10_000  # notes of what has ended are dropped now and then
+
+
+class Book(Protocol):
+    """Where a generator's requests are written down."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests sent and not ended."""
+
+    @property
+    def failed(self) -> str | None:
+        """Why nothing can be written any more."""
+
+    def note_sent(self, if_lost: RequestRecord) -> None:
+        """Take a request as under way, given the record it has should its end never be heard of."""
+
+    def note_end(self, record: RequestRecord) -> None:
+        """Take a request as ended."""
+
+    def note_text(self, line: str) -> None:
+        """Take a prompt that was sent, where prompts are to be kept."""
+
+
+class Appender:
+    """Whole lines at the end of a file, written at once when they are few, together when they are many.
+
+    Attributes:
+        failed: The system's words when a write failed; nothing is written after that, and the file ends with a
+            whole line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failed: str | None = None
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._lines: list[str] = []
+        self._written_s = 0.0
+
+    def add(self, line: str) -> None:
+        """Append a line, given without its end."""
+        self._lines.append(line)
+        if time.monotonic() - self._written_s > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        self._written_s = time.monotonic()
+        if not self._lines or self.failed:
+            return
+        data = memoryview("".join(f"{line}\n" for line in self._lines).encode())
+        self._lines = []
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            self.failed = f"{self.path}: {error.strerror}"
+            cut_to_whole_lines(self.path)
+
+    def replace(self, lines: list[str]) -> None:
+        """Begin the file anew with these lines."""
+        os.ftruncate(self._file, 0)
+        self._lines = lines
+        self.flush()
+
+    def close(self) -> None:
+        """Write what is waiting and let go of the file."""
+        self.flush()
+        os.close(self._file)
+
+
+class Ledger:
+    """A generator's records, and its notes of what is under way.
+
+    Args:
+        records: File to append records to.
+        under_way: File of the notes; of use only until the run has ended.
+        texts: File of prompts; None where they are not to be kept.
+    """
+
+    def __init__(self, records: Path, under_way: Path, texts: Path | None = None) -> None:
+        self._records = Appender(records)
+        self._under_way = Appender(under_way)
+        self._texts = None if texts is None else Appender(texts)
+        self._notes: dict[int, str] = {}
+        self._lines = 0
+
+    @classmethod
+    def of(cls, plan: GeneratorPlan) -> Ledger:
+        """Return the ledger of a plan."""
+        return cls(Path(plan.records), Path(plan.under_way), None if plan.texts is None else Path(plan.texts))
+
+    @property
+    def in_flight(self) -> int:
+        """Requests sent and not ended."""
+        return len(self._notes)
+
+    @property
+    def failed(self) -> str | None:
+        """Why nothing can be written any more."""
+        return next((file.failed for file in self._files() if file.failed), None)
+
+    def note_sent(self, if_lost: RequestRecord) -> None:
+        """Take a request as under way, given the record it has should its end never be heard of."""
+        self.note_sent_line(if_lost.id, if_lost.model_dump_json())
+
+    def note_sent_line(self, number: int, line: str) -> None:
+        """Take a request as under way, given that record as a line."""
+        self._notes[number] = line
+        self._lines += 1
+        self._under_way.add(line)
+        self._under_way.flush()  # at once: what is under way is what a crash would take along
+
+    def note_end(self, record: RequestRecord) -> None:
+        """Take a request as ended."""
+        self.note_end_line(record.id, record.model_dump_json())
+
+    def note_end_line(self, number: int, line: str) -> None:
+        """Take a request as ended, its record given as a line."""
+        self._notes.pop(number, None)
+        self._records.add(line)
+        if self._lines > COMPACT_LINES + 2 * len(self._notes):
+            self._records.flush()
+            self._under_way.replace(list(self._notes.values()))
+            self._lines = len(self._notes)
+
+    def note_text(self, line: str) -> None:
+        """Take a prompt that was sent, where prompts are to be kept."""
+        if self._texts is not None:
+            self._texts.add(line)
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        for file in self._files():
+            file.flush()
+
+    def close(self) -> None:
+        """Write what is waiting and let go of the files."""
+        for file in self._files():
+            file.close()
+
+    def _files(self) -> list[Appender]:
+        return [self._records, self._under_way, *([self._texts] if self._texts is not None else [])]
+
+
+def add_lost(records: Path, under_way: Path, *, now_s: float) -> int:
+    """Write a record for each request that was under way in a generator that was lost; return how many.
+
+    Args:
+        now_s: When the loss was noticed, on the records' clock.
+
+    Raises:
+        OSError: The records cannot be written.
+    """
+    if not under_way.is_file():
+        return 0
+    cut_to_whole_lines(records)
+    known = {_number(line) for line in _whole_lines(records)}
+    lost = [line for line in _whole_lines(under_way) if _number(line) not in known]
+    try:
+        with records.open("a", encoding="utf-8") as file:
+            for line in lost:
+                record = RequestRecord.model_validate_json(line)
+                file.write(record.model_copy(update={"done_s": max(now_s, record.sent_s)}).model_dump_json() + "\n")
+    finally:
+        cut_to_whole_lines(records)
+    return len(lost)
+
+
+def cut_to_whole_lines(path: Path) -> None:
+    """Drop what a write that failed half-way left at the end of a file of lines."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        place = file.seek(0, os.SEEK_END)
+        while place > 0:
+            begin = max(0, place - 65_536)
+            file.seek(begin)
+            found = file.read(place - begin).rfind(b"\n")
+            if found >= 0:
+                place = begin + found + 1
+                break
+            place = begin
+        file.truncate(place)
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file that were written to their end."""
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            yield from (line for line in file if line.endswith("\n"))
+
+
+def _number(line: str) -> int:
+    """Return a record's id; it is a line's first value."""
+    return int(line.partition('"id":')[2].partition(",")[0])

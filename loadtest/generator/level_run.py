@@ -1,0 +1,175 @@
+"""One process's share of one level."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import numpy as np
+
+from loadtest.client.connection import Readings
+from loadtest.client.protocols.triton_http import ENGINE_MODEL
+from loadtest.generator.messages import CRASHED
+from loadtest.generator.sender import TICK_S, Generator
+from loadtest.results.histogram import LogHistogram
+from loadtest.traffic.closed_loop import closed_loop
+from loadtest.traffic.levels import LevelPlan
+from loadtest.traffic.open_loop import open_loop
+
+COUNTED_AT_ONCE = 100
+
+
+class Share:
+    """A level under way in this process: the whole of it, or a worker's share.
+
+    Args:
+        first_id: Id of the level's first request.
+        begin_s: When the level begins, on the run's clock; a share of an open loop may be told of it beforehand.
+        start: Starts so many users of a class.
+    """
+
+    def __init__(
+        self,
+        shared: Generator,
+        runner: Any,
+        level: int,
+        plan: LevelPlan,
+        *,
+        first_id: int,
+        begin_s: float,
+        start: Callable[[dict[str, int]], object],
+    ) -> None:
+        self._shared, self._runner, self._plan = shared, runner, plan
+        self.begin_s = begin_s
+        shared.level, shared.level_plan = level, plan
+        shared.is_over, shared.suffices, shared.open_began_s = False, False, begin_s
+        shared.take_away_s()
+        shared.door.readings = Readings()
+        if plan.concurrency is not None:
+            shared.loop = closed_loop(
+                shared.plan.scenario,
+                plan.concurrency,
+                first_id=first_id,
+                time_scale=shared.plan.time_scale,
+                worker=shared.worker,
+                workers=shared.workers,
+                begin_talk=shared.begin_talk,
+            )
+            shared.user_numbers = iter(shared.loop.users)
+        else:
+            shared.opened = open_loop(
+                shared.plan.scenario,
+                plan,
+                shared.mix,
+                level=level,
+                first_id=first_id,
+                worker=shared.worker,
+                workers=shared.workers,
+            )
+        self._users = len(shared.loop.users) if plan.concurrency is not None else 1
+        self._lateness = _Lateness()
+        self._watcher = gevent.spawn(self._lateness.watch)
+        start({(OPEN_USERS if plan.concurrency is None else CLOSED_USERS): self._users})
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether this share's users have warmed up."""
+        return self._plan.concurrency is None or self._shared.loop.is_warm
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether what is sent now is measured."""
+        if self._plan.concurrency is not None:
+            return self._shared.loop.measure_s is not None
+        return self._shared.now_s() >= self._measure_s(0.0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that this share measures has ended."""
+        return self._shared.loop.is_over if self._plan.concurrency is not None else not self._runner.user_count
+
+    @property
+    def next_id(self) -> int:
+        """The first id that no request of this share has, nor any before it."""
+        opened = self._shared.opened
+        return opened.next_id if self._plan.concurrency is None and opened else self._shared.loop.next_id
+
+    def check_users(self) -> None:
+        """End the run where a user has died of a mistake of ours; its traceback is in this process's log."""
+        died = self._plan.concurrency is not None and self._runner.user_count < self._users
+        if died and not self._shared.is_over and not self._shared.loop.is_over:
+            self._shared.stopped = f"{CRASHED}: see the traceback"
+
+    def begin_measuring(self, now_s: float) -> None:
+        """Measure what is sent from now on."""
+        if self._plan.concurrency is not None:
+            self._shared.loop.begin(now_s)
+
+    def finish(self, *, whole: bool) -> dict[str, Any]:
+        """End the users; return what the share was.
+
+        Args:
+            whole: Let each end the request it is at where the model does not hear of a cancelled one: through
+                Triton's ensemble it would run on, and keep the ensemble from ever being unloaded.
+        """
+        shared, scenario = self._shared, self._shared.plan.scenario
+        is_done = self.is_done
+        end_s = (self._plan.concurrency is not None and shared.loop.end_s) or shared.now_s()
+        shared.is_over = True
+        if whole and scenario.model != ENGINE_MODEL:
+            with contextlib.suppress(gevent.Timeout), gevent.Timeout(scenario.request_timeout_s):
+                while self._runner.user_count:
+                    gevent.sleep(TICK_S)
+        self._runner.stop()
+        self._watcher.kill()
+        return {
+            "begin_s": self.begin_s,
+            "measure_s": self._measure_s(end_s),
+            "end_s": end_s,
+            "complete": (is_done or shared.suffices) and not shared.why_end,
+            "sufficed": shared.suffices,
+            "generator_late_p99_s": self._lateness.p99_s(),
+            "away_s": shared.take_away_s(),
+            "read_late_p99_s": shared.door.readings.late_p99_s(),
+            "clock": shared.door.readings.clock,
+            "next_id": self.next_id,
+        }
+
+    def _measure_s(self, end_s: float) -> float:
+        """Return when measuring began; a level that never came so far measured nothing."""
+        shared, plan = self._shared, self._plan
+        if plan.concurrency is None:
+            ratio = shared.plan.scenario.warmup_ratio
+            first = next(each for each in plan.arrivals if plan.phase_of(each, ratio) == "measure")
+            return self.begin_s + first.at_s * shared.plan.time_scale
+        return end_s if shared.loop.measure_s is None else shared.loop.measure_s
+
+
+class _Lateness:
+    """How late this process wakes up: what a busy generator adds to every time it notes."""
+
+    def __init__(self) -> None:
+        self._late = LogHistogram()
+        self._recent: list[float] = []
+
+    def watch(self) -> None:
+        while True:
+            due = time.monotonic() + TICK_S
+            gevent.sleep(TICK_S)
+            self._recent.append(time.monotonic() - due)
+            if len(self._recent) >= COUNTED_AT_ONCE:
+                self._count()
+
+    def p99_s(self) -> float:
+        self._count()
+        return self._late.quantile(0.99) or 0.0
+
+    def _count(self) -> None:
+        self._late.add(np.array(self._recent))
+        self._recent.clear()
+
+
+CLOSED_USERS, OPEN_USERS = "ClosedLoopUser", "OpenLoopUser"

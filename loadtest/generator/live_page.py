@@ -1,0 +1,35 @@
+"""A page of live charts beside Locust's own pages: what a person watching a run in a browser sees."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from loadtest.generator.progress import History
+
+NOT_HERE = "this run is steered by run-load alone: Ctrl-C there ends it\n"
+STEERING = ("locust.swarm", "locust.stop", "locust.reset_stats", "locust.update_user")
+
+
+def add_live_page(app: Any, history: History, label: str) -> None:
+    """Add the page `/live` and its figures `/live/points` to a Flask app; take away what would steer the run.
+
+    Args:
+        app: Locust's Flask app, not started yet.
+        history: Filled as the run goes on.
+        label: What every figure is marked with: measured, or emulated and its time scale.
+    """
+    page = (
+        files("loadtest.generator").joinpath("live_page.html").read_text(encoding="utf-8").replace("{{ label }}", label)
+    )
+
+    def points() -> Any:
+        found = {"points": [point.model_dump() for point in history.points], "has_ended": history.has_ended}
+        return app.response_class(json.dumps(found), mimetype="application/json")
+
+    app.add_url_rule("/live", "live", lambda: page)
+    app.add_url_rule("/live/points", "live_points", points)
+    for name in STEERING:
+        if name in app.view_functions:
+            app.view_functions[name] = lambda **_: app.response_class(NOT_HERE, status=403, mimetype="text/plain")

@@ -1,0 +1,90 @@
+"""What a load generator's process is told on its standard input, and what it says on its standard output.
+
+Told: first one line, the plan or a worker's master; then perhaps `ENOUGH`, which ends a level whose requests tell
+enough. The end of the input means stop, so that no generator outlives the command that started it. Said: one JSON
+object a line, with one key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import gevent
+import gevent.os
+import gevent.queue
+
+from loadtest.generator.progress import Progress
+from loadtest.results.records import Level
+from loadtest.traffic.levels import LevelPlan
+
+LOOK_EVERY_S = 1.0
+INTERRUPTED = "interrupted"
+CRASHED = "the load generator made a mistake"
+
+
+class Orders:
+    """Lines of an input, read beside everything else a gevent process does.
+
+    Attributes:
+        on_end: Called when the input ends.
+    """
+
+    def __init__(self, file: int) -> None:
+        self.on_end: Callable[[], object] = lambda: os._exit(0)  # nobody waits for an answer any more
+        self._lines: gevent.queue.Queue[str] = gevent.queue.Queue()
+        gevent.os.make_nonblocking(file)
+        gevent.spawn(self._read, file)
+
+    def next(self) -> str:
+        """Return the next line, waiting for it."""
+        line: str = self._lines.get()
+        return line
+
+    def _read(self, file: int) -> None:
+        left = b""
+        while data := gevent.os.nb_read(file, 65_536):
+            *lines, left = (left + data).split(b"\n")
+            for line in lines:
+                self._lines.put(line.decode())
+        self.on_end()
+
+
+def tell(**said: Any) -> None:
+    """Say one thing to the command that started this process."""
+    print(json.dumps(said), flush=True)
+
+
+def tell_progress(look: Callable[[], Progress], note: Callable[[Progress], object] | None = None) -> None:
+    """Say once a second how it stands, until killed."""
+    while True:
+        gevent.sleep(LOOK_EVERY_S)
+        seen = look()
+        if note is not None:
+            note(seen)
+        tell(progress=seen.model_dump())
+
+
+def level_of(plan: LevelPlan, shares: Iterable[Mapping[str, Any]]) -> Level:
+    """Return a level as its shares were: from the first begin to the last end, as late as the latest generator."""
+    shares = list(shares)
+    begin_s = min(share["begin_s"] for share in shares)
+    return Level(
+        concurrency=plan.concurrency,
+        rate_per_s=plan.rate_per_s,
+        begun=plan.begun,
+        failed_rows=plan.failed_rows,
+        isl=plan.isl,
+        osl=plan.osl,
+        begin_s=begin_s,
+        measure_s=max(share.get("measure_s", begin_s) for share in shares),
+        end_s=max(share.get("end_s", begin_s) for share in shares),
+        complete=all(share.get("complete", False) for share in shares),
+        generator_late_p99_s=max(share.get("generator_late_p99_s", 0.0) for share in shares),
+        away_s=max(share.get("away_s", 0.0) for share in shares),
+        read_late_p99_s=max(share.get("read_late_p99_s", 0.0) for share in shares),
+        sufficed=any(share.get("sufficed", False) for share in shares),
+        clock=clocks.pop() if len(clocks := {share.get("clock", "reader") for share in shares}) == 1 else "mixed",
+    )

@@ -1,0 +1,205 @@
+"""What sends: the state a load generator's users share, one request, and a level, or a worker's share of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+
+from loadtest.client.connection import Connection, Door, UnreachableError
+from loadtest.client.protocols import dialect_of
+from loadtest.client.protocols.base import Answer, Asked
+from loadtest.generator.journal import Book
+from loadtest.generator.plan import GeneratorPlan
+from loadtest.generator.progress import Watch
+from loadtest.results.records import Outcome, RequestRecord
+from loadtest.traffic.closed_loop import ClosedLoop
+from loadtest.traffic.conversations import Mix, Talk
+from loadtest.traffic.levels import LevelPlan, Turn
+from loadtest.traffic.open_loop import OpenLoop
+from loadtest.traffic.prompts import Prompt, PromptMaker
+
+PROBE_S = 0.25  # how often a server that went away is looked for
+TICK_S = 0.02  # how often the generator looks at its own clock
+
+
+class Generator:
+    """What the users of a run share: the plan, the prompts, the level under way, the book of requests.
+
+    Args:
+        worker: Which of `workers` processes this is; each has its own users, or sends every `workers`-th arrival.
+        watch: Where records are looked at as they end; None where somebody else does.
+    """
+
+    def __init__(
+        self, plan: GeneratorPlan, book: Book, *, worker: int = 0, workers: int = 1, watch: Watch | None = None
+    ) -> None:
+        self.plan = plan
+        self.maker = PromptMaker(plan.scenario, Path(plan.prompts))
+        self.mix = Mix(plan.scenario, self.maker.rows)
+        self.book = book
+        self.worker, self.workers = worker, workers
+        self.watch = watch
+        self.began_monotonic_s = plan.began_monotonic_s
+        self.loop = ClosedLoop(1, self.begin_talk, 1, 0, 0)
+        self.opened: OpenLoop | None = None
+        self.level = 0
+        self.level_plan = LevelPlan(None)
+        self.open_began_s = 0.0
+        self.user_numbers: Iterator[int] = iter(())
+        self.is_over = False  # no user begins another request
+        self.suffices = False  # the level's requests tell enough: it ends with what has ended
+        self.stopped: str | None = None
+        self.spare: list[Connection] = []  # connections of an open loop nobody is using
+        scenario = plan.scenario
+        self.door = Door(
+            plan.endpoint,
+            dialect_of(plan.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body),
+            silence_s=scenario.request_timeout_s,
+            reply_s=scenario.reply_timeout_s,
+            clock=self.now_s,
+        )
+        self._away: tuple[float, str] | None = None
+        self._away_s = self._asked_s = 0.0
+
+    def now_s(self) -> float:
+        """Return seconds since the run began, on the clock the monitor uses too."""
+        return time.monotonic() - self.began_monotonic_s
+
+    def begin_talk(self, number: int) -> Talk:
+        """Begin a conversation of the level under way."""
+        return self.mix.begin(number, self.level)
+
+    def note_sent(self, turn: Turn, prompt: Prompt, scheduled_s: float) -> None:
+        """Take a request as under way."""
+        sent_s = round(self.now_s(), 6)
+        self.book.note_sent(
+            RequestRecord(
+                id=turn.id,
+                level=self.level,
+                phase=turn.phase,
+                scheduled_s=scheduled_s,
+                sent_s=sent_s,
+                token_times_s=(),
+                done_s=sent_s,
+                prompt_tokens=prompt.tokens,
+                output_tokens=0,
+                outcome="lost",
+                error="under way in a load generator that was lost",
+                asked_tokens=turn.output_tokens if turn.exact else None,
+                class_name=turn.class_name,
+                conversation=turn.conversation,
+                turn=turn.place,
+                worker=self.worker,
+            )
+        )
+        if self.plan.texts is not None:
+            said = {"text": prompt.text} if prompt.text else {"ids": prompt.ids}
+            self.book.note_text(json.dumps({"id": turn.id, "tokens": prompt.tokens, **said}))
+
+    def write(self, record: RequestRecord) -> None:
+        """Take a request as ended."""
+        if self.worker:
+            record = record.model_copy(update={"worker": self.worker})
+        self.book.note_end(record)
+        if self.watch is not None:
+            self.watch.note(record)
+
+    def note_reach(self, failure: Exception | None) -> None:
+        """Take whether a request found the server; where none has for a while, the server is gone."""
+        if not isinstance(failure, UnreachableError):
+            self._back()
+        elif self._away is None:
+            self._away = (self.now_s(), str(failure))
+            gevent.spawn(self._await_server)
+
+    @property
+    def gone(self) -> str | None:
+        """Why there is no server any more: nothing has taken connections for longer than is allowed."""
+        if self._away is None or self.now_s() - self._away[0] < self.plan.scenario.unreachable_s:
+            return None
+        return self._away[1]
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nothing takes connections at the server's address just now."""
+        return self._away is not None
+
+    def take_away_s(self) -> float:
+        """Return how long nothing took connections since this was last asked."""
+        now_s = self.now_s()
+        since_s = 0.0 if self._away is None else now_s - max(self._away[0], self._asked_s)
+        taken, self._away_s, self._asked_s = self._away_s + since_s, 0.0, now_s
+        return taken
+
+    @property
+    def why_end(self) -> str | None:
+        """Why the run cannot go on, if so."""
+        return self.stopped or self.book.failed or self.gone
+
+    def _await_server(self) -> None:
+        """Look for somebody taking connections again, for as long as the run goes on."""
+        endpoint = self.plan.endpoint
+        while self._away is not None:
+            gevent.sleep(PROBE_S)
+            with contextlib.suppress(OSError):
+                socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
+                self._back()
+
+    def _back(self) -> None:
+        if self._away is not None:
+            self._away_s += self.now_s() - max(self._away[0], self._asked_s)
+            self._away = None
+
+
+def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: float) -> int | None:
+    """Send one request, read its reply, write its record however it ends; return its tokens, None if not well.
+
+    Raises:
+        ValueError: The turn is of no conversation, so that nobody knows its prompt.
+    """
+    if turn.talk is None:
+        raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
+    prompt = shared.maker.prompt(turn.talk)
+    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact, shared.maker.end_id)
+    answer = Answer(reply=[] if shared.maker.wants_reply(turn.talk) else None)
+    outcome: Outcome = "cancelled"
+    shared.note_sent(turn, prompt, scheduled_s)
+    try:
+        connection.ask(asked, answer)
+        shared.note_reach(answer.failure)
+    finally:
+        outcome, error = answer.outcome(asked)
+        shared.write(
+            RequestRecord(
+                id=turn.id,
+                level=shared.level,
+                phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
+                scheduled_s=scheduled_s,
+                sent_s=round(answer.sent_s, 6),
+                token_times_s=tuple(round(t, 6) for t in answer.times_s),
+                done_s=round(answer.done_s, 6),
+                prompt_tokens=answer.prompt_tokens or prompt.tokens,
+                output_tokens=len(answer.times_s),
+                outcome=outcome,
+                error=error,
+                asked_tokens=turn.output_tokens if turn.exact else None,
+                bundled_tokens=answer.bundled_tokens,
+                queue_s=answer.queue_s,
+                cached_tokens=answer.cached_tokens,
+                class_name=turn.class_name,
+                conversation=turn.conversation,
+                turn=turn.place,
+                finish_reason=answer.finish_reason,
+            )
+        )
+    if outcome != "ok":
+        return None
+    shared.maker.keep(turn.talk, len(answer.times_s), answer.reply)
+    return len(answer.times_s)

@@ -1,0 +1,270 @@
+"""Find a server's knee: what each probe sends, when it has seen enough, and what is kept of it.
+
+A probe is one level of a scenario, run or predicted. It is told apart by its requests (`evidence.py`): a run ends as
+soon as they suffice, a prediction is made longer until they do.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from engines.errors import UserError
+from engines.files import Document, MadeBy, Source, Strict
+from engines.manifest import EngineManifest
+from loadtest.knee.bisection import Knee, Probe, find_knee
+from loadtest.knee.sequential_test import Evidence, Promise, ended_before_the_first_under_way, weigh
+from loadtest.metrics.summarize import LevelSummary, summarize
+from loadtest.results.records import Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
+from loadtest.run.early_stop import Enough
+from loadtest.scenario.arrivals import Constant, Gamma, Poisson
+from loadtest.scenario.schema import Scenario
+from loadtest.scenario.slo import Objectives
+from loadtest.simulate.predict import predict
+
+Axis = Literal["rate", "concurrency"]
+UNITS: dict[Axis, str] = {"rate": "requests/s", "concurrency": "users"}
+
+START_IN_FLIGHT = 16  # requests in flight that the first probe aims at
+LEAST_IN_FLIGHT, MOST_IN_FLIGHT = 0.25, 4096
+LIVES = 4  # lone requests' lives that an open loop lasts at least: the batch has to fill, and to turn over
+ROUNDS = 4  # requests of each user that a probe of a closed loop measures at least
+WARMUP_RATIO = 0.25
+PILOT_REQUESTS = 4
+
+
+class Tried(Strict):
+    """One probe, and all its figures.
+
+    Attributes:
+        missed: Objectives that were not kept.
+        open: Objectives that so many requests do not decide; `met` then goes by the figures alone.
+    """
+
+    load: float
+    met: bool
+    missed: tuple[str, ...]
+    open: tuple[str, ...]
+    level: LevelSummary
+
+
+class KneeFound(Document):
+    """`knee.json`: the highest load that kept every objective, and everything tried on the way.
+
+    Attributes:
+        objectives: By class; `all` are those of every request.
+        unit: Of every load here.
+        load: None where even the lowest load of interest missed.
+        above: The lowest load tried above it that missed; None where the highest load of interest was kept.
+        binding: Objectives that `above` missed.
+        lone_e2e_s: End-to-end time of a request that has the server to itself.
+    """
+
+    kind: Kind
+    label: str
+    engine: str | None
+    scenario: Scenario
+    objectives: dict[str, Objectives]
+    unit: str
+    load: float | None
+    above: float | None
+    binding: tuple[str, ...]
+    lone_e2e_s: float
+    tried: list[Tried]
+
+
+class Range(NamedTuple):
+    """Where to look; None: from what a lone request takes, see `START_IN_FLIGHT`."""
+
+    least: float | None = None
+    most: float | None = None
+    tolerance: float = 0.05
+
+
+class Span(NamedTuple):
+    """How many measured requests a probe may take, and what it begins with."""
+
+    first: int = 256
+    most: int = 4096
+
+
+class Asked(NamedTuple):
+    """What is searched for, and how thoroughly."""
+
+    scenario: Scenario
+    promises: tuple[Promise, ...]
+    axis: Axis = "rate"
+    within: Range = Range()
+    span: Span = Span()
+
+    @property
+    def unit(self) -> str:
+        """Of every load."""
+        return UNITS[self.axis]
+
+
+class Seen(NamedTuple):
+    """What one probe left: the level's run, records and samples."""
+
+    run: RunManifest
+    records: Sequence[RequestRecord]
+    samples: Sequence[Sample]
+
+    def level(self) -> LevelSummary:
+        """Return the figures of its one level."""
+        (found,) = summarize(self.run, self.records, self.samples).levels
+        return found
+
+
+class Player(NamedTuple):
+    """How a scenario of one level is played: on a clock, or in virtual time.
+
+    Attributes:
+        play: Takes the scenario, and what says of the records so far, and their time scale, whether they suffice.
+        stops_early: Whether it ends once they suffice. If not, a probe is played again, longer, until they do.
+    """
+
+    play: Callable[[Scenario, Enough], Seen]
+    stops_early: bool
+
+
+def search(
+    asked: Asked, player: Player, *, made_by: MadeBy, made_from: list[Source], progress: Callable[[str], None]
+) -> KneeFound:
+    """Return the knee of whatever the player plays to.
+
+    Raises:
+        UserError: The scenario's arrivals have no rate that could be searched for, or no lone request succeeds.
+    """
+    lone_s, pilot = _lone_e2e_s(asked.scenario, player)
+    tried: list[Tried] = []
+
+    def probe(load: float) -> Probe:
+        found = _try(asked, load, player, lone_s)
+        tried.append(found)
+        progress(_line(found, asked.unit))
+        return Probe(load, found.met, found.missed, found.level.requests, not found.open)
+
+    knee = _find(probe, asked.axis, asked.within, lone_s)
+    return KneeFound(
+        made_by=made_by,
+        made_from=made_from,
+        kind=pilot.run.kind,
+        label=pilot.run.label,
+        engine=pilot.run.server.engine,
+        scenario=asked.scenario,
+        objectives={each.class_name or "all": each.objectives for each in asked.promises},
+        unit=asked.unit,
+        load=knee.load,
+        above=knee.above,
+        binding=knee.missed,
+        lone_e2e_s=lone_s,
+        tried=sorted(tried, key=lambda each: each.load),
+    )
+
+
+def predicting(manifest: EngineManifest, *, made_by: MadeBy, made_from: list[Source]) -> Player:
+    """Return a player in virtual time."""
+
+    def play(scenario: Scenario, _: Enough) -> Seen:
+        found = predict(scenario, manifest, made_by=made_by, made_from=made_from)
+        return Seen(found.run, found.records, found.samples)
+
+    return Player(play, stops_early=False)
+
+
+def driving(run: Callable[[Scenario, Path, Enough], object], out: Path) -> Player:
+    """Return a player on the wall clock, whose every run stays in a folder of its own, by number.
+
+    Args:
+        run: Runs a scenario into a folder, until what it is given says that its requests suffice.
+    """
+    numbers = itertools.count(1)
+
+    def play(scenario: Scenario, enough: Enough) -> Seen:
+        folder = out / f"{next(numbers):02d}"
+        run(scenario, folder, enough)
+        return Seen(read_run(folder), list(read_records(folder)), list(read_samples(folder)))
+
+    return Player(play, stops_early=True)
+
+
+def at_load(scenario: Scenario, axis: Axis, load: float, *, requests: int, lone_s: float) -> Scenario:
+    """Return the scenario as one level at a load, long enough for so many measured requests and some lives of one.
+
+    Raises:
+        UserError: The scenario's arrivals have no rate that could be searched for.
+    """
+    if axis == "concurrency":
+        enough = max(requests, ROUNDS * int(load))
+        return scenario.model_copy(
+            update={"concurrency": (int(load),), "rate_per_s": None, "arrivals": None, "requests": enough}
+        )
+    duration_s = max(requests / load, LIVES * lone_s) / (1 - WARMUP_RATIO)
+    update: dict[str, Any] = {"warmup_ratio": WARMUP_RATIO, "duration_s": duration_s, "rate_per_s": (load,)}
+    process = scenario.arrivals
+    if process is not None:
+        if not isinstance(process, Constant | Poisson | Gamma):
+            raise UserError(
+                f"arrivals: a {process.process} has no one rate to search for",
+                hint="constant, poisson or gamma arrivals; or --by concurrency",
+            )
+        changed = process.model_copy(update={"rate_per_s": load, "duration_s": duration_s})
+        update |= {"arrivals": changed, "rate_per_s": None}
+    return scenario.model_copy(update=update)
+
+
+def _lone_e2e_s(scenario: Scenario, player: Player) -> tuple[float, Seen]:
+    """Return how long a request takes that has the server to itself, in engine seconds."""
+    alone = at_load(scenario, "concurrency", 1, requests=PILOT_REQUESTS, lone_s=0.0)
+    seen = player.play(alone, lambda *_: False)
+    found = seen.level().e2e_s
+    if found is None:
+        raise UserError("not one lone request succeeded", hint="run-load with --concurrency 1 shows why")
+    return found.p50, seen
+
+
+def _find(probe: Callable[[float], Probe], axis: Axis, within: Range, lone_s: float) -> Knee:
+    """Search around the load that keeps so many requests in flight as `START_IN_FLIGHT`."""
+    unit = 1.0 if axis == "concurrency" else 1 / lone_s  # by Little's law, of one request in flight
+    least = within.least or max(LEAST_IN_FLIGHT * unit, 1 if axis == "concurrency" else 0)
+    most = within.most or max(MOST_IN_FLIGHT * unit, least)
+    start = min(max(START_IN_FLIGHT * unit, least), most)
+    return find_knee(
+        probe, start=start, least=least, most=most, tolerance=within.tolerance, is_whole=axis == "concurrency"
+    )
+
+
+def _try(asked: Asked, load: float, player: Player, lone_s: float) -> Tried:
+    def enough(records: Sequence[RequestRecord], time_scale: float) -> bool:
+        return weigh(asked.promises, ended_before_the_first_under_way(records), time_scale=time_scale).met is not None
+
+    requests = asked.span.most if player.stops_early else asked.span.first
+    while True:
+        level = at_load(asked.scenario, asked.axis, load, requests=requests, lone_s=lone_s)
+        seen = player.play(level, enough)
+        evidence = weigh(asked.promises, seen.records, time_scale=seen.run.time_scale)
+        if evidence.met is not None or player.stops_early or requests >= asked.span.most:
+            return _tried(load, seen.level(), evidence)
+        requests = min(requests * 2, asked.span.most)
+
+
+def _tried(load: float, level: LevelSummary, evidence: Evidence) -> Tried:
+    """Return a probe's verdict: the evidence's, and where that is open, the figures' own."""
+    is_open = evidence.met is None
+    missed = evidence.leaning if is_open else evidence.missed
+    return Tried(load=load, met=not missed, missed=missed, open=evidence.open if is_open else (), level=level)
+
+
+def promises_of(scenario: Scenario) -> tuple[Promise, ...]:
+    """Return what a scenario promises, to all requests and to each class."""
+    found = [(scenario.objectives, None), *((kind.objectives, kind.name) for kind in scenario.kinds)]
+    return tuple(Promise(objectives, name) for objectives, name in found if objectives is not None)
+
+
+def _line(tried: Tried, unit: str) -> str:
+    said = "kept" if tried.met else "missed " + ", ".join(tried.missed)
+    sure = "" if not tried.open else f"; {tried.level.requests} requests leave {', '.join(tried.open)} open"
+    return f"{tried.load:.4g} {unit}: {said}{sure}"

@@ -1,0 +1,254 @@
+"""How many sequences were decoding, by the server's count and by the records, and what a token took at each number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from loadtest.metrics.steady_state import Window
+from loadtest.metrics.summary import BatchCurve, BatchPoint, BatchSpread, Gpus
+from loadtest.results.columns import Bools, Columns, Floats, Ints
+from loadtest.results.records import Sample
+from loadtest.results.server_metrics import MEANINGS, Gauge, Meaning, meanings_of
+
+OWN_BIN_BELOW = 24  # smaller batches have a bin each, larger ones share bins of equal ratio
+WIDER_BINS = 24
+MOST_GAPS = 4_000_000
+LEAST_GAPS = 20
+LEAST_STEPS = 4
+
+
+class Samples(NamedTuple):
+    """A server's samples as arrays; nan where a page did not tell.
+
+    Attributes:
+        t_s: In the middle of each reading.
+        values: By quantity, each of shape (samples,).
+    """
+
+    t_s: Floats
+    page: Floats
+    values: dict[str, Floats]
+
+    def mean(self, quantity: Gauge, window: Window) -> float | None:
+        """Return a gauge's mean over a window, pages added up; None where it was never told there."""
+        found = self.inside(quantity, window)
+        if not len(found):
+            return None
+        adds_up = any(meaning.quantity == quantity and meaning.adds_up for meaning in MEANINGS)
+        pages = [float(found[page].mean()) for page in self._pages(quantity, window)]
+        return sum(pages) if adds_up else sum(pages) / len(pages)
+
+    def inside(self, quantity: Gauge, window: Window) -> Floats:
+        """Return a gauge's values in a window."""
+        return self.values[quantity][self._known(quantity, window)] if quantity in self.values else np.zeros(0)
+
+    def _known(self, quantity: Gauge, window: Window) -> Bools:
+        in_time = (self.t_s >= window.begin_s) & (self.t_s <= window.end_s)
+        return in_time & np.isfinite(self.values[quantity])
+
+    def _pages(self, quantity: Gauge, window: Window) -> list[Bools]:
+        page = self.page[self._known(quantity, window)]
+        return [page == each for each in np.unique(page)]
+
+
+def samples_of(samples: Sequence[Sample]) -> Samples:
+    """Return samples as arrays, each series by what it means; models and GPUs of one page added up or averaged."""
+    known: dict[str, Meaning | None] = {}
+    rows = np.full(len(samples), np.nan)
+    values: dict[str, Floats] = {}
+    counts: dict[str, Floats] = {}
+    for row, sample in enumerate(samples):
+        unknown = [series for series in sample.values if series not in known]
+        found = meanings_of(unknown)
+        known |= {series: found.get(series) for series in unknown}
+        for series, value in sample.values.items():
+            meaning = known[series]
+            if meaning is None or not np.isfinite(value):
+                continue
+            column = values.setdefault(meaning.quantity, rows.copy())
+            count = counts.setdefault(meaning.quantity, np.zeros(len(samples)))
+            column[row] = (0.0 if np.isnan(column[row]) else column[row]) + value * meaning.factor
+            count[row] += 0.0 if meaning.adds_up else 1.0
+    for quantity, count in counts.items():
+        values[quantity] = values[quantity] / np.maximum(count, 1.0)
+    middle = np.array(
+        [sample.t_s if sample.ended_s is None else (sample.t_s + sample.ended_s) / 2 for sample in samples]
+    )
+    return Samples(middle, np.array([float(sample.page) for sample in samples]), values)
+
+
+def server_batch(samples: Samples, window: Window) -> BatchSpread | None:
+    """Return the batch size by the server's own count."""
+    found = samples.inside("decoding", window)
+    mean = samples.mean("decoding", window)
+    if mean is None:
+        return None
+    p50, p95 = (float(value) for value in np.percentile(found, [50, 95]))
+    return BatchSpread(mean=mean, p50=p50, p95=p95, max=float(found.max()))
+
+
+def gpus_of(samples: Samples, window: Window) -> Gpus | None:
+    """Return what the GPUs did; None where no page told."""
+    power, memory, busy = (samples.mean(name, window) for name in ("gpu_power_w", "gpu_memory_bytes", "gpu_busy_ratio"))
+    if power is None and memory is None and busy is None:
+        return None
+    return Gpus(power_w=power, memory_bytes=memory, busy_ratio=busy)
+
+
+def client_batch(window: Window, columns: Columns) -> BatchSpread | None:
+    """Return how many requests were between first and last token, each count weighted by how long it lasted."""
+    streaming = columns.tokens > 0
+    if not streaming.any() or window.length_s <= 0:
+        return None
+    starts = np.sort(np.clip(columns.first_s[streaming], window.begin_s, window.end_s))
+    ends = np.sort(np.clip(columns.last_s[streaming], window.begin_s, window.end_s))
+    edges = np.unique(np.concatenate([[window.begin_s, window.end_s], starts, ends]))
+    counts = np.searchsorted(starts, edges[:-1], side="right") - np.searchsorted(ends, edges[:-1], side="right")
+    lasted = np.diff(edges)
+    return BatchSpread(
+        mean=float(np.average(counts, weights=lasted)),
+        p50=_weighted_percentile(counts, lasted, 0.50),
+        p95=_weighted_percentile(counts, lasted, 0.95),
+        max=float(counts.max()),
+    )
+
+
+def batch_curve(window: Window, columns: Columns, samples: Samples, *, time_scale: float) -> BatchCurve | None:
+    """Return what a token took at each batch size, by the records and by the server; None without a gap.
+
+    Args:
+        columns: All requests of the level: those that are not measured were in the batch too.
+    """
+    batches, gaps = batch_of_gaps(window, columns)
+    if not len(gaps):
+        return None
+    reconstructed = _points_of_gaps(batches, gaps / time_scale)
+    steps = _steps(window, samples, time_scale)
+    server = _points_of_steps(*steps) if steps is not None else []
+    return BatchCurve(
+        reconstructed=reconstructed, server=server, disagreement_ratio=_disagreement(reconstructed, server)
+    )
+
+
+def batch_of_gaps(window: Window, columns: Columns) -> tuple[Floats, Floats]:
+    """Return, for the gaps between tokens inside a window, the streams active in their middle, and their wall seconds.
+
+    Of more than MOST_GAPS every second, third ... is taken.
+    """
+    streaming = columns.tokens > 1
+    starts, ends = np.sort(columns.first_s[streaming]), np.sort(columns.last_s[streaming])
+    stride = 1 + int(len(columns.gaps_s) // MOST_GAPS)
+    batches, gaps = [np.zeros(0)], [np.zeros(0)]
+    for chunk in columns.token_chunks():
+        same = chunk.row[1:] == chunk.row[:-1]
+        middle = ((chunk.time_s[1:] + chunk.time_s[:-1]) / 2)[same][::stride]
+        gap = np.diff(chunk.time_s)[same][::stride]
+        inside = (middle >= window.begin_s) & (middle <= window.end_s)
+        active = np.searchsorted(starts, middle, side="right") - np.searchsorted(ends, middle, side="left")
+        batches.append(active[inside].astype(np.float64))
+        gaps.append(gap[inside])
+    return np.concatenate(batches), np.concatenate(gaps)
+
+
+def _bins(largest: float) -> Floats:
+    """Return the edges of the bins of batch sizes up to the largest."""
+    own = np.arange(0.5, min(OWN_BIN_BELOW, largest) + 1.0)
+    if largest <= OWN_BIN_BELOW:
+        return own
+    wider = np.geomspace(OWN_BIN_BELOW + 0.5, largest + 0.5, WIDER_BINS + 1)
+    return np.unique(np.concatenate([own, np.floor(wider) + 0.5]))
+
+
+def _points_of_gaps(batches: Floats, gaps_s: Floats) -> list[BatchPoint]:
+    place = np.digitize(batches, _bins(float(batches.max())))
+    order = np.argsort(place, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(place[order])) + 1)
+    points = []
+    for group in groups:
+        if len(group) >= LEAST_GAPS:
+            p50, p95 = np.percentile(gaps_s[group], [50, 95])
+            mean, batch = gaps_s[group].mean(), batches[group].mean()
+            points.append(BatchPoint(batch=batch, count=len(group), mean_s=mean, p50_s=p50, p95_s=p95))
+    return points
+
+
+def _steps(window: Window, samples: Samples, time_scale: float) -> tuple[Floats, Floats, Floats] | None:
+    """Return, for each pair of samples of a page: batch size, iterations between them, engine seconds of each one.
+
+    An emulated engine tells how long its steps took. Of others the time between the samples is divided by the
+    iterations in it, where sequences were decoding at both: the engine was not idle then.
+    """
+    told = "emulated_step_s" in samples.values
+    counter = samples.values.get("emulated_steps" if told else "iterations")
+    decoding = samples.values.get("decoding")
+    if counter is None or decoding is None:
+        return None
+    spent = samples.values["emulated_step_s"] if told else samples.t_s
+    found = []
+    for page in np.unique(samples.page):
+        here = np.flatnonzero((samples.page == page) & (samples.t_s >= window.begin_s) & (samples.t_s <= window.end_s))
+        here = here[np.isfinite(counter[here]) & np.isfinite(decoding[here])]
+        found += _steps_of_page(counter[here], decoding[here], spent[here] / time_scale)
+    if not found:
+        return None
+    batch, steps, each_s = np.array(found).T
+    return batch, steps, each_s
+
+
+def _steps_of_page(counter: Floats, decoding: Floats, spent_s: Floats) -> list[tuple[float, float, float]]:
+    """Return batch size, iterations, seconds of each, over spans of some iterations in which the engine was never idle.
+
+    A span ends at the first sample with LEAST_STEPS iterations more than the one it began at: of two samples within one
+    iteration neither tells how long it took.
+    """
+    found, begin = [], 0
+    for end in range(1, len(counter)):
+        steps = counter[end] - counter[begin]
+        if steps < 0 or decoding[end] <= 0:  # the server started anew, or had nothing to do
+            begin = end
+        elif steps >= LEAST_STEPS:
+            if decoding[begin] > 0:
+                batch = float(decoding[begin : end + 1].mean())
+                found.append((batch, float(steps), float(spent_s[end] - spent_s[begin]) / float(steps)))
+            begin = end
+    return found
+
+
+def _points_of_steps(batches: Floats, steps: Floats, each_s: Floats) -> list[BatchPoint]:
+    place = np.digitize(batches, _bins(float(batches.max())))
+    points = []
+    for bin_ in np.unique(place):
+        here = place == bin_
+        weight = steps[here]
+        points.append(
+            BatchPoint(
+                batch=float(np.average(batches[here], weights=weight)),
+                count=float(weight.sum()),
+                mean_s=float(np.average(each_s[here], weights=weight)),
+            )
+        )
+    return points
+
+
+def _disagreement(reconstructed: list[BatchPoint], server: list[BatchPoint]) -> float | None:
+    """Return how far the records are from the server, over the batch sizes both know."""
+    if not reconstructed or not server:
+        return None
+    known = [point.batch for point in reconstructed]
+    shared = [point for point in server if known[0] - 0.5 <= point.batch <= known[-1] + 0.5]
+    if not shared:
+        return None
+    means = np.interp([point.batch for point in shared], known, [point.mean_s for point in reconstructed])
+    off = [abs(mean - point.mean_s) / point.mean_s for mean, point in zip(means, shared, strict=True)]
+    return float(np.average(off, weights=[point.count for point in shared]))
+
+
+def _weighted_percentile(values: Ints | Floats, weights: Floats, share: float) -> float:
+    """Return the least value that, with all below it, makes up this share of the weight."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    position = int(np.searchsorted(reached, share * reached[-1]))
+    return float(values[order][min(position, len(values) - 1)])

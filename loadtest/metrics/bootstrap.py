@@ -1,0 +1,288 @@
+"""How far a figure may be off for the sample it is of: confidence intervals by the bootstrap, seeded and vectorized.
+
+What is drawn again is a whole unit: a request with all its gaps in a closed loop, since the gaps of one request
+resemble each other; a block of time with all the requests sent in it in an open one, since requests that meet the same
+queue do. Rates are drawn by blocks of time in both. Intervals are the middle 95 % of the replicates (Efron and
+Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13).
+
+Blocks of time are made long enough that the means of neighbours are no longer correlated, but not fewer than
+LEAST_BLOCKS are left (batch means: Schmeiser, "Batch Size Effects in the Analysis of Simulation Output", Operations
+Research 30(3), 1982: 10 to 30 suffice). More than MOST_UNITS units are dealt into MOST_UNITS hands at random, and the
+hands are drawn again: as good, and a hundred times faster.
+
+A percentile is supported by a sample when a distribution-free interval for it fits inside: when so many independent
+values would pass it at least once with the confidence stated. p99 needs 368 of them, p99.9 needs 3,688.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.results.columns import Floats, Ints
+
+CONFIDENCE = 0.95
+REPLICATES = 1000
+MOST_UNITS = 1000
+LEAST_UNITS = 10
+MOST_BLOCKS, LEAST_BLOCKS = 64, 16
+LEAST_PER_BLOCK = 4
+SEED = 20_261_124
+SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+
+_GRID = 48  # thresholds around each percentile
+_GRID_ERRORS = 6.0  # how many standard errors either side they reach
+_EXACT_BELOW = 500  # values that are all thresholds
+_CHUNK = 2_000_000
+Values: TypeAlias = npt.NDArray[np.floating]
+Range: TypeAlias = tuple[float, float]
+
+
+def needed(share: float) -> int:
+    """Return how many independent values a percentile needs for its interval to fit inside them.
+
+    >>> [needed(share) for share in SHARES.values()]
+    [6, 36, 72, 368, 3688]
+    """
+    return math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(share))
+
+
+def quantiles_of_sorted(ordered: Values, shares: list[float]) -> list[float]:
+    """Return quantiles by linear interpolation between order statistics; `ordered` is sorted and not empty.
+
+    >>> quantiles_of_sorted(np.array([1.0, 2.0, 3.0, 4.0]), [0.5, 1.0])
+    [2.5, 4.0]
+    """
+    found = []
+    for share in shares:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        below, above = float(ordered[low]), float(ordered[min(low + 1, len(ordered) - 1)])
+        found.append(below + (place - low) * (above - below))
+    return found
+
+
+def standard_deviation(values: Values) -> float:
+    """Return the sample's standard deviation, in double precision and without a copy of all values."""
+    mean = float(values.mean(dtype=np.float64))
+    left = sum(float(np.square(values[part] - mean).sum(dtype=np.float64)) for part, _ in _chunks(len(values), None))
+    return math.sqrt(left / (len(values) - 1))
+
+
+def effective_size(values: Values, counts: Ints | None, quantile: float) -> float:
+    """Return how many independent values a sample is worth at a quantile, whose values come in units.
+
+    From the variance of the share above the quantile, with units as clusters: with one value a unit it is their number,
+    where the values of a unit are all alike it is the number of units.
+
+    Args:
+        counts: How many values each unit has, which lie side by side; None: every value is its own.
+    """
+    if counts is None:
+        return float(len(values))
+    has_above = values.max() > quantile
+    passed = _per_owner(values, counts, lambda part: part > quantile if has_above else part >= quantile)
+    mean = float(passed.sum()) / len(values)
+    left = passed - counts * mean
+    variance = float(np.square(left).sum()) / len(values) ** 2
+    return min(mean * (1 - mean) / variance, float(len(values))) if variance > 0 else float(len(values))
+
+
+def _per_owner(values: Values, counts: Ints, wanted: Callable[[Values], npt.NDArray[np.bool_]]) -> Floats:
+    """Return how many of each owner's values are wanted; shape (owners,)."""
+    found = np.zeros(len(counts))
+    for part, owner in _chunks(len(values), counts):
+        found += np.bincount(owner[wanted(values[part])], minlength=len(counts))
+    return found
+
+
+def _chunks(count: int, counts: Ints | None) -> Iterator[tuple[slice, Ints]]:
+    """Yield parts of some values, each with the owner of every value in it; a part ends where an owner's values do."""
+    if counts is None:
+        for begin in range(0, count, _CHUNK):
+            end = min(count, begin + _CHUNK)
+            yield slice(begin, end), np.arange(begin, end)
+        return
+    ends = np.cumsum(counts)
+    first, begin = 0, 0
+    while first < len(counts):
+        last = max(first + 1, int(np.searchsorted(ends, begin + _CHUNK, side="right")))
+        end = int(ends[last - 1])
+        yield slice(begin, end), np.repeat(np.arange(first, last), counts[first:last])
+        first, begin = last, end
+
+
+@dataclass(frozen=True)
+class Resampler:
+    """Draws units again.
+
+    Attributes:
+        unit: Of each request: which unit it belongs to.
+        weights: How often each unit is drawn in each replicate; shape (REPLICATES, units).
+    """
+
+    unit: Ints
+    weights: npt.NDArray[np.float32]
+
+    def replicates(
+        self, values: Values, counts: Ints | None = None, *, ordered: Values | None = None
+    ) -> dict[str, Floats]:
+        """Return the mean and the percentiles of each replicate; each of shape (REPLICATES,).
+
+        Args:
+            values: Not empty.
+            counts: How many values each request has, which lie side by side; None: one.
+            ordered: The values sorted, where they are at hand.
+        """
+        sizes, sums = np.zeros(self._units), np.zeros(self._units)
+        for part, owner in _chunks(len(values), counts):
+            sizes += np.bincount(self.unit[owner], minlength=self._units)
+            sums += np.bincount(self.unit[owner], weights=values[part], minlength=self._units)
+        total = np.maximum(self.weights @ sizes.astype(np.float32), 1.0).astype(np.float64)
+        found = {"mean": (self.weights.astype(np.float64) @ sums) / total}
+        thresholds = self._thresholds(np.sort(values) if ordered is None else ordered, values, counts, sizes)
+        below = self.weights @ self._counts_below(values, counts, thresholds)
+        for name, share in SHARES.items():
+            found[name] = _inverted(below, thresholds, share * (total - 1) + 1)
+        return found
+
+    @property
+    def _units(self) -> int:
+        return int(self.weights.shape[1])
+
+    def _thresholds(self, ordered: Values, values: Values, counts: Ints | None, sizes: Floats) -> Values:
+        """Return the values at which replicates are counted: all of few, else some around each percentile."""
+        last = len(ordered) - 1
+        if last < _EXACT_BELOW:
+            return np.unique(ordered)
+        places = [np.linspace(0, last, _GRID)]
+        for share, quantile in zip(SHARES.values(), quantiles_of_sorted(ordered, list(SHARES.values())), strict=True):
+            below = np.zeros(self._units)
+            for part, owner in _chunks(len(values), counts):
+                below += np.bincount(self.unit[owner[values[part] <= quantile]], minlength=self._units)
+            error = max(math.sqrt(float(np.square(below - share * sizes).sum())), 1.0) * _GRID_ERRORS
+            places.append(np.linspace(share * last - error, share * last + error, _GRID).clip(0, last))
+        return np.unique(ordered[np.unique(np.concatenate(places).round().astype(np.int64))])
+
+    def _counts_below(self, values: Values, counts: Ints | None, thresholds: Values) -> npt.NDArray[np.float32]:
+        """Return how many values of each unit are below, and at or below, each threshold; (units, 2 thresholds)."""
+        columns = 2 * len(thresholds)
+        found = np.zeros(self._units * columns, dtype=np.int64)
+        for part, owner in _chunks(len(values), counts):
+            place = np.searchsorted(thresholds, values[part], side="left").clip(0, len(thresholds) - 1)
+            place = 2 * place + (values[part] >= thresholds[place])
+            found += np.bincount(self.unit[owner] * columns + place, minlength=len(found))
+        return np.cumsum(found.reshape(self._units, columns), axis=1).astype(np.float32)
+
+
+def by_requests(count: int, *, seed: int = SEED) -> Resampler | None:
+    """Return what draws requests again; None where there are too few."""
+    if count < LEAST_UNITS:
+        return None
+    rng = np.random.default_rng(seed)
+    units = min(count, MOST_UNITS)
+    dealt = np.arange(count, dtype=np.int64) % units
+    return Resampler(rng.permutation(dealt) if count > units else dealt, _weights(units, rng))
+
+
+def by_blocks(at_s: Floats, values: Floats, *, seed: int = SEED) -> Resampler | None:
+    """Return what draws blocks of time again; None where there are too few requests for LEAST_UNITS blocks.
+
+    Args:
+        at_s: When each request was to be sent.
+        values: What shows how long the requests go on resembling each other: their latencies.
+    """
+    most = min(MOST_BLOCKS, len(at_s) // LEAST_PER_BLOCK)
+    span_s = float(np.ptp(at_s)) if len(at_s) else 0.0
+    if most < LEAST_UNITS or span_s <= 0:
+        return None
+    bins = ((at_s - at_s.min()) / span_s * most).astype(np.int64).clip(0, most - 1)
+    sums, sizes = np.bincount(bins, weights=values, minlength=most), np.bincount(bins, minlength=most)
+    blocks = _block_count(sums, sizes)
+    unit = bins * blocks // most
+    return Resampler(unit, _weights(blocks, np.random.default_rng(seed)))
+
+
+def rate_replicates(counts: Floats, *, seed: int = SEED) -> Floats | None:
+    """Return the mean count of a bin in each replicate, blocks of bins drawn again; None where there are too few.
+
+    Args:
+        counts: What happened in each of some equal, consecutive bins of time.
+    """
+    most = min(MOST_BLOCKS, len(counts))
+    if most < LEAST_UNITS or counts.sum() <= 0:
+        return None
+    bins = np.arange(len(counts)) * most // len(counts)
+    sums, sizes = np.bincount(bins, weights=counts, minlength=most), np.bincount(bins, minlength=most)
+    blocks = _block_count(sums, sizes)
+    block = np.arange(most) * blocks // most
+    weights = _weights(blocks, np.random.default_rng(seed)).astype(np.float64)
+    found: Floats = (weights @ np.bincount(block, weights=sums)) / (weights @ np.bincount(block, weights=sizes))
+    return found
+
+
+def middle(replicates: Floats) -> Range:
+    """Return between what the middle of the replicates lies."""
+    edge = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(replicates, [edge, 1 - edge])
+    return float(low), float(high)
+
+
+def wilson(good: int, count: int) -> Range:
+    """Return the score interval of a share (Wilson, JASA 22, 1927): inside 0 to 1, and never of no width.
+
+    >>> tuple(round(end, 4) for end in wilson(10, 10))
+    (0.7225, 1.0)
+    """
+    z = 1.959963984540054
+    share = good / count
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _weights(units: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    drawn = rng.integers(0, units, size=(REPLICATES, units)) + np.arange(REPLICATES)[:, None] * units
+    counts = np.bincount(drawn.ravel(), minlength=REPLICATES * units)
+    return counts.reshape(REPLICATES, units).astype(np.float32)
+
+
+def _block_count(sums: Values | Ints, sizes: Ints) -> int:
+    """Return into how many blocks to join the finest ones, so that the means of neighbours are not correlated."""
+    blocks = len(sums)
+    while blocks // 2 >= LEAST_BLOCKS:
+        block = np.arange(len(sums)) * blocks // len(sums)
+        filled = np.bincount(block, weights=sizes)
+        means = np.bincount(block, weights=sums)[filled > 0] / filled[filled > 0]
+        if abs(_lag_one(means)) < 2 / math.sqrt(len(means)):
+            break
+        blocks //= 2
+    return blocks
+
+
+def _lag_one(values: Floats) -> float:
+    """Return the correlation of values with their neighbours."""
+    left = values - values.mean()
+    total = float(np.square(left).sum())
+    return float((left[:-1] * left[1:]).sum()) / total if total > 0 else 0.0
+
+
+def _inverted(below: npt.NDArray[np.float32], thresholds: Values, target: Floats) -> Floats:
+    """Return the value at each replicate's rank, from 1: a threshold, or between two of them.
+
+    A threshold that so many values are equal to holds all their ranks: from one past those below it to those at it.
+    """
+    first = np.minimum(below[:, 0::2] + 1, below[:, 1::2])
+    ranks = np.stack([first, below[:, 1::2]], axis=2).reshape(len(target), -1)
+    ends = np.repeat(thresholds, 2).astype(np.float64)
+    rows = np.arange(len(target))
+    place = (ranks < target[:, None].astype(np.float32)).sum(axis=1).clip(1, ranks.shape[1] - 1)
+    low, high = ranks[rows, place - 1].astype(np.float64), ranks[rows, place].astype(np.float64)
+    part = np.where(high > low, (target - low) / np.maximum(high - low, 1e-9), 1.0).clip(0.0, 1.0)
+    found: Floats = ends[place - 1] + part * (ends[place] - ends[place - 1])
+    return found

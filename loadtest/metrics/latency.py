@@ -1,0 +1,151 @@
+"""Latencies of one level's requests: which are counted, from when, and how they are spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.metrics import bootstrap
+from loadtest.metrics.bootstrap import SHARES, Range, Resampler
+from loadtest.metrics.steady_state import Cut, cut_of, window_of
+from loadtest.metrics.summary import Spread
+from loadtest.results.columns import Columns, Floats, Ints, columns_of
+from loadtest.results.records import Level, RequestRecord
+
+_Values = npt.NDArray[np.floating]
+
+
+class Counted(NamedTuple):
+    """One level's requests, ready to be counted.
+
+    Attributes:
+        all: Of every phase.
+        measured: Those of phase `measure`.
+        good: Of those, the ones latencies are of.
+    """
+
+    level: Level
+    all: Columns
+    measured: Columns
+    good: Columns
+    cut: Cut
+    time_scale: float
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests were sent by the clock."""
+        return self.level.concurrency is None
+
+    @property
+    def begin_s(self) -> Floats:
+        """When a user's clock started, of the good requests."""
+        return self.good.scheduled_s if self.is_open else self.good.sent_s
+
+
+def counted(level: Level, records: Columns | Iterable[RequestRecord], *, time_scale: float, settles: bool) -> Counted:
+    """Return one level's requests with its window cut to where it had settled.
+
+    Nothing is cut of a level that was ended early, whose last requests are those that ended first, nor where the cut
+    would leave less than half of the good requests.
+    """
+    columns = columns_of(records)
+    window = window_of(level, columns)
+    whole = Cut(window, 0.0, 0.0)
+    cut = cut_of(window, columns, is_open=level.concurrency is None) if settles and not level.sufficed else whole
+    measured = columns.select(columns.measured)
+    good = measured.good
+    inside = good & (measured.sent_s >= cut.window.begin_s) & (measured.sent_s <= cut.window.end_s)
+    if cut.is_cut and 2 * int(inside.sum()) >= int(good.sum()):
+        good = inside
+    elif cut.is_cut:
+        cut = whole
+    return Counted(level, columns, measured, measured.select(good), cut, time_scale)
+
+
+def spread(
+    wall_s: Sequence[float] | _Values,
+    time_scale: float = 1.0,
+    *,
+    counts: Ints | None = None,
+    resampler: Resampler | None = None,
+) -> Spread | None:
+    """Return how durations are spread, in engine seconds; None when there are none.
+
+    Args:
+        counts: How many each request has, which lie side by side; None: one.
+        resampler: What draws the requests again for confidence intervals; None: there are none.
+
+    >>> spread([1.0, 2.0, 3.0, 4.0]).p50
+    2.5
+    """
+    if not len(wall_s):
+        return None
+    values = np.asarray(wall_s)
+    ordered = np.sort(values)
+    quantiles = dict(zip(SHARES, bootstrap.quantiles_of_sorted(ordered, list(SHARES.values())), strict=True))
+    spread_of = None if resampler is None else resampler.replicates(values, counts, ordered=ordered)
+    unsupported = tuple(name for name in SHARES if not _is_supported(values, counts, SHARES[name], quantiles[name]))
+    known = {name: quantile / time_scale for name, quantile in quantiles.items()}
+    return Spread(
+        count=len(values),
+        mean=float(values.mean(dtype=np.float64)) / time_scale,
+        min=float(ordered[0]) / time_scale,
+        max=float(ordered[-1]) / time_scale,
+        sd=bootstrap.standard_deviation(values) / time_scale if len(values) > 1 else None,
+        ci=None if spread_of is None else _ranges(spread_of, unsupported, time_scale),
+        unsupported=unsupported,
+        **known,
+    )
+
+
+def _ranges(replicates: dict[str, Floats], unsupported: tuple[str, ...], time_scale: float) -> dict[str, Range]:
+    ranges = {name: bootstrap.middle(found) for name, found in replicates.items() if name not in unsupported}
+    return {name: (low / time_scale, high / time_scale) for name, (low, high) in ranges.items()}
+
+
+def _is_supported(values: _Values, counts: Ints | None, share: float, quantile: float) -> bool:
+    needed = bootstrap.needed(share)
+    return len(values) >= needed and bootstrap.effective_size(values, counts, quantile) >= needed
+
+
+def resampler_of(found: Counted, *, seed: int = bootstrap.SEED) -> Resampler | None:
+    """Return what draws a level's good requests again: by time in an open loop, one by one in a closed one."""
+    if found.is_open:
+        return bootstrap.by_blocks(found.good.scheduled_s, found.good.done_s - found.begin_s, seed=seed)
+    return bootstrap.by_requests(len(found.good), seed=seed)
+
+
+def latencies_of(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
+    """Return each latency's values in wall seconds, and how many each request has where it is not one."""
+    good = found.good
+    values: dict[str, tuple[_Values, Ints | None]] = {
+        "ttft_s": (good.first_s - good.sent_s, None),
+        "itl_s": (good.gaps_s, np.diff(good.starts)),
+        "tpot_s": _known(good.tpot_s),
+        "e2e_s": (good.done_s - good.sent_s, None),
+        "ttst_s": _known(good.second_s - good.first_s),
+        "normalized_s": ((good.done_s - good.sent_s) / np.maximum(good.tokens, 1), None),
+        "queue_s": _known(good.queue_s),
+    }
+    if found.is_open:
+        values["ttft_scheduled_s"] = (good.first_s - good.scheduled_s, None)
+        values["e2e_scheduled_s"] = (good.done_s - good.scheduled_s, None)
+    return values
+
+
+def _known(values: Floats) -> tuple[_Values, Ints | None]:
+    """Return the values that are known, and how many each request has unless all have one."""
+    is_known = np.isfinite(values)
+    return (values, None) if is_known.all() else (values[is_known], is_known.astype(np.int64))
+
+
+def spreads_of(found: Counted, *, confidence: bool) -> dict[str, Any]:
+    """Return every latency's spread by its key in the summary."""
+    resampler = resampler_of(found) if confidence else None
+    return {
+        name: spread(values, found.time_scale, counts=counts, resampler=resampler)
+        for name, (values, counts) in latencies_of(found).items()
+    }

@@ -1,0 +1,115 @@
+"""Run folders read whole: records as columns, samples as arrays; what every way of reporting begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from engines.errors import UserError
+from engines.files import Source, source_of
+from loadtest.metrics.batch_size import Samples, samples_of
+from loadtest.metrics.summarize import summarize
+from loadtest.metrics.summary import Summary
+from loadtest.metrics.timeline import RunDetail, detail_of
+from loadtest.results.columns import Columns, columns_of
+from loadtest.results.records import (
+    REQUESTS_NAME,
+    RUN_NAME,
+    SAMPLES_NAME,
+    RunManifest,
+    Sample,
+    read_records,
+    read_run,
+    read_samples,
+)
+from loadtest.scenario.slo import Objectives
+
+
+class LoadedRun(NamedTuple):
+    """One run folder.
+
+    Attributes:
+        name: What it is called among the runs given.
+    """
+
+    folder: Path
+    name: str
+    manifest: RunManifest
+    columns: Columns
+    samples: list[Sample]
+
+    @property
+    def sampled(self) -> Samples:
+        """The samples as arrays."""
+        return samples_of(self.samples)
+
+    def summary(self, objectives: Objectives | None = None, *, confidence: bool = True) -> Summary:
+        """Return the run's figures, each level with the run's name."""
+        found = summarize(self.manifest, self.columns, self.samples, objectives=objectives, confidence=confidence)
+        return found.model_copy(
+            update={
+                "runs": [run.model_copy(update={"name": self.name}) for run in found.runs],
+                "levels": [level.model_copy(update={"run": self.name}) for level in found.levels],
+            }
+        )
+
+    def detail(self) -> RunDetail:
+        """Return the run's distributions and timeline."""
+        return detail_of(self.name, self.manifest, self.columns, self.sampled)
+
+    def sources(self) -> list[Source]:
+        """Return the run's files with their hashes."""
+        files = [self.folder / name for name in (RUN_NAME, REQUESTS_NAME, SAMPLES_NAME)]
+        return [source_of(path) for path in files if path.is_file()]
+
+
+def load_runs(folders: Sequence[Path]) -> list[LoadedRun]:
+    """Read run folders.
+
+    Raises:
+        UserError: A folder is no run or is given twice, or a line does not fit.
+    """
+    _refuse_unusable(folders)
+    return [_load(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+
+
+def refuse_mixed_kinds(runs: Sequence[LoadedRun], *, hint: str) -> None:
+    """Refuse runs of several kinds.
+
+    Raises:
+        UserError: They are; each run's kind is said.
+    """
+    if len({run.manifest.kind for run in runs}) > 1:
+        found = ", ".join(f"{run.folder} is {run.manifest.kind}" for run in runs)
+        raise UserError(f"runs of different kinds cannot share a report: {found}", hint=hint)
+
+
+def _refuse_unusable(folders: Sequence[Path]) -> None:
+    if not folders:
+        raise UserError("no run folder given", hint="report-load RUN_DIR...")
+    for folder in folders:
+        if not (folder / RUN_NAME).is_file():
+            raise UserError(
+                f"{folder}: not a run folder: no {RUN_NAME} in it", hint="run-load and predict-load --out make them"
+            )
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("the same run is given twice")
+
+
+def _load(folder: Path, name: str) -> LoadedRun:
+    manifest = read_run(folder)
+    try:
+        return LoadedRun(folder, name, manifest, columns_of(read_records(folder)), list(read_samples(folder)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{folder}: a line of {error.title}: {key}: {first['msg']}") from error
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Name runs by their folders; by their paths where two folders have one name."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

@@ -1,0 +1,171 @@
+"""Spans of time a level's figures are of: where the load was what was asked for, and where it had settled.
+
+The window. In a closed loop: from the first to the last instant, while measuring, with as many requests in flight as
+the level has users (`steady`); where that is less than a tenth of the level, or never happened, the whole measurement
+(`whole`). In an open loop: as long as requests were sent.
+
+The cut. Within the window, the warm-up that is left is found by MSER-5: the beginning is dropped at the place that
+makes the standard error of what remains least, over the means of five bins each, and never beyond half of it (White,
+"An Effective Truncation Heuristic for Bias Reduction in Simulation Output", Simulation 69(6), 1997; five at a time:
+Spratt, University of Virginia, 1998). The cool-down is the same rule on the bins in reverse. Bins hold the requests
+in flight and the tokens that arrived. A cut is made only where what it leaves out differs from what it keeps by more
+than three standard errors and by more than a twentieth: the rule alone would also trim plain noise.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from loadtest.results.columns import Columns, Floats, Ints
+from loadtest.results.records import Level
+
+STEADY_LEAST_RATIO = 0.1
+MSER_BATCH = 5
+LEAST_BINS = 50  # ten batches of five
+MOST_BINS = 400
+LEAST_REQUESTS = 100  # below, a bin would hold hardly a request
+TOKENS_PER_BIN = 20
+CUT_STANDARD_ERRORS = 3.0
+CUT_RATIO = 0.05
+GROWN_RATIO = 1.25
+
+
+class Window(NamedTuple):
+    """A span of a level, wall seconds since the run began."""
+
+    begin_s: float
+    end_s: float
+    kind: Literal["steady", "whole"]
+
+    @property
+    def length_s(self) -> float:
+        """How long it is."""
+        return max(0.0, self.end_s - self.begin_s)
+
+
+class Cut(NamedTuple):
+    """What of a window had settled.
+
+    Attributes:
+        growing: Requests in flight grew to the end: there is no steady state to find.
+    """
+
+    window: Window
+    warmup_s: float
+    cooldown_s: float
+    growing: bool = False
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether anything is left out."""
+        return self.warmup_s > 0 or self.cooldown_s > 0
+
+
+def window_of(level: Level, columns: Columns) -> Window:
+    """Return the span in which the level had all its users at work, or all of it."""
+    whole = Window(level.measure_s, level.end_s, "whole")
+    if level.concurrency is None:  # an open loop offers its load from beginning to end, then lets it drain
+        ends_s = float(columns.scheduled_s.max()) if len(columns) else level.end_s
+        return Window(level.measure_s, ends_s, "steady")
+    instants = _full_instants(level.concurrency, columns)
+    if instants is None:
+        return whole
+    steady = Window(max(instants[0], whole.begin_s), min(instants[1], whole.end_s), "steady")
+    return steady if steady.length_s > STEADY_LEAST_RATIO * whole.length_s else whole
+
+
+def _full_instants(concurrency: int, columns: Columns) -> tuple[float, float] | None:
+    """Return the first and the last instant at which so many requests were in flight."""
+    instants = np.concatenate([columns.sent_s, columns.done_s])
+    changes = np.concatenate([np.ones(len(columns)), -np.ones(len(columns))])
+    order = np.lexsort((changes, instants))  # an end sorts before a start of the same instant
+    after = np.cumsum(changes[order])
+    full = np.flatnonzero(after >= concurrency)
+    if not len(full) or full[-1] + 1 >= len(order):
+        return None
+    return float(instants[order[full[0]]]), float(instants[order[full[-1] + 1]])
+
+
+def cut_of(window: Window, columns: Columns, *, is_open: bool) -> Cut:
+    """Return what of a window had settled; all of it where there is too little to tell."""
+    nothing = Cut(window, 0.0, 0.0)
+    bins = min(MOST_BINS, int(columns.tokens.sum()) // TOKENS_PER_BIN)
+    if bins < LEAST_BINS or len(columns) < LEAST_REQUESTS or window.length_s <= 0:
+        return nothing
+    edges = np.linspace(window.begin_s, window.end_s, bins + 1)
+    in_flight = mean_count(edges, columns.sent_s, columns.done_s)
+    if is_open and is_growing(in_flight):
+        return nothing._replace(growing=True)
+    watched = [in_flight, arrivals_in(edges, columns).astype(np.float64)]
+    warmup = max(settled_after(values) for values in watched)
+    cooldown = max(settled_after(values[::-1]) for values in watched)
+    width_s = window.length_s / bins
+    begin_s, end_s = window.begin_s + warmup * width_s, window.end_s - cooldown * width_s
+    if end_s - begin_s < window.length_s / 2:
+        return nothing
+    return Cut(Window(begin_s, end_s, window.kind), warmup * width_s, cooldown * width_s)
+
+
+def settled_after(values: Floats) -> int:
+    """Return how many values from the beginning are not like the rest, by MSER-5; a multiple of five.
+
+    >>> settled_after(np.concatenate([np.linspace(0, 10, 20), np.tile([9.0, 11.0, 10.0, 10.5, 9.5], 30)]))
+    20
+    """
+    means = values[: len(values) // MSER_BATCH * MSER_BATCH].reshape(-1, MSER_BATCH).mean(axis=1)
+    if len(means) < LEAST_BINS // MSER_BATCH:
+        return 0
+    dropped = mser(means)
+    kept = means[dropped:]
+    if dropped == 0:
+        return 0
+    error = float(kept.std(ddof=1)) / math.sqrt(len(kept))
+    apart = abs(float(means[:dropped].mean() - kept.mean()))
+    is_cut = apart > CUT_STANDARD_ERRORS * error and apart > CUT_RATIO * abs(float(kept.mean()))
+    return dropped * MSER_BATCH if is_cut else 0
+
+
+def mser(values: Floats) -> int:
+    """Return how many values to drop so that the standard error of the rest is least; at most half of them."""
+    count = len(values)
+    from_here = np.arange(count, 0, -1)
+    sums = np.cumsum(values[::-1])[::-1]
+    squares = np.cumsum(np.square(values)[::-1])[::-1]
+    spread = np.maximum(squares - sums**2 / from_here, 0.0) / from_here.astype(np.float64) ** 2
+    return int(np.argmin(spread[: count // 2 + 1]))
+
+
+def is_growing(in_flight: Floats) -> bool:
+    """Whether requests in flight grew from each quarter to the next, and by a quarter or more in all."""
+    means = [float(part.mean()) for part in np.array_split(in_flight, 4)]
+    rises = all(later > earlier for earlier, later in pairwise(means))
+    return rises and means[-1] > GROWN_RATIO * means[1] and means[-1] - means[1] > 1.0
+
+
+def mean_count(edges: Floats, begins_s: Floats, ends_s: Floats) -> Floats:
+    """Return how many of some spans covered each bin, averaged over its time; shape (bins,)."""
+    return np.diff(_spent(edges, begins_s) - _spent(edges, ends_s)) / np.diff(edges)
+
+
+def _spent(at_s: Floats, since_s: Floats) -> Floats:
+    """Return the time all clocks together have run at each instant, each started at its own."""
+    known = np.sort(since_s[np.isfinite(since_s)])
+    started = np.searchsorted(known, at_s, side="right")
+    sums = np.concatenate([[0.0], np.cumsum(known)])
+    found: Floats = at_s * started - sums[started]
+    return found
+
+
+def arrivals_in(edges: Floats, columns: Columns) -> Ints:
+    """Return how many tokens arrived in each of some equal bins; shape (bins,)."""
+    bins = len(edges) - 1
+    counts = np.zeros(bins, dtype=np.int64)
+    for chunk in columns.token_chunks():
+        inside = chunk.time_s[(chunk.time_s >= edges[0]) & (chunk.time_s <= edges[-1])]
+        places = ((inside - edges[0]) / (edges[-1] - edges[0]) * bins).astype(np.int64)
+        counts += np.bincount(places.clip(0, bins - 1), minlength=bins)
+    return counts

@@ -1,0 +1,286 @@
+"""The schema of `summary.json`: every figure with its unit. docs/reference/summary.md is made from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from engines.files import Document, Strict
+from loadtest.results.records import Doubt, Kind, ServerFacts
+
+PERCENTILES_NOTE = (
+    "exact, by linear interpolation between order statistics; inter-token latencies are pooled over all gaps of a "
+    "level's successful requests, so that one stall among many tokens stays visible"
+)
+CONFIDENCE_NOTE = (
+    "95 %, by bootstrap: over requests in a closed loop, over blocks of time in an open one and for rates; "
+    "they say how far this run may be off for its length, not how runs differ"
+)
+
+Range: TypeAlias = tuple[float, float]
+
+
+class Spread(Strict):
+    """How one quantity is spread; all in the quantity's unit."""
+
+    count: Annotated[int, Field(description="Values it is of.")]
+    mean: Annotated[float, Field(description="Arithmetic mean.")]
+    p50: Annotated[float, Field(description="Median.")]
+    p90: Annotated[float, Field(description="90th percentile.")]
+    p95: Annotated[float, Field(description="95th percentile.")]
+    p99: Annotated[float, Field(description="99th percentile.")]
+    max: Annotated[float, Field(description="Largest value.")]
+    p999: Annotated[float | None, Field(description="99.9th percentile.")] = None
+    min: Annotated[float | None, Field(description="Smallest value.")] = None
+    sd: Annotated[float | None, Field(description="Standard deviation of the sample; null of one value.")] = None
+    ci: Annotated[
+        dict[str, Range] | None,
+        Field(description="Confidence intervals by statistic (`mean`, `p50` ...); null where none was computed."),
+    ] = None
+    unsupported: Annotated[
+        tuple[str, ...],
+        Field(description="Percentiles the sample is too small for: p99 needs 368 independent values, p99.9 3,688."),
+    ] = ()
+
+
+class BatchSpread(Strict):
+    """How many sequences were decoding at a time."""
+
+    mean: Annotated[float, Field(description="Mean; of the client's count weighted by time.")]
+    p50: Annotated[float, Field(description="Median.")]
+    p95: Annotated[float, Field(description="95th percentile.")]
+    max: Annotated[float, Field(description="Most.")]
+
+
+class Interval(Strict):
+    """Where a predicted mean lies with a probability of `share`."""
+
+    share: Annotated[float, Field(description="Probability, 0 to 1.")]
+    low: Annotated[float, Field(description="Lower end.")]
+    mean: Annotated[float, Field(description="The mean predicted.")]
+    high: Annotated[float, Field(description="Upper end.")]
+
+
+class BatchPoint(Strict):
+    """What one iteration took at one batch size; seconds."""
+
+    batch: Annotated[float, Field(description="Sequences decoding, mean of those in this bin.")]
+    count: Annotated[float, Field(description="Gaps between tokens, or the server's iterations, that it is of.")]
+    mean_s: Annotated[float, Field(description="Mean, engine seconds.")]
+    p50_s: Annotated[float | None, Field(description="Median; null by the server, who tells means alone.")] = None
+    p95_s: Annotated[float | None, Field(description="95th percentile; null as above.")] = None
+
+
+class BatchCurve(Strict):
+    """Latency against the batch size it was had at, moment by moment."""
+
+    reconstructed: Annotated[
+        list[BatchPoint],
+        Field(description="From the records: each gap between tokens, by the streams that were active in its middle."),
+    ]
+    server: Annotated[
+        list[BatchPoint],
+        Field(description="By the server: time an iteration took between two samples, by its own batch size."),
+    ]
+    disagreement_ratio: Annotated[
+        float | None,
+        Field(description="Mean distance of the two over the server's, weighted by iterations; null without both."),
+    ] = None
+
+
+class Steady(Strict):
+    """What was cut from a level before its figures were computed."""
+
+    method: Annotated[str, Field(description="How it was found.")]
+    warmup_s: Annotated[float, Field(description="Cut from the beginning, engine seconds.")]
+    cooldown_s: Annotated[float, Field(description="Cut from the end, engine seconds.")]
+    requests_cut: Annotated[int, Field(description="Measured requests that are in no latency for it.")]
+    growing: Annotated[
+        bool, Field(description="Requests in flight grew to the end: more was asked than could be done.")
+    ] = False
+
+
+class Gpus(Strict):
+    """The GPUs beside the server, means over the window; null what was not told."""
+
+    power_w: Annotated[float | None, Field(description="Watts, all GPUs together.")] = None
+    memory_bytes: Annotated[float | None, Field(description="Bytes in use, all GPUs together.")] = None
+    busy_ratio: Annotated[float | None, Field(description="Share of time with a kernel running, mean over GPUs.")] = (
+        None
+    )
+
+
+class ClassSummary(Strict):
+    """One class of a mix: its requests alone."""
+
+    name: Annotated[str, Field(description="The class.")]
+    requests: Annotated[int, Field(description="Measured requests, failed ones included.")]
+    errors: Annotated[int, Field(description="Of those, the ones that did not end well.")]
+    prompt_tokens: Annotated[float, Field(description="Prompt length, mean tokens.")]
+    output_tokens: Annotated[float, Field(description="Reply length of the good ones, mean tokens.")]
+    ttft_s: Annotated[Spread | None, Field(description="As of the level.")]
+    itl_s: Annotated[Spread | None, Field(description="As of the level.")]
+    tpot_s: Annotated[Spread | None, Field(description="As of the level.")]
+    e2e_s: Annotated[Spread | None, Field(description="As of the level.")]
+    goodput: Annotated[float | None, Field(description="Share that kept every limit of the objectives.")] = None
+
+
+class LevelSummary(Strict):
+    """One level's figures; durations in engine seconds, rates per engine second."""
+
+    run: Annotated[str | None, Field(description="Which run the level is of, where there are several.")] = None
+    concurrency: Annotated[int | None, Field(description="Users of a closed loop; null in an open one.")]
+    rate_per_s: Annotated[float | None, Field(description="Requests a second asked for; null in a closed loop.")] = None
+    isl: Annotated[int, Field(description="Prompt length asked for, tokens.")]
+    osl: Annotated[int, Field(description="Reply length asked for, tokens.")]
+    complete: Annotated[bool, Field(description="Whether all requests asked for were measured.")]
+    requests: Annotated[int, Field(description="Measured requests, failed ones included.")]
+    errors: Annotated[int, Field(description="Of those, the ones that did not end well; they are in no latency.")]
+    errors_by_outcome: Annotated[dict[str, int], Field(description="The same by outcome.")]
+    ttft_s: Annotated[Spread | None, Field(description="Time to first token, since the request was sent.")]
+    itl_s: Annotated[
+        Spread | None, Field(description="Inter-token latency: every gap between tokens, pooled over requests.")
+    ]
+    tpot_s: Annotated[Spread | None, Field(description="Time per output token: each request's mean gap.")]
+    e2e_s: Annotated[Spread | None, Field(description="End to end: sent until the reply had ended.")]
+    window: Annotated[
+        Literal["steady", "whole"],
+        Field(description="Span of the rates and batch sizes: the load as asked for, or the whole measurement."),
+    ]
+    window_s: Annotated[float, Field(description="Its length, after the cut.")]
+    output_tokens_per_s: Annotated[
+        float | None, Field(description="Tokens that arrived in the window, of failed requests too.")
+    ]
+    requests_per_s: Annotated[
+        float | None, Field(description="Requests in the window, each by the share of its time inside.")
+    ]
+    batch_size: Annotated[
+        BatchSpread | None, Field(description="Sequences decoding by the server's count; null where it told none.")
+    ]
+    batch_size_client: Annotated[
+        BatchSpread | None, Field(description="Requests between first and last token, by the records.")
+    ]
+    kv_blocks_used: Annotated[float | None, Field(description="KV cache blocks in use, mean; null as above.")]
+    waiting: Annotated[float | None, Field(description="Requests at the server in no iteration, mean; null as above.")]
+    goodput: Annotated[
+        float | None, Field(description="Share of measured requests that kept every limit; null without objectives.")
+    ] = None
+    intervals: Annotated[
+        dict[str, Interval] | None,
+        Field(description="Of a calibrated prediction: where the means of `tokens_per_s`, `itl_s`, `ttft_s` lie."),
+    ] = None
+    ttft_scheduled_s: Annotated[
+        Spread | None,
+        Field(description="Time to first token since the request was meant to be sent; null in a closed loop."),
+    ] = None
+    e2e_scheduled_s: Annotated[
+        Spread | None, Field(description="End to end since the request was meant to be sent; null as above.")
+    ] = None
+    ttst_s: Annotated[Spread | None, Field(description="Time from the first token to the second.")] = None
+    normalized_s: Annotated[Spread | None, Field(description="End to end over the tokens of the reply.")] = None
+    queue_s: Annotated[Spread | None, Field(description="Time in the server's queue; null where it does not tell.")] = (
+        None
+    )
+    input_tokens_per_s: Annotated[
+        float | None, Field(description="Prompt tokens of the requests in the window, counted as those are.")
+    ] = None
+    rates_ci: Annotated[
+        dict[str, Range] | None,
+        Field(description="Confidence intervals of `output_tokens_per_s`, `requests_per_s`; null: none was computed."),
+    ] = None
+    goodput_ci: Annotated[
+        Range | None, Field(description="Confidence interval of `goodput`, by Wilson's score; null as above.")
+    ] = None
+    errors_by_text: dict[str, int] = Field(
+        default_factory=dict, description="Failed requests by what was said; the ten most frequent."
+    )
+    bundled_tokens: Annotated[
+        int, Field(description="Tokens that came in one response with the one before: their gap is nothing.")
+    ] = 0
+    cached_ratio: Annotated[
+        float | None, Field(description="Prompt tokens the server found in its cache; null where it does not tell.")
+    ] = None
+    kv_ratio: Annotated[float | None, Field(description="Share of the KV cache in use, mean; null as above.")] = None
+    gpus: Annotated[Gpus | None, Field(description="The GPUs; null where no page told of them.")] = None
+    steady: Annotated[
+        Steady | None, Field(description="What was cut; null where the load was not meant to settle.")
+    ] = None
+    batch_curve: Annotated[BatchCurve | None, Field(description="Latency by batch size; null without a gap.")] = None
+    classes: Annotated[
+        tuple[ClassSummary, ...], Field(description="Each class of a mix; empty where there is one.")
+    ] = ()
+
+    @property
+    def offered(self) -> float:
+        """How much was asked of the server: users of a closed loop, requests a second of an open one."""
+        return self.concurrency if self.concurrency is not None else self.rate_per_s or 0.0
+
+    @property
+    def load(self) -> str:
+        """The same in words."""
+        return str(self.concurrency) if self.concurrency is not None else f"{self.offered:g}/s"
+
+    @property
+    def felt_ttft_s(self) -> Spread | None:
+        """Time to first token as a user feels it: in an open loop since the request was meant to be sent."""
+        return self.ttft_scheduled_s or self.ttft_s
+
+    @property
+    def felt_e2e_s(self) -> Spread | None:
+        """End to end likewise."""
+        return self.e2e_scheduled_s or self.e2e_s
+
+    def figure(self, name: str) -> float | None:
+        """Return one figure by its name, as in `itl_s p99` or `goodput`; None where there is none.
+
+        Time to first token and end to end are as a user feels them.
+        """
+        quantity, _, statistic = name.partition(" ")
+        found = {"ttft_s": self.felt_ttft_s, "e2e_s": self.felt_e2e_s}.get(quantity) or getattr(self, quantity)
+        value = getattr(found, statistic) if statistic and found is not None else found
+        return value if isinstance(value, int | float) else None
+
+
+class RunFacts(Strict):
+    """What a summary keeps of each run it is of."""
+
+    name: Annotated[str, Field(description="The run's folder, or its path where two have one name.")]
+    label: Annotated[str, Field(description="What its figures are marked with.")]
+    time_scale: Annotated[float, Field(description="Wall seconds of one engine second.")]
+    scenario: Annotated[str, Field(description="The scenario's name.")]
+    server: Annotated[ServerFacts, Field(description="What the server said of itself.")]
+    interrupted: Annotated[str | None, Field(description="Why it ended early; null when it was whole.")]
+
+
+class Repeat(Strict):
+    """One figure of one level over several runs of the same scenario."""
+
+    load: Annotated[str, Field(description="The level's load in words.")]
+    isl: Annotated[int, Field(description="Prompt length asked for, tokens.")]
+    osl: Annotated[int, Field(description="Reply length asked for, tokens.")]
+    quantity: Annotated[str, Field(description="As in `itl_s p50` or `output_tokens_per_s`.")]
+    runs: Annotated[int, Field(description="How many runs.")]
+    mean: Annotated[float, Field(description="Mean over runs.")]
+    min: Annotated[float, Field(description="Least.")]
+    max: Annotated[float, Field(description="Most.")]
+    sd: Annotated[float, Field(description="Standard deviation between runs.")]
+
+
+class Summary(Document):
+    """`summary.json`: the figures of one run, or of several of one kind."""
+
+    kind: Annotated[Kind, Field(description="measured, emulated or predicted.")]
+    label: Annotated[str, Field(description="What every figure is marked with.")]
+    time_scale: Annotated[
+        float | None, Field(description="Wall seconds of one engine second; null when the runs differ.")
+    ]
+    valid: Annotated[bool, Field(description="Whether there is no doubt.")]
+    doubts: Annotated[list[Doubt], Field(description="Why the figures should not be believed.")]
+    percentiles: Annotated[str, Field(description="How percentiles are computed.")] = PERCENTILES_NOTE
+    confidence: Annotated[str, Field(description="How confidence intervals are computed.")] = CONFIDENCE_NOTE
+    runs: Annotated[list[RunFacts], Field(description="The runs.")]
+    levels: Annotated[list[LevelSummary], Field(description="Their levels, one run after another.")]
+    repeats: Annotated[
+        tuple[Repeat, ...], Field(description="Spread between runs of one scenario; empty of one run.")
+    ] = ()

@@ -1,0 +1,143 @@
+"""What a token took at each batch size: by the records, gap by gap, and by the server, iteration by iteration."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loadtest.metrics.summary import BatchPoint, Summary
+from loadtest.report.charts.style import (
+    BLUE,
+    FAINT,
+    MS,
+    RUN_COLOURS,
+    VERMILION,
+    Image,
+    bytes_of,
+    head,
+    new_figure,
+    nothing,
+    panel_title,
+    place_x,
+    plain,
+    style,
+    what_ran,
+)
+
+TITLE = "Latency against batch size, moment by moment"
+CLOSE_RATIO = 0.10
+LEAST_OF_LARGEST = 0.01  # batch sizes met less often than that are not drawn
+
+
+class _Joined(NamedTuple):
+    """The points of all levels at one batch size, by how many gaps or iterations each is of."""
+
+    batch: float
+    weight: float
+    mean_s: float
+    p50_s: float | None
+    p95_s: float | None
+
+
+def gap_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
+    """Draw the time a token took against how many sequences were decoding then, by records and by the server."""
+    with style(TITLE):
+        figure = new_figure()
+        left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
+        figure.subplots_adjust(left=0.055, right=0.985, top=0.74, bottom=0.13, wspace=0.16)
+        reconstructed = joined([point for curve in _curves(summary) for point in curve.reconstructed])
+        server = joined([point for curve in _curves(summary) for point in curve.server])
+        _curve_panel(left, reconstructed, server)
+        _disagreement_panel(right, summary)
+        head(figure, TITLE, what_ran(summary), summary)
+        return bytes_of(figure, image)
+
+
+def joined(points: list[BatchPoint]) -> list[_Joined]:
+    """Return points of several levels joined where their batch sizes are alike, weighted by what each is of."""
+    groups: dict[int, list[BatchPoint]] = {}
+    for point in points:
+        groups.setdefault(_place(point.batch), []).append(point)
+    counts = {place: sum(point.count for point in group) for place, group in groups.items()}
+    least = LEAST_OF_LARGEST * max(counts.values(), default=0.0)
+    return [_join(groups[place]) for place in sorted(groups) if counts[place] >= least]
+
+
+def _place(batch: float) -> int:
+    return round(batch) if batch < 24 else 24 + round(8 * np.log2(batch / 24))  # noqa: PLR2004 (as batches.OWN_BIN)
+
+
+def _join(points: list[BatchPoint]) -> _Joined:
+    weights = [point.count for point in points]
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.average(known, weights=weights)) if len(known) == len(points) else None
+
+    return _Joined(
+        float(np.average([point.batch for point in points], weights=weights)),
+        sum(weights),
+        mean([point.mean_s for point in points]) or 0.0,
+        mean([point.p50_s for point in points]),
+        mean([point.p95_s for point in points]),
+    )
+
+
+def _curves(summary: Summary) -> list[Any]:
+    return [level.batch_curve for level in summary.levels if level.batch_curve is not None]
+
+
+def _curve_panel(panel: Any, reconstructed: list[_Joined], server: list[_Joined]) -> None:
+    panel_title(panel, "Time of one token, ms")
+    if not reconstructed:
+        nothing(panel, "no gap between tokens")
+        return
+    batches = [point.batch for point in reconstructed]
+    p50 = [(point.p50_s or 0.0) * MS for point in reconstructed]
+    p95 = [(point.p95_s or 0.0) * MS for point in reconstructed]
+    panel.fill_between(batches, p50, p95, color=BLUE, alpha=0.13, linewidth=0)
+    means = [point.mean_s * MS for point in reconstructed]
+    panel.plot(batches, means, color=BLUE, linewidth=1.6, marker="o", markersize=4,
+               label="from the records: gaps between tokens, mean")  # fmt: skip
+    most = max(point.weight for point in reconstructed)
+    panel.scatter(batches, means, [260 * point.weight / most for point in reconstructed], color=BLUE, alpha=0.25,
+                  linewidth=0, label="area: how many gaps")  # fmt: skip
+    panel.plot(batches, p50, ":", color=BLUE, linewidth=1.3, label="the same, p50; shaded to p95")
+    highest = max(p95)
+    if server:
+        told = [point.mean_s * MS for point in server]
+        panel.plot([point.batch for point in server], told, linestyle="none", marker="D", markersize=5,
+                   color=VERMILION, label="by the server: time of one iteration, mean")  # fmt: skip
+        highest = max(highest, *told)
+    place_x(panel, batches + [point.batch for point in server])
+    panel.set_ylim(0, highest * 1.25)
+    panel.yaxis.set_major_formatter(plain())
+    panel.set_xlabel("sequences decoding at that moment")
+    panel.legend(loc="upper left")
+
+
+def _disagreement_panel(panel: Any, summary: Summary) -> None:
+    """Draw the mean batch size by the server over that by the records, level by level."""
+    panel_title(panel, "Batch size, server over records")
+    runs = list(dict.fromkeys(level.run for level in summary.levels))
+    drawn: list[float] = []
+    for run, colour in zip(runs, cycle(RUN_COLOURS), strict=False):
+        pairs = [
+            (level.batch_size_client.mean, level.batch_size.mean / level.batch_size_client.mean)
+            for level in summary.levels
+            if level.run == run and level.batch_size and level.batch_size_client and level.batch_size_client.mean > 0
+        ]
+        panel.plot([x for x, _ in pairs], [y for _, y in pairs], "o", color=colour, markersize=6)
+        drawn += [y for _, y in pairs]
+    if not drawn:
+        nothing(panel, "the server told no batch size")
+        return
+    panel.axhspan(1 - CLOSE_RATIO, 1 + CLOSE_RATIO, color=FAINT, alpha=0.10, linewidth=0)
+    panel.axhline(1.0, color=FAINT, linewidth=1.2)
+    panel.text(0.99, 1 + CLOSE_RATIO, " within a tenth", transform=panel.get_yaxis_transform(), ha="right", va="bottom",
+               fontsize=9, color=FAINT)  # fmt: skip
+    place_x(panel, [level.batch_size_client.mean for level in summary.levels if level.batch_size_client])
+    panel.set_ylim(min(0.7, min(drawn) * 0.95), max(1.3, max(drawn) * 1.05))
+    panel.set_xlabel("mean batch size by the records")

@@ -1,0 +1,159 @@
+"""How latencies are spread at each level, and what throughput costs each user."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from loadtest.metrics.summary import LevelSummary, Summary
+from loadtest.metrics.timeline import Ecdf, LevelDetail, RunDetail
+from loadtest.report.charts.style import (
+    FAINT,
+    LEVEL_COLOURS,
+    MS,
+    RUN_COLOURS,
+    Image,
+    bytes_of,
+    head,
+    log_x,
+    new_figure,
+    no_ticks,
+    nothing,
+    panel_title,
+    plain,
+    style,
+    what_ran,
+)
+
+MOST_LEVELS = len(LEVEL_COLOURS)
+LEAST_OF_MEDIAN = 10
+
+
+def distributions(summary: Summary, details: list[RunDetail], *, image: Image = "svg") -> bytes:
+    """Draw which share of requests and of gaps took at most how long, a line a level; the rare ones in panels below."""
+    title = "Distributions of latency"
+    with style(title):
+        figure = new_figure(height_in=8.2)
+        panels = figure.subplots(2, 2, height_ratios=[1.25, 1])
+        figure.subplots_adjust(left=0.075, right=0.905, top=0.83, bottom=0.08, wspace=0.22, hspace=0.34)
+        chosen, left_out = _chosen(details)
+        names = ("Time to first token", "Inter-token latency")
+        for column, (name, quantity) in enumerate(zip(names, ("ttft", "itl"), strict=True)):
+            curves = [(load, colour, getattr(level, quantity)) for load, colour, level in chosen]
+            _ecdf_panel(panels[0][column], curves, f"{name}: share at or below")
+            _tail_panel(panels[1][column], curves, f"{name}: share above")
+        handles, labels = panels[0][1].get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.91, 0.84), title="load",
+                          alignment="left")  # fmt: skip
+        head(figure, title, what_ran(summary) + left_out, summary)
+        return bytes_of(figure, image)
+
+
+def _chosen(details: list[RunDetail]) -> tuple[list[tuple[str, str, LevelDetail]], str]:
+    """Return up to MOST_LEVELS levels, evenly over the loads, each with its colour, and what to say of the others."""
+    several = len(details) > 1
+    levels = [
+        (f"{run.name}: {level.load}" if several else level.load, level) for run in details for level in run.levels
+    ]
+    places = np.unique(np.linspace(0, len(levels) - 1, min(MOST_LEVELS, len(levels))).round().astype(int)).tolist()
+    colours = np.linspace(0, MOST_LEVELS - 1, max(len(places), 2)).round().astype(int).tolist()
+    left_out = f"   |   {len(places)} of {len(levels)} levels" if len(places) < len(levels) else ""
+    return [
+        (levels[place][0], LEVEL_COLOURS[colour], levels[place][1])
+        for place, colour in zip(places, colours, strict=False)
+    ], left_out
+
+
+def _ecdf_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: str) -> None:
+    panel_title(panel, title)
+    for load, colour, curve in curves:
+        if curve is not None:
+            panel.plot(curve.seconds * MS, curve.share, color=colour, linewidth=1.8, label=load)
+    _finish(panel, curves)
+    panel.set_ylim(0, 1.02)
+    for share in (0.5, 0.95):
+        panel.axhline(share, color=FAINT, linewidth=0.8, linestyle=":")
+
+
+def _tail_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: str) -> None:
+    """Draw what is rare: on a logarithmic axis a stall of one gap in a thousand stands as high as it should."""
+    panel_title(panel, title)
+    for _, colour, curve in curves:
+        if curve is not None:
+            told = 1.0 - curve.share >= 1.0 / curve.size  # beyond, no value tells it
+            panel.plot(curve.seconds[told] * MS, (1.0 - curve.share)[told], color=colour, linewidth=1.8)
+    _finish(panel, curves)
+    panel.set_yscale("log")
+    panel.set_ylim(5e-5, 1.2)
+    panel.set_yticks([1, 0.1, 0.01, 0.001, 0.0001], ["all", "1 in 10", "1 in 100", "1 in 1,000", "1 in 10,000"])
+    panel.yaxis.set_minor_locator(no_ticks())
+
+
+def _finish(panel: Any, curves: list[tuple[str, str, Ecdf | None]]) -> None:
+    if not any(curve is not None for _, _, curve in curves):
+        nothing(panel, "no value")
+        return
+    log_x(panel)
+    known = [curve for _, _, curve in curves if curve is not None]
+    middle = min(float(np.interp(0.5, curve.share, curve.seconds)) for curve in known) * MS
+    if panel.get_xlim()[0] < middle / LEAST_OF_MEDIAN:  # tokens that came together have hardly a gap
+        panel.set_xlim(left=middle / LEAST_OF_MEDIAN)
+    panel.set_xlabel("ms")
+
+
+def frontier(summary: Summary, *, image: Image = "svg") -> bytes:
+    """Draw what a user gets against what the server gives: up and to the right is better."""
+    title = "Throughput against latency"
+    with style(title):
+        figure = new_figure()
+        left, right = figure.subplots(1, 2)
+        figure.subplots_adjust(left=0.06, right=0.985, top=0.74, bottom=0.13, wspace=0.18)
+        for run, colour in zip(_runs(summary), cycle(RUN_COLOURS), strict=False):
+            levels = [level for level in summary.levels if level.run == run and level.output_tokens_per_s]
+            _frontier_line(left, levels, (run, colour), _speed)
+            _frontier_line(right, levels, (run, colour), _e2e_s)
+        _frontier_axes(left, "Tokens/s for each user (1 / mean TPOT)", "output tokens/s, all users together")
+        _frontier_axes(right, "End to end, p50, seconds", "output tokens/s, all users together")
+        if len(_runs(summary)) > 1 and left.lines:
+            left.legend(loc="lower left")
+        head(figure, title, f"{what_ran(summary)}   |   numbers at points: load", summary)
+        return bytes_of(figure, image)
+
+
+def _runs(summary: Summary) -> list[str | None]:
+    return list(dict.fromkeys(level.run for level in summary.levels))
+
+
+def _speed(level: LevelSummary) -> float | None:
+    return None if level.tpot_s is None or level.tpot_s.mean <= 0 else 1.0 / level.tpot_s.mean
+
+
+def _e2e_s(level: LevelSummary) -> float | None:
+    return None if level.felt_e2e_s is None else level.felt_e2e_s.p50
+
+
+def _frontier_line(panel: Any, levels: list[LevelSummary], who: tuple[str | None, str], quantity: Any) -> None:
+    run, colour = who
+    known = [(level.output_tokens_per_s, quantity(level), level.load) for level in levels]
+    known = [(x, y, load) for x, y, load in known if y is not None]
+    if not known:
+        return
+    panel.plot([x for x, _, _ in known], [y for _, y, _ in known], "-o", color=colour, markersize=5.5, linewidth=1.8,
+               label=run)  # fmt: skip
+    for x, y, load in known:
+        panel.annotate(load, (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9, color=FAINT)
+
+
+def _frontier_axes(panel: Any, title: str, label: str) -> None:
+    panel_title(panel, title)
+    if not panel.lines:
+        nothing(panel, "no successful request")
+        return
+    panel.set_xlim(left=0)
+    panel.set_ylim(0, panel.get_ylim()[1] * 1.12)
+    panel.set_xlabel(label)
+    panel.xaxis.set_major_formatter(plain())
+    panel.yaxis.set_major_formatter(plain())

@@ -1,0 +1,288 @@
+"""Levels side by side: latency and throughput against batch size, and against load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import cycle
+from typing import Any, NamedTuple
+
+from loadtest.metrics.slo_results import Knee
+from loadtest.metrics.summary import LevelSummary, Spread, Summary
+from loadtest.report.charts.style import (
+    BLUE,
+    FAINT,
+    MS,
+    ORANGE,
+    PAPER,
+    RUN_COLOURS,
+    VERMILION,
+    Image,
+    bytes_of,
+    head,
+    lengths_of,
+    new_figure,
+    panel_title,
+    place_x,
+    place_y,
+    plain,
+    style,
+    what_ran,
+)
+
+PERCENTILE_COLOURS = {"p50": BLUE, "p95": ORANGE, "p99": VERMILION}
+PERCENTILE_LINES = {"p50": "-", "p95": "--", "p99": ":"}
+PERCENTILE_MARKERS = {"p50": "o", "p95": "s", "p99": "^"}
+MARKER_SIZES = {"p50": 5, "p95": 6, "p99": 8}  # drawn p99 first: equal values stay visible behind each other
+LABEL_GAP_PX = 20.0
+
+
+class _Axis(NamedTuple):
+    """What is drawn against: a level's place, and the axis label that says what it is.
+
+    Attributes:
+        tells_users: The place is the concurrency itself, so the points need not name it.
+    """
+
+    place: Callable[[LevelSummary], float]
+    label: str
+    title: str
+    tells_users: bool = False
+
+
+class _Line(NamedTuple):
+    """The levels of one run at one pair of lengths, joined by lines."""
+
+    name: str
+    levels: list[LevelSummary]
+
+
+def latency_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
+    """Draw latency and throughput against the batch size the server ran.
+
+    Where any level lacks the server's own count, all are placed by the client's, and the axis says so.
+    """
+    title = "Latency against batch size"
+    if all(level.batch_size is not None for level in summary.levels):
+        axis = _Axis(_server_batch, "batch size: sequences decoding, mean, by the server's own count", title)
+    else:
+        axis = _Axis(_client_batch, "batch size: requests decoding, mean, as seen by the client", title)
+    return _draw(summary, axis, image)
+
+
+def latency_against_load(summary: Summary, *, knee: Knee | None = None, image: Image = "svg") -> bytes:
+    """Draw latency and throughput against what was asked for: users, or requests a second; the knee is marked.
+
+    Args:
+        knee: Of the summary's levels; None: there is none to mark.
+    """
+    title = "Latency against load"
+    if all(level.concurrency is not None for level in summary.levels):
+        axis = _Axis(lambda level: level.offered, "concurrency: users at a time", title, True)
+    elif all(level.concurrency is None for level in summary.levels):
+        axis = _Axis(lambda level: level.offered, "requests a second, sent by the clock", title, True)
+    else:
+        axis = _Axis(lambda level: level.offered, "users at a time, or requests a second: see the table", title, True)
+    return _draw(summary, axis, image, knee)
+
+
+def _server_batch(level: LevelSummary) -> float:
+    return level.batch_size.mean if level.batch_size else float("nan")
+
+
+def _client_batch(level: LevelSummary) -> float:
+    return level.batch_size_client.mean if level.batch_size_client else float("nan")
+
+
+def _draw(summary: Summary, axis: _Axis, image: Image, knee: Knee | None = None) -> bytes:
+    with style(axis.title):
+        figure = new_figure()
+        panels = figure.subplots(1, 3)
+        figure.subplots_adjust(left=0.055, right=0.985, top=0.74, bottom=0.155, wspace=0.22)
+        lines = _lines(summary)
+        ttft = "Time to first token, ms"
+        _latency_panel(panels[0], lines, axis, "Inter-token latency, ms", lambda level: level.itl_s)
+        _latency_panel(panels[1], lines, axis, ttft, lambda level: level.felt_ttft_s)
+        _rate_panel(panels[2], lines, axis)
+        for panel in panels:
+            place_x(panel, [axis.place(level) for level in summary.levels])
+            if knee is not None and knee.level is not None:
+                _mark_knee(panel, axis.place(summary.levels[knee.level]))
+        figure.supxlabel(axis.label, fontsize=11, y=0.045)
+        _foot(figure, summary, knee)
+        head(figure, axis.title, _subtitle(summary, axis), summary)
+        if not axis.tells_users:
+            _annotate(figure, panels, summary.levels, axis)
+        return bytes_of(figure, image)
+
+
+def _subtitle(summary: Summary, axis: _Axis) -> str:
+    return what_ran(summary) if axis.tells_users else f"{what_ran(summary)}   |   numbers at points: load"
+
+
+def _mark_knee(panel: Any, place: float) -> None:
+    panel.axvline(place, color=FAINT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    panel.annotate(
+        "knee", (place, 1), xycoords=("data", "axes fraction"), xytext=(4, -4), textcoords="offset points",
+        ha="left", va="top", fontsize=9, color=FAINT,
+    )  # fmt: skip
+
+
+def _foot(figure: Any, summary: Summary, knee: Knee | None) -> None:
+    """Say what the marks mean: the knee, bars, hollow points."""
+    said = [] if knee is None or knee.level is None else [f"knee: {knee.why}"]
+    if any(found.ci for level in summary.levels for found in (level.itl_s, level.ttft_s) if found):
+        said.append("bars: 95 % confidence")
+    if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.ttft_s) if found):
+        said.append("hollow: a percentile this sample is too small for")
+    figure.text(0.985, 0.022, "   |   ".join(said), ha="right", va="center", fontsize=9, color=FAINT)
+
+
+def _lines(summary: Summary) -> list[_Line]:
+    """Group levels into lines: a run's levels, in order of their load; drawn lengths differ a little between levels."""
+    groups: dict[str | None, list[LevelSummary]] = {}
+    for level in summary.levels:
+        groups.setdefault(level.run, []).append(level)
+    return [
+        _Line(
+            lengths_of(levels) if len(groups) == 1 else f"{run}: {lengths_of(levels)}",
+            sorted(levels, key=lambda level: level.offered),
+        )
+        for run, levels in groups.items()
+    ]
+
+
+def _latency_panel(
+    panel: Any, lines: list[_Line], axis: _Axis, title: str, quantity: Callable[[LevelSummary], Spread | None]
+) -> None:
+    """Draw p50, p95 and p99: told apart by colour where there is one line, by dashes where runs have the colours."""
+    alone = len(lines) == 1
+    highest, lowest = 0.0, float("inf")
+    for line, run_colour in zip(lines, cycle(RUN_COLOURS), strict=False):
+        for name in ("p99", "p95", "p50"):
+            colour = PERCENTILE_COLOURS[name] if alone else run_colour
+            values = _percentile_line(panel, line, axis, (quantity, name, colour), named=alone or line is lines[0])
+            highest, lowest = max([highest, *values]), min([lowest, *values])
+    place_y(panel, lowest, highest)
+    panel_title(panel, title)
+    if highest > 0:
+        _legend(panel, alone=alone)
+
+
+def _percentile_line(
+    panel: Any,
+    line: _Line,
+    axis: _Axis,
+    what: tuple[Callable[[LevelSummary], Spread | None], str, str],
+    *,
+    named: bool,
+) -> list[float]:
+    """Draw one percentile of one line, with its confidence; return its values in ms."""
+    quantity, name, colour = what
+    places, values = _points(line, axis, lambda level: _percentile_ms(quantity(level), name))
+    known = [(axis.place(level), found) for level in line.levels if (found := quantity(level)) is not None]
+    for place, found in known:
+        low, high = (found.ci or {}).get(name, (0.0, 0.0))
+        if high > 0 and place > 0:
+            panel.vlines(place, low * MS, high * MS, color=colour, linewidth=1.2, alpha=0.75)
+    panel.plot(places, values, PERCENTILE_LINES[name], color=colour, linewidth=1.8)
+    marker = {"marker": PERCENTILE_MARKERS[name], "markersize": MARKER_SIZES[name], "color": colour}
+    hollow = {place for place, found in known if name in found.unsupported}
+    for is_hollow in (False, True):
+        spots = [(x, y) for x, y in zip(places, values, strict=True) if (x in hollow) == is_hollow]
+        fill = {"markerfacecolor": PAPER} if is_hollow else {}
+        panel.plot([x for x, _ in spots], [y for _, y in spots], linestyle="none", **marker, **fill)
+    panel.plot([], [], PERCENTILE_LINES[name], linewidth=1.8, label=name if named else None, **marker)
+    return values
+
+
+def _legend(panel: Any, *, alone: bool) -> None:
+    """Name the percentiles, p50 first; in ink where colour means the run."""
+    legend = panel.legend(loc="upper left", reverse=True, handlelength=2.6)
+    if not alone:
+        for handle in legend.legend_handles:
+            handle.set_color(FAINT)
+
+
+def _rate_panel(panel: Any, lines: list[_Line], axis: _Axis) -> None:
+    highest = 0.0
+    for line, run_colour in zip(lines, cycle(RUN_COLOURS), strict=False):
+        places, values = _points(line, axis, lambda level: level.output_tokens_per_s)
+        panel.plot(places, values, "-o", color=run_colour, markersize=5.5, linewidth=2.0, label=line.name)
+        for level in line.levels:
+            low, high = (level.rates_ci or {}).get("output_tokens_per_s", (0.0, 0.0))
+            if high > 0:
+                panel.vlines(axis.place(level), low, high, color=run_colour, linewidth=1.2, alpha=0.75)
+        highest = max([highest, *values])
+    panel.set_ylim(0, highest * 1.15 or 1)
+    panel.yaxis.set_major_formatter(plain())
+    panel_title(panel, "Output tokens per second")
+    if highest > 0 and len(lines) > 1:
+        panel.legend(loc="lower right")
+
+
+def _points(
+    line: _Line, axis: _Axis, quantity: Callable[[LevelSummary], float | None]
+) -> tuple[list[float], list[float]]:
+    """Return the places and values of the levels that have both."""
+    pairs = [(axis.place(level), quantity(level)) for level in line.levels]
+    known = [(place, value) for place, value in pairs if value is not None and place == place and place > 0]  # noqa: PLR0124 (NaN)
+    return [place for place, _ in known], [value for _, value in known]
+
+
+def _percentile_ms(found: Spread | None, name: str) -> float | None:
+    return None if found is None else float(getattr(found, name)) * MS
+
+
+def _annotate(figure: Any, panels: Any, levels: list[LevelSummary], axis: _Axis) -> None:
+    """Put each concurrency at the highest point it has in a panel; labels that would touch are joined."""
+    figure.draw_without_rendering()
+    quantities: list[Callable[[LevelSummary], float | None]] = [
+        lambda level: _percentile_ms(level.itl_s, "p99"),
+        lambda level: _percentile_ms(level.felt_ttft_s, "p99"),
+        lambda level: level.output_tokens_per_s,
+    ]
+    box = {"boxstyle": "round,pad=0.1", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.6}
+    for panel, quantity in zip(panels, quantities, strict=True):
+        for spot in _spots(panel, levels, axis, quantity):
+            users = ", ".join(f"{count:g}" for count in spot.users)
+            panel.annotate(
+                users,
+                (spot.x, spot.y),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+                color=FAINT,
+                bbox=box,
+            )
+
+
+class _Spot(NamedTuple):
+    """Where a label stands, and the concurrencies it names."""
+
+    x: float
+    y: float
+    users: list[float]
+
+
+def _spots(
+    panel: Any, levels: list[LevelSummary], axis: _Axis, quantity: Callable[[LevelSummary], float | None]
+) -> list[_Spot]:
+    highest: dict[float, tuple[float, float]] = {}
+    for level in levels:
+        for x, y in zip(*_points(_Line("", [level]), axis, quantity), strict=True):
+            if level.offered not in highest or y > highest[level.offered][1]:
+                highest[level.offered] = (x, y)
+    spots: list[_Spot] = []
+    for users, (x, y) in sorted(highest.items()):
+        near = next((spot for spot in spots if _touch(panel, spot, (x, y))), None)
+        if near is None:
+            spots.append(_Spot(x, y, [users]))
+        else:
+            near.users.append(users)
+    return spots
+
+
+def _touch(panel: Any, spot: _Spot, point: tuple[float, float]) -> bool:
+    (x, y), (other_x, other_y) = panel.transData.transform([point, (spot.x, spot.y)])
+    return bool(abs(x - other_x) < LABEL_GAP_PX and abs(y - other_y) < LABEL_GAP_PX)

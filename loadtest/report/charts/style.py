@@ -1,0 +1,208 @@
+"""The only door to matplotlib: figures drawn off screen in one manner, each marked with its kind.
+
+Kinds never share a figure, because a summary is of one kind. Every colour has a second one for dark pages: files have
+the light ones, and `themed` makes an SVG inside a page follow the page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from loadtest.metrics.summary import LevelSummary, Summary
+
+Image = Literal["svg", "png"]
+
+INK, FAINT, AXIS, GRID, PAPER, ON_TAG = "#1f2933", "#616e7c", "#9aa5b1", "#e4e7eb", "#ffffff", "#fefefe"
+# Okabe and Ito's palette, which colour-blind readers tell apart: https://jfly.uni-koeln.de/color/
+BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
+RUN_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE)
+# Levels in order of their load: viridis, its light end left out on white paper and its dark end on black
+LEVEL_COLOURS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#7fb02e", "#c2a400")
+KIND_COLOURS = {"measured": "#00805d", "emulated": "#b26a00", "predicted": "#7a5195"}
+BAD = "#b00020"
+DARK = {
+    INK: "#e6e9ed",
+    FAINT: "#a3adb8",
+    AXIS: "#616e7c",
+    GRID: "#2c343d",
+    PAPER: "#171c22",
+    BLUE: "#4aa8e0",
+    VERMILION: "#ff8a4c",
+    GREEN: "#3fc79f",
+    PURPLE: "#e39ac4",
+    SKY: "#8fd0f5",
+    ORANGE: "#f2b84b",
+    **dict(
+        zip(
+            LEVEL_COLOURS,
+            ("#7e6bc4", "#6f8fd6", "#5aa9d6", "#44bcc0", "#43c8a0", "#6fd98a", "#a9dc5b", "#f0e04a"),
+            strict=True,
+        )
+    ),
+}
+WIDTH_IN, HEIGHT_IN, PNG_DPI = 14.0, 5.4, 150
+LOG_AXIS_RATIO = 20.0
+MS = 1e3
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: searchable, and small
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": AXIS,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.9,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "figure.facecolor": PAPER,
+}
+
+
+@contextmanager
+def style(name: str) -> Iterator[None]:
+    """Draw in our manner; the same drawing of the same name gives the same bytes."""
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        yield
+
+
+def new_figure(*, height_in: float = HEIGHT_IN, width_in: float = WIDTH_IN) -> Any:
+    """Return an empty figure."""
+    return Figure(figsize=(width_in, height_in), facecolor=PAPER)
+
+
+def head(figure: Any, title: str, subtitle: str, summary: Summary) -> None:
+    """Write title, what ran, and the tag with the run's kind; a second tag where the figures are in doubt."""
+    tags = [(summary.label, KIND_COLOURS[summary.kind])]
+    if not summary.valid:
+        tags.append(("in doubt: see the report", BAD))
+    titles(figure, title, subtitle, tags)
+
+
+def titles(figure: Any, title: str, subtitle: str, tags: list[tuple[str, str]]) -> None:
+    """Write title and subtitle, and up to two tags with their colours."""
+    inch = 1.0 / figure.get_figheight()
+    figure.text(0.02, 1 - 0.40 * inch, title, fontsize=17, fontweight="bold")
+    figure.text(0.02, 1 - 0.73 * inch, subtitle, fontsize=11, color=FAINT)
+    for place, (text, colour) in enumerate(tags):
+        tag(figure, 1 - (0.27 + 0.41 * place) * inch, text, colour)
+
+
+def tag(figure: Any, height: float, text: str, colour: str) -> None:
+    """Write a word on a coloured ground at the right edge."""
+    box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "none"}
+    figure.text(0.98, height, text, ha="right", va="center", fontsize=11, fontweight="bold", color=ON_TAG, bbox=box)
+
+
+def panel_title(panel: Any, text: str) -> None:
+    """Name a panel, at its left."""
+    panel.set_title(text, loc="left", fontsize=12, fontweight="bold", pad=10)
+
+
+def nothing(panel: Any, text: str) -> None:
+    """Say why a panel is empty."""
+    panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", color=FAINT)
+
+
+def what_ran(summary: Summary) -> str:
+    """Return engines and lengths in words."""
+    engines = sorted({run.server.engine or run.server.model for run in summary.runs})
+    parts = [", ".join(engines), lengths_of(summary.levels) if summary.levels else ""]
+    return "   |   ".join(part for part in parts if part)
+
+
+def lengths_of(levels: Sequence[LevelSummary]) -> str:
+    """Return the lengths of some levels in words: means, where they are drawn."""
+    isl, osl = (sorted({getattr(level, name) for level in levels}) for name in ("isl", "osl"))
+    return f"prompt {_span(isl)} tokens, reply {_span(osl)}"
+
+
+def _span(values: Sequence[int]) -> str:
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def place_x(panel: Any, places: list[float], *, why_empty: str = "no successful request") -> None:
+    """Give the axis powers of two where places span them, plain numbers otherwise."""
+    known = [place for place in places if place > 0]
+    if not known:
+        nothing(panel, why_empty)
+        return
+    least, most = min(known), max(known)
+    if most / least < 4:  # noqa: PLR2004 (two doublings)
+        panel.set_xlim(left=0, right=most * 1.15)
+        return
+    panel.set_xscale("log", base=2)
+    panel.set_xlim(least / 1.25, most * 1.35)
+    panel.xaxis.set_major_formatter(plain())
+    panel.xaxis.set_minor_locator(NullLocator())
+
+
+def place_y(panel: Any, lowest: float, highest: float) -> None:
+    """Start at zero; where the values span too much for that to be legible, use a logarithmic axis and say so."""
+    if lowest > 0 and highest > LOG_AXIS_RATIO * lowest:
+        panel.set_yscale("log")
+        panel.set_ylim(lowest / 1.6, highest * 3)
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.text(1.0, 1.02, "log scale", transform=panel.transAxes, ha="right", fontsize=9, color=FAINT)
+    elif highest > 0:
+        panel.set_ylim(0, highest * 1.4)
+    panel.yaxis.set_major_formatter(plain())
+
+
+def plain() -> Any:
+    """Return a formatter that writes numbers as people do."""
+    return FuncFormatter(lambda value, _: f"{value:,g}")
+
+
+def percent() -> Any:
+    """Return a formatter that writes a ratio as a change in percent."""
+    return FuncFormatter(lambda value, _: f"{value * 100:+.3g} %" if value else "0")
+
+
+def no_ticks() -> Any:
+    """Return a locator that places none."""
+    return NullLocator()
+
+
+def log_x(panel: Any) -> None:
+    """Give the axis a logarithmic scale with 1, 2, 5, 10 ... written out."""
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.xaxis.set_major_formatter(plain())
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def bytes_of(figure: Any, image: Image) -> bytes:
+    """Return the image; the same summary gives the same bytes."""
+    buffer = io.BytesIO()
+    if image == "svg":
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    else:
+        figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def themed(svg: str) -> str:
+    """Return an SVG whose colours are a page's variables, so that it is dark where the page is; see `theme_css`."""
+    return re.sub(r"#[0-9a-f]{6}\b", lambda found: f"var(--c{found[0][1:]})" if found[0] in DARK else found[0], svg)
+
+
+def theme_css(*, dark: bool) -> str:
+    """Return the declarations of the variables that `themed` uses."""
+    return " ".join(f"--c{light[1:]}: {shade if dark else light};" for light, shade in DARK.items())

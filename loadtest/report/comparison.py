@@ -1,0 +1,272 @@
+"""Two runs side by side: each figure's change with its confidence interval, and what that means in words.
+
+The interval is of the change itself: both runs are drawn again, apart from each other, and the change is computed in
+each replicate. It says whether these two runs differ for their length, not whether two more would: where runs of one
+scenario differ among themselves (report-load of several), a change smaller than that is noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from engines.errors import UserError
+from engines.files import made_by, whole_folder, write_json, write_text
+from loadtest.metrics import bootstrap
+from loadtest.metrics.latency import Counted, counted, latencies_of, resampler_of
+from loadtest.metrics.loaded_run import LoadedRun, load_runs
+from loadtest.metrics.summarize import settles
+from loadtest.metrics.summary import LevelSummary, Summary
+from loadtest.metrics.throughput import rate_replicates
+from loadtest.report import charts
+from loadtest.report.comparison_html import comparison_page
+from loadtest.report.comparison_schema import Change, Comparison, Difference, LevelChanges, Outcome, Side
+from loadtest.results.columns import Floats
+from loadtest.results.records import Level
+
+COMPARISON_NAME = "comparison.json"
+COMPARISON_PAGE = "comparison.html"
+SAME_RATIO = 0.02
+FIGURES = (
+    "ttft_s p50",
+    "ttft_s p95",
+    "ttft_s p99",
+    "itl_s mean",
+    "itl_s p50",
+    "itl_s p99",
+    "tpot_s p50",
+    "e2e_s p50",
+    "e2e_s p99",
+    "output_tokens_per_s",
+    "requests_per_s",
+)
+RATES = ("output_tokens_per_s", "requests_per_s")
+_OTHER_SEED = 1
+_Key: TypeAlias = Callable[[LevelSummary], tuple[Any, ...]]
+
+
+def write_comparison(
+    baseline: Path, candidate: Path, out: Path, *, force: bool, command: str, across_kinds: bool
+) -> Comparison:
+    """Write `comparison.json`, `comparison.html` and the chart of two runs; return the comparison.
+
+    Raises:
+        UserError: As `compare`, or `out` holds something, or is where a run is.
+    """
+    if any(run.resolve().is_relative_to(out.resolve()) for run in (baseline, candidate)):
+        raise UserError(f"{out}: the comparison would replace a run it is made from", hint="choose another --out")
+    found = compare(baseline, candidate, command=command, across_kinds=across_kinds)
+    with whole_folder(out, force=force) as folder:
+        write_json(folder / COMPARISON_NAME, found)
+        (folder / "charts").mkdir()
+        svg = charts.changes(found, image="svg")
+        (folder / "charts" / "changes.svg").write_bytes(svg)
+        (folder / "charts" / "changes.png").write_bytes(charts.changes(found, image="png"))
+        write_text(folder / COMPARISON_PAGE, comparison_page(found, charts.themed(svg.decode("utf-8"))))
+    return found
+
+
+def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool) -> Comparison:
+    """Return what changed from one run to another.
+
+    Args:
+        across_kinds: Whether the two may be of different kinds.
+
+    Raises:
+        UserError: A folder is no run, the kinds differ and may not, or no level is in both.
+    """
+    base, new = load_runs([baseline, candidate])
+    if base.manifest.kind != new.manifest.kind and not across_kinds:
+        raise UserError(
+            f"{baseline} is {base.manifest.kind}, {candidate} is {new.manifest.kind}: figures of different kinds",
+            hint="--across-kinds compares them, each column marked with its kind",
+        )
+    summaries = [run.summary(confidence=False) for run in (base, new)]
+    pairs, unmatched = _pairs(summaries[0], summaries[1], _key_of(base, new))
+    if not pairs:
+        raise UserError(
+            f"{baseline} and {candidate} have no level in common: {', '.join(unmatched)}",
+            hint="a level is the same where load, prompt and reply lengths are",
+        )
+    levels = [_level((base, new), (summaries[0], summaries[1]), pair) for pair in pairs]
+    return Comparison(
+        made_by=made_by(command),
+        made_from=[*base.sources(), *new.sources()],
+        baseline=_side(base, summaries[0]),
+        candidate=_side(new, summaries[1]),
+        levels=levels,
+        unmatched=tuple(unmatched),
+        differences=tuple(_differences(base, new)),
+        verdict=_verdict(levels),
+    )
+
+
+def _pairs(base: Summary, new: Summary, key: _Key) -> tuple[list[tuple[int, int]], list[str]]:
+    """Return places of the levels that both have, and what only one has."""
+    places = {key(level): place for place, level in enumerate(new.levels)}
+    pairs = [(place, places[key(level)]) for place, level in enumerate(base.levels) if key(level) in places]
+    shared = {key(base.levels[place]) for place, _ in pairs}
+    alone = [f"baseline: load {level.load}" for level in base.levels if key(level) not in shared]
+    alone += [f"candidate: load {level.load}" for level in new.levels if key(level) not in shared]
+    return pairs, alone
+
+
+def _key_of(base: LoadedRun, new: LoadedRun) -> _Key:
+    """Return what makes levels the same: their load, and their lengths unless both runs draw them alike."""
+    asked = [(run.manifest.scenario.lengths, run.manifest.scenario.classes) for run in (base, new)]
+    if asked[0] == asked[1]:
+        return lambda level: (level.concurrency, level.rate_per_s)
+    return lambda level: (level.concurrency, level.rate_per_s, level.isl, level.osl)
+
+
+def _level(
+    runs: tuple[LoadedRun, LoadedRun], summaries: tuple[Summary, Summary], places: tuple[int, int]
+) -> LevelChanges:
+    base, new = (summary.levels[place] for summary, place in zip(summaries, places, strict=True))
+    drawn = [
+        _replicates(_counted(run, place), seed=bootstrap.SEED + _OTHER_SEED * side)
+        for side, (run, place) in enumerate(zip(runs, places, strict=True))
+    ]
+    return LevelChanges(
+        load=base.load,
+        isl=base.isl,
+        osl=base.osl,
+        requests=(base.requests, new.requests),
+        errors=(base.errors, new.errors),
+        changes=[_change(name, (base, new), (drawn[0].get(name), drawn[1].get(name))) for name in FIGURES],
+    )
+
+
+def _counted(run: LoadedRun, place: int) -> Counted:
+    level: Level = run.manifest.levels[place]
+    of_level = run.columns.select(run.columns.level == place)
+    return counted(level, of_level, time_scale=run.manifest.time_scale, settles=settles(run.manifest))
+
+
+def _replicates(found: Counted, *, seed: int) -> dict[str, Floats]:
+    """Return the replicates of each figure by its name; in engine seconds, or per engine second."""
+    drawn: dict[str, Floats] = dict(rate_replicates(found, seed=seed))
+    resampler = resampler_of(found, seed=seed)
+    if resampler is None:
+        return drawn
+    latencies = latencies_of(found)
+    for quantity in dict.fromkeys(name.partition(" ")[0] for name in FIGURES if name not in RATES):
+        values, counts = latencies.get(quantity.replace("_s", "_scheduled_s")) or latencies[quantity]
+        if len(values):
+            replicates = resampler.replicates(values, counts)
+            drawn |= {f"{quantity} {name}": each / found.time_scale for name, each in replicates.items()}
+    return drawn
+
+
+def _change(name: str, levels: tuple[LevelSummary, LevelSummary], drawn: tuple[Floats | None, Floats | None]) -> Change:
+    values = [level.figure(name) for level in levels]
+    ratio = values[1] / values[0] - 1 if values[0] and values[1] is not None else None
+    low, high = None, None
+    if ratio is not None and drawn[0] is not None and drawn[1] is not None and _is_supported(name, levels):
+        low, high = bootstrap.middle(drawn[1] / np.maximum(drawn[0], 1e-12) - 1)
+        low, high = min(low, ratio), max(high, ratio)
+    better = "higher" if name in RATES else "lower"
+    outcome = _outcome(better, ratio, low, high)
+    words = _words(outcome, ratio, low, high)
+    if name in RATES and all(_keeps_up(level) for level in levels):
+        outcome, words = "unknown", "what was sent, not what could be done: both kept up with an open loop"
+    return Change(
+        figure=name,
+        better="higher" if name in RATES else "lower",
+        baseline=values[0],
+        candidate=values[1],
+        change_ratio=ratio,
+        low=low,
+        high=high,
+        outcome=outcome,
+        words=words,
+    )
+
+
+def _keeps_up(level: LevelSummary) -> bool:
+    """Whether an open loop was served as it came: its rates are then those of its arrivals."""
+    return level.concurrency is None and not (level.steady is not None and level.steady.growing)
+
+
+def _is_supported(name: str, levels: Sequence[LevelSummary]) -> bool:
+    """Whether both samples are large enough for the percentile."""
+    quantity, _, statistic = name.partition(" ")
+    for level in levels:
+        found = {"ttft_s": level.felt_ttft_s, "e2e_s": level.felt_e2e_s}.get(quantity) or getattr(level, quantity)
+        if statistic and found is not None and statistic in found.unsupported:
+            return False
+    return True
+
+
+def _outcome(better: str, ratio: float | None, low: float | None, high: float | None) -> Outcome:
+    if ratio is None or low is None or high is None:
+        return "unknown"
+    if -SAME_RATIO <= low <= high <= SAME_RATIO:
+        return "same"
+    if low <= 0 <= high:
+        return "unclear"
+    return "better" if (ratio > 0) == (better == "higher") else "worse"
+
+
+def _words(outcome: Outcome, ratio: float | None, low: float | None, high: float | None) -> str:
+    if ratio is None:
+        return "not measured in both"
+    if low is None or high is None:
+        return f"{ratio:+.1%}; too few requests to tell a change from chance"
+    ends = f"{low:+.1%} to {high:+.1%}"
+    return {
+        "same": f"the same within {SAME_RATIO:.0%} ({ends})",
+        "unclear": f"no difference seen; it may be {ends}",
+        "better": f"better: {ratio:+.1%} ({ends})",
+        "worse": f"worse: {ratio:+.1%} ({ends})",
+        "unknown": f"{ratio:+.1%}",
+    }[outcome]
+
+
+def _verdict(levels: Sequence[LevelChanges]) -> str:
+    found = [change.outcome for level in levels for change in level.changes]
+    told = [outcome for outcome in found if outcome != "unknown"]
+    counts = {outcome: told.count(outcome) for outcome in ("better", "worse", "same", "unclear")}
+    chance = (1 - bootstrap.CONFIDENCE) * len(told)
+    return (
+        f"{counts['worse']} figures worse, {counts['better']} better, {counts['same']} the same, {counts['unclear']} "
+        f"unclear, {len(found) - len(told)} without enough requests; of {len(told)} at {bootstrap.CONFIDENCE:.0%} "
+        f"confidence about {chance:.0f} would differ by chance alone"
+    )
+
+
+def _side(run: LoadedRun, summary: Summary) -> Side:
+    server = run.manifest.server
+    return Side(
+        name=run.name,
+        kind=run.manifest.kind,
+        label=run.manifest.label,
+        engine=server.engine or server.model,
+        valid=summary.valid,
+        doubts=tuple(doubt.text for doubt in summary.doubts),
+    )
+
+
+def _differences(base: LoadedRun, new: LoadedRun) -> list[Difference]:
+    """Return what else is not the same: server, scenario, time scale."""
+    sides = [_flat({"server": run.manifest.server.model_dump(), "scenario": run.manifest.scenario.model_dump(),
+                    "time_scale": run.manifest.time_scale}) for run in (base, new)]  # fmt: skip
+    keys = dict.fromkeys([*sides[0], *sides[1]])
+    return [
+        Difference(key=key, baseline=sides[0].get(key, "-"), candidate=sides[1].get(key, "-"))
+        for key in keys
+        if sides[0].get(key) != sides[1].get(key)
+    ]
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{above}{key}.")
+        else:
+            flat[f"{above}{key}"] = str(value)
+    return flat

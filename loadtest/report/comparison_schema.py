@@ -1,0 +1,78 @@
+"""The schema of `comparison.json`: two runs side by side, and what changed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from engines.files import Document, Strict
+from loadtest.results.records import Kind
+
+Outcome = Literal["better", "worse", "same", "unclear", "unknown"]
+
+
+class Change(Strict):
+    """One figure of one level, baseline against candidate; durations in engine seconds."""
+
+    figure: Annotated[str, Field(description="As in `itl_s p99` or `output_tokens_per_s`.")]
+    better: Annotated[Literal["lower", "higher"], Field(description="Which way is better.")]
+    baseline: Annotated[float | None, Field(description="The baseline's value.")]
+    candidate: Annotated[float | None, Field(description="The candidate's value.")]
+    change_ratio: Annotated[float | None, Field(description="Candidate over baseline, less one.")]
+    low: Annotated[float | None, Field(description="Lower end of its 95 % confidence interval.")]
+    high: Annotated[float | None, Field(description="Upper end.")]
+    outcome: Annotated[
+        Outcome,
+        Field(
+            description="`better`, `worse`: the interval leaves out no change. `same`: it lies within 2 % of none. "
+            "`unclear`: it holds no change and more. `unknown`: a sample too small for an interval."
+        ),
+    ]
+    words: Annotated[str, Field(description="The same in a sentence.")]
+
+
+class LevelChanges(Strict):
+    """One level that both runs have."""
+
+    load: Annotated[str, Field(description="The load in words.")]
+    isl: Annotated[int, Field(description="Prompt length asked for, tokens.")]
+    osl: Annotated[int, Field(description="Reply length asked for, tokens.")]
+    requests: Annotated[tuple[int, int], Field(description="Measured requests of baseline and candidate.")]
+    errors: Annotated[tuple[int, int], Field(description="Failed ones of each.")]
+    changes: Annotated[list[Change], Field(description="Each figure.")]
+
+
+class Side(Strict):
+    """One of the two runs."""
+
+    name: Annotated[str, Field(description="The run's folder.")]
+    kind: Annotated[Kind, Field(description="measured, emulated or predicted.")]
+    label: Annotated[str, Field(description="What its figures are marked with.")]
+    engine: Annotated[str, Field(description="Engine or model.")]
+    valid: Annotated[bool, Field(description="Whether there is no doubt about it.")]
+    doubts: Annotated[tuple[str, ...], Field(description="The doubts.")] = ()
+
+
+class Difference(Strict):
+    """Something else that differs between the runs."""
+
+    key: Annotated[str, Field(description="As in `scenario.requests`.")]
+    baseline: Annotated[str, Field(description="The baseline's.")]
+    candidate: Annotated[str, Field(description="The candidate's.")]
+
+
+class Comparison(Document):
+    """`comparison.json`."""
+
+    baseline: Annotated[Side, Field(description="What is compared with.")]
+    candidate: Annotated[Side, Field(description="What is compared.")]
+    levels: Annotated[list[LevelChanges], Field(description="Levels that both have.")]
+    unmatched: Annotated[tuple[str, ...], Field(description="Levels that only one of them has.")] = ()
+    differences: Annotated[tuple[Difference, ...], Field(description="What else differs.")] = ()
+    verdict: Annotated[str, Field(description="All of it in a sentence.")]
+
+    @property
+    def across_kinds(self) -> bool:
+        """Whether the two are of different kinds."""
+        return self.baseline.kind != self.candidate.kind

@@ -1,0 +1,142 @@
+"""A run held to objectives, or a candidate to its baseline, for a pipeline that must say yes or no."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from engines.errors import UserError
+from engines.files import write_text
+from loadtest.metrics.slo_results import class_alone, verdicts_of
+from loadtest.metrics.summary import LevelSummary, Spread, Summary
+from loadtest.report.comparison_schema import Comparison
+from loadtest.report.html_tables import found, limit
+from loadtest.scenario.slo import Objectives, Verdict
+
+
+class Gate(Objectives):
+    """Objectives, and which levels they are of.
+
+    Attributes:
+        loads: Users, or requests a second, of the levels that must keep the objectives; None: every level.
+        classes: Objectives of one class of a mix alone, by its name.
+    """
+
+    loads: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    classes: dict[str, Objectives] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _classes_without_goodput(self) -> Self:
+        for name, promised in self.classes.items():
+            if promised.goodput is not None:  # a class's goodput is counted by the scenario's limits, not by these
+                raise ValueError(f"classes.{name}.goodput: goodput is of all requests here; state it above")
+        return self
+
+    @property
+    def objectives(self) -> Objectives:
+        """The objectives alone."""
+        return Objectives.model_validate(self.model_dump(exclude={"loads", "classes"}))
+
+
+class Case(NamedTuple):
+    """One thing that had to hold.
+
+    Attributes:
+        group: The level, or the run as a whole.
+        says: What was found against what was asked.
+    """
+
+    group: str
+    name: str
+    met: bool
+    says: str
+
+
+def cases_of(summary: Summary, gate: Gate) -> list[Case]:
+    """Return every verdict of the levels a gate is for, and whether the figures may be relied on at all.
+
+    Raises:
+        UserError: No level has a load that the gate names.
+    """
+    loads = [level.offered for level in summary.levels] if gate.loads is None else gate.loads
+    unknown = [load for load in loads if all(level.offered != load for level in summary.levels)]
+    if unknown:
+        known = ", ".join(level.load for level in summary.levels)
+        raise UserError(f"no level of load {unknown[0]:g}", hint=f"loads of the run: {known}")
+    doubts = "; ".join(doubt.text for doubt in summary.doubts)
+    cases = [Case("run", "valid", summary.valid, doubts or "no limit of trust was passed")]
+    for level in summary.levels:
+        if level.offered in loads:
+            cases += [_case(level, verdict) for verdict in verdicts_of(gate.objectives, level)]
+            for name, promised in gate.classes.items():
+                cases += _class_cases(level, name, promised)
+    return cases
+
+
+def _class_cases(level: LevelSummary, name: str, promised: Objectives) -> list[Case]:
+    """Return one class's verdicts; a class that was never sent keeps nothing."""
+    found_class = next((each for each in level.classes if each.name == name), None)
+    if found_class is None:
+        known = ", ".join(each.name for each in level.classes) or "none"
+        return [Case(f"load {level.load}, class {name}", "requests", False, f"none was sent; classes: {known}")]
+    alone = class_alone(level, found_class)
+    cases = [_case(alone, verdict) for verdict in verdicts_of(promised, alone)]
+    return [case._replace(group=f"{case.group}, class {name}") for case in cases]
+
+
+def _case(level: LevelSummary, verdict: Verdict) -> Case:
+    run = f"{level.run}, " if level.run else ""
+    says = f"{found(verdict.objective, verdict.found)}, promised {limit(verdict.objective, verdict.limit)}"
+    return Case(f"{run}load {level.load}", verdict.objective, verdict.met, says + _margin(level, verdict))
+
+
+def _margin(level: LevelSummary, verdict: Verdict) -> str:
+    """Say where the sample leaves the verdict open."""
+    quantity, _, statistic = verdict.objective.partition(" ")
+    spread = {"ttft_s": level.felt_ttft_s, "e2e_s": level.felt_e2e_s}.get(quantity) or getattr(level, quantity, None)
+    if not isinstance(spread, Spread) or not statistic:
+        return ""
+    if statistic in spread.unsupported:
+        return f"; a sample of {spread.count:,} is too small to tell"
+    low, high = (spread.ci or {}).get(statistic, (verdict.limit, verdict.limit))
+    return "; within the sample's margin of the limit" if low < verdict.limit < high else ""
+
+
+def regressions_of(comparison: Comparison, *, allowed_ratio: float) -> list[Case]:
+    """Return, for each figure that two runs have in common, whether it got worse by more than is allowed.
+
+    A figure is missed where it is worse beyond its confidence interval, and by more than `allowed_ratio`.
+    """
+    cases = [
+        Case(side, "valid", run.valid, "; ".join(run.doubts) or "no limit of trust was passed")
+        for side, run in (("baseline", comparison.baseline), ("candidate", comparison.candidate))
+    ]
+    for level in comparison.levels:
+        for change in level.changes:
+            grown = change.outcome == "worse" and abs(change.change_ratio or 0.0) > allowed_ratio
+            cases.append(Case(f"load {level.load}", change.figure, not grown, change.words))
+    return cases
+
+
+def write_junit(path: Path, name: str, cases: Sequence[Case]) -> None:
+    """Write verdicts as JUnit XML: a suite for each level, a test for each objective."""
+    root = ET.Element("testsuites", name=name, tests=str(len(cases)), failures=str(_missed(cases)))
+    for group in dict.fromkeys(case.group for case in cases):
+        own = [case for case in cases if case.group == group]
+        suite = ET.SubElement(root, "testsuite", name=group, tests=str(len(own)), failures=str(_missed(own)))
+        for case in own:
+            test = ET.SubElement(suite, "testcase", classname=f"{name}.{group}", name=case.name, time="0")
+            if case.met:
+                ET.SubElement(test, "system-out").text = case.says
+            else:
+                ET.SubElement(test, "failure", message=case.says, type="missed").text = case.says
+    ET.indent(root)
+    write_text(path, '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n")
+
+
+def _missed(cases: Sequence[Case]) -> int:
+    return sum(not case.met for case in cases)

@@ -1,0 +1,165 @@
+"""From run folders to what a person reads: `summary.json`, charts, exports, and one page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from engines.errors import UserError
+from engines.files import made_by, whole_folder, write_json, write_text
+from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds
+from loadtest.metrics.repeats import repeats_of
+from loadtest.metrics.slo_results import Knee, knee_of
+from loadtest.metrics.summary import Summary
+from loadtest.metrics.timeline import RunDetail
+from loadtest.report import charts
+from loadtest.report.exports import EXPORTS_NAME, write_exports
+from loadtest.report.html_page import Figure, page
+from loadtest.results.records import Doubt
+from loadtest.scenario.slo import Objectives
+
+SUMMARY_NAME = "summary.json"
+REPORT_NAME = "report.html"
+CHARTS_NAME = "charts"
+
+
+class Chart(NamedTuple):
+    """One chart: the name of its files, what it shows, and what draws it."""
+
+    name: str
+    says: str
+    draw: Callable[[charts.Image], bytes]
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    force: bool,
+    command: str,
+    objectives: Objectives | None = None,
+    exports: bool = True,
+) -> Summary:
+    """Write `summary.json`, `charts/`, `exports/` and `report.html` of runs of one kind; return the summary.
+
+    Args:
+        objectives: What was promised; None: what the runs' own scenario promises, if it does.
+        exports: Whether to write CSV, Parquet and AIPerf's JSON.
+
+    Raises:
+        UserError: `load_runs` refuses the runs, or `out` holds something, or is where a run is.
+        MissingError: What the exports need is not installed.
+    """
+    _refuse_own_run(runs, out)
+    loaded = load_runs(runs)
+    promised = objectives or objectives_of(loaded)
+    summary = summarize_loaded(loaded, command=command, objectives=promised)
+    details = [run.detail() for run in loaded]
+    with whole_folder(out, force=force) as folder:
+        write_json(folder / SUMMARY_NAME, summary)
+        figures = _write_charts(folder / CHARTS_NAME, summary, details, promised)
+        if exports:
+            write_exports(folder / EXPORTS_NAME, loaded, summary, details)
+        write_text(folder / REPORT_NAME, page(summary, figures, promised))
+    return summary
+
+
+def summarize_runs(runs: Sequence[Path], *, command: str, objectives: Objectives | None = None) -> Summary:
+    """Return one summary of all runs, their levels one after another, each with its run's name.
+
+    Raises:
+        UserError: A folder is no run or is given twice, a line does not fit, or the runs are of different kinds.
+    """
+    loaded = load_runs(runs)
+    return summarize_loaded(loaded, command=command, objectives=objectives or objectives_of(loaded))
+
+
+def objectives_of(runs: Sequence[LoadedRun]) -> Objectives | None:
+    """Return what the scenario of the runs promises; None where it does not, or they differ."""
+    promised = [getattr(run.manifest.scenario, "objectives", None) for run in runs]
+    return promised[0] if all(each == promised[0] for each in promised) else None
+
+
+def summarize_loaded(runs: Sequence[LoadedRun], *, command: str, objectives: Objectives | None) -> Summary:
+    """Return one summary of all runs; errors as `summarize_runs`."""
+    refuse_mixed_kinds(runs, hint="report them apart, or side by side: report-load --compare A B --across-kinds")
+    parts = [run.summary(objectives) for run in runs]
+    scales = {part.time_scale for part in parts}
+    doubts: list[Doubt] = []
+    before = 0
+    for part, run in zip(parts, runs, strict=True):
+        doubts += [_moved(doubt, before, run.name if len(parts) > 1 else None) for doubt in part.doubts]
+        before += len(part.levels)
+    return Summary(
+        made_by=made_by(command),
+        made_from=[source for run in runs for source in run.sources()],
+        kind=parts[0].kind,
+        label=" and ".join(dict.fromkeys(part.label for part in parts)),
+        time_scale=parts[0].time_scale if len(scales) == 1 else None,
+        valid=not doubts,
+        doubts=doubts,
+        runs=[facts for part in parts for facts in part.runs],
+        levels=[level for part in parts for level in part.levels],
+        repeats=repeats_of(runs, parts),
+    )
+
+
+def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None) -> Iterator[Chart]:
+    """Yield a report's charts in the order they are read."""
+    of_runs = list(details)
+    yield Chart(
+        "latency_against_batch",
+        "What each token and each first token took, and what all users got, by the batch the server ran.",
+        lambda image: charts.latency_against_batch(summary, image=image),
+    )
+    yield Chart(
+        "gap_against_batch",
+        "The same moment by moment: every gap between tokens by the streams active in its middle, beside what the "
+        "server says of its own iterations. Where they disagree, something other than the engine is in the figures.",
+        lambda image: charts.gap_against_batch(summary, image=image),
+    )
+    yield Chart(
+        "latency_against_load",
+        "By what was asked for. Past the knee, latency is paid for throughput that hardly comes.",
+        lambda image: charts.latency_against_load(summary, knee=knee, image=image),
+    )
+    yield Chart(
+        "frontier",
+        "What one user gets against what all get together: the choice a deployment makes.",
+        lambda image: charts.frontier(summary, image=image),
+    )
+    yield Chart(
+        "distributions",
+        "All of it, not percentiles alone; below, the rare ones: a stall that one gap in a thousand meets.",
+        lambda image: charts.distributions(summary, of_runs, image=image),
+    )
+    for place, detail in enumerate(of_runs):
+        name = "timeline" if len(of_runs) == 1 else f"timeline_{place + 1}"
+        yield Chart(name, "", lambda image, detail=detail: charts.timeline(summary, detail, image=image))  # type: ignore[misc]
+
+
+def _refuse_own_run(runs: Sequence[Path], out: Path) -> None:
+    if any(run.resolve().is_relative_to(out.resolve()) for run in runs):
+        raise UserError(f"{out}: the report would replace a run it is made from", hint="choose another --out")
+
+
+def _write_charts(
+    folder: Path, summary: Summary, details: Sequence[RunDetail], objectives: Objectives | None
+) -> list[Figure]:
+    """Write every chart as SVG and PNG; return the SVGs for the page."""
+    folder.mkdir()
+    knee = knee_of(summary.levels, objectives) if len(summary.runs) == 1 else None
+    figures = []
+    for chart in charts_of(summary, details, knee):
+        svg = chart.draw("svg")
+        (folder / f"{chart.name}.svg").write_bytes(svg)
+        (folder / f"{chart.name}.png").write_bytes(chart.draw("png"))
+        figures.append(Figure(chart.name, charts.themed(svg.decode("utf-8")), chart.says))
+    return figures
+
+
+def _moved(doubt: Doubt, by: int, name: str | None) -> Doubt:
+    """Make a doubt point into the levels of several runs, and say whose it is."""
+    level = None if doubt.level is None else doubt.level + by
+    return Doubt(code=doubt.code, text=doubt.text if name is None else f"{name}: {doubt.text}", level=level)

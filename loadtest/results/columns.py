@@ -1,0 +1,231 @@
+"""Records as columns: a run's requests as arrays, read in one pass, so that a million of them fit in memory.
+
+Times are wall seconds since the run began, as in the records. Past MANY_TOKENS, gaps between tokens are kept in single
+precision: a gap of 10 ms is then off by less than a nanosecond, and a token costs four bytes.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.results.records import Outcome, Phase, RequestRecord
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Gaps: TypeAlias = npt.NDArray[np.float64] | npt.NDArray[np.float32]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+UNKNOWN = -1
+CHUNK_TOKENS = 1_000_000
+MANY_TOKENS = 16_000_000
+
+_FLOATS = ("scheduled_s", "sent_s", "done_s", "queue_s")
+_INTS = ("id", "level", "prompt_tokens", "output_tokens", "bundled_tokens", "turn", "worker")
+_MAYBE_INTS = ("asked_tokens", "cached_tokens", "conversation")
+
+
+class TokenChunk(NamedTuple):
+    """Some requests' tokens.
+
+    Attributes:
+        row: Which request each token is of.
+        time_s: When it arrived.
+    """
+
+    row: Ints
+    time_s: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Requests, one entry each, in the order they ended; `gaps_s` has all their gaps, one request after another.
+
+    Attributes:
+        phase: Place in `PHASES`.
+        outcome: Place in `OUTCOMES`.
+        first_s: When the first token arrived; nan where none did; `second_s` and `last_s` likewise.
+        tokens: Tokens that arrived.
+        gaps_s: Shape (all gaps,); those of request i are `gaps_s[starts[i]:starts[i + 1]]`.
+        asked_tokens: UNKNOWN where not told; so are `cached_tokens`, `conversation`.
+        queue_s: nan where not told.
+        class_name: Place in `names`; UNKNOWN where there is one kind of request.
+        error: Place in `errors`; UNKNOWN where there was none.
+    """
+
+    id: Ints
+    level: Ints
+    phase: Ints
+    outcome: Ints
+    scheduled_s: Floats
+    sent_s: Floats
+    first_s: Floats
+    second_s: Floats
+    last_s: Floats
+    done_s: Floats
+    queue_s: Floats
+    tokens: Ints
+    prompt_tokens: Ints
+    output_tokens: Ints
+    asked_tokens: Ints
+    cached_tokens: Ints
+    bundled_tokens: Ints
+    conversation: Ints
+    turn: Ints
+    worker: Ints
+    class_name: Ints
+    error: Ints
+    gaps_s: Gaps
+    starts: Ints
+    names: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return how many requests there are."""
+        return len(self.id)
+
+    @property
+    def measured(self) -> Bools:
+        """Which requests were measured."""
+        wanted: Bools = self.phase == PHASES.index("measure")
+        return wanted
+
+    @property
+    def good(self) -> Bools:
+        """Which requests ended well, with a token."""
+        wanted: Bools = (self.outcome == OUTCOMES.index("ok")) & (self.tokens > 0)
+        return wanted
+
+    @property
+    def tpot_s(self) -> Floats:
+        """Mean gap of each request; nan where it has none."""
+        gaps = self.tokens - 1
+        return np.where(gaps > 0, (self.last_s - self.first_s) / np.maximum(gaps, 1), np.nan)
+
+    @property
+    def longest_gap_s(self) -> Floats:
+        """Longest gap of each request; 0 where it has none."""
+        longest = np.zeros(len(self))
+        some = np.diff(self.starts) > 0
+        if some.any():
+            longest[some] = np.maximum.reduceat(self.gaps_s, self.starts[:-1][some])
+        return longest
+
+    def select(self, wanted: Bools) -> Columns:
+        """Return the requests that are wanted, in the same order."""
+        if wanted.all():
+            return self
+        counts = np.diff(self.starts)[wanted]
+        changed: dict[str, Any] = {
+            field.name: getattr(self, field.name)[wanted] for field in fields(self) if field.name not in _APART
+        }
+        gaps = self.gaps_s[np.repeat(wanted, np.diff(self.starts))]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        return Columns(**changed, gaps_s=gaps, starts=starts, names=self.names, errors=self.errors)
+
+    def token_chunks(self) -> Iterator[TokenChunk]:
+        """Yield every token's arrival, about a million at a time."""
+        begin = 0
+        while begin < len(self):
+            limit = self.starts[begin] + CHUNK_TOKENS
+            end = max(begin + 1, int(np.searchsorted(self.starts, limit, side="right")) - 1)
+            yield _tokens_of(self, begin, end)
+            begin = end
+
+
+_APART = frozenset({"gaps_s", "starts", "names", "errors"})
+
+
+def _tokens_of(columns: Columns, begin: int, end: int) -> TokenChunk:
+    rows = np.arange(begin, end, dtype=np.int64)[columns.tokens[begin:end] > 0]
+    gaps = np.diff(columns.starts)[rows]
+    row = np.repeat(rows, gaps + 1)
+    firsts = np.concatenate([[0], np.cumsum(gaps + 1)])[:-1]
+    steps = np.zeros(len(row))
+    is_gap = np.ones(len(row), dtype=bool)
+    is_gap[firsts] = False
+    steps[is_gap] = columns.gaps_s[columns.starts[begin] : columns.starts[end]]
+    since = np.cumsum(steps)
+    return TokenChunk(row, columns.first_s[row] + since - np.repeat(since[firsts], gaps + 1))
+
+
+def columns_of(records: Columns | Iterable[RequestRecord]) -> Columns:
+    """Return records as columns; what is already columns stays as it is."""
+    if isinstance(records, Columns):
+        return records
+    builder = _Builder()
+    for record in records:
+        builder.add(record)
+    return builder.build()
+
+
+class _Builder:
+    """Takes records one at a time."""
+
+    def __init__(self) -> None:
+        self._floats = {name: array("d") for name in (*_FLOATS, "first_s", "second_s", "last_s")}
+        self._ints = {name: array("q") for name in (*_INTS, *_MAYBE_INTS, "phase", "outcome", "tokens")}
+        self._ints |= {"class_name": array("q"), "error": array("q")}
+        self._times, self._counts = array("d"), array("q")
+        self._gaps: list[Gaps] = []
+        self._names: dict[str, int] = {}
+        self._errors: dict[str, int] = {}
+        self._phases = {phase: place for place, phase in enumerate(PHASES)}
+        self._outcomes = {outcome: place for place, outcome in enumerate(OUTCOMES)}
+
+    def add(self, record: RequestRecord) -> None:
+        floats, ints, times = self._floats, self._ints, record.token_times_s
+        for name in _INTS:
+            ints[name].append(getattr(record, name))
+        for name in _MAYBE_INTS:
+            value = getattr(record, name)
+            ints[name].append(UNKNOWN if value is None else value)
+        floats["scheduled_s"].append(record.scheduled_s)
+        floats["sent_s"].append(record.sent_s)
+        floats["done_s"].append(record.done_s)
+        floats["queue_s"].append(np.nan if record.queue_s is None else record.queue_s)
+        floats["first_s"].append(times[0] if times else np.nan)
+        floats["second_s"].append(times[1] if len(times) > 1 else np.nan)
+        floats["last_s"].append(times[-1] if times else np.nan)
+        ints["phase"].append(self._phases[record.phase])
+        ints["outcome"].append(self._outcomes[record.outcome])
+        ints["tokens"].append(len(times))
+        ints["class_name"].append(_place(self._names, record.class_name))
+        ints["error"].append(_place(self._errors, record.error))
+        self._times.extend(times)
+        self._counts.append(len(times))
+        if len(self._times) > CHUNK_TOKENS:
+            self._take_gaps()
+
+    def build(self) -> Columns:
+        self._take_gaps()
+        floats = {name: np.frombuffer(values, dtype=np.float64) for name, values in self._floats.items()}
+        ints = {name: np.frombuffer(values, dtype=np.int64) for name, values in self._ints.items()}
+        gaps: Any = np.concatenate(self._gaps) if self._gaps else np.zeros(0)
+        starts = np.concatenate([[0], np.cumsum(np.maximum(ints["tokens"] - 1, 0))]).astype(np.int64)
+        columns: dict[str, Any] = {**floats, **ints}
+        return Columns(**columns, gaps_s=gaps, starts=starts, names=tuple(self._names), errors=tuple(self._errors))
+
+    def _take_gaps(self) -> None:
+        """Turn the arrivals kept so far into gaps."""
+        if self._times:
+            times = np.frombuffer(self._times, dtype=np.float64)
+            ends = np.cumsum(np.frombuffer(self._counts, dtype=np.int64))
+            between = np.ones(len(times) - 1, dtype=bool)
+            inner = ends[(ends > 0) & (ends < len(times))]
+            between[inner - 1] = False  # from one request's last token to the next one's first is no gap
+            self._gaps.append(np.diff(times)[between])
+            if sum(len(gaps) for gaps in self._gaps) > MANY_TOKENS:
+                self._gaps = [gaps.astype(np.float32, copy=False) for gaps in self._gaps]
+        self._times, self._counts = array("d"), array("q")
+
+
+def _place(known: dict[str, int], text: str | None) -> int:
+    return UNKNOWN if text is None else known.setdefault(text, len(known))

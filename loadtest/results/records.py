@@ -1,0 +1,232 @@
+"""What a run leaves behind: one record for each request, one line for each sample, and what the run was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from engines.errors import MissingError, UserError
+from engines.files import Document, Strict, read_json
+from loadtest.scenario.schema import Scenario
+
+RUN_NAME = "run.json"
+REQUESTS_NAME = "requests.jsonl"
+SAMPLES_NAME = "samples.jsonl"
+
+Kind = Literal["measured", "emulated", "predicted"]
+Phase = Literal["warmup", "measure", "fill"]
+Outcome = Literal["ok", "error", "timeout", "cut", "empty", "rejected", "cancelled", "lost"]
+
+
+class RequestRecord(Strict):
+    """One request as it happened; seconds since the run began, on one monotonic clock, unscaled.
+
+    Attributes:
+        level: Index into the run's levels.
+        phase: `warmup` before the level's measurement; `fill` once all measured requests were under way: sent to
+            keep the load up until the last of those had ended.
+        scheduled_s: When it was meant to be sent; in a closed loop, when its user was free.
+        token_times_s: When each output token arrived.
+        outcome: `cut`: the stream ended before the last token; `empty`: it ended well, without one; `rejected`: the
+            server's queue was full; `lost`: under way in a load generator that was lost.
+        asked_tokens: Reply length asked for; None where it was free, or in records of before it was kept.
+        bundled_tokens: Tokens that came in one response together with the one before them.
+        queue_s: Time in the server's queue, where the server tells it.
+        cached_tokens: Prompt tokens the server says it found in its KV cache.
+        class_name: Class of a mix; None where there is one kind of request.
+        conversation: Number of the conversation the request is a turn of; None of a single request.
+        turn: Place in its conversation, from 0.
+        worker: Load generator process that sent it.
+        finish_reason: Why the reply ended, where the server says so.
+    """
+
+    id: int
+    level: int
+    phase: Phase
+    scheduled_s: float
+    sent_s: float
+    token_times_s: tuple[float, ...]
+    done_s: float
+    prompt_tokens: int
+    output_tokens: int
+    outcome: Outcome
+    error: str | None = None
+    asked_tokens: int | None = None
+    bundled_tokens: int = 0
+    queue_s: float | None = None
+    cached_tokens: int | None = None
+    class_name: str | None = None
+    conversation: int | None = None
+    turn: int = 0
+    worker: int = 0
+    finish_reason: str | None = None
+
+
+class Level(Strict):
+    """One step of the sweep: when it ran, and what it asked for; seconds as in the records.
+
+    Attributes:
+        measure_s: When measuring began: every user had warmed up.
+        end_s: When the last measured request ended.
+        concurrency: Users of a closed loop; None in an open one.
+        rate_per_s: Requests a second of an open loop, or conversations; None in a closed one.
+        begun: Which of the two.
+        failed_rows: Rows of a trace left out because they have no prompt or no reply.
+        complete: Whether all requests asked for were measured.
+        sufficed: It was ended early because its requests told enough; what was under way then was not measured.
+        generator_late_p99_s: 99th percentile of how late the generator's own timers fired; of the latest worker.
+        away_s: How long nothing took connections at the server's address.
+        read_late_p99_s: 99th percentile of how late it read what the kernel had received.
+        clock: Whose times of arrival the records hold: the `kernel`'s, or the `reader`'s own when it came to read; a
+            `mixed` lot of both.
+    """
+
+    concurrency: int | None
+    isl: int
+    osl: int
+    begin_s: float
+    measure_s: float
+    end_s: float
+    complete: bool
+    generator_late_p99_s: float = 0.0
+    read_late_p99_s: float = 0.0
+    clock: Literal["kernel", "reader", "mixed"] = "reader"
+    rate_per_s: float | None = None
+    begun: Literal["requests", "conversations"] = "requests"
+    failed_rows: int = 0
+    away_s: float = 0.0
+    sufficed: bool = False
+
+    @property
+    def load(self) -> str:
+        """What was asked of the server, in words."""
+        if self.concurrency is not None:
+            return f"concurrency {self.concurrency}"
+        return f"{self.rate_per_s or 0:g} {self.begun}/s"
+
+
+class Sample(Strict):
+    """Server metrics at one moment: series text, as in `nv_...{label="value"}`, to value.
+
+    Attributes:
+        t_s: When the page was asked for.
+        ended_s: When it had been read; None in records of before it was kept.
+        page: Which of the run's metrics pages it is.
+    """
+
+    t_s: float
+    values: dict[str, float]
+    ended_s: float | None = None
+    page: int = 0
+
+
+class ServerFacts(Strict):
+    """What the server said of itself.
+
+    Attributes:
+        llm_api: Whether its engine's model is that of TensorRT-LLM's LLM API, which takes text.
+        perf_metrics: Whether the model can be asked for its own times with a reply (`return_perf_metrics`).
+        kv_block_tokens: Tokens in a block of its KV cache; None where its metrics do not say.
+    """
+
+    url: str
+    protocol: str
+    model: str
+    triton_version: str
+    emulated: bool
+    time_scale: float
+    engine: str | None = None
+    llm_api: bool = False
+    perf_metrics: bool = False
+    kv_block_tokens: int | None = None
+
+
+class WorkerClock(Strict):
+    """How one worker's monotonic clock was brought onto the run's before a level; seconds.
+
+    Attributes:
+        offset_s: What it was ahead by, by the shortest round trip.
+        uncertainty_s: Half that round trip: the truth is no further away.
+        drift_s: How much further ahead it was when the level had ended.
+    """
+
+    worker: int
+    host: str
+    level: int
+    offset_s: float
+    uncertainty_s: float
+    drift_s: float = 0.0
+
+
+class Doubt(Strict):
+    """One reason not to believe a run's figures: what was seen, and the limit it passed."""
+
+    code: str
+    text: str
+    level: int | None = None
+
+
+class RunManifest(Document):
+    """`run.json`.
+
+    Attributes:
+        time_scale: Wall seconds of one engine second; what divides every duration in the files.
+        interrupted: Why the run ended before its last level; None when it was whole.
+        doubts: Empty when the run is valid.
+        workers: Load generator processes that shared the levels.
+        clocks: How each worker's clock was brought onto the run's; empty for one process.
+    """
+
+    kind: Kind
+    time_scale: float
+    server: ServerFacts
+    scenario: Scenario
+    levels: list[Level]
+    interrupted: str | None = None
+    doubts: tuple[Doubt, ...] = ()
+    workers: int = 1
+    clocks: tuple[WorkerClock, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What every figure of this run is marked with."""
+        return f"{self.kind}, time scale x{self.time_scale:g}" if self.kind == "emulated" else self.kind
+
+
+def read_run(folder: Path) -> RunManifest:
+    """Read a run folder's `run.json`; errors as `files.read_json`."""
+    return read_json(folder / RUN_NAME, RunManifest)
+
+
+def read_records(folder: Path) -> Iterator[RequestRecord]:
+    """Yield a run's records in the order they ended.
+
+    Raises:
+        MissingError: The file is not there.
+        UserError: A line is damaged; the last one of an interrupted run may be cut and is left out.
+    """
+    for values in _lines(folder / REQUESTS_NAME):
+        yield RequestRecord.model_validate(values)
+
+
+def read_samples(folder: Path) -> Iterator[Sample]:
+    """Yield a run's samples in order; none where the server had no metrics. Errors as `read_records`."""
+    path = folder / SAMPLES_NAME
+    if path.is_file():
+        for values in _lines(path):
+            yield Sample.model_validate(values)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file", hint="is this the folder of a run?")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}: line {number} is not JSON: {error}") from error

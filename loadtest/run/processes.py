@@ -1,0 +1,245 @@
+"""The processes that send a run's load: started early, watched, and gone when the command is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from engines.errors import ToolError
+from loadtest.generator.plan import ENOUGH, GeneratorPlan
+
+LAST_LINES = 12
+SILENT_S = 60.0  # a generator says every second how it stands
+STOP_WITHIN_S = 5.0
+LOCUSTFILE = Path(__file__).parent.parent / "generator" / "locustfile.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Which processes send the load.
+
+    Attributes:
+        workers: Worker processes on this machine; 0 is one process without messages, the lightest.
+        expected: Workers that come from other machines.
+        bind: Address the master listens at for workers.
+        port: Its port; 0 takes a free one.
+        within_s: How long to wait for the workers.
+        web_port: Where Locust's web UI listens, on loopback; None for none.
+        linger_s: How long the UI stays after the run.
+    """
+
+    workers: int = 0
+    expected: int = 0
+    bind: str = "127.0.0.1"
+    port: int = 0
+    within_s: float = 60.0
+    web_port: int | None = None
+    linger_s: float = 0.0
+
+    @property
+    def has_master(self) -> bool:
+        """Whether one process only directs the others."""
+        return bool(self.workers or self.expected)
+
+    @property
+    def processes(self) -> int:
+        """How many send load."""
+        return self.workers + self.expected or 1
+
+
+class Generators:
+    """A run's load generator processes, from before the plan is known to after the last record.
+
+    The processes start at once, so that they are ready when the plan is. They end when their standard input does:
+    whatever becomes of this command, none outlives it.
+
+    Args:
+        folder: For their logs.
+        program: What the processes run.
+    """
+
+    def __init__(self, fleet: Fleet, folder: Path, program: Path = LOCUSTFILE) -> None:
+        self.fleet = fleet
+        self._program = program
+        self._folder = folder
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._main = self._start("master" if fleet.has_master else "alone", _options(fleet))
+        self._workers = [self._start("worker", "{}") for _ in range(fleet.workers)]
+        self._said = b""
+
+    def __enter__(self) -> Generators:
+        """Nothing more to do: they run."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End them all."""
+        self.end()
+
+    def end(self) -> None:
+        """End them all: told first, killed when that takes too long; nothing is written by them after this."""
+        for process in self._running:
+            _end_input(process)
+        due_s = time.monotonic() + STOP_WITHIN_S
+        for process in self._running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.0, due_s - time.monotonic()))
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids, the one that writes the records first."""
+        return [process.pid for process in self._running]
+
+    def begin(self, plan: GeneratorPlan, label: str) -> None:
+        """Give them their plan, and what its figures are marked with where somebody looks on."""
+        if self.fleet.has_master:
+            port = next(iter(self.lines(within_s=SILENT_S)))["port"]
+            for worker in self._workers:
+                self._write(worker, f"{_reachable(self.fleet.bind)} {port} {self.fleet.within_s:g}")
+        self._write(self._main, plan.model_dump_json())
+        if self.fleet.has_master:
+            self._write(self._main, label)
+
+    def lines(self, *, within_s: float) -> Iterator[dict[str, Any]]:
+        """Yield what the generator says, until it ends.
+
+        Args:
+            within_s: How long it may say nothing.
+
+        Raises:
+            ToolError: It failed, or has said nothing for too long.
+        """
+        stdout = self._main.stdout
+        assert stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while True:
+                while b"\n" in self._said:
+                    line, _, self._said = self._said.partition(b"\n")
+                    yield json.loads(line)
+                if not selector.select(within_s):
+                    raise ToolError(f"the load generator has said nothing for {within_s:g} s")
+                data = os.read(stdout.fileno(), 65_536)
+                if not data:
+                    break
+                self._said += data
+        self._require_success()
+
+    def suffice(self) -> None:
+        """Have the one generator end the level under way: its requests tell enough."""
+        self._write(self._main, ENOUGH)
+
+    def stop(self) -> None:
+        """Tell them to end what is under way, write it down and go; a master tells its workers."""
+        _end_input(self._main)
+
+    def _start(self, role: str, options: str) -> subprocess.Popen[bytes]:
+        log = self._log(len(self._running))
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, str(self._program), role, options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE if role != "worker" else subprocess.DEVNULL,
+                stderr=errors,
+                env={**os.environ, "GEVENT_SUPPORT": "True"},
+                start_new_session=True,
+            )
+        self._running.append(process)
+        return process
+
+    def _write(self, process: subprocess.Popen[bytes], line: str) -> None:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(line.encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError as error:
+            self._require_success()
+            raise ToolError("a load generator ended before it began") from error
+
+    def _log(self, place: int) -> Path:
+        return self._folder / f"generator-{place}.log"
+
+    def _require_success(self) -> None:
+        status = self._main.wait(timeout=STOP_WITHIN_S)
+        if status != 0:
+            lines = self._log(0).read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+            raise ToolError("the load generator failed", status=status, last_lines=lines)
+
+
+def _end_input(process: subprocess.Popen[Any]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def join(host: str, port: int, *, within_s: float) -> int:
+    """Be a worker of a master elsewhere until it lets go; return the exit status.
+
+    Raises:
+        ToolError: The master did not answer, or the worker failed.
+    """
+    process = subprocess.Popen(
+        [sys.executable, str(LOCUSTFILE), "worker", "{}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "GEVENT_SUPPORT": "True"},
+        start_new_session=True,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(f"{host} {port} {within_s:g}\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            said = json.loads(line)
+            if "ended" in said:
+                raise ToolError(said["ended"], hint="is run-load --master started there, and is its port open?")
+        status = process.wait()
+        if status != 0:
+            raise ToolError("the worker failed", status=status)
+        return status
+    finally:
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=STOP_WITHIN_S)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stdout.close()
+
+
+def _reachable(bind: str) -> str:
+    """Return where workers on this machine find a master that listens at an address."""
+    return "127.0.0.1" if bind in {"*", "0.0.0.0", "::"} else bind
+
+
+def _options(fleet: Fleet) -> str:
+    return json.dumps(
+        {
+            "bind": fleet.bind,
+            "port": fleet.port,
+            "workers": fleet.processes,
+            "within_s": fleet.within_s,
+            "web_port": fleet.web_port,
+            "linger_s": fleet.linger_s,
+        }
+    )

@@ -1,0 +1,284 @@
+"""Run a scenario against a server: direct the load generators, sample the server, complete the run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.errors import MissingError, ToolError
+from engines.files import MadeBy, Source, refuse_existing, write_json
+from loadtest.client.protocols import dialect_of, takes_ids
+from loadtest.generator.journal import add_lost
+from loadtest.generator.plan import GeneratorPlan
+from loadtest.generator.progress import Progress
+from loadtest.results.records import (
+    REQUESTS_NAME,
+    RUN_NAME,
+    SAMPLES_NAME,
+    Doubt,
+    Level,
+    RunManifest,
+    WorkerClock,
+)
+from loadtest.run.early_stop import Enough, Judge
+from loadtest.run.fork import done_aside
+from loadtest.run.processes import SILENT_S, STOP_WITHIN_S, Generators
+from loadtest.run.sampler import Monitor
+from loadtest.run.target import Target
+from loadtest.run.terminal import Terminal
+from loadtest.run.validity import Seen, doubts_of, seen_of
+from loadtest.scenario.schema import Scenario
+from loadtest.traffic.conversations import Mix
+from loadtest.traffic.levels import plans_of
+from loadtest.traffic.prepare import prepare
+from loadtest.traffic.prompts import PromptMaker
+
+PROMPTS_NAME = "prompts.jsonl"
+UNDER_WAY_NAME = "under-way.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be run, against what, and where it goes.
+
+    Attributes:
+        keep_text: Keep the prompts that were sent beside the records.
+        enough: Ends the one level once its requests tell enough; None: it goes on to its end.
+    """
+
+    scenario: Scenario
+    target: Target
+    out: Path
+    made_by: MadeBy
+    made_from: list[Source]
+    force: bool = False
+    keep_text: bool = False
+    enough: Enough | None = None
+
+
+@dataclass(slots=True)
+class Happened:
+    """A run as far as it has come.
+
+    Attributes:
+        begun: The level under way, as it began.
+        interrupted: Why the run ended before its last level.
+        lost: What was said of a worker that was lost.
+        now_s: When something was last heard, on the run's clock.
+    """
+
+    levels: list[Level] = field(default_factory=list)
+    clocks: list[WorkerClock] = field(default_factory=list)
+    begun: Level | None = None
+    interrupted: str | None = None
+    lost: str | None = None
+    now_s: float = 0.0
+
+    def note(self, said: dict[str, Any], terminal: Terminal) -> None:
+        """Take what a generator says into account; show what a person wants to see."""
+        match said:
+            case {"began": values}:
+                self.begun = Level.model_validate(values)
+            case {"progress": values}:
+                look = Progress.model_validate(values)
+                self.now_s = look.t_s
+                terminal.look(look)
+            case {"level": values}:
+                self.begun = None
+                self.levels.append(Level.model_validate(values))
+                terminal.line(_level_text(self.levels[-1]))
+            case {"clocks": values}:
+                self.clocks += [WorkerClock.model_validate(each) for each in values]
+            case {"lost": why}:
+                self.lost = str(why)
+            case {"ended": why}:
+                self.interrupted = str(why)
+            case {"lingering": seconds} if seconds:
+                terminal.line(f"the run has ended; its web pages stay for {seconds:g} s")
+
+    def end(self, now_s: float) -> None:
+        """Keep a level that was under way when nothing more was heard of it."""
+        if self.begun is not None:
+            end_s = max(now_s, self.begun.begin_s)
+            self.levels.append(self.begun.model_copy(update={"measure_s": self.begun.begin_s, "end_s": end_s}))
+            self.begun = None
+
+
+def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
+    """Drive a server through a scenario's levels.
+
+    The folder fills as the run goes on. However the run ends, `run.json` says what was done, and the records up to
+    there are kept; what was under way has a record too.
+
+    Args:
+        folder: For what is of use only while the run goes on.
+
+    Raises:
+        ToolError: The server went away, a generator failed or was lost, a file could not be written, or not one
+            measured request succeeded.
+    """
+    out, target = asked.out, asked.target
+    _clear(out, force=asked.force)
+    if target.facts.emulated:
+        terminal.line(f"{target.label}: latencies and rates are shown in engine time")
+    began = time.monotonic()
+    happened = Happened()
+    try:
+        plan = _plan(asked, folder, began)
+        interval_s = asked.scenario.sample_interval_s
+        with Monitor(target.metrics_urls, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
+            generators.begin(plan, target.label)
+            judge = asked.enough and Judge(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
+            _follow(generators, happened, terminal, monitor, limit_s=_limit_s(plan), judge=judge)
+    except ToolError as error:
+        happened.interrupted = error.message.splitlines()[0]
+        raise
+    except OSError as error:
+        happened.interrupted = f"{error.filename or out}: {error.strerror}"
+        raise ToolError(f"the run could not go on: {happened.interrupted}", hint="is the disk full?") from error
+    except KeyboardInterrupt as error:
+        happened.interrupted = str(error) or "interrupted by the user"
+        raise
+    finally:
+        terminal.clear()
+        generators.end()
+        happened.end(time.monotonic() - began)
+        run, seen = _complete(asked, folder, happened, generators.fleet.processes)
+    _require_success(out, run, seen)
+    return run
+
+
+def _clear(out: Path, *, force: bool) -> None:
+    refuse_existing(out, force=force)
+    for name in (RUN_NAME, REQUESTS_NAME, SAMPLES_NAME, PROMPTS_NAME):
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _follow(
+    generators: Generators,
+    happened: Happened,
+    terminal: Terminal,
+    monitor: Monitor,
+    *,
+    limit_s: float,
+    judge: Judge | None = None,
+) -> None:
+    """Take what the generator says until it ends; when interrupted, what it says of how it ended, too.
+
+    Raises:
+        ToolError: It failed, fell silent, or a level went on long after its limit; or samples cannot be written.
+    """
+    try:
+        for said in generators.lines(within_s=SILENT_S):
+            happened.note(said, terminal)
+            if happened.begun is not None and happened.now_s - happened.begun.begin_s > limit_s:
+                raise ToolError(f"a level did not end within {limit_s:g} s")
+            if monitor.failed is not None:
+                raise ToolError(monitor.failed, hint="is the disk full?")
+            if judge is not None and "progress" in said and judge.is_satisfied():
+                judge = None
+                generators.suffice()
+    except KeyboardInterrupt:
+        generators.stop()
+        for said in generators.lines(within_s=STOP_WITHIN_S):
+            happened.note(said, terminal)
+        raise
+
+
+def _limit_s(plan: GeneratorPlan) -> float:
+    """Return how long a level may take: its own limit, and what its last requests may take after that."""
+    own_s = max(level.limit_s(plan.scenario, plan.time_scale) for level in plan.levels())
+    return own_s + plan.scenario.request_timeout_s + SILENT_S
+
+
+def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> tuple[RunManifest, dict[int, Seen]]:
+    """Write a record for what was lost, and `run.json`; return it, and what the records show.
+
+    Raises:
+        ToolError: They cannot be written.
+    """
+    out, facts = asked.out, asked.target.facts
+    records = out / REQUESTS_NAME
+    try:
+        if happened.interrupted is not None:
+            with contextlib.suppress(OSError):  # of a full disk, which is already why the run ended
+                add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
+        seen = seen_of(out) if records.is_file() else {}
+        doubts = list(doubts_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
+        if happened.lost is not None:
+            doubts.append(Doubt(code="worker-lost", text=happened.lost))
+        run = RunManifest(
+            made_by=asked.made_by,
+            made_from=asked.made_from,
+            kind="emulated" if facts.emulated else "measured",
+            time_scale=facts.time_scale,
+            server=facts,
+            scenario=asked.scenario,
+            levels=happened.levels,
+            interrupted=happened.interrupted,
+            doubts=tuple(doubts),
+            workers=workers,
+            clocks=tuple(happened.clocks),
+        )
+        write_json(out / RUN_NAME, run)
+    except OSError as error:
+        raise ToolError(
+            f"{out}: the run could not be completed: {error.strerror}", hint=f"what was recorded is in {records}"
+        ) from error
+    return run, seen
+
+
+def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
+    scenario, target, out = asked.scenario, asked.target, asked.out
+    plans = plans_of(scenario)
+    as_text = not takes_ids(target.endpoint, scenario.model)
+    dialect_of(target.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body)  # to refuse it here
+    prompts = folder / "prompts"
+    prompts.mkdir()
+    salt = secrets.randbits(32)  # the one thing no seed decides: words that this server has not cached
+    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
+    mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
+    counted = [plan.counted(scenario, mix) for plan in plans]
+    return GeneratorPlan(
+        endpoint=target.endpoint.model_copy(
+            update={
+                "perf_metrics": target.facts.perf_metrics,
+                "kv_block_tokens": target.facts.kv_block_tokens or 0,
+            }
+        ),
+        scenario=scenario,
+        prompts=str(prompts),
+        records=str(out / REQUESTS_NAME),
+        under_way=str(folder / UNDER_WAY_NAME),
+        texts=str(out / PROMPTS_NAME) if asked.keep_text else None,
+        began_monotonic_s=began,
+        time_scale=target.facts.time_scale,
+        lengths=tuple((plan.isl, plan.osl) for plan in counted),
+    )
+
+
+def _require_success(out: Path, run: RunManifest, seen: dict[int, Seen]) -> None:
+    if run.interrupted is not None:
+        raise ToolError(
+            f"the run ended early: {run.interrupted}",
+            hint=f"what was measured is in {out}; report-load {out} shows it",
+        )
+    measured = sum(level.measured for level in seen.values())
+    if not any(level.good for level in seen.values()):
+        errors = (level.first_error for level in seen.values() if level.first_error)
+        raise MissingError(
+            f"not one of {measured} measured requests succeeded: {next(errors, 'no error was recorded')}",
+            hint=f"the records are in {out / REQUESTS_NAME}",
+        )
+
+
+def _level_text(level: Level) -> str:
+    ended = "" if level.complete else ", incomplete"
+    ended += f"; {level.failed_rows} rows of the trace had no prompt or no reply" if level.failed_rows else ""
+    return f"{level.load}: measured {level.end_s - level.measure_s:.1f} s{ended}"

@@ -1,0 +1,114 @@
+"""What the server says of itself during a run: its metrics, sampled."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from loadtest.client.endpoint import Endpoint
+from loadtest.results.records import Sample
+from loadtest.results.server_metrics import is_kept
+
+METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
+ANSWER_WITHIN_S = 5.0
+_BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
+_SERIES = re.compile(r"^([A-Za-z_:][\w:]*(?:\{[^}]*\})?)\s+(\S+)(?:\s+-?\d+)?$")  # an exporter may add a time
+
+
+class Monitor:
+    """Threads that sample metrics pages into one file, a line a sample; a slow page does not hold up another.
+
+    Args:
+        urls: Of the metrics pages; none: nothing is sampled.
+        path: File to append to.
+        interval_s: Between samples.
+        clock: Seconds since the run began.
+
+    Attributes:
+        failed: The system's words when a sample could not be written; no more are taken then.
+    """
+
+    def __init__(self, urls: Sequence[str], path: Path, interval_s: float, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._interval_s = interval_s
+        self._clock = clock
+        self.failed: str | None = None
+        self._stopping = threading.Event()
+        self._writing = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._run, args=place, name=f"monitor-{place[0]}", daemon=True)
+            for place in enumerate(urls)
+        ]
+
+    def __enter__(self) -> Monitor:
+        """Start sampling."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop after a last sample."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=2 * ANSWER_WITHIN_S)
+
+    def _run(self, page: int, url: str) -> None:
+        try:
+            self._sample(page, url)
+        except OSError as error:
+            self.failed = f"{self._path}: {error.strerror}"
+
+    def _sample(self, page: int, url: str) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            due = time.monotonic()
+            while not self._stopping.wait(max(0.0, due - time.monotonic())):
+                due += self._interval_s
+                asked_s = self._clock()
+                values = read_metrics(url)
+                if values:
+                    sample = Sample(t_s=asked_s, values=values, ended_s=self._clock(), page=page)
+                    with self._writing:
+                        file.write(json.dumps(sample.model_dump()) + "\n")
+                        file.flush()
+
+
+def metrics_url(endpoint: Endpoint) -> str | None:
+    """Return where a server's metrics are, by the usual order of ports; None where nothing answers there."""
+    port = endpoint.port + METRICS_PORT_AFTER.get(endpoint.protocol, 0)
+    candidate = endpoint.model_copy(update={"port": port}).url("/metrics")
+    return candidate if read_metrics(candidate) else None
+
+
+def kv_block_tokens(values: Mapping[str, float]) -> int | None:
+    """Return the tokens in a block of a TensorRT-LLM engine's KV cache, from its metrics; None where they lack it.
+
+    >>> kv_block_tokens({'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="m"}': 64.0})
+    64
+    """
+    found = (int(value) for name, value in values.items() if name.startswith(_BLOCKS) and '"tokens_per"' in name)
+    return next(found, None) or None
+
+
+def read_metrics(url: str) -> dict[str, float]:
+    """Return the series this project reads, by their full text; none where the page cannot be read just now."""
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:
+            return parse_metrics(reply.read().decode("utf-8", "replace"))
+    except (urllib.error.URLError, OSError, ValueError):
+        return {}
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    r"""Return the kept series of a Prometheus page.
+
+    >>> parse_metrics('# HELP x y\nemulator_steps_total{model="m"} 3\nother 1\n')
+    {'emulator_steps_total{model="m"}': 3.0}
+    """
+    found = (_SERIES.match(line) for line in text.splitlines() if is_kept(line.split(" ", 1)[0]))
+    return {match[1]: float(match[2]) for match in found if match}

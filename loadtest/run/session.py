@@ -1,0 +1,54 @@
+"""One run, as a command asks for it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from engines.console import command_line
+from engines.files import made_by, source_of
+from loadtest.results.records import RunManifest
+from loadtest.run.early_stop import Enough
+from loadtest.run.processes import Fleet, Generators
+from loadtest.run.runner import Asked, run_scenario
+from loadtest.run.target import target_of
+from loadtest.run.terminal import Terminal
+from loadtest.scenario.schema import Scenario, inputs_of
+
+
+def run_once(
+    command: str,
+    scenario: Scenario,
+    out: Path,
+    flags: dict[str, Any],
+    *,
+    fleet: Fleet | None = None,
+    enough: Enough | None = None,
+) -> RunManifest:
+    """Run a scenario once; the generators start while the server is asked what it is. Errors as `run_scenario`.
+
+    Args:
+        command: Whose run it is, by name.
+        flags: Of `asked.target_flags`, and `force`.
+        enough: Ends the level under way once its requests tell enough.
+    """
+    columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    sends = fleet or Fleet()
+    with tempfile.TemporaryDirectory(prefix=f"{command}-") as folder, Generators(sends, Path(folder)) as generators:
+        target = target_of(flags, scenario.model)
+        asked = Asked(
+            scenario=scenario,
+            target=target,
+            out=out,
+            made_by=made_by(command_line(command)),
+            made_from=[source_of(target.tokenizer), *inputs_of(scenario)],
+            force=flags["force"],
+            keep_text=flags.get("keep_text", False),
+            enough=enough,
+        )
+        terminal = Terminal(sys.stderr, columns=columns, clock=time.monotonic)
+        return run_scenario(asked, generators, Path(folder), terminal)

@@ -1,0 +1,155 @@
+"""Why a run's figures should not be believed: looked for in its records and samples, each read once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from loadtest.results.histogram import LogHistogram
+from loadtest.results.records import Doubt, Level, RequestRecord, ServerFacts, WorkerClock, read_records, read_samples
+from loadtest.scenario.schema import Scenario, Trust
+
+LATE_SERIES = "emulator_lateness_seconds{"
+STEP_SERIES = ("emulator_steps_total{", "emulator_step_seconds_total{")
+
+
+@dataclass(slots=True)
+class Seen:
+    """One level's records in few numbers.
+
+    Attributes:
+        late: How many wall seconds after their time requests were sent.
+        gaps: Wall seconds between tokens of measured requests.
+        measured: Measured requests.
+        good: Those that succeeded.
+        lost: Requests that were under way in a generator that was lost.
+        first_error: Of a measured request.
+    """
+
+    late: LogHistogram = field(default_factory=LogHistogram)
+    gaps: LogHistogram = field(default_factory=LogHistogram)
+    measured: int = 0
+    good: int = 0
+    lost: int = 0
+    first_error: str | None = None
+
+    def note(self, record: RequestRecord) -> None:
+        """Take a record into account."""
+        self.late.add(np.array([record.sent_s - record.scheduled_s]))
+        self.lost += record.outcome == "lost"
+        if record.phase != "measure":
+            return
+        self.gaps.add(np.diff(record.token_times_s))
+        self.measured += 1
+        self.good += record.outcome == "ok"
+        self.first_error = self.first_error or record.error
+
+
+def seen_of(out: Path) -> dict[int, Seen]:
+    """Read a run's records once; return what was seen, by level. Errors as `read_records`."""
+    found: dict[int, Seen] = defaultdict(Seen)
+    for record in read_records(out):
+        found[record.level].note(record)
+    return found
+
+
+def doubts_of(
+    scenario: Scenario,
+    facts: ServerFacts,
+    levels: Sequence[Level],
+    seen: dict[int, Seen],
+    clocks: Sequence[WorkerClock],
+    out: Path,
+) -> Iterator[Doubt]:
+    """Yield every reason not to believe a run's figures, level by level."""
+    emulator = _emulator_seen(levels, out) if facts.emulated else {}
+    for index, level in enumerate(levels):
+        of_level = seen.get(index, Seen())
+        yield from _client_doubts(scenario.trust, facts, index, level, of_level)
+        if not level.complete:
+            yield Doubt(code="incomplete", text="the level ended before all its requests", level=index)
+        if level.away_s:
+            text = f"nothing listened at the server's address for {level.away_s:.1f} s"
+            yield Doubt(code="server-away", text=text, level=index)
+        if of_level.lost:
+            text = f"{of_level.lost} requests were under way in a load generator that was lost"
+            yield Doubt(code="requests-lost", text=text, level=index)
+        yield from _clock_doubts(scenario.trust, index, clocks)
+        yield from emulator.get(index, _Emulator()).doubts(scenario.trust, index)
+
+
+def _client_doubts(trust: Trust, facts: ServerFacts, index: int, level: Level, seen: Seen) -> Iterator[Doubt]:
+    gap_s = seen.gaps.quantile(0.5)
+    # Where the kernel stamped the arrivals, a late timer moved none of them; a late read may have.
+    if gap_s and level.clock != "kernel" and level.generator_late_p99_s > trust.generator_late_ratio * gap_s:
+        text = f"the load generator woke up {level.generator_late_p99_s * 1e3:.1f} ms late (p99) between tokens"
+        text += f" {gap_s * 1e3:.1f} ms apart; limit {trust.generator_late_ratio:.0%} of that"
+        yield Doubt(code="generator-late", text=text, level=index)
+    if gap_s and level.read_late_p99_s > trust.generator_late_ratio * gap_s:
+        text = f"replies were read {level.read_late_p99_s * 1e3:.1f} ms after they came (p99), tokens being"
+        text += (
+            f" {gap_s * 1e3:.1f} ms apart: some came together for that alone; limit {trust.generator_late_ratio:.0%}"
+        )
+        yield Doubt(code="read-late", text=text, level=index)
+    late_s = seen.late.quantile(0.99) or 0.0
+    if level.concurrency is None and late_s > trust.arrivals_late_s * facts.time_scale:
+        text = (
+            f"requests were sent {late_s * 1e3:.0f} ms after their time (p99); limit {trust.arrivals_late_s * 1e3:g} ms"
+        )
+        yield Doubt(code="arrivals-late", text=f"{text} of engine time: this was not the load asked for", level=index)
+
+
+def _clock_doubts(trust: Trust, index: int, clocks: Sequence[WorkerClock]) -> Iterator[Doubt]:
+    for clock in clocks:
+        off_s = clock.uncertainty_s + abs(clock.drift_s)
+        if clock.level == index and off_s > trust.clocks_apart_s:
+            text = f"the clock of worker {clock.worker} on {clock.host} is known to {off_s * 1e3:.1f} ms only"
+            yield Doubt(code="clocks-apart", text=f"{text}; limit {trust.clocks_apart_s * 1e3:g} ms", level=index)
+
+
+@dataclass(slots=True)
+class _Emulator:
+    """What the emulated engine said of itself while one level was measured."""
+
+    late_s: list[float] = field(default_factory=list)
+    counters: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def note(self, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            if key.startswith(LATE_SERIES) and 'statistic="p99"' in key:
+                self.late_s.append(value)
+            elif key.startswith(STEP_SERIES):
+                name = key.partition("{")[0]
+                low, high = self.counters.get(name, (value, value))
+                self.counters[name] = (min(low, value), max(high, value))
+
+    def doubts(self, trust: Trust, index: int) -> Iterator[Doubt]:
+        steps, seconds = (self._grown(name.rstrip("{")) for name in STEP_SERIES)
+        if not self.late_s or not steps:
+            return
+        ratio = float(np.median(self.late_s)) * steps / seconds
+        if ratio > trust.server_late_ratio:
+            yield Doubt(
+                code="emulator-late",
+                text=f"the emulated engine ended its steps late by {ratio:.0%} of a step (p99); "
+                f"limit {trust.server_late_ratio:.0%}: a larger --time-scale of build-repo gives it room",
+                level=index,
+            )
+
+    def _grown(self, name: str) -> float:
+        low, high = self.counters.get(name, (0.0, 0.0))
+        return high - low
+
+
+def _emulator_seen(levels: Sequence[Level], out: Path) -> dict[int, _Emulator]:
+    """Read a run's samples once; return what the emulated engine said, by level."""
+    found: dict[int, _Emulator] = defaultdict(_Emulator)
+    for sample in read_samples(out):
+        for index, level in enumerate(levels):
+            if level.measure_s <= sample.t_s <= level.end_s:
+                found[index].note(sample.values)
+    return found

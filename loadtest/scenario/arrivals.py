@@ -1,0 +1,251 @@
+"""Open-loop arrivals: when each request is to be sent, drawn from a seed or read from a trace before the run begins.
+
+Times are seconds from the beginning of the run. Nothing a server does moves them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from engines.errors import UserError
+from engines.files import Strict
+from loadtest.scenario.traces import MOST_ARRIVALS, Arrival, NotNegative, Positive, Schedule, Trace, read_trace
+
+Floats: TypeAlias = NDArray[np.float64]
+
+_TIMES = ("duration_s", "step_s", "at_s", "spike_s", "period_s")
+_BLOCK = 4096  # gaps drawn at once; fixed, so that a longer run begins as a shorter one does
+_BISECTIONS = 60  # from a bracket at most 2 radians wide to below a float's spacing
+
+
+class Constant(Strict):
+    """Evenly spaced, the first at zero."""
+
+    process: Literal["constant"] = "constant"
+    rate_per_s: Positive
+    duration_s: Positive
+
+
+class Poisson(Strict):
+    """Independent users, very many of them: exponential gaps."""
+
+    process: Literal["poisson"] = "poisson"
+    rate_per_s: Positive
+    duration_s: Positive
+
+
+class Gamma(Strict):
+    """Gamma-distributed gaps, already under way when the run begins, so that the rate holds from the start.
+
+    Attributes:
+        burstiness: Coefficient of variation of the gaps: 1 is Poisson, above it bursts, below it regular. vLLM's
+            benchmark gives the same name to the gamma's shape, which is this one's square upside down.
+    """
+
+    process: Literal["gamma"] = "gamma"
+    rate_per_s: Positive
+    burstiness: Annotated[float, Field(ge=0.01, le=10)]
+    duration_s: Positive
+
+
+class Steps(Strict):
+    """Poisson at one rate after the other, each for `step_s`; a rate of zero is a pause."""
+
+    process: Literal["steps"] = "steps"
+    rates_per_s: Annotated[tuple[NotNegative, ...], Field(min_length=1)]
+    step_s: Positive
+
+    @property
+    def duration_s(self) -> float:
+        """How long all steps take."""
+        return len(self.rates_per_s) * self.step_s
+
+
+class Ramp(Strict):
+    """Poisson, its rate changing evenly from the first to the last moment."""
+
+    process: Literal["ramp"] = "ramp"
+    from_per_s: NotNegative
+    to_per_s: NotNegative
+    duration_s: Positive
+
+
+class Spike(Strict):
+    """Poisson at `base_per_s`, and at `peak_per_s` from `at_s` for `spike_s`."""
+
+    process: Literal["spike"] = "spike"
+    base_per_s: NotNegative
+    peak_per_s: Positive
+    at_s: NotNegative
+    spike_s: Positive
+    duration_s: Positive
+
+    @model_validator(mode="after")
+    def _spike_inside(self) -> Self:
+        if self.at_s + self.spike_s > self.duration_s * (1 + 1e-9):
+            raise ValueError(f"the spike ends at {self.at_s + self.spike_s:g} s, the run at {self.duration_s:g} s")
+        return self
+
+
+class Sine(Strict):
+    """Poisson under a day's swing: `mean_per_s * (1 + swing_ratio * sin(2 pi t / period_s))`."""
+
+    process: Literal["sine"] = "sine"
+    mean_per_s: Positive
+    swing_ratio: Annotated[float, Field(ge=0, le=1)]
+    period_s: Positive = 86_400.0
+    duration_s: Positive
+
+
+Process: TypeAlias = Constant | Poisson | Gamma | Steps | Ramp | Spike | Sine
+Arrivals = Annotated[Process | Trace, Field(discriminator="process")]
+
+
+def arrivals_of(arrivals: Process | Trace, *, rng: np.random.Generator, folder: Path) -> Schedule:
+    """Return the arrivals of a process, drawn, or of a trace, read.
+
+    Args:
+        folder: Where a trace's relative path begins.
+
+    Raises:
+        MissingError: There is no such trace.
+        UserError: No arrival, more than `MOST_ARRIVALS`, or a damaged trace.
+    """
+    if isinstance(arrivals, Trace):
+        return read_trace(arrivals, folder=folder)
+    times_s = draw_times_s(arrivals, rng).tolist()
+    if not times_s:
+        raise UserError(
+            f"arrivals: {arrivals.process}: no request in {arrivals.duration_s:g} s, where "
+            f"{expected_requests(arrivals):.3g} were expected",
+            hint="a higher rate or a longer duration",
+        )
+    return Schedule(tuple(Arrival(at_s) for at_s in times_s))
+
+
+def lasting(arrivals: Process | Trace, duration_s: float) -> Process | Trace:
+    """Return the same shape in another time, its rates as they are; of a trace, its beginning, as fast as before.
+
+    >>> lasting(Spike(base_per_s=1, peak_per_s=9, at_s=300, spike_s=60, duration_s=600), 60.0).at_s
+    30.0
+    """
+    if isinstance(arrivals, Trace):
+        end_s = min(arrivals.end_s, arrivals.from_s + duration_s * arrivals.speed_up)
+        return arrivals.model_copy(update={"to_s": end_s})
+    ratio = duration_s / arrivals.duration_s
+    times = {name: getattr(arrivals, name) * ratio for name in _TIMES if name in type(arrivals).model_fields}
+    return arrivals.model_copy(update=times)
+
+
+def share_of(arrivals: Sequence[Arrival], worker: int, workers: int) -> Sequence[Arrival]:
+    """Return what one of several load generators sends: every `workers`-th arrival; together they send each once.
+
+    Raises:
+        ValueError: There is no such worker.
+
+    >>> [arrival.at_s for arrival in share_of([Arrival(0.1), Arrival(0.2), Arrival(0.3)], worker=0, workers=2)]
+    [0.1, 0.3]
+    """
+    if not 0 <= worker < workers:
+        raise ValueError(f"no worker {worker} of {workers}, counted from 0")
+    return arrivals[worker::workers]
+
+
+def expected_requests(process: Process) -> float:
+    """Return how many arrivals a process has on average: its rate, integrated over its duration."""
+    if isinstance(process, Sine):
+        turn_per_s = 2 * math.pi / process.period_s
+        swing_s = process.swing_ratio * (1 - math.cos(process.duration_s * turn_per_s)) / turn_per_s
+        return process.mean_per_s * (process.duration_s + swing_s)
+    return float(_requests_by_end(_pieces(process))[-1])
+
+
+def draw_times_s(process: Process, rng: np.random.Generator) -> Floats:
+    """Return a process's arrival times in [0, duration), ascending; shape (arrivals,).
+
+    Arrivals at one per unit of an even clock are carried through the inverse of the integrated rate: exact for any
+    rate, with no bound to guess as thinning needs.
+
+    Raises:
+        UserError: `MOST_ARRIVALS` are passed.
+
+    Source:
+        Cinlar, "Introduction to Stochastic Processes", 1975, chapter 4.7 (time change of a Poisson process).
+    """
+    expected = expected_requests(process)
+    if expected > MOST_ARRIVALS:
+        raise UserError(
+            f"arrivals: {process.process}: about {expected:.3g} requests, more than {MOST_ARRIVALS:,}",
+            hint="a lower rate or a shorter duration",
+        )
+    if isinstance(process, Constant):
+        counts = np.arange(math.ceil(expected), dtype=np.float64)
+    else:
+        counts = _renewals(rng, process.burstiness if isinstance(process, Gamma) else 1.0, until=expected)
+    times_s = _sine_times_s(process, counts) if isinstance(process, Sine) else _times_s(_pieces(process), counts)
+    return np.sort(times_s[times_s < process.duration_s])  # rounding may have swapped neighbours
+
+
+def _pieces(process: Constant | Poisson | Gamma | Steps | Ramp | Spike) -> Floats:
+    """Return the stretches over which the rate changes evenly: length_s, begin_per_s, end_per_s; shape (pieces, 3)."""
+    match process:
+        case Steps():
+            return np.array([(process.step_s, rate_per_s, rate_per_s) for rate_per_s in process.rates_per_s])
+        case Ramp():
+            return np.array([(process.duration_s, process.from_per_s, process.to_per_s)])
+        case Spike(base_per_s=base, peak_per_s=peak):
+            after_s = max(0.0, process.duration_s - process.at_s - process.spike_s)
+            return np.array([(process.at_s, base, base), (process.spike_s, peak, peak), (after_s, base, base)])
+        case _:
+            return np.array([(process.duration_s, process.rate_per_s, process.rate_per_s)])
+
+
+def _requests_by_end(pieces: Floats) -> Floats:
+    """Return the integrated rate at the end of each piece; shape (pieces,)."""
+    length_s, begin_per_s, end_per_s = pieces.T
+    return np.asarray(np.cumsum(length_s * (begin_per_s + end_per_s) / 2))
+
+
+def _times_s(pieces: Floats, counts: Floats) -> Floats:
+    """Return when the integrated rate reaches each count: in each piece, the root of a quadratic."""
+    by_end = _requests_by_end(pieces)
+    index = np.searchsorted(by_end, counts, side="right")  # passes over pieces without arrivals
+    length_s, begin_per_s, end_per_s = pieces[index].T
+    inside = counts - np.concatenate(([0.0], by_end))[index]
+    rate_per_s = np.sqrt(np.maximum(begin_per_s**2 + 2 * inside * (end_per_s - begin_per_s) / length_s, 0.0))
+    begins_s = np.cumsum(pieces[:, 0]) - pieces[:, 0]
+    elapsed_s = 2 * inside / np.maximum(begin_per_s + rate_per_s, np.finfo(np.float64).tiny)
+    return np.asarray(begins_s[index] + elapsed_s)
+
+
+def _sine_times_s(process: Sine, counts: Floats) -> Floats:
+    """Return when the integrated rate reaches each count: `x + swing * (1 - cos x)` never falls, so by bisection."""
+    turn_per_s = 2 * math.pi / process.period_s
+    target = counts * turn_per_s / process.mean_per_s
+    low, high = target - 2 * process.swing_ratio, target
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        is_early = middle + process.swing_ratio * (1 - np.cos(middle)) < target
+        low, high = np.where(is_early, middle, low), np.where(is_early, high, middle)
+    return high / turn_per_s
+
+
+def _renewals(rng: np.random.Generator, burstiness: float, *, until: float) -> Floats:
+    """Return arrivals at a mean of one per unit, with gamma gaps.
+
+    The process has been going on for ever: the first arrival ends a gap that zero fell into, which is longer than
+    most (its shape is one more), at an even place. Without that, bursts would gather at zero and add to the mean.
+    """
+    shape = burstiness**-2
+    blocks = [np.array([rng.random() * rng.standard_gamma(shape + 1) / shape])]
+    while blocks[-1][-1] < until:
+        blocks.append(blocks[-1][-1] + np.cumsum(rng.standard_gamma(shape, _BLOCK)) / shape)
+    counts = np.concatenate(blocks)
+    return counts[counts < until]

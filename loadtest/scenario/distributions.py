@@ -1,0 +1,293 @@
+"""Lengths and pauses that vary: written as people say them, drawn from even numbers, the same for everyone who draws.
+
+`256`, `normal(512, 64)`, `lognormal(mean=1024, cv=0.8, max=8192)`, `uniform(100, 200)`, `exponential(30)`,
+`empirical(lengths.csv, isl)`. A draw is the distribution's quantile at a number between 0 and 1, and that number comes
+from a seed and a place by `even`: whoever asks for request 17 gets the same lengths, in whatever order and process.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import NormalDist
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator
+
+from engines.errors import UserError
+from loadtest.scenario.length_files import Pairs, read_column
+
+_FORMS: dict[str, tuple[str, ...]] = {
+    "uniform": ("min", "max"),
+    "normal": ("mean", "sd"),
+    "lognormal": ("mean", "cv"),
+    "exponential": ("mean",),
+    "empirical": ("path", "column"),
+}
+_BOUNDS = ("min", "max")
+NO_SPREAD = 1e-9  # a spread below it moves no whole number, and its square is lost in a float
+_EXAMPLES = "256, normal(512, 64), lognormal(mean=1024, cv=0.8, max=8192), uniform(100, 200), exponential(30), "
+_EXAMPLES += "empirical(lengths.csv, isl)"
+_CALL = re.compile(r"\s*([a-z]+)\s*\((.*)\)\s*", re.DOTALL)
+_GRID = 4096  # quantiles that a mean is taken of: exact to about a thousandth for what is drawn here
+_MASK = (1 << 64) - 1
+_WEYL = 0x9E3779B97F4A7C15
+
+
+def even(seed: int, *place: int) -> float:
+    """Return a number between 0 and 1, neither included, that depends on the seed and the place alone.
+
+    Source:
+        Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (the mixing function).
+
+    >>> even(0, 17, 1) == even(0, 17, 1) != even(0, 17, 2)
+    True
+    """
+    state = seed & _MASK
+    for step in place:
+        state = _mixed((state + _WEYL * (2 * step + 1)) & _MASK)
+    return ((state >> 11) + 0.5) / (1 << 53)
+
+
+def _mixed(state: int) -> int:
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return state ^ (state >> 31)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How one quantity is spread, cut off at its bounds: what lies outside is not drawn, the rest keeps its shape.
+
+    Attributes:
+        kind: `fixed`, or a name of the notation.
+        values: What stands in the parentheses, by name.
+        path: Of `empirical`: a CSV with a head or JSON lines.
+        column: Of `empirical`: which column.
+    """
+
+    kind: str
+    values: tuple[tuple[str, float], ...]
+    path: str = ""
+    column: str = ""
+
+    def at(self, even_number: float) -> float:
+        """Return the quantile at a number between 0 and 1."""
+        return self._quantile(even_number)
+
+    def whole(self, even_number: float) -> int:
+        """Return the quantile as a count, at least 1; of `uniform`, every count from min to max is as likely."""
+        if self.kind == "uniform":
+            low, high = self._of("min", 1), self._of("max", 1)
+            return max(1, min(round(high), math.floor(low + even_number * (high - low + 1))))
+        return max(1, round(self._quantile(even_number)))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every draw is the same."""
+        return self.kind == "fixed"
+
+    @cached_property
+    def mean(self) -> float:
+        """The mean of what is drawn, bounds included; of counts and of seconds alike."""
+        return math.fsum(self._quantile((place + 0.5) / _GRID) for place in range(_GRID)) / _GRID
+
+    @property
+    def longest(self) -> int | None:
+        """The largest count that can be drawn; None where there is no bound."""
+        if self.kind == "empirical":
+            return self.whole(1.0)
+        value = self._of("value", self._of("max", math.inf))
+        return None if math.isinf(value) else max(1, round(value))
+
+    def reach(self, share: float) -> int:
+        """Return the count that this share of draws stays within."""
+        return self.whole(share)
+
+    def moved(self, move: Callable[[str], str]) -> Distribution:
+        """Return the distribution with its file elsewhere."""
+        return replace(self, path=move(self.path)) if self.path else self
+
+    def __str__(self) -> str:
+        """Return the notation that means this."""
+        if self.kind == "fixed":
+            return _written(self.values[0][1])
+        words = [word for word in (self.path, self.column) if word]
+        return f"{self.kind}({', '.join(words + [f'{name}={_written(value)}' for name, value in self.values])})"
+
+    def _of(self, name: str, default: float) -> float:
+        return dict(self.values).get(name, default)
+
+    @cached_property
+    def _quantile(self) -> Callable[[float], float]:
+        low, high = self._of("min", -math.inf), self._of("max", math.inf)
+        match self.kind:
+            case "fixed":
+                value = self.values[0][1]
+                return lambda _: value
+            case "uniform":
+                return lambda even_number: low + even_number * (high - low)
+            case "normal":
+                return _normal(self._of("mean", 0), self._of("sd", 0), max(low, 0.0), high)
+            case "lognormal":
+                return _lognormal(self._of("mean", 0), self._of("cv", 0), low, high)
+            case "exponential":
+                return _exponential(self._of("mean", 0), max(low, 0.0), high)
+            case _:
+                return _of_sample(read_column(self.path, self.column), low, high, self.path)
+
+
+def fixed(value: float) -> Distribution:
+    """Return the distribution that is always this value."""
+    return Distribution("fixed", (("value", value),))
+
+
+def parse(said: object) -> Distribution:
+    """Return what a number or a text of the notation means.
+
+    Raises:
+        ValueError: It means nothing; the message says what would.
+
+    >>> str(parse("normal(512, 64)"))
+    'normal(mean=512, sd=64)'
+    >>> parse("uniform(1, 3)").mean
+    2.0
+    """
+    if isinstance(said, Distribution):
+        return said
+    number = _number(said)
+    if number is not None:
+        return fixed(number)
+    found = _CALL.fullmatch(said) if isinstance(said, str) else None
+    if found is None or found[1] not in _FORMS:
+        raise ValueError(f"not a length or a distribution; such are {_EXAMPLES}")
+    return _checked(found[1], _arguments(found[1], found[2]))
+
+
+def _number(said: object) -> float | None:
+    if isinstance(said, bool) or not isinstance(said, int | float | str):
+        return None
+    try:
+        number = float(said)
+    except ValueError:
+        return None
+    if not 0 <= number < math.inf:
+        raise ValueError("a number from 0 up is expected")
+    return number
+
+
+def _arguments(kind: str, text: str) -> dict[str, str]:
+    """Return the arguments by name; in order where they are not named."""
+    found: dict[str, str] = {}
+    order = iter(_FORMS[kind])
+    for part in (part.strip() for part in text.split(",")):
+        name, is_named, value = part.partition("=")
+        name = name.strip() if is_named else next(order, "")
+        if not name or name in found or name not in (*_FORMS[kind], *_BOUNDS):
+            known = ", ".join(dict.fromkeys((*_FORMS[kind], *_BOUNDS)))
+            raise ValueError(f"{kind}(...) takes each of {known} once; '{part}' is none of them")
+        found[name] = (value if is_named else part).strip()
+    return found
+
+
+def _checked(kind: str, arguments: dict[str, str]) -> Distribution:
+    path, column = arguments.pop("path", ""), arguments.pop("column", "")
+    missing = [name for name in _FORMS[kind] if name not in arguments and name not in ("path", "column")]
+    if missing or (kind == "empirical" and not path):
+        raise ValueError(f"{kind}(...) needs {', '.join(missing) or 'a path'}; as in {_EXAMPLES}")
+    values = {name: _number(text) for name, text in arguments.items()}
+    wrong = next((name for name, value in values.items() if value is None), None)
+    if wrong:
+        raise ValueError(f"{kind}(...): {wrong} is '{arguments[wrong]}', a number is expected")
+    numbers = {name: float(value or 0.0) for name, value in values.items()}
+    if numbers.get("min", 0.0) > numbers.get("max", math.inf):
+        raise ValueError(f"{kind}(...): min {numbers['min']:g} is above max {numbers['max']:g}")
+    if kind in ("lognormal", "exponential") and not numbers["mean"] > 0:
+        raise ValueError(f"{kind}(...): the mean must be above 0")
+    if not numbers.get("min", 0.0) <= numbers.get("mean", numbers.get("min", 0.0)) <= numbers.get("max", math.inf):
+        raise ValueError(f"{kind}(...): the mean {numbers['mean']:g} lies outside min and max")
+    return Distribution(kind, tuple(numbers.items()), path, column)
+
+
+def _normal(mean: float, sd: float, low: float, high: float) -> Callable[[float], float]:
+    if sd < NO_SPREAD:
+        return lambda _: mean
+    known = NormalDist(mean, sd)
+    below, upto = known.cdf(low), (1.0 if math.isinf(high) else known.cdf(high))
+    return lambda even_number: _within(known.inv_cdf(_open(below + even_number * (upto - below))), low, high)
+
+
+def _lognormal(mean: float, cv: float, low: float, high: float) -> Callable[[float], float]:
+    if cv < NO_SPREAD:
+        return lambda _: mean
+    spread = math.sqrt(math.log1p(cv * cv))
+    known = NormalDist(math.log(mean) - spread * spread / 2, spread)
+    below = known.cdf(math.log(low)) if low > 0 else 0.0
+    upto = 1.0 if math.isinf(high) else known.cdf(math.log(high))
+    return lambda even_number: _within(math.exp(known.inv_cdf(_open(below + even_number * (upto - below)))), low, high)
+
+
+def _exponential(mean: float, low: float, high: float) -> Callable[[float], float]:
+    below, upto = -math.expm1(-low / mean), (1.0 if math.isinf(high) else -math.expm1(-high / mean))
+    return lambda even_number: _within(
+        -mean * math.log1p(-min(below + even_number * (upto - below), 1 - 1e-16)), low, high
+    )
+
+
+def _of_sample(values: Sequence[float], low: float, high: float, path: str) -> Callable[[float], float]:
+    kept = [value for value in values if low <= value <= high]
+    if not kept:
+        raise UserError(f"{path}: no value from {low:g} to {high:g}", hint="wider min and max")
+    return lambda even_number: kept[min(len(kept) - 1, int(even_number * len(kept)))]
+
+
+def _open(probability: float) -> float:
+    return min(max(probability, 1e-15), 1 - 1e-15)
+
+
+def _within(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+def _written(value: float) -> str:
+    return repr(value).removesuffix(".0")
+
+
+def _said(distribution: Distribution) -> int | float | str:
+    """Return how a distribution is written in a document: a number where it is one."""
+    if not distribution.is_fixed:
+        return str(distribution)
+    value = distribution.values[0][1]
+    return int(value) if value.is_integer() else value
+
+
+def _tokens(said: object) -> Distribution:
+    found = parse(said)
+    longest = found.values[0][1] if found.is_fixed else None
+    if longest is not None and (longest < 1 or not longest.is_integer()):
+        raise ValueError("a whole number from 1 up is expected")
+    return found
+
+
+def _pairs(said: object) -> object:
+    return {"path": said} if isinstance(said, str) else said
+
+
+def _tokens_or_auto(said: object) -> Distribution | str:
+    return "auto" if said == "auto" else _tokens(said)
+
+
+Tokens = Annotated[Distribution, PlainValidator(_tokens), PlainSerializer(_said)]
+"""A count of tokens or of anything else, at least 1, possibly varying."""
+TokensOrAuto = Annotated[
+    Distribution | Literal["auto"],
+    PlainValidator(_tokens_or_auto),
+    PlainSerializer(lambda value: value if isinstance(value, str) else _said(value)),
+]
+"""The same, or what the prompts themselves are."""
+Pause = Annotated[Distribution, PlainValidator(parse), PlainSerializer(_said)]
+"""Seconds from 0 up, possibly varying."""
+PairsOf = Annotated[Pairs, BeforeValidator(_pairs)]

@@ -1,0 +1,401 @@
+"""What a load test asks for: who sends what and when, what was promised, when figures are not to be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
+
+from engines.errors import MissingError, UserError
+from engines.files import Source, Strict, read_yaml, source_of
+from loadtest.scenario.arrivals import Arrivals
+from loadtest.scenario.distributions import Distribution, PairsOf, Pause, TokensOrAuto, fixed
+from loadtest.scenario.slo import Objectives
+from loadtest.scenario.traces import Trace
+
+Protocol = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
+GENERATED_PROMPTS = ("chat", "random")
+DEFAULT_ISL, DEFAULT_OSL = 256, 64
+PROMPT_SUFFIXES = (".json", ".jsonl", ".ndjson")
+
+
+class Lengths(Strict):
+    """Tokens of prompt and reply: a number, or a distribution such as `lognormal(mean=1024, cv=0.8, max=8192)`.
+
+    Attributes:
+        isl: New tokens of a prompt, without a shared prefix and without what was said before. `auto`: a prompt from a
+            file as it is, another 256.
+        osl: Tokens of a reply. `auto`: as the file's own reply, where the prompt's file has it, else 64.
+        pairs: Instead of both, a file of lengths that belong together: a CSV or JSON lines of isl and osl, or a trace.
+    """
+
+    isl: TokensOrAuto = "auto"
+    osl: TokensOrAuto = "auto"
+    pairs: PairsOf | None = None
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        if self.pairs is not None and (self.isl != "auto" or self.osl != "auto"):
+            raise ValueError("pairs state both lengths: leave out isl and osl")
+        return self
+
+
+class Prefixes(Strict):
+    """Beginnings that prompts share, as system prompts and retrieved documents are: what KV reuse lives on.
+
+    Attributes:
+        count: Different beginnings there are.
+        tokens: Length of each, on top of the prompt's own `isl`.
+        share: Of prompts (of first turns, where there are conversations) that begin with one of them.
+    """
+
+    count: Annotated[int, Field(ge=1)] = 1
+    tokens: Annotated[int, Field(ge=1)]
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class Conversations(Strict):
+    """Turns that follow one another, each prompt carrying all that was said before.
+
+    Attributes:
+        turns: Prompts of one conversation. `auto`: as many as a prompt file's own has.
+        think_s: Seconds from the end of a reply to the next prompt.
+        history: What stands for the replies in later prompts: the server's own `replies`, or a `stand_in` of as many
+            tokens (the file's own reply, where there is one).
+        max_tokens: A conversation ends before a turn whose prompt and reply would together pass this.
+    """
+
+    turns: TokensOrAuto = "auto"
+    think_s: Pause = fixed(0.0)
+    history: Literal["replies", "stand_in"] = "replies"
+    max_tokens: Annotated[int, Field(ge=2)] | None = None
+
+
+def _source(said: str) -> str:
+    if said not in GENERATED_PROMPTS and Path(said).suffix not in PROMPT_SUFFIXES:
+        raise ValueError("chat, random, or a .json or .jsonl file is expected")
+    return said
+
+
+PromptSource = Annotated[str, AfterValidator(_source)]
+
+
+class TrafficClass(Strict):
+    """One kind of request in a mix; what is left out is as for the whole scenario.
+
+    Attributes:
+        name: What its requests' records and figures are marked with.
+        weight: How often, against the weights of the others.
+        lengths: Its own.
+        prompts: Its own.
+        prefixes: Its own; no two classes share a beginning.
+        conversation: Its own.
+        replies: Its own.
+        objectives: Of this class alone, beside those of the scenario.
+    """
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    lengths: Lengths | None = None
+    prompts: PromptSource | None = None
+    prefixes: Prefixes | None = None
+    conversation: Conversations | None = None
+    replies: Literal["exact", "free"] | None = None
+    objectives: Objectives | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A class as it is sent: every value settled.
+
+    Attributes:
+        name: None where the scenario has no classes.
+        share: Of all requests (of conversations, where there are such).
+        isl: None: as long as the prompt file has it.
+        osl: None: as long as the prompt file's reply.
+        pairs: Instead of both.
+        is_exact: Whether a reply must be as long as asked.
+    """
+
+    name: str | None
+    share: float
+    lengths: Lengths
+    isl: Distribution | None
+    osl: Distribution | None
+    prompts: str
+    prefixes: Prefixes | None
+    conversation: Conversations | None
+    is_exact: bool
+    objectives: Objectives | None
+
+    @property
+    def has_file(self) -> bool:
+        """Whether its prompts come from a file."""
+        return self.prompts not in GENERATED_PROMPTS
+
+    @property
+    def needs_file_lengths(self) -> bool:
+        """Whether what it sends cannot be known before its prompt file is tokenized."""
+        of_file = self.lengths.pairs is None and (self.isl is None or self.osl is None)
+        turns = self.conversation is not None and self.conversation.turns == "auto"
+        return self.has_file and (of_file or turns)
+
+
+class Trust(Strict):
+    """When a run's figures are not to be believed; see docs/measurements.md for where the limits come from.
+
+    Attributes:
+        arrivals_late_s: p99 of how late an open loop's requests were sent, in engine seconds.
+        clocks_apart_s: How exactly each worker's clock must be known, its drift over a level included.
+    """
+
+    arrivals_late_s: Annotated[float, Field(gt=0)] = 0.02
+    clocks_apart_s: Annotated[float, Field(gt=0)] = 0.005
+    server_late_ratio: Annotated[float, Field(gt=0, description="Emulator lateness p99 over its mean step.")] = 0.5
+    generator_late_ratio: Annotated[
+        float, Field(gt=0, description="p99 of the generator's own timers over an ITL.")
+    ] = 0.5
+
+
+class Scenario(Strict):
+    """A load, closed or open.
+
+    Closed: at each level so many users, each sending its next request when the last has ended. Open: requests at
+    times drawn beforehand, whatever the server does. Where there is a `conversation`, a user holds one after the
+    other, and an open loop's times are when conversations begin.
+
+    Attributes:
+        name: What runs and figures are marked with.
+        rate_per_s: Instead of users, requests a second at each level: a Poisson process of `duration_s`, drawn from the
+            seed and never slowed by the server.
+        arrivals: Instead of either, one level of any other open-loop process, or of a trace with its own lengths.
+        duration_s: How long requests are sent, where there is a rate.
+        warmup_ratio: The first part of that time, not measured.
+        requests_per_user: At least so many requests are measured for each user.
+        window_s: What is sent within this time of the first measured request is measured too.
+        concurrency: Users at each level, in the order they are run.
+        lengths: Tokens of prompts and replies.
+        requests: Requests measured at each level; users that find none left keep the load up unmeasured.
+        warmup_requests: Requests of each user before its level's measurement.
+        start: How the users of a level begin: spread over the length of a request, or all together.
+        prompts: `chat`: real chat text; `random`: random tokens; or a file: ShareGPT's JSON, or JSON lines with
+            `prompt`, `text`, `messages` or `conversations`.
+        prefixes: Beginnings that prompts share.
+        conversation: Where requests are turns of conversations.
+        replies: `exact`: each reply has the tokens asked for; `free`: it may end earlier, `osl` is the most allowed.
+        classes: Kinds of requests that come mixed; each may have its own lengths, prompts and promises.
+        objectives: What was promised for all requests.
+        model: What to ask for: of Triton, `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text; of an
+            OpenAI server, any name it lists.
+        seed: What arrivals, lengths and prompts are drawn from; the same seed, the same requests.
+        sample_interval_s: Wall seconds between two looks at the server's metrics.
+        trust: When figures are in doubt.
+        level_timeout_s: Wall seconds after which a level is ended with what it has; an open loop's, beyond the time
+            its requests are sent for.
+        request_timeout_s: Wall seconds without a byte after which a request has failed.
+        reply_timeout_s: Wall seconds from sending after which a reply that has not ended has failed, silent or not.
+        unreachable_s: Wall seconds during which nothing takes connections, after which the run is ended.
+        extra_body: Fields laid over every request's own; a null takes one away.
+    """
+
+    name: str = "sweep"
+    concurrency: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64)
+    lengths: Lengths = Lengths()
+    rate_per_s: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
+    arrivals: Arrivals | None = None
+    duration_s: Annotated[float, Field(gt=0)] = 600.0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    requests: Annotated[int, Field(ge=1)] = 32
+    requests_per_user: Annotated[int, Field(ge=0)] = 0
+    window_s: Annotated[float, Field(ge=0)] = 0.0
+    warmup_requests: Annotated[int, Field(ge=0)] = 1
+    start: Literal["staggered", "together"] = "staggered"
+    prompts: PromptSource = "chat"
+    prefixes: Prefixes | None = None
+    conversation: Conversations | None = None
+    replies: Literal["exact", "free"] = "exact"
+    classes: tuple[TrafficClass, ...] = ()
+    objectives: Objectives | None = None
+    model: str = "tensorrt_llm"
+    seed: Annotated[int, Field(ge=0)] = 0
+    level_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    unreachable_s: Annotated[float, Field(ge=0)] = 5.0
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
+    sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
+    trust: Trust = Trust()
+
+    @field_validator("classes")
+    @classmethod
+    def _names_once(cls, classes: tuple[TrafficClass, ...]) -> tuple[TrafficClass, ...]:
+        names = [each.name for each in classes]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"two classes are called '{twice}'")
+        return classes
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if isinstance(self.arrivals, Trace):
+            stated = [name for name in ("classes", "prefixes", "conversation") if getattr(self, name)]
+            if stated:
+                raise ValueError(f"a trace states its own requests: leave out {stated[0]}")
+        for kind in self.kinds:
+            _check(kind)
+        return self
+
+    def requests_of(self, concurrency: int) -> int:
+        """Return how many requests a closed loop's level measures, at least."""
+        return max(self.requests, self.requests_per_user * concurrency)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are sent by the clock, not when a user's last reply has ended."""
+        return self.rate_per_s is not None or self.arrivals is not None
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all requests are of one length of prompt and one of reply, and none finds another's KV cache."""
+        if len(self.kinds) > 1 or isinstance(self.arrivals, Trace):
+            return False
+        (kind,) = self.kinds
+        lengths = (kind.isl, kind.osl)
+        alone = kind.prefixes is None and kind.conversation is None and kind.lengths.pairs is None
+        return alone and all(each is not None and each.is_fixed for each in lengths)
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are."""
+        if self.arrivals is not None:
+            return 1
+        return len(self.concurrency if self.rate_per_s is None else self.rate_per_s)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The classes with every value settled; one without a name where there are none."""
+        total = sum(each.weight for each in self.classes)
+        if not self.classes:
+            return (self._kind(None, 1.0),)
+        return tuple(self._kind(each, each.weight / total) for each in self.classes)
+
+    def _kind(self, of: TrafficClass | None, share: float) -> Kind:
+        def settled(name: str) -> Any:
+            own = None if of is None else getattr(of, name)
+            return getattr(self, name) if own is None else own
+
+        lengths, prompts = settled("lengths"), settled("prompts")
+        has_file = prompts not in GENERATED_PROMPTS
+        return Kind(
+            name=None if of is None else of.name,
+            share=share,
+            lengths=lengths,
+            isl=_length(lengths.isl, None if has_file else fixed(DEFAULT_ISL)),
+            osl=_length(lengths.osl, None if has_file else fixed(DEFAULT_OSL)),
+            prompts=prompts,
+            prefixes=settled("prefixes"),
+            conversation=settled("conversation"),
+            is_exact=settled("replies") == "exact",
+            objectives=None if of is None else of.objectives,
+        )
+
+    def files(self, *, prompts: bool = True) -> list[Path]:
+        """Return the files the scenario reads: a trace, lengths, and prompts where wanted."""
+        found = [self.arrivals.path] if isinstance(self.arrivals, Trace) else []
+        for kind in self.kinds:
+            found += [kind.prompts] if kind.has_file and prompts else []
+            found += [kind.lengths.pairs.path] if kind.lengths.pairs else []
+            found += [each.path for each in _distributions(kind) if each.path]
+        return [Path(path) for path in dict.fromkeys(found)]
+
+    def moved(self, move: Callable[[str], str]) -> Scenario:
+        """Return the scenario with its files elsewhere; paths as they are written."""
+        changed = _moved(self, move)
+        changed["classes"] = tuple(each.model_copy(update=_moved(each, move)) for each in self.classes)
+        if isinstance(self.arrivals, Trace):
+            changed["arrivals"] = self.arrivals.model_copy(update={"path": move(self.arrivals.path)})
+        return self.model_copy(update=changed)
+
+
+def _length(asked: Distribution | str, auto: Distribution | None) -> Distribution | None:
+    return auto if isinstance(asked, str) else asked
+
+
+def _check(kind: Kind) -> None:
+    """Refuse what one class cannot be.
+
+    Raises:
+        ValueError: Said as for a schema.
+    """
+    who = f"class {kind.name}: " if kind.name else ""
+    talk = kind.conversation
+    if talk is not None and talk.turns == "auto" and not kind.has_file:
+        raise ValueError(f"{who}conversation: how many turns? {kind.prompts} prompts have none of their own")
+
+
+def _distributions(kind: Kind) -> Iterator[Distribution]:
+    talk = kind.conversation
+    for each in (kind.isl, kind.osl, *((talk.turns, talk.think_s) if talk else ())):
+        if isinstance(each, Distribution):
+            yield each
+
+
+def _moved(asked: Scenario | TrafficClass, move: Callable[[str], str]) -> dict[str, Any]:
+    """Return what changes where files are moved."""
+    changed: dict[str, Any] = {}
+    if asked.lengths is not None:
+        update: dict[str, Any] = {
+            name: value.moved(move)
+            for name in ("isl", "osl")
+            if isinstance(value := getattr(asked.lengths, name), Distribution)
+        }
+        if asked.lengths.pairs is not None:
+            update["pairs"] = asked.lengths.pairs.model_copy(update={"path": move(asked.lengths.pairs.path)})
+        changed["lengths"] = asked.lengths.model_copy(update=update)
+    if asked.conversation is not None:
+        talk = asked.conversation
+        turns = talk.turns if isinstance(talk.turns, str) else talk.turns.moved(move)
+        changed["conversation"] = talk.model_copy(update={"turns": turns, "think_s": talk.think_s.moved(move)})
+    if asked.prompts is not None and asked.prompts not in GENERATED_PROMPTS:
+        changed["prompts"] = move(asked.prompts)
+    return changed
+
+
+def scenario_names() -> list[str]:
+    """Return the names of the scenarios that ship with the package."""
+    return sorted(found.stem for found in scenario_folder().glob("*.yaml"))
+
+
+def scenario_folder() -> Path:
+    """Return where the scenarios that ship with the package are."""
+    return Path(str(files("loadtest.scenario"))) / "library"
+
+
+def read_scenario(name: str) -> Scenario:
+    """Return a scenario from a file, or one that ships with the package, by name; its paths begin at its folder.
+
+    Raises:
+        UserError: There is none of that name; the shipped ones are listed.
+    """
+    if Path(name).suffix in {".yaml", ".yml"}:
+        return read_yaml(Path(name), Scenario).moved(lambda path: str(Path(name).parent / path))
+    path = scenario_folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"no scenario '{name}'", hint=f"a .yaml file, or one of: {', '.join(scenario_names())}")
+    return read_yaml(path, Scenario)
+
+
+def inputs_of(scenario: Scenario) -> list[Source]:
+    """Return the files a scenario reads, with their hashes.
+
+    Raises:
+        MissingError: One is not there.
+    """
+    for path in scenario.files():
+        if not path.is_file():
+            raise MissingError(f"{path}: no such file", hint="a scenario's relative paths begin at its own folder")
+    return [source_of(path) for path in scenario.files()]

@@ -1,0 +1,268 @@
+"""What a run would show: a scenario's load against the batcher on a virtual clock; nothing is measured here.
+
+Without a calibration everything above the engine is left out: network, server, tokenizing, client. With one, the host's
+share is in, and the means carry an interval as wide as the calibration was off on what it had not seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engines.calibration import Calibration, LoadGenerator, Quantity
+from engines.emulator.settings import batcher_for
+from engines.errors import UserError
+from engines.files import MadeBy, Source, whole_folder, write_json
+from engines.manifest import EngineManifest, StepTimeChoice
+from engines.spec.deployment import Host
+from loadtest.metrics.summarize import Interval, LevelSummary, Summary
+from loadtest.results.records import (
+    REQUESTS_NAME,
+    RUN_NAME,
+    SAMPLES_NAME,
+    Level,
+    RequestRecord,
+    RunManifest,
+    Sample,
+    ServerFacts,
+)
+from loadtest.scenario.schema import Scenario
+from loadtest.scenario.traces import Trace
+from loadtest.simulate.virtual_server import Arrivals, Contents, Ended, Sent, Traffic, Users, VirtualServer
+from loadtest.traffic.closed_loop import closed_loop
+from loadtest.traffic.conversations import Mix, Rows
+from loadtest.traffic.levels import LevelPlan, plans_of
+from loadtest.traffic.open_loop import open_loop
+
+SAMPLES_PER_LEVEL = 400
+INTERVAL_SHARE = 0.9
+_NORMAL_90 = 1.645  # standard deviations either side that hold nine tenths of a normal distribution
+_BATCH_SERIES = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests"}'
+_COUNT_SERIES = 'nv_trt_llm_general_metrics{general_type="iteration_counter"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A run that was computed: what a run folder holds, in memory."""
+
+    run: RunManifest
+    records: list[RequestRecord]
+    samples: list[Sample]
+
+
+def predict(
+    scenario: Scenario,
+    manifest: EngineManifest,
+    *,
+    made_by: MadeBy,
+    made_from: list[Source],
+    rows: Mapping[str, Rows] | None = None,
+) -> Prediction:
+    """Return what a scenario would show of an engine; seconds are engine seconds.
+
+    A free reply is taken to be as long as it may be.
+
+    Args:
+        rows: By prompt file, what a tokenizer counts in it; see `conversations.Mix`.
+    """
+    mix = Mix(scenario, rows)
+    contents = _contents(scenario, manifest, mix)
+    records: list[RequestRecord] = []
+    samples: list[Sample] = []
+    levels: list[Level] = []
+    began_s, next_id = 0.0, 0
+    host = manifest.step_time.host or Host()
+    for index, plan in enumerate([plan.counted(scenario, mix) for plan in plans_of(scenario)]):
+        traffic = _traffic(scenario, plan, mix, contents, level=index, begin_s=began_s, first_id=next_id)
+        server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s)
+        of_level = [_record(server, ended, index) for ended in server.run()]
+        samples += _samples(server)
+        levels.append(
+            Level(
+                concurrency=plan.concurrency,
+                rate_per_s=plan.rate_per_s,
+                begun=plan.begun,
+                failed_rows=plan.failed_rows,
+                isl=plan.isl,
+                osl=plan.osl,
+                begin_s=began_s,
+                measure_s=min((record.sent_s for record in of_level if record.phase == "measure"), default=began_s),
+                end_s=server.now_s,
+                complete=True,
+            )
+        )
+        records += of_level
+        began_s, next_id = server.now_s, 1 + max((record.id for record in of_level), default=next_id)
+    engine = f"{manifest.model.name} {manifest.precision.name} on {manifest.gpu.name}"
+    facts = ServerFacts(
+        url="-", protocol="-", model="tensorrt_llm", triton_version="-", emulated=False, time_scale=1.0, engine=engine
+    )
+    run = RunManifest(
+        made_by=made_by,
+        made_from=made_from,
+        kind="predicted",
+        time_scale=1.0,
+        server=facts,
+        scenario=scenario,
+        levels=levels,
+    )
+    return Prediction(run, records, samples)
+
+
+def write_prediction(found: Prediction, out: Path, *, force: bool) -> None:
+    """Write the run folder that run-load would have written, marked as predicted.
+
+    Raises:
+        UserError: `out` holds something, and `force` is not set.
+    """
+    with whole_folder(out, force=force) as folder:
+        write_json(folder / RUN_NAME, found.run)
+        _write_lines(folder / REQUESTS_NAME, found.records)
+        _write_lines(folder / SAMPLES_NAME, found.samples)
+
+
+def _write_lines(path: Path, rows: Sequence[RequestRecord] | Sequence[Sample]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(row.model_dump_json() + "\n" for row in rows)
+
+
+def calibrated(manifest: EngineManifest, calibration: Calibration, sha256: str) -> EngineManifest:
+    """Return an engine's manifest with what a calibration found of its deployment."""
+    choice = StepTimeChoice(
+        source=calibration.source, factors=calibration.factors, host=calibration.host, calibration=sha256
+    )
+    blocks = max(1, round(manifest.kv_cache.blocks * calibration.engine.usable_kv_ratio))
+    cache = manifest.kv_cache.model_copy(update={"blocks": blocks})
+    return manifest.model_copy(update={"step_time": choice, "kv_cache": cache})
+
+
+def like(scenario: Scenario, generator: LoadGenerator) -> Scenario:
+    """Return a closed-loop scenario that sends as the generator of a calibration's points did."""
+    if generator.start == "staggered" or scenario.is_open:
+        return scenario
+    return scenario.model_copy(
+        update={
+            "warmup_requests": 1,
+            "start": "together",
+            "requests": 1,
+            "requests_per_user": generator.rounds,
+            "window_s": generator.window_s,
+        }
+    )
+
+
+def at_once(scenario: Scenario) -> Scenario:
+    """Return a scenario whose levels are static batches: so many requests together, once, the first wave measured.
+
+    Raises:
+        UserError: The scenario is an open loop.
+    """
+    if scenario.is_open:
+        raise UserError("a static batch has no arrivals", hint="--concurrency 1,8,64 names its sizes")
+    changed = {"warmup_requests": 0, "start": "together", "requests": 1, "requests_per_user": 1, "window_s": 0.0}
+    return scenario.model_copy(update=changed)
+
+
+def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
+    """Return an engine that takes a scenario's largest batch whole, prompts in one iteration, and nothing above it."""
+    most = max(scenario.concurrency)
+    mix = Mix(scenario)
+    drawn = [mix.begin(number) for number in range(most)]
+    longest = max(each.prompt_tokens + each.exchange.reply_tokens for each in drawn)
+    limits = manifest.limits.model_copy(
+        update={
+            "max_batch_size": max(manifest.limits.max_batch_size, most),
+            "max_num_tokens": max(manifest.limits.max_num_tokens, sum(each.prompt_tokens for each in drawn)),
+        }
+    )
+    needed = -(-longest // manifest.kv_cache.tokens_per_block) * most
+    cache = manifest.kv_cache.model_copy(update={"blocks": max(manifest.kv_cache.blocks, needed)})
+    choice = manifest.step_time.model_copy(update={"host": None})
+    return manifest.model_copy(update={"limits": limits, "kv_cache": cache, "step_time": choice})
+
+
+def with_intervals(summary: Summary, calibration: Calibration) -> Summary:
+    """Return a summary whose levels carry how far their means may be off."""
+    levels = [level.model_copy(update={"intervals": _intervals(level, calibration)}) for level in summary.levels]
+    return summary.model_copy(update={"levels": levels})
+
+
+def _intervals(level: LevelSummary, calibration: Calibration) -> dict[str, Interval]:
+    means: dict[Quantity, float | None] = {
+        "tokens_per_s": level.output_tokens_per_s,
+        "itl_s": None if level.itl_s is None else level.itl_s.mean,
+        "ttft_s": None if level.ttft_s is None else level.ttft_s.mean,
+    }
+    found = {}
+    for name, mean in means.items():
+        if mean is not None and name in calibration.log_error:
+            factor = math.exp(_NORMAL_90 * calibration.log_error[name])
+            found[str(name)] = Interval(share=INTERVAL_SHARE, low=mean / factor, mean=mean, high=mean * factor)
+    return found
+
+
+def _traffic(
+    scenario: Scenario, plan: LevelPlan, mix: Mix, contents: Contents, *, level: int, begin_s: float, first_id: int
+) -> Traffic:
+    """Return who sends what of a level that begins now."""
+    if plan.concurrency is not None:
+        loop = closed_loop(
+            scenario, plan.concurrency, first_id=first_id, begin_talk=lambda number: mix.begin(number, level)
+        )
+        return Users(loop, begin_s, contents)
+    opened = open_loop(scenario, plan, mix, level=level, first_id=first_id)
+    requests = (
+        contents.sent(opened.turn(place), begin_s + arrival.at_s) for place, arrival in enumerate(plan.arrivals)
+    )
+
+    def follow(sent: Sent, ended_s: float, ok: bool) -> Sent | None:
+        found = opened.follow(sent.turn, ended_s - begin_s, sent.turn.output_tokens if ok else None)
+        return None if found is None else contents.sent(found[1], begin_s + found[0])
+
+    return Arrivals(requests, follow)
+
+
+def _contents(scenario: Scenario, manifest: EngineManifest, mix: Mix) -> Contents:
+    """Return what the engine can find again of what is sent; where it never can, nothing is worked out."""
+    can_find = manifest.runtime.kv_reuse and (mix.shares_blocks or isinstance(scenario.arrivals, Trace))
+    return Contents(manifest.kv_cache.tokens_per_block if can_find else None)
+
+
+def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:
+    times_s = server.token_times_s(ended)
+    sent = ended.sent
+    return RequestRecord(
+        id=sent.turn.id,
+        level=level,
+        phase=sent.turn.phase,
+        scheduled_s=sent.sent_s,
+        sent_s=sent.sent_s,
+        token_times_s=times_s,
+        done_s=times_s[-1] if ended.outcome == "ok" else server.now_s,
+        prompt_tokens=sent.prompt_tokens,
+        output_tokens=len(times_s),
+        outcome=ended.outcome,
+        error=ended.cause,
+        asked_tokens=sent.turn.output_tokens if sent.turn.exact else None,
+        cached_tokens=ended.cached_tokens,
+        class_name=sent.turn.class_name,
+        conversation=sent.turn.conversation,
+        turn=sent.turn.place,
+    )
+
+
+def _samples(server: VirtualServer) -> list[Sample]:
+    """Return batch size and iterations on an even grid of instants, as a server's metrics would be sampled."""
+    left_s, decoding = server.left_s, server.decoding
+    if not len(left_s):
+        return []
+    instants = np.linspace(server.begin_s, server.now_s, SAMPLES_PER_LEVEL)
+    places = np.searchsorted(left_s, instants).clip(0, len(left_s) - 1)
+    return [
+        Sample(t_s=float(t), values={_BATCH_SERIES: float(decoding[place]), _COUNT_SERIES: float(place)})
+        for t, place in zip(instants, places, strict=True)
+    ]

@@ -1,0 +1,354 @@
+"""A load against the batcher on a virtual clock: who sends when, what the host adds, when each token leaves.
+
+The batcher is the one that runs behind the emulated server on the wall clock. Memory grows with iterations and with
+requests under way, never with tokens: what is to be kept of an ended request is its reader's choice.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.emulator.engine import Batcher, Iteration
+from engines.emulator.request import Request, RequestError
+from engines.spec.deployment import Host
+from loadtest.traffic.closed_loop import ClosedLoop
+from loadtest.traffic.levels import Turn
+
+# From a reply's last token to the same user's next request. Any value above zero and well below a step does: what
+# matters is that the engine has begun its next iteration by then, so that the request waits it out.
+TURNAROUND_S = 0.5e-3
+
+_Floats = npt.NDArray[np.float64]
+
+
+class Sent(NamedTuple):
+    """A request on its way.
+
+    Attributes:
+        user: Of a closed loop.
+        prefix_hashes: One for each full KV block of prompt and reply; empty where nothing is known of their content.
+    """
+
+    turn: Turn
+    sent_s: float
+    prompt_tokens: int
+    user: int = 0
+    prefix_hashes: tuple[int, ...] = ()
+
+
+class Ended(NamedTuple):
+    """A request that is over.
+
+    Attributes:
+        spans: Stays in the engine, each as (first, last) iteration; one token in each iteration of a span.
+        cause: Why it was refused; None unless it was.
+        cached_tokens: Prompt tokens found in the KV cache; None where nothing is known of its content.
+    """
+
+    sent: Sent
+    spans: list[tuple[int, int]]
+    outcome: Literal["ok", "cancelled", "rejected"]
+    cause: str | None = None
+    cached_tokens: int | None = None
+
+
+class Traffic(Protocol):
+    """Who sends what, and when there is nothing more to see."""
+
+    @property
+    def next_s(self) -> float:
+        """When the next request is sent; infinity where that waits for a reply."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all that was to be measured has ended."""
+        ...
+
+    def send(self) -> Sent:
+        """Take the next request."""
+        ...
+
+    def note_end(self, sent: Sent, now_s: float, *, ok: bool = True) -> None:
+        """Take a request as ended, well or refused."""
+        ...
+
+
+class Contents:
+    """What the engine can know of a request's words: nothing, or which KV blocks are the same as another's.
+
+    Args:
+        tokens_per_block: Of the engine; None: no block is ever met again, so none is named.
+    """
+
+    def __init__(self, tokens_per_block: int | None = None) -> None:
+        self._tokens_per_block = tokens_per_block
+
+    def sent(self, turn: Turn, sent_s: float, user: int = 0) -> Sent:
+        """Return a turn on its way.
+
+        Raises:
+            ValueError: The turn is of no conversation: it has no prompt.
+        """
+        if turn.talk is None:
+            raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
+        hashes = () if self._tokens_per_block is None else turn.talk.block_hashes(self._tokens_per_block)
+        return Sent(turn, sent_s, turn.talk.prompt_tokens, user, hashes)
+
+
+@dataclass(slots=True)
+class Users:
+    """The users of a closed loop, each waiting for its reply, and thinking before it goes on.
+
+    Args:
+        begin_s: When all of them are free for the first time.
+    """
+
+    loop: ClosedLoop
+    begin_s: float = 0.0
+    contents: Contents = field(default_factory=Contents)
+    _free: list[tuple[float, int, int]] = field(default_factory=list)
+    _freed: int = 0
+
+    def __post_init__(self) -> None:
+        """Let every user be free at the beginning."""
+        for user in range(self.loop.concurrency):
+            self._let_free(user, self.begin_s)
+
+    @property
+    def next_s(self) -> float:
+        """When the next user is free."""
+        return self._free[0][0] if self._free else math.inf
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all measured requests have ended."""
+        return self.loop.is_over
+
+    def send(self) -> Sent:
+        """Let the next free user send."""
+        sent_s, _, user = heapq.heappop(self._free)
+        return self.contents.sent(self.loop.next_turn(user, sent_s), sent_s, user)
+
+    def note_end(self, sent: Sent, now_s: float, *, ok: bool = True) -> None:
+        """Take a reply as read; its user is free after a moment, or when it has thought."""
+        self.loop.note_end(sent.turn, now_s, sent.turn.output_tokens if ok else None)
+        self._let_free(sent.user, now_s + max(TURNAROUND_S, self.loop.wait_s(sent.user)))
+
+    def _let_free(self, user: int, at_s: float) -> None:
+        heapq.heappush(self._free, (at_s, self._freed, user))  # of several at once, the one that waited longest
+        self._freed += 1
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """Requests of an open loop: times drawn beforehand, never delayed by a slow server.
+
+    Args:
+        requests: In order of their times, the last one measured.
+        follow: What a conversation sends after a reply (its tokens left at that time; whether it ended well).
+    """
+
+    requests: Iterable[Sent]
+    follow: Callable[[Sent, float, bool], Sent | None] | None = None
+    _coming: Iterator[Sent] = field(init=False)
+    _next: Sent | None = None
+    _later: list[tuple[float, int, Sent]] = field(default_factory=list)
+    _open: int = 0
+
+    def __post_init__(self) -> None:
+        """Look at the first request."""
+        self._coming = iter(self.requests)
+        self._next = next(self._coming, None)
+
+    @property
+    def next_s(self) -> float:
+        """When the next request is sent."""
+        later_s = self._later[0][0] if self._later else math.inf
+        return min(self._next.sent_s, later_s) if self._next is not None else later_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all measured requests have ended, and none is to come."""
+        return self._next is None and not self._open
+
+    def send(self) -> Sent:
+        """Take the next request."""
+        if self._next is None or (self._later and self._later[0][0] <= self._next.sent_s):
+            return heapq.heappop(self._later)[2]
+        sent, self._next = self._next, next(self._coming, None)
+        self._open += sent.turn.phase == "measure"
+        return sent
+
+    def note_end(self, sent: Sent, now_s: float, *, ok: bool = True) -> None:
+        """Take a request as ended; what follows it is due when its user has thought."""
+        self._open -= sent.turn.phase == "measure"
+        later = self.follow(sent, now_s, ok) if self.follow is not None else None
+        if later is not None:
+            self._open += later.turn.phase == "measure"
+            heapq.heappush(self._later, (later.sent_s, later.turn.id, later))
+
+
+@dataclass(slots=True)
+class VirtualServer:
+    """An engine and its host under some traffic; an idle batcher of its own, as after a pause.
+
+    Attributes:
+        now_s: The virtual clock.
+        steps: Iterations done, as (iteration or run of them, its first one's index); kept where asked for.
+        begin_s: When the traffic began.
+    """
+
+    batcher: Batcher
+    traffic: Traffic
+    host: Host = field(default_factory=Host)
+    now_s: float = 0.0
+    keep_steps: bool = False
+    steps: list[Iteration] = field(default_factory=list)
+    begin_s: float = 0.0
+    _arriving: deque[tuple[float, Sent]] = field(default_factory=deque)  # on their way to the engine's queue
+    _intake_free_s: float = 0.0
+    _on_way: dict[int, Sent] = field(default_factory=dict)
+    _found: dict[int, int] = field(default_factory=dict)  # blocks of each prompt that need not be computed
+    _refused: list[Ended] = field(default_factory=list)
+    _left_s: list[float] = field(default_factory=list)  # when the tokens of each iteration left, by its index
+    _decoding: list[int] = field(default_factory=list)  # sequences in generation, by iteration
+
+    def run(self) -> Iterator[Ended]:
+        """Yield requests as they end, until the traffic is over; then, as cancelled, those still under way."""
+        self.begin_s = self.now_s
+        while not self.traffic.is_over:
+            self._admit()
+            if self._refused:
+                yield from self._take_refused()
+                continue
+            next_s = self._next_ready_s()
+            iteration = self.batcher.begin_run(self.now_s, next_s)
+            if iteration is None:
+                if next_s == math.inf:
+                    raise RuntimeError("the engine is idle, nobody is to send, and the traffic is not over")
+                self.now_s = next_s
+                continue
+            yield from self._step(iteration)
+        for number, sent in self._on_way.items():
+            yield Ended(sent, self.batcher.spans_of(number), "cancelled")
+        for _, sent in self._arriving:
+            yield Ended(sent, [], "cancelled")
+
+    def advance_to(self, until_s: float) -> Iterator[Ended]:
+        """Do every iteration that begins before a time, and yield what ends; for one who decides later what comes next.
+
+        What the traffic holds by then is admitted; nothing else may come before `until_s`.
+        """
+        while self.now_s < until_s:
+            self._admit()
+            if self._refused:
+                yield from self._take_refused()
+                continue
+            next_s = min(self._next_ready_s(), until_s)
+            iteration = self.batcher.begin_run(self.now_s, next_s)
+            if iteration is not None:
+                yield from self._step(iteration)
+            elif next_s == math.inf:
+                return
+            else:
+                self.now_s = next_s
+
+    @property
+    def left_s(self) -> _Floats:
+        """When the tokens of each iteration left for the clients, by the iteration's index."""
+        return np.asarray(self._left_s)
+
+    @property
+    def decoding(self) -> npt.NDArray[np.int64]:
+        """Sequences in generation, by the iteration's index."""
+        return np.asarray(self._decoding, dtype=np.int64)
+
+    def token_times_s(self, ended: Ended) -> tuple[float, ...]:
+        """Return when each token of a request left."""
+        return tuple(left_s for first, last in ended.spans for left_s in self._left_s[first : last + 1])
+
+    def first_and_last_s(self, ended: Ended) -> tuple[float, float]:
+        """Return when the first and the last token of a reply left."""
+        return self._left_s[ended.spans[0][0]], self._left_s[ended.spans[-1][1]]
+
+    def _admit(self) -> None:
+        """Let every request enter the engine's queue that has come through the host by now."""
+        while self._next_sent_ready_s() <= self.now_s:
+            sent = self.traffic.send()
+            self._intake_free_s = max(self._intake_free_s, sent.sent_s) + self.host.request_s
+            self._arriving.append((self._intake_free_s, sent))
+        while self._arriving and self._arriving[0][0] <= self.now_s:
+            self._submit(*self._arriving.popleft())
+
+    def _submit(self, ready_s: float, sent: Sent) -> None:
+        turn = sent.turn
+        try:
+            self.batcher.submit(
+                Request(turn.id, sent.prompt_tokens, turn.output_tokens, ready_s, prefix_hashes=sent.prefix_hashes),
+                self.now_s,
+            )
+        except RequestError as error:
+            self._refused.append(Ended(sent, [], "rejected", str(error)))
+        else:
+            self._on_way[turn.id] = sent
+
+    def _take_refused(self) -> Iterator[Ended]:
+        refused, self._refused = self._refused, []
+        for ended in refused:
+            self.traffic.note_end(ended.sent, self.now_s, ok=False)
+            yield ended
+
+    def _next_sent_ready_s(self) -> float:
+        return max(self._intake_free_s, self.traffic.next_s) + self.host.request_s
+
+    def _next_ready_s(self) -> float:
+        return self._arriving[0][0] if self._arriving else self._next_sent_ready_s()
+
+    def _step(self, iteration: Iteration) -> Iterator[Ended]:
+        ends_s = self.now_s + self._cumulative_s(iteration)
+        self.now_s = float(ends_s[-1])
+        self._left_s += self._leave_s(ends_s, iteration).tolist()
+        self._decoding += [iteration.shape.decode_sequences] * iteration.repeats
+        if self.keep_steps:
+            self.steps.append(iteration)
+        for sequence, _ in iteration.chunks:  # before the first chunk is computed, what is shared is what was found
+            if sequence.request.prefix_hashes:
+                self._found.setdefault(int(sequence.request.request_id), sequence.shared_blocks)
+        for sequence in self.batcher.advance(iteration):
+            number = int(sequence.request.request_id)
+            sent = self._on_way.pop(number)
+            self.traffic.note_end(sent, self._left_s[sequence.spans[-1][1]])
+            yield Ended(sent, sequence.spans, "ok", cached_tokens=self._cached_tokens(number))
+
+    def _cached_tokens(self, number: int) -> int | None:
+        blocks = self._found.pop(number, None)
+        return None if blocks is None else blocks * self.batcher.settings.tokens_per_block
+
+    def _cumulative_s(self, iteration: Iteration) -> _Floats:
+        """Return how long after the start each iteration of a run ends."""
+        shape, repeats = iteration.shape, iteration.repeats
+        if repeats == 1:
+            return np.array([iteration.seconds])
+        line = self.batcher.step_time.decode_line(shape.decode_sequences, shape.decode_context_tokens)
+        contexts = shape.decode_context_tokens + shape.decode_sequences * np.arange(repeats)
+        return np.asarray(np.cumsum(line.base_s + line.per_context_token_s * contexts))
+
+    def _leave_s(self, ends_s: _Floats, iteration: Iteration) -> _Floats:
+        """Return when the tokens of each iteration leave: a queue served at the streaming ceiling."""
+        if not self.host.stream_token_s:
+            return ends_s
+        shape = iteration.shape
+        each_s = (shape.decode_sequences + shape.prefill_sequences) * self.host.stream_token_s
+        before_s = self._left_s[-1] if self._left_s else 0.0
+        places = np.arange(1, len(ends_s) + 1)
+        starts_s = np.maximum.accumulate(np.maximum(ends_s, before_s) - (places - 1) * each_s)
+        return np.asarray(starts_s + places * each_s)

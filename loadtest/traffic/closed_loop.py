@@ -1,0 +1,163 @@
+"""Closed loops: a fixed number of users, each waiting for its reply."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from loadtest.results.records import Phase
+from loadtest.scenario.schema import Scenario
+from loadtest.traffic.conversations import Begin, Mix, Talk
+from loadtest.traffic.levels import Turn, turn_of
+
+
+def closed_loop(
+    scenario: Scenario,
+    concurrency: int,
+    *,
+    first_id: int,
+    time_scale: float = 1.0,
+    worker: int = 0,
+    workers: int = 1,
+    begin_talk: Begin | None = None,
+) -> ClosedLoop:
+    """Return the closed loop of one level, or one load generator's share of it.
+
+    Args:
+        begin_talk: What begins the level's conversations; None: drawn from the scenario.
+    """
+    return ClosedLoop(
+        concurrency,
+        begin_talk or Mix(scenario).begin,
+        scenario.requests_of(concurrency),
+        scenario.warmup_requests,
+        first_id=first_id,
+        window_s=scenario.window_s * time_scale,
+        staggered=scenario.start == "staggered",
+        worker=worker,
+        workers=workers,
+    )
+
+
+@dataclass(slots=True)
+class ClosedLoop:
+    """The requests of one level, given out one at a time.
+
+    Every user first warms up; the first warm-up replies have staggered lengths unless told otherwise, so that the
+    users are spread over the whole of a request when measuring begins instead of all starting at once. Measuring
+    begins when every user has warmed up. Once all measured requests are under way, users that become free send
+    requests that are not measured: the load stays what it was until the last measured one has ended. A user holds
+    one conversation after the other; staggered, the first ones begin at places spread over a whole conversation.
+
+    Several load generators share a level: users and measured requests are split, ids too (every `workers`-th), and
+    measuring begins when `begin` is called, since no share knows when the users of the others have warmed up.
+
+    Args:
+        concurrency: Users of the whole level.
+        begin_talk: Begins the level's conversations, which are numbered from 0.
+        requests: Measured by the whole level.
+        first_id: Id of the level's first request.
+        worker: Whose share this is, from 0.
+        workers: Load generators that share the level.
+        window_s: Requests sent within this time of the first measured one are measured too, beyond `requests`.
+        warmup_requests: Of each user; with 0, the first wave is measured with the others.
+        staggered: Whether the first warm-up replies have staggered lengths; if not, all users begin together.
+    """
+
+    concurrency: int
+    begin_talk: Begin
+    requests: int
+    warmup_requests: int
+    first_id: int
+    window_s: float = 0.0
+    staggered: bool = True
+    worker: int = 0
+    workers: int = 1
+    measure_s: float | None = None
+    end_s: float | None = None
+    next_id: int = 0
+    _next_talk: int = 0
+    _talks: dict[int, Talk] = field(default_factory=dict)
+    _warmed: set[int] = field(default_factory=set)
+    _sent: dict[int, int] = field(default_factory=dict)
+    _measured: int = 0
+    _ended: int = 0
+
+    def __post_init__(self) -> None:
+        """Start at the first id; take the share of the requests that the share of the users is."""
+        self.next_id = self.first_id + self.worker
+        self._next_talk = self.worker
+        before = sum(len(range(other, self.concurrency, self.workers)) for other in range(self.worker))
+        upto = before + len(self.users)
+        self.requests = self.requests * upto // self.concurrency - self.requests * before // self.concurrency
+
+    @property
+    def users(self) -> range:
+        """The numbers of this share's users, of all of the level's from 0."""
+        return range(self.worker, self.concurrency, self.workers)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether all users of this share have warmed up."""
+        return not self.warmup_requests or len(self._warmed) == len(self.users)
+
+    def begin(self, now_s: float) -> None:
+        """Measure from now on."""
+        self.measure_s = now_s
+        self.end_s = None if self.users else now_s
+        self._end_if_done(now_s)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all measured requests have ended."""
+        return self.end_s is not None
+
+    def next_turn(self, user: int, now_s: float) -> Turn:
+        """Return what a free user sends now."""
+        sent = self._sent.get(user, 0)
+        self._sent[user] = sent + 1
+        if sent >= self.warmup_requests:
+            self._warmed.add(user)
+        if self.measure_s is None and self.workers == 1 and self.is_warm:
+            self.begin(now_s)
+        phase: Phase = "warmup"
+        if self.measure_s is not None:
+            phase = "measure" if self._measured < self.requests or self._in_window(now_s) else "fill"
+            self._measured += phase == "measure"
+            self._end_if_done(now_s)
+        turn = self._turn(user, phase, is_first=not sent)
+        self.next_id += self.workers
+        return turn
+
+    def wait_s(self, user: int) -> float:
+        """Return how long a free user thinks before its next request, in engine seconds."""
+        talk = self._talks.get(user)
+        return 0.0 if talk is None or talk.is_over else talk.exchange.think_s
+
+    def note_end(self, turn: Turn, now_s: float, reply_tokens: int | None = None) -> None:
+        """Take a request as ended, with so many tokens; None: not well, which ends its conversation."""
+        if turn.talk is not None:
+            turn.talk.go_on(reply_tokens)
+        if turn.phase == "measure":
+            self._ended += 1
+            self._end_if_done(now_s)
+
+    def _end_if_done(self, now_s: float) -> None:
+        """End the level once all that was sent to be measured has ended, and nothing more will be."""
+        if self._ended == self._measured >= self.requests and not self._in_window(now_s):
+            self.end_s = self.end_s if self.end_s is not None else now_s
+
+    def _in_window(self, now_s: float) -> bool:
+        return self.measure_s is not None and now_s < self.measure_s + self.window_s
+
+    def _turn(self, user: int, phase: Phase, *, is_first: bool) -> Turn:
+        talk = self._talks.get(user)
+        if talk is None or talk.is_over:
+            talk = self._talks[user] = self.begin_talk(self._next_talk)
+            self._next_talk += self.workers
+        if not is_first or not self.warmup_requests or not self.staggered:
+            return turn_of(talk, self.next_id, phase)
+        reached = len(talk.conversation.exchanges) * (user + 1) / self.concurrency
+        talk.skip_to(math.ceil(reached) - 1)
+        share = reached - talk.place
+        return turn_of(talk, self.next_id, phase, max(1, round(talk.exchange.reply_tokens * share)))

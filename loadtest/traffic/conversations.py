@@ -1,0 +1,305 @@
+"""What is said in a load: conversations drawn from a scenario's seed, and how far each has come.
+
+A single request is a conversation of one exchange. Conversation 17 has the same class, lengths, pauses and shared
+prefix whoever draws it, at every level, in a prediction as in a run; what differs from level to level is its words
+(of a prompt file, the rows), so that no level finds in the KV cache what an earlier one left there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeAlias
+
+from engines.errors import MissingError
+from loadtest.scenario.distributions import even
+from loadtest.scenario.schema import DEFAULT_OSL, Kind, Scenario
+from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, Trace
+
+SAMPLED = 4096  # conversations a mean is taken of
+_CLASS, _SHARED, _PREFIX, _TURNS, _ISL, _OSL, _THINK = range(7)
+_ROOM = 1 << 20  # block numbers of one content: a prompt of 2 ** 20 blocks is beyond any engine
+
+Rows: TypeAlias = Sequence[Sequence[tuple[int, int]]]
+"""Of a prompt file, each row's exchanges as (prompt tokens, reply tokens); 0 where the file has no reply."""
+
+
+class Exchange(NamedTuple):
+    """One prompt and its reply.
+
+    Attributes:
+        prompt_tokens: New ones, beyond all that was said before.
+        reply_tokens: Asked for.
+        think_s: From the end of the reply before it, in engine seconds; 0 for the first.
+    """
+
+    prompt_tokens: int
+    reply_tokens: int
+    think_s: float = 0.0
+
+
+class Conversation(NamedTuple):
+    """One conversation as drawn.
+
+    Attributes:
+        kind: Index of its class.
+        prefix: Which of the class's shared beginnings it has; None: none.
+        row: Which row of the class's prompt file it says; None: none.
+        prefix_hashes: Of a trace that says what its prompts share; see `traces.Arrival`.
+    """
+
+    number: int
+    exchanges: tuple[Exchange, ...]
+    kind: int = 0
+    prefix: int | None = None
+    prefix_tokens: int = 0
+    row: int | None = None
+    prefix_hashes: tuple[int, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Talk:
+    """A conversation under way.
+
+    Attributes:
+        kind: Its class, settled.
+        place: Which exchange is next, or under way, from 0.
+        past_tokens: What its next prompt repeats: the shared beginning and all that was said.
+        said: What was said, as the maker of prompts keeps it.
+    """
+
+    conversation: Conversation
+    kind: Kind
+    level: int = 0
+    place: int = 0
+    past_tokens: int = 0
+    said: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Begin behind the shared beginning."""
+        self.past_tokens += self.conversation.prefix_tokens
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to be said."""
+        return self.place >= len(self.conversation.exchanges)
+
+    @property
+    def exchange(self) -> Exchange:
+        """The exchange that is next, or under way."""
+        return self.conversation.exchanges[self.place]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of that exchange's prompt, all that was said before included."""
+        return self.past_tokens + self.exchange.prompt_tokens
+
+    def go_on(self, reply_tokens: int | None) -> None:
+        """Take the exchange under way as over; a failed one (None) ends the conversation."""
+        if reply_tokens is None:
+            self.place = len(self.conversation.exchanges)
+        elif not self.is_over:
+            self.past_tokens += self.exchange.prompt_tokens + reply_tokens
+            self.place += 1
+
+    def skip_to(self, place: int) -> None:
+        """Take the exchanges before a place as over, with the replies they asked for."""
+        while self.place < place:
+            self.go_on(self.exchange.reply_tokens)
+
+    def block_hashes(self, tokens_per_block: int) -> tuple[int, ...]:
+        """Return what identifies each full KV block of the exchange under way, its reply's included.
+
+        Blocks inside a shared beginning are the same in all that have it. A conversation only grows, so each of its
+        blocks is known by the conversation and its place; but where a stand-in follows in later prompts, the blocks
+        with the reply itself are never met again. A trace's hashes, each of `HASH_BLOCK_TOKENS`, are split.
+        """
+        talk = self.conversation
+        if talk.prefix_hashes:
+            each = HASH_BLOCK_TOKENS // tokens_per_block
+            return tuple(content * each + place for content in talk.prefix_hashes for place in range(each))
+        shared = talk.prefix_tokens // tokens_per_block
+        upto_prompt = self.prompt_tokens // tokens_per_block
+        upto_reply = (self.prompt_tokens + self.exchange.reply_tokens) // tokens_per_block
+        own, begin = talk.number * _ROOM, -((talk.kind * _ROOM + (talk.prefix or 0)) * _ROOM + _ROOM)
+        reply = own
+        if self.kind.conversation is not None and self.kind.conversation.history == "stand_in":
+            reply = ((talk.number + 1) << 64) + self.place * _ROOM
+        return (
+            *range(begin, begin + shared),
+            *range(own + shared, own + upto_prompt),
+            *range(reply + upto_prompt, reply + upto_reply),
+        )
+
+
+class Seen(NamedTuple):
+    """What some requests are like, in tokens.
+
+    Attributes:
+        isl: Mean prompt.
+        osl: Mean reply.
+        longest: Prompt and reply together.
+    """
+
+    isl: float
+    osl: float
+    longest_isl: int
+    longest_osl: int
+    longest: int
+
+
+def seen_of(prompts: Sequence[int], replies: Sequence[int]) -> Seen:
+    """Return what requests of these lengths are like; there must be one.
+
+    >>> seen_of([10, 30], [5, 1]).longest
+    31
+    """
+    longest = max(map(sum, zip(prompts, replies, strict=True)))
+    count = len(prompts)
+    return Seen(sum(prompts) / count, sum(replies) / count, max(prompts), max(replies), longest)
+
+
+Begin: TypeAlias = Callable[[int], Talk]
+"""Begins the conversation of a number."""
+
+
+class Mix:
+    """The conversations of a scenario.
+
+    Args:
+        rows: By prompt file, what a tokenizer counts in it; needed where lengths are the file's own.
+
+    Raises:
+        MissingError: Lengths are a prompt file's own, and nobody has counted them.
+    """
+
+    def __init__(self, scenario: Scenario, rows: Mapping[str, Rows] | None = None) -> None:
+        self._seed = scenario.seed
+        self._kinds = scenario.kinds
+        self._levels = scenario.levels
+        self._upto = list(accumulate(kind.share for kind in self._kinds))
+        self._rows = rows or {}
+        for kind in self._kinds:
+            is_asked = kind.needs_file_lengths and not isinstance(scenario.arrivals, Trace)
+            if is_asked and kind.prompts not in self._rows:
+                raise MissingError(
+                    f"{kind.prompts}: how long its prompts are, only a tokenizer can tell",
+                    hint="state lengths (isl and osl), or give a tokenizer",
+                )
+
+    @cached_property
+    def shares_blocks(self) -> bool:
+        """Whether any prompt begins as another does."""
+        return any(kind.prefixes or kind.conversation for kind in self._kinds)
+
+    def begin(self, number: int, level: int = 0) -> Talk:
+        """Begin the conversation of a number."""
+        drawn = self.draw(number, level)
+        return Talk(drawn, self._kinds[drawn.kind], level)
+
+    def begin_arrival(self, number: int, arrival: Arrival, level: int = 0) -> Talk:
+        """Begin what an arrival asks for: a trace's own request, or the conversation of that number."""
+        if arrival.isl is None or arrival.osl is None:
+            return self.begin(number, level)
+        (kind, *_), exchange = self._kinds, Exchange(arrival.isl, arrival.osl)
+        drawn = Conversation(
+            number, (exchange,), row=self._row(kind, number, level), prefix_hashes=arrival.prefix_hashes
+        )
+        return Talk(drawn, kind, level)
+
+    def draw(self, number: int, level: int = 0) -> Conversation:
+        """Return the conversation of a number; rows of a prompt file go round, and each level begins further on."""
+        which = even(self._seed, number, _CLASS)
+        index = next((index for index, upto in enumerate(self._upto) if which < upto), len(self._kinds) - 1)
+        kind = self._kinds[index]
+        row = self._row(kind, number, level)
+        spoken = self._rows[kind.prompts][row] if row is not None else ()
+        prefix, prefix_tokens = self._prefix(kind, number)
+        exchanges = self._exchanges(kind, number, spoken, prefix_tokens)
+        return Conversation(number, exchanges, index, prefix, prefix_tokens, row)
+
+    def lengths_of(self, numbers: range) -> Seen:
+        """Return what all requests of some conversations are like."""
+        prompts: list[int] = []
+        replies: list[int] = []
+        for number in numbers:
+            talk = self.begin(number)
+            while not talk.is_over:
+                prompts.append(talk.prompt_tokens)
+                replies.append(talk.exchange.reply_tokens)
+                talk.go_on(talk.exchange.reply_tokens)
+        return seen_of(prompts, replies)
+
+    def at_most(self, seen: Seen) -> Seen:
+        """Return what was seen with the longest that can be drawn, where classes state bounds."""
+        for kind in self._kinds:
+            longest = _longest(kind)
+            if longest is not None:
+                isl, osl = max(seen.longest_isl, longest[0]), max(seen.longest_osl, longest[1])
+                seen = seen._replace(longest_isl=isl, longest_osl=osl, longest=max(seen.longest, sum(longest)))
+        return seen
+
+    def _row(self, kind: Kind, number: int, level: int) -> int | None:
+        """Return which row of its class's prompt file a conversation says; None: there is none, or none is read."""
+        rows = self._rows.get(kind.prompts)
+        return (number + level * (len(rows) // self._levels)) % len(rows) if rows else None
+
+    def _prefix(self, kind: Kind, number: int) -> tuple[int | None, int]:
+        shared = kind.prefixes
+        if shared is None or even(self._seed, number, _SHARED) >= shared.share:
+            return None, 0
+        return int(even(self._seed, number, _PREFIX) * shared.count), shared.tokens
+
+    def _exchanges(
+        self, kind: Kind, number: int, spoken: Sequence[tuple[int, int]], past_tokens: int
+    ) -> tuple[Exchange, ...]:
+        talk = kind.conversation
+        found: list[Exchange] = []
+        for place in range(self._turns(kind, number, spoken)):
+            isl, osl = self._pair(kind, number, place, spoken)
+            past_tokens += isl + osl
+            if found and talk and talk.max_tokens is not None and past_tokens > talk.max_tokens:
+                break
+            think_s = talk.think_s.at(even(self._seed, number, _THINK, place)) if talk and place else 0.0
+            found.append(Exchange(isl, osl, think_s))
+        return tuple(found)
+
+    def _turns(self, kind: Kind, number: int, spoken: Sequence[tuple[int, int]]) -> int:
+        if kind.conversation is None:
+            return 1
+        asked = kind.conversation.turns
+        if isinstance(asked, str):
+            return len(spoken)
+        turns = asked.whole(even(self._seed, number, _TURNS))
+        return min(turns, len(spoken)) if spoken else turns
+
+    def _pair(self, kind: Kind, number: int, place: int, spoken: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        if kind.lengths.pairs is not None:
+            return kind.lengths.pairs.at(even(self._seed, number, _ISL, place))
+        own_isl, own_osl = spoken[place] if spoken else (0, 0)
+        isl = kind.isl.whole(even(self._seed, number, _ISL, place)) if kind.isl else own_isl
+        osl = kind.osl.whole(even(self._seed, number, _OSL, place)) if kind.osl else own_osl or DEFAULT_OSL
+        return isl, osl
+
+
+def _longest(kind: Kind) -> tuple[int, int] | None:
+    """Return the longest prompt and reply a class can draw; None where they are not bounded, or a file's own."""
+    if kind.lengths.pairs is not None:
+        isl, osl = (max(column) for column in zip(*kind.lengths.pairs.rows, strict=True))
+    elif kind.isl is None or kind.osl is None or kind.isl.longest is None or kind.osl.longest is None:
+        return None
+    else:
+        isl, osl = kind.isl.longest, kind.osl.longest
+    if kind.conversation is not None:
+        most = kind.conversation.max_tokens
+        return None if most is None else (max(most - 1, isl), osl)
+    return isl + (kind.prefixes.tokens if kind.prefixes else 0), osl
+
+
+def always(isl: int, osl: int) -> Begin:
+    """Return conversations that are all the same single exchange."""
+    (kind,) = Scenario().kinds
+    conversation = Conversation(0, (Exchange(isl, osl),))
+    return lambda _: Talk(conversation, kind)

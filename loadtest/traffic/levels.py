@@ -1,0 +1,134 @@
+"""What a scenario's levels send, without sockets or clocks of their own: who sends next, and when it is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from engines.errors import UserError
+from loadtest.results.records import Phase
+from loadtest.scenario.arrivals import Poisson, Process, arrivals_of
+from loadtest.scenario.schema import Scenario
+from loadtest.scenario.traces import Arrival, Trace
+from loadtest.traffic.conversations import SAMPLED, Mix, Seen, Talk, seen_of
+
+FILL_ALLOWANCE = 3  # conversations for each user beyond what is measured: warm-up, and filling up to the end
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPlan:
+    """One level of a scenario: so many users, or requests by a process.
+
+    Attributes:
+        rate_per_s: Requests a second of an open loop; of a trace or a changing rate, the mean.
+        arrivals: Of an open loop, in order; empty for a closed one.
+        failed_rows: Rows of a trace left out because they have no prompt or no reply.
+        begun: What the arrivals begin.
+        isl: Prompt tokens of its requests, mean; 0 until somebody has counted.
+        osl: Reply tokens, likewise.
+    """
+
+    concurrency: int | None
+    rate_per_s: float | None = None
+    arrivals: tuple[Arrival, ...] = ()
+    failed_rows: int = 0
+    begun: Literal["requests", "conversations"] = "requests"
+    isl: int = 0
+    osl: int = 0
+
+    def phase_of(self, arrival: Arrival, warmup_ratio: float) -> Phase:
+        """Return whether a request of an open loop is measured."""
+        return self.phase_at(arrival.at_s, warmup_ratio)
+
+    def phase_at(self, at_s: float, warmup_ratio: float) -> Phase:
+        """Return the phase of what is sent at a time of an open loop; past its last arrival, the load falls off."""
+        last_s = self.arrivals[-1].at_s
+        if at_s < warmup_ratio * last_s:
+            return "warmup"
+        return "measure" if at_s <= last_s else "fill"
+
+    def limit_s(self, scenario: Scenario, time_scale: float = 1.0) -> float:
+        """Return the wall seconds after which the level is ended with what it has."""
+        return (self.arrivals[-1].at_s * time_scale if self.arrivals else 0.0) + scenario.level_timeout_s
+
+    def conversations(self, scenario: Scenario) -> int:
+        """Return how many conversations the level begins: of a closed loop, about as many, and rather more."""
+        if self.concurrency is None:
+            return len(self.arrivals)
+        return scenario.requests_of(self.concurrency) + (scenario.warmup_requests + FILL_ALLOWANCE) * self.concurrency
+
+    def counted(self, scenario: Scenario, mix: Mix) -> LevelPlan:
+        """Return the level with the mean lengths of its requests, in whole tokens."""
+        seen = self.seen(scenario, mix)
+        return replace(self, isl=round(seen.isl), osl=round(seen.osl))
+
+    def seen(self, scenario: Scenario, mix: Mix) -> Seen:
+        """Return what the level's requests are like: means of the first, where there are very many."""
+        stated = [arrival for arrival in self.arrivals if arrival.isl is not None and arrival.osl is not None]
+        if stated:
+            return seen_of([each.isl or 0 for each in stated], [each.osl or 0 for each in stated])
+        return mix.at_most(mix.lengths_of(range(min(SAMPLED, self.conversations(scenario)))))
+
+
+def plans_of(scenario: Scenario) -> list[LevelPlan]:
+    """Return a scenario's levels, arrivals drawn from its seed; the same for a prediction and for a run.
+
+    Raises:
+        UserError: A process or a trace has no request, or too many.
+    """
+    if scenario.arrivals is not None:
+        return [_open_plan(scenario, scenario.arrivals, None)]
+    if scenario.rate_per_s is not None:
+        rates = scenario.rate_per_s
+        return [_open_plan(scenario, Poisson(rate_per_s=r, duration_s=scenario.duration_s), r) for r in rates]
+    return [LevelPlan(concurrency) for concurrency in scenario.concurrency]
+
+
+def _open_plan(scenario: Scenario, process: Process | Trace, rate_per_s: float | None) -> LevelPlan:
+    found, failed_rows = arrivals_of(process, rng=np.random.default_rng(scenario.seed), folder=Path())
+    begin_s, end_s = found[0].at_s, found[-1].at_s
+    if end_s <= begin_s:
+        raise UserError("the arrivals hold one moment only", hint="a longer duration_s or a higher rate")
+    mean_per_s = rate_per_s or round((len(found) - 1) / (end_s - begin_s), 4)
+    converse = any(kind.conversation for kind in scenario.kinds)
+    return LevelPlan(None, mean_per_s, found, failed_rows, "conversations" if converse else "requests")
+
+
+@dataclass(slots=True)
+class Turn:
+    """One request a user is to send.
+
+    Attributes:
+        output_tokens: Reply length: exactly, or at most, as `exact` says.
+        class_name: Class of a mix; None where there is one kind of request.
+        conversation: Number of the conversation it is a turn of; None of a single request.
+        place: Its place in that conversation, from 0.
+        talk: What has been said before it; None where its maker knows nothing of conversations.
+    """
+
+    id: int
+    phase: Phase
+    output_tokens: int
+    class_name: str | None = None
+    conversation: int | None = None
+    place: int = 0
+    exact: bool = True
+    talk: Talk | None = None
+
+
+def turn_of(talk: Talk, number: int, phase: Phase, output_tokens: int | None = None) -> Turn:
+    """Return the next turn of a conversation as a request of that number."""
+    kind = talk.kind
+    return Turn(
+        number,
+        phase,
+        talk.exchange.reply_tokens if output_tokens is None else output_tokens,
+        kind.name,
+        None if kind.conversation is None else talk.conversation.number,
+        talk.place,
+        kind.is_exact,
+        talk,
+    )

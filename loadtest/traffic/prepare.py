@@ -1,0 +1,202 @@
+"""What a run's prompts are cut from, found out before it: text with its tokens, words of one token, a file's rows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from engines.errors import MissingError, UserError
+from engines.files import write_json
+from loadtest.scenario.schema import Scenario
+from loadtest.traffic.conversations import Mix, Rows
+from loadtest.traffic.levels import LevelPlan
+from loadtest.traffic.prompts import META, Prepared, PromptMaker
+from loadtest.traffic.token_text import TokenText, chat_text, end_id_of, file_text, read_tokenizer
+
+FIRST_RANDOM_ID = 1000  # below are bytes, digits and what other vocabularies keep for themselves
+LEAST_CHAT_TOKENS = 30_000  # a tenth of a second of tokenizing
+MOST_CHAT_TOKENS = 2_000_000
+MOST_ROWS = 20_000  # of a prompt file; beyond, they come round again
+LEAST_WORDS = 100
+MOST_WORDS = 4096
+MOST_MARKS = 1000  # so that two runs begin alike once in a million times
+TRIED = 24  # prompts counted again before a run,
+TRIED_TOKENS = 50_000  # unless they are so long that these are enough
+_TOKENIZER = "tokenizer.json"
+
+
+def prepare(
+    scenario: Scenario,
+    plans: list[LevelPlan],
+    tokenizer_path: Path,
+    folder: Path,
+    *,
+    as_text: bool,
+    salt: int = 0,
+) -> Prepared:
+    """Write into a folder what a run's prompts are cut from.
+
+    Args:
+        salt: Another number in each run against one server: lengths stay, and no prompt is one that it has cached.
+
+    Raises:
+        MissingError: There is no tokenizer or no prompt file at its path.
+        UserError: A prompt file has a row we cannot read, or the tokenizer too few words of one token.
+    """
+    tokenizer = read_tokenizer(tokenizer_path)
+    texts: dict[str, TokenText] = {}
+    for kind in scenario.kinds:
+        if kind.has_file and kind.prompts not in texts:
+            texts[kind.prompts] = file_text(tokenizer, Path(kind.prompts), most_rows=rows_needed(scenario, plans))
+    rows = {source: text.exchanges for source, text in texts.items()}
+    needs_words = any(kind.prompts == "random" for kind in scenario.kinds) or _has_hashes(plans)
+    if any(kind.prompts != "random" for kind in scenario.kinds):
+        texts["chat"] = chat_text(tokenizer, tokens=_chat_tokens(scenario, plans, rows))
+    names = {source: f"text-{number}" for number, source in enumerate(texts)}
+    for source, name in names.items():
+        texts[source].save(folder, name)
+    found = Prepared(
+        as_text=as_text,
+        texts=names,
+        special_tokens=len(tokenizer.encode("").ids) if as_text else 0,
+        filler=_filler(tokenizer, texts.get("chat")) if as_text else "",
+        words=tuple(_words(tokenizer)) if as_text and needs_words else (),
+        ids=_id_range(tokenizer),
+        salt=salt,
+        marks=tuple(_marks(tokenizer, texts["chat"])) if "chat" in texts else (),
+        end_id=None if as_text else _end_id(scenario, tokenizer, tokenizer_path),
+    )
+    if as_text and not _counts_hold(scenario, plans, found, folder, tokenizer):
+        shutil.copyfile(tokenizer_path, folder / _TOKENIZER)  # it travels with the rest to workers elsewhere
+        found = found.model_copy(update={"tokenizer": _TOKENIZER})
+    write_json(folder / META, found)
+    return found
+
+
+def count_rows(scenario: Scenario, plans: list[LevelPlan], tokenizer_path: Path | None) -> dict[str, Rows]:
+    """Return what a tokenizer counts in a scenario's prompt files, where that decides what is sent.
+
+    Raises:
+        MissingError: There is no tokenizer, or no such file; also as `conversations.Mix`, later, for None.
+        UserError: A row we cannot read.
+    """
+    sources = {kind.prompts for kind in scenario.kinds if kind.has_file}
+    if not sources or tokenizer_path is None:
+        return {}
+    tokenizer = read_tokenizer(tokenizer_path)
+    most = rows_needed(scenario, plans)
+    return {source: file_text(tokenizer, Path(source), most_rows=most).exchanges for source in sorted(sources)}
+
+
+def rows_needed(scenario: Scenario, plans: list[LevelPlan]) -> int:
+    """Return how many rows of a prompt file a run can use before they come round again."""
+    return min(MOST_ROWS, scenario.levels * max(plan.conversations(scenario) for plan in plans))
+
+
+def _has_hashes(plans: list[LevelPlan]) -> bool:
+    return any(arrival.prefix_hashes for plan in plans for arrival in plan.arrivals)
+
+
+def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, Rows]) -> int:
+    """Return how much chat is worth having: twice the longest prompt, and a fresh place for each to begin at."""
+    mix = Mix(scenario, rows)
+    count = max(plan.conversations(scenario) for plan in plans)
+    longest = max(plan.seen(scenario, mix).longest for plan in plans)
+    return min(MOST_CHAT_TOKENS, max(LEAST_CHAT_TOKENS, 2 * longest + 3 * count * scenario.levels))
+
+
+def _id_range(tokenizer: Tokenizer) -> tuple[int, int]:
+    last = tokenizer.get_vocab_size(with_added_tokens=False)
+    return min(FIRST_RANDOM_ID, last // 2), last
+
+
+def _end_id(scenario: Scenario, tokenizer: Tokenizer, path: Path) -> int | None:
+    """Return what ends a reply that may end by itself; None where none may, or the scenario tells the model.
+
+    Raises:
+        MissingError: Nobody says what it is.
+    """
+    if all(kind.is_exact for kind in scenario.kinds) or "end_id" in scenario.extra_body:
+        return None
+    found = end_id_of(tokenizer, path)
+    if found is None:
+        raise MissingError(
+            f"{path}: no tokenizer_config.json beside it names an eos_token: a free reply would never end",
+            hint="extra_body: {end_id: ...} in the scenario, or a model that takes text",
+        )
+    return found
+
+
+def _filler(tokenizer: Tokenizer, chat: TokenText | None) -> str:
+    """Return a word that is one token however often it is repeated; empty where there is none."""
+    candidates = [" the", " a", " of", " to", " and", " in"]
+    if chat is not None:
+        single = [a for a, b in zip(chat.cuts[:-1].tolist(), chat.cuts[1:].tolist(), strict=True) if b == a + 1]
+        candidates += list(dict.fromkeys(chat.part(place, place + 1) for place in single[:200]))
+    for word in candidates:
+        ids = tokenizer.encode("x" + word * 3, add_special_tokens=False).ids
+        if len(ids) > 3 and len(set(ids[-3:])) == 1 and tokenizer.decode(ids[-1:]).strip() == word.strip():  # noqa: PLR2004
+            return word
+    return ""
+
+
+def _marks(tokenizer: Tokenizer, chat: TokenText) -> Iterator[tuple[int, str]]:
+    """Yield different words of the chats that are one token wherever they stand, with their tokens."""
+    seen: set[int] = set()
+    for place, later in pairwise(chat.cuts.tolist()):
+        token, word = int(chat.ids[place]), chat.part(place, later)
+        if later != place + 1 or token in seen:
+            continue
+        seen.add(token)
+        if tokenizer.encode("x" + word + word, add_special_tokens=False).ids[-2:] == [token, token]:
+            yield token, word
+        if len(seen) == MOST_MARKS:
+            return
+
+
+def _words(tokenizer: Tokenizer) -> list[str]:
+    """Return words of one token each: a space and letters.
+
+    Raises:
+        UserError: The tokenizer has too few.
+    """
+    first, last = _id_range(tokenizer)
+    found: list[str] = []
+    for token in range(first, last):
+        word = tokenizer.decode([0, token])[len(tokenizer.decode([0])) :]  # the first token may lose its space
+        if word[:1] == " " and word[1:].isalpha() and word.isascii():
+            ids = tokenizer.encode("x" + word + word, add_special_tokens=False).ids
+            if ids[-2:] == [token, token]:
+                found.append(word)
+        if len(found) == MOST_WORDS:
+            break
+    if len(found) < LEAST_WORDS:
+        raise UserError(
+            f"the tokenizer has {len(found)} words of one token: no random text can be counted",
+            hint="--prompts chat, or a model that takes tokens",
+        )
+    return found
+
+
+def _counts_hold(
+    scenario: Scenario, plans: list[LevelPlan], found: Prepared, folder: Path, tokenizer: Tokenizer
+) -> bool:
+    """Return whether prompts as they are cut have the tokens they are said to have."""
+    maker = PromptMaker(scenario, folder, found)
+    mix = Mix(scenario, maker.rows)
+    arrivals = plans[0].arrivals
+    left = TRIED_TOKENS
+    for number in range(min(TRIED, plans[0].conversations(scenario))):
+        talk = mix.begin_arrival(number, arrivals[number]) if arrivals else mix.begin(number)
+        talk.skip_to(len(talk.conversation.exchanges) - 1)
+        prompt = maker.prompt(talk)
+        if prompt.tokens != len(tokenizer.encode(prompt.text).ids):
+            return False
+        left -= prompt.tokens
+        if left < 0:
+            break
+    return True

@@ -1,0 +1,303 @@
+"""Prompts of stated token counts: made where they are sent, when they are sent, out of text tokenized once.
+
+Before a run `preparation` writes what its prompts are cut from: a stretch of real chats, one-token words, a prompt
+file's rows. A `PromptMaker` beside the generator cuts; as ids it needs no tokenizer, as text it cuts where token
+counts hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from engines.files import Strict, read_json
+from loadtest.scenario.distributions import even
+from loadtest.scenario.schema import GENERATED_PROMPTS, Kind, Scenario
+from loadtest.scenario.traces import HASH_BLOCK_TOKENS
+from loadtest.traffic.conversations import Rows, Talk
+from loadtest.traffic.token_text import Span, TokenText, pairs_of, read_tokenizer
+
+PREPARED_SUFFIXES = (".json", ".npy", ".txt")
+MARKS = 2
+_GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this part of a circle fall apart as evenly as any can
+META = "prompts.json"
+_MASK = (1 << 64) - 1  # seeds and hashes are taken as numbers from 0 up
+_REPLY, _PREFIX, _BLOCK, _PADDING = 1, 2, 3, 4  # what random words and later windows are drawn for; prompts are 0
+
+Speaker = Literal["system", "user", "assistant"]
+
+
+class Piece(NamedTuple):
+    """Something said: as ids, or as text.
+
+    Attributes:
+        tokens: Its length by the engine's tokenizer.
+    """
+
+    role: Speaker
+    tokens: int
+    ids: list[int]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt, ready to be sent.
+
+    Attributes:
+        tokens: Its length by the engine's tokenizer.
+        ids: Its tokens, for a model that takes tokens; empty for one that takes text.
+        text: Its text, for a model that takes text; empty for one that takes tokens.
+        messages: The same text by who said it, for a model that takes messages.
+    """
+
+    tokens: int
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    messages: tuple[tuple[Speaker, str], ...] = ()
+
+
+class Prepared(Strict):
+    """What `preparation.prepare` found out for those who make prompts.
+
+    Attributes:
+        texts: Name of the `TokenText` of each source of prompts.
+        special_tokens: That the tokenizer puts around any text.
+        filler: A word of one token, to reach a stated count; empty where none was found.
+        words: Of one token each, for random prompts as text.
+        ids: Random ids are drawn from the first to the last but one.
+        salt: Of this run: what its generated prompts begin with, so that none finds an earlier run's in the KV cache.
+        marks: Words of one token, as (id, word), to begin prompts with.
+        end_id: The token that ends a free reply, where the model has to be told.
+        tokenizer: Where every text has to be counted again, the file beside this one that counts it.
+    """
+
+    as_text: bool
+    texts: dict[str, str] = Field(default_factory=dict)
+    special_tokens: int = 0
+    filler: str = ""
+    words: tuple[str, ...] = ()
+    ids: tuple[int, int] = (0, 0)
+    salt: int = 0
+    marks: tuple[tuple[int, str], ...] = ()
+    end_id: int | None = None
+    tokenizer: str | None = None
+
+
+def read_prepared(folder: Path) -> Prepared:
+    """Read what `prepare` wrote; errors as `files.read_json`."""
+    return read_json(folder / META, Prepared)
+
+
+class PromptMaker:
+    """Makes the prompts of a run, and keeps what was said in the conversations under way.
+
+    Args:
+        folder: What `prepare` filled.
+    """
+
+    def __init__(self, scenario: Scenario, folder: Path, found: Prepared | None = None) -> None:
+        self._found = found or read_prepared(folder)
+        self._seed, self._levels = scenario.seed, scenario.levels
+        self._texts = {
+            source: TokenText.load(folder, name, as_text=self._found.as_text)
+            for source, name in self._found.texts.items()
+        }
+        path = self._found.tokenizer
+        self._tokenizer = read_tokenizer(folder / path) if path else None
+
+    @property
+    def rows(self) -> Mapping[str, Rows]:
+        """What the prompt files hold, for `conversations.Mix`."""
+        return {source: text.exchanges for source, text in self._texts.items() if source not in GENERATED_PROMPTS}
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a free reply, where the model has to be told."""
+        return self._found.end_id
+
+    def prompt(self, talk: Talk) -> Prompt:
+        """Return the prompt of a conversation's next exchange: what was said before, and what is new.
+
+        Raises:
+            ValueError: The reply before it was not kept.
+        """
+        said: list[Piece] = talk.said
+        if not said:
+            said.append(self._shared(talk))
+            for place in range(talk.place):  # what a conversation that begins in its middle has not said
+                said.append(self._new(talk, place))
+                said.append(self._stand_in(talk, place, talk.conversation.exchanges[place].reply_tokens))
+        if len(said) != 1 + 2 * talk.place:
+            raise ValueError(f"conversation {talk.conversation.number}: its reply {talk.place - 1} was not kept")
+        said.append(self._new(talk, talk.place))
+        return self._joined(said)
+
+    def wants_reply(self, talk: Talk) -> bool:
+        """Return whether later prompts repeat the reply to the exchange under way."""
+        asked = talk.kind.conversation
+        return asked is not None and asked.history == "replies" and talk.place + 1 < len(talk.conversation.exchanges)
+
+    def keep(self, talk: Talk, tokens: int, reply: list[int] | list[str] | None) -> None:
+        """Take the reply to the exchange under way, for later prompts; called before that is noted as ended.
+
+        Args:
+            tokens: How many it had.
+            reply: Where it is wanted, its tokens, or its text in parts, as prompts are.
+
+        Raises:
+            ValueError: It is wanted and not given.
+        """
+        if talk.kind.conversation is None or talk.place + 1 >= len(talk.conversation.exchanges):
+            return
+        if not self.wants_reply(talk):
+            talk.said.append(self._stand_in(talk, talk.place, tokens))
+            return
+        if reply is None:
+            raise ValueError(f"conversation {talk.conversation.number}: the words of its reply are not given")
+        text = "".join(part for part in reply if isinstance(part, str))
+        talk.said.append(Piece("assistant", tokens, [part for part in reply if isinstance(part, int)], text))
+
+    def _joined(self, said: list[Piece]) -> Prompt:
+        if not self._found.as_text:
+            ids = _ids_of(said)
+            return Prompt(len(ids), ids)
+        text = "".join(piece.text for piece in said)
+        tokens = sum(piece.tokens for piece in said) + self._found.special_tokens
+        if self._tokenizer is not None:
+            tokens = len(self._tokenizer.encode(text).ids)
+        messages = tuple((piece.role, piece.text) for piece in said if piece.text)
+        return Prompt(tokens, text=text, messages=messages)
+
+    def _shared(self, talk: Talk) -> Piece:
+        """Return the beginning a conversation shares with others; an empty piece where it shares none."""
+        conversation = talk.conversation
+        if conversation.prefix is None:
+            return Piece("system", 0, [], "")
+        key = (_PREFIX, talk.level, conversation.kind, conversation.prefix)
+        if talk.kind.prompts == "random":
+            return self._random("system", conversation.prefix_tokens, key)
+        return self._marked("system", talk.level, conversation.prefix_tokens, self._any_cut(key))
+
+    def _new(self, talk: Talk, place: int) -> Piece:
+        """Return what is new in a prompt."""
+        conversation, tokens = talk.conversation, talk.conversation.exchanges[place].prompt_tokens
+        if conversation.prefix_hashes:
+            return self._of_hashes(conversation.prefix_hashes, tokens)
+        if talk.kind.has_file:
+            prompt, _ = pairs_of(self._row(talk))[place]
+            return self._fitted("user", talk, prompt, tokens, (0, talk.level, conversation.number, place))
+        if talk.kind.prompts == "chat" and not place:
+            return self._marked("user", talk.level, tokens, self._fresh_begin(talk))
+        return self._generated("user", talk.kind, tokens, (0, talk.level, conversation.number, place))
+
+    def _stand_in(self, talk: Talk, place: int, tokens: int) -> Piece:
+        """Return words in place of a reply: the prompt file's own reply where there is one."""
+        key = (_REPLY, talk.level, talk.conversation.number, place)
+        if talk.kind.has_file:
+            _, reply = pairs_of(self._row(talk))[place]
+            if reply is not None:
+                return self._fitted("assistant", talk, reply, tokens, key)
+        return self._generated("assistant", talk.kind, tokens, key)
+
+    def _row(self, talk: Talk) -> list[Span]:
+        if talk.conversation.row is None:
+            raise ValueError(f"conversation {talk.conversation.number} was drawn without its prompt file")
+        return self._texts[talk.kind.prompts].rows[talk.conversation.row]
+
+    def _generated(self, role: Speaker, kind: Kind, tokens: int, key: tuple[int, ...]) -> Piece:
+        """Return words that depend on a key alone."""
+        if kind.prompts == "random":
+            return self._random(role, tokens, key)
+        return self._window(role, tokens, self._any_cut(key))
+
+    def _any_cut(self, key: tuple[int, ...]) -> int:
+        cuts = self._texts["chat"].cuts
+        return int(cuts[int(even(self._seed, *key) * len(cuts))])
+
+    def _marked(self, role: Speaker, level: int, tokens: int, begin: int) -> Piece:
+        """Return a stretch of chat behind two words that only this run and level begins prompts with."""
+        known = self._found.marks
+        count = min(MARKS, tokens) if known else 0
+        places = (int(even(self._seed, self._found.salt, level, place) * len(known)) for place in range(count))
+        marks = [known[place] for place in places]
+        as_text = self._found.as_text
+        ids, text = [] if as_text else [token for token, _ in marks], "".join(word for _, word in marks if as_text)
+        return _in_one(role, [Piece(role, count, ids, text), self._window(role, tokens - count, begin)])
+
+    def _fresh_begin(self, talk: Talk) -> int:
+        """Return where a conversation's first words begin: for each another place, until all have been used."""
+        begins = self._texts["chat"].begins
+        places = len(begins)
+        step = round(_GOLDEN * places)
+        while math.gcd(step, places) != 1:
+            step += 1
+        number = talk.conversation.number * self._levels + talk.level
+        return int(begins[(int(even(self._seed) * places) + number * step) % places])
+
+    def _window(self, role: Speaker, tokens: int, begin: int) -> Piece:
+        """Return a stretch of chat, from a place on; round again where the chats end."""
+        chat = self._texts["chat"]
+        stop = int(chat.cuts[-1])
+        pieces = []
+        while tokens > 0:
+            pieces.append(self._cut(role, chat, begin, min(begin + tokens, stop), stop))
+            tokens -= pieces[-1].tokens
+            begin = int(chat.cuts[0])
+        return _in_one(role, pieces)
+
+    def _cut(self, role: Speaker, text: TokenText, begin: int, end: int, whole_end: int) -> Piece:
+        """Return some tokens of a text; as text, cut where that is safe and filled up with words of one token."""
+        if not self._found.as_text:
+            return Piece(role, end - begin, text.ids[begin:end].tolist(), "")
+        safe = end if end == whole_end else text.upto(begin, end)
+        if safe == begin and not self._found.filler:
+            safe = end  # some text rather than none: `prepare` has seen that counts do not hold
+        filled = end - safe if self._found.filler else 0
+        return Piece(role, safe - begin + filled, [], text.part(begin, safe) + self._found.filler * filled)
+
+    def _fitted(self, role: Speaker, talk: Talk, span: Span, tokens: int, key: tuple[int, ...]) -> Piece:
+        """Return a message of a prompt file at a stated length: cut, or filled up with chat."""
+        text = self._texts[talk.kind.prompts]
+        piece = self._cut(role, text, span.begin, min(span.end, span.begin + tokens), span.end)
+        if piece.tokens >= tokens:
+            return piece
+        return _in_one(role, [piece, self._generated(role, talk.kind, tokens - piece.tokens, (_PADDING, *key))])
+
+    def _of_hashes(self, hashes: tuple[int, ...], tokens: int) -> Piece:
+        """Return a trace's prompt: for each of its hashes the same words, wherever it comes."""
+        pieces = []
+        for place, content in enumerate(hashes):
+            left = min(HASH_BLOCK_TOKENS, tokens - place * HASH_BLOCK_TOKENS)
+            pieces.append(self._random("user", left, (_BLOCK, content & _MASK)))
+        rest = tokens - len(hashes) * HASH_BLOCK_TOKENS
+        if rest > 0:
+            pieces.append(self._random("user", rest, (_BLOCK, hashes[-1] & _MASK, 1)))
+        return _in_one("user", pieces)
+
+    def _random(self, role: Speaker, tokens: int, key: tuple[int, ...]) -> Piece:
+        rng = np.random.default_rng([self._seed & _MASK, self._found.salt, *key])
+        if not self._found.as_text:
+            return Piece(role, tokens, rng.integers(*self._found.ids, size=tokens).tolist(), "")
+        words = self._found.words
+        return Piece(role, tokens, [], "".join([words[place] for place in rng.integers(len(words), size=tokens)]))
+
+
+def _in_one(role: Speaker, pieces: list[Piece]) -> Piece:
+    if len(pieces) == 1:
+        return pieces[0]
+    tokens = sum(piece.tokens for piece in pieces)
+    return Piece(role, tokens, _ids_of(pieces), "".join(piece.text for piece in pieces))
+
+
+def _ids_of(pieces: list[Piece]) -> list[int]:
+    ids: list[int] = []
+    for piece in pieces:
+        ids += piece.ids
+    return ids

@@ -1,0 +1,195 @@
+"""The lean reader of event streams over HTTP/1.1, fed every way a network can."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.client import http1
+from loadtest.client.http1 import CutError, HttpSession, ProtocolError, error_text, request_head
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def _chunk(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+def _event(**values: object) -> bytes:
+    return b"data: " + json.dumps(values).encode() + b"\n\n"
+
+
+BODY = (
+    _chunk(_event(output_ids=5, sequence_length=1))
+    + _chunk(b": still here\n\n" + _event(a=1) + b"event: x\r\ndata: two\r\n\r\n")
+    + _chunk(_event(text='0\r\n\r\n and "quotes"') + b"data: cut")
+    + _chunk(b" in two\n\n")
+)
+REPLY = HEAD + BODY + b"0\r\nTrailer: x\r\n\r\n"
+MESSAGES = [
+    b'{"output_ids": 5, "sequence_length": 1}',
+    b'{"a": 1}',
+    b"two",
+    *(json.dumps({"text": '0\r\n\r\n and "quotes"'}).encode(), b"cut in two"),
+]
+
+
+class Heard:
+    """A session that has asked, and what its sink was given."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.times: list[float] = []
+        self.session = HttpSession(request_head("POST /x", "h:1", {}))
+        self.request = self.session.begin(b"{}", self._take)
+
+    def _take(self, message: bytes, arrived_s: float) -> None:
+        self.messages.append(message)
+        self.times.append(arrived_s)
+
+    def feed(self, data: bytes, *, piece: int = 1 << 30) -> bool:
+        """Take bytes in pieces, one a second; return whether the reply has ended."""
+        ended = False
+        for second, place in enumerate(range(0, len(data), piece)):
+            ended = self.session.take(data[place : place + piece], float(second))
+        return ended
+
+
+@given(st.lists(st.integers(1, len(REPLY) - 1), max_size=12))
+def test_however_the_bytes_are_cut_the_messages_are_the_same(cuts: list[int]) -> None:
+    """Five messages in four chunks, whatever pieces they arrive in; the end is seen with the last piece alone."""
+    places = [0, *sorted(set(cuts)), len(REPLY)]
+    heard = Heard()
+    ended = [heard.session.take(REPLY[begin:end], 0.0) for begin, end in pairwise(places)]
+    assert heard.messages == MESSAGES
+    assert ended == [False] * (len(places) - 2) + [True]
+    assert heard.session.reusable
+
+
+def test_a_message_has_the_time_of_its_last_byte() -> None:
+    """A message cut in two has come when its second part has, however late both are read."""
+    heard = Heard()
+    for second, data in enumerate(
+        (HEAD + _chunk(b"data: on"), _chunk(b"e\n\ndata: two\n\n"), _chunk(b"data: three\n"))
+    ):
+        heard.session.take(data, float(second))
+    heard.session.take(b"0\r\n\r\n", 9.0)
+    assert list(zip(heard.messages, heard.times, strict=True)) == [(b"one", 1.0), (b"two", 1.0), (b"three", 2.0)]
+
+
+def test_long_replies_are_read_in_blocks() -> None:
+    """What is held stays small, however long the reply."""
+    heard = Heard()
+    heard.session.take(HEAD, 0.0)
+    for _ in range(100):
+        heard.session.take(_chunk(b"data: " + b"x" * 10_000 + b"\n\n"), 1.0)
+    assert len(heard.messages) > 90
+
+
+def test_the_connection_carries_one_request_after_another() -> None:
+    """After a whole reply the next request finds a clean reader."""
+    heard = Heard()
+    assert heard.feed(REPLY)
+    heard.session.begin(b"{}", heard._take)
+    assert heard.feed(REPLY, piece=7)
+    assert heard.messages == MESSAGES * 2
+
+
+def test_a_connection_closed_early_is_a_cut() -> None:
+    """A stream without its last chunk was cut, however many messages came; they are kept."""
+    heard = Heard()
+    assert not heard.feed(HEAD + BODY)
+    with pytest.raises(CutError, match="before the end of the reply"):
+        heard.session.close()
+    assert heard.messages == MESSAGES
+
+
+def test_a_stream_may_end_with_its_connection() -> None:
+    """Without chunks and without a length the end of the connection is the end of the reply."""
+    heard = Heard()
+    assert not heard.feed(b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: a\n\ndata: b\n\ndata: c")
+    heard.session.close()
+    assert heard.session.ended
+    assert not heard.session.reusable
+    assert heard.messages == [b"a", b"b", b"c"]
+
+
+def test_what_nobody_asked_for_ends_the_connection() -> None:
+    """Bytes after a whole reply, with it or later, are no part of the next one."""
+    heard = Heard()
+    assert heard.feed(REPLY + b"HTTP/1.1 200 OK")
+    assert not heard.session.reusable
+    heard = Heard()
+    heard.feed(REPLY)
+    heard.session.take(b"data: late\n\n", 1.0)
+    assert not heard.session.reusable
+    assert heard.messages == MESSAGES
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "text", "rejected"),
+    [
+        ("400 Bad Request", b'{"error":"request_output_len is 0"}', "request_output_len is 0", False),
+        ("400 Bad Request", b'data: {"error":{"message":"too long"}}\n\n', "too long", False),
+        ("429 Too Many Requests", b"", "HTTP status 429", True),
+        ("503 Service Unavailable", b"busy", "busy", True),
+        ("500 Internal Server Error", b'{"error":"Exceeds maximum queue size"}', "Exceeds maximum queue size", True),
+        ("200 OK", b'{"error":"exactly 1 response"}', "application/json, not text/event-stream: exactly 1", False),
+    ],
+)
+def test_errors_are_told_in_the_servers_words(status: str, body: bytes, text: str, rejected: bool) -> None:
+    """Of an error status, and of an answer that is no stream, the body says why; a full server rejects."""
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with pytest.raises(ProtocolError, match=text) as failed:
+        Heard().feed(head + body)
+    assert failed.value.rejected is rejected
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        HEAD + b"xyz\r\n\r\n",
+        HEAD + b"-5\r\n\r\n",
+        HEAD + b"1" * 70_000,
+        b"x" * 70_000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"),
+    ],
+)
+def test_what_is_no_such_stream_is_refused(junk: bytes) -> None:
+    """Another protocol, a broken chunk, headers and sizes without end, a length that is none."""
+    with pytest.raises(ProtocolError):
+        Heard().feed(junk)
+
+
+def test_an_endless_event_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply that only grows is given up at the limit, not when memory is."""
+    monkeypatch.setattr(http1, "REPLY_LIMIT_BYTES", 300_000)
+    heard = Heard()
+    with pytest.raises(ProtocolError, match="a reply of more than"):
+        heard.feed(HEAD + _chunk(b"x" * 650_000), piece=65_000)
+
+
+def test_requests_are_framed() -> None:
+    """The head is what the server needs, and a header cannot break out of its line."""
+    head, _, body = Heard().request.partition(b"\r\n\r\n")
+    assert head == b"POST /x HTTP/1.1\r\nHost: h:1\r\nContent-Length: 2"
+    assert body == b"{}"
+    with pytest.raises(ValueError, match="line break"):
+        request_head("POST /x", "h:1", {"Authorization": "Bearer a\r\nX: y"})
+
+
+def test_an_error_of_any_shape_has_a_text() -> None:
+    """JSON of two shapes, plain text, nothing, and nesting meant to break the reader."""
+    assert error_text(b'{"error": "a"}') == "a"
+    assert error_text(b'{"error": {"message": "b", "code": 5}}') == "b"
+    assert error_text(b"plain") == "plain"
+    assert error_text(b"") is None
+    assert error_text(b"[" * 100_000) == "[" * 300

@@ -1,0 +1,337 @@
+"""What each dialect sends, and what it makes of a message."""
+
+from __future__ import annotations
+
+import json
+import struct
+from array import array
+from typing import Any
+
+import pytest
+from tritonclient.grpc import service_pb2
+
+from engines.errors import UserError
+from loadtest.client.endpoint import Endpoint, endpoint_of
+from loadtest.client.http1 import CutError, ProtocolError
+from loadtest.client.protocols import dialect_of, takes_ids
+from loadtest.client.protocols.base import Answer, Asked, Dialect, read_message
+from loadtest.client.server_info import engine_kind
+from loadtest.scenario.schema import Protocol
+from loadtest.traffic.prompts import Prompt
+
+PROMPT = Prompt(tokens=2, ids=(7, 8), text="hi")
+ASKED = Asked("r1", PROMPT, 5)
+
+
+def _dialect(protocol: Protocol, model: str = "m", *, perf_metrics: bool = False, **extra: Any) -> Dialect:
+    endpoint = Endpoint(
+        host="h", port=1, protocol=protocol, base_path="/b", perf_metrics=perf_metrics, kv_block_tokens=64
+    )
+    return dialect_of(endpoint, model, environment={"OPENAI_API_KEY": "k"}, extra=extra)
+
+
+def _read(dialect: Dialect, *messages: object) -> Answer:
+    answer = Answer()
+    for second, message in enumerate(messages):
+        data = message if isinstance(message, bytes) else json.dumps(message).encode()
+        read_message(dialect, data, float(second), answer)
+    return answer
+
+
+def _chat(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+
+def test_the_engine_takes_tokens_and_the_text_models_text() -> None:
+    """Both are told to reply to the full length; a free reply has no least one."""
+    engine = _dialect("triton-http", "tensorrt_llm", perf_metrics=True)
+    assert engine.path == "/b/v2/models/tensorrt_llm/generate_stream"
+    assert json.loads(engine.body(ASKED)) == {
+        "id": "r1",
+        "input_ids": [7, 8],
+        "input_lengths": 2,
+        "request_output_len": 5,
+        "min_tokens": 5,
+        "streaming": True,
+        "return_perf_metrics": True,
+    }
+    text = json.loads(_dialect("triton-http", "ensemble", temperature=0.5).body(Asked("r1", PROMPT, 5, exact=False)))
+    assert text == {"id": "r1", "text_input": "hi", "max_tokens": 5, "stream": True, "temperature": 0.5}
+
+
+def test_the_llm_apis_model_takes_text_and_sends_it_whole_each_time() -> None:
+    """Its inputs have names of their own, an event is a token, and its performance comes as text."""
+    endpoint = Endpoint(host="h", port=1, protocol="triton-http", base_path="/b", llm_api=True, kv_block_tokens=64)
+    assert not takes_ids(endpoint, "tensorrt_llm")
+    dialect = dialect_of(endpoint, "tensorrt_llm", environment={}, extra={"sampling_param_seed": 3})
+    assert json.loads(dialect.body(ASKED)) == {
+        "id": "r1",
+        "text_input": "hi",
+        "streaming": True,
+        "sampling_param_max_tokens": 5,
+        "sampling_param_return_perf_metrics": True,
+        "sampling_param_seed": 3,
+    }
+    answer = Answer(reply=[])
+    last = {"arrival_time_ns": "1000", "first_scheduled_time_ns": "2001000", "kv_cache_reused_block": "2"}
+    for second, message in enumerate([{"text_output": "a"}, {"text_output": "ab", **last}]):
+        read_message(dialect, json.dumps(message).encode(), float(second), answer)
+    assert list(answer.times_s) == [0.0, 1.0]
+    assert answer.reply == ["ab"]
+    assert answer.queue_s == pytest.approx(2e-3)
+    assert answer.cached_tokens == 128
+    with pytest.raises(ProtocolError, match="Error generating request"):
+        read_message(dialect, b'{"error": "Error generating request: x"}', 0.0, Answer())
+
+
+def test_tensors_are_the_same_inputs() -> None:
+    """Over gRPC each input is a tensor of its type, the batch's dimension first."""
+    request = service_pb2.ModelInferRequest.FromString(
+        _dialect("triton-grpc", "tensorrt_llm", temperature=0.5).body(ASKED)
+    )
+    sent = {each.name: (each.datatype, list(each.shape)) for each in request.inputs}
+    assert sent["input_ids"] == ("INT32", [1, 2])
+    assert sent["streaming"] == ("BOOL", [1, 1])
+    assert sent["temperature"] == ("FP32", [1, 1])
+    assert request.raw_input_contents[0] == struct.pack("<2i", 7, 8)
+    request = service_pb2.ModelInferRequest.FromString(_dialect("triton-grpc", "ensemble").body(ASKED))
+    assert request.raw_input_contents[0] == b"\2\0\0\0hi"
+
+
+def test_what_cannot_be_a_tensor_is_refused_beforehand() -> None:
+    """A list laid over gRPC requests is an error of the scenario; a null takes an input away."""
+    with pytest.raises(UserError, match="extra_body: stop_words"):
+        _dialect("triton-grpc", stop_words=["a"])
+    request = service_pb2.ModelInferRequest.FromString(_dialect("triton-grpc", "m", min_tokens=None).body(ASKED))
+    assert "min_tokens" not in {each.name for each in request.inputs}
+
+
+def test_a_key_is_taken_without_its_line_end_and_refused_in_two_lines() -> None:
+    """A file's last line end is no part of a key; a key that would break its header is refused, unshown."""
+    endpoint = Endpoint(host="h", port=1, protocol="openai-chat", api_key_env="KEY")
+    assert dialect_of(endpoint, "m", environment={"KEY": "k\n"}).headers() == {"Authorization": "Bearer k"}
+    assert dialect_of(endpoint, "m", environment={"KEY": ""}).headers() == {}
+    with pytest.raises(UserError, match="KEY") as refused:
+        dialect_of(endpoint, "m", environment={"KEY": "secret\nX-More: 1"})
+    assert "secret" not in str(refused.value)
+
+
+def test_openai_is_asked_for_exactly_so_many_tokens_and_their_count() -> None:
+    """A free reply is asked for with OpenAI's own fields alone; a null takes one away."""
+    chat = _dialect("openai-chat")
+    assert chat.path == "/b/v1/chat/completions"
+    assert chat.headers() == {"Authorization": "Bearer k"}
+    assert json.loads(chat.body(ASKED)) == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 5,
+        "min_tokens": 5,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    free = _dialect("openai-completions", max_tokens=None, max_completion_tokens=5)
+    assert json.loads(free.body(Asked("r1", PROMPT, 5, exact=False))) == {
+        "model": "m",
+        "prompt": [7, 8],
+        "max_completion_tokens": 5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def test_tritons_events_say_how_many_tokens_they_hold() -> None:
+    """Three of one event came together; queue time is between the engine's own two marks."""
+    answer = _read(
+        _dialect("triton-http", "tensorrt_llm"),
+        {"output_ids": [5], "sequence_length": 1},
+        {
+            "output_ids": [6, 7, 8],
+            "sequence_length": 3,
+            "arrival_time_ns": 10**9,
+            "first_scheduled_time_ns": 2 * 10**9,
+            "kv_cache_reused_blocks": 2,
+        },
+    )
+    assert list(answer.times_s) == [0.0, 1.0, 1.0, 1.0]
+    assert (answer.bundled_tokens, answer.queue_s, answer.cached_tokens) == (2, 1.0, 128)
+
+
+def test_tritons_messages_say_the_same() -> None:
+    """Outputs are read by name and type; the empty final response is no token."""
+    reply = service_pb2.ModelStreamInferResponse()
+    for name, datatype, contents in (
+        ("output_ids", "INT32", struct.pack("<2i", 6, 7)),
+        ("sequence_length", "INT32", struct.pack("<i", 2)),
+        ("arrival_time_ns", "INT64", struct.pack("<q", 10**9)),
+        ("first_scheduled_time_ns", "INT64", struct.pack("<q", 10**9 + 5 * 10**8)),
+        ("kv_cache_reused_blocks", "INT32", struct.pack("<i", 1)),
+    ):
+        reply.infer_response.outputs.add(name=name, datatype=datatype)
+        reply.infer_response.raw_output_contents.append(contents)
+    empty = service_pb2.ModelStreamInferResponse()
+    answer = _read(_dialect("triton-grpc"), reply.SerializeToString(), empty.SerializeToString())
+    assert list(answer.times_s) == [0.0, 0.0]
+    assert (answer.bundled_tokens, answer.queue_s, answer.cached_tokens) == (1, 0.5, 64)
+    failed = service_pb2.ModelStreamInferResponse(error_message="[request id: r1] Exceeds maximum queue size")
+    with pytest.raises(ProtocolError) as refused:
+        _read(_dialect("triton-grpc"), failed.SerializeToString())
+    assert refused.value.rejected
+
+
+def test_thoughts_and_calls_are_tokens_and_roles_are_not() -> None:
+    """Whatever a delta carries counts; an empty one, and the last with usage, do not."""
+    dialect = _dialect("openai-chat")
+    answer = _read(
+        dialect,
+        _chat(role="assistant", content=""),
+        _chat(reasoning_content="hm"),
+        _chat(reasoning="hm", content=None),
+        _chat(content="a"),
+        _chat(tool_calls=[{"function": {"arguments": "{"}}]),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]},
+        {
+            "choices": [],
+            "usage": {
+                "prompt_tokens": 9,
+                "completion_tokens": 4,
+                "prompt_tokens_details": {"cached_tokens": 6},
+                "queue_time": 0.25,
+            },
+        },
+        b"[DONE]",
+    )
+    dialect.settle(answer)
+    assert list(answer.times_s) == [1.0, 2.0, 3.0, 4.0]
+    assert (answer.prompt_tokens, answer.cached_tokens, answer.queue_s) == (9, 6, 0.25)
+    assert (answer.finish_reason, answer.bundled_tokens) == ("length", 0)
+
+
+def test_a_stream_without_its_mark_of_the_end_was_cut() -> None:
+    """Neither a reason to end nor [DONE]: the reply is not whole, however well its bytes ended."""
+    dialect = _dialect("openai-completions")
+    answer = _read(dialect, {"choices": [{"text": "a"}]})
+    with pytest.raises(CutError):
+        dialect.settle(answer)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told", "times"),
+    [
+        ([4, 4], 4, [0, 0, 1, 1]),
+        ([30, 10], 6, [0, 0, 0, 0, 1, 1]),
+        ([1, 1, 1], 3, [0, 1, 2]),
+        ([1, 1, 1, 1], 3, [0, 1, 3]),
+        ([1, 1], 0, [0, 1]),
+        ([1], 3, [0, 0, 0]),
+    ],
+)
+def test_told_tokens_are_shared_out_by_the_text(sizes: list[int], told: int, times: list[int]) -> None:
+    """Each message has one token at least, the others by its characters; one too many is left out before the last."""
+    answer = Answer(times_s=array("d", range(len(sizes))), sizes=array("L", sizes), told_tokens=told)
+    answer.spread_told_tokens()
+    assert list(answer.times_s) == times
+    assert answer.bundled_tokens == max(0, told - len(sizes))
+
+
+@pytest.mark.parametrize("protocol", ["openai-chat", "openai-completions", "triton-http", "triton-grpc"])
+@pytest.mark.parametrize(
+    "message", [b"", b"{", b"[]", b"null", b'"x"', b'{"choices": [1]}', b'{"choices": 5}', b"\xff\xfe", b"[" * 100_000]
+)
+def test_nonsense_is_one_error_without_its_text(protocol: Protocol, message: bytes) -> None:
+    """Whatever a server sends, a message of the wrong shape is an error of the request, never of the program."""
+    try:
+        _read(_dialect(protocol), message)
+    except ProtocolError as error:
+        assert "malformed message of" in str(error)  # noqa: PT017 (some of these are well-formed in some dialects)
+
+
+def test_outcomes_say_what_became_of_a_request() -> None:
+    """Whole and short, whole and empty, cancelled, and free to be short."""
+    whole = Answer(times_s=array("d", [1.0]), whole=True)
+    assert whole.outcome(ASKED) == ("cut", "1 tokens of 5")
+    assert whole.outcome(Asked("r1", PROMPT, 5, exact=False)) == ("ok", None)
+    assert Answer(whole=True).outcome(ASKED)[0] == "empty"
+    assert Answer().outcome(ASKED) == ("cancelled", None)
+    late = Answer(failure=TimeoutError("nothing for 1 s"), reason="nothing for 1 s")
+    assert late.outcome(ASKED) == ("timeout", "nothing for 1 s")
+    assert Answer(failure=CutError("closed")).outcome(ASKED)[0] == "error"
+    assert Answer(failure=ConnectionResetError()).outcome(ASKED) == ("error", "ConnectionResetError")
+
+
+def test_urls_are_read_and_refused() -> None:
+    """Schemes say whether there is TLS; what is no address is refused in words."""
+    assert endpoint_of("h:5", "triton-grpc").port == 5
+    assert (endpoint_of("grpcs://h", "triton-grpc").port, endpoint_of("http://h", "triton-grpc").port) == (443, 8001)
+    assert endpoint_of("https://h/v1/", "openai-chat").tls
+    assert takes_ids(endpoint_of("h", "triton-http"), "tensorrt_llm")
+    assert not takes_ids(endpoint_of("h", "openai-chat"), "tensorrt_llm")
+    for url in ("ftp://h", "http://", "http://h:99999", "http://user:secret@h"):
+        with pytest.raises(UserError, match="--url"):
+            endpoint_of(url, "openai-chat")
+
+
+def test_an_emulated_engines_header_is_read_and_nothing_else_guessed() -> None:
+    """A header that says something unknown is an error: a wrong kind would mislabel every figure."""
+    assert engine_kind("emulated; time-scale=2.5") == (True, 2.5)
+    assert engine_kind("emulated") == (True, 1.0)
+    assert engine_kind("measured") == (False, 1.0)
+    for said in ("simulated", "emulated; time-scale=fast", "emulated; time-scale=0", "emulated; speed=2"):
+        with pytest.raises(UserError, match="X-Engine-Kind"):
+            engine_kind(said)
+
+
+def _kept(dialect: Dialect, *messages: bytes) -> list[Any] | None:
+    answer = Answer(reply=[])
+    for second, message in enumerate(messages):
+        read_message(dialect, message, float(second), answer)
+    return answer.reply
+
+
+def test_a_reply_that_is_to_be_repeated_is_kept_as_prompts_are() -> None:
+    """Tokens from the engine, text from the others; thoughts are not said again, and nothing is kept unasked."""
+    engine, ensemble = _dialect("triton-http", "tensorrt_llm"), _dialect("triton-http", "ensemble")
+    one, two = b'{"output_ids": [5, 6], "sequence_length": 2}', b'{"output_ids": 7, "sequence_length": 1}'
+    assert _kept(engine, one, two) == [5, 6, 7]
+    assert _kept(ensemble, b'{"text_output": " a"}', b'{"text_output": " b"}') == [" a", " b"]
+    chat = _dialect("openai-chat")
+    thought, said = _chat(reasoning_content="hm"), _chat(content=" yes")
+    assert "".join(_kept(chat, json.dumps(thought).encode(), json.dumps(said).encode()) or []) == " yes"
+    plain = {"choices": [{"index": 0, "text": " so", "finish_reason": None}]}
+    assert _kept(_dialect("openai-completions"), json.dumps(plain).encode()) == [" so"]
+    assert _read(engine, one).reply is None
+
+
+def test_tensors_of_a_reply_are_kept_too() -> None:
+    """Over gRPC the same: ids from their bytes, text from behind its length."""
+    reply = service_pb2.ModelStreamInferResponse()
+    for name, datatype, contents in (
+        ("output_ids", "INT32", struct.pack("<3i", 5, 6, 7)),
+        ("sequence_length", "INT32", struct.pack("<i", 3)),
+    ):
+        reply.infer_response.outputs.add(name=name, datatype=datatype, shape=[1])
+        reply.infer_response.raw_output_contents.append(contents)
+    assert _kept(_dialect("triton-grpc", "tensorrt_llm"), reply.SerializeToString()) == [5, 6, 7]
+    text = service_pb2.ModelStreamInferResponse()
+    text.infer_response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
+    text.infer_response.raw_output_contents.append(struct.pack("<I", 5) + " über".encode()[:5])
+    assert _kept(_dialect("triton-grpc", "ensemble"), text.SerializeToString()) == [" übe"]
+
+
+def test_a_conversation_is_sent_as_who_said_what() -> None:
+    """A chat takes the shared beginning, prompts and replies as messages; others take them as one text."""
+    said = (("system", "Be brief."), ("user", " Hi"), ("assistant", " Hello"), ("user", " So?"))
+    prompt = Prompt(tokens=9, text="Be brief. Hi Hello So?", messages=said)
+    body = json.loads(_dialect("openai-chat").body(Asked("r1", prompt, 5)))
+    assert [(each["role"], each["content"]) for each in body["messages"]] == list(said)
+    assert json.loads(_dialect("openai-completions").body(Asked("r1", prompt, 5)))["prompt"] == prompt.text
+
+
+def test_the_engine_is_told_what_ends_a_free_reply() -> None:
+    """It takes tokens and knows no end of its own; the text models' preprocessing tells it."""
+    asked = Asked("r1", PROMPT, 5, exact=False, end_id=42)
+    engine = json.loads(_dialect("triton-http", "tensorrt_llm").body(asked))
+    assert engine["end_id"] == 42
+    assert "min_tokens" not in engine
+    assert "end_id" not in json.loads(_dialect("triton-http", "ensemble").body(asked))
+    assert "end_id" not in json.loads(_dialect("triton-http", "tensorrt_llm").body(ASKED))

@@ -1,0 +1,117 @@
+"""What servers say of themselves, and what becomes of those that say something else."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from engines.errors import MissingError, UserError
+from loadtest.client.endpoint import Endpoint
+from loadtest.client.server_info import server_facts
+from loadtest.scenario.schema import Protocol
+
+MODELS = {"object": "list", "data": [{"id": "llama"}, {"id": "qwen"}]}
+ENGINE = {
+    "input": [{"name": "input_ids"}, {"name": "return_perf_metrics"}],
+    "parameters": {
+        "emulated": {"string_value": "true"},
+        "emulator_time_scale": {"string_value": "4"},
+        "engine_name": {"string_value": "an engine"},
+    },
+}
+Pages = dict[str, tuple[int, Any]]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., int]]:
+    """Serve pages by path; what was asked with which key is in `keys`."""
+    servers: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def started(pages: Pages, headers: dict[str, str] | None = None, key: str | None = None) -> int:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                allowed = key is None or self.headers.get("Authorization") == f"Bearer {key}"
+                status, page = pages.get(self.path, (404, {})) if allowed else (401, {})
+                body = page if isinstance(page, bytes) else json.dumps(page).encode()
+                self.send_response(status)
+                for name, value in (headers or {}).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        servers.append((server, thread))
+        return int(server.server_address[1])
+
+    yield started
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _endpoint(port: int, protocol: Protocol = "openai-chat", base_path: str = "") -> Endpoint:
+    return Endpoint(host="127.0.0.1", port=port, protocol=protocol, base_path=base_path)
+
+
+def test_an_openai_server_is_measured_unless_it_says_otherwise(serve: Callable[..., int]) -> None:
+    """The list of models is asked for with the key; a header makes a server an emulated one."""
+    plain = serve({"/gateway/v1/models": (200, MODELS)}, key="k")
+    facts, tokenizer = server_facts(_endpoint(plain, base_path="/gateway/v1"), "u", "qwen", "k")
+    assert (facts.emulated, facts.time_scale, tokenizer) == (False, 1.0, None)
+    emulated = serve({"/v1/models": (200, MODELS)}, {"X-Engine-Kind": "emulated; time-scale=4"})
+    facts, _ = server_facts(_endpoint(emulated), "u", "qwen")
+    assert (facts.emulated, facts.time_scale) == (True, 4.0)
+    wrong = serve({"/v1/models": (200, MODELS)}, {"X-Engine-Kind": "toy"})
+    with pytest.raises(UserError, match="X-Engine-Kind says 'toy'"):
+        server_facts(_endpoint(wrong), "u", "qwen")
+
+
+def test_a_gateway_that_lists_no_models_is_taken_at_its_word(serve: Callable[..., int]) -> None:
+    """Where there is no list, requests themselves will show whether the model is there."""
+    facts, _ = server_facts(_endpoint(serve({})), "u", "anything")
+    assert (facts.model, facts.emulated) == ("anything", False)
+
+
+@pytest.mark.parametrize(
+    ("pages", "key", "text"),
+    [
+        ({"/v1/models": (200, MODELS)}, None, "no model 'other'"),
+        ({"/v1/models": (200, MODELS)}, "k", "answered 401"),
+        ({"/v1/models": (500, {})}, None, "answered 500"),
+        ({"/v1/models": (200, b"<html>")}, None, "no list of models"),
+        ({"/v1/models": (200, {"data": [1]})}, None, "no list of models"),
+    ],
+)
+def test_a_wrong_answer_is_one_clear_error(serve: Callable[..., int], pages: Pages, key: str | None, text: str) -> None:
+    """Which names there are, where the key is looked for, what was asked: one line each."""
+    with pytest.raises(MissingError, match=text):
+        server_facts(_endpoint(serve(pages, key=key)), "u", "other")
+
+
+def test_triton_says_what_its_engine_is(serve: Callable[..., int]) -> None:
+    """The engine's parameters tell, whichever model is asked; the tokenizer is where preprocessing finds it."""
+    pages = {
+        "/v2": (200, {"version": "2.51.0"}),
+        "/v2/models/ensemble/config": (200, {"input": []}),
+        "/v2/models/tensorrt_llm/config": (200, ENGINE),
+        "/v2/models/preprocessing/config": (200, {"parameters": {"tokenizer_dir": {"string_value": "/t"}}}),
+    }
+    endpoint = _endpoint(serve(pages), "triton-http")
+    facts, tokenizer = server_facts(endpoint, "u", "ensemble")
+    assert (facts.triton_version, facts.emulated, facts.time_scale, facts.engine) == ("2.51.0", True, 4.0, "an engine")
+    assert (facts.perf_metrics, tokenizer) == (False, "/t")
+    assert server_facts(endpoint, "u", "tensorrt_llm")[0].perf_metrics
+    with pytest.raises(MissingError, match="/v2/models/other/config"):
+        server_facts(endpoint, "u", "other")

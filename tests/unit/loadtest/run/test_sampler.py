@@ -1,0 +1,66 @@
+"""Sampling a server's metrics beside a run."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loadtest.results.records import SAMPLES_NAME, read_samples
+from loadtest.run.sampler import Monitor
+
+
+class _Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        """Answer with two series, one of which is kept."""
+        body = b'emulator_steps_total{model="m"} 3\nother 1\n'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """Serve a page of metrics."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Page)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/metrics"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_samples_carry_the_runs_clock(url: str, tmp_path: Path) -> None:
+    """Each sample is stamped with the clock it was given, and holds the series that are kept."""
+    with Monitor([url], tmp_path / SAMPLES_NAME, 0.02, lambda: 42.0):
+        deadline_s = time.monotonic() + 20
+        while not (tmp_path / SAMPLES_NAME).exists() or (tmp_path / SAMPLES_NAME).read_text().count("\n") < 2:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+    sample = next(read_samples(tmp_path))
+    assert (sample.t_s, sample.values) == (42.0, {'emulator_steps_total{model="m"}': 3.0})
+
+
+def test_a_full_disk_ends_the_sampling_with_the_systems_words(url: str) -> None:
+    """No traceback out of a thread: whoever follows the run finds out why."""
+    with Monitor([url], Path("/dev/full"), 0.02, time.monotonic) as monitor:
+        deadline_s = time.monotonic() + 20
+        while monitor.failed is None and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+    assert monitor.failed == "/dev/full: No space left on device"
+
+
+def test_without_a_page_nothing_is_sampled(tmp_path: Path) -> None:
+    """A server without metrics is no error."""
+    with Monitor([], tmp_path / SAMPLES_NAME, 0.02, time.monotonic):
+        pass
+    assert not (tmp_path / SAMPLES_NAME).exists()
