@@ -7,8 +7,7 @@ from typing import Literal
 
 from engines.errors import UserError
 from engines.files import Document, Strict, read_json
-from engines.spec.deployment import Factors, Host
-from engines.spec.precision import KvFormat
+from engines.spec import Factors, Host, KvFormat
 
 Quantity = Literal["ttft_s", "itl_s", "tokens_per_s"]
 QUANTITIES: tuple[Quantity, ...] = ("tokens_per_s", "itl_s", "ttft_s")

@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from engines.files import Document, Strict, read_json
-from engines.spec.deployment import Factors, Host
-from engines.spec.gpu import GpuSpec
-from engines.spec.model import ModelSpec
-from engines.spec.precision import KvFormat
+from engines.spec import Factors, GpuSpec, Host, KvFormat, ModelSpec
 
 MANIFEST_NAME = "manifest.json"
 

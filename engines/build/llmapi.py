@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from engines.planning.plan import BuildPlan
-from engines.spec.precision import KvFormat
+from engines.planning import BuildPlan
+from engines.spec import KvFormat
 
 # The formats the PyTorch backend runs and ModelOpt exports for it.
 PYTORCH_PRECISIONS = ("bf16", "fp16", "fp8", "int4_awq", "w4a8_awq", "nvfp4")

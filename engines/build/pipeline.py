@@ -15,14 +15,18 @@ from typing import Literal
 from engines.build import trtllm
 from engines.build.llmapi import model_yaml
 from engines.build.stages import StageInputs, Stages, code_sha256, link_tree, out_of_room_told
-from engines.checkpoint.calibration_text import Corpus, WindowSizes, load_corpus
-from engines.checkpoint.huggingface_export import quantize_huggingface
-from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
-from engines.checkpoint.quantize import quantize
-from engines.checkpoint.tokenizer import copy_tokenizer
-from engines.checkpoint.verify import verify
-from engines.emulator.request import Request
-from engines.emulator.settings import batcher_for
+from engines.checkpoint import (
+    CheckpointFacts,
+    Corpus,
+    WindowSizes,
+    copy_tokenizer,
+    inspect_checkpoint,
+    load_corpus,
+    quantize,
+    quantize_huggingface,
+    verify,
+)
+from engines.emulator import Request, batcher_for
 from engines.errors import MissingError, ToolError
 from engines.files import Strict, read_json, refuse_existing, sha256_of, whole_folder, write_json, write_text
 from engines.manifest import (
@@ -36,9 +40,8 @@ from engines.manifest import (
     PrecisionFacts,
     StageRecord,
 )
-from engines.planning.plan import BuildPlan
-from engines.planning.recipe import Recipe
-from engines.spec.units import gib
+from engines.planning import BuildPlan, Recipe
+from engines.spec import gib
 
 Kind = Literal["built", "emulated", "checkpoint"]
 

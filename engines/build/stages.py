@@ -25,7 +25,7 @@ from typing import Any
 from engines.errors import ToolError
 from engines.files import Strict, read_json, whole_folder, write_json
 from engines.manifest import StageRecord
-from engines.spec.units import gib
+from engines.spec import gib
 
 STAGE_NAME = "stage.json"
 KEY_CHARACTERS = 16

@@ -11,7 +11,7 @@ from typing import Any
 
 from engines.errors import MissingError, ToolError
 from engines.files import Strict
-from engines.planning.plan import BuildPlan
+from engines.planning import BuildPlan
 
 FIRST_QWEN3_VERSION = (1, 0, 0)
 LAST_ENGINE_VERSION = (1, 2, 1)

@@ -1,1 +1,37 @@
 """Reading, quantizing, exporting and verifying checkpoints. Imports `spec` and the shared ground alone."""
+
+from engines.checkpoint.calibration_text import (
+    Corpus,
+    WindowSizes,
+    default_text_path,
+    documents_of,
+    json_records,
+    load_corpus,
+)
+from engines.checkpoint.geometry import model_of
+from engines.checkpoint.gguf import unpack
+from engines.checkpoint.huggingface_export import quantize_huggingface
+from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
+from engines.checkpoint.quantize import quantize, quantizing_memory_bytes
+from engines.checkpoint.tokenizer import copy_tokenizer, find_tokenizer
+from engines.checkpoint.verify import verify, verifying_memory_bytes
+
+__all__ = [
+    "CheckpointFacts",
+    "Corpus",
+    "WindowSizes",
+    "copy_tokenizer",
+    "default_text_path",
+    "documents_of",
+    "find_tokenizer",
+    "inspect_checkpoint",
+    "json_records",
+    "load_corpus",
+    "model_of",
+    "quantize",
+    "quantize_huggingface",
+    "quantizing_memory_bytes",
+    "unpack",
+    "verify",
+    "verifying_memory_bytes",
+]

@@ -6,7 +6,7 @@ from typing import Any
 
 from engines.checkpoint.inspection import ARCHITECTURES, CheckpointFacts
 from engines.errors import UserError
-from engines.spec.model import ModelSpec, RopeScaling
+from engines.spec import ModelSpec, RopeScaling
 
 
 def model_of(facts: CheckpointFacts) -> ModelSpec:

@@ -25,7 +25,7 @@ from engines.checkpoint.shards import TensorFacts, read_tensors, shard_paths, so
 from engines.errors import ToolError, UserError
 from engines.files import write_text
 from engines.manifest import Notice
-from engines.spec.precision import KvFormat, precision_named
+from engines.spec import KvFormat, precision_named
 
 # What the PyTorch backend loads besides a quantized linear layer's weight.
 _HUGGINGFACE_SCALES: dict[str, tuple[str, ...]] = {

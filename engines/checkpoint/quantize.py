@@ -24,7 +24,7 @@ from engines.checkpoint.trtllm_checkpoint import read_exported
 from engines.errors import ToolError, UserError
 from engines.files import write_text
 from engines.manifest import Notice
-from engines.spec.precision import KvFormat, precision_named
+from engines.spec import KvFormat, precision_named
 
 Progress = Callable[[str], None]
 
@@ -119,7 +119,7 @@ def quantize(  # noqa: PLR0913 (the choices of one export)
     return [*group_notices(job), *notices]
 
 
-def peak_memory_bytes(facts: CheckpointFacts, precision: str, *, ranks: int = 1) -> int:
+def quantizing_memory_bytes(facts: CheckpointFacts, precision: str, *, ranks: int = 1) -> int:
     """Return about how much memory `quantize` takes at its peak, in bytes; rather too much than too little.
 
     The model at 16 bit; its export beside it, which for more than one GPU is copied once more; what calibration holds

@@ -33,7 +33,7 @@ _EXPONENT_BITS = 0x7F800000  # of a float32: what is left is the power of two be
 _TINY = 1e-30
 
 
-def peak_memory_bytes(facts: CheckpointFacts) -> int:
+def verifying_memory_bytes(facts: CheckpointFacts) -> int:
     """Return about how much memory `verify` takes at its peak, in bytes; rather too much than too little.
 
     Embedding and output projection of both models in float32, two layers of each, logits, and the libraries; the other

@@ -8,33 +8,44 @@ from typing import Any
 
 import click
 
-from engines.build.llmapi import pytorch_refusal
-from engines.build.pipeline import Job, Kind, inspect_in_stages, run_job
-from engines.build.stages import Stages, available_memory_bytes
-from engines.build.trtllm import visible_gpu
-from engines.checkpoint import quantize, verify
-from engines.checkpoint.geometry import model_of
-from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
-from engines.checkpoint.tokenizer import find_tokenizer
+from engines.build import (
+    Job,
+    Kind,
+    Stages,
+    available_memory_bytes,
+    inspect_in_stages,
+    pytorch_refusal,
+    run_job,
+    visible_gpu,
+)
+from engines.checkpoint import (
+    CheckpointFacts,
+    find_tokenizer,
+    inspect_checkpoint,
+    model_of,
+    quantizing_memory_bytes,
+    verifying_memory_bytes,
+)
 from engines.cli.tables import show_explained, show_pairs, show_plan, show_quality, show_stages
 from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, Source, made_by, source_of, to_json
 from engines.manifest import EngineManifest
-from engines.planning.matrix import (
+from engines.planning import (
+    Asked,
+    BuildPlan,
     Combination,
     Comparison,
+    ask,
     combinations_of,
     listed,
+    make_plan,
     planned_row,
+    recipe_path,
     refused_row,
     show_comparison,
 )
-from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import Asked, ask, recipe_path
-from engines.spec.gpu import known_gpus
-from engines.spec.precision import PRECISIONS
-from engines.spec.units import gib
+from engines.spec import PRECISIONS, gib, known_gpus
 
 BUILD_HELP = """Build a TensorRT-LLM engine, or plan and emulate one.
 
@@ -347,8 +358,8 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
     )
     if job.kind != "emulated" and job.checkpoint is not None:
         ranks = plan.sizing.tensor_parallel * plan.sizing.pipeline_parallel
-        quantizing = quantize.peak_memory_bytes(job.checkpoint, plan.precision, ranks=ranks)
-        verifying = verify.peak_memory_bytes(job.checkpoint)
+        quantizing = quantizing_memory_bytes(job.checkpoint, plan.precision, ranks=ranks)
+        verifying = verifying_memory_bytes(job.checkpoint)
         progress(
             f"memory, at most about: {gib(quantizing)} to quantize, {gib(verifying)} to verify; "
             f"{gib(available_memory_bytes())} available"

@@ -12,13 +12,21 @@ from rich.table import Table
 from engines.console import Command, command_line, common_flags, show, table_console
 from engines.errors import UserError
 from engines.files import Document, Strict, made_by, to_json
-from engines.spec.gpu import GpuSpec, gpu_named, known_gpus
-from engines.spec.model import ModelSpec, known_models, model_named
-from engines.spec.precision import PRECISIONS, Precision, precision_named
-from engines.spec.support import require_possible, verdict
-from engines.spec.units import GIB
-from engines.steptime.roofline import Roofline
-from engines.steptime.shape import StepShape
+from engines.spec import (
+    GIB,
+    PRECISIONS,
+    GpuSpec,
+    ModelSpec,
+    Precision,
+    gpu_named,
+    known_gpus,
+    known_models,
+    model_named,
+    precision_named,
+    require_possible,
+    verdict,
+)
+from engines.steptime import Roofline, StepShape
 
 DEFAULT_MODELS = ("deepseek-r1-0528-qwen3-8b", "llama-3-8b", "mistral-7b", "qwen1.5-7b")
 DEFAULT_GPU = "a100-sxm-80gb"

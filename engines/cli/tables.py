@@ -9,12 +9,8 @@ from rich.table import Table
 from engines.console import show, table_console
 from engines.files import to_json
 from engines.manifest import EngineManifest
-from engines.planning.explain import Explanation, Neighbour, explain
-from engines.planning.plan import BuildPlan
-from engines.spec.gpu import known_gpus
-from engines.spec.precision import PRECISIONS
-from engines.spec.support import verdict
-from engines.spec.units import gib
+from engines.planning import BuildPlan, Explanation, Neighbour, explain
+from engines.spec import PRECISIONS, gib, known_gpus, verdict
 
 STEP_TIMES = {
     "roofline": "the roofline, from data sheets",

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from engines.checkpoint.gguf import unpack
-from engines.checkpoint.inspection import inspect_checkpoint
+from engines.checkpoint import inspect_checkpoint, unpack
 from engines.console import Command, common_flags, show, wrote
 from engines.files import to_json
 

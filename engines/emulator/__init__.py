@@ -1,1 +1,31 @@
 """An in-flight batcher without a GPU: scheduler, paged KV blocks, iteration loop; time is passed in."""
+
+from engines.emulator.engine import Batcher, Iteration
+from engines.emulator.request import (
+    BatcherSettings,
+    BatcherState,
+    PromptTooLongError,
+    QueueFullError,
+    Request,
+    RequestError,
+    RequestId,
+    SchedulerPolicy,
+    TokenEvent,
+)
+from engines.emulator.settings import batcher_for, settings_of
+
+__all__ = [
+    "Batcher",
+    "BatcherSettings",
+    "BatcherState",
+    "Iteration",
+    "PromptTooLongError",
+    "QueueFullError",
+    "Request",
+    "RequestError",
+    "RequestId",
+    "SchedulerPolicy",
+    "TokenEvent",
+    "batcher_for",
+    "settings_of",
+]

@@ -19,7 +19,7 @@ from engines.emulator.request import (
     TokenEvent,
 )
 from engines.emulator.scheduler import Chunk, Sequence, admissible, pack
-from engines.steptime.shape import StepShape, StepTime, attended_tokens
+from engines.steptime import StepShape, StepTime, attended_tokens
 
 
 @dataclass(slots=True)

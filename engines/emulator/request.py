@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from engines.steptime.shape import StepShape
+from engines.steptime import StepShape
 
 RequestId = int | str
 SchedulerPolicy = Literal["guaranteed_no_evict", "max_utilization", "static_batch"]

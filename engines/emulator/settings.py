@@ -5,7 +5,7 @@ from __future__ import annotations
 from engines.emulator.engine import Batcher
 from engines.emulator.request import BatcherSettings
 from engines.manifest import EngineManifest
-from engines.steptime.source import step_time_for
+from engines.steptime import step_time_for
 
 
 def settings_of(manifest: EngineManifest, *, max_queue_size: int = 0) -> BatcherSettings:

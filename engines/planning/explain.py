@@ -8,10 +8,18 @@ from dataclasses import dataclass, replace
 from engines.errors import MissingError
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, Outlook, outlook
 from engines.planning.plan import BuildPlan
-from engines.spec.gpu import GpuSpec
-from engines.spec.memory import Sizing
-from engines.spec.precision import KV_BYTES, PRECISIONS, KvFormat, Precision, precision_named
-from engines.spec.support import keeps_paged_attention, kv_refusal, verdict
+from engines.spec import (
+    KV_BYTES,
+    PRECISIONS,
+    GpuSpec,
+    KvFormat,
+    Precision,
+    Sizing,
+    keeps_paged_attention,
+    kv_refusal,
+    precision_named,
+    verdict,
+)
 
 _FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 _BLOCKS = (8, 16, 32, 64, 128)

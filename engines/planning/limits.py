@@ -13,12 +13,8 @@ from functools import cache
 
 from engines.manifest import StepTimeChoice
 from engines.planning.recipe import Objectives, Workload
-from engines.spec.gpu import GpuSpec
-from engines.spec.memory import MemoryBudget, Sizing, memory_budget
-from engines.spec.model import ModelSpec
-from engines.spec.precision import KvFormat, precision_named
-from engines.steptime.shape import StepShape, StepTime, attended_tokens
-from engines.steptime.source import step_time_of
+from engines.spec import GpuSpec, KvFormat, MemoryBudget, ModelSpec, Sizing, memory_budget, precision_named
+from engines.steptime import StepShape, StepTime, attended_tokens, step_time_of
 
 # Sizes a step at a time: tensor cores work on tiles of eight rows, and finer steps change nothing that could be seen.
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)

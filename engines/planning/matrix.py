@@ -13,7 +13,7 @@ from engines.errors import CommandError
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
 from engines.planning.plan import BuildPlan
-from engines.spec.units import gib
+from engines.spec import gib
 
 
 class Combination(NamedTuple):

@@ -11,12 +11,22 @@ from engines.files import Document, Strict, sha256_of
 from engines.manifest import Notice, Runtime, StepTimeChoice
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 from engines.planning.recipe import Asked, LoraChoices, Objectives, Recipe, SpeculativeChoices, Workload
-from engines.spec.gpu import GpuSpec, gpu_named
-from engines.spec.memory import MemoryBudget, Sizing
-from engines.spec.model import ModelSpec, model_named
-from engines.spec.precision import KvFormat, Precision, precision_named
-from engines.spec.support import Verdict, keeps_paged_attention, kv_refusal, require_possible
-from engines.spec.units import gib
+from engines.spec import (
+    GpuSpec,
+    KvFormat,
+    MemoryBudget,
+    ModelSpec,
+    Precision,
+    Sizing,
+    Verdict,
+    gib,
+    gpu_named,
+    keeps_paged_attention,
+    kv_refusal,
+    model_named,
+    precision_named,
+    require_possible,
+)
 
 Origin = Literal["flag", "recipe", "default", "derived"]
 

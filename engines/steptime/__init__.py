@@ -1,1 +1,20 @@
 """What one iteration costs: from data sheets, from measured tables, or fitted to a deployment."""
+
+from engines.steptime.calibrated import Calibrated
+from engines.steptime.roofline import Roofline
+from engines.steptime.scaled import scaled, uniform
+from engines.steptime.shape import StepCost, StepShape, StepTime, attended_tokens
+from engines.steptime.source import step_time_for, step_time_of
+
+__all__ = [
+    "Calibrated",
+    "Roofline",
+    "StepCost",
+    "StepShape",
+    "StepTime",
+    "attended_tokens",
+    "scaled",
+    "step_time_for",
+    "step_time_of",
+    "uniform",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from engines.spec.deployment import Factors
+from engines.spec import Factors
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
 
 FULL_GPU_SEQUENCES = 64  # whose attention fills any GPU, split or not

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.spec.gpu import GpuSpec
-from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec
-from engines.spec.precision import KV_BYTES, KvFormat, precision_named
+from engines.spec import KV_BYTES, SIXTEEN_BIT_BYTES, GpuSpec, KvFormat, ModelSpec, precision_named
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 
 ACTIVATION_PASSES = 14  # reads and writes of a token's hidden state between the GEMMs of a layer: norms, rope, quantize

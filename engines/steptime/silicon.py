@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import MissingError
-from engines.spec.gpu import GpuSpec
-from engines.spec.model import ModelSpec
-from engines.spec.precision import KvFormat, precision_named
+from engines.spec import GpuSpec, KvFormat, ModelSpec, precision_named
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 
 SYSTEMS = {

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec.gpu import GpuSpec
-from engines.spec.model import ModelSpec
-from engines.spec.precision import KvFormat
+from engines.spec import GpuSpec, KvFormat, ModelSpec
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
 from engines.steptime.shape import StepTime

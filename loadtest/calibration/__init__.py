@@ -1,1 +1,6 @@
 """TODO."""
+
+from loadtest.calibration.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
+from loadtest.calibration.measured_points import Deployment, Point, read_points
+
+__all__ = ["LEAST_POINTS", "TOKEN_BUDGETS", "Deployment", "Point", "Request", "calibrate", "read_points"]

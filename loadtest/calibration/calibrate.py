@@ -22,11 +22,11 @@ from engines.calibration import (
     PointResidual,
     Quantity,
 )
-from engines.emulator.settings import settings_of
+from engines.emulator import settings_of
 from engines.errors import UserError
 from engines.files import Document
 from engines.manifest import EngineManifest
-from engines.steptime.source import step_time_for
+from engines.steptime import step_time_for
 from loadtest.calibration.fit import (
     EXPECTED,
     PARAMETERS,

@@ -17,16 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.calibration import LoadGenerator
-from engines.emulator.engine import Batcher, Iteration
-from engines.emulator.request import BatcherSettings
+from engines.emulator import Batcher, BatcherSettings, Iteration
 from engines.errors import MissingError
-from engines.spec.deployment import Factors, Host
-from engines.steptime.calibrated import Calibrated
-from engines.steptime.shape import StepTime
+from engines.spec import Factors, Host
+from engines.steptime import Calibrated, StepTime
 from loadtest.calibration.measured_points import Point
-from loadtest.simulate.virtual_server import TURNAROUND_S, Ended, Users, VirtualServer
-from loadtest.traffic.closed_loop import ClosedLoop
-from loadtest.traffic.conversations import always
+from loadtest.simulate import TURNAROUND_S, Ended, Users, VirtualServer
+from loadtest.traffic import ClosedLoop, always
 
 Array = npt.NDArray[np.float64]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from engines.errors import MissingError, UserError
-from engines.spec.gpu import gpu_named
-from loadtest.metrics.summarize import LevelSummary, summarize
-from loadtest.results.records import RUN_NAME, read_records, read_run, read_samples
+from engines.spec import gpu_named
+from loadtest.metrics import LevelSummary, summarize
+from loadtest.results import RUN_NAME, read_records, read_run, read_samples
 
 Load = Literal["concurrency", "static_batch", "max_load"]
 LOADS: tuple[Load, ...] = ("concurrency", "static_batch", "max_load")

@@ -1,1 +1,20 @@
 """What to run, how much of it and at what cost, for a traffic and its objectives: the plan, and whether it held."""
+
+from loadtest.capacity.parallel import Kept
+from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, Means, make_capacity
+from loadtest.capacity.verify import verify
+from loadtest.capacity.what_if import what_if
+from loadtest.capacity.what_if_compared import COMPARED_NAME, Compared, compared
+
+__all__ = [
+    "COMPARED_NAME",
+    "PLAN_NAME",
+    "CapacityPlan",
+    "Compared",
+    "Kept",
+    "Means",
+    "compared",
+    "make_capacity",
+    "verify",
+    "what_if",
+]

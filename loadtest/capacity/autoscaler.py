@@ -8,9 +8,9 @@ from collections import deque
 import numpy as np
 
 from engines.files import Strict
-from loadtest.capacity.inputs.demand import Autoscaling, Availability
+from loadtest.capacity.inputs import Autoscaling, Availability
 from loadtest.capacity.replica_count import size_for
-from loadtest.capacity.simulation.traffic_sample import SLOT_S, Curve
+from loadtest.capacity.simulation import SLOT_S, Curve
 
 REPORT_SLOTS = 5  # slots that one point of the report stands for
 

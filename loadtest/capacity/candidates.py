@@ -10,19 +10,17 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from engines.build.pipeline import emulated_manifest
+from engines.build import emulated_manifest
 from engines.calibration import Calibration, read_calibration
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
-from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
-from engines.spec.gpu import gpu_named
-from loadtest.capacity.inputs.demand import Demand, MeasuredRun
-from loadtest.capacity.simulation.replica import Pessimism
-from loadtest.capacity.simulation.traffic_sample import Shape
-from loadtest.results.records import REQUESTS_NAME, RUN_NAME
-from loadtest.simulate.predict import calibrated
+from engines.planning import ask, make_plan
+from engines.spec import gpu_named
+from loadtest.capacity.inputs import Demand, MeasuredRun
+from loadtest.capacity.simulation import Pessimism, Shape
+from loadtest.results import REQUESTS_NAME, RUN_NAME
+from loadtest.simulate import calibrated
 
 Basis = Literal["measured", "calibrated", "predicted", "emulated"]
 # What a row rests on, best first. `emulated` is a server around our own step times, or a calibration on one: it says

@@ -7,11 +7,9 @@ from typing import Literal
 
 from engines.files import Strict
 from loadtest.capacity.candidates import RANK, Basis, Candidate
-from loadtest.capacity.inputs.demand import Demand
-from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, Price
+from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Price
 from loadtest.capacity.replica_count import size_for
-from loadtest.capacity.simulation.max_rate import Constraint, Found, Tried
-from loadtest.capacity.simulation.traffic_sample import Curve, Shape
+from loadtest.capacity.simulation import Constraint, Curve, Found, Shape, Tried
 
 SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
 Status = Literal["possible", "refused", "objectives missed", "no price", "over budget", "too many replicas"]

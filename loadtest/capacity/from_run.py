@@ -6,11 +6,10 @@ from pathlib import Path
 
 from engines.errors import UserError
 from loadtest.capacity.candidates import Basis, Candidate
-from loadtest.capacity.inputs.demand import Demand
-from loadtest.capacity.simulation.max_rate import Found, Tried, figures_of
-from loadtest.capacity.simulation.traffic_sample import Shape, requests_needed
-from loadtest.metrics.summarize import LevelSummary, Summary, summarize, verdicts_of
-from loadtest.results.records import Kind, read_records, read_run, read_samples
+from loadtest.capacity.inputs import Demand
+from loadtest.capacity.simulation import Found, Shape, Tried, figures_of, requests_needed
+from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_of
+from loadtest.results import Kind, read_records, read_run, read_samples
 
 ALIKE_RATIO = 0.15  # mean lengths of a run and of the demand may differ by so much
 

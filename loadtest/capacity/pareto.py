@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from engines.files import Strict
 from loadtest.capacity.candidates import Basis
 from loadtest.capacity.decision import Market, Row, priced
-from loadtest.capacity.inputs.demand import Demand
+from loadtest.capacity.inputs import Demand
 from loadtest.capacity.replica_count import size_for
-from loadtest.capacity.simulation.max_rate import Tried
+from loadtest.capacity.simulation import Tried
 
 
 class Point(Strict):

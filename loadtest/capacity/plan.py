@@ -24,16 +24,25 @@ from loadtest.capacity.decision import (
     sentence_of,
 )
 from loadtest.capacity.from_run import measured_most
-from loadtest.capacity.inputs.demand import Demand, Routing
-from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, prices_for
+from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Routing, prices_for
 from loadtest.capacity.parallel import Kept, Work, do
 from loadtest.capacity.pareto import Point, frontier_of
 from loadtest.capacity.replica_count import total_for, worst_loss
 from loadtest.capacity.sensitivity import Case, Contender, again_of, cases_of, looks_for
-from loadtest.capacity.simulation.fleet_checks import Checked, FleetTask, What, ramp_of
-from loadtest.capacity.simulation.max_rate import Found, Task, Tried
-from loadtest.capacity.simulation.replica import NONE
-from loadtest.capacity.simulation.traffic_sample import Curve, Shape, curve_of, shape_of
+from loadtest.capacity.simulation import (
+    NONE,
+    Checked,
+    Curve,
+    FleetTask,
+    Found,
+    Shape,
+    Task,
+    Tried,
+    What,
+    curve_of,
+    ramp_of,
+    shape_of,
+)
 from loadtest.capacity.tasks import Look, Looked, Sweep, look
 
 CONTENDERS = 3  # rows that are looked into beyond their search

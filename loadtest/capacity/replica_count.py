@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from loadtest.capacity.inputs.demand import Availability
+from loadtest.capacity.inputs import Availability
 
 _ROUNDING = 1e-9  # ten replicas' worth is ten replicas, whatever a division made of it
 

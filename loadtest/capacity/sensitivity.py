@@ -8,10 +8,8 @@ from typing import Literal
 from engines.files import Strict
 from loadtest.capacity.candidates import Candidate
 from loadtest.capacity.decision import Market, Row, costed, recommended
-from loadtest.capacity.inputs.demand import Demand
-from loadtest.capacity.inputs.prices import times
-from loadtest.capacity.simulation.max_rate import Found, Task
-from loadtest.capacity.simulation.replica import NONE, Pessimism
+from loadtest.capacity.inputs import Demand, times
+from loadtest.capacity.simulation import NONE, Found, Pessimism, Task
 from loadtest.capacity.tasks import Look
 
 STEP = 0.2

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engines.files import Strict
-from loadtest.capacity.simulation.fleet_checks import Checked, FleetTask, check
-from loadtest.capacity.simulation.max_rate import Found, Task, Tried, most_of, swept
+from loadtest.capacity.simulation import Checked, FleetTask, Found, Task, Tried, check, most_of, swept
 
 
 class Sweep(NamedTuple):

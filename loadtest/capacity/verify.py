@@ -8,10 +8,10 @@ from pathlib import Path
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Strict, read_json, source_of
 from loadtest.capacity.plan import CapacityPlan
-from loadtest.capacity.simulation.max_rate import Tried
-from loadtest.metrics.summarize import LevelSummary, Summary, summarize, verdicts_of
-from loadtest.results.records import REQUESTS_NAME, RUN_NAME, Kind, read_records, read_run, read_samples
-from loadtest.scenario.slo import Verdict
+from loadtest.capacity.simulation import Tried
+from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_of
+from loadtest.results import REQUESTS_NAME, RUN_NAME, Kind, read_records, read_run, read_samples
+from loadtest.scenario import Verdict
 
 LOAD_RATIO = 0.95  # of the planned load that a run must have offered for it to say anything
 

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from engines.errors import UserError
 from engines.files import validate
-from engines.spec.gpu import gpu_named
-from engines.spec.precision import precision_named
-from loadtest.capacity.inputs.demand import Demand
+from engines.spec import gpu_named, precision_named
+from loadtest.capacity.inputs import Demand
 
 _ASKED = re.compile(r"\s*([a-z_]+)\s*(\*?=)\s*(\S+)\s*")
 RATIOS = ("traffic", "isl", "osl", "price")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engines.files import Document, Strict
 from loadtest.capacity.candidates import Basis
 from loadtest.capacity.plan import CapacityPlan
-from loadtest.capacity.simulation.max_rate import Constraint
+from loadtest.capacity.simulation import Constraint
 
 COMPARED_NAME = "what-if.json"
 

@@ -11,13 +11,12 @@ from engines.calibration import LoadGenerator
 from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
 from engines.errors import UserError
 from engines.files import Document, made_by, refuse_existing, source_of, to_json, write_json
-from engines.spec.gpu import gpu_named
-from loadtest.calibration.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
-from loadtest.calibration.measured_points import Deployment, Point, read_points
+from engines.spec import gpu_named
+from loadtest.calibration import LEAST_POINTS, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
 from loadtest.cli.engine_options import planned
 from loadtest.cli.tables import show_calibration
-from loadtest.results.records import RUN_NAME, read_run
-from loadtest.traffic.conversations import seen_of
+from loadtest.results import RUN_NAME, read_run
+from loadtest.traffic import seen_of
 
 CALIBRATION_OUT = Path("artifacts/calibration.json")
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.build.pipeline import emulated_manifest
+from engines.build import emulated_manifest
 from engines.calibration import Calibration, read_calibration, require_match
 from engines.console import command_line
 from engines.files import Document, made_by, sha256_of
 from engines.manifest import EngineManifest, StepTimeChoice, read_manifest
-from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
-from loadtest.simulate.predict import calibrated
-from loadtest.traffic.conversations import Seen
+from engines.planning import ask, make_plan
+from loadtest.simulate import calibrated
+from loadtest.traffic import Seen
 
 
 def calibration_of(path: Path | None) -> Calibration | None:

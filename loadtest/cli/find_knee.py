@@ -14,12 +14,9 @@ from engines.files import made_by, read_yaml, refuse_existing, source_of, to_jso
 from engines.manifest import MANIFEST_NAME, read_manifest
 from loadtest.cli.options import TARGET_FLAGS, scenario_of, target_flags
 from loadtest.cli.tables import show_knee
-from loadtest.knee.search import UNITS, Asked, KneeFound, Range, Span, driving, predicting, promises_of, search
-from loadtest.knee.sequential_test import Promise
-from loadtest.run.early_stop import Enough
-from loadtest.run.session import run_once
-from loadtest.scenario.schema import Scenario, inputs_of
-from loadtest.scenario.slo import Objectives
+from loadtest.knee import UNITS, Asked, KneeFound, Promise, Range, Span, driving, predicting, promises_of, search
+from loadtest.run import Enough, run_once
+from loadtest.scenario import Objectives, Scenario, inputs_of
 
 KNEE_OUT = Path("artifacts/knee")
 KNEE_NAME = "knee.json"

@@ -10,11 +10,9 @@ import click
 
 from engines.errors import UserError
 from engines.files import validate
-from loadtest.client.endpoint import OPENAI_KEY
-from loadtest.scenario.arrivals import lasting
-from loadtest.scenario.schema import Protocol, Scenario, read_scenario
-from loadtest.traffic.conversations import Mix
-from loadtest.traffic.levels import plans_of
+from loadtest.client import OPENAI_KEY
+from loadtest.scenario import Protocol, Scenario, lasting, read_scenario
+from loadtest.traffic import Mix, plans_of
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 

@@ -12,16 +12,29 @@ import click
 from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, made_by, refuse_existing, source_of, to_json, whole_folder, write_json, write_text
-from loadtest.capacity.inputs.demand import Demand, read_demand
-from loadtest.capacity.output.files import SCENARIO_NAME, handed_over
-from loadtest.capacity.output.html_page import PAGE_NAME, page_of
-from loadtest.capacity.output.terminal import show_compared, show_plan, show_verification
-from loadtest.capacity.parallel import Kept
-from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, Means, make_capacity
-from loadtest.capacity.verify import verify
-from loadtest.capacity.what_if import what_if
-from loadtest.capacity.what_if_compared import COMPARED_NAME, Compared, compared
-from loadtest.scenario.traces import Trace
+from loadtest.capacity import (
+    COMPARED_NAME,
+    PLAN_NAME,
+    CapacityPlan,
+    Compared,
+    Kept,
+    Means,
+    compared,
+    make_capacity,
+    verify,
+    what_if,
+)
+from loadtest.capacity.inputs import Demand, read_demand
+from loadtest.capacity.output import (
+    PAGE_NAME,
+    SCENARIO_NAME,
+    handed_over,
+    page_of,
+    show_compared,
+    show_plan,
+    show_verification,
+)
+from loadtest.scenario import Trace
 
 OUT = Path("artifacts/capacity")
 GROUPS = {

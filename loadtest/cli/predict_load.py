@@ -13,12 +13,10 @@ from engines.manifest import MANIFEST_NAME, read_manifest
 from loadtest.cli.engine_options import calibration_of, engine_of
 from loadtest.cli.options import scenario_of
 from loadtest.cli.tables import show_intervals, show_summary, show_verdicts
-from loadtest.metrics.summarize import summarize
-from loadtest.scenario.schema import Scenario, inputs_of
-from loadtest.simulate.predict import at_once, bare, like, predict, with_intervals, write_prediction
-from loadtest.traffic.conversations import Mix, Rows
-from loadtest.traffic.levels import LevelPlan, plans_of
-from loadtest.traffic.prepare import count_rows
+from loadtest.metrics import summarize
+from loadtest.scenario import Scenario, inputs_of
+from loadtest.simulate import at_once, bare, like, predict, with_intervals, write_prediction
+from loadtest.traffic import LevelPlan, Mix, Rows, count_rows, plans_of
 
 
 @click.command("predict-load", cls=Command)

@@ -14,7 +14,7 @@ from engines.files import read_yaml, to_json
 from loadtest.cli.tables import show_summary
 
 if TYPE_CHECKING:
-    from loadtest.report.gate import Case
+    from loadtest.report import Case
 
 REPORT_OUT = Path("artifacts/report")
 COMPARISON_OUT = Path("artifacts/comparison")
@@ -79,8 +79,7 @@ def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
 
 
 def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
-    from loadtest.report.gate import Gate, cases_of  # noqa: PLC0415 (charts are an extra)
-    from loadtest.report.report import REPORT_NAME, summarize_runs, write_report  # noqa: PLC0415
+    from loadtest.report import REPORT_NAME, Gate, cases_of, summarize_runs, write_report  # noqa: PLC0415 (charts are an extra)  # noqa: PLC0415
 
     target, command = flags["out"] or REPORT_OUT, command_line("report-load")
     gate = None if flags["gate"] is None else read_yaml(flags["gate"], Gate)
@@ -113,8 +112,12 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
 
 def _compare(flags: dict[str, Any]) -> None:
     from loadtest.cli.tables_compare import show_comparison  # noqa: PLC0415
-    from loadtest.report.comparison import COMPARISON_PAGE, compare, write_comparison  # noqa: PLC0415 (charts are an extra)
-    from loadtest.report.gate import regressions_of  # noqa: PLC0415
+    from loadtest.report import (  # noqa: PLC0415 (charts are an extra)
+        COMPARISON_PAGE,
+        compare,
+        regressions_of,
+        write_comparison,
+    )
 
     baseline, candidate = flags["compare"]
     target, command = flags["out"] or COMPARISON_OUT, command_line("report-load")
@@ -144,7 +147,7 @@ def _judge(cases: Sequence[Case], flags: dict[str, Any], *, name: str) -> None:
     Raises:
         TargetMissedError: One is.
     """
-    from loadtest.report.gate import write_junit  # noqa: PLC0415 (charts are an extra)
+    from loadtest.report import write_junit  # noqa: PLC0415 (charts are an extra)
 
     say = progress if flags["as_json"] else show  # --json prints one document and nothing else
     for case in cases:

@@ -14,9 +14,8 @@ from engines.console import Command, common_flags, progress, show, writing_flags
 from engines.errors import TargetMissedError, UserError
 from engines.files import refuse_existing, to_json
 from loadtest.cli.options import outlook, scenario_of, target_flags
-from loadtest.results.records import RunManifest
-from loadtest.run.processes import Fleet, join
-from loadtest.run.session import run_once
+from loadtest.results import RunManifest
+from loadtest.run import Fleet, join, run_once
 
 RUN_OUT = Path("artifacts/run")
 MASTER_PORT = 5557

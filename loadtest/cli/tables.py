@@ -7,11 +7,9 @@ from rich.table import Table
 
 from engines.calibration import Calibration
 from engines.console import progress, show, table_console
-from loadtest.knee.search import KneeFound
-from loadtest.metrics.slo_results import class_alone
-from loadtest.metrics.summarize import LevelSummary, Spread, Summary, verdicts_of
-from loadtest.scenario.schema import Scenario
-from loadtest.scenario.slo import Verdict
+from loadtest.knee import KneeFound
+from loadtest.metrics import LevelSummary, Spread, Summary, class_alone, verdicts_of
+from loadtest.scenario import Scenario, Verdict
 
 MS = 1e3
 

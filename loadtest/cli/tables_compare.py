@@ -6,8 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from engines.console import progress, show, table_console
-from loadtest.report.comparison_html import changed_name, changed_value
-from loadtest.report.comparison_schema import Change, Comparison
+from loadtest.report import Change, Comparison, changed_name, changed_value
 
 _STYLES = {"better": "green", "worse": "red", "same": "", "unclear": "dim", "unknown": "dim"}
 

@@ -1,1 +1,16 @@
 """TODO."""
+
+from loadtest.client.connection import Connection, Door, Readings, UnreachableError
+from loadtest.client.endpoint import OPENAI_KEY, Endpoint, endpoint_of
+from loadtest.client.server_info import server_facts
+
+__all__ = [
+    "OPENAI_KEY",
+    "Connection",
+    "Door",
+    "Endpoint",
+    "Readings",
+    "UnreachableError",
+    "endpoint_of",
+    "server_facts",
+]

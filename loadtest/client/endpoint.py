@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from engines.errors import UserError
 from engines.files import Strict
-from loadtest.scenario.schema import Protocol
+from loadtest.scenario import Protocol
 
 OPENAI_KEY = "OPENAI_API_KEY"
 _SCHEMES = {"": False, "http": False, "grpc": False, "https": True, "grpcs": True}

@@ -15,7 +15,7 @@ from loadtest.client.endpoint import Endpoint, tls_context
 from loadtest.client.http1 import CutError, ProtocolError, error_text
 from loadtest.client.http2 import GrpcSession, call_headers
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
-from loadtest.results.records import ServerFacts
+from loadtest.results import ServerFacts
 
 ANSWER_WITHIN_S = 5.0
 ANSWER_LIMIT_BYTES = 1 << 22

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from loadtest.generator.plan import GeneratorPlan
-from loadtest.results.records import RequestRecord
+from loadtest.results import RequestRecord
 
 FLUSH_S = 0.25  # what a crash of the machine may lose; a crash of the generator loses nothing older than this
 COMPACT_LINES = 10_000  # notes of what has ended are dropped now and then

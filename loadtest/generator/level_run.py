@@ -10,14 +10,12 @@ from typing import Any
 import gevent
 import numpy as np
 
-from loadtest.client.connection import Readings
+from loadtest.client import Readings
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.generator.messages import CRASHED
 from loadtest.generator.sender import TICK_S, Generator
-from loadtest.results.histogram import LogHistogram
-from loadtest.traffic.closed_loop import closed_loop
-from loadtest.traffic.levels import LevelPlan
-from loadtest.traffic.open_loop import open_loop
+from loadtest.results import LogHistogram
+from loadtest.traffic import LevelPlan, closed_loop, open_loop
 
 COUNTED_AT_ONCE = 100
 

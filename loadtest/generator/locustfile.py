@@ -23,9 +23,8 @@ from locust.env import Environment
 from locust.exception import StopUser
 
 from engines.errors import CommandError
-from loadtest.client.connection import Connection
-from loadtest.generator.distributed.master import Master
-from loadtest.generator.distributed.worker import Outbox, Worker
+from loadtest.client import Connection
+from loadtest.generator.distributed import Master, Outbox, Worker
 from loadtest.generator.journal import Ledger
 from loadtest.generator.level_run import CLOSED_USERS, OPEN_USERS, Share
 from loadtest.generator.live_page import add_live_page
@@ -33,9 +32,8 @@ from loadtest.generator.messages import CRASHED, INTERRUPTED, Orders, level_of, 
 from loadtest.generator.plan import ENOUGH, GeneratorPlan
 from loadtest.generator.progress import History, Watch
 from loadtest.generator.sender import TICK_S, Generator, send
-from loadtest.results.records import RequestRecord
-from loadtest.traffic.levels import LevelPlan, Turn
-from loadtest.traffic.open_loop import OpenLoop
+from loadtest.results import RequestRecord
+from loadtest.traffic import LevelPlan, OpenLoop, Turn
 
 BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is not hammered
 STOP_WITHIN_S = 0.2  # how soon an open loop hears that it is over

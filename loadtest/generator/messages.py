@@ -17,8 +17,8 @@ import gevent.os
 import gevent.queue
 
 from loadtest.generator.progress import Progress
-from loadtest.results.records import Level
-from loadtest.traffic.levels import LevelPlan
+from loadtest.results import Level
+from loadtest.traffic import LevelPlan
 
 LOOK_EVERY_S = 1.0
 INTERRUPTED = "interrupted"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engines.files import Strict
-from loadtest.client.endpoint import Endpoint
-from loadtest.scenario.schema import Scenario
-from loadtest.traffic.levels import LevelPlan, plans_of
+from loadtest.client import Endpoint
+from loadtest.scenario import Scenario
+from loadtest.traffic import LevelPlan, plans_of
 
 ENOUGH = "enough"  # what a generator under way is told when a level's requests tell enough
 

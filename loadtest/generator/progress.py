@@ -10,8 +10,7 @@ from collections import deque
 import numpy as np
 
 from engines.files import Strict
-from loadtest.results.histogram import LogHistogram
-from loadtest.results.records import RequestRecord
+from loadtest.results import LogHistogram, RequestRecord
 
 WINDOW_S = 10
 

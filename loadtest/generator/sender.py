@@ -12,18 +12,14 @@ from pathlib import Path
 
 import gevent
 
-from loadtest.client.connection import Connection, Door, UnreachableError
+from loadtest.client import Connection, Door, UnreachableError
 from loadtest.client.protocols import dialect_of
 from loadtest.client.protocols.base import Answer, Asked
 from loadtest.generator.journal import Book
 from loadtest.generator.plan import GeneratorPlan
 from loadtest.generator.progress import Watch
-from loadtest.results.records import Outcome, RequestRecord
-from loadtest.traffic.closed_loop import ClosedLoop
-from loadtest.traffic.conversations import Mix, Talk
-from loadtest.traffic.levels import LevelPlan, Turn
-from loadtest.traffic.open_loop import OpenLoop
-from loadtest.traffic.prompts import Prompt, PromptMaker
+from loadtest.results import Outcome, RequestRecord
+from loadtest.traffic import ClosedLoop, LevelPlan, Mix, OpenLoop, Prompt, PromptMaker, Talk, Turn
 
 PROBE_S = 0.25  # how often a server that went away is looked for
 TICK_S = 0.02  # how often the generator looks at its own clock

@@ -16,13 +16,11 @@ from engines.files import Document, MadeBy, Source, Strict
 from engines.manifest import EngineManifest
 from loadtest.knee.bisection import Knee, Probe, find_knee
 from loadtest.knee.sequential_test import Evidence, Promise, ended_before_the_first_under_way, weigh
-from loadtest.metrics.summarize import LevelSummary, summarize
-from loadtest.results.records import Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
-from loadtest.run.early_stop import Enough
-from loadtest.scenario.arrivals import Constant, Gamma, Poisson
-from loadtest.scenario.schema import Scenario
-from loadtest.scenario.slo import Objectives
-from loadtest.simulate.predict import predict
+from loadtest.metrics import LevelSummary, summarize
+from loadtest.results import Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
+from loadtest.run import Enough
+from loadtest.scenario import Constant, Gamma, Objectives, Poisson, Scenario
+from loadtest.simulate import predict
 
 Axis = Literal["rate", "concurrency"]
 UNITS: dict[Axis, str] = {"rate": "requests/s", "concurrency": "users"}

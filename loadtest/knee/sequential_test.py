@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.metrics.summarize import kept_of
-from loadtest.results.records import RequestRecord
-from loadtest.scenario.slo import Objectives
+from loadtest.metrics import kept_of
+from loadtest.results import RequestRecord
+from loadtest.scenario import Objectives
 
 Z = 2.576  # 99 %: a probe is looked at more than once, and each look may mislead
 LEAST_REQUESTS = 32

@@ -1,1 +1,41 @@
 """TODO."""
+
+from loadtest.metrics.latency import Counted, counted, latencies_of, resampler_of
+from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds
+from loadtest.metrics.repeats import repeats_of
+from loadtest.metrics.slo_results import Knee, class_alone, knee_of, verdicts_of
+from loadtest.metrics.summarize import Interval, LevelSummary, Spread, Summary, kept_of, settles, summarize
+from loadtest.metrics.summary import BatchPoint, ClassSummary, Repeat, RunFacts
+from loadtest.metrics.throughput import rate_replicates
+from loadtest.metrics.timeline import Ecdf, LevelDetail, RunDetail, Timeline
+
+__all__ = [
+    "BatchPoint",
+    "ClassSummary",
+    "Counted",
+    "Ecdf",
+    "Interval",
+    "Knee",
+    "LevelDetail",
+    "LevelSummary",
+    "LoadedRun",
+    "Repeat",
+    "RunDetail",
+    "RunFacts",
+    "Spread",
+    "Summary",
+    "Timeline",
+    "class_alone",
+    "counted",
+    "kept_of",
+    "knee_of",
+    "latencies_of",
+    "load_runs",
+    "rate_replicates",
+    "refuse_mixed_kinds",
+    "repeats_of",
+    "resampler_of",
+    "settles",
+    "summarize",
+    "verdicts_of",
+]

@@ -9,9 +9,7 @@ import numpy as np
 
 from loadtest.metrics.steady_state import Window
 from loadtest.metrics.summary import BatchCurve, BatchPoint, BatchSpread, Gpus
-from loadtest.results.columns import Bools, Columns, Floats, Ints
-from loadtest.results.records import Sample
-from loadtest.results.server_metrics import MEANINGS, Gauge, Meaning, meanings_of
+from loadtest.results import MEANINGS, Bools, Columns, Floats, Gauge, Ints, Meaning, Sample, meanings_of
 
 OWN_BIN_BELOW = 24  # smaller batches have a bin each, larger ones share bins of equal ratio
 WIDER_BINS = 24

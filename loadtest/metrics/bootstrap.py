@@ -24,7 +24,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.results.columns import Floats, Ints
+from loadtest.results import Floats, Ints
 
 CONFIDENCE = 0.95
 REPLICATES = 1000

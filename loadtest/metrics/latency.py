@@ -12,8 +12,7 @@ from loadtest.metrics import bootstrap
 from loadtest.metrics.bootstrap import SHARES, Range, Resampler
 from loadtest.metrics.steady_state import Cut, cut_of, window_of
 from loadtest.metrics.summary import Spread
-from loadtest.results.columns import Columns, Floats, Ints, columns_of
-from loadtest.results.records import Level, RequestRecord
+from loadtest.results import Columns, Floats, Ints, Level, RequestRecord, columns_of
 
 _Values = npt.NDArray[np.floating]
 

@@ -14,18 +14,19 @@ from loadtest.metrics.batch_size import Samples, samples_of
 from loadtest.metrics.summarize import summarize
 from loadtest.metrics.summary import Summary
 from loadtest.metrics.timeline import RunDetail, detail_of
-from loadtest.results.columns import Columns, columns_of
-from loadtest.results.records import (
+from loadtest.results import (
     REQUESTS_NAME,
     RUN_NAME,
     SAMPLES_NAME,
+    Columns,
     RunManifest,
     Sample,
+    columns_of,
     read_records,
     read_run,
     read_samples,
 )
-from loadtest.scenario.slo import Objectives
+from loadtest.scenario import Objectives
 
 
 class LoadedRun(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from loadtest.metrics.loaded_run import LoadedRun
 from loadtest.metrics.summary import LevelSummary, Repeat, Summary
-from loadtest.results.records import RunManifest
+from loadtest.results import RunManifest
 
 _NOT_THE_LOAD = ("name", "seed")
 _FIGURES = (

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from loadtest.metrics.summary import ClassSummary, LevelSummary
-from loadtest.results.columns import Bools, Columns, columns_of
-from loadtest.results.records import RequestRecord
-from loadtest.scenario.slo import Goodput, Objectives, Verdict
+from loadtest.results import Bools, Columns, RequestRecord, columns_of
+from loadtest.scenario import Goodput, Objectives, Verdict
 
 
 def goodput_ratio(

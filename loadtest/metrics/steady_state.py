@@ -20,8 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from loadtest.results.columns import Columns, Floats, Ints
-from loadtest.results.records import Level
+from loadtest.results import Columns, Floats, Ints, Level
 
 STEADY_LEAST_RATIO = 0.1
 MSER_BATCH = 5

@@ -31,10 +31,19 @@ from loadtest.metrics.summary import (
     Summary,
 )
 from loadtest.metrics.throughput import ranges_of, rates_of
-from loadtest.results.columns import OUTCOMES, UNKNOWN, Columns, columns_of
-from loadtest.results.records import Doubt, Level, RequestRecord, RunManifest, Sample
-from loadtest.results.server_metrics import parse_series
-from loadtest.scenario.slo import Objectives
+from loadtest.results import (
+    OUTCOMES,
+    UNKNOWN,
+    Columns,
+    Doubt,
+    Level,
+    RequestRecord,
+    RunManifest,
+    Sample,
+    columns_of,
+    parse_series,
+)
+from loadtest.scenario import Objectives
 
 __all__ = [
     "PERCENTILES_NOTE",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from engines.files import Document, Strict
-from loadtest.results.records import Doubt, Kind, ServerFacts
+from loadtest.results import Doubt, Kind, ServerFacts
 
 PERCENTILES_NOTE = (
     "exact, by linear interpolation between order statistics; inter-token latencies are pooled over all gaps of a "

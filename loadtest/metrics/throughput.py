@@ -8,7 +8,7 @@ from loadtest.metrics import bootstrap
 from loadtest.metrics.bootstrap import Range
 from loadtest.metrics.latency import Counted
 from loadtest.metrics.steady_state import Window, arrivals_in
-from loadtest.results.columns import OUTCOMES, Columns, Floats
+from loadtest.results import OUTCOMES, Columns, Floats
 
 RATE_BINS = 256
 

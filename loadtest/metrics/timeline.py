@@ -10,9 +10,7 @@ from loadtest.metrics.batch_size import Samples
 from loadtest.metrics.latency import Counted, counted, latencies_of
 from loadtest.metrics.steady_state import arrivals_in, mean_count
 from loadtest.metrics.summarize import settles
-from loadtest.results.columns import Columns, Floats
-from loadtest.results.records import RunManifest
-from loadtest.results.server_metrics import Gauge
+from loadtest.results import Columns, Floats, Gauge, RunManifest
 
 TIMELINE_BINS = 240
 TIMELINE_BINS_A_LEVEL = 30

@@ -1,1 +1,25 @@
 """TODO."""
+
+from loadtest.report.comparison import COMPARISON_PAGE, compare, write_comparison
+from loadtest.report.comparison_html import changed_name, changed_value
+from loadtest.report.comparison_schema import Change, Comparison
+from loadtest.report.gate import Case, Gate, cases_of, regressions_of, write_junit
+from loadtest.report.report import REPORT_NAME, summarize_runs, write_report
+
+__all__ = [
+    "COMPARISON_PAGE",
+    "REPORT_NAME",
+    "Case",
+    "Change",
+    "Comparison",
+    "Gate",
+    "cases_of",
+    "changed_name",
+    "changed_value",
+    "compare",
+    "regressions_of",
+    "summarize_runs",
+    "write_comparison",
+    "write_junit",
+    "write_report",
+]

@@ -15,17 +15,23 @@ import numpy as np
 
 from engines.errors import UserError
 from engines.files import made_by, whole_folder, write_json, write_text
-from loadtest.metrics import bootstrap
-from loadtest.metrics.latency import Counted, counted, latencies_of, resampler_of
-from loadtest.metrics.loaded_run import LoadedRun, load_runs
-from loadtest.metrics.summarize import settles
-from loadtest.metrics.summary import LevelSummary, Summary
-from loadtest.metrics.throughput import rate_replicates
+from loadtest.metrics import (
+    Counted,
+    LevelSummary,
+    LoadedRun,
+    Summary,
+    bootstrap,
+    counted,
+    latencies_of,
+    load_runs,
+    rate_replicates,
+    resampler_of,
+    settles,
+)
 from loadtest.report import charts
 from loadtest.report.comparison_html import comparison_page
 from loadtest.report.comparison_schema import Change, Comparison, Difference, LevelChanges, Outcome, Side
-from loadtest.results.columns import Floats
-from loadtest.results.records import Level
+from loadtest.results import Floats, Level
 
 COMPARISON_NAME = "comparison.json"
 COMPARISON_PAGE = "comparison.html"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from engines.files import Document, Strict
-from loadtest.results.records import Kind
+from loadtest.results import Kind
 
 Outcome = Literal["better", "worse", "same", "unclear", "unknown"]
 

@@ -17,12 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import MissingError
-from loadtest.metrics.latency import Counted, counted, latencies_of
-from loadtest.metrics.loaded_run import LoadedRun
-from loadtest.metrics.summarize import settles
-from loadtest.metrics.summary import LevelSummary, Spread, Summary
-from loadtest.metrics.timeline import RunDetail
-from loadtest.results.columns import OUTCOMES, PHASES, UNKNOWN
+from loadtest.metrics import (
+    Counted,
+    LevelSummary,
+    LoadedRun,
+    RunDetail,
+    Spread,
+    Summary,
+    counted,
+    latencies_of,
+    settles,
+)
+from loadtest.results import OUTCOMES, PHASES, UNKNOWN
 
 EXPORTS_NAME = "exports"
 AIPERF_SCHEMA = "1.1"

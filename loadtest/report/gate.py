@@ -11,11 +11,10 @@ from pydantic import Field, model_validator
 
 from engines.errors import UserError
 from engines.files import write_text
-from loadtest.metrics.slo_results import class_alone, verdicts_of
-from loadtest.metrics.summary import LevelSummary, Spread, Summary
+from loadtest.metrics import LevelSummary, Spread, Summary, class_alone, verdicts_of
 from loadtest.report.comparison_schema import Comparison
 from loadtest.report.html_tables import found, limit
-from loadtest.scenario.slo import Objectives, Verdict
+from loadtest.scenario import Objectives, Verdict
 
 
 class Gate(Objectives):

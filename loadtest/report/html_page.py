@@ -9,8 +9,7 @@ from importlib.resources import files
 from string import Template
 from typing import NamedTuple
 
-from loadtest.metrics.slo_results import knee_of
-from loadtest.metrics.summary import LevelSummary, Summary
+from loadtest.metrics import LevelSummary, Summary, knee_of
 from loadtest.report.charts import theme_css
 from loadtest.report.html_tables import (
     classes_table,
@@ -23,8 +22,8 @@ from loadtest.report.html_tables import (
     table,
     verdicts_table,
 )
-from loadtest.results.records import Doubt
-from loadtest.scenario.slo import Objectives
+from loadtest.results import Doubt
+from loadtest.scenario import Objectives
 
 
 class Figure(NamedTuple):

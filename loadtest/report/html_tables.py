@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Sequence
 
-from loadtest.metrics.slo_results import verdicts_of
-from loadtest.metrics.summary import ClassSummary, LevelSummary, Repeat, RunFacts, Spread, Summary
-from loadtest.scenario.slo import Objectives
+from loadtest.metrics import ClassSummary, LevelSummary, Repeat, RunFacts, Spread, Summary, verdicts_of
+from loadtest.scenario import Objectives
 
 MS = 1e3
 NONE = "&ndash;"

@@ -8,16 +8,12 @@ from typing import NamedTuple
 
 from engines.errors import UserError
 from engines.files import made_by, whole_folder, write_json, write_text
-from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds
-from loadtest.metrics.repeats import repeats_of
-from loadtest.metrics.slo_results import Knee, knee_of
-from loadtest.metrics.summary import Summary
-from loadtest.metrics.timeline import RunDetail
+from loadtest.metrics import Knee, LoadedRun, RunDetail, Summary, knee_of, load_runs, refuse_mixed_kinds, repeats_of
 from loadtest.report import charts
 from loadtest.report.exports import EXPORTS_NAME, write_exports
 from loadtest.report.html_page import Figure, page
-from loadtest.results.records import Doubt
-from loadtest.scenario.slo import Objectives
+from loadtest.results import Doubt
+from loadtest.scenario import Objectives
 
 SUMMARY_NAME = "summary.json"
 REPORT_NAME = "report.html"

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from loadtest.metrics.summary import Summary
+from loadtest.metrics import Summary
 from loadtest.report.comparison_schema import Comparison
 
 

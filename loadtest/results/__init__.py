@@ -1,1 +1,57 @@
 """TODO."""
+
+from loadtest.results.columns import OUTCOMES, PHASES, UNKNOWN, Bools, Columns, Floats, Ints, columns_of
+from loadtest.results.histogram import LogHistogram
+from loadtest.results.records import (
+    REQUESTS_NAME,
+    RUN_NAME,
+    SAMPLES_NAME,
+    Doubt,
+    Kind,
+    Level,
+    Outcome,
+    Phase,
+    RequestRecord,
+    RunManifest,
+    Sample,
+    ServerFacts,
+    WorkerClock,
+    read_records,
+    read_run,
+    read_samples,
+)
+from loadtest.results.server_metrics import MEANINGS, Gauge, Meaning, is_kept, meanings_of, parse_series
+
+__all__ = [
+    "MEANINGS",
+    "OUTCOMES",
+    "PHASES",
+    "REQUESTS_NAME",
+    "RUN_NAME",
+    "SAMPLES_NAME",
+    "UNKNOWN",
+    "Bools",
+    "Columns",
+    "Doubt",
+    "Floats",
+    "Gauge",
+    "Ints",
+    "Kind",
+    "Level",
+    "LogHistogram",
+    "Meaning",
+    "Outcome",
+    "Phase",
+    "RequestRecord",
+    "RunManifest",
+    "Sample",
+    "ServerFacts",
+    "WorkerClock",
+    "columns_of",
+    "is_kept",
+    "meanings_of",
+    "parse_series",
+    "read_records",
+    "read_run",
+    "read_samples",
+]

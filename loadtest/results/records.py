@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from engines.errors import MissingError, UserError
 from engines.files import Document, Strict, read_json
-from loadtest.scenario.schema import Scenario
+from loadtest.scenario import Scenario
 
 RUN_NAME = "run.json"
 REQUESTS_NAME = "requests.jsonl"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from loadtest.results.records import RequestRecord
+from loadtest.results import RequestRecord
 
 Enough: TypeAlias = Callable[[Sequence[RequestRecord], float], bool]  # of records so far, and their time scale
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from engines.errors import ToolError
-from loadtest.generator.plan import ENOUGH, GeneratorPlan
+from loadtest.generator import ENOUGH, GeneratorPlan
 
 LAST_LINES = 12
 SILENT_S = 60.0  # a generator says every second how it stands

@@ -13,10 +13,8 @@ from typing import Any
 from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
 from loadtest.client.protocols import dialect_of, takes_ids
-from loadtest.generator.journal import add_lost
-from loadtest.generator.plan import GeneratorPlan
-from loadtest.generator.progress import Progress
-from loadtest.results.records import (
+from loadtest.generator import GeneratorPlan, Progress, add_lost
+from loadtest.results import (
     REQUESTS_NAME,
     RUN_NAME,
     SAMPLES_NAME,
@@ -32,11 +30,8 @@ from loadtest.run.sampler import Monitor
 from loadtest.run.target import Target
 from loadtest.run.terminal import Terminal
 from loadtest.run.validity import Seen, doubts_of, seen_of
-from loadtest.scenario.schema import Scenario
-from loadtest.traffic.conversations import Mix
-from loadtest.traffic.levels import plans_of
-from loadtest.traffic.prepare import prepare
-from loadtest.traffic.prompts import PromptMaker
+from loadtest.scenario import Scenario
+from loadtest.traffic import Mix, PromptMaker, plans_of, prepare
 
 PROMPTS_NAME = "prompts.jsonl"
 UNDER_WAY_NAME = "under-way.jsonl"

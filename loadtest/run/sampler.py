@@ -11,9 +11,8 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from loadtest.client.endpoint import Endpoint
-from loadtest.results.records import Sample
-from loadtest.results.server_metrics import is_kept
+from loadtest.client import Endpoint
+from loadtest.results import Sample, is_kept
 
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
 ANSWER_WITHIN_S = 5.0

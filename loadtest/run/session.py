@@ -11,13 +11,13 @@ from typing import Any
 
 from engines.console import command_line
 from engines.files import made_by, source_of
-from loadtest.results.records import RunManifest
+from loadtest.results import RunManifest
 from loadtest.run.early_stop import Enough
 from loadtest.run.processes import Fleet, Generators
 from loadtest.run.runner import Asked, run_scenario
 from loadtest.run.target import target_of
 from loadtest.run.terminal import Terminal
-from loadtest.scenario.schema import Scenario, inputs_of
+from loadtest.scenario import Scenario, inputs_of
 
 
 def run_once(

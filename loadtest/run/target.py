@@ -9,10 +9,9 @@ from typing import Any
 
 from engines.console import progress
 from engines.errors import MissingError
-from loadtest.client.endpoint import Endpoint, endpoint_of
+from loadtest.client import Endpoint, endpoint_of, server_facts
 from loadtest.client.protocols import key_in
-from loadtest.client.server_info import server_facts
-from loadtest.results.records import ServerFacts
+from loadtest.results import ServerFacts
 from loadtest.run.sampler import kv_block_tokens, metrics_url, read_metrics
 
 

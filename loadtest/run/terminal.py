@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TextIO
 
-from loadtest.generator.progress import Progress
+from loadtest.generator import Progress
 
 PLAIN_EVERY_S = 5.0
 

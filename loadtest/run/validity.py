@@ -9,9 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.results.histogram import LogHistogram
-from loadtest.results.records import Doubt, Level, RequestRecord, ServerFacts, WorkerClock, read_records, read_samples
-from loadtest.scenario.schema import Scenario, Trust
+from loadtest.results import (
+    Doubt,
+    Level,
+    LogHistogram,
+    RequestRecord,
+    ServerFacts,
+    WorkerClock,
+    read_records,
+    read_samples,
+)
+from loadtest.scenario import Scenario, Trust
 
 LATE_SERIES = "emulator_lateness_seconds{"
 STEP_SERIES = ("emulator_steps_total{", "emulator_step_seconds_total{")

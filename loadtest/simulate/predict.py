@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from engines.calibration import Calibration, LoadGenerator, Quantity
-from engines.emulator.settings import batcher_for
+from engines.emulator import batcher_for
 from engines.errors import UserError
 from engines.files import MadeBy, Source, whole_folder, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec.deployment import Host
-from loadtest.metrics.summarize import Interval, LevelSummary, Summary
-from loadtest.results.records import (
+from engines.spec import Host
+from loadtest.metrics import Interval, LevelSummary, Summary
+from loadtest.results import (
     REQUESTS_NAME,
     RUN_NAME,
     SAMPLES_NAME,
@@ -30,13 +30,9 @@ from loadtest.results.records import (
     Sample,
     ServerFacts,
 )
-from loadtest.scenario.schema import Scenario
-from loadtest.scenario.traces import Trace
+from loadtest.scenario import Scenario, Trace
 from loadtest.simulate.virtual_server import Arrivals, Contents, Ended, Sent, Traffic, Users, VirtualServer
-from loadtest.traffic.closed_loop import closed_loop
-from loadtest.traffic.conversations import Mix, Rows
-from loadtest.traffic.levels import LevelPlan, plans_of
-from loadtest.traffic.open_loop import open_loop
+from loadtest.traffic import LevelPlan, Mix, Rows, closed_loop, open_loop, plans_of
 
 SAMPLES_PER_LEVEL = 400
 INTERVAL_SHARE = 0.9

@@ -16,11 +16,9 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engines.emulator.engine import Batcher, Iteration
-from engines.emulator.request import Request, RequestError
-from engines.spec.deployment import Host
-from loadtest.traffic.closed_loop import ClosedLoop
-from loadtest.traffic.levels import Turn
+from engines.emulator import Batcher, Iteration, Request, RequestError
+from engines.spec import Host
+from loadtest.traffic import ClosedLoop, Turn
 
 # From a reply's last token to the same user's next request. Any value above zero and well below a step does: what
 # matters is that the engine has begun its next iteration by then, so that the request waits it out.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from loadtest.results.records import Phase
-from loadtest.scenario.schema import Scenario
+from loadtest.results import Phase
+from loadtest.scenario import Scenario
 from loadtest.traffic.conversations import Begin, Mix, Talk
 from loadtest.traffic.levels import Turn, turn_of
 

@@ -14,9 +14,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias
 
 from engines.errors import MissingError
-from loadtest.scenario.distributions import even
-from loadtest.scenario.schema import DEFAULT_OSL, Kind, Scenario
-from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, Trace
+from loadtest.scenario import DEFAULT_OSL, HASH_BLOCK_TOKENS, Arrival, Kind, Scenario, Trace, even
 
 SAMPLED = 4096  # conversations a mean is taken of
 _CLASS, _SHARED, _PREFIX, _TURNS, _ISL, _OSL, _THINK = range(7)

@@ -9,10 +9,8 @@ from typing import Literal
 import numpy as np
 
 from engines.errors import UserError
-from loadtest.results.records import Phase
-from loadtest.scenario.arrivals import Poisson, Process, arrivals_of
-from loadtest.scenario.schema import Scenario
-from loadtest.scenario.traces import Arrival, Trace
+from loadtest.results import Phase
+from loadtest.scenario import Arrival, Poisson, Process, Scenario, Trace, arrivals_of
 from loadtest.traffic.conversations import SAMPLED, Mix, Seen, Talk, seen_of
 
 FILL_ALLOWANCE = 3  # conversations for each user beyond what is measured: warm-up, and filling up to the end

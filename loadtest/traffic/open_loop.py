@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loadtest.scenario.schema import Scenario
-from loadtest.scenario.traces import Arrival
+from loadtest.scenario import Arrival, Scenario
 from loadtest.traffic.conversations import Mix, Talk
 from loadtest.traffic.levels import LevelPlan, Turn, turn_of
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from engines.errors import MissingError, UserError
 from engines.files import write_json
-from loadtest.scenario.schema import Scenario
+from loadtest.scenario import Scenario
 from loadtest.traffic.conversations import Mix, Rows
 from loadtest.traffic.levels import LevelPlan
 from loadtest.traffic.prompts import META, Prepared, PromptMaker

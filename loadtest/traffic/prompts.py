@@ -17,9 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from engines.files import Strict, read_json
-from loadtest.scenario.distributions import even
-from loadtest.scenario.schema import GENERATED_PROMPTS, Kind, Scenario
-from loadtest.scenario.traces import HASH_BLOCK_TOKENS
+from loadtest.scenario import GENERATED_PROMPTS, HASH_BLOCK_TOKENS, Kind, Scenario, even
 from loadtest.traffic.conversations import Rows, Talk
 from loadtest.traffic.token_text import Span, TokenText, pairs_of, read_tokenizer
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from engines.checkpoint.calibration_text import default_text_path, documents_of, json_records
+from engines.checkpoint import default_text_path, documents_of, json_records
 from engines.errors import MissingError, UserError
 
 Ints: TypeAlias = npt.NDArray[np.int32]

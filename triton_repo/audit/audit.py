@@ -11,9 +11,8 @@ from tritonclient.grpc import model_config_pb2
 from engines.errors import CommandError, MissingError, UserError
 from triton_repo.audit.findings import Finding, ModelFile, Severity, read_model
 from triton_repo.audit.known_issues import engine_traps, llmapi_traps, text_traps
-from triton_repo.interface import tensors
-from triton_repo.interface.tensors import Tensor
-from triton_repo.settings.repository_manifest import (
+from triton_repo.interface import Tensor, tensors
+from triton_repo.settings import (
     LLMAPI_MODELS,
     MODELS,
     REPOSITORY_NAME,

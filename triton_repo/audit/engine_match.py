@@ -8,8 +8,7 @@ from pathlib import Path
 from engines.build import trtllm
 from engines.errors import CommandError
 from triton_repo.audit.findings import TRUE, Finding, ModelFile, finding_of, number_of
-from triton_repo.settings.engine_config import EngineConfig, read_engine_config
-from triton_repo.settings.repository_manifest import RepositoryManifest
+from triton_repo.settings import EngineConfig, RepositoryManifest, read_engine_config
 
 Files = Mapping[str, ModelFile]
 

@@ -16,10 +16,8 @@ from engines.errors import CommandError
 from engines.files import load_yaml
 from triton_repo.audit.engine_match import engine_agreement
 from triton_repo.audit.findings import FALSE, TRUE, Finding, ModelFile, Severity, finding_of, number_of
-from triton_repo.interface.llmapi import MODEL_YAML
-from triton_repo.interface.parameters import MUST_BE_THERE, NEVER_WRITTEN, engine_parameters
-from triton_repo.settings.repository_manifest import RepositoryManifest
-from triton_repo.settings.schema import ServingSettings, all_settings
+from triton_repo.interface import MODEL_YAML, MUST_BE_THERE, NEVER_WRITTEN, engine_parameters
+from triton_repo.settings import RepositoryManifest, ServingSettings, all_settings
 
 POLICIES = ("max_utilization", "guaranteed_no_evict")
 BATCHING = ("inflight_fused_batching", "inflight_batching", "v1", "V1")

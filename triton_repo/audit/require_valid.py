@@ -8,7 +8,7 @@ from typing import Any
 from engines.errors import MissingError
 from triton_repo.audit.audit import audit_repository, first_error
 from triton_repo.audit.findings import read_model
-from triton_repo.settings.repository_manifest import read_repository
+from triton_repo.settings import read_repository
 
 # What an audit finds in the engine's own folder, which need not be where the repository is made; the guard of
 # serve-repo looks there before a server is started.

@@ -11,9 +11,8 @@ import yaml
 
 from engines import console
 from engines.files import made_by, to_json, validate
-from triton_repo.audit.require_valid import check_repository, read_config
-from triton_repo.deploy.plan import Deployment, DeploymentPlan, plan_deployment
-from triton_repo.deploy.render import render_deployment
+from triton_repo.audit import check_repository, read_config
+from triton_repo.deploy import Deployment, DeploymentPlan, plan_deployment, render_deployment
 
 FOLDER = click.Path(path_type=Path)
 

@@ -13,10 +13,18 @@ from engines import console
 from engines.errors import UserError
 from engines.files import load_yaml, made_by, parse_yaml, read_yaml, to_json, validate
 from engines.manifest import EngineManifest
-from triton_repo.repository.render import render_repository, resolve_for
-from triton_repo.settings.repository_manifest import Choice, RepositoryManifest
-from triton_repo.settings.resolve import Given, Resolved, given_in, shown
-from triton_repo.settings.schema import ServingSettings, all_settings, laid_over
+from triton_repo.repository import render_repository, resolve_for
+from triton_repo.settings import (
+    Choice,
+    Given,
+    RepositoryManifest,
+    Resolved,
+    ServingSettings,
+    all_settings,
+    given_in,
+    laid_over,
+    shown,
+)
 
 FOLDER = click.Path(path_type=Path)
 FLAG_NAMES = {

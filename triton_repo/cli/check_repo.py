@@ -9,8 +9,7 @@ import click
 
 from engines import console
 from engines.errors import TargetMissedError
-from triton_repo.audit.audit import audit_repository
-from triton_repo.audit.findings import Finding
+from triton_repo.audit import Finding, audit_repository
 from triton_repo.cli.build_repo import FOLDER
 
 

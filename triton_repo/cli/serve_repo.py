@@ -13,30 +13,28 @@ import click
 from engines import console
 from engines.errors import MissingError
 from engines.files import made_by, to_json
-from triton_repo.audit.require_valid import check_repository, read_config
-from triton_repo.server import local_triton
-from triton_repo.server.launch import (
+from triton_repo.audit import check_repository, read_config
+from triton_repo.server import (
     LOOPBACK,
     SERVER_NAME,
+    FrontOptions,
+    FrontRecord,
     Ports,
     ServerRecord,
     drain_server,
+    front_flags,
+    local_triton,
+    require_free,
+    require_front,
+    require_servable,
     running_server,
+    start_front,
     start_server,
+    stop_front,
     stop_server,
     watch_server,
 )
-from triton_repo.server.openai_process import (
-    FrontOptions,
-    FrontRecord,
-    front_flags,
-    require_free,
-    require_front,
-    start_front,
-    stop_front,
-)
-from triton_repo.server.preflight import require_servable
-from triton_repo.settings.repository_manifest import read_repository
+from triton_repo.settings import read_repository
 
 FOLDER = click.Path(path_type=Path)
 _EXPOSED = (

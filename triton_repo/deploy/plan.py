@@ -12,12 +12,10 @@ from engines.build import trtllm
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Strict, source_of
 from engines.manifest import EngineManifest
-from engines.spec.precision import PRECISIONS
-from engines.steptime.shape import StepShape
-from engines.steptime.source import step_time_for
-from triton_repo.server.launch import server_flags
-from triton_repo.server.mpi_ranks import across_ranks, rank_environment
-from triton_repo.settings.repository_manifest import REPOSITORY_NAME, RepositoryManifest, read_repository
+from engines.spec import PRECISIONS
+from engines.steptime import StepShape, step_time_for
+from triton_repo.server import across_ranks, rank_environment, server_flags
+from triton_repo.settings import REPOSITORY_NAME, RepositoryManifest, read_repository
 
 GIB = 2**30
 NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"

@@ -1,1 +1,17 @@
 """What Triton and TensorRT-LLM call things: tensors, parameters, configuration; imports `settings` alone."""
+
+from triton_repo.interface.llmapi import HEADER, MODEL_YAML, llm_document
+from triton_repo.interface.parameters import MUST_BE_THERE, NEVER_WRITTEN, engine_parameters, limit_parameters, written
+from triton_repo.interface.tensors import Tensor
+
+__all__ = [
+    "HEADER",
+    "MODEL_YAML",
+    "MUST_BE_THERE",
+    "NEVER_WRITTEN",
+    "Tensor",
+    "engine_parameters",
+    "limit_parameters",
+    "llm_document",
+    "written",
+]

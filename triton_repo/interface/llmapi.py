@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from engines.manifest import EngineManifest
-from triton_repo.settings.schema import ServingSettings
+from triton_repo.settings import ServingSettings
 
 MODEL_YAML = "model.yaml"
 HEADER = """\

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engines.manifest import EngineManifest
-from triton_repo.settings.resolve import shown
-from triton_repo.settings.schema import ServingSettings
+from triton_repo.settings import ServingSettings, shown
 
 # TensorRT-LLM's backend does not load without these keys, empty or not; every other one it reads may be left out.
 MUST_BE_THERE = ("gpt_model_type", "tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")

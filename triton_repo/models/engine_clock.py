@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engines.emulator.engine import Batcher, Iteration
-from engines.emulator.request import BatcherState, Request, RequestId, TokenEvent
+from engines.emulator import Batcher, BatcherState, Iteration, Request, RequestId, TokenEvent
 
 RECENT_STEPS = 2000
 SPIN_S = 0.0002  # the last stretch before a deadline is slept in short naps: the kernel wakes sleepers late

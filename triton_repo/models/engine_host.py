@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.emulator.engine import Batcher, Iteration
-from engines.emulator.request import BatcherSettings, QueueFullError, Request, RequestError, TokenEvent
+from engines.emulator import Batcher, BatcherSettings, Iteration, QueueFullError, Request, RequestError, TokenEvent
 from engines.manifest import EngineManifest
-from engines.steptime.source import step_time_for
+from engines.steptime import step_time_for
 from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
 from triton_repo.models.reply import Array, Reply

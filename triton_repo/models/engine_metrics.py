@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from engines.emulator.request import BatcherState
+from engines.emulator import BatcherState
 from triton_repo.models.engine_clock import Lateness
 
 LENGTH_BUCKETS = [10, 50, 100, 500, 1000]

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from engines.emulator.request import BatcherSettings, SchedulerPolicy
-from engines.emulator.settings import settings_of
+from engines.emulator import BatcherSettings, SchedulerPolicy, settings_of
 from engines.manifest import EngineManifest
 
 BOOLEANS = {

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from engines.emulator.request import RequestError
+from engines.emulator import RequestError
 from engines.files import read_json
 from engines.manifest import EngineManifest
 from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.emulator.request import PromptTooLongError, RequestError
+from engines.emulator import PromptTooLongError, RequestError
 from engines.files import read_json
 from engines.manifest import EngineManifest
 from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns

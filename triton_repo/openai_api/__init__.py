@@ -3,3 +3,7 @@
 It talks to the `tensorrt_llm` model directly. Chat template, tokenizing and detokenizing happen here, so that one
 streamed token costs one small gRPC message and one small HTTP chunk, and no Python model in between.
 """
+
+from triton_repo.openai_api.api_keys import KEY_VARIABLE
+
+__all__ = ["KEY_VARIABLE"]

@@ -20,7 +20,7 @@ from triton_repo.openai_api.head_limit import BoundedHttp
 from triton_repo.openai_api.reasoning import Reasoning
 from triton_repo.openai_api.service import Service
 from triton_repo.openai_api.triton_client import Engine
-from triton_repo.settings.repository_manifest import read_repository
+from triton_repo.settings import read_repository
 
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
 DRAIN_S = 20  # replies in flight at SIGTERM may take this long to end

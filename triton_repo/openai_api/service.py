@@ -17,7 +17,7 @@ from triton_repo.openai_api.reply_text import ReplyText
 from triton_repo.openai_api.requests import Asked, ChatAsked, CompletionAsked, plain_messages
 from triton_repo.openai_api.responses import Finish
 from triton_repo.openai_api.triton_client import NO_END, Generation
-from triton_repo.settings.repository_manifest import RepositoryManifest
+from triton_repo.settings import RepositoryManifest
 
 _T = TypeVar("_T")
 

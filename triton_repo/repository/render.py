@@ -15,15 +15,29 @@ import engines
 from engines.errors import MissingError, UserError
 from engines.files import MadeBy, source_of, whole_folder, write_json, write_text
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
-from triton_repo.audit.require_valid import check_repository
-from triton_repo.interface import tensors
-from triton_repo.interface.llmapi import HEADER, MODEL_YAML, llm_document
-from triton_repo.interface.parameters import engine_parameters, limit_parameters, written
-from triton_repo.interface.tensors import Tensor
+from triton_repo.audit import check_repository
+from triton_repo.interface import (
+    HEADER,
+    MODEL_YAML,
+    Tensor,
+    engine_parameters,
+    limit_parameters,
+    llm_document,
+    tensors,
+    written,
+)
 from triton_repo.repository.tokenizer_files import check_tokenizer, copy_tokenizer
-from triton_repo.settings.engine_config import EngineConfig, read_engine_config
-from triton_repo.settings.repository_manifest import MODELS, REPOSITORY_NAME, RepositoryManifest, ServingSettings
-from triton_repo.settings.resolve import Given, Resolved, resolve
+from triton_repo.settings import (
+    MODELS,
+    REPOSITORY_NAME,
+    EngineConfig,
+    Given,
+    RepositoryManifest,
+    Resolved,
+    ServingSettings,
+    read_engine_config,
+    resolve,
+)
 
 PYTHON_MODELS = {"preprocessing": "Preprocessing", "postprocessing": "Postprocessing", "tensorrt_llm_bls": "TextModel"}
 EMULATED_MODULES = {

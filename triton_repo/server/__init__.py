@@ -1,1 +1,48 @@
 """Starting, stopping and controlling Triton; imports `settings` and `interface`."""
+
+from triton_repo.server.launch import (
+    LOOPBACK,
+    SERVER_NAME,
+    Ports,
+    ServerRecord,
+    drain_server,
+    running_server,
+    server_flags,
+    start_server,
+    stop_server,
+    watch_server,
+)
+from triton_repo.server.mpi_ranks import across_ranks, rank_environment
+from triton_repo.server.openai_process import (
+    FrontOptions,
+    FrontRecord,
+    front_flags,
+    require_free,
+    require_front,
+    start_front,
+    stop_front,
+)
+from triton_repo.server.preflight import require_servable
+
+__all__ = [
+    "LOOPBACK",
+    "SERVER_NAME",
+    "FrontOptions",
+    "FrontRecord",
+    "Ports",
+    "ServerRecord",
+    "across_ranks",
+    "drain_server",
+    "front_flags",
+    "rank_environment",
+    "require_free",
+    "require_front",
+    "require_servable",
+    "running_server",
+    "server_flags",
+    "start_front",
+    "start_server",
+    "stop_front",
+    "stop_server",
+    "watch_server",
+]

@@ -21,7 +21,7 @@ from engines.files import Document, MadeBy, read_json, write_json
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment
-from triton_repo.settings.repository_manifest import REPOSITORY_NAME, read_repository
+from triton_repo.settings import REPOSITORY_NAME, read_repository
 
 SERVER_NAME = "server.json"
 LOG_NAME = "server.log"

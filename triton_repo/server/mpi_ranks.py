@@ -9,7 +9,7 @@ Source:
 
 from __future__ import annotations
 
-from triton_repo.settings.repository_manifest import RepositoryManifest
+from triton_repo.settings import RepositoryManifest
 
 
 def rank_environment(repository: RepositoryManifest) -> dict[str, str]:

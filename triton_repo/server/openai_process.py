@@ -20,7 +20,7 @@ import click
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
-from triton_repo.openai_api.api_keys import KEY_VARIABLE
+from triton_repo.openai_api import KEY_VARIABLE
 
 RECORD_NAME = "front.json"
 LOG_NAME = "front.log"

@@ -9,12 +9,12 @@ from pathlib import Path
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import MadeBy, sha256_of, write_json, write_text
 from engines.manifest import EngineManifest, read_manifest
-from engines.spec.precision import PRECISIONS
-from triton_repo.repository.render import TOKENIZER_FOLDER, render_repository
+from engines.spec import PRECISIONS
+from triton_repo.repository import TOKENIZER_FOLDER, render_repository
 from triton_repo.server.control import Control, ControlError
 from triton_repo.server.launch import control_of, running_server
 from triton_repo.server.preflight import require_servable
-from triton_repo.settings.repository_manifest import MODELS, REPOSITORY_NAME, RepositoryManifest, read_repository
+from triton_repo.settings import MODELS, REPOSITORY_NAME, RepositoryManifest, read_repository
 
 CONFIG = "config.pbtxt"
 ENGINE_MODEL = "tensorrt_llm"

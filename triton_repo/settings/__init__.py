@@ -1,1 +1,33 @@
 """Serving settings: the schema, what is derived from the engine, and what conflicts; imports `engines` alone."""
+
+from triton_repo.settings.engine_config import EngineConfig, read_engine_config
+from triton_repo.settings.repository_manifest import (
+    LLMAPI_MODELS,
+    MODELS,
+    REPOSITORY_NAME,
+    Choice,
+    RepositoryManifest,
+    ServingSettings,
+    read_repository,
+)
+from triton_repo.settings.resolve import Given, Resolved, given_in, resolve, shown
+from triton_repo.settings.schema import all_settings, laid_over
+
+__all__ = [
+    "LLMAPI_MODELS",
+    "MODELS",
+    "REPOSITORY_NAME",
+    "Choice",
+    "EngineConfig",
+    "Given",
+    "RepositoryManifest",
+    "Resolved",
+    "ServingSettings",
+    "all_settings",
+    "given_in",
+    "laid_over",
+    "read_engine_config",
+    "read_repository",
+    "resolve",
+    "shown",
+]

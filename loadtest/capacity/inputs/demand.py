@@ -9,9 +9,17 @@ from pydantic import Field, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
-from loadtest.scenario.schema import Conversations, Lengths, Prefixes, Scenario, TrafficClass
-from loadtest.scenario.slo import Objectives
-from loadtest.scenario.traces import NotNegative, Positive, Trace
+from loadtest.scenario import (
+    Conversations,
+    Lengths,
+    NotNegative,
+    Objectives,
+    Positive,
+    Prefixes,
+    Scenario,
+    Trace,
+    TrafficClass,
+)
 
 Routing = Literal["round_robin", "least_outstanding", "least_kv", "prefix_aware"]
 Auto = Literal["auto"]

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
-from engines.spec.gpu import gpu_named
+from engines.spec import gpu_named
 from loadtest.capacity.inputs.demand import PriceChoices
 
 HOURS_PER_MONTH = 730.0  # a twelfth of 365 days

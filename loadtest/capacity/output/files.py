@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from loadtest.capacity.inputs.demand import Demand, Described
+from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.plan import CapacityPlan
-from loadtest.capacity.simulation.traffic_sample import LEAD_RATIO, busiest_window, mean_turns, requests_needed
-from loadtest.scenario.traces import Trace
+from loadtest.capacity.simulation import LEAD_RATIO, busiest_window, mean_turns, requests_needed
+from loadtest.scenario import Trace
 
 RECIPE_NAME, SERVING_NAME, SCENARIO_NAME = "recipe.yaml", "serving.yaml", "verify.yaml"
 WARMUP_RATIO = 0.2

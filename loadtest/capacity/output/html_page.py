@@ -13,7 +13,7 @@ from loadtest.capacity.output.charts import Mark, Series, chart, tornado
 from loadtest.capacity.output.terminal import milliseconds, number, what_of
 from loadtest.capacity.plan import CapacityPlan
 from loadtest.capacity.sensitivity import Case
-from loadtest.capacity.simulation.fleet_checks import Checked
+from loadtest.capacity.simulation import Checked
 from loadtest.capacity.what_if_compared import Compared
 
 PAGE_NAME = "capacity.html"

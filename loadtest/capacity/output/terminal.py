@@ -8,7 +8,7 @@ from rich.table import Table
 from engines.console import progress, show, table_console
 from loadtest.capacity.decision import Row
 from loadtest.capacity.plan import CapacityPlan
-from loadtest.capacity.simulation.fleet_checks import Checked
+from loadtest.capacity.simulation import Checked
 from loadtest.capacity.verify import Verification
 from loadtest.capacity.what_if_compared import Compared
 

@@ -1,1 +1,42 @@
 """TODO."""
+
+from loadtest.capacity.simulation.fleet_checks import Checked, FleetTask, What, check, ramp_of
+from loadtest.capacity.simulation.max_rate import Constraint, Found, Task, Tried, figures_of, most_of, swept
+from loadtest.capacity.simulation.replica import NONE, Pessimism
+from loadtest.capacity.simulation.traffic_sample import (
+    LEAD_RATIO,
+    SLOT_S,
+    Curve,
+    Shape,
+    busiest_window,
+    curve_of,
+    mean_turns,
+    requests_needed,
+    shape_of,
+)
+
+__all__ = [
+    "LEAD_RATIO",
+    "NONE",
+    "SLOT_S",
+    "Checked",
+    "Constraint",
+    "Curve",
+    "FleetTask",
+    "Found",
+    "Pessimism",
+    "Shape",
+    "Task",
+    "Tried",
+    "What",
+    "busiest_window",
+    "check",
+    "curve_of",
+    "figures_of",
+    "mean_turns",
+    "most_of",
+    "ramp_of",
+    "requests_needed",
+    "shape_of",
+    "swept",
+]

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engines.manifest import EngineManifest
-from engines.steptime.scaled import uniform
-from engines.steptime.shape import StepCost
-from loadtest.capacity.inputs.demand import Routing
+from engines.steptime import StepCost, uniform
+from loadtest.capacity.inputs import Routing
 from loadtest.capacity.simulation.replica import (
     NONE,
     Pessimism,
@@ -28,8 +27,8 @@ from loadtest.capacity.simulation.replica import (
     sent_of,
 )
 from loadtest.capacity.simulation.traffic_sample import Stretch
-from loadtest.scenario.slo import Objectives
-from loadtest.simulate.virtual_server import Ended, Sent, VirtualServer
+from loadtest.scenario import Objectives
+from loadtest.simulate import Ended, Sent, VirtualServer
 
 # A prefix-aware router gives a request to who holds its beginning, unless that one has so many times the mean number of
 # requests: past it, waiting costs more than computing the beginning again.

@@ -6,11 +6,11 @@ import math
 from typing import Literal, NamedTuple
 
 from engines.files import Strict
-from loadtest.capacity.inputs.demand import Routing
+from loadtest.capacity.inputs import Routing
 from loadtest.capacity.simulation.fleet import Fleet, Loss, Served, serve
 from loadtest.capacity.simulation.max_rate import Task, Tried, tried_of
 from loadtest.capacity.simulation.traffic_sample import SLOT_S, Stretch, Wanted, requests_needed, stretches_at
-from loadtest.scenario.arrivals import Steps, draw_times_s
+from loadtest.scenario import Steps, draw_times_s
 
 import numpy as np  # isort: skip
 

@@ -9,17 +9,15 @@ from typing import Any, Literal, NamedTuple
 
 from engines.files import Strict, sha256_of
 from engines.manifest import EngineManifest
-from engines.planning.limits import Engine, outlook
-from engines.planning.recipe import Workload
-from engines.spec.memory import Sizing
-from engines.steptime.scaled import uniform
-from engines.steptime.shape import StepCost
-from loadtest.capacity.inputs.demand import Demand
+from engines.planning import Engine, Workload, outlook
+from engines.spec import Sizing
+from engines.steptime import StepCost, uniform
+from loadtest.capacity.inputs import Demand
 from loadtest.capacity.simulation.replica import NONE, Pessimism, Seen, simulate
 from loadtest.capacity.simulation.traffic_sample import Shape, Stretch, Wanted, requests_needed, stretches_at
-from loadtest.knee.bisection import Knee, Probe, find_knee
-from loadtest.metrics.summary import LevelSummary
-from loadtest.scenario.traces import Trace
+from loadtest.knee import Knee, Probe, find_knee
+from loadtest.metrics import LevelSummary
+from loadtest.scenario import Trace
 
 TOLERANCE = 0.05
 MIDDLE_TOLERANCE = 0.12  # the middle of a prediction is shown for comparison, and nothing is bought by it

@@ -16,22 +16,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engines.emulator.engine import Batcher
-from engines.emulator.settings import settings_of
+from engines.emulator import Batcher, settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec.deployment import Host
-from engines.spec.gpu import GpuSpec
-from engines.spec.model import ModelSpec
-from engines.spec.precision import KvFormat
-from engines.steptime.scaled import scaled, uniform
-from engines.steptime.shape import StepCost, StepTime
-from engines.steptime.source import step_time_of
+from engines.spec import GpuSpec, Host, KvFormat, ModelSpec
+from engines.steptime import StepCost, StepTime, scaled, step_time_of, uniform
 from loadtest.capacity.simulation.traffic_sample import Ask, Stretch
-from loadtest.metrics.summarize import LevelSummary, Spread, verdicts_of
-from loadtest.results.records import Phase
-from loadtest.scenario.slo import Goodput, Objectives, Verdict
-from loadtest.simulate.virtual_server import Arrivals, Ended, Sent, VirtualServer
-from loadtest.traffic.levels import Turn
+from loadtest.metrics import LevelSummary, Spread, verdicts_of
+from loadtest.results import Phase
+from loadtest.scenario import Goodput, Objectives, Verdict
+from loadtest.simulate import Arrivals, Ended, Sent, VirtualServer
+from loadtest.traffic import Turn
 
 GROWTH_RATIO = 0.03  # of the measured requests: a queue that grows by more, and by more than chance, is not stable
 CHANCE = 3.0  # standard deviations of the number in flight

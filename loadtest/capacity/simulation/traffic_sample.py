@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import UserError
-from loadtest.capacity.inputs.demand import Demand, Described, Scale, least_tail
-from loadtest.scenario.arrivals import Gamma, draw_times_s
-from loadtest.scenario.schema import Kind, Scenario
-from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Trace, read_trace
-from loadtest.traffic.conversations import Mix, Talk
+from loadtest.capacity.inputs import Demand, Described, Scale, least_tail
+from loadtest.scenario import HASH_BLOCK_TOKENS, Gamma, Kind, Scenario, Trace, draw_times_s, read_trace
+from loadtest.traffic import Mix, Talk
 
 # So many requests beyond a limit are enough to tell its share to about one part in seven (one standard deviation of a
 # Poisson count of 50): a p99 then lies between what the p98.8 and the p99.2 of endless traffic would be.

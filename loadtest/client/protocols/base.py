@@ -10,8 +10,8 @@ from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 from loadtest.client.http1 import CutError, ProtocolError
-from loadtest.results.records import Outcome
-from loadtest.traffic.prompts import Prompt
+from loadtest.results import Outcome
+from loadtest.traffic import Prompt
 
 TOLD_CHARACTERS = 12  # of a prompt, next to each other, are not repeated in an error
 HIDDEN = "[...]"

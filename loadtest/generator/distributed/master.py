@@ -18,8 +18,8 @@ from loadtest.generator.journal import Ledger
 from loadtest.generator.messages import level_of, tell, tell_progress
 from loadtest.generator.plan import GeneratorPlan
 from loadtest.generator.progress import Progress, Watch
-from loadtest.results.records import Level, RequestRecord, WorkerClock
-from loadtest.traffic.levels import LevelPlan
+from loadtest.results import Level, RequestRecord, WorkerClock
+from loadtest.traffic import LevelPlan
 
 ROUND_TRIPS = 25
 ANSWER_WITHIN_S = 10.0

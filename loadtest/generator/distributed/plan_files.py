@@ -6,9 +6,8 @@ import hashlib
 from pathlib import Path
 
 from loadtest.generator.plan import GeneratorPlan
-from loadtest.scenario.schema import Scenario
-from loadtest.traffic.levels import LevelPlan
-from loadtest.traffic.prompts import PREPARED_SUFFIXES
+from loadtest.scenario import Scenario
+from loadtest.traffic import PREPARED_SUFFIXES, LevelPlan
 
 
 def schedule_digest(plans: list[LevelPlan]) -> str:

@@ -15,8 +15,8 @@ import gevent.queue
 from engines.errors import ToolError
 from loadtest.generator.distributed.plan_files import schedule_digest, with_files
 from loadtest.generator.plan import GeneratorPlan
-from loadtest.results.records import RequestRecord
-from loadtest.traffic.levels import LevelPlan
+from loadtest.results import RequestRecord
+from loadtest.traffic import LevelPlan
 
 REPORT_S = 0.1  # how often a worker says what has been sent and what has ended
 MASTER_SILENT_S = 15.0

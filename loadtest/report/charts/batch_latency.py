@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loadtest.metrics.summary import BatchPoint, Summary
+from loadtest.metrics import BatchPoint, Summary
 from loadtest.report.charts.style import (
     BLUE,
     FAINT,

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.metrics.summary import LevelSummary, Summary
-from loadtest.metrics.timeline import Ecdf, LevelDetail, RunDetail
+from loadtest.metrics import Ecdf, LevelDetail, LevelSummary, RunDetail, Summary
 from loadtest.report.charts.style import (
     FAINT,
     LEVEL_COLOURS,

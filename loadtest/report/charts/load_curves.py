@@ -6,8 +6,7 @@ from collections.abc import Callable
 from itertools import cycle
 from typing import Any, NamedTuple
 
-from loadtest.metrics.slo_results import Knee
-from loadtest.metrics.summary import LevelSummary, Spread, Summary
+from loadtest.metrics import Knee, LevelSummary, Spread, Summary
 from loadtest.report.charts.style import (
     BLUE,
     FAINT,

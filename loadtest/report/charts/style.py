@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from loadtest.metrics.summary import LevelSummary, Summary
+from loadtest.metrics import LevelSummary, Summary
 
 Image = Literal["svg", "png"]
 

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loadtest.metrics.summary import Summary
-from loadtest.metrics.timeline import RunDetail, Timeline
+from loadtest.metrics import RunDetail, Summary, Timeline
 from loadtest.report.charts.style import (
     BAD,
     BLUE,

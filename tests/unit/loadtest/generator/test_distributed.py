@@ -12,7 +12,6 @@ import gevent
 import gevent.event
 import msgpack
 import pytest
-from tests.unit.loadtest.generator.test_journal import record, under_way
 
 from engines.errors import ToolError
 from loadtest.client.endpoint import Endpoint
@@ -27,6 +26,7 @@ from loadtest.scenario.schema import Scenario
 from loadtest.traffic.closed_loop import ClosedLoop
 from loadtest.traffic.levels import LevelPlan, plans_of
 from loadtest.traffic.prompts import Prepared
+from tests.unit.loadtest.generator.test_journal import record, under_way
 
 AHEAD_S = 5000.0
 

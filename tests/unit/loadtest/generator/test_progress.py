@@ -6,11 +6,11 @@ import io
 
 import numpy as np
 import pytest
-from tests.unit.loadtest.generator.test_journal import record
 
 from loadtest.generator.progress import MOST_POINTS, WINDOW_S, History, Progress, Watch
 from loadtest.results.histogram import LogHistogram
 from loadtest.run.terminal import PLAIN_EVERY_S, Terminal, progress_text
+from tests.unit.loadtest.generator.test_journal import record
 
 
 def test_a_histogram_knows_any_quantile_to_one_percent() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.unit.loadtest.generator.test_journal import record
 
 from loadtest.results import records
 from loadtest.results.records import REQUESTS_NAME, SAMPLES_NAME, Level, RequestRecord, Sample, ServerFacts, WorkerClock
 from loadtest.run import validity
 from loadtest.run.validity import doubts_of, seen_of
 from loadtest.scenario.schema import Scenario
+from tests.unit.loadtest.generator.test_journal import record
 
 
 def _level(**changed: object) -> Level:
