@@ -13,7 +13,7 @@ from engines.planning.recipe import ask
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.output.charts import Series, chart
 from loadtest.capacity.simulation.max_rate import wanted_of
-from loadtest.capacity.simulation.replica import Seen, simulate
+from loadtest.capacity.simulation.replica import RateResult, simulate
 from loadtest.capacity.simulation.traffic_sample import requests_needed, stretches_at
 
 IMAGES = Path(__file__).parent / "images"
@@ -96,7 +96,7 @@ def planned(*, isl: int, osl: int, blocks: int | None = None) -> EngineManifest:
     return manifest.model_copy(update={"kv_cache": manifest.kv_cache.model_copy(update={"blocks": blocks})})
 
 
-def seen(manifest: EngineManifest, rate_per_s: float, *, burstiness: float = 1.0, **mix: Any) -> Seen:
+def seen(manifest: EngineManifest, rate_per_s: float, *, burstiness: float = 1.0, **mix: Any) -> RateResult:
     """Simulate one load."""
     traffic = {"process": "described", "rate_by_hour_per_s": [rate_per_s], "burstiness": burstiness}
     traffic |= mix or {"lengths": {"isl": 1000, "osl": 200}}
@@ -106,7 +106,7 @@ def seen(manifest: EngineManifest, rate_per_s: float, *, burstiness: float = 1.0
     return simulate(manifest, stretches, demand.all_objectives, rate_per_s=rate_per_s)
 
 
-def ttft_ms(found: Seen) -> float:
+def ttft_ms(found: RateResult) -> float:
     """Return the 95th percentile of TTFT in milliseconds."""
     return 0.0 if found.level.ttft_s is None else found.level.ttft_s.p95 * 1e3
 

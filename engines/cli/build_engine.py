@@ -32,10 +32,10 @@ from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, Source, made_by, source_of, to_json
 from engines.manifest import EngineManifest
 from engines.planning import (
-    Asked,
     BuildPlan,
     Combination,
     Comparison,
+    ResolvedRecipe,
     ask,
     combinations_of,
     listed,
@@ -232,7 +232,7 @@ class Planned:
     stages: Stages
 
 
-def _asked(combination: Combination, flags: dict[str, Any]) -> Asked:
+def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
     by_key = {
         "model": flags["model"],
         "checkpoint": None if flags["checkpoint"] is None else str(flags["checkpoint"]),

@@ -82,7 +82,7 @@ class ComparedRow(Strict):
     sources: dict[str, Figure]
 
 
-class Answer(Strict):
+class ModelVerdict(Strict):
     """What becomes of the claim for one model.
 
     Attributes:
@@ -107,7 +107,7 @@ class ModelComparison(Document):
     batch_sequences: int = 1
     claim_tokens_per_s: float
     rows: list[ComparedRow]
-    answers: list[Answer]
+    answers: list[ModelVerdict]
 
 
 def tokens_per_s_bound(*, read_bytes_per_step: int, bandwidth_bytes_per_s: float) -> float:
@@ -203,13 +203,13 @@ def _figures(model: ModelSpec, gpu: GpuSpec) -> dict[str, Figure]:
     }
 
 
-def answer_of(rows: list[ComparedRow], fp16: ComparedRow) -> Answer:
+def answer_of(rows: list[ComparedRow], fp16: ComparedRow) -> ModelVerdict:
     """Return what the rows of one model say of the claim.
 
     Args:
         fp16: Its row at FP16, whether or not it is in the table.
     """
-    return Answer(
+    return ModelVerdict(
         model=fp16.model,
         possible_in_fp16=not fp16.claim.startswith("impossible"),
         tokens_per_s_fp16_bound=fp16.tokens_per_s_bound,
@@ -235,7 +235,7 @@ def comparison_of(
         raise UserError(f"--claim {claim_tokens_per_s}: a rate above 0 tokens/s is expected", hint="--claim 150")
     row_of = partial(compared_row, context_tokens=context_tokens, claim_tokens_per_s=claim_tokens_per_s)
     rows: list[ComparedRow] = []
-    answers: list[Answer] = []
+    answers: list[ModelVerdict] = []
     for model in models:
         own = [row_of(model, gpu, one) for one in precisions_for(model, gpu, precisions)]
         rows += own

@@ -12,10 +12,9 @@ from engines.planning.matrix import (
     show_comparison,
 )
 from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import Asked, Recipe, Workload, ask, recipe_path
+from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, ask, recipe_path
 
 __all__ = [
-    "Asked",
     "BuildPlan",
     "Combination",
     "Comparison",
@@ -23,6 +22,7 @@ __all__ = [
     "Explanation",
     "Neighbour",
     "Recipe",
+    "ResolvedRecipe",
     "Workload",
     "ask",
     "combinations_of",

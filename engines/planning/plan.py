@@ -10,7 +10,7 @@ from engines.errors import TargetMissedError, UserError
 from engines.files import Document, Strict, sha256_of
 from engines.manifest import Notice, Runtime, StepTimeChoice
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
-from engines.planning.recipe import Asked, LoraChoices, Objectives, Recipe, SpeculativeChoices, Workload
+from engines.planning.recipe import LoraChoices, Objectives, Recipe, ResolvedRecipe, SpeculativeChoices, Workload
 from engines.spec import (
     GpuSpec,
     KvFormat,
@@ -88,7 +88,7 @@ class BuildPlan(Document):
 class _Choices:
     """Collects resolved values and notices while a plan is made."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: ResolvedRecipe) -> None:
         self.asked = asked
         self.made: list[Choice] = []
         self.notices: list[Notice] = []
@@ -106,7 +106,7 @@ class _Choices:
         self.notices.append(Notice(code=code, text=text))
 
 
-def make_plan(asked: Asked, *, head: Document, model: ModelSpec | None = None) -> BuildPlan:
+def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None = None) -> BuildPlan:
     """Resolve everything asked into a plan.
 
     Args:

@@ -109,7 +109,7 @@ class Recipe(Strict):
     seed: int = 0
 
 
-class Asked(Strict):
+class ResolvedRecipe(Strict):
     """A recipe and where each of its values came from.
 
     Attributes:
@@ -125,7 +125,7 @@ class Asked(Strict):
         return self.origins.get(key, "default")
 
 
-def ask(recipe_name: str | None, flags: dict[str, Any]) -> Asked:
+def ask(recipe_name: str | None, flags: dict[str, Any]) -> ResolvedRecipe:
     """Lay flags over a recipe.
 
     Args:
@@ -144,7 +144,9 @@ def ask(recipe_name: str | None, flags: dict[str, Any]) -> Asked:
         if value is not None:
             _set(base, key, value)
             origins[key] = "flag"
-    return Asked(recipe=validate(base, Recipe, where="flags" if recipe_name is None else recipe_name), origins=origins)
+    return ResolvedRecipe(
+        recipe=validate(base, Recipe, where="flags" if recipe_name is None else recipe_name), origins=origins
+    )
 
 
 def recipe_path(name: str) -> Path:

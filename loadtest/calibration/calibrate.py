@@ -35,8 +35,8 @@ from loadtest.calibration.fit import (
     SPREAD,
     UNIDENTIFIED_RATIO,
     Array,
+    FitContext,
     Fitted,
-    Rig,
     Waves,
     factors_of,
     fit,
@@ -111,10 +111,10 @@ def errors_of(seen: Array, points: Sequence[Point]) -> Array:
     return np.asarray(np.expm1(seen - np.array([point.logs for point in points])))
 
 
-def rig_of(request: Request, structure: Structure) -> Rig:
+def rig_of(request: Request, structure: Structure) -> FitContext:
     """Return what a request's points are predicted on, given a structure."""
     settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
-    return Rig(settings, step_time_for(request.manifest), request.generator, structure.waves)
+    return FitContext(settings, step_time_for(request.manifest), request.generator, structure.waves)
 
 
 def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:

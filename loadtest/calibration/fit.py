@@ -76,7 +76,7 @@ SPREAD = np.array([parameter.spread for parameter in PARAMETERS])
 
 
 @dataclass(frozen=True, slots=True)
-class Rig:
+class FitContext:
     """What points are predicted on.
 
     Attributes:
@@ -123,12 +123,12 @@ def host_of(logs: Array) -> Host:
     return Host(request_s=by_name["request_s"], stream_token_s=by_name["stream_token_s"])
 
 
-def observe(rig: Rig, point: Point, logs: Array) -> Array:
+def observe(rig: FitContext, point: Point, logs: Array) -> Array:
     """Return the logarithms of what a point would show: tokens/s, mean ITL, mean TTFT; shape (3,)."""
     return _Trial(rig, point, logs).logs()
 
 
-def fit(rig: Rig, points: Sequence[Point], *, trials: int = 15, start: Array | None = None) -> Fitted:
+def fit(rig: FitContext, points: Sequence[Point], *, trials: int = 15, start: Array | None = None) -> Fitted:
     """Find the parameters that explain the points best.
 
     Args:
@@ -161,7 +161,7 @@ def fit(rig: Rig, points: Sequence[Point], *, trials: int = 15, start: Array | N
 class _Work:
     """Residuals of points and of expectations, each simulated once for a vector of parameters."""
 
-    rig: Rig
+    rig: FitContext
     points: Sequence[Point]
     _seen: dict[bytes, Array] = field(default_factory=dict)
     _slopes: dict[bytes, Array] = field(default_factory=dict)
@@ -202,7 +202,7 @@ class _Work:
 class _Trial:
     """One simulation of one point."""
 
-    rig: Rig
+    rig: FitContext
     point: Point
     parameters: Array
     keep_steps: bool = False
@@ -311,7 +311,7 @@ class _Trial:
         )
 
 
-def slopes_of(rig: Rig, point: Point, logs: Array) -> Array:
+def slopes_of(rig: FitContext, point: Point, logs: Array) -> Array:
     """Return the derivatives of a point's logarithms by those of all parameters; shape (3, P)."""
     trial = _Trial(rig, point, logs, keep_steps=True)
     slopes = np.zeros((3, len(PARAMETERS)))
@@ -325,7 +325,7 @@ def slopes_of(rig: Rig, point: Point, logs: Array) -> Array:
     return slopes
 
 
-def _matters(rig: Rig, point: Point, parameter: Parameter) -> bool:
+def _matters(rig: FitContext, point: Point, parameter: Parameter) -> bool:
     """Whether a point can show anything of a parameter that durations are not linear in."""
     if parameter.name == "usable_kv_ratio":
         asked = point.concurrency * (point.isl + point.osl)

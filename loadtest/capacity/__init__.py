@@ -1,7 +1,7 @@
 """What to run, how much of it and at what cost, for a traffic and its objectives: the plan, and whether it held."""
 
-from loadtest.capacity.parallel import Kept
-from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, Means, make_capacity
+from loadtest.capacity.parallel import ResultCache
+from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, SearchOptions, make_capacity
 from loadtest.capacity.verify import verify
 from loadtest.capacity.what_if import what_if
 from loadtest.capacity.what_if_compared import COMPARED_NAME, Compared, compared
@@ -11,8 +11,8 @@ __all__ = [
     "PLAN_NAME",
     "CapacityPlan",
     "Compared",
-    "Kept",
-    "Means",
+    "ResultCache",
+    "SearchOptions",
     "compared",
     "make_capacity",
     "verify",

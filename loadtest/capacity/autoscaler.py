@@ -10,7 +10,7 @@ import numpy as np
 from engines.files import Strict
 from loadtest.capacity.inputs import Autoscaling, Availability
 from loadtest.capacity.replica_count import size_for
-from loadtest.capacity.simulation import SLOT_S, Curve
+from loadtest.capacity.simulation import SLOT_S, RateCurve
 
 REPORT_SLOTS = 5  # slots that one point of the report stands for
 
@@ -59,7 +59,7 @@ class Ups(Strict):
 
 
 def autoscaled(
-    curve: Curve,
+    curve: RateCurve,
     growth: float,
     replica_per_s: float,
     availability: Availability,

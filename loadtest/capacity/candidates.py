@@ -18,7 +18,7 @@ from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
 from engines.planning import ask, make_plan
 from engines.spec import gpu_named
 from loadtest.capacity.inputs import Demand, MeasuredRun
-from loadtest.capacity.simulation import Pessimism, Shape
+from loadtest.capacity.simulation import LengthProfile, Pessimism
 from loadtest.results import REQUESTS_NAME, RUN_NAME
 from loadtest.simulate import calibrated
 
@@ -82,7 +82,7 @@ class _Known(NamedTuple):
     calibration: Calibration
 
 
-def candidates_of(demand: Demand, folder: Path, shape: Shape, *, made_by: MadeBy) -> list[Candidate]:
+def candidates_of(demand: Demand, folder: Path, shape: LengthProfile, *, made_by: MadeBy) -> list[Candidate]:
     """Return every candidate, those that cannot serve the demand with their reason.
 
     Raises:
@@ -98,7 +98,7 @@ def candidates_of(demand: Demand, folder: Path, shape: Shape, *, made_by: MadeBy
     return found
 
 
-def _planned(demand: Demand, shape: Shape, known: list[_Known], made_by: MadeBy) -> Iterator[Candidate]:
+def _planned(demand: Demand, shape: LengthProfile, known: list[_Known], made_by: MadeBy) -> Iterator[Candidate]:
     limits, choices = demand.limits, demand.candidates
     for gpu, precision, tensor in product(limits.gpus, limits.precisions, limits.tensor_parallel):
         seen: set[str] = set()
@@ -122,7 +122,7 @@ def _slower(pair: tuple[str, str, int], known: list[_Known], source: str) -> flo
 
 def _plan(
     demand: Demand,
-    shape: Shape,
+    shape: LengthProfile,
     pair: tuple[str, str, int],
     limits: tuple[int | str, int | str],
     slower: float,
@@ -191,7 +191,7 @@ def _of_manifest(manifest: EngineManifest, sources: tuple[Source, ...] = ()) -> 
     )
 
 
-def _built(folder: Path, shape: Shape, known: list[_Known]) -> Candidate:
+def _built(folder: Path, shape: LengthProfile, known: list[_Known]) -> Candidate:
     manifest = read_manifest(folder)
     made = _of_manifest(manifest, (source_of(folder / MANIFEST_NAME),))
     made = made.model_copy(update={"name": f"{made.name} ({folder.name})"})

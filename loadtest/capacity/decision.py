@@ -9,7 +9,7 @@ from engines.files import Strict
 from loadtest.capacity.candidates import RANK, Basis, Candidate
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Price
 from loadtest.capacity.replica_count import size_for
-from loadtest.capacity.simulation import Constraint, Curve, Found, Shape, Tried
+from loadtest.capacity.simulation import Constraint, LengthProfile, RateCurve, RateProbe, ReplicaCapacity
 
 SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
 Status = Literal["possible", "refused", "objectives missed", "no price", "over budget", "too many replicas"]
@@ -46,7 +46,7 @@ class Row(Strict):
     usd_per_month: float | None = None
     usd_per_million_tokens: float | None = None
     price: Price | None = None
-    found: Found | None = None
+    found: ReplicaCapacity | None = None
     beaten_by: str | None = None
     calibration: str | None = None
 
@@ -56,7 +56,7 @@ class Row(Strict):
         return self.status == "possible" and self.beaten_by is None
 
     @property
-    def at_knee(self) -> Tried | None:
+    def at_knee(self) -> RateProbe | None:
         """The figures of a replica at the promised load."""
         return None if self.found is None else self.found.at_knee
 
@@ -74,7 +74,7 @@ class Market(Strict):
     prices: dict[str, Price]
 
 
-def market_of(demand: Demand, curve: Curve, shape: Shape, prices: dict[str, Price]) -> Market:
+def market_of(demand: Demand, curve: RateCurve, shape: LengthProfile, prices: dict[str, Price]) -> Market:
     """Return the planned peak and the month's tokens, both grown to the horizon."""
     return Market(
         peak_per_s=curve.peak_per_s * demand.growth,
@@ -83,7 +83,7 @@ def market_of(demand: Demand, curve: Curve, shape: Shape, prices: dict[str, Pric
     )
 
 
-def rows_of(demand: Demand, market: Market, found: Sequence[tuple[Candidate, Found | None]]) -> list[Row]:
+def rows_of(demand: Demand, market: Market, found: Sequence[tuple[Candidate, ReplicaCapacity | None]]) -> list[Row]:
     """Return a row for each candidate: possible ones first, the cheapest of them first."""
     rows = [_row(demand, market, candidate, most) for candidate, most in found]
     return in_order([row.model_copy(update={"beaten_by": _beaten_by(row, rows)}) for row in rows])
@@ -124,7 +124,7 @@ def _beaten_by(row: Row, rows: Sequence[Row]) -> str | None:
     return None if best is None else best.name
 
 
-def _row(demand: Demand, market: Market, candidate: Candidate, found: Found | None) -> Row:
+def _row(demand: Demand, market: Market, candidate: Candidate, found: ReplicaCapacity | None) -> Row:
     manifest = candidate.manifest
     cache = None if manifest is None else manifest.kv_cache
     row = Row(

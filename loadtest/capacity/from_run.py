@@ -7,7 +7,7 @@ from pathlib import Path
 from engines.errors import UserError
 from loadtest.capacity.candidates import Basis, Candidate
 from loadtest.capacity.inputs import Demand
-from loadtest.capacity.simulation import Found, Shape, Tried, figures_of, requests_needed
+from loadtest.capacity.simulation import LengthProfile, RateProbe, ReplicaCapacity, figures_of, requests_needed
 from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_of
 from loadtest.results import Kind, read_records, read_run, read_samples
 
@@ -21,7 +21,9 @@ def summary_of(folder: Path, demand: Demand) -> Summary:
     return summarize(read_run(folder), read_records(folder), read_samples(folder), objectives=demand.objectives)
 
 
-def measured_most(candidate: Candidate, demand: Demand, shape: Shape) -> tuple[Candidate, Found | None]:
+def measured_most(
+    candidate: Candidate, demand: Demand, shape: LengthProfile
+) -> tuple[Candidate, ReplicaCapacity | None]:
     """Return a run as a candidate with the kind its files say, and what it carried; None where it tells nothing.
 
     A run of other lengths, one in doubt, or a predicted one is refused with its reason.
@@ -38,7 +40,7 @@ def measured_most(candidate: Candidate, demand: Demand, shape: Shape) -> tuple[C
     above = next((each for each in tried if not each.met), None)
     below = [each for each in tried if each.met and (above is None or each.rate_per_s < above.rate_per_s)]
     best = below[-1] if below else None
-    return candidate, Found(
+    return candidate, ReplicaCapacity(
         rate_per_s=None if best is None else best.rate_per_s,
         above_per_s=None if above is None else above.rate_per_s,
         middle_rate_per_s=None if best is None else best.rate_per_s,
@@ -49,7 +51,7 @@ def measured_most(candidate: Candidate, demand: Demand, shape: Shape) -> tuple[C
     )
 
 
-def _refusal(summary: Summary, shape: Shape) -> str | None:
+def _refusal(summary: Summary, shape: LengthProfile) -> str | None:
     if summary.kind == "predicted":
         return "the run is a prediction; predictions are made here, from the engine itself"
     if summary.doubts:
@@ -65,11 +67,11 @@ def _refusal(summary: Summary, shape: Shape) -> str | None:
     return None
 
 
-def _tried(level: LevelSummary, demand: Demand, replicas: int) -> Tried:
+def _tried(level: LevelSummary, demand: Demand, replicas: int) -> RateProbe:
     if level.requests_per_s is None:
         raise UserError("a level of the run has no rate: it measured nothing")
     verdicts = verdicts_of(demand.objectives, level)
-    return Tried(
+    return RateProbe(
         rate_per_s=(level.rate_per_s or level.requests_per_s) / replicas,
         met=all(each.met for each in verdicts),
         missed=tuple(each.objective for each in verdicts if not each.met),

@@ -21,7 +21,7 @@ TaskT = TypeVar("TaskT")
 FoundT = TypeVar("FoundT", bound=BaseModel)
 
 
-class Kept(NamedTuple):
+class ResultCache(NamedTuple):
     """Where results are kept.
 
     Attributes:
@@ -49,7 +49,7 @@ def do(
     work: Work[TaskT, FoundT],
     tasks: Sequence[TaskT],
     *,
-    kept: Kept,
+    kept: ResultCache,
     workers: int,
     progress: Callable[[str], None],
     on_ray: bool = False,
@@ -120,7 +120,7 @@ def _on_ray(function: Callable[[TaskT], FoundT], tasks: list[tuple[int, TaskT]])
             ray.shutdown()
 
 
-def _path(kept: Kept, key: str) -> Path | None:
+def _path(kept: ResultCache, key: str) -> Path | None:
     if kept.folder is None:
         return None
     digest = hashlib.sha256(f"{version(DISTRIBUTION)}\n{_sources_sha256()}\n{key}".encode()).hexdigest()

@@ -9,7 +9,7 @@ from loadtest.capacity.candidates import Basis
 from loadtest.capacity.decision import Market, Row, priced
 from loadtest.capacity.inputs import Demand
 from loadtest.capacity.replica_count import size_for
-from loadtest.capacity.simulation import Tried
+from loadtest.capacity.simulation import RateProbe
 
 
 class Point(Strict):
@@ -31,7 +31,7 @@ class Point(Strict):
 
 
 def frontier_of(
-    demand: Demand, market: Market, rows: Sequence[Row], swept: dict[str, tuple[Tried, ...]]
+    demand: Demand, market: Market, rows: Sequence[Row], swept: dict[str, tuple[RateProbe, ...]]
 ) -> list[Point]:
     """Return every deployment that was seen to keep the objectives, the cheapest first.
 
@@ -57,7 +57,7 @@ def frontier_of(
     )
 
 
-def _point(demand: Demand, market: Market, row: Row, tried: Tried) -> Point | None:
+def _point(demand: Demand, market: Market, row: Row, tried: RateProbe) -> Point | None:
     if not tried.met or tried.ttft_p95_s is None or tried.itl_mean_s is None:
         return None
     if row.rate_per_s is None or tried.rate_per_s > row.rate_per_s:

@@ -25,25 +25,25 @@ from loadtest.capacity.decision import (
 )
 from loadtest.capacity.from_run import measured_most
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Routing, prices_for
-from loadtest.capacity.parallel import Kept, Work, do
+from loadtest.capacity.parallel import ResultCache, Work, do
 from loadtest.capacity.pareto import Point, frontier_of
 from loadtest.capacity.replica_count import total_for, worst_loss
 from loadtest.capacity.sensitivity import Case, Contender, again_of, cases_of, looks_for
 from loadtest.capacity.simulation import (
     NONE,
     Checked,
-    Curve,
     FleetTask,
-    Found,
-    Shape,
+    LengthProfile,
+    RateCurve,
+    RateProbe,
+    ReplicaCapacity,
     Task,
-    Tried,
     What,
     curve_of,
     ramp_of,
     shape_of,
 )
-from loadtest.capacity.tasks import Look, Looked, Sweep, look
+from loadtest.capacity.tasks import CandidateTask, Sweep, TaskResult, look
 
 CONTENDERS = 3  # rows that are looked into beyond their search
 SWEEP = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1)  # loads of a replica, of what it is promised to carry
@@ -95,12 +95,12 @@ class CapacityPlan(Document):
     fleets: tuple[Checked, ...] = ()
     day: Day | None = None
     autoscaled_usd_per_month: float | None = None
-    sweep: tuple[Tried, ...] = ()
+    sweep: tuple[RateProbe, ...] = ()
     frontier: tuple[Point, ...] = ()
     sensitivity: tuple[Case, ...] = ()
     operating_per_s: float | None = None
-    operating: Tried | None = None
-    operating_middle: Tried | None = None
+    operating: RateProbe | None = None
+    operating_middle: RateProbe | None = None
     engine: EngineManifest | None = None
 
     @property
@@ -109,10 +109,10 @@ class CapacityPlan(Document):
         return next((row for row in self.rows if row.name == self.recommended), None)
 
 
-class Means(NamedTuple):
+class SearchOptions(NamedTuple):
     """How the work is done, not what it is."""
 
-    kept: Kept
+    kept: ResultCache
     workers: int
     on_ray: bool
     progress: Callable[[str], None]
@@ -124,10 +124,10 @@ class Searched:
 
     demand: Demand
     folder: Path
-    curve: Curve
-    shape: Shape
+    curve: RateCurve
+    shape: LengthProfile
     market: Market
-    found: list[tuple[Candidate, Found | None]]
+    found: list[tuple[Candidate, ReplicaCapacity | None]]
     rows: list[Row]
 
     def candidate(self, name: str) -> Candidate:
@@ -145,7 +145,7 @@ class Searched:
 
 
 def make_capacity(
-    demand: Demand, folder: Path, head: Document, means: Means, *, today: date, is_brief: bool = False
+    demand: Demand, folder: Path, head: Document, means: SearchOptions, *, today: date, is_brief: bool = False
 ) -> CapacityPlan:
     """Return the plan of a demand; one without a possible row says what would be possible.
 
@@ -173,7 +173,7 @@ def make_capacity(
     return plan if is_brief else _looked_into(plan, best, seen, means)
 
 
-def search(demand: Demand, folder: Path, head: Document, means: Means, *, today: date) -> Searched:
+def search(demand: Demand, folder: Path, head: Document, means: SearchOptions, *, today: date) -> Searched:
     """Find what a replica of every candidate carries.
 
     Args:
@@ -187,19 +187,19 @@ def search(demand: Demand, folder: Path, head: Document, means: Means, *, today:
     runs = [measured_most(each, demand, shape) for each in candidates if each.run is not None]
     open_ones = [each for each in candidates if each.run is None and each.refused is None]
     refused = [(each, None) for each in candidates if each.run is None and each.refused is not None]
-    looks = [Look(each.name, search=seen.task(each, demand)) for each in open_ones]
+    looks = [CandidateTask(each.name, search=seen.task(each, demand)) for each in open_ones]
     most = [each.found for each in _look_all(looks, means)]
     seen.found = [*runs, *zip(open_ones, most, strict=True), *refused]
     seen.rows = rows_of(demand, market, seen.found)
     return seen
 
 
-def _look_all(looks: list[Look], means: Means) -> list[Looked]:
-    work = Work(look, Looked, lambda asked: asked.key, lambda asked: asked.name)
+def _look_all(looks: list[CandidateTask], means: SearchOptions) -> list[TaskResult]:
+    work = Work(look, TaskResult, lambda asked: asked.key, lambda asked: asked.name)
     return do(work, looks, kept=means.kept, workers=means.workers, progress=means.progress, on_ray=means.on_ray)
 
 
-def _checked_best(seen: Searched, means: Means) -> Row | None:
+def _checked_best(seen: Searched, means: SearchOptions) -> Row | None:
     """Return the recommended row, its fleet simulated at the peak and made larger until it keeps the objectives.
 
     A row that grows may be overtaken by another, which then is looked at in its turn.
@@ -228,7 +228,7 @@ def _grown(seen: Searched, row: Row, needed: int, *, is_fine: bool) -> Row:
     return grown.model_copy(update={"added": needed - (row.needed or 0)})
 
 
-def _peak_look(seen: Searched, row: Row, needed: int, routing: Routing) -> Look:
+def _peak_look(seen: Searched, row: Row, needed: int, routing: Routing) -> CandidateTask:
     return _fleet_look(seen, row, "peak", needed, routing)
 
 
@@ -242,16 +242,16 @@ def _fleet_look(
     lost: int = 0,
     ups: tuple[int, ...] = (),
     rates_per_s: tuple[float, ...] = (),
-) -> Look:
+) -> CandidateTask:
     task = seen.task(seen.candidate(row.name), seen.demand)
     at = row.at_knee
     in_flight = 1.0 if at is None else max(1.0, at.in_flight)
     rate_per_s = max(rates_per_s, default=seen.market.peak_per_s)
     fleet = FleetTask(what, task, rate_per_s, in_flight, replicas, routing, lost, ups, rates_per_s)
-    return Look(f"{row.name}: {fleet.name}", fleet=fleet)
+    return CandidateTask(f"{row.name}: {fleet.name}", fleet=fleet)
 
 
-def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: Means) -> CapacityPlan:
+def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: SearchOptions) -> CapacityPlan:
     """Return the plan with all that is asked of the recommended row."""
     demand, market = seen.demand, seen.market
     assert best.rate_per_s is not None
@@ -300,7 +300,7 @@ def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: Means) ->
     )
 
 
-def _fleet_looks(seen: Searched, best: Row, lost: int, day: Day, ups: Ups) -> list[Look]:
+def _fleet_looks(seen: Searched, best: Row, lost: int, day: Day, ups: Ups) -> list[CandidateTask]:
     """Return the fleets to simulate: what remains after a loss by each routing, the loss itself, the steepest ramp."""
     assert best.needed is not None
     assert best.replicas is not None
@@ -315,17 +315,17 @@ def _fleet_looks(seen: Searched, best: Row, lost: int, day: Day, ups: Ups) -> li
     return looks
 
 
-def _sweep_look(seen: Searched, each: Contender) -> Look:
+def _sweep_look(seen: Searched, each: Contender) -> CandidateTask:
     assert each.row.rate_per_s is not None
     rates = tuple(each.row.rate_per_s * share for share in SWEEP)
-    return Look(f"{each.row.name}, sweep", sweep=Sweep(seen.task(each.candidate, seen.demand), rates))
+    return CandidateTask(f"{each.row.name}, sweep", sweep=Sweep(seen.task(each.candidate, seen.demand), rates))
 
 
-def _operating_looks(seen: Searched, candidate: Candidate, rate_per_s: float) -> list[Look]:
+def _operating_looks(seen: Searched, candidate: Candidate, rate_per_s: float) -> list[CandidateTask]:
     """Return one replica at its share of the peak: at the unfavourable end of the prediction, and at its middle."""
     task = seen.task(candidate, seen.demand)
     return [
-        Look(f"{candidate.name} at {rate_per_s:.3g} requests/s", sweep=Sweep(each, (rate_per_s,)))
+        CandidateTask(f"{candidate.name} at {rate_per_s:.3g} requests/s", sweep=Sweep(each, (rate_per_s,)))
         for each in (task, task._replace(pessimism=NONE))
     ]
 

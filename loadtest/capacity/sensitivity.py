@@ -9,8 +9,8 @@ from engines.files import Strict
 from loadtest.capacity.candidates import Candidate
 from loadtest.capacity.decision import Market, Row, costed, recommended
 from loadtest.capacity.inputs import Demand, times
-from loadtest.capacity.simulation import NONE, Found, Pessimism, Task
-from loadtest.capacity.tasks import Look
+from loadtest.capacity.simulation import NONE, Pessimism, ReplicaCapacity, Task
+from loadtest.capacity.tasks import CandidateTask
 
 STEP = 0.2
 SHORTER, LONGER, TWICE = "replies shorter", "replies longer", "twice the error"
@@ -45,20 +45,22 @@ class Contender(Strict):
 
 def looks_for(
     contenders: Sequence[Contender], make_task: Callable[[Candidate, Demand], Task], demand: Demand
-) -> list[Look]:
+) -> list[CandidateTask]:
     """Return the searches that the levers take, for each contender: shorter, longer, twice the error."""
-    looks: list[Look] = []
+    looks: list[CandidateTask] = []
     for each in contenders:
         task = make_task(each.candidate, demand)._replace(is_brief=True)
         looks += [
-            Look(f"{each.row.name}, {SHORTER}", search=_longer(task, 1 - STEP)),
-            Look(f"{each.row.name}, {LONGER}", search=_longer(task, 1 + STEP)),
-            Look(f"{each.row.name}, {TWICE}", search=_doubled(task)),
+            CandidateTask(f"{each.row.name}, {SHORTER}", search=_longer(task, 1 - STEP)),
+            CandidateTask(f"{each.row.name}, {LONGER}", search=_longer(task, 1 + STEP)),
+            CandidateTask(f"{each.row.name}, {TWICE}", search=_doubled(task)),
         ]
     return looks
 
 
-def again_of(contenders: Sequence[Contender], looked: Sequence[Found | None]) -> dict[tuple[str, str], Found]:
+def again_of(
+    contenders: Sequence[Contender], looked: Sequence[ReplicaCapacity | None]
+) -> dict[tuple[str, str], ReplicaCapacity]:
     """Return what the searches of `looks_for` found, by row and lever."""
     keys = [(each.row.name, which) for each in contenders for which in (SHORTER, LONGER, TWICE)]
     return {key: found for key, found in zip(keys, looked, strict=True) if found is not None}
@@ -83,7 +85,7 @@ def _doubled(task: Task) -> Task:
 
 
 def cases_of(
-    demand: Demand, market: Market, rows: Sequence[Row], best: Row, found: dict[tuple[str, str], Found]
+    demand: Demand, market: Market, rows: Sequence[Row], best: Row, found: dict[tuple[str, str], ReplicaCapacity]
 ) -> list[Case]:
     """Return every lever both ways.
 
@@ -114,7 +116,7 @@ def cases_of(
     return cases
 
 
-def _carrying(rows: Sequence[Row], found: dict[tuple[str, str], Found], which: str) -> list[Row]:
+def _carrying(rows: Sequence[Row], found: dict[tuple[str, str], ReplicaCapacity], which: str) -> list[Row]:
     """Return the rows that were looked at again, carrying what they then carry; others where none was."""
     kept = []
     for row in rows:

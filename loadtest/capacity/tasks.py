@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engines.files import Strict
-from loadtest.capacity.simulation import Checked, FleetTask, Found, Task, Tried, check, most_of, swept
+from loadtest.capacity.simulation import Checked, FleetTask, RateProbe, ReplicaCapacity, Task, check, most_of, swept
 
 
 class Sweep(NamedTuple):
@@ -15,7 +15,7 @@ class Sweep(NamedTuple):
     rates_per_s: tuple[float, ...]
 
 
-class Look(NamedTuple):
+class CandidateTask(NamedTuple):
     """What is to be looked at: exactly one of the three."""
 
     name: str
@@ -33,20 +33,20 @@ class Look(NamedTuple):
         return f"fleet\n{self.fleet.key if self.fleet else ''}"
 
 
-class Looked(Strict):
+class TaskResult(Strict):
     """What was found; the one that was asked for."""
 
-    found: Found | None = None
-    swept: tuple[Tried, ...] = ()
+    found: ReplicaCapacity | None = None
+    swept: tuple[RateProbe, ...] = ()
     checked: Checked | None = None
 
 
-def look(asked: Look) -> Looked:
+def look(asked: CandidateTask) -> TaskResult:
     """Look at one thing."""
     if asked.search is not None:
-        return Looked(found=most_of(asked.search))
+        return TaskResult(found=most_of(asked.search))
     if asked.sweep is not None:
-        return Looked(swept=swept(asked.sweep.task, asked.sweep.rates_per_s))
+        return TaskResult(swept=swept(asked.sweep.task, asked.sweep.rates_per_s))
     if asked.fleet is not None:
-        return Looked(checked=check(asked.fleet))
+        return TaskResult(checked=check(asked.fleet))
     raise ValueError("nothing to look at")

@@ -8,7 +8,7 @@ from pathlib import Path
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Strict, read_json, source_of
 from loadtest.capacity.plan import CapacityPlan
-from loadtest.capacity.simulation import Tried
+from loadtest.capacity.simulation import RateProbe
 from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_of
 from loadtest.results import REQUESTS_NAME, RUN_NAME, Kind, read_records, read_run, read_samples
 from loadtest.scenario import Verdict
@@ -142,6 +142,6 @@ def _figures(plan: CapacityPlan, level: LevelSummary) -> tuple[Figure, ...]:
     )
 
 
-def _of(tried: Tried | None, name: str) -> float | None:
+def _of(tried: RateProbe | None, name: str) -> float | None:
     value = None if tried is None else getattr(tried, name)
     return None if value is None else float(value)

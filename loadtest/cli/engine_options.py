@@ -12,7 +12,7 @@ from engines.files import Document, made_by, sha256_of
 from engines.manifest import EngineManifest, StepTimeChoice, read_manifest
 from engines.planning import ask, make_plan
 from loadtest.simulate import calibrated
-from loadtest.traffic import Seen
+from loadtest.traffic import LengthStats
 
 
 def calibration_of(path: Path | None) -> Calibration | None:
@@ -21,7 +21,7 @@ def calibration_of(path: Path | None) -> Calibration | None:
 
 
 def engine_of(
-    flags: dict[str, Any], engine_dir: Path | None, known: Calibration | None, seen: list[Seen]
+    flags: dict[str, Any], engine_dir: Path | None, known: Calibration | None, seen: list[LengthStats]
 ) -> EngineManifest:
     """Return the engine of a folder, or one planned for requests as seen, as flags and a calibration have it."""
     manifest = planned(flags, known, seen) if engine_dir is None else read_manifest(engine_dir)
@@ -39,7 +39,7 @@ def engine_of(
     return calibrated(manifest, known, sha256_of(flags["calibration"]))
 
 
-def planned(flags: dict[str, Any], known: Calibration | None, seen: list[Seen]) -> EngineManifest:
+def planned(flags: dict[str, Any], known: Calibration | None, seen: list[LengthStats]) -> EngineManifest:
     """Plan an engine where none is given, for requests as seen; a calibration's limits stand unless a flag differs."""
     engine = None if known is None else known.engine
     by_key = {

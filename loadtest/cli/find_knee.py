@@ -14,7 +14,18 @@ from engines.files import made_by, read_yaml, refuse_existing, source_of, to_jso
 from engines.manifest import MANIFEST_NAME, read_manifest
 from loadtest.cli.options import TARGET_FLAGS, scenario_of, target_flags
 from loadtest.cli.tables import show_knee
-from loadtest.knee import UNITS, Asked, KneeFound, Promise, Range, Span, driving, predicting, promises_of, search
+from loadtest.knee import (
+    UNITS,
+    KneeFound,
+    KneeSearch,
+    ObjectiveScope,
+    Range,
+    Span,
+    driving,
+    predicting,
+    promises_of,
+    search,
+)
 from loadtest.run import Enough, run_once
 from loadtest.scenario import Objectives, Scenario, inputs_of
 
@@ -91,14 +102,14 @@ def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]
     return run
 
 
-def _asked(flags: dict[str, Any]) -> Asked:
+def _asked(flags: dict[str, Any]) -> KneeSearch:
     scenario = scenario_of({**flags, **dict.fromkeys(("concurrency", "requests", "prompts"))})
     within = Range(flags["least"], flags["most"], flags["tolerance"])
     span = Span(first=min(Span().first, flags["most_requests"]), most=flags["most_requests"])
-    return Asked(scenario, _promises(flags, scenario), flags["axis"], within, span)
+    return KneeSearch(scenario, _promises(flags, scenario), flags["axis"], within, span)
 
 
-def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[Promise, ...]:
+def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope, ...]:
     """Return the objectives of a file, with flags laid over it; where neither is given, the scenario's own."""
     path = flags["objectives"]
     own = promises_of(scenario)
@@ -113,7 +124,7 @@ def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[Promise, ...]:
         values.setdefault(quantity, {})[statistic] = limit
     if not values:
         raise UserError("no objective is stated", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
-    return (Promise(validate(values, Objectives, where="flags" if path is None else str(path))),)
+    return (ObjectiveScope(validate(values, Objectives, where="flags" if path is None else str(path))),)
 
 
 def _require_some_load(found: KneeFound) -> None:

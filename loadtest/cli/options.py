@@ -11,8 +11,8 @@ import click
 from engines.errors import UserError
 from engines.files import validate
 from loadtest.client import OPENAI_KEY
-from loadtest.scenario import Protocol, Scenario, lasting, read_scenario
-from loadtest.traffic import Mix, plans_of
+from loadtest.scenario import ProtocolName, Scenario, lasting, read_scenario
+from loadtest.traffic import ConversationSampler, plans_of
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
@@ -58,7 +58,7 @@ def outlook(scenario: Scenario) -> Iterator[str]:
         load = f"{plan.rate_per_s:g}/s" if plan.concurrency is None else f"{plan.concurrency} users"
         said = f"{load}: {count:,} {begun}"
         if known:
-            seen = plan.seen(scenario, Mix(scenario))
+            seen = plan.seen(scenario, ConversationSampler(scenario))
             said += f", prompts of {seen.isl:,.0f} tokens on average and {seen.longest_isl:,} at most"
             said += f", replies of {seen.osl:,.0f} and {seen.longest_osl:,}"
         yield said
@@ -125,7 +125,7 @@ _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--protocol",
-        type=click.Choice(get_args(Protocol)),
+        type=click.Choice(get_args(ProtocolName)),
         default="triton-http",
         show_default=True,
         help="Triton's generate_stream or gRPC streaming; OpenAI's chat or text completions.",

@@ -17,8 +17,8 @@ from loadtest.capacity import (
     PLAN_NAME,
     CapacityPlan,
     Compared,
-    Kept,
-    Means,
+    ResultCache,
+    SearchOptions,
     compared,
     make_capacity,
     verify,
@@ -133,9 +133,9 @@ def _head(demand: Demand, demand_file: Path) -> Document:
     return Document(made_by=made_by(command_line("plan-capacity")), made_from=sources)
 
 
-def _means(flags: dict[str, Any], target: Path) -> Means:
-    kept = Kept(None if flags["fresh"] else target.parent / ".searched")
-    return Means(kept, flags["workers"] or os.cpu_count() or 1, flags["on_ray"], progress)
+def _means(flags: dict[str, Any], target: Path) -> SearchOptions:
+    kept = ResultCache(None if flags["fresh"] else target.parent / ".searched")
+    return SearchOptions(kept, flags["workers"] or os.cpu_count() or 1, flags["on_ray"], progress)
 
 
 def _write(plan: CapacityPlan, together: Compared | None, folder: Path, target: Path, *, force: bool) -> None:

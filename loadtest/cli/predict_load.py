@@ -16,7 +16,7 @@ from loadtest.cli.tables import show_intervals, show_summary, show_verdicts
 from loadtest.metrics import summarize
 from loadtest.scenario import Scenario, inputs_of
 from loadtest.simulate import at_once, bare, like, predict, with_intervals, write_prediction
-from loadtest.traffic import LevelPlan, Mix, Rows, count_rows, plans_of
+from loadtest.traffic import ConversationSampler, LevelPlan, Rows, count_rows, plans_of
 
 
 @click.command("predict-load", cls=Command)
@@ -69,7 +69,9 @@ def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags:
     known = calibration_of(flags["calibration"])
     plans = plans_of(scenario)
     rows = _rows(scenario, plans, flags["tokenizer"], engine_dir)
-    manifest = engine_of(flags, engine_dir, known, [plan.seen(scenario, Mix(scenario, rows)) for plan in plans])
+    manifest = engine_of(
+        flags, engine_dir, known, [plan.seen(scenario, ConversationSampler(scenario, rows)) for plan in plans]
+    )
     if known is not None:
         sources.append(source_of(flags["calibration"]))
         if flags["requests"] is None and flags["scenario_name"] is None:

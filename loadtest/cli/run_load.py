@@ -15,7 +15,7 @@ from engines.errors import TargetMissedError, UserError
 from engines.files import refuse_existing, to_json
 from loadtest.cli.options import outlook, scenario_of, target_flags
 from loadtest.results import RunManifest
-from loadtest.run import Fleet, join, run_once
+from loadtest.run import GeneratorProcesses, join, run_once
 
 RUN_OUT = Path("artifacts/run")
 MASTER_PORT = 5557
@@ -116,7 +116,7 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
         raise TargetMissedError(f"{out}: the figures are in doubt, {len(doubts)} reasons; see run.json")
 
 
-def _fleet(flags: dict[str, Any]) -> Fleet:
+def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
     """Return which processes send the load.
 
     Raises:
@@ -142,7 +142,7 @@ def _fleet(flags: dict[str, Any]) -> Fleet:
         _require_free("127.0.0.1", flags["web_port"], "--web-port")
         progress(f"watch the run at http://127.0.0.1:{flags['web_port']}/live")
     workers = flags["workers"] or 0
-    return Fleet(
+    return GeneratorProcesses(
         workers=workers or int(flags["web_ui"] and not flags["master"]),
         expected=flags["expect_workers"] or 0,
         bind=flags["bind"] if flags["master"] else "127.0.0.1",

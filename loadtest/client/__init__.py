@@ -1,15 +1,15 @@
 """TODO."""
 
-from loadtest.client.connection import Connection, Door, Readings, UnreachableError
+from loadtest.client.connection import Connection, Readings, ServerConnections, UnreachableError
 from loadtest.client.endpoint import OPENAI_KEY, Endpoint, endpoint_of
 from loadtest.client.server_info import server_facts
 
 __all__ = [
     "OPENAI_KEY",
     "Connection",
-    "Door",
     "Endpoint",
     "Readings",
+    "ServerConnections",
     "UnreachableError",
     "endpoint_of",
     "server_facts",

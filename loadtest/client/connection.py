@@ -24,11 +24,11 @@ from gevent.monkey import get_original
 from loadtest.client.endpoint import Endpoint, tls_context
 from loadtest.client.http1 import EVENT_STREAM, HttpSession, ProtocolError, request_head
 from loadtest.client.http2 import GrpcSession, call_headers
-from loadtest.client.protocols.base import Answer, Asked, Dialect, read_message, without_prompt
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_message, without_prompt
 from loadtest.client.timestamps import ANCILLARY_BYTES, Readings, ask_for_stamps, stamp_of
-from loadtest.client.tls import Sealed
+from loadtest.client.tls import TlsStream
 
-__all__ = ["Connection", "Door", "Readings", "UnreachableError"]
+__all__ = ["Connection", "Readings", "ServerConnections", "UnreachableError"]
 
 RECEIVE_BYTES = 65_536
 READ, WRITE = 1, 2  # libev's
@@ -39,7 +39,7 @@ class UnreachableError(OSError):
 
 
 @dataclass(slots=True)
-class Door:
+class ServerConnections:
     """A server's address and what all connections to it share.
 
     Attributes:
@@ -50,7 +50,7 @@ class Door:
     """
 
     endpoint: Endpoint
-    dialect: Dialect
+    protocol: Protocol
     silence_s: float
     reply_s: float
     clock: Callable[[], float]
@@ -79,54 +79,54 @@ class Door:
     def tls(self) -> ssl.SSLContext | None:
         """Return how certificates are checked; None without TLS."""
         if self._context is None:
-            self._context = tls_context(self.endpoint, protocol="h2" if self.dialect.grpc else "http/1.1")
+            self._context = tls_context(self.endpoint, protocol="h2" if self.protocol.grpc else "http/1.1")
         return self._context
 
     def session(self) -> HttpSession | GrpcSession:
         """Return a new connection's side of the talk."""
-        dialect, endpoint = self.dialect, self.endpoint
-        if dialect.grpc:
-            return GrpcSession(call_headers(dialect.path, endpoint.authority, tls=endpoint.tls))
-        headers = {"Content-Type": "application/json", "Accept": EVENT_STREAM, **dialect.headers()}
-        return HttpSession(request_head(f"POST {dialect.path}", endpoint.authority, headers))
+        protocol, endpoint = self.protocol, self.endpoint
+        if protocol.grpc:
+            return GrpcSession(call_headers(protocol.path, endpoint.authority, tls=endpoint.tls))
+        headers = {"Content-Type": "application/json", "Accept": EVENT_STREAM, **protocol.headers()}
+        return HttpSession(request_head(f"POST {protocol.path}", endpoint.authority, headers))
 
 
 class Connection:
     """One user's kept connection; made at the first request, and again after a failure."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: ServerConnections) -> None:
         self._door = door
-        self._wire: _Wire | None = None
+        self._wire: _Socket | None = None
         self._session: HttpSession | GrpcSession | None = None
 
-    def ask(self, asked: Asked, answer: Answer) -> None:
+    def ask(self, asked: RequestSpec, answer: Reply) -> None:
         """Send a request and wait for the end of its reply; what went wrong is in `answer.failure`.
 
         Killed meanwhile, the calling greenlet finds in `answer` what had come.
         """
         door = self._door
-        payload = door.dialect.body(asked)
+        payload = door.protocol.body(asked)
         answer.sent_s = door.clock()
         try:
             wire, session = self._open(answer.sent_s)
-            request = session.begin(payload, lambda message, at: read_message(door.dialect, message, at, answer))
+            request = session.begin(payload, lambda message, at: read_message(door.protocol, message, at, answer))
             wire.exchange(request, answer.sent_s)
-            door.dialect.settle(answer)
+            door.protocol.settle(answer)
             answer.whole = True
         except (OSError, ProtocolError) as failure:
             answer.failure = failure
             said = without_prompt(_told(failure), asked.prompt.text)
-            answer.reason = door.dialect.without_secrets(said)
+            answer.reason = door.protocol.without_secrets(said)
         finally:
             answer.done_s = self._wire.last_s if answer.whole and self._wire is not None else door.clock()
             if not answer.whole or self._session is None or not self._session.reusable:
                 self.close()
 
-    def _open(self, now_s: float) -> tuple[_Wire, HttpSession | GrpcSession]:
+    def _open(self, now_s: float) -> tuple[_Socket, HttpSession | GrpcSession]:
         if self._wire is None or self._session is None or not self._wire.is_open or not self._session.reusable:
             self.close()
             self._session = self._door.session()
-            self._wire = _Wire(self._door, self._session)
+            self._wire = _Socket(self._door, self._session)
             self._wire.connect(now_s + self._door.silence_s)
         return self._wire, self._session
 
@@ -144,16 +144,16 @@ def _told(failure: OSError | ProtocolError) -> str:
     return str(failure)
 
 
-class _Wire:
+class _Socket:
     """A socket that gevent's loop reads into a session."""
 
-    def __init__(self, door: Door, session: HttpSession | GrpcSession) -> None:
+    def __init__(self, door: ServerConnections, session: HttpSession | GrpcSession) -> None:
         self._door = door
         self._session = session
         self._socket: Any = None
         self._reader: Any = None
         self._writer: Any = None
-        self._tls: Sealed | None = None
+        self._tls: TlsStream | None = None
         self._unsent = b""
         self._woken = Event()
         self._failure: Exception | None = None
@@ -197,7 +197,7 @@ class _Wire:
         self._reader.start(self._on_readable)
 
     def _shake_hands(self, context: ssl.SSLContext, until_s: float) -> None:
-        self._tls = Sealed(context, self._door.endpoint.host)
+        self._tls = TlsStream(context, self._door.endpoint.host)
         while not self._tls.shake():
             self._socket.sendall(self._tls.outgoing())  # some kilobytes at most: a new socket's buffer takes them
             self._wait(READ, until_s)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from engines.errors import UserError
 from engines.files import Strict
-from loadtest.scenario import Protocol
+from loadtest.scenario import ProtocolName
 
 OPENAI_KEY = "OPENAI_API_KEY"
 _SCHEMES = {"": False, "http": False, "grpc": False, "https": True, "grpcs": True}
@@ -31,7 +31,7 @@ class Endpoint(Strict):
 
     host: str
     port: int
-    protocol: Protocol
+    protocol: ProtocolName
     tls: bool = False
     base_path: str = ""
     ca_file: str | None = None
@@ -57,7 +57,12 @@ class Endpoint(Strict):
 
 
 def endpoint_of(
-    url: str, protocol: Protocol, *, ca_file: Path | None = None, insecure: bool = False, api_key_env: str = OPENAI_KEY
+    url: str,
+    protocol: ProtocolName,
+    *,
+    ca_file: Path | None = None,
+    insecure: bool = False,
+    api_key_env: str = OPENAI_KEY,
 ) -> Endpoint:
     """Return where a URL points; a bare HOST:PORT is taken too.
 

@@ -7,7 +7,7 @@ import ssl
 PIECE_BYTES = 65_536
 
 
-class Sealed:
+class TlsStream:
     """TLS between a socket that others read and a session: bytes in, bytes out."""
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:

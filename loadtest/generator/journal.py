@@ -19,7 +19,7 @@ FLUSH_S = 0.25  # what a crash of the machine may lose; a crash of the generator
 COMPACT_LINES = 10_000  # notes of what has ended are dropped now and then
 
 
-class Book(Protocol):
+class Journal(Protocol):
     """Where a generator's requests are written down."""
 
     @property
@@ -87,7 +87,7 @@ class Appender:
         os.close(self._file)
 
 
-class Ledger:
+class RecordJournal:
     """A generator's records, and its notes of what is under way.
 
     Args:
@@ -104,7 +104,7 @@ class Ledger:
         self._lines = 0
 
     @classmethod
-    def of(cls, plan: GeneratorPlan) -> Ledger:
+    def of(cls, plan: GeneratorPlan) -> RecordJournal:
         """Return the ledger of a plan."""
         return cls(Path(plan.records), Path(plan.under_way), None if plan.texts is None else Path(plan.texts))
 

@@ -13,14 +13,14 @@ import numpy as np
 from loadtest.client import Readings
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.generator.messages import CRASHED
-from loadtest.generator.sender import TICK_S, Generator
+from loadtest.generator.sender import TICK_S, SenderState
 from loadtest.results import LogHistogram
 from loadtest.traffic import LevelPlan, closed_loop, open_loop
 
 COUNTED_AT_ONCE = 100
 
 
-class Share:
+class LevelRun:
     """A level under way in this process: the whole of it, or a worker's share.
 
     Args:
@@ -31,7 +31,7 @@ class Share:
 
     def __init__(
         self,
-        shared: Generator,
+        shared: SenderState,
         runner: Any,
         level: int,
         plan: LevelPlan,

@@ -25,13 +25,13 @@ from locust.exception import StopUser
 from engines.errors import CommandError
 from loadtest.client import Connection
 from loadtest.generator.distributed import Master, Outbox, Worker
-from loadtest.generator.journal import Ledger
-from loadtest.generator.level_run import CLOSED_USERS, OPEN_USERS, Share
+from loadtest.generator.journal import RecordJournal
+from loadtest.generator.level_run import CLOSED_USERS, OPEN_USERS, LevelRun
 from loadtest.generator.live_page import add_live_page
-from loadtest.generator.messages import CRASHED, INTERRUPTED, Orders, level_of, tell, tell_progress
+from loadtest.generator.messages import CRASHED, INTERRUPTED, CommandReader, level_of, tell, tell_progress
 from loadtest.generator.plan import ENOUGH, GeneratorPlan
-from loadtest.generator.progress import History, Watch
-from loadtest.generator.sender import TICK_S, Generator, send
+from loadtest.generator.progress import History, LiveStats
+from loadtest.generator.sender import TICK_S, SenderState, send
 from loadtest.results import RequestRecord
 from loadtest.traffic import LevelPlan, OpenLoop, Turn
 
@@ -44,7 +44,7 @@ class StreamUser(locust.User):
     """One user of a closed loop: sends, reads the whole reply, sends again."""
 
     abstract = True
-    generator: Generator
+    generator: SenderState
 
     def on_start(self) -> None:
         """Take a number and connect at the first request."""
@@ -88,7 +88,7 @@ class ArrivalsUser(locust.User):
     """All of an open loop, or a worker's share: sends each request at its time, whatever has become of the others."""
 
     abstract = True
-    generator: Generator
+    generator: SenderState
 
     @locust.task
     def arrivals(self) -> None:
@@ -140,18 +140,18 @@ class ArrivalsUser(locust.User):
         return (now_s - self.generator.open_began_s) / self.generator.plan.time_scale
 
 
-def users_of(shared: Generator) -> list[type[locust.User]]:
+def users_of(shared: SenderState) -> list[type[locust.User]]:
     """Return the classes Locust starts users of."""
     kinds = {CLOSED_USERS: StreamUser, OPEN_USERS: ArrivalsUser}
     return [type(name, (kind,), {"generator": shared, "abstract": False}) for name, kind in kinds.items()]
 
 
-def run_alone(orders: Orders) -> None:
+def run_alone(orders: CommandReader) -> None:
     """Run every level of a plan in this process: no messages, no second process."""
     plan = GeneratorPlan.model_validate_json(orders.next())
-    ledger = Ledger.of(plan)
-    watch = Watch(plan.time_scale)
-    shared = Generator(plan, ledger, watch=watch)
+    ledger = RecordJournal.of(plan)
+    watch = LiveStats(plan.time_scale)
+    shared = SenderState(plan, ledger, watch=watch)
     orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
     runner = Environment(user_classes=users_of(shared), catch_exceptions=False).create_local_runner()
     gevent.spawn(_hear_enough, orders, shared)
@@ -164,21 +164,23 @@ def run_alone(orders: Orders) -> None:
     ledger.close()
 
 
-def _hear_enough(orders: Orders, shared: Generator) -> None:
+def _hear_enough(orders: CommandReader, shared: SenderState) -> None:
     """End the level under way whenever the command says that its requests tell enough."""
     while orders.next() == ENOUGH:
         shared.suffices = True
 
 
-def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: Ledger) -> int:
+def run_level(
+    shared: SenderState, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: RecordJournal
+) -> int:
     """Run one level to its end and say how it went; return the next level's first id."""
     begin_s = shared.now_s()
     limit_s = plan.limit_s(shared.plan.scenario, shared.plan.time_scale)
     began = level_of(plan, [{"begin_s": begin_s}])
     tell(began=began.model_dump())
-    watch = shared.watch or Watch(shared.plan.time_scale)
+    watch = shared.watch or LiveStats(shared.plan.time_scale)
     watch.begin(began.load, begin_s)
-    share = Share(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.spawn_users)
+    share = LevelRun(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.spawn_users)
     ticker = gevent.spawn(
         tell_progress,
         lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring),
@@ -194,7 +196,7 @@ def run_level(shared: Generator, runner: Any, level: int, plan: LevelPlan, first
     return int(facts["next_id"])
 
 
-def run_master(orders: Orders, options: dict[str, Any]) -> None:
+def run_master(orders: CommandReader, options: dict[str, Any]) -> None:
     """Run every level of a plan with workers that come."""
     environment = Environment(user_classes=[], catch_exceptions=False)
     runner = environment.create_master_runner(options["bind"], options["port"])
@@ -240,7 +242,7 @@ def run_master(orders: Orders, options: dict[str, Any]) -> None:
             gevent.sleep(STOP_WITHIN_S)
 
 
-def run_worker(orders: Orders) -> None:
+def run_worker(orders: CommandReader) -> None:
     """Join a master and run the share it gives."""
     host, port, within_s = orders.next().split()
     environment = Environment(user_classes=[], catch_exceptions=False)
@@ -252,13 +254,13 @@ def run_worker(orders: Orders) -> None:
         return
     tell(joined=runner.worker_index)
 
-    def prepare(plan: GeneratorPlan, outbox: Outbox, worker: int, workers: int) -> Generator:
-        shared = Generator(plan, outbox, worker=worker, workers=workers)
+    def prepare(plan: GeneratorPlan, outbox: Outbox, worker: int, workers: int) -> SenderState:
+        shared = SenderState(plan, outbox, worker=worker, workers=workers)
         environment.user_classes = users_of(shared)
         return shared
 
-    def open_share(shared: Generator, level: int, plan: LevelPlan, *, first_id: int, begin_s: float) -> Share:
-        return Share(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.start_worker)
+    def open_share(shared: SenderState, level: int, plan: LevelPlan, *, first_id: int, begin_s: float) -> LevelRun:
+        return LevelRun(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.start_worker)
 
     worker = Worker(runner, prepare=prepare, open_share=open_share)
     orders.on_end = lambda: setattr(worker, "stopped", INTERRUPTED)
@@ -277,7 +279,7 @@ def main(role: str, options: str) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
     gc.freeze()  # what is here by now stays: a collection in the middle of a reply need not look at it
-    orders = Orders(sys.stdin.fileno())
+    orders = CommandReader(sys.stdin.fileno())
     try:
         match role:
             case "alone":

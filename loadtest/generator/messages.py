@@ -25,7 +25,7 @@ INTERRUPTED = "interrupted"
 CRASHED = "the load generator made a mistake"
 
 
-class Orders:
+class CommandReader:
     """Lines of an input, read beside everything else a gevent process does.
 
     Attributes:

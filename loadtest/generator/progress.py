@@ -52,7 +52,7 @@ class _Second:
         self.ttft, self.itl = LogHistogram(), LogHistogram()
 
 
-class Watch:
+class LiveStats:
     """The level under way, from its records, in bounded memory.
 
     Args:

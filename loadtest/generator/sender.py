@@ -12,20 +12,29 @@ from pathlib import Path
 
 import gevent
 
-from loadtest.client import Connection, Door, UnreachableError
-from loadtest.client.protocols import dialect_of
-from loadtest.client.protocols.base import Answer, Asked
-from loadtest.generator.journal import Book
+from loadtest.client import Connection, ServerConnections, UnreachableError
+from loadtest.client.protocols import protocol_for
+from loadtest.client.protocols.base import Reply, RequestSpec
+from loadtest.generator.journal import Journal
 from loadtest.generator.plan import GeneratorPlan
-from loadtest.generator.progress import Watch
+from loadtest.generator.progress import LiveStats
 from loadtest.results import Outcome, RequestRecord
-from loadtest.traffic import ClosedLoop, LevelPlan, Mix, OpenLoop, Prompt, PromptMaker, Talk, Turn
+from loadtest.traffic import (
+    ClosedLoop,
+    ConversationSampler,
+    ConversationState,
+    LevelPlan,
+    OpenLoop,
+    Prompt,
+    PromptMaker,
+    Turn,
+)
 
 PROBE_S = 0.25  # how often a server that went away is looked for
 TICK_S = 0.02  # how often the generator looks at its own clock
 
 
-class Generator:
+class SenderState:
     """What the users of a run share: the plan, the prompts, the level under way, the book of requests.
 
     Args:
@@ -34,11 +43,11 @@ class Generator:
     """
 
     def __init__(
-        self, plan: GeneratorPlan, book: Book, *, worker: int = 0, workers: int = 1, watch: Watch | None = None
+        self, plan: GeneratorPlan, book: Journal, *, worker: int = 0, workers: int = 1, watch: LiveStats | None = None
     ) -> None:
         self.plan = plan
         self.maker = PromptMaker(plan.scenario, Path(plan.prompts))
-        self.mix = Mix(plan.scenario, self.maker.rows)
+        self.mix = ConversationSampler(plan.scenario, self.maker.rows)
         self.book = book
         self.worker, self.workers = worker, workers
         self.watch = watch
@@ -54,9 +63,9 @@ class Generator:
         self.stopped: str | None = None
         self.spare: list[Connection] = []  # connections of an open loop nobody is using
         scenario = plan.scenario
-        self.door = Door(
+        self.door = ServerConnections(
             plan.endpoint,
-            dialect_of(plan.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body),
+            protocol_for(plan.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body),
             silence_s=scenario.request_timeout_s,
             reply_s=scenario.reply_timeout_s,
             clock=self.now_s,
@@ -68,7 +77,7 @@ class Generator:
         """Return seconds since the run began, on the clock the monitor uses too."""
         return time.monotonic() - self.began_monotonic_s
 
-    def begin_talk(self, number: int) -> Talk:
+    def begin_talk(self, number: int) -> ConversationState:
         """Begin a conversation of the level under way."""
         return self.mix.begin(number, self.level)
 
@@ -154,7 +163,7 @@ class Generator:
             self._away = None
 
 
-def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: float) -> int | None:
+def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: float) -> int | None:
     """Send one request, read its reply, write its record however it ends; return its tokens, None if not well.
 
     Raises:
@@ -163,8 +172,8 @@ def send(shared: Generator, connection: Connection, turn: Turn, scheduled_s: flo
     if turn.talk is None:
         raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
     prompt = shared.maker.prompt(turn.talk)
-    asked = Asked(f"r{turn.id}", prompt, turn.output_tokens, turn.exact, shared.maker.end_id)
-    answer = Answer(reply=[] if shared.maker.wants_reply(turn.talk) else None)
+    asked = RequestSpec(f"r{turn.id}", prompt, turn.output_tokens, turn.exact, shared.maker.end_id)
+    answer = Reply(reply=[] if shared.maker.wants_reply(turn.talk) else None)
     outcome: Outcome = "cancelled"
     shared.note_sent(turn, prompt, scheduled_s)
     try:

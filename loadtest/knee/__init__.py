@@ -1,16 +1,16 @@
 """TODO."""
 
 from loadtest.knee.bisection import Knee, Probe, find_knee
-from loadtest.knee.search import UNITS, Asked, KneeFound, Range, Span, driving, predicting, promises_of, search
-from loadtest.knee.sequential_test import Promise
+from loadtest.knee.search import UNITS, KneeFound, KneeSearch, Range, Span, driving, predicting, promises_of, search
+from loadtest.knee.sequential_test import ObjectiveScope
 
 __all__ = [
     "UNITS",
-    "Asked",
     "Knee",
     "KneeFound",
+    "KneeSearch",
+    "ObjectiveScope",
     "Probe",
-    "Promise",
     "Range",
     "Span",
     "driving",

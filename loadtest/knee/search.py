@@ -15,7 +15,7 @@ from engines.errors import UserError
 from engines.files import Document, MadeBy, Source, Strict
 from engines.manifest import EngineManifest
 from loadtest.knee.bisection import Knee, Probe, find_knee
-from loadtest.knee.sequential_test import Evidence, Promise, ended_before_the_first_under_way, weigh
+from loadtest.knee.sequential_test import ObjectiveScope, SloDecision, ended_before_the_first_under_way, weigh
 from loadtest.metrics import LevelSummary, summarize
 from loadtest.results import Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
 from loadtest.run import Enough
@@ -33,7 +33,7 @@ WARMUP_RATIO = 0.25
 PILOT_REQUESTS = 4
 
 
-class Tried(Strict):
+class ProbeResult(Strict):
     """One probe, and all its figures.
 
     Attributes:
@@ -70,7 +70,7 @@ class KneeFound(Document):
     above: float | None
     binding: tuple[str, ...]
     lone_e2e_s: float
-    tried: list[Tried]
+    tried: list[ProbeResult]
 
 
 class Range(NamedTuple):
@@ -88,11 +88,11 @@ class Span(NamedTuple):
     most: int = 4096
 
 
-class Asked(NamedTuple):
+class KneeSearch(NamedTuple):
     """What is searched for, and how thoroughly."""
 
     scenario: Scenario
-    promises: tuple[Promise, ...]
+    promises: tuple[ObjectiveScope, ...]
     axis: Axis = "rate"
     within: Range = Range()
     span: Span = Span()
@@ -103,7 +103,7 @@ class Asked(NamedTuple):
         return UNITS[self.axis]
 
 
-class Seen(NamedTuple):
+class ProbeRun(NamedTuple):
     """What one probe left: the level's run, records and samples."""
 
     run: RunManifest
@@ -116,7 +116,7 @@ class Seen(NamedTuple):
         return found
 
 
-class Player(NamedTuple):
+class ProbeRunner(NamedTuple):
     """How a scenario of one level is played: on a clock, or in virtual time.
 
     Attributes:
@@ -124,12 +124,12 @@ class Player(NamedTuple):
         stops_early: Whether it ends once they suffice. If not, a probe is played again, longer, until they do.
     """
 
-    play: Callable[[Scenario, Enough], Seen]
+    play: Callable[[Scenario, Enough], ProbeRun]
     stops_early: bool
 
 
 def search(
-    asked: Asked, player: Player, *, made_by: MadeBy, made_from: list[Source], progress: Callable[[str], None]
+    asked: KneeSearch, player: ProbeRunner, *, made_by: MadeBy, made_from: list[Source], progress: Callable[[str], None]
 ) -> KneeFound:
     """Return the knee of whatever the player plays to.
 
@@ -137,7 +137,7 @@ def search(
         UserError: The scenario's arrivals have no rate that could be searched for, or no lone request succeeds.
     """
     lone_s, pilot = _lone_e2e_s(asked.scenario, player)
-    tried: list[Tried] = []
+    tried: list[ProbeResult] = []
 
     def probe(load: float) -> Probe:
         found = _try(asked, load, player, lone_s)
@@ -163,17 +163,17 @@ def search(
     )
 
 
-def predicting(manifest: EngineManifest, *, made_by: MadeBy, made_from: list[Source]) -> Player:
+def predicting(manifest: EngineManifest, *, made_by: MadeBy, made_from: list[Source]) -> ProbeRunner:
     """Return a player in virtual time."""
 
-    def play(scenario: Scenario, _: Enough) -> Seen:
+    def play(scenario: Scenario, _: Enough) -> ProbeRun:
         found = predict(scenario, manifest, made_by=made_by, made_from=made_from)
-        return Seen(found.run, found.records, found.samples)
+        return ProbeRun(found.run, found.records, found.samples)
 
-    return Player(play, stops_early=False)
+    return ProbeRunner(play, stops_early=False)
 
 
-def driving(run: Callable[[Scenario, Path, Enough], object], out: Path) -> Player:
+def driving(run: Callable[[Scenario, Path, Enough], object], out: Path) -> ProbeRunner:
     """Return a player on the wall clock, whose every run stays in a folder of its own, by number.
 
     Args:
@@ -181,12 +181,12 @@ def driving(run: Callable[[Scenario, Path, Enough], object], out: Path) -> Playe
     """
     numbers = itertools.count(1)
 
-    def play(scenario: Scenario, enough: Enough) -> Seen:
+    def play(scenario: Scenario, enough: Enough) -> ProbeRun:
         folder = out / f"{next(numbers):02d}"
         run(scenario, folder, enough)
-        return Seen(read_run(folder), list(read_records(folder)), list(read_samples(folder)))
+        return ProbeRun(read_run(folder), list(read_records(folder)), list(read_samples(folder)))
 
-    return Player(play, stops_early=True)
+    return ProbeRunner(play, stops_early=True)
 
 
 def at_load(scenario: Scenario, axis: Axis, load: float, *, requests: int, lone_s: float) -> Scenario:
@@ -214,7 +214,7 @@ def at_load(scenario: Scenario, axis: Axis, load: float, *, requests: int, lone_
     return scenario.model_copy(update=update)
 
 
-def _lone_e2e_s(scenario: Scenario, player: Player) -> tuple[float, Seen]:
+def _lone_e2e_s(scenario: Scenario, player: ProbeRunner) -> tuple[float, ProbeRun]:
     """Return how long a request takes that has the server to itself, in engine seconds."""
     alone = at_load(scenario, "concurrency", 1, requests=PILOT_REQUESTS, lone_s=0.0)
     seen = player.play(alone, lambda *_: False)
@@ -235,7 +235,7 @@ def _find(probe: Callable[[float], Probe], axis: Axis, within: Range, lone_s: fl
     )
 
 
-def _try(asked: Asked, load: float, player: Player, lone_s: float) -> Tried:
+def _try(asked: KneeSearch, load: float, player: ProbeRunner, lone_s: float) -> ProbeResult:
     def enough(records: Sequence[RequestRecord], time_scale: float) -> bool:
         return weigh(asked.promises, ended_before_the_first_under_way(records), time_scale=time_scale).met is not None
 
@@ -249,20 +249,20 @@ def _try(asked: Asked, load: float, player: Player, lone_s: float) -> Tried:
         requests = min(requests * 2, asked.span.most)
 
 
-def _tried(load: float, level: LevelSummary, evidence: Evidence) -> Tried:
+def _tried(load: float, level: LevelSummary, evidence: SloDecision) -> ProbeResult:
     """Return a probe's verdict: the evidence's, and where that is open, the figures' own."""
     is_open = evidence.met is None
     missed = evidence.leaning if is_open else evidence.missed
-    return Tried(load=load, met=not missed, missed=missed, open=evidence.open if is_open else (), level=level)
+    return ProbeResult(load=load, met=not missed, missed=missed, open=evidence.open if is_open else (), level=level)
 
 
-def promises_of(scenario: Scenario) -> tuple[Promise, ...]:
+def promises_of(scenario: Scenario) -> tuple[ObjectiveScope, ...]:
     """Return what a scenario promises, to all requests and to each class."""
     found = [(scenario.objectives, None), *((kind.objectives, kind.name) for kind in scenario.kinds)]
-    return tuple(Promise(objectives, name) for objectives, name in found if objectives is not None)
+    return tuple(ObjectiveScope(objectives, name) for objectives, name in found if objectives is not None)
 
 
-def _line(tried: Tried, unit: str) -> str:
+def _line(tried: ProbeResult, unit: str) -> str:
     said = "kept" if tried.met else "missed " + ", ".join(tried.missed)
     sure = "" if not tried.open else f"; {tried.level.requests} requests leave {', '.join(tried.open)} open"
     return f"{tried.load:.4g} {unit}: {said}{sure}"

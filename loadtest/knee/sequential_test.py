@@ -29,14 +29,14 @@ _SHARE_OF = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 _Floats = npt.NDArray[np.float64]
 
 
-class Promise(NamedTuple):
+class ObjectiveScope(NamedTuple):
     """Objectives, and whose: of one class of a mix, or of all requests."""
 
     objectives: Objectives
     class_name: str | None = None
 
 
-class Evidence(NamedTuple):
+class SloDecision(NamedTuple):
     """What the requests so far say of the objectives.
 
     Attributes:
@@ -73,7 +73,9 @@ class _Interval(NamedTuple):
     wanted: float
 
 
-def weigh(promises: Sequence[Promise], records: Sequence[RequestRecord], *, time_scale: float = 1.0) -> Evidence:
+def weigh(
+    promises: Sequence[ObjectiveScope], records: Sequence[RequestRecord], *, time_scale: float = 1.0
+) -> SloDecision:
     """Return what measured requests say of the objectives; of a class, what its own requests say.
 
     Means and maxima have no share: a maximum above its limit is a miss at once, a mean is compared by its own interval.
@@ -98,7 +100,7 @@ def weigh(promises: Sequence[Promise], records: Sequence[RequestRecord], *, time
         undecided.append(BACKLOG)
         leaning.append(BACKLOG)
     met = False if missed else None if undecided else True
-    return Evidence(met, tuple(missed), tuple(undecided), tuple(leaning), len(measured))
+    return SloDecision(met, tuple(missed), tuple(undecided), tuple(leaning), len(measured))
 
 
 def ended_before_the_first_under_way(records: Sequence[RequestRecord]) -> list[RequestRecord]:

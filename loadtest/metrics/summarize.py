@@ -35,11 +35,11 @@ from loadtest.results import (
     OUTCOMES,
     UNKNOWN,
     Columns,
-    Doubt,
     Level,
     RequestRecord,
     RunManifest,
     Sample,
+    ValidityIssue,
     columns_of,
     parse_series,
 )
@@ -126,7 +126,7 @@ def class_objectives(run: RunManifest) -> dict[str, Objectives | None]:
     return {each.name: each.objectives for each in getattr(run.scenario, "classes", ())}
 
 
-def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[Doubt]:
+def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[ValidityIssue]:
     """Return the run's doubts, and those that its files give: it was interrupted, or records are missing.
 
     Args:
@@ -134,12 +134,12 @@ def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[Doubt]:
     """
     doubts = list(run.doubts)
     if run.interrupted is not None and all(doubt.code != "interrupted" for doubt in doubts):
-        doubts.append(Doubt(code="interrupted", text=f"the run was interrupted: {run.interrupted}"))
+        doubts.append(ValidityIssue(code="interrupted", text=f"the run was interrupted: {run.interrupted}"))
     for index, (level, found) in enumerate(zip(run.levels, measured, strict=True)):
         asked = run.scenario.requests
         if level.concurrency is not None and level.complete and not level.sufficed and found < asked:
             text = f"{found} measured requests found where the scenario asks for {asked}"
-            doubts.append(Doubt(code="records-missing", text=text, level=index))
+            doubts.append(ValidityIssue(code="records-missing", text=text, level=index))
     return doubts
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from engines.files import Document, Strict
-from loadtest.results import Doubt, Kind, ServerFacts
+from loadtest.results import Kind, ServerFacts, ValidityIssue
 
 PERCENTILES_NOTE = (
     "exact, by linear interpolation between order statistics; inter-token latencies are pooled over all gaps of a "
@@ -276,7 +276,7 @@ class Summary(Document):
         float | None, Field(description="Wall seconds of one engine second; null when the runs differ.")
     ]
     valid: Annotated[bool, Field(description="Whether there is no doubt.")]
-    doubts: Annotated[list[Doubt], Field(description="Why the figures should not be believed.")]
+    doubts: Annotated[list[ValidityIssue], Field(description="Why the figures should not be believed.")]
     percentiles: Annotated[str, Field(description="How percentiles are computed.")] = PERCENTILES_NOTE
     confidence: Annotated[str, Field(description="How confidence intervals are computed.")] = CONFIDENCE_NOTE
     runs: Annotated[list[RunFacts], Field(description="The runs.")]

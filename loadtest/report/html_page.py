@@ -22,7 +22,7 @@ from loadtest.report.html_tables import (
     table,
     verdicts_table,
 )
-from loadtest.results import Doubt
+from loadtest.results import ValidityIssue
 from loadtest.scenario import Objectives
 
 
@@ -145,7 +145,7 @@ def _failed(levels: Sequence[LevelSummary]) -> str:
     return f' <span class="error">{failed:,} of {asked:,} requests failed and are in no latency.</span>'
 
 
-def _level_of(doubt: Doubt, summary: Summary) -> str:
+def _level_of(doubt: ValidityIssue, summary: Summary) -> str:
     if doubt.level is None or not 0 <= doubt.level < len(summary.levels):
         return ""
     return f" <small>(at load {summary.levels[doubt.level].load})</small>"

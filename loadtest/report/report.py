@@ -12,7 +12,7 @@ from loadtest.metrics import Knee, LoadedRun, RunDetail, Summary, knee_of, load_
 from loadtest.report import charts
 from loadtest.report.exports import EXPORTS_NAME, write_exports
 from loadtest.report.html_page import Figure, page
-from loadtest.results import Doubt
+from loadtest.results import ValidityIssue
 from loadtest.scenario import Objectives
 
 SUMMARY_NAME = "summary.json"
@@ -82,7 +82,7 @@ def summarize_loaded(runs: Sequence[LoadedRun], *, command: str, objectives: Obj
     refuse_mixed_kinds(runs, hint="report them apart, or side by side: report-load --compare A B --across-kinds")
     parts = [run.summary(objectives) for run in runs]
     scales = {part.time_scale for part in parts}
-    doubts: list[Doubt] = []
+    doubts: list[ValidityIssue] = []
     before = 0
     for part, run in zip(parts, runs, strict=True):
         doubts += [_moved(doubt, before, run.name if len(parts) > 1 else None) for doubt in part.doubts]
@@ -155,7 +155,7 @@ def _write_charts(
     return figures
 
 
-def _moved(doubt: Doubt, by: int, name: str | None) -> Doubt:
+def _moved(doubt: ValidityIssue, by: int, name: str | None) -> ValidityIssue:
     """Make a doubt point into the levels of several runs, and say whose it is."""
     level = None if doubt.level is None else doubt.level + by
-    return Doubt(code=doubt.code, text=doubt.text if name is None else f"{name}: {doubt.text}", level=level)
+    return ValidityIssue(code=doubt.code, text=doubt.text if name is None else f"{name}: {doubt.text}", level=level)

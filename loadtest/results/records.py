@@ -160,7 +160,7 @@ class WorkerClock(Strict):
     drift_s: float = 0.0
 
 
-class Doubt(Strict):
+class ValidityIssue(Strict):
     """One reason not to believe a run's figures: what was seen, and the limit it passed."""
 
     code: str
@@ -185,7 +185,7 @@ class RunManifest(Document):
     scenario: Scenario
     levels: list[Level]
     interrupted: str | None = None
-    doubts: tuple[Doubt, ...] = ()
+    doubts: tuple[ValidityIssue, ...] = ()
     workers: int = 1
     clocks: tuple[WorkerClock, ...] = ()
 

@@ -1,7 +1,7 @@
 """TODO."""
 
 from loadtest.run.early_stop import Enough
-from loadtest.run.processes import Fleet, join
+from loadtest.run.processes import GeneratorProcesses, join
 from loadtest.run.session import run_once
 
-__all__ = ["Enough", "Fleet", "join", "run_once"]
+__all__ = ["Enough", "GeneratorProcesses", "join", "run_once"]

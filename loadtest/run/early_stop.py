@@ -16,7 +16,7 @@ GROWTH = 1.25  # between looks: each may mislead, and costs time that grows with
 
 
 @dataclass(slots=True)
-class Judge:
+class EarlyStop:
     """Reads what is new in a file of records, and asks whether it suffices.
 
     Args:

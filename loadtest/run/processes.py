@@ -26,7 +26,7 @@ LOCUSTFILE = Path(__file__).parent.parent / "generator" / "locustfile.py"
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class GeneratorProcesses:
     """Which processes send the load.
 
     Attributes:
@@ -69,7 +69,7 @@ class Generators:
         program: What the processes run.
     """
 
-    def __init__(self, fleet: Fleet, folder: Path, program: Path = LOCUSTFILE) -> None:
+    def __init__(self, fleet: GeneratorProcesses, folder: Path, program: Path = LOCUSTFILE) -> None:
         self.fleet = fleet
         self._program = program
         self._folder = folder
@@ -232,7 +232,7 @@ def _reachable(bind: str) -> str:
     return "127.0.0.1" if bind in {"*", "0.0.0.0", "::"} else bind
 
 
-def _options(fleet: Fleet) -> str:
+def _options(fleet: GeneratorProcesses) -> str:
     return json.dumps(
         {
             "bind": fleet.bind,

@@ -12,33 +12,33 @@ from typing import Any
 
 from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, refuse_existing, write_json
-from loadtest.client.protocols import dialect_of, takes_ids
+from loadtest.client.protocols import protocol_for, takes_ids
 from loadtest.generator import GeneratorPlan, Progress, add_lost
 from loadtest.results import (
     REQUESTS_NAME,
     RUN_NAME,
     SAMPLES_NAME,
-    Doubt,
     Level,
     RunManifest,
+    ValidityIssue,
     WorkerClock,
 )
-from loadtest.run.early_stop import Enough, Judge
+from loadtest.run.early_stop import EarlyStop, Enough
 from loadtest.run.fork import done_aside
 from loadtest.run.processes import SILENT_S, STOP_WITHIN_S, Generators
 from loadtest.run.sampler import Monitor
 from loadtest.run.target import Target
 from loadtest.run.terminal import Terminal
-from loadtest.run.validity import Seen, doubts_of, seen_of
+from loadtest.run.validity import LevelObservations, doubts_of, seen_of
 from loadtest.scenario import Scenario
-from loadtest.traffic import Mix, PromptMaker, plans_of, prepare
+from loadtest.traffic import ConversationSampler, PromptMaker, plans_of, prepare
 
 PROMPTS_NAME = "prompts.jsonl"
 UNDER_WAY_NAME = "under-way.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RunRequest:
     """What is to be run, against what, and where it goes.
 
     Attributes:
@@ -57,7 +57,7 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Happened:
+class RunProgress:
     """A run as far as it has come.
 
     Attributes:
@@ -104,7 +104,7 @@ class Happened:
             self.begun = None
 
 
-def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
+def run_scenario(asked: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
     """Drive a server through a scenario's levels.
 
     The folder fills as the run goes on. However the run ends, `run.json` says what was done, and the records up to
@@ -122,13 +122,13 @@ def run_scenario(asked: Asked, generators: Generators, folder: Path, terminal: T
     if target.facts.emulated:
         terminal.line(f"{target.label}: latencies and rates are shown in engine time")
     began = time.monotonic()
-    happened = Happened()
+    happened = RunProgress()
     try:
         plan = _plan(asked, folder, began)
         interval_s = asked.scenario.sample_interval_s
         with Monitor(target.metrics_urls, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
             generators.begin(plan, target.label)
-            judge = asked.enough and Judge(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
+            judge = asked.enough and EarlyStop(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
             _follow(generators, happened, terminal, monitor, limit_s=_limit_s(plan), judge=judge)
     except ToolError as error:
         happened.interrupted = error.message.splitlines()[0]
@@ -157,12 +157,12 @@ def _clear(out: Path, *, force: bool) -> None:
 
 def _follow(
     generators: Generators,
-    happened: Happened,
+    happened: RunProgress,
     terminal: Terminal,
     monitor: Monitor,
     *,
     limit_s: float,
-    judge: Judge | None = None,
+    judge: EarlyStop | None = None,
 ) -> None:
     """Take what the generator says until it ends; when interrupted, what it says of how it ended, too.
 
@@ -192,7 +192,9 @@ def _limit_s(plan: GeneratorPlan) -> float:
     return own_s + plan.scenario.request_timeout_s + SILENT_S
 
 
-def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> tuple[RunManifest, dict[int, Seen]]:
+def _complete(
+    asked: RunRequest, folder: Path, happened: RunProgress, workers: int
+) -> tuple[RunManifest, dict[int, LevelObservations]]:
     """Write a record for what was lost, and `run.json`; return it, and what the records show.
 
     Raises:
@@ -207,7 +209,7 @@ def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> t
         seen = seen_of(out) if records.is_file() else {}
         doubts = list(doubts_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
         if happened.lost is not None:
-            doubts.append(Doubt(code="worker-lost", text=happened.lost))
+            doubts.append(ValidityIssue(code="worker-lost", text=happened.lost))
         run = RunManifest(
             made_by=asked.made_by,
             made_from=asked.made_from,
@@ -229,16 +231,18 @@ def _complete(asked: Asked, folder: Path, happened: Happened, workers: int) -> t
     return run, seen
 
 
-def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
+def _plan(asked: RunRequest, folder: Path, began: float) -> GeneratorPlan:
     scenario, target, out = asked.scenario, asked.target, asked.out
     plans = plans_of(scenario)
     as_text = not takes_ids(target.endpoint, scenario.model)
-    dialect_of(target.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body)  # to refuse it here
+    protocol_for(
+        target.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body
+    )  # to refuse it here
     prompts = folder / "prompts"
     prompts.mkdir()
     salt = secrets.randbits(32)  # the one thing no seed decides: words that this server has not cached
     done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
-    mix = Mix(scenario, PromptMaker(scenario, prompts).rows)
+    mix = ConversationSampler(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, mix) for plan in plans]
     return GeneratorPlan(
         endpoint=target.endpoint.model_copy(
@@ -258,7 +262,7 @@ def _plan(asked: Asked, folder: Path, began: float) -> GeneratorPlan:
     )
 
 
-def _require_success(out: Path, run: RunManifest, seen: dict[int, Seen]) -> None:
+def _require_success(out: Path, run: RunManifest, seen: dict[int, LevelObservations]) -> None:
     if run.interrupted is not None:
         raise ToolError(
             f"the run ended early: {run.interrupted}",

@@ -13,8 +13,8 @@ from engines.console import command_line
 from engines.files import made_by, source_of
 from loadtest.results import RunManifest
 from loadtest.run.early_stop import Enough
-from loadtest.run.processes import Fleet, Generators
-from loadtest.run.runner import Asked, run_scenario
+from loadtest.run.processes import GeneratorProcesses, Generators
+from loadtest.run.runner import RunRequest, run_scenario
 from loadtest.run.target import target_of
 from loadtest.run.terminal import Terminal
 from loadtest.scenario import Scenario, inputs_of
@@ -26,7 +26,7 @@ def run_once(
     out: Path,
     flags: dict[str, Any],
     *,
-    fleet: Fleet | None = None,
+    fleet: GeneratorProcesses | None = None,
     enough: Enough | None = None,
 ) -> RunManifest:
     """Run a scenario once; the generators start while the server is asked what it is. Errors as `run_scenario`.
@@ -37,10 +37,10 @@ def run_once(
         enough: Ends the level under way once its requests tell enough.
     """
     columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-    sends = fleet or Fleet()
+    sends = fleet or GeneratorProcesses()
     with tempfile.TemporaryDirectory(prefix=f"{command}-") as folder, Generators(sends, Path(folder)) as generators:
         target = target_of(flags, scenario.model)
-        asked = Asked(
+        asked = RunRequest(
             scenario=scenario,
             target=target,
             out=out,

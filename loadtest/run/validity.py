@@ -10,23 +10,23 @@ from pathlib import Path
 import numpy as np
 
 from loadtest.results import (
-    Doubt,
     Level,
     LogHistogram,
     RequestRecord,
     ServerFacts,
+    ValidityIssue,
     WorkerClock,
     read_records,
     read_samples,
 )
-from loadtest.scenario import Scenario, Trust
+from loadtest.scenario import Scenario, ValidityLimits
 
 LATE_SERIES = "emulator_lateness_seconds{"
 STEP_SERIES = ("emulator_steps_total{", "emulator_step_seconds_total{")
 
 
 @dataclass(slots=True)
-class Seen:
+class LevelObservations:
     """One level's records in few numbers.
 
     Attributes:
@@ -57,9 +57,9 @@ class Seen:
         self.first_error = self.first_error or record.error
 
 
-def seen_of(out: Path) -> dict[int, Seen]:
+def seen_of(out: Path) -> dict[int, LevelObservations]:
     """Read a run's records once; return what was seen, by level. Errors as `read_records`."""
-    found: dict[int, Seen] = defaultdict(Seen)
+    found: dict[int, LevelObservations] = defaultdict(LevelObservations)
     for record in read_records(out):
         found[record.level].note(record)
     return found
@@ -69,54 +69,60 @@ def doubts_of(
     scenario: Scenario,
     facts: ServerFacts,
     levels: Sequence[Level],
-    seen: dict[int, Seen],
+    seen: dict[int, LevelObservations],
     clocks: Sequence[WorkerClock],
     out: Path,
-) -> Iterator[Doubt]:
+) -> Iterator[ValidityIssue]:
     """Yield every reason not to believe a run's figures, level by level."""
     emulator = _emulator_seen(levels, out) if facts.emulated else {}
     for index, level in enumerate(levels):
-        of_level = seen.get(index, Seen())
+        of_level = seen.get(index, LevelObservations())
         yield from _client_doubts(scenario.trust, facts, index, level, of_level)
         if not level.complete:
-            yield Doubt(code="incomplete", text="the level ended before all its requests", level=index)
+            yield ValidityIssue(code="incomplete", text="the level ended before all its requests", level=index)
         if level.away_s:
             text = f"nothing listened at the server's address for {level.away_s:.1f} s"
-            yield Doubt(code="server-away", text=text, level=index)
+            yield ValidityIssue(code="server-away", text=text, level=index)
         if of_level.lost:
             text = f"{of_level.lost} requests were under way in a load generator that was lost"
-            yield Doubt(code="requests-lost", text=text, level=index)
+            yield ValidityIssue(code="requests-lost", text=text, level=index)
         yield from _clock_doubts(scenario.trust, index, clocks)
         yield from emulator.get(index, _Emulator()).doubts(scenario.trust, index)
 
 
-def _client_doubts(trust: Trust, facts: ServerFacts, index: int, level: Level, seen: Seen) -> Iterator[Doubt]:
+def _client_doubts(
+    trust: ValidityLimits, facts: ServerFacts, index: int, level: Level, seen: LevelObservations
+) -> Iterator[ValidityIssue]:
     gap_s = seen.gaps.quantile(0.5)
     # Where the kernel stamped the arrivals, a late timer moved none of them; a late read may have.
     if gap_s and level.clock != "kernel" and level.generator_late_p99_s > trust.generator_late_ratio * gap_s:
         text = f"the load generator woke up {level.generator_late_p99_s * 1e3:.1f} ms late (p99) between tokens"
         text += f" {gap_s * 1e3:.1f} ms apart; limit {trust.generator_late_ratio:.0%} of that"
-        yield Doubt(code="generator-late", text=text, level=index)
+        yield ValidityIssue(code="generator-late", text=text, level=index)
     if gap_s and level.read_late_p99_s > trust.generator_late_ratio * gap_s:
         text = f"replies were read {level.read_late_p99_s * 1e3:.1f} ms after they came (p99), tokens being"
         text += (
             f" {gap_s * 1e3:.1f} ms apart: some came together for that alone; limit {trust.generator_late_ratio:.0%}"
         )
-        yield Doubt(code="read-late", text=text, level=index)
+        yield ValidityIssue(code="read-late", text=text, level=index)
     late_s = seen.late.quantile(0.99) or 0.0
     if level.concurrency is None and late_s > trust.arrivals_late_s * facts.time_scale:
         text = (
             f"requests were sent {late_s * 1e3:.0f} ms after their time (p99); limit {trust.arrivals_late_s * 1e3:g} ms"
         )
-        yield Doubt(code="arrivals-late", text=f"{text} of engine time: this was not the load asked for", level=index)
+        yield ValidityIssue(
+            code="arrivals-late", text=f"{text} of engine time: this was not the load asked for", level=index
+        )
 
 
-def _clock_doubts(trust: Trust, index: int, clocks: Sequence[WorkerClock]) -> Iterator[Doubt]:
+def _clock_doubts(trust: ValidityLimits, index: int, clocks: Sequence[WorkerClock]) -> Iterator[ValidityIssue]:
     for clock in clocks:
         off_s = clock.uncertainty_s + abs(clock.drift_s)
         if clock.level == index and off_s > trust.clocks_apart_s:
             text = f"the clock of worker {clock.worker} on {clock.host} is known to {off_s * 1e3:.1f} ms only"
-            yield Doubt(code="clocks-apart", text=f"{text}; limit {trust.clocks_apart_s * 1e3:g} ms", level=index)
+            yield ValidityIssue(
+                code="clocks-apart", text=f"{text}; limit {trust.clocks_apart_s * 1e3:g} ms", level=index
+            )
 
 
 @dataclass(slots=True)
@@ -135,13 +141,13 @@ class _Emulator:
                 low, high = self.counters.get(name, (value, value))
                 self.counters[name] = (min(low, value), max(high, value))
 
-    def doubts(self, trust: Trust, index: int) -> Iterator[Doubt]:
+    def doubts(self, trust: ValidityLimits, index: int) -> Iterator[ValidityIssue]:
         steps, seconds = (self._grown(name.rstrip("{")) for name in STEP_SERIES)
         if not self.late_s or not steps:
             return
         ratio = float(np.median(self.late_s)) * steps / seconds
         if ratio > trust.server_late_ratio:
-            yield Doubt(
+            yield ValidityIssue(
                 code="emulator-late",
                 text=f"the emulated engine ended its steps late by {ratio:.0%} of a step (p99); "
                 f"limit {trust.server_late_ratio:.0%}: a larger --time-scale of build-repo gives it room",

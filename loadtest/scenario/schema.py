@@ -17,7 +17,7 @@ from loadtest.scenario.distributions import Distribution, PairsOf, Pause, Tokens
 from loadtest.scenario.slo import Objectives
 from loadtest.scenario.traces import Trace
 
-Protocol = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
+ProtocolName = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
 GENERATED_PROMPTS = ("chat", "random")
 DEFAULT_ISL, DEFAULT_OSL = 256, 64
 PROMPT_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -145,7 +145,7 @@ class Kind:
         return self.has_file and (of_file or turns)
 
 
-class Trust(Strict):
+class ValidityLimits(Strict):
     """When a run's figures are not to be believed; see docs/measurements.md for where the limits come from.
 
     Attributes:
@@ -228,7 +228,7 @@ class Scenario(Strict):
     unreachable_s: Annotated[float, Field(ge=0)] = 5.0
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)
     sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
-    trust: Trust = Trust()
+    trust: ValidityLimits = ValidityLimits()
 
     @field_validator("classes")
     @classmethod

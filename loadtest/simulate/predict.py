@@ -32,7 +32,7 @@ from loadtest.results import (
 )
 from loadtest.scenario import Scenario, Trace
 from loadtest.simulate.virtual_server import Arrivals, Contents, Ended, Sent, Traffic, Users, VirtualServer
-from loadtest.traffic import LevelPlan, Mix, Rows, closed_loop, open_loop, plans_of
+from loadtest.traffic import ConversationSampler, LevelPlan, Rows, closed_loop, open_loop, plans_of
 
 SAMPLES_PER_LEVEL = 400
 INTERVAL_SHARE = 0.9
@@ -65,7 +65,7 @@ def predict(
     Args:
         rows: By prompt file, what a tokenizer counts in it; see `conversations.Mix`.
     """
-    mix = Mix(scenario, rows)
+    mix = ConversationSampler(scenario, rows)
     contents = _contents(scenario, manifest, mix)
     records: list[RequestRecord] = []
     samples: list[Sample] = []
@@ -166,7 +166,7 @@ def at_once(scenario: Scenario) -> Scenario:
 def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
     """Return an engine that takes a scenario's largest batch whole, prompts in one iteration, and nothing above it."""
     most = max(scenario.concurrency)
-    mix = Mix(scenario)
+    mix = ConversationSampler(scenario)
     drawn = [mix.begin(number) for number in range(most)]
     longest = max(each.prompt_tokens + each.exchange.reply_tokens for each in drawn)
     limits = manifest.limits.model_copy(
@@ -202,7 +202,14 @@ def _intervals(level: LevelSummary, calibration: Calibration) -> dict[str, Inter
 
 
 def _traffic(
-    scenario: Scenario, plan: LevelPlan, mix: Mix, contents: Contents, *, level: int, begin_s: float, first_id: int
+    scenario: Scenario,
+    plan: LevelPlan,
+    mix: ConversationSampler,
+    contents: Contents,
+    *,
+    level: int,
+    begin_s: float,
+    first_id: int,
 ) -> Traffic:
     """Return who sends what of a level that begins now."""
     if plan.concurrency is not None:
@@ -222,7 +229,7 @@ def _traffic(
     return Arrivals(requests, follow)
 
 
-def _contents(scenario: Scenario, manifest: EngineManifest, mix: Mix) -> Contents:
+def _contents(scenario: Scenario, manifest: EngineManifest, mix: ConversationSampler) -> Contents:
     """Return what the engine can find again of what is sent; where it never can, nothing is worked out."""
     can_find = manifest.runtime.kv_reuse and (mix.shares_blocks or isinstance(scenario.arrivals, Trace))
     return Contents(manifest.kv_cache.tokens_per_block if can_find else None)

@@ -1,7 +1,7 @@
 """TODO."""
 
 from loadtest.traffic.closed_loop import ClosedLoop, closed_loop
-from loadtest.traffic.conversations import Mix, Rows, Seen, Talk, always, seen_of
+from loadtest.traffic.conversations import ConversationSampler, ConversationState, LengthStats, Rows, always, seen_of
 from loadtest.traffic.levels import LevelPlan, Turn, plans_of
 from loadtest.traffic.open_loop import OpenLoop, open_loop
 from loadtest.traffic.prepare import count_rows, prepare
@@ -10,14 +10,14 @@ from loadtest.traffic.prompts import PREPARED_SUFFIXES, Prompt, PromptMaker
 __all__ = [
     "PREPARED_SUFFIXES",
     "ClosedLoop",
+    "ConversationSampler",
+    "ConversationState",
+    "LengthStats",
     "LevelPlan",
-    "Mix",
     "OpenLoop",
     "Prompt",
     "PromptMaker",
     "Rows",
-    "Seen",
-    "Talk",
     "Turn",
     "always",
     "closed_loop",

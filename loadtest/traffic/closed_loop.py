@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from loadtest.results import Phase
 from loadtest.scenario import Scenario
-from loadtest.traffic.conversations import Begin, Mix, Talk
+from loadtest.traffic.conversations import Begin, ConversationSampler, ConversationState
 from loadtest.traffic.levels import Turn, turn_of
 
 
@@ -28,7 +28,7 @@ def closed_loop(
     """
     return ClosedLoop(
         concurrency,
-        begin_talk or Mix(scenario).begin,
+        begin_talk or ConversationSampler(scenario).begin,
         scenario.requests_of(concurrency),
         scenario.warmup_requests,
         first_id=first_id,
@@ -77,7 +77,7 @@ class ClosedLoop:
     end_s: float | None = None
     next_id: int = 0
     _next_talk: int = 0
-    _talks: dict[int, Talk] = field(default_factory=dict)
+    _talks: dict[int, ConversationState] = field(default_factory=dict)
     _warmed: set[int] = field(default_factory=set)
     _sent: dict[int, int] = field(default_factory=dict)
     _measured: int = 0

@@ -58,7 +58,7 @@ class Conversation(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Talk:
+class ConversationState:
     """A conversation under way.
 
     Attributes:
@@ -132,7 +132,7 @@ class Talk:
         )
 
 
-class Seen(NamedTuple):
+class LengthStats(NamedTuple):
     """What some requests are like, in tokens.
 
     Attributes:
@@ -148,7 +148,7 @@ class Seen(NamedTuple):
     longest: int
 
 
-def seen_of(prompts: Sequence[int], replies: Sequence[int]) -> Seen:
+def seen_of(prompts: Sequence[int], replies: Sequence[int]) -> LengthStats:
     """Return what requests of these lengths are like; there must be one.
 
     >>> seen_of([10, 30], [5, 1]).longest
@@ -156,14 +156,14 @@ def seen_of(prompts: Sequence[int], replies: Sequence[int]) -> Seen:
     """
     longest = max(map(sum, zip(prompts, replies, strict=True)))
     count = len(prompts)
-    return Seen(sum(prompts) / count, sum(replies) / count, max(prompts), max(replies), longest)
+    return LengthStats(sum(prompts) / count, sum(replies) / count, max(prompts), max(replies), longest)
 
 
-Begin: TypeAlias = Callable[[int], Talk]
+Begin: TypeAlias = Callable[[int], ConversationState]
 """Begins the conversation of a number."""
 
 
-class Mix:
+class ConversationSampler:
     """The conversations of a scenario.
 
     Args:
@@ -192,12 +192,12 @@ class Mix:
         """Whether any prompt begins as another does."""
         return any(kind.prefixes or kind.conversation for kind in self._kinds)
 
-    def begin(self, number: int, level: int = 0) -> Talk:
+    def begin(self, number: int, level: int = 0) -> ConversationState:
         """Begin the conversation of a number."""
         drawn = self.draw(number, level)
-        return Talk(drawn, self._kinds[drawn.kind], level)
+        return ConversationState(drawn, self._kinds[drawn.kind], level)
 
-    def begin_arrival(self, number: int, arrival: Arrival, level: int = 0) -> Talk:
+    def begin_arrival(self, number: int, arrival: Arrival, level: int = 0) -> ConversationState:
         """Begin what an arrival asks for: a trace's own request, or the conversation of that number."""
         if arrival.isl is None or arrival.osl is None:
             return self.begin(number, level)
@@ -205,7 +205,7 @@ class Mix:
         drawn = Conversation(
             number, (exchange,), row=self._row(kind, number, level), prefix_hashes=arrival.prefix_hashes
         )
-        return Talk(drawn, kind, level)
+        return ConversationState(drawn, kind, level)
 
     def draw(self, number: int, level: int = 0) -> Conversation:
         """Return the conversation of a number; rows of a prompt file go round, and each level begins further on."""
@@ -218,7 +218,7 @@ class Mix:
         exchanges = self._exchanges(kind, number, spoken, prefix_tokens)
         return Conversation(number, exchanges, index, prefix, prefix_tokens, row)
 
-    def lengths_of(self, numbers: range) -> Seen:
+    def lengths_of(self, numbers: range) -> LengthStats:
         """Return what all requests of some conversations are like."""
         prompts: list[int] = []
         replies: list[int] = []
@@ -230,7 +230,7 @@ class Mix:
                 talk.go_on(talk.exchange.reply_tokens)
         return seen_of(prompts, replies)
 
-    def at_most(self, seen: Seen) -> Seen:
+    def at_most(self, seen: LengthStats) -> LengthStats:
         """Return what was seen with the longest that can be drawn, where classes state bounds."""
         for kind in self._kinds:
             longest = _longest(kind)
@@ -300,4 +300,4 @@ def always(isl: int, osl: int) -> Begin:
     """Return conversations that are all the same single exchange."""
     (kind,) = Scenario().kinds
     conversation = Conversation(0, (Exchange(isl, osl),))
-    return lambda _: Talk(conversation, kind)
+    return lambda _: ConversationState(conversation, kind)

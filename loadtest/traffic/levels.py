@@ -11,7 +11,7 @@ import numpy as np
 from engines.errors import UserError
 from loadtest.results import Phase
 from loadtest.scenario import Arrival, Poisson, Process, Scenario, Trace, arrivals_of
-from loadtest.traffic.conversations import SAMPLED, Mix, Seen, Talk, seen_of
+from loadtest.traffic.conversations import SAMPLED, ConversationSampler, ConversationState, LengthStats, seen_of
 
 FILL_ALLOWANCE = 3  # conversations for each user beyond what is measured: warm-up, and filling up to the end
 
@@ -58,12 +58,12 @@ class LevelPlan:
             return len(self.arrivals)
         return scenario.requests_of(self.concurrency) + (scenario.warmup_requests + FILL_ALLOWANCE) * self.concurrency
 
-    def counted(self, scenario: Scenario, mix: Mix) -> LevelPlan:
+    def counted(self, scenario: Scenario, mix: ConversationSampler) -> LevelPlan:
         """Return the level with the mean lengths of its requests, in whole tokens."""
         seen = self.seen(scenario, mix)
         return replace(self, isl=round(seen.isl), osl=round(seen.osl))
 
-    def seen(self, scenario: Scenario, mix: Mix) -> Seen:
+    def seen(self, scenario: Scenario, mix: ConversationSampler) -> LengthStats:
         """Return what the level's requests are like: means of the first, where there are very many."""
         stated = [arrival for arrival in self.arrivals if arrival.isl is not None and arrival.osl is not None]
         if stated:
@@ -114,10 +114,10 @@ class Turn:
     conversation: int | None = None
     place: int = 0
     exact: bool = True
-    talk: Talk | None = None
+    talk: ConversationState | None = None
 
 
-def turn_of(talk: Talk, number: int, phase: Phase, output_tokens: int | None = None) -> Turn:
+def turn_of(talk: ConversationState, number: int, phase: Phase, output_tokens: int | None = None) -> Turn:
     """Return the next turn of a conversation as a request of that number."""
     kind = talk.kind
     return Turn(

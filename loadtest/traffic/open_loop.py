@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from loadtest.scenario import Arrival, Scenario
-from loadtest.traffic.conversations import Mix, Talk
+from loadtest.traffic.conversations import ConversationSampler, ConversationState
 from loadtest.traffic.levels import LevelPlan, Turn, turn_of
 
 
@@ -25,7 +25,7 @@ class OpenLoop:
     """
 
     plan: LevelPlan
-    begin: Callable[[int, Arrival], Talk]
+    begin: Callable[[int, Arrival], ConversationState]
     warmup_ratio: float
     first_id: int = 0
     worker: int = 0
@@ -68,7 +68,14 @@ class OpenLoop:
 
 
 def open_loop(
-    scenario: Scenario, plan: LevelPlan, mix: Mix, *, level: int, first_id: int, worker: int = 0, workers: int = 1
+    scenario: Scenario,
+    plan: LevelPlan,
+    mix: ConversationSampler,
+    *,
+    level: int,
+    first_id: int,
+    worker: int = 0,
+    workers: int = 1,
 ) -> OpenLoop:
     """Return the open loop of one level, or what one load generator of several needs of it."""
     return OpenLoop(

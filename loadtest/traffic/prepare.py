@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from engines.errors import MissingError, UserError
 from engines.files import write_json
 from loadtest.scenario import Scenario
-from loadtest.traffic.conversations import Mix, Rows
+from loadtest.traffic.conversations import ConversationSampler, Rows
 from loadtest.traffic.levels import LevelPlan
 from loadtest.traffic.prompts import META, Prepared, PromptMaker
 from loadtest.traffic.token_text import TokenText, chat_text, end_id_of, file_text, read_tokenizer
@@ -103,7 +103,7 @@ def _has_hashes(plans: list[LevelPlan]) -> bool:
 
 def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, Rows]) -> int:
     """Return how much chat is worth having: twice the longest prompt, and a fresh place for each to begin at."""
-    mix = Mix(scenario, rows)
+    mix = ConversationSampler(scenario, rows)
     count = max(plan.conversations(scenario) for plan in plans)
     longest = max(plan.seen(scenario, mix).longest for plan in plans)
     return min(MOST_CHAT_TOKENS, max(LEAST_CHAT_TOKENS, 2 * longest + 3 * count * scenario.levels))
@@ -187,7 +187,7 @@ def _counts_hold(
 ) -> bool:
     """Return whether prompts as they are cut have the tokens they are said to have."""
     maker = PromptMaker(scenario, folder, found)
-    mix = Mix(scenario, maker.rows)
+    mix = ConversationSampler(scenario, maker.rows)
     arrivals = plans[0].arrivals
     left = TRIED_TOKENS
     for number in range(min(TRIED, plans[0].conversations(scenario))):

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from engines.files import Strict, read_json
 from loadtest.scenario import GENERATED_PROMPTS, HASH_BLOCK_TOKENS, Kind, Scenario, even
-from loadtest.traffic.conversations import Rows, Talk
+from loadtest.traffic.conversations import ConversationState, Rows
 from loadtest.traffic.token_text import Span, TokenText, pairs_of, read_tokenizer
 
 PREPARED_SUFFIXES = (".json", ".npy", ".txt")
@@ -120,7 +120,7 @@ class PromptMaker:
         """The token that ends a free reply, where the model has to be told."""
         return self._found.end_id
 
-    def prompt(self, talk: Talk) -> Prompt:
+    def prompt(self, talk: ConversationState) -> Prompt:
         """Return the prompt of a conversation's next exchange: what was said before, and what is new.
 
         Raises:
@@ -137,12 +137,12 @@ class PromptMaker:
         said.append(self._new(talk, talk.place))
         return self._joined(said)
 
-    def wants_reply(self, talk: Talk) -> bool:
+    def wants_reply(self, talk: ConversationState) -> bool:
         """Return whether later prompts repeat the reply to the exchange under way."""
         asked = talk.kind.conversation
         return asked is not None and asked.history == "replies" and talk.place + 1 < len(talk.conversation.exchanges)
 
-    def keep(self, talk: Talk, tokens: int, reply: list[int] | list[str] | None) -> None:
+    def keep(self, talk: ConversationState, tokens: int, reply: list[int] | list[str] | None) -> None:
         """Take the reply to the exchange under way, for later prompts; called before that is noted as ended.
 
         Args:
@@ -173,7 +173,7 @@ class PromptMaker:
         messages = tuple((piece.role, piece.text) for piece in said if piece.text)
         return Prompt(tokens, text=text, messages=messages)
 
-    def _shared(self, talk: Talk) -> Piece:
+    def _shared(self, talk: ConversationState) -> Piece:
         """Return the beginning a conversation shares with others; an empty piece where it shares none."""
         conversation = talk.conversation
         if conversation.prefix is None:
@@ -183,7 +183,7 @@ class PromptMaker:
             return self._random("system", conversation.prefix_tokens, key)
         return self._marked("system", talk.level, conversation.prefix_tokens, self._any_cut(key))
 
-    def _new(self, talk: Talk, place: int) -> Piece:
+    def _new(self, talk: ConversationState, place: int) -> Piece:
         """Return what is new in a prompt."""
         conversation, tokens = talk.conversation, talk.conversation.exchanges[place].prompt_tokens
         if conversation.prefix_hashes:
@@ -195,7 +195,7 @@ class PromptMaker:
             return self._marked("user", talk.level, tokens, self._fresh_begin(talk))
         return self._generated("user", talk.kind, tokens, (0, talk.level, conversation.number, place))
 
-    def _stand_in(self, talk: Talk, place: int, tokens: int) -> Piece:
+    def _stand_in(self, talk: ConversationState, place: int, tokens: int) -> Piece:
         """Return words in place of a reply: the prompt file's own reply where there is one."""
         key = (_REPLY, talk.level, talk.conversation.number, place)
         if talk.kind.has_file:
@@ -204,7 +204,7 @@ class PromptMaker:
                 return self._fitted("assistant", talk, reply, tokens, key)
         return self._generated("assistant", talk.kind, tokens, key)
 
-    def _row(self, talk: Talk) -> list[Span]:
+    def _row(self, talk: ConversationState) -> list[Span]:
         if talk.conversation.row is None:
             raise ValueError(f"conversation {talk.conversation.number} was drawn without its prompt file")
         return self._texts[talk.kind.prompts].rows[talk.conversation.row]
@@ -229,7 +229,7 @@ class PromptMaker:
         ids, text = [] if as_text else [token for token, _ in marks], "".join(word for _, word in marks if as_text)
         return _in_one(role, [Piece(role, count, ids, text), self._window(role, tokens - count, begin)])
 
-    def _fresh_begin(self, talk: Talk) -> int:
+    def _fresh_begin(self, talk: ConversationState) -> int:
         """Return where a conversation's first words begin: for each another place, until all have been used."""
         begins = self._texts["chat"].begins
         places = len(begins)
@@ -260,7 +260,7 @@ class PromptMaker:
         filled = end - safe if self._found.filler else 0
         return Piece(role, safe - begin + filled, [], text.part(begin, safe) + self._found.filler * filled)
 
-    def _fitted(self, role: Speaker, talk: Talk, span: Span, tokens: int, key: tuple[int, ...]) -> Piece:
+    def _fitted(self, role: Speaker, talk: ConversationState, span: Span, tokens: int, key: tuple[int, ...]) -> Piece:
         """Return a message of a prompt file at a stated length: cut, or filled up with chat."""
         text = self._texts[talk.kind.prompts]
         piece = self._cut(role, text, span.begin, min(span.end, span.begin + tokens), span.end)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes import BIN, cpu_s, free_ports, machine, show
 
 from triton_repo.models.text import load_tokenizer
-from triton_repo.openai_api.triton_client import Engine, Generation
+from triton_repo.openai_api.triton_client import EngineClient, Generation
 
 MODEL = "bench"
 PROMPT = "Say what a streamed token costs, from the engine to the client, in one breath. " * 8
@@ -111,7 +111,7 @@ async def _first_tokens(repository: Path, ports: list[int], requests: int) -> tu
     tokenizer = load_tokenizer(repository / "preprocessing/1/tokenizer")
     text = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    engine = Engine(f"127.0.0.1:{ports[1]}")
+    engine = EngineClient(f"127.0.0.1:{ports[1]}")
     engine.open()
     direct, front = [], []
     for _ in range(requests):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
 from loadtest.scenario.schema import Lengths, Scenario
-from loadtest.traffic.conversations import Mix
+from loadtest.traffic.conversations import ConversationSampler
 from loadtest.traffic.levels import plans_of
 from loadtest.traffic.prepare import prepare
 from loadtest.traffic.prompts import PromptMaker
@@ -36,7 +36,7 @@ def _line(tokenizer: Path, source: str, *, as_text: bool, isl: int) -> str:
         began = time.perf_counter()
         prepare(scenario, plans_of(scenario), tokenizer, Path(folder), as_text=as_text)
         prepared_s = time.perf_counter() - began
-        maker, mix = PromptMaker(scenario, Path(folder)), Mix(scenario)
+        maker, mix = PromptMaker(scenario, Path(folder)), ConversationSampler(scenario)
         began = time.perf_counter()
         for number in range(PROMPTS):
             maker.prompt(mix.begin(number))

@@ -28,7 +28,7 @@ from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from engines.steptime.source import step_time_for
 from loadtest.calibration.calibrate import Request, errors_of, fit_best, predicted_logs, waves_of
-from loadtest.calibration.fit import PARAMETERS, Array, Rig, observe
+from loadtest.calibration.fit import PARAMETERS, Array, FitContext, observe
 from loadtest.calibration.measured_points import Deployment, Point, read_points
 
 HERE = Path(__file__).parent
@@ -122,7 +122,7 @@ def max_load() -> Result:
     seen = []
     for point in points:
         manifest = _manifest("mistral-7b", "h100-sxm-80gb", "fp8", [point], max_batch_size=2048, max_num_tokens=8192)
-        seen.append(observe(Rig(settings_of(manifest), step_time_for(manifest), LoadGenerator()), point, NO_FIT))
+        seen.append(observe(FitContext(settings_of(manifest), step_time_for(manifest), LoadGenerator()), point, NO_FIT))
     return Result(GOALS[3].row, "h100-sxm-80gb fp8, mistral-7b", points, np.array(seen))
 
 

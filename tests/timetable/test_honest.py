@@ -28,12 +28,12 @@ from truth import added_by_client
 from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
 from loadtest.client.connection import Connection, UnreachableError
 from loadtest.client.endpoint import Endpoint
-from loadtest.client.protocols import dialect_of
-from loadtest.client.protocols.base import Answer, Asked
-from loadtest.scenario.schema import Protocol
+from loadtest.client.protocols import protocol_for
+from loadtest.client.protocols.base import Reply, RequestSpec
+from loadtest.scenario.schema import ProtocolName
 from loadtest.traffic.prompts import Prompt
 
-DIALECTS: tuple[Protocol, ...] = ("openai-chat", "openai-completions", "triton-http")
+DIALECTS: tuple[ProtocolName, ...] = ("openai-chat", "openai-completions", "triton-http")
 ROOT = Path(__file__).parents[2]
 KEY = "sk-a-key-nobody-may-see"
 
@@ -57,7 +57,7 @@ def _run(
 
 
 @pytest.mark.parametrize("protocol", DIALECTS)
-def test_reported_latencies_are_the_timetables(start: Start, tmp_path: Path, protocol: Protocol) -> None:
+def test_reported_latencies_are_the_timetables(start: Start, tmp_path: Path, protocol: ProtocolName) -> None:
     """Of 16 users' replies the median TTFT is within 5 ms of 50 ms, the median ITL within 5 % of 10 ms."""
     server = start()
     load = ["--protocol", protocol, "--model", "timetable", "--concurrency", 16, "--requests", 32, "--osl", 64]
@@ -106,7 +106,7 @@ def test_a_stall_is_seen_whole(start: Start) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["openai-chat", "openai-completions"])
-def test_tokens_that_come_in_pairs_count_as_two(start: Start, protocol: Protocol) -> None:
+def test_tokens_that_come_in_pairs_count_as_two(start: Start, protocol: ProtocolName) -> None:
     """By the usage at the end eight events were sixteen tokens; eight came with the one before, and it says so."""
     answer, asked = ask(Connection(door_to(start().port, protocol, "pairs")))
     assert answer.outcome(asked) == ("ok", None)
@@ -142,7 +142,7 @@ FAULTS = [
 @pytest.mark.parametrize("protocol", DIALECTS)
 @pytest.mark.parametrize(("fault", "outcome", "text", "tokens"), FAULTS)
 def test_every_fault_has_its_outcome(
-    start: Start, protocol: Protocol, fault: str, outcome: str, text: str | None, tokens: int | None
+    start: Start, protocol: ProtocolName, fault: str, outcome: str, text: str | None, tokens: int | None
 ) -> None:
     """However a reply fails, it ends in time, says how, and keeps the tokens that came; the next request is served."""
     server = start(first_ms=5, gap_ms=2)
@@ -191,14 +191,14 @@ def test_a_refusal_that_quotes_the_key_is_kept_without_it(start: Start) -> None:
     """What a server says is written down; the key in it is not."""
     endpoint = Endpoint(host="127.0.0.1", port=start(key=KEY).port, protocol="openai-chat")
     door = door_to(endpoint.port, "openai-chat")
-    door.dialect = dialect_of(endpoint, "timetable", environment={"OPENAI_API_KEY": KEY + "-old"})
+    door.protocol = protocol_for(endpoint, "timetable", environment={"OPENAI_API_KEY": KEY + "-old"})
     answer, asked = ask(Connection(door))
     _, reason = answer.outcome(asked)
     assert reason == "Incorrect API key provided: [key]"
 
 
 @pytest.mark.parametrize("protocol", DIALECTS)
-def test_a_server_may_die_and_return(start: Start, protocol: Protocol) -> None:
+def test_a_server_may_die_and_return(start: Start, protocol: ProtocolName) -> None:
     """A kept connection whose server died is made again; while there is none, requests fail at once."""
     server = start(first_ms=5, gap_ms=2)
     connection = Connection(door_to(server.port, protocol))
@@ -218,7 +218,7 @@ def test_a_killed_request_keeps_what_had_come(start: Start) -> None:
     found = []
 
     def user() -> None:
-        answer, asked = Answer(), Asked("r0", Prompt(tokens=1, text="hello"), 500)
+        answer, asked = Reply(), RequestSpec("r0", Prompt(tokens=1, text="hello"), 500)
         try:
             connection.ask(asked, answer)
         finally:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loadtest.client.connection import Connection, Door
+from loadtest.client.connection import Connection, ServerConnections
 from loadtest.client.endpoint import Endpoint
-from loadtest.client.protocols import dialect_of
-from loadtest.client.protocols.base import Answer, Asked
-from loadtest.scenario.schema import Protocol
+from loadtest.client.protocols import protocol_for
+from loadtest.client.protocols.base import Reply, RequestSpec
+from loadtest.scenario.schema import ProtocolName
 from loadtest.traffic.prompts import Prompt
 
 
@@ -31,16 +31,18 @@ class Timetable:
 Start = Callable[..., Timetable]
 
 
-def door_to(port: int, protocol: Protocol, model: str = "timetable", **more: float | bool) -> Door:
+def door_to(port: int, protocol: ProtocolName, model: str = "timetable", **more: float | bool) -> ServerConnections:
     """Return a door to a server on this machine."""
     endpoint = Endpoint(host="127.0.0.1", port=port, protocol=protocol)
     began = time.monotonic()
     limits = {"silence_s": 5.0, "reply_s": 20.0, **more}
-    return Door(endpoint, dialect_of(endpoint, model, environment={}), clock=lambda: time.monotonic() - began, **limits)
+    return ServerConnections(
+        endpoint, protocol_for(endpoint, model, environment={}), clock=lambda: time.monotonic() - began, **limits
+    )
 
 
-def ask(connection: Connection, tokens: int = 16) -> tuple[Answer, Asked]:
+def ask(connection: Connection, tokens: int = 16) -> tuple[Reply, RequestSpec]:
     """Send one request of a connection and wait for its answer."""
-    answer, asked = Answer(), Asked("r0", Prompt(tokens=1, text="hello"), tokens)
+    answer, asked = Reply(), RequestSpec("r0", Prompt(tokens=1, text="hello"), tokens)
     connection.ask(asked, answer)
     return answer, asked

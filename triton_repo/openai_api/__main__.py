@@ -19,7 +19,7 @@ from triton_repo.openai_api.app import make_app
 from triton_repo.openai_api.head_limit import BoundedHttp
 from triton_repo.openai_api.reasoning import Reasoning
 from triton_repo.openai_api.service import Service
-from triton_repo.openai_api.triton_client import Engine
+from triton_repo.openai_api.triton_client import EngineClient
 from triton_repo.settings import read_repository
 
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
@@ -59,7 +59,7 @@ def main(repository: Path, **flags: Any) -> None:
         timer.daemon = True
         timer.start()
     uvicorn.run(
-        make_app(service, Engine(flags["grpc_target"]), access, metrics_url=flags["metrics_url"]),
+        make_app(service, EngineClient(flags["grpc_target"]), access, metrics_url=flags["metrics_url"]),
         host=flags["address"],
         port=flags["port"],
         loop="uvloop",

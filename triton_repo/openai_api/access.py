@@ -30,7 +30,7 @@ class Access:
     stall_limit_s: float = 600.0
 
 
-class Gate:
+class AdmissionLimits:
     """What every endpoint asks first.
 
     Args:

@@ -18,22 +18,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from triton_repo.openai_api.access import JSON_TYPE, Access, Gate
+from triton_repo.openai_api.access import JSON_TYPE, Access, AdmissionLimits
 from triton_repo.openai_api.endpoints import Generating
 from triton_repo.openai_api.errors import ApiError, engine_gone
-from triton_repo.openai_api.requests import ChatAsked, CompletionAsked
+from triton_repo.openai_api.requests import ChatRequest, CompletionRequest
 from triton_repo.openai_api.responses import ChatShape, CompletionShape
 from triton_repo.openai_api.service import Service
-from triton_repo.openai_api.triton_client import Engine
+from triton_repo.openai_api.triton_client import EngineClient
 
 
-def make_app(service: Service, engine: Engine, access: Access, *, metrics_url: str | None) -> ASGIApp:
+def make_app(service: Service, engine: EngineClient, access: Access, *, metrics_url: str | None) -> ASGIApp:
     """Return the application; it opens the engine's channel when it starts."""
-    gate = Gate(access, model=service.model, kind=service.kind)
+    gate = AdmissionLimits(access, model=service.model, kind=service.kind)
     pages = _Pages(service, engine, gate, metrics_url)
-    chat = Generating(service, engine, gate, schema=ChatAsked, prepare=service.chat, shape=ChatShape())
+    chat = Generating(service, engine, gate, schema=ChatRequest, prepare=service.chat, shape=ChatShape())
     completion = Generating(
-        service, engine, gate, schema=CompletionAsked, prepare=service.completion, shape=CompletionShape()
+        service, engine, gate, schema=CompletionRequest, prepare=service.completion, shape=CompletionShape()
     )
 
     @asynccontextmanager
@@ -59,7 +59,7 @@ def make_app(service: Service, engine: Engine, access: Access, *, metrics_url: s
 class _Pages:
     """The endpoints that generate nothing, and what is said of errors."""
 
-    def __init__(self, service: Service, engine: Engine, gate: Gate, metrics_url: str | None) -> None:
+    def __init__(self, service: Service, engine: EngineClient, gate: AdmissionLimits, metrics_url: str | None) -> None:
         self._service = service
         self._engine = engine
         self._gate = gate

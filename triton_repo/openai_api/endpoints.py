@@ -12,13 +12,13 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from triton_repo.openai_api.access import JSON_TYPE, Gate
+from triton_repo.openai_api.access import JSON_TYPE, AdmissionLimits
 from triton_repo.openai_api.errors import ApiError, bad_request
 from triton_repo.openai_api.reasoning import Piece
-from triton_repo.openai_api.requests import Asked, read_asked
+from triton_repo.openai_api.requests import ApiRequest, read_request
 from triton_repo.openai_api.responses import DONE, ChunkWriter, Head, Shape, usage_of
 from triton_repo.openai_api.service import Service, Work
-from triton_repo.openai_api.triton_client import Engine, Reply
+from triton_repo.openai_api.triton_client import EngineClient, Reply
 
 BODY_WITHIN_S = 30.0
 LONG_BODY_BYTES = 65_536
@@ -36,8 +36,8 @@ class Generating:
     def __init__(
         self,
         service: Service,
-        engine: Engine,
-        gate: Gate,
+        engine: EngineClient,
+        gate: AdmissionLimits,
         *,
         schema: type[Any],
         prepare: Callable[[Any], Work],
@@ -82,8 +82,8 @@ class Generating:
             watch.cancel()
             reply.cancel()
 
-    def _understand(self, body: bytes) -> tuple[Asked, Work]:
-        asked: Asked = read_asked(body, self._schema)
+    def _understand(self, body: bytes) -> tuple[ApiRequest, Work]:
+        asked: ApiRequest = read_request(body, self._schema)
         self._gate.known_model(asked.model)
         return asked, self._prepare(asked)
 

@@ -15,7 +15,7 @@ MAX_STOP_CHARACTERS = 256
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
-AskedT = TypeVar("AskedT", bound="Asked")
+ApiRequestT = TypeVar("ApiRequestT", bound="ApiRequest")
 Text = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -33,7 +33,7 @@ class StreamOptions(_Strict):
     include_obfuscation: bool | None = None
 
 
-class Asked(_Strict):
+class ApiRequest(_Strict):
     """What both kinds of request share. None: not given.
 
     Attributes:
@@ -93,7 +93,7 @@ class Asked(_Strict):
             )
 
 
-class ChatAsked(Asked):
+class ChatRequest(ApiRequest):
     """The body of POST /v1/chat/completions.
 
     Keys that change nothing about the tokens (`user`, `metadata`, `store`, `service_tier` and the like) are accepted.
@@ -138,7 +138,7 @@ class ChatAsked(Asked):
             raise bad_request("modalities: only text is served", "modalities")
 
 
-class CompletionAsked(Asked):
+class CompletionRequest(ApiRequest):
     """The body of POST /v1/completions; the prompt is text, or token ids."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
@@ -176,7 +176,7 @@ class CompletionAsked(Asked):
         return [token for token in prompt if isinstance(token, int)]
 
 
-def read_asked(body: bytes, schema: type[AskedT]) -> AskedT:
+def read_request(body: bytes, schema: type[ApiRequestT]) -> ApiRequestT:
     """Return a request from its JSON.
 
     Raises:

@@ -14,7 +14,7 @@ from triton_repo.openai_api.chat_template import ChatTemplate, TemplateError, lo
 from triton_repo.openai_api.errors import bad_request
 from triton_repo.openai_api.reasoning import CLOSE_TAG, OPEN_TAG, Reasoning, ReasoningSplitter, splitter_for
 from triton_repo.openai_api.reply_text import ReplyText
-from triton_repo.openai_api.requests import Asked, ChatAsked, CompletionAsked, plain_messages
+from triton_repo.openai_api.requests import ApiRequest, ChatRequest, CompletionRequest, plain_messages
 from triton_repo.openai_api.responses import Finish
 from triton_repo.openai_api.triton_client import NO_END, Generation
 from triton_repo.settings import RepositoryManifest
@@ -100,7 +100,7 @@ class Service:
             return f"emulated; time-scale={self.repository.resolved.emulation.time_scale:g}"
         return self.repository.kind
 
-    def chat(self, asked: ChatAsked) -> Work:
+    def chat(self, asked: ChatRequest) -> Work:
         """Return the work of a chat request; an ApiError where it cannot be done."""
         if self._template is None:
             raise bad_request("this tokenizer came without a chat template; use /v1/completions", "messages")
@@ -117,13 +117,13 @@ class Service:
         ids = self._encode(prompt, add_special_tokens=False)
         return self._work(asked, ids, self._reply(asked, splitter))
 
-    def completion(self, asked: CompletionAsked) -> Work:
+    def completion(self, asked: CompletionRequest) -> Work:
         """Return the work of a completion request; an ApiError where it cannot be done."""
         prompt = asked.one_prompt()
         ids = self._encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else self._known(prompt)
         return self._work(asked, ids, self._reply(asked, None))
 
-    def _reply(self, asked: Asked, splitter: ReasoningSplitter | None) -> ReplyText:
+    def _reply(self, asked: ApiRequest, splitter: ReasoningSplitter | None) -> ReplyText:
         stream = self._detokenizers[asked.skip_special_tokens].stream()
         return ReplyText(stream, asked.stops, splitter)
 
@@ -139,7 +139,7 @@ class Service:
             raise bad_request(f"token id {wrong} is not in the vocabulary of {self._vocabulary}", "prompt")
         return ids
 
-    def _work(self, asked: Asked, ids: list[int], text: ReplyText) -> Work:
+    def _work(self, asked: ApiRequest, ids: list[int], text: ReplyText) -> Work:
         most = self._output_tokens(asked, len(ids))
         can_stream = self.repository.resolved.scheduling.streaming
         if asked.stream and not can_stream:
@@ -164,7 +164,7 @@ class Service:
         )
         return Work(generation, text)
 
-    def _output_tokens(self, asked: Asked, prompt_tokens: int) -> int:
+    def _output_tokens(self, asked: ApiRequest, prompt_tokens: int) -> int:
         """Return how long the reply may be; an ApiError where prompt and reply do not fit, or are above the limits."""
         sequence = self.repository.engine.limits.max_seq_len
         if prompt_tokens == 0:

@@ -55,7 +55,7 @@ class Generation:
     seed: int | None = None
 
 
-class Engine:
+class EngineClient:
     """A channel to Triton.
 
     Args:

@@ -1,13 +1,21 @@
 """TODO."""
 
 from loadtest.capacity.simulation.fleet_checks import Checked, FleetTask, What, check, ramp_of
-from loadtest.capacity.simulation.max_rate import Constraint, Found, Task, Tried, figures_of, most_of, swept
+from loadtest.capacity.simulation.max_rate import (
+    Constraint,
+    RateProbe,
+    ReplicaCapacity,
+    Task,
+    figures_of,
+    most_of,
+    swept,
+)
 from loadtest.capacity.simulation.replica import NONE, Pessimism
 from loadtest.capacity.simulation.traffic_sample import (
     LEAD_RATIO,
     SLOT_S,
-    Curve,
-    Shape,
+    LengthProfile,
+    RateCurve,
     busiest_window,
     curve_of,
     mean_turns,
@@ -21,13 +29,13 @@ __all__ = [
     "SLOT_S",
     "Checked",
     "Constraint",
-    "Curve",
     "FleetTask",
-    "Found",
+    "LengthProfile",
     "Pessimism",
-    "Shape",
+    "RateCurve",
+    "RateProbe",
+    "ReplicaCapacity",
     "Task",
-    "Tried",
     "What",
     "busiest_window",
     "check",

@@ -17,7 +17,7 @@ from loadtest.capacity.inputs import Routing
 from loadtest.capacity.simulation.replica import (
     NONE,
     Pessimism,
-    Seen,
+    RateResult,
     Totals,
     add,
     batcher_of,
@@ -26,7 +26,7 @@ from loadtest.capacity.simulation.replica import (
     seen_of,
     sent_of,
 )
-from loadtest.capacity.simulation.traffic_sample import Stretch
+from loadtest.capacity.simulation.traffic_sample import TrafficSample
 from loadtest.scenario import Objectives
 from loadtest.simulate import Ended, Sent, VirtualServer
 
@@ -157,11 +157,13 @@ class Served(NamedTuple):
         retried: Requests sent again because their replica was lost.
     """
 
-    seen: Seen
+    seen: RateResult
     retried: int
 
 
-def serve(fleet: Fleet, stretches: list[Stretch], objectives: dict[str, Objectives], *, rate_per_s: float) -> Served:
+def serve(
+    fleet: Fleet, stretches: list[TrafficSample], objectives: dict[str, Objectives], *, rate_per_s: float
+) -> Served:
     """Return what all replicas together show, each stretch from an idle start."""
     totals: dict[str, Totals] = {}
     retried = 0
@@ -184,7 +186,7 @@ def _replica(fleet: Fleet, up_s: float) -> Replica:
     return Replica(server, inbox, up_s)
 
 
-def _play(fleet: Fleet, replicas: list[Replica], stretch: Stretch, totals: Totals) -> int:
+def _play(fleet: Fleet, replicas: list[Replica], stretch: TrafficSample, totals: Totals) -> int:
     router = Router(fleet.routing)
     retried = 0
     loss = fleet.loss

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 from engines.files import Strict
 from loadtest.capacity.inputs import Routing
 from loadtest.capacity.simulation.fleet import Fleet, Loss, Served, serve
-from loadtest.capacity.simulation.max_rate import Task, Tried, tried_of
-from loadtest.capacity.simulation.traffic_sample import SLOT_S, Stretch, Wanted, requests_needed, stretches_at
+from loadtest.capacity.simulation.max_rate import RateProbe, Task, tried_of
+from loadtest.capacity.simulation.traffic_sample import SLOT_S, TrafficSample, Wanted, requests_needed, stretches_at
 from loadtest.scenario import Steps, draw_times_s
 
 import numpy as np  # isort: skip
@@ -68,7 +68,7 @@ class Checked(Strict):
     lost: int
     retried: int
     up_most: int
-    tried: Tried
+    tried: RateProbe
 
 
 def check(asked: FleetTask) -> Checked:
@@ -101,7 +101,7 @@ def _steady(asked: FleetTask, share: float) -> tuple[Served, int, int]:
     return served, count, asked.replicas
 
 
-def _peak(asked: FleetTask, rate_per_s: float, replicas: int) -> list[Stretch]:
+def _peak(asked: FleetTask, rate_per_s: float, replicas: int) -> list[TrafficSample]:
     task = asked.task
     slots = math.ceil(asked.in_flight * replicas)
     requests = requests_needed(task.demand, slots)
@@ -119,7 +119,7 @@ def _ramp(asked: FleetTask, share: float) -> tuple[Served, int, int]:
     times_s = draw_times_s(Steps(rates_per_s=tuple(rates), step_s=SLOT_S), rng).tolist()
     pattern = [ask for each in _peak(asked, max(rates), max(ups)) for ask in each.asks]
     asks = tuple(pattern[place % len(pattern)]._replace(at_s=at_s) for place, at_s in enumerate(times_s))
-    stretch = Stretch(asks, lead * SLOT_S, len(rates) * SLOT_S)
+    stretch = TrafficSample(asks, lead * SLOT_S, len(rates) * SLOT_S)
     most = max(ups)
     starts = tuple(next(slot for slot, up in enumerate(ups) if up > place) * SLOT_S for place in range(most))
     fleet = Fleet(task.manifest, starts, asked.routing, task.pessimism)

@@ -13,8 +13,14 @@ from engines.planning import Engine, Workload, outlook
 from engines.spec import Sizing
 from engines.steptime import StepCost, uniform
 from loadtest.capacity.inputs import Demand
-from loadtest.capacity.simulation.replica import NONE, Pessimism, Seen, simulate
-from loadtest.capacity.simulation.traffic_sample import Shape, Stretch, Wanted, requests_needed, stretches_at
+from loadtest.capacity.simulation.replica import NONE, Pessimism, RateResult, simulate
+from loadtest.capacity.simulation.traffic_sample import (
+    LengthProfile,
+    TrafficSample,
+    Wanted,
+    requests_needed,
+    stretches_at,
+)
 from loadtest.knee import Knee, Probe, find_knee
 from loadtest.metrics import LevelSummary
 from loadtest.scenario import Trace
@@ -47,7 +53,7 @@ class Task(NamedTuple):
     manifest: EngineManifest
     demand: Demand
     folder: Path
-    shape: Shape
+    shape: LengthProfile
     pessimism: Pessimism
     is_brief: bool = False
 
@@ -67,7 +73,7 @@ class Task(NamedTuple):
         return "\n".join(parts)
 
 
-class Tried(Strict):
+class RateProbe(Strict):
     """One load tried on one replica; latencies at the unfavourable end of the prediction."""
 
     rate_per_s: float
@@ -101,7 +107,7 @@ class Relief(Strict):
     gain: float
 
 
-class Found(Strict):
+class ReplicaCapacity(Strict):
     """What one replica carries.
 
     Attributes:
@@ -119,7 +125,7 @@ class Found(Strict):
     missed: tuple[str, ...]
     requests_needed: int
     supported: bool
-    tried: tuple[Tried, ...]
+    tried: tuple[RateProbe, ...]
     strain: float | None = None
     reliefs: tuple[Relief, ...] = ()
 
@@ -130,7 +136,7 @@ class Found(Strict):
         return None if best is None or best.gain <= 0 else best.constraint
 
     @property
-    def at_knee(self) -> Tried | None:
+    def at_knee(self) -> RateProbe | None:
         """The figures at the promised load."""
         return next((each for each in self.tried if each.rate_per_s == self.rate_per_s), None)
 
@@ -143,12 +149,12 @@ class Bench:
         self.slots = task.manifest.limits.max_batch_size
         self.requests = requests_needed(task.demand, self.slots)
 
-    def stretches(self, rate_per_s: float) -> list[Stretch]:
+    def stretches(self, rate_per_s: float) -> list[TrafficSample]:
         """Return the demand's traffic at a rate."""
         task = self.task
         return stretches_at(task.demand, task.folder, wanted_of(task.manifest, rate_per_s, self.requests))
 
-    def see(self, rate_per_s: float, pessimism: Pessimism, **changes: StepCost) -> Seen:
+    def see(self, rate_per_s: float, pessimism: Pessimism, **changes: StepCost) -> RateResult:
         """Simulate one load."""
         return simulate(
             self.task.manifest,
@@ -161,9 +167,9 @@ class Bench:
 
     def knee(
         self, pessimism: Pessimism, start_per_s: float, tolerance: float = TOLERANCE
-    ) -> tuple[Knee, dict[float, Seen]]:
+    ) -> tuple[Knee, dict[float, RateResult]]:
         """Bracket the highest load that keeps every objective."""
-        seen: dict[float, Seen] = {}
+        seen: dict[float, RateResult] = {}
 
         def probe(rate_per_s: float) -> Probe:
             found = seen[rate_per_s] = self.see(rate_per_s, pessimism)
@@ -182,7 +188,7 @@ def wanted_of(manifest: EngineManifest, rate_per_s: float, requests: int) -> Wan
     return Wanted(rate_per_s, requests, manifest.limits.max_batch_size, block)
 
 
-def most_of(task: Task) -> Found:
+def most_of(task: Task) -> ReplicaCapacity:
     """Return the most one replica carries, and what binds it."""
     bench = Bench(task)
     start_per_s = steady_rate_per_s(task.manifest, task.shape)
@@ -192,7 +198,7 @@ def most_of(task: Task) -> Found:
         middle, _ = bench.knee(NONE, knee.load or start_per_s, MIDDLE_TOLERANCE)
     decisive = seen.get(knee.above or -1.0) or seen.get(knee.load or -1.0)
     reliefs = () if knee.above is None or task.is_brief else _reliefs(bench, knee.above, seen[knee.above])
-    return Found(
+    return ReplicaCapacity(
         rate_per_s=knee.load,
         above_per_s=knee.above,
         middle_rate_per_s=middle.load,
@@ -205,13 +211,13 @@ def most_of(task: Task) -> Found:
     )
 
 
-def swept(task: Task, rates_per_s: Sequence[float]) -> tuple[Tried, ...]:
+def swept(task: Task, rates_per_s: Sequence[float]) -> tuple[RateProbe, ...]:
     """Return what a replica shows at each of some loads."""
     bench = Bench(task)
     return tuple(tried_of(bench.see(rate_per_s, task.pessimism)) for rate_per_s in rates_per_s)
 
 
-def steady_rate_per_s(manifest: EngineManifest, shape: Shape) -> float:
+def steady_rate_per_s(manifest: EngineManifest, shape: LengthProfile) -> float:
     """Return where to begin: half of what the engine's steady state makes of full slots."""
     workload = Workload(
         input_tokens=max(1, round(shape.mean_isl)),
@@ -241,9 +247,9 @@ def steady_rate_per_s(manifest: EngineManifest, shape: Shape) -> float:
     return max(1e-3, outlook(engine, workload).tokens_per_s / workload.output_tokens / 2)
 
 
-def tried_of(seen: Seen) -> Tried:
+def tried_of(seen: RateResult) -> RateProbe:
     """Return a load's figures as they are kept."""
-    return Tried(
+    return RateProbe(
         rate_per_s=seen.rate_per_s,
         met=seen.met,
         missed=seen.missed,
@@ -271,10 +277,10 @@ def figures_of(level: LevelSummary) -> dict[str, Any]:
     }
 
 
-def _reliefs(bench: Bench, rate_per_s: float, strained: Seen) -> tuple[Relief, ...]:
+def _reliefs(bench: Bench, rate_per_s: float, strained: RateResult) -> tuple[Relief, ...]:
     """Simulate the load that missed again and again, each time with one resource a quarter easier."""
     task = bench.task
-    eased: dict[Constraint, Seen] = {
+    eased: dict[Constraint, RateResult] = {
         name: bench.see(rate_per_s, task.pessimism, ratios=ratios) for name, ratios in _PARTS.items()
     }
     manifest = task.manifest
@@ -312,11 +318,11 @@ def _eased_limits(manifest: EngineManifest) -> dict[Constraint, EngineManifest]:
     }
 
 
-def evened(stretch: Stretch, share: float) -> Stretch:
+def evened(stretch: TrafficSample, share: float) -> TrafficSample:
     """Return the same requests in the same order, moved a share of the way to even spacing."""
     asks = stretch.asks
     begin_s, gap_s = asks[0].at_s, (asks[-1].at_s - asks[0].at_s) / max(1, len(asks) - 1)
     moved = (
         each._replace(at_s=each.at_s + share * (begin_s + place * gap_s - each.at_s)) for place, each in enumerate(asks)
     )
-    return Stretch(tuple(moved), stretch.measure_s, stretch.end_s)
+    return TrafficSample(tuple(moved), stretch.measure_s, stretch.end_s)

@@ -20,7 +20,7 @@ from engines.emulator import Batcher, settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec import GpuSpec, Host, KvFormat, ModelSpec
 from engines.steptime import StepCost, StepTime, scaled, step_time_of, uniform
-from loadtest.capacity.simulation.traffic_sample import Ask, Stretch
+from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
 from loadtest.metrics import LevelSummary, Spread, verdicts_of
 from loadtest.results import Phase
 from loadtest.scenario import Goodput, Objectives, Verdict
@@ -69,7 +69,7 @@ class Totals:
     batch: list[int] = field(default_factory=list)
 
 
-class Seen(NamedTuple):
+class RateResult(NamedTuple):
     """One load simulated: its figures, by class where there are classes, and each objective's verdict.
 
     Attributes:
@@ -132,12 +132,12 @@ def host_of(manifest: EngineManifest, slower: float = 1.0) -> Host:
     return Host(request_s=host.request_s * slower, stream_token_s=host.stream_token_s * slower)
 
 
-def sent_of(stretch: Stretch) -> list[Sent]:
+def sent_of(stretch: TrafficSample) -> list[Sent]:
     """Return a stretch's requests as the virtual server takes them."""
     return [_sent(place, ask, stretch) for place, ask in enumerate(stretch.asks)]
 
 
-def _sent(number: int, ask: Ask, stretch: Stretch) -> Sent:
+def _sent(number: int, ask: SimRequest, stretch: TrafficSample) -> Sent:
     phase: Phase = "warmup" if ask.at_s < stretch.measure_s else "measure" if ask.at_s < stretch.end_s else "fill"
     turn = Turn(number, phase, ask.osl, ask.class_name or None)
     return Sent(turn, ask.at_s, ask.isl, prefix_hashes=ask.prefix_hashes)
@@ -145,13 +145,13 @@ def _sent(number: int, ask: Ask, stretch: Stretch) -> Sent:
 
 def simulate(
     manifest: EngineManifest,
-    stretches: Iterable[Stretch],
+    stretches: Iterable[TrafficSample],
     objectives: dict[str, Objectives],
     *,
     rate_per_s: float,
     pessimism: Pessimism = NONE,
     ratios: StepCost | None = None,
-) -> Seen:
+) -> RateResult:
     """Return what one replica shows under stretches of traffic, each from an idle start.
 
     Args:
@@ -169,7 +169,7 @@ def simulate(
 
 def collect(
     server: VirtualServer,
-    stretch: Stretch,
+    stretch: TrafficSample,
     totals: dict[str, Totals],
     objectives: dict[str, Objectives],
     pessimism: Pessimism,
@@ -195,7 +195,7 @@ def note_state(batcher: Batcher, totals: Totals) -> None:
 
 def add(
     server: VirtualServer,
-    stretch: Stretch,
+    stretch: TrafficSample,
     ended: Sequence[Ended],
     totals: dict[str, Totals],
     objectives: dict[str, Objectives],
@@ -260,7 +260,7 @@ def _is_good(wanted: Goodput, deltas_s: _Floats, each: Ended, ttft_s: float, dec
     return all(limit is None or value <= limit for limit, value in found)
 
 
-def _growth(left_s: _Floats, ended: Sequence[Ended], stretch: Stretch) -> float:
+def _growth(left_s: _Floats, ended: Sequence[Ended], stretch: TrafficSample) -> float:
     """Return by how many requests the system was fuller at the end of the measurement than it chances to be.
 
     All that was sent in the later half, less what ended in it of all that was measured before.
@@ -276,7 +276,7 @@ def _growth(left_s: _Floats, ended: Sequence[Ended], stretch: Stretch) -> float:
     return max(0.0, after - before - CHANCE * math.sqrt(before + after))
 
 
-def seen_of(totals: dict[str, Totals], objectives: dict[str, Objectives], *, rate_per_s: float) -> Seen:
+def seen_of(totals: dict[str, Totals], objectives: dict[str, Objectives], *, rate_per_s: float) -> RateResult:
     """Return figures and verdicts of what was collected."""
     levels = {name: _level(found, objectives.get(name), rate_per_s) for name, found in totals.items()}
     verdicts = [
@@ -287,7 +287,7 @@ def seen_of(totals: dict[str, Totals], objectives: dict[str, Objectives], *, rat
     ]
     every = totals[""]
     verdicts.append(_stability(every))
-    return Seen(
+    return RateResult(
         rate_per_s,
         levels[""],
         {name: level for name, level in levels.items() if name},

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from engines.errors import UserError
 from loadtest.capacity.inputs import Demand, Described, Scale, least_tail
 from loadtest.scenario import HASH_BLOCK_TOKENS, Gamma, Kind, Scenario, Trace, draw_times_s, read_trace
-from loadtest.traffic import Mix, Talk
+from loadtest.traffic import ConversationSampler, ConversationState
 
 # So many requests beyond a limit are enough to tell its share to about one part in seven (one standard deviation of a
 # Poisson count of 50): a p99 then lies between what the p98.8 and the p99.2 of endless traffic would be.
@@ -35,7 +35,7 @@ HOUR_S = 3600.0
 _Floats = npt.NDArray[np.float64]
 
 
-class Ask(NamedTuple):
+class SimRequest(NamedTuple):
     """One request: when, how long, of which class, and what its prompt begins with."""
 
     at_s: float
@@ -46,16 +46,16 @@ class Ask(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class TrafficSample:
     """Requests to simulate from an empty start; those sent from `measure_s` to `end_s` are measured."""
 
-    asks: tuple[Ask, ...]
+    asks: tuple[SimRequest, ...]
     measure_s: float
     end_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class RateCurve:
     """Requests a second over a day, or over as much of it as a trace has; today's, before growth.
 
     Attributes:
@@ -77,7 +77,7 @@ class Curve:
         return len(self.rates_per_s) * SLOT_S >= DAY_S
 
 
-class Shape(NamedTuple):
+class LengthProfile(NamedTuple):
     """Lengths of a demand's requests, in tokens."""
 
     mean_isl: float
@@ -97,7 +97,7 @@ def requests_needed(demand: Demand, slots: int) -> int:
     return math.ceil(max(needed, LEAST_REQUESTS, MEASURED_TURNOVERS * slots) - 1e-6)
 
 
-def curve_of(demand: Demand, folder: Path) -> Curve:
+def curve_of(demand: Demand, folder: Path) -> RateCurve:
     """Return the day's curve of a demand."""
     if isinstance(demand.traffic, Described):
         return _described_curve(demand.traffic)
@@ -106,10 +106,10 @@ def curve_of(demand: Demand, folder: Path) -> Curve:
     peak = float(((times_s >= begin_s) & (times_s < begin_s + window_s)).sum() / window_s)
     slots = max(1, math.floor(times_s[-1] / SLOT_S))
     counts, _ = np.histogram(times_s, bins=np.arange(slots + 1) * SLOT_S)
-    return Curve(counts / SLOT_S, peak)
+    return RateCurve(counts / SLOT_S, peak)
 
 
-def shape_of(demand: Demand, folder: Path) -> Shape:
+def shape_of(demand: Demand, folder: Path) -> LengthProfile:
     """Return mean and longest lengths of a demand's requests.
 
     Raises:
@@ -118,18 +118,20 @@ def shape_of(demand: Demand, folder: Path) -> Shape:
     if isinstance(demand.traffic, Trace):
         asks = _trace(demand.traffic.model_dump_json(), str(folder))
         isl, osl = (np.array(values) for values in zip(*((each.isl, each.osl) for each in asks), strict=True))
-        return _scaled_shape(Shape(float(isl.mean()), float(osl.mean()), int(isl.max()), int(osl.max())), demand.scale)
+        return _scaled_shape(
+            LengthProfile(float(isl.mean()), float(osl.mean()), int(isl.max()), int(osl.max())), demand.scale
+        )
     scenario = _scenario(demand.traffic, demand.seed, folder)
     mix = _mix(scenario.model_dump_json())
     drawn = [ask for number in range(SAMPLED) for ask in _turns(mix.begin(number), 0.0, None)]
     isl, osl = np.array([each.isl for each in drawn]), np.array([each.osl for each in drawn])
     bounds = [_bounds(kind, int(isl.max()), int(osl.max())) for kind in scenario.kinds]
     longest_isl, longest_osl = (max(values) for values in zip(*bounds, strict=True))
-    return _scaled_shape(Shape(float(isl.mean()), float(osl.mean()), longest_isl, longest_osl), demand.scale)
+    return _scaled_shape(LengthProfile(float(isl.mean()), float(osl.mean()), longest_isl, longest_osl), demand.scale)
 
 
-def _scaled_shape(shape: Shape, scale: Scale) -> Shape:
-    return Shape(
+def _scaled_shape(shape: LengthProfile, scale: Scale) -> LengthProfile:
+    return LengthProfile(
         shape.mean_isl * scale.isl,
         shape.mean_osl * scale.osl,
         _times(shape.longest_isl, scale.isl),
@@ -162,8 +164,8 @@ def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
 
 
 @cache
-def _mix(scenario_json: str) -> Mix:
-    return Mix(Scenario.model_validate_json(scenario_json))
+def _mix(scenario_json: str) -> ConversationSampler:
+    return ConversationSampler(Scenario.model_validate_json(scenario_json))
 
 
 def _scenario(traffic: Described, seed: int, folder: Path) -> Scenario:
@@ -187,7 +189,7 @@ class Wanted:
     tokens_per_block: int | None = None
 
 
-def stretches_at(demand: Demand, folder: Path, wanted: Wanted) -> list[Stretch]:
+def stretches_at(demand: Demand, folder: Path, wanted: Wanted) -> list[TrafficSample]:
     """Return the demand's peak at a rate, in as many stretches as its measured requests take.
 
     A described demand is one long stretch of its arrival process. Of a trace, it is the busiest window: thinned at
@@ -202,7 +204,7 @@ def stretches_at(demand: Demand, folder: Path, wanted: Wanted) -> list[Stretch]:
     return [_longer(each, demand.scale) for each in found]
 
 
-def _longer(stretch: Stretch, scale: Scale) -> Stretch:
+def _longer(stretch: TrafficSample, scale: Scale) -> TrafficSample:
     if scale.isl == scale.osl == 1.0:
         return stretch
     asks = tuple(
@@ -211,17 +213,17 @@ def _longer(stretch: Stretch, scale: Scale) -> Stretch:
     return replace(stretch, asks=asks)
 
 
-def _described_curve(traffic: Described) -> Curve:
+def _described_curve(traffic: Described) -> RateCurve:
     """Return the hours' rates joined at the middle of each hour, round the clock."""
     hours = np.array(
         traffic.rate_by_hour_per_s if len(traffic.rate_by_hour_per_s) > 1 else [*traffic.rate_by_hour_per_s] * 24
     )
     middles_s = (np.arange(-1, 25) + 0.5) * HOUR_S
     rates = np.interp((np.arange(int(DAY_S / SLOT_S)) + 0.5) * SLOT_S, middles_s, [hours[-1], *hours, hours[0]])
-    return Curve(rates, float(hours.max()))
+    return RateCurve(rates, float(hours.max()))
 
 
-def _drawn(traffic: Described, scenario: Scenario, wanted: Wanted, rng: np.random.Generator) -> Stretch:
+def _drawn(traffic: Described, scenario: Scenario, wanted: Wanted, rng: np.random.Generator) -> TrafficSample:
     """Draw one long stretch; a conversation's next turn comes a nominal reply and its pause after the one before."""
     rate = wanted.rate_per_s
     warmup_s = max(WARMUP_TURNOVERS * wanted.slots, wanted.requests // 10) / rate
@@ -237,7 +239,7 @@ def _drawn(traffic: Described, scenario: Scenario, wanted: Wanted, rng: np.rando
         for ask in _turns(mix.begin(number), at_s, wanted.tokens_per_block)
         if ask.at_s < end_s + fill_s
     ]
-    return Stretch(tuple(sorted(asks, key=lambda each: each.at_s)), warmup_s, end_s)
+    return TrafficSample(tuple(sorted(asks, key=lambda each: each.at_s)), warmup_s, end_s)
 
 
 def mean_turns(traffic: Described, seed: int, folder: Path) -> float:
@@ -245,21 +247,21 @@ def mean_turns(traffic: Described, seed: int, folder: Path) -> float:
     return _turns_of(_mix(_scenario(traffic, seed, folder).model_dump_json()))
 
 
-def _turns_of(mix: Mix) -> float:
+def _turns_of(mix: ConversationSampler) -> float:
     return sum(len(mix.draw(number).exchanges) for number in range(SAMPLED)) / SAMPLED
 
 
-def _turns(talk: Talk, at_s: float, tokens_per_block: int | None) -> Iterator[Ask]:
+def _turns(talk: ConversationState, at_s: float, tokens_per_block: int | None) -> Iterator[SimRequest]:
     while not talk.is_over:
         exchange = talk.exchange
         hashes = () if tokens_per_block is None else talk.block_hashes(tokens_per_block)
-        yield Ask(at_s, talk.prompt_tokens, exchange.reply_tokens, talk.kind.name or "", hashes)
+        yield SimRequest(at_s, talk.prompt_tokens, exchange.reply_tokens, talk.kind.name or "", hashes)
         at_s += exchange.reply_tokens * NOMINAL_ITL_S
         talk.go_on(exchange.reply_tokens)
         at_s += 0.0 if talk.is_over else talk.exchange.think_s
 
 
-def _thinned(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> list[Stretch]:
+def _thinned(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> list[TrafficSample]:
     assert isinstance(demand.traffic, Trace)
     asks = _trace(demand.traffic.model_dump_json(), str(folder))
     begin_s, window_s = busiest_window(demand, folder)
@@ -277,7 +279,7 @@ def _thinned(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Genera
     ]
     count = 1 if kept == 1.0 else max(1, math.ceil(wanted.requests / (wanted.rate_per_s * window_s)))
     return [
-        Stretch(
+        TrafficSample(
             tuple(each for each, draw in zip(moved, rng.random(len(moved)), strict=True) if draw < kept),
             lead_s / faster,
             (lead_s + window_s) / faster,
@@ -308,6 +310,8 @@ def _trace_times_s(demand: Demand, folder: Path) -> _Floats:
 
 
 @cache
-def _trace(trace_json: str, folder: str) -> tuple[Ask, ...]:
+def _trace(trace_json: str, folder: str) -> tuple[SimRequest, ...]:
     schedule = read_trace(Trace.model_validate_json(trace_json), folder=Path(folder))
-    return tuple(Ask(each.at_s, each.isl or 1, each.osl or 1, "", each.prefix_hashes) for each in schedule.arrivals)
+    return tuple(
+        SimRequest(each.at_s, each.isl or 1, each.osl or 1, "", each.prefix_hashes) for each in schedule.arrivals
+    )

@@ -1,4 +1,4 @@
-"""The dialects a load generator speaks: one class each. See docs/how-to/add-a-dialect.md."""
+"""The protocols a load generator speaks: one class each. See docs/how-to/add-a-protocol.md."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 
 from engines.errors import UserError
 from loadtest.client.endpoint import Endpoint
-from loadtest.client.protocols.base import Dialect
+from loadtest.client.protocols.base import Protocol
 from loadtest.client.protocols.openai import OpenAiChat, OpenAiCompletions
 from loadtest.client.protocols.triton_http import ENGINE_MODEL, TritonHttp
 from loadtest.client.protocols.triton_llmapi import TritonLlmApi
 
-__all__ = ["dialect_of", "key_in", "takes_ids"]
+__all__ = ["key_in", "protocol_for", "takes_ids"]
 
 
-def dialect_of(
+def protocol_for(
     endpoint: Endpoint, model: str, *, environment: Mapping[str, str], extra: Mapping[str, Any] | None = None
-) -> Dialect:
-    """Return the dialect of an endpoint.
+) -> Protocol:
+    """Return the protocol of an endpoint.
 
     Args:
         environment: Where the key of an OpenAI server is, under the name the endpoint gives.
         extra: Fields laid over every request.
 
     Raises:
-        UserError: The key cannot be sent, or the fields cannot in this dialect.
+        UserError: The key cannot be sent, or the fields cannot in this protocol.
     """
     extra = extra or {}
     if endpoint.is_openai:

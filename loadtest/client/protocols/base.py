@@ -1,4 +1,4 @@
-"""What every dialect is: a request's bytes, and what one message of the reply says."""
+"""What every protocol is: a request's bytes, and what one message of the reply says."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ HIDDEN = "[...]"
 
 
 @dataclass(slots=True)
-class Asked:
-    """One request, as a dialect needs it.
+class RequestSpec:
+    """One request, as a protocol needs it.
 
     Attributes:
         output_tokens: Reply length.
@@ -35,17 +35,17 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Answer:
+class Reply:
     """What a reply said, filled as it is read; times in seconds since the run began.
 
     Attributes:
         sent_s: When the request was sent; with a new connection, when connecting began.
         done_s: When the last byte of the reply came, or the request was given up.
         times_s: When each token came; tokens of one message came together.
-        sizes: Characters of each message with tokens, kept by dialects that are told the count at the end only.
+        sizes: Characters of each message with tokens, kept by protocols that are told the count at the end only.
         told_tokens: Reply length in tokens as the server states it.
         bundled_tokens: Tokens that came in one message together with the one before them.
-        finished: The dialect's own mark of the end has come.
+        finished: The protocol's own mark of the end has come.
         reply: The reply itself, where it is kept: token ids, or text in parts.
         failure: What went wrong; None while the reply is under way, and of a whole one.
         reason: The same in words that may be written down: without a key, and without the prompt.
@@ -94,7 +94,7 @@ class Answer:
         for time_s, (begin, end) in zip(times, pairwise(shares), strict=True):
             self.add(time_s, 1 + end - begin)
 
-    def outcome(self, asked: Asked) -> tuple[Outcome, str | None]:
+    def outcome(self, asked: RequestSpec) -> tuple[Outcome, str | None]:
         """Return how the request ended, and the reason in words where it is not well."""
         tokens, failure = len(self.times_s), self.failure
         if failure is not None:
@@ -136,8 +136,8 @@ def _kind(failure: Exception, tokens: int) -> Outcome:
     return "rejected" if isinstance(failure, ProtocolError) and failure.rejected else "error"
 
 
-class Dialect(ABC):
-    """A way to ask a server for a streamed reply. See docs/how-to/add-a-dialect.md.
+class Protocol(ABC):
+    """A way to ask a server for a streamed reply. See docs/how-to/add-a-protocol.md.
 
     Attributes:
         grpc: Whether messages travel as gRPC's; if not, as server-sent events over HTTP.
@@ -150,11 +150,11 @@ class Dialect(ABC):
     model: str
 
     @abstractmethod
-    def body(self, asked: Asked) -> bytes:
+    def body(self, asked: RequestSpec) -> bytes:
         """Return the bytes of a request."""
 
     @abstractmethod
-    def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
+    def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
         """Note what one message of a reply says.
 
         Raises:
@@ -162,7 +162,7 @@ class Dialect(ABC):
             KeyError, TypeError, AttributeError, ValueError, IndexError: It has not the shape it should.
         """
 
-    def settle(self, answer: Answer) -> None:
+    def settle(self, answer: Reply) -> None:
         """Complete a whole reply's answer.
 
         Raises:
@@ -187,14 +187,14 @@ def laid_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, 
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
 
 
-def read_message(dialect: Dialect, message: bytes, arrived_s: float, answer: Answer) -> None:
-    """Have a dialect take a message.
+def read_message(protocol: Protocol, message: bytes, arrived_s: float, answer: Reply) -> None:
+    """Have a protocol take a message.
 
     Raises:
-        ProtocolError: It is an error, or has not the shape the dialect has.
+        ProtocolError: It is an error, or has not the shape the protocol has.
     """
     try:
-        dialect.take(message, arrived_s, answer)
+        protocol.take(message, arrived_s, answer)
     except _SHAPE_ERRORS as error:
         # Its text stays out of the record: it may be somebody's.
         raise ProtocolError(f"a malformed message of {len(message)} bytes: {type(error).__name__}") from error

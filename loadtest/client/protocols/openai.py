@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from loadtest.client.http1 import CutError, ProtocolError, error_text
-from loadtest.client.protocols.base import Answer, Asked, Dialect, laid_over
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, laid_over
 
 DONE = b"[DONE]"
 
 
-class OpenAi(Dialect):
+class OpenAi(Protocol):
     """What both have in common: usage in a last event settles how many tokens the events held.
 
     Args:
@@ -30,7 +30,7 @@ class OpenAi(Dialect):
     name: str
 
     @abstractmethod
-    def prompt(self, asked: Asked) -> dict[str, Any]:
+    def prompt(self, asked: RequestSpec) -> dict[str, Any]:
         """Return the fields that carry the prompt."""
 
     @abstractmethod
@@ -49,7 +49,7 @@ class OpenAi(Dialect):
         """Return a server's words without the key, which some quote in their refusal."""
         return text.replace(self._key, "[key]") if self._key else text
 
-    def body(self, asked: Asked) -> bytes:
+    def body(self, asked: RequestSpec) -> bytes:
         """Return the JSON of a request."""
         values = {
             "model": self.model,
@@ -62,7 +62,7 @@ class OpenAi(Dialect):
             values |= {"min_tokens": asked.output_tokens, "ignore_eos": True}
         return json.dumps(laid_over(values, self._extra), separators=(",", ":")).encode()
 
-    def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
+    def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
         """Note an event: text, the reason of the end, usage, or the end."""
         if message == DONE:
             answer.finished = True
@@ -82,7 +82,7 @@ class OpenAi(Dialect):
         if said.get("usage"):
             _note_usage(said["usage"], answer)
 
-    def settle(self, answer: Answer) -> None:
+    def settle(self, answer: Reply) -> None:
         """Settle the tokens by usage."""
         if not answer.finished and answer.finish_reason is None:
             raise CutError("the stream ended without [DONE] and without a finish_reason")
@@ -94,7 +94,7 @@ class OpenAiChat(OpenAi):
 
     name = "chat/completions"
 
-    def prompt(self, asked: Asked) -> dict[str, Any]:
+    def prompt(self, asked: RequestSpec) -> dict[str, Any]:
         """Return what was said before and the prompt, each as a message of whoever said it."""
         said = asked.prompt.messages or (("user", asked.prompt.text),)
         return {"messages": [{"role": role, "content": text} for role, text in said]}
@@ -117,7 +117,7 @@ class OpenAiCompletions(OpenAi):
 
     name = "completions"
 
-    def prompt(self, asked: Asked) -> dict[str, Any]:
+    def prompt(self, asked: RequestSpec) -> dict[str, Any]:
         """Return the prompt as ids where it has them, else as text."""
         return {"prompt": list(asked.prompt.ids) or asked.prompt.text}
 
@@ -130,7 +130,7 @@ class OpenAiCompletions(OpenAi):
         return len(choice["text"] or "")
 
 
-def _note_usage(usage: Mapping[str, Any], answer: Answer) -> None:
+def _note_usage(usage: Mapping[str, Any], answer: Reply) -> None:
     answer.told_tokens = int(usage["completion_tokens"])
     answer.prompt_tokens = int(usage.get("prompt_tokens") or 0) or None
     details = usage.get("prompt_tokens_details") or {}

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 from engines.errors import UserError
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.http1 import ProtocolError
-from loadtest.client.protocols.base import Answer, Asked, Dialect, laid_over
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, laid_over
 from loadtest.client.protocols.triton_http import generate_values, note_perf_metrics
 
 _SCALARS = {"INT32": "<i", "INT64": "<q"}
@@ -24,7 +24,7 @@ _READ = {
 }
 
 
-class TritonGrpc(Dialect):
+class TritonGrpc(Protocol):
     """One message a response; as `TritonHttp`.
 
     Raises:
@@ -42,7 +42,7 @@ class TritonGrpc(Dialect):
                 raise UserError(f"extra_body: {name}: over gRPC a number, a boolean or a string is expected")
         self._extra = extra
 
-    def body(self, asked: Asked) -> bytes:
+    def body(self, asked: RequestSpec) -> bytes:
         """Return a `ModelInferRequest` with its tensors' raw contents."""
         request = service_pb2.ModelInferRequest(model_name=self.model, id=asked.id)
         values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
@@ -52,7 +52,7 @@ class TritonGrpc(Dialect):
             request.raw_input_contents.append(contents)
         return bytes(request.SerializeToString())
 
-    def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
+    def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
         """Count a response's tokens; one without outputs is the mark of the end."""
         try:
             reply = service_pb2.ModelStreamInferResponse.FromString(message)

@@ -8,12 +8,12 @@ from typing import Any
 
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.http1 import ProtocolError, error_text
-from loadtest.client.protocols.base import Answer, Asked, Dialect, laid_over
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, laid_over
 
 ENGINE_MODEL = "tensorrt_llm"
 
 
-class TritonHttp(Dialect):
+class TritonHttp(Protocol):
     """One event a response; the engine says how many tokens it holds, the text models send one in each."""
 
     def __init__(self, endpoint: Endpoint, model: str, extra: Mapping[str, Any]) -> None:
@@ -22,13 +22,13 @@ class TritonHttp(Dialect):
         self._endpoint = endpoint
         self._extra = extra
 
-    def body(self, asked: Asked) -> bytes:
+    def body(self, asked: RequestSpec) -> bytes:
         """Return the JSON of a request."""
         values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
         values = laid_over({"id": asked.id, **values}, self._extra)
         return json.dumps(values, separators=(",", ":")).encode()
 
-    def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
+    def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
         """Count an event's tokens."""
         said = json.loads(message.decode())
         if "error" in said:
@@ -40,7 +40,7 @@ class TritonHttp(Dialect):
         note_perf_metrics(said, answer, self._endpoint.kv_block_tokens)
 
 
-def generate_values(model: str, asked: Asked, *, perf_metrics: bool) -> dict[str, Any]:
+def generate_values(model: str, asked: RequestSpec, *, perf_metrics: bool) -> dict[str, Any]:
     """Return the inputs of a model for one request; an exact reply is asked for by its least length too."""
     values: dict[str, Any]
     if model == ENGINE_MODEL:
@@ -61,7 +61,7 @@ def generate_values(model: str, asked: Asked, *, perf_metrics: bool) -> dict[str
     return values
 
 
-def note_perf_metrics(said: Mapping[str, Any], answer: Answer, kv_block_tokens: int) -> None:
+def note_perf_metrics(said: Mapping[str, Any], answer: Reply, kv_block_tokens: int) -> None:
     """Note what TensorRT-LLM tells of its own times, in nanoseconds of its clock, and of KV blocks it found."""
     arrived_ns, scheduled_ns = said.get("arrival_time_ns"), said.get("first_scheduled_time_ns")
     if arrived_ns and scheduled_ns:

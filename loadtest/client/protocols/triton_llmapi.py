@@ -8,13 +8,13 @@ from typing import Any
 
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.http1 import ProtocolError, error_text
-from loadtest.client.protocols.base import Answer, Asked, Dialect
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec
 from loadtest.client.protocols.triton_http import note_perf_metrics
 
 _TIMES = ("arrival_time_ns", "first_scheduled_time_ns")
 
 
-class TritonLlmApi(Dialect):
+class TritonLlmApi(Protocol):
     """One event a token, as far as the model sends each by itself: it tells no count.
 
     The model has no input for the least length of a reply: one that a real engine ends early is a cut one, unless the
@@ -27,7 +27,7 @@ class TritonLlmApi(Dialect):
         self._kv_block_tokens = endpoint.kv_block_tokens
         self._extra = extra
 
-    def body(self, asked: Asked) -> bytes:
+    def body(self, asked: RequestSpec) -> bytes:
         """Return the JSON of a request."""
         values = {
             "id": asked.id,
@@ -39,7 +39,7 @@ class TritonLlmApi(Dialect):
         }
         return json.dumps(values, separators=(",", ":")).encode()
 
-    def take(self, message: bytes, arrived_s: float, answer: Answer) -> None:
+    def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
         """Count an event as a token; its values of performance come as text."""
         said = json.loads(message.decode())
         if "error" in said:

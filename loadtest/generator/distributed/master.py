@@ -14,10 +14,10 @@ from engines.errors import ToolError
 from loadtest.generator.distributed.clock_offset import Offset, RoundTrip, offset_of
 from loadtest.generator.distributed.plan_files import files_of, schedule_digest
 from loadtest.generator.distributed.worker import REPORT_S
-from loadtest.generator.journal import Ledger
+from loadtest.generator.journal import RecordJournal
 from loadtest.generator.messages import level_of, tell, tell_progress
 from loadtest.generator.plan import GeneratorPlan
-from loadtest.generator.progress import Progress, Watch
+from loadtest.generator.progress import LiveStats, Progress
 from loadtest.results import Level, RequestRecord, WorkerClock
 from loadtest.traffic import LevelPlan
 
@@ -58,8 +58,8 @@ class Master:
         self._clock = clock
         self._runner, self._plan, self._expected = runner, plan, expected
         self._on_look, self._on_record = on_look, on_record
-        self._ledger = Ledger.of(plan)
-        self._watch = Watch(plan.time_scale)
+        self._ledger = RecordJournal.of(plan)
+        self._watch = LiveStats(plan.time_scale)
         self._inbox: gevent.queue.Queue[tuple[float, str, str, Any]] = gevent.queue.Queue()
         self._ids: list[str] = []
         self._hosts: dict[str, str] = {}

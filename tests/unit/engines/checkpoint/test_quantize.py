@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from engines.checkpoint.calibration_text import TextWindows  # noqa: E402
 from engines.checkpoint.gguf import unpack  # noqa: E402
 from engines.checkpoint.inspection import inspect_checkpoint, library  # noqa: E402
-from engines.checkpoint.quantize import chatter_to, mend_config, quantizing_memory_bytes, quantize  # noqa: E402
+from engines.checkpoint.quantize import chatter_to, mend_config, quantize, quantizing_memory_bytes  # noqa: E402
 from engines.checkpoint.trtllm_checkpoint import read_exported  # noqa: E402
 from engines.checkpoint.verify import SourceWeights, exported_geometry_of, geometry_of, logits, round_nvfp4, verify  # noqa: E402
 from engines.errors import MissingError, ToolError, UserError  # noqa: E402
@@ -354,7 +354,11 @@ def test_peak_memory_grows_with_the_model(make: Make) -> None:
     facts = inspect_checkpoint(make("qwen3"))
     large = facts.model_copy(update={"parameters": 8_190_735_360, "vocab_size": 151_936, "hidden_size": 4096})
     assert quantizing_memory_bytes(large, "fp8") > 2 * 8_190_735_360 + 8_190_735_360 * 0.85
-    assert quantizing_memory_bytes(large, "bf16") > quantizing_memory_bytes(large, "fp8") > quantizing_memory_bytes(facts, "fp8")
+    assert (
+        quantizing_memory_bytes(large, "bf16")
+        > quantizing_memory_bytes(large, "fp8")
+        > quantizing_memory_bytes(facts, "fp8")
+    )
 
 
 def test_unpack_refuses_what_is_not_gguf(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from loadtest.capacity.inputs.demand import Demand
-from loadtest.capacity.parallel import Kept
-from loadtest.capacity.plan import Means
+from loadtest.capacity.parallel import ResultCache
+from loadtest.capacity.plan import SearchOptions
 
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
 HERE = Path()
@@ -37,6 +37,6 @@ def demand(**changed: Any) -> Demand:
     return Demand.model_validate(values | changed)
 
 
-def means() -> Means:
+def means() -> SearchOptions:
     """Return work in this process, nothing kept, nothing said."""
-    return Means(Kept(None), 1, False, lambda _: None)
+    return SearchOptions(ResultCache(None), 1, False, lambda _: None)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engines.files import Strict
-from loadtest.capacity.parallel import Kept, Work, do
+from loadtest.capacity.parallel import ResultCache, Work, do
 
 
 class Square(Strict):
@@ -26,7 +26,7 @@ def squared(number: int) -> Square:
 WORK = Work(squared, Square, str, str)
 
 
-def _all(kept: Kept = Kept(None), **how: Any) -> list[int]:  # noqa: B008 (a tuple)
+def _all(kept: ResultCache = ResultCache(None), **how: Any) -> list[int]:  # noqa: B008 (a tuple)
     how = {"workers": 1, "progress": lambda _: None, **how}
     return [each.value for each in do(WORK, [1, 2, 3, 4], kept=kept, **how)]
 
@@ -38,12 +38,12 @@ def test_processes_bring_what_one_process_brings() -> None:
 
 def test_what_is_kept_is_not_worked_out_again(tmp_path: Path) -> None:
     """A second time everything is found; a file that is damaged is worked out again."""
-    _all(Kept(tmp_path))
+    _all(ResultCache(tmp_path))
     said: list[str] = []
-    assert _all(Kept(tmp_path), progress=said.append) == [1, 4, 9, 16]
+    assert _all(ResultCache(tmp_path), progress=said.append) == [1, 4, 9, 16]
     assert said == [f"4 of 4 found in {tmp_path}"]
     next(tmp_path.glob("*.json")).write_text("{", encoding="utf-8")
-    assert _all(Kept(tmp_path)) == [1, 4, 9, 16]
+    assert _all(ResultCache(tmp_path)) == [1, 4, 9, 16]
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own

@@ -20,7 +20,7 @@ from engines.files import MadeBy, read_json
 from engines.planning.recipe import ask
 from engines.spec.gpu import gpu_named
 from engines.steptime.source import step_time_for
-from loadtest.calibration.fit import Rig, observe
+from loadtest.calibration.fit import FitContext, observe
 from loadtest.calibration.measured_points import Deployment, read_points
 from loadtest.capacity.candidates import UNCALIBRATED
 from loadtest.capacity.inputs.demand import PriceChoices, read_demand
@@ -215,7 +215,7 @@ def test_uncalibrated_predictions_are_believed_no_more_than_they_deserve() -> No
                 "workload.longest_output_tokens": max(point.osl for point in points),
             }
         )
-        rig = Rig(settings_of(manifest), step_time_for(manifest), LoadGenerator())
+        rig = FitContext(settings_of(manifest), step_time_for(manifest), LoadGenerator())
         errors += [np.array(observe(rig, point, NO_FIT)) - np.array(point.logs) for point in points]
     tokens, itl, ttft = np.array(errors).T
     found = {

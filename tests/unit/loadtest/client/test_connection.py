@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from loadtest.client.connection import Connection, Door
+from loadtest.client.connection import Connection, ServerConnections
 from loadtest.client.endpoint import Endpoint
-from loadtest.client.protocols import dialect_of
-from loadtest.client.protocols.base import Answer, Asked
+from loadtest.client.protocols import protocol_for
+from loadtest.client.protocols.base import Reply, RequestSpec
 from loadtest.client.timestamps import Readings
 from loadtest.traffic.prompts import Prompt
 
@@ -49,15 +49,17 @@ def test_without_stamps_the_reader_is_the_clock() -> None:
     assert readings.clock == "mixed"
 
 
-def _door(port: int, silence_s: float = 0.2) -> Door:
+def _door(port: int, silence_s: float = 0.2) -> ServerConnections:
     endpoint = Endpoint(host="127.0.0.1", port=port, protocol="openai-chat")
     began = time.monotonic()
-    dialect = dialect_of(endpoint, "m", environment={})
-    return Door(endpoint, dialect, silence_s=silence_s, reply_s=5.0, clock=lambda: time.monotonic() - began)
+    protocol = protocol_for(endpoint, "m", environment={})
+    return ServerConnections(
+        endpoint, protocol, silence_s=silence_s, reply_s=5.0, clock=lambda: time.monotonic() - began
+    )
 
 
-def _ask(door: Door) -> tuple[str, str | None]:
-    answer, asked = Answer(), Asked("r0", Prompt(tokens=1, text="x"), 4)
+def _ask(door: ServerConnections) -> tuple[str, str | None]:
+    answer, asked = Reply(), RequestSpec("r0", Prompt(tokens=1, text="x"), 4)
     Connection(door).ask(asked, answer)
     assert answer.done_s < 3
     return answer.outcome(asked)

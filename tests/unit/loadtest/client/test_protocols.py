@@ -1,4 +1,4 @@
-"""What each dialect sends, and what it makes of a message."""
+"""What each protocol sends, and what it makes of a message."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from tritonclient.grpc import service_pb2
 from engines.errors import UserError
 from loadtest.client.endpoint import Endpoint, endpoint_of
 from loadtest.client.http1 import CutError, ProtocolError
-from loadtest.client.protocols import dialect_of, takes_ids
-from loadtest.client.protocols.base import Answer, Asked, Dialect, read_message
+from loadtest.client.protocols import protocol_for, takes_ids
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_message
 from loadtest.client.server_info import engine_kind
-from loadtest.scenario.schema import Protocol
+from loadtest.scenario.schema import ProtocolName
 from loadtest.traffic.prompts import Prompt
 
 PROMPT = Prompt(tokens=2, ids=(7, 8), text="hi")
-ASKED = Asked("r1", PROMPT, 5)
+ASKED = RequestSpec("r1", PROMPT, 5)
 
 
-def _dialect(protocol: Protocol, model: str = "m", *, perf_metrics: bool = False, **extra: Any) -> Dialect:
+def _dialect(protocol: ProtocolName, model: str = "m", *, perf_metrics: bool = False, **extra: Any) -> Protocol:
     endpoint = Endpoint(
         host="h", port=1, protocol=protocol, base_path="/b", perf_metrics=perf_metrics, kv_block_tokens=64
     )
-    return dialect_of(endpoint, model, environment={"OPENAI_API_KEY": "k"}, extra=extra)
+    return protocol_for(endpoint, model, environment={"OPENAI_API_KEY": "k"}, extra=extra)
 
 
-def _read(dialect: Dialect, *messages: object) -> Answer:
-    answer = Answer()
+def _read(protocol: Protocol, *messages: object) -> Reply:
+    answer = Reply()
     for second, message in enumerate(messages):
         data = message if isinstance(message, bytes) else json.dumps(message).encode()
-        read_message(dialect, data, float(second), answer)
+        read_message(protocol, data, float(second), answer)
     return answer
 
 
@@ -55,7 +55,9 @@ def test_the_engine_takes_tokens_and_the_text_models_text() -> None:
         "streaming": True,
         "return_perf_metrics": True,
     }
-    text = json.loads(_dialect("triton-http", "ensemble", temperature=0.5).body(Asked("r1", PROMPT, 5, exact=False)))
+    text = json.loads(
+        _dialect("triton-http", "ensemble", temperature=0.5).body(RequestSpec("r1", PROMPT, 5, exact=False))
+    )
     assert text == {"id": "r1", "text_input": "hi", "max_tokens": 5, "stream": True, "temperature": 0.5}
 
 
@@ -63,8 +65,8 @@ def test_the_llm_apis_model_takes_text_and_sends_it_whole_each_time() -> None:
     """Its inputs have names of their own, an event is a token, and its performance comes as text."""
     endpoint = Endpoint(host="h", port=1, protocol="triton-http", base_path="/b", llm_api=True, kv_block_tokens=64)
     assert not takes_ids(endpoint, "tensorrt_llm")
-    dialect = dialect_of(endpoint, "tensorrt_llm", environment={}, extra={"sampling_param_seed": 3})
-    assert json.loads(dialect.body(ASKED)) == {
+    protocol = protocol_for(endpoint, "tensorrt_llm", environment={}, extra={"sampling_param_seed": 3})
+    assert json.loads(protocol.body(ASKED)) == {
         "id": "r1",
         "text_input": "hi",
         "streaming": True,
@@ -72,16 +74,16 @@ def test_the_llm_apis_model_takes_text_and_sends_it_whole_each_time() -> None:
         "sampling_param_return_perf_metrics": True,
         "sampling_param_seed": 3,
     }
-    answer = Answer(reply=[])
+    answer = Reply(reply=[])
     last = {"arrival_time_ns": "1000", "first_scheduled_time_ns": "2001000", "kv_cache_reused_block": "2"}
     for second, message in enumerate([{"text_output": "a"}, {"text_output": "ab", **last}]):
-        read_message(dialect, json.dumps(message).encode(), float(second), answer)
+        read_message(protocol, json.dumps(message).encode(), float(second), answer)
     assert list(answer.times_s) == [0.0, 1.0]
     assert answer.reply == ["ab"]
     assert answer.queue_s == pytest.approx(2e-3)
     assert answer.cached_tokens == 128
     with pytest.raises(ProtocolError, match="Error generating request"):
-        read_message(dialect, b'{"error": "Error generating request: x"}', 0.0, Answer())
+        read_message(protocol, b'{"error": "Error generating request: x"}', 0.0, Reply())
 
 
 def test_tensors_are_the_same_inputs() -> None:
@@ -109,10 +111,10 @@ def test_what_cannot_be_a_tensor_is_refused_beforehand() -> None:
 def test_a_key_is_taken_without_its_line_end_and_refused_in_two_lines() -> None:
     """A file's last line end is no part of a key; a key that would break its header is refused, unshown."""
     endpoint = Endpoint(host="h", port=1, protocol="openai-chat", api_key_env="KEY")
-    assert dialect_of(endpoint, "m", environment={"KEY": "k\n"}).headers() == {"Authorization": "Bearer k"}
-    assert dialect_of(endpoint, "m", environment={"KEY": ""}).headers() == {}
+    assert protocol_for(endpoint, "m", environment={"KEY": "k\n"}).headers() == {"Authorization": "Bearer k"}
+    assert protocol_for(endpoint, "m", environment={"KEY": ""}).headers() == {}
     with pytest.raises(UserError, match="KEY") as refused:
-        dialect_of(endpoint, "m", environment={"KEY": "secret\nX-More: 1"})
+        protocol_for(endpoint, "m", environment={"KEY": "secret\nX-More: 1"})
     assert "secret" not in str(refused.value)
 
 
@@ -131,7 +133,7 @@ def test_openai_is_asked_for_exactly_so_many_tokens_and_their_count() -> None:
         "stream_options": {"include_usage": True},
     }
     free = _dialect("openai-completions", max_tokens=None, max_completion_tokens=5)
-    assert json.loads(free.body(Asked("r1", PROMPT, 5, exact=False))) == {
+    assert json.loads(free.body(RequestSpec("r1", PROMPT, 5, exact=False))) == {
         "model": "m",
         "prompt": [7, 8],
         "max_completion_tokens": 5,
@@ -181,9 +183,9 @@ def test_tritons_messages_say_the_same() -> None:
 
 def test_thoughts_and_calls_are_tokens_and_roles_are_not() -> None:
     """Whatever a delta carries counts; an empty one, and the last with usage, do not."""
-    dialect = _dialect("openai-chat")
+    protocol = _dialect("openai-chat")
     answer = _read(
-        dialect,
+        protocol,
         _chat(role="assistant", content=""),
         _chat(reasoning_content="hm"),
         _chat(reasoning="hm", content=None),
@@ -201,7 +203,7 @@ def test_thoughts_and_calls_are_tokens_and_roles_are_not() -> None:
         },
         b"[DONE]",
     )
-    dialect.settle(answer)
+    protocol.settle(answer)
     assert list(answer.times_s) == [1.0, 2.0, 3.0, 4.0]
     assert (answer.prompt_tokens, answer.cached_tokens, answer.queue_s) == (9, 6, 0.25)
     assert (answer.finish_reason, answer.bundled_tokens) == ("length", 0)
@@ -209,10 +211,10 @@ def test_thoughts_and_calls_are_tokens_and_roles_are_not() -> None:
 
 def test_a_stream_without_its_mark_of_the_end_was_cut() -> None:
     """Neither a reason to end nor [DONE]: the reply is not whole, however well its bytes ended."""
-    dialect = _dialect("openai-completions")
-    answer = _read(dialect, {"choices": [{"text": "a"}]})
+    protocol = _dialect("openai-completions")
+    answer = _read(protocol, {"choices": [{"text": "a"}]})
     with pytest.raises(CutError):
-        dialect.settle(answer)
+        protocol.settle(answer)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_a_stream_without_its_mark_of_the_end_was_cut() -> None:
 )
 def test_told_tokens_are_shared_out_by_the_text(sizes: list[int], told: int, times: list[int]) -> None:
     """Each message has one token at least, the others by its characters; one too many is left out before the last."""
-    answer = Answer(times_s=array("d", range(len(sizes))), sizes=array("L", sizes), told_tokens=told)
+    answer = Reply(times_s=array("d", range(len(sizes))), sizes=array("L", sizes), told_tokens=told)
     answer.spread_told_tokens()
     assert list(answer.times_s) == times
     assert answer.bundled_tokens == max(0, told - len(sizes))
@@ -238,25 +240,25 @@ def test_told_tokens_are_shared_out_by_the_text(sizes: list[int], told: int, tim
 @pytest.mark.parametrize(
     "message", [b"", b"{", b"[]", b"null", b'"x"', b'{"choices": [1]}', b'{"choices": 5}', b"\xff\xfe", b"[" * 100_000]
 )
-def test_nonsense_is_one_error_without_its_text(protocol: Protocol, message: bytes) -> None:
+def test_nonsense_is_one_error_without_its_text(protocol: ProtocolName, message: bytes) -> None:
     """Whatever a server sends, a message of the wrong shape is an error of the request, never of the program."""
     try:
         _read(_dialect(protocol), message)
     except ProtocolError as error:
-        assert "malformed message of" in str(error)  # noqa: PT017 (some of these are well-formed in some dialects)
+        assert "malformed message of" in str(error)  # noqa: PT017 (some of these are well-formed in some protocols)
 
 
 def test_outcomes_say_what_became_of_a_request() -> None:
     """Whole and short, whole and empty, cancelled, and free to be short."""
-    whole = Answer(times_s=array("d", [1.0]), whole=True)
+    whole = Reply(times_s=array("d", [1.0]), whole=True)
     assert whole.outcome(ASKED) == ("cut", "1 tokens of 5")
-    assert whole.outcome(Asked("r1", PROMPT, 5, exact=False)) == ("ok", None)
-    assert Answer(whole=True).outcome(ASKED)[0] == "empty"
-    assert Answer().outcome(ASKED) == ("cancelled", None)
-    late = Answer(failure=TimeoutError("nothing for 1 s"), reason="nothing for 1 s")
+    assert whole.outcome(RequestSpec("r1", PROMPT, 5, exact=False)) == ("ok", None)
+    assert Reply(whole=True).outcome(ASKED)[0] == "empty"
+    assert Reply().outcome(ASKED) == ("cancelled", None)
+    late = Reply(failure=TimeoutError("nothing for 1 s"), reason="nothing for 1 s")
     assert late.outcome(ASKED) == ("timeout", "nothing for 1 s")
-    assert Answer(failure=CutError("closed")).outcome(ASKED)[0] == "error"
-    assert Answer(failure=ConnectionResetError()).outcome(ASKED) == ("error", "ConnectionResetError")
+    assert Reply(failure=CutError("closed")).outcome(ASKED)[0] == "error"
+    assert Reply(failure=ConnectionResetError()).outcome(ASKED) == ("error", "ConnectionResetError")
 
 
 def test_urls_are_read_and_refused() -> None:
@@ -281,10 +283,10 @@ def test_an_emulated_engines_header_is_read_and_nothing_else_guessed() -> None:
             engine_kind(said)
 
 
-def _kept(dialect: Dialect, *messages: bytes) -> list[Any] | None:
-    answer = Answer(reply=[])
+def _kept(protocol: Protocol, *messages: bytes) -> list[Any] | None:
+    answer = Reply(reply=[])
     for second, message in enumerate(messages):
-        read_message(dialect, message, float(second), answer)
+        read_message(protocol, message, float(second), answer)
     return answer.reply
 
 
@@ -322,14 +324,14 @@ def test_a_conversation_is_sent_as_who_said_what() -> None:
     """A chat takes the shared beginning, prompts and replies as messages; others take them as one text."""
     said = (("system", "Be brief."), ("user", " Hi"), ("assistant", " Hello"), ("user", " So?"))
     prompt = Prompt(tokens=9, text="Be brief. Hi Hello So?", messages=said)
-    body = json.loads(_dialect("openai-chat").body(Asked("r1", prompt, 5)))
+    body = json.loads(_dialect("openai-chat").body(RequestSpec("r1", prompt, 5)))
     assert [(each["role"], each["content"]) for each in body["messages"]] == list(said)
-    assert json.loads(_dialect("openai-completions").body(Asked("r1", prompt, 5)))["prompt"] == prompt.text
+    assert json.loads(_dialect("openai-completions").body(RequestSpec("r1", prompt, 5)))["prompt"] == prompt.text
 
 
 def test_the_engine_is_told_what_ends_a_free_reply() -> None:
     """It takes tokens and knows no end of its own; the text models' preprocessing tells it."""
-    asked = Asked("r1", PROMPT, 5, exact=False, end_id=42)
+    asked = RequestSpec("r1", PROMPT, 5, exact=False, end_id=42)
     engine = json.loads(_dialect("triton-http", "tensorrt_llm").body(asked))
     assert engine["end_id"] == 42
     assert "min_tokens" not in engine

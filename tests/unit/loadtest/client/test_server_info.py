@@ -13,7 +13,7 @@ import pytest
 from engines.errors import MissingError, UserError
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.server_info import server_facts
-from loadtest.scenario.schema import Protocol
+from loadtest.scenario.schema import ProtocolName
 
 MODELS = {"object": "list", "data": [{"id": "llama"}, {"id": "qwen"}]}
 ENGINE = {
@@ -61,7 +61,7 @@ def serve() -> Iterator[Callable[..., int]]:
         server.server_close()
 
 
-def _endpoint(port: int, protocol: Protocol = "openai-chat", base_path: str = "") -> Endpoint:
+def _endpoint(port: int, protocol: ProtocolName = "openai-chat", base_path: str = "") -> Endpoint:
     return Endpoint(host="127.0.0.1", port=port, protocol=protocol, base_path=base_path)
 
 

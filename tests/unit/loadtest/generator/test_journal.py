@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.generator import journal
-from loadtest.generator.journal import Appender, Ledger, add_lost, cut_to_whole_lines
+from loadtest.generator.journal import Appender, RecordJournal, add_lost, cut_to_whole_lines
 from loadtest.results.records import REQUESTS_NAME, RequestRecord, read_records
 
 
@@ -50,7 +50,7 @@ def test_a_full_disk_is_told_once_and_nothing_is_written_after_it(tmp_path: Path
     """The system's words are kept, in place of a traceback, and the run can be ended by them."""
     link = tmp_path / "requests.jsonl"
     link.symlink_to("/dev/full")
-    book = Ledger(link, tmp_path / "under-way")
+    book = RecordJournal(link, tmp_path / "under-way")
     book.note_sent(under_way(1))
     book.note_end(record(1))
     book.flush()
@@ -62,7 +62,7 @@ def test_a_full_disk_is_told_once_and_nothing_is_written_after_it(tmp_path: Path
 
 def test_every_request_has_a_record_when_its_generator_is_lost(tmp_path: Path) -> None:
     """What was under way is recorded as lost at the moment that was noticed; what had ended is not touched."""
-    book = Ledger(tmp_path / REQUESTS_NAME, tmp_path / "under-way")
+    book = RecordJournal(tmp_path / REQUESTS_NAME, tmp_path / "under-way")
     for number in range(5):
         book.note_sent(under_way(number))
     assert book.in_flight == 5
@@ -82,7 +82,7 @@ def test_every_request_has_a_record_when_its_generator_is_lost(tmp_path: Path) -
 def test_notes_of_what_has_ended_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of what is under way stays as small as what is under way, however long the run."""
     monkeypatch.setattr(journal, "COMPACT_LINES", 50)
-    book = Ledger(tmp_path / REQUESTS_NAME, tmp_path / "under-way")
+    book = RecordJournal(tmp_path / REQUESTS_NAME, tmp_path / "under-way")
     for number in range(1000):
         book.note_sent(under_way(number))
         if number >= 3:
@@ -113,7 +113,7 @@ def test_a_long_last_line_is_cut_too(tmp_path: Path) -> None:
 def test_prompts_are_written_where_asked_only(tmp_path: Path) -> None:
     """Without a file for them, prompts go nowhere."""
     for texts in (None, tmp_path / "prompts"):
-        book = Ledger(tmp_path / REQUESTS_NAME, tmp_path / "under-way", texts)
+        book = RecordJournal(tmp_path / REQUESTS_NAME, tmp_path / "under-way", texts)
         book.note_text("a secret")
         book.close()
         assert (tmp_path / "prompts").exists() == (texts is not None)

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from loadtest.generator.progress import MOST_POINTS, WINDOW_S, History, Progress, Watch
+from loadtest.generator.progress import MOST_POINTS, WINDOW_S, History, LiveStats, Progress
 from loadtest.results.histogram import LogHistogram
 from loadtest.run.terminal import PLAIN_EVERY_S, Terminal, progress_text
 from tests.unit.loadtest.generator.test_journal import record
@@ -35,7 +35,7 @@ def _reply(number: int, done_s: float, **changed: object) -> object:
 
 def test_rates_and_latencies_are_those_of_the_last_seconds() -> None:
     """Steady traffic shows its own rates; what was slow long ago is forgotten."""
-    watch = Watch(1.0)
+    watch = LiveStats(1.0)
     watch.begin("concurrency 2", 0.0)
     for number in range(300):
         slow = {"token_times_s": (5.0, 9.0), "sent_s": 0.0} if number == 10 else {}
@@ -52,7 +52,7 @@ def test_a_slowed_engine_is_shown_in_engine_time() -> None:
     """At time scale 2 a second of the engine takes two: latencies are halved and rates doubled, as in reports."""
     looks = []
     for scale in (1.0, 2.0):
-        watch = Watch(scale)
+        watch = LiveStats(scale)
         for number in range(100):
             watch.note(_reply(number, number / 10))  # type: ignore[arg-type]
         looks.append(watch.look(10.0, 0))
@@ -63,7 +63,7 @@ def test_a_slowed_engine_is_shown_in_engine_time() -> None:
 
 def test_failures_are_counted_and_a_new_level_begins_anew() -> None:
     """A failed request is no request per second; the next level does not inherit it."""
-    watch = Watch(1.0)
+    watch = LiveStats(1.0)
     watch.note(record(0, outcome="error", token_times_s=(), output_tokens=0))
     look = watch.look(2.0, 0)
     assert (look.done, look.failed, look.requests_per_s) == (0, 1, 0)
@@ -74,7 +74,7 @@ def test_failures_are_counted_and_a_new_level_begins_anew() -> None:
 
 def test_memory_does_not_grow_with_the_run() -> None:
     """Only so many seconds are held, and only so many points of a chart, which still span the whole run."""
-    watch, history = Watch(1.0), History()
+    watch, history = LiveStats(1.0), History()
     for second in range(5000):
         watch.note(_reply(second, float(second)))  # type: ignore[arg-type]
         history.add(watch.look(float(second), 1))
@@ -88,7 +88,7 @@ def test_memory_does_not_grow_with_the_run() -> None:
 
 def test_a_line_says_what_matters_within_eighty_columns() -> None:
     """Where it stands and both latencies come before the rates, which a narrow terminal cuts off."""
-    watch = Watch(1.0)
+    watch = LiveStats(1.0)
     watch.begin("concurrency 16", 0.0)
     for number in range(100):
         watch.note(_reply(number, number / 10))  # type: ignore[arg-type]

@@ -13,8 +13,8 @@ from engines.manifest import MANIFEST_NAME, EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from loadtest.cli.find_knee import find_knee
-from loadtest.knee.search import LIVES, Asked, KneeFound, Range, Span, at_load, predicting, search
-from loadtest.knee.sequential_test import Promise
+from loadtest.knee.search import LIVES, KneeFound, KneeSearch, Range, Span, at_load, predicting, search
+from loadtest.knee.sequential_test import ObjectiveScope
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.arrivals import Gamma, Ramp
 from loadtest.scenario.schema import Lengths, Scenario
@@ -32,7 +32,7 @@ def manifest() -> EngineManifest:
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 
-def _found(manifest: EngineManifest, asked: Asked) -> KneeFound:
+def _found(manifest: EngineManifest, asked: KneeSearch) -> KneeFound:
     player = predicting(manifest, made_by=HEAD, made_from=[])
     return search(asked, player, made_by=HEAD, made_from=[], progress=lambda _: None)
 
@@ -40,7 +40,7 @@ def _found(manifest: EngineManifest, asked: Asked) -> KneeFound:
 def test_the_knee_is_where_a_long_prediction_says(manifest: EngineManifest) -> None:
     """A long run a tenth below the knee keeps the objective, one a tenth above what missed does not."""
     wanted = Objectives(itl_s={"p95": 0.012})
-    found = _found(manifest, Asked(SCENARIO, (Promise(wanted),), within=Range(tolerance=0.1)))
+    found = _found(manifest, KneeSearch(SCENARIO, (ObjectiveScope(wanted),), within=Range(tolerance=0.1)))
     assert found.kind == "predicted"
     assert found.load is not None
     assert found.above is not None
@@ -58,7 +58,7 @@ def test_the_knee_is_where_a_long_prediction_says(manifest: EngineManifest) -> N
 def test_looser_objectives_carry_more_load(manifest: EngineManifest) -> None:
     """The knee moves up with the limit, and what binds is named."""
     knees = [
-        _found(manifest, Asked(SCENARIO, (Promise(Objectives(itl_s={"p95": limit})),), "concurrency"))
+        _found(manifest, KneeSearch(SCENARIO, (ObjectiveScope(Objectives(itl_s={"p95": limit})),), "concurrency"))
         for limit in (0.008, 0.02)
     ]
     loads = [found.load for found in knees]
@@ -89,7 +89,9 @@ def test_burstiness_is_kept_while_the_rate_is_searched() -> None:
 
 def test_few_requests_leave_a_verdict_open(manifest: EngineManifest) -> None:
     """What the allowed requests cannot decide goes by the figures, and says so."""
-    asked = Asked(SCENARIO, (Promise(Objectives(ttft_s={"p999": 10.0})),), within=Range(1, 2, 0.5), span=Span(40, 40))
+    asked = KneeSearch(
+        SCENARIO, (ObjectiveScope(Objectives(ttft_s={"p999": 10.0})),), within=Range(1, 2, 0.5), span=Span(40, 40)
+    )
     found = _found(manifest, asked)
     assert all(tried.met and "ttft_s p999" in tried.open for tried in found.tried)
 

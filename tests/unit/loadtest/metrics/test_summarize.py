@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loadtest.metrics.summarize import parse_series, spread, summarize
-from loadtest.results.records import Doubt, Sample
+from loadtest.results.records import Sample, ValidityIssue
 from loadtest.scenario.schema import Scenario
 from tests.unit.loadtest.made import GENERATION, level, manifest, record
 
@@ -193,7 +193,7 @@ def test_interrupted_run() -> None:
 
 def test_doubts_are_carried() -> None:
     """A run's own doubts make its summary invalid."""
-    doubt = Doubt(code="client-late", text="late", level=0)
+    doubt = ValidityIssue(code="client-late", text="late", level=0)
     run = manifest(level(1, 0.0, 2.0)).model_copy(update={"doubts": [doubt]})
     found = summarize(run, [], [])
     assert (found.valid, found.doubts[0]) == (False, doubt)

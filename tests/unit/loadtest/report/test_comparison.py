@@ -19,7 +19,7 @@ from loadtest.report.comparison import compare
 from loadtest.report.comparison_schema import Change
 from loadtest.report.gate import Gate, cases_of
 from loadtest.report.report import summarize_runs
-from loadtest.results.records import Doubt, Kind, RequestRecord
+from loadtest.results.records import Kind, RequestRecord, ValidityIssue
 from tests.unit.loadtest.made import level, manifest
 
 
@@ -56,7 +56,7 @@ def run(
                 class_name=("chat", "code")[number % 2] if mixed else None,
             )
         )
-    doubts = (Doubt(code="generator-late", text="late", level=0),) if doubt else ()
+    doubts = (ValidityIssue(code="generator-late", text="late", level=0),) if doubt else ()
     made = manifest(level(10, 0.0, float(free_s.max())).model_copy(update={"isl": isl}))
     folder.mkdir(parents=True)
     write_json(folder / "run.json", made.model_copy(update={"kind": kind, "doubts": doubts}))

@@ -15,7 +15,7 @@ from loadtest.cli import report_load
 from loadtest.metrics.summarize import Summary
 from loadtest.report.charts import latency_against_batch, latency_against_load
 from loadtest.report.report import summarize_runs, write_report
-from loadtest.results.records import Doubt, Kind, Level, RequestRecord, RunManifest, Sample, ServerFacts
+from loadtest.results.records import Kind, Level, RequestRecord, RunManifest, Sample, ServerFacts, ValidityIssue
 from loadtest.scenario.schema import Scenario
 
 GENERATION = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests",model="m"}'
@@ -23,7 +23,12 @@ USERS = (1, 2, 8)
 
 
 def make_run(
-    folder: Path, *, kind: Kind = "emulated", samples: bool = True, fails: bool = False, doubts: tuple[Doubt, ...] = ()
+    folder: Path,
+    *,
+    kind: Kind = "emulated",
+    samples: bool = True,
+    fails: bool = False,
+    doubts: tuple[ValidityIssue, ...] = (),
 ) -> Path:
     """Write a run of three levels at time scale 4; every user sends three requests of ten tokens, one second apart."""
     folder.mkdir(parents=True)
@@ -199,7 +204,7 @@ def test_axis_says_whose_batch_size(tmp_path: Path) -> None:
 
 def test_several_runs_of_one_kind(tmp_path: Path) -> None:
     """Levels of several runs stand one after another, each with its run; a doubt keeps pointing at its level."""
-    doubt = Doubt(code="client-late", text="sent 61 ms late", level=2)
+    doubt = ValidityIssue(code="client-late", text="sent 61 ms late", level=2)
     first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", doubts=(doubt,))
     summary = report(tmp_path / "out", first, second)
     assert [level.run for level in summary.levels] == ["first"] * 3 + ["second"] * 3

@@ -13,7 +13,7 @@ import pytest
 from engines.errors import ToolError
 from loadtest.client.endpoint import Endpoint
 from loadtest.generator.plan import GeneratorPlan
-from loadtest.run.processes import Fleet, Generators
+from loadtest.run.processes import GeneratorProcesses, Generators
 from loadtest.scenario.schema import Scenario
 
 
@@ -46,7 +46,7 @@ def _gone(pid: int) -> bool:
 def test_what_a_generator_says_is_heard_in_order(tmp_path: Path) -> None:
     """It is given its plan as one line, and each line of its answer is one thing said."""
     text = "plan = json.loads(input())\nprint(json.dumps({'host': plan['endpoint']['host']}))\nprint('{\"n\": 2}')\n"
-    with Generators(Fleet(), tmp_path, _program(tmp_path, text)) as generators:
+    with Generators(GeneratorProcesses(), tmp_path, _program(tmp_path, text)) as generators:
         generators.begin(_plan(), "measured")
         assert list(generators.lines(within_s=20)) == [{"host": "h"}, {"n": 2}]
 
@@ -54,7 +54,7 @@ def test_what_a_generator_says_is_heard_in_order(tmp_path: Path) -> None:
 def test_a_failed_generator_is_an_error_with_its_last_words(tmp_path: Path) -> None:
     """Its exit status and the end of its log are in the message."""
     program = _program(tmp_path, "input()\nsys.exit('the reason why')\n")
-    with Generators(Fleet(), tmp_path, program) as generators:
+    with Generators(GeneratorProcesses(), tmp_path, program) as generators:
         generators.begin(_plan(), "measured")
         with pytest.raises(ToolError, match=r"(?s)exit status 1.*the reason why"):
             list(generators.lines(within_s=20))
@@ -62,7 +62,7 @@ def test_a_failed_generator_is_an_error_with_its_last_words(tmp_path: Path) -> N
 
 def test_a_silent_generator_is_not_waited_for(tmp_path: Path) -> None:
     """One that hangs, even one that is stopped, is given up and killed."""
-    with Generators(Fleet(), tmp_path, _program(tmp_path, "input()\ntime.sleep(60)\n")) as generators:
+    with Generators(GeneratorProcesses(), tmp_path, _program(tmp_path, "input()\ntime.sleep(60)\n")) as generators:
         generators.begin(_plan(), "measured")
         os.kill(generators.pids[0], signal.SIGSTOP)
         began_s = time.monotonic()
@@ -75,11 +75,11 @@ def test_a_silent_generator_is_not_waited_for(tmp_path: Path) -> None:
 def test_generators_end_when_their_input_does(tmp_path: Path) -> None:
     """Told to stop they may still say how it ended; none outlives the command, workers included."""
     text = 'for line in sys.stdin: pass\nprint(\'{"ended": "told"}\')\n'
-    with Generators(Fleet(), tmp_path, _program(tmp_path, text)) as generators:
+    with Generators(GeneratorProcesses(), tmp_path, _program(tmp_path, text)) as generators:
         generators.stop()
         assert list(generators.lines(within_s=20)) == [{"ended": "told"}]
     text = "print('{\"port\": 77}', flush=True)\nfor line in sys.stdin: print(line, file=sys.stderr, flush=True)\n"
-    with Generators(Fleet(workers=2), tmp_path, _program(tmp_path, text)) as generators:
+    with Generators(GeneratorProcesses(workers=2), tmp_path, _program(tmp_path, text)) as generators:
         generators.begin(_plan(), "measured")
         deadline_s = time.monotonic() + 20
         while not all((tmp_path / f"generator-{n}.log").stat().st_size for n in range(3)):
@@ -94,10 +94,10 @@ def test_generators_end_when_their_input_does(tmp_path: Path) -> None:
 
 def test_one_process_is_the_default() -> None:
     """No master, no second process, unless asked for."""
-    assert not Fleet().has_master
-    assert Fleet().processes == 1
-    assert Fleet(workers=3).processes == 3
-    assert Fleet(expected=2).has_master
+    assert not GeneratorProcesses().has_master
+    assert GeneratorProcesses().processes == 1
+    assert GeneratorProcesses(workers=3).processes == 3
+    assert GeneratorProcesses(expected=2).has_master
 
 
 def test_no_test_process_imports_locust() -> None:

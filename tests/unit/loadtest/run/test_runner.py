@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.generator.progress import Progress
 from loadtest.results.records import Level
-from loadtest.run.runner import Happened
+from loadtest.run.runner import RunProgress
 from loadtest.run.terminal import Terminal
 
 LEVEL: dict[str, Any] = {
@@ -32,8 +32,8 @@ def terminal() -> Terminal:
     return Terminal(io.StringIO(), columns=80, clock=lambda: 0.0)
 
 
-def _follow(terminal: Terminal, *said: dict[str, Any]) -> Happened:
-    happened = Happened()
+def _follow(terminal: Terminal, *said: dict[str, Any]) -> RunProgress:
+    happened = RunProgress()
     for each in said:
         happened.note(each, terminal)
     return happened

@@ -29,7 +29,7 @@ from loadtest.scenario.schema import (
 )
 from loadtest.scenario.traces import Trace
 from loadtest.simulate.predict import predict
-from loadtest.traffic.conversations import Mix
+from loadtest.traffic.conversations import ConversationSampler
 from loadtest.traffic.levels import plans_of
 
 HEAD = MadeBy(command="test", version="0")
@@ -164,7 +164,7 @@ def test_paths_begin_at_the_scenarios_folder(tmp_path: Path) -> None:
     scenario = read_scenario(str(path))
     assert scenario.files() == [tmp_path / "lengths.csv", tmp_path / "ours.jsonl"]
     assert scenario.files(prompts=False) == [tmp_path / "lengths.csv"]
-    assert {exchange for n in range(50) for exchange in [Mix(scenario).draw(n).exchanges[0][:2]]} == {
+    assert {exchange for n in range(50) for exchange in [ConversationSampler(scenario).draw(n).exchanges[0][:2]]} == {
         (5, 6), (5, 3), (4, 3),
     }  # fmt: skip
     with pytest.raises(MissingError, match=r"ours\.jsonl: no such file"):

@@ -16,7 +16,7 @@ from engines.steptime.source import step_time_for
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.schema import Conversations, Lengths, Prefixes, Scenario, TrafficClass
 from loadtest.simulate.predict import Prediction, at_once, bare, predict
-from loadtest.traffic.conversations import Mix
+from loadtest.traffic.conversations import ConversationSampler
 
 HEAD = MadeBy(command="test", version="0")
 
@@ -144,7 +144,7 @@ def test_lengths_are_those_drawn(manifest: EngineManifest) -> None:
         ),
     )
     found = predict(scenario, manifest, made_by=HEAD, made_from=[])
-    mix = Mix(scenario)
+    mix = ConversationSampler(scenario)
     for record in found.records:
         talk = mix.begin(record.id)
         assert record.class_name == talk.kind.name

@@ -13,7 +13,7 @@ from loadtest.scenario.arrivals import Poisson
 from loadtest.scenario.schema import Conversations, Lengths, Prefixes, Scenario, TrafficClass
 from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival
 from loadtest.traffic.closed_loop import ClosedLoop, closed_loop
-from loadtest.traffic.conversations import Mix, Talk
+from loadtest.traffic.conversations import ConversationSampler, ConversationState
 from loadtest.traffic.levels import Turn, plans_of
 from loadtest.traffic.open_loop import open_loop
 
@@ -27,7 +27,7 @@ CHATTY = Scenario(
 
 
 def _hashes(scenario: Scenario, number: int, place: int = 0) -> tuple[int, ...]:
-    talk = Mix(scenario).begin(number)
+    talk = ConversationSampler(scenario).begin(number)
     talk.skip_to(place)
     return talk.block_hashes(BLOCK)
 
@@ -36,14 +36,14 @@ def _hashes(scenario: Scenario, number: int, place: int = 0) -> tuple[int, ...]:
 def test_the_same_number_is_the_same_conversation(number: int, seed: int) -> None:
     """Whoever draws a conversation, in whatever order and at whatever level, gets the same lengths and pauses."""
     scenario = CHATTY.model_copy(update={"seed": seed})
-    other = Mix(scenario)
+    other = ConversationSampler(scenario)
     other.draw(number + 1)
-    assert Mix(scenario).draw(number) == other.draw(number) == other.draw(number, level=4)
+    assert ConversationSampler(scenario).draw(number) == other.draw(number) == other.draw(number, level=4)
 
 
 def test_another_seed_is_another_load() -> None:
     """Seeds give different requests."""
-    mixes = [Mix(CHATTY.model_copy(update={"seed": seed})) for seed in (0, 1)]
+    mixes = [ConversationSampler(CHATTY.model_copy(update={"seed": seed})) for seed in (0, 1)]
     assert [mixes[0].draw(n).exchanges for n in range(50)] != [mixes[1].draw(n).exchanges for n in range(50)]
 
 
@@ -52,7 +52,7 @@ def test_another_seed_is_another_load() -> None:
 def test_a_mix_has_its_weights(weights: list[float], seed: int) -> None:
     """Each class comes as often as its weight says, against the others'."""
     classes = tuple(TrafficClass(name=f"c{index}", weight=weight) for index, weight in enumerate(weights))
-    mix = Mix(Scenario(classes=classes, seed=seed))
+    mix = ConversationSampler(Scenario(classes=classes, seed=seed))
     kinds = [mix.draw(number).kind for number in range(3000)]
     for index, weight in enumerate(weights):
         share = weight / sum(weights)
@@ -65,7 +65,7 @@ def test_a_class_has_its_own_and_the_scenarios_the_rest() -> None:
         lengths=Lengths(isl=100, osl=10),
         classes=(TrafficClass(name="a"), TrafficClass(name="b", lengths=Lengths(isl=7, osl=3), replies="free")),
     )
-    mix = Mix(scenario)
+    mix = ConversationSampler(scenario)
     seen = {mix.begin(number).kind.name: mix.draw(number).exchanges[0] for number in range(50)}
     assert (seen["a"].prompt_tokens, seen["a"].reply_tokens) == (100, 10)
     assert (seen["b"].prompt_tokens, seen["b"].reply_tokens) == (7, 3)
@@ -74,7 +74,7 @@ def test_a_class_has_its_own_and_the_scenarios_the_rest() -> None:
 
 def test_prefixes_have_their_share_and_come_on_top() -> None:
     """Half of the prompts begin with one of three beginnings, each a third of those, all 100 tokens longer."""
-    mix = Mix(CHATTY)
+    mix = ConversationSampler(CHATTY)
     drawn = [mix.draw(number) for number in range(3000)]
     shared = [each for each in drawn if each.prefix is not None]
     assert len(shared) / 3000 == pytest.approx(0.5, abs=0.04)
@@ -88,7 +88,7 @@ def test_prefixes_have_their_share_and_come_on_top() -> None:
 def test_a_prompt_repeats_what_was_said() -> None:
     """A turn's prompt is as long as all prompts and replies before it and what is new."""
     for number in range(50):
-        talk = Mix(CHATTY).begin(number)
+        talk = ConversationSampler(CHATTY).begin(number)
         said = talk.conversation.prefix_tokens
         for exchange in talk.conversation.exchanges:
             assert talk.prompt_tokens == said + exchange.prompt_tokens
@@ -99,7 +99,11 @@ def test_a_prompt_repeats_what_was_said() -> None:
 
 def test_a_failed_turn_ends_its_conversation() -> None:
     """Nobody answers to a reply that did not come."""
-    talk = next(talk for number in range(50) if len((talk := Mix(CHATTY).begin(number)).conversation.exchanges) > 2)
+    talk = next(
+        talk
+        for number in range(50)
+        if len((talk := ConversationSampler(CHATTY).begin(number)).conversation.exchanges) > 2
+    )
     talk.go_on(None)
     assert talk.is_over
 
@@ -107,7 +111,7 @@ def test_a_failed_turn_ends_its_conversation() -> None:
 def test_a_conversation_ends_before_it_is_too_long() -> None:
     """No turn but the first passes max_tokens with its reply."""
     talk = Conversations(turns=50, max_tokens=200)
-    mix = Mix(CHATTY.model_copy(update={"conversation": talk}))
+    mix = ConversationSampler(CHATTY.model_copy(update={"conversation": talk}))
     for number in range(100):
         drawn = mix.draw(number)
         total = drawn.prefix_tokens + sum(each.prompt_tokens + each.reply_tokens for each in drawn.exchanges)
@@ -131,7 +135,7 @@ def test_a_conversations_blocks_are_found_again() -> None:
         kept = talk.model_copy(update={"history": history})
         scenario = CHATTY.model_copy(update={"conversation": kept, "lengths": Lengths(isl=100, osl=70)})
         for number in range(10):
-            talk_now = Mix(scenario).begin(number)
+            talk_now = ConversationSampler(scenario).begin(number)
             while True:
                 prompt_blocks = talk_now.prompt_tokens // BLOCK
                 before = talk_now.block_hashes(BLOCK)
@@ -147,7 +151,7 @@ def test_a_conversations_blocks_are_found_again() -> None:
 
 def test_a_traces_hashes_are_split_into_blocks() -> None:
     """Requests that begin with the same hash of 512 tokens begin with the same blocks."""
-    mix = Mix(Scenario())
+    mix = ConversationSampler(Scenario())
     one, other = (
         mix.begin_arrival(number, Arrival(0.0, 1024, 5, hashes)) for number, hashes in ((0, (7, 8)), (1, (7, 9)))
     )
@@ -161,12 +165,12 @@ def test_a_files_rows_go_round_and_levels_differ() -> None:
     """Lengths are the file's own, row after row; another level begins elsewhere, so that it meets no cached prompt."""
     scenario = Scenario(prompts="ours.jsonl", concurrency=(1, 2))
     rows = [[(10 + row, 5 if row % 2 else 0)] for row in range(6)]
-    mix = Mix(scenario, {"ours.jsonl": rows})
+    mix = ConversationSampler(scenario, {"ours.jsonl": rows})
     assert [mix.draw(number).exchanges[0].prompt_tokens for number in range(8)] == [10, 11, 12, 13, 14, 15, 10, 11]
     assert [mix.draw(number).exchanges[0].reply_tokens for number in range(2)] == [64, 5]
     assert [mix.draw(number, level=1).row for number in range(4)] == [3, 4, 5, 0]
     with pytest.raises(MissingError, match="only a tokenizer can tell"):
-        Mix(scenario)
+        ConversationSampler(scenario)
 
 
 def _play(loop: ClosedLoop, users: int) -> list[tuple[Turn, int, float, float]]:
@@ -236,7 +240,7 @@ def test_an_open_loops_later_turns_follow_their_replies() -> None:
         update={"arrivals": Poisson(rate_per_s=2, duration_s=20), "conversation": Conversations(turns=3, think_s=4)}
     )
     (plan,) = plans_of(scenario)
-    opened = open_loop(scenario, plan, Mix(scenario), level=0, first_id=10)
+    opened = open_loop(scenario, plan, ConversationSampler(scenario), level=0, first_id=10)
     ids: list[int] = []
     for place, arrival in enumerate(plan.arrivals):
         turn, due_s = opened.turn(place), arrival.at_s
@@ -257,7 +261,7 @@ def test_a_failed_turn_is_followed_by_nothing() -> None:
     """An open loop's conversation ends with a request that failed, and is not waited for."""
     scenario = CHATTY.model_copy(update={"arrivals": Poisson(rate_per_s=2, duration_s=20)})
     (plan,) = plans_of(scenario)
-    opened = open_loop(scenario, plan, Mix(scenario), level=0, first_id=0)
+    opened = open_loop(scenario, plan, ConversationSampler(scenario), level=0, first_id=0)
     last = len(plan.arrivals) - 1
     turn = opened.turn(last)
     assert opened.waited_for == 1
@@ -269,7 +273,7 @@ def test_talks_are_single_requests_where_nobody_converses() -> None:
     """Without a conversation every request stands alone, and its record names none."""
     loop = closed_loop(Scenario(), 1, first_id=0)
     turn = loop.next_turn(0, 0.0)
-    assert isinstance(turn.talk, Talk)
+    assert isinstance(turn.talk, ConversationState)
     assert turn.conversation is None
     loop.note_end(turn, 1.0, turn.output_tokens)
     assert loop.wait_s(0) == 0.0

@@ -14,7 +14,7 @@ from engines.checkpoint.calibration_text import default_text_path, documents_of
 from engines.errors import MissingError, UserError
 from loadtest.scenario.schema import Conversations, Lengths, Prefixes, Scenario
 from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, Trace
-from loadtest.traffic.conversations import Mix, Talk
+from loadtest.traffic.conversations import ConversationSampler, ConversationState
 from loadtest.traffic.levels import LevelPlan, plans_of
 from loadtest.traffic.prepare import count_rows, prepare
 from loadtest.traffic.prompts import Prompt, PromptMaker
@@ -86,14 +86,16 @@ def ours(tmp_path: Path) -> str:
     return str(path)
 
 
-def _maker(scenario: Scenario, tokenizer: Path, folder: Path, *, as_text: bool) -> tuple[PromptMaker, Mix]:
+def _maker(
+    scenario: Scenario, tokenizer: Path, folder: Path, *, as_text: bool
+) -> tuple[PromptMaker, ConversationSampler]:
     folder.mkdir()
     prepare(scenario, plans_of(scenario), tokenizer, folder, as_text=as_text)
     maker = PromptMaker(scenario, folder)
-    return maker, Mix(scenario, maker.rows)
+    return maker, ConversationSampler(scenario, maker.rows)
 
 
-def _converse(maker: PromptMaker, talk: Talk, *, as_text: bool) -> list[Prompt]:
+def _converse(maker: PromptMaker, talk: ConversationState, *, as_text: bool) -> list[Prompt]:
     """Play a conversation to its end; each reply repeats the beginning of its prompt."""
     prompts = []
     while not talk.is_over:
@@ -257,7 +259,7 @@ def test_counts_that_do_not_add_up_are_counted_again(pieces_path: Path, tmp_path
     folder.mkdir()
     found = prepare(scenario, plans_of(scenario), pieces_path, folder, as_text=True)
     assert found.tokenizer == "tokenizer.json"  # beside the rest, so that it travels to workers elsewhere
-    maker, mix = PromptMaker(scenario, folder), Mix(scenario)
+    maker, mix = PromptMaker(scenario, folder), ConversationSampler(scenario)
     tokenizer = read_tokenizer(pieces_path)
     for number in range(20):
         prompt = maker.prompt(mix.begin(number))
@@ -390,12 +392,14 @@ def test_another_run_finds_nothing_of_this_one_cached(
         folder = tmp_path / str(salt)
         folder.mkdir()
         prepare(scenario, plans_of(scenario), bytes_path, folder, as_text=as_text, salt=salt)
-        maker, mix = PromptMaker(scenario, folder), Mix(scenario)
+        maker, mix = PromptMaker(scenario, folder), ConversationSampler(scenario)
         prompts = [maker.prompt(mix.begin(number)) for number in range(60)]
         ids = [tokenizer.encode(prompt.text).ids if as_text else prompt.ids for prompt in prompts]
         begins.append({tuple(each[:3]) for each in ids})
         lengths.append([len(each) for each in ids])
-    assert lengths[0] == lengths[1] == [Mix(scenario).begin(number).prompt_tokens for number in range(60)]
+    assert (
+        lengths[0] == lengths[1] == [ConversationSampler(scenario).begin(number).prompt_tokens for number in range(60)]
+    )
     assert not begins[0] & begins[1]
 
 
@@ -414,4 +418,6 @@ def test_a_trace_can_be_played_with_prompts_of_ones_own(
         assert len(tokenizer.encode(prompt.text).ids if as_text else prompt.ids) == arrival.isl
         text = prompt.text if as_text else tokenizer.decode(prompt.ids)
         assert text[:4] == ("What", "Writ")[number % 2]
-    assert Mix(scenario).begin_arrival(0, plan.arrivals[0]).prompt_tokens == 5  # a prediction needs no tokenizer
+    assert (
+        ConversationSampler(scenario).begin_arrival(0, plan.arrivals[0]).prompt_tokens == 5
+    )  # a prediction needs no tokenizer

@@ -31,7 +31,7 @@ from triton_repo.openai_api.access import Access
 from triton_repo.openai_api.app import make_app
 from triton_repo.openai_api.head_limit import BoundedHttp
 from triton_repo.openai_api.service import Service
-from triton_repo.openai_api.triton_client import READY, STREAM, Engine
+from triton_repo.openai_api.triton_client import READY, STREAM, EngineClient
 from triton_repo.settings.repository_manifest import Emulation, RepositoryManifest, ServingSettings
 
 KEY = "sk-of-a-test"
@@ -189,7 +189,7 @@ def running(service: Service) -> Iterator[Front]:
         grpc_port = triton.add_insecure_port("127.0.0.1:0")
         await triton.start()
         access = Access(keys=["sk-other", KEY], body_limit_bytes=100_000, stall_limit_s=0.6)
-        app = make_app(service, Engine(f"127.0.0.1:{grpc_port}"), access, metrics_url=None)
+        app = make_app(service, EngineClient(f"127.0.0.1:{grpc_port}"), access, metrics_url=None)
         listener = socket.create_server(("127.0.0.1", 0))
         front.port = listener.getsockname()[1]
         server = uvicorn.Server(

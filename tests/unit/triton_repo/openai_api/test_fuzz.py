@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triton_repo.openai_api.errors import ApiError
-from triton_repo.openai_api.requests import Asked, ChatAsked, CompletionAsked, read_asked
+from triton_repo.openai_api.requests import ApiRequest, ChatRequest, CompletionRequest, read_request
 from triton_repo.openai_api.service import Service, Work
 from triton_repo.openai_api.triton_client import encode
 
 CASES = 60  # of each kind of request, in every run of the tests
-_KEYS = sorted({*ChatAsked.model_fields, *CompletionAsked.model_fields, "nonsense", ""})
+_KEYS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, "nonsense", ""})
 _NUMBERS = st.one_of(st.integers(), st.floats(allow_nan=True), st.sampled_from([2**31, 2**63, 2**64, -1, 0, 1e308]))
 _LEAVES = st.one_of(
     st.none(), st.booleans(), _NUMBERS, st.text(max_size=20), st.text(alphabet="<think>/|{}% ", max_size=20)
@@ -49,10 +49,10 @@ _COMPLETION = st.fixed_dictionaries(
 )
 
 
-def _served(body: bytes, schema: type[Asked], prepare: Any) -> Work | None:
+def _served(body: bytes, schema: type[ApiRequest], prepare: Any) -> Work | None:
     """Return the work of a request; None where it was refused as it should be."""
     try:
-        work: Work = prepare(read_asked(body, schema))
+        work: Work = prepare(read_request(body, schema))
     except ApiError as refused:
         problem = refused
     else:
@@ -67,7 +67,7 @@ def _served(body: bytes, schema: type[Asked], prepare: Any) -> Work | None:
 def test_odd_requests_are_served_or_refused(service: Service, body: dict[str, Any]) -> None:
     """Whatever is left reaches the engine as a request that can be written, within its limits."""
     text = json.dumps(body).encode()
-    for schema, prepare in ((ChatAsked, service.chat), (CompletionAsked, service.completion)):
+    for schema, prepare in ((ChatRequest, service.chat), (CompletionRequest, service.completion)):
         work = _served(text, schema, prepare)
         if work is not None:
             assert 1 <= work.prompt_tokens <= 64
@@ -79,7 +79,7 @@ def test_odd_requests_are_served_or_refused(service: Service, body: dict[str, An
 @given(body=st.binary(max_size=200))
 def test_odd_bytes_are_refused(service: Service, body: bytes) -> None:
     """They are no request."""
-    assert _served(body, ChatAsked, service.chat) is None
+    assert _served(body, ChatRequest, service.chat) is None
 
 
 @settings(max_examples=CASES, deadline=None)
@@ -87,4 +87,4 @@ def test_odd_bytes_are_refused(service: Service, body: bytes) -> None:
 def test_damaged_requests_are_served_or_refused(service: Service, body: dict[str, Any], cut: int, put: bytes) -> None:
     """A byte too few, or some too many."""
     text = json.dumps(body).encode()
-    _served(text[:cut] + put + text[cut + 1 :], ChatAsked, service.chat)
+    _served(text[:cut] + put + text[cut + 1 :], ChatRequest, service.chat)

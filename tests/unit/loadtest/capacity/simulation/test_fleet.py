@@ -14,7 +14,7 @@ from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
 from loadtest.capacity.simulation.replica import simulate
-from loadtest.capacity.simulation.traffic_sample import Ask, Stretch
+from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
 from loadtest.scenario.slo import Objectives
 
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
@@ -28,7 +28,7 @@ def manifest() -> EngineManifest:
     return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
 
 
-def poisson(rate_per_s: float, requests: int, *, prefixes: int = 0) -> Stretch:
+def poisson(rate_per_s: float, requests: int, *, prefixes: int = 0) -> TrafficSample:
     """Draw a stretch; each prompt begins with one of some long prefixes."""
     rng = np.random.default_rng(3)
     times_s = np.cumsum(rng.exponential(1 / rate_per_s, requests))
@@ -37,8 +37,8 @@ def poisson(rate_per_s: float, requests: int, *, prefixes: int = 0) -> Stretch:
         which = int(rng.integers(prefixes)) if prefixes else 0
         shared = tuple(-(which * 1000 + block + 1) for block in range(48)) if prefixes else ()
         own = tuple(place * 1000 + block for block in range(10)) if prefixes else ()
-        asks.append(Ask(at_s, 58 * 32, int(rng.integers(20, 200)), "", shared + own))
-    return Stretch(tuple(asks), float(times_s[requests // 10]), float(times_s[-1]) + 1e-9)
+        asks.append(SimRequest(at_s, 58 * 32, int(rng.integers(20, 200)), "", shared + own))
+    return TrafficSample(tuple(asks), float(times_s[requests // 10]), float(times_s[-1]) + 1e-9)
 
 
 @pytest.mark.parametrize("routing", ["round_robin", "least_outstanding", "least_kv", "prefix_aware"])
@@ -59,7 +59,7 @@ def test_round_robin_deals_requests_out(manifest: EngineManifest) -> None:
     fleet = serve(Fleet(manifest, (0.0, 0.0), "round_robin"), [stretch], WANTED, rate_per_s=12.0)
     found = []
     for half in (0, 1):
-        part = Stretch(stretch.asks[half::2], stretch.measure_s, stretch.end_s)
+        part = TrafficSample(stretch.asks[half::2], stretch.measure_s, stretch.end_s)
         seen = simulate(manifest, [part], WANTED, rate_per_s=6.0)
         assert seen.level.ttft_s is not None
         found.append((seen.level.ttft_s.count, seen.level.ttft_s.mean))
@@ -74,8 +74,8 @@ def test_looking_at_queues_beats_taking_turns_where_slots_bind(manifest: EngineM
     narrow = manifest.model_copy(update={"limits": limits})
     rng = np.random.default_rng(5)
     times_s = np.cumsum(rng.exponential(1 / 6.0, 1200)).tolist()
-    asks = tuple(Ask(at_s, 64, 10 if rng.random() < 0.8 else 600) for at_s in times_s)
-    stretch = Stretch(asks, times_s[100], times_s[-1] + 1e-9)
+    asks = tuple(SimRequest(at_s, 64, 10 if rng.random() < 0.8 else 600) for at_s in times_s)
+    stretch = TrafficSample(asks, times_s[100], times_s[-1] + 1e-9)
     waits = {}
     for routing in ("round_robin", "least_outstanding"):
         seen = serve(Fleet(narrow, (0.0,) * 4, routing), [stretch], WANTED, rate_per_s=6.0).seen  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from engines.steptime.source import step_time_for
 from loadtest.capacity.inputs.demand import Availability, Demand
 from loadtest.capacity.replica_count import size_for, total_for, worst_loss
 from loadtest.capacity.simulation.fleet import Fleet, serve
-from loadtest.capacity.simulation.max_rate import Bench, Found, Task, evened, most_of, wanted_of
+from loadtest.capacity.simulation.max_rate import Bench, ReplicaCapacity, Task, evened, most_of, wanted_of
 from loadtest.capacity.simulation.replica import NONE, Pessimism
 from loadtest.capacity.simulation.traffic_sample import requests_needed, shape_of, stretches_at
 from tests.unit.loadtest.capacity.made import HERE, demand, engine
@@ -26,7 +26,7 @@ def task_of(asked: Demand, manifest: EngineManifest, pessimism: Pessimism = NONE
     return Task("test", manifest, asked, HERE, shape_of(asked, HERE), pessimism, is_brief)
 
 
-def searched(asked: Demand, pessimism: Pessimism = NONE, *, is_brief: bool = True, **flags: Any) -> Found:
+def searched(asked: Demand, pessimism: Pessimism = NONE, *, is_brief: bool = True, **flags: Any) -> ReplicaCapacity:
     """Search one engine."""
     flags = {"limits.max_batch_size": 32, "limits.max_num_tokens": 2048, "limits.max_seq_len": 2048, **flags}
     return most_of(task_of(asked, engine(**flags), pessimism, is_brief=is_brief))

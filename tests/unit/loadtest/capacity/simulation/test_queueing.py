@@ -13,7 +13,7 @@ from engines.files import MadeBy
 from engines.steptime.scaled import uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 from loadtest.capacity.simulation.replica import NONE, Totals, batcher_of, collect, seen_of, sent_of, weighted_spread
-from loadtest.capacity.simulation.traffic_sample import Ask, Stretch
+from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
 from loadtest.metrics.summarize import spread, summarize_level
 from loadtest.scenario.schema import Scenario
 from loadtest.scenario.slo import Objectives
@@ -46,8 +46,8 @@ def mean_wait_s(slots: int, times_s: list[float], replies: list[int]) -> float:
     limits = BatcherSettings(
         max_batch_size=slots, max_num_tokens=4096, max_seq_len=100_000, tokens_per_block=64, kv_blocks=100_000
     )
-    asks = tuple(Ask(at_s, 1, osl) for at_s, osl in zip(times_s, replies, strict=True))
-    stretch = Stretch(asks, times_s[len(times_s) // 20], times_s[-1] + 1e-9)
+    asks = tuple(SimRequest(at_s, 1, osl) for at_s, osl in zip(times_s, replies, strict=True))
+    stretch = TrafficSample(asks, times_s[len(times_s) // 20], times_s[-1] + 1e-9)
     totals: dict[str, Totals] = {}
     server = VirtualServer(Batcher(limits, Flat()), Arrivals(sent_of(stretch)))
     collect(server, stretch, totals, WANTED, NONE)
@@ -104,9 +104,9 @@ def test_figures_are_those_of_the_records() -> None:
     found = predict(scenario, manifest, made_by=MadeBy(command="test", version="0"), made_from=[])
     level = summarize_level(found.run.levels[0], found.records, [], time_scale=1.0, settles=False)
     records = sorted(found.records, key=lambda each: each.sent_s)
-    asks = tuple(Ask(each.sent_s, each.prompt_tokens, each.output_tokens) for each in records)
+    asks = tuple(SimRequest(each.sent_s, each.prompt_tokens, each.output_tokens) for each in records)
     begin_s = next(each.sent_s for each in records if each.phase == "measure")
-    stretch = Stretch(asks, begin_s, records[-1].sent_s + 1e-9)
+    stretch = TrafficSample(asks, begin_s, records[-1].sent_s + 1e-9)
     totals: dict[str, Totals] = {}
     server = VirtualServer(batcher_of(manifest, uniform(1.0)), Arrivals(sent_of(stretch)))
     collect(server, stretch, totals, WANTED, NONE)
