@@ -11,6 +11,7 @@ from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml, validate
+from engines.spec import DEFAULT_ENGINE_PROFILE
 
 Auto = Literal["auto"]
 
@@ -104,7 +105,8 @@ class Recipe(Strict):
     speculative: SpeculativeChoices = SpeculativeChoices()
     backend: Literal["tensorrt", "pytorch"] = "tensorrt"
     calibration: CalibrationChoices = CalibrationChoices()
-    step_time: Literal["roofline", "silicon"] = "roofline"
+    step_time: Literal["roofline", "silicon"] | Auto = "auto"
+    engine_profile: str = DEFAULT_ENGINE_PROFILE
     step_time_calibration: str | None = None
     seed: int = 0
 
