@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a run leaves behind: records, samples and the run itself; records as columns of numbers."""
 
 from loadtest.results.columns import OUTCOMES, PHASES, UNKNOWN, Bools, Columns, Floats, Ints, columns_of
 from loadtest.results.histogram import LogHistogram
@@ -21,6 +21,7 @@ from loadtest.results.records import (
     read_samples,
 )
 from loadtest.results.server_metrics import MEANINGS, Gauge, Meaning, is_kept, meanings_of, parse_series
+from loadtest.results.token_spans import TokenSpans, Weighted
 
 __all__ = [
     "MEANINGS",
@@ -45,7 +46,9 @@ __all__ = [
     "RunManifest",
     "Sample",
     "ServerFacts",
+    "TokenSpans",
     "ValidityIssue",
+    "Weighted",
     "WorkerClock",
     "columns_of",
     "is_kept",

@@ -39,7 +39,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     found = predict(scenario, manifest, made_by=made_by(command_line("predict-load")), made_from=sources, rows=rows)
     if flags["out"] is not None:
         write_prediction(found, flags["out"], force=flags["force"])
-    summary = summarize(found.run, found.records, found.samples)
+    summary = summarize(found.run, found.columns, found.samples)
     if known is not None:
         summary = with_intervals(summary, known)
     if as_json:
