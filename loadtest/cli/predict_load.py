@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from engines.console import Command, command_line, common_flags, show, wrote
-from engines.files import made_by, refuse_existing, source_of, to_json
+from engines.files import made_by, source_of, to_json
 from engines.manifest import MANIFEST_NAME, read_manifest
+from engines.outputs import paths_named, refuse_existing
 from loadtest.cli.engine_options import calibration_of, engine_of
 from loadtest.cli.options import scenario_of
 from loadtest.cli.tables import show_intervals, show_summary, show_verdicts
@@ -62,7 +63,8 @@ def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags:
     intervals, and a closed loop sends as the calibration's load generator did. --out keeps what run-load would have.
     """
     if flags["out"] is not None:
-        refuse_existing(flags["out"], force=flags["force"])
+        inputs = paths_named({**flags, "engine_dir": engine_dir})
+        refuse_existing(flags["out"], force=flags["force"], inputs=inputs)
     scenario = scenario_of({**flags, "model": None})
     sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
     sources += inputs_of(scenario)

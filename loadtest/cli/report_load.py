@@ -11,6 +11,7 @@ import click
 from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import read_yaml, to_json
+from engines.outputs import paths_named, refuse_existing
 from loadtest.cli.tables import show_summary
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     if flags["dry_run"]:
         summary = summarize_runs(list(runs), command=command, objectives=objectives)
     else:
+        refuse_existing(target, force=flags["force"], inputs=[*runs, *paths_named(flags)])
         summary = write_report(
             list(runs),
             target,
