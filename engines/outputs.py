@@ -171,7 +171,7 @@ def add_contents(folder: Path, part: Path) -> None:
     if not path.is_file():
         return
     contents = read_json(path, FolderContents)
-    added = [f"{part.relative_to(folder).as_posix()}/{name}" for name in _files_in(part)]
+    added = [(part / name).relative_to(folder).as_posix() for name in _written_in(part)]
     write_json(path, contents.model_copy(update={"files": tuple(dict.fromkeys((*contents.files, *added)))}))
 
 
