@@ -3,7 +3,9 @@
 from loadtest.results.columns import OUTCOMES, PHASES, UNKNOWN, Bools, Columns, Floats, Ints, columns_of
 from loadtest.results.histogram import LogHistogram
 from loadtest.results.records import (
+    PROMPTS_NAME,
     REQUESTS_NAME,
+    RUN_FILES,
     RUN_NAME,
     SAMPLES_NAME,
     Kind,
@@ -27,7 +29,9 @@ __all__ = [
     "MEANINGS",
     "OUTCOMES",
     "PHASES",
+    "PROMPTS_NAME",
     "REQUESTS_NAME",
+    "RUN_FILES",
     "RUN_NAME",
     "SAMPLES_NAME",
     "UNKNOWN",

@@ -17,8 +17,9 @@ import numpy as np
 from engines.calibration import Calibration, LoadGenerator, Quantity
 from engines.emulator import batcher_for
 from engines.errors import UserError
-from engines.files import MadeBy, Source, whole_folder, write_json
+from engines.files import MadeBy, Source, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
+from engines.outputs import whole_folder
 from engines.spec import Host
 from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.results import (
@@ -125,7 +126,7 @@ def write_prediction(found: Prediction, out: Path, *, force: bool) -> None:
     Raises:
         UserError: `out` holds something, and `force` is not set.
     """
-    with whole_folder(out, force=force) as folder:
+    with whole_folder(out, made_by=found.run.made_by, force=force) as folder:
         write_json(folder / RUN_NAME, found.run)
         _write_lines(folder / REQUESTS_NAME, record_lines(found.columns))
         _write_lines(folder / SAMPLES_NAME, (sample.model_dump_json() for sample in found.samples))
