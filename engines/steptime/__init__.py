@@ -5,6 +5,7 @@ from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
 from engines.steptime.shape import StepCost, StepShape, StepTime, attended_tokens
 from engines.steptime.source import step_time_for, step_time_of
+from engines.steptime.uncertainty import StepTimeInterval, slowed, uncertainty
 
 __all__ = [
     "Calibrated",
@@ -12,9 +13,12 @@ __all__ = [
     "StepCost",
     "StepShape",
     "StepTime",
+    "StepTimeInterval",
     "attended_tokens",
     "scaled",
+    "slowed",
     "step_time_for",
     "step_time_of",
+    "uncertainty",
     "uniform",
 ]

@@ -283,7 +283,7 @@ class VirtualServer:
         while self._next_sent_ready_s() <= self.now_s:
             sent = self.traffic.send()
             self._intake_free_s = max(self._intake_free_s, sent.sent_s) + self.host.request_s
-            self._arriving.append((self._intake_free_s, sent))
+            self._arriving.append((self._intake_free_s + self.host.latency_s, sent))
         while self._arriving and self._arriving[0][0] <= self.now_s:
             self._submit(*self._arriving.popleft())
 
@@ -306,7 +306,7 @@ class VirtualServer:
             yield ended
 
     def _next_sent_ready_s(self) -> float:
-        return max(self._intake_free_s, self.traffic.next_s) + self.host.request_s
+        return max(self._intake_free_s, self.traffic.next_s) + self.host.request_s + self.host.latency_s
 
     def _next_ready_s(self) -> float:
         return self._arriving[0][0] if self._arriving else self._next_sent_ready_s()
