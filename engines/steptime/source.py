@@ -12,8 +12,7 @@ from engines.steptime.roofline import Roofline
 from engines.steptime.shape import StepTime
 from engines.steptime.silicon import Silicon
 
-
-# Where held-out rows are nearer by measured kernels than by data sheets; docs/measurements/fidelity.md has both columns.
+# Where held-out rows are nearer by measured kernels than by data sheets: docs/measurements/fidelity.md has both.
 SILICON_FAVOURED = ("a100-sxm-80gb", "h100-sxm-80gb", "h200-sxm-141gb")
 
 
@@ -41,9 +40,11 @@ def favoured_source(
     if gpu.name not in SILICON_FAVOURED:
         return "roofline", f"no measured kernels, or no better than data sheets on held-out rows of {gpu.name}"
     try:
-        Silicon(model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
+        kernels = Silicon(model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
     except MissingError as error:
         return "roofline", f"data sheets: {error.message}"
+    if kernels.derived:
+        return "roofline", f"data sheets: no measured kernels: {kernels.derived[0]}"
     return "silicon", f"measured kernels: nearer to held-out rows of {gpu.name} than data sheets"
 
 

@@ -43,9 +43,7 @@ def _as_asked(choice: StepTimeChoice, flags: dict[str, Any]) -> StepTimeChoice:
     """Return an engine's choice of step times with what flags say otherwise."""
     if flags.get("engine_profile") is not None:
         profile = engine_profile_named(flags["engine_profile"])
-        choice = StepTimeChoice(
-            source=choice.source, profile=profile.name, factors=profile.factors, host=profile.host
-        )
+        choice = StepTimeChoice(source=choice.source, profile=profile.name, factors=profile.factors, host=profile.host)
     return choice.model_copy(update={"source": flags["step_time"] or choice.source})
 
 
