@@ -45,7 +45,7 @@ from engines.planning import (
     refused_row,
     show_comparison,
 )
-from engines.spec import PRECISIONS, gib, known_gpus
+from engines.spec import LLM_API_VERSIONS, PRECISIONS, gib, known_gpus
 
 BUILD_HELP = """Build a TensorRT-LLM engine, or plan and emulate one.
 
@@ -73,6 +73,13 @@ Exit status: 0 done; 1 could not; 2 asked wrongly; 3 does not fit, or the accura
 HELP_GROUPS = {
     "What to build": ("--recipe", "--model", "--checkpoint", "--tokenizer", "--precision", "--kv-cache"),
     "For what": ("--gpu", "--tp", "--pp", "--backend", "--tensorrt-llm"),
+    "For the PyTorch backend": (
+        "--trtllm-version",
+        "--published",
+        "--cuda-graph-batch-sizes",
+        "--disaggregated",
+        "--draft-model",
+    ),
     "For which traffic": ("--isl", "--osl", "--ttft-ms", "--itl-ms"),
     "Limits, where the search is to be overruled": ("--max-batch-size", "--max-num-tokens", "--max-seq-len"),
     "Adapters and speculation": ("--lora-modules", "--max-lora-rank", "--speculative", "--max-draft-len"),
@@ -104,7 +111,7 @@ HELP_GROUPS = {
     metavar="NAME,...",
     help=f"Weights and arithmetic: {', '.join(PRECISIONS)}; several make one engine each.",
 )
-@click.option("--kv-cache", type=click.Choice(["auto", "16bit", "int8", "fp8"]), help="KV cache format.")
+@click.option("--kv-cache", type=click.Choice(["auto", "16bit", "int8", "fp8", "nvfp4"]), help="KV cache format.")
 @click.option(
     "--gpu",
     metavar="NAME,...",
@@ -125,11 +132,24 @@ HELP_GROUPS = {
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt", "pytorch"]),
-    help="tensorrt: an engine, up to 1.2.1; pytorch: the quantized checkpoint and LLM API arguments of later ones.",
+    help="tensorrt: an engine, up to 1.2.1; pytorch: a quantized checkpoint, and how trtllm-serve and Triton serve it.",
 )
+@click.option(
+    "--trtllm-version",
+    type=click.Choice(LLM_API_VERSIONS),
+    help="Whose argument names the PyTorch backend's files use.  [default: of --tensorrt-llm]",
+)
+@click.option("--published", metavar="NAME", help="Serve this published quantized checkpoint; nothing is quantized.")
+@click.option("--cuda-graph-batch-sizes", metavar="N,...", help="Record CUDA graphs for these batch sizes alone.")
+@click.option("--disaggregated", metavar="N:M", help="N servers compute prompts, M make replies, behind one router.")
+@click.option("--draft-model", metavar="DIR|NAME", help="Draft model of eagle3 or draft_target, as the server sees it.")
 @click.option("--lora-modules", metavar="NAME,...", help="Accept LoRA adapters on these modules: attn_q,attn_v,...")
 @click.option("--max-lora-rank", type=int, help="Largest adapter rank.")
-@click.option("--speculative", metavar="MODE", help="Speculative decoding: draft_tokens_external, lookahead_decoding.")
+@click.option(
+    "--speculative",
+    metavar="MODE",
+    help="Speculative decoding: draft_tokens_external, lookahead_decoding; of pytorch: eagle3, ngram, draft_target.",
+)
 @click.option("--max-draft-len", type=int, help="Draft tokens a step, at most.")
 @click.option(
     "--step-time",
@@ -241,6 +261,11 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
         "gpu": _gpu_name(combination.gpu),
         "tensorrt_llm": flags["tensorrt_llm"],
         "backend": flags["backend"],
+        "trtllm_version": flags["trtllm_version"],
+        "published_checkpoint": flags["published"],
+        "cuda_graphs.batch_sizes": _numbers(flags["cuda_graph_batch_sizes"]),
+        "speculative.draft_model": flags["draft_model"],
+        **_split(flags["disaggregated"]),
         "parallel.tensor": flags["tp"],
         "parallel.pipeline": flags["pp"],
         "workload.input_tokens": flags["isl"],
@@ -263,6 +288,20 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
         "seed": flags["seed"],
     }
     return ask(combination.recipe, by_key)
+
+
+def _numbers(text: str | None) -> list[str] | None:
+    return None if text is None else list(listed(text))
+
+
+def _split(text: str | None) -> dict[str, str]:
+    """Return the two server counts of `--disaggregated N:M`; the recipe's schema says what they may be."""
+    if text is None:
+        return {}
+    context, colon, generation = text.partition(":")
+    if not (colon and context.isdecimal() and generation.isdecimal()):
+        raise UserError(f"--disaggregated {text}: two counts are expected", hint="--disaggregated 1:1")
+    return {"disaggregation.context_servers": context, "disaggregation.generation_servers": generation}
 
 
 def _stages(flags: dict[str, Any], out: Path | None) -> Stages:

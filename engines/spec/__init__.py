@@ -2,6 +2,16 @@
 
 from engines.spec.deployment import Factors, Host
 from engines.spec.gpu import GpuSpec, gpu_named, known_gpus
+from engines.spec.llm_api import (
+    LLM_API_VERSIONS,
+    LlmApiFacts,
+    LlmApiVersion,
+    SpeculationMethod,
+    llm_api,
+    llm_api_version_of,
+    require_known_arguments,
+    unknown_arguments,
+)
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
 from engines.spec.precision import KV_BYTES, PRECISIONS, KvFormat, Precision, precision_named
@@ -11,17 +21,21 @@ from engines.spec.units import GIB, gib
 __all__ = [
     "GIB",
     "KV_BYTES",
+    "LLM_API_VERSIONS",
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
     "Factors",
     "GpuSpec",
     "Host",
     "KvFormat",
+    "LlmApiFacts",
+    "LlmApiVersion",
     "MemoryBudget",
     "ModelSpec",
     "Precision",
     "RopeScaling",
     "Sizing",
+    "SpeculationMethod",
     "Verdict",
     "gib",
     "gpu_named",
@@ -29,9 +43,13 @@ __all__ = [
     "known_gpus",
     "known_models",
     "kv_refusal",
+    "llm_api",
+    "llm_api_version_of",
     "memory_budget",
     "model_named",
     "precision_named",
+    "require_known_arguments",
     "require_possible",
+    "unknown_arguments",
     "verdict",
 ]
