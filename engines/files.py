@@ -17,9 +17,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engines.errors import MissingError, UserError
+from engines.errors import DISTRIBUTION, MissingError, UserError
 
-DISTRIBUTION = "engine-to-capacity"
 LONGEST_YAML_BYTES = 1 << 20  # a settings file is a few KB; ours at most a few hundred
 SCHEMA_VERSION = 1
 

@@ -182,6 +182,11 @@ def _llm_api(choices: _Choices, release: str, sizing: Sizing, max_input_len: int
     if recipe.backend == "tensorrt":
         return None
     found = llm_api_choices(recipe, release, sizing, max_input_len=max_input_len)
+    choices.notice(
+        "pytorch-step-time",
+        f"predictions for the PyTorch backend use the {recipe.step_time} step-time model, as for an engine; its own "
+        "time between iterations is not in it until a calibration finds it",
+    )
     choices.given("trtllm_version", found.version, "whose argument names the files are written in")
     if found.cuda_graph_batch_sizes:
         sizes = " ".join(map(str, found.cuda_graph_batch_sizes))

@@ -15,10 +15,11 @@ from engines.spec.llm_api import (
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
 from engines.spec.precision import KV_BYTES, PRECISIONS, KvFormat, Precision, precision_named
-from engines.spec.support import Verdict, keeps_paged_attention, kv_refusal, require_possible, verdict
+from engines.spec.support import FP8_SM, Verdict, keeps_paged_attention, kv_refusal, require_possible, verdict
 from engines.spec.units import GIB, gib
 
 __all__ = [
+    "FP8_SM",
     "GIB",
     "KV_BYTES",
     "LLM_API_VERSIONS",

@@ -29,7 +29,7 @@ from loadtest.metrics import (
     settles,
 )
 from loadtest.report import charts
-from loadtest.report.comparison_html import comparison_page
+from loadtest.report.comparison_page import comparison_page
 from loadtest.report.comparison_schema import Change, Comparison, Difference, LevelChanges, Outcome, Side
 from loadtest.results import Floats, Level
 

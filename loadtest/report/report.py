@@ -11,7 +11,7 @@ from engines.files import made_by, whole_folder, write_json, write_text
 from loadtest.metrics import Knee, LoadedRun, RunDetail, Summary, knee_of, load_runs, refuse_mixed_kinds, repeats_of
 from loadtest.report import charts
 from loadtest.report.exports import EXPORTS_NAME, write_exports
-from loadtest.report.html_page import Figure, page
+from loadtest.report.report_page import Figure, report_page
 from loadtest.results import ValidityIssue
 from loadtest.scenario import Objectives
 
@@ -57,7 +57,7 @@ def write_report(
         figures = _write_charts(folder / CHARTS_NAME, summary, details, promised)
         if exports:
             write_exports(folder / EXPORTS_NAME, loaded, summary, details)
-        write_text(folder / REPORT_NAME, page(summary, figures, promised))
+        write_text(folder / REPORT_NAME, report_page(summary, figures, promised))
     return summary
 
 
@@ -106,28 +106,28 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
     of_runs = list(details)
     yield Chart(
         "latency_against_batch",
-        "What each token and each first token took, and what all users got, by the batch the server ran.",
+        "Inter-token latency, TTFT and throughput against the batch size that the server ran.",
         lambda image: charts.latency_against_batch(summary, image=image),
     )
     yield Chart(
         "gap_against_batch",
-        "The same moment by moment: every gap between tokens by the streams active in its middle, beside what the "
-        "server says of its own iterations. Where they disagree, something other than the engine is in the figures.",
+        "Every inter-token gap against the number of active streams in its middle, beside the server's own iteration "
+        "times. Where the two disagree, something other than the engine adds to the latency.",
         lambda image: charts.gap_against_batch(summary, image=image),
     )
     yield Chart(
         "latency_against_load",
-        "By what was asked for. Past the knee, latency is paid for throughput that hardly comes.",
+        "Latency and throughput against offered load. Past the knee, latency rises and throughput hardly does.",
         lambda image: charts.latency_against_load(summary, knee=knee, image=image),
     )
     yield Chart(
         "frontier",
-        "What one user gets against what all get together: the choice a deployment makes.",
+        "Tokens per second of one user against those of all users: the trade-off of a deployment.",
         lambda image: charts.frontier(summary, image=image),
     )
     yield Chart(
         "distributions",
-        "All of it, not percentiles alone; below, the rare ones: a stall that one gap in a thousand meets.",
+        "Whole distributions, not percentiles alone. Below: the tails, where one gap in a thousand stalls.",
         lambda image: charts.distributions(summary, of_runs, image=image),
     )
     for place, detail in enumerate(of_runs):
