@@ -64,12 +64,15 @@ class StepTimeChoice(Strict):
     """Which step-time model stands in for the GPU, and how a deployment was found to differ from it.
 
     Attributes:
-        factors: Of a calibration; None where there is none.
-        host: What the calibration found above the engine.
-        calibration: Its SHA-256.
+        profile: Name of the engine profile that factors and host are the priors of; None where nothing was assumed, or
+            a calibration says better.
+        factors: Of the calibration or the profile; None where there is neither.
+        host: What lies above the engine, likewise.
+        calibration: The calibration's SHA-256.
     """
 
     source: Literal["roofline", "silicon"]
+    profile: str | None = None
     factors: Factors | None = None
     host: Host | None = None
     calibration: str | None = None

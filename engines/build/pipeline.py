@@ -28,7 +28,7 @@ from engines.checkpoint import (
 )
 from engines.emulator import Request, batcher_for
 from engines.errors import MissingError, ToolError
-from engines.files import Strict, read_json, refuse_existing, sha256_of, whole_folder, write_json, write_text
+from engines.files import Strict, read_json, sha256_of, write_json, write_text
 from engines.manifest import (
     MANIFEST_NAME,
     CheckpointQuality,
@@ -40,6 +40,7 @@ from engines.manifest import (
     PrecisionFacts,
     StageRecord,
 )
+from engines.outputs import refuse_existing, whole_folder
 from engines.planning import BuildPlan, Recipe
 from engines.spec import KvFormat, gib
 
@@ -116,7 +117,8 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
     refuse_existing(out, force=force)
     if job.kind == "built":
         trtllm.require_tools(job.plan)
-    with out_of_room_told(out.parent), whole_folder(out, force=force) as folder:
+    head = job.plan.made_by
+    with out_of_room_told(out.parent), whole_folder(out, made_by=head, force=force) as folder:
         results = _run_stages(job, stages)
         write_json(folder / "plan.json", job.plan)
         if job.plan.backend == "tensorrt":

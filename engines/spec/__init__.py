@@ -1,6 +1,13 @@
 """What the models and the GPUs are, how numbers are stored, what memory that takes. Every constant has its source."""
 
-from engines.spec.deployment import Factors, Host
+from engines.spec.deployment import Factors, Host, loaded
+from engines.spec.engine_profile import (
+    DEFAULT_ENGINE_PROFILE,
+    Batching,
+    EngineProfile,
+    engine_profile_named,
+    engine_profiles,
+)
 from engines.spec.gpu import GpuSpec, gpu_named, known_gpus
 from engines.spec.llm_api import (
     LLM_API_VERSIONS,
@@ -19,12 +26,15 @@ from engines.spec.support import FP8_SM, Verdict, keeps_paged_attention, kv_refu
 from engines.spec.units import GIB, gib
 
 __all__ = [
+    "DEFAULT_ENGINE_PROFILE",
     "FP8_SM",
     "GIB",
     "KV_BYTES",
     "LLM_API_VERSIONS",
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
+    "Batching",
+    "EngineProfile",
     "Factors",
     "GpuSpec",
     "Host",
@@ -38,6 +48,8 @@ __all__ = [
     "Sizing",
     "SpeculationMethod",
     "Verdict",
+    "engine_profile_named",
+    "engine_profiles",
     "gib",
     "gpu_named",
     "keeps_paged_attention",
@@ -46,6 +58,7 @@ __all__ = [
     "kv_refusal",
     "llm_api",
     "llm_api_version_of",
+    "loaded",
     "memory_budget",
     "model_named",
     "precision_named",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engines.errors import UserError
-from engines.files import made_by, whole_folder, write_json, write_text
+from engines.files import made_by, write_json, write_text
+from engines.outputs import refuse_existing, whole_folder
 from loadtest.metrics import Knee, LoadedRun, RunDetail, Summary, knee_of, load_runs, refuse_mixed_kinds, repeats_of
 from loadtest.report import charts
 from loadtest.report.exports import EXPORTS_NAME, write_exports
@@ -47,12 +47,12 @@ def write_report(
         UserError: `load_runs` refuses the runs, or `out` holds something, or is where a run is.
         MissingError: What the exports need is not installed.
     """
-    _refuse_own_run(runs, out)
+    refuse_existing(out, force=force, inputs=runs)
     loaded = load_runs(runs)
     promised = objectives or objectives_of(loaded)
     summary = summarize_loaded(loaded, command=command, objectives=promised)
     details = [run.detail() for run in loaded]
-    with whole_folder(out, force=force) as folder:
+    with whole_folder(out, made_by=summary.made_by, force=force, inputs=runs) as folder:
         write_json(folder / SUMMARY_NAME, summary)
         figures = _write_charts(folder / CHARTS_NAME, summary, details, promised)
         if exports:
@@ -133,11 +133,6 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
     for place, detail in enumerate(of_runs):
         name = "timeline" if len(of_runs) == 1 else f"timeline_{place + 1}"
         yield Chart(name, "", lambda image, detail=detail: charts.timeline(summary, detail, image=image))  # type: ignore[misc]
-
-
-def _refuse_own_run(runs: Sequence[Path], out: Path) -> None:
-    if any(run.resolve().is_relative_to(out.resolve()) for run in runs):
-        raise UserError(f"{out}: the report would replace a run it is made from", hint="choose another --out")
 
 
 def _write_charts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import click
 from engines import console
 from engines.build import trtllm
 from engines.errors import MissingError, TargetMissedError
-from engines.files import made_by, refuse_existing, to_json
+from engines.files import made_by, to_json
+from engines.outputs import add_contents, folder_in_place, paths_named
 from engines.spec import FP8_SM, PRECISIONS
 from triton_repo.gpu_check import Link, Outcome, Session, Settings, links, reasons_against, walk
 
@@ -47,11 +47,11 @@ def check_gpu(checkpoint: Path | None, precision: str | None, **flags: Any) -> N
         raise MissingError("; ".join(reasons), hint="run it in the container, on a machine with a GPU: README.md")
     session = _session(checkpoint, precision, flags)
     quiet = flags["as_json"]
-    report = walk(
-        session,
-        made_by=made_by(console.command_line("check-gpu")),
-        told=(lambda _link, _outcome: None) if quiet else _tell,
-    )
+    head, out = made_by(console.command_line("check-gpu")), session.settings.out
+    inputs = paths_named({**flags, "checkpoint": checkpoint})
+    with folder_in_place(out, made_by=head, files=(), force=flags["force"], inputs=inputs):
+        report = walk(session, made_by=head, told=(lambda _link, _outcome: None) if quiet else _tell)
+        add_contents(out, out)
     if quiet:
         console.show(to_json(report).rstrip())
     else:
@@ -65,12 +65,8 @@ def check_gpu(checkpoint: Path | None, precision: str | None, **flags: Any) -> N
 
 
 def _session(checkpoint: Path | None, precision: str | None, flags: dict[str, Any]) -> Session:
-    """Make the output folder anew and return the state of the walk."""
+    """Return the state of the walk."""
     out = flags["out"] or Path("artifacts/gpu-check")
-    refuse_existing(out, force=flags["force"])
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
     capability = int(trtllm.visible_compute_capabilities()[0].replace(".", ""))
     chosen = precision or ("fp8" if capability >= FP8_SM else "int8_sq")
     return Session(Settings(checkpoint, chosen, out), version=str(trtllm.installed_version()))

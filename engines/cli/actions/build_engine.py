@@ -29,6 +29,7 @@ from engines.console import command_line, progress, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, Source, made_by, source_of, to_json
 from engines.manifest import EngineManifest
+from engines.outputs import paths_named, refuse_existing
 from engines.planning import (
     BuildPlan,
     Combination,
@@ -66,6 +67,7 @@ def run(**flags: Any) -> None:
 
 
 def _build_one(planned: Planned, flags: dict[str, Any]) -> None:
+    refuse_existing(planned.out, force=flags["force"], inputs=paths_named(flags))
     _announce(planned, quiet=flags["as_json"])
     manifest = run_job(planned.job, planned.out, force=flags["force"], stages=planned.stages)
     if flags["as_json"]:
@@ -94,6 +96,7 @@ def _build_matrix(combinations: list[Combination], flags: dict[str, Any]) -> Non
             continue
         built = None
         if not (flags["dry_run"] or flags["explained"]):
+            refuse_existing(planned.out, force=flags["force"], inputs=paths_named(flags))
             _announce(planned, quiet=flags["as_json"])
             built = run_job(planned.job, planned.out, force=flags["force"], stages=planned.stages)
         rows.append(planned_row(combination, planned.plan, built, planned.out))
@@ -171,7 +174,8 @@ def _split(text: str | None) -> dict[str, str]:
 def _stages(flags: dict[str, Any], out: Path | None) -> Stages:
     beside = (out or Path("artifacts/engines/any")).parent / ".stages"
     quiet = flags["as_json"]
-    return Stages(flags["stages_folder"] or beside, (lambda _: None) if quiet else progress)
+    told = (lambda _: None) if quiet else progress
+    return Stages(flags["stages_folder"] or beside, told, made_by(command_line("build-engine")))
 
 
 def _gpu_name(asked: str | None) -> str | None:

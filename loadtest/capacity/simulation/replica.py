@@ -128,8 +128,7 @@ def _step_time(
 
 def host_of(manifest: EngineManifest, slower: float = 1.0) -> Host:
     """Return the host above an engine, where a calibration found one."""
-    host = manifest.step_time.host or Host()
-    return Host(request_s=host.request_s * slower, stream_token_s=host.stream_token_s * slower)
+    return (manifest.step_time.host or Host()).slowed(slower)
 
 
 def sent_of(stretch: TrafficSample) -> list[Sent]:
