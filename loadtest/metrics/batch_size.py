@@ -24,8 +24,8 @@ from loadtest.results import (
     meanings_of,
 )
 
-OWN_BIN_BELOW = 24  # smaller batches have a bin each, larger ones share bins of equal ratio
-WIDER_BINS = 24
+OWN_BIN_BELOW = 4  # smaller batches have a bin each, larger ones share bins of equal ratio
+BIN_RATIO = 1.25  # a bin of one size apart beside a full level's would hold only the moments when a prompt is computed
 MOST_GAPS = 4_000_000
 LEAST_GAPS = 20
 LEAST_STEPS = 4
@@ -180,12 +180,17 @@ def batch_of_span_gaps(window: Window, columns: Columns, spans: TokenSpans) -> t
 
 
 def _bins(largest: float) -> Floats:
-    """Return the edges of the bins of batch sizes up to the largest."""
+    """Return the edges of the bins of batch sizes, of equal ratio down from the largest; small sizes have one each.
+
+    >>> [float(edge) for edge in _bins(16).round(1)]
+    [0.5, 1.5, 2.5, 3.5, 4.5, 5.4, 6.8, 8.4, 10.6, 13.2, 16.5]
+    """
     own = np.arange(0.5, min(OWN_BIN_BELOW, largest) + 1.0)
     if largest <= OWN_BIN_BELOW:
         return own
-    wider = np.geomspace(OWN_BIN_BELOW + 0.5, largest + 0.5, WIDER_BINS + 1)
-    return np.unique(np.concatenate([own, np.floor(wider) + 0.5]))
+    count = 1 + int(np.log((largest + 0.5) / own[-1]) / np.log(BIN_RATIO))
+    wider = (largest + 0.5) / BIN_RATIO ** np.arange(count)
+    return np.unique(np.concatenate([own, wider]))
 
 
 def _points_of_gaps(batches: Floats, gaps: Weighted) -> list[BatchPoint]:
