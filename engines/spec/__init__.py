@@ -9,6 +9,16 @@ from engines.spec.engine_profile import (
     engine_profiles,
 )
 from engines.spec.gpu import GpuSpec, gpu_named, known_gpus
+from engines.spec.llm_api import (
+    LLM_API_VERSIONS,
+    LlmApiFacts,
+    LlmApiVersion,
+    SpeculationMethod,
+    llm_api,
+    llm_api_version_of,
+    require_known_arguments,
+    unknown_arguments,
+)
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
 from engines.spec.precision import KV_BYTES, PRECISIONS, KvFormat, Precision, precision_named
@@ -20,6 +30,7 @@ __all__ = [
     "FP8_SM",
     "GIB",
     "KV_BYTES",
+    "LLM_API_VERSIONS",
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
     "Batching",
@@ -28,11 +39,14 @@ __all__ = [
     "GpuSpec",
     "Host",
     "KvFormat",
+    "LlmApiFacts",
+    "LlmApiVersion",
     "MemoryBudget",
     "ModelSpec",
     "Precision",
     "RopeScaling",
     "Sizing",
+    "SpeculationMethod",
     "Verdict",
     "engine_profile_named",
     "engine_profiles",
@@ -42,10 +56,14 @@ __all__ = [
     "known_gpus",
     "known_models",
     "kv_refusal",
+    "llm_api",
+    "llm_api_version_of",
     "loaded",
     "memory_budget",
     "model_named",
     "precision_named",
+    "require_known_arguments",
     "require_possible",
+    "unknown_arguments",
     "verdict",
 ]

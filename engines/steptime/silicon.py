@@ -49,7 +49,7 @@ _GEMM_MODES = {
     "nvfp4": "nvfp4",
 }
 _INTEGER_MODES = {"sq", "int8_wo", "int4_wo"}
-_KV_MODES: dict[KvFormat, str] = {"16bit": "bfloat16", "fp8": "fp8", "int8": "fp8"}
+_KV_MODES: dict[KvFormat, str] = {"16bit": "bfloat16", "fp8": "fp8", "int8": "fp8", "nvfp4": "fp8"}
 _ATTENTION, _LOGITS = "attention", "logits_gemm"
 _NORMS = ("add_norm_1", "add_norm_2", "act_gate", "embedding")
 
@@ -181,6 +181,8 @@ class Silicon:
         return DecodeLine(rest_s + low_s - slope * begin, slope, begin + KNOT_TOKENS * decode_sequences)
 
     def _kv_mode(self, system: str, kv_format: KvFormat) -> str:
+        if kv_format == "nvfp4":
+            self.derived.append("NVFP4 KV cache: read as an FP8 cache, which is larger")
         if kv_format != "int8":
             return _KV_MODES[kv_format]
         if system == _DERIVED_ON:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from engines.build import trtllm
+from engines.build import SERVE_YAML, trtllm
 from engines.checkpoint import read_shard_header
 from engines.errors import MissingError, ToolError
 from engines.files import read_json
@@ -213,7 +213,7 @@ def llm_api(session: Session) -> str:
 
 
 def trtllm_serve(session: Session) -> str:
-    """Serve the same checkpoint with trtllm-serve, and load its OpenAI interface."""
+    """Serve the same checkpoint with trtllm-serve and the YAML of its plan, load it, and look at its metrics."""
     session.stop()
     (port,) = free_ports(1)
     checkpoint = session.path("engine-pytorch") / "checkpoint"
@@ -222,12 +222,12 @@ def trtllm_serve(session: Session) -> str:
         "trtllm-serve",
         "serve",
         str(checkpoint),
-        "--backend",
-        "pytorch",
         "--host",
         "127.0.0.1",
         "--port",
         str(port),
+        "--config",
+        str(session.path("engine-pytorch") / SERVE_YAML),
     ]
     with running(argv, log=session.log) as process:
         _wait_healthy(process, f"{url}/health", session.log)
@@ -236,6 +236,9 @@ def trtllm_serve(session: Session) -> str:
         target = ["--url", url, "--protocol", "openai-completions", "--model", model]
         asked = {"--tokenizer": checkpoint / "tokenizer.json", "--concurrency": 4, "--isl": 64, "--osl": 16}
         session.run("run-load", *target, *flat(dict(asked)), "--requests", 16, "--out", session.path("run-openai"))
+        page = fetched(f"{url}/prometheus/metrics")
+        if "request_queue_time_seconds" not in page:
+            raise ToolError("/prometheus/metrics has no request_queue_time_seconds", log_path=session.log)
     text = str(said["choices"][0]["text"])
     _require_answer(session, text)
     return repr(text)

@@ -24,6 +24,7 @@ from triton_repo.interface import (
     engine_parameters,
     limit_parameters,
     llm_document,
+    llmapi_inputs,
     tensors,
     written,
 )
@@ -193,7 +194,12 @@ class _Writer:
                 "tokenizer_dir": f"{self._repository.served_at}/{TOKENIZER_FOLDERS['llmapi']}",
                 **limit_parameters(settings),
             }
-        values = {"t": tensors, "settings": settings, "parameter_values": _quoted(written(parameters))}
+        values = {
+            "t": tensors,
+            "inputs": llmapi_inputs(engine),
+            "settings": settings,
+            "parameter_values": _quoted(written(parameters)),
+        }
         self._write_config("tensorrt_llm", "llmapi/config.pbtxt.j2", values)
         tokenizer = f"{self._repository.served_at}/{TOKENIZER_FOLDERS['llmapi']}"
         checkpoint = str(_inside(self._engine_folder, engine.checkpoint or "checkpoint"))
