@@ -11,11 +11,7 @@ from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml, validate
-<<<<<<< HEAD
-from engines.spec import DEFAULT_ENGINE_PROFILE
-=======
-from engines.spec import LlmApiVersion
->>>>>>> main
+from engines.spec import DEFAULT_ENGINE_PROFILE, LlmApiVersion
 
 Auto = Literal["auto"]
 
