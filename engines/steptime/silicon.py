@@ -15,6 +15,7 @@ import json
 import logging
 import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,7 @@ class Silicon:
         return found
 
 
+@cache
 def _compiled(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tensor_parallel: int) -> _Tables:
     """Compile a model's op list against a system's tables.
 

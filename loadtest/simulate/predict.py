@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.calibration import Calibration, LoadGenerator, Quantity
+from engines.calibration import Calibration, LoadGenerator
 from engines.emulator import batcher_for
 from engines.errors import UserError
 from engines.files import MadeBy, Source, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.outputs import whole_folder
 from engines.spec import Host
-from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.results import (
     REQUESTS_NAME,
     RUN_NAME,
@@ -39,8 +38,6 @@ from loadtest.simulate.virtual_server import Arrivals, Contents, Sent, Traffic, 
 from loadtest.traffic import ConversationSampler, LevelPlan, Rows, closed_loop, open_loop, plans_of
 
 SAMPLES_PER_LEVEL = 400
-INTERVAL_SHARE = 0.9
-_NORMAL_90 = 1.645  # standard deviations either side that hold nine tenths of a normal distribution
 _BATCH_SERIES = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests"}'
 _COUNT_SERIES = 'nv_trt_llm_general_metrics{general_type="iteration_counter"}'
 
@@ -190,26 +187,6 @@ def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
     cache = manifest.kv_cache.model_copy(update={"blocks": max(manifest.kv_cache.blocks, needed)})
     choice = manifest.step_time.model_copy(update={"host": None})
     return manifest.model_copy(update={"limits": limits, "kv_cache": cache, "step_time": choice})
-
-
-def with_intervals(summary: Summary, calibration: Calibration) -> Summary:
-    """Return a summary whose levels carry how far their means may be off."""
-    levels = [level.model_copy(update={"intervals": _intervals(level, calibration)}) for level in summary.levels]
-    return summary.model_copy(update={"levels": levels})
-
-
-def _intervals(level: LevelSummary, calibration: Calibration) -> dict[str, Interval]:
-    means: dict[Quantity, float | None] = {
-        "tokens_per_s": level.output_tokens_per_s,
-        "itl_s": None if level.itl_s is None else level.itl_s.mean,
-        "ttft_s": None if level.ttft_s is None else level.ttft_s.mean,
-    }
-    found = {}
-    for name, mean in means.items():
-        if mean is not None and name in calibration.log_error:
-            factor = math.exp(_NORMAL_90 * calibration.log_error[name])
-            found[str(name)] = Interval(share=INTERVAL_SHARE, low=mean / factor, mean=mean, high=mean * factor)
-    return found
 
 
 def _traffic(
