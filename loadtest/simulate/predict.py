@@ -35,7 +35,7 @@ from loadtest.results import (
 from loadtest.scenario import Scenario, Trace
 from loadtest.simulate.requests import SimulatedRequests, record_lines
 from loadtest.simulate.virtual_server import Arrivals, Contents, Sent, Traffic, Users, VirtualServer
-from loadtest.traffic import ConversationSampler, LevelPlan, Rows, closed_loop, open_loop, plans_of
+from loadtest.traffic import ConversationSampler, LevelPlan, Rows, closed_loop, open_loop, plans_of, turn_of
 
 SAMPLES_PER_LEVEL = 400
 _BATCH_SERIES = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests"}'
@@ -63,6 +63,7 @@ def predict(
     made_by: MadeBy,
     made_from: list[Source],
     rows: Mapping[str, Rows] | None = None,
+    queued: bool = False,
 ) -> Prediction:
     """Return what a scenario would show of an engine; seconds are engine seconds.
 
@@ -70,6 +71,7 @@ def predict(
 
     Args:
         rows: By prompt file, what a tokenizer counts in it; see `conversations.Mix`.
+        queued: The users of a level send one request each, all at once, and no more.
     """
     mix = ConversationSampler(scenario, rows)
     contents = _contents(scenario, manifest, mix)
@@ -79,7 +81,8 @@ def predict(
     began_s, next_id = 0.0, 0
     host = manifest.step_time.host or Host()
     for index, plan in enumerate([plan.counted(scenario, mix) for plan in plans_of(scenario)]):
-        traffic = _traffic(scenario, plan, mix, contents, level=index, begin_s=began_s, first_id=next_id)
+        make = _queue if queued else _traffic
+        traffic = make(scenario, plan, mix, contents, level=index, begin_s=began_s, first_id=next_id)
         server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s)
         requests.begin_level()
         for ended in server.run():
@@ -215,6 +218,22 @@ def _traffic(
         return None if found is None else contents.sent(found[1], begin_s + found[0])
 
     return Arrivals(requests, follow)
+
+
+def _queue(
+    scenario: Scenario,  # noqa: ARG001 (as `_traffic`)
+    plan: LevelPlan,
+    mix: ConversationSampler,
+    contents: Contents,
+    *,
+    level: int,
+    begin_s: float,
+    first_id: int,
+) -> Traffic:
+    """Return a level's requests, one for each user, all sent as it begins."""
+    talks = (mix.begin(number, level) for number in range(plan.concurrency or 0))
+    turns = (turn_of(talk, first_id + number, "measure") for number, talk in enumerate(talks))
+    return Arrivals(contents.sent(turn, begin_s) for turn in turns)
 
 
 def _contents(scenario: Scenario, manifest: EngineManifest, mix: ConversationSampler) -> Contents:

@@ -51,7 +51,8 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     made = made_by(command_line("predict-load"))
 
     def predicted(engine: EngineManifest) -> Prediction:
-        return predict(scenario, engine, made_by=made, made_from=sources, rows=rows)
+        queued = flags["at_once"]
+        return predict(scenario, engine, made_by=made, made_from=sources, rows=rows, queued=queued)
 
     found = predicted(manifest)
     if flags["out"] is not None:
