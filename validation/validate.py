@@ -12,6 +12,7 @@ import csv
 import json
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -26,13 +27,17 @@ from click.testing import CliRunner
 from pydantic import Field
 
 from engines.files import Strict, validate
+from engines.spec import model_named
 from loadtest.cli.predict_load import predict_load
 from loadtest.results import read_records
+from validation.calibrated import GOALS, Row, calibrated_rows
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "measurements" / "fidelity.md"
 QUANTITIES = ("tokens_per_s", "itl", "ttft")
 AISIMULATE_TIMEOUT_S = 120
+AISIMULATE_GPUS = {"a100-sxm-80gb": "a100_sxm", "h100-sxm-80gb": "h100_sxm", "h200-sxm-141gb": "h200_sxm"}
+AISIMULATE_BACKENDS = {"trtllm-1.x-triton": "trtllm", "trtllm-serve": "trtllm", "vllm-v1": "vllm", "sglang": "sglang"}
 
 
 class Case(Strict):
@@ -51,6 +56,7 @@ class Case(Strict):
         fast: Part of the quick subset.
         wants: Mean absolute errors asked for, in percent, by quantity; TTFT is a median where `ttft_median`.
         leave_out: Why a published statistic is not compared.
+        aisimulate: NVIDIA's simulator is asked, too.
     """
 
     row: str
@@ -73,6 +79,7 @@ class Case(Strict):
     wants: dict[str, float] = Field(default_factory=dict)
     ttft_median: bool = False
     leave_out: str | None = None
+    aisimulate: bool = False
     source: str
     licence: str
 
@@ -117,9 +124,10 @@ def main() -> int:
     folders = [folder for folder in folders if read_case(folder).fast or not asked.fast]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         found = list(pool.map(compare, folders, [asked.aisimulate] * len(folders)))
+        fitted = list(calibrated_rows(pool)) if not asked.fast and not asked.only else []
     for each in found:
         write_comparison(each)
-    text = tables_of(found)
+    text = tables_of(found) + calibrated_table(fitted)
     sys.stdout.write(text)
     if not asked.fast and not asked.only:
         PAGE.write_text(page_of(text, found, asked.aisimulate), encoding="utf-8")
@@ -298,6 +306,31 @@ def tables_of(found: Sequence[Compared]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def calibrated_table(rows: Sequence[Row]) -> str:
+    """Return the table of what calibrations predict unseen; empty where none was fitted."""
+    if not rows:
+        return ""
+    lines = ["", "| calibrated | points | tokens/s | ITL | TTFT (median) |", "| --- | --- | --- | --- | --- |"]
+    for name, goals in GOALS.items():
+        of_row = [row for row in rows if row.name == name]
+        lines.append(_calibrated_line(f"**{name}**", of_row, goals))
+        for folder in dict.fromkeys(row.deployment for row in of_row):
+            of_folder = [row for row in of_row if row.deployment == folder]
+            lines.append(_calibrated_line(f"[{folder}](../../validation/{folder})", of_folder, None))
+    return "\n".join(lines) + "\n"
+
+
+def _calibrated_line(name: str, rows: Sequence[Row], goals: tuple[float, ...] | None) -> str:
+    errors = np.concatenate([row.errors for row in rows])
+    known = [column[~np.isnan(column)] for column in errors.T]
+    wanted = goals or (None,) * len(known)
+    cells = [
+        _cell(column.tolist(), goal, median=place == len(known) - 1)
+        for place, (column, goal) in enumerate(zip(known, wanted, strict=True))
+    ]
+    return f"| {name} | {len(errors)} | {' | '.join(cells)} |"
+
+
 def _name(each: Compared) -> str:
     folder = each.folder.relative_to(HERE).as_posix()
     return f"[{folder}](../../validation/{folder}){' (fitted)' if each.case.tuned else ''}"
@@ -324,9 +357,60 @@ def _cell(errors: list[float], goal: float | None, *, median: bool) -> str:
 
 
 def ask_aisimulate(python: str, case: Case, point: Measured) -> dict[str, float] | None:
-    """Return what NVIDIA's simulator says of a point; None where it has no such load, GPU or model."""
-    del python, case, point
-    return None
+    """Return what NVIDIA's simulator says of a point; None where it refuses the case, or takes too long.
+
+    It takes lengths as they are on average; all its other settings are its defaults.
+    """
+    hardware, backend = AISIMULATE_GPUS.get(case.gpu), AISIMULATE_BACKENDS.get(case.engine_profile)
+    if not case.aisimulate or hardware is None or backend is None:
+        return None
+    load: dict[str, Any] = {"type": "concurrency", "concurrency": int(point.load)}
+    requests = 3 * int(point.load) if case.load == "closed_loop" else int(point.load)
+    if case.load == "open_loop":
+        load, requests = {"type": "poisson", "requests_per_second": point.load, "seed": 0}, 1000
+    batch = int(point.load) if case.max_batch_size == "load" else case.max_batch_size
+    worker: dict[str, Any] = {"scheduler": {"max_batched_tokens": case.max_num_tokens, "max_sequences": batch}}
+    if case.precision == "fp8":
+        worker["timing"] = {"gemm_quant_mode": "fp8_static", "kvcache_quant_mode": "fp8"}
+    source = {"type": "synthetic", "input_tokens": point.isl, "output_tokens": point.osl}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(_geometry(case.model)), encoding="utf-8")
+        engine = {"model": folder, "hardware": hardware, "backend": backend, "workers": {"aggregated": worker}}
+        config = {"traffic": {"source": source, "load": load, "stop": {"requests": requests}}, "engine": engine}
+        (Path(folder) / "aisimulate.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        command = [python, "-m", "aisimulate", "predict", "-c", f"{folder}/aisimulate.yaml", "--format", "json"]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=AISIMULATE_TIMEOUT_S, check=True, cwd=folder
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            return None
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    itl = found["median_itl_ms" if case.itl == "p50" else "mean_itl_ms"]
+    return {
+        "tokens_per_s": found["output_throughput_tok_s"],
+        "itl": itl * 1e-3,
+        "ttft": found["mean_ttft_ms"] * 1e-3,
+    }
+
+
+def _geometry(name: str) -> dict[str, Any]:
+    model = model_named(name)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.attention_heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rms_norm_eps": model.norm_epsilon,
+        "vocab_size": model.vocab_size,
+        "torch_dtype": "bfloat16",
+    }
 
 
 def page_of(tables: str, found: Sequence[Compared], aisimulate: str | None) -> str:
