@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
-from rich.console import Console
 
-from engines.errors import CommandError
-from engines.files import DISTRIBUTION
+from engines.errors import DISTRIBUTION, CommandError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 INTERRUPTED = 130
 HELP_COLUMNS = 110
@@ -86,6 +86,8 @@ def show(text: str) -> None:
 
 def table_console() -> Console:
     """Return a rich console on stdout for tables of results; 120 columns wide when not a terminal."""
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
@@ -107,7 +109,7 @@ def common_flags(function: _FunctionT) -> _FunctionT:
         function
     )
     function = click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")(function)
-    return click.version_option(version(DISTRIBUTION), "--version")(function)
+    return click.version_option(None, "--version", package_name=DISTRIBUTION)(function)
 
 
 def writing_flags(function: _FunctionT) -> _FunctionT:

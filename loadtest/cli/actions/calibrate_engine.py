@@ -1,0 +1,76 @@
+"""The command `calibrate-engine`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engines.calibration import LoadGenerator
+from engines.console import command_line, progress, show, wrote
+from engines.errors import UserError
+from engines.files import Document, made_by, source_of, to_json, write_json
+from engines.outputs import paths_named, refuse_existing_file
+from engines.spec import gpu_named
+from loadtest.calibration import LEAST_POINTS, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
+from loadtest.cli.engine_options import planned
+from loadtest.cli.tables import show_calibration
+from loadtest.results import RUN_NAME, read_run
+from loadtest.traffic import seen_of
+
+
+def run(**flags: Any) -> None:
+    """Learn from measurements how a deployment differs from its parts: a handful of physical factors."""
+    points, kinds = _read_measurements(flags)
+    target = flags["out"]
+    if flags["dry_run"]:
+        show(f"would fit {len(points)} points and write {target}")
+        return
+    refuse_existing_file(target, force=flags["force"], inputs=paths_named(flags))
+    longest = seen_of([max(point.isl for point in points)], [max(point.osl for point in points)])
+    limits = {"max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}
+    manifest = planned({**flags, **limits}, None, [longest])
+    request = Request(
+        manifest,
+        tuple(points),
+        LoadGenerator(start=flags["start"] or ("together" if "table" in kinds else "staggered")),
+        flags["max_num_tokens"],
+        "emulated" if "emulated" in kinds else "measured",
+    )
+    head = Document(
+        made_by=made_by(command_line("calibrate-engine")),
+        made_from=[source_of(path / RUN_NAME if path.is_dir() else path) for path in flags["measurements"]],
+    )
+    found = calibrate(request, head=head, progress=progress)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, found)
+    if flags["as_json"]:
+        show(to_json(found).rstrip())
+        return
+    show_calibration(found)
+    wrote(target, f"predict-load --calibration {target}")
+
+
+def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
+    """Return the points of all files, and their kinds: `table`, `measured`, `emulated`."""
+    wanted = Deployment(flags["model_name"], gpu_named(flags["gpu"]).name, flags["precision"], flags["tp"])
+    points: list[Point] = []
+    kinds: set[str] = set()
+    for path in flags["measurements"]:
+        kinds.add(read_run(path).kind if path.is_dir() else "table")
+        found, others = read_points(path, wanted)
+        points += found
+        if others:
+            progress(f"{path}: {others} rows of another model, GPU, precision or load left out")
+    if len(points) < LEAST_POINTS:
+        raise UserError(
+            f"{len(points)} measured points of {wanted.model} {wanted.precision} on {wanted.gpu}, tensor parallel "
+            f"{wanted.tensor_parallel}; at least {LEAST_POINTS} are needed",
+            hint="do --model, --gpu, --precision and --tp say what was measured?",
+        )
+    if "emulated" in kinds and len(kinds) > 1:
+        raise UserError("emulated and measured points cannot be fitted together", hint="one kind at a time")
+    if len({point.load == "concurrency" for point in points}) > 1:
+        raise UserError(
+            "points of a served load and of the bare engine are mixed (load_kind)",
+            hint="keep rows of one load_kind in the file",
+        )
+    return points, kinds

@@ -1,0 +1,104 @@
+"""The command that searches for a server's knee: find-knee."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engines.console import command_line, progress, show, wrote
+from engines.errors import TargetMissedError, UserError
+from engines.files import made_by, read_yaml, source_of, to_json, validate, write_json
+from engines.manifest import MANIFEST_NAME, read_manifest
+from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
+from loadtest.cli.options import scenario_of
+from loadtest.cli.tables import show_knee
+from loadtest.knee import (
+    KneeFound,
+    KneeSearch,
+    Range,
+    Span,
+    driving,
+    predicting,
+    search,
+)
+from loadtest.metrics import scopes_of
+from loadtest.results import RUN_FILES
+from loadtest.run import Enough, run_once
+from loadtest.scenario import Objectives, ObjectiveScope, Scenario, inputs_of
+
+KNEE_NAME = "knee.json"
+PROBES_NAME = "probes"
+
+
+def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
+    """Find the highest load that keeps every objective, by bracketing, and what the next load missed."""
+    asked = _asked(flags)
+    if flags["dry_run"]:
+        show(to_json(asked.scenario).rstrip())
+        for promise in asked.promises:
+            show(f"{promise.class_name or 'all'}: {to_json(promise.objectives).rstrip()}")
+        return
+    out = flags["out"]
+    inputs = paths_named({**flags, "engine_dir": engine_dir})
+    refuse_existing(out, force=flags["force"], inputs=inputs)
+    head = made_by(command_line("find-knee"))
+    sources = inputs_of(asked.scenario)
+    if engine_dir is not None:
+        sources.append(source_of(engine_dir / MANIFEST_NAME))
+        player = predicting(read_manifest(engine_dir), made_by=head, made_from=sources)
+    else:
+        player = driving(_runner(flags), out / PROBES_NAME)
+    files = (KNEE_NAME, *(f"{PROBES_NAME}/*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)))
+    with folder_in_place(out, made_by=head, files=files, force=flags["force"], inputs=inputs):
+        found = search(asked, player, made_by=head, made_from=sources, progress=progress)
+        write_json(out / KNEE_NAME, found)
+    if as_json:
+        show(to_json(found).rstrip())
+    else:
+        show_knee(found)
+        wrote(out, None if engine_dir is not None else f"report-load {out / PROBES_NAME}/*")
+    _require_some_load(found)
+
+
+def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]:
+    """Return what runs a probe; a doubt of its figures is told at once."""
+
+    def run(scenario: Scenario, folder: Path, enough: Enough) -> None:
+        for doubt in run_once("find-knee", scenario, folder, flags, enough=enough).doubts:
+            progress(f"not valid: {doubt.code}: {doubt.text}")
+
+    return run
+
+
+def _asked(flags: dict[str, Any]) -> KneeSearch:
+    scenario = scenario_of({**flags, **dict.fromkeys(("concurrency", "requests", "prompts"))})
+    within = Range(flags["least"], flags["most"], flags["tolerance"])
+    span = Span(first=min(Span().first, flags["most_requests"]), most=flags["most_requests"])
+    return KneeSearch(scenario, _promises(flags, scenario), flags["axis"], within, span)
+
+
+def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope, ...]:
+    """Return the objectives of a file, with flags laid over it; where neither is given, the scenario's own."""
+    path = flags["objectives"]
+    own = scopes_of(scenario)
+    if own and path is None and not flags["objective"]:
+        return own
+    values = {} if path is None else read_yaml(path, Objectives).model_dump(exclude_defaults=True)
+    for text in flags["objective"]:
+        name, _, limit = text.partition("=")
+        quantity, _, statistic = name.partition(".")
+        if not limit or not statistic:
+            raise UserError(f"--objective {text}: QUANTITY.STATISTIC=SECONDS is expected", hint="ttft_s.p95=0.5")
+        values.setdefault(quantity, {})[statistic] = limit
+    if not values:
+        raise UserError("no objective is stated", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
+    return (ObjectiveScope(validate(values, Objectives, where="flags" if path is None else str(path))),)
+
+
+def _require_some_load(found: KneeFound) -> None:
+    if found.load is None:
+        missed = ", ".join(found.binding)
+        raise TargetMissedError(
+            f"even {found.above:g} {found.unit} misses {missed}", hint="a lower --from, or looser objectives"
+        )

@@ -1,0 +1,131 @@
+"""plan-capacity: which precision on which GPU, how many replicas, at what cost, for a traffic at its objectives."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engines.console import command_line, progress, show, wrote
+from engines.errors import TargetMissedError, UserError
+from engines.files import Document, made_by, source_of, to_json, write_json, write_text
+from engines.outputs import refuse_existing, whole_folder
+from loadtest.capacity import (
+    COMPARED_NAME,
+    PLAN_NAME,
+    CapacityPlan,
+    Compared,
+    ResultCache,
+    SearchOptions,
+    compared,
+    make_capacity,
+    verify,
+    what_if,
+)
+from loadtest.capacity.inputs import Demand, read_demand
+from loadtest.capacity.output import (
+    PAGE_NAME,
+    SCENARIO_NAME,
+    handed_over,
+    page_of,
+    show_compared,
+    show_plan,
+    show_verification,
+)
+from loadtest.scenario import Trace
+
+
+def run(
+    demand_file: Path | None, run: Path | None, plan_file: Path | None, *, default_folder: Path, **flags: Any
+) -> None:
+    """Plan a deployment, or say whether a plan held."""
+    if run is not None or plan_file is not None:
+        _verify(demand_file, run, plan_file, as_json=flags["as_json"])
+        return
+    if demand_file is None:
+        raise UserError("no demand given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
+    demand = read_demand(demand_file)
+    changed = [what_if(demand, asked) for asked in flags["changes"]]
+    if flags["dry_run"]:
+        show(to_json(demand).rstrip())
+        return
+    target = flags["out"] or default_folder / demand.name
+    refuse_existing(target, force=flags["force"], inputs=_inputs(demand, demand_file))
+    folder, today = demand_file.parent, datetime.now(tz=UTC).date()
+    head, means = _head(demand, demand_file), _means(flags, target)
+    plan = make_capacity(demand, folder, head, means, today=today)
+    others = {
+        each.asked: make_capacity(each.demand, folder, head, means, today=today, is_brief=True) for each in changed
+    }
+    together = compared(plan, others, head) if others else None
+    _write(plan, together, folder, target, force=flags["force"])
+    if flags["as_json"]:
+        show(to_json(together or plan).rstrip())
+    else:
+        _show(plan, together, target)
+    if plan.recommended is None:
+        raise TargetMissedError(f"nothing possible serves {demand.name}", hint=f"nearest possible: {plan.nearest}")
+
+
+def _verify(demand_file: Path | None, run: Path | None, plan_file: Path | None, *, as_json: bool) -> None:
+    if run is None or plan_file is None or demand_file is not None:
+        raise UserError(
+            "a plan is verified by a run folder and the plan", hint="plan-capacity --verify RUN --plan capacity.json"
+        )
+    found = verify(plan_file, run, made_by=made_by(command_line("plan-capacity")))
+    if as_json:
+        show(to_json(found).rstrip())
+    else:
+        show_verification(found)
+    if not found.held:
+        why = [*(f"missed {each}" for each in found.missed), *(f"in doubt: {each}" for each in found.doubts)]
+        raise TargetMissedError(
+            f"the plan did not hold ({found.label}): {'; '.join(why)}",
+            hint=f"calibrate-engine --measurements {run}, put the calibration into the demand, and plan again",
+        )
+
+
+def _inputs(demand: Demand, demand_file: Path) -> list[Path]:
+    """Return every file and folder that a demand names."""
+    chosen = demand.candidates
+    named = [*chosen.engines, *chosen.calibrations, *(run.path for run in chosen.runs)]
+    named += [demand.traffic.path] if isinstance(demand.traffic, Trace) else []
+    named += [demand.prices.file] if demand.prices.file is not None else []
+    return [demand_file, *(demand_file.parent / each for each in named)]
+
+
+def _head(demand: Demand, demand_file: Path) -> Document:
+    folder = demand_file.parent
+    read = [demand_file]
+    if isinstance(demand.traffic, Trace):
+        read.append(folder / demand.traffic.path)
+    if demand.prices.file is not None:
+        read.append(folder / demand.prices.file)
+    sources = [source_of(path) for path in read if path.is_file()]
+    return Document(made_by=made_by(command_line("plan-capacity")), made_from=sources)
+
+
+def _means(flags: dict[str, Any], target: Path) -> SearchOptions:
+    kept = ResultCache(None if flags["fresh"] else target.parent / ".searched")
+    return SearchOptions(kept, flags["workers"] or os.cpu_count() or 1, flags["on_ray"], progress)
+
+
+def _write(plan: CapacityPlan, together: Compared | None, folder: Path, target: Path, *, force: bool) -> None:
+    with whole_folder(target, made_by=plan.made_by, force=force) as made:
+        write_json(made / PLAN_NAME, plan)
+        write_text(made / PAGE_NAME, page_of(plan, together))
+        if together is not None:
+            write_json(made / COMPARED_NAME, together)
+        for name, text in handed_over(plan, folder, target).items():
+            write_text(made / name, text)
+
+
+def _show(plan: CapacityPlan, together: Compared | None, target: Path) -> None:
+    show_plan(plan)
+    if together is not None:
+        show_compared(together)
+    if plan.recommended is not None:
+        wrote(target, f"run-load --scenario {target / SCENARIO_NAME} --url URL, then --verify")
+    else:
+        wrote(target)

@@ -1,0 +1,56 @@
+"""The options that say which server a command sends to. Light: --help imports this and no room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
+
+PROTOCOLS = ("triton-http", "triton-grpc", "openai-chat", "openai-completions")
+OPENAI_KEY = "OPENAI_API_KEY"
+
+
+def target_flags(function: _FunctionT) -> _FunctionT:
+    """Add the flags that say which server a command sends to: --url, --protocol, --model and their kin."""
+    for add in reversed(_ADD_TARGET_FLAGS):
+        function = add(function)
+    return function
+
+
+TARGET_FLAGS = tuple(
+    f"--{name}"
+    for name in ("url", "protocol", "model", "api-key-env", "ca-file", "insecure", "tokenizer", "metrics-url")
+)
+_ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--url",
+        default="http://127.0.0.1:8000",
+        show_default=True,
+        help="The server: http[s]://HOST:PORT, or grpc[s]://.",
+    ),
+    click.option(
+        "--protocol",
+        type=click.Choice(PROTOCOLS),
+        default="triton-http",
+        show_default=True,
+        help="Triton's generate_stream or gRPC streaming; OpenAI's chat or text completions.",
+    ),
+    click.option(
+        "--model", help="tensorrt_llm (tokens; the default), ensemble, tensorrt_llm_bls; any of an OpenAI server."
+    ),
+    click.option("--api-key-env", default=OPENAI_KEY, show_default=True, help="Environment variable of an OpenAI key."),
+    click.option(
+        "--ca-file", type=click.Path(path_type=Path), help="Certificates to trust, for https:// and grpcs://."
+    ),
+    click.option("--insecure", is_flag=True, help="Do not look at the server's certificate."),
+    click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json; default: the server's own."),
+    click.option(
+        "--metrics-url",
+        multiple=True,
+        help="Page of metrics, of the server or a GPU exporter; may be given again; default: the port beside --url.",
+    ),
+)

@@ -1,0 +1,60 @@
+"""Commands start fast: --help loads no schema and no numerics, and what it says is what the rooms hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from engines import names
+from engines.spec import LLM_API_VERSIONS, PRECISIONS, known_gpus, known_models
+from loadtest.cli import find_knee, target_options
+from loadtest.client import OPENAI_KEY
+from loadtest.knee import UNITS, Span
+from loadtest.scenario import ProtocolName
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+SLOW_TO_IMPORT = ("pydantic", "numpy", "rich", "jinja2", "tokenizers", "torch", "matplotlib", "scipy", "locust", "grpc")
+_START = """
+import importlib, sys
+module, _, name = sys.argv.pop(1).partition(":")
+command = getattr(importlib.import_module(module), name)
+try:
+    command()
+except SystemExit as ended:
+    print("status", ended.code)
+print("loaded", *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--no-such-flag"]])
+@pytest.mark.parametrize("target", SCRIPTS.values(), ids=SCRIPTS)
+def test_help_and_usage_errors_load_nothing_slow(target: str, arguments: list[str]) -> None:
+    """--help, --version and an unknown flag need click and the options alone."""
+    done = subprocess.run(
+        [sys.executable, "-c", _START, target, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    *_, status, loaded = done.stdout.splitlines()
+    assert status == f"status {2 if arguments == ['--no-such-flag'] else 0}"
+    assert not set(SLOW_TO_IMPORT) & set(loaded.split())
+
+
+def test_help_names_what_is_known() -> None:
+    """The names in --help are those of the data sheets and of the code, in the same order."""
+    assert names.gpu_names() == tuple(known_gpus())
+    assert names.model_names() == tuple(known_models())
+    assert tuple(PRECISIONS) == names.PRECISION_NAMES
+    assert LLM_API_VERSIONS == names.LLM_API_VERSION_NAMES
+
+
+def test_options_offer_what_the_rooms_accept() -> None:
+    """Choices and defaults that options state are those of the schemas behind them."""
+    assert get_args(ProtocolName) == target_options.PROTOCOLS
+    assert target_options.OPENAI_KEY == OPENAI_KEY
+    assert tuple(UNITS) == find_knee.AXES
+    assert Span().most == find_knee.MOST_REQUESTS

@@ -1,0 +1,36 @@
+"""The command `check-repo`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from engines import console
+from engines.errors import TargetMissedError
+from triton_repo.audit import Finding, audit_repository
+
+
+def run(repository: Path, as_json: bool, verbose: bool) -> None:
+    """Look through a model repository, whoever made it, without starting anything."""
+    findings = audit_repository(repository)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if as_json:
+        found = [finding.model_dump() for finding in findings]
+        console.show(json.dumps({"repository": str(repository), "errors": errors, "findings": found}, indent=2))
+    else:
+        _show_findings(repository, findings, verbose=verbose)
+    if errors:
+        raise SystemExit(TargetMissedError.exit_status)
+
+
+def _show_findings(repository: Path, findings: list[Finding], *, verbose: bool) -> None:
+    told = [finding for finding in findings if verbose or finding.severity != "advice"]
+    for finding in told:
+        console.show(f"{finding.severity}: {finding.file}: {finding.what}")
+        console.show(f"  fix: {finding.fix}")
+    counts = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning", "advice")}
+    if not counts["error"] and not counts["warning"]:
+        hidden = f" (-v shows {counts['advice']} pieces of advice)" if counts["advice"] and not verbose else ""
+        console.show(f"{repository}: in order{hidden}")
+        return
+    console.show(f"{repository}: {counts['error']} errors, {counts['warning']} warnings, {counts['advice']} of advice")

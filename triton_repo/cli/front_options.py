@@ -1,0 +1,38 @@
+"""The options of serve-repo for the OpenAI front. Light: --help imports this and no room but its key's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from triton_repo.openai_api import KEY_VARIABLE
+
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
+
+
+def front_flags(function: _FunctionT) -> _FunctionT:
+    """Add serve-repo's flags for the OpenAI front."""
+    options = (
+        click.option("--openai", is_flag=True, help="Serve an OpenAI-compatible API in front of Triton as well."),
+        click.option("--openai-port", default=9000, show_default=True),
+        click.option("--openai-model", default=None, help="Name clients give the model.  [default: the engine's own]"),
+        click.option(
+            "--reasoning",
+            type=click.Choice(["auto", "always", "off"]),
+            default="auto",
+            show_default=True,
+            help="Whether <think> is told apart from the answer; always: a reply begins in it even without the tag.",
+        ),
+        click.option(
+            "--api-key-file",
+            type=click.Path(path_type=Path),
+            default=None,
+            help=f"File of API keys, one a line; else {KEY_VARIABLE} in the environment.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
