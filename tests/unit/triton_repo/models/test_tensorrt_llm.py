@@ -224,7 +224,7 @@ def test_a_stop_ends_every_sequence_of_an_id(model: EmulatedEngineModel) -> None
 
 
 def test_lengths_are_counted_once_a_request_when_it_has_ended(model: EmulatedEngineModel) -> None:
-    """As upstream: nothing while it runs, then one prompt and reply, of a stopped request too; of a refused one none."""
+    """As upstream: nothing while it runs, then its prompt and reply, stopped or not; of a refused request nothing."""
     running = _request([[1, 2, 3]], 4000, request_id="one")
     model.execute([running, _request([[1]], 0)])
     assert running.sender.begun.wait(LIMIT_S)
