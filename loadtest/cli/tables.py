@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from engines.calibration import Calibration
 from engines.console import progress, show, table_console
-from loadtest.metrics import LevelSummary, Spread, Summary, class_alone, verdicts_of
+from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Scenario, Verdict
 
 if TYPE_CHECKING:
@@ -66,17 +66,13 @@ def _percentiles(found: Spread | None) -> list[str]:
 
 
 def show_verdicts(summary: Summary, scenario: Scenario) -> None:
-    """Print at which levels the scenario's objectives are kept, and which are missed where not."""
-    for level in summary.levels:
-        found = [("", each) for each in verdicts_of(scenario.objectives, level)] if scenario.objectives else []
-        for each in level.classes or ():
-            promised = next((known.objectives for known in scenario.classes if known.name == each.name), None)
-            if promised is not None:
-                found += [(f"{each.name}: ", verdict) for verdict in verdicts_of(promised, class_alone(level, each))]
-        missed = [f"{of}{verdict.objective} {_found(verdict)}" for of, verdict in found if not verdict.met]
-        if found:
-            told = f"missed: {'; '.join(missed)}" if missed else f"all {len(found)} kept"
-            show(f"objectives at {level.load} ({summary.label}): {told}")
+    """Print at which levels the scenario's objectives are met, and which are missed where not."""
+    scopes = scopes_of(scenario)
+    for level in summary.levels if scopes else ():
+        verdicts = verdicts_in(scopes, level)
+        missed = [f"{verdict.objective} {_found(verdict)}" for verdict in verdicts if not verdict.met]
+        told = f"missed: {'; '.join(missed)}" if missed else f"all {len(verdicts)} met"
+        show(f"objectives at {level.load} ({summary.label}): {told}")
 
 
 def _found(verdict: Verdict) -> str:
