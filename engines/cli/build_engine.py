@@ -38,7 +38,13 @@ HELP_GROUPS = {
     "For what": ("--gpu", "--tp", "--pp", "--backend", "--tensorrt-llm"),
     "For which traffic": ("--isl", "--osl", "--ttft-ms", "--itl-ms"),
     "Limits, where the search is to be overruled": ("--max-batch-size", "--max-num-tokens", "--max-seq-len"),
-    "Adapters and speculation": ("--lora-modules", "--max-lora-rank", "--speculative", "--max-draft-len"),
+    "Adapters and speculation": (
+        "--lora-modules",
+        "--max-lora-rank",
+        "--speculative",
+        "--lookahead",
+        "--max-draft-len",
+    ),
     "Quantizing": ("--calibration-text", "--calibration-samples", "--calibration-tokens", "--seed"),
     "How far to go": ("--emulate", "--until", "--max-perplexity-increase", "--dry-run", "--explain", "--list"),
     "What predicts": ("--step-time", "--step-time-calibration"),
@@ -93,6 +99,11 @@ HELP_GROUPS = {
 @click.option("--lora-modules", metavar="NAME,...", help="Accept LoRA adapters on these modules: attn_q,attn_v,...")
 @click.option("--max-lora-rank", type=int, help="Largest adapter rank.")
 @click.option("--speculative", metavar="MODE", help="Speculative decoding: draft_tokens_external, lookahead_decoding.")
+@click.option(
+    "--lookahead",
+    metavar="W,N,G",
+    help="Lookahead's window, n-gram and verification set sizes; the draft length follows from them.",
+)
 @click.option("--max-draft-len", type=int, help="Draft tokens a step, at most.")
 @click.option(
     "--step-time",

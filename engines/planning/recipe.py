@@ -75,13 +75,22 @@ class LoraChoices(Strict):
     max_rank: int = Field(64, ge=1)
 
 
+class LookaheadSizes(Strict):
+    """Sizes of lookahead decoding: the window W, the n-grams N, the verification set G."""
+
+    window_size: int = Field(ge=1)
+    ngram_size: int = Field(ge=1)
+    verification_set_size: int = Field(ge=0)
+
+
 class SpeculativeChoices(Strict):
-    """Speculative decoding the engine is built for."""
+    """Speculative decoding the engine is built for; lookahead's draft length follows from its sizes."""
 
     mode: Literal["none", "draft_tokens_external", "lookahead_decoding", "medusa", "explicit_draft_tokens", "eagle"] = (
         "none"
     )
     max_draft_len: int = Field(0, ge=0)
+    lookahead: LookaheadSizes | None = None
 
 
 class Recipe(Strict):

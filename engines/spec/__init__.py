@@ -5,7 +5,16 @@ from engines.spec.gpu import GpuSpec, gpu_named, known_gpus
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
 from engines.spec.precision import KV_BYTES, PRECISIONS, KvFormat, Precision, precision_named
-from engines.spec.support import Verdict, keeps_paged_attention, kv_refusal, require_possible, verdict
+from engines.spec.speculation import lookahead_draft_tokens
+from engines.spec.support import (
+    Backend,
+    Verdict,
+    group_size_for,
+    keeps_paged_attention,
+    kv_refusal,
+    require_possible,
+    verdict,
+)
 from engines.spec.units import GIB, gib
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "KV_BYTES",
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
+    "Backend",
     "Factors",
     "GpuSpec",
     "Host",
@@ -25,10 +35,12 @@ __all__ = [
     "Verdict",
     "gib",
     "gpu_named",
+    "group_size_for",
     "keeps_paged_attention",
     "known_gpus",
     "known_models",
     "kv_refusal",
+    "lookahead_draft_tokens",
     "memory_budget",
     "model_named",
     "precision_named",
