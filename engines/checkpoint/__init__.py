@@ -15,6 +15,7 @@ from engines.checkpoint.huggingface_export import quantize_huggingface
 from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
 from engines.checkpoint.modelopt import require_modelopt
 from engines.checkpoint.quantize import quantize, quantizing_memory_bytes
+from engines.checkpoint.shards import read_shard_header
 from engines.checkpoint.tokenizer import copy_tokenizer, find_tokenizer
 from engines.checkpoint.verify import verify, verifying_memory_bytes
 
@@ -34,6 +35,7 @@ __all__ = [
     "quantize",
     "quantize_huggingface",
     "quantizing_memory_bytes",
+    "read_shard_header",
     "require_modelopt",
     "unpack",
     "verify",

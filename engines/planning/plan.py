@@ -8,8 +8,9 @@ from typing import Literal
 from engines.calibration import read_calibration, require_match
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, Strict, sha256_of
-from engines.manifest import Notice, Runtime, StepTimeChoice
+from engines.manifest import LlmApiChoices, Notice, Runtime, StepTimeChoice
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
+from engines.planning.llm_api import kv_refusal_of_backend, llm_api_choices, pytorch_release, require_backend_has
 from engines.planning.recipe import LoraChoices, Objectives, Recipe, ResolvedRecipe, SpeculativeChoices, Workload
 from engines.planning.speculation import resolve_speculation
 from engines.spec import (
@@ -20,6 +21,7 @@ from engines.spec import (
     Precision,
     Sizing,
     Verdict,
+    engine_profile_named,
     gib,
     gpu_named,
     group_size_for,
@@ -29,6 +31,7 @@ from engines.spec import (
     precision_named,
     require_possible,
 )
+from engines.steptime import favoured_source
 
 Origin = Literal["flag", "recipe", "default", "derived"]
 
@@ -74,6 +77,7 @@ class BuildPlan(Document):
     objectives: Objectives
     lora: LoraChoices
     speculative: SpeculativeChoices
+    llm_api: LlmApiChoices | None = None
     predicted: Predicted
     choices: list[Choice]
     notices: list[Notice]
@@ -126,10 +130,13 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
     model = model or model_named(recipe.model)
     gpu, precision = gpu_named(recipe.gpu), precision_named(recipe.precision)
     choices = _Choices(asked)
-    _require_engine_path(recipe)
+    release = _release(choices)
+    require_backend_has(recipe)
     found = _verdict(choices, model, gpu, precision)
     _require_groups(model, precision, recipe)
-    speculative = resolve_speculation(recipe.speculative, model)
+    speculative = recipe.speculative
+    if recipe.backend == "tensorrt":
+        speculative = resolve_speculation(speculative, model)
     kv_format = _kv_format(choices, precision, gpu)
     runtime = _runtime(choices, kv_format, precision)
     engine = _limits(choices, model, gpu, precision, kv_format, runtime, speculative)
@@ -137,14 +144,10 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
     _require_fit(model, gpu, sizing, memory)
     _require_prompts_fit(recipe.workload, sizing, chunked=runtime.chunked_context)
     predicted = _predicted(choices, engine)
-    _speculation_choices(choices, speculative, sizing)
+    if recipe.backend == "tensorrt":
+        _note_speculation(choices, speculative, sizing)
+        _note_builder_limits(choices, speculative, sizing)
     max_input_len = min(recipe.workload.longest_input_tokens, sizing.max_seq_len - 1)
-    choices.derived(
-        "builder.limits",
-        f"max_batch_size {sizing.max_batch_size}, max_num_tokens {sizing.max_num_tokens}, "
-        f"max_seq_len {sizing.max_seq_len + speculative.max_draft_len}",
-        "what trtllm-build will write into the engine's config.json, its own clamps applied",
-    )
     choices.derived("kv_blocks", memory.kv_blocks, f"{gib(memory.kv_pool_bytes)} hold {memory.kv_tokens} tokens")
     return BuildPlan(
         made_by=head.made_by,
@@ -156,7 +159,7 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
         precision=precision.name,
         kv_format=kv_format,
         verdict=found,
-        tensorrt_llm=recipe.tensorrt_llm,
+        tensorrt_llm=release,
         sizing=sizing,
         max_input_len=max_input_len,
         memory=memory,
@@ -167,18 +170,56 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
         objectives=recipe.objectives,
         lora=_lora(choices),
         speculative=speculative,
+        llm_api=_llm_api(choices, release, sizing, max_input_len),
         predicted=predicted,
         choices=choices.made,
         notices=choices.notices,
     )
 
 
-def _require_engine_path(recipe: Recipe) -> None:
-    if recipe.backend == "pytorch" and (recipe.lora.target_modules or recipe.speculative.mode != "none"):
-        raise UserError(
-            "LoRA modules and speculative decoding are planned for TensorRT engines only, not for the PyTorch backend",
-            hint="--backend tensorrt, or add lora_config and speculative_config to model.yaml by hand",
+def _release(choices: _Choices) -> str:
+    """Return the TensorRT-LLM release to plan for; noted where a version of the LLM API decides it."""
+    recipe = choices.asked.recipe
+    if recipe.backend == "tensorrt":
+        return recipe.tensorrt_llm
+    release = pytorch_release(recipe, is_release_asked=choices.asked.origin("tensorrt_llm") != "default")
+    choices.given("tensorrt_llm", release, "the release whose LLM API the files are written for")
+    return release
+
+
+def _llm_api(choices: _Choices, release: str, sizing: Sizing, max_input_len: int) -> LlmApiChoices | None:
+    """Return what a PyTorch-backend server is started with, noted in the plan; None for an engine."""
+    recipe = choices.asked.recipe
+    if recipe.backend == "tensorrt":
+        return None
+    found = llm_api_choices(recipe, release, sizing, max_input_len=max_input_len)
+    choices.notice(
+        "pytorch-step-time",
+        f"predictions for the PyTorch backend use the {recipe.step_time} step-time model, as for an engine; its own "
+        "time between iterations is not in it until a calibration finds it",
+    )
+    choices.given("trtllm_version", found.version, "whose argument names the files are written in")
+    if found.cuda_graph_batch_sizes:
+        sizes = " ".join(map(str, found.cuda_graph_batch_sizes))
+        choices.given("cuda_graphs.batch_sizes", sizes, "a CUDA graph for each; other batches run without")
+    if found.speculation is not None:
+        speculation = found.speculation
+        choices.given("speculative.mode", speculation.method, f"up to {speculation.max_draft_len} draft tokens a step")
+        choices.notice(
+            "speculative-not-predicted",
+            "predictions and the emulator decode one token a step: what speculation brings is not predicted, and the "
+            "draft model's memory is not in the plan",
         )
+    if found.disaggregation is not None:
+        split = found.disaggregation
+        choices.given("disaggregation.context_servers", split.context_servers, "compute prompts")
+        choices.given("disaggregation.generation_servers", split.generation_servers, "make replies")
+        choices.notice(
+            "disaggregation-not-predicted",
+            "predictions are of one server that computes prompts and makes replies; the two kinds apart, and the "
+            "transfer of the KV cache between them, are not predicted",
+        )
+    return found
 
 
 def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision) -> Verdict:
@@ -188,11 +229,12 @@ def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Preci
     choices.given("precision", precision.name, found.status)
     if found.status == "unlisted upstream":
         choices.notice("unlisted-precision", found.reason)
-    if model.rope_scaling is not None and model.rope_scaling.attn_factor is not None:
+    scaling = model.rope_scaling if choices.asked.recipe.backend == "tensorrt" else None
+    if scaling is not None and scaling.attn_factor is not None:
         choices.notice(
             "yarn-attn-factor",
             "TensorRT-LLM's engine path does not read rope_scaling.attn_factor "
-            f"({model.rope_scaling.attn_factor:.4f}): its attention magnitude may differ slightly from stacks that do",
+            f"({scaling.attn_factor:.4f}): its attention magnitude may differ slightly from stacks that do",
         )
     return found
 
@@ -205,7 +247,7 @@ def _kv_format(choices: _Choices, precision: Precision, gpu: GpuSpec) -> KvForma
             chosen = "16bit"
         choices.derived("kv_cache.format", chosen, f"the cache that keeps paged attention with {precision.name}")
         return chosen
-    refused = kv_refusal(asked, precision, gpu)
+    refused = kv_refusal(asked, precision, gpu) or kv_refusal_of_backend(choices.asked.recipe)
     if refused:
         raise UserError(
             f"KV cache {asked} with {precision.name}: {refused}", hint="--kv-cache auto picks one that works"
@@ -231,25 +273,36 @@ def _limits(
         recipe.kv_cache.free_gpu_mem_fraction,
         "of the memory free at load, not of all",
     )
+    batching = engine_profile_named(recipe.engine_profile).batching
     asked_batch, asked_tokens = recipe.limits.max_batch_size, recipe.limits.max_num_tokens
+    if asked_batch == "auto" and batching.max_batch_size is not None:
+        asked_batch = batching.max_batch_size
+    if asked_tokens == "auto" and batching.max_num_tokens is not None:
+        asked_tokens = batching.max_num_tokens
     start = Sizing(
         max_batch_size=1,
         max_num_tokens=1,
         max_seq_len=_max_seq_len(choices, model),
         tokens_per_block=recipe.kv_cache.tokens_per_block,
-        kv_fraction=recipe.kv_cache.free_gpu_mem_fraction,
+        kv_fraction=batching.memory_fraction or recipe.kv_cache.free_gpu_mem_fraction,
         tensor_parallel=recipe.parallel.tensor,
         pipeline_parallel=recipe.parallel.pipeline,
     )
     found = choose_limits(
         Engine(
-            model, gpu, precision.name, kv_format, start, runtime.chunked_context, _pricing(choices, gpu, precision)
+            model,
+            gpu,
+            precision.name,
+            kv_format,
+            start,
+            runtime.chunked_context,
+            _pricing(choices, model, gpu, precision, kv_format),
         ),
         recipe.workload,
         recipe.objectives,
         batch_sizes=BATCH_SIZES if asked_batch == "auto" else (asked_batch,),
         token_budgets=TOKEN_BUDGETS if asked_tokens == "auto" else (asked_tokens,),
-        max_draft_len=speculative.max_draft_len,
+        max_draft_len=speculative.max_draft_len if recipe.backend == "tensorrt" else 0,
     )
     for name, asked, value in (
         ("limits.max_batch_size", asked_batch, found.sizing.max_batch_size),
@@ -264,6 +317,15 @@ def _limits(
     return found
 
 
+def _note_builder_limits(choices: _Choices, speculative: SpeculativeChoices, sizing: Sizing) -> None:
+    choices.derived(
+        "builder.limits",
+        f"max_batch_size {sizing.max_batch_size}, max_num_tokens {sizing.max_num_tokens}, "
+        f"max_seq_len {sizing.max_seq_len + speculative.max_draft_len}",
+        "what trtllm-build will write into the engine's config.json, its own clamps applied",
+    )
+
+
 def _note_clamp(choices: _Choices, asked: int, sizing: Sizing) -> None:
     """Say that the builder would not take a `max_num_tokens` as it was asked for."""
     built, most = sizing.max_num_tokens, sizing.max_batch_size * sizing.max_seq_len
@@ -272,18 +334,28 @@ def _note_clamp(choices: _Choices, asked: int, sizing: Sizing) -> None:
         if asked > built
         else "no less than a block of tokens, nor than every slot with its draft"
     )
-    choices.derived("limits.max_num_tokens", built, f"{asked} asked; trtllm-build takes {rule}")
-    choices.notice("builder-clamp", f"max_num_tokens {asked} was asked for; trtllm-build makes {built} of it: {rule}")
+    choices.derived("limits.max_num_tokens", built, f"{asked} asked; an engine is built with {rule}")
+    choices.notice("builder-clamp", f"max_num_tokens {asked} was asked for; {built} is what is built: {rule}")
 
 
-def _pricing(choices: _Choices, gpu: GpuSpec, precision: Precision) -> StepTimeChoice:
+def _pricing(
+    choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat
+) -> StepTimeChoice:
     """Return what prices an iteration; a calibration brings its own source, and is refused for other hardware."""
     recipe = choices.asked.recipe
+    tensor = recipe.parallel.tensor
     if recipe.step_time_calibration is None:
-        return StepTimeChoice(source=recipe.step_time)
+        profile = engine_profile_named(recipe.engine_profile)
+        choices.given("engine_profile", profile.name, profile.description)
+        source = recipe.step_time
+        if source == "auto":
+            source, why = favoured_source(model, gpu, precision.name, kv_format, tensor_parallel=tensor)
+            choices.derived("step_time", source, why)
+        else:
+            choices.given("step_time", source, "as asked")
+        return StepTimeChoice(source=source, profile=profile.name, factors=profile.factors, host=profile.host)
     path = Path(recipe.step_time_calibration)
     known = read_calibration(path)
-    tensor = recipe.parallel.tensor
     require_match(known, gpu=gpu.name, precision=precision.name, tensor_parallel=tensor, path=path)
     if known.measured_on == "emulated":
         choices.notice("emulated-calibration", f"{path} was measured on an emulated engine, and says nothing of a GPU")
@@ -348,7 +420,7 @@ def _require_groups(model: ModelSpec, precision: Precision, recipe: Recipe) -> N
     )
 
 
-def _speculation_choices(choices: _Choices, speculative: SpeculativeChoices, sizing: Sizing) -> None:
+def _note_speculation(choices: _Choices, speculative: SpeculativeChoices, sizing: Sizing) -> None:
     if speculative.mode == "none":
         return
     draft = speculative.max_draft_len
@@ -418,15 +490,25 @@ def _runtime(choices: _Choices, kv_format: KvFormat, precision: Precision) -> Ru
             f"a {kv_format} KV cache with {precision.name} turns paged context attention off: "
             "no chunked context, no KV reuse, and max_num_tokens must cover the longest prompt",
         )
-    choices.given("scheduler_policy", recipe.scheduler_policy, "no request is paused once started")
+    batching = engine_profile_named(recipe.engine_profile).batching
+    if batching.chunked_context is not None and recipe.chunked_context == "auto":
+        values["chunked_context"] = batching.chunked_context
+    policy = recipe.scheduler_policy
+    if batching.scheduler_policy is not None:
+        policy = batching.scheduler_policy
+        choices.derived("scheduler_policy", policy, f"how {recipe.engine_profile} batches")
+    else:
+        choices.given("scheduler_policy", policy, "no request is paused once started")
     return Runtime(
         chunked_context=values["chunked_context"],
         kv_reuse=values["kv_cache.reuse"],
-        scheduler_policy=recipe.scheduler_policy,
+        scheduler_policy=policy,
     )
 
 
 def _gemm_plugin(choices: _Choices, precision: Precision) -> str:
     chosen = {"fp8": "disable", "fp4": "nvfp4"}.get(precision.arithmetic, "auto")
-    choices.derived("gemm_plugin", chosen, "TensorRT-LLM's advice: auto at 16 bit, off for FP8, nvfp4 for NVFP4")
+    if choices.asked.recipe.backend == "tensorrt":
+        advice = "TensorRT-LLM's advice: auto at 16 bit, off for FP8, nvfp4 for NVFP4"
+        choices.derived("gemm_plugin", chosen, advice)
     return chosen

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +14,11 @@ from loadtest.metrics import bootstrap
 from loadtest.metrics.bootstrap import SHARES, Range, Resampler
 from loadtest.metrics.steady_state import Cut, cut_of, window_of
 from loadtest.metrics.summary import Spread
-from loadtest.results import Columns, Floats, Ints, Level, RequestRecord, columns_of
+from loadtest.results import Columns, Floats, Ints, Level, RequestRecord, TokenSpans, Weighted, columns_of
+from loadtest.scenario import clock_start_s
 
 _Values = npt.NDArray[np.floating]
+_ValueT = TypeVar("_ValueT")
 
 
 class Counted(NamedTuple):
@@ -41,7 +45,48 @@ class Counted(NamedTuple):
     @property
     def begin_s(self) -> Floats:
         """When a user's clock started, of the good requests."""
-        return self.good.scheduled_s if self.is_open else self.good.sent_s
+        return clock_start_s(self.good, is_open=self.is_open)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLatencies:
+    """Latencies of requests, one entry each, in wall seconds; the only place where they are computed from times.
+
+    Each is of shape (requests,), and nan where a request has none.
+    """
+
+    requests: Columns
+    begin_s: Floats
+
+    @property
+    def ttft_s(self) -> Floats:
+        """Time to the first token."""
+        return self.requests.first_s - self.begin_s
+
+    @property
+    def e2e_s(self) -> Floats:
+        """Time to the end of the reply."""
+        return self.requests.done_s - self.begin_s
+
+    @property
+    def ttst_s(self) -> Floats:
+        """Time from the first token to the second."""
+        return self.requests.second_s - self.requests.first_s
+
+    @property
+    def tpot_s(self) -> Floats:
+        """Mean gap between tokens; nan of a single token."""
+        return self.requests.tpot_s
+
+    @property
+    def longest_gap_s(self) -> Floats:
+        """Longest gap between tokens; 0 of a single token."""
+        return self.requests.longest_gap_s
+
+
+def request_latencies(requests: Columns, *, is_open: bool) -> RequestLatencies:
+    """Return the latencies of requests, counted from `clock_start_s`."""
+    return RequestLatencies(requests, clock_start_s(requests, is_open=is_open))
 
 
 def counted(level: Level, records: Columns | Iterable[RequestRecord], *, time_scale: float, settles: bool) -> Counted:
@@ -100,6 +145,39 @@ def spread(
     )
 
 
+def spread_of_spans(spans: TokenSpans, time_scale: float = 1.0) -> Spread | None:
+    """Return how the gaps between simulated tokens are spread: as `spread` of all of them, none of them listed."""
+    (values, weights), _ = spans.gaps()
+    if not len(values):
+        return None
+    ordered = Weighted(values, weights).sorted()
+    count = int(weights.sum())
+    mean = float(values @ weights) / count
+    left = float(np.square(values - mean) @ weights)
+    quantiles = dict(zip(SHARES, bootstrap.quantiles_of_weighted(ordered, list(SHARES.values())), strict=True))
+    return Spread(
+        count=count,
+        mean=mean / time_scale,
+        min=float(ordered.values[0]) / time_scale,
+        max=float(ordered.values[-1]) / time_scale,
+        sd=math.sqrt(left / (count - 1)) / time_scale if count > 1 else None,
+        unsupported=tuple(
+            name for name in SHARES if not _is_supported_by_spans(spans, count, SHARES[name], quantiles[name])
+        ),
+        **{name: quantile / time_scale for name, quantile in quantiles.items()},
+    )
+
+
+def _is_supported_by_spans(spans: TokenSpans, count: int, share: float, quantile: float) -> bool:
+    needed = bootstrap.needed(share)
+    if count < needed:
+        return False
+    passed = spans.gaps_passing(quantile, or_equal=False)
+    if not passed.any():
+        passed = spans.gaps_passing(quantile, or_equal=True)
+    return bootstrap.effective_size_of(passed, spans.gap_counts()) >= needed
+
+
 def _ranges(replicates: dict[str, Floats], unsupported: tuple[str, ...], time_scale: float) -> dict[str, Range]:
     ranges = {name: bootstrap.middle(found) for name, found in replicates.items() if name not in unsupported}
     return {name: (low / time_scale, high / time_scale) for name, (low, high) in ranges.items()}
@@ -119,20 +197,31 @@ def resampler_of(found: Counted, *, seed: int = bootstrap.SEED) -> Resampler | N
 
 def latencies_of(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
     """Return each latency's values in wall seconds, and how many each request has where it is not one."""
+    return {"itl_s": (found.good.gaps_s, np.diff(found.good.starts)), **_of_requests(found)}
+
+
+def _of_requests(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
+    """Return the latencies that a request has one of, at most."""
     good = found.good
+    sent = request_latencies(good, is_open=False)
     values: dict[str, tuple[_Values, Ints | None]] = {
-        "ttft_s": (good.first_s - good.sent_s, None),
-        "itl_s": (good.gaps_s, np.diff(good.starts)),
-        "tpot_s": _known(good.tpot_s),
-        "e2e_s": (good.done_s - good.sent_s, None),
-        "ttst_s": _known(good.second_s - good.first_s),
-        "normalized_s": ((good.done_s - good.sent_s) / np.maximum(good.tokens, 1), None),
+        "ttft_s": (sent.ttft_s, None),
+        "tpot_s": _known(sent.tpot_s),
+        "e2e_s": (sent.e2e_s, None),
+        "ttst_s": _known(sent.ttst_s),
+        "normalized_s": (sent.e2e_s / np.maximum(good.tokens, 1), None),
         "queue_s": _known(good.queue_s),
     }
     if found.is_open:
-        values["ttft_scheduled_s"] = (good.first_s - good.scheduled_s, None)
-        values["e2e_scheduled_s"] = (good.done_s - good.scheduled_s, None)
+        due = request_latencies(good, is_open=True)
+        values["ttft_scheduled_s"] = (due.ttft_s, None)
+        values["e2e_scheduled_s"] = (due.e2e_s, None)
     return values
+
+
+def felt(latencies: Mapping[str, _ValueT], quantity: str) -> _ValueT:
+    """Return a latency by its name as a user feels it: from when the request was due, where that is told."""
+    return latencies.get(quantity.removesuffix("_s") + "_scheduled_s") or latencies[quantity]
 
 
 def _known(values: Floats) -> tuple[_Values, Ints | None]:
@@ -144,7 +233,10 @@ def _known(values: Floats) -> tuple[_Values, Ints | None]:
 def spreads_of(found: Counted, *, confidence: bool) -> dict[str, Any]:
     """Return every latency's spread by its key in the summary."""
     resampler = resampler_of(found) if confidence else None
-    return {
+    spans = found.good.spans if resampler is None else None
+    latencies = latencies_of(found) if spans is None else _of_requests(found)
+    spreads = {
         name: spread(values, found.time_scale, counts=counts, resampler=resampler)
-        for name, (values, counts) in latencies_of(found).items()
+        for name, (values, counts) in latencies.items()
     }
+    return spreads if spans is None else {**spreads, "itl_s": spread_of_spans(spans, found.time_scale)}

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from engines.build.llmapi import model_yaml, pytorch_refusal
-from engines.build.trtllm import compile_command, engine_differences, smoke_command
+from engines.build.trtllm import compile_command, converter_command, engine_differences, smoke_command
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy
 from engines.planning.plan import BuildPlan, make_plan
@@ -64,17 +63,6 @@ def _misfits(flag: str, values: list[str], kind: str | list[str]) -> list[str]:
     return []
 
 
-def unknown_keys(document: dict[str, Any], known: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys of a document that the LLM API does not know."""
-    found = []
-    for key, value in document.items():
-        if key not in known:
-            found.append(prefix + key)
-        elif isinstance(value, dict):
-            found += unknown_keys(value, known[key], f"{prefix}{key}.")
-    return found
-
-
 def plans() -> list[BuildPlan]:
     """Plan every precision on every GPU for two families, every KV cache, alone and split over four GPUs."""
     made = []
@@ -113,6 +101,16 @@ def test_every_flag_of_every_plan_is_one_that_tensorrt_llm_knows(every_plan: lis
     for plan in every_plan:
         for command in (compile_command(plan), smoke_command(plan)):
             assert problems(list(command.argv), FACTS) == [], (plan.name, plan.kv_format)
+
+
+@pytest.mark.parametrize("model", ["deepseek-r1-0528-qwen3-8b", "llama-3.1-8b", "gpt-j-6b"])
+def test_the_converter_is_where_the_examples_keep_it(model: str) -> None:
+    """The script that check-gpu compares us with is in its family's folder, and takes the flags."""
+    plan = make_plan(ask(None, {"model": model, "precision": "bf16"}), head=HEAD)
+    argv = converter_command(plan).argv
+    assert problems(list(argv), FACTS) == []
+    folder = argv[1].removeprefix("{examples}/models/").removesuffix("/convert_checkpoint.py")
+    assert folder == FACTS["converters"][plan.model.family]
 
 
 def test_adapters_and_speculation_use_flags_it_knows() -> None:
@@ -180,20 +178,6 @@ def test_nothing_is_left_to_be_deduced_or_switched_off_in_silence(every_plan: li
         assert gemm is None or value_of(argv, "--gemm_plugin") == gemm
         if not plan.runtime.chunked_context:
             assert plan.sizing.max_num_tokens >= plan.max_input_len
-
-
-def test_every_key_of_model_yaml_is_one_the_llm_api_knows(every_plan: list[BuildPlan]) -> None:
-    """Unknown keys make the LLM API refuse the file."""
-    runnable = [plan for plan in every_plan if pytorch_refusal(plan.precision, plan.kv_format) is None]
-    assert len(runnable) > 100
-    for plan in runnable:
-        document = yaml.safe_load(model_yaml(plan, "checkpoint"))
-        assert unknown_keys(document, FACTS["llm_api"]) == [], plan.name
-        assert document["max_seq_len"] == plan.sizing.max_seq_len
-    assert unknown_keys({"kv_cache_config": {"fraction": 1}, "plugins": 2}, FACTS["llm_api"]) == [
-        "kv_cache_config.fraction",
-        "plugins",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -8,23 +8,24 @@ from typing import Any
 
 from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
-from engines.files import made_by, read_yaml, refuse_existing, source_of, to_json, validate, write_json
+from engines.files import made_by, read_yaml, source_of, to_json, validate, write_json
 from engines.manifest import MANIFEST_NAME, read_manifest
+from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
 from loadtest.cli.options import scenario_of
 from loadtest.cli.tables import show_knee
 from loadtest.knee import (
     KneeFound,
     KneeSearch,
-    ObjectiveScope,
     Range,
     Span,
     driving,
     predicting,
-    promises_of,
     search,
 )
+from loadtest.metrics import scopes_of
+from loadtest.results import RUN_FILES
 from loadtest.run import Enough, run_once
-from loadtest.scenario import Objectives, Scenario, inputs_of
+from loadtest.scenario import Objectives, ObjectiveScope, Scenario, inputs_of
 
 KNEE_NAME = "knee.json"
 PROBES_NAME = "probes"
@@ -39,7 +40,8 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
             show(f"{promise.class_name or 'all'}: {to_json(promise.objectives).rstrip()}")
         return
     out = flags["out"]
-    refuse_existing(out, force=flags["force"])
+    inputs = paths_named({**flags, "engine_dir": engine_dir})
+    refuse_existing(out, force=flags["force"], inputs=inputs)
     head = made_by(command_line("find-knee"))
     sources = inputs_of(asked.scenario)
     if engine_dir is not None:
@@ -47,8 +49,10 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         player = predicting(read_manifest(engine_dir), made_by=head, made_from=sources)
     else:
         player = driving(_runner(flags), out / PROBES_NAME)
-    found = search(asked, player, made_by=head, made_from=sources, progress=progress)
-    write_json(out / KNEE_NAME, found)
+    files = (KNEE_NAME, *(f"{PROBES_NAME}/*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)))
+    with folder_in_place(out, made_by=head, files=files, force=flags["force"], inputs=inputs):
+        found = search(asked, player, made_by=head, made_from=sources, progress=progress)
+        write_json(out / KNEE_NAME, found)
     if as_json:
         show(to_json(found).rstrip())
     else:
@@ -77,7 +81,7 @@ def _asked(flags: dict[str, Any]) -> KneeSearch:
 def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope, ...]:
     """Return the objectives of a file, with flags laid over it; where neither is given, the scenario's own."""
     path = flags["objectives"]
-    own = promises_of(scenario)
+    own = scopes_of(scenario)
     if own and path is None and not flags["objective"]:
         return own
     values = {} if path is None else read_yaml(path, Objectives).model_dump(exclude_defaults=True)

@@ -38,7 +38,7 @@ def test_the_recipe_plans_the_same_engine_again(engine: Path) -> None:
 
 
 def test_the_script_runs_what_it_says_in_order(engine: Path, tmp_path: Path) -> None:
-    """With stand-ins for the programs: quantize by build-engine, compile, ask; never one of TensorRT-LLM's converters."""
+    """With stand-ins for the programs: quantize by build-engine, compile, ask; no converter of TensorRT-LLM's."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("build-engine", "trtllm-build", "python3"):
