@@ -77,7 +77,7 @@ def convert(session: Session) -> str:
     plan = session.planned("bf16")
     arguments = [*session.build_arguments("bf16"), "--until", "checkpoint", "--out", session.path("bf16"), "--json"]
     session.run("build-engine", *arguments)
-    command = trtllm.build_commands(plan)[0]
+    command = trtllm.converter_command(plan)
     target = session.path("converted")
     folders = {"checkpoint": str(session.checkpoint), "quantized": str(target)}
     session.run(*command.filled({**folders, "engine": "", "examples": str(trtllm.examples_folder())}))
