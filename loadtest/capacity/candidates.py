@@ -10,12 +10,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from engines.build import emulated_manifest
 from engines.calibration import Calibration, read_calibration
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
-from engines.planning import ask, make_plan
+from engines.planning import ask, emulated_manifest, make_plan
 from engines.spec import gpu_named
 from loadtest.capacity.inputs import Demand, MeasuredRun
 from loadtest.capacity.simulation import LengthProfile, Pessimism

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from engines.calibration import Calibration
 from engines.console import progress, show, table_console
-from loadtest.knee import KneeFound
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Scenario, Verdict
+
+if TYPE_CHECKING:
+    from loadtest.knee import KneeFound
 
 MS = 1e3
 
 
 def show_summary(summary: Summary) -> None:
     """Print the levels, under their kind, and every doubt on stderr."""
+    from rich.markup import escape
+    from rich.table import Table
+
     several = len(summary.runs) > 1
     table = Table(title=f"latency, ms ({escape(summary.label)})", title_justify="left")
     if several:
@@ -77,6 +81,8 @@ def _found(verdict: Verdict) -> str:
 
 def show_intervals(summary: Summary) -> None:
     """Print between what a calibrated prediction's means lie."""
+    from rich.table import Table
+
     found = [(level, level.intervals) for level in summary.levels if level.intervals]
     if not found:
         return
@@ -96,6 +102,9 @@ def show_intervals(summary: Summary) -> None:
 
 def show_knee(found: KneeFound) -> None:
     """Print every load tried, under the kind of its figures, and the knee in a sentence."""
+    from rich.markup import escape
+    from rich.table import Table
+
     title = f"loads tried, latency in ms ({escape(found.label)})"
     table = Table(title=title, title_justify="left")
     for name in (found.unit, "verdict", "requests", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
@@ -114,6 +123,8 @@ def show_knee(found: KneeFound) -> None:
 
 def show_calibration(found: Calibration) -> None:
     """Print the parameters with their confidence, what shapes held out said, and every warning on stderr."""
+    from rich.table import Table
+
     table = Table(title=f"{found.model} {found.precision} on {found.gpu}, over {found.source}", title_justify="left")
     for name in ("parameter", "value", "95 % confidence", "expected", "meaning"):
         table.add_column(name, justify="left" if name == "meaning" else "right")

@@ -162,7 +162,10 @@ class LevelSummary(Strict):
         BatchSpread | None, Field(description="Requests between first and last token, by the records.")
     ]
     kv_blocks_used: Annotated[float | None, Field(description="KV cache blocks in use, mean; null as above.")]
-    waiting: Annotated[float | None, Field(description="Requests at the server in no iteration, mean; null as above.")]
+    waiting: Annotated[
+        float | None,
+        Field(description="Requests at the server that no step runs, its queue too, mean; null where it tells none."),
+    ]
     goodput: Annotated[
         float | None, Field(description="Share of measured requests that kept every limit; null without objectives.")
     ] = None
