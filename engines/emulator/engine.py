@@ -191,11 +191,6 @@ class Batcher:
         """Return how many blocks a prompt that begins with these would find here: what a KV-aware router asks."""
         return next((place for place, content in enumerate(hashes) if not self._pool.holds(content)), len(hashes))
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is here."""
-        return not self._by_id
-
     def snapshot(self) -> BatcherState:
         """Return the numbers of TensorRT-LLM's metrics as they are now."""
         active = len(self._pending) + len(self._decoding)

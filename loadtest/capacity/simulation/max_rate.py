@@ -173,8 +173,7 @@ class Bench:
 
         def probe(rate_per_s: float) -> Probe:
             found = seen[rate_per_s] = self.see(rate_per_s, pessimism)
-            enough = found.level.requests >= self.requests
-            return Probe(rate_per_s, found.met, found.missed, found.level.requests, enough)
+            return Probe(rate_per_s, found.met, found.missed, found.level.requests)
 
         knee = find_knee(
             probe, start=start_per_s, least=start_per_s / SPAN, most=start_per_s * SPAN, tolerance=tolerance
