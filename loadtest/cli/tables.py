@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from engines.calibration import Calibration
 from engines.console import progress, show, table_console
+from engines.spec import MS, milliseconds
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Scenario, Verdict
 
 if TYPE_CHECKING:
     from loadtest.knee import KneeFound
-
-MS = 1e3
 
 
 def show_summary(summary: Summary) -> None:
@@ -60,7 +59,7 @@ def _percentiles(found: Spread | None) -> list[str]:
     if found is None:
         return ["-", "-", "-"]
     return [
-        f"{value * MS:,.2f}{'?' if name in found.unsupported else ''}"
+        f"{milliseconds(value)}{'?' if name in found.unsupported else ''}"
         for name, value in (("p50", found.p50), ("p95", found.p95), ("p99", found.p99))
     ]
 

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from engines.spec import MS
 from loadtest.capacity.decision import Row
 from loadtest.capacity.output.charts import Mark, Series, chart, tornado
 from loadtest.capacity.output.terminal import milliseconds, number, what_of
@@ -18,7 +19,6 @@ from loadtest.capacity.what_if_compared import Compared
 
 PAGE_NAME = "capacity.html"
 TEMPLATE = Path(str(files("loadtest.capacity.output"))) / "page.html"
-MS = 1e3
 TONES = 6
 
 
