@@ -15,7 +15,7 @@ from loadtest.capacity.output.terminal import milliseconds, number, what_of
 from loadtest.capacity.plan import CapacityPlan
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import Checked
-from loadtest.capacity.what_if_compared import Compared
+from loadtest.capacity.what_if import Compared
 
 PAGE_NAME = "capacity.html"
 TEMPLATE = Path(str(files("loadtest.capacity.output"))) / "page.html"

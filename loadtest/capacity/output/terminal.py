@@ -11,7 +11,7 @@ from loadtest.capacity.decision import Row
 from loadtest.capacity.plan import CapacityPlan
 from loadtest.capacity.simulation import Checked
 from loadtest.capacity.verify import Verification
-from loadtest.capacity.what_if_compared import Compared
+from loadtest.capacity.what_if import Compared
 
 
 def show_plan(plan: CapacityPlan) -> None:
