@@ -45,10 +45,16 @@ HELP_GROUPS = {
     ),
     "For which traffic": ("--isl", "--osl", "--ttft-ms", "--itl-ms"),
     "Limits, where the search is to be overruled": ("--max-batch-size", "--max-num-tokens", "--max-seq-len"),
-    "Adapters and speculation": ("--lora-modules", "--max-lora-rank", "--speculative", "--max-draft-len"),
+    "Adapters and speculation": (
+        "--lora-modules",
+        "--max-lora-rank",
+        "--speculative",
+        "--lookahead",
+        "--max-draft-len",
+    ),
     "Quantizing": ("--calibration-text", "--calibration-samples", "--calibration-tokens", "--seed"),
     "How far to go": ("--emulate", "--until", "--max-perplexity-increase", "--dry-run", "--explain", "--list"),
-    "What predicts": ("--step-time", "--step-time-calibration"),
+    "What predicts": ("--engine-profile", "--step-time", "--step-time-calibration"),
     "Where to": ("--out", "--force", "--stages"),
 }
 
@@ -113,11 +119,21 @@ HELP_GROUPS = {
     metavar="MODE",
     help="Speculative decoding: draft_tokens_external, lookahead_decoding; of pytorch: eagle3, ngram, draft_target.",
 )
+@click.option(
+    "--lookahead",
+    metavar="W,N,G",
+    help="Lookahead's window, n-gram and verification set sizes; the draft length follows from them.",
+)
 @click.option("--max-draft-len", type=int, help="Draft tokens a step, at most.")
 @click.option(
+    "--engine-profile",
+    metavar="NAME",
+    help="What is expected above the kernels: trtllm-1.x-triton, trtllm-serve, vllm-v1, ... (engine-profiles.md).",
+)
+@click.option(
     "--step-time",
-    type=click.Choice(["roofline", "silicon"]),
-    help="What stands in for the GPU's clock: data sheets, or measured kernels.",
+    type=click.Choice(["auto", "roofline", "silicon"]),
+    help="What stands in for the GPU's clock: data sheets, or measured kernels; auto: what held-out rows favour.",
 )
 @click.option(
     "--step-time-calibration",

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml, validate
-from engines.spec import LlmApiVersion
+from engines.spec import DEFAULT_ENGINE_PROFILE, LlmApiVersion
 
 Auto = Literal["auto"]
 
@@ -81,6 +81,14 @@ class LoraChoices(Strict):
     max_cpu_loras: int | None = Field(None, ge=1)
 
 
+class LookaheadSizes(Strict):
+    """Sizes of lookahead decoding: the window W, the n-grams N, the verification set G."""
+
+    window_size: int = Field(ge=1)
+    ngram_size: int = Field(ge=1)
+    verification_set_size: int = Field(ge=0)
+
+
 class SpeculativeChoices(Strict):
     """Speculative decoding: built into an engine, or (eagle3, ngram, draft_target) an argument of the PyTorch backend.
 
@@ -99,6 +107,7 @@ class SpeculativeChoices(Strict):
         "draft_target",
     ] = "none"
     max_draft_len: int = Field(0, ge=0)
+    lookahead: LookaheadSizes | None = None
     draft_model: str | None = None
     max_matching_ngram_size: int = Field(2, ge=1)
 
@@ -143,7 +152,8 @@ class Recipe(Strict):
     cuda_graphs: CudaGraphChoices = CudaGraphChoices()
     disaggregation: DisaggregationChoices = DisaggregationChoices()
     calibration: CalibrationChoices = CalibrationChoices()
-    step_time: Literal["roofline", "silicon"] = "roofline"
+    step_time: Literal["roofline", "silicon"] | Auto = "auto"
+    engine_profile: str = DEFAULT_ENGINE_PROFILE
     step_time_calibration: str | None = None
     seed: int = 0
 

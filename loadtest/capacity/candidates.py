@@ -10,12 +10,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from engines.build import emulated_manifest
 from engines.calibration import Calibration, read_calibration
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
-from engines.planning import ask, make_plan
+from engines.planning import ask, emulated_manifest, make_plan
 from engines.spec import gpu_named
 from loadtest.capacity.inputs import Demand, MeasuredRun
 from loadtest.capacity.simulation import LengthProfile, Pessimism
@@ -117,7 +116,7 @@ def _slower(pair: tuple[str, str, int], known: list[_Known], source: str) -> flo
     for _, each in known:
         if (each.gpu, each.precision, each.tensor_parallel) == pair:
             return math.exp(ONE_SIDED_95 * each.log_error.get("itl_s", 0.0))
-    return math.exp(UNCALIBRATED[source]["itl_s"])
+    return math.exp(UNCALIBRATED["silicon" if source == "auto" else source]["itl_s"])
 
 
 def _plan(
@@ -135,6 +134,7 @@ def _plan(
         "precision": precision,
         "parallel.tensor": tensor,
         "step_time": demand.candidates.step_time,
+        "engine_profile": demand.candidates.engine_profile,
         "limits.max_batch_size": limits[0],
         "limits.max_num_tokens": limits[1],
         "workload.input_tokens": round(shape.mean_isl),

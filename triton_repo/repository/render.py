@@ -59,7 +59,7 @@ TOKENIZER_FOLDERS = {
     "trtllm_serve": TOKENIZER_FOLDER,
 }
 # What the emulated engine imports; it travels with the repository, which then needs nothing installed but packages.
-EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "spec", "steptime", "emulator")
+EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "names.py", "spec", "steptime", "emulator")
 Server = Literal["triton", "trtllm-serve"]
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
 _UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|auto)\b|\"(?:None|auto)\"")
@@ -92,7 +92,7 @@ def _config_of(manifest: EngineManifest, engine_folder: Path) -> EngineConfig | 
     return read_engine_config(folder) if manifest.kind == "built" and (folder / "config.json").is_file() else None
 
 
-def render_repository(
+def render_repository(  # noqa: PLR0913 (the choices of one repository)
     engine_folder: Path,
     out: Path,
     *,

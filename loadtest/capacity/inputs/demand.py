@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
+from engines.spec import DEFAULT_ENGINE_PROFILE
 from loadtest.scenario import (
     Conversations,
     Lengths,
     NotNegative,
     Objectives,
+    ObjectiveScope,
     Positive,
     Prefixes,
     Scenario,
@@ -135,6 +137,8 @@ class CandidateChoices(Strict):
     """Where candidates come from, beside every precision on every GPU of the limits.
 
     Attributes:
+        step_time: Data sheets, measured kernels, or `auto`: what held-out rows favour for a GPU.
+        engine_profile: What is expected above the kernels of an engine nobody has measured.
         planned: Whether to plan an engine for every pair; with False only engines and runs are candidates.
         max_batch_size: Batch limits to try; `auto` is the build planner's choice.
         max_num_tokens: Token budgets of an iteration to try, likewise.
@@ -144,7 +148,8 @@ class CandidateChoices(Strict):
     """
 
     planned: bool = True
-    step_time: Literal["roofline", "silicon"] = "roofline"
+    step_time: Literal["roofline", "silicon"] | Auto = "auto"
+    engine_profile: str = DEFAULT_ENGINE_PROFILE
     max_batch_size: Annotated[tuple[Annotated[int, Field(ge=1)] | Auto, ...], Field(min_length=1)] = ("auto",)
     max_num_tokens: Annotated[tuple[Annotated[int, Field(ge=1)] | Auto, ...], Field(min_length=1)] = ("auto", 2048)
     engines: tuple[str, ...] = ()
@@ -217,6 +222,14 @@ class Demand(Strict):
     def classes(self) -> tuple[TrafficClass, ...]:
         """The classes of a described mix; empty where all requests are of one kind."""
         return self.traffic.classes if isinstance(self.traffic, Described) else ()
+
+    @property
+    def scopes(self) -> tuple[ObjectiveScope, ...]:
+        """The objectives of all requests, and those of each class."""
+        of_classes = [
+            ObjectiveScope(each.objectives, each.name) for each in self.classes if each.objectives is not None
+        ]
+        return (ObjectiveScope(self.objectives), *of_classes)
 
     @property
     def all_objectives(self) -> dict[str, Objectives]:

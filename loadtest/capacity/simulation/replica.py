@@ -250,13 +250,8 @@ def _is_good(wanted: Goodput, deltas_s: _Floats, each: Ended, ttft_s: float, dec
     longest_s = 0.0
     if wanted.itl_s is not None:
         longest_s = max((float(deltas_s[first + 1 : last + 1].max(initial=0.0)) for first, last in each.spans))
-    found = (
-        (wanted.ttft_s, ttft_s),
-        (wanted.tpot_s, decoding_s / (tokens - 1) if tokens > 1 else 0.0),
-        (wanted.itl_s, longest_s),
-        (wanted.e2e_s, ttft_s + decoding_s),
-    )
-    return all(limit is None or value <= limit for limit, value in found)
+    tpot_s = decoding_s / (tokens - 1) if tokens > 1 else 0.0
+    return bool(wanted.is_met_by(ttft_s=ttft_s, tpot_s=tpot_s, longest_gap_s=longest_s, e2e_s=ttft_s + decoding_s))
 
 
 def _growth(left_s: _Floats, ended: Sequence[Ended], stretch: TrafficSample) -> float:
