@@ -12,7 +12,7 @@ import jinja2.sandbox
 import yaml
 
 import engines
-from engines.build import SERVE_YAML
+from engines.build import SERVE_YAML, served_model
 from engines.errors import MissingError, UserError
 from engines.files import MadeBy, source_of, write_json, write_text
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
@@ -121,14 +121,16 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
             tokenizer is no such thing.
     """
     manifest, resolved = resolve_for(engine_folder, settings, given)
-    source = tokenizer or _engine_tokenizer(engine_folder, manifest)
-    notices = check_tokenizer(source)
+    alone = server == "trtllm-serve" and manifest.kind != "emulated"  # it reads the checkpoint's own tokenizer
+    source = None if alone else tokenizer or _engine_tokenizer(engine_folder, manifest)
+    notices = check_tokenizer(source) if source else ()
     repository = RepositoryManifest(
         made_by=made_by,
         made_from=[source_of(engine_folder / MANIFEST_NAME)],
         kind="built" if manifest.kind == "checkpoint" else manifest.kind,
         variant=_variant(manifest, server),
         served_at=str((served_at or out).absolute()),
+        loads=_loads(engine_folder, manifest, server),
         settings=settings,
         resolved=resolved.settings,
         engine=manifest,
@@ -137,7 +139,8 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
     inputs = [engine_folder, *([] if tokenizer is None else [tokenizer])]
     with whole_folder(out, made_by=made_by, force=force, inputs=inputs, later=SERVED_FILES) as folder:
         _Writer(folder, repository, engine_folder.absolute()).write()
-        copy_tokenizer(source, folder / TOKENIZER_FOLDERS[repository.variant])
+        if source:
+            copy_tokenizer(source, folder / TOKENIZER_FOLDERS[repository.variant])
         write_json(folder / REPOSITORY_NAME, repository)
         check_repository(folder)
     return repository
@@ -157,6 +160,13 @@ def _variant(engine: EngineManifest, server: Server) -> Variant:
             )
         return "trtllm_serve"
     return "llmapi" if engine.backend == "pytorch" else "inflight_batcher_llm"
+
+
+def _loads(engine_folder: Path, engine: EngineManifest, server: Server) -> str | None:
+    """Return what trtllm-serve loads; None where it is not what serves."""
+    if server != "trtllm-serve" or engine.kind == "emulated":
+        return None
+    return served_model(engine, str(_inside(engine_folder, engine.checkpoint or "checkpoint")))
 
 
 def environment(loader: jinja2.BaseLoader | None = None) -> jinja2.Environment:

@@ -48,6 +48,7 @@ class RepositoryManifest(Document):
         variant: Which of TensorRT-LLM's model sets it is; `trtllm_serve`: none, trtllm-serve reads a YAML of its own.
             For an emulated engine there is a twin: the in-flight models behind the OpenAI front.
         served_at: Absolute path the repository must have where it is served; its models hold it.
+        loads: What trtllm-serve loads: the checkpoint's folder, or the name of a published one; else None.
         settings: As they were asked for: another engine may resolve them anew.
         resolved: What they became for this engine; no `auto` is left.
         notices: Settings without effect, and what else a reader of later figures must know.
@@ -56,6 +57,7 @@ class RepositoryManifest(Document):
     kind: str
     variant: Variant = "inflight_batcher_llm"
     served_at: str
+    loads: str | None = None
     settings: ServingSettings
     resolved: ServingSettings
     engine: EngineManifest
