@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -176,6 +177,21 @@ class Batcher:
     def reusable_blocks(self, hashes: tuple[int, ...]) -> int:
         """Return how many blocks a prompt that begins with these would find here: what a KV-aware router asks."""
         return next((place for place, content in enumerate(hashes) if not self._pool.holds(content)), len(hashes))
+
+    def soonest_end_s(self, now_s: float) -> float:
+        """Return a time before which no request here ends, whatever else comes; infinity where none is here.
+
+        Every request takes as many iterations as it has tokens left, and an iteration takes no less time than one that
+        only decodes what decodes now.
+        """
+        steps = self._first_end() - self._index + 1 if self._decoding else math.inf
+        for waiting in (self._pending.values(), self._queue):
+            for sequence in waiting:
+                steps = min(steps, sequence.output_tokens - sequence.produced_before)
+        if math.isinf(steps):
+            return math.inf
+        line = self.step_time.decode_line(max(1, len(self._decoding)), self._context_tokens)
+        return now_s + (steps - 1) * (line.base_s + line.per_context_token_s * self._context_tokens)
 
     @property
     def is_idle(self) -> bool:

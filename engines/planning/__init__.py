@@ -1,7 +1,7 @@
 """From a recipe to a resolved plan: limits, neighbours, matrices; imports `checkpoint`, `emulator` and `steptime`."""
 
 from engines.planning.explain import Explanation, Neighbour, explain
-from engines.planning.limits import Engine, outlook
+from engines.planning.limits import Engine, Outlook, outlook
 from engines.planning.matrix import (
     Combination,
     Comparison,
@@ -21,6 +21,7 @@ __all__ = [
     "Engine",
     "Explanation",
     "Neighbour",
+    "Outlook",
     "Recipe",
     "ResolvedRecipe",
     "Workload",

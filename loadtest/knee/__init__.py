@@ -2,7 +2,7 @@
 
 from loadtest.knee.bisection import Knee, Probe, find_knee
 from loadtest.knee.search import UNITS, KneeFound, KneeSearch, Range, Span, driving, predicting, promises_of, search
-from loadtest.knee.sequential_test import ObjectiveScope
+from loadtest.knee.sequential_test import ObjectiveScope, share_interval
 
 __all__ = [
     "UNITS",
@@ -18,4 +18,5 @@ __all__ = [
     "predicting",
     "promises_of",
     "search",
+    "share_interval",
 ]

@@ -1,6 +1,7 @@
 """TODO."""
 
 from loadtest.capacity.inputs.demand import (
+    SMALL_GPUS,
     Autoscaling,
     Availability,
     Demand,
@@ -8,6 +9,7 @@ from loadtest.capacity.inputs.demand import (
     MeasuredRun,
     Routing,
     Scale,
+    default_max_tokens,
     least_tail,
     read_demand,
 )
@@ -15,6 +17,7 @@ from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, Price, prices_for, 
 
 __all__ = [
     "HOURS_PER_MONTH",
+    "SMALL_GPUS",
     "Autoscaling",
     "Availability",
     "Demand",
@@ -23,6 +26,7 @@ __all__ = [
     "Price",
     "Routing",
     "Scale",
+    "default_max_tokens",
     "least_tail",
     "prices_for",
     "read_demand",

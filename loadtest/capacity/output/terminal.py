@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -37,6 +39,16 @@ def show_plan(plan: CapacityPlan) -> None:
         _show_sensitivity(plan)
         show("")
         show(plan.sentence)
+
+
+def show_first(rows: Sequence[Row]) -> None:
+    """Print what one replica of each candidate carries on stderr, while fleets of them are still to be simulated."""
+    for row in rows:
+        if row.rate_per_s is not None and row.replicas is not None:
+            cost = "no price" if row.usd_per_month is None else f"{row.usd_per_month:,.0f} USD/month"
+            progress(
+                f"{row.name}: {number(row.rate_per_s)} requests/s a replica, some {row.replicas} replicas, {cost}"
+            )
 
 
 def _show_rows(plan: CapacityPlan) -> None:
