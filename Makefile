@@ -64,7 +64,7 @@ fmt: setup  ## Format and mend what can be mended
 	@$(BIN)/ruff check --fix .
 
 docs: setup  ## Write the generated parts of docs/reference, and the charts of docs/explanation, again
-	@$(BIN)/python -m cogapp -r docs/reference/*.md
+	@PYTHONPATH=. $(BIN)/python -m cogapp -r docs/reference/*.md docs/explanation/what-was-verified.md
 	@PYTHONPATH=. $(BIN)/python docs/draw.py
 	@PYTHONPATH=. $(BIN)/python docs/draw_capacity.py
 
@@ -79,8 +79,10 @@ bench-serving: setup  ## What the OpenAI front and tokenizing in Triton cost, on
 fidelity: setup  ## Hold predictions to published measurements they have not seen; write docs/measurements/fidelity.md
 	@PYTHONPATH=. $(BIN)/python tests/fidelity/fidelity.py
 
-gpu-check: setup  ## On a machine with a GPU and TensorRT-LLM: build, serve and question a real engine
-	@$(BIN)/python -m pytest -m gpu tests/gpu
+# In the container TensorRT-LLM belongs to the image's own Python, where the image's build installed this package too.
+gpu-check:  ## Where there is a GPU and TensorRT-LLM: check-gpu, with the image's Python, no setup; ARGS="--checkpoint DIR"
+	@if command -v trtllm-build >/dev/null; then PYTHONPATH=. python3 -m triton_repo.cli.check_gpu --skip $(ARGS); \
+		else echo "check-gpu: skipped: no TensorRT-LLM on this machine"; fi
 
 lock: setup  ## Resolve the versions again into constraints.txt
 	@$(PIP) install uv

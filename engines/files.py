@@ -1,15 +1,11 @@
-"""Strict schemas; YAML and JSON in and out; hashes; files and folders that appear whole or not at all."""
+"""Strict schemas; YAML and JSON in and out; hashes; files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import difflib
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -151,79 +147,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, document: BaseModel) -> None:
     """Write a document as JSON, whole or not at all."""
     write_text(path, to_json(document))
-
-
-def refuse_existing(target: Path, *, force: bool) -> None:
-    """Refuse to overwrite.
-
-    Raises:
-        UserError: `target` exists and holds something, and `force` is not set.
-    """
-    if force or not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    raise UserError(f"{target} already exists", hint="choose another --out, or add --force to replace it")
-
-
-@contextmanager
-def whole_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """Give a folder beside `target` to fill; it becomes `target` only if the block ends without an error.
-
-    Two writers of one target exclude each other: the second is told.
-
-    Raises:
-        UserError: `target` exists and `force` is not set, or another process is writing it.
-    """
-    with folder_lock(target):
-        _recover(target)
-        refuse_existing(target, force=force)
-        beside = target.with_name(f".{target.name}.part")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        try:
-            yield beside
-            _replace_folder(beside, target)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextmanager
-def folder_lock(target: Path) -> Iterator[None]:
-    """Hold the right to write `target`; the lock ends with the process, however it ends.
-
-    Raises:
-        UserError: Another process holds it.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = target.with_name(f".{target.name}.lock")
-    told = UserError(f"{target}: another command is writing this folder", hint="wait for it, or choose another --out")
-    with lock_path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise told from error
-        if not (lock_path.exists() and lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino):
-            raise told  # the holder before us removed the file we locked; whoever made the new one goes first
-        try:
-            yield
-        finally:
-            lock_path.unlink(missing_ok=True)
-
-
-def _recover(target: Path) -> None:
-    """Bring back the old folder where a writer was killed between the two renames of `_replace_folder`."""
-    old = target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():
-        old.rename(target)
-
-
-def _replace_folder(beside: Path, target: Path) -> None:
-    """Swap a finished folder in; the old one goes only after the new one stands."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    beside.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _text_of(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from engines.files import Document, Strict, read_json
-from engines.spec import Factors, GpuSpec, Host, KvFormat, ModelSpec
+from engines.spec import Factors, GpuSpec, Host, KvFormat, LlmApiVersion, ModelSpec, SpeculationMethod
 
 MANIFEST_NAME = "manifest.json"
 
@@ -64,15 +64,79 @@ class StepTimeChoice(Strict):
     """Which step-time model stands in for the GPU, and how a deployment was found to differ from it.
 
     Attributes:
-        factors: Of a calibration; None where there is none.
-        host: What the calibration found above the engine.
-        calibration: Its SHA-256.
+        profile: Name of the engine profile that factors and host are the priors of; None where nothing was assumed, or
+            a calibration says better.
+        factors: Of the calibration or the profile; None where there is neither.
+        host: What lies above the engine, likewise.
+        calibration: The calibration's SHA-256.
     """
 
     source: Literal["roofline", "silicon"]
+    profile: str | None = None
     factors: Factors | None = None
     host: Host | None = None
     calibration: str | None = None
+
+
+class Adapters(Strict):
+    """LoRA adapters that a PyTorch-backend server accepts; modules by TensorRT-LLM's names.
+
+    Attributes:
+        max_loras: Adapters in GPU memory at once; None: TensorRT-LLM's default.
+        max_cpu_loras: Adapters in host memory at once; None: TensorRT-LLM's default.
+    """
+
+    target_modules: tuple[str, ...]
+    max_rank: int
+    max_loras: int | None = None
+    max_cpu_loras: int | None = None
+
+
+class Speculation(Strict):
+    """Speculative decoding of a PyTorch-backend server.
+
+    Attributes:
+        draft_model: Folder or published name of the draft model; None for n-grams, which need none.
+        max_matching_ngram_size: Tokens looked up, at most; for n-grams alone.
+    """
+
+    method: SpeculationMethod
+    max_draft_len: int
+    draft_model: str | None = None
+    max_matching_ngram_size: int | None = None
+
+
+class Disaggregation(Strict):
+    """Prompts computed by some servers, replies by others; the KV cache goes from one to the other.
+
+    Attributes:
+        transfer: TensorRT-LLM's name of what carries the cache; DEFAULT leaves the choice to it.
+        max_tokens_in_buffer: Tokens of the transfer buffer: at least the longest prompt.
+    """
+
+    context_servers: int
+    generation_servers: int
+    transfer: str
+    max_tokens_in_buffer: int
+
+
+class LlmApiChoices(Strict):
+    """What a PyTorch-backend server is started with beyond the limits every engine has.
+
+    Attributes:
+        version: Whose keys its files are written in.
+        cuda_graph_batch_sizes: Batch sizes a CUDA graph is recorded for; empty: TensorRT-LLM's own series up to the
+            largest batch.
+        published_checkpoint: Name of a checkpoint that is served instead of one made here.
+    """
+
+    version: LlmApiVersion
+    cuda_graph_batch_sizes: tuple[int, ...] = ()
+    cuda_graph_padding: bool = True
+    adapters: Adapters | None = None
+    speculation: Speculation | None = None
+    disaggregation: Disaggregation | None = None
+    published_checkpoint: str | None = None
 
 
 class CheckpointQuality(Strict):
@@ -107,6 +171,10 @@ class EngineManifest(Document):
     `kind` says what stands in the folder: `built` (a TensorRT-LLM engine), `emulated` (a plan and no engine),
     `checkpoint` (quantized and verified, not compiled). Paths are relative to the manifest's folder.
     It carries the whole geometry and data sheet it was planned with, so that nothing has to be looked up again.
+
+    Attributes:
+        llm_api: For the PyTorch backend alone.
+        checkpoint: None where nothing was quantized: an emulated engine, or a published checkpoint.
     """
 
     kind: Literal["built", "emulated", "checkpoint"]
@@ -119,6 +187,7 @@ class EngineManifest(Document):
     kv_cache: KvCache
     runtime: Runtime
     step_time: StepTimeChoice
+    llm_api: LlmApiChoices | None = None
     tokenizer: str | None
     engine: str | None
     checkpoint: str | None

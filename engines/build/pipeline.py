@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from engines.build import trtllm
-from engines.build.llmapi import model_yaml
+from engines.build.llmapi import serving_files
 from engines.build.stages import StageInputs, Stages, code_sha256, link_tree, out_of_room_told
 from engines.checkpoint import (
     CheckpointFacts,
@@ -28,7 +28,7 @@ from engines.checkpoint import (
 )
 from engines.emulator import Request, batcher_for
 from engines.errors import MissingError, ToolError
-from engines.files import Strict, read_json, refuse_existing, sha256_of, whole_folder, write_json, write_text
+from engines.files import Strict, read_json, sha256_of, write_json, write_text
 from engines.manifest import (
     MANIFEST_NAME,
     CheckpointQuality,
@@ -40,8 +40,9 @@ from engines.manifest import (
     PrecisionFacts,
     StageRecord,
 )
+from engines.outputs import refuse_existing, whole_folder
 from engines.planning import BuildPlan, Recipe
-from engines.spec import gib
+from engines.spec import KvFormat, gib
 
 Kind = Literal["built", "emulated", "checkpoint"]
 
@@ -116,7 +117,8 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
     refuse_existing(out, force=force)
     if job.kind == "built":
         trtllm.require_tools(job.plan)
-    with out_of_room_told(out.parent), whole_folder(out, force=force) as folder:
+    head = job.plan.made_by
+    with out_of_room_told(out.parent), whole_folder(out, made_by=head, force=force) as folder:
         results = _run_stages(job, stages)
         write_json(folder / "plan.json", job.plan)
         if job.plan.backend == "tensorrt":
@@ -125,10 +127,11 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
             copy_tokenizer(job.tokenizer, folder / "tokenizer")
         for name, source in results.folders.items():
             link_tree(source, folder / name)
-        if job.plan.backend == "pytorch" and job.kind != "emulated":
-            write_text(folder / "model.yaml", model_yaml(job.plan, "checkpoint"))
         _gather_logs(stages, folder / LOG_NAME)
         manifest = _manifest(job, results.quality, results.notices, stages.records)
+        if job.plan.backend == "pytorch":
+            for name, text in serving_files(manifest, name=job.plan.name).items():
+                write_text(folder / name, text)
         if job.kind == "emulated":
             _smoke_emulated(manifest)
         write_json(folder / MANIFEST_NAME, manifest)
@@ -156,7 +159,7 @@ def commands_text(job: Job) -> str:
 
 
 def _run_stages(job: Job, stages: Stages) -> _Results:
-    if job.kind == "emulated":
+    if job.kind == "emulated" or job.recipe.published_checkpoint is not None:
         return _Results({}, None, [])
     if job.checkpoint_folder is None or job.checkpoint is None:
         raise MissingError(
@@ -194,7 +197,7 @@ def _quantize_inputs(job: Job, facts: CheckpointFacts) -> StageInputs:
         parameters={
             "backend": plan.backend,
             "precision": plan.precision,
-            "kv_cache": plan.kv_format,
+            "kv_cache": exported_kv_format(plan.kv_format),
             "tensor_parallel": plan.sizing.tensor_parallel,
             "pipeline_parallel": plan.sizing.pipeline_parallel,
             "samples": calibration.samples,
@@ -203,6 +206,11 @@ def _quantize_inputs(job: Job, facts: CheckpointFacts) -> StageInputs:
         },
         versions=_versions_of(_TOOLS),
     )
+
+
+def exported_kv_format(kv_format: KvFormat) -> KvFormat:
+    """Return the KV format a checkpoint states: an NVFP4 cache is served on FP8 scales (TensorRT-LLM PR 11487)."""
+    return "fp8" if kv_format == "nvfp4" else kv_format
 
 
 def _text_content(job: Job) -> dict[str, str]:
@@ -239,7 +247,7 @@ def _quantize(job: Job, source: Path, part: Path, stages: Stages) -> None:
             source,
             target,
             precision=job.plan.precision,
-            kv_cache=job.plan.kv_format,
+            kv_cache=exported_kv_format(job.plan.kv_format),
             calibration=_corpus(job).calibration,
             seed=job.recipe.seed,
             tensor_parallel=job.plan.sizing.tensor_parallel,
@@ -415,9 +423,10 @@ def _manifest(
         ),
         runtime=plan.runtime,
         step_time=plan.step_time,
+        llm_api=plan.llm_api,
         tokenizer=None if job.tokenizer is None else "tokenizer",
         engine="engine" if job.kind == "built" else None,
-        checkpoint=None if job.kind == "emulated" else "checkpoint",
+        checkpoint=None if job.kind == "emulated" or job.recipe.published_checkpoint else "checkpoint",
         versions=_versions(plan),
         quality=quality,
         stages=tuple(stages),

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import ToolError
-from engines.files import Strict, read_json, whole_folder, write_json
+from engines.files import MadeBy, Strict, read_json, write_json
 from engines.manifest import StageRecord
+from engines.outputs import whole_folder
 from engines.spec import gib
 
 STAGE_NAME = "stage.json"
@@ -74,10 +75,12 @@ class Stages:
     Args:
         store: Folder of finished stages; shared by every build beside it.
         progress: Called with one line as a stage begins and ends.
+        made_by: The command that goes through them.
     """
 
     store: Path
     progress: Progress
+    made_by: MadeBy
     records: list[StageRecord] = field(default_factory=list)
 
     def run(self, inputs: StageInputs, work: Callable[[Path], None]) -> Path:
@@ -99,7 +102,7 @@ class Stages:
             return folder
         self.progress(f"{inputs.stage} ...")
         begin = time.monotonic()
-        with out_of_room_told(self.store), whole_folder(folder, force=True) as part:
+        with out_of_room_told(self.store), whole_folder(folder, made_by=self.made_by, force=True) as part:
             with measured_memory() as memory:
                 work(part)
             done = _Finished(

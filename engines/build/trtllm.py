@@ -17,6 +17,10 @@ FIRST_QWEN3_VERSION = (1, 0, 0)
 LAST_ENGINE_VERSION = (1, 2, 1)
 # Tags of Triton's TensorRT-LLM image whose release branch states the version; release candidates are left out.
 CONTAINER_TAGS = {"1.0.0": "25.10", "1.1.0": "26.02", "1.2.1": "26.06"}
+IMAGE = "engine-to-capacity"  # as the Dockerfile's own head names it
+CONTAINER_SHELL = (
+    f'docker run --rm -it --gpus all --shm-size 2g --user "$(id -u):$(id -g)" -v "$PWD:/work" {IMAGE} bash'
+)
 _EXAMPLE_ROOTS = (Path("/app/examples"), Path("/app/tensorrt_llm/examples"))
 _CONVERTER_FAMILY = {
     "qwen3": "qwen",
@@ -59,6 +63,17 @@ def container_image(version: str) -> str:
             hint=f"known: {', '.join(f'{v} ({t})' for v, t in CONTAINER_TAGS.items())}",
         )
     return f"nvcr.io/nvidia/tritonserver:{tag}-trtllm-python-py3"
+
+
+def container_entry(version: str) -> str:
+    """Return the two shell commands that lead into the container of a TensorRT-LLM version, this package in it.
+
+    Raises:
+        MissingError: No image of that version is known.
+    """
+    image = container_image(version).rpartition(":")[2]
+    build = f"docker build --build-arg TRITON_TAG={image} -t {IMAGE} ."
+    return f"{build} && {CONTAINER_SHELL}"
 
 
 def build_commands(plan: BuildPlan) -> list[ToolCommand]:
@@ -176,19 +191,18 @@ def require_tools(plan: BuildPlan) -> None:
     Raises:
         MissingError: TensorRT-LLM is not here, is another version than planned, or has no engine path any more.
     """
-    image = container_image(plan.tensorrt_llm)
-    run = f'docker run --rm --gpus all -v "$PWD:/workspace" -w /workspace {image}'
+    entry = container_entry(plan.tensorrt_llm)
     found = installed_version()
     if found is None:
         raise MissingError(
             "TensorRT-LLM is not on this machine: an engine can be planned and emulated here, not compiled",
-            hint=f"add --emulate, or run the same command in the container: {run} ...",
+            hint=f"add --emulate, or run the same command in the container: {entry}",
         )
     if found != plan.tensorrt_llm:
         raise MissingError(
             f"TensorRT-LLM {found} is installed and {plan.tensorrt_llm} was planned; an engine runs only under the "
             "version that built it",
-            hint=f"--tensorrt-llm {found}, or the container of the planned version: {run} ...",
+            hint=f"--tensorrt-llm {found}, or the container of the planned version: {entry}",
         )
     here = visible_compute_capabilities()
     if here and plan.gpu.compute_capability not in here:

@@ -13,6 +13,7 @@ from engines.checkpoint.gguf import unpack
 from engines.checkpoint.huggingface_export import quantize_huggingface
 from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
 from engines.checkpoint.quantize import quantize, quantizing_memory_bytes
+from engines.checkpoint.shards import read_shard_header
 from engines.checkpoint.tokenizer import copy_tokenizer, find_tokenizer
 from engines.checkpoint.verify import verify, verifying_memory_bytes
 
@@ -31,6 +32,7 @@ __all__ = [
     "quantize",
     "quantize_huggingface",
     "quantizing_memory_bytes",
+    "read_shard_header",
     "unpack",
     "verify",
     "verifying_memory_bytes",

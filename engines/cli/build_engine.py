@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags, writing_flags
-from engines.names import PRECISION_NAMES, gpu_names
+from engines.names import LLM_API_VERSION_NAMES, PRECISION_NAMES, gpu_names
 
 BUILD_HELP = """Build a TensorRT-LLM engine, or plan and emulate one.
 
@@ -36,6 +36,13 @@ Exit status: 0 done; 1 could not; 2 asked wrongly; 3 does not fit, or the accura
 HELP_GROUPS = {
     "What to build": ("--recipe", "--model", "--checkpoint", "--tokenizer", "--precision", "--kv-cache"),
     "For what": ("--gpu", "--tp", "--pp", "--backend", "--tensorrt-llm"),
+    "For the PyTorch backend": (
+        "--trtllm-version",
+        "--published",
+        "--cuda-graph-batch-sizes",
+        "--disaggregated",
+        "--draft-model",
+    ),
     "For which traffic": ("--isl", "--osl", "--ttft-ms", "--itl-ms"),
     "Limits, where the search is to be overruled": ("--max-batch-size", "--max-num-tokens", "--max-seq-len"),
     "Adapters and speculation": ("--lora-modules", "--max-lora-rank", "--speculative", "--max-draft-len"),
@@ -67,7 +74,7 @@ HELP_GROUPS = {
     metavar="NAME,...",
     help=f"Weights and arithmetic: {', '.join(PRECISION_NAMES)}; several make one engine each.",
 )
-@click.option("--kv-cache", type=click.Choice(["auto", "16bit", "int8", "fp8"]), help="KV cache format.")
+@click.option("--kv-cache", type=click.Choice(["auto", "16bit", "int8", "fp8", "nvfp4"]), help="KV cache format.")
 @click.option(
     "--gpu",
     metavar="NAME,...",
@@ -88,11 +95,24 @@ HELP_GROUPS = {
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt", "pytorch"]),
-    help="tensorrt: an engine, up to 1.2.1; pytorch: the quantized checkpoint and LLM API arguments of later ones.",
+    help="tensorrt: an engine, up to 1.2.1; pytorch: a quantized checkpoint, and how trtllm-serve and Triton serve it.",
 )
+@click.option(
+    "--trtllm-version",
+    type=click.Choice(LLM_API_VERSION_NAMES),
+    help="Whose argument names the PyTorch backend's files use.  [default: of --tensorrt-llm]",
+)
+@click.option("--published", metavar="NAME", help="Serve this published quantized checkpoint; nothing is quantized.")
+@click.option("--cuda-graph-batch-sizes", metavar="N,...", help="Record CUDA graphs for these batch sizes alone.")
+@click.option("--disaggregated", metavar="N:M", help="N servers compute prompts, M make replies, behind one router.")
+@click.option("--draft-model", metavar="DIR|NAME", help="Draft model of eagle3 or draft_target, as the server sees it.")
 @click.option("--lora-modules", metavar="NAME,...", help="Accept LoRA adapters on these modules: attn_q,attn_v,...")
 @click.option("--max-lora-rank", type=int, help="Largest adapter rank.")
-@click.option("--speculative", metavar="MODE", help="Speculative decoding: draft_tokens_external, lookahead_decoding.")
+@click.option(
+    "--speculative",
+    metavar="MODE",
+    help="Speculative decoding: draft_tokens_external, lookahead_decoding; of pytorch: eagle3, ngram, draft_target.",
+)
 @click.option("--max-draft-len", type=int, help="Draft tokens a step, at most.")
 @click.option(
     "--step-time",

@@ -12,6 +12,7 @@ from engines.emulator.request import (
     SchedulerPolicy,
     TokenEvent,
 )
+from engines.emulator.scheduler import Sequence
 from engines.emulator.settings import batcher_for, settings_of
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RequestError",
     "RequestId",
     "SchedulerPolicy",
+    "Sequence",
     "TokenEvent",
     "batcher_for",
     "settings_of",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,7 +20,9 @@ from engines.emulator.request import (
     TokenEvent,
 )
 from engines.emulator.scheduler import Chunk, Sequence, admissible, pack
-from engines.steptime import StepShape, StepTime, attended_tokens
+from engines.steptime import DecodeLine, StepShape, StepTime, attended_tokens
+
+_NO_LINE = (1, DecodeLine(0.0, 0.0, 0.0))  # valid nowhere
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class Iteration:
         shape: Of the first iteration.
         seconds: From the start to the end of the run.
         chunks: Prompts, or pieces of prompts, computed in it.
+        ends_s: When each iteration of the run ends, on the clock of `begin_run`; empty from `begin`.
     """
 
     first_index: int
@@ -40,6 +43,7 @@ class Iteration:
     shape: StepShape
     seconds: float
     chunks: list[Chunk] = field(default_factory=list)
+    ends_s: list[float] = field(default_factory=list)
 
 
 class Batcher:
@@ -69,8 +73,11 @@ class Batcher:
         self._decoding: dict[int, Sequence] = {}  # by order of the start
         self._by_id: dict[RequestId, Sequence] = {}
         self._context_tokens = 0  # of all that decode, before the next iteration
-        self._growth: Counter[int] = Counter()  # decoding sequences by the index, modulo a block, that needs a block
+        self._growth = [0] * settings.tokens_per_block  # decoding sequences by the index, modulo a block, of their need
         self._ends: list[tuple[int, int]] = []  # heap of (last index, order)
+        self._lines: dict[int, tuple[int, DecodeLine]] = {}  # by sequences: the latest line and the context it is from
+        self._longest_prompt = settings.longest_prompt_tokens
+        self._longest_sequence = settings.longest_sequence_tokens
         self._latest = StepShape()
         self._paused = 0
         self._onboarded = 0  # tokens copied back from host memory for the iteration being scheduled
@@ -87,19 +94,21 @@ class Batcher:
             raise ValueError(f"request id {request.request_id} is in use")
         if request.prompt_tokens < 1 or request.max_output_tokens < 1:
             raise ValueError("a prompt and a reply have at least one token")
-        longest = self.settings.longest_prompt_tokens
-        if request.prompt_tokens > longest:
-            raise PromptTooLongError(request.prompt_tokens, longest)
+        if request.prompt_tokens > self._longest_prompt:
+            raise PromptTooLongError(request.prompt_tokens, self._longest_prompt)
         if self.settings.max_queue_size and len(self._queue) >= self.settings.max_queue_size:
             raise QueueFullError(self.settings.max_queue_size)
-        room = self.settings.longest_sequence_tokens - request.prompt_tokens
-        request = request._replace(max_output_tokens=min(request.max_output_tokens, room))
+        room = self._longest_sequence - request.prompt_tokens
+        if request.max_output_tokens > room:
+            request = request._replace(max_output_tokens=room)
         output = min(request.max_output_tokens, request.ends_after_tokens or request.max_output_tokens)
         sequence = Sequence(request, self._orders, now_s, output)
         self._orders += 1
         self._by_id[request.request_id] = sequence
-        self._queue.append(sequence)
-        self._fetch()
+        if self._queue or len(self._pending) + len(self._decoding) >= self.settings.max_batch_size:
+            self._queue.append(sequence)
+        else:
+            self._pending[sequence.order] = sequence
 
     def cancel(self, request_id: RequestId) -> bool:
         """End a request now and free its blocks; return whether it was there. No token event follows."""
@@ -117,32 +126,35 @@ class Batcher:
 
     def begin(self, now_s: float) -> Iteration | None:  # noqa: ARG002 (the clock of policies that age requests)
         """Schedule the next iteration; None when no request can run."""
-        self._fetch()
-        self._grow()
-        self._onboarded = 0
-        chunks = self._start_chunks()
+        chunks = self._schedule()
         if not chunks and not self._decoding:
             return None
-        shape = self._shape(chunks)
-        self._latest = shape
+        shape = self._latest = self._shape(chunks)
         return Iteration(self._index, 1, shape, self.step_time.seconds(shape), chunks)
 
     def begin_run(self, now_s: float, until_s: float) -> Iteration | None:
         """Schedule the next iterations, as many alike as start before `until_s` and end no sequence early."""
-        iteration = self.begin(now_s)
-        if iteration is None or iteration.chunks or self.settings.policy == "max_utilization":
-            return iteration
+        chunks = self._schedule()
+        count = len(self._decoding)
+        if chunks:
+            shape = self._latest = self._shape(chunks)
+            seconds = self.step_time.seconds(shape)
+            return Iteration(self._index, 1, shape, seconds, chunks, [now_s + seconds])
+        if not count:
+            return None
+        context = self._context_tokens
+        shape = self._latest = StepShape(count, context)
         most = self._first_end() - self._index + 1
-        count, context = iteration.shape.decode_sequences, iteration.shape.decode_context_tokens
-        line = self.step_time.decode_line(count, context)
-        repeats, seconds = 1, iteration.seconds
-        while (
-            repeats < most and now_s + seconds < until_s and context + repeats * count <= line.valid_to_context_tokens
-        ):
-            seconds += line.base_s + line.per_context_token_s * (context + repeats * count)
-            repeats += 1
-        iteration.repeats, iteration.seconds = repeats, seconds
-        return iteration
+        if self.settings.policy == "max_utilization":
+            most = min(most, self._steps_in_memory())
+        base_s, slope_s, valid_to = self._line(count, context)
+        seconds = base_s + slope_s * context
+        ends_s = [now_s + seconds]
+        while len(ends_s) < most and ends_s[-1] < until_s and context + count <= valid_to:
+            context += count
+            seconds += base_s + slope_s * context
+            ends_s.append(now_s + seconds)
+        return Iteration(self._index, len(ends_s), shape, seconds, chunks, ends_s)
 
     def finish(self, iteration: Iteration) -> list[TokenEvent]:
         """Take one iteration as done; return the tokens it made, decoding sequences first."""
@@ -154,17 +166,21 @@ class Batcher:
 
     def advance(self, iteration: Iteration) -> list[Sequence]:
         """Take an iteration, or a run of them, as done; return the sequences it ended, their spans complete."""
-        for step in range(1, iteration.repeats):
-            self._take_growth(self._index + step)
+        self._grow_over(iteration)
         last = iteration.first_index + iteration.repeats - 1
         self._context_tokens += iteration.repeats * len(self._decoding)
-        starting = list(self._completing(iteration))
+        starting = list(self._completing(iteration)) if iteration.chunks else []
         for chunk in iteration.chunks:
             self._cache(chunk)
         self._index = last + 1
-        ended = [self._complete(order) for order in self._ending(last)]
+        ended = []
+        while self._ends and self._ends[0][0] <= last:
+            index, order = heapq.heappop(self._ends)
+            if self._is_current(index, order):
+                ended.append(self._complete(self._decoding[order]))
         ended += [sequence for sequence in starting if self._start_decoding(sequence, last)]
-        self._fetch()
+        if self._queue:
+            self._fetch()
         return ended
 
     def spans_of(self, request_id: RequestId) -> list[tuple[int, int]]:
@@ -226,6 +242,23 @@ class Batcher:
         """Note that the engine stands still: nothing is scheduled until the next request."""
         self._latest = StepShape()
 
+    def _schedule(self) -> list[Chunk]:
+        """Take the blocks of the next iteration, and choose the prompts it computes."""
+        if self._queue:
+            self._fetch()
+        self._grow()
+        self._onboarded = 0
+        return self._start_chunks() if self._pending else []
+
+    def _line(self, count: int, context_tokens: int) -> DecodeLine:
+        """Return the decode line at a point: the latest of so many sequences, while the point is on its piece."""
+        known_from, line = self._lines.get(count, _NO_LINE)
+        if not known_from <= context_tokens <= line.valid_to_context_tokens:
+            found = self.step_time.decode_line(count, context_tokens)
+            self._lines[count] = (context_tokens, found)
+            return found
+        return line
+
     def _fetch(self) -> None:
         """Move requests from the queue to the active set, in order, while there is a slot."""
         while self._queue and len(self._pending) + len(self._decoding) < self.settings.max_batch_size:
@@ -235,22 +268,46 @@ class Batcher:
     def _grow(self) -> None:
         """Take the blocks the decoding sequences need next; pause the last started where there are none."""
         self._paused = 0
-        while self._growth[self._index % self.settings.tokens_per_block] > self._pool.available:
+        place = self._index % self.settings.tokens_per_block
+        while self._growth[place] > self._pool.available:
             self._pause(next(reversed(self._decoding.values())))
-        self._take_growth(self._index)
+        self._grown = self._index + 1
+        if self._growth[place]:
+            self._take_growth(self._growth[place])
 
-    def _take_growth(self, index: int) -> None:
-        self._grown = index + 1
-        count = self._growth[index % self.settings.tokens_per_block]
+    def _steps_in_memory(self) -> int:
+        """Return how many iterations run before a sequence has to be paused; the blocks of the next one are taken."""
+        growth, block = self._growth, self.settings.tokens_per_block
+        cycle = sum(growth)  # blocks that `block` iterations take: one for each sequence
+        cycles, left = divmod(self._pool.available, cycle)
+        steps = 1 + cycles * block
+        for index in range(self._index + 1, self._index + 1 + block):
+            left -= growth[index % block]
+            if left < 0:
+                break
+            steps += 1
+        return steps
+
+    def _grow_over(self, iteration: Iteration) -> None:
+        """Take the blocks that a run's iterations need, but for the first, which has its own."""
+        growth, block = self._growth, self.settings.tokens_per_block
+        end = iteration.first_index + iteration.repeats
+        count = 0
+        for index in range(iteration.first_index + 1, end):
+            count += growth[index % block]
+        self._grown = end
         if count:
-            self._pool.take(count)
-            if self.settings.policy != "max_utilization":
-                self._pool.reserved -= count
+            self._take_growth(count)
+
+    def _take_growth(self, count: int) -> None:
+        self._pool.take(count)
+        if self.settings.policy != "max_utilization":
+            self._pool.reserved -= count
 
     def _start_chunks(self) -> list[Chunk]:
         budget = self.settings.max_num_tokens - len(self._decoding)
         slots = self.settings.max_batch_size - len(self._decoding)
-        if not self._pending or not slots or budget <= 0:
+        if not slots or budget <= 0:
             return []
         chunks = []
         for sequence, tokens in pack(self._candidates(), budget, slots, self.settings):
@@ -307,7 +364,8 @@ class Batcher:
         if sequence.ended is not None:
             return
         sequence.cached_tokens += tokens
-        self._publish(sequence, sequence.cached_tokens)
+        if sequence.request.prefix_hashes:
+            self._publish(sequence, sequence.cached_tokens)
 
     def _publish(self, sequence: Sequence, cached_tokens: int) -> None:
         """Let later prompts find the full blocks of a sequence."""
@@ -346,21 +404,15 @@ class Batcher:
             heapq.heappop(self._ends)
         return self._ends[0][0]
 
-    def _ending(self, last: int) -> Iterator[int]:
-        while self._ends and self._ends[0][0] <= last:
-            index, order = heapq.heappop(self._ends)
-            if self._is_current(index, order):
-                yield order
-
     def _is_current(self, last_index: int, order: int) -> bool:
         """Whether a heap entry still stands: a paused or cancelled sequence leaves its entry behind."""
         sequence = self._decoding.get(order)
         return sequence is not None and sequence.last_index == last_index
 
-    def _complete(self, order: int) -> Sequence:
-        sequence = self._decoding[order]
+    def _complete(self, sequence: Sequence) -> Sequence:
         sequence.spans.append((sequence.first_new_index, sequence.last_index))
-        self._publish(sequence, sequence.tokens_at(self._index))
+        if sequence.request.prefix_hashes:
+            self._publish(sequence, sequence.tokens_at(self._index))
         self._stop_decoding(sequence)
         self._end(sequence, self._reason(sequence))
         return sequence

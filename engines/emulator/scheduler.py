@@ -7,6 +7,7 @@ decode always run: each holds one of the at most `max_num_tokens` tokens, since 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from engines.emulator.blocks import KvPool
@@ -118,15 +119,21 @@ class ReuseGate:
 
     def __init__(self, pending: Iterable[Sequence], pool: KvPool) -> None:
         self._pool = pool
-        self._coming = {
+        self._pending = pending
+
+    @cached_property
+    def _coming(self) -> set[int]:
+        return {
             content
-            for sequence in pending
+            for sequence in self._pending
             if sequence.has_blocks
             for content in sequence.request.prefix_hashes[sequence.shared_blocks :]
         }
 
     def holds_back(self, sequence: Sequence) -> bool:
         """Return whether to wait; if not, the sequence's own first new block counts as coming."""
+        if not sequence.request.prefix_hashes:
+            return False
         missing = self._pool.first_missing(sequence.request.prefix_hashes)
         if missing is None:
             return False

@@ -8,9 +8,10 @@ from typing import Literal
 from engines.calibration import read_calibration, require_match
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, Strict, sha256_of
-from engines.manifest import Notice, Runtime, StepTimeChoice
+from engines.manifest import LlmApiChoices, Notice, Runtime, StepTimeChoice
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
-from engines.planning.recipe import LoraChoices, Objectives, Recipe, ResolvedRecipe, SpeculativeChoices, Workload
+from engines.planning.llm_api import kv_refusal_of_backend, llm_api_choices, pytorch_release, require_backend_has
+from engines.planning.recipe import LoraChoices, Objectives, ResolvedRecipe, SpeculativeChoices, Workload
 from engines.spec import (
     GpuSpec,
     KvFormat,
@@ -75,6 +76,7 @@ class BuildPlan(Document):
     objectives: Objectives
     lora: LoraChoices
     speculative: SpeculativeChoices
+    llm_api: LlmApiChoices | None = None
     predicted: Predicted
     choices: list[Choice]
     notices: list[Notice]
@@ -122,7 +124,8 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
     model = model or model_named(recipe.model)
     gpu, precision = gpu_named(recipe.gpu), precision_named(recipe.precision)
     choices = _Choices(asked)
-    _require_engine_path(recipe)
+    release = _release(choices)
+    require_backend_has(recipe)
     found = _verdict(choices, model, gpu, precision)
     kv_format = _kv_format(choices, precision, gpu)
     runtime = _runtime(choices, kv_format, precision)
@@ -131,7 +134,8 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
     _require_fit(model, gpu, sizing, memory)
     _require_prompts_fit(recipe.workload, sizing, chunked=runtime.chunked_context)
     predicted = _predicted(choices, engine)
-    _speculation(choices, model, sizing)
+    if recipe.backend == "tensorrt":
+        _speculation(choices, model, sizing)
     max_input_len = min(recipe.workload.longest_input_tokens, sizing.max_seq_len - 1)
     choices.derived("kv_blocks", memory.kv_blocks, f"{gib(memory.kv_pool_bytes)} hold {memory.kv_tokens} tokens")
     return BuildPlan(
@@ -144,7 +148,7 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
         precision=precision.name,
         kv_format=kv_format,
         verdict=found,
-        tensorrt_llm=recipe.tensorrt_llm,
+        tensorrt_llm=release,
         sizing=sizing,
         max_input_len=max_input_len,
         memory=memory,
@@ -155,18 +159,56 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
         objectives=recipe.objectives,
         lora=_lora(choices),
         speculative=recipe.speculative,
+        llm_api=_llm_api(choices, release, sizing, max_input_len),
         predicted=predicted,
         choices=choices.made,
         notices=choices.notices,
     )
 
 
-def _require_engine_path(recipe: Recipe) -> None:
-    if recipe.backend == "pytorch" and (recipe.lora.target_modules or recipe.speculative.mode != "none"):
-        raise UserError(
-            "LoRA modules and speculative decoding are planned for TensorRT engines only, not for the PyTorch backend",
-            hint="--backend tensorrt, or add lora_config and speculative_config to model.yaml by hand",
+def _release(choices: _Choices) -> str:
+    """Return the TensorRT-LLM release to plan for; noted where a version of the LLM API decides it."""
+    recipe = choices.asked.recipe
+    if recipe.backend == "tensorrt":
+        return recipe.tensorrt_llm
+    release = pytorch_release(recipe, is_release_asked=choices.asked.origin("tensorrt_llm") != "default")
+    choices.given("tensorrt_llm", release, "the release whose LLM API the files are written for")
+    return release
+
+
+def _llm_api(choices: _Choices, release: str, sizing: Sizing, max_input_len: int) -> LlmApiChoices | None:
+    """Return what a PyTorch-backend server is started with, noted in the plan; None for an engine."""
+    recipe = choices.asked.recipe
+    if recipe.backend == "tensorrt":
+        return None
+    found = llm_api_choices(recipe, release, sizing, max_input_len=max_input_len)
+    choices.notice(
+        "pytorch-step-time",
+        f"predictions for the PyTorch backend use the {recipe.step_time} step-time model, as for an engine; its own "
+        "time between iterations is not in it until a calibration finds it",
+    )
+    choices.given("trtllm_version", found.version, "whose argument names the files are written in")
+    if found.cuda_graph_batch_sizes:
+        sizes = " ".join(map(str, found.cuda_graph_batch_sizes))
+        choices.given("cuda_graphs.batch_sizes", sizes, "a CUDA graph for each; other batches run without")
+    if found.speculation is not None:
+        speculation = found.speculation
+        choices.given("speculative.mode", speculation.method, f"up to {speculation.max_draft_len} draft tokens a step")
+        choices.notice(
+            "speculative-not-predicted",
+            "predictions and the emulator decode one token a step: what speculation brings is not predicted, and the "
+            "draft model's memory is not in the plan",
         )
+    if found.disaggregation is not None:
+        split = found.disaggregation
+        choices.given("disaggregation.context_servers", split.context_servers, "compute prompts")
+        choices.given("disaggregation.generation_servers", split.generation_servers, "make replies")
+        choices.notice(
+            "disaggregation-not-predicted",
+            "predictions are of one server that computes prompts and makes replies; the two kinds apart, and the "
+            "transfer of the KV cache between them, are not predicted",
+        )
+    return found
 
 
 def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision) -> Verdict:
@@ -176,11 +218,12 @@ def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Preci
     choices.given("precision", precision.name, found.status)
     if found.status == "unlisted upstream":
         choices.notice("unlisted-precision", found.reason)
-    if model.rope_scaling is not None and model.rope_scaling.attn_factor is not None:
+    scaling = model.rope_scaling if choices.asked.recipe.backend == "tensorrt" else None
+    if scaling is not None and scaling.attn_factor is not None:
         choices.notice(
             "yarn-attn-factor",
             "TensorRT-LLM's engine path does not read rope_scaling.attn_factor "
-            f"({model.rope_scaling.attn_factor:.4f}): its attention magnitude may differ slightly from stacks that do",
+            f"({scaling.attn_factor:.4f}): its attention magnitude may differ slightly from stacks that do",
         )
     return found
 
@@ -193,7 +236,7 @@ def _kv_format(choices: _Choices, precision: Precision, gpu: GpuSpec) -> KvForma
             chosen = "16bit"
         choices.derived("kv_cache.format", chosen, f"the cache that keeps paged attention with {precision.name}")
         return chosen
-    refused = kv_refusal(asked, precision, gpu)
+    refused = kv_refusal(asked, precision, gpu) or kv_refusal_of_backend(choices.asked.recipe)
     if refused:
         raise UserError(
             f"KV cache {asked} with {precision.name}: {refused}", hint="--kv-cache auto picks one that works"
@@ -395,5 +438,7 @@ def _runtime(choices: _Choices, kv_format: KvFormat, precision: Precision) -> Ru
 
 def _gemm_plugin(choices: _Choices, precision: Precision) -> str:
     chosen = {"fp8": "disable", "fp4": "nvfp4"}.get(precision.arithmetic, "auto")
-    choices.derived("gemm_plugin", chosen, "TensorRT-LLM's advice: auto at 16 bit, off for FP8, nvfp4 for NVFP4")
+    if choices.asked.recipe.backend == "tensorrt":
+        advice = "TensorRT-LLM's advice: auto at 16 bit, off for FP8, nvfp4 for NVFP4"
+        choices.derived("gemm_plugin", chosen, advice)
     return chosen

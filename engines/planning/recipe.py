@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml, validate
+from engines.spec import LlmApiVersion
 
 Auto = Literal["auto"]
 
@@ -50,7 +51,7 @@ class LimitChoices(Strict):
 class KvChoices(Strict):
     """KV cache; `auto` lets the plan choose."""
 
-    format: Literal["16bit", "int8", "fp8", "auto"] = "auto"
+    format: Literal["16bit", "int8", "fp8", "nvfp4", "auto"] = "auto"
     tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
     free_gpu_mem_fraction: float = Field(0.9, gt=0, lt=1)
     reuse: bool | Auto = "auto"
@@ -69,19 +70,53 @@ LoraModule = Literal["attn_q", "attn_k", "attn_v", "attn_qkv", "attn_dense", "ml
 
 
 class LoraChoices(Strict):
-    """Adapters the engine accepts at run time; no modules: none. Names are TensorRT-LLM's."""
+    """Adapters the engine accepts at run time; no modules: none. Names are TensorRT-LLM's.
+
+    How many adapters are held at once is the PyTorch backend's alone; None leaves it to TensorRT-LLM.
+    """
 
     target_modules: tuple[LoraModule, ...] = ()
     max_rank: int = Field(64, ge=1)
+    max_loras: int | None = Field(None, ge=1)
+    max_cpu_loras: int | None = Field(None, ge=1)
 
 
 class SpeculativeChoices(Strict):
-    """Speculative decoding the engine is built for."""
+    """Speculative decoding: built into an engine, or (eagle3, ngram, draft_target) an argument of the PyTorch backend.
 
-    mode: Literal["none", "draft_tokens_external", "lookahead_decoding", "medusa", "explicit_draft_tokens", "eagle"] = (
-        "none"
-    )
+    `draft_model` is a folder or a published name, as the server sees it.
+    """
+
+    mode: Literal[
+        "none",
+        "draft_tokens_external",
+        "lookahead_decoding",
+        "medusa",
+        "explicit_draft_tokens",
+        "eagle",
+        "eagle3",
+        "ngram",
+        "draft_target",
+    ] = "none"
     max_draft_len: int = Field(0, ge=0)
+    draft_model: str | None = None
+    max_matching_ngram_size: int = Field(2, ge=1)
+
+
+class CudaGraphChoices(Strict):
+    """Batch sizes that the PyTorch backend records a CUDA graph for; padding lets one serve every smaller batch."""
+
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] | Auto = "auto"
+    padding: bool = True
+
+
+class DisaggregationChoices(Strict):
+    """Prompts on some servers, replies on others; both counts 0: every server does both."""
+
+    context_servers: int = Field(0, ge=0, le=64)
+    generation_servers: int = Field(0, ge=0, le=64)
+    transfer: Literal["DEFAULT", "UCX", "NIXL", "MPI"] = "DEFAULT"
+    max_tokens_in_buffer: Annotated[int, Field(ge=1)] | Auto = "auto"
 
 
 class Recipe(Strict):
@@ -103,6 +138,10 @@ class Recipe(Strict):
     lora: LoraChoices = LoraChoices()
     speculative: SpeculativeChoices = SpeculativeChoices()
     backend: Literal["tensorrt", "pytorch"] = "tensorrt"
+    trtllm_version: LlmApiVersion | Auto = "auto"
+    published_checkpoint: str | None = None
+    cuda_graphs: CudaGraphChoices = CudaGraphChoices()
+    disaggregation: DisaggregationChoices = DisaggregationChoices()
     calibration: CalibrationChoices = CalibrationChoices()
     step_time: Literal["roofline", "silicon"] = "roofline"
     step_time_calibration: str | None = None

@@ -1,37 +1,69 @@
 """What the models and the GPUs are, how numbers are stored, what memory that takes. Every constant has its source."""
 
-from engines.spec.deployment import Factors, Host
+from engines.spec.deployment import Factors, Host, loaded
+from engines.spec.engine_profile import (
+    DEFAULT_ENGINE_PROFILE,
+    Batching,
+    EngineProfile,
+    engine_profile_named,
+    engine_profiles,
+)
 from engines.spec.gpu import GpuSpec, gpu_named, known_gpus
+from engines.spec.llm_api import (
+    LLM_API_VERSIONS,
+    LlmApiFacts,
+    LlmApiVersion,
+    SpeculationMethod,
+    llm_api,
+    llm_api_version_of,
+    require_known_arguments,
+    unknown_arguments,
+)
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
 from engines.spec.precision import KV_BYTES, PRECISIONS, KvFormat, Precision, precision_named
-from engines.spec.support import Verdict, keeps_paged_attention, kv_refusal, require_possible, verdict
+from engines.spec.support import FP8_SM, Verdict, keeps_paged_attention, kv_refusal, require_possible, verdict
 from engines.spec.units import GIB, gib
 
 __all__ = [
+    "DEFAULT_ENGINE_PROFILE",
+    "FP8_SM",
     "GIB",
     "KV_BYTES",
+    "LLM_API_VERSIONS",
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
+    "Batching",
+    "EngineProfile",
     "Factors",
     "GpuSpec",
     "Host",
     "KvFormat",
+    "LlmApiFacts",
+    "LlmApiVersion",
     "MemoryBudget",
     "ModelSpec",
     "Precision",
     "RopeScaling",
     "Sizing",
+    "SpeculationMethod",
     "Verdict",
+    "engine_profile_named",
+    "engine_profiles",
     "gib",
     "gpu_named",
     "keeps_paged_attention",
     "known_gpus",
     "known_models",
     "kv_refusal",
+    "llm_api",
+    "llm_api_version_of",
+    "loaded",
     "memory_budget",
     "model_named",
     "precision_named",
+    "require_known_arguments",
     "require_possible",
+    "unknown_arguments",
     "verdict",
 ]

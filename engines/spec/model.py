@@ -127,7 +127,7 @@ class ModelSpec(Strict):
 
     def kv_bytes_per_token(self, kv_format: KvFormat) -> int:
         """Return the bytes of keys and values one token keeps, over all layers."""
-        return 2 * self.layers * self.kv_size * KV_BYTES[kv_format]
+        return int(2 * self.layers * self.kv_size * KV_BYTES[kv_format])
 
 
 @dataclass(frozen=True, slots=True)

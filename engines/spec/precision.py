@@ -9,9 +9,10 @@ from typing import Literal
 from engines.errors import UserError
 
 Arithmetic = Literal["bf16", "fp16", "fp8", "int8", "fp4"]
-KvFormat = Literal["16bit", "int8", "fp8"]
+KvFormat = Literal["16bit", "int8", "fp8", "nvfp4"]
 
-KV_BYTES: dict[KvFormat, int] = {"16bit": 2, "int8": 1, "fp8": 1}
+# Bytes of one cached number. NVFP4: four bits, and an FP8 scale for each 16 numbers.
+KV_BYTES: dict[KvFormat, float] = {"16bit": 2, "int8": 1, "fp8": 1, "nvfp4": 0.5 + 1 / 16}
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,10 @@ def kv_refusal(kv_format: KvFormat, precision: Precision, gpu: GpuSpec) -> str |
             "an FP8 KV cache needs compute capability 8.9 or newer in the engine path; "
             f"{gpu.name} has {gpu.compute_capability}"
         )
+    if kv_format == "nvfp4" and gpu.sm < BLACKWELL_SM:
+        return f"an NVFP4 KV cache needs compute capability 10.0 (Blackwell); {gpu.name} has {gpu.compute_capability}"
+    if kv_format == "nvfp4" and precision.arithmetic not in {"fp8", "fp4"}:
+        return "an NVFP4 KV cache goes with FP8 or NVFP4 weights"
     if kv_format == "int8" and gpu.sm >= BLACKWELL_SM:
         return f"trtllm-build refuses an INT8 KV cache on compute capability {gpu.compute_capability}"
     if kv_format == "int8" and precision.arithmetic in {"fp8", "fp4"}:
@@ -97,7 +101,7 @@ def keeps_paged_attention(kv_format: KvFormat, precision: Precision) -> bool:
     """
     if kv_format == "16bit":
         return True
-    return kv_format == "fp8" and precision.arithmetic in {"fp8", "fp4"}
+    return kv_format in {"fp8", "nvfp4"} and precision.arithmetic in {"fp8", "fp4"}
 
 
 def _impossible_because(precision: Precision, gpu: GpuSpec) -> str:

@@ -3,18 +3,23 @@
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
-from engines.steptime.shape import StepCost, StepShape, StepTime, attended_tokens
+from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, attended_tokens
 from engines.steptime.source import step_time_for, step_time_of
+from engines.steptime.uncertainty import StepTimeInterval, slowed, uncertainty
 
 __all__ = [
     "Calibrated",
+    "DecodeLine",
     "Roofline",
     "StepCost",
     "StepShape",
     "StepTime",
+    "StepTimeInterval",
     "attended_tokens",
     "scaled",
+    "slowed",
     "step_time_for",
     "step_time_of",
+    "uncertainty",
     "uniform",
 ]

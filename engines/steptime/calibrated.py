@@ -33,7 +33,9 @@ class Calibrated:
         parts = self.parts(shape)
         fitted = StepCost._make(part * ratio for part, ratio in zip(parts, self._ratios, strict=True))
         sequences = shape.decode_sequences + shape.prefill_sequences
-        return fitted._replace(host_s=fitted.host_s + self.factors.iteration_s + sequences * self.factors.sequence_s)
+        added_s = self.factors.iteration_s + sequences * self.factors.sequence_s
+        added_s += shape.prefill_sequences * self.factors.prompt_s
+        return fitted._replace(host_s=fitted.host_s + added_s)
 
     def parts(self, shape: StepShape) -> StepCost:
         """Return the parts the factors stand before: the source's own, the cache read in waves where it is."""

@@ -3,7 +3,8 @@
 The tables hold times of TensorRT-LLM's kernels on H100, H200, A100, L40S and B200, by shape. What they lack is derived,
 and said: an INT8 or INT4 kernel on a GPU that has none measured is that GPU's 16-bit kernel times what the same change
 brought on an A100; an INT8 KV cache reads as an FP8 one of the same GPU, or as a 16-bit one of half the length.
-Scheduling, sampling and everything above the GPU are not in the tables: a calibration adds them.
+Sampling is not in the tables: each pass over a sequence's logits is priced at the data sheet's bandwidth. Scheduling
+and everything above the GPU are added by an engine profile or a calibration.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from engines.errors import MissingError
 from engines.spec import GpuSpec, KvFormat, ModelSpec, precision_named
+from engines.steptime.roofline import LOGITS_BYTES, SAMPLING_PASSES
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 
 SYSTEMS = {
@@ -42,7 +44,7 @@ _GEMM_MODES = {
     "nvfp4": "nvfp4",
 }
 _INTEGER_MODES = {"sq", "int8_wo", "int4_wo"}
-_KV_MODES: dict[KvFormat, str] = {"16bit": "bfloat16", "fp8": "fp8", "int8": "fp8"}
+_KV_MODES: dict[KvFormat, str] = {"16bit": "bfloat16", "fp8": "fp8", "int8": "fp8", "nvfp4": "fp8"}
 _ATTENTION, _LOGITS = "attention", "logits_gemm"
 _NORMS = ("add_norm_1", "add_norm_2", "act_gate", "embedding")
 
@@ -140,6 +142,8 @@ class Silicon:
         self._linear: dict[int, tuple[float, float]] = {}
         self._logits: dict[int, float] = {}
         self._knots: dict[tuple[int, int], float] = {}
+        logits_bytes = SAMPLING_PASSES * LOGITS_BYTES * model.vocab_size
+        self._sampling_s_per_sequence = logits_bytes / gpu.bandwidth_bytes_per_s
         kv_bytes = model.kv_bytes_per_token(kv_format)
         self._onboard_s_per_token = kv_bytes / gpu.interconnect_bytes_per_s
 
@@ -171,6 +175,8 @@ class Silicon:
         return DecodeLine(rest_s + low_s - slope * begin, slope, begin + KNOT_TOKENS * decode_sequences)
 
     def _kv_mode(self, system: str, kv_format: KvFormat) -> str:
+        if kv_format == "nvfp4":
+            self.derived.append("NVFP4 KV cache: read as an FP8 cache, which is larger")
         if kv_format != "int8":
             return _KV_MODES[kv_format]
         if system == _DERIVED_ON:
@@ -192,7 +198,8 @@ class Silicon:
     def _logits_s(self, sequences: int) -> float:
         found = self._logits.get(sequences)
         if found is None:
-            found = self._logits[sequences] = self._tables.logits_s(sequences)
+            found = self._tables.logits_s(sequences) + sequences * self._sampling_s_per_sequence
+            self._logits[sequences] = found
         return found
 
     def _prompt_attention_s(self, shape: StepShape) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import GpuSpec, KvFormat, ModelSpec
+from engines.spec import Factors, GpuSpec, KvFormat, ModelSpec, loaded
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
 from engines.steptime.shape import StepTime
@@ -15,12 +15,16 @@ def step_time_of(
 ) -> StepTime:
     """Return the chosen source, `roofline` (data sheets) or `silicon` (measured kernels), and its factors before it.
 
+    What the server above takes from the engine's loop is in; leave the choice's host out for the engine alone.
+
     Raises:
         MissingError: The measured tables are not here, or have nothing of this GPU or format.
     """
     made = Roofline if choice.source == "roofline" else Silicon
     source: StepTime = made(model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
-    return source if choice.factors is None else Calibrated(source, choice.factors)
+    if choice.factors is None and choice.host is None:
+        return source
+    return Calibrated(source, loaded(choice.factors or Factors(), choice.host))
 
 
 def step_time_for(manifest: EngineManifest) -> StepTime:

@@ -15,9 +15,10 @@ from engines.calibration import Calibration, read_calibration
 from engines.emulator import SchedulerPolicy
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
-from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
+from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read_manifest
 from engines.planning import ask, make_plan
-from engines.spec import gpu_named
+from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, gpu_named
+from engines.steptime import uncertainty
 from loadtest.capacity.inputs import Demand, MeasuredRun
 from loadtest.capacity.simulation import Interval, LengthProfile, Slowdown
 from loadtest.results import REQUESTS_NAME, RUN_NAME
@@ -29,10 +30,6 @@ Basis = Literal["measured", "calibrated", "predicted", "emulated"]
 RANK: dict[Basis, int] = {"measured": 0, "calibrated": 1, "predicted": 2, "emulated": 3}
 EVICTING = " evicting"  # ends the name of an engine that reserves no KV blocks
 ONE_SIDED_95 = 1.645  # standard deviations that one draw in twenty of a normal distribution exceeds
-
-# How far an uncalibrated prediction was off on 58 published points of a served Llama-3-8B (H100 FP8, A100 FP16): the
-# factor on step and host times that one point in twenty exceeds, by step-time source.
-UNCALIBRATED: dict[str, float] = {"roofline": 1.84, "silicon": 2.32}
 
 
 class Candidate(Strict):
@@ -116,7 +113,9 @@ def _by_policy(made: Candidate, demand: Demand, shape: LengthProfile) -> Iterato
     policies: tuple[SchedulerPolicy, ...] = (asked,) if asked != "auto" else ("guaranteed_no_evict",)
     reserved = min(shape.mean_isl + shape.max_tokens, manifest.limits.max_seq_len)
     slots = manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block / reserved
-    if asked == "auto" and slots < manifest.limits.max_batch_size:
+    if manifest.runtime.scheduler_policy != "guaranteed_no_evict":  # as its engine always does
+        policies = (manifest.runtime.scheduler_policy,)
+    elif asked == "auto" and slots < manifest.limits.max_batch_size:
         policies = ("guaranteed_no_evict", "max_utilization")
     for policy in policies:
         runtime = manifest.runtime.model_copy(update={"scheduler_policy": policy})
@@ -184,6 +183,8 @@ def _name(gpu: str, precision: str, tensor: int) -> str:
 
 
 def _of_manifest(manifest: EngineManifest, sources: tuple[Source, ...] = ()) -> Candidate:
+    manifest = _with_prior(manifest)
+    interval, provenance = _uncalibrated(manifest)
     tensor = manifest.parallel.tensor
     limits = manifest.limits
     pair = _name(manifest.gpu.name, manifest.precision.name, tensor)
@@ -194,16 +195,28 @@ def _of_manifest(manifest: EngineManifest, sources: tuple[Source, ...] = ()) -> 
         precision=manifest.precision.name,
         tensor_parallel=tensor,
         manifest=manifest,
-        interval=_uncalibrated(manifest),
-        interval_source="uncalibrated predictions of other deployments",
+        interval=interval,
+        interval_source=provenance,
         sources=sources,
     )
 
 
-def _uncalibrated(manifest: EngineManifest) -> Interval:
-    """Return both ends of a prediction that no measurement of its own stands behind."""
-    slower = UNCALIBRATED[manifest.step_time.source]
-    return Interval(Slowdown(slower, slower), Slowdown())
+def _with_prior(manifest: EngineManifest) -> EngineManifest:
+    """Return an engine's manifest with what its profile expects of a deployment that nobody has measured."""
+    choice = manifest.step_time
+    if choice.profile is not None or choice.calibration is not None:
+        return manifest
+    profile = engine_profile_named(DEFAULT_ENGINE_PROFILE)
+    changed = StepTimeChoice(source=choice.source, profile=profile.name, factors=profile.factors, host=profile.host)
+    return manifest.model_copy(update={"step_time": changed})
+
+
+def _uncalibrated(manifest: EngineManifest) -> tuple[Interval, str]:
+    """Return both ends of a prediction that no measurement of its own stands behind, and where they come from."""
+    profile = engine_profile_named(manifest.step_time.profile or DEFAULT_ENGINE_PROFILE)
+    found = uncertainty(profile, precision=manifest.precision.name)
+    slow, fast = Slowdown(found.step_high, found.host_high), Slowdown(found.step_low, found.host_low)
+    return Interval(slow, fast), found.provenance
 
 
 def _calibrated(calibration: Calibration) -> Interval:

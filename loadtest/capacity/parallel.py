@@ -19,8 +19,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from engines.errors import MissingError
-from engines.files import DISTRIBUTION, write_json
+from engines.errors import DISTRIBUTION, MissingError
+from engines.files import write_json
 
 TaskT = TypeVar("TaskT")
 FoundT = TypeVar("FoundT", bound=BaseModel)

@@ -7,7 +7,7 @@ from loadtest.metrics.slo_results import Knee, class_alone, knee_of, verdicts_of
 from loadtest.metrics.summarize import Interval, LevelSummary, Spread, Summary, kept_of, settles, summarize
 from loadtest.metrics.summary import BatchPoint, ClassSummary, Repeat, RunFacts
 from loadtest.metrics.throughput import rate_replicates
-from loadtest.metrics.timeline import Ecdf, LevelDetail, RunDetail, Timeline
+from loadtest.metrics.timeline import Ecdf, LevelDetail, RunDetail, Span, Timeline
 
 __all__ = [
     "BatchPoint",
@@ -22,6 +22,7 @@ __all__ = [
     "Repeat",
     "RunDetail",
     "RunFacts",
+    "Span",
     "Spread",
     "Summary",
     "Timeline",

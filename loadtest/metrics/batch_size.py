@@ -7,12 +7,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from loadtest.metrics import bootstrap
 from loadtest.metrics.steady_state import Window
 from loadtest.metrics.summary import BatchCurve, BatchPoint, BatchSpread, Gpus
-from loadtest.results import MEANINGS, Bools, Columns, Floats, Gauge, Ints, Meaning, Sample, meanings_of
+from loadtest.results import (
+    MEANINGS,
+    Bools,
+    Columns,
+    Floats,
+    Gauge,
+    Ints,
+    Meaning,
+    Sample,
+    TokenSpans,
+    Weighted,
+    meanings_of,
+)
 
-OWN_BIN_BELOW = 24  # smaller batches have a bin each, larger ones share bins of equal ratio
-WIDER_BINS = 24
+OWN_BIN_BELOW = 4  # smaller batches have a bin each, larger ones share bins of equal ratio
+BIN_RATIO = 1.25  # a bin of one size apart beside a full level's would hold only the moments when a prompt is computed
 MOST_GAPS = 4_000_000
 LEAST_GAPS = 20
 LEAST_STEPS = 4
@@ -120,10 +133,14 @@ def batch_curve(window: Window, columns: Columns, samples: Samples, *, time_scal
     Args:
         columns: All requests of the level: those that are not measured were in the batch too.
     """
-    batches, gaps = batch_of_gaps(window, columns)
-    if not len(gaps):
+    if columns.spans is not None:
+        batches, gaps = batch_of_span_gaps(window, columns, columns.spans)
+    else:
+        batches, gap_s = batch_of_gaps(window, columns)
+        gaps = Weighted(gap_s, np.ones(len(gap_s), dtype=np.int64))
+    if not len(batches):
         return None
-    reconstructed = _points_of_gaps(batches, gaps / time_scale)
+    reconstructed = _points_of_gaps(batches, gaps._replace(values=gaps.values / time_scale))
     steps = _steps(window, samples, time_scale)
     server = _points_of_steps(*steps) if steps is not None else []
     return BatchCurve(
@@ -151,25 +168,43 @@ def batch_of_gaps(window: Window, columns: Columns) -> tuple[Floats, Floats]:
     return np.concatenate(batches), np.concatenate(gaps)
 
 
+def batch_of_span_gaps(window: Window, columns: Columns, spans: TokenSpans) -> tuple[Floats, Weighted]:
+    """Return the same of simulated requests: every gap is counted, by its weight."""
+    streaming = columns.tokens > 1
+    starts, ends = np.sort(columns.first_s[streaming]), np.sort(columns.last_s[streaming])
+    gaps, middle = spans.gaps()
+    inside = (middle >= window.begin_s) & (middle <= window.end_s)
+    middle = middle[inside]
+    active = np.searchsorted(starts, middle, side="right") - np.searchsorted(ends, middle, side="left")
+    return active.astype(np.float64), Weighted(gaps.values[inside], gaps.weights[inside])
+
+
 def _bins(largest: float) -> Floats:
-    """Return the edges of the bins of batch sizes up to the largest."""
+    """Return the edges of the bins of batch sizes, of equal ratio down from the largest; small sizes have one each.
+
+    >>> [float(edge) for edge in _bins(16).round(1)]
+    [0.5, 1.5, 2.5, 3.5, 4.5, 5.4, 6.8, 8.4, 10.6, 13.2, 16.5]
+    """
     own = np.arange(0.5, min(OWN_BIN_BELOW, largest) + 1.0)
     if largest <= OWN_BIN_BELOW:
         return own
-    wider = np.geomspace(OWN_BIN_BELOW + 0.5, largest + 0.5, WIDER_BINS + 1)
-    return np.unique(np.concatenate([own, np.floor(wider) + 0.5]))
+    count = 1 + int(np.log((largest + 0.5) / own[-1]) / np.log(BIN_RATIO))
+    wider = (largest + 0.5) / BIN_RATIO ** np.arange(count)
+    return np.unique(np.concatenate([own, wider]))
 
 
-def _points_of_gaps(batches: Floats, gaps_s: Floats) -> list[BatchPoint]:
+def _points_of_gaps(batches: Floats, gaps: Weighted) -> list[BatchPoint]:
     place = np.digitize(batches, _bins(float(batches.max())))
     order = np.argsort(place, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(place[order])) + 1)
     points = []
     for group in groups:
-        if len(group) >= LEAST_GAPS:
-            p50, p95 = np.percentile(gaps_s[group], [50, 95])
-            mean, batch = gaps_s[group].mean(), batches[group].mean()
-            points.append(BatchPoint(batch=batch, count=len(group), mean_s=mean, p50_s=p50, p95_s=p95))
+        own = Weighted(gaps.values[group], gaps.weights[group])
+        count = int(own.weights.sum())
+        if count >= LEAST_GAPS:
+            p50, p95 = bootstrap.quantiles_of_weighted(own.sorted(), [0.5, 0.95])
+            mean, batch = np.average(own.values, weights=own.weights), np.average(batches[group], weights=own.weights)
+            points.append(BatchPoint(batch=float(batch), count=count, mean_s=float(mean), p50_s=p50, p95_s=p95))
     return points
 
 

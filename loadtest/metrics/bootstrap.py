@@ -24,7 +24,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.results import Floats, Ints
+from loadtest.results import Floats, Ints, Weighted
 
 CONFIDENCE = 0.95
 REPLICATES = 1000
@@ -67,6 +67,23 @@ def quantiles_of_sorted(ordered: Values, shares: list[float]) -> list[float]:
     return found
 
 
+def quantiles_of_weighted(ordered: Weighted, shares: list[float]) -> list[float]:
+    """Return the same of values by size, each of which stands for several.
+
+    >>> quantiles_of_weighted(Weighted(np.array([1.0, 2.0]), np.array([1, 3])), [0.5, 0.25])
+    [2.0, 1.75]
+    """
+    upto = np.cumsum(ordered.weights)
+    last = int(upto[-1]) - 1
+    found = []
+    for share in shares:
+        place = share * last
+        low = int(place)
+        below, above = ordered.values[np.searchsorted(upto, [low, min(low + 1, last)], side="right")].tolist()
+        found.append(below + (place - low) * (above - below))
+    return found
+
+
 def standard_deviation(values: Values) -> float:
     """Return the sample's standard deviation, in double precision and without a copy of all values."""
     mean = float(values.mean(dtype=np.float64))
@@ -87,10 +104,16 @@ def effective_size(values: Values, counts: Ints | None, quantile: float) -> floa
         return float(len(values))
     has_above = values.max() > quantile
     passed = _per_owner(values, counts, lambda part: part > quantile if has_above else part >= quantile)
-    mean = float(passed.sum()) / len(values)
+    return effective_size_of(passed, counts)
+
+
+def effective_size_of(passed: Floats, counts: Ints) -> float:
+    """Return the same from how many of each unit's values are above the quantile."""
+    total = int(counts.sum())
+    mean = float(passed.sum()) / total
     left = passed - counts * mean
-    variance = float(np.square(left).sum()) / len(values) ** 2
-    return min(mean * (1 - mean) / variance, float(len(values))) if variance > 0 else float(len(values))
+    variance = float(np.square(left).sum()) / total**2
+    return min(mean * (1 - mean) / variance, float(total)) if variance > 0 else float(total)
 
 
 def _per_owner(values: Values, counts: Ints, wanted: Callable[[Values], npt.NDArray[np.bool_]]) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from loadtest.metrics import bootstrap
 from loadtest.metrics.bootstrap import SHARES, Range, Resampler
 from loadtest.metrics.steady_state import Cut, cut_of, window_of
 from loadtest.metrics.summary import Spread
-from loadtest.results import Columns, Floats, Ints, Level, RequestRecord, columns_of
+from loadtest.results import Columns, Floats, Ints, Level, RequestRecord, TokenSpans, Weighted, columns_of
 
 _Values = npt.NDArray[np.floating]
 
@@ -100,6 +101,39 @@ def spread(
     )
 
 
+def spread_of_spans(spans: TokenSpans, time_scale: float = 1.0) -> Spread | None:
+    """Return how the gaps between simulated tokens are spread: as `spread` of all of them, none of them listed."""
+    (values, weights), _ = spans.gaps()
+    if not len(values):
+        return None
+    ordered = Weighted(values, weights).sorted()
+    count = int(weights.sum())
+    mean = float(values @ weights) / count
+    left = float(np.square(values - mean) @ weights)
+    quantiles = dict(zip(SHARES, bootstrap.quantiles_of_weighted(ordered, list(SHARES.values())), strict=True))
+    return Spread(
+        count=count,
+        mean=mean / time_scale,
+        min=float(ordered.values[0]) / time_scale,
+        max=float(ordered.values[-1]) / time_scale,
+        sd=math.sqrt(left / (count - 1)) / time_scale if count > 1 else None,
+        unsupported=tuple(
+            name for name in SHARES if not _is_supported_by_spans(spans, count, SHARES[name], quantiles[name])
+        ),
+        **{name: quantile / time_scale for name, quantile in quantiles.items()},
+    )
+
+
+def _is_supported_by_spans(spans: TokenSpans, count: int, share: float, quantile: float) -> bool:
+    needed = bootstrap.needed(share)
+    if count < needed:
+        return False
+    passed = spans.gaps_passing(quantile, or_equal=False)
+    if not passed.any():
+        passed = spans.gaps_passing(quantile, or_equal=True)
+    return bootstrap.effective_size_of(passed, spans.gap_counts()) >= needed
+
+
 def _ranges(replicates: dict[str, Floats], unsupported: tuple[str, ...], time_scale: float) -> dict[str, Range]:
     ranges = {name: bootstrap.middle(found) for name, found in replicates.items() if name not in unsupported}
     return {name: (low / time_scale, high / time_scale) for name, (low, high) in ranges.items()}
@@ -119,10 +153,14 @@ def resampler_of(found: Counted, *, seed: int = bootstrap.SEED) -> Resampler | N
 
 def latencies_of(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
     """Return each latency's values in wall seconds, and how many each request has where it is not one."""
+    return {"itl_s": (found.good.gaps_s, np.diff(found.good.starts)), **_of_requests(found)}
+
+
+def _of_requests(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
+    """Return the latencies that a request has one of, at most."""
     good = found.good
     values: dict[str, tuple[_Values, Ints | None]] = {
         "ttft_s": (good.first_s - good.sent_s, None),
-        "itl_s": (good.gaps_s, np.diff(good.starts)),
         "tpot_s": _known(good.tpot_s),
         "e2e_s": (good.done_s - good.sent_s, None),
         "ttst_s": _known(good.second_s - good.first_s),
@@ -144,7 +182,10 @@ def _known(values: Floats) -> tuple[_Values, Ints | None]:
 def spreads_of(found: Counted, *, confidence: bool) -> dict[str, Any]:
     """Return every latency's spread by its key in the summary."""
     resampler = resampler_of(found) if confidence else None
-    return {
+    spans = found.good.spans if resampler is None else None
+    latencies = latencies_of(found) if spans is None else _of_requests(found)
+    spreads = {
         name: spread(values, found.time_scale, counts=counts, resampler=resampler)
-        for name, (values, counts) in latencies_of(found).items()
+        for name, (values, counts) in latencies.items()
     }
+    return spreads if spans is None else {**spreads, "itl_s": spread_of_spans(spans, found.time_scale)}

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from loadtest.results import Columns, Floats, Ints, Level
+from loadtest.results import Bools, Columns, Floats, Ints, Level
 
 STEADY_LEAST_RATIO = 0.1
 MSER_BATCH = 5
@@ -161,10 +161,20 @@ def _spent(at_s: Floats, since_s: Floats) -> Floats:
 
 def arrivals_in(edges: Floats, columns: Columns) -> Ints:
     """Return how many tokens arrived in each of some equal bins; shape (bins,)."""
-    bins = len(edges) - 1
-    counts = np.zeros(bins, dtype=np.int64)
+    counts = np.zeros(len(edges) - 1, dtype=np.int64)
+    if columns.spans is not None:
+        times_s, weights = columns.spans.times_s()
+        places, inside = _places(edges, times_s)
+        return counts + np.bincount(places, weights=weights[inside], minlength=len(counts)).astype(np.int64)
     for chunk in columns.token_chunks():
-        inside = chunk.time_s[(chunk.time_s >= edges[0]) & (chunk.time_s <= edges[-1])]
-        places = ((inside - edges[0]) / (edges[-1] - edges[0]) * bins).astype(np.int64)
-        counts += np.bincount(places.clip(0, bins - 1), minlength=bins)
+        places, _ = _places(edges, chunk.time_s)
+        counts += np.bincount(places, minlength=len(counts))
     return counts
+
+
+def _places(edges: Floats, times_s: Floats) -> tuple[Ints, Bools]:
+    """Return the bin of each time that is in one, and which times are."""
+    bins = len(edges) - 1
+    inside = (times_s >= edges[0]) & (times_s <= edges[-1])
+    places = ((times_s[inside] - edges[0]) / (edges[-1] - edges[0]) * bins).astype(np.int64)
+    return places.clip(0, bins - 1), inside

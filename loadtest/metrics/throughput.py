@@ -54,6 +54,9 @@ def rate_replicates(found: Counted, *, seed: int = bootstrap.SEED) -> dict[str, 
 
 
 def _tokens_in(window: Window, columns: Columns) -> int:
+    if columns.spans is not None:
+        times_s, weights = columns.spans.times_s()
+        return int(weights[(times_s >= window.begin_s) & (times_s <= window.end_s)].sum())
     whole = (columns.first_s >= window.begin_s) & (columns.last_s <= window.end_s)
     outside = (columns.first_s > window.end_s) | (columns.last_s < window.begin_s) | (columns.tokens == 0)
     count = int(columns.tokens[whole].sum())

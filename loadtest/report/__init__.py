@@ -1,7 +1,7 @@
 """TODO."""
 
 from loadtest.report.comparison import COMPARISON_PAGE, compare, write_comparison
-from loadtest.report.comparison_html import changed_name, changed_value
+from loadtest.report.comparison_page import changed_name, changed_value
 from loadtest.report.comparison_schema import Change, Comparison
 from loadtest.report.gate import Case, Gate, cases_of, regressions_of, write_junit
 from loadtest.report.report import REPORT_NAME, summarize_runs, write_report

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from engines.errors import UserError
-from engines.files import made_by, whole_folder, write_json, write_text
+from engines.files import made_by, write_json, write_text
+from engines.outputs import refuse_existing, whole_folder
 from loadtest.metrics import (
     Counted,
     LevelSummary,
@@ -29,7 +30,7 @@ from loadtest.metrics import (
     settles,
 )
 from loadtest.report import charts
-from loadtest.report.comparison_html import comparison_page
+from loadtest.report.comparison_page import comparison_page
 from loadtest.report.comparison_schema import Change, Comparison, Difference, LevelChanges, Outcome, Side
 from loadtest.results import Floats, Level
 
@@ -62,10 +63,10 @@ def write_comparison(
     Raises:
         UserError: As `compare`, or `out` holds something, or is where a run is.
     """
-    if any(run.resolve().is_relative_to(out.resolve()) for run in (baseline, candidate)):
-        raise UserError(f"{out}: the comparison would replace a run it is made from", hint="choose another --out")
+    runs = (baseline, candidate)
+    refuse_existing(out, force=force, inputs=runs)
     found = compare(baseline, candidate, command=command, across_kinds=across_kinds)
-    with whole_folder(out, force=force) as folder:
+    with whole_folder(out, made_by=found.made_by, force=force, inputs=runs) as folder:
         write_json(folder / COMPARISON_NAME, found)
         (folder / "charts").mkdir()
         svg = charts.changes(found, image="svg")

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engines.errors import UserError
-from engines.files import made_by, whole_folder, write_json, write_text
+from engines.files import made_by, write_json, write_text
+from engines.outputs import refuse_existing, whole_folder
 from loadtest.metrics import Knee, LoadedRun, RunDetail, Summary, knee_of, load_runs, refuse_mixed_kinds, repeats_of
 from loadtest.report import charts
 from loadtest.report.exports import EXPORTS_NAME, write_exports
-from loadtest.report.html_page import Figure, page
+from loadtest.report.report_page import Figure, report_page
 from loadtest.results import ValidityIssue
 from loadtest.scenario import Objectives
 
@@ -47,17 +47,17 @@ def write_report(
         UserError: `load_runs` refuses the runs, or `out` holds something, or is where a run is.
         MissingError: What the exports need is not installed.
     """
-    _refuse_own_run(runs, out)
+    refuse_existing(out, force=force, inputs=runs)
     loaded = load_runs(runs)
     promised = objectives or objectives_of(loaded)
     summary = summarize_loaded(loaded, command=command, objectives=promised)
     details = [run.detail() for run in loaded]
-    with whole_folder(out, force=force) as folder:
+    with whole_folder(out, made_by=summary.made_by, force=force, inputs=runs) as folder:
         write_json(folder / SUMMARY_NAME, summary)
         figures = _write_charts(folder / CHARTS_NAME, summary, details, promised)
         if exports:
             write_exports(folder / EXPORTS_NAME, loaded, summary, details)
-        write_text(folder / REPORT_NAME, page(summary, figures, promised))
+        write_text(folder / REPORT_NAME, report_page(summary, figures, promised))
     return summary
 
 
@@ -106,38 +106,33 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
     of_runs = list(details)
     yield Chart(
         "latency_against_batch",
-        "What each token and each first token took, and what all users got, by the batch the server ran.",
+        "Inter-token latency, TTFT and throughput against the batch size that the server ran.",
         lambda image: charts.latency_against_batch(summary, image=image),
     )
     yield Chart(
         "gap_against_batch",
-        "The same moment by moment: every gap between tokens by the streams active in its middle, beside what the "
-        "server says of its own iterations. Where they disagree, something other than the engine is in the figures.",
+        "Every inter-token gap against the number of active streams in its middle, beside the server's own iteration "
+        "times. Where the two disagree, something other than the engine adds to the latency.",
         lambda image: charts.gap_against_batch(summary, image=image),
     )
     yield Chart(
         "latency_against_load",
-        "By what was asked for. Past the knee, latency is paid for throughput that hardly comes.",
+        "Latency and throughput against offered load. Past the knee, latency rises and throughput hardly does.",
         lambda image: charts.latency_against_load(summary, knee=knee, image=image),
     )
     yield Chart(
         "frontier",
-        "What one user gets against what all get together: the choice a deployment makes.",
+        "Tokens per second of one user against those of all users: the trade-off of a deployment.",
         lambda image: charts.frontier(summary, image=image),
     )
     yield Chart(
         "distributions",
-        "All of it, not percentiles alone; below, the rare ones: a stall that one gap in a thousand meets.",
+        "Whole distributions, not percentiles alone. Below: the tails, where one gap in a thousand stalls.",
         lambda image: charts.distributions(summary, of_runs, image=image),
     )
     for place, detail in enumerate(of_runs):
         name = "timeline" if len(of_runs) == 1 else f"timeline_{place + 1}"
         yield Chart(name, "", lambda image, detail=detail: charts.timeline(summary, detail, image=image))  # type: ignore[misc]
-
-
-def _refuse_own_run(runs: Sequence[Path], out: Path) -> None:
-    if any(run.resolve().is_relative_to(out.resolve()) for run in runs):
-        raise UserError(f"{out}: the report would replace a run it is made from", hint="choose another --out")
 
 
 def _write_charts(

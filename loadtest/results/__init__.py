@@ -1,9 +1,11 @@
-"""TODO."""
+"""What a run leaves behind: records, samples and the run itself; records as columns of numbers."""
 
 from loadtest.results.columns import OUTCOMES, PHASES, UNKNOWN, Bools, Columns, Floats, Ints, columns_of
 from loadtest.results.histogram import LogHistogram
 from loadtest.results.records import (
+    PROMPTS_NAME,
     REQUESTS_NAME,
+    RUN_FILES,
     RUN_NAME,
     SAMPLES_NAME,
     Kind,
@@ -21,12 +23,15 @@ from loadtest.results.records import (
     read_samples,
 )
 from loadtest.results.server_metrics import MEANINGS, Gauge, Meaning, is_kept, meanings_of, parse_series
+from loadtest.results.token_spans import TokenSpans, Weighted
 
 __all__ = [
     "MEANINGS",
     "OUTCOMES",
     "PHASES",
+    "PROMPTS_NAME",
     "REQUESTS_NAME",
+    "RUN_FILES",
     "RUN_NAME",
     "SAMPLES_NAME",
     "UNKNOWN",
@@ -45,7 +50,9 @@ __all__ = [
     "RunManifest",
     "Sample",
     "ServerFacts",
+    "TokenSpans",
     "ValidityIssue",
+    "Weighted",
     "WorkerClock",
     "columns_of",
     "is_kept",

@@ -9,12 +9,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from loadtest.results.records import Outcome, Phase, RequestRecord
+from loadtest.results.token_spans import TokenSpans
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Gaps: TypeAlias = npt.NDArray[np.float64] | npt.NDArray[np.float32]
@@ -44,16 +46,17 @@ class TokenChunk(NamedTuple):
     time_s: Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Columns:
-    """Requests, one entry each, in the order they ended; `gaps_s` has all their gaps, one request after another.
+    """Requests, one entry each, in the order they ended.
 
     Attributes:
         phase: Place in `PHASES`.
         outcome: Place in `OUTCOMES`.
         first_s: When the first token arrived; nan where none did; `second_s` and `last_s` likewise.
         tokens: Tokens that arrived.
-        gaps_s: Shape (all gaps,); those of request i are `gaps_s[starts[i]:starts[i + 1]]`.
+        own_gaps_s: All gaps, one request after another, where they were recorded; see `gaps_s`.
+        spans: The same of simulated requests, as spans of iterations; exactly one of the two is there.
         asked_tokens: UNKNOWN where not told; so are `cached_tokens`, `conversation`.
         queue_s: nan where not told.
         class_name: Place in `names`; UNKNOWN where there is one kind of request.
@@ -82,8 +85,8 @@ class Columns:
     worker: Ints
     class_name: Ints
     error: Ints
-    gaps_s: Gaps
-    starts: Ints
+    own_gaps_s: Gaps | None = None
+    spans: TokenSpans | None = None
     names: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
 
@@ -103,6 +106,18 @@ class Columns:
         wanted: Bools = (self.outcome == OUTCOMES.index("ok")) & (self.tokens > 0)
         return wanted
 
+    @cached_property
+    def starts(self) -> Ints:
+        """Where each request's gaps begin in `gaps_s`, and where the last one's end; shape (requests + 1,)."""
+        return np.concatenate([[0], np.cumsum(np.maximum(self.tokens - 1, 0))]).astype(np.int64)
+
+    @property
+    def gaps_s(self) -> Gaps:
+        """Every gap between tokens; those of request i are `gaps_s[starts[i]:starts[i + 1]]`. Shape (gaps,)."""
+        if self.own_gaps_s is not None:
+            return self.own_gaps_s
+        return np.zeros(0) if self.spans is None else self.spans.gaps_s()
+
     @property
     def tpot_s(self) -> Floats:
         """Mean gap of each request; nan where it has none."""
@@ -112,6 +127,8 @@ class Columns:
     @property
     def longest_gap_s(self) -> Floats:
         """Longest gap of each request; 0 where it has none."""
+        if self.spans is not None:
+            return self.spans.longest_gap_s()
         longest = np.zeros(len(self))
         some = np.diff(self.starts) > 0
         if some.any():
@@ -122,13 +139,12 @@ class Columns:
         """Return the requests that are wanted, in the same order."""
         if wanted.all():
             return self
-        counts = np.diff(self.starts)[wanted]
         changed: dict[str, Any] = {
             field.name: getattr(self, field.name)[wanted] for field in fields(self) if field.name not in _APART
         }
-        gaps = self.gaps_s[np.repeat(wanted, np.diff(self.starts))]
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        return Columns(**changed, gaps_s=gaps, starts=starts, names=self.names, errors=self.errors)
+        gaps = None if self.own_gaps_s is None else self.own_gaps_s[np.repeat(wanted, np.diff(self.starts))]
+        spans = None if self.spans is None else self.spans.select(wanted)
+        return Columns(**changed, own_gaps_s=gaps, spans=spans, names=self.names, errors=self.errors)
 
     def token_chunks(self) -> Iterator[TokenChunk]:
         """Yield every token's arrival, about a million at a time."""
@@ -140,7 +156,7 @@ class Columns:
             begin = end
 
 
-_APART = frozenset({"gaps_s", "starts", "names", "errors"})
+_APART = frozenset({"own_gaps_s", "spans", "names", "errors"})
 
 
 def _tokens_of(columns: Columns, begin: int, end: int) -> TokenChunk:
@@ -209,9 +225,8 @@ class _Builder:
         floats = {name: np.frombuffer(values, dtype=np.float64) for name, values in self._floats.items()}
         ints = {name: np.frombuffer(values, dtype=np.int64) for name, values in self._ints.items()}
         gaps: Any = np.concatenate(self._gaps) if self._gaps else np.zeros(0)
-        starts = np.concatenate([[0], np.cumsum(np.maximum(ints["tokens"] - 1, 0))]).astype(np.int64)
         columns: dict[str, Any] = {**floats, **ints}
-        return Columns(**columns, gaps_s=gaps, starts=starts, names=tuple(self._names), errors=tuple(self._errors))
+        return Columns(**columns, own_gaps_s=gaps, names=tuple(self._names), errors=tuple(self._errors))
 
     def _take_gaps(self) -> None:
         """Turn the arrivals kept so far into gaps."""

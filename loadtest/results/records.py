@@ -14,6 +14,8 @@ from loadtest.scenario import Scenario
 RUN_NAME = "run.json"
 REQUESTS_NAME = "requests.jsonl"
 SAMPLES_NAME = "samples.jsonl"
+PROMPTS_NAME = "prompts.jsonl"
+RUN_FILES = (RUN_NAME, REQUESTS_NAME, SAMPLES_NAME, PROMPTS_NAME)  # all that a run folder may hold
 
 Kind = Literal["measured", "emulated", "predicted"]
 Phase = Literal["warmup", "measure", "fill"]

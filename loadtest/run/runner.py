@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import MissingError, ToolError
-from engines.files import MadeBy, Source, refuse_existing, write_json
+from engines.files import MadeBy, Source, write_json
+from engines.outputs import folder_in_place
 from loadtest.client.protocols import protocol_for, takes_ids
 from loadtest.generator import GeneratorPlan, Progress, add_lost
 from loadtest.results import (
+    PROMPTS_NAME,
     REQUESTS_NAME,
+    RUN_FILES,
     RUN_NAME,
     SAMPLES_NAME,
     Level,
@@ -33,7 +36,6 @@ from loadtest.run.validity import LevelObservations, doubts_of, seen_of
 from loadtest.scenario import Scenario
 from loadtest.traffic import ConversationSampler, PromptMaker, plans_of, prepare
 
-PROMPTS_NAME = "prompts.jsonl"
 UNDER_WAY_NAME = "under-way.jsonl"
 
 
@@ -114,11 +116,16 @@ def run_scenario(asked: RunRequest, generators: Generators, folder: Path, termin
         folder: For what is of use only while the run goes on.
 
     Raises:
+        UserError: The folder may not be written to, see `folder_in_place`.
         ToolError: The server went away, a generator failed or was lost, a file could not be written, or not one
             measured request succeeded.
     """
+    with folder_in_place(asked.out, made_by=asked.made_by, files=RUN_FILES, force=asked.force):
+        return _run_levels(asked, generators, folder, terminal)
+
+
+def _run_levels(asked: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
     out, target = asked.out, asked.target
-    _clear(out, force=asked.force)
     if target.facts.emulated:
         terminal.line(f"{target.label}: latencies and rates are shown in engine time")
     began = time.monotonic()
@@ -146,13 +153,6 @@ def run_scenario(asked: RunRequest, generators: Generators, folder: Path, termin
         run, seen = _complete(asked, folder, happened, generators.fleet.processes)
     _require_success(out, run, seen)
     return run
-
-
-def _clear(out: Path, *, force: bool) -> None:
-    refuse_existing(out, force=force)
-    for name in (RUN_NAME, REQUESTS_NAME, SAMPLES_NAME, PROMPTS_NAME):
-        (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _follow(

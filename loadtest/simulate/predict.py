@@ -7,8 +7,9 @@ share is in, and the means carry an interval as wide as the calibration was off 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,16 @@ import numpy as np
 from engines.calibration import Calibration, LoadGenerator, Quantity
 from engines.emulator import batcher_for
 from engines.errors import UserError
-from engines.files import MadeBy, Source, whole_folder, write_json
+from engines.files import MadeBy, Source, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
+from engines.outputs import whole_folder
 from engines.spec import Host
 from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.results import (
     REQUESTS_NAME,
     RUN_NAME,
     SAMPLES_NAME,
+    Columns,
     Level,
     RequestRecord,
     RunManifest,
@@ -31,7 +34,8 @@ from loadtest.results import (
     ServerFacts,
 )
 from loadtest.scenario import Scenario, Trace
-from loadtest.simulate.virtual_server import Arrivals, Contents, Ended, Sent, Traffic, Users, VirtualServer
+from loadtest.simulate.requests import SimulatedRequests, record_lines
+from loadtest.simulate.virtual_server import Arrivals, Contents, Sent, Traffic, Users, VirtualServer
 from loadtest.traffic import ConversationSampler, LevelPlan, Rows, closed_loop, open_loop, plans_of
 
 SAMPLES_PER_LEVEL = 400
@@ -41,13 +45,18 @@ _BATCH_SERIES = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_m
 _COUNT_SERIES = 'nv_trt_llm_general_metrics{general_type="iteration_counter"}'
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prediction:
     """A run that was computed: what a run folder holds, in memory."""
 
     run: RunManifest
-    records: list[RequestRecord]
+    columns: Columns
     samples: list[Sample]
+
+    @cached_property
+    def records(self) -> list[RequestRecord]:
+        """The requests one by one, with every token's time."""
+        return [RequestRecord.model_validate_json(line) for line in record_lines(self.columns)]
 
 
 def predict(
@@ -67,7 +76,7 @@ def predict(
     """
     mix = ConversationSampler(scenario, rows)
     contents = _contents(scenario, manifest, mix)
-    records: list[RequestRecord] = []
+    requests = SimulatedRequests()
     samples: list[Sample] = []
     levels: list[Level] = []
     began_s, next_id = 0.0, 0
@@ -75,7 +84,10 @@ def predict(
     for index, plan in enumerate([plan.counted(scenario, mix) for plan in plans_of(scenario)]):
         traffic = _traffic(scenario, plan, mix, contents, level=index, begin_s=began_s, first_id=next_id)
         server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s)
-        of_level = [_record(server, ended, index) for ended in server.run()]
+        requests.begin_level()
+        for ended in server.run():
+            requests.add(ended, index, server.now_s)
+        requests.end_level(server.left_s)
         samples += _samples(server)
         levels.append(
             Level(
@@ -86,13 +98,12 @@ def predict(
                 isl=plan.isl,
                 osl=plan.osl,
                 begin_s=began_s,
-                measure_s=min((record.sent_s for record in of_level if record.phase == "measure"), default=began_s),
+                measure_s=requests.measure_s if math.isfinite(requests.measure_s) else began_s,
                 end_s=server.now_s,
                 complete=True,
             )
         )
-        records += of_level
-        began_s, next_id = server.now_s, 1 + max((record.id for record in of_level), default=next_id)
+        began_s, next_id = server.now_s, 1 + (requests.last_id if requests.last_id >= 0 else next_id)
     engine = f"{manifest.model.name} {manifest.precision.name} on {manifest.gpu.name}"
     facts = ServerFacts(
         url="-", protocol="-", model="tensorrt_llm", triton_version="-", emulated=False, time_scale=1.0, engine=engine
@@ -106,7 +117,7 @@ def predict(
         scenario=scenario,
         levels=levels,
     )
-    return Prediction(run, records, samples)
+    return Prediction(run, requests.columns(), samples)
 
 
 def write_prediction(found: Prediction, out: Path, *, force: bool) -> None:
@@ -115,15 +126,15 @@ def write_prediction(found: Prediction, out: Path, *, force: bool) -> None:
     Raises:
         UserError: `out` holds something, and `force` is not set.
     """
-    with whole_folder(out, force=force) as folder:
+    with whole_folder(out, made_by=found.run.made_by, force=force) as folder:
         write_json(folder / RUN_NAME, found.run)
-        _write_lines(folder / REQUESTS_NAME, found.records)
-        _write_lines(folder / SAMPLES_NAME, found.samples)
+        _write_lines(folder / REQUESTS_NAME, record_lines(found.columns))
+        _write_lines(folder / SAMPLES_NAME, (sample.model_dump_json() for sample in found.samples))
 
 
-def _write_lines(path: Path, rows: Sequence[RequestRecord] | Sequence[Sample]) -> None:
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(row.model_dump_json() + "\n" for row in rows)
+        file.writelines(line + "\n" for line in lines)
 
 
 def calibrated(manifest: EngineManifest, calibration: Calibration, sha256: str) -> EngineManifest:
@@ -233,29 +244,6 @@ def _contents(scenario: Scenario, manifest: EngineManifest, mix: ConversationSam
     """Return what the engine can find again of what is sent; where it never can, nothing is worked out."""
     can_find = manifest.runtime.kv_reuse and (mix.shares_blocks or isinstance(scenario.arrivals, Trace))
     return Contents(manifest.kv_cache.tokens_per_block if can_find else None)
-
-
-def _record(server: VirtualServer, ended: Ended, level: int) -> RequestRecord:
-    times_s = server.token_times_s(ended)
-    sent = ended.sent
-    return RequestRecord(
-        id=sent.turn.id,
-        level=level,
-        phase=sent.turn.phase,
-        scheduled_s=sent.sent_s,
-        sent_s=sent.sent_s,
-        token_times_s=times_s,
-        done_s=times_s[-1] if ended.outcome == "ok" else server.now_s,
-        prompt_tokens=sent.prompt_tokens,
-        output_tokens=len(times_s),
-        outcome=ended.outcome,
-        error=ended.cause,
-        asked_tokens=sent.turn.output_tokens if sent.turn.exact else None,
-        cached_tokens=ended.cached_tokens,
-        class_name=sent.turn.class_name,
-        conversation=sent.turn.conversation,
-        turn=sent.turn.place,
-    )
 
 
 def _samples(server: VirtualServer) -> list[Sample]:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engines.emulator import Batcher, Iteration, Request, RequestError
+from engines.emulator import Batcher, Iteration, Request, RequestError, Sequence
 from engines.spec import Host
 from loadtest.traffic import ClosedLoop, Turn
 
@@ -214,6 +214,7 @@ class VirtualServer:
     begin_s: float = 0.0
     _arriving: deque[tuple[float, Sent]] = field(default_factory=deque)  # on their way to the engine's queue
     _intake_free_s: float = 0.0
+    _next_s: float = -math.inf  # when the next request that the traffic holds is through the host, or before that
     _on_way: dict[int, Sent] = field(default_factory=dict)
     _found: dict[int, int] = field(default_factory=dict)  # blocks of each prompt that need not be computed
     _refused: list[Ended] = field(default_factory=list)
@@ -246,6 +247,7 @@ class VirtualServer:
 
         What the traffic holds by then is admitted; nothing else may come before `until_s`.
         """
+        self._next_s = -math.inf  # the traffic may hold more than before
         while self.now_s < until_s:
             self._admit()
             if self._refused:
@@ -280,12 +282,18 @@ class VirtualServer:
 
     def _admit(self) -> None:
         """Let every request enter the engine's queue that has come through the host by now."""
-        while self._next_sent_ready_s() <= self.now_s:
-            sent = self.traffic.send()
-            self._intake_free_s = max(self._intake_free_s, sent.sent_s) + self.host.request_s
-            self._arriving.append((self._intake_free_s, sent))
+        if self._next_s <= self.now_s:
+            self._take_in()
         while self._arriving and self._arriving[0][0] <= self.now_s:
             self._submit(*self._arriving.popleft())
+
+    def _take_in(self) -> None:
+        """Take what the traffic has sent that is through the host by now."""
+        while (next_s := self._next_sent_ready_s()) <= self.now_s:
+            sent = self.traffic.send()
+            self._intake_free_s = max(self._intake_free_s, sent.sent_s) + self.host.request_s
+            self._arriving.append((self._intake_free_s + self.host.latency_s, sent))
+        self._next_s = next_s
 
     def _submit(self, ready_s: float, sent: Sent) -> None:
         turn = sent.turn
@@ -311,49 +319,47 @@ class VirtualServer:
         for ended in refused:
             self.traffic.note_end(ended.sent, self.now_s, ok=False)
             yield ended
+        self._next_s = self._next_sent_ready_s()
 
     def _next_sent_ready_s(self) -> float:
-        return max(self._intake_free_s, self.traffic.next_s) + self.host.request_s
+        return max(self._intake_free_s, self.traffic.next_s) + self.host.request_s + self.host.latency_s
 
     def _next_ready_s(self) -> float:
-        return self._arriving[0][0] if self._arriving else self._next_sent_ready_s()
+        return self._arriving[0][0] if self._arriving else self._next_s
 
-    def _step(self, iteration: Iteration) -> Iterator[Ended]:
-        ends_s = self.now_s + self._cumulative_s(iteration)
-        self.now_s = float(ends_s[-1])
-        self._left_s += self._leave_s(ends_s, iteration).tolist()
+    def _step(self, iteration: Iteration) -> list[Ended]:
+        """Do an iteration, or a run of them, and return the requests it ended."""
+        self.now_s = iteration.ends_s[-1]
+        self._left_s += self._leave_s(iteration)
         self._decoding += [iteration.shape.decode_sequences] * iteration.repeats
         if self.keep_steps:
             self.steps.append(iteration)
         for sequence, _ in iteration.chunks:  # before the first chunk is computed, what is shared is what was found
             if sequence.request.prefix_hashes:
                 self._found.setdefault(int(sequence.request.request_id), sequence.shared_blocks)
-        for sequence in self.batcher.advance(iteration):
-            number = int(sequence.request.request_id)
-            sent = self._on_way.pop(number)
-            self.traffic.note_end(sent, self._left_s[sequence.spans[-1][1]])
-            yield Ended(sent, sequence.spans, "ok", cached_tokens=self._cached_tokens(number))
+        ended = [self._end(sequence) for sequence in self.batcher.advance(iteration)]
+        if ended:
+            self._next_s = self._next_sent_ready_s()
+        return ended
+
+    def _end(self, sequence: Sequence) -> Ended:
+        number = int(sequence.request.request_id)
+        sent = self._on_way.pop(number)
+        self.traffic.note_end(sent, self._left_s[sequence.spans[-1][1]])
+        return Ended(sent, sequence.spans, "ok", None, self._cached_tokens(number) if self._found else None)
 
     def _cached_tokens(self, number: int) -> int | None:
         blocks = self._found.pop(number, None)
         return None if blocks is None else blocks * self.batcher.settings.tokens_per_block
 
-    def _cumulative_s(self, iteration: Iteration) -> _Floats:
-        """Return how long after the start each iteration of a run ends."""
-        shape, repeats = iteration.shape, iteration.repeats
-        if repeats == 1:
-            return np.array([iteration.seconds])
-        line = self.batcher.step_time.decode_line(shape.decode_sequences, shape.decode_context_tokens)
-        contexts = shape.decode_context_tokens + shape.decode_sequences * np.arange(repeats)
-        return np.asarray(np.cumsum(line.base_s + line.per_context_token_s * contexts))
-
-    def _leave_s(self, ends_s: _Floats, iteration: Iteration) -> _Floats:
+    def _leave_s(self, iteration: Iteration) -> list[float]:
         """Return when the tokens of each iteration leave: a queue served at the streaming ceiling."""
         if not self.host.stream_token_s:
-            return ends_s
-        shape = iteration.shape
+            return iteration.ends_s
+        shape, ends_s = iteration.shape, np.array(iteration.ends_s)
         each_s = (shape.decode_sequences + shape.prefill_sequences) * self.host.stream_token_s
         before_s = self._left_s[-1] if self._left_s else 0.0
         places = np.arange(1, len(ends_s) + 1)
         starts_s = np.maximum.accumulate(np.maximum(ends_s, before_s) - (places - 1) * each_s)
-        return np.asarray(starts_s + places * each_s)
+        left_s: list[float] = (starts_s + places * each_s).tolist()
+        return left_s

@@ -181,6 +181,7 @@ class ConversationSampler:
         self._levels = scenario.levels
         self._upto = list(accumulate(kind.share for kind in self._kinds))
         self._rows = rows or {}
+        self._fixed = [_fixed_exchanges(kind) for kind in self._kinds]
         for kind in self._kinds:
             is_asked = kind.needs_file_lengths and not isinstance(scenario.arrivals, Trace)
             if is_asked and kind.prompts not in self._rows:
@@ -211,14 +212,17 @@ class ConversationSampler:
 
     def draw(self, number: int, level: int = 0) -> Conversation:
         """Return the conversation of a number; rows of a prompt file go round, and each level begins further on."""
-        which = even(self._seed, number, _CLASS)
-        index = next((index for index, upto in enumerate(self._upto) if which < upto), len(self._kinds) - 1)
+        index = self._class_of(number) if len(self._kinds) > 1 else 0
         kind = self._kinds[index]
         row = self._row(kind, number, level)
         spoken = self._rows[kind.prompts][row] if row is not None else ()
         prefix, prefix_tokens = self._prefix(kind, number)
-        exchanges = self._exchanges(kind, number, spoken, prefix_tokens)
+        exchanges = self._fixed[index] or self._exchanges(kind, number, spoken, prefix_tokens)
         return Conversation(number, exchanges, index, prefix, prefix_tokens, row)
+
+    def _class_of(self, number: int) -> int:
+        which = even(self._seed, number, _CLASS)
+        return next((index for index, upto in enumerate(self._upto) if which < upto), len(self._kinds) - 1)
 
     def lengths_of(self, numbers: range) -> LengthStats:
         """Return what all requests of some conversations are like."""
@@ -282,6 +286,15 @@ class ConversationSampler:
         isl = kind.isl.whole(even(self._seed, number, _ISL, place)) if kind.isl else own_isl
         osl = kind.osl.whole(even(self._seed, number, _OSL, place)) if kind.osl else own_osl or DEFAULT_OSL
         return isl, osl
+
+
+def _fixed_exchanges(kind: Kind) -> tuple[Exchange, ...]:
+    """Return what every conversation of a class says, where all are single requests of the same lengths."""
+    if kind.conversation is not None or kind.lengths.pairs is not None:
+        return ()
+    if kind.isl is None or kind.osl is None or not (kind.isl.is_fixed and kind.osl.is_fixed):
+        return ()
+    return (Exchange(kind.isl.whole(0.5), kind.osl.whole(0.5)),)
 
 
 def _longest(kind: Kind) -> tuple[int, int] | None:

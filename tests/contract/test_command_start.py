@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from engines import names
-from engines.spec import PRECISIONS, known_gpus, known_models
+from engines.spec import LLM_API_VERSIONS, PRECISIONS, known_gpus, known_models
 from loadtest.cli import find_knee, target_options
 from loadtest.client import OPENAI_KEY
 from loadtest.knee import UNITS, Span
@@ -49,6 +49,7 @@ def test_help_names_what_is_known() -> None:
     assert names.gpu_names() == tuple(known_gpus())
     assert names.model_names() == tuple(known_models())
     assert tuple(PRECISIONS) == names.PRECISION_NAMES
+    assert LLM_API_VERSIONS == names.LLM_API_VERSION_NAMES
 
 
 def test_options_offer_what_the_rooms_accept() -> None:

@@ -96,7 +96,7 @@ def _everything(value: Any) -> Iterator[Any]:
 def test_every_file_is_strict_yaml_or_json(rendered: dict[str, Path], kind: str) -> None:
     """No key twice, no tab, no trailing space, an end of line at the end."""
     files = [path for path in rendered[kind].rglob("*") if path.suffix in {".yaml", ".yml", ".json"}]
-    assert len(files) == 17
+    assert len(files) == 18
     for path in files:
         _load(path)
         text = path.read_text()

@@ -288,7 +288,8 @@ def test_the_llm_apis_model_is_upstreams(plan: BuildPlan, tmp_path: Path) -> Non
     assert _tensors(config, "output") == FACTS["llmapi"]["outputs"]
     document = yaml.safe_load((repository / "tensorrt_llm" / "1" / "model.yaml").read_text())
     asked_of_triton, tokenizer = document.pop("triton_config"), document.pop("tokenizer")
-    assert document == llm_arguments(pytorch, str(tmp_path / "engine" / "checkpoint"))
+    assert document.pop("model") == str(tmp_path / "engine" / "checkpoint")
+    assert document == llm_arguments(manifest)
     assert asked_of_triton == {"max_batch_size": 0, "decoupled": True, "cancellation_check_period_ms": 100}
     assert Path(tokenizer).is_dir()
     assert plan.backend == "tensorrt"

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from engines.build.llmapi import model_yaml, pytorch_refusal
 from engines.build.trtllm import build_commands, compile_command, engine_differences
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy
@@ -63,17 +62,6 @@ def _misfits(flag: str, values: list[str], kind: str | list[str]) -> list[str]:
         except ValueError:
             return [f"{flag}: {values[0]} is no {kind}"]
     return []
-
-
-def unknown_keys(document: dict[str, Any], known: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys of a document that the LLM API does not know."""
-    found = []
-    for key, value in document.items():
-        if key not in known:
-            found.append(prefix + key)
-        elif isinstance(value, dict):
-            found += unknown_keys(value, known[key], f"{prefix}{key}.")
-    return found
 
 
 def plans() -> list[BuildPlan]:
@@ -146,20 +134,6 @@ def test_nothing_is_left_to_be_deduced_or_switched_off_in_silence(every_plan: li
         assert gemm is None or value_of(argv, "--gemm_plugin") == gemm
         if not plan.runtime.chunked_context:
             assert plan.sizing.max_num_tokens >= plan.max_input_len
-
-
-def test_every_key_of_model_yaml_is_one_the_llm_api_knows(every_plan: list[BuildPlan]) -> None:
-    """Unknown keys make the LLM API refuse the file."""
-    runnable = [plan for plan in every_plan if pytorch_refusal(plan.precision, plan.kv_format) is None]
-    assert len(runnable) > 100
-    for plan in runnable:
-        document = yaml.safe_load(model_yaml(plan, "checkpoint"))
-        assert unknown_keys(document, FACTS["llm_api"]) == [], plan.name
-        assert document["max_seq_len"] == plan.sizing.max_seq_len
-    assert unknown_keys({"kv_cache_config": {"fraction": 1}, "plugins": 2}, FACTS["llm_api"]) == [
-        "kv_cache_config.fraction",
-        "plugins",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from engines.errors import CommandError
 from engines.files import load_yaml
+from engines.spec import unknown_arguments
 from triton_repo.audit.engine_match import engine_agreement
 from triton_repo.audit.findings import FALSE, TRUE, Finding, ModelFile, Severity, finding_of, number_of
 from triton_repo.interface import MODEL_YAML, MUST_BE_THERE, NEVER_WRITTEN, engine_parameters
@@ -109,9 +111,28 @@ def llmapi_traps(folder: Path, file: ModelFile, manifest: RepositoryManifest | N
     if file.instances > 1 and len(groups) != file.instances:
         what = f"{file.instances} instances and {len(groups)} groups of GPUs in gpu_device_ids"
         yield finding_of("error", "instances", file, what, "one group for each instance: '0;1'")
+    yield from _llm_arguments(name, document, manifest)
     if file.parameters.get("emulated") == "true":
         yield from _tokenizer(folder, file, manifest)
-    elif not Path(str(document.get("model"))).exists():
+    else:
+        yield from _checkpoint_here(name, document, manifest)
+
+
+def _llm_arguments(name: str, document: dict[str, Any], manifest: RepositoryManifest | None) -> Iterator[Finding]:
+    """Find arguments that the engine's TensorRT-LLM version does not know."""
+    choices = manifest.engine.llm_api if manifest is not None else None
+    if choices is not None:
+        arguments = {key: value for key, value in document.items() if key != "triton_config"}
+        for key in unknown_arguments(arguments, choices.version):
+            what = f"'{key}' is no argument of TensorRT-LLM {choices.version}: it refuses the file"
+            yield Finding(severity="error", code="llmapi-unknown-key", file=name, what=what, fix="take it out")
+
+
+def _checkpoint_here(name: str, document: dict[str, Any], manifest: RepositoryManifest | None) -> Iterator[Finding]:
+    """Find a checkpoint that is neither on this machine nor a published one, to be downloaded."""
+    choices = manifest.engine.llm_api if manifest is not None else None
+    is_published = choices is not None and choices.published_checkpoint is not None
+    if not is_published and not Path(str(document.get("model"))).exists():
         what = f"model {document.get('model')!r} is not on this machine"
         fix = "where it is served it must be there: mount it, or build-repo again"
         yield Finding(severity="warning", code="checkpoint-not-here", file=name, what=what, fix=fix)

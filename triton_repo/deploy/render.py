@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from engines.files import whole_folder, write_json, write_text
+from engines.files import write_json, write_text
+from engines.outputs import whole_folder
 from triton_repo.deploy.monitoring import DATASOURCE, dashboard_json, rules_document
 from triton_repo.deploy.plan import GIB, DeploymentPlan
 from triton_repo.server import control
@@ -35,7 +36,7 @@ def render_deployment(plan: DeploymentPlan, out: Path, *, force: bool) -> None:
     """
     environment = _environment()
     values = _values(plan)
-    with whole_folder(out, force=force) as folder:
+    with whole_folder(out, made_by=plan.made_by, force=force) as folder:
         write_json(folder / PLAN_NAME, plan)
         script = environment.get_template("serve.sh.j2").render(values)
         write_text(folder / "server" / "serve.sh", script)

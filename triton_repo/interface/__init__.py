@@ -1,6 +1,14 @@
 """What Triton and TensorRT-LLM call things: tensors, parameters, configuration; imports `settings` alone."""
 
-from triton_repo.interface.llmapi import HEADER, MODEL_YAML, llm_document
+from triton_repo.interface.llmapi import (
+    HEADER,
+    MODEL_YAML,
+    SERVE_HEADER,
+    llm_document,
+    llmapi_inputs,
+    takes_adapters,
+    trtllm_serve_document,
+)
 from triton_repo.interface.parameters import MUST_BE_THERE, NEVER_WRITTEN, engine_parameters, limit_parameters, written
 from triton_repo.interface.tensors import Tensor
 
@@ -9,9 +17,13 @@ __all__ = [
     "MODEL_YAML",
     "MUST_BE_THERE",
     "NEVER_WRITTEN",
+    "SERVE_HEADER",
     "Tensor",
     "engine_parameters",
     "limit_parameters",
     "llm_document",
+    "llmapi_inputs",
+    "takes_adapters",
+    "trtllm_serve_document",
     "written",
 ]

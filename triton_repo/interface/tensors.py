@@ -267,6 +267,13 @@ return_stop_reason BOOL [1] optional
 return_cumulative_logprob BOOL [1] optional
 stop BOOL [1] optional
 """)
+# Since TensorRT-LLM 1.3 (PR 14079): the first three together, the last one "hf" where it is left out.
+LLMAPI_LORA_INPUTS = _table("""
+lora_id UINT64 [1] optional
+lora_name STRING [1] optional
+lora_path STRING [1] optional
+lora_ckpt_source STRING [1] optional
+""")
 LLMAPI_OUTPUTS = _table(
     """
 text_output STRING [-1]

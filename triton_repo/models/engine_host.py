@@ -109,7 +109,9 @@ class EngineHost:
         self._lanes: list[queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None]] = [
             queue.SimpleQueue() for _ in range(SENDER_THREADS)
         ]
-        batcher = Batcher(settings, step_time_for(manifest))
+        # The server around this engine is real and takes its own time: only the engine's share is emulated.
+        alone = manifest.model_copy(update={"step_time": manifest.step_time.model_copy(update={"host": None})})
+        batcher = Batcher(settings, step_time_for(alone))
         self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled)
         self._metrics = EngineMetrics(backend, labels)
         self._stopping = threading.Event()

@@ -5,7 +5,8 @@ It answers as upstream's model does: each streamed response carries the whole te
 engine of the in-flight-batching models holds here too: tokens are the prompt's own, and only time is emulated.
 
 Source:
-    TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/1/model.py and helpers.py, 1.0 to 1.2.
+    TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/1/model.py and helpers.py, 1.0 to 1.2; LoRA inputs: PR
+    14079 (1.3).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ NO_STREAMING = "Streaming is only supported in decoupled mode."
 NO_ID = "A request id must be provided for request cancellation"
 # Inputs that need a model's numbers, and the value they may have all the same.
 REFUSED = {"sampling_param_best_of": 1, "return_cumulative_logprob": 0}
+ADAPTER = ("lora_id", "lora_name", "lora_path")  # together or not at all
 STATS_PERIOD_S = 0.1
 
 
@@ -108,6 +110,7 @@ class EmulatedLlmApiModel:
             return
         prompt = self._prompt(inputs)
         output_tokens = self._output_tokens(inputs)
+        _require_whole_adapter(inputs)
         wanted = self._wanted(inputs)
         call = Call(client_id, sender, partial(self._respond, wanted), time.monotonic_ns())
         limit = min(output_tokens, max(1, self._host.room_for(prompt)))
@@ -221,6 +224,13 @@ class EmulatedLlmApiModel:
     def _send_error(self, sender: Any, message: str) -> None:
         error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
         sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _require_whole_adapter(inputs: _Inputs) -> None:
+    """Refuse a request that names half a LoRA adapter; a whole one is taken, and changes nothing that is emulated."""
+    given = [name for name in ADAPTER if inputs.texts(name)]
+    if given and len(given) < len(ADAPTER):
+        raise RefusedError(f"{', '.join(ADAPTER)} must be provided together; only {', '.join(given)} is here")
 
 
 class _Inputs:

@@ -13,8 +13,9 @@ import yaml
 
 import engines
 from engines.errors import MissingError, UserError
-from engines.files import MadeBy, source_of, whole_folder, write_json, write_text
+from engines.files import MadeBy, source_of, write_json, write_text
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
+from engines.outputs import whole_folder
 from triton_repo.audit import check_repository
 from triton_repo.interface import (
     HEADER,
@@ -23,6 +24,7 @@ from triton_repo.interface import (
     engine_parameters,
     limit_parameters,
     llm_document,
+    llmapi_inputs,
     tensors,
     written,
 )
@@ -30,6 +32,7 @@ from triton_repo.repository.tokenizer_files import check_tokenizer, copy_tokeniz
 from triton_repo.settings import (
     MODELS,
     REPOSITORY_NAME,
+    SERVED_FILES,
     EngineConfig,
     Given,
     RepositoryManifest,
@@ -119,7 +122,8 @@ def render_repository(
         engine=manifest,
         notices=(*resolved.notices, *notices),
     )
-    with whole_folder(out, force=force) as folder:
+    inputs = [engine_folder, *([] if tokenizer is None else [tokenizer])]
+    with whole_folder(out, made_by=made_by, force=force, inputs=inputs, later=SERVED_FILES) as folder:
         _Writer(folder, repository, engine_folder.absolute()).write()
         copy_tokenizer(source, folder / TOKENIZER_FOLDERS[repository.variant])
         write_json(folder / REPOSITORY_NAME, repository)
@@ -190,7 +194,12 @@ class _Writer:
                 "tokenizer_dir": f"{self._repository.served_at}/{TOKENIZER_FOLDERS['llmapi']}",
                 **limit_parameters(settings),
             }
-        values = {"t": tensors, "settings": settings, "parameter_values": _quoted(written(parameters))}
+        values = {
+            "t": tensors,
+            "inputs": llmapi_inputs(engine),
+            "settings": settings,
+            "parameter_values": _quoted(written(parameters)),
+        }
         self._write_config("tensorrt_llm", "llmapi/config.pbtxt.j2", values)
         tokenizer = f"{self._repository.served_at}/{TOKENIZER_FOLDERS['llmapi']}"
         checkpoint = str(_inside(self._engine_folder, engine.checkpoint or "checkpoint"))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
+from engines.processes import started_ticks
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment
@@ -128,7 +129,7 @@ def start_server(
     record = ServerRecord(
         made_by=made_by,
         pid=process.pid,
-        started_ticks=_started_ticks(process.pid) or 0,
+        started_ticks=started_ticks(process.pid) or 0,
         address=ports.address,
         http_port=ports.http,
         grpc_port=ports.grpc,
@@ -211,7 +212,7 @@ def running_server(repository: Path) -> ServerRecord:
 
 def is_running(record: ServerRecord) -> bool:
     """Whether the very process that was started is still there."""
-    return _started_ticks(record.pid) == record.started_ticks
+    return started_ticks(record.pid) == record.started_ticks
 
 
 def watch_server(repository: Path, record: ServerRecord, look: Callable[[Path], None]) -> None:
@@ -383,16 +384,6 @@ def _refuse_taken(address: str, port: int) -> None:
                 f"{address}:{port} cannot be listened on: {error.strerror}",
                 hint="choose other ports with --http-port, --grpc-port, --metrics-port",
             ) from error
-
-
-def _started_ticks(pid: int) -> int | None:
-    """Return when a process began, in clock ticks since boot; None where it is gone or a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
 
 
 def _wait_gone(record: ServerRecord, limit_s: float) -> None:

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
-from engines.files import Document, Strict, made_by, read_json, whole_folder, write_json
+from engines.files import Document, Strict, made_by, read_json, write_json
+from engines.outputs import whole_folder
 
 WHEEL = "nvidia-pytriton==0.7.0"
 TRITON_VERSION = "2.51.0"
@@ -107,14 +108,15 @@ def install(target: Path, *, force: bool, command: str, progress: Callable[[str]
         return False
     _refuse_platform()
     python = find_python()
-    with whole_folder(target, force=force or _is_leftover(target)) as folder:
+    head = made_by(command)
+    with whole_folder(target, made_by=head, force=force or _is_leftover(target)) as folder:
         progress(f"server: {WHEEL} (55 MB)")
         _pip("install", "--no-deps", "--no-compile", "--target", str(folder / "wheel"), WHEEL)
         progress(f"models' Python: {'.'.join(map(str, python.version))} with {', '.join(MODEL_PACKAGES)}")
         _make_environment(folder / "py", python)
         _link_backend(folder, python)
         record = RuntimeRecord(
-            made_by=made_by(command),
+            made_by=head,
             triton_version=TRITON_VERSION,
             wheel=WHEEL,
             python=python,

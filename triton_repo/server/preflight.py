@@ -167,13 +167,9 @@ def _config_version(manifest: EngineManifest, engine_folder: Path) -> str | None
 def _container(version: str) -> str | None:
     """Return how to serve in the image of a version; None where no such image is known."""
     try:
-        image = trtllm.container_image(version)
+        return f"run the same command in the container: {trtllm.container_entry(version)}"
     except MissingError:
         return None
-    return (
-        "run the same command in the container: docker run --rm --gpus all --ipc=host "
-        f'-v "$PWD:/workspace" -w /workspace {image} ...'
-    )
 
 
 def _gpu_hint(manifest: EngineManifest, here: Machine) -> str:

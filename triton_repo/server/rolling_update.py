@@ -9,6 +9,7 @@ from pathlib import Path
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import MadeBy, sha256_of, write_json, write_text
 from engines.manifest import EngineManifest, read_manifest
+from engines.outputs import add_contents
 from engines.spec import PRECISIONS
 from triton_repo.repository import TOKENIZER_FOLDER, render_repository
 from triton_repo.server.control import Control, ControlError
@@ -124,6 +125,7 @@ def _swap(repository: Path, beside: Path, version: int, control: Control, order:
             log_path=repository / "server.log",
             hint="what the log says of it is the cause",
         ) from error
+    add_contents(repository, folder)
 
 
 def _load(repository: Path, control: Control, configs: dict[str, str]) -> None:

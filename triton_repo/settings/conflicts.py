@@ -76,7 +76,8 @@ def _of_decoding(
     settings: ServingSettings, engine: EngineManifest, config: EngineConfig | None
 ) -> Iterator[tuple[str, str]]:
     decoding = settings.decoding
-    if (decoding.guided_backend is None) != (decoding.tokenizer_info is None):
+    is_alone = (decoding.guided_backend is None) != (decoding.tokenizer_info is None)
+    if is_alone and engine.backend == "tensorrt":  # the LLM API reads the vocabulary from the tokenizer
         yield (
             "decoding.guided_backend and decoding.tokenizer_info belong together: the backend needs the vocabulary",
             "give both; TensorRT-LLM's generate_xgrammar_tokenizer_info.py writes the file",

@@ -13,8 +13,11 @@ from triton_repo.settings.schema import DEFAULT_TIME_SCALE, Emulation, ServingSe
 REPOSITORY_NAME = "manifest.json"
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 LLMAPI_MODELS = ("tensorrt_llm",)
+# What serving writes into a repository.
+SERVED_FILES = ("server.json", "server.log", "server.key", "front.json", "front.log")
 __all__ = [
-    "DEFAULT_TIME_SCALE", "LLMAPI_MODELS", "MODELS", "REPOSITORY_NAME", "Choice", "Emulation", "RepositoryManifest",
+    "DEFAULT_TIME_SCALE", "LLMAPI_MODELS", "MODELS", "REPOSITORY_NAME", "SERVED_FILES", "Choice", "Emulation",
+    "RepositoryManifest",
     "ServingSettings", "read_repository",
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from engines.errors import UserError
 from engines.files import validate
 from engines.manifest import EngineManifest, Notice
+from engines.spec import llm_api
 from triton_repo.settings.conflicts import contradictions
 from triton_repo.settings.engine_config import EngineConfig
 from triton_repo.settings.repository_manifest import Choice
@@ -167,6 +168,7 @@ def _notices(choices: list[Choice], settings: ServingSettings, engine: EngineMan
     if idle:
         served = "an emulated engine" if engine.kind == "emulated" else f"an engine of the {engine.backend} backend"
         yield Notice(code="without-effect", text=f"{served} does not behave by {', '.join(idle)}")
+    yield from _llm_api_notices(engine)
     ranks = engine.parallel.tensor * engine.parallel.pipeline
     if engine.kind != "emulated" and ranks > 1:
         how = (
@@ -177,6 +179,25 @@ def _notices(choices: list[Choice], settings: ServingSettings, engine: EngineMan
             else f"start the workers of ranks {settings.processes.participant_ids} beside it (orchestrator mode)"
         )
         yield Notice(code="several-gpus", text=f"the engine has {ranks} ranks: {how}")
+
+
+def _llm_api_notices(engine: EngineManifest) -> Iterator[Notice]:
+    """Say what a PyTorch-backend engine was planned with that one Triton model does not give."""
+    choices = engine.llm_api
+    if choices is None:
+        return
+    if choices.adapters is not None and not llm_api(choices.version).triton_lora_inputs:
+        text = (
+            f"Triton's llmapi model of TensorRT-LLM {choices.version} has no input that chooses an adapter; "
+            "trtllm-serve takes lora_request"
+        )
+        yield Notice(code="no-adapter-input", text=text)
+    if choices.disaggregation is not None:
+        text = "one server computes prompts and makes replies here; the split servers are trtllm-serve's (commands.sh)"
+        yield Notice(code="not-disaggregated", text=text)
+    if choices.speculation is not None and engine.kind == "emulated":
+        text = "an emulated engine decodes one token a step: what speculation brings is not emulated"
+        yield Notice(code="speculative-not-emulated", text=text)
 
 
 def shown(value: Any) -> str:

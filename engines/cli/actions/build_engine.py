@@ -29,6 +29,7 @@ from engines.console import command_line, progress, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, Source, made_by, source_of, to_json
 from engines.manifest import EngineManifest
+from engines.outputs import paths_named, refuse_existing
 from engines.planning import (
     BuildPlan,
     Combination,
@@ -66,6 +67,7 @@ def run(**flags: Any) -> None:
 
 
 def _build_one(planned: Planned, flags: dict[str, Any]) -> None:
+    refuse_existing(planned.out, force=flags["force"], inputs=paths_named(flags))
     _announce(planned, quiet=flags["as_json"])
     manifest = run_job(planned.job, planned.out, force=flags["force"], stages=planned.stages)
     if flags["as_json"]:
@@ -73,7 +75,8 @@ def _build_one(planned: Planned, flags: dict[str, Any]) -> None:
     else:
         show_quality(manifest)
         show_stages(manifest)
-        wrote(planned.out, None if manifest.kind == "checkpoint" else f"build-repo {planned.out}")
+        is_servable = manifest.kind != "checkpoint" or manifest.backend == "pytorch"
+        wrote(planned.out, f"build-repo {planned.out}" if is_servable else None)
     require_accuracy(manifest, flags["max_perplexity_increase"])
 
 
@@ -93,6 +96,7 @@ def _build_matrix(combinations: list[Combination], flags: dict[str, Any]) -> Non
             continue
         built = None
         if not (flags["dry_run"] or flags["explained"]):
+            refuse_existing(planned.out, force=flags["force"], inputs=paths_named(flags))
             _announce(planned, quiet=flags["as_json"])
             built = run_job(planned.job, planned.out, force=flags["force"], stages=planned.stages)
         rows.append(planned_row(combination, planned.plan, built, planned.out))
@@ -124,6 +128,11 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
         "gpu": _gpu_name(combination.gpu),
         "tensorrt_llm": flags["tensorrt_llm"],
         "backend": flags["backend"],
+        "trtllm_version": flags["trtllm_version"],
+        "published_checkpoint": flags["published"],
+        "cuda_graphs.batch_sizes": _listed(flags["cuda_graph_batch_sizes"]),
+        "speculative.draft_model": flags["draft_model"],
+        **_split(flags["disaggregated"]),
         "parallel.tensor": flags["tp"],
         "parallel.pipeline": flags["pp"],
         "workload.input_tokens": flags["isl"],
@@ -134,7 +143,7 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
         "limits.max_num_tokens": flags["max_num_tokens"],
         "limits.max_seq_len": flags["max_seq_len"],
         "kv_cache.format": flags["kv_cache"],
-        "lora.target_modules": None if flags["lora_modules"] is None else listed(flags["lora_modules"]),
+        "lora.target_modules": _listed(flags["lora_modules"]),
         "lora.max_rank": flags["max_lora_rank"],
         "speculative.mode": flags["speculative"],
         "speculative.max_draft_len": flags["max_draft_len"],
@@ -148,10 +157,25 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
     return ask(combination.recipe, by_key)
 
 
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else listed(text)
+
+
+def _split(text: str | None) -> dict[str, str]:
+    """Return the two server counts of `--disaggregated N:M`; the recipe's schema says what they may be."""
+    if text is None:
+        return {}
+    context, colon, generation = text.partition(":")
+    if not (colon and context.isdecimal() and generation.isdecimal()):
+        raise UserError(f"--disaggregated {text}: two counts are expected", hint="--disaggregated 1:1")
+    return {"disaggregation.context_servers": context, "disaggregation.generation_servers": generation}
+
+
 def _stages(flags: dict[str, Any], out: Path | None) -> Stages:
     beside = (out or Path("artifacts/engines/any")).parent / ".stages"
     quiet = flags["as_json"]
-    return Stages(flags["stages_folder"] or beside, (lambda _: None) if quiet else progress)
+    told = (lambda _: None) if quiet else progress
+    return Stages(flags["stages_folder"] or beside, told, made_by(command_line("build-engine")))
 
 
 def _gpu_name(asked: str | None) -> str | None:

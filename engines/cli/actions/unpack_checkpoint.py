@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from engines.checkpoint import inspect_checkpoint, unpack
-from engines.console import show, wrote
-from engines.files import to_json
+from engines.console import command_line, show, wrote
+from engines.files import made_by, to_json
 
 
 def run(source: str, out: Path, force: bool, as_json: bool, verbose: bool) -> None:  # noqa: ARG001
     """Unpack a GGUF file into a Hugging Face checkpoint folder."""
-    folder = unpack("smollm2" if source == "smollm2" else Path(source), out, force=force)
+    head = made_by(command_line("unpack-checkpoint"))
+    folder = unpack("smollm2" if source == "smollm2" else Path(source), out, made_by=head, force=force)
     facts = inspect_checkpoint(folder)
     if as_json:
         show(to_json(facts).rstrip())

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engines.manifest import EngineManifest
-from engines.steptime import StepCost, StepShape, uniform
+from engines.steptime import StepShape, uniform
 from loadtest.capacity.inputs import Routing
 from loadtest.capacity.simulation.observations import Observations
-from loadtest.capacity.simulation.replica import NONE, STATE_EVERY, Slowdown, batcher_of, host_of, sent_of
+from loadtest.capacity.simulation.replica import NONE, STATE_EVERY, Slowdown, batcher_of, host_of, sent_of, slowed_parts
 from loadtest.capacity.simulation.traffic_sample import TrafficSample
 from loadtest.simulate import Ended, Sent, VirtualServer
 
@@ -182,7 +182,7 @@ def _replica(fleet: Fleet, up_s: float, into: Observations) -> Replica:
     slowdown = fleet.slowdown
     batcher = batcher_of(
         fleet.manifest,
-        StepCost._make(part * slowdown.step for part in uniform(1.0)),
+        slowed_parts(slowdown, uniform(1.0)),
         max_queue_size=fleet.max_queue_size,
     )
     inbox = Inbox()

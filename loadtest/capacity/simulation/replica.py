@@ -25,7 +25,7 @@ class Slowdown(NamedTuple):
 
     Attributes:
         step: Every iteration.
-        host: What the host above the engine adds to a request and to a token.
+        host: What the engine's own loop and the server above it add to an iteration, to a request and to a token.
     """
 
     step: float = 1.0
@@ -69,12 +69,15 @@ def _step_time(
     return scaled(source, ratios)
 
 
+def slowed_parts(slowdown: Slowdown, ratios: StepCost) -> StepCost:
+    """Return ratios on the parts of a step's cost with a slowdown laid over them: the host's part takes the host's."""
+    parts = StepCost._make(part * slowdown.step for part in ratios)
+    return parts._replace(host_s=ratios.host_s * slowdown.host)
+
+
 def host_of(manifest: EngineManifest, slower: float = 1.0) -> Host:
     """Return the host above an engine, where a calibration found one."""
-    host = manifest.step_time.host or Host()
-    return host.model_copy(
-        update={"request_s": host.request_s * slower, "stream_token_s": host.stream_token_s * slower}
-    )
+    return (manifest.step_time.host or Host()).slowed(slower)
 
 
 def sent_of(sample: TrafficSample) -> list[Sent]:
@@ -102,7 +105,7 @@ def simulate(
         ratios: On the parts of a step's cost, beside the slowdown.
         into: Earlier windows that these are added to.
     """
-    parts = StepCost._make(part * slowdown.step for part in (ratios or uniform(1.0)))
+    parts = slowed_parts(slowdown, ratios or uniform(1.0))
     found = Observations() if into is None else into
     for sample in samples:
         batcher = batcher_of(manifest, parts)

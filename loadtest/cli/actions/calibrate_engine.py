@@ -7,7 +7,8 @@ from typing import Any
 from engines.calibration import LoadGenerator
 from engines.console import command_line, progress, show, wrote
 from engines.errors import UserError
-from engines.files import Document, made_by, refuse_existing, source_of, to_json, write_json
+from engines.files import Document, made_by, source_of, to_json, write_json
+from engines.outputs import paths_named, refuse_existing_file
 from engines.spec import gpu_named
 from loadtest.calibration import LEAST_POINTS, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
 from loadtest.cli.engine_options import planned
@@ -23,7 +24,7 @@ def run(**flags: Any) -> None:
     if flags["dry_run"]:
         show(f"would fit {len(points)} points and write {target}")
         return
-    refuse_existing(target, force=flags["force"])
+    refuse_existing_file(target, force=flags["force"], inputs=paths_named(flags))
     longest = seen_of([max(point.isl for point in points)], [max(point.osl for point in points)])
     limits = {"max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}
     manifest = planned({**flags, **limits}, None, [longest])

@@ -8,8 +8,9 @@ from typing import Any
 
 from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
-from engines.files import made_by, read_yaml, refuse_existing, source_of, to_json, validate, write_json
+from engines.files import made_by, read_yaml, source_of, to_json, validate, write_json
 from engines.manifest import MANIFEST_NAME, read_manifest
+from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
 from loadtest.cli.options import scenario_of
 from loadtest.cli.tables import show_knee
 from loadtest.knee import (
@@ -23,6 +24,7 @@ from loadtest.knee import (
     promises_of,
     search,
 )
+from loadtest.results import RUN_FILES
 from loadtest.run import Enough, run_once
 from loadtest.scenario import Objectives, Scenario, inputs_of
 
@@ -39,7 +41,8 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
             show(f"{promise.class_name or 'all'}: {to_json(promise.objectives).rstrip()}")
         return
     out = flags["out"]
-    refuse_existing(out, force=flags["force"])
+    inputs = paths_named({**flags, "engine_dir": engine_dir})
+    refuse_existing(out, force=flags["force"], inputs=inputs)
     head = made_by(command_line("find-knee"))
     sources = inputs_of(asked.scenario)
     if engine_dir is not None:
@@ -47,8 +50,10 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         player = predicting(read_manifest(engine_dir), made_by=head, made_from=sources)
     else:
         player = driving(_runner(flags), out / PROBES_NAME)
-    found = search(asked, player, made_by=head, made_from=sources, progress=progress)
-    write_json(out / KNEE_NAME, found)
+    files = (KNEE_NAME, *(f"{PROBES_NAME}/*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)))
+    with folder_in_place(out, made_by=head, files=files, force=flags["force"], inputs=inputs):
+        found = search(asked, player, made_by=head, made_from=sources, progress=progress)
+        write_json(out / KNEE_NAME, found)
     if as_json:
         show(to_json(found).rstrip())
     else:

@@ -9,7 +9,8 @@ from typing import Any
 
 from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
-from engines.files import Document, made_by, refuse_existing, source_of, to_json, whole_folder, write_json, write_text
+from engines.files import Document, made_by, source_of, to_json, write_json, write_text
+from engines.outputs import refuse_existing, whole_folder
 from loadtest.capacity import (
     COMPARED_NAME,
     PLAN_NAME,
@@ -52,7 +53,7 @@ def run(
         show(to_json(demand).rstrip())
         return
     target = flags["out"] or default_folder / demand.name
-    refuse_existing(target, force=flags["force"])
+    refuse_existing(target, force=flags["force"], inputs=_inputs(demand, demand_file))
     folder, today = demand_file.parent, datetime.now(tz=UTC).date()
     head = _head(demand, demand_file)
     kept = ResultCache(None if flags["fresh"] else target.parent / ".searched")
@@ -90,6 +91,15 @@ def _verify(demand_file: Path | None, run: Path | None, plan_file: Path | None, 
         )
 
 
+def _inputs(demand: Demand, demand_file: Path) -> list[Path]:
+    """Return every file and folder that a demand names."""
+    chosen = demand.candidates
+    named = [*chosen.engines, *chosen.calibrations, *(run.path for run in chosen.runs)]
+    named += [demand.traffic.path] if isinstance(demand.traffic, Trace) else []
+    named += [demand.prices.file] if demand.prices.file is not None else []
+    return [demand_file, *(demand_file.parent / each for each in named)]
+
+
 def _head(demand: Demand, demand_file: Path) -> Document:
     folder = demand_file.parent
     read = [demand_file]
@@ -102,7 +112,7 @@ def _head(demand: Demand, demand_file: Path) -> Document:
 
 
 def _write(plan: CapacityPlan, together: Compared | None, folder: Path, target: Path, *, force: bool) -> None:
-    with whole_folder(target, force=force) as made:
+    with whole_folder(target, made_by=plan.made_by, force=force) as made:
         write_json(made / PLAN_NAME, plan)
         write_text(made / PAGE_NAME, page_of(plan, together))
         if together is not None:

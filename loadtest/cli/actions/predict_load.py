@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.console import command_line, show, wrote
-from engines.files import made_by, refuse_existing, source_of, to_json
+from engines.files import made_by, source_of, to_json
 from engines.manifest import MANIFEST_NAME, read_manifest
+from engines.outputs import paths_named, refuse_existing
 from loadtest.cli.engine_options import calibration_of, engine_of
 from loadtest.cli.options import scenario_of
 from loadtest.cli.tables import show_intervals, show_summary, show_verdicts
@@ -20,7 +21,8 @@ from loadtest.traffic import ConversationSampler, LevelPlan, Rows, count_rows, p
 def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
     """Predict what run-load would show, on a virtual clock: the same batcher, no server, no client."""
     if flags["out"] is not None:
-        refuse_existing(flags["out"], force=flags["force"])
+        inputs = paths_named({**flags, "engine_dir": engine_dir})
+        refuse_existing(flags["out"], force=flags["force"], inputs=inputs)
     scenario = scenario_of({**flags, "model": None})
     sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
     sources += inputs_of(scenario)
@@ -39,7 +41,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     found = predict(scenario, manifest, made_by=made_by(command_line("predict-load")), made_from=sources, rows=rows)
     if flags["out"] is not None:
         write_prediction(found, flags["out"], force=flags["force"])
-    summary = summarize(found.run, found.records, found.samples)
+    summary = summarize(found.run, found.columns, found.samples)
     if known is not None:
         summary = with_intervals(summary, known)
     if as_json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engines.console import command_line, progress, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import read_yaml, to_json
+from engines.outputs import paths_named, refuse_existing
 from loadtest.cli.tables import show_summary
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     if flags["dry_run"]:
         summary = summarize_runs(list(runs), command=command, objectives=objectives)
     else:
+        refuse_existing(target, force=flags["force"], inputs=[*runs, *paths_named(flags)])
         summary = write_report(
             list(runs),
             target,

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engines.console import progress, show, wrote
+from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
-from engines.files import refuse_existing, to_json
+from engines.files import made_by, to_json
+from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
 from loadtest.cli.options import outlook, scenario_of
-from loadtest.results import RunManifest
+from loadtest.results import RUN_FILES, RunManifest
 from loadtest.run import GeneratorProcesses, join, run_once
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -37,13 +38,18 @@ def run(**flags: Any) -> None:
             progress(line)
         return
     out, repeats = flags["out"], flags["repeat"]
-    refuse_existing(out, force=flags["force"])
-    folders = [out] if repeats == 1 else [out / str(number) for number in range(1, repeats + 1)]
-    runs = []
-    for number, folder in enumerate(folders):
-        drawn = scenario.model_copy(update={"seed": scenario.seed + number})
-        runs.append(run_once("run-load", drawn, folder, flags, fleet=fleet))
-        if repeats > 1:
+    refuse_existing(out, force=flags["force"], inputs=paths_named(flags))
+    if repeats == 1:
+        _show([run_once("run-load", scenario, out, flags, fleet=fleet)], [out], out, flags)
+        return
+    head = made_by(command_line("run-load"))
+    files = [f"*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)]
+    with folder_in_place(out, made_by=head, files=files, force=flags["force"]):
+        folders = [out / str(number) for number in range(1, repeats + 1)]
+        runs = []
+        for number, folder in enumerate(folders):
+            drawn = scenario.model_copy(update={"seed": scenario.seed + number})
+            runs.append(run_once("run-load", drawn, folder, flags, fleet=fleet))
             progress(f"repeat {number + 1} of {repeats}: wrote {folder}")
     _show(runs, folders, out, flags)
 

@@ -28,6 +28,7 @@ from loadtest.report.charts.style import (
 
 TITLE = "Latency against batch size, moment by moment"
 CLOSE_RATIO = 0.10
+ALIKE_RATIO = 1.12
 LEAST_OF_LARGEST = 0.01  # batch sizes met less often than that are not drawn
 
 
@@ -56,17 +57,16 @@ def gap_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
 
 
 def joined(points: list[BatchPoint]) -> list[_Joined]:
-    """Return points of several levels joined where their batch sizes are alike, weighted by what each is of."""
-    groups: dict[int, list[BatchPoint]] = {}
-    for point in points:
-        groups.setdefault(_place(point.batch), []).append(point)
-    counts = {place: sum(point.count for point in group) for place, group in groups.items()}
-    least = LEAST_OF_LARGEST * max(counts.values(), default=0.0)
-    return [_join(groups[place]) for place in sorted(groups) if counts[place] >= least]
-
-
-def _place(batch: float) -> int:
-    return round(batch) if batch < 24 else 24 + round(8 * np.log2(batch / 24))  # noqa: PLR2004 (as batches.OWN_BIN)
+    """Return points of several levels joined where their batch sizes are alike, weighted by the gaps in each."""
+    groups: list[list[BatchPoint]] = []
+    for point in sorted(points, key=lambda point: point.batch):
+        if groups and point.batch <= ALIKE_RATIO * groups[-1][0].batch:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    counts = [sum(point.count for point in group) for group in groups]
+    least = LEAST_OF_LARGEST * max(counts, default=0.0)
+    return [_join(group) for group, count in zip(groups, counts, strict=True) if count >= least]
 
 
 def _join(points: list[BatchPoint]) -> _Joined:
@@ -90,9 +90,9 @@ def _curves(summary: Summary) -> list[Any]:
 
 
 def _curve_panel(panel: Any, reconstructed: list[_Joined], server: list[_Joined]) -> None:
-    panel_title(panel, "Time of one token, ms")
+    panel_title(panel, "Time per token, ms")
     if not reconstructed:
-        nothing(panel, "no gap between tokens")
+        nothing(panel, "no inter-token gaps")
         return
     batches = [point.batch for point in reconstructed]
     p50 = [(point.p50_s or 0.0) * MS for point in reconstructed]
@@ -100,27 +100,27 @@ def _curve_panel(panel: Any, reconstructed: list[_Joined], server: list[_Joined]
     panel.fill_between(batches, p50, p95, color=BLUE, alpha=0.13, linewidth=0)
     means = [point.mean_s * MS for point in reconstructed]
     panel.plot(batches, means, color=BLUE, linewidth=1.6, marker="o", markersize=4,
-               label="from the records: gaps between tokens, mean")  # fmt: skip
+               label="client: inter-token gaps, mean")  # fmt: skip
     most = max(point.weight for point in reconstructed)
     panel.scatter(batches, means, [260 * point.weight / most for point in reconstructed], color=BLUE, alpha=0.25,
-                  linewidth=0, label="area: how many gaps")  # fmt: skip
-    panel.plot(batches, p50, ":", color=BLUE, linewidth=1.3, label="the same, p50; shaded to p95")
+                  linewidth=0, label="area: number of gaps")  # fmt: skip
+    panel.plot(batches, p50, ":", color=BLUE, linewidth=1.3, label="client: p50; shaded up to p95")
     highest = max(p95)
     if server:
         told = [point.mean_s * MS for point in server]
         panel.plot([point.batch for point in server], told, linestyle="none", marker="D", markersize=5,
-                   color=VERMILION, label="by the server: time of one iteration, mean")  # fmt: skip
+                   color=VERMILION, label="server: iteration time, mean")  # fmt: skip
         highest = max(highest, *told)
     place_x(panel, batches + [point.batch for point in server])
     panel.set_ylim(0, highest * 1.25)
     panel.yaxis.set_major_formatter(plain())
-    panel.set_xlabel("sequences decoding at that moment")
+    panel.set_xlabel("sequences decoding at the time")
     panel.legend(loc="upper left")
 
 
 def _disagreement_panel(panel: Any, summary: Summary) -> None:
     """Draw the mean batch size by the server over that by the records, level by level."""
-    panel_title(panel, "Batch size, server over records")
+    panel_title(panel, "Batch size: server / client")
     runs = list(dict.fromkeys(level.run for level in summary.levels))
     drawn: list[float] = []
     for run, colour in zip(runs, cycle(RUN_COLOURS), strict=False):
@@ -132,12 +132,12 @@ def _disagreement_panel(panel: Any, summary: Summary) -> None:
         panel.plot([x for x, _ in pairs], [y for _, y in pairs], "o", color=colour, markersize=6)
         drawn += [y for _, y in pairs]
     if not drawn:
-        nothing(panel, "the server told no batch size")
+        nothing(panel, "the server reports no batch size")
         return
     panel.axhspan(1 - CLOSE_RATIO, 1 + CLOSE_RATIO, color=FAINT, alpha=0.10, linewidth=0)
     panel.axhline(1.0, color=FAINT, linewidth=1.2)
-    panel.text(0.99, 1 + CLOSE_RATIO, " within a tenth", transform=panel.get_yaxis_transform(), ha="right", va="bottom",
+    panel.text(0.99, 1 + CLOSE_RATIO, " within 10 %", transform=panel.get_yaxis_transform(), ha="right", va="bottom",
                fontsize=9, color=FAINT)  # fmt: skip
     place_x(panel, [level.batch_size_client.mean for level in summary.levels if level.batch_size_client])
     panel.set_ylim(min(0.7, min(drawn) * 0.95), max(1.3, max(drawn) * 1.05))
-    panel.set_xlabel("mean batch size by the records")
+    panel.set_xlabel("mean batch size, client")

@@ -1,4 +1,4 @@
-"""How latencies are spread at each level, and what throughput costs each user."""
+"""Distributions of latency at each level, and throughput against the speed each user gets."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from loadtest.report.charts.style import (
 
 MOST_LEVELS = len(LEVEL_COLOURS)
 LEAST_OF_MEDIAN = 10
+RAREST = 1e-4
 
 
 def distributions(summary: Summary, details: list[RunDetail], *, image: Image = "svg") -> bytes:
-    """Draw which share of requests and of gaps took at most how long, a line a level; the rare ones in panels below."""
+    """Draw cumulative distributions of TTFT and of inter-token gaps, a line a level, with the tails below."""
     title = "Distributions of latency"
     with style(title):
         figure = new_figure(height_in=8.2)
@@ -78,16 +79,19 @@ def _ecdf_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: s
 
 
 def _tail_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: str) -> None:
-    """Draw what is rare: on a logarithmic axis a stall of one gap in a thousand stands as high as it should."""
+    """Draw the tail on a logarithmic axis, down to the rarest share that the sample supports."""
     panel_title(panel, title)
     for _, colour, curve in curves:
         if curve is not None:
-            told = 1.0 - curve.share >= 1.0 / curve.size  # beyond, no value tells it
+            told = 1.0 - curve.share >= 1.0 / curve.size  # beyond it the sample has no value
             panel.plot(curve.seconds[told] * MS, (1.0 - curve.share)[told], color=colour, linewidth=1.8)
     _finish(panel, curves)
     panel.set_yscale("log")
-    panel.set_ylim(5e-5, 1.2)
-    panel.set_yticks([1, 0.1, 0.01, 0.001, 0.0001], ["all", "1 in 10", "1 in 100", "1 in 1,000", "1 in 10,000"])
+    largest = max((curve.size for _, _, curve in curves if curve is not None), default=1)
+    panel.set_ylim(max(RAREST / 2, 0.5 / largest), 1.2)
+    ticks = {1: "all", 0.1: "1 in 10", 0.01: "1 in 100", 0.001: "1 in 1,000", RAREST: "1 in 10,000"}
+    shown = [share for share in ticks if share >= panel.get_ylim()[0]]
+    panel.set_yticks(shown, [ticks[share] for share in shown])
     panel.yaxis.set_minor_locator(no_ticks())
 
 
@@ -104,7 +108,7 @@ def _finish(panel: Any, curves: list[tuple[str, str, Ecdf | None]]) -> None:
 
 
 def frontier(summary: Summary, *, image: Image = "svg") -> bytes:
-    """Draw what a user gets against what the server gives: up and to the right is better."""
+    """Draw the speed of one user against the throughput of all: up and to the right is better."""
     title = "Throughput against latency"
     with style(title):
         figure = new_figure()
@@ -114,8 +118,8 @@ def frontier(summary: Summary, *, image: Image = "svg") -> bytes:
             levels = [level for level in summary.levels if level.run == run and level.output_tokens_per_s]
             _frontier_line(left, levels, (run, colour), _speed)
             _frontier_line(right, levels, (run, colour), _e2e_s)
-        _frontier_axes(left, "Tokens/s for each user (1 / mean TPOT)", "output tokens/s, all users together")
-        _frontier_axes(right, "End to end, p50, seconds", "output tokens/s, all users together")
+        _frontier_axes(left, "Tokens/s per user (1 / mean TPOT)", "output tokens/s, all users")
+        _frontier_axes(right, "End-to-end latency p50, s", "output tokens/s, all users")
         if len(_runs(summary)) > 1 and left.lines:
             left.legend(loc="lower left")
         head(figure, title, f"{what_ran(summary)}   |   numbers at points: load", summary)

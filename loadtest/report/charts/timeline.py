@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loadtest.metrics import RunDetail, Summary, Timeline
+from loadtest.metrics import RunDetail, Span, Summary, Timeline
 from loadtest.report.charts.style import (
     BAD,
     BLUE,
@@ -22,7 +22,10 @@ from loadtest.report.charts.style import (
     style,
     what_ran,
 )
+from loadtest.results import Floats
 
+MOST_OF_EVEN_WIDTH = 1.5  # a level may take this many times its even share of the width
+LEAST_NAMED_RATIO = 0.02
 PANEL_IN = 1.25
 HEAD_IN = 1.15
 
@@ -44,12 +47,12 @@ _STRIPS = (
         "requests",
         (
             ("in_flight", FAINT, "in flight"),
-            ("decoding_client", BLUE, "decoding, by the records"),
-            ("decoding_server", VERMILION, "decoding, by the server"),
-            ("waiting_server", ORANGE, "waiting, by the server"),
+            ("decoding_client", BLUE, "decoding (client)"),
+            ("decoding_server", VERMILION, "decoding (server)"),
+            ("waiting_server", ORANGE, "waiting (server)"),
         ),
     ),
-    _Strip("requests ended/s", (("requests_per_s", GREEN, "well"), ("errors_per_s", BAD, "failed"))),
+    _Strip("requests completed/s", (("requests_per_s", GREEN, "successful"), ("errors_per_s", BAD, "failed"))),
     _Strip("KV cache in use", (("kv_ratio_server", GREEN, "share"),)),
     _Strip("KV blocks in use", (("kv_blocks_used_server", GREEN, "blocks"),)),
     _Strip("GPU power, W", (("gpu_power_w_server", ORANGE, "watts"),)),
@@ -57,7 +60,7 @@ _STRIPS = (
 
 
 def timeline(summary: Summary, detail: RunDetail, *, image: Image = "svg") -> bytes:
-    """Draw one run over time, a strip for each quantity the run knows; what its figures are of is shaded."""
+    """Draw one run over time, a strip for each quantity the run has; measurement windows are shaded."""
     title = "Over time" if len(summary.runs) == 1 else f"Over time: {detail.name}"
     with style(title):
         found = detail.timeline
@@ -67,12 +70,40 @@ def timeline(summary: Summary, detail: RunDetail, *, image: Image = "svg") -> by
         if found is not None:
             panels = np.atleast_1d(figure.subplots(len(strips), 1, sharex=True))
             figure.subplots_adjust(left=0.075, right=0.985, top=top, bottom=0.5 / figure.get_figheight(), hspace=0.30)
+            axis = _TimeAxis(found.spans)
             for panel, strip in zip(panels, strips, strict=True):
-                _draw_strip(panel, found, strip)
-            _name_levels(panels[0], found)
-            panels[-1].set_xlabel("seconds since the run began" + _clock(summary))
-        head(figure, title, f"{what_ran(summary)}   |   shaded: what the figures are of", summary)
+                _draw_strip(panel, found, strip, axis)
+            _name_levels(panels[0], found, axis)
+            panels[-1].set_xlabel("seconds since the run began" + _clock(summary) + axis.note)
+        head(figure, title, f"{what_ran(summary)}   |   shaded: measurement window", summary)
         return bytes_of(figure, image)
+
+
+class _TimeAxis:
+    """Where a time is drawn: to scale, or with each level equally wide where one would take most of the width.
+
+    Attributes:
+        note: What the axis label has to add.
+    """
+
+    def __init__(self, spans: list[Span]) -> None:
+        edges = [spans[0].begin_s, *(span.begin_s for span in spans[1:]), spans[-1].end_s]
+        longest = max(np.diff(edges))
+        self._is_even = len(spans) > 1 and longest * len(spans) > MOST_OF_EVEN_WIDTH * (edges[-1] - edges[0])
+        self._edges = np.array(edges)
+        self.note = "; levels drawn equally wide" if self._is_even else ""
+
+    def place(self, times_s: Floats | float) -> Floats:
+        """Return where times are drawn, in the axis' own unit."""
+        times = np.asarray(times_s, dtype=np.float64)
+        return np.interp(times, self._edges, np.arange(len(self._edges))) if self._is_even else times
+
+    def finish(self, panel: Any) -> None:
+        """Set the limits and, where levels are equally wide, the ticks: the times at which levels began."""
+        places = self.place(self._edges)
+        panel.set_xlim(places[0], places[-1])
+        if self._is_even:
+            panel.set_xticks(places, [f"{edge:,.3g}" for edge in self._edges])
 
 
 def _clock(summary: Summary) -> str:
@@ -86,20 +117,21 @@ def _known(found: Timeline) -> list[_Strip]:
     return [strip for strip in strips if not (has_share and strip.lines[0][0] == "kv_blocks_used_server")]
 
 
-def _draw_strip(panel: Any, found: Timeline, strip: _Strip) -> None:
+def _draw_strip(panel: Any, found: Timeline, strip: _Strip, axis: _TimeAxis) -> None:
     highest = 0.0
     for name, colour, label in strip.lines:
         values = found.series.get(name)
         if values is not None and not (name == "errors_per_s" and not np.any(values > 0)):
             known = np.isfinite(values)
-            panel.plot(found.t_s[known], values[known], color=colour, linewidth=1.3, label=label,
+            panel.plot(axis.place(found.t_s[known]), values[known], color=colour, linewidth=1.3, label=label,
                        drawstyle="steps-mid")  # fmt: skip
             highest = max([highest, *values[known].tolist()])
     for span in found.spans:
-        panel.axvspan(span.window_begin_s, span.window_end_s, color=BLUE, alpha=0.06, linewidth=0)
-        panel.axvline(span.begin_s, color=FAINT, linewidth=0.7, linestyle=":")
+        begin, end = axis.place(np.array([span.window_begin_s, span.window_end_s])).tolist()
+        panel.axvspan(begin, end, color=BLUE, alpha=0.06, linewidth=0)
+        panel.axvline(float(axis.place(span.begin_s)), color=FAINT, linewidth=0.7, linestyle=":")
     panel.set_ylim(0, highest * 1.18 or 1)
-    panel.set_xlim(found.spans[0].begin_s, found.spans[-1].end_s)
+    axis.finish(panel)
     panel.yaxis.set_major_formatter(plain())
     panel.yaxis.get_major_locator().set_params(nbins=4)
     panel.text(0.004, 0.97, strip.title, transform=panel.transAxes, fontsize=10, fontweight="bold", va="top")
@@ -107,11 +139,12 @@ def _draw_strip(panel: Any, found: Timeline, strip: _Strip) -> None:
         panel.legend(loc="upper left", bbox_to_anchor=(0.11, 1.02), ncols=4, fontsize=9, borderaxespad=0.1)
 
 
-def _name_levels(panel: Any, found: Timeline) -> None:
+def _name_levels(panel: Any, found: Timeline, axis: _TimeAxis) -> None:
     """Write each level's load above it, where there is room."""
-    whole_s = found.spans[-1].end_s - found.spans[0].begin_s
-    for span in found.spans:
-        if span.end_s - span.begin_s > 0.02 * whole_s:
-            panel.annotate(span.load, ((span.begin_s + span.end_s) / 2, 1), xycoords=("data", "axes fraction"),
+    places = axis.place(np.array([[span.begin_s, span.end_s] for span in found.spans]))
+    whole = places[-1][1] - places[0][0]
+    for span, (begin, end) in zip(found.spans, places.tolist(), strict=True):
+        if end - begin > LEAST_NAMED_RATIO * whole:
+            panel.annotate(span.load, ((begin + end) / 2, 1), xycoords=("data", "axes fraction"),
                            xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9,
                            color=FAINT)  # fmt: skip

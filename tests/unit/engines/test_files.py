@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 
 from engines.errors import MissingError, UserError
-from engines.files import Strict, folder_lock, read_json, read_yaml, validate, whole_folder, write_text
+from engines.files import Strict, read_json, read_yaml, validate, write_text
 
 
 class Inner(Strict):
@@ -88,71 +87,7 @@ def test_missing_and_truncated_json(tmp_path: Path) -> None:
         read_json(cut, Outer)
 
 
-def _fill_and_fail(target: Path) -> None:
-    with whole_folder(target, force=True) as folder:
-        half = folder / "new"
-        half.write_text("half")
-        (half / "below").write_text("a file is no folder")
-
-
-def test_failed_folder_leaves_the_old_one_and_no_remains(tmp_path: Path) -> None:
-    """A failure while a folder is filled leaves the old folder as it was, and nothing beside it."""
-    target = tmp_path / "engine"
-    with whole_folder(target) as folder:
-        (folder / "old").write_text("old")
-    with pytest.raises(NotADirectoryError):
-        _fill_and_fail(target)
-    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
-    assert (target / "old").read_text() == "old"
-
-
-def test_existing_folder_needs_force(tmp_path: Path) -> None:
-    """A folder that holds something is replaced only with force; an empty one is free."""
-    target = tmp_path / "engine"
-    target.mkdir()
-    with whole_folder(target) as folder:
-        (folder / "a").write_text("1")
-    with pytest.raises(UserError, match="already exists"), whole_folder(target):
-        pass
-    with whole_folder(target, force=True) as folder:
-        (folder / "b").write_text("2")
-    assert [path.name for path in target.iterdir()] == ["b"]
-
-
-def _hold(target: Path, held: object, release: object) -> None:
-    with folder_lock(target):
-        held.set()  # type: ignore[attr-defined]
-        release.wait(30)  # type: ignore[attr-defined]
-
-
-def test_second_writer_is_told_and_a_killed_writer_frees_the_folder(tmp_path: Path) -> None:
-    """The second writer of a folder is told at once; a writer killed with SIGKILL holds nothing."""
-    target = tmp_path / "engine"
-    context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    writer = context.Process(target=_hold, args=(target, held, release))
-    writer.start()
-    assert held.wait(30)
-    with pytest.raises(UserError, match="another command is writing"), folder_lock(target):
-        pass
-    writer.kill()
-    writer.join(30)
-    with folder_lock(target):
-        assert writer.exitcode == -9
-
-
 def test_text_appears_whole(tmp_path: Path) -> None:
     """A written file leaves no temporary file beside it."""
     write_text(tmp_path / "deep" / "a.txt", "x")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
-
-
-def test_writer_killed_between_renames_loses_nothing(tmp_path: Path) -> None:
-    """Where a writer died after moving the old folder away, the next writer finds it again."""
-    target = tmp_path / "engine"
-    old = tmp_path / ".engine.old"
-    old.mkdir()
-    (old / "kept").write_text("1")
-    with pytest.raises(UserError, match="already exists"), whole_folder(target):
-        pass
-    assert (target / "kept").read_text() == "1"

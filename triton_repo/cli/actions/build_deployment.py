@@ -10,6 +10,7 @@ import yaml
 
 from engines import console
 from engines.files import made_by, to_json, validate
+from engines.outputs import paths_named, refuse_existing
 from triton_repo.audit import check_repository, read_config
 from triton_repo.deploy import Deployment, DeploymentPlan, plan_deployment, render_deployment
 
@@ -29,6 +30,7 @@ def run(repository: Path, **flags: Any) -> None:
         console.show(to_json(plan).rstrip())
         return
     out = flags["out"] or Path("artifacts/deployments") / plan.asked.name
+    refuse_existing(out, force=flags["force"], inputs=[repository, *paths_named(flags)])
     render_deployment(plan, out, force=flags["force"])
     if flags["as_json"]:
         console.show(to_json(plan).rstrip())

@@ -11,6 +11,7 @@ from engines import console
 from engines.errors import UserError
 from engines.files import load_yaml, made_by, parse_yaml, read_yaml, to_json, validate
 from engines.manifest import EngineManifest
+from engines.outputs import paths_named, refuse_existing
 from triton_repo.repository import render_repository, resolve_for
 from triton_repo.settings import (
     Choice,
@@ -38,6 +39,7 @@ def run(engine_dir: Path, **flags: Any) -> None:
     if flags["explain"] or flags["dry_run"]:
         _explain(*resolve_for(engine_dir, settings, given), flags)
         return
+    refuse_existing(out, force=flags["force"], inputs=[engine_dir, *paths_named({**flags, "served_at": None})])
     repository = render_repository(
         engine_dir,
         out,

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from engines.build.llmapi import llm_arguments, model_yaml, pytorch_refusal
+from engines.build.llmapi import llm_arguments, pytorch_refusal, serving_files
+from engines.build.pipeline import emulated_manifest, exported_kv_format
 from engines.errors import ToolError, UserError
 from engines.files import Document, made_by
+from engines.manifest import EngineManifest
 from engines.planning.plan import BuildPlan, make_plan
 from engines.planning.recipe import ask
 from engines.spec.precision import PRECISIONS, KvFormat
 
+B200 = "b200-sxm-180gb"
 WORDS = 128
 GROUP = 64
 ROPE = {
@@ -25,37 +28,18 @@ ROPE = {
     "original_max_position_embeddings": 16,
     "attn_factor": 0.8782488562869419,
 }
-# TensorRT-LLM 1.2's llm_args.py and the Triton model's own keys; one it does not know ends the load.
-KNOWN_KEYS = {
-    "model",
-    "backend",
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "max_batch_size",
-    "max_num_tokens",
-    "max_seq_len",
-    "max_beam_width",
-    "enable_chunked_prefill",
-    "scheduler_config",
-    "scheduler_config.capacity_scheduler_policy",
-    "kv_cache_config",
-    "kv_cache_config.enable_block_reuse",
-    "kv_cache_config.free_gpu_memory_fraction",
-    "kv_cache_config.dtype",
-    "kv_cache_config.tokens_per_block",
-    "cuda_graph_config",
-    "cuda_graph_config.max_batch_size",
-    "cuda_graph_config.enable_padding",
-    "triton_config",
-    "triton_config.max_batch_size",
-    "triton_config.decoupled",
-}
 
 
 def plan_of(flags: dict[str, Any]) -> BuildPlan:
     """Plan the default model with some flags."""
     asked = ask(None, {"backend": "pytorch", "gpu": "h100-sxm", **flags})
     return make_plan(asked, head=Document(made_by=made_by("test")))
+
+
+def manifest_of(flags: dict[str, Any]) -> EngineManifest:
+    """Return the manifest of the default model with some flags."""
+    asked = ask(None, {"backend": "pytorch", "gpu": "h100-sxm", **flags})
+    return emulated_manifest(plan_of(flags), asked.recipe)
 
 
 def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -89,27 +73,36 @@ def test_the_other_precisions_are_not_refused() -> None:
     assert [pytorch_refusal(name, kv_cache) for name in sorted(others) for kv_cache in kinds] == [None] * 12
 
 
-def test_model_yaml_has_known_keys_only() -> None:
-    """Every key of model.yaml is one that TensorRT-LLM or its Triton model knows, and none is left out."""
-    loaded = yaml.safe_load(model_yaml(plan_of({}), "/models/checkpoint"))
-    assert dotted(loaded).keys() == KNOWN_KEYS
-    assert loaded["triton_config"] == {"max_batch_size": 0, "decoupled": True}
-    assert next(iter(loaded)) == "model"
+def test_the_files_of_an_engine_folder() -> None:
+    """Triton's YAML and trtllm-serve's hold the same arguments; split servers add theirs and the router's."""
+    files = serving_files(manifest_of({}), name="engine", checkpoint="/models/checkpoint")
+    assert sorted(files) == ["commands.sh", "model.yaml", "trtllm-serve.yaml"]
+    of_triton, served = yaml.safe_load(files["model.yaml"]), yaml.safe_load(files["trtllm-serve.yaml"])
+    assert next(iter(of_triton)) == "model"
+    assert of_triton.pop("model") == "/models/checkpoint"
+    assert of_triton.pop("triton_config") == {"max_batch_size": 0, "decoupled": True}
+    assert served == of_triton | {"return_perf_metrics": True, "enable_iter_perf_stats": True}
+    split = {"disaggregation.context_servers": 1, "disaggregation.generation_servers": 1}
+    assert set(serving_files(manifest_of(split), name="engine")) - set(files) == {
+        "context.yaml",
+        "generation.yaml",
+        "disagg.yaml",
+    }
 
 
-def test_model_yaml_says_what_it_is() -> None:
-    """The header names the engine and the versions that load the file."""
-    plan = plan_of({})
-    header = [line for line in model_yaml(plan, "checkpoint").splitlines() if line.startswith("#")]
-    assert plan.name in header[0]
-    assert any("TensorRT-LLM 1.1 and newer" in line for line in header)
+@pytest.mark.parametrize(("asked", "release"), [({}, "1.2.1"), ({"trtllm_version": "1.3"}, "1.3.0rc29")])
+def test_files_say_what_they_are_for(asked: dict[str, Any], release: str) -> None:
+    """Each header names the engine, the release that loads the file, and how."""
+    for name, text in serving_files(manifest_of(asked), name="the engine").items():
+        header = [line for line in text.splitlines() if line.startswith("#")]
+        assert any("the engine" in line for line in header), name
+        assert any(f"TensorRT-LLM {release}" in line for line in header), name
 
 
 def test_arguments_are_the_plans() -> None:
     """What was planned is what the LLM API is told."""
-    plan = plan_of({"precision": "fp8", "limits.max_batch_size": 32, "limits.max_num_tokens": 4096})
-    found = dotted(llm_arguments(plan, "there"))
-    assert found["model"] == "there"
+    flags = {"precision": "fp8", "limits.max_batch_size": 32, "limits.max_num_tokens": 4096}
+    plan, found = plan_of(flags), dotted(llm_arguments(manifest_of(flags)))
     assert found["max_batch_size"] == found["cuda_graph_config.max_batch_size"] == 32
     assert found["max_num_tokens"] == 4096
     assert found["max_seq_len"] == plan.sizing.max_seq_len
@@ -121,7 +114,66 @@ def test_arguments_are_the_plans() -> None:
 
 def test_sixteen_bit_cache_is_left_to_the_checkpoint() -> None:
     """A 16-bit cache is `auto`: the checkpoint states no cache format, and the model's own is taken."""
-    assert llm_arguments(plan_of({"precision": "bf16"}), "there")["kv_cache_config"]["dtype"] == "auto"
+    assert llm_arguments(manifest_of({"precision": "bf16"}))["kv_cache_config"]["dtype"] == "auto"
+
+
+def test_nvfp4_cache_is_served_on_fp8_scales() -> None:
+    """On Blackwell and 1.3: the checkpoint states FP8 scales, the server is told NVFP4, and the plan counts it so."""
+    asked = {"gpu": B200, "kv_cache.format": "nvfp4", "trtllm_version": "1.3"}
+    manifest = manifest_of(asked)
+    assert llm_arguments(manifest)["kv_cache_config"]["dtype"] == "nvfp4"
+    assert exported_kv_format("nvfp4") == "fp8"
+    # 36 layers x 8 KV heads x 128 numbers, keys and values, at 4 bits and one FP8 scale for 16 numbers.
+    assert manifest.kv_cache.bytes_per_token == 2 * 36 * 8 * 128 * 9 // 16
+    assert manifest.kv_cache.blocks > manifest_of({**asked, "kv_cache.format": "fp8"}).kv_cache.blocks * 1.7
+
+
+EAGLE = {"speculative.mode": "eagle3", "speculative.max_draft_len": 3, "speculative.draft_model": "head"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"kv_cache.format": "nvfp4", "trtllm_version": "1.3"}, "needs compute capability 10.0"),
+        ({"kv_cache.format": "nvfp4", "gpu": B200}, "1.3, 1.4rc take it on FP8 scales"),
+        (
+            {"kv_cache.format": "nvfp4", "gpu": B200, "precision": "bf16", "trtllm_version": "1.3"},
+            "FP8 or NVFP4",
+        ),
+        (
+            {"kv_cache.format": "nvfp4", "gpu": B200, "backend": "tensorrt"},
+            "engines have no NVFP4 KV cache",
+        ),
+        ({"trtllm_version": "1.3", "tensorrt_llm": "1.2.1"}, "different versions"),
+        ({"tensorrt_llm": "2.0.0"}, "not known here"),
+        ({"trtllm_version": "1.4rc", "backend": "tensorrt"}, "the PyTorch backend's alone"),
+        ({"speculative.mode": "medusa", "speculative.max_draft_len": 3}, "built into a TensorRT engine"),
+        ({**EAGLE, "backend": "tensorrt"}, "the PyTorch backend's alone"),
+        ({**EAGLE, "speculative.draft_model": None}, "needs a draft model"),
+        ({**EAGLE, "speculative.max_draft_len": 0}, "needs a draft length"),
+        ({**EAGLE, "speculative.mode": "ngram"}, "takes no draft model"),
+        ({**EAGLE, "speculative.mode": "none"}, "without speculative decoding"),
+        ({**EAGLE, "limits.max_batch_size": 1024, "limits.max_num_tokens": 2048}, "4096 tokens of a full batch"),
+        ({"disaggregation.context_servers": 2}, "servers of both kinds"),
+        ({"cuda_graphs.batch_sizes": (1, 4096)}, "from 1 to max_batch_size"),
+        ({"lora.max_loras": 2}, "without lora.target_modules"),
+    ],
+)
+def test_what_a_version_backend_or_gpu_lacks_is_refused(asked: dict[str, Any], told: str) -> None:
+    """One clear error, with a hint, before any work begins."""
+    with pytest.raises(UserError) as refused:
+        plan_of(asked)
+    assert told in refused.value.message
+    assert refused.value.hint
+
+
+def test_predictions_say_what_they_leave_out() -> None:
+    """The step-time model is named; speculation and split servers are said not to be predicted."""
+    split = {"disaggregation.context_servers": 1, "disaggregation.generation_servers": 1}
+    notices = {notice.code: notice.text for notice in plan_of({**EAGLE, **split}).notices}
+    assert "roofline step-time model" in notices["pytorch-step-time"]
+    assert {"speculative-not-predicted", "disaggregation-not-predicted"} <= notices.keys()
+    assert "speculative-not-predicted" not in {notice.code for notice in plan_of({}).notices}
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from engines.checkpoint.quantize import chatter_to, mend_config, quantize, quant
 from engines.checkpoint.trtllm_checkpoint import read_exported  # noqa: E402
 from engines.checkpoint.verify import SourceWeights, exported_geometry_of, geometry_of, logits, round_nvfp4, verify  # noqa: E402
 from engines.errors import MissingError, ToolError, UserError  # noqa: E402
+from engines.files import MadeBy  # noqa: E402
 from engines.spec.precision import KvFormat  # noqa: E402
 
 VOCABULARY = 256
@@ -364,8 +365,8 @@ def test_peak_memory_grows_with_the_model(make: Make) -> None:
 def test_unpack_refuses_what_is_not_gguf(tmp_path: Path) -> None:
     """A file that is not there, or not GGUF, is refused and leaves nothing behind."""
     with pytest.raises(MissingError, match="no such file"):
-        unpack(tmp_path / "model.gguf", tmp_path / "out")
+        unpack(tmp_path / "model.gguf", tmp_path / "out", made_by=MadeBy(command="unpack-checkpoint", version="0"))
     (tmp_path / "model.gguf").write_bytes(b"not a model")
     with pytest.raises(UserError, match="not a GGUF file"):
-        unpack(tmp_path / "model.gguf", tmp_path / "out")
+        unpack(tmp_path / "model.gguf", tmp_path / "out", made_by=MadeBy(command="unpack-checkpoint", version="0"))
     assert not (tmp_path / "out").exists()

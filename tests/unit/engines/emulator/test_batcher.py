@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, deque
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
@@ -15,17 +17,20 @@ from engines.emulator.request import (
     PromptTooLongError,
     QueueFullError,
     Request,
+    RequestId,
     SchedulerPolicy,
     TokenEvent,
 )
 from engines.spec.gpu import gpu_named
 from engines.spec.model import model_named
 from engines.steptime.roofline import Roofline
-from engines.steptime.shape import StepShape
+from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
 
 MODEL, H100 = model_named("deepseek-r1-0528-qwen3-8b"), gpu_named("h100-sxm-80gb")
 STEP_TIME = Roofline(MODEL, H100, "fp8", "fp8")
 BLOCKS, BLOCK = 40, 16
+
+Times = dict[RequestId, list[float]]
 
 any_settings = st.builds(
     BatcherSettings,
@@ -143,6 +148,94 @@ def test_runs_of_steps_equal_steps(limits: BatcherSettings, wanted: list[tuple[i
         many.advance(iteration)
     assert many.snapshot().iteration_counter == single.snapshot().iteration_counter
     assert many_s == pytest.approx(single_s, rel=1e-9)
+
+
+class Stepped:
+    """A step time whose decode curve has a knee at each KNEE_TOKENS of context: a source that answers in pieces."""
+
+    KNEE_TOKENS = 700
+
+    def cost(self, shape: StepShape) -> StepCost:
+        """Return all of it as one part."""
+        return StepCost(gemm_s=self.seconds(shape))
+
+    def seconds(self, shape: StepShape) -> float:
+        """Return prompts by their tokens, beside the decode curve."""
+        base_s, slope_s, _ = self.decode_line(shape.decode_sequences, shape.decode_context_tokens)
+        decoding_s = base_s + slope_s * shape.decode_context_tokens if shape.decode_sequences else 0.0
+        return decoding_s + 2e-5 * shape.prefill_tokens
+
+    def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
+        """Return the piece that the context stands on; each is steeper than the one before it."""
+        piece = decode_context_tokens // self.KNEE_TOKENS
+        slope_s = (1 + piece) * 1e-7
+        begin = piece * self.KNEE_TOKENS
+        base_s = 5e-3 + decode_sequences * 1e-5 + piece * 3e-5 - slope_s * begin
+        return DecodeLine(base_s, slope_s, begin + self.KNEE_TOKENS - 1)
+
+
+def _times_by_steps(limits: BatcherSettings, step_time: StepTime, coming: list[tuple[Request, float]]) -> Times:
+    """Return when each token of each request is made, one iteration after the other: the reference."""
+    batcher, waiting, now_s = Batcher(limits, step_time), deque(coming), 0.0
+    times: Times = {}
+    while waiting or not batcher.is_idle:
+        while waiting and waiting[0][1] <= now_s:
+            batcher.submit(waiting.popleft()[0], now_s)
+        iteration = batcher.begin(now_s)
+        if iteration is None:
+            now_s = waiting[0][1]
+            continue
+        now_s += iteration.seconds
+        for event in batcher.finish(iteration):
+            times.setdefault(event.request_id, []).append(now_s)
+    return times
+
+
+def _times_by_runs(limits: BatcherSettings, step_time: StepTime, coming: list[tuple[Request, float]]) -> Times:
+    """Return the same from runs of iterations and the spans of each sequence."""
+    batcher, waiting, now_s = Batcher(limits, step_time), deque(coming), 0.0
+    times: Times = {}
+    ends_s: list[float] = []
+    while waiting or not batcher.is_idle:
+        while waiting and waiting[0][1] <= now_s:
+            batcher.submit(waiting.popleft()[0], now_s)
+        iteration = batcher.begin_run(now_s, waiting[0][1] if waiting else math.inf)
+        if iteration is None:
+            now_s = waiting[0][1]
+            continue
+        assert len(iteration.ends_s) == iteration.repeats
+        ends_s += iteration.ends_s
+        now_s = ends_s[-1]
+        for sequence in batcher.advance(iteration):
+            times[sequence.request.request_id] = [
+                ends_s[index] for first, last in sequence.spans for index in range(first, last + 1)
+            ]
+    return times
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    limits=any_settings,
+    step_time=st.sampled_from([STEP_TIME, Stepped()]),
+    wanted=any_requests,
+    gaps_ms=st.lists(st.floats(0, 400), min_size=40, max_size=40),
+)
+def test_runs_give_each_token_the_time_that_steps_give_it(
+    limits: BatcherSettings,
+    step_time: StepTime,
+    wanted: list[tuple[int, int, int, int]],
+    gaps_ms: list[float],
+) -> None:
+    """Whatever arrives when, every token of every request is made when the iteration-by-iteration loop makes it."""
+    arrivals_s = accumulate(gap_ms / 1e3 for gap_ms in gaps_ms)
+    coming = [
+        (_request(number, prompt, output, family), arrival_s)
+        for (number, (prompt, output, family, _)), arrival_s in zip(enumerate(wanted), arrivals_s, strict=False)
+    ]
+    by_steps, by_runs = (drive(limits, step_time, coming) for drive in (_times_by_steps, _times_by_runs))
+    assert by_steps.keys() == by_runs.keys()
+    for number, times_s in by_steps.items():
+        assert by_runs[number] == pytest.approx(times_s, rel=1e-9)
 
 
 def test_max_utilization_pauses_and_still_finishes() -> None:

@@ -35,7 +35,7 @@ from loadtest.simulate.predict import predict, write_prediction
 from tests.unit.loadtest.capacity.made import demand, engine
 from triton_repo.settings.repository_manifest import ServingSettings
 
-PUBLISHED = Path(__file__).parents[4] / "fidelity" / "published.csv"
+PUBLISHED = Path(__file__).parents[3] / "fidelity" / "published.csv"
 NO_FIT = np.log([1.0, 1.0, 1.0, 1.0, 1e-12, 1e-12, 1e-12, 1e-12, 1.0])  # factors of 1 and no host
 SMALL = {
     "name": "small",

@@ -235,7 +235,7 @@ def test_report_does_not_replace_its_own_run(tmp_path: Path) -> None:
     """--force cannot destroy the run the report is made from."""
     run = make_run(tmp_path / "runs" / "a")
     for out in (run, tmp_path / "runs"):
-        with pytest.raises(UserError, match="would replace a run"):
+        with pytest.raises(UserError, match="an input of this command"):
             write_report([run], out, force=True, command="report-load")
     assert (run / "requests.jsonl").is_file()
 
@@ -247,7 +247,11 @@ def test_existing_report_is_kept_without_force(tmp_path: Path) -> None:
     (out / "mine.txt").write_text("kept")
     with pytest.raises(UserError, match="already exists"):
         report(out, run)
+    with pytest.raises(UserError, match="was not made by this tool"):
+        write_report([run], out, force=True, command="report-load")
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    (out / "mine.txt").unlink()
+    report(out, run)
     write_report([run], out, force=True, command="report-load")
     assert (out / "report.html").is_file()
 
@@ -274,7 +278,9 @@ def test_command_writes_and_says_where(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "emulated, time scale x4" in printed
     assert "wrote" in printed
-    assert sorted(path.name for path in out.iterdir()) == ["charts", "exports", "report.html", "summary.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".contents.json", "charts", "exports", "report.html", "summary.json",
+    ]  # fmt: skip
     assert len(list((out / "charts").iterdir())) == 12
 
 

@@ -245,7 +245,7 @@ def test_the_llm_apis_model_is_rendered_for_the_pytorch_backend(
     """One model, its model.yaml beside code that loads upstream's; emulated, the twin's."""
     pytorch = manifest.model_copy(update={"kind": "checkpoint", "backend": "pytorch"})
     folder = _render(tmp_path / "built", pytorch, tokenizer)
-    assert [path.name for path in sorted(folder.iterdir())] == ["manifest.json", "tensorrt_llm"]
+    assert [path.name for path in sorted(folder.iterdir())] == [".contents.json", "manifest.json", "tensorrt_llm"]
     code = (folder / "tensorrt_llm" / "1" / "model.py").read_text()
     compile(code, "model.py", "exec")
     assert "/app/all_models/llmapi/tensorrt_llm/1" in code

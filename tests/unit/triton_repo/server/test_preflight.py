@@ -83,13 +83,13 @@ LACKS: dict[str, tuple[Machine, str, str]] = {
         Machine("1.1.0", "9.0", 1),
         "the engine was built by TensorRT-LLM 1.2.1 and TensorRT-LLM 1.1.0 is installed here; an engine runs only "
         "under the version that built it",
-        "tritonserver:26.06-trtllm-python-py3",
+        "--build-arg TRITON_TAG=26.06-trtllm-python-py3 -t engine-to-capacity",
     ),
     "no TensorRT-LLM": (
         Machine(None, "9.0", 1),
         "the engine was built by TensorRT-LLM 1.2.1 and it is not on this machine; an engine runs only under the "
         "version that built it",
-        "tritonserver:26.06-trtllm-python-py3",
+        "--build-arg TRITON_TAG=26.06-trtllm-python-py3 -t engine-to-capacity",
     ),
     "other compute capability": (
         Machine("1.2.1", "8.0", 1),

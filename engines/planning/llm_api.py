@@ -1,0 +1,190 @@
+"""What a plan for the PyTorch backend decides beyond an engine's: release, adapters, speculation, graphs, split."""
+
+from __future__ import annotations
+
+from engines.errors import UserError
+from engines.manifest import Adapters, Disaggregation, LlmApiChoices, Speculation
+from engines.planning.recipe import Recipe
+from engines.spec import LLM_API_VERSIONS, LlmApiVersion, Sizing, SpeculationMethod, llm_api, llm_api_version_of
+
+# Recipe modes that are arguments of the LLM API; the others are built into an engine.
+PYTORCH_SPECULATION: dict[str, SpeculationMethod] = {
+    "eagle3": "eagle3",
+    "ngram": "ngram",
+    "draft_target": "draft_target",
+}
+_WITH_DRAFT_MODEL = ("eagle3", "draft_target")
+LAST_ENGINE_RELEASE = "1.2.1"
+
+
+def pytorch_release(recipe: Recipe, *, is_release_asked: bool) -> str:
+    """Return the TensorRT-LLM release that a PyTorch-backend plan is for.
+
+    Args:
+        is_release_asked: `tensorrt_llm` was given, by flag or recipe; then `trtllm_version` must agree with it.
+
+    Raises:
+        UserError: The two disagree, or the release's LLM API is not known here.
+    """
+    version = recipe.trtllm_version
+    if version == "auto":
+        llm_api_version_of(recipe.tensorrt_llm)
+        return recipe.tensorrt_llm
+    if is_release_asked and llm_api_version_of(recipe.tensorrt_llm) != version:
+        raise UserError(
+            f"trtllm_version {version} and tensorrt_llm {recipe.tensorrt_llm} are different versions",
+            hint="give one of them",
+        )
+    return recipe.tensorrt_llm if is_release_asked else llm_api(version).release
+
+
+def require_backend_has(recipe: Recipe) -> None:
+    """Refuse choices that the recipe's backend does not have.
+
+    Raises:
+        UserError: One is asked for; the message names the backend that has it.
+    """
+    mode = recipe.speculative.mode
+    if recipe.backend == "pytorch":
+        if mode != "none" and mode not in PYTORCH_SPECULATION:
+            raise UserError(
+                f"speculative decoding '{mode}' is built into a TensorRT engine; the PyTorch backend has "
+                f"{', '.join(PYTORCH_SPECULATION)}",
+                hint="--speculative eagle3 --draft-model NAME, --speculative ngram, or --backend tensorrt",
+            )
+        return
+    alone = {
+        f"speculative decoding '{mode}'": mode in PYTORCH_SPECULATION,
+        f"trtllm_version {recipe.trtllm_version}": recipe.trtllm_version not in ("auto", "1.2"),
+        "a published checkpoint": recipe.published_checkpoint is not None,
+        "cuda_graphs.batch_sizes": recipe.cuda_graphs.batch_sizes != "auto",
+        "disaggregation": _is_split(recipe),
+        "lora.max_loras": recipe.lora.max_loras is not None or recipe.lora.max_cpu_loras is not None,
+    }
+    asked = [what for what, is_asked in alone.items() if is_asked]
+    if asked:
+        raise UserError(
+            f"{', '.join(asked)}: the PyTorch backend's alone; the last stable release with engines is "
+            f"{LAST_ENGINE_RELEASE}",
+            hint="--backend pytorch",
+        )
+
+
+def kv_refusal_of_backend(recipe: Recipe) -> str | None:
+    """Return why the backend or its version has no such KV cache; None where it has."""
+    if recipe.kv_cache.format != "nvfp4":
+        return None
+    if recipe.backend == "tensorrt":
+        return "TensorRT engines have no NVFP4 KV cache; the PyTorch backend has (--backend pytorch)"
+    version = _version(recipe)
+    if not llm_api(version).nvfp4_kv_cache:
+        newer = [name for name in LLM_API_VERSIONS if llm_api(name).nvfp4_kv_cache]
+        return (
+            f"TensorRT-LLM {version} takes an NVFP4 KV cache only from a checkpoint that states one, and none is "
+            f"written here; {', '.join(newer)} take it on FP8 scales (--trtllm-version {newer[0]})"
+        )
+    return None
+
+
+def llm_api_choices(recipe: Recipe, release: str, sizing: Sizing, *, max_input_len: int) -> LlmApiChoices:
+    """Return what a PyTorch-backend server is started with.
+
+    Raises:
+        UserError: A choice contradicts another, or lacks what it needs.
+    """
+    return LlmApiChoices(
+        version=llm_api_version_of(release),
+        cuda_graph_batch_sizes=_graph_sizes(recipe, sizing.max_batch_size),
+        cuda_graph_padding=recipe.cuda_graphs.padding,
+        adapters=_adapters(recipe),
+        speculation=_speculation(recipe, sizing),
+        disaggregation=_disaggregation(recipe, sizing, max_input_len),
+        published_checkpoint=recipe.published_checkpoint,
+    )
+
+
+def _version(recipe: Recipe) -> LlmApiVersion:
+    return llm_api_version_of(recipe.tensorrt_llm) if recipe.trtllm_version == "auto" else recipe.trtllm_version
+
+
+def _graph_sizes(recipe: Recipe, max_batch_size: int) -> tuple[int, ...]:
+    asked = recipe.cuda_graphs.batch_sizes
+    if asked == "auto":
+        return ()
+    if not asked or max(asked) > max_batch_size:
+        raise UserError(
+            f"cuda_graphs.batch_sizes {list(asked)}: from 1 to max_batch_size, which is {max_batch_size}",
+            hint="leave it out to record TensorRT-LLM's own series up to the largest batch",
+        )
+    return tuple(sorted(set(asked)))
+
+
+def _adapters(recipe: Recipe) -> Adapters | None:
+    asked = recipe.lora
+    if not asked.target_modules:
+        if asked.max_loras is not None or asked.max_cpu_loras is not None:
+            raise UserError("lora.max_loras without lora.target_modules", hint="--lora-modules attn_q,attn_k,attn_v")
+        return None
+    return Adapters(
+        target_modules=asked.target_modules,
+        max_rank=asked.max_rank,
+        max_loras=asked.max_loras,
+        max_cpu_loras=asked.max_cpu_loras,
+    )
+
+
+def _speculation(recipe: Recipe, sizing: Sizing) -> Speculation | None:
+    asked = recipe.speculative
+    if asked.mode == "none":
+        if asked.max_draft_len or asked.draft_model:
+            raise UserError("a draft length or model without speculative decoding", hint="--speculative eagle3")
+        return None
+    method = PYTORCH_SPECULATION[asked.mode]
+    if not asked.max_draft_len:
+        raise UserError(f"speculative decoding '{method}' needs a draft length", hint="--max-draft-len 3")
+    step_tokens = sizing.max_batch_size * (1 + asked.max_draft_len)
+    if step_tokens > sizing.max_num_tokens:
+        raise UserError(
+            f"max_num_tokens {sizing.max_num_tokens} is less than the {step_tokens} tokens of a full batch of "
+            f"{sizing.max_batch_size} with {asked.max_draft_len} draft tokens each",
+            hint=f"--max-num-tokens {step_tokens}, a smaller --max-batch-size or a shorter --max-draft-len",
+        )
+    needs_model = method in _WITH_DRAFT_MODEL
+    if needs_model and asked.draft_model is None:
+        what = "an EAGLE-3 head trained for this model" if method == "eagle3" else "a smaller model of the same family"
+        raise UserError(
+            f"speculative decoding '{method}' needs a draft model: {what}",
+            hint="--draft-model, a folder or a published name; --speculative ngram needs none",
+        )
+    if not needs_model and asked.draft_model is not None:
+        raise UserError(f"speculative decoding '{method}' takes no draft model", hint="leave --draft-model out")
+    return Speculation(
+        method=method,
+        max_draft_len=asked.max_draft_len,
+        draft_model=asked.draft_model,
+        max_matching_ngram_size=None if needs_model else asked.max_matching_ngram_size,
+    )
+
+
+def _is_split(recipe: Recipe) -> bool:
+    return bool(recipe.disaggregation.context_servers or recipe.disaggregation.generation_servers)
+
+
+def _disaggregation(recipe: Recipe, sizing: Sizing, max_input_len: int) -> Disaggregation | None:
+    asked = recipe.disaggregation
+    if not _is_split(recipe):
+        return None
+    if not (asked.context_servers and asked.generation_servers):
+        raise UserError(
+            f"disaggregation needs servers of both kinds: {asked.context_servers} for prompts, "
+            f"{asked.generation_servers} for replies",
+            hint="--disaggregated 1:1",
+        )
+    blocks = -(-max_input_len // sizing.tokens_per_block)
+    tokens = blocks * sizing.tokens_per_block if asked.max_tokens_in_buffer == "auto" else asked.max_tokens_in_buffer
+    return Disaggregation(
+        context_servers=asked.context_servers,
+        generation_servers=asked.generation_servers,
+        transfer=asked.transfer,
+        max_tokens_in_buffer=tokens,
+    )

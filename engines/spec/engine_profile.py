@@ -1,0 +1,124 @@
+"""Engine profiles: how TensorRT-LLM behind Triton, vLLM and others batch, and what each costs above its kernels.
+
+A profile is a prior: what to expect of a deployment nobody has measured, fitted to published deployments of that
+engine, with the spread between them. A calibration replaces it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib.resources import files
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field
+
+from engines.errors import UserError
+from engines.files import Strict, validate
+from engines.spec.deployment import Factors, Host
+
+DEFAULT_ENGINE_PROFILE = "trtllm-1.x-triton"
+Deviation = Annotated[float, Field(gt=0)]
+
+
+class Batching(Strict):
+    """How an engine batches; None: the recipe's own choice stands.
+
+    Attributes:
+        chunked_context: A prompt may be computed over several iterations.
+        max_num_tokens: Tokens of one iteration; `max_batch_size` its sequences.
+        scheduler_policy: `max_utilization` starts what fits now and evicts when blocks run out, as vLLM and SGLang do;
+            `guaranteed_no_evict` reserves a request's whole length.
+        memory_fraction: Of the memory free after the weights, what the KV cache gets.
+    """
+
+    chunked_context: bool | None = None
+    max_num_tokens: int | None = None
+    max_batch_size: int | None = None
+    scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] | None = None
+    memory_fraction: float | None = None
+
+
+class Spread(Strict):
+    """How far deployments of an engine lie from its profile, and from each other.
+
+    Attributes:
+        precision: Of the weights; `any` where there are too few deployments to tell.
+        load: `served` through a server, or `engine`: everything queued at once, no server.
+        step_log_sd: Standard deviation of ln(true / predicted) of step times, each deployment predicted by the others.
+        host_log_sd: The same of host times.
+        deployments: How many that rests on.
+        source: Which, and by which command.
+    """
+
+    precision: str
+    load: Literal["served", "engine"]
+    step_log_sd: Deviation
+    host_log_sd: Deviation
+    deployments: Annotated[int, Field(ge=1)]
+    source: str
+
+
+class EngineProfile(Strict):
+    """What to expect of an engine before it is measured.
+
+    Attributes:
+        factors: On the step-time source, the engine alone.
+        host: What the server above it adds; dropped where the engine runs alone.
+        spreads: By precision and load; the first that fits is used.
+        fitted_to: Deployments the numbers come from.
+        source: Where each number was read or how it was fitted.
+    """
+
+    name: str
+    description: str
+    aliases: tuple[str, ...] = ()
+    batching: Batching = Batching()
+    factors: Factors = Factors()
+    host: Host = Host()
+    spreads: Annotated[tuple[Spread, ...], Field(min_length=1)]
+    fitted_to: tuple[str, ...]
+    source: str
+
+    def spread(self, *, precision: str, load: Literal["served", "engine"]) -> Spread:
+        """Return the spread of a precision and a load, or the nearest there is."""
+        matches = [each for each in self.spreads if each.load == load] or list(self.spreads)
+        exact = [each for each in matches if each.precision == precision]
+        any_precision = [each for each in matches if each.precision == "any"]
+        return (exact or any_precision or matches)[0]
+
+
+class _ProfileFile(Strict):
+    profiles: tuple[EngineProfile, ...]
+
+
+@cache
+def _library() -> dict[str, EngineProfile]:
+    text = (files("engines.spec") / "data" / "engine_profiles.yaml").read_text(encoding="utf-8")
+    loaded = validate(yaml.safe_load(text), _ProfileFile, where="engine_profiles.yaml")
+    return {profile.name: profile for profile in loaded.profiles}
+
+
+def engine_profiles() -> dict[str, EngineProfile]:
+    """Return all profiles of the data file, by name."""
+    return dict(_library())
+
+
+def engine_profile_named(name: str) -> EngineProfile:
+    """Return a profile by name, upper or lower case.
+
+    Raises:
+        UserError: There is no such profile; the nearest is suggested.
+
+    >>> engine_profile_named("vllm-v1").batching.scheduler_policy
+    'max_utilization'
+    """
+    profiles = _library()
+    names = {alias.lower(): each.name for each in profiles.values() for alias in (each.name, *each.aliases)}
+    found = names.get(name.lower())
+    if found is None:
+        close = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(profiles)}"
+        raise UserError(f"unknown engine profile '{name}'", hint=hint)
+    return profiles[found]

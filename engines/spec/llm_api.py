@@ -1,0 +1,128 @@
+"""What each TensorRT-LLM version's LLM API takes: its argument names, and which features it has.
+
+The argument classes forbid unknown keys: one that a version does not know ends the server as it starts. Whoever writes
+arguments asks here first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, get_args
+
+import yaml
+
+from engines.errors import UserError
+from engines.files import Strict, validate
+
+LlmApiVersion = Literal["1.2", "1.3", "1.4rc"]
+LLM_API_VERSIONS: tuple[LlmApiVersion, ...] = get_args(LlmApiVersion)
+SpeculationMethod = Literal["eagle3", "ngram", "draft_target"]
+# Arguments of the LLM API whose value is a class of its own, and forbids unknown keys too.
+_NESTED = (
+    "kv_cache_config",
+    "scheduler_config",
+    "cuda_graph_config",
+    "lora_config",
+    "cache_transceiver_config",
+    "speculative_config",
+)
+
+
+class KnownKeys(Strict):
+    """Names that one version takes, by class; `router` and its servers are of `trtllm-serve disaggregated`."""
+
+    arguments: frozenset[str]
+    kv_cache_config: frozenset[str]
+    scheduler_config: frozenset[str]
+    cuda_graph_config: frozenset[str]
+    lora_config: frozenset[str]
+    cache_transceiver_config: frozenset[str]
+    speculative_config: frozenset[str]
+    router: frozenset[str]
+    router_servers: frozenset[str]
+
+
+class LlmApiFacts(Strict):
+    """One version.
+
+    Attributes:
+        release: The release that this project's files are written for.
+        config_flag: The flag of `trtllm-serve` that takes a YAML file.
+        decoding_types: What `speculative_config.decoding_type` calls each method.
+        nvfp4_kv_cache: Whether `kv_cache_config.dtype: nvfp4` is taken for a checkpoint with FP8 scales.
+        triton_lora_inputs: Whether Triton's llmapi model reads `lora_id` and its siblings.
+        iteration_metrics: Whether `/prometheus/metrics` has queue, batch and KV block gauges.
+    """
+
+    release: str
+    config_flag: str
+    decoding_types: dict[SpeculationMethod, str]
+    nvfp4_kv_cache: bool
+    triton_lora_inputs: bool
+    iteration_metrics: bool
+    keys: KnownKeys
+
+
+class _File(Strict):
+    versions: dict[LlmApiVersion, LlmApiFacts]
+
+
+@cache
+def _facts() -> dict[LlmApiVersion, LlmApiFacts]:
+    text = (files("engines.spec") / "data" / "llm_api.yaml").read_text(encoding="utf-8")
+    return validate(yaml.safe_load(text), _File, where="llm_api.yaml").versions
+
+
+def llm_api(version: LlmApiVersion) -> LlmApiFacts:
+    """Return the facts of one version."""
+    return _facts()[version]
+
+
+def llm_api_version_of(release: str) -> LlmApiVersion:
+    """Return the version a TensorRT-LLM release belongs to.
+
+    >>> llm_api_version_of("1.3.0rc29"), llm_api_version_of("1.1.0")
+    ('1.3', '1.2')
+
+    Raises:
+        UserError: Files for it are not known here.
+    """
+    major_minor = ".".join(release.split(".")[:2])
+    # 1.0 and 1.1 are served with 1.2's files as far as those go: their own key lists are not recorded here.
+    known: dict[str, LlmApiVersion] = {"1.0": "1.2", "1.1": "1.2", "1.2": "1.2", "1.3": "1.3", "1.4": "1.4rc"}
+    if major_minor not in known:
+        raise UserError(
+            f"TensorRT-LLM {release}: its LLM API's arguments are not known here",
+            hint=f"--trtllm-version, one of {', '.join(LLM_API_VERSIONS)}",
+        )
+    return known[major_minor]
+
+
+def unknown_arguments(arguments: Mapping[str, Any], version: LlmApiVersion) -> list[str]:
+    """Return the dotted names of arguments that a version does not know.
+
+    >>> unknown_arguments({"model": "m", "kv_cache_config": {"onboard_blocks": False}}, "1.3")
+    ['kv_cache_config.onboard_blocks']
+    """
+    keys = llm_api(version).keys
+    unknown = [name for name in arguments if name not in keys.arguments]
+    for outer in _NESTED:
+        inner = arguments.get(outer) or {}
+        unknown += [f"{outer}.{name}" for name in inner if name not in getattr(keys, outer)]
+    return unknown
+
+
+def require_known_arguments(arguments: Mapping[str, Any], version: LlmApiVersion) -> None:
+    """Refuse arguments with a key that the version does not know.
+
+    Raises:
+        UserError: There is one; TensorRT-LLM itself would end at start.
+    """
+    unknown = unknown_arguments(arguments, version)
+    if unknown:
+        raise UserError(
+            f"TensorRT-LLM {version} does not know {', '.join(unknown)}, and refuses a file with an unknown key",
+            hint="leave that setting at its default, or serve with a version that has it (--trtllm-version)",
+        )

@@ -1,0 +1,60 @@
+"""How far an uncalibrated prediction may be off: the spread between deployments, laid on step and host times once.
+
+Queues are simulated with the slower or faster times, and so grow or shrink by themselves: no factor is ever laid on a
+simulated TTFT.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+from engines.manifest import StepTimeChoice
+from engines.spec import EngineProfile, Factors, Host
+
+INTERVAL_SHARE = 0.9
+NORMAL_90 = 1.645  # standard deviations either side that hold nine tenths of a normal distribution
+_SECONDS = ("iteration_s", "sequence_s", "prompt_s")
+_RATIOS = ("weights_ratio", "gemm_ratio", "kv_ratio", "attention_ratio")
+
+
+class StepTimeInterval(NamedTuple):
+    """The 90 % interval of a deployment's step and host times, as ratios on the prediction's; 5 % lie beyond each end.
+
+    Attributes:
+        step_low: Step times at the fast end; `step_high` at the slow end.
+        host_low: Host times likewise.
+        provenance: What it rests on, in one line for people.
+    """
+
+    step_low: float
+    step_high: float
+    host_low: float
+    host_high: float
+    provenance: str
+
+
+def uncertainty(
+    profile: EngineProfile, *, precision: str, load: Literal["served", "engine"] = "served"
+) -> StepTimeInterval:
+    """Return how far a deployment may lie from an engine's profile."""
+    spread = profile.spread(precision=precision, load=load)
+    step, host = (math.exp(NORMAL_90 * sd) for sd in (spread.step_log_sd, spread.host_log_sd))
+    provenance = (
+        f"{profile.name}: spread between {spread.deployments} deployments "
+        f"({spread.precision} weights, {spread.load}), each predicted by the others"
+    )
+    return StepTimeInterval(1 / step, step, 1 / host, host, provenance)
+
+
+def slowed(choice: StepTimeChoice, *, step_ratio: float, host_ratio: float) -> StepTimeChoice:
+    """Return a choice whose step times and host times take so many times as long; below 1, as short."""
+    factors = choice.factors or Factors()
+    changed = {name: getattr(factors, name) * step_ratio for name in _RATIOS}
+    changed |= {name: getattr(factors, name) * host_ratio for name in _SECONDS}
+    return choice.model_copy(
+        update={
+            "factors": factors.model_copy(update=changed),
+            "host": (choice.host or Host()).slowed(host_ratio),
+        }
+    )

@@ -1,0 +1,102 @@
+"""Pages of HTML from templates: one stylesheet, light, dark and on paper, nothing loaded, every text escaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from loadtest.report.charts import theme_css
+
+NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of a table; all texts are escaped.
+
+    Attributes:
+        text: What stands in it.
+        note: In small type beside the text.
+        below: In small type on a line of its own.
+        tone: `met`, `error` or `weak`: how the text is coloured.
+        title: Shown when the pointer rests on the text.
+        code: Whether the text is set as code.
+        strong: Whether the text is set bold.
+        flag: A word in red after the text.
+    """
+
+    text: str
+    note: str = ""
+    below: str = ""
+    tone: str = ""
+    title: str = ""
+    code: bool = False
+    strong: bool = False
+    flag: str = ""
+
+
+class Table(NamedTuple):
+    """A table of a page.
+
+    Attributes:
+        heads: One per column.
+        rows: Each as long as `heads`; a string is a cell of text alone.
+        text_columns: How many of the first columns hold text, set to the left.
+        groups: A first row of heads: (text, columns it spans); none where empty.
+    """
+
+    heads: tuple[Cell | str, ...]
+    rows: tuple[tuple[Cell | str, ...], ...]
+    text_columns: int = 1
+    groups: tuple[tuple[str, int], ...] = ()
+
+
+def table(
+    heads: Iterable[Cell | str],
+    rows: Iterable[Iterable[Cell | str]],
+    *,
+    text_columns: int = 1,
+    groups: tuple[tuple[str, int], ...] = (),
+) -> Table:
+    """Return a table; rows may be any iterables."""
+    return Table(tuple(heads), tuple(tuple(row) for row in rows), text_columns, groups)
+
+
+def inline_svg(svg: str, name: str) -> Markup:
+    """Return the SVG element of a chart alone, its ids prefixed with `name`, scaled to the page's width."""
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r'\bid="', f'id="{name}-', element)
+    element = re.sub(r'((?:xlink:)?href="|url\()#', rf"\1#{name}-", element)
+    element = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", element, count=1)
+    element = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", element, count=1)
+    return Markup(element.replace("<svg", f'<svg role="img" aria-label="{name.replace("_", " ")}"', 1))
+
+
+def render_page(template: str, *, package: str = "loadtest.report", **values: Any) -> str:
+    """Return a page.
+
+    Args:
+        template: A file of the package's `templates/`; it may extend `base.html.j2` of this room.
+        package: Whose templates.
+        values: What the template shows. Strings are escaped; charts come through `inline_svg`.
+
+    Raises:
+        jinja2.UndefinedError: The template names a value that is not given.
+    """
+    loaders = [jinja2.PackageLoader(package), jinja2.PackageLoader("loadtest.report")]
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["thousands"] = "{:,}".format
+    chart_colours = {"light": Markup(theme_css(dark=False)), "dark": Markup(theme_css(dark=True))}
+    return environment.get_template(template).render(chart_colours=chart_colours, none=NONE, **values)
