@@ -29,11 +29,11 @@ from loadtest.capacity.decision import (
     sentence_of,
 )
 from loadtest.capacity.from_run import measured_most
-from loadtest.capacity.inputs import HOURS_PER_MONTH, SMALL_GPUS, Demand, Routing, prices_for
+from loadtest.capacity.inputs import HOURS_PER_MONTH, SMALL_GPUS, Demand, Price, Routing, old_prices, prices_for
 from loadtest.capacity.parallel import ResultCache, Work, Workers, do
 from loadtest.capacity.pareto import Point, frontier_of
 from loadtest.capacity.replica_count import total_for, worst_loss
-from loadtest.capacity.sensitivity import Case, Contender, again_of, cases_of, looks_for
+from loadtest.capacity.sensitivity import STEP, Case, Contender, again_of, cases_of, looks_for
 from loadtest.capacity.simulation import (
     NONE,
     Checked,
@@ -99,6 +99,7 @@ class CapacityPlan(Document):
         sweep: The recommended replica at lower and higher loads.
         max_queue_size: Requests that may wait on each replica, as it is deployed and as the fleets were simulated; 0: no
             limit.
+        warnings: Of prices that are old.
         max_tokens_note: What a lower `max_tokens` would buy; None where nothing.
         smaller_gpu: A cheaper GPU outside the demand's limits that would hold it; None where there is none.
         operating_per_s: What each replica has to carry at the peak with the spares lost; `operating` what it shows
@@ -119,6 +120,7 @@ class CapacityPlan(Document):
     frontier: tuple[Point, ...] = ()
     sensitivity: tuple[Case, ...] = ()
     max_queue_size: int = 0
+    warnings: tuple[str, ...] = ()
     max_tokens_note: str | None = None
     smaller_gpu: str | None = None
     operating_per_s: float | None = None
@@ -158,6 +160,11 @@ class Searched:
         return next(each for each, _ in self.found if each.name == name)
 
     @property
+    def enough_per_s(self) -> float:
+        """A load past which nobody asks what one replica carries: all of the demand, grown as the levers grow it."""
+        return self.rate_per_s * (1 + STEP)
+
+    @property
     def rate_per_s(self) -> float:
         """The planned peak with its headroom: what the smallest fleet has to carry."""
         return self.market.peak_per_s / (1 - self.demand.availability.headroom)
@@ -165,7 +172,15 @@ class Searched:
     def task(self, candidate: Candidate, demand: Demand) -> Task:
         """Return the search of a candidate that has an engine."""
         assert candidate.manifest is not None
-        return Task(candidate.name, candidate.manifest, demand, self.folder, self.shape, candidate.interval)
+        return Task(
+            candidate.name,
+            candidate.manifest,
+            demand,
+            self.folder,
+            self.shape,
+            candidate.interval,
+            enough_per_s=self.enough_per_s,
+        )
 
     def add(self, found: Sequence[tuple[Candidate, ReplicaCapacity | None]]) -> None:
         """Add what was found of candidates."""
@@ -208,6 +223,7 @@ def make_capacity(
         recommended=None if best is None else best.name,
         sentence=None,
         nearest=None if best is not None else nearest_possible(demand, seen.market, seen.rows),
+        warnings=tuple(old_prices(_used_prices(seen), today)),
         smaller_gpu=None if smaller is None else _smaller_text(smaller),
     )
     if best is None:
@@ -246,9 +262,7 @@ def _search_all(seen: Searched, candidates: Sequence[Candidate], means: SearchOp
         looks = [
             CandidateTask(
                 each.name,
-                search=seen.task(each, seen.demand)._replace(
-                    enough_per_s=seen.rate_per_s, least_per_s=_least_per_s(seen, each)
-                ),
+                search=seen.task(each, seen.demand)._replace(least_per_s=_least_per_s(seen, each)),
             )
             for each in first
         ]
@@ -321,7 +335,7 @@ def _with_size(seen: Searched, row: Row, found: FleetSize) -> Row:
         return row.model_copy(update={"status": "objectives missed", "reason": reason, "verdict": missed})
     changed = row.model_copy(
         update={
-            "fleet_per_s": seen.rate_per_s / found.needed,
+            "fleet_per_s": max(seen.rate_per_s, row.rate_per_s or 0.0) if found.needed == 1 else seen.rate_per_s / found.needed,
             "verdict": found.chosen,
             "added": found.needed - (row.needed or 0),
             "limited_by": limit_of(found) or row.limited_by,
@@ -554,7 +568,7 @@ def _lower_max_tokens(seen: Searched, candidate: Candidate) -> list[CandidateTas
         return []
     lowered = with_max_tokens(seen.demand, shape.longest_osl)
     task = seen.task(candidate, lowered)._replace(
-        shape=shape._replace(max_tokens=shape.longest_osl), is_brief=True, enough_per_s=seen.rate_per_s
+        shape=shape._replace(max_tokens=shape.longest_osl), is_brief=True
     )
     return [CandidateTask(f"{candidate.name}, max_tokens {shape.longest_osl}", search=task)]
 
@@ -590,6 +604,11 @@ def _max_tokens_note(seen: Searched, best: Row, found: Sequence[ReplicaCapacity 
     if row.needed is None or row.needed >= before:
         return f"{said}Lowering max_tokens to that saves no replica."
     return f"{said}Lowering max_tokens to that takes {row.replicas} replicas, {row.usd_per_month:,.0f} USD a month."
+
+
+def _used_prices(seen: Searched) -> list[Price]:
+    """Return the price of each GPU that a row was costed with."""
+    return list({row.gpu: row.price for row in seen.rows if row.price is not None}.values())
 
 
 def _autoscaled_usd(row: Row, day: Day) -> float | None:

@@ -9,11 +9,10 @@ from loadtest.capacity.inputs.demand import (
     MeasuredRun,
     Routing,
     Scale,
-    default_max_tokens,
     least_tail,
     read_demand,
 )
-from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, Price, prices_for, times
+from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, Price, old_prices, prices_for, times
 
 __all__ = [
     "HOURS_PER_MONTH",
@@ -26,8 +25,8 @@ __all__ = [
     "Price",
     "Routing",
     "Scale",
-    "default_max_tokens",
     "least_tail",
+    "old_prices",
     "prices_for",
     "read_demand",
     "times",

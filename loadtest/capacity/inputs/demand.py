@@ -23,6 +23,7 @@ from loadtest.scenario import (
 
 Routing = Literal["round_robin", "least_outstanding", "least_kv", "prefix_aware"]
 Auto = Literal["auto"]
+PriceTerms = Literal["on_demand", "reserved", "spot"]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
 # Percentiles that a finite run can support; `max` grows for as long as one looks.
@@ -34,7 +35,6 @@ SMALL_GPUS = (
     "a100-sxm-40gb",
     "a100-pcie-40gb",
     "a100-pcie-80gb",
-    "h100-sxm-80gb-mig-1g.10gb",
     "h100-sxm-80gb-mig-2g.20gb",
     "h100-sxm-80gb-mig-3g.40gb",
 )
@@ -216,11 +216,14 @@ class PriceChoices(Strict):
 
     Attributes:
         vendor: Whose list prices to take from the price file.
+        terms: Of those prices; a reservation commits to a year, a spot machine can be taken away at any time. A GPU
+            without a price on these terms has none.
         file: The user's own price file; None takes the one that ships, whose rows say source and date.
         usd_per_gpu_h: The user's own prices by GPU, over any file.
     """
 
     vendor: str = "hyperstack"
+    terms: PriceTerms = "on_demand"
     file: str | None = None
     usd_per_gpu_h: dict[str, Positive] = Field(default_factory=dict)
 
@@ -233,6 +236,8 @@ class Demand(Strict):
         horizon_months: How far ahead the plan must still hold.
         peak_window_s: The busiest stretch of this length is what the replicas are sized for (of a trace; a described
             day is sized for its busiest hour).
+        max_tokens: Reply tokens that a request asks for at most, where neither its class's lengths nor a trace's row say
+            so. None: the longest reply of its class; of a model that reasons, 32,768.
         objectives: Of all requests together.
     """
 
@@ -242,6 +247,7 @@ class Demand(Strict):
     growth_per_month: Annotated[float, Field(gt=-1, le=10)] = 0.0
     horizon_months: NotNegative = 0.0
     peak_window_s: Positive = 600.0
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     objectives: Objectives
     availability: Availability = Availability()
     autoscaling: Autoscaling = Autoscaling()
@@ -256,6 +262,10 @@ class Demand(Strict):
     def growth(self) -> float:
         """How many times today's traffic the plan is for."""
         return float((1 + self.growth_per_month) ** self.horizon_months) * self.scale.traffic
+
+    def most_tokens(self, longest_osl: int) -> int:
+        """Return how many reply tokens a request asks for at most, where it does not say, given its longest reply."""
+        return self.max_tokens or default_max_tokens(self.model, longest_osl)
 
     @property
     def classes(self) -> tuple[TrafficClass, ...]:

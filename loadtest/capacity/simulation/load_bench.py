@@ -75,7 +75,7 @@ class Task(NamedTuple):
         parts = (
             self.manifest.model_dump_json(include={"model", "gpu", "precision", "parallel", "limits", "kv_cache"}),
             self.manifest.model_dump_json(include={"runtime", "step_time"}),
-            self.demand.model_dump_json(include={"model", "peak_window_s", "objectives", "seed"}),
+            self.demand.model_dump_json(include={"model", "peak_window_s", "max_tokens", "objectives", "seed"}),
             traffic.model_dump_json(exclude={"rate_by_hour_per_s", "rate_per_s"}),  # what a replica gets is the search's
             repr((self.demand.scale.isl, self.demand.scale.osl)),
             sha256_of(self.folder / traffic.path) if isinstance(traffic, Trace) else "",

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import UserError
-from loadtest.capacity.inputs import Demand, Described, Scale, default_max_tokens, least_tail
+from loadtest.capacity.inputs import Demand, Described, Scale, least_tail
 from loadtest.scenario import HASH_BLOCK_TOKENS, Kind, Scenario, Trace, read_trace
 from loadtest.traffic import ConversationSampler, ConversationState
 
@@ -137,7 +137,7 @@ def shape_of(demand: Demand, folder: Path) -> LengthProfile:
         asks = _trace(demand.traffic.model_dump_json(), str(folder))
         isl, osl = (np.array(values) for values in zip(*((each.isl, each.osl) for each in asks), strict=True))
         longest = int(isl.max()), int(osl.max())
-        most = demand.traffic.max_tokens or default_max_tokens(demand.model, longest[1])
+        most = demand.traffic.max_tokens or demand.most_tokens(longest[1])
         return _scaled_shape(LengthProfile(float(isl.mean()), float(osl.mean()), *longest, most), demand.scale)
     scenario = _scenario(demand.traffic, demand.seed, folder)
     mix = _mix(scenario.model_dump_json())
@@ -146,15 +146,15 @@ def shape_of(demand: Demand, folder: Path) -> LengthProfile:
     bounds = [_bounds(kind, int(isl.max()), int(osl.max())) for kind in scenario.kinds]
     longest_isl, longest_osl = (max(values) for values in zip(*bounds, strict=True))
     most = max(
-        _max_tokens(kind, demand.model, bound[1]) for kind, bound in zip(scenario.kinds, bounds, strict=True)
+        _max_tokens(kind, demand, bound[1]) for kind, bound in zip(scenario.kinds, bounds, strict=True)
     )
     means = float(isl.mean()), float(osl.mean())
     return _scaled_shape(LengthProfile(*means, longest_isl, longest_osl, most), demand.scale)
 
 
-def _max_tokens(kind: Kind, model: str, longest_osl: int) -> int:
+def _max_tokens(kind: Kind, demand: Demand, longest_osl: int) -> int:
     """Return how many reply tokens the requests of a class ask for at most."""
-    return kind.lengths.max_tokens or default_max_tokens(model, longest_osl)
+    return kind.lengths.max_tokens or demand.most_tokens(longest_osl)
 
 
 def _scaled_shape(shape: LengthProfile, scale: Scale) -> LengthProfile:
@@ -305,7 +305,7 @@ def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generato
     assert isinstance(traffic, Described)
     scenario = _scenario(traffic, demand.seed, folder)
     mix_json = scenario.model_dump_json()
-    drawn = _conversations(mix_json, demand.model, wanted.tokens_per_block)
+    drawn = _conversations(mix_json, _most_by_class(demand, scenario), wanted.tokens_per_block)
     upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
     rate_per_s = wanted.rate_per_s / _turns_of(mix_json)
     edges_s, per_s = _rates(traffic, demand.peak_window_s, wanted, rng)
@@ -370,14 +370,18 @@ class _Conversations:
 
 
 @lru_cache(maxsize=4)
-def _conversations(scenario_json: str, model: str, tokens_per_block: int | None) -> _Conversations:
-    mix = _mix(scenario_json)
-    scenario = Scenario.model_validate_json(scenario_json)
-    longest = mix.lengths_of(range(256)).longest_osl
-    most = {
-        kind.name or "": _max_tokens(kind, model, _bounds(kind, 1, longest)[1]) for kind in scenario.kinds
-    }
-    return _Conversations(mix, most, tokens_per_block)
+def _conversations(
+    scenario_json: str, most: tuple[tuple[str, int], ...], tokens_per_block: int | None
+) -> _Conversations:
+    return _Conversations(_mix(scenario_json), dict(most), tokens_per_block)
+
+
+def _most_by_class(demand: Demand, scenario: Scenario) -> tuple[tuple[str, int], ...]:
+    """Return how many reply tokens the requests of each class ask for at most."""
+    longest = _mix(scenario.model_dump_json()).lengths_of(range(256)).longest_osl
+    return tuple(
+        (kind.name or "", _max_tokens(kind, demand, _bounds(kind, 1, longest)[1])) for kind in scenario.kinds
+    )
 
 
 def mean_turns(traffic: Described, seed: int, folder: Path) -> float:
@@ -412,7 +416,7 @@ def _replayed(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Gener
     begin_s += (window_s - measure_s) * (wanted.window % wanted.windows + rng.random()) / wanted.windows
     begin_s -= min(wanted.lead_s, begin_s)
     lead_s, upto_s = wanted.lead_s, wanted.lead_s + measure_s + wanted.tail_s
-    most = trace.max_tokens or default_max_tokens(demand.model, max(each.osl for each in asks))
+    most = trace.max_tokens or demand.most_tokens(max(each.osl for each in asks))
     ratio = wanted.rate_per_s / inside
     jitter_s = JITTER_S if ratio > 1 else 0.0
     found: list[SimRequest] = []

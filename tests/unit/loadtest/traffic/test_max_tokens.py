@@ -17,7 +17,7 @@ from tests.unit.loadtest.capacity.made import engine
 
 def _scenario(**lengths: object) -> Scenario:
     values = {"isl": 100, "osl": 50, **lengths}
-    return Scenario.model_validate({"lengths": values, "prompts": "random", "rate_per_s": [30.0], "duration_s": 20.0})
+    return Scenario.model_validate({"lengths": values, "prompts": "random", "rate_per_s": [60.0], "duration_s": 20.0})
 
 
 def test_a_turn_asks_for_max_tokens_and_expects_its_reply() -> None:
@@ -36,9 +36,9 @@ def test_a_trace_row_states_its_own(tmp_path: Path) -> None:
 
 
 def test_no_evict_waits_for_what_is_reserved() -> None:
-    """Blocks for 16 requests of 100 + 900 tokens: with `max_tokens` 900 replies of 50 tokens wait, without it none."""
+    """Blocks for 8 requests of 100 + 900 tokens: with `max_tokens` 900 replies of 50 tokens wait, without it none."""
     manifest = engine(**{"limits.max_batch_size": 64, "limits.max_num_tokens": 2048, "limits.max_seq_len": 1024})
-    cache = manifest.kv_cache.model_copy(update={"blocks": 16 * 32})
+    cache = manifest.kv_cache.model_copy(update={"blocks": 8 * 32})
     manifest = manifest.model_copy(update={"kv_cache": cache})
     waits = {}
     for most in (None, 900):
