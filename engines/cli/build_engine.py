@@ -48,7 +48,7 @@ HELP_GROUPS = {
     "Adapters and speculation": ("--lora-modules", "--max-lora-rank", "--speculative", "--max-draft-len"),
     "Quantizing": ("--calibration-text", "--calibration-samples", "--calibration-tokens", "--seed"),
     "How far to go": ("--emulate", "--until", "--max-perplexity-increase", "--dry-run", "--explain", "--list"),
-    "What predicts": ("--step-time", "--step-time-calibration"),
+    "What predicts": ("--engine-profile", "--step-time", "--step-time-calibration"),
     "Where to": ("--out", "--force", "--stages"),
 }
 
@@ -115,9 +115,14 @@ HELP_GROUPS = {
 )
 @click.option("--max-draft-len", type=int, help="Draft tokens a step, at most.")
 @click.option(
+    "--engine-profile",
+    metavar="NAME",
+    help="What is expected above the kernels: trtllm-1.x-triton, trtllm-serve, vllm-v1, ... (engine-profiles.md).",
+)
+@click.option(
     "--step-time",
-    type=click.Choice(["roofline", "silicon"]),
-    help="What stands in for the GPU's clock: data sheets, or measured kernels.",
+    type=click.Choice(["auto", "roofline", "silicon"]),
+    help="What stands in for the GPU's clock: data sheets, or measured kernels; auto: what held-out rows favour.",
 )
 @click.option(
     "--step-time-calibration",

@@ -20,6 +20,7 @@ from engines.spec import (
     Precision,
     Sizing,
     Verdict,
+    engine_profile_named,
     gib,
     gpu_named,
     keeps_paged_attention,
@@ -28,6 +29,7 @@ from engines.spec import (
     precision_named,
     require_possible,
 )
+from engines.steptime import favoured_source
 
 Origin = Literal["flag", "recipe", "default", "derived"]
 
@@ -256,19 +258,30 @@ def _limits(
         recipe.kv_cache.free_gpu_mem_fraction,
         "of the memory free at load, not of all",
     )
+    batching = engine_profile_named(recipe.engine_profile).batching
     asked_batch, asked_tokens = recipe.limits.max_batch_size, recipe.limits.max_num_tokens
+    if asked_batch == "auto" and batching.max_batch_size is not None:
+        asked_batch = batching.max_batch_size
+    if asked_tokens == "auto" and batching.max_num_tokens is not None:
+        asked_tokens = batching.max_num_tokens
     start = Sizing(
         max_batch_size=1,
         max_num_tokens=1,
         max_seq_len=_max_seq_len(choices, model),
         tokens_per_block=recipe.kv_cache.tokens_per_block,
-        kv_fraction=recipe.kv_cache.free_gpu_mem_fraction,
+        kv_fraction=batching.memory_fraction or recipe.kv_cache.free_gpu_mem_fraction,
         tensor_parallel=recipe.parallel.tensor,
         pipeline_parallel=recipe.parallel.pipeline,
     )
     found = choose_limits(
         Engine(
-            model, gpu, precision.name, kv_format, start, runtime.chunked_context, _pricing(choices, gpu, precision)
+            model,
+            gpu,
+            precision.name,
+            kv_format,
+            start,
+            runtime.chunked_context,
+            _pricing(choices, model, gpu, precision, kv_format),
         ),
         recipe.workload,
         recipe.objectives,
@@ -286,14 +299,24 @@ def _limits(
     return found
 
 
-def _pricing(choices: _Choices, gpu: GpuSpec, precision: Precision) -> StepTimeChoice:
+def _pricing(
+    choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat
+) -> StepTimeChoice:
     """Return what prices an iteration; a calibration brings its own source, and is refused for other hardware."""
     recipe = choices.asked.recipe
+    tensor = recipe.parallel.tensor
     if recipe.step_time_calibration is None:
-        return StepTimeChoice(source=recipe.step_time)
+        profile = engine_profile_named(recipe.engine_profile)
+        choices.given("engine_profile", profile.name, profile.description)
+        source = recipe.step_time
+        if source == "auto":
+            source, why = favoured_source(model, gpu, precision.name, kv_format, tensor_parallel=tensor)
+            choices.derived("step_time", source, why)
+        else:
+            choices.given("step_time", source, "as asked")
+        return StepTimeChoice(source=source, profile=profile.name, factors=profile.factors, host=profile.host)
     path = Path(recipe.step_time_calibration)
     known = read_calibration(path)
-    tensor = recipe.parallel.tensor
     require_match(known, gpu=gpu.name, precision=precision.name, tensor_parallel=tensor, path=path)
     if known.measured_on == "emulated":
         choices.notice("emulated-calibration", f"{path} was measured on an emulated engine, and says nothing of a GPU")
@@ -428,11 +451,19 @@ def _runtime(choices: _Choices, kv_format: KvFormat, precision: Precision) -> Ru
             f"a {kv_format} KV cache with {precision.name} turns paged context attention off: "
             "no chunked context, no KV reuse, and max_num_tokens must cover the longest prompt",
         )
-    choices.given("scheduler_policy", recipe.scheduler_policy, "no request is paused once started")
+    batching = engine_profile_named(recipe.engine_profile).batching
+    if batching.chunked_context is not None and recipe.chunked_context == "auto":
+        values["chunked_context"] = batching.chunked_context
+    policy = recipe.scheduler_policy
+    if batching.scheduler_policy is not None:
+        policy = batching.scheduler_policy
+        choices.derived("scheduler_policy", policy, f"how {recipe.engine_profile} batches")
+    else:
+        choices.given("scheduler_policy", policy, "no request is paused once started")
     return Runtime(
         chunked_context=values["chunked_context"],
         kv_reuse=values["kv_cache.reuse"],
-        scheduler_policy=recipe.scheduler_policy,
+        scheduler_policy=policy,
     )
 
 

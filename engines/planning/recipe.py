@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml, validate
-from engines.spec import LlmApiVersion
+from engines.spec import DEFAULT_ENGINE_PROFILE, LlmApiVersion
 
 Auto = Literal["auto"]
 
@@ -143,7 +143,8 @@ class Recipe(Strict):
     cuda_graphs: CudaGraphChoices = CudaGraphChoices()
     disaggregation: DisaggregationChoices = DisaggregationChoices()
     calibration: CalibrationChoices = CalibrationChoices()
-    step_time: Literal["roofline", "silicon"] = "roofline"
+    step_time: Literal["roofline", "silicon"] | Auto = "auto"
+    engine_profile: str = DEFAULT_ENGINE_PROFILE
     step_time_calibration: str | None = None
     seed: int = 0
 

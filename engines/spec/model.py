@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import Literal
-
-import yaml
 
 from engines.errors import UserError
 from engines.files import Strict, validate
+from engines.names import spec_data
 from engines.spec.precision import KV_BYTES, KvFormat, Precision
 
 Family = Literal["qwen3", "qwen2", "qwen1.5", "llama", "mistral", "gptj"]
@@ -142,8 +140,7 @@ class _ModelFile(Strict):
 
 @cache
 def _library() -> _Library:
-    text = (files("engines.spec") / "data" / "models.yaml").read_text(encoding="utf-8")
-    loaded = validate(yaml.safe_load(text), _ModelFile, where="models.yaml")
+    loaded = validate(spec_data("models"), _ModelFile, where="models.yaml")
     models = {model.name: model for model in loaded.models}
     names = {alias.lower(): model.name for model in loaded.models for alias in (model.name, *model.aliases)}
     return _Library(models, names)

@@ -4,7 +4,7 @@ from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, attended_tokens
-from engines.steptime.source import step_time_for, step_time_of
+from engines.steptime.source import favoured_source, step_time_for, step_time_of
 from engines.steptime.uncertainty import StepTimeInterval, slowed, uncertainty
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "StepTime",
     "StepTimeInterval",
     "attended_tokens",
+    "favoured_source",
     "scaled",
     "slowed",
     "step_time_for",

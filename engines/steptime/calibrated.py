@@ -28,6 +28,11 @@ class Calibrated:
         self._rest: dict[int, tuple[float, float]] = {}
         self._empty: dict[int, float] = {}
 
+    @property
+    def derived(self) -> list[str]:
+        """What the source had to work out for want of measured kernels."""
+        return list(getattr(self.source, "derived", ()))
+
     def cost(self, shape: StepShape) -> StepCost:
         """Return the seconds of one iteration by cause."""
         parts = self.parts(shape)

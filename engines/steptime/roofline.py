@@ -2,7 +2,8 @@
 
 The floor of a step is physics: read every weight once, read each sequence's KV cache once, multiply. Real engines
 stay off that floor by efficiencies and by a launch gap in front of every kernel; those are the constants below, one
-set for each GPU generation, named so that a calibration can replace each of them.
+set for each GPU generation, named so that a calibration can replace each of them. What the host adds is an engine
+profile's or a calibration's to say.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ class Efficiency:
         gemm: Share of peak arithmetic in large matrix products.
         attention: Share of 16-bit peak arithmetic in prompt attention.
         layer_s: Launch gaps and small kernels of one layer, whatever the batch.
-        iteration_s: Scheduling and bookkeeping of one iteration.
-        sequence_s: Host work for each sequence that gets a token.
     """
 
     weights_bandwidth: float
@@ -40,21 +39,20 @@ class Efficiency:
     gemm: float
     attention: float
     layer_s: float
-    iteration_s: float
-    sequence_s: float
 
 
-# TensorRT-LLM 0.9's published timings of Mistral 7B (NVIDIA's performance pages), read by hand: on H100, 6.77 ms a
-# token at FP16 and 4.33 ms at FP8 for batch 1 give 0.85 of peak bandwidth and 1.8 ms beside it; a prompt of 2,048
-# tokens in 64.0 and 32.4 ms gives 0.47 of peak arithmetic. A100, 11.2 ms and 139.7 ms at FP16: 0.80, 2.4 ms, 0.67.
-HOPPER = Efficiency(0.85, 0.75, 0.47, 0.35, 50e-6, 0.2e-3, 6e-6)
-AMPERE = Efficiency(0.80, 0.75, 0.67, 0.45, 65e-6, 0.3e-3, 8e-6)
-_BY_GENERATION = {8: AMPERE, 9: HOPPER, 10: HOPPER}
+# `layer_s` is what TensorRT-LLM 0.9's published milliseconds a token of Mistral 7B at batch 1 leave beside reading the
+# weights (6.77 at FP16 and 4.33 at FP8 on an H100, 11.2 on an A100). All else is fitted to the maximum loads published
+# for 0.15 and 0.17 (Mistral 7B; H100 and H200, A100, L40S), met within 3 % on average: validation/trtllm-bench.
+HOPPER = Efficiency(0.862, 0.926, 0.675, 0.515, 50e-6)
+AMPERE = Efficiency(0.802, 0.908, 0.797, 0.439, 65e-6)
+ADA = Efficiency(0.796, 0.886, 0.561, 0.763, 65e-6)
+_BY_GENERATION = {"8.0": AMPERE, "8.9": ADA, "9.0": HOPPER}
 
 
 def efficiency_of(gpu: GpuSpec) -> Efficiency:
     """Return the constants of a GPU's generation; Blackwell takes Hopper's until it has been measured."""
-    return _BY_GENERATION[int(gpu.compute_capability.split(".")[0])]
+    return _BY_GENERATION.get(gpu.compute_capability, HOPPER)
 
 
 class Roofline:
@@ -95,7 +93,7 @@ class Roofline:
         self.activation_s_per_token = hidden_bytes / (bandwidth * eff.kv_bandwidth)
         logits_bytes = model.vocab_size * LOGITS_BYTES * SAMPLING_PASSES
         self.sampling_s_per_sequence = logits_bytes / (gpu.bandwidth_bytes_per_s * eff.kv_bandwidth)
-        self.host_s = model.layers * eff.layer_s + eff.iteration_s
+        self.host_s = model.layers * eff.layer_s
         self.onboard_s_per_token = kv_bytes / gpu.interconnect_bytes_per_s
         self.reduce_s_per_token = _reduce_s(model, gpu, tensor_parallel)
 
@@ -111,7 +109,7 @@ class Roofline:
             attention_s=shape.prefill_attended_tokens * self.attention_s_per_pair,
             activations_s=tokens * self.activation_s_per_token,
             communication_s=tokens * self.reduce_s_per_token,
-            host_s=self.host_s + sequences * self.efficiency.sequence_s,
+            host_s=self.host_s,
             sampling_s=sequences * self.sampling_s_per_sequence,
             onboard_s=shape.onboarded_tokens * self.onboard_s_per_token,
         )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from engines.errors import MissingError
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec import Factors, GpuSpec, KvFormat, ModelSpec, loaded
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
 from engines.steptime.shape import StepTime
 from engines.steptime.silicon import Silicon
+
+# Where held-out rows are nearer by measured kernels than by data sheets: docs/measurements/fidelity.md has both.
+SILICON_FAVOURED = ("a100-sxm-80gb", "h100-sxm-80gb", "h200-sxm-141gb")
 
 
 def step_time_of(
@@ -25,6 +31,21 @@ def step_time_of(
     if choice.factors is None and choice.host is None:
         return source
     return Calibrated(source, loaded(choice.factors or Factors(), choice.host))
+
+
+def favoured_source(
+    model: ModelSpec, gpu: GpuSpec, precision: str, kv_format: KvFormat, *, tensor_parallel: int
+) -> tuple[Literal["roofline", "silicon"], str]:
+    """Return the source that held-out rows favour on a GPU, and why it is the one."""
+    if gpu.name not in SILICON_FAVOURED:
+        return "roofline", f"no measured kernels, or no better than data sheets on held-out rows of {gpu.name}"
+    try:
+        kernels = Silicon(model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
+    except MissingError as error:
+        return "roofline", f"data sheets: {error.message}"
+    if kernels.derived:
+        return "roofline", f"data sheets: no measured kernels: {kernels.derived[0]}"
+    return "silicon", f"measured kernels: nearer to held-out rows of {gpu.name} than data sheets"
 
 
 def step_time_for(manifest: EngineManifest) -> StepTime:

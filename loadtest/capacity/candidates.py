@@ -8,15 +8,12 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import Field
-
-from engines.build import emulated_manifest
 from engines.calibration import Calibration, read_calibration
 from engines.emulator import SchedulerPolicy
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
 from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read_manifest
-from engines.planning import ask, make_plan
+from engines.planning import ask, emulated_manifest, make_plan
 from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, gpu_named
 from engines.steptime import uncertainty
 from loadtest.capacity.inputs import Demand, MeasuredRun
@@ -138,6 +135,7 @@ def _plan(
         "precision": precision,
         "parallel.tensor": tensor,
         "step_time": demand.candidates.step_time,
+        "engine_profile": demand.candidates.engine_profile,
         "limits.max_batch_size": limits[0],
         "limits.max_num_tokens": limits[1],
         "workload.input_tokens": round(shape.mean_isl),

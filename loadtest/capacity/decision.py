@@ -48,8 +48,8 @@ class Row(Strict):
     """One candidate, with all that is known of it.
 
     Attributes:
-        rate_per_s: Requests a second that one replica alone is promised to carry; `fleet_per_s` that each carries in the
-            smallest fleet that was simulated.
+        rate_per_s: Requests a second that one replica alone is promised to carry; `fleet_per_s` that each carries in
+            the smallest fleet that was simulated.
         limited_by: The objective that fails first as the load grows.
         replicas: Of the whole deployment, with those that may be lost; `needed` without.
         added: Of `needed`, those that a replica's own load would not have asked for, but the fleet behind a router did;
@@ -353,7 +353,7 @@ def _certainty(row: Row) -> str:
 
 
 def narrowing(row: Row) -> str:
-    """Return which measurement would narrow the answer most: the loads at which the objective that fails first turns."""
+    """Return which measurement would narrow the answer most: the loads around which the first objective fails."""
     rates = [each.rate_per_s for each in row.sizes if each.rate_per_s is not None]
     if not rates:
         return ""
@@ -366,7 +366,9 @@ def narrowing(row: Row) -> str:
 
 def nearest_possible(demand: Demand, market: Market, rows: Sequence[Row]) -> str:
     """Return what could be had where nothing that is asked for can: the smallest step from the demand."""
-    short = [row for row in rows if row.status in ("over budget", "too many replicas", "not cheaper") and row.rate_per_s]
+    short = [
+        row for row in rows if row.status in ("over budget", "too many replicas", "not cheaper") and row.rate_per_s
+    ]
     if short:
         return _smaller_traffic(demand, market, short)
     unpriced = [row for row in rows if row.status == "no price"]
@@ -419,4 +421,5 @@ def _least(row: Row) -> RateProbe:
     """Return the load, or no load at all, at which a row comes closest to its objectives."""
     assert row.found is not None
     tried = [*row.found.tried, *((row.found.idle,) if row.found.idle is not None else ())]
-    return min(tried, key=lambda each: each.worst_ratio)
+    least: RateProbe = min(tried, key=lambda each: each.worst_ratio)
+    return least

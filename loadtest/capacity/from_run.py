@@ -15,7 +15,7 @@ from loadtest.capacity.simulation import (
     figures_of,
     requests_needed,
 )
-from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_of
+from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_in
 from loadtest.results import Kind, read_records, read_run, read_samples
 
 ALIKE_RATIO = 0.15  # mean lengths of a run and of the demand may differ by so much
@@ -81,7 +81,7 @@ def _refusal(summary: Summary, shape: LengthProfile) -> str | None:
 def _tried(level: LevelSummary, demand: Demand, replicas: int) -> RateProbe:
     if level.requests_per_s is None:
         raise UserError("a level of the run has no rate: it measured nothing")
-    verdicts = verdicts_of(demand.objectives, level)
+    verdicts = verdicts_in(demand.scopes, level)
     return RateProbe(
         rate_per_s=(level.rate_per_s or level.requests_per_s) / replicas,
         met=all(each.met for each in verdicts),

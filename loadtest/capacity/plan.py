@@ -97,8 +97,7 @@ class CapacityPlan(Document):
         day: Replicas over the day by an autoscaler, of the recommended row.
         autoscaled_usd_per_month: What they cost; None where the traffic is no whole day.
         sweep: The recommended replica at lower and higher loads.
-        max_queue_size: Requests that may wait on each replica, as it is deployed and as the fleets were simulated; 0: no
-            limit.
+        max_queue_size: Requests that may wait on each replica, as deployed and as simulated; 0: no limit.
         warnings: Of prices that are old.
         max_tokens_note: What a lower `max_tokens` would buy; None where nothing.
         smaller_gpu: A cheaper GPU outside the demand's limits that would hold it; None where there is none.
@@ -140,7 +139,7 @@ class SearchOptions(NamedTuple):
     kept: ResultCache
     workers: Workers
     progress: Callable[[str], None]
-    first_table: Callable[[Sequence[Row]], None] = lambda rows: None
+    first_table: Callable[[Sequence[Row]], None] = lambda _: None
 
 
 @dataclass(slots=True)
@@ -186,9 +185,7 @@ class Searched:
         """Add what was found of candidates."""
         self.found += found
         known = {row.name: row for row in self.rows if row.verdict is not None}
-        self.rows = in_order(
-            [known.get(row.name, row) for row in rows_of(self.demand, self.market, self.found)]
-        )
+        self.rows = in_order([known.get(row.name, row) for row in rows_of(self.demand, self.market, self.found)])
 
     def replace_row(self, changed: Row) -> None:
         """Put a changed row in the place of the one of its name."""
@@ -208,9 +205,11 @@ def make_capacity(
     if not is_brief:
         means.first_table(seen.rows)
     best = _sized_best(seen, means)
-    smaller = _smaller_gpu(seen, best, head, means) if best is not None and best.replicas == total_for(
-        1, demand.availability
-    ) else None
+    smaller = (
+        _smaller_gpu(seen, best, head, means)
+        if best is not None and best.replicas == total_for(1, demand.availability)
+        else None
+    )
     if smaller is not None and demand.limits.is_any_gpu:
         best, smaller = smaller, None
     sources = [*head.made_from, *(source for candidate, _ in seen.found for source in candidate.sources)]
@@ -231,9 +230,7 @@ def make_capacity(
     if not is_brief:
         plan, best = _looked_into(plan, best, seen, means)
     lost = worst_loss(best.replicas or 0, demand.availability)
-    return plan.model_copy(
-        update={"sentence": sentence_of(demand, seen.market, best, lost), "rows": seen.rows}
-    )
+    return plan.model_copy(update={"sentence": sentence_of(demand, seen.market, best, lost), "rows": seen.rows})
 
 
 def search(demand: Demand, folder: Path, head: Document, means: SearchOptions, *, today: date) -> Searched:
@@ -270,7 +267,7 @@ def _search_all(seen: Searched, candidates: Sequence[Candidate], means: SearchOp
 
 
 def _reservations_bind(seen: Searched, candidate: Candidate) -> bool:
-    """Whether the same engine with reservations came near to what they leave room for; else evicting is no different."""
+    """Whether the same engine with reservations came near what they leave room for; else evicting is the same."""
     manifest = candidate.manifest
     assert manifest is not None
     name = candidate.name.removesuffix(EVICTING)
@@ -335,7 +332,9 @@ def _with_size(seen: Searched, row: Row, found: FleetSize) -> Row:
         return row.model_copy(update={"status": "objectives missed", "reason": reason, "verdict": missed})
     changed = row.model_copy(
         update={
-            "fleet_per_s": max(seen.rate_per_s, row.rate_per_s or 0.0) if found.needed == 1 else seen.rate_per_s / found.needed,
+            "fleet_per_s": max(seen.rate_per_s, row.rate_per_s or 0.0)
+            if found.needed == 1
+            else seen.rate_per_s / found.needed,
             "verdict": found.chosen,
             "added": found.needed - (row.needed or 0),
             "limited_by": limit_of(found) or row.limited_by,
@@ -360,8 +359,10 @@ def _smaller_gpu(seen: Searched, best: Row, head: Document, means: SearchOptions
     limits = seen.demand.limits.model_copy(update={"gpus": gpus})
     demand = seen.demand.model_copy(update={"limits": limits})
     open_ones = candidates_of(demand, seen.folder, seen.shape, made_by=head.made_by)
-    other = seen if seen.demand.limits.is_any_gpu else Searched(
-        demand, seen.folder, seen.curve, seen.shape, seen.market, [], []
+    other = (
+        seen
+        if seen.demand.limits.is_any_gpu
+        else Searched(demand, seen.folder, seen.curve, seen.shape, seen.market, [], [])
     )
     other.add([(each, None) for each in open_ones if each.refused is not None and each.run is None])
     _search_all(other, [each for each in open_ones if each.refused is None and each.run is None], means)
@@ -373,12 +374,10 @@ def _smaller_gpu(seen: Searched, best: Row, head: Document, means: SearchOptions
 
 def _smaller_text(row: Row) -> str:
     context = "" if row.kv_tokens is None else f"; its KV cache holds {row.kv_tokens:,} tokens"
-    return (
-        f"{row.name} would hold it for {row.usd_per_month:,.0f} USD a month, and is not in limits.gpus{context}"
-    )
+    return f"{row.name} would hold it for {row.usd_per_month:,.0f} USD a month, and is not in limits.gpus{context}"
 
 
-def _fleet_look(
+def _fleet_look(  # noqa: PLR0913 (one per thing a fleet is made of)
     seen: Searched,
     row: Row,
     what: What,
@@ -404,9 +403,7 @@ def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: SearchOpt
     assert best.replicas is not None
     assert best.rate_per_s is not None
     carried = best.fleet_per_s or best.rate_per_s
-    day, ups = autoscaled(
-        seen.curve, demand.growth, carried, demand.availability, demand.autoscaling, seed=demand.seed
-    )
+    day, ups = autoscaled(seen.curve, demand.growth, carried, demand.availability, demand.autoscaling, seed=demand.seed)
     candidate = seen.candidate(best.name)
     operating_per_s = market.peak_per_s / (best.needed or 1)
     plan = plan.model_copy(
@@ -433,8 +430,9 @@ def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: SearchOpt
         "sweeps": [_sweep_of(seen, each) for each in contenders],
         "max_tokens": _lower_max_tokens(seen, candidate),
     }
-    looked = dict(zip(looks, _by_group(_look_all([one for group in looks.values() for one in group], means), looks),
-                      strict=True))
+    looked = dict(
+        zip(looks, _by_group(_look_all([one for group in looks.values() for one in group], means), looks), strict=True)
+    )
     best = _with_others(seen, best, looked)
     seen.replace_row(best)
     fleets, queue = _queue_kept([one.checked for one in looked["fleets"] if one.checked], seen, best, queue, means)
@@ -457,11 +455,7 @@ def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: SearchOpt
 
 def _contenders(seen: Searched, best: Row) -> list[Contender]:
     """Return the recommended row, and the cheapest of another GPU or precision."""
-    others = [
-        row
-        for row in seen.rows
-        if row.is_possible and (row.gpu, row.precision) != (best.gpu, best.precision)
-    ]
+    others = [row for row in seen.rows if row.is_possible and (row.gpu, row.precision) != (best.gpu, best.precision)]
     rows = [row for row in (best, *others) if seen.candidate(row.name).manifest is not None]
     return [Contender(row=row, candidate=seen.candidate(row.name)) for row in rows[:CONTENDERS]]
 
@@ -531,9 +525,7 @@ def _fleet_looks(seen: Searched, best: Row, day: Day, ups: Ups, queue: int) -> l
     rates = [rate * seen.demand.growth for rate in seen.curve.rates_per_s.tolist()]
     steep, up = ramp_of(rates, ups.up, day.steepest_h)
     if max(steep) > 0 and len(set(up)) > 1:
-        looks.append(
-            _fleet_look(seen, best, "ramp", max(up), routing, queue=queue, ups=up, rates_per_s=tuple(steep))
-        )
+        looks.append(_fleet_look(seen, best, "ramp", max(up), routing, queue=queue, ups=up, rates_per_s=tuple(steep)))
     return looks
 
 
@@ -567,9 +559,7 @@ def _lower_max_tokens(seen: Searched, candidate: Candidate) -> list[CandidateTas
     if shape.max_tokens <= shape.longest_osl:
         return []
     lowered = with_max_tokens(seen.demand, shape.longest_osl)
-    task = seen.task(candidate, lowered)._replace(
-        shape=shape._replace(max_tokens=shape.longest_osl), is_brief=True
-    )
+    task = seen.task(candidate, lowered)._replace(shape=shape._replace(max_tokens=shape.longest_osl), is_brief=True)
     return [CandidateTask(f"{candidate.name}, max_tokens {shape.longest_osl}", search=task)]
 
 
@@ -581,9 +571,9 @@ def with_max_tokens(demand: Demand, tokens: int) -> Demand:
     changed = {
         "lengths": traffic.lengths.model_copy(update={"max_tokens": tokens}),
         "classes": tuple(
-            each if each.lengths is None else each.model_copy(
-                update={"lengths": each.lengths.model_copy(update={"max_tokens": tokens})}
-            )
+            each
+            if each.lengths is None
+            else each.model_copy(update={"lengths": each.lengths.model_copy(update={"max_tokens": tokens})})
             for each in traffic.classes
         ),
     }
@@ -595,7 +585,9 @@ def _max_tokens_note(seen: Searched, best: Row, found: Sequence[ReplicaCapacity 
     lowered = found[0] if found else None
     if lowered is None or lowered.rate_per_s is None:
         return None
-    row = costed(best.model_copy(update={"rate_per_s": lowered.rate_per_s, "fleet_per_s": None}), seen.demand, seen.market)
+    row = costed(
+        best.model_copy(update={"rate_per_s": lowered.rate_per_s, "fleet_per_s": None}), seen.demand, seen.market
+    )
     before = best.needed or 0
     said = (
         f"Every request reserves KV cache for {shape.max_tokens:,} reply tokens (max_tokens); no reply is longer than "

@@ -116,7 +116,8 @@ def cases_of(
             prices = market.model_copy(update={"prices": {**market.prices, best.gpu: times(best.price, ratio)}})
             cases.append(_case("price of the recommended GPU", words, demand, prices, rows, best))
     middle = [
-        _carries(row, row.middle_rate_per_s or row.rate_per_s, row.middle.needed if row.middle else None) for row in rows
+        _carries(row, row.middle_rate_per_s or row.rate_per_s, row.middle.needed if row.middle else None)
+        for row in rows
     ]
     cases.append(_case("prediction error", "none", demand, market, middle, best))
     cases.append(_case("prediction error", "twice", demand, market, _carrying(rows, found, TWICE), best))

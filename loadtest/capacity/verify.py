@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Strict, read_json, source_of
 from loadtest.capacity.plan import CapacityPlan
 from loadtest.capacity.simulation import RateProbe
-from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_of
+from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_in
 from loadtest.results import REQUESTS_NAME, RUN_NAME, Kind, read_records, read_run, read_samples
-from loadtest.scenario import Verdict
 
 LOAD_RATIO = 0.95  # of the planned load that a run must have offered for it to say anything
 
@@ -72,7 +70,7 @@ def verify(plan_path: Path, run: Path, *, made_by: MadeBy) -> Verification:
         raise UserError(f"{run}: a prediction verifies no plan", hint="run-load with the plan's verify.yaml")
     summary = summarize(manifest, read_records(run), read_samples(run), objectives=plan.demand.objectives)
     level = _level(summary, plan.operating_per_s, run)
-    missed = tuple(each.objective for each in _verdicts(plan, level) if not each.met)
+    missed = tuple(each.objective for each in verdicts_in(plan.demand.scopes, level) if not each.met)
     doubts = tuple(doubt.text for doubt in summary.doubts)
     return Verification(
         made_by=made_by,
@@ -105,24 +103,6 @@ def _level(summary: Summary, planned_per_s: float, run: Path) -> LevelSummary:
             hint="run-load with the plan's verify.yaml",
         )
     return min(enough, key=offered_per_s)
-
-
-def _verdicts(plan: CapacityPlan, level: LevelSummary) -> Iterator[Verdict]:
-    yield from verdicts_of(plan.demand.objectives, level)
-    by_name = {each.name: each for each in level.classes}
-    for each in plan.demand.classes:
-        found = by_name.get(each.name)
-        if each.objectives is None:
-            continue
-        if found is None:
-            yield Verdict(f"{each.name}: no request of this class", 0.0, None, met=False)
-            continue
-        own = {name: getattr(found, name) for name in ("requests", "errors", "ttft_s", "itl_s", "tpot_s", "e2e_s")}
-        of_class = level.model_copy(
-            update={**own, "goodput": found.goodput, "ttft_scheduled_s": None, "e2e_scheduled_s": None}
-        )
-        for verdict in verdicts_of(each.objectives, of_class):
-            yield verdict._replace(objective=f"{each.name}: {verdict.objective}")
 
 
 def _figures(plan: CapacityPlan, level: LevelSummary) -> tuple[Figure, ...]:

@@ -30,6 +30,7 @@ VALUES: dict[str, tuple[str, str]] = {
     "max_batch_size": ("candidates.max_batch_size", "counts"),
     "max_num_tokens": ("candidates.max_num_tokens", "counts"),
     "step_time": ("candidates.step_time", "word"),
+    "engine_profile": ("candidates.engine_profile", "word"),
 }
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.build import emulated_manifest
 from engines.calibration import Calibration, read_calibration, require_match
 from engines.console import command_line
 from engines.files import Document, made_by, sha256_of
 from engines.manifest import EngineManifest, StepTimeChoice, read_manifest
-from engines.planning import ask, make_plan
+from engines.planning import ask, emulated_manifest, make_plan
+from engines.spec import engine_profile_named
 from loadtest.simulate import calibrated
 from loadtest.traffic import LengthStats
 
@@ -25,8 +25,7 @@ def engine_of(
 ) -> EngineManifest:
     """Return the engine of a folder, or one planned for requests as seen, as flags and a calibration have it."""
     manifest = planned(flags, known, seen) if engine_dir is None else read_manifest(engine_dir)
-    if flags["step_time"] is not None:
-        manifest = manifest.model_copy(update={"step_time": StepTimeChoice(source=flags["step_time"])})
+    manifest = manifest.model_copy(update={"step_time": _as_asked(manifest.step_time, flags)})
     if known is None:
         return manifest
     require_match(
@@ -39,6 +38,14 @@ def engine_of(
     return calibrated(manifest, known, sha256_of(flags["calibration"]))
 
 
+def _as_asked(choice: StepTimeChoice, flags: dict[str, Any]) -> StepTimeChoice:
+    """Return an engine's choice of step times with what flags say otherwise."""
+    if flags.get("engine_profile") is not None:
+        profile = engine_profile_named(flags["engine_profile"])
+        choice = StepTimeChoice(source=choice.source, profile=profile.name, factors=profile.factors, host=profile.host)
+    return choice.model_copy(update={"source": flags["step_time"] or choice.source})
+
+
 def planned(flags: dict[str, Any], known: Calibration | None, seen: list[LengthStats]) -> EngineManifest:
     """Plan an engine where none is given, for requests as seen; a calibration's limits stand unless a flag differs."""
     engine = None if known is None else known.engine
@@ -47,6 +54,7 @@ def planned(flags: dict[str, Any], known: Calibration | None, seen: list[LengthS
         "gpu": flags["gpu"],
         "precision": flags["precision"],
         "parallel.tensor": flags["tp"],
+        "engine_profile": flags.get("engine_profile"),
         "step_time": flags["step_time"],
         "kv_cache.format": flags["kv_cache"] or (known.kv_cache if known else None),
         "limits.max_batch_size": flags["max_batch_size"] or (engine.max_batch_size if engine else None),

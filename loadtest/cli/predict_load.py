@@ -18,9 +18,14 @@ from engines.console import Command, common_flags
 @click.option("--tp", type=int, help="Tensor parallel size, where no engine is given.")
 @click.option("--max-batch-size", type=int, help="Sequences in one iteration, where no engine is given.")
 @click.option(
+    "--engine-profile",
+    metavar="NAME",
+    help="What is expected above the kernels: trtllm-1.x-triton, trtllm-serve, vllm-v1, ...; the engine's own choice.",
+)
+@click.option(
     "--step-time",
     type=click.Choice(["roofline", "silicon"]),
-    help="Data sheets, or tables of measured kernels; the engine's own choice where one is given.",
+    help="Data sheets, or tables of measured kernels; default: what held-out rows favour, or the engine's own choice.",
 )
 @click.option("--calibration", type=click.Path(path_type=Path), help="calibration.json of calibrate-engine.")
 @click.option("--max-num-tokens", type=int, help="Tokens in one iteration, where no engine is given.")

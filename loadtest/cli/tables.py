@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from engines.calibration import Calibration
 from engines.console import progress, show, table_console
-from loadtest.knee import KneeFound
-from loadtest.metrics import LevelSummary, Spread, Summary, class_alone, verdicts_of
+from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Scenario, Verdict
+
+if TYPE_CHECKING:
+    from loadtest.knee import KneeFound
 
 MS = 1e3
 
 
 def show_summary(summary: Summary) -> None:
     """Print the levels, under their kind, and every doubt on stderr."""
+    from rich.markup import escape
+    from rich.table import Table
+
     several = len(summary.runs) > 1
     table = Table(title=f"latency, ms ({escape(summary.label)})", title_justify="left")
     if several:
@@ -62,17 +66,13 @@ def _percentiles(found: Spread | None) -> list[str]:
 
 
 def show_verdicts(summary: Summary, scenario: Scenario) -> None:
-    """Print at which levels the scenario's objectives are kept, and which are missed where not."""
-    for level in summary.levels:
-        found = [("", each) for each in verdicts_of(scenario.objectives, level)] if scenario.objectives else []
-        for each in level.classes or ():
-            promised = next((known.objectives for known in scenario.classes if known.name == each.name), None)
-            if promised is not None:
-                found += [(f"{each.name}: ", verdict) for verdict in verdicts_of(promised, class_alone(level, each))]
-        missed = [f"{of}{verdict.objective} {_found(verdict)}" for of, verdict in found if not verdict.met]
-        if found:
-            told = f"missed: {'; '.join(missed)}" if missed else f"all {len(found)} kept"
-            show(f"objectives at {level.load} ({summary.label}): {told}")
+    """Print at which levels the scenario's objectives are met, and which are missed where not."""
+    scopes = scopes_of(scenario)
+    for level in summary.levels if scopes else ():
+        verdicts = verdicts_in(scopes, level)
+        missed = [f"{verdict.objective} {_found(verdict)}" for verdict in verdicts if not verdict.met]
+        told = f"missed: {'; '.join(missed)}" if missed else f"all {len(verdicts)} met"
+        show(f"objectives at {level.load} ({summary.label}): {told}")
 
 
 def _found(verdict: Verdict) -> str:
@@ -81,6 +81,8 @@ def _found(verdict: Verdict) -> str:
 
 def show_intervals(summary: Summary) -> None:
     """Print between what a calibrated prediction's means lie."""
+    from rich.table import Table
+
     found = [(level, level.intervals) for level in summary.levels if level.intervals]
     if not found:
         return
@@ -100,6 +102,9 @@ def show_intervals(summary: Summary) -> None:
 
 def show_knee(found: KneeFound) -> None:
     """Print every load tried, under the kind of its figures, and the knee in a sentence."""
+    from rich.markup import escape
+    from rich.table import Table
+
     title = f"loads tried, latency in ms ({escape(found.label)})"
     table = Table(title=title, title_justify="left")
     for name in (found.unit, "verdict", "requests", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
@@ -118,6 +123,8 @@ def show_knee(found: KneeFound) -> None:
 
 def show_calibration(found: Calibration) -> None:
     """Print the parameters with their confidence, what shapes held out said, and every warning on stderr."""
+    from rich.table import Table
+
     table = Table(title=f"{found.model} {found.precision} on {found.gpu}, over {found.source}", title_justify="left")
     for name in ("parameter", "value", "95 % confidence", "expected", "meaning"):
         table.add_column(name, justify="left" if name == "meaning" else "right")

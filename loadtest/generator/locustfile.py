@@ -150,7 +150,7 @@ def run_alone(orders: CommandReader) -> None:
     """Run every level of a plan in this process: no messages, no second process."""
     plan = GeneratorPlan.model_validate_json(orders.next())
     ledger = RecordJournal.of(plan)
-    watch = LiveStats(plan.time_scale)
+    watch = LiveStats(plan.time_scale, plan.scenario.objectives)
     shared = SenderState(plan, ledger, watch=watch)
     orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
     runner = Environment(user_classes=users_of(shared), catch_exceptions=False).create_local_runner()
@@ -178,8 +178,8 @@ def run_level(
     limit_s = plan.limit_s(shared.plan.scenario, shared.plan.time_scale)
     began = level_of(plan, [{"begin_s": begin_s}])
     tell(began=began.model_dump())
-    watch = shared.watch or LiveStats(shared.plan.time_scale)
-    watch.begin(began.load, begin_s)
+    watch = shared.watch or LiveStats(shared.plan.time_scale, shared.plan.scenario.objectives)
+    watch.begin(began.load, begin_s, is_open=began.concurrency is None)
     share = LevelRun(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.spawn_users)
     ticker = gevent.spawn(
         tell_progress,

@@ -1,21 +1,24 @@
-"""What a person watching sees while a level runs: figures of the last seconds, from the records as they end.
+"""Live statistics of the last 10 s of a level, from its records as they end.
 
-They are for watching only. What a report says is computed from the whole records, by `metrics.py`.
+They are for watching only, to 1 %. What a report says is computed from the whole records, by `loadtest.metrics`;
+objectives are evaluated by the same function.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
 from engines.files import Strict
 from loadtest.results import LogHistogram, RequestRecord
+from loadtest.scenario import QUANTITIES, Objectives, Quantity, clock_start_s, evaluate
 
 WINDOW_S = 10
-
-
 MOST_POINTS = 1800
+_SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999, "max": 1.0}
 
 
 class Progress(Strict):
@@ -26,6 +29,7 @@ class Progress(Strict):
         elapsed_s: Wall seconds since the level began.
         done: Requests of the level that ended well, measured or not.
         failed: Those that did not.
+        missed: Objectives of all requests that the last seconds miss; None where there are none, or nothing ended.
     """
 
     t_s: float
@@ -41,6 +45,7 @@ class Progress(Strict):
     ttft_p99_s: float | None = None
     itl_p50_s: float | None = None
     itl_p99_s: float | None = None
+    missed: tuple[str, ...] | None = None
 
 
 class _Second:
@@ -48,50 +53,74 @@ class _Second:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.requests = self.tokens = 0
-        self.ttft, self.itl = LogHistogram(), LogHistogram()
+        self.requests = self.failed = self.tokens = self.within = 0
+        self.spread: dict[Quantity, LogHistogram] = {quantity: LogHistogram() for quantity in QUANTITIES}
 
 
 class LiveStats:
-    """The level under way, from its records, in bounded memory.
+    """Live statistics of the last seconds of a level under way, from its records, in bounded memory.
 
     Args:
         time_scale: Wall seconds of one engine second.
+        objectives: Of all requests; None where there are none.
     """
 
-    def __init__(self, time_scale: float) -> None:
-        self._scale = time_scale
+    def __init__(self, time_scale: float, objectives: Objectives | None = None) -> None:
+        self._scale, self._objectives = time_scale, objectives
         self._seconds: deque[_Second] = deque(maxlen=WINDOW_S + 1)
         self.begin("", 0.0)
 
-    def begin(self, load: str, now_s: float) -> None:
-        """Begin with a level."""
-        self._load, self._began_s = load, now_s
+    def begin(self, load: str, now_s: float, *, is_open: bool = False) -> None:
+        """Begin with a level.
+
+        Args:
+            is_open: Whether its requests are sent by the clock; see `clock_start_s`.
+        """
+        self._load, self._began_s, self._is_open = load, now_s, is_open
         self._done = self._failed = 0
         self._seconds.clear()
 
     def note(self, record: RequestRecord) -> None:
         """Take a record that ended just now."""
         second = self._second(int(record.done_s))
-        if record.outcome != "ok":
-            self._failed += 1
-        else:
-            self._done += 1
-            second.requests += 1
         second.tokens += record.output_tokens
+        is_good = record.outcome == "ok"
+        self._done += is_good
+        self._failed += not is_good
+        second.requests += is_good
+        second.failed += not is_good
+        if record.token_times_s:
+            self._note_latencies(second, record, is_good=is_good)
+
+    def _note_latencies(self, second: _Second, record: RequestRecord, *, is_good: bool) -> None:
+        """Count a record's latencies; those that only objectives are of, only where there are some."""
         times_s = np.array(record.token_times_s)
-        if len(times_s):
-            second.ttft.add((times_s[:1] - record.sent_s) / self._scale)
-            second.itl.add(np.diff(times_s) / self._scale)
+        begin_s = clock_start_s(record, is_open=self._is_open)
+        ttft_s, gaps_s = (times_s[:1] - begin_s) / self._scale, np.diff(times_s) / self._scale
+        second.spread["ttft_s"].add(ttft_s)
+        second.spread["itl_s"].add(gaps_s)
+        if self._objectives is None or not is_good:
+            return
+        e2e_s = np.array([(record.done_s - begin_s) / self._scale])
+        second.spread["e2e_s"].add(e2e_s)
+        if len(gaps_s):
+            second.spread["tpot_s"].add(gaps_s.mean(keepdims=True))
+        if self._objectives.goodput is not None:
+            tpot_s, longest_s = (float(gaps_s.mean()), float(gaps_s.max())) if len(gaps_s) else (0.0, 0.0)
+            within = self._objectives.goodput.is_met_by(
+                ttft_s=ttft_s, tpot_s=tpot_s, longest_gap_s=longest_s, e2e_s=e2e_s
+            )
+            second.within += int(within[0])
 
     def look(self, now_s: float, in_flight: int, *, measuring: bool = False) -> Progress:
         """Return what the last seconds were."""
         recent = [second for second in self._seconds if second.number > now_s - WINDOW_S - 1]
         span_s = max(1e-3, min(float(WINDOW_S), now_s - self._began_s)) / self._scale
-        ttft, itl = LogHistogram(), LogHistogram()
+        spread = {quantity: LogHistogram() for quantity in QUANTITIES}
         for second in recent:
-            ttft.counts += second.ttft.counts
-            itl.counts += second.itl.counts
+            for quantity, histogram in spread.items():
+                histogram.counts += second.spread[quantity].counts
+        ttft, itl = spread["ttft_s"], spread["itl_s"]
         return Progress(
             t_s=round(now_s, 3),
             load=self._load,
@@ -106,7 +135,27 @@ class LiveStats:
             ttft_p99_s=ttft.quantile(0.99),
             itl_p50_s=itl.quantile(0.5),
             itl_p99_s=itl.quantile(0.99),
+            missed=self._missed(recent, spread),
         )
+
+    def _missed(self, recent: Sequence[_Second], spread: dict[Quantity, LogHistogram]) -> tuple[str, ...] | None:
+        """Return the objectives that the last seconds miss."""
+        ended = sum(second.requests + second.failed for second in recent)
+        if self._objectives is None or not ended:
+            return None
+        ratios = {
+            "goodput": sum(second.within for second in recent) / ended,
+            "errors_ratio": sum(second.failed for second in recent) / ended,
+        }
+
+        def figure(name: str) -> float | None:
+            quantity, _, statistic = name.partition(" ")
+            if not statistic:
+                return ratios[name]
+            histogram = spread[cast("Quantity", quantity)]
+            return histogram.mean if statistic == "mean" else histogram.quantile(_SHARES[statistic])
+
+        return tuple(each.objective for each in evaluate(self._objectives, figure) if not each.met)
 
     def _second(self, number: int) -> _Second:
         """Return the second of that number, or the latest: records come in the order they end."""

@@ -15,11 +15,17 @@ from engines.errors import UserError
 from engines.files import Document, MadeBy, Source, Strict
 from engines.manifest import EngineManifest
 from loadtest.knee.bisection import Knee, Probe, find_knee
-from loadtest.knee.sequential_test import ObjectiveScope, SloDecision, ended_before_the_first_under_way, weigh
-from loadtest.metrics import LevelSummary, summarize
-from loadtest.results import Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
+from loadtest.knee.sequential_test import (
+    BACKLOG,
+    SloDecision,
+    ended_before_the_first_under_way,
+    is_backlog_growing,
+    weigh,
+)
+from loadtest.metrics import LevelSummary, summarize, verdicts_in
+from loadtest.results import Columns, Kind, RequestRecord, RunManifest, Sample, read_records, read_run, read_samples
 from loadtest.run import Enough
-from loadtest.scenario import Constant, Gamma, Objectives, Poisson, Scenario
+from loadtest.scenario import Constant, Gamma, Objectives, ObjectiveScope, Poisson, Scenario
 from loadtest.simulate import predict
 
 Axis = Literal["rate", "concurrency"]
@@ -102,17 +108,27 @@ class KneeSearch(NamedTuple):
         """Of every load."""
         return UNITS[self.axis]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are sent by the clock."""
+        return self.axis == "rate"
+
+    @property
+    def of_all(self) -> Objectives | None:
+        """The objectives of all requests together."""
+        return next((scope.objectives for scope in self.promises if scope.class_name is None), None)
+
 
 class ProbeRun(NamedTuple):
     """What one probe left: the level's run, records and samples."""
 
     run: RunManifest
-    records: Sequence[RequestRecord]
+    records: Columns | Sequence[RequestRecord]
     samples: Sequence[Sample]
 
-    def level(self) -> LevelSummary:
-        """Return the figures of its one level."""
-        (found,) = summarize(self.run, self.records, self.samples).levels
+    def level(self, objectives: Objectives | None = None) -> LevelSummary:
+        """Return the figures of its one level; goodput is by these objectives, or the scenario's own."""
+        (found,) = summarize(self.run, self.records, self.samples, objectives=objectives).levels
         return found
 
 
@@ -168,7 +184,7 @@ def predicting(manifest: EngineManifest, *, made_by: MadeBy, made_from: list[Sou
 
     def play(scenario: Scenario, _: Enough) -> ProbeRun:
         found = predict(scenario, manifest, made_by=made_by, made_from=made_from)
-        return ProbeRun(found.run, found.records, found.samples)
+        return ProbeRun(found.run, found.columns, found.samples)
 
     return ProbeRunner(play, stops_early=False)
 
@@ -236,30 +252,35 @@ def _find(probe: Callable[[float], Probe], axis: Axis, within: Range, lone_s: fl
 
 
 def _try(asked: KneeSearch, load: float, player: ProbeRunner, lone_s: float) -> ProbeResult:
+    def decided(records: Columns | Sequence[RequestRecord], time_scale: float) -> SloDecision:
+        return weigh(asked.promises, records, is_open=asked.is_open, time_scale=time_scale)
+
     def enough(records: Sequence[RequestRecord], time_scale: float) -> bool:
-        return weigh(asked.promises, ended_before_the_first_under_way(records), time_scale=time_scale).met is not None
+        return decided(ended_before_the_first_under_way(records), time_scale).met is not None
 
     requests = asked.span.most if player.stops_early else asked.span.first
     while True:
         level = at_load(asked.scenario, asked.axis, load, requests=requests, lone_s=lone_s)
         seen = player.play(level, enough)
-        evidence = weigh(asked.promises, seen.records, time_scale=seen.run.time_scale)
-        if evidence.met is not None or player.stops_early or requests >= asked.span.most:
-            return _tried(load, seen.level(), evidence)
+        decision = decided(seen.records, seen.run.time_scale)
+        if decision.met is not None or player.stops_early or requests >= asked.span.most:
+            return judged(asked, load, seen, decision)
         requests = min(requests * 2, asked.span.most)
 
 
-def _tried(load: float, level: LevelSummary, evidence: SloDecision) -> ProbeResult:
-    """Return a probe's verdict: the evidence's, and where that is open, the figures' own."""
-    is_open = evidence.met is None
-    missed = evidence.leaning if is_open else evidence.missed
-    return ProbeResult(load=load, met=not missed, missed=missed, open=evidence.open if is_open else (), level=level)
+def judged(asked: KneeSearch, load: float, seen: ProbeRun, decision: SloDecision) -> ProbeResult:
+    """Return a probe's verdicts, which are those that any report of its records would give, and whether they are sure.
 
-
-def promises_of(scenario: Scenario) -> tuple[ObjectiveScope, ...]:
-    """Return what a scenario promises, to all requests and to each class."""
-    found = [(scenario.objectives, None), *((kind.objectives, kind.name) for kind in scenario.kinds)]
-    return tuple(ObjectiveScope(objectives, name) for objectives, name in found if objectives is not None)
+    Beside the objectives, an overload that has not reached them yet is a miss: a backlog that grows.
+    """
+    level = seen.level(asked.of_all)
+    missed = tuple(each.objective for each in verdicts_in(asked.promises, level) if not each.met)
+    if decision.met is None and is_backlog_growing(seen.records):
+        missed = (*missed, BACKLOG)
+    disputed = tuple(each for each in decision.missed if each not in missed)
+    is_sure = decision.met is not None and decision.met == (not missed) and not disputed
+    left_open = () if is_sure else decision.open or disputed or missed
+    return ProbeResult(load=load, met=not missed, missed=missed, open=left_open, level=level)
 
 
 def _line(tried: ProbeResult, unit: str) -> str:

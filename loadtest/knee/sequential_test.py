@@ -1,4 +1,4 @@
-"""Whether so many requests tell if objectives are kept: each is a share of things within a limit, with its interval.
+"""Whether so many requests tell if objectives are met: each is a share of things within a limit, with its interval.
 
 A percentile under a limit is a share: p95 of TTFT is at most L where at least 95 % of requests have a TTFT of at most
 L. A share has a confidence interval, so a probe of a load can end as soon as the interval lies wholly on one side of
@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.metrics import kept_of
-from loadtest.results import RequestRecord
-from loadtest.scenario import Objectives
+from loadtest.metrics import kept_of, request_latencies
+from loadtest.results import Columns, Ints, RequestRecord, columns_of
+from loadtest.scenario import Objectives, ObjectiveScope, Quantity
 
 Z = 2.576  # 99 %: a probe is looked at more than once, and each look may mislead
 LEAST_REQUESTS = 32
@@ -29,13 +28,6 @@ _SHARE_OF = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 _Floats = npt.NDArray[np.float64]
 
 
-class ObjectiveScope(NamedTuple):
-    """Objectives, and whose: of one class of a mix, or of all requests."""
-
-    objectives: Objectives
-    class_name: str | None = None
-
-
 class SloDecision(NamedTuple):
     """What the requests so far say of the objectives.
 
@@ -43,14 +35,12 @@ class SloDecision(NamedTuple):
         met: None while they cannot tell.
         missed: Objectives whose interval lies wholly on the wrong side.
         open: Objectives whose interval holds what is wanted.
-        leaning: Objectives that the figures alone say are missed, certain or not.
         requests: How many it rests on.
     """
 
     met: bool | None
     missed: tuple[str, ...]
     open: tuple[str, ...]
-    leaning: tuple[str, ...]
     requests: int
 
 
@@ -61,6 +51,13 @@ class _Share(NamedTuple):
     wanted: float
     good: _Floats
     all: _Floats
+
+
+class _Values(NamedTuple):
+    """Values of one quantity, one request's after another's, and how many each has."""
+
+    values: npt.NDArray[np.floating]
+    counts: Ints
 
 
 class _Interval(NamedTuple):
@@ -74,33 +71,46 @@ class _Interval(NamedTuple):
 
 
 def weigh(
-    promises: Sequence[ObjectiveScope], records: Sequence[RequestRecord], *, time_scale: float = 1.0
+    scopes: Sequence[ObjectiveScope],
+    records: Columns | Sequence[RequestRecord],
+    *,
+    is_open: bool,
+    time_scale: float = 1.0,
 ) -> SloDecision:
-    """Return what measured requests say of the objectives; of a class, what its own requests say.
+    """Return whether measured requests suffice to tell if the objectives are met; of a class, its own requests.
 
+    It says when to stop; whether an objective is met is `metrics.verdicts_in`'s to say, from the same records.
     Means and maxima have no share: a maximum above its limit is a miss at once, a mean is compared by its own interval.
+
+    Args:
+        is_open: Whether requests were sent by the clock: latencies then count from when each was due.
     """
-    measured = sorted((each for each in records if each.phase == "measure"), key=lambda each: each.scheduled_s)
+    columns = columns_of(records)
+    measured = columns.select(columns.measured)
+    measured = measured.take(np.argsort(measured.scheduled_s, kind="stable"))
     missed: list[str] = []
     undecided: list[str] = []
-    leaning: list[str] = []
-    for promise in promises:
-        of = "" if promise.class_name is None else f"{promise.class_name}: "
-        own = [each for each in measured if promise.class_name in (None, each.class_name)]
+    for scope in scopes:
+        own = _of_class(measured, scope.class_name)
         if len(own) < LEAST_REQUESTS:
-            undecided.append(f"{of}too few requests")
-        for each in _intervals(promise.objectives, own, time_scale) if own else ():
+            undecided.append(scope.label("too few requests"))
+        for each in _intervals(scope.objectives, own, time_scale, is_open=is_open) if len(own) else ():
             if each.high < each.wanted and len(own) >= LEAST_REQUESTS:
-                missed.append(of + each.objective)
+                missed.append(scope.label(each.objective))
             elif each.low < each.wanted:
-                undecided.append(of + each.objective)
-            if each.found < each.wanted:
-                leaning.append(of + each.objective)
-    if measured and is_backlog_growing(measured):
+                undecided.append(scope.label(each.objective))
+    if is_backlog_growing(measured):
         undecided.append(BACKLOG)
-        leaning.append(BACKLOG)
     met = False if missed else None if undecided else True
-    return SloDecision(met, tuple(missed), tuple(undecided), tuple(leaning), len(measured))
+    return SloDecision(met, tuple(missed), tuple(undecided), len(measured))
+
+
+def _of_class(measured: Columns, name: str | None) -> Columns:
+    if name is None:
+        return measured
+    if name not in measured.names:
+        return measured.select(np.zeros(len(measured), dtype=bool))
+    return measured.select(measured.class_name == measured.names.index(name))
 
 
 def ended_before_the_first_under_way(records: Sequence[RequestRecord]) -> list[RequestRecord]:
@@ -113,15 +123,20 @@ def ended_before_the_first_under_way(records: Sequence[RequestRecord]) -> list[R
     return by_number[:whole]
 
 
-def is_backlog_growing(measured: Sequence[RequestRecord]) -> bool:
-    """Whether more requests came than ended, beyond chance, over the later half of the time they were sent in.
+def is_backlog_growing(records: Columns | Sequence[RequestRecord]) -> bool:
+    """Whether more measured requests came than ended, beyond chance, over the later half of the time they came in.
 
-    An overloaded open loop keeps its objectives at first: its queue has to grow before anybody waits long.
+    An overloaded open loop meets its objectives at first: its queue has to grow before anybody waits long.
     """
-    sent = [record.scheduled_s for record in measured]
-    middle_s, end_s = (sent[0] + sent[-1]) / 2, sent[-1]
-    came = sum(middle_s < at_s <= end_s for at_s in sent)
-    ended = sum(middle_s < record.done_s <= end_s for record in measured)
+    columns = columns_of(records)
+    measured = columns.select(columns.measured)
+    if not len(measured):
+        return False
+    due_s, done_s = measured.scheduled_s, measured.done_s
+    begin_s, end_s = float(due_s.min()), float(due_s.max())
+    middle_s = (begin_s + end_s) / 2
+    came = int(((due_s > middle_s) & (due_s <= end_s)).sum())
+    ended = int(((done_s > middle_s) & (done_s <= end_s)).sum())
     return came - ended > max(4.0, Z * math.sqrt(came))
 
 
@@ -161,51 +176,59 @@ def wilson(share: float, count: float, *, z: float = Z) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _intervals(objectives: Objectives, measured: list[RequestRecord], scale: float) -> Iterator[_Interval]:
+def _intervals(objectives: Objectives, measured: Columns, scale: float, *, is_open: bool) -> Iterator[_Interval]:
     """Yield each objective's interval; means and maxima are turned round, so that more is always better."""
-    for share in _shares(objectives, measured, scale):
+    quantities = _quantities(measured, scale, is_open=is_open)
+    for share in _shares(objectives, measured, quantities, scale, is_open=is_open):
         found = float(share.good.sum() / share.all.sum())
         low, high = _ends(share, found)
         yield _Interval(share.objective, low, found, high, share.wanted)
-    for quantity, values in _quantities(measured, scale).items():
+    for quantity, (values, counts) in quantities.items():
         limits = getattr(objectives, quantity)
-        if not values:
+        if not len(values):
             continue
-        pooled = np.concatenate(values)
         if "max" in limits:
-            most = float(pooled.max())
+            most = float(values.max())
             yield _Interval(f"{quantity} max", -most, -most, -most, -limits["max"])
         if "mean" in limits:
-            means = _block_means(np.array([each.sum() for each in values]), np.array([len(each) for each in values]))
+            means = _block_means(_sums(values, counts), counts.astype(np.float64))
             half = Z * float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.inf
-            mean = float(pooled.mean())
+            mean = float(values.mean())
             yield _Interval(f"{quantity} mean", -mean - half, -mean, -mean + half, -limits["mean"])
 
 
-def _shares(objectives: Objectives, measured: list[RequestRecord], scale: float) -> Iterator[_Share]:
-    ended = np.array([float(record.outcome == "ok") for record in measured])
-    yield _Share("errors_ratio", 1 - objectives.errors_ratio, ended, np.ones(len(measured)))
-    for quantity, values in _quantities(measured, scale).items():
-        counts = np.array([len(each) for each in values], dtype=np.float64)
+def _shares(
+    objectives: Objectives, measured: Columns, quantities: dict[Quantity, _Values], scale: float, *, is_open: bool
+) -> Iterator[_Share]:
+    every = np.ones(len(measured))
+    yield _Share("errors_ratio", 1 - objectives.errors_ratio, measured.good.astype(np.float64), every)
+    for quantity, (values, counts) in quantities.items():
         for statistic, limit in getattr(objectives, quantity).items():
             if statistic in _SHARE_OF and len(values):
-                within = np.array([float((each <= limit).sum()) for each in values])
-                yield _Share(f"{quantity} {statistic}", _SHARE_OF[statistic], within, counts)
+                within = _sums((values <= limit).astype(np.float64), counts)
+                yield _Share(f"{quantity} {statistic}", _SHARE_OF[statistic], within, counts.astype(np.float64))
     if objectives.goodput is not None:
-        good = kept_of(objectives.goodput, measured, scale).astype(np.float64)
-        yield _Share("goodput", objectives.goodput.share, good, np.ones(len(measured)))
+        good = kept_of(objectives.goodput, measured, scale, is_open=is_open).astype(np.float64)
+        yield _Share("goodput", objectives.goodput.share, good, every)
 
 
-def _quantities(measured: list[RequestRecord], scale: float) -> dict[str, list[_Floats]]:
-    """Return each quantity's values by request, of requests that ended well."""
-    ended = [record for record in measured if record.outcome == "ok" and record.token_times_s]
-    gaps = [np.array([late - early for early, late in pairwise(each.token_times_s)]) / scale for each in ended]
+def _quantities(measured: Columns, scale: float, *, is_open: bool) -> dict[Quantity, _Values]:
+    """Return each quantity's values and how many each request has, of requests that ended well and have one."""
+    good = measured.select(measured.good)
+    found = request_latencies(good, is_open=is_open)
+    ones, gaps = np.ones(len(good), dtype=np.int64), np.diff(good.starts)
+    tpot_s = found.tpot_s[gaps > 0]
     return {
-        "ttft_s": [np.array([(each.token_times_s[0] - each.sent_s) / scale]) for each in ended],
-        "itl_s": [each for each in gaps if len(each)],
-        "tpot_s": [np.array([each.mean()]) for each in gaps if len(each)],
-        "e2e_s": [np.array([(each.done_s - each.sent_s) / scale]) for each in ended],
+        "ttft_s": _Values(found.ttft_s / scale, ones),
+        "itl_s": _Values(good.gaps_s / scale, gaps[gaps > 0]),
+        "tpot_s": _Values(tpot_s / scale, np.ones(len(tpot_s), dtype=np.int64)),
+        "e2e_s": _Values(found.e2e_s / scale, ones),
     }
+
+
+def _sums(values: npt.NDArray[np.floating], counts: Ints) -> _Floats:
+    """Return the sum over each request's values, which lie side by side; every request has one at least."""
+    return np.asarray(np.add.reduceat(values, np.cumsum(counts) - counts), dtype=np.float64)
 
 
 def _ends(share: _Share, found: float) -> tuple[float, float]:

@@ -1,9 +1,9 @@
 """TODO."""
 
-from loadtest.metrics.latency import Counted, counted, latencies_of, resampler_of
+from loadtest.metrics.latency import Counted, counted, felt, latencies_of, request_latencies, resampler_of
 from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds
 from loadtest.metrics.repeats import repeats_of
-from loadtest.metrics.slo_results import Knee, class_alone, knee_of, verdicts_of
+from loadtest.metrics.slo_results import Knee, class_alone, knee_of, scopes_of, verdicts_in, verdicts_of
 from loadtest.metrics.summarize import Interval, LevelSummary, Spread, Summary, kept_of, settles, summarize
 from loadtest.metrics.summary import BatchPoint, ClassSummary, Repeat, RunFacts
 from loadtest.metrics.throughput import rate_replicates
@@ -28,6 +28,7 @@ __all__ = [
     "Timeline",
     "class_alone",
     "counted",
+    "felt",
     "kept_of",
     "knee_of",
     "latencies_of",
@@ -35,8 +36,11 @@ __all__ = [
     "rate_replicates",
     "refuse_mixed_kinds",
     "repeats_of",
+    "request_latencies",
     "resampler_of",
+    "scopes_of",
     "settles",
     "summarize",
+    "verdicts_in",
     "verdicts_of",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,10 @@ from loadtest.metrics.bootstrap import SHARES, Range, Resampler
 from loadtest.metrics.steady_state import Cut, cut_of, window_of
 from loadtest.metrics.summary import Spread
 from loadtest.results import Columns, Floats, Ints, Level, RequestRecord, TokenSpans, Weighted, columns_of
+from loadtest.scenario import clock_start_s
 
 _Values = npt.NDArray[np.floating]
+_ValueT = TypeVar("_ValueT")
 
 
 class Counted(NamedTuple):
@@ -42,7 +45,48 @@ class Counted(NamedTuple):
     @property
     def begin_s(self) -> Floats:
         """When a user's clock started, of the good requests."""
-        return self.good.scheduled_s if self.is_open else self.good.sent_s
+        return clock_start_s(self.good, is_open=self.is_open)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLatencies:
+    """Latencies of requests, one entry each, in wall seconds; the only place where they are computed from times.
+
+    Each is of shape (requests,), and nan where a request has none.
+    """
+
+    requests: Columns
+    begin_s: Floats
+
+    @property
+    def ttft_s(self) -> Floats:
+        """Time to the first token."""
+        return self.requests.first_s - self.begin_s
+
+    @property
+    def e2e_s(self) -> Floats:
+        """Time to the end of the reply."""
+        return self.requests.done_s - self.begin_s
+
+    @property
+    def ttst_s(self) -> Floats:
+        """Time from the first token to the second."""
+        return self.requests.second_s - self.requests.first_s
+
+    @property
+    def tpot_s(self) -> Floats:
+        """Mean gap between tokens; nan of a single token."""
+        return self.requests.tpot_s
+
+    @property
+    def longest_gap_s(self) -> Floats:
+        """Longest gap between tokens; 0 of a single token."""
+        return self.requests.longest_gap_s
+
+
+def request_latencies(requests: Columns, *, is_open: bool) -> RequestLatencies:
+    """Return the latencies of requests, counted from `clock_start_s`."""
+    return RequestLatencies(requests, clock_start_s(requests, is_open=is_open))
 
 
 def counted(level: Level, records: Columns | Iterable[RequestRecord], *, time_scale: float, settles: bool) -> Counted:
@@ -159,18 +203,25 @@ def latencies_of(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
 def _of_requests(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
     """Return the latencies that a request has one of, at most."""
     good = found.good
+    sent = request_latencies(good, is_open=False)
     values: dict[str, tuple[_Values, Ints | None]] = {
-        "ttft_s": (good.first_s - good.sent_s, None),
-        "tpot_s": _known(good.tpot_s),
-        "e2e_s": (good.done_s - good.sent_s, None),
-        "ttst_s": _known(good.second_s - good.first_s),
-        "normalized_s": ((good.done_s - good.sent_s) / np.maximum(good.tokens, 1), None),
+        "ttft_s": (sent.ttft_s, None),
+        "tpot_s": _known(sent.tpot_s),
+        "e2e_s": (sent.e2e_s, None),
+        "ttst_s": _known(sent.ttst_s),
+        "normalized_s": (sent.e2e_s / np.maximum(good.tokens, 1), None),
         "queue_s": _known(good.queue_s),
     }
     if found.is_open:
-        values["ttft_scheduled_s"] = (good.first_s - good.scheduled_s, None)
-        values["e2e_scheduled_s"] = (good.done_s - good.scheduled_s, None)
+        due = request_latencies(good, is_open=True)
+        values["ttft_scheduled_s"] = (due.ttft_s, None)
+        values["e2e_scheduled_s"] = (due.e2e_s, None)
     return values
+
+
+def felt(latencies: Mapping[str, _ValueT], quantity: str) -> _ValueT:
+    """Return a latency by its name as a user feels it: from when the request was due, where that is told."""
+    return latencies.get(quantity.removesuffix("_s") + "_scheduled_s") or latencies[quantity]
 
 
 def _known(values: Floats) -> tuple[_Values, Ints | None]:

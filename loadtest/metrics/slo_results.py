@@ -1,4 +1,4 @@
-"""What was promised against what was found, and where a load should have stopped."""
+"""Objectives against a level's figures, and where a load should have stopped."""
 
 from __future__ import annotations
 
@@ -7,58 +7,65 @@ from typing import NamedTuple
 
 import numpy as np
 
+from loadtest.metrics.latency import request_latencies
 from loadtest.metrics.summary import ClassSummary, LevelSummary
 from loadtest.results import Bools, Columns, RequestRecord, columns_of
-from loadtest.scenario import Goodput, Objectives, Verdict
+from loadtest.scenario import Goodput, Objectives, ObjectiveScope, Scenario, Verdict, evaluate
 
 
 def goodput_ratio(
-    wanted: Goodput | None, measured: Columns | Sequence[RequestRecord], time_scale: float, *, scheduled: bool = False
+    wanted: Goodput | None, measured: Columns | Sequence[RequestRecord], time_scale: float, *, is_open: bool
 ) -> float | None:
-    """Return the share of measured requests that kept every limit; None: nothing to say. See `kept_of`."""
+    """Return the share of measured requests that met every limit; None: nothing to say. See `kept_of`."""
     if wanted is None or not len(measured):
         return None
-    return float(kept_of(wanted, measured, time_scale, scheduled=scheduled).mean())
+    return float(kept_of(wanted, measured, time_scale, is_open=is_open).mean())
 
 
-def kept_of(
-    wanted: Goodput, measured: Columns | Sequence[RequestRecord], time_scale: float, *, scheduled: bool = False
-) -> Bools:
-    """Return which requests ended well within every limit; a failed one kept none; shape (requests,).
-
-    Args:
-        scheduled: Whether a request's clock starts when it was meant to be sent, as in an open loop.
-    """
+def kept_of(wanted: Goodput, measured: Columns | Sequence[RequestRecord], time_scale: float, *, is_open: bool) -> Bools:
+    """Return which requests ended well within every limit; a failed one met none; shape (requests,)."""
     columns = columns_of(measured)
-    begin_s = columns.scheduled_s if scheduled else columns.sent_s
-    found = (
-        (wanted.ttft_s, columns.first_s - begin_s),
-        (wanted.tpot_s, np.nan_to_num(columns.tpot_s)),
-        (wanted.itl_s, columns.longest_gap_s),
-        (wanted.e2e_s, columns.done_s - begin_s),
+    found = request_latencies(columns, is_open=is_open)
+    met = wanted.is_met_by(
+        ttft_s=found.ttft_s / time_scale,
+        tpot_s=np.nan_to_num(found.tpot_s) / time_scale,
+        longest_gap_s=found.longest_gap_s / time_scale,
+        e2e_s=found.e2e_s / time_scale,
     )
-    kept = columns.good
-    for limit, values in found:
-        if limit is not None:
-            kept = kept & (values <= limit * time_scale)
-    return kept
+    return columns.good & met
+
+
+def scopes_of(scenario: Scenario) -> tuple[ObjectiveScope, ...]:
+    """Return the objectives that a scenario states, of all requests and of each class."""
+    found = [(scenario.objectives, None), *((kind.objectives, kind.name) for kind in scenario.kinds)]
+    return tuple(ObjectiveScope(objectives, name) for objectives, name in found if objectives is not None)
 
 
 def verdicts_of(objectives: Objectives, level: LevelSummary) -> list[Verdict]:
     """Return each objective against one level's figures; what was not measured is missed."""
-    found: list[Verdict] = []
-    spreads = {"ttft_s": level.felt_ttft_s, "itl_s": level.itl_s, "tpot_s": level.tpot_s, "e2e_s": level.felt_e2e_s}
-    for quantity, spread_found in spreads.items():
-        for statistic, limit in getattr(objectives, quantity).items():
-            value = None if spread_found is None else getattr(spread_found, statistic)
-            found.append(Verdict(f"{quantity} {statistic}", limit, value, value is not None and value <= limit))
-    if objectives.goodput is not None:
-        share = objectives.goodput.share
-        found.append(Verdict("goodput", share, level.goodput, level.goodput is not None and level.goodput >= share))
-    errors = level.errors / level.requests if level.requests else None
-    is_met = errors is not None and errors <= objectives.errors_ratio
-    found.append(Verdict("errors_ratio", objectives.errors_ratio, errors, is_met))
-    return found
+    return evaluate(objectives, level.figure)
+
+
+def verdicts_in(scopes: Sequence[ObjectiveScope], level: LevelSummary) -> list[Verdict]:
+    """Return each objective of each scope against one level's figures, a class's led by its name.
+
+    A class that was never sent meets nothing.
+    """
+    verdicts: list[Verdict] = []
+    by_name = {each.name: each for each in level.classes}
+    for scope in scopes:
+        of_scope = level
+        if scope.class_name is not None:
+            own = by_name.get(scope.class_name)
+            if own is None:
+                verdicts.append(Verdict(scope.label("no request of this class"), 0.0, None, met=False))
+                continue
+            of_scope = class_alone(level, own)
+        verdicts += [
+            verdict._replace(objective=scope.label(verdict.objective))
+            for verdict in verdicts_of(scope.objectives, of_scope)
+        ]
+    return verdicts
 
 
 def class_alone(level: LevelSummary, found: ClassSummary) -> LevelSummary:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from loadtest.metrics import bootstrap
 from loadtest.metrics.batch_size import Samples, batch_curve, client_batch, gpus_of, samples_of, server_batch
 from loadtest.metrics.bootstrap import Range
-from loadtest.metrics.latency import Counted, counted, spread, spreads_of
+from loadtest.metrics.latency import Counted, counted, felt, spread, spreads_of
 from loadtest.metrics.slo_results import goodput_ratio, kept_of, verdicts_of
 from loadtest.metrics.summary import (
     PERCENTILES_NOTE,
@@ -213,7 +213,7 @@ def _errors_by_text(measured: Columns) -> dict[str, int]:
 
 
 def _goodput(objectives: Objectives | None, measured: Columns, is_open: bool, time_scale: float) -> float | None:
-    return None if objectives is None else goodput_ratio(objectives.goodput, measured, time_scale, scheduled=is_open)
+    return None if objectives is None else goodput_ratio(objectives.goodput, measured, time_scale, is_open=is_open)
 
 
 def _goodput_ci(goodput: float | None, count: int) -> Range | None:
@@ -263,10 +263,10 @@ def _class(found: Counted, place: int, name: str, objectives: Objectives | None,
         errors=len(measured) - int(measured.good.sum()),
         prompt_tokens=float(measured.prompt_tokens.mean()),
         output_tokens=float(good.output_tokens.mean()) if len(good) else 0.0,
-        ttft_s=latencies.get("ttft_scheduled_s") or latencies["ttft_s"],
+        ttft_s=felt(latencies, "ttft_s"),
         itl_s=latencies["itl_s"],
         tpot_s=latencies["tpot_s"],
-        e2e_s=latencies.get("e2e_scheduled_s") or latencies["e2e_s"],
+        e2e_s=felt(latencies, "e2e_s"),
         goodput=_goodput(objectives, measured, found.is_open, found.time_scale),
     )
 

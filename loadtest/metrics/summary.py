@@ -162,7 +162,10 @@ class LevelSummary(Strict):
         BatchSpread | None, Field(description="Requests between first and last token, by the records.")
     ]
     kv_blocks_used: Annotated[float | None, Field(description="KV cache blocks in use, mean; null as above.")]
-    waiting: Annotated[float | None, Field(description="Requests at the server in no iteration, mean; null as above.")]
+    waiting: Annotated[
+        float | None,
+        Field(description="Requests at the server that no step runs, its queue too, mean; null where it tells none."),
+    ]
     goodput: Annotated[
         float | None, Field(description="Share of measured requests that kept every limit; null without objectives.")
     ] = None
@@ -230,6 +233,11 @@ class LevelSummary(Strict):
     def felt_e2e_s(self) -> Spread | None:
         """End to end likewise."""
         return self.e2e_scheduled_s or self.e2e_s
+
+    @property
+    def errors_ratio(self) -> float | None:
+        """Share of the measured requests that failed; None without one."""
+        return self.errors / self.requests if self.requests else None
 
     def figure(self, name: str) -> float | None:
         """Return one figure by its name, as in `itl_s p99` or `goodput`; None where there is none.

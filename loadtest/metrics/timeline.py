@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loadtest.metrics.batch_size import Samples
-from loadtest.metrics.latency import Counted, counted, latencies_of
+from loadtest.metrics.latency import Counted, counted, felt, latencies_of
 from loadtest.metrics.steady_state import arrivals_in, mean_count
 from loadtest.metrics.summarize import settles
 from loadtest.results import Columns, Floats, Gauge, RunManifest
@@ -89,7 +89,7 @@ def ecdf(values: Floats) -> Ecdf | None:
 def _level(found: Counted) -> LevelDetail:
     level = found.level
     latencies = latencies_of(found)
-    ttft, _ = latencies.get("ttft_scheduled_s") or latencies["ttft_s"]
+    ttft, _ = felt(latencies, "ttft_s")
     load = str(level.concurrency) if level.concurrency is not None else f"{level.rate_per_s or 0:g}/s"
     scale = found.time_scale
     return LevelDetail(load, ecdf(np.asarray(ttft / scale)), ecdf(np.asarray(latencies["itl_s"][0] / scale)))

@@ -23,6 +23,7 @@ from loadtest.metrics import (
     Summary,
     bootstrap,
     counted,
+    felt,
     latencies_of,
     load_runs,
     rate_replicates,
@@ -161,7 +162,7 @@ def _replicates(found: Counted, *, seed: int) -> dict[str, Floats]:
         return drawn
     latencies = latencies_of(found)
     for quantity in dict.fromkeys(name.partition(" ")[0] for name in FIGURES if name not in RATES):
-        values, counts = latencies.get(quantity.replace("_s", "_scheduled_s")) or latencies[quantity]
+        values, counts = felt(latencies, quantity)
         if len(values):
             replicates = resampler.replicates(values, counts)
             drawn |= {f"{quantity} {name}": each / found.time_scale for name, each in replicates.items()}

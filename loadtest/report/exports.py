@@ -26,6 +26,7 @@ from loadtest.metrics import (
     Summary,
     counted,
     latencies_of,
+    request_latencies,
     settles,
 )
 from loadtest.results import OUTCOMES, PHASES, UNKNOWN
@@ -133,16 +134,17 @@ def _write_requests(folder: Path, runs: Sequence[LoadedRun]) -> None:
 def request_columns(run: LoadedRun) -> dict[str, Any]:
     """Return a run's requests as columns of one length, engine seconds; nan or None where nothing was told."""
     found, scale = run.columns, run.manifest.time_scale
+    sent, due = request_latencies(found, is_open=False), request_latencies(found, is_open=True)
     seconds = {
         "scheduled_s": found.scheduled_s,
         "sent_s": found.sent_s,
         "done_s": found.done_s,
-        "ttft_s": found.first_s - found.sent_s,
-        "ttft_scheduled_s": found.first_s - found.scheduled_s,
-        "ttst_s": found.second_s - found.first_s,
-        "tpot_s": found.tpot_s,
-        "longest_gap_s": found.longest_gap_s,
-        "e2e_s": found.done_s - found.sent_s,
+        "ttft_s": sent.ttft_s,
+        "ttft_scheduled_s": due.ttft_s,
+        "ttst_s": sent.ttst_s,
+        "tpot_s": sent.tpot_s,
+        "longest_gap_s": sent.longest_gap_s,
+        "e2e_s": sent.e2e_s,
         "queue_s": found.queue_s,
     }
     counts = ("prompt_tokens", "output_tokens", "asked_tokens", "cached_tokens", "bundled_tokens", "turn", "worker")

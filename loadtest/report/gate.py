@@ -77,7 +77,7 @@ def cases_of(summary: Summary, gate: Gate) -> list[Case]:
 
 
 def _class_cases(level: LevelSummary, name: str, promised: Objectives) -> list[Case]:
-    """Return one class's verdicts; a class that was never sent keeps nothing."""
+    """Return one class's verdicts; a class that was never sent meets none."""
     found_class = next((each for each in level.classes if each.name == name), None)
     if found_class is None:
         known = ", ".join(each.name for each in level.classes) or "none"

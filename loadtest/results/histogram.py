@@ -27,6 +27,13 @@ class LogHistogram:
         places = np.log(np.maximum(durations_s, _LOW_S) / _LOW_S) / math.log(_RATIO)
         self.counts += np.bincount(np.minimum(places.astype(np.int64), _BINS - 1), minlength=_BINS)
 
+    @property
+    def mean(self) -> float | None:
+        """Mean to 1 %; None where nothing was counted."""
+        total = int(self.counts.sum())
+        middles_s = _LOW_S * _RATIO ** (np.arange(_BINS) + 0.5)
+        return float(self.counts @ middles_s / total) if total else None
+
     def quantile(self, share: float) -> float | None:
         """Return the middle of the bin that holds a quantile; None where nothing was counted."""
         upto = np.cumsum(self.counts)

@@ -16,13 +16,23 @@ from loadtest.scenario.schema import (
     inputs_of,
     read_scenario,
 )
-from loadtest.scenario.slo import Goodput, Objectives, Verdict
+from loadtest.scenario.slo import (
+    QUANTITIES,
+    Goodput,
+    Objectives,
+    ObjectiveScope,
+    Quantity,
+    Verdict,
+    clock_start_s,
+    evaluate,
+)
 from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, NotNegative, Positive, Trace, read_trace
 
 __all__ = [
     "DEFAULT_OSL",
     "GENERATED_PROMPTS",
     "HASH_BLOCK_TOKENS",
+    "QUANTITIES",
     "Arrival",
     "Constant",
     "Conversations",
@@ -31,12 +41,14 @@ __all__ = [
     "Kind",
     "Lengths",
     "NotNegative",
+    "ObjectiveScope",
     "Objectives",
     "Poisson",
     "Positive",
     "Prefixes",
     "Process",
     "ProtocolName",
+    "Quantity",
     "Scenario",
     "Steps",
     "Trace",
@@ -44,7 +56,9 @@ __all__ = [
     "ValidityLimits",
     "Verdict",
     "arrivals_of",
+    "clock_start_s",
     "draw_times_s",
+    "evaluate",
     "even",
     "inputs_of",
     "lasting",

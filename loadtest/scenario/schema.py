@@ -31,9 +31,9 @@ class Lengths(Strict):
             file as it is, another 256.
         osl: Tokens of a reply. `auto`: as the file's own reply, where the prompt's file has it, else 64.
         pairs: Instead of both, a file of lengths that belong together: a CSV or JSON lines of isl and osl, or a trace.
-        max_tokens: Reply tokens a request asks for at most, where the model ends its replies by itself: `osl` is then the
-            length it is expected to choose. A scheduler that never evicts reserves KV blocks for all of them. None: each
-            request asks for exactly `osl`.
+        max_tokens: Reply tokens a request asks for at most, where the model ends its replies by itself: `osl` is then
+            the length it is expected to choose. A scheduler that never evicts reserves KV blocks for all of them. None:
+            each request asks for exactly `osl`.
     """
 
     isl: TokensOrAuto = "auto"

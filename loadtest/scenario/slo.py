@@ -1,15 +1,23 @@
-"""What a service has promised: limits on latency percentiles, and goodput, the share of requests that keep them all."""
+"""Service level objectives, and their one evaluation: limits on latencies, goodput and errors against what was found.
+
+Latencies that start with a request (TTFT, end to end) count from when it was due in an open loop, and from when it was
+sent in a closed one: `clock_start_s`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple, Self, TypeAlias
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar, get_args
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from engines.files import Strict
 
 Statistic = Literal["mean", "p50", "p90", "p95", "p99", "p999", "max"]
 Quantity = Literal["ttft_s", "itl_s", "tpot_s", "e2e_s"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Limits: TypeAlias = dict[Statistic, Seconds]
@@ -30,6 +38,18 @@ class Goodput(Strict):
     tpot_s: Seconds | None = None
     itl_s: Seconds | None = None
     e2e_s: Seconds | None = None
+
+    def is_met_by(self, *, ttft_s: Any, tpot_s: Any, longest_gap_s: Any, e2e_s: Any) -> npt.NDArray[np.bool_]:
+        """Return whether each request is within every limit, given its latencies in engine seconds; shape (requests,).
+
+        A request of one token has no gap: both of its gaps count as 0.
+        """
+        met = np.ones(np.shape(ttft_s), dtype=np.bool_)
+        pairs = ((self.ttft_s, ttft_s), (self.tpot_s, tpot_s), (self.itl_s, longest_gap_s), (self.e2e_s, e2e_s))
+        for limit, values in pairs:
+            if limit is not None:
+                met = met & (np.asarray(values) <= limit)
+        return met
 
 
 class Objectives(Strict):
@@ -70,3 +90,60 @@ class Verdict(NamedTuple):
     limit: float
     found: float | None
     met: bool
+
+
+class ObjectiveScope(NamedTuple):
+    """Objectives, and whose: of one class of a mix, or of all requests."""
+
+    objectives: Objectives
+    class_name: str | None = None
+
+    def label(self, objective: str) -> str:
+        """Return an objective's name, led by its class."""
+        return objective if self.class_name is None else f"{self.class_name}: {objective}"
+
+
+def evaluate(objectives: Objectives, figure: Callable[[str], float | None]) -> list[Verdict]:
+    """Return each objective's verdict; what was not measured is missed. This is the only place that decides it.
+
+    Args:
+        figure: Returns a figure in engine seconds by its name, as in `ttft_s p95`; also `goodput`, `errors_ratio`.
+    """
+    verdicts: list[Verdict] = []
+    for quantity in QUANTITIES:
+        for statistic, limit in getattr(objectives, quantity).items():
+            name = f"{quantity} {statistic}"
+            found = figure(name)
+            verdicts.append(Verdict(name, limit, found, found is not None and found <= limit))
+    if objectives.goodput is not None:
+        share, found = objectives.goodput.share, figure("goodput")
+        verdicts.append(Verdict("goodput", share, found, found is not None and found >= share))
+    errors = figure("errors_ratio")
+    is_met = errors is not None and errors <= objectives.errors_ratio
+    verdicts.append(Verdict("errors_ratio", objectives.errors_ratio, errors, is_met))
+    return verdicts
+
+
+_TimeT_co = TypeVar("_TimeT_co", covariant=True)
+
+
+class _Sent(Protocol[_TimeT_co]):
+    """A request record, or columns of them."""
+
+    @property
+    def scheduled_s(self) -> _TimeT_co:
+        """When it was due."""
+        ...
+
+    @property
+    def sent_s(self) -> _TimeT_co:
+        """When it was sent."""
+        ...
+
+
+def clock_start_s(requests: _Sent[_TimeT_co], *, is_open: bool) -> _TimeT_co:
+    """Return when a user's clock starts: when the request was due in an open loop, when it was sent in a closed one.
+
+    An open loop's user does not wait for the load generator: what delays the sending is part of the latency.
+    """
+    return requests.scheduled_s if is_open else requests.sent_s

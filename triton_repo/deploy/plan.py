@@ -25,6 +25,7 @@ LOAD_BYTES_PER_S = 100e6  # network storage at its slowest; a probe that gives u
 LEAST_START_S = 600
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 FLAGS = ("--metrics-config=histogram_latencies=true",)  # a server older than the histogram (24.11) passes it over
+BUSY_RATIO = 0.85  # of slots and of KV blocks: past it the autoscaler adds a server, before what comes next queues
 SHM_BYTES_PER_RANK = GIB  # stubs of the Python backend share it with the server, and NCCL's ranks with each other
 
 
@@ -68,7 +69,9 @@ class DeploymentPlan(Document):
         longest_reply_from: `flag` or `predicted`.
         termination_s: Seconds from "terminate" to SIGKILL: announcing, the longest reply, exit.
         start_s: Seconds a server may take to answer its first request.
-        waiting_per_replica: Requests in a server's queue past which the autoscaler adds one.
+        stages: Of the engine's pipeline; each has a batch of its own in flight.
+        slots: Requests the engine's batch manager takes at most: the batch limit of each stage.
+        in_flight_per_replica: Requests in a server, its queue included, past which the autoscaler adds a server.
         queue_alarm: Requests in a server's queue past which a growing queue is an alert.
         command: The server's command line; `$key` and what begins with `${` are the script's own variables.
         environment: What the server's environment must have.
@@ -93,7 +96,9 @@ class DeploymentPlan(Document):
     termination_s: int
     drain_within_s: int
     start_s: int
-    waiting_per_replica: int
+    stages: int
+    slots: int
+    in_flight_per_replica: int
     queue_alarm: int
     command: list[str]
     environment: dict[str, str]
@@ -129,6 +134,7 @@ def plan_deployment(
     longest_s = predicted_reply_s(manifest) if asked.longest_reply_s == "auto" else asked.longest_reply_s
     weights = engine.model.weights_bytes(PRECISIONS[engine.precision.name])
     within_s = math.ceil(longest_s)
+    slots = engine.limits.max_batch_size * engine.parallel.pipeline
     return DeploymentPlan(
         made_by=made_by,
         made_from=[source_of(repository / REPOSITORY_NAME)],
@@ -151,8 +157,10 @@ def plan_deployment(
         termination_s=asked.drain_before_s + within_s + EXIT_S,
         drain_within_s=within_s,
         start_s=max(LEAST_START_S, math.ceil(weights / LOAD_BYTES_PER_S)) if built else 120,
-        waiting_per_replica=max(1, engine.limits.max_batch_size // 10),
-        queue_alarm=max(1, engine.limits.max_batch_size // 4),
+        stages=engine.parallel.pipeline,
+        slots=slots,
+        in_flight_per_replica=max(1, int(slots * BUSY_RATIO)),
+        queue_alarm=max(1, slots // 4),
         command=across_ranks(_command(manifest), manifest, manifest.served_at, "deployed_"),
         environment=rank_environment(manifest),
         notices=_notices(manifest),

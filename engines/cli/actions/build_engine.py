@@ -147,6 +147,7 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
         "lora.max_rank": flags["max_lora_rank"],
         "speculative.mode": flags["speculative"],
         "speculative.max_draft_len": flags["max_draft_len"],
+        "engine_profile": flags["engine_profile"],
         "step_time": flags["step_time"],
         "step_time_calibration": flags["step_time_calibration"],
         "calibration.text": flags["calibration_text"],

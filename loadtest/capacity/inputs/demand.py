@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
+from engines.spec import DEFAULT_ENGINE_PROFILE
 from loadtest.scenario import (
     Conversations,
     Lengths,
     NotNegative,
     Objectives,
+    ObjectiveScope,
     Positive,
     Prefixes,
     Scenario,
@@ -176,18 +178,21 @@ class CandidateChoices(Strict):
     """Where candidates come from, beside every precision on every GPU of the limits.
 
     Attributes:
+        step_time: Data sheets, measured kernels, or `auto`: what held-out rows favour for a GPU.
+        engine_profile: What is expected above the kernels of an engine nobody has measured.
         planned: Whether to plan an engine for every pair; with False only engines and runs are candidates.
         max_batch_size: Batch limits to try; `auto` is the build planner's choice.
         max_num_tokens: Token budgets of an iteration to try, likewise.
-        scheduler_policy: `guaranteed_no_evict` reserves KV blocks for `max_tokens`; `max_utilization` reserves none, and
-            evicts and computes again, as vLLM does; `auto` tries both where they differ.
+        scheduler_policy: `guaranteed_no_evict` reserves KV blocks for `max_tokens`; `max_utilization` reserves none,
+            and evicts and computes again, as vLLM does; `auto` tries both where they differ.
         engines: Engine folders.
         calibrations: Files of `calibrate-engine`; each is used wherever its hardware and precision are planned.
         runs: Measured runs.
     """
 
     planned: bool = True
-    step_time: Literal["roofline", "silicon"] = "roofline"
+    step_time: Literal["roofline", "silicon"] | Auto = "auto"
+    engine_profile: str = DEFAULT_ENGINE_PROFILE
     max_batch_size: Annotated[tuple[Annotated[int, Field(ge=1)] | Auto, ...], Field(min_length=1)] = ("auto",)
     max_num_tokens: Annotated[tuple[Annotated[int, Field(ge=1)] | Auto, ...], Field(min_length=1)] = ("auto", 2048)
     scheduler_policy: Literal["auto", "guaranteed_no_evict", "max_utilization"] = "auto"
@@ -236,8 +241,8 @@ class Demand(Strict):
         horizon_months: How far ahead the plan must still hold.
         peak_window_s: The busiest stretch of this length is what the replicas are sized for (of a trace; a described
             day is sized for its busiest hour).
-        max_tokens: Reply tokens that a request asks for at most, where neither its class's lengths nor a trace's row say
-            so. None: the longest reply of its class; of a model that reasons, 32,768.
+        max_tokens: Reply tokens that a request asks for at most, where neither its class's lengths nor a trace's row
+            say so. None: the longest reply of its class; of a model that reasons, 32,768.
         objectives: Of all requests together.
     """
 
@@ -271,6 +276,14 @@ class Demand(Strict):
     def classes(self) -> tuple[TrafficClass, ...]:
         """The classes of a described mix; empty where all requests are of one kind."""
         return self.traffic.classes if isinstance(self.traffic, Described) else ()
+
+    @property
+    def scopes(self) -> tuple[ObjectiveScope, ...]:
+        """The objectives of all requests, and those of each class."""
+        of_classes = [
+            ObjectiveScope(each.objectives, each.name) for each in self.classes if each.objectives is not None
+        ]
+        return (ObjectiveScope(self.objectives), *of_classes)
 
     @property
     def all_objectives(self) -> dict[str, Objectives]:

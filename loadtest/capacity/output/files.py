@@ -77,8 +77,8 @@ def _serving(plan: CapacityPlan) -> str:
         values["queue"] = {"max_queue_size": plan.max_queue_size}
         refused = max((each.refused for each in plan.fleets if each.what == "peak"), default=0.0)
         comment = (
-            f"# max_queue_size: what the middle of the prediction, {chosen.middle_rate_per_s or 0:.3g} requests/s, serves\n"
-            f"# within the longest TTFT asked for. The fleets were simulated with it: {refused:.2%} refused at the peak.\n"
+            f"# max_queue_size: what the middle of the prediction, {chosen.middle_rate_per_s or 0:.3g} requests/s,\n# serves "
+            f"within the longest TTFT asked for. Fleets were simulated with it: {refused:.2%} refused at the peak.\n"
         )
     return f"# {plan.recommended}\n{comment}" + _yaml(values)
 

@@ -86,9 +86,7 @@ def _frontier(plan: CapacityPlan) -> str:
         x_log=True,
         y_log=True,
     )
-    key = " ".join(
-        f'<span class="key fill{tone}">&#9679;</span> {html.escape(name)}' for name, tone in tones.items()
-    )
+    key = " ".join(f'<span class="key fill{tone}">&#9679;</span> {html.escape(name)}' for name, tone in tones.items())
     return f"{drawn}<figcaption>{key}</figcaption>"
 
 
@@ -234,7 +232,8 @@ def _sizes(plan: CapacityPlan) -> str:
     source = html.escape(plan.chosen.interval_source if plan.chosen is not None else "")
     return (
         "<section><h2>Three sizes</h2><p>The recommended row at the unfavourable end of the prediction's interval "
-        f"(promised), at its middle, and at its favourable end. The interval: {source}.</p>{_table(heads, rows)}{said}</section>"
+        f"(promised), at its middle, and at its favourable end. The interval: {source}.</p>"
+        f"{_table(heads, rows)}{said}</section>"
     )
 
 
@@ -307,9 +306,9 @@ def _reliefs(row: Row | None) -> str:
         return "<p>Nothing was missed at any load tried, or the row is a measured run.</p>"
     found = row.found
     said = (
-        f"<p>At {number(found.promised.above_per_s)} requests/s a replica misses {html.escape(found.promised.limited_by or '')}: what "
-        f"was found is {number(found.strain)} of its limit. The same load again, each time with one thing a quarter "
-        "easier:</p>"
+        f"<p>At {number(found.promised.above_per_s)} requests/s a replica misses "
+        f"{html.escape(found.promised.limited_by or '')}: what was found is {number(found.strain)} of its limit. "
+        "The same load again, each time with one thing a quarter easier:</p>"
     )
     reliefs = sorted(found.reliefs, key=lambda each: -each.gain)
     rows = [[each.constraint, number(each.worst_ratio), f"{each.gain:.0%}"] for each in reliefs]

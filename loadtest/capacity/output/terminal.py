@@ -98,9 +98,7 @@ def show_first(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.rate_per_s is not None and row.replicas is not None:
             cost = "no price" if row.usd_per_month is None else f"{row.usd_per_month:,.0f} USD/month"
-            progress(
-                f"{row.name}: {number(row.rate_per_s)} requests/s a replica, some {row.replicas} replicas, {cost}"
-            )
+            progress(f"{row.name}: {number(row.rate_per_s)} requests/s a replica, some {row.replicas} replicas, {cost}")
 
 
 def _show_rows(plan: CapacityPlan) -> None:

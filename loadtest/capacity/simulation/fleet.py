@@ -1,8 +1,8 @@
 """Many replicas behind a router in virtual time: who gets which request, what a loss and a slow start do.
 
-Each replica is the virtual server of a prediction. At each arrival the router looks at the replicas as they are then, and
-the chosen one gets the request. A replica whose requests cannot have changed is not taken to that moment before somebody
-needs it; what it shows is the same. With one replica this is the same simulation as that of a replica alone.
+Each replica is the virtual server of a prediction. At each arrival the router looks at the replicas as they are then,
+and the chosen one gets the request. A replica whose requests cannot have changed is not taken to that moment before
+somebody needs it; what it shows is the same. With one replica this is the simulation of a replica alone.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Replica:
                 self._seen += 1
                 if self._seen % STATE_EVERY == 0:
                     self.into.note_state(self.server)
-        self.still_until_s = self.server.batcher.soonest_end_s(self.server.now_s) if self.inbox.outstanding else math.inf
+        self.still_until_s = (
+            self.server.batcher.soonest_end_s(self.server.now_s) if self.inbox.outstanding else math.inf
+        )
 
     def take(self, sent: Sent, now_s: float) -> None:
         """Take a request from the router."""

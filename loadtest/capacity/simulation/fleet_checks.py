@@ -228,7 +228,7 @@ def _narrow(peaks: _Peaks, low: int, high: int) -> None:
 def peak_sample(
     bench: LoadBench, rate_per_s: float, slowdown: Slowdown, *, replicas: int, window: int, windows: int
 ) -> TrafficSample:
-    """Return one window of a fleet's peak: a part of the busiest `peak_window_s`, its rate varying as the demand's does."""
+    """Return one window of a fleet's peak: a part of the busiest `peak_window_s`, its rate varying."""
     demand, manifest = bench.task.demand, bench.task.manifest
     each_per_s = rate_per_s / replicas * slowdown.step  # of one replica, in the time of an engine as predicted
     life_s = bench.life_s(each_per_s) * slowdown.step
@@ -258,9 +258,7 @@ def check(asked: FleetTask) -> Checked:
         count = max(1, round(asked.replicas * share))
         rate_per_s = asked.rate_per_s * count / asked.replicas
         samples = [
-            peak_sample(
-                bench, rate_per_s, asked.slowdown, replicas=count, window=window, windows=CHECK_WINDOWS
-            )
+            peak_sample(bench, rate_per_s, asked.slowdown, replicas=count, window=window, windows=CHECK_WINDOWS)
             for window in range(CHECK_WINDOWS)
         ]
         starts = (0.0,) * count

@@ -76,7 +76,9 @@ class Task(NamedTuple):
             self.manifest.model_dump_json(include={"model", "gpu", "precision", "parallel", "limits", "kv_cache"}),
             self.manifest.model_dump_json(include={"runtime", "step_time"}),
             self.demand.model_dump_json(include={"model", "peak_window_s", "max_tokens", "objectives", "seed"}),
-            traffic.model_dump_json(exclude={"rate_by_hour_per_s", "rate_per_s"}),  # what a replica gets is the search's
+            traffic.model_dump_json(
+                exclude={"rate_by_hour_per_s", "rate_per_s"}
+            ),  # what a replica gets is the search's
             repr((self.demand.scale.isl, self.demand.scale.osl)),
             sha256_of(self.folder / traffic.path) if isinstance(traffic, Trace) else "",
             repr((self.interval, self.is_brief, self.enough_per_s, self.least_per_s, self.start_per_s)),
@@ -114,8 +116,8 @@ class LoadBench:
     def life_s(self, rate_per_s: float) -> float:
         """Return about how long a mean request is on the engine at a load, at the middle of the prediction.
 
-        The time between tokens is taken to grow evenly with the requests in flight, from that of a request alone to that
-        of a full batch; requests in flight are the load times their life (Little's law).
+        The time between tokens is taken to grow evenly with the requests in flight, from that of a request alone to
+        that of a full batch; requests in flight are the load times their life (Little's law).
         """
         state, osl = self.steady, max(1.0, self.task.shape.mean_osl)
         if not state.sequences:
@@ -130,9 +132,7 @@ class LoadBench:
     def is_scale_free(self) -> bool:
         """Whether the traffic knows no seconds but those between arrivals."""
         traffic = self.task.demand.traffic
-        return isinstance(traffic, Described) and all(
-            kind.conversation is None for kind in traffic.scenario(0).kinds
-        )
+        return isinstance(traffic, Described) and all(kind.conversation is None for kind in traffic.scenario(0).kinds)
 
     def requests(self, rate_per_s: float) -> int:
         """Return how many measured requests a load takes for its percentiles to be supported."""

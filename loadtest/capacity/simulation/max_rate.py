@@ -191,9 +191,7 @@ def _given_up(bench: LoadBench, seen: _Seen, least_per_s: float, idle: RateResul
     )
 
 
-def _beside(
-    bench: LoadBench, slowdown: Slowdown, known: Carried | None, of: Slowdown, start_per_s: float
-) -> Carried:
+def _beside(bench: LoadBench, slowdown: Slowdown, known: Carried | None, of: Slowdown, start_per_s: float) -> Carried:
     """Search at another slowdown, beginning where a known one and the ratio of the two point to."""
     from_per_s = (known.rate_per_s if known is not None else None) or start_per_s
     begin_per_s = min(from_per_s * of.step / slowdown.step, bench.task.enough_per_s or math.inf)
@@ -203,8 +201,8 @@ def _beside(
 def _search(bench: LoadBench, seen: _Seen, start_per_s: float, tolerance: float, idle: RateResult) -> Carried:
     """Bracket the highest load that keeps every objective, then narrow the bracket.
 
-    Latency is taken to grow with the load; where noise makes a lower load miss what a higher one kept, the answer is the
-    highest load below which nothing was missed.
+    Latency is taken to grow with the load; where noise makes a lower load miss what a higher one kept, the answer is
+    the highest load below which nothing was missed.
     """
     if not idle.met:
         return Carried(rate_per_s=None, limited_by=_first(idle))

@@ -3,9 +3,9 @@
 Latencies are those of `loadtest.metrics`, computed from the batcher's spans instead of from records: a simulation that
 finds a p99 makes tens of millions of tokens, and a record keeps the time of each. A test holds the two equal.
 
-Where nothing outside the engine has a time scale of its own, an engine whose every iteration takes `s` times as long under
-`r` requests/s shows the latencies of the original engine under `s r` requests/s, each times `s`. One simulation then serves
-every slowdown; `stretch` is that factor.
+Where nothing outside the engine has a time scale of its own, an engine whose every iteration takes `s` times as long
+under `r` requests/s shows the latencies of the original engine under `s r` requests/s, each times `s`. One simulation
+then serves every slowdown; `stretch` is that factor.
 """
 
 from __future__ import annotations
@@ -400,18 +400,17 @@ def _gaps_within(table: _Table, limit_s: float) -> tuple[_Counts, _Counts]:
 
 def _kept(table: _Table, wanted: Goodput, stretch: float) -> _Bools:
     """Return which requests kept every limit of a goodput; a failed one kept none."""
-    kept = table.is_ok.copy()
-    for limit_s, values in (
-        (wanted.ttft_s, table.first_s - table.sent_s),
-        (wanted.tpot_s, np.where(table.tokens > 1, _tpot_s(table), 0.0)),
-        (wanted.e2e_s, table.last_s - table.sent_s),
-    ):
-        if limit_s is not None:
-            kept &= values * stretch <= limit_s
-    if wanted.itl_s is not None:
+    longest_s = np.zeros(len(table.sent_s))
+    if wanted.itl_s is not None:  # any gap past the limit stands for the longest
         within, gaps = _gaps_within(table, wanted.itl_s / stretch)
-        kept &= within == gaps
-    return kept
+        longest_s[within < gaps] = math.inf
+    met = wanted.is_met_by(
+        ttft_s=(table.first_s - table.sent_s) * stretch,
+        tpot_s=np.where(table.tokens > 1, _tpot_s(table), 0.0) * stretch,
+        longest_gap_s=longest_s,
+        e2e_s=(table.last_s - table.sent_s) * stretch,
+    )
+    return np.asarray(table.is_ok & met)
 
 
 def _shares(

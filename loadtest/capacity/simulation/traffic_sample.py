@@ -145,9 +145,7 @@ def shape_of(demand: Demand, folder: Path) -> LengthProfile:
     isl, osl = np.array([each.isl for each in drawn]), np.array([each.osl for each in drawn])
     bounds = [_bounds(kind, int(isl.max()), int(osl.max())) for kind in scenario.kinds]
     longest_isl, longest_osl = (max(values) for values in zip(*bounds, strict=True))
-    most = max(
-        _max_tokens(kind, demand, bound[1]) for kind, bound in zip(scenario.kinds, bounds, strict=True)
-    )
+    most = max(_max_tokens(kind, demand, bound[1]) for kind, bound in zip(scenario.kinds, bounds, strict=True))
     means = float(isl.mean()), float(osl.mean())
     return _scaled_shape(LengthProfile(*means, longest_isl, longest_osl, most), demand.scale)
 
@@ -325,12 +323,12 @@ def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generato
         for ask in drawn.of(first + number)
         if begin_s + ask.at_s < upto_s
     ]
-    return TrafficSample(tuple(sorted(asks, key=lambda each: each.at_s)), wanted.lead_s, wanted.lead_s + wanted.measure_s)
+    return TrafficSample(
+        tuple(sorted(asks, key=lambda each: each.at_s)), wanted.lead_s, wanted.lead_s + wanted.measure_s
+    )
 
 
-def _rates(
-    traffic: Described, window_s: float, wanted: Wanted, rng: np.random.Generator
-) -> tuple[_Floats, _Floats]:
+def _rates(traffic: Described, window_s: float, wanted: Wanted, rng: np.random.Generator) -> tuple[_Floats, _Floats]:
     """Return edges of minutes from the window's beginning, and the rate of each over the planned one."""
     upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
     if not wanted.is_varying or not traffic.minute_variation:
@@ -379,9 +377,7 @@ def _conversations(
 def _most_by_class(demand: Demand, scenario: Scenario) -> tuple[tuple[str, int], ...]:
     """Return how many reply tokens the requests of each class ask for at most."""
     longest = _mix(scenario.model_dump_json()).lengths_of(range(256)).longest_osl
-    return tuple(
-        (kind.name or "", _max_tokens(kind, demand, _bounds(kind, 1, longest)[1])) for kind in scenario.kinds
-    )
+    return tuple((kind.name or "", _max_tokens(kind, demand, _bounds(kind, 1, longest)[1])) for kind in scenario.kinds)
 
 
 def mean_turns(traffic: Described, seed: int, folder: Path) -> float:

@@ -16,17 +16,16 @@ from loadtest.cli.tables import show_knee
 from loadtest.knee import (
     KneeFound,
     KneeSearch,
-    ObjectiveScope,
     Range,
     Span,
     driving,
     predicting,
-    promises_of,
     search,
 )
+from loadtest.metrics import scopes_of
 from loadtest.results import RUN_FILES
 from loadtest.run import Enough, run_once
-from loadtest.scenario import Objectives, Scenario, inputs_of
+from loadtest.scenario import Objectives, ObjectiveScope, Scenario, inputs_of
 
 KNEE_NAME = "knee.json"
 PROBES_NAME = "probes"
@@ -82,7 +81,7 @@ def _asked(flags: dict[str, Any]) -> KneeSearch:
 def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope, ...]:
     """Return the objectives of a file, with flags laid over it; where neither is given, the scenario's own."""
     path = flags["objectives"]
-    own = promises_of(scenario)
+    own = scopes_of(scenario)
     if own and path is None and not flags["objective"]:
         return own
     values = {} if path is None else read_yaml(path, Objectives).model_dump(exclude_defaults=True)

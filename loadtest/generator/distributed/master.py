@@ -59,7 +59,7 @@ class Master:
         self._runner, self._plan, self._expected = runner, plan, expected
         self._on_look, self._on_record = on_look, on_record
         self._ledger = RecordJournal.of(plan)
-        self._watch = LiveStats(plan.time_scale)
+        self._watch = LiveStats(plan.time_scale, plan.scenario.objectives)
         self._inbox: gevent.queue.Queue[tuple[float, str, str, Any]] = gevent.queue.Queue()
         self._ids: list[str] = []
         self._hosts: dict[str, str] = {}
@@ -273,7 +273,7 @@ class Master:
 
     def _begin(self, number: int, plan: LevelPlan, first_id: int, begin_s: float, clocks: list[WorkerClock]) -> None:
         level = level_of(plan, [{"begin_s": begin_s}])
-        self._watch.begin(level.load, begin_s)
+        self._watch.begin(level.load, begin_s, is_open=level.concurrency is None)
         self._state = {}
         self._runner.update_state("running")
         tell(began=level.model_dump())

@@ -162,5 +162,6 @@ def test_the_steady_state_agrees_with_the_batcher() -> None:
     middle = [(end_s, tokens) for end_s, tokens in ends if 0.3 * now_s < end_s < 0.7 * now_s]
     tokens_per_s = sum(tokens for _, tokens in middle) / (0.4 * now_s)
     workload = Workload(input_tokens=512, output_tokens=224)
-    engine = Engine(plan.model, plan.gpu, plan.precision, plan.kv_format, plan.sizing, plan.runtime.chunked_context)
+    chunked = plan.runtime.chunked_context
+    engine = Engine(plan.model, plan.gpu, plan.precision, plan.kv_format, plan.sizing, chunked, plan.step_time)
     assert outlook(engine, workload).tokens_per_s == pytest.approx(tokens_per_s, rel=0.1)

@@ -111,5 +111,6 @@ def test_a_plan_by_measured_kernels_says_what_was_derived() -> None:
     asked = ask(None, {"precision": "int8_wo", "step_time": "silicon"})
     plan = make_plan(asked, head=Document(made_by=MadeBy(command="test", version="0")))
     assert any(notice.code == "step-time-derived" for notice in plan.notices)
-    roofline = make_plan(ask(None, {"precision": "int8_wo"}), head=Document(made_by=MadeBy(command="t", version="0")))
+    asked = ask(None, {"precision": "int8_wo", "step_time": "roofline"})
+    roofline = make_plan(asked, head=Document(made_by=MadeBy(command="t", version="0")))
     assert plan.predicted.single_itl_s != roofline.predicted.single_itl_s

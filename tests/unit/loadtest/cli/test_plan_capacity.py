@@ -29,7 +29,7 @@ from loadtest.capacity.plan import CapacityPlan
 from loadtest.capacity.verify import verify
 from loadtest.capacity.what_if import what_if
 from loadtest.cli.plan_capacity import plan_capacity
-from loadtest.results.records import RUN_NAME
+from loadtest.results.records import REQUESTS_NAME, RUN_NAME
 from loadtest.scenario.schema import read_scenario
 from loadtest.simulate.predict import predict, write_prediction
 from tests.unit.loadtest.capacity.made import demand, engine
@@ -119,12 +119,14 @@ def _measured(planned: Path, folder: Path, *, slower: float) -> Path:
     assert plan.engine is not None
     scenario = read_scenario(str(planned / "verify.yaml"))
     found = predict(scenario, plan.engine, made_by=MadeBy(command="test", version="0"), made_from=[])
-    for place, record in enumerate(found.records):
-        late = [record.sent_s + (at_s - record.sent_s) * slower for at_s in record.token_times_s]
-        changed = {"token_times_s": tuple(late), "done_s": late[-1]}
-        found.records[place] = record.model_copy(update=changed)
     out = folder / "run"
     write_prediction(found, out, force=False)
+    lines = []
+    for record in found.records:
+        late = [record.sent_s + (at_s - record.sent_s) * slower for at_s in record.token_times_s]
+        changed = {"token_times_s": tuple(late), "done_s": late[-1]}
+        lines.append(record.model_copy(update=changed).model_dump_json() + "\n")
+    (out / REQUESTS_NAME).write_text("".join(lines), encoding="utf-8")
     text = (out / RUN_NAME).read_text(encoding="utf-8").replace('"kind": "predicted"', '"kind": "measured"')
     (out / RUN_NAME).write_text(text, encoding="utf-8")
     return out

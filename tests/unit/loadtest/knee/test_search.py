@@ -14,11 +14,10 @@ from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from loadtest.cli.find_knee import find_knee
 from loadtest.knee.search import LIVES, KneeFound, KneeSearch, Range, Span, at_load, predicting, search
-from loadtest.knee.sequential_test import ObjectiveScope
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.arrivals import Gamma, Ramp
 from loadtest.scenario.schema import Lengths, Scenario
-from loadtest.scenario.slo import Objectives
+from loadtest.scenario.slo import Objectives, ObjectiveScope
 from loadtest.simulate.predict import predict
 
 HEAD = MadeBy(command="test", version="0")

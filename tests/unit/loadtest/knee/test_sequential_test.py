@@ -7,7 +7,6 @@ import pytest
 
 from loadtest.knee.sequential_test import (
     LEAST_REQUESTS,
-    ObjectiveScope,
     SloDecision,
     ended_before_the_first_under_way,
     is_backlog_growing,
@@ -15,7 +14,7 @@ from loadtest.knee.sequential_test import (
 )
 from loadtest.knee.sequential_test import weigh as weigh_all
 from loadtest.results.records import RequestRecord
-from loadtest.scenario.slo import Goodput, Objectives
+from loadtest.scenario.slo import Goodput, Objectives, ObjectiveScope
 
 LIMIT = Objectives(ttft_s={"p95": 0.1})
 
@@ -34,7 +33,7 @@ def request(
 
 def weigh(objectives: Objectives, records: list[RequestRecord], *, time_scale: float = 1.0) -> SloDecision:
     """Weigh one promise to all requests."""
-    return weigh_all([ObjectiveScope(objectives)], records, time_scale=time_scale)
+    return weigh_all([ObjectiveScope(objectives)], records, is_open=True, time_scale=time_scale)
 
 
 def drawn(share: float, count: int, rng: np.random.Generator) -> list[RequestRecord]:
@@ -111,10 +110,10 @@ def test_a_class_is_judged_by_its_own_requests() -> None:
     """A promise to one class is missed by that class alone, and says so; the other's requests do not help it."""
     mixed = [request(place, 0.05 if place % 2 else 0.2) for place in range(400)]
     named = [each.model_copy(update={"class_name": "fast" if each.id % 2 else "slow"}) for each in mixed]
-    found = weigh_all([ObjectiveScope(LIMIT, "fast"), ObjectiveScope(LIMIT, "slow")], named)
+    found = weigh_all([ObjectiveScope(LIMIT, "fast"), ObjectiveScope(LIMIT, "slow")], named, is_open=True)
     assert (found.met, found.missed) == (False, ("slow: ttft_s p95",))
-    assert weigh_all([ObjectiveScope(LIMIT, "fast")], named).met is True
-    assert weigh_all([ObjectiveScope(LIMIT, "absent")], named).open == ("absent: too few requests",)
+    assert weigh_all([ObjectiveScope(LIMIT, "fast")], named, is_open=True).met is True
+    assert weigh_all([ObjectiveScope(LIMIT, "absent")], named, is_open=True).open == ("absent: too few requests",)
 
 
 def test_the_fast_ones_do_not_speak_for_all() -> None:

@@ -34,11 +34,13 @@ def _predict(manifest: EngineManifest, *concurrency: int, requests: int = 16) ->
 
 
 def test_one_user_waits_for_its_own_steps_alone(manifest: EngineManifest) -> None:
-    """TTFT is the prompt's iteration; each gap is a decode step at its context; nothing else passes."""
+    """TTFT is the host's latency and the prompt's iteration; each gap is a decode step at its context."""
     record = next(record for record in _predict(manifest, 1).records if record.phase == "measure")
     step_time = step_time_for(manifest)
     prefill = StepShape(prefill_sequences=1, prefill_tokens=128, prefill_attended_tokens=attended_tokens(128, 0))
-    assert record.token_times_s[0] - record.sent_s == pytest.approx(step_time.seconds(prefill), rel=1e-9)
+    assert manifest.step_time.host is not None
+    first_s = manifest.step_time.host.latency_s + step_time.seconds(prefill)
+    assert record.token_times_s[0] - record.sent_s == pytest.approx(first_s, rel=1e-9)
     gaps = [later - earlier for earlier, later in pairwise(record.token_times_s)]
     steps = [step_time.seconds(StepShape(1, 128 + index)) for index in range(31)]
     assert gaps == pytest.approx(steps, rel=1e-9)
@@ -84,7 +86,7 @@ def test_a_static_batch_is_one_prompt_iteration_and_its_decode_steps(manifest: E
     scenario = at_once(Scenario(concurrency=(batch,), lengths=Lengths(isl=isl, osl=osl)))
     found = predict(scenario, bare(manifest, scenario), made_by=HEAD, made_from=[])
     (level,) = summarize(found.run, found.records, found.samples).levels
-    step_time = step_time_for(manifest)
+    step_time = step_time_for(bare(manifest, scenario))
     prompts = StepShape(0, 0, batch, batch * isl, batch * attended_tokens(isl, 0))
     steps = [step_time.seconds(StepShape(batch, batch * (isl + place))) for place in range(osl - 1)]
     assert level.requests == batch
