@@ -291,16 +291,16 @@ def _least_usd(seen: Searched, candidate: Candidate) -> float:
 
 
 def _least_per_s(seen: Searched, candidate: Candidate) -> float | None:
-    """Return what a replica must carry for its fleet to be no dearer than the best found so far; None: anything."""
+    """Return what a replica must carry for its fleet to be cheaper than the best found so far; None: anything."""
     best, price = recommended(seen.rows), seen.market.prices.get(candidate.gpu)
     if best is None or best.usd_per_month is None or price is None:
         return None
     each_usd = price.usd_per_gpu_h * HOURS_PER_MONTH * candidate.tensor_parallel
     needed = 0
-    while total_for(needed + 1, seen.demand.availability) * each_usd <= best.usd_per_month:
+    while total_for(needed + 1, seen.demand.availability) * each_usd < best.usd_per_month:
         needed += 1
     if needed == 0:
-        return seen.rate_per_s  # not even one: whatever it carries, it is dearer
+        return seen.enough_per_s  # not even one is cheaper, whatever it carries
     return MARGIN * seen.rate_per_s / needed
 
 

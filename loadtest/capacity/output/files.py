@@ -76,9 +76,10 @@ def _serving(plan: CapacityPlan) -> str:
     if plan.max_queue_size:
         values["queue"] = {"max_queue_size": plan.max_queue_size}
         refused = max((each.refused for each in plan.fleets if each.what == "peak"), default=0.0)
+        middle = f"{chosen.middle_rate_per_s or 0:.3g} requests/s"
         comment = (
-            f"# max_queue_size: what the middle of the prediction, {chosen.middle_rate_per_s or 0:.3g} requests/s,\n# serves "
-            f"within the longest TTFT asked for. Fleets were simulated with it: {refused:.2%} refused at the peak.\n"
+            f"# max_queue_size: what the middle of the prediction, {middle}, serves within the longest TTFT\n"
+            f"# asked for. The fleets were simulated with it: {refused:.2%} of requests refused at the peak.\n"
         )
     return f"# {plan.recommended}\n{comment}" + _yaml(values)
 

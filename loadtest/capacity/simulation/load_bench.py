@@ -31,6 +31,9 @@ CLEAR_Z = 2.576  # 99 %: a load is looked at after each window, and each look ma
 # A simulation starts empty and has to fill: three mean lives of a request have turned the batch over.
 LEAD_LIVES = 3.0
 TAIL_LIVES = 4.0  # the load stays up until nearly every measured request has ended
+# Near saturation a queue takes hundreds of services to reach its length (the relaxation time of M/M/1 is about
+# 1 / (1 - use)^2 services: 400 at 95 %); a window that is shorter finds a load easier than it is.
+LEAST_IN_WINDOW = 800
 IDLE_REQUESTS = 200  # each alone on the engine: their p95 is known to about a percent of the requests
 RELIEF_WINDOWS = 2
 
@@ -146,7 +149,7 @@ class LoadBench:
         """Return one window of a load."""
         manifest = self.task.manifest
         life_s = min(self.life_s(rate_per_s * slower) * slower, (self.steady.sequences or 1) / rate_per_s)
-        needed = self.requests(rate_per_s * slower) / WINDOWS
+        needed = max(self.requests(rate_per_s * slower) / WINDOWS, LEAST_IN_WINDOW)
         wanted = Wanted(
             rate_per_s,
             measure_s=needed / rate_per_s,

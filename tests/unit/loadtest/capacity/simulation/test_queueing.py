@@ -13,7 +13,7 @@ from engines.files import MadeBy
 from engines.steptime.scaled import uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 from loadtest.capacity.simulation.observations import Observations, weighted_spread
-from loadtest.capacity.simulation.replica import batcher_of, collect, sent_of
+from loadtest.capacity.simulation.replica import batcher_of, collect, host_of, sent_of
 from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
 from loadtest.metrics.summarize import spread, summarize_level
 from loadtest.scenario.schema import Scenario
@@ -108,7 +108,8 @@ def test_figures_are_those_of_the_records() -> None:
     begin_s = next(each.sent_s for each in records if each.phase == "measure")
     stretch = TrafficSample(asks, begin_s, records[-1].sent_s + 1e-9)
     whole = Observations()
-    collect(VirtualServer(batcher_of(manifest, uniform(1.0)), Arrivals(sent_of(stretch))), stretch, whole)
+    server = VirtualServer(batcher_of(manifest, uniform(1.0)), Arrivals(sent_of(stretch)), host_of(manifest))
+    collect(server, stretch, whole)
     seen = whole.result(WANTED, rate_per_s=14.0).level
     for name in ("ttft_s", "itl_s", "tpot_s", "e2e_s"):
         mine, theirs = getattr(seen, name), getattr(level, name)
