@@ -13,7 +13,7 @@ from engines.planning.matrix import (
     show_comparison,
 )
 from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, ask, recipe_path
+from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, as_yaml, ask, recipe_path
 
 __all__ = [
     "BUILD_TOOLS",
@@ -28,6 +28,7 @@ __all__ = [
     "Recipe",
     "ResolvedRecipe",
     "Workload",
+    "as_yaml",
     "ask",
     "combinations_of",
     "emulated_manifest",

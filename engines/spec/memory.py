@@ -11,7 +11,9 @@ from engines.spec.units import MIB
 # CUDA context, cuBLAS and TensorRT kernels and workspaces, before any model. TensorRT-LLM's memory page reports some
 # hundreds of MB for the context alone; a GiB and a half is this project's own round reserve, to be measured.
 RUNTIME_RESERVE_BYTES = 1536 * MIB
-LOGITS_BYTES = 4  # TensorRT-LLM keeps logits in float32 (checkpoint key logits_dtype)
+LOGITS_BYTES = (
+    2  # ModelOpt exports 16-bit models with logits_dtype float16 (0.37.0 and 0.47.0), and the engine keeps it
+)
 LOGITS_COPIES = 2  # the engine's output and the sampler's working copy
 DECODER_BYTES_PER_TOKEN_SLOT = 16  # ids in and out, parents and log probabilities: four 4-byte tables
 RESIDUAL_COPIES = 4  # residual stream, its normalized copy, attention's input and output

@@ -59,6 +59,7 @@ class DeploymentPlan(Document):
 
     Attributes:
         kind: `built` or `emulated`: an emulated engine deploys without a GPU, to rehearse with.
+        variant: Which of TensorRT-LLM's model sets it serves. `llmapi` publishes no metrics of its engine.
         tensorrt_llm: Version the container must hold; None where nothing depends on it.
         repository: The model repository on this machine.
         served_at: Path it has in the container; its models hold it.
@@ -79,6 +80,7 @@ class DeploymentPlan(Document):
 
     asked: Deployment
     kind: str
+    variant: Literal["inflight_batcher_llm", "llmapi"] = "inflight_batcher_llm"
     image: str
     tensorrt_llm: str | None
     repository: str
@@ -140,6 +142,7 @@ def plan_deployment(
         made_from=[source_of(repository / REPOSITORY_NAME)],
         asked=asked,
         kind=manifest.kind,
+        variant=manifest.variant,
         image=trtllm.container_image(version or "(none)") if asked.image == "auto" else asked.image,
         tensorrt_llm=version if built else None,
         repository=str(repository.absolute()),

@@ -14,7 +14,8 @@ import yaml
 
 from engines.files import write_json, write_text
 from engines.outputs import whole_folder
-from triton_repo.deploy.monitoring import DATASOURCE, dashboard_json, rules_document, scaling
+from triton_repo.deploy.dashboard import DATASOURCE, dashboard_json
+from triton_repo.deploy.monitoring import rules_document, scaling
 from triton_repo.deploy.plan import GIB, DeploymentPlan
 from triton_repo.server import control
 

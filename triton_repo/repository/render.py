@@ -50,7 +50,7 @@ EMULATED_MODULES = {
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
 TOKENIZER_FOLDERS = {"inflight_batcher_llm": TOKENIZER_FOLDER, "llmapi": Path("tensorrt_llm/1/tokenizer")}
 # What the emulated engine imports; it travels with the repository, which then needs nothing installed but packages.
-EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "spec", "steptime", "emulator")
+EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "names.py", "spec", "steptime", "emulator")
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
 _UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|auto)\b|\"(?:None|auto)\"")
 

@@ -57,18 +57,24 @@ def run(repository: Path, **flags: Any) -> None:
         ports,
         deadline_s=flags["ready_within"],
         stop_after_s=flags["stop_after"],
+        detached=flags["detach"],
         made_by=made_by(console.command_line("serve-repo")),
         progress=console.progress,
     )
-    _show_server(record, as_json=flags["as_json"])
-    if flags["openai"]:
-        _add_front(repository, record, flags)
-    if not flags["detach"]:
-        _attend(repository, record, flags["drain_within"])
+    try:
+        _show_server(record, as_json=flags["as_json"])
+        if flags["openai"]:
+            _add_front(repository, record, flags)
+        if not flags["detach"]:
+            _attend(repository, record, flags["drain_within"])
+    except BaseException:
+        stop_front(repository)
+        stop_server(repository)
+        raise
 
 
 def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) -> None:
-    """Start the OpenAI front of a server that is ready; where that fails, the server is stopped as well."""
+    """Start the OpenAI front of a server that is ready."""
     options = FrontOptions(
         address=flags["address"],
         port=flags["openai_port"],
@@ -80,11 +86,7 @@ def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) ->
         stop_after_s=flags["stop_after"],
     )
     made = made_by(console.command_line("serve-repo"))
-    try:
-        front = start_front(repository, options, made_by=made, progress=console.progress)
-    except BaseException:
-        stop_server(repository)
-        raise
+    front = start_front(repository, options, detached=flags["detach"], made_by=made, progress=console.progress)
     if not flags["as_json"]:
         _show_front(front)
 
@@ -120,9 +122,6 @@ def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> No
         if drain_within_s > 0:
             drain_server(repository, record, drain_within_s)
         raise
-    finally:
-        stop_front(repository)
-        stop_server(repository)
 
 
 def _leave(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler's signature)

@@ -292,3 +292,17 @@ def test_a_repository_of_an_older_version_says_what_to_do(repository: Path) -> N
     with pytest.raises(UserError, match=r"settings\.max_queue_size") as refused:
         check_repository(repository)
     assert "build-repo ENGINE_DIR --force" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("variant", ["tensorrt_llm", "llmapi"])
+def test_an_emulated_engine_brings_all_its_code(
+    tmp_path: Path, manifest: EngineManifest, tokenizer: Path, variant: str
+) -> None:
+    """Its module and the batcher are imported from the repository's own copies, with nothing of ours beside them."""
+    folder = _render(tmp_path, manifest, tokenizer) / "tensorrt_llm" / "1"
+    imported = f"import sys; sys.path.insert(0, {str(folder)!r}); import triton_repo.models.{variant}; "
+    own = "sorted(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('engines', 'triton_repo'))"
+    done = subprocess.run([sys.executable, "-I", "-c", f"{imported}print(*{own}, sep=chr(10))"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [path for path in done.stdout.splitlines() if not path.startswith(str(folder))] == []
