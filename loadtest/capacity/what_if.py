@@ -1,4 +1,4 @@
-"""What if: a demand with one thing changed, as `key=value` or `key*=ratio`, and its plan beside the one as asked for."""
+"""What if: a demand with one thing changed, as `key=value` or `key*=ratio`; its plan beside the one as asked for."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ VALUES: dict[str, tuple[str, str]] = {
     "horizon_months": ("horizon_months", "number"),
     "routing": ("routing", "word"),
     "vendor": ("prices.vendor", "word"),
+    "price_terms": ("prices.terms", "word"),
+    "max_tokens": ("max_tokens", "count"),
+    "scheduler_policy": ("candidates.scheduler_policy", "word"),
     "max_batch_size": ("candidates.max_batch_size", "counts"),
     "max_num_tokens": ("candidates.max_num_tokens", "counts"),
     "step_time": ("candidates.step_time", "word"),
