@@ -58,6 +58,7 @@ lint: setup  ## Formatting, lint, types, import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@PYTHONPATH=. $(BIN)/lint-imports
+	@$(BIN)/codespell
 
 fmt: setup  ## Format and mend what can be mended
 	@$(BIN)/ruff format .

@@ -1,8 +1,9 @@
-"""Names of the known GPUs, models and precisions, for --help: read without the schemas, which are slow to import."""
+"""The data files of `engines.spec`, and the names in them: for --help, read without the schemas, slow to import."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,8 +25,11 @@ def model_names() -> tuple[str, ...]:
     return _names_in("models")
 
 
+def spec_data(name: str) -> Any:
+    """Return one of the data files of `engines.spec`, not yet validated; read by libyaml where PyYAML has it."""
+    text = (_DATA / f"{name}.yaml").read_text(encoding="utf-8")
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def _names_in(kind: str) -> tuple[str, ...]:
-    """Return the names in `data/KIND.yaml`, in its order."""
-    text = (_DATA / f"{kind}.yaml").read_text(encoding="utf-8")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML was built with it
-    return tuple(entry["name"] for entry in yaml.load(text, Loader=loader)[kind])
+    return tuple(entry["name"] for entry in spec_data(kind)[kind])

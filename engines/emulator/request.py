@@ -139,12 +139,12 @@ class BatcherState(NamedTuple):
     """The numbers TensorRT-LLM's backend publishes, under its names (`nv_trt_llm_*`), and a few it does not.
 
     Attributes:
-        active: Requests fetched from the queue and not yet ended.
+        active: Requests that the batch manager has taken from the executor's queue and not yet ended.
         max_requests: Most requests that can be active.
         scheduled: Requests in the latest iteration.
         context: Of those, prompts or chunks of prompts.
-        waiting: `active` - `scheduled`.
-        queued: Requests behind the active ones, in the executor's queue; not among the published numbers.
+        waiting: `active` - `scheduled`: taken, but not in the latest iteration; with a full batch 0 whatever the queue.
+        queued: Requests in the executor's queue, behind the active ones; TensorRT-LLM's backend does not publish it.
         generation_requests: Sequences decoding in the latest iteration.
         total_context_tokens: Prompt tokens computed in the latest iteration.
         paused: Requests paused for want of KV blocks in the latest iteration.

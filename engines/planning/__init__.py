@@ -1,7 +1,8 @@
 """From a recipe to a resolved plan: limits, neighbours, matrices; imports `checkpoint`, `emulator` and `steptime`."""
 
+from engines.planning.engine_manifest import BUILD_TOOLS, Kind, emulated_manifest, manifest_of, versions_of
 from engines.planning.explain import Explanation, Neighbour, explain
-from engines.planning.limits import Engine, outlook
+from engines.planning.limits import Engine, Outlook, outlook
 from engines.planning.matrix import (
     Combination,
     Comparison,
@@ -12,26 +13,33 @@ from engines.planning.matrix import (
     show_comparison,
 )
 from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, ask, recipe_path
+from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, as_yaml, ask, recipe_path
 
 __all__ = [
+    "BUILD_TOOLS",
     "BuildPlan",
     "Combination",
     "Comparison",
     "Engine",
     "Explanation",
+    "Kind",
     "Neighbour",
+    "Outlook",
     "Recipe",
     "ResolvedRecipe",
     "Workload",
+    "as_yaml",
     "ask",
     "combinations_of",
+    "emulated_manifest",
     "explain",
     "listed",
     "make_plan",
+    "manifest_of",
     "outlook",
     "planned_row",
     "recipe_path",
     "refused_row",
     "show_comparison",
+    "versions_of",
 ]

@@ -6,8 +6,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
 from engines.console import show, table_console
 from engines.errors import CommandError
 from engines.files import Document, Strict
@@ -107,6 +105,8 @@ def refused_row(combination: Combination, refused: CommandError) -> Row:
 
 def show_comparison(comparison: Comparison) -> None:
     """Print the table on stdout, and every reason why something cannot be built below it."""
+    from rich.table import Table  # noqa: PLC0415 (slow to import; most plans are not shown)
+
     table = Table(title="weights and KV cache by the memory plan; times predicted, not measured", title_justify="left")
     table.add_column("GPU")
     table.add_column("precision")

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import difflib
 from functools import cache
-from importlib.resources import files
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, validate
+from engines.names import spec_data
 from engines.spec.deployment import Factors, Host
 
 DEFAULT_ENGINE_PROFILE = "trtllm-1.x-triton"
@@ -95,8 +94,7 @@ class _ProfileFile(Strict):
 
 @cache
 def _library() -> dict[str, EngineProfile]:
-    text = (files("engines.spec") / "data" / "engine_profiles.yaml").read_text(encoding="utf-8")
-    loaded = validate(yaml.safe_load(text), _ProfileFile, where="engine_profiles.yaml")
+    loaded = validate(spec_data("engine_profiles"), _ProfileFile, where="engine_profiles.yaml")
     return {profile.name: profile for profile in loaded.profiles}
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 from functools import cache
-from importlib.resources import files
-
-import yaml
 
 from engines.errors import UserError
 from engines.files import Strict, validate
+from engines.names import spec_data
 from engines.spec.precision import Arithmetic
 
 
@@ -53,8 +51,7 @@ class _GpuFile(Strict):
 
 @cache
 def _library() -> dict[str, GpuSpec]:
-    text = (files("engines.spec") / "data" / "gpus.yaml").read_text(encoding="utf-8")
-    loaded = validate(yaml.safe_load(text), _GpuFile, where="gpus.yaml")
+    loaded = validate(spec_data("gpus"), _GpuFile, where="gpus.yaml")
     return {gpu.name: gpu for gpu in loaded.gpus}
 
 

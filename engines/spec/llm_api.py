@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from typing import Any, Literal, get_args
-
-import yaml
 
 from engines.errors import UserError
 from engines.files import Strict, validate
+from engines.names import spec_data
 
 LlmApiVersion = Literal["1.2", "1.3", "1.4rc"]
 LLM_API_VERSIONS: tuple[LlmApiVersion, ...] = get_args(LlmApiVersion)
@@ -71,8 +69,7 @@ class _File(Strict):
 
 @cache
 def _facts() -> dict[LlmApiVersion, LlmApiFacts]:
-    text = (files("engines.spec") / "data" / "llm_api.yaml").read_text(encoding="utf-8")
-    return validate(yaml.safe_load(text), _File, where="llm_api.yaml").versions
+    return validate(spec_data("llm_api"), _File, where="llm_api.yaml").versions
 
 
 def llm_api(version: LlmApiVersion) -> LlmApiFacts:

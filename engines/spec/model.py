@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import Literal
-
-import yaml
 
 from engines.errors import UserError
 from engines.files import Strict, validate
+from engines.names import spec_data
 from engines.spec.precision import KV_BYTES, KvFormat, Precision
 
 Family = Literal["qwen3", "qwen2", "qwen1.5", "llama", "mistral", "gptj"]
@@ -121,6 +119,11 @@ class ModelSpec(Strict):
         sixteen_bit = self.head_parameters + self.embedding_parameters + self.small_parameters
         return precision.linear_bytes(self.linear_parameters) + SIXTEEN_BIT_BYTES * sixteen_bit
 
+    def checkpoint_bytes(self, precision: Precision) -> int:
+        """Return the bytes of all weights in an exported checkpoint; 16-bit ones where the builder rounds them."""
+        sixteen_bit = self.head_parameters + self.embedding_parameters + self.small_parameters
+        return precision.stored_bytes(self.linear_parameters) + SIXTEEN_BIT_BYTES * sixteen_bit
+
     def read_bytes_per_step(self, precision: Precision) -> int:
         """Return the bytes of weights one step reads: all but the embedding, of which it looks up a few rows."""
         return self.weights_bytes(precision) - SIXTEEN_BIT_BYTES * self.embedding_parameters
@@ -147,8 +150,7 @@ class _ModelFile(Strict):
 
 @cache
 def _library() -> _Library:
-    text = (files("engines.spec") / "data" / "models.yaml").read_text(encoding="utf-8")
-    loaded = validate(yaml.safe_load(text), _ModelFile, where="models.yaml")
+    loaded = validate(spec_data("models"), _ModelFile, where="models.yaml")
     models = {model.name: model for model in loaded.models}
     names = {alias.lower(): model.name for model in loaded.models for alias in (model.name, *model.aliases)}
     return _Library(models, names)

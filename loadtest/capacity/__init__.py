@@ -1,10 +1,9 @@
 """What to run, how much of it and at what cost, for a traffic and its objectives: the plan, and whether it held."""
 
-from loadtest.capacity.parallel import ResultCache
+from loadtest.capacity.parallel import ResultCache, workers_of
 from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, SearchOptions, make_capacity
 from loadtest.capacity.verify import verify
-from loadtest.capacity.what_if import what_if
-from loadtest.capacity.what_if_compared import COMPARED_NAME, Compared, compared
+from loadtest.capacity.what_if import COMPARED_NAME, Compared, compared, what_if
 
 __all__ = [
     "COMPARED_NAME",
@@ -17,4 +16,5 @@ __all__ = [
     "make_capacity",
     "verify",
     "what_if",
+    "workers_of",
 ]

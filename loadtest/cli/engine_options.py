@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.build import emulated_manifest
 from engines.calibration import Calibration, read_calibration, require_match
 from engines.console import command_line
 from engines.files import Document, made_by, sha256_of
 from engines.manifest import EngineManifest, StepTimeChoice, read_manifest
-from engines.planning import ask, make_plan
+from engines.planning import ask, emulated_manifest, make_plan
 from engines.spec import engine_profile_named
 from loadtest.simulate import calibrated
 from loadtest.traffic import LengthStats

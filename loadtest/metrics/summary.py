@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from engines.files import Document, Strict
-from loadtest.results import Kind, ServerFacts, ValidityIssue
+from loadtest.results import Kind, ServerFacts, ValidityIssue, load_text
 
 PERCENTILES_NOTE = (
     "exact, by linear interpolation between order statistics; inter-token latencies are pooled over all gaps of a "
@@ -162,7 +162,10 @@ class LevelSummary(Strict):
         BatchSpread | None, Field(description="Requests between first and last token, by the records.")
     ]
     kv_blocks_used: Annotated[float | None, Field(description="KV cache blocks in use, mean; null as above.")]
-    waiting: Annotated[float | None, Field(description="Requests at the server in no iteration, mean; null as above.")]
+    waiting: Annotated[
+        float | None,
+        Field(description="Requests at the server that no step runs, its queue too, mean; null where it tells none."),
+    ]
     goodput: Annotated[
         float | None, Field(description="Share of measured requests that kept every limit; null without objectives.")
     ] = None
@@ -219,7 +222,7 @@ class LevelSummary(Strict):
     @property
     def load(self) -> str:
         """The same in words."""
-        return str(self.concurrency) if self.concurrency is not None else f"{self.offered:g}/s"
+        return load_text(self.concurrency, self.rate_per_s)
 
     @property
     def felt_ttft_s(self) -> Spread | None:

@@ -2,6 +2,9 @@
 
 TensorRT-LLM in Triton (`nv_trt_llm_*`, `nv_gpu_*`), this project's emulator (`emulator_*`), vLLM, SGLang, Text
 Generation Inference, and NVIDIA's DCGM exporter. Names as their projects document them in 2025 and 2026.
+
+`waiting` are the requests at the server that no step runs, its queue included. TensorRT-LLM in Triton publishes no such
+number: its own `waiting` leaves out the executor's queue and is 0 with a full batch, so it is not read as one.
 """
 
 from __future__ import annotations
@@ -37,14 +40,19 @@ class Meaning(NamedTuple):
 
 
 _BATCHER = "inflight_batcher_specific_metric"
-MEANINGS: tuple[Meaning, ...] = (
+_ENGINE = (
     Meaning("nv_trt_llm_inflight_batcher_metrics", "decoding", (_BATCHER, "generation_requests")),
-    Meaning("nv_trt_llm_request_metrics", "waiting", ("request_type", "waiting")),
     Meaning("nv_trt_llm_kv_cache_block_metrics", "kv_blocks_used", ("kv_cache_block_type", "used")),
     Meaning("nv_trt_llm_kv_cache_block_metrics", "kv_ratio", ("kv_cache_block_type", "fraction"), adds_up=False),
     Meaning("nv_trt_llm_general_metrics", "iterations", ("general_type", "iteration_counter")),
+)
+MEANINGS: tuple[Meaning, ...] = (
+    *_ENGINE,
+    # The emulated LLM API's: the real one publishes nothing of its engine in Triton.
+    *(meaning._replace(name=meaning.name.replace("nv_trt_llm_", "emulator_")) for meaning in _ENGINE),
     Meaning("emulator_steps_total", "emulated_steps"),
     Meaning("emulator_step_seconds_total", "emulated_step_s"),
+    Meaning("emulator_waiting_requests", "waiting"),
     Meaning("vllm:num_requests_running", "decoding"),
     Meaning("vllm:num_requests_waiting", "waiting"),
     Meaning("vllm:gpu_cache_usage_perc", "kv_ratio", adds_up=False),  # 0 to 1 despite its name; until vLLM 0.9

@@ -6,8 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING
 
 from engines.errors import MissingError, UserError
 from engines.files import write_json
@@ -16,6 +15,9 @@ from loadtest.traffic.conversations import ConversationSampler, Rows
 from loadtest.traffic.levels import LevelPlan
 from loadtest.traffic.prompts import META, Prepared, PromptMaker
 from loadtest.traffic.token_text import TokenText, chat_text, end_id_of, file_text, read_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 FIRST_RANDOM_ID = 1000  # below are bytes, digits and what other vocabularies keep for themselves
 LEAST_CHAT_TOKENS = 30_000  # a tenth of a second of tokenizing

@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
-from engines.checkpoint import default_text_path, documents_of, json_records
 from engines.errors import MissingError, UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Ints: TypeAlias = npt.NDArray[np.int32]
 Role = Literal["user", "assistant"]
@@ -126,6 +127,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """
     if not path.is_file():
         raise MissingError(f"{path}: no such tokenizer", hint="--tokenizer FILE names the engine's")
+    from tokenizers import Tokenizer  # noqa: PLC0415 (slow to import; predictions seldom count tokens)
+
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -157,6 +160,8 @@ def chat_text(tokenizer: Tokenizer, *, tokens: int) -> TokenText:
     Raises:
         MissingError: They are not installed.
     """
+    from engines.checkpoint import default_text_path, documents_of  # noqa: PLC0415 (slow to import)
+
     parts: list[str] = []
     characters = 0
     for document in documents_of(default_text_path()):
@@ -250,6 +255,8 @@ def read_messages(path: Path) -> Iterator[list[Message]]:
     """
     if not path.is_file():
         raise MissingError(f"{path}: no such prompts", hint="a relative path begins at the scenario's folder")
+    from engines.checkpoint import json_records  # noqa: PLC0415 (slow to import)
+
     rows = enumerate(json_records(path), start=1) if path.suffix == ".json" else _json_lines(path)
     kind = "row" if path.suffix == ".json" else "line"
     for number, row in rows:

@@ -96,9 +96,9 @@ def test_a_full_queue_is_said_in_words_to_both_protocols(small: Server) -> None:
     """Three requests are in; every other one is refused at once with what to do, and the three are answered."""
     taken = [Stream(small.grpc, "tensorrt_llm", tokens(400)).read(1)]
     taken += [Stream(small.grpc, "tensorrt_llm", tokens(2)) for _ in range(2)]
-    wait_until(
-        lambda: _metric(small, 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="waiting"') == 2, 10
-    )
+    wait_until(lambda: _metric(small, "emulator_waiting_requests") == 2, 10)
+    for category, count in {"active": 1, "max": 1, "waiting": 0}.items():  # as upstream: the queue is in none of them
+        assert _metric(small, f'nv_trt_llm_request_metrics{{model="tensorrt_llm",request_type="{category}"') == count
     late = Stream(small.grpc, "tensorrt_llm", tokens(2)).read()
     assert "Maximum queue size of 2 has been reached, please try again later" in str(late.error)
     code, said = _generate(small)

@@ -1,24 +1,37 @@
-"""What is watched of a server: recording rules, alerts and panels, each over metrics the server really publishes.
+"""What is watched of a server: recording rules, alerts and the autoscaler's metrics, over metrics it really publishes.
 
 Metrics are TensorRT-LLM's and Triton's own (an emulated engine publishes the same names). Alerts and panels ask for the
 recorded series, so that they cannot disagree about what a word means.
+
+No metric counts the requests in the queue of TensorRT-LLM's executor: its `waiting` leaves them out, and Triton's own
+queue is empty because the C++ backend takes every request at once. What moves when they queue: the seconds that ended
+requests took (by Little's law, the requests in the server), the engine's slots, and the time to the first response.
+
+The LLM API's model publishes nothing of its engine, and Triton counts a request as done once that model, one of the
+Python backend, has taken it. What stands on either is left out there: the time to the first response remains.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from triton_repo.deploy.plan import DeploymentPlan
+from triton_repo.deploy.plan import BUSY_RATIO, DeploymentPlan
 
-DATASOURCE = "prometheus"
-CALLED = '{model!~"preprocessing|postprocessing"}'  # each streamed token is a request to postprocessing
+BUSY = f"{BUSY_RATIO * 1000:.0f}m"  # as Kubernetes writes a ratio
+# The models whose requests hold an engine's request from beginning to end. One request may be counted by two of them.
+WHOLE = '{model=~"ensemble|tensorrt_llm|tensorrt_llm_bls"}'
 # Since Triton 24.11, with histogram_latencies: not in the local server of install-triton (24.10).
 HISTOGRAM = "nv_inference_first_response_histogram_ms"
-_REQUESTS = 'nv_trt_llm_request_metrics{{request_type="{}"}}'
-_BATCHER = 'nv_trt_llm_inflight_batcher_metrics{{inflight_batcher_specific_metric="{}"}}'
-_KV = 'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="{}"}}'
+REQUESTS = 'nv_trt_llm_request_metrics{{request_type="{}"}}'
+BATCHER = 'nv_trt_llm_inflight_batcher_metrics{{inflight_batcher_specific_metric="{}"}}'
+KV = 'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="{}"}}'
+
+
+_POD = 'pod!="",namespace!=""}'
+# What only the C++ backend's model publishes, or gives a meaning.
+CPP_BACKEND = ("nv_trt_llm_", "nv_llm_", "nv_inference_request_duration_us")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +56,52 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
-    """One chart of the dashboard; `queries` are (expression, legend)."""
+class Scaling:
+    """A metric of the autoscaler's, per pod, and the mean over the pods past which it adds one.
 
-    title: str
-    unit: str
-    queries: tuple[tuple[str, str], ...]
+    Attributes:
+        series: That Prometheus must have of a pod, as the adapter finds it.
+        query: Of a pod's value; the adapter puts its names in between << and >>.
+    """
+
+    name: str
+    series: str
+    query: str
+    target: str
     meaning: str
 
 
-def recorded() -> list[Recorded]:
-    """Return the recording rules; `by (instance)` leaves out the version, which changes when an engine is rolled."""
+def recorded(stages: int = 1) -> list[Recorded]:
+    """Return the recording rules; `by (instance)` leaves out the version, which changes when an engine is rolled.
+
+    Args:
+        stages: Of the engine's pipeline. Each has a micro-batch of its own in flight, and the metrics show only one.
+    """
     rate = "sum by (instance, model) (rate({}[5m]))"
     done = rate.format("nv_inference_request_success")
     lost = rate.format('nv_inference_request_failure{reason!="CANCELED"}')
+    waiting = _sum(REQUESTS.format("waiting"))
+    if stages > 1:
+        waiting = f"clamp_min(triton:requests_active - {stages} * triton:requests_scheduled, 0)"
     return [
-        Recorded("triton:requests_active", _sum(_REQUESTS.format("active")), "requests the engine has, waiting too"),
-        Recorded("triton:requests_waiting", _sum(_REQUESTS.format("waiting")), "requests that wait for a slot"),
-        Recorded("triton:requests_scheduled", _sum(_REQUESTS.format("scheduled")), "requests in the batch"),
-        Recorded("triton:requests_max", _max(_REQUESTS.format("max")), "the engine's batch limit"),
-        Recorded("triton:requests_paused", _sum(_BATCHER.format("paused_requests")), "requests paused for want of KV"),
-        Recorded("triton:kv_used:ratio", _max(_KV.format("fraction")), "share of the KV blocks in use"),
+        Recorded("triton:requests_active", _sum(REQUESTS.format("active")),
+                 "requests the batch manager has taken, at most triton:requests_max"),
+        Recorded("triton:requests_scheduled", _sum(REQUESTS.format("scheduled")), "requests in the latest step"),
+        Recorded("triton:requests_waiting", waiting,
+                 "of those taken, in no step: for want of KV blocks or of room for tokens; the queue is not in it"),
+        Recorded("triton:requests_max", _max(REQUESTS.format("max")), "the engine's slots"),
+        Recorded("triton:requests_paused", _sum(BATCHER.format("paused_requests")), "requests paused for want of KV"),
+        Recorded("triton:slots_taken:ratio1m", "avg_over_time(triton:requests_active[1m]) / triton:requests_max",
+                 "share of the slots taken; at 1 what comes next queues"),
+        Recorded("triton:requests_in_flight:mean1m", f"max by (instance) ({_seconds_per_second()})",
+                 "requests in the server, the engine's queue included: seconds that ended requests took, per second "
+                 "(Little's law); late by a request's time"),
+        Recorded("triton:requests_queued:mean1m",
+                 "clamp_min(triton:requests_in_flight:mean1m - avg_over_time(triton:requests_active[1m]), 0)",
+                 "of those, not yet taken by the batch manager"),
+        Recorded("triton:requests_pending", "sum by (instance, model) (nv_inference_pending_request_count)",
+                 "requests that wait for an instance of the models before and after the engine, not for the engine"),
+        Recorded("triton:kv_used:ratio", _max(KV.format("fraction")), "share of the KV blocks in use"),
         Recorded(
             "triton:iterations:rate1m",
             'sum by (instance) (rate(nv_trt_llm_general_metrics{general_type="iteration_counter"}[1m]))',
@@ -78,8 +116,10 @@ def recorded() -> list[Recorded]:
         Recorded(
             "triton:failures:ratio5m", f"{lost} / ({done} + {lost} > 0)", "share of requests failed, not cancelled"
         ),
-        Recorded("triton:queue_seconds:mean1m", _mean("nv_inference_queue_duration_us"), "mean wait in Triton's queue"),
-        Recorded("triton:request_seconds:mean1m", _mean("nv_inference_request_duration_us"), "mean time of a request"),
+        Recorded("triton:queue_seconds:mean1m", _mean("nv_inference_queue_duration_us"),
+                 "mean wait in Triton's queue of a model; the engine's queue is not in it"),
+        Recorded("triton:request_seconds:mean1m", _mean("nv_inference_request_duration_us"),
+                 "mean time of a request, the engine's queue included"),
         Recorded(
             "triton:output_tokens:rate1m", "sum by (instance) (rate(nv_llm_output_token_len_sum[1m]))",
             "tokens of finished replies a second",
@@ -91,7 +131,7 @@ def recorded() -> list[Recorded]:
         Recorded(
             "triton:first_response_seconds:p95_5m",
             f"histogram_quantile(0.95, sum by (instance, model, le) (rate({HISTOGRAM}_bucket[5m]))) / 1000",
-            "95th percentile of the time to the first response",
+            "95th percentile of the time to the first response, the engine's queue included",
         ),
     ]  # fmt: skip
 
@@ -99,6 +139,7 @@ def recorded() -> list[Recorded]:
 def alerts(plan: DeploymentPlan) -> list[Alert]:
     """Return the alerts, with this engine's limits in them."""
     job, objective_s = plan.asked.name, plan.asked.ttft_objective_s
+    scheduled = f"{plan.stages} * " * (plan.stages > 1) + "avg_over_time(triton:requests_scheduled[2m])"
     return [
         Alert("TritonDown", f'up{{job="{job}"}} == 0', 1, "critical",
               "{{ $labels.instance }} does not answer on its metrics port.", "debug.md: the server ended"),
@@ -109,22 +150,28 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
         Alert("NoThroughput", "triton:requests_active > 0 and on (instance) triton:iterations:rate1m == 0", 1,
               "critical", "{{ $labels.instance }} has requests and its engine makes no steps.",
               "debug.md: requests wait and nothing moves"),
+        Alert("SlotsFull", "triton:slots_taken:ratio1m > 0.99", 10, "warning",
+              "For ten minutes every slot of {{ $labels.instance }} was taken: what comes next queues in the engine.",
+              "add replicas; how long the queue is: triton:requests_queued:mean1m and the clients' TTFT"),
         Alert("QueueGrows",
-              f"min_over_time(triton:requests_waiting[1m]) > {plan.queue_alarm} "
-              "and deriv(triton:requests_waiting[5m]) > 0",
-              5, "warning", "{{ $value }} requests wait on {{ $labels.instance }}, and more every minute.",
+              f"triton:requests_queued:mean1m > {plan.queue_alarm} and deriv(triton:requests_queued:mean1m[5m]) > 0",
+              5, "warning", "{{ $value }} requests queue on {{ $labels.instance }}, and more every minute.",
               "add replicas, or admit less: max_queue_size"),
-        Alert("QueueLong", f"min_over_time(triton:requests_waiting[1m]) > {plan.queue_alarm}", 15, "warning",
-              "For a quarter of an hour {{ $value }} requests or more have waited on {{ $labels.instance }}.",
+        Alert("QueueLong", f"triton:requests_queued:mean1m > {plan.queue_alarm}", 15, "warning",
+              "For a quarter of an hour {{ $value }} requests or more have queued on {{ $labels.instance }}.",
               "add replicas, or admit less: max_queue_size"),
+        Alert("InstancesShort", f"min_over_time(triton:requests_pending[1m]) > {plan.queue_alarm}", 5, "warning",
+              "{{ $value }} requests wait on {{ $labels.instance }} for an instance of {{ $labels.model }}.",
+              "more text.bls_instances or text.preprocessing_instances"),
         Alert("KvCacheNearlyFull", "avg_over_time(triton:kv_used:ratio[2m]) > 0.9", 5, "warning",
               "{{ $value | humanizePercentage }} of the KV cache of {{ $labels.instance }} is in use: requests wait "
               "for blocks, not for compute.", "fewer requests at once, shorter ones, or a smaller KV format"),
         Alert("KvCacheLimitsBatch",
-              "min_over_time(triton:requests_waiting[1m]) > 0 and on (instance) "
-              "avg_over_time(triton:requests_scheduled[2m]) < 0.85 * triton:requests_max", 5, "warning",
-              "{{ $labels.instance }} has requests that wait and a batch with room: their KV blocks are reserved or "
-              "in use.", "shorter max_tokens (guaranteed_no_evict reserves all), more KV memory, max_utilization"),
+              "avg_over_time(triton:requests_waiting[2m]) > 0.05 * triton:requests_max and on (instance) "
+              f"{scheduled} < 0.85 * triton:requests_max", 5, "warning",
+              "{{ $labels.instance }} has taken requests that no step runs, and its batch has room: KV blocks are "
+              "reserved or in use.",
+              "shorter max_tokens (guaranteed_no_evict reserves all), more KV memory, max_utilization"),
         Alert("RequestsPaused", "max_over_time(triton:requests_paused[2m]) > 0", 2, "warning",
               "{{ $value }} requests are paused on {{ $labels.instance }}: their KV blocks were taken and will be "
               "computed again.", "guaranteed_no_evict, or fewer requests at once"),
@@ -137,59 +184,53 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
     ]  # fmt: skip
 
 
-def panels(plan: DeploymentPlan) -> list[Panel]:
-    """Return the dashboard's charts; those of GPUs only where there is one."""
-    rows = [
-        Panel("Requests", "short", (("triton:requests_scheduled", "in the batch {{instance}}"),
-              ("triton:requests_waiting", "waiting {{instance}}"), ("triton:requests_max", "limit {{instance}}")),
-              "A queue beside a batch below its limit waits for KV blocks."),
-        Panel("KV cache in use", "percentunit", (("triton:kv_used:ratio", "{{instance}}"),),
-              "Nearly full, and requests wait."),
-        Panel("Tokens a second", "short", (("triton:output_tokens:rate1m", "out, of finished replies {{instance}}"),
-              ("triton:input_tokens:rate1m", "in {{instance}}")), "Output is counted when a reply ends."),
-        Panel("Requests a second", "reqps", ((f"triton:replies:rate1m{CALLED}", "{{model}} {{instance}}"),),
-              "Answered."),
-        Panel("Failures a second", "reqps",
-              (("max by (instance, reason) (triton:failures:rate1m)", "{{reason}} {{instance}}"),),
-              "REJECTED: Triton's queue was full. CANCELED: the client left."),
-        Panel("Time to first response, p95", "s", (("triton:first_response_seconds:p95_5m", "{{model}} {{instance}}"),),
-              "Triton 24.11 and newer; empty on older servers. Of a reply that is not streamed: the whole reply."),
-        Panel("Mean time of a request", "s", ((f"triton:request_seconds:mean1m{CALLED}", "{{model}} {{instance}}"),),
-              "Queue included."),
-        Panel("Mean wait in Triton's queue", "s", (("triton:queue_seconds:mean1m", "{{model}} {{instance}}"),),
-              "The engine's own queue is not in it: that is 'waiting' above."),
-        Panel("Engine steps a second", "short", (("triton:iterations:rate1m", "{{instance}}"),),
-              "None while requests wait: stuck."),
-        Panel("Tokens in a step", "short", ((_BATCHER.format("total_context_tokens"), "of prompts {{instance}}"),
-              (_BATCHER.format("generation_requests"), "of replies {{instance}}")), "What an iteration was made of."),
-        Panel("Paused requests", "short", (("triton:requests_paused", "{{instance}}"),),
-              "max_utilization takes blocks back."),
-        Panel("KV blocks reused", "short", ((f'sum by (instance) ({_KV.format("reused")})', "{{instance}}"),),
-              "Prompts that began as an earlier one did."),
-    ]  # fmt: skip
-    return rows + (_gpu_panels() if plan.gpus else _emulator_panels())
+def scaling(plan: DeploymentPlan) -> list[Scaling]:
+    """Return what the autoscaler stands on; it follows the metric that asks for the most servers."""
+    return _llmapi_scaling(plan) if plan.variant == "llmapi" else _engine_scaling(plan)
 
 
-def _gpu_panels() -> list[Panel]:
-    used = "nv_gpu_memory_used_bytes / nv_gpu_memory_total_bytes"
+def _engine_scaling(plan: DeploymentPlan) -> list[Scaling]:
+    whole = WHOLE.rstrip("}")
+    rate = f"sum(rate(<<.Series>>{whole},<<.LabelMatchers>>}}[1m])) by (model, <<.GroupBy>>)"
     return [
-        Panel("GPU utilization", "percentunit", (("nv_gpu_utilization", "{{gpu_uuid}}"),), "Busy, not efficient."),
-        Panel("GPU memory", "percentunit", ((used, "{{gpu_uuid}}"),), "Taken once, at start."),
-    ]
-
-
-def _emulator_panels() -> list[Panel]:
-    late = 'emulator_lateness_seconds{statistic="p99"}'
-    return [
-        Panel("How late the emulated engine is, p99", "s", ((late, "{{instance}}"),),
-              "Past a step's length, no figure counts."),
-        Panel("CPU in use", "percentunit", (("nv_cpu_utilization", "{{instance}}"),), "Of the server's machine."),
+        Scaling("triton_requests_in_flight", f"nv_inference_request_duration_us{whole},{_POD}",
+                f"max({rate}) by (<<.GroupBy>>) / 1e6", str(plan.in_flight_per_replica),
+                "requests in the server, queue included: as many servers as the load needs, late by a request's time"),
+        Scaling("triton_slots_taken_ratio", f'nv_trt_llm_request_metrics{{request_type="active",{_POD}',
+                'sum(avg_over_time(<<.Series>>{request_type="active",<<.LabelMatchers>>}[1m])) by (<<.GroupBy>>) '
+                '/ sum(<<.Series>>{request_type="max",<<.LabelMatchers>>}) by (<<.GroupBy>>)', BUSY,
+                "slots taken: moves at once, but says only that requests queue, not how many"),
+        Scaling("triton_kv_used_ratio", f'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="fraction",{_POD}',
+                'max(<<.Series>>{kv_cache_block_type="fraction",<<.LabelMatchers>>}) by (<<.GroupBy>>)', BUSY,
+                "KV blocks in use"),
     ]  # fmt: skip
+
+
+def _llmapi_scaling(plan: DeploymentPlan) -> list[Scaling]:
+    each = '{model="tensorrt_llm",<<.LabelMatchers>>}[1m])) by (<<.GroupBy>>)'
+    query = f"sum(rate({HISTOGRAM}_sum{each} / clamp_min(sum(rate({HISTOGRAM}_count{each}, 1e-9) / 1000"
+    target = f"{plan.asked.ttft_objective_s * 500:.0f}m"
+    return [
+        Scaling("triton_first_response_seconds", f'{HISTOGRAM}_sum{{model="tensorrt_llm",{_POD}', query, target,
+                "mean time to the first response, against half the objective of its 95th percentile")
+    ]  # fmt: skip
+
+
+def published_by(plan: DeploymentPlan) -> Callable[[str], bool]:
+    """Return whether an expression stands on nothing that this server lacks, by way of recorded series too."""
+    lacking = list(CPP_BACKEND) if plan.variant == "llmapi" else []
+    for rule in recorded(plan.stages):
+        if any(name in rule.expr for name in lacking):
+            lacking.append(rule.name)
+    return lambda expression: not any(name in expression for name in lacking)
 
 
 def rules_document(plan: DeploymentPlan) -> dict[str, Any]:
     """Return the groups of a Prometheus rules file."""
-    records: list[dict[str, Any]] = [{"record": rule.name, "expr": rule.expr} for rule in recorded()]
+    there = published_by(plan)
+    records: list[dict[str, Any]] = [
+        {"record": rule.name, "expr": rule.expr} for rule in recorded(plan.stages) if there(rule.expr)
+    ]
     alarms = [
         {
             "alert": alert.name,
@@ -199,42 +240,10 @@ def rules_document(plan: DeploymentPlan) -> dict[str, Any]:
             "annotations": {"summary": alert.summary, "todo": alert.todo},
         }
         for alert in alerts(plan)
+        if there(alert.expr)
     ]
     return {"groups": [{"name": f"{plan.asked.name}-series", "rules": records},
                        {"name": f"{plan.asked.name}-alerts", "rules": alarms}]}  # fmt: skip
-
-
-def dashboard_json(plan: DeploymentPlan) -> str:
-    """Return a Grafana dashboard, two panels a row."""
-    source = {"type": "prometheus", "uid": DATASOURCE}
-    charts = [
-        {
-            "id": number + 1,
-            "type": "timeseries",
-            "title": panel.title,
-            "description": panel.meaning,
-            "datasource": source,
-            "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)},
-            "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
-            "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
-            "targets": [
-                {"refId": chr(65 + index), "datasource": source, "expr": expr, "legendFormat": legend}
-                for index, (expr, legend) in enumerate(panel.queries)
-            ],
-        }
-        for number, panel in enumerate(panels(plan))
-    ]
-    document = {
-        "uid": plan.asked.name,
-        "title": f"{plan.asked.name}: {plan.model}{' (emulated)' if plan.kind == 'emulated' else ''}",
-        "tags": ["triton", "tensorrt-llm", plan.kind],
-        "timezone": "utc",
-        "schemaVersion": 39,
-        "refresh": "10s",
-        "time": {"from": "now-30m", "to": "now"},
-        "panels": charts,
-    }
-    return json.dumps(document, indent=2) + "\n"
 
 
 def _sum(series: str) -> str:
@@ -243,6 +252,11 @@ def _sum(series: str) -> str:
 
 def _max(series: str) -> str:
     return f"max by (instance) ({series})"
+
+
+def _seconds_per_second() -> str:
+    """Return, by server and model, the seconds that ended requests took, per second: how many there were."""
+    return f"sum by (instance, model) (rate(nv_inference_request_duration_us{WHOLE}[1m])) / 1e6"
 
 
 def _mean(duration_us: str) -> str:

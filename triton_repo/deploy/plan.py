@@ -25,6 +25,7 @@ LOAD_BYTES_PER_S = 100e6  # network storage at its slowest; a probe that gives u
 LEAST_START_S = 600
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 FLAGS = ("--metrics-config=histogram_latencies=true",)  # a server older than the histogram (24.11) passes it over
+BUSY_RATIO = 0.85  # of slots and of KV blocks: past it the autoscaler adds a server, before what comes next queues
 SHM_BYTES_PER_RANK = GIB  # stubs of the Python backend share it with the server, and NCCL's ranks with each other
 
 
@@ -58,6 +59,7 @@ class DeploymentPlan(Document):
 
     Attributes:
         kind: `built` or `emulated`: an emulated engine deploys without a GPU, to rehearse with.
+        variant: Which of TensorRT-LLM's model sets it serves. `llmapi` publishes no metrics of its engine.
         tensorrt_llm: Version the container must hold; None where nothing depends on it.
         repository: The model repository on this machine.
         served_at: Path it has in the container; its models hold it.
@@ -68,7 +70,9 @@ class DeploymentPlan(Document):
         longest_reply_from: `flag` or `predicted`.
         termination_s: Seconds from "terminate" to SIGKILL: announcing, the longest reply, exit.
         start_s: Seconds a server may take to answer its first request.
-        waiting_per_replica: Requests in a server's queue past which the autoscaler adds one.
+        stages: Of the engine's pipeline; each has a batch of its own in flight.
+        slots: Requests the engine's batch manager takes at most: the batch limit of each stage.
+        in_flight_per_replica: Requests in a server, its queue included, past which the autoscaler adds a server.
         queue_alarm: Requests in a server's queue past which a growing queue is an alert.
         command: The server's command line; `$key` and what begins with `${` are the script's own variables.
         environment: What the server's environment must have.
@@ -76,6 +80,7 @@ class DeploymentPlan(Document):
 
     asked: Deployment
     kind: str
+    variant: Literal["inflight_batcher_llm", "llmapi"] = "inflight_batcher_llm"
     image: str
     tensorrt_llm: str | None
     repository: str
@@ -93,7 +98,9 @@ class DeploymentPlan(Document):
     termination_s: int
     drain_within_s: int
     start_s: int
-    waiting_per_replica: int
+    stages: int
+    slots: int
+    in_flight_per_replica: int
     queue_alarm: int
     command: list[str]
     environment: dict[str, str]
@@ -129,11 +136,13 @@ def plan_deployment(
     longest_s = predicted_reply_s(manifest) if asked.longest_reply_s == "auto" else asked.longest_reply_s
     weights = engine.model.weights_bytes(PRECISIONS[engine.precision.name])
     within_s = math.ceil(longest_s)
+    slots = engine.limits.max_batch_size * engine.parallel.pipeline
     return DeploymentPlan(
         made_by=made_by,
         made_from=[source_of(repository / REPOSITORY_NAME)],
         asked=asked,
         kind=manifest.kind,
+        variant=manifest.variant,
         image=trtllm.container_image(version or "(none)") if asked.image == "auto" else asked.image,
         tensorrt_llm=version if built else None,
         repository=str(repository.absolute()),
@@ -151,8 +160,10 @@ def plan_deployment(
         termination_s=asked.drain_before_s + within_s + EXIT_S,
         drain_within_s=within_s,
         start_s=max(LEAST_START_S, math.ceil(weights / LOAD_BYTES_PER_S)) if built else 120,
-        waiting_per_replica=max(1, engine.limits.max_batch_size // 10),
-        queue_alarm=max(1, engine.limits.max_batch_size // 4),
+        stages=engine.parallel.pipeline,
+        slots=slots,
+        in_flight_per_replica=max(1, int(slots * BUSY_RATIO)),
+        queue_alarm=max(1, slots // 4),
         command=across_ranks(_command(manifest), manifest, manifest.served_at, "deployed_"),
         environment=rank_environment(manifest),
         notices=_notices(manifest),

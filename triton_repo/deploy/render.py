@@ -14,7 +14,8 @@ import yaml
 
 from engines.files import write_json, write_text
 from engines.outputs import whole_folder
-from triton_repo.deploy.monitoring import DATASOURCE, dashboard_json, rules_document
+from triton_repo.deploy.dashboard import DATASOURCE, dashboard_json
+from triton_repo.deploy.monitoring import rules_document, scaling
 from triton_repo.deploy.plan import GIB, DeploymentPlan
 from triton_repo.server import control
 
@@ -71,6 +72,7 @@ def _values(plan: DeploymentPlan) -> dict[str, Any]:
         "command": _in_shell(plan.command),
         "images": IMAGES,
         "datasource": DATASOURCE,
+        "scaling": scaling(plan),
         "capability": plan.compute_capability.split("."),
         "memory": f"{plan.memory_bytes // GIB}Gi",
         "shm": f"{plan.shm_bytes // GIB}Gi",

@@ -67,6 +67,7 @@ class EngineClock:
         self._changed = threading.Condition()
         self._stopping = False
         self._lateness = Lateness()
+        self._latest = batcher.snapshot()
         self._thread = threading.Thread(target=self._run, name="engine-clock", daemon=True)
 
     def start(self) -> None:
@@ -92,9 +93,17 @@ class EngineClock:
             return self._batcher.cancel(request_id)
 
     def state(self) -> tuple[BatcherState, Lateness]:
-        """Return the batcher's numbers and the clock's own."""
+        """Return the batcher's numbers as they are now, and the clock's own."""
         with self._changed:
             return self._batcher.snapshot(), self._lateness
+
+    def latest_iteration(self) -> tuple[BatcherState, Lateness]:
+        """Return the batcher's numbers as of the latest iteration's begin, and the clock's own.
+
+        Upstream takes its metrics then: a request that comes during an iteration is not in its numbers.
+        """
+        with self._changed:
+            return self._latest, self._lateness
 
     def _run(self) -> None:
         deadline = time.monotonic()
@@ -103,11 +112,13 @@ class EngineClock:
                 iteration = self._batcher.begin(deadline)
                 while iteration is None and not self._stopping:
                     self._batcher.rest()
+                    self._latest = self._batcher.snapshot()
                     self._changed.wait()
                     deadline = time.monotonic()
                     iteration = self._batcher.begin(deadline)
                 if self._stopping or iteration is None:
                     return
+                self._latest = self._batcher.snapshot()
                 if iteration.chunks and self._begun is not None:
                     self._begun(iteration)
             seconds = iteration.seconds * self._scale

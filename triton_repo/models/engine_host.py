@@ -85,6 +85,7 @@ class EngineHost:
         time_scale: Wall seconds of one engine second.
         period_s: How often metrics are published and cancelled requests are looked for.
         cancelled: The response a cancelled request ends with; None: an empty one.
+        cpp_backend: Whether to publish the metrics of TensorRT-LLM's C++ backend.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class EngineHost:
         period_s: float,
         labels: dict[str, str],
         cancelled: Callable[[], Any] | None = None,
+        cpp_backend: bool = True,
     ) -> None:
         self.settings = settings
         self.vocabulary = manifest.model.vocab_size
@@ -113,7 +115,7 @@ class EngineHost:
         alone = manifest.model_copy(update={"step_time": manifest.step_time.model_copy(update={"host": None})})
         batcher = Batcher(settings, step_time_for(alone))
         self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled)
-        self._metrics = EngineMetrics(backend, labels)
+        self._metrics = EngineMetrics(backend, labels, cpp_backend=cpp_backend)
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._send_lane, args=(lane,), name="sender", daemon=True) for lane in self._lanes
@@ -167,14 +169,12 @@ class EngineHost:
                 call.finished = True  # what was queued before it may have made a token already
             self._abandon(call)
             raise
-        for sequence in sequences:
-            self._metrics.saw_prompt(len(sequence.prompt))
 
     def stop(self, client_id: str) -> None:
         """End the request of a client's id, if it is here."""
         call = self._by_client_id.get(client_id)
-        if call is not None and self._abandon(call):
-            self._end(call)
+        if call is not None and (last := self._abandon(call)):
+            self._end(last)
 
     def _request(self, sequence: Sequence) -> Request:
         settings = self.settings
@@ -231,40 +231,43 @@ class EngineHost:
         if event.is_final:
             call.open.discard(sequence.number)
             call.finished = not call.open
-            self._metrics.saw_reply(sequence.made)
         flags = self._final if call.finished else 0
         if response is not None:
             call.sender.send(response, flags=flags)
         elif call.finished:
             call.sender.send(flags=flags)
         if call.finished:
+            self._metrics.ended(prompt_tokens=len(sequence.prompt), output_tokens=sequence.made)
             self._forget(call)
 
     def _watch(self, period_s: float) -> None:
         """Publish metrics and look for cancelled requests, at most every `period_s`."""
         while not self._stopping.wait(period_s):
-            self._metrics.publish(*self._clock.state())
+            self._metrics.publish(*self._clock.latest_iteration())
             for call in {id(sequence.call): sequence.call for sequence in list(self._sequences.values())}.values():
                 with call.lock:
                     cancelled = not call.finished and call.sender.is_cancelled()
-                if cancelled and self._abandon(call):
-                    self._end(call)
+                if cancelled and (last := self._abandon(call)):
+                    self._end(last)
 
-    def _abandon(self, call: Call) -> bool:
-        """Take a call's sequences out of the engine; return whether one was there."""
-        found = False
+    def _abandon(self, call: Call) -> Sequence | None:
+        """Take a call's sequences out of the engine; return the last one that was there."""
+        last = None
         for number in list(call.open):
-            found = self._clock.cancel(number) or found
+            cancelled = self._clock.cancel(number)
             with self._lock:
-                self._sequences.pop(number, None)
+                sequence = self._sequences.pop(number, None)
+            last = sequence if cancelled else last
         self._forget(call)
-        return found
+        return last
 
-    def _end(self, call: Call) -> None:
+    def _end(self, last: Sequence) -> None:
         """End a cancelled request's reply; tokens still on their way to a sender are dropped there."""
+        call = last.call
         with call.lock:
             if not call.finished:
                 call.finished = True
+                self._metrics.ended(prompt_tokens=len(last.prompt), output_tokens=last.made)
                 if self._cancelled is None:
                     call.sender.send(flags=self._final)
                 else:

@@ -1,4 +1,9 @@
-"""TensorRT-LLM's Prometheus metrics, by its names and labels, and the emulator's own beside them."""
+"""TensorRT-LLM's Prometheus metrics, by its names, labels and meanings, and the emulator's own beside them.
+
+TensorRT-LLM publishes no queue. A request is *active* once the batch manager has taken it from the executor's queue;
+the batch manager takes *max* at most. *waiting* are the active requests that the latest step did not run: with a full
+batch it is 0 however long the queue. `emulator_waiting_requests` counts the queue too; a real engine has no such gauge.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from typing import Any
 from engines.emulator import BatcherState
 from triton_repo.models.engine_clock import Lateness
 
+CPP_PREFIX, EMULATOR_PREFIX = "nv_trt_llm_", "emulator_"
 LENGTH_BUCKETS = [10, 50, 100, 500, 1000]
 # family -> (help, category label, {category: value of the state})
 GAUGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -31,13 +37,13 @@ GAUGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 def gauge_values(state: BatcherState) -> dict[tuple[str, str], float]:
-    """Return every gauge by family and category; `waiting` counts the queue behind the active requests too."""
+    """Return every gauge by family and category, each computed as TensorRT-LLM's backend does."""
     return {
-        ("nv_trt_llm_request_metrics", "active"): state.active + state.queued,
+        ("nv_trt_llm_request_metrics", "active"): state.active,
         ("nv_trt_llm_request_metrics", "max"): state.max_requests,
         ("nv_trt_llm_request_metrics", "scheduled"): state.scheduled,
         ("nv_trt_llm_request_metrics", "context"): state.context,
-        ("nv_trt_llm_request_metrics", "waiting"): max(0, state.active + state.queued - state.scheduled),
+        ("nv_trt_llm_request_metrics", "waiting"): state.waiting,
         ("nv_trt_llm_kv_cache_block_metrics", "max"): state.kv_max_blocks,
         ("nv_trt_llm_kv_cache_block_metrics", "free"): state.kv_free_blocks,
         ("nv_trt_llm_kv_cache_block_metrics", "used"): state.kv_used_blocks,
@@ -56,14 +62,19 @@ class EngineMetrics:
     """Publishes a batcher's numbers; each call costs microseconds, so publish on a period and from one thread.
 
     A counter is only ever raised by what it grew: Triton's process can die of a negative increment.
+
+    Args:
+        cpp_backend: Whether the C++ backend's families are published. The LLM API's model publishes none of them: its
+            emulated twin has the gauges under `emulator_` names, for the load tester alone.
     """
 
-    def __init__(self, backend: Any, labels: dict[str, str]) -> None:
+    def __init__(self, backend: Any, labels: dict[str, str], *, cpp_backend: bool = True) -> None:
         family, self._families = backend.MetricFamily, []
         self._lock = threading.Lock()
         self._gauges: dict[tuple[str, str], Any] = {}
         for name, (text, label, categories) in GAUGES.items():
-            made = family(name=name, description=text, kind=family.GAUGE)
+            published = name if cpp_backend else name.replace(CPP_PREFIX, EMULATOR_PREFIX)
+            made = family(name=published, description=text, kind=family.GAUGE)
             self._families.append(made)
             for category in categories:
                 self._gauges[name, category] = made.Metric(labels={label: category, **labels})
@@ -71,25 +82,29 @@ class EngineMetrics:
             name="emulator_lateness_seconds", description="How late recent steps ended, wall time", kind=family.GAUGE
         )
         self._late = {name: late.Metric(labels={"statistic": name, **labels}) for name in ("p50", "p99", "max")}
-        self._families.append(late)
+        waiting = family(
+            name="emulator_waiting_requests",
+            description="Requests that no step runs, those in the executor's queue included",
+            kind=family.GAUGE,
+        )
+        self._waiting = waiting.Metric(labels=labels)
+        self._families += [late, waiting]
         self._counters = {name: self._counter(family, name, text, labels) for name, text in _COUNTERS.items()}
         self._seen = dict.fromkeys(_COUNTERS, 0.0)
-        self._lengths = {name: self._histogram(family, name, kind, labels) for name, kind in _LENGTHS.items()}
+        lengths = _LENGTHS if cpp_backend else {}
+        self._lengths = {name: self._histogram(family, name, kind, labels) for name, kind in lengths.items()}
 
-    def saw_prompt(self, tokens: int) -> None:
-        """Count one prompt's length."""
+    def ended(self, *, prompt_tokens: int, output_tokens: int) -> None:
+        """Count the lengths of one Triton request that has ended, cancelled or not; upstream counts both at its end."""
         with self._lock:
-            self._lengths["nv_llm_input_token_len"].observe(tokens)
-
-    def saw_reply(self, tokens: int) -> None:
-        """Count one reply's length."""
-        with self._lock:
-            self._lengths["nv_llm_output_token_len"].observe(tokens)
+            for name, histogram in self._lengths.items():
+                histogram.observe(prompt_tokens if name == "nv_llm_input_token_len" else output_tokens)
 
     def publish(self, state: BatcherState, lateness: Lateness) -> None:
         """Set every gauge and raise every counter."""
         for key, value in gauge_values(state).items():
             self._gauges[key].set(float(value))
+        self._waiting.set(float(state.queued + state.waiting))
         for name, value in lateness.statistics().items():
             self._late[name].set(value)
         totals = {
@@ -109,7 +124,7 @@ class EngineMetrics:
         return made.Metric(labels=labels)
 
     def _histogram(self, family: Any, name: str, kind: str, labels: dict[str, str]) -> Any:
-        made = family(name=name, description="Tokens of a request", kind=family.HISTOGRAM)
+        made = family(name=name, description="TRT LLM response metrics", kind=family.HISTOGRAM)
         self._families.append(made)
         return made.Metric(labels={"response_metric_type": kind, **labels}, buckets=LENGTH_BUCKETS)
 

@@ -10,7 +10,8 @@ from loadtest.scenario.schema import Scenario
 from tests.unit.loadtest.made import GENERATION, level, manifest, record
 
 USED = 'nv_trt_llm_kv_cache_block_metrics{model="m",kv_cache_block_type="used"}'
-WAITING = 'nv_trt_llm_request_metrics{ request_type = "waiting" , model="m" }'
+WAITING = 'emulator_waiting_requests{ model = "m" , version="1" }'
+TRTLLM_WAITING = 'nv_trt_llm_request_metrics{model="m",request_type="waiting"}'
 
 
 def test_percentiles_by_hand() -> None:
@@ -125,6 +126,13 @@ def test_batch_size_of_server_and_client_agree() -> None:
     assert (found.batch_size.p50, found.batch_size.p95) == (2.0, 2.0)
     assert (found.batch_size_client.p50, found.batch_size_client.p95) == (2.0, 2.0)
     assert (found.kv_blocks_used, found.waiting) == (7.0, 1.0)
+
+
+def test_trtllms_waiting_is_not_read_as_a_queue() -> None:
+    """It leaves out the executor's queue: a run that has nothing else says that the queue is not known."""
+    samples = [Sample(t_s=t, values={TRTLLM_WAITING: 0.0, GENERATION: 2.0}) for t in (1.0, 2.0)]
+    [found] = summarize(manifest(level(1, 0.0, 10.0)), [record(0, 0.0, [1.0, 2.0])], samples).levels
+    assert found.waiting is None
 
 
 def test_client_batch_is_weighted_by_time() -> None:

@@ -47,12 +47,13 @@ class FakeResponse:
 
 
 class FakeFamily:
-    """A metric family whose metrics take anything."""
+    """A metric family whose metrics take anything; what is observed is kept by the family's name."""
 
     GAUGE = COUNTER = HISTOGRAM = "kind"
+    observed: ClassVar[dict[str, list[float]]] = {}
 
-    def __init__(self, **_: Any) -> None:
-        self.made = self
+    def __init__(self, *, name: str, **_: Any) -> None:
+        self.name = name
 
     def Metric(self, **_: Any) -> FakeFamily:  # noqa: N802 (Triton's name)
         """Return a metric."""
@@ -66,7 +67,8 @@ class FakeFamily:
         assert value >= 0
 
     def observe(self, value: float) -> None:
-        """Take an observation."""
+        """Keep an observation."""
+        self.observed.setdefault(self.name, []).append(value)
 
 
 class FakeBackend:
@@ -143,6 +145,7 @@ def model(tmp_path: Path) -> Iterator[EmulatedEngineModel]:
         "model_transaction_policy": {"decoupled": True},
         "dynamic_batching": {"default_queue_policy": {"max_queue_size": 4}},
     }
+    FakeFamily.observed.clear()
     made = EmulatedEngineModel()
     made.backend = FakeBackend
     made.initialize(
@@ -218,6 +221,24 @@ def test_a_stop_ends_every_sequence_of_an_id(model: EmulatedEngineModel) -> None
     assert stopping.sender.ended.wait(LIMIT_S)
     assert not stopping.sender.sent
     assert not any(response.error for response in running.sender.sent)
+
+
+def test_lengths_are_counted_once_a_request_when_it_has_ended(model: EmulatedEngineModel) -> None:
+    """As upstream: nothing while it runs, then its prompt and reply, stopped or not; of a refused request nothing."""
+    running = _request([[1, 2, 3]], 4000, request_id="one")
+    model.execute([running, _request([[1]], 0)])
+    assert running.sender.begun.wait(LIMIT_S)
+    assert FakeFamily.observed == {}
+    model.execute([_request([[1]], 1, request_id="one", stop=True)])
+    assert running.sender.ended.wait(LIMIT_S)
+    ended = _request([[5, 6]], 7, num_return_sequences=2)
+    model.execute([ended])
+    assert ended.sender.ended.wait(LIMIT_S)
+    model.finalize()
+    assert FakeFamily.observed["nv_llm_input_token_len"] == [3, 2]
+    stopped_after, whole = FakeFamily.observed["nv_llm_output_token_len"]
+    assert 0 < stopped_after < 4000
+    assert whole == 7
 
 
 def test_a_request_is_queued_whole_or_not_at_all(model: EmulatedEngineModel) -> None:
