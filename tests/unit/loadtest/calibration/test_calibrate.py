@@ -18,7 +18,7 @@ from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from loadtest.calibration.calibrate import Request, Structure, calibrate, predicted_logs, rig_of, waves_of
-from loadtest.calibration.fit import EXPECTED, PARAMETERS, SPLIT, factors_of, fit, observe, slopes_of
+from loadtest.calibration.fit import PARAMETERS, PRIOR, SPLIT, factors_of, fit, observe, slopes_of
 from loadtest.calibration.measured_points import Deployment, Point, read_points
 from loadtest.cli.calibrate_engine import calibrate_engine
 from loadtest.metrics.summarize import summarize
@@ -200,7 +200,7 @@ def test_other_hardware_is_refused(request_of_truth: Request) -> None:
 
 def test_expected_values_are_neutral() -> None:
     """Before any point is seen, a deployment is taken to be near its parts."""
-    factors = factors_of(EXPECTED, SPLIT)
+    factors = factors_of(PRIOR.expected, SPLIT)
     assert 1.0 <= factors.weights_ratio <= 1.1
     assert factors.wave_sequences == 1.0
 
