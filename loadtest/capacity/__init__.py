@@ -3,8 +3,7 @@
 from loadtest.capacity.parallel import ResultCache, workers_of
 from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, SearchOptions, make_capacity
 from loadtest.capacity.verify import verify
-from loadtest.capacity.what_if import what_if
-from loadtest.capacity.what_if_compared import COMPARED_NAME, Compared, compared
+from loadtest.capacity.what_if import COMPARED_NAME, Compared, compared, what_if
 
 __all__ = [
     "COMPARED_NAME",
