@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -12,6 +13,7 @@ from typing import Any
 from engines.errors import MissingError, ToolError
 from engines.files import Strict
 from engines.planning import BuildPlan
+from engines.processes import ending_with_parent, signal_group
 
 FIRST_QWEN3_VERSION = (1, 0, 0)
 LAST_ENGINE_VERSION = (1, 2, 1)
@@ -262,12 +264,23 @@ def run_tool(argv: list[str], *, log: Path) -> None:
     lines: list[str] = []
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(argv)}\n")
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        with subprocess.Popen(
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=ending_with_parent(),  # noqa: PLW1509 (one prctl call)
+        ) as process:
             assert process.stdout is not None
-            for line in process.stdout:
-                file.write(line)
-                sys.stderr.write(line)
-                lines = [*lines[1 - _LAST_LINES :], line.rstrip()]
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    sys.stderr.write(line)
+                    lines = [*lines[1 - _LAST_LINES :], line.rstrip()]
+            except BaseException:
+                signal_group(process.pid, signal.SIGKILL)  # its own children too: a build has workers
+                raise
     if process.returncode != 0:
         raise ToolError(
             f"{Path(argv[0]).name} failed",

@@ -2,7 +2,7 @@
 
 from engines.planning.engine_manifest import BUILD_TOOLS, Kind, emulated_manifest, manifest_of, versions_of
 from engines.planning.explain import Explanation, Neighbour, explain
-from engines.planning.limits import Engine, outlook
+from engines.planning.limits import Engine, Outlook, outlook
 from engines.planning.matrix import (
     Combination,
     Comparison,
@@ -24,6 +24,7 @@ __all__ = [
     "Explanation",
     "Kind",
     "Neighbour",
+    "Outlook",
     "Recipe",
     "ResolvedRecipe",
     "Workload",

@@ -1,6 +1,6 @@
 """What to run, how much of it and at what cost, for a traffic and its objectives: the plan, and whether it held."""
 
-from loadtest.capacity.parallel import ResultCache
+from loadtest.capacity.parallel import ResultCache, workers_of
 from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, SearchOptions, make_capacity
 from loadtest.capacity.verify import verify
 from loadtest.capacity.what_if import what_if
@@ -17,4 +17,5 @@ __all__ = [
     "make_capacity",
     "verify",
     "what_if",
+    "workers_of",
 ]

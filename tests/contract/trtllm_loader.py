@@ -27,8 +27,9 @@ def problems(folder: Path, family: str, precision: str, kv_cache: str, tensor_pa
     found = list(_config_problems(config, family, precision, kv_cache))
     if found:
         return found
-    if config["mapping"] != {"world_size": tensor_parallel, "tp_size": tensor_parallel, "pp_size": 1}:
-        return [f"mapping {config['mapping']}"]
+    mapping = config["mapping"]
+    if (mapping["world_size"], mapping["tp_size"], mapping["pp_size"]) != (tensor_parallel, tensor_parallel, 1):
+        return [f"config.json: mapping {mapping}"]
     wanted = _wanted(config, family, precision, tensor_parallel)
     for rank in range(tensor_parallel):
         held = _header(folder / f"rank{rank}.safetensors")

@@ -47,8 +47,9 @@ def _recipe(plan: CapacityPlan) -> str:
             "input_tokens": max(1, round(traffic.mean_isl)),
             "output_tokens": max(1, round(traffic.mean_osl)),
             "longest_input_tokens": traffic.longest_isl,
-            "longest_output_tokens": traffic.longest_osl,
+            "longest_output_tokens": max(traffic.longest_osl, traffic.max_tokens),
         },
+        "scheduler_policy": engine.runtime.scheduler_policy,
         "limits": {
             "max_batch_size": engine.limits.max_batch_size,
             "max_num_tokens": engine.limits.max_num_tokens,
@@ -66,20 +67,19 @@ def _recipe(plan: CapacityPlan) -> str:
 
 
 def _serving(plan: CapacityPlan) -> str:
-    """Return serving settings: a queue as long as can be served within the loosest limit on the first token."""
+    """Return serving settings, the queue's limit as the fleets were simulated with it."""
     chosen, engine = plan.chosen, plan.engine
     assert chosen is not None
     assert engine is not None
     values: dict[str, Any] = {"scheduling": {"policy": engine.runtime.scheduler_policy}}
     comment = "# No limit on TTFT was asked for, so no request is refused for waiting.\n"
-    limits = [*plan.demand.objectives.ttft_s.values()]
-    if limits and chosen.rate_per_s is not None:
-        longest_s = max(limits)
-        waiting = max(1, math.ceil(chosen.rate_per_s * longest_s))
-        values["queue"] = {"max_queue_size": waiting}
+    if plan.max_queue_size:
+        values["queue"] = {"max_queue_size": plan.max_queue_size}
+        refused = max((each.refused for each in plan.fleets if each.what == "peak"), default=0.0)
+        middle = f"{chosen.middle_rate_per_s or 0:.3g} requests/s"
         comment = (
-            f"# max_queue_size: at {chosen.rate_per_s:.3g} requests/s, whoever finds {waiting} before it waits longer\n"
-            f"# than the {longest_s:g} s promised: refused at once, it can be sent to another replica.\n"
+            f"# max_queue_size: what the middle of the prediction, {middle}, serves within the longest TTFT\n"
+            f"# asked for. The fleets were simulated with it: {refused:.2%} of requests refused at the peak.\n"
         )
     return f"# {plan.recommended}\n{comment}" + _yaml(values)
 
@@ -95,7 +95,9 @@ def _scenario(plan: CapacityPlan, folder: Path, target: Path) -> str:
         values, how = _replayed(plan, demand.traffic, rate_per_s, folder, target)
     command = f"run-load --url URL --scenario {SCENARIO_NAME} --out RUN"
     verify = f"plan-capacity --verify RUN --plan {target / 'capacity.json'}"
-    return f"# {how}.\n# {command}, against one replica, then: {verify}\n" + _yaml(values)
+    reserved = plan.traffic.max_tokens > plan.traffic.longest_osl
+    note = "# Replies are asked for at their exact length: what max_tokens reserves beyond it is not exercised.\n"
+    return (note if reserved else "") + f"# {how}.\n# {command}, against one replica, then: {verify}\n" + _yaml(values)
 
 
 def _described(demand: Demand, traffic: Described, rate_per_s: float, folder: Path, target: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from loadtest.capacity import (
     make_capacity,
     verify,
     what_if,
+    workers_of,
 )
 from loadtest.capacity.inputs import Demand, read_demand
 from loadtest.capacity.output import (
@@ -30,6 +31,7 @@ from loadtest.capacity.output import (
     handed_over,
     page_of,
     show_compared,
+    show_first,
     show_plan,
     show_verification,
 )
@@ -53,11 +55,14 @@ def run(
     target = flags["out"] or default_folder / demand.name
     refuse_existing(target, force=flags["force"], inputs=_inputs(demand, demand_file))
     folder, today = demand_file.parent, datetime.now(tz=UTC).date()
-    head, means = _head(demand, demand_file), _means(flags, target)
-    plan = make_capacity(demand, folder, head, means, today=today)
-    others = {
-        each.asked: make_capacity(each.demand, folder, head, means, today=today, is_brief=True) for each in changed
-    }
+    head = _head(demand, demand_file)
+    kept = ResultCache(None if flags["fresh"] else target.parent / ".searched")
+    with workers_of(flags["workers"] or os.cpu_count() or 1, on_ray=flags["on_ray"]) as workers:
+        means = SearchOptions(kept, workers, progress, show_first)
+        plan = make_capacity(demand, folder, head, means, today=today)
+        others = {
+            each.asked: make_capacity(each.demand, folder, head, means, today=today, is_brief=True) for each in changed
+        }
     together = compared(plan, others, head) if others else None
     _write(plan, together, folder, target, force=flags["force"])
     if flags["as_json"]:
@@ -104,11 +109,6 @@ def _head(demand: Demand, demand_file: Path) -> Document:
         read.append(folder / demand.prices.file)
     sources = [source_of(path) for path in read if path.is_file()]
     return Document(made_by=made_by(command_line("plan-capacity")), made_from=sources)
-
-
-def _means(flags: dict[str, Any], target: Path) -> SearchOptions:
-    kept = ResultCache(None if flags["fresh"] else target.parent / ".searched")
-    return SearchOptions(kept, flags["workers"] or os.cpu_count() or 1, flags["on_ray"], progress)
 
 
 def _write(plan: CapacityPlan, together: Compared | None, folder: Path, target: Path, *, force: bool) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
@@ -19,13 +18,8 @@ from loadtest.run import GeneratorProcesses, join, run_once
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
-class TerminatedError(KeyboardInterrupt):
-    """The system asked this process to end."""
-
-
 def run(**flags: Any) -> None:
     """Stress a Triton or OpenAI server: a closed loop of users, or an open loop that no slow server delays."""
-    signal.signal(signal.SIGTERM, _terminated)
     if flags["worker"]:
         join(flags["master_host"], flags["port"], within_s=flags["within"])
         show("the master has let go")
@@ -116,7 +110,3 @@ def _require_free(host: str, port: int, flag: str) -> None:
             raise UserError(
                 f"{flag} {port}: {host}:{port}: {error.strerror}", hint=f"{flag} with a free one"
             ) from error
-
-
-def _terminated(*_: object) -> NoReturn:
-    raise TerminatedError("terminated by the system")

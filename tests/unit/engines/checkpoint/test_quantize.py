@@ -201,6 +201,18 @@ def test_dropped_rotary_base_is_mended(make: Make, tmp_path: Path) -> None:
     assert any(said.startswith("export-mended") and "rotary_base" in said for said in made.notices)
 
 
+def test_a_config_written_by_tensorrt_llms_own_class_is_held_to_the_source(make: Make, tmp_path: Path) -> None:
+    """Where TensorRT-LLM is installed, ModelOpt lets its config class write; that of 0.17 did not know head_dim."""
+    made = export(make("qwen3"), tmp_path / "out", "bf16")
+    path = made.folder / "config.json"
+    theirs = {"head_size": 16, "rotary_embedding_dim": 16, "seq_length": 8192, "tie_word_embeddings": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | theirs))
+    notices = mend_config(made.folder, inspect_checkpoint(made.source), precision="bf16", kv_cache="16bit")
+    config = json.loads(path.read_text())
+    assert (config["head_size"], config["rotary_embedding_dim"], config["seq_length"]) == (32, 32, 8192)
+    assert sorted(notice.text.split()[3] for notice in notices) == ["head_size", "rotary_embedding_dim"]
+
+
 def test_mended_config_changes_the_verdict(make: Make, tmp_path: Path) -> None:
     """The judge reads the export's own config: take rotary_base away again and the KL divergence shows it."""
     made = export(make("llama"), tmp_path / "out", "bf16")
