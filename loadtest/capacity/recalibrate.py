@@ -30,8 +30,9 @@ def recalibrate(
         raise UserError("the plan recommends a measured run, so there is nothing to calibrate")
     points, kinds = _points(engine, runs)
     if len(points) < LEAST_POINTS:
+        where = ", ".join(str(run) for run in runs)
         raise UserError(
-            f"{len(points)} measured points in {', '.join(str(run) for run in runs)}; at least {LEAST_POINTS} are needed",
+            f"{len(points)} measured points in {where}; at least {LEAST_POINTS} are needed",
             hint="run-load with the plan's calibrate.yaml measures six loads; --calibrate-from takes several runs",
         )
     if len(kinds) > 1:

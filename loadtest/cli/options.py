@@ -7,6 +7,7 @@ from typing import Any
 
 from engines.errors import UserError
 from engines.files import validate
+from loadtest.results import load_text
 from loadtest.scenario import Scenario, lasting, read_scenario
 from loadtest.traffic import ConversationSampler, plans_of
 
@@ -49,7 +50,7 @@ def outlook(scenario: Scenario) -> Iterator[str]:
     for plan in plans_of(scenario):
         count = len(plan.arrivals) if plan.concurrency is None else scenario.requests_of(plan.concurrency)
         begun = plan.begun if plan.concurrency is None else "requests measured"
-        load = f"{plan.rate_per_s:g}/s" if plan.concurrency is None else f"{plan.concurrency} users"
+        load = load_text(plan.concurrency, plan.rate_per_s) + (" users" if plan.concurrency is not None else "")
         said = f"{load}: {count:,} {begun}"
         if known:
             seen = plan.seen(scenario, ConversationSampler(scenario))

@@ -100,7 +100,7 @@ def recorded(stages: int = 1) -> list[Recorded]:
                  "clamp_min(triton:requests_in_flight:mean1m - avg_over_time(triton:requests_active[1m]), 0)",
                  "of those, not yet taken by the batch manager"),
         Recorded("triton:requests_pending", "sum by (instance, model) (nv_inference_pending_request_count)",
-                 "requests that wait for an instance of tensorrt_llm_bls or preprocessing, not for the engine"),
+                 "requests that wait for an instance of the models before and after the engine, not for the engine"),
         Recorded("triton:kv_used:ratio", _max(KV.format("fraction")), "share of the KV blocks in use"),
         Recorded(
             "triton:iterations:rate1m",

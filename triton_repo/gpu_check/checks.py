@@ -35,7 +35,7 @@ PROMPT, ANSWER = "The capital of France is", "Paris"
 VARIANTS: dict[str, dict[str, object]] = {
     "plain": {},
     "lora": {"lora_modules": "attn_q,attn_v"},
-    "lookahead": {"speculative": "lookahead_decoding", "max_draft_len": 5},
+    "lookahead": {"speculative": "lookahead_decoding", "lookahead": "7,7,7"},
     "draft": {"speculative": "draft_tokens_external", "max_draft_len": 5},
 }
 LENGTHS = ("nv_llm_input_token_len", "nv_llm_output_token_len")
