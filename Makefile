@@ -88,8 +88,8 @@ bench-serving: setup  ## What the OpenAI front and tokenizing in Triton cost, on
 	@PYTHONPATH=. $(BIN)/python tests/bench/front.py
 	@PYTHONPATH=. $(BIN)/python tests/bench/tokenizing.py
 
-fidelity: setup  ## Hold predictions to published measurements they have not seen; write docs/measurements/fidelity.md
-	@PYTHONPATH=. $(BIN)/python tests/fidelity/fidelity.py
+fidelity: setup  ## Hold predictions to published measurements (validation/); write docs/measurements/fidelity.md; FAST=1
+	@PYTHONPATH=. $(BIN)/python validation/validate.py $(if $(FAST),--fast) $(if $(AISIMULATE),--aisimulate $(AISIMULATE))
 
 # In the container TensorRT-LLM belongs to the image's own Python, where the image's build installed this package too.
 gpu-check:  ## Where there is a GPU and TensorRT-LLM: check-gpu, with the image's Python, no setup; ARGS="--checkpoint DIR"
