@@ -88,7 +88,7 @@ def show_intervals(summary: Summary) -> None:
     found = [(level, level.intervals) for level in summary.levels if level.intervals]
     if not found:
         return
-    table = Table(title="means, and where nine of ten deployments like the calibrated one lie", title_justify="left")
+    table = Table(title="means, and where nine of ten deployments like this one lie", title_justify="left")
     for name in ("load", "tokens/s", "ITL, ms", "TTFT, ms"):
         table.add_column(name, justify="right")
     for level, intervals in found:
