@@ -11,7 +11,7 @@ from engines.files import made_by, source_of, to_json
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
 from engines.outputs import paths_named, refuse_existing
 from loadtest.cli.engine_options import calibration_of, engine_of
-from loadtest.cli.options import scenario_of
+from loadtest.cli.options import load_options, scenario_of
 from loadtest.cli.tables import show_intervals, show_summary, show_verdicts
 from loadtest.metrics import Summary, summarize
 from loadtest.scenario import Scenario, inputs_of
@@ -34,7 +34,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     if flags["out"] is not None:
         inputs = paths_named({**flags, "engine_dir": engine_dir})
         refuse_existing(flags["out"], force=flags["force"], inputs=inputs)
-    scenario = scenario_of({**flags, "model": None})
+    scenario = scenario_of(load_options(flags))
     sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
     sources += inputs_of(scenario)
     known = calibration_of(flags["calibration"])
