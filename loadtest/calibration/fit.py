@@ -31,7 +31,7 @@ SIGMA = (0.03, 0.03, 0.12)  # how far a point's tokens/s, ITL and TTFT may be of
 OPEN_REQUESTS = 500  # drawn for an open loop whose own arrivals are not known
 OPEN_SEED = 20261128
 WINDOW_S = 10.0  # a point is simulated for this long at most, where its measurement took longer: the load is periodic
-MOVED_RATIO = 0.3  # of the expected spread: once a parameter moved so far, what is differenced is differenced again
+MOVED_RATIO = 0.1  # of the expected spread: once a parameter moved so far, what is differenced is differenced again
 TOLERANCE = 1e-4  # relative, in the misfit: where a fit stops
 DIFFERENCE = 0.05  # in the logarithm of a differenced parameter: wide enough to cross the grain of iterations
 MOST_STDDEVS = 4.0  # from what was expected; further is no physics
@@ -72,7 +72,7 @@ PARAMETERS = (
     Parameter("iteration_s", 2e-4, 1.0, True, "host time of an iteration, seconds"),
     Parameter("sequence_s", 1e-5, 1.0, True, "host time for each sequence of an iteration, seconds"),
     Parameter("prompt_s", 4e-4, 1.0, True, "host time for each prompt of an iteration, seconds"),
-    Parameter("request_s", 5e-4, 1.0, False, "host time of a request before the engine, one after the other, seconds"),
+    Parameter("request_s", 1e-3, 1.0, False, "host time of a request before the engine, one after the other, seconds"),
     Parameter("latency_s", 2e-3, 1.0, False, "what a request takes beyond that, any number at a time, seconds"),
     Parameter("stream_token_s", 2e-5, 1.0, False, "least time between tokens on their way out, seconds"),
     Parameter("usable_kv_ratio", 1.0, 0.05, False, "KV cache the deployment acts as if it had, over the planned one"),
