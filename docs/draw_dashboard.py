@@ -68,7 +68,10 @@ def draw(panels: list[dict[str, Any]], prometheus: Prometheus, begin_s: float, e
     figure.suptitle(
         "Emulated engine of 8 slots; a load that fits, then one that does not. Drawn from the panels' queries."
     )
-    for axes, panel in zip(figure.subplots(rows, 2).flat, panels, strict=False):
+    places = list(figure.subplots(rows, 2).flat)
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(places, panels, strict=False):
         axes.set_title(f"{panel['title']} ({panel['fieldConfig']['defaults']['unit']})", fontsize=10, loc="left")
         for target in panel["targets"]:
             _lines(axes, target, prometheus, begin_s, end_s)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from engines.errors import DISTRIBUTION, CommandError
+from engines.start import INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-INTERRUPTED = 130
 HELP_COLUMNS = 110
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
@@ -45,9 +48,23 @@ class Command(click.Command):
                 with formatter.section(heading):
                     formatter.write_dl(records)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command's function."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _InterruptedError(str(error)) from error
+
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run the command; never returns."""
+        """Run the command; never returns.
+
+        SIGINT and SIGTERM unwind it: whatever it started is ended on the way.
+        """
         kwargs["standalone_mode"] = False
+        with _unwinding_signals() as seen:
+            self._main(seen, *args, **kwargs)
+
+    def _main(self, seen: list[int], *args: Any, **kwargs: Any) -> NoReturn:
         try:
             super().main(*args, **kwargs)
         except CommandError as error:
@@ -59,12 +76,50 @@ class Command(click.Command):
         except click.ClickException as error:
             fail(self.name or "command", error.format_message(), None)
             sys.exit(1)
-        except (KeyboardInterrupt, click.Abort):
-            fail(self.name or "command", "interrupted", None)
+        except (_InterruptedError, KeyboardInterrupt, click.Abort) as error:
+            fail(self.name or "command", str(error) or "interrupted", None)
             sys.exit(INTERRUPTED)
         except BrokenPipeError:
             sys.exit(0)
+        except Exception:
+            if not seen:
+                raise
+            fail(self.name or "command", "interrupted", None)  # an import cut off by a signal fails in its own way
+            sys.exit(INTERRUPTED)
         sys.exit(0)
+
+
+class _InterruptedError(BaseException):
+    """A KeyboardInterrupt on its way past click, which would print an empty line and lose its text."""
+
+
+class TerminatedError(KeyboardInterrupt):
+    """The system asked this process to end."""
+
+
+@contextmanager
+def _unwinding_signals() -> Iterator[list[int]]:
+    """Let SIGINT and SIGTERM raise within the block; give the list of those that came.
+
+    Outside a process's main thread there are no handlers to set, and signals go to whoever has them.
+    """
+    seen: list[int] = []
+
+    def note(number: int, frame: object) -> NoReturn:  # noqa: ARG001 (a signal handler's signature)
+        seen.append(number)
+        if number == signal.SIGTERM:
+            raise TerminatedError("terminated by the system")
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fail(command: str, message: str, hint: str | None) -> None:

@@ -138,14 +138,21 @@ def whole_folder(
 
 @contextmanager
 def folder_in_place(
-    target: Path, *, made_by: MadeBy, files: Sequence[str], force: bool = False, inputs: Collection[Path] = ()
+    target: Path,
+    *,
+    made_by: MadeBy,
+    files: Sequence[str],
+    main: str | None = None,
+    force: bool = False,
+    inputs: Collection[Path] = (),
 ) -> Iterator[Path]:
     """Give the empty folder `target` to fill as the work goes on, for what must survive a killed writer.
 
-    What it replaces is removed once the block has ended and has written something; otherwise it comes back.
+    What it replaces is removed once the block has ended and the new folder stands; otherwise it comes back.
 
     Args:
         files: Patterns of the files that will be written.
+        main: The file without which the new folder is worth nothing; None: any file will do.
 
     Raises:
         UserError: `refuse_existing` refuses the target, or another process writes it.
@@ -159,7 +166,9 @@ def folder_in_place(
         try:
             yield target
         finally:
-            if [path.name for path in target.iterdir()] == [CONTENTS_NAME]:
+            is_bare = [path.name for path in target.iterdir()] == [CONTENTS_NAME]
+            is_worthless = main is not None and not ((target / main).is_file() and (target / main).stat().st_size)
+            if is_bare or (is_worthless and _old(target).exists()):
                 shutil.rmtree(target)
                 _recover(target)
             _remove_own(_old(target))

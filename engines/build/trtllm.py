@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -12,9 +13,8 @@ from typing import Any
 from engines.errors import MissingError, ToolError
 from engines.files import Strict
 from engines.planning import BuildPlan
+from engines.processes import ending_with_parent, signal_group
 
-FIRST_QWEN3_VERSION = (1, 0, 0)
-LAST_ENGINE_VERSION = (1, 2, 1)
 # Tags of Triton's TensorRT-LLM image whose release branch states the version; release candidates are left out.
 CONTAINER_TAGS = {"1.0.0": "25.10", "1.1.0": "26.02", "1.2.1": "26.06"}
 IMAGE = "engine-to-capacity"  # as the Dockerfile's own head names it
@@ -22,13 +22,14 @@ CONTAINER_SHELL = (
     f'docker run --rm -it --gpus all --shm-size 2g --user "$(id -u):$(id -g)" -v "$PWD:/work" {IMAGE} bash'
 )
 _EXAMPLE_ROOTS = (Path("/app/examples"), Path("/app/tensorrt_llm/examples"))
-_CONVERTER_FAMILY = {
-    "qwen3": "qwen",
-    "qwen2": "qwen",
-    "qwen1.5": "qwen",
-    "llama": "llama",
-    "mistral": "llama",
-    "gptj": "gptj",
+# Folder of each family's convert_checkpoint.py under the examples' models folder.
+_CONVERTERS = {
+    "qwen3": "core/qwen",
+    "qwen2": "core/qwen",
+    "qwen1.5": "core/qwen",
+    "llama": "core/llama",
+    "mistral": "core/llama",
+    "gptj": "contrib/gptj",
 }
 _LAST_LINES = 15
 
@@ -38,8 +39,8 @@ class ToolCommand(Strict):
 
     Attributes:
         stage: The build stage it belongs to.
-        argv: Program and arguments; `{checkpoint}`, `{quantized}` and `{engine}` stand for folders known at run time,
-            `{examples}` for TensorRT-LLM's examples folder.
+        argv: Program and arguments; `{checkpoint}`, `{quantized}`, `{engine}` and `{tokenizer}` stand for folders known
+            at run time, `{examples}` for TensorRT-LLM's examples folder.
     """
 
     stage: str
@@ -76,9 +77,20 @@ def container_entry(version: str) -> str:
     return f"{build} && {CONTAINER_SHELL}"
 
 
-def build_commands(plan: BuildPlan) -> list[ToolCommand]:
-    """Return the commands that make the engine: convert or quantize the checkpoint, then compile it."""
-    return [_checkpoint_command(plan), compile_command(plan)]
+def converter_command(plan: BuildPlan) -> ToolCommand:
+    """Return the command by which TensorRT-LLM itself would convert a 16-bit checkpoint.
+
+    No build runs it: `check-gpu` compares what it writes with the export of `build-engine`. It makes no FP8 KV cache.
+    """
+    flags: dict[str, str | int] = {
+        "--model_dir": "{checkpoint}",
+        "--output_dir": "{quantized}",
+        "--tp_size": plan.sizing.tensor_parallel,
+        "--pp_size": plan.sizing.pipeline_parallel,
+        "--dtype": "float16" if plan.precision == "fp16" else "bfloat16",
+    }
+    script = f"{{examples}}/models/{_CONVERTERS[plan.model.family]}/convert_checkpoint.py"
+    return ToolCommand(stage="convert", argv=("python3", script, *_flat(flags)))
 
 
 def compile_command(plan: BuildPlan) -> ToolCommand:
@@ -130,6 +142,9 @@ def smoke_command(plan: BuildPlan) -> ToolCommand:
         "--max_output_len": 8,
         "--input_text": "The capital of France is",
     }
+    sizes = plan.speculative.lookahead
+    if sizes is not None:
+        flags["--lookahead_config"] = f"[{sizes.window_size},{sizes.ngram_size},{sizes.verification_set_size}]"
     return ToolCommand(stage="smoke", argv=(*mpi, "python3", "{examples}/run.py", *_flat(flags)))
 
 
@@ -141,39 +156,18 @@ def engine_differences(plan: BuildPlan, config: dict[str, Any]) -> list[str]:
     """
     build = config.get("build_config", {})
     plugins = build.get("plugin_config", {})
-    draft = plan.speculative.max_draft_len
     paged = plan.runtime.chunked_context or plan.runtime.kv_reuse
     planned: dict[str, tuple[Any, Any]] = {
         "version": (plan.tensorrt_llm, config.get("version")),
         "max_batch_size": (plan.sizing.max_batch_size, build.get("max_batch_size")),
-        "max_seq_len": (plan.sizing.max_seq_len + draft, build.get("max_seq_len")),
+        "max_num_tokens": (plan.sizing.max_num_tokens, build.get("max_num_tokens")),
+        "max_seq_len": (plan.built_max_seq_len, build.get("max_seq_len")),
         "max_beam_width": (1, build.get("max_beam_width")),
         "tokens_per_block": (plan.sizing.tokens_per_block, plugins.get("tokens_per_block")),
         "use_paged_context_fmha": (paged, plugins.get("use_paged_context_fmha")),
         "use_fp8_context_fmha": (paged and plan.fp8_context_attention, plugins.get("use_fp8_context_fmha")),
     }
-    if not draft:
-        planned["max_num_tokens"] = (plan.sizing.max_num_tokens, build.get("max_num_tokens"))
     return [f"{key}: planned {wanted}, built {found}" for key, (wanted, found) in planned.items() if wanted != found]
-
-
-def _checkpoint_command(plan: BuildPlan) -> ToolCommand:
-    shared: dict[str, str | int] = {
-        "--model_dir": "{checkpoint}",
-        "--output_dir": "{quantized}",
-        "--tp_size": plan.sizing.tensor_parallel,
-        "--pp_size": plan.sizing.pipeline_parallel,
-    }
-    if plan.precision in {"bf16", "fp16", "int8_wo"}:
-        flags = {**shared, "--dtype": "float16" if plan.precision == "fp16" else "bfloat16"}
-        script = f"{{examples}}/models/core/{_CONVERTER_FAMILY[plan.model.family]}/convert_checkpoint.py"
-        weight_only = ("--use_weight_only", "--weight_only_precision", "int8") if plan.precision == "int8_wo" else ()
-        int8_kv = ("--int8_kv_cache",) if plan.kv_format == "int8" else ()
-        return ToolCommand(stage="quantize", argv=("python3", script, *_flat(flags), *weight_only, *int8_kv))
-    flags = {**shared, "--dtype": "auto", "--qformat": plan.precision}
-    if plan.kv_format != "16bit":
-        flags["--kv_cache_dtype"] = plan.kv_format
-    return ToolCommand(stage="quantize", argv=("python3", "{examples}/quantization/quantize.py", *_flat(flags)))
 
 
 def installed_version() -> str | None:
@@ -268,12 +262,23 @@ def run_tool(argv: list[str], *, log: Path) -> None:
     lines: list[str] = []
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(argv)}\n")
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        with subprocess.Popen(
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=ending_with_parent(),  # noqa: PLW1509 (one prctl call)
+        ) as process:
             assert process.stdout is not None
-            for line in process.stdout:
-                file.write(line)
-                sys.stderr.write(line)
-                lines = [*lines[1 - _LAST_LINES :], line.rstrip()]
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    sys.stderr.write(line)
+                    lines = [*lines[1 - _LAST_LINES :], line.rstrip()]
+            except BaseException:
+                signal_group(process.pid, signal.SIGKILL)  # its own children too: a build has workers
+                raise
     if process.returncode != 0:
         raise ToolError(
             f"{Path(argv[0]).name} failed",

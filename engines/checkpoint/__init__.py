@@ -8,10 +8,12 @@ from engines.checkpoint.calibration_text import (
     json_records,
     load_corpus,
 )
+from engines.checkpoint.export_job import ExportJob
 from engines.checkpoint.geometry import model_of
 from engines.checkpoint.gguf import unpack
 from engines.checkpoint.huggingface_export import quantize_huggingface
 from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
+from engines.checkpoint.modelopt import require_modelopt
 from engines.checkpoint.quantize import quantize, quantizing_memory_bytes
 from engines.checkpoint.shards import read_shard_header
 from engines.checkpoint.tokenizer import copy_tokenizer, find_tokenizer
@@ -20,6 +22,7 @@ from engines.checkpoint.verify import verify, verifying_memory_bytes
 __all__ = [
     "CheckpointFacts",
     "Corpus",
+    "ExportJob",
     "WindowSizes",
     "copy_tokenizer",
     "default_text_path",
@@ -33,6 +36,7 @@ __all__ = [
     "quantize_huggingface",
     "quantizing_memory_bytes",
     "read_shard_header",
+    "require_modelopt",
     "unpack",
     "verify",
     "verifying_memory_bytes",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engines.checkpoint.inspection import inspect_checkpoint, library
-from engines.checkpoint.quantize import chatter_to
+from engines.checkpoint.library_output import chatter_to
 from engines.errors import MissingError, UserError
 from engines.files import MadeBy
 from engines.outputs import whole_folder

@@ -7,25 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engines.checkpoint.calibration_text import TextWindows
-from engines.checkpoint.inspection import expected_shapes, inspect_checkpoint, library
-from engines.checkpoint.quantize import (
-    KV_ALGO,
-    Job,
-    Progress,
-    _calibrate,
-    as_tool_error,
-    chatter_to,
-    checked_job,
-    group_notices,
-    load,
-    same,
-)
+from engines.checkpoint.export_config import KV_ALGO, same
+from engines.checkpoint.export_job import ExportJob, Layout, group_notices, layout_of
+from engines.checkpoint.inspection import expected_shapes, library
+from engines.checkpoint.library_output import as_tool_error, chatter_to
+from engines.checkpoint.modelopt import Progress, calibrate, require_modelopt
+from engines.checkpoint.quantize import load
 from engines.checkpoint.shards import TensorFacts, read_tensors, shard_paths, some
 from engines.errors import ToolError, UserError
 from engines.files import write_text
 from engines.manifest import Notice
-from engines.spec import KvFormat, precision_named
+from engines.spec import precision_named
 
 # What the PyTorch backend loads besides a quantized linear layer's weight.
 _HUGGINGFACE_SCALES: dict[str, tuple[str, ...]] = {
@@ -58,64 +50,52 @@ _HUGGINGFACE_FILES = (
 )
 
 
-def quantize_huggingface(  # noqa: PLR0913 (the choices of one export)
-    source: Path,
-    out: Path,
-    *,
-    precision: str,
-    kv_cache: KvFormat,
-    calibration: TextWindows,
-    seed: int,
-    tensor_parallel: int = 1,
-    pipeline_parallel: int = 1,
-    progress: Progress,
-    log: Path | None = None,
-) -> list[Notice]:
+def quantize_huggingface(job: ExportJob, out: Path, *, progress: Progress, log: Path | None = None) -> list[Notice]:
     """Quantize a Hugging Face checkpoint and write a Hugging Face checkpoint, for TensorRT-LLM's PyTorch backend.
 
-    The checkpoint is not split, whatever the number of GPUs: TensorRT-LLM splits it as it loads.
+    The checkpoint is not split, whatever the number of GPUs: TensorRT-LLM splits it as it loads. The job's tensor and
+    pipeline parallel sizes are what layers, heads and groups must divide over.
 
     Args:
         out: Folder for config.json, hf_quant_config.json, safetensors and tokenizer; created where it is not there.
-        tensor_parallel: GPUs the layers must divide over, their groups too.
-        pipeline_parallel: GPUs the number of layers must divide over.
+        log: What the libraries print is appended here; without it, it is dropped.
 
     Returns:
         What a reader must know: what was mended in the export's config, a group size other than the precision's own.
 
     Raises:
-        MissingError: ModelOpt, torch or transformers is not installed.
+        MissingError: ModelOpt, torch or transformers is not installed, or this ModelOpt cannot do it.
         UserError: The model cannot be split or grouped as asked, or the PyTorch backend does not run the format.
         ToolError: ModelOpt failed, or its export cannot be mended.
     """
-    facts = inspect_checkpoint(source, hash_files=False)
-    if precision_named(precision).name not in _HUGGINGFACE_SCALES or kv_cache == "int8":
+    if precision_named(job.precision).name not in _HUGGINGFACE_SCALES or job.kv_cache == "int8":
         raise UserError(
-            f"{precision} with a {kv_cache} KV cache has no Hugging Face export",
+            f"{job.precision} with a {job.kv_cache} KV cache has no Hugging Face export",
             hint=f"known: {', '.join(_HUGGINGFACE_SCALES)}, with a 16-bit or FP8 KV cache",
         )
-    job = checked_job(facts, precision_named(precision).name, kv_cache, tensor_parallel, pipeline_parallel)
-    windows = calibration.token_windows(source / "tokenizer.json") if job.needs_text else []
-    out.mkdir(parents=True, exist_ok=True)
+    layout = layout_of(job, "pytorch")
+    windows = job.calibration.token_windows(job.source / "tokenizer.json") if layout.needs_text else []
     with as_tool_error(log), chatter_to(log):
-        model = load(source, job)
-        _calibrate(model, job, windows, seed=seed, progress=progress)
+        require_modelopt(layout.precision)
+        out.mkdir(parents=True, exist_ok=True)
+        model = load(job.source, layout)
+        calibrate(model, layout, windows, seed=job.seed, progress=progress)
         progress("export ...")
         torch, export = library("torch"), library("modelopt.torch.export")
         with torch.inference_mode():
-            export.export_hf_checkpoint(model, dtype=getattr(torch, job.dtype), export_dir=out)
+            export.export_hf_checkpoint(model, dtype=getattr(torch, layout.dtype), export_dir=out)
         del model
     for name in _HUGGINGFACE_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
+        if (job.source / name).is_file():
+            shutil.copyfile(job.source / name, out / name)
     for shard in out.glob("*.safetensors"):
         shard.chmod(0o644)  # written for the owner alone, and a server may run as somebody else
-    notices = _mend_huggingface_config(out, job)
-    _check_huggingface_tensors(out, job)
-    return [*group_notices(job), *notices]
+    notices = _mend_huggingface_config(out, layout)
+    _check_huggingface_tensors(out, layout)
+    return [*group_notices(layout), *notices]
 
 
-def _mend_huggingface_config(out: Path, job: Job) -> list[Notice]:
+def _mend_huggingface_config(out: Path, layout: Layout) -> list[Notice]:
     """Compare a Hugging Face export's configs with what was asked and with the source; mend rope and dtype.
 
     transformers 5 writes rope as `rope_parameters` and the dtype as `dtype`. The transformers 4 that TensorRT-LLM 1.x
@@ -123,9 +103,9 @@ def _mend_huggingface_config(out: Path, job: Job) -> list[Notice]:
     """
     path = out / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    _check_huggingface_structure(config, job)
-    _check_huggingface_quantization(out, config, job)
-    rope = job.facts.rope
+    _check_huggingface_structure(config, layout)
+    _check_huggingface_quantization(out, config, layout)
+    rope = layout.facts.rope
     scaling = rope.scaling or {}
     parameters = {"rope_theta": rope.base, "rope_type": "default", **scaling}
     stated = config.get("rope_parameters") or {}
@@ -137,7 +117,7 @@ def _mend_huggingface_config(out: Path, job: Job) -> list[Notice]:
             f"mended with {json.dumps(changed)} as in the source checkpoint"
         )
         notices.append(Notice(code="export-mended", text=text))
-    older = {"rope_theta": rope.base, "torch_dtype": job.dtype} | ({"rope_scaling": scaling} if scaling else {})
+    older = {"rope_theta": rope.base, "torch_dtype": layout.dtype} | ({"rope_scaling": scaling} if scaling else {})
     added = [key for key, value in older.items() if config.get(key) != value]
     if added:
         text = (
@@ -150,8 +130,8 @@ def _mend_huggingface_config(out: Path, job: Job) -> list[Notice]:
     return notices
 
 
-def _check_huggingface_structure(config: dict[str, Any], job: Job) -> None:
-    facts = job.facts
+def _check_huggingface_structure(config: dict[str, Any], layout: Layout) -> None:
+    facts = layout.facts
     expected: dict[str, Any] = {
         "architectures": [facts.architecture],
         "model_type": facts.model_type,
@@ -166,7 +146,7 @@ def _check_huggingface_structure(config: dict[str, Any], job: Job) -> None:
         "rms_norm_eps": facts.norm_epsilon,
         "hidden_act": facts.activation,
         "tie_word_embeddings": facts.tied_embeddings,
-        "dtype": job.dtype,
+        "dtype": layout.dtype,
     }
     defaults = {
         "head_dim": facts.hidden_size // facts.attention_heads,
@@ -180,16 +160,16 @@ def _check_huggingface_structure(config: dict[str, Any], job: Job) -> None:
             raise ToolError(f"ModelOpt's export states {key} = {found}, the source calls for {value}")
 
 
-def _check_huggingface_quantization(out: Path, config: dict[str, Any], job: Job) -> None:
+def _check_huggingface_quantization(out: Path, config: dict[str, Any], layout: Layout) -> None:
     """Prove that both places a loader may look state the formats asked for."""
     path = out / "hf_quant_config.json"
     asked: dict[str, Any] = {
-        "quant_algo": precision_named(job.precision).quant_algo,
-        "kv_cache_quant_algo": KV_ALGO[job.kv_cache],
+        "quant_algo": precision_named(layout.precision).quant_algo,
+        "kv_cache_quant_algo": KV_ALGO[layout.kv_cache],
     }
     found = json.loads(path.read_text(encoding="utf-8")).get("quantization", {}) if path.is_file() else {}
-    if job.group_size:
-        asked["group_size"] = job.group_size
+    if layout.group_size:
+        asked["group_size"] = layout.group_size
     for key, value in asked.items():
         if found.get(key) != value:
             raise ToolError(f"ModelOpt's export states {key} = {found.get(key)} in {path.name}, {value} was asked for")
@@ -201,19 +181,19 @@ def _check_huggingface_quantization(out: Path, config: dict[str, Any], job: Job)
         )
 
 
-def _check_huggingface_tensors(out: Path, job: Job) -> None:
+def _check_huggingface_tensors(out: Path, layout: Layout) -> None:
     """Account for every tensor of a Hugging Face export, and prove its scales numbers to multiply with."""
     try:
         found = read_tensors(out)
     except UserError as error:
         raise ToolError(f"ModelOpt's export cannot be read: {error}") from error
-    expected = _huggingface_tensors(job)
+    expected = _huggingface_tensors(layout)
     missing = sorted(expected.keys() - found.keys())
     if missing:
         raise ToolError(f"ModelOpt's export: {some(missing)} missing")
     linears = {name.removesuffix(".weight") for name in expected if _is_linear(name)}
-    optional = {f"{name}.{_AWQ_SCALE}" for name in linears} if job.precision.endswith("awq") else set()
-    if job.facts.tied_embeddings:
+    optional = {f"{name}.{_AWQ_SCALE}" for name in linears} if layout.precision.endswith("awq") else set()
+    if layout.facts.tied_embeddings:
         optional.add("lm_head.weight")
     unexpected = sorted(found.keys() - expected.keys() - optional)
     if unexpected:
@@ -227,20 +207,20 @@ def _check_huggingface_tensors(out: Path, job: Job) -> None:
     _check_scales(out)
 
 
-def _huggingface_tensors(job: Job) -> dict[str, TensorFacts]:
+def _huggingface_tensors(layout: Layout) -> dict[str, TensorFacts]:
     """Return every tensor that a Hugging Face export must hold."""
-    sixteen_bit = "F16" if job.dtype == "float16" else "BF16"
+    sixteen_bit = "F16" if layout.dtype == "float16" else "BF16"
     tensors: dict[str, TensorFacts] = {}
-    for name, shape in expected_shapes(job.facts).items():
+    for name, shape in expected_shapes(layout.facts).items():
         if not _is_linear(name):
             tensors[name] = TensorFacts(shape, sixteen_bit)
             continue
         layer = name.removesuffix(".weight")
-        tensors[name] = _huggingface_weight(job, shape, sixteen_bit)
-        for scale in _HUGGINGFACE_SCALES[job.precision]:
-            tensors[f"{layer}.{scale}"] = _huggingface_scale(job, scale, shape)
+        tensors[name] = _huggingface_weight(layout, shape, sixteen_bit)
+        for scale in _HUGGINGFACE_SCALES[layout.precision]:
+            tensors[f"{layer}.{scale}"] = _huggingface_scale(layout, scale, shape)
         kv_scale = _KV_SCALES.get(layer.rpartition(".")[2])
-        if job.kv_cache == "fp8" and kv_scale:
+        if layout.kv_cache == "fp8" and kv_scale:
             tensors[f"{layer}.{kv_scale}"] = TensorFacts((), "F32")
     return tensors
 
@@ -250,21 +230,21 @@ def _is_linear(name: str) -> bool:
     return name.endswith("_proj.weight")
 
 
-def _huggingface_weight(job: Job, shape: tuple[int, ...], sixteen_bit: str) -> TensorFacts:
+def _huggingface_weight(layout: Layout, shape: tuple[int, ...], sixteen_bit: str) -> TensorFacts:
     rows, columns = shape
-    if job.precision == "fp8":
+    if layout.precision == "fp8":
         return TensorFacts(shape, "F8_E4M3")
-    if job.precision == "nvfp4":  # two numbers a byte, along a row
+    if layout.precision == "nvfp4":  # two numbers a byte, along a row
         return TensorFacts((rows, columns // 2), "U8")
-    if job.precision.endswith("awq"):  # two numbers a byte, along a column
+    if layout.precision.endswith("awq"):  # two numbers a byte, along a column
         return TensorFacts((rows // 2, columns), "U8")
     return TensorFacts(shape, sixteen_bit)
 
 
-def _huggingface_scale(job: Job, scale: str, shape: tuple[int, ...]) -> TensorFacts:
-    if scale == "weight_scale" and job.group_size:
+def _huggingface_scale(layout: Layout, scale: str, shape: tuple[int, ...]) -> TensorFacts:
+    if scale == "weight_scale" and layout.group_size:
         rows, columns = shape
-        return TensorFacts((rows, columns // job.group_size), "F8_E4M3" if job.precision == "nvfp4" else "F32")
+        return TensorFacts((rows, columns // layout.group_size), "F8_E4M3" if layout.precision == "nvfp4" else "F32")
     return TensorFacts((), "F32")
 
 

@@ -10,15 +10,12 @@ from typing import Any, Literal
 
 from engines.checkpoint.inspection import library
 from engines.checkpoint.shards import TensorFacts, read_shard_header, some
+from engines.checkpoint.weight_formats import DTYPES, dequantized, linear_tensors
 from engines.errors import MissingError, ToolError
 
 Activation = Literal["none", "fp8", "int8", "nvfp4"]
 Split = Literal["column", "row", "qkv"]
 
-_DTYPES = {"bfloat16": "BF16", "float16": "F16"}
-_NVFP4_GROUP = 16
-# Magnitudes that the lower three bits of an E2M1 number stand for.
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _ACTIVATIONS: dict[str | None, Activation] = {
     None: "none",
     "FP8": "fp8",
@@ -141,7 +138,7 @@ class Exported:
 
     def _linear(self, name: str, stage: int, *, split: Split) -> Linear:
         rows, columns = _local_sizes(self.config)[name.rsplit(".", 1)[1]]
-        suffixes = [suffix for suffix, _ in _linear_tensors(self.config, rows, columns)]
+        suffixes = [suffix for suffix, _ in linear_tensors(self.config, rows, columns)]
         shares = list(self._each(name, stage, suffixes))
         factor = None
         if "prequant_scaling_factor" in suffixes:
@@ -149,7 +146,7 @@ class Exported:
             factor = library("torch").cat(factors) if split == "row" else factors[0]
         activation = _ACTIVATIONS[self.quant_algo]
         return Linear(
-            weight=self._join([self._weight(name, tensors) for tensors in shares], split),
+            weight=self._join([dequantized(self.quant_algo, tensors) for tensors in shares], split),
             bias=self._bias(name, stage, split),
             input_factor=factor,
             activation=activation,
@@ -162,26 +159,6 @@ class Exported:
         if split == "row":
             return self._same(f"{name}.bias", stage).float()
         return self._join([tensors["bias"].float() for tensors in self._each(name, stage, ["bias"])], split)
-
-    def _weight(self, name: str, tensors: dict[str, Any]) -> Any:
-        """Dequantize one rank's share of a weight."""
-        weight = tensors["weight"]
-        scale: Any = tensors.get("weights_scaling_factor")
-        match self.quant_algo:
-            case None:
-                return weight.float()
-            case "FP8":
-                return weight.float() * scale
-            case "W8A16" | "W8A8_SQ_PER_CHANNEL":
-                return weight.float() * scale[:, None]
-            case "W4A16_AWQ":
-                return _scaled_groups(_unpack_int4(weight), scale)
-            case "W4A8_AWQ":
-                grid = tensors["weights_scaling_factor_2"]
-                return round_fp8(_scaled_groups(_unpack_int4(weight), scale), float(grid))
-            case "NVFP4":
-                return _scaled_groups(_unpack_e2m1(weight), scale.float() * tensors["weights_scaling_factor_2"])
-        raise ToolError(f"{self.folder}: {name} is in a format not known here: {self.quant_algo}")
 
     def _join(self, parts: list[Any], split: Split) -> Any:
         """Join the ranks' shares of a weight or bias; each rank's qkv holds its own queries, keys and values."""
@@ -254,13 +231,6 @@ def read_exported(folder: Path) -> Exported:
     return Exported(folder, config, ranks)
 
 
-def round_fp8(values: Any, scale: float) -> Any:
-    """Round to E4M3 numbers times `scale`, saturating at 448 times `scale`."""
-    torch = library("torch")
-    limit = torch.finfo(torch.float8_e4m3fn).max
-    return (values / scale).clamp(-limit, limit).to(torch.float8_e4m3fn).float() * scale
-
-
 def _check_rank(path: Path, found: dict[str, TensorFacts], expected: dict[str, TensorFacts]) -> None:
     missing = sorted(expected.keys() - found.keys())
     if missing:
@@ -279,7 +249,7 @@ def _check_rank(path: Path, found: dict[str, TensorFacts], expected: dict[str, T
 def _expected_tensors(config: dict[str, Any], stage: int) -> Iterator[tuple[str, TensorFacts]]:
     """Yield every tensor that config.json calls for on a rank of one pipeline stage."""
     tp_size, pp_size = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
-    hidden, dtype = config["hidden_size"], _DTYPES[config["dtype"]]
+    hidden, dtype = config["hidden_size"], DTYPES[config["dtype"]]
     vocabulary = TensorFacts((-(-config["vocab_size"] // tp_size), hidden), dtype)
     norm = TensorFacts((hidden,), dtype)
     if stage == 0:
@@ -301,15 +271,14 @@ def _attention_extras(config: dict[str, Any], dtype: str) -> Iterator[tuple[str,
         for kind in ("q", "k"):
             yield f"attention.{kind}_layernorm.weight", TensorFacts((config["head_size"],), dtype)
     if config["quantization"].get("kv_cache_quant_algo"):
-        for kind in ("k", "v", "kv"):
-            yield f"attention.{kind}_cache_scaling_factor", TensorFacts((1,), "F32")
+        yield "attention.kv_cache_scaling_factor", TensorFacts((1,), "F32")
 
 
 def _layer_linears(config: dict[str, Any], dtype: str) -> Iterator[tuple[str, TensorFacts]]:
     rooms = {"qkv": "attention", "dense": "attention", "fc": "mlp", "gate": "mlp", "proj": "mlp"}
     for short, (rows, columns) in _local_sizes(config).items():
         name = f"{rooms[short]}.{short}"
-        for suffix, facts in _linear_tensors(config, rows, columns):
+        for suffix, facts in linear_tensors(config, rows, columns):
             yield f"{name}.{suffix}", facts
         if _has_bias(config, name):
             yield f"{name}.bias", TensorFacts((rows,), dtype)
@@ -342,54 +311,3 @@ def _has_bias(config: dict[str, Any], name: str) -> bool:
     if name.endswith("attention.qkv"):
         return bool(config.get("attn_bias"))
     return name.endswith("attention.dense") and bool(config.get("attn_bias")) and not config.get("qwen_type")
-
-
-def _linear_tensors(config: dict[str, Any], rows: int, columns: int) -> Iterator[tuple[str, TensorFacts]]:
-    """Yield the tensors of one rank's share of a linear layer, by suffix."""
-    dtype = _DTYPES[config["dtype"]]
-    quantization = config["quantization"]
-    group = quantization.get("group_size") or _NVFP4_GROUP
-    one, groups = TensorFacts((1,), "F32"), (rows, columns // group)
-    factor = ("prequant_scaling_factor", TensorFacts((columns,), dtype))
-    channels = ("weights_scaling_factor", TensorFacts((rows,), "F32"))
-    activation = ("activation_scaling_factor", one)
-    int8 = ("weight", TensorFacts((rows, columns), "I8"))
-    int4 = [("weight", TensorFacts((rows // 2, columns), "I8")), ("weights_scaling_factor", TensorFacts(groups, "F32"))]
-    none = TensorFacts((), "F32")
-    by_algo: dict[str | None, list[tuple[str, TensorFacts]]] = {
-        None: [("weight", TensorFacts((rows, columns), dtype))],
-        "FP8": [("weight", TensorFacts((rows, columns), "F8_E4M3")), activation, ("weights_scaling_factor", one)],
-        "W8A8_SQ_PER_CHANNEL": [int8, activation, factor, channels],
-        "W8A16": [int8, channels],
-        "W4A16_AWQ": [*int4, factor],
-        "W4A8_AWQ": [*int4, factor, activation, ("weights_scaling_factor_2", one)],
-        "NVFP4": [
-            ("weight", TensorFacts((rows, columns // 2), "U8")),
-            ("weights_scaling_factor", TensorFacts(groups, "F8_E4M3")),
-            ("weights_scaling_factor_2", none),
-            ("activation_scaling_factor", none),
-        ],
-    }
-    yield from by_algo[quantization.get("quant_algo")]
-
-
-def _unpack_int4(packed: Any) -> Any:
-    """Undo ModelOpt's packing: byte (i, j) holds rows 2i (low bits) and 2i + 1 (high bits) of column j, signed."""
-    torch = library("torch")
-    low = (packed << 4) >> 4  # int8 shifts keep the sign
-    high = packed >> 4
-    return torch.stack([low, high], dim=1).reshape(-1, packed.shape[1]).float()
-
-
-def _unpack_e2m1(packed: Any) -> Any:
-    """Undo NVFP4's packing: byte (i, j) holds columns 2j (low bits) and 2j + 1 (high bits) of row i."""
-    torch = library("torch")
-    codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).reshape(packed.shape[0], -1)
-    table = torch.tensor([*_E2M1, *(-value for value in _E2M1)])
-    return table[codes.long()]
-
-
-def _scaled_groups(values: Any, scales: Any) -> Any:
-    """Multiply groups along the input dimension by their scales; shapes (out, in) and (out, groups)."""
-    rows, groups = scales.shape
-    return (values.reshape(rows, groups, -1) * scales[:, :, None]).reshape(rows, -1)

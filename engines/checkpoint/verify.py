@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from engines.checkpoint.calibration_text import TextWindows
 from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint, library
 from engines.checkpoint.shards import read_shard_header, shard_paths
-from engines.checkpoint.trtllm_checkpoint import Exported, Layer, Linear, read_exported, round_fp8
+from engines.checkpoint.trtllm_checkpoint import Exported, Layer, Linear, read_exported
+from engines.checkpoint.weight_formats import round_fp8
 from engines.errors import UserError
 from engines.manifest import CheckpointQuality
 

@@ -45,7 +45,13 @@ HELP_GROUPS = {
     ),
     "For which traffic": ("--isl", "--osl", "--ttft-ms", "--itl-ms"),
     "Limits, where the search is to be overruled": ("--max-batch-size", "--max-num-tokens", "--max-seq-len"),
-    "Adapters and speculation": ("--lora-modules", "--max-lora-rank", "--speculative", "--max-draft-len"),
+    "Adapters and speculation": (
+        "--lora-modules",
+        "--max-lora-rank",
+        "--speculative",
+        "--lookahead",
+        "--max-draft-len",
+    ),
     "Quantizing": ("--calibration-text", "--calibration-samples", "--calibration-tokens", "--seed"),
     "How far to go": ("--emulate", "--until", "--max-perplexity-increase", "--dry-run", "--explain", "--list"),
     "What predicts": ("--engine-profile", "--step-time", "--step-time-calibration"),
@@ -112,6 +118,11 @@ HELP_GROUPS = {
     "--speculative",
     metavar="MODE",
     help="Speculative decoding: draft_tokens_external, lookahead_decoding; of pytorch: eagle3, ngram, draft_target.",
+)
+@click.option(
+    "--lookahead",
+    metavar="W,N,G",
+    help="Lookahead's window, n-gram and verification set sizes; the draft length follows from them.",
 )
 @click.option("--max-draft-len", type=int, help="Draft tokens a step, at most.")
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -143,7 +144,9 @@ class Batcher:
             return None
         context = self._context_tokens
         shape = self._latest = StepShape(count, context)
-        most = 1 if self.settings.policy == "max_utilization" else self._first_end() - self._index + 1
+        most = self._first_end() - self._index + 1
+        if self.settings.policy == "max_utilization":
+            most = min(most, self._steps_in_memory())
         base_s, slope_s, valid_to = self._line(count, context)
         seconds = base_s + slope_s * context
         ends_s = [now_s + seconds]
@@ -191,10 +194,20 @@ class Batcher:
         """Return how many blocks a prompt that begins with these would find here: what a KV-aware router asks."""
         return next((place for place, content in enumerate(hashes) if not self._pool.holds(content)), len(hashes))
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is here."""
-        return not self._by_id
+    def soonest_end_s(self, now_s: float) -> float:
+        """Return a time before which no request here ends, whatever else comes; infinity where none is here.
+
+        Every request takes as many iterations as it has tokens left, and an iteration takes no less time than one that
+        only decodes what decodes now.
+        """
+        steps = self._first_end() - self._index + 1 if self._decoding else math.inf
+        for waiting in (self._pending.values(), self._queue):
+            for sequence in waiting:
+                steps = min(steps, sequence.output_tokens - sequence.produced_before)
+        if math.isinf(steps):
+            return math.inf
+        line = self.step_time.decode_line(max(1, len(self._decoding)), self._context_tokens)
+        return now_s + (steps - 1) * (line.base_s + line.per_context_token_s * self._context_tokens)
 
     def snapshot(self) -> BatcherState:
         """Return the numbers of TensorRT-LLM's metrics as they are now."""
@@ -256,6 +269,19 @@ class Batcher:
         self._grown = self._index + 1
         if self._growth[place]:
             self._take_growth(self._growth[place])
+
+    def _steps_in_memory(self) -> int:
+        """Return how many iterations run before a sequence has to be paused; the blocks of the next one are taken."""
+        growth, block = self._growth, self.settings.tokens_per_block
+        cycle = sum(growth)  # blocks that `block` iterations take: one for each sequence
+        cycles, left = divmod(self._pool.available, cycle)
+        steps = 1 + cycles * block
+        for index in range(self._index + 1, self._index + 1 + block):
+            left -= growth[index % block]
+            if left < 0:
+                break
+            steps += 1
+        return steps
 
     def _grow_over(self, iteration: Iteration) -> None:
         """Take the blocks that a run's iterations need, but for the first, which has its own."""

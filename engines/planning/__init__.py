@@ -2,7 +2,7 @@
 
 from engines.planning.engine_manifest import BUILD_TOOLS, Kind, emulated_manifest, manifest_of, versions_of
 from engines.planning.explain import Explanation, Neighbour, explain
-from engines.planning.limits import Engine, outlook
+from engines.planning.limits import Engine, Outlook, outlook
 from engines.planning.matrix import (
     Combination,
     Comparison,
@@ -13,7 +13,7 @@ from engines.planning.matrix import (
     show_comparison,
 )
 from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, ask, recipe_path
+from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, as_yaml, ask, recipe_path
 
 __all__ = [
     "BUILD_TOOLS",
@@ -24,9 +24,11 @@ __all__ = [
     "Explanation",
     "Kind",
     "Neighbour",
+    "Outlook",
     "Recipe",
     "ResolvedRecipe",
     "Workload",
+    "as_yaml",
     "ask",
     "combinations_of",
     "emulated_manifest",

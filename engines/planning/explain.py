@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from engines.errors import MissingError
-from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, Outlook, outlook
+from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, Outlook, built_num_tokens, outlook
 from engines.planning.plan import BuildPlan
 from engines.spec import (
     KV_BYTES,
@@ -98,6 +98,7 @@ def _resized(chosen: Engine, key: str, value: float | None) -> _Change | None:
     if value is None:
         return None
     sizing = Sizing.model_validate({**chosen.sizing.model_dump(), key: value})
+    sizing = sizing.model_copy(update={"max_num_tokens": built_num_tokens(sizing.max_num_tokens, sizing)})
     heads = chosen.model.kv_heads
     if sizing.tensor_parallel > 1 and heads % sizing.tensor_parallel and sizing.tensor_parallel % heads:
         return None

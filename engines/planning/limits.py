@@ -161,6 +161,26 @@ def _with_prompt(shape: StepShape, tokens: int, prompt_tokens: int) -> StepShape
     return shape._replace(prefill_sequences=prompts, prefill_tokens=tokens, prefill_attended_tokens=attended)
 
 
+def built_num_tokens(max_num_tokens: int, sizing: Sizing, *, max_draft_len: int = 0) -> int:
+    """Return what `trtllm-build` makes of a `max_num_tokens`: it changes the value and only warns.
+
+    No more than a full batch of the longest sequences, no less than one block (context attention is always fused
+    here), and with speculative decoding no less than every slot's draft.
+
+    Args:
+        sizing: The other limits; its own `max_num_tokens` is not read.
+
+    Source:
+        tensorrt_llm/_common.py, `check_max_num_tokens`, and tensorrt_llm/builder.py, `build` (run at 0.17).
+
+    >>> built_num_tokens(8192, Sizing(max_batch_size=1, max_num_tokens=8192, max_seq_len=2048))
+    2048
+    """
+    built = min(max_num_tokens, sizing.max_batch_size * sizing.max_seq_len)
+    built = max(built, sizing.tokens_per_block)
+    return max(built, sizing.max_batch_size * (max_draft_len + 1)) if max_draft_len else built
+
+
 def choose_limits(
     engine: Engine,
     workload: Workload,
@@ -168,14 +188,18 @@ def choose_limits(
     *,
     batch_sizes: tuple[int, ...] = BATCH_SIZES,
     token_budgets: tuple[int, ...] = TOKEN_BUDGETS,
+    max_draft_len: int = 0,
 ) -> Engine:
     """Return the engine with the limits that bring most throughput while the objectives hold.
+
+    Every candidate's `max_num_tokens` is what the builder would make of it.
 
     Where no candidate meets the objectives, the one with the least ITL, then TTFT, is taken: the plan says so.
     Between candidates within `WORTH_RATIO` of the best, the smallest batch is taken, and then the largest token budget:
     prompts that come in bursts, which a steady state does not see, are through it sooner.
     """
-    judged = [(found, outlook(found, workload)) for found in _candidates(engine, workload, batch_sizes, token_budgets)]
+    candidates = _candidates(engine, workload, batch_sizes, token_budgets, max_draft_len)
+    judged = [(found, outlook(found, workload)) for found in candidates]
     good = [(found, seen) for found, seen in judged if not seen.misses(objectives)]
     if not good:
         fitting = [pair for pair in judged if pair[1].sequences] or judged
@@ -186,7 +210,11 @@ def choose_limits(
 
 
 def _candidates(
-    engine: Engine, workload: Workload, batch_sizes: tuple[int, ...], token_budgets: tuple[int, ...]
+    engine: Engine,
+    workload: Workload,
+    batch_sizes: tuple[int, ...],
+    token_budgets: tuple[int, ...],
+    max_draft_len: int,
 ) -> Iterator[Engine]:
     longest = min(workload.longest_input_tokens, engine.sizing.max_seq_len - 1)
     if not engine.chunked and len(token_budgets) > 1:  # a prompt that is not chunked must fit one iteration
@@ -195,4 +223,6 @@ def _candidates(
     for budget in token_budgets:
         for batch in batch_sizes:
             if batch <= budget or asked:
-                yield engine.limited(max_batch_size=batch, max_num_tokens=budget)
+                sizing = engine.sizing.model_copy(update={"max_batch_size": batch})
+                built = built_num_tokens(budget, sizing, max_draft_len=max_draft_len)
+                yield engine.limited(max_batch_size=batch, max_num_tokens=built)

@@ -11,7 +11,8 @@ from engines.files import Document, Strict, sha256_of
 from engines.manifest import LlmApiChoices, Notice, Runtime, StepTimeChoice
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 from engines.planning.llm_api import kv_refusal_of_backend, llm_api_choices, pytorch_release, require_backend_has
-from engines.planning.recipe import LoraChoices, Objectives, ResolvedRecipe, SpeculativeChoices, Workload
+from engines.planning.recipe import LoraChoices, Objectives, Recipe, ResolvedRecipe, SpeculativeChoices, Workload
+from engines.planning.speculation import resolve_speculation
 from engines.spec import (
     GpuSpec,
     KvFormat,
@@ -23,6 +24,7 @@ from engines.spec import (
     engine_profile_named,
     gib,
     gpu_named,
+    group_size_for,
     keeps_paged_attention,
     kv_refusal,
     model_named,
@@ -32,9 +34,6 @@ from engines.spec import (
 from engines.steptime import favoured_source
 
 Origin = Literal["flag", "recipe", "default", "derived"]
-
-# Modes that need no draft heads trained into the checkpoint; the others build from checkpoints of their own kind.
-HEADLESS_SPECULATION = {"draft_tokens_external", "lookahead_decoding"}
 
 
 class Choice(Strict):
@@ -88,6 +87,11 @@ class BuildPlan(Document):
         """Model, precision and GPU in one word: the engine's name."""
         return f"{self.model.name}-{self.precision}-{self.gpu.name}"
 
+    @property
+    def built_max_seq_len(self) -> int:
+        """The engine's own `max_seq_len`, to which `trtllm-build` adds the draft length."""
+        return self.sizing.max_seq_len + self.speculative.max_draft_len
+
 
 class _Choices:
     """Collects resolved values and notices while a plan is made."""
@@ -129,15 +133,20 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
     release = _release(choices)
     require_backend_has(recipe)
     found = _verdict(choices, model, gpu, precision)
+    _require_groups(model, precision, recipe)
+    speculative = recipe.speculative
+    if recipe.backend == "tensorrt":
+        speculative = resolve_speculation(speculative, model)
     kv_format = _kv_format(choices, precision, gpu)
     runtime = _runtime(choices, kv_format, precision)
-    engine = _limits(choices, model, gpu, precision, kv_format, runtime)
+    engine = _limits(choices, model, gpu, precision, kv_format, runtime, speculative)
     sizing, memory = engine.sizing, engine.memory
     _require_fit(model, gpu, sizing, memory)
     _require_prompts_fit(recipe.workload, sizing, chunked=runtime.chunked_context)
     predicted = _predicted(choices, engine)
     if recipe.backend == "tensorrt":
-        _speculation(choices, model, sizing)
+        _note_speculation(choices, speculative, sizing)
+        _note_builder_limits(choices, speculative, sizing)
     max_input_len = min(recipe.workload.longest_input_tokens, sizing.max_seq_len - 1)
     choices.derived("kv_blocks", memory.kv_blocks, f"{gib(memory.kv_pool_bytes)} hold {memory.kv_tokens} tokens")
     return BuildPlan(
@@ -160,7 +169,7 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
         workload=recipe.workload,
         objectives=recipe.objectives,
         lora=_lora(choices),
-        speculative=recipe.speculative,
+        speculative=speculative,
         llm_api=_llm_api(choices, release, sizing, max_input_len),
         predicted=predicted,
         choices=choices.made,
@@ -248,7 +257,13 @@ def _kv_format(choices: _Choices, precision: Precision, gpu: GpuSpec) -> KvForma
 
 
 def _limits(
-    choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat, runtime: Runtime
+    choices: _Choices,
+    model: ModelSpec,
+    gpu: GpuSpec,
+    precision: Precision,
+    kv_format: KvFormat,
+    runtime: Runtime,
+    speculative: SpeculativeChoices,
 ) -> Engine:
     """Return the engine with every limit resolved: as asked, or found by search over what was not asked for."""
     recipe = choices.asked.recipe
@@ -287,6 +302,7 @@ def _limits(
         recipe.objectives,
         batch_sizes=BATCH_SIZES if asked_batch == "auto" else (asked_batch,),
         token_budgets=TOKEN_BUDGETS if asked_tokens == "auto" else (asked_tokens,),
+        max_draft_len=speculative.max_draft_len if recipe.backend == "tensorrt" else 0,
     )
     for name, asked, value in (
         ("limits.max_batch_size", asked_batch, found.sizing.max_batch_size),
@@ -294,9 +310,32 @@ def _limits(
     ):
         if asked == "auto":
             choices.derived(name, value, "most predicted throughput within the objectives; see --explain")
+        elif asked != value:
+            _note_clamp(choices, asked, found.sizing)
         else:
             choices.given(name, value, "as asked")
     return found
+
+
+def _note_builder_limits(choices: _Choices, speculative: SpeculativeChoices, sizing: Sizing) -> None:
+    choices.derived(
+        "builder.limits",
+        f"max_batch_size {sizing.max_batch_size}, max_num_tokens {sizing.max_num_tokens}, "
+        f"max_seq_len {sizing.max_seq_len + speculative.max_draft_len}",
+        "what trtllm-build will write into the engine's config.json, its own clamps applied",
+    )
+
+
+def _note_clamp(choices: _Choices, asked: int, sizing: Sizing) -> None:
+    """Say that the builder would not take a `max_num_tokens` as it was asked for."""
+    built, most = sizing.max_num_tokens, sizing.max_batch_size * sizing.max_seq_len
+    rule = (
+        f"no more than max_batch_size x max_seq_len, {most}"
+        if asked > built
+        else "no less than a block of tokens, nor than every slot with its draft"
+    )
+    choices.derived("limits.max_num_tokens", built, f"{asked} asked; an engine is built with {rule}")
+    choices.notice("builder-clamp", f"max_num_tokens {asked} was asked for; {built} is what is built: {rule}")
 
 
 def _pricing(
@@ -366,30 +405,30 @@ def _lora(choices: _Choices) -> LoraChoices:
     return asked
 
 
-def _speculation(choices: _Choices, model: ModelSpec, sizing: Sizing) -> None:
-    asked = choices.asked.recipe.speculative
-    if asked.mode == "none":
-        if asked.max_draft_len:
-            raise UserError(
-                f"speculative.max_draft_len {asked.max_draft_len} without a mode",
-                hint="--speculative lookahead_decoding",
-            )
+def _require_groups(model: ModelSpec, precision: Precision, recipe: Recipe) -> None:
+    """Refuse a precision whose groups do not divide the model's layers, before any work.
+
+    Raises:
+        UserError: No group that there are kernels for divides them.
+    """
+    group_size_for(
+        precision,
+        name=model.name,
+        inputs=(model.hidden_size, model.attention_size, model.intermediate_size),
+        tensor_parallel=recipe.parallel.tensor,
+        backend=recipe.backend,
+    )
+
+
+def _note_speculation(choices: _Choices, speculative: SpeculativeChoices, sizing: Sizing) -> None:
+    if speculative.mode == "none":
         return
-    if asked.mode not in HEADLESS_SPECULATION:
-        raise UserError(
-            f"speculative decoding '{asked.mode}' needs draft heads trained for it, and {model.name} has none",
-            hint=f"modes that need none: {', '.join(sorted(HEADLESS_SPECULATION))}",
-        )
-    if not asked.max_draft_len:
-        raise UserError(
-            f"speculative decoding '{asked.mode}' needs a draft length", hint="--max-draft-len 5 is a common start"
-        )
-    needed = sizing.max_batch_size * (asked.max_draft_len + 1)
-    choices.given("speculative.mode", asked.mode, f"up to {asked.max_draft_len} draft tokens a step")
+    draft = speculative.max_draft_len
+    choices.given("speculative.mode", speculative.mode, f"up to {draft} draft tokens a step")
     choices.notice(
         "speculative",
-        f"trtllm-build adds {asked.max_draft_len} to max_seq_len and raises max_num_tokens to at least {needed}; "
-        "predictions and the emulator decode one token a step",
+        f"trtllm-build adds {draft} to max_seq_len and needs max_num_tokens of at least "
+        f"{sizing.max_batch_size * (draft + 1)}; predictions and the emulator decode one token a step",
     )
 
 

@@ -81,6 +81,14 @@ class LoraChoices(Strict):
     max_cpu_loras: int | None = Field(None, ge=1)
 
 
+class LookaheadSizes(Strict):
+    """Sizes of lookahead decoding: the window W, the n-grams N, the verification set G."""
+
+    window_size: int = Field(ge=1)
+    ngram_size: int = Field(ge=1)
+    verification_set_size: int = Field(ge=0)
+
+
 class SpeculativeChoices(Strict):
     """Speculative decoding: built into an engine, or (eagle3, ngram, draft_target) an argument of the PyTorch backend.
 
@@ -99,6 +107,7 @@ class SpeculativeChoices(Strict):
         "draft_target",
     ] = "none"
     max_draft_len: int = Field(0, ge=0)
+    lookahead: LookaheadSizes | None = None
     draft_model: str | None = None
     max_matching_ngram_size: int = Field(2, ge=1)
 

@@ -22,8 +22,18 @@ from engines.spec.llm_api import (
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
 from engines.spec.precision import KV_BYTES, PRECISIONS, KvFormat, Precision, precision_named
-from engines.spec.support import FP8_SM, Verdict, keeps_paged_attention, kv_refusal, require_possible, verdict
-from engines.spec.units import GIB, gib
+from engines.spec.speculation import lookahead_draft_tokens
+from engines.spec.support import (
+    FP8_SM,
+    Backend,
+    Verdict,
+    group_size_for,
+    keeps_paged_attention,
+    kv_refusal,
+    require_possible,
+    verdict,
+)
+from engines.spec.units import GIB, MS, gib, milliseconds
 
 __all__ = [
     "DEFAULT_ENGINE_PROFILE",
@@ -31,8 +41,10 @@ __all__ = [
     "GIB",
     "KV_BYTES",
     "LLM_API_VERSIONS",
+    "MS",
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
+    "Backend",
     "Batching",
     "EngineProfile",
     "Factors",
@@ -52,6 +64,7 @@ __all__ = [
     "engine_profiles",
     "gib",
     "gpu_named",
+    "group_size_for",
     "keeps_paged_attention",
     "known_gpus",
     "known_models",
@@ -59,7 +72,9 @@ __all__ = [
     "llm_api",
     "llm_api_version_of",
     "loaded",
+    "lookahead_draft_tokens",
     "memory_budget",
+    "milliseconds",
     "model_named",
     "precision_named",
     "require_known_arguments",

@@ -11,7 +11,9 @@ from engines.spec.units import MIB
 # CUDA context, cuBLAS and TensorRT kernels and workspaces, before any model. TensorRT-LLM's memory page reports some
 # hundreds of MB for the context alone; a GiB and a half is this project's own round reserve, to be measured.
 RUNTIME_RESERVE_BYTES = 1536 * MIB
-LOGITS_BYTES = 4  # TensorRT-LLM keeps logits in float32 (checkpoint key logits_dtype)
+LOGITS_BYTES = (
+    2  # ModelOpt exports 16-bit models with logits_dtype float16 (0.37.0 and 0.47.0), and the engine keeps it
+)
 LOGITS_COPIES = 2  # the engine's output and the sampler's working copy
 DECODER_BYTES_PER_TOKEN_SLOT = 16  # ids in and out, parents and log probabilities: four 4-byte tables
 RESIDUAL_COPIES = 4  # residual stream, its normalized copy, attention's input and output
@@ -38,12 +40,6 @@ class MemoryBudget(Strict):
     kv_pool_bytes: int
     kv_blocks: int
     kv_tokens: int
-
-    @property
-    def free_bytes(self) -> int:
-        """Memory left once everything stands, the KV cache too; negative where the model does not fit."""
-        used = self.weights_bytes + self.activations_bytes + self.buffers_bytes + self.reserve_bytes
-        return self.total_bytes - used - self.kv_pool_bytes
 
 
 def activations_bytes(model: ModelSpec, *, max_num_tokens: int, tensor_parallel: int) -> int:

@@ -51,6 +51,16 @@ class Precision:
         scales = weights / self.group_size * self.group_scale_bytes if self.group_size else 0
         return int(stored + scales)
 
+    def stored_bytes(self, weights: int) -> int:
+        """Return the bytes that `weights` weights of linear layers take in a checkpoint, before an engine is built.
+
+        TensorRT-LLM rounds W8A16 weights as it loads them, so that the checkpoint holds them at 16 bit.
+
+        >>> PRECISIONS["int8_wo"].stored_bytes(1000), PRECISIONS["int8_wo"].linear_bytes(1000)
+        (2000, 1000)
+        """
+        return 2 * weights if self.quant_algo == "W8A16" else self.linear_bytes(weights)
+
 
 # Names and algorithms: TensorRT-LLM 1.2, quantize.py's --qformat and the QuantAlgo enum. Default KV formats: an 8-bit
 # cache only where TensorRT-LLM keeps paged context attention (and with it chunked context and reuse) for it, that is

@@ -6,6 +6,7 @@ TensorRT-LLM 1.2. Where the builder and a support table disagree, the builder is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from engines.errors import UserError
@@ -15,9 +16,16 @@ from engines.spec.model import Family
 from engines.spec.precision import PRECISIONS, KvFormat, Precision
 
 Status = Literal["supported upstream", "unlisted upstream", "impossible"]
+Backend = Literal["tensorrt", "pytorch"]
 
 FP8_SM = 89
 BLACKWELL_SM = 100
+# Group sizes each road has kernels for, largest first. Engines: W4A8_AWQ in groups of 64 "is not implemented yet"
+# (tensorrt_llm/quantization/layers.py, WeightOnlyGroupwiseQuant*Linear).
+_GROUPS: dict[Backend, dict[str, tuple[int, ...]]] = {
+    "tensorrt": {"int4_awq": (128, 64), "w4a8_awq": (128,), "nvfp4": (16,)},
+    "pytorch": {"int4_awq": (128, 64), "w4a8_awq": (128, 64), "nvfp4": (16,)},
+}
 _INTEGER_WEIGHTS = {"int8_sq", "int8_wo", "int4_awq", "w4a8_awq"}
 # The qwen example's support matrix lists these for dense Qwen3; the other families' matrices list every format here.
 _LISTED_FOR_QWEN3 = {"bf16", "fp16", "fp8", "nvfp4"}
@@ -46,6 +54,9 @@ def verdict(precision: Precision, gpu: GpuSpec, family: Family) -> Verdict:
     reason = _impossible_because(precision, gpu)
     if reason:
         return Verdict(status="impossible", reason=reason, nearest=_nearest(precision, gpu))
+    if family == "gptj":
+        reason = "no checkpoint of GPT-J is exported here: plan it and emulate it"
+        return Verdict(status="unlisted upstream", reason=reason)
     if family == "qwen3" and precision.name not in _LISTED_FOR_QWEN3:
         return Verdict(
             status="unlisted upstream",
@@ -91,6 +102,41 @@ def kv_refusal(kv_format: KvFormat, precision: Precision, gpu: GpuSpec) -> str |
     if kv_format == "int8" and precision.arithmetic in {"fp8", "fp4"}:
         return f"{precision.name} goes with an FP8 or 16-bit KV cache"
     return None
+
+
+def group_size_for(
+    precision: Precision, *, name: str, inputs: Sequence[int], tensor_parallel: int, backend: Backend = "tensorrt"
+) -> int:
+    """Return how many weights share a scale: the largest group that divides every layer's input on every rank.
+
+    Args:
+        name: The model's, for the message.
+        inputs: Input widths of the linear layers of one decoder layer: what queries read, what attention puts out, what
+            the feed-forward block multiplies last. All must divide on every GPU, those that are not split there too:
+            ModelOpt checks it so (modelopt/torch/export/postprocess.py, `check_weight_shape_valid`).
+
+    Returns:
+        0 where the precision has no groups.
+
+    Raises:
+        UserError: No group that there are kernels for divides them.
+
+    >>> sizes = (4096, 4096, 12288)
+    >>> group_size_for(PRECISIONS["w4a8_awq"], name="qwen3-8b", inputs=sizes, tensor_parallel=2)
+    128
+    """
+    candidates = _GROUPS[backend].get(precision.name, ())
+    if not candidates:
+        return 0
+    local = [size // tensor_parallel for size in inputs]
+    for group in candidates:
+        if all(size % group == 0 for size in local):
+            return group
+    raise UserError(
+        f"{name}: {precision.name} needs linear layers whose inputs divide by {candidates[-1]}; they are "
+        f"{', '.join(str(size) for size in local)} wide on each of {tensor_parallel} GPUs",
+        hint="choose fp8 or int8_wo, or a lower --tp",
+    )
 
 
 def keeps_paged_attention(kv_format: KvFormat, precision: Precision) -> bool:

@@ -8,16 +8,16 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import Field
-
 from engines.calibration import Calibration, read_calibration
+from engines.emulator import SchedulerPolicy
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
-from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
+from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read_manifest
 from engines.planning import ask, emulated_manifest, make_plan
-from engines.spec import gpu_named
+from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, gpu_named
+from engines.steptime import uncertainty
 from loadtest.capacity.inputs import Demand, MeasuredRun
-from loadtest.capacity.simulation import LengthProfile, Pessimism
+from loadtest.capacity.simulation import Interval, LengthProfile, Slowdown
 from loadtest.results import REQUESTS_NAME, RUN_NAME
 from loadtest.simulate import calibrated
 
@@ -25,15 +25,8 @@ Basis = Literal["measured", "calibrated", "predicted", "emulated"]
 # What a row rests on, best first. `emulated` is a server around our own step times, or a calibration on one: it says
 # nothing of a GPU, and is ranked below a plain prediction.
 RANK: dict[Basis, int] = {"measured": 0, "calibrated": 1, "predicted": 2, "emulated": 3}
+EVICTING = " evicting"  # ends the name of an engine that reserves no KV blocks
 ONE_SIDED_95 = 1.645  # standard deviations that one draw in twenty of a normal distribution exceeds
-
-# How far an uncalibrated prediction was off on 58 published points of a served Llama-3-8B (H100 FP8, A100 FP16): the
-# logarithm of the factor that one point in twenty exceeds, by step-time source; too many tokens/s, too short an ITL or
-# TTFT. tests/unit/loadtest/capacity/test_candidates.py works them out again from tests/fidelity/published.csv.
-UNCALIBRATED: dict[str, dict[str, float]] = {
-    "roofline": {"tokens_per_s": 0.61, "itl_s": 0.60, "ttft_s": 1.25},
-    "silicon": {"tokens_per_s": 0.84, "itl_s": 0.80, "ttft_s": 1.51},
-}
 
 
 class Candidate(Strict):
@@ -42,10 +35,11 @@ class Candidate(Strict):
     Attributes:
         basis: What its figures rest on.
         manifest: The engine as the simulation takes it, a calibration laid over it; None of a run, or where refused.
-        worse: By quantity, the logarithm of the factor by which it is worse than predicted one time in twenty; empty of
-            a measured run.
+        interval: Both ends of its prediction, on step and host times; 1 of a measured run.
+        interval_source: Where the interval comes from.
         refused: Why it cannot serve the demand; None where it can be tried.
         run: The measured run it is.
+        evicts: It is an engine that is tried without reservations too, but evicts instead of reserving.
     """
 
     name: str
@@ -54,26 +48,18 @@ class Candidate(Strict):
     precision: str
     tensor_parallel: int
     manifest: EngineManifest | None = None
-    worse: dict[str, float] = Field(default_factory=dict)
+    interval: Interval = Interval()
+    interval_source: str = ""
     calibration: str | None = None
     refused: str | None = None
     run: MeasuredRun | None = None
+    evicts: bool = False
     sources: tuple[Source, ...] = ()
 
     @property
     def pair(self) -> tuple[str, str, int]:
         """What has to be alike for one basis to beat another."""
         return self.gpu, self.precision, self.tensor_parallel
-
-    @property
-    def pessimism(self) -> Pessimism:
-        """The unfavourable end of the prediction's interval, one time in twenty worse.
-
-        Iterations are slowed by the larger of the errors in tokens/s and ITL, and queues grow with them. What TTFT may
-        be off beyond that, it is lengthened by on top.
-        """
-        slower = max(self.worse.get("tokens_per_s", 0.0), self.worse.get("itl_s", 0.0))
-        return Pessimism(math.exp(slower), math.exp(max(0.0, self.worse.get("ttft_s", 0.0) - slower)))
 
 
 class _Known(NamedTuple):
@@ -99,24 +85,40 @@ def candidates_of(demand: Demand, folder: Path, shape: LengthProfile, *, made_by
 
 def _planned(demand: Demand, shape: LengthProfile, known: list[_Known], made_by: MadeBy) -> Iterator[Candidate]:
     limits, choices = demand.limits, demand.candidates
-    for gpu, precision, tensor in product(limits.gpus, limits.precisions, limits.tensor_parallel):
+    for gpu, precision, tensor in product(limits.gpu_names, limits.precisions, limits.tensor_parallel):
         seen: set[str] = set()
-        slower = _slower((gpu_named(gpu).name, precision, tensor), known, choices.step_time)
+        pair = (gpu_named(gpu).name, precision, tensor)
         for batch, tokens in product(choices.max_batch_size, choices.max_num_tokens):
-            made = _plan(demand, shape, (gpu_named(gpu).name, precision, tensor), (batch, tokens), slower, made_by)
-            key = made.name if made.manifest is not None else made.refused or ""
-            if key in seen:
-                continue
-            seen.add(key)
-            yield _with_calibration(made, known)
+            made = _plan(demand, shape, pair, (batch, tokens), made_by)
+            for each in _by_policy(made, demand, shape):
+                key = each.name if each.manifest is not None else each.refused or ""
+                if key not in seen:
+                    seen.add(key)
+                    yield _with_calibration(each, known)
 
 
-def _slower(pair: tuple[str, str, int], known: list[_Known], source: str) -> float:
-    """Return how much slower than predicted an engine of a pair may be, for the planner's own search."""
-    for _, each in known:
-        if (each.gpu, each.precision, each.tensor_parallel) == pair:
-            return math.exp(ONE_SIDED_95 * each.log_error.get("itl_s", 0.0))
-    return math.exp(UNCALIBRATED["silicon" if source == "auto" else source]["itl_s"])
+def _by_policy(made: Candidate, demand: Demand, shape: LengthProfile) -> Iterator[Candidate]:
+    """Yield an engine by each scheduler policy to be tried.
+
+    Where what is reserved never keeps a slot empty, no request is ever evicted either, and the policies are one.
+    """
+    manifest = made.manifest
+    if manifest is None:
+        yield made
+        return
+    asked = demand.candidates.scheduler_policy
+    policies: tuple[SchedulerPolicy, ...] = (asked,) if asked != "auto" else ("guaranteed_no_evict",)
+    reserved = min(shape.mean_isl + shape.max_tokens, manifest.limits.max_seq_len)
+    slots = manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block / reserved
+    if manifest.runtime.scheduler_policy != "guaranteed_no_evict":  # as its engine always does
+        policies = (manifest.runtime.scheduler_policy,)
+    elif asked == "auto" and slots < manifest.limits.max_batch_size:
+        policies = ("guaranteed_no_evict", "max_utilization")
+    for policy in policies:
+        runtime = manifest.runtime.model_copy(update={"scheduler_policy": policy})
+        name = made.name + (EVICTING if policy == "max_utilization" else "")
+        changed = {"name": name, "manifest": manifest.model_copy(update={"runtime": runtime})}
+        yield made.model_copy(update={**changed, "evicts": len(policies) > 1 and policy == "max_utilization"})
 
 
 def _plan(
@@ -124,7 +126,6 @@ def _plan(
     shape: LengthProfile,
     pair: tuple[str, str, int],
     limits: tuple[int | str, int | str],
-    slower: float,
     made_by: MadeBy,
 ) -> Candidate:
     gpu, precision, tensor = pair
@@ -140,8 +141,8 @@ def _plan(
         "workload.input_tokens": round(shape.mean_isl),
         "workload.output_tokens": round(shape.mean_osl),
         "workload.longest_input_tokens": shape.longest_isl,
-        "workload.longest_output_tokens": shape.longest_osl,
-        **_plan_objectives(demand, slower),
+        "workload.longest_output_tokens": shape.max_tokens,
+        **_plan_objectives(demand),
     }
     refused: str | None = None
     try:
@@ -157,17 +158,21 @@ def _plan(
     return _of_manifest(manifest)
 
 
-def _plan_objectives(demand: Demand, slower: float) -> dict[str, float]:
-    """Return what the planner's own search is to keep: the demand's limits as its steady state knows them."""
+def _plan_objectives(demand: Demand) -> dict[str, float]:
+    """Return what the planner's own search is to keep: the demand's limits as its steady state knows them.
+
+    Limits come from the middle of the prediction: an engine made for its unfavourable end would be too small for all
+    that is likely.
+    """
     wanted = demand.objectives
     itl = wanted.itl_s or wanted.tpot_s
     found: dict[str, float] = {}
     if wanted.ttft_s:
-        found["objectives.ttft_s"] = max(wanted.ttft_s.values()) / slower
+        found["objectives.ttft_s"] = max(wanted.ttft_s.values())
     if itl:
-        found["objectives.itl_s"] = min(itl.values()) / slower
+        found["objectives.itl_s"] = min(itl.values())
     if wanted.itl_s:
-        found["objectives.longest_gap_s"] = max(wanted.itl_s.values()) / slower
+        found["objectives.longest_gap_s"] = max(wanted.itl_s.values())
     return found
 
 
@@ -176,6 +181,8 @@ def _name(gpu: str, precision: str, tensor: int) -> str:
 
 
 def _of_manifest(manifest: EngineManifest, sources: tuple[Source, ...] = ()) -> Candidate:
+    manifest = _with_prior(manifest)
+    interval, provenance = _uncalibrated(manifest)
     tensor = manifest.parallel.tensor
     limits = manifest.limits
     pair = _name(manifest.gpu.name, manifest.precision.name, tensor)
@@ -186,9 +193,35 @@ def _of_manifest(manifest: EngineManifest, sources: tuple[Source, ...] = ()) -> 
         precision=manifest.precision.name,
         tensor_parallel=tensor,
         manifest=manifest,
-        worse=UNCALIBRATED[manifest.step_time.source],
+        interval=interval,
+        interval_source=provenance,
         sources=sources,
     )
+
+
+def _with_prior(manifest: EngineManifest) -> EngineManifest:
+    """Return an engine's manifest with what its profile expects of a deployment that nobody has measured."""
+    choice = manifest.step_time
+    if choice.profile is not None or choice.calibration is not None:
+        return manifest
+    profile = engine_profile_named(DEFAULT_ENGINE_PROFILE)
+    changed = StepTimeChoice(source=choice.source, profile=profile.name, factors=profile.factors, host=profile.host)
+    return manifest.model_copy(update={"step_time": changed})
+
+
+def _uncalibrated(manifest: EngineManifest) -> tuple[Interval, str]:
+    """Return both ends of a prediction that no measurement of its own stands behind, and where they come from."""
+    profile = engine_profile_named(manifest.step_time.profile or DEFAULT_ENGINE_PROFILE)
+    found = uncertainty(profile, precision=manifest.precision.name)
+    slow, fast = Slowdown(found.step_high, found.host_high), Slowdown(found.step_low, found.host_low)
+    return Interval(slow, fast), found.provenance
+
+
+def _calibrated(calibration: Calibration) -> Interval:
+    """Return both ends of a calibrated prediction, from its errors on what it had not seen."""
+    worst = max(calibration.log_error.get("tokens_per_s", 0.0), calibration.log_error.get("itl_s", 0.0))
+    factor = math.exp(ONE_SIDED_95 * worst)
+    return Interval(Slowdown(factor, factor), Slowdown(1 / factor, 1 / factor))
 
 
 def _built(folder: Path, shape: LengthProfile, known: list[_Known]) -> Candidate:
@@ -216,7 +249,8 @@ def _with_calibration(candidate: Candidate, known: list[_Known]) -> Candidate:
                 update={
                     "manifest": calibrated(manifest, each, source.sha256),
                     "basis": basis,
-                    "worse": {str(name): ONE_SIDED_95 * error for name, error in each.log_error.items()},
+                    "interval": _calibrated(each),
+                    "interval_source": f"{path}: its errors on points it had not seen",
                     "calibration": str(path),
                     "sources": (*candidate.sources, source),
                 }

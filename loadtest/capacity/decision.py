@@ -8,20 +8,54 @@ from typing import Literal
 from engines.files import Strict
 from loadtest.capacity.candidates import RANK, Basis, Candidate
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Price
-from loadtest.capacity.replica_count import size_for
-from loadtest.capacity.simulation import Constraint, LengthProfile, RateCurve, RateProbe, ReplicaCapacity
+from loadtest.capacity.replica_count import size_for, total_for
+from loadtest.capacity.simulation import (
+    Carried,
+    Constraint,
+    FleetSize,
+    FleetVerdict,
+    LengthProfile,
+    RateCurve,
+    RateProbe,
+    ReplicaCapacity,
+)
 
 SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
-Status = Literal["possible", "refused", "objectives missed", "no price", "over budget", "too many replicas"]
+Status = Literal[
+    "possible", "refused", "objectives missed", "not cheaper", "no price", "over budget", "too many replicas"
+]
+
+
+class Sized(Strict):
+    """A deployment at one end of the prediction's interval, or at its middle.
+
+    Attributes:
+        rate_per_s: What one replica alone carries.
+        needed: Replicas that must be up at the peak; `replicas` with those that may be lost.
+        limited_by: The objective that fails first.
+        verdict: Of the fleet as it was simulated; None where its size follows from one replica's rate.
+    """
+
+    rate_per_s: float | None
+    needed: int | None = None
+    replicas: int | None = None
+    usd_per_month: float | None = None
+    limited_by: str | None = None
+    verdict: FleetVerdict | None = None
 
 
 class Row(Strict):
     """One candidate, with all that is known of it.
 
     Attributes:
-        rate_per_s: Requests a second that one replica is promised to carry.
+        rate_per_s: Requests a second that one replica alone is promised to carry; `fleet_per_s` that each carries in
+            the smallest fleet that was simulated.
+        limited_by: The objective that fails first as the load grows.
         replicas: Of the whole deployment, with those that may be lost; `needed` without.
-        added: Of `needed`, those that a replica's own load would not have asked for, but the fleet behind a router did.
+        added: Of `needed`, those that a replica's own load would not have asked for, but the fleet behind a router did;
+            negative where the fleet takes fewer.
+        verdict: Of the smallest fleet, simulated; None where nobody simulated one.
+        middle: The same deployment at the middle of the prediction; `optimistic` at its favourable end.
         usd_per_month: With every replica up all month.
         usd_per_million_tokens: Reply tokens of the whole month's traffic.
         beaten_by: A row of the same hardware and precision that rests on better evidence; it is recommended instead.
@@ -37,9 +71,15 @@ class Row(Strict):
     kv_tokens: int | None
     status: Status
     reason: str | None = None
+    scheduler_policy: str | None = None
+    interval_source: str = ""
     rate_per_s: float | None = None
-    middle_rate_per_s: float | None = None
+    fleet_per_s: float | None = None
+    limited_by: str | None = None
     binding: Constraint | None = None
+    verdict: FleetVerdict | None = None
+    middle: Sized | None = None
+    optimistic: Sized | None = None
     needed: int | None = None
     added: int = 0
     replicas: int | None = None
@@ -56,6 +96,24 @@ class Row(Strict):
         return self.status == "possible" and self.beaten_by is None
 
     @property
+    def middle_rate_per_s(self) -> float | None:
+        """What one replica alone carries at the middle of the prediction."""
+        return None if self.middle is None else self.middle.rate_per_s
+
+    @property
+    def sizes(self) -> tuple[Sized, ...]:
+        """The promised, the middle and the optimistic deployment, as far as they are known."""
+        promised = Sized(
+            rate_per_s=self.rate_per_s,
+            needed=self.needed,
+            replicas=self.replicas,
+            usd_per_month=self.usd_per_month,
+            limited_by=self.limited_by,
+            verdict=self.verdict,
+        )
+        return tuple(each for each in (promised, self.middle, self.optimistic) if each is not None)
+
+    @property
     def at_knee(self) -> RateProbe | None:
         """The figures of a replica at the promised load."""
         return None if self.found is None else self.found.at_knee
@@ -65,7 +123,7 @@ class Market(Strict):
     """What rows are costed against.
 
     Attributes:
-        peak_per_s: Planned for: the peak, grown to the horizon.
+        peak_per_s: Planned for: the mean of the busiest `peak_window_s`, grown to the horizon.
         tokens_per_month: Reply tokens of a month at the horizon.
     """
 
@@ -136,6 +194,8 @@ def _row(demand: Demand, market: Market, candidate: Candidate, found: ReplicaCap
         max_batch_size=None if manifest is None else manifest.limits.max_batch_size,
         max_num_tokens=None if manifest is None else manifest.limits.max_num_tokens,
         kv_tokens=None if cache is None else cache.blocks * cache.tokens_per_block,
+        scheduler_policy=None if manifest is None else manifest.runtime.scheduler_policy,
+        interval_source=candidate.interval_source,
         status="refused",
         reason=candidate.refused,
         found=found,
@@ -147,28 +207,95 @@ def _row(demand: Demand, market: Market, candidate: Candidate, found: ReplicaCap
     row = row.model_copy(
         update={
             "rate_per_s": found.rate_per_s,
-            "middle_rate_per_s": found.middle_rate_per_s,
+            "limited_by": found.promised.limited_by,
             "binding": found.binding,
+            "middle": sized(row, found.middle, demand, market),
+            "optimistic": sized(row, found.optimistic, demand, market),
         }
     )
+    if found.given_up:
+        return row.model_copy(update={"status": "not cheaper", "reason": _too_slow(row, found, demand, market)})
     if found.rate_per_s is None:
-        least = min(found.tried, key=lambda each: each.worst_ratio)
-        reason = f"even {least.rate_per_s:.3g} requests/s miss {', '.join(least.missed)}"
-        return row.model_copy(update={"status": "objectives missed", "reason": reason})
+        return row.model_copy(update={"status": "objectives missed", "reason": _missed(found)})
     return costed(row, demand, market)
+
+
+def _missed(found: ReplicaCapacity) -> str:
+    """Return what an idle engine, or the least load tried, misses."""
+    idle = found.idle
+    if idle is not None and not idle.met:
+        return f"even an idle replica misses {', '.join(idle.missed)}, by a factor of {idle.worst_ratio:.3g}"
+    least = min(found.tried, key=lambda each: each.worst_ratio)
+    return f"even {least.rate_per_s:.3g} requests/s miss {', '.join(least.missed)}"
+
+
+def _too_slow(row: Row, found: ReplicaCapacity, demand: Demand, market: Market) -> str:
+    above = found.promised.above_per_s or 0.0
+    size = size_for(market.peak_per_s, above, demand.availability)
+    month = usd_per_month(row, size.total)
+    return (
+        f"a replica carries less than {above:.3g} requests/s ({found.promised.limited_by} fails first): at least "
+        f"{size.total} replicas, {month or 0:,.0f} USD a month"
+    )
+
+
+def sized(row: Row, carried: Carried | None, demand: Demand, market: Market) -> Sized | None:
+    """Return the deployment that one replica's rate asks for."""
+    if carried is None:
+        return None
+    if carried.rate_per_s is None:
+        return Sized(rate_per_s=None, limited_by=carried.limited_by)
+    size = size_for(market.peak_per_s, carried.rate_per_s, demand.availability)
+    return Sized(
+        rate_per_s=carried.rate_per_s,
+        needed=size.needed,
+        replicas=size.total,
+        usd_per_month=usd_per_month(row, size.total),
+        limited_by=carried.limited_by,
+    )
+
+
+def resized(of: Sized, row: Row, found: FleetSize, demand: Demand) -> Sized:
+    """Return a deployment with the size of the smallest fleet that was simulated."""
+    if found.needed is None:
+        return of.model_copy(update={"needed": None, "replicas": None, "usd_per_month": None})
+    total = total_for(found.needed, demand.availability)
+    return of.model_copy(
+        update={
+            "needed": found.needed,
+            "replicas": total,
+            "usd_per_month": usd_per_month(row, total),
+            "limited_by": limit_of(found) or of.limited_by,
+            "verdict": found.chosen,
+        }
+    )
+
+
+def limit_of(found: FleetSize) -> str | None:
+    """Return the objective that the next smaller fleet misses most."""
+    smaller = found.smaller
+    return smaller.tried.missed[0] if smaller is not None and smaller.tried.missed else None
+
+
+def usd_per_month(row: Row, replicas: int) -> float | None:
+    """Return what so many replicas cost; None without a price."""
+    if row.price is None:
+        return None
+    return replicas * row.tensor_parallel * row.price.usd_per_gpu_h * HOURS_PER_MONTH
 
 
 def costed(row: Row, demand: Demand, market: Market) -> Row:
     """Return a row with its replicas and its cost, and whether the limits allow them."""
-    assert row.rate_per_s is not None
-    size = size_for(market.peak_per_s, row.rate_per_s, demand.availability)
+    rate_per_s = row.fleet_per_s or row.rate_per_s
+    assert rate_per_s is not None
+    size = size_for(market.peak_per_s, rate_per_s, demand.availability)
     return priced(row, demand, market, needed=size.needed, replicas=size.total)
 
 
 def priced(row: Row, demand: Demand, market: Market, *, needed: int, replicas: int) -> Row:
     """Return a row with so many replicas, their cost, and whether the limits allow them."""
     price = market.prices.get(row.gpu)
-    month = None if price is None else replicas * row.tensor_parallel * price.usd_per_gpu_h * HOURS_PER_MONTH
+    month = usd_per_month(row.model_copy(update={"price": price}), replicas)
     status, reason = _allowed(demand, row.gpu, replicas, month)
     return row.model_copy(
         update={
@@ -195,28 +322,53 @@ def _allowed(demand: Demand, gpu: str, replicas: int, month: float | None) -> tu
 
 
 def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> str:
-    """Return the recommendation in a sentence."""
-    at = row.at_knee
+    """Return the recommendation in sentences."""
     batch = "" if row.max_batch_size is None else f" (max batch size {row.max_batch_size}, {row.max_num_tokens} tokens)"
-    binds = "" if row.binding is None else f"; what binds a replica is {row.binding}"
-    sure = {
-        "measured": "measured",
-        "calibrated": "predicted with a calibration, at the unfavourable end of its interval",
-        "predicted": "predicted without a calibration, at the end of what such predictions were off elsewhere",
-        "emulated": "by an emulated engine, which says nothing of a GPU",
-    }[row.basis]
     gpus = f"{row.tensor_parallel} x {row.gpu}" if row.tensor_parallel > 1 else row.gpu
-    carried = "" if at is None or row.rate_per_s is None else f", each carrying {row.rate_per_s:.3g} requests/s"
+    replicas = "1 replica" if row.replicas == 1 else f"{row.replicas} replicas"
+    lost = f" with {size_of_loss} of them lost" if size_of_loss else ""
+    first = "" if row.limited_by is None else f"; {row.limited_by} fails first"
     return (
-        f"Run {row.replicas} replicas of {demand.model} in {row.precision} on {gpus}{batch}{carried} ({sure}): they "
-        f"keep every objective at {market.peak_per_s:.3g} requests/s with {size_of_loss} of them lost, for "
-        f"{row.usd_per_month:,.0f} USD a month or {row.usd_per_million_tokens:.3g} USD per million reply tokens{binds}."
+        f"Run {replicas} of {demand.model} in {row.precision} on {gpus}{batch}: every objective holds at "
+        f"{market.peak_per_s:.3g} requests/s{lost}, for {row.usd_per_month:,.0f} USD a month or "
+        f"{row.usd_per_million_tokens:.3g} USD per million reply tokens{first}. {_certainty(row)}"
+    )
+
+
+def _certainty(row: Row) -> str:
+    """Return what the size rests on, and what knowing better is worth."""
+    if row.basis == "measured":
+        return "The rate of a replica was measured."
+    sizes = [each for each in row.sizes if each.replicas is not None]
+    counts = sorted({each.replicas for each in sizes if each.replicas is not None})
+    if len(counts) == 1:
+        return f"So many at both ends of the prediction's interval ({row.basis})."
+    costs = [each.usd_per_month for each in sizes if each.usd_per_month is not None]
+    middle = row.middle.replicas if row.middle is not None else None
+    said = f"{counts[0]} to {counts[-1]} replicas"
+    said += "" if middle is None else f", {middle} at the middle of the prediction ({row.basis})"
+    if row.basis == "calibrated" or not costs:
+        return f"{said}."
+    return f"{said}; a calibration of one hour decides {max(costs) - min(costs):,.0f} USD a month. {narrowing(row)}"
+
+
+def narrowing(row: Row) -> str:
+    """Return which measurement would narrow the answer most: the loads around which the first objective fails."""
+    rates = [each.rate_per_s for each in row.sizes if each.rate_per_s is not None]
+    if not rates:
+        return ""
+    what = (row.limited_by or "latency").removesuffix(" p95").removesuffix(" p99")
+    return (
+        f"Measure one replica on {row.gpu} at six loads from {min(rates) / 2:.2g} to {max(rates):.2g} requests/s "
+        f"with verify.yaml's lengths: {what} decides."
     )
 
 
 def nearest_possible(demand: Demand, market: Market, rows: Sequence[Row]) -> str:
     """Return what could be had where nothing that is asked for can: the smallest step from the demand."""
-    short = [row for row in rows if row.status in ("over budget", "too many replicas") and row.rate_per_s]
+    short = [
+        row for row in rows if row.status in ("over budget", "too many replicas", "not cheaper") and row.rate_per_s
+    ]
     if short:
         return _smaller_traffic(demand, market, short)
     unpriced = [row for row in rows if row.status == "no price"]
@@ -256,10 +408,18 @@ def _most_peak(demand: Demand, market: Market, row: Row) -> float:
 
 def _looser_objectives(rows: Sequence[Row]) -> str:
     """Return the candidate closest to its objectives at the least load, and by how much it misses them."""
-    closest = min(rows, key=lambda row: min(each.worst_ratio for each in row.found.tried) if row.found else 0.0)
-    assert closest.found is not None
-    least = min(closest.found.tried, key=lambda each: each.worst_ratio)
+    closest = min(rows, key=lambda row: _least(row).worst_ratio)
+    least = _least(closest)
+    when = "idle" if not least.rate_per_s else f"at {least.rate_per_s:.3g} requests/s"
     return (
-        f"closest is {closest.name}: at {least.rate_per_s:.3g} requests/s it misses {', '.join(least.missed)} by a "
-        f"factor of {least.worst_ratio:.3g}; limits that much looser are possible"
+        f"closest is {closest.name}: {when} it misses {', '.join(least.missed)} by a factor of "
+        f"{least.worst_ratio:.3g}; limits that much looser are possible"
     )
+
+
+def _least(row: Row) -> RateProbe:
+    """Return the load, or no load at all, at which a row comes closest to its objectives."""
+    assert row.found is not None
+    tried = [*row.found.tried, *((row.found.idle,) if row.found.idle is not None else ())]
+    least: RateProbe = min(tried, key=lambda each: each.worst_ratio)
+    return least

@@ -7,7 +7,14 @@ from pathlib import Path
 from engines.errors import UserError
 from loadtest.capacity.candidates import Basis, Candidate
 from loadtest.capacity.inputs import Demand
-from loadtest.capacity.simulation import LengthProfile, RateProbe, ReplicaCapacity, figures_of, requests_needed
+from loadtest.capacity.simulation import (
+    Carried,
+    LengthProfile,
+    RateProbe,
+    ReplicaCapacity,
+    figures_of,
+    requests_needed,
+)
 from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_in
 from loadtest.results import Kind, read_records, read_run, read_samples
 
@@ -40,11 +47,15 @@ def measured_most(
     above = next((each for each in tried if not each.met), None)
     below = [each for each in tried if each.met and (above is None or each.rate_per_s < above.rate_per_s)]
     best = below[-1] if below else None
-    return candidate, ReplicaCapacity(
+    carried = Carried(
         rate_per_s=None if best is None else best.rate_per_s,
         above_per_s=None if above is None else above.rate_per_s,
-        middle_rate_per_s=None if best is None else best.rate_per_s,
-        missed=() if above is None else above.missed,
+        limited_by=None if above is None or not above.missed else above.missed[0],
+    )
+    return candidate, ReplicaCapacity(
+        promised=carried,
+        middle=carried,
+        optimistic=carried,
         requests_needed=needed,
         supported=best is not None and best.requests >= needed,
         tried=tuple(tried),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from engines.errors import DISTRIBUTION, MissingError
 from engines.files import write_json
+from engines.processes import ending_with_parent
 
 TaskT = TypeVar("TaskT")
 FoundT = TypeVar("FoundT", bound=BaseModel)
@@ -45,14 +48,88 @@ class Work(NamedTuple, Generic[TaskT, FoundT]):
     name: Callable[[TaskT], str]
 
 
+class Workers:
+    """Processes that stay for all work of a plan; none where one is enough, or where Ray does the work.
+
+    They end with this process, however it ends, and ignore Ctrl-C: it is the parent's to take.
+    """
+
+    def __init__(self, count: int, *, on_ray: bool = False) -> None:
+        self.count = count
+        self.on_ray = on_ray
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run(
+        self, function: Callable[[TaskT], FoundT], tasks: Sequence[tuple[int, TaskT]]
+    ) -> Iterator[tuple[int, FoundT]]:
+        """Yield the place and the result of each task, as they are done.
+
+        Raises:
+            MissingError: Ray is asked for and is not here.
+        """
+        if self.on_ray and tasks:
+            yield from _on_ray(function, tasks)
+        elif self.count <= 1 or (self._pool is None and len(tasks) <= 1):
+            yield from ((place, function(task)) for place, task in tasks)
+        else:
+            pool = self._started()
+            with _without_ctrl_c():  # processes that are started now inherit it: they end by their parent
+                waiting = {pool.submit(function, task): place for place, task in tasks}
+            for each in as_completed(waiting):
+                yield waiting[each], each.result()
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # a fork would copy the parent's threads' locks
+            self._pool = ProcessPoolExecutor(self.count, context, _begin_worker, (ending_with_parent(),))
+        return self._pool
+
+    def close(self, *, at_once: bool = False) -> None:
+        """End the processes; `at_once` leaves what they are doing undone."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        children = multiprocessing.active_children() if at_once else []
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.terminate()
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Hold Ctrl-C back within the block; it is not lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def workers_of(count: int, *, on_ray: bool = False) -> Iterator[Workers]:
+    """Give workers, and end them with the block: at once where it ends in an error or by Ctrl-C."""
+    workers = Workers(count, on_ray=on_ray)
+    try:
+        yield workers
+    except BaseException:
+        workers.close(at_once=True)
+        raise
+    workers.close()
+
+
+def _begin_worker(end_with_parent: Callable[[], None]) -> None:
+    """Let a worker end with its parent, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
 def do(
     work: Work[TaskT, FoundT],
     tasks: Sequence[TaskT],
     *,
     kept: ResultCache,
-    workers: int,
+    workers: Workers,
     progress: Callable[[str], None],
-    on_ray: bool = False,
 ) -> list[FoundT]:
     """Return the function's result for each task, in their order; those already kept are read.
 
@@ -69,7 +146,7 @@ def do(
         progress(f"{len(found)} of {len(tasks)} found in {kept.folder}")
     open_places = [place for place in range(len(tasks)) if place not in found]
     done = len(found)
-    for place, result in _run(work.function, [(place, tasks[place]) for place in open_places], workers, on_ray):
+    for place, result in workers.run(work.function, [(place, tasks[place]) for place in open_places]):
         found[place] = result
         done += 1
         path = paths[place]
@@ -79,28 +156,7 @@ def do(
     return [found[place] for place in range(len(tasks))]
 
 
-def _run(
-    function: Callable[[TaskT], FoundT], tasks: list[tuple[int, TaskT]], workers: int, on_ray: bool
-) -> Iterator[tuple[int, FoundT]]:
-    if on_ray and tasks:
-        yield from _on_ray(function, tasks)
-    elif workers <= 1 or len(tasks) <= 1:
-        yield from ((place, function(task)) for place, task in tasks)
-    else:
-        yield from _in_processes(function, tasks, workers)
-
-
-def _in_processes(
-    function: Callable[[TaskT], FoundT], tasks: list[tuple[int, TaskT]], workers: int
-) -> Iterator[tuple[int, FoundT]]:
-    context = multiprocessing.get_context("spawn")  # a fork would copy the parent's threads' locks
-    with ProcessPoolExecutor(max_workers=min(workers, len(tasks)), mp_context=context) as pool:
-        waiting = {pool.submit(function, task): place for place, task in tasks}
-        for each in as_completed(waiting):
-            yield waiting[each], each.result()
-
-
-def _on_ray(function: Callable[[TaskT], FoundT], tasks: list[tuple[int, TaskT]]) -> Iterator[tuple[int, FoundT]]:
+def _on_ray(function: Callable[[TaskT], FoundT], tasks: Sequence[tuple[int, TaskT]]) -> Iterator[tuple[int, FoundT]]:
     """Run each task as a Ray task: on the cluster of RAY_ADDRESS, or a local one."""
     try:
         import ray  # noqa: PLC0415 (optional, and slow to import)

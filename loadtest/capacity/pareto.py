@@ -43,17 +43,42 @@ def frontier_of(
     """
     best: dict[tuple[str, int], Point] = {}
     for row in rows:
+        own = _sized_point(row)
+        if own is not None:
+            best[row.name, own.replicas] = own
         for tried in () if row.found is None else (*row.found.tried, *swept.get(row.name, ())):
             point = _point(demand, market, row, tried)
             if point is None:
                 continue
             known = best.get((row.name, point.replicas))
+            if row.replicas is not None and row.verdict is not None and point.replicas <= row.replicas:
+                continue  # the smallest fleet was simulated: fewer do not do
             if known is None or point.rate_per_s < known.rate_per_s:
                 best[row.name, point.replicas] = point
     points = list(best.values())
     return sorted(
         (each.model_copy(update={"is_on_frontier": _is_on_frontier(each, points)}) for each in points),
         key=lambda each: (each.usd_per_month, each.ttft_p95_s),
+    )
+
+
+def _sized_point(row: Row) -> Point | None:
+    """Return the smallest fleet of a row as it was simulated behind its router."""
+    tried = None if row.verdict is None or not row.verdict.met else row.verdict.tried
+    if tried is None or row.usd_per_month is None or row.replicas is None:
+        return None
+    if tried.ttft_p95_s is None or tried.itl_mean_s is None:
+        return None
+    return Point(
+        name=row.name,
+        basis=row.basis,
+        rate_per_s=tried.rate_per_s / (row.needed or 1),
+        replicas=row.replicas,
+        usd_per_month=row.usd_per_month,
+        ttft_p95_s=tried.ttft_p95_s,
+        itl_mean_s=tried.itl_mean_s,
+        worst_ratio=tried.worst_ratio,
+        is_on_frontier=False,
     )
 
 

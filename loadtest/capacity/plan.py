@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -11,43 +12,55 @@ from typing import NamedTuple, get_args
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
 from loadtest.capacity.autoscaler import Day, Ups, autoscaled
-from loadtest.capacity.candidates import Candidate, candidates_of
+from loadtest.capacity.candidates import EVICTING, Candidate, candidates_of
 from loadtest.capacity.decision import (
     Market,
     Row,
+    Sized,
+    costed,
     in_order,
+    limit_of,
     market_of,
     nearest_possible,
     priced,
     recommended,
+    resized,
     rows_of,
     sentence_of,
 )
 from loadtest.capacity.from_run import measured_most
-from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Routing, prices_for
-from loadtest.capacity.parallel import ResultCache, Work, do
+from loadtest.capacity.inputs import HOURS_PER_MONTH, SMALL_GPUS, Demand, Price, Routing, old_prices, prices_for
+from loadtest.capacity.parallel import ResultCache, Work, Workers, do
 from loadtest.capacity.pareto import Point, frontier_of
 from loadtest.capacity.replica_count import total_for, worst_loss
-from loadtest.capacity.sensitivity import Case, Contender, again_of, cases_of, looks_for
+from loadtest.capacity.sensitivity import STEP, Case, Contender, again_of, cases_of, looks_for
 from loadtest.capacity.simulation import (
     NONE,
     Checked,
+    FleetSize,
     FleetTask,
     LengthProfile,
+    LoadBench,
     RateCurve,
     RateProbe,
     ReplicaCapacity,
+    SizeTask,
+    Slowdown,
     Task,
     What,
     curve_of,
     ramp_of,
     shape_of,
 )
-from loadtest.capacity.tasks import CandidateTask, Sweep, TaskResult, look
+from loadtest.capacity.tasks import CandidateTask, Reliefs, Sweep, TaskResult, look
 
-CONTENDERS = 3  # rows that are looked into beyond their search
-SWEEP = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1)  # loads of a replica, of what it is promised to carry
-GROW_AT_MOST = 3  # a fleet is made larger by a third of itself at most before its candidate is given up
+CONTENDERS = 2  # rows that are looked into beyond their search
+SWEEP = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1)  # loads of a replica, of what it is promised to carry
+BOUND_MARGIN = 1.3  # a simulation brings at most so many times what the closed form of a full batch says
+NEAR_RATIO = 0.6  # of the requests that reservations leave room for: below it they keep nobody waiting
+MARGIN = 0.95  # a fleet may take a replica less than one replica alone points to
+SIZED_AT_ONCE = 2
+QUEUE_DOUBLINGS = 4  # of a queue's limit that refuses what could have been served in time
 
 PLAN_NAME = "capacity.json"
 
@@ -56,11 +69,13 @@ class TrafficFacts(Strict):
     """What the demand's traffic is, in numbers.
 
     Attributes:
-        peak_per_s: Today's; `planned_peak_per_s` grown to the horizon.
+        peak_per_s: Today's, mean of the busiest `peak_window_s`; `planned_peak_per_s` grown to the horizon, and
+            `hour_per_s` today's mean of the busiest hour.
         is_day: Whether the curve covers a whole day.
     """
 
     peak_per_s: float
+    hour_per_s: float
     planned_peak_per_s: float
     mean_per_s: float
     growth: float
@@ -69,6 +84,7 @@ class TrafficFacts(Strict):
     mean_osl: float
     longest_isl: int
     longest_osl: int
+    max_tokens: int
     tokens_per_month: float
 
 
@@ -81,6 +97,10 @@ class CapacityPlan(Document):
         day: Replicas over the day by an autoscaler, of the recommended row.
         autoscaled_usd_per_month: What they cost; None where the traffic is no whole day.
         sweep: The recommended replica at lower and higher loads.
+        max_queue_size: Requests that may wait on each replica, as deployed and as simulated; 0: no limit.
+        warnings: Of prices that are old.
+        max_tokens_note: What a lower `max_tokens` would buy; None where nothing.
+        smaller_gpu: A cheaper GPU outside the demand's limits that would hold it; None where there is none.
         operating_per_s: What each replica has to carry at the peak with the spares lost; `operating` what it shows
             there at the unfavourable end of the prediction, `operating_middle` at its middle.
         engine: Manifest of the recommended engine; None of a measured run.
@@ -98,6 +118,10 @@ class CapacityPlan(Document):
     sweep: tuple[RateProbe, ...] = ()
     frontier: tuple[Point, ...] = ()
     sensitivity: tuple[Case, ...] = ()
+    max_queue_size: int = 0
+    warnings: tuple[str, ...] = ()
+    max_tokens_note: str | None = None
+    smaller_gpu: str | None = None
     operating_per_s: float | None = None
     operating: RateProbe | None = None
     operating_middle: RateProbe | None = None
@@ -113,9 +137,9 @@ class SearchOptions(NamedTuple):
     """How the work is done, not what it is."""
 
     kept: ResultCache
-    workers: int
-    on_ray: bool
+    workers: Workers
     progress: Callable[[str], None]
+    first_table: Callable[[Sequence[Row]], None] = lambda _: None
 
 
 @dataclass(slots=True)
@@ -134,10 +158,34 @@ class Searched:
         """Return the candidate of a row."""
         return next(each for each, _ in self.found if each.name == name)
 
+    @property
+    def enough_per_s(self) -> float:
+        """A load past which nobody asks what one replica carries: all of the demand, grown as the levers grow it."""
+        return self.rate_per_s * (1 + STEP)
+
+    @property
+    def rate_per_s(self) -> float:
+        """The planned peak with its headroom: what the smallest fleet has to carry."""
+        return self.market.peak_per_s / (1 - self.demand.availability.headroom)
+
     def task(self, candidate: Candidate, demand: Demand) -> Task:
         """Return the search of a candidate that has an engine."""
         assert candidate.manifest is not None
-        return Task(candidate.name, candidate.manifest, demand, self.folder, self.shape, candidate.pessimism)
+        return Task(
+            candidate.name,
+            candidate.manifest,
+            demand,
+            self.folder,
+            self.shape,
+            candidate.interval,
+            enough_per_s=self.enough_per_s,
+        )
+
+    def add(self, found: Sequence[tuple[Candidate, ReplicaCapacity | None]]) -> None:
+        """Add what was found of candidates."""
+        self.found += found
+        known = {row.name: row for row in self.rows if row.verdict is not None}
+        self.rows = in_order([known.get(row.name, row) for row in rows_of(self.demand, self.market, self.found)])
 
     def replace_row(self, changed: Row) -> None:
         """Put a changed row in the place of the one of its name."""
@@ -154,7 +202,16 @@ def make_capacity(
         is_brief: Only the rows and the recommendation are wanted.
     """
     seen = search(demand, folder, head, means, today=today)
-    best = _checked_best(seen, means)
+    if not is_brief:
+        means.first_table(seen.rows)
+    best = _sized_best(seen, means)
+    smaller = (
+        _smaller_gpu(seen, best, head, means)
+        if best is not None and best.replicas == total_for(1, demand.availability)
+        else None
+    )
+    if smaller is not None and demand.limits.is_any_gpu:
+        best, smaller = smaller, None
     sources = [*head.made_from, *(source for candidate, _ in seen.found for source in candidate.sources)]
     plan = CapacityPlan(
         made_by=head.made_by,
@@ -165,16 +222,19 @@ def make_capacity(
         recommended=None if best is None else best.name,
         sentence=None,
         nearest=None if best is not None else nearest_possible(demand, seen.market, seen.rows),
+        warnings=tuple(old_prices(_used_prices(seen), today)),
+        smaller_gpu=None if smaller is None else _smaller_text(smaller),
     )
     if best is None:
         return plan
+    if not is_brief:
+        plan, best = _looked_into(plan, best, seen, means)
     lost = worst_loss(best.replicas or 0, demand.availability)
-    plan = plan.model_copy(update={"sentence": sentence_of(demand, seen.market, best, lost)})
-    return plan if is_brief else _looked_into(plan, best, seen, means)
+    return plan.model_copy(update={"sentence": sentence_of(demand, seen.market, best, lost), "rows": seen.rows})
 
 
 def search(demand: Demand, folder: Path, head: Document, means: SearchOptions, *, today: date) -> Searched:
-    """Find what a replica of every candidate carries.
+    """Find what a replica of every candidate carries, as far as it may win.
 
     Args:
         folder: Where the demand's relative paths begin.
@@ -184,150 +244,363 @@ def search(demand: Demand, folder: Path, head: Document, means: SearchOptions, *
     market = market_of(demand, curve, shape, prices)
     candidates = candidates_of(demand, folder, shape, made_by=head.made_by)
     seen = Searched(demand, folder, curve, shape, market, [], [])
-    runs = [measured_most(each, demand, shape) for each in candidates if each.run is not None]
-    open_ones = [each for each in candidates if each.run is None and each.refused is None]
-    refused = [(each, None) for each in candidates if each.run is None and each.refused is not None]
-    looks = [CandidateTask(each.name, search=seen.task(each, demand)) for each in open_ones]
-    most = [each.found for each in _look_all(looks, means)]
-    seen.found = [*runs, *zip(open_ones, most, strict=True), *refused]
-    seen.rows = rows_of(demand, market, seen.found)
+    seen.add([measured_most(each, demand, shape) for each in candidates if each.run is not None])
+    seen.add([(each, None) for each in candidates if each.run is None and each.refused is not None])
+    _search_all(seen, [each for each in candidates if each.run is None and each.refused is None], means)
     return seen
+
+
+def _search_all(seen: Searched, candidates: Sequence[Candidate], means: SearchOptions) -> None:
+    """Search candidates, those that may be cheapest first; what cannot beat what was found is given up early."""
+    waiting = sorted(candidates, key=lambda each: (each.evicts, _least_usd(seen, each)))
+    while waiting:
+        waiting = [each for each in waiting if not each.evicts or _reservations_bind(seen, each)]
+        first, waiting = waiting[: max(2, means.workers.count)], waiting[max(2, means.workers.count) :]
+        looks = [
+            CandidateTask(
+                each.name,
+                search=seen.task(each, seen.demand)._replace(least_per_s=_least_per_s(seen, each)),
+            )
+            for each in first
+        ]
+        seen.add([(each, looked.found) for each, looked in zip(first, _look_all(looks, means), strict=True)])
+
+
+def _reservations_bind(seen: Searched, candidate: Candidate) -> bool:
+    """Whether the same engine with reservations came near what they leave room for; else evicting is the same."""
+    manifest = candidate.manifest
+    assert manifest is not None
+    name = candidate.name.removesuffix(EVICTING)
+    known = next((found for each, found in seen.found if each.name == name), None)
+    if known is None:
+        return False
+    reserved = min(seen.shape.mean_isl + seen.shape.max_tokens, manifest.limits.max_seq_len)
+    slots = manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block / reserved
+    return max((each.in_flight for each in known.tried), default=0.0) > NEAR_RATIO * slots
+
+
+def _least_usd(seen: Searched, candidate: Candidate) -> float:
+    """Return a bound on a candidate's cost a month, from the closed form of its full batch."""
+    price = seen.market.prices.get(candidate.gpu)
+    if price is None:
+        return math.inf
+    bench = LoadBench(seen.task(candidate, seen.demand))
+    rate_per_s = BOUND_MARGIN * bench.bound_per_s / candidate.interval.slow.step
+    needed = math.ceil(seen.rate_per_s / rate_per_s)
+    return total_for(needed, seen.demand.availability) * price.usd_per_gpu_h * candidate.tensor_parallel
+
+
+def _least_per_s(seen: Searched, candidate: Candidate) -> float | None:
+    """Return what a replica must carry for its fleet to be cheaper than the best found so far; None: anything."""
+    best, price = recommended(seen.rows), seen.market.prices.get(candidate.gpu)
+    if best is None or best.usd_per_month is None or price is None:
+        return None
+    each_usd = price.usd_per_gpu_h * HOURS_PER_MONTH * candidate.tensor_parallel
+    needed = 0
+    while total_for(needed + 1, seen.demand.availability) * each_usd < best.usd_per_month:
+        needed += 1
+    if needed == 0:
+        return seen.enough_per_s  # not even one is cheaper, whatever it carries
+    return MARGIN * seen.rate_per_s / needed
 
 
 def _look_all(looks: list[CandidateTask], means: SearchOptions) -> list[TaskResult]:
     work = Work(look, TaskResult, lambda asked: asked.key, lambda asked: asked.name)
-    return do(work, looks, kept=means.kept, workers=means.workers, progress=means.progress, on_ray=means.on_ray)
+    return do(work, looks, kept=means.kept, workers=means.workers, progress=means.progress)
 
 
-def _checked_best(seen: Searched, means: SearchOptions) -> Row | None:
-    """Return the recommended row, its fleet simulated at the peak and made larger until it keeps the objectives.
-
-    A row that grows may be overtaken by another, which then is looked at in its turn.
-    """
-    fine: set[str] = set()
+def _sized_best(seen: Searched, means: SearchOptions) -> Row | None:
+    """Return the recommended row: the cheapest once the smallest fleet of each that may be has been simulated."""
     while True:
         best = recommended(seen.rows)
-        if best is None or best.name in fine or seen.candidate(best.name).manifest is None:
+        if best is None or best.verdict is not None or seen.candidate(best.name).manifest is None:
             return best
-        assert best.needed is not None
-        for needed in range(best.needed, best.needed + max(2, best.needed // GROW_AT_MOST) + 1):
-            (looked,) = _look_all([_peak_look(seen, best, needed, seen.demand.routing)], means)
-            if looked.checked is not None and looked.checked.tried.met:
-                fine.add(best.name)
-                break
-        if needed != best.needed or best.name not in fine:
-            seen.replace_row(_grown(seen, best, needed, is_fine=best.name in fine))
+        open_rows = [row for row in seen.rows if row.is_possible and row.verdict is None]
+        near = [row for row in open_rows if (row.usd_per_month or 0) <= (best.usd_per_month or 0) / MARGIN**2]
+        chosen = [row for row in near if seen.candidate(row.name).manifest is not None][:SIZED_AT_ONCE]
+        looks = [_size_look(seen, row, seen.candidate(row.name).interval.slow, row.needed or 1) for row in chosen]
+        for row, looked in zip(chosen, _look_all(looks, means), strict=True):
+            if looked.size is not None:
+                seen.replace_row(_with_size(seen, row, looked.size))
 
 
-def _grown(seen: Searched, row: Row, needed: int, *, is_fine: bool) -> Row:
-    if not is_fine:
-        reason = f"even {needed} replicas behind a {seen.demand.routing.replace('_', ' ')} router miss what one keeps"
-        return row.model_copy(update={"status": "objectives missed", "reason": reason})
-    total = total_for(needed, seen.demand.availability)
-    grown = priced(row, seen.demand, seen.market, needed=needed, replicas=total)
-    return grown.model_copy(update={"added": needed - (row.needed or 0)})
+def _with_size(seen: Searched, row: Row, found: FleetSize) -> Row:
+    """Return a row with the size of the smallest fleet that was simulated."""
+    if found.needed is None or found.chosen is None:
+        missed = found.verdicts[-1]
+        reason = f"{missed.replicas} replicas miss {', '.join(missed.tried.missed)} at the peak, and so did fewer"
+        return row.model_copy(update={"status": "objectives missed", "reason": reason, "verdict": missed})
+    changed = row.model_copy(
+        update={
+            "fleet_per_s": max(seen.rate_per_s, row.rate_per_s or 0.0)
+            if found.needed == 1
+            else seen.rate_per_s / found.needed,
+            "verdict": found.chosen,
+            "added": found.needed - (row.needed or 0),
+            "limited_by": limit_of(found) or row.limited_by,
+        }
+    )
+    total = total_for(found.needed, seen.demand.availability)
+    return priced(changed, seen.demand, seen.market, needed=found.needed, replicas=total)
 
 
-def _peak_look(seen: Searched, row: Row, needed: int, routing: Routing) -> CandidateTask:
-    return _fleet_look(seen, row, "peak", needed, routing)
+def _size_look(seen: Searched, row: Row, slowdown: Slowdown, start: int) -> CandidateTask:
+    task = seen.task(seen.candidate(row.name), seen.demand)
+    asked = SizeTask(task, slowdown, seen.rate_per_s, start, seen.demand.routing)
+    return CandidateTask(f"{row.name}: fleets of {start} and its neighbours", size=asked)
 
 
-def _fleet_look(
+def _smaller_gpu(seen: Searched, best: Row, head: Document, means: SearchOptions) -> Row | None:
+    """Return the cheapest smaller GPU that holds a demand for which one replica is enough; None where none is."""
+    known = {row.gpu for row in seen.rows}
+    gpus = tuple(gpu for gpu in SMALL_GPUS if gpu in seen.market.prices and gpu not in known)
+    if not gpus or best.usd_per_month is None:
+        return None
+    limits = seen.demand.limits.model_copy(update={"gpus": gpus})
+    demand = seen.demand.model_copy(update={"limits": limits})
+    open_ones = candidates_of(demand, seen.folder, seen.shape, made_by=head.made_by)
+    other = (
+        seen
+        if seen.demand.limits.is_any_gpu
+        else Searched(demand, seen.folder, seen.curve, seen.shape, seen.market, [], [])
+    )
+    other.add([(each, None) for each in open_ones if each.refused is not None and each.run is None])
+    _search_all(other, [each for each in open_ones if each.refused is None and each.run is None], means)
+    cheapest = _sized_best(other, means)
+    if cheapest is None or cheapest.usd_per_month is None or cheapest.usd_per_month >= best.usd_per_month:
+        return None
+    return cheapest
+
+
+def _smaller_text(row: Row) -> str:
+    context = "" if row.kv_tokens is None else f"; its KV cache holds {row.kv_tokens:,} tokens"
+    return f"{row.name} would hold it for {row.usd_per_month:,.0f} USD a month, and is not in limits.gpus{context}"
+
+
+def _fleet_look(  # noqa: PLR0913 (one per thing a fleet is made of)
     seen: Searched,
     row: Row,
     what: What,
     replicas: int,
     routing: Routing,
     *,
+    queue: int,
     lost: int = 0,
     ups: tuple[int, ...] = (),
     rates_per_s: tuple[float, ...] = (),
 ) -> CandidateTask:
-    task = seen.task(seen.candidate(row.name), seen.demand)
-    at = row.at_knee
-    in_flight = 1.0 if at is None else max(1.0, at.in_flight)
+    candidate = seen.candidate(row.name)
+    task = seen.task(candidate, seen.demand)
     rate_per_s = max(rates_per_s, default=seen.market.peak_per_s)
-    fleet = FleetTask(what, task, rate_per_s, in_flight, replicas, routing, lost, ups, rates_per_s)
+    slow = candidate.interval.slow
+    fleet = FleetTask(what, task, slow, rate_per_s, replicas, routing, lost, ups, rates_per_s, queue)
     return CandidateTask(f"{row.name}: {fleet.name}", fleet=fleet)
 
 
-def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: SearchOptions) -> CapacityPlan:
-    """Return the plan with all that is asked of the recommended row."""
+def _looked_into(plan: CapacityPlan, best: Row, seen: Searched, means: SearchOptions) -> tuple[CapacityPlan, Row]:
+    """Return the plan with all that is asked of the recommended row, and that row with its other sizes."""
     demand, market = seen.demand, seen.market
-    assert best.rate_per_s is not None
     assert best.replicas is not None
-    day, ups = autoscaled(
-        seen.curve, demand.growth, best.rate_per_s, demand.availability, demand.autoscaling, seed=demand.seed
-    )
-    lost = worst_loss(best.replicas, demand.availability)
+    assert best.rate_per_s is not None
+    carried = best.fleet_per_s or best.rate_per_s
+    day, ups = autoscaled(seen.curve, demand.growth, carried, demand.availability, demand.autoscaling, seed=demand.seed)
     candidate = seen.candidate(best.name)
+    operating_per_s = market.peak_per_s / (best.needed or 1)
     plan = plan.model_copy(
         update={
             "day": day,
             "autoscaled_usd_per_month": _autoscaled_usd(best, day),
             "engine": candidate.manifest,
+            "operating_per_s": operating_per_s,
         }
     )
-    contenders = [
-        Contender(row=row, candidate=seen.candidate(row.name))
-        for row in seen.rows
-        if row.is_possible and seen.candidate(row.name).manifest is not None
-    ][:CONTENDERS]
-    fleets = [] if candidate.manifest is None else _fleet_looks(seen, best, lost, day, ups)
-    searches = looks_for(contenders, seen.task, demand)
-    sweeps = [_sweep_look(seen, each) for each in contenders]
-    operating_per_s = market.peak_per_s / (best.needed or 1)
-    operating = [] if candidate.manifest is None else _operating_looks(seen, candidate, operating_per_s)
-    looked = _look_all([*fleets, *searches, *sweeps, *operating], means)
-    looked, at_load = looked[: len(looked) - len(operating)], looked[len(looked) - len(operating) :]
-    checked = [each.checked for each in looked[: len(fleets)] if each.checked is not None]
-    again = again_of(contenders, [each.found for each in looked[len(fleets) : len(fleets) + len(searches)]])
-    swept = {
-        each.row.name: found.swept
-        for each, found in zip(contenders, looked[-len(sweeps) :] if sweeps else [], strict=True)
+    contenders = _contenders(seen, best)
+    if candidate.manifest is None:
+        possible = [row for row in seen.rows if row.status == "possible"]
+        return plan.model_copy(update={"sensitivity": tuple(cases_of(demand, market, possible, best, {}))}), best
+    task = seen.task(candidate, demand)
+    queue = _queue_limit(demand, best)
+    looks = {
+        **_other_sizes(seen, best, candidate),
+        "operating": [_sweep_look(f"{best.name} at its share", task, (operating_per_s,))],
+        "operating_middle": [_sweep_look(f"{best.name}, middle", _at(task, NONE), (operating_per_s,))],
+        "reliefs": [CandidateTask(f"{best.name}: what binds", reliefs=Reliefs(task, best.found))] if best.found else [],
+        "fleets": _fleet_looks(seen, best, day, ups, queue),
+        "again": looks_for(contenders, seen.task, demand),
+        "sweeps": [_sweep_of(seen, each) for each in contenders],
+        "max_tokens": _lower_max_tokens(seen, candidate),
     }
+    looked = dict(
+        zip(looks, _by_group(_look_all([one for group in looks.values() for one in group], means), looks), strict=True)
+    )
+    best = _with_others(seen, best, looked)
+    seen.replace_row(best)
+    fleets, queue = _queue_kept([one.checked for one in looked["fleets"] if one.checked], seen, best, queue, means)
     possible = [row for row in seen.rows if row.status == "possible"]
+    swept = {each.row.name: one.swept for each, one in zip(contenders, looked["sweeps"], strict=True)}
+    again = again_of(contenders, [one.found for one in looked["again"]])
     return plan.model_copy(
         update={
-            "operating_per_s": operating_per_s,
-            "operating": at_load[0].swept[0] if at_load else None,
-            "operating_middle": at_load[1].swept[0] if at_load else None,
-            "fleets": tuple(checked),
+            "operating": looked["operating"][0].swept[0],
+            "operating_middle": looked["operating_middle"][0].swept[0],
+            "fleets": tuple(fleets),
+            "max_queue_size": queue,
+            "max_tokens_note": _max_tokens_note(seen, best, [one.found for one in looked["max_tokens"]]),
             "sweep": swept.get(best.name, ()),
             "frontier": tuple(frontier_of(demand, market, possible, swept)),
             "sensitivity": tuple(cases_of(demand, market, possible, best, again)),
         }
-    )
+    ), best
 
 
-def _fleet_looks(seen: Searched, best: Row, lost: int, day: Day, ups: Ups) -> list[CandidateTask]:
+def _contenders(seen: Searched, best: Row) -> list[Contender]:
+    """Return the recommended row, and the cheapest of another GPU or precision."""
+    others = [row for row in seen.rows if row.is_possible and (row.gpu, row.precision) != (best.gpu, best.precision)]
+    rows = [row for row in (best, *others) if seen.candidate(row.name).manifest is not None]
+    return [Contender(row=row, candidate=seen.candidate(row.name)) for row in rows[:CONTENDERS]]
+
+
+def _by_group(found: Sequence[TaskResult], looks: dict[str, list[CandidateTask]]) -> Iterator[list[TaskResult]]:
+    """Yield results in the groups that they were asked for in."""
+    begin = 0
+    for group in looks.values():
+        yield list(found[begin : begin + len(group)])
+        begin += len(group)
+
+
+def _at(task: Task, slowdown: Slowdown) -> Task:
+    return task._replace(interval=task.interval._replace(slow=slowdown))
+
+
+def _sweep_look(name: str, task: Task, rates_per_s: tuple[float, ...]) -> CandidateTask:
+    return CandidateTask(name, sweep=Sweep(task, rates_per_s))
+
+
+def _sweep_of(seen: Searched, each: Contender) -> CandidateTask:
+    assert each.row.rate_per_s is not None
+    rates = tuple(each.row.rate_per_s * share for share in SWEEP)
+    return _sweep_look(f"{each.row.name}, sweep", seen.task(each.candidate, seen.demand), rates)
+
+
+def _other_sizes(seen: Searched, best: Row, candidate: Candidate) -> dict[str, list[CandidateTask]]:
+    """Return the fleets of the recommended row at the middle of the prediction and at its favourable end."""
+    slow, fast = candidate.interval
+    found: dict[str, list[CandidateTask]] = {"middle": [], "optimistic": []}
+    if slow != NONE and best.middle is not None and best.middle.needed is not None:
+        found["middle"] = [_size_look(seen, best, NONE, best.middle.needed)]
+    if fast != NONE and best.optimistic is not None and best.optimistic.needed is not None:
+        found["optimistic"] = [_size_look(seen, best, fast, best.optimistic.needed)]
+    return found
+
+
+def _with_others(seen: Searched, best: Row, looked: dict[str, list[TaskResult]]) -> Row:
+    """Return the recommended row with its other sizes as simulated, and what binds it."""
+    promised = best.sizes[0]
+    sizes: dict[str, Sized | None] = {"middle": best.middle, "optimistic": best.optimistic}
+    for name, known in sizes.items():
+        found = looked[name][0].size if looked[name] else None
+        if known is not None:
+            sizes[name] = promised if found is None else resized(known, best, found, seen.demand)
+    if not looked["optimistic"] and looked["middle"]:
+        sizes["optimistic"] = sizes["middle"]
+    changed: dict[str, object] = dict(sizes)
+    if looked["reliefs"] and looked["reliefs"][0].found is not None:
+        relieved = looked["reliefs"][0].found
+        changed |= {"found": relieved, "binding": relieved.binding}
+    return best.model_copy(update=changed)
+
+
+def _fleet_looks(seen: Searched, best: Row, day: Day, ups: Ups, queue: int) -> list[CandidateTask]:
     """Return the fleets to simulate: what remains after a loss by each routing, the loss itself, the steepest ramp."""
     assert best.needed is not None
     assert best.replicas is not None
     routing = seen.demand.routing
-    looks = [_peak_look(seen, best, best.needed, each) for each in get_args(Routing)]
+    others = [each for each in get_args(Routing) if each != routing]
+    looks = [_fleet_look(seen, best, "peak", best.needed, each, queue=queue) for each in (routing, *others)]
+    if best.needed == 1:
+        looks = looks[:1]
+    lost = worst_loss(best.replicas, seen.demand.availability)
     if lost:
-        looks.append(_fleet_look(seen, best, "loss", best.replicas, routing, lost=lost))
+        looks.append(_fleet_look(seen, best, "loss", best.replicas, routing, queue=queue, lost=lost))
     rates = [rate * seen.demand.growth for rate in seen.curve.rates_per_s.tolist()]
     steep, up = ramp_of(rates, ups.up, day.steepest_h)
     if max(steep) > 0 and len(set(up)) > 1:
-        looks.append(_fleet_look(seen, best, "ramp", max(up), routing, ups=up, rates_per_s=tuple(steep)))
+        looks.append(_fleet_look(seen, best, "ramp", max(up), routing, queue=queue, ups=up, rates_per_s=tuple(steep)))
     return looks
 
 
-def _sweep_look(seen: Searched, each: Contender) -> CandidateTask:
-    assert each.row.rate_per_s is not None
-    rates = tuple(each.row.rate_per_s * share for share in SWEEP)
-    return CandidateTask(f"{each.row.name}, sweep", sweep=Sweep(seen.task(each.candidate, seen.demand), rates))
+def _queue_limit(demand: Demand, best: Row) -> int:
+    """Return how many requests may wait on a replica: as many as the middle of the prediction serves in time."""
+    limits = [limit for of in demand.all_objectives.values() for limit in of.ttft_s.values()]
+    rate_per_s = best.middle_rate_per_s or best.rate_per_s
+    return max(1, math.ceil(rate_per_s * max(limits))) if limits and rate_per_s else 0
 
 
-def _operating_looks(seen: Searched, candidate: Candidate, rate_per_s: float) -> list[CandidateTask]:
-    """Return one replica at its share of the peak: at the unfavourable end of the prediction, and at its middle."""
-    task = seen.task(candidate, seen.demand)
-    return [
-        CandidateTask(f"{candidate.name} at {rate_per_s:.3g} requests/s", sweep=Sweep(each, (rate_per_s,)))
-        for each in (task, task._replace(pessimism=NONE))
-    ]
+def _queue_kept(
+    fleets: list[Checked], seen: Searched, best: Row, queue: int, means: SearchOptions
+) -> tuple[list[Checked], int]:
+    """Return the fleets and the queue limit, doubled until it refuses no more than the demand lets fail."""
+    allowed = seen.demand.objectives.errors_ratio
+    for _ in range(QUEUE_DOUBLINGS):
+        if not fleets or fleets[0].refused <= allowed:
+            return fleets, queue
+        queue *= 2
+        look = _fleet_look(seen, best, "peak", best.needed or 1, seen.demand.routing, queue=queue)
+        (looked,) = _look_all([look], means)
+        fleets = [looked.checked, *fleets[1:]] if looked.checked else fleets
+    return fleets, queue if not fleets or fleets[0].refused <= allowed else 0
+
+
+def _lower_max_tokens(seen: Searched, candidate: Candidate) -> list[CandidateTask]:
+    """Return the search of the same engine with `max_tokens` at the longest reply, where less would be reserved."""
+    shape, manifest = seen.shape, candidate.manifest
+    if manifest is None or manifest.runtime.scheduler_policy == "max_utilization":
+        return []
+    if shape.max_tokens <= shape.longest_osl:
+        return []
+    lowered = with_max_tokens(seen.demand, shape.longest_osl)
+    task = seen.task(candidate, lowered)._replace(shape=shape._replace(max_tokens=shape.longest_osl), is_brief=True)
+    return [CandidateTask(f"{candidate.name}, max_tokens {shape.longest_osl}", search=task)]
+
+
+def with_max_tokens(demand: Demand, tokens: int) -> Demand:
+    """Return a demand whose requests ask for at most so many reply tokens."""
+    traffic = demand.traffic
+    if traffic.process == "trace":
+        return demand.model_copy(update={"traffic": traffic.model_copy(update={"max_tokens": tokens})})
+    changed = {
+        "lengths": traffic.lengths.model_copy(update={"max_tokens": tokens}),
+        "classes": tuple(
+            each
+            if each.lengths is None
+            else each.model_copy(update={"lengths": each.lengths.model_copy(update={"max_tokens": tokens})})
+            for each in traffic.classes
+        ),
+    }
+    return demand.model_copy(update={"traffic": traffic.model_copy(update=changed)})
+
+
+def _max_tokens_note(seen: Searched, best: Row, found: Sequence[ReplicaCapacity | None]) -> str | None:
+    shape = seen.shape
+    lowered = found[0] if found else None
+    if lowered is None or lowered.rate_per_s is None:
+        return None
+    row = costed(
+        best.model_copy(update={"rate_per_s": lowered.rate_per_s, "fleet_per_s": None}), seen.demand, seen.market
+    )
+    before = best.needed or 0
+    said = (
+        f"Every request reserves KV cache for {shape.max_tokens:,} reply tokens (max_tokens); no reply is longer than "
+        f"{shape.longest_osl:,}. "
+    )
+    if row.needed is None or row.needed >= before:
+        return f"{said}Lowering max_tokens to that saves no replica."
+    return f"{said}Lowering max_tokens to that takes {row.replicas} replicas, {row.usd_per_month:,.0f} USD a month."
+
+
+def _used_prices(seen: Searched) -> list[Price]:
+    """Return the price of each GPU that a row was costed with."""
+    return list({row.gpu: row.price for row in seen.rows if row.price is not None}.values())
 
 
 def _autoscaled_usd(row: Row, day: Day) -> float | None:
@@ -340,6 +613,7 @@ def _facts(demand: Demand, seen: Searched) -> TrafficFacts:
     curve, shape = seen.curve, seen.shape
     return TrafficFacts(
         peak_per_s=curve.peak_per_s,
+        hour_per_s=curve.hour_per_s,
         planned_peak_per_s=seen.market.peak_per_s,
         mean_per_s=curve.mean_per_s,
         growth=demand.growth,
@@ -348,5 +622,6 @@ def _facts(demand: Demand, seen: Searched) -> TrafficFacts:
         mean_osl=shape.mean_osl,
         longest_isl=shape.longest_isl,
         longest_osl=shape.longest_osl,
+        max_tokens=shape.max_tokens,
         tokens_per_month=seen.market.tokens_per_month,
     )

@@ -9,7 +9,7 @@ from engines.files import Strict
 from loadtest.capacity.candidates import Candidate
 from loadtest.capacity.decision import Market, Row, costed, recommended
 from loadtest.capacity.inputs import Demand, times
-from loadtest.capacity.simulation import NONE, Pessimism, ReplicaCapacity, Task
+from loadtest.capacity.simulation import ReplicaCapacity, Slowdown, Task
 from loadtest.capacity.tasks import CandidateTask
 
 STEP = 0.2
@@ -51,9 +51,9 @@ def looks_for(
     for each in contenders:
         task = make_task(each.candidate, demand)._replace(is_brief=True)
         looks += [
-            CandidateTask(f"{each.row.name}, {SHORTER}", search=_longer(task, 1 - STEP)),
-            CandidateTask(f"{each.row.name}, {LONGER}", search=_longer(task, 1 + STEP)),
-            CandidateTask(f"{each.row.name}, {TWICE}", search=_doubled(task)),
+            CandidateTask(f"{each.row.name}, {SHORTER}", search=_longer(task, 1 - STEP, each.row)),
+            CandidateTask(f"{each.row.name}, {LONGER}", search=_longer(task, 1 + STEP, each.row)),
+            CandidateTask(f"{each.row.name}, {TWICE}", search=_doubled(task, each.row)),
         ]
     return looks
 
@@ -66,7 +66,7 @@ def again_of(
     return {key: found for key, found in zip(keys, looked, strict=True) if found is not None}
 
 
-def _longer(task: Task, ratio: float) -> Task:
+def _longer(task: Task, ratio: float, row: Row) -> Task:
     """Return a search with longer or shorter replies, by the same engine; longer ones are let through."""
     demand = task.demand
     scale = demand.scale.model_copy(update={"osl": demand.scale.osl * ratio})
@@ -76,12 +76,17 @@ def _longer(task: Task, ratio: float) -> Task:
     shape = task.shape._replace(
         mean_osl=task.shape.mean_osl * ratio, longest_osl=max(1, round(task.shape.longest_osl * ratio))
     )
-    return task._replace(demand=demand.model_copy(update={"scale": scale}), manifest=manifest, shape=shape)
+    start_per_s = None if row.rate_per_s is None else row.rate_per_s / ratio
+    return task._replace(
+        demand=demand.model_copy(update={"scale": scale}), manifest=manifest, shape=shape, start_per_s=start_per_s
+    )
 
 
-def _doubled(task: Task) -> Task:
-    worse = Pessimism(task.pessimism.slower**2, task.pessimism.ttft**2)
-    return task._replace(pessimism=worse if task.pessimism != NONE else NONE)
+def _doubled(task: Task, row: Row) -> Task:
+    slow = task.interval.slow
+    start_per_s = None if row.rate_per_s is None else row.rate_per_s / slow.step
+    worse = task.interval._replace(slow=Slowdown(slow.step**2, slow.host**2))
+    return task._replace(interval=worse, start_per_s=start_per_s)
 
 
 def cases_of(
@@ -110,7 +115,10 @@ def cases_of(
         if best.price is not None:
             prices = market.model_copy(update={"prices": {**market.prices, best.gpu: times(best.price, ratio)}})
             cases.append(_case("price of the recommended GPU", words, demand, prices, rows, best))
-    middle = [row.model_copy(update={"rate_per_s": row.middle_rate_per_s or row.rate_per_s}) for row in rows]
+    middle = [
+        _carries(row, row.middle_rate_per_s or row.rate_per_s, row.middle.needed if row.middle else None)
+        for row in rows
+    ]
     cases.append(_case("prediction error", "none", demand, market, middle, best))
     cases.append(_case("prediction error", "twice", demand, market, _carrying(rows, found, TWICE), best))
     return cases
@@ -122,8 +130,18 @@ def _carrying(rows: Sequence[Row], found: dict[tuple[str, str], ReplicaCapacity]
     for row in rows:
         again = found.get((row.name, which))
         if again is not None:
-            kept.append(row.model_copy(update={"rate_per_s": again.rate_per_s}))
+            kept.append(_carries(row, again.rate_per_s))
     return kept
+
+
+def _carries(row: Row, rate_per_s: float | None, needed: int | None = None) -> Row:
+    """Return a row that carries another rate; what its fleet was found to take more or less stays in proportion."""
+    if needed is not None and row.fleet_per_s is not None and row.needed is not None:
+        return row.model_copy(update={"rate_per_s": rate_per_s, "fleet_per_s": row.fleet_per_s * row.needed / needed})
+    fleet = None
+    if row.fleet_per_s is not None and rate_per_s is not None and row.rate_per_s:
+        fleet = row.fleet_per_s * rate_per_s / row.rate_per_s
+    return row.model_copy(update={"rate_per_s": rate_per_s, "fleet_per_s": fleet})
 
 
 def _case(lever: Lever, moved: str, demand: Demand, market: Market, rows: Sequence[Row], best: Row) -> Case:

@@ -1,11 +1,24 @@
-"""One unit of the second look: a search, a sweep of loads, or a fleet, so that one pool takes them all."""
+"""One unit of work: a search, a sweep of loads, a fleet, or the size of one, so that one pool takes them all."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from engines.files import Strict
-from loadtest.capacity.simulation import Checked, FleetTask, RateProbe, ReplicaCapacity, Task, check, most_of, swept
+from loadtest.capacity.simulation import (
+    Checked,
+    FleetSize,
+    FleetTask,
+    RateProbe,
+    ReplicaCapacity,
+    SizeTask,
+    Task,
+    check,
+    most_of,
+    relieved,
+    smallest_fleet,
+    swept,
+)
 
 
 class Sweep(NamedTuple):
@@ -15,13 +28,22 @@ class Sweep(NamedTuple):
     rates_per_s: tuple[float, ...]
 
 
+class Reliefs(NamedTuple):
+    """What binds a replica whose capacity is known."""
+
+    task: Task
+    found: ReplicaCapacity
+
+
 class CandidateTask(NamedTuple):
-    """What is to be looked at: exactly one of the three."""
+    """What is to be looked at: exactly one of them."""
 
     name: str
     search: Task | None = None
     sweep: Sweep | None = None
+    reliefs: Reliefs | None = None
     fleet: FleetTask | None = None
+    size: SizeTask | None = None
 
     @property
     def key(self) -> str:
@@ -30,6 +52,10 @@ class CandidateTask(NamedTuple):
             return f"search\n{self.search.key}"
         if self.sweep is not None:
             return f"sweep\n{self.sweep.task.key}\n{self.sweep.rates_per_s!r}"
+        if self.reliefs is not None:
+            return f"reliefs\n{self.reliefs.task.key}\n{self.reliefs.found.model_dump_json()}"
+        if self.size is not None:
+            return f"size\n{self.size.key}"
         return f"fleet\n{self.fleet.key if self.fleet else ''}"
 
 
@@ -39,14 +65,19 @@ class TaskResult(Strict):
     found: ReplicaCapacity | None = None
     swept: tuple[RateProbe, ...] = ()
     checked: Checked | None = None
+    size: FleetSize | None = None
 
 
 def look(asked: CandidateTask) -> TaskResult:
-    """Look at one thing."""
+    """Do one unit of work."""
     if asked.search is not None:
         return TaskResult(found=most_of(asked.search))
     if asked.sweep is not None:
         return TaskResult(swept=swept(asked.sweep.task, asked.sweep.rates_per_s))
+    if asked.reliefs is not None:
+        return TaskResult(found=relieved(asked.reliefs.task, asked.reliefs.found))
+    if asked.size is not None:
+        return TaskResult(size=smallest_fleet(asked.size))
     if asked.fleet is not None:
         return TaskResult(checked=check(asked.fleet))
     raise ValueError("nothing to look at")

@@ -172,7 +172,7 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
     if turn.talk is None:
         raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
     prompt = shared.maker.prompt(turn.talk)
-    asked = RequestSpec(f"r{turn.id}", prompt, turn.output_tokens, turn.exact, shared.maker.end_id)
+    asked = RequestSpec(f"r{turn.id}", prompt, turn.asked_tokens, turn.exact, shared.maker.end_id)
     answer = Reply(reply=[] if shared.maker.wants_reply(turn.talk) else None)
     outcome: Outcome = "cancelled"
     shared.note_sent(turn, prompt, scheduled_s)

@@ -2,6 +2,7 @@
 
 from loadtest.knee.bisection import Knee, Probe, find_knee
 from loadtest.knee.search import UNITS, KneeFound, KneeSearch, Range, Span, driving, predicting, search
+from loadtest.knee.sequential_test import share_interval
 
 __all__ = [
     "UNITS",
@@ -15,4 +16,5 @@ __all__ = [
     "find_knee",
     "predicting",
     "search",
+    "share_interval",
 ]

@@ -140,7 +140,29 @@ def is_backlog_growing(records: Columns | Sequence[RequestRecord]) -> bool:
     return came - ended > max(4.0, Z * math.sqrt(came))
 
 
-def wilson(share: float, count: float) -> tuple[float, float]:
+def share_interval(good: _Floats, count: _Floats, begins: npt.NDArray[np.int64], *, z: float) -> tuple[float, float]:
+    """Return the interval a share of things lies in, seen as `good` of `count` things in each request.
+
+    Args:
+        begins: Where blocks of consecutive requests begin: how far blocks differ says how far neighbours are alike.
+        z: Half the interval's width in standard deviations.
+    """
+    total = float(count.sum())
+    if not total:
+        return 0.0, 1.0
+    found, requests = float(good.sum()) / total, float((count > 0).sum())
+    independent = requests
+    if 0 < found < 1:
+        goods, counts = np.add.reduceat(good, begins), np.add.reduceat(count, begins)
+        blocks = int((counts > 0).sum())
+        # Variance of a ratio of sums over blocks (Cochran, "Sampling Techniques", 3rd edition, section 6.3).
+        errors = goods - found * counts
+        variance = float((errors**2).sum()) / total**2 * blocks / max(1, blocks - 1)
+        independent = requests if variance <= 0 else min(requests, found * (1 - found) / variance)
+    return wilson(found, max(2.0, independent), z=z)
+
+
+def wilson(share: float, count: float, *, z: float = Z) -> tuple[float, float]:
     """Return the interval a true share lies in, given one seen in `count` independent trials.
 
     Source:
@@ -149,8 +171,8 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     >>> [round(end, 3) for end in wilson(1.0, 126)]
     [0.95, 1.0]
     """
-    centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ REQUESTS_NAME = "requests.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 PROMPTS_NAME = "prompts.jsonl"
 RUN_FILES = (RUN_NAME, REQUESTS_NAME, SAMPLES_NAME, PROMPTS_NAME)  # all that a run folder may hold
+
+CLOCKS_APART_S = 0.001  # arrivals are stamped by the kernel, the rest by the process: their clocks are brought together
 
 Kind = Literal["measured", "emulated", "predicted"]
 Phase = Literal["warmup", "measure", "fill"]
@@ -64,6 +67,15 @@ class RequestRecord(Strict):
     turn: int = 0
     worker: int = 0
     finish_reason: str | None = None
+
+
+def load_text(concurrency: int | None, rate_per_s: float | None) -> str:
+    """Return a load in short: users of a closed loop, or a rate.
+
+    >>> load_text(8, None), load_text(None, 0.5)
+    ('8', '0.5/s')
+    """
+    return str(concurrency) if concurrency is not None else f"{rate_per_s or 0:g}/s"
 
 
 class Level(Strict):
@@ -179,6 +191,7 @@ class RunManifest(Document):
         doubts: Empty when the run is valid.
         workers: Load generator processes that shared the levels.
         clocks: How each worker's clock was brought onto the run's; empty for one process.
+        unfinished: The run was under way when this was written; `read_run` completes what a killed one left.
     """
 
     kind: Kind
@@ -190,6 +203,7 @@ class RunManifest(Document):
     doubts: tuple[ValidityIssue, ...] = ()
     workers: int = 1
     clocks: tuple[WorkerClock, ...] = ()
+    unfinished: bool = False
 
     @property
     def label(self) -> str:
@@ -198,19 +212,64 @@ class RunManifest(Document):
 
 
 def read_run(folder: Path) -> RunManifest:
-    """Read a run folder's `run.json`; errors as `files.read_json`."""
-    return read_json(folder / RUN_NAME, RunManifest)
+    """Read a run folder's `run.json`; of a run that was killed, with its last level as far as its records go.
+
+    Raises:
+        MissingError, UserError: As `files.read_json`; or a run was cut short before any request had ended.
+    """
+    run = read_json(folder / RUN_NAME, RunManifest)
+    return _recovered(folder, run) if run.unfinished else run
 
 
-def read_records(folder: Path) -> Iterator[RequestRecord]:
+def _recovered(folder: Path, run: RunManifest) -> RunManifest:
+    """Return a run that was cut short, its last level measured from its records, marked as interrupted."""
+    last = len(run.levels) - 1
+    records = read_records(folder) if (folder / REQUESTS_NAME).is_file() else iter(())
+    measure_s, end_s, count = math.inf, 0.0, 0
+    for record in records:
+        count += 1
+        if record.level == last and record.phase == "measure":
+            measure_s, end_s = min(measure_s, record.sent_s), max(end_s, record.done_s)
+    if not count or last < 0:
+        raise UserError(f"{folder}: the run was cut short before a request had ended", hint="run it again")
+    levels = list(run.levels)
+    if not levels[last].complete and measure_s < math.inf:
+        levels[last] = levels[last].model_copy(update={"measure_s": measure_s, "end_s": end_s})
+    why = "cut short: run-load was killed, or is still at work"
+    return run.model_copy(update={"levels": levels, "interrupted": run.interrupted or why})
+
+
+def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]:
     """Yield a run's records in the order they ended.
+
+    Args:
+        check: Whether to refuse what cannot have happened; a run completes its own folder without.
 
     Raises:
         MissingError: The file is not there.
-        UserError: A line is damaged; the last one of an interrupted run may be cut and is left out.
+        UserError: A line is damaged, a time is not finite or out of order, or an id comes twice; the last line of an
+            interrupted run may be cut and is left out.
     """
-    for values in _lines(folder / REQUESTS_NAME):
-        yield RequestRecord.model_validate(values)
+    seen: set[int] = set()
+    for number, values in enumerate(_lines(folder / REQUESTS_NAME), start=1):
+        record = RequestRecord.model_validate(values)
+        wrong = f"id {record.id} comes twice" if record.id in seen else _disorder(record)
+        if wrong is not None and check:
+            raise UserError(f"{folder / REQUESTS_NAME}: line {number}: {wrong}", hint="was the file edited or damaged?")
+        seen.add(record.id)
+        yield record
+
+
+def _disorder(record: RequestRecord) -> str | None:
+    """Return what is wrong with a record's times; None where they can have happened."""
+    times = record.token_times_s
+    if not math.isfinite(record.scheduled_s + record.sent_s + record.done_s + (record.queue_s or 0.0) + sum(times)):
+        return f"request {record.id} has a time that is not finite"
+    first_s, last_s = (times[0], times[-1]) if times else (record.done_s, record.done_s)
+    is_ordered = record.sent_s <= first_s + CLOCKS_APART_S and last_s <= record.done_s + CLOCKS_APART_S
+    if not is_ordered or tuple(sorted(times)) != times:
+        return f"the times of request {record.id} are out of order"
+    return None
 
 
 def read_samples(folder: Path) -> Iterator[Sample]:

@@ -40,11 +40,16 @@ class Meaning(NamedTuple):
 
 
 _BATCHER = "inflight_batcher_specific_metric"
-MEANINGS: tuple[Meaning, ...] = (
+_ENGINE = (
     Meaning("nv_trt_llm_inflight_batcher_metrics", "decoding", (_BATCHER, "generation_requests")),
     Meaning("nv_trt_llm_kv_cache_block_metrics", "kv_blocks_used", ("kv_cache_block_type", "used")),
     Meaning("nv_trt_llm_kv_cache_block_metrics", "kv_ratio", ("kv_cache_block_type", "fraction"), adds_up=False),
     Meaning("nv_trt_llm_general_metrics", "iterations", ("general_type", "iteration_counter")),
+)
+MEANINGS: tuple[Meaning, ...] = (
+    *_ENGINE,
+    # The emulated LLM API's: the real one publishes nothing of its engine in Triton.
+    *(meaning._replace(name=meaning.name.replace("nv_trt_llm_", "emulator_")) for meaning in _ENGINE),
     Meaning("emulator_steps_total", "emulated_steps"),
     Meaning("emulator_step_seconds_total", "emulated_step_s"),
     Meaning("emulator_waiting_requests", "waiting"),

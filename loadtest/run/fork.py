@@ -9,6 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from engines.errors import CommandError
+from engines.processes import ending_with_parent
 
 
 def done_aside(work: Callable[[], object]) -> None:
@@ -22,7 +23,7 @@ def done_aside(work: Callable[[], object]) -> None:
     """
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_do, args=(work, there))
+    process = context.Process(target=_do, args=(work, there, ending_with_parent()))
     with warnings.catch_warnings():
         # Newer Pythons warn of copying a process with threads; ours are numpy's, which mind being copied.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -41,7 +42,8 @@ def done_aside(work: Callable[[], object]) -> None:
         raise error
 
 
-def _do(work: Callable[[], object], there: Connection) -> None:
+def _do(work: Callable[[], object], there: Connection, begin: Callable[[], None]) -> None:
+    begin()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears of it, and ends this one
     error: CommandError | OSError | None = None

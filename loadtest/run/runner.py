@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,8 @@ def run_scenario(asked: RunRequest, generators: Generators, folder: Path, termin
         ToolError: The server went away, a generator failed or was lost, a file could not be written, or not one
             measured request succeeded.
     """
-    with folder_in_place(asked.out, made_by=asked.made_by, files=RUN_FILES, force=asked.force):
+    out, by = asked.out, asked.made_by
+    with folder_in_place(out, made_by=by, files=RUN_FILES, main=REQUESTS_NAME, force=asked.force):
         return _run_levels(asked, generators, folder, terminal)
 
 
@@ -130,13 +132,21 @@ def _run_levels(asked: RunRequest, generators: Generators, folder: Path, termina
         terminal.line(f"{target.label}: latencies and rates are shown in engine time")
     began = time.monotonic()
     happened = RunProgress()
+
+    def kept() -> None:
+        """Keep `run.json` up to date, so that what a killed run leaves can be reported."""
+        begun = [] if happened.begun is None else [happened.begun.model_copy(update={"complete": False})]
+        run = _manifest(asked, happened, generators.fleet.processes)
+        write_json(out / RUN_NAME, run.model_copy(update={"levels": [*run.levels, *begun], "unfinished": True}))
+
     try:
+        kept()
         plan = _plan(asked, folder, began)
         interval_s = asked.scenario.sample_interval_s
         with Monitor(target.metrics_urls, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
             generators.begin(plan, target.label)
             judge = asked.enough and EarlyStop(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
-            _follow(generators, happened, terminal, monitor, limit_s=_limit_s(plan), judge=judge)
+            _follow(generators, happened, terminal, monitor, kept, limit_s=_limit_s(plan), judge=judge)
     except ToolError as error:
         happened.interrupted = error.message.splitlines()[0]
         raise
@@ -160,11 +170,15 @@ def _follow(
     happened: RunProgress,
     terminal: Terminal,
     monitor: Monitor,
+    kept: Callable[[], None],
     *,
     limit_s: float,
     judge: EarlyStop | None = None,
 ) -> None:
     """Take what the generator says until it ends; when interrupted, what it says of how it ended, too.
+
+    Args:
+        kept: Called whenever a level has begun or ended.
 
     Raises:
         ToolError: It failed, fell silent, or a level went on long after its limit; or samples cannot be written.
@@ -172,6 +186,8 @@ def _follow(
     try:
         for said in generators.lines(within_s=SILENT_S):
             happened.note(said, terminal)
+            if "began" in said or "level" in said:
+                kept()
             if happened.begun is not None and happened.now_s - happened.begun.begin_s > limit_s:
                 raise ToolError(f"a level did not end within {limit_s:g} s")
             if monitor.failed is not None:
@@ -210,25 +226,29 @@ def _complete(
         doubts = list(doubts_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
         if happened.lost is not None:
             doubts.append(ValidityIssue(code="worker-lost", text=happened.lost))
-        run = RunManifest(
-            made_by=asked.made_by,
-            made_from=asked.made_from,
-            kind="emulated" if facts.emulated else "measured",
-            time_scale=facts.time_scale,
-            server=facts,
-            scenario=asked.scenario,
-            levels=happened.levels,
-            interrupted=happened.interrupted,
-            doubts=tuple(doubts),
-            workers=workers,
-            clocks=tuple(happened.clocks),
-        )
+        run = _manifest(asked, happened, workers).model_copy(update={"doubts": tuple(doubts)})
         write_json(out / RUN_NAME, run)
     except OSError as error:
         raise ToolError(
             f"{out}: the run could not be completed: {error.strerror}", hint=f"what was recorded is in {records}"
         ) from error
     return run, seen
+
+
+def _manifest(asked: RunRequest, happened: RunProgress, workers: int) -> RunManifest:
+    facts = asked.target.facts
+    return RunManifest(
+        made_by=asked.made_by,
+        made_from=asked.made_from,
+        kind="emulated" if facts.emulated else "measured",
+        time_scale=facts.time_scale,
+        server=facts,
+        scenario=asked.scenario,
+        levels=list(happened.levels),
+        interrupted=happened.interrupted,
+        workers=workers,
+        clocks=tuple(happened.clocks),
+    )
 
 
 def _plan(asked: RunRequest, folder: Path, began: float) -> GeneratorPlan:

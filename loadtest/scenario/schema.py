@@ -31,11 +31,15 @@ class Lengths(Strict):
             file as it is, another 256.
         osl: Tokens of a reply. `auto`: as the file's own reply, where the prompt's file has it, else 64.
         pairs: Instead of both, a file of lengths that belong together: a CSV or JSON lines of isl and osl, or a trace.
+        max_tokens: Reply tokens a request asks for at most, where the model ends its replies by itself: `osl` is then
+            the length it is expected to choose. A scheduler that never evicts reserves KV blocks for all of them. None:
+            each request asks for exactly `osl`.
     """
 
     isl: TokensOrAuto = "auto"
     osl: TokensOrAuto = "auto"
     pairs: PairsOf | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Self:
@@ -299,7 +303,7 @@ class Scenario(Strict):
             prompts=prompts,
             prefixes=settled("prefixes"),
             conversation=settled("conversation"),
-            is_exact=settled("replies") == "exact",
+            is_exact=settled("replies") == "exact" and lengths.max_tokens is None,
             objectives=None if of is None else of.objectives,
         )
 

@@ -37,6 +37,8 @@ class Trace(Strict):
             (azure, burstgpt) count from their first row, the others as they state. Of a slice, only its part of the
             file is read: rows must be in order, up to `SLACK_S`.
         to_s: End of the slice, not itself in it.
+        max_tokens: Reply tokens that each request asks for at most, where its row does not say (column `max_tokens` of
+            a CSV or of JSON lines). None: as many as its reply has.
     """
 
     process: Literal["trace"] = "trace"
@@ -45,6 +47,7 @@ class Trace(Strict):
     speed_up: Positive = 1.0
     from_s: NotNegative = 0.0
     to_s: Positive | Literal["end"] = "end"
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def end_s(self) -> float:
@@ -67,12 +70,14 @@ class Arrival(NamedTuple):
         osl: Reply tokens; None likewise.
         prefix_hashes: One for each `HASH_BLOCK_TOKENS` of the prompt; requests that begin with the same ones begin
             with the same tokens.
+        max_tokens: Reply tokens asked for at most; None: as many as the reply has.
     """
 
     at_s: float
     isl: int | None = None
     osl: int | None = None
     prefix_hashes: tuple[int, ...] = ()
+    max_tokens: int | None = None
 
 
 class Schedule(NamedTuple):
@@ -97,7 +102,7 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
     path = folder / trace.path
     kept: list[Arrival] = []
     failed_rows = 0
-    for at_s, isl, osl, prefix_hashes in _requests(path, trace):
+    for at_s, isl, osl, prefix_hashes, own_max in _requests(path, trace):
         if not trace.from_s <= at_s < trace.end_s:
             continue
         if not isl or not osl:
@@ -105,7 +110,8 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
             continue
         if len(kept) == MOST_ARRIVALS:
             raise UserError(f"{path}: more than {MOST_ARRIVALS:,} requests", hint="play a slice: from_s, to_s")
-        kept.append(Arrival((at_s - trace.from_s) / trace.speed_up, isl, osl, prefix_hashes))
+        most = trace.max_tokens if own_max is None else own_max
+        kept.append(Arrival((at_s - trace.from_s) / trace.speed_up, isl, osl, prefix_hashes, most))
     if not kept:
         raise UserError(
             f"{path}: no request from {trace.from_s:g} s to {trace.to_s}, and {failed_rows} failed ones",
@@ -298,6 +304,7 @@ def _arrival(row: dict[str, Any], layout: _Layout) -> Arrival:
         _cell(row, layout.isl, _tokens, "a whole number of tokens"),
         _cell(row, layout.osl, _tokens, "a whole number of tokens"),
         _cell(row, "hash_ids", _hashes, "a list of whole numbers") if "hash_ids" in row else (),
+        _cell(row, "max_tokens", _tokens, "a whole number of tokens") if row.get("max_tokens") else None,
     )
 
 

@@ -299,7 +299,14 @@ class VirtualServer:
         turn = sent.turn
         try:
             self.batcher.submit(
-                Request(turn.id, sent.prompt_tokens, turn.output_tokens, ready_s, prefix_hashes=sent.prefix_hashes),
+                Request(
+                    turn.id,
+                    sent.prompt_tokens,
+                    turn.asked_tokens,
+                    ready_s,
+                    sent.prefix_hashes,
+                    None if turn.max_tokens is None else turn.output_tokens,
+                ),
                 self.now_s,
             )
         except RequestError as error:

@@ -31,11 +31,13 @@ class Exchange(NamedTuple):
         prompt_tokens: New ones, beyond all that was said before.
         reply_tokens: Asked for.
         think_s: From the end of the reply before it, in engine seconds; 0 for the first.
+        max_tokens: Of a trace's request, asked for at most; None: as its class says.
     """
 
     prompt_tokens: int
     reply_tokens: int
     think_s: float = 0.0
+    max_tokens: int | None = None
 
 
 class Conversation(NamedTuple):
@@ -202,7 +204,7 @@ class ConversationSampler:
         """Begin what an arrival asks for: a trace's own request, or the conversation of that number."""
         if arrival.isl is None or arrival.osl is None:
             return self.begin(number, level)
-        (kind, *_), exchange = self._kinds, Exchange(arrival.isl, arrival.osl)
+        (kind, *_), exchange = self._kinds, Exchange(arrival.isl, arrival.osl, max_tokens=arrival.max_tokens)
         drawn = Conversation(
             number, (exchange,), row=self._row(kind, number, level), prefix_hashes=arrival.prefix_hashes
         )

@@ -105,6 +105,7 @@ class Turn:
         conversation: Number of the conversation it is a turn of; None of a single request.
         place: Its place in that conversation, from 0.
         talk: What has been said before it; None where its maker knows nothing of conversations.
+        max_tokens: Reply tokens asked for at most, where the model is expected to end at `output_tokens`; None: those.
     """
 
     id: int
@@ -115,11 +116,18 @@ class Turn:
     place: int = 0
     exact: bool = True
     talk: ConversationState | None = None
+    max_tokens: int | None = None
+
+    @property
+    def asked_tokens(self) -> int:
+        """Reply tokens asked for at most."""
+        return self.output_tokens if self.max_tokens is None else self.max_tokens
 
 
 def turn_of(talk: ConversationState, number: int, phase: Phase, output_tokens: int | None = None) -> Turn:
     """Return the next turn of a conversation as a request of that number."""
     kind = talk.kind
+    most = talk.exchange.max_tokens or kind.lengths.max_tokens
     return Turn(
         number,
         phase,
@@ -127,6 +135,7 @@ def turn_of(talk: ConversationState, number: int, phase: Phase, output_tokens: i
         kind.name,
         None if kind.conversation is None else talk.conversation.number,
         talk.place,
-        kind.is_exact,
+        kind.is_exact and most is None,
         talk,
+        most,
     )

@@ -88,6 +88,7 @@ def main() -> int:
         Ports(http, grpc_port, metrics),
         deadline_s=120,
         stop_after_s=1800,
+        detached=False,
         made_by=MadeBy(command="make bench-serving", version="0"),
         progress=show,
     )

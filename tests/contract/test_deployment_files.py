@@ -430,3 +430,54 @@ def test_the_autoscaler_follows_a_queue(
         for rule, value in zip(rules, values, strict=True)
     ]  # fmt: skip
     _promtool_tests(_load(rendered["built"] / "prometheus/rules.yml"), tmp_path, [(FIRES[state], tests)])
+
+
+@pytest.fixture(scope="module")
+def llmapi(rendered: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Render the deployment of the LLM API's model set."""
+    plan = DeploymentPlan.model_validate_json((rendered["built"] / "manifest.json").read_text())
+    folder = tmp_path_factory.mktemp("llmapi") / "files"
+    render_deployment(plan.model_copy(update={"variant": "llmapi"}), folder, force=False)
+    return folder
+
+
+def test_nothing_is_asked_of_the_llm_api_that_it_does_not_publish(llmapi: Path) -> None:
+    """Its model publishes nothing of the engine, and its durations end when it has taken a request."""
+    watched = [path.read_text() for name in ("prometheus/rules.yml", "grafana/dashboard.json",
+               "kubernetes/monitoring/prometheus-adapter.yaml") for path in [llmapi / name]]  # fmt: skip
+    for text in watched:
+        assert not re.search(
+            r"nv_trt_llm_|nv_llm_|nv_inference_request_duration_us|triton:(requests_[^p]|kv|slots)", text
+        )
+    alerts = re.findall(r"alert: (\w+)", watched[0])
+    assert alerts == ["TritonDown", "TritonMissing", "InstancesShort", "RequestsFail", "FirstResponseSlow"]
+    assert len(json.loads(watched[1])["panels"]) >= 6
+    kubernetes_validate.validate(_load(llmapi / "kubernetes/horizontalpodautoscaler.yaml"), KUBERNETES, strict=True)
+
+
+# 100 responses in 15 s: all within 1 s, 0.5 s in the mean; or none within 1 s and all within 5 s, 4 s in the mean.
+FIRST_RESPONSES = {"": ("0+100x80", "0+50000x80", set()), "slow": ("0x80", "0+400000x80", {"FirstResponseSlow"})}
+
+
+@pytest.mark.parametrize("state", FIRST_RESPONSES)
+def test_the_llm_api_is_watched_by_its_first_responses(llmapi: Path, tmp_path: Path, state: str) -> None:
+    """No metric of the engine raises no alert; slow first responses raise theirs, and the autoscaler sees them."""
+    fast, total_ms, fired = FIRST_RESPONSES[state]
+    name, labels = "nv_inference_first_response_histogram_ms", ENGINE
+    series = [
+        {"series": 'up{job="chat",instance="a"}', "values": "1x80"},
+        {"series": f"nv_inference_request_success{{{labels}}}", "values": "0+100x80"},
+        {"series": f"nv_inference_pending_request_count{{{labels}}}", "values": "0x80"},
+        *({"series": f'{name}_bucket{{le="{le}",{labels}}}', "values": values}
+          for le, values in {"1000": fast, "5000": "0+100x80", "+Inf": "0+100x80"}.items()),
+        {"series": f"{name}_count{{{labels}}}", "values": "0+100x80"},
+        {"series": f"{name}_sum{{{labels}}}", "values": total_ms},
+    ]  # fmt: skip
+    [rule] = _load(llmapi / "kubernetes/monitoring/prometheus-adapter.yaml")["rules"]["custom"]
+    query = adapter_query(rule, group="instance", matchers='version="1"')
+    mean_s = 4 if fired else 0.5
+    tests = [
+        _fired(fired),
+        {"expr": query, "eval_time": "10m", "exp_samples": [{"labels": '{instance="a"}', "value": mean_s}]},
+    ]
+    _promtool_tests(_load(llmapi / "prometheus/rules.yml"), tmp_path, [(series, tests)])

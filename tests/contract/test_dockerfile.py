@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engines.build.trtllm import CONTAINER_TAGS, LAST_ENGINE_VERSION
+from engines.build.trtllm import CONTAINER_TAGS, LAST_ENGINE_VERSION, container_image
+from triton_repo.deploy.plan import PORTS
 
 DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
 
@@ -33,3 +34,18 @@ def test_it_runs_as_nobody_in_particular_and_says_when_it_is_ready() -> None:
     assert users[-1] not in {"root", "0"}
     assert "HEALTHCHECK" in text
     assert "/v2/health/ready" in text
+
+
+def test_deployments_run_the_image_that_the_dockerfile_builds_on() -> None:
+    """Compose and Kubernetes name the Dockerfile's base image, the ports it exposes, and the home that it sets."""
+    text = DOCKERFILE.read_text()
+    tag = re.findall(r"^ARG TRITON_TAG=(\S+)$", text, re.MULTILINE)
+    base = re.findall(r"^FROM (nvcr\.io\S+):\$\{TRITON_TAG\}$", text, re.MULTILINE)
+    version = ".".join(str(part) for part in LAST_ENGINE_VERSION)
+    assert [f"{name}:{label}" for name, label in zip(base, tag, strict=True)] == [container_image(version)]
+    exposed = re.findall(r"^EXPOSE (.+)$", text, re.MULTILINE)[0].split()
+    assert set(map(str, PORTS.values())) <= set(exposed)
+    (home,) = re.findall(r"\bHOME=(\S+)", text)
+    templates = DOCKERFILE.parent / "triton_repo" / "deploy" / "templates"
+    assert f"HOME: {home}\n" in (templates / "compose.yaml.j2").read_text()
+    assert f"{{name: HOME, value: {home}}}" in (templates / "kubernetes" / "deployment.yaml.j2").read_text()

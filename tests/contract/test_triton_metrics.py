@@ -134,6 +134,13 @@ def test_waiting_counts_what_was_taken_and_finds_no_blocks(backend: Backend) -> 
     }  # fmt: skip
 
 
+def test_the_llm_api_publishes_none_of_them(backend: Backend) -> None:
+    """Its model makes no metric family upstream; the emulated twin's are all under the emulator's own names."""
+    assert FACTS["llmapi"] == []
+    EngineMetrics(backend, LABELS, cpp_backend=False).publish(_batcher(blocks=512).snapshot(), Lateness())
+    assert {name for name in backend.MetricFamily.made if not name.startswith("emulator_")} == set()
+
+
 def test_the_queue_is_published_by_no_family() -> None:
     """The facts say so, so that dashboards and autoscaling stand on something else."""
     fields = {fact.get("of") for family in FACTS["gauges"].values() for fact in family["categories"].values()}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from engines.build.trtllm import build_commands, compile_command, engine_differences
+from engines.build.trtllm import compile_command, converter_command, engine_differences, smoke_command
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy
 from engines.planning.plan import BuildPlan, make_plan
@@ -37,10 +37,9 @@ def problems(argv: list[str], facts: dict[str, Any]) -> list[str]:
         else:
             found.append(f"{word}: no flag before it")
     for flag, *values in groups:
-        if flag in facts["refused"]:
-            found.append(f"{flag}: of an older version")
-        elif flag not in flags:
-            found.append(f"{flag}: unknown to {program}")
+        if flag not in flags:
+            older = flag in facts["refused"]
+            found.append(f"{flag}: of an older version" if older else f"{flag}: unknown to {program}")
         else:
             found += _misfits(flag, values, flags[flag])
         if flag in seen:
@@ -96,12 +95,22 @@ def value_of(argv: tuple[str, ...], flag: str) -> str:
 
 
 def test_every_flag_of_every_plan_is_one_that_tensorrt_llm_knows(every_plan: list[BuildPlan]) -> None:
-    """Hundreds of plans, two commands each: no unknown flag, no value of another kind."""
+    """Hundreds of plans: no unknown flag, no value of another kind."""
     assert len(every_plan) > 300
     assert {plan.precision for plan in every_plan} == set(PRECISIONS)
     for plan in every_plan:
-        for command in build_commands(plan):
+        for command in (compile_command(plan), smoke_command(plan)):
             assert problems(list(command.argv), FACTS) == [], (plan.name, plan.kv_format)
+
+
+@pytest.mark.parametrize("model", ["deepseek-r1-0528-qwen3-8b", "llama-3.1-8b", "gpt-j-6b"])
+def test_the_converter_is_where_the_examples_keep_it(model: str) -> None:
+    """The script that check-gpu compares us with is in its family's folder, and takes the flags."""
+    plan = make_plan(ask(None, {"model": model, "precision": "bf16"}), head=HEAD)
+    argv = converter_command(plan).argv
+    assert problems(list(argv), FACTS) == []
+    folder = argv[1].removeprefix("{examples}/models/").removesuffix("/convert_checkpoint.py")
+    assert folder == FACTS["converters"][plan.model.family]
 
 
 def test_adapters_and_speculation_use_flags_it_knows() -> None:
@@ -109,12 +118,47 @@ def test_adapters_and_speculation_use_flags_it_knows() -> None:
     flags = {
         "lora.target_modules": ("attn_q", "mlp_gate"),
         "speculative.mode": "lookahead_decoding",
-        "speculative.max_draft_len": 4,
+        "speculative.lookahead": {"window_size": 7, "ngram_size": 7, "verification_set_size": 7},
     }
-    argv = compile_command(make_plan(ask(None, flags), head=HEAD)).argv
+    plan = make_plan(ask(None, flags), head=HEAD)
+    argv = compile_command(plan).argv
     assert problems(list(argv), FACTS) == []
     assert argv[argv.index("--lora_target_modules") :][1:3] == ("attn_q", "mlp_gate")
-    assert value_of(argv, "--max_draft_len") == "4"
+    assert value_of(argv, "--max_draft_len") == str(FACTS["lookahead"]["max_draft_len"]["7,7,7"])
+    smoke = smoke_command(plan).argv
+    assert problems(list(smoke), FACTS) == []
+    assert value_of(smoke, "--lookahead_config") == "[7,7,7]"
+
+
+@pytest.mark.parametrize("case", FACTS["check_max_num_tokens"]["cases"])
+def test_a_plan_clamps_as_the_builder_does(case: dict[str, int]) -> None:
+    """What was asked for becomes, in the plan, what upstream's check_max_num_tokens made of it when it was run."""
+    flags = {
+        "limits.max_batch_size": case["max_batch_size"],
+        "limits.max_seq_len": case["max_seq_len"],
+        "limits.max_num_tokens": case["asked"],
+        "workload.input_tokens": 64,
+        "workload.output_tokens": 64,
+        "workload.longest_input_tokens": case["max_seq_len"] // 2,
+    }
+    plan = make_plan(ask(None, flags), head=HEAD)
+    assert plan.sizing.max_num_tokens == case["built"]
+    assert any(notice.code == "builder-clamp" for notice in plan.notices) == (case["asked"] != case["built"])
+    rows = {choice.name: choice for choice in plan.choices}
+    assert f"max_num_tokens {case['built']}" in str(rows["builder.limits"].value)
+
+
+def test_drafts_raise_what_the_builder_raises() -> None:
+    """With speculation the engine's own limits are longer and larger than asked for, and the plan's are those."""
+    flags = {
+        "limits.max_batch_size": 64,
+        "limits.max_num_tokens": 2048,
+        "speculative.mode": "lookahead_decoding",
+        "speculative.lookahead": {"window_size": 7, "ngram_size": 7, "verification_set_size": 7},
+    }
+    plan = make_plan(ask(None, flags), head=HEAD)
+    assert plan.sizing.max_num_tokens == 64 * (83 + 1)
+    assert plan.built_max_seq_len == plan.sizing.max_seq_len + 83
 
 
 def test_nothing_is_left_to_be_deduced_or_switched_off_in_silence(every_plan: list[BuildPlan]) -> None:

@@ -295,6 +295,69 @@ def test_no_generator_outlives_a_killed_command(start: Start, run: Run, tmp_path
     assert all(_gone(pid) for pid in children)
 
 
+def test_a_killed_run_is_reported_as_cut_short(start: Start, run: Run, tmp_path: Path) -> None:
+    """run.json is there from the start: report-load recovers what a killed run-load left, and marks it."""
+    process = run(start().port, *LONG)
+    _wait_for_records(tmp_path / "run", at_least=24)
+    assert _manifest(tmp_path / "run")["unfinished"]
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    report = [str(BIN / "report-load"), "run", "--out", "report", "--no-exports", "--json"]
+    done = subprocess.run(report, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert not summary["valid"]
+    assert "interrupted" in {doubt["code"] for doubt in summary["doubts"]}
+    assert "cut short" in summary["runs"][0]["interrupted"]
+    (level,) = summary["levels"]
+    measured = sum(each["phase"] == "measure" for each in _records(tmp_path / "run"))
+    assert (level["complete"], level["requests"]) == (False, measured)
+    assert measured >= 8
+    assert level["window_s"] > 0
+    assert level["ttft_s"]["p50"] == pytest.approx(0.050, abs=0.02)
+
+
+def test_a_second_run_into_the_same_folder_is_refused(start: Start, run: Run, tmp_path: Path) -> None:
+    """Even with --force: not one record of the run under way is lost."""
+    server = start()
+    process = run(server.port, *LONG)
+    _wait_for_records(tmp_path / "run")
+    before = _records(tmp_path / "run")
+    status, errors = _end(run(server.port, *SHORT, "--force"))
+    assert status == 2
+    assert "another command is writing this folder" in errors
+    process.send_signal(signal.SIGINT)
+    assert _end(process)[0] == 130
+    assert _records(tmp_path / "run")[: len(before)] == before
+
+
+def test_a_run_that_measures_nothing_leaves_the_old_one(start: Start, run: Run, tmp_path: Path) -> None:
+    """--force replaces a run once there is something to replace it with."""
+    assert _end(run(start().port, *SHORT))[0] == 0
+    before = (tmp_path / "run" / "requests.jsonl").read_bytes()
+    assert _end(run(_free_port(), *SHORT, "--force"))[0] == 1
+    assert (tmp_path / "run" / "requests.jsonl").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".run")) == []
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", 2)])
+def test_ctrl_c_ends_a_run_within_three_seconds(
+    start: Start, run: Run, tmp_path: Path, workers: tuple[object, ...]
+) -> None:
+    """A server that says nothing for a minute holds nobody back."""
+    process = run(start(first_ms=60_000).port, *LONG, *workers)
+    deadline_s = time.monotonic() + LIMIT_S
+    while not (tmp_path / "run" / "run.json").is_file() or not _manifest(tmp_path / "run")["levels"]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    time.sleep(0.5)
+    begin_s = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    status, errors = _end(process)
+    assert status == 130, errors
+    assert time.monotonic() - begin_s < 3.0
+
+
 @pytest.mark.parametrize("workers", [(), ("--workers", 2)])
 def test_a_full_disk_ends_the_run_with_the_systems_words(
     start: Start, run: Run, tmp_path: Path, workers: tuple[object, ...]

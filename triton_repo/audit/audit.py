@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2
 
 from engines.errors import CommandError, MissingError, UserError
 from triton_repo.audit.findings import Finding, ModelFile, Severity, read_model
-from triton_repo.audit.known_issues import engine_traps, llmapi_traps, text_traps
+from triton_repo.audit.known_issues import engine_traps, llmapi_traps, serve_traps, text_traps
 from triton_repo.interface import Tensor, tensors
 from triton_repo.settings import (
     LLMAPI_MODELS,
@@ -66,6 +66,10 @@ def audit_repository(folder: Path) -> list[Finding]:
             f"{folder}: none of {', '.join(MODELS)} is there",
             hint="check-repo takes the folder that holds them, what tritonserver --model-repository is given",
         )
+    if manifest is not None and manifest.variant == "trtllm_serve":
+        findings += serve_traps(folder, manifest)
+        if manifest.kind != "emulated":
+            return findings
     llmapi = manifest.variant == "llmapi" if manifest else (folder / "tensorrt_llm" / "1" / "model.yaml").is_file()
     findings += _audit_llmapi(folder, manifest) if llmapi else _audit_inflight(folder, manifest, present)
     if manifest is not None:  # build-repo leaves none: somebody put it there

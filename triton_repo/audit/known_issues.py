@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from engines.build import SERVE_YAML
 from engines.errors import CommandError
 from engines.files import load_yaml
 from engines.spec import unknown_arguments
@@ -21,6 +22,7 @@ from triton_repo.audit.findings import FALSE, TRUE, Finding, ModelFile, Severity
 from triton_repo.interface import MODEL_YAML, MUST_BE_THERE, NEVER_WRITTEN, engine_parameters
 from triton_repo.settings import RepositoryManifest, ServingSettings, all_settings
 
+_AGAIN = "build the repository again: build-repo ENGINE_DIR --server trtllm-serve --force"
 POLICIES = ("max_utilization", "guaranteed_no_evict")
 BATCHING = ("inflight_fused_batching", "inflight_batching", "v1", "V1")
 MODES = ("top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter", "lookahead", "eagle")
@@ -116,6 +118,20 @@ def llmapi_traps(folder: Path, file: ModelFile, manifest: RepositoryManifest | N
         yield from _tokenizer(folder, file, manifest)
     else:
         yield from _checkpoint_here(name, document, manifest)
+
+
+def serve_traps(folder: Path, manifest: RepositoryManifest) -> Iterator[Finding]:
+    """Find what is wrong with the YAML of trtllm-serve."""
+    try:
+        document = load_yaml(folder / SERVE_YAML)
+    except CommandError as error:
+        what = error.message.removeprefix(f"{folder / SERVE_YAML}: ")
+        yield Finding(severity="error", code="model-yaml", file=SERVE_YAML, what=what, fix=error.hint or _AGAIN)
+        return
+    yield from _llm_arguments(SERVE_YAML, document, manifest)
+    if not document.get("return_perf_metrics"):
+        what = "return_perf_metrics is off: there is no /prometheus/metrics, and nothing to watch or to scale by"
+        yield Finding(severity="warning", code="serve-metrics", file=SERVE_YAML, what=what, fix="true")
 
 
 def _llm_arguments(name: str, document: dict[str, Any], manifest: RepositoryManifest | None) -> Iterator[Finding]:

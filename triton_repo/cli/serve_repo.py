@@ -34,7 +34,8 @@ def serve_repo(**flags: Any) -> None:
 
     New requests are then refused, and those in flight have --drain-within seconds; a second signal ends it at once.
     An installed tritonserver is used where there is one, else the local one that install-triton made.
-    The server's output goes to server.log inside the repository.
+    The server's output goes to server.log inside the repository. A repository for trtllm-serve is served by that
+    program, in this command's place; of an emulated engine by its twin.
     """
     from triton_repo.cli.actions.serve_repo import run
 

@@ -1,4 +1,4 @@
-"""What is watched of a server: recording rules, alerts and panels, each over metrics the server really publishes.
+"""What is watched of a server: recording rules, alerts and the autoscaler's metrics, over metrics it really publishes.
 
 Metrics are TensorRT-LLM's and Triton's own (an emulated engine publishes the same names). Alerts and panels ask for the
 recorded series, so that they cannot disagree about what a word means.
@@ -6,73 +6,30 @@ recorded series, so that they cannot disagree about what a word means.
 No metric counts the requests in the queue of TensorRT-LLM's executor: its `waiting` leaves them out, and Triton's own
 queue is empty because the C++ backend takes every request at once. What moves when they queue: the seconds that ended
 requests took (by Little's law, the requests in the server), the engine's slots, and the time to the first response.
+
+The LLM API's model publishes nothing of its engine, and Triton counts a request as done once that model, one of the
+Python backend, has taken it. What stands on either is left out there: the time to the first response remains.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from triton_repo.deploy.plan import BUSY_RATIO, DeploymentPlan
+from triton_repo.deploy import monitoring_serve
+from triton_repo.deploy.plan import DeploymentPlan
+from triton_repo.deploy.rules import BUSY, POD, Alert, Recorded, Scaling
 
-DATASOURCE = "prometheus"
-BUSY = f"{BUSY_RATIO * 1000:.0f}m"  # as Kubernetes writes a ratio
-CALLED = '{model!~"preprocessing|postprocessing"}'  # each streamed token is a request to postprocessing
 # The models whose requests hold an engine's request from beginning to end. One request may be counted by two of them.
 WHOLE = '{model=~"ensemble|tensorrt_llm|tensorrt_llm_bls"}'
 # Since Triton 24.11, with histogram_latencies: not in the local server of install-triton (24.10).
 HISTOGRAM = "nv_inference_first_response_histogram_ms"
-_REQUESTS = 'nv_trt_llm_request_metrics{{request_type="{}"}}'
-_BATCHER = 'nv_trt_llm_inflight_batcher_metrics{{inflight_batcher_specific_metric="{}"}}'
-_KV = 'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="{}"}}'
+REQUESTS = 'nv_trt_llm_request_metrics{{request_type="{}"}}'
+BATCHER = 'nv_trt_llm_inflight_batcher_metrics{{inflight_batcher_specific_metric="{}"}}'
+KV = 'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="{}"}}'
 
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A recording rule: the series and what it is, per server unless it says more."""
-
-    name: str
-    expr: str
-    meaning: str
-
-
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """An alert; `minutes` is how long it must hold."""
-
-    name: str
-    expr: str
-    minutes: int
-    severity: str
-    summary: str
-    todo: str
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """A metric of the autoscaler's, per pod, and the mean over the pods past which it adds one.
-
-    Attributes:
-        series: That Prometheus must have of a pod, as the adapter finds it.
-        query: Of a pod's value; the adapter puts its names in between << and >>.
-    """
-
-    name: str
-    series: str
-    query: str
-    target: str
-    meaning: str
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One chart of the dashboard; `queries` are (expression, legend)."""
-
-    title: str
-    unit: str
-    queries: tuple[tuple[str, str], ...]
-    meaning: str
+# What only the C++ backend's model publishes, or gives a meaning.
+CPP_BACKEND = ("nv_trt_llm_", "nv_llm_", "nv_inference_request_duration_us")
 
 
 def recorded(stages: int = 1) -> list[Recorded]:
@@ -84,17 +41,17 @@ def recorded(stages: int = 1) -> list[Recorded]:
     rate = "sum by (instance, model) (rate({}[5m]))"
     done = rate.format("nv_inference_request_success")
     lost = rate.format('nv_inference_request_failure{reason!="CANCELED"}')
-    waiting = _sum(_REQUESTS.format("waiting"))
+    waiting = _sum(REQUESTS.format("waiting"))
     if stages > 1:
         waiting = f"clamp_min(triton:requests_active - {stages} * triton:requests_scheduled, 0)"
     return [
-        Recorded("triton:requests_active", _sum(_REQUESTS.format("active")),
+        Recorded("triton:requests_active", _sum(REQUESTS.format("active")),
                  "requests the batch manager has taken, at most triton:requests_max"),
-        Recorded("triton:requests_scheduled", _sum(_REQUESTS.format("scheduled")), "requests in the latest step"),
+        Recorded("triton:requests_scheduled", _sum(REQUESTS.format("scheduled")), "requests in the latest step"),
         Recorded("triton:requests_waiting", waiting,
                  "of those taken, in no step: for want of KV blocks or of room for tokens; the queue is not in it"),
-        Recorded("triton:requests_max", _max(_REQUESTS.format("max")), "the engine's slots"),
-        Recorded("triton:requests_paused", _sum(_BATCHER.format("paused_requests")), "requests paused for want of KV"),
+        Recorded("triton:requests_max", _max(REQUESTS.format("max")), "the engine's slots"),
+        Recorded("triton:requests_paused", _sum(BATCHER.format("paused_requests")), "requests paused for want of KV"),
         Recorded("triton:slots_taken:ratio1m", "avg_over_time(triton:requests_active[1m]) / triton:requests_max",
                  "share of the slots taken; at 1 what comes next queues"),
         Recorded("triton:requests_in_flight:mean1m", f"max by (instance) ({_seconds_per_second()})",
@@ -104,8 +61,8 @@ def recorded(stages: int = 1) -> list[Recorded]:
                  "clamp_min(triton:requests_in_flight:mean1m - avg_over_time(triton:requests_active[1m]), 0)",
                  "of those, not yet taken by the batch manager"),
         Recorded("triton:requests_pending", "sum by (instance, model) (nv_inference_pending_request_count)",
-                 "requests that wait for an instance of tensorrt_llm_bls or preprocessing, not for the engine"),
-        Recorded("triton:kv_used:ratio", _max(_KV.format("fraction")), "share of the KV blocks in use"),
+                 "requests that wait for an instance of the models before and after the engine, not for the engine"),
+        Recorded("triton:kv_used:ratio", _max(KV.format("fraction")), "share of the KV blocks in use"),
         Recorded(
             "triton:iterations:rate1m",
             'sum by (instance) (rate(nv_trt_llm_general_metrics{general_type="iteration_counter"}[1m]))',
@@ -190,84 +147,51 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
 
 def scaling(plan: DeploymentPlan) -> list[Scaling]:
     """Return what the autoscaler stands on; it follows the metric that asks for the most servers."""
-    whole, pod = WHOLE.rstrip("}"), 'pod!="",namespace!=""}'
+    if plan.variant == "trtllm_serve":
+        return monitoring_serve.scaling(plan)
+    return _llmapi_scaling(plan) if plan.variant == "llmapi" else _engine_scaling(plan)
+
+
+def _engine_scaling(plan: DeploymentPlan) -> list[Scaling]:
+    whole = WHOLE.rstrip("}")
     rate = f"sum(rate(<<.Series>>{whole},<<.LabelMatchers>>}}[1m])) by (model, <<.GroupBy>>)"
     return [
-        Scaling("triton_requests_in_flight", f"nv_inference_request_duration_us{whole},{pod}",
+        Scaling("triton_requests_in_flight", f"nv_inference_request_duration_us{whole},{POD}",
                 f"max({rate}) by (<<.GroupBy>>) / 1e6", str(plan.in_flight_per_replica),
                 "requests in the server, queue included: as many servers as the load needs, late by a request's time"),
-        Scaling("triton_slots_taken_ratio", f'nv_trt_llm_request_metrics{{request_type="active",{pod}',
+        Scaling("triton_slots_taken_ratio", f'nv_trt_llm_request_metrics{{request_type="active",{POD}',
                 'sum(avg_over_time(<<.Series>>{request_type="active",<<.LabelMatchers>>}[1m])) by (<<.GroupBy>>) '
                 '/ sum(<<.Series>>{request_type="max",<<.LabelMatchers>>}) by (<<.GroupBy>>)', BUSY,
                 "slots taken: moves at once, but says only that requests queue, not how many"),
-        Scaling("triton_kv_used_ratio", f'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="fraction",{pod}',
+        Scaling("triton_kv_used_ratio", f'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="fraction",{POD}',
                 'max(<<.Series>>{kv_cache_block_type="fraction",<<.LabelMatchers>>}) by (<<.GroupBy>>)', BUSY,
                 "KV blocks in use"),
     ]  # fmt: skip
 
 
-def panels(plan: DeploymentPlan) -> list[Panel]:
-    """Return the dashboard's charts; those of GPUs only where there is one."""
-    rows = [
-        Panel("Requests in the engine", "short", (("triton:requests_scheduled", "in the batch {{instance}}"),
-              ("triton:requests_waiting", "taken, not in the batch {{instance}}"),
-              ("triton:requests_max", "slots {{instance}}")),
-              "Taken and not in the batch: KV blocks are short. The engine's queue is in none of them."),
-        Panel("Requests in the server", "short", (("triton:requests_in_flight:mean1m", "in flight {{instance}}"),
-              ("triton:requests_queued:mean1m", "queued {{instance}}")),
-              "Computed from the requests that ended, so late by the time one takes. Requests sent to tensorrt_llm "
-              "directly are not in it where the engine is emulated."),
-        Panel("Slots taken", "percentunit", (("triton:slots_taken:ratio1m", "{{instance}}"),),
-              "At 100 % what comes next queues in the engine."),
-        Panel("KV cache in use", "percentunit", (("triton:kv_used:ratio", "{{instance}}"),),
-              "Nearly full, and requests wait."),
-        Panel("Tokens a second", "short", (("triton:output_tokens:rate1m", "out, of finished replies {{instance}}"),
-              ("triton:input_tokens:rate1m", "in {{instance}}")), "Output is counted when a reply ends."),
-        Panel("Requests a second", "reqps", ((f"triton:replies:rate1m{CALLED}", "{{model}} {{instance}}"),),
-              "Answered."),
-        Panel("Failures a second", "reqps",
-              (("max by (instance, reason) (triton:failures:rate1m)", "{{reason}} {{instance}}"),),
-              "REJECTED: Triton's queue was full. CANCELED: the client left."),
-        Panel("Time to first response, p95", "s", (("triton:first_response_seconds:p95_5m", "{{model}} {{instance}}"),),
-              "Triton 24.11 and newer; empty on older servers. Of a reply that is not streamed: the whole reply."),
-        Panel("Mean time of a request", "s", ((f"triton:request_seconds:mean1m{CALLED}", "{{model}} {{instance}}"),),
-              "The engine's queue included."),
-        Panel("Requests in Triton's queues", "short", (("triton:requests_pending", "{{model}} {{instance}}"),),
-              "For an instance of tensorrt_llm_bls or preprocessing. The engine's queue is not in it."),
-        Panel("Mean wait in Triton's queues", "s", (("triton:queue_seconds:mean1m", "{{model}} {{instance}}"),),
-              "For an instance of tensorrt_llm_bls or preprocessing. The engine's queue is not in it."),
-        Panel("Engine steps a second", "short", (("triton:iterations:rate1m", "{{instance}}"),),
-              "None while requests wait: stuck."),
-        Panel("Tokens in a step", "short", ((_BATCHER.format("total_context_tokens"), "of prompts {{instance}}"),
-              (_BATCHER.format("generation_requests"), "of replies {{instance}}")), "What an iteration was made of."),
-        Panel("Paused requests", "short", (("triton:requests_paused", "{{instance}}"),),
-              "max_utilization takes blocks back."),
-        Panel("KV blocks reused", "short", ((f'sum by (instance) ({_KV.format("reused")})', "{{instance}}"),),
-              "Prompts that began as an earlier one did."),
-    ]  # fmt: skip
-    return rows + (_gpu_panels() if plan.gpus else _emulator_panels())
-
-
-def _gpu_panels() -> list[Panel]:
-    used = "nv_gpu_memory_used_bytes / nv_gpu_memory_total_bytes"
+def _llmapi_scaling(plan: DeploymentPlan) -> list[Scaling]:
+    each = '{model="tensorrt_llm",<<.LabelMatchers>>}[1m])) by (<<.GroupBy>>)'
+    query = f"sum(rate({HISTOGRAM}_sum{each} / clamp_min(sum(rate({HISTOGRAM}_count{each}, 1e-9) / 1000"
+    target = f"{plan.asked.ttft_objective_s * 500:.0f}m"
     return [
-        Panel("GPU utilization", "percentunit", (("nv_gpu_utilization", "{{gpu_uuid}}"),), "Busy, not efficient."),
-        Panel("GPU memory", "percentunit", ((used, "{{gpu_uuid}}"),), "Taken once, at start."),
-    ]
-
-
-def _emulator_panels() -> list[Panel]:
-    late = 'emulator_lateness_seconds{statistic="p99"}'
-    return [
-        Panel("How late the emulated engine is, p99", "s", ((late, "{{instance}}"),),
-              "Past a step's length, no figure counts."),
-        Panel("CPU in use", "percentunit", (("nv_cpu_utilization", "{{instance}}"),), "Of the server's machine."),
+        Scaling("triton_first_response_seconds", f'{HISTOGRAM}_sum{{model="tensorrt_llm",{POD}', query, target,
+                "mean time to the first response, against half the objective of its 95th percentile")
     ]  # fmt: skip
+
+
+def published_by(plan: DeploymentPlan) -> Callable[[str], bool]:
+    """Return whether an expression stands on nothing that this server lacks, by way of recorded series too."""
+    lacking = list(CPP_BACKEND) if plan.variant == "llmapi" else []
+    for rule in recorded(plan.stages):
+        if any(name in rule.expr for name in lacking):
+            lacking.append(rule.name)
+    return lambda expression: not any(name in expression for name in lacking)
 
 
 def rules_document(plan: DeploymentPlan) -> dict[str, Any]:
     """Return the groups of a Prometheus rules file."""
-    records: list[dict[str, Any]] = [{"record": rule.name, "expr": rule.expr} for rule in recorded(plan.stages)]
+    rules, alarming = _watched(plan)
+    records: list[dict[str, Any]] = [{"record": rule.name, "expr": rule.expr} for rule in rules]
     alarms = [
         {
             "alert": alert.name,
@@ -276,43 +200,19 @@ def rules_document(plan: DeploymentPlan) -> dict[str, Any]:
             "labels": {"severity": alert.severity},
             "annotations": {"summary": alert.summary, "todo": alert.todo},
         }
-        for alert in alerts(plan)
+        for alert in alarming
     ]
     return {"groups": [{"name": f"{plan.asked.name}-series", "rules": records},
                        {"name": f"{plan.asked.name}-alerts", "rules": alarms}]}  # fmt: skip
 
 
-def dashboard_json(plan: DeploymentPlan) -> str:
-    """Return a Grafana dashboard, two panels a row."""
-    source = {"type": "prometheus", "uid": DATASOURCE}
-    charts = [
-        {
-            "id": number + 1,
-            "type": "timeseries",
-            "title": panel.title,
-            "description": panel.meaning,
-            "datasource": source,
-            "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)},
-            "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
-            "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
-            "targets": [
-                {"refId": chr(65 + index), "datasource": source, "expr": expr, "legendFormat": legend}
-                for index, (expr, legend) in enumerate(panel.queries)
-            ],
-        }
-        for number, panel in enumerate(panels(plan))
-    ]
-    document = {
-        "uid": plan.asked.name,
-        "title": f"{plan.asked.name}: {plan.model}{' (emulated)' if plan.kind == 'emulated' else ''}",
-        "tags": ["triton", "tensorrt-llm", plan.kind],
-        "timezone": "utc",
-        "schemaVersion": 39,
-        "refresh": "10s",
-        "time": {"from": "now-30m", "to": "now"},
-        "panels": charts,
-    }
-    return json.dumps(document, indent=2) + "\n"
+def _watched(plan: DeploymentPlan) -> tuple[list[Recorded], list[Alert]]:
+    """Return the recording rules and alerts of what this server publishes."""
+    if plan.variant == "trtllm_serve":
+        return monitoring_serve.recorded(plan.llm_api, plan.asked.name), monitoring_serve.alerts(plan)
+    there = published_by(plan)
+    rules = [rule for rule in recorded(plan.stages) if there(rule.expr)]
+    return rules, [alert for alert in alerts(plan) if there(alert.expr)]
 
 
 def _sum(series: str) -> str:

@@ -35,10 +35,11 @@ PROMPT, ANSWER = "The capital of France is", "Paris"
 VARIANTS: dict[str, dict[str, object]] = {
     "plain": {},
     "lora": {"lora_modules": "attn_q,attn_v"},
-    "lookahead": {"speculative": "lookahead_decoding", "max_draft_len": 5},
+    "lookahead": {"speculative": "lookahead_decoding", "lookahead": "7,7,7"},
     "draft": {"speculative": "draft_tokens_external", "max_draft_len": 5},
 }
 LENGTHS = ("nv_llm_input_token_len", "nv_llm_output_token_len")
+TRITONS = ("nv_inference_request_duration_us", "nv_inference_pending_request_count")  # what a queue is watched by
 OUR_PARAMETERS = {"engine_name"}  # TensorRT-LLM's backend leaves keys it does not know
 # TensorRT-LLM's own classes and loaders; run by the machine's Python, in a process of its own.
 _LOAD = """
@@ -76,7 +77,7 @@ def convert(session: Session) -> str:
     plan = session.planned("bf16")
     arguments = [*session.build_arguments("bf16"), "--until", "checkpoint", "--out", session.path("bf16"), "--json"]
     session.run("build-engine", *arguments)
-    command = trtllm.build_commands(plan)[0]
+    command = trtllm.converter_command(plan)
     target = session.path("converted")
     folders = {"checkpoint": str(session.checkpoint), "quantized": str(target)}
     session.run(*command.filled({**folders, "engine": "", "examples": str(trtllm.examples_folder())}))
@@ -182,6 +183,7 @@ def metrics(session: Session) -> str:
     wanted = {(family, category) for family, (_, _, categories) in GAUGES.items() for category in categories}
     missing = [f"{family} {category}" for family, category in sorted(wanted) if not _has(page, family, category)]
     missing += [family for family in LENGTHS if f"{family}_count" not in page]
+    missing += [family for family in TRITONS if f"\n{family}{{" not in page]
     _require_none(missing, "not on the metrics page")
     return f"{len(wanted)} gauges and {len(LENGTHS)} histograms"
 

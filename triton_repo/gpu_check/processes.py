@@ -40,6 +40,7 @@ def run_command(argv: Sequence[str], *, log: Path, limit_s: float) -> str:
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(argv)}\n")
         file.flush()
+        begin = file.tell()
         try:
             done = subprocess.run(
                 command,
@@ -51,10 +52,12 @@ def run_command(argv: Sequence[str], *, log: Path, limit_s: float) -> str:
                 env=_environment(),
             )
         except subprocess.TimeoutExpired as error:
-            raise ToolError(f"{argv[0]} was ended after {limit_s:g} s", log_path=log, last_lines=_tail(log)) from error
+            raise ToolError(
+                f"{argv[0]} was ended after {limit_s:g} s", log_path=log, last_lines=_tail(log, begin)
+            ) from error
         file.write(done.stdout)
     if done.returncode != 0:
-        raise ToolError(f"{argv[0]} failed", status=done.returncode, log_path=log, last_lines=_tail(log))
+        raise ToolError(f"{argv[0]} failed", status=done.returncode, log_path=log, last_lines=_tail(log, begin))
     return done.stdout
 
 
@@ -100,5 +103,6 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": _path(), "COLUMNS": "200"}
 
 
-def _tail(log: Path) -> list[str]:
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+def _tail(log: Path, begin: int) -> list[str]:
+    """Return the last lines of a log, of those after its first `begin` bytes."""
+    return log.read_bytes()[begin:].decode(errors="replace").splitlines()[-LAST_LINES:]

@@ -85,6 +85,7 @@ class EngineHost:
         time_scale: Wall seconds of one engine second.
         period_s: How often metrics are published and cancelled requests are looked for.
         cancelled: The response a cancelled request ends with; None: an empty one.
+        cpp_backend: Whether to publish the metrics of TensorRT-LLM's C++ backend.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class EngineHost:
         period_s: float,
         labels: dict[str, str],
         cancelled: Callable[[], Any] | None = None,
+        cpp_backend: bool = True,
     ) -> None:
         self.settings = settings
         self.vocabulary = manifest.model.vocab_size
@@ -113,7 +115,7 @@ class EngineHost:
         alone = manifest.model_copy(update={"step_time": manifest.step_time.model_copy(update={"host": None})})
         batcher = Batcher(settings, step_time_for(alone))
         self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled)
-        self._metrics = EngineMetrics(backend, labels)
+        self._metrics = EngineMetrics(backend, labels, cpp_backend=cpp_backend)
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._send_lane, args=(lane,), name="sender", daemon=True) for lane in self._lanes

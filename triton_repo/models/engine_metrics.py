@@ -13,6 +13,7 @@ from typing import Any
 from engines.emulator import BatcherState
 from triton_repo.models.engine_clock import Lateness
 
+CPP_PREFIX, EMULATOR_PREFIX = "nv_trt_llm_", "emulator_"
 LENGTH_BUCKETS = [10, 50, 100, 500, 1000]
 # family -> (help, category label, {category: value of the state})
 GAUGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -61,14 +62,19 @@ class EngineMetrics:
     """Publishes a batcher's numbers; each call costs microseconds, so publish on a period and from one thread.
 
     A counter is only ever raised by what it grew: Triton's process can die of a negative increment.
+
+    Args:
+        cpp_backend: Whether the C++ backend's families are published. The LLM API's model publishes none of them: its
+            emulated twin has the gauges under `emulator_` names, for the load tester alone.
     """
 
-    def __init__(self, backend: Any, labels: dict[str, str]) -> None:
+    def __init__(self, backend: Any, labels: dict[str, str], *, cpp_backend: bool = True) -> None:
         family, self._families = backend.MetricFamily, []
         self._lock = threading.Lock()
         self._gauges: dict[tuple[str, str], Any] = {}
         for name, (text, label, categories) in GAUGES.items():
-            made = family(name=name, description=text, kind=family.GAUGE)
+            published = name if cpp_backend else name.replace(CPP_PREFIX, EMULATOR_PREFIX)
+            made = family(name=published, description=text, kind=family.GAUGE)
             self._families.append(made)
             for category in categories:
                 self._gauges[name, category] = made.Metric(labels={label: category, **labels})
@@ -85,13 +91,14 @@ class EngineMetrics:
         self._families += [late, waiting]
         self._counters = {name: self._counter(family, name, text, labels) for name, text in _COUNTERS.items()}
         self._seen = dict.fromkeys(_COUNTERS, 0.0)
-        self._lengths = {name: self._histogram(family, name, kind, labels) for name, kind in _LENGTHS.items()}
+        lengths = _LENGTHS if cpp_backend else {}
+        self._lengths = {name: self._histogram(family, name, kind, labels) for name, kind in lengths.items()}
 
     def ended(self, *, prompt_tokens: int, output_tokens: int) -> None:
         """Count the lengths of one Triton request that has ended, cancelled or not; upstream counts both at its end."""
         with self._lock:
-            self._lengths["nv_llm_input_token_len"].observe(prompt_tokens)
-            self._lengths["nv_llm_output_token_len"].observe(output_tokens)
+            for name, histogram in self._lengths.items():
+                histogram.observe(prompt_tokens if name == "nv_llm_input_token_len" else output_tokens)
 
     def publish(self, state: BatcherState, lateness: Lateness) -> None:
         """Set every gauge and raise every counter."""

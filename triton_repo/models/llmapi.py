@@ -86,6 +86,7 @@ class EmulatedLlmApiModel:
             period_s=min(STATS_PERIOD_S, int(asked.get("cancellation_check_period_ms", 100)) / 1000),
             labels={"model": args["model_name"], "version": args["model_version"]},
             cancelled=self._cancelled,
+            cpp_backend=False,
         )
         self._host.start()
 

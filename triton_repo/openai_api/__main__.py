@@ -18,6 +18,7 @@ from triton_repo.openai_api.api_keys import KEY_VARIABLE, read_keys
 from triton_repo.openai_api.app import make_app
 from triton_repo.openai_api.head_limit import BoundedHttp
 from triton_repo.openai_api.reasoning import Reasoning
+from triton_repo.openai_api.serve_metrics import MeasuredEngine, ServeMetrics
 from triton_repo.openai_api.service import Service
 from triton_repo.openai_api.triton_client import EngineClient
 from triton_repo.settings import read_repository
@@ -45,8 +46,9 @@ def main(repository: Path, **flags: Any) -> None:
     Keys are taken from --api-key-file, else from the environment variable FRONT_API_KEY; without either, everybody
     is let in.
     """
+    manifest = read_repository(repository)
     service = Service(
-        read_repository(repository),
+        manifest,
         repository / TOKENIZER_FOLDER,
         model=flags["model"],
         reasoning=cast(Reasoning, flags["reasoning"]),
@@ -58,8 +60,11 @@ def main(repository: Path, **flags: Any) -> None:
         timer = threading.Timer(flags["stop_after"], os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
         timer.start()
+    serve = ServeMetrics.of(manifest) if manifest.variant == "trtllm_serve" else None
+    target = flags["grpc_target"]
+    engine = EngineClient(target) if serve is None else MeasuredEngine(target, serve)
     uvicorn.run(
-        make_app(service, EngineClient(flags["grpc_target"]), access, metrics_url=flags["metrics_url"]),
+        make_app(service, engine, access, metrics_url=flags["metrics_url"], serve=serve),
         host=flags["address"],
         port=flags["port"],
         loop="uvloop",

@@ -23,14 +23,29 @@ from triton_repo.openai_api.endpoints import Generating
 from triton_repo.openai_api.errors import ApiError, engine_gone
 from triton_repo.openai_api.requests import ChatRequest, CompletionRequest
 from triton_repo.openai_api.responses import ChatShape, CompletionShape
+from triton_repo.openai_api.serve_metrics import ServeMetrics
 from triton_repo.openai_api.service import Service
 from triton_repo.openai_api.triton_client import EngineClient
 
+PROMETHEUS_TYPE = "text/plain; version=0.0.4"
 
-def make_app(service: Service, engine: EngineClient, access: Access, *, metrics_url: str | None) -> ASGIApp:
-    """Return the application; it opens the engine's channel when it starts."""
+
+def make_app(
+    service: Service,
+    engine: EngineClient,
+    access: Access,
+    *,
+    metrics_url: str | None,
+    serve: ServeMetrics | None = None,
+) -> ASGIApp:
+    """Return the application; it opens the engine's channel when it starts.
+
+    Args:
+        serve: trtllm-serve's metrics, of its emulated twin; the pages are then where trtllm-serve has them.
+    """
     gate = AdmissionLimits(access, model=service.model, kind=service.kind)
     pages = _Pages(service, engine, gate, metrics_url)
+    metrics = [Route("/metrics", pages.metrics)] if serve is None else pages.of_trtllm_serve(serve)
     chat = Generating(service, engine, gate, schema=ChatRequest, prepare=service.chat, shape=ChatShape())
     completion = Generating(
         service, engine, gate, schema=CompletionRequest, prepare=service.completion, shape=CompletionShape()
@@ -50,7 +65,7 @@ def make_app(service: Service, engine: EngineClient, access: Access, *, metrics_
             Route("/v1/models", pages.models),
             Route("/v1/models/{name:path}", pages.model),
             Route("/health", pages.health),
-            Route("/metrics", pages.metrics),
+            *metrics,
         ],
         exception_handlers={HTTPException: pages.not_served, ApiError: pages.problem, Exception: pages.bug},
     )
@@ -86,13 +101,30 @@ class _Pages:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: Triton's own."""
         self._gate.admit(request)
+        return Response(await self._triton(), media_type=PROMETHEUS_TYPE, headers=self._gate.headers)
+
+    def of_trtllm_serve(self, serve: ServeMetrics) -> list[Route]:
+        """Return the pages of trtllm-serve's metrics."""
+
+        async def prometheus(request: Request) -> Response:
+            self._gate.admit(request)
+            text = serve.page((await self._triton()).decode())
+            return Response(text, media_type=PROMETHEUS_TYPE, headers=self._gate.headers)
+
+        async def iterations(request: Request) -> Response:
+            self._gate.admit(request)
+            return self._json(serve.iterations((await self._triton()).decode()))
+
+        return [Route("/prometheus/metrics", prometheus), Route("/metrics", iterations)]
+
+    async def _triton(self) -> bytes:
+        """Return Triton's own metrics."""
         if self._metrics_url is None:
             raise ApiError(404, "this front was started without a metrics address", code="not_found")
         try:
-            text = await asyncio.to_thread(_fetch, self._metrics_url)
+            return await asyncio.to_thread(_fetch, self._metrics_url)
         except (urllib.error.URLError, OSError) as error:
             raise engine_gone(str(error)) from error
-        return Response(text, media_type="text/plain; version=0.0.4", headers=self._gate.headers)
 
     async def not_served(self, request: Request, error: Exception) -> Response:
         """Answer for a path or method that is not here."""

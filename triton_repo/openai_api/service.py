@@ -69,7 +69,7 @@ class Service:
     def __init__(
         self, repository: RepositoryManifest, tokenizer_folder: Path, *, model: str | None, reasoning: Reasoning
     ) -> None:
-        if repository.variant != "inflight_batcher_llm":
+        if "ensemble" not in repository.models:
             raise UserError(
                 f"the OpenAI front asks the engine by token ids, and a repository of the {repository.variant} variant "
                 "takes text",

@@ -10,6 +10,7 @@ import struct
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc
 import grpc.aio
@@ -37,6 +38,7 @@ class Generation:
     Attributes:
         stop_words: Token ids of each stop string: the engine ends there if it meets these very tokens.
         streaming: A message for each token; else one for the whole reply.
+        return_perf_metrics: With the last message, the engine's times.
     """
 
     input_ids: Sequence[int]
@@ -53,6 +55,15 @@ class Generation:
     frequency_penalty: float | None = None
     min_tokens: int | None = None
     seed: int | None = None
+    return_perf_metrics: bool = False
+
+
+class EngineTimes(NamedTuple):
+    """Seconds from a request's arrival at the engine to its first step, its first token and its last."""
+
+    queue_s: float
+    first_s: float
+    last_s: float
 
 
 class EngineClient:
@@ -92,7 +103,13 @@ class EngineClient:
 
 
 class Reply:
-    """One reply on its way."""
+    """One reply on its way.
+
+    Attributes:
+        times: Of the engine, once it has ended; None where they were not asked for.
+    """
+
+    times: EngineTimes | None = None
 
     def __init__(self, call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> None:
         self._call = call
@@ -115,6 +132,7 @@ class Reply:
         if response.error_message:
             self._call.cancel()
             raise engine_refused(response.error_message)
+        self.times = _times(response.infer_response)
         return _tokens(response.infer_response)
 
     def cancel(self) -> None:
@@ -147,11 +165,14 @@ def encode(generation: Generation, model: str, request_id: str) -> bytes:
     if generation.stop_words:
         flat, ends = word_list(generation.stop_words)
         add("stop_words_list", "INT32", (1, 2, len(flat)), array("i", flat + ends).tobytes())
-    for name in ("output_ids", "sequence_length"):
+    if generation.return_perf_metrics:
+        add("return_perf_metrics", "BOOL", (1, 1), b"\x01")
+    for name in ("output_ids", "sequence_length", *(_TIMES if generation.return_perf_metrics else ())):
         request.outputs.add(name=name)
     return bytes(request.SerializeToString())
 
 
+_TIMES = ("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns")
 _SCALARS = (
     ("end_id", "INT32", "<i"),
     ("pad_id", "INT32", "<i"),
@@ -175,6 +196,15 @@ def _tokens(response: service_pb2.ModelInferResponse) -> list[int]:
     ids = array("i", contents[raw["output_ids"]])
     length = array("i", contents[raw["sequence_length"]])
     return ids[: length[0]].tolist()
+
+
+def _times(response: service_pb2.ModelInferResponse) -> EngineTimes | None:
+    """Return when the request was computed; None in a message that does not say."""
+    raw = {output.name: index for index, output in enumerate(response.outputs)}
+    if not raw.keys() >= set(_TIMES):
+        return None
+    came, *later = (int(array("q", response.raw_output_contents[raw[name]])[0]) for name in _TIMES)
+    return EngineTimes(*(max(each - came, 0) / 1e9 for each in later))
 
 
 def _problem(error: grpc.aio.AioRpcError) -> ApiError:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import jinja2.sandbox
 import yaml
 
 import engines
+from engines.build import SERVE_YAML, served_model
 from engines.errors import MissingError, UserError
 from engines.files import MadeBy, source_of, write_json, write_text
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
@@ -20,12 +21,14 @@ from triton_repo.audit import check_repository
 from triton_repo.interface import (
     HEADER,
     MODEL_YAML,
+    SERVE_HEADER,
     Tensor,
     engine_parameters,
     limit_parameters,
     llm_document,
     llmapi_inputs,
     tensors,
+    trtllm_serve_document,
     written,
 )
 from triton_repo.repository.tokenizer_files import check_tokenizer, copy_tokenizer
@@ -38,6 +41,7 @@ from triton_repo.settings import (
     RepositoryManifest,
     Resolved,
     ServingSettings,
+    Variant,
     read_engine_config,
     resolve,
 )
@@ -46,11 +50,17 @@ PYTHON_MODELS = {"preprocessing": "Preprocessing", "postprocessing": "Postproces
 EMULATED_MODULES = {
     "inflight_batcher_llm": ("triton_repo.models.tensorrt_llm", "EmulatedEngineModel"),
     "llmapi": ("triton_repo.models.llmapi", "EmulatedLlmApiModel"),
+    "trtllm_serve": ("triton_repo.models.tensorrt_llm", "EmulatedEngineModel"),
 }
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
-TOKENIZER_FOLDERS = {"inflight_batcher_llm": TOKENIZER_FOLDER, "llmapi": Path("tensorrt_llm/1/tokenizer")}
+TOKENIZER_FOLDERS = {
+    "inflight_batcher_llm": TOKENIZER_FOLDER,
+    "llmapi": Path("tensorrt_llm/1/tokenizer"),
+    "trtllm_serve": TOKENIZER_FOLDER,
+}
 # What the emulated engine imports; it travels with the repository, which then needs nothing installed but packages.
-EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "spec", "steptime", "emulator")
+EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "names.py", "spec", "steptime", "emulator")
+Server = Literal["triton", "trtllm-serve"]
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
 _UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|auto)\b|\"(?:None|auto)\"")
 
@@ -82,7 +92,7 @@ def _config_of(manifest: EngineManifest, engine_folder: Path) -> EngineConfig | 
     return read_engine_config(folder) if manifest.kind == "built" and (folder / "config.json").is_file() else None
 
 
-def render_repository(
+def render_repository(  # noqa: PLR0913 (the choices of one repository)
     engine_folder: Path,
     out: Path,
     *,
@@ -92,10 +102,12 @@ def render_repository(
     force: bool,
     made_by: MadeBy,
     given: Given | None = None,
+    server: Server = "triton",
 ) -> RepositoryManifest:
     """Write the repository of an engine; it appears whole or not at all.
 
-    Engines of the TensorRT backend get the in-flight-batching models, those of the PyTorch backend the LLM API's.
+    Engines of the TensorRT backend get the in-flight-batching models, those of the PyTorch backend the LLM API's, or
+    trtllm-serve's YAML.
 
     Args:
         settings: As asked for; what is `auto` is resolved for this engine.
@@ -109,14 +121,16 @@ def render_repository(
             tokenizer is no such thing.
     """
     manifest, resolved = resolve_for(engine_folder, settings, given)
-    source = tokenizer or _engine_tokenizer(engine_folder, manifest)
-    notices = check_tokenizer(source)
+    alone = server == "trtllm-serve" and manifest.kind != "emulated"  # it reads the checkpoint's own tokenizer
+    source = None if alone else tokenizer or _engine_tokenizer(engine_folder, manifest)
+    notices = check_tokenizer(source) if source else ()
     repository = RepositoryManifest(
         made_by=made_by,
         made_from=[source_of(engine_folder / MANIFEST_NAME)],
         kind="built" if manifest.kind == "checkpoint" else manifest.kind,
-        variant="llmapi" if manifest.backend == "pytorch" else "inflight_batcher_llm",
+        variant=_variant(manifest, server),
         served_at=str((served_at or out).absolute()),
+        loads=_loads(engine_folder, manifest, server),
         settings=settings,
         resolved=resolved.settings,
         engine=manifest,
@@ -125,10 +139,34 @@ def render_repository(
     inputs = [engine_folder, *([] if tokenizer is None else [tokenizer])]
     with whole_folder(out, made_by=made_by, force=force, inputs=inputs, later=SERVED_FILES) as folder:
         _Writer(folder, repository, engine_folder.absolute()).write()
-        copy_tokenizer(source, folder / TOKENIZER_FOLDERS[repository.variant])
+        if source:
+            copy_tokenizer(source, folder / TOKENIZER_FOLDERS[repository.variant])
         write_json(folder / REPOSITORY_NAME, repository)
         check_repository(folder)
     return repository
+
+
+def _variant(engine: EngineManifest, server: Server) -> Variant:
+    """Return which files a server of an engine reads.
+
+    Raises:
+        UserError: trtllm-serve is asked for, and the engine is not the PyTorch backend's.
+    """
+    if server == "trtllm-serve":
+        if engine.backend != "pytorch":
+            raise UserError(
+                "trtllm-serve serves checkpoints of the PyTorch backend here; this is a TensorRT engine",
+                hint="build-engine --backend pytorch, or leave --server at triton",
+            )
+        return "trtllm_serve"
+    return "llmapi" if engine.backend == "pytorch" else "inflight_batcher_llm"
+
+
+def _loads(engine_folder: Path, engine: EngineManifest, server: Server) -> str | None:
+    """Return what trtllm-serve loads; None where it is not what serves."""
+    if server != "trtllm-serve" or engine.kind == "emulated":
+        return None
+    return served_model(engine, str(_inside(engine_folder, engine.checkpoint or "checkpoint")))
 
 
 def environment(loader: jinja2.BaseLoader | None = None) -> jinja2.Environment:
@@ -169,6 +207,8 @@ class _Writer:
         """Write every model."""
         if self._repository.variant == "llmapi":
             self._write_llmapi()
+        elif self._repository.variant == "trtllm_serve":
+            self._write_trtllm_serve()
         else:
             self._write_inflight()
 
@@ -212,6 +252,15 @@ class _Writer:
             folder = _quoted({"llmapi.model_code": settings.llmapi.model_code})["llmapi.model_code"]
             code = fill(self._templates, "llmapi/model.py.j2", {"folder": f'"{folder}"'})
             write_text(self._folder / "tensorrt_llm" / "1" / "model.py", code)
+
+    def _write_trtllm_serve(self) -> None:
+        """Write trtllm-serve's YAML; for an emulated engine also the models that stand in for it."""
+        engine = self._repository.engine
+        document = trtllm_serve_document(engine, self._repository.resolved)
+        text = SERVE_HEADER.format(name=engine.model.name) + yaml.safe_dump(document, sort_keys=False)
+        write_text(self._folder / SERVE_YAML, text)
+        if self._repository.kind == "emulated":
+            self._write_inflight()
 
     def _values(self) -> dict[str, Any]:
         repository, settings = self._repository, self._repository.resolved

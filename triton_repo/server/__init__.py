@@ -22,6 +22,7 @@ from triton_repo.server.openai_process import (
     stop_front,
 )
 from triton_repo.server.preflight import require_servable
+from triton_repo.server.trtllm_serve import become_trtllm_serve, serve_command_of
 
 __all__ = [
     "LOOPBACK",
@@ -31,12 +32,14 @@ __all__ = [
     "Ports",
     "ServerRecord",
     "across_ranks",
+    "become_trtllm_serve",
     "drain_server",
     "rank_environment",
     "require_free",
     "require_front",
     "require_servable",
     "running_server",
+    "serve_command_of",
     "server_flags",
     "start_front",
     "start_server",

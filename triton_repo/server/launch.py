@@ -18,7 +18,7 @@ from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
-from engines.processes import started_ticks
+from engines.processes import ending_with_parent, signal_group, started_ticks, stop_group
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment
@@ -89,12 +89,14 @@ def start_server(
     *,
     deadline_s: float,
     stop_after_s: float | None,
+    detached: bool,
     made_by: MadeBy,
     progress: Callable[[str], None],
 ) -> ServerRecord:
     """Start a server and return once it is ready for requests.
 
     Args:
+        detached: Whether it outlives this process; if not, it ends with it, even with a killed one.
         stop_after_s: Seconds after which the server is ended, whatever happens to its starter; None: never.
 
     Raises:
@@ -113,8 +115,8 @@ def start_server(
         manifest = read_repository(repository)
         command = across_ranks(command, manifest, str(repository.absolute()), prefix)
         environment |= rank_environment(manifest)
-    if stop_after_s is not None:
-        command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s:g}", *command]
+    if stop_after_s is not None or not detached:  # it hands SIGTERM on, and SIGKILL 5 s later; 0 is no limit
+        command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s or 0:g}", *command]
     begin = time.monotonic()
     with log.open("wb") as output, _stack_of(STACK_BYTES):
         process = subprocess.Popen(
@@ -125,8 +127,25 @@ def start_server(
             start_new_session=True,
             cwd=runtime.server.parent,
             env=environment,
+            preexec_fn=None if detached else ending_with_parent(signal.SIGTERM),  # noqa: PLW1509 (one prctl call)
         )
-    record = ServerRecord(
+    try:
+        record = _record(process, runtime, ports, made_by=made_by, log=log, prefix=prefix)
+        write_json(repository / SERVER_NAME, record)
+        _wait_ready(process, record, deadline_s)
+        _probe(repository, record)
+        progress(f"ready after {time.monotonic() - begin:.1f} s: a request was answered")
+    except BaseException:
+        stop_server(repository, grace_s=0)  # it serves nobody yet
+        signal_group(process.pid, signal.SIGKILL)  # where there is no record of it yet
+        raise
+    return record
+
+
+def _record(
+    process: subprocess.Popen[bytes], runtime: Runtime, ports: Ports, *, made_by: MadeBy, log: Path, prefix: str
+) -> ServerRecord:
+    return ServerRecord(
         made_by=made_by,
         pid=process.pid,
         started_ticks=started_ticks(process.pid) or 0,
@@ -138,29 +157,20 @@ def start_server(
         log=str(log),
         shared_memory_prefix=prefix,
     )
-    write_json(repository / SERVER_NAME, record)
-    try:
-        _wait_ready(process, record, deadline_s)
-        _probe(repository, record)
-        progress(f"ready after {time.monotonic() - begin:.1f} s: a request was answered")
-    except BaseException:
-        stop_server(repository)
-        raise
-    return record
 
 
-def stop_server(repository: Path) -> bool:
-    """Stop the server that was started on a repository; return whether one was running."""
+def stop_server(repository: Path, *, grace_s: float = TERM_GRACE_S) -> bool:
+    """Stop the server that was started on a repository; return whether one was running.
+
+    Args:
+        grace_s: How long it may take to end by itself; 0: it is killed at once, as one that serves nobody yet.
+    """
     path = repository / SERVER_NAME
     if not path.is_file():
         return False
     record = read_json(path, ServerRecord)
     running = is_running(record)
-    if running:
-        _signal_group(record.pid, signal.SIGTERM)
-        _wait_gone(record, TERM_GRACE_S)
-    _signal_group(record.pid, signal.SIGKILL, only_if=running)
-    _wait_gone(record, TERM_GRACE_S)
+    stop_group(record.pid, lambda: is_running(record), grace_s=grace_s)
     for leftover in _SHARED_MEMORY.glob(f"{record.shared_memory_prefix}*"):
         leftover.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
@@ -384,26 +394,3 @@ def _refuse_taken(address: str, port: int) -> None:
                 f"{address}:{port} cannot be listened on: {error.strerror}",
                 hint="choose other ports with --http-port, --grpc-port, --metrics-port",
             ) from error
-
-
-def _wait_gone(record: ServerRecord, limit_s: float) -> None:
-    end = time.monotonic() + limit_s
-    while is_running(record) and time.monotonic() < end:
-        _reap(record.pid)
-        time.sleep(0.05)
-
-
-def _reap(pid: int) -> None:
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:  # started by an earlier command, not by this process
-        return
-
-
-def _signal_group(pid: int, number: signal.Signals, *, only_if: bool = True) -> None:
-    if not only_if:
-        return
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        return

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
+from engines.processes import ending_with_parent, reap, signal_group, stop_group
 from triton_repo.openai_api import KEY_VARIABLE
 
 RECORD_NAME = "front.json"
@@ -96,9 +97,12 @@ def require_free(address: str, port: int) -> None:
 
 
 def start_front(
-    repository: Path, options: FrontOptions, *, made_by: MadeBy, progress: Callable[[str], None]
+    repository: Path, options: FrontOptions, *, detached: bool, made_by: MadeBy, progress: Callable[[str], None]
 ) -> FrontRecord:
     """Start a front and return once it answers.
+
+    Args:
+        detached: Whether it outlives this process; if not, it ends with it, even with a killed one.
 
     Raises:
         MissingError: What it needs is not installed.
@@ -114,34 +118,36 @@ def start_front(
     command = [sys.executable, "-P", "-m", MODULE, str(repository.resolve()), *options.arguments()]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=None if detached else ending_with_parent(signal.SIGTERM),  # noqa: PLW1509 (one prctl call)
         )
     record = FrontRecord(made_by=made_by, pid=process.pid, address=options.address, port=options.port, log=str(log))
-    write_json(repository / RECORD_NAME, record)
     try:
+        write_json(repository / RECORD_NAME, record)
         _wait_ready(process, record)
     except BaseException:
-        stop_front(repository)
+        stop_front(repository, grace_s=0)
+        signal_group(process.pid, signal.SIGKILL)  # where there is no record of it yet
         raise
     return record
 
 
-def stop_front(repository: Path) -> bool:
-    """Stop the front that was started on a repository; return whether one was running."""
+def stop_front(repository: Path, *, grace_s: float = STOP_GRACE_S) -> bool:
+    """Stop the front that was started on a repository; return whether one was running.
+
+    Args:
+        grace_s: How long its replies may take to end; 0: it is killed at once.
+    """
     path = repository / RECORD_NAME
     if not path.is_file():
         return False
     record = read_json(path, FrontRecord)
     running = _is_running(record, repository)
-    if running:
-        os.kill(record.pid, signal.SIGTERM)
-        end = time.monotonic() + STOP_GRACE_S
-        while _is_running(record, repository) and time.monotonic() < end:
-            _reap(record.pid)
-            time.sleep(0.05)
-        if _is_running(record, repository):
-            os.kill(record.pid, signal.SIGKILL)
-            _reap(record.pid)
+    stop_group(record.pid, lambda: _is_running(record, repository), grace_s=grace_s)
     path.unlink(missing_ok=True)
     return running
 
@@ -156,7 +162,7 @@ def require_front(repository: Path) -> None:
     if not path.is_file():
         return
     record = read_json(path, FrontRecord)
-    _reap(record.pid)
+    reap(record.pid)
     if not _is_running(record, repository):
         log = Path(record.log)
         raise ToolError(f"the OpenAI front of {repository} ended by itself", log_path=log, last_lines=_last_lines(log))
@@ -202,10 +208,3 @@ def _answers(url: str) -> bool:
 
 def _last_lines(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-
-
-def _reap(pid: int) -> None:
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:  # started by an earlier command, not by this process
-        return

@@ -9,6 +9,7 @@ from triton_repo.settings.repository_manifest import (
     Choice,
     RepositoryManifest,
     ServingSettings,
+    Variant,
     read_repository,
 )
 from triton_repo.settings.resolve import Given, Resolved, given_in, resolve, shown
@@ -25,6 +26,7 @@ __all__ = [
     "RepositoryManifest",
     "Resolved",
     "ServingSettings",
+    "Variant",
     "all_settings",
     "given_in",
     "laid_over",

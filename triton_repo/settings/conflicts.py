@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engines.manifest import EngineManifest
+from engines.spec import lookahead_draft_tokens
 from triton_repo.settings.engine_config import EngineConfig
-from triton_repo.settings.schema import ServingSettings
+from triton_repo.settings.schema import Lookahead, ServingSettings
 
 SPECULATIVE = {"medusa", "redrafter", "lookahead", "eagle"}
 
@@ -90,6 +91,7 @@ def _of_decoding(
             "decoding.mode lookahead needs lookahead.window_size, ngram_size and verification_set_size",
             "7, 7 and 7 are a common start",
         )
+    yield from _of_lookahead(decoding.lookahead, config)
     for choices, mode in ((decoding.medusa_choices, "medusa"), (decoding.eagle_choices, "eagle")):
         if choices is not None and decoding.mode != mode:
             yield (
@@ -187,4 +189,18 @@ def _of_adapters(settings: ServingSettings, config: EngineConfig | None) -> Iter
             f"runtime.gpu_weights_percent {settings.runtime.gpu_weights_percent}: the engine was built without weight "
             "streaming",
             "1.0, or trtllm-build --weight_streaming",
+        )
+
+
+def _of_lookahead(sizes: Lookahead, config: EngineConfig | None) -> Iterator[tuple[str, str]]:
+    """Hold the sizes to the draft length the engine was built for: TensorRT-LLM wants just that one."""
+    window, ngram, verified = sizes.window_size, sizes.ngram_size, sizes.verification_set_size
+    if config is None or config.max_draft_len is None or window is None or ngram is None or verified is None:
+        return
+    draft = lookahead_draft_tokens(window, ngram, verified)
+    if draft != config.max_draft_len:
+        yield (
+            f"decoding.lookahead {window}, {ngram}, {verified} drafts {draft} tokens a step; the engine's config.json "
+            f"says it was built for {config.max_draft_len}",
+            f"the sizes the engine was built with, or an engine of --lookahead {window},{ngram},{verified}",
         )

@@ -10,12 +10,9 @@ from typing import Any
 from engines.errors import MissingError, UserError
 
 CONFIG_NAME = "config.json"
-SPECULATION = {
-    "LOOKAHEAD_DECODING": "lookahead",
-    "MEDUSA": "medusa",
-    "EAGLE": "eagle",
-    "EXPLICIT_DRAFT_TOKENS": "redrafter",
-}
+# `speculative_decoding_mode` of an engine's config.json is a bit of an integer flag, and which decoding mode serves it.
+# NONE is 1 and DRAFT_TOKENS_EXTERNAL 2: the plain modes serve both (tensorrt_llm/models/modeling_utils.py).
+SPECULATION = {4: "medusa", 8: "lookahead", 16: "redrafter", 32: "eagle"}
 _LONGEST_BYTES = 16 << 20
 
 
@@ -28,6 +25,7 @@ class EngineConfig:
         ranks: GPUs it needs.
         paged_context: Whether it has paged context attention, which chunked context and KV reuse need.
         speculation: Decoding mode, by its name in `decoding_mode`, it was built for.
+        max_draft_len: Draft tokens a step it was built for.
         gathers_context: Whether it can return context logits.
         gathers_generation: Whether it can return generation logits.
         logits: `fp32` or `fp16`.
@@ -43,6 +41,7 @@ class EngineConfig:
     tokens_per_block: int | None
     paged_context: bool | None
     speculation: str | None
+    max_draft_len: int | None
     gathers_context: bool | None
     gathers_generation: bool | None
     logits: str | None
@@ -74,7 +73,7 @@ def read_engine_config(folder: Path) -> EngineConfig:
 def _facts(whole: dict[str, Any]) -> EngineConfig:
     build, pretrained = _table(whole, "build_config"), _table(whole, "pretrained_config")
     plugins, mapping = _table(build, "plugin_config"), _table(pretrained, "mapping")
-    mode = str(build.get("speculative_decoding_mode") or "").rpartition(".")[2].upper()
+    mode = _number(build, "speculative_decoding_mode")
     logits = {"float32": "fp32", "float16": "fp16"}.get(str(pretrained.get("logits_dtype")))
     lora = bool(plugins.get("lora_plugin")) if "lora_plugin" in plugins else None
     return EngineConfig(
@@ -87,7 +86,8 @@ def _facts(whole: dict[str, Any]) -> EngineConfig:
         max_beam_width=_number(build, "max_beam_width"),
         tokens_per_block=_number(plugins, "tokens_per_block"),
         paged_context=_switch(plugins, "use_paged_context_fmha"),
-        speculation=SPECULATION.get(mode),
+        speculation=None if mode is None else SPECULATION.get(mode),
+        max_draft_len=_number(build, "max_draft_len"),
         gathers_context=_switch(build, "gather_context_logits"),
         gathers_generation=_switch(build, "gather_generation_logits"),
         logits=logits,

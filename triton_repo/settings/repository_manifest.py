@@ -13,12 +13,13 @@ from triton_repo.settings.schema import DEFAULT_TIME_SCALE, Emulation, ServingSe
 REPOSITORY_NAME = "manifest.json"
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 LLMAPI_MODELS = ("tensorrt_llm",)
+Variant = Literal["inflight_batcher_llm", "llmapi", "trtllm_serve"]
 # What serving writes into a repository.
 SERVED_FILES = ("server.json", "server.log", "server.key", "front.json", "front.log")
 __all__ = [
     "DEFAULT_TIME_SCALE", "LLMAPI_MODELS", "MODELS", "REPOSITORY_NAME", "SERVED_FILES", "Choice", "Emulation",
     "RepositoryManifest",
-    "ServingSettings", "read_repository",
+    "ServingSettings", "Variant", "read_repository",
 ]  # fmt: skip
 
 
@@ -44,16 +45,19 @@ class RepositoryManifest(Document):
     """`manifest.json` of a model repository: the settings it was rendered with, and the engine's own manifest.
 
     Attributes:
-        variant: Which of TensorRT-LLM's model sets it is.
+        variant: Which of TensorRT-LLM's model sets it is; `trtllm_serve`: none, trtllm-serve reads a YAML of its own.
+            For an emulated engine there is a twin: the in-flight models behind the OpenAI front.
         served_at: Absolute path the repository must have where it is served; its models hold it.
+        loads: What trtllm-serve loads: the checkpoint's folder, or the name of a published one; else None.
         settings: As they were asked for: another engine may resolve them anew.
         resolved: What they became for this engine; no `auto` is left.
         notices: Settings without effect, and what else a reader of later figures must know.
     """
 
     kind: str
-    variant: Literal["inflight_batcher_llm", "llmapi"] = "inflight_batcher_llm"
+    variant: Variant = "inflight_batcher_llm"
     served_at: str
+    loads: str | None = None
     settings: ServingSettings
     resolved: ServingSettings
     engine: EngineManifest
@@ -62,7 +66,9 @@ class RepositoryManifest(Document):
     @property
     def models(self) -> tuple[str, ...]:
         """Return the names of its models."""
-        return MODELS if self.variant == "inflight_batcher_llm" else LLMAPI_MODELS
+        if self.variant == "llmapi":
+            return LLMAPI_MODELS
+        return MODELS if self.variant == "inflight_batcher_llm" or self.kind == "emulated" else ()
 
 
 def read_repository(folder: Path) -> RepositoryManifest:

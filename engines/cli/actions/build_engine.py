@@ -146,6 +146,7 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
         "lora.target_modules": _listed(flags["lora_modules"]),
         "lora.max_rank": flags["max_lora_rank"],
         "speculative.mode": flags["speculative"],
+        "speculative.lookahead": _lookahead(flags["lookahead"]),
         "speculative.max_draft_len": flags["max_draft_len"],
         "engine_profile": flags["engine_profile"],
         "step_time": flags["step_time"],
@@ -170,6 +171,21 @@ def _split(text: str | None) -> dict[str, str]:
     if not (colon and context.isdecimal() and generation.isdecimal()):
         raise UserError(f"--disaggregated {text}: two counts are expected", hint="--disaggregated 1:1")
     return {"disaggregation.context_servers": context, "disaggregation.generation_servers": generation}
+
+
+def _lookahead(text: str | None) -> dict[str, int] | None:
+    """Return the three sizes of `--lookahead`.
+
+    Raises:
+        UserError: They are not three whole numbers.
+    """
+    if text is None:
+        return None
+    words = listed(text)
+    names = ("window_size", "ngram_size", "verification_set_size")
+    if len(words) != len(names) or not all(word.isdigit() for word in words):
+        raise UserError(f"--lookahead {text}: three sizes are needed", hint="--lookahead 7,7,7")
+    return {name: int(word) for name, word in zip(names, words, strict=True)}
 
 
 def _stages(flags: dict[str, Any], out: Path | None) -> Stages:

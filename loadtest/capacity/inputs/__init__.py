@@ -1,6 +1,7 @@
 """TODO."""
 
 from loadtest.capacity.inputs.demand import (
+    SMALL_GPUS,
     Autoscaling,
     Availability,
     Demand,
@@ -11,10 +12,11 @@ from loadtest.capacity.inputs.demand import (
     least_tail,
     read_demand,
 )
-from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, Price, prices_for, times
+from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, Price, old_prices, prices_for, times
 
 __all__ = [
     "HOURS_PER_MONTH",
+    "SMALL_GPUS",
     "Autoscaling",
     "Availability",
     "Demand",
@@ -24,6 +26,7 @@ __all__ = [
     "Routing",
     "Scale",
     "least_tail",
+    "old_prices",
     "prices_for",
     "read_demand",
     "times",

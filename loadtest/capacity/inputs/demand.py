@@ -25,10 +25,28 @@ from loadtest.scenario import (
 
 Routing = Literal["round_robin", "least_outstanding", "least_kv", "prefix_aware"]
 Auto = Literal["auto"]
+PriceTerms = Literal["on_demand", "reserved", "spot"]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
 # Percentiles that a finite run can support; `max` grows for as long as one looks.
 HOURS = 24
+USUAL_GPUS = ("h100-sxm-80gb", "a100-sxm-80gb")
+SMALL_GPUS = (
+    "l4-24gb",
+    "l40s-48gb",
+    "a100-sxm-40gb",
+    "a100-pcie-40gb",
+    "a100-pcie-80gb",
+    "h100-sxm-80gb-mig-2g.20gb",
+    "h100-sxm-80gb-mig-3g.40gb",
+)
+# What clients of a reasoning model ask for where nobody says otherwise: the reply length that Qwen3's model card
+# recommends for most questions (https://huggingface.co/Qwen/Qwen3-8B, "Best Practices"), and DeepSeek-R1's own tests.
+REASONING_MAX_TOKENS = 32_768
+REASONING_MODELS = ("deepseek-r1", "qwen3", "qwq")
+# Standard deviation of the rate from minute to minute about the hour's trend, over the trend, in Azure's conversation
+# trace of 2023-11-16 (AzureLLMInferenceTrace_conv.csv; that of a Poisson process taken off).
+MINUTE_VARIATION = 0.13
 TAILS = {"mean": 0.5, "p50": 0.5, "p90": 0.1, "p95": 0.05, "p99": 0.01, "p999": 0.001}
 
 
@@ -38,13 +56,18 @@ class Described(Strict):
     Attributes:
         rate_by_hour_per_s: Requests a second, mean of each hour of the day from midnight; one number: all day alike. Of
             conversations, every turn is a request.
+        rate_per_s: The same rate all day, instead.
+        minute_variation: Standard deviation of the rate from minute to minute about the hour's trend, over the trend.
+            Replicas are sized for the busiest `peak_window_s` of the busiest hour, not for its mean.
         burstiness: Coefficient of variation of the gaps between requests; 1 is Poisson, above it bursts.
         lengths: Of every request, or of those whose class states none; so are `prefixes` and `conversation`.
         classes: Kinds of requests that come mixed, each with objectives of its own where it has some.
     """
 
     process: Literal["described"] = "described"
-    rate_by_hour_per_s: Annotated[tuple[NotNegative, ...], Field(min_length=1, max_length=24)]
+    rate_by_hour_per_s: Annotated[tuple[NotNegative, ...], Field(max_length=24)] = ()
+    rate_per_s: Positive | None = None
+    minute_variation: Annotated[float, Field(ge=0, le=2)] = MINUTE_VARIATION
     burstiness: Annotated[float, Field(ge=0.01, le=10)] = 1.0
     lengths: Lengths = Lengths()
     prefixes: Prefixes | None = None
@@ -53,13 +76,20 @@ class Described(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if len(self.rate_by_hour_per_s) not in (1, HOURS):
-            raise ValueError(f"{len(self.rate_by_hour_per_s)} hours are stated; give 24, or one rate for all day")
-        if not max(self.rate_by_hour_per_s) > 0:
+        if bool(self.rate_by_hour_per_s) == (self.rate_per_s is not None):
+            raise ValueError("give rate_per_s, or rate_by_hour_per_s with 24 rates")
+        if len(self.hours) not in (1, HOURS):
+            raise ValueError(f"{len(self.hours)} hours are stated; give 24, or one rate for all day")
+        if not max(self.hours) > 0:
             raise ValueError("no hour has any traffic")
         if any(kind.has_file for kind in self.scenario(0).kinds):
             raise ValueError("prompts come from a file; a plan needs their lengths: lengths.pairs, or isl and osl")
         return self
+
+    @property
+    def hours(self) -> tuple[float, ...]:
+        """Requests a second of each hour, or of all of them."""
+        return self.rate_by_hour_per_s if self.rate_per_s is None else (self.rate_per_s,)
 
     def scenario(self, seed: int) -> Scenario:
         """Return who says what, as a load test would: the same draws from the same seed."""
@@ -108,15 +138,26 @@ class Limits(Strict):
     """What may be used.
 
     Attributes:
+        gpus: By name. `any`: H100 and A100 with 80 GB, and smaller ones where one of them holds the whole demand.
         max_replicas: Of the whole deployment.
         budget_usd_per_month: None: no limit.
     """
 
-    gpus: Annotated[tuple[str, ...], Field(min_length=1)] = ("h100-sxm-80gb", "a100-sxm-80gb")
+    gpus: Annotated[tuple[str, ...], Field(min_length=1)] = ("any",)
     precisions: Annotated[tuple[str, ...], Field(min_length=1)] = ("fp8", "int8_sq", "bf16")
     tensor_parallel: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], Field(min_length=1)] = (1,)
     max_replicas: Annotated[int, Field(ge=1)] = 512
     budget_usd_per_month: Positive | None = None
+
+    @property
+    def is_any_gpu(self) -> bool:
+        """Whether the demand leaves the GPU open."""
+        return self.gpus == ("any",)
+
+    @property
+    def gpu_names(self) -> tuple[str, ...]:
+        """The GPUs to plan for."""
+        return USUAL_GPUS if self.is_any_gpu else self.gpus
 
 
 class MeasuredRun(Strict):
@@ -142,6 +183,8 @@ class CandidateChoices(Strict):
         planned: Whether to plan an engine for every pair; with False only engines and runs are candidates.
         max_batch_size: Batch limits to try; `auto` is the build planner's choice.
         max_num_tokens: Token budgets of an iteration to try, likewise.
+        scheduler_policy: `guaranteed_no_evict` reserves KV blocks for `max_tokens`; `max_utilization` reserves none,
+            and evicts and computes again, as vLLM does; `auto` tries both where they differ.
         engines: Engine folders.
         calibrations: Files of `calibrate-engine`; each is used wherever its hardware and precision are planned.
         runs: Measured runs.
@@ -152,6 +195,7 @@ class CandidateChoices(Strict):
     engine_profile: str = DEFAULT_ENGINE_PROFILE
     max_batch_size: Annotated[tuple[Annotated[int, Field(ge=1)] | Auto, ...], Field(min_length=1)] = ("auto",)
     max_num_tokens: Annotated[tuple[Annotated[int, Field(ge=1)] | Auto, ...], Field(min_length=1)] = ("auto", 2048)
+    scheduler_policy: Literal["auto", "guaranteed_no_evict", "max_utilization"] = "auto"
     engines: tuple[str, ...] = ()
     calibrations: tuple[str, ...] = ()
     runs: tuple[MeasuredRun, ...] = ()
@@ -177,11 +221,14 @@ class PriceChoices(Strict):
 
     Attributes:
         vendor: Whose list prices to take from the price file.
+        terms: Of those prices; a reservation commits to a year, a spot machine can be taken away at any time. A GPU
+            without a price on these terms has none.
         file: The user's own price file; None takes the one that ships, whose rows say source and date.
         usd_per_gpu_h: The user's own prices by GPU, over any file.
     """
 
     vendor: str = "hyperstack"
+    terms: PriceTerms = "on_demand"
     file: str | None = None
     usd_per_gpu_h: dict[str, Positive] = Field(default_factory=dict)
 
@@ -194,6 +241,8 @@ class Demand(Strict):
         horizon_months: How far ahead the plan must still hold.
         peak_window_s: The busiest stretch of this length is what the replicas are sized for (of a trace; a described
             day is sized for its busiest hour).
+        max_tokens: Reply tokens that a request asks for at most, where neither its class's lengths nor a trace's row
+            say so. None: the longest reply of its class; of a model that reasons, 32,768.
         objectives: Of all requests together.
     """
 
@@ -203,6 +252,7 @@ class Demand(Strict):
     growth_per_month: Annotated[float, Field(gt=-1, le=10)] = 0.0
     horizon_months: NotNegative = 0.0
     peak_window_s: Positive = 600.0
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     objectives: Objectives
     availability: Availability = Availability()
     autoscaling: Autoscaling = Autoscaling()
@@ -217,6 +267,10 @@ class Demand(Strict):
     def growth(self) -> float:
         """How many times today's traffic the plan is for."""
         return float((1 + self.growth_per_month) ** self.horizon_months) * self.scale.traffic
+
+    def most_tokens(self, longest_osl: int) -> int:
+        """Return how many reply tokens a request asks for at most, where it does not say, given its longest reply."""
+        return self.max_tokens or default_max_tokens(self.model, longest_osl)
 
     @property
     def classes(self) -> tuple[TrafficClass, ...]:
@@ -257,6 +311,19 @@ def read_demand(path: Path) -> Demand:
         MissingError, UserError: As `files.read_yaml`.
     """
     return read_yaml(path, Demand)
+
+
+def default_max_tokens(model: str, longest_osl: int) -> int:
+    """Return how many reply tokens a request asks for at most where nobody says so.
+
+    Of a model that reasons, `REASONING_MAX_TOKENS`: nobody knows beforehand how long it thinks. Of others, its class's
+    longest reply: what cuts replies there is the client's `max_tokens`.
+
+    >>> default_max_tokens("llama-3-8b", 1500), default_max_tokens("deepseek-r1-0528-qwen3-8b", 1500)
+    (1500, 32768)
+    """
+    reasons = model.lower().startswith(REASONING_MODELS)
+    return max(longest_osl, REASONING_MAX_TOKENS) if reasons else longest_osl
 
 
 def least_tail(objectives: Objectives) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -12,9 +13,10 @@ from pydantic import Field
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
 from engines.spec import gpu_named
-from loadtest.capacity.inputs.demand import PriceChoices
+from loadtest.capacity.inputs.demand import PriceChoices, PriceTerms
 
 HOURS_PER_MONTH = 730.0  # a twelfth of 365 days
+OLD_DAYS = 60  # past this a list price is said to be old
 SHIPPED = Path(str(files("loadtest.capacity.inputs"))) / "prices.yaml"
 
 
@@ -24,6 +26,7 @@ class Price(Strict):
     Attributes:
         vendor: Who sells it.
         read_on: The day the source showed it.
+        terms: `on_demand`, `reserved` for a year, or `spot`.
     """
 
     vendor: str
@@ -31,11 +34,17 @@ class Price(Strict):
     usd_per_gpu_h: Annotated[float, Field(gt=0)]
     read_on: date
     source: str
+    terms: PriceTerms = "on_demand"
+
+    def age_days(self, today: date) -> int:
+        """Return how long ago it was read."""
+        return (today - self.read_on).days
 
     @property
     def words(self) -> str:
         """Price, source and date in one line."""
-        return f"{self.usd_per_gpu_h:g} USD per GPU hour: {self.source}, read {self.read_on.isoformat()}"
+        terms = self.terms.replace("_", " ")
+        return f"{self.usd_per_gpu_h:g} USD per GPU hour, {terms}: {self.source}, read {self.read_on.isoformat()}"
 
 
 class PriceFile(Strict):
@@ -55,7 +64,11 @@ def prices_for(choices: PriceChoices, folder: Path, *, today: date, ratio: float
         UserError: The vendor has no row in the file, an unknown GPU is priced, or a GPU is priced twice.
     """
     path = SHIPPED if choices.file is None else folder / choices.file
-    rows = [row for row in read_yaml(path, PriceFile).prices if row.vendor == choices.vendor]
+    of_vendor = [row for row in read_yaml(path, PriceFile).prices if row.vendor == choices.vendor]
+    rows = [row for row in of_vendor if row.terms == choices.terms]
+    if of_vendor and not rows and not choices.usd_per_gpu_h:
+        known = ", ".join(sorted({row.terms for row in of_vendor}))
+        raise UserError(f"prices.terms '{choices.terms}': {choices.vendor} has none in {path}", hint=f"there: {known}")
     if not rows and not choices.usd_per_gpu_h:
         known = ", ".join(sorted({row.vendor for row in read_yaml(path, PriceFile).prices}))
         raise UserError(f"prices.vendor '{choices.vendor}': no row in {path}", hint=f"vendors there: {known}")
@@ -77,3 +90,18 @@ def times(price: Price, ratio: float) -> Price:
         return price
     changed = {"usd_per_gpu_h": price.usd_per_gpu_h * ratio, "source": f"{price.source}, times {ratio:g}"}
     return price.model_copy(update=changed)
+
+
+def old_prices(prices: Iterable[Price], today: date) -> list[str]:
+    """Return a warning for each price that is older than `OLD_DAYS`.
+
+    >>> row = Price(vendor="v", gpu="g", usd_per_gpu_h=1.0, read_on=date(2026, 1, 1), source="a page")
+    >>> old_prices([row], date(2026, 4, 1))
+    ['the price of g is 90 days old (read 2026-01-01); state prices.usd_per_gpu_h.g if it has changed']
+    """
+    return [
+        f"the price of {price.gpu} is {price.age_days(today)} days old (read {price.read_on.isoformat()}); "
+        f"state prices.usd_per_gpu_h.{price.gpu} if it has changed"
+        for price in prices
+        if price.age_days(today) > OLD_DAYS
+    ]

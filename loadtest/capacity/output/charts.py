@@ -12,6 +12,7 @@ WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 18, 34, 44
 _CHAR = 6.3  # width of a character at the charts' size, near enough to keep labels apart
 _MANY = 1000
+LEAST_TICKS = 4  # of an axis; a logarithmic one over less than a decade takes even steps
 
 
 class Mark(NamedTuple):
@@ -59,12 +60,14 @@ class Scale:
         if self.is_log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             found = [base * 10**power for power in range(first, last + 1) for base in (1, 2, 5)]
-            return [value for value in found if self.low <= value <= self.high]
+            inside = [value for value in found if self.low <= value <= self.high]
+            if len(inside) >= LEAST_TICKS:
+                return inside
         raw = (self.high - self.low) / 5 or 1.0
         power = 10 ** math.floor(math.log10(raw))
         step = next(power * base for base in (1, 2, 2.5, 5, 10) if power * base >= raw)
-        first = math.ceil(self.low / step - 1e-9)
-        return [place * step for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        begin = math.ceil(self.low / step - 1e-9)
+        return [place * step for place in range(begin, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def chart(

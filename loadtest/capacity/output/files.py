@@ -15,6 +15,8 @@ from loadtest.capacity.simulation import LEAD_RATIO, busiest_window, mean_turns,
 from loadtest.scenario import Trace
 
 RECIPE_NAME, SERVING_NAME, SCENARIO_NAME = "recipe.yaml", "serving.yaml", "verify.yaml"
+CALIBRATE_NAME = "calibrate.yaml"
+CALIBRATION_LEVELS = 6  # of the scenario to calibrate with: as many as a fit takes at least
 WARMUP_RATIO = 0.2
 
 
@@ -30,7 +32,7 @@ def handed_over(plan: CapacityPlan, folder: Path, target: Path) -> dict[str, str
         return {}
     files = {SCENARIO_NAME: _scenario(plan, folder, target)}
     if plan.engine is not None:
-        files |= {RECIPE_NAME: _recipe(plan), SERVING_NAME: _serving(plan)}
+        files |= {RECIPE_NAME: _recipe(plan), SERVING_NAME: _serving(plan), CALIBRATE_NAME: _calibration(plan)}
     return files
 
 
@@ -47,8 +49,9 @@ def _recipe(plan: CapacityPlan) -> str:
             "input_tokens": max(1, round(traffic.mean_isl)),
             "output_tokens": max(1, round(traffic.mean_osl)),
             "longest_input_tokens": traffic.longest_isl,
-            "longest_output_tokens": traffic.longest_osl,
+            "longest_output_tokens": max(traffic.longest_osl, traffic.max_tokens),
         },
+        "scheduler_policy": engine.runtime.scheduler_policy,
         "limits": {
             "max_batch_size": engine.limits.max_batch_size,
             "max_num_tokens": engine.limits.max_num_tokens,
@@ -66,22 +69,45 @@ def _recipe(plan: CapacityPlan) -> str:
 
 
 def _serving(plan: CapacityPlan) -> str:
-    """Return serving settings: a queue as long as can be served within the loosest limit on the first token."""
+    """Return serving settings, the queue's limit as the fleets were simulated with it."""
     chosen, engine = plan.chosen, plan.engine
     assert chosen is not None
     assert engine is not None
     values: dict[str, Any] = {"scheduling": {"policy": engine.runtime.scheduler_policy}}
     comment = "# No limit on TTFT was asked for, so no request is refused for waiting.\n"
-    limits = [*plan.demand.objectives.ttft_s.values()]
-    if limits and chosen.rate_per_s is not None:
-        longest_s = max(limits)
-        waiting = max(1, math.ceil(chosen.rate_per_s * longest_s))
-        values["queue"] = {"max_queue_size": waiting}
+    if plan.max_queue_size:
+        values["queue"] = {"max_queue_size": plan.max_queue_size}
+        refused = max((each.refused for each in plan.fleets if each.what == "peak"), default=0.0)
+        middle = f"{chosen.middle_rate_per_s or 0:.3g} requests/s"
         comment = (
-            f"# max_queue_size: at {chosen.rate_per_s:.3g} requests/s, whoever finds {waiting} before it waits longer\n"
-            f"# than the {longest_s:g} s promised: refused at once, it can be sent to another replica.\n"
+            f"# max_queue_size: what the middle of the prediction, {middle}, serves within the longest TTFT\n"
+            f"# asked for. The fleets were simulated with it: {refused:.2%} of requests refused at the peak.\n"
         )
     return f"# {plan.recommended}\n{comment}" + _yaml(values)
+
+
+def _calibration(plan: CapacityPlan) -> str:
+    """Return a closed loop of the demand's mean lengths, from one user to more than a replica holds at its best."""
+    chosen, at = plan.chosen, plan.operating
+    assert chosen is not None
+    rates = [each.rate_per_s for each in chosen.sizes if each.rate_per_s is not None]
+    in_flight = 1.0 if at is None else at.in_flight * max(rates, default=at.rate_per_s) / max(at.rate_per_s, 1e-9)
+    most = max(CALIBRATION_LEVELS, min(chosen.max_batch_size or 256, math.ceil(1.5 * in_flight)))
+    steps = [round(most ** (place / (CALIBRATION_LEVELS - 1))) for place in range(CALIBRATION_LEVELS)]
+    users = sorted({max(step, place + 1) for place, step in enumerate(steps)})
+    traffic = plan.traffic
+    values = {
+        "name": f"calibrate-{plan.demand.name}",
+        "concurrency": users,
+        "lengths": {"isl": max(1, round(traffic.mean_isl)), "osl": max(1, round(traffic.mean_osl))},
+        "prompts": "random",
+        "requests": 64,
+        "requests_per_user": 4,
+    }
+    return (
+        f"# run-load --url URL --scenario {CALIBRATE_NAME} --out RUN, against one replica, then:\n"
+        "# plan-capacity --plan capacity.json --calibrate-from RUN\n"
+    ) + _yaml(values)
 
 
 def _scenario(plan: CapacityPlan, folder: Path, target: Path) -> str:
@@ -95,7 +121,9 @@ def _scenario(plan: CapacityPlan, folder: Path, target: Path) -> str:
         values, how = _replayed(plan, demand.traffic, rate_per_s, folder, target)
     command = f"run-load --url URL --scenario {SCENARIO_NAME} --out RUN"
     verify = f"plan-capacity --verify RUN --plan {target / 'capacity.json'}"
-    return f"# {how}.\n# {command}, against one replica, then: {verify}\n" + _yaml(values)
+    reserved = plan.traffic.max_tokens > plan.traffic.longest_osl
+    note = "# Replies are asked for at their exact length: what max_tokens reserves beyond it is not exercised.\n"
+    return (note if reserved else "") + f"# {how}.\n# {command}, against one replica, then: {verify}\n" + _yaml(values)
 
 
 def _described(demand: Demand, traffic: Described, rate_per_s: float, folder: Path, target: Path) -> dict[str, Any]:

@@ -8,17 +8,17 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from engines.spec import MS
 from loadtest.capacity.decision import Row
 from loadtest.capacity.output.charts import Mark, Series, chart, tornado
-from loadtest.capacity.output.terminal import milliseconds, number, what_of
+from loadtest.capacity.output.terminal import milliseconds, number, size_rows, what_of
 from loadtest.capacity.plan import CapacityPlan
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import Checked
-from loadtest.capacity.what_if_compared import Compared
+from loadtest.capacity.what_if import Compared
 
 PAGE_NAME = "capacity.html"
 TEMPLATE = Path(str(files("loadtest.capacity.output"))) / "page.html"
-MS = 1e3
 TONES = 6
 
 
@@ -35,6 +35,7 @@ def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
         verdict="good" if row is not None else "bad",
         facts=_facts(plan),
         figures="\n".join(f"<figure>{figure}</figure>" for figure in _figures(plan)),
+        sizes=_sizes(plan),
         rows=_rows(plan),
         fleets=_fleets(plan.fleets),
         whatif=_what_if(together),
@@ -57,10 +58,11 @@ def _figures(plan: CapacityPlan) -> list[str]:
 
 
 def _frontier(plan: CapacityPlan) -> str:
-    best, at = plan.chosen, plan.operating
-    names = list(dict.fromkeys(point.name for point in plan.frontier))[: TONES - 1]
+    best = plan.chosen
+    names = list(dict.fromkeys(point.name for point in plan.frontier))
     edge = sorted((each.usd_per_month, each.ttft_p95_s * MS) for each in plan.frontier if each.is_on_frontier)
-    series = [Series("frontier", edge, 5, "line", is_dashed=True)]
+    series = [Series("frontier", edge, TONES - 1, "line", is_dashed=True)]
+    tones = {name: min(place, TONES - 1) for place, name in enumerate(names)}
     series += [
         Series(
             "",
@@ -68,13 +70,15 @@ def _frontier(plan: CapacityPlan) -> str:
             tone,
             "dots",
         )
-        for tone, name in enumerate(names)
+        for name, tone in tones.items()
     ]
-    marks = []
-    if best is not None and at is not None and at.ttft_p95_s is not None and best.usd_per_month is not None:
-        marks.append(Mark(best.usd_per_month, at.ttft_p95_s * MS, "recommended"))
+    marks = [
+        Mark(each.usd_per_month, each.ttft_p95_s * MS, "recommended")
+        for each in plan.frontier
+        if best is not None and (each.name, each.replicas) == (best.name, best.replicas)
+    ]
     drawn = chart(
-        "Cost against latency: every deployment seen to keep the objectives",
+        "Cost against latency: deployments that keep every objective",
         series,
         x="USD a month",
         y="TTFT p95, ms",
@@ -82,9 +86,7 @@ def _frontier(plan: CapacityPlan) -> str:
         x_log=True,
         y_log=True,
     )
-    key = " ".join(
-        f'<span class="key fill{tone}">&#9679;</span> {html.escape(name)}' for tone, name in enumerate(names)
-    )
+    key = " ".join(f'<span class="key fill{tone}">&#9679;</span> {html.escape(name)}' for name, tone in tones.items())
     return f"{drawn}<figcaption>{key}</figcaption>"
 
 
@@ -92,7 +94,7 @@ def _day(plan: CapacityPlan) -> str:
     day, row = plan.day, plan.chosen
     if day is None or row is None:
         return ""
-    capacity = row.rate_per_s or 0.0
+    capacity = row.fleet_per_s or row.rate_per_s or 1.0
     headroom = 1 - plan.demand.availability.headroom
     series = [
         Series("up, autoscaled", [(each.at_h, each.up) for each in day.points], 0, "steps"),
@@ -197,10 +199,12 @@ def _words(case: Case) -> str:
 def _facts(plan: CapacityPlan) -> str:
     traffic, availability = plan.traffic, plan.demand.availability
     facts = {
-        "peak, today": f"{traffic.peak_per_s:.3g} requests/s",
+        f"busiest {plan.demand.peak_window_s:g} s, today": f"{traffic.peak_per_s:.3g} requests/s",
+        "busiest hour, today": f"{traffic.hour_per_s:.3g} requests/s",
         "peak, planned for": f"{traffic.planned_peak_per_s:.3g} requests/s",
         "mean prompt / reply": f"{traffic.mean_isl:.0f} / {traffic.mean_osl:.0f} tokens",
         "longest": f"{traffic.longest_isl:,} / {traffic.longest_osl:,} tokens",
+        "max_tokens": f"{traffic.max_tokens:,}",
         "may be lost": f"any {availability.n_plus}"
         + (f" or one of {availability.zones} zones" if availability.zones > 1 else ""),
         "headroom": f"{availability.headroom:.0%}",
@@ -218,24 +222,48 @@ def _facts(plan: CapacityPlan) -> str:
     return f"<dl>{cells}</dl>"
 
 
+def _sizes(plan: CapacityPlan) -> str:
+    rows = size_rows(plan)
+    if not rows:
+        return ""
+    heads = ("size", "replicas", "USD/month", "req/s a replica", "the replicas needed, simulated", "fails first")
+    notes = [note for note in (plan.max_tokens_note, plan.smaller_gpu, *plan.warnings) if note]
+    said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    source = html.escape(plan.chosen.interval_source if plan.chosen is not None else "")
+    return (
+        "<section><h2>Three sizes</h2><p>The recommended row at the unfavourable end of the prediction's interval "
+        f"(promised), at its middle, and at its favourable end. The interval: {source}.</p>"
+        f"{_table(heads, rows)}{said}</section>"
+    )
+
+
 def _rows(plan: CapacityPlan) -> str:
     heads = (
         "candidate", "rests on", "promised req/s", "middle", "TTFT p95, ms", "ITL p99, ms", "batch", "KV cache used",
-        "binds", "replicas", "USD/month", "USD/Mtok", "",
+        "fails first", "replicas", "USD/month", "USD/Mtok",
     )  # fmt: skip
-    rows = [(_row_cells(row), row.name == plan.recommended) for row in plan.rows]
-    return _table(heads, [cells for cells, _ in rows], strong=[place for place, (_, best) in enumerate(rows) if best])
+    return _table(
+        heads,
+        [_row_cells(row) for row in plan.rows],
+        strong=[place for place, row in enumerate(plan.rows) if row.name == plan.recommended],
+        notes=[_row_note(row) for row in plan.rows],
+    )
 
 
-def _row_cells(row: Row) -> list[str]:
-    at = row.at_knee
+def _row_note(row: Row) -> str:
     notes = [row.reason or ""]
     if row.beaten_by:
         notes.append(f"{row.beaten_by} rests on better evidence")
     if row.found is not None and row.rate_per_s is not None and not row.found.supported:
         notes.append(f"fewer than the {row.found.requests_needed:,} requests its percentiles take")
     if row.added:
-        notes.append(f"{row.added} more for the router")
+        more = "more" if row.added > 0 else "fewer"
+        notes.append(f"behind its router, the fleet takes {abs(row.added)} {more} than one replica alone points to")
+    return "; ".join(note for note in notes if note)
+
+
+def _row_cells(row: Row) -> list[str]:
+    at = row.at_knee
     return [
         row.name,
         row.basis if row.status != "refused" else "-",
@@ -245,11 +273,10 @@ def _row_cells(row: Row) -> list[str]:
         milliseconds(None if at is None else at.itl_p99_s),
         "-" if at is None else f"{at.in_flight:.0f} of {row.max_batch_size or '?'}",
         "-" if at is None or row.basis == "measured" else f"{at.kv_ratio:.0%}, at most {at.kv_most:.0%}",
-        row.binding or "-",
+        row.limited_by or "-",
         "-" if row.replicas is None else str(row.replicas),
         "-" if row.usd_per_month is None else f"{row.usd_per_month:,.0f}",
         number(row.usd_per_million_tokens),
-        "; ".join(note for note in notes if note),
     ]
 
 
@@ -279,9 +306,9 @@ def _reliefs(row: Row | None) -> str:
         return "<p>Nothing was missed at any load tried, or the row is a measured run.</p>"
     found = row.found
     said = (
-        f"<p>At {number(found.above_per_s)} requests/s a replica misses {html.escape(', '.join(found.missed))}: what "
-        f"was found is {number(found.strain)} of its limit. The same load again, each time with one thing a quarter "
-        "easier:</p>"
+        f"<p>At {number(found.promised.above_per_s)} requests/s a replica misses "
+        f"{html.escape(found.promised.limited_by or '')}: what was found is {number(found.strain)} of its limit. "
+        "The same load again, each time with one thing a quarter easier:</p>"
     )
     reliefs = sorted(found.reliefs, key=lambda each: -each.gain)
     rows = [[each.constraint, number(each.worst_ratio), f"{each.gain:.0%}"] for each in reliefs]
@@ -324,14 +351,26 @@ def _what_if(together: Compared | None) -> str:
     return f"<section><h2>What if</h2>{_table(heads, rows)}</section>"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, strong: Sequence[int] = ()) -> str:
+def _table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    strong: Sequence[int] = (),
+    notes: Sequence[str] | None = None,
+) -> str:
+    """Return a table.
+
+    Args:
+        strong: Rows to set off.
+        notes: What stands below each row, over its whole width.
+    """
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    body = "".join(
-        f"<tr{' class=strong' if place in strong else ''}>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-        + "</tr>"
-        for place, row in enumerate(rows)
-    )
+    body = ""
+    for place, row in enumerate(rows):
+        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        body += f"<tr{' class=strong' if place in strong else ''}>{cells}</tr>"
+        if notes is not None and notes[place]:
+            body += f'<tr class="note"><td colspan="{len(heads)}">{html.escape(notes[place])}</td></tr>'
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from engines.console import progress, show, table_console
+from engines.spec import units
 from loadtest.capacity.decision import Row
 from loadtest.capacity.plan import CapacityPlan
-from loadtest.capacity.simulation import Checked
+from loadtest.capacity.simulation import Checked, FleetVerdict
 from loadtest.capacity.verify import Verification
-from loadtest.capacity.what_if_compared import Compared
-
-MS = 1e3
+from loadtest.capacity.what_if import Compared
 
 
 def show_plan(plan: CapacityPlan) -> None:
-    """Print the traffic, the table of candidates, and the recommendation on stdout; what was refused on stderr."""
+    """Print the traffic, the sizes, the table of candidates and the recommendation on stdout; the rest on stderr."""
     traffic = plan.traffic
+    hour = "" if traffic.hour_per_s == traffic.peak_per_s else f", its hour {traffic.hour_per_s:.3g}"
     show(
-        f"{plan.demand.name}: peak {traffic.planned_peak_per_s:.3g} requests/s (today {traffic.peak_per_s:.3g}), "
-        f"mean {traffic.mean_per_s * traffic.growth:.3g}; "
-        f"prompts {traffic.mean_isl:.0f}, replies {traffic.mean_osl:.0f} tokens"
+        f"{plan.demand.name}: peak {traffic.planned_peak_per_s:.3g} requests/s over {plan.demand.peak_window_s:g} s "
+        f"(today {traffic.peak_per_s:.3g}{hour}), mean {traffic.mean_per_s * traffic.growth:.3g}; "
+        f"prompts {traffic.mean_isl:.0f}, replies {traffic.mean_osl:.0f} tokens, max_tokens {traffic.max_tokens:,}"
     )
+    _show_sizes(plan)
     _show_rows(plan)
     for row in plan.rows:
         if row.status != "possible":
@@ -31,12 +34,70 @@ def show_plan(plan: CapacityPlan) -> None:
             progress(f"not ranked: {row.name}: {row.beaten_by} rests on better evidence")
     for price in {row.gpu: row.price for row in plan.rows if row.price is not None}.values():
         progress(f"price of {price.gpu}: {price.words}")
+    for warning in plan.warnings:
+        progress(f"warning: {warning}")
     if plan.sentence is not None:
         _show_fleets(plan)
         _show_day(plan)
         _show_sensitivity(plan)
-        show("")
-        show(plan.sentence)
+        for note in (plan.sentence, plan.max_tokens_note, plan.smaller_gpu):
+            if note is not None:
+                show("")
+                show(note)
+
+
+SIZES = ("promised", "middle", "optimistic")
+
+
+def size_rows(plan: CapacityPlan) -> list[list[str]]:
+    """Return the three sizes of the recommended row as cells: size, replicas, cost, rate, verdict, what fails first."""
+    row = plan.chosen
+    if row is None or row.basis == "measured":
+        return []
+    return [
+        [
+            name,
+            "-" if each.replicas is None else str(each.replicas),
+            "-" if each.usd_per_month is None else f"{each.usd_per_month:,.0f}",
+            number(each.rate_per_s),
+            verdict_of(each.verdict),
+            each.limited_by or "-",
+        ]
+        for name, each in zip(SIZES, row.sizes, strict=False)
+    ]
+
+
+def verdict_of(verdict: FleetVerdict | None) -> str:
+    """Return how sure it is that the smallest fleet keeps every objective."""
+    if verdict is None:
+        return "from one replica's rate"
+    sure = "95 % sure" if verdict.is_certain else f"open: {', '.join(verdict.undecided)}"
+    return f"kept in {verdict.kept_windows} of {verdict.windows} simulated peaks, {sure}"
+
+
+def _show_sizes(plan: CapacityPlan) -> None:
+    rows = size_rows(plan)
+    if not rows:
+        return
+    table = Table(
+        title=f"{plan.recommended}: sizes at both ends of the prediction's interval and at its middle",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("size", "replicas", "USD/month", "req/s a replica", "fleet of the replicas needed", "fails first"):
+        table.add_column(heading, justify="left" if heading[0] in "sf" else "right")
+    for cells in rows:
+        table.add_row(*cells)
+    table_console().print(table)
+
+
+def show_first(rows: Sequence[Row]) -> None:
+    """Print what one replica of each candidate carries on stderr, while fleets of them are still to be simulated."""
+    for row in rows:
+        if row.rate_per_s is not None and row.replicas is not None:
+            cost = "no price" if row.usd_per_month is None else f"{row.usd_per_month:,.0f} USD/month"
+            progress(f"{row.name}: {number(row.rate_per_s)} requests/s a replica, some {row.replicas} replicas, {cost}")
 
 
 def _show_rows(plan: CapacityPlan) -> None:
@@ -50,7 +111,7 @@ def _show_rows(plan: CapacityPlan) -> None:
     table.add_column("rests on", no_wrap=True)
     for heading in ("req/s", "TTFT p95", "ITL p99", "replicas", "$/month", "$/Mtok"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("binds", no_wrap=True)
+    table.add_column("fails first", no_wrap=True)
     for row in plan.rows:
         if row.rate_per_s is not None:
             mark = "* " if row.name == plan.recommended else ""
@@ -68,7 +129,7 @@ def _cells(row: Row) -> list[str]:
         "-" if row.replicas is None else str(row.replicas),
         "-" if row.usd_per_month is None else f"{row.usd_per_month:,.0f}",
         number(row.usd_per_million_tokens),
-        row.binding or "-",
+        row.limited_by or "-",
     ]
 
 
@@ -181,7 +242,5 @@ def number(value: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Return seconds as whole milliseconds, or tenths below ten; a dash for nothing."""
-    if value is None:
-        return "-"
-    return f"{value * MS:,.0f}" if value * MS >= 10 else f"{value * MS:.1f}"  # noqa: PLR2004 (where a tenth is noise)
+    """Return seconds as milliseconds; a dash for nothing."""
+    return "-" if value is None else units.milliseconds(value)

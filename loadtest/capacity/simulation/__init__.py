@@ -1,16 +1,28 @@
-"""TODO."""
+"""Replicas and fleets of them under the demand's traffic in virtual time."""
 
-from loadtest.capacity.simulation.fleet_checks import Checked, FleetTask, What, check, ramp_of
+from loadtest.capacity.simulation.fleet_checks import (
+    Checked,
+    FleetSize,
+    FleetTask,
+    FleetVerdict,
+    SizeTask,
+    What,
+    check,
+    ramp_of,
+    smallest_fleet,
+)
+from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task, steady_state
 from loadtest.capacity.simulation.max_rate import (
+    Carried,
     Constraint,
     RateProbe,
     ReplicaCapacity,
-    Task,
     figures_of,
     most_of,
+    relieved,
     swept,
 )
-from loadtest.capacity.simulation.replica import NONE, Pessimism
+from loadtest.capacity.simulation.replica import NONE, Slowdown
 from loadtest.capacity.simulation.traffic_sample import (
     LEAD_RATIO,
     SLOT_S,
@@ -27,14 +39,20 @@ __all__ = [
     "LEAD_RATIO",
     "NONE",
     "SLOT_S",
+    "Carried",
     "Checked",
     "Constraint",
+    "FleetSize",
     "FleetTask",
+    "FleetVerdict",
+    "Interval",
     "LengthProfile",
-    "Pessimism",
+    "LoadBench",
     "RateCurve",
     "RateProbe",
     "ReplicaCapacity",
+    "SizeTask",
+    "Slowdown",
     "Task",
     "What",
     "busiest_window",
@@ -44,7 +62,10 @@ __all__ = [
     "mean_turns",
     "most_of",
     "ramp_of",
+    "relieved",
     "requests_needed",
     "shape_of",
+    "smallest_fleet",
+    "steady_state",
     "swept",
 ]

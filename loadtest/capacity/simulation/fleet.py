@@ -1,38 +1,30 @@
 """Many replicas behind a router in virtual time: who gets which request, what a loss and a slow start do.
 
-Each replica is the virtual server of a prediction. All of them are taken to the moment of each arrival, the router
-looks at them as they are then, and the chosen one gets the request. With one replica this is the same simulation.
+Each replica is the virtual server of a prediction. At each arrival the router looks at the replicas as they are then,
+and the chosen one gets the request. A replica whose requests cannot have changed is not taken to that moment before
+somebody needs it; what it shows is the same. With one replica this is the simulation of a replica alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engines.manifest import EngineManifest
-from engines.steptime import StepCost, uniform
+from engines.steptime import StepShape, uniform
 from loadtest.capacity.inputs import Routing
-from loadtest.capacity.simulation.replica import (
-    NONE,
-    Pessimism,
-    RateResult,
-    Totals,
-    add,
-    batcher_of,
-    host_of,
-    note_state,
-    seen_of,
-    sent_of,
-)
+from loadtest.capacity.simulation.observations import Observations
+from loadtest.capacity.simulation.replica import NONE, STATE_EVERY, Slowdown, batcher_of, host_of, sent_of, slowed_parts
 from loadtest.capacity.simulation.traffic_sample import TrafficSample
-from loadtest.scenario import Objectives
 from loadtest.simulate import Ended, Sent, VirtualServer
 
 # A prefix-aware router gives a request to who holds its beginning, unless that one has so many times the mean number of
 # requests: past it, waiting costs more than computing the beginning again.
 CROWDED_RATIO = 1.5
+_ONE_TOKEN = StepShape(decode_sequences=1)  # no iteration that makes a token is shorter
 
 
 @dataclass(slots=True)
@@ -80,21 +72,36 @@ class Replica:
     Attributes:
         up_s: From when on it is there.
         down_s: Until when.
+        still_until_s: Before this nothing it has can end, so its number of requests stands.
     """
 
     server: VirtualServer
     inbox: Inbox
+    into: Observations
     up_s: float = 0.0
     down_s: float = math.inf
+    still_until_s: float = 0.0
     ended: list[Ended] = field(default_factory=list)
+    _seen: int = 0
 
-    def advance_to(self, until_s: float, totals: Totals | None = None) -> None:
+    def advance_to(self, until_s: float) -> None:
         """Do what begins before a time."""
         for each in self.server.advance_to(until_s):
             if each.sent.turn.phase == "measure":
                 self.ended.append(each)
-            if totals is not None and each.sent.turn.phase != "warmup":
-                note_state(self.server.batcher, totals)
+            if each.sent.turn.phase != "warmup":
+                self._seen += 1
+                if self._seen % STATE_EVERY == 0:
+                    self.into.note_state(self.server)
+        self.still_until_s = (
+            self.server.batcher.soonest_end_s(self.server.now_s) if self.inbox.outstanding else math.inf
+        )
+
+    def take(self, sent: Sent, now_s: float) -> None:
+        """Take a request from the router."""
+        self.inbox.take(sent)
+        step_s = self.server.batcher.step_time.seconds(_ONE_TOKEN)
+        self.still_until_s = min(self.still_until_s, now_s + sent.turn.output_tokens * step_s)
 
     @property
     def load(self) -> int:
@@ -109,10 +116,14 @@ class Router:
         self.routing = routing
         self._turn = 0
 
-    @property
-    def looks(self) -> bool:
-        """Whether it looks at the replicas at all."""
-        return self.routing != "round_robin"
+    def look(self, replicas: list[Replica], now_s: float) -> None:
+        """Take replicas to a moment, as far as its policy has to see them."""
+        if self.routing == "round_robin":
+            return
+        counts_only = self.routing == "least_outstanding"
+        for each in replicas:
+            if not counts_only or each.still_until_s <= now_s:
+                each.advance_to(now_s)
 
     def choose(self, replicas: list[Replica], sent: Sent) -> Replica:
         """Return the replica for a request; ties go round."""
@@ -141,81 +152,75 @@ class Fleet(NamedTuple):
 
     Attributes:
         ups_s: When each replica is there; as many as there are replicas.
+        max_queue_size: Requests that may wait on each replica; one more is refused. 0: no limit.
     """
 
     manifest: EngineManifest
     ups_s: tuple[float, ...]
     routing: Routing
-    pessimism: Pessimism = NONE
+    slowdown: Slowdown = NONE
     loss: Loss | None = None
+    max_queue_size: int = 0
 
 
-class Served(NamedTuple):
-    """A fleet's figures.
+def serve(fleet: Fleet, samples: Sequence[TrafficSample], into: Observations | None = None) -> tuple[Observations, int]:
+    """Return what all replicas together show, each window from an idle start, and how many requests were sent again.
 
-    Attributes:
-        retried: Requests sent again because their replica was lost.
+    Args:
+        into: Earlier windows that these are added to.
     """
-
-    seen: RateResult
-    retried: int
-
-
-def serve(
-    fleet: Fleet, stretches: list[TrafficSample], objectives: dict[str, Objectives], *, rate_per_s: float
-) -> Served:
-    """Return what all replicas together show, each stretch from an idle start."""
-    totals: dict[str, Totals] = {}
+    found = Observations() if into is None else into
     retried = 0
-    for stretch in stretches:
-        replicas = [_replica(fleet, up_s) for up_s in fleet.ups_s]
-        retried += _play(fleet, replicas, stretch, totals.setdefault("", Totals()))
-        window_s = {name: each.window_s for name, each in totals.items()}
+    for sample in samples:
+        replicas = [_replica(fleet, up_s, found) for up_s in fleet.ups_s]
+        found.begin_window(sample)
+        retried += _play(fleet, replicas, sample)
         for replica in replicas:
-            add(replica.server, stretch, replica.ended, totals, objectives, fleet.pessimism)
-        for name, each in totals.items():  # the window is the fleet's, not each replica's
-            each.window_s = window_s.get(name, 0.0) + stretch.end_s - stretch.measure_s
-    return Served(seen_of(totals, objectives, rate_per_s=rate_per_s), retried)
+            found.add(replica.server, replica.ended)
+    return found, retried
 
 
-def _replica(fleet: Fleet, up_s: float) -> Replica:
-    slower = fleet.pessimism.slower
-    ratios = StepCost._make(part * slower for part in uniform(1.0))
+def _replica(fleet: Fleet, up_s: float, into: Observations) -> Replica:
+    slowdown = fleet.slowdown
+    batcher = batcher_of(
+        fleet.manifest,
+        slowed_parts(slowdown, uniform(1.0)),
+        max_queue_size=fleet.max_queue_size,
+    )
     inbox = Inbox()
-    server = VirtualServer(batcher_of(fleet.manifest, ratios), inbox, host_of(fleet.manifest, slower), now_s=up_s)
-    return Replica(server, inbox, up_s)
+    server = VirtualServer(batcher, inbox, host_of(fleet.manifest, slowdown.host), now_s=up_s)
+    return Replica(server, inbox, into, up_s)
 
 
-def _play(fleet: Fleet, replicas: list[Replica], stretch: TrafficSample, totals: Totals) -> int:
+def _play(fleet: Fleet, replicas: list[Replica], sample: TrafficSample) -> int:
     router = Router(fleet.routing)
     retried = 0
     loss = fleet.loss
-    for sent in sent_of(stretch):
+    for sent in sent_of(sample):
         if loss is not None and sent.sent_s >= loss.at_s:
-            retried += _lose(router, replicas, loss, totals)
+            retried += _lose(router, replicas, loss)
             loss = None
-        _hand_over(router, replicas, sent, sent.sent_s, totals)
+        _hand_over(router, replicas, sent, sent.sent_s)
     for replica in replicas:
         if replica.down_s == math.inf:
-            replica.advance_to(math.inf, totals)
+            replica.advance_to(math.inf)
     return retried
 
 
-def _hand_over(router: Router, replicas: list[Replica], sent: Sent, now_s: float, totals: Totals) -> None:
+def _hand_over(router: Router, replicas: list[Replica], sent: Sent, now_s: float) -> None:
     there = [each for each in replicas if each.up_s <= now_s < each.down_s]
-    if router.looks:
-        for each in there:
-            each.advance_to(now_s, totals)
-    router.choose(there, sent).inbox.take(sent)
+    router.look(there, now_s)
+    router.choose(there, sent).take(sent, now_s)
 
 
-def _lose(router: Router, replicas: list[Replica], loss: Loss, totals: Totals) -> int:
+def _lose(router: Router, replicas: list[Replica], loss: Loss) -> int:
     """Take replicas away, and send again what they had; users have waited since they first sent it."""
     lost = replicas[: loss.replicas]
+    for each in replicas:
+        each.advance_to(loss.at_s)  # nobody may begin what comes back before it does
     for each in lost:
-        each.advance_to(loss.at_s, totals)
         each.down_s = loss.at_s
     orphans = [sent for each in lost for sent in each.inbox.outstanding.values()]
     for sent in orphans:
-        _hand_over(router, replicas, sent, loss.at_s, totals)
+        _hand_over(router, replicas, sent, loss.at_s)
     return len(orphans)

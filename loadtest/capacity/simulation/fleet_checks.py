@@ -1,20 +1,30 @@
-"""Whole fleets of the recommended replicas, simulated: at the peak by each routing, through a loss, through a ramp."""
+"""Whole fleets of replicas, simulated: the smallest that keeps every objective, other routings, a loss, a ramp."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from engines.files import Strict
 from loadtest.capacity.inputs import Routing
-from loadtest.capacity.simulation.fleet import Fleet, Loss, Served, serve
-from loadtest.capacity.simulation.max_rate import RateProbe, Task, tried_of
-from loadtest.capacity.simulation.traffic_sample import SLOT_S, TrafficSample, Wanted, requests_needed, stretches_at
+from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
+from loadtest.capacity.simulation.load_bench import LEAD_LIVES, TAIL_LIVES, LoadBench, Task
+from loadtest.capacity.simulation.max_rate import RateProbe, tried_of
+from loadtest.capacity.simulation.observations import Observations
+from loadtest.capacity.simulation.replica import Slowdown
+from loadtest.capacity.simulation.traffic_sample import SLOT_S, TrafficSample, Wanted, window_of
 from loadtest.scenario import Steps, draw_times_s
 
-import numpy as np  # isort: skip
-
-MOST_REPLICAS = 32  # simulated together; a larger fleet is taken as so many with their share of the traffic
+MOST_REPLICAS = 12  # simulated together; a larger fleet is taken as so many with their share of the traffic
+RAMP_REPLICAS = 4  # likewise, of a ramp: it lasts for twenty minutes
+TURNOVERS = 3.0  # lives of a request that a fleet's windows measure, together
+LEAST_WINDOWS, MOST_WINDOWS = 3, 8  # each a peak of its own, from its own draw
+CHECK_WINDOWS = 2  # of what is shown beside the recommended fleet
+CONFIDENCE_Z = 1.645  # one-sided 95 %
+COARSE = 20  # replicas above which a fleet is first changed by a twentieth at a time
+MOST_TRIES = 14
 RAMP_S = 1200.0
 What = Literal["peak", "loss", "ramp"]
 
@@ -23,22 +33,25 @@ class FleetTask(NamedTuple):
     """One fleet to simulate.
 
     Attributes:
-        task: The replica: its engine, the demand, how pessimistically.
-        in_flight: Requests that a replica has under way at its promised load.
+        task: The replica: its engine and the demand.
+        slowdown: How much slower than predicted the replicas are taken to be.
+        rate_per_s: Mean of the busiest `peak_window_s`; of a ramp, its highest.
         replicas: That are up (before a loss).
         lost: Replicas that a loss takes, halfway through.
         ups: Of a ramp, the replicas up by slot; `rates_per_s` the rate.
+        max_queue_size: Requests that may wait on each replica; 0: no limit.
     """
 
     what: What
     task: Task
+    slowdown: Slowdown
     rate_per_s: float
-    in_flight: float
     replicas: int
     routing: Routing
     lost: int = 0
     ups: tuple[int, ...] = ()
     rates_per_s: tuple[float, ...] = ()
+    max_queue_size: int = 0
 
     @property
     def name(self) -> str:
@@ -51,13 +64,34 @@ class FleetTask(NamedTuple):
         return f"{self.task.key}\n{self._replace(task=None)!r}"  # type: ignore[arg-type]
 
 
+class SizeTask(NamedTuple):
+    """The smallest fleet that keeps every objective at a peak.
+
+    Attributes:
+        rate_per_s: Mean of the busiest `peak_window_s`, headroom included.
+        start: Replicas to begin with.
+    """
+
+    task: Task
+    slowdown: Slowdown
+    rate_per_s: float
+    start: int
+    routing: Routing
+
+    @property
+    def key(self) -> str:
+        """All that the result depends on."""
+        return f"{self.task.key}\n{self._replace(task=None)!r}"  # type: ignore[arg-type]
+
+
 class Checked(Strict):
-    """A fleet's figures at the unfavourable end of the prediction.
+    """A fleet's figures, at the slowdown it was simulated with.
 
     Attributes:
         replicas: Of the fleet; `simulated` of them were, with their share of the traffic.
         up_most: Of a ramp, replicas at its end.
         retried: Requests sent again because their replica was lost.
+        refused: Share of requests refused because a queue was full.
     """
 
     what: What
@@ -68,63 +102,200 @@ class Checked(Strict):
     lost: int
     retried: int
     up_most: int
+    refused: float = 0.0
     tried: RateProbe
+
+
+class FleetVerdict(Strict):
+    """Whether a fleet keeps every objective, and how sure that is.
+
+    Attributes:
+        is_certain: Whether each objective's one-sided 95 % interval, over windows, lies on one side of its limit.
+        windows: Peaks simulated, each from its own draw; `kept_windows` of them kept every objective taken alone.
+        undecided: Objectives whose interval holds the limit.
+    """
+
+    replicas: int
+    met: bool
+    is_certain: bool
+    windows: int
+    kept_windows: int
+    undecided: tuple[str, ...] = ()
+    tried: RateProbe
+
+
+class FleetSize(Strict):
+    """The smallest fleet that keeps every objective at the peak.
+
+    Attributes:
+        needed: Replicas; None where no fleet tried did.
+        verdicts: Of every fleet tried, the smallest first.
+    """
+
+    needed: int | None
+    verdicts: tuple[FleetVerdict, ...]
+
+    @property
+    def smaller(self) -> FleetVerdict | None:
+        """The largest fleet that is too small: what fails first there limits this one."""
+        missed = [each for each in self.verdicts if not each.met and each.replicas < (self.needed or math.inf)]
+        return missed[-1] if missed else None
+
+    @property
+    def chosen(self) -> FleetVerdict | None:
+        """The verdict of the fleet itself."""
+        return next((each for each in self.verdicts if each.replicas == self.needed), None)
+
+
+class _Peaks:
+    """Fleets of one replica under windows of one peak: the same draws for every size."""
+
+    def __init__(self, asked: SizeTask) -> None:
+        self.asked = asked
+        self.bench = LoadBench(asked.task)
+        self.known: dict[int, FleetVerdict] = {}
+
+    def verdict(self, replicas: int) -> FleetVerdict:
+        """Simulate a fleet until its verdict is clear, or every window has been seen."""
+        if replicas not in self.known:
+            self.known[replicas] = self._simulated(replicas)
+        return self.known[replicas]
+
+    def _simulated(self, replicas: int) -> FleetVerdict:
+        asked = self.asked
+        count = min(replicas, MOST_REPLICAS)
+        rate_per_s = asked.rate_per_s * count / replicas
+        fleet = Fleet(asked.task.manifest, (0.0,) * count, asked.routing, asked.slowdown)
+        found, kept = Observations(), 0
+        objectives = asked.task.demand.all_objectives
+        known = None
+        for window in range(MOST_WINDOWS):
+            sample = peak_sample(
+                self.bench, rate_per_s, asked.slowdown, replicas=count, window=window, windows=MOST_WINDOWS
+            )
+            alone, _ = serve(fleet, [sample])
+            kept += alone.result(objectives, rate_per_s=asked.rate_per_s).met
+            found.join(alone)
+            if window + 1 >= LEAST_WINDOWS:
+                known = found.confidence(objectives, z=CONFIDENCE_Z)
+                if known.met is not None:
+                    break
+        seen = found.result(objectives, rate_per_s=asked.rate_per_s)
+        return FleetVerdict(
+            replicas=replicas,
+            met=seen.met,
+            is_certain=known is not None and known.met is not None,
+            windows=found.windows,
+            kept_windows=kept,
+            undecided=() if known is None else known.undecided,
+            tried=tried_of(seen),
+        )
+
+
+def smallest_fleet(asked: SizeTask) -> FleetSize:
+    """Return the smallest fleet that keeps every objective: fewer are tried as well as more."""
+    peaks = _Peaks(asked)
+    most = asked.task.demand.limits.max_replicas
+    at = min(max(1, asked.start), most)
+    is_met = peaks.verdict(at).met
+    while len(peaks.known) < MOST_TRIES:
+        step = max(1, at // COARSE)
+        following = at - step if is_met else at + step
+        if not 1 <= following <= most:
+            break
+        if peaks.verdict(following).met is not is_met:
+            if step == 1:
+                break
+            low, high = sorted((at, following))
+            _narrow(peaks, low, high)
+            break
+        at = following
+    kept = [size for size, verdict in peaks.known.items() if verdict.met]
+    missed = [size for size, verdict in peaks.known.items() if not verdict.met]
+    above = [size for size in kept if size > max(missed, default=0)]
+    return FleetSize(
+        needed=min(above, default=None), verdicts=tuple(verdict for _, verdict in sorted(peaks.known.items()))
+    )
+
+
+def _narrow(peaks: _Peaks, low: int, high: int) -> None:
+    """Halve a bracket of a fleet that is too small and one that is not."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if peaks.verdict(middle).met else (middle, high)
+
+
+def peak_sample(
+    bench: LoadBench, rate_per_s: float, slowdown: Slowdown, *, replicas: int, window: int, windows: int
+) -> TrafficSample:
+    """Return one window of a fleet's peak: a part of the busiest `peak_window_s`, its rate varying."""
+    demand, manifest = bench.task.demand, bench.task.manifest
+    each_per_s = rate_per_s / replicas * slowdown.step  # of one replica, in the time of an engine as predicted
+    life_s = bench.life_s(each_per_s) * slowdown.step
+    needed = max(bench.requests(each_per_s), math.ceil(TURNOVERS * rate_per_s * life_s)) / LEAST_WINDOWS
+    wanted = Wanted(
+        rate_per_s,
+        measure_s=min(needed / rate_per_s, max(demand.peak_window_s, 2 * life_s)),
+        lead_s=LEAD_LIVES * life_s,
+        tail_s=TAIL_LIVES * life_s,
+        tokens_per_block=manifest.kv_cache.tokens_per_block if manifest.runtime.kv_reuse else None,
+        kv_tokens=manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block,
+        window=window,
+        windows=windows,
+        is_varying=True,
+    )
+    return window_of(demand, bench.task.folder, wanted)
 
 
 def check(asked: FleetTask) -> Checked:
     """Simulate one fleet."""
-    largest = max([asked.replicas, *asked.ups])
-    share = min(1.0, MOST_REPLICAS / largest)
-    served, simulated, up_most = _ramp(asked, share) if asked.what == "ramp" else _steady(asked, share)
+    most = RAMP_REPLICAS if asked.what == "ramp" else MOST_REPLICAS
+    share = min(1.0, most / max([asked.replicas, *asked.ups]))
+    bench = LoadBench(asked.task)
+    if asked.what == "ramp":
+        samples, starts = _ramp(asked, bench, share)
+        lost = 0
+    else:
+        count = max(1, round(asked.replicas * share))
+        rate_per_s = asked.rate_per_s * count / asked.replicas
+        samples = [
+            peak_sample(bench, rate_per_s, asked.slowdown, replicas=count, window=window, windows=CHECK_WINDOWS)
+            for window in range(CHECK_WINDOWS)
+        ]
+        starts = (0.0,) * count
+        lost = min(count - 1, max(1, round(asked.lost * share))) if asked.lost else 0
+    found, retried = Observations(), 0
+    for sample in samples:
+        loss = Loss((sample.measure_s + sample.end_s) / 2, lost) if lost else None
+        fleet = Fleet(asked.task.manifest, starts, asked.routing, asked.slowdown, loss, asked.max_queue_size)
+        retried += serve(fleet, [sample], found)[1]
+    seen = found.result(asked.task.demand.all_objectives, rate_per_s=asked.rate_per_s)
     return Checked(
         what=asked.what,
         routing=asked.routing,
         rate_per_s=asked.rate_per_s,
         replicas=asked.replicas,
-        simulated=simulated,
+        simulated=len(starts),
         lost=asked.lost,
-        retried=served.retried,
-        up_most=up_most,
-        tried=tried_of(served.seen),
+        retried=retried,
+        up_most=max([asked.replicas, *asked.ups]),
+        refused=found.refused.get("rejected", 0) / max(1, found.requests),
+        tried=tried_of(seen),
     )
 
 
-def _steady(asked: FleetTask, share: float) -> tuple[Served, int, int]:
-    task = asked.task
-    count = max(1, round(asked.replicas * share))
-    rate_per_s = asked.rate_per_s * count / asked.replicas
-    stretches = _peak(asked, rate_per_s, count)
-    lost = min(count - 1, max(1, round(asked.lost * share))) if asked.lost else 0
-    loss = Loss((stretches[0].measure_s + stretches[0].end_s) / 2, lost) if lost else None
-    fleet = Fleet(task.manifest, (0.0,) * count, asked.routing, task.pessimism, loss)
-    served = serve(fleet, stretches, task.demand.all_objectives, rate_per_s=asked.rate_per_s)
-    return served, count, asked.replicas
-
-
-def _peak(asked: FleetTask, rate_per_s: float, replicas: int) -> list[TrafficSample]:
-    task = asked.task
-    slots = math.ceil(asked.in_flight * replicas)
-    requests = requests_needed(task.demand, slots)
-    block = task.manifest.kv_cache.tokens_per_block if task.manifest.runtime.kv_reuse else None
-    return stretches_at(task.demand, task.folder, Wanted(rate_per_s, requests, slots, block))
-
-
-def _ramp(asked: FleetTask, share: float) -> tuple[Served, int, int]:
-    """Simulate some minutes of the day with replicas coming up late, Poisson arrivals at the curve's rate."""
-    task = asked.task
+def _ramp(asked: FleetTask, bench: LoadBench, share: float) -> tuple[list[TrafficSample], tuple[float, ...]]:
+    """Return some minutes of the day at the curve's rate, Poisson, and when each replica comes up."""
     rates = [rate * share for rate in asked.rates_per_s]
     ups = [max(1, round(up * share)) for up in asked.ups]
     lead = len(rates) // 4
-    rng = np.random.default_rng(task.demand.seed)
+    rng = np.random.default_rng(asked.task.demand.seed)
     times_s = draw_times_s(Steps(rates_per_s=tuple(rates), step_s=SLOT_S), rng).tolist()
-    pattern = [ask for each in _peak(asked, max(rates), max(ups)) for ask in each.asks]
+    pattern = peak_sample(bench, max(rates), asked.slowdown, replicas=max(ups), window=0, windows=1).asks
     asks = tuple(pattern[place % len(pattern)]._replace(at_s=at_s) for place, at_s in enumerate(times_s))
-    stretch = TrafficSample(asks, lead * SLOT_S, len(rates) * SLOT_S)
     most = max(ups)
     starts = tuple(next(slot for slot, up in enumerate(ups) if up > place) * SLOT_S for place in range(most))
-    fleet = Fleet(task.manifest, starts, asked.routing, task.pessimism)
-    served = serve(fleet, [stretch], task.demand.all_objectives, rate_per_s=asked.rate_per_s)
-    return served, most, max(asked.ups)
+    return [TrafficSample(asks, lead * SLOT_S, len(rates) * SLOT_S)], starts
 
 
 def ramp_of(rates_per_s: list[float], ups: tuple[int, ...], steepest_h: float) -> tuple[list[float], tuple[int, ...]]:

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from engines.files import Strict, sha256_of
+from engines.files import Strict
 from engines.manifest import EngineManifest
-from engines.planning import Engine, Workload, outlook
-from engines.spec import Sizing
 from engines.steptime import StepCost, uniform
-from loadtest.capacity.inputs import Demand
-from loadtest.capacity.simulation.replica import NONE, Pessimism, RateResult, simulate
-from loadtest.capacity.simulation.traffic_sample import (
-    LengthProfile,
-    TrafficSample,
-    Wanted,
-    requests_needed,
-    stretches_at,
-)
-from loadtest.knee import Knee, Probe, find_knee
+from loadtest.capacity.simulation.load_bench import LoadBench, Task
+from loadtest.capacity.simulation.observations import RateResult
+from loadtest.capacity.simulation.replica import NONE, Slowdown
 from loadtest.metrics import LevelSummary
-from loadtest.scenario import Trace
 
 TOLERANCE = 0.05
-MIDDLE_TOLERANCE = 0.12  # the middle of a prediction is shown for comparison, and nothing is bought by it
+OTHER_TOLERANCE = 0.08  # of the sizes shown beside the promised one
 SPAN = 4096.0  # between the highest and the lowest load of interest
+MOST_PROBES = 24
+START_RATIO = 0.7  # of the closed form's throughput: where a search begins
+GROWTH = 1.5  # from one load to the next while no two of them differ in their verdict
+NEAR, FAR = 0.2, 0.8  # the next load lies between these shares of the bracket, wherever its ends point to
+MOST_STRAIN = 20.0  # worst ratios above it all mean that the queue grows
 RELIEF = 1.25  # how much faster a resource is made to see whether it binds; bursts are made a fifth smaller
 
 Constraint = Literal["KV memory", "bandwidth", "arithmetic", "host", "queueing", "batch limit", "token budget"]
@@ -41,44 +35,17 @@ _PARTS: dict[Constraint, StepCost] = {
 }
 
 
-class Task(NamedTuple):
-    """All that a search needs, to be sent to a process or a machine of its own.
+class RateProbe(Strict):
+    """One load tried; latencies at the slowdown it was tried with.
 
     Attributes:
-        folder: Where the demand's relative paths begin.
-        is_brief: Only what is promised is wanted, neither the middle of the prediction nor what binds.
+        missed: Objectives missed, the one furthest past its limit first; `tightest` is the one nearest to its limit.
     """
-
-    name: str
-    manifest: EngineManifest
-    demand: Demand
-    folder: Path
-    shape: LengthProfile
-    pessimism: Pessimism
-    is_brief: bool = False
-
-    @property
-    def key(self) -> str:
-        """All that the result depends on, as text: the engine, the traffic by its content, and what is to be kept."""
-        traffic = self.demand.traffic
-        parts = (
-            self.manifest.model_dump_json(include={"model", "gpu", "precision", "parallel", "limits", "kv_cache"}),
-            self.manifest.model_dump_json(include={"runtime", "step_time"}),
-            self.demand.model_dump_json(include={"peak_window_s", "objectives", "seed"}),
-            traffic.model_dump_json(exclude={"rate_by_hour_per_s"}),  # what a replica gets of it is the search's own
-            repr((self.demand.scale.isl, self.demand.scale.osl)),
-            sha256_of(self.folder / traffic.path) if isinstance(traffic, Trace) else "",
-            repr((self.pessimism, self.is_brief)),
-        )
-        return "\n".join(parts)
-
-
-class RateProbe(Strict):
-    """One load tried on one replica; latencies at the unfavourable end of the prediction."""
 
     rate_per_s: float
     met: bool
     missed: tuple[str, ...]
+    tightest: str | None = None
     worst_ratio: float
     requests: int
     ttft_p50_s: float | None
@@ -86,6 +53,7 @@ class RateProbe(Strict):
     ttft_p99_s: float | None
     itl_mean_s: float | None
     itl_p99_s: float | None
+    tpot_p99_s: float | None = None
     e2e_p95_s: float | None
     goodput: float | None
     output_tokens_per_s: float | None
@@ -107,22 +75,37 @@ class Relief(Strict):
     gain: float
 
 
+class Carried(Strict):
+    """What one replica carries at one end of the interval, or at its middle.
+
+    Attributes:
+        rate_per_s: Highest load tried that kept every objective; None where even an idle engine misses one.
+        above_per_s: Lowest load above it that missed; None where no more was asked for.
+        limited_by: The objective that fails first as the load grows.
+    """
+
+    rate_per_s: float | None
+    above_per_s: float | None = None
+    limited_by: str | None = None
+
+
 class ReplicaCapacity(Strict):
     """What one replica carries.
 
     Attributes:
-        rate_per_s: At the unfavourable end of the prediction: what is promised. None where even the least load missed.
-        middle_rate_per_s: At the middle of the prediction, for comparison.
-        requests_needed: Measured requests of each probe for its percentiles to be supported.
-        supported: Whether the deciding probe had as many.
+        promised: At the unfavourable end of the prediction's interval; `middle` and `optimistic` likewise.
+        idle: What requests show that are alone on it, at the unfavourable end.
+        given_up: It carries less than was needed to win, so no more was looked for; `promised` is then an upper bound.
+        requests_needed: Measured requests of each load for its percentiles to be supported, unless clear before.
+        supported: Whether the deciding load had as many, or was clear.
         strain: Worst ratio at the load the reliefs were tried at.
-        binding: The relief that helped most; None where nothing missed.
     """
 
-    rate_per_s: float | None
-    above_per_s: float | None
-    middle_rate_per_s: float | None
-    missed: tuple[str, ...]
+    promised: Carried
+    middle: Carried | None = None
+    optimistic: Carried | None = None
+    idle: RateProbe | None = None
+    given_up: bool = False
     requests_needed: int
     supported: bool
     tried: tuple[RateProbe, ...]
@@ -130,8 +113,13 @@ class ReplicaCapacity(Strict):
     reliefs: tuple[Relief, ...] = ()
 
     @property
+    def rate_per_s(self) -> float | None:
+        """What is promised."""
+        return self.promised.rate_per_s
+
+    @property
     def binding(self) -> Constraint | None:
-        """The constraint whose relief took away the largest share of the strain."""
+        """The constraint whose relief took away the largest share of the strain; None where nothing was missed."""
         best = max(self.reliefs, key=lambda each: each.gain, default=None)
         return None if best is None or best.gain <= 0 else best.constraint
 
@@ -141,110 +129,140 @@ class ReplicaCapacity(Strict):
         return next((each for each in self.tried if each.rate_per_s == self.rate_per_s), None)
 
 
-class Bench:
-    """One replica's loads, each simulated once."""
+class _Seen(NamedTuple):
+    """Loads tried at one slowdown, by rate."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.slots = task.manifest.limits.max_batch_size
-        self.requests = requests_needed(task.demand, self.slots)
-
-    def stretches(self, rate_per_s: float) -> list[TrafficSample]:
-        """Return the demand's traffic at a rate."""
-        task = self.task
-        return stretches_at(task.demand, task.folder, wanted_of(task.manifest, rate_per_s, self.requests))
-
-    def see(self, rate_per_s: float, pessimism: Pessimism, **changes: StepCost) -> RateResult:
-        """Simulate one load."""
-        return simulate(
-            self.task.manifest,
-            self.stretches(rate_per_s),
-            self.task.demand.all_objectives,
-            rate_per_s=rate_per_s,
-            pessimism=pessimism,
-            **changes,
-        )
-
-    def knee(
-        self, pessimism: Pessimism, start_per_s: float, tolerance: float = TOLERANCE
-    ) -> tuple[Knee, dict[float, RateResult]]:
-        """Bracket the highest load that keeps every objective."""
-        seen: dict[float, RateResult] = {}
-
-        def probe(rate_per_s: float) -> Probe:
-            found = seen[rate_per_s] = self.see(rate_per_s, pessimism)
-            enough = found.level.requests >= self.requests
-            return Probe(rate_per_s, found.met, found.missed, found.level.requests, enough)
-
-        knee = find_knee(
-            probe, start=start_per_s, least=start_per_s / SPAN, most=start_per_s * SPAN, tolerance=tolerance
-        )
-        return knee, seen
-
-
-def wanted_of(manifest: EngineManifest, rate_per_s: float, requests: int) -> Wanted:
-    """Return what a simulation of an engine asks of the traffic."""
-    block = manifest.kv_cache.tokens_per_block if manifest.runtime.kv_reuse else None
-    return Wanted(rate_per_s, requests, manifest.limits.max_batch_size, block)
+    slowdown: Slowdown
+    results: dict[float, RateResult]
 
 
 def most_of(task: Task) -> ReplicaCapacity:
     """Return the most one replica carries, and what binds it."""
-    bench = Bench(task)
-    start_per_s = steady_rate_per_s(task.manifest, task.shape)
-    knee, seen = bench.knee(task.pessimism, start_per_s)
-    middle = knee
-    if task.pessimism != NONE and not task.is_brief:
-        middle, _ = bench.knee(NONE, knee.load or start_per_s, MIDDLE_TOLERANCE)
-    decisive = seen.get(knee.above or -1.0) or seen.get(knee.load or -1.0)
-    reliefs = () if knee.above is None or task.is_brief else _reliefs(bench, knee.above, seen[knee.above])
+    bench = LoadBench(task)
+    slow, fast = task.interval
+    idle = bench.idle(slow)
+    start_per_s = task.start_per_s or START_RATIO * bench.bound_per_s / slow.step
+    seen = _Seen(slow, {})
+    if task.least_per_s is not None and not _holds(bench, seen, task.least_per_s):
+        return _given_up(bench, seen, task.least_per_s, idle)
+    start_per_s = max(start_per_s, task.least_per_s or 0.0)
+    promised = _search(bench, seen, min(start_per_s, task.enough_per_s or math.inf), TOLERANCE, idle)
+    middle = optimistic = None
+    if not task.is_brief:
+        middle = optimistic = promised
+        if slow != NONE:
+            middle = _beside(bench, NONE, promised, slow, start_per_s)
+        if fast != NONE:
+            optimistic = _beside(bench, fast, middle, NONE, start_per_s)
+        elif slow != NONE:
+            optimistic = middle
+    above = promised.above_per_s
+    decisive = seen.results.get(above or -1.0) or seen.results.get(promised.rate_per_s or -1.0)
+    needed = bench.requests(promised.rate_per_s or start_per_s)
     return ReplicaCapacity(
-        rate_per_s=knee.load,
-        above_per_s=knee.above,
-        middle_rate_per_s=middle.load,
-        missed=knee.missed,
-        requests_needed=bench.requests,
-        supported=decisive is not None and decisive.level.requests >= bench.requests,
-        tried=tuple(tried_of(each) for _, each in sorted(seen.items())),
-        strain=None if knee.above is None else seen[knee.above].worst_ratio,
-        reliefs=reliefs,
+        promised=promised,
+        middle=middle,
+        optimistic=optimistic,
+        idle=tried_of(idle),
+        requests_needed=needed,
+        supported=decisive is not None,
+        tried=tuple(tried_of(each) for _, each in sorted(seen.results.items())),
     )
+
+
+def relieved(task: Task, found: ReplicaCapacity) -> ReplicaCapacity:
+    """Return what a replica carries with what binds it at the load that just missed."""
+    above = found.promised.above_per_s
+    if above is None:
+        return found
+    strain, reliefs = _reliefs(LoadBench(task), above, task.interval.slow)
+    return found.model_copy(update={"strain": strain, "reliefs": reliefs})
+
+
+def _given_up(bench: LoadBench, seen: _Seen, least_per_s: float, idle: RateResult) -> ReplicaCapacity:
+    missed = seen.results[least_per_s]
+    return ReplicaCapacity(
+        promised=Carried(rate_per_s=None, above_per_s=least_per_s, limited_by=_first(missed)),
+        idle=tried_of(idle),
+        given_up=idle.met,
+        requests_needed=bench.requests(least_per_s),
+        supported=True,
+        tried=(tried_of(missed),),
+    )
+
+
+def _beside(bench: LoadBench, slowdown: Slowdown, known: Carried | None, of: Slowdown, start_per_s: float) -> Carried:
+    """Search at another slowdown, beginning where a known one and the ratio of the two point to."""
+    from_per_s = (known.rate_per_s if known is not None else None) or start_per_s
+    begin_per_s = min(from_per_s * of.step / slowdown.step, bench.task.enough_per_s or math.inf)
+    return _search(bench, _Seen(slowdown, {}), begin_per_s, OTHER_TOLERANCE, bench.idle(slowdown))
+
+
+def _search(bench: LoadBench, seen: _Seen, start_per_s: float, tolerance: float, idle: RateResult) -> Carried:
+    """Bracket the highest load that keeps every objective, then narrow the bracket.
+
+    Latency is taken to grow with the load; where noise makes a lower load miss what a higher one kept, the answer is
+    the highest load below which nothing was missed.
+    """
+    if not idle.met:
+        return Carried(rate_per_s=None, limited_by=_first(idle))
+    enough = bench.task.enough_per_s
+    low, high = _bracket(bench, seen, start_per_s, enough)
+    while low is not None and high is not None and high / low > 1 + tolerance and len(seen.results) < MOST_PROBES:
+        middle = low * (high / low) ** _share(seen.results[low], seen.results[high])
+        low, high = (middle, high) if _holds(bench, seen, middle) else (low, middle)
+    missed = [rate for rate, result in seen.results.items() if not result.met]
+    if low is not None and missed and min(missed) < low:
+        high = min(missed)
+        low = max((rate for rate, result in seen.results.items() if result.met and rate < high), default=None)
+    limited_by = _first(seen.results[high]) if high is not None else None
+    return Carried(rate_per_s=low, above_per_s=high, limited_by=limited_by)
+
+
+def _bracket(
+    bench: LoadBench, seen: _Seen, start_per_s: float, enough_per_s: float | None
+) -> tuple[float | None, float | None]:
+    """Return a load that is kept and one above it that is missed; None for the end that was not found."""
+    rate = start_per_s
+    if _holds(bench, seen, rate):
+        while rate < start_per_s * SPAN:
+            if enough_per_s is not None and rate >= enough_per_s:
+                return rate, None
+            higher = min(rate * GROWTH, enough_per_s or math.inf)
+            if not _holds(bench, seen, higher):
+                return rate, higher
+            rate = higher
+        return rate, None
+    while rate > start_per_s / SPAN:
+        lower = rate / GROWTH
+        if _holds(bench, seen, lower):
+            return lower, rate
+        rate = lower
+    return None, rate
+
+
+def _holds(bench: LoadBench, seen: _Seen, rate_per_s: float) -> bool:
+    if rate_per_s not in seen.results:
+        seen.results[rate_per_s] = bench.verdict(rate_per_s, seen.slowdown)
+    return seen.results[rate_per_s].met
+
+
+def _share(low: RateResult, high: RateResult) -> float:
+    """Return where in a bracket the worst ratio is expected to pass 1."""
+    below = -math.log(max(low.worst_ratio, 1 / MOST_STRAIN))
+    above = math.log(min(max(high.worst_ratio, 1.0), MOST_STRAIN))
+    return min(FAR, max(NEAR, below / (below + above))) if below + above > 0 else 0.5
+
+
+def _first(result: RateResult) -> str:
+    """Return the objective that fails first: furthest past its limit, or nearest to it."""
+    return result.missed[0] if result.missed else result.tightest
 
 
 def swept(task: Task, rates_per_s: Sequence[float]) -> tuple[RateProbe, ...]:
-    """Return what a replica shows at each of some loads."""
-    bench = Bench(task)
-    return tuple(tried_of(bench.see(rate_per_s, task.pessimism)) for rate_per_s in rates_per_s)
-
-
-def steady_rate_per_s(manifest: EngineManifest, shape: LengthProfile) -> float:
-    """Return where to begin: half of what the engine's steady state makes of full slots."""
-    workload = Workload(
-        input_tokens=max(1, round(shape.mean_isl)),
-        output_tokens=max(1, round(shape.mean_osl)),
-        longest_input_tokens=shape.longest_isl,
-        longest_output_tokens=shape.longest_osl,
-    )
-    limits, cache = manifest.limits, manifest.kv_cache
-    sizing = Sizing(
-        max_batch_size=limits.max_batch_size,
-        max_num_tokens=limits.max_num_tokens,
-        max_seq_len=limits.max_seq_len,
-        tokens_per_block=cache.tokens_per_block,
-        kv_fraction=cache.free_gpu_mem_fraction,
-        tensor_parallel=manifest.parallel.tensor,
-        pipeline_parallel=manifest.parallel.pipeline,
-    )
-    engine = Engine(
-        manifest.model,
-        manifest.gpu,
-        manifest.precision.name,
-        manifest.precision.kv_cache,
-        sizing,
-        manifest.runtime.chunked_context,
-        manifest.step_time,
-    )
-    return max(1e-3, outlook(engine, workload).tokens_per_s / workload.output_tokens / 2)
+    """Return what a replica shows at each of some loads, at the unfavourable end of the interval."""
+    bench = LoadBench(task)
+    return tuple(tried_of(bench.verdict(rate, task.interval.slow, least_windows=2)) for rate in rates_per_s)
 
 
 def tried_of(seen: RateResult) -> RateProbe:
@@ -253,6 +271,7 @@ def tried_of(seen: RateResult) -> RateProbe:
         rate_per_s=seen.rate_per_s,
         met=seen.met,
         missed=seen.missed,
+        tightest=seen.tightest,
         worst_ratio=min(seen.worst_ratio, 1e9),
         **figures_of(seen.level),
         in_flight=seen.in_flight,
@@ -263,7 +282,7 @@ def tried_of(seen: RateResult) -> RateProbe:
 
 def figures_of(level: LevelSummary) -> dict[str, Any]:
     """Return what is kept of a level, whether it was measured or simulated."""
-    ttft, itl, e2e = level.ttft_s, level.itl_s, level.e2e_s
+    ttft, itl, tpot, e2e = level.ttft_s, level.itl_s, level.tpot_s, level.e2e_s
     return {
         "requests": level.requests,
         "ttft_p50_s": None if ttft is None else ttft.p50,
@@ -271,38 +290,25 @@ def figures_of(level: LevelSummary) -> dict[str, Any]:
         "ttft_p99_s": None if ttft is None else ttft.p99,
         "itl_mean_s": None if itl is None else itl.mean,
         "itl_p99_s": None if itl is None else itl.p99,
+        "tpot_p99_s": None if tpot is None else tpot.p99,
         "e2e_p95_s": None if e2e is None else e2e.p95,
         "goodput": level.goodput,
         "output_tokens_per_s": level.output_tokens_per_s,
     }
 
 
-def _reliefs(bench: Bench, rate_per_s: float, strained: RateResult) -> tuple[Relief, ...]:
+def _reliefs(bench: LoadBench, rate_per_s: float, slowdown: Slowdown) -> tuple[float, tuple[Relief, ...]]:
     """Simulate the load that missed again and again, each time with one resource a quarter easier."""
-    task = bench.task
     eased: dict[Constraint, RateResult] = {
-        name: bench.see(rate_per_s, task.pessimism, ratios=ratios) for name, ratios in _PARTS.items()
+        name: bench.eased(rate_per_s, slowdown, ratios=ratios) for name, ratios in _PARTS.items()
     }
-    manifest = task.manifest
-    for name, changed in _eased_limits(manifest).items():
-        eased[name] = simulate(
-            changed,
-            bench.stretches(rate_per_s),
-            task.demand.all_objectives,
-            rate_per_s=rate_per_s,
-            pessimism=task.pessimism,
-        )
-    eased["queueing"] = simulate(
-        manifest,
-        [evened(each, 1 - _FASTER) for each in bench.stretches(rate_per_s)],
-        task.demand.all_objectives,
-        rate_per_s=rate_per_s,
-        pessimism=task.pessimism,
-    )
-    strain = min(strained.worst_ratio, 1e9)
-    return tuple(
-        Relief(constraint=name, worst_ratio=min(seen.worst_ratio, 1e9), gain=1 - min(seen.worst_ratio, 1e9) / strain)
-        for name, seen in eased.items()
+    for name, changed in _eased_limits(bench.task.manifest).items():
+        eased[name] = bench.eased(rate_per_s, slowdown, manifest=changed)
+    eased["queueing"] = bench.eased(rate_per_s, slowdown, evenness=1 - _FASTER)
+    strain = min(bench.eased(rate_per_s, slowdown).worst_ratio, 1e9)
+    return strain, tuple(
+        Relief(constraint=name, worst_ratio=min(found.worst_ratio, 1e9), gain=1 - min(found.worst_ratio, 1e9) / strain)
+        for name, found in eased.items()
     )
 
 
@@ -316,13 +322,3 @@ def _eased_limits(manifest: EngineManifest) -> dict[Constraint, EngineManifest]:
         "batch limit": manifest.model_copy(update={"limits": more_slots}),
         "token budget": manifest.model_copy(update={"limits": budget}),
     }
-
-
-def evened(stretch: TrafficSample, share: float) -> TrafficSample:
-    """Return the same requests in the same order, moved a share of the way to even spacing."""
-    asks = stretch.asks
-    begin_s, gap_s = asks[0].at_s, (asks[-1].at_s - asks[0].at_s) / max(1, len(asks) - 1)
-    moved = (
-        each._replace(at_s=each.at_s + share * (begin_s + place * gap_s - each.at_s)) for place, each in enumerate(asks)
-    )
-    return TrafficSample(tuple(moved), stretch.measure_s, stretch.end_s)

@@ -1,11 +1,11 @@
-"""From a demand to requests: the day's curve, its peak, and stretches of the peak at any rate for a simulation."""
+"""From a demand to requests: the day's curve, its peak, and windows of the peak at any rate for a simulation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,35 +14,47 @@ import numpy.typing as npt
 
 from engines.errors import UserError
 from loadtest.capacity.inputs import Demand, Described, Scale, least_tail
-from loadtest.scenario import HASH_BLOCK_TOKENS, Gamma, Kind, Scenario, Trace, draw_times_s, read_trace
+from loadtest.scenario import HASH_BLOCK_TOKENS, Kind, Scenario, Trace, read_trace
 from loadtest.traffic import ConversationSampler, ConversationState
 
 # So many requests beyond a limit are enough to tell its share to about one part in seven (one standard deviation of a
 # Poisson count of 50): a p99 then lies between what the p98.8 and the p99.2 of endless traffic would be.
 EXCEEDANCES = 50
 LEAST_REQUESTS = 1000
-# A simulation starts empty and has to fill; by Little's law a stable engine never holds more requests than it has
-# slots, so three times as many have turned the batch over, and ten times as many are ten lives of a full batch.
-WARMUP_TURNOVERS, MEASURED_TURNOVERS = 3, 10
-CHANCE = 3.0  # standard deviations
+# Ten times as many requests as there are slots are ten lives of a full batch.
+MEASURED_TURNOVERS = 10
 LEAD_RATIO = 0.2  # of a trace's window: what is replayed before it, unmeasured
 SAMPLED = 4096  # conversations that means are taken of
 SLOT_S = 60.0  # resolution of a day's curve
 DAY_S = 86_400.0
 NOMINAL_ITL_S = 0.02  # how fast a reply is taken to come when the time of a conversation's next turn is drawn
 HOUR_S = 3600.0
+MINUTE_S = 60.0
+MINUTES = 60
+# Correlation of the rates of neighbouring minutes, about their trend, in Azure's conversation trace of 2023-11-16.
+MINUTE_CORRELATION = 0.66
+SAMPLED_HOURS = 2000  # that the ratio of the busiest window to its hour is taken of
+JITTER_S = 30.0  # copies of a trace's request are sent within so much of the original: they are other users
+SMALL_SHARE = 0.1  # of the KV cache, that shared beginnings may take to be never evicted
+_ROOM = 1 << 20  # conversations of one window
 
 _Floats = npt.NDArray[np.float64]
 
 
 class SimRequest(NamedTuple):
-    """One request: when, how long, of which class, and what its prompt begins with."""
+    """One request: when, how long, of which class, and what its prompt begins with.
+
+    Attributes:
+        osl: Tokens at which the model ends its reply.
+        max_tokens: Tokens asked for at most; None: as many as the reply has.
+    """
 
     at_s: float
     isl: int
     osl: int
     class_name: str = ""
     prefix_hashes: tuple[int, ...] = ()
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +72,13 @@ class RateCurve:
 
     Attributes:
         rates_per_s: By slot of `SLOT_S`.
-        peak_per_s: Mean over the busiest hour of a described day, or the busiest `peak_window_s` of a trace.
+        peak_per_s: Mean over the busiest `peak_window_s`: of a described day, as its busiest hour is expected to have.
+        hour_per_s: Of a described day, its busiest hour's mean; of a trace, the peak.
     """
 
     rates_per_s: _Floats
     peak_per_s: float
+    hour_per_s: float
 
     @property
     def mean_per_s(self) -> float:
@@ -78,12 +92,17 @@ class RateCurve:
 
 
 class LengthProfile(NamedTuple):
-    """Lengths of a demand's requests, in tokens."""
+    """Lengths of a demand's requests, in tokens.
+
+    Attributes:
+        max_tokens: The largest number of reply tokens that a request asks for at most.
+    """
 
     mean_isl: float
     mean_osl: float
     longest_isl: int
     longest_osl: int
+    max_tokens: int
 
 
 def requests_needed(demand: Demand, slots: int) -> int:
@@ -100,13 +119,13 @@ def requests_needed(demand: Demand, slots: int) -> int:
 def curve_of(demand: Demand, folder: Path) -> RateCurve:
     """Return the day's curve of a demand."""
     if isinstance(demand.traffic, Described):
-        return _described_curve(demand.traffic)
+        return _described_curve(demand, demand.traffic)
     times_s = _trace_times_s(demand, folder)
     begin_s, window_s = busiest_window(demand, folder)
     peak = float(((times_s >= begin_s) & (times_s < begin_s + window_s)).sum() / window_s)
     slots = max(1, math.floor(times_s[-1] / SLOT_S))
     counts, _ = np.histogram(times_s, bins=np.arange(slots + 1) * SLOT_S)
-    return RateCurve(counts / SLOT_S, peak)
+    return RateCurve(counts / SLOT_S, peak, peak)
 
 
 def shape_of(demand: Demand, folder: Path) -> LengthProfile:
@@ -118,16 +137,23 @@ def shape_of(demand: Demand, folder: Path) -> LengthProfile:
     if isinstance(demand.traffic, Trace):
         asks = _trace(demand.traffic.model_dump_json(), str(folder))
         isl, osl = (np.array(values) for values in zip(*((each.isl, each.osl) for each in asks), strict=True))
-        return _scaled_shape(
-            LengthProfile(float(isl.mean()), float(osl.mean()), int(isl.max()), int(osl.max())), demand.scale
-        )
+        longest = int(isl.max()), int(osl.max())
+        most = demand.traffic.max_tokens or demand.most_tokens(longest[1])
+        return _scaled_shape(LengthProfile(float(isl.mean()), float(osl.mean()), *longest, most), demand.scale)
     scenario = _scenario(demand.traffic, demand.seed, folder)
     mix = _mix(scenario.model_dump_json())
     drawn = [ask for number in range(SAMPLED) for ask in _turns(mix.begin(number), 0.0, None)]
     isl, osl = np.array([each.isl for each in drawn]), np.array([each.osl for each in drawn])
     bounds = [_bounds(kind, int(isl.max()), int(osl.max())) for kind in scenario.kinds]
     longest_isl, longest_osl = (max(values) for values in zip(*bounds, strict=True))
-    return _scaled_shape(LengthProfile(float(isl.mean()), float(osl.mean()), longest_isl, longest_osl), demand.scale)
+    most = max(_max_tokens(kind, demand, bound[1]) for kind, bound in zip(scenario.kinds, bounds, strict=True))
+    means = float(isl.mean()), float(osl.mean())
+    return _scaled_shape(LengthProfile(*means, longest_isl, longest_osl, most), demand.scale)
+
+
+def _max_tokens(kind: Kind, demand: Demand, longest_osl: int) -> int:
+    """Return how many reply tokens the requests of a class ask for at most."""
+    return kind.lengths.max_tokens or demand.most_tokens(longest_osl)
 
 
 def _scaled_shape(shape: LengthProfile, scale: Scale) -> LengthProfile:
@@ -136,6 +162,7 @@ def _scaled_shape(shape: LengthProfile, scale: Scale) -> LengthProfile:
         shape.mean_osl * scale.osl,
         _times(shape.longest_isl, scale.isl),
         _times(shape.longest_osl, scale.osl),
+        _times(shape.max_tokens, max(1.0, scale.osl)),
     )
 
 
@@ -174,118 +201,253 @@ def _scenario(traffic: Described, seed: int, folder: Path) -> Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a simulation asks of the traffic.
+    """One window that a simulation asks of the traffic.
 
     Attributes:
-        rate_per_s: Requests a second at the peak.
-        requests: Measured requests, at least; a trace's window may hold fewer where all of its traffic is replayed.
-        slots: Requests that are in flight at most while the system is stable.
+        rate_per_s: Requests a second, mean of the busiest `peak_window_s`.
+        measure_s: Length of the measured part; of a trace or of varying traffic, at most the busiest window.
+        lead_s: What is sent before it, unmeasured, so that the batch is full and mixed.
+        tail_s: What is sent behind it, so that the last measured requests end under load.
         tokens_per_block: Of the engine, where it finds KV blocks again; None: what prompts share is of no use to it.
+        kv_tokens: That its KV cache holds; 0 where nobody says.
+        window: Number of the window; each is drawn from the seed and its number.
+        windows: How many there are: they lie evenly over the busiest `peak_window_s`.
+        is_varying: Whether the rate varies from minute to minute as in the busiest window; else it is even.
     """
 
     rate_per_s: float
-    requests: int
-    slots: int
+    measure_s: float
+    lead_s: float
+    tail_s: float
     tokens_per_block: int | None = None
+    kv_tokens: int = 0
+    window: int = 0
+    windows: int = 1
+    is_varying: bool = False
 
 
-def stretches_at(demand: Demand, folder: Path, wanted: Wanted) -> list[TrafficSample]:
-    """Return the demand's peak at a rate, in as many stretches as its measured requests take.
+def window_of(demand: Demand, folder: Path, wanted: Wanted) -> TrafficSample:
+    """Return one window of the demand's peak at a rate.
 
-    A described demand is one long stretch of its arrival process. Of a trace, it is the busiest window: thinned at
-    random where less than all of its traffic goes to one replica, replayed faster where more does; several thinnings
-    are what several replicas would each see.
+    Of a trace it is a part of the busiest window: thinned at random where less than all of its traffic is wanted;
+    where more is, requests are copied, each copy a user of its own, sent a little earlier or later.
     """
-    rng = np.random.default_rng(demand.seed)
+    rng = np.random.default_rng([demand.seed, wanted.window])
     if isinstance(demand.traffic, Described):
-        found = [_drawn(demand.traffic, _scenario(demand.traffic, demand.seed, folder), wanted, rng)]
+        found = _drawn(demand, folder, wanted, rng)
     else:
-        found = _thinned(demand, folder, wanted, rng)
-    return [_longer(each, demand.scale) for each in found]
+        found = _replayed(demand, folder, wanted, rng)
+    return _longer(found, demand.scale)
 
 
-def _longer(stretch: TrafficSample, scale: Scale) -> TrafficSample:
+def _longer(sample: TrafficSample, scale: Scale) -> TrafficSample:
     if scale.isl == scale.osl == 1.0:
-        return stretch
+        return sample
     asks = tuple(
-        each._replace(isl=_times(each.isl, scale.isl), osl=_times(each.osl, scale.osl)) for each in stretch.asks
+        each._replace(
+            isl=_times(each.isl, scale.isl),
+            osl=_times(each.osl, scale.osl),
+            max_tokens=None if each.max_tokens is None else _times(each.max_tokens, max(1.0, scale.osl)),
+        )
+        for each in sample.asks
     )
-    return replace(stretch, asks=asks)
+    return replace(sample, asks=asks)
 
 
-def _described_curve(traffic: Described) -> RateCurve:
-    """Return the hours' rates joined at the middle of each hour, round the clock."""
-    hours = np.array(
-        traffic.rate_by_hour_per_s if len(traffic.rate_by_hour_per_s) > 1 else [*traffic.rate_by_hour_per_s] * 24
-    )
+def _described_curve(demand: Demand, traffic: Described) -> RateCurve:
+    """Return the hours' rates joined at the middle of each hour, round the clock, varying from minute to minute."""
+    stated = traffic.hours
+    hours = np.array(stated if len(stated) > 1 else [*stated] * 24)
     middles_s = (np.arange(-1, 25) + 0.5) * HOUR_S
-    rates = np.interp((np.arange(int(DAY_S / SLOT_S)) + 0.5) * SLOT_S, middles_s, [hours[-1], *hours, hours[0]])
-    return RateCurve(rates, float(hours.max()))
+    slots = int(DAY_S / SLOT_S)
+    rates = np.interp((np.arange(slots) + 0.5) * SLOT_S, middles_s, [hours[-1], *hours, hours[0]])
+    minutes = _minutes(traffic.minute_variation, slots, np.random.default_rng([demand.seed, _ROOM]))
+    hour_per_s = float(hours.max())
+    ratio = busiest_ratio(traffic.minute_variation, demand.peak_window_s)
+    return RateCurve(rates * minutes / minutes.mean(), hour_per_s * ratio, hour_per_s)
 
 
-def _drawn(traffic: Described, scenario: Scenario, wanted: Wanted, rng: np.random.Generator) -> TrafficSample:
-    """Draw one long stretch; a conversation's next turn comes a nominal reply and its pause after the one before."""
-    rate = wanted.rate_per_s
-    warmup_s = max(WARMUP_TURNOVERS * wanted.slots, wanted.requests // 10) / rate
-    chance = CHANCE * max(1.0, traffic.burstiness) * math.sqrt(wanted.requests)  # a draw may bring that many fewer
-    end_s = warmup_s + (wanted.requests + chance) / rate
-    fill_s = wanted.slots / rate  # the load stays up until the last measured request has ended
-    mix = _mix(scenario.model_dump_json())
-    turns = _turns_of(mix)
-    process = Gamma(rate_per_s=rate / turns, burstiness=traffic.burstiness, duration_s=end_s + fill_s)
+def _minutes(variation: float, count: int, rng: np.random.Generator) -> _Floats:
+    """Return the rate of each minute over its trend: lognormal, neighbours correlated; shape (count,)."""
+    if not variation:
+        return np.ones(count)
+    spread = math.sqrt(math.log1p(variation**2))
+    fresh = rng.standard_normal(count) * math.sqrt(1 - MINUTE_CORRELATION**2)
+    state, found = float(rng.standard_normal()), np.empty(count)
+    for place, step in enumerate(fresh.tolist()):
+        state = MINUTE_CORRELATION * state + step
+        found[place] = state
+    return np.asarray(np.exp(spread * found - spread**2 / 2))
+
+
+def _busiest(minutes: _Floats, window_s: float) -> tuple[int, int, float]:
+    """Return first minute, number of minutes and mean of the busiest window."""
+    count = min(len(minutes), max(1, round(window_s / MINUTE_S)))
+    means = np.convolve(minutes, np.full(count, 1 / count), "valid")
+    first = int(np.argmax(means))
+    return first, count, float(means[first])
+
+
+@cache
+def busiest_ratio(variation: float, window_s: float) -> float:
+    """Return how much busier an hour's busiest window is expected to be than the hour.
+
+    >>> busiest_ratio(0.0, 600.0), round(busiest_ratio(0.13, 600.0), 1), round(busiest_ratio(0.13, 60.0), 1)
+    (1.0, 1.1, 1.3)
+    """
+    rng = np.random.default_rng(0)
+    hours = _minutes(variation, MINUTES * SAMPLED_HOURS, rng).reshape(SAMPLED_HOURS, MINUTES)
+    return float(np.mean([_busiest(hour, window_s)[2] / hour.mean() for hour in hours]))
+
+
+def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> TrafficSample:
+    """Draw a window; a conversation's next turn comes a nominal reply and its pause after the one before."""
+    traffic = demand.traffic
+    assert isinstance(traffic, Described)
+    scenario = _scenario(traffic, demand.seed, folder)
+    mix_json = scenario.model_dump_json()
+    own_blocks = not _shares_little(scenario, wanted.kv_tokens)
+    drawn = _conversations(mix_json, _most_by_class(demand, scenario), wanted.tokens_per_block, own_blocks)
+    upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
+    rate_per_s = wanted.rate_per_s / _turns_of(mix_json)
+    edges_s, per_s = _rates(traffic, demand.peak_window_s, wanted, rng)
+    sent = np.concatenate([[0.0], np.cumsum(np.diff(edges_s) * per_s)]) * rate_per_s  # requests by each edge
+    shape = traffic.burstiness**-2
+    times: list[_Floats] = []
+    last = -rng.random() * rng.gamma(shape, 1 / shape)  # under way when the window begins
+    while last < sent[-1]:
+        block = last + np.cumsum(rng.gamma(shape, 1 / shape, 4096))
+        times.append(block)
+        last = float(block[-1])
+    at_s = np.interp(every := np.concatenate(times), sent, edges_s)[(every > 0) & (every < sent[-1])]
+    first = wanted.window * _ROOM
     asks = [
-        ask
-        for number, at_s in enumerate(draw_times_s(process, rng).tolist())
-        for ask in _turns(mix.begin(number), at_s, wanted.tokens_per_block)
-        if ask.at_s < end_s + fill_s
+        ask._replace(at_s=begin_s + ask.at_s)
+        for number, begin_s in enumerate(at_s.tolist())
+        for ask in drawn.of(first + number)
+        if begin_s + ask.at_s < upto_s
     ]
-    return TrafficSample(tuple(sorted(asks, key=lambda each: each.at_s)), warmup_s, end_s)
+    return TrafficSample(
+        tuple(sorted(asks, key=lambda each: each.at_s)), wanted.lead_s, wanted.lead_s + wanted.measure_s
+    )
+
+
+def _rates(traffic: Described, window_s: float, wanted: Wanted, rng: np.random.Generator) -> tuple[_Floats, _Floats]:
+    """Return edges of minutes from the window's beginning, and the rate of each over the planned one."""
+    upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
+    if not wanted.is_varying or not traffic.minute_variation:
+        return np.array([0.0, upto_s]), np.ones(1)
+    minutes = _minutes(traffic.minute_variation, MINUTES, rng)
+    first, count, _ = _busiest(minutes, window_s)
+    minutes = minutes / minutes.mean() / busiest_ratio(traffic.minute_variation, window_s)
+    free_s = max(0.0, count * MINUTE_S - wanted.measure_s)
+    begin_s = first * MINUTE_S + free_s * (wanted.window % wanted.windows + rng.random()) / wanted.windows
+    begin_s -= wanted.lead_s
+    inside = np.arange(math.floor(begin_s / MINUTE_S) + 1, math.ceil((begin_s + upto_s) / MINUTE_S))
+    edges_s = np.concatenate([[0.0], inside * MINUTE_S - begin_s, [upto_s]])
+    of_minute = np.floor((edges_s[:-1] + edges_s[1:]) / 2 / MINUTE_S + begin_s / MINUTE_S).astype(int)
+    return edges_s, minutes[np.clip(of_minute, 0, MINUTES - 1)]
+
+
+@dataclass(slots=True)
+class _Conversations:
+    """Requests of the conversations of a demand, drawn once however many loads they are sent at."""
+
+    mix: ConversationSampler
+    most: dict[str, int]
+    tokens_per_block: int | None
+    own_blocks: bool
+    known: dict[int, tuple[SimRequest, ...]] = field(default_factory=dict)
+
+    def of(self, number: int) -> tuple[SimRequest, ...]:
+        """Return the requests of a conversation, from its beginning."""
+        found = self.known.get(number)
+        if found is None:
+            drawn = _turns(self.mix.begin(number), 0.0, self.tokens_per_block, own_blocks=self.own_blocks)
+            found = self.known[number] = tuple(
+                each._replace(osl=min(each.osl, most), max_tokens=most)
+                for each in drawn
+                for most in (self.most[each.class_name],)
+            )
+        return found
+
+
+@lru_cache(maxsize=4)
+def _conversations(
+    scenario_json: str, most: tuple[tuple[str, int], ...], tokens_per_block: int | None, own_blocks: bool
+) -> _Conversations:
+    return _Conversations(_mix(scenario_json), dict(most), tokens_per_block, own_blocks)
+
+
+def _shares_little(scenario: Scenario, kv_tokens: int) -> bool:
+    """Whether all that is ever found again are a few beginnings, in use all the time.
+
+    Blocks that no other prompt begins with then matter to nobody: they are the first to be given up, and beginnings
+    that take a small share of the cache are used again long before they would be.
+    """
+    kinds = scenario.kinds
+    shared = sum(kind.prefixes.count * kind.prefixes.tokens for kind in kinds if kind.prefixes is not None)
+    return all(kind.conversation is None for kind in kinds) and shared <= SMALL_SHARE * kv_tokens
+
+
+def _most_by_class(demand: Demand, scenario: Scenario) -> tuple[tuple[str, int], ...]:
+    """Return how many reply tokens the requests of each class ask for at most."""
+    longest = _mix(scenario.model_dump_json()).lengths_of(range(256)).longest_osl
+    return tuple((kind.name or "", _max_tokens(kind, demand, _bounds(kind, 1, longest)[1])) for kind in scenario.kinds)
 
 
 def mean_turns(traffic: Described, seed: int, folder: Path) -> float:
     """Return how many requests one arrival brings: the turns of a conversation, 1 without."""
-    return _turns_of(_mix(_scenario(traffic, seed, folder).model_dump_json()))
+    return _turns_of(_scenario(traffic, seed, folder).model_dump_json())
 
 
-def _turns_of(mix: ConversationSampler) -> float:
+@cache
+def _turns_of(scenario_json: str) -> float:
+    mix = _mix(scenario_json)
     return sum(len(mix.draw(number).exchanges) for number in range(SAMPLED)) / SAMPLED
 
 
-def _turns(talk: ConversationState, at_s: float, tokens_per_block: int | None) -> Iterator[SimRequest]:
+def _turns(
+    talk: ConversationState, at_s: float, tokens_per_block: int | None, *, own_blocks: bool = True
+) -> Iterator[SimRequest]:
     while not talk.is_over:
         exchange = talk.exchange
         hashes = () if tokens_per_block is None else talk.block_hashes(tokens_per_block)
+        if not own_blocks and tokens_per_block is not None:
+            hashes = hashes[: talk.conversation.prefix_tokens // tokens_per_block]
         yield SimRequest(at_s, talk.prompt_tokens, exchange.reply_tokens, talk.kind.name or "", hashes)
         at_s += exchange.reply_tokens * NOMINAL_ITL_S
         talk.go_on(exchange.reply_tokens)
         at_s += 0.0 if talk.is_over else talk.exchange.think_s
 
 
-def _thinned(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> list[TrafficSample]:
-    assert isinstance(demand.traffic, Trace)
-    asks = _trace(demand.traffic.model_dump_json(), str(folder))
+def _replayed(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> TrafficSample:
+    """Replay a part of a trace's busiest window at its own pace."""
+    trace = demand.traffic
+    assert isinstance(trace, Trace)
+    asks = _trace(trace.model_dump_json(), str(folder))
     begin_s, window_s = busiest_window(demand, folder)
-    lead_s = min(begin_s, LEAD_RATIO * window_s)
-    inside = [each for each in asks if begin_s - lead_s <= each.at_s < begin_s + window_s]
-    whole_per_s = sum(each.at_s >= begin_s for each in inside) / window_s
-    faster = max(1.0, wanted.rate_per_s / whole_per_s)
-    kept = min(1.0, wanted.rate_per_s / whole_per_s)
-    moved = [
-        each._replace(
-            at_s=(each.at_s - begin_s + lead_s) / faster,
-            prefix_hashes=_block_hashes(each.prefix_hashes, wanted.tokens_per_block),
-        )
-        for each in inside
-    ]
-    count = 1 if kept == 1.0 else max(1, math.ceil(wanted.requests / (wanted.rate_per_s * window_s)))
-    return [
-        TrafficSample(
-            tuple(each for each, draw in zip(moved, rng.random(len(moved)), strict=True) if draw < kept),
-            lead_s / faster,
-            (lead_s + window_s) / faster,
-        )
-        for _ in range(count)
-    ]
+    inside = sum(begin_s <= each.at_s < begin_s + window_s for each in asks) / window_s
+    measure_s = min(wanted.measure_s, window_s)
+    begin_s += (window_s - measure_s) * (wanted.window % wanted.windows + rng.random()) / wanted.windows
+    begin_s -= min(wanted.lead_s, begin_s)
+    lead_s, upto_s = wanted.lead_s, wanted.lead_s + measure_s + wanted.tail_s
+    most = trace.max_tokens or demand.most_tokens(max(each.osl for each in asks))
+    ratio = wanted.rate_per_s / inside
+    jitter_s = JITTER_S if ratio > 1 else 0.0
+    found: list[SimRequest] = []
+    for each in asks:
+        at_s = each.at_s - begin_s
+        if not -jitter_s <= at_s < upto_s + jitter_s:
+            continue
+        for copy in range(math.floor(ratio) + (rng.random() < ratio % 1)):
+            moved_s = at_s + (rng.uniform(-jitter_s, jitter_s) if copy else 0.0)
+            if 0 <= moved_s < upto_s:
+                hashes = _block_hashes(each.prefix_hashes, wanted.tokens_per_block)
+                own = tuple(content + (copy << 80) for content in hashes) if copy else hashes
+                limit = each.max_tokens or most
+                found.append(SimRequest(moved_s, each.isl, min(each.osl, limit), "", own, limit))
+    return TrafficSample(tuple(sorted(found, key=lambda each: each.at_s)), lead_s, lead_s + measure_s)
 
 
 def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int | None) -> tuple[int, ...]:
@@ -313,5 +475,6 @@ def _trace_times_s(demand: Demand, folder: Path) -> _Floats:
 def _trace(trace_json: str, folder: str) -> tuple[SimRequest, ...]:
     schedule = read_trace(Trace.model_validate_json(trace_json), folder=Path(folder))
     return tuple(
-        SimRequest(each.at_s, each.isl or 1, each.osl or 1, "", each.prefix_hashes) for each in schedule.arrivals
+        SimRequest(each.at_s, each.isl or 1, each.osl or 1, "", each.prefix_hashes, each.max_tokens)
+        for each in schedule.arrivals
     )

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, to_json
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
-from loadtest.cli.options import outlook, scenario_of
+from loadtest.cli.options import load_options, outlook, scenario_of, target_options
 from loadtest.results import RUN_FILES, RunManifest
 from loadtest.run import GeneratorProcesses, join, run_once
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
-class TerminatedError(KeyboardInterrupt):
-    """The system asked this process to end."""
-
-
 def run(**flags: Any) -> None:
     """Stress a Triton or OpenAI server: a closed loop of users, or an open loop that no slow server delays."""
-    signal.signal(signal.SIGTERM, _terminated)
     if flags["worker"]:
         join(flags["master_host"], flags["port"], within_s=flags["within"])
         show("the master has let go")
         return
     fleet = _fleet(flags)
-    scenario = scenario_of(flags)
+    scenario = scenario_of(load_options(flags))
     if flags["dry_run"]:
         show(to_json(scenario).rstrip())
         for line in outlook(scenario):
@@ -39,8 +33,10 @@ def run(**flags: Any) -> None:
         return
     out, repeats = flags["out"], flags["repeat"]
     refuse_existing(out, force=flags["force"], inputs=paths_named(flags))
+    server = target_options(flags)
+    how: dict[str, Any] = {"force": flags["force"], "keep_text": flags["keep_text"], "fleet": fleet}
     if repeats == 1:
-        _show([run_once("run-load", scenario, out, flags, fleet=fleet)], [out], out, flags)
+        _show([run_once("run-load", scenario, out, server, **how)], [out], out, flags)
         return
     head = made_by(command_line("run-load"))
     files = [f"*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)]
@@ -49,7 +45,7 @@ def run(**flags: Any) -> None:
         runs = []
         for number, folder in enumerate(folders):
             drawn = scenario.model_copy(update={"seed": scenario.seed + number})
-            runs.append(run_once("run-load", drawn, folder, flags, fleet=fleet))
+            runs.append(run_once("run-load", drawn, folder, server, **how))
             progress(f"repeat {number + 1} of {repeats}: wrote {folder}")
     _show(runs, folders, out, flags)
 
@@ -116,7 +112,3 @@ def _require_free(host: str, port: int, flag: str) -> None:
             raise UserError(
                 f"{flag} {port}: {host}:{port}: {error.strerror}", hint=f"{flag} with a free one"
             ) from error
-
-
-def _terminated(*_: object) -> NoReturn:
-    raise TerminatedError("terminated by the system")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import console
+from engines.build import choices_of
 from engines.errors import UserError
 from engines.files import load_yaml, made_by, parse_yaml, read_yaml, to_json, validate
 from engines.manifest import EngineManifest
@@ -49,6 +50,7 @@ def run(engine_dir: Path, **flags: Any) -> None:
         served_at=flags["served_at"],
         force=flags["force"],
         made_by=made_by(console.command_line("build-repo")),
+        server=flags["server"],
     )
     if flags["as_json"]:
         console.show(to_json(repository).rstrip())
@@ -121,6 +123,9 @@ def _show_repository(repository: RepositoryManifest) -> None:
         console.show(f"emulated, time scale x{scale:g}: every step takes that many times as long")
     for notice in repository.notices:
         console.show(f"notice: {notice.text}")
+    if repository.variant == "trtllm_serve":
+        console.show(f"checked: every argument is one that TensorRT-LLM {choices_of(engine).version} knows; tokenizer")
+        return
     console.show(
         "checked: config.pbtxt against Triton's ModelConfig, tensors against TensorRT-LLM's, limits, tokenizer"
     )

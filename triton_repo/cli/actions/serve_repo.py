@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from engines.errors import MissingError
 from engines.files import made_by, to_json
 from triton_repo.audit import check_repository, read_config
 from triton_repo.server import (
+    LOOPBACK,
     SERVER_NAME,
     FrontOptions,
     FrontRecord,
     Ports,
     ServerRecord,
+    become_trtllm_serve,
     drain_server,
     local_triton,
     require_free,
@@ -30,7 +33,7 @@ from triton_repo.server import (
     stop_server,
     watch_server,
 )
-from triton_repo.settings import read_repository
+from triton_repo.settings import RepositoryManifest, read_repository
 
 _EXPOSED = (
     "warning: listening on {address}: whoever reaches these ports can send requests and read metrics; Triton has no "
@@ -46,7 +49,13 @@ def run(repository: Path, **flags: Any) -> None:
     if not flags["address"].startswith("127."):
         console.progress(_EXPOSED.format(address=flags["address"]))
     check_repository(repository)
-    require_servable(read_repository(repository).engine, _engine_folder(repository))
+    manifest = read_repository(repository)
+    if manifest.variant == "trtllm_serve":
+        if manifest.kind != "emulated":
+            where = {"address": flags["address"], "port": flags["http_port"]}
+            become_trtllm_serve(repository, manifest, **where, detached=flags["detach"])
+        flags = _as_twin(flags)
+    require_servable(manifest.engine, _engine_folder(repository))
     if flags["openai"]:
         require_free(flags["address"], flags["openai_port"])
     found = local_triton.find_runtime(flags["tritonserver"], local_triton.default_folder())
@@ -57,18 +66,32 @@ def run(repository: Path, **flags: Any) -> None:
         ports,
         deadline_s=flags["ready_within"],
         stop_after_s=flags["stop_after"],
+        detached=flags["detach"],
         made_by=made_by(console.command_line("serve-repo")),
         progress=console.progress,
     )
-    _show_server(record, as_json=flags["as_json"])
-    if flags["openai"]:
-        _add_front(repository, record, flags)
-    if not flags["detach"]:
-        _attend(repository, record, flags["drain_within"])
+    try:
+        _show_server(record, twin=manifest.variant == "trtllm_serve", as_json=flags["as_json"])
+        if flags["openai"]:
+            _add_front(repository, record, flags)
+        if not flags["detach"]:
+            _attend(repository, record, flags["drain_within"])
+    except BaseException:
+        stop_front(repository)
+        stop_server(repository)
+        raise
+
+
+def _as_twin(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags of an emulated trtllm-serve: the OpenAI front where it listens, its Triton on a free port."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port = probe.getsockname()[1]
+    return flags | {"openai": True, "openai_port": flags["http_port"], "http_port": port}
 
 
 def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) -> None:
-    """Start the OpenAI front of a server that is ready; where that fails, the server is stopped as well."""
+    """Start the OpenAI front of a server that is ready."""
     options = FrontOptions(
         address=flags["address"],
         port=flags["openai_port"],
@@ -80,17 +103,17 @@ def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) ->
         stop_after_s=flags["stop_after"],
     )
     made = made_by(console.command_line("serve-repo"))
-    try:
-        front = start_front(repository, options, made_by=made, progress=console.progress)
-    except BaseException:
-        stop_server(repository)
-        raise
+    front = start_front(repository, options, detached=flags["detach"], made_by=made, progress=console.progress)
     if not flags["as_json"]:
-        _show_front(front)
+        _show_front(front, read_repository(repository), flags["openai_model"])
 
 
-def _show_front(front: FrontRecord) -> None:
+def _show_front(front: FrontRecord, manifest: RepositoryManifest, model: str | None) -> None:
     console.show(f"OpenAI-compatible: {front.url}/v1, log: {front.log}")
+    if manifest.variant == "trtllm_serve":
+        name = model or manifest.engine.model.name
+        console.show(f"trtllm-serve's metrics (emulated): {front.url}/prometheus/metrics and {front.url}/metrics")
+        console.show(f"next: run-load --url {front.url} --protocol openai-completions --model {name}")
 
 
 def _engine_folder(repository: Path) -> Path:
@@ -99,7 +122,7 @@ def _engine_folder(repository: Path) -> Path:
     return Path(config.parameters["gpt_model_path"].string_value)
 
 
-def _show_server(record: ServerRecord, *, as_json: bool) -> None:
+def _show_server(record: ServerRecord, *, twin: bool, as_json: bool) -> None:
     if as_json:
         console.show(to_json(record).rstrip())
         return
@@ -107,7 +130,8 @@ def _show_server(record: ServerRecord, *, as_json: bool) -> None:
         f"Triton {record.triton_version}: {record.url}, gRPC {record.grpc_port}, metrics {record.metrics_port}"
     )
     console.show(f"log: {record.log}")
-    console.show(f"next: run-load --url {record.url} --protocol triton-http")
+    if not twin:
+        console.show(f"next: run-load --url {record.url} --protocol triton-http")
 
 
 def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> None:
@@ -120,9 +144,6 @@ def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> No
         if drain_within_s > 0:
             drain_server(repository, record, drain_within_s)
         raise
-    finally:
-        stop_front(repository)
-        stop_server(repository)
 
 
 def _leave(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler's signature)

@@ -184,7 +184,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415
 
     from engines.checkpoint.inspection import library  # noqa: PLC0415
-    from engines.checkpoint.quantize import chatter_to  # noqa: PLC0415
+    from engines.checkpoint.library_output import chatter_to  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("qwen3")
     with chatter_to(None):
@@ -218,19 +218,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def export(source: Path, out: Path, precision: str, kv_cache: KvFormat = "16bit") -> list[str]:
     """Quantize on a few made-up words; return the notices."""
     from engines.checkpoint.calibration_text import TextWindows  # noqa: PLC0415
+    from engines.checkpoint.export_job import ExportJob  # noqa: PLC0415
     from engines.checkpoint.huggingface_export import quantize_huggingface  # noqa: PLC0415
 
     documents = tuple(" ".join(f"w{(7 * d + 11 * w * w) % WORDS}" for w in range(24)) for d in range(4))
-    notices = quantize_huggingface(
-        source,
-        out,
+    job = ExportJob(
+        source=source,
         precision=precision,
         kv_cache=kv_cache,
         calibration=TextWindows(documents, windows=4, tokens=24, origin="the test"),
         seed=0,
-        progress=lambda _: None,
-        log=out.with_suffix(".log"),
     )
+    notices = quantize_huggingface(job, out, progress=lambda _: None, log=out.with_suffix(".log"))
     return [f"{notice.code}: {notice.text}" for notice in notices]
 
 
@@ -304,14 +303,14 @@ def test_older_spelling_of_rope_survives(source: Path, tmp_path: Path) -> None:
 
 def test_lost_rope_is_mended(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the export drops a rope key it is put back, and said."""
-    from engines.checkpoint import quantize  # noqa: PLC0415
+    from engines.checkpoint import huggingface_export  # noqa: PLC0415
 
     def check_after_loss(config: dict[str, Any], job: Any) -> None:
         check(config, job)
         config["rope_parameters"] = {"rope_theta": 10_000.0, "rope_type": "default"}
 
-    check = quantize._check_huggingface_structure
-    monkeypatch.setattr(quantize, "_check_huggingface_structure", check_after_loss)
+    check = huggingface_export._check_huggingface_structure
+    monkeypatch.setattr(huggingface_export, "_check_huggingface_structure", check_after_loss)
     notices = export(source, tmp_path / "out", "bf16")
     assert stated(tmp_path / "out", "config.json")["rope_parameters"] == ROPE
     assert any("attn_factor" in said and "mended" in said for said in notices)
@@ -368,7 +367,7 @@ def test_damaged_scale_is_told(
     """A scale that is missing, zero or misshapen is a failure of the tool, named."""
     from safetensors.torch import save_file  # noqa: PLC0415
 
-    from engines.checkpoint import quantize  # noqa: PLC0415
+    from engines.checkpoint import huggingface_export  # noqa: PLC0415
 
     full = f"model.layers.1.{name}"
 
@@ -380,17 +379,17 @@ def test_damaged_scale_is_told(
         save_file(tensors, out / "model.safetensors")
         return mend(out, job)
 
-    mend = quantize._mend_huggingface_config
-    monkeypatch.setattr(quantize, "_mend_huggingface_config", damaged)
+    mend = huggingface_export._mend_huggingface_config
+    monkeypatch.setattr(huggingface_export, "_mend_huggingface_config", damaged)
     with pytest.raises(ToolError, match=f"{name}.*{told}"):
         export(source, tmp_path / "out", "fp8", "fp8")
 
 
 def test_other_format_than_asked_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export that states another KV format than was asked for is not taken."""
-    from engines.checkpoint import quantize  # noqa: PLC0415
+    from engines.checkpoint import huggingface_export  # noqa: PLC0415
 
-    monkeypatch.setitem(quantize._KV_ALGO, "16bit", "FP8")
+    monkeypatch.setitem(huggingface_export.KV_ALGO, "16bit", "FP8")
     with pytest.raises(ToolError, match="kv_cache_quant_algo = None"):
         export(source, tmp_path / "out", "fp8", "16bit")
 

@@ -138,12 +138,19 @@ def test_lora_and_speculation_are_planned_or_refused() -> None:
     """Modules and draft length reach the plan; a mode whose draft heads are not there is refused."""
     plan = plan_of(lora__target_modules=("attn_q", "attn_v"), lora__max_rank=16)
     assert plan.lora.target_modules == ("attn_q", "attn_v")
-    plan = plan_of(speculative__mode="lookahead_decoding", speculative__max_draft_len=5)
+    sizes = {"window_size": 4, "ngram_size": 3, "verification_set_size": 4}
+    plan = plan_of(speculative__mode="lookahead_decoding", speculative__lookahead=sizes)
+    assert plan.speculative.max_draft_len == 15
+    plan = plan_of(speculative__mode="draft_tokens_external", speculative__max_draft_len=5)
     assert any(notice.code == "speculative" for notice in plan.notices)
     with pytest.raises(UserError, match="needs draft heads"):
         plan_of(speculative__mode="medusa", speculative__max_draft_len=5)
     with pytest.raises(UserError, match="needs a draft length"):
-        plan_of(speculative__mode="lookahead_decoding")
+        plan_of(speculative__mode="draft_tokens_external")
+    with pytest.raises(UserError, match="needs its sizes"):
+        plan_of(speculative__mode="lookahead_decoding", speculative__max_draft_len=5)
+    with pytest.raises(UserError, match="drafts 15 tokens a step"):
+        plan_of(speculative__mode="lookahead_decoding", speculative__lookahead=sizes, speculative__max_draft_len=5)
     with pytest.raises(UserError, match="without a mode"):
         plan_of(speculative__max_draft_len=5)
 

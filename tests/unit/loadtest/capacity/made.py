@@ -11,7 +11,7 @@ from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from loadtest.capacity.inputs.demand import Demand
-from loadtest.capacity.parallel import ResultCache
+from loadtest.capacity.parallel import ResultCache, Workers
 from loadtest.capacity.plan import SearchOptions
 
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
@@ -39,4 +39,4 @@ def demand(**changed: Any) -> Demand:
 
 def means() -> SearchOptions:
     """Return work in this process, nothing kept, nothing said."""
-    return SearchOptions(ResultCache(None), 1, False, lambda _: None)
+    return SearchOptions(ResultCache(None), Workers(1), lambda _: None)

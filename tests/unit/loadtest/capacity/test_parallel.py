@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engines.files import Strict
-from loadtest.capacity.parallel import ResultCache, Work, do
+from engines.processes import started_ticks
+from loadtest.capacity.parallel import ResultCache, Work, do, workers_of
 
 
 class Square(Strict):
@@ -26,14 +30,15 @@ def squared(number: int) -> Square:
 WORK = Work(squared, Square, str, str)
 
 
-def _all(kept: ResultCache = ResultCache(None), **how: Any) -> list[int]:  # noqa: B008 (a tuple)
-    how = {"workers": 1, "progress": lambda _: None, **how}
-    return [each.value for each in do(WORK, [1, 2, 3, 4], kept=kept, **how)]
+def _all(kept: ResultCache = ResultCache(None), *, count: int = 1, on_ray: bool = False, **how: Any) -> list[int]:  # noqa: B008 (a tuple)
+    how = {"progress": lambda _: None, **how}
+    with workers_of(count, on_ray=on_ray) as workers:
+        return [each.value for each in do(WORK, [1, 2, 3, 4], kept=kept, workers=workers, **how)]
 
 
 def test_processes_bring_what_one_process_brings() -> None:
     """Results come in the order of their tasks, wherever each was worked out."""
-    assert _all() == _all(workers=2) == [1, 4, 9, 16]
+    assert _all() == _all(count=2) == [1, 4, 9, 16]
 
 
 def test_what_is_kept_is_not_worked_out_again(tmp_path: Path) -> None:
@@ -44,6 +49,37 @@ def test_what_is_kept_is_not_worked_out_again(tmp_path: Path) -> None:
     assert said == [f"4 of 4 found in {tmp_path}"]
     next(tmp_path.glob("*.json")).write_text("{", encoding="utf-8")
     assert _all(ResultCache(tmp_path)) == [1, 4, 9, 16]
+
+
+_LONG = """
+import sys, time
+from loadtest.capacity.parallel import Workers
+if __name__ == "__main__":
+    workers = Workers(2)
+    tasks = workers.run(time.sleep, [(0, 0.01), (1, 600.0), (2, 600.0)])
+    next(tasks)
+    import multiprocessing
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    for _ in tasks: pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a worker's end with its parent is Linux's")
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    """A parent killed outright leaves no worker behind, though one sleeps for ten minutes."""
+    script = tmp_path / "long.py"
+    script.write_text(_LONG, encoding="utf-8")
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert parent.stdout is not None
+    with parent, parent.stdout:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        parent.kill()
+        parent.wait()
+    until_s = time.monotonic() + 3.0
+    while any(started_ticks(pid) is not None for pid in pids):
+        assert time.monotonic() < until_s, "a worker outlived its parent by three seconds"
+        time.sleep(0.02)
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own

@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 import json
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
 
-from engines.calibration import LoadGenerator
-from engines.emulator.settings import settings_of
 from engines.errors import TargetMissedError, UserError
 from engines.files import MadeBy, read_json
 from engines.planning.recipe import ask
-from engines.spec.gpu import gpu_named
-from engines.steptime.source import step_time_for
-from loadtest.calibration.fit import FitContext, observe
-from loadtest.calibration.measured_points import Deployment, read_points
-from loadtest.capacity.candidates import UNCALIBRATED
+from engines.spec import engine_profile_named, gpu_named
+from engines.steptime import uncertainty
+from loadtest.capacity.candidates import candidates_of
 from loadtest.capacity.inputs.demand import PriceChoices, read_demand
 from loadtest.capacity.inputs.prices import prices_for
 from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.simulation import shape_of
 from loadtest.capacity.verify import verify
 from loadtest.capacity.what_if import what_if
 from loadtest.cli.plan_capacity import plan_capacity
 from loadtest.results.records import REQUESTS_NAME, RUN_NAME
 from loadtest.scenario.schema import read_scenario
 from loadtest.simulate.predict import predict, write_prediction
-from tests.unit.loadtest.capacity.made import demand, engine
+from tests.unit.loadtest.capacity.made import HERE, demand
 from triton_repo.settings.repository_manifest import ServingSettings
 
-PUBLISHED = Path(__file__).parents[3] / "fidelity" / "published.csv"
-NO_FIT = np.log([1.0, 1.0, 1.0, 1.0, 1e-12, 1e-12, 1e-12, 1e-12, 1.0])  # factors of 1 and no host
 SMALL = {
     "name": "small",
     "model": "llama-3-8b",
-    "traffic": {"process": "described", "rate_by_hour_per_s": [20.0], "lengths": {"isl": 256, "osl": 16}},
+    "traffic": {"process": "described", "rate_by_hour_per_s": [400.0], "lengths": {"isl": 256, "osl": 16}},
     "objectives": {"ttft_s": {"p90": 0.5}},
     "limits": {"gpus": ["h100-sxm-80gb", "a100-sxm-80gb"], "precisions": ["fp8"]},
     "candidates": {"max_batch_size": [16], "max_num_tokens": [2048]},
@@ -144,6 +138,23 @@ def test_a_plan_holds_or_it_does_not(planned: Path, tmp_path: Path, slower: floa
     assert isinstance(result.exception, TargetMissedError) is not held
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--verify", "RUN"), "--plan is missing"),
+        (("--plan", "capacity.json"), "asks nothing"),
+        (("demand.yaml", "--verify", "RUN", "--plan", "capacity.json"), "take the demand from the plan"),
+    ],
+)
+def test_an_error_asks_for_what_is_missing_alone(arguments: tuple[str, ...], said: str) -> None:
+    """What the user gave is never asked for again."""
+    result = run(*arguments)
+    assert isinstance(result.exception, UserError)
+    assert said in result.exception.message
+    for given in arguments:
+        assert f"{given} is missing" not in result.exception.message
+
+
 def test_a_prediction_verifies_nothing(planned: Path, tmp_path: Path) -> None:
     """A predicted run is refused: it would hold the plan to itself."""
     folder = _measured(planned, tmp_path, slower=1.0)
@@ -200,33 +211,60 @@ def test_what_if_refuses_what_it_does_not_know() -> None:
             what_if(demand(), asked)
 
 
-def test_uncalibrated_predictions_are_believed_no_more_than_they_deserve() -> None:
-    """The factors that one published point in twenty exceeds, worked out again for the data-sheet source."""
-    errors = []
-    for gpu, precision in (("h100-sxm-80gb", "fp8"), ("a100-sxm-80gb", "fp16")):
-        points, _ = read_points(PUBLISHED, Deployment("llama-3-8b", gpu, precision))
-        points = [point for point in points if point.load == "concurrency"]
-        manifest = engine(
-            **{
-                "gpu": gpu,
-                "precision": precision,
-                "limits.max_batch_size": 512,
-                "limits.max_num_tokens": 8192,
-                "limits.max_seq_len": max(point.isl + point.osl for point in points),
-                "workload.longest_input_tokens": max(point.isl for point in points),
-                "workload.longest_output_tokens": max(point.osl for point in points),
-            }
-        )
-        rig = FitContext(settings_of(manifest), step_time_for(manifest), LoadGenerator())
-        errors += [np.array(observe(rig, point, NO_FIT)) - np.array(point.logs) for point in points]
-    tokens, itl, ttft = np.array(errors).T
-    found = {
-        "tokens_per_s": np.nanpercentile(tokens, 95),
-        "itl_s": -np.nanpercentile(itl, 5),
-        "ttft_s": -np.nanpercentile(ttft, 5),
-    }
-    for name, value in UNCALIBRATED["roofline"].items():
-        assert found[name] == pytest.approx(value, abs=0.02)
+def test_an_uncalibrated_interval_is_the_spread_between_deployments(planned: Path) -> None:
+    """A prediction's ends are its engine profile's own, on step and host times; its row says where they come from."""
+    plan = read_json(planned / "capacity.json", CapacityPlan)
+    assert plan.chosen is not None
+    assert plan.engine is not None
+    profile = engine_profile_named(plan.engine.step_time.profile or "")
+    interval = uncertainty(profile, precision="fp8")
+    assert plan.chosen.interval_source == interval.provenance
+    (made, *_) = candidates_of(demand(), HERE, shape_of(demand(), HERE), made_by=MadeBy(command="test", version="0"))
+    assert made.interval.slow == (interval.step_high, interval.host_high)
+    assert made.interval.fast == (interval.step_low, interval.host_low)
+
+
+def test_three_sizes_are_in_order(planned: Path) -> None:
+    """Promised is no smaller than the middle, the middle no smaller than optimistic; each was simulated as a fleet."""
+    plan = read_json(planned / "capacity.json", CapacityPlan)
+    assert plan.chosen is not None
+    sizes = plan.chosen.sizes
+    assert len(sizes) == 3
+    replicas = [each.replicas or 0 for each in sizes]
+    assert replicas == sorted(replicas, reverse=True)
+    for each in sizes:
+        assert each.verdict is not None
+        assert each.verdict.met
+        assert each.verdict.windows >= 3
+
+
+def test_the_queue_is_deployed_as_it_was_simulated(planned: Path) -> None:
+    """The serving settings' queue limit is the one the fleets were simulated with, and refused nobody."""
+    plan = read_json(planned / "capacity.json", CapacityPlan)
+    settings = ServingSettings.model_validate(yaml.safe_load((planned / "serving.yaml").read_text(encoding="utf-8")))
+    assert settings.queue.max_queue_size == plan.max_queue_size > 0
+    assert plan.fleets[0].refused == 0.0
+
+
+def test_a_tiny_demand_takes_one_replica_and_names_a_cheaper_gpu(tmp_path: Path) -> None:
+    """A request every ten seconds: one replica; a GPU outside the limits that holds it for less is named."""
+    traffic = {"process": "described", "rate_per_s": 0.1, "lengths": {"isl": 256, "osl": 16}}
+    changed = {"traffic": traffic, "availability": {"n_plus": 0}, "prices": {"vendor": "aws-us-east-1"}}
+    run(str(written(tmp_path, **changed)), "--out", str(tmp_path / "out"), "--workers", "1")
+    plan = read_json(tmp_path / "out" / "capacity.json", CapacityPlan)
+    assert plan.chosen is not None
+    assert plan.chosen.replicas == 1
+    assert "l4-24gb" in (plan.smaller_gpu or "")
+    assert "tokens" in (plan.smaller_gpu or "")
+
+
+def test_old_prices_are_said_to_be_old(planned: Path) -> None:
+    """A price read more than sixty days ago is warned of, with its age."""
+    plan = read_json(planned / "capacity.json", CapacityPlan)
+    assert plan.chosen is not None
+    assert plan.chosen.price is not None
+    age_days = (datetime.now(tz=UTC).date() - plan.chosen.price.read_on).days
+    assert any(f"{age_days} days old" in warning for warning in plan.warnings) == (age_days > 60)
 
 
 def test_a_measurement_puts_a_prediction_out_of_the_ranking(planned: Path, tmp_path: Path) -> None:

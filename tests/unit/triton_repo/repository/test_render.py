@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engines.build.pipeline import emulated_manifest
@@ -20,7 +21,7 @@ from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from triton_repo.audit.require_valid import check_repository, read_config
-from triton_repo.repository.render import environment, fill, render_repository
+from triton_repo.repository.render import Server, environment, fill, render_repository
 from triton_repo.settings.repository_manifest import MODELS, ServingSettings, read_repository
 
 HEAD = MadeBy(command="test", version="0")
@@ -45,7 +46,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _render(folder: Path, manifest: EngineManifest, tokenizer: Path | None, **settings: object) -> Path:
+def _render(
+    folder: Path, manifest: EngineManifest, tokenizer: Path | None, server: Server = "triton", **settings: object
+) -> Path:
     engine = folder / "engine"
     engine.mkdir(parents=True)
     write_json(engine / "manifest.json", manifest)
@@ -58,6 +61,7 @@ def _render(folder: Path, manifest: EngineManifest, tokenizer: Path | None, **se
         served_at=None,
         force=False,
         made_by=HEAD,
+        server=server,
     )
     return out
 
@@ -254,6 +258,42 @@ def test_the_llm_apis_model_is_rendered_for_the_pytorch_backend(
     assert "EmulatedLlmApiModel" in (twin / "tensorrt_llm" / "1" / "model.py").read_text()
 
 
+def test_trtllm_serve_gets_its_yaml_alone(tmp_path: Path) -> None:
+    """With metrics on, and the checkpoint's place in the manifest; a key it does not know is found."""
+    asked = ask(None, {"backend": "pytorch"})
+    pytorch = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
+    folder = _render(tmp_path, pytorch.model_copy(update={"kind": "checkpoint"}), None, server="trtllm-serve")
+    names = [path.name for path in sorted(folder.iterdir())]
+    assert names == [".contents.json", "manifest.json", "trtllm-serve.yaml"]
+    document = yaml.safe_load((folder / "trtllm-serve.yaml").read_text())
+    assert document["return_perf_metrics"] is True
+    assert "triton_config" not in document
+    repository = read_repository(folder)
+    assert (repository.models, repository.loads) == ((), str(tmp_path / "engine" / "checkpoint"))
+    assert check_repository(folder) == []
+    (folder / "trtllm-serve.yaml").write_text(yaml.safe_dump(document | {"max_beams": 1}))
+    with pytest.raises(CommandError, match="max_beams"):
+        check_repository(folder)
+
+
+def test_an_emulated_trtllm_serve_is_the_models_that_stand_in(
+    manifest: EngineManifest, tokenizer: Path, tmp_path: Path
+) -> None:
+    """The in-flight models for the OpenAI front to ask, beside the YAML."""
+    folder = _render(tmp_path, manifest.model_copy(update={"backend": "pytorch"}), tokenizer, server="trtllm-serve")
+    assert (folder / "trtllm-serve.yaml").is_file()
+    assert read_repository(folder).models == MODELS
+    assert "EmulatedEngineModel" in (folder / "tensorrt_llm" / "1" / "model.py").read_text()
+    assert check_repository(folder)
+
+
+def test_trtllm_serve_serves_no_compiled_engine(manifest: EngineManifest, tokenizer: Path, tmp_path: Path) -> None:
+    """One error, before anything is written."""
+    with pytest.raises(UserError, match="PyTorch backend"):
+        _render(tmp_path, manifest, tokenizer, server="trtllm-serve")
+    assert not (tmp_path / "repository").exists()
+
+
 def test_upstreams_model_is_what_the_entry_point_loads(
     manifest: EngineManifest, tokenizer: Path, tmp_path: Path
 ) -> None:
@@ -292,3 +332,17 @@ def test_a_repository_of_an_older_version_says_what_to_do(repository: Path) -> N
     with pytest.raises(UserError, match=r"settings\.max_queue_size") as refused:
         check_repository(repository)
     assert "build-repo ENGINE_DIR --force" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("variant", ["tensorrt_llm", "llmapi"])
+def test_an_emulated_engine_brings_all_its_code(
+    tmp_path: Path, manifest: EngineManifest, tokenizer: Path, variant: str
+) -> None:
+    """Its module and the batcher are imported from the repository's own copies, with nothing of ours beside them."""
+    folder = _render(tmp_path, manifest, tokenizer) / "tensorrt_llm" / "1"
+    imported = f"import sys; sys.path.insert(0, {str(folder)!r}); import triton_repo.models.{variant}; "
+    own = "sorted(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('engines', 'triton_repo'))"
+    done = subprocess.run([sys.executable, "-I", "-c", f"{imported}print(*{own}, sep=chr(10))"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [path for path in done.stdout.splitlines() if not path.startswith(str(folder))] == []

@@ -27,7 +27,10 @@ HEAD = MadeBy(command="test", version="0")
 def _record(repository: Path, pid: int) -> None:
     (repository / "front.log").write_text("one\ntwo\n")
     log = str(repository / "front.log")
-    write_json(repository / RECORD_NAME, FrontRecord(made_by=HEAD, pid=pid, address="127.0.0.1", port=9, log=log))
+    write_json(
+        repository / RECORD_NAME,
+        FrontRecord(made_by=HEAD, pid=pid, address="127.0.0.1", port=9, log=log),
+    )
 
 
 def _options(port: int, address: str = "127.0.0.1", keys: Path | None = None) -> FrontOptions:
@@ -75,7 +78,7 @@ def test_a_front_that_cannot_start_says_why(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.raises(ToolError, match="ended before it was ready") as failed:
-        start_front(tmp_path, _options(port), made_by=HEAD, progress=lambda _: None)
+        start_front(tmp_path, _options(port), detached=False, made_by=HEAD, progress=lambda _: None)
     assert "manifest.json" in str(failed.value)
     assert not (tmp_path / RECORD_NAME).exists()
 
@@ -93,7 +96,7 @@ def test_listening_without_a_key_is_warned_of(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("FRONT_API_KEY", raising=False)
     said: list[str] = []
     with pytest.raises(ToolError):
-        start_front(tmp_path, _options(1, address="0.0.0.0"), made_by=HEAD, progress=said.append)
+        start_front(tmp_path, _options(1, address="0.0.0.0"), detached=False, made_by=HEAD, progress=said.append)
     assert "without an API key" in said[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def unpaged() -> EngineManifest:
 
 CONFIG = EngineConfig(
     version="1.2.1", ranks=1, max_batch_size=384, max_num_tokens=8192, max_seq_len=8192, max_input_len=4096,
-    max_beam_width=1, tokens_per_block=32, paged_context=True, speculation=None, gathers_context=False,
+    max_beam_width=1, tokens_per_block=32, paged_context=True, speculation=None, max_draft_len=0, gathers_context=False,
     gathers_generation=False, logits="fp32", weight_streaming=False, lora=False,
 )  # fmt: skip
 
@@ -181,6 +182,17 @@ def test_whole_prompts_must_fit_an_iteration(built: EngineManifest) -> None:
     assert not _resolved(small, short).settings.scheduling.chunked_context
 
 
+def test_lookahead_sizes_must_draft_what_the_engine_was_built_for(built: EngineManifest) -> None:
+    """An engine of 83 draft tokens serves windows 7, 7, 7 and no others."""
+    config = replace(CONFIG, speculation="lookahead", max_draft_len=83)
+    sizes = {"window_size": 7, "ngram_size": 7, "verification_set_size": 7}
+    wanted = {"decoding": {"mode": "lookahead", "lookahead": sizes}}
+    assert _resolved(built, wanted, config).settings.decoding.lookahead.window_size == 7
+    sizes["ngram_size"] = 5
+    with pytest.raises(UserError, match=r"drafts 55 tokens a step; .* built for 83"):
+        _resolved(built, wanted, config)
+
+
 def test_an_engines_config_is_read_as_it_is(tmp_path: Path) -> None:
     """Every fact comes from where TensorRT-LLM writes it; what is not there is not made up."""
     (tmp_path / "config.json").write_text(
@@ -190,7 +202,8 @@ def test_an_engines_config_is_read_as_it_is(tmp_path: Path) -> None:
                 "pretrained_config": {"logits_dtype": "float16", "mapping": {"world_size": 2}},
                 "build_config": {
                     "max_batch_size": 8,
-                    "speculative_decoding_mode": "SpeculativeDecodingMode.LOOKAHEAD_DECODING",
+                    "speculative_decoding_mode": 8,  # an integer flag, as TensorRT-LLM writes it
+                    "max_draft_len": 83,
                     "plugin_config": {"use_paged_context_fmha": False, "tokens_per_block": 64},
                 },
             }
@@ -198,6 +211,7 @@ def test_an_engines_config_is_read_as_it_is(tmp_path: Path) -> None:
     )
     found = read_engine_config(tmp_path)
     assert (found.version, found.ranks, found.max_batch_size, found.logits) == ("1.2.1", 2, 8, "fp16")
+    assert found.max_draft_len == 83
     assert (found.speculation, found.paged_context, found.tokens_per_block) == ("lookahead", False, 64)
     assert (found.max_seq_len, found.gathers_context, found.lora) == (None, None, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
+from loadtest.capacity.simulation.observations import RateResult
 from loadtest.capacity.simulation.replica import simulate
 from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
 from loadtest.scenario.slo import Objectives
@@ -26,6 +28,19 @@ def manifest() -> EngineManifest:
     """Plan a small engine."""
     asked = ask(None, {"model": "llama-3-8b", "limits.max_batch_size": 32, "limits.max_num_tokens": 2048})
     return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
+
+
+class Served(NamedTuple):
+    """What a fleet showed, and how many requests were sent again."""
+
+    seen: RateResult
+    retried: int
+
+
+def served(fleet: Fleet, sample: TrafficSample, rate_per_s: float) -> Served:
+    """Simulate a fleet."""
+    found, retried = serve(fleet, [sample])
+    return Served(found.result(WANTED, rate_per_s=rate_per_s), retried)
 
 
 def poisson(rate_per_s: float, requests: int, *, prefixes: int = 0) -> TrafficSample:
@@ -45,8 +60,8 @@ def poisson(rate_per_s: float, requests: int, *, prefixes: int = 0) -> TrafficSa
 def test_a_fleet_of_one_is_a_replica(manifest: EngineManifest, routing: str) -> None:
     """Whatever the router, a single replica shows what a prediction shows."""
     stretch = poisson(6.0, 400)
-    alone = simulate(manifest, [stretch], WANTED, rate_per_s=6.0)
-    fleet = serve(Fleet(manifest, (0.0,), routing), [stretch], WANTED, rate_per_s=6.0)  # type: ignore[arg-type]
+    alone = simulate(manifest, [stretch]).result(WANTED, rate_per_s=6.0)
+    fleet = served(Fleet(manifest, (0.0,), routing), stretch, 6.0)  # type: ignore[arg-type]
     for name in ("ttft_s", "itl_s", "tpot_s", "e2e_s"):
         one, other = getattr(alone.level, name), getattr(fleet.seen.level, name)
         for statistic in ("count", "mean", "p50", "p95", "p99", "max"):
@@ -56,11 +71,11 @@ def test_a_fleet_of_one_is_a_replica(manifest: EngineManifest, routing: str) -> 
 def test_round_robin_deals_requests_out(manifest: EngineManifest) -> None:
     """Two replicas that take turns are two predictions, each of every other request."""
     stretch = poisson(12.0, 400)
-    fleet = serve(Fleet(manifest, (0.0, 0.0), "round_robin"), [stretch], WANTED, rate_per_s=12.0)
+    fleet = served(Fleet(manifest, (0.0, 0.0), "round_robin"), stretch, 12.0)
     found = []
     for half in (0, 1):
         part = TrafficSample(stretch.asks[half::2], stretch.measure_s, stretch.end_s)
-        seen = simulate(manifest, [part], WANTED, rate_per_s=6.0)
+        seen = simulate(manifest, [part]).result(WANTED, rate_per_s=6.0)
         assert seen.level.ttft_s is not None
         found.append((seen.level.ttft_s.count, seen.level.ttft_s.mean))
     assert fleet.seen.level.ttft_s is not None
@@ -78,7 +93,7 @@ def test_looking_at_queues_beats_taking_turns_where_slots_bind(manifest: EngineM
     stretch = TrafficSample(asks, times_s[100], times_s[-1] + 1e-9)
     waits = {}
     for routing in ("round_robin", "least_outstanding"):
-        seen = serve(Fleet(narrow, (0.0,) * 4, routing), [stretch], WANTED, rate_per_s=6.0).seen  # type: ignore[arg-type]
+        seen = served(Fleet(narrow, (0.0,) * 4, routing), stretch, 6.0).seen  # type: ignore[arg-type]
         assert seen.level.ttft_s is not None
         waits[routing] = seen.level.ttft_s.p95
     assert waits["least_outstanding"] < 0.7 * waits["round_robin"]
@@ -89,7 +104,7 @@ def test_looking_at_queues_can_bunch_prompts(manifest: EngineManifest) -> None:
     stretch = poisson(50.0, 1500)
     waits = {}
     for routing in ("round_robin", "least_outstanding"):
-        seen = serve(Fleet(manifest, (0.0,) * 4, routing), [stretch], WANTED, rate_per_s=50.0).seen  # type: ignore[arg-type]
+        seen = served(Fleet(manifest, (0.0,) * 4, routing), stretch, 50.0).seen  # type: ignore[arg-type]
         assert seen.level.ttft_s is not None
         waits[routing] = seen.level.ttft_s.p95
     assert waits["round_robin"] < waits["least_outstanding"]
@@ -101,7 +116,7 @@ def test_a_prefix_aware_router_computes_less(manifest: EngineManifest) -> None:
     stretch = poisson(24.0, 1200, prefixes=24)
     waits = {}
     for routing in ("least_outstanding", "prefix_aware"):
-        seen = serve(Fleet(small, (0.0,) * 4, routing), [stretch], WANTED, rate_per_s=24.0).seen  # type: ignore[arg-type]
+        seen = served(Fleet(small, (0.0,) * 4, routing), stretch, 24.0).seen  # type: ignore[arg-type]
         assert seen.level.ttft_s is not None
         waits[routing] = seen.level.ttft_s.mean
     assert waits["prefix_aware"] < waits["least_outstanding"]
@@ -111,8 +126,8 @@ def test_no_request_is_lost_with_a_replica(manifest: EngineManifest) -> None:
     """What a lost replica had under way ends elsewhere, once, and its users have waited since they first sent it."""
     stretch = poisson(20.0, 600)
     loss = Loss(stretch.asks[300].at_s, 1)
-    whole = serve(Fleet(manifest, (0.0,) * 3, "least_outstanding"), [stretch], WANTED, rate_per_s=20.0)
-    lossy = serve(Fleet(manifest, (0.0,) * 3, "least_outstanding", loss=loss), [stretch], WANTED, rate_per_s=20.0)
+    whole = served(Fleet(manifest, (0.0,) * 3, "least_outstanding"), stretch, 20.0)
+    lossy = served(Fleet(manifest, (0.0,) * 3, "least_outstanding", loss=loss), stretch, 20.0)
     assert lossy.retried > 0
     assert lossy.seen.level.requests == whole.seen.level.requests
     assert lossy.seen.level.errors == 0
@@ -124,6 +139,6 @@ def test_no_request_is_lost_with_a_replica(manifest: EngineManifest) -> None:
 def test_a_replica_that_is_not_up_gets_nothing(manifest: EngineManifest) -> None:
     """Until it is up, a fleet of two is a fleet of one."""
     stretch = poisson(6.0, 300)
-    one = serve(Fleet(manifest, (0.0,), "least_outstanding"), [stretch], WANTED, rate_per_s=6.0)
-    never = serve(Fleet(manifest, (0.0, math.inf), "least_outstanding"), [stretch], WANTED, rate_per_s=6.0)
+    one = served(Fleet(manifest, (0.0,), "least_outstanding"), stretch, 6.0)
+    never = served(Fleet(manifest, (0.0, math.inf), "least_outstanding"), stretch, 6.0)
     assert never.seen.level.ttft_s == one.seen.level.ttft_s

@@ -12,7 +12,8 @@ from engines.emulator.request import BatcherSettings
 from engines.files import MadeBy
 from engines.steptime.scaled import uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
-from loadtest.capacity.simulation.replica import NONE, Totals, batcher_of, collect, seen_of, sent_of, weighted_spread
+from loadtest.capacity.simulation.observations import Observations, weighted_spread
+from loadtest.capacity.simulation.replica import batcher_of, collect, host_of, sent_of
 from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
 from loadtest.metrics.summarize import spread, summarize_level
 from loadtest.scenario.schema import Scenario
@@ -48,10 +49,9 @@ def mean_wait_s(slots: int, times_s: list[float], replies: list[int]) -> float:
     )
     asks = tuple(SimRequest(at_s, 1, osl) for at_s, osl in zip(times_s, replies, strict=True))
     stretch = TrafficSample(asks, times_s[len(times_s) // 20], times_s[-1] + 1e-9)
-    totals: dict[str, Totals] = {}
-    server = VirtualServer(Batcher(limits, Flat()), Arrivals(sent_of(stretch)))
-    collect(server, stretch, totals, WANTED, NONE)
-    seen = seen_of(totals, WANTED, rate_per_s=1.0)
+    found = Observations()
+    collect(VirtualServer(Batcher(limits, Flat()), Arrivals(sent_of(stretch))), stretch, found)
+    seen = found.result(WANTED, rate_per_s=1.0)
     assert seen.level.ttft_s is not None
     return seen.level.ttft_s.mean - STEP_S  # the first token comes a step after its slot
 
@@ -107,10 +107,10 @@ def test_figures_are_those_of_the_records() -> None:
     asks = tuple(SimRequest(each.sent_s, each.prompt_tokens, each.output_tokens) for each in records)
     begin_s = next(each.sent_s for each in records if each.phase == "measure")
     stretch = TrafficSample(asks, begin_s, records[-1].sent_s + 1e-9)
-    totals: dict[str, Totals] = {}
-    server = VirtualServer(batcher_of(manifest, uniform(1.0)), Arrivals(sent_of(stretch)))
-    collect(server, stretch, totals, WANTED, NONE)
-    seen = seen_of(totals, WANTED, rate_per_s=14.0).level
+    whole = Observations()
+    server = VirtualServer(batcher_of(manifest, uniform(1.0)), Arrivals(sent_of(stretch)), host_of(manifest))
+    collect(server, stretch, whole)
+    seen = whole.result(WANTED, rate_per_s=14.0).level
     for name in ("ttft_s", "itl_s", "tpot_s", "e2e_s"):
         mine, theirs = getattr(seen, name), getattr(level, name)
         assert mine.count == theirs.count

@@ -1,0 +1,122 @@
+"""Hold the config.json of a TensorRT-LLM export to its source, and write right what is wrong or left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engines.checkpoint.inspection import CheckpointFacts
+from engines.errors import ToolError
+from engines.files import write_text
+from engines.manifest import Notice
+from engines.spec import KvFormat, precision_named
+
+KV_ALGO: dict[KvFormat, str | None] = {"16bit": None, "int8": "INT8", "fp8": "FP8"}
+_AWQ_VOCAB_MULTIPLE = 64  # ModelOpt pads embedding and output projection to this
+
+# What TensorRT-LLM 1.2 takes where config.json does not say; a key that is absent and defaults right is not a fault.
+_LLAMA_DEFAULTS = {"rotary_base": 10000.0, "rotary_scaling": None, "attn_bias": False, "mlp_bias": False}
+_QWEN_DEFAULTS = {**_LLAMA_DEFAULTS, "attn_bias": True}
+# Keys the weights' shapes follow from: if one of these is wrong, the tensors are too.
+_STRUCTURE = ("architecture", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act", "dtype")
+# TensorRT-LLM's own default for weight-only engines. The embedding is a candidate there, unlike in any other precision.
+_WEIGHT_ONLY_EXCLUDED = ["*lm_head", "*vocab_embedding"]
+
+
+def mend_config(out: Path, facts: CheckpointFacts, *, precision: str, kv_cache: KvFormat) -> list[Notice]:
+    """Compare an export's config.json with its source, write right what is wrong, and say what it was.
+
+    Raises:
+        ToolError: Something is wrong that a config cannot mend, because the weights follow from it.
+    """
+    path = out / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    _check_structure(config, facts, precision=precision, kv_cache=kv_cache)
+    defaults = _QWEN_DEFAULTS if facts.architecture.startswith("Qwen") else _LLAMA_DEFAULTS
+    expected = _expected_config(facts, config)
+    notices = []
+    for key, value in expected.items():
+        stated = config.get(key, defaults.get(key))
+        found = f"said {key} = {stated}" if key in config else f"left out {key}"
+        config[key] = value
+        if not same(stated, value):
+            text = f"ModelOpt's export {found}; mended to {json.dumps(value)} as in the source checkpoint"
+            notices.append(Notice(code="export-mended", text=text))
+    write_text(path, json.dumps(config, indent=2) + "\n")
+    return notices
+
+
+def weight_only_quantization(quantization: dict[str, Any]) -> dict[str, Any]:
+    """Return the `quantization` of a 16-bit export that TensorRT-LLM is to round to INT8 weights as it loads it.
+
+    `quant_algo` W8A16 means just that: the loader takes 16-bit weights and makes the scales itself. It knows nothing
+    of scales that ModelOpt found.
+
+    Source:
+        tensorrt_llm/models/modeling_utils.py, `preprocess_perlayer_weights` (run at 0.17); convert_utils.py.
+    """
+    return {**quantization, "quant_algo": "W8A16", "exclude_modules": _WEIGHT_ONLY_EXCLUDED}
+
+
+def same(stated: Any, value: Any) -> bool:
+    """Return whether a stated value is this value, floats within 1e-6 of it."""
+    if isinstance(stated, float | int) and isinstance(value, float) and not isinstance(stated, bool):
+        return abs(stated - value) <= 1e-6 * abs(value)
+    if isinstance(stated, dict) and isinstance(value, dict):
+        return all(stated.get(key) == wanted for key, wanted in value.items() if key not in {"type", "rope_type"})
+    return bool(stated == value)
+
+
+def _check_structure(config: dict[str, Any], facts: CheckpointFacts, *, precision: str, kv_cache: KvFormat) -> None:
+    quantization = config.get("quantization", {})
+    found = {key: config.get(key) for key in _STRUCTURE}
+    found |= {key: quantization.get(key) for key in ("quant_algo", "kv_cache_quant_algo")}
+    expected = {
+        "architecture": facts.architecture,
+        "hidden_size": facts.hidden_size,
+        "intermediate_size": facts.intermediate_size,
+        "num_hidden_layers": facts.layers,
+        "hidden_act": facts.activation,
+        "dtype": "float16" if precision == "fp16" else "bfloat16",
+        "quant_algo": precision_named(precision).quant_algo,
+        "kv_cache_quant_algo": KV_ALGO[kv_cache],
+    }
+    for key, value in expected.items():
+        if found[key] != value:
+            raise ToolError(f"ModelOpt's export states {key} = {found[key]}, the source calls for {value}")
+
+
+def _expected_config(facts: CheckpointFacts, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config keys that the source decides and the tensors do not show."""
+    scaling = facts.rope.scaling
+    expected: dict[str, Any] = {
+        "num_attention_heads": facts.attention_heads,
+        "num_key_value_heads": facts.kv_heads,
+        "head_size": facts.head_size,
+        "vocab_size": _expected_vocab(facts, config),
+        "max_position_embeddings": facts.max_position_embeddings,
+        "norm_epsilon": facts.norm_epsilon,
+        "position_embedding_type": "rope_gpt_neox",
+        "rotary_base": facts.rope.base,
+        "rotary_scaling": None if scaling is None else {"type": scaling["rope_type"], **scaling},
+        "attn_bias": facts.qkv_bias,
+        "mlp_bias": False,
+    }
+    if facts.architecture.startswith("Qwen"):
+        expected["qwen_type"] = facts.model_type
+        # TensorRT-LLM's Qwen layers read it and have no default; it bounds log-n attention scaling, which no Qwen2 or
+        # Qwen3 uses. Without it the class does not load (tensorrt_llm/models/qwen/model.py).
+        expected["seq_length"] = config.get("seq_length") or facts.max_position_embeddings
+    if facts.qk_norm:
+        expected["qk_layernorm"] = True
+    if "rotary_embedding_dim" in config:  # stated where TensorRT-LLM's own config class wrote it, from its head_size
+        expected["rotary_embedding_dim"] = facts.head_size
+    return expected
+
+
+def _expected_vocab(facts: CheckpointFacts, config: dict[str, Any]) -> int:
+    """Return the source's vocabulary, or that padded where the exported tensors are padded with it (AWQ)."""
+    padded = -(-facts.vocab_size // _AWQ_VOCAB_MULTIPLE) * _AWQ_VOCAB_MULTIPLE
+    awq = str(config.get("quantization", {}).get("quant_algo")).endswith("AWQ")
+    return padded if awq else facts.vocab_size

@@ -1,0 +1,78 @@
+"""Where the libraries' own output goes, and what their failures become."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from engines.errors import ToolError
+
+_LAST_LINES = 12
+
+
+class _Chatter(io.TextIOBase):
+    """A stream that libraries may keep hold of: it writes to `file` while that is set, and drops text after."""
+
+    def __init__(self, file: TextIO | None) -> None:
+        self.file = file
+
+    def writable(self) -> bool:
+        """Return that text may be written."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Write, or drop."""
+        if self.file is not None:
+            self.file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the file behind."""
+        if self.file is not None:
+            self.file.flush()
+
+
+@contextmanager
+def chatter_to(log: Path | None) -> Iterator[None]:
+    """Send what libraries print, warn and log within the block to a file, or nowhere.
+
+    A logging handler that a library sets up within the block keeps its stream: what it logs later is dropped.
+    """
+    with contextlib.ExitStack() as stack:
+        file = None if log is None else stack.enter_context(log.open("a", encoding="utf-8"))
+        chatter = _Chatter(file)
+        stack.callback(setattr, chatter, "file", None)
+        stack.enter_context(contextlib.redirect_stdout(chatter))
+        stack.enter_context(contextlib.redirect_stderr(chatter))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("default")
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Write a warning to the redirected stream, also where a test runner would have collected it."""
+    (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+@contextmanager
+def as_tool_error(log: Path | None) -> Iterator[None]:
+    """Turn what ModelOpt raises for a model it cannot handle into a `ToolError` with the end of the log."""
+    try:
+        yield
+    except (ValueError, RuntimeError, NotImplementedError, AssertionError, KeyError, AttributeError) as error:
+        lines = [] if log is None else log.read_text(encoding="utf-8").splitlines()[-_LAST_LINES:]
+        raise ToolError(f"ModelOpt failed: {error!r}", log_path=log, last_lines=lines) from error

@@ -1,0 +1,116 @@
+"""The one file that knows ModelOpt: its presets, its two shapes of configuration, calibration.
+
+TensorRT-LLM 1.2 pins ModelOpt 0.37 (its container); offline quantizing takes the current one. Between them the shape
+of `quant_cfg` changed: up to 0.43 a mapping from a wildcard to a quantizer's attributes, from 0.44 a list of entries.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any
+
+from engines.checkpoint.export_job import Layout
+from engines.checkpoint.inspection import library
+from engines.errors import MissingError
+from engines.spec import KvFormat
+
+Progress = Callable[[str], None]
+
+PACKAGE = "nvidia-modelopt"
+OLDEST_VERSION = (0, 37)  # what TensorRT-LLM 1.2.1 pins (requirements.txt: nvidia-modelopt[torch]~=0.37.0)
+_NVFP4_WITHOUT_GPU = (0, 45)  # until then packing asks the GPU for its compute capability, whether there is one or not
+BATCH_TOKENS = 8192  # AWQ rounds every weight eleven times a batch: few large batches are several times faster
+
+# ModelOpt's preset of each precision; bf16 and fp16 have none, and int8_wo is rounded by TensorRT-LLM as it loads.
+_PRESETS = {
+    "fp8": "FP8_DEFAULT_CFG",
+    "int8_sq": "INT8_SMOOTHQUANT_CFG",
+    "int4_awq": "INT4_AWQ_CFG",
+    "w4a8_awq": "W4A8_AWQ_BETA_CFG",
+    "nvfp4": "NVFP4_DEFAULT_CFG",
+}
+_KV_BITS: dict[KvFormat, Any] = {"int8": 8, "fp8": (4, 3)}
+_KV_QUANTIZERS = "*[kv]_bmm_quantizer"
+
+
+def require_modelopt(precision: str) -> None:
+    """Refuse to begin what the installed ModelOpt cannot do.
+
+    Raises:
+        MissingError: ModelOpt is not installed, is older than any that is known here, or lacks the precision's preset.
+    """
+    mtq = library("modelopt.torch.quantization")
+    version = metadata.version(PACKAGE)
+    oldest = ".".join(str(part) for part in OLDEST_VERSION)
+    hint = f"pip install --upgrade '{PACKAGE}>={oldest}', or quantize offline and take the checkpoint along"
+    if _parts(version) < OLDEST_VERSION:
+        raise MissingError(f"ModelOpt {version} is too old: {oldest} is the oldest known here", hint=hint)
+    preset = _PRESETS.get(precision)
+    if preset is not None and not hasattr(mtq, preset):
+        raise MissingError(f"ModelOpt {version} has no {preset}, which {precision} is quantized by", hint=hint)
+    if precision == "nvfp4" and _parts(version) < _NVFP4_WITHOUT_GPU and not library("torch").cuda.is_available():
+        raise MissingError(
+            f"ModelOpt {version} packs NVFP4 weights on a GPU, and there is none here",
+            hint=f"{PACKAGE} 0.45 and later need none",
+        )
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def calibrate(model: Any, layout: Layout, windows: list[list[int]], *, seed: int, progress: Progress) -> None:
+    """Insert quantizers and set their ranges; does nothing where ModelOpt has nothing to quantize."""
+    config = quantizer_config(layout)
+    if config is None:
+        return
+    torch, mtq = library("torch"), library("modelopt.torch.quantization")
+    progress(f"calibrate on {len(windows)} windows ..." if windows else "scale weights ...")
+
+    def run_text(calibrated: Any) -> None:
+        size = max(BATCH_TOKENS // len(windows[0]), 1)
+        with torch.inference_mode():
+            for begin in range(0, len(windows), size):
+                # The decoder alone: the output projection is not quantized, and its logits would be the largest tensor.
+                calibrated.model(torch.tensor(windows[begin : begin + size]), use_cache=False)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mtq.quantize(model, config, forward_loop=run_text if windows else None)
+
+
+def quantizer_config(layout: Layout) -> dict[str, Any] | None:
+    """Return ModelOpt's configuration, in the installed version's shape; None where nothing is to be quantized."""
+    mtq = library("modelopt.torch.quantization")
+    preset = _PRESETS.get(layout.precision)
+    if preset is None and layout.kv_cache == "16bit":
+        return None
+    if preset is not None:
+        config: dict[str, Any] = copy.deepcopy(getattr(mtq, preset))
+    elif isinstance(mtq.FP8_DEFAULT_CFG["quant_cfg"], dict):
+        config = {"quant_cfg": {"default": {"enable": False}}, "algorithm": "max"}
+    else:
+        config = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": "max"}
+    if layout.group_size:
+        for attributes in _quantizers(config["quant_cfg"]):
+            if attributes.get("block_sizes"):
+                attributes["block_sizes"][-1] = layout.group_size
+    if layout.kv_cache != "16bit":
+        _add(config["quant_cfg"], _KV_QUANTIZERS, {"num_bits": _KV_BITS[layout.kv_cache], "axis": None})
+    return config
+
+
+def _quantizers(quant_cfg: dict[str, Any] | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the attributes of every quantizer; one that works in two steps has two."""
+    values = quant_cfg.values() if isinstance(quant_cfg, dict) else [entry.get("cfg") for entry in quant_cfg]
+    for value in values:
+        yield from value if isinstance(value, list) else [value or {}]
+
+
+def _add(quant_cfg: dict[str, Any] | list[dict[str, Any]], name: str, attributes: dict[str, Any]) -> None:
+    if isinstance(quant_cfg, dict):
+        quant_cfg[name] = {**attributes, "enable": True}
+    else:
+        quant_cfg.append({"quantizer_name": name, "cfg": attributes})

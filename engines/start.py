@@ -1,0 +1,45 @@
+"""How every console script starts: a signal that comes while modules are still being loaded ends it in one line.
+
+A script names `PACKAGE.cli.start:COMMAND`; loading that loads nothing but this, and then the command is looked up.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import Any
+
+INTERRUPTED = 130
+
+
+class LateCommand:
+    """A command that is imported once it is called, or once something of it is looked at.
+
+    Args:
+        module: Where it is.
+        name: Its name there.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it; until it has handlers of its own, a signal ends the process at once."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._leave)
+        return self._loaded()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the command."""
+        return getattr(self._loaded(), name)
+
+    def _loaded(self) -> Any:
+        return getattr(importlib.import_module(self._module), self._name)
+
+    def _leave(self, number: int, frame: object) -> None:  # noqa: ARG002 (a signal handler's signature)
+        """End at once: nothing has been started or written yet, and an import cannot be unwound cleanly."""
+        sys.stderr.write(f"{self._name.replace('_', '-')}: error: interrupted\n")
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)

@@ -1,0 +1,261 @@
+"""One replica's loads, each simulated once and only as long as it takes to tell its verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from engines.files import sha256_of
+from engines.manifest import EngineManifest
+from engines.planning import Engine, Outlook, Workload, outlook
+from engines.spec import Sizing
+from engines.steptime import StepCost
+from loadtest.capacity.inputs import Demand, Described
+from loadtest.capacity.simulation.observations import Observations, RateResult
+from loadtest.capacity.simulation.replica import Slowdown, evened, simulate
+from loadtest.capacity.simulation.traffic_sample import (
+    LengthProfile,
+    TrafficSample,
+    Wanted,
+    requests_needed,
+    window_of,
+)
+from loadtest.scenario import Objectives, Trace
+
+WINDOWS = 4  # that a load near its limit is simulated in, each from its own draw
+CLEAR_Z = 2.576  # 99 %: a load is looked at after each window, and each look may mislead
+# A simulation starts empty and has to fill: three mean lives of a request have turned the batch over.
+LEAD_LIVES = 3.0
+TAIL_LIVES = 4.0  # the load stays up until nearly every measured request has ended
+# Near saturation a queue takes hundreds of services to reach its length (the relaxation time of M/M/1 is about
+# 1 / (1 - use)^2 services: 400 at 95 %); a window that is shorter finds a load easier than it is.
+LEAST_IN_WINDOW = 800
+IDLE_REQUESTS = 200  # each alone on the engine: their p95 is known to about a percent of the requests
+RELIEF_WINDOWS = 2
+
+
+class Interval(NamedTuple):
+    """How many times as long as predicted things may take: both ends of the prediction's interval.
+
+    Attributes:
+        slow: The unfavourable end, one time in twenty worse; `fast` the favourable one.
+    """
+
+    slow: Slowdown = Slowdown()
+    fast: Slowdown = Slowdown()
+
+
+class Task(NamedTuple):
+    """All that a search needs, to be sent to a process or a machine of its own.
+
+    Attributes:
+        folder: Where the demand's relative paths begin.
+        is_brief: Only the promised end of the interval is wanted, not what binds.
+        enough_per_s: A load that is all that will be asked of a replica; no higher one is looked for.
+        start_per_s: Where the search begins; None: where the closed form points to.
+        least_per_s: A replica that carries less than this at the promised end cannot win; the search then stops.
+    """
+
+    name: str
+    manifest: EngineManifest
+    demand: Demand
+    folder: Path
+    shape: LengthProfile
+    interval: Interval = Interval()
+    is_brief: bool = False
+    enough_per_s: float | None = None
+    least_per_s: float | None = None
+    start_per_s: float | None = None
+
+    @property
+    def key(self) -> str:
+        """All that the result depends on, as text: the engine, the traffic by its content, and what is to be kept."""
+        traffic = self.demand.traffic
+        parts = (
+            self.manifest.model_dump_json(include={"model", "gpu", "precision", "parallel", "limits", "kv_cache"}),
+            self.manifest.model_dump_json(include={"runtime", "step_time"}),
+            self.demand.model_dump_json(include={"model", "peak_window_s", "max_tokens", "objectives", "seed"}),
+            traffic.model_dump_json(
+                exclude={"rate_by_hour_per_s", "rate_per_s"}
+            ),  # what a replica gets is the search's
+            repr((self.demand.scale.isl, self.demand.scale.osl)),
+            sha256_of(self.folder / traffic.path) if isinstance(traffic, Trace) else "",
+            repr((self.interval, self.is_brief, self.enough_per_s, self.least_per_s, self.start_per_s)),
+        )
+        return "\n".join(parts)
+
+
+@dataclass(slots=True)
+class _Load:
+    observations: Observations = field(default_factory=Observations)
+    result: dict[float, RateResult] = field(default_factory=dict)
+
+
+class LoadBench:
+    """The loads of one replica.
+
+    Where no time scale but the engine's own is in the traffic, one simulation of a load serves every slowdown.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.objectives: Mapping[str, Objectives] = task.demand.all_objectives
+        self._loads: dict[tuple[float, Slowdown], _Load] = {}
+
+    @cached_property
+    def steady(self) -> Outlook:
+        """The engine's steady state with every slot taken, in closed form."""
+        return steady_state(self.task.manifest, self.task.shape)
+
+    @cached_property
+    def bound_per_s(self) -> float:
+        """Requests a second of that steady state at the middle of the prediction."""
+        return max(1e-6, self.steady.tokens_per_s / max(1.0, self.task.shape.mean_osl))
+
+    def life_s(self, rate_per_s: float) -> float:
+        """Return about how long a mean request is on the engine at a load, at the middle of the prediction.
+
+        The time between tokens is taken to grow evenly with the requests in flight, from that of a request alone to
+        that of a full batch; requests in flight are the load times their life (Little's law).
+        """
+        state, osl = self.steady, max(1.0, self.task.shape.mean_osl)
+        if not state.sequences:
+            return 1.0
+        growth_s = (state.itl_s - state.single_itl_s) / state.sequences
+        alone_s = state.ttft_s + osl * state.single_itl_s
+        share = 1 - rate_per_s * osl * growth_s
+        full_s = state.ttft_s + osl * state.itl_s
+        return min(full_s, alone_s / share if share > 0 else full_s)
+
+    @property
+    def is_scale_free(self) -> bool:
+        """Whether the traffic knows no seconds but those between arrivals."""
+        traffic = self.task.demand.traffic
+        return isinstance(traffic, Described) and all(kind.conversation is None for kind in traffic.scenario(0).kinds)
+
+    def requests(self, rate_per_s: float) -> int:
+        """Return how many measured requests a load takes for its percentiles to be supported."""
+        return requests_needed(self.task.demand, self.in_flight(rate_per_s))
+
+    def in_flight(self, rate_per_s: float) -> int:
+        """Return about how many requests are under way at a load."""
+        return max(1, min(math.ceil(rate_per_s * self.life_s(rate_per_s)), self.steady.sequences or 1))
+
+    def sample(self, rate_per_s: float, window: int, *, slower: float = 1.0) -> TrafficSample:
+        """Return one window of a load."""
+        manifest = self.task.manifest
+        life_s = min(self.life_s(rate_per_s * slower) * slower, (self.steady.sequences or 1) / rate_per_s)
+        needed = max(self.requests(rate_per_s * slower) / WINDOWS, LEAST_IN_WINDOW)
+        wanted = Wanted(
+            rate_per_s,
+            measure_s=needed / rate_per_s,
+            lead_s=LEAD_LIVES * life_s,
+            tail_s=TAIL_LIVES * life_s,
+            tokens_per_block=manifest.kv_cache.tokens_per_block if manifest.runtime.kv_reuse else None,
+            kv_tokens=manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block,
+            window=window,
+            windows=WINDOWS,
+        )
+        return window_of(self.task.demand, self.task.folder, wanted)
+
+    def windows_for(self, rate_per_s: float) -> int:
+        """Return how many windows support the percentiles: more where a trace's own is short."""
+        traffic = self.task.demand.traffic
+        if isinstance(traffic, Described):
+            return WINDOWS
+        in_one = rate_per_s * self.task.demand.peak_window_s
+        return max(WINDOWS, min(64, math.ceil(self.requests(rate_per_s) / max(1.0, in_one))))
+
+    def verdict(self, rate_per_s: float, slowdown: Slowdown, *, least_windows: int = 1) -> RateResult:
+        """Simulate a load until its verdict is clear, or its percentiles are supported."""
+        base, slow, stretch = self._resolved(rate_per_s, slowdown)
+        load = self._loads.setdefault((base, slow), _Load())
+        most = self.windows_for(rate_per_s)
+        while load.observations.windows < most:
+            if load.observations.windows >= least_windows:
+                known = load.observations.confidence(self.objectives, z=CLEAR_Z, stretch=stretch)
+                if known.met is not None:
+                    break
+            sample = self.sample(base, load.observations.windows, slower=slow.step)
+            simulate(self.task.manifest, [sample], slowdown=slow, into=load.observations)
+            load.result.clear()
+        if stretch not in load.result:
+            load.result[stretch] = load.observations.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
+        return load.result[stretch]
+
+    def idle(self, slowdown: Slowdown) -> RateResult:
+        """Return what requests show that are alone on the engine."""
+        base, slow, stretch = self._resolved(0.0, slowdown)
+        load = self._loads.setdefault((base, slow), _Load())
+        if not load.observations.windows:
+            simulate(self.task.manifest, [self._alone(slow.step)], slowdown=slow, into=load.observations)
+        return load.observations.result(self.objectives, rate_per_s=0.0, stretch=stretch)
+
+    def eased(
+        self,
+        rate_per_s: float,
+        slowdown: Slowdown,
+        *,
+        manifest: EngineManifest | None = None,
+        ratios: StepCost | None = None,
+        evenness: float = 0.0,
+    ) -> RateResult:
+        """Simulate a load with something made easier: another engine, faster parts of a step, or evener arrivals."""
+        base, slow, stretch = self._resolved(rate_per_s, slowdown)
+        samples = [self.sample(base, window, slower=slow.step) for window in range(RELIEF_WINDOWS)]
+        if evenness:
+            samples = [evened(each, evenness) for each in samples]
+        found = simulate(manifest or self.task.manifest, samples, slowdown=slow, ratios=ratios)
+        return found.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
+
+    def _resolved(self, rate_per_s: float, slowdown: Slowdown) -> tuple[float, Slowdown, float]:
+        """Return the rate and slowdown to simulate, and the stretch that its figures take."""
+        if slowdown.is_uniform and self.is_scale_free:
+            return rate_per_s * slowdown.step, Slowdown(), slowdown.step
+        return rate_per_s, slowdown, 1.0
+
+    def _alone(self, slower: float) -> TrafficSample:
+        shape = self.task.shape
+        longest_s = (self.steady.ttft_s + max(1, shape.longest_osl) * self.steady.single_itl_s) * slower
+        gap_s = 2 * longest_s if math.isfinite(longest_s) else 3600.0
+        found = self.sample(max(1e-6, self.bound_per_s / slower), 0, slower=slower)
+        asks = tuple(each._replace(at_s=place * gap_s) for place, each in enumerate(found.asks[:IDLE_REQUESTS]))
+        return replace(found, asks=asks, measure_s=0.0, end_s=len(asks) * gap_s)
+
+
+def steady_state(manifest: EngineManifest, shape: LengthProfile) -> Outlook:
+    """Return the closed form of an engine full of the demand's mean requests."""
+    workload = Workload(
+        input_tokens=max(1, round(shape.mean_isl)),
+        output_tokens=max(1, round(shape.mean_osl)),
+        longest_input_tokens=shape.longest_isl,
+        longest_output_tokens=shape.longest_osl,
+    )
+    limits, cache = manifest.limits, manifest.kv_cache
+    sizing = Sizing(
+        max_batch_size=limits.max_batch_size,
+        max_num_tokens=limits.max_num_tokens,
+        max_seq_len=limits.max_seq_len,
+        tokens_per_block=cache.tokens_per_block,
+        kv_fraction=cache.free_gpu_mem_fraction,
+        tensor_parallel=manifest.parallel.tensor,
+        pipeline_parallel=manifest.parallel.pipeline,
+    )
+    engine = Engine(
+        manifest.model,
+        manifest.gpu,
+        manifest.precision.name,
+        manifest.precision.kv_cache,
+        sizing,
+        manifest.runtime.chunked_context,
+        manifest.step_time,
+    )
+    if manifest.runtime.scheduler_policy != "max_utilization":  # each running request holds what it may come to need
+        reserved = max(1.0, shape.mean_isl + min(shape.max_tokens, limits.max_seq_len))
+        room = max(1, int(cache.blocks * cache.tokens_per_block / reserved))
+        engine = engine.limited(max_batch_size=min(limits.max_batch_size, room))
+    return outlook(engine, workload)

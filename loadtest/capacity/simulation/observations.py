@@ -1,0 +1,513 @@
+"""What simulated servers showed of their measured requests, as arrays: figures and verdicts at any slowdown.
+
+Latencies are those of `loadtest.metrics`, computed from the batcher's spans instead of from records: a simulation that
+finds a p99 makes tens of millions of tokens, and a record keeps the time of each. A test holds the two equal.
+
+Where nothing outside the engine has a time scale of its own, an engine whose every iteration takes `s` times as long
+under `r` requests/s shows the latencies of the original engine under `s r` requests/s, each times `s`. One simulation
+then serves every slowdown; `stretch` is that factor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.capacity.simulation.traffic_sample import TrafficSample
+from loadtest.knee import share_interval
+from loadtest.metrics import LevelSummary, Spread, verdicts_of
+from loadtest.scenario import Goodput, Objectives, Verdict
+from loadtest.simulate import Ended, VirtualServer
+
+GROWTH_RATIO = 0.03  # of the measured requests: a queue that grows by more, and by more than chance, is not stable
+CHANCE = 3.0  # standard deviations of the number in flight
+QUEUE = "growing queue"
+QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+BLOCKS = 8  # stretches of consecutive requests in each window, to see how far neighbours are alike
+
+_Floats = npt.NDArray[np.float64]
+_Counts = npt.NDArray[np.int64]
+_Bools = npt.NDArray[np.bool_]
+
+
+class _Part(NamedTuple):
+    """Measured requests of one server in one window; gaps by the iterations they are made of."""
+
+    window: int
+    names: list[str]
+    sent_s: _Floats
+    first_s: _Floats
+    last_s: _Floats
+    tokens: _Counts
+    is_ok: _Bools
+    deltas_s: _Floats
+    span_row: _Counts
+    span_first: _Counts
+    span_last: _Counts
+    cross_row: _Counts
+    cross_s: _Floats
+
+
+class _Table(NamedTuple):
+    """All parts as one, in the order requests were sent within each window."""
+
+    window: _Counts
+    names: npt.NDArray[np.str_]
+    sent_s: _Floats
+    first_s: _Floats
+    last_s: _Floats
+    tokens: _Counts
+    is_ok: _Bools
+    deltas_s: _Floats
+    span_row: _Counts
+    span_first: _Counts
+    span_last: _Counts
+    cross_row: _Counts
+    cross_s: _Floats
+
+
+@dataclass(slots=True)
+class Observations:
+    """Measured requests over windows and replicas.
+
+    Attributes:
+        refused: Requests by why they did not end well.
+        kv_ratio: Share of the KV cache in use, as ending requests found it.
+        waiting: Requests in no iteration, as ending requests found them.
+    """
+
+    refused: dict[str, int] = field(default_factory=dict)
+    kv_ratio: list[float] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
+    _parts: list[_Part] = field(default_factory=list)
+    _windows: list[tuple[float, float]] = field(default_factory=list)
+    _table: _Table | None = None
+
+    @property
+    def windows(self) -> int:
+        """How many windows were simulated."""
+        return len(self._windows)
+
+    @property
+    def requests(self) -> int:
+        """Measured requests."""
+        return sum(len(part.sent_s) for part in self._parts)
+
+    @property
+    def window_s(self) -> float:
+        """Length of all windows together."""
+        return sum(end_s - begin_s for begin_s, end_s in self._windows)
+
+    def begin_window(self, sample: TrafficSample) -> None:
+        """Take what follows as of another window."""
+        self._windows.append((sample.measure_s, sample.end_s))
+
+    def note_state(self, server: VirtualServer) -> None:
+        """Look at the batcher, as an ending request finds it."""
+        state = server.batcher.snapshot()
+        self.kv_ratio.append(state.kv_used_blocks / state.kv_max_blocks)
+        self.waiting.append(state.queued + state.active - state.generation_requests)
+
+    def add(self, server: VirtualServer, ended: Sequence[Ended]) -> None:
+        """Add what a server showed of the measured requests of the window begun last."""
+        self._table = None
+        for each in ended:
+            if each.outcome != "ok":
+                self.refused[each.outcome] = self.refused.get(each.outcome, 0) + 1
+        self._parts.append(_part(len(self._windows) - 1, server.left_s, ended))
+
+    def join(self, other: Observations) -> None:
+        """Add all windows of other observations."""
+        first = len(self._windows)
+        self._windows += other._windows
+        self._parts += [part._replace(window=part.window + first) for part in other._parts]
+        self.kv_ratio += other.kv_ratio
+        self.waiting += other.waiting
+        for outcome, count in other.refused.items():
+            self.refused[outcome] = self.refused.get(outcome, 0) + count
+        self._table = None
+
+    def level(self, name: str, wanted: Objectives | None, *, rate_per_s: float, stretch: float = 1.0) -> LevelSummary:
+        """Return the figures of a class, or of all requests under an empty name."""
+        table = self._whole()
+        chosen = _of_class(table, name)
+        ok = chosen & table.is_ok
+        sent, good = int(chosen.sum()), int(ok.sum())
+        window_s = self.window_s * stretch
+        gaps, counts = _gaps(table, ok)
+        goodput = None
+        if wanted is not None and wanted.goodput is not None and sent:
+            goodput = float(_kept(table, wanted.goodput, stretch)[chosen].sum()) / sent
+        return LevelSummary(
+            concurrency=None,
+            rate_per_s=rate_per_s,
+            isl=0,
+            osl=0,
+            complete=True,
+            requests=sent,
+            errors=sent - good,
+            errors_by_outcome=dict(sorted(self.refused.items())) if not name else {},
+            ttft_s=_plain((table.first_s - table.sent_s)[ok] * stretch),
+            itl_s=weighted_spread(gaps * stretch, counts),
+            tpot_s=_plain(_tpot_s(table)[ok & (table.tokens > 1)] * stretch),
+            e2e_s=_plain((table.last_s - table.sent_s)[ok] * stretch),
+            window="steady",
+            window_s=window_s,
+            output_tokens_per_s=float(table.tokens[ok].sum()) / window_s if window_s else None,
+            requests_per_s=good / window_s if window_s else None,
+            batch_size=None,
+            batch_size_client=None,
+            kv_blocks_used=None,
+            waiting=float(np.mean(self.waiting)) if self.waiting else None,
+            goodput=goodput,
+        )
+
+    def in_flight(self) -> float:
+        """Return the mean number of requests under way, by Little's law."""
+        table = self._whole()
+        return float((table.last_s - table.sent_s)[table.is_ok].sum()) / self.window_s if self.window_s else 0.0
+
+    def result(self, objectives: Mapping[str, Objectives], *, rate_per_s: float, stretch: float = 1.0) -> RateResult:
+        """Return figures and verdicts.
+
+        Args:
+            objectives: By class; those of all requests under an empty name.
+            rate_per_s: What was offered, after the stretch.
+        """
+        present = ["", *sorted(set(self._whole().names.tolist()) - {""})]
+        levels = {
+            name: self.level(name, objectives.get(name), rate_per_s=rate_per_s, stretch=stretch) for name in present
+        }
+        verdicts = [
+            verdict._replace(objective=_named(name, verdict.objective))
+            for name, wanted in objectives.items()
+            if name in levels
+            for verdict in verdicts_of(wanted, levels[name])
+        ]
+        verdicts.append(self._stability())
+        return RateResult(
+            rate_per_s,
+            levels[""],
+            {name: level for name, level in levels.items() if name},
+            tuple(verdicts),
+            max(_ratio(each) for each in verdicts),
+            float(np.mean(self.kv_ratio or [0.0])),
+            max(self.kv_ratio, default=0.0),
+            self.in_flight(),
+        )
+
+    def confidence(self, objectives: Mapping[str, Objectives], *, z: float, stretch: float = 1.0) -> Confidence:
+        """Return which objectives are kept, which missed, and which are open, at so many standard deviations."""
+        missed: list[str] = []
+        undecided: list[str] = []
+        table = self._whole()
+        for name, wanted in objectives.items():
+            chosen = _of_class(table, name)
+            if not chosen.any():
+                continue
+            for objective, share, good, count in _shares(table, wanted, chosen, stretch):
+                low, high = share_interval(good, count, _block_edges(table.window[chosen]), z=z)
+                if high < share:
+                    missed.append(_named(name, objective))
+                elif low < share:
+                    undecided.append(_named(name, objective))
+            undecided += [
+                _named(name, f"{quantity} mean")
+                for quantity in ("ttft_s", "itl_s", "tpot_s", "e2e_s")
+                if "mean" in getattr(wanted, quantity)
+            ]
+        if not self._stability().met:
+            missed.append(QUEUE)
+        return Confidence(tuple(missed), tuple(undecided))
+
+    def _stability(self) -> Verdict:
+        table = self._whole()
+        growth = sum(
+            _growth(table.sent_s[rows], table.last_s[rows], begin_s, end_s)
+            for place, (begin_s, end_s) in enumerate(self._windows)
+            if (rows := (table.window == place) & table.is_ok).any()
+        )
+        ratio = growth / max(len(table.sent_s), 1)
+        return Verdict(QUEUE, GROWTH_RATIO, ratio, ratio <= GROWTH_RATIO)
+
+    def _whole(self) -> _Table:
+        if self._table is None:
+            self._table = _joined(self._parts)
+        return self._table
+
+
+class Confidence(NamedTuple):
+    """What an amount of simulation can tell of the objectives.
+
+    Attributes:
+        missed: Objectives whose interval lies wholly on the wrong side.
+        undecided: Objectives whose interval holds the limit.
+    """
+
+    missed: tuple[str, ...]
+    undecided: tuple[str, ...]
+
+    @property
+    def met(self) -> bool | None:
+        """Whether every objective is kept; None while it cannot be told."""
+        return False if self.missed else None if self.undecided else True
+
+
+class RateResult(NamedTuple):
+    """One load simulated: its figures, by class where there are classes, and each objective's verdict.
+
+    Attributes:
+        worst_ratio: The largest of what was found over its limit; above 1, an objective was missed.
+        kv_ratio: Mean share of the KV cache in use, as ending requests found it; `kv_most` the largest.
+    """
+
+    rate_per_s: float
+    level: LevelSummary
+    by_class: dict[str, LevelSummary]
+    verdicts: tuple[Verdict, ...]
+    worst_ratio: float
+    kv_ratio: float
+    kv_most: float
+    in_flight: float
+
+    @property
+    def met(self) -> bool:
+        """Whether every objective was kept, and the queue did not grow."""
+        return all(each.met for each in self.verdicts)
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """Objectives that were missed, the one furthest from its limit first."""
+        return tuple(each.objective for each in sorted(self.verdicts, key=_ratio, reverse=True) if not each.met)
+
+    @property
+    def tightest(self) -> str:
+        """The objective nearest to its limit, or furthest past it."""
+        return max(self.verdicts, key=_ratio).objective
+
+
+def _part(window: int, left_s: _Floats, ended: Sequence[Ended]) -> _Part:
+    ordered = sorted(ended, key=lambda each: each.sent.sent_s)
+    spans = [(row, first, last) for row, each in enumerate(ordered) for first, last in each.spans]
+    row, first, last = (np.array(column, dtype=np.int64) for column in zip(*spans, strict=True)) if spans else _NO_SPANS
+    crossings = [
+        (place, before[1], after[0])
+        for place, each in enumerate(ordered)
+        if len(each.spans) > 1
+        for before, after in pairwise(each.spans)
+    ]
+    is_ok = np.array([each.outcome == "ok" for each in ordered], dtype=bool)
+    first_s, last_s = np.full(len(ordered), math.nan), np.full(len(ordered), math.nan)
+    tokens = np.zeros(len(ordered), dtype=np.int64)
+    if len(row):
+        first_s[row[::-1]] = left_s[first[::-1]]  # of several spans, the first one's beginning and the last one's end
+        last_s[row] = left_s[last]
+        np.add.at(tokens, row, last - first + 1)
+    return _Part(
+        window,
+        [each.sent.turn.class_name or "" for each in ordered],
+        np.array([each.sent.sent_s for each in ordered]),
+        first_s,
+        last_s,
+        tokens,
+        is_ok,
+        np.diff(left_s, prepend=0.0),
+        row,
+        first,
+        last,
+        np.array([place for place, _, _ in crossings], dtype=np.int64),
+        np.array([left_s[begin] - left_s[end] for _, end, begin in crossings]),
+    )
+
+
+_NO_SPANS = (np.array([], dtype=np.int64),) * 3
+
+
+def _joined(parts: Sequence[_Part]) -> _Table:
+    rows = np.cumsum([0, *(len(part.sent_s) for part in parts)])
+    steps = np.cumsum([0, *(len(part.deltas_s) for part in parts)])
+    places = list(enumerate(parts))
+
+    def column(name: str) -> npt.NDArray[np.float64]:
+        return np.concatenate([getattr(part, name) for part in parts]) if parts else np.array([])
+
+    table = _Table(
+        np.repeat([part.window for part in parts], [len(part.sent_s) for part in parts]).astype(np.int64),
+        np.array([name for part in parts for name in part.names], dtype=np.str_),
+        column("sent_s"),
+        column("first_s"),
+        column("last_s"),
+        column("tokens").astype(np.int64),
+        column("is_ok").astype(bool),
+        column("deltas_s"),
+        np.concatenate([part.span_row + rows[place] for place, part in places]),
+        np.concatenate([part.span_first + steps[place] for place, part in places]),
+        np.concatenate([part.span_last + steps[place] for place, part in places]),
+        np.concatenate([part.cross_row + rows[place] for place, part in places]),
+        column("cross_s"),
+    )
+    order = np.lexsort((table.sent_s, table.window))
+    if (order[1:] > order[:-1]).all():
+        return table
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return table._replace(
+        **{name: getattr(table, name)[order] for name in _Table._fields[:7]},
+        span_row=back[table.span_row],
+        cross_row=back[table.cross_row],
+    )
+
+
+def _of_class(table: _Table, name: str) -> _Bools:
+    return np.asarray(table.names == name) if name else np.ones(len(table.sent_s), dtype=bool)
+
+
+def _tpot_s(table: _Table) -> _Floats:
+    return np.asarray((table.last_s - table.first_s) / np.maximum(table.tokens - 1, 1))
+
+
+def _gaps(table: _Table, chosen: _Bools) -> tuple[_Floats, _Counts]:
+    """Return gaps between tokens of some requests, and how many requests each iteration's gap is of."""
+    spans = chosen[table.span_row]
+    size = len(table.deltas_s) + 2
+    marks = np.bincount(table.span_first[spans] + 1, minlength=size)
+    marks = marks - np.bincount(table.span_last[spans] + 1, minlength=size)
+    counts = np.cumsum(marks)[: len(table.deltas_s)]
+    some = counts > 0
+    across = table.cross_s[chosen[table.cross_row]] if len(table.cross_row) else table.cross_s
+    return (
+        np.concatenate([table.deltas_s[some], across]),
+        np.concatenate([counts[some], np.ones(len(across), dtype=np.int64)]),
+    )
+
+
+def _gaps_within(table: _Table, limit_s: float) -> tuple[_Counts, _Counts]:
+    """Return of each request its gaps within a limit, and all of its gaps."""
+    upto = np.concatenate([[0], np.cumsum(table.deltas_s <= limit_s)])
+    within, gaps = np.zeros(len(table.sent_s), dtype=np.int64), np.zeros(len(table.sent_s), dtype=np.int64)
+    np.add.at(within, table.span_row, upto[table.span_last + 1] - upto[table.span_first + 1])
+    np.add.at(gaps, table.span_row, table.span_last - table.span_first)
+    np.add.at(within, table.cross_row, table.cross_s <= limit_s)
+    np.add.at(gaps, table.cross_row, 1)
+    return within, gaps
+
+
+def _kept(table: _Table, wanted: Goodput, stretch: float) -> _Bools:
+    """Return which requests kept every limit of a goodput; a failed one kept none."""
+    longest_s = np.zeros(len(table.sent_s))
+    if wanted.itl_s is not None:  # any gap past the limit stands for the longest
+        within, gaps = _gaps_within(table, wanted.itl_s / stretch)
+        longest_s[within < gaps] = math.inf
+    met = wanted.is_met_by(
+        ttft_s=(table.first_s - table.sent_s) * stretch,
+        tpot_s=np.where(table.tokens > 1, _tpot_s(table), 0.0) * stretch,
+        longest_gap_s=longest_s,
+        e2e_s=(table.last_s - table.sent_s) * stretch,
+    )
+    return np.asarray(table.is_ok & met)
+
+
+def _shares(
+    table: _Table, wanted: Objectives, chosen: _Bools, stretch: float
+) -> list[tuple[str, float, _Floats, _Floats]]:
+    """Return each objective as a share: its name, what is wanted of it, and per request the good and all things."""
+    ones = np.ones(int(chosen.sum()))
+    ok = table.is_ok
+    found: list[tuple[str, float, _Floats, _Floats]] = []
+    values = {
+        "ttft_s": table.first_s - table.sent_s,
+        "tpot_s": np.where(table.tokens > 1, _tpot_s(table), math.nan),
+        "e2e_s": table.last_s - table.sent_s,
+    }
+    for quantity, of_request in values.items():
+        limits = getattr(wanted, quantity)
+        rows = chosen & ok & ~np.isnan(of_request)
+        for statistic, limit_s in limits.items():
+            if statistic in QUANTILES:
+                good = ((of_request * stretch <= limit_s) & rows)[chosen].astype(float)
+                found.append((f"{quantity} {statistic}", QUANTILES[statistic], good, rows[chosen].astype(float)))
+    for statistic, limit_s in wanted.itl_s.items():
+        if statistic in QUANTILES:
+            within, gaps = _gaps_within(table, limit_s / stretch)
+            good, all_ = (np.where(ok, each, 0)[chosen].astype(float) for each in (within, gaps))
+            found.append((f"itl_s {statistic}", QUANTILES[statistic], good, all_))
+    if wanted.goodput is not None:
+        kept = _kept(table, wanted.goodput, stretch)[chosen].astype(float)
+        found.append(("goodput", wanted.goodput.share, kept, ones))
+    if not ok[chosen].all():
+        found.append(("errors_ratio", 1 - wanted.errors_ratio, ok[chosen].astype(float), ones))
+    return found
+
+
+def _block_edges(window: _Counts) -> _Counts:
+    """Return where each block of consecutive requests begins; no block spans two windows."""
+    begins = np.flatnonzero(np.diff(window, prepend=-1))
+    ends = [*begins[1:].tolist(), len(window)]
+    edges = [
+        np.linspace(begin, end, min(BLOCKS, end - begin) + 1).astype(np.int64)[:-1]
+        for begin, end in zip(begins.tolist(), ends, strict=True)
+    ]
+    return np.concatenate(edges)
+
+
+def _growth(sent_s: _Floats, done_s: _Floats, begin_s: float, end_s: float) -> float:
+    """Return by how many more requests were in flight at a window's end than at its middle, beyond chance."""
+
+    def in_flight(at_s: float) -> int:
+        return int(((sent_s <= at_s) & (done_s > at_s)).sum())
+
+    before, after = in_flight((begin_s + end_s) / 2), in_flight(end_s)
+    return max(0.0, after - before - CHANCE * math.sqrt(before + after))
+
+
+def _named(name: str, objective: str) -> str:
+    return f"{name}: {objective}" if name else objective
+
+
+def _ratio(verdict: Verdict) -> float:
+    """Return how far an objective is from its limit: found over limit; for goodput, missed over what may be missed."""
+    if verdict.found is None:
+        return math.inf
+    if verdict.objective.endswith("goodput"):
+        return (1 - verdict.found) / (1 - verdict.limit)
+    if verdict.limit == 0:
+        return 0.0 if verdict.met else math.inf
+    return verdict.found / verdict.limit
+
+
+def _plain(values: _Floats) -> Spread | None:
+    return weighted_spread(values, np.ones(len(values), dtype=np.int64))
+
+
+def weighted_spread(values: _Floats, counts: _Counts) -> Spread | None:
+    """Return how values are spread, each there so many times: as `metrics.spread` of all of them written out.
+
+    >>> weighted_spread(np.array([1.0, 2.0, 4.0]), np.array([2, 1, 1])).p50
+    1.5
+    """
+    total = int(counts.sum())
+    if not total:
+        return None
+    order = np.argsort(values)
+    ordered, upto = values[order], np.cumsum(counts[order])
+    places = np.array(list(QUANTILES.values())) * (total - 1)
+    below, above = np.floor(places), np.ceil(places)
+    low = ordered[np.searchsorted(upto, below, side="right")]
+    high = ordered[np.searchsorted(upto, above, side="right")]
+    p50, p90, p95, p99, p999 = (float(value) for value in low + (high - low) * (places - below))
+    return Spread(
+        count=total,
+        mean=float((values * counts).sum() / total),
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        p99=p99,
+        p999=p999,
+        max=float(ordered[np.flatnonzero(counts[order])[-1]]),
+    )

@@ -1,0 +1,84 @@
+"""Records are read only where they can have happened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.errors import UserError
+from engines.files import write_json
+from loadtest.results.records import RequestRecord, _disorder, read_records, read_run
+from tests.unit.loadtest.made import level, manifest, record
+
+GOOD = [record(number, number * 1.0, [number + 0.1, number + 0.2, number + 0.2]) for number in range(4)]
+
+
+def _write(folder: Path, records: list[RequestRecord], *, tail: str = "") -> Path:
+    text = "".join(each.model_dump_json() + "\n" for each in records)
+    (folder / "requests.jsonl").write_text(text + tail)
+    return folder
+
+
+def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
+    """Equal times are in order; a last line that was cut is left out."""
+    assert list(read_records(_write(tmp_path, GOOD, tail='{"id": 9, "le'))) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"id": 0}, "line 3: id 0 comes twice"),
+        ({"done_s": float("nan")}, "line 3: request 2 has a time that is not finite"),
+        ({"sent_s": float("-inf")}, "not finite"),
+        ({"token_times_s": (2.1, float("nan"), 2.2)}, "not finite"),
+        ({"queue_s": float("inf")}, "not finite"),
+        ({"token_times_s": (2.2, 2.1)}, "line 3: the times of request 2 are out of order"),
+        ({"sent_s": 2.15}, "out of order"),
+        ({"done_s": 2.15}, "out of order"),
+        ({"token_times_s": (), "done_s": 1.0}, "out of order"),
+    ],
+)
+def test_a_record_that_cannot_have_happened_is_refused(
+    tmp_path: Path, change: dict[str, object], complaint: str
+) -> None:
+    """A time that is no number or out of order, or an id that comes twice: the line is named."""
+    lines = [each.model_dump_json() for each in GOOD]
+    broken = GOOD[2].model_copy(update=change)
+    lines[2] = json.dumps(broken.model_dump(mode="python"))
+    (tmp_path / "requests.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=complaint):
+        list(read_records(tmp_path))
+
+
+@given(
+    sent_s=st.floats(0, 1e6),
+    waits_s=st.lists(st.floats(0, 1e3), max_size=50),
+    end_s=st.floats(0, 10),
+)
+def test_what_can_have_happened_is_never_refused(sent_s: float, waits_s: list[float], end_s: float) -> None:
+    """Times that only grow, however large or close together they are."""
+    times = []
+    now_s = sent_s
+    for wait_s in waits_s:
+        now_s += wait_s
+        times.append(now_s)
+    made = record(0, sent_s, times).model_copy(update={"done_s": now_s + end_s})
+    assert _disorder(made) is None
+
+
+def test_a_run_that_was_cut_short_is_measured_from_its_records(tmp_path: Path) -> None:
+    """Its last level lasts from the first measured request to the end of the last; the levels before are as written."""
+    whole, begun = level(2, 0.0, 2.0), level(4, 2.0, 2.0, complete=False)
+    records = [each.model_copy(update={"level": each.id // 2}) for each in GOOD]
+    write_json(tmp_path / "run.json", manifest(whole, begun).model_copy(update={"unfinished": True}))
+    with pytest.raises(UserError, match="cut short before a request had ended"):
+        read_run(tmp_path)
+    found = read_run(_write(tmp_path, records))
+    assert found.levels[0] == whole
+    assert (found.levels[1].measure_s, found.levels[1].end_s) == (2.0, 3.2)
+    assert found.interrupted is not None
+    assert found.interrupted.startswith("cut short")

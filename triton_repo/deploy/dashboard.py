@@ -1,0 +1,151 @@
+"""The Grafana dashboard: panels over the recorded series."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from triton_repo.deploy.monitoring import BATCHER, KV, published_by
+from triton_repo.deploy.monitoring_serve import engine_is_published
+from triton_repo.deploy.plan import DeploymentPlan
+
+DATASOURCE = "prometheus"
+CALLED = '{model!~"preprocessing|postprocessing"}'  # each streamed token is a request to postprocessing
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One chart of the dashboard; `queries` are (expression, legend)."""
+
+    title: str
+    unit: str
+    queries: tuple[tuple[str, str], ...]
+    meaning: str
+
+
+def panels(plan: DeploymentPlan) -> list[Panel]:
+    """Return the dashboard's charts of what this server publishes; those of GPUs only where there is one."""
+    if plan.variant == "trtllm_serve":
+        return _request_panels() + (_batch_panels() if engine_is_published(plan.llm_api) else [])
+    there = published_by(plan)
+    rows = [
+        Panel("Requests in the engine", "short", (("triton:requests_scheduled", "in the batch {{instance}}"),
+              ("triton:requests_waiting", "taken, not in the batch {{instance}}"),
+              ("triton:requests_max", "slots {{instance}}")),
+              "Taken and not in the batch: KV blocks are short. The engine's queue is in none of them."),
+        Panel("Requests in the server", "short", (("triton:requests_in_flight:mean1m", "in flight {{instance}}"),
+              ("triton:requests_queued:mean1m", "queued {{instance}}")),
+              "Computed from the requests that ended, so late by the time one takes. Requests sent to tensorrt_llm "
+              "directly are not in it where the engine is emulated."),
+        Panel("Slots taken", "percentunit", (("triton:slots_taken:ratio1m", "{{instance}}"),),
+              "At 100 % what comes next queues in the engine."),
+        Panel("KV cache in use", "percentunit", (("triton:kv_used:ratio", "{{instance}}"),),
+              "Nearly full, and requests wait."),
+        Panel("Tokens a second", "short", (("triton:output_tokens:rate1m", "out, of finished replies {{instance}}"),
+              ("triton:input_tokens:rate1m", "in {{instance}}")), "Output is counted when a reply ends."),
+        Panel("Requests a second", "reqps", ((f"triton:replies:rate1m{CALLED}", "{{model}} {{instance}}"),),
+              "Answered."),
+        Panel("Failures a second", "reqps",
+              (("max by (instance, reason) (triton:failures:rate1m)", "{{reason}} {{instance}}"),),
+              "REJECTED: Triton's queue was full. CANCELED: the client left."),
+        Panel("Time to first response, p95", "s", (("triton:first_response_seconds:p95_5m", "{{model}} {{instance}}"),),
+              "Triton 24.11 and newer; empty on older servers. Of a reply that is not streamed: the whole reply."),
+        Panel("Mean time of a request", "s", ((f"triton:request_seconds:mean1m{CALLED}", "{{model}} {{instance}}"),),
+              "The engine's queue included. An emulated tensorrt_llm ends for Triton when it has taken a request."),
+        Panel("Requests in Triton's queues", "short", (("triton:requests_pending", "{{model}} {{instance}}"),),
+              "For an instance of the models before and after the engine. The engine's queue is not in it."),
+        Panel("Mean wait in Triton's queues", "s", (("triton:queue_seconds:mean1m", "{{model}} {{instance}}"),),
+              "For an instance of the models before and after the engine. The engine's queue is not in it."),
+        Panel("Engine steps a second", "short", (("triton:iterations:rate1m", "{{instance}}"),),
+              "None while requests wait: stuck."),
+        Panel("Tokens in a step", "short", ((BATCHER.format("total_context_tokens"), "of prompts {{instance}}"),
+              (BATCHER.format("generation_requests"), "of replies {{instance}}")), "What an iteration was made of."),
+        Panel("Paused requests", "short", (("triton:requests_paused", "{{instance}}"),),
+              "max_utilization takes blocks back."),
+        Panel("KV blocks reused", "short", ((f'sum by (instance) ({KV.format("reused")})', "{{instance}}"),),
+              "Prompts that began as an earlier one did."),
+    ]  # fmt: skip
+    rows += _gpu_panels() if plan.gpus else _emulator_panels()
+    return [panel for panel in rows if all(there(query) for query, _ in panel.queries)]
+
+
+def _request_panels() -> list[Panel]:
+    """Return the charts of trtllm-serve's requests; it publishes nothing of GPUs: NVIDIA's dcgm-exporter does."""
+    each = "{{instance}}"
+    return [
+        Panel("Requests in the server", "short", (("trtllm:requests_in_flight:mean1m", each),),
+              "Computed from the requests that ended, so late by the time one takes."),
+        Panel("Requests a second", "reqps", (("trtllm:replies:rate1m", "{{finished_reason}} {{instance}}"),),
+              "Answered; failures are not published."),
+        Panel("Time to first token, p95", "s", (("trtllm:first_token_seconds:p95_5m", each),), "Its queue included."),
+        Panel("Wait for the first step, p95", "s", (("trtllm:queue_seconds:p95_5m", each),),
+              "Of requests that waited at all."),
+        Panel("Mean time between tokens", "s", (("trtllm:token_seconds:mean1m", each),), "Mean over requests."),
+        Panel("Mean time of a request", "s", (("trtllm:request_seconds:mean1m", each),), "Its queue included."),
+    ]  # fmt: skip
+
+
+def _batch_panels() -> list[Panel]:
+    """Return the charts of the engine, from 1.3 on."""
+    each = "{{instance}}"
+    return [
+        Panel("Requests in the engine", "short", (("trtllm:requests_scheduled", "in the batch {{instance}}"),
+              ("trtllm:requests_running", "taken {{instance}}"), ("trtllm:requests_waiting", "queued {{instance}}"),
+              ("trtllm:requests_max", "slots {{instance}}")), "Taken and not in the batch: KV blocks are short."),
+        Panel("Slots taken", "percentunit", (("trtllm:slots_taken:ratio1m", each),), "At 100 % what comes next waits."),
+        Panel("KV cache in use", "percentunit", (("trtllm:kv_used:ratio", each),), "Nearly full, and requests wait."),
+        Panel("Tokens a second", "short", (("trtllm:output_tokens:rate1m", "out {{instance}}"),
+              ("trtllm:input_tokens:rate1m", "in {{instance}}")), "Counted when a request ends."),
+        Panel("Time of a step", "s", (("trtllm:iteration_seconds", each),), "The latest."),
+        Panel("Paused requests", "short", (("trtllm:requests_paused", each),), "max_utilization takes blocks back."),
+    ]  # fmt: skip
+
+
+def _gpu_panels() -> list[Panel]:
+    used = "nv_gpu_memory_used_bytes / nv_gpu_memory_total_bytes"
+    return [
+        Panel("GPU utilization", "percentunit", (("nv_gpu_utilization", "{{gpu_uuid}}"),), "Busy, not efficient."),
+        Panel("GPU memory", "percentunit", ((used, "{{gpu_uuid}}"),), "Taken once, at start."),
+    ]
+
+
+def _emulator_panels() -> list[Panel]:
+    late = 'emulator_lateness_seconds{statistic="p99"}'
+    return [
+        Panel("How late the emulated engine is, p99", "s", ((late, "{{instance}}"),),
+              "Past a step's length, no figure counts."),
+        Panel("CPU in use", "percentunit", (("nv_cpu_utilization", "{{instance}}"),), "Of the server's machine."),
+    ]  # fmt: skip
+
+
+def dashboard_json(plan: DeploymentPlan) -> str:
+    """Return a Grafana dashboard, two panels a row."""
+    source = {"type": "prometheus", "uid": DATASOURCE}
+    charts = [
+        {
+            "id": number + 1,
+            "type": "timeseries",
+            "title": panel.title,
+            "description": panel.meaning,
+            "datasource": source,
+            "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)},
+            "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+            "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+            "targets": [
+                {"refId": chr(65 + index), "datasource": source, "expr": expr, "legendFormat": legend}
+                for index, (expr, legend) in enumerate(panel.queries)
+            ],
+        }
+        for number, panel in enumerate(panels(plan))
+    ]
+    document = {
+        "uid": plan.asked.name,
+        "title": f"{plan.asked.name}: {plan.model}{' (emulated)' if plan.kind == 'emulated' else ''}",
+        "tags": ["triton", "tensorrt-llm", plan.kind],
+        "timezone": "utc",
+        "schemaVersion": 39,
+        "refresh": "10s",
+        "time": {"from": "now-30m", "to": "now"},
+        "panels": charts,
+    }
+    return json.dumps(document, indent=2) + "\n"

@@ -1,0 +1,42 @@
+"""`trtllm-serve` on a repository of its variant: this process becomes it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+from engines.build import SERVE_YAML, serve_command, serve_image
+from engines.errors import MissingError, UserError
+from triton_repo.settings import RepositoryManifest
+
+PROGRAM = "trtllm-serve"
+
+
+def become_trtllm_serve(
+    repository: Path, manifest: RepositoryManifest, *, address: str, port: int, detached: bool
+) -> NoReturn:
+    """Replace this process by trtllm-serve; what then ends it, and how, is its own matter.
+
+    Raises:
+        UserError: It should outlive this process.
+        MissingError: It is not installed here.
+    """
+    if detached:
+        raise UserError(
+            f"--detach is for Triton; {PROGRAM} takes this command's place", hint="run it under systemd, or with nohup"
+        )
+    command = serve_command_of(repository, manifest, address=address, port=str(port))
+    if shutil.which(PROGRAM) is None:
+        raise MissingError(
+            f"{PROGRAM} is not on this machine, and the engine is not an emulated one",
+            hint=f"run this in {serve_image(manifest.engine)}, or rehearse with build-engine --emulate",
+        )
+    os.execvp(PROGRAM, command)
+
+
+def serve_command_of(repository: Path, manifest: RepositoryManifest, *, address: str, port: str) -> list[str]:
+    """Return the command line that serves a repository."""
+    config = str(repository.absolute() / SERVE_YAML)
+    return serve_command(manifest.engine, model=manifest.loads or "", config=config, host=address, port=port)
