@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from engines.build import trtllm
 from engines.errors import CommandError
 from triton_repo.audit.findings import TRUE, Finding, ModelFile, finding_of, number_of
-from triton_repo.settings import Code, EngineConfig, RepositoryManifest, Served, misfits, read_engine_config
+from triton_repo.settings import (
+    Code,
+    EngineConfig,
+    RepositoryManifest,
+    Served,
+    lacks,
+    machine_here,
+    misfits,
+    read_engine_config,
+)
 
 Files = Mapping[str, ModelFile]
 
@@ -43,14 +51,17 @@ def engine_agreement(file: ModelFile, files: Files, manifest: RepositoryManifest
 
 def _machine(file: ModelFile, config: EngineConfig, manifest: RepositoryManifest | None) -> Iterator[Finding]:
     """Find what of this machine, where it has any of it, cannot run the engine."""
-    installed = trtllm.installed_version()
-    if installed is not None and config.version is not None and installed != config.version:
-        what = f"the engine was built by TensorRT-LLM {config.version}, {installed} is installed here (issue 531)"
+    built_for = "" if manifest is None else manifest.engine.gpu.compute_capability
+    here = machine_here(built_for)
+    lacking = set(lacks(here, compute_capability=built_for, ranks=config.ranks or 1, built_by=config.version))
+    if here.tensorrt_llm is not None and "version" in lacking:
+        what = (
+            f"the engine was built by TensorRT-LLM {config.version}, {here.tensorrt_llm} is installed here (issue 531)"
+        )
         yield finding_of("error", "engine-version", file, what, "build and serve in one container image")
-    seen = trtllm.visible_compute_capabilities() if manifest is not None else []
-    if manifest is not None and seen and manifest.engine.gpu.compute_capability not in seen:
-        built_for = manifest.engine.gpu.compute_capability
-        what = f"the engine was built for compute capability {built_for}, GPUs here have {', '.join(sorted(set(seen)))}"
+    if manifest is not None and here.seen and "compute-capability" in lacking:
+        seen = ", ".join(sorted(set(here.seen)))
+        what = f"the engine was built for compute capability {built_for}, GPUs here have {seen}"
         yield finding_of("error", "compute-capability", file, what, "build it on the GPU that serves it (issue 3031)")
 
 

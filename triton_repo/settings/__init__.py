@@ -2,6 +2,7 @@
 
 from triton_repo.settings.engine_config import EngineConfig, read_engine_config
 from triton_repo.settings.engine_fit import Code, Misfit, Served, misfits
+from triton_repo.settings.machine_fit import Machine, lacks, machine_here
 from triton_repo.settings.repository_manifest import (
     LLMAPI_MODELS,
     MODELS,
@@ -25,6 +26,7 @@ __all__ = [
     "Code",
     "EngineConfig",
     "Given",
+    "Machine",
     "Misfit",
     "RepositoryManifest",
     "Resolved",
@@ -33,7 +35,9 @@ __all__ = [
     "Variant",
     "all_settings",
     "given_in",
+    "lacks",
     "laid_over",
+    "machine_here",
     "misfits",
     "read_engine_config",
     "read_repository",
