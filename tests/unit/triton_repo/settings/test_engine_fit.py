@@ -16,7 +16,8 @@ BUILT = EngineConfig(
 )  # fmt: skip
 FITS = Served(
     longest_prompt_tokens=4096, max_prompt_tokens=8000, kv_max_tokens=8192, decoding_mode="medusa",
-    gpu_weights_ratio=1.0, gpu_device_ids="0,1;2,3", participant_ids="1,2", has_guided_backend=True, has_vocabulary=True,
+    gpu_weights_ratio=1.0, gpu_device_ids="0,1;2,3", participant_ids="1,2", has_guided_backend=True,
+    has_vocabulary=True,
 )  # fmt: skip
 
 
