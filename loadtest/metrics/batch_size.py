@@ -97,7 +97,7 @@ def server_batch(samples: Samples, window: Window) -> BatchSpread | None:
     mean = samples.mean("decoding", window)
     if mean is None:
         return None
-    p50, p95 = (float(value) for value in np.percentile(found, [50, 95]))
+    p50, p95 = bootstrap.quantiles_of_sorted(np.sort(found), [0.50, 0.95])
     return BatchSpread(mean=mean, p50=p50, p95=p95, max=float(found.max()))
 
 
