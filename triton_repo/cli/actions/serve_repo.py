@@ -33,7 +33,7 @@ from triton_repo.server import (
     stop_server,
     watch_server,
 )
-from triton_repo.settings import read_repository
+from triton_repo.settings import RepositoryManifest, read_repository
 
 _EXPOSED = (
     "warning: listening on {address}: whoever reaches these ports can send requests and read metrics; Triton has no "
@@ -105,14 +105,15 @@ def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) ->
     made = made_by(console.command_line("serve-repo"))
     front = start_front(repository, options, detached=flags["detach"], made_by=made, progress=console.progress)
     if not flags["as_json"]:
-        _show_front(front, twin=read_repository(repository).variant == "trtllm_serve")
+        _show_front(front, read_repository(repository), flags["openai_model"])
 
 
-def _show_front(front: FrontRecord, *, twin: bool) -> None:
+def _show_front(front: FrontRecord, manifest: RepositoryManifest, model: str | None) -> None:
     console.show(f"OpenAI-compatible: {front.url}/v1, log: {front.log}")
-    if twin:
+    if manifest.variant == "trtllm_serve":
+        name = model or manifest.engine.model.name
         console.show(f"trtllm-serve's metrics (emulated): {front.url}/prometheus/metrics and {front.url}/metrics")
-        console.show(f"next: run-load --url {front.url} --protocol openai-completions")
+        console.show(f"next: run-load --url {front.url} --protocol openai-completions --model {name}")
 
 
 def _engine_folder(repository: Path) -> Path:
