@@ -62,11 +62,12 @@ $(OLDER_MODELOPT)/.setup: tests/contract/modelopt-0.37.txt | $(STAMP)
 demo: setup  ## Checkpoint to chart, through the real Triton: artifacts/demo/report/report.html
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh artifacts/demo
 
-test: setup  ## Every test that needs no GPU (what CI runs)
-	@$(BIN)/python -m pytest
+test: setup  ## Every test that needs no GPU (what CI runs): independent ones in parallel, then those with servers
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal engines triton_repo loadtest tests/unit tests/contract tests/integration tests/statistical
+	@$(BIN)/python -m pytest -q tests/timetable tests/e2e tests/gpu
 
 unit: setup  ## The quick tests alone
-	@$(BIN)/python -m pytest tests/unit
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit
 
 check: lint test  ## Lint, types, layers, then all tests
 

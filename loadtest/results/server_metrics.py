@@ -1,7 +1,8 @@
 """Which Prometheus series are read, and what each means; one place for every server's names.
 
-TensorRT-LLM in Triton (`nv_trt_llm_*`, `nv_gpu_*`), this project's emulator (`emulator_*`), vLLM, SGLang, Text
-Generation Inference, and NVIDIA's DCGM exporter. Names as their projects document them in 2025 and 2026.
+TensorRT-LLM in Triton (`nv_trt_llm_*`, `nv_gpu_*`), trtllm-serve (`trtllm_*`), this project's emulator
+(`emulator_*`), vLLM, SGLang, Text Generation Inference, and NVIDIA's DCGM exporter. Names as their projects document
+them in 2025 and 2026.
 
 `waiting` are the requests at the server that no step runs, its queue included. TensorRT-LLM in Triton publishes no such
 number: its own `waiting` leaves out the executor's queue and is 0 with a full batch, so it is not read as one.
@@ -63,6 +64,11 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("sglang:num_running_reqs", "decoding"),
     Meaning("sglang:num_queue_reqs", "waiting"),
     Meaning("sglang:token_usage", "kv_ratio", adds_up=False),
+    # trtllm-serve's, from TensorRT-LLM 1.3 on; its queue leaves out what has a slot and no KV blocks.
+    Meaning("trtllm_num_generation_requests", "decoding"),
+    Meaning("trtllm_num_requests_waiting", "waiting"),
+    Meaning("trtllm_kv_cache_utilization", "kv_ratio", adds_up=False),
+    Meaning("trtllm_kv_cache_used_blocks", "kv_blocks_used"),
     Meaning("tgi_batch_current_size", "decoding"),
     Meaning("tgi_queue_size", "waiting"),
     Meaning("nv_gpu_power_usage", "gpu_power_w"),

@@ -14,6 +14,7 @@ from loadtest.client import Endpoint
 from loadtest.results import Sample, parse_metrics
 
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
+SERVE_METRICS = "/prometheus/metrics"  # trtllm-serve's; its /metrics is JSON
 ANSWER_WITHIN_S = 5.0
 _BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
 
@@ -78,8 +79,9 @@ class Monitor:
 def metrics_url(endpoint: Endpoint) -> str | None:
     """Return where a server's metrics are, by the usual order of ports; None where nothing answers there."""
     port = endpoint.port + METRICS_PORT_AFTER.get(endpoint.protocol, 0)
-    candidate = endpoint.model_copy(update={"port": port}).url("/metrics")
-    return candidate if read_metrics(candidate) else None
+    beside = endpoint.model_copy(update={"port": port})
+    paths = ("/metrics", *((SERVE_METRICS,) if endpoint.is_openai else ()))
+    return next((url for url in map(beside.url, paths) if read_metrics(url)), None)
 
 
 def kv_block_tokens(values: Mapping[str, float]) -> int | None:
