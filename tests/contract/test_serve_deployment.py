@@ -150,7 +150,7 @@ def test_rules_and_panels_ask_for_what_the_version_publishes(rendered: dict[str,
         assert "nv_" not in expression
         assert "triton:" not in expression
         assert _named(expression) <= known, expression
-    assert len(dashboard["panels"]) == (6 if version == "1.2" else 12)
+    assert len(dashboard["panels"]) == (6 if version == "1.2" else 13)
 
 
 def _promtool(*arguments: object) -> None:
@@ -179,7 +179,8 @@ def _well(version: str, **changed: str) -> list[dict[str, str]]:
     values = {
         "up": "1x80", "num_requests_running": "10x80", "num_requests_waiting": "0x80",
         "max_num_active_requests": f"{SLOTS}x80", "num_paused_requests": "0x80", "kv_cache_utilization": "0.3x80",
-        "fast": "0+10x80", "seconds": _in_flight([10] * 80),
+        "failed": "0+0x80", "refused": "0+50x80", "success": "0+10x80", "fast": "0+10x80",
+        "seconds": _in_flight([10] * 80),
     } | changed  # fmt: skip
     prefix = "" if version == "1.2" else "trtllm_"
     first = f"{prefix}time_to_first_token_seconds_bucket"
@@ -191,6 +192,11 @@ def _well(version: str, **changed: str) -> list[dict[str, str]]:
         {"series": f'{first}{{le="+Inf",{LABELS}}}', "values": "0+10x80"},
     ]
     if version != "1.2":
+        series += [
+            {"series": f'trtllm_request_error_total{{http_code="500",{LABELS}}}', "values": values["failed"]},
+            {"series": f'trtllm_request_error_total{{http_code="400",{LABELS}}}', "values": values["refused"]},
+            {"series": f'trtllm_request_success_total{{finished_reason="stop",{LABELS}}}', "values": values["success"]},
+        ]
         gauges = [name for name in values if name.startswith(("num", "max", "kv"))]
         series += [{"series": f"trtllm_{name}{{{LABELS}}}", "values": values[name]} for name in gauges]
     return [each for each in series if each["values"]]
@@ -206,6 +212,7 @@ FIRES: dict[str, dict[str, str]] = {
     "QueueGrows": {**FULL, "num_requests_waiting": "0+5x80"},
     "QueueLong": {**FULL, "num_requests_waiting": "200x80"},
     "KvCacheNearlyFull": {"kv_cache_utilization": "0.97x80"},
+    "RequestsFail": {"failed": "0+2x80"},
     "RequestsPaused": {"num_paused_requests": "0x20 3 0 0 1" + " 0 0 1 0" * 14},
 }
 OF_REQUESTS = ("", "ServerDown", "ServerMissing", "FirstTokenSlow")

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,9 +117,9 @@ def test_the_pages_show_the_queue(watched: Watched) -> None:
 
 
 def test_rules_are_computed_from_the_twins_metrics(watched: Watched) -> None:
-    """Every recorded series has a value under load."""
+    """Every recorded series has a value under load; but for failures, of which there were none."""
     [series, _] = yaml.safe_load((watched.folder / "deployment/prometheus/rules.yml").read_text())["groups"]
-    names = {rule["record"] for rule in series["rules"]}
+    names = {rule["record"] for rule in series["rules"] if "failures" not in rule["record"]}
 
     def all_there() -> bool:
         return all(watched.value(name) is not None for name in names)
@@ -146,6 +147,23 @@ def test_alerts_and_the_autoscaler_see_the_queue(watched: Watched) -> None:
         wait_until(lambda: watched.prometheus.alerts() >= {"SlotsFull", "QueueLong"}, 90)
     else:
         assert not watched.prometheus.alerts() & {"SlotsFull", "QueueLong"}
+
+
+def test_an_error_is_counted_by_its_status(watched: Watched) -> None:
+    """A model that is not there, from 1.3 on."""
+    body = json.dumps({"model": "none", "prompt": "a", "max_tokens": 1}).encode()
+    request = urllib.request.Request(watched.url + "/v1/completions", body, {"content-type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(request, timeout=10)
+    found = 'trtllm_request_error_total{http_code="404"' in watched.page("/prometheus/metrics")
+    assert found == (_version(watched) == "1.3")
+
+
+def test_the_load_tester_reads_the_page(watched: Watched) -> None:
+    """The queue in its samples, from 1.3 on."""
+    samples = watched.folder / "run" / "samples.jsonl"
+    if _version(watched) == "1.3":
+        wait_until(lambda: samples.is_file() and "trtllm_num_requests_waiting" in samples.read_text())
 
 
 def test_without_trtllm_serve_its_container_is_named(watched: Watched) -> None:

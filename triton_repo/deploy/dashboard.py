@@ -76,7 +76,7 @@ def _request_panels() -> list[Panel]:
         Panel("Requests in the server", "short", (("trtllm:requests_in_flight:mean1m", each),),
               "Computed from the requests that ended, so late by the time one takes."),
         Panel("Requests a second", "reqps", (("trtllm:replies:rate1m", "{{finished_reason}} {{instance}}"),),
-              "Answered; failures are not published."),
+              "Answered."),
         Panel("Time to first token, p95", "s", (("trtllm:first_token_seconds:p95_5m", each),), "Its queue included."),
         Panel("Wait for the first step, p95", "s", (("trtllm:queue_seconds:p95_5m", each),),
               "Of requests that waited at all."),
@@ -96,6 +96,8 @@ def _batch_panels() -> list[Panel]:
         Panel("KV cache in use", "percentunit", (("trtllm:kv_used:ratio", each),), "Nearly full, and requests wait."),
         Panel("Tokens a second", "short", (("trtllm:output_tokens:rate1m", "out {{instance}}"),
               ("trtllm:input_tokens:rate1m", "in {{instance}}")), "Counted when a request ends."),
+        Panel("Failures a second", "reqps", (("trtllm:failures:rate1m", "{{http_code}} {{instance}}"),),
+              "By HTTP status."),
         Panel("Time of a step", "s", (("trtllm:iteration_seconds", each),), "The latest."),
         Panel("Paused requests", "short", (("trtllm:requests_paused", each),), "max_utilization takes blocks back."),
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 From 1.3 on it publishes its queue, its batch, its KV blocks and its tokens. 1.2 publishes five metrics of requests that
 have ended, with or without the prefix (a user's page shows none): its rules take both, and know of no queue, slot or
-block. No version counts failures. `triton_repo.openai_api.serve_metrics` says from where the names are; the twin
+block. `triton_repo.openai_api.serve_metrics` says from where the names are; the twin
 publishes them.
 """
 
@@ -41,6 +41,8 @@ def recorded(version: str | None, job: str) -> list[Recorded]:
 
 def _of_engine() -> list[Recorded]:
     total = "sum by (instance) ({})"
+    lost, done = (f"sum by (instance) (rate(trtllm_{name}[5m]))"
+                  for name in ('request_error_total{http_code=~"5.."}', "request_success_total"))  # fmt: skip
     return [
         Recorded("trtllm:requests_running", total.format("trtllm_num_requests_running"), "requests it has taken"),
         Recorded("trtllm:requests_waiting", total.format("trtllm_num_requests_waiting"), "requests in its queue"),
@@ -59,6 +61,10 @@ def _of_engine() -> list[Recorded]:
                  "tokens of replies a second"),
         Recorded("trtllm:input_tokens:rate1m", total.format("rate(trtllm_prompt_tokens_total[1m])"),
                  "prompt tokens a second"),
+        Recorded("trtllm:failures:rate1m", "sum by (instance, http_code) (rate(trtllm_request_error_total[1m]))",
+                 "requests answered with an error a second, by HTTP status"),
+        Recorded("trtllm:failures:ratio5m", f"{lost} / ({done} + {lost} > 0)",
+                 "share of requests that the server failed (status 500 and above)"),
     ]  # fmt: skip
 
 
@@ -91,6 +97,9 @@ def _engine_alerts(plan: DeploymentPlan) -> list[Alert]:
         Alert("KvCacheNearlyFull", "avg_over_time(trtllm:kv_used:ratio[2m]) > 0.9", 5, "warning",
               "{{ $value | humanizePercentage }} of the KV cache of {{ $labels.instance }} is in use: requests wait "
               "for blocks, not for compute.", "fewer requests at once, shorter ones, or a smaller KV format"),
+        Alert("RequestsFail", "trtllm:failures:ratio5m > 0.05", 5, "critical",
+              "{{ $value | humanizePercentage }} of the requests to {{ $labels.instance }} fail.",
+              "trtllm:failures:rate1m has the statuses; the server's log has the errors"),
         Alert("RequestsPaused", "max_over_time(trtllm:requests_paused[2m]) > 0", 2, "warning",
               "{{ $value }} requests are paused on {{ $labels.instance }}: their KV blocks were taken and will be "
               "computed again.", "guaranteed_no_evict, or fewer requests at once"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import console
-from engines.errors import MissingError
+from engines.errors import MissingError, UserError
 from engines.files import made_by, to_json
 from triton_repo.audit import check_repository, read_config
 from triton_repo.server import (
@@ -52,8 +52,9 @@ def run(repository: Path, **flags: Any) -> None:
     manifest = read_repository(repository)
     if manifest.variant == "trtllm_serve":
         if manifest.kind != "emulated":
+            _refuse_tritons(flags)
             where = {"address": flags["address"], "port": flags["http_port"]}
-            become_trtllm_serve(repository, manifest, **where, detached=flags["detach"])
+            become_trtllm_serve(repository, manifest, **where)
         flags = _as_twin(flags)
     require_servable(manifest.engine, _engine_folder(repository))
     if flags["openai"]:
@@ -80,6 +81,16 @@ def run(repository: Path, **flags: Any) -> None:
         stop_front(repository)
         stop_server(repository)
         raise
+
+
+def _refuse_tritons(flags: dict[str, Any]) -> None:
+    """Refuse what is for Triton and the OpenAI front: trtllm-serve takes this command's place, and knows none of it."""
+    given = [flag for flag in ("detach", "openai", "stop_after", "api_key_file") if flags[flag]]
+    if given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is for Triton; trtllm-serve takes this command's place",
+            hint="leave it out; `timeout SECONDS serve-repo` ends it, systemd or nohup keep it",
+        )
 
 
 def _as_twin(flags: dict[str, Any]) -> dict[str, Any]:
