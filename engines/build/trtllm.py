@@ -15,8 +15,6 @@ from engines.files import Strict
 from engines.planning import BuildPlan
 from engines.processes import ending_with_parent, signal_group
 
-FIRST_QWEN3_VERSION = (1, 0, 0)
-LAST_ENGINE_VERSION = (1, 2, 1)
 # Tags of Triton's TensorRT-LLM image whose release branch states the version; release candidates are left out.
 CONTAINER_TAGS = {"1.0.0": "25.10", "1.1.0": "26.02", "1.2.1": "26.06"}
 IMAGE = "engine-to-capacity"  # as the Dockerfile's own head names it

@@ -13,7 +13,6 @@ from typing import Any
 
 from engines.errors import MissingError, UserError
 
-DEFAULT_SOURCE = "sharegpt"
 _HELD_OUT_SHARE = 5  # one document in five is never calibrated on
 _READ_BYTES = 1 << 20
 _DOCUMENT_CHARACTERS = 4_000  # a plain text file is cut into documents of about this size

@@ -12,7 +12,6 @@ from typing import Any
 from engines.checkpoint.shards import BYTES_PER_ELEMENT, TensorFacts, read_tensors, shard_paths, some
 from engines.errors import MissingError, UserError
 from engines.files import Source, Strict, source_of
-from engines.manifest import Notice
 
 # Architectures whose tensors and rope we know; all are decoder-only with a gated MLP and RMSNorm.
 ARCHITECTURES = {
@@ -22,7 +21,6 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
 }
 _DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
-_YARN = "yarn"
 
 
 class RopeFacts(Strict):
@@ -81,26 +79,6 @@ def inspect_checkpoint(folder: Path, *, hash_files: bool = True) -> CheckpointFa
     _check_tensors(folder, tensors, facts)
     _check_tokenizer(folder, facts)
     return facts
-
-
-def rope_notices(facts: CheckpointFacts) -> list[Notice]:
-    """Say where TensorRT-LLM's engine treats this checkpoint's rope otherwise than the reference model.
-
-    The engine's YaRN reads factor, beta_fast, beta_slow and original_max_position_embeddings, and always scales by
-    0.1 ln(factor) + 1; `attention_factor` and `attn_factor` are not among the keys it reads.
-    """
-    scaling = facts.rope.scaling or {}
-    if scaling.get("rope_type") != _YARN:
-        return []
-    ignored = [key for key in ("attention_factor", "attn_factor") if key in scaling]
-    return [
-        Notice(
-            code="yarn_factor_ignored",
-            text=f"rope scaling states {key} = {scaling[key]}; TensorRT-LLM's engine does not read this key and scales "
-            "attention by YaRN's own 0.1 ln(factor) + 1: expect small differences from stacks that do",
-        )
-        for key in ignored
-    ]
 
 
 def library(name: str) -> Any:

@@ -209,11 +209,6 @@ class Batcher:
         line = self.step_time.decode_line(max(1, len(self._decoding)), self._context_tokens)
         return now_s + (steps - 1) * (line.base_s + line.per_context_token_s * self._context_tokens)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is here."""
-        return not self._by_id
-
     def snapshot(self) -> BatcherState:
         """Return the numbers of TensorRT-LLM's metrics as they are now."""
         active = len(self._pending) + len(self._decoding)

@@ -33,7 +33,7 @@ from engines.spec.support import (
     require_possible,
     verdict,
 )
-from engines.spec.units import GIB, gib
+from engines.spec.units import GIB, MS, gib, milliseconds
 
 __all__ = [
     "DEFAULT_ENGINE_PROFILE",
@@ -41,6 +41,7 @@ __all__ = [
     "GIB",
     "KV_BYTES",
     "LLM_API_VERSIONS",
+    "MS",
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
     "Backend",
@@ -73,6 +74,7 @@ __all__ = [
     "loaded",
     "lookahead_draft_tokens",
     "memory_budget",
+    "milliseconds",
     "model_named",
     "precision_named",
     "require_known_arguments",

@@ -41,12 +41,6 @@ class MemoryBudget(Strict):
     kv_blocks: int
     kv_tokens: int
 
-    @property
-    def free_bytes(self) -> int:
-        """Memory left once everything stands, the KV cache too; negative where the model does not fit."""
-        used = self.weights_bytes + self.activations_bytes + self.buffers_bytes + self.reserve_bytes
-        return self.total_bytes - used - self.kv_pool_bytes
-
 
 def activations_bytes(model: ModelSpec, *, max_num_tokens: int, tensor_parallel: int) -> int:
     """Return the engine's activation memory: the widest point of a layer, for one iteration's tokens.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 GIB = 1024**3
 MIB = 1024**2
+MS = 1e3  # in a second
 
 
 def gib(size_bytes: float) -> str:
@@ -16,10 +17,10 @@ def gib(size_bytes: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Return seconds as milliseconds with three significant digits.
+    """Return seconds as a number of milliseconds, without the unit, with three digits or more.
 
-    >>> milliseconds(0.0051234), milliseconds(1.5)
-    ('5.12 ms', '1500 ms')
+    >>> milliseconds(0.0051234), milliseconds(0.0301), milliseconds(1.5)
+    ('5.12', '30.1', '1,500')
     """
-    value = seconds * 1000
-    return f"{value:.3g} ms" if value < 1000 else f"{value:.0f} ms"  # noqa: PLR2004 (where digits become noise)
+    value = seconds * MS
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"  # noqa: PLR2004

@@ -3,6 +3,7 @@
 The tables hold times of TensorRT-LLM's kernels on H100, H200, A100, L40S and B200, by shape. What they lack is derived,
 and said: an INT8 or INT4 kernel on a GPU that has none measured is that GPU's 16-bit kernel times what the same change
 brought on an A100; an INT8 KV cache reads as an FP8 one of the same GPU, or as a 16-bit one of half the length.
+Queries and keys that are normalized by head (Qwen3) are no op of the tables either: their bytes are moved once more.
 Sampling is not in the tables: each pass over a sequence's logits is priced at the data sheet's bandwidth. Scheduling
 and everything above the GPU are added by an engine profile or a calibration.
 """
@@ -15,6 +16,7 @@ import json
 import logging
 import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,7 @@ class Silicon:
         self._knots: dict[tuple[int, int], float] = {}
         logits_bytes = SAMPLING_PASSES * LOGITS_BYTES * model.vocab_size
         self._sampling_s_per_sequence = logits_bytes / gpu.bandwidth_bytes_per_s
+        self._qk_norm_s_per_token = model.qk_norm_bytes_per_token / (gpu.bandwidth_bytes_per_s * tensor_parallel)
         kv_bytes = model.kv_bytes_per_token(kv_format)
         self._onboard_s_per_token = kv_bytes / gpu.interconnect_bytes_per_s
 
@@ -198,6 +201,7 @@ class Silicon:
             if self._factor is not None:
                 changed, plain = self._factor
                 gemm_s *= changed.linear_s(tokens)[0] / plain.linear_s(tokens)[0]
+            norms_s += tokens * self._qk_norm_s_per_token
             found = self._linear[tokens] = (self._sustained * gemm_s, self._sustained * norms_s)
         return found
 
@@ -233,6 +237,7 @@ class Silicon:
         return found
 
 
+@cache
 def _compiled(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tensor_parallel: int) -> _Tables:
     """Compile a model's op list against a system's tables.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from engines.calibration import (
 from engines.emulator import settings_of
 from engines.errors import UserError
 from engines.files import Document
-from engines.manifest import EngineManifest
+from engines.manifest import EngineManifest, StepTimeChoice
 from engines.steptime import step_time_for
 from loadtest.calibration.fit import (
     EXPECTED,
@@ -46,10 +47,11 @@ from loadtest.calibration.fit import (
 from loadtest.calibration.measured_points import Point
 
 LEAST_POINTS = 6
+MANY_POINTS = 16  # past so many, half of them tell one structure from another
 TOKEN_BUDGETS = (8192, 16384, 32768)  # tried where the deployment's max_num_tokens is not known
 _CONFIDENCE_95 = 1.96
 # Vectors of parameters tried: where only an iteration's size is new, where the attention is, from what is expected.
-_NEAR, _FAR, _WHOLE = 6, 10, 20
+_NEAR, _FAR, _WHOLE = 4, 6, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,13 @@ class Structure(NamedTuple):
     waves: Waves
 
 
-def calibrate(request: Request, *, head: Document, progress: Callable[[str], None]) -> Calibration:
+def calibrate(
+    request: Request,
+    *,
+    head: Document,
+    progress: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Calibration:
     """Return the calibration of a deployment.
 
     Raises:
@@ -91,12 +99,17 @@ def calibrate(request: Request, *, head: Document, progress: Callable[[str], Non
         )
     shapes = _shapes_to_hold(points)
     progress(f"{len(points)} points; fitting them, and {len(shapes)} times with one shape of prompt and reply left out")
+    began_s = clock()
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         whole = pool.submit(fit_best, request, points)
         held = {shape: pool.submit(_fit_without, request, shape) for shape in shapes}
+        fits: list[Future[Any]] = [whole, *held.values()]
+        for done, _ in enumerate(as_completed(fits), start=1):
+            left_s = (clock() - began_s) / done * (len(fits) - done)
+            progress(f"{done} of {len(fits)} fits done, about {left_s:.0f} s left")
         best, fitted, tried = whole.result()
-        progress(f"best: {_words(best)}")
         held_errors = {shape: found.result() for shape, found in held.items()}
+    progress(f"best: {_words(best)}")
     return _document(request, head, best, tried, fitted, held_errors)
 
 
@@ -114,7 +127,9 @@ def errors_of(seen: Array, points: Sequence[Point]) -> Array:
 def rig_of(request: Request, structure: Structure) -> FitContext:
     """Return what a request's points are predicted on, given a structure."""
     settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
-    return FitContext(settings, step_time_for(request.manifest), request.generator, structure.waves)
+    bare = StepTimeChoice(source=request.manifest.step_time.source)  # what an engine profile expects is not yet in
+    source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
+    return FitContext(settings, source, request.generator, structure.waves)
 
 
 def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:
@@ -125,25 +140,28 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
     """Return the structure that explains points best, its fit, and the misfit of each that was tried.
 
     First the attention is settled at the largest iterations, then their size; each fit begins where the best so far
-    ended.
+    ended. Where there are many points, every second one tells the structures apart, and all of them fit the best.
     """
+    some = points if len(points) <= MANY_POINTS else points[::2]
     waves = waves_of(request.manifest)
     budgets = (request.max_num_tokens,) if request.max_num_tokens else TOKEN_BUDGETS
     best = Structure(budgets[-1], waves[-1])
-    found = _fit(request, points, best, _WHOLE, None)
+    found = _fit(request, some, best, _WHOLE, None)
     tried = {best: found.cost}
     changes: list[dict[str, Any]] = [{"waves": each} for each in waves[:-1]]
     changes += [{"max_num_tokens": each} for each in budgets[:-1]]
     for change in changes:
         structure = best._replace(**change)
-        trial = _fit(request, points, structure, _FAR if "waves" in change else _NEAR, found.logs)
+        trial = _fit(request, some, structure, _FAR if "waves" in change else _NEAR, found.logs)
         tried[structure] = trial.cost
         if trial.cost < found.cost:
             best, found = structure, trial
     if best.waves != waves[-1]:  # where another structure's fit ended is no good place to have begun
-        again = _fit(request, points, best, _WHOLE, None)
+        again = _fit(request, some, best, _WHOLE, None)
         found = min(found, again, key=lambda fitted: fitted.cost)
         tried[best] = found.cost
+    if some is not points:
+        found = _fit(request, points, best, _WHOLE, found.logs)
     return best, found, tried
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import multiprocessing
-import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -21,10 +18,10 @@ from pydantic import BaseModel, ValidationError
 
 from engines.errors import DISTRIBUTION, MissingError
 from engines.files import write_json
+from engines.processes import ending_with_parent
 
 TaskT = TypeVar("TaskT")
 FoundT = TypeVar("FoundT", bound=BaseModel)
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 
 class ResultCache(NamedTuple):
@@ -76,14 +73,15 @@ class Workers:
             yield from ((place, function(task)) for place, task in tasks)
         else:
             pool = self._started()
-            waiting = {pool.submit(function, task): place for place, task in tasks}
+            with _without_ctrl_c():  # processes that are started now inherit it: they end by their parent
+                waiting = {pool.submit(function, task): place for place, task in tasks}
             for each in as_completed(waiting):
                 yield waiting[each], each.result()
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a fork would copy the parent's threads' locks
-            self._pool = ProcessPoolExecutor(self.count, context, _begin_worker, (os.getpid(),))
+            self._pool = ProcessPoolExecutor(self.count, context, _begin_worker, (ending_with_parent(),))
         return self._pool
 
     def close(self, *, at_once: bool = False) -> None:
@@ -98,6 +96,16 @@ class Workers:
 
 
 @contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Hold Ctrl-C back within the block; it is not lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def workers_of(count: int, *, on_ray: bool = False) -> Iterator[Workers]:
     """Give workers, and end them with the block: at once where it ends in an error or by Ctrl-C."""
     workers = Workers(count, on_ray=on_ray)
@@ -109,13 +117,10 @@ def workers_of(count: int, *, on_ray: bool = False) -> Iterator[Workers]:
     workers.close()
 
 
-def _begin_worker(parent: int) -> None:
+def _begin_worker(end_with_parent: Callable[[], None]) -> None:
     """Let a worker end with its parent, and leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the request to the kernel
-            os.kill(os.getpid(), signal.SIGKILL)
+    end_with_parent()
 
 
 def do(

@@ -1,4 +1,4 @@
-"""What if: a demand with one thing changed, said on the command line as `key=value` or `key*=ratio`."""
+"""What if: a demand with one thing changed, as `key=value` or `key*=ratio`; its plan beside the one as asked for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import re
 from typing import Any, NamedTuple
 
 from engines.errors import UserError
-from engines.files import validate
+from engines.files import Document, Strict, validate
 from engines.spec import gpu_named, precision_named
+from loadtest.capacity.candidates import Basis
 from loadtest.capacity.inputs import Demand
+from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.simulation import Constraint
 
+COMPARED_NAME = "what-if.json"
 _ASKED = re.compile(r"\s*([a-z_]+)\s*(\*?=)\s*(\S+)\s*")
 RATIOS = ("traffic", "isl", "osl", "price")
 # What each word sets, as a path into the demand, and how its text is read.
@@ -106,3 +110,44 @@ def _number(text: str, asked: str) -> float:
 def _known() -> str:
     ratios = ", ".join(f"{name}*=1.5" for name in RATIOS)
     return f"{ratios}; {', '.join(f'{name}=...' for name in VALUES)}"
+
+
+class Side(Strict):
+    """One plan in short; `nearest` says what would be possible where nothing is recommended."""
+
+    asked: str
+    peak_per_s: float
+    recommended: str | None
+    basis: Basis | None = None
+    rate_per_s: float | None = None
+    binding: Constraint | None = None
+    replicas: int | None = None
+    usd_per_month: float | None = None
+    usd_per_million_tokens: float | None = None
+    nearest: str | None = None
+
+
+class Compared(Document):
+    """`what-if.json`: the plan as asked for first, then each change."""
+
+    sides: list[Side]
+
+
+def compared(plan: CapacityPlan, others: dict[str, CapacityPlan], head: Document) -> Compared:
+    """Return plans side by side."""
+    sides = [_side("as asked", plan), *(_side(asked, other) for asked, other in others.items())]
+    return Compared(made_by=head.made_by, made_from=head.made_from, sides=sides)
+
+
+def _side(asked: str, plan: CapacityPlan) -> Side:
+    side = Side(
+        asked=asked,
+        peak_per_s=plan.traffic.planned_peak_per_s,
+        recommended=plan.recommended,
+        nearest=plan.nearest,
+    )
+    row = plan.chosen
+    if row is None:
+        return side
+    names = ("basis", "rate_per_s", "binding", "replicas", "usd_per_month", "usd_per_million_tokens")
+    return side.model_copy(update={name: getattr(row, name) for name in names})

@@ -11,7 +11,7 @@ from engines.console import Command, common_flags, writing_flags
 
 OUT = Path("artifacts/capacity")
 GROUPS = {
-    "What to ask": ("--what-if", "--verify", "--plan"),
+    "What to ask": ("--what-if", "--verify", "--plan", "--calibrate-from"),
     "How to search": ("--workers", "--ray", "--fresh"),
     "Where to": ("--out", "--force", "--dry-run"),
 }
@@ -23,6 +23,7 @@ HELP = """Plan a deployment: precision, GPU, limits, replicas and cost for a tra
   plan-capacity demand.yaml                         the plan, its table, its page
   plan-capacity demand.yaml --what-if traffic*=2    and what twice the traffic would take
   plan-capacity --verify RUN --plan capacity.json   did it hold on the real deployment?
+  plan-capacity --verify RUN --plan capacity.json --calibrate-from RUN2   and plan again from what was measured
 
 \b
 Exit status: 0 done; 1 could not; 2 asked wrongly; 3 the demand is not possible, or the plan did not hold.
@@ -42,6 +43,14 @@ Exit status: 0 done; 1 could not; 2 asked wrongly; 3 the demand is not possible,
 )
 @click.option("--verify", "run", type=click.Path(path_type=Path), help="Run folder of the plan's verify.yaml.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="capacity.json that --verify is held to.")
+@click.option(
+    "--calibrate-from",
+    "calibration_runs",
+    multiple=True,
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Run folder of the plan's calibrate.yaml: calibrate the recommended engine from it and plan again.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes to search in; default: one for each core.")
 @click.option("--ray", "on_ray", is_flag=True, help="Search on Ray: RAY_ADDRESS's cluster, or a local one.")
 @click.option("--fresh", is_flag=True, help="Neither read nor keep results of single searches.")

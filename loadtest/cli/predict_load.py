@@ -35,6 +35,7 @@ from engines.console import Command, common_flags
 )
 @click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
 @click.option("--static-batch", is_flag=True, help="--concurrency is a batch: all at once, once, the bare engine.")
+@click.option("--at-once", is_flag=True, help="--concurrency is a queue: so many requests sent at once, once.")
 @click.option("--rate", metavar="R,R,...", help="Requests a second at each level instead: Poisson arrivals.")
 @click.option(
     "--duration", type=float, help="Seconds that an open loop sends for; its shape shrinks with it, its rates stay."

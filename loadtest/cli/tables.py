@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from engines.calibration import Calibration
 from engines.console import progress, show, table_console
+from engines.spec import MS, milliseconds
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Scenario, Verdict
 
 if TYPE_CHECKING:
     from loadtest.knee import KneeFound
+    from loadtest.report import Change, Comparison
 
-MS = 1e3
+_STYLES = {"better": "green", "worse": "red", "same": "", "unclear": "dim", "unknown": "dim"}
 
 
 def show_summary(summary: Summary) -> None:
@@ -60,7 +62,7 @@ def _percentiles(found: Spread | None) -> list[str]:
     if found is None:
         return ["-", "-", "-"]
     return [
-        f"{value * MS:,.2f}{'?' if name in found.unsupported else ''}"
+        f"{milliseconds(value)}{'?' if name in found.unsupported else ''}"
         for name, value in (("p50", found.p50), ("p95", found.p95), ("p99", found.p99))
     ]
 
@@ -86,7 +88,7 @@ def show_intervals(summary: Summary) -> None:
     found = [(level, level.intervals) for level in summary.levels if level.intervals]
     if not found:
         return
-    table = Table(title="means, and where nine of ten deployments like the calibrated one lie", title_justify="left")
+    table = Table(title="means, and where nine of ten deployments like this one lie", title_justify="left")
     for name in ("load", "tokens/s", "ITL, ms", "TTFT, ms"):
         table.add_column(name, justify="right")
     for level, intervals in found:
@@ -147,3 +149,41 @@ def show_calibration(found: Calibration) -> None:
         show(f"held out {shape.isl}/{shape.osl}, {shape.points} points: {errors}")
     for warning in found.warnings:
         progress(f"warning: {warning}")
+
+
+def show_comparison(found: Comparison) -> None:
+    """Print every figure of every level, each run's in a column under its kind, and the verdict."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    base, new = found.baseline, found.candidate
+    table = Table(title=f"{escape(new.name)} against {escape(base.name)}", title_justify="left")
+    table.add_column("load", justify="right")
+    table.add_column("quantity")
+    table.add_column(f"baseline\n{escape(base.label)}", justify="right")
+    table.add_column(f"candidate\n{escape(new.label)}", justify="right")
+    table.add_column("in words")
+    for level in found.levels:
+        for place, change in enumerate(level.changes):
+            table.add_row("" if place else level.load, *_change_cells(change))
+        table.add_section()
+    table_console().print(table)
+    show(found.verdict)
+    for each in found.differences:
+        progress(f"differs: {each.key}: {each.baseline} -> {each.candidate}")
+    for role, side in (("baseline", base), ("candidate", new)):
+        for doubt in side.doubts:
+            progress(f"not valid: {role}: {doubt}")
+
+
+def _change_cells(change: Change) -> list[str]:
+    from rich.markup import escape
+
+    from loadtest.report import changed_name, changed_value
+
+    style = _STYLES[change.outcome]
+    words = f"[{style}]{escape(change.words)}[/]" if style else escape(change.words)
+    values = [
+        changed_value(change.figure, value).replace("&ndash;", "-") for value in (change.baseline, change.candidate)
+    ]
+    return [changed_name(change.figure), *values, words]

@@ -21,14 +21,12 @@ class Probe(NamedTuple):
         met: Whether every objective was kept.
         missed: The objectives that were not.
         requests: Measured requests the verdict rests on.
-        is_certain: Whether so many requests tell the two verdicts apart; see `evidence.py`.
     """
 
     load: float
     met: bool
     missed: tuple[str, ...] = ()
     requests: int = 0
-    is_certain: bool = True
 
 
 @dataclass(frozen=True, slots=True)

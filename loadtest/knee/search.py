@@ -159,7 +159,7 @@ def search(
         found = _try(asked, load, player, lone_s)
         tried.append(found)
         progress(_line(found, asked.unit))
-        return Probe(load, found.met, found.missed, found.level.requests, not found.open)
+        return Probe(load, found.met, found.missed, found.level.requests)
 
     knee = _find(probe, asked.axis, asked.within, lone_s)
     return KneeFound(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from engines.files import Document, Strict
-from loadtest.results import Kind, ServerFacts, ValidityIssue
+from loadtest.results import Kind, ServerFacts, ValidityIssue, load_text
 
 PERCENTILES_NOTE = (
     "exact, by linear interpolation between order statistics; inter-token latencies are pooled over all gaps of a "
@@ -222,7 +222,7 @@ class LevelSummary(Strict):
     @property
     def load(self) -> str:
         """The same in words."""
-        return str(self.concurrency) if self.concurrency is not None else f"{self.offered:g}/s"
+        return load_text(self.concurrency, self.rate_per_s)
 
     @property
     def felt_ttft_s(self) -> Spread | None:

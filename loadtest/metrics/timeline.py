@@ -10,7 +10,7 @@ from loadtest.metrics.batch_size import Samples
 from loadtest.metrics.latency import Counted, counted, felt, latencies_of
 from loadtest.metrics.steady_state import arrivals_in, mean_count
 from loadtest.metrics.summarize import settles
-from loadtest.results import Columns, Floats, Gauge, RunManifest
+from loadtest.results import Columns, Floats, Gauge, RunManifest, load_text
 
 TIMELINE_BINS = 240
 TIMELINE_BINS_A_LEVEL = 30
@@ -90,7 +90,7 @@ def _level(found: Counted) -> LevelDetail:
     level = found.level
     latencies = latencies_of(found)
     ttft, _ = felt(latencies, "ttft_s")
-    load = str(level.concurrency) if level.concurrency is not None else f"{level.rate_per_s or 0:g}/s"
+    load = load_text(level.concurrency, level.rate_per_s)
     scale = found.time_scale
     return LevelDetail(load, ecdf(np.asarray(ttft / scale)), ecdf(np.asarray(latencies["itl_s"][0] / scale)))
 
@@ -134,6 +134,6 @@ def _sampled(samples: Samples, name: Gauge, edges: Floats) -> Floats:
 
 def _span(found: Counted) -> Span:
     level, window, scale = found.level, found.cut.window, found.time_scale
-    load = str(level.concurrency) if level.concurrency is not None else f"{level.rate_per_s or 0:g}/s"
+    load = load_text(level.concurrency, level.rate_per_s)
     moments = (level.begin_s, level.measure_s, window.begin_s, window.end_s, level.end_s)
     return Span(load, *(moment / scale for moment in moments))

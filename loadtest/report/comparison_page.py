@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from engines.spec import milliseconds
 from loadtest.report.comparison_schema import Change, Comparison, LevelChanges
-from loadtest.report.page_tables import milliseconds
 from loadtest.report.pages import NONE, Cell, Table, inline_svg, render_page, table
 
 NAMES = {

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import MissingError
+from engines.spec import MS
 from loadtest.metrics import (
     Counted,
     LevelSummary,
@@ -33,7 +34,6 @@ from loadtest.results import OUTCOMES, PHASES, UNKNOWN
 
 EXPORTS_NAME = "exports"
 AIPERF_SCHEMA = "1.1"
-MS = 1e3
 _SPREADS = (
     "ttft_s",
     "ttft_scheduled_s",

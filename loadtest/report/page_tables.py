@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from engines.spec import milliseconds
 from loadtest.metrics import ClassSummary, LevelSummary, Repeat, RunFacts, Spread, Summary, verdicts_of
 from loadtest.report.pages import NONE, Cell, Table, table
 from loadtest.scenario import Objectives
-
-MS = 1e3
 
 
 def latency_table(summary: Summary) -> Table:
@@ -244,12 +243,6 @@ def _range(ends: tuple[float, float] | None, show: Callable[[float], str]) -> st
         return ""
     low, high = (show(end) for end in ends)
     return low if low == high else f"{low} to {high}"
-
-
-def milliseconds(seconds: float) -> str:
-    """Return seconds as ms with three digits or more."""
-    value = seconds * MS
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"  # noqa: PLR2004
 
 
 def number(value: float | None, digits: int) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from engines.spec import milliseconds
 from loadtest.metrics import LevelSummary, Summary, knee_of
 from loadtest.report.page_tables import (
     classes_table,
     errors_table,
     latency_table,
     levels_table,
-    milliseconds,
     more_table,
     objectives_table,
     repeats_table,

@@ -69,6 +69,15 @@ class RequestRecord(Strict):
     finish_reason: str | None = None
 
 
+def load_text(concurrency: int | None, rate_per_s: float | None) -> str:
+    """Return a load in short: users of a closed loop, or a rate.
+
+    >>> load_text(8, None), load_text(None, 0.5)
+    ('8', '0.5/s')
+    """
+    return str(concurrency) if concurrency is not None else f"{rate_per_s or 0:g}/s"
+
+
 class Level(Strict):
     """One step of the sweep: when it ran, and what it asked for; seconds as in the records.
 

@@ -103,11 +103,6 @@ class Generators:
             if process.stdout is not None:
                 process.stdout.close()
 
-    @property
-    def pids(self) -> list[int]:
-        """Process ids, the one that writes the records first."""
-        return [process.pid for process in self._running]
-
     def begin(self, plan: GeneratorPlan, label: str) -> None:
         """Give them their plan, and what its figures are marked with where somebody looks on."""
         if self.fleet.has_master:

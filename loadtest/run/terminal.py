@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TextIO
 
+from engines.spec import milliseconds
 from loadtest.generator import Progress
 
 PLAIN_EVERY_S = 5.0
@@ -27,17 +28,11 @@ def progress_text(look: Progress) -> str:
 def _latencies_text(look: Progress) -> str:
     pairs = {"TTFT": (look.ttft_p50_s, look.ttft_p99_s), "ITL": (look.itl_p50_s, look.itl_p99_s)}
     parts = [
-        f"{name} {_ms(p50_s)}/{_ms(p99_s)}"
+        f"{name} {milliseconds(p50_s)}/{milliseconds(p99_s)}".replace(",", "")
         for name, (p50_s, p99_s) in pairs.items()
         if p50_s is not None and p99_s is not None
     ]
     return " ".join([*parts, "ms p50/p99"]) if parts else ""
-
-
-def _ms(seconds: float) -> str:
-    """Return milliseconds in three digits, never as a power of ten."""
-    value = seconds * 1e3
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004 (where three digits end)
 
 
 class Terminal:

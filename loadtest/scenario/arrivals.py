@@ -6,7 +6,6 @@ Times are seconds from the beginning of the run. Nothing a server does moves the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -142,20 +141,6 @@ def lasting(arrivals: Process | Trace, duration_s: float) -> Process | Trace:
     ratio = duration_s / arrivals.duration_s
     times = {name: getattr(arrivals, name) * ratio for name in _TIMES if name in type(arrivals).model_fields}
     return arrivals.model_copy(update=times)
-
-
-def share_of(arrivals: Sequence[Arrival], worker: int, workers: int) -> Sequence[Arrival]:
-    """Return what one of several load generators sends: every `workers`-th arrival; together they send each once.
-
-    Raises:
-        ValueError: There is no such worker.
-
-    >>> [arrival.at_s for arrival in share_of([Arrival(0.1), Arrival(0.2), Arrival(0.3)], worker=0, workers=2)]
-    [0.1, 0.3]
-    """
-    if not 0 <= worker < workers:
-        raise ValueError(f"no worker {worker} of {workers}, counted from 0")
-    return arrivals[worker::workers]
 
 
 def expected_requests(process: Process) -> float:

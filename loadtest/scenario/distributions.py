@@ -103,10 +103,6 @@ class Distribution:
         value = self._of("value", self._of("max", math.inf))
         return None if math.isinf(value) else max(1, round(value))
 
-    def reach(self, share: float) -> int:
-        """Return the count that this share of draws stays within."""
-        return self.whole(share)
-
     def moved(self, move: Callable[[str], str]) -> Distribution:
         """Return the distribution with its file elsewhere."""
         return replace(self, path=move(self.path)) if self.path else self
@@ -280,14 +276,12 @@ def _tokens_or_auto(said: object) -> Distribution | str:
     return "auto" if said == "auto" else _tokens(said)
 
 
-Tokens = Annotated[Distribution, PlainValidator(_tokens), PlainSerializer(_said)]
-"""A count of tokens or of anything else, at least 1, possibly varying."""
 TokensOrAuto = Annotated[
     Distribution | Literal["auto"],
     PlainValidator(_tokens_or_auto),
     PlainSerializer(lambda value: value if isinstance(value, str) else _said(value)),
 ]
-"""The same, or what the prompts themselves are."""
+"""A count of tokens, at least 1, possibly varying; or what the prompts themselves are."""
 Pause = Annotated[Distribution, PlainValidator(parse), PlainSerializer(_said)]
 """Seconds from 0 up, possibly varying."""
 PairsOf = Annotated[Pairs, BeforeValidator(_pairs)]

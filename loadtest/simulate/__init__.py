@@ -1,20 +1,36 @@
 """TODO."""
 
-from loadtest.simulate.predict import at_once, bare, calibrated, like, predict, with_intervals, write_prediction
-from loadtest.simulate.virtual_server import TURNAROUND_S, Arrivals, Ended, Sent, Users, VirtualServer
+from loadtest.simulate.intervals import ProfileEnds, between, profile_ends, with_intervals
+from loadtest.simulate.predict import Prediction, at_once, bare, calibrated, like, predict, write_prediction
+from loadtest.simulate.virtual_server import (
+    TURNAROUND_S,
+    Arrivals,
+    Contents,
+    Ended,
+    Sent,
+    Traffic,
+    Users,
+    VirtualServer,
+)
 
 __all__ = [
     "TURNAROUND_S",
     "Arrivals",
+    "Contents",
     "Ended",
+    "Prediction",
+    "ProfileEnds",
     "Sent",
+    "Traffic",
     "Users",
     "VirtualServer",
     "at_once",
     "bare",
+    "between",
     "calibrated",
     "like",
     "predict",
+    "profile_ends",
     "with_intervals",
     "write_prediction",
 ]

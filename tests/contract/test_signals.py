@@ -18,7 +18,7 @@ from engines.processes import ending_with_parent, started_ticks, stop_group
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 3.0  # of CPU-bound waiting; a busy machine is given more below
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 # Commands that are still at work some seconds after they began, in an empty folder.
 COMMANDS = {
     "predict-load": "--model llama-3-8b --gpu h100-sxm-80gb --precision fp8 --concurrency 64 --requests 200000",
@@ -127,6 +127,41 @@ def test_a_command_ends_within_three_seconds(folder: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+_DEMAND = """
+name: busy
+model: deepseek-r1-0528-qwen3-8b
+traffic:
+  process: described
+  rate_by_hour_per_s: [200]
+  classes:
+    - {name: chat, lengths: {isl: "lognormal(mean=1000, cv=0.8, max=8192)", osl: 500}}
+    - {name: code, lengths: {isl: 4000, osl: 200}}
+objectives: {ttft_s: {p99: 2.0}, itl_s: {p99: 0.1}}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_plan_capacity_takes_its_workers_along(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C reaches the whole group, as in a terminal; killed, the command can end nobody: its workers end anyway."""
+    (tmp_path / "demand.yaml").write_text(_DEMAND)
+    process = _start("plan-capacity", "demand.yaml --workers 2 --fresh", tmp_path)
+    try:
+        _await(lambda: sum(_cpu_s(pid) > 0.5 for pid in _group(process.pid)) >= 3, "no workers at work")
+        begin_s = time.monotonic()
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        _, err = process.communicate(timeout=PATIENCE_S)
+        took_s = time.monotonic() - begin_s
+        _await(lambda: not _group(process.pid), "workers live on")
+    finally:
+        for pid in _group(process.pid):
+            os.kill(pid, signal.SIGKILL)
+    assert "Traceback" not in err, err
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert (process.returncode, took_s < WITHIN_S) == (130, True), (took_s, err)
 
 
 _PARENT = """

@@ -52,18 +52,6 @@ def machine_here(compute_capability: str) -> Machine:
     )
 
 
-def engine_refusal(manifest: EngineManifest, engine_config_version: str | None, here: Machine) -> str | None:
-    """Return why an engine cannot be served on a machine, or None where it can; an emulated engine always can.
-
-    Args:
-        engine_config_version: `version` in the config.json that TensorRT-LLM wrote beside the engine; None: not stated.
-    """
-    if manifest.kind != "built":
-        return None
-    refusal = _mismatch(manifest, engine_config_version) or _lack(manifest, here)
-    return None if refusal is None else refusal.text
-
-
 def require_servable(manifest: EngineManifest, engine_folder: Path, here: Machine | None = None) -> None:
     """Refuse a built engine that is not whole, or that this machine cannot run.
 

@@ -8,17 +8,17 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from engines.spec import MS
 from loadtest.capacity.decision import Row
 from loadtest.capacity.output.charts import Mark, Series, chart, tornado
 from loadtest.capacity.output.terminal import milliseconds, number, size_rows, what_of
 from loadtest.capacity.plan import CapacityPlan
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import Checked
-from loadtest.capacity.what_if_compared import Compared
+from loadtest.capacity.what_if import Compared
 
 PAGE_NAME = "capacity.html"
 TEMPLATE = Path(str(files("loadtest.capacity.output"))) / "page.html"
-MS = 1e3
 TONES = 6
 
 

@@ -8,13 +8,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from engines.console import progress, show, table_console
+from engines.spec import units
 from loadtest.capacity.decision import Row
 from loadtest.capacity.plan import CapacityPlan
 from loadtest.capacity.simulation import Checked, FleetVerdict
 from loadtest.capacity.verify import Verification
-from loadtest.capacity.what_if_compared import Compared
-
-MS = 1e3
+from loadtest.capacity.what_if import Compared
 
 
 def show_plan(plan: CapacityPlan) -> None:
@@ -243,7 +242,5 @@ def number(value: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Return seconds as whole milliseconds, or tenths below ten; a dash for nothing."""
-    if value is None:
-        return "-"
-    return f"{value * MS:,.0f}" if value * MS >= 10 else f"{value * MS:.1f}"  # noqa: PLR2004 (where a tenth is noise)
+    """Return seconds as milliseconds; a dash for nothing."""
+    return "-" if value is None else units.milliseconds(value)

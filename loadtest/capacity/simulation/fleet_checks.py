@@ -239,6 +239,7 @@ def peak_sample(
         lead_s=LEAD_LIVES * life_s,
         tail_s=TAIL_LIVES * life_s,
         tokens_per_block=manifest.kv_cache.tokens_per_block if manifest.runtime.kv_reuse else None,
+        kv_tokens=manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block,
         window=window,
         windows=windows,
         is_varying=True,

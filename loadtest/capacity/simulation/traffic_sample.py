@@ -35,6 +35,7 @@ MINUTES = 60
 MINUTE_CORRELATION = 0.66
 SAMPLED_HOURS = 2000  # that the ratio of the busiest window to its hour is taken of
 JITTER_S = 30.0  # copies of a trace's request are sent within so much of the original: they are other users
+SMALL_SHARE = 0.1  # of the KV cache, that shared beginnings may take to be never evicted
 _ROOM = 1 << 20  # conversations of one window
 
 _Floats = npt.NDArray[np.float64]
@@ -208,6 +209,7 @@ class Wanted:
         lead_s: What is sent before it, unmeasured, so that the batch is full and mixed.
         tail_s: What is sent behind it, so that the last measured requests end under load.
         tokens_per_block: Of the engine, where it finds KV blocks again; None: what prompts share is of no use to it.
+        kv_tokens: That its KV cache holds; 0 where nobody says.
         window: Number of the window; each is drawn from the seed and its number.
         windows: How many there are: they lie evenly over the busiest `peak_window_s`.
         is_varying: Whether the rate varies from minute to minute as in the busiest window; else it is even.
@@ -218,6 +220,7 @@ class Wanted:
     lead_s: float
     tail_s: float
     tokens_per_block: int | None = None
+    kv_tokens: int = 0
     window: int = 0
     windows: int = 1
     is_varying: bool = False
@@ -303,7 +306,8 @@ def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generato
     assert isinstance(traffic, Described)
     scenario = _scenario(traffic, demand.seed, folder)
     mix_json = scenario.model_dump_json()
-    drawn = _conversations(mix_json, _most_by_class(demand, scenario), wanted.tokens_per_block)
+    own_blocks = not _shares_little(scenario, wanted.kv_tokens)
+    drawn = _conversations(mix_json, _most_by_class(demand, scenario), wanted.tokens_per_block, own_blocks)
     upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
     rate_per_s = wanted.rate_per_s / _turns_of(mix_json)
     edges_s, per_s = _rates(traffic, demand.peak_window_s, wanted, rng)
@@ -352,13 +356,14 @@ class _Conversations:
     mix: ConversationSampler
     most: dict[str, int]
     tokens_per_block: int | None
+    own_blocks: bool
     known: dict[int, tuple[SimRequest, ...]] = field(default_factory=dict)
 
     def of(self, number: int) -> tuple[SimRequest, ...]:
         """Return the requests of a conversation, from its beginning."""
         found = self.known.get(number)
         if found is None:
-            drawn = _turns(self.mix.begin(number), 0.0, self.tokens_per_block)
+            drawn = _turns(self.mix.begin(number), 0.0, self.tokens_per_block, own_blocks=self.own_blocks)
             found = self.known[number] = tuple(
                 each._replace(osl=min(each.osl, most), max_tokens=most)
                 for each in drawn
@@ -369,9 +374,20 @@ class _Conversations:
 
 @lru_cache(maxsize=4)
 def _conversations(
-    scenario_json: str, most: tuple[tuple[str, int], ...], tokens_per_block: int | None
+    scenario_json: str, most: tuple[tuple[str, int], ...], tokens_per_block: int | None, own_blocks: bool
 ) -> _Conversations:
-    return _Conversations(_mix(scenario_json), dict(most), tokens_per_block)
+    return _Conversations(_mix(scenario_json), dict(most), tokens_per_block, own_blocks)
+
+
+def _shares_little(scenario: Scenario, kv_tokens: int) -> bool:
+    """Whether all that is ever found again are a few beginnings, in use all the time.
+
+    Blocks that no other prompt begins with then matter to nobody: they are the first to be given up, and beginnings
+    that take a small share of the cache are used again long before they would be.
+    """
+    kinds = scenario.kinds
+    shared = sum(kind.prefixes.count * kind.prefixes.tokens for kind in kinds if kind.prefixes is not None)
+    return all(kind.conversation is None for kind in kinds) and shared <= SMALL_SHARE * kv_tokens
 
 
 def _most_by_class(demand: Demand, scenario: Scenario) -> tuple[tuple[str, int], ...]:
@@ -391,10 +407,14 @@ def _turns_of(scenario_json: str) -> float:
     return sum(len(mix.draw(number).exchanges) for number in range(SAMPLED)) / SAMPLED
 
 
-def _turns(talk: ConversationState, at_s: float, tokens_per_block: int | None) -> Iterator[SimRequest]:
+def _turns(
+    talk: ConversationState, at_s: float, tokens_per_block: int | None, *, own_blocks: bool = True
+) -> Iterator[SimRequest]:
     while not talk.is_over:
         exchange = talk.exchange
         hashes = () if tokens_per_block is None else talk.block_hashes(tokens_per_block)
+        if not own_blocks and tokens_per_block is not None:
+            hashes = hashes[: talk.conversation.prefix_tokens // tokens_per_block]
         yield SimRequest(at_s, talk.prompt_tokens, exchange.reply_tokens, talk.kind.name or "", hashes)
         at_s += exchange.reply_tokens * NOMINAL_ITL_S
         talk.go_on(exchange.reply_tokens)

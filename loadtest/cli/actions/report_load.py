@@ -10,7 +10,7 @@ from engines.console import command_line, progress, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import read_yaml, to_json
 from engines.outputs import paths_named, refuse_existing
-from loadtest.cli.tables import show_summary
+from loadtest.cli.tables import show_comparison, show_summary
 
 if TYPE_CHECKING:
     from loadtest.report import Case
@@ -77,7 +77,6 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
 
 
 def _compare(flags: dict[str, Any]) -> None:
-    from loadtest.cli.tables_compare import show_comparison
     from loadtest.report import (
         COMPARISON_PAGE,
         compare,

@@ -11,7 +11,7 @@ from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, to_json
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
-from loadtest.cli.options import outlook, scenario_of
+from loadtest.cli.options import load_options, outlook, scenario_of, target_options
 from loadtest.results import RUN_FILES, RunManifest
 from loadtest.run import GeneratorProcesses, join, run_once
 
@@ -25,7 +25,7 @@ def run(**flags: Any) -> None:
         show("the master has let go")
         return
     fleet = _fleet(flags)
-    scenario = scenario_of(flags)
+    scenario = scenario_of(load_options(flags))
     if flags["dry_run"]:
         show(to_json(scenario).rstrip())
         for line in outlook(scenario):
@@ -33,8 +33,10 @@ def run(**flags: Any) -> None:
         return
     out, repeats = flags["out"], flags["repeat"]
     refuse_existing(out, force=flags["force"], inputs=paths_named(flags))
+    server = target_options(flags)
+    how: dict[str, Any] = {"force": flags["force"], "keep_text": flags["keep_text"], "fleet": fleet}
     if repeats == 1:
-        _show([run_once("run-load", scenario, out, flags, fleet=fleet)], [out], out, flags)
+        _show([run_once("run-load", scenario, out, server, **how)], [out], out, flags)
         return
     head = made_by(command_line("run-load"))
     files = [f"*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)]
@@ -43,7 +45,7 @@ def run(**flags: Any) -> None:
         runs = []
         for number, folder in enumerate(folders):
             drawn = scenario.model_copy(update={"seed": scenario.seed + number})
-            runs.append(run_once("run-load", drawn, folder, flags, fleet=fleet))
+            runs.append(run_once("run-load", drawn, folder, server, **how))
             progress(f"repeat {number + 1} of {repeats}: wrote {folder}")
     _show(runs, folders, out, flags)
 

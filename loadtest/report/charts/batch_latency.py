@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engines.spec import MS
 from loadtest.metrics import BatchPoint, Summary
 from loadtest.report.charts.style import (
     BLUE,
     FAINT,
-    MS,
     RUN_COLOURS,
     VERMILION,
     Image,

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from engines.spec import MS
 from loadtest.metrics import Ecdf, LevelDetail, LevelSummary, RunDetail, Summary
 from loadtest.report.charts.style import (
     FAINT,
     LEVEL_COLOURS,
-    MS,
     RUN_COLOURS,
     Image,
     bytes_of,

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from itertools import cycle
 from typing import Any, NamedTuple
 
+from engines.spec import MS
 from loadtest.metrics import Knee, LevelSummary, Spread, Summary
 from loadtest.report.charts.style import (
     BLUE,
     FAINT,
-    MS,
     ORANGE,
     PAPER,
     RUN_COLOURS,

@@ -50,7 +50,6 @@ DARK = {
 }
 WIDTH_IN, HEIGHT_IN, PNG_DPI = 14.0, 5.4, 150
 LOG_AXIS_RATIO = 20.0
-MS = 1e3
 
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, and small

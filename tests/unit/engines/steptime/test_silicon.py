@@ -15,9 +15,11 @@ from engines.steptime.shape import StepShape, attended_tokens
 
 pytest.importorskip("aiconfigurator_core", reason="aiconfigurator-core is not installed")
 
+from engines.steptime.roofline import Roofline
 from engines.steptime.silicon import KNOT_TOKENS, SYSTEMS, Silicon
 
 MODEL = model_named("mistral-7b")
+QWEN = model_named("qwen3-8b")
 H100, A100 = gpu_named("h100-sxm-80gb"), gpu_named("a100-sxm-80gb")
 
 
@@ -114,3 +116,12 @@ def test_a_plan_by_measured_kernels_says_what_was_derived() -> None:
     asked = ask(None, {"precision": "int8_wo", "step_time": "roofline"})
     roofline = make_plan(asked, head=Document(made_by=MadeBy(command="t", version="0")))
     assert plan.predicted.single_itl_s != roofline.predicted.single_itl_s
+
+
+def test_normalized_queries_and_keys_cost_their_bytes() -> None:
+    """Qwen3's heads are read and written once more than Llama's: 36 layers of 5,120 elements, 0.22 us a token."""
+    plain = QWEN.model_copy(update={"qk_norm": False})
+    for times in (Silicon, Roofline):
+        with_norm, without = (times(model, H100, "bf16", "16bit").cost(prompt(4096)) for model in (QWEN, plain))
+        assert with_norm.activations_s - without.activations_s == pytest.approx(4096 * 0.22e-6, rel=0.1)
+        assert with_norm.gemm_s == pytest.approx(without.gemm_s, rel=1e-6)  # the norms' own weights are read, too

@@ -18,12 +18,13 @@ from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from loadtest.calibration.calibrate import Request, Structure, calibrate, predicted_logs, rig_of, waves_of
-from loadtest.calibration.fit import EXPECTED, PARAMETERS, SPLIT, factors_of, observe, slopes_of
+from loadtest.calibration.fit import EXPECTED, PARAMETERS, SPLIT, factors_of, fit, observe, slopes_of
 from loadtest.calibration.measured_points import Deployment, Point, read_points
 from loadtest.cli.calibrate_engine import calibrate_engine
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.schema import Lengths, Scenario
-from loadtest.simulate.predict import calibrated, like, predict, with_intervals
+from loadtest.simulate.intervals import with_intervals
+from loadtest.simulate.predict import calibrated, like, predict
 
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
 QUICK = LoadGenerator(window_s=0.0, rounds=3)
@@ -34,7 +35,9 @@ TRUTH = {
     "attention_ratio": 1.2,
     "iteration_s": 4e-4,
     "sequence_s": 3e-5,
+    "prompt_s": 4e-4,
     "request_s": 2e-3,
+    "latency_s": 3e-3,
     "stream_token_s": 2e-5,
     "usable_kv_ratio": 1.0,
 }
@@ -136,10 +139,42 @@ def test_rows_of_others_are_left_out(tmp_path: Path) -> None:
         rows.writerow(("mistral-7b", "H100-SXM-80GB", "fp8", "concurrency", 4, 200, 100, 20, 5))
         rows.writerow(("llama-3-8b-instruct", "H100-SXM-80GB", "fp8", "offline", 4, 200, 100, 20, 5))
     points, others = read_points(path, Deployment("llama-3-8b", "h100-sxm-80gb", "fp8"))
-    assert others == 3
+    assert others == {"precision fp16": 1, "model mistral-7b": 1, "load that cannot be simulated: offline": 1}
     assert [(point.where, point.ttft_s, point.itl_s, point.tokens_per_s) for point in points] == [
         ("points.csv:2", 0.02, 0.005, None)
     ]
+
+
+def test_an_open_loop_is_a_point_by_its_rate(tmp_path: Path) -> None:
+    """Requests a second stand in a column or in the notes; tokens a second, decided by the load, are no figure."""
+    path = tmp_path / "points.csv"
+    path.write_text(
+        "load_kind,concurrency_or_batch,rate_per_s,isl,osl,ttft_ms,itl_ms,throughput_out_tok_s,notes\n"
+        "request_rate,,8,200,100,20,5,800,\n"
+        "request_rate,,,200,100,20,5,1600,Triton; offered_qps=16; 500 requests\n",
+        encoding="utf-8",
+    )
+    points, others = read_points(path, Deployment("llama-3-8b", "h100-sxm-80gb", "fp8"))
+    assert [(point.load, point.rate_per_s) for point in points] == [("request_rate", 8.0), ("request_rate", 16.0)]
+    assert all(math.isnan(point.logs[0]) for point in points)
+    assert not others
+
+
+def test_an_open_loop_is_fitted_like_a_closed_one(manifest: EngineManifest) -> None:
+    """Rates made up from known factors give an engine's ITL back; its batch grows with its load."""
+    blank = Request(manifest, (), QUICK, max_num_tokens=16384)
+    loads = [
+        Point("made up", "request_rate", 200, 60, 0, None, 1.0, 1.0, rate_per_s=rate) for rate in (2.0, 8.0, 16.0, 32.0)
+    ]
+    rig = rig_of(blank, Structure(16384, SPLIT))
+    seen = np.array([observe(rig, point, LOGS) for point in loads])
+    assert np.all(np.diff(seen[:, 1]) > 0)
+    points = tuple(
+        point._replace(itl_s=math.exp(itl), ttft_s=math.exp(ttft))
+        for point, (_, itl, ttft) in zip(loads, seen.tolist(), strict=True)
+    )
+    found = fit(rig, points, trials=10)
+    assert found.seen[:, 1:] == pytest.approx(seen[:, 1:], abs=0.03)
 
 
 @pytest.mark.parametrize(("column", "value"), [("itl_ms", "fast"), ("ttft_ms", "-3"), ("isl", "0"), ("osl", "inf")])

@@ -138,6 +138,23 @@ def test_a_plan_holds_or_it_does_not(planned: Path, tmp_path: Path, slower: floa
     assert isinstance(result.exception, TargetMissedError) is not held
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--verify", "RUN"), "--plan is missing"),
+        (("--plan", "capacity.json"), "asks nothing"),
+        (("demand.yaml", "--verify", "RUN", "--plan", "capacity.json"), "take the demand from the plan"),
+    ],
+)
+def test_an_error_asks_for_what_is_missing_alone(arguments: tuple[str, ...], said: str) -> None:
+    """What the user gave is never asked for again."""
+    result = run(*arguments)
+    assert isinstance(result.exception, UserError)
+    assert said in result.exception.message
+    for given in arguments:
+        assert f"{given} is missing" not in result.exception.message
+
+
 def test_a_prediction_verifies_nothing(planned: Path, tmp_path: Path) -> None:
     """A predicted run is refused: it would hold the plan to itself."""
     folder = _measured(planned, tmp_path, slower=1.0)

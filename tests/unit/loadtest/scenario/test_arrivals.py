@@ -30,7 +30,6 @@ from loadtest.scenario.arrivals import (
     draw_times_s,
     expected_requests,
     lasting,
-    share_of,
 )
 from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, Schedule, Trace, read_trace
 
@@ -256,23 +255,6 @@ def test_a_process_that_draws_nothing_is_refused() -> None:
     """A run without a request would measure nothing."""
     with pytest.raises(UserError, match="ramp: no request in 10 s, where 0 were expected"):
         arrivals_of(Ramp(from_per_s=0, to_per_s=0, duration_s=10), rng=_rng(), folder=Path())
-
-
-@given(process=processes, workers=st.integers(1, 9))
-@settings(max_examples=50, deadline=None)
-def test_the_shares_of_all_workers_are_the_process(process: Process, workers: int) -> None:
-    """Together the workers send every arrival once, and none has two more than another."""
-    arrivals = tuple(Arrival(at_s) for at_s in draw_times_s(process, _rng()).tolist())
-    shares = [share_of(arrivals, worker, workers) for worker in range(workers)]
-    assert sorted(arrival for share in shares for arrival in share) == list(arrivals)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-@pytest.mark.parametrize(("worker", "workers"), [(2, 2), (-1, 2), (0, 0)])
-def test_there_is_no_share_without_a_worker(worker: int, workers: int) -> None:
-    """Workers count from 0, and a share of none is a bug."""
-    with pytest.raises(ValueError, match="no worker"):
-        share_of((), worker, workers)
 
 
 def test_the_key_process_says_which(tmp_path: Path) -> None:

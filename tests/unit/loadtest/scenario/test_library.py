@@ -15,7 +15,7 @@ from engines.files import Document, MadeBy, read_yaml, to_json
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
-from loadtest.cli.options import outlook, scenario_of
+from loadtest.cli.options import LoadOptions, outlook, scenario_of
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.arrivals import Sine, Spike
 from loadtest.scenario.schema import (
@@ -33,13 +33,10 @@ from loadtest.traffic.conversations import ConversationSampler
 from loadtest.traffic.levels import plans_of
 
 HEAD = MadeBy(command="test", version="0")
-FLAGS = dict.fromkeys(
-    ("scenario_name", "concurrency", "rate", "duration", "model", "requests", "prompts", "seed", "isl", "osl")
-)
 
 
 def _asked(**flags: Any) -> Scenario:
-    return scenario_of({**FLAGS, **flags})
+    return scenario_of(LoadOptions(**flags))
 
 
 @pytest.fixture(scope="module")

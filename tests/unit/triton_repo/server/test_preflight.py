@@ -20,7 +20,7 @@ from engines.planning.recipe import ask
 from triton_repo.cli import serve_repo
 from triton_repo.cli.actions import serve_repo as serve_repo_action
 from triton_repo.repository.render import render_repository
-from triton_repo.server.preflight import Machine, engine_refusal, machine_here, missing_ranks, require_servable
+from triton_repo.server.preflight import Machine, machine_here, missing_ranks, require_servable
 from triton_repo.settings.repository_manifest import ServingSettings
 
 HEAD = MadeBy(command="build-engine --precision fp8 --out here", version="0")
@@ -63,7 +63,6 @@ def _one_sentence(error: CommandError) -> str:
 
 def test_the_engine_of_this_machine_passes(built: EngineManifest, tmp_path: Path) -> None:
     """Same version, same compute capability, every rank, enough GPUs."""
-    assert engine_refusal(built, "1.2.1", H100) is None
     require_servable(built, _compiled(tmp_path), H100)
     four = _split(built, 2, 2)
     require_servable(four, _compiled(tmp_path, ranks=4), Machine("1.2.1", "9.0", 8))
@@ -74,7 +73,6 @@ def test_an_emulated_engine_passes_anywhere(
 ) -> None:
     """It needs no engine file, no TensorRT-LLM, no GPU; the driver is not even asked."""
     monkeypatch.setattr(trtllm, "visible_compute_capabilities", lambda: pytest.fail("asked the driver"))
-    assert engine_refusal(emulated, None, Machine(None, None, 0)) is None
     require_servable(emulated, tmp_path / "nothing")
 
 
@@ -117,7 +115,6 @@ def test_a_machine_that_cannot_run_it_is_told_so(
     built: EngineManifest, tmp_path: Path, here: Machine, sentence: str, hint: str
 ) -> None:
     """One sentence: what was built, what is here, the limit; and where to go from there."""
-    assert engine_refusal(built, "1.2.1", here) == sentence
     with pytest.raises(MissingError) as refused:
         require_servable(built, _compiled(tmp_path), here)
     assert _one_sentence(refused.value) == f"{tmp_path}: {sentence}"
@@ -163,11 +160,12 @@ def test_an_engine_other_than_the_manifests_is_refused(
     assert "build-repo ENGINE_DIR --force" in str(refused.value.hint)
 
 
-def test_a_manifest_without_a_version_is_refused(built: EngineManifest) -> None:
+@pytest.mark.parametrize("config", ["{}", '{"version": "1.2.1"}'])
+def test_a_manifest_without_a_version_is_refused(built: EngineManifest, tmp_path: Path, config: str) -> None:
     """Nothing is taken for granted: not even two versions that are both missing."""
     engine = built.model_copy(update={"versions": {}})
-    assert "TensorRT-LLM (no version)" in str(engine_refusal(engine, None, H100))
-    assert "TensorRT-LLM (no version)" in str(engine_refusal(engine, "1.2.1", H100))
+    with pytest.raises(UserError, match=r"TensorRT-LLM \(no version\)"):
+        require_servable(engine, _compiled(tmp_path, config=config), H100)
 
 
 def test_rank_files_that_are_not_there_are_named(built: EngineManifest, tmp_path: Path) -> None:
