@@ -18,7 +18,14 @@ import yaml
 ROOT = Path(__file__).parents[2]
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 ERRORS = {"UserError", "ToolError", "MissingError", "TargetMissedError"}
-PAGES = ("loadtest/report", "loadtest/capacity/output", "loadtest/knee", "engines/cli", "triton_repo/cli", "loadtest/cli")
+PAGES = (
+    "engines/cli",
+    "triton_repo/cli",
+    "loadtest/cli",
+    "loadtest/knee",
+    "loadtest/report",
+    "loadtest/capacity/output",
+)
 TEMPLATES = ("loadtest/**/*.html", "loadtest/**/*.html.j2")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted(path for package in ("engines", "triton_repo", "loadtest") for path in (ROOT / package).rglob("*.py"))
@@ -183,7 +190,7 @@ def test_a_bad_sentence_is_found_with_its_line() -> None:
     assert _findings(Text("a.md", 1, _prose(page))) == ["a.md:9: 'in\ndoubt': write: not valid; validity issue"]
 
 
-def test_strings_of_errors_are_found(tmp_path: Path) -> None:
+def test_strings_of_errors_are_found() -> None:
     """Messages and hints are read from the calls, with f-strings whole."""
     tree = ast.parse("raise UserError(f'{path}: the run is {x} anew', hint='say what' if x else 'told')")
     assert [text for _, text in _strings(tree)] == ["·: the run is · anew", "say what", "told"]
