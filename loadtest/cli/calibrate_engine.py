@@ -23,7 +23,9 @@ CALIBRATION_OUT = Path("artifacts/calibration.json")
 @click.option("--model", "model_name", default="deepseek-r1-0528-qwen3-8b", show_default=True, help="A known model.")
 @click.option("--gpu", default="h100-sxm-80gb", show_default=True, help="A known GPU.")
 @click.option("--precision", default="fp8", show_default=True, help="Precision of the linear layers.")
-@click.option("--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format. Default: as build-engine chooses.")
+@click.option(
+    "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format. Default: as build-engine chooses."
+)
 @click.option("--tp", type=int, default=1, show_default=True, help="Tensor parallel size.")
 @click.option(
     "--max-batch-size", type=int, default=512, show_default=True, help="Maximum batch size of the deployment."

@@ -212,7 +212,7 @@ def test_what_is_not_done_in_time_is_cut_off_and_said(engine: Path, tmp_path: Pa
     attended.process.send_signal(signal.SIGTERM)
     status, said = attended.end()
     assert status == 1
-    assert "1 requests were still in flight after 1 s and are cut off" in said
+    assert "1 requests were still in flight after 1 s and were cancelled" in said
     assert flying.read().error
 
 

@@ -25,12 +25,13 @@ def become_trtllm_serve(
     """
     if detached:
         raise UserError(
-            f"--detach is for Triton; {PROGRAM} takes this command's place", hint="run it under systemd, or with nohup"
+            f"--detach works with Triton only; {PROGRAM} replaces this command's process",
+            hint="run it under systemd, or with nohup",
         )
     command = serve_command_of(repository, manifest, address=address, port=str(port))
     if shutil.which(PROGRAM) is None:
         raise MissingError(
-            f"{PROGRAM} is not on this machine, and the engine is not an emulated one",
+            f"{PROGRAM} is not installed on this machine, and the engine is not emulated",
             hint=f"run this in {serve_image(manifest.engine)}, or rehearse with build-engine --emulate",
         )
     os.execvp(PROGRAM, command)

@@ -142,8 +142,8 @@ def compared_row(
     """
     if context_tokens > model.max_position_embeddings:
         raise UserError(
-            f"--isl {context_tokens}: {model.name} takes {model.max_position_embeddings} tokens at most",
-            hint=f"--isl {model.max_position_embeddings}, or leave {model.name} out",
+            f"--isl {context_tokens}: {model.name} accepts at most {model.max_position_embeddings} tokens",
+            hint=f"--isl {model.max_position_embeddings}, or omit {model.name}",
         )
     kv_format = precision.default_kv
     read_bytes = model.read_bytes_per_step(precision) + context_tokens * model.kv_bytes_per_token(kv_format)
@@ -217,7 +217,7 @@ def comparison_of(
         UserError: A precision is unknown or impossible there, the context too long, the claim not a rate.
     """
     if not (math.isfinite(claim_tokens_per_s) and claim_tokens_per_s > 0):
-        raise UserError(f"--claim {claim_tokens_per_s}: a rate above 0 tokens/s is expected", hint="--claim 150")
+        raise UserError(f"--claim {claim_tokens_per_s}: expected a rate above 0 tokens/s", hint="--claim 150")
     row_of = partial(compared_row, context_tokens=context_tokens, claim_tokens_per_s=claim_tokens_per_s)
     rows: list[ComparedRow] = []
     answers: list[ModelVerdict] = []

@@ -78,7 +78,7 @@ def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
 def _assignment(text: str) -> tuple[str, Any]:
     name, found, value = text.partition("=")
     if not found or not name:
-        raise UserError(f"--set {text}: expected NAME=VALUE", hint="as --set queue.max_queue_size=256")
+        raise UserError(f"--set {text}: expected NAME=VALUE", hint="for example --set queue.max_queue_size=256")
     known = [setting.name for setting in all_settings(ServingSettings())]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)

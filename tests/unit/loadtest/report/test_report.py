@@ -247,7 +247,7 @@ def test_existing_report_is_kept_without_force(tmp_path: Path) -> None:
     (out / "mine.txt").write_text("kept")
     with pytest.raises(UserError, match="already exists"):
         report(out, run)
-    with pytest.raises(UserError, match="was not made by this tool"):
+    with pytest.raises(UserError, match="was not written by this tool"):
         write_report([run], out, force=True, command="report-load")
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
     (out / "mine.txt").unlink()
