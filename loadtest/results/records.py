@@ -231,7 +231,7 @@ def _recovered(folder: Path, run: RunManifest) -> RunManifest:
         if record.level == last and record.phase == "measure":
             measure_s, end_s = min(measure_s, record.sent_s), max(end_s, record.done_s)
     if not count or last < 0:
-        raise UserError(f"{folder}: the run was cut short before a request had ended", hint="run it again")
+        raise UserError(f"{folder}: the run was interrupted before any request ended", hint="run it again")
     levels = list(run.levels)
     if not levels[last].complete and measure_s < math.inf:
         levels[last] = levels[last].model_copy(update={"measure_s": measure_s, "end_s": end_s})
@@ -255,7 +255,9 @@ def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]
         record = RequestRecord.model_validate(values)
         wrong = f"id {record.id} comes twice" if record.id in seen else _disorder(record)
         if wrong is not None and check:
-            raise UserError(f"{folder / REQUESTS_NAME}: line {number}: {wrong}", hint="was the file edited or damaged?")
+            raise UserError(
+                f"{folder / REQUESTS_NAME}: line {number}: {wrong}", hint="the file may have been edited or damaged"
+            )
         seen.add(record.id)
         yield record
 
@@ -282,7 +284,7 @@ def read_samples(folder: Path) -> Iterator[Sample]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
-        raise MissingError(f"{path}: no such file", hint="is this the folder of a run?")
+        raise MissingError(f"{path}: no such file", hint="check that this is a run folder")
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):

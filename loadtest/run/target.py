@@ -64,12 +64,15 @@ def target_of(asked: TargetOptions, model: str) -> Target:
     endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
     tokenizer = asked.tokenizer or (Path(tokenizer_folder) if tokenizer_folder else None)
     if tokenizer is None:
-        raise MissingError(f"{asked.url}: the server names no tokenizer", hint="--tokenizer FILE gives the engine's")
+        raise MissingError(
+            f"{asked.url}: the server does not name its tokenizer", hint="give the engine's with --tokenizer FILE"
+        )
     if tokenizer.is_dir():
         tokenizer = tokenizer / "tokenizer.json"
     if not tokenizer.is_file():
         raise MissingError(
-            f"{tokenizer}: no such tokenizer on this machine", hint="--tokenizer FILE gives the engine's"
+            f"{tokenizer}: the tokenizer does not exist on this machine",
+            hint=("give the engine's with --tokenizer FILE"),
         )
     beside = None if asked.metrics_url else metrics_url(endpoint)
     found = tuple(dict.fromkeys(asked.metrics_url)) or ((beside,) if beside else ())

@@ -401,5 +401,5 @@ def inputs_of(scenario: Scenario) -> list[Source]:
     """
     for path in scenario.files():
         if not path.is_file():
-            raise MissingError(f"{path}: no such file", hint="a scenario's relative paths begin at its own folder")
+            raise MissingError(f"{path}: no such file", hint="relative paths start at the scenario's folder")
     return [source_of(path) for path in scenario.files()]

@@ -15,6 +15,8 @@ pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 from engines.checkpoint.export_job import ExportJob
 from engines.checkpoint.inspection import read_config
 from engines.checkpoint.quantize import quantize
+from engines.spec import known_models
+from engines.spec.memory import buffers_bytes
 from engines.spec.precision import PRECISIONS, KvFormat
 from tests.contract.trtllm_loader import FACTS, problems
 from tests.tiny_checkpoints import WINDOWS, write_model
@@ -95,6 +97,17 @@ def test_what_could_not_be_loaded_is_found(exported: Exported, tmp_path: Path) -
     found = with_config(weight_only, "int8_wo")
     assert "rank 0: provided but not required: transformer.layers.0.mlp.fc.weights_scaling_factor" in found
     assert any("mlp.fc.weight is ('F8_E4M3'" in problem for problem in found)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_logits_are_kept_as_they_are_counted(exported: Exported, precision: str) -> None:
+    """The export states 16-bit logits, and the memory plan reserves two bytes for each of its two copies of them."""
+    assert read_config(exported("llama", precision))["logits_dtype"] == "float16"
+    vocabulary, slots = 151_936, 64
+    model = known_models()["deepseek-r1-0528-qwen3-8b"]
+    without = buffers_bytes(model.model_copy(update={"vocab_size": 0}), max_batch_size=slots, max_seq_len=8192)
+    counted = buffers_bytes(model, max_batch_size=slots, max_seq_len=8192) - without
+    assert counted == 2 * 2 * slots * vocabulary
 
 
 def test_every_precision_there_is_has_its_facts() -> None:

@@ -226,7 +226,7 @@ def test_ready_means_that_a_request_was_answered(engine: Path, tmp_path: Path) -
     ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
     done = command("serve-repo", repository, *ports, "--detach", "--tritonserver", "local", "--stop-after", 60)
     assert done.returncode == 1
-    assert "says it is ready and does not answer" in done.stderr
+    assert "reports that it is ready but does not answer" in done.stderr
     assert "numpy 2" in done.stderr
     assert not (repository / "server.json").exists()
 

@@ -27,7 +27,7 @@ STOP_GRACE_S = 25.0  # above what the front gives its own replies to end
 READY_WITHIN_S = 60.0
 LAST_LINES = 12
 EXPOSED = (
-    "warning: the OpenAI front listens on {address} without an API key: whoever reaches it can use the engine. "
+    "warning: the OpenAI front listens on {address} without an API key: anyone who can reach it can use the engine. "
     "--api-key-file FILE or the environment variable {variable} asks for one; TLS is a proxy's work"
 )
 

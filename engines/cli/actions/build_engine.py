@@ -289,7 +289,7 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
         quantizing = quantizing_memory_bytes(job.checkpoint, plan.precision, ranks=ranks)
         verifying = verifying_memory_bytes(job.checkpoint)
         progress(
-            f"memory, at most about: {gib(quantizing)} to quantize, {gib(verifying)} to verify; "
+            f"peak memory, upper estimate: {gib(quantizing)} to quantize, {gib(verifying)} to verify; "
             f"{gib(available_memory_bytes())} available"
         )
     for notice in plan.notices:

@@ -271,8 +271,8 @@ def _show_table(comparison: ModelComparison) -> None:
         table.add_row(*(_model_cells(row) if row.model != before else [""] * 4), *_rate_cells(row))
         before = row.model
     table_console().print(table)
-    show("floor: the most that peak memory bandwidth allows, at one token for each read of the weights")
-    show("predicted: the roofline's step time, not measured; reached: by the prediction")
+    show("bound: the maximum that peak memory bandwidth allows at one token per read of the weights")
+    show("predicted: from the roofline's step time, not measured; reached: according to the prediction")
 
 
 def _model_cells(row: ComparedRow) -> list[str]:
@@ -301,7 +301,7 @@ def _show_answers(comparison: ModelComparison) -> None:
         reached = ", ".join(one.reached_by) or "none of these precisions"
         allowed = ", ".join(one.only_allowed_for) or "none"
         show(f"{one.model}: predicted to reach it: {reached}; allowed by the bound, not predicted to: {allowed}")
-    show("The bound is for one token a step: speculative decoding is outside it, and so is any batch above 1.")
+    show("The bound assumes one token per step; it does not apply to speculative decoding or batch sizes above 1.")
 
 
 def _show_sources(comparison: ModelComparison) -> None:

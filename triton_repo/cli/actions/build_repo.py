@@ -120,7 +120,7 @@ def _show_repository(repository: RepositoryManifest) -> None:
     console.show(f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}: {repository.kind}")
     if repository.kind == "emulated":
         scale = repository.resolved.emulation.time_scale
-        console.show(f"emulated, time scale x{scale:g}: every step takes that many times as long")
+        console.show(f"emulated, time scale x{scale:g}: every step takes that many times longer")
     for notice in repository.notices:
         console.show(f"notice: {notice.text}")
     if repository.variant == "trtllm_serve":
