@@ -95,7 +95,7 @@ def refuse_foreign_junit(target: Path) -> None:
     """
     _refuse_place(target, ())
     if target.exists() and not (target.is_file() and _JUNIT_MARK in target.read_bytes()[:_JUNIT_HEAD_BYTES]):
-        raise UserError(f"{target} exists and is no JUnit XML", hint="choose another file for --junit")
+        raise UserError(f"{target} exists and is not JUnit XML", hint="choose another file for --junit")
 
 
 def paths_named(flags: dict[str, Any]) -> list[Path]:

@@ -89,7 +89,7 @@ class Level(Strict):
         begun: Which of the two.
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
         complete: Whether all requests asked for were measured.
-        sufficed: It was ended early because its requests told enough; what was under way then was not measured.
+        sufficed: Whether it ended early because its results were conclusive; requests in flight then were not measured.
         generator_late_p99_s: 99th percentile of how late the generator's own timers fired; of the latest worker.
         away_s: How long nothing took connections at the server's address.
         read_late_p99_s: 99th percentile of how late it read what the kernel had received.
@@ -161,9 +161,9 @@ class WorkerClock(Strict):
     """How one worker's monotonic clock was brought onto the run's before a level; seconds.
 
     Attributes:
-        offset_s: What it was ahead by, by the shortest round trip.
-        uncertainty_s: Half that round trip: the truth is no further away.
-        drift_s: How much further ahead it was when the level had ended.
+        offset_s: How far it was ahead, by the shortest round trip.
+        uncertainty_s: Half that round trip: the maximum error of the offset.
+        drift_s: How much further it was ahead at the end of the level.
     """
 
     worker: int
