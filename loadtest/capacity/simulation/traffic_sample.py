@@ -171,8 +171,11 @@ def _times(tokens: int, ratio: float) -> int:
 
 
 def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
-    """Return the longest prompt and reply of a class; what is drawn from a file, or grows by turns, as it was seen."""
+    """Return the longest prompt and reply of a class; what grows by turns, as it was seen."""
     prefix = kind.prefixes.tokens if kind.prefixes else 0
+    if kind.lengths.pairs is not None and not kind.conversation:
+        longest_isl, longest_osl = (max(column) for column in zip(*kind.lengths.pairs.rows, strict=True))
+        return longest_isl + prefix, longest_osl
     found = []
     for name, spread, added, drawn in (
         ("isl", kind.isl, prefix, drawn_isl),
