@@ -285,8 +285,8 @@ def _reservations_bind(seen: Searched, candidate: Candidate) -> bool:
     assert manifest is not None
     name = candidate.name.removesuffix(EVICTING)
     known = next((found for each, found in seen.found if each.name == name), None)
-    if known is None:
-        return False
+    if known is None:  # not searched yet
+        return True
     reserved = min(seen.shape.mean_isl + seen.shape.max_tokens, manifest.limits.max_seq_len)
     slots = manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block / reserved
     return max((each.in_flight for each in known.tried), default=0.0) > NEAR_RATIO * slots
