@@ -23,6 +23,7 @@ from engines.processes import started_ticks
 CONTENTS_NAME = ".contents.json"
 _NAMES_SHOWN = 3
 _OTHER_OUT = "choose another --out"
+_JUNIT_MARK, _JUNIT_HEAD_BYTES = b"<testsuites", 200
 
 
 class FolderContents(Document):
@@ -84,6 +85,17 @@ def refuse_existing_file(target: Path, *, force: bool, inputs: Collection[Path] 
         raise UserError(f"{target} already exists", hint="choose another --out, or add --force to replace it")
     if "made_by" not in _loaded(target):
         raise UserError(f"{target} was not made by this tool: it has no made_by", hint=_OTHER_OUT)
+
+
+def refuse_foreign_junit(target: Path) -> None:
+    """Refuse a file for verdicts that holds something else.
+
+    Raises:
+        UserError: It is a folder, a link, or a file that is no JUnit XML.
+    """
+    _refuse_place(target, ())
+    if target.exists() and not (target.is_file() and _JUNIT_MARK in target.read_bytes()[:_JUNIT_HEAD_BYTES]):
+        raise UserError(f"{target} exists and is no JUnit XML", hint="choose another file for --junit")
 
 
 def paths_named(flags: dict[str, Any]) -> list[Path]:

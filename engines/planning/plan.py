@@ -170,7 +170,7 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
         objectives=recipe.objectives,
         lora=_lora(choices),
         speculative=speculative,
-        llm_api=_llm_api(choices, release, sizing, max_input_len),
+        llm_api=_llm_api(choices, release, engine, max_input_len),
         predicted=predicted,
         choices=choices.made,
         notices=choices.notices,
@@ -187,16 +187,16 @@ def _release(choices: _Choices) -> str:
     return release
 
 
-def _llm_api(choices: _Choices, release: str, sizing: Sizing, max_input_len: int) -> LlmApiChoices | None:
+def _llm_api(choices: _Choices, release: str, engine: Engine, max_input_len: int) -> LlmApiChoices | None:
     """Return what a PyTorch-backend server is started with, noted in the plan; None for an engine."""
     recipe = choices.asked.recipe
     if recipe.backend == "tensorrt":
         return None
-    found = llm_api_choices(recipe, release, sizing, max_input_len=max_input_len)
+    found = llm_api_choices(recipe, release, engine.sizing, max_input_len=max_input_len)
     choices.notice(
         "pytorch-step-time",
-        f"predictions for the PyTorch backend use the {recipe.step_time} step-time model, as for an engine; its own "
-        "time between iterations is not in it until a calibration finds it",
+        f"predictions for the PyTorch backend use the {engine.pricing.source} step-time model, as for an engine; its "
+        "own time between iterations is not in it until a calibration finds it",
     )
     choices.given("trtllm_version", found.version, "whose argument names the files are written in")
     if found.cuda_graph_batch_sizes:

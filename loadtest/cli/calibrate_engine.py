@@ -28,6 +28,11 @@ CALIBRATION_OUT = Path("artifacts/calibration.json")
 @click.option("--max-batch-size", type=int, default=512, show_default=True, help="The deployment's.")
 @click.option("--max-num-tokens", type=int, help="The deployment's; default: what explains the points best.")
 @click.option(
+    "--engine-profile",
+    metavar="NAME",
+    help="What is expected before any point is seen: trtllm-1.x-triton (default), trtllm-serve, vllm-v1, sglang, ...",
+)
+@click.option(
     "--step-time",
     type=click.Choice(["roofline", "silicon"]),
     default="silicon",

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from engines.errors import ToolError
+from engines.processes import signal_group
 from loadtest.generator import ENOUGH, GeneratorPlan
 
 LAST_LINES = 12
@@ -94,14 +95,7 @@ class Generators:
             _end_input(process)
         due_s = time.monotonic() + STOP_WITHIN_S
         for process in self._running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=max(0.0, due_s - time.monotonic()))
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            _end(process, due_s)
 
     def begin(self, plan: GeneratorPlan, label: str) -> None:
         """Give them their plan, and what its figures are marked with where somebody looks on."""
@@ -179,6 +173,18 @@ class Generators:
             raise ToolError("the load generator failed", status=status, last_lines=lines)
 
 
+def _end(process: subprocess.Popen[Any], due_s: float) -> None:
+    """End a process: its input ends, which tells it; it is killed, with what it started, at a time by the clock."""
+    _end_input(process)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=max(0.0, due_s - time.monotonic()))
+    if process.poll() is None:
+        signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
 def _end_input(process: subprocess.Popen[Any]) -> None:
     if process.stdin is not None:
         with contextlib.suppress(BrokenPipeError):
@@ -213,13 +219,7 @@ def join(host: str, port: int, *, within_s: float) -> int:
             raise ToolError("the worker failed", status=status)
         return status
     finally:
-        process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=STOP_WITHIN_S)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        process.stdout.close()
+        _end(process, time.monotonic() + STOP_WITHIN_S)
 
 
 def _reachable(bind: str) -> str:

@@ -1,6 +1,6 @@
 """TODO."""
 
-from loadtest.simulate.intervals import ProfileEnds, between, profile_ends, with_intervals
+from loadtest.simulate.intervals import ProfileEnds, profile_ends, with_ends, with_intervals
 from loadtest.simulate.predict import Prediction, at_once, bare, calibrated, like, predict, write_prediction
 from loadtest.simulate.virtual_server import (
     TURNAROUND_S,
@@ -26,11 +26,11 @@ __all__ = [
     "VirtualServer",
     "at_once",
     "bare",
-    "between",
     "calibrated",
     "like",
     "predict",
     "profile_ends",
+    "with_ends",
     "with_intervals",
     "write_prediction",
 ]

@@ -228,6 +228,8 @@ class ConversationSampler:
         """Return what all requests of some conversations are like."""
         prompts: list[int] = []
         replies: list[int] = []
+        if len(self._kinds) == 1 and self._fixed[0] and self._kinds[0].prefixes is None:
+            numbers = numbers[:1]  # all are like the first
         for number in numbers:
             talk = self.begin(number)
             while not talk.is_over:

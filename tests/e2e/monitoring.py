@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -117,7 +118,9 @@ class Prometheus:
     def __init__(self, deployment: Path, folder: Path, metrics_port: int) -> None:
         shutil.copytree(deployment / "prometheus", folder / "config")
         config = folder / "config" / "prometheus.yml"
-        text = config.read_text().replace("triton:8002", f"127.0.0.1:{metrics_port}").replace(": 5s", ": 1s")
+        text = re.sub(r"targets: \[.*\]", f'targets: ["127.0.0.1:{metrics_port}"]', config.read_text()).replace(
+            ": 5s", ": 1s"
+        )
         config.write_text(text)
         self.port = free_ports()[0]
         with (folder / "prometheus.log").open("wb") as output:

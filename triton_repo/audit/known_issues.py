@@ -17,10 +17,10 @@ from engines.build import SERVE_YAML
 from engines.errors import CommandError
 from engines.files import load_yaml
 from engines.spec import unknown_arguments
-from triton_repo.audit.engine_match import engine_agreement
+from triton_repo.audit.engine_match import engine_agreement, served_of
 from triton_repo.audit.findings import FALSE, TRUE, Finding, ModelFile, Severity, finding_of, number_of
 from triton_repo.interface import MODEL_YAML, MUST_BE_THERE, NEVER_WRITTEN, engine_parameters
-from triton_repo.settings import RepositoryManifest, ServingSettings, all_settings
+from triton_repo.settings import EngineConfig, RepositoryManifest, ServingSettings, all_settings, misfits
 
 _AGAIN = "build the repository again: build-repo ENGINE_DIR --server trtllm-serve --force"
 POLICIES = ("max_utilization", "guaranteed_no_evict")
@@ -198,12 +198,12 @@ def _cache(file: ModelFile, values: Mapping[str, str]) -> Iterator[Finding]:
     elif fraction is not None and fraction > MOST_KV_FRACTION:
         what = f"kv_cache_free_gpu_mem_fraction is {fraction:g}: little is left for what is allocated later (issue 303)"
         yield finding_of("warning", "kv-fraction", file, what, f"at most {MOST_KV_FRACTION}")
-    reuse = values.get("enable_kv_cache_reuse", "true") in TRUE
-    if (number_of(values.get("kv_cache_host_memory_bytes")) or 0) > 0 and not reuse:
+    unknown = EngineConfig()  # what contradicts itself, whatever the engine
+    found = {each.code for each in misfits(served_of(file, None, unknown), unknown)}
+    if "host-cache" in found:
         what = "kv_cache_host_memory_bytes without enable_kv_cache_reuse: host memory keeps blocks nobody looks for"
         yield finding_of("error", "host-cache", file, what, "enable_kv_cache_reuse true, or no host cache")
-    has_backend, has_info = (values.get(key) for key in ("guided_decoding_backend", "xgrammar_tokenizer_info_path"))
-    if bool(has_backend) != bool(has_info):
+    if "guided-pair" in found:
         what = "guided_decoding_backend and xgrammar_tokenizer_info_path belong together; with one alone it is off"
         yield finding_of("error", "guided-decoding", file, what, "give both, or neither")
     if values.get("decoding_mode") == "lookahead" and not all(

@@ -19,10 +19,10 @@ from loadtest.simulate import (
     Prediction,
     at_once,
     bare,
-    between,
     like,
     predict,
     profile_ends,
+    with_ends,
     with_intervals,
     write_prediction,
 )
@@ -50,11 +50,11 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     scenario, manifest = _queued(scenario, manifest, flags)
     made = made_by(command_line("predict-load"))
 
-    def predicted(engine: EngineManifest) -> Prediction:
+    def predicted(load: Scenario, engine: EngineManifest) -> Prediction:
         queued = flags["at_once"]
-        return predict(scenario, engine, made_by=made, made_from=sources, rows=rows, queued=queued)
+        return predict(load, engine, made_by=made, made_from=sources, rows=rows, queued=queued)
 
-    found = predicted(manifest)
+    found = predicted(scenario, manifest)
     if flags["out"] is not None:
         write_prediction(found, flags["out"], force=flags["force"])
     summary, rests_on = _summary(found), f"calibration {flags['calibration']}"
@@ -62,7 +62,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         summary = with_intervals(summary, known)
     elif manifest.step_time.profile is not None:
         ends = profile_ends(manifest, alone=flags["static_batch"])
-        summary = between(summary, _summary(predicted(ends.fast)), _summary(predicted(ends.slow)))
+        summary = with_ends(summary, scenario, manifest, ends, lambda *asked: _summary(predicted(*asked)))
         rests_on = ends.provenance
     if as_json:
         show(to_json(summary).rstrip())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engines.console import command_line, progress, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import read_yaml, to_json
-from engines.outputs import paths_named, refuse_existing
+from engines.outputs import paths_named, refuse_existing, refuse_foreign_junit
 from loadtest.cli.tables import show_comparison, show_summary
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
         )
     if flags["junit"] and not judged:
         raise UserError("--junit writes verdicts, and there are none", hint="--gate FILE, or --max-regression RATIO")
+    if flags["junit"]:
+        refuse_foreign_junit(flags["junit"])
 
 
 def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:

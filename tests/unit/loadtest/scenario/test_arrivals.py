@@ -241,7 +241,7 @@ def test_processes_say_nothing_of_lengths() -> None:
     process = Poisson(rate_per_s=5, duration_s=10)
     schedule = arrivals_of(process, rng=_rng(), folder=Path("nowhere"))
     assert _times_s(schedule) == draw_times_s(process, _rng()).tolist()
-    assert {arrival[1:] for arrival in schedule.arrivals} == {(None, None, ())}
+    assert {arrival[1:] for arrival in schedule.arrivals} == {(None, None, (), None)}
     assert schedule.failed_rows == 0
 
 
@@ -301,7 +301,7 @@ def test_azure_traces_count_from_their_first_row(tmp_path: Path, asked: str) -> 
     """Azure's two years of traces state times of day, with seven decimals, or with six or none and an offset."""
     first, second = _read(tmp_path, AZURE_2023, format=asked).arrivals
     assert first == Arrival(0.0, 374, 44)
-    assert second == (pytest.approx(50.995169 - 46.680590, abs=1e-6), 396, 109, ())
+    assert second == (pytest.approx(50.995169 - 46.680590, abs=1e-6), 396, 109, (), None)
     assert _times_s(_read(tmp_path, AZURE_2024, format=asked)) == pytest.approx([0.0, 9.990070], abs=1e-6)
 
 

@@ -20,7 +20,8 @@ from engines.planning.recipe import ask
 from triton_repo.cli import serve_repo
 from triton_repo.cli.actions import serve_repo as serve_repo_action
 from triton_repo.repository.render import render_repository
-from triton_repo.server.preflight import Machine, machine_here, missing_ranks, require_servable
+from triton_repo.server.preflight import missing_ranks, require_servable
+from triton_repo.settings.machine_fit import Machine, machine_here
 from triton_repo.settings.repository_manifest import ServingSettings
 
 HEAD = MadeBy(command="build-engine --precision fp8 --out here", version="0")

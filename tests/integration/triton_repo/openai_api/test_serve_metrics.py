@@ -45,9 +45,9 @@ def test_requests_are_counted_by_the_engines_times() -> None:
     assert values["trtllm_e2e_request_latency_seconds_sum"] == pytest.approx(2.1)
     assert values["trtllm_time_to_first_token_seconds_count"] == 2
     assert values["trtllm_time_per_output_token_seconds_sum"] == pytest.approx(0.1)
-    assert values["trtllm_request_queue_time_seconds_count"] == 1
+    assert values["trtllm_request_queue_time_seconds_count"] == 2
     assert (values["trtllm_prompt_tokens_total"], values["trtllm_generation_tokens_total"]) == (150, 12)
-    assert 'trtllm_request_success_total{finished_reason="length",engine_type="pytorch",model_name="qwen"} 1.0' in page
+    assert 'trtllm_request_success_total{finished_reason="length",engine_type="trtllm",model_name="qwen"} 1.0' in page
 
 
 def test_gauges_are_the_engines() -> None:
@@ -73,6 +73,17 @@ def test_a_version_publishes_its_names_and_no_others(version: str) -> None:
     typed = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
     assert typed == published_names(version)
     assert ('model_name="undefined"' in page) == (version == "1.2")
+
+
+def test_only_1_2_leaves_a_wait_of_nothing_out_and_counts_no_errors() -> None:
+    """As upstream did until it was mended; errors are told by their HTTP status."""
+    for version, waits, errors in (("1.2", "", []), ("1.3", "trtllm_request_queue_time_seconds_count", ["503"])):
+        metrics = ServeMetrics(version, "qwen")
+        metrics.ended("stop", EngineTimes(0.0, 0.1, 0.2), prompt_tokens=1, tokens=2)
+        metrics.failed(503)
+        page = metrics.page("")
+        assert ("queue_time_seconds_count" in page) == bool(waits)
+        assert [code for code in ("400", "503") if f'request_error_total{{http_code="{code}"' in page] == errors
 
 
 def test_buckets_add_up() -> None:

@@ -115,8 +115,10 @@ class FakeShare:
                 place=0,
                 go_on=lambda _: None,
                 skip_to=lambda _: None,
-                exchange=SimpleNamespace(reply_tokens=2, think_s=0.0),
-                kind=SimpleNamespace(name=None, conversation=None, is_exact=True),
+                exchange=SimpleNamespace(reply_tokens=2, think_s=0.0, max_tokens=None),
+                kind=SimpleNamespace(
+                    name=None, conversation=None, is_exact=True, lengths=SimpleNamespace(max_tokens=None)
+                ),
                 conversation=SimpleNamespace(number=number, exchanges=[0]),
             ),  # type: ignore[arg-type, return-value]
             requests,

@@ -20,6 +20,7 @@ from engines.outputs import (
     paths_named,
     refuse_existing,
     refuse_existing_file,
+    refuse_foreign_junit,
     whole_folder,
 )
 from engines.processes import started_ticks
@@ -242,6 +243,18 @@ def test_only_a_document_of_ours_is_replaced_by_a_file(tmp_path: Path) -> None:
     for target, force, inputs in ((ours, False, ()), (notes, True, ()), (tmp_path, True, ()), (ours, True, (ours,))):
         with pytest.raises(UserError):
             refuse_existing_file(target, force=force, inputs=inputs)
+
+
+def test_verdicts_replace_verdicts_alone(tmp_path: Path) -> None:
+    """JUnit XML of an earlier run is written over; any other file, and a folder, is not."""
+    verdicts, notes = tmp_path / "verdicts.xml", tmp_path / "notes.xml"
+    verdicts.write_text('<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="a" />\n')
+    notes.write_text("<notes/>")
+    refuse_foreign_junit(verdicts)
+    refuse_foreign_junit(tmp_path / "new.xml")
+    for target in (notes, tmp_path):
+        with pytest.raises(UserError):
+            refuse_foreign_junit(target)
 
 
 def test_flags_name_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

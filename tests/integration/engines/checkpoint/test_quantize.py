@@ -16,7 +16,6 @@ pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from engines.checkpoint.calibration_text import TextWindows  # noqa: E402
 from engines.checkpoint.export_config import mend_config  # noqa: E402
 from engines.checkpoint.export_job import ExportJob  # noqa: E402
 from engines.checkpoint.gguf import unpack  # noqa: E402
@@ -29,42 +28,11 @@ from engines.checkpoint.weight_formats import round_int8_weight  # noqa: E402
 from engines.errors import MissingError, ToolError, UserError  # noqa: E402
 from engines.files import MadeBy  # noqa: E402
 from engines.spec.precision import KvFormat  # noqa: E402
+from tests.tiny_checkpoints import MODELS, WINDOWS, write_model  # noqa: E402
 
-VOCABULARY = 256
-WINDOWS = TextWindows(
-    tuple(
-        " ".join(f"w{(7 * document + 11 * word * word) % VOCABULARY}" for word in range(32)) for document in range(8)
-    ),
-    windows=4,
-    tokens=24,
-    origin="the test",
-)
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "attn_factor": 0.88}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-MODELS: dict[str, dict[str, Any]] = {
-    "qwen3": {"head_dim": 32, "rope_parameters": {"rope_theta": 1_000_000.0, **YARN}, "rms_norm_eps": 1e-6},
-    "llama": {"rope_parameters": {"rope_theta": 500_000.0, **LLAMA3}, "rms_norm_eps": 1e-5},
-    "llama_tied": {"tie_word_embeddings": True, "attention_bias": True, "rope_parameters": {"rope_theta": 10_000.0}},
-    "qwen2": {"rope_parameters": {"rope_theta": 1_000_000.0}, "use_sliding_window": False},
-    "mistral": {"rope_parameters": {"rope_theta": 10_000.0, "rope_type": "linear", "factor": 2.0}, "head_dim": 16},
-}
+# The models by name, each with the geometry that differs from its own.
 WIDE = {"hidden_size": 128, "intermediate_size": 256}
-MODELS |= {"qwen3_wide": {**MODELS["qwen3"], **WIDE}, "llama_wide": {**MODELS["llama"], **WIDE}}
-CLASSES = {
-    "qwen3_wide": "Qwen3",
-    "llama_wide": "Llama",
-    "qwen3": "Qwen3",
-    "llama": "Llama",
-    "llama_tied": "Llama",
-    "qwen2": "Qwen2",
-    "mistral": "Mistral",
-}
+NAMES: dict[str, dict[str, int]] = {**{name: {} for name in MODELS}, "qwen3_wide": WIDE, "llama_wide": WIDE}
 
 # How far a weight may be off by its format, relative to the root mean square of its matrix.
 WEIGHT_ERROR = {
@@ -96,47 +64,10 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
     def make_once(name: str) -> Path:
         if name not in made:
-            made[name] = write_model(tmp_path_factory.mktemp(name) / name, name)
+            made[name] = write_model(tmp_path_factory.mktemp(name) / name, name.removesuffix("_wide"), **NAMES[name])
         return made[name]
 
     return make_once
-
-
-def write_model(folder: Path, name: str) -> Path:
-    """Write a random two-layer model with a word-level tokenizer."""
-    with chatter_to(None):
-        transformers = library("transformers")
-        config = getattr(transformers, f"{CLASSES[name]}Config")(
-            vocab_size=VOCABULARY,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.15,
-            bos_token_id=1,
-            eos_token_id=2,
-            sliding_window=None,
-            **{"hidden_size": 64, "intermediate_size": 128, **MODELS[name]},
-        )
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{CLASSES[name]}ForCausalLM")(config)
-        for parameter in model.parameters():
-            if parameter.dim() == 1:  # norms and biases start out as ones and zeros, which would hide a mix-up
-                parameter.data += 0.2 * torch.randn_like(parameter)
-        model.to(torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer whose words are w0, w1, ..."""
-    from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415
-
-    words = {f"w{word}": word for word in range(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text("{}")
 
 
 def export(
@@ -166,7 +97,7 @@ def effective_weights(weights: Any, index: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(NAMES))
 def test_forward_pass_equals_transformers(make: Make, name: str) -> None:
     """The reference forward pass gives transformers' logits, every architecture, rope scaling and bias."""
     folder = make(name)
@@ -268,6 +199,18 @@ def test_dropped_rotary_base_is_mended(make: Make, tmp_path: Path) -> None:
     assert config["qk_layernorm"] is True
     assert config["attn_bias"] is False
     assert any(said.startswith("export-mended") and "rotary_base" in said for said in made.notices)
+
+
+def test_a_config_written_by_tensorrt_llms_own_class_is_held_to_the_source(make: Make, tmp_path: Path) -> None:
+    """Where TensorRT-LLM is installed, ModelOpt lets its config class write; that of 0.17 did not know head_dim."""
+    made = export(make("qwen3"), tmp_path / "out", "bf16")
+    path = made.folder / "config.json"
+    theirs = {"head_size": 16, "rotary_embedding_dim": 16, "seq_length": 8192, "tie_word_embeddings": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | theirs))
+    notices = mend_config(made.folder, inspect_checkpoint(made.source), precision="bf16", kv_cache="16bit")
+    config = json.loads(path.read_text())
+    assert (config["head_size"], config["rotary_embedding_dim"], config["seq_length"]) == (32, 32, 8192)
+    assert sorted(notice.text.split()[3] for notice in notices) == ["head_size", "rotary_embedding_dim"]
 
 
 def test_mended_config_changes_the_verdict(make: Make, tmp_path: Path) -> None:
