@@ -354,7 +354,7 @@ def _rates(traffic: Described, window_s: float, wanted: Wanted, rng: np.random.G
 
 
 def _place(wanted: Wanted, rng: np.random.Generator) -> float:
-    """Return where in the busiest stretch a window begins, 0 to 1: the first few are spread as evenly as all of them."""
+    """Return where in the busiest stretch a window begins, 0 to 1; the first few are spread as evenly as all."""
     return (wanted.window * GOLDEN + rng.random() / wanted.windows) % 1.0
 
 
