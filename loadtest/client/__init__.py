@@ -1,4 +1,4 @@
-"""TODO."""
+"""How requests are sent: connections, HTTP, TLS, time stamps; imports `traffic`, `results` and `scenario`."""
 
 from loadtest.client.connection import Connection, Readings, ServerConnections, UnreachableError
 from loadtest.client.endpoint import OPENAI_KEY, Endpoint, endpoint_of
