@@ -143,7 +143,11 @@ def compare(folder: Path, aisimulate: str | None) -> Compared:
     """Predict all points of a case."""
     case = read_case(folder)
     points = read_points(folder)
-    predicted = [predict_point(case, point) for point in points]
+    by_command: dict[str, Predicted] = {}  # systems that were measured alike are predicted once
+    for point in points:
+        command = shlex.join(arguments_of(case, point))
+        by_command[command] = by_command.get(command) or predict_point(case, point)
+    predicted = [by_command[shlex.join(arguments_of(case, point))] for point in points]
     beside = [None if aisimulate is None else ask_aisimulate(aisimulate, case, point) for point in points]
     return Compared(folder, case, points, predicted, beside)
 

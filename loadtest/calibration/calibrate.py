@@ -27,22 +27,23 @@ from engines.emulator import settings_of
 from engines.errors import UserError
 from engines.files import Document
 from engines.manifest import EngineManifest, StepTimeChoice
+from engines.spec import engine_profile_named
 from engines.steptime import step_time_for
 from loadtest.calibration.fit import (
-    EXPECTED,
     PARAMETERS,
     SIGMA,
     SPLIT,
-    SPREAD,
     UNIDENTIFIED_RATIO,
     Array,
     FitContext,
     Fitted,
+    Prior,
     Waves,
     factors_of,
     fit,
     host_of,
     observe,
+    prior_of,
 )
 from loadtest.calibration.measured_points import Point
 
@@ -51,7 +52,7 @@ MANY_POINTS = 16  # past so many, half of them tell one structure from another
 TOKEN_BUDGETS = (8192, 16384, 32768)  # tried where the deployment's max_num_tokens is not known
 _CONFIDENCE_95 = 1.96
 # Vectors of parameters tried: where only an iteration's size is new, where the attention is, from what is expected.
-_NEAR, _FAR, _WHOLE = 4, 6, 12
+_NEAR, _FAR, _WHOLE = 5, 8, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,13 @@ def rig_of(request: Request, structure: Structure) -> FitContext:
     settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
     bare = StepTimeChoice(source=request.manifest.step_time.source)  # what an engine profile expects is not yet in
     source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
-    return FitContext(settings, source, request.generator, structure.waves)
+    return FitContext(settings, source, request.generator, structure.waves, prior_for(request))
+
+
+def prior_for(request: Request) -> Prior:
+    """Return what is expected of a deployment: what its engine profile says, where it has one."""
+    name = request.manifest.step_time.profile
+    return prior_of(None if name is None else engine_profile_named(name))
 
 
 def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:
@@ -199,7 +206,7 @@ def _document(
 ) -> Calibration:
     manifest, points = request.manifest, request.points
     errors = errors_of(fitted.seen, points)
-    parameters = _parameters(fitted)
+    parameters = _parameters(fitted, prior_for(request))
     basis = np.concatenate(list(held.values())) if held else errors
     host = host_of(fitted.logs)
     return Calibration(
@@ -239,20 +246,22 @@ def _document(
     )
 
 
-def _parameters(fitted: Fitted) -> list[FittedParameter]:
+def _parameters(fitted: Fitted, prior: Prior) -> list[FittedParameter]:
     deviations = np.sqrt(np.diag(fitted.covariance))
-    rows = zip(PARAMETERS, fitted.logs.tolist(), deviations.tolist(), (deviations / SPREAD).tolist(), strict=True)
+    left = (deviations / prior.spread).tolist()
+    expected = np.exp(prior.expected).tolist()
+    rows = zip(PARAMETERS, fitted.logs.tolist(), deviations.tolist(), left, expected, strict=True)
     return [
         FittedParameter(
             name=parameter.name,
             value=math.exp(x),
             low=math.exp(x - _CONFIDENCE_95 * deviation),
             high=math.exp(x + _CONFIDENCE_95 * deviation),
-            expected=parameter.expected,
+            expected=expected_value,
             identified=left < UNIDENTIFIED_RATIO,
             meaning=parameter.meaning,
         )
-        for parameter, x, deviation, left in rows
+        for parameter, x, deviation, left, expected_value in rows
     ]
 
 
@@ -302,7 +311,7 @@ def _warnings(
         for each in parameters
         if not each.identified
     ]
-    limits = zip(parameters, EXPECTED, SPREAD, strict=True)
+    limits = zip(parameters, *prior_for(request), strict=True)
     found += [
         f"{each.name}: {each.value:.3g} is at the edge of what is physical; something else is going on"
         for each, expected, spread in limits

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from engines.calibration import LoadGenerator
 from engines.emulator import Batcher, BatcherSettings, Iteration
 from engines.errors import MissingError
-from engines.spec import Factors, Host
+from engines.spec import EngineProfile, Factors, Host, loaded
 from engines.steptime import Calibrated, StepTime
 from loadtest.calibration.measured_points import SERVED, Point
 from loadtest.simulate import TURNAROUND_S, Arrivals, Contents, Ended, Traffic, Users, VirtualServer
@@ -31,8 +31,8 @@ SIGMA = (0.03, 0.03, 0.12)  # how far a point's tokens/s, ITL and TTFT may be of
 OPEN_REQUESTS = 500  # drawn for an open loop whose own arrivals are not known
 OPEN_SEED = 20261128
 WINDOW_S = 10.0  # a point is simulated for this long at most, where its measurement took longer: the load is periodic
-MOVED_RATIO = 0.3  # of the expected spread: once a parameter moved so far, what is differenced is differenced again
-TOLERANCE = 3e-4  # relative, in the misfit: where a fit stops
+MOVED_RATIO = 0.1  # of the expected spread: once a parameter moved so far, what is differenced is differenced again
+TOLERANCE = 1e-4  # relative, in the misfit: where a fit stops
 DIFFERENCE = 0.05  # in the logarithm of a differenced parameter: wide enough to cross the grain of iterations
 MOST_STDDEVS = 4.0  # from what was expected; further is no physics
 POOL_TOUCHED_RATIO = 0.8  # of the KV cache asked for at once: from here on its size shows
@@ -72,14 +72,41 @@ PARAMETERS = (
     Parameter("iteration_s", 2e-4, 1.0, True, "host time of an iteration, seconds"),
     Parameter("sequence_s", 1e-5, 1.0, True, "host time for each sequence of an iteration, seconds"),
     Parameter("prompt_s", 4e-4, 1.0, True, "host time for each prompt of an iteration, seconds"),
-    Parameter("request_s", 5e-4, 1.0, False, "host time of a request before the engine, one after the other, seconds"),
+    Parameter("request_s", 1e-3, 1.0, False, "host time of a request before the engine, one after the other, seconds"),
     Parameter("latency_s", 2e-3, 1.0, False, "what a request takes beyond that, any number at a time, seconds"),
     Parameter("stream_token_s", 2e-5, 1.0, False, "least time between tokens on their way out, seconds"),
     Parameter("usable_kv_ratio", 1.0, 0.05, False, "KV cache the deployment acts as if it had, over the planned one"),
 )
 STEP_COUNT = sum(parameter.step for parameter in PARAMETERS)
-EXPECTED = np.log([parameter.expected for parameter in PARAMETERS])
-SPREAD = np.array([parameter.spread for parameter in PARAMETERS])
+
+
+class Prior(NamedTuple):
+    """What is expected of the parameters before any point is seen: logarithms, and their standard deviations."""
+
+    expected: Array
+    spread: Array
+
+
+PRIOR = Prior(
+    np.log([parameter.expected for parameter in PARAMETERS]), np.array([parameter.spread for parameter in PARAMETERS])
+)
+PROFILE_SPREAD = 0.7  # of host times that an engine profile expects: deployments of one engine differ less than any two
+
+
+def prior_of(profile: EngineProfile | None) -> Prior:
+    """Return what an engine profile expects, with the server it has; what it says nothing of is expected as ever."""
+    if profile is None:
+        return PRIOR
+    said = loaded(profile.factors, profile.host).model_dump() | profile.host.model_dump(
+        include={"request_s", "latency_s", "stream_token_s"}
+    )
+    expected, spread = PRIOR.expected.copy(), PRIOR.spread.copy()
+    for place, parameter in enumerate(PARAMETERS):
+        value = said.get(parameter.name, 0.0)
+        if value > 0:
+            expected[place] = math.log(value)
+            spread[place] = min(spread[place], PROFILE_SPREAD)
+    return Prior(expected, spread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +122,7 @@ class FitContext:
     source: StepTime
     generator: LoadGenerator
     waves: Waves = SPLIT
+    prior: Prior = PRIOR
 
     @property
     def kv_tokens(self) -> int:
@@ -149,13 +177,13 @@ def fit(rig: FitContext, points: Sequence[Point], *, trials: int = 15, start: Ar
         from scipy.optimize import least_squares  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as error:
         raise MissingError("calibration needs scipy", hint="pip install 'engine-to-capacity[load]'") from error
-    work = _Work(rig, points)
+    work, prior = _Work(rig, points), rig.prior
     found = least_squares(
         work.residuals,
-        EXPECTED if start is None else start,
+        prior.expected if start is None else start,
         jac=work.jacobian,
-        bounds=(EXPECTED - MOST_STDDEVS * SPREAD, EXPECTED + MOST_STDDEVS * SPREAD),
-        x_scale=SPREAD,
+        bounds=(prior.expected - MOST_STDDEVS * prior.spread, prior.expected + MOST_STDDEVS * prior.spread),
+        x_scale=prior.spread,
         loss="soft_l1",
         max_nfev=trials,
         ftol=TOLERANCE,
@@ -178,7 +206,7 @@ class _Work:
 
     def residuals(self, logs: Array) -> Array:
         """Return residuals in standard deviations: of what was measured, then of what was expected."""
-        return np.concatenate([self._of_points(logs), (logs - EXPECTED) / SPREAD])
+        return np.concatenate([self._of_points(logs), (logs - self.rig.prior.expected) / self.rig.prior.spread])
 
     def jacobian(self, logs: Array) -> Array:
         """Return the residuals' derivatives."""
@@ -186,7 +214,7 @@ class _Work:
         if key not in self._slopes:
             slopes = self._linear(logs) + self._differenced(logs)
             self._slopes[key] = np.nan_to_num(self._mask()[:, :, None] * slopes / np.array(SIGMA)[:, None])
-        return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / SPREAD)])
+        return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / self.rig.prior.spread)])
 
     def seen(self, logs: Array) -> Array:
         """Return what the points would show; shape (points, 3)."""
@@ -207,7 +235,7 @@ class _Work:
 
     def _differenced(self, logs: Array) -> Array:
         """Return the derivatives that take simulations of their own; the latest while nothing has moved far."""
-        if self._latest is None or np.any(np.abs(logs - self._latest[0]) > MOVED_RATIO * SPREAD):
+        if self._latest is None or np.any(np.abs(logs - self._latest[0]) > MOVED_RATIO * self.rig.prior.spread):
             seen = self.seen(logs)
             rows = [differences_of(self.rig, point, logs, here) for point, here in zip(self.points, seen, strict=True)]
             self._latest = logs.copy(), np.array(rows)

@@ -36,6 +36,11 @@ CALIBRATION_OUT = Path("artifacts/calibration.json")
     help="Maximum tokens in one iteration of the deployment. Default: the value that fits the points best.",
 )
 @click.option(
+    "--engine-profile",
+    metavar="NAME",
+    help="What is expected before any point is seen: trtllm-1.x-triton (default), trtllm-serve, vllm-v1, sglang, ...",
+)
+@click.option(
     "--step-time",
     type=click.Choice(["roofline", "silicon"]),
     default="silicon",

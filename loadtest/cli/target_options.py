@@ -35,9 +35,7 @@ _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--protocol",
         type=click.Choice(PROTOCOLS),
-        default="triton-http",
-        show_default=True,
-        help="Protocol: Triton's generate_stream or gRPC streaming, OpenAI's chat or text completions.",
+        help="Protocol: Triton's generate_stream or gRPC; OpenAI's chat or text completions. Default: detected.",
     ),
     click.option(
         "--model",

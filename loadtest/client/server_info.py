@@ -43,7 +43,7 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
     read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
     metadata, config, preprocessing = read(endpoint, model)
     parameters = _parameters(config)
-    engine = parameters if model == ENGINE_MODEL else _parameters(read(endpoint, ENGINE_MODEL)[1])
+    engine = parameters if model == ENGINE_MODEL else _engine_parameters(endpoint)
     emulated = engine.get("emulated") == "true"
     inputs = {each.get("name") for each in config.get("input", ())}
     llm_api = model == ENGINE_MODEL and "text_input" in inputs
@@ -65,6 +65,15 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
     )
     named = engine if llm_api else _parameters(preprocessing) if preprocessing else {}
     return facts, named.get("tokenizer_dir")
+
+
+def _engine_parameters(endpoint: Endpoint) -> dict[str, str]:
+    """Return the parameters of the TensorRT-LLM engine behind a server's other models; none where it has no engine."""
+    read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
+    try:
+        return _parameters(read(endpoint, ENGINE_MODEL)[1])
+    except MissingError:  # another backend's server, whose model was just found
+        return {}
 
 
 def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> ServerFacts:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ from loadtest.run.processes import SILENT_S, STOP_WITHIN_S, Generators
 from loadtest.run.sampler import Monitor
 from loadtest.run.target import Target
 from loadtest.run.terminal import Terminal
+from loadtest.run.time_left import TimeLeft
 from loadtest.run.validity import LevelObservations, doubts_of, seen_of
 from loadtest.scenario import Scenario
-from loadtest.traffic import ConversationSampler, PromptMaker, plans_of, prepare
+from loadtest.traffic import ConversationSampler, LevelPlan, PromptMaker, plans_of, prepare
 
 UNDER_WAY_NAME = "under-way.jsonl"
 
@@ -82,6 +83,7 @@ class RunProgress:
         match said:
             case {"began": values}:
                 self.begun = Level.model_validate(values)
+                terminal.begin()
             case {"progress": values}:
                 look = Progress.model_validate(values)
                 self.now_s = look.t_s
@@ -145,8 +147,10 @@ def _run_levels(asked: RunRequest, generators: Generators, folder: Path, termina
         interval_s = asked.scenario.sample_interval_s
         with Monitor(target.metrics_urls, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
             generators.begin(plan, target.label)
+            levels = plan.levels()
+            terminal.expect(_time_left(plan, levels))
             judge = asked.enough and EarlyStop(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
-            _follow(generators, happened, terminal, monitor, kept, limit_s=_limit_s(plan), judge=judge)
+            _follow(generators, happened, terminal, monitor, kept, limit_s=_limit_s(plan, levels), judge=judge)
     except ToolError as error:
         happened.interrupted = error.message.splitlines()[0]
         raise
@@ -204,10 +208,21 @@ def _follow(
         raise
 
 
-def _limit_s(plan: GeneratorPlan) -> float:
+def _limit_s(plan: GeneratorPlan, levels: Sequence[LevelPlan]) -> float:
     """Return how long a level may take: its own limit, and what its last requests may take after that."""
-    own_s = max(level.limit_s(plan.scenario, plan.time_scale) for level in plan.levels())
+    own_s = max(level.limit_s(plan.scenario, plan.time_scale) for level in levels)
     return own_s + plan.scenario.request_timeout_s + SILENT_S
+
+
+def _time_left(plan: GeneratorPlan, levels: Sequence[LevelPlan]) -> TimeLeft:
+    return TimeLeft(
+        [
+            (None, level.arrivals[-1].at_s * plan.time_scale)
+            if level.concurrency is None
+            else (plan.scenario.requests_of(level.concurrency), None)
+            for level in levels
+        ]
+    )
 
 
 def _complete(

@@ -90,13 +90,7 @@ def predict(
         requests.end_level(server.left_s)
         samples += _samples(server)
         levels.append(
-            Level(
-                concurrency=plan.concurrency,
-                rate_per_s=plan.rate_per_s,
-                begun=plan.begun,
-                failed_rows=plan.failed_rows,
-                isl=plan.isl,
-                osl=plan.osl,
+            plan.played(
                 begin_s=began_s,
                 measure_s=requests.measure_s if math.isfinite(requests.measure_s) else began_s,
                 end_s=server.now_s,

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from engines.errors import UserError
-from loadtest.results import Phase
+from loadtest.results import Level, Phase
 from loadtest.scenario import Arrival, Poisson, Process, Scenario, Trace, arrivals_of
 from loadtest.traffic.conversations import SAMPLED, ConversationSampler, ConversationState, LengthStats, seen_of
 
@@ -36,6 +36,21 @@ class LevelPlan:
     begun: Literal["requests", "conversations"] = "requests"
     isl: int = 0
     osl: int = 0
+
+    def played(self, *, begin_s: float, measure_s: float, end_s: float, complete: bool) -> Level:
+        """Return the record of the level as it was played; times in engine seconds since the run began."""
+        return Level(
+            concurrency=self.concurrency,
+            rate_per_s=self.rate_per_s,
+            begun=self.begun,
+            failed_rows=self.failed_rows,
+            isl=self.isl,
+            osl=self.osl,
+            begin_s=begin_s,
+            measure_s=measure_s,
+            end_s=end_s,
+            complete=complete,
+        )
 
     def phase_of(self, arrival: Arrival, warmup_ratio: float) -> Phase:
         """Return whether a request of an open loop is measured."""

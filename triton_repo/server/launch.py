@@ -18,7 +18,8 @@ from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
-from engines.processes import ending_with_parent, signal_group, started_ticks, stop_group
+from engines.processes import signal_group, started_ticks, stop_group
+from triton_repo.server.child_process import start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment
@@ -119,16 +120,7 @@ def start_server(
         command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s or 0:g}", *command]
     begin = time.monotonic()
     with log.open("wb") as output, _stack_of(STACK_BYTES):
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=runtime.server.parent,
-            env=environment,
-            preexec_fn=None if detached else ending_with_parent(signal.SIGTERM),  # noqa: PLW1509 (one prctl call)
-        )
+        process = start_child(command, output, detached=detached, cwd=runtime.server.parent, environment=environment)
     try:
         record = _record(process, runtime, ports, made_by=made_by, log=log, prefix=prefix)
         write_json(repository / SERVER_NAME, record)

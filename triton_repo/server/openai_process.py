@@ -17,8 +17,9 @@ from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
-from engines.processes import ending_with_parent, reap, signal_group, stop_group
+from engines.processes import reap, signal_group, stop_group
 from triton_repo.openai_api import KEY_VARIABLE
+from triton_repo.server.child_process import start_child
 
 RECORD_NAME = "front.json"
 LOG_NAME = "front.log"
@@ -117,14 +118,7 @@ def start_front(
     log = repository / LOG_NAME
     command = [sys.executable, "-P", "-m", MODULE, str(repository.resolve()), *options.arguments()]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=None if detached else ending_with_parent(signal.SIGTERM),  # noqa: PLW1509 (one prctl call)
-        )
+        process = start_child(command, output, detached=detached)
     record = FrontRecord(made_by=made_by, pid=process.pid, address=options.address, port=options.port, log=str(log))
     try:
         write_json(repository / RECORD_NAME, record)

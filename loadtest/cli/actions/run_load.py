@@ -12,6 +12,8 @@ from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, to_json
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
 from loadtest.cli.options import load_options, outlook, scenario_of, target_options
+from loadtest.cli.tables import show_summary
+from loadtest.metrics import summary_of_runs
 from loadtest.results import RUN_FILES, RunManifest
 from loadtest.run import GeneratorProcesses, join, run_once
 
@@ -57,9 +59,7 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
             "[" + ",".join(to_json(run).rstrip() for run in runs) + "]" if len(runs) > 1 else to_json(runs[0]).rstrip()
         )
     else:
-        show(f"{runs[0].label}: {sum(len(run.levels) for run in runs)} levels")
-        for doubt in doubts:
-            progress(f"not valid: {doubt.code}: {doubt.text}")
+        show_summary(summary_of_runs(folders))
         wrote(out, "report-load " + " ".join(str(folder) for folder in folders))
     if doubts and flags["strict"]:
         raise TargetMissedError(f"{out}: the run is not valid: {len(doubts)} validity issues; see run.json")

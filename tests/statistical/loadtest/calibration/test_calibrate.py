@@ -14,11 +14,11 @@ from engines.build.pipeline import emulated_manifest
 from engines.calibration import LoadGenerator, require_match
 from engines.errors import UserError
 from engines.files import Document, MadeBy
-from engines.manifest import EngineManifest
+from engines.manifest import EngineManifest, StepTimeChoice
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from loadtest.calibration.calibrate import Request, Structure, calibrate, predicted_logs, rig_of, waves_of
-from loadtest.calibration.fit import EXPECTED, PARAMETERS, SPLIT, factors_of, fit, observe, slopes_of
+from loadtest.calibration.fit import PARAMETERS, PRIOR, SPLIT, factors_of, fit, observe, slopes_of
 from loadtest.calibration.measured_points import Deployment, Point, read_points
 from loadtest.cli.calibrate_engine import calibrate_engine
 from loadtest.metrics.summarize import summarize
@@ -48,7 +48,7 @@ USERS = (1, 4, 16, 64)
 
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
-    """Plan an engine by the data sheet."""
+    """Plan an engine by the data sheet, of which no profile expects anything."""
     asked = ask(
         None,
         {
@@ -58,7 +58,8 @@ def manifest() -> EngineManifest:
             "limits.max_seq_len": 4096,
         },
     )
-    return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
+    made = emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
+    return made.model_copy(update={"step_time": StepTimeChoice(source="roofline")})
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,11 @@ def test_a_made_up_deployment_is_found_again(request_of_truth: Request) -> None:
     """Points that follow from known factors give those factors back, inside their confidence, and hardly an error."""
     found = calibrate(request_of_truth, head=HEAD, progress=lambda _: None)
     values = {each.name: each for each in found.parameters}
-    for name in ("weights_ratio", "kv_ratio", "sequence_s", "request_s"):
+    for name in ("weights_ratio", "kv_ratio", "sequence_s"):
         assert values[name].value == pytest.approx(TRUTH[name], rel=0.15), name
+    found_s = values["request_s"].value + values["latency_s"].value  # one by one or not, a lone user waits for both
+    assert found_s == pytest.approx(TRUTH["request_s"] + TRUTH["latency_s"], rel=0.15)
+    for name in ("weights_ratio", "kv_ratio", "sequence_s", "request_s", "latency_s"):
         assert values[name].low <= TRUTH[name] * 1.05
         assert values[name].high >= TRUTH[name] / 1.05
     assert all(abs(point.itl_s_error or 0.0) < 0.03 for point in found.points)
@@ -200,7 +204,7 @@ def test_other_hardware_is_refused(request_of_truth: Request) -> None:
 
 def test_expected_values_are_neutral() -> None:
     """Before any point is seen, a deployment is taken to be near its parts."""
-    factors = factors_of(EXPECTED, SPLIT)
+    factors = factors_of(PRIOR.expected, SPLIT)
     assert 1.0 <= factors.weights_ratio <= 1.1
     assert factors.wave_sequences == 1.0
 
