@@ -87,7 +87,8 @@ docs: setup  ## Write the generated parts of docs/reference, and the charts of d
 	@PYTHONPATH=. $(BIN)/python docs/draw.py
 	@PYTHONPATH=. $(BIN)/python docs/draw_capacity.py
 
-bench: setup  ## What virtual time costs, and what run-load adds to latencies; PEERS=1 installs and runs others beside it
+bench: setup  ## What everyday commands cost, and what run-load adds to latencies; PEERS=1 installs and runs others beside it
+	@PYTHONPATH=. $(BIN)/python tests/bench/everyday.py
 	@PYTHONPATH=. $(BIN)/python tests/bench/batcher.py
 	@PYTHONPATH=. $(BIN)/python tests/bench/clients.py $(if $(PEERS),--peers)
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Fitting a deployment to measured points; imports `simulate`, `metrics` and below."""
 
 from loadtest.calibration.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
 from loadtest.calibration.measured_points import SERVED, Deployment, Point, read_points

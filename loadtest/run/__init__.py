@@ -1,4 +1,4 @@
-"""TODO."""
+"""Running a load: processes, sampling, validity, the terminal; imports `generator`, `client` and below."""
 
 from loadtest.run.early_stop import Enough
 from loadtest.run.processes import GeneratorProcesses, join

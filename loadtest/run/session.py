@@ -44,7 +44,7 @@ def run_once(
     with tempfile.TemporaryDirectory(prefix=f"{command}-") as folder, Generators(sends, Path(folder)) as generators:
         target = target_of(server, scenario.model)
         asked = RunRequest(
-            scenario=scenario,
+            scenario=scenario.model_copy(update={"model": target.facts.model}),
             target=target,
             out=out,
             made_by=made_by(command_line(command)),

@@ -90,13 +90,7 @@ def predict(
         requests.end_level(server.left_s)
         samples += _samples(server)
         levels.append(
-            Level(
-                concurrency=plan.concurrency,
-                rate_per_s=plan.rate_per_s,
-                begun=plan.begun,
-                failed_rows=plan.failed_rows,
-                isl=plan.isl,
-                osl=plan.osl,
+            plan.played(
                 begin_s=began_s,
                 measure_s=requests.measure_s if math.isfinite(requests.measure_s) else began_s,
                 end_s=server.now_s,
@@ -169,7 +163,7 @@ def at_once(scenario: Scenario) -> Scenario:
         UserError: The scenario is an open loop.
     """
     if scenario.is_open:
-        raise UserError("a static batch has no arrivals", hint="--concurrency 1,8,64 names its sizes")
+        raise UserError("a static batch has no arrivals", hint="give its sizes with --concurrency 1,8,64")
     changed = {"warmup_requests": 0, "start": "together", "requests": 1, "requests_per_user": 1, "window_s": 0.0}
     return scenario.model_copy(update=changed)
 

@@ -44,16 +44,6 @@ def small_engine(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def adapter_query(rule: dict[str, Any], *, group: str, matchers: str) -> str:
-    """Return what prometheus-adapter asks for a rule, its names put into the template as its documentation says."""
-    series = rule["seriesQuery"].partition("{")[0]
-    names = {"<<.Series>>": series, "<<.LabelMatchers>>": matchers, "<<.GroupBy>>": group}
-    query = str(rule["metricsQuery"])
-    for name, value in names.items():
-        query = query.replace(name, value)
-    return query
-
-
 def gone(pid: int) -> bool:
     """Whether a process has ended, reaped or not."""
     try:

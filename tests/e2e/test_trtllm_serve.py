@@ -18,7 +18,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import BIN, LOCAL_TRITON, command, free_ports, succeed
-from monitoring import Prometheus, adapter_query, wait_until
+from monitoring import Prometheus, wait_until
+
+from tests.prometheus_adapter import adapter_query
 
 pytest.importorskip("uvicorn", reason="the front extra is not installed")
 pytestmark = pytest.mark.e2e

@@ -114,6 +114,36 @@ def test_a_signal_at_any_moment_is_one_line_and_status_130(name: str, number: si
         assert not _group(process.pid)
 
 
+_DROPPED = """
+import signal, sys, time
+sys.path.insert(0, sys.argv.pop(1))
+import click
+from engines.console import Command
+
+class Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.Signals.SIGINT)
+
+@click.command("busy", cls=Command)
+def busy():
+    kept = Dropped()
+    del kept  # the KeyboardInterrupt is raised in here, where Python drops it
+    time.sleep(50)
+
+busy()
+"""
+
+
+def test_an_interrupt_that_python_drops_is_raised_again() -> None:
+    """In a destructor or an import's callback an exception goes nowhere: the command must not go on for that."""
+    begin_s = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", _DROPPED, str(ROOT)], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "busy: error: interrupted\n")
+    assert time.monotonic() - begin_s < 40
+
+
 def test_a_command_ends_within_three_seconds(folder: Path) -> None:
     """Counted in the machine's time, where the command had all the time it wanted to get to its work."""
     process = _start("predict-load", COMMANDS["predict-load"], folder)

@@ -269,7 +269,8 @@ def check(asked: FleetTask) -> Checked:
         loss = Loss((sample.measure_s + sample.end_s) / 2, lost) if lost else None
         fleet = Fleet(asked.task.manifest, starts, asked.routing, asked.slowdown, loss, asked.max_queue_size)
         retried += serve(fleet, [sample], found)[1]
-    seen = found.result(asked.task.demand.all_objectives, rate_per_s=asked.rate_per_s)
+    objectives, is_steady = asked.task.demand.all_objectives, asked.what == "peak"
+    seen = found.result(objectives, rate_per_s=asked.rate_per_s, is_steady=is_steady)
     return Checked(
         what=asked.what,
         routing=asked.routing,

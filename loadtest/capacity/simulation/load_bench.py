@@ -149,7 +149,8 @@ class LoadBench:
         """Return one window of a load."""
         manifest = self.task.manifest
         life_s = min(self.life_s(rate_per_s * slower) * slower, (self.steady.sequences or 1) / rate_per_s)
-        needed = max(self.requests(rate_per_s * slower) / WINDOWS, LEAST_IN_WINDOW)
+        use = min(1.0, rate_per_s * slower / self.bound_per_s)
+        needed = max(self.requests(rate_per_s * slower) / WINDOWS, LEAST_IN_WINDOW * use)
         wanted = Wanted(
             rate_per_s,
             measure_s=needed / rate_per_s,

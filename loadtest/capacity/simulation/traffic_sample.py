@@ -35,6 +35,7 @@ MINUTES = 60
 MINUTE_CORRELATION = 0.66
 SAMPLED_HOURS = 2000  # that the ratio of the busiest window to its hour is taken of
 JITTER_S = 30.0  # copies of a trace's request are sent within so much of the original: they are other users
+GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it, without their whole part, fill an interval evenly
 SMALL_SHARE = 0.1  # of the KV cache, that shared beginnings may take to be never evicted
 _ROOM = 1 << 20  # conversations of one window
 
@@ -171,8 +172,11 @@ def _times(tokens: int, ratio: float) -> int:
 
 
 def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
-    """Return the longest prompt and reply of a class; what is drawn from a file, or grows by turns, as it was seen."""
+    """Return the longest prompt and reply of a class; what grows by turns, as it was seen."""
     prefix = kind.prefixes.tokens if kind.prefixes else 0
+    if kind.lengths.pairs is not None and not kind.conversation:
+        longest_isl, longest_osl = (max(column) for column in zip(*kind.lengths.pairs.rows, strict=True))
+        return longest_isl + prefix, longest_osl
     found = []
     for name, spread, added, drawn in (
         ("isl", kind.isl, prefix, drawn_isl),
@@ -182,7 +186,7 @@ def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
             found.append(drawn)
         elif spread.longest is None:
             raise UserError(
-                f"traffic: {kind.name or 'lengths'}: {name} has no upper bound, and an engine has a longest sequence",
+                f"traffic: {kind.name or 'lengths'}: {name} has no upper bound, but the engine limits sequences",
                 hint="lognormal(mean=1024, cv=0.8, max=8192)",
             )
         else:
@@ -341,12 +345,17 @@ def _rates(traffic: Described, window_s: float, wanted: Wanted, rng: np.random.G
     first, count, _ = _busiest(minutes, window_s)
     minutes = minutes / minutes.mean() / busiest_ratio(traffic.minute_variation, window_s)
     free_s = max(0.0, count * MINUTE_S - wanted.measure_s)
-    begin_s = first * MINUTE_S + free_s * (wanted.window % wanted.windows + rng.random()) / wanted.windows
+    begin_s = first * MINUTE_S + free_s * _place(wanted, rng)
     begin_s -= wanted.lead_s
     inside = np.arange(math.floor(begin_s / MINUTE_S) + 1, math.ceil((begin_s + upto_s) / MINUTE_S))
     edges_s = np.concatenate([[0.0], inside * MINUTE_S - begin_s, [upto_s]])
     of_minute = np.floor((edges_s[:-1] + edges_s[1:]) / 2 / MINUTE_S + begin_s / MINUTE_S).astype(int)
     return edges_s, minutes[np.clip(of_minute, 0, MINUTES - 1)]
+
+
+def _place(wanted: Wanted, rng: np.random.Generator) -> float:
+    """Return where in the busiest stretch a window begins, 0 to 1; the first few are spread as evenly as all."""
+    return (wanted.window * GOLDEN + rng.random() / wanted.windows) % 1.0
 
 
 @dataclass(slots=True)
@@ -429,7 +438,7 @@ def _replayed(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Gener
     begin_s, window_s = busiest_window(demand, folder)
     inside = sum(begin_s <= each.at_s < begin_s + window_s for each in asks) / window_s
     measure_s = min(wanted.measure_s, window_s)
-    begin_s += (window_s - measure_s) * (wanted.window % wanted.windows + rng.random()) / wanted.windows
+    begin_s += (window_s - measure_s) * _place(wanted, rng)
     begin_s -= min(wanted.lead_s, begin_s)
     lead_s, upto_s = wanted.lead_s, wanted.lead_s + measure_s + wanted.tail_s
     most = trace.max_tokens or demand.most_tokens(max(each.osl for each in asks))

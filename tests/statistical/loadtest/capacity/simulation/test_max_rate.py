@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,14 @@ def test_the_peak_is_of_minutes_not_of_the_hour() -> None:
     assert np.std(counts) / np.mean(counts) > 2 / np.sqrt(np.mean(counts))  # more than chance
     even = [len(window(200.0, number).asks) for number in range(12)]
     assert np.std(even) / np.mean(even) < 2 / np.sqrt(np.mean(even))
+
+
+def test_a_file_of_lengths_is_bounded_by_its_longest_row(tmp_path: Path) -> None:
+    """A prompt that one row in ten thousand has is let through: the engine is planned for it."""
+    rows = "".join(f"{10_000 if place == 9_999 else 100},8\n" for place in range(10_000))
+    (tmp_path / "lengths.csv").write_text("isl,osl\n" + rows, encoding="utf-8")
+    traffic = {"process": "described", "rate_per_s": 1.0, "lengths": {"pairs": "lengths.csv"}}
+    assert shape_of(demand(traffic=traffic), tmp_path).longest_isl == 10_000
 
 
 def test_one_idle_request_decides_what_no_load_can_keep() -> None:

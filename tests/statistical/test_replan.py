@@ -11,7 +11,7 @@ from loadtest.capacity.plan import CapacityPlan
 from loadtest.results import RUN_NAME
 from loadtest.scenario.schema import read_scenario
 from loadtest.simulate.predict import predict, write_prediction
-from tests.unit.loadtest.cli.test_plan_capacity import run, written
+from tests.statistical.loadtest.cli.test_plan_capacity import run, written
 
 
 def test_a_plan_is_made_again_from_what_was_measured(tmp_path: Path) -> None:
