@@ -133,8 +133,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "accumulating": ({"text": {"accumulate_tokens": True}, "scheduling": {"streaming": False}}, "sent in parts"),
     "prompt past the engine": ({"limits": {"max_prompt_tokens": 5000}}, "max_input_len 4096"),
     "reply past the engine": ({"limits": {"max_output_tokens": 9000}}, "max_seq_len 8192"),
-    "cache below a sequence": ({"kv_cache": {"max_tokens": 100}}, "does not hold one sequence of 8192"),
-    "sink without window": ({"kv_cache": {"sink_tokens": 4}}, "nothing slides"),
+    "cache below a sequence": ({"kv_cache": {"max_tokens": 100}}, "does not fit one sequence of 8192"),
+    "sink without window": ({"kv_cache": {"sink_tokens": 4}}, "no sliding window"),
     "adapters": ({"lora": {"optimal_adapter_size": 65}}, "past lora.max_adapter_size"),
 }  # fmt: skip
 
