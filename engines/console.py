@@ -179,14 +179,14 @@ def common_flags(function: _FunctionT) -> _FunctionT:
     function = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(
         function
     )
-    function = click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")(function)
+    function = click.option("-v", "--verbose", is_flag=True, help="Print more details to stderr.")(function)
     return click.version_option(None, "--version", package_name=DISTRIBUTION)(function)
 
 
 def writing_flags(function: _FunctionT) -> _FunctionT:
     """Add the flags of commands that write a folder: --out, --force, --dry-run."""
     function = click.option(
-        "--out", type=click.Path(path_type=Path), default=None, help="Folder to write; see the default below."
+        "--out", type=click.Path(path_type=Path), default=None, help="Output folder. See the default below."
     )(function)
-    function = click.option("--force", is_flag=True, help="Replace what --out already holds.")(function)
-    return click.option("--dry-run", is_flag=True, help="Print the resolved plan and touch nothing.")(function)
+    function = click.option("--force", is_flag=True, help="Replace an existing output.")(function)
+    return click.option("--dry-run", is_flag=True, help="Print the resolved plan; write nothing.")(function)

@@ -83,7 +83,7 @@ def read_yaml(path: Path, schema: type[SchemaT]) -> SchemaT:
 def load_yaml(path: Path) -> Any:
     """Return what a YAML file holds, plain data only; errors as `read_yaml`, but for the schema's."""
     if path.is_file() and path.stat().st_size > LONGEST_YAML_BYTES:
-        raise UserError(f"{path}: {path.stat().st_size} bytes of YAML; at most {LONGEST_YAML_BYTES}")
+        raise UserError(f"{path}: {path.stat().st_size} bytes of YAML exceed the limit of {LONGEST_YAML_BYTES}")
     return parse_yaml(_text_of(path), where=str(path))
 
 
@@ -102,9 +102,13 @@ def read_json(path: Path, schema: type[SchemaT]) -> SchemaT:
     try:
         loaded = json.loads(_text_of(path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON: {error}", hint="was the file cut short? make it again") from error
+        raise UserError(
+            f"{path}: not valid JSON: {error}", hint="the file may be truncated; generate it again"
+        ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
-        raise UserError(f"{path}: not valid JSON: {_one_line(error)}", hint="is it the right file?") from error
+        raise UserError(
+            f"{path}: not valid JSON: {_one_line(error)}", hint="check that this is the right file"
+        ) from error
     return validate(loaded, schema, where=str(path))
 
 
@@ -155,7 +159,7 @@ def _text_of(path: Path) -> str:
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file", hint="check the path") from error
     except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder, a file was expected") from error
+        raise UserError(f"{path}: is a folder; expected a file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 

@@ -84,7 +84,7 @@ def _check_structure(config: dict[str, Any], facts: CheckpointFacts, *, precisio
     }
     for key, value in expected.items():
         if found[key] != value:
-            raise ToolError(f"ModelOpt's export states {key} = {found[key]}, the source calls for {value}")
+            raise ToolError(f"ModelOpt's export has {key} = {found[key]}, but the source has {value}")
 
 
 def _expected_config(facts: CheckpointFacts, config: dict[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _check_gguf(path: Path) -> None:
         raise MissingError(f"{path}: no such file", hint="give a .gguf file, or 'smollm2'")
     with path.open("rb") as file:
         if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
-            raise UserError(f"{path}: not a GGUF file", hint="was the download cut short?")
+            raise UserError(f"{path}: not a GGUF file", hint="check that the download is complete")
 
 
 def _write_checkpoint(path: Path, folder: Path) -> None:

@@ -437,7 +437,7 @@ def _max_seq_len(choices: _Choices, model: ModelSpec) -> int:
     if recipe.limits.max_seq_len != "auto":
         if recipe.limits.max_seq_len > model.max_position_embeddings:
             raise UserError(
-                f"max_seq_len {recipe.limits.max_seq_len} is longer than {model.name} was made for "
+                f"max_seq_len {recipe.limits.max_seq_len} exceeds the context length of {model.name} "
                 f"({model.max_position_embeddings})",
                 hint=f"--max-seq-len {model.max_position_embeddings} is the longest",
             )
@@ -461,7 +461,7 @@ def _require_fit(model: ModelSpec, gpu: GpuSpec, sizing: Sizing, memory: MemoryB
         f"{gib(memory.activations_bytes)}, buffers {gib(memory.buffers_bytes)}, reserve {gib(memory.reserve_bytes)} of "
         f"{gib(memory.total_bytes)} leave a KV cache of {memory.kv_tokens} tokens, and one sequence of max_seq_len "
         f"needs {sizing.max_seq_len}",
-        hint="a smaller --max-seq-len, fewer weight bits, a larger GPU or more of them",
+        hint="try a smaller --max-seq-len, fewer weight bits, a larger GPU or more GPUs",
     )
 
 
@@ -477,9 +477,9 @@ def _runtime(choices: _Choices, kv_format: KvFormat, precision: Precision) -> Ru
             )
         elif asked and not paged:
             raise UserError(
-                f"{key}: a {kv_format} KV cache with {precision.name} turns paged context attention off, "
-                "and this with it",
-                hint="--kv-cache 16bit keeps it",
+                f"{key}: a {kv_format} KV cache with {precision.name} disables paged context attention, "
+                "which this setting needs",
+                hint="--kv-cache 16bit keeps it enabled",
             )
         else:
             values[key] = asked
@@ -487,7 +487,7 @@ def _runtime(choices: _Choices, kv_format: KvFormat, precision: Precision) -> Ru
     if not paged:
         choices.notice(
             "no-paged-attention",
-            f"a {kv_format} KV cache with {precision.name} turns paged context attention off: "
+            f"a {kv_format} KV cache with {precision.name} disables paged context attention: "
             "no chunked context, no KV reuse, and max_num_tokens must cover the longest prompt",
         )
     batching = engine_profile_named(recipe.engine_profile).batching

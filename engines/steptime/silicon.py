@@ -126,7 +126,7 @@ class Silicon:
         system = SYSTEMS.get(gpu.name)
         if system is None:
             raise MissingError(
-                f"no measured step times of {gpu.name}; there are tables of {', '.join(SYSTEMS)}",
+                f"no measured step times of {gpu.name}; tables exist for {', '.join(SYSTEMS)}",
                 hint="--step-time roofline works from the data sheet",
             )
         mode = _GEMM_MODES.get(precision)

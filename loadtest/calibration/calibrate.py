@@ -96,7 +96,7 @@ def calibrate(
     if len(points) < LEAST_POINTS:
         raise UserError(
             f"{len(points)} measured points; at least {LEAST_POINTS} are needed",
-            hint="more levels of concurrency, best at two lengths of prompt or more",
+            hint="measure more levels of concurrency, preferably with two or more prompt lengths",
         )
     shapes = _shapes_to_hold(points)
     progress(f"{len(points)} points; fitting them, and {len(shapes)} times with one shape of prompt and reply left out")

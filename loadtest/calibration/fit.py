@@ -176,7 +176,7 @@ def fit(rig: FitContext, points: Sequence[Point], *, trials: int = 15, start: Ar
     try:
         from scipy.optimize import least_squares  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as error:
-        raise MissingError("calibrating needs scipy", hint="pip install 'engine-to-capacity[load]'") from error
+        raise MissingError("calibration needs scipy", hint="pip install 'engine-to-capacity[load]'") from error
     work, prior = _Work(rig, points), rig.prior
     found = least_squares(
         work.residuals,

@@ -76,7 +76,7 @@ def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[st
     if path.is_dir():
         return _points_of_run(path)
     if not path.is_file():
-        raise MissingError(f"{path}: no such file", hint="a CSV of measured points, or the folder of a run")
+        raise MissingError(f"{path}: no such file", hint="give a CSV of measured points or a run folder")
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         missing = [name for name in _NEEDED if name not in (rows.fieldnames or ())]
@@ -131,7 +131,9 @@ def _point_of_row(row: dict[str, str], where: str) -> Point:
     if load == "request_rate" and rate is None:
         raise UserError(f"{where}: no rate_per_s", hint="requests a second of the open loop")
     if concurrency is None and load not in {"max_load", "request_rate"}:
-        raise UserError(f"{where}: no concurrency_or_batch", hint="users of the closed loop, or the static batch")
+        raise UserError(
+            f"{where}: no concurrency_or_batch", hint="give the users of the closed loop, or the static batch size"
+        )
     lengths = [_number(row, name, where) for name in _NEEDED]
     if None in lengths:
         raise UserError(f"{where}: no isl or no osl", hint="both are needed")
@@ -164,18 +166,18 @@ def _number(row: dict[str, str], name: str, where: str) -> float | None:
     except ValueError:
         value = math.nan
     if not value > 0 or math.isinf(value):
-        raise UserError(f"{where}: {name} is '{text}'", hint="a number above 0, or nothing")
+        raise UserError(f"{where}: {name} is '{text}'", hint="expected a number above 0, or an empty cell")
     return value
 
 
 def _points_of_run(folder: Path) -> tuple[list[Point], Counter[str]]:
     run = read_run(folder)
     if run.kind == "predicted":
-        raise UserError(f"{folder / RUN_NAME}: a predicted run is no measurement", hint="a run of run-load")
+        raise UserError(f"{folder / RUN_NAME}: the run is predicted, not measured", hint="give a run of run-load")
     if not run.scenario.is_uniform:
         raise UserError(
-            f"{folder / RUN_NAME}: its requests differ in length, or find what is cached: no one point stands for them",
-            hint="calibrate on runs of one length each, as run-load --isl 1024 --osl 128 makes them",
+            f"{folder / RUN_NAME}: its requests differ in length or hit the prefix cache, so no point represents them",
+            hint="calibrate on runs with fixed lengths, for example run-load --isl 1024 --osl 128",
         )
     records = list(read_records(folder))
     points: list[Point] = []
@@ -191,7 +193,7 @@ def _points_of_run(folder: Path) -> tuple[list[Point], Counter[str]]:
             arrivals = tuple(at_s - sent_s[0] for at_s in sent_s)
             points.append(_point_of_level(level, where)._replace(arrivals_s=arrivals))
     if not points:
-        raise UserError(f"{folder}: no level has a reply", hint="run-load writes what can be read here")
+        raise UserError(f"{folder}: no level has a reply", hint="give a closed-loop run of run-load")
     return points, others
 
 

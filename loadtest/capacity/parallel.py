@@ -164,7 +164,7 @@ def _on_ray(function: Callable[[TaskT], FoundT], tasks: Sequence[tuple[int, Task
     try:
         import ray  # noqa: PLC0415 (optional, and slow to import)
     except ImportError as error:
-        raise MissingError("--ray: Ray is not installed", hint="pip install ray, or leave --ray out") from error
+        raise MissingError("--ray: Ray is not installed", hint="pip install ray, or omit --ray") from error
     mine = not ray.is_initialized()
     if mine:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)

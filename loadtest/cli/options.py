@@ -64,12 +64,14 @@ def scenario_of(asked: LoadOptions) -> Scenario:
     for what, flag in own.items():
         if flag is not None and any(getattr(each, what) for each in base.classes):
             raise UserError(
-                f"--{flag}: scenario {base.name} has classes with {what} of their own", hint="change them in its file"
+                f"--{flag}: scenario {base.name} has classes with their own {what}", hint=("edit the scenario's file")
             )
     values["lengths"].update(lengths)
     scenario = validate(values, Scenario, where="flags")
     if asked.requests is not None and scenario.is_open:
-        raise UserError("--requests: an open loop sends for a time, not by number", hint="--duration SECONDS")
+        raise UserError(
+            "--requests does not apply to an open loop, which sends for a duration", hint="--duration SECONDS"
+        )
     return scenario
 
 
@@ -96,9 +98,11 @@ def _load(asked: LoadOptions, base: Scenario) -> dict[str, Any]:
     """Return what flags say of users, rates and time; one kind of load takes the place of another."""
     users, rates, duration_s = asked.concurrency, asked.rate, asked.duration
     if users is not None and rates is not None:
-        raise UserError("--concurrency and --rate: a loop is closed or open", hint="leave out one of them")
+        raise UserError(
+            "--concurrency and --rate exclude each other: a loop is either closed or open", hint="omit one of them"
+        )
     if duration_s is not None and not duration_s > 0:
-        raise UserError(f"--duration {duration_s:g}: a number above 0 is expected")
+        raise UserError(f"--duration {duration_s:g}: expected a number above 0")
     found: dict[str, Any] = {}
     if users is not None:
         found = {"concurrency": _counts(users), "rate_per_s": None, "arrivals": None}
@@ -107,7 +111,9 @@ def _load(asked: LoadOptions, base: Scenario) -> dict[str, Any]:
     if duration_s is None:
         return found
     if users is not None or not (base.is_open or rates is not None):
-        raise UserError("--duration: users of a closed loop send by number, not by time", hint="--requests N")
+        raise UserError(
+            "--duration does not apply to a closed loop, which sends a number of requests", hint="--requests N"
+        )
     if rates is None and base.arrivals is not None:
         return {**found, "arrivals": lasting(base.arrivals, duration_s).model_dump()}
     return {**found, "duration_s": duration_s}
@@ -119,7 +125,7 @@ def _counts(text: str) -> tuple[int, ...]:
     except ValueError:
         counts = ()
     if not counts or min(counts) < 1:
-        raise UserError(f"--concurrency {text}: whole numbers from 1 up are expected", hint="--concurrency 1,4,16")
+        raise UserError(f"--concurrency {text}: expected whole numbers of at least 1", hint="--concurrency 1,4,16")
     return counts
 
 
@@ -129,5 +135,5 @@ def _rates(text: str) -> tuple[float, ...]:
     except ValueError:
         rates = ()
     if not rates or not min(rates) > 0:
-        raise UserError(f"--rate {text}: numbers above 0 are expected", hint="--rate 1,2.5,5")
+        raise UserError(f"--rate {text}: expected numbers above 0", hint="--rate 1,2.5,5")
     return rates

@@ -112,14 +112,15 @@ def refuse_mixed_kinds(runs: Sequence[LoadedRun], *, hint: str) -> None:
 
 def _refuse_unusable(folders: Sequence[Path]) -> None:
     if not folders:
-        raise UserError("no run folder given", hint="report-load RUN_DIR...")
+        raise UserError("no run folder was given", hint="report-load RUN_DIR...")
     for folder in folders:
         if not (folder / RUN_NAME).is_file():
             raise UserError(
-                f"{folder}: not a run folder: no {RUN_NAME} in it", hint="run-load and predict-load --out make them"
+                f"{folder}: not a run folder: no {RUN_NAME} in it",
+                hint=("give the output folder of run-load or predict-load --out"),
             )
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("the same run is given twice")
+        raise UserError("the same run was given twice")
 
 
 def _load(folder: Path, name: str) -> LoadedRun:

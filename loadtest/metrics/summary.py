@@ -24,7 +24,7 @@ Range: TypeAlias = tuple[float, float]
 class Spread(Strict):
     """How one quantity is spread; all in the quantity's unit."""
 
-    count: Annotated[int, Field(description="Values it is of.")]
+    count: Annotated[int, Field(description="Number of values.")]
     mean: Annotated[float, Field(description="Arithmetic mean.")]
     p50: Annotated[float, Field(description="Median.")]
     p90: Annotated[float, Field(description="90th percentile.")]
@@ -66,7 +66,7 @@ class BatchPoint(Strict):
     """What one iteration took at one batch size; seconds."""
 
     batch: Annotated[float, Field(description="Sequences decoding, mean of those in this bin.")]
-    count: Annotated[float, Field(description="Gaps between tokens, or the server's iterations, that it is of.")]
+    count: Annotated[float, Field(description="Number of gaps between tokens, or of the server's iterations.")]
     mean_s: Annotated[float, Field(description="Mean, engine seconds.")]
     p50_s: Annotated[float | None, Field(description="Median; null by the server, who tells means alone.")] = None
     p95_s: Annotated[float | None, Field(description="95th percentile; null as above.")] = None
@@ -102,7 +102,7 @@ class Steady(Strict):
 
 
 class Gpus(Strict):
-    """The GPUs beside the server, means over the window; null what was not told."""
+    """The server's GPUs, means over the window; null for what was not reported."""
 
     power_w: Annotated[float | None, Field(description="Watts, all GPUs together.")] = None
     memory_bytes: Annotated[float | None, Field(description="Bytes in use, all GPUs together.")] = None
@@ -123,13 +123,15 @@ class ClassSummary(Strict):
     itl_s: Annotated[Spread | None, Field(description="As of the level.")]
     tpot_s: Annotated[Spread | None, Field(description="As of the level.")]
     e2e_s: Annotated[Spread | None, Field(description="As of the level.")]
-    goodput: Annotated[float | None, Field(description="Share that kept every limit of the objectives.")] = None
+    goodput: Annotated[float | None, Field(description="Share of requests that met every limit of the objectives.")] = (
+        None
+    )
 
 
 class LevelSummary(Strict):
     """One level's figures; durations in engine seconds, rates per engine second."""
 
-    run: Annotated[str | None, Field(description="Which run the level is of, where there are several.")] = None
+    run: Annotated[str | None, Field(description="The run that the level belongs to, if there are several.")] = None
     concurrency: Annotated[int | None, Field(description="Users of a closed loop; null in an open one.")]
     rate_per_s: Annotated[float | None, Field(description="Requests a second asked for; null in a closed loop.")] = None
     isl: Annotated[int, Field(description="Prompt length asked for, tokens.")]
@@ -146,7 +148,7 @@ class LevelSummary(Strict):
     e2e_s: Annotated[Spread | None, Field(description="End to end: sent until the reply had ended.")]
     window: Annotated[
         Literal["steady", "whole"],
-        Field(description="Span of the rates and batch sizes: the load as asked for, or the whole measurement."),
+        Field(description="Span of the rates and batch sizes: the full load, or the whole measurement."),
     ]
     window_s: Annotated[float, Field(description="Its length, after the cut.")]
     output_tokens_per_s: Annotated[
@@ -156,7 +158,7 @@ class LevelSummary(Strict):
         float | None, Field(description="Requests in the window, each by the share of its time inside.")
     ]
     batch_size: Annotated[
-        BatchSpread | None, Field(description="Sequences decoding by the server's count; null where it told none.")
+        BatchSpread | None, Field(description="Decoding sequences, counted by the server; null if it reports none.")
     ]
     batch_size_client: Annotated[
         BatchSpread | None, Field(description="Requests between first and last token, by the records.")
@@ -167,7 +169,7 @@ class LevelSummary(Strict):
         Field(description="Requests at the server that no step runs, its queue too, mean; null where it tells none."),
     ]
     goodput: Annotated[
-        float | None, Field(description="Share of measured requests that kept every limit; null without objectives.")
+        float | None, Field(description="Share of measured requests that met every limit; null without objectives.")
     ] = None
     intervals: Annotated[
         dict[str, Interval] | None,
@@ -205,7 +207,7 @@ class LevelSummary(Strict):
         float | None, Field(description="Prompt tokens the server found in its cache; null where it does not tell.")
     ] = None
     kv_ratio: Annotated[float | None, Field(description="Share of the KV cache in use, mean; null as above.")] = None
-    gpus: Annotated[Gpus | None, Field(description="The GPUs; null where no page told of them.")] = None
+    gpus: Annotated[Gpus | None, Field(description="The GPUs; null if no metrics page reports them.")] = None
     steady: Annotated[
         Steady | None, Field(description="What was cut; null where the load was not meant to settle.")
     ] = None
@@ -251,7 +253,7 @@ class LevelSummary(Strict):
 
 
 class RunFacts(Strict):
-    """What a summary keeps of each run it is of."""
+    """One run that the summary covers."""
 
     name: Annotated[str, Field(description="The run's folder, or its path where two have one name.")]
     label: Annotated[str, Field(description="What its figures are marked with.")]
@@ -283,7 +285,7 @@ class Summary(Document):
     time_scale: Annotated[
         float | None, Field(description="Wall seconds of one engine second; null when the runs differ.")
     ]
-    valid: Annotated[bool, Field(description="Whether there is no doubt.")]
+    valid: Annotated[bool, Field(description="Whether all validity checks passed.")]
     doubts: Annotated[list[ValidityIssue], Field(description="Why the figures should not be believed.")]
     percentiles: Annotated[str, Field(description="How percentiles are computed.")] = PERCENTILES_NOTE
     confidence: Annotated[str, Field(description="How confidence intervals are computed.")] = CONFIDENCE_NOTE

@@ -89,7 +89,7 @@ class Level(Strict):
         begun: Which of the two.
         failed_rows: Rows of a trace left out because they have no prompt or no reply.
         complete: Whether all requests asked for were measured.
-        sufficed: It was ended early because its requests told enough; what was under way then was not measured.
+        sufficed: Whether it ended early because its results were conclusive; requests in flight then were not measured.
         generator_late_p99_s: 99th percentile of how late the generator's own timers fired; of the latest worker.
         away_s: How long nothing took connections at the server's address.
         read_late_p99_s: 99th percentile of how late it read what the kernel had received.
@@ -161,9 +161,9 @@ class WorkerClock(Strict):
     """How one worker's monotonic clock was brought onto the run's before a level; seconds.
 
     Attributes:
-        offset_s: What it was ahead by, by the shortest round trip.
-        uncertainty_s: Half that round trip: the truth is no further away.
-        drift_s: How much further ahead it was when the level had ended.
+        offset_s: How far it was ahead, by the shortest round trip.
+        uncertainty_s: Half that round trip: the maximum error of the offset.
+        drift_s: How much further it was ahead at the end of the level.
     """
 
     worker: int
@@ -231,7 +231,7 @@ def _recovered(folder: Path, run: RunManifest) -> RunManifest:
         if record.level == last and record.phase == "measure":
             measure_s, end_s = min(measure_s, record.sent_s), max(end_s, record.done_s)
     if not count or last < 0:
-        raise UserError(f"{folder}: the run was cut short before a request had ended", hint="run it again")
+        raise UserError(f"{folder}: the run was interrupted before any request ended", hint="run it again")
     levels = list(run.levels)
     if not levels[last].complete and measure_s < math.inf:
         levels[last] = levels[last].model_copy(update={"measure_s": measure_s, "end_s": end_s})
@@ -255,7 +255,9 @@ def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]
         record = RequestRecord.model_validate(values)
         wrong = f"id {record.id} comes twice" if record.id in seen else _disorder(record)
         if wrong is not None and check:
-            raise UserError(f"{folder / REQUESTS_NAME}: line {number}: {wrong}", hint="was the file edited or damaged?")
+            raise UserError(
+                f"{folder / REQUESTS_NAME}: line {number}: {wrong}", hint="the file may have been edited or damaged"
+            )
         seen.add(record.id)
         yield record
 
@@ -282,7 +284,7 @@ def read_samples(folder: Path) -> Iterator[Sample]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
-        raise MissingError(f"{path}: no such file", hint="is this the folder of a run?")
+        raise MissingError(f"{path}: no such file", hint="check that this is a run folder")
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):

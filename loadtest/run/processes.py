@@ -125,7 +125,7 @@ class Generators:
                     line, _, self._said = self._said.partition(b"\n")
                     yield json.loads(line)
                 if not selector.select(within_s):
-                    raise ToolError(f"the load generator has said nothing for {within_s:g} s")
+                    raise ToolError(f"no message from the load generator for {within_s:g} s")
                 data = os.read(stdout.fileno(), 65_536)
                 if not data:
                     break
@@ -161,7 +161,7 @@ class Generators:
             process.stdin.flush()
         except BrokenPipeError as error:
             self._require_success()
-            raise ToolError("a load generator ended before it began") from error
+            raise ToolError("a worker process exited before it started") from error
 
     def _log(self, place: int) -> Path:
         return self._folder / f"generator-{place}.log"
@@ -213,7 +213,9 @@ def join(host: str, port: int, *, within_s: float) -> int:
         for line in process.stdout:
             said = json.loads(line)
             if "ended" in said:
-                raise ToolError(said["ended"], hint="is run-load --master started there, and is its port open?")
+                raise ToolError(
+                    said["ended"], hint="check that run-load --master runs there and that its port is reachable"
+                )
         status = process.wait()
         if status != 0:
             raise ToolError("the worker failed", status=status)

@@ -156,7 +156,9 @@ def _run_levels(asked: RunRequest, generators: Generators, folder: Path, termina
         raise
     except OSError as error:
         happened.interrupted = f"{error.filename or out}: {error.strerror}"
-        raise ToolError(f"the run could not go on: {happened.interrupted}", hint="is the disk full?") from error
+        raise ToolError(
+            f"the run could not continue: {happened.interrupted}", hint="check the free disk space"
+        ) from error
     except KeyboardInterrupt as error:
         happened.interrupted = str(error) or "interrupted by the user"
         raise
@@ -195,7 +197,7 @@ def _follow(
             if happened.begun is not None and happened.now_s - happened.begun.begin_s > limit_s:
                 raise ToolError(f"a level did not end within {limit_s:g} s")
             if monitor.failed is not None:
-                raise ToolError(monitor.failed, hint="is the disk full?")
+                raise ToolError(monitor.failed, hint="check the free disk space")
             if judge is not None and "progress" in said and judge.is_satisfied():
                 judge = None
                 generators.suffice()
@@ -245,7 +247,7 @@ def _complete(
         write_json(out / RUN_NAME, run)
     except OSError as error:
         raise ToolError(
-            f"{out}: the run could not be completed: {error.strerror}", hint=f"what was recorded is in {records}"
+            f"{out}: the run could not be completed: {error.strerror}", hint=(f"the records so far are in {records}")
         ) from error
     return run, seen
 
@@ -301,13 +303,13 @@ def _require_success(out: Path, run: RunManifest, seen: dict[int, LevelObservati
     if run.interrupted is not None:
         raise ToolError(
             f"the run ended early: {run.interrupted}",
-            hint=f"what was measured is in {out}; report-load {out} shows it",
+            hint=f"report what was measured with report-load {out}",
         )
     measured = sum(level.measured for level in seen.values())
     if not any(level.good for level in seen.values()):
         errors = (level.first_error for level in seen.values() if level.first_error)
         raise MissingError(
-            f"not one of {measured} measured requests succeeded: {next(errors, 'no error was recorded')}",
+            f"none of {measured} measured requests succeeded: {next(errors, 'no error was recorded')}",
             hint=f"the records are in {out / REQUESTS_NAME}",
         )
 

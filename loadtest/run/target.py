@@ -143,7 +143,8 @@ def _tokenizer(asked: Path | None, named: str | None, model: str, root: str) -> 
     file = asked / TOKENIZER_FILE if asked.is_dir() else asked
     if not file.is_file():
         raise MissingError(
-            f"{file}: no such tokenizer on this machine", hint="--tokenizer FILE: the engine's tokenizer.json"
+            f"{file}: the tokenizer does not exist on this machine",
+            hint="give the engine's tokenizer.json with --tokenizer FILE",
         )
     return FoundTokenizer(file, "--tokenizer")
 

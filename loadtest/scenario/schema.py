@@ -28,10 +28,10 @@ class Lengths(Strict):
 
     Attributes:
         isl: New tokens of a prompt, without a shared prefix and without what was said before. `auto`: a prompt from a
-            file as it is, another 256.
+            file unchanged, another 256.
         osl: Tokens of a reply. `auto`: as the file's own reply, where the prompt's file has it, else 64.
         pairs: Instead of both, a file of lengths that belong together: a CSV or JSON lines of isl and osl, or a trace.
-        max_tokens: Reply tokens a request asks for at most, where the model ends its replies by itself: `osl` is then
+        max_tokens: Maximum reply tokens a request allows, if the model decides when its replies end: `osl` is then
             the length it is expected to choose. A scheduler that never evicts reserves KV blocks for all of them. None:
             each request asks for exactly `osl`.
     """
@@ -179,7 +179,7 @@ class Scenario(Strict):
         arrivals: Instead of either, one level of any other open-loop process, or of a trace with its own lengths.
         duration_s: How long requests are sent, where there is a rate.
         warmup_ratio: The first part of that time, not measured.
-        requests_per_user: At least so many requests are measured for each user.
+        requests_per_user: Minimum number of measured requests per user.
         window_s: What is sent within this time of the first measured request is measured too.
         concurrency: Users at each level, in the order they are run.
         lengths: Tokens of prompts and replies.
@@ -191,13 +191,13 @@ class Scenario(Strict):
         prefixes: Beginnings that prompts share.
         conversation: Where requests are turns of conversations.
         replies: `exact`: each reply has the tokens asked for; `free`: it may end earlier, `osl` is the most allowed.
-        classes: Kinds of requests that come mixed; each may have its own lengths, prompts and promises.
-        objectives: What was promised for all requests.
+        classes: Kinds of requests that come mixed; each may have its own lengths, prompts and objectives.
+        objectives: Objectives for all requests.
         model: What to ask for: of Triton, `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text; of an
             OpenAI server, any name it lists.
         seed: What arrivals, lengths and prompts are drawn from; the same seed, the same requests.
         sample_interval_s: Wall seconds between two looks at the server's metrics.
-        trust: When figures are in doubt.
+        trust: Limits of the validity checks.
         level_timeout_s: Wall seconds after which a level is ended with what it has; an open loop's, beyond the time
             its requests are sent for.
         request_timeout_s: Wall seconds without a byte after which a request has failed.
@@ -401,5 +401,5 @@ def inputs_of(scenario: Scenario) -> list[Source]:
     """
     for path in scenario.files():
         if not path.is_file():
-            raise MissingError(f"{path}: no such file", hint="a scenario's relative paths begin at its own folder")
+            raise MissingError(f"{path}: no such file", hint="relative paths start at the scenario's folder")
     return [source_of(path) for path in scenario.files()]

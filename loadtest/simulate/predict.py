@@ -163,7 +163,7 @@ def at_once(scenario: Scenario) -> Scenario:
         UserError: The scenario is an open loop.
     """
     if scenario.is_open:
-        raise UserError("a static batch has no arrivals", hint="--concurrency 1,8,64 names its sizes")
+        raise UserError("a static batch has no arrivals", hint="give its sizes with --concurrency 1,8,64")
     changed = {"warmup_requests": 0, "start": "together", "requests": 1, "requests_per_user": 1, "window_s": 0.0}
     return scenario.model_copy(update=changed)
 

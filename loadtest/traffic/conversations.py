@@ -186,7 +186,7 @@ class ConversationSampler:
             is_asked = kind.needs_file_lengths and not isinstance(scenario.arrivals, Trace)
             if is_asked and kind.prompts not in self._rows:
                 raise MissingError(
-                    f"{kind.prompts}: how long its prompts are, only a tokenizer can tell",
+                    f"{kind.prompts}: prompt lengths cannot be counted without a tokenizer",
                     hint="state lengths (isl and osl), or give a tokenizer",
                 )
 

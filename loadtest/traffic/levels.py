@@ -104,7 +104,7 @@ def _open_plan(scenario: Scenario, process: Process | Trace, rate_per_s: float |
     found, failed_rows = arrivals_of(process, rng=np.random.default_rng(scenario.seed), folder=Path())
     begin_s, end_s = found[0].at_s, found[-1].at_s
     if end_s <= begin_s:
-        raise UserError("the arrivals hold one moment only", hint="a longer duration_s or a higher rate")
+        raise UserError("the arrivals contain only one point in time", hint="use a longer duration_s or a higher rate")
     mean_per_s = rate_per_s or round((len(found) - 1) / (end_s - begin_s), 4)
     converse = any(kind.conversation for kind in scenario.kinds)
     return LevelPlan(None, mean_per_s, found, failed_rows, "conversations" if converse else "requests")

@@ -58,7 +58,7 @@ def audit_repository(folder: Path) -> list[Finding]:
         MissingError: There is no such folder, or no model in it.
     """
     if not folder.is_dir():
-        raise MissingError(f"{folder}: no such repository", hint="build-repo ENGINE_DIR makes one")
+        raise MissingError(f"{folder}: no such repository", hint="create one with build-repo ENGINE_DIR")
     present = [model for model in MODELS if (folder / model).is_dir()]
     manifest, findings = _manifest(folder)
     if not present and manifest is None:

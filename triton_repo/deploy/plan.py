@@ -33,14 +33,14 @@ class Deployment(Strict):
     """What is asked.
 
     Attributes:
-        name: Of everything that is deployed.
+        name: Name of all deployed resources.
         image: Container image of the server; auto: NVIDIA's with the TensorRT-LLM that built the engine.
         claim: PersistentVolumeClaim with the folders `repository` and `engine`; auto: NAME-models.
-        replicas: Servers to begin with, and never fewer.
-        max_replicas: Servers the autoscaler may make of them.
+        replicas: Initial and minimum number of replicas.
+        max_replicas: Maximum number of replicas for the autoscaler.
         longest_reply_s: Seconds a request may take from its first token to its last; auto: predicted.
-        ttft_objective_s: Past this 95th percentile of the time to the first response there is an alert.
-        drain_before_s: Seconds a terminating server goes on serving while load balancers hear of it.
+        ttft_objective_s: Alert if the 95th percentile of the time to first response exceeds this.
+        drain_before_s: Seconds a terminating server keeps serving while load balancers stop routing to it.
     """
 
     name: Annotated[str, Field(pattern=NAME)]

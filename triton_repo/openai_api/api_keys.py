@@ -22,10 +22,10 @@ def read_keys(path: Path | None, variable: str | None) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"--api-key-file {path}: {error.strerror}", hint="give a file with one key a line") from error
+        raise UserError(f"--api-key-file {path}: {error.strerror}", hint="give a file with one key per line") from error
     keys = [line.strip() for line in lines if line.strip()]
     if not keys:
-        raise UserError(f"--api-key-file {path}: no key in it", hint="write one key a line")
+        raise UserError(f"--api-key-file {path}: contains no key", hint="write one key per line")
     return keys
 
 

@@ -28,7 +28,7 @@ STOP_GRACE_S = 25.0  # above what the front gives its own replies to end
 READY_WITHIN_S = 60.0
 LAST_LINES = 12
 EXPOSED = (
-    "warning: the OpenAI front listens on {address} without an API key: whoever reaches it can use the engine. "
+    "warning: the OpenAI front listens on {address} without an API key: anyone who can reach it can use the engine. "
     "--api-key-file FILE or the environment variable {variable} asks for one; TLS is a proxy's work"
 )
 
@@ -82,7 +82,7 @@ class FrontOptions:
 
 
 def require_free(address: str, port: int) -> None:
-    """Refuse an address that cannot be listened on, before anything is started.
+    """Refuse an address that cannot listen, before anything is started.
 
     Raises:
         UserError: Somebody listens there, or it is not this machine's.
@@ -93,7 +93,7 @@ def require_free(address: str, port: int) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise UserError(
-                f"{address}:{port} cannot be listened on: {error.strerror}", hint="--openai-port chooses another port"
+                f"cannot listen on {address}:{port}: {error.strerror}", hint=("choose another port with --openai-port")
             ) from error
 
 
@@ -159,7 +159,9 @@ def require_front(repository: Path) -> None:
     reap(record.pid)
     if not _is_running(record, repository):
         log = Path(record.log)
-        raise ToolError(f"the OpenAI front of {repository} ended by itself", log_path=log, last_lines=_last_lines(log))
+        raise ToolError(
+            f"the OpenAI front of {repository} exited unexpectedly", log_path=log, last_lines=_last_lines(log)
+        )
 
 
 def _is_running(record: FrontRecord, repository: Path) -> bool:
@@ -176,11 +178,11 @@ def _wait_ready(process: subprocess.Popen[bytes], record: FrontRecord) -> None:
     while time.monotonic() < end:
         if process.poll() is not None:
             raise ToolError(
-                f"the OpenAI front on {record.address}:{record.port} ended before it was ready",
+                f"the OpenAI front on {record.address}:{record.port} exited before it was ready",
                 status=process.returncode,
                 log_path=Path(record.log),
                 last_lines=_last_lines(Path(record.log)),
-                hint="--openai-port chooses another port",
+                hint="choose another port with --openai-port",
             )
         if _answers(f"{record.url}/health") and process.poll() is None:
             return

@@ -41,7 +41,7 @@ def require_servable(manifest: EngineManifest, engine_folder: Path, here: Machin
     missing = missing_ranks(manifest, engine_folder)
     if missing:
         raise MissingError(
-            f"{engine_folder}: {', '.join(missing)} not there; an engine for {_split(manifest)} has a file for each of "
+            f"{engine_folder}: {', '.join(missing)} missing; an engine for {_split(manifest)} has a file for each of "
             f"its {_ranks(manifest)} ranks",
             hint=_rebuild(manifest),
         )
@@ -114,8 +114,8 @@ def _config_version(manifest: EngineManifest, engine_folder: Path) -> str | None
     path = engine_folder / CONFIG_NAME
     if not path.is_file():
         raise MissingError(
-            f"{path}: no such file: the repository's engine is not there",
-            hint="build-repo ENGINE_DIR --force points it at where the engine is; or " + _rebuild(manifest),
+            f"{path}: no such file: the repository's engine is missing",
+            hint="point the repository to the engine with build-repo ENGINE_DIR --force; or " + _rebuild(manifest),
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ def become_trtllm_serve(repository: Path, manifest: RepositoryManifest, *, addre
     command = serve_command_of(repository, manifest, address=address, port=str(port))
     if shutil.which(PROGRAM) is None:
         raise MissingError(
-            f"{PROGRAM} is not on this machine, and the engine is not an emulated one",
+            f"{PROGRAM} is not installed on this machine, and the engine is not emulated",
             hint=f"run this in {serve_image(manifest.engine)}, or rehearse with build-engine --emulate",
         )
     os.execvp(PROGRAM, command)

@@ -60,13 +60,13 @@ def read_engine_config(folder: Path) -> EngineConfig:
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="gpt_model_path must be the folder that trtllm-build wrote")
     if path.stat().st_size > _LONGEST_BYTES:
-        raise UserError(f"{path}: {path.stat().st_size} bytes; an engine's is far below {_LONGEST_BYTES}")
+        raise UserError(f"{path}: {path.stat().st_size} bytes exceed the limit of {_LONGEST_BYTES}")
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}", hint="copy the engine again") from error
     if not isinstance(whole, dict):
-        raise UserError(f"{path}: no object", hint="gpt_model_path must be the folder that trtllm-build wrote")
+        raise UserError(f"{path}: not a JSON object", hint="gpt_model_path must be the folder that trtllm-build wrote")
     return _facts(whole)
 
 

@@ -158,7 +158,7 @@ class KvCacheSettings(Strict):
         None,
         "tensorrt_llm: max_tokens_in_paged_kv_cache",
         "no limit",
-        "Most tokens the cache may hold, whatever the fraction allows.",
+        "Maximum tokens in the cache, regardless of the fraction.",
         emulated=True,
     )
     reuse: bool | Auto = _to(
@@ -402,14 +402,14 @@ class Text(Strict):
         True,
         "preprocessing: add_special_tokens",
         "true",
-        "Let the tokenizer add its begin token and the like.",
+        "Let the tokenizer add special tokens, such as its begin token.",
         emulated=True,
     )
     skip_special_tokens: bool = _to(
         True,
         "postprocessing: skip_special_tokens",
         "true",
-        "Leave end-of-text and the like out of replies.",
+        "Omit special tokens, such as end-of-text, from replies.",
         emulated=True,
     )
     accumulate_tokens: bool = _to(

@@ -78,7 +78,7 @@ def _frontier(plan: CapacityPlan) -> str:
         if best is not None and (each.name, each.replicas) == (best.name, best.replicas)
     ]
     drawn = chart(
-        "Cost against latency: deployments that keep every objective",
+        "Cost against latency: deployments that meet every objective",
         series,
         x="USD a month",
         y="TTFT p95, ms",

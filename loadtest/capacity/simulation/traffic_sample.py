@@ -186,7 +186,7 @@ def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
             found.append(drawn)
         elif spread.longest is None:
             raise UserError(
-                f"traffic: {kind.name or 'lengths'}: {name} has no upper bound, and an engine has a longest sequence",
+                f"traffic: {kind.name or 'lengths'}: {name} has no upper bound, but the engine limits sequences",
                 hint="lognormal(mean=1024, cv=0.8, max=8192)",
             )
         else:

@@ -67,14 +67,18 @@ def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
         raise UserError(
             f"{len(points)} measured points of {wanted.model} {wanted.precision} on {wanted.gpu}, tensor parallel "
             f"{wanted.tensor_parallel}; at least {LEAST_POINTS} are needed",
-            hint=f"left out: {left_out_of}" if others else "more levels of load, best at two lengths of prompt or more",
+            hint=f"left out: {left_out_of}"
+            if others
+            else ("measure more levels of load, preferably with two or more prompt lengths"),
         )
     if "emulated" in kinds and len(kinds) > 1:
-        raise UserError("emulated and measured points cannot be fitted together", hint="one kind at a time")
+        raise UserError(
+            "emulated and measured points cannot be fitted together", hint="calibrate on one kind at a time"
+        )
     if len({point.load in SERVED for point in points}) > 1:
         raise UserError(
-            "points of a served load and of the bare engine are mixed (load_kind)",
-            hint="keep rows of one load_kind in the file",
+            "the file mixes points of a served load and of the bare engine (load_kind)",
+            hint="use rows of one load_kind only",
         )
     return points, kinds
 

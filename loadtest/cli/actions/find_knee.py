@@ -90,10 +90,10 @@ def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope
         name, _, limit = text.partition("=")
         quantity, _, statistic = name.partition(".")
         if not limit or not statistic:
-            raise UserError(f"--objective {text}: QUANTITY.STATISTIC=SECONDS is expected", hint="ttft_s.p95=0.5")
+            raise UserError(f"--objective {text}: expected QUANTITY.STATISTIC=SECONDS", hint="ttft_s.p95=0.5")
         values.setdefault(quantity, {})[statistic] = limit
     if not values:
-        raise UserError("no objective is stated", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
+        raise UserError("no objective was given", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
     return (ObjectiveScope(validate(values, Objectives, where="flags" if path is None else str(path))),)
 
 
@@ -101,5 +101,5 @@ def _require_some_load(found: KneeFound) -> None:
     if found.load is None:
         missed = ", ".join(found.binding)
         raise TargetMissedError(
-            f"even {found.above:g} {found.unit} misses {missed}", hint="a lower --from, or looser objectives"
+            f"even {found.above:g} {found.unit} misses {missed}", hint="try a lower --from or looser objectives"
         )

@@ -51,7 +51,7 @@ def run(
         _verify_or_replan(demand_file, run, plan_file, default_folder=default_folder, flags=flags)
         return
     if demand_file is None:
-        raise UserError("no demand given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
+        raise UserError("no demand file was given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
     demand = read_demand(demand_file)
     changed = [what_if(demand, asked) for asked in flags["changes"]]
     if flags["dry_run"]:
@@ -81,7 +81,9 @@ def _plan(
     else:
         _show(plan, together, target)
     if plan.recommended is None:
-        raise TargetMissedError(f"nothing possible serves {demand.name}", hint=f"nearest possible: {plan.nearest}")
+        raise TargetMissedError(
+            f"no possible deployment serves {demand.name}", hint=f"nearest possible: {plan.nearest}"
+        )
 
 
 def _verify_or_replan(
@@ -89,12 +91,12 @@ def _verify_or_replan(
 ) -> None:
     """Say whether a plan held; where runs to calibrate from are given, plan again from them."""
     if demand_file is not None:
-        raise UserError("--verify and --calibrate-from take the demand from the plan", hint=f"leave out {demand_file}")
+        raise UserError("--verify and --calibrate-from take the demand from the plan", hint=f"omit {demand_file}")
     if plan_file is None:
-        raise UserError("which plan? --plan is missing", hint="--plan artifacts/capacity/NAME/capacity.json")
+        raise UserError("--plan is missing", hint="--plan artifacts/capacity/NAME/capacity.json")
     runs: tuple[Path, ...] = flags["calibration_runs"]
     if run is None and not runs:
-        raise UserError("--plan alone asks nothing", hint="--verify RUN, --calibrate-from RUN, or both")
+        raise UserError("--plan alone does nothing", hint="--verify RUN, --calibrate-from RUN, or both")
     if run is not None:
         _verify(run, plan_file, as_json=flags["as_json"] and not runs, is_last=not runs)
     if runs:
@@ -107,10 +109,10 @@ def _verify(run: Path, plan_file: Path, *, as_json: bool, is_last: bool) -> None
         show(to_json(found).rstrip())
     else:
         show_verification(found)
-    why = [*(f"missed {each}" for each in found.missed), *(f"in doubt: {each}" for each in found.doubts)]
+    why = [*(f"missed {each}" for each in found.missed), *(f"not valid: {each}" for each in found.doubts)]
     if found.held:
         return
-    said = f"the plan did not hold ({found.label}): {'; '.join(why)}"
+    said = f"the plan failed its verification ({found.label}): {'; '.join(why)}"
     if not is_last:
         progress(said)
         return

@@ -75,7 +75,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
 def _queued(scenario: Scenario, manifest: EngineManifest, flags: dict[str, Any]) -> tuple[Scenario, EngineManifest]:
     """Return scenario and engine as they are where the users of a level are a queue: a static batch, or all at once."""
     if flags["static_batch"] and flags["at_once"]:
-        raise UserError("--static-batch and --at-once: the engine takes a queue whole, or by its limits")
+        raise UserError("--static-batch and --at-once exclude each other")
     if flags["static_batch"]:
         return at_once(scenario), bare(manifest, scenario)
     return (at_once(scenario) if flags["at_once"] else scenario), manifest

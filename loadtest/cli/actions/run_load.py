@@ -24,7 +24,7 @@ def run(**flags: Any) -> None:
     """Stress a Triton or OpenAI server: a closed loop of users, or an open loop that no slow server delays."""
     if flags["worker"]:
         join(flags["master_host"], flags["port"], within_s=flags["within"])
-        show("the master has let go")
+        show("the master ended the run")
         return
     fleet = _fleet(flags)
     scenario = scenario_of(load_options(flags))
@@ -62,7 +62,7 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
         show_summary(summary_of_runs(folders))
         wrote(out, "report-load " + " ".join(str(folder) for folder in folders))
     if doubts and flags["strict"]:
-        raise TargetMissedError(f"{out}: the figures are in doubt, {len(doubts)} reasons; see run.json")
+        raise TargetMissedError(f"{out}: the run is not valid: {len(doubts)} validity issues; see run.json")
 
 
 def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
@@ -72,18 +72,18 @@ def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
         UserError: Flags that exclude each other, or one without the other it needs.
     """
     if flags["master"] and not flags["expect_workers"]:
-        raise UserError("--master: how many workers will come?", hint="--expect-workers N")
+        raise UserError("--master needs --expect-workers", hint="--expect-workers N")
     if flags["expect_workers"] and not flags["master"]:
-        raise UserError("--expect-workers is for a run with --master", hint="--workers N starts them on this machine")
+        raise UserError("--expect-workers needs --master", hint="to start workers on this machine, use --workers N")
     if flags["master"] and flags["workers"]:
         raise UserError(
-            "--master waits for workers, --workers starts them: one or the other",
-            hint="on this machine too, run-load --worker starts one",
+            "--master and --workers exclude each other: the first waits for workers, the second starts them",
+            hint="run-load --worker also starts one on this machine",
         )
     if flags["master"] and flags["bind"] not in LOOPBACK:
         progress(
-            f"warning: whoever reaches {flags['bind']}:{flags['port']} can read the plan and send records: "
-            "Locust's messages carry no proof of who sent them; keep the port inside a network you trust"
+            f"warning: anyone who can reach {flags['bind']}:{flags['port']} can read the plan and send records: "
+            "Locust's messages are not authenticated; keep the port inside a network you trust"
         )
     if flags["master"]:
         _require_free(flags["bind"], flags["port"], "--port")
@@ -110,5 +110,5 @@ def _require_free(host: str, port: int, flag: str) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise UserError(
-                f"{flag} {port}: {host}:{port}: {error.strerror}", hint=f"{flag} with a free one"
+                f"{flag} {port}: {host}:{port}: {error.strerror}", hint=f"choose a free port with {flag}"
             ) from error

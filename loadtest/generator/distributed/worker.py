@@ -115,7 +115,7 @@ class Worker:
                 self._runner.environment.events.quitting.fire(environment=self._runner.environment, reverse=True)
                 gevent.sleep(LAST_WORDS_S)
         if self._clock() - self.heard_s > MASTER_SILENT_S:
-            raise ToolError(f"the master has not been heard of for {MASTER_SILENT_S:g} s")
+            raise ToolError(f"no message from the master for {MASTER_SILENT_S:g} s")
 
     def _take(self, environment: Any, msg: Any, **_: Any) -> None:  # noqa: ARG002 (Locust's names)
         self._inbox.put((msg.type, msg.data))

@@ -121,7 +121,7 @@ def test_one_foreign_file_anywhere_saves_the_folder(tmp_path: Path, name: str) -
     target = _make(tmp_path / "engine", "manifest.json", "engine/rank0.engine")
     (target / name).parent.mkdir(parents=True, exist_ok=True)
     (target / name).write_text("mine")
-    assert f"holds 1 file ({name}) that this tool did not write" in _refused(target)
+    assert f"contains 1 file ({name}) that this tool did not write" in _refused(target)
 
 
 def test_links_and_empty_folders_count_as_content(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_foreign_folder_is_refused_with_what_it_holds(tmp_path: Path) -> None:
     said = _refused(tmp_path / "mine")
     assert "39 files (00.txt, 01.txt, 02.txt, ...)" in said
     (tmp_path / "mine" / CONTENTS_NAME).write_text('{"files": ["00.txt"]}')
-    assert "was not made by this tool" in _refused(tmp_path / "mine")
+    assert "was not written by this tool" in _refused(tmp_path / "mine")
 
 
 def test_inputs_are_never_written_over(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_home_root_and_the_current_folder_are_kept(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "here" / "deep")
     for target in ("/", tmp_path / "home", tmp_path, ".", "..", tmp_path / "here"):
-        assert "is or holds the" in _refused(Path(target))
+        assert "is or contains the" in _refused(Path(target))
 
 
 def test_links_are_refused_at_either_end(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ from triton_repo.server import (
 from triton_repo.settings import RepositoryManifest, read_repository
 
 _EXPOSED = (
-    "warning: listening on {address}: whoever reaches these ports can send requests and read metrics; Triton has no "
-    "accounts and this one no TLS. Put a network policy or an authenticating proxy in front, or use 127.0.0.1"
+    "warning: listening on {address}: anyone who can reach these ports can send requests and read "
+    "metrics; Triton has no authentication and this server no TLS. Put a network policy or an "
+    "authenticating proxy in front, or use 127.0.0.1"
 )
 
 

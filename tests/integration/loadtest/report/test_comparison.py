@@ -135,11 +135,11 @@ def test_a_gate_names_what_is_missed(tmp_path: Path, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr()
     assert "met     a, load 10: ttft_s p50" in printed.out
     assert "missed  a, load 10: itl_s p95" in printed.out
-    assert "1 of 4 verdicts missed" in printed.err
+    assert "1 of 4 checks failed" in printed.err
     suites = ET.parse(junit).getroot()
     assert suites.attrib["failures"] == "1"
     [failure] = suites.iter("failure")
-    assert "promised at most 1.00 ms" in failure.attrib["message"]
+    assert "objective: at most 1.00 ms" in failure.attrib["message"]
     objectives.write_text("ttft_s: {p50: 0.2}\n")
     assert _command(made, "--gate", objectives, "--dry-run") == 0
 
@@ -158,7 +158,7 @@ def test_a_percentile_that_cannot_be_known_is_said(tmp_path: Path) -> None:
     assert "p999" in summary.levels[0].ttft_s.unsupported
     assert "p999" not in (summary.levels[0].ttft_s.ci or {})
     cases = cases_of(summary, Gate.model_validate({"ttft_s": {"p999": 10}}))
-    assert "too small to tell" in cases[1].says
+    assert "too small to decide" in cases[1].says
 
 
 def test_flags_that_do_not_go_together(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_gate_holds_each_class_to_its_own(tmp_path: Path) -> None:
     )
     missed = [(case.group.partition("load ")[2], case.name) for case in cases_of(summary, gate) if not case.met]
     assert missed == [("10, class chat", "itl_s p50"), ("10, class draw", "requests")]
-    with pytest.raises(ValueError, match="goodput is of all requests"):
+    with pytest.raises(ValueError, match="goodput covers all requests"):
         Gate.model_validate({"itl_s": {"p50": 1}, "classes": {"chat": {"goodput": {"ttft_s": 1}}}})
 
 

@@ -184,7 +184,7 @@ def test_every_figure_carries_the_label(tmp_path: Path, draw: object) -> None:
     assert callable(draw)
     svg = draw(summary).decode()
     assert "emulated, time scale x4" in svg
-    assert "in doubt" not in svg
+    assert "not valid" not in svg
 
 
 def test_figures_are_reproducible(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_several_runs_of_one_kind(tmp_path: Path) -> None:
     assert summary.label == "emulated, time scale x4"
     assert [(found.level, found.text) for found in summary.doubts] == [(5, "second: sent 61 ms late")]
     assert "sent 61 ms late" in (tmp_path / "out/report.html").read_text()
-    assert "in doubt" in (tmp_path / "out/charts/latency_against_batch.svg").read_text()
+    assert "not valid" in (tmp_path / "out/charts/latency_against_batch.svg").read_text()
 
 
 def test_mixed_kinds_are_refused(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_existing_report_is_kept_without_force(tmp_path: Path) -> None:
     (out / "mine.txt").write_text("kept")
     with pytest.raises(UserError, match="already exists"):
         report(out, run)
-    with pytest.raises(UserError, match="was not made by this tool"):
+    with pytest.raises(UserError, match="was not written by this tool"):
         write_report([run], out, force=True, command="report-load")
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
     (out / "mine.txt").unlink()

@@ -271,7 +271,7 @@ def test_random_text_needs_words(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     Tokenizer(models.BPE({letter: index for index, letter in enumerate("abc ")}, [])).save(str(path))
     (tmp_path / "prompts").mkdir()
-    with pytest.raises(UserError, match="0 words of one token"):
+    with pytest.raises(UserError, match="0 single-token words"):
         prepare(Scenario(prompts="random"), [LevelPlan(1)], path, tmp_path / "prompts", as_text=True)
 
 
@@ -350,10 +350,10 @@ def test_a_row_nobody_can_read_is_named(text: str, wrong: str, tmp_path: Path) -
 
 def test_missing_and_empty_prompt_files_are_refused(bytes_path: Path, tmp_path: Path) -> None:
     """A file that is not there, and one without a prompt, are named."""
-    with pytest.raises(MissingError, match="no such prompts"):
+    with pytest.raises(MissingError, match="no such file"):
         list(read_messages(tmp_path / "none.jsonl"))
     (tmp_path / "empty.json").write_text("[]")
-    with pytest.raises(UserError, match="holds no prompt"):
+    with pytest.raises(UserError, match="contains no prompt"):
         file_text(read_tokenizer(bytes_path), tmp_path / "empty.json", most_rows=5)
 
 
@@ -365,7 +365,7 @@ def test_what_ends_a_free_reply_is_found_beside_the_tokenizer(bytes_path: Path, 
     made.save(str(path))
     free = Scenario(replies="free")
     (tmp_path / "prompts").mkdir()
-    with pytest.raises(MissingError, match="a free reply would never end"):
+    with pytest.raises(MissingError, match="free replies would never end"):
         prepare(free, plans_of(free), path, tmp_path / "prompts", as_text=False)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|end|>"}}')
     found = prepare(free, plans_of(free), path, tmp_path / "prompts", as_text=False)

@@ -58,7 +58,7 @@ def test_a_front_that_ended_by_itself_is_told(tmp_path: Path) -> None:
     """With the last lines of its log; where none was started, there is nothing to tell."""
     require_front(tmp_path)
     _record(tmp_path, os.getpid())
-    with pytest.raises(ToolError, match="ended by itself"):
+    with pytest.raises(ToolError, match="exited unexpectedly"):
         require_front(tmp_path)
 
 
@@ -77,7 +77,7 @@ def test_a_front_that_cannot_start_says_why(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.raises(ToolError, match="ended before it was ready") as failed:
+    with pytest.raises(ToolError, match="exited before it was ready") as failed:
         start_front(tmp_path, _options(port), detached=False, made_by=HEAD, progress=lambda _: None)
     assert "manifest.json" in str(failed.value)
     assert not (tmp_path / RECORD_NAME).exists()
@@ -87,7 +87,7 @@ def test_a_taken_port_is_named() -> None:
     """Before anything is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"127.0.0.1:{port} cannot be listened on"):
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
             require_free("127.0.0.1", port)
 
 
@@ -109,7 +109,7 @@ def test_where_keys_come_from(tmp_path: Path) -> None:
     assert read_keys(None, None) == []
     assert read_keys(None, "") == []
     keys.write_text("\n")
-    with pytest.raises(UserError, match="no key in it"):
+    with pytest.raises(UserError, match="contains no key"):
         read_keys(keys, "three")
     with pytest.raises(UserError, match="No such file"):
         read_keys(tmp_path / "gone", None)

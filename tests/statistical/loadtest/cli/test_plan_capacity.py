@@ -142,7 +142,7 @@ def test_a_plan_holds_or_it_does_not(planned: Path, tmp_path: Path, slower: floa
     ("arguments", "said"),
     [
         (("--verify", "RUN"), "--plan is missing"),
-        (("--plan", "capacity.json"), "asks nothing"),
+        (("--plan", "capacity.json"), "does nothing"),
         (("demand.yaml", "--verify", "RUN", "--plan", "capacity.json"), "take the demand from the plan"),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_prediction_verifies_nothing(planned: Path, tmp_path: Path) -> None:
     folder = _measured(planned, tmp_path, slower=1.0)
     text = (folder / RUN_NAME).read_text(encoding="utf-8").replace('"kind": "measured"', '"kind": "predicted"')
     (folder / RUN_NAME).write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="verifies no plan"):
+    with pytest.raises(UserError, match="a prediction cannot verify a plan"):
         verify(planned / "capacity.json", folder, made_by=MadeBy(command="test", version="0"))
 
 

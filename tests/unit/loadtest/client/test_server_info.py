@@ -53,8 +53,8 @@ def test_a_gateway_that_lists_no_models_is_taken_at_its_word(serve: Callable[...
         ({"/v1/models": (200, MODELS)}, None, "no model 'other'"),
         ({"/v1/models": (200, MODELS)}, "k", "answered 401"),
         ({"/v1/models": (500, {})}, None, "answered 500"),
-        ({"/v1/models": (200, b"<html>")}, None, "no list of models"),
-        ({"/v1/models": (200, {"data": [1]})}, None, "no list of models"),
+        ({"/v1/models": (200, b"<html>")}, None, "not a list of models"),
+        ({"/v1/models": (200, {"data": [1]})}, None, "not a list of models"),
     ],
 )
 def test_a_wrong_answer_is_one_clear_error(serve: Callable[..., int], pages: Pages, key: str | None, text: str) -> None:
