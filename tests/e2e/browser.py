@@ -40,7 +40,8 @@ LAYOUT = """
   for (const table of document.querySelectorAll("table")) {
     const scrolls = table.closest(".wide");
     const box = (scrolls || table.parentElement).getBoundingClientRect();
-    if (!scrolls && table.getBoundingClientRect().right > box.right + 2) faults.push(`table '${said(table)}' is cut off`);
+    const right = table.getBoundingClientRect().right;
+    if (!scrolls && right > box.right + 2) faults.push(`table '${said(table)}' is cut off`);
     if (box.right > innerWidth + 2) faults.push(`table '${said(table)}' leaves the window`);
     for (const cell of table.querySelectorAll("td, th"))
       if (cell.scrollWidth > cell.clientWidth + 2) faults.push(`cell '${said(cell)}' is cut off`);
@@ -69,14 +70,10 @@ class Browser:
         assert CHROMIUM is not None
         (read_end, self._orders), (self._answers, write_end) = _high_pipe(), _high_pipe()
 
-        def ends() -> None:
-            os.dup2(read_end, 3)
-            os.dup2(write_end, 4)
-
+        shell = f'exec "$0" "$@" 3<&{read_end} 4>&{write_end}'  # where Chromium expects the pipe
         self._process = subprocess.Popen(
-            [CHROMIUM, *FLAGS, f"--user-data-dir={profile}"],
-            preexec_fn=ends,
-            pass_fds=(3, 4),
+            ["bash", "-c", shell, CHROMIUM, *FLAGS, f"--user-data-dir={profile}"],
+            pass_fds=(read_end, write_end),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
