@@ -34,7 +34,7 @@ FAULTY = {
     "page: ": '<div style="width: 2000px">wide</div>',
     "'one' lies on 'two'": '<svg width="90"><text x="5" y="20">one</text><text x="9" y="22">two</text></svg>',
     "'outside' is cut off": '<svg width="90" height="40"><text x="70" y="20">outside</text></svg>',
-    "table 'wide' is cut off": '<div style="width: 9px"><table style="width: 99px"><tr><td>wide</td></tr></table></div>',
+    "table 'w' is cut off": '<div style="width: 9px"><table style="width: 99px"><tr><td>w</td></tr></table></div>',
     "cell 'clipped' is cut off": (
         '<table style="table-layout: fixed; width: 20px"><tr><td style="overflow: hidden">clipped</td></tr></table>'
     ),
