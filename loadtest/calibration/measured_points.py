@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from engines.errors import MissingError, UserError
+from engines.files import text_file
 from engines.spec import gpu_named
 from loadtest.metrics import LevelSummary, summarize
 from loadtest.results import RUN_NAME, read_records, read_run, read_samples
@@ -70,7 +71,7 @@ def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], int]:
         return _points_of_run(path), 0
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="a CSV of measured points, or the folder of a run")
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with text_file(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         missing = [name for name in _NEEDED if name not in (rows.fieldnames or ())]
         if missing:
@@ -79,11 +80,14 @@ def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], int]:
                 hint="columns: concurrency_or_batch, isl, osl, ttft_ms, itl_ms, throughput_out_tok_s",
             )
         points, others = [], 0
-        for line, row in enumerate(rows, start=2):
-            if _is_of(row, wanted):
-                points.append(_point_of_row(row, f"{path.name}:{line}"))
-            else:
-                others += 1
+        try:
+            for line, row in enumerate(rows, start=2):
+                if _is_of(row, wanted):
+                    points.append(_point_of_row(row, f"{path.name}:{line}"))
+                else:
+                    others += 1
+        except csv.Error as error:
+            raise UserError(f"{path}: line {rows.line_num}: not CSV: {error}") from error
     return points, others
 
 

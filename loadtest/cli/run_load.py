@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, writing_flags
+from engines.console import PORT, SECONDS, Command, common_flags, writing_flags
 from loadtest.cli.target_options import target_flags
 
 RUN_OUT = Path("artifacts/run")
@@ -47,16 +47,16 @@ GROUPS = {
 @click.option("--expect-workers", type=click.IntRange(1), help="How many workers to wait for, with --master.")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="Address to await workers at, with --master.")
 @click.option(
-    "--port", type=int, default=MASTER_PORT, show_default=True, help="The master's port, with --master or --worker."
+    "--port", type=PORT, default=MASTER_PORT, show_default=True, help="The master's port, with --master or --worker."
 )
 @click.option("--worker", is_flag=True, help="Be a worker of the master at --master-host, and nothing else.")
 @click.option("--master-host", default="127.0.0.1", show_default=True, help="Where the master is, with --worker.")
 @click.option(
-    "--within", type=float, default=60.0, show_default=True, help="Seconds that master and workers wait to meet."
+    "--within", type=SECONDS, default=60.0, show_default=True, help="Seconds that master and workers wait to meet."
 )
 @click.option("--web-ui", is_flag=True, help="Locust's web pages and live charts, on loopback while the run goes on.")
-@click.option("--web-port", type=int, default=8089, show_default=True, help="Port of the web pages.")
-@click.option("--web-ui-linger", type=float, default=0.0, help="Seconds the web pages stay after the run.")
+@click.option("--web-port", type=PORT, default=8089, show_default=True, help="Port of the web pages.")
+@click.option("--web-ui-linger", type=SECONDS, default=0.0, help="Seconds the web pages stay after the run.")
 @writing_flags
 @common_flags
 def run_load(**flags: Any) -> None:

@@ -16,14 +16,20 @@ FOLDER = click.Path(path_type=Path)
 @click.command("serve-repo", cls=console.Command)
 @click.argument("repository", type=FOLDER)
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--http-port", default=8000, show_default=True)
-@click.option("--grpc-port", default=8001, show_default=True)
-@click.option("--metrics-port", default=8002, show_default=True)
+@click.option("--http-port", type=console.PORT, default=8000, show_default=True)
+@click.option("--grpc-port", type=console.PORT, default=8001, show_default=True)
+@click.option("--metrics-port", type=console.PORT, default=8002, show_default=True)
 @click.option("--tritonserver", default="auto", show_default=True, help="auto, local, or the path of a tritonserver.")
-@click.option("--ready-within", default=120.0, show_default=True, help="Seconds to wait for readiness.")
-@click.option("--stop-after", type=float, default=None, help="End the server after this many seconds.")
 @click.option(
-    "--drain-within", default=30.0, show_default=True, help="Seconds for requests in flight when it stops; 0: none."
+    "--ready-within", type=console.SECONDS, default=120.0, show_default=True, help="Seconds to wait for readiness."
+)
+@click.option("--stop-after", type=console.SECONDS, default=None, help="End the server after this many seconds.")
+@click.option(
+    "--drain-within",
+    type=console.SECONDS,
+    default=30.0,
+    show_default=True,
+    help="Seconds for requests in flight when it stops; 0: none.",
 )
 @front_flags
 @click.option("--detach", is_flag=True, help="Return once the server is ready; --stop ends it.")
