@@ -370,6 +370,8 @@ def _line(name: str, cases: Sequence[Compared], wants: dict[str, float]) -> str:
         _cell(errors_of(cases, each), wants.get(each), median=each == "ttft" and cases[0].case.ttft_median)
         for each in QUANTITIES
     ]
+    if all(each.case.tuned for each in cases):
+        cells = [cell.replace("met)", "met in sample)").replace("missed)", "missed in sample)") for cell in cells]
     inside, total = covered(cases)
     share = f"{100 * inside / total:.0f} % of {total}" if total else "-"
     others = [errors_of(cases, each, beside=True) for each in QUANTITIES]
@@ -449,7 +451,10 @@ def page_of(tables: str, found: Sequence[Compared]) -> str:
     asked = sum(each is not None for one in found for each in one.beside)
     beside = f"\nNVIDIA's aisimulate, with its defaults, was asked for {asked} of the points.\n"
     share = "-" if not total else f"{100 * inside / total:.0f} % of {total}"
-    return PAGE_TEXT.format(date=date.today().isoformat(), tables=tables, share=share, sources=sources, beside=beside)
+    missed = (HERE / "missed.md").read_text(encoding="utf-8")
+    return PAGE_TEXT.format(
+        missed=missed, date=date.today().isoformat(), tables=tables, share=share, sources=sources, beside=beside
+    )
 
 
 PAGE_TEXT = """# Predicted against published
@@ -457,11 +462,12 @@ PAGE_TEXT = """# Predicted against published
 Written by `make fidelity` on {date}; do not edit. Each cell: the mean absolute error in percent, the mean error with
 its sign, and the goal where there is one. Each case is a folder under `validation/`: points as published, the command
 that predicts each, the prediction with its interval, the comparison. `(fitted)`: the profile's numbers were fitted to
-these very points; of all others nothing was used.
+these very points, and a goal is met or missed in sample; of all others nothing was used.
 
 {tables}
 Of the points that nothing was fitted to, {share} published values lie in their stated 90 % interval.
 {beside}
+{missed}
 ## Sources
 
 {sources}

@@ -19,7 +19,7 @@ from loadtest.scenario import Steps, draw_times_s
 
 MOST_REPLICAS = 12  # simulated together; a larger fleet is taken as so many with their share of the traffic
 RAMP_REPLICAS = 4  # likewise, of a ramp: it lasts for twenty minutes
-TURNOVERS = 3.0  # lives of a request that a fleet's windows measure, together
+TURNOVERS = 6.0  # lives of a request that the fewest windows of a fleet measure, together
 LEAST_WINDOWS, MOST_WINDOWS = 3, 8  # each a peak of its own, from its own draw
 CHECK_WINDOWS = 2  # of what is shown beside the recommended fleet
 CONFIDENCE_Z = 1.645  # one-sided 95 %
