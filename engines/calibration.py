@@ -138,6 +138,6 @@ def require_match(calibration: Calibration, *, gpu: str, precision: str, tensor_
         names = ("{} {} tensor parallel {}".format(*each) for each in (found, (gpu, precision, tensor_parallel)))
         of, asked = names
         raise UserError(
-            f"{path}: a calibration of {of} says nothing of {asked}",
-            hint="calibrate-engine on measurements of that, or leave --calibration out",
+            f"{path}: the calibration is for {of}, not for {asked}",
+            hint="run calibrate-engine on measurements of that deployment, or omit --calibration",
         )

@@ -23,6 +23,7 @@ LARGEST_NUMBER = 10**12  # no flag of ours counts, or measures in seconds, token
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
 POSITIVE_SECONDS = click.FloatRange(min=0, min_open=True, max=1e7)
+_AGAIN_AFTER_S = 0.05
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
@@ -139,10 +140,25 @@ def _unwinding_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield seen
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note_again(number: int, frame: object) -> NoReturn:  # noqa: ARG001
+        note(seen[-1] if seen else signal.SIGINT, None)
+
+    def take_unraisable(found: sys.UnraisableHookArgs) -> None:
+        """Have a signal raise once more where Python had to drop it: in a destructor, or a callback of an import."""
+        if issubclass(found.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_AFTER_S)
+        else:
+            hook(found)
+
+    hook, sys.unraisablehook = sys.unraisablehook, take_unraisable
+    handlers = {signal.SIGINT: note, signal.SIGTERM: note, signal.SIGALRM: note_again}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield seen
     finally:
+        sys.unraisablehook = hook
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -207,14 +223,14 @@ def common_flags(function: _FunctionT) -> _FunctionT:
     function = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(
         function
     )
-    function = click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")(function)
+    function = click.option("-v", "--verbose", is_flag=True, help="Print more details to stderr.")(function)
     return click.version_option(None, "--version", package_name=DISTRIBUTION)(function)
 
 
 def writing_flags(function: _FunctionT) -> _FunctionT:
     """Add the flags of commands that write a folder: --out, --force, --dry-run."""
     function = click.option(
-        "--out", type=click.Path(path_type=Path), default=None, help="Folder to write; see the default below."
+        "--out", type=click.Path(path_type=Path), default=None, help="Output folder. See the default below."
     )(function)
-    function = click.option("--force", is_flag=True, help="Replace what --out already holds.")(function)
-    return click.option("--dry-run", is_flag=True, help="Print the resolved plan and touch nothing.")(function)
+    function = click.option("--force", is_flag=True, help="Replace an existing output.")(function)
+    return click.option("--dry-run", is_flag=True, help="Print the resolved plan; write nothing.")(function)

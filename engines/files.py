@@ -89,7 +89,7 @@ def read_yaml(path: Path, schema: type[SchemaT]) -> SchemaT:
 def load_yaml(path: Path) -> Any:
     """Return what a YAML file holds, plain data only; errors as `read_yaml`, but for the schema's."""
     if path.is_file() and path.stat().st_size > LONGEST_YAML_BYTES:
-        raise UserError(f"{path}: {path.stat().st_size} bytes of YAML; at most {LONGEST_YAML_BYTES}")
+        raise UserError(f"{path}: {path.stat().st_size} bytes of YAML exceed the limit of {LONGEST_YAML_BYTES}")
     return parse_yaml(_text_of(path), where=str(path))
 
 
@@ -118,9 +118,13 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON: {error}", hint="was the file cut short? make it again") from error
+        raise UserError(
+            f"{where}: not valid JSON: {error}", hint="the file may be truncated; generate it again"
+        ) from error
     except (ValueError, RecursionError) as error:  # no UTF-8; a number of thousands of digits; brackets without end
-        raise UserError(f"{where}: not valid JSON: {_one_line(error)}", hint="is it the right file?") from error
+        raise UserError(
+            f"{where}: not valid JSON: {_one_line(error)}", hint="check that this is the right file"
+        ) from error
 
 
 @contextmanager
@@ -201,9 +205,9 @@ def _require_file(path: Path) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if stat.S_ISDIR(mode):
-        raise UserError(f"{path}: is a folder, a file was expected")
+        raise UserError(f"{path}: is a folder; expected a file")
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path}: is a device, a pipe or a socket; a file was expected")
+        raise UserError(f"{path}: is a device, a pipe or a socket; expected a file")
 
 
 def _one_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ from engines.processes import started_ticks
 CONTENTS_NAME = ".contents.json"
 _NAMES_SHOWN = 3
 _OTHER_OUT = "choose another --out"
+_JUNIT_MARK, _JUNIT_HEAD_BYTES = b"<testsuites", 200
 
 
 class FolderContents(Document):
@@ -58,7 +59,7 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = ())
     """
     _refuse_place(target, inputs)
     if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file, and a folder is to be written", hint=_OTHER_OUT)
+        raise UserError(f"{target} is a file; expected a folder", hint=_OTHER_OUT)
     if not target.exists() or not any(target.iterdir()):
         return
     if not force:
@@ -77,13 +78,24 @@ def refuse_existing_file(target: Path, *, force: bool, inputs: Collection[Path] 
     """
     _refuse_place(target, inputs)
     if target.is_dir():
-        raise UserError(f"{target} is a folder, and a file is to be written", hint="name a file in it with --out")
+        raise UserError(f"{target} is a folder; expected a file", hint="name a file in it with --out")
     if not target.exists():
         return
     if not force:
         raise UserError(f"{target} already exists", hint="choose another --out, or add --force to replace it")
     if "made_by" not in _loaded(target):
-        raise UserError(f"{target} was not made by this tool: it has no made_by", hint=_OTHER_OUT)
+        raise UserError(f"{target} was not written by this tool: it has no made_by", hint=_OTHER_OUT)
+
+
+def refuse_foreign_junit(target: Path) -> None:
+    """Refuse a file for verdicts that holds something else.
+
+    Raises:
+        UserError: It is a folder, a link, or a file that is no JUnit XML.
+    """
+    _refuse_place(target, ())
+    if target.exists() and not (target.is_file() and _JUNIT_MARK in target.read_bytes()[:_JUNIT_HEAD_BYTES]):
+        raise UserError(f"{target} exists and is not JUnit XML", hint="choose another file for --junit")
 
 
 def paths_named(flags: dict[str, Any]) -> list[Path]:
@@ -192,7 +204,7 @@ def folder_lock(target: Path) -> Iterator[None]:
         UserError: Another process holds it, or no folder can be made there.
     """
     if not target.name:
-        raise UserError(f"{target}: has no name of its own", hint="name the folder in full")
+        raise UserError(f"{target}: the path has no folder name", hint="give the full path of the folder")
     _make_parent(target)
     lock_path = target.with_name(f".{target.name}.lock")
     told = UserError(f"{target}: another command is writing this folder", hint="wait for it, or choose another --out")
@@ -218,7 +230,7 @@ def _refuse_place(target: Path, inputs: Collection[Path]) -> None:
     kept = ((Path(home), "the home folder"), (Path.cwd(), "the current folder"))
     for folder, what in kept:
         if _resolved(folder).is_relative_to(place):
-            raise UserError(f"{target} is or holds {what}", hint="name a folder of its own with --out")
+            raise UserError(f"{target} is or contains {what}", hint="choose a separate folder with --out")
     for each in inputs:
         read = _resolved(each)
         if place == read or read.is_relative_to(place) or place.is_relative_to(read):
@@ -249,14 +261,14 @@ def _foreign(target: Path) -> UserError | None:
     except CommandError:
         names = sorted(path.name for path in target.iterdir())
         text = (
-            f"{target} was not made by this tool, or by a version before it listed its files: it holds {_some(names)}"
+            f"{target} was not written by this tool, or by a version that listed no files: it contains {_some(names)}"
         )
         return UserError(text, hint="choose another --out, or remove it yourself")
     names = [name for name in _files_in(target) if not contents.accounts_for(name)]
     if not names:
         return None
     return UserError(
-        f"{target} holds {_some(names)} that this tool did not write", hint="move it away, or choose another --out"
+        f"{target} contains {_some(names)} that this tool did not write", hint="move it away, or choose another --out"
     )
 
 
@@ -315,7 +327,7 @@ def _make_parent(target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{target}: cannot be made: {error.strerror}", hint=_OTHER_OUT) from error
+        raise UserError(f"{target}: cannot be created: {error.strerror}", hint=_OTHER_OUT) from error
 
 
 def _old(target: Path) -> Path:
@@ -344,5 +356,5 @@ def _remove_own(folder: Path) -> None:
     if not folder.exists():
         return
     if any(folder.iterdir()) and not (folder / CONTENTS_NAME).is_file():
-        raise UserError(f"{folder} is in the way, and was not made by this tool", hint="move it away")
+        raise UserError(f"{folder} is in the way and was not written by this tool", hint="move it away")
     shutil.rmtree(folder, ignore_errors=True)

@@ -29,13 +29,14 @@ class LateCommand:
         """Run it; until it has handlers of its own, a signal ends the process at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._leave)
-        return self._loaded()(*args, **kwargs)
+        return self.loaded()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the command."""
-        return getattr(self._loaded(), name)
+        return getattr(self.loaded(), name)
 
-    def _loaded(self) -> Any:
+    def loaded(self) -> Any:
+        """Return the command itself."""
         return getattr(importlib.import_module(self._module), self._name)
 
     def _leave(self, number: int, frame: object) -> None:  # noqa: ARG002 (a signal handler's signature)

@@ -196,8 +196,8 @@ def _run_stages(job: Job, stages: Stages) -> _Results:
         return _Results({}, None, [])
     if job.checkpoint_folder is None or job.checkpoint is None:
         raise MissingError(
-            "no checkpoint to build from",
-            hint="--checkpoint DIR with the model's Hugging Face files, or --emulate to plan and emulate without one",
+            "no checkpoint was given",
+            hint="give --checkpoint DIR with the model's Hugging Face files, or --emulate to work without one",
         )
     quantizing = _quantize_inputs(job, job.checkpoint)
     if not (stages.store / quantizing.key).is_dir():
@@ -267,8 +267,8 @@ def _require_room(job: Job, stages: Stages) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise MissingError(
-            f"{stages.store}: {gib(free)} free, about {gib(needed)} are needed",
-            hint="free some space, or choose an --out on a larger disk",
+            f"{stages.store}: {gib(free)} are free, about {gib(needed)} are needed",
+            hint="free some disk space, or choose --out on a larger disk",
         )
 
 
@@ -349,12 +349,12 @@ def _require_as_planned(plan: BuildPlan, engine: Path) -> None:
     """
     path = engine / "config.json"
     if not path.is_file():
-        raise ToolError(f"trtllm-build ended without an error and without {path.name}")
+        raise ToolError(f"trtllm-build exited with status 0 but did not write {path.name}")
     differences = trtllm.engine_differences(plan, json.loads(path.read_text(encoding="utf-8")))
     if differences:
         raise ToolError(
-            f"the engine is not what was planned: {'; '.join(differences)}",
-            hint="plan with these values, or report the TensorRT-LLM version that changes them",
+            f"the engine differs from the plan: {'; '.join(differences)}",
+            hint="plan with the engine's values, or report the TensorRT-LLM version that changed them",
         )
 
 
@@ -388,7 +388,7 @@ def _smoke_emulated(manifest: EngineManifest) -> None:
         now_s += iteration.seconds
         ended = bool(batcher.advance(iteration)) or ended
     if not ended or now_s <= 0:
-        raise ToolError("the emulated engine does not answer: its batcher ended no request")
+        raise ToolError("the emulated engine does not answer: its batcher completed no request")
 
 
 def _log_of(stages: Stages, stage: str) -> Path:

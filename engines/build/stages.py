@@ -167,8 +167,11 @@ def out_of_room_told(folder: Path) -> Iterator[None]:
             raise
         free = gib(shutil.disk_usage(_existing(folder)).free)
         raise ToolError(
-            f"no room left to write in {folder} ({free} free): {error}",
-            hint="free some space or put --out on a larger disk, and run the same command: finished stages are kept",
+            f"no space left to write in {folder} ({free} free): {error}",
+            hint=(
+                "free some disk space or choose --out on a larger disk, and repeat the command: it reuses "
+                "finished stages"
+            ),
         ) from error
 
 

@@ -189,13 +189,16 @@ def require_tools(plan: BuildPlan) -> None:
     found = installed_version()
     if found is None:
         raise MissingError(
-            "TensorRT-LLM is not on this machine: an engine can be planned and emulated here, not compiled",
-            hint=f"add --emulate, or run the same command in the container: {entry}",
+            (
+                "TensorRT-LLM is not installed on this machine: engines can be planned and emulated here, but "
+                "not compiled"
+            ),
+            hint=f"add --emulate, or run the command in the container: {entry}",
         )
     if found != plan.tensorrt_llm:
         raise MissingError(
-            f"TensorRT-LLM {found} is installed and {plan.tensorrt_llm} was planned; an engine runs only under the "
-            "version that built it",
+            f"TensorRT-LLM {found} is installed, but the plan is for {plan.tensorrt_llm}; an engine runs only under "
+            "the version that built it",
             hint=f"--tensorrt-llm {found}, or the container of the planned version: {entry}",
         )
     here = visible_compute_capabilities()
@@ -203,7 +206,7 @@ def require_tools(plan: BuildPlan) -> None:
         raise MissingError(
             f"the plan is for {plan.gpu.name}, compute capability {plan.gpu.compute_capability}, and this machine's "
             f"GPU has {here[0]}; an engine runs only on the compute capability it was built for",
-            hint="--gpu auto plans for this machine's",
+            hint="--gpu auto plans for this machine's GPU",
         )
 
 
@@ -219,7 +222,7 @@ def examples_folder() -> Path:
             return root
     raise MissingError(
         f"TensorRT-LLM's example scripts are not in {' or '.join(str(root) for root in _EXAMPLE_ROOTS)}",
-        hint="use Triton's TensorRT-LLM image, which carries them",
+        hint="use Triton's TensorRT-LLM image, which contains them",
     )
 
 
@@ -285,7 +288,7 @@ def run_tool(argv: list[str], *, log: Path) -> None:
             status=process.returncode,
             log_path=log,
             last_lines=lines,
-            hint="the log holds all of its output",
+            hint="the log contains its whole output",
         )
 
 

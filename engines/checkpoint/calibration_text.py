@@ -55,9 +55,9 @@ class TextWindows:
             if len(windows) == self.windows:
                 return windows
         raise UserError(
-            f"{self.origin}: {len(windows)} of {len(self.documents)} documents have {self.tokens} tokens, "
+            f"{self.origin}: {len(windows)} of {len(self.documents)} documents have at least {self.tokens} tokens; "
             f"{self.windows} are needed",
-            hint="give more text, or ask for fewer or shorter samples",
+            hint="provide more text, or use fewer or shorter samples",
         )
 
 
@@ -100,7 +100,7 @@ def load_corpus(path: Path | None, *, sizes: WindowSizes | None = None, seed: in
     source = path if path is not None else default_text_path()
     documents = sorted(set(_first_documents(source)), key=_digest)
     if not documents:
-        raise UserError(f"{source}: holds no text", hint="plain text, JSONL with a 'text' key, or ShareGPT JSON")
+        raise UserError(f"{source}: contains no text", hint="plain text, JSONL with a 'text' key, or ShareGPT JSON")
     held_out = [text for text in documents if _is_held_out(text)]
     calibration = [text for text in documents if not _is_held_out(text)]
     rng = random.Random(seed)
@@ -124,7 +124,7 @@ def default_text_path() -> Path:
     if not folders:
         raise MissingError(
             "the built-in calibration text is not installed",
-            hint="pip install 'engine-to-capacity[quantize]', or give a text file of your own",
+            hint="pip install 'engine-to-capacity[quantize]', or give your own file with --calibration-text",
         )
     return next(Path(folders[0], "data").glob("*.json"))
 

@@ -84,7 +84,7 @@ def _check_structure(config: dict[str, Any], facts: CheckpointFacts, *, precisio
     }
     for key, value in expected.items():
         if found[key] != value:
-            raise ToolError(f"ModelOpt's export states {key} = {found[key]}, the source calls for {value}")
+            raise ToolError(f"ModelOpt's export has {key} = {found[key]}, but the source has {value}")
 
 
 def _expected_config(facts: CheckpointFacts, config: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +107,11 @@ def _expected_config(facts: CheckpointFacts, config: dict[str, Any]) -> dict[str
         expected["qwen_type"] = facts.model_type
         # TensorRT-LLM's Qwen layers read it and have no default; it bounds log-n attention scaling, which no Qwen2 or
         # Qwen3 uses. Without it the class does not load (tensorrt_llm/models/qwen/model.py).
-        expected["seq_length"] = facts.max_position_embeddings
+        expected["seq_length"] = config.get("seq_length") or facts.max_position_embeddings
     if facts.qk_norm:
         expected["qk_layernorm"] = True
+    if "rotary_embedding_dim" in config:  # stated where TensorRT-LLM's own config class wrote it, from its head_size
+        expected["rotary_embedding_dim"] = facts.head_size
     return expected
 
 

@@ -40,8 +40,8 @@ def model_of(facts: CheckpointFacts) -> ModelSpec:
     )
     if model.parameters != facts.parameters:
         raise UserError(
-            f"{facts.name}: the geometry makes {model.parameters:,} parameters, its tensors hold {facts.parameters:,}",
-            hint="is the checkpoint of one of the known families, and complete?",
+            f"{facts.name}: config.json implies {model.parameters:,} parameters, the tensors have {facts.parameters:,}",
+            hint="check that the checkpoint is complete and of a known family",
         )
     return model
 
@@ -64,6 +64,6 @@ def _rope_scaling(facts: CheckpointFacts) -> RopeScaling | None:
         )
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{facts.name}: rope scaling {stated} is of no kind this builder knows",
+            f"{facts.name}: rope scaling {stated} has an unknown type",
             hint="known: yarn, llama3, linear, dynamic",
         ) from error

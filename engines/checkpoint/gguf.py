@@ -60,7 +60,7 @@ def _smollm2_path() -> Path:
 def _check_gguf(path: Path) -> None:
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="give a .gguf file, or 'smollm2'")
-    hint = "was the download cut short?"
+    hint = "check that the download is complete"
     with path.open("rb") as file:
         head = file.read(_GGUF_HEAD.size)
     if not head.startswith(_GGUF_MAGIC) or len(head) < _GGUF_HEAD.size:

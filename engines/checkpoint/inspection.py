@@ -194,7 +194,9 @@ class _ConfigReader:
     config: dict[str, Any]
 
     def missing(self, key: str) -> Any:
-        raise UserError(f"{self.path}: missing key '{key}'", hint="is this the config of a language model?")
+        raise UserError(
+            f"{self.path}: missing key '{key}'", hint="check that this is the config.json of a language model"
+        )
 
     def number(self, key: str, *, default: float | None = None) -> float:
         value = self.config.get(key)
@@ -202,7 +204,7 @@ class _ConfigReader:
         if value is None:
             self.missing(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"{self.path}: {key}: a positive number is needed (found {value!r})")
+            raise UserError(f"{self.path}: {key}: must be a positive number (found {value!r})")
         return float(value)
 
     def count(self, key: str, *, default: int | None = None) -> int:
@@ -224,10 +226,11 @@ class _ConfigReader:
         stated = self.config.get("architectures") or ["(none)"]
         if stated[0] not in ARCHITECTURES:
             known = ", ".join(sorted(ARCHITECTURES))
-            raise UserError(f"{self.path}: architecture {stated[0]} is not known here", hint=f"known: {known}")
+            raise UserError(f"{self.path}: architecture {stated[0]} is not supported", hint=f"supported: {known}")
         if self.config.get("quantization_config"):
             raise UserError(
-                f"{self.path}: the checkpoint is quantized already", hint="give the 16-bit checkpoint it was made from"
+                f"{self.path}: the checkpoint is already quantized",
+                hint=("use the 16-bit checkpoint that it was quantized from"),
             )
         if self.config.get("use_sliding_window") or self._slides():
             raise UserError(
@@ -261,17 +264,19 @@ def _check_tensors(folder: Path, tensors: dict[str, TensorFacts], facts: Checkpo
         optional.add("lm_head.weight")
     missing = sorted(expected.keys() - tensors.keys())
     if missing:
-        raise UserError(f"{folder}: {some(missing)} missing", hint="is every shard of the checkpoint here?")
+        raise UserError(
+            f"{folder}: {some(missing)} missing", hint="check that every shard of the checkpoint is present"
+        )
     unexpected = sorted(tensors.keys() - expected.keys() - optional)
     if unexpected:
         raise UserError(
             f"{folder}: {some(unexpected)} not known for {facts.architecture}",
-            hint="a fine-tune with adapters must be merged into its base first",
+            hint="merge adapters into the base model first",
         )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise UserError(
-                f"{folder}: tensor '{name}' has shape {list(tensors[name].shape)}, config.json calls for {list(shape)}"
+                f"{folder}: tensor '{name}' has shape {list(tensors[name].shape)}, config.json implies {list(shape)}"
             )
 
 
@@ -293,7 +298,9 @@ def _check_tokenizer(folder: Path, facts: CheckpointFacts) -> None:
         raise UserError(f"{path}: not a tokenizer: {error}", hint="download it again") from error
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids, default=0) >= facts.vocab_size:
-        raise UserError(f"{path}: has token {max(ids)}, the model's vocabulary ends at {facts.vocab_size - 1}")
+        raise UserError(
+            f"{path}: contains token id {max(ids)}, but the model's vocabulary ends at {facts.vocab_size - 1}"
+        )
 
 
 def _sources(folder: Path) -> list[Source]:

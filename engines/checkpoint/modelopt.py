@@ -44,15 +44,15 @@ def require_modelopt(precision: str) -> None:
     mtq = library("modelopt.torch.quantization")
     version = metadata.version(PACKAGE)
     oldest = ".".join(str(part) for part in OLDEST_VERSION)
-    hint = f"pip install --upgrade '{PACKAGE}>={oldest}', or quantize offline and take the checkpoint along"
+    hint = f"pip install --upgrade '{PACKAGE}>={oldest}', or quantize offline and copy the checkpoint"
     if _parts(version) < OLDEST_VERSION:
-        raise MissingError(f"ModelOpt {version} is too old: {oldest} is the oldest known here", hint=hint)
+        raise MissingError(f"ModelOpt {version} is too old: the oldest supported version is {oldest}", hint=hint)
     preset = _PRESETS.get(precision)
     if preset is not None and not hasattr(mtq, preset):
-        raise MissingError(f"ModelOpt {version} has no {preset}, which {precision} is quantized by", hint=hint)
+        raise MissingError(f"ModelOpt {version} lacks {preset}, which quantization to {precision} needs", hint=hint)
     if precision == "nvfp4" and _parts(version) < _NVFP4_WITHOUT_GPU and not library("torch").cuda.is_available():
         raise MissingError(
-            f"ModelOpt {version} packs NVFP4 weights on a GPU, and there is none here",
+            f"ModelOpt {version} needs a GPU to pack NVFP4 weights, and this machine has none",
             hint=f"{PACKAGE} 0.45 and later need none",
         )
 

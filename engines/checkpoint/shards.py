@@ -84,8 +84,8 @@ def read_shard_header(path: Path) -> dict[str, TensorFacts]:
         ) from error
     if size != 8 + header_bytes + end:
         raise UserError(
-            f"{path}: holds {size:,} bytes, its header promises {8 + header_bytes + end:,}",
-            hint="the shard was cut short or damaged; download it again",
+            f"{path}: the file has {size:,} bytes, but its header states {8 + header_bytes + end:,}",
+            hint="the shard is truncated or damaged; download it again",
         )
     return tensors
 

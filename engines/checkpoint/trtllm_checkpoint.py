@@ -188,7 +188,7 @@ class Exported:
     def _scalar(self, name: str, stage: int) -> float:
         value = float(self._same(name, stage))
         if not 0 < value < float("inf"):
-            raise ToolError(f"{self.folder}: tensor '{name}' is {value}; a scale is positive")
+            raise ToolError(f"{self.folder}: tensor '{name}' is {value}; scales must be positive")
         return value
 
     def _each(self, name: str, stage: int, suffixes: list[str]) -> Iterator[dict[str, Any]]:
@@ -210,22 +210,22 @@ def read_exported(folder: Path) -> Exported:
 
     Raises:
         MissingError: config.json or a rank's file is not there.
-        ToolError: A tensor is missing, unknown, or of another shape or type than config.json calls for.
+        ToolError: A tensor is missing, unknown, or of another shape or type than config.json implies.
         UserError: A rank's file was cut short.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise MissingError(f"{path}: no such file", hint="was the export cut short? run build-engine again")
+        raise MissingError(f"{path}: no such file", hint="the export may be incomplete; run build-engine again")
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     algo, kv_algo = (config["quantization"].get(key) for key in ("quant_algo", "kv_cache_quant_algo"))
     if algo not in _ACTIVATIONS or kv_algo not in _KV_ALGOS:
-        raise ToolError(f"{path}: quantization {algo} with KV cache {kv_algo} is not known here")
+        raise ToolError(f"{path}: quantization {algo} with KV cache {kv_algo} is not supported")
     mapping = config["mapping"]
     world = int(mapping["tp_size"]) * int(mapping["pp_size"])
     ranks = tuple(folder / f"rank{rank}.safetensors" for rank in range(world))
     for rank, rank_path in enumerate(ranks):
         if not rank_path.is_file():
-            raise MissingError(f"{rank_path}: no such file", hint=f"config.json calls for {world} ranks")
+            raise MissingError(f"{rank_path}: no such file", hint=f"config.json states {world} ranks")
         stage = rank // int(mapping["tp_size"])
         _check_rank(rank_path, read_shard_header(rank_path), dict(_expected_tensors(config, stage)))
     return Exported(folder, config, ranks)
@@ -234,20 +234,20 @@ def read_exported(folder: Path) -> Exported:
 def _check_rank(path: Path, found: dict[str, TensorFacts], expected: dict[str, TensorFacts]) -> None:
     missing = sorted(expected.keys() - found.keys())
     if missing:
-        raise ToolError(f"{path}: {some(missing)} missing", hint="the export is not whole")
+        raise ToolError(f"{path}: {some(missing)} missing", hint="the export is incomplete; run build-engine again")
     unknown = sorted(found.keys() - expected.keys())
     if unknown:
-        raise ToolError(f"{path}: {some(unknown)} not known; nothing here would read it")
+        raise ToolError(f"{path}: {some(unknown)} unknown; TensorRT-LLM would not read them")
     for name, facts in expected.items():
         if found[name] != facts:
             raise ToolError(
                 f"{path}: tensor '{name}' is {found[name].dtype} {list(found[name].shape)}, "
-                f"config.json calls for {facts.dtype} {list(facts.shape)}"
+                f"config.json implies {facts.dtype} {list(facts.shape)}"
             )
 
 
 def _expected_tensors(config: dict[str, Any], stage: int) -> Iterator[tuple[str, TensorFacts]]:
-    """Yield every tensor that config.json calls for on a rank of one pipeline stage."""
+    """Yield every tensor that config.json implies on a rank of one pipeline stage."""
     tp_size, pp_size = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
     hidden, dtype = config["hidden_size"], DTYPES[config["dtype"]]
     vocabulary = TensorFacts((-(-config["vocab_size"] // tp_size), hidden), dtype)

@@ -227,7 +227,7 @@ def rope_frequencies(base: float, scaling: dict[str, Any] | None, head_size: int
         return _llama3_frequencies(inverse, scaling), 1.0
     if kind == "yarn":
         return _yarn_frequencies(inverse, base, scaling), _yarn_factor(scaling)
-    raise UserError(f"rope scaling '{kind}' is not known here", hint="known: default, linear, llama3, yarn")
+    raise UserError(f"rope scaling '{kind}' is not supported", hint="supported: default, linear, llama3, yarn")
 
 
 def _llama3_frequencies(inverse: Any, scaling: dict[str, Any]) -> Any:

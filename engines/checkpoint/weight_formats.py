@@ -74,7 +74,7 @@ def dequantized(algo: str | None, tensors: dict[str, Any]) -> Any:
         case "NVFP4":
             found = _scaled_groups(_unpack_e2m1(weight), scale.float() * tensors["weights_scaling_factor_2"])
         case _:
-            raise ToolError(f"a weight is in a format not known here: {algo}")
+            raise ToolError(f"unsupported weight format: {algo}")
     return found
 
 

@@ -14,10 +14,10 @@ DEFAULT_GPU = "a100-sxm-80gb"
 DEFAULT_CONTEXT_TOKENS = 128
 DEFAULT_CLAIM_TOKENS_PER_S = 150.0
 
-COMPARE_HELP = f"""Compare models at batch 1 on one GPU, and judge a claim of tokens per second.
+COMPARE_HELP = f"""Compare models at batch size 1 on one GPU, and check a claimed rate of tokens per second.
 
-Beside each predicted rate stands the bound that memory bandwidth sets: every token reads all weights and its whole KV
-cache once. No software decodes one token at a time faster; speculative decoding, several tokens a read, is outside it.
+Each predicted rate is shown with its upper bound from memory bandwidth: every token reads all weights and the whole KV
+cache once. No software that decodes one token at a time is faster. Speculative decoding is outside this bound.
 
 MODEL is one of: {", ".join(model_names())}; without any: {", ".join(DEFAULT_MODELS)}.
 """
@@ -31,7 +31,7 @@ MODEL is one of: {", ".join(model_names())}; without any: {", ".join(DEFAULT_MOD
     "precisions",
     multiple=True,
     metavar="NAME,...",
-    help=f"Some of: {', '.join(PRECISION_NAMES)}; default: fp16, then all that are possible on the GPU.",
+    help=f"Any of: {', '.join(PRECISION_NAMES)}. Default: fp16, and all others that the GPU supports.",
 )
 @click.option(
     "--isl",
@@ -48,7 +48,7 @@ MODEL is one of: {", ".join(model_names())}; without any: {", ".join(DEFAULT_MOD
     default=DEFAULT_CLAIM_TOKENS_PER_S,
     show_default=True,
     metavar="TOKENS_PER_S",
-    help="The claimed rate of one sequence, to be judged.",
+    help="Claimed rate of one sequence to check.",
 )
 @common_flags
 def compare_models(**flags: Any) -> None:

@@ -14,7 +14,7 @@ from engines.spec import PRECISIONS, gib, known_gpus, verdict
 
 STEP_TIMES = {
     "roofline": "the roofline, from data sheets",
-    "silicon": "tables of measured kernels, nothing above the GPU",
+    "silicon": "tables of measured kernels, without overheads above the GPU",
 }
 
 
@@ -38,7 +38,7 @@ def show_explained(plan: BuildPlan, *, as_json: bool) -> None:
         rows = [{**choice.model_dump(), **_neighbour_facts(neighbours.get(choice.name))} for choice in plan.choices]
         show(json.dumps(rows, indent=2))
         return
-    show(f"{plan.name}: what other values would change is predicted by {STEP_TIMES[plan.step_time.source]}")
+    show(f"{plan.name}: effects of other values are predicted by {STEP_TIMES[plan.step_time.source]}")
     for choice in plan.choices:
         show(f"\n{choice.name} = {choice.value}  ({choice.origin}: {choice.reason})")
         around = neighbours.get(choice.name)
@@ -90,4 +90,4 @@ def show_pairs() -> None:
     for gpu in known_gpus().values():
         table.add_row(gpu.name, *(marks[verdict(p, gpu, "qwen3").status] for p in PRECISIONS.values()))
     table_console().print(table)
-    show("yes: supported upstream; unlisted: built, its accuracy is yours to prove; -: impossible")
+    show("yes: supported upstream; unlisted: can be built, verify its accuracy; -: impossible")

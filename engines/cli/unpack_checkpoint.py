@@ -12,8 +12,8 @@ from engines.console import Command, common_flags
 
 @click.command("unpack-checkpoint", cls=Command)
 @click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--force", is_flag=True, help="Replace what --out already holds.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
 @common_flags
 def unpack_checkpoint(**flags: Any) -> None:
     """Unpack a GGUF file into a Hugging Face checkpoint folder.

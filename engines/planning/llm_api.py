@@ -64,7 +64,7 @@ def require_backend_has(recipe: Recipe) -> None:
     asked = [what for what, is_asked in alone.items() if is_asked]
     if asked:
         raise UserError(
-            f"{', '.join(asked)}: the PyTorch backend's alone; the last stable release with engines is "
+            f"{', '.join(asked)}: only the PyTorch backend has these; the last stable release with engines is "
             f"{LAST_ENGINE_RELEASE}",
             hint="--backend pytorch",
         )
@@ -114,7 +114,7 @@ def _graph_sizes(recipe: Recipe, max_batch_size: int) -> tuple[int, ...]:
     if not asked or max(asked) > max_batch_size:
         raise UserError(
             f"cuda_graphs.batch_sizes {list(asked)}: from 1 to max_batch_size, which is {max_batch_size}",
-            hint="leave it out to record TensorRT-LLM's own series up to the largest batch",
+            hint="omit it to record TensorRT-LLM's default series up to the largest batch",
         )
     return tuple(sorted(set(asked)))
 
@@ -157,7 +157,7 @@ def _speculation(recipe: Recipe, sizing: Sizing) -> Speculation | None:
             hint="--draft-model, a folder or a published name; --speculative ngram needs none",
         )
     if not needs_model and asked.draft_model is not None:
-        raise UserError(f"speculative decoding '{method}' takes no draft model", hint="leave --draft-model out")
+        raise UserError(f"speculative decoding '{method}' takes no draft model", hint="omit --draft-model")
     return Speculation(
         method=method,
         max_draft_len=asked.max_draft_len,
@@ -176,8 +176,10 @@ def _disaggregation(recipe: Recipe, sizing: Sizing, max_input_len: int) -> Disag
         return None
     if not (asked.context_servers and asked.generation_servers):
         raise UserError(
-            f"disaggregation needs servers of both kinds: {asked.context_servers} for prompts, "
-            f"{asked.generation_servers} for replies",
+            (
+                f"disaggregated serving needs prefill and decode servers; given: {asked.context_servers} for "
+                f"prefill, {asked.generation_servers} for decode"
+            ),
             hint="--disaggregated 1:1",
         )
     blocks = -(-max_input_len // sizing.tokens_per_block)

@@ -48,11 +48,13 @@ def _lookahead(asked: SpeculativeChoices) -> SpeculativeChoices:
         )
     draft = lookahead_draft_tokens(sizes.window_size, sizes.ngram_size, sizes.verification_set_size)
     if not draft:
-        raise UserError("lookahead sizes that draft no token", hint="--lookahead 2,2,1 is the least that speculates")
+        raise UserError(
+            "these lookahead sizes draft no token", hint="--lookahead 2,2,1 is the smallest that drafts tokens"
+        )
     if asked.max_draft_len not in {0, draft}:
         raise UserError(
             f"speculative.max_draft_len {asked.max_draft_len}: lookahead of these sizes drafts {draft} tokens a step, "
-            "and the engine must be built for just as many",
-            hint=f"leave --max-draft-len out, or --max-draft-len {draft}",
+            "and the engine must be built for exactly that length",
+            hint=f"omit --max-draft-len, or --max-draft-len {draft}",
         )
     return asked.model_copy(update={"max_draft_len": draft})

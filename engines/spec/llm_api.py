@@ -91,7 +91,7 @@ def llm_api_version_of(release: str) -> LlmApiVersion:
     known: dict[str, LlmApiVersion] = {"1.0": "1.2", "1.1": "1.2", "1.2": "1.2", "1.3": "1.3", "1.4": "1.4rc"}
     if major_minor not in known:
         raise UserError(
-            f"TensorRT-LLM {release}: its LLM API's arguments are not known here",
+            f"TensorRT-LLM {release}: the arguments of its LLM API are not known",
             hint=f"--trtllm-version, one of {', '.join(LLM_API_VERSIONS)}",
         )
     return known[major_minor]

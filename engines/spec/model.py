@@ -128,6 +128,11 @@ class ModelSpec(Strict):
         """Return the bytes of weights one step reads: all but the embedding, of which it looks up a few rows."""
         return self.weights_bytes(precision) - SIXTEEN_BIT_BYTES * self.embedding_parameters
 
+    @property
+    def qk_norm_bytes_per_token(self) -> int:
+        """Bytes that normalizing queries and keys by head moves for a token: each read and written, in every layer."""
+        return self.layers * (self.attention_size + self.kv_size) * SIXTEEN_BIT_BYTES * 2 if self.qk_norm else 0
+
     def kv_bytes_per_token(self, kv_format: KvFormat) -> int:
         """Return the bytes of keys and values one token keeps, over all layers."""
         return int(2 * self.layers * self.kv_size * KV_BYTES[kv_format])

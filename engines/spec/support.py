@@ -133,7 +133,7 @@ def group_size_for(
         if all(size % group == 0 for size in local):
             return group
     raise UserError(
-        f"{name}: {precision.name} needs linear layers whose inputs divide by {candidates[-1]}; they are "
+        f"{name}: {precision.name} needs linear layers whose input size is a multiple of {candidates[-1]}; they are "
         f"{', '.join(str(size) for size in local)} wide on each of {tensor_parallel} GPUs",
         hint="choose fp8 or int8_wo, or a lower --tp",
     )

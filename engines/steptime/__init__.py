@@ -5,9 +5,11 @@ from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, attended_tokens
 from engines.steptime.source import favoured_source, step_time_for, step_time_of
-from engines.steptime.uncertainty import StepTimeInterval, slowed, uncertainty
+from engines.steptime.uncertainty import INTERVAL_SHARE, NORMAL_90, StepTimeInterval, slowed, uncertainty
 
 __all__ = [
+    "INTERVAL_SHARE",
+    "NORMAL_90",
     "Calibrated",
     "DecodeLine",
     "Roofline",

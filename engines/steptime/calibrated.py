@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import mul
 from typing import NamedTuple
 
 from engines.spec import Factors
@@ -37,10 +38,13 @@ class Calibrated:
         """Return the seconds of one iteration by cause."""
         parts = self.parts(shape)
         fitted = StepCost._make(part * ratio for part, ratio in zip(parts, self._ratios, strict=True))
+        return fitted._replace(host_s=fitted.host_s + self._added_s(shape))
+
+    def _added_s(self, shape: StepShape) -> float:
+        """Return what the factors add to an iteration, beside what they multiply."""
         sequences = shape.decode_sequences + shape.prefill_sequences
-        added_s = self.factors.iteration_s + sequences * self.factors.sequence_s
-        added_s += shape.prefill_sequences * self.factors.prompt_s
-        return fitted._replace(host_s=fitted.host_s + added_s)
+        per_prompt_s = shape.prefill_sequences * self.factors.prompt_s
+        return self.factors.iteration_s + sequences * self.factors.sequence_s + per_prompt_s
 
     def parts(self, shape: StepShape) -> StepCost:
         """Return the parts the factors stand before: the source's own, the cache read in waves where it is."""
@@ -52,7 +56,8 @@ class Calibrated:
 
     def seconds(self, shape: StepShape) -> float:
         """Return the seconds of one iteration."""
-        return sum(self.cost(shape))
+        multiplied_s: float = sum(map(mul, self.parts(shape), self._ratios))
+        return multiplied_s + self._added_s(shape)
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
         """Return the source's line, its slope and what is not attention each by their own factor."""

@@ -90,7 +90,8 @@ class Roofline:
         pair_flops = 4 * model.layers * model.attention_size  # two for q.k, two for p.v, each element
         self.attention_s_per_pair = pair_flops / (gpu.dense_flops["bf16"] * tensor_parallel * eff.attention)
         hidden_bytes = model.layers * model.hidden_size * SIXTEEN_BIT_BYTES * ACTIVATION_PASSES
-        self.activation_s_per_token = hidden_bytes / (bandwidth * eff.kv_bandwidth)
+        moved_bytes = hidden_bytes + model.qk_norm_bytes_per_token
+        self.activation_s_per_token = moved_bytes / (bandwidth * eff.kv_bandwidth)
         logits_bytes = model.vocab_size * LOGITS_BYTES * SAMPLING_PASSES
         self.sampling_s_per_sequence = logits_bytes / (gpu.bandwidth_bytes_per_s * eff.kv_bandwidth)
         self.host_s = model.layers * eff.layer_s

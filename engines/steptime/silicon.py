@@ -3,6 +3,7 @@
 The tables hold times of TensorRT-LLM's kernels on H100, H200, A100, L40S and B200, by shape. What they lack is derived,
 and said: an INT8 or INT4 kernel on a GPU that has none measured is that GPU's 16-bit kernel times what the same change
 brought on an A100; an INT8 KV cache reads as an FP8 one of the same GPU, or as a 16-bit one of half the length.
+Queries and keys that are normalized by head (Qwen3) are no op of the tables either: their bytes are moved once more.
 Sampling is not in the tables: each pass over a sequence's logits is priced at the data sheet's bandwidth. Scheduling
 and everything above the GPU are added by an engine profile or a calibration.
 """
@@ -14,12 +15,17 @@ import io
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from engines.errors import MissingError
 from engines.spec import GpuSpec, KvFormat, ModelSpec, precision_named
+from engines.steptime.kernel_tables import smaller_tables
 from engines.steptime.roofline import LOGITS_BYTES, SAMPLING_PASSES
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 
@@ -120,7 +126,7 @@ class Silicon:
         system = SYSTEMS.get(gpu.name)
         if system is None:
             raise MissingError(
-                f"no measured step times of {gpu.name}; there are tables of {', '.join(SYSTEMS)}",
+                f"no measured step times of {gpu.name}; tables exist for {', '.join(SYSTEMS)}",
                 hint="--step-time roofline works from the data sheet",
             )
         mode = _GEMM_MODES.get(precision)
@@ -148,8 +154,10 @@ class Silicon:
         self._linear: dict[int, tuple[float, float]] = {}
         self._logits: dict[int, float] = {}
         self._knots: dict[tuple[int, int], float] = {}
+        self._prompts: dict[tuple[int, int, int], float] = {}
         logits_bytes = SAMPLING_PASSES * LOGITS_BYTES * model.vocab_size
         self._sampling_s_per_sequence = logits_bytes / gpu.bandwidth_bytes_per_s
+        self._qk_norm_s_per_token = model.qk_norm_bytes_per_token / (gpu.bandwidth_bytes_per_s * tensor_parallel)
         kv_bytes = model.kv_bytes_per_token(kv_format)
         self._onboard_s_per_token = kv_bytes / gpu.interconnect_bytes_per_s
 
@@ -198,6 +206,7 @@ class Silicon:
             if self._factor is not None:
                 changed, plain = self._factor
                 gemm_s *= changed.linear_s(tokens)[0] / plain.linear_s(tokens)[0]
+            norms_s += tokens * self._qk_norm_s_per_token
             found = self._linear[tokens] = (self._sustained * gemm_s, self._sustained * norms_s)
         return found
 
@@ -214,8 +223,12 @@ class Silicon:
         new = max(1, round(shape.prefill_tokens / shape.prefill_sequences))
         pairs = shape.prefill_attended_tokens / shape.prefill_sequences
         cached = max(0, round((pairs - new * (new + 1) / 2) / new))
-        ratio = self._sustained * PROMPT_ATTENTION_RATIO
-        return ratio * self._tables.prompt_attention_s(shape.prefill_sequences, new, cached)
+        key = (shape.prefill_sequences, new, cached)
+        found = self._prompts.get(key)
+        if found is None:
+            ratio = self._sustained * PROMPT_ATTENTION_RATIO
+            found = self._prompts[key] = ratio * self._tables.prompt_attention_s(*key)
+        return found
 
     def _decode_attention_s(self, sequences: int, context_tokens: int) -> float:
         if not sequences:
@@ -233,10 +246,25 @@ class Silicon:
         return found
 
 
+@cache
 def _compiled(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tensor_parallel: int) -> _Tables:
+    """Compile against the smaller copy of the tables where there is one; errors as `compiled_tables`.
+
+    What comes of it is kept: it takes half a second, and a plan, its limits and its batcher ask for the same.
+    """
+    folder = smaller_tables(system, model.head_size)
+    return compiled_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder)
+
+
+def compiled_tables(
+    model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, *, tensor_parallel: int, folder: str | None
+) -> _Tables:
     """Compile a model's op list against a system's tables.
 
     The library takes a model as a folder with config.json: one is written, read and removed.
+
+    Args:
+        folder: Where the tables are; None: the library's own.
 
     Raises:
         MissingError: The tables are not installed, or have nothing of this format.
@@ -249,16 +277,17 @@ def _compiled(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tenso
             hint="pip install --no-deps aiconfigurator-core==0.12.0",
         ) from error
     logging.getLogger("aiconfigurator_core").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        (Path(folder) / "config.json").write_text(json.dumps(_config_of(model)), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as config_folder, contextlib.redirect_stderr(io.StringIO()), _libyaml():
+        (Path(config_folder) / "config.json").write_text(json.dumps(_config_of(model)), encoding="utf-8")
         try:
             handle = engine.EngineHandle.compile(
-                folder,
+                config_folder,
                 system,
                 "trtllm",
                 gemm_quant_mode=gemm_mode,
                 kvcache_quant_mode=kv_mode,
                 tp_size=tensor_parallel,
+                systems_path=folder,
             )
             ops = handle.evaluate_context_ops(list(range(_count_ops(handle))), batch_size=1, s=64)
         except (errors.PerfDataNotAvailableError, errors.MissingSystemFlopsError) as error:
@@ -279,6 +308,20 @@ def _count_ops(handle: Any) -> int:
         except (IndexError, ValueError):
             return count
         count += 1
+
+
+@contextlib.contextmanager
+def _libyaml() -> Iterator[None]:
+    """Let `yaml.safe_load` use libyaml: the library reads some 40 files by it, which takes 0.15 s in Python alone."""
+    if not hasattr(yaml, "CSafeLoader"):
+        yield
+        return
+    in_python = yaml.safe_load
+    yaml.safe_load = lambda stream: yaml.load(stream, Loader=yaml.CSafeLoader)
+    try:
+        yield
+    finally:
+        yaml.safe_load = in_python
 
 
 def _config_of(model: ModelSpec) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from engines.steptime.shape import StepTime
 from engines.steptime.silicon import Silicon
 
 # Where held-out rows are nearer by measured kernels than by data sheets: docs/measurements/fidelity.md has both.
-SILICON_FAVOURED = ("a100-sxm-80gb", "h100-sxm-80gb", "h200-sxm-141gb")
+SILICON_FAVOURED = ("a100-sxm-80gb", "b200-sxm-180gb", "h100-sxm-80gb", "h200-sxm-141gb")
 
 
 def step_time_of(

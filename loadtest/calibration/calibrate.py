@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,31 +26,33 @@ from engines.calibration import (
 from engines.emulator import settings_of
 from engines.errors import UserError
 from engines.files import Document
-from engines.manifest import EngineManifest
+from engines.manifest import EngineManifest, StepTimeChoice
+from engines.spec import engine_profile_named
 from engines.steptime import step_time_for
 from loadtest.calibration.fit import (
-    EXPECTED,
     PARAMETERS,
     SIGMA,
     SPLIT,
-    SPREAD,
     UNIDENTIFIED_RATIO,
     Array,
     FitContext,
     Fitted,
+    Prior,
     Waves,
     factors_of,
     fit,
     host_of,
     observe,
+    prior_of,
 )
 from loadtest.calibration.measured_points import Point
 
 LEAST_POINTS = 6
+MANY_POINTS = 16  # past so many, half of them tell one structure from another
 TOKEN_BUDGETS = (8192, 16384, 32768)  # tried where the deployment's max_num_tokens is not known
 _CONFIDENCE_95 = 1.96
 # Vectors of parameters tried: where only an iteration's size is new, where the attention is, from what is expected.
-_NEAR, _FAR, _WHOLE = 6, 10, 20
+_NEAR, _FAR, _WHOLE = 5, 8, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,13 @@ class Structure(NamedTuple):
     waves: Waves
 
 
-def calibrate(request: Request, *, head: Document, progress: Callable[[str], None]) -> Calibration:
+def calibrate(
+    request: Request,
+    *,
+    head: Document,
+    progress: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Calibration:
     """Return the calibration of a deployment.
 
     Raises:
@@ -87,16 +96,21 @@ def calibrate(request: Request, *, head: Document, progress: Callable[[str], Non
     if len(points) < LEAST_POINTS:
         raise UserError(
             f"{len(points)} measured points; at least {LEAST_POINTS} are needed",
-            hint="more levels of concurrency, best at two lengths of prompt or more",
+            hint="measure more levels of concurrency, preferably with two or more prompt lengths",
         )
     shapes = _shapes_to_hold(points)
     progress(f"{len(points)} points; fitting them, and {len(shapes)} times with one shape of prompt and reply left out")
+    began_s = clock()
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         whole = pool.submit(fit_best, request, points)
         held = {shape: pool.submit(_fit_without, request, shape) for shape in shapes}
+        fits: list[Future[Any]] = [whole, *held.values()]
+        for done, _ in enumerate(as_completed(fits), start=1):
+            left_s = (clock() - began_s) / done * (len(fits) - done)
+            progress(f"{done} of {len(fits)} fits done, about {left_s:.0f} s left")
         best, fitted, tried = whole.result()
-        progress(f"best: {_words(best)}")
         held_errors = {shape: found.result() for shape, found in held.items()}
+    progress(f"best: {_words(best)}")
     return _document(request, head, best, tried, fitted, held_errors)
 
 
@@ -114,7 +128,15 @@ def errors_of(seen: Array, points: Sequence[Point]) -> Array:
 def rig_of(request: Request, structure: Structure) -> FitContext:
     """Return what a request's points are predicted on, given a structure."""
     settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
-    return FitContext(settings, step_time_for(request.manifest), request.generator, structure.waves)
+    bare = StepTimeChoice(source=request.manifest.step_time.source)  # what an engine profile expects is not yet in
+    source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
+    return FitContext(settings, source, request.generator, structure.waves, prior_for(request))
+
+
+def prior_for(request: Request) -> Prior:
+    """Return what is expected of a deployment: what its engine profile says, where it has one."""
+    name = request.manifest.step_time.profile
+    return prior_of(None if name is None else engine_profile_named(name))
 
 
 def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:
@@ -125,25 +147,28 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
     """Return the structure that explains points best, its fit, and the misfit of each that was tried.
 
     First the attention is settled at the largest iterations, then their size; each fit begins where the best so far
-    ended.
+    ended. Where there are many points, every second one tells the structures apart, and all of them fit the best.
     """
+    some = points if len(points) <= MANY_POINTS else points[::2]
     waves = waves_of(request.manifest)
     budgets = (request.max_num_tokens,) if request.max_num_tokens else TOKEN_BUDGETS
     best = Structure(budgets[-1], waves[-1])
-    found = _fit(request, points, best, _WHOLE, None)
+    found = _fit(request, some, best, _WHOLE, None)
     tried = {best: found.cost}
     changes: list[dict[str, Any]] = [{"waves": each} for each in waves[:-1]]
     changes += [{"max_num_tokens": each} for each in budgets[:-1]]
     for change in changes:
         structure = best._replace(**change)
-        trial = _fit(request, points, structure, _FAR if "waves" in change else _NEAR, found.logs)
+        trial = _fit(request, some, structure, _FAR if "waves" in change else _NEAR, found.logs)
         tried[structure] = trial.cost
         if trial.cost < found.cost:
             best, found = structure, trial
     if best.waves != waves[-1]:  # where another structure's fit ended is no good place to have begun
-        again = _fit(request, points, best, _WHOLE, None)
+        again = _fit(request, some, best, _WHOLE, None)
         found = min(found, again, key=lambda fitted: fitted.cost)
         tried[best] = found.cost
+    if some is not points:
+        found = _fit(request, points, best, _WHOLE, found.logs)
     return best, found, tried
 
 
@@ -181,7 +206,7 @@ def _document(
 ) -> Calibration:
     manifest, points = request.manifest, request.points
     errors = errors_of(fitted.seen, points)
-    parameters = _parameters(fitted)
+    parameters = _parameters(fitted, prior_for(request))
     basis = np.concatenate(list(held.values())) if held else errors
     host = host_of(fitted.logs)
     return Calibration(
@@ -221,20 +246,22 @@ def _document(
     )
 
 
-def _parameters(fitted: Fitted) -> list[FittedParameter]:
+def _parameters(fitted: Fitted, prior: Prior) -> list[FittedParameter]:
     deviations = np.sqrt(np.diag(fitted.covariance))
-    rows = zip(PARAMETERS, fitted.logs.tolist(), deviations.tolist(), (deviations / SPREAD).tolist(), strict=True)
+    left = (deviations / prior.spread).tolist()
+    expected = np.exp(prior.expected).tolist()
+    rows = zip(PARAMETERS, fitted.logs.tolist(), deviations.tolist(), left, expected, strict=True)
     return [
         FittedParameter(
             name=parameter.name,
             value=math.exp(x),
             low=math.exp(x - _CONFIDENCE_95 * deviation),
             high=math.exp(x + _CONFIDENCE_95 * deviation),
-            expected=parameter.expected,
+            expected=expected_value,
             identified=left < UNIDENTIFIED_RATIO,
             meaning=parameter.meaning,
         )
-        for parameter, x, deviation, left in rows
+        for parameter, x, deviation, left, expected_value in rows
     ]
 
 
@@ -284,7 +311,7 @@ def _warnings(
         for each in parameters
         if not each.identified
     ]
-    limits = zip(parameters, EXPECTED, SPREAD, strict=True)
+    limits = zip(parameters, *prior_for(request), strict=True)
     found += [
         f"{each.name}: {each.value:.3g} is at the edge of what is physical; something else is going on"
         for each, expected, spread in limits

@@ -19,15 +19,20 @@ import numpy.typing as npt
 from engines.calibration import LoadGenerator
 from engines.emulator import Batcher, BatcherSettings, Iteration
 from engines.errors import MissingError
-from engines.spec import Factors, Host
+from engines.spec import EngineProfile, Factors, Host, loaded
 from engines.steptime import Calibrated, StepTime
-from loadtest.calibration.measured_points import Point
-from loadtest.simulate import TURNAROUND_S, Ended, Users, VirtualServer
-from loadtest.traffic import ClosedLoop, always
+from loadtest.calibration.measured_points import SERVED, Point
+from loadtest.simulate import TURNAROUND_S, Arrivals, Contents, Ended, Traffic, Users, VirtualServer
+from loadtest.traffic import ClosedLoop, always, turn_of
 
 Array = npt.NDArray[np.float64]
 
 SIGMA = (0.03, 0.03, 0.12)  # how far a point's tokens/s, ITL and TTFT may be off, in logarithms, for no fault of ours
+OPEN_REQUESTS = 500  # drawn for an open loop whose own arrivals are not known
+OPEN_SEED = 20261128
+WINDOW_S = 10.0  # a point is simulated for this long at most, where its measurement took longer: the load is periodic
+MOVED_RATIO = 0.1  # of the expected spread: once a parameter moved so far, what is differenced is differenced again
+TOLERANCE = 1e-4  # relative, in the misfit: where a fit stops
 DIFFERENCE = 0.05  # in the logarithm of a differenced parameter: wide enough to cross the grain of iterations
 MOST_STDDEVS = 4.0  # from what was expected; further is no physics
 POOL_TOUCHED_RATIO = 0.8  # of the KV cache asked for at once: from here on its size shows
@@ -66,13 +71,42 @@ PARAMETERS = (
     Parameter("attention_ratio", 1.0, 0.4, True, "attention of prompts, over the source's"),
     Parameter("iteration_s", 2e-4, 1.0, True, "host time of an iteration, seconds"),
     Parameter("sequence_s", 1e-5, 1.0, True, "host time for each sequence of an iteration, seconds"),
-    Parameter("request_s", 1e-3, 1.0, False, "host time for each request before the engine, seconds"),
+    Parameter("prompt_s", 4e-4, 1.0, True, "host time for each prompt of an iteration, seconds"),
+    Parameter("request_s", 1e-3, 1.0, False, "host time of a request before the engine, one after the other, seconds"),
+    Parameter("latency_s", 2e-3, 1.0, False, "what a request takes beyond that, any number at a time, seconds"),
     Parameter("stream_token_s", 2e-5, 1.0, False, "least time between tokens on their way out, seconds"),
     Parameter("usable_kv_ratio", 1.0, 0.05, False, "KV cache the deployment acts as if it had, over the planned one"),
 )
 STEP_COUNT = sum(parameter.step for parameter in PARAMETERS)
-EXPECTED = np.log([parameter.expected for parameter in PARAMETERS])
-SPREAD = np.array([parameter.spread for parameter in PARAMETERS])
+
+
+class Prior(NamedTuple):
+    """What is expected of the parameters before any point is seen: logarithms, and their standard deviations."""
+
+    expected: Array
+    spread: Array
+
+
+PRIOR = Prior(
+    np.log([parameter.expected for parameter in PARAMETERS]), np.array([parameter.spread for parameter in PARAMETERS])
+)
+PROFILE_SPREAD = 0.7  # of host times that an engine profile expects: deployments of one engine differ less than any two
+
+
+def prior_of(profile: EngineProfile | None) -> Prior:
+    """Return what an engine profile expects, with the server it has; what it says nothing of is expected as ever."""
+    if profile is None:
+        return PRIOR
+    said = loaded(profile.factors, profile.host).model_dump() | profile.host.model_dump(
+        include={"request_s", "latency_s", "stream_token_s"}
+    )
+    expected, spread = PRIOR.expected.copy(), PRIOR.spread.copy()
+    for place, parameter in enumerate(PARAMETERS):
+        value = said.get(parameter.name, 0.0)
+        if value > 0:
+            expected[place] = math.log(value)
+            spread[place] = min(spread[place], PROFILE_SPREAD)
+    return Prior(expected, spread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +122,7 @@ class FitContext:
     source: StepTime
     generator: LoadGenerator
     waves: Waves = SPLIT
+    prior: Prior = PRIOR
 
     @property
     def kv_tokens(self) -> int:
@@ -120,7 +155,7 @@ def factors_of(logs: Array, waves: Waves) -> Factors:
 def host_of(logs: Array) -> Host:
     """Return the host's share a vector of parameters stands for."""
     by_name = {parameter.name: math.exp(x) for parameter, x in zip(PARAMETERS, logs, strict=True)}
-    return Host(request_s=by_name["request_s"], stream_token_s=by_name["stream_token_s"])
+    return Host(**{name: by_name[name] for name in ("request_s", "latency_s", "stream_token_s")})
 
 
 def observe(rig: FitContext, point: Point, logs: Array) -> Array:
@@ -141,16 +176,18 @@ def fit(rig: FitContext, points: Sequence[Point], *, trials: int = 15, start: Ar
     try:
         from scipy.optimize import least_squares  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as error:
-        raise MissingError("calibrating needs scipy", hint="pip install 'engine-to-capacity[load]'") from error
-    work = _Work(rig, points)
+        raise MissingError("calibration needs scipy", hint="pip install 'engine-to-capacity[load]'") from error
+    work, prior = _Work(rig, points), rig.prior
     found = least_squares(
         work.residuals,
-        EXPECTED if start is None else start,
+        prior.expected if start is None else start,
         jac=work.jacobian,
-        bounds=(EXPECTED - MOST_STDDEVS * SPREAD, EXPECTED + MOST_STDDEVS * SPREAD),
-        x_scale=SPREAD,
+        bounds=(prior.expected - MOST_STDDEVS * prior.spread, prior.expected + MOST_STDDEVS * prior.spread),
+        x_scale=prior.spread,
         loss="soft_l1",
         max_nfev=trials,
+        ftol=TOLERANCE,
+        xtol=TOLERANCE,
     )
     slope = work.jacobian(found.x)
     covariance = np.asarray(np.linalg.inv(slope.T @ slope), dtype=np.float64) * max(1.0, work.misfit(found.x))
@@ -163,27 +200,46 @@ class _Work:
 
     rig: FitContext
     points: Sequence[Point]
-    _seen: dict[bytes, Array] = field(default_factory=dict)
+    _seen: dict[bytes, tuple[Array, Array]] = field(default_factory=dict)
     _slopes: dict[bytes, Array] = field(default_factory=dict)
+    _latest: tuple[Array, Array] | None = None
 
     def residuals(self, logs: Array) -> Array:
         """Return residuals in standard deviations: of what was measured, then of what was expected."""
-        return np.concatenate([self._of_points(logs), (logs - EXPECTED) / SPREAD])
+        return np.concatenate([self._of_points(logs), (logs - self.rig.prior.expected) / self.rig.prior.spread])
 
     def jacobian(self, logs: Array) -> Array:
         """Return the residuals' derivatives."""
         key = logs.tobytes()
         if key not in self._slopes:
-            slopes = np.array([slopes_of(self.rig, point, logs) for point in self.points])
+            slopes = self._linear(logs) + self._differenced(logs)
             self._slopes[key] = np.nan_to_num(self._mask()[:, :, None] * slopes / np.array(SIGMA)[:, None])
-        return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / SPREAD)])
+        return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / self.rig.prior.spread)])
 
     def seen(self, logs: Array) -> Array:
         """Return what the points would show; shape (points, 3)."""
+        return self._trials(logs)[0]
+
+    def _trials(self, logs: Array) -> tuple[Array, Array]:
+        """Return what the points show, and its derivatives by the step factors: one simulation gives both."""
         key = logs.tobytes()
         if key not in self._seen:
-            self._seen[key] = np.array([observe(self.rig, point, logs) for point in self.points])
+            trials = (_Trial(self.rig, point, logs, keep_steps=True) for point in self.points)
+            pairs = [(trial.logs(), trial.slopes()) for trial in trials]
+            self._seen[key] = np.array([logs for logs, _ in pairs]), np.array([slopes for _, slopes in pairs])
         return self._seen[key]
+
+    def _linear(self, logs: Array) -> Array:
+        slopes = self._trials(logs)[1]
+        return np.concatenate([slopes, np.zeros((*slopes.shape[:2], len(PARAMETERS) - STEP_COUNT))], axis=2)
+
+    def _differenced(self, logs: Array) -> Array:
+        """Return the derivatives that take simulations of their own; the latest while nothing has moved far."""
+        if self._latest is None or np.any(np.abs(logs - self._latest[0]) > MOVED_RATIO * self.rig.prior.spread):
+            seen = self.seen(logs)
+            rows = [differences_of(self.rig, point, logs, here) for point, here in zip(self.points, seen, strict=True)]
+            self._latest = logs.copy(), np.array(rows)
+        return self._latest[1]
 
     def misfit(self, logs: Array) -> float:
         """Return the mean squared residual of the points, large ones damped."""
@@ -211,29 +267,41 @@ class _Trial:
 
     def __post_init__(self) -> None:
         """Run it."""
-        point, generator = self.point, self.rig.generator
-        closed = point.load == "concurrency"
-        loop = ClosedLoop(
-            point.concurrency,
-            always(point.isl, point.osl),
-            generator.rounds * point.concurrency if closed else point.concurrency,
-            1 if closed else 0,
-            first_id=0,
-            window_s=generator.window_s if closed else 0.0,
-            staggered=generator.start == "staggered",
-        )
+        served = self.point.load in SERVED
         self.server = VirtualServer(
             Batcher(
                 self._settings(),
                 Calibrated(self.rig.source, factors_of(self.parameters, self.rig.waves)),
             ),
-            Users(loop),
-            host_of(self.parameters) if closed else Host(),
+            self._traffic(),
+            host_of(self.parameters) if served else Host(),
             keep_steps=self.keep_steps,
         )
         self.ended = [
             ended for ended in self.server.run() if ended.outcome == "ok" and ended.sent.turn.phase == "measure"
         ]
+
+    def _traffic(self) -> Traffic:
+        point, generator = self.point, self.rig.generator
+        if point.load == "request_rate":
+            contents, lengths = Contents(), always(point.isl, point.osl)
+            sent = (
+                contents.sent(turn_of(lengths(number), number, "measure"), at_s)
+                for number, at_s in enumerate(_arrivals_s(point))
+            )
+            return Arrivals(sent)
+        closed = point.load == "concurrency"
+        return Users(
+            ClosedLoop(
+                point.concurrency,
+                always(point.isl, point.osl),
+                generator.rounds * point.concurrency if closed else point.concurrency,
+                1 if closed else 0,
+                first_id=0,
+                window_s=min(WINDOW_S, generator.window_s) if closed else 0.0,
+                staggered=generator.start == "staggered",
+            )
+        )
 
     def times(self) -> tuple[Array, Array, Array]:
         """Return when the measured requests were sent, and when their first and last tokens left."""
@@ -261,6 +329,8 @@ class _Trial:
         weights = np.exp(self.parameters[:STEP_COUNT])
         gaps = max(1, self.point.osl - 1)
         of_cycle = (waiting + decoding) / cycle_s if self.point.load != "max_load" else features[-1] / ends_s[-1]
+        if self.point.load == "request_rate":
+            of_cycle = np.zeros_like(of_cycle)
         return np.asarray(weights * np.array([-of_cycle, decoding / gaps / max(itl_s, 1e-12), waiting / ttft_s]))
 
     def _figures(self) -> tuple[tuple[float, float, float], float]:
@@ -269,6 +339,9 @@ class _Trial:
         point = self.point
         ttft_s = float((first - sent).mean())
         itl_s = float((last - first).mean()) / max(1, point.osl - 1)
+        if point.load == "request_rate":
+            cycle_s = 1 / point.rate_per_s
+            return (point.rate_per_s * point.osl, max(itl_s, 1e-12), ttft_s), cycle_s
         if point.load == "max_load":
             cycle_s = float(last.max() - sent.min())
         else:
@@ -314,15 +387,29 @@ class _Trial:
 def slopes_of(rig: FitContext, point: Point, logs: Array) -> Array:
     """Return the derivatives of a point's logarithms by those of all parameters; shape (3, P)."""
     trial = _Trial(rig, point, logs, keep_steps=True)
-    slopes = np.zeros((3, len(PARAMETERS)))
-    slopes[:, :STEP_COUNT] = trial.slopes()
-    here = trial.logs()
+    slopes = np.concatenate([trial.slopes(), np.zeros((3, len(PARAMETERS) - STEP_COUNT))], axis=1)
+    return slopes + differences_of(rig, point, logs, trial.logs())
+
+
+def differences_of(rig: FitContext, point: Point, logs: Array, here: Array) -> Array:
+    """Return what only another simulation tells of the derivatives, the rest 0; shape (3, P)."""
+    found = np.zeros((3, len(PARAMETERS)))
     for place, parameter in enumerate(PARAMETERS):
-        if not parameter.step and _matters(rig, point, parameter):
+        if parameter.name == "latency_s" and point.load in SERVED:
+            found[:, place] = _by_latency(point, math.exp(logs[place]), here)
+        elif not parameter.step and _matters(rig, point, parameter):
             moved = logs.copy()
             moved[place] += DIFFERENCE
-            slopes[:, place] = (observe(rig, point, moved) - here) / DIFFERENCE
-    return slopes
+            found[:, place] = (observe(rig, point, moved) - here) / DIFFERENCE
+    return found
+
+
+def _by_latency(point: Point, latency_s: float, here: Array) -> Array:
+    """Return how a point's logarithms move with that of a latency: each request waits so much longer, and no other."""
+    tokens_per_s, itl_s, ttft_s = np.exp(here)
+    cycle_s = point.concurrency * point.osl / tokens_per_s
+    of_cycle = 0.0 if point.load == "request_rate" else latency_s / cycle_s
+    return np.array([-of_cycle, 0.0 * itl_s, latency_s / ttft_s])
 
 
 def _matters(rig: FitContext, point: Point, parameter: Parameter) -> bool:
@@ -330,7 +417,15 @@ def _matters(rig: FitContext, point: Point, parameter: Parameter) -> bool:
     if parameter.name == "usable_kv_ratio":
         asked = point.concurrency * (point.isl + point.osl)
         return point.load != "static_batch" and asked > POOL_TOUCHED_RATIO * rig.kv_tokens
-    return point.load == "concurrency"
+    return point.load in SERVED
+
+
+def _arrivals_s(point: Point) -> Array:
+    """Return when the requests of an open loop are sent: as they were, or Poisson at the stated rate."""
+    if point.arrivals_s:
+        return np.array(point.arrivals_s)
+    drawn = np.cumsum(np.random.default_rng(OPEN_SEED).exponential(1 / point.rate_per_s, OPEN_REQUESTS))
+    return np.asarray(drawn * OPEN_REQUESTS / point.rate_per_s / drawn[-1])
 
 
 def _features_of(step_time: Calibrated, step: Iteration) -> list[float]:
@@ -346,5 +441,5 @@ def _features_of(step_time: Calibrated, step: Iteration) -> list[float]:
     return (
         [repeats * value for value in linear]
         + [kv_s]
-        + [repeats * value for value in (parts.attention_s, 1.0, sequences)]
+        + [repeats * value for value in (parts.attention_s, 1.0, sequences, shape.prefill_sequences)]
     )

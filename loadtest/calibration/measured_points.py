@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,8 +15,9 @@ from engines.spec import gpu_named
 from loadtest.metrics import LevelSummary, summarize
 from loadtest.results import RUN_NAME, read_records, read_run, read_samples
 
-Load = Literal["concurrency", "static_batch", "max_load"]
-LOADS: tuple[Load, ...] = ("concurrency", "static_batch", "max_load")
+Load = Literal["concurrency", "request_rate", "static_batch", "max_load"]
+LOADS: tuple[Load, ...] = ("concurrency", "request_rate", "static_batch", "max_load")
+SERVED: tuple[Load, ...] = ("concurrency", "request_rate")  # through a server; the others are the engine alone
 _NEEDED = ("isl", "osl")
 _MS = 1e-3
 
@@ -24,10 +26,12 @@ class Point(NamedTuple):
     """Means of one measured level; None: not measured, or not of this load.
 
     Attributes:
-        load: `concurrency`: a closed loop of so many users; `static_batch`: so many requests at once, once, engine
-            only; `max_load`: many more requests than fit, all at once, engine only.
-        concurrency: Users, or the batch; 0 for `max_load`.
+        load: `concurrency`: a closed loop of so many users; `request_rate`: an open loop; `static_batch`: so many
+            requests at once, once, engine only; `max_load`: many more requests than fit, all at once, engine only.
+        concurrency: Users, or the batch; 0 for `max_load` and `request_rate`.
         where: File and line, or run and level.
+        rate_per_s: Requests a second of an open loop; 0 for the others.
+        arrivals_s: When its requests were sent, where that is known; empty: Poisson arrivals are drawn.
     """
 
     where: str
@@ -38,6 +42,8 @@ class Point(NamedTuple):
     tokens_per_s: float | None
     itl_s: float | None
     ttft_s: float | None
+    rate_per_s: float = 0.0
+    arrivals_s: tuple[float, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -46,8 +52,9 @@ class Point(NamedTuple):
 
     @property
     def logs(self) -> tuple[float, float, float]:
-        """Natural logarithms of tokens/s, ITL, TTFT; nan where there is none."""
-        values = (self.tokens_per_s, self.itl_s, self.ttft_s)
+        """Natural logarithms of tokens/s, ITL, TTFT; nan where there is none, or the load alone decides it."""
+        tokens_per_s = None if self.load == "request_rate" else self.tokens_per_s
+        values = (tokens_per_s, self.itl_s, self.ttft_s)
         return tuple(math.nan if value is None else math.log(value) for value in values)  # type: ignore[return-value]
 
 
@@ -60,48 +67,54 @@ class Deployment(NamedTuple):
     tensor_parallel: int = 1
 
 
-def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], int]:
-    """Return the points of a CSV table or of a run folder, and how many rows were of another deployment.
+def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[str]]:
+    """Return the points of a CSV table or of a run folder, and why others were left out, with how many each.
 
     Raises:
         MissingError: There is no such file.
         UserError: A column or a number is missing or wrong, or the run measured nothing.
     """
     if path.is_dir():
-        return _points_of_run(path), 0
+        return _points_of_run(path)
     if not path.is_file():
-        raise MissingError(f"{path}: no such file", hint="a CSV of measured points, or the folder of a run")
+        raise MissingError(f"{path}: no such file", hint="give a CSV of measured points or a run folder")
     with text_file(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         missing = [name for name in _NEEDED if name not in (rows.fieldnames or ())]
         if missing:
             raise UserError(
                 f"{path}: no column '{missing[0]}'",
-                hint="columns: concurrency_or_batch, isl, osl, ttft_ms, itl_ms, throughput_out_tok_s",
+                hint="columns: concurrency_or_batch or rate_per_s, isl, osl, ttft_ms, itl_ms, throughput_out_tok_s",
             )
-        points, others = [], 0
+        points: list[Point] = []
+        others: Counter[str] = Counter()
         try:
             for line, row in enumerate(rows, start=2):
-                if _is_of(row, wanted):
+                why = _why_left_out(row, wanted)
+                if why is None:
                     points.append(_point_of_row(row, f"{path.name}:{line}"))
                 else:
-                    others += 1
+                    others[why] += 1
         except csv.Error as error:
             raise UserError(f"{path}: line {rows.line_num}: not CSV: {error}") from error
     return points, others
 
 
-def _is_of(row: dict[str, str], wanted: Deployment) -> bool:
-    """Whether a row is of a deployment, as far as it says; names are compared without their dressing."""
-    if row.get("load_kind") and row["load_kind"] not in LOADS:
-        return False
-    if row.get("tp") and row["tp"] != str(wanted.tensor_parallel):
-        return False
-    if row.get("precision") and row["precision"].lower() != wanted.precision:
-        return False
-    if row.get("gpu") and _gpu_name(row["gpu"]) != wanted.gpu:
-        return False
-    return not row.get("model") or _bare(row["model"]) == _bare(wanted.model)
+def _why_left_out(row: dict[str, str], wanted: Deployment) -> str | None:
+    """Return why a row is of no use for a deployment, as far as it says; names are compared without their dressing."""
+    checks = (
+        ("load_kind", lambda text: text in LOADS, "load that cannot be simulated: "),
+        ("tp", lambda text: text == str(wanted.tensor_parallel), "tensor parallel "),
+        ("precision", lambda text: text.lower() == wanted.precision, "precision "),
+        ("gpu", lambda text: _gpu_name(text) == wanted.gpu, "GPU "),
+        ("model", lambda text: _bare(text) == _bare(wanted.model), "model "),
+        ("notes", lambda text: "SUSPECT" not in text, "suspect by its own notes: "),
+    )
+    for name, is_fine, what in checks:
+        text = row.get(name) or ""
+        if text and not is_fine(text):
+            return what + text
+    return None
 
 
 def _gpu_name(text: str) -> str:
@@ -116,10 +129,15 @@ def _bare(model: str) -> str:
 
 
 def _point_of_row(row: dict[str, str], where: str) -> Point:
-    load = row.get("load_kind") or "concurrency"
+    rate = _rate(row, where)
+    load = row.get("load_kind") or ("concurrency" if rate is None else "request_rate")
     concurrency = _number(row, "concurrency_or_batch", where)
-    if concurrency is None and load != "max_load":
-        raise UserError(f"{where}: no concurrency_or_batch", hint="users of the closed loop, or the static batch")
+    if load == "request_rate" and rate is None:
+        raise UserError(f"{where}: no rate_per_s", hint="requests a second of the open loop")
+    if concurrency is None and load not in {"max_load", "request_rate"}:
+        raise UserError(
+            f"{where}: no concurrency_or_batch", hint="give the users of the closed loop, or the static batch size"
+        )
     lengths = [_number(row, name, where) for name in _NEEDED]
     if None in lengths:
         raise UserError(f"{where}: no isl or no osl", hint="both are needed")
@@ -133,7 +151,14 @@ def _point_of_row(row: dict[str, str], where: str) -> Point:
         tokens_per_s=_number(row, "throughput_out_tok_s", where),
         itl_s=None if itl is None else itl * _MS,
         ttft_s=None if ttft is None else ttft * _MS,
+        rate_per_s=rate or 0.0,
     )
+
+
+def _rate(row: dict[str, str], where: str) -> float | None:
+    """Return the requests a second that a row says it was offered, in a column or among its notes."""
+    found = re.search(r"offered_qps=([0-9.]+)", row.get("notes") or "")
+    return _number(row, "rate_per_s", where) or (float(found[1]) if found else None)
 
 
 def _number(row: dict[str, str], name: str, where: str) -> float | None:
@@ -145,40 +170,46 @@ def _number(row: dict[str, str], name: str, where: str) -> float | None:
     except ValueError:
         value = math.nan
     if not value > 0 or math.isinf(value):
-        raise UserError(f"{where}: {name} is '{text}'", hint="a number above 0, or nothing")
+        raise UserError(f"{where}: {name} is '{text}'", hint="expected a number above 0, or an empty cell")
     return value
 
 
-def _points_of_run(folder: Path) -> list[Point]:
+def _points_of_run(folder: Path) -> tuple[list[Point], Counter[str]]:
     run = read_run(folder)
     if run.kind == "predicted":
-        raise UserError(f"{folder / RUN_NAME}: a predicted run is no measurement", hint="a run of run-load")
+        raise UserError(f"{folder / RUN_NAME}: the run is predicted, not measured", hint="give a run of run-load")
     if not run.scenario.is_uniform:
         raise UserError(
-            f"{folder / RUN_NAME}: its requests differ in length, or find what is cached: no one point stands for them",
-            hint="calibrate on runs of one length each, as run-load --isl 1024 --osl 128 makes them",
+            f"{folder / RUN_NAME}: its requests differ in length or hit the prefix cache, so no point represents them",
+            hint="calibrate on runs with fixed lengths, for example run-load --isl 1024 --osl 128",
         )
-    summary = summarize(run, read_records(folder), read_samples(folder))
-    points = [
-        _point_of_level(level, level.concurrency, f"{folder.name}: level {index}")
-        for index, level in enumerate(summary.levels)
-        if level.concurrency is not None
-    ]
+    records = list(read_records(folder))
+    points: list[Point] = []
+    others: Counter[str] = Counter()
+    for index, level in enumerate(summarize(run, records, read_samples(folder)).levels):
+        where = f"{folder.name}: level {index}"
+        if level.itl_s is None or level.ttft_s is None:
+            others["a level without a reply"] += 1
+        elif level.concurrency is not None:
+            points.append(_point_of_level(level, where))
+        else:
+            sent_s = sorted(record.sent_s for record in records if record.level == index)
+            arrivals = tuple(at_s - sent_s[0] for at_s in sent_s)
+            points.append(_point_of_level(level, where)._replace(arrivals_s=arrivals))
     if not points:
-        raise UserError(
-            f"{folder}: no level of a closed loop was measured", hint="run-load writes what can be read here"
-        )
-    return points
+        raise UserError(f"{folder}: no level has a reply", hint="give a closed-loop run of run-load")
+    return points, others
 
 
-def _point_of_level(level: LevelSummary, concurrency: int, where: str) -> Point:
+def _point_of_level(level: LevelSummary, where: str) -> Point:
     return Point(
         where=where,
-        load="concurrency",
+        load="request_rate" if level.concurrency is None else "concurrency",
         isl=level.isl,
         osl=level.osl,
-        concurrency=concurrency,
+        concurrency=level.concurrency or 0,
         tokens_per_s=level.output_tokens_per_s,
         itl_s=None if level.itl_s is None else level.itl_s.mean,
         ttft_s=None if level.ttft_s is None else level.ttft_s.mean,
+        rate_per_s=level.rate_per_s or 0.0,
     )

@@ -2,19 +2,24 @@
 
 from loadtest.capacity.parallel import ResultCache, workers_of
 from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, SearchOptions, make_capacity
+from loadtest.capacity.recalibrate import CALIBRATION_NAME, recalibrate, with_calibration
 from loadtest.capacity.verify import verify
-from loadtest.capacity.what_if import COMPARED_NAME, Compared, compared, what_if
+from loadtest.capacity.what_if import COMPARED_NAME, Compared, WhatIf, compared, what_if
 
 __all__ = [
+    "CALIBRATION_NAME",
     "COMPARED_NAME",
     "PLAN_NAME",
     "CapacityPlan",
     "Compared",
     "ResultCache",
     "SearchOptions",
+    "WhatIf",
     "compared",
     "make_capacity",
+    "recalibrate",
     "verify",
     "what_if",
+    "with_calibration",
     "workers_of",
 ]

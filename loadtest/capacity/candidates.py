@@ -79,7 +79,7 @@ def candidates_of(demand: Demand, folder: Path, shape: LengthProfile, *, made_by
     found += [_built(folder / path, shape, known) for path in choices.engines]
     found += [_measured(folder, run) for run in choices.runs]
     if not found:
-        raise UserError("candidates: none are asked for", hint="planned: true, or name engines or runs")
+        raise UserError("candidates: none requested", hint="set planned: true, or name engines or runs")
     return found
 
 
@@ -261,7 +261,7 @@ def _with_calibration(candidate: Candidate, known: list[_Known]) -> Candidate:
 def _measured(folder: Path, run: MeasuredRun) -> Candidate:
     path = folder / run.path
     if not (path / RUN_NAME).is_file():
-        raise MissingError(f"{path}: not a run folder: no {RUN_NAME} in it", hint="run-load makes them")
+        raise MissingError(f"{path}: not a run folder: no {RUN_NAME} in it", hint="give a run folder of run-load")
     gpu = gpu_named(run.gpu).name
     return Candidate(
         name=f"{_name(gpu, run.precision, run.tensor_parallel)} ({path.name})",

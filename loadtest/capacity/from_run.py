@@ -80,7 +80,7 @@ def _refusal(summary: Summary, shape: LengthProfile) -> str | None:
 
 def _tried(level: LevelSummary, demand: Demand, replicas: int) -> RateProbe:
     if level.requests_per_s is None:
-        raise UserError("a level of the run has no rate: it measured nothing")
+        raise UserError("a level of the run has no rate: it measured no request")
     verdicts = verdicts_in(demand.scopes, level)
     return RateProbe(
         rate_per_s=(level.rate_per_s or level.requests_per_s) / replicas,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -145,14 +146,16 @@ def do(
     if found:
         progress(f"{len(found)} of {len(tasks)} found in {kept.folder}")
     open_places = [place for place in range(len(tasks)) if place not in found]
-    done = len(found)
+    done, begin_s = len(found), time.monotonic()
     for place, result in workers.run(work.function, [(place, tasks[place]) for place in open_places]):
         found[place] = result
         done += 1
         path = paths[place]
         if path is not None:
             write_json(path, result)
-        progress(f"{done} of {len(tasks)}: {work.name(tasks[place])}")
+        left_s = (time.monotonic() - begin_s) * (len(tasks) - done) / (done - len(tasks) + len(open_places))
+        left = f", about {left_s:.0f} s left" if done < len(tasks) else ""
+        progress(f"{done} of {len(tasks)}{left}: {work.name(tasks[place])}")
     return [found[place] for place in range(len(tasks))]
 
 
@@ -161,7 +164,7 @@ def _on_ray(function: Callable[[TaskT], FoundT], tasks: Sequence[tuple[int, Task
     try:
         import ray  # noqa: PLC0415 (optional, and slow to import)
     except ImportError as error:
-        raise MissingError("--ray: Ray is not installed", hint="pip install ray, or leave --ray out") from error
+        raise MissingError("--ray: Ray is not installed", hint="pip install ray, or omit --ray") from error
     mine = not ray.is_initialized()
     if mine:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)

@@ -58,8 +58,10 @@ CONTENDERS = 2  # rows that are looked into beyond their search
 SWEEP = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1)  # loads of a replica, of what it is promised to carry
 BOUND_MARGIN = 1.3  # a simulation brings at most so many times what the closed form of a full batch says
 NEAR_RATIO = 0.6  # of the requests that reservations leave room for: below it they keep nobody waiting
+_ROUNDING = 1e-9  # as dear is as dear, whatever a multiplication made of it
 MARGIN = 0.95  # a fleet may take a replica less than one replica alone points to
 SIZED_AT_ONCE = 2
+SMALL_USE = 0.1  # of what the closed form of a full batch carries
 QUEUE_DOUBLINGS = 4  # of a queue's limit that refuses what could have been served in time
 
 PLAN_NAME = "capacity.json"
@@ -201,7 +203,7 @@ def make_capacity(
         folder: Where the demand's relative paths begin.
         is_brief: Only the rows and the recommendation are wanted.
     """
-    seen = search(demand, folder, head, means, today=today)
+    seen, means = search(demand, folder, head, means, today=today)
     if not is_brief:
         means.first_table(seen.rows)
     best = _sized_best(seen, means)
@@ -233,8 +235,10 @@ def make_capacity(
     return plan.model_copy(update={"sentence": sentence_of(demand, seen.market, best, lost), "rows": seen.rows})
 
 
-def search(demand: Demand, folder: Path, head: Document, means: SearchOptions, *, today: date) -> Searched:
-    """Find what a replica of every candidate carries, as far as it may win.
+def search(
+    demand: Demand, folder: Path, head: Document, means: SearchOptions, *, today: date
+) -> tuple[Searched, SearchOptions]:
+    """Find what a replica of every candidate carries, as far as it may win, and return how to do the rest of the work.
 
     Args:
         folder: Where the demand's relative paths begin.
@@ -246,8 +250,17 @@ def search(demand: Demand, folder: Path, head: Document, means: SearchOptions, *
     seen = Searched(demand, folder, curve, shape, market, [], [])
     seen.add([measured_most(each, demand, shape) for each in candidates if each.run is not None])
     seen.add([(each, None) for each in candidates if each.run is None and each.refused is not None])
-    _search_all(seen, [each for each in candidates if each.run is None and each.refused is None], means)
-    return seen
+    open_ones = [each for each in candidates if each.run is None and each.refused is None]
+    if any(_is_small(seen, each) for each in open_ones):
+        means = means._replace(workers=Workers(1))  # done before other processes would have started
+    _search_all(seen, open_ones, means)
+    return seen, means
+
+
+def _is_small(seen: Searched, candidate: Candidate) -> bool:
+    """Whether one replica holds the whole demand and is hardly used by it."""
+    bench = LoadBench(seen.task(candidate, seen.demand))
+    return seen.enough_per_s <= SMALL_USE * bench.bound_per_s / candidate.interval.slow.step
 
 
 def _search_all(seen: Searched, candidates: Sequence[Candidate], means: SearchOptions) -> None:
@@ -272,8 +285,8 @@ def _reservations_bind(seen: Searched, candidate: Candidate) -> bool:
     assert manifest is not None
     name = candidate.name.removesuffix(EVICTING)
     known = next((found for each, found in seen.found if each.name == name), None)
-    if known is None:
-        return False
+    if known is None:  # not searched yet
+        return True
     reserved = min(seen.shape.mean_isl + seen.shape.max_tokens, manifest.limits.max_seq_len)
     slots = manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block / reserved
     return max((each.in_flight for each in known.tried), default=0.0) > NEAR_RATIO * slots
@@ -297,7 +310,7 @@ def _least_per_s(seen: Searched, candidate: Candidate) -> float | None:
         return None
     each_usd = price.usd_per_gpu_h * HOURS_PER_MONTH * candidate.tensor_parallel
     needed = 0
-    while total_for(needed + 1, seen.demand.availability) * each_usd < best.usd_per_month:
+    while total_for(needed + 1, seen.demand.availability) * each_usd < best.usd_per_month * (1 - _ROUNDING):
         needed += 1
     if needed == 0:
         return seen.enough_per_s  # not even one is cheaper, whatever it carries
@@ -478,7 +491,8 @@ def _sweep_look(name: str, task: Task, rates_per_s: tuple[float, ...]) -> Candid
 
 def _sweep_of(seen: Searched, each: Contender) -> CandidateTask:
     assert each.row.rate_per_s is not None
-    rates = tuple(each.row.rate_per_s * share for share in SWEEP)
+    is_open = each.row.found is not None and each.row.found.promised.above_per_s is not None
+    rates = tuple(each.row.rate_per_s * share for share in (SWEEP if is_open else SWEEP[-2:]))
     return _sweep_look(f"{each.row.name}, sweep", seen.task(each.candidate, seen.demand), rates)
 
 

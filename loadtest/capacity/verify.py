@@ -64,10 +64,13 @@ def verify(plan_path: Path, run: Path, *, made_by: MadeBy) -> Verification:
     """
     plan = read_json(plan_path, CapacityPlan)
     if plan.recommended is None or plan.operating_per_s is None:
-        raise UserError(f"{plan_path}: nothing was recommended, so there is nothing to verify")
+        raise UserError(f"{plan_path}: the plan recommends nothing, so there is nothing to verify")
     manifest = read_run(run)
     if manifest.kind == "predicted":
-        raise UserError(f"{run}: a prediction verifies no plan", hint="run-load with the plan's verify.yaml")
+        raise UserError(
+            f"{run}: the run is predicted, and a prediction cannot verify a plan",
+            hint="run-load with the plan's verify.yaml",
+        )
     summary = summarize(manifest, read_records(run), read_samples(run), objectives=plan.demand.objectives)
     level = _level(summary, plan.operating_per_s, run)
     missed = tuple(each.objective for each in verdicts_in(plan.demand.scopes, level) if not each.met)

@@ -1,9 +1,10 @@
-"""From a command's flags to the scenario they ask for."""
+"""From a command's flags to what they ask for: a scenario, and the server it is run against."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from engines.errors import UserError
 from engines.files import validate
@@ -11,32 +12,66 @@ from loadtest.results import load_text
 from loadtest.scenario import Scenario, lasting, read_scenario
 from loadtest.traffic import ConversationSampler, plans_of
 
+if TYPE_CHECKING:
+    from loadtest.run import TargetOptions
 
-def scenario_of(flags: dict[str, Any]) -> Scenario:
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """The load that a command line asks for, as typed; None where a flag was not given, or the command has none."""
+
+    scenario_name: str | None = None
+    model: str | None = None
+    concurrency: str | None = None
+    rate: str | None = None
+    duration: float | None = None
+    isl: str | None = None
+    osl: str | None = None
+    requests: int | None = None
+    prompts: str | None = None
+    seed: int | None = None
+    keep_going: bool = False
+
+
+def load_options(flags: dict[str, Any]) -> LoadOptions:
+    """Return what a command's flags say of the load."""
+    return LoadOptions(**{each.name: flags[each.name] for each in fields(LoadOptions) if each.name in flags})
+
+
+def target_options(flags: dict[str, Any]) -> TargetOptions:
+    """Return what a command's flags say of the server."""
+    from loadtest.run import TargetOptions
+
+    return TargetOptions(**{each.name: flags[each.name] for each in fields(TargetOptions)})
+
+
+def scenario_of(asked: LoadOptions) -> Scenario:
     """Return a named scenario, or the default one, with flags laid over it.
 
     Raises:
         UserError: As `read_scenario` and `validate`; or a flag that would change nothing.
     """
-    base = read_scenario(flags["scenario_name"]) if flags["scenario_name"] else Scenario()
+    base = read_scenario(asked.scenario_name) if asked.scenario_name else Scenario()
     values = base.model_dump()
-    values.update(_load(flags, base))
+    values.update(_load(asked, base))
     for key in ("model", "requests", "prompts", "seed"):
-        if flags[key] is not None:
-            values[key] = flags[key]
-    if flags.get("keep_going"):
+        if getattr(asked, key) is not None:
+            values[key] = getattr(asked, key)
+    if asked.keep_going:
         values["unreachable_s"] = values["level_timeout_s"]
-    lengths = {key: flags[key] for key in ("isl", "osl") if flags[key] is not None}
-    own = {"lengths": next(iter(lengths), None), "prompts": "prompts" if flags["prompts"] is not None else None}
+    lengths = {key: said for key, said in (("isl", asked.isl), ("osl", asked.osl)) if said is not None}
+    own = {"lengths": next(iter(lengths), None), "prompts": "prompts" if asked.prompts is not None else None}
     for what, flag in own.items():
         if flag is not None and any(getattr(each, what) for each in base.classes):
             raise UserError(
-                f"--{flag}: scenario {base.name} has classes with {what} of their own", hint="change them in its file"
+                f"--{flag}: scenario {base.name} has classes with their own {what}", hint=("edit the scenario's file")
             )
     values["lengths"].update(lengths)
     scenario = validate(values, Scenario, where="flags")
-    if flags["requests"] is not None and scenario.is_open:
-        raise UserError("--requests: an open loop sends for a time, not by number", hint="--duration SECONDS")
+    if asked.requests is not None and scenario.is_open:
+        raise UserError(
+            "--requests does not apply to an open loop, which sends for a duration", hint="--duration SECONDS"
+        )
     return scenario
 
 
@@ -59,13 +94,15 @@ def outlook(scenario: Scenario) -> Iterator[str]:
         yield said
 
 
-def _load(flags: dict[str, Any], base: Scenario) -> dict[str, Any]:
+def _load(asked: LoadOptions, base: Scenario) -> dict[str, Any]:
     """Return what flags say of users, rates and time; one kind of load takes the place of another."""
-    users, rates, duration_s = flags["concurrency"], flags.get("rate"), flags.get("duration")
+    users, rates, duration_s = asked.concurrency, asked.rate, asked.duration
     if users is not None and rates is not None:
-        raise UserError("--concurrency and --rate: a loop is closed or open", hint="leave out one of them")
+        raise UserError(
+            "--concurrency and --rate exclude each other: a loop is either closed or open", hint="omit one of them"
+        )
     if duration_s is not None and not duration_s > 0:
-        raise UserError(f"--duration {duration_s:g}: a number above 0 is expected")
+        raise UserError(f"--duration {duration_s:g}: expected a number above 0")
     found: dict[str, Any] = {}
     if users is not None:
         found = {"concurrency": _counts(users), "rate_per_s": None, "arrivals": None}
@@ -74,7 +111,9 @@ def _load(flags: dict[str, Any], base: Scenario) -> dict[str, Any]:
     if duration_s is None:
         return found
     if users is not None or not (base.is_open or rates is not None):
-        raise UserError("--duration: users of a closed loop send by number, not by time", hint="--requests N")
+        raise UserError(
+            "--duration does not apply to a closed loop, which sends a number of requests", hint="--requests N"
+        )
     if rates is None and base.arrivals is not None:
         return {**found, "arrivals": lasting(base.arrivals, duration_s).model_dump()}
     return {**found, "duration_s": duration_s}
@@ -86,7 +125,7 @@ def _counts(text: str) -> tuple[int, ...]:
     except ValueError:
         counts = ()
     if not counts or min(counts) < 1:
-        raise UserError(f"--concurrency {text}: whole numbers from 1 up are expected", hint="--concurrency 1,4,16")
+        raise UserError(f"--concurrency {text}: expected whole numbers of at least 1", hint="--concurrency 1,4,16")
     return counts
 
 
@@ -96,5 +135,5 @@ def _rates(text: str) -> tuple[float, ...]:
     except ValueError:
         rates = ()
     if not rates or not min(rates) > 0:
-        raise UserError(f"--rate {text}: numbers above 0 are expected", hint="--rate 1,2.5,5")
+        raise UserError(f"--rate {text}: expected numbers above 0", hint="--rate 1,2.5,5")
     return rates

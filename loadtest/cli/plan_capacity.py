@@ -11,21 +11,22 @@ from engines.console import Command, common_flags, writing_flags
 
 OUT = Path("artifacts/capacity")
 GROUPS = {
-    "What to ask": ("--what-if", "--verify", "--plan"),
-    "How to search": ("--workers", "--ray", "--fresh"),
-    "Where to": ("--out", "--force", "--dry-run"),
+    "What to do": ("--what-if", "--verify", "--plan", "--calibrate-from"),
+    "Search": ("--workers", "--ray", "--fresh"),
+    "Output": ("--out", "--force", "--dry-run"),
 }
 
 
-HELP = """Plan a deployment: precision, GPU, limits, replicas and cost for a traffic at its objectives.
+HELP = """Plan a deployment: precision, GPU, limits, replicas and cost for a given traffic and its objectives.
 
 \b
-  plan-capacity demand.yaml                         the plan, its table, its page
-  plan-capacity demand.yaml --what-if traffic*=2    and what twice the traffic would take
-  plan-capacity --verify RUN --plan capacity.json   did it hold on the real deployment?
+  plan-capacity demand.yaml                         plan, table and page
+  plan-capacity demand.yaml --what-if traffic*=2    and the plan for twice the traffic
+  plan-capacity --verify RUN --plan capacity.json   check the plan against a run
+  plan-capacity --verify RUN --plan capacity.json --calibrate-from RUN2   check, calibrate and plan again
 
 \b
-Exit status: 0 done; 1 could not; 2 asked wrongly; 3 the demand is not possible, or the plan did not hold.
+Exit status: 0: done; 1: failed; 2: usage error; 3: no possible plan, or the plan missed an objective.
 """
 
 
@@ -38,13 +39,33 @@ Exit status: 0 done; 1 could not; 2 asked wrongly; 3 the demand is not possible,
     "changes",
     multiple=True,
     metavar="KEY=VALUE|KEY*=RATIO",
-    help="Plan again with this changed, side by side: precision=int8_sq, gpu=a100-sxm-80gb, osl*=1.5, traffic*=2, ...",
+    help=(
+        "Also plan with a changed demand and compare: precision=int8_sq, gpu=a100-sxm-80gb, osl*=1.5, traffic*=2, ..."
+    ),
 )
-@click.option("--verify", "run", type=click.Path(path_type=Path), help="Run folder of the plan's verify.yaml.")
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="capacity.json that --verify is held to.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes to search in; default: one for each core.")
-@click.option("--ray", "on_ray", is_flag=True, help="Search on Ray: RAY_ADDRESS's cluster, or a local one.")
-@click.option("--fresh", is_flag=True, help="Neither read nor keep results of single searches.")
+@click.option(
+    "--verify",
+    "run",
+    type=click.Path(path_type=Path),
+    help="Check the plan against this run folder of its verify.yaml.",
+)
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    help="The plan, capacity.json, for --verify and --calibrate-from.",
+)
+@click.option(
+    "--calibrate-from",
+    "calibration_runs",
+    multiple=True,
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Run folder of the plan's calibrate.yaml: calibrate the recommended engine from it and plan again.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Number of search processes. Default: one per core.")
+@click.option("--ray", "on_ray", is_flag=True, help="Search on Ray: on the cluster at RAY_ADDRESS, or locally.")
+@click.option("--fresh", is_flag=True, help="Do not use the cache of search results.")
 @writing_flags
 @common_flags
 def plan_capacity(**flags: Any) -> None:

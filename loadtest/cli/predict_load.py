@@ -12,50 +12,75 @@ from engines.console import Command, common_flags
 
 @click.command("predict-load", cls=Command)
 @click.argument("engine_dir", required=False, type=click.Path(path_type=Path))
-@click.option("--model", "model_name", help="A known model, where no engine is given.")
-@click.option("--gpu", help="A known GPU, where no engine is given.")
-@click.option("--precision", help="Number format, where no engine is given.")
-@click.option("--tp", type=int, help="Tensor parallel size, where no engine is given.")
-@click.option("--max-batch-size", type=int, help="Sequences in one iteration, where no engine is given.")
+@click.option("--model", "model_name", help="A known model, if no engine folder is given.")
+@click.option("--gpu", help="A known GPU, if no engine folder is given.")
+@click.option("--precision", help="Precision, if no engine folder is given.")
+@click.option("--tp", type=int, help="Tensor parallel size, if no engine folder is given.")
+@click.option("--max-batch-size", type=int, help="Maximum sequences in one iteration, if no engine folder is given.")
 @click.option(
     "--engine-profile",
     metavar="NAME",
-    help="What is expected above the kernels: trtllm-1.x-triton, trtllm-serve, vllm-v1, ...; the engine's own choice.",
+    help=(
+        "Engine profile, the expected overhead above the kernels: trtllm-1.x-triton, trtllm-serve, "
+        "vllm-v1, ... Default: the engine's."
+    ),
 )
 @click.option(
     "--step-time",
     type=click.Choice(["roofline", "silicon"]),
-    help="Data sheets, or tables of measured kernels; default: what held-out rows favour, or the engine's own choice.",
+    help=(
+        "Source of step times: data sheets (roofline) or measured kernels (silicon). Default: the "
+        "engine's choice, or the one with the lower held-out error."
+    ),
 )
-@click.option("--calibration", type=click.Path(path_type=Path), help="calibration.json of calibrate-engine.")
-@click.option("--max-num-tokens", type=int, help="Tokens in one iteration, where no engine is given.")
-@click.option("--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, as above.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="calibration.json from calibrate-engine.")
+@click.option("--max-num-tokens", type=int, help="Maximum tokens in one iteration, if no engine folder is given.")
 @click.option(
-    "--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario that comes with the package, or a YAML file."
+    "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, if no engine folder is given."
 )
-@click.option("--concurrency", metavar="N,N,...", help="Users at each level.")
-@click.option("--static-batch", is_flag=True, help="--concurrency is a batch: all at once, once, the bare engine.")
-@click.option("--rate", metavar="R,R,...", help="Requests a second at each level instead: Poisson arrivals.")
+@click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario of the library, or a YAML file.")
+@click.option("--concurrency", metavar="N,N,...", help="Concurrency of each level: users of a closed loop.")
 @click.option(
-    "--duration", type=float, help="Seconds that an open loop sends for; its shape shrinks with it, its rates stay."
+    "--static-batch",
+    is_flag=True,
+    help="Treat --concurrency as one static batch on the bare engine: all requests start at once.",
 )
-@click.option("--isl", help="Prompt length in tokens: a number, or as in 'lognormal(mean=1024, cv=0.8)'.")
-@click.option("--osl", help="Reply length in tokens, likewise.")
-@click.option("--requests", type=int, help="Requests measured at each level.")
-@click.option("--prompts", metavar="SOURCE", help="A file of prompts whose own lengths are wanted.")
 @click.option(
-    "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, to count them; default: the engine's own."
+    "--at-once", is_flag=True, help="Treat --concurrency as a queue: send that many requests at once, one time."
 )
-@click.option("--seed", type=int, help="Seed of arrivals and lengths.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write the run to, for report-load.")
-@click.option("--force", is_flag=True, help="Replace what --out already holds.")
+@click.option(
+    "--rate", metavar="R,R,...", help="Request rate of each level, per second: an open loop with Poisson arrivals."
+)
+@click.option(
+    "--duration",
+    type=float,
+    help=(
+        "Seconds during which an open loop sends requests. A rate profile is compressed to fit; its "
+        "rates do not change."
+    ),
+)
+@click.option(
+    "--isl", help="Prompt length in tokens: a number or a distribution such as 'lognormal(mean=1024, cv=0.8)'."
+)
+@click.option("--osl", help="Reply length in tokens: a number or a distribution.")
+@click.option("--requests", type=int, help="Measured requests per level.")
+@click.option("--prompts", metavar="SOURCE", help="File of prompts whose lengths to use.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="tokenizer.json to count the prompts' tokens. Default: the engine's tokenizer.",
+)
+@click.option("--seed", type=int, help="Seed for arrivals and lengths.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the predicted run, for report-load.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
 @common_flags
 def predict_load(**flags: Any) -> None:
-    """Predict what run-load would show, on a virtual clock: the same batcher, no server, no client.
+    """Predict the results of run-load on a virtual clock: the same batcher, without server and client.
 
     Takes an engine folder, or a model, a GPU and a precision. Without --calibration, step times are uncalibrated and
-    everything above the engine is left out: see docs/measurements.md for how far off that is. With it, the means carry
-    intervals, and a closed loop sends as the calibration's load generator did. --out keeps what run-load would have.
+    overheads above the engine are not included; docs/measurements.md shows the resulting error. With it, means have
+    prediction intervals, and a closed loop sends as the calibration's load generator did. --out writes a run folder
+    like run-load's.
     """
     from loadtest.cli.actions.predict_load import run
 

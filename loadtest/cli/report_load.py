@@ -26,25 +26,35 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.argument("runs", metavar="[RUN_DIR]...", nargs=-1, type=_FOLDER)
 @click.option(
-    "--compare", nargs=2, type=_FOLDER, metavar="BASELINE CANDIDATE", help="Two runs side by side, instead of a report."
+    "--compare",
+    nargs=2,
+    type=_FOLDER,
+    metavar="BASELINE CANDIDATE",
+    help="Compare two runs side by side instead of writing a report.",
 )
-@click.option("--across-kinds", is_flag=True, help="Compare runs of different kinds, as predicted against emulated.")
+@click.option(
+    "--across-kinds", is_flag=True, help="Allow runs of different kinds, for example predicted against emulated."
+)
 @click.option(
     "--max-regression",
     type=click.FloatRange(min=0),
     metavar="RATIO",
-    help="With --compare: end with status 3 where a figure is surely worse, by more than this (0.05 is 5 %).",
+    help=(
+        "With --compare: exit with status 3 if a figure is significantly worse, by more than this ratio (0.05 is 5 %)."
+    ),
 )
-@click.option("--gate", type=click.Path(path_type=Path), help="YAML of objectives; status 3 where one is missed.")
-@click.option("--junit", type=click.Path(path_type=Path), help="File to write the verdicts to, as JUnit XML.")
-@click.option("--no-exports", is_flag=True, help="Write no CSV, Parquet and AIPerf JSON.")
+@click.option(
+    "--gate", type=click.Path(path_type=Path), help="YAML file with objectives. Exit with status 3 if one is missed."
+)
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the results as JUnit XML to this file.")
+@click.option("--no-exports", is_flag=True, help="Do not write CSV, Parquet and AIPerf JSON.")
 @writing_flags
 @common_flags
 def report_load(**flags: Any) -> None:
-    """Turn run folders into figures: summary.json, charts, exports, and one page that needs nothing else.
+    """Evaluate run folders: summary.json, charts, exports, and a self-contained HTML page.
 
-    Several runs share a report only if they are of one kind: measured, emulated or predicted; of one scenario, they
-    show the spread between runs. --compare sets two runs side by side. --gate and --max-regression answer yes or no.
+    Several runs share a report only if all are measured, all emulated or all predicted. Runs of one scenario show the
+    spread between runs. --compare shows two runs side by side. --gate and --max-regression pass or fail a run.
     """
     from loadtest.cli.actions.report_load import run
 

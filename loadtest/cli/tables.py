@@ -34,7 +34,7 @@ def show_summary(summary: Summary) -> None:
         table.add_row(*run, *_cells(level))
     table_console().print(table)
     if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.felt_ttft_s) if found):
-        progress("figures with a question mark are more than a sample of that size can tell")
+        progress("a question mark marks a percentile for which the sample is too small")
     for doubt in summary.doubts:
         progress(f"not valid: {doubt.code}: {doubt.text}")
 
@@ -78,7 +78,7 @@ def show_verdicts(summary: Summary, scenario: Scenario) -> None:
 
 
 def _found(verdict: Verdict) -> str:
-    return f"{'unknown' if verdict.found is None else f'{verdict.found:.3g}'}, promised {verdict.limit:g}"
+    return f"{'unknown' if verdict.found is None else f'{verdict.found:.3g}'}, limit {verdict.limit:g}"
 
 
 def show_intervals(summary: Summary) -> None:
@@ -88,7 +88,7 @@ def show_intervals(summary: Summary) -> None:
     found = [(level, level.intervals) for level in summary.levels if level.intervals]
     if not found:
         return
-    table = Table(title="means, and where nine of ten deployments like the calibrated one lie", title_justify="left")
+    table = Table(title="means with 90 % prediction intervals for deployments like this one", title_justify="left")
     for name in ("load", "tokens/s", "ITL, ms", "TTFT, ms"):
         table.add_column(name, justify="right")
     for level, intervals in found:
@@ -112,7 +112,7 @@ def show_knee(found: KneeFound) -> None:
     for name in (found.unit, "verdict", "requests", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
         table.add_column(name, justify="left" if name == "verdict" else "right")
     for each in found.tried:
-        verdict = "kept" if each.met else "missed " + ", ".join(each.missed)
+        verdict = "met" if each.met else "missed " + ", ".join(each.missed)
         doubt = " (not certain)" if each.open else ""
         level = each.level
         cells = (_batch(level), *_percentiles(level.itl_s), *_percentiles(level.ttft_s))
@@ -120,7 +120,7 @@ def show_knee(found: KneeFound) -> None:
     table_console().print(table)
     if found.load is not None:
         above = "the highest tried" if found.above is None else f"{found.above:.4g} misses {', '.join(found.binding)}"
-        show(f"knee: {found.load:.4g} {found.unit} keep every objective; {above} ({found.label})")
+        show(f"knee: {found.load:.4g} {found.unit} meet every objective; {above} ({found.label})")
 
 
 def show_calibration(found: Calibration) -> None:

@@ -30,27 +30,38 @@ _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
         "--url",
         default="http://127.0.0.1:8000",
         show_default=True,
-        help="The server: http[s]://HOST:PORT, or grpc[s]://.",
+        help="Server URL: http[s]://HOST:PORT or grpc[s]://HOST:PORT.",
     ),
     click.option(
         "--protocol",
         type=click.Choice(PROTOCOLS),
-        default="triton-http",
-        show_default=True,
-        help="Triton's generate_stream or gRPC streaming; OpenAI's chat or text completions.",
+        help="Protocol: Triton's generate_stream or gRPC; OpenAI's chat or text completions. Default: detected.",
     ),
     click.option(
-        "--model", help="tensorrt_llm (tokens; the default), ensemble, tensorrt_llm_bls; any of an OpenAI server."
+        "--model",
+        help=(
+            "Model: tensorrt_llm (token ids; the default), ensemble or tensorrt_llm_bls on Triton; any on "
+            "an OpenAI server."
+        ),
     ),
-    click.option("--api-key-env", default=OPENAI_KEY, show_default=True, help="Environment variable of an OpenAI key."),
     click.option(
-        "--ca-file", type=click.Path(path_type=Path), help="Certificates to trust, for https:// and grpcs://."
+        "--api-key-env", default=OPENAI_KEY, show_default=True, help="Environment variable that contains the API key."
     ),
-    click.option("--insecure", is_flag=True, help="Do not look at the server's certificate."),
-    click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json; default: the server's own."),
+    click.option(
+        "--ca-file",
+        type=click.Path(path_type=Path),
+        help="PEM file of certificates to trust, for https:// and grpcs://.",
+    ),
+    click.option("--insecure", is_flag=True, help="Do not verify the server's certificate."),
+    click.option(
+        "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json. Default: the server's tokenizer."
+    ),
     click.option(
         "--metrics-url",
         multiple=True,
-        help="Page of metrics, of the server or a GPU exporter; may be given again; default: the port beside --url.",
+        help=(
+            "Metrics page of the server or of a GPU exporter; may be repeated. Default: the metrics port on "
+            "the host of --url."
+        ),
     ),
 )

@@ -1,16 +1,22 @@
-"""TODO."""
+"""How requests are sent: connections, HTTP, TLS, time stamps; imports `traffic`, `results` and `scenario`."""
 
 from loadtest.client.connection import Connection, Readings, ServerConnections, UnreachableError
+from loadtest.client.discovery import default_model, discover_protocol, served_models
 from loadtest.client.endpoint import OPENAI_KEY, Endpoint, endpoint_of
+from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.client.server_info import server_facts
 
 __all__ = [
+    "ENGINE_MODEL",
     "OPENAI_KEY",
     "Connection",
     "Endpoint",
     "Readings",
     "ServerConnections",
     "UnreachableError",
+    "default_model",
+    "discover_protocol",
     "endpoint_of",
+    "served_models",
     "server_facts",
 ]

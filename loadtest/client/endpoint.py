@@ -78,13 +78,16 @@ def endpoint_of(
     try:
         port = parts.port
     except ValueError as error:
-        raise UserError(f"--url {url}: {error}", hint="http://HOST:PORT is expected") from error
+        raise UserError(f"--url {url}: {error}", hint="expected http://HOST:PORT") from error
     if parts.username is not None:
-        raise UserError("--url: names and passwords in it are not sent", hint="--api-key-env names a key's variable")
+        raise UserError(
+            "--url: user names and passwords in URLs are not supported",
+            hint="pass a key in an environment variable, named by --api-key-env",
+        )
     if parts.scheme not in _SCHEMES or not parts.hostname:
-        raise UserError(f"--url {url}: http://HOST:PORT is expected", hint="https:// and grpcs:// for TLS")
+        raise UserError(f"--url {url}: http://HOST:PORT is expected", hint="use https:// or grpcs:// for TLS")
     if ca_file is not None and not ca_file.is_file():
-        raise UserError(f"--ca-file {ca_file}: no such file", hint="a PEM file of certificates")
+        raise UserError(f"--ca-file {ca_file}: no such file", hint="give a PEM file of certificates")
     tls = _SCHEMES[parts.scheme]
     return Endpoint(
         host=parts.hostname,

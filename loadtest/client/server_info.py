@@ -20,8 +20,8 @@ from loadtest.results import ServerFacts
 ANSWER_WITHIN_S = 5.0
 ANSWER_LIMIT_BYTES = 1 << 22
 ENGINE_KIND = "X-Engine-Kind"
-_NO_MODEL = "serve-repo serves a repository that has it"
-_HTTP_ASKS_IT = "--protocol triton-http does"
+_NO_MODEL = "serve a repository that contains it with serve-repo"
+_HTTP_ASKS_IT = "use --protocol triton-http"
 _Said = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
 
 
@@ -43,13 +43,14 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
     read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
     metadata, config, preprocessing = read(endpoint, model)
     parameters = _parameters(config)
-    engine = parameters if model == ENGINE_MODEL else _parameters(read(endpoint, ENGINE_MODEL)[1])
+    engine = parameters if model == ENGINE_MODEL else _engine_parameters(endpoint)
     emulated = engine.get("emulated") == "true"
     inputs = {each.get("name") for each in config.get("input", ())}
     llm_api = model == ENGINE_MODEL and "text_input" in inputs
     if llm_api and endpoint.protocol != "triton-http":
         raise UserError(
-            f"{url}: its {ENGINE_MODEL} is the LLM API's, which {endpoint.protocol} does not ask", hint=_HTTP_ASKS_IT
+            f"{url}: its {ENGINE_MODEL} is the LLM API's model, which {endpoint.protocol} does not support",
+            hint=_HTTP_ASKS_IT,
         )
     facts = ServerFacts(
         url=url,
@@ -66,6 +67,15 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
     return facts, named.get("tokenizer_dir")
 
 
+def _engine_parameters(endpoint: Endpoint) -> dict[str, str]:
+    """Return the parameters of the TensorRT-LLM engine behind a server's other models; none where it has no engine."""
+    read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
+    try:
+        return _parameters(read(endpoint, ENGINE_MODEL)[1])
+    except MissingError:  # another backend's server, whose model was just found
+        return {}
+
+
 def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> ServerFacts:
     """Return what the list of models says; a server that is emulated says so in a header (`ENGINE_KIND`)."""
     base = endpoint.base_path if endpoint.base_path.endswith("/v1") else endpoint.base_path + "/v1"
@@ -79,12 +89,14 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
         error.close()
         if error.code == HTTPStatus.NOT_FOUND:  # some gateways list no models
             return _measured(endpoint, url, model)
-        hint = f"is the key in ${endpoint.api_key_env}?" if error.code in {401, 403} else "is --url right?"
+        hint = f"check the key in ${endpoint.api_key_env}" if error.code in {401, 403} else "check --url"
         raise MissingError(f"{url}: GET {base}/models answered {error.code}", hint=hint) from error
     except (OSError, http.client.HTTPException) as error:
         raise _no_server(endpoint, "OpenAI", error) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise MissingError(f"{url}: {base}/models is no list of models", hint="is this an OpenAI server?") from error
+        raise MissingError(
+            f"{url}: {base}/models is not a list of models", hint="check that this is an OpenAI-compatible server"
+        ) from error
     if model not in names:
         raise MissingError(f"{url}: no model '{model}'", hint=f"--model: one of {', '.join(sorted(names)[:8])}")
     emulated, time_scale = engine_kind(kind)
@@ -115,7 +127,9 @@ def engine_kind(header: str) -> tuple[bool, float]:
     except ValueError:
         time_scale = 0.0
     if kind.strip() != "emulated" or name.strip() not in {"", "time-scale"} or time_scale <= 0:
-        raise UserError(f"the server's {ENGINE_KIND} says '{header[:80]}'", hint="emulated; time-scale=4 is expected")
+        raise UserError(
+            f"the server's {ENGINE_KIND} says '{header[:80]}'", hint="expected a header such as emulated; time-scale=4"
+        )
     return True, time_scale
 
 
@@ -140,7 +154,7 @@ def _get_json(endpoint: Endpoint, path: str) -> dict[str, Any]:
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise _no_server(endpoint, "Triton", error) from error
     if not isinstance(said, dict):
-        raise _no_server(endpoint, "Triton", ValueError(f"{path} is no JSON object"))
+        raise _no_server(endpoint, "Triton", ValueError(f"{path} is not JSON object"))
     return said
 
 
@@ -206,12 +220,12 @@ def _connected(endpoint: Endpoint) -> socket.socket:
 def _no_server(endpoint: Endpoint, kind: str, error: Exception) -> MissingError:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return MissingError(
-            f"{endpoint.authority}: its certificate is not trusted: {error}",
-            hint="--ca-file CERTIFICATES trusts its issuer; --insecure does not look",
+            f"{endpoint.authority}: the certificate is not trusted: {error}",
+            hint="trust its issuer with --ca-file, or skip verification with --insecure",
         )
     return MissingError(
         f"no {kind} server answers at {endpoint.authority}: {str(error) or type(error).__name__}",
-        hint="is it started (serve-repo), and are --url and --protocol its own?",
+        hint="check that the server is running, and check --url and --protocol",
     )
 
 

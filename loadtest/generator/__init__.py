@@ -1,4 +1,4 @@
-"""TODO."""
+"""The processes that send a load: sender, journals, progress; imports `client`, `metrics`, `traffic` and below."""
 
 from loadtest.generator.journal import add_lost
 from loadtest.generator.plan import ENOUGH, GeneratorPlan

@@ -22,7 +22,7 @@ from loadtest.traffic import LevelPlan
 
 LOOK_EVERY_S = 1.0
 INTERRUPTED = "interrupted"
-CRASHED = "the load generator made a mistake"
+CRASHED = "internal error in the load generator"
 
 
 class CommandReader:
@@ -71,20 +71,18 @@ def level_of(plan: LevelPlan, shares: Iterable[Mapping[str, Any]]) -> Level:
     """Return a level as its shares were: from the first begin to the last end, as late as the latest generator."""
     shares = list(shares)
     begin_s = min(share["begin_s"] for share in shares)
-    return Level(
-        concurrency=plan.concurrency,
-        rate_per_s=plan.rate_per_s,
-        begun=plan.begun,
-        failed_rows=plan.failed_rows,
-        isl=plan.isl,
-        osl=plan.osl,
+    clocks = {share.get("clock", "reader") for share in shares}
+    level = plan.played(
         begin_s=begin_s,
         measure_s=max(share.get("measure_s", begin_s) for share in shares),
         end_s=max(share.get("end_s", begin_s) for share in shares),
         complete=all(share.get("complete", False) for share in shares),
-        generator_late_p99_s=max(share.get("generator_late_p99_s", 0.0) for share in shares),
-        away_s=max(share.get("away_s", 0.0) for share in shares),
-        read_late_p99_s=max(share.get("read_late_p99_s", 0.0) for share in shares),
-        sufficed=any(share.get("sufficed", False) for share in shares),
-        clock=clocks.pop() if len(clocks := {share.get("clock", "reader") for share in shares}) == 1 else "mixed",
+    )
+    worst = {
+        name: max(share.get(name, 0.0) for share in shares)
+        for name in ("generator_late_p99_s", "away_s", "read_late_p99_s")
+    }
+    sufficed = any(share.get("sufficed", False) for share in shares)
+    return level.model_copy(
+        update=worst | {"sufficed": sufficed, "clock": clocks.pop() if len(clocks) == 1 else "mixed"}
     )

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The highest load that meets the objectives: bisection with a sequential test; imports `run`, `simulate` and below."""
 
 from loadtest.knee.bisection import Knee, Probe, find_knee
 from loadtest.knee.search import UNITS, KneeFound, KneeSearch, Range, Span, driving, predicting, search

@@ -222,8 +222,8 @@ def at_load(scenario: Scenario, axis: Axis, load: float, *, requests: int, lone_
     if process is not None:
         if not isinstance(process, Constant | Poisson | Gamma):
             raise UserError(
-                f"arrivals: a {process.process} has no one rate to search for",
-                hint="constant, poisson or gamma arrivals; or --by concurrency",
+                f"arrivals: a {process.process} has no constant mean rate to search over",
+                hint="use constant, poisson or gamma arrivals, or --by concurrency",
             )
         changed = process.model_copy(update={"rate_per_s": load, "duration_s": duration_s})
         update |= {"arrivals": changed, "rate_per_s": None}
@@ -236,7 +236,9 @@ def _lone_e2e_s(scenario: Scenario, player: ProbeRunner) -> tuple[float, ProbeRu
     seen = player.play(alone, lambda *_: False)
     found = seen.level().e2e_s
     if found is None:
-        raise UserError("not one lone request succeeded", hint="run-load with --concurrency 1 shows why")
+        raise UserError(
+            "no single request succeeded on the idle server", hint="find the cause with run-load --concurrency 1"
+        )
     return found.p50, seen
 
 

@@ -1,7 +1,7 @@
-"""TODO."""
+"""From records to TTFT, ITL, throughput, confidence intervals and objectives; imports `results` and `scenario`."""
 
 from loadtest.metrics.latency import Counted, counted, felt, latencies_of, request_latencies, resampler_of
-from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds
+from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds, summary_of_runs
 from loadtest.metrics.repeats import repeats_of
 from loadtest.metrics.slo_results import Knee, class_alone, knee_of, scopes_of, verdicts_in, verdicts_of
 from loadtest.metrics.summarize import Interval, LevelSummary, Spread, Summary, kept_of, settles, summarize
@@ -41,6 +41,7 @@ __all__ = [
     "scopes_of",
     "settles",
     "summarize",
+    "summary_of_runs",
     "verdicts_in",
     "verdicts_of",
 ]

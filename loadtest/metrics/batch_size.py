@@ -62,7 +62,7 @@ class Samples(NamedTuple):
 
     def _pages(self, quantity: Gauge, window: Window) -> list[Bools]:
         page = self.page[self._known(quantity, window)]
-        return [page == each for each in np.unique(page)]
+        return [page == each for each in sorted(set(page.tolist()))]
 
 
 def samples_of(samples: Sequence[Sample]) -> Samples:
@@ -97,7 +97,7 @@ def server_batch(samples: Samples, window: Window) -> BatchSpread | None:
     mean = samples.mean("decoding", window)
     if mean is None:
         return None
-    p50, p95 = (float(value) for value in np.percentile(found, [50, 95]))
+    p50, p95 = bootstrap.quantiles_of_sorted(np.sort(found), [0.50, 0.95])
     return BatchSpread(mean=mean, p50=p50, p95=p95, max=float(found.max()))
 
 
@@ -116,7 +116,7 @@ def client_batch(window: Window, columns: Columns) -> BatchSpread | None:
         return None
     starts = np.sort(np.clip(columns.first_s[streaming], window.begin_s, window.end_s))
     ends = np.sort(np.clip(columns.last_s[streaming], window.begin_s, window.end_s))
-    edges = np.unique(np.concatenate([[window.begin_s, window.end_s], starts, ends]))
+    edges = _distinct(np.concatenate([[window.begin_s, window.end_s], starts, ends]))
     counts = np.searchsorted(starts, edges[:-1], side="right") - np.searchsorted(ends, edges[:-1], side="right")
     lasted = np.diff(edges)
     return BatchSpread(
@@ -190,7 +190,7 @@ def _bins(largest: float) -> Floats:
         return own
     count = 1 + int(np.log((largest + 0.5) / own[-1]) / np.log(BIN_RATIO))
     wider = (largest + 0.5) / BIN_RATIO ** np.arange(count)
-    return np.unique(np.concatenate([own, wider]))
+    return _distinct(np.concatenate([own, wider]))
 
 
 def _points_of_gaps(batches: Floats, gaps: Weighted) -> list[BatchPoint]:
@@ -221,7 +221,7 @@ def _steps(window: Window, samples: Samples, time_scale: float) -> tuple[Floats,
         return None
     spent = samples.values["emulated_step_s"] if told else samples.t_s
     found = []
-    for page in np.unique(samples.page):
+    for page in sorted(set(samples.page.tolist())):
         here = np.flatnonzero((samples.page == page) & (samples.t_s >= window.begin_s) & (samples.t_s <= window.end_s))
         here = here[np.isfinite(counter[here]) & np.isfinite(decoding[here])]
         found += _steps_of_page(counter[here], decoding[here], spent[here] / time_scale)
@@ -253,7 +253,7 @@ def _steps_of_page(counter: Floats, decoding: Floats, spent_s: Floats) -> list[t
 def _points_of_steps(batches: Floats, steps: Floats, each_s: Floats) -> list[BatchPoint]:
     place = np.digitize(batches, _bins(float(batches.max())))
     points = []
-    for bin_ in np.unique(place):
+    for bin_ in sorted(set(place.tolist())):
         here = place == bin_
         weight = steps[here]
         points.append(
@@ -277,6 +277,13 @@ def _disagreement(reconstructed: list[BatchPoint], server: list[BatchPoint]) -> 
     means = np.interp([point.batch for point in shared], known, [point.mean_s for point in reconstructed])
     off = [abs(mean - point.mean_s) / point.mean_s for mean, point in zip(means, shared, strict=True)]
     return float(np.average(off, weights=[point.count for point in shared]))
+
+
+def _distinct(values: Floats) -> Floats:
+    """Return values by size, each once; `np.unique` would import masked arrays, 0.05 s."""
+    ordered = np.sort(values)
+    found: Floats = ordered[np.concatenate([[True], np.diff(ordered) > 0])]
+    return found
 
 
 def _weighted_percentile(values: Ints | Floats, weights: Floats, share: float) -> float:

@@ -77,6 +77,28 @@ def load_runs(folders: Sequence[Path]) -> list[LoadedRun]:
     return [_load(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
 
 
+def summary_of_runs(folders: Sequence[Path]) -> Summary:
+    """Return the figures of runs of one kind without confidence intervals, as a run's end shows them.
+
+    Errors as `load_runs`.
+    """
+    runs = load_runs(folders)
+    first, *others = parts = [run.summary(confidence=False) for run in runs]
+    named = [
+        doubt.model_copy(update={"text": f"{run.name}: {doubt.text}"}) if others else doubt
+        for run, part in zip(runs, parts, strict=True)
+        for doubt in part.doubts
+    ]
+    return first.model_copy(
+        update={
+            "valid": not named,
+            "doubts": named,
+            "runs": [facts for part in parts for facts in part.runs],
+            "levels": [level for part in parts for level in part.levels],
+        }
+    )
+
+
 def refuse_mixed_kinds(runs: Sequence[LoadedRun], *, hint: str) -> None:
     """Refuse runs of several kinds.
 
@@ -90,14 +112,15 @@ def refuse_mixed_kinds(runs: Sequence[LoadedRun], *, hint: str) -> None:
 
 def _refuse_unusable(folders: Sequence[Path]) -> None:
     if not folders:
-        raise UserError("no run folder given", hint="report-load RUN_DIR...")
+        raise UserError("no run folder was given", hint="report-load RUN_DIR...")
     for folder in folders:
         if not (folder / RUN_NAME).is_file():
             raise UserError(
-                f"{folder}: not a run folder: no {RUN_NAME} in it", hint="run-load and predict-load --out make them"
+                f"{folder}: not a run folder: no {RUN_NAME} in it",
+                hint=("give the output folder of run-load or predict-load --out"),
             )
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("the same run is given twice")
+        raise UserError("the same run was given twice")
 
 
 def _load(folder: Path, name: str) -> LoadedRun:

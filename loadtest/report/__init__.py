@@ -1,4 +1,4 @@
-"""TODO."""
+"""Summaries, charts, pages, comparisons, gates and exports; imports `metrics` and below."""
 
 from loadtest.report.comparison import COMPARISON_PAGE, compare, write_comparison
 from loadtest.report.comparison_page import changed_name, changed_value

@@ -89,15 +89,15 @@ def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool
     base, new = load_runs([baseline, candidate])
     if base.manifest.kind != new.manifest.kind and not across_kinds:
         raise UserError(
-            f"{baseline} is {base.manifest.kind}, {candidate} is {new.manifest.kind}: figures of different kinds",
-            hint="--across-kinds compares them, each column marked with its kind",
+            f"{baseline} is {base.manifest.kind}, {candidate} is {new.manifest.kind}: runs of different kinds",
+            hint="compare them with --across-kinds, which labels each column with its kind",
         )
     summaries = [run.summary(confidence=False) for run in (base, new)]
     pairs, unmatched = _pairs(summaries[0], summaries[1], _key_of(base, new))
     if not pairs:
         raise UserError(
             f"{baseline} and {candidate} have no level in common: {', '.join(unmatched)}",
-            hint="a level is the same where load, prompt and reply lengths are",
+            hint="levels match if load, prompt length and reply length are equal",
         )
     levels = [_level((base, new), (summaries[0], summaries[1]), pair) for pair in pairs]
     return Comparison(

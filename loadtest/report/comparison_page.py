@@ -60,7 +60,7 @@ def _issues(comparison: Comparison) -> list[str]:
     issues = [f"{role}: {text}" for role, side in sides for text in side.doubts]
     if comparison.across_kinds:
         kinds = f"{comparison.baseline.kind} against {comparison.candidate.kind}"
-        issues.append(f"{kinds}: the runs are of different kinds, so a difference may come from the kind.")
+        issues.append(f"{kinds}: the runs are of different kinds, and a difference may come from that.")
     return issues
 
 

@@ -15,11 +15,11 @@ Outcome = Literal["better", "worse", "same", "unclear", "unknown"]
 class Change(Strict):
     """One figure of one level, baseline against candidate; durations in engine seconds."""
 
-    figure: Annotated[str, Field(description="As in `itl_s p99` or `output_tokens_per_s`.")]
-    better: Annotated[Literal["lower", "higher"], Field(description="Which way is better.")]
+    figure: Annotated[str, Field(description="For example `itl_s p99` or `output_tokens_per_s`.")]
+    better: Annotated[Literal["lower", "higher"], Field(description="Which direction is better.")]
     baseline: Annotated[float | None, Field(description="The baseline's value.")]
     candidate: Annotated[float | None, Field(description="The candidate's value.")]
-    change_ratio: Annotated[float | None, Field(description="Candidate over baseline, less one.")]
+    change_ratio: Annotated[float | None, Field(description="Relative change: candidate / baseline - 1.")]
     low: Annotated[float | None, Field(description="Lower end of its 95 % confidence interval.")]
     high: Annotated[float | None, Field(description="Upper end.")]
     outcome: Annotated[
@@ -29,17 +29,17 @@ class Change(Strict):
             "`unclear`: it holds no change and more. `unknown`: a sample too small for an interval."
         ),
     ]
-    words: Annotated[str, Field(description="The same in a sentence.")]
+    words: Annotated[str, Field(description="The change in words.")]
 
 
 class LevelChanges(Strict):
     """One level that both runs have."""
 
     load: Annotated[str, Field(description="The load in words.")]
-    isl: Annotated[int, Field(description="Prompt length asked for, tokens.")]
-    osl: Annotated[int, Field(description="Reply length asked for, tokens.")]
+    isl: Annotated[int, Field(description="Requested prompt length, in tokens.")]
+    osl: Annotated[int, Field(description="Requested reply length, in tokens.")]
     requests: Annotated[tuple[int, int], Field(description="Measured requests of baseline and candidate.")]
-    errors: Annotated[tuple[int, int], Field(description="Failed ones of each.")]
+    errors: Annotated[tuple[int, int], Field(description="Failed requests of each.")]
     changes: Annotated[list[Change], Field(description="Each figure.")]
 
 
@@ -48,16 +48,16 @@ class Side(Strict):
 
     name: Annotated[str, Field(description="The run's folder.")]
     kind: Annotated[Kind, Field(description="measured, emulated or predicted.")]
-    label: Annotated[str, Field(description="What its figures are marked with.")]
+    label: Annotated[str, Field(description="Label of its figures.")]
     engine: Annotated[str, Field(description="Engine or model.")]
-    valid: Annotated[bool, Field(description="Whether there is no doubt about it.")]
-    doubts: Annotated[tuple[str, ...], Field(description="The doubts.")] = ()
+    valid: Annotated[bool, Field(description="Whether all its validity checks passed.")]
+    doubts: Annotated[tuple[str, ...], Field(description="Its validity issues.")] = ()
 
 
 class Difference(Strict):
     """Something else that differs between the runs."""
 
-    key: Annotated[str, Field(description="As in `scenario.requests`.")]
+    key: Annotated[str, Field(description="For example `scenario.requests`.")]
     baseline: Annotated[str, Field(description="The baseline's.")]
     candidate: Annotated[str, Field(description="The candidate's.")]
 
@@ -65,12 +65,12 @@ class Difference(Strict):
 class Comparison(Document):
     """`comparison.json`."""
 
-    baseline: Annotated[Side, Field(description="What is compared with.")]
-    candidate: Annotated[Side, Field(description="What is compared.")]
-    levels: Annotated[list[LevelChanges], Field(description="Levels that both have.")]
-    unmatched: Annotated[tuple[str, ...], Field(description="Levels that only one of them has.")] = ()
-    differences: Annotated[tuple[Difference, ...], Field(description="What else differs.")] = ()
-    verdict: Annotated[str, Field(description="All of it in a sentence.")]
+    baseline: Annotated[Side, Field(description="The baseline run.")]
+    candidate: Annotated[Side, Field(description="The candidate run.")]
+    levels: Annotated[list[LevelChanges], Field(description="Levels that both runs have.")]
+    unmatched: Annotated[tuple[str, ...], Field(description="Levels that only one run has.")] = ()
+    differences: Annotated[tuple[Difference, ...], Field(description="Other differences.")] = ()
+    verdict: Annotated[str, Field(description="Summary in one sentence.")]
 
     @property
     def across_kinds(self) -> bool:

@@ -32,7 +32,7 @@ class Gate(Objectives):
     def _classes_without_goodput(self) -> Self:
         for name, promised in self.classes.items():
             if promised.goodput is not None:  # a class's goodput is counted by the scenario's limits, not by these
-                raise ValueError(f"classes.{name}.goodput: goodput is of all requests here; state it above")
+                raise ValueError(f"classes.{name}.goodput: goodput covers all requests here; state it at the top level")
         return self
 
     @property
@@ -65,9 +65,9 @@ def cases_of(summary: Summary, gate: Gate) -> list[Case]:
     unknown = [load for load in loads if all(level.offered != load for level in summary.levels)]
     if unknown:
         known = ", ".join(level.load for level in summary.levels)
-        raise UserError(f"no level of load {unknown[0]:g}", hint=f"loads of the run: {known}")
+        raise UserError(f"no level has load {unknown[0]:g}", hint=f"the run's loads: {known}")
     doubts = "; ".join(doubt.text for doubt in summary.doubts)
-    cases = [Case("run", "valid", summary.valid, doubts or "no limit of trust was passed")]
+    cases = [Case("run", "valid", summary.valid, doubts or "all validity checks passed")]
     for level in summary.levels:
         if level.offered in loads:
             cases += [_case(level, verdict) for verdict in verdicts_of(gate.objectives, level)]
@@ -81,7 +81,9 @@ def _class_cases(level: LevelSummary, name: str, promised: Objectives) -> list[C
     found_class = next((each for each in level.classes if each.name == name), None)
     if found_class is None:
         known = ", ".join(each.name for each in level.classes) or "none"
-        return [Case(f"load {level.load}, class {name}", "requests", False, f"none was sent; classes: {known}")]
+        return [
+            Case(f"load {level.load}, class {name}", "requests", False, f"no request of this class; classes: {known}")
+        ]
     alone = class_alone(level, found_class)
     cases = [_case(alone, verdict) for verdict in verdicts_of(promised, alone)]
     return [case._replace(group=f"{case.group}, class {name}") for case in cases]
@@ -89,7 +91,7 @@ def _class_cases(level: LevelSummary, name: str, promised: Objectives) -> list[C
 
 def _case(level: LevelSummary, verdict: Verdict) -> Case:
     run = f"{level.run}, " if level.run else ""
-    says = f"{found(verdict.objective, verdict.found)}, promised {limit(verdict.objective, verdict.limit)}"
+    says = f"{found(verdict.objective, verdict.found)}, objective: {limit(verdict.objective, verdict.limit)}"
     return Case(f"{run}load {level.load}", verdict.objective, verdict.met, says + _margin(level, verdict))
 
 
@@ -100,9 +102,9 @@ def _margin(level: LevelSummary, verdict: Verdict) -> str:
     if not isinstance(spread, Spread) or not statistic:
         return ""
     if statistic in spread.unsupported:
-        return f"; a sample of {spread.count:,} is too small to tell"
+        return f"; a sample of {spread.count:,} is too small to decide"
     low, high = (spread.ci or {}).get(statistic, (verdict.limit, verdict.limit))
-    return "; within the sample's margin of the limit" if low < verdict.limit < high else ""
+    return "; the limit is inside the confidence interval" if low < verdict.limit < high else ""
 
 
 def regressions_of(comparison: Comparison, *, allowed_ratio: float) -> list[Case]:
@@ -111,7 +113,7 @@ def regressions_of(comparison: Comparison, *, allowed_ratio: float) -> list[Case
     A figure is missed where it is worse beyond its confidence interval, and by more than `allowed_ratio`.
     """
     cases = [
-        Case(side, "valid", run.valid, "; ".join(run.doubts) or "no limit of trust was passed")
+        Case(side, "valid", run.valid, "; ".join(run.doubts) or "all validity checks passed")
         for side, run in (("baseline", comparison.baseline), ("candidate", comparison.candidate))
     ]
     for level in comparison.levels:

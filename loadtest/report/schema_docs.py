@@ -61,16 +61,19 @@ _COMMON = {
     "sha256": "SHA-256 of its bytes.",
     "command": "The command line.",
     "version": "The package's version.",
-    "code": "Which doubt: `generator-late`, `arrivals-late`, `emulator-late`, `incomplete`, `interrupted` ...",
-    "text": "What was seen, and the limit it passed.",
-    "level": "Place of the level it is about; null: the run.",
+    "code": (
+        "Code of the validity issue: `generator-late`, `arrivals-late`, `emulator-late`, `incomplete`, "
+        "`interrupted` ..."
+    ),
+    "text": "What was observed, and the limit that it exceeded.",
+    "level": "Index of the level concerned; null: the whole run.",
     "url": "Where the server was.",
-    "protocol": "How it was spoken to.",
+    "protocol": "The protocol.",
     "model": "The model requests were sent to.",
     "triton_version": "The server's version.",
     "emulated": "Whether its engine is emulated.",
-    "time_scale": "Wall seconds of one engine second.",
-    "engine": "The engine's name; null where not told.",
+    "time_scale": "Wall seconds per engine second.",
+    "engine": "The engine's name; null if not reported.",
 }
 
 

@@ -23,7 +23,7 @@ from loadtest.results.records import (
     read_run,
     read_samples,
 )
-from loadtest.results.server_metrics import MEANINGS, Gauge, Meaning, is_kept, meanings_of, parse_series
+from loadtest.results.server_metrics import MEANINGS, Gauge, Meaning, is_kept, meanings_of, parse_metrics, parse_series
 from loadtest.results.token_spans import TokenSpans, Weighted
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "is_kept",
     "load_text",
     "meanings_of",
+    "parse_metrics",
     "parse_series",
     "read_records",
     "read_run",

@@ -1,7 +1,8 @@
-"""TODO."""
+"""Running a load: processes, sampling, validity, the terminal; imports `generator`, `client` and below."""
 
 from loadtest.run.early_stop import Enough
 from loadtest.run.processes import GeneratorProcesses, join
 from loadtest.run.session import run_once
+from loadtest.run.target import TargetOptions
 
-__all__ = ["Enough", "GeneratorProcesses", "join", "run_once"]
+__all__ = ["Enough", "GeneratorProcesses", "TargetOptions", "join", "run_once"]

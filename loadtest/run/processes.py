@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from engines.errors import ToolError
+from engines.processes import signal_group
 from loadtest.generator import ENOUGH, GeneratorPlan
 
 LAST_LINES = 12
@@ -94,14 +95,7 @@ class Generators:
             _end_input(process)
         due_s = time.monotonic() + STOP_WITHIN_S
         for process in self._running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=max(0.0, due_s - time.monotonic()))
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            _end(process, due_s)
 
     def begin(self, plan: GeneratorPlan, label: str) -> None:
         """Give them their plan, and what its figures are marked with where somebody looks on."""
@@ -131,7 +125,7 @@ class Generators:
                     line, _, self._said = self._said.partition(b"\n")
                     yield json.loads(line)
                 if not selector.select(within_s):
-                    raise ToolError(f"the load generator has said nothing for {within_s:g} s")
+                    raise ToolError(f"no message from the load generator for {within_s:g} s")
                 data = os.read(stdout.fileno(), 65_536)
                 if not data:
                     break
@@ -167,7 +161,7 @@ class Generators:
             process.stdin.flush()
         except BrokenPipeError as error:
             self._require_success()
-            raise ToolError("a load generator ended before it began") from error
+            raise ToolError("a worker process exited before it started") from error
 
     def _log(self, place: int) -> Path:
         return self._folder / f"generator-{place}.log"
@@ -177,6 +171,18 @@ class Generators:
         if status != 0:
             lines = self._log(0).read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
             raise ToolError("the load generator failed", status=status, last_lines=lines)
+
+
+def _end(process: subprocess.Popen[Any], due_s: float) -> None:
+    """End a process: its input ends, which tells it; it is killed, with what it started, at a time by the clock."""
+    _end_input(process)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=max(0.0, due_s - time.monotonic()))
+    if process.poll() is None:
+        signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def _end_input(process: subprocess.Popen[Any]) -> None:
@@ -207,19 +213,15 @@ def join(host: str, port: int, *, within_s: float) -> int:
         for line in process.stdout:
             said = json.loads(line)
             if "ended" in said:
-                raise ToolError(said["ended"], hint="is run-load --master started there, and is its port open?")
+                raise ToolError(
+                    said["ended"], hint="check that run-load --master runs there and that its port is reachable"
+                )
         status = process.wait()
         if status != 0:
             raise ToolError("the worker failed", status=status)
         return status
     finally:
-        process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=STOP_WITHIN_S)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        process.stdout.close()
+        _end(process, time.monotonic() + STOP_WITHIN_S)
 
 
 def _reachable(bind: str) -> str:

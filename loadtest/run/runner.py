@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ from loadtest.run.processes import SILENT_S, STOP_WITHIN_S, Generators
 from loadtest.run.sampler import Monitor
 from loadtest.run.target import Target
 from loadtest.run.terminal import Terminal
+from loadtest.run.time_left import TimeLeft
 from loadtest.run.validity import LevelObservations, doubts_of, seen_of
 from loadtest.scenario import Scenario
-from loadtest.traffic import ConversationSampler, PromptMaker, plans_of, prepare
+from loadtest.traffic import ConversationSampler, LevelPlan, PromptMaker, plans_of, prepare
 
 UNDER_WAY_NAME = "under-way.jsonl"
 
@@ -82,6 +83,7 @@ class RunProgress:
         match said:
             case {"began": values}:
                 self.begun = Level.model_validate(values)
+                terminal.begin()
             case {"progress": values}:
                 look = Progress.model_validate(values)
                 self.now_s = look.t_s
@@ -97,7 +99,7 @@ class RunProgress:
             case {"ended": why}:
                 self.interrupted = str(why)
             case {"lingering": seconds} if seconds:
-                terminal.line(f"the run has ended; its web pages stay for {seconds:g} s")
+                terminal.line(f"the run has ended; its web pages are served for another {seconds:g} s")
 
     def end(self, now_s: float) -> None:
         """Keep a level that was under way when nothing more was heard of it."""
@@ -145,14 +147,18 @@ def _run_levels(asked: RunRequest, generators: Generators, folder: Path, termina
         interval_s = asked.scenario.sample_interval_s
         with Monitor(target.metrics_urls, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
             generators.begin(plan, target.label)
+            levels = plan.levels()
+            terminal.expect(_time_left(plan, levels))
             judge = asked.enough and EarlyStop(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
-            _follow(generators, happened, terminal, monitor, kept, limit_s=_limit_s(plan), judge=judge)
+            _follow(generators, happened, terminal, monitor, kept, limit_s=_limit_s(plan, levels), judge=judge)
     except ToolError as error:
         happened.interrupted = error.message.splitlines()[0]
         raise
     except OSError as error:
         happened.interrupted = f"{error.filename or out}: {error.strerror}"
-        raise ToolError(f"the run could not go on: {happened.interrupted}", hint="is the disk full?") from error
+        raise ToolError(
+            f"the run could not continue: {happened.interrupted}", hint="check the free disk space"
+        ) from error
     except KeyboardInterrupt as error:
         happened.interrupted = str(error) or "interrupted by the user"
         raise
@@ -191,7 +197,7 @@ def _follow(
             if happened.begun is not None and happened.now_s - happened.begun.begin_s > limit_s:
                 raise ToolError(f"a level did not end within {limit_s:g} s")
             if monitor.failed is not None:
-                raise ToolError(monitor.failed, hint="is the disk full?")
+                raise ToolError(monitor.failed, hint="check the free disk space")
             if judge is not None and "progress" in said and judge.is_satisfied():
                 judge = None
                 generators.suffice()
@@ -202,10 +208,21 @@ def _follow(
         raise
 
 
-def _limit_s(plan: GeneratorPlan) -> float:
+def _limit_s(plan: GeneratorPlan, levels: Sequence[LevelPlan]) -> float:
     """Return how long a level may take: its own limit, and what its last requests may take after that."""
-    own_s = max(level.limit_s(plan.scenario, plan.time_scale) for level in plan.levels())
+    own_s = max(level.limit_s(plan.scenario, plan.time_scale) for level in levels)
     return own_s + plan.scenario.request_timeout_s + SILENT_S
+
+
+def _time_left(plan: GeneratorPlan, levels: Sequence[LevelPlan]) -> TimeLeft:
+    return TimeLeft(
+        [
+            (None, level.arrivals[-1].at_s * plan.time_scale)
+            if level.concurrency is None
+            else (plan.scenario.requests_of(level.concurrency), None)
+            for level in levels
+        ]
+    )
 
 
 def _complete(
@@ -230,7 +247,7 @@ def _complete(
         write_json(out / RUN_NAME, run)
     except OSError as error:
         raise ToolError(
-            f"{out}: the run could not be completed: {error.strerror}", hint=f"what was recorded is in {records}"
+            f"{out}: the run could not be completed: {error.strerror}", hint=(f"the records so far are in {records}")
         ) from error
     return run, seen
 
@@ -286,13 +303,13 @@ def _require_success(out: Path, run: RunManifest, seen: dict[int, LevelObservati
     if run.interrupted is not None:
         raise ToolError(
             f"the run ended early: {run.interrupted}",
-            hint=f"what was measured is in {out}; report-load {out} shows it",
+            hint=f"report what was measured with report-load {out}",
         )
     measured = sum(level.measured for level in seen.values())
     if not any(level.good for level in seen.values()):
         errors = (level.first_error for level in seen.values() if level.first_error)
         raise MissingError(
-            f"not one of {measured} measured requests succeeded: {next(errors, 'no error was recorded')}",
+            f"none of {measured} measured requests succeeded: {next(errors, 'no error was recorded')}",
             hint=f"the records are in {out / REQUESTS_NAME}",
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 import urllib.error
@@ -12,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loadtest.client import Endpoint
-from loadtest.results import Sample, is_kept
+from loadtest.results import Sample, parse_metrics
 
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
+SERVE_METRICS = "/prometheus/metrics"  # trtllm-serve's; its /metrics is JSON
 ANSWER_WITHIN_S = 5.0
 _BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
-_SERIES = re.compile(r"^([A-Za-z_:][\w:]*(?:\{[^}]*\})?)\s+(\S+)(?:\s+-?\d+)?$")  # an exporter may add a time
 
 
 class Monitor:
@@ -80,8 +79,9 @@ class Monitor:
 def metrics_url(endpoint: Endpoint) -> str | None:
     """Return where a server's metrics are, by the usual order of ports; None where nothing answers there."""
     port = endpoint.port + METRICS_PORT_AFTER.get(endpoint.protocol, 0)
-    candidate = endpoint.model_copy(update={"port": port}).url("/metrics")
-    return candidate if read_metrics(candidate) else None
+    beside = endpoint.model_copy(update={"port": port})
+    paths = ("/metrics", *((SERVE_METRICS,) if endpoint.is_openai else ()))
+    return next((url for url in map(beside.url, paths) if read_metrics(url)), None)
 
 
 def kv_block_tokens(values: Mapping[str, float]) -> int | None:
@@ -101,13 +101,3 @@ def read_metrics(url: str) -> dict[str, float]:
             return parse_metrics(reply.read().decode("utf-8", "replace"))
     except (urllib.error.URLError, OSError, ValueError):
         return {}
-
-
-def parse_metrics(text: str) -> dict[str, float]:
-    r"""Return the kept series of a Prometheus page.
-
-    >>> parse_metrics('# HELP x y\nemulator_steps_total{model="m"} 3\nother 1\n')
-    {'emulator_steps_total{model="m"}': 3.0}
-    """
-    found = (_SERIES.match(line) for line in text.splitlines() if is_kept(line.split(" ", 1)[0]))
-    return {match[1]: float(match[2]) for match in found if match}

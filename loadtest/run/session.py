@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from engines.console import command_line
 from engines.files import made_by, source_of
@@ -15,7 +14,7 @@ from loadtest.results import RunManifest
 from loadtest.run.early_stop import Enough
 from loadtest.run.processes import GeneratorProcesses, Generators
 from loadtest.run.runner import RunRequest, run_scenario
-from loadtest.run.target import target_of
+from loadtest.run.target import TargetOptions, target_of
 from loadtest.run.terminal import Terminal
 from loadtest.scenario import Scenario, inputs_of
 
@@ -24,8 +23,10 @@ def run_once(
     command: str,
     scenario: Scenario,
     out: Path,
-    flags: dict[str, Any],
+    server: TargetOptions,
     *,
+    force: bool,
+    keep_text: bool = False,
     fleet: GeneratorProcesses | None = None,
     enough: Enough | None = None,
 ) -> RunManifest:
@@ -33,21 +34,23 @@ def run_once(
 
     Args:
         command: Whose run it is, by name.
-        flags: Of `asked.target_flags`, and `force`.
+        server: Which server it is against.
+        force: Whether to replace what `out` holds.
+        keep_text: Keep the prompts that were sent beside the records.
         enough: Ends the level under way once its requests tell enough.
     """
     columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
     sends = fleet or GeneratorProcesses()
     with tempfile.TemporaryDirectory(prefix=f"{command}-") as folder, Generators(sends, Path(folder)) as generators:
-        target = target_of(flags, scenario.model)
+        target = target_of(server, scenario.model)
         asked = RunRequest(
-            scenario=scenario,
+            scenario=scenario.model_copy(update={"model": target.facts.model}),
             target=target,
             out=out,
             made_by=made_by(command_line(command)),
             made_from=[source_of(target.tokenizer), *inputs_of(scenario)],
-            force=flags["force"],
-            keep_text=flags.get("keep_text", False),
+            force=force,
+            keep_text=keep_text,
             enough=enough,
         )
         terminal = Terminal(sys.stderr, columns=columns, clock=time.monotonic)

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from engines.console import progress
 from engines.errors import MissingError
-from loadtest.client import Endpoint, endpoint_of, server_facts
+from loadtest.client import (
+    ENGINE_MODEL,
+    OPENAI_KEY,
+    Endpoint,
+    default_model,
+    discover_protocol,
+    endpoint_of,
+    served_models,
+    server_facts,
+)
 from loadtest.client.protocols import key_in
 from loadtest.results import ServerFacts
 from loadtest.run.sampler import kv_block_tokens, metrics_url, read_metrics
+from loadtest.run.tokenizer import TOKENIZER_FILE, FoundTokenizer, find_tokenizer
+from loadtest.scenario import ProtocolName
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOptions:
+    """Which server a run is against, as the command line says it.
+
+    Attributes:
+        protocol: None: found by asking the server.
+        model: The model to load, where the command line names one; None: the scenario's, or the only one served.
+        tokenizer: File or folder of the engine's tokenizer; None: found, see `find_tokenizer`.
+        metrics_url: Pages of metrics; empty: the port beside the server's.
+        api_key_env: Environment variable that holds an OpenAI key.
+    """
+
+    url: str
+    protocol: ProtocolName | None = None
+    model: str | None = None
+    tokenizer: Path | None = None
+    metrics_url: tuple[str, ...] = ()
+    api_key_env: str = OPENAI_KEY
+    ca_file: Path | None = None
+    insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +68,103 @@ class Target:
         return f"emulated, time scale x{self.facts.time_scale:g}" if self.facts.emulated else "measured"
 
 
-def target_of(flags: dict[str, Any], model: str) -> Target:
-    """Ask the server what it is; learn from it where its tokenizer and its metrics are."""
-    names = ("ca_file", "insecure", "api_key_env")
-    endpoint = endpoint_of(flags["url"], flags["protocol"], **{name: flags[name] for name in names})
+def target_of(asked: TargetOptions, model: str) -> Target:
+    """Find out what the server is, which model to load, whose tokens to count and where the metrics are.
+
+    What the command line states is taken as it is; everything else is found and printed.
+
+    Args:
+        model: The scenario's; where that is the default, and no model is asked for, the server's only one.
+
+    Raises:
+        MissingError: No server answers, it does not serve the model, or something was not found: all that is missing
+            is named at once.
+    """
+    endpoint, missing = _endpoint(asked)
+    if endpoint is None:
+        unknown = [("model", "not given", "--model NAME")] if asked.model is None and model == ENGINE_MODEL else []
+        if asked.tokenizer is None:
+            unknown.append(("tokenizer", "not given", "--tokenizer FILE"))
+        raise _missing(asked.url, [*missing, *unknown])
     key = key_in(os.environ, endpoint.api_key_env) if endpoint.is_openai else None
-    facts, tokenizer_folder = server_facts(endpoint, flags["url"], model, key)
-    endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
-    tokenizer = flags["tokenizer"] or (Path(tokenizer_folder) if tokenizer_folder else None)
-    if tokenizer is None:
-        raise MissingError(f"{flags['url']}: the server names no tokenizer", hint="--tokenizer FILE gives the engine's")
-    if tokenizer.is_dir():
-        tokenizer = tokenizer / "tokenizer.json"
-    if not tokenizer.is_file():
+    is_stated = asked.model is not None or model != ENGINE_MODEL
+    served = [] if is_stated and asked.tokenizer is not None else served_models(endpoint, key)
+    name = (asked.model or model) if is_stated else (default_model(served, is_openai=endpoint.is_openai))
+    if name is None and not served:
+        name = None if endpoint.is_openai else model  # Triton's answer on the model itself says what is wrong
+    if name is None:
+        names = ", ".join(each.name for each in served[:8]) or "the server lists none"
+        found = FoundTokenizer(asked.tokenizer, tried=("it depends on the model",))
+        missing = [("model", names, "--model NAME")]
+    else:
+        facts, named = server_facts(endpoint, asked.url, name, key)
+        endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
+        root = next((each.root for each in served if each.name == name), "")
+        found = _tokenizer(asked.tokenizer, named, name, root)
+    if found.path is None:
+        tried = "; ".join(found.tried) or "the server names none, and the model is unknown"
+        missing.append(("tokenizer", tried, "--tokenizer FILE"))
+    if missing or name is None or found.path is None:
+        raise _missing(asked.url, missing)
+    return _with_metrics(asked, Target(endpoint, facts, (), found.path), found.origin)
+
+
+def _endpoint(asked: TargetOptions) -> tuple[Endpoint | None, list[tuple[str, str, str]]]:
+    """Return the server's address with its protocol; None, and what was tried, where that cannot be found.
+
+    Raises:
+        MissingError: Nothing accepts a connection there.
+    """
+    protocol = asked.protocol
+    if protocol is None:
+        found = discover_protocol(asked.url, ca_file=asked.ca_file, insecure=asked.insecure)
+        if not found.is_reachable:
+            raise MissingError(
+                f"no server answers at {asked.url}: {'; '.join(found.tried)}",
+                hint="start the server (serve-repo), or check --url",
+            )
+        if found.protocol is None:
+            return None, [("protocol", "; ".join(found.tried), f"--protocol {'|'.join(get_args(ProtocolName))}")]
+        protocol = found.protocol
+    endpoint = endpoint_of(
+        asked.url, protocol, ca_file=asked.ca_file, insecure=asked.insecure, api_key_env=asked.api_key_env
+    )
+    return endpoint, []
+
+
+def _tokenizer(asked: Path | None, named: str | None, model: str, root: str) -> FoundTokenizer:
+    """Return the tokenizer asked for, or one found on this machine.
+
+    Raises:
+        MissingError: The one asked for is not there.
+    """
+    if asked is None:
+        return find_tokenizer(named, model, root)
+    file = asked / TOKENIZER_FILE if asked.is_dir() else asked
+    if not file.is_file():
         raise MissingError(
-            f"{tokenizer}: no such tokenizer on this machine", hint="--tokenizer FILE gives the engine's"
+            f"{file}: the tokenizer does not exist on this machine",
+            hint="give the engine's tokenizer.json with --tokenizer FILE",
         )
-    beside = None if flags["metrics_url"] else metrics_url(endpoint)
-    found = tuple(dict.fromkeys(flags["metrics_url"] or ())) or ((beside,) if beside else ())
-    if not found:
-        progress("no metrics page beside this server: batch sizes will come from the client's records alone")
-    elif facts.perf_metrics:
-        facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(found[0]))})
-    return Target(endpoint, facts, found, tokenizer)
+    return FoundTokenizer(file, "--tokenizer")
+
+
+def _with_metrics(asked: TargetOptions, target: Target, origin: str) -> Target:
+    """Add the metrics pages, and print everything that was found."""
+    facts = target.facts
+    beside = None if asked.metrics_url else metrics_url(target.endpoint)
+    pages = tuple(dict.fromkeys(asked.metrics_url)) or ((beside,) if beside else ())
+    progress(f"server: {asked.url}, {facts.protocol}, model {facts.model}")
+    progress(f"tokenizer: {target.tokenizer} ({origin})")
+    progress(
+        f"metrics: {', '.join(pages) or 'no page found; batch sizes come from the client alone (--metrics-url URL)'}"
+    )
+    if pages and facts.perf_metrics:
+        facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(pages[0]))})
+    return replace(target, facts=facts, metrics_urls=pages)
+
+
+def _missing(url: str, missing: list[tuple[str, str, str]]) -> MissingError:
+    """Return one error that names all that is missing: what, what was tried, and the flag that states it."""
+    said = "; ".join(f"{what} ({tried})" for what, tried, _ in missing)
+    return MissingError(f"{url}: not found: {said}", hint=" ".join(flag for _, _, flag in missing))

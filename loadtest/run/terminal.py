@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TextIO
 
 from engines.spec import milliseconds
 from loadtest.generator import Progress
+from loadtest.run.time_left import TimeLeft
 
 PLAIN_EVERY_S = 5.0
+_SEPARATOR = " | "
 
 
-def progress_text(look: Progress) -> str:
-    """Return a look as one line, what matters most before the eightieth column."""
-    parts = [
-        look.load,
-        f"{look.elapsed_s:.0f} s" + ("" if look.measuring else ", warming up"),
-        f"{look.done} done" + (f", {look.failed} failed" if look.failed else ""),
-        f"{look.in_flight} in flight",
+def progress_text(look: Progress, *, level: str = "", left_s: float | None = None, columns: int | None = None) -> str:
+    """Return the progress of a level as one line.
+
+    Args:
+        level: Which level of how many, as in `2/7`; empty: not shown.
+        left_s: Wall seconds left of the level; None: unknown.
+        columns: Greatest length; parts that do not fit are left out whole, the least important ones first.
+    """
+    elapsed = f"{look.elapsed_s:.0f} s"
+    left = "" if left_s is None else f", {left_s:.0f} s left"
+    parts = [  # in the order of their importance
+        f"{level} {look.load}".strip(),
+        (elapsed if look.measuring else f"warm-up {elapsed}") + left,
+        f"{look.failed} failed" if look.failed else "",
         _latencies_text(look),
+        f"{look.done} done",
+        f"{look.in_flight} in flight",
         f"{look.tokens_per_s:.0f} tokens/s",
         f"{look.requests_per_s:.3g} req/s",
     ]
-    return " | ".join(part for part in parts if part)
+    line = ""
+    for part in filter(None, parts):
+        longer = f"{line}{_SEPARATOR}{part}" if line else part
+        if columns is None or len(longer) <= columns:
+            line = longer
+    return line if columns is None else line[:columns]
 
 
 def _latencies_text(look: Progress) -> str:
@@ -49,16 +66,25 @@ class Terminal:
         self._clock = clock
         self._due_s = clock() + PLAIN_EVERY_S
         self._shown = False
+        self._time_left = TimeLeft([])
+
+    def expect(self, time_left: TimeLeft) -> None:
+        """Show what is left of each level from now on."""
+        self._time_left = time_left
+
+    def begin(self) -> None:
+        """A level has begun."""
+        self._time_left.begin()
 
     def look(self, look: Progress) -> None:
-        """Show how it stands."""
+        """Show the progress of the level under way."""
+        text = partial(progress_text, look, level=self._time_left.level, left_s=self._time_left.left_s(look))
         if self._columns is not None:
-            text = progress_text(look)[: self._columns - 1]
-            self._stream.write(f"\r\033[K{text}")
+            self._stream.write(f"\r\033[K{text(columns=self._columns - 1)}")
             self._shown = True
         elif self._clock() >= self._due_s:
             self._due_s = self._clock() + PLAIN_EVERY_S
-            self._stream.write(progress_text(look) + "\n")
+            self._stream.write(text() + "\n")
         self._stream.flush()
 
     def line(self, text: str) -> None:

@@ -124,7 +124,7 @@ def arrivals_of(arrivals: Process | Trace, *, rng: np.random.Generator, folder: 
         raise UserError(
             f"arrivals: {arrivals.process}: no request in {arrivals.duration_s:g} s, where "
             f"{expected_requests(arrivals):.3g} were expected",
-            hint="a higher rate or a longer duration",
+            hint="use a higher rate or a longer duration",
         )
     return Schedule(tuple(Arrival(at_s) for at_s in times_s))
 
@@ -168,7 +168,7 @@ def draw_times_s(process: Process, rng: np.random.Generator) -> Floats:
     if expected > MOST_ARRIVALS:
         raise UserError(
             f"arrivals: {process.process}: about {expected:.3g} requests, more than {MOST_ARRIVALS:,}",
-            hint="a lower rate or a shorter duration",
+            hint="use a lower rate or a shorter duration",
         )
     if isinstance(process, Constant):
         counts = np.arange(math.ceil(expected), dtype=np.float64)

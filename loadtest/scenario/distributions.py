@@ -237,7 +237,7 @@ def _exponential(mean: float, low: float, high: float) -> Callable[[float], floa
 def _of_sample(values: Sequence[float], low: float, high: float, path: str) -> Callable[[float], float]:
     kept = [value for value in values if low <= value <= high]
     if not kept:
-        raise UserError(f"{path}: no value from {low:g} to {high:g}", hint="wider min and max")
+        raise UserError(f"{path}: no value from {low:g} to {high:g}", hint="widen min and max")
     return lambda even_number: kept[min(len(kept) - 1, int(even_number * len(kept)))]
 
 

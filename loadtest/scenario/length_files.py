@@ -43,7 +43,7 @@ def read_column(path: str, column: str) -> tuple[float, ...]:
             )
         name = column or next(iter(row))
         if name not in row:
-            raise UserError(f"{path}: line {number}: no '{name}'", hint=f"there are: {', '.join(row)}")
+            raise UserError(f"{path}: line {number}: no '{name}'", hint=f"available: {', '.join(row)}")
         found.append(_positive(row[name], name, path, number, least=0.0))
     return tuple(sorted(found))
 
@@ -77,7 +77,7 @@ class Pairs(Strict):
 def _pairs_within(path: str, most_isl: float, most_osl: float) -> tuple[tuple[int, int], ...]:
     found = tuple(pair for pair in read_pairs(path) if pair[0] <= most_isl and pair[1] <= most_osl)
     if not found:
-        raise UserError(f"{path}: no pair within max_isl and max_osl", hint="higher bounds")
+        raise UserError(f"{path}: no pair within max_isl and max_osl", hint="raise the bounds")
     return found
 
 
@@ -95,12 +95,12 @@ def read_pairs(path: str) -> tuple[tuple[int, int], ...]:
         names = names or next((known for known in PAIR_COLUMNS if set(known) <= set(row)), None)
         if names is None:
             known = "; ".join(f"{isl} and {osl}" for isl, osl in PAIR_COLUMNS)
-            raise UserError(f"{path}: line {number}: no lengths we know", hint=f"columns: {known}")
+            raise UserError(f"{path}: line {number}: no known length columns", hint=f"columns: {known}")
         isl, osl = (int(_positive(row.get(name), name, path, number, least=0.0)) for name in names)
         if isl and osl:
             pairs.append((isl, osl))
     if not pairs:
-        raise UserError(f"{path}: holds no pair of lengths", hint="one row for each request: isl, osl")
+        raise UserError(f"{path}: contains no pair of lengths", hint="give one row per request: isl, osl")
     return tuple(pairs)
 
 
@@ -119,7 +119,7 @@ def _positive(value: object, name: str, path: str, number: int, *, least: float)
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line numbers and rows of a CSV with a head, or of JSON lines."""
     if not Path(path).is_file():
-        raise MissingError(f"{path}: no such file of lengths", hint="a relative path begins at the scenario's folder")
+        raise MissingError(f"{path}: no such file", hint="relative paths start at the scenario's folder")
     with Path(path).open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
         head = file.readline()
         if head.lstrip().startswith("{"):

@@ -24,10 +24,10 @@ Limits: TypeAlias = dict[Statistic, Seconds]
 
 
 class Goodput(Strict):
-    """Limits that each request keeps or misses as a whole, and the share of requests that must keep all of them.
+    """Limits that each request meets or misses as a whole, and the share of requests that must meet all of them.
 
     Attributes:
-        share: Of measured requests that must keep all limits.
+        share: Share of measured requests that must meet all limits.
         ttft_s: Time to first token.
         e2e_s: From sending to the end of the reply.
         tpot_s: Mean gap between a request's tokens; `itl_s` is the longest of its gaps.

@@ -110,13 +110,13 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
             failed_rows += 1
             continue
         if len(kept) == MOST_ARRIVALS:
-            raise UserError(f"{path}: more than {MOST_ARRIVALS:,} requests", hint="play a slice: from_s, to_s")
+            raise UserError(f"{path}: more than {MOST_ARRIVALS:,} requests", hint="replay a slice with from_s and to_s")
         most = trace.max_tokens if own_max is None else own_max
         kept.append(Arrival((at_s - trace.from_s) / trace.speed_up, isl, osl, prefix_hashes, most))
     if not kept:
         raise UserError(
             f"{path}: no request from {trace.from_s:g} s to {trace.to_s}, and {failed_rows} failed ones",
-            hint="is the slice past the trace's end? from_s and to_s count from the trace's beginning",
+            hint="check the slice: from_s and to_s count from the start of the trace",
         )
     return Schedule(tuple(sorted(kept, key=lambda arrival: arrival.at_s)), failed_rows)
 
@@ -219,9 +219,7 @@ class _Table:
                     yield self._row(line)
             except (ValueError, csv.Error) as error:
                 where = f"line {number}" if whole else f"the line at byte {at:,}"
-                raise UserError(
-                    f"{self.path}: {where}: {error}", hint="mend or remove that line; was the file cut short?"
-                ) from error
+                raise UserError(f"{self.path}: {where}: {error}", hint="fix or remove that line") from error
             number += 1
             at += len(line)
 
@@ -249,7 +247,7 @@ class _Table:
 def _requests(path: Path, trace: Trace) -> Iterator[Arrival]:
     """Yield the rows of a trace's slice, and some before and behind it, in the file's order."""
     if not path.is_file():
-        raise MissingError(f"{path}: no such trace", hint="a relative path begins at the scenario's folder")
+        raise MissingError(f"{path}: no such trace", hint="relative paths start at the scenario's folder")
     with path.open("rb") as file:
         head = file.readline().decode("utf-8-sig", "backslashreplace")
         columns = None if head.lstrip().startswith("{") else [name.strip('" \r\n') for name in head.split(",")]
@@ -264,7 +262,7 @@ def _requests(path: Path, trace: Trace) -> Iterator[Arrival]:
                 return
             if is_slice and arrival.at_s < latest_s - SLACK_S:
                 raise UserError(
-                    f"{path}: a row at {arrival.at_s:g} s comes behind one at {latest_s:g} s: no slice can be found",
+                    f"{path}: a row at {arrival.at_s:g} s follows one at {latest_s:g} s, so a slice cannot be cut",
                     hint="sort the file by time",
                 )
             latest_s = max(latest_s, arrival.at_s)
@@ -277,7 +275,7 @@ def _layout_of(path: Path, asked: str, head: str, columns: list[str] | None) -> 
     if found == "none" or asked not in ("auto", found):
         wanted = "any trace known" if asked == "auto" else f"a trace of format {asked}"
         raise UserError(
-            f"{path}: line 1 is {head.rstrip()!r:.60}, not the head of {wanted}",
+            f"{path}: line 1 is {head.rstrip()!r:.60}, not the header of {wanted}",
             hint="known: " + "; ".join(f"{name}: {', '.join(layout[:3])}" for name, layout in _LAYOUTS.items()),
         )
     return _LAYOUTS[found]

@@ -1,13 +1,27 @@
-"""TODO."""
+"""A run in virtual time: the virtual server and its predictions; imports `metrics`, `traffic` and below."""
 
-from loadtest.simulate.predict import at_once, bare, calibrated, like, predict, with_intervals, write_prediction
-from loadtest.simulate.virtual_server import TURNAROUND_S, Arrivals, Ended, Sent, Users, VirtualServer
+from loadtest.simulate.intervals import ProfileEnds, profile_ends, with_ends, with_intervals
+from loadtest.simulate.predict import Prediction, at_once, bare, calibrated, like, predict, write_prediction
+from loadtest.simulate.virtual_server import (
+    TURNAROUND_S,
+    Arrivals,
+    Contents,
+    Ended,
+    Sent,
+    Traffic,
+    Users,
+    VirtualServer,
+)
 
 __all__ = [
     "TURNAROUND_S",
     "Arrivals",
+    "Contents",
     "Ended",
+    "Prediction",
+    "ProfileEnds",
     "Sent",
+    "Traffic",
     "Users",
     "VirtualServer",
     "at_once",
@@ -15,6 +29,8 @@ __all__ = [
     "calibrated",
     "like",
     "predict",
+    "profile_ends",
+    "with_ends",
     "with_intervals",
     "write_prediction",
 ]

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.calibration import Calibration, LoadGenerator, Quantity
+from engines.calibration import Calibration, LoadGenerator
 from engines.emulator import batcher_for
 from engines.errors import UserError
 from engines.files import MadeBy, Source, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.outputs import whole_folder
 from engines.spec import Host
-from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.results import (
     REQUESTS_NAME,
     RUN_NAME,
@@ -36,11 +35,9 @@ from loadtest.results import (
 from loadtest.scenario import Scenario, Trace
 from loadtest.simulate.requests import SimulatedRequests, record_lines
 from loadtest.simulate.virtual_server import Arrivals, Contents, Sent, Traffic, Users, VirtualServer
-from loadtest.traffic import ConversationSampler, LevelPlan, Rows, closed_loop, open_loop, plans_of
+from loadtest.traffic import ConversationSampler, LevelPlan, Rows, closed_loop, open_loop, plans_of, turn_of
 
 SAMPLES_PER_LEVEL = 400
-INTERVAL_SHARE = 0.9
-_NORMAL_90 = 1.645  # standard deviations either side that hold nine tenths of a normal distribution
 _BATCH_SERIES = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests"}'
 _COUNT_SERIES = 'nv_trt_llm_general_metrics{general_type="iteration_counter"}'
 
@@ -66,6 +63,7 @@ def predict(
     made_by: MadeBy,
     made_from: list[Source],
     rows: Mapping[str, Rows] | None = None,
+    queued: bool = False,
 ) -> Prediction:
     """Return what a scenario would show of an engine; seconds are engine seconds.
 
@@ -73,6 +71,7 @@ def predict(
 
     Args:
         rows: By prompt file, what a tokenizer counts in it; see `conversations.Mix`.
+        queued: The users of a level send one request each, all at once, and no more.
     """
     mix = ConversationSampler(scenario, rows)
     contents = _contents(scenario, manifest, mix)
@@ -82,7 +81,8 @@ def predict(
     began_s, next_id = 0.0, 0
     host = manifest.step_time.host or Host()
     for index, plan in enumerate([plan.counted(scenario, mix) for plan in plans_of(scenario)]):
-        traffic = _traffic(scenario, plan, mix, contents, level=index, begin_s=began_s, first_id=next_id)
+        make = _queue if queued else _traffic
+        traffic = make(scenario, plan, mix, contents, level=index, begin_s=began_s, first_id=next_id)
         server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s)
         requests.begin_level()
         for ended in server.run():
@@ -90,13 +90,7 @@ def predict(
         requests.end_level(server.left_s)
         samples += _samples(server)
         levels.append(
-            Level(
-                concurrency=plan.concurrency,
-                rate_per_s=plan.rate_per_s,
-                begun=plan.begun,
-                failed_rows=plan.failed_rows,
-                isl=plan.isl,
-                osl=plan.osl,
+            plan.played(
                 begin_s=began_s,
                 measure_s=requests.measure_s if math.isfinite(requests.measure_s) else began_s,
                 end_s=server.now_s,
@@ -169,7 +163,7 @@ def at_once(scenario: Scenario) -> Scenario:
         UserError: The scenario is an open loop.
     """
     if scenario.is_open:
-        raise UserError("a static batch has no arrivals", hint="--concurrency 1,8,64 names its sizes")
+        raise UserError("a static batch has no arrivals", hint="give its sizes with --concurrency 1,8,64")
     changed = {"warmup_requests": 0, "start": "together", "requests": 1, "requests_per_user": 1, "window_s": 0.0}
     return scenario.model_copy(update=changed)
 
@@ -190,26 +184,6 @@ def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
     cache = manifest.kv_cache.model_copy(update={"blocks": max(manifest.kv_cache.blocks, needed)})
     choice = manifest.step_time.model_copy(update={"host": None})
     return manifest.model_copy(update={"limits": limits, "kv_cache": cache, "step_time": choice})
-
-
-def with_intervals(summary: Summary, calibration: Calibration) -> Summary:
-    """Return a summary whose levels carry how far their means may be off."""
-    levels = [level.model_copy(update={"intervals": _intervals(level, calibration)}) for level in summary.levels]
-    return summary.model_copy(update={"levels": levels})
-
-
-def _intervals(level: LevelSummary, calibration: Calibration) -> dict[str, Interval]:
-    means: dict[Quantity, float | None] = {
-        "tokens_per_s": level.output_tokens_per_s,
-        "itl_s": None if level.itl_s is None else level.itl_s.mean,
-        "ttft_s": None if level.ttft_s is None else level.ttft_s.mean,
-    }
-    found = {}
-    for name, mean in means.items():
-        if mean is not None and name in calibration.log_error:
-            factor = math.exp(_NORMAL_90 * calibration.log_error[name])
-            found[str(name)] = Interval(share=INTERVAL_SHARE, low=mean / factor, mean=mean, high=mean * factor)
-    return found
 
 
 def _traffic(
@@ -238,6 +212,22 @@ def _traffic(
         return None if found is None else contents.sent(found[1], begin_s + found[0])
 
     return Arrivals(requests, follow)
+
+
+def _queue(
+    scenario: Scenario,  # noqa: ARG001 (as `_traffic`)
+    plan: LevelPlan,
+    mix: ConversationSampler,
+    contents: Contents,
+    *,
+    level: int,
+    begin_s: float,
+    first_id: int,
+) -> Traffic:
+    """Return a level's requests, one for each user, all sent as it begins."""
+    talks = (mix.begin(number, level) for number in range(plan.concurrency or 0))
+    turns = (turn_of(talk, first_id + number, "measure") for number, talk in enumerate(talks))
+    return Arrivals(contents.sent(turn, begin_s) for turn in turns)
 
 
 def _contents(scenario: Scenario, manifest: EngineManifest, mix: ConversationSampler) -> Contents:

@@ -1,8 +1,8 @@
-"""TODO."""
+"""Who sends what, when: open and closed loops, conversations, prompts; imports `results` and `scenario`."""
 
 from loadtest.traffic.closed_loop import ClosedLoop, closed_loop
 from loadtest.traffic.conversations import ConversationSampler, ConversationState, LengthStats, Rows, always, seen_of
-from loadtest.traffic.levels import LevelPlan, Turn, plans_of
+from loadtest.traffic.levels import LevelPlan, Turn, plans_of, turn_of
 from loadtest.traffic.open_loop import OpenLoop, open_loop
 from loadtest.traffic.prepare import count_rows, prepare
 from loadtest.traffic.prompts import PREPARED_SUFFIXES, Prompt, PromptMaker
@@ -26,4 +26,5 @@ __all__ = [
     "plans_of",
     "prepare",
     "seen_of",
+    "turn_of",
 ]

@@ -186,7 +186,7 @@ class ConversationSampler:
             is_asked = kind.needs_file_lengths and not isinstance(scenario.arrivals, Trace)
             if is_asked and kind.prompts not in self._rows:
                 raise MissingError(
-                    f"{kind.prompts}: how long its prompts are, only a tokenizer can tell",
+                    f"{kind.prompts}: prompt lengths cannot be counted without a tokenizer",
                     hint="state lengths (isl and osl), or give a tokenizer",
                 )
 
@@ -228,6 +228,8 @@ class ConversationSampler:
         """Return what all requests of some conversations are like."""
         prompts: list[int] = []
         replies: list[int] = []
+        if len(self._kinds) == 1 and self._fixed[0] and self._kinds[0].prefixes is None:
+            numbers = numbers[:1]  # all are like the first
         for number in numbers:
             talk = self.begin(number)
             while not talk.is_over:

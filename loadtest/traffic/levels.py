@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from engines.errors import UserError
-from loadtest.results import Phase
+from loadtest.results import Level, Phase
 from loadtest.scenario import Arrival, Poisson, Process, Scenario, Trace, arrivals_of
 from loadtest.traffic.conversations import SAMPLED, ConversationSampler, ConversationState, LengthStats, seen_of
 
@@ -36,6 +36,21 @@ class LevelPlan:
     begun: Literal["requests", "conversations"] = "requests"
     isl: int = 0
     osl: int = 0
+
+    def played(self, *, begin_s: float, measure_s: float, end_s: float, complete: bool) -> Level:
+        """Return the record of the level as it was played; times in engine seconds since the run began."""
+        return Level(
+            concurrency=self.concurrency,
+            rate_per_s=self.rate_per_s,
+            begun=self.begun,
+            failed_rows=self.failed_rows,
+            isl=self.isl,
+            osl=self.osl,
+            begin_s=begin_s,
+            measure_s=measure_s,
+            end_s=end_s,
+            complete=complete,
+        )
 
     def phase_of(self, arrival: Arrival, warmup_ratio: float) -> Phase:
         """Return whether a request of an open loop is measured."""
@@ -89,7 +104,7 @@ def _open_plan(scenario: Scenario, process: Process | Trace, rate_per_s: float |
     found, failed_rows = arrivals_of(process, rng=np.random.default_rng(scenario.seed), folder=Path())
     begin_s, end_s = found[0].at_s, found[-1].at_s
     if end_s <= begin_s:
-        raise UserError("the arrivals hold one moment only", hint="a longer duration_s or a higher rate")
+        raise UserError("the arrivals contain only one point in time", hint="use a longer duration_s or a higher rate")
     mean_per_s = rate_per_s or round((len(found) - 1) / (end_s - begin_s), 4)
     converse = any(kind.conversation for kind in scenario.kinds)
     return LevelPlan(None, mean_per_s, found, failed_rows, "conversations" if converse else "requests")

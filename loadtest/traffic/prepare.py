@@ -127,8 +127,8 @@ def _end_id(scenario: Scenario, tokenizer: Tokenizer, path: Path) -> int | None:
     found = end_id_of(tokenizer, path)
     if found is None:
         raise MissingError(
-            f"{path}: no tokenizer_config.json beside it names an eos_token: a free reply would never end",
-            hint="extra_body: {end_id: ...} in the scenario, or a model that takes text",
+            f"{path}: no tokenizer_config.json next to it names an eos_token, so free replies would never end",
+            hint="set extra_body: {end_id: ...} in the scenario, or use a model that takes text",
         )
     return found
 
@@ -178,8 +178,8 @@ def _words(tokenizer: Tokenizer) -> list[str]:
             break
     if len(found) < LEAST_WORDS:
         raise UserError(
-            f"the tokenizer has {len(found)} words of one token: no random text can be counted",
-            hint="--prompts chat, or a model that takes tokens",
+            f"the tokenizer has {len(found)} single-token words, too few for random text of a known length",
+            hint="use --prompts chat, or a model that takes tokens",
         )
     return found
 

@@ -127,7 +127,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         MissingError: There is none at that path.
     """
     if not path.is_file():
-        raise MissingError(f"{path}: no such tokenizer", hint="--tokenizer FILE names the engine's")
+        raise MissingError(f"{path}: no such tokenizer", hint="give the engine's with --tokenizer FILE")
     from tokenizers import Tokenizer  # noqa: PLC0415 (slow to import; predictions seldom count tokens)
 
     tokenizer = Tokenizer.from_file(str(path))
@@ -205,7 +205,9 @@ def file_text(tokenizer: Tokenizer, path: Path, *, most_rows: int) -> TokenText:
         if len(rows) == most_rows:
             break
     if not rows:
-        raise UserError(f"{path}: holds no prompt", hint="ShareGPT's JSON, or JSON lines with prompt, text or messages")
+        raise UserError(
+            f"{path}: contains no prompt", hint="expected ShareGPT JSON, or JSON Lines with prompt, text or messages"
+        )
     return _joined(texts, rows)
 
 
@@ -255,7 +257,7 @@ def read_messages(path: Path) -> Iterator[list[Message]]:
         UserError: A line is not JSON, or a row is in no shape we know.
     """
     if not path.is_file():
-        raise MissingError(f"{path}: no such prompts", hint="a relative path begins at the scenario's folder")
+        raise MissingError(f"{path}: no such file", hint="relative paths start at the scenario's folder")
     from engines.checkpoint import json_records  # noqa: PLC0415 (slow to import)
 
     rows = enumerate(json_records(path), start=1) if path.suffix == ".json" else _json_lines(path)

@@ -144,7 +144,7 @@ def _arguments() -> argparse.Namespace:
 
 def _line(client: Client, level: int, program: Path, out: Path) -> str:
     out.mkdir(parents=True)
-    server = _Server(program)
+    server = Server(program)
     try:
         work = Work(server.port, level, level * ROUNDS, TOKENS, out)
         tree, began_s, failure = _drive(client, work)
@@ -161,7 +161,7 @@ def _line(client: Client, level: int, program: Path, out: Path) -> str:
 
 def _added_line(level: int, program: Path, out: Path) -> str:
     out.mkdir(parents=True)
-    server = _Server(program, log=out / "log")
+    server = Server(program, log=out / "log")
     try:
         work = Work(server.port, level, level * ROUNDS, TOKENS, out, protocol="triton-http")
         _, _, failure = _drive(OWN, work)
@@ -224,7 +224,7 @@ def _drive(client: Client, work: Work) -> tuple[Tree, float, str | None]:
     return tree, began_s, f"status {status}: {last[0][:160]}" if status else None
 
 
-class _Server:
+class Server:
     """The server with the timetable; what it says is read as it comes."""
 
     def __init__(self, program: Path, log: Path | None = None) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import BIN, cpu_s, free_ports, machine, show
+from processes import BIN, cpu_s, machine, show
 
+from triton_repo.gpu_check.session import free_ports
 from triton_repo.models.text import load_tokenizer
 from triton_repo.openai_api.triton_client import EngineClient, Generation
 

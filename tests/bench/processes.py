@@ -1,10 +1,9 @@
-"""What the benches share: free ports, a process's CPU time, and what machine this is."""
+"""What the benches share: a process's CPU time, and what machine this is."""
 
 from __future__ import annotations
 
 import os
 import platform
-import socket
 import sys
 from pathlib import Path
 
@@ -15,18 +14,6 @@ def cpu_s(pid: int) -> float:
     """Return the CPU seconds a process has spent so far, all its threads, from the scheduler's own nanoseconds."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports nobody listens on now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def machine() -> str:

@@ -27,10 +27,11 @@ import grpc.aio
 from tritonclient.grpc import service_pb2
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import BIN, cpu_s, free_ports, machine, show
+from processes import BIN, cpu_s, machine, show
 
 from engines.checkpoint.calibration_text import default_text_path
 from engines.files import MadeBy
+from triton_repo.gpu_check.session import free_ports
 from triton_repo.models.text import Detokenizer, load_tokenizer
 from triton_repo.openai_api.triton_client import STREAM
 from triton_repo.server import local_triton

@@ -22,6 +22,7 @@ from engines.files import Document, MadeBy, _UniqueKeyLoader, write_json
 from engines.manifest import EngineManifest, Parallel
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
+from tests.prometheus_adapter import adapter_query
 from triton_repo.deploy.monitoring import rules_document
 from triton_repo.deploy.plan import Deployment, DeploymentPlan, plan_deployment
 from triton_repo.deploy.render import render_deployment
@@ -240,16 +241,6 @@ def test_pods_run_the_script_that_was_tested(rendered: dict[str, Path]) -> None:
     """The ConfigMap holds the very files of server/."""
     held = _load(rendered["built"] / "kubernetes/configmap.yaml")["data"]
     assert held == {path.name: path.read_text() for path in (rendered["built"] / "server").iterdir()}
-
-
-def adapter_query(rule: dict[str, Any], *, group: str, matchers: str) -> str:
-    """Return what prometheus-adapter asks for a rule, its names put into the template as its documentation says."""
-    series = rule["seriesQuery"].partition("{")[0]
-    names = {"<<.Series>>": series, "<<.LabelMatchers>>": matchers, "<<.GroupBy>>": group}
-    query = str(rule["metricsQuery"])
-    for name, value in names.items():
-        query = query.replace(name, value)
-    return query
 
 
 def _promtool(*arguments: object) -> str:

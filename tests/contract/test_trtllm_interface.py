@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from engines.planning.plan import BuildPlan, make_plan
 from engines.planning.recipe import ask
 from engines.spec.gpu import known_gpus
 from engines.spec.precision import PRECISIONS
+from triton_repo.settings.engine_config import read_engine_config
 
 FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "trtllm_interface.yaml").read_text())
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
@@ -146,6 +148,16 @@ def test_a_plan_clamps_as_the_builder_does(case: dict[str, int]) -> None:
     assert any(notice.code == "builder-clamp" for notice in plan.notices) == (case["asked"] != case["built"])
     rows = {choice.name: choice for choice in plan.choices}
     assert f"max_num_tokens {case['built']}" in str(rows["builder.limits"].value)
+
+
+def test_an_engines_speculation_is_read_as_the_flag_it_is(tmp_path: Path) -> None:
+    """Each integer TensorRT-LLM writes is the decoding mode that serves it; the first two need none of their own."""
+    served = {"MEDUSA": "medusa", "LOOKAHEAD_DECODING": "lookahead", "EXPLICIT_DRAFT_TOKENS": "redrafter"}
+    for name, flag in FACTS["speculative_decoding_mode"].items():
+        build = {"build_config": {"speculative_decoding_mode": flag}}
+        (tmp_path / "config.json").write_text(json.dumps(build))
+        expected = {**served, "EAGLE": "eagle"}.get(name)
+        assert read_engine_config(tmp_path).speculation == expected, name
 
 
 def test_drafts_raise_what_the_builder_raises() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,16 +42,6 @@ def small_engine(folder: Path) -> None:
     manifest["kv_cache"]["blocks"] = 40
     manifest["runtime"]["scheduler_policy"] = "max_utilization"
     (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def adapter_query(rule: dict[str, Any], *, group: str, matchers: str) -> str:
-    """Return what prometheus-adapter asks for a rule, its names put into the template as its documentation says."""
-    series = rule["seriesQuery"].partition("{")[0]
-    names = {"<<.Series>>": series, "<<.LabelMatchers>>": matchers, "<<.GroupBy>>": group}
-    query = str(rule["metricsQuery"])
-    for name, value in names.items():
-        query = query.replace(name, value)
-    return query
 
 
 def gone(pid: int) -> bool:
@@ -117,7 +108,9 @@ class Prometheus:
     def __init__(self, deployment: Path, folder: Path, metrics_port: int) -> None:
         shutil.copytree(deployment / "prometheus", folder / "config")
         config = folder / "config" / "prometheus.yml"
-        text = config.read_text().replace("triton:8002", f"127.0.0.1:{metrics_port}").replace(": 5s", ": 1s")
+        text = re.sub(r"targets: \[.*\]", f'targets: ["127.0.0.1:{metrics_port}"]', config.read_text()).replace(
+            ": 5s", ": 1s"
+        )
         config.write_text(text)
         self.port = free_ports()[0]
         with (folder / "prometheus.log").open("wb") as output:

@@ -201,7 +201,7 @@ def test_a_full_disk_is_one_clear_error_and_nothing_half_built(build: Build, tmp
     out = tmp_path / "engine"
     done = build(out, shell="ulimit -f 64")
     assert done.returncode == 1
-    assert "no room left to write" in done.stderr
+    assert "no space left to write" in done.stderr
     assert "Traceback" not in done.stderr
     assert not out.exists()
     assert not list((tmp_path / ".stages").glob("quantize-*/"))

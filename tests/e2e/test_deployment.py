@@ -17,8 +17,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import BIN, LOCAL_TRITON, succeed
-from monitoring import Deployed, Prometheus, adapter_query, small_engine, wait_until
+from monitoring import Deployed, Prometheus, small_engine, wait_until
 from streams import Stream, tokens
+
+from tests.prometheus_adapter import adapter_query
 
 pytestmark = pytest.mark.e2e
 # Triton 24.10, the local one, has no histogram of first responses; promtool fires that alert in tests/contract.

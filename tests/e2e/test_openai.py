@@ -179,7 +179,7 @@ def test_a_taken_port_is_refused_before_anything_starts(served: Served) -> None:
     """Where the front cannot listen, no server is started."""
     done = command("serve-repo", served.repository, "--openai", "--openai-port", served.front, "--detach")
     assert done.returncode == 2
-    assert f"127.0.0.1:{served.front} cannot be listened on" in done.stderr
+    assert f"cannot listen on 127.0.0.1:{served.front}" in done.stderr
     assert "hint: --openai-port" in done.stderr
 
 

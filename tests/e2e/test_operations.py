@@ -212,7 +212,7 @@ def test_what_is_not_done_in_time_is_cut_off_and_said(engine: Path, tmp_path: Pa
     attended.process.send_signal(signal.SIGTERM)
     status, said = attended.end()
     assert status == 1
-    assert "1 requests were still in flight after 1 s and are cut off" in said
+    assert "1 requests were still in flight after 1 s and were cancelled" in said
     assert flying.read().error
 
 
@@ -226,7 +226,7 @@ def test_ready_means_that_a_request_was_answered(engine: Path, tmp_path: Path) -
     ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
     done = command("serve-repo", repository, *ports, "--detach", "--tritonserver", "local", "--stop-after", 60)
     assert done.returncode == 1
-    assert "says it is ready and does not answer" in done.stderr
+    assert "reports that it is ready but does not answer" in done.stderr
     assert "numpy 2" in done.stderr
     assert not (repository / "server.json").exists()
 

@@ -19,8 +19,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import BIN, LOCAL_TRITON, succeed
-from monitoring import Deployed, Prometheus, adapter_query, wait_until
+from monitoring import Deployed, Prometheus, wait_until
 from streams import Stream, text
+
+from tests.prometheus_adapter import adapter_query
 
 pytestmark = pytest.mark.e2e
 SLOTS, USERS, BLS_USERS, BLS_INSTANCES = 8, 48, 10, 2

@@ -198,7 +198,7 @@ def test_workers_that_do_not_come_are_not_waited_for(start: Start, run: Run, tmp
     load = ("--master", "--expect-workers", 2, "--port", _free_port(), "--within", 2)
     status, errors = _end(run(start().port, *SHORT, *load))
     assert status == 1
-    assert "0 of 2 workers came within 2 s" in errors
+    assert "0 of 2 workers connected within 2 s" in errors
     assert _manifest(tmp_path / "run")["levels"] == []
 
 
@@ -279,7 +279,7 @@ def test_a_master_that_can_be_reached_from_elsewhere_says_so(run: Run) -> None:
     for bind, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
         status, errors = _end(run(1, *load, "--bind", bind))
         assert status == 0
-        assert ("warning: whoever reaches 0.0.0.0" in errors) == warned
+        assert ("warning: anyone who can reach 0.0.0.0" in errors) == warned
 
 
 def test_no_generator_outlives_a_killed_command(start: Start, run: Run, tmp_path: Path) -> None:
@@ -508,7 +508,7 @@ def test_wrong_requests_for_several_generators_are_refused(run: Run, tmp_path: P
         for arguments, said in (
             (("--master",), "--expect-workers N"),
             (("--expect-workers", 2), "--workers N"),
-            (("--master", "--expect-workers", 2, "--workers", 2), "one or the other"),
+            (("--master", "--expect-workers", 2, "--workers", 2), "exclude each other"),
             (("--master", "--expect-workers", 2, "--port", port), f"127.0.0.1:{port}: Address already in use"),
             (("--web-ui", "--web-port", port), f"127.0.0.1:{port}: Address already in use"),
         ):

@@ -26,7 +26,7 @@ def check_repository(folder: Path) -> list[str]:
         UserError: The first thing wrong: file, what, and what was expected.
     """
     if not folder.is_dir():
-        raise MissingError(f"{folder}: no such repository", hint="build-repo ENGINE_DIR makes one")
+        raise MissingError(f"{folder}: no such repository", hint="create one with build-repo ENGINE_DIR")
     repository = read_repository(folder)
     found = [finding for finding in audit_repository(folder) if finding.code not in OF_THE_ENGINE]
     error = first_error(folder, found)

@@ -14,32 +14,50 @@ FOLDER = click.Path(path_type=Path)
 
 @click.command("build-deployment", cls=console.Command)
 @click.argument("repository", type=FOLDER)
-@click.option("--name", default=None, help="Of everything deployed.  [default: the model's, as far as names allow]")
+@click.option(
+    "--name",
+    default=None,
+    help="Name of all deployed resources.  [default: the model's name, as far as naming rules allow]",
+)
 @click.option("--namespace", default="inference", show_default=True, help="Kubernetes namespace.")
 @click.option(
-    "--image", default="auto", show_default=True, help="Server image; auto: NVIDIA's with the engine's version."
+    "--image",
+    default="auto",
+    show_default=True,
+    help="Server image. auto: NVIDIA's image with the engine's TensorRT-LLM version.",
 )
 @click.option(
-    "--claim", default="auto", show_default=True, help="PersistentVolumeClaim with the models; auto: NAME-models."
+    "--claim", default="auto", show_default=True, help="PersistentVolumeClaim with the models. auto: NAME-models."
 )
-@click.option("--replicas", default=2, show_default=True, help="Servers, at least.")
-@click.option("--max-replicas", default=4, show_default=True, help="Servers the autoscaler may make of them.")
+@click.option("--replicas", default=2, show_default=True, help="Minimum number of replicas.")
+@click.option("--max-replicas", default=4, show_default=True, help="Maximum number of replicas for the autoscaler.")
 @click.option(
-    "--longest-reply", "longest_reply_s", type=float, help="Seconds of the longest reply.  [default: predicted]"
+    "--longest-reply",
+    "longest_reply_s",
+    type=float,
+    help="Duration of the longest reply, in seconds.  [default: predicted]",
 )
 @click.option(
-    "--ttft-objective", "ttft_objective_s", default=2.0, show_default=True, help="Seconds to the first response: alert."
+    "--ttft-objective",
+    "ttft_objective_s",
+    default=2.0,
+    show_default=True,
+    help="Alert threshold for the time to the first response, in seconds.",
 )
 @click.option(
-    "--drain-before", "drain_before_s", default=10, show_default=True, help="Seconds to go on serving at first."
+    "--drain-before",
+    "drain_before_s",
+    default=10,
+    show_default=True,
+    help="Seconds to keep serving before draining.",
 )
 @console.writing_flags
 @console.common_flags
 def build_deployment(**flags: Any) -> None:
-    """Write the deployment of a model repository: Docker Compose, Kubernetes, Prometheus, Grafana.
+    """Write the deployment files of a model repository: Docker Compose, Kubernetes, Prometheus, Grafana.
 
-    Everything is rendered for the engine at hand: the image with its TensorRT-LLM, its GPUs, time enough to drain its
-    longest reply, alerts at its limits. Writes --out, by default artifacts/deployments/NAME.
+    The files match the engine: an image with its TensorRT-LLM version, its number of GPUs, a grace period for its
+    longest reply, alerts at its limits. Default output: artifacts/deployments/NAME.
     """
     from triton_repo.cli.actions.build_deployment import run
 

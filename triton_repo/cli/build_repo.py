@@ -15,28 +15,43 @@ FOLDER = click.Path(path_type=Path)
 @click.command("build-repo", cls=console.Command)
 @click.argument("engine_dir", type=FOLDER)
 @click.option("--serving", type=FOLDER, default=None, help="Serving settings, a YAML file.")
-@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="One serving setting, as in the YAML.")
-@click.option("--tokenizer", type=FOLDER, default=None, help="Folder with tokenizer.json; default: the engine's own.")
-@click.option("--served-at", type=FOLDER, default=None, help="Where the repository will be mounted, if elsewhere.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="One serving setting, named as in the YAML file.",
+)
+@click.option(
+    "--tokenizer", type=FOLDER, default=None, help="Folder with tokenizer.json. Default: the engine's tokenizer."
+)
+@click.option(
+    "--served-at", type=FOLDER, default=None, help="Path at which the server will see the repository, if it differs."
+)
 @click.option(
     "--server",
     type=click.Choice(["triton", "trtllm-serve"]),
     default="triton",
     show_default=True,
-    help="What will serve it; trtllm-serve: checkpoints of the PyTorch backend.",
+    help="Server that will load it. trtllm-serve: for checkpoints of the PyTorch backend.",
 )
-@click.option("--max-queue-size", type=int, help="Requests that may wait; past it, refused at once. 0: no limit.")
-@click.option("--bls-instances", type=int, help="Requests the tensorrt_llm_bls model serves at the same time.")
-@click.option("--time-scale", type=float, help="Wall seconds of one engine second, for an emulated engine.")
-@click.option("--explain", is_flag=True, help="Print every setting, its value, who chose it and where it goes.")
+@click.option(
+    "--max-queue-size", type=int, help="Maximum queue size. Further requests are refused at once. 0: no limit."
+)
+@click.option("--bls-instances", type=int, help="Requests that the tensorrt_llm_bls model serves concurrently.")
+@click.option("--time-scale", type=float, help="Wall seconds per engine second, for an emulated engine.")
+@click.option(
+    "--explain", is_flag=True, help="Print every setting with its value, its origin and the parameter it sets."
+)
 @console.writing_flags
 @console.common_flags
 def build_repo(**flags: Any) -> None:
-    """Generate the Triton model repository of an engine, and check it.
+    """Generate and check the Triton model repository of an engine.
 
-    Writes preprocessing, tensorrt_llm, postprocessing, ensemble and tensorrt_llm_bls; for an engine of the PyTorch
-    backend, the LLM API's one model, or with --server trtllm-serve its YAML. For an emulated engine the repository
-    carries the emulator; for a built one it points at the engine. --explain and --dry-run write nothing.
+    Writes the models preprocessing, tensorrt_llm, postprocessing, ensemble and tensorrt_llm_bls. For the PyTorch
+    backend it writes the LLM API's single model, or trtllm-serve's YAML with --server trtllm-serve. The repository of
+    an emulated engine contains the emulator; that of a built engine points to it. --explain and --dry-run write
+    nothing.
     """
     from triton_repo.cli.actions.build_repo import run
 

@@ -14,21 +14,26 @@ FOLDER = click.Path(path_type=Path)
 
 
 @click.command("check-gpu", cls=console.Command, epilog="Writes artifacts/gpu-check unless --out is given.")
-@click.option("--checkpoint", type=FOLDER, help="Hugging Face checkpoint; default: SmolLM2, whose answer is known.")
+@click.option("--checkpoint", type=FOLDER, help="Hugging Face checkpoint. Default: SmolLM2, whose answer is known.")
 @click.option(
-    "--precision", type=click.Choice(PRECISION_NAMES), help="Default: fp8 where the GPU has it, else int8_sq."
+    "--precision", type=click.Choice(PRECISION_NAMES), help="Default: fp8 if the GPU supports it, else int8_sq."
 )
-@click.option("--out", type=FOLDER, default=None, help="Folder of the report, the logs and what is built.")
-@click.option("--force", is_flag=True, help="Replace what --out already holds.")
-@click.option("--list", "only_list", is_flag=True, help="Print the links and what each was held to, and end.")
-@click.option("--skip", "may_skip", is_flag=True, help="Where the machine cannot: print the reason and end with 0.")
+@click.option("--out", type=FOLDER, default=None, help="Folder for the report, the logs and the built engine.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--list", "only_list", is_flag=True, help="Print the links and what each was checked against, and exit.")
+@click.option(
+    "--skip",
+    "may_skip",
+    is_flag=True,
+    help="If this machine cannot run the check, print the reason and exit with status 0.",
+)
 @console.common_flags
 def check_gpu(**flags: Any) -> None:
-    """Build, serve and load a real engine on this machine, link by link, and write a report.
+    """Build, serve and load-test a real engine on this machine, step by step, and write a report.
 
-    The links are those of docs/explanation/what-was-verified.md; each is marked passed, failed or not reached. It needs
-    a GPU and the container with TensorRT-LLM. The report, report.md, is made to be attached to an issue. Ends with
-    status 3 where a link failed.
+    The steps are the links of docs/explanation/what-was-verified.md; each is marked passed, failed or not reached.
+    Needs a GPU and the container with TensorRT-LLM. Attach the report, report.md, to an issue. Exits with status 3 if
+    a link failed.
     """
     from triton_repo.cli.actions.check_gpu import run
 

@@ -14,10 +14,10 @@ from triton_repo.cli.build_repo import FOLDER
 @click.argument("repository", type=FOLDER)
 @console.common_flags
 def check_repo(**flags: Any) -> None:
-    """Look through a model repository, whoever made it, without starting anything.
+    """Check any TensorRT-LLM model repository for Triton, without starting a server.
 
-    Triton's schema, TensorRT-LLM's tensors and parameters, the ensemble's wiring, the engine's own limits, and what has
-    hurt others; each finding with its fix. Ends with status 3 where there is an error. -v adds the advice.
+    Checks Triton's schema, TensorRT-LLM's tensors and parameters, the ensemble's connections, the engine's limits and
+    known issues. Each finding comes with its fix. Exits with status 3 if there is an error. -v adds advice.
     """
     from triton_repo.cli.actions.check_repo import run
 

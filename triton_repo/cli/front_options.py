@@ -17,21 +17,26 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 def front_flags(function: _FunctionT) -> _FunctionT:
     """Add serve-repo's flags for the OpenAI front."""
     options = (
-        click.option("--openai", is_flag=True, help="Serve an OpenAI-compatible API in front of Triton as well."),
+        click.option("--openai", is_flag=True, help="Also serve an OpenAI-compatible API in front of Triton."),
         click.option("--openai-port", type=PORT, default=9000, show_default=True),
-        click.option("--openai-model", default=None, help="Name clients give the model.  [default: the engine's own]"),
+        click.option(
+            "--openai-model", default=None, help="Model name that clients send.  [default: the engine's model]"
+        ),
         click.option(
             "--reasoning",
             type=click.Choice(["auto", "always", "off"]),
             default="auto",
             show_default=True,
-            help="Whether <think> is told apart from the answer; always: a reply begins in it even without the tag.",
+            help=(
+                "Whether to separate reasoning (<think>) from the answer. always: replies start with reasoning "
+                "even without the tag."
+            ),
         ),
         click.option(
             "--api-key-file",
             type=click.Path(path_type=Path),
             default=None,
-            help=f"File of API keys, one a line; else {KEY_VARIABLE} in the environment.",
+            help=f"File with one API key per line. Default: the environment variable {KEY_VARIABLE}.",
         ),
     )
     for option in reversed(options):

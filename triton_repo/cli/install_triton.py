@@ -14,13 +14,13 @@ from triton_repo.cli.build_repo import FOLDER
 @click.option(
     "--out", type=FOLDER, default=None, help="Folder to install into.  [default: opt/triton in this environment]"
 )
-@click.option("--force", is_flag=True, help="Install again even where a whole installation stands.")
+@click.option("--force", is_flag=True, help="Reinstall even if the installation is complete.")
 @console.common_flags
 def install_triton(**flags: Any) -> None:
-    """Install the real Triton for this machine, without a container and without root.
+    """Install Triton on this machine, without a container and without root.
 
-    The server comes from the nvidia-pytriton wheel; its models get a small Python environment of their own.
-    Does nothing where it is already there.
+    The server comes from the nvidia-pytriton wheel. Its models run in a separate, small Python environment.
+    Does nothing if it is already installed.
     """
     from triton_repo.cli.actions.install_triton import run
 

@@ -15,10 +15,10 @@ from triton_repo.cli.build_deployment import FOLDER
 @click.argument("engine_dir", type=FOLDER)
 @console.common_flags
 def roll_engine(**flags: Any) -> None:
-    """Replace the engine of a running server, with requests in flight.
+    """Replace the engine of a running server without dropping requests.
 
-    They end on the old engine, new ones go to the new one. Where the new one does not load or does not answer, the old
-    one serves on. The repository then is the new engine's.
+    Requests in flight finish on the old engine; new requests go to the new one. If the new engine does not load or
+    does not answer, the old one keeps serving. Afterwards the repository describes the new engine.
     """
     from triton_repo.cli.actions.roll_engine import run
 

@@ -19,29 +19,33 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--http-port", type=console.PORT, default=8000, show_default=True)
 @click.option("--grpc-port", type=console.PORT, default=8001, show_default=True)
 @click.option("--metrics-port", type=console.PORT, default=8002, show_default=True)
-@click.option("--tritonserver", default="auto", show_default=True, help="auto, local, or the path of a tritonserver.")
+@click.option("--tritonserver", default="auto", show_default=True, help="auto, local, or the path to a tritonserver.")
 @click.option(
-    "--ready-within", type=console.SECONDS, default=120.0, show_default=True, help="Seconds to wait for readiness."
+    "--ready-within",
+    type=console.SECONDS,
+    default=120.0,
+    show_default=True,
+    help="Maximum seconds to wait until the server is ready.",
 )
-@click.option("--stop-after", type=console.SECONDS, default=None, help="End the server after this many seconds.")
+@click.option("--stop-after", type=console.SECONDS, default=None, help="Stop the server after this many seconds.")
 @click.option(
     "--drain-within",
     type=console.SECONDS,
     default=30.0,
     show_default=True,
-    help="Seconds for requests in flight when it stops; 0: none.",
+    help="Seconds that requests in flight may take to finish when the server stops. 0: cancel them.",
 )
 @front_flags
-@click.option("--detach", is_flag=True, help="Return once the server is ready; --stop ends it.")
-@click.option("--stop", is_flag=True, help="Stop the server that runs on this repository.")
+@click.option("--detach", is_flag=True, help="Return once the server is ready. Stop it with --stop.")
+@click.option("--stop", is_flag=True, help="Stop the server of this repository.")
 @console.common_flags
 def serve_repo(**flags: Any) -> None:
-    """Serve a model repository with Triton; Ctrl-C and SIGTERM drain and stop it.
+    """Serve a model repository with Triton; Ctrl-C and SIGTERM drain and stop the server.
 
-    New requests are then refused, and those in flight have --drain-within seconds; a second signal ends it at once.
-    An installed tritonserver is used where there is one, else the local one that install-triton made.
-    The server's output goes to server.log inside the repository. A repository for trtllm-serve is served by that
-    program, in this command's place; of an emulated engine by its twin.
+    While it drains, new requests are refused and those in flight have --drain-within seconds. A second signal stops it
+    at once. The command uses an installed tritonserver, or else the local one from install-triton. The server's output
+    goes to server.log in the repository. A repository for trtllm-serve is served by trtllm-serve, or by its emulation
+    if the engine is emulated.
     """
     from triton_repo.cli.actions.serve_repo import run
 

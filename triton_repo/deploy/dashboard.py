@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from triton_repo.deploy.monitoring import BATCHER, KV, published_by
+from triton_repo.deploy.monitoring_serve import engine_is_published
 from triton_repo.deploy.plan import DeploymentPlan
 
 DATASOURCE = "prometheus"
@@ -24,6 +25,8 @@ class Panel:
 
 def panels(plan: DeploymentPlan) -> list[Panel]:
     """Return the dashboard's charts of what this server publishes; those of GPUs only where there is one."""
+    if plan.variant == "trtllm_serve":
+        return _request_panels() + (_batch_panels() if engine_is_published(plan.llm_api) else [])
     there = published_by(plan)
     rows = [
         Panel("Requests in the engine", "short", (("triton:requests_scheduled", "in the batch {{instance}}"),
@@ -64,6 +67,40 @@ def panels(plan: DeploymentPlan) -> list[Panel]:
     ]  # fmt: skip
     rows += _gpu_panels() if plan.gpus else _emulator_panels()
     return [panel for panel in rows if all(there(query) for query, _ in panel.queries)]
+
+
+def _request_panels() -> list[Panel]:
+    """Return the charts of trtllm-serve's requests; it publishes nothing of GPUs: NVIDIA's dcgm-exporter does."""
+    each = "{{instance}}"
+    return [
+        Panel("Requests in the server", "short", (("trtllm:requests_in_flight:mean1m", each),),
+              "Computed from the requests that ended, so late by the time one takes."),
+        Panel("Requests a second", "reqps", (("trtllm:replies:rate1m", "{{finished_reason}} {{instance}}"),),
+              "Answered."),
+        Panel("Time to first token, p95", "s", (("trtllm:first_token_seconds:p95_5m", each),), "Its queue included."),
+        Panel("Wait for the first step, p95", "s", (("trtllm:queue_seconds:p95_5m", each),),
+              "Of requests that waited at all."),
+        Panel("Mean time between tokens", "s", (("trtllm:token_seconds:mean1m", each),), "Mean over requests."),
+        Panel("Mean time of a request", "s", (("trtllm:request_seconds:mean1m", each),), "Its queue included."),
+    ]  # fmt: skip
+
+
+def _batch_panels() -> list[Panel]:
+    """Return the charts of the engine, from 1.3 on."""
+    each = "{{instance}}"
+    return [
+        Panel("Requests in the engine", "short", (("trtllm:requests_scheduled", "in the batch {{instance}}"),
+              ("trtllm:requests_running", "taken {{instance}}"), ("trtllm:requests_waiting", "queued {{instance}}"),
+              ("trtllm:requests_max", "slots {{instance}}")), "Taken and not in the batch: KV blocks are short."),
+        Panel("Slots taken", "percentunit", (("trtllm:slots_taken:ratio1m", each),), "At 100 % what comes next waits."),
+        Panel("KV cache in use", "percentunit", (("trtllm:kv_used:ratio", each),), "Nearly full, and requests wait."),
+        Panel("Tokens a second", "short", (("trtllm:output_tokens:rate1m", "out {{instance}}"),
+              ("trtllm:input_tokens:rate1m", "in {{instance}}")), "Counted when a request ends."),
+        Panel("Failures a second", "reqps", (("trtllm:failures:rate1m", "{{http_code}} {{instance}}"),),
+              "By HTTP status."),
+        Panel("Time of a step", "s", (("trtllm:iteration_seconds", each),), "The latest."),
+        Panel("Paused requests", "short", (("trtllm:requests_paused", each),), "max_utilization takes blocks back."),
+    ]  # fmt: skip
 
 
 def _gpu_panels() -> list[Panel]:

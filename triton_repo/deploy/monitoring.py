@@ -14,12 +14,12 @@ Python backend, has taken it. What stands on either is left out there: the time 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from triton_repo.deploy.plan import BUSY_RATIO, DeploymentPlan
+from triton_repo.deploy import monitoring_serve
+from triton_repo.deploy.plan import DeploymentPlan
+from triton_repo.deploy.rules import BUSY, POD, Alert, Recorded, Scaling
 
-BUSY = f"{BUSY_RATIO * 1000:.0f}m"  # as Kubernetes writes a ratio
 # The models whose requests hold an engine's request from beginning to end. One request may be counted by two of them.
 WHOLE = '{model=~"ensemble|tensorrt_llm|tensorrt_llm_bls"}'
 # Since Triton 24.11, with histogram_latencies: not in the local server of install-triton (24.10).
@@ -28,47 +28,8 @@ REQUESTS = 'nv_trt_llm_request_metrics{{request_type="{}"}}'
 BATCHER = 'nv_trt_llm_inflight_batcher_metrics{{inflight_batcher_specific_metric="{}"}}'
 KV = 'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="{}"}}'
 
-
-_POD = 'pod!="",namespace!=""}'
 # What only the C++ backend's model publishes, or gives a meaning.
 CPP_BACKEND = ("nv_trt_llm_", "nv_llm_", "nv_inference_request_duration_us")
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A recording rule: the series and what it is, per server unless it says more."""
-
-    name: str
-    expr: str
-    meaning: str
-
-
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """An alert; `minutes` is how long it must hold."""
-
-    name: str
-    expr: str
-    minutes: int
-    severity: str
-    summary: str
-    todo: str
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """A metric of the autoscaler's, per pod, and the mean over the pods past which it adds one.
-
-    Attributes:
-        series: That Prometheus must have of a pod, as the adapter finds it.
-        query: Of a pod's value; the adapter puts its names in between << and >>.
-    """
-
-    name: str
-    series: str
-    query: str
-    target: str
-    meaning: str
 
 
 def recorded(stages: int = 1) -> list[Recorded]:
@@ -186,6 +147,8 @@ def alerts(plan: DeploymentPlan) -> list[Alert]:
 
 def scaling(plan: DeploymentPlan) -> list[Scaling]:
     """Return what the autoscaler stands on; it follows the metric that asks for the most servers."""
+    if plan.variant == "trtllm_serve":
+        return monitoring_serve.scaling(plan)
     return _llmapi_scaling(plan) if plan.variant == "llmapi" else _engine_scaling(plan)
 
 
@@ -193,14 +156,14 @@ def _engine_scaling(plan: DeploymentPlan) -> list[Scaling]:
     whole = WHOLE.rstrip("}")
     rate = f"sum(rate(<<.Series>>{whole},<<.LabelMatchers>>}}[1m])) by (model, <<.GroupBy>>)"
     return [
-        Scaling("triton_requests_in_flight", f"nv_inference_request_duration_us{whole},{_POD}",
+        Scaling("triton_requests_in_flight", f"nv_inference_request_duration_us{whole},{POD}",
                 f"max({rate}) by (<<.GroupBy>>) / 1e6", str(plan.in_flight_per_replica),
                 "requests in the server, queue included: as many servers as the load needs, late by a request's time"),
-        Scaling("triton_slots_taken_ratio", f'nv_trt_llm_request_metrics{{request_type="active",{_POD}',
+        Scaling("triton_slots_taken_ratio", f'nv_trt_llm_request_metrics{{request_type="active",{POD}',
                 'sum(avg_over_time(<<.Series>>{request_type="active",<<.LabelMatchers>>}[1m])) by (<<.GroupBy>>) '
                 '/ sum(<<.Series>>{request_type="max",<<.LabelMatchers>>}) by (<<.GroupBy>>)', BUSY,
                 "slots taken: moves at once, but says only that requests queue, not how many"),
-        Scaling("triton_kv_used_ratio", f'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="fraction",{_POD}',
+        Scaling("triton_kv_used_ratio", f'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="fraction",{POD}',
                 'max(<<.Series>>{kv_cache_block_type="fraction",<<.LabelMatchers>>}) by (<<.GroupBy>>)', BUSY,
                 "KV blocks in use"),
     ]  # fmt: skip
@@ -211,7 +174,7 @@ def _llmapi_scaling(plan: DeploymentPlan) -> list[Scaling]:
     query = f"sum(rate({HISTOGRAM}_sum{each} / clamp_min(sum(rate({HISTOGRAM}_count{each}, 1e-9) / 1000"
     target = f"{plan.asked.ttft_objective_s * 500:.0f}m"
     return [
-        Scaling("triton_first_response_seconds", f'{HISTOGRAM}_sum{{model="tensorrt_llm",{_POD}', query, target,
+        Scaling("triton_first_response_seconds", f'{HISTOGRAM}_sum{{model="tensorrt_llm",{POD}', query, target,
                 "mean time to the first response, against half the objective of its 95th percentile")
     ]  # fmt: skip
 
@@ -227,10 +190,8 @@ def published_by(plan: DeploymentPlan) -> Callable[[str], bool]:
 
 def rules_document(plan: DeploymentPlan) -> dict[str, Any]:
     """Return the groups of a Prometheus rules file."""
-    there = published_by(plan)
-    records: list[dict[str, Any]] = [
-        {"record": rule.name, "expr": rule.expr} for rule in recorded(plan.stages) if there(rule.expr)
-    ]
+    rules, alarming = _watched(plan)
+    records: list[dict[str, Any]] = [{"record": rule.name, "expr": rule.expr} for rule in rules]
     alarms = [
         {
             "alert": alert.name,
@@ -239,11 +200,19 @@ def rules_document(plan: DeploymentPlan) -> dict[str, Any]:
             "labels": {"severity": alert.severity},
             "annotations": {"summary": alert.summary, "todo": alert.todo},
         }
-        for alert in alerts(plan)
-        if there(alert.expr)
+        for alert in alarming
     ]
     return {"groups": [{"name": f"{plan.asked.name}-series", "rules": records},
                        {"name": f"{plan.asked.name}-alerts", "rules": alarms}]}  # fmt: skip
+
+
+def _watched(plan: DeploymentPlan) -> tuple[list[Recorded], list[Alert]]:
+    """Return the recording rules and alerts of what this server publishes."""
+    if plan.variant == "trtllm_serve":
+        return monitoring_serve.recorded(plan.llm_api, plan.asked.name), monitoring_serve.alerts(plan)
+    there = published_by(plan)
+    rules = [rule for rule in recorded(plan.stages) if there(rule.expr)]
+    return rules, [alert for alert in alerts(plan) if there(alert.expr)]
 
 
 def _sum(series: str) -> str:

@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from engines.build import trtllm
+from engines.build import choices_of, serve_image, trtllm
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Strict, source_of
 from engines.manifest import EngineManifest
 from engines.spec import PRECISIONS
 from engines.steptime import StepShape, step_time_for
-from triton_repo.server import across_ranks, rank_environment, server_flags
-from triton_repo.settings import REPOSITORY_NAME, RepositoryManifest, read_repository
+from triton_repo.server import across_ranks, rank_environment, serve_command_of, server_flags
+from triton_repo.settings import REPOSITORY_NAME, RepositoryManifest, Variant, read_repository
 
 GIB = 2**30
 NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
@@ -33,14 +33,14 @@ class Deployment(Strict):
     """What is asked.
 
     Attributes:
-        name: Of everything that is deployed.
+        name: Name of all deployed resources.
         image: Container image of the server; auto: NVIDIA's with the TensorRT-LLM that built the engine.
         claim: PersistentVolumeClaim with the folders `repository` and `engine`; auto: NAME-models.
-        replicas: Servers to begin with, and never fewer.
-        max_replicas: Servers the autoscaler may make of them.
+        replicas: Initial and minimum number of replicas.
+        max_replicas: Maximum number of replicas for the autoscaler.
         longest_reply_s: Seconds a request may take from its first token to its last; auto: predicted.
-        ttft_objective_s: Past this 95th percentile of the time to the first response there is an alert.
-        drain_before_s: Seconds a terminating server goes on serving while load balancers hear of it.
+        ttft_objective_s: Alert if the 95th percentile of the time to first response exceeds this.
+        drain_before_s: Seconds a terminating server keeps serving while load balancers stop routing to it.
     """
 
     name: Annotated[str, Field(pattern=NAME)]
@@ -59,7 +59,9 @@ class DeploymentPlan(Document):
 
     Attributes:
         kind: `built` or `emulated`: an emulated engine deploys without a GPU, to rehearse with.
-        variant: Which of TensorRT-LLM's model sets it serves. `llmapi` publishes no metrics of its engine.
+        variant: Which of TensorRT-LLM's model sets Triton serves, or `trtllm_serve`. `llmapi` publishes nothing of its
+            engine.
+        llm_api: Version by which trtllm-serve's metrics are named: 1.2, 1.3 or 1.4rc; None: it is not what serves.
         tensorrt_llm: Version the container must hold; None where nothing depends on it.
         repository: The model repository on this machine.
         served_at: Path it has in the container; its models hold it.
@@ -80,7 +82,8 @@ class DeploymentPlan(Document):
 
     asked: Deployment
     kind: str
-    variant: Literal["inflight_batcher_llm", "llmapi"] = "inflight_batcher_llm"
+    variant: Variant = "inflight_batcher_llm"
+    llm_api: str | None = None
     image: str
     tensorrt_llm: str | None
     repository: str
@@ -107,6 +110,21 @@ class DeploymentPlan(Document):
     notices: list[str]
 
     @property
+    def server(self) -> str:
+        """Return the container's name."""
+        return "trtllm-serve" if self.variant == "trtllm_serve" else "triton"
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Return the ports it listens on, by name."""
+        return {"http": PORTS["http"]} if self.variant == "trtllm_serve" else PORTS
+
+    @property
+    def metrics(self) -> tuple[str, str]:
+        """Return the name of the port that publishes metrics, and their path."""
+        return ("http", "/prometheus/metrics") if self.variant == "trtllm_serve" else ("metrics", "/metrics")
+
+    @property
     def claim(self) -> str:
         """Return the claim's name."""
         return f"{self.asked.name}-models" if self.asked.claim == "auto" else self.asked.claim
@@ -130,6 +148,9 @@ def plan_deployment(
             hint=f"--max-replicas {asked.replicas}, or more",
         )
     manifest = read_repository(repository)
+    serve = manifest.variant == "trtllm_serve"
+    if serve:
+        _require_deployable(manifest)
     engine, built = manifest.engine, manifest.kind == "built"
     version = engine.versions.get("tensorrt_llm")
     ranks = engine.parallel.tensor * engine.parallel.pipeline
@@ -143,7 +164,8 @@ def plan_deployment(
         asked=asked,
         kind=manifest.kind,
         variant=manifest.variant,
-        image=trtllm.container_image(version or "(none)") if asked.image == "auto" else asked.image,
+        llm_api=choices_of(engine).version if serve else None,
+        image=_image(manifest) if asked.image == "auto" else asked.image,
         tensorrt_llm=version if built else None,
         repository=str(repository.absolute()),
         served_at=manifest.served_at,
@@ -164,15 +186,40 @@ def plan_deployment(
         slots=slots,
         in_flight_per_replica=max(1, int(slots * BUSY_RATIO)),
         queue_alarm=max(1, slots // 4),
-        command=across_ranks(_command(manifest), manifest, manifest.served_at, "deployed_"),
-        environment=rank_environment(manifest),
+        command=_command(manifest),
+        environment={} if serve else rank_environment(manifest),
         notices=_notices(manifest),
     )
 
 
+def _require_deployable(manifest: RepositoryManifest) -> None:
+    """Refuse what no container serves: trtllm-serve's twin, and a checkpoint that is not on this machine."""
+    if manifest.kind == "emulated":
+        raise UserError(
+            "the twin of trtllm-serve is for this machine: no container holds it",
+            hint="serve-repo serves it; to rehearse a deployment, build-repo --server triton",
+        )
+    if not Path(manifest.loads or "").is_absolute():
+        raise UserError(
+            f"{manifest.loads} would be downloaded by every server, and these reach nobody",
+            hint="download it, and name its folder: build-engine --published /models/NAME",
+        )
+
+
+def _image(manifest: RepositoryManifest) -> str:
+    if manifest.variant == "trtllm_serve":
+        return serve_image(manifest.engine)
+    return trtllm.container_image(manifest.engine.versions.get("tensorrt_llm") or "(none)")
+
+
 def _command(manifest: RepositoryManifest) -> list[str]:
+    if manifest.variant == "trtllm_serve":  # it starts its ranks by itself
+        served_at = Path(manifest.served_at)
+        port = f"${{HTTP_PORT:-{PORTS['http']}}}"
+        return [*serve_command_of(served_at, manifest, address="0.0.0.0", port=port), "$@"]
     ports = [f"--{name}-port=${{{name.upper()}_PORT:-{port}}}" for name, port in PORTS.items()]
-    return ["tritonserver", *server_flags(manifest.served_at, "$key"), *ports, *FLAGS, "$@"]
+    command = ["tritonserver", *server_flags(manifest.served_at, "$key"), *ports, *FLAGS, "$@"]
+    return across_ranks(command, manifest, manifest.served_at, "deployed_")
 
 
 def predicted_reply_s(manifest: RepositoryManifest) -> float:
@@ -198,7 +245,11 @@ def _notices(manifest: RepositoryManifest) -> list[str]:
     notices = []
     if manifest.kind == "emulated":
         notices.append("an emulated engine: no GPU is asked for, and every latency is the step-time model's")
-    if _ranks(manifest.engine) > 1:
+    if manifest.variant == "trtllm_serve":
+        notices.append(
+            "trtllm-serve: how it ends what is in flight at SIGTERM is uvicorn's matter; this was never run on a GPU"
+        )
+    elif _ranks(manifest.engine) > 1:
         notices.append("several GPUs: ranks are started by mpirun; this was never run on such a machine")
     return notices
 

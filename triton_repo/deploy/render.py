@@ -39,9 +39,10 @@ def render_deployment(plan: DeploymentPlan, out: Path, *, force: bool) -> None:
     values = _values(plan)
     with whole_folder(out, made_by=plan.made_by, force=force) as folder:
         write_json(folder / PLAN_NAME, plan)
-        script = environment.get_template("serve.sh.j2").render(values)
+        script = environment.get_template("serve-trtllm.sh.j2" if values["serve"] else "serve.sh.j2").render(values)
         write_text(folder / "server" / "serve.sh", script)
-        shutil.copyfile(control.__file__, folder / "server" / "control.py")
+        if not values["serve"]:
+            shutil.copyfile(control.__file__, folder / "server" / "control.py")
         values["scripts"] = {path.name: path.read_text("utf-8") for path in sorted((folder / "server").iterdir())}
         rules = yaml.safe_dump(rules_document(plan), sort_keys=False, width=120)
         values |= {"rules": rules, "dashboard": dashboard_json(plan)}
@@ -69,6 +70,8 @@ def _values(plan: DeploymentPlan) -> dict[str, Any]:
         "plan": plan,
         "name": plan.asked.name,
         "namespace": plan.asked.namespace,
+        "serve": plan.variant == "trtllm_serve",
+        "metrics": plan.metrics,
         "command": _in_shell(plan.command),
         "images": IMAGES,
         "datasource": DATASOURCE,

@@ -1,4 +1,4 @@
-"""The links of the road: what each was held to without a GPU, and what to look at first with one."""
+"""The links from checkpoint to served engine: what each was checked against, and what to check first on a GPU."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ def links() -> tuple[Link, ...]:
 
 def links_table() -> str:
     """Return the table of docs/explanation/what-was-verified.md."""
-    rows = ["| link | what happens | held to | how | look at first on a GPU |", "|---|---|---|---|---|"]
+    rows = ["| link | what happens | checked against | how | look at first on a GPU |", "|---|---|---|---|---|"]
     rows += [f"| `{link.id}` | {link.title} | {link.held_to} | {link.evidence} | {link.look} |" for link in links()]
     return "\n".join(rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engines.errors import MissingError, ToolError
+from engines.processes import stop_group
 
 LAST_LINES = 12
 _TERM_GRACE_S = 20.0
@@ -83,15 +83,7 @@ def running(argv: Sequence[str], *, log: Path) -> Iterator[subprocess.Popen[byte
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process group: asked first, then forced."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(_TERM_GRACE_S)
-        except subprocess.TimeoutExpired:
-            continue
+    stop_group(process.pid, lambda: process.poll() is None, grace_s=_TERM_GRACE_S)
     process.wait()
 
 

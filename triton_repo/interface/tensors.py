@@ -145,6 +145,15 @@ lookahead_ngram_size INT32 [1] ragged optional
 lookahead_verification_set_size INT32 [1] ragged optional
 """)
 
+_PERFORMANCE = """
+arrival_time_ns INT64 [1]
+first_scheduled_time_ns INT64 [1]
+first_token_time_ns INT64 [1]
+last_token_time_ns INT64 [1]
+acceptance_rate FP32 [1]
+total_accepted_draft_tokens INT32 [1]
+total_draft_tokens INT32 [1]
+"""
 _REPLY = """
 cum_log_probs FP32 [-1]
 output_log_probs FP32 [-1,-1]
@@ -156,16 +165,9 @@ sequence_index INT32 [1]
 kv_cache_alloc_new_blocks INT32 [1]
 kv_cache_reused_blocks INT32 [1]
 kv_cache_alloc_total_blocks INT32 [1]
-arrival_time_ns INT64 [1]
-first_scheduled_time_ns INT64 [1]
-first_token_time_ns INT64 [1]
-last_token_time_ns INT64 [1]
-acceptance_rate FP32 [1]
-total_accepted_draft_tokens INT32 [1]
-total_draft_tokens INT32 [1]
-num_input_tokens INT32 [1]
+{performance}num_input_tokens INT32 [1]
 num_output_tokens INT32 [1]
-"""
+""".replace("{performance}", _PERFORMANCE[1:])
 REPLY_OUTPUTS = _table(_REPLY.replace("{between}\n", ""))  # what the ensemble and the BLS model pass on by name
 ENGINE_OUTPUTS = _table(
     "output_ids INT32 [-1,-1]\nsequence_length INT32 [-1]"
@@ -238,15 +240,6 @@ guided_decoding_guide STRING [1] optional"""
 
 TEXT_OUTPUTS = (*_table("text_output STRING [-1]"), *REPLY_OUTPUTS)
 
-_PERFORMANCE = """
-arrival_time_ns INT64 [1]
-first_scheduled_time_ns INT64 [1]
-first_token_time_ns INT64 [1]
-last_token_time_ns INT64 [1]
-acceptance_rate FP32 [1]
-total_accepted_draft_tokens INT32 [1]
-total_draft_tokens INT32 [1]
-"""
 # The LLM API's one model; it batches nothing, so dims are whole shapes.
 LLMAPI_INPUTS = _table("""
 text_input STRING [-1]

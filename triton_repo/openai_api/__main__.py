@@ -33,13 +33,17 @@ KEEP_ALIVE_S = 75
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=9000, show_default=True)
 @click.option(
-    "--grpc", "grpc_target", default="127.0.0.1:8001", show_default=True, help="Host and port of Triton's gRPC."
+    "--grpc",
+    "grpc_target",
+    default="127.0.0.1:8001",
+    show_default=True,
+    help="Host and port of Triton's gRPC endpoint.",
 )
 @click.option("--metrics-url", default=None, help="Triton's metrics page, for /metrics.")
-@click.option("--model", default=None, help="Name that clients give.  [default: the engine's model]")
+@click.option("--model", default=None, help="Model name that clients send.  [default: the engine's model]")
 @click.option("--reasoning", type=click.Choice(["auto", "always", "off"]), default="auto", show_default=True)
-@click.option("--api-key-file", type=click.Path(path_type=Path), default=None, help="File with one key a line.")
-@click.option("--stop-after", type=float, default=None, help="End after this many seconds.")
+@click.option("--api-key-file", type=click.Path(path_type=Path), default=None, help="File with one API key per line.")
+@click.option("--stop-after", type=float, default=None, help="Stop after this many seconds.")
 def main(repository: Path, **flags: Any) -> None:
     """Serve an OpenAI-compatible API before a Triton that runs on REPOSITORY.
 

@@ -21,15 +21,15 @@ def read_keys(path: Path | None, variable: str | None) -> list[str]:
         return [variable] if variable else []
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise UserError(f"--api-key-file {path}: no regular file", hint="give a file with one key a line")
+            raise UserError(f"--api-key-file {path}: no regular file", hint="give a file with one key per line")
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"--api-key-file {path}: {error.strerror}", hint="give a file with one key a line") from error
+        raise UserError(f"--api-key-file {path}: {error.strerror}", hint="give a file with one key per line") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"--api-key-file {path}: not UTF-8 text", hint="give a file with one key a line") from error
+        raise UserError(f"--api-key-file {path}: not UTF-8 text", hint="give a file with one key per line") from error
     keys = [line.strip() for line in lines if line.strip()]
     if not keys:
-        raise UserError(f"--api-key-file {path}: no key in it", hint="write one key a line")
+        raise UserError(f"--api-key-file {path}: contains no key", hint="write one key per line")
     return keys
 
 

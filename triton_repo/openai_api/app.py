@@ -80,6 +80,7 @@ class _Pages:
         self._gate = gate
         self._metrics_url = metrics_url
         self._since_s = int(time.time())
+        self._serve: ServeMetrics | None = None
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -105,6 +106,7 @@ class _Pages:
 
     def of_trtllm_serve(self, serve: ServeMetrics) -> list[Route]:
         """Return the pages of trtllm-serve's metrics."""
+        self._serve = serve
 
         async def prometheus(request: Request) -> Response:
             self._gate.admit(request)
@@ -140,6 +142,8 @@ class _Pages:
         """Answer with an ApiError."""
         if not isinstance(error, ApiError):
             raise error
+        if self._serve is not None:
+            self._serve.failed(error.status)
         return self._gate.answer(error)
 
     async def bug(self, _: Request, error: Exception) -> Response:

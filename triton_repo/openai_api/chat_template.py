@@ -58,9 +58,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(_counted(environment.parse(source)))
         except (jinja2.TemplateError, RecursionError) as error:
-            raise UserError(
-                f"{where}: not a Jinja2 template: {error}", hint="take the one of the checkpoint"
-            ) from error
+            raise UserError(f"{where}: not a Jinja2 template: {error}", hint="use the checkpoint's template") from error
 
     def render(
         self,

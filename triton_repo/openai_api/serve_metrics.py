@@ -4,8 +4,9 @@ Requests are counted here, at the twin's front, by the engine's own times; what 
 page of the Triton behind it. TensorRT-LLM 1.2 publishes five metrics of requests and nothing of its engine.
 
 Source:
-    TensorRT-LLM, tensorrt_llm/metrics/collector.py and serve/openai_server.py, read at commits of early 2026 (1.3) and
-    of main (1.4); for 1.2 the list in Dynamo's documentation and a user's page, which shows no prefix. None was run.
+    TensorRT-LLM, tensorrt_llm/metrics/collector.py (050f80de, main of 2026) and serve/openai_server.py; what it has
+    beyond 1.2 came with pull requests 11243, 12545 and 12636 (January to April 2026: candidates of 1.3); for 1.2
+    the list in Dynamo's documentation and a user's page, which shows no prefix. None was run.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ BUCKETS: dict[str, tuple[float, ...]] = {
     "request_queue_time_seconds": _LONG,
 }
 REQUESTS = "request_success_total"
+ERRORS = "request_error_total"
 TOKENS = ("prompt_tokens_total", "generation_tokens_total")
 GAUGES = (
     "num_requests_running", "num_requests_waiting", "max_num_active_requests", "iteration_latency_seconds",
-    "kv_cache_utilization", "num_scheduled_requests", "num_context_requests", "num_generation_requests",
-    "num_paused_requests",
+    "kv_cache_utilization", "kv_cache_used_blocks", "num_scheduled_requests", "num_context_requests",
+    "num_generation_requests", "num_paused_requests",
 )  # fmt: skip
 
 
@@ -52,7 +54,7 @@ def published_names(version: str) -> list[str]:
     """
     if version == "1.2":
         return [*BUCKETS, REQUESTS]
-    return [PREFIX + name for name in (*BUCKETS, REQUESTS, *TOKENS, *GAUGES)]
+    return [PREFIX + name for name in (*BUCKETS, REQUESTS, ERRORS, *TOKENS, *GAUGES)]
 
 
 @dataclass(slots=True)
@@ -88,10 +90,11 @@ class ServeMetrics:
         self.version = version
         self._prefix = "" if version == "1.2" else PREFIX
         # Of 1.2 a user's page shows "undefined" in both.
-        names = ("undefined", "undefined") if version == "1.2" else (model, "pytorch")
+        names = ("undefined", "undefined") if version == "1.2" else (model, "trtllm")
         self._labels = f'engine_type="{names[1]}",model_name="{names[0]}"'
         self._histograms = {name: _Histogram(bounds) for name, bounds in BUCKETS.items()}
         self._reasons: Counter[str] = Counter()
+        self._errors: Counter[int] = Counter()
         self._tokens = dict.fromkeys(TOKENS, 0)
         self._completed = 0
 
@@ -111,8 +114,12 @@ class ServeMetrics:
         if tokens > 1:
             each_s = (times.last_s - times.first_s) / (tokens - 1)
             self._histograms["time_per_output_token_seconds"].observe(each_s)
-        if times.queue_s:  # upstream leaves a wait of 0 out
+        if times.queue_s or self.version != "1.2":  # which leaves a wait of 0 out
             self._histograms["request_queue_time_seconds"].observe(times.queue_s)
+
+    def failed(self, status: int) -> None:
+        """Count one request that was answered with an HTTP error."""
+        self._errors[status] += 1
 
     def page(self, triton: str) -> str:
         """Return `/prometheus/metrics`.
@@ -129,6 +136,11 @@ class ServeMetrics:
         ]
         lines += self._typed(REQUESTS, "counter", by_reason)
         if self.version != "1.2":
+            by_code = [
+                f'{self._prefix}{ERRORS}{{http_code="{code}",{self._labels}}} {float(count)}'
+                for code, count in sorted(self._errors.items())
+            ]
+            lines += self._typed(ERRORS, "counter", by_code)
             counted = {name: ("counter", float(value)) for name, value in self._tokens.items()}
             gauges = {name: ("gauge", value) for name, value in _gauges(_values(triton)).items()}
             for name, (kind, value) in (counted | gauges).items():
@@ -238,6 +250,7 @@ def _gauges(seen: Mapping[tuple[str, str], float]) -> dict[str, float]:
         requests["max"],
         seen.get(("emulator_step_seconds_total", ""), 0.0) / steps if steps else 0.0,
         seen.get((_KV, "fraction"), 0.0),
+        seen.get((_KV, "used"), 0.0),
         requests["scheduled"],
         requests["context"],
         seen.get((batch, "generation_requests"), 0.0),

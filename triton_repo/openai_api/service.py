@@ -71,8 +71,10 @@ class Service:
     ) -> None:
         if "ensemble" not in repository.models:
             raise UserError(
-                f"the OpenAI front asks the engine by token ids, and a repository of the {repository.variant} variant "
-                "takes text",
+                (
+                    f"the OpenAI front sends token ids to the engine, but a repository of the {repository.variant} "
+                    "variant takes text"
+                ),
                 hint="trtllm-serve serves such a checkpoint to OpenAI's clients itself",
             )
         self.repository = repository

@@ -80,8 +80,8 @@ def resolve_for(
     manifest = read_manifest(engine_folder)
     if manifest.kind == "checkpoint" and manifest.backend != "pytorch":
         raise UserError(
-            f"{engine_folder}: holds a checkpoint, not an engine",
-            hint="build-engine without --until checkpoint compiles it; with --emulate it is emulated",
+            f"{engine_folder}: contains a checkpoint, not an engine",
+            hint="compile it with build-engine without --until checkpoint, or emulate it with --emulate",
         )
     return manifest, resolve(settings, given or {}, manifest, _config_of(manifest, engine_folder))
 
@@ -155,8 +155,8 @@ def _variant(engine: EngineManifest, server: Server) -> Variant:
     if server == "trtllm-serve":
         if engine.backend != "pytorch":
             raise UserError(
-                "trtllm-serve serves checkpoints of the PyTorch backend here; this is a TensorRT engine",
-                hint="build-engine --backend pytorch, or leave --server at triton",
+                "trtllm-serve is supported for checkpoints of the PyTorch backend; this is a TensorRT engine",
+                hint="use build-engine --backend pytorch, or --server triton",
             )
         return "trtllm_serve"
     return "llmapi" if engine.backend == "pytorch" else "inflight_batcher_llm"
@@ -343,7 +343,7 @@ class Typed:
 
 def _engine_tokenizer(engine_folder: Path, manifest: EngineManifest) -> Path:
     if manifest.tokenizer is None:
-        raise MissingError(f"{engine_folder}: the engine came without a tokenizer", hint="--tokenizer DIR gives one")
+        raise MissingError(f"{engine_folder}: the engine has no tokenizer", hint="give one with --tokenizer DIR")
     return _inside(engine_folder, manifest.tokenizer)
 
 
@@ -355,7 +355,9 @@ def _inside(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"{folder / MANIFEST_NAME}: '{name}' leads out of the engine's folder", hint="build it again")
+        raise UserError(
+            f"{folder / MANIFEST_NAME}: '{name}' points outside the engine's folder", hint="build the engine again"
+        )
     return path
 
 
@@ -376,5 +378,8 @@ def _quoted(parameters: dict[str, str]) -> dict[str, str]:
     """
     for key, value in parameters.items():
         if _PLACEHOLDER.search(value):
-            raise UserError(f"{key}: '{value}' holds a placeholder", hint="write what is meant; no later step fills it")
+            raise UserError(
+                f"{key}: '{value}' contains a placeholder",
+                hint="write the value itself; no later step replaces the placeholder",
+            )
     return {key: value.replace("\\", "\\\\").replace('"', '\\"') for key, value in parameters.items()}

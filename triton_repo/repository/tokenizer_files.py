@@ -35,16 +35,19 @@ def check_tokenizer(folder: Path) -> list[Notice]:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise MissingError(f"{folder}: no tokenizer.json there", hint="--tokenizer DIR gives the model's tokenizer")
+        raise MissingError(
+            f"{folder}: contains no tokenizer.json", hint="give the model's tokenizer with --tokenizer DIR"
+        )
     if path.stat().st_size > LONGEST_TOKENIZER_BYTES:
         raise UserError(
-            f"{path}: {path.stat().st_size} bytes; at most {LONGEST_TOKENIZER_BYTES}", hint="is it the right file?"
+            f"{path}: {path.stat().st_size} bytes exceed the limit of {LONGEST_TOKENIZER_BYTES}",
+            hint=("check that this is the right file"),
         )
     try:
         Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise UserError(
-            f"{path}: not a tokenizer: {error}", hint="--tokenizer DIR gives the model's tokenizer"
+            f"{path}: not a tokenizer: {error}", hint="give the model's tokenizer with --tokenizer DIR"
         ) from error
     return _code_notices(folder)
 

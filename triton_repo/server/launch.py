@@ -18,7 +18,8 @@ from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
-from engines.processes import ending_with_parent, signal_group, started_ticks, stop_group
+from engines.processes import signal_group, started_ticks, stop_group
+from triton_repo.server.child_process import start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment
@@ -119,16 +120,7 @@ def start_server(
         command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s or 0:g}", *command]
     begin = time.monotonic()
     with log.open("wb") as output, _stack_of(STACK_BYTES):
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=runtime.server.parent,
-            env=environment,
-            preexec_fn=None if detached else ending_with_parent(signal.SIGTERM),  # noqa: PLW1509 (one prctl call)
-        )
+        process = start_child(command, output, detached=detached, cwd=runtime.server.parent, environment=environment)
     try:
         record = _record(process, runtime, ports, made_by=made_by, log=log, prefix=prefix)
         write_json(repository / SERVER_NAME, record)
@@ -190,8 +182,8 @@ def drain_server(repository: Path, record: ServerRecord, within_s: float) -> Non
         raise ToolError(f"the server could not be drained: {error}", log_path=Path(record.log)) from error
     if left:
         raise ToolError(
-            f"{left} requests were still in flight after {within_s:g} s and are cut off",
-            hint="--drain-within gives longer",
+            f"{left} requests were still in flight after {within_s:g} s and were cancelled",
+            hint="allow more time with --drain-within",
         )
 
 
@@ -203,7 +195,7 @@ def control_of(repository: Path, record: ServerRecord) -> Control:
     """
     path = repository / KEY_NAME
     if not path.is_file():
-        raise MissingError(f"{path}: no such file", hint="serve-repo writes it when it starts the server")
+        raise MissingError(f"{path}: no such file", hint="start the server with serve-repo, which writes it")
     return Control(record.url, record.metrics_url, path.read_text(encoding="utf-8"))
 
 
@@ -216,7 +208,7 @@ def running_server(repository: Path) -> ServerRecord:
     path = repository / SERVER_NAME
     record = read_json(path, ServerRecord) if path.is_file() else None
     if record is None or not is_running(record):
-        raise MissingError(f"{repository}: no server is running on it", hint=f"serve-repo {repository} starts one")
+        raise MissingError(f"{repository}: no server is running", hint=f"start one with serve-repo {repository}")
     return record
 
 
@@ -238,7 +230,7 @@ def watch_server(repository: Path, record: ServerRecord, look: Callable[[Path], 
         look(repository)
         time.sleep(0.2)
     raise ToolError(
-        f"the server of {repository} ended by itself",
+        f"the server of {repository} exited unexpectedly",
         log_path=Path(record.log),
         last_lines=telling_lines(Path(record.log)),
     )
@@ -318,7 +310,7 @@ def _wait_ready(process: subprocess.Popen[bytes], record: ServerRecord, deadline
     while time.monotonic() - begin < deadline_s:
         if process.poll() is not None:
             raise ToolError(
-                "Triton ended before it was ready",
+                "Triton exited before it was ready",
                 status=process.returncode,
                 log_path=log,
                 last_lines=telling_lines(log),
@@ -330,7 +322,7 @@ def _wait_ready(process: subprocess.Popen[bytes], record: ServerRecord, deadline
         f"Triton was not ready after {deadline_s:g} s",
         log_path=log,
         last_lines=telling_lines(log),
-        hint="--ready-within gives it longer",
+        hint="allow more time with --ready-within",
     )
 
 
@@ -345,7 +337,7 @@ def _probe(repository: Path, record: ServerRecord) -> None:
     except ControlError as error:
         log = Path(record.log)
         raise ToolError(
-            f"Triton says it is ready and does not answer: {error}", log_path=log, last_lines=telling_lines(log)
+            f"Triton reports that it is ready but does not answer: {error}", log_path=log, last_lines=telling_lines(log)
         ) from error
 
 
@@ -358,8 +350,8 @@ def _write_key(repository: Path) -> str:
     key = os.environ.get(KEY_VARIABLE) or secrets.token_hex(KEY_CHARACTERS)
     if len(key) < KEY_CHARACTERS or not key.isascii() or not key.isalnum():
         raise UserError(
-            f"{KEY_VARIABLE}: at least {KEY_CHARACTERS} letters and digits are needed, and nothing else",
-            hint="unset it, and serve-repo draws one",
+            f"{KEY_VARIABLE}: the key must consist of at least {KEY_CHARACTERS} letters and digits, and nothing else",
+            hint="unset it, and serve-repo generates one",
         )
     path = repository / KEY_NAME
     path.unlink(missing_ok=True)
@@ -380,7 +372,7 @@ def _refuse_running(repository: Path) -> None:
     path = repository / SERVER_NAME
     if path.is_file() and is_running(read_json(path, ServerRecord)):
         raise UserError(
-            f"{repository}: a server is already running on it", hint=f"serve-repo {repository} --stop ends it"
+            f"{repository}: a server is already running", hint=f"stop it with serve-repo {repository} --stop"
         )
 
 
@@ -391,6 +383,6 @@ def _refuse_taken(address: str, port: int) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise UserError(
-                f"{address}:{port} cannot be listened on: {error.strerror}",
+                f"cannot listen on {address}:{port}: {error.strerror}",
                 hint="choose other ports with --http-port, --grpc-port, --metrics-port",
             ) from error

@@ -134,12 +134,12 @@ def local_runtime(folder: Path) -> Runtime:
     """
     record_path = folder / RUNTIME_NAME
     if not record_path.exists():
-        raise MissingError(f"{folder}: no local Triton here", hint="install-triton makes it (about 360 MB)")
+        raise MissingError(f"{folder}: contains no local Triton", hint="install it with install-triton (about 360 MB)")
     record = read_json(record_path, RuntimeRecord)
     if not Path(record.python.libpython).exists() or not Path(record.python.executable).exists():
         raise MissingError(
-            f"{folder}: the Python it was made with is gone: {record.python.executable}",
-            hint="install-triton --force makes it again with one that is there",
+            f"{folder}: the Python that it was installed with is missing: {record.python.executable}",
+            hint="reinstall it with install-triton --force",
         )
     return Runtime(
         server=folder / SERVER_FOLDER / "bin" / "tritonserver",
@@ -166,7 +166,7 @@ def find_runtime(choice: str, folder: Path) -> Runtime:
     if choice != "auto":
         if not os.access(choice, os.X_OK) or Path(choice).is_dir():
             raise UserError(
-                f"--tritonserver {choice}: not a program", hint="give the path of a tritonserver, or 'auto'"
+                f"--tritonserver {choice}: not an executable file", hint=("give the path to a tritonserver, or 'auto'")
             )
         return Runtime(server=Path(choice).resolve(), version="unknown")
     installed = shutil.which("tritonserver") or shutil.which("/opt/tritonserver/bin/tritonserver")
@@ -221,13 +221,13 @@ def _try_python(name: str) -> PythonFound | str:
 def _refuse_platform() -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise MissingError(
-            f"the local Triton is for Linux on x86_64, this is {sys.platform} on {platform.machine()}",
-            hint="serve-repo --tritonserver PATH uses another server; a container works anywhere",
+            f"the local Triton needs Linux on x86_64; this is {sys.platform} on {platform.machine()}",
+            hint="use another server with serve-repo --tritonserver PATH, or a container",
         )
     glibc = platform.libc_ver()[1]
     if tuple(int(part) for part in glibc.split(".")[:2] if part.isdigit()) < GLIBC_NEEDED:
         raise MissingError(
-            f"the local Triton needs glibc 2.35 or newer, this machine has {glibc or 'another C library'}",
+            f"the local Triton needs glibc 2.35 or newer; this machine has {glibc or 'another C library'}",
             hint="Debian 12, Ubuntu 22.04 and newer have it",
         )
 
@@ -292,7 +292,7 @@ def _run(command: list[str], purpose: str) -> None:
                 f"could not {purpose}: {' '.join(command[:4])} ...",
                 status=done.returncode,
                 last_lines=lines,
-                hint="is the package index reachable? pip config list shows which one is used",
+                hint="check that the package index is reachable; pip config list shows which one is used",
             )
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
-from engines.processes import ending_with_parent, reap, signal_group, stop_group
+from engines.processes import reap, signal_group, stop_group
 from triton_repo.openai_api import KEY_VARIABLE
+from triton_repo.server.child_process import start_child
 
 RECORD_NAME = "front.json"
 LOG_NAME = "front.log"
@@ -27,7 +28,7 @@ STOP_GRACE_S = 25.0  # above what the front gives its own replies to end
 READY_WITHIN_S = 60.0
 LAST_LINES = 12
 EXPOSED = (
-    "warning: the OpenAI front listens on {address} without an API key: whoever reaches it can use the engine. "
+    "warning: the OpenAI front listens on {address} without an API key: anyone who can reach it can use the engine. "
     "--api-key-file FILE or the environment variable {variable} asks for one; TLS is a proxy's work"
 )
 
@@ -81,7 +82,7 @@ class FrontOptions:
 
 
 def require_free(address: str, port: int) -> None:
-    """Refuse an address that cannot be listened on, before anything is started.
+    """Refuse an address that cannot listen, before anything is started.
 
     Raises:
         UserError: Somebody listens there, or it is not this machine's.
@@ -92,7 +93,7 @@ def require_free(address: str, port: int) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise UserError(
-                f"{address}:{port} cannot be listened on: {error.strerror}", hint="--openai-port chooses another port"
+                f"cannot listen on {address}:{port}: {error.strerror}", hint=("choose another port with --openai-port")
             ) from error
 
 
@@ -117,14 +118,7 @@ def start_front(
     log = repository / LOG_NAME
     command = [sys.executable, "-P", "-m", MODULE, str(repository.resolve()), *options.arguments()]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=None if detached else ending_with_parent(signal.SIGTERM),  # noqa: PLW1509 (one prctl call)
-        )
+        process = start_child(command, output, detached=detached)
     record = FrontRecord(made_by=made_by, pid=process.pid, address=options.address, port=options.port, log=str(log))
     try:
         write_json(repository / RECORD_NAME, record)
@@ -165,7 +159,9 @@ def require_front(repository: Path) -> None:
     reap(record.pid)
     if not _is_running(record, repository):
         log = Path(record.log)
-        raise ToolError(f"the OpenAI front of {repository} ended by itself", log_path=log, last_lines=_last_lines(log))
+        raise ToolError(
+            f"the OpenAI front of {repository} exited unexpectedly", log_path=log, last_lines=_last_lines(log)
+        )
 
 
 def _is_running(record: FrontRecord, repository: Path) -> bool:
@@ -182,11 +178,11 @@ def _wait_ready(process: subprocess.Popen[bytes], record: FrontRecord) -> None:
     while time.monotonic() < end:
         if process.poll() is not None:
             raise ToolError(
-                f"the OpenAI front on {record.address}:{record.port} ended before it was ready",
+                f"the OpenAI front on {record.address}:{record.port} exited before it was ready",
                 status=process.returncode,
                 log_path=Path(record.log),
                 last_lines=_last_lines(Path(record.log)),
-                hint="--openai-port chooses another port",
+                hint="choose another port with --openai-port",
             )
         if _answers(f"{record.url}/health") and process.poll() is None:
             return

@@ -13,43 +13,15 @@ from pathlib import Path
 from engines.build import trtllm
 from engines.errors import MissingError, UserError
 from engines.manifest import EngineManifest
+from triton_repo.settings import Machine, lacks, machine_here
 
 CONFIG_NAME = "config.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What decides whether an engine runs here.
-
-    Attributes:
-        tensorrt_llm: Version of the installed TensorRT-LLM; None without one.
-        compute_capability: Of the GPUs that are counted; None without a GPU.
-        gpus: How many GPUs of that compute capability are here.
-    """
-
-    tensorrt_llm: str | None
-    compute_capability: str | None
-    gpus: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     text: str
     hint: str
-
-
-def machine_here(compute_capability: str) -> Machine:
-    """Look at this machine: its GPUs of a compute capability, or where it has none of that, all those like its first.
-
-    GPUs are counted as the driver tells them, whatever CUDA_VISIBLE_DEVICES hides.
-    """
-    seen = trtllm.visible_compute_capabilities()
-    counted = compute_capability if compute_capability in seen or not seen else seen[0]
-    return Machine(
-        tensorrt_llm=trtllm.installed_version(),
-        compute_capability=counted if seen else None,
-        gpus=seen.count(counted),
-    )
 
 
 def require_servable(manifest: EngineManifest, engine_folder: Path, here: Machine | None = None) -> None:
@@ -69,7 +41,7 @@ def require_servable(manifest: EngineManifest, engine_folder: Path, here: Machin
     missing = missing_ranks(manifest, engine_folder)
     if missing:
         raise MissingError(
-            f"{engine_folder}: {', '.join(missing)} not there; an engine for {_split(manifest)} has a file for each of "
+            f"{engine_folder}: {', '.join(missing)} missing; an engine for {_split(manifest)} has a file for each of "
             f"its {_ranks(manifest)} ranks",
             hint=_rebuild(manifest),
         )
@@ -102,7 +74,10 @@ def _mismatch(manifest: EngineManifest, version: str | None) -> _Refusal | None:
 def _lack(manifest: EngineManifest, here: Machine) -> _Refusal | None:
     """Return what a whole engine needs and the machine lacks; what no container can bring comes first."""
     built_for, ranks = manifest.gpu.compute_capability, _ranks(manifest)
-    if here.compute_capability != built_for:
+    lacking = next(
+        lacks(here, compute_capability=built_for, ranks=ranks, built_by=manifest.versions["tensorrt_llm"]), None
+    )
+    if lacking == "compute-capability":
         seen = here.compute_capability
         found = "no GPU is seen here" if seen is None else f"this machine's has {seen}"
         return _Refusal(
@@ -110,19 +85,17 @@ def _lack(manifest: EngineManifest, here: Machine) -> _Refusal | None:
             "an engine runs only on the compute capability it was built for",
             hint=_gpu_hint(manifest, here),
         )
-    if here.gpus < ranks:
+    if lacking == "gpus":
         return _Refusal(
             f"the engine was built for {_split(manifest)} and here {_are(here.gpus)} of compute capability "
             f"{built_for}; each of its {ranks} ranks needs one of its own",
             hint="serve it where they are; " + _rebuild(manifest, "with smaller --tp and --pp"),
         )
-    return _version_lack(manifest, here.tensorrt_llm)
+    return None if lacking is None else _version_lack(manifest, here.tensorrt_llm)
 
 
-def _version_lack(manifest: EngineManifest, installed: str | None) -> _Refusal | None:
+def _version_lack(manifest: EngineManifest, installed: str | None) -> _Refusal:
     built_by = manifest.versions["tensorrt_llm"]
-    if installed == built_by:
-        return None
     found = "it is not on this machine" if installed is None else f"TensorRT-LLM {installed} is installed here"
     return _Refusal(
         f"the engine was built by TensorRT-LLM {built_by} and {found}; an engine runs only under the version "
@@ -141,8 +114,8 @@ def _config_version(manifest: EngineManifest, engine_folder: Path) -> str | None
     path = engine_folder / CONFIG_NAME
     if not path.is_file():
         raise MissingError(
-            f"{path}: no such file: the repository's engine is not there",
-            hint="build-repo ENGINE_DIR --force points it at where the engine is; or " + _rebuild(manifest),
+            f"{path}: no such file: the repository's engine is missing",
+            hint="point the repository to the engine with build-repo ENGINE_DIR --force; or " + _rebuild(manifest),
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -67,15 +67,15 @@ def _refuse(repository: Path, old: RepositoryManifest, engine_folder: Path) -> N
     new = read_manifest(engine_folder)
     if new.kind != old.kind:
         raise UserError(
-            f"{engine_folder}: holds a {new.kind} engine, the repository serves a {old.kind} one",
-            hint="build-repo makes a repository of its own for it",
+            f"{engine_folder}: contains an engine of kind {new.kind}, but the repository serves kind {old.kind}",
+            hint="create a separate repository with build-repo",
         )
     if new.tokenizer is not None:
         theirs, ours = engine_folder / new.tokenizer, repository / TOKENIZER_FOLDER
         if sha256_of(theirs / "tokenizer.json") != sha256_of(ours / "tokenizer.json"):
             raise UserError(
-                f"{engine_folder}: has another tokenizer than the repository: requests in flight would be read with it",
-                hint="build-repo makes a repository of its own for it; roll by replica",
+                f"{engine_folder}: its tokenizer is not the repository's, which decodes the requests in flight",
+                hint="create a separate repository with build-repo, and roll by replica",
             )
     if new.kind == "built":
         require_servable(new, engine_folder / (new.engine or ""))
@@ -121,9 +121,9 @@ def _swap(repository: Path, beside: Path, version: int, control: Control, order:
         shutil.rmtree(folder)
         _load(repository, control, {model: before[model] for model in reversed(changed)})
         raise ToolError(
-            f"the new engine was not taken, the old one serves on: {error}",
+            f"the new engine was not loaded and the old one keeps serving: {error}",
             log_path=repository / "server.log",
-            hint="what the log says of it is the cause",
+            hint="the log names the cause",
         ) from error
     add_contents(repository, folder)
 

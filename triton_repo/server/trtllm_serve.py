@@ -8,29 +8,22 @@ from pathlib import Path
 from typing import NoReturn
 
 from engines.build import SERVE_YAML, serve_command, serve_image
-from engines.errors import MissingError, UserError
+from engines.errors import MissingError
 from triton_repo.settings import RepositoryManifest
 
 PROGRAM = "trtllm-serve"
 
 
-def become_trtllm_serve(
-    repository: Path, manifest: RepositoryManifest, *, address: str, port: int, detached: bool
-) -> NoReturn:
+def become_trtllm_serve(repository: Path, manifest: RepositoryManifest, *, address: str, port: int) -> NoReturn:
     """Replace this process by trtllm-serve; what then ends it, and how, is its own matter.
 
     Raises:
-        UserError: It should outlive this process.
         MissingError: It is not installed here.
     """
-    if detached:
-        raise UserError(
-            f"--detach is for Triton; {PROGRAM} takes this command's place", hint="run it under systemd, or with nohup"
-        )
     command = serve_command_of(repository, manifest, address=address, port=str(port))
     if shutil.which(PROGRAM) is None:
         raise MissingError(
-            f"{PROGRAM} is not on this machine, and the engine is not an emulated one",
+            f"{PROGRAM} is not installed on this machine, and the engine is not emulated",
             hint=f"run this in {serve_image(manifest.engine)}, or rehearse with build-engine --emulate",
         )
     os.execvp(PROGRAM, command)

@@ -1,6 +1,8 @@
 """Serving settings: the schema, what is derived from the engine, and what conflicts; imports `engines` alone."""
 
 from triton_repo.settings.engine_config import EngineConfig, read_engine_config
+from triton_repo.settings.engine_fit import Code, Misfit, Served, misfits
+from triton_repo.settings.machine_fit import Machine, lacks, machine_here
 from triton_repo.settings.repository_manifest import (
     LLMAPI_MODELS,
     MODELS,
@@ -21,15 +23,22 @@ __all__ = [
     "REPOSITORY_NAME",
     "SERVED_FILES",
     "Choice",
+    "Code",
     "EngineConfig",
     "Given",
+    "Machine",
+    "Misfit",
     "RepositoryManifest",
     "Resolved",
+    "Served",
     "ServingSettings",
     "Variant",
     "all_settings",
     "given_in",
+    "lacks",
     "laid_over",
+    "machine_here",
+    "misfits",
     "read_engine_config",
     "read_repository",
     "resolve",

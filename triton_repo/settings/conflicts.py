@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 from engines.manifest import EngineManifest
 from engines.spec import lookahead_draft_tokens
 from triton_repo.settings.engine_config import EngineConfig
+from triton_repo.settings.engine_fit import Code, Served, misfits
 from triton_repo.settings.schema import Lookahead, ServingSettings
-
-SPECULATIVE = {"medusa", "redrafter", "lookahead", "eagle"}
 
 
 def contradictions(
@@ -20,65 +20,99 @@ def contradictions(
     Args:
         settings: Without an `auto`.
     """
-    yield from _of_attention(settings, engine, config)
-    yield from _of_cache(settings, engine)
-    yield from _of_decoding(settings, engine, config)
+    found = {each.code: each.found for each in misfits(_served(settings, engine, config), _built(engine, config))}
+    yield from _of_attention(settings, engine, found)
+    yield from _of_cache(settings, engine, found)
+    yield from _of_decoding(settings, engine, config, found)
     yield from _of_queue(settings)
-    yield from _of_processes(settings, engine)
-    yield from _of_text(settings, engine)
-    yield from _of_adapters(settings, config)
+    yield from _of_processes(settings, engine, found)
+    yield from _of_text(settings, engine, found)
+    yield from _of_adapters(settings, found)
+
+
+def _served(settings: ServingSettings, engine: EngineManifest, config: EngineConfig | None) -> Served:
+    """Return what the engine decides of; what only its config.json tells is left out where that is not here."""
+    longest, decoding = settings.limits.max_prompt_tokens, settings.decoding
+    stated = longest if isinstance(longest, int) else None
+    return Served(
+        chunked_context=bool(settings.scheduling.chunked_context),
+        kv_reuse=bool(settings.kv_cache.reuse),
+        longest_prompt_tokens=stated,
+        max_prompt_tokens=stated,
+        kv_host_bytes=settings.kv_cache.host_bytes or 0,
+        kv_max_tokens=settings.kv_cache.max_tokens,
+        decoding_mode="" if config is None else str(decoding.mode),
+        gpu_weights_ratio=None if config is None else settings.runtime.gpu_weights_percent,
+        prefetches_lora=settings.lora.prefetch_dir is not None,
+        gpu_device_ids=settings.processes.gpu_device_ids or "",
+        participant_ids=settings.processes.participant_ids or "",
+        # the LLM API reads the vocabulary from the tokenizer
+        has_guided_backend=engine.backend == "tensorrt" and decoding.guided_backend is not None,
+        has_vocabulary=engine.backend == "tensorrt" and decoding.tokenizer_info is not None,
+    )
+
+
+def _built(engine: EngineManifest, config: EngineConfig | None) -> EngineConfig:
+    """Return the engine's own config, its limits and ranks by the manifest; without a config, as it was planned."""
+    known = config or EngineConfig()
+    paged = known.paged_context
+    return replace(
+        known,
+        ranks=engine.parallel.tensor * engine.parallel.pipeline,
+        max_num_tokens=engine.limits.max_num_tokens,
+        max_seq_len=engine.limits.max_seq_len,
+        max_input_len=engine.limits.max_input_len,
+        paged_context=engine.runtime.chunked_context or engine.runtime.kv_reuse if paged is None else paged,
+    )
 
 
 def _of_attention(
-    settings: ServingSettings, engine: EngineManifest, config: EngineConfig | None
+    settings: ServingSettings, engine: EngineManifest, found: Collection[Code]
 ) -> Iterator[tuple[str, str]]:
-    paged = engine.runtime.chunked_context or engine.runtime.kv_reuse
-    if config is not None and config.paged_context is not None:
-        paged = config.paged_context
-    for name, on in (
-        ("scheduling.chunked_context", settings.scheduling.chunked_context),
-        ("kv_cache.reuse", settings.kv_cache.reuse),
-    ):
-        if on and not paged:
+    checks: tuple[tuple[str, Code], ...] = (
+        ("scheduling.chunked_context", "chunked-context-unpaged"),
+        ("kv_cache.reuse", "kv-reuse-unpaged"),
+    )
+    for name, code in checks:
+        if code in found:
             yield (
                 f"{name} true: the engine was built without paged context attention (--use_paged_context_fmha)",
-                f"leave {name} out, or build the engine with a KV cache that keeps it: build-engine --kv-cache auto",
+                f"leave {name} out, or build the engine with a KV cache that supports it: build-engine --kv-cache auto",
             )
     budget, longest = engine.limits.max_num_tokens, settings.limits.max_prompt_tokens
-    if not settings.scheduling.chunked_context and isinstance(longest, int) and budget < longest:
+    if "whole-prompts" in found:
         yield (
-            f"scheduling.chunked_context false: an iteration of {budget} tokens does not hold the longest prompt "
-            f"({longest} tokens) whole",
+            f"scheduling.chunked_context false: an iteration of {budget} tokens does not fit the longest prompt "
+            f"({longest} tokens)",
             f"leave it on, or limits.max_prompt_tokens {budget}",
         )
 
 
-def _of_cache(settings: ServingSettings, engine: EngineManifest) -> Iterator[tuple[str, str]]:
+def _of_cache(settings: ServingSettings, engine: EngineManifest, found: Collection[Code]) -> Iterator[tuple[str, str]]:
     cache = settings.kv_cache
-    if cache.host_bytes and not cache.reuse:
+    if "host-cache" in found:
         yield (
-            f"kv_cache.host_bytes {cache.host_bytes} without kv_cache.reuse: blocks are kept in host memory only to "
-            "be found again",
+            f"kv_cache.host_bytes {cache.host_bytes} without kv_cache.reuse: blocks in host memory are only "
+            "useful for reuse",
             "kv_cache.reuse true, or no host cache",
         )
-    if cache.max_tokens is not None and cache.max_tokens < engine.limits.max_seq_len:
+    if "kv-too-small" in found:
         yield (
-            f"kv_cache.max_tokens {cache.max_tokens} does not hold one sequence of {engine.limits.max_seq_len} tokens",
+            f"kv_cache.max_tokens {cache.max_tokens} does not fit one sequence of {engine.limits.max_seq_len} tokens",
             "TensorRT-LLM would shorten every sequence: raise it, or build the engine with a smaller --max-seq-len",
         )
     if cache.sink_tokens is not None and not cache.max_attention_window:
         yield (
-            f"kv_cache.sink_tokens {cache.sink_tokens} without kv_cache.max_attention_window: nothing slides",
+            f"kv_cache.sink_tokens {cache.sink_tokens} without kv_cache.max_attention_window: no sliding window",
             "state the attention window too, or neither",
         )
 
 
 def _of_decoding(
-    settings: ServingSettings, engine: EngineManifest, config: EngineConfig | None
+    settings: ServingSettings, engine: EngineManifest, config: EngineConfig | None, found: Collection[Code]
 ) -> Iterator[tuple[str, str]]:
     decoding = settings.decoding
-    is_alone = (decoding.guided_backend is None) != (decoding.tokenizer_info is None)
-    if is_alone and engine.backend == "tensorrt":  # the LLM API reads the vocabulary from the tokenizer
+    if "guided-pair" in found:
         yield (
             "decoding.guided_backend and decoding.tokenizer_info belong together: the backend needs the vocabulary",
             "give both; TensorRT-LLM's generate_xgrammar_tokenizer_info.py writes the file",
@@ -100,11 +134,10 @@ def _of_decoding(
             )
     if decoding.mode == "beam_search" and engine.limits.max_beam_width == 1:
         yield "decoding.mode beam_search: the engine was built for a beam width of 1", "top_k_top_p"
-    built_for = None if config is None else config.speculation or "none"
-    if built_for is not None and (decoding.mode if decoding.mode in SPECULATIVE else "none") != built_for:
+    if config is not None and "decoding-mode" in found:
         yield (
             f"decoding.mode {decoding.mode}: the engine's config.json says it was built for "
-            f"{'no speculation' if built_for == 'none' else built_for}",
+            f"{config.speculation or 'no speculation'}",
             "decoding.mode auto, or build the engine with --speculative",
         )
     if decoding.fast_logits and (settings.processes.mode != "orchestrator" or settings.processes.spawn_processes):
@@ -128,7 +161,9 @@ def _of_queue(settings: ServingSettings) -> Iterator[tuple[str, str]]:
         )
 
 
-def _of_processes(settings: ServingSettings, engine: EngineManifest) -> Iterator[tuple[str, str]]:
+def _of_processes(
+    settings: ServingSettings, engine: EngineManifest, found: Mapping[Code, str]
+) -> Iterator[tuple[str, str]]:
     processes, ranks = settings.processes, engine.parallel.tensor * engine.parallel.pipeline
     if processes.mode == "leader" and not processes.spawn_processes:
         yield "processes.spawn_processes false is for orchestrator mode", "processes.mode orchestrator"
@@ -137,12 +172,15 @@ def _of_processes(settings: ServingSettings, engine: EngineManifest) -> Iterator
             "processes.spawn_processes false: processes.participant_ids must name the MPI ranks that serve",
             f"for {ranks} ranks behind an orchestrator of rank 0: '{','.join(map(str, range(1, ranks + 1)))}'",
         )
-    for name in ("gpu_device_ids", "participant_ids"):
-        groups = getattr(processes, name)
-        wrong = [group for group in (groups or "").split(";") if group and len(group.split(",")) != ranks]
-        if wrong:
+    checks: tuple[tuple[str, Code], ...] = (
+        ("gpu_device_ids", "gpu-groups"),
+        ("participant_ids", "participant-groups"),
+    )
+    for name, code in checks:
+        wrong = found.get(code)
+        if wrong is not None:
             yield (
-                f"processes.{name} '{wrong[0]}' names {len(wrong[0].split(','))}; the engine has {ranks} "
+                f"processes.{name} '{wrong}' names {len(wrong.split(','))}; the engine has {ranks} "
                 f"rank{'' if ranks == 1 else 's'} (tensor {engine.parallel.tensor} x pipeline "
                 f"{engine.parallel.pipeline})",
                 "one number for each rank; semicolons part instances",
@@ -151,7 +189,7 @@ def _of_processes(settings: ServingSettings, engine: EngineManifest) -> Iterator
         yield f"processes.num_nodes {processes.num_nodes} for {ranks} ranks", f"at most {ranks}"
 
 
-def _of_text(settings: ServingSettings, engine: EngineManifest) -> Iterator[tuple[str, str]]:
+def _of_text(settings: ServingSettings, engine: EngineManifest, found: Collection[Code]) -> Iterator[tuple[str, str]]:
     text, limits, built = settings.text, settings.limits, engine.limits
     if text.postprocessing_instances > 1 and settings.scheduling.streaming:
         yield (
@@ -161,7 +199,7 @@ def _of_text(settings: ServingSettings, engine: EngineManifest) -> Iterator[tupl
         )
     if text.accumulate_tokens and not settings.scheduling.streaming:
         yield "text.accumulate_tokens without scheduling.streaming: nothing is sent in parts", "leave one out"
-    if isinstance(limits.max_prompt_tokens, int) and limits.max_prompt_tokens > built.max_input_len:
+    if "prompt-limit" in found:
         yield (
             f"limits.max_prompt_tokens {limits.max_prompt_tokens} is past the engine's max_input_len "
             f"{built.max_input_len}",
@@ -174,7 +212,7 @@ def _of_text(settings: ServingSettings, engine: EngineManifest) -> Iterator[tupl
         )
 
 
-def _of_adapters(settings: ServingSettings, config: EngineConfig | None) -> Iterator[tuple[str, str]]:
+def _of_adapters(settings: ServingSettings, found: Collection[Code]) -> Iterator[tuple[str, str]]:
     lora = settings.lora
     if lora.optimal_adapter_size > lora.max_adapter_size:
         yield (
@@ -182,9 +220,9 @@ def _of_adapters(settings: ServingSettings, config: EngineConfig | None) -> Iter
             f"{lora.max_adapter_size}",
             "the largest must be the largest",
         )
-    if lora.prefetch_dir is not None and config is not None and config.lora is False:
+    if "lora" in found:
         yield "lora.prefetch_dir: the engine was built without LoRA", "build-engine --lora-modules"
-    if settings.runtime.gpu_weights_percent < 1 and config is not None and not config.weight_streaming:
+    if "weight-streaming" in found:
         yield (
             f"runtime.gpu_weights_percent {settings.runtime.gpu_weights_percent}: the engine was built without weight "
             "streaming",

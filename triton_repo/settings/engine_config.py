@@ -31,22 +31,22 @@ class EngineConfig:
         logits: `fp32` or `fp16`.
     """
 
-    version: str | None
-    ranks: int | None
-    max_batch_size: int | None
-    max_num_tokens: int | None
-    max_seq_len: int | None
-    max_input_len: int | None
-    max_beam_width: int | None
-    tokens_per_block: int | None
-    paged_context: bool | None
-    speculation: str | None
-    max_draft_len: int | None
-    gathers_context: bool | None
-    gathers_generation: bool | None
-    logits: str | None
-    weight_streaming: bool | None
-    lora: bool | None
+    version: str | None = None
+    ranks: int | None = None
+    max_batch_size: int | None = None
+    max_num_tokens: int | None = None
+    max_seq_len: int | None = None
+    max_input_len: int | None = None
+    max_beam_width: int | None = None
+    tokens_per_block: int | None = None
+    paged_context: bool | None = None
+    speculation: str | None = None
+    max_draft_len: int | None = None
+    gathers_context: bool | None = None
+    gathers_generation: bool | None = None
+    logits: str | None = None
+    weight_streaming: bool | None = None
+    lora: bool | None = None
 
 
 def read_engine_config(folder: Path) -> EngineConfig:
@@ -60,13 +60,13 @@ def read_engine_config(folder: Path) -> EngineConfig:
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="gpt_model_path must be the folder that trtllm-build wrote")
     if path.stat().st_size > _LONGEST_BYTES:
-        raise UserError(f"{path}: {path.stat().st_size} bytes; an engine's is far below {_LONGEST_BYTES}")
+        raise UserError(f"{path}: {path.stat().st_size} bytes exceed the limit of {_LONGEST_BYTES}")
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}", hint="copy the engine again") from error
     if not isinstance(whole, dict):
-        raise UserError(f"{path}: no object", hint="gpt_model_path must be the folder that trtllm-build wrote")
+        raise UserError(f"{path}: not a JSON object", hint="gpt_model_path must be the folder that trtllm-build wrote")
     return _facts(whole)
 
 

@@ -76,5 +76,5 @@ def read_repository(folder: Path) -> RepositoryManifest:
     try:
         return read_json(folder / REPOSITORY_NAME, RepositoryManifest)
     except UserError as error:
-        hint = "cut short, or of another version: build the repository again, build-repo ENGINE_DIR --force"
+        hint = "the file is truncated or of another version; rebuild the repository with build-repo ENGINE_DIR --force"
         raise UserError(error.message, hint=hint) from error

@@ -103,7 +103,9 @@ def _build_matrix(combinations: list[Combination], flags: dict[str, Any]) -> Non
     comparison = Comparison(made_by=made_by(command_line("build-engine")), rows=rows)
     show(to_json(comparison).rstrip()) if flags["as_json"] else show_comparison(comparison)
     if all(row.verdict_refused for row in rows):
-        raise TargetMissedError("not one of these can be built", hint="build-engine --list shows what can")
+        raise TargetMissedError(
+            "none of these engines can be built", hint="build-engine --list shows which precisions each GPU supports"
+        )
     for row in rows:
         if row.manifest is not None:
             require_accuracy(row.manifest, flags["max_perplexity_increase"])
@@ -169,7 +171,7 @@ def _split(text: str | None) -> dict[str, str]:
         return {}
     context, colon, generation = text.partition(":")
     if not (colon and context.isdecimal() and generation.isdecimal()):
-        raise UserError(f"--disaggregated {text}: two counts are expected", hint="--disaggregated 1:1")
+        raise UserError(f"--disaggregated {text}: expected two counts", hint="--disaggregated 1:1")
     return {"disaggregation.context_servers": context, "disaggregation.generation_servers": generation}
 
 
@@ -184,7 +186,7 @@ def _lookahead(text: str | None) -> dict[str, int] | None:
     words = listed(text)
     names = ("window_size", "ngram_size", "verification_set_size")
     if len(words) != len(names) or not all(word.isdigit() for word in words):
-        raise UserError(f"--lookahead {text}: three sizes are needed", hint="--lookahead 7,7,7")
+        raise UserError(f"--lookahead {text}: expected three sizes", hint="--lookahead 7,7,7")
     return {name: int(word) for name, word in zip(names, words, strict=True)}
 
 
@@ -213,7 +215,7 @@ def _gpu_name(asked: str | None) -> str | None:
         stated = float(found.split(",")[-1].split()[0])
         if maker in found.lower() and abs(stated - total_gib) < 0.03 * total_gib:
             return gpu.name
-    raise UserError(f"this machine's GPU ({found}) is not among the known ones", hint=", ".join(known_gpus()))
+    raise UserError(f"this machine's GPU ({found}) is not supported", hint=", ".join(known_gpus()))
 
 
 def _plan_one(
@@ -256,7 +258,9 @@ def _inspected(folder: Path, flags: dict[str, Any], stages: Stages) -> Checkpoin
 
 def _kind(flags: dict[str, Any], plan: BuildPlan) -> Kind:
     if flags["emulate"] and flags["until"] == "checkpoint":
-        raise UserError("--emulate builds nothing, --until checkpoint quantizes: choose one")
+        raise UserError(
+            "--emulate and --until checkpoint exclude each other: the first builds nothing, the second quantizes"
+        )
     if flags["emulate"]:
         return "emulated"
     return "checkpoint" if flags["until"] == "checkpoint" or plan.backend == "pytorch" else "built"
@@ -285,7 +289,7 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
         quantizing = quantizing_memory_bytes(job.checkpoint, plan.precision, ranks=ranks)
         verifying = verifying_memory_bytes(job.checkpoint)
         progress(
-            f"memory, at most about: {gib(quantizing)} to quantize, {gib(verifying)} to verify; "
+            f"peak memory, upper estimate: {gib(quantizing)} to quantize, {gib(verifying)} to verify; "
             f"{gib(available_memory_bytes())} available"
         )
     for notice in plan.notices:
@@ -305,11 +309,11 @@ def require_accuracy(manifest: EngineManifest, most: float | None) -> None:
     if most is None:
         return
     if manifest.quality is None:
-        raise UserError("--max-perplexity-increase: nothing was quantized here", hint="leave --emulate out")
+        raise UserError("--max-perplexity-increase: nothing was quantized", hint="omit --emulate")
     quality = manifest.quality
     increase = quality.perplexity_quantized / quality.perplexity_source - 1
     if increase > most:
         raise TargetMissedError(
-            f"{manifest.precision.name} raised perplexity by {increase:.1%}, {most:.1%} was allowed",
-            hint="more --calibration-samples, text like your traffic's, or a precision with more bits",
+            f"{manifest.precision.name} raised perplexity by {increase:.1%}; the limit is {most:.1%}",
+            hint="try more --calibration-samples, text that resembles your traffic, or a precision with more bits",
         )

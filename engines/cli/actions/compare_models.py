@@ -142,8 +142,8 @@ def compared_row(
     """
     if context_tokens > model.max_position_embeddings:
         raise UserError(
-            f"--isl {context_tokens}: {model.name} takes {model.max_position_embeddings} tokens at most",
-            hint=f"--isl {model.max_position_embeddings}, or leave {model.name} out",
+            f"--isl {context_tokens}: {model.name} accepts at most {model.max_position_embeddings} tokens",
+            hint=f"--isl {model.max_position_embeddings}, or omit {model.name}",
         )
     kv_format = precision.default_kv
     read_bytes = model.read_bytes_per_step(precision) + context_tokens * model.kv_bytes_per_token(kv_format)
@@ -217,7 +217,7 @@ def comparison_of(
         UserError: A precision is unknown or impossible there, the context too long, the claim not a rate.
     """
     if not (math.isfinite(claim_tokens_per_s) and claim_tokens_per_s > 0):
-        raise UserError(f"--claim {claim_tokens_per_s}: a rate above 0 tokens/s is expected", hint="--claim 150")
+        raise UserError(f"--claim {claim_tokens_per_s}: expected a rate above 0 tokens/s", hint="--claim 150")
     row_of = partial(compared_row, context_tokens=context_tokens, claim_tokens_per_s=claim_tokens_per_s)
     rows: list[ComparedRow] = []
     answers: list[ModelVerdict] = []
@@ -271,8 +271,8 @@ def _show_table(comparison: ModelComparison) -> None:
         table.add_row(*(_model_cells(row) if row.model != before else [""] * 4), *_rate_cells(row))
         before = row.model
     table_console().print(table)
-    show("floor: the most that peak memory bandwidth allows, at one token for each read of the weights")
-    show("predicted: the roofline's step time, not measured; reached: by the prediction")
+    show("bound: the maximum that peak memory bandwidth allows at one token per read of the weights")
+    show("predicted: from the roofline's step time, not measured; reached: according to the prediction")
 
 
 def _model_cells(row: ComparedRow) -> list[str]:
@@ -301,7 +301,7 @@ def _show_answers(comparison: ModelComparison) -> None:
         reached = ", ".join(one.reached_by) or "none of these precisions"
         allowed = ", ".join(one.only_allowed_for) or "none"
         show(f"{one.model}: predicted to reach it: {reached}; allowed by the bound, not predicted to: {allowed}")
-    show("The bound is for one token a step: speculative decoding is outside it, and so is any batch above 1.")
+    show("The bound assumes one token per step; it does not apply to speculative decoding or batch sizes above 1.")
 
 
 def _show_sources(comparison: ModelComparison) -> None:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a plan is asked: demand and prices; imports `scenario` and below."""
 
 from loadtest.capacity.inputs.demand import (
     SMALL_GPUS,

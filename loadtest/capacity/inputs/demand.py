@@ -339,6 +339,6 @@ def least_tail(objectives: Objectives) -> float:
     ]
     if objectives.goodput is not None:
         if objectives.goodput.share >= 1:
-            raise UserError("objectives.goodput.share 1: no finite run shows that", hint="0.99, or 0.999")
+            raise UserError("objectives.goodput.share 1: no finite run can prove that", hint="0.99, or 0.999")
         tails.append(1 - objectives.goodput.share)
     return min(tails)

@@ -68,10 +68,12 @@ def prices_for(choices: PriceChoices, folder: Path, *, today: date, ratio: float
     rows = [row for row in of_vendor if row.terms == choices.terms]
     if of_vendor and not rows and not choices.usd_per_gpu_h:
         known = ", ".join(sorted({row.terms for row in of_vendor}))
-        raise UserError(f"prices.terms '{choices.terms}': {choices.vendor} has none in {path}", hint=f"there: {known}")
+        raise UserError(
+            f"prices.terms '{choices.terms}': {path} has no such terms of {choices.vendor}", hint=f"available: {known}"
+        )
     if not rows and not choices.usd_per_gpu_h:
         known = ", ".join(sorted({row.vendor for row in read_yaml(path, PriceFile).prices}))
-        raise UserError(f"prices.vendor '{choices.vendor}': no row in {path}", hint=f"vendors there: {known}")
+        raise UserError(f"prices.vendor '{choices.vendor}': no row in {path}", hint=f"available: {known}")
     found: dict[str, Price] = {}
     for row in rows:
         name = gpu_named(row.gpu).name

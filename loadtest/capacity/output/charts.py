@@ -16,11 +16,12 @@ LEAST_TICKS = 4  # of an axis; a logarithmic one over less than a decade takes e
 
 
 class Mark(NamedTuple):
-    """A point that is named."""
+    """A point that is named; `is_below`: its name stands below it, where a rising line leaves room."""
 
     x: float
     y: float
     label: str
+    is_below: bool = False
 
 
 class Series(NamedTuple):
@@ -221,9 +222,10 @@ def _marked(mark: Mark, across: Scale, up: Scale) -> str:
     at, high = across(mark.x), up(mark.y)
     is_right = at + 12 + len(mark.label) * _CHAR < WIDTH - RIGHT
     to, anchor = (at + 10, "start") if is_right else (at - 10, "end")
+    up_to = max(TOP + 10, high + 20 if mark.is_below else high - 9)
     return (
         f'<circle class="mark" cx="{at:.1f}" cy="{high:.1f}" r="6.5"/>'
-        f'<text class="small strong" x="{to:.1f}" y="{max(TOP + 10, high - 9):.1f}" text-anchor="{anchor}">'
+        f'<text class="small strong" x="{to:.1f}" y="{up_to:.1f}" text-anchor="{anchor}">'
         f"{html.escape(mark.label)}</text>"
     )
 

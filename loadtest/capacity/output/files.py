@@ -15,6 +15,8 @@ from loadtest.capacity.simulation import LEAD_RATIO, busiest_window, mean_turns,
 from loadtest.scenario import Trace
 
 RECIPE_NAME, SERVING_NAME, SCENARIO_NAME = "recipe.yaml", "serving.yaml", "verify.yaml"
+CALIBRATE_NAME = "calibrate.yaml"
+CALIBRATION_LEVELS = 6  # of the scenario to calibrate with: as many as a fit takes at least
 WARMUP_RATIO = 0.2
 
 
@@ -30,7 +32,7 @@ def handed_over(plan: CapacityPlan, folder: Path, target: Path) -> dict[str, str
         return {}
     files = {SCENARIO_NAME: _scenario(plan, folder, target)}
     if plan.engine is not None:
-        files |= {RECIPE_NAME: _recipe(plan), SERVING_NAME: _serving(plan)}
+        files |= {RECIPE_NAME: _recipe(plan), SERVING_NAME: _serving(plan), CALIBRATE_NAME: _calibration(plan)}
     return files
 
 
@@ -82,6 +84,30 @@ def _serving(plan: CapacityPlan) -> str:
             f"# asked for. The fleets were simulated with it: {refused:.2%} of requests refused at the peak.\n"
         )
     return f"# {plan.recommended}\n{comment}" + _yaml(values)
+
+
+def _calibration(plan: CapacityPlan) -> str:
+    """Return a closed loop of the demand's mean lengths, from one user to more than a replica holds at its best."""
+    chosen, at = plan.chosen, plan.operating
+    assert chosen is not None
+    rates = [each.rate_per_s for each in chosen.sizes if each.rate_per_s is not None]
+    in_flight = 1.0 if at is None else at.in_flight * max(rates, default=at.rate_per_s) / max(at.rate_per_s, 1e-9)
+    most = max(CALIBRATION_LEVELS, min(chosen.max_batch_size or 256, math.ceil(1.5 * in_flight)))
+    steps = [round(most ** (place / (CALIBRATION_LEVELS - 1))) for place in range(CALIBRATION_LEVELS)]
+    users = sorted({max(step, place + 1) for place, step in enumerate(steps)})
+    traffic = plan.traffic
+    values = {
+        "name": f"calibrate-{plan.demand.name}",
+        "concurrency": users,
+        "lengths": {"isl": max(1, round(traffic.mean_isl)), "osl": max(1, round(traffic.mean_osl))},
+        "prompts": "random",
+        "requests": 64,
+        "requests_per_user": 4,
+    }
+    return (
+        f"# run-load --url URL --scenario {CALIBRATE_NAME} --out RUN, against one replica, then:\n"
+        "# plan-capacity --plan capacity.json --calibrate-from RUN\n"
+    ) + _yaml(values)
 
 
 def _scenario(plan: CapacityPlan, folder: Path, target: Path) -> str:

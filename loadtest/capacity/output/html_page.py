@@ -78,7 +78,7 @@ def _frontier(plan: CapacityPlan) -> str:
         if best is not None and (each.name, each.replicas) == (best.name, best.replicas)
     ]
     drawn = chart(
-        "Cost against latency: deployments that keep every objective",
+        "Cost against latency: deployments that meet every objective",
         series,
         x="USD a month",
         y="TTFT p95, ms",
@@ -130,7 +130,7 @@ def _batch(plan: CapacityPlan) -> str:
     at = plan.operating
     marks = []
     if at is not None and at.itl_mean_s is not None:
-        marks.append(Mark(at.in_flight, at.itl_mean_s * MS, f"operating: {at.in_flight:.0f} in flight"))
+        marks.append(Mark(at.in_flight, at.itl_mean_s * MS, f"operating: {at.in_flight:.0f} in flight", is_below=True))
     drawn = chart(
         "Latency against batch size, the recommended engine",
         [Series("ITL p99", tail, 1, "both"), Series("ITL mean", mean, 0, "both")],
@@ -160,7 +160,7 @@ def _load(plan: CapacityPlan) -> str:
     at = plan.operating
     marks = []
     if at is not None and at.ttft_p95_s is not None:
-        marks.append(Mark(at.rate_per_s, at.ttft_p95_s * MS, f"operating: {at.rate_per_s:.3g}/s"))
+        marks.append(Mark(at.rate_per_s, at.ttft_p95_s * MS, f"operating: {at.rate_per_s:.3g}/s", is_below=True))
     drawn = chart(
         "Waiting against load, one replica",
         series,

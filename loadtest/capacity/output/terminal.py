@@ -72,7 +72,7 @@ def verdict_of(verdict: FleetVerdict | None) -> str:
     if verdict is None:
         return "from one replica's rate"
     sure = "95 % sure" if verdict.is_certain else f"open: {', '.join(verdict.undecided)}"
-    return f"kept in {verdict.kept_windows} of {verdict.windows} simulated peaks, {sure}"
+    return f"kept over {verdict.windows} peaks together, {sure}; in {verdict.kept_windows} of them alone"
 
 
 def _show_sizes(plan: CapacityPlan) -> None:
@@ -231,9 +231,12 @@ def show_verification(found: Verification) -> None:
         )
     table_console().print(table)
     if found.kind == "emulated":
-        show("the engine was emulated: this holds the plan to our own step times behind a real server, not to a GPU")
+        show(
+            "the engine was emulated: this checks the plan against this project's step times behind a real "
+            "server, not against a GPU"
+        )
     if found.held:
-        show("the plan held: every objective was kept at the planned load")
+        show("the plan is verified: every objective was met at the planned load")
 
 
 def number(value: float | None) -> str:

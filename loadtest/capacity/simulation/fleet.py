@@ -82,6 +82,7 @@ class Replica:
     down_s: float = math.inf
     still_until_s: float = 0.0
     ended: list[Ended] = field(default_factory=list)
+    lead: list[Ended] = field(default_factory=list)
     _seen: int = 0
 
     def advance_to(self, until_s: float) -> None:
@@ -89,6 +90,8 @@ class Replica:
         for each in self.server.advance_to(until_s):
             if each.sent.turn.phase == "measure":
                 self.ended.append(each)
+            elif each.sent.turn.phase == "warmup":
+                self.lead.append(each)
             if each.sent.turn.phase != "warmup":
                 self._seen += 1
                 if self._seen % STATE_EVERY == 0:
@@ -176,7 +179,7 @@ def serve(fleet: Fleet, samples: Sequence[TrafficSample], into: Observations | N
         found.begin_window(sample)
         retried += _play(fleet, replicas, sample)
         for replica in replicas:
-            found.add(replica.server, replica.ended)
+            found.add(replica.server, replica.ended, replica.lead)
     return found, retried
 
 

@@ -149,13 +149,15 @@ class LoadBench:
         """Return one window of a load."""
         manifest = self.task.manifest
         life_s = min(self.life_s(rate_per_s * slower) * slower, (self.steady.sequences or 1) / rate_per_s)
-        needed = max(self.requests(rate_per_s * slower) / WINDOWS, LEAST_IN_WINDOW)
+        use = min(1.0, rate_per_s * slower / self.bound_per_s)
+        needed = max(self.requests(rate_per_s * slower) / WINDOWS, LEAST_IN_WINDOW * use)
         wanted = Wanted(
             rate_per_s,
             measure_s=needed / rate_per_s,
             lead_s=LEAD_LIVES * life_s,
             tail_s=TAIL_LIVES * life_s,
             tokens_per_block=manifest.kv_cache.tokens_per_block if manifest.runtime.kv_reuse else None,
+            kv_tokens=manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block,
             window=window,
             windows=WINDOWS,
         )

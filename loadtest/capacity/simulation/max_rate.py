@@ -150,11 +150,12 @@ def most_of(task: Task) -> ReplicaCapacity:
     middle = optimistic = None
     if not task.is_brief:
         middle = optimistic = promised
-        if slow != NONE:
+        is_open = promised.rate_per_s is None or promised.above_per_s is not None
+        if slow != NONE and is_open:
             middle = _beside(bench, NONE, promised, slow, start_per_s)
-        if fast != NONE:
+        if fast != NONE and is_open:  # noqa: SIM108 (read with the branch above)
             optimistic = _beside(bench, fast, middle, NONE, start_per_s)
-        elif slow != NONE:
+        else:
             optimistic = middle
     above = promised.above_per_s
     decisive = seen.results.get(above or -1.0) or seen.results.get(promised.rate_per_s or -1.0)

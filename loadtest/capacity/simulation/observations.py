@@ -86,6 +86,7 @@ class Observations:
     kv_ratio: list[float] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
     _parts: list[_Part] = field(default_factory=list)
+    _lead: list[tuple[int, _Floats, _Floats]] = field(default_factory=list)
     _windows: list[tuple[float, float]] = field(default_factory=list)
     _table: _Table | None = None
 
@@ -114,9 +115,17 @@ class Observations:
         self.kv_ratio.append(state.kv_used_blocks / state.kv_max_blocks)
         self.waiting.append(state.queued + state.active - state.generation_requests)
 
-    def add(self, server: VirtualServer, ended: Sequence[Ended]) -> None:
-        """Add what a server showed of the measured requests of the window begun last."""
+    def add(self, server: VirtualServer, ended: Sequence[Ended], lead: Sequence[Ended] = ()) -> None:
+        """Add what a server showed of the measured requests of the window begun last.
+
+        Args:
+            lead: Requests sent before them, which they share the engine with.
+        """
         self._table = None
+        done = [each for each in lead if each.outcome == "ok"]
+        sent_s = np.array([each.sent.sent_s for each in done])
+        done_s = server.left_s[[each.spans[-1][1] for each in done]] if done else np.array([])
+        self._lead.append((len(self._windows) - 1, sent_s, done_s))
         for each in ended:
             if each.outcome != "ok":
                 self.refused[each.outcome] = self.refused.get(each.outcome, 0) + 1
@@ -127,6 +136,7 @@ class Observations:
         first = len(self._windows)
         self._windows += other._windows
         self._parts += [part._replace(window=part.window + first) for part in other._parts]
+        self._lead += [(window + first, sent_s, done_s) for window, sent_s, done_s in other._lead]
         self.kv_ratio += other.kv_ratio
         self.waiting += other.waiting
         for outcome, count in other.refused.items():
@@ -173,12 +183,15 @@ class Observations:
         table = self._whole()
         return float((table.last_s - table.sent_s)[table.is_ok].sum()) / self.window_s if self.window_s else 0.0
 
-    def result(self, objectives: Mapping[str, Objectives], *, rate_per_s: float, stretch: float = 1.0) -> RateResult:
+    def result(
+        self, objectives: Mapping[str, Objectives], *, rate_per_s: float, stretch: float = 1.0, is_steady: bool = True
+    ) -> RateResult:
         """Return figures and verdicts.
 
         Args:
             objectives: By class; those of all requests under an empty name.
             rate_per_s: What was offered, after the stretch.
+            is_steady: Whether the number of requests in flight should stand still; not where replicas come or go.
         """
         present = ["", *sorted(set(self._whole().names.tolist()) - {""})]
         levels = {
@@ -190,7 +203,8 @@ class Observations:
             if name in levels
             for verdict in verdicts_of(wanted, levels[name])
         ]
-        verdicts.append(self._stability())
+        if is_steady:
+            verdicts.append(self._stability())
         return RateResult(
             rate_per_s,
             levels[""],
@@ -228,11 +242,13 @@ class Observations:
 
     def _stability(self) -> Verdict:
         table = self._whole()
-        growth = sum(
-            _growth(table.sent_s[rows], table.last_s[rows], begin_s, end_s)
-            for place, (begin_s, end_s) in enumerate(self._windows)
-            if (rows := (table.window == place) & table.is_ok).any()
-        )
+        growth = 0.0
+        for place, (begin_s, end_s) in enumerate(self._windows):
+            rows = (table.window == place) & table.is_ok
+            lead = [each for each in self._lead if each[0] == place]
+            sent_s = np.concatenate([table.sent_s[rows], *(each[1] for each in lead)])
+            done_s = np.concatenate([table.last_s[rows], *(each[2] for each in lead)])
+            growth += _growth(sent_s, done_s, begin_s, end_s)
         ratio = growth / max(len(table.sent_s), 1)
         return Verdict(QUEUE, GROWTH_RATIO, ratio, ratio <= GROWTH_RATIO)
 

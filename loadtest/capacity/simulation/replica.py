@@ -118,12 +118,15 @@ def collect(server: VirtualServer, sample: TrafficSample, into: Observations) ->
     into.begin_window(sample)
     open_requests = sum(sample.measure_s <= each.at_s < sample.end_s for each in sample.asks)
     ended: list[Ended] = []
+    lead: list[Ended] = []
     for count, each in enumerate(_run(server, open_requests)):
         if each.sent.turn.phase == "measure":
             ended.append(each)
+        elif each.sent.turn.phase == "warmup":
+            lead.append(each)
         if each.sent.turn.phase != "warmup" and count % STATE_EVERY == 0:
             into.note_state(server)
-    into.add(server, ended)
+    into.add(server, ended, lead)
 
 
 def _run(server: VirtualServer, open_requests: int) -> Iterator[Ended]:

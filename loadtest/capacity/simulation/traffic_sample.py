@@ -35,6 +35,8 @@ MINUTES = 60
 MINUTE_CORRELATION = 0.66
 SAMPLED_HOURS = 2000  # that the ratio of the busiest window to its hour is taken of
 JITTER_S = 30.0  # copies of a trace's request are sent within so much of the original: they are other users
+GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it, without their whole part, fill an interval evenly
+SMALL_SHARE = 0.1  # of the KV cache, that shared beginnings may take to be never evicted
 _ROOM = 1 << 20  # conversations of one window
 
 _Floats = npt.NDArray[np.float64]
@@ -170,8 +172,11 @@ def _times(tokens: int, ratio: float) -> int:
 
 
 def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
-    """Return the longest prompt and reply of a class; what is drawn from a file, or grows by turns, as it was seen."""
+    """Return the longest prompt and reply of a class; what grows by turns, as it was seen."""
     prefix = kind.prefixes.tokens if kind.prefixes else 0
+    if kind.lengths.pairs is not None and not kind.conversation:
+        longest_isl, longest_osl = (max(column) for column in zip(*kind.lengths.pairs.rows, strict=True))
+        return longest_isl + prefix, longest_osl
     found = []
     for name, spread, added, drawn in (
         ("isl", kind.isl, prefix, drawn_isl),
@@ -181,7 +186,7 @@ def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
             found.append(drawn)
         elif spread.longest is None:
             raise UserError(
-                f"traffic: {kind.name or 'lengths'}: {name} has no upper bound, and an engine has a longest sequence",
+                f"traffic: {kind.name or 'lengths'}: {name} has no upper bound, but the engine limits sequences",
                 hint="lognormal(mean=1024, cv=0.8, max=8192)",
             )
         else:
@@ -208,6 +213,7 @@ class Wanted:
         lead_s: What is sent before it, unmeasured, so that the batch is full and mixed.
         tail_s: What is sent behind it, so that the last measured requests end under load.
         tokens_per_block: Of the engine, where it finds KV blocks again; None: what prompts share is of no use to it.
+        kv_tokens: That its KV cache holds; 0 where nobody says.
         window: Number of the window; each is drawn from the seed and its number.
         windows: How many there are: they lie evenly over the busiest `peak_window_s`.
         is_varying: Whether the rate varies from minute to minute as in the busiest window; else it is even.
@@ -218,6 +224,7 @@ class Wanted:
     lead_s: float
     tail_s: float
     tokens_per_block: int | None = None
+    kv_tokens: int = 0
     window: int = 0
     windows: int = 1
     is_varying: bool = False
@@ -303,7 +310,8 @@ def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generato
     assert isinstance(traffic, Described)
     scenario = _scenario(traffic, demand.seed, folder)
     mix_json = scenario.model_dump_json()
-    drawn = _conversations(mix_json, _most_by_class(demand, scenario), wanted.tokens_per_block)
+    own_blocks = not _shares_little(scenario, wanted.kv_tokens)
+    drawn = _conversations(mix_json, _most_by_class(demand, scenario), wanted.tokens_per_block, own_blocks)
     upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
     rate_per_s = wanted.rate_per_s / _turns_of(mix_json)
     edges_s, per_s = _rates(traffic, demand.peak_window_s, wanted, rng)
@@ -337,12 +345,17 @@ def _rates(traffic: Described, window_s: float, wanted: Wanted, rng: np.random.G
     first, count, _ = _busiest(minutes, window_s)
     minutes = minutes / minutes.mean() / busiest_ratio(traffic.minute_variation, window_s)
     free_s = max(0.0, count * MINUTE_S - wanted.measure_s)
-    begin_s = first * MINUTE_S + free_s * (wanted.window % wanted.windows + rng.random()) / wanted.windows
+    begin_s = first * MINUTE_S + free_s * _place(wanted, rng)
     begin_s -= wanted.lead_s
     inside = np.arange(math.floor(begin_s / MINUTE_S) + 1, math.ceil((begin_s + upto_s) / MINUTE_S))
     edges_s = np.concatenate([[0.0], inside * MINUTE_S - begin_s, [upto_s]])
     of_minute = np.floor((edges_s[:-1] + edges_s[1:]) / 2 / MINUTE_S + begin_s / MINUTE_S).astype(int)
     return edges_s, minutes[np.clip(of_minute, 0, MINUTES - 1)]
+
+
+def _place(wanted: Wanted, rng: np.random.Generator) -> float:
+    """Return where in the busiest stretch a window begins, 0 to 1; the first few are spread as evenly as all."""
+    return (wanted.window * GOLDEN + rng.random() / wanted.windows) % 1.0
 
 
 @dataclass(slots=True)
@@ -352,13 +365,14 @@ class _Conversations:
     mix: ConversationSampler
     most: dict[str, int]
     tokens_per_block: int | None
+    own_blocks: bool
     known: dict[int, tuple[SimRequest, ...]] = field(default_factory=dict)
 
     def of(self, number: int) -> tuple[SimRequest, ...]:
         """Return the requests of a conversation, from its beginning."""
         found = self.known.get(number)
         if found is None:
-            drawn = _turns(self.mix.begin(number), 0.0, self.tokens_per_block)
+            drawn = _turns(self.mix.begin(number), 0.0, self.tokens_per_block, own_blocks=self.own_blocks)
             found = self.known[number] = tuple(
                 each._replace(osl=min(each.osl, most), max_tokens=most)
                 for each in drawn
@@ -369,9 +383,20 @@ class _Conversations:
 
 @lru_cache(maxsize=4)
 def _conversations(
-    scenario_json: str, most: tuple[tuple[str, int], ...], tokens_per_block: int | None
+    scenario_json: str, most: tuple[tuple[str, int], ...], tokens_per_block: int | None, own_blocks: bool
 ) -> _Conversations:
-    return _Conversations(_mix(scenario_json), dict(most), tokens_per_block)
+    return _Conversations(_mix(scenario_json), dict(most), tokens_per_block, own_blocks)
+
+
+def _shares_little(scenario: Scenario, kv_tokens: int) -> bool:
+    """Whether all that is ever found again are a few beginnings, in use all the time.
+
+    Blocks that no other prompt begins with then matter to nobody: they are the first to be given up, and beginnings
+    that take a small share of the cache are used again long before they would be.
+    """
+    kinds = scenario.kinds
+    shared = sum(kind.prefixes.count * kind.prefixes.tokens for kind in kinds if kind.prefixes is not None)
+    return all(kind.conversation is None for kind in kinds) and shared <= SMALL_SHARE * kv_tokens
 
 
 def _most_by_class(demand: Demand, scenario: Scenario) -> tuple[tuple[str, int], ...]:
@@ -391,10 +416,14 @@ def _turns_of(scenario_json: str) -> float:
     return sum(len(mix.draw(number).exchanges) for number in range(SAMPLED)) / SAMPLED
 
 
-def _turns(talk: ConversationState, at_s: float, tokens_per_block: int | None) -> Iterator[SimRequest]:
+def _turns(
+    talk: ConversationState, at_s: float, tokens_per_block: int | None, *, own_blocks: bool = True
+) -> Iterator[SimRequest]:
     while not talk.is_over:
         exchange = talk.exchange
         hashes = () if tokens_per_block is None else talk.block_hashes(tokens_per_block)
+        if not own_blocks and tokens_per_block is not None:
+            hashes = hashes[: talk.conversation.prefix_tokens // tokens_per_block]
         yield SimRequest(at_s, talk.prompt_tokens, exchange.reply_tokens, talk.kind.name or "", hashes)
         at_s += exchange.reply_tokens * NOMINAL_ITL_S
         talk.go_on(exchange.reply_tokens)
@@ -409,7 +438,7 @@ def _replayed(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Gener
     begin_s, window_s = busiest_window(demand, folder)
     inside = sum(begin_s <= each.at_s < begin_s + window_s for each in asks) / window_s
     measure_s = min(wanted.measure_s, window_s)
-    begin_s += (window_s - measure_s) * (wanted.window % wanted.windows + rng.random()) / wanted.windows
+    begin_s += (window_s - measure_s) * _place(wanted, rng)
     begin_s -= min(wanted.lead_s, begin_s)
     lead_s, upto_s = wanted.lead_s, wanted.lead_s + measure_s + wanted.tail_s
     most = trace.max_tokens or demand.most_tokens(max(each.osl for each in asks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from engines.calibration import LoadGenerator
@@ -10,7 +11,7 @@ from engines.errors import UserError
 from engines.files import Document, made_by, source_of, to_json, write_json
 from engines.outputs import paths_named, refuse_existing_file
 from engines.spec import gpu_named
-from loadtest.calibration import LEAST_POINTS, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
+from loadtest.calibration import LEAST_POINTS, SERVED, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
 from loadtest.cli.engine_options import planned
 from loadtest.cli.tables import show_calibration
 from loadtest.results import RUN_NAME, read_run
@@ -54,23 +55,34 @@ def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
     wanted = Deployment(flags["model_name"], gpu_named(flags["gpu"]).name, flags["precision"], flags["tp"])
     points: list[Point] = []
     kinds: set[str] = set()
+    others: Counter[str] = Counter()
     for path in flags["measurements"]:
         kinds.add(read_run(path).kind if path.is_dir() else "table")
-        found, others = read_points(path, wanted)
+        found, left_out = read_points(path, wanted)
         points += found
-        if others:
-            progress(f"{path}: {others} rows of another model, GPU, precision or load left out")
+        others += left_out
+        progress(f"{path}: {_loads(found)}" + "".join(f"; {count} left out: {why}" for why, count in left_out.items()))
     if len(points) < LEAST_POINTS:
+        left_out_of = ", ".join(f"{why} ({count})" for why, count in others.most_common(3))
         raise UserError(
             f"{len(points)} measured points of {wanted.model} {wanted.precision} on {wanted.gpu}, tensor parallel "
             f"{wanted.tensor_parallel}; at least {LEAST_POINTS} are needed",
-            hint="do --model, --gpu, --precision and --tp say what was measured?",
+            hint=f"left out: {left_out_of}"
+            if others
+            else ("measure more levels of load, preferably with two or more prompt lengths"),
         )
     if "emulated" in kinds and len(kinds) > 1:
-        raise UserError("emulated and measured points cannot be fitted together", hint="one kind at a time")
-    if len({point.load == "concurrency" for point in points}) > 1:
         raise UserError(
-            "points of a served load and of the bare engine are mixed (load_kind)",
-            hint="keep rows of one load_kind in the file",
+            "emulated and measured points cannot be fitted together", hint="calibrate on one kind at a time"
+        )
+    if len({point.load in SERVED for point in points}) > 1:
+        raise UserError(
+            "the file mixes points of a served load and of the bare engine (load_kind)",
+            hint="use rows of one load_kind only",
         )
     return points, kinds
+
+
+def _loads(points: list[Point]) -> str:
+    kinds = Counter(point.load for point in points)
+    return ", ".join(f"{count} points of {load}" for load, count in kinds.items()) or "no points"

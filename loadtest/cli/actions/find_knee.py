@@ -11,7 +11,7 @@ from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, read_yaml, source_of, to_json, validate, write_json
 from engines.manifest import MANIFEST_NAME, read_manifest
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
-from loadtest.cli.options import scenario_of
+from loadtest.cli.options import load_options, scenario_of, target_options
 from loadtest.cli.tables import show_knee
 from loadtest.knee import (
     KneeFound,
@@ -63,16 +63,17 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
 
 def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]:
     """Return what runs a probe; a doubt of its figures is told at once."""
+    server = target_options(flags)
 
     def run(scenario: Scenario, folder: Path, enough: Enough) -> None:
-        for doubt in run_once("find-knee", scenario, folder, flags, enough=enough).doubts:
+        for doubt in run_once("find-knee", scenario, folder, server, force=flags["force"], enough=enough).doubts:
             progress(f"not valid: {doubt.code}: {doubt.text}")
 
     return run
 
 
 def _asked(flags: dict[str, Any]) -> KneeSearch:
-    scenario = scenario_of({**flags, **dict.fromkeys(("concurrency", "requests", "prompts"))})
+    scenario = scenario_of(load_options(flags))
     within = Range(flags["least"], flags["most"], flags["tolerance"])
     span = Span(first=min(Span().first, flags["most_requests"]), most=flags["most_requests"])
     return KneeSearch(scenario, _promises(flags, scenario), flags["axis"], within, span)
@@ -89,10 +90,10 @@ def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope
         name, _, limit = text.partition("=")
         quantity, _, statistic = name.partition(".")
         if not limit or not statistic:
-            raise UserError(f"--objective {text}: QUANTITY.STATISTIC=SECONDS is expected", hint="ttft_s.p95=0.5")
+            raise UserError(f"--objective {text}: expected QUANTITY.STATISTIC=SECONDS", hint="ttft_s.p95=0.5")
         values.setdefault(quantity, {})[statistic] = limit
     if not values:
-        raise UserError("no objective is stated", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
+        raise UserError("no objective was given", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
     return (ObjectiveScope(validate(values, Objectives, where="flags" if path is None else str(path))),)
 
 
@@ -100,5 +101,5 @@ def _require_some_load(found: KneeFound) -> None:
     if found.load is None:
         missed = ", ".join(found.binding)
         raise TargetMissedError(
-            f"even {found.above:g} {found.unit} misses {missed}", hint="a lower --from, or looser objectives"
+            f"even {found.above:g} {found.unit} misses {missed}", hint="try a lower --from or looser objectives"
         )

@@ -9,23 +9,28 @@ from typing import Any
 
 from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
-from engines.files import Document, made_by, source_of, to_json, write_json, write_text
+from engines.files import Document, made_by, read_json, source_of, to_json, write_json, write_text
 from engines.outputs import refuse_existing, whole_folder
 from loadtest.capacity import (
+    CALIBRATION_NAME,
     COMPARED_NAME,
     PLAN_NAME,
     CapacityPlan,
     Compared,
     ResultCache,
     SearchOptions,
+    WhatIf,
     compared,
     make_capacity,
+    recalibrate,
     verify,
     what_if,
+    with_calibration,
     workers_of,
 )
 from loadtest.capacity.inputs import Demand, read_demand
 from loadtest.capacity.output import (
+    CALIBRATE_NAME,
     PAGE_NAME,
     SCENARIO_NAME,
     handed_over,
@@ -42,11 +47,11 @@ def run(
     demand_file: Path | None, run: Path | None, plan_file: Path | None, *, default_folder: Path, **flags: Any
 ) -> None:
     """Plan a deployment, or say whether a plan held."""
-    if run is not None or plan_file is not None:
-        _verify(demand_file, run, plan_file, as_json=flags["as_json"])
+    if run is not None or plan_file is not None or flags["calibration_runs"]:
+        _verify_or_replan(demand_file, run, plan_file, default_folder=default_folder, flags=flags)
         return
     if demand_file is None:
-        raise UserError("no demand given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
+        raise UserError("no demand file was given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
     demand = read_demand(demand_file)
     changed = [what_if(demand, asked) for asked in flags["changes"]]
     if flags["dry_run"]:
@@ -54,8 +59,14 @@ def run(
         return
     target = flags["out"] or default_folder / demand.name
     refuse_existing(target, force=flags["force"], inputs=_inputs(demand, demand_file))
-    folder, today = demand_file.parent, datetime.now(tz=UTC).date()
-    head = _head(demand, demand_file)
+    _plan(demand, changed, _head(demand, demand_file), demand_file.parent, target, flags)
+
+
+def _plan(
+    demand: Demand, changed: list[WhatIf], head: Document, folder: Path, target: Path, flags: dict[str, Any]
+) -> None:
+    """Plan a demand, and what is asked beside it; write and show the answer."""
+    today = datetime.now(tz=UTC).date()
     kept = ResultCache(None if flags["fresh"] else target.parent / ".searched")
     with workers_of(flags["workers"] or os.cpu_count() or 1, on_ray=flags["on_ray"]) as workers:
         means = SearchOptions(kept, workers, progress, show_first)
@@ -70,25 +81,59 @@ def run(
     else:
         _show(plan, together, target)
     if plan.recommended is None:
-        raise TargetMissedError(f"nothing possible serves {demand.name}", hint=f"nearest possible: {plan.nearest}")
-
-
-def _verify(demand_file: Path | None, run: Path | None, plan_file: Path | None, *, as_json: bool) -> None:
-    if run is None or plan_file is None or demand_file is not None:
-        raise UserError(
-            "a plan is verified by a run folder and the plan", hint="plan-capacity --verify RUN --plan capacity.json"
+        raise TargetMissedError(
+            f"no possible deployment serves {demand.name}", hint=f"nearest possible: {plan.nearest}"
         )
+
+
+def _verify_or_replan(
+    demand_file: Path | None, run: Path | None, plan_file: Path | None, *, default_folder: Path, flags: dict[str, Any]
+) -> None:
+    """Say whether a plan held; where runs to calibrate from are given, plan again from them."""
+    if demand_file is not None:
+        raise UserError("--verify and --calibrate-from take the demand from the plan", hint=f"omit {demand_file}")
+    if plan_file is None:
+        raise UserError("--plan is missing", hint="--plan artifacts/capacity/NAME/capacity.json")
+    runs: tuple[Path, ...] = flags["calibration_runs"]
+    if run is None and not runs:
+        raise UserError("--plan alone does nothing", hint="--verify RUN, --calibrate-from RUN, or both")
+    if run is not None:
+        _verify(run, plan_file, as_json=flags["as_json"] and not runs, is_last=not runs)
+    if runs:
+        _replan(plan_file, runs, default_folder, flags)
+
+
+def _verify(run: Path, plan_file: Path, *, as_json: bool, is_last: bool) -> None:
     found = verify(plan_file, run, made_by=made_by(command_line("plan-capacity")))
     if as_json:
         show(to_json(found).rstrip())
     else:
         show_verification(found)
-    if not found.held:
-        why = [*(f"missed {each}" for each in found.missed), *(f"in doubt: {each}" for each in found.doubts)]
-        raise TargetMissedError(
-            f"the plan did not hold ({found.label}): {'; '.join(why)}",
-            hint=f"calibrate-engine --measurements {run}, put the calibration into the demand, and plan again",
-        )
+    why = [*(f"missed {each}" for each in found.missed), *(f"not valid: {each}" for each in found.doubts)]
+    if found.held:
+        return
+    said = f"the plan failed its verification ({found.label}): {'; '.join(why)}"
+    if not is_last:
+        progress(said)
+        return
+    raise TargetMissedError(
+        said,
+        hint=f"run-load with the plan's {CALIBRATE_NAME}, then plan-capacity --plan {plan_file} --calibrate-from RUN",
+    )
+
+
+def _replan(plan_file: Path, runs: tuple[Path, ...], default_folder: Path, flags: dict[str, Any]) -> None:
+    """Calibrate the plan's recommended engine from runs, and plan its demand again with that."""
+    plan = read_json(plan_file, CapacityPlan)
+    target = flags["out"] or default_folder / f"{plan.demand.name}-calibrated"
+    refuse_existing(target, force=flags["force"], inputs=[plan_file, *runs])
+    by = made_by(command_line("plan-capacity"))
+    found = recalibrate(plan, runs, made_by=by, progress=progress)
+    path = target.parent / f"{target.name}.{CALIBRATION_NAME}"
+    write_json(path, found)
+    folder = Path(plan.made_from[0].path).parent if plan.made_from else Path()
+    head = Document(made_by=by, made_from=[*plan.made_from[:1], source_of(plan_file), source_of(path)])
+    _plan(with_calibration(plan.demand, path), [], head, folder, target, flags)
 
 
 def _inputs(demand: Demand, demand_file: Path) -> list[Path]:

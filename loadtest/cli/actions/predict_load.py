@@ -6,15 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from engines.console import command_line, show, wrote
+from engines.errors import UserError
 from engines.files import made_by, source_of, to_json
-from engines.manifest import MANIFEST_NAME, read_manifest
+from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
 from engines.outputs import paths_named, refuse_existing
 from loadtest.cli.engine_options import calibration_of, engine_of
-from loadtest.cli.options import scenario_of
+from loadtest.cli.options import load_options, scenario_of
 from loadtest.cli.tables import show_intervals, show_summary, show_verdicts
-from loadtest.metrics import summarize
+from loadtest.metrics import Summary, summarize
 from loadtest.scenario import Scenario, inputs_of
-from loadtest.simulate import at_once, bare, like, predict, with_intervals, write_prediction
+from loadtest.simulate import (
+    Prediction,
+    at_once,
+    bare,
+    like,
+    predict,
+    profile_ends,
+    with_ends,
+    with_intervals,
+    write_prediction,
+)
 from loadtest.traffic import ConversationSampler, LevelPlan, Rows, count_rows, plans_of
 
 
@@ -23,7 +34,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     if flags["out"] is not None:
         inputs = paths_named({**flags, "engine_dir": engine_dir})
         refuse_existing(flags["out"], force=flags["force"], inputs=inputs)
-    scenario = scenario_of({**flags, "model": None})
+    scenario = scenario_of(load_options(flags))
     sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
     sources += inputs_of(scenario)
     known = calibration_of(flags["calibration"])
@@ -36,22 +47,49 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         sources.append(source_of(flags["calibration"]))
         if flags["requests"] is None and flags["scenario_name"] is None:
             scenario = like(scenario, known.generator)
-    if flags["static_batch"]:
-        scenario, manifest = at_once(scenario), bare(manifest, scenario)
-    found = predict(scenario, manifest, made_by=made_by(command_line("predict-load")), made_from=sources, rows=rows)
+    scenario, manifest = _queued(scenario, manifest, flags)
+    made = made_by(command_line("predict-load"))
+
+    def predicted(load: Scenario, engine: EngineManifest) -> Prediction:
+        queued = flags["at_once"]
+        return predict(load, engine, made_by=made, made_from=sources, rows=rows, queued=queued)
+
+    found = predicted(scenario, manifest)
     if flags["out"] is not None:
         write_prediction(found, flags["out"], force=flags["force"])
-    summary = summarize(found.run, found.columns, found.samples)
+    summary, rests_on = _summary(found), f"calibration {flags['calibration']}"
     if known is not None:
         summary = with_intervals(summary, known)
+    elif manifest.step_time.profile is not None:
+        ends = profile_ends(manifest, alone=flags["static_batch"])
+        summary = with_ends(summary, scenario, manifest, ends, lambda *asked: _summary(predicted(*asked)))
+        rests_on = ends.provenance
     if as_json:
         show(to_json(summary).rstrip())
         return
+    _show(summary, scenario, f"step times by {manifest.step_time.source}; intervals by {rests_on}")
+    if flags["out"] is not None:
+        wrote(flags["out"], f"report-load {flags['out']}")
+
+
+def _queued(scenario: Scenario, manifest: EngineManifest, flags: dict[str, Any]) -> tuple[Scenario, EngineManifest]:
+    """Return scenario and engine as they are where the users of a level are a queue: a static batch, or all at once."""
+    if flags["static_batch"] and flags["at_once"]:
+        raise UserError("--static-batch and --at-once exclude each other")
+    if flags["static_batch"]:
+        return at_once(scenario), bare(manifest, scenario)
+    return (at_once(scenario) if flags["at_once"] else scenario), manifest
+
+
+def _show(summary: Summary, scenario: Scenario, provenance: str) -> None:
     show_summary(summary)
     show_intervals(summary)
     show_verdicts(summary, scenario)
-    if flags["out"] is not None:
-        wrote(flags["out"], f"report-load {flags['out']}")
+    show(f"{provenance}\n")
+
+
+def _summary(found: Prediction) -> Summary:
+    return summarize(found.run, found.columns, found.samples)
 
 
 def _rows(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engines.console import command_line, progress, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import read_yaml, to_json
-from engines.outputs import paths_named, refuse_existing
+from engines.outputs import paths_named, refuse_existing, refuse_foreign_junit
 from loadtest.cli.tables import show_comparison, show_summary
 
 if TYPE_CHECKING:
@@ -30,17 +30,22 @@ def run(runs: tuple[Path, ...], **flags: Any) -> None:
 
 def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     if flags["compare"] and runs:
-        raise UserError("--compare takes its two runs itself", hint="report-load --compare BASELINE CANDIDATE")
+        raise UserError(
+            "--compare takes both runs as its own arguments", hint="report-load --compare BASELINE CANDIDATE"
+        )
     for flag in ("across_kinds", "max_regression"):
         if flags[flag] and not flags["compare"]:
-            raise UserError(f"--{flag.replace('_', '-')} says how to --compare two runs")
+            raise UserError(f"--{flag.replace('_', '-')} needs --compare")
     judged = flags["max_regression"] is not None if flags["compare"] else flags["gate"] is not None
     if flags["compare"] and flags["gate"]:
         raise UserError(
-            "--gate holds one run to objectives", hint="report-load CANDIDATE --gate FILE, or --max-regression"
+            "--gate judges one run, not a comparison",
+            hint=("use report-load CANDIDATE --gate FILE, or --max-regression"),
         )
     if flags["junit"] and not judged:
-        raise UserError("--junit writes verdicts, and there are none", hint="--gate FILE, or --max-regression RATIO")
+        raise UserError("--junit needs --gate or --max-regression", hint="add --gate FILE or --max-regression RATIO")
+    if flags["junit"]:
+        refuse_foreign_junit(flags["junit"])
 
 
 def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
@@ -123,6 +128,5 @@ def _judge(cases: Sequence[Case], flags: dict[str, Any], *, name: str) -> None:
     missed = [case for case in cases if not case.met]
     if missed:
         raise TargetMissedError(
-            f"{len(missed)} of {len(cases)} verdicts missed; first: {missed[0].group}: {missed[0].name}: "
-            f"{missed[0].says}"
+            f"{len(missed)} of {len(cases)} checks failed; first: {missed[0].group}: {missed[0].name}: {missed[0].says}"
         )

@@ -11,7 +11,9 @@ from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, to_json
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
-from loadtest.cli.options import outlook, scenario_of
+from loadtest.cli.options import load_options, outlook, scenario_of, target_options
+from loadtest.cli.tables import show_summary
+from loadtest.metrics import summary_of_runs
 from loadtest.results import RUN_FILES, RunManifest
 from loadtest.run import GeneratorProcesses, join, run_once
 
@@ -22,10 +24,10 @@ def run(**flags: Any) -> None:
     """Stress a Triton or OpenAI server: a closed loop of users, or an open loop that no slow server delays."""
     if flags["worker"]:
         join(flags["master_host"], flags["port"], within_s=flags["within"])
-        show("the master has let go")
+        show("the master ended the run")
         return
     fleet = _fleet(flags)
-    scenario = scenario_of(flags)
+    scenario = scenario_of(load_options(flags))
     if flags["dry_run"]:
         show(to_json(scenario).rstrip())
         for line in outlook(scenario):
@@ -33,8 +35,10 @@ def run(**flags: Any) -> None:
         return
     out, repeats = flags["out"], flags["repeat"]
     refuse_existing(out, force=flags["force"], inputs=paths_named(flags))
+    server = target_options(flags)
+    how: dict[str, Any] = {"force": flags["force"], "keep_text": flags["keep_text"], "fleet": fleet}
     if repeats == 1:
-        _show([run_once("run-load", scenario, out, flags, fleet=fleet)], [out], out, flags)
+        _show([run_once("run-load", scenario, out, server, **how)], [out], out, flags)
         return
     head = made_by(command_line("run-load"))
     files = [f"*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)]
@@ -43,7 +47,7 @@ def run(**flags: Any) -> None:
         runs = []
         for number, folder in enumerate(folders):
             drawn = scenario.model_copy(update={"seed": scenario.seed + number})
-            runs.append(run_once("run-load", drawn, folder, flags, fleet=fleet))
+            runs.append(run_once("run-load", drawn, folder, server, **how))
             progress(f"repeat {number + 1} of {repeats}: wrote {folder}")
     _show(runs, folders, out, flags)
 
@@ -55,12 +59,10 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
             "[" + ",".join(to_json(run).rstrip() for run in runs) + "]" if len(runs) > 1 else to_json(runs[0]).rstrip()
         )
     else:
-        show(f"{runs[0].label}: {sum(len(run.levels) for run in runs)} levels")
-        for doubt in doubts:
-            progress(f"not valid: {doubt.code}: {doubt.text}")
+        show_summary(summary_of_runs(folders))
         wrote(out, "report-load " + " ".join(str(folder) for folder in folders))
     if doubts and flags["strict"]:
-        raise TargetMissedError(f"{out}: the figures are in doubt, {len(doubts)} reasons; see run.json")
+        raise TargetMissedError(f"{out}: the run is not valid: {len(doubts)} validity issues; see run.json")
 
 
 def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
@@ -70,18 +72,18 @@ def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
         UserError: Flags that exclude each other, or one without the other it needs.
     """
     if flags["master"] and not flags["expect_workers"]:
-        raise UserError("--master: how many workers will come?", hint="--expect-workers N")
+        raise UserError("--master needs --expect-workers", hint="--expect-workers N")
     if flags["expect_workers"] and not flags["master"]:
-        raise UserError("--expect-workers is for a run with --master", hint="--workers N starts them on this machine")
+        raise UserError("--expect-workers needs --master", hint="to start workers on this machine, use --workers N")
     if flags["master"] and flags["workers"]:
         raise UserError(
-            "--master waits for workers, --workers starts them: one or the other",
-            hint="on this machine too, run-load --worker starts one",
+            "--master and --workers exclude each other: the first waits for workers, the second starts them",
+            hint="run-load --worker also starts one on this machine",
         )
     if flags["master"] and flags["bind"] not in LOOPBACK:
         progress(
-            f"warning: whoever reaches {flags['bind']}:{flags['port']} can read the plan and send records: "
-            "Locust's messages carry no proof of who sent them; keep the port inside a network you trust"
+            f"warning: anyone who can reach {flags['bind']}:{flags['port']} can read the plan and send records: "
+            "Locust's messages are not authenticated; keep the port inside a network you trust"
         )
     if flags["master"]:
         _require_free(flags["bind"], flags["port"], "--port")
@@ -108,5 +110,5 @@ def _require_free(host: str, port: int, flag: str) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise UserError(
-                f"{flag} {port}: {host}:{port}: {error.strerror}", hint=f"{flag} with a free one"
+                f"{flag} {port}: {host}:{port}: {error.strerror}", hint=f"choose a free port with {flag}"
             ) from error

@@ -49,7 +49,10 @@ def key_in(environment: Mapping[str, str], name: str) -> str | None:
     """
     key = environment.get(name, "").strip()
     if not key.isprintable():
-        raise UserError(f"${name}: the key has a line break or the like in it", hint="is it one key, on one line?")
+        raise UserError(
+            f"${name}: the key contains a control character, such as a line break",
+            hint="the variable must contain exactly one key",
+        )
     return key or None
 
 

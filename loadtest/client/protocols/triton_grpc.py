@@ -39,7 +39,7 @@ class TritonGrpc(Protocol):
         self._endpoint = endpoint
         for name, value in extra.items():
             if not isinstance(value, str | int | float | None):
-                raise UserError(f"extra_body: {name}: over gRPC a number, a boolean or a string is expected")
+                raise UserError(f"extra_body: {name}: gRPC supports numbers, booleans and strings only")
         self._extra = extra
 
     def body(self, asked: RequestSpec) -> bytes:

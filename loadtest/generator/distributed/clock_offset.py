@@ -48,6 +48,6 @@ def offset_of(trips: Iterable[RoundTrip]) -> Offset:
     """
     best = min(trips, key=lambda trip: trip.back_s - trip.left_s, default=None)
     if best is None:
-        raise UserError("a worker's clock gave no answer", hint="is the network between the machines up?")
+        raise UserError("a worker did not answer with its clock", hint="check the network between the machines")
     middle_s = (best.left_s + best.back_s) / 2
     return Offset(round(best.other_s - middle_s, 9), round((best.back_s - best.left_s) / 2, 9))

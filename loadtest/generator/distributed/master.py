@@ -163,8 +163,8 @@ class Master:
                 here.add(message[2])
             if self._clock() > due_s:
                 raise ToolError(
-                    f"{len(here)} of {self._expected} workers came within {within_s:g} s",
-                    hint="run-load --worker --master-host HOST --port PORT starts one",
+                    f"{len(here)} of {self._expected} workers connected within {within_s:g} s",
+                    hint="start one with run-load --worker --master-host HOST --port PORT",
                 )
         self._ids = sorted(here, key=self._runner.get_worker_index)[: self._expected]
 
@@ -183,7 +183,7 @@ class Master:
                 self._hosts[message[2]] = message[3]["host"]
                 if message[3]["schedule"] != digest:
                     raise ToolError(
-                        f"the worker on {message[3]['host']} draws other arrivals from the same seed",
+                        f"the worker on {message[3]['host']} draws different arrivals from the same seed",
                         hint="install the same versions on all machines",
                     )
             if self._clock() > due_s:

@@ -108,14 +108,14 @@ class Worker:
                 if self.stopped or self._clock() - self.heard_s > MASTER_SILENT_S:
                     break
             if self._share is not None:
-                self._generator.stopped = self.stopped or "the master went away"
+                self._generator.stopped = self.stopped or "the connection to the master was lost"
                 self._share.finish(whole=False)
                 self._report()
             if self.stopped:
                 self._runner.environment.events.quitting.fire(environment=self._runner.environment, reverse=True)
                 gevent.sleep(LAST_WORDS_S)
         if self._clock() - self.heard_s > MASTER_SILENT_S:
-            raise ToolError(f"the master has not been heard of for {MASTER_SILENT_S:g} s")
+            raise ToolError(f"no message from the master for {MASTER_SILENT_S:g} s")
 
     def _take(self, environment: Any, msg: Any, **_: Any) -> None:  # noqa: ARG002 (Locust's names)
         self._inbox.put((msg.type, msg.data))

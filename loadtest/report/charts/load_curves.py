@@ -62,9 +62,9 @@ def latency_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
     """
     title = "Latency against batch size"
     if all(level.batch_size is not None for level in summary.levels):
-        axis = _Axis(_server_batch, "batch size: sequences decoding, mean, by the server's own count", title)
+        axis = _Axis(_server_batch, "mean batch size: sequences decoding, counted by the server", title)
     else:
-        axis = _Axis(_client_batch, "batch size: requests decoding, mean, as seen by the client", title)
+        axis = _Axis(_client_batch, "mean batch size: requests decoding, as seen by the client", title)
     return _draw(summary, axis, image)
 
 
@@ -76,11 +76,11 @@ def latency_against_load(summary: Summary, *, knee: Knee | None = None, image: I
     """
     title = "Latency against load"
     if all(level.concurrency is not None for level in summary.levels):
-        axis = _Axis(lambda level: level.offered, "concurrency: users at a time", title, True)
+        axis = _Axis(lambda level: level.offered, "concurrency (users)", title, True)
     elif all(level.concurrency is None for level in summary.levels):
-        axis = _Axis(lambda level: level.offered, "requests a second, sent by the clock", title, True)
+        axis = _Axis(lambda level: level.offered, "offered load, requests/s", title, True)
     else:
-        axis = _Axis(lambda level: level.offered, "users at a time, or requests a second: see the table", title, True)
+        axis = _Axis(lambda level: level.offered, "load: users or requests/s, see the table", title, True)
     return _draw(summary, axis, image, knee)
 
 
@@ -130,9 +130,9 @@ def _foot(figure: Any, summary: Summary, knee: Knee | None) -> None:
     """Say what the marks mean: the knee, bars, hollow points."""
     said = [] if knee is None or knee.level is None else [f"knee: {knee.why}"]
     if any(found.ci for level in summary.levels for found in (level.itl_s, level.ttft_s) if found):
-        said.append("bars: 95 % confidence")
+        said.append("bars: 95 % confidence interval")
     if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.ttft_s) if found):
-        said.append("hollow: a percentile this sample is too small for")
+        said.append("hollow: sample too small for this percentile")
     figure.text(0.985, 0.022, "   |   ".join(said), ha="right", va="center", fontsize=9, color=FAINT)
 
 

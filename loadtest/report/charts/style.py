@@ -89,7 +89,7 @@ def head(figure: Any, title: str, subtitle: str, summary: Summary) -> None:
     """Write title, what ran, and the tag with the run's kind; a second tag where the figures are in doubt."""
     tags = [(summary.label, KIND_COLOURS[summary.kind])]
     if not summary.valid:
-        tags.append(("in doubt: see the report", BAD))
+        tags.append(("not valid: see the report", BAD))
     titles(figure, title, subtitle, tags)
 
 

@@ -74,7 +74,7 @@ def timeline(summary: Summary, detail: RunDetail, *, image: Image = "svg") -> by
             for panel, strip in zip(panels, strips, strict=True):
                 _draw_strip(panel, found, strip, axis)
             _name_levels(panels[0], found, axis)
-            panels[-1].set_xlabel("seconds since the run began" + _clock(summary) + axis.note)
+            panels[-1].set_xlabel("seconds since the start of the run" + _clock(summary) + axis.note)
         head(figure, title, f"{what_ran(summary)}   |   shaded: measurement window", summary)
         return bytes_of(figure, image)
 
@@ -91,7 +91,7 @@ class _TimeAxis:
         longest = max(np.diff(edges))
         self._is_even = len(spans) > 1 and longest * len(spans) > MOST_OF_EVEN_WIDTH * (edges[-1] - edges[0])
         self._edges = np.array(edges)
-        self.note = "; levels drawn equally wide" if self._is_even else ""
+        self.note = "; levels drawn with equal width" if self._is_even else ""
 
     def place(self, times_s: Floats | float) -> Floats:
         """Return where times are drawn, in the axis' own unit."""

@@ -63,7 +63,7 @@ def test_misspelled_key_inside_is_matched_at_its_own_level(value: dict[str, obje
         ("a: " + "[" * 5000 + "]" * 5000 + "\n", "nested too deep"),
         ("a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "aliases are not allowed"),
         ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
-        ("#" * (1 << 20) + "\n", "bytes of YAML; at most 1048576"),
+        ("#" * (1 << 20) + "\n", "bytes of YAML exceed the limit of 1048576"),
     ],
     ids=lambda value: str(value)[:20],
 )

@@ -13,6 +13,7 @@ from engines.files import made_by, to_json, validate
 from engines.outputs import paths_named, refuse_existing
 from triton_repo.audit import check_repository, read_config
 from triton_repo.deploy import Deployment, DeploymentPlan, plan_deployment, render_deployment
+from triton_repo.settings import read_repository
 
 
 def run(repository: Path, **flags: Any) -> None:
@@ -52,7 +53,10 @@ def _name_from(folder: str) -> str:
 
 
 def _engine_folder(repository: Path) -> Path | None:
-    """Return where the `tensorrt_llm` model looks for its engine, or the LLM API's for its checkpoint."""
+    """Return where the `tensorrt_llm` model looks for its engine, or what is not one for its checkpoint."""
+    manifest = read_repository(repository)
+    if manifest.variant == "trtllm_serve":
+        return Path(manifest.loads) if manifest.loads else None
     of_llm_api = repository / "tensorrt_llm" / "1" / "model.yaml"
     if of_llm_api.is_file():
         return Path(yaml.safe_load(of_llm_api.read_text(encoding="utf-8"))["model"])

@@ -78,7 +78,7 @@ def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
 def _assignment(text: str) -> tuple[str, Any]:
     name, found, value = text.partition("=")
     if not found or not name:
-        raise UserError(f"--set {text}: expected NAME=VALUE", hint="as --set queue.max_queue_size=256")
+        raise UserError(f"--set {text}: expected NAME=VALUE", hint="for example --set queue.max_queue_size=256")
     known = [setting.name for setting in all_settings(ServingSettings())]
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
@@ -120,7 +120,7 @@ def _show_repository(repository: RepositoryManifest) -> None:
     console.show(f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}: {repository.kind}")
     if repository.kind == "emulated":
         scale = repository.resolved.emulation.time_scale
-        console.show(f"emulated, time scale x{scale:g}: every step takes that many times as long")
+        console.show(f"emulated, time scale x{scale:g}: every step takes that many times longer")
     for notice in repository.notices:
         console.show(f"notice: {notice.text}")
     if repository.variant == "trtllm_serve":

@@ -18,7 +18,9 @@ def run(checkpoint: Path | None, precision: str | None, **flags: Any) -> None:
     """Walk the road and report it, or list its links."""
     if flags["only_list"]:
         for link in links():
-            console.show(f"{link.id}: {link.title}\n  held to: {link.held_to}: {link.evidence}\n  look at: {link.look}")
+            console.show(
+                f"{link.id}: {link.title}\n  checked against: {link.held_to}: {link.evidence}\n  look at: {link.look}"
+            )
         return
     reasons = reasons_against(default_checkpoint=checkpoint is None)
     if reasons:
@@ -41,7 +43,7 @@ def run(checkpoint: Path | None, precision: str | None, **flags: Any) -> None:
     if failed:
         raise TargetMissedError(
             f"{failed} of {len(report.outcomes)} links failed, {report.count('not reached')} were not reached",
-            hint=f"what each command printed is in {session.settings.out / 'logs'}",
+            hint=f"the output of each command is in {session.settings.out / 'logs'}",
         )
 
 
@@ -56,5 +58,5 @@ def _session(checkpoint: Path | None, precision: str | None, flags: dict[str, An
 def _tell(link: Link, outcome: Outcome) -> None:
     """Print one link as the page lists it, and how it did."""
     console.show(f"{outcome.status:<11}  {link.id}: {link.title} ({outcome.seconds:.1f} s)")
-    console.show(f"             held to: {link.held_to}: {link.evidence}")
+    console.show(f"             checked against: {link.held_to}: {link.evidence}")
     console.show(f"             seen: {outcome.detail}")

@@ -19,5 +19,7 @@ def run(repository: Path, engine_dir: Path, as_json: bool, verbose: bool) -> Non
         told = {"repository": str(repository), "version": version, "engine": manifest.engine.model.name}
         console.show(json.dumps(told))
         return
-    console.show(f"new requests go to tensorrt_llm version {version}; the old one goes when its last request is done")
+    console.show(
+        f"new requests go to tensorrt_llm version {version}; the old version is unloaded after its last request"
+    )
     console.wrote(repository, f"check-repo {repository}")

@@ -34,11 +34,12 @@ from triton_repo.server import (
     stop_server,
     watch_server,
 )
-from triton_repo.settings import read_repository
+from triton_repo.settings import RepositoryManifest, read_repository
 
 _EXPOSED = (
-    "warning: listening on {address}: whoever reaches these ports can send requests and read metrics; Triton has no "
-    "accounts and this one no TLS. Put a network policy or an authenticating proxy in front, or use 127.0.0.1"
+    "warning: listening on {address}: anyone who can reach these ports can send requests and read "
+    "metrics; Triton has no authentication and this server no TLS. Put a network policy or an "
+    "authenticating proxy in front, or use 127.0.0.1"
 )
 
 
@@ -53,8 +54,9 @@ def run(repository: Path, **flags: Any) -> None:
     manifest = read_repository(repository)
     if manifest.variant == "trtllm_serve":
         if manifest.kind != "emulated":
+            _refuse_tritons(flags)
             where = {"address": flags["address"], "port": flags["http_port"]}
-            become_trtllm_serve(repository, manifest, **where, detached=flags["detach"])
+            become_trtllm_serve(repository, manifest, **where)
         flags = _as_twin(flags)
     require_servable(manifest.engine, _engine_folder(repository))
     _require_different_ports(flags)
@@ -96,6 +98,16 @@ def _require_different_ports(flags: dict[str, Any]) -> None:
         of_port[flags[name]] = flag
 
 
+def _refuse_tritons(flags: dict[str, Any]) -> None:
+    """Refuse what is for Triton and the OpenAI front: trtllm-serve takes this command's place, and knows none of it."""
+    given = [flag for flag in ("detach", "openai", "stop_after", "api_key_file") if flags[flag]]
+    if given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is for Triton; trtllm-serve takes this command's place",
+            hint="leave it out; `timeout SECONDS serve-repo` ends it, systemd or nohup keep it",
+        )
+
+
 def _as_twin(flags: dict[str, Any]) -> dict[str, Any]:
     """Return the flags of an emulated trtllm-serve: the OpenAI front where it listens, its Triton on a free port."""
     with socket.socket() as probe:
@@ -119,14 +131,15 @@ def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) ->
     made = made_by(console.command_line("serve-repo"))
     front = start_front(repository, options, detached=flags["detach"], made_by=made, progress=console.progress)
     if not flags["as_json"]:
-        _show_front(front, twin=read_repository(repository).variant == "trtllm_serve")
+        _show_front(front, read_repository(repository), flags["openai_model"])
 
 
-def _show_front(front: FrontRecord, *, twin: bool) -> None:
+def _show_front(front: FrontRecord, manifest: RepositoryManifest, model: str | None) -> None:
     console.show(f"OpenAI-compatible: {front.url}/v1, log: {front.log}")
-    if twin:
+    if manifest.variant == "trtllm_serve":
+        name = model or manifest.engine.model.name
         console.show(f"trtllm-serve's metrics (emulated): {front.url}/prometheus/metrics and {front.url}/metrics")
-        console.show(f"next: run-load --url {front.url} --protocol openai-completions")
+        console.show(f"next: run-load --url {front.url} --protocol openai-completions --model {name}")
 
 
 def _engine_folder(repository: Path) -> Path:

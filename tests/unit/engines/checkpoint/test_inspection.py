@@ -123,15 +123,15 @@ def extend_shard(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (cut_shard, UserError, r"model-1.safetensors: holds .* bytes, its header promises"),
-        (extend_shard, UserError, r"model-1.safetensors: holds .* bytes, its header promises"),
+        (cut_shard, UserError, r"model-1.safetensors: the file has .* bytes, but its header states"),
+        (extend_shard, UserError, r"model-1.safetensors: the file has .* bytes, but its header states"),
         (lambda f: (f / "model-0.safetensors").unlink(), MissingError, r"model-0.safetensors: no such file"),
         (lambda f: (f / "model-0.safetensors").write_bytes(b"<html>"), UserError, "not a safetensors file"),
         (lambda f: (f / "model.safetensors.index.json").write_text("[]"), UserError, "not a safetensors index"),
         (lambda f: (f / "tokenizer.json").unlink(), MissingError, "tokenizer.json: no such file"),
         (lambda f: (f / "tokenizer_config.json").unlink(), MissingError, "tokenizer_config.json: no such file"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), UserError, "not a tokenizer"),
-        (lambda f: write_tokenizer(f, words=6), UserError, "has token 5, the model's vocabulary ends at 3"),
+        (lambda f: write_tokenizer(f, words=6), UserError, "contains token id 5, but the model's vocabulary ends at 3"),
         (lambda f: (f / "config.json").unlink(), MissingError, "config.json: no such file"),
         (lambda f: (f / "config.json").write_text("{"), UserError, "not valid JSON"),
     ],
@@ -151,7 +151,7 @@ def test_spoiled_checkpoint_is_refused(
     [
         ({"model.layers.0.adapter.weight": (2, 2)}, "tensor 'model.layers.0.adapter.weight' not known"),
         ({"model.layers.1.mlp.up_proj.weight": (16, 8)}, "layers.1.mlp.up_proj.weight' not known"),
-        ({"model.norm.weight": (9,)}, r"'model.norm.weight' has shape \[9\], config.json calls for \[8\]"),
+        ({"model.norm.weight": (9,)}, r"'model.norm.weight' has shape \[9\], config.json implies \[8\]"),
     ],
 )
 def test_tensors_must_fit_the_config(tmp_path: Path, change: dict[str, tuple[int, ...]], message: str) -> None:
@@ -183,10 +183,10 @@ def test_index_and_shard_must_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not known"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized already"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not supported"),
+        ({"quantization_config": {"quant_method": "awq"}}, "already quantized"),
         ({"sliding_window": 16}, "sliding-window"),
-        ({"hidden_size": 0}, "hidden_size: a positive number is needed"),
+        ({"hidden_size": 0}, "hidden_size: must be a positive number"),
         ({"dtype": "float8"}, "dtype float8"),
         ({"eos_token_id": None}, "missing key 'eos_token_id'"),
         ({"rope_theta": None}, "missing key 'rope_theta'"),

@@ -142,7 +142,7 @@ def test_a_claim_some_models_allow_is_told_apart() -> None:
         (["--gpu", "a100-sxm-80g"], "unknown GPU 'a100-sxm-80g'", "did you mean 'a100-sxm-80gb'?"),
         (["--precision", "int4_awk"], "unknown precision 'int4_awk'", "did you mean 'int4_awq'?"),
         (["--precision", "fp8"], "fp8 on a100-sxm-80gb: FP8 arithmetic needs", "int8_sq works there"),
-        (["llama-3-8b", "--isl", "9000"], "llama-3-8b takes 8192 tokens at most", "--isl 8192"),
+        (["llama-3-8b", "--isl", "9000"], "llama-3-8b accepts at most 8192 tokens", "--isl 8192"),
         (["--claim", "nan"], "--claim nan", "--claim 150"),
         (["--claim", "0"], "--claim 0", "--claim 150"),
     ],

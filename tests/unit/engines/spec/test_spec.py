@@ -11,6 +11,8 @@ from engines.spec.precision import PRECISIONS, precision_named
 from engines.spec.units import GIB
 
 PUBLISHED_PARAMETERS = {  # safetensors totals on the model cards
+    "qwen3-14b": 14_768_307_200,
+    "llama-2-7b": 6_738_415_616,
     "deepseek-r1-0528-qwen3-8b": 8_190_735_360,
     "qwen3-8b": 8_190_735_360,
     "llama-3-8b": 8_030_261_248,

@@ -34,5 +34,5 @@ def test_clocks_that_agree_are_left_alone() -> None:
 
 def test_no_answer_is_an_error() -> None:
     """Nothing is assumed of a clock nobody has heard of."""
-    with pytest.raises(UserError, match="gave no answer"):
+    with pytest.raises(UserError, match="did not answer"):
         offset_of([])

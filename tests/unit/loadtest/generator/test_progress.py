@@ -67,7 +67,7 @@ def test_failures_are_counted_and_a_new_level_begins_anew() -> None:
     watch.note(record(0, outcome="error", token_times_s=(), output_tokens=0))
     look = watch.look(2.0, 0)
     assert (look.done, look.failed, look.requests_per_s) == (0, 1, 0)
-    assert "0 done, 1 failed" in progress_text(look)
+    assert "| 1 failed |" in progress_text(look)
     watch.begin("concurrency 8", 2.0)
     assert watch.look(2.0, 0).failed == 0
 
@@ -86,16 +86,20 @@ def test_memory_does_not_grow_with_the_run() -> None:
     assert gaps == {4}
 
 
-def test_a_line_says_what_matters_within_eighty_columns() -> None:
-    """Where it stands and both latencies come before the rates, which a narrow terminal cuts off."""
+def test_a_line_keeps_its_labels_within_eighty_columns() -> None:
+    """A narrow terminal leaves out whole parts, the rates first; no label is cut from its figures."""
     watch = LiveStats(1.0)
     watch.begin("concurrency 16", 0.0)
     for number in range(100):
         watch.note(_reply(number, number / 10))  # type: ignore[arg-type]
-    text = progress_text(watch.look(10.0, 16, measuring=True))
-    assert text[:80] == "concurrency 16 | 10 s | 100 done | 16 in flight | TTFT 30.1/30.1 ITL 9.93/9.93 m"
-    assert text.endswith("ms p50/p99 | 110 tokens/s | 10 req/s")
-    assert "10 s, warming up" in progress_text(watch.look(10.0, 16))
+    look = watch.look(10.0, 16, measuring=True)
+    text = progress_text(look, left_s=31.6, columns=79)
+    assert text == "concurrency 16 | 10 s, 32 s left | TTFT 30.1/30.1 ITL 9.93/9.93 ms p50/p99"
+    whole = progress_text(look, level="2/7")
+    assert whole.startswith("2/7 concurrency 16 | 10 s | TTFT ")
+    assert whole.endswith("ms p50/p99 | 100 done | 16 in flight | 110 tokens/s | 10 req/s")
+    assert progress_text(look, columns=40) == "concurrency 16 | 10 s | 100 done"
+    assert "| warm-up 10 s |" in progress_text(watch.look(10.0, 16))
     slow = watch.look(10.0, 1).model_copy(update={"ttft_p50_s": 4.25, "ttft_p99_s": 60.0})
     assert "TTFT 4250/60000" in progress_text(slow)
 

@@ -221,7 +221,7 @@ def test_missing_records_make_a_doubt() -> None:
         ("up", ("up", {})),
         ('a:b{x="1",y="2"}', ("a:b", {"x": "1", "y": "2"})),
         ('m{ x = "a,b}" , y="" }', ("m", {"x": "a,b}", "y": ""})),
-        ('m{x="say \\"hi\\""}', ("m", {"x": 'say \\"hi\\"'})),
+        ('m{x="say \\"hi\\""}', ("m", {"x": 'say "hi"'})),
         ("not a series!", None),
     ],
 )

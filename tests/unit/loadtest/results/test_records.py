@@ -75,7 +75,7 @@ def test_a_run_that_was_cut_short_is_measured_from_its_records(tmp_path: Path) -
     whole, begun = level(2, 0.0, 2.0), level(4, 2.0, 2.0, complete=False)
     records = [each.model_copy(update={"level": each.id // 2}) for each in GOOD]
     write_json(tmp_path / "run.json", manifest(whole, begun).model_copy(update={"unfinished": True}))
-    with pytest.raises(UserError, match="cut short before a request had ended"):
+    with pytest.raises(UserError, match="interrupted before any request ended"):
         read_run(tmp_path)
     found = read_run(_write(tmp_path, records))
     assert found.levels[0] == whole

@@ -109,7 +109,7 @@ def test_a_built_engine_is_served_by_tensorrt_llms_backend(
 
 def test_a_checkpoint_is_no_engine(manifest: EngineManifest, tokenizer: Path, tmp_path: Path) -> None:
     """What was not compiled is refused, and nothing is written."""
-    with pytest.raises(UserError, match="holds a checkpoint, not an engine"):
+    with pytest.raises(UserError, match="contains a checkpoint, not an engine"):
         _render(tmp_path / "tensorrt", manifest.model_copy(update={"kind": "checkpoint"}), tokenizer)
     assert not (tmp_path / "repository").exists()
 
@@ -231,7 +231,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(
     """An engine's manifest that names `../..` is refused, whatever lies there."""
     leading = manifest.model_copy(update={"kind": "built", "engine": "engine", field: "../../secret"})
     given = None if field == "tokenizer" else tokenizer
-    with pytest.raises(UserError, match="leads out of the engine's folder"):
+    with pytest.raises(UserError, match="points outside the engine's folder"):
         _render(tmp_path / "out", leading, given)
 
 
@@ -319,7 +319,7 @@ def test_upstreams_model_is_what_the_entry_point_loads(
 def test_a_placeholder_in_a_value_is_refused(manifest: EngineManifest, tokenizer: Path, tmp_path: Path) -> None:
     """A path with `${X}` in it is the user's mistake, told as one, and nothing is written."""
     built = manifest.model_copy(update={"kind": "built", "engine": "engine"})
-    with pytest.raises(UserError, match=r"lora_prefetch_dir: '/x/\$\{ADAPTERS\}' holds a placeholder"):
+    with pytest.raises(UserError, match=r"lora_prefetch_dir: '/x/\$\{ADAPTERS\}' contains a placeholder"):
         _render(tmp_path, built, tokenizer, lora={"prefetch_dir": "/x/${ADAPTERS}"})
     assert not (tmp_path / "repository").exists()
 

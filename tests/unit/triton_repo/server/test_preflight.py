@@ -20,7 +20,8 @@ from engines.planning.recipe import ask
 from triton_repo.cli import serve_repo
 from triton_repo.cli.actions import serve_repo as serve_repo_action
 from triton_repo.repository.render import render_repository
-from triton_repo.server.preflight import Machine, machine_here, missing_ranks, require_servable
+from triton_repo.server.preflight import missing_ranks, require_servable
+from triton_repo.settings.machine_fit import Machine, machine_here
 from triton_repo.settings.repository_manifest import ServingSettings
 
 HEAD = MadeBy(command="build-engine --precision fp8 --out here", version="0")
@@ -178,14 +179,14 @@ def test_rank_files_that_are_not_there_are_named(built: EngineManifest, tmp_path
     with pytest.raises(MissingError) as refused:
         require_servable(engine, folder, Machine("1.2.1", "9.0", 4))
     assert _one_sentence(refused.value) == (
-        f"{tmp_path}: rank1.engine, rank3.engine not there; an engine for 4 GPUs (tensor 4 x pipeline 1) has a file "
+        f"{tmp_path}: rank1.engine, rank3.engine missing; an engine for 4 GPUs (tensor 4 x pipeline 1) has a file "
         "for each of its 4 ranks"
     )
 
 
 def test_an_engine_that_is_elsewhere_is_refused(built: EngineManifest, tmp_path: Path) -> None:
     """The folder that the repository points at holds no engine, or one cut short."""
-    with pytest.raises(MissingError, match=r"config\.json: no such file: the repository's engine is not there") as gone:
+    with pytest.raises(MissingError, match=r"config\.json: no such file: the repository's engine is missing") as gone:
         require_servable(built, tmp_path / "gone", H100)
     _one_sentence(gone.value)
     with pytest.raises(UserError, match=r"config\.json: not valid JSON") as broken:

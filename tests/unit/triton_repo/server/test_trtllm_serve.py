@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from engines.build.pipeline import emulated_manifest
-from engines.errors import MissingError, UserError
+from engines.errors import MissingError
 from engines.files import Document, MadeBy, write_json
 from engines.planning.plan import make_plan
 from engines.planning.recipe import ask
+from triton_repo.cli.serve_repo import serve_repo
 from triton_repo.repository.render import render_repository
 from triton_repo.server.trtllm_serve import become_trtllm_serve
 from triton_repo.settings.repository_manifest import RepositoryManifest, ServingSettings
@@ -48,7 +50,7 @@ def test_this_process_becomes_trtllm_serve(
     became: list[object] = []
     monkeypatch.setattr(os, "execvp", lambda *command: became.extend(command))
     manifest = _repository(tmp_path, version)
-    become_trtllm_serve(tmp_path / "repository", manifest, address="127.0.0.1", port=8000, detached=False)
+    become_trtllm_serve(tmp_path / "repository", manifest, address="127.0.0.1", port=8000)
     assert became == [
         "trtllm-serve",
         ["trtllm-serve", "serve", str(tmp_path / "engine" / "checkpoint"), "--host", "127.0.0.1", "--port", "8000",
@@ -60,9 +62,16 @@ def test_without_it_its_container_is_named(tmp_path: Path, monkeypatch: pytest.M
     """Nothing is started; one error says where it would run."""
     monkeypatch.setenv("PATH", str(tmp_path))
     manifest = _repository(tmp_path, "1.2")
-    where = {"address": "127.0.0.1", "port": 8000}
     with pytest.raises(MissingError) as problem:
-        become_trtllm_serve(tmp_path / "repository", manifest, **where, detached=False)  # type: ignore[arg-type]
+        become_trtllm_serve(tmp_path / "repository", manifest, address="127.0.0.1", port=8000)
     assert "nvcr.io/nvidia/tensorrt-llm/release:1.2.1" in str(problem.value.hint)
-    with pytest.raises(UserError, match="--detach"):
-        become_trtllm_serve(tmp_path / "repository", manifest, **where, detached=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("flag", ["--detach", "--openai", "--stop-after"])
+def test_what_is_for_triton_is_refused(flag: str, tmp_path: Path) -> None:
+    """Rather than passed over in silence."""
+    _repository(tmp_path, "1.2")
+    value = ["5"] if flag == "--stop-after" else []
+    done = CliRunner().invoke(serve_repo, [str(tmp_path / "repository"), flag, *value])
+    assert done.exit_code == 2
+    assert f"{flag} is for Triton" in done.output

@@ -1,0 +1,82 @@
+"""A smaller copy of aiconfigurator's tables of measured kernels, which loads in a third of the time.
+
+The library reads each table whole, row by row, though a model asks for one head size and a handful of formats. `make
+setup` lays the rows that can be asked for beside the environment, and nothing else writes them; where they are
+missing, or of another release, the library's own are read. Figures are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+FOLDER = Path(sys.prefix) / "share" / "kernel-tables"
+LIBRARY = "aiconfigurator-core"
+HEAD_SIZE = 128  # of every 8B-class model that we know but one
+_STAMP = "made-of.json"
+_PLAIN_GEMM = "fp8_block"  # a format that no precision of ours has
+_PER_HEAD_SIZE = ("context_attention_perf.parquet", "generation_attention_perf.parquet")
+_GEMM = "gemm_perf.parquet"
+_KINDS = ("attention", "gemm", "quantize")  # of tables a dense model is looked up in, besides:
+_BETWEEN_GPUS = "comm"
+_BACKEND = "trtllm"
+
+
+def smaller_tables(system: str, head_size: int, folder: Path = FOLDER) -> str | None:
+    """Return the folder with a system's rows of a head size, where it was made of the library that is installed."""
+    stamp = folder / _STAMP
+    if head_size != HEAD_SIZE or not stamp.is_file() or not (folder / f"{system}.yaml").is_file():
+        return None
+    made_of = json.loads(stamp.read_text(encoding="utf-8"))
+    return str(folder) if made_of == _made_of() else None
+
+
+def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> None:
+    """Write the rows of some systems that can be asked for; other files are linked.
+
+    Raises:
+        ModuleNotFoundError: The library, or pyarrow, is not installed.
+    """
+    library = _library_folder()
+    if library is None:
+        raise ModuleNotFoundError(f"{LIBRARY} is not installed", name=LIBRARY)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    of_systems = {path.stem for path in library.glob("*.yaml") if (library / "data" / path.stem).is_dir()}
+    for path in library.glob("*.yaml"):
+        if path.stem in systems or path.stem not in of_systems:
+            (folder / path.name).symlink_to(path)
+    for system in systems:
+        source = library / "data" / system
+        for path in sorted(source.rglob("*")):
+            of = path.relative_to(source)
+            if path.is_file() and (of.parts[0] == _BETWEEN_GPUS or (of.parts[0] in _KINDS and _BACKEND in of.parts)):
+                target = folder / "data" / system / of
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _write_smaller(path, target)
+    (folder / _STAMP).write_text(json.dumps(_made_of()), encoding="utf-8")
+
+
+def _write_smaller(path: Path, target: Path) -> None:
+    import pyarrow.compute as pc  # noqa: PLC0415 (of the setup alone)
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    if path.name in _PER_HEAD_SIZE:
+        pq.write_table(pq.read_table(path).filter(pc.field("head_dim") == HEAD_SIZE), target)
+    elif path.name == _GEMM:
+        pq.write_table(pq.read_table(path).filter(pc.field("gemm_dtype") != _PLAIN_GEMM), target)
+    else:
+        target.symlink_to(path)
+
+
+def _library_folder() -> Path | None:
+    found = find_spec("aiconfigurator_core")
+    return None if found is None or found.origin is None else Path(found.origin).parent / "systems"
+
+
+def _made_of() -> dict[str, str]:
+    return {LIBRARY: metadata.version(LIBRARY), "at": str(_library_folder()), "head_size": str(HEAD_SIZE)}

@@ -1,0 +1,61 @@
+"""A plan made again from measurements of the very deployment it recommends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engines.calibration import Calibration, LoadGenerator
+from engines.errors import UserError
+from engines.files import Document, MadeBy, source_of
+from engines.manifest import EngineManifest
+from loadtest.calibration import LEAST_POINTS, Deployment, Point, Request, calibrate, read_points
+from loadtest.capacity.inputs import Demand
+from loadtest.capacity.plan import CapacityPlan
+from loadtest.results import RUN_NAME, read_run
+
+CALIBRATION_NAME = "calibration.json"
+
+
+def recalibrate(
+    plan: CapacityPlan, runs: Sequence[Path], *, made_by: MadeBy, progress: Callable[[str], None]
+) -> Calibration:
+    """Return the calibration of the plan's recommended engine; hardware, precision and limits are the plan's own.
+
+    Raises:
+        UserError: The plan recommends no engine, or the runs have too few points of one length each.
+    """
+    engine = plan.engine
+    if engine is None:
+        raise UserError("the plan recommends a measured run, so there is nothing to calibrate")
+    points, kinds = _points(engine, runs)
+    if len(points) < LEAST_POINTS:
+        where = ", ".join(str(run) for run in runs)
+        raise UserError(
+            f"{len(points)} measured points in {where}; at least {LEAST_POINTS} are needed",
+            hint="run-load with the plan's calibrate.yaml measures six loads; --calibrate-from takes several runs",
+        )
+    if len(kinds) > 1:
+        raise UserError("emulated and measured runs cannot be fitted together", hint="runs of one kind")
+    bare = engine.model_copy(
+        update={"step_time": engine.step_time.model_copy(update={"profile": None, "factors": None, "host": None})}
+    )
+    request = Request(bare, tuple(points), LoadGenerator(), engine.limits.max_num_tokens, kinds.pop())
+    head = Document(made_by=made_by, made_from=[source_of(run / RUN_NAME) for run in runs])
+    return calibrate(request, head=head, progress=progress)
+
+
+def with_calibration(demand: Demand, calibration: Path) -> Demand:
+    """Return a demand whose candidates are predicted with a calibration."""
+    known = (*demand.candidates.calibrations, str(calibration.resolve()))
+    return demand.model_copy(update={"candidates": demand.candidates.model_copy(update={"calibrations": known})})
+
+
+def _points(engine: EngineManifest, runs: Sequence[Path]) -> tuple[list[Point], set[str]]:
+    wanted = Deployment(engine.model.name, engine.gpu.name, engine.precision.name, engine.parallel.tensor)
+    points: list[Point] = []
+    kinds: set[str] = set()
+    for run in runs:
+        kinds.add(read_run(run).kind)
+        points += read_points(run, wanted)[0]
+    return points, kinds

@@ -1,0 +1,174 @@
+"""What a server speaks and which models it serves, found by asking it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from engines.errors import MissingError
+from loadtest.client.endpoint import Endpoint, endpoint_of, tls_context
+from loadtest.client.protocols.triton_http import ENGINE_MODEL
+from loadtest.client.server_info import ANSWER_LIMIT_BYTES, call
+from loadtest.scenario import ProtocolName
+
+PROBE_WITHIN_S = 2.0
+TEXT_MODEL = "ensemble"
+_PARTS = frozenset({"preprocessing", "postprocessing"})
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What was asked of a server whose protocol was not given, and what it answered.
+
+    Attributes:
+        protocol: None where nothing it answered tells.
+        tried: Each request with its answer, for a message.
+        is_reachable: Whether anything accepted a connection.
+    """
+
+    protocol: ProtocolName | None
+    tried: tuple[str, ...]
+    is_reachable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that a server lists.
+
+    Attributes:
+        root: Where an OpenAI server says that it was loaded from: a folder or a published name; empty: not said.
+    """
+
+    name: str
+    root: str = ""
+
+
+def discover_protocol(url: str, *, ca_file: Path | None = None, insecure: bool = False) -> Discovery:
+    """Ask a server what it speaks: Triton's HTTP, OpenAI's list of models, Triton's gRPC, in that order.
+
+    Raises:
+        UserError: As `endpoint_of`.
+    """
+    tried: list[str] = []
+    is_grpc = url.partition("://")[0] in {"grpc", "grpcs"}
+    probes: list[tuple[ProtocolName, str, Callable[[Endpoint], str]]] = [
+        ("triton-http", "GET {base}/v2", _probe_triton),
+        ("openai-chat", "GET {v1}/models", _probe_openai),
+        ("triton-grpc", "gRPC ServerMetadata", _probe_grpc),
+    ]
+    chosen = probes[2:] if is_grpc else probes
+    refusal = _refusal(endpoint_of(url, chosen[0][0], ca_file=ca_file, insecure=insecure))
+    if refusal:
+        return Discovery(None, (refusal,), False)
+    for protocol, name, probe in chosen:
+        endpoint = endpoint_of(url, protocol, ca_file=ca_file, insecure=insecure)
+        answer = probe(endpoint)
+        if not answer:
+            return Discovery(protocol, tuple(tried), True)
+        tried.append(f"{name.format(base=endpoint.base_path, v1=_v1(endpoint))}: {answer}")
+    return Discovery(None, tuple(tried), True)
+
+
+def served_models(endpoint: Endpoint, key: str | None) -> list[ServedModel]:
+    """Return the models that a server lists, in its order; empty where it lists none.
+
+    Of Triton's, those that only prepare or finish text for others are left out.
+    """
+    if endpoint.is_openai:
+        said = _json(endpoint, f"{_v1(endpoint)}/models", key=key)
+        data = said.get("data") if isinstance(said, dict) else None
+        found = [each for each in data or () if isinstance(each, dict) and "id" in each]
+        return [ServedModel(str(each["id"]), str(each.get("root") or "")) for each in found]
+    if endpoint.protocol == "triton-grpc":
+        return _grpc_models(endpoint)
+    said = _json(endpoint, f"{endpoint.base_path}/v2/repository/index", body=b"{}")
+    names = [str(each["name"]) for each in said if isinstance(each, dict)] if isinstance(said, list) else []
+    return [ServedModel(name) for name in names if name not in _PARTS]
+
+
+def default_model(models: list[ServedModel], *, is_openai: bool) -> str | None:
+    """Return the model to load where none was named: the engine's own, or the only one there is; None otherwise.
+
+    >>> default_model([ServedModel("ensemble"), ServedModel("tensorrt_llm")], is_openai=False)
+    'tensorrt_llm'
+    >>> default_model([ServedModel("a"), ServedModel("b")], is_openai=True) is None
+    True
+    """
+    names = [each.name for each in models]
+    if not is_openai and ENGINE_MODEL in names:
+        return ENGINE_MODEL
+    return names[0] if len(names) == 1 else None
+
+
+def _refusal(endpoint: Endpoint) -> str:
+    """Return why no connection is accepted; empty where one is."""
+    try:
+        socket.create_connection((endpoint.host, endpoint.port), timeout=PROBE_WITHIN_S).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _probe_triton(endpoint: Endpoint) -> str:
+    said = _json(endpoint, f"{endpoint.base_path}/v2")
+    if isinstance(said, str):
+        return said
+    return "" if isinstance(said, dict) and {"name", "version"} <= set(said) else "not Triton's answer"
+
+
+def _probe_openai(endpoint: Endpoint) -> str:
+    said = _json(endpoint, f"{_v1(endpoint)}/models")
+    if isinstance(said, str):
+        refused = {f"status {status}" for status in (HTTPStatus.UNAUTHORIZED.value, HTTPStatus.FORBIDDEN.value)}
+        return "" if said in refused else said  # a list that asks for a key is one
+    return "" if isinstance(said, dict) and isinstance(said.get("data"), list) else "not a list of models"
+
+
+def _probe_grpc(endpoint: Endpoint) -> str:
+    try:
+        call(endpoint, "ServerMetadata", b"")
+    except MissingError as error:
+        return error.message
+    return ""
+
+
+def _grpc_models(endpoint: Endpoint) -> list[ServedModel]:
+    from tritonclient.grpc import service_pb2 as triton  # noqa: PLC0415 (loads protobuf, which only this needs)
+
+    try:
+        answer = call(endpoint, "RepositoryIndex", triton.RepositoryIndexRequest().SerializeToString())
+    except MissingError:
+        return []
+    models = triton.RepositoryIndexResponse.FromString(answer).models
+    return [ServedModel(each.name) for each in models if each.name not in _PARTS]
+
+
+def _v1(endpoint: Endpoint) -> str:
+    return endpoint.base_path if endpoint.base_path.endswith("/v1") else endpoint.base_path + "/v1"
+
+
+def _json(endpoint: Endpoint, path: str, *, key: str | None = None, body: bytes | None = None) -> Any:
+    """Return what a page holds as JSON; a string says why there is none."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(endpoint.url(path), data=body, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=PROBE_WITHIN_S, context=tls_context(endpoint)) as reply:
+            said = json.loads(reply.read(ANSWER_LIMIT_BYTES))
+    except urllib.error.HTTPError as error:
+        error.close()
+        return f"status {error.code}"
+    except urllib.error.URLError as error:
+        return str(error.reason)
+    except (OSError, http.client.HTTPException) as error:
+        return f"no HTTP answer ({type(error).__name__})"
+    except ValueError:
+        return "not JSON"
+    return "a text" if isinstance(said, str) else said

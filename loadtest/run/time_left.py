@@ -1,0 +1,45 @@
+"""How long the level under way still takes: from its arrivals' timetable, or from the rate of its requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from loadtest.generator import Progress
+
+
+@dataclass(slots=True)
+class TimeLeft:
+    """Estimates the wall seconds that are left of each level of a run.
+
+    Attributes:
+        levels: Of each level in order: its measured requests (closed loop), or the wall seconds until its last arrival
+            (open loop); the other one is None.
+    """
+
+    levels: list[tuple[int | None, float | None]]
+    _place: int = field(default=-1, init=False)
+    _warm: tuple[float, int] | None = field(default=None, init=False)
+
+    def begin(self) -> None:
+        """Begin with the next level."""
+        self._place, self._warm = self._place + 1, None
+
+    @property
+    def level(self) -> str:
+        """Which level is under way, of how many; empty where there is one alone."""
+        return f"{self._place + 1}/{len(self.levels)}" if len(self.levels) > 1 and self._place >= 0 else ""
+
+    def left_s(self, look: Progress) -> float | None:
+        """Return the wall seconds left of the level; None while a closed loop warms up or nothing has ended."""
+        if not 0 <= self._place < len(self.levels):
+            return None
+        requests, last_s = self.levels[self._place]
+        if last_s is not None:
+            return max(0.0, last_s - look.elapsed_s)
+        if requests is None or not look.measuring:
+            return None
+        ended = look.done + look.failed
+        if self._warm is None:
+            self._warm = (look.elapsed_s, ended)
+        measured, took_s = ended - self._warm[1], look.elapsed_s - self._warm[0]
+        return max(0.0, requests - measured) * took_s / measured if measured and took_s else None

@@ -1,0 +1,143 @@
+"""How far the means of a prediction may be off: as its calibration was on unseen shapes, or as deployments differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from engines.calibration import Calibration, Quantity
+from engines.manifest import EngineManifest
+from engines.spec import engine_profile_named
+from engines.steptime import INTERVAL_SHARE, NORMAL_90, slowed, uncertainty
+from loadtest.metrics import Interval, LevelSummary, Summary
+from loadtest.scenario import Scenario
+
+SAMPLED_REQUESTS = 1536
+LEAST_SAVING = 4  # of the requests' number, below which the ends are simulated whole
+SETTLED_AFTER = 10  # times a request from sending to its last token: as warm as the scenario, whose warm-up is a tenth
+KEPT_UP_RATIO = 0.95  # of tokens a second of one sample: what is under way at its end is less than that
+
+
+class ProfileEnds(NamedTuple):
+    """An engine at the fast and the slow end of what its profile allows; 5 % of deployments lie beyond each."""
+
+    fast: EngineManifest
+    slow: EngineManifest
+    provenance: str
+
+
+def profile_ends(manifest: EngineManifest, *, alone: bool = False) -> ProfileEnds:
+    """Return an engine with step and host times at either end of its profile's spread.
+
+    Queues are simulated with those times, and grow or shrink with them; nothing is laid on what was simulated.
+
+    Args:
+        alone: The engine runs without its server.
+
+    Raises:
+        ValueError: The engine's step times come from no profile.
+    """
+    choice = manifest.step_time
+    if choice.profile is None:
+        raise ValueError("the engine's step times come from no profile")
+    found = uncertainty(
+        engine_profile_named(choice.profile), precision=manifest.precision.name, load="engine" if alone else "served"
+    )
+    fast = slowed(choice, step_ratio=found.step_low, host_ratio=found.host_low)
+    slow = slowed(choice, step_ratio=found.step_high, host_ratio=found.host_high)
+    return ProfileEnds(
+        manifest.model_copy(update={"step_time": fast}),
+        manifest.model_copy(update={"step_time": slow}),
+        found.provenance,
+    )
+
+
+def with_ends(
+    summary: Summary,
+    scenario: Scenario,
+    manifest: EngineManifest,
+    ends: ProfileEnds,
+    predicted: Callable[[Scenario, EngineManifest], Summary],
+) -> Summary:
+    """Return a summary whose levels carry the means of the fast and the slow end.
+
+    An hour at a steady rate is as far from its ends as its first minutes are: of a long open loop the ends are
+    simulated over SAMPLED_REQUESTS, and laid on its means by their ratios. Where that is too short to settle, or the
+    slow end does not keep up, so that its queue grows for as long as the load lasts, they are simulated whole.
+
+    Args:
+        summary: Of the scenario on the engine of the manifest.
+        predicted: Simulates a scenario on an engine.
+    """
+    sample = sample_of(scenario, summary)
+    if sample is not None:
+        fast, middle, slow = (predicted(sample, engine) for engine in (ends.fast, manifest, ends.slow))
+        if keeps_up(slow, fast):
+            return between(summary, fast, slow, middle=middle)
+    return between(summary, predicted(scenario, ends.fast), predicted(scenario, ends.slow))
+
+
+def sample_of(scenario: Scenario, summary: Summary) -> Scenario | None:
+    """Return the beginning of a long open loop of steady rates; None where it is not that, or not long enough."""
+    rates = scenario.rate_per_s
+    if rates is None or scenario.arrivals is not None or any(kind.conversation for kind in scenario.kinds):
+        return None
+    duration_s = SAMPLED_REQUESTS / min(rates)
+    slowest_s = max((level.e2e_s.mean for level in summary.levels if level.e2e_s is not None), default=0.0)
+    if LEAST_SAVING * duration_s > scenario.duration_s or SETTLED_AFTER * slowest_s > duration_s:
+        return None
+    return scenario.model_copy(update={"duration_s": duration_s})
+
+
+def keeps_up(slow: Summary, fast: Summary) -> bool:
+    """Whether the slow end makes as many tokens as the fast one, with no growing queue, at every level."""
+    return all(
+        (low.steady is None or not low.steady.growing)
+        and (low.output_tokens_per_s or 0.0) >= KEPT_UP_RATIO * (high.output_tokens_per_s or 0.0)
+        for low, high in zip(slow.levels, fast.levels, strict=True)
+    )
+
+
+def between(summary: Summary, fast: Summary, slow: Summary, *, middle: Summary | None = None) -> Summary:
+    """Return a summary whose levels carry the means of the fast and the slow end.
+
+    Args:
+        middle: Of the same requests as the ends, where those are not the summary's: its means times the ratios of the
+            ends to the middle are the ends.
+    """
+    levels = []
+    for level, low, high, own in zip(summary.levels, fast.levels, slow.levels, (middle or summary).levels, strict=True):
+        intervals = {}
+        for name, mean in _means(level).items():
+            a, b, base = (_means(each)[name] for each in (low, high, own))
+            if mean is None or a is None or b is None or not base:
+                continue
+            ratio = 1.0 if middle is None else mean / base
+            a, b = a * ratio, b * ratio
+            intervals[str(name)] = Interval(share=INTERVAL_SHARE, low=min(mean, a, b), mean=mean, high=max(mean, a, b))
+        levels.append(level.model_copy(update={"intervals": intervals}))
+    return summary.model_copy(update={"levels": levels})
+
+
+def with_intervals(summary: Summary, calibration: Calibration) -> Summary:
+    """Return a summary whose levels carry how far their means may be off by a calibration's held-out errors."""
+    levels = [level.model_copy(update={"intervals": _by_calibration(level, calibration)}) for level in summary.levels]
+    return summary.model_copy(update={"levels": levels})
+
+
+def _by_calibration(level: LevelSummary, calibration: Calibration) -> dict[str, Interval]:
+    found = {}
+    for name, mean in _means(level).items():
+        if mean is not None and name in calibration.log_error:
+            factor = math.exp(NORMAL_90 * calibration.log_error[name])
+            found[str(name)] = Interval(share=INTERVAL_SHARE, low=mean / factor, mean=mean, high=mean * factor)
+    return found
+
+
+def _means(level: LevelSummary) -> dict[Quantity, float | None]:
+    return {
+        "tokens_per_s": level.output_tokens_per_s,
+        "itl_s": None if level.itl_s is None else level.itl_s.mean,
+        "ttft_s": None if level.ttft_s is None else level.ttft_s.mean,
+    }

@@ -1,0 +1,78 @@
+"""Random Hugging Face checkpoints of every family, small enough to quantize in a fraction of a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engines.checkpoint.calibration_text import TextWindows
+from engines.checkpoint.inspection import library
+from engines.checkpoint.library_output import chatter_to
+
+VOCABULARY = 256
+WINDOWS = TextWindows(
+    tuple(
+        " ".join(f"w{(7 * document + 11 * word * word) % VOCABULARY}" for word in range(32)) for document in range(8)
+    ),
+    windows=4,
+    tokens=24,
+    origin="the test",
+)
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "attn_factor": 0.88}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 32, "rope_parameters": {"rope_theta": 1_000_000.0, **YARN}, "rms_norm_eps": 1e-6},
+    "llama": {"rope_parameters": {"rope_theta": 500_000.0, **LLAMA3}, "rms_norm_eps": 1e-5},
+    "llama_tied": {"tie_word_embeddings": True, "attention_bias": True, "rope_parameters": {"rope_theta": 10_000.0}},
+    "qwen2": {"rope_parameters": {"rope_theta": 1_000_000.0}, "use_sliding_window": False},
+    "mistral": {"rope_parameters": {"rope_theta": 10_000.0, "rope_type": "linear", "factor": 2.0}, "head_dim": 16},
+}
+CLASSES = {"qwen3": "Qwen3", "llama": "Llama", "llama_tied": "Llama", "qwen2": "Qwen2", "mistral": "Mistral"}
+
+
+def write_model(folder: Path, name: str, **geometry: int) -> Path:
+    """Write a random two-layer model with a word-level tokenizer.
+
+    Args:
+        geometry: Configuration that differs from the model's own.
+    """
+    torch = library("torch")
+    with chatter_to(None):
+        transformers = library("transformers")
+        config = getattr(transformers, f"{CLASSES[name]}Config")(
+            vocab_size=VOCABULARY,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.15,
+            bos_token_id=1,
+            eos_token_id=2,
+            sliding_window=None,
+            **{"hidden_size": 64, "intermediate_size": 128, **MODELS[name], **geometry},
+        )
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{CLASSES[name]}ForCausalLM")(config)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # norms and biases start out as ones and zeros, which would hide a mix-up
+                parameter.data += 0.2 * torch.randn_like(parameter)
+        model.to(torch.bfloat16).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer whose words are w0, w1, ..."""
+    from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415
+
+    words = {f"w{word}": word for word in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")

@@ -1,0 +1,75 @@
+"""The server of a run: what is found, and what is asked for at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engines.errors import MissingError
+from loadtest.run.target import TargetOptions, target_of
+from loadtest.run.tokenizer import find_tokenizer
+
+MODEL = {"id": "my-model", "root": "owner/name"}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lay a tokenizer where Hugging Face's library keeps those it downloads."""
+    file = tmp_path / "hub/models--owner--name/snapshots/abc/tokenizer.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    return file
+
+
+def test_a_url_is_enough(serve: Callable[..., int], cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Protocol, the only model, its tokenizer and the metrics page are found and printed."""
+    port = serve({"/v1/models": (200, {"data": [MODEL]}), "/metrics": (200, b"vllm:num_requests_running 1\n")})
+    found = target_of(TargetOptions(f"http://127.0.0.1:{port}"), "tensorrt_llm")
+    assert (found.facts.protocol, found.facts.model, found.tokenizer) == ("openai-chat", "my-model", cache)
+    said = capsys.readouterr().err
+    assert "openai-chat, model my-model" in said
+    assert f"tokenizer: {cache} (Hugging Face cache)" in said
+    assert "metrics: " in said
+
+
+def test_everything_missing_is_asked_for_at_once(serve: Callable[..., int]) -> None:
+    """One error names the protocol, the model and the tokenizer, and one hint all three flags."""
+    with pytest.raises(MissingError, match=r"protocol \(GET /v2: status 404; .*model \(.*tokenizer \(") as caught:
+        target_of(TargetOptions(f"http://127.0.0.1:{serve({})}"), "tensorrt_llm")
+    assert caught.value.hint is not None
+    assert [flag in caught.value.hint for flag in ("--protocol", "--model", "--tokenizer")] == [True] * 3
+
+
+def test_one_of_several_models_is_never_guessed(serve: Callable[..., int], cache: Path) -> None:
+    """The names are listed; a stated tokenizer is not asked for again."""
+    port = serve({"/v1/models": (200, {"data": [MODEL, {"id": "other"}]})})
+    with pytest.raises(MissingError, match=r"model \(my-model, other\)$") as caught:
+        target_of(TargetOptions(f"http://127.0.0.1:{port}", tokenizer=cache), "tensorrt_llm")
+    assert caught.value.hint == "--model NAME"
+    found = target_of(TargetOptions(f"http://127.0.0.1:{port}", model="other", tokenizer=cache), "tensorrt_llm")
+    assert found.facts.model == "other"
+
+
+def test_a_scenario_s_own_model_is_kept(serve: Callable[..., int], cache: Path) -> None:
+    """Only the default gives way to what the server serves."""
+    port = serve({"/v1/models": (200, {"data": [MODEL]})})
+    with pytest.raises(MissingError, match="no model 'ensemble'"):
+        target_of(TargetOptions(f"http://127.0.0.1:{port}", tokenizer=cache), "ensemble")
+
+
+def test_nobody_listening_is_one_reason() -> None:
+    """Not a list of everything that is then unknown."""
+    with pytest.raises(MissingError, match=r"no server answers at http://127.0.0.1:1: Connection refused"):
+        target_of(TargetOptions("http://127.0.0.1:1"), "tensorrt_llm")
+
+
+def test_a_tokenizer_is_looked_for_where_the_model_is(tmp_path: Path) -> None:
+    """The server's folder first, then the folder the model is served from; every place tried is named."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert find_tokenizer(str(tmp_path), "m").origin == "named by the server"
+    found = find_tokenizer("/no/such/folder", "m", root=str(tmp_path))
+    assert (found.path, found.origin) == (tmp_path / "tokenizer.json", "the model's folder")
+    assert find_tokenizer("/no/such/folder", "m").tried == ("/no/such/folder (named by the server)",)
