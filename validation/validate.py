@@ -30,7 +30,7 @@ from engines.files import Strict, validate
 from engines.spec import model_named
 from loadtest.cli.predict_load import predict_load
 from loadtest.results import read_records
-from validation.calibrated import GOALS, Row, calibrated_rows
+from validation.calibrated import GOALS, Row, calibrated_rows, read_rows, write_rows
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "measurements" / "fidelity.md"
@@ -118,19 +118,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="Only the quick subset; writes no page.")
     parser.add_argument("--only", default="", help="Only cases whose folder contains this; writes no page.")
+    parser.add_argument(
+        "--page", action="store_true", help="Run nothing: write the page from the comparisons there are."
+    )
     parser.add_argument("--aisimulate", metavar="PYTHON", help="Python of an environment that has NVIDIA's aisimulate.")
     asked = parser.parse_args()
-    folders = [path.parent for path in sorted(HERE.rglob("case.yaml")) if asked.only in str(path.relative_to(HERE))]
-    folders = [folder for folder in folders if read_case(folder).fast or not asked.fast]
+    folders = [path.parent for path in sorted(HERE.rglob("case.yaml"))]
+    chosen = [folder for folder in folders if asked.only in str(folder.relative_to(HERE))]
+    chosen = [folder for folder in chosen if read_case(folder).fast or not asked.fast]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = list(pool.map(compare, folders, [asked.aisimulate] * len(folders)))
-        fitted = list(calibrated_rows(pool)) if not asked.fast and not asked.only else []
-    for each in found:
-        write_comparison(each)
-    text = tables_of(found) + calibrated_table(fitted)
+        if not asked.page:
+            list(pool.map(compare, chosen, [asked.aisimulate] * len(chosen)))
+        if not (asked.page or asked.fast or asked.only):
+            write_rows(calibrated_rows(pool))
+    found = [read_comparison(folder) for folder in (folders if asked.page else chosen)]
+    whole = not (asked.fast or asked.only)
+    text = tables_of(found) + (calibrated_table(read_rows()) if whole else "")
     sys.stdout.write(text)
-    if not asked.fast and not asked.only:
-        PAGE.write_text(page_of(text, found, asked.aisimulate), encoding="utf-8")
+    if whole:
+        PAGE.write_text(page_of(text, found), encoding="utf-8")
     return 0
 
 
@@ -140,7 +146,7 @@ def read_case(folder: Path) -> Case:
 
 
 def compare(folder: Path, aisimulate: str | None) -> Compared:
-    """Predict all points of a case."""
+    """Predict all points of a case, and write its comparison."""
     case = read_case(folder)
     points = read_points(folder)
     by_command: dict[str, Predicted] = {}  # systems that were measured alike are predicted once
@@ -149,7 +155,25 @@ def compare(folder: Path, aisimulate: str | None) -> Compared:
         by_command[command] = by_command.get(command) or predict_point(case, point)
     predicted = [by_command[shlex.join(arguments_of(case, point))] for point in points]
     beside = [None if aisimulate is None else ask_aisimulate(aisimulate, case, point) for point in points]
-    return Compared(folder, case, points, predicted, beside)
+    found = Compared(folder, case, points, predicted, beside)
+    write_comparison(found)
+    return found
+
+
+def read_comparison(folder: Path) -> Compared:
+    """Return a case as its comparison has it."""
+    with (folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def column(row: dict[str, str], what: str) -> dict[str, float]:
+        cells = {name: row[f"{name}_{what}"] for name in QUANTITIES}
+        return {name: float(text) for name, text in cells.items() if text}
+
+    predicted = [
+        Predicted(row["command"], column(row, "predicted"), column(row, "low"), column(row, "high")) for row in rows
+    ]
+    beside = [column(row, "aisimulate") or None for row in rows]
+    return Compared(folder, read_case(folder), read_points(folder), predicted, beside)
 
 
 def read_points(folder: Path) -> list[Measured]:
@@ -346,6 +370,8 @@ def _line(name: str, cases: Sequence[Compared], wants: dict[str, float]) -> str:
         _cell(errors_of(cases, each), wants.get(each), median=each == "ttft" and cases[0].case.ttft_median)
         for each in QUANTITIES
     ]
+    if all(each.case.tuned for each in cases):
+        cells = [cell.replace("met)", "met in sample)").replace("missed)", "missed in sample)") for cell in cells]
     inside, total = covered(cases)
     share = f"{100 * inside / total:.0f} % of {total}" if total else "-"
     others = [errors_of(cases, each, beside=True) for each in QUANTITIES]
@@ -418,13 +444,17 @@ def _geometry(name: str) -> dict[str, Any]:
     }
 
 
-def page_of(tables: str, found: Sequence[Compared], aisimulate: str | None) -> str:
+def page_of(tables: str, found: Sequence[Compared]) -> str:
     """Return the page of the documentation."""
     sources = "\n".join(f"- {each}" for each in sorted({f"{one.case.source} ({one.case.licence})" for one in found}))
     inside, total = covered(each for each in found if not each.case.tuned)
-    beside = "" if aisimulate else "\nNVIDIA's aisimulate was not asked: no environment with it was named.\n"
+    asked = sum(each is not None for one in found for each in one.beside)
+    beside = f"\nNVIDIA's aisimulate, with its defaults, was asked for {asked} of the points.\n"
     share = "-" if not total else f"{100 * inside / total:.0f} % of {total}"
-    return PAGE_TEXT.format(date=date.today().isoformat(), tables=tables, share=share, sources=sources, beside=beside)
+    missed = (HERE / "missed.md").read_text(encoding="utf-8")
+    return PAGE_TEXT.format(
+        missed=missed, date=date.today().isoformat(), tables=tables, share=share, sources=sources, beside=beside
+    )
 
 
 PAGE_TEXT = """# Predicted against published
@@ -432,11 +462,12 @@ PAGE_TEXT = """# Predicted against published
 Written by `make fidelity` on {date}; do not edit. Each cell: the mean absolute error in percent, the mean error with
 its sign, and the goal where there is one. Each case is a folder under `validation/`: points as published, the command
 that predicts each, the prediction with its interval, the comparison. `(fitted)`: the profile's numbers were fitted to
-these very points; of all others nothing was used.
+these very points, and a goal is met or missed in sample; of all others nothing was used.
 
 {tables}
 Of the points that nothing was fitted to, {share} published values lie in their stated 90 % interval.
 {beside}
+{missed}
 ## Sources
 
 {sources}

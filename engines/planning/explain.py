@@ -102,7 +102,7 @@ def _resized(chosen: Engine, key: str, value: float | None) -> _Change | None:
     heads = chosen.model.kv_heads
     if sizing.tensor_parallel > 1 and heads % sizing.tensor_parallel and sizing.tensor_parallel % heads:
         return None
-    remark = f"{value} GPUs a replica" if key == "tensor_parallel" else ""
+    remark = f"{value} GPUs per replica" if key == "tensor_parallel" else ""
     return _Change(f"{value:g}", replace(chosen, sizing=sizing), remark)
 
 
@@ -150,7 +150,7 @@ def _neighbour(plan: BuildPlan, here: Outlook, change: _Change | None) -> Neighb
     try:
         there = outlook(change.engine, plan.workload)
     except MissingError as missing:
-        return Neighbour(change.value, f"cannot be said: {missing.message}")
+        return Neighbour(change.value, f"not possible: {missing.message}")
     parts = [
         _difference(there.kv_tokens, here.kv_tokens, "KV tokens"),
         _difference(there.tokens_per_s, here.tokens_per_s, "tokens/s"),
@@ -164,7 +164,7 @@ def _neighbour(plan: BuildPlan, here: Outlook, change: _Change | None) -> Neighb
         parts.append(f"misses: {missed}")
     if change.remark:
         parts.append(change.remark)
-    return Neighbour(change.value, ", ".join(part for part in parts if part) or "no difference that shows")
+    return Neighbour(change.value, ", ".join(part for part in parts if part) or "no visible difference")
 
 
 def _difference(there: float, here: float, what: str) -> str:

@@ -201,7 +201,7 @@ def _llm_api(choices: _Choices, release: str, engine: Engine, max_input_len: int
     choices.given("trtllm_version", found.version, "whose argument names the files are written in")
     if found.cuda_graph_batch_sizes:
         sizes = " ".join(map(str, found.cuda_graph_batch_sizes))
-        choices.given("cuda_graphs.batch_sizes", sizes, "a CUDA graph for each; other batches run without")
+        choices.given("cuda_graphs.batch_sizes", sizes, "one CUDA graph per size; other batch sizes run without")
     if found.speculation is not None:
         speculation = found.speculation
         choices.given("speculative.mode", speculation.method, f"up to {speculation.max_draft_len} draft tokens a step")
@@ -216,14 +216,34 @@ def _llm_api(choices: _Choices, release: str, engine: Engine, max_input_len: int
         choices.given("disaggregation.generation_servers", split.generation_servers, "make replies")
         choices.notice(
             "disaggregation-not-predicted",
-            "predictions are of one server that computes prompts and makes replies; the two kinds apart, and the "
-            "transfer of the KV cache between them, are not predicted",
+            (
+                "predictions assume one server for prefill and decode; disaggregated servers and the transfer "
+                "of the KV cache between them are not predicted"
+            ),
         )
     return found
 
 
+def _require_even_split(model: ModelSpec, tensor: int) -> None:
+    """Refuse a tensor parallel size that does not divide the heads.
+
+    Each GPU takes as many attention heads; KV heads are split, or where there are fewer of them than GPUs, repeated.
+    Source: TensorRT-LLM, tensorrt_llm/layers/attention.py (num_attention_heads // tp_size, and
+    (num_kv_heads + tp_size - 1) // tp_size KV heads on each).
+    """
+    if model.attention_heads % tensor == 0 and (model.kv_heads % tensor == 0 or tensor % model.kv_heads == 0):
+        return
+    possible = [size for size in (1, 2, 4, 8) if model.attention_heads % size == 0]
+    raise UserError(
+        f"tensor parallel {tensor}: {model.name} has {model.attention_heads} attention heads and {model.kv_heads} KV "
+        "heads, which it does not divide",
+        hint=f"--tp: one of {', '.join(map(str, possible))}",
+    )
+
+
 def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision) -> Verdict:
     found = require_possible(precision, gpu, model.family)
+    _require_even_split(model, choices.asked.recipe.parallel.tensor)
     choices.given("model", model.name, f"{model.parameters:,} parameters")
     choices.given("gpu", gpu.name, f"{gib(gpu.memory_bytes)}, compute capability {gpu.compute_capability}")
     choices.given("precision", precision.name, found.status)
@@ -245,7 +265,9 @@ def _kv_format(choices: _Choices, precision: Precision, gpu: GpuSpec) -> KvForma
         chosen: KvFormat = precision.default_kv
         if kv_refusal(chosen, precision, gpu):
             chosen = "16bit"
-        choices.derived("kv_cache.format", chosen, f"the cache that keeps paged attention with {precision.name}")
+        choices.derived(
+            "kv_cache.format", chosen, f"the cache format that supports paged attention with {precision.name}"
+        )
         return chosen
     refused = kv_refusal(asked, precision, gpu) or kv_refusal_of_backend(choices.asked.recipe)
     if refused:
@@ -271,7 +293,7 @@ def _limits(
     choices.given(
         "kv_cache.free_gpu_mem_fraction",
         recipe.kv_cache.free_gpu_mem_fraction,
-        "of the memory free at load, not of all",
+        "share of the memory that is free at load, not of all memory",
     )
     batching = engine_profile_named(recipe.engine_profile).batching
     asked_batch, asked_tokens = recipe.limits.max_batch_size, recipe.limits.max_num_tokens
@@ -309,7 +331,7 @@ def _limits(
         ("limits.max_num_tokens", asked_tokens, found.sizing.max_num_tokens),
     ):
         if asked == "auto":
-            choices.derived(name, value, "most predicted throughput within the objectives; see --explain")
+            choices.derived(name, value, "highest predicted throughput that meets the objectives; see --explain")
         elif asked != value:
             _note_clamp(choices, asked, found.sizing)
         else:
@@ -322,7 +344,7 @@ def _note_builder_limits(choices: _Choices, speculative: SpeculativeChoices, siz
         "builder.limits",
         f"max_batch_size {sizing.max_batch_size}, max_num_tokens {sizing.max_num_tokens}, "
         f"max_seq_len {sizing.max_seq_len + speculative.max_draft_len}",
-        "what trtllm-build will write into the engine's config.json, its own clamps applied",
+        "the values that trtllm-build will write to the engine's config.json, after its own limits",
     )
 
 
@@ -332,10 +354,10 @@ def _note_clamp(choices: _Choices, asked: int, sizing: Sizing) -> None:
     rule = (
         f"no more than max_batch_size x max_seq_len, {most}"
         if asked > built
-        else "no less than a block of tokens, nor than every slot with its draft"
+        else "not less than one block of tokens, nor than a full batch with its draft tokens"
     )
     choices.derived("limits.max_num_tokens", built, f"{asked} asked; an engine is built with {rule}")
-    choices.notice("builder-clamp", f"max_num_tokens {asked} was asked for; {built} is what is built: {rule}")
+    choices.notice("builder-clamp", f"max_num_tokens {asked} was requested; {built} will be built: {rule}")
 
 
 def _pricing(
@@ -358,7 +380,9 @@ def _pricing(
     known = read_calibration(path)
     require_match(known, gpu=gpu.name, precision=precision.name, tensor_parallel=tensor, path=path)
     if known.measured_on == "emulated":
-        choices.notice("emulated-calibration", f"{path} was measured on an emulated engine, and says nothing of a GPU")
+        choices.notice(
+            "emulated-calibration", f"{path} was measured on an emulated engine, and does not describe a GPU"
+        )
     return StepTimeChoice(source=known.source, factors=known.factors, host=known.host, calibration=sha256_of(path))
 
 
@@ -386,7 +410,7 @@ def _predicted(choices: _Choices, engine: Engine) -> Predicted:
     seen = outlook(engine, recipe.workload)
     missed = seen.misses(recipe.objectives)
     if missed:
-        choices.notice("objectives-missed", f"predicted with every slot taken: {missed}")
+        choices.notice("objectives-missed", f"predicted with a full batch: {missed}")
     return Predicted(
         sequences=seen.sequences,
         itl_s=seen.itl_s,
@@ -401,7 +425,7 @@ def _lora(choices: _Choices) -> LoraChoices:
     asked = choices.asked.recipe.lora
     if asked.target_modules:
         choices.given("lora.target_modules", " ".join(asked.target_modules), f"adapters up to rank {asked.max_rank}")
-        choices.notice("lora", "adapters are not part of the memory plan or of any prediction")
+        choices.notice("lora", "the memory plan and predictions do not include adapters")
     return asked
 
 
@@ -448,7 +472,7 @@ def _max_seq_len(choices: _Choices, model: ModelSpec) -> int:
     choices.derived(
         "limits.max_seq_len",
         chosen,
-        "longest prompt plus longest reply; always explicit, trtllm-build would deduce more",
+        "longest prompt plus longest reply; always explicit, because trtllm-build would choose more",
     )
     return chosen
 
@@ -498,7 +522,7 @@ def _runtime(choices: _Choices, kv_format: KvFormat, precision: Precision) -> Ru
         policy = batching.scheduler_policy
         choices.derived("scheduler_policy", policy, f"how {recipe.engine_profile} batches")
     else:
-        choices.given("scheduler_policy", policy, "no request is paused once started")
+        choices.given("scheduler_policy", policy, "a request is never paused once started")
     return Runtime(
         chunked_context=values["chunked_context"],
         kv_reuse=values["kv_cache.reuse"],

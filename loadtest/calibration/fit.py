@@ -395,11 +395,21 @@ def differences_of(rig: FitContext, point: Point, logs: Array, here: Array) -> A
     """Return what only another simulation tells of the derivatives, the rest 0; shape (3, P)."""
     found = np.zeros((3, len(PARAMETERS)))
     for place, parameter in enumerate(PARAMETERS):
-        if not parameter.step and _matters(rig, point, parameter):
+        if parameter.name == "latency_s" and point.load in SERVED:
+            found[:, place] = _by_latency(point, math.exp(logs[place]), here)
+        elif not parameter.step and _matters(rig, point, parameter):
             moved = logs.copy()
             moved[place] += DIFFERENCE
             found[:, place] = (observe(rig, point, moved) - here) / DIFFERENCE
     return found
+
+
+def _by_latency(point: Point, latency_s: float, here: Array) -> Array:
+    """Return how a point's logarithms move with that of a latency: each request waits so much longer, and no other."""
+    tokens_per_s, itl_s, ttft_s = np.exp(here)
+    cycle_s = point.concurrency * point.osl / tokens_per_s
+    of_cycle = 0.0 if point.load == "request_rate" else latency_s / cycle_s
+    return np.array([-of_cycle, 0.0 * itl_s, latency_s / ttft_s])
 
 
 def _matters(rig: FitContext, point: Point, parameter: Parameter) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from loadtest.generator.progress import History
 
-NOT_HERE = "this run is steered by run-load alone: Ctrl-C there ends it\n"
+NOT_HERE = "only run-load controls this run: press Ctrl-C there to end it\n"
 STEERING = ("locust.swarm", "locust.stop", "locust.reset_stats", "locust.update_user")
 
 

@@ -22,7 +22,7 @@ from loadtest.traffic import LevelPlan
 
 LOOK_EVERY_S = 1.0
 INTERRUPTED = "interrupted"
-CRASHED = "the load generator made a mistake"
+CRASHED = "internal error in the load generator"
 
 
 class CommandReader:

@@ -96,7 +96,7 @@ class SenderState:
                 prompt_tokens=prompt.tokens,
                 output_tokens=0,
                 outcome="lost",
-                error="under way in a load generator that was lost",
+                error="in flight in a worker that was lost",
                 asked_tokens=turn.output_tokens if turn.exact else None,
                 class_name=turn.class_name,
                 conversation=turn.conversation,

@@ -33,24 +33,26 @@ class Spread(Strict):
     max: Annotated[float, Field(description="Largest value.")]
     p999: Annotated[float | None, Field(description="99.9th percentile.")] = None
     min: Annotated[float | None, Field(description="Smallest value.")] = None
-    sd: Annotated[float | None, Field(description="Standard deviation of the sample; null of one value.")] = None
+    sd: Annotated[float | None, Field(description="Sample standard deviation; null for a single value.")] = None
     ci: Annotated[
         dict[str, Range] | None,
         Field(description="Confidence intervals by statistic (`mean`, `p50` ...); null where none was computed."),
     ] = None
     unsupported: Annotated[
         tuple[str, ...],
-        Field(description="Percentiles the sample is too small for: p99 needs 368 independent values, p99.9 3,688."),
+        Field(
+            description="Percentiles for which the sample is too small: p99 needs 368 independent values, p99.9 3,688."
+        ),
     ] = ()
 
 
 class BatchSpread(Strict):
     """How many sequences were decoding at a time."""
 
-    mean: Annotated[float, Field(description="Mean; of the client's count weighted by time.")]
+    mean: Annotated[float, Field(description="Mean; the client's count is weighted by time.")]
     p50: Annotated[float, Field(description="Median.")]
     p95: Annotated[float, Field(description="95th percentile.")]
-    max: Annotated[float, Field(description="Most.")]
+    max: Annotated[float, Field(description="Maximum.")]
 
 
 class Interval(Strict):
@@ -58,17 +60,17 @@ class Interval(Strict):
 
     share: Annotated[float, Field(description="Probability, 0 to 1.")]
     low: Annotated[float, Field(description="Lower end.")]
-    mean: Annotated[float, Field(description="The mean predicted.")]
+    mean: Annotated[float, Field(description="Predicted mean.")]
     high: Annotated[float, Field(description="Upper end.")]
 
 
 class BatchPoint(Strict):
     """What one iteration took at one batch size; seconds."""
 
-    batch: Annotated[float, Field(description="Sequences decoding, mean of those in this bin.")]
+    batch: Annotated[float, Field(description="Decoding sequences, mean of this bin.")]
     count: Annotated[float, Field(description="Number of gaps between tokens, or of the server's iterations.")]
     mean_s: Annotated[float, Field(description="Mean, engine seconds.")]
-    p50_s: Annotated[float | None, Field(description="Median; null by the server, who tells means alone.")] = None
+    p50_s: Annotated[float | None, Field(description="Median; null for the server, which reports only means.")] = None
     p95_s: Annotated[float | None, Field(description="95th percentile; null as above.")] = None
 
 
@@ -77,27 +79,27 @@ class BatchCurve(Strict):
 
     reconstructed: Annotated[
         list[BatchPoint],
-        Field(description="From the records: each gap between tokens, by the streams that were active in its middle."),
+        Field(description="From the records: each inter-token gap, by the number of streams active at its midpoint."),
     ]
     server: Annotated[
         list[BatchPoint],
-        Field(description="By the server: time an iteration took between two samples, by its own batch size."),
+        Field(description="From the server: iteration time between two samples, by the server's batch size."),
     ]
     disagreement_ratio: Annotated[
         float | None,
-        Field(description="Mean distance of the two over the server's, weighted by iterations; null without both."),
+        Field(description="Mean relative difference of the two, weighted by iterations; null without both."),
     ] = None
 
 
 class Steady(Strict):
     """What was cut from a level before its figures were computed."""
 
-    method: Annotated[str, Field(description="How it was found.")]
-    warmup_s: Annotated[float, Field(description="Cut from the beginning, engine seconds.")]
-    cooldown_s: Annotated[float, Field(description="Cut from the end, engine seconds.")]
-    requests_cut: Annotated[int, Field(description="Measured requests that are in no latency for it.")]
+    method: Annotated[str, Field(description="Method.")]
+    warmup_s: Annotated[float, Field(description="Excluded at the start, engine seconds.")]
+    cooldown_s: Annotated[float, Field(description="Excluded at the end, engine seconds.")]
+    requests_cut: Annotated[int, Field(description="Measured requests excluded from latencies for this reason.")]
     growing: Annotated[
-        bool, Field(description="Requests in flight grew to the end: more was asked than could be done.")
+        bool, Field(description="Whether requests in flight grew to the end: the offered load exceeded the capacity.")
     ] = False
 
 
@@ -106,7 +108,7 @@ class Gpus(Strict):
 
     power_w: Annotated[float | None, Field(description="Watts, all GPUs together.")] = None
     memory_bytes: Annotated[float | None, Field(description="Bytes in use, all GPUs together.")] = None
-    busy_ratio: Annotated[float | None, Field(description="Share of time with a kernel running, mean over GPUs.")] = (
+    busy_ratio: Annotated[float | None, Field(description="Share of time with a running kernel, mean over GPUs.")] = (
         None
     )
 
@@ -114,15 +116,15 @@ class Gpus(Strict):
 class ClassSummary(Strict):
     """One class of a mix: its requests alone."""
 
-    name: Annotated[str, Field(description="The class.")]
+    name: Annotated[str, Field(description="Name of the class.")]
     requests: Annotated[int, Field(description="Measured requests, failed ones included.")]
-    errors: Annotated[int, Field(description="Of those, the ones that did not end well.")]
+    errors: Annotated[int, Field(description="How many of them failed.")]
     prompt_tokens: Annotated[float, Field(description="Prompt length, mean tokens.")]
-    output_tokens: Annotated[float, Field(description="Reply length of the good ones, mean tokens.")]
-    ttft_s: Annotated[Spread | None, Field(description="As of the level.")]
-    itl_s: Annotated[Spread | None, Field(description="As of the level.")]
-    tpot_s: Annotated[Spread | None, Field(description="As of the level.")]
-    e2e_s: Annotated[Spread | None, Field(description="As of the level.")]
+    output_tokens: Annotated[float, Field(description="Reply length of successful requests, mean tokens.")]
+    ttft_s: Annotated[Spread | None, Field(description="As for the level.")]
+    itl_s: Annotated[Spread | None, Field(description="As for the level.")]
+    tpot_s: Annotated[Spread | None, Field(description="As for the level.")]
+    e2e_s: Annotated[Spread | None, Field(description="As for the level.")]
     goodput: Annotated[float | None, Field(description="Share of requests that met every limit of the objectives.")] = (
         None
     )
@@ -133,87 +135,93 @@ class LevelSummary(Strict):
 
     run: Annotated[str | None, Field(description="The run that the level belongs to, if there are several.")] = None
     concurrency: Annotated[int | None, Field(description="Users of a closed loop; null in an open one.")]
-    rate_per_s: Annotated[float | None, Field(description="Requests a second asked for; null in a closed loop.")] = None
-    isl: Annotated[int, Field(description="Prompt length asked for, tokens.")]
-    osl: Annotated[int, Field(description="Reply length asked for, tokens.")]
-    complete: Annotated[bool, Field(description="Whether all requests asked for were measured.")]
+    rate_per_s: Annotated[
+        float | None, Field(description="Requested rate, requests per second; null in a closed loop.")
+    ] = None
+    isl: Annotated[int, Field(description="Requested prompt length, tokens.")]
+    osl: Annotated[int, Field(description="Requested reply length, tokens.")]
+    complete: Annotated[bool, Field(description="Whether all requested requests were measured.")]
     requests: Annotated[int, Field(description="Measured requests, failed ones included.")]
-    errors: Annotated[int, Field(description="Of those, the ones that did not end well; they are in no latency.")]
-    errors_by_outcome: Annotated[dict[str, int], Field(description="The same by outcome.")]
-    ttft_s: Annotated[Spread | None, Field(description="Time to first token, since the request was sent.")]
+    errors: Annotated[int, Field(description="How many of them failed; latencies exclude these.")]
+    errors_by_outcome: Annotated[dict[str, int], Field(description="Failed requests by outcome.")]
+    ttft_s: Annotated[Spread | None, Field(description="Time to first token, from sending.")]
     itl_s: Annotated[
         Spread | None, Field(description="Inter-token latency: every gap between tokens, pooled over requests.")
     ]
-    tpot_s: Annotated[Spread | None, Field(description="Time per output token: each request's mean gap.")]
-    e2e_s: Annotated[Spread | None, Field(description="End to end: sent until the reply had ended.")]
+    tpot_s: Annotated[Spread | None, Field(description="Time per output token: mean gap of each request.")]
+    e2e_s: Annotated[Spread | None, Field(description="End-to-end latency: from sending to the end of the reply.")]
     window: Annotated[
         Literal["steady", "whole"],
         Field(description="Span of the rates and batch sizes: the full load, or the whole measurement."),
     ]
-    window_s: Annotated[float, Field(description="Its length, after the cut.")]
+    window_s: Annotated[float, Field(description="Length of the window, after exclusions.")]
     output_tokens_per_s: Annotated[
-        float | None, Field(description="Tokens that arrived in the window, of failed requests too.")
+        float | None, Field(description="Output tokens per second in the window, failed requests included.")
     ]
     requests_per_s: Annotated[
-        float | None, Field(description="Requests in the window, each by the share of its time inside.")
+        float | None, Field(description="Requests per second in the window, each weighted by its share of time inside.")
     ]
     batch_size: Annotated[
         BatchSpread | None, Field(description="Decoding sequences, counted by the server; null if it reports none.")
     ]
     batch_size_client: Annotated[
-        BatchSpread | None, Field(description="Requests between first and last token, by the records.")
+        BatchSpread | None, Field(description="Requests between first and last token, from the records.")
     ]
-    kv_blocks_used: Annotated[float | None, Field(description="KV cache blocks in use, mean; null as above.")]
+    kv_blocks_used: Annotated[float | None, Field(description="Mean number of KV cache blocks in use; null as above.")]
     waiting: Annotated[
         float | None,
-        Field(description="Requests at the server that no step runs, its queue too, mean; null where it tells none."),
+        Field(
+            description=(
+                "Mean number of requests at the server that are in no step, including its queue; null if not reported."
+            )
+        ),
     ]
     goodput: Annotated[
         float | None, Field(description="Share of measured requests that met every limit; null without objectives.")
     ] = None
     intervals: Annotated[
         dict[str, Interval] | None,
-        Field(description="Of a calibrated prediction: where the means of `tokens_per_s`, `itl_s`, `ttft_s` lie."),
+        Field(description="For a calibrated prediction: intervals of the means of `tokens_per_s`, `itl_s`, `ttft_s`."),
     ] = None
     ttft_scheduled_s: Annotated[
         Spread | None,
-        Field(description="Time to first token since the request was meant to be sent; null in a closed loop."),
+        Field(description="Time to first token, from the due time; null in a closed loop."),
     ] = None
     e2e_scheduled_s: Annotated[
-        Spread | None, Field(description="End to end since the request was meant to be sent; null as above.")
+        Spread | None, Field(description="End-to-end latency, from the due time; null as above.")
     ] = None
     ttst_s: Annotated[Spread | None, Field(description="Time from the first token to the second.")] = None
-    normalized_s: Annotated[Spread | None, Field(description="End to end over the tokens of the reply.")] = None
-    queue_s: Annotated[Spread | None, Field(description="Time in the server's queue; null where it does not tell.")] = (
-        None
-    )
+    normalized_s: Annotated[Spread | None, Field(description="End-to-end latency per token of the reply.")] = None
+    queue_s: Annotated[Spread | None, Field(description="Time in the server's queue; null if not reported.")] = None
     input_tokens_per_s: Annotated[
-        float | None, Field(description="Prompt tokens of the requests in the window, counted as those are.")
+        float | None, Field(description="Prompt tokens per second in the window, weighted as `requests_per_s`.")
     ] = None
     rates_ci: Annotated[
         dict[str, Range] | None,
-        Field(description="Confidence intervals of `output_tokens_per_s`, `requests_per_s`; null: none was computed."),
+        Field(
+            description="Confidence intervals of `output_tokens_per_s`, `requests_per_s`; null if none was computed."
+        ),
     ] = None
     goodput_ci: Annotated[
         Range | None, Field(description="Confidence interval of `goodput`, by Wilson's score; null as above.")
     ] = None
     errors_by_text: dict[str, int] = Field(
-        default_factory=dict, description="Failed requests by what was said; the ten most frequent."
+        default_factory=dict, description="Failed requests by error message; the ten most frequent."
     )
     bundled_tokens: Annotated[
-        int, Field(description="Tokens that came in one response with the one before: their gap is nothing.")
+        int, Field(description="Tokens that arrived in one response with the one before: their gap is zero.")
     ] = 0
     cached_ratio: Annotated[
-        float | None, Field(description="Prompt tokens the server found in its cache; null where it does not tell.")
+        float | None, Field(description="Share of prompt tokens found in the server's cache; null if not reported.")
     ] = None
-    kv_ratio: Annotated[float | None, Field(description="Share of the KV cache in use, mean; null as above.")] = None
+    kv_ratio: Annotated[float | None, Field(description="Mean share of the KV cache in use; null as above.")] = None
     gpus: Annotated[Gpus | None, Field(description="The GPUs; null if no metrics page reports them.")] = None
     steady: Annotated[
-        Steady | None, Field(description="What was cut; null where the load was not meant to settle.")
+        Steady | None, Field(description="What was excluded; null if the load was not meant to reach a steady state.")
     ] = None
     batch_curve: Annotated[BatchCurve | None, Field(description="Latency by batch size; null without a gap.")] = None
     classes: Annotated[
-        tuple[ClassSummary, ...], Field(description="Each class of a mix; empty where there is one.")
+        tuple[ClassSummary, ...], Field(description="Each class of a mix; empty if there is only one.")
     ] = ()
 
     @property
@@ -255,25 +263,25 @@ class LevelSummary(Strict):
 class RunFacts(Strict):
     """One run that the summary covers."""
 
-    name: Annotated[str, Field(description="The run's folder, or its path where two have one name.")]
-    label: Annotated[str, Field(description="What its figures are marked with.")]
-    time_scale: Annotated[float, Field(description="Wall seconds of one engine second.")]
+    name: Annotated[str, Field(description="The run's folder, or its path if two have the same name.")]
+    label: Annotated[str, Field(description="Label of its figures.")]
+    time_scale: Annotated[float, Field(description="Wall seconds per engine second.")]
     scenario: Annotated[str, Field(description="The scenario's name.")]
-    server: Annotated[ServerFacts, Field(description="What the server said of itself.")]
-    interrupted: Annotated[str | None, Field(description="Why it ended early; null when it was whole.")]
+    server: Annotated[ServerFacts, Field(description="Facts reported by the server.")]
+    interrupted: Annotated[str | None, Field(description="Why it ended early; null if it was complete.")]
 
 
 class Repeat(Strict):
     """One figure of one level over several runs of the same scenario."""
 
-    load: Annotated[str, Field(description="The level's load in words.")]
-    isl: Annotated[int, Field(description="Prompt length asked for, tokens.")]
-    osl: Annotated[int, Field(description="Reply length asked for, tokens.")]
-    quantity: Annotated[str, Field(description="As in `itl_s p50` or `output_tokens_per_s`.")]
-    runs: Annotated[int, Field(description="How many runs.")]
+    load: Annotated[str, Field(description="The level's load as text.")]
+    isl: Annotated[int, Field(description="Requested prompt length, tokens.")]
+    osl: Annotated[int, Field(description="Requested reply length, tokens.")]
+    quantity: Annotated[str, Field(description="For example `itl_s p50` or `output_tokens_per_s`.")]
+    runs: Annotated[int, Field(description="Number of runs.")]
     mean: Annotated[float, Field(description="Mean over runs.")]
-    min: Annotated[float, Field(description="Least.")]
-    max: Annotated[float, Field(description="Most.")]
+    min: Annotated[float, Field(description="Minimum.")]
+    max: Annotated[float, Field(description="Maximum.")]
     sd: Annotated[float, Field(description="Standard deviation between runs.")]
 
 
@@ -281,16 +289,14 @@ class Summary(Document):
     """`summary.json`: the figures of one run, or of several of one kind."""
 
     kind: Annotated[Kind, Field(description="measured, emulated or predicted.")]
-    label: Annotated[str, Field(description="What every figure is marked with.")]
-    time_scale: Annotated[
-        float | None, Field(description="Wall seconds of one engine second; null when the runs differ.")
-    ]
+    label: Annotated[str, Field(description="Label of every figure.")]
+    time_scale: Annotated[float | None, Field(description="Wall seconds per engine second; null if the runs differ.")]
     valid: Annotated[bool, Field(description="Whether all validity checks passed.")]
-    doubts: Annotated[list[ValidityIssue], Field(description="Why the figures should not be believed.")]
+    doubts: Annotated[list[ValidityIssue], Field(description="Validity issues.")]
     percentiles: Annotated[str, Field(description="How percentiles are computed.")] = PERCENTILES_NOTE
     confidence: Annotated[str, Field(description="How confidence intervals are computed.")] = CONFIDENCE_NOTE
     runs: Annotated[list[RunFacts], Field(description="The runs.")]
     levels: Annotated[list[LevelSummary], Field(description="Their levels, one run after another.")]
     repeats: Annotated[
-        tuple[Repeat, ...], Field(description="Spread between runs of one scenario; empty of one run.")
+        tuple[Repeat, ...], Field(description="Spread between runs of one scenario; empty for one run.")
     ] = ()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from engines.errors import MissingError, UserError
-from engines.files import Document, Strict, read_json
+from engines.files import Document, Strict, parse_json, read_json, text_file, validate
 from loadtest.scenario import Scenario
 
 RUN_NAME = "run.json"
@@ -30,21 +29,21 @@ class RequestRecord(Strict):
 
     Attributes:
         level: Index into the run's levels.
-        phase: `warmup` before the level's measurement; `fill` once all measured requests were under way: sent to
-            keep the load up until the last of those had ended.
-        scheduled_s: When it was meant to be sent; in a closed loop, when its user was free.
+        phase: `warmup` before the level's measurement; `fill` once all measured requests are in flight: sent to
+            maintain the load until the last of those has ended.
+        scheduled_s: When it was due; in a closed loop, when its user was free.
         token_times_s: When each output token arrived.
-        outcome: `cut`: the stream ended before the last token; `empty`: it ended well, without one; `rejected`: the
-            server's queue was full; `lost`: under way in a load generator that was lost.
-        asked_tokens: Reply length asked for; None where it was free, or in records of before it was kept.
-        bundled_tokens: Tokens that came in one response together with the one before them.
-        queue_s: Time in the server's queue, where the server tells it.
-        cached_tokens: Prompt tokens the server says it found in its KV cache.
-        class_name: Class of a mix; None where there is one kind of request.
-        conversation: Number of the conversation the request is a turn of; None of a single request.
+        outcome: `cut`: the stream ended before the last token; `empty`: it succeeded without a token; `rejected`: the
+            server's queue was full; `lost`: in flight in a worker that was lost.
+        asked_tokens: Requested reply length; None if it was free, or in records of earlier versions.
+        bundled_tokens: Tokens that arrived in one response together with the one before them.
+        queue_s: Time in the server's queue, if the server reports it.
+        cached_tokens: Prompt tokens that the server reports as found in its KV cache.
+        class_name: Class of a mix; None if there is only one.
+        conversation: Number of the conversation that the request belongs to; None for a single request.
         turn: Place in its conversation, from 0.
-        worker: Load generator process that sent it.
-        finish_reason: Why the reply ended, where the server says so.
+        worker: Worker that sent it.
+        finish_reason: Why the reply ended, if the server reports it.
     """
 
     id: int
@@ -79,22 +78,22 @@ def load_text(concurrency: int | None, rate_per_s: float | None) -> str:
 
 
 class Level(Strict):
-    """One step of the sweep: when it ran, and what it asked for; seconds as in the records.
+    """One level of the sweep: when it ran, and its load; seconds as in the records.
 
     Attributes:
-        measure_s: When measuring began: every user had warmed up.
+        measure_s: When measurement started: every user had warmed up.
         end_s: When the last measured request ended.
         concurrency: Users of a closed loop; None in an open one.
-        rate_per_s: Requests a second of an open loop, or conversations; None in a closed one.
+        rate_per_s: Requests or conversations per second of an open loop; None in a closed one.
         begun: Which of the two.
-        failed_rows: Rows of a trace left out because they have no prompt or no reply.
-        complete: Whether all requests asked for were measured.
+        failed_rows: Rows of a trace skipped because they have no prompt or no reply.
+        complete: Whether all requested requests were measured.
         sufficed: Whether it ended early because its results were conclusive; requests in flight then were not measured.
-        generator_late_p99_s: 99th percentile of how late the generator's own timers fired; of the latest worker.
-        away_s: How long nothing took connections at the server's address.
-        read_late_p99_s: 99th percentile of how late it read what the kernel had received.
-        clock: Whose times of arrival the records hold: the `kernel`'s, or the `reader`'s own when it came to read; a
-            `mixed` lot of both.
+        generator_late_p99_s: 99th percentile of the lateness of the generator's timers; the latest worker's.
+        away_s: How long the server accepted no connections.
+        read_late_p99_s: 99th percentile of the delay between arrival in the kernel and reading.
+        clock: Source of the arrival times: the `kernel`'s timestamps, the `reader`'s clock at the time of reading, or a
+            `mixed` set.
     """
 
     concurrency: int | None
@@ -125,9 +124,9 @@ class Sample(Strict):
     """Server metrics at one moment: series text, as in `nv_...{label="value"}`, to value.
 
     Attributes:
-        t_s: When the page was asked for.
-        ended_s: When it had been read; None in records of before it was kept.
-        page: Which of the run's metrics pages it is.
+        t_s: When the page was requested.
+        ended_s: When it had been read; None in records of earlier versions.
+        page: Index of the metrics page.
     """
 
     t_s: float
@@ -137,12 +136,12 @@ class Sample(Strict):
 
 
 class ServerFacts(Strict):
-    """What the server said of itself.
+    """Facts reported by the server.
 
     Attributes:
-        llm_api: Whether its engine's model is that of TensorRT-LLM's LLM API, which takes text.
-        perf_metrics: Whether the model can be asked for its own times with a reply (`return_perf_metrics`).
-        kv_block_tokens: Tokens in a block of its KV cache; None where its metrics do not say.
+        llm_api: Whether it serves TensorRT-LLM's LLM API model, which takes text.
+        perf_metrics: Whether the model can return its own timings with a reply (`return_perf_metrics`).
+        kv_block_tokens: Tokens per KV cache block; None if not reported.
     """
 
     url: str
@@ -252,7 +251,7 @@ def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]
     """
     seen: set[int] = set()
     for number, values in enumerate(_lines(folder / REQUESTS_NAME), start=1):
-        record = RequestRecord.model_validate(values)
+        record = validate(values, RequestRecord, where=f"{folder / REQUESTS_NAME}: line {number}")
         wrong = f"id {record.id} comes twice" if record.id in seen else _disorder(record)
         if wrong is not None and check:
             raise UserError(
@@ -278,18 +277,15 @@ def read_samples(folder: Path) -> Iterator[Sample]:
     """Yield a run's samples in order; none where the server had no metrics. Errors as `read_records`."""
     path = folder / SAMPLES_NAME
     if path.is_file():
-        for values in _lines(path):
-            yield Sample.model_validate(values)
+        for number, values in enumerate(_lines(path), start=1):
+            yield validate(values, Sample, where=f"{path}: line {number}")
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="check that this is a run folder")
-    with path.open(encoding="utf-8") as file:
+    with text_file(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 return
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}: line {number} is not JSON: {error}") from error
+            yield parse_json(line, where=f"{path}: line {number}")

@@ -33,7 +33,7 @@ def done_aside(work: Callable[[], object]) -> None:
         error = here.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"work done aside ended with status {process.exitcode}") from None
+        raise RuntimeError(f"a child process ended with status {process.exitcode}") from None
     finally:
         process.terminate()
         process.join()

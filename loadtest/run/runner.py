@@ -99,7 +99,7 @@ class RunProgress:
             case {"ended": why}:
                 self.interrupted = str(why)
             case {"lingering": seconds} if seconds:
-                terminal.line(f"the run has ended; its web pages stay for {seconds:g} s")
+                terminal.line(f"the run has ended; its web pages are served for another {seconds:g} s")
 
     def end(self, now_s: float) -> None:
         """Keep a level that was under way when nothing more was heard of it."""

@@ -102,7 +102,7 @@ def target_of(asked: TargetOptions, model: str) -> Target:
         root = next((each.root for each in served if each.name == name), "")
         found = _tokenizer(asked.tokenizer, named, name, root)
     if found.path is None:
-        tried = "; ".join(found.tried) or "the server names none, and the model is not a known one"
+        tried = "; ".join(found.tried) or "the server names none, and the model is unknown"
         missing.append(("tokenizer", tried, "--tokenizer FILE"))
     if missing or name is None or found.path is None:
         raise _missing(asked.url, missing)

@@ -81,10 +81,10 @@ def doubts_of(
         if not level.complete:
             yield ValidityIssue(code="incomplete", text="the level ended before all its requests", level=index)
         if level.away_s:
-            text = f"nothing listened at the server's address for {level.away_s:.1f} s"
+            text = f"the server accepted no connections for {level.away_s:.1f} s"
             yield ValidityIssue(code="server-away", text=text, level=index)
         if of_level.lost:
-            text = f"{of_level.lost} requests were under way in a load generator that was lost"
+            text = f"{of_level.lost} requests were in flight in a worker that was lost"
             yield ValidityIssue(code="requests-lost", text=text, level=index)
         yield from _clock_doubts(scenario.trust, index, clocks)
         yield from emulator.get(index, _Emulator()).doubts(scenario.trust, index)
@@ -96,14 +96,12 @@ def _client_doubts(
     gap_s = seen.gaps.quantile(0.5)
     # Where the kernel stamped the arrivals, a late timer moved none of them; a late read may have.
     if gap_s and level.clock != "kernel" and level.generator_late_p99_s > trust.generator_late_ratio * gap_s:
-        text = f"the load generator woke up {level.generator_late_p99_s * 1e3:.1f} ms late (p99) between tokens"
+        text = f"the load generator's timers fired {level.generator_late_p99_s * 1e3:.1f} ms late (p99), with tokens"
         text += f" {gap_s * 1e3:.1f} ms apart; limit {trust.generator_late_ratio:.0%} of that"
         yield ValidityIssue(code="generator-late", text=text, level=index)
     if gap_s and level.read_late_p99_s > trust.generator_late_ratio * gap_s:
-        text = f"replies were read {level.read_late_p99_s * 1e3:.1f} ms after they came (p99), tokens being"
-        text += (
-            f" {gap_s * 1e3:.1f} ms apart: some came together for that alone; limit {trust.generator_late_ratio:.0%}"
-        )
+        text = f"replies were read {level.read_late_p99_s * 1e3:.1f} ms after they arrived (p99), with tokens"
+        text += f" {gap_s * 1e3:.1f} ms apart, so some were merged; limit {trust.generator_late_ratio:.0%}"
         yield ValidityIssue(code="read-late", text=text, level=index)
     late_s = seen.late.quantile(0.99) or 0.0
     if level.concurrency is None and late_s > trust.arrivals_late_s * facts.time_scale:
@@ -111,7 +109,7 @@ def _client_doubts(
             f"requests were sent {late_s * 1e3:.0f} ms after their time (p99); limit {trust.arrivals_late_s * 1e3:g} ms"
         )
         yield ValidityIssue(
-            code="arrivals-late", text=f"{text} of engine time: this was not the load asked for", level=index
+            code="arrivals-late", text=f"{text} of engine time: this was not the configured load", level=index
         )
 
 
@@ -119,7 +117,7 @@ def _clock_doubts(trust: ValidityLimits, index: int, clocks: Sequence[WorkerCloc
     for clock in clocks:
         off_s = clock.uncertainty_s + abs(clock.drift_s)
         if clock.level == index and off_s > trust.clocks_apart_s:
-            text = f"the clock of worker {clock.worker} on {clock.host} is known to {off_s * 1e3:.1f} ms only"
+            text = f"the clock of worker {clock.worker} on {clock.host} is known only to {off_s * 1e3:.1f} ms"
             yield ValidityIssue(
                 code="clocks-apart", text=f"{text}; limit {trust.clocks_apart_s * 1e3:g} ms", level=index
             )
@@ -149,8 +147,8 @@ class _Emulator:
         if ratio > trust.server_late_ratio:
             yield ValidityIssue(
                 code="emulator-late",
-                text=f"the emulated engine ended its steps late by {ratio:.0%} of a step (p99); "
-                f"limit {trust.server_late_ratio:.0%}: a larger --time-scale of build-repo gives it room",
+                text=f"the emulated engine finished its steps late by {ratio:.0%} of a step (p99); "
+                f"limit {trust.server_late_ratio:.0%}: increase --time-scale of build-repo",
                 level=index,
             )
 

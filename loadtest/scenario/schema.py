@@ -11,15 +11,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
 from engines.errors import MissingError, UserError
-from engines.files import Source, Strict, read_yaml, source_of
+from engines.files import MOST_TOKENS, Source, Strict, read_yaml, source_of
 from loadtest.scenario.arrivals import Arrivals
 from loadtest.scenario.distributions import Distribution, PairsOf, Pause, TokensOrAuto, fixed
 from loadtest.scenario.slo import Objectives
-from loadtest.scenario.traces import Trace
+from loadtest.scenario.traces import MOST_ARRIVALS, Trace
 
 ProtocolName = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
 GENERATED_PROMPTS = ("chat", "random")
 DEFAULT_ISL, DEFAULT_OSL = 256, 64
+# Bounds that only a slip of the pen passes: a machine has 65,536 ports, and sends far fewer requests a second.
+MOST_USERS = 65_536
+MOST_RATE_PER_S = 100_000.0
+LONGEST_S = 1e7  # 116 days
+Users = Annotated[int, Field(ge=1, le=MOST_USERS)]
+RatePerS = Annotated[float, Field(gt=0, le=MOST_RATE_PER_S)]
 PROMPT_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 
@@ -27,61 +33,61 @@ class Lengths(Strict):
     """Tokens of prompt and reply: a number, or a distribution such as `lognormal(mean=1024, cv=0.8, max=8192)`.
 
     Attributes:
-        isl: New tokens of a prompt, without a shared prefix and without what was said before. `auto`: a prompt from a
-            file unchanged, another 256.
-        osl: Tokens of a reply. `auto`: as the file's own reply, where the prompt's file has it, else 64.
-        pairs: Instead of both, a file of lengths that belong together: a CSV or JSON lines of isl and osl, or a trace.
-        max_tokens: Maximum reply tokens a request allows, if the model decides when its replies end: `osl` is then
-            the length it is expected to choose. A scheduler that never evicts reserves KV blocks for all of them. None:
-            each request asks for exactly `osl`.
+        isl: New tokens of a prompt, without shared prefix and conversation history. `auto`: the length of a prompt from
+            a file; 256 for generated prompts.
+        osl: Tokens of a reply. `auto`: the length of the reply in the prompt file if there is one, else 64.
+        pairs: Instead of both, a file of length pairs: a CSV or JSON Lines of isl and osl, or a trace.
+        max_tokens: Maximum reply tokens of a request, if the model decides when its replies end: `osl` is then the
+            expected length. A scheduler that never evicts reserves KV blocks for all of them. None: each request asks
+            for exactly `osl`.
     """
 
     isl: TokensOrAuto = "auto"
     osl: TokensOrAuto = "auto"
     pairs: PairsOf | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Self:
         if self.pairs is not None and (self.isl != "auto" or self.osl != "auto"):
-            raise ValueError("pairs state both lengths: leave out isl and osl")
+            raise ValueError("pairs state both lengths: omit isl and osl")
         return self
 
 
 class Prefixes(Strict):
-    """Beginnings that prompts share, as system prompts and retrieved documents are: what KV reuse lives on.
+    """Prefixes that prompts share, such as system prompts and retrieved documents, which KV cache reuse exploits.
 
     Attributes:
-        count: Different beginnings there are.
-        tokens: Length of each, on top of the prompt's own `isl`.
-        share: Of prompts (of first turns, where there are conversations) that begin with one of them.
+        count: Number of different prefixes.
+        tokens: Length of each, in addition to the prompt's `isl`.
+        share: Share of prompts (of first turns, in conversations) that start with one of them.
     """
 
-    count: Annotated[int, Field(ge=1)] = 1
-    tokens: Annotated[int, Field(ge=1)]
+    count: Annotated[int, Field(ge=1, le=MOST_ARRIVALS)] = 1
+    tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class Conversations(Strict):
-    """Turns that follow one another, each prompt carrying all that was said before.
+    """Multi-turn conversations; each prompt contains the whole history.
 
     Attributes:
-        turns: Prompts of one conversation. `auto`: as many as a prompt file's own has.
+        turns: Prompts per conversation. `auto`: as in the prompt file.
         think_s: Seconds from the end of a reply to the next prompt.
-        history: What stands for the replies in later prompts: the server's own `replies`, or a `stand_in` of as many
-            tokens (the file's own reply, where there is one).
-        max_tokens: A conversation ends before a turn whose prompt and reply would together pass this.
+        history: Replies in later prompts: the server's own `replies`, or a `stand_in` of the same number of tokens (the
+            file's reply, if there is one).
+        max_tokens: A conversation ends before a turn whose prompt plus reply would exceed this.
     """
 
     turns: TokensOrAuto = "auto"
     think_s: Pause = fixed(0.0)
     history: Literal["replies", "stand_in"] = "replies"
-    max_tokens: Annotated[int, Field(ge=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=2, le=MOST_TOKENS)] | None = None
 
 
 def _source(said: str) -> str:
     if said not in GENERATED_PROMPTS and Path(said).suffix not in PROMPT_SUFFIXES:
-        raise ValueError("chat, random, or a .json or .jsonl file is expected")
+        raise ValueError("expected chat, random, or a .json or .jsonl file")
     return said
 
 
@@ -89,17 +95,17 @@ PromptSource = Annotated[str, AfterValidator(_source)]
 
 
 class TrafficClass(Strict):
-    """One kind of request in a mix; what is left out is as for the whole scenario.
+    """One kind of request in a mix; omitted keys are inherited from the scenario.
 
     Attributes:
-        name: What its requests' records and figures are marked with.
-        weight: How often, against the weights of the others.
+        name: Label of its records and figures.
+        weight: Relative frequency among the classes.
         lengths: Its own.
         prompts: Its own.
-        prefixes: Its own; no two classes share a beginning.
+        prefixes: Its own; two classes never share a prefix.
         conversation: Its own.
         replies: Its own.
-        objectives: Of this class alone, beside those of the scenario.
+        objectives: Objectives of this class, in addition to the scenario's.
     """
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
@@ -150,11 +156,11 @@ class Kind:
 
 
 class ValidityLimits(Strict):
-    """When a run's figures are not to be believed; see docs/measurements.md for where the limits come from.
+    """Limits of the validity checks; docs/measurements.md explains where they come from.
 
     Attributes:
-        arrivals_late_s: p99 of how late an open loop's requests were sent, in engine seconds.
-        clocks_apart_s: How exactly each worker's clock must be known, its drift over a level included.
+        arrivals_late_s: Limit of the p99 lateness of an open loop's requests, in engine seconds.
+        clocks_apart_s: Maximum uncertainty of each worker's clock, including its drift over a level.
     """
 
     arrivals_late_s: Annotated[float, Field(gt=0)] = 0.02
@@ -168,55 +174,54 @@ class ValidityLimits(Strict):
 class Scenario(Strict):
     """A load, closed or open.
 
-    Closed: at each level so many users, each sending its next request when the last has ended. Open: requests at
-    times drawn beforehand, whatever the server does. Where there is a `conversation`, a user holds one after the
-    other, and an open loop's times are when conversations begin.
+    Closed: at each level a fixed number of users, each of which sends its next request when the last has ended. Open:
+    requests at times drawn beforehand, regardless of the server. With a `conversation`, a user holds one after the
+    other, and an open loop's times are the starts of conversations.
 
     Attributes:
-        name: What runs and figures are marked with.
-        rate_per_s: Instead of users, requests a second at each level: a Poisson process of `duration_s`, drawn from the
+        name: Label of runs and figures.
+        rate_per_s: Instead of users, the request rate of each level: a Poisson process of `duration_s`, drawn from the
             seed and never slowed by the server.
         arrivals: Instead of either, one level of any other open-loop process, or of a trace with its own lengths.
-        duration_s: How long requests are sent, where there is a rate.
-        warmup_ratio: The first part of that time, not measured.
+        duration_s: How long requests are sent, with a rate.
+        warmup_ratio: Share of that time at the start that is not measured.
         requests_per_user: Minimum number of measured requests per user.
-        window_s: What is sent within this time of the first measured request is measured too.
-        concurrency: Users at each level, in the order they are run.
+        window_s: Requests sent within this time of the first measured request are also measured.
+        concurrency: Users of each level, in order.
         lengths: Tokens of prompts and replies.
-        requests: Requests measured at each level; users that find none left keep the load up unmeasured.
+        requests: Measured requests per level; users without further measured requests maintain the load unmeasured.
         warmup_requests: Requests of each user before its level's measurement.
-        start: How the users of a level begin: spread over the length of a request, or all together.
-        prompts: `chat`: real chat text; `random`: random tokens; or a file: ShareGPT's JSON, or JSON lines with
+        start: How the users of a level start: spread over the duration of a request, or all together.
+        prompts: `chat`: real chat text; `random`: random tokens; or a file: ShareGPT's JSON, or JSON Lines with
             `prompt`, `text`, `messages` or `conversations`.
-        prefixes: Beginnings that prompts share.
-        conversation: Where requests are turns of conversations.
-        replies: `exact`: each reply has the tokens asked for; `free`: it may end earlier, `osl` is the most allowed.
-        classes: Kinds of requests that come mixed; each may have its own lengths, prompts and objectives.
+        prefixes: Prefixes that prompts share.
+        conversation: Makes requests turns of conversations.
+        replies: `exact`: each reply has the requested length; `free`: it may end earlier, and `osl` is the maximum.
+        classes: Classes of a mix; each may have its own lengths, prompts and objectives.
         objectives: Objectives for all requests.
-        model: What to ask for: of Triton, `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` text; of an
+        model: Model to load: on Triton, `tensorrt_llm` takes tokens, `ensemble` and `tensorrt_llm_bls` take text; on an
             OpenAI server, any name it lists.
-        seed: What arrivals, lengths and prompts are drawn from; the same seed, the same requests.
-        sample_interval_s: Wall seconds between two looks at the server's metrics.
+        seed: Seed for arrivals, lengths and prompts; the same seed gives the same requests.
+        sample_interval_s: Wall seconds between samples of the server's metrics.
         trust: Limits of the validity checks.
-        level_timeout_s: Wall seconds after which a level is ended with what it has; an open loop's, beyond the time
-            its requests are sent for.
+        level_timeout_s: Wall seconds after which a level is ended; for an open loop, in addition to its duration.
         request_timeout_s: Wall seconds without a byte after which a request has failed.
-        reply_timeout_s: Wall seconds from sending after which a reply that has not ended has failed, silent or not.
-        unreachable_s: Wall seconds during which nothing takes connections, after which the run is ended.
-        extra_body: Fields laid over every request's own; a null takes one away.
+        reply_timeout_s: Wall seconds from sending after which an unfinished reply has failed.
+        unreachable_s: Wall seconds without any accepted connection after which the run is ended.
+        extra_body: Fields merged into every request; null removes one.
     """
 
     name: str = "sweep"
-    concurrency: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64)
+    concurrency: Annotated[tuple[Users, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64)
     lengths: Lengths = Lengths()
-    rate_per_s: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
+    rate_per_s: Annotated[tuple[RatePerS, ...], Field(min_length=1)] | None = None
     arrivals: Arrivals | None = None
-    duration_s: Annotated[float, Field(gt=0)] = 600.0
+    duration_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 600.0
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    requests: Annotated[int, Field(ge=1)] = 32
-    requests_per_user: Annotated[int, Field(ge=0)] = 0
-    window_s: Annotated[float, Field(ge=0)] = 0.0
-    warmup_requests: Annotated[int, Field(ge=0)] = 1
+    requests: Annotated[int, Field(ge=1, le=MOST_ARRIVALS)] = 32
+    requests_per_user: Annotated[int, Field(ge=0, le=MOST_ARRIVALS)] = 0
+    window_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
+    warmup_requests: Annotated[int, Field(ge=0, le=MOST_ARRIVALS)] = 1
     start: Literal["staggered", "together"] = "staggered"
     prompts: PromptSource = "chat"
     prefixes: Prefixes | None = None
@@ -225,13 +230,13 @@ class Scenario(Strict):
     classes: tuple[TrafficClass, ...] = ()
     objectives: Objectives | None = None
     model: str = "tensorrt_llm"
-    seed: Annotated[int, Field(ge=0)] = 0
-    level_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    unreachable_s: Annotated[float, Field(ge=0)] = 5.0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    level_timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 600.0
+    request_timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 60.0
+    reply_timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 600.0
+    unreachable_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 5.0
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)
-    sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
+    sample_interval_s: Annotated[float, Field(ge=0.05, le=LONGEST_S)] = 0.25
     trust: ValidityLimits = ValidityLimits()
 
     @field_validator("classes")

@@ -63,8 +63,8 @@ def audit_repository(folder: Path) -> list[Finding]:
     manifest, findings = _manifest(folder)
     if not present and manifest is None:
         raise MissingError(
-            f"{folder}: none of {', '.join(MODELS)} is there",
-            hint="check-repo takes the folder that holds them, what tritonserver --model-repository is given",
+            f"{folder}: contains none of {', '.join(MODELS)}",
+            hint="give the folder that contains them, as for tritonserver --model-repository",
         )
     if manifest is not None and manifest.variant == "trtllm_serve":
         findings += serve_traps(folder, manifest)
@@ -124,16 +124,18 @@ def _audit_llmapi(folder: Path, manifest: RepositoryManifest | None) -> list[Fin
 def _absent(model: str) -> Iterator[Finding]:
     if model == "tensorrt_llm":
         yield _error(
-            "missing-model", model, "no such model: nothing runs the engine", "copy it from upstream's template"
+            "missing-model", model, "no such model: the engine is not served", "copy it from upstream's template"
         )
     elif model != "tensorrt_llm_bls":
-        what = "no such model: clients have to send and read token ids"
-        yield Finding(severity="advice", code="missing-model", file=model, what=what, fix="copy it, or leave it out")
+        what = "no such model: clients must send and receive token ids"
+        yield Finding(
+            severity="advice", code="missing-model", file=model, what=what, fix="copy it, or ignore this finding"
+        )
 
 
 def _model(folder: Path, file: ModelFile, expected: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]) -> Iterator[Finding]:
     if file.config.name and file.config.name != file.model:
-        what = f"name is '{file.config.name}'; Triton wants the folder's, '{file.model}'"
+        what = f"name is '{file.config.name}'; Triton requires the folder's name, '{file.model}'"
         yield _error("name", file.file, what, f'name: "{file.model}"')
     yield from _tensors(file, "input", file.config.input, expected[0])
     yield from _tensors(file, "output", file.config.output, expected[1])
@@ -157,11 +159,11 @@ def _tensors(file: ModelFile, kind: str, found: Iterable[Any], expected: tuple[T
     missing = [tensor.name for tensor in expected if tensor.name not in seen and (tensor.optional or kind == "output")]
     if missing:
         what = f"{kind}s of TensorRT-LLM 1.2's template are missing: {', '.join(missing)}"
-        fix = "take the template of the version that serves, if this is not it"
+        fix = "use the template of the serving version, if it differs"
         yield Finding(severity="warning", code="other-version", file=file.file, what=what, fix=fix)
     for name in sorted(seen.keys() - {tensor.name for tensor in expected} - OTHER_VERSIONS):
         what = f"{kind} '{name}' is not among TensorRT-LLM's"
-        yield _error("unknown-tensor", file.file, what, "take it out, or take the template of the version that serves")
+        yield _error("unknown-tensor", file.file, what, "remove it, or use the template of the serving version")
 
 
 def _differs(file: ModelFile, kind: str, found: Any, expected: Tensor) -> Iterator[Finding]:
@@ -193,7 +195,7 @@ def _wiring(files: Mapping[str, ModelFile]) -> Iterator[Finding]:
     for step in ensemble.ensemble_scheduling.step:
         model = files.get(step.model_name)
         if model is None:
-            what = f"step of model '{step.model_name}', which is not here or cannot be read"
+            what = f"step of model '{step.model_name}', which does not exist or cannot be read"
             yield _error("wiring", file.file, what, f"the steps are preprocessing, {', '.join(MODELS[1:3])}")
             continue
         have = {tensor.name: tensor.data_type for tensor in model.config.input}
@@ -216,7 +218,7 @@ def _same_type(
 ) -> Iterator[Finding]:
     if theirs[1] is None or ours[1] is None:
         what = f"{model}: no tensor '{theirs[0] if theirs[1] is None else ours[0]}' to connect"
-        yield _error("wiring", file.file, what, "spell it as the step that makes it does")
+        yield _error("wiring", file.file, what, "use the name of the step that produces it")
     elif theirs[1] != ours[1]:
         what = f"{model}: '{theirs[0]}' and '{ours[0]}' are of different types"
         yield _error("wiring", file.file, what, "give both the type of the engine's tensor")

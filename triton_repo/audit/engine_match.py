@@ -26,11 +26,11 @@ def engine_agreement(file: ModelFile, files: Files, manifest: RepositoryManifest
     named = file.parameters.get("gpt_model_path")
     if not named:
         what = "gpt_model_path is not given: 'Both encoder and decoder model paths are empty' (issue 2440)"
-        yield finding_of("error", "engine-path", file, what, "the folder trtllm-build wrote")
+        yield finding_of("error", "engine-path", file, what, "give the folder that trtllm-build wrote")
         return
     folder = Path(named)
     if not folder.is_dir():
-        what = f"gpt_model_path {named} is not on this machine, so the engine was not looked at"
+        what = f"gpt_model_path {named} is not on this machine, so the engine was not checked"
         yield finding_of("warning", "engine-not-here", file, what, "run check-repo where the engine is mounted")
         return
     try:
@@ -40,13 +40,13 @@ def engine_agreement(file: ModelFile, files: Files, manifest: RepositoryManifest
         return
     if config.max_batch_size is None or config.max_seq_len is None:
         what = f"{folder}/config.json states no build limits: not an engine's, or of another version (issue 2332)"
-        yield finding_of("warning", "engine-config", file, what, "take repository and engine from the same version")
+        yield finding_of("warning", "engine-config", file, what, "use repository and engine of the same version")
     yield from _agrees(file, files, config)
     yield from _machine(file, config, manifest)
     missing = [rank for rank in range(config.ranks or 1) if not (folder / f"rank{rank}.engine").is_file()]
     if missing:
-        what = f"{folder} lacks rank{missing[0]}.engine; its config.json tells of {config.ranks or 1} ranks (issue 129)"
-        yield finding_of("error", "ranks", file, what, "copy all of the engine, or build it again")
+        what = f"{folder} lacks rank{missing[0]}.engine; its config.json states {config.ranks or 1} ranks (issue 129)"
+        yield finding_of("error", "ranks", file, what, "copy the complete engine, or build it again")
 
 
 def _machine(file: ModelFile, config: EngineConfig, manifest: RepositoryManifest | None) -> Iterator[Finding]:
@@ -75,7 +75,7 @@ def _agrees(file: ModelFile, files: Files, config: EngineConfig) -> Iterator[Fin
     )
     for key, code in checks:
         if code in found:
-            what = f"{key} is on and {built} says the engine was built without use_paged_context_fmha"
+            what = f"{key} is true, but {built} says the engine was built without use_paged_context_fmha"
             fix = f"{key} false, or build with --use_paged_context_fmha enable"
             yield finding_of("error", "paged-context", file, what, fix)
     if "whole-prompts" in found:
@@ -99,7 +99,9 @@ def _agrees(file: ModelFile, files: Files, config: EngineConfig) -> Iterator[Fin
         yield finding_of("error", "logits-type", file, what, f"logits_datatype TYPE_{config.logits.upper()}")
     if config.gathers_context is False:
         what = "the engine was built without gather_context_logits: return_context_logits fails (issue 530)"
-        yield finding_of("advice", "logits-not-gathered", file, what, "trtllm-build --gather_context_logits, if wanted")
+        yield finding_of(
+            "advice", "logits-not-gathered", file, what, ("build with trtllm-build --gather_context_logits, if needed")
+        )
     if pre is not None and "prompt-limit" in found:
         what = f"max_prompt_tokens is {_prompt_limit(pre):g}, {built} says {config.max_input_len}"
         yield finding_of("warning", "prompt-limit", pre, what, f"{config.max_input_len}")
@@ -136,10 +138,12 @@ def _decoding_agrees(file: ModelFile, config: EngineConfig, found: Collection[Co
     if "weight-streaming" in found:
         percent = number_of(file.parameters.get("gpu_weights_percent"))
         what = f"gpu_weights_percent is {percent:g}, the engine was built without weight streaming"
-        yield finding_of("error", "weight-streaming", file, what, "1.0, or trtllm-build --weight_streaming")
+        yield finding_of(
+            "error", "weight-streaming", file, what, ("set 1.0, or build with trtllm-build --weight_streaming")
+        )
     if "lora" in found:
         what = "lora_prefetch_dir is set, the engine was built without LoRA"
-        yield finding_of("error", "lora", file, what, "take it out, or trtllm-build --lora_plugin auto")
+        yield finding_of("error", "lora", file, what, "remove it, or build with trtllm-build --lora_plugin auto")
 
 
 def _memory_agrees(file: ModelFile, config: EngineConfig, found: Mapping[Code, str]) -> Iterator[Finding]:
@@ -153,4 +157,4 @@ def _memory_agrees(file: ModelFile, config: EngineConfig, found: Mapping[Code, s
     wrong = found.get("gpu-groups")
     if wrong is not None:
         what = f"gpu_device_ids '{wrong}' names {len(wrong.split(','))} GPUs, the engine has {config.ranks} ranks"
-        yield finding_of("error", "ranks", file, what, "one GPU for each rank; semicolons part instances")
+        yield finding_of("error", "ranks", file, what, "give one GPU per rank; semicolons separate instances")

@@ -129,16 +129,14 @@ def _unfilled(text: str, file: str) -> Iterator[Finding]:
     for name in names:
         if name in bare or name in NAMES_A_BACKEND:
             fix = f"fill_template.py -i {file} {name}:VALUE; here {FILL.get(name, 'a number of instances, 1 or more')}"
-            ends = "and stands outside quotes: Triton cannot read the file" if name in bare else "and names the backend"
+            ends = "and is outside quotes: Triton cannot parse the file" if name in bare else "and names the backend"
             yield _error("bare-placeholder", file, f"the placeholder ${{{name}}} was never filled, {ends}", fix)
     quoted = [name for name in names if name not in bare and name not in NAMES_A_BACKEND]
     if quoted:
-        what = (
-            f"{len(quoted)} placeholders inside quotes were never filled, and count as not there: {', '.join(quoted)}"
-        )
+        what = f"{len(quoted)} placeholders inside quotes were never filled, and count as missing: {', '.join(quoted)}"
         if len(quoted) == 1:
-            what = f"the placeholder ${{{quoted[0]}}} was never filled, and counts as not there"
-        fix = f"fill_template.py -i {file} NAME:VALUE where the default will not do"
+            what = f"the placeholder ${{{quoted[0]}}} was never filled, and counts as missing"
+        fix = f"fill_template.py -i {file} NAME:VALUE, if the default is not suitable"
         yield Finding(severity="advice", code="placeholder", file=file, what=what, fix=fix)
 
 

@@ -101,18 +101,18 @@ def llmapi_traps(folder: Path, file: ModelFile, manifest: RepositoryManifest | N
         yield Finding(severity="error", code="llmapi-batch", file=name, what=what, fix="max_batch_size: 0")
     if bool(asked["decoupled"]) != file.decoupled:
         what = f"decoupled is {file.decoupled}, {name} says {asked['decoupled']!r}"
-        yield finding_of("error", "decoupled", file, what, "say the same in both, true to stream")
+        yield finding_of("error", "decoupled", file, what, "set both to the same value; true enables streaming")
     elif not file.decoupled:
         yield finding_of(
             "advice", "no-streaming", file, "decoupled is false: streamed requests are refused", "decoupled: true"
         )
     if document.get("backend", "pytorch") != "pytorch":
-        what = f"backend is {document['backend']!r}: release 1.0 and later serve pytorch alone by this model"
+        what = f"backend is {document['backend']!r}: with this model, release 1.0 and later serve only pytorch"
         yield Finding(severity="error", code="llmapi-backend", file=name, what=what, fix="backend: pytorch")
     groups = [group for group in file.parameters.get("gpu_device_ids", "").split(";") if group]
     if file.instances > 1 and len(groups) != file.instances:
         what = f"{file.instances} instances and {len(groups)} groups of GPUs in gpu_device_ids"
-        yield finding_of("error", "instances", file, what, "one group for each instance: '0;1'")
+        yield finding_of("error", "instances", file, what, "give one group per instance: '0;1'")
     yield from _llm_arguments(name, document, manifest)
     if file.parameters.get("emulated") == "true":
         yield from _tokenizer(folder, file, manifest)
@@ -130,7 +130,7 @@ def serve_traps(folder: Path, manifest: RepositoryManifest) -> Iterator[Finding]
         return
     yield from _llm_arguments(SERVE_YAML, document, manifest)
     if not document.get("return_perf_metrics"):
-        what = "return_perf_metrics is off: there is no /prometheus/metrics, and nothing to watch or to scale by"
+        what = "return_perf_metrics is false: there is no /prometheus/metrics, and nothing to monitor or scale by"
         yield Finding(severity="warning", code="serve-metrics", file=SERVE_YAML, what=what, fix="true")
 
 
@@ -140,8 +140,8 @@ def _llm_arguments(name: str, document: dict[str, Any], manifest: RepositoryMani
     if choices is not None:
         arguments = {key: value for key, value in document.items() if key != "triton_config"}
         for key in unknown_arguments(arguments, choices.version):
-            what = f"'{key}' is no argument of TensorRT-LLM {choices.version}: it refuses the file"
-            yield Finding(severity="error", code="llmapi-unknown-key", file=name, what=what, fix="take it out")
+            what = f"'{key}' is not an argument of TensorRT-LLM {choices.version}: it refuses the file"
+            yield Finding(severity="error", code="llmapi-unknown-key", file=name, what=what, fix="remove it")
 
 
 def _checkpoint_here(name: str, document: dict[str, Any], manifest: RepositoryManifest | None) -> Iterator[Finding]:
@@ -150,7 +150,7 @@ def _checkpoint_here(name: str, document: dict[str, Any], manifest: RepositoryMa
     is_published = choices is not None and choices.published_checkpoint is not None
     if not is_published and not Path(str(document.get("model"))).exists():
         what = f"model {document.get('model')!r} is not on this machine"
-        fix = "where it is served it must be there: mount it, or build-repo again"
+        fix = "it must exist on the serving machine: mount it, or run build-repo again"
         yield Finding(severity="warning", code="checkpoint-not-here", file=name, what=what, fix=fix)
 
 
@@ -160,13 +160,11 @@ def _values(file: ModelFile) -> Iterator[Finding]:
     for key in MUST_BE_THERE:
         if key not in raw:
             what = f"parameter '{key}' is missing: the backend does not load without the key"
-            yield finding_of(
-                "error", "missing-parameter", file, what, f'add {key}, with "" where there is nothing to say'
-            )
+            yield finding_of("error", "missing-parameter", file, what, f'add {key}, with "" if there is no value')
     for key in sorted(raw - KNOWN):
         close = difflib.get_close_matches(key, KNOWN, n=1)
-        fix = f"did you mean '{close[0]}'?" if close else "take it out"
-        yield finding_of("warning", "unknown-parameter", file, f"parameter '{key}' is none TensorRT-LLM reads", fix)
+        fix = f"did you mean '{close[0]}'?" if close else "remove it"
+        yield finding_of("warning", "unknown-parameter", file, f"parameter '{key}' is not read by TensorRT-LLM", fix)
     yield from _enumerated(file, "gpt_model_type", BATCHING, "error", "inflight_fused_batching")
     yield from _enumerated(file, "batch_scheduler_policy", POLICIES, "warning", "guaranteed_no_evict")
     yield from _enumerated(file, "decoding_mode", MODES, "warning", "top_k_top_p")
@@ -178,14 +176,14 @@ def _values(file: ModelFile) -> Iterator[Finding]:
                 "warning",
                 "not-a-number",
                 file,
-                f"{key} is {values[key]!r}: no number, the default is taken",
+                f"{key} is {values[key]!r}: not a number; the default is used",
                 "a number",
             )
     if "enable_trt_overlap" in values:
         what = f"enable_trt_overlap is {values['enable_trt_overlap']!r}: it was removed and is ignored"
-        yield finding_of("warning", "removed-parameter", file, what, "take it out")
+        yield finding_of("warning", "removed-parameter", file, what, "remove it")
     if values.get("gpt_model_type") in ("v1", "V1"):
-        what = f"gpt_model_type {values['gpt_model_type']}: a batch starts only when the one before has ended"
+        what = f"gpt_model_type {values['gpt_model_type']}: a batch starts only when the previous one has ended"
         yield finding_of("advice", "static-batching", file, what, "inflight_fused_batching")
     yield from _cache(file, values)
 
@@ -201,11 +199,11 @@ def _cache(file: ModelFile, values: Mapping[str, str]) -> Iterator[Finding]:
     unknown = EngineConfig()  # what contradicts itself, whatever the engine
     found = {each.code for each in misfits(served_of(file, None, unknown), unknown)}
     if "host-cache" in found:
-        what = "kv_cache_host_memory_bytes without enable_kv_cache_reuse: host memory keeps blocks nobody looks for"
+        what = "kv_cache_host_memory_bytes without enable_kv_cache_reuse: blocks in host memory are never reused"
         yield finding_of("error", "host-cache", file, what, "enable_kv_cache_reuse true, or no host cache")
     if "guided-pair" in found:
-        what = "guided_decoding_backend and xgrammar_tokenizer_info_path belong together; with one alone it is off"
-        yield finding_of("error", "guided-decoding", file, what, "give both, or neither")
+        what = "guided_decoding_backend and xgrammar_tokenizer_info_path belong together; one alone has no effect"
+        yield finding_of("error", "guided-decoding", file, what, "set both, or neither")
     if values.get("decoding_mode") == "lookahead" and not all(
         values.get(f"lookahead_{part}") for part in ("window_size", "ngram_size", "verification_set_size")
     ):
@@ -221,14 +219,14 @@ def _cache(file: ModelFile, values: Mapping[str, str]) -> Iterator[Finding]:
 def _enumerated(file: ModelFile, key: str, allowed: tuple[str, ...], severity: Severity, fix: str) -> Iterator[Finding]:
     value = file.parameters.get(key)
     if value and value not in allowed:
-        ends = "the model does not load" if severity == "error" else "TensorRT-LLM only warns, and takes its default"
+        ends = "the model does not load" if severity == "error" else ("TensorRT-LLM only warns, and uses its default")
         yield finding_of(severity, "invalid-value", file, f"{key} is {value!r}: {ends}", fix)
 
 
 def _streaming(files: Files) -> Iterator[Finding]:
     engine, bls = files["tensorrt_llm"], files.get("tensorrt_llm_bls")
     if bls is not None and bls.decoupled != engine.decoupled:
-        what = f"decoupled is {bls.decoupled}, tensorrt_llm's is {engine.decoupled}: both must say the same (issue 268)"
+        what = f"decoupled is {bls.decoupled}, tensorrt_llm's is {engine.decoupled}: both must be equal (issue 268)"
         yield finding_of("error", "decoupled", bls, what, f"decoupled: {str(engine.decoupled).lower()}")
     if not engine.decoupled and "decoupled_mode" not in engine.placeholders:
         what = "decoupled is False: streamed requests and request batches above 1 are refused (issue 626)"
@@ -247,14 +245,14 @@ def _queue(files: Files) -> Iterator[Finding]:
     engine = files["tensorrt_llm"]
     policy = engine.config.dynamic_batching.default_queue_policy
     if not policy.max_queue_size and "max_queue_size" not in engine.placeholders:
-        what = "max_queue_size is 0: nothing is ever refused, and under overload every wait grows without end"
+        what = "max_queue_size is 0: no request is ever refused, and under overload the queue grows without limit"
         yield finding_of("advice", "queue-unlimited", engine, what, "--max-queue-size, a few times max_batch_size")
     sizes = {model: file.config.max_batch_size for model, file in files.items()}
     if len(set(sizes.values())) > 1 and not any(
         "triton_max_batch_size" in file.placeholders for file in files.values()
     ):
         what = "max_batch_size differs between models: " + ", ".join(f"{model} {size}" for model, size in sizes.items())
-        yield finding_of("error", "batch-sizes", engine, what, "one value in all of them")
+        yield finding_of("error", "batch-sizes", engine, what, "use one value in all of them")
 
 
 def _backend(file: ModelFile) -> Iterator[Finding]:
@@ -265,7 +263,7 @@ def _backend(file: ModelFile) -> Iterator[Finding]:
     elif backend != "tensorrtllm" and "triton_backend" not in file.placeholders:
         yield finding_of("error", "backend", file, f"backend is {backend!r}", "backend: tensorrtllm")
     if file.instances > 1 and not file.parameters.get("gpu_device_ids"):
-        what = f"{file.instances} instances on the same GPUs: the second finds no memory left (issue 456)"
+        what = f"{file.instances} instances on the same GPUs: no memory is left for the second (issue 456)"
         yield finding_of("warning", "instances", file, what, "count: 1, or gpu_device_ids with a group for each")
 
 
@@ -299,7 +297,9 @@ def _edited(folder: Path, file: ModelFile, files: Files, manifest: RepositoryMan
             yield finding_of(severity, "edited", file, what, again)
     beside = values.get("emulator_manifest", "")
     if emulated and not (_MODEL_NAME.fullmatch(beside) and (folder / "tensorrt_llm" / "1" / beside).is_file()):
-        yield finding_of("error", "missing-file", file, "emulator_manifest names no file beside the model", again)
+        yield finding_of(
+            "error", "missing-file", file, "emulator_manifest does not name a file next to the model", again
+        )
 
 
 def _tokenizer(folder: Path, file: ModelFile, manifest: RepositoryManifest | None) -> Iterator[Finding]:
@@ -318,11 +318,11 @@ def _tokenizer(folder: Path, file: ModelFile, manifest: RepositoryManifest | Non
             "warning" if manifest is None else "error",
             "tokenizer",
             file,
-            f"tokenizer_dir {named} holds no tokenizer.json: there is no such folder on this machine (issue 109)",
-            "run check-repo where it is mounted; build-repo --served-at says where that will be",
+            f"tokenizer_dir {named} contains no tokenizer.json: there is no such folder on this machine (issue 109)",
+            "run check-repo where it is mounted; set that path with build-repo --served-at",
         )
     elif not (inside / "tokenizer.json").is_file():
-        what = f"tokenizer_dir {named} holds no tokenizer.json"
+        what = f"tokenizer_dir {named} contains no tokenizer.json"
         yield finding_of("error", "tokenizer", file, what, "copy the model's tokenizer there")
 
 
@@ -331,16 +331,16 @@ def _bls(bls: ModelFile, files: Files) -> Iterator[Finding]:
         name = bls.parameters.get(key) or default
         if not _MODEL_NAME.fullmatch(name) or name in (".", ".."):
             yield finding_of(
-                "error", "model-name", bls, f"{key} is {name!r}: no model's name", "letters, digits, . _ -"
+                "error", "model-name", bls, f"{key} is {name!r}: not a valid model name", "letters, digits, . _ -"
             )
         elif name and name not in files:
             severity: Severity = "error" if default else "warning"  # a draft model may be added later
-            what = f"{key} is {name!r}, and there is no such model here"
-            yield finding_of(severity, "model-name", bls, what, "name one that is, or add it to the repository")
+            what = f"{key} is {name!r}, but the repository has no such model"
+            yield finding_of(severity, "model-name", bls, what, ("name an existing model, or add it to the repository"))
     if (
         bls.instances == 1 and files["tensorrt_llm"].parameters.get("emulated") != "true"
         if "tensorrt_llm" in files
         else 0
     ):
-        what = "one instance serves one request at a time, whatever the engine could batch"
+        what = "one instance serves one request at a time, regardless of the engine's batch size"
         yield finding_of("warning", "bls-instances", bls, what, "bls_instance_count: the engine's max_batch_size")

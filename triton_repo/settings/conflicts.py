@@ -77,13 +77,13 @@ def _of_attention(
         if code in found:
             yield (
                 f"{name} true: the engine was built without paged context attention (--use_paged_context_fmha)",
-                f"leave {name} out, or build the engine with a KV cache that keeps it: build-engine --kv-cache auto",
+                f"leave {name} out, or build the engine with a KV cache that supports it: build-engine --kv-cache auto",
             )
     budget, longest = engine.limits.max_num_tokens, settings.limits.max_prompt_tokens
     if "whole-prompts" in found:
         yield (
-            f"scheduling.chunked_context false: an iteration of {budget} tokens does not hold the longest prompt "
-            f"({longest} tokens) whole",
+            f"scheduling.chunked_context false: an iteration of {budget} tokens does not fit the longest prompt "
+            f"({longest} tokens)",
             f"leave it on, or limits.max_prompt_tokens {budget}",
         )
 
@@ -92,18 +92,18 @@ def _of_cache(settings: ServingSettings, engine: EngineManifest, found: Collecti
     cache = settings.kv_cache
     if "host-cache" in found:
         yield (
-            f"kv_cache.host_bytes {cache.host_bytes} without kv_cache.reuse: blocks are kept in host memory only to "
-            "be found again",
+            f"kv_cache.host_bytes {cache.host_bytes} without kv_cache.reuse: blocks in host memory are only "
+            "useful for reuse",
             "kv_cache.reuse true, or no host cache",
         )
     if "kv-too-small" in found:
         yield (
-            f"kv_cache.max_tokens {cache.max_tokens} does not hold one sequence of {engine.limits.max_seq_len} tokens",
+            f"kv_cache.max_tokens {cache.max_tokens} does not fit one sequence of {engine.limits.max_seq_len} tokens",
             "TensorRT-LLM would shorten every sequence: raise it, or build the engine with a smaller --max-seq-len",
         )
     if cache.sink_tokens is not None and not cache.max_attention_window:
         yield (
-            f"kv_cache.sink_tokens {cache.sink_tokens} without kv_cache.max_attention_window: nothing slides",
+            f"kv_cache.sink_tokens {cache.sink_tokens} without kv_cache.max_attention_window: no sliding window",
             "state the attention window too, or neither",
         )
 

@@ -57,7 +57,7 @@ class Scheduling(Strict):
         "auto",
         "tensorrt_llm: batch_scheduler_policy",
         "guaranteed_no_evict",
-        "Whether a started request may be paused for want of KV blocks (max_utilization) or never is.",
+        "Whether a started request may be paused when KV blocks run out (max_utilization) or never is.",
         emulated=True,
     )
     batching: Literal["auto", "inflight_fused_batching", "inflight_batching", "v1"] = _to(
@@ -78,14 +78,14 @@ class Scheduling(Strict):
         True,
         "tensorrt_llm, tensorrt_llm_bls: model_transaction_policy.decoupled",
         "none: must be given",
-        "Decoupled mode: a request may have many responses. Without it nothing can be streamed.",
+        "Decoupled mode: a request may have many responses. Required for streaming.",
         emulated=True,
     )
     exclude_input_in_output: bool = _to(
         False,
         "tensorrt_llm: exclude_input_in_output",
         "false",
-        "Leave the prompt out of replies that are not streamed; a request can say otherwise.",
+        "Omit the prompt from replies that are not streamed; a request can override this.",
         emulated=True,
     )
 
@@ -97,49 +97,52 @@ class Queue(Strict):
         0,
         "preprocessing, tensorrt_llm: dynamic_batching.default_queue_policy.max_queue_size",
         "none: must be given",
-        "Requests that may wait, in Triton's queue and in the executor's; past it, refused at once. 0: no limit.",
+        (
+            "Maximum queue size, in Triton's queue and in the executor's; further requests are refused at "
+            "once. 0: no limit."
+        ),
         emulated=True,
     )
     delay_us: Amount = _to(
         0,
         "preprocessing, tensorrt_llm: dynamic_batching.max_queue_delay_microseconds",
         "none: must be given",
-        "How long Triton's batcher may hold a request back to batch it with others.",
+        "How long Triton's batcher may delay a request to batch it with others.",
         emulated=True,
     )
     priority_levels: Annotated[int, Field(ge=0, le=64)] = _to(
         0,
         "preprocessing, tensorrt_llm: dynamic_batching.priority_levels",
         "0",
-        "Priorities a request may state, 1 first; 0: none. They order Triton's queue, not the executor's.",
+        "Number of priority levels, 1 first; 0: none. They order Triton's queue, not the executor's.",
         emulated=True,
     )
     default_priority: Annotated[int, Field(ge=1, le=64)] | None = _to(
         None,
         "preprocessing, tensorrt_llm: dynamic_batching.default_priority_level",
         "none: must be given with priority_levels",
-        "Priority of a request that states none; left out: the middle level.",
+        "Priority of a request that states none. Default: the middle level.",
         emulated=True,
     )
     timeout_us: Amount = _to(
         0,
         "preprocessing, tensorrt_llm: dynamic_batching.default_queue_policy.default_timeout_microseconds",
         "0",
-        "How long a request may wait in Triton's queue; 0: for ever. The executor behind it knows no time-out.",
+        "How long a request may wait in Triton's queue; 0: no limit. The executor's queue has no time-out.",
         emulated=True,
     )
     timeout_action: Literal["reject", "delay"] = _to(
         "reject",
         "preprocessing, tensorrt_llm: dynamic_batching.default_queue_policy.timeout_action",
         "REJECT",
-        "Refuse what waited too long, or let it wait behind all others.",
+        "Refuse requests that waited too long, or delay them behind all others.",
         emulated=True,
     )
     allow_timeout_override: bool = _to(
         False,
         "preprocessing, tensorrt_llm: dynamic_batching.default_queue_policy.allow_timeout_override",
         "false",
-        "Let a request state a shorter time-out of its own.",
+        "Let a request state a shorter time-out.",
         emulated=True,
     )
 
@@ -151,7 +154,7 @@ class KvCacheSettings(Strict):
         "auto",
         "tensorrt_llm: kv_cache_free_gpu_mem_fraction",
         "0.9",
-        "Share of the GPU memory left free by the engine that becomes KV cache.",
+        "Share of the GPU memory left free by the engine to use as KV cache.",
         emulated=True,
     )
     max_tokens: Count | None = _to(
@@ -165,7 +168,7 @@ class KvCacheSettings(Strict):
         "auto",
         "tensorrt_llm: enable_kv_cache_reuse",
         "true",
-        "Keep blocks of ended requests for prompts that begin alike.",
+        "Keep blocks of ended requests for prompts with the same prefix.",
         emulated=True,
     )
     host_bytes: Amount = _to(
@@ -185,7 +188,7 @@ class KvCacheSettings(Strict):
         (),
         "tensorrt_llm: max_attention_window_size",
         "the longest sequence",
-        "Tokens a layer looks back over; one number, or one for each layer in turn.",
+        "Attention window in tokens; one number, or one per layer, repeated.",
     )
     sink_tokens: Amount | None = _to(
         None,
@@ -205,16 +208,16 @@ class Lookahead(Strict):
     """Lookahead decoding; all three belong together."""
 
     window_size: Count | None = _to(
-        None, "tensorrt_llm: lookahead_window_size", "none: must be given with lookahead", "Window of the lookahead."
+        None, "tensorrt_llm: lookahead_window_size", "none: must be given with lookahead", ("Lookahead window size.")
     )
     ngram_size: Count | None = _to(
-        None, "tensorrt_llm: lookahead_ngram_size", "none: must be given with lookahead", "Length of its n-grams."
+        None, "tensorrt_llm: lookahead_ngram_size", "none: must be given with lookahead", ("Lookahead n-gram length.")
     )
     verification_set_size: Count | None = _to(
         None,
         "tensorrt_llm: lookahead_verification_set_size",
         "none: must be given with lookahead",
-        "How many n-grams are verified a step.",
+        "Number of n-grams verified per step.",
     )
 
 
@@ -227,7 +230,7 @@ class Decoding(Strict):
         "auto",
         "tensorrt_llm: decoding_mode",
         "top_k_top_p, or beam_search past a beam width of 1",
-        "What decodes; the speculative ones need an engine built for them.",
+        "Decoding mode; speculative modes need an engine built for them.",
     )
     normalize_log_probs: bool = _to(
         True, "tensorrt_llm: normalize_log_probs", "true", "Divide a reply's log probability by its length."
@@ -249,13 +252,13 @@ class Decoding(Strict):
         None,
         "tensorrt_llm: guided_decoding_backend",
         "empty, and the key must be there",
-        "What constrains replies to a grammar.",
+        "Backend for guided decoding.",
     )
     tokenizer_info: Line | None = _to(
         None,
         "tensorrt_llm: xgrammar_tokenizer_info_path",
         "empty, and the key must be there",
-        "JSON file with the vocabulary for xgrammar, at its path where it is served.",
+        "JSON file with the vocabulary for xgrammar, at its path on the server.",
     )
 
 
@@ -266,7 +269,7 @@ class Types(Strict):
         "auto",
         "tensorrt_llm, ensemble, tensorrt_llm_bls: data_type of context_logits, generation_logits, draft_logits",
         "none: must be given",
-        "As the engine was built with --logits_dtype; FP32 where its config.json is not here to tell.",
+        "As set by --logits_dtype when the engine was built; FP32 if its config.json is not available.",
         emulated=True,
     )
     prompt_embedding: Literal["fp16", "bf16", "fp32"] = _to(
@@ -290,7 +293,7 @@ class RuntimeKnobs(Strict):
 
     cuda_graphs: bool = _to(False, "tensorrt_llm: cuda_graph_mode", "false", "Record decode steps as CUDA graphs.")
     cuda_graph_cache_size: Amount | Auto = _to(
-        "auto", "tensorrt_llm: cuda_graph_cache_size", "0", "Graphs kept, one for each batch size met."
+        "auto", "tensorrt_llm: cuda_graph_cache_size", "0", "Number of cached graphs, one per batch size."
     )
     multi_block_mode: bool = _to(
         True, "tensorrt_llm: multi_block_mode", "true", "Split one sequence's attention over several thread blocks."
@@ -308,20 +311,20 @@ class RuntimeKnobs(Strict):
         100,
         "tensorrt_llm: cancellation_check_period_ms",
         "100",
-        "How often cancelled requests are looked for.",
+        "Interval between checks for cancelled requests.",
         emulated=True,
     )
     stats_check_period_ms: Annotated[int, Field(ge=10)] = _to(
         100, "tensorrt_llm: stats_check_period_ms", "100", "How often metrics are refreshed.", emulated=True
     )
     recv_poll_period_ms: Amount = _to(
-        0, "tensorrt_llm: recv_poll_period_ms", "0", "Pause between looks for new requests; 0: a busy loop."
+        0, "tensorrt_llm: recv_poll_period_ms", "0", "Pause between checks for new requests; 0: a busy loop."
     )
     iter_stats_max_iterations: Amount = _to(
-        1000, "tensorrt_llm: iter_stats_max_iterations", "1000", "Iterations whose statistics are kept."
+        1000, "tensorrt_llm: iter_stats_max_iterations", "1000", "Iterations whose statistics are stored."
     )
     request_stats_max_iterations: Amount = _to(
-        0, "tensorrt_llm: request_stats_max_iterations", "0", "Iterations whose requests' statistics are kept."
+        0, "tensorrt_llm: request_stats_max_iterations", "0", "Iterations whose request statistics are stored."
     )
 
 
@@ -329,10 +332,10 @@ class LoraCache(Strict):
     """Caches of LoRA adapters; only for engines built with LoRA."""
 
     optimal_adapter_size: Count = _to(
-        8, "tensorrt_llm: lora_cache_optimal_adapter_size", "8", "Rank the cache's pages are made for."
+        8, "tensorrt_llm: lora_cache_optimal_adapter_size", "8", "Rank for which the cache's pages are sized."
     )
     max_adapter_size: Count = _to(
-        64, "tensorrt_llm: lora_cache_max_adapter_size", "64", "Largest rank the cache must take."
+        64, "tensorrt_llm: lora_cache_max_adapter_size", "64", "Maximum adapter rank in the cache."
     )
     gpu_memory_fraction: Fraction = _to(
         0.05,
@@ -344,7 +347,7 @@ class LoraCache(Strict):
         1 << 30, "tensorrt_llm: lora_cache_host_memory_bytes", "1 GiB", "Host memory for adapters."
     )
     prefetch_dir: Line | None = _to(
-        None, "tensorrt_llm: lora_prefetch_dir", "none", "Folder of adapters to load at the start."
+        None, "tensorrt_llm: lora_prefetch_dir", "none", "Folder of adapters to load at start."
     )
 
 
@@ -372,7 +375,7 @@ class Processes(Strict):
     participant_ids: GpuGroups | None = _to(
         None, "tensorrt_llm: participant_ids", "chosen at the start", "MPI ranks that serve the engine."
     )
-    num_nodes: Count = _to(1, "tensorrt_llm: num_nodes", "1", "Machines the ranks are spread over.")
+    num_nodes: Count = _to(1, "tensorrt_llm: num_nodes", "1", "Number of machines for the ranks.")
     worker_path: Line = _to(
         WORKER_PATH, "tensorrt_llm: executor_worker_path", WORKER_PATH, "Program of an orchestrator's workers."
     )
@@ -382,20 +385,24 @@ class Text(Strict):
     """The models around the engine."""
 
     preprocessing_instances: Annotated[int, Field(ge=1, le=64)] | Auto = _to(
-        "auto", "preprocessing: instance_group.count", "none: must be given", "Processes that tokenize.", emulated=True
+        "auto",
+        "preprocessing: instance_group.count",
+        "none: must be given",
+        "Number of tokenizing processes.",
+        emulated=True,
     )
     postprocessing_instances: Annotated[int, Field(ge=1, le=64)] = _to(
         1,
         "postprocessing: instance_group.count",
         "none: must be given",
-        "Processes that detokenize; more than one forget what another has seen of a stream.",
+        ("Number of detokenizing processes; with more than one, a process does not know the stream's earlier tokens."),
         emulated=True,
     )
     bls_instances: Annotated[int, Field(ge=1, le=1024)] | Auto = _to(
         "auto",
         "tensorrt_llm_bls: instance_group.count",
         "none: must be given",
-        "Requests the business-logic model serves at the same time, each in a process of its own.",
+        "Requests that the business-logic model serves concurrently, each in a separate process.",
         emulated=True,
     )
     add_special_tokens: bool = _to(
@@ -416,11 +423,14 @@ class Text(Strict):
         False,
         "tensorrt_llm_bls: accumulate_tokens",
         "false",
-        "Send the whole text so far with each token instead of what is new.",
+        "Send the whole text so far with each token instead of the new text.",
         emulated=True,
     )
     draft_model: Line | None = _to(
-        None, "tensorrt_llm_bls: tensorrt_llm_draft_model_name", "none", "Model that drafts, for speculation by BLS."
+        None,
+        "tensorrt_llm_bls: tensorrt_llm_draft_model_name",
+        "none",
+        ("Draft model, for speculative decoding by BLS."),
     )
 
 
@@ -431,14 +441,14 @@ class InputLimits(Strict):
         "auto",
         "ours, in preprocessing and the emulated engine",
         "the engine's max_input_len",
-        "Longest prompt that is taken on.",
+        "Maximum prompt length.",
         emulated=True,
     )
     max_output_tokens: Count | Auto = _to(
         "auto",
         "ours, in preprocessing and the emulated engine",
         "none: cut where the sequence would pass the engine's limit",
-        "Longest reply that may be asked for; what is left of the sequence limit cuts it further.",
+        "Maximum reply length; the rest of the sequence limit may reduce it further.",
         emulated=True,
     )
 
@@ -447,7 +457,7 @@ class Emulation(Strict):
     """The emulated engine."""
 
     time_scale: Annotated[float, Field(gt=0, le=10_000)] = _to(
-        DEFAULT_TIME_SCALE, "ours, emulated engines only", "-", "Wall seconds of one engine second.", emulated=True
+        DEFAULT_TIME_SCALE, "ours, emulated engines only", "-", "Wall seconds per engine second.", emulated=True
     )
 
 
@@ -462,10 +472,13 @@ class LlmApi(Strict):
         emulated=True,
     )
     instances: Annotated[int, Field(ge=1, le=64)] = _to(
-        1, "tensorrt_llm: instance_group.count", "1", "Copies of the engine, each with GPUs of its own."
+        1, "tensorrt_llm: instance_group.count", "1", "Number of engine instances, each on separate GPUs."
     )
     postprocess_workers: Amount = _to(
-        0, "model.yaml: num_postprocess_workers", "0", "Processes that detokenize; 0: the engine's own."
+        0,
+        "model.yaml: num_postprocess_workers",
+        "0",
+        ("Number of detokenizing processes; 0: the engine's own process."),
     )
     model_code: Line = _to(
         UPSTREAM_LLMAPI,

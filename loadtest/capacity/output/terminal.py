@@ -72,7 +72,7 @@ def verdict_of(verdict: FleetVerdict | None) -> str:
     if verdict is None:
         return "from one replica's rate"
     sure = "95 % sure" if verdict.is_certain else f"open: {', '.join(verdict.undecided)}"
-    return f"kept in {verdict.kept_windows} of {verdict.windows} simulated peaks, {sure}"
+    return f"kept over {verdict.windows} peaks together, {sure}; in {verdict.kept_windows} of them alone"
 
 
 def _show_sizes(plan: CapacityPlan) -> None:

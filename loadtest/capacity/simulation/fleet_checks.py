@@ -19,7 +19,7 @@ from loadtest.scenario import Steps, draw_times_s
 
 MOST_REPLICAS = 12  # simulated together; a larger fleet is taken as so many with their share of the traffic
 RAMP_REPLICAS = 4  # likewise, of a ramp: it lasts for twenty minutes
-TURNOVERS = 3.0  # lives of a request that a fleet's windows measure, together
+TURNOVERS = 6.0  # lives of a request that the fewest windows of a fleet measure, together
 LEAST_WINDOWS, MOST_WINDOWS = 3, 8  # each a peak of its own, from its own draw
 CHECK_WINDOWS = 2  # of what is shown beside the recommended fleet
 CONFIDENCE_Z = 1.645  # one-sided 95 %
@@ -269,7 +269,8 @@ def check(asked: FleetTask) -> Checked:
         loss = Loss((sample.measure_s + sample.end_s) / 2, lost) if lost else None
         fleet = Fleet(asked.task.manifest, starts, asked.routing, asked.slowdown, loss, asked.max_queue_size)
         retried += serve(fleet, [sample], found)[1]
-    seen = found.result(asked.task.demand.all_objectives, rate_per_s=asked.rate_per_s)
+    objectives, is_steady = asked.task.demand.all_objectives, asked.what == "peak"
+    seen = found.result(objectives, rate_per_s=asked.rate_per_s, is_steady=is_steady)
     return Checked(
         what=asked.what,
         routing=asked.routing,

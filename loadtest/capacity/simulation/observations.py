@@ -183,12 +183,15 @@ class Observations:
         table = self._whole()
         return float((table.last_s - table.sent_s)[table.is_ok].sum()) / self.window_s if self.window_s else 0.0
 
-    def result(self, objectives: Mapping[str, Objectives], *, rate_per_s: float, stretch: float = 1.0) -> RateResult:
+    def result(
+        self, objectives: Mapping[str, Objectives], *, rate_per_s: float, stretch: float = 1.0, is_steady: bool = True
+    ) -> RateResult:
         """Return figures and verdicts.
 
         Args:
             objectives: By class; those of all requests under an empty name.
             rate_per_s: What was offered, after the stretch.
+            is_steady: Whether the number of requests in flight should stand still; not where replicas come or go.
         """
         present = ["", *sorted(set(self._whole().names.tolist()) - {""})]
         levels = {
@@ -200,7 +203,8 @@ class Observations:
             if name in levels
             for verdict in verdicts_of(wanted, levels[name])
         ]
-        verdicts.append(self._stability())
+        if is_steady:
+            verdicts.append(self._stability())
         return RateResult(
             rate_per_s,
             levels[""],

@@ -108,7 +108,7 @@ class Worker:
                 if self.stopped or self._clock() - self.heard_s > MASTER_SILENT_S:
                     break
             if self._share is not None:
-                self._generator.stopped = self.stopped or "the master went away"
+                self._generator.stopped = self.stopped or "the connection to the master was lost"
                 self._share.finish(whole=False)
                 self._report()
             if self.stopped:

@@ -133,8 +133,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "accumulating": ({"text": {"accumulate_tokens": True}, "scheduling": {"streaming": False}}, "sent in parts"),
     "prompt past the engine": ({"limits": {"max_prompt_tokens": 5000}}, "max_input_len 4096"),
     "reply past the engine": ({"limits": {"max_output_tokens": 9000}}, "max_seq_len 8192"),
-    "cache below a sequence": ({"kv_cache": {"max_tokens": 100}}, "does not hold one sequence of 8192"),
-    "sink without window": ({"kv_cache": {"sink_tokens": 4}}, "nothing slides"),
+    "cache below a sequence": ({"kv_cache": {"max_tokens": 100}}, "does not fit one sequence of 8192"),
+    "sink without window": ({"kv_cache": {"sink_tokens": 4}}, "no sliding window"),
     "adapters": ({"lora": {"optimal_adapter_size": 65}}, "past lora.max_adapter_size"),
 }  # fmt: skip
 
@@ -176,7 +176,7 @@ def test_chunked_context_needs_paged_attention(unpaged: EngineManifest) -> None:
 def test_whole_prompts_must_fit_an_iteration(built: EngineManifest) -> None:
     """Chunking can be turned off only where the longest prompt fits an iteration."""
     small = built.model_copy(update={"limits": built.limits.model_copy(update={"max_num_tokens": 2048})})
-    with pytest.raises(UserError, match="does not hold the longest prompt"):
+    with pytest.raises(UserError, match="does not fit the longest prompt"):
         _resolved(small, {"scheduling": {"chunked_context": False}})
     short = {"scheduling": {"chunked_context": False}, "limits": {"max_prompt_tokens": 2048}}
     assert not _resolved(small, short).settings.scheduling.chunked_context
