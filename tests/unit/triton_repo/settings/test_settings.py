@@ -176,7 +176,7 @@ def test_chunked_context_needs_paged_attention(unpaged: EngineManifest) -> None:
 def test_whole_prompts_must_fit_an_iteration(built: EngineManifest) -> None:
     """Chunking can be turned off only where the longest prompt fits an iteration."""
     small = built.model_copy(update={"limits": built.limits.model_copy(update={"max_num_tokens": 2048})})
-    with pytest.raises(UserError, match="does not hold the longest prompt"):
+    with pytest.raises(UserError, match="does not fit the longest prompt"):
         _resolved(small, {"scheduling": {"chunked_context": False}})
     short = {"scheduling": {"chunked_context": False}, "limits": {"max_prompt_tokens": 2048}}
     assert not _resolved(small, short).settings.scheduling.chunked_context
