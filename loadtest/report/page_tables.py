@@ -15,10 +15,10 @@ def latency_table(summary: Summary) -> Table:
     """Return the main table: the latencies of each level, with confidence intervals below the figures."""
     groups = (("", 2), ("time to first token", 3), ("inter-token latency", 4), ("end-to-end latency", 3))
     heads = [_load_head(summary), "requests", "p50", "p95", "p99", "p50", "p95", "p99", "max", "p50", "p95", "p99"]
-    in_doubt = {issue.level for issue in summary.doubts}
+    with_issues = {issue.level for issue in summary.validity_issues}
     rows: list[list[Cell | str]] = [
         [
-            _load_cell(level, summary, flag="not valid" if place in in_doubt else ""),
+            _load_cell(level, summary, flag="not valid" if place in with_issues else ""),
             f"{level.requests:,}",
             *spread_cells(level.felt_ttft_s, ("p50", "p95", "p99")),
             *spread_cells(level.itl_s, ("p50", "p95", "p99", "max")),

@@ -108,7 +108,7 @@ def _verify(run: Path, plan_file: Path, *, as_json: bool, is_last: bool) -> None
         show(to_json(found).rstrip())
     else:
         show_verification(found)
-    why = [*(f"missed {each}" for each in found.missed), *(f"not valid: {each}" for each in found.doubts)]
+    why = [*(f"missed {each}" for each in found.missed), *(f"not valid: {each}" for each in found.validity_issues)]
     if found.held:
         return
     said = f"the plan failed its verification ({found.label}): {'; '.join(why)}"

@@ -132,7 +132,7 @@ def test_a_plan_holds_or_it_does_not(planned: Path, tmp_path: Path, slower: floa
     folder = _measured(planned, tmp_path, slower=slower)
     made_by = MadeBy(command="test", version="0")
     found = verify(planned / "capacity.json", folder, made_by=made_by)
-    assert found.held is held, (found.missed, found.doubts)
+    assert found.held is held, (found.missed, found.validity_issues)
     assert bool(found.missed) is not held
     result = run("--verify", str(folder), "--plan", str(planned / "capacity.json"))
     assert isinstance(result.exception, TargetMissedError) is not held
