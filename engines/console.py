@@ -1,4 +1,4 @@
-"""What every command shares: flags, how failure looks, progress on stderr, the closing `next:` line."""
+"""Shared by all commands: flags, error output, progress on stderr, the closing `next:` line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 
 class Command(click.Command):
-    """A click command that ends as all of ours do: one clear error, a known exit status.
+    """A click command with this project's error output and exit statuses.
 
     Args:
         groups: Headings of --help, each with the flags below it; flags of no group come last.
@@ -95,7 +95,7 @@ class _InterruptedError(BaseException):
 
 
 class TerminatedError(KeyboardInterrupt):
-    """The system asked this process to end."""
+    """This process received SIGTERM."""
 
 
 @contextmanager

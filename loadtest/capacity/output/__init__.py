@@ -1,4 +1,4 @@
-"""What a plan shows and writes: terminal, page, charts, files; imports the rest of `capacity`."""
+"""Output of a plan: terminal, page, charts, files; imports the rest of `capacity`."""
 
 from loadtest.capacity.output.files import CALIBRATE_NAME, SCENARIO_NAME, handed_over
 from loadtest.capacity.output.html_page import PAGE_NAME, page_of
