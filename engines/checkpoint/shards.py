@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import MissingError, UserError
+from engines.files import load_json
 
 BYTES_PER_ELEMENT = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1, "I32": 4, "I64": 8, "F64": 8}
 _HEADER_LIMIT_BYTES = 100_000_000
@@ -77,7 +78,7 @@ def read_shard_header(path: Path) -> dict[str, TensorFacts]:
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         for name, entry in header.items():
             _check_span(name, tensors[name], *entry["data_offsets"])
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a safetensors file: {error}", hint="download or export this shard again"
         ) from error
@@ -108,9 +109,9 @@ def _check_index(folder: Path, tensors: dict[str, TensorFacts]) -> None:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = load_json(index)["weight_map"]
         return {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index}: not a safetensors index", hint="download it again") from error
 
 

@@ -224,8 +224,26 @@ def _llm_api(choices: _Choices, release: str, engine: Engine, max_input_len: int
     return found
 
 
+def _require_even_split(model: ModelSpec, tensor: int) -> None:
+    """Refuse a tensor parallel size that does not divide the heads.
+
+    Each GPU takes as many attention heads; KV heads are split, or where there are fewer of them than GPUs, repeated.
+    Source: TensorRT-LLM, tensorrt_llm/layers/attention.py (num_attention_heads // tp_size, and
+    (num_kv_heads + tp_size - 1) // tp_size KV heads on each).
+    """
+    if model.attention_heads % tensor == 0 and (model.kv_heads % tensor == 0 or tensor % model.kv_heads == 0):
+        return
+    possible = [size for size in (1, 2, 4, 8) if model.attention_heads % size == 0]
+    raise UserError(
+        f"tensor parallel {tensor}: {model.name} has {model.attention_heads} attention heads and {model.kv_heads} KV "
+        "heads, which it does not divide",
+        hint=f"--tp: one of {', '.join(map(str, possible))}",
+    )
+
+
 def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision) -> Verdict:
     found = require_possible(precision, gpu, model.family)
+    _require_even_split(model, choices.asked.recipe.parallel.tensor)
     choices.given("model", model.name, f"{model.parameters:,} parameters")
     choices.given("gpu", gpu.name, f"{gib(gpu.memory_bytes)}, compute capability {gpu.compute_capability}")
     choices.given("precision", precision.name, found.status)

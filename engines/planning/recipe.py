@@ -10,19 +10,20 @@ import yaml
 from pydantic import Field
 
 from engines.errors import UserError
-from engines.files import Strict, read_yaml, validate
+from engines.files import MOST_TOKENS, Strict, read_yaml, validate
 from engines.spec import DEFAULT_ENGINE_PROFILE, LlmApiVersion
 
 Auto = Literal["auto"]
+MOST_SEQUENCES = 1 << 16  # far past any engine's batch
 
 
 class Workload(Strict):
     """The traffic the engine is sized for; tokens and seconds."""
 
-    input_tokens: int = Field(1024, ge=1, description="Prompt length of a typical request.")
-    output_tokens: int = Field(1024, ge=1, description="Reply length of a typical request.")
-    longest_input_tokens: int = Field(4096, ge=1, description="Longest prompt that must be accepted.")
-    longest_output_tokens: int = Field(4096, ge=1, description="Longest reply that must be possible.")
+    input_tokens: int = Field(1024, ge=1, le=MOST_TOKENS, description="Prompt length of a typical request.")
+    output_tokens: int = Field(1024, ge=1, le=MOST_TOKENS, description="Reply length of a typical request.")
+    longest_input_tokens: int = Field(4096, ge=1, le=MOST_TOKENS, description="Longest prompt that must be accepted.")
+    longest_output_tokens: int = Field(4096, ge=1, le=MOST_TOKENS, description="Longest reply that must be possible.")
 
 
 class Objectives(Strict):
@@ -43,9 +44,9 @@ class Parallelism(Strict):
 class LimitChoices(Strict):
     """Build limits; `auto` lets the plan choose."""
 
-    max_batch_size: int | Auto = "auto"
-    max_num_tokens: int | Auto = "auto"
-    max_seq_len: int | Auto = "auto"
+    max_batch_size: Annotated[int, Field(ge=1, le=MOST_SEQUENCES)] | Auto = "auto"
+    max_num_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | Auto = "auto"
+    max_seq_len: Annotated[int, Field(ge=2, le=MOST_TOKENS)] | Auto = "auto"
 
 
 class KvChoices(Strict):
@@ -155,7 +156,7 @@ class Recipe(Strict):
     step_time: Literal["roofline", "silicon"] | Auto = "auto"
     engine_profile: str = DEFAULT_ENGINE_PROFILE
     step_time_calibration: str | None = None
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=1 << 63)
 
 
 class ResolvedRecipe(Strict):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from engines.errors import MissingError, UserError
+from engines.files import text_file
 from engines.spec import gpu_named
 from loadtest.metrics import LevelSummary, summarize
 from loadtest.results import RUN_NAME, read_records, read_run, read_samples
@@ -77,7 +78,7 @@ def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[st
         return _points_of_run(path)
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="give a CSV of measured points or a run folder")
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with text_file(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         missing = [name for name in _NEEDED if name not in (rows.fieldnames or ())]
         if missing:
@@ -87,12 +88,15 @@ def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[st
             )
         points: list[Point] = []
         others: Counter[str] = Counter()
-        for line, row in enumerate(rows, start=2):
-            why = _why_left_out(row, wanted)
-            if why is None:
-                points.append(_point_of_row(row, f"{path.name}:{line}"))
-            else:
-                others[why] += 1
+        try:
+            for line, row in enumerate(rows, start=2):
+                why = _why_left_out(row, wanted)
+                if why is None:
+                    points.append(_point_of_row(row, f"{path.name}:{line}"))
+                else:
+                    others[why] += 1
+        except csv.Error as error:
+            raise UserError(f"{path}: line {rows.line_num}: not CSV: {error}") from error
     return points, others
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, writing_flags
+from engines.console import PORT, SECONDS, Command, common_flags, writing_flags
 from loadtest.cli.target_options import target_flags
 
 RUN_OUT = Path("artifacts/run")
@@ -61,16 +61,16 @@ GROUPS = {
 @click.option("--expect-workers", type=click.IntRange(1), help="Number of workers to wait for, with --master.")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="Address to listen on for workers, with --master.")
 @click.option(
-    "--port", type=int, default=MASTER_PORT, show_default=True, help="Port of the master, with --master or --worker."
+    "--port", type=PORT, default=MASTER_PORT, show_default=True, help="Port of the master, with --master or --worker."
 )
 @click.option("--worker", is_flag=True, help="Run as a worker of the master at --master-host.")
 @click.option("--master-host", default="127.0.0.1", show_default=True, help="Address of the master, with --worker.")
 @click.option(
-    "--within", type=float, default=60.0, show_default=True, help="Maximum seconds for master and workers to connect."
+    "--within", type=SECONDS, default=60.0, show_default=True, help="Maximum seconds for master and workers to connect."
 )
 @click.option("--web-ui", is_flag=True, help="Serve Locust's web pages and live charts on loopback during the run.")
-@click.option("--web-port", type=int, default=8089, show_default=True, help="Port of the web pages.")
-@click.option("--web-ui-linger", type=float, default=0.0, help="Seconds to keep serving the web pages after the run.")
+@click.option("--web-port", type=PORT, default=8089, show_default=True, help="Port of the web pages.")
+@click.option("--web-ui-linger", type=SECONDS, default=0.0, help="Seconds to keep serving the web pages after the run.")
 @writing_flags
 @common_flags
 def run_load(**flags: Any) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from engines.errors import MissingError, UserError
-from engines.files import Document, Strict, read_json
+from engines.files import Document, Strict, parse_json, read_json, text_file, validate
 from loadtest.scenario import Scenario
 
 RUN_NAME = "run.json"
@@ -252,7 +251,7 @@ def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]
     """
     seen: set[int] = set()
     for number, values in enumerate(_lines(folder / REQUESTS_NAME), start=1):
-        record = RequestRecord.model_validate(values)
+        record = validate(values, RequestRecord, where=f"{folder / REQUESTS_NAME}: line {number}")
         wrong = f"id {record.id} comes twice" if record.id in seen else _disorder(record)
         if wrong is not None and check:
             raise UserError(
@@ -278,18 +277,15 @@ def read_samples(folder: Path) -> Iterator[Sample]:
     """Yield a run's samples in order; none where the server had no metrics. Errors as `read_records`."""
     path = folder / SAMPLES_NAME
     if path.is_file():
-        for values in _lines(path):
-            yield Sample.model_validate(values)
+        for number, values in enumerate(_lines(path), start=1):
+            yield validate(values, Sample, where=f"{path}: line {number}")
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="check that this is a run folder")
-    with path.open(encoding="utf-8") as file:
+    with text_file(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 return
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}: line {number} is not JSON: {error}") from error
+            yield parse_json(line, where=f"{path}: line {number}")

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from engines.errors import UserError
+from engines.files import MOST_TOKENS
 from loadtest.scenario.length_files import Pairs, read_column
 
 _FORMS: dict[str, tuple[str, ...]] = {
@@ -170,8 +171,8 @@ def _number(said: object) -> float | None:
         number = float(said)
     except ValueError:
         return None
-    if not 0 <= number < math.inf:
-        raise ValueError("a number from 0 up is expected")
+    if not 0 <= number <= MOST_TOKENS:  # of a pause, in seconds, half a year
+        raise ValueError(f"a number from 0 to {MOST_TOKENS:,} is expected")
     return number
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from engines.errors import MissingError, UserError
-from engines.files import Strict
+from engines.files import MOST_TOKENS, Strict
 
 # What the files people have call prompt and reply lengths; the trace formats' own names among them.
 PAIR_COLUMNS = (
@@ -33,7 +33,7 @@ def read_column(path: str, column: str) -> tuple[float, ...]:
 
     Raises:
         MissingError: There is no such file.
-        UserError: No such column, or a value that is no number from 0 up; with its line.
+        UserError: No such column, or a value out of range; with its line.
     """
     found = []
     for number, row in _rows(path):
@@ -109,8 +109,10 @@ def _positive(value: object, name: str, path: str, number: int, *, least: float)
         found = float(str(value))
     except ValueError:
         found = math.nan
-    if not least <= found < math.inf:
-        raise UserError(f"{path}: line {number}: '{name}' is {value!r:.60}, not a number of at least 0")
+    if not least <= found <= MOST_TOKENS:
+        raise UserError(
+            f"{path}: line {number}: '{name}' is {value!r:.60}, not a number from {least:g} to {MOST_TOKENS:,}"
+        )
     return found
 
 
@@ -127,15 +129,18 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             return
         names = [name.strip() for name in next(csv.reader([head]), [])]
         reader = csv.reader(file)
-        for row in reader:
-            if row:
-                yield reader.line_num + 1, dict(zip(names, row, strict=False))
+        try:
+            for row in reader:
+                if row:
+                    yield reader.line_num + 1, dict(zip(names, row, strict=False))
+        except csv.Error as error:
+            raise UserError(f"{path}: line {reader.line_num + 1}: not CSV: {error}") from error
 
 
 def _json_row(line: str, path: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: line {number} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise UserError(f"{path}: line {number} is not a JSON object")

@@ -11,15 +11,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
 from engines.errors import MissingError, UserError
-from engines.files import Source, Strict, read_yaml, source_of
+from engines.files import MOST_TOKENS, Source, Strict, read_yaml, source_of
 from loadtest.scenario.arrivals import Arrivals
 from loadtest.scenario.distributions import Distribution, PairsOf, Pause, TokensOrAuto, fixed
 from loadtest.scenario.slo import Objectives
-from loadtest.scenario.traces import Trace
+from loadtest.scenario.traces import MOST_ARRIVALS, Trace
 
 ProtocolName = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
 GENERATED_PROMPTS = ("chat", "random")
 DEFAULT_ISL, DEFAULT_OSL = 256, 64
+# Bounds that only a slip of the pen passes: a machine has 65,536 ports, and sends far fewer requests a second.
+MOST_USERS = 65_536
+MOST_RATE_PER_S = 100_000.0
+LONGEST_S = 1e7  # 116 days
+Users = Annotated[int, Field(ge=1, le=MOST_USERS)]
+RatePerS = Annotated[float, Field(gt=0, le=MOST_RATE_PER_S)]
 PROMPT_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 
@@ -39,7 +45,7 @@ class Lengths(Strict):
     isl: TokensOrAuto = "auto"
     osl: TokensOrAuto = "auto"
     pairs: PairsOf | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Self:
@@ -57,8 +63,8 @@ class Prefixes(Strict):
         share: Share of prompts (of first turns, in conversations) that start with one of them.
     """
 
-    count: Annotated[int, Field(ge=1)] = 1
-    tokens: Annotated[int, Field(ge=1)]
+    count: Annotated[int, Field(ge=1, le=MOST_ARRIVALS)] = 1
+    tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
@@ -76,7 +82,7 @@ class Conversations(Strict):
     turns: TokensOrAuto = "auto"
     think_s: Pause = fixed(0.0)
     history: Literal["replies", "stand_in"] = "replies"
-    max_tokens: Annotated[int, Field(ge=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=2, le=MOST_TOKENS)] | None = None
 
 
 def _source(said: str) -> str:
@@ -206,16 +212,16 @@ class Scenario(Strict):
     """
 
     name: str = "sweep"
-    concurrency: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64)
+    concurrency: Annotated[tuple[Users, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64)
     lengths: Lengths = Lengths()
-    rate_per_s: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
+    rate_per_s: Annotated[tuple[RatePerS, ...], Field(min_length=1)] | None = None
     arrivals: Arrivals | None = None
-    duration_s: Annotated[float, Field(gt=0)] = 600.0
+    duration_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 600.0
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    requests: Annotated[int, Field(ge=1)] = 32
-    requests_per_user: Annotated[int, Field(ge=0)] = 0
-    window_s: Annotated[float, Field(ge=0)] = 0.0
-    warmup_requests: Annotated[int, Field(ge=0)] = 1
+    requests: Annotated[int, Field(ge=1, le=MOST_ARRIVALS)] = 32
+    requests_per_user: Annotated[int, Field(ge=0, le=MOST_ARRIVALS)] = 0
+    window_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
+    warmup_requests: Annotated[int, Field(ge=0, le=MOST_ARRIVALS)] = 1
     start: Literal["staggered", "together"] = "staggered"
     prompts: PromptSource = "chat"
     prefixes: Prefixes | None = None
@@ -224,13 +230,13 @@ class Scenario(Strict):
     classes: tuple[TrafficClass, ...] = ()
     objectives: Objectives | None = None
     model: str = "tensorrt_llm"
-    seed: Annotated[int, Field(ge=0)] = 0
-    level_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    reply_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    unreachable_s: Annotated[float, Field(ge=0)] = 5.0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    level_timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 600.0
+    request_timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 60.0
+    reply_timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 600.0
+    unreachable_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 5.0
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)
-    sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.25
+    sample_interval_s: Annotated[float, Field(ge=0.05, le=LONGEST_S)] = 0.25
     trust: ValidityLimits = ValidityLimits()
 
     @field_validator("classes")

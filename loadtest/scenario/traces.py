@@ -14,10 +14,11 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from engines.errors import MissingError, UserError
-from engines.files import Strict
+from engines.files import MOST_TOKENS, Strict
 
 MOST_ARRIVALS = 5_000_000  # at some 200 bytes each, what a load generator's machine can be expected to hold
 SLACK_S = 60.0  # by so much may a row of a trace come too late in its file and be found in its slice
+LATEST_S = 1e11  # 3,000 years: dates counted in seconds and ms are before it
 _NEAR_BYTES = 1 << 16  # a slice's beginning is looked for until it is as near as this
 HASH_BLOCK_TOKENS = 512  # tokens behind one of Mooncake's hashes
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -137,7 +138,7 @@ class _Layout(NamedTuple):
 
 def _seconds(value: Any) -> float:
     number_s = float(str(value))
-    if not 0 <= number_s < math.inf:
+    if not 0 <= number_s <= LATEST_S:
         raise ValueError
     return number_s
 
@@ -153,7 +154,7 @@ def _date(value: Any) -> float:
 
 def _tokens(value: Any) -> int:
     number = int(str(value))
-    if number < 0:
+    if not 0 <= number <= MOST_TOKENS:
         raise ValueError
     return number
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import MissingError, UserError
+from engines.files import parse_json, text_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -273,13 +274,10 @@ def read_messages(path: Path) -> Iterator[list[Message]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
+    with text_file(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}: line {number} is not JSON: {error}") from error
+                yield number, parse_json(line, where=f"{path}: line {number}")
 
 
 def _messages_of(row: Any) -> list[Message] | None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from engines.console import PORT
 from triton_repo.openai_api import KEY_VARIABLE
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
@@ -17,7 +18,7 @@ def front_flags(function: _FunctionT) -> _FunctionT:
     """Add serve-repo's flags for the OpenAI front."""
     options = (
         click.option("--openai", is_flag=True, help="Also serve an OpenAI-compatible API in front of Triton."),
-        click.option("--openai-port", default=9000, show_default=True),
+        click.option("--openai-port", type=PORT, default=9000, show_default=True),
         click.option(
             "--openai-model", default=None, help="Model name that clients send.  [default: the engine's model]"
         ),

@@ -16,16 +16,21 @@ FOLDER = click.Path(path_type=Path)
 @click.command("serve-repo", cls=console.Command)
 @click.argument("repository", type=FOLDER)
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--http-port", default=8000, show_default=True)
-@click.option("--grpc-port", default=8001, show_default=True)
-@click.option("--metrics-port", default=8002, show_default=True)
+@click.option("--http-port", type=console.PORT, default=8000, show_default=True)
+@click.option("--grpc-port", type=console.PORT, default=8001, show_default=True)
+@click.option("--metrics-port", type=console.PORT, default=8002, show_default=True)
 @click.option("--tritonserver", default="auto", show_default=True, help="auto, local, or the path to a tritonserver.")
 @click.option(
-    "--ready-within", default=120.0, show_default=True, help="Maximum seconds to wait until the server is ready."
+    "--ready-within",
+    type=console.SECONDS,
+    default=120.0,
+    show_default=True,
+    help="Maximum seconds to wait until the server is ready.",
 )
-@click.option("--stop-after", type=float, default=None, help="Stop the server after this many seconds.")
+@click.option("--stop-after", type=console.SECONDS, default=None, help="Stop the server after this many seconds.")
 @click.option(
     "--drain-within",
+    type=console.SECONDS,
     default=30.0,
     show_default=True,
     help="Seconds that requests in flight may take to finish when the server stops. 0: cancel them.",

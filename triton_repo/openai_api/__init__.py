@@ -4,6 +4,6 @@ It talks to the `tensorrt_llm` model directly. Chat template, tokenizing and det
 streamed token costs one small gRPC message and one small HTTP chunk, and no Python model in between.
 """
 
-from triton_repo.openai_api.api_keys import KEY_VARIABLE
+from triton_repo.openai_api.api_keys import KEY_VARIABLE, read_keys
 
-__all__ = ["KEY_VARIABLE"]
+__all__ = ["KEY_VARIABLE", "read_keys"]

@@ -20,9 +20,13 @@ def read_keys(path: Path | None, variable: str | None) -> list[str]:
     if path is None:
         return [variable] if variable else []
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"--api-key-file {path}: no regular file", hint="give a file with one key per line")
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"--api-key-file {path}: {error.strerror}", hint="give a file with one key per line") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--api-key-file {path}: not UTF-8 text", hint="give a file with one key per line") from error
     keys = [line.strip() for line in lines if line.strip()]
     if not keys:
         raise UserError(f"--api-key-file {path}: contains no key", hint="write one key per line")

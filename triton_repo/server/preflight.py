@@ -119,7 +119,7 @@ def _config_version(manifest: EngineManifest, engine_folder: Path) -> str | None
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}", hint=_rebuild(manifest)) from error
     version = config.get("version") if isinstance(config, dict) else None
     return version if isinstance(version, str) else None

@@ -20,7 +20,9 @@ def run(repository: Path, as_json: bool, verbose: bool) -> None:
     else:
         _show_findings(repository, findings, verbose=verbose)
     if errors:
-        raise SystemExit(TargetMissedError.exit_status)
+        raise TargetMissedError(
+            f"{repository}: {errors} error{'s' * (errors != 1)}; the repository should not be served"
+        )
 
 
 def _show_findings(repository: Path, findings: list[Finding], *, verbose: bool) -> None:

@@ -13,6 +13,7 @@ from engines import console
 from engines.errors import MissingError, UserError
 from engines.files import made_by, to_json
 from triton_repo.audit import check_repository, read_config
+from triton_repo.openai_api import read_keys
 from triton_repo.server import (
     LOOPBACK,
     SERVER_NAME,
@@ -58,8 +59,10 @@ def run(repository: Path, **flags: Any) -> None:
             become_trtllm_serve(repository, manifest, **where)
         flags = _as_twin(flags)
     require_servable(manifest.engine, _engine_folder(repository))
+    _require_different_ports(flags)
     if flags["openai"]:
         require_free(flags["address"], flags["openai_port"])
+        read_keys(flags["api_key_file"], None)  # a key file that cannot be read is told before the server starts
     found = local_triton.find_runtime(flags["tritonserver"], local_triton.default_folder())
     ports = Ports(flags["http_port"], flags["grpc_port"], flags["metrics_port"], flags["address"])
     record = start_server(
@@ -82,6 +85,17 @@ def run(repository: Path, **flags: Any) -> None:
         stop_front(repository)
         stop_server(repository)
         raise
+
+
+def _require_different_ports(flags: dict[str, Any]) -> None:
+    """Refuse two flags with one port."""
+    names = ("http_port", "grpc_port", "metrics_port", *(("openai_port",) if flags["openai"] else ()))
+    of_port: dict[int, str] = {}
+    for name in names:
+        flag = f"--{name.replace('_', '-')}"
+        if flags[name] in of_port:
+            raise UserError(f"{of_port[flags[name]]} and {flag} are both {flags[name]}", hint="give each its own port")
+        of_port[flags[name]] = flag
 
 
 def _refuse_tritons(flags: dict[str, Any]) -> None:

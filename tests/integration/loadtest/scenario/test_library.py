@@ -137,7 +137,7 @@ def test_a_flag_that_cannot_be_is_refused(flags: dict[str, Any], wrong: str) -> 
         ({"prefixes": {"count": 0, "tokens": 5}}, "greater than or equal to 1"),
         ({"prefixes": {"tokens": 5, "share": 1.5}}, "less than or equal to 1"),
         ({"conversation": {"turns": "uniform(3, 1)"}}, "min 3 is above max 1"),
-        ({"conversation": {"turns": 3, "think_s": -1}}, "from 0 up"),
+        ({"conversation": {"turns": 3, "think_s": -1}}, "from 0 to 16,777,216"),
         ({"replies": "maybe"}, "'exact' or 'free'"),
         ({"concurrency": [0]}, "greater than or equal to 1"),
     ],

@@ -335,7 +335,7 @@ def test_rows_are_read_in_the_shapes_people_have(line: str, messages: list[tuple
     ("text", "wrong"),
     [
         ('{"prompt": "a"}\n{"question": "b"}\n', "line 2 has no prompt"),
-        ('{"prompt": "a"}\nnonsense\n', "line 2 is not JSON"),
+        ('{"prompt": "a"}\nnonsense\n', "line 2: not valid JSON"),
         ("[1]\n", "line 1 has no prompt"),
         ('{"messages": ["a"]}\n', "line 1 has no prompt"),
     ],

@@ -104,7 +104,7 @@ def test_a_lognormal_has_its_mean_and_spread() -> None:
         ("empirical()", "needs a path"),
         ("0", "whole number from 1 up"),
         ("2.5", "whole number from 1 up"),
-        (-3, "from 0 up"),
+        (-3, "from 0 to 16,777,216"),
         (True, "not a length"),
         (None, "not a length"),
     ],

@@ -1,0 +1,90 @@
+"""Small valid inputs of every format a command reads, made once, and the commands that read them."""
+
+from __future__ import annotations
+
+import importlib
+import struct
+import tomllib
+from pathlib import Path
+
+import click
+
+from tests.attack.victim import run
+from tests.unit.engines.checkpoint.test_inspection import SHAPES, write_checkpoint, write_tokenizer
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+CLOSED = "http://127.0.0.1:9"  # the discard port: nothing listens
+DEMAND = """
+name: tiny
+model: deepseek-r1-0528-qwen3-8b
+traffic: {process: described, rate_per_s: 0.1, classes: [{name: chat, lengths: {isl: 50, osl: 20}}]}
+objectives: {ttft_s: {p95: 2.0}}
+candidates: {engines: [engine]}
+prices: {file: prices.yaml, vendor: mine}
+"""
+SCENARIO = """
+name: small
+concurrency: [1]
+requests: 2
+lengths: {isl: "lognormal(mean=16, cv=0.5, max=64)", osl: 4}
+prefixes: {count: 2, tokens: 8, share: 0.5}
+conversation: {turns: 2, think_s: 0.1}
+seed: 1
+"""
+TEXTS = {
+    "recipe.yaml": "precision: fp8\nworkload: {input_tokens: 100, output_tokens: 50}\nlimits: {max_batch_size: 8}\n",
+    "serving.yaml": "max_queue_size: 8\n",
+    "scenario.yaml": SCENARIO,
+    "traced.yaml": "arrivals: {process: trace, path: trace.csv}\n",
+    "prompted.yaml": "prompts: prompts.jsonl\nconcurrency: [1]\nrequests: 2\nlengths: {osl: 4}\n",
+    "demand.yaml": DEMAND,
+    "prices.yaml": "prices:\n- {vendor: mine, gpu: h100-sxm-80gb, usd_per_gpu_h: 2, read_on: 2026-01-01, source: x}\n",
+    "objectives.yaml": "ttft_s: {p95: 2.0}\nitl_s: {p99: 0.5}\n",
+    "gate.yaml": "objectives: {ttft_s: {p95: 2.0}}\n",
+    "trace.csv": "at_s,isl,osl\n0,16,4\n0.5,20,4\n1.0,8,2\n",
+    "prompts.jsonl": '{"prompt": "w1 w2 w3"}\n{"prompt": "w4 w5"}\n',
+    "keys.txt": "sk-attack\n",
+}
+POINTS = "concurrency_or_batch,isl,osl,ttft_ms,itl_ms,throughput_out_tok_s\n" + "".join(
+    f"{users},{isl},200,{20 + users * isl / 100:g},{6 + users / 10:g},\n" for users in (1, 4, 16) for isl in (200, 1000)
+)
+
+
+def commands() -> dict[str, click.Command]:
+    """Return every command of the package, by its script's name."""
+    found = {}
+    for name, target in SCRIPTS.items():
+        package, _, function = target.partition(".start:")
+        found[name] = getattr(importlib.import_module(f"{package}.{function}"), function)
+        importlib.import_module(f"{package}.actions.{function}")
+    importlib.import_module("loadtest.report")
+    return found
+
+
+def make_examples(folder: Path) -> None:
+    """Fill a folder with one valid example of each input."""
+    place = folder / "place"
+    place.mkdir(parents=True)
+    for name, text in {**TEXTS, "points.csv": POINTS}.items():
+        (place / name).write_text(text)
+    write_checkpoint(place / "checkpoint", shapes=SHAPES)
+    (place / "tokenizer").mkdir()
+    write_tokenizer(place / "tokenizer", words=10)
+    (place / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    (place / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    known = commands()
+    made = {
+        "build-engine": [
+            ["--precision", "fp8", "--emulate", "--out", "engine"],
+            ["--precision", "fp8", "--emulate", "--backend", "pytorch", "--out", "pytorch"],
+        ],
+        "build-repo": [["engine", "--tokenizer", "tokenizer", "--out", "repository"]],
+        "predict-load": [
+            ["engine", *["--isl", "8", "--osl", "4", "--concurrency", "1,2", "--requests", "4", "--out", "run"]],
+        ],
+    }
+    for name, lines in made.items():
+        for words in lines:
+            ended = run(known[name], words, place)
+            assert (ended.status, ended.broken(name)) == (0, None), (name, ended)

@@ -1,0 +1,176 @@
+"""The attack: every command's whole argument list, and every file that a command reads, damaged.
+
+`ATTACK_EXAMPLES` is how many cases each command and each file gets; `make attack` takes many more than CI.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.attack.examples import CLOSED, SCRIPTS, commands, make_examples
+from tests.attack.hostile import argument_lists, damaged, make_odd_places
+from tests.attack.victim import Ended, run
+
+EXAMPLES = int(os.environ.get("ATTACK_EXAMPLES", "25"))
+KNOWN = commands()
+SMALL = ["--isl", "8", "--osl", "4", "--concurrency", "1", "--requests", "2"]
+OF_SERVER = ["--url", CLOSED, "--tokenizer", "tokenizer/tokenizer.json"]
+BEGIN: dict[str, list[str]] = {
+    "build-engine": ["--precision", "fp8", "--emulate", "--out", "out"],
+    "unpack-checkpoint": ["model.gguf", "--out", "out"],
+    "compare-models": [],
+    "build-repo": ["engine", "--tokenizer", "tokenizer", "--out", "out"],
+    "check-repo": ["repository"],
+    "serve-repo": ["repository", "--tritonserver", "nothing"],
+    "check-gpu": ["--out", "out"],
+    "install-triton": ["--out", "trace.csv/x"],
+    "build-deployment": ["repository", "--out", "out"],
+    "roll-engine": ["repository", "engine"],
+    "run-load": ["--out", "out", "--within", "0.2", *OF_SERVER, *SMALL],
+    "report-load": ["run", "--out", "out", "--dry-run"],
+    "find-knee": ["--out", "out", "--objective", "ttft_s.p95=1", *OF_SERVER, "--isl", "8", "--osl", "4"],
+    "plan-capacity": ["demand.yaml", "--out", "out", "--dry-run"],
+    "predict-load": ["engine", "--out", "out", *SMALL],
+    "calibrate-engine": ["--measurements", "points.csv", "--dry-run"],
+}
+# What would start servers, ask for the network, or wait as long as it is told to.
+NEVER = {
+    "serve-repo": {"--tritonserver", "--detach"},
+    "check-gpu": {"--checkpoint"},
+    "install-triton": {"--out"},
+    "run-load": {"--url", "--within", "--master", "--keep-going"},
+    "find-knee": {"--url"},
+    "plan-capacity": {"--ray"},
+}
+# Each file that is read, and a command that reads it.
+READ: dict[str, tuple[str, list[str]]] = {
+    "recipe.yaml": ("build-engine", ["--recipe", "recipe.yaml", "--emulate", "--out", "out"]),
+    "checkpoint/config.json": ("build-engine", ["--precision", "bf16", "--checkpoint", "checkpoint", "--dry-run"]),
+    "checkpoint/model.safetensors": (
+        "build-engine",
+        ["--precision", "bf16", "--checkpoint", "checkpoint", "--dry-run"],
+    ),
+    "checkpoint/tokenizer.json": ("build-engine", ["--precision", "bf16", "--checkpoint", "checkpoint", "--dry-run"]),
+    "model.gguf": ("unpack-checkpoint", ["model.gguf", "--out", "out"]),
+    "serving.yaml": ("build-repo", ["engine", "--serving", "serving.yaml", "--tokenizer", "tokenizer", "--out", "out"]),
+    "engine/manifest.json": ("build-repo", ["engine", "--tokenizer", "tokenizer", "--out", "out"]),
+    "engine/.contents.json": ("build-engine", ["--precision", "fp8", "--emulate", "--out", "engine", "--force"]),
+    "tokenizer/tokenizer.json": ("build-repo", ["engine", "--tokenizer", "tokenizer", "--out", "out"]),
+    "tokenizer/tokenizer_config.json": ("build-repo", ["engine", "--tokenizer", "tokenizer", "--out", "out"]),
+    "repository/manifest.json": ("build-deployment", ["repository", "--out", "out"]),
+    "repository/tensorrt_llm/config.pbtxt": ("check-repo", ["repository"]),
+    "repository/ensemble/config.pbtxt": ("serve-repo", ["repository", "--tritonserver", "nothing"]),
+    "keys.txt": ("serve-repo", ["repository", "--tritonserver", "nothing", "--openai", "--api-key-file", "keys.txt"]),
+    "scenario.yaml": ("predict-load", ["engine", "--scenario", "scenario.yaml"]),
+    "traced.yaml": ("predict-load", ["engine", "--scenario", "traced.yaml"]),
+    "trace.csv": ("predict-load", ["engine", "--scenario", "traced.yaml"]),
+    "prompts.jsonl": (
+        "predict-load",
+        ["engine", "--scenario", "prompted.yaml", "--tokenizer", "tokenizer/tokenizer.json"],
+    ),
+    "run/run.json": ("report-load", ["run", "--out", "out", "--dry-run"]),
+    "run/requests.jsonl": ("report-load", ["run", "--out", "out", "--dry-run"]),
+    "run/samples.jsonl": ("report-load", ["run", "--out", "out", "--dry-run"]),
+    "gate.yaml": ("report-load", ["run", "--out", "out", "--gate", "gate.yaml", "--dry-run"]),
+    "objectives.yaml": ("find-knee", ["--objectives", "objectives.yaml", "--dry-run", "--isl", "8", "--osl", "8"]),
+    "demand.yaml": ("plan-capacity", ["demand.yaml", "--dry-run"]),
+    "points.csv": ("calibrate-engine", ["--measurements", "points.csv", "--dry-run"]),
+}
+COUNTED: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder with one valid example of each input; print the count of the attack in the end."""
+    folder = tmp_path_factory.mktemp("attack")
+    make_examples(folder)
+    make_odd_places(folder / "place")
+    yield folder / "place"
+    print(f"\nattack: {COUNTED['cases']} cases, {COUNTED['tracebacks']} tracebacks, {COUNTED['leftovers']} leftovers")  # noqa: T201 (the figures of `make attack`)
+
+
+class Findings:
+    """The cases that broke a promise, one of each kind."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._found: dict[str, str] = {}
+
+    def add(self, ended: Ended, case: object) -> None:
+        """Count a case, and keep it if a promise was broken."""
+        COUNTED["cases"] += 1
+        why = ended.broken(self._name)
+        COUNTED["tracebacks"] += why == "a traceback"
+        COUNTED["leftovers"] += bool(ended.left)
+        if why is not None:
+            end = "\n    ".join(ended.said.strip().splitlines()[-3:])
+            self._found.setdefault(f"{why}: {end[-700:]}", repr(case)[:600])
+
+    def require_none(self) -> None:
+        """Fail with all that was found."""
+        text = "\n".join(f"* {why}\n  by {case}" for why, case in self._found.items())
+        assert not self._found, f"{self._name}: {len(self._found)} kinds of failure\n{text}"
+
+
+CASES = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    derandomize=EXAMPLES <= 100,  # CI sees the same cases each time; a long attack sees new ones
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_arguments(name: str, examples: Path) -> None:
+    """No argument list breaks the promise of one error line, a known status, nothing left behind, at most 10 s."""
+    command, findings = KNOWN[name], Findings(name)
+
+    @CASES
+    @given(argument_lists(command, BEGIN[name], never=frozenset(NEVER.get(name, ()))))
+    def attack(words: list[str]) -> None:
+        findings.add(_run(command, words, examples), words)
+
+    attack()
+    findings.require_none()
+
+
+@pytest.mark.parametrize("path", READ)
+def test_files(path: str, examples: Path) -> None:
+    """No damaged file breaks it either."""
+    name, words = READ[path]
+    findings = Findings(name)
+    target = examples / path
+    whole = target.read_bytes()
+    valid = _run(KNOWN[name], words, examples)
+    assert valid.broken(name) is None, valid
+
+    @CASES
+    @given(damaged(whole, lines=target.suffix == ".jsonl"))
+    def attack(text: bytes) -> None:
+        target.unlink()
+        target.write_bytes(text)
+        findings.add(_run(KNOWN[name], words, examples), text)
+
+    try:
+        attack()
+    finally:
+        target.write_bytes(whole)
+    findings.require_none()
+
+
+def _run(command: click.Command, words: list[str], place: Path) -> Ended:
+    """Run a command on the examples, and remove what it rightly wrote."""
+    ended = run(command, words, place)
+    for made in ("out", "artifacts"):
+        shutil.rmtree(place / made, ignore_errors=True)
+    return ended
