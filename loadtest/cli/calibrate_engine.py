@@ -38,7 +38,7 @@ CALIBRATION_OUT = Path("artifacts/calibration.json")
 @click.option(
     "--engine-profile",
     metavar="NAME",
-    help="What is expected before any point is seen: trtllm-1.x-triton (default), trtllm-serve, vllm-v1, sglang, ...",
+    help="What is expected before any point is seen: trtllm-1.x-triton, vllm-v1, ...; default: nothing in particular.",
 )
 @click.option(
     "--step-time",
