@@ -1,4 +1,4 @@
-"""What a Hugging Face checkpoint is, and whether it is whole: config, shards, every tensor, tokenizer."""
+"""Read a Hugging Face checkpoint and check that it is complete: config, shards, every tensor, tokenizer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RopeFacts(Strict):
 
 
 class CheckpointFacts(Strict):
-    """A whole checkpoint: geometry, rope, and the files it is made of."""
+    """A complete checkpoint: geometry, rope and files."""
 
     name: str
     architecture: str
@@ -231,7 +231,7 @@ class _ConfigReader:
         if self.config.get("quantization_config"):
             raise UserError(
                 f"{self.path}: the checkpoint is already quantized",
-                hint=("use the 16-bit checkpoint that it was quantized from"),
+                hint="use the 16-bit checkpoint that it was quantized from",
             )
         if self.config.get("use_sliding_window") or self._slides():
             raise UserError(

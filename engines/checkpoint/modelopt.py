@@ -1,4 +1,4 @@
-"""The one file that knows ModelOpt: its presets, its two shapes of configuration, calibration.
+"""ModelOpt's presets, configurations and calibration; no other file contains these.
 
 TensorRT-LLM 1.2 pins ModelOpt 0.37 (its container); offline quantizing takes the current one. Between them the shape
 of `quant_cfg` changed: up to 0.43 a mapping from a wildcard to a quantizer's attributes, from 0.44 a list of entries.

@@ -1,4 +1,4 @@
-"""Judge an exported checkpoint: a forward pass of our own computes from what was exported, not from what was meant.
+"""Verify an exported checkpoint by an independent forward pass over the exported tensors.
 
 The exported weights are dequantized, and what the engine rounds at run time (activations, KV cache) is rounded with
 the exported scales. The same pass over the source's weights is the reference; both run in float32.

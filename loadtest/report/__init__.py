@@ -4,6 +4,7 @@ from loadtest.report.comparison import COMPARISON_PAGE, compare, write_compariso
 from loadtest.report.comparison_page import changed_name, changed_value
 from loadtest.report.comparison_schema import Change, Comparison
 from loadtest.report.gate import Case, Gate, cases_of, regressions_of, write_junit
+from loadtest.report.pages import Table, render_page, table
 from loadtest.report.report import REPORT_NAME, summarize_runs, write_report
 
 __all__ = [
@@ -13,12 +14,15 @@ __all__ = [
     "Change",
     "Comparison",
     "Gate",
+    "Table",
     "cases_of",
     "changed_name",
     "changed_value",
     "compare",
     "regressions_of",
+    "render_page",
     "summarize_runs",
+    "table",
     "write_comparison",
     "write_junit",
     "write_report",

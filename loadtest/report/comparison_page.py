@@ -76,7 +76,9 @@ def _tone(comparison: Comparison, issues: list[str]) -> str:
 def _level_table(comparison: Comparison, level: LevelChanges) -> Table:
     sides = (("baseline", comparison.baseline), ("candidate", comparison.candidate))
     heads: list[Cell | str] = ["quantity", *(Cell(role, below=side.label) for role, side in sides)]
-    return table([*heads, "change", "95 % confidence", "result"], (_row(change) for change in level.changes))
+    return table(
+        [*heads, "change", "95 % confidence", "result"], (_row(change) for change in level.changes), text_at=(5,)
+    )
 
 
 def _row(change: Change) -> list[Cell | str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,12 +48,18 @@ class Table(NamedTuple):
         rows: Each as long as `heads`; a string is a cell of text alone.
         text_columns: How many of the first columns hold text, set to the left.
         groups: A first row of heads: (text, columns it spans); none where empty.
+        text_at: Further columns of text, counted from 0.
+        strong: Rows to set off, counted from 0.
+        notes: What stands below each row over its whole width; an empty one is left out.
     """
 
     heads: tuple[Cell | str, ...]
     rows: tuple[tuple[Cell | str, ...], ...]
     text_columns: int = 1
     groups: tuple[tuple[str, int], ...] = ()
+    text_at: Collection[int] = ()
+    strong: Collection[int] = ()
+    notes: Sequence[str] = ()
 
 
 def table(
@@ -61,10 +67,14 @@ def table(
     rows: Iterable[Iterable[Cell | str]],
     *,
     text_columns: int = 1,
-    groups: tuple[tuple[str, int], ...] = (),
+    **more: Any,
 ) -> Table:
-    """Return a table; rows may be any iterables."""
-    return Table(tuple(heads), tuple(tuple(row) for row in rows), text_columns, groups)
+    """Return a table; rows may be any iterables.
+
+    Args:
+        more: The further attributes of `Table`.
+    """
+    return Table(tuple(heads), tuple(tuple(row) for row in rows), text_columns, **more)
 
 
 def inline_svg(svg: str, name: str) -> Markup:

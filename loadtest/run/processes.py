@@ -1,4 +1,4 @@
-"""The processes that send a run's load: started early, watched, and gone when the command is."""
+"""Load generator processes: start, monitoring, and termination with the command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOCUSTFILE = Path(__file__).parent.parent / "generator" / "locustfile.py"
 
 @dataclass(frozen=True, slots=True)
 class GeneratorProcesses:
-    """Which processes send the load.
+    """Number and kind of the load generator processes.
 
     Attributes:
         workers: Worker processes on this machine; 0 is one process without messages, the lightest.

@@ -1,4 +1,4 @@
-"""What the server says of itself during a run: its metrics, sampled."""
+"""Samples the server's metrics during a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
 
 
 class Monitor:
-    """Threads that sample metrics pages into one file, a line a sample; a slow page does not hold up another.
+    """Threads that sample metrics pages into one file, one line per sample; a slow page does not delay others.
 
     Args:
         urls: Of the metrics pages; none: nothing is sampled.

@@ -1,4 +1,4 @@
-"""The server of a run: where it is, what it said of itself, and whose tokens it counts."""
+"""The server of a run: address, protocol, model, tokenizer and metrics pages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from loadtest.scenario import ProtocolName
 
 @dataclass(frozen=True, slots=True)
 class TargetOptions:
-    """Which server a run is against, as the command line says it.
+    """The target server, as given on the command line.
 
     Attributes:
         protocol: None: found by asking the server.

@@ -1,4 +1,4 @@
-"""What a run's prompts are cut from, found out before it: text with its tokens, words of one token, a file's rows."""
+"""Prepares the sources of prompts before a run: tokenized text, single-token words, rows of a file."""
 
 from __future__ import annotations
 

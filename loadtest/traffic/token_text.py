@@ -1,4 +1,4 @@
-"""Text and its tokens side by side, so that any part of it can be sent as either without tokenizing it again.
+"""Text with its tokens, so that any part can be sent as text or tokens without tokenizing again.
 
 A part of a text has the tokens it has inside the whole only if it begins and ends where the tokenizer splits anyway.
 Before a space that follows no space and is followed by a letter is such a place, for the tokenizers of every model
@@ -40,7 +40,7 @@ _CHARACTERS_PER_TOKEN = 5  # read somewhat more text than needed rather than enc
 
 
 class Message(NamedTuple):
-    """What one side said."""
+    """One message of a conversation."""
 
     role: Role
     text: str

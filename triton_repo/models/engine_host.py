@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from engines.emulator import Batcher, BatcherSettings, Iteration, QueueFullError, Request, RequestError, TokenEvent
-from engines.manifest import EngineManifest
+from engines.manifest import EngineManifest, StepTimeChoice
 from engines.steptime import step_time_for
 from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
@@ -112,7 +112,7 @@ class EngineHost:
             queue.SimpleQueue() for _ in range(SENDER_THREADS)
         ]
         # The server around this engine is real and takes its own time: only the engine's share is emulated.
-        alone = manifest.model_copy(update={"step_time": manifest.step_time.model_copy(update={"host": None})})
+        alone = manifest.model_copy(update={"step_time": _without_server(manifest.step_time)})
         batcher = Batcher(settings, step_time_for(alone))
         self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled)
         self._metrics = EngineMetrics(backend, labels, cpp_backend=cpp_backend)
@@ -306,3 +306,16 @@ def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[in
         before = hash((before, said[begin : begin + tokens_per_block].tobytes()))
         hashes.append(before)
     return tuple(hashes)
+
+
+def _without_server(choice: StepTimeChoice) -> StepTimeChoice:
+    """Return step times with what a server takes from the engine's loop, and without what a real server adds here.
+
+    The Triton around this model is real, so network, tokenizer and streaming cost what they cost. TensorRT-LLM's C++
+    backend, whose callbacks hold the engine's loop, is not here: its share of each iteration is emulated.
+    """
+    if choice.host is None:
+        return choice
+    return choice.model_copy(
+        update={"host": choice.host.model_copy(update={"request_s": 0.0, "latency_s": 0.0, "stream_token_s": 0.0})}
+    )

@@ -1,7 +1,6 @@
-"""What a plan shows and writes: terminal, page, charts, files; imports the rest of `capacity`."""
+"""Output of a plan: terminal, page, charts, files; imports the rest of `capacity`."""
 
-from loadtest.capacity.output.files import CALIBRATE_NAME, SCENARIO_NAME, handed_over
-from loadtest.capacity.output.html_page import PAGE_NAME, page_of
+from loadtest.capacity.output.files import CALIBRATE_NAME, PAGE_NAME, SCENARIO_NAME, handed_over
 from loadtest.capacity.output.terminal import show_compared, show_first, show_plan, show_verification
 
 __all__ = [
@@ -9,7 +8,6 @@ __all__ = [
     "PAGE_NAME",
     "SCENARIO_NAME",
     "handed_over",
-    "page_of",
     "show_compared",
     "show_first",
     "show_plan",

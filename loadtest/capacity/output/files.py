@@ -15,6 +15,7 @@ from loadtest.capacity.simulation import LEAD_RATIO, busiest_window, mean_turns,
 from loadtest.scenario import Trace
 
 RECIPE_NAME, SERVING_NAME, SCENARIO_NAME = "recipe.yaml", "serving.yaml", "verify.yaml"
+PAGE_NAME = "capacity.html"
 CALIBRATE_NAME = "calibrate.yaml"
 CALIBRATION_LEVELS = 6  # of the scenario to calibrate with: as many as a fit takes at least
 WARMUP_RATIO = 0.2

@@ -9,6 +9,7 @@ from engines.calibration import LoadGenerator
 from engines.console import command_line, progress, show, wrote
 from engines.errors import UserError
 from engines.files import Document, made_by, source_of, to_json, write_json
+from engines.manifest import StepTimeChoice
 from engines.outputs import paths_named, refuse_existing_file
 from engines.spec import gpu_named
 from loadtest.calibration import LEAST_POINTS, SERVED, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
@@ -29,6 +30,8 @@ def run(**flags: Any) -> None:
     longest = seen_of([max(point.isl for point in points)], [max(point.osl for point in points)])
     limits = {"max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}
     manifest = planned({**flags, **limits}, None, [longest])
+    if flags["engine_profile"] is None:  # nothing is expected of an engine that was not named
+        manifest = manifest.model_copy(update={"step_time": StepTimeChoice(source=manifest.step_time.source)})
     request = Request(
         manifest,
         tuple(points),

@@ -34,7 +34,6 @@ from loadtest.capacity.output import (
     PAGE_NAME,
     SCENARIO_NAME,
     handed_over,
-    page_of,
     show_compared,
     show_first,
     show_plan,
@@ -157,6 +156,8 @@ def _head(demand: Demand, demand_file: Path) -> Document:
 
 
 def _write(plan: CapacityPlan, together: Compared | None, folder: Path, target: Path, *, force: bool) -> None:
+    from loadtest.capacity.output.html_page import page_of  # loads matplotlib, which no search needs
+
     with whole_folder(target, made_by=plan.made_by, force=force) as made:
         write_json(made / PLAN_NAME, plan)
         write_text(made / PAGE_NAME, page_of(plan, together))

@@ -1,0 +1,186 @@
+"""The charts on the page of a capacity plan."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from engines.spec import MS
+from loadtest.capacity.decision import Row
+from loadtest.capacity.output.charts import Mark, Series, chart, tornado
+from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.sensitivity import Case
+from loadtest.capacity.simulation import RateProbe
+
+TONES = 6
+
+
+class Figure(NamedTuple):
+    """A chart with what stands below it.
+
+    Attributes:
+        key: Colours and names of its points: (tone, name), where the chart has no room for a legend.
+    """
+
+    svg: Markup
+    says: str = ""
+    key: tuple[tuple[int, str], ...] = ()
+
+
+def figures_of(plan: CapacityPlan) -> list[Figure]:
+    """Return the charts of a plan, in order; none where nothing is possible."""
+    row = plan.chosen
+    if row is None:
+        return []
+    found: list[Figure | None] = [_frontier(plan), _day(plan)]
+    if plan.sweep:
+        found += [_batch(plan), _load(plan)]
+    found.append(_tornado(plan, row))
+    return [each for each in found if each is not None]
+
+
+def _frontier(plan: CapacityPlan) -> Figure:
+    best = plan.chosen
+    names = list(dict.fromkeys(point.name for point in plan.frontier))
+    edge = sorted((each.usd_per_month, each.ttft_p95_s * MS) for each in plan.frontier if each.is_on_frontier)
+    series = [Series("frontier", edge, TONES - 1, "line", is_dashed=True)]
+    tones = {name: min(place, TONES - 1) for place, name in enumerate(names)}
+    series += [
+        Series(
+            "",
+            [(each.usd_per_month, each.ttft_p95_s * MS) for each in plan.frontier if each.name == name],
+            tone,
+            "dots",
+        )
+        for name, tone in tones.items()
+    ]
+    marks = [
+        Mark(each.usd_per_month, each.ttft_p95_s * MS, "recommended")
+        for each in plan.frontier
+        if best is not None and (each.name, each.replicas) == (best.name, best.replicas)
+    ]
+    drawn = chart(
+        "Cost against latency: deployments that meet every objective",
+        series,
+        x="USD a month",
+        y="TTFT p95, ms",
+        marks=marks,
+        x_log=True,
+        y_log=True,
+    )
+    return Figure(Markup(drawn), key=tuple((tone, name) for name, tone in tones.items()))
+
+
+def _day(plan: CapacityPlan) -> Figure | None:
+    day, row = plan.day, plan.chosen
+    if day is None or row is None:
+        return None
+    capacity = row.fleet_per_s or row.rate_per_s or 1.0
+    headroom = 1 - plan.demand.availability.headroom
+    series = [
+        Series("up, autoscaled", [(each.at_h, each.up) for each in day.points], 0, "steps"),
+        Series("needed", [(each.at_h, each.needed) for each in day.points], 1, "steps"),
+        Series(
+            "without headroom",
+            [(each.at_h, each.rate_per_s / capacity) for each in day.points],
+            2,
+            "line",
+            is_dashed=True,
+        ),
+    ]
+    over = "the day" if day.is_day else "the trace"
+    drawn = chart(
+        f"Replicas over {over}",
+        series,
+        x="hours",
+        y="replicas",
+        limits=[(float(row.replicas or 0), f"{row.replicas} planned for the peak with losses")],
+    )
+    note = (
+        f"{day.mean_replicas:.1f} replicas on average; {day.short_minutes:.0f} minutes below the headroom of "
+        f"{1 - headroom:.0%}, {day.overloaded_minutes:.0f} overloaded. A replica takes "
+        f"{plan.demand.autoscaling.start_up_s:g} s to come up."
+    )
+    return Figure(Markup(drawn), note)
+
+
+def _looks(plan: CapacityPlan) -> list[RateProbe]:
+    """Return what was simulated of the recommended engine's replica, the operating point among it, by rate."""
+    operating = [] if plan.operating is None else [plan.operating]
+    return sorted(
+        {each.rate_per_s: each for each in (*plan.sweep, *operating)}.values(), key=lambda each: each.rate_per_s
+    )
+
+
+def _batch(plan: CapacityPlan) -> Figure:
+    points = _looks(plan)
+    mean = [(each.in_flight, each.itl_mean_s * MS) for each in points if each.itl_mean_s is not None]
+    tail = [(each.in_flight, each.itl_p99_s * MS) for each in points if each.itl_p99_s is not None]
+    at = plan.operating
+    marks = []
+    if at is not None and at.itl_mean_s is not None:
+        marks.append(Mark(at.in_flight, at.itl_mean_s * MS, f"operating: {at.in_flight:.0f} in flight", is_below=True))
+    drawn = chart(
+        "Latency against batch size, the recommended engine",
+        [Series("ITL p99", tail, 1, "both"), Series("ITL mean", mean, 0, "both")],
+        x="requests in flight on a replica",
+        y="inter-token latency, ms",
+        marks=marks,
+        limits=[(limit * MS, f"limit on {name}") for name, limit in plan.demand.objectives.itl_s.items()],
+    )
+    return Figure(Markup(drawn), "At the unfavourable end of the prediction, with the demand's own traffic.")
+
+
+def _load(plan: CapacityPlan) -> Figure:
+    points = _looks(plan)
+    series = [
+        Series(
+            name,
+            [(each.rate_per_s, value * MS) for each in points if (value := getattr(each, attribute)) is not None],
+            tone,
+            "both",
+        )
+        for name, attribute, tone in (
+            ("TTFT p99", "ttft_p99_s", 3),
+            ("TTFT p95", "ttft_p95_s", 1),
+            ("p50", "ttft_p50_s", 0),
+        )
+    ]
+    at = plan.operating
+    marks = []
+    if at is not None and at.ttft_p95_s is not None:
+        marks.append(Mark(at.rate_per_s, at.ttft_p95_s * MS, f"operating: {at.rate_per_s:.3g}/s", is_below=True))
+    drawn = chart(
+        "Waiting against load, one replica",
+        series,
+        x="requests a second on a replica",
+        y="TTFT, ms",
+        marks=marks,
+        limits=[(limit * MS, f"limit on {name}") for name, limit in plan.demand.objectives.ttft_s.items()],
+        y_log=True,
+    )
+    return Figure(Markup(drawn), "What is promised is the load just left of where a limit is passed.")
+
+
+def _tornado(plan: CapacityPlan, row: Row) -> Figure:
+    by_lever: dict[str, list[Case]] = {}
+    for case in plan.sensitivity:
+        by_lever.setdefault(case.lever, []).append(case)
+    bars = [
+        (lever, first.usd_per_month, second.usd_per_month, _words(first), _words(second))
+        for lever, (first, second, *_) in by_lever.items()
+    ]
+    drawn = tornado(
+        "What moves the cost",
+        bars,
+        row.usd_per_month or 0.0,
+        x="USD a month, the recommended row",
+    )
+    note = "A star: another candidate would be recommended then."
+    return Figure(Markup(drawn), note)
+
+
+def _words(case: Case) -> str:
+    replicas = "" if case.replicas is None else f" ({case.replicas})"
+    return f"{case.moved}{replicas}{' *' if case.changes else ''}"
