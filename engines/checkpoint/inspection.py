@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.checkpoint.shards import BYTES_PER_ELEMENT, TensorFacts, read_tensors, shard_paths, some
+from engines.checkpoint.tokenizer import load_tokenizer
 from engines.errors import MissingError, UserError
 from engines.files import Source, Strict, load_json, source_of
 
@@ -290,13 +291,7 @@ def _check_tokenizer(folder: Path, facts: CheckpointFacts) -> None:
         raise MissingError(
             f"{folder / 'tokenizer_config.json'}: no such file", hint="copy it from the model's repository"
         )
-    from tokenizers import Tokenizer  # noqa: PLC0415 (a compiled library; only needed here)
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for a damaged file
-        raise UserError(f"{path}: not a tokenizer: {error}", hint="download it again") from error
-    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    ids = load_tokenizer(path).get_vocab(with_added_tokens=True).values()
     if max(ids, default=0) >= facts.vocab_size:
         raise UserError(
             f"{path}: contains token id {max(ids)}, but the model's vocabulary ends at {facts.vocab_size - 1}"

@@ -58,6 +58,11 @@ def prepare(
     needs_words = any(kind.prompts == "random" for kind in scenario.kinds) or _has_hashes(plans)
     if any(kind.prompts != "random" for kind in scenario.kinds):
         texts["chat"] = chat_text(tokenizer, tokens=_chat_tokens(scenario, plans, rows))
+        if any(kind.prompts == "chat" for kind in scenario.kinds) and not len(texts["chat"].begins):
+            raise UserError(
+                f"{tokenizer_path}: no token begins with a space, so chats cannot be cut anywhere",
+                hint="--prompts random",
+            )
     names = {source: f"text-{number}" for number, source in enumerate(texts)}
     for source, name in names.items():
         texts[source].save(folder, name)

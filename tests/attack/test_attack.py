@@ -27,6 +27,7 @@ BEGIN: dict[str, list[str]] = {
     "build-engine": ["--precision", "fp8", "--emulate", "--out", "out"],
     "unpack-checkpoint": ["model.gguf", "--out", "out"],
     "compare-models": [],
+    "e2c": ["compare-models"],
     "build-repo": ["engine", "--tokenizer", "tokenizer", "--out", "out"],
     "check-repo": ["repository"],
     "serve-repo": ["repository", "--tritonserver", "nothing"],
