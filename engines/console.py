@@ -210,6 +210,17 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def time_left_text(done: int, total: int, elapsed_s: float) -> str:
+    """Return how long the rest takes at the rate so far, to stand after a count; empty before the first and at the end.
+
+    >>> time_left_text(10, 40, 6.0), time_left_text(0, 40, 0.0), time_left_text(40, 40, 24.0)
+    (', about 18 s left', '', '')
+    """
+    if not 0 < done < total:
+        return ""
+    return f", about {elapsed_s * (total - done) / done:.0f} s left"
+
+
 def show(text: str) -> None:
     """Print one line of result to stdout."""
     print(text, flush=True)
