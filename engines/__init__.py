@@ -1,1 +1,1 @@
-"""Ground floor: what the model and the GPU are, what fits, what a step costs; building an engine, emulating one."""
+"""Models, GPUs, memory, step times; building and emulating engines. Imports neither of the other packages."""

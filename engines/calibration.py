@@ -1,4 +1,4 @@
-"""`calibration.json`: what one deployment taught us, with how sure of it we are and where it came from."""
+"""`calibration.json`: the fitted parameters of a deployment, with their uncertainty and their measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUANTITIES: tuple[Quantity, ...] = ("tokens_per_s", "itl_s", "ttft_s")
 
 
 class FittedParameter(Strict):
-    """One number the fit found.
+    """One fitted parameter.
 
     Attributes:
         low: Lower end of the 95 % confidence interval; `high` the upper.
@@ -32,7 +32,7 @@ class FittedParameter(Strict):
 
 
 class PointResidual(Strict):
-    """One measured point and what the fitted model says of it; ratios are predicted over measured, minus 1."""
+    """One measured point and the fitted model's prediction; ratios are predicted / measured - 1."""
 
     where: str
     load: str
@@ -45,7 +45,7 @@ class PointResidual(Strict):
 
 
 class HeldOut(Strict):
-    """Errors on one shape of prompt and reply by a fit that saw all others: absolute, mean; for TTFT the median."""
+    """Errors on one held-out combination of prompt and reply length: mean absolute; for TTFT the median."""
 
     isl: int
     osl: int
@@ -66,7 +66,7 @@ class Alternative(Strict):
 
 
 class EngineLimits(Strict):
-    """The engine's limits as the calibration took them.
+    """The engine's limits used in the calibration.
 
     Attributes:
         usable_kv_ratio: Of the KV cache that the memory plan gives, what the deployment acts as if it had.
@@ -78,7 +78,7 @@ class EngineLimits(Strict):
 
 
 class LoadGenerator(Strict):
-    """What sent the load that was measured; a prediction does the same.
+    """Behaviour of the load generator that was used; predictions simulate the same.
 
     Attributes:
         start: `together`: all users begin at once; `staggered`: spread over a request. The first wave is not measured:

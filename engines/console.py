@@ -1,4 +1,4 @@
-"""What every command shares: flags, how failure looks, progress on stderr, the closing `next:` line."""
+"""Shared by all commands: flags, error output, progress on stderr, the closing `next:` line."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 HELP_COLUMNS = 110
+LAST_GROUPS = {
+    "Output": ("--out", "--force", "--dry-run"),
+    "General": ("--json", "--verbose", "--version", "--help"),
+}
 LARGEST_NUMBER = 10**12  # no flag of ours counts, or measures in seconds, tokens or requests, as far as this
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
@@ -29,29 +33,41 @@ _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
 
 class Command(click.Command):
-    """A click command that ends as all of ours do: one clear error, a known exit status.
+    """A click command with this project's error output and exit statuses.
 
     Args:
-        groups: Headings of --help, each with the flags below it; flags of no group come last.
+        groups: Headings of --help, each with the flags below it, the main ones first; flags of no group come after
+            them, and then those that all commands have.
+        example: A command line to end --help with.
     """
 
-    def __init__(self, *args: Any, groups: dict[str, tuple[str, ...]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, groups: dict[str, tuple[str, ...]] | None = None, example: str = "", **kwargs: Any
+    ) -> None:
         kwargs.setdefault("context_settings", {"max_content_width": HELP_COLUMNS})
         super().__init__(*args, **kwargs)
         self.groups = groups or {}
+        self.example = example
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags below their headings."""
-        of_flag = {flag: heading for heading, flags in self.groups.items() for flag in flags}
-        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (*self.groups, "Options")}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections[of_flag.get(parameter.opts[-1], "Options")].append(record)
-        for heading, records in sections.items():
-            if records:
+        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        records = {each.opts[-1]: each.get_help_record(ctx) for each in options}
+        groups = {**LAST_GROUPS, **self.groups}
+        grouped = {flag for flags in groups.values() for flag in flags}
+        groups["Options"] = tuple(flag for flag in records if flag not in grouped)
+        for heading in dict.fromkeys((*self.groups, "Options", *LAST_GROUPS)):
+            shown = [record for flag in groups[heading] if (record := records.pop(flag, None)) is not None]
+            if shown:
                 with formatter.section(heading):
-                    formatter.write_dl(records)
+                    formatter.write_dl(shown)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what stands below the flags, and the example on a line of its own."""
+        super().format_epilog(ctx, formatter)
+        if self.example:
+            formatter.write_paragraph()
+            formatter.write(f"Example: {self.example}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line; words that are not UTF-8 and numbers without bound are refused, for every flag."""
@@ -120,7 +136,7 @@ class _InterruptedError(BaseException):
 
 
 class TerminatedError(KeyboardInterrupt):
-    """The system asked this process to end."""
+    """This process received SIGTERM."""
 
 
 @contextmanager
@@ -192,6 +208,17 @@ def fail(command: str, message: str, hint: str | None) -> None:
 def progress(text: str) -> None:
     """Print one line of progress to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def time_left_text(done: int, total: int, elapsed_s: float) -> str:
+    """Return how long the rest takes at the rate so far, to stand after a count; empty before the first and at the end.
+
+    >>> time_left_text(10, 40, 6.0), time_left_text(0, 40, 0.0), time_left_text(40, 40, 24.0)
+    (', about 18 s left', '', '')
+    """
+    if not 0 < done < total:
+        return ""
+    return f", about {elapsed_s * (total - done) / done:.0f} s left"
 
 
 def show(text: str) -> None:

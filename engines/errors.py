@@ -14,7 +14,7 @@ class CommandError(Exception):
     """A failure with one clear message for the person who ran the command.
 
     Args:
-        message: What went wrong, where, and the limit that was passed.
+        message: What went wrong, where, and the limit that was exceeded.
         hint: One thing to try; shown on its own line.
     """
 
@@ -27,7 +27,7 @@ class CommandError(Exception):
 
 
 class UserError(CommandError):
-    """Asked wrongly: a bad flag, a misspelled key, a combination that cannot exist."""
+    """A usage error: an invalid flag, a misspelled key, an impossible combination."""
 
     exit_status = 2
 

@@ -1,4 +1,4 @@
-"""Strict schemas; YAML and JSON in and out; hashes; files that appear whole or not at all."""
+"""Strict schemas; YAML and JSON in and out; hashes; files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _UNION_BRANCHES = {"int", "float", "str", "bool"}
 
 
 class Strict(BaseModel):
-    """Base of every schema: frozen, every number finite, and a key it does not know is an error."""
+    """Base of every schema: frozen, every number finite; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class Source(Strict):
-    """One input of a document: where it was and what it held."""
+    """One input of a document: its path and its hash."""
 
     path: str
     sha256: str

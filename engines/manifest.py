@@ -1,4 +1,4 @@
-"""What was built, from what, on what: the one file the upper rooms read of an engine."""
+"""The manifest of an engine: what was built, from what and where; the only engine file other packages read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Parallel(Strict):
 
 
 class Limits(Strict):
-    """The engine's build limits; TensorRT-LLM's runtime cannot pass them."""
+    """The engine's build limits; TensorRT-LLM's runtime cannot exceed them."""
 
     max_batch_size: int
     max_num_tokens: int
@@ -54,7 +54,7 @@ class Runtime(Strict):
 
 
 class Notice(Strict):
-    """Something a reader of any later figure must know."""
+    """A caveat for every later figure."""
 
     code: str
     text: str
@@ -107,7 +107,7 @@ class Speculation(Strict):
 
 
 class Disaggregation(Strict):
-    """Prompts computed by some servers, replies by others; the KV cache goes from one to the other.
+    """Disaggregated serving: separate prefill and decode servers, with a transfer of the KV cache.
 
     Attributes:
         transfer: TensorRT-LLM's name of what carries the cache; DEFAULT leaves the choice to it.

@@ -1,4 +1,4 @@
-"""What a command may write to, and what it may replace: folders that appear whole or not at all.
+"""Output folders: which ones a command may write or replace; they appear complete or not at all.
 
 Every folder that a command writes holds `.contents.json`: who made it and the files it wrote. --force replaces a folder
 only where that list accounts for every file in it. This module alone decides that.

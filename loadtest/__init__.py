@@ -1,1 +1,1 @@
-"""Traffic, records, metrics, charts: how an engine behind a server behaves under load."""
+"""Load tests of served engines: traffic, records, metrics, charts, predictions, capacity plans."""

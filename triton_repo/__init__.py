@@ -1,1 +1,1 @@
-"""What Triton loads: render a model repository from an engine's manifest, check it, run the server."""
+"""Model repositories for Triton: render one from an engine's manifest, check it, run the server."""

@@ -1,4 +1,4 @@
-"""Run a plan: inspect, quantize, verify, compile, smoke; the engine folder appears whole or not at all."""
+"""Run a plan: inspect, quantize, verify, compile, smoke; the engine folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _QUANTIZE_CODE = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A plan and all that is needed to carry it out.
+    """A plan and everything needed to execute it.
 
     Attributes:
         checkpoint: Facts of the Hugging Face checkpoint; None only for an emulated engine.

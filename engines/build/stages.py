@@ -1,4 +1,4 @@
-"""Stages of a build: each kept under the hash of what went into it, so that none is done twice.
+"""Stages of a build, each cached under the hash of its inputs, so that none is repeated.
 
 A stage's folder is named by its key: the SHA-256 of the stage's name, the content of its inputs, its parameters, the
 versions of the tools, and the source of the code that does the work. A changed input changes the keys of just what
@@ -70,7 +70,7 @@ class _Finished(Strict):
 
 @dataclass(slots=True)
 class Stages:
-    """The stages one command goes through.
+    """The stages of one command.
 
     Args:
         store: Folder of finished stages; shared by every build beside it.
@@ -128,7 +128,7 @@ class Stages:
 
 @dataclass(slots=True)
 class Memory:
-    """Peak resident memory of a block, this process or its largest child; None where the system does not tell."""
+    """Peak resident memory of a block, of this process or its largest child; None if the system does not report it."""
 
     peak_bytes: int | None = None
 

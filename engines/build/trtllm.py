@@ -1,4 +1,4 @@
-"""The one file that knows TensorRT-LLM: its commands and flags, its versions, how to run it."""
+"""TensorRT-LLM's commands, flags and versions, and how to run them; no other file contains these."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
 from engines.checkpoint.modelopt import require_modelopt
 from engines.checkpoint.quantize import quantize, quantizing_memory_bytes
 from engines.checkpoint.shards import read_shard_header
-from engines.checkpoint.tokenizer import copy_tokenizer, find_tokenizer
+from engines.checkpoint.tokenizer import copy_tokenizer, find_tokenizer, load_tokenizer
 from engines.checkpoint.verify import verify, verifying_memory_bytes
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "inspect_checkpoint",
     "json_records",
     "load_corpus",
+    "load_tokenizer",
     "model_of",
     "quantize",
     "quantize_huggingface",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.checkpoint.tokenizer import load_tokenizer
 from engines.errors import MissingError, UserError
 from engines.files import parse_json, text_file
 
@@ -42,9 +43,7 @@ class TextWindows:
         Raises:
             UserError: Too few documents are that long.
         """
-        from tokenizers import Tokenizer  # noqa: PLC0415 (only needed once text is cut)
-
-        tokenizer = Tokenizer.from_file(str(tokenizer_path))
+        tokenizer = load_tokenizer(tokenizer_path)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         windows: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Hold the config.json of a TensorRT-LLM export to its source, and write right what is wrong or left out."""
+"""Compare the config.json of a TensorRT-LLM export with its source; correct and complete it."""
 
 from __future__ import annotations
 

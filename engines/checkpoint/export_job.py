@@ -1,4 +1,4 @@
-"""What is asked of an export, and how its weights are laid out: split over GPUs, grouped under scales."""
+"""An export's settings and the layout of its weights: split over GPUs, grouped under scales."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engines.spec import Backend, KvFormat, group_size_for, precision_named
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportJob:
-    """One export, as asked for.
+    """One export to write.
 
     Attributes:
         source: Folder of the Hugging Face checkpoint.

@@ -1,4 +1,4 @@
-"""What a Hugging Face checkpoint is, and whether it is whole: config, shards, every tensor, tokenizer."""
+"""Read a Hugging Face checkpoint and check that it is complete: config, shards, every tensor, tokenizer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.checkpoint.shards import BYTES_PER_ELEMENT, TensorFacts, read_tensors, shard_paths, some
+from engines.checkpoint.tokenizer import load_tokenizer
 from engines.errors import MissingError, UserError
 from engines.files import Source, Strict, load_json, source_of
 
@@ -30,7 +31,7 @@ class RopeFacts(Strict):
 
 
 class CheckpointFacts(Strict):
-    """A whole checkpoint: geometry, rope, and the files it is made of."""
+    """A complete checkpoint: geometry, rope and files."""
 
     name: str
     architecture: str
@@ -230,7 +231,7 @@ class _ConfigReader:
         if self.config.get("quantization_config"):
             raise UserError(
                 f"{self.path}: the checkpoint is already quantized",
-                hint=("use the 16-bit checkpoint that it was quantized from"),
+                hint="use the 16-bit checkpoint that it was quantized from",
             )
         if self.config.get("use_sliding_window") or self._slides():
             raise UserError(
@@ -290,13 +291,7 @@ def _check_tokenizer(folder: Path, facts: CheckpointFacts) -> None:
         raise MissingError(
             f"{folder / 'tokenizer_config.json'}: no such file", hint="copy it from the model's repository"
         )
-    from tokenizers import Tokenizer  # noqa: PLC0415 (a compiled library; only needed here)
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for a damaged file
-        raise UserError(f"{path}: not a tokenizer: {error}", hint="download it again") from error
-    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    ids = load_tokenizer(path).get_vocab(with_added_tokens=True).values()
     if max(ids, default=0) >= facts.vocab_size:
         raise UserError(
             f"{path}: contains token id {max(ids)}, but the model's vocabulary ends at {facts.vocab_size - 1}"

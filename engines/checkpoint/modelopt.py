@@ -1,4 +1,4 @@
-"""The one file that knows ModelOpt: its presets, its two shapes of configuration, calibration.
+"""ModelOpt's presets, configurations and calibration; no other file contains these.
 
 TensorRT-LLM 1.2 pins ModelOpt 0.37 (its container); offline quantizing takes the current one. Between them the shape
 of `quant_cfg` changed: up to 0.43 a mapping from a wildcard to a quantizer's attributes, from 0.44 a list of entries.
@@ -7,12 +7,14 @@ of `quant_cfg` changed: up to 0.43 a mapping from a wildcard to a quantizer's at
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
 from engines.checkpoint.export_job import Layout
 from engines.checkpoint.inspection import library
+from engines.console import time_left_text
 from engines.errors import MissingError
 from engines.spec import KvFormat
 
@@ -21,6 +23,7 @@ Progress = Callable[[str], None]
 PACKAGE = "nvidia-modelopt"
 OLDEST_VERSION = (0, 37)  # what TensorRT-LLM 1.2.1 pins (requirements.txt: nvidia-modelopt[torch]~=0.37.0)
 _NVFP4_WITHOUT_GPU = (0, 45)  # until then packing asks the GPU for its compute capability, whether there is one or not
+PROGRESS_STEPS = 4
 BATCH_TOKENS = 8192  # AWQ rounds every weight eleven times a batch: few large batches are several times faster
 
 # ModelOpt's preset of each precision; bf16 and fp16 have none, and int8_wo is rounded by TensorRT-LLM as it loads.
@@ -70,9 +73,13 @@ def calibrate(model: Any, layout: Layout, windows: list[list[int]], *, seed: int
     progress(f"calibrate on {len(windows)} windows ..." if windows else "scale weights ...")
 
     def run_text(calibrated: Any) -> None:
-        size = max(BATCH_TOKENS // len(windows[0]), 1)
+        size, begin_s = max(BATCH_TOKENS // len(windows[0]), 1), time.monotonic()
+        every = max(len(windows) // size // PROGRESS_STEPS, 1) * size
         with torch.inference_mode():
             for begin in range(0, len(windows), size):
+                if begin and begin % every == 0:
+                    left = time_left_text(begin, len(windows), time.monotonic() - begin_s)
+                    progress(f"calibrate: {begin} of {len(windows)} windows{left}")
                 # The decoder alone: the output projection is not quantized, and its logits would be the largest tensor.
                 calibrated.model(torch.tensor(windows[begin : begin + size]), use_cache=False)
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engines.errors import MissingError
+from engines.errors import MissingError, UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 _COPIED = (
@@ -21,6 +25,23 @@ _COPIED = (
 def installed_tokenizers() -> Path:
     """Return the folder where `make setup` installs tokenizers, one folder for each family."""
     return Path(sys.prefix) / "share" / "tokenizers"
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer in a tokenizer.json.
+
+    Raises:
+        MissingError: There is no such file.
+        UserError: It is no tokenizer.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file", hint="give the model's tokenizer.json with --tokenizer")
+    from tokenizers import Tokenizer  # noqa: PLC0415 (a compiled library, slow to import)
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for a damaged file
+        raise UserError(f"{path}: not a tokenizer: {error}", hint="download it again") from error
 
 
 def find_tokenizer(asked: str | None, checkpoint: Path | None, family: str) -> Path | None:

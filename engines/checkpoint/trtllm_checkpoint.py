@@ -65,7 +65,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """An exported checkpoint whose every tensor is there; weights are read when asked for.
+    """A complete exported checkpoint; weights are read on access.
 
     Attributes:
         config: Its config.json.

@@ -1,4 +1,4 @@
-"""Judge an exported checkpoint: a forward pass of our own computes from what was exported, not from what was meant.
+"""Verify an exported checkpoint by an independent forward pass over the exported tensors.
 
 The exported weights are dequantized, and what the engine rounds at run time (activations, KV cache) is rounded with
 the exported scales. The same pass over the source's weights is the reference; both run in float32.
@@ -7,6 +7,7 @@ the exported scales. The same pass over the source's weights is the reference; b
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint, l
 from engines.checkpoint.shards import read_shard_header, shard_paths
 from engines.checkpoint.trtllm_checkpoint import Exported, Layer, Linear, read_exported
 from engines.checkpoint.weight_formats import round_fp8
+from engines.console import time_left_text
 from engines.errors import UserError
 from engines.manifest import CheckpointQuality
 
@@ -109,9 +111,11 @@ def verify(source: Path, exported: Path, *, held_out: TextWindows, progress: Pro
     with torch.inference_mode():
         source_hidden = source_weights.embedding()[tokens]
         exported_hidden = checkpoint.embedding()[tokens]
+        begin_s = time.monotonic()
         for index in range(facts.layers):
             if index % max(facts.layers // _PROGRESS_STEPS, 1) == 0:
-                progress(f"verify: layer {index} of {facts.layers}")
+                left = time_left_text(index, facts.layers, time.monotonic() - begin_s)
+                progress(f"verify: layer {index} of {facts.layers}{left}")
             source_hidden = run_layer(source_hidden, source_weights.layer(index), source_geometry)
             exported_hidden = run_layer(exported_hidden, checkpoint.layer(index), exported_geometry)
         source_hidden = rms_norm(source_hidden, source_weights.final_norm(), facts.norm_epsilon)

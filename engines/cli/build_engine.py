@@ -62,6 +62,7 @@ HELP_GROUPS = {
 @click.command(
     "build-engine",
     cls=Command,
+    example="build-engine --precision fp8 --emulate",
     groups=HELP_GROUPS,
     help=BUILD_HELP,
     epilog="Writes artifacts/engines/NAME unless --out is given.",

@@ -23,7 +23,9 @@ MODEL is one of: {", ".join(model_names())}; without any: {", ".join(DEFAULT_MOD
 """
 
 
-@click.command("compare-models", cls=Command, help=COMPARE_HELP)
+@click.command(
+    "compare-models", cls=Command, example="compare-models llama-3-8b qwen3-8b --gpu h100-sxm-80gb", help=COMPARE_HELP
+)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--gpu", default=DEFAULT_GPU, show_default=True, help=f"One of: {', '.join(gpu_names())}.")
 @click.option(

@@ -23,8 +23,6 @@ EPILOG = """\b
 Completion, for this shell; put the line into ~/.bashrc or ~/.zshrc to keep it:
   eval "$(_E2C_COMPLETE=bash_source e2c)"
   eval "$(_E2C_COMPLETE=zsh_source e2c)"
-
-Example: e2c run-load --url http://127.0.0.1:8000 --concurrency 1,8,32
 """
 
 
@@ -76,7 +74,7 @@ def _room(name: str) -> str:
     return _scripts()[name].value.partition(".")[0]
 
 
-@click.group(NAME, cls=_Umbrella, epilog=EPILOG)
+@click.group(NAME, cls=_Umbrella, epilog=EPILOG, example="e2c run-load --url http://127.0.0.1:8000")
 @click.version_option(None, "--version", package_name=DISTRIBUTION)
 def e2c() -> None:
     """From an LLM checkpoint to a capacity plan: TensorRT-LLM engines, Triton repositories, load tests, plans.

@@ -10,7 +10,7 @@ import click
 from engines.console import Command, common_flags
 
 
-@click.command("unpack-checkpoint", cls=Command)
+@click.command("unpack-checkpoint", cls=Command, example="unpack-checkpoint smollm2 --out artifacts/smollm2")
 @click.argument("source")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")

@@ -1,4 +1,4 @@
-"""The paged KV cache: who holds how many blocks, which prefixes can be found again, what was evicted.
+"""The paged KV cache: block allocation, prefix reuse, eviction.
 
 Blocks are counted, not numbered: a block matters by whom it belongs to and by the hash of its content, never by its
 address. Three kinds make up the pool::
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 class PromptBlocks(NamedTuple):
-    """What a prompt got when its first chunk was scheduled.
+    """The blocks of a prompt when its first chunk was scheduled.
 
     Attributes:
         reused: Blocks found, on the GPU or in host memory, rather than computed.

@@ -1,4 +1,4 @@
-"""What goes into the batcher and comes out: requests, limits, tokens, errors, and the numbers it shows."""
+"""Input and output of the batcher: requests, limits, tokens, errors, metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RequestError(Exception):
 
 
 class QueueFullError(RequestError):
-    """The queue holds as many requests as it may."""
+    """The queue is full."""
 
     def __init__(self, max_queue_size: int) -> None:
         super().__init__(f"Maximum queue size of {max_queue_size} has been reached, please try again later")
@@ -32,7 +32,7 @@ class PromptTooLongError(RequestError):
 
 
 class Request(NamedTuple):
-    """One prompt and how much is wanted back.
+    """One prompt and its requested reply length.
 
     Attributes:
         request_id: Unique among the requests the batcher holds.
@@ -54,7 +54,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatcherSettings:
-    """The limits an engine was built with and the way it is run.
+    """An engine's build limits and run-time settings.
 
     Attributes:
         max_batch_size: Sequences in one iteration, prompts and decoding together.
@@ -118,7 +118,7 @@ class FinishReason(Enum):
 
 
 class TokenEvent(NamedTuple):
-    """One token left the engine.
+    """One generated token.
 
     Attributes:
         token_index: 0 for the first token of the request.
@@ -136,7 +136,7 @@ class TokenEvent(NamedTuple):
 
 
 class BatcherState(NamedTuple):
-    """The numbers TensorRT-LLM's backend publishes, under its names (`nv_trt_llm_*`), and a few it does not.
+    """The metrics that TensorRT-LLM's backend publishes (`nv_trt_llm_*`), and a few more.
 
     Attributes:
         active: Requests that the batch manager has taken from the executor's queue and not yet ended.

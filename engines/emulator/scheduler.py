@@ -1,4 +1,4 @@
-"""TensorRT-LLM's two-stage scheduler: who may hold KV blocks, then how prompts share an iteration's tokens.
+"""TensorRT-LLM's two-stage scheduler: KV block capacity, then the token budget of an iteration.
 
 Follows `capacityScheduler.cpp` and `microBatchScheduler.cpp` of TensorRT-LLM 1.x for beam width 1. Sequences that
 decode always run: each holds one of the at most `max_num_tokens` tokens, since none starts without one to spare.
@@ -15,7 +15,7 @@ from engines.emulator.request import BatcherSettings, FinishReason, Request
 
 
 class Sequence:
-    """One request on its way through the engine.
+    """One request in the engine.
 
     Counters of a decoding sequence are not touched at each iteration; they follow from the iteration's index.
 
@@ -115,7 +115,7 @@ def admissible(
 
 
 class ReuseGate:
-    """Holds a prompt back while another is about to compute the very block it needs next."""
+    """Delays a prompt while another one is about to compute the block that it needs next."""
 
     def __init__(self, pending: Iterable[Sequence], pool: KvPool) -> None:
         self._pool = pool

@@ -23,6 +23,7 @@ from engines.calibration import (
     PointResidual,
     Quantity,
 )
+from engines.console import time_left_text
 from engines.emulator import settings_of
 from engines.errors import UserError
 from engines.files import Document
@@ -106,8 +107,7 @@ def calibrate(
         held = {shape: pool.submit(_fit_without, request, shape) for shape in shapes}
         fits: list[Future[Any]] = [whole, *held.values()]
         for done, _ in enumerate(as_completed(fits), start=1):
-            left_s = (clock() - began_s) / done * (len(fits) - done)
-            progress(f"{done} of {len(fits)} fits done, about {left_s:.0f} s left")
+            progress(f"{done} of {len(fits)} fits done{time_left_text(done, len(fits), clock() - began_s)}")
         best, fitted, tried = whole.result()
         held_errors = {shape: found.result() for shape, found in held.items()}
     progress(f"best: {_words(best)}")

@@ -1,4 +1,4 @@
-"""What to run, how much of it and at what cost, for a traffic and its objectives: the plan, and whether it held."""
+"""Capacity plans: engine, number of replicas and cost for a traffic and its objectives; their verification."""
 
 from loadtest.capacity.parallel import ResultCache, workers_of
 from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, SearchOptions, make_capacity

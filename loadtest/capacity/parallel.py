@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from engines.console import time_left_text
 from engines.errors import DISTRIBUTION, MissingError
 from engines.files import write_json
 from engines.processes import ending_with_parent
@@ -53,10 +54,14 @@ class Workers:
     """Processes that stay for all work of a plan; none where one is enough, or where Ray does the work.
 
     They end with this process, however it ends, and ignore Ctrl-C: it is the parent's to take.
+
+    Attributes:
+        done: Tasks done since they came, over all batches: one count for the whole plan.
     """
 
     def __init__(self, count: int, *, on_ray: bool = False) -> None:
         self.count = count
+        self.done = 0
         self.on_ray = on_ray
         self._pool: ProcessPoolExecutor | None = None
 
@@ -146,16 +151,19 @@ def do(
     if found:
         progress(f"{len(found)} of {len(tasks)} found in {kept.folder}")
     open_places = [place for place in range(len(tasks)) if place not in found]
-    done, begin_s = len(found), time.monotonic()
-    for place, result in workers.run(work.function, [(place, tasks[place]) for place in open_places]):
+    begin_s = time.monotonic()
+    for done, (place, result) in enumerate(
+        workers.run(work.function, [(place, tasks[place]) for place in open_places]), start=1
+    ):
         found[place] = result
-        done += 1
+        workers.done += 1
         path = paths[place]
         if path is not None:
             write_json(path, result)
-        left_s = (time.monotonic() - begin_s) * (len(tasks) - done) / (done - len(tasks) + len(open_places))
-        left = f", about {left_s:.0f} s left" if done < len(tasks) else ""
-        progress(f"{done} of {len(tasks)}{left}: {work.name(tasks[place])}")
+        left = len(open_places) - done
+        step = f", {left} more in this step" if left else ""
+        step += time_left_text(done, len(open_places), time.monotonic() - begin_s)
+        progress(f"{workers.done} simulated{step}: {work.name(tasks[place])}")
     return [found[place] for place in range(len(tasks))]
 
 

@@ -10,9 +10,20 @@ import click
 from engines.console import Command, common_flags, writing_flags
 
 CALIBRATION_OUT = Path("artifacts/calibration.json")
+GROUPS = {
+    "Measurements": ("--measurements", "--start"),
+    "Deployment": (*("--model", "--gpu", "--precision", "--kv-cache", "--tp", "--max-batch-size", "--max-num-tokens"),),
+    "Starting point of the fit": ("--engine-profile", "--step-time"),
+}
 
 
-@click.command("calibrate-engine", cls=Command, epilog=f"Writes {CALIBRATION_OUT} unless --out is given.")
+@click.command(
+    "calibrate-engine",
+    cls=Command,
+    groups=GROUPS,
+    example="calibrate-engine --measurements points.csv --gpu h100-sxm-80gb --precision fp8",
+    epilog=f"Writes {CALIBRATION_OUT} unless --out is given.",
+)
 @click.option(
     "--measurements",
     multiple=True,

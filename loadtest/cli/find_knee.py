@@ -13,10 +13,20 @@ from loadtest.cli.target_options import TARGET_FLAGS, target_flags
 KNEE_OUT = Path("artifacts/knee")
 AXES = ("rate", "concurrency")
 MOST_REQUESTS = 4096
-GROUPS = {"Server (if no engine folder is given)": TARGET_FLAGS}
+GROUPS = {
+    "Search": ("--objective", "--objectives", "--by", "--from", "--to", "--tolerance", "--most-requests"),
+    "Load": ("--scenario", "--isl", "--osl", "--seed"),
+    "Server (if no engine folder is given)": TARGET_FLAGS,
+}
 
 
-@click.command("find-knee", cls=Command, groups=GROUPS, epilog=f"Writes {KNEE_OUT} unless --out is given.")
+@click.command(
+    "find-knee",
+    cls=Command,
+    example="find-knee --url http://127.0.0.1:8000 --objective ttft_s.p95=0.5",
+    groups=GROUPS,
+    epilog=f"Writes {KNEE_OUT} unless --out is given.",
+)
 @click.argument("engine_dir", required=False, type=click.Path(path_type=Path))
 @click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="Scenario with lengths, prompts and arrivals.")
 @target_flags

@@ -31,7 +31,12 @@ Exit status: 0: done; 1: failed; 2: usage error; 3: no possible plan, or the pla
 
 
 @click.command(
-    "plan-capacity", cls=Command, groups=GROUPS, help=HELP, epilog=f"Writes {OUT}/NAME unless --out is given."
+    "plan-capacity",
+    cls=Command,
+    example="plan-capacity demand.yaml --what-if 'traffic*=2'",
+    groups=GROUPS,
+    help=HELP,
+    epilog=f"Writes {OUT}/NAME unless --out is given.",
 )
 @click.argument("demand_file", required=False, type=click.Path(path_type=Path))
 @click.option(

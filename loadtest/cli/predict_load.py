@@ -9,8 +9,24 @@ import click
 
 from engines.console import Command, common_flags
 
+GROUPS = {
+    "Load": (
+        *("--scenario", "--concurrency", "--rate", "--duration", "--requests", "--isl", "--osl", "--prompts"),
+        *("--seed", "--static-batch", "--at-once", "--tokenizer"),
+    ),
+    "Engine (if no engine folder is given)": (
+        *("--model", "--gpu", "--precision", "--kv-cache", "--tp", "--max-batch-size", "--max-num-tokens"),
+    ),
+    "Prediction": ("--calibration", "--engine-profile", "--step-time"),
+}
 
-@click.command("predict-load", cls=Command)
+
+@click.command(
+    "predict-load",
+    cls=Command,
+    groups=GROUPS,
+    example="predict-load artifacts/engines/NAME --concurrency 1,8,32 --isl 1000 --osl 200",
+)
 @click.argument("engine_dir", required=False, type=click.Path(path_type=Path))
 @click.option("--model", "model_name", help="A known model, if no engine folder is given.")
 @click.option("--gpu", help="A known GPU, if no engine folder is given.")

@@ -17,6 +17,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.command(
     "report-load",
     cls=Command,
+    example="report-load artifacts/run",
     epilog=f"Writes {REPORT_OUT}, or with --compare {COMPARISON_OUT}, unless --out is given.",
     groups={
         "Compare": ("--compare", "--across-kinds", "--max-regression"),

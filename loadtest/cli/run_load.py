@@ -13,6 +13,13 @@ from loadtest.cli.target_options import target_flags
 RUN_OUT = Path("artifacts/run")
 MASTER_PORT = 5557
 GROUPS = {
+    "Server": ("--url", "--protocol", "--model", "--tokenizer", "--metrics-url"),
+    "Load": (
+        *("--scenario", "--concurrency", "--rate", "--duration", "--requests", "--isl", "--osl", "--prompts"),
+        "--seed",
+    ),
+    "Run": ("--repeat", "--strict", "--keep-going", "--keep-text"),
+    "Access and TLS": ("--api-key-env", "--ca-file", "--insecure"),
     "Several load generators": (
         *("--workers", "--master", "--expect-workers", "--bind", "--port", "--worker", "--master-host"),
         "--within",
@@ -21,7 +28,13 @@ GROUPS = {
 }
 
 
-@click.command("run-load", cls=Command, epilog=f"Writes {RUN_OUT} unless --out is given.", groups=GROUPS)
+@click.command(
+    "run-load",
+    cls=Command,
+    example="run-load --url http://127.0.0.1:8000 --concurrency 1,8,32 --isl 1000 --osl 200",
+    epilog=f"Writes {RUN_OUT} unless --out is given.",
+    groups=GROUPS,
+)
 @click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario of the library, or a YAML file.")
 @target_flags
 @click.option("--concurrency", metavar="N,N,...", help="Concurrency of each level: users of a closed loop.")

@@ -1,4 +1,4 @@
-"""How requests are sent: connections, HTTP, TLS, time stamps; imports `traffic`, `results` and `scenario`."""
+"""Clients: connections, HTTP, TLS, timestamps, protocols; imports `traffic`, `results` and `scenario`."""
 
 from loadtest.client.connection import Connection, Readings, ServerConnections, UnreachableError
 from loadtest.client.discovery import default_model, discover_protocol, served_models

@@ -1,4 +1,4 @@
-"""Sockets on gevent's loop: bytes are read and stamped where they come, and a user is woken once, at the reply's end.
+"""Sockets on gevent's loop: bytes are read and timestamped on arrival; the user is woken once, at the reply's end.
 
 Between two tokens there is no switch of greenlets and no parsing: the loop's callback receives, takes the time, and
 asks the session whether the reply may have ended. Where the kernel tells when it received the bytes, that is the time
@@ -35,12 +35,12 @@ READ, WRITE = 1, 2  # libev's
 
 
 class UnreachableError(OSError):
-    """Nothing takes connections at the server's address."""
+    """The server accepts no connections."""
 
 
 @dataclass(slots=True)
 class ServerConnections:
-    """A server's address and what all connections to it share.
+    """A server's address and the state shared by all its connections.
 
     Attributes:
         silence_s: A reply that brings no byte for so long has failed.
@@ -92,7 +92,7 @@ class ServerConnections:
 
 
 class Connection:
-    """One user's kept connection; made at the first request, and again after a failure."""
+    """One user's persistent connection; opened at the first request, and again after a failure."""
 
     def __init__(self, door: ServerConnections) -> None:
         self._door = door

@@ -1,4 +1,4 @@
-"""What a server speaks and which models it serves, found by asking it."""
+"""Detects a server's protocol and the models it serves."""
 
 from __future__ import annotations
 

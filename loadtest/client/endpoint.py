@@ -1,4 +1,4 @@
-"""Where a server is and how it is spoken to."""
+"""A server's address and protocol."""
 
 from __future__ import annotations
 

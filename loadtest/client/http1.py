@@ -26,7 +26,7 @@ Sink = Callable[[bytes, float], None]
 
 
 class ProtocolError(Exception):
-    """The server sent what is not understood, or an error in its own words.
+    """The server sent a malformed message or reported an error.
 
     Attributes:
         rejected: It took no more requests just then; the next one may be served.

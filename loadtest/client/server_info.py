@@ -1,4 +1,4 @@
-"""What a server says of itself before a run: its version, its engine, whether that is emulated."""
+"""Queries a server before a run: its version, its engine, and whether that is emulated."""
 
 from __future__ import annotations
 

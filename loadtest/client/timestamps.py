@@ -1,4 +1,4 @@
-"""When bytes came: by the kernel's stamps where there are any, and how late they were read."""
+"""Arrival times of bytes, from the kernel's timestamps if available, and the delay until they were read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stamp_of(ancillary: list[tuple[int, int, bytes]]) -> float | None:
 
 @dataclass(slots=True)
 class Readings:
-    """How a process read what came: by which clock, and how late.
+    """How a process read its replies: clock and delay.
 
     Attributes:
         stamped: Receives whose time is the kernel's.

@@ -1,4 +1,4 @@
-"""TLS apart from sockets: bytes in, bytes out, for a reader of its own."""
+"""TLS without sockets: bytes in, bytes out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files a load generator appends to while it runs: what has ended, and what is under way.
+"""Append-only files of a load generator: finished requests and requests in flight.
 
 A request under way is noted as the record it would have if the generator were lost; whoever outlives the generator
 completes the records from those notes.
@@ -20,7 +20,7 @@ COMPACT_LINES = 10_000  # notes of what has ended are dropped now and then
 
 
 class Journal(Protocol):
-    """Where a generator's requests are written down."""
+    """The journal of a generator's requests."""
 
     @property
     def in_flight(self) -> int:
@@ -88,7 +88,7 @@ class Appender:
 
 
 class RecordJournal:
-    """A generator's records, and its notes of what is under way.
+    """A generator's records and its list of requests in flight.
 
     Args:
         records: File to append records to.

@@ -21,7 +21,7 @@ COUNTED_AT_ONCE = 100
 
 
 class LevelRun:
-    """A level under way in this process: the whole of it, or a worker's share.
+    """A running level in this process: all of it, or a worker's share.
 
     Args:
         first_id: Id of the level's first request.

@@ -1,4 +1,4 @@
-"""A page of live charts beside Locust's own pages: what a person watching a run in a browser sees."""
+"""A page of live charts, in addition to Locust's own pages."""
 
 from __future__ import annotations
 

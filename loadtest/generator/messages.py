@@ -1,4 +1,4 @@
-"""What a load generator's process is told on its standard input, and what it says on its standard output.
+"""Messages between the runner and a load generator process, on its standard input and output.
 
 Told: first one line, the plan or a worker's master; then perhaps `ENOUGH`, which ends a level whose requests tell
 enough. The end of the input means stop, so that no generator outlives the command that started it. Said: one JSON

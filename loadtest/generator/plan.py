@@ -1,4 +1,4 @@
-"""What a generator process is told to send."""
+"""The plan of a load generator process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENOUGH = "enough"  # what a generator under way is told when a level's requests 
 
 
 class GeneratorPlan(Strict):
-    """What the load generator's process is told.
+    """Everything that a load generator process needs to send its load.
 
     Attributes:
         endpoint: The server.

@@ -22,7 +22,7 @@ _SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999, "m
 
 
 class Progress(Strict):
-    """One look at a level under way; latencies and rates in engine time, of requests ended in the last seconds.
+    """One snapshot of a running level; latencies and rates of recently ended requests, in engine time.
 
     Attributes:
         t_s: Wall seconds since the run began.
@@ -58,7 +58,7 @@ class _Second:
 
 
 class LiveStats:
-    """Live statistics of the last seconds of a level under way, from its records, in bounded memory.
+    """Live statistics of the last seconds of a running level, from its records, in bounded memory.
 
     Args:
         time_scale: Wall seconds of one engine second.

@@ -1,4 +1,4 @@
-"""What sends: the state a load generator's users share, one request, and a level, or a worker's share of one."""
+"""Sends requests: the state shared by a load generator's users, one request, and a level."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TICK_S = 0.02  # how often the generator looks at its own clock
 
 
 class SenderState:
-    """What the users of a run share: the plan, the prompts, the level under way, the book of requests.
+    """State shared by the users of a run: plan, prompts, current level, journal.
 
     Args:
         worker: Which of `workers` processes this is; each has its own users, or sends every `workers`-th arrival.

@@ -1,4 +1,4 @@
-"""The highest load that still keeps every objective, by bracketing; who probes, and on which clock, is passed in."""
+"""The highest load that meets every objective, by bracketing and bisection; the probe is passed in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Knee:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         load: The highest load tried that kept every objective; None where none did.

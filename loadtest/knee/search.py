@@ -1,4 +1,4 @@
-"""Find a server's knee: what each probe sends, when it has seen enough, and what is kept of it.
+"""Search for a server's knee: the load of each probe, its end, and its results.
 
 A probe is one level of a scenario, run or predicted. It is told apart by its requests (`evidence.py`): a run ends as
 soon as they suffice, a prediction is made longer until they do.
@@ -55,7 +55,7 @@ class ProbeResult(Strict):
 
 
 class KneeFound(Document):
-    """`knee.json`: the highest load that kept every objective, and everything tried on the way.
+    """`knee.json`: the highest load that met every objective, and every load tried.
 
     Attributes:
         objectives: By class; `all` are those of every request.
@@ -95,7 +95,7 @@ class Span(NamedTuple):
 
 
 class KneeSearch(NamedTuple):
-    """What is searched for, and how thoroughly."""
+    """The objectives and the settings of a search."""
 
     scenario: Scenario
     promises: tuple[ObjectiveScope, ...]
@@ -120,7 +120,7 @@ class KneeSearch(NamedTuple):
 
 
 class ProbeRun(NamedTuple):
-    """What one probe left: the level's run, records and samples."""
+    """The files of one probe: run, records and samples."""
 
     run: RunManifest
     records: Columns | Sequence[RequestRecord]

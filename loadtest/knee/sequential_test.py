@@ -1,4 +1,4 @@
-"""Whether so many requests tell if objectives are met: each is a share of things within a limit, with its interval.
+"""Sequential test of objectives: whether the requests so far decide each one, by the interval of a share.
 
 A percentile under a limit is a share: p95 of TTFT is at most L where at least 95 % of requests have a TTFT of at most
 L. A share has a confidence interval, so a probe of a load can end as soon as the interval lies wholly on one side of
@@ -29,7 +29,7 @@ _Floats = npt.NDArray[np.float64]
 
 
 class SloDecision(NamedTuple):
-    """What the requests so far say of the objectives.
+    """The decision on the objectives from the requests so far.
 
     Attributes:
         met: None while they cannot tell.

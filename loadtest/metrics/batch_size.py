@@ -1,4 +1,4 @@
-"""How many sequences were decoding, by the server's count and by the records, and what a token took at each number."""
+"""Batch size from the server's count and from the records, and the latency per token at each batch size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LEAST_STEPS = 4
 
 
 class Samples(NamedTuple):
-    """A server's samples as arrays; nan where a page did not tell.
+    """A server's samples as arrays; nan where not reported.
 
     Attributes:
         t_s: In the middle of each reading.

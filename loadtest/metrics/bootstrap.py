@@ -1,4 +1,4 @@
-"""How far a figure may be off for the sample it is of: confidence intervals by the bootstrap, seeded and vectorized.
+"""Confidence intervals by the bootstrap, seeded and vectorized.
 
 What is drawn again is a whole unit: a request with all its gaps in a closed loop, since the gaps of one request
 resemble each other; a block of time with all the requests sent in it in an open one, since requests that meet the same
@@ -142,7 +142,7 @@ def _chunks(count: int, counts: Ints | None) -> Iterator[tuple[slice, Ints]]:
 
 @dataclass(frozen=True)
 class Resampler:
-    """Draws units again.
+    """Draws bootstrap resamples.
 
     Attributes:
         unit: Of each request: which unit it belongs to.

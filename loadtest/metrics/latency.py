@@ -1,4 +1,4 @@
-"""Latencies of one level's requests: which are counted, from when, and how they are spread."""
+"""Latencies of one level's requests: which ones count, their reference time, their statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders read whole: records as columns, samples as arrays; what every way of reporting begins with."""
+"""Loaded run folders: records as columns, samples as arrays; the input of every report."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _refuse_unusable(folders: Sequence[Path]) -> None:
         if not (folder / RUN_NAME).is_file():
             raise UserError(
                 f"{folder}: not a run folder: no {RUN_NAME} in it",
-                hint=("give the output folder of run-load or predict-load --out"),
+                hint="give the output folder of run-load or predict-load --out",
             )
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("the same run was given twice")

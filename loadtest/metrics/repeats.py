@@ -1,4 +1,4 @@
-"""Several runs of one scenario: how far their figures lie apart, which no interval within a run can tell."""
+"""Spread between several runs of one scenario."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives against a level's figures, and where a load should have stopped."""
+"""Objectives against a level's figures, and the knee."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def class_alone(level: LevelSummary, found: ClassSummary) -> LevelSummary:
 
 
 class Knee(NamedTuple):
-    """The load to run at.
+    """The knee: the highest load that meets the objectives; without objectives, the load with the best power.
 
     Attributes:
-        level: Its place among the levels; None: not even the least load met the objectives.
+        level: Its place among the levels; None: even the lowest load missed an objective.
         why: How it was found.
     """
 

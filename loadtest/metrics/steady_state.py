@@ -1,4 +1,4 @@
-"""Spans of time a level's figures are of: where the load was what was asked for, and where it had settled.
+"""Measurement windows of a level: where the full load was reached, and its steady state.
 
 The window. In a closed loop: from the first to the last instant, while measuring, with as many requests in flight as
 the level has users (`steady`); where that is less than a tenth of the level, or never happened, the whole measurement
@@ -34,7 +34,7 @@ GROWN_RATIO = 1.25
 
 
 class Window(NamedTuple):
-    """A span of a level, wall seconds since the run began."""
+    """A span of a level, in wall seconds since the start of the run."""
 
     begin_s: float
     end_s: float
@@ -47,7 +47,7 @@ class Window(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """What of a window had settled.
+    """The steady part of a window.
 
     Attributes:
         growing: Requests in flight grew to the end: there is no steady state to find.

@@ -1,4 +1,4 @@
-"""The schema of `summary.json`: every figure with its unit. docs/reference/summary.md is made from it."""
+"""The schema of `summary.json`: every figure with its unit. docs/reference/summary.md is generated from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Range: TypeAlias = tuple[float, float]
 
 
 class Spread(Strict):
-    """How one quantity is spread; all in the quantity's unit."""
+    """Statistics of one quantity, in its unit."""
 
     count: Annotated[int, Field(description="Number of values.")]
     mean: Annotated[float, Field(description="Arithmetic mean.")]
@@ -47,7 +47,7 @@ class Spread(Strict):
 
 
 class BatchSpread(Strict):
-    """How many sequences were decoding at a time."""
+    """Statistics of the number of decoding sequences."""
 
     mean: Annotated[float, Field(description="Mean; the client's count is weighted by time.")]
     p50: Annotated[float, Field(description="Median.")]
@@ -56,7 +56,7 @@ class BatchSpread(Strict):
 
 
 class Interval(Strict):
-    """Where a predicted mean lies with a probability of `share`."""
+    """Prediction interval of a mean, with probability `share`."""
 
     share: Annotated[float, Field(description="Probability, 0 to 1.")]
     low: Annotated[float, Field(description="Lower end.")]
@@ -65,7 +65,7 @@ class Interval(Strict):
 
 
 class BatchPoint(Strict):
-    """What one iteration took at one batch size; seconds."""
+    """Duration of an iteration at one batch size, in seconds."""
 
     batch: Annotated[float, Field(description="Decoding sequences, mean of this bin.")]
     count: Annotated[float, Field(description="Number of gaps between tokens, or of the server's iterations.")]
@@ -75,7 +75,7 @@ class BatchPoint(Strict):
 
 
 class BatchCurve(Strict):
-    """Latency against the batch size it was had at, moment by moment."""
+    """Latency against the batch size at the same moment."""
 
     reconstructed: Annotated[
         list[BatchPoint],
@@ -92,7 +92,7 @@ class BatchCurve(Strict):
 
 
 class Steady(Strict):
-    """What was cut from a level before its figures were computed."""
+    """What was excluded from a level before its figures were computed."""
 
     method: Annotated[str, Field(description="Method.")]
     warmup_s: Annotated[float, Field(description="Excluded at the start, engine seconds.")]
@@ -114,7 +114,7 @@ class Gpus(Strict):
 
 
 class ClassSummary(Strict):
-    """One class of a mix: its requests alone."""
+    """Figures of one class of a mix."""
 
     name: Annotated[str, Field(description="Name of the class.")]
     requests: Annotated[int, Field(description="Measured requests, failed ones included.")]

@@ -1,4 +1,4 @@
-"""Rates of one level: what happened in its window, and how far that may be off."""
+"""Rates of one level in its measurement window, with confidence intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What charts need beyond the summary: distributions, and how a run went over time."""
+"""Data of charts beyond the summary: distributions, and the run over time."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Timeline(NamedTuple):
 
 
 class RunDetail(NamedTuple):
-    """What the charts of one run are drawn from."""
+    """The chart data of one run."""
 
     name: str
     levels: list[LevelDetail]

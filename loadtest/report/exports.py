@@ -1,4 +1,4 @@
-"""A run's figures for other tools: CSV, Parquet, and the JSON that AIPerf's readers know.
+"""A run's figures for other tools: CSV, Parquet, and AIPerf's JSON.
 
 Durations are engine seconds, as in the summary. The AIPerf layout is that of its `profile_export_aiperf.json`, schema
 1.1: one file a level, since AIPerf's own is of one load; ms and its metric names. What AIPerf calls

@@ -1,4 +1,4 @@
-"""A run held to objectives, or a candidate to its baseline, for a pipeline that must say yes or no."""
+"""Pass or fail: a run against objectives, or a candidate against its baseline; JUnit XML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loadtest.scenario import Objectives, Verdict
 
 
 class Gate(Objectives):
-    """Objectives, and which levels they are of.
+    """Objectives, and the levels that they apply to.
 
     Attributes:
         loads: Users, or requests a second, of the levels that must keep the objectives; None: every level.
@@ -42,7 +42,7 @@ class Gate(Objectives):
 
 
 class Case(NamedTuple):
-    """One thing that had to hold.
+    """One check: its result and its message.
 
     Attributes:
         group: The level, or the run as a whole.

@@ -1,4 +1,4 @@
-"""From run folders to what a person reads: `summary.json`, charts, exports, and one page that needs nothing else."""
+"""From run folders to a report: `summary.json`, charts, exports, and a self-contained page."""
 
 from __future__ import annotations
 

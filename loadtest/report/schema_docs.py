@@ -1,4 +1,4 @@
-"""The reference of what report-load writes, made from its schemas."""
+"""The reference of report-load's output, generated from its schemas."""
 
 from __future__ import annotations
 

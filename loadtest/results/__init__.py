@@ -1,4 +1,4 @@
-"""What a run leaves behind: records, samples and the run itself; records as columns of numbers."""
+"""The files of a run: records, samples and run.json; records as columns of numbers."""
 
 from loadtest.results.columns import OUTCOMES, PHASES, UNKNOWN, Bools, Columns, Floats, Ints, columns_of
 from loadtest.results.histogram import LogHistogram

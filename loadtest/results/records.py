@@ -1,4 +1,4 @@
-"""What a run leaves behind: one record for each request, one line for each sample, and what the run was."""
+"""The files of a run: one record per request, one line per metrics sample, and run.json."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Outcome = Literal["ok", "error", "timeout", "cut", "empty", "rejected", "cancell
 
 
 class RequestRecord(Strict):
-    """One request as it happened; seconds since the run began, on one monotonic clock, unscaled.
+    """One request; seconds since the start of the run, on one monotonic clock, unscaled.
 
     Attributes:
         level: Index into the run's levels.
@@ -159,7 +159,7 @@ class ServerFacts(Strict):
 
 
 class WorkerClock(Strict):
-    """How one worker's monotonic clock was brought onto the run's before a level; seconds.
+    """Offset of a worker's monotonic clock from the run's clock before a level; seconds.
 
     Attributes:
         offset_s: How far it was ahead, by the shortest round trip.
@@ -176,7 +176,7 @@ class WorkerClock(Strict):
 
 
 class ValidityIssue(Strict):
-    """One reason not to believe a run's figures: what was seen, and the limit it passed."""
+    """A reason not to rely on a run's figures: the observation, and the limit that it exceeded."""
 
     code: str
     text: str

@@ -1,4 +1,4 @@
-"""Looks at the records of a run under way, and says when they tell enough."""
+"""Stops a level early once its results are conclusive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROWTH = 1.25  # between looks: each may mislead, and costs time that grows with
 
 @dataclass(slots=True)
 class EarlyStop:
-    """Reads what is new in a file of records, and asks whether it suffices.
+    """Reads new records of a level and checks whether its results are conclusive.
 
     Args:
         path: The file, growing; its last line may not be whole yet.

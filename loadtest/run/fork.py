@@ -1,4 +1,4 @@
-"""Work that takes much memory for a moment, done in a process of its own, so that the memory goes with it."""
+"""Runs memory-intensive work in a separate process, so that its memory is released."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes that send a run's load: started early, watched, and gone when the command is."""
+"""Load generator processes: start, monitoring, and termination with the command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOCUSTFILE = Path(__file__).parent.parent / "generator" / "locustfile.py"
 
 @dataclass(frozen=True, slots=True)
 class GeneratorProcesses:
-    """Which processes send the load.
+    """Number and kind of the load generator processes.
 
     Attributes:
         workers: Worker processes on this machine; 0 is one process without messages, the lightest.
@@ -125,7 +125,9 @@ class Generators:
                     line, _, self._said = self._said.partition(b"\n")
                     yield json.loads(line)
                 if not selector.select(within_s):
-                    raise ToolError(f"no message from the load generator for {within_s:g} s")
+                    raise ToolError(
+                        f"no message from the load generator for {within_s:g} s", last_lines=self._last_lines()
+                    )
                 data = os.read(stdout.fileno(), 65_536)
                 if not data:
                     break
@@ -161,16 +163,23 @@ class Generators:
             process.stdin.flush()
         except BrokenPipeError as error:
             self._require_success()
-            raise ToolError("a worker process exited before it started") from error
+            raise ToolError("a worker process exited before it started", last_lines=self._last_lines()) from error
 
     def _log(self, place: int) -> Path:
         return self._folder / f"generator-{place}.log"
 
+    def _last_lines(self) -> list[str]:
+        """Return the end of each process's log; the folder with the logs goes when the command ends."""
+        lines: list[str] = []
+        for place in range(len(self._running)):
+            said = self._log(place).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines += said[-LAST_LINES:]
+        return lines
+
     def _require_success(self) -> None:
         status = self._main.wait(timeout=STOP_WITHIN_S)
         if status != 0:
-            lines = self._log(0).read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-            raise ToolError("the load generator failed", status=status, last_lines=lines)
+            raise ToolError("the load generator failed", status=status, last_lines=self._last_lines())
 
 
 def _end(process: subprocess.Popen[Any], due_s: float) -> None:

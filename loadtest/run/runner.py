@@ -1,4 +1,4 @@
-"""Run a scenario against a server: direct the load generators, sample the server, complete the run folder."""
+"""Run a scenario against a server: control the load generators, sample metrics, complete the run folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ UNDER_WAY_NAME = "under-way.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What is to be run, against what, and where it goes.
+    """A run to execute: scenario, target, output folder.
 
     Attributes:
         keep_text: Keep the prompts that were sent beside the records.
@@ -62,7 +62,7 @@ class RunRequest:
 
 @dataclass(slots=True)
 class RunProgress:
-    """A run as far as it has come.
+    """Progress of a run.
 
     Attributes:
         begun: The level under way, as it began.

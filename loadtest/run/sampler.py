@@ -1,15 +1,16 @@
-"""What the server says of itself during a run: its metrics, sampled."""
+"""Samples the server's metrics during a run."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from engines.errors import MissingError
 from loadtest.client import Endpoint
 from loadtest.results import Sample, parse_metrics
 
@@ -20,7 +21,7 @@ _BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
 
 
 class Monitor:
-    """Threads that sample metrics pages into one file, a line a sample; a slow page does not hold up another.
+    """Threads that sample metrics pages into one file, one line per sample; a slow page does not delay others.
 
     Args:
         urls: Of the metrics pages; none: nothing is sampled.
@@ -94,10 +95,24 @@ def kv_block_tokens(values: Mapping[str, float]) -> int | None:
     return next(found, None) or None
 
 
+def require_page(url: str) -> None:
+    """Refuse a metrics page that does not answer.
+
+    Raises:
+        MissingError: It does not, or the address is no URL.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S):
+            return
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise MissingError(f"--metrics-url {url}: {reason}", hint="check the address, or leave the flag out") from error
+
+
 def read_metrics(url: str) -> dict[str, float]:
     """Return the series this project reads, by their full text; none where the page cannot be read just now."""
     try:
         with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:
             return parse_metrics(reply.read().decode("utf-8", "replace"))
-    except (urllib.error.URLError, OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return {}

@@ -1,4 +1,4 @@
-"""One run, as a command asks for it."""
+"""One run of a command."""
 
 from __future__ import annotations
 

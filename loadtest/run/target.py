@@ -1,4 +1,4 @@
-"""The server of a run: where it is, what it said of itself, and whose tokens it counts."""
+"""The server of a run: address, protocol, model, tokenizer and metrics pages."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from loadtest.client import (
 )
 from loadtest.client.protocols import key_in
 from loadtest.results import ServerFacts
-from loadtest.run.sampler import kv_block_tokens, metrics_url, read_metrics
+from loadtest.run.sampler import kv_block_tokens, metrics_url, read_metrics, require_page
 from loadtest.run.tokenizer import TOKENIZER_FILE, FoundTokenizer, find_tokenizer
 from loadtest.scenario import ProtocolName
 
 
 @dataclass(frozen=True, slots=True)
 class TargetOptions:
-    """Which server a run is against, as the command line says it.
+    """The target server, as given on the command line.
 
     Attributes:
         protocol: None: found by asking the server.
@@ -152,6 +152,8 @@ def _tokenizer(asked: Path | None, named: str | None, model: str, root: str) -> 
 def _with_metrics(asked: TargetOptions, target: Target, origin: str) -> Target:
     """Add the metrics pages, and print everything that was found."""
     facts = target.facts
+    for url in asked.metrics_url:
+        require_page(url)
     beside = None if asked.metrics_url else metrics_url(target.endpoint)
     pages = tuple(dict.fromkeys(asked.metrics_url)) or ((beside,) if beside else ())
     progress(f"server: {asked.url}, {facts.protocol}, model {facts.model}")

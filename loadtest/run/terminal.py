@@ -53,7 +53,7 @@ def _latencies_text(look: Progress) -> str:
 
 
 class Terminal:
-    """Progress on stderr: one line that changes where a person watches, a line now and then in a log.
+    """Progress on stderr: one updating line on a terminal, periodic lines in a log.
 
     Args:
         columns: Width of the terminal; None where there is none.

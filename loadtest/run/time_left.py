@@ -1,4 +1,4 @@
-"""How long the level under way still takes: from its arrivals' timetable, or from the rate of its requests."""
+"""Estimates the time left of the current level, from its arrival times or its request rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a run's figures should not be believed: looked for in its records and samples, each read once."""
+"""Validity checks of a run, in one pass over its records and samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEP_SERIES = ("emulator_steps_total{", "emulator_step_seconds_total{")
 
 @dataclass(slots=True)
 class LevelObservations:
-    """One level's records in few numbers.
+    """Aggregates of one level's records for the validity checks.
 
     Attributes:
         late: How many wall seconds after their time requests were sent.
@@ -73,7 +73,7 @@ def validity_issues_of(
     clocks: Sequence[WorkerClock],
     out: Path,
 ) -> Iterator[ValidityIssue]:
-    """Yield every reason not to believe a run's figures, level by level."""
+    """Yield every validity issue of a run, level by level."""
     emulator = _emulator_seen(levels, out) if facts.emulated else {}
     for index, level in enumerate(levels):
         of_level = seen.get(index, LevelObservations())

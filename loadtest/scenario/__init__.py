@@ -1,4 +1,4 @@
-"""What is asked of a server: schema, arrivals, traces, length distributions, objectives; imports `engines` alone."""
+"""Scenarios: schema, arrivals, traces, length distributions, objectives; imports `engines` alone."""
 
 from loadtest.scenario.arrivals import Constant, Gamma, Poisson, Process, Steps, arrivals_of, draw_times_s, lasting
 from loadtest.scenario.distributions import even

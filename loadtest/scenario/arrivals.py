@@ -1,4 +1,4 @@
-"""Open-loop arrivals: when each request is to be sent, drawn from a seed or read from a trace before the run begins.
+"""Open-loop arrivals: send times drawn from a seed or read from a trace before the run starts.
 
 Times are seconds from the beginning of the run. Nothing a server does moves them.
 """

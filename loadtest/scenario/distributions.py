@@ -1,4 +1,4 @@
-"""Lengths and pauses that vary: written as people say them, drawn from even numbers, the same for everyone who draws.
+"""Distributions of lengths and pauses: notation, and reproducible draws from uniform random numbers.
 
 `256`, `normal(512, 64)`, `lognormal(mean=1024, cv=0.8, max=8192)`, `uniform(100, 200)`, `exponential(30)`,
 `empirical(lengths.csv, isl)`. A draw is the distribution's quantile at a number between 0 and 1, and that number comes
@@ -61,7 +61,7 @@ def _mixed(state: int) -> int:
 
 @dataclass(frozen=True)
 class Distribution:
-    """How one quantity is spread, cut off at its bounds: what lies outside is not drawn, the rest keeps its shape.
+    """The distribution of one quantity, truncated at its bounds.
 
     Attributes:
         kind: `fixed`, or a name of the notation.

@@ -1,4 +1,4 @@
-"""Lengths from files: a log's table, JSON lines, a trace's columns; prompt and reply of one row kept together."""
+"""Lengths from files: a log's table, JSON lines, a trace's columns; prompt and reply lengths stay paired."""
 
 from __future__ import annotations
 

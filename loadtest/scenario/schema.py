@@ -1,4 +1,4 @@
-"""What a load test asks for: who sends what and when, what was promised, when figures are not to be trusted."""
+"""The schema of scenarios: requests, arrivals, objectives, limits of the validity checks."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class TrafficClass(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A class as it is sent: every value settled.
+    """A traffic class with all values resolved.
 
     Attributes:
         name: None where the scenario has no classes.

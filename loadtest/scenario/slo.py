@@ -1,4 +1,4 @@
-"""Service level objectives, and their one evaluation: limits on latencies, goodput and errors against what was found.
+"""Service level objectives and their evaluation: limits on latencies, goodput and errors.
 
 Latencies that start with a request (TTFT, end to end) count from when it was due in an open loop, and from when it was
 sent in a closed one: `clock_start_s`.
@@ -79,7 +79,7 @@ class Objectives(Strict):
 
 
 class Verdict(NamedTuple):
-    """One objective against what was found.
+    """The result of one objective.
 
     Attributes:
         objective: As in `ttft_s p95`, `goodput` or `errors_ratio`.
@@ -93,7 +93,7 @@ class Verdict(NamedTuple):
 
 
 class ObjectiveScope(NamedTuple):
-    """Objectives, and whose: of one class of a mix, or of all requests."""
+    """Objectives and their scope: one class of a mix, or all requests."""
 
     objectives: Objectives
     class_name: str | None = None

@@ -1,4 +1,4 @@
-"""Traces: requests as they once came, with their lengths, in Azure's, BurstGPT's or Mooncake's format, or as CSV."""
+"""Traces: recorded arrivals with lengths, in Azure's, BurstGPT's or Mooncake's format, or as CSV."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EPOCH = datetime(2020, 1, 1, tzinfo=UTC)  # near the traces: a float of seconds
 
 
 class Trace(Strict):
-    """Requests as they once came, with their lengths.
+    """Recorded arrivals with their lengths.
 
     Attributes:
         path: The trace; from the scenario's folder where it is relative.

@@ -1,4 +1,4 @@
-"""What a run would show: a scenario's load against the batcher on a virtual clock; nothing is measured here.
+"""Predicts a run: a scenario's load against the batcher on a virtual clock.
 
 Without a calibration everything above the engine is left out: network, server, tokenizing, client. With one, the host's
 share is in, and the means carry an interval as wide as the calibration was off on what it had not seen.
@@ -44,7 +44,7 @@ _COUNT_SERIES = 'nv_trt_llm_general_metrics{general_type="iteration_counter"}'
 
 @dataclass(frozen=True)
 class Prediction:
-    """A run that was computed: what a run folder holds, in memory."""
+    """A predicted run in memory, with the content of a run folder."""
 
     run: RunManifest
     columns: Columns

@@ -1,4 +1,4 @@
-"""What simulated requests leave behind: columns with spans of iterations, and the lines of a run's records."""
+"""Results of simulated requests: columns with spans of iterations, and records."""
 
 from __future__ import annotations
 

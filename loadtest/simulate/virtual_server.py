@@ -1,4 +1,4 @@
-"""A load against the batcher on a virtual clock: who sends when, what the host adds, when each token leaves.
+"""A load against the batcher on a virtual clock, with host overheads.
 
 The batcher is the one that runs behind the emulated server on the wall clock. Memory grows with iterations and with
 requests under way, never with tokens: what is to be kept of an ended request is its reader's choice.
@@ -28,7 +28,7 @@ _Floats = npt.NDArray[np.float64]
 
 
 class Sent(NamedTuple):
-    """A request on its way.
+    """A request in flight.
 
     Attributes:
         user: Of a closed loop.
@@ -43,7 +43,7 @@ class Sent(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A request that is over.
+    """A finished request.
 
     Attributes:
         spans: Stays in the engine, each as (first, last) iteration; one token in each iteration of a span.
@@ -59,7 +59,7 @@ class Ended(NamedTuple):
 
 
 class Traffic(Protocol):
-    """Who sends what, and when there is nothing more to see."""
+    """The source of requests, and the end of the simulation."""
 
     @property
     def next_s(self) -> float:

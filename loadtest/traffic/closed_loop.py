@@ -41,7 +41,7 @@ def closed_loop(
 
 @dataclass(slots=True)
 class ClosedLoop:
-    """The requests of one level, given out one at a time.
+    """The requests of one level, issued one at a time.
 
     Every user first warms up; the first warm-up replies have staggered lengths unless told otherwise, so that the
     users are spread over the whole of a request when measuring begins instead of all starting at once. Measuring

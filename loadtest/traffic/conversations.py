@@ -1,4 +1,4 @@
-"""What is said in a load: conversations drawn from a scenario's seed, and how far each has come.
+"""Conversations drawn from a scenario's seed, and their progress.
 
 A single request is a conversation of one exchange. Conversation 17 has the same class, lengths, pauses and shared
 prefix whoever draws it, at every level, in a prediction as in a run; what differs from level to level is its words
@@ -61,7 +61,7 @@ class Conversation(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class ConversationState:
-    """A conversation under way.
+    """The state of an active conversation.
 
     Attributes:
         kind: Its class, settled.
@@ -135,7 +135,7 @@ class ConversationState:
 
 
 class LengthStats(NamedTuple):
-    """What some requests are like, in tokens.
+    """Length statistics of requests, in tokens.
 
     Attributes:
         isl: Mean prompt.

@@ -1,4 +1,4 @@
-"""What a scenario's levels send, without sockets or clocks of their own: who sends next, and when it is over."""
+"""The request sequence of a scenario's levels, independent of sockets and clocks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILL_ALLOWANCE = 3  # conversations for each user beyond what is measured: warm-
 
 @dataclass(frozen=True, slots=True)
 class LevelPlan:
-    """One level of a scenario: so many users, or requests by a process.
+    """One level of a scenario: a number of users, or an arrival process.
 
     Attributes:
         rate_per_s: Requests a second of an open loop; of a trace or a changing rate, the mean.
@@ -112,7 +112,7 @@ def _open_plan(scenario: Scenario, process: Process | Trace, rate_per_s: float |
 
 @dataclass(slots=True)
 class Turn:
-    """One request a user is to send.
+    """The next request of a user.
 
     Attributes:
         output_tokens: Reply length: exactly, or at most, as `exact` says.

@@ -1,4 +1,4 @@
-"""Open loops: send times drawn beforehand, whatever the server does."""
+"""Open loops: send times drawn beforehand, independent of the server."""
 
 from __future__ import annotations
 

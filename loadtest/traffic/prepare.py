@@ -1,4 +1,4 @@
-"""What a run's prompts are cut from, found out before it: text with its tokens, words of one token, a file's rows."""
+"""Prepares the sources of prompts before a run: tokenized text, single-token words, rows of a file."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ def prepare(
     needs_words = any(kind.prompts == "random" for kind in scenario.kinds) or _has_hashes(plans)
     if any(kind.prompts != "random" for kind in scenario.kinds):
         texts["chat"] = chat_text(tokenizer, tokens=_chat_tokens(scenario, plans, rows))
+        if any(kind.prompts == "chat" for kind in scenario.kinds) and not len(texts["chat"].begins):
+            raise UserError(
+                f"{tokenizer_path}: no token begins with a space, so chats cannot be cut anywhere",
+                hint="--prompts random",
+            )
     names = {source: f"text-{number}" for number, source in enumerate(texts)}
     for source, name in names.items():
         texts[source].save(folder, name)

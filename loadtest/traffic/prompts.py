@@ -1,4 +1,4 @@
-"""Prompts of stated token counts: made where they are sent, when they are sent, out of text tokenized once.
+"""Generates prompts with given token counts from text that is tokenized once.
 
 Before a run `preparation` writes what its prompts are cut from: a stretch of real chats, one-token words, a prompt
 file's rows. A `PromptMaker` beside the generator cuts; as ids it needs no tokenizer, as text it cuts where token
@@ -32,7 +32,7 @@ Speaker = Literal["system", "user", "assistant"]
 
 
 class Piece(NamedTuple):
-    """Something said: as ids, or as text.
+    """A part of a prompt, as ids or as text.
 
     Attributes:
         tokens: Its length by the engine's tokenizer.
@@ -62,7 +62,7 @@ class Prompt:
 
 
 class Prepared(Strict):
-    """What `preparation.prepare` found out for those who make prompts.
+    """Prepared sources for `PromptMaker`.
 
     Attributes:
         texts: Name of the `TokenText` of each source of prompts.
@@ -94,7 +94,7 @@ def read_prepared(folder: Path) -> Prepared:
 
 
 class PromptMaker:
-    """Makes the prompts of a run, and keeps what was said in the conversations under way.
+    """Generates a run's prompts and stores the history of active conversations.
 
     Args:
         folder: What `prepare` filled.

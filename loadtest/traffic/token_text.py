@@ -1,4 +1,4 @@
-"""Text and its tokens side by side, so that any part of it can be sent as either without tokenizing it again.
+"""Text with its tokens, so that any part can be sent as text or tokens without tokenizing again.
 
 A part of a text has the tokens it has inside the whole only if it begins and ends where the tokenizer splits anyway.
 Before a space that follows no space and is followed by a letter is such a place, for the tokenizers of every model
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import MissingError, UserError
-from engines.files import parse_json, text_file
+from engines.files import load_json, parse_json, text_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,7 +40,7 @@ _CHARACTERS_PER_TOKEN = 5  # read somewhat more text than needed rather than enc
 
 
 class Message(NamedTuple):
-    """What one side said."""
+    """One message of a conversation."""
 
     role: Role
     text: str
@@ -125,12 +125,11 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
     Raises:
         MissingError: There is none at that path.
+        UserError: The file is no tokenizer.
     """
-    if not path.is_file():
-        raise MissingError(f"{path}: no such tokenizer", hint="give the engine's with --tokenizer FILE")
-    from tokenizers import Tokenizer  # noqa: PLC0415 (slow to import; predictions seldom count tokens)
+    from engines.checkpoint import load_tokenizer  # noqa: PLC0415 (slow to import; predictions seldom count tokens)
 
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = load_tokenizer(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -145,10 +144,7 @@ def end_id_of(tokenizer: Tokenizer, path: Path) -> int | None:
     beside = path.with_name("tokenizer_config.json")
     if not beside.is_file():
         return None
-    try:
-        said = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{beside}: not valid JSON: {error}") from error
+    said = load_json(beside)
     word = said.get("eos_token") if isinstance(said, dict) else None
     word = word.get("content") if isinstance(word, dict) else word
     found: int | None = tokenizer.token_to_id(word) if isinstance(word, str) else None

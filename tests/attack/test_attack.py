@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.attack.examples import CLOSED, SCRIPTS, commands, make_examples
-from tests.attack.hostile import argument_lists, damaged, make_odd_places
+from tests.attack.conftest import COUNTED
+from tests.attack.examples import CLOSED, SCRIPTS, commands
+from tests.attack.hostile import argument_lists, damaged
 from tests.attack.victim import Ended, run
 
 EXAMPLES = int(os.environ.get("ATTACK_EXAMPLES", "25"))
@@ -27,6 +26,7 @@ BEGIN: dict[str, list[str]] = {
     "build-engine": ["--precision", "fp8", "--emulate", "--out", "out"],
     "unpack-checkpoint": ["model.gguf", "--out", "out"],
     "compare-models": [],
+    "e2c": ["compare-models"],
     "build-repo": ["engine", "--tokenizer", "tokenizer", "--out", "out"],
     "check-repo": ["repository"],
     "serve-repo": ["repository", "--tritonserver", "nothing"],
@@ -84,17 +84,6 @@ READ: dict[str, tuple[str, list[str]]] = {
     "demand.yaml": ("plan-capacity", ["demand.yaml", "--dry-run"]),
     "points.csv": ("calibrate-engine", ["--measurements", "points.csv", "--dry-run"]),
 }
-COUNTED: Counter[str] = Counter()
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder with one valid example of each input; print the count of the attack in the end."""
-    folder = tmp_path_factory.mktemp("attack")
-    make_examples(folder)
-    make_odd_places(folder / "place")
-    yield folder / "place"
-    print(f"\nattack: {COUNTED['cases']} cases, {COUNTED['tracebacks']} tracebacks, {COUNTED['leftovers']} leftovers")  # noqa: T201 (the figures of `make attack`)
 
 
 class Findings:

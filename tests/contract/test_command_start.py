@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import get_args
 
+import click
 import pytest
 
 from engines import names
+from engines.console import LAST_GROUPS
 from engines.spec import LLM_API_VERSIONS, PRECISIONS, known_gpus, known_models
 from loadtest.cli import find_knee, target_options
 from loadtest.client import OPENAI_KEY
@@ -58,3 +63,25 @@ def test_options_offer_what_the_rooms_accept() -> None:
     assert target_options.OPENAI_KEY == OPENAI_KEY
     assert tuple(UNITS) == find_knee.AXES
     assert Span().most == find_knee.MOST_REQUESTS
+
+
+@pytest.mark.parametrize("target", SCRIPTS.values(), ids=SCRIPTS)
+def test_help_is_in_groups_and_ends_with_an_example(target: str) -> None:
+    """Each flag is shown once, below a heading that names flags the command has; the example's flags exist."""
+    module, _, name = target.partition(":")
+    command = getattr(importlib.import_module(module), name).loaded()
+    context = click.Context(command, info_name=command.name)
+    flags = [each.opts[-1] for each in command.get_params(context) if isinstance(each, click.Option)]
+    grouped = [flag for group in command.groups.values() for flag in group]
+    assert set(grouped) <= set(flags)
+    assert len(grouped) == len(set(grouped))
+    ungrouped = set(flags) - set(grouped) - {flag for group in LAST_GROUPS.values() for flag in group}
+    assert len(ungrouped) <= 6, "too many options without a heading"
+    text = command.get_help(context)
+    options = re.split(r"\n\n(?=[A-Z][^\n]*:\n)", text, maxsplit=1)[1].partition("\n\n  ")[0]
+    for flag in flags:
+        assert len(re.findall(rf"^  (?:-\w, )?{flag}(?![\w-])", options, re.MULTILINE)) == 1, flag
+    *_, last = text.strip().splitlines()
+    assert last.startswith(f"Example: {command.name}")
+    words = shlex.split(last.removeprefix("Example: "))
+    assert {word for word in words if word.startswith("--")} <= {*flags, "--url"}

@@ -151,7 +151,7 @@ def _roll_a_broken_one(engine: Path, tmp_path: Path, server: Server) -> None:
     (broken / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": None}))
     done = command("roll-engine", tmp_path / "repository", broken)
     assert done.returncode == 1, done.stderr
-    assert "the old one serves on" in done.stderr
+    assert "the old one keeps serving" in done.stderr
     assert Stream(server.grpc, "tensorrt_llm", tokens(2)).read().answered == ["2", "2"]
     assert _generate(server)[0] == 200
     assert not (tmp_path / "repository" / "tensorrt_llm" / "3").exists()

@@ -10,9 +10,18 @@ import click
 from engines import console
 
 FOLDER = click.Path(path_type=Path)
+GROUPS = {
+    "Deployment": ("--name", "--namespace", "--image", "--claim", "--replicas", "--max-replicas"),
+    "Objectives and timing": ("--ttft-objective", "--longest-reply", "--drain-before"),
+}
 
 
-@click.command("build-deployment", cls=console.Command)
+@click.command(
+    "build-deployment",
+    cls=console.Command,
+    groups=GROUPS,
+    example="build-deployment artifacts/repositories/NAME --replicas 2",
+)
 @click.argument("repository", type=FOLDER)
 @click.option(
     "--name",

@@ -10,9 +10,15 @@ import click
 from engines import console
 
 FOLDER = click.Path(path_type=Path)
+GROUPS = {
+    "Settings": ("--serving", "--set", "--max-queue-size", "--bls-instances", "--time-scale", "--explain"),
+    "Repository": ("--server", "--served-at", "--tokenizer"),
+}
 
 
-@click.command("build-repo", cls=console.Command)
+@click.command(
+    "build-repo", cls=console.Command, groups=GROUPS, example="build-repo artifacts/engines/NAME --max-queue-size 64"
+)
 @click.argument("engine_dir", type=FOLDER)
 @click.option("--serving", type=FOLDER, default=None, help="Serving settings, a YAML file.")
 @click.option(

@@ -13,7 +13,12 @@ from engines.names import PRECISION_NAMES
 FOLDER = click.Path(path_type=Path)
 
 
-@click.command("check-gpu", cls=console.Command, epilog="Writes artifacts/gpu-check unless --out is given.")
+@click.command(
+    "check-gpu",
+    cls=console.Command,
+    example="check-gpu --precision fp8",
+    epilog="Writes artifacts/gpu-check unless --out is given.",
+)
 @click.option("--checkpoint", type=FOLDER, help="Hugging Face checkpoint. Default: SmolLM2, whose answer is known.")
 @click.option(
     "--precision", type=click.Choice(PRECISION_NAMES), help="Default: fp8 if the GPU supports it, else int8_sq."

@@ -10,7 +10,7 @@ from engines import console
 from triton_repo.cli.build_repo import FOLDER
 
 
-@click.command("check-repo", cls=console.Command)
+@click.command("check-repo", cls=console.Command, example="check-repo artifacts/repositories/NAME -v")
 @click.argument("repository", type=FOLDER)
 @console.common_flags
 def check_repo(**flags: Any) -> None:

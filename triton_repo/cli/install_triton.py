@@ -10,7 +10,7 @@ from engines import console
 from triton_repo.cli.build_repo import FOLDER
 
 
-@click.command("install-triton", cls=console.Command)
+@click.command("install-triton", cls=console.Command, example="install-triton")
 @click.option(
     "--out", type=FOLDER, default=None, help="Folder to install into.  [default: opt/triton in this environment]"
 )

@@ -10,7 +10,9 @@ from engines import console
 from triton_repo.cli.build_deployment import FOLDER
 
 
-@click.command("roll-engine", cls=console.Command)
+@click.command(
+    "roll-engine", cls=console.Command, example="roll-engine artifacts/repositories/NAME artifacts/engines/OTHER"
+)
 @click.argument("repository", type=FOLDER)
 @click.argument("engine_dir", type=FOLDER)
 @console.common_flags

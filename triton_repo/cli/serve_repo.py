@@ -11,9 +11,16 @@ from engines import console
 from triton_repo.cli.front_options import front_flags
 
 FOLDER = click.Path(path_type=Path)
+GROUPS = {
+    "Server": ("--address", "--http-port", "--grpc-port", "--metrics-port", "--tritonserver"),
+    "Start and stop": ("--ready-within", "--stop-after", "--drain-within", "--detach", "--stop"),
+    "OpenAI API": ("--openai", "--openai-port", "--openai-model", "--reasoning", "--api-key-file"),
+}
 
 
-@click.command("serve-repo", cls=console.Command)
+@click.command(
+    "serve-repo", cls=console.Command, groups=GROUPS, example="serve-repo artifacts/repositories/NAME --openai"
+)
 @click.argument("repository", type=FOLDER)
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--http-port", type=console.PORT, default=8000, show_default=True)

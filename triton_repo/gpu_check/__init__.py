@@ -1,4 +1,4 @@
-"""The road from a checkpoint to a served engine, checked link by link on a GPU; imports `audit` and `models`."""
+"""Every link from a checkpoint to a served engine, checked on a GPU; imports `audit` and `models`."""
 
 from triton_repo.gpu_check.links import Link, links, links_table
 from triton_repo.gpu_check.machine import reasons_against

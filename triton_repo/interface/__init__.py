@@ -1,4 +1,4 @@
-"""What Triton and TensorRT-LLM call things: tensors, parameters, configuration; imports `settings` alone."""
+"""Names in Triton and TensorRT-LLM: tensors, parameters, configuration; imports `settings` alone."""
 
 from triton_repo.interface.llmapi import (
     HEADER,

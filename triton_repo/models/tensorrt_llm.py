@@ -146,7 +146,7 @@ class EmulatedEngineModel:
 
     def _sequences(self, inputs: Inputs, row: int, call: Call, count: int) -> list[Sequence]:
         """Return the sequences of one row of a request's batch, not yet queued."""
-        prompt = inputs.prompt(row)
+        prompt = inputs.prompt(row, self._host.vocabulary)
         output_tokens = inputs.number("request_output_len", row)
         if output_tokens is None:
             raise RefusedError("request_output_len is not present in the request")
@@ -253,16 +253,27 @@ class Inputs:
         values = self._row(name, row)
         return [] if values is None else [int(value) for value in values]
 
-    def prompt(self, row: int) -> Array:
-        """Return a prompt's tokens, without its padding."""
+    def prompt(self, row: int, vocabulary: int) -> Array:
+        """Return a prompt's tokens, without its padding.
+
+        Raises:
+            RefusedError: There are none, `input_lengths` contradicts them, or one is no token of the model.
+        """
+        batch = self._get("input_ids")
+        if batch is not None and self.rows > 1 and batch.shape[:1] != (self.rows,):
+            raise RefusedError(f"input_lengths has {self.rows} rows, and input_ids has shape {list(batch.shape)}")
         ids = self._row("input_ids", row)
         if ids is None:
             raise RefusedError("input_ids or encoder_input_features is not present in the request.")
         length = self.number("input_lengths", row)
-        if length is not None and 0 < length < len(ids):
-            ids = ids[:length]
         if len(ids) == 0:
             raise RefusedError("input_ids is empty")
+        if length is not None and not 1 <= length <= len(ids):
+            raise RefusedError(f"input_lengths is {length}, and input_ids holds {len(ids)} tokens")
+        ids = ids[:length]
+        if ids.min() < 0 or ids.max() >= vocabulary:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise RefusedError(f"input_ids holds {wrong}; the model's tokens are 0 to {vocabulary - 1}")
         return np.array(ids)
 
     def refuse_unemulated(self) -> None:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_LIMIT_BYTES = 65_536
+HEAD_WITHIN_S = 20.0
 
 
 class BoundedHttp(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not typed here
-    """Ends a connection whose head goes on past the limit."""
+    """Closes a connection whose head exceeds the size limit or is not complete within the time limit."""
 
     _in_head = False
     _head_bytes = 0
+    _head_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop_waiting()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; what follows an unfinished head is counted to it."""
@@ -25,9 +39,27 @@ class BoundedHttp(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ty
     def on_message_begin(self) -> None:
         """Note the beginning of a head."""
         self._in_head, self._head_bytes = True, 0
+        self._await_head()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Note its end."""
         self._in_head = False
+        self._stop_waiting()
         super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._stop_waiting()
+        self._head_due = self.loop.call_later(HEAD_WITHIN_S, self._end_slow_head)
+
+    def _stop_waiting(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None
+
+    def _end_slow_head(self) -> None:
+        """Answer what came of a head with 400; close a connection that sent nothing."""
+        if self._in_head:
+            self.send_400_response(f"The request's head was not complete within {HEAD_WITHIN_S:g} s.")
+        else:
+            self.transport.close()

@@ -33,7 +33,7 @@ Judgement = Literal["reached", "within the bound", "impossible: above what memor
 
 
 class Figure(Strict):
-    """What kind a figure is, and where it comes from."""
+    """Kind and source of a figure."""
 
     kind: Kind
     source: str
@@ -68,7 +68,7 @@ class ComparedRow(Strict):
 
 
 class ModelVerdict(Strict):
-    """What becomes of the claim for one model.
+    """The result of the claim for one model.
 
     Attributes:
         possible_in_fp16: The FP16 bound is not below the claim.
@@ -84,7 +84,7 @@ class ModelVerdict(Strict):
 
 
 class ModelComparison(Document):
-    """The table, the claim and what is to be said of it."""
+    """The table, the claim and its result."""
 
     gpu: str
     bandwidth_bytes_per_s: float

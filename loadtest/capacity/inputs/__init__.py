@@ -1,4 +1,4 @@
-"""What a plan is asked: demand and prices; imports `scenario` and below."""
+"""Input of a plan: demand and prices; imports `scenario` and below."""
 
 from loadtest.capacity.inputs.demand import (
     SMALL_GPUS,

@@ -1,4 +1,4 @@
-"""What a plan shows and writes: terminal, page, charts, files; imports the rest of `capacity`."""
+"""Output of a plan: terminal, page, charts, files; imports the rest of `capacity`."""
 
 from loadtest.capacity.output.files import CALIBRATE_NAME, PAGE_NAME, SCENARIO_NAME, handed_over
 from loadtest.capacity.output.terminal import show_compared, show_first, show_plan, show_verification

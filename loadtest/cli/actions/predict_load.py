@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.console import command_line, show, wrote
-from engines.errors import UserError
+from engines.errors import MissingError, UserError
 from engines.files import made_by, source_of, to_json
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
 from engines.outputs import paths_named, refuse_existing
@@ -66,10 +66,28 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         rests_on = ends.provenance
     if as_json:
         show(to_json(summary).rstrip())
+        _require_success(summary)
         return
     _show(summary, scenario, f"step times by {manifest.step_time.source}; intervals by {rests_on}")
     if flags["out"] is not None:
         wrote(flags["out"], f"report-load {flags['out']}")
+    _require_success(summary)
+
+
+def _require_success(summary: Summary) -> None:
+    """Refuse to call it done where not one measured request succeeds; as `run-load` does.
+
+    Raises:
+        MissingError: None does.
+    """
+    requests = sum(level.requests for level in summary.levels)
+    if requests > sum(level.errors for level in summary.levels):
+        return
+    texts = (text for level in summary.levels for text in level.errors_by_text)
+    raise MissingError(
+        f"not one of {requests} measured requests would succeed: {next(texts, 'no request was measured')}",
+        hint="shorter prompts or replies, or an engine with larger limits",
+    )
 
 
 def _queued(scenario: Scenario, manifest: EngineManifest, flags: dict[str, Any]) -> tuple[Scenario, EngineManifest]:

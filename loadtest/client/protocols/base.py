@@ -1,4 +1,4 @@
-"""What every protocol is: a request's bytes, and what one message of the reply says."""
+"""The base of all protocols: the bytes of a request and the meaning of one message of the reply."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RequestSpec:
 
 @dataclass(slots=True)
 class Reply:
-    """What a reply said, filled as it is read; times in seconds since the run began.
+    """The content of a reply, filled while it is read; times in seconds since the start of the run.
 
     Attributes:
         sent_s: When the request was sent; with a new connection, when connecting began.

@@ -1,4 +1,4 @@
-"""Several load generators as one: the master tells workers what their share is, and gathers what they saw.
+"""Distributed load generation: the master assigns shares to workers and collects their records.
 
 Locust's distributed mode carries the messages, tells who is there, and runs the users on the workers. Who runs which
 users is ours to say: Locust would move users between workers when one comes or goes, and the load would change unsaid.

@@ -1,4 +1,4 @@
-"""How far apart two machines' monotonic clocks are, by message round trips."""
+"""Offset between two machines' monotonic clocks, from message round trips."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RoundTrip:
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """What to add to our clock to have the other's.
+    """The difference of the other clock from ours.
 
     Attributes:
         uncertainty_s: The truth is no further away than this: half the round trip.

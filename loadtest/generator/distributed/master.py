@@ -1,4 +1,4 @@
-"""The master's side: it sends nothing itself, directs the workers, and writes down what all of them saw."""
+"""The master: coordinates the workers and writes their records; it sends no load."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHECK_S = 0.5
 
 
 class WorkerLostError(ToolError):
-    """A worker is not there any more."""
+    """The connection to a worker was lost."""
 
 
 class Master:

@@ -1,4 +1,4 @@
-"""What a worker is given before it can send: the plan, and the files the plan names."""
+"""Transfer of the plan and its files to a worker."""
 
 from __future__ import annotations
 

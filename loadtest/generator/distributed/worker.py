@@ -1,4 +1,4 @@
-"""A worker's side: it runs its share of each level and reports what it saw."""
+"""A worker: runs its share of each level and reports its records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_WORDS_S = 0.3  # for messages that have been handed to the network and not 
 
 
 class Outbox:
-    """A worker's book of requests: what goes to the master with the next report."""
+    """Records of a worker that the next report sends to the master."""
 
     failed: str | None = None
 

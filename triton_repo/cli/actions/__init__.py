@@ -1,1 +1,1 @@
-"""What each command does once its flags are read; loaded when the command runs, not for --help."""
+"""The implementation of each command; loaded when the command runs, not for --help."""

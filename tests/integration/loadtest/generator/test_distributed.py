@@ -329,7 +329,7 @@ def test_a_worker_whose_master_is_silent_gives_up() -> None:
     bus.runner("master").handlers["here"] = lambda **_: None
     worker = Worker(bus.runner("w0"), prepare=lambda *_: None, open_share=FakeShare, clock=clock)
     clock.ahead_s += workers_side.MASTER_SILENT_S + 1
-    with gevent.Timeout(10), pytest.raises(ToolError, match="has not been heard of"):
+    with gevent.Timeout(10), pytest.raises(ToolError, match="no message from the master"):
         worker.run()
 
 

@@ -51,6 +51,15 @@ def test_what_is_kept_is_not_worked_out_again(tmp_path: Path) -> None:
     assert _all(ResultCache(tmp_path)) == [1, 4, 9, 16]
 
 
+def test_the_count_of_what_was_done_runs_once() -> None:
+    """A second batch goes on counting; what is left of each is said, with its time."""
+    said: list[str] = []
+    with workers_of(1) as workers:
+        for batch in ([1, 2], [3]):
+            do(WORK, batch, kept=ResultCache(None), workers=workers, progress=said.append)
+    assert said == ["1 simulated, 1 more in this step, about 0 s left: 1", "2 simulated: 2", "3 simulated: 3"]
+
+
 _LONG = """
 import sys, time
 from loadtest.capacity.parallel import Workers

@@ -169,7 +169,7 @@ def test_a_files_rows_go_round_and_levels_differ() -> None:
     assert [mix.draw(number).exchanges[0].prompt_tokens for number in range(8)] == [10, 11, 12, 13, 14, 15, 10, 11]
     assert [mix.draw(number).exchanges[0].reply_tokens for number in range(2)] == [64, 5]
     assert [mix.draw(number, level=1).row for number in range(4)] == [3, 4, 5, 0]
-    with pytest.raises(MissingError, match="only a tokenizer can tell"):
+    with pytest.raises(MissingError, match="cannot be counted without a tokenizer"):
         ConversationSampler(scenario)
 
 

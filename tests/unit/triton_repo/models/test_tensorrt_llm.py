@@ -254,6 +254,26 @@ def test_a_request_is_queued_whole_or_not_at_all(model: EmulatedEngineModel) -> 
     assert len(_tokens(filling)) == 1200
 
 
+@pytest.mark.parametrize(
+    ("rows", "lengths", "complaint"),
+    [
+        ([[1, 2]], [[3]], "input_lengths is 3, and input_ids holds 2 tokens"),
+        ([[1, 2]], [[0]], "input_lengths is 0"),
+        ([[1, -1]], [[2]], "input_ids holds -1"),
+        ([[2**31 - 1]], [[1]], "input_ids holds 2147483647; the model's tokens are 0 to"),
+        ([[1, 2, 3]], [[1], [2]], "input_lengths has 2 rows, and input_ids has shape"),
+    ],
+)
+def test_ids_and_lengths_that_contradict_the_tensors_are_refused(
+    model: EmulatedEngineModel, rows: list[list[int]], lengths: list[list[int]], complaint: str
+) -> None:
+    """A length past the ids, rows that do not match, and ids that are no tokens of the model end with an error."""
+    request = FakeRequest("", input_ids=rows, input_lengths=lengths, request_output_len=[[2]] * len(lengths))
+    model.execute([request])
+    assert request.sender.ended.wait(LIMIT_S)
+    assert complaint in str(request.sender.sent[0].error)
+
+
 def test_a_refused_request_harms_no_other(model: EmulatedEngineModel) -> None:
     """Of requests that come together, the one that cannot be answered alone ends with an error."""
     good, bad, also_good = _request([[1]], 2), _request([[1]], 0), _request([[2]], 2)

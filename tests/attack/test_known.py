@@ -1,0 +1,78 @@
+"""What was once a traceback, or passed for a success: each is refused in one line that says what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.attack.examples import CLOSED, commands
+from tests.attack.victim import run
+
+KNOWN = commands()
+PLAN = "build-engine --precision fp8 --emulate --dry-run"
+PREDICT = "predict-load engine --osl 4"
+SERVE = "serve-repo repository --tritonserver nothing"
+REFUSED = {
+    f"{PLAN} --tp 3": "32 attention heads and 8 KV heads",
+    f"{PLAN} --max-batch-size 0": "limits.max_batch_size: Input should be greater than or equal to 1",
+    f"{PLAN} --max-batch-size 1e30": "'1e30' is not a valid integer",
+    f"{PLAN} --isl 1000000000": "less than or equal to 16777216",
+    f"{PLAN} --ttft-ms inf": "inf is not a number from",
+    f"{PREDICT} --isl 1e9 --concurrency 1": "a number from 0 to 16,777,216 is expected",
+    f"{PREDICT} --isl 8 --rate inf": "rate_per_s",
+    f"{PREDICT} --isl 8 --rate nan": "--rate nan",
+    f"{PREDICT} --isl 8 --concurrency 10000000": "less than or equal to 65536",
+    f"{PREDICT} --isl 8 --concurrency 1 --scenario loop": "loop",
+    f"{PREDICT} --isl 8191 --requests 2 --concurrency 1": "not one of 2 measured requests would succeed",
+    f"{PREDICT} --scenario late.yaml": "'at_s' is '1e308'",
+    f"{SERVE} --http-port 70000": "70000 is not in the range 1<=x<=65535",
+    f"{SERVE} --http-port 0": "0 is not in the range 1<=x<=65535",
+    f"{SERVE} --http-port 8001": "--http-port and --grpc-port are both 8001",
+    f"{SERVE} --openai --openai-port 8002": "--metrics-port and --openai-port are both 8002",
+    f"{SERVE} --openai --openai-port 9137 --api-key-file latin1": "latin1: not UTF-8 text",
+    f"{SERVE} --openai --openai-port 9137 --api-key-file pipe": "pipe: no regular file",
+    "build-repo /proc/self/mem --out out": "/proc/self/mem",
+    "build-repo engine --tokenizer tokenizer --serving pipe --out out": "pipe: is a device, a pipe or a socket",
+    "build-repo engine --tokenizer tokenizer --serving loop --out out": "loop: cannot be read: Too many levels",
+    "build-deployment trace.csv/x --out out": "trace.csv/x",
+    "unpack-checkpoint huge.gguf --out out": "9,223,372,036,854,775,808 tensors",
+    f"run-load --url {CLOSED} --tokenizer tokenizer --isl 8 --osl 4 --out out": "127.0.0.1",
+}
+# Each command that writes, and the most a file may grow to: its disk is then full.
+FULL_DISK = {
+    "build-engine --precision fp8 --emulate --out out": 4096,
+    "build-repo engine --tokenizer tokenizer --out out": 4096,
+    "build-deployment repository --out out": 4096,
+    "predict-load engine --isl 8 --osl 4 --concurrency 1 --requests 50 --out out": 4096,
+    "report-load run --out out": 16_384,
+    "find-knee engine --objective ttft_s.p95=1 --isl 8 --osl 4 --most-requests 64 --out out": 1024,
+}
+
+
+@pytest.mark.parametrize(("line", "complaint"), REFUSED.items(), ids=REFUSED)
+def test_is_refused_in_one_line(line: str, complaint: str, examples: Path) -> None:
+    """What the issue lists, each with what its one line says."""
+    (examples / "huge.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1 << 63, 1 << 63))
+    (examples / "late.csv").write_text("at_s,isl,osl\n0,8,4\n1e308,8,4\n")
+    (examples / "late.yaml").write_text("arrivals: {process: trace, path: late.csv}\n")
+    name, *words = line.split()
+    ended = run(KNOWN[name], words, examples)
+    assert ended.status in {1, 2}, ended
+    assert ended.broken(name) is None, ended
+    assert complaint in ended.said
+
+
+@pytest.mark.parametrize(("line", "most_bytes"), FULL_DISK.items(), ids=FULL_DISK)
+def test_a_full_disk_ends_in_one_line(line: str, most_bytes: int, examples: Path) -> None:
+    """Nothing half-written is left where the disk cannot take a file, and the line says so."""
+    name, *words = line.split()
+    ended = run(KNOWN[name], words, examples, file_bytes=most_bytes)
+    has_out = (examples / "out").exists()
+    shutil.rmtree(examples / "out", ignore_errors=True)
+    assert ended.status == 1, ended
+    assert ended.broken(name) is None, ended
+    assert "File too large" in ended.said
+    assert not has_out
