@@ -186,7 +186,7 @@ def test_each_rule_refuses_its_example(rule: Rule) -> None:
 
 def test_a_bad_sentence_is_found_with_its_line() -> None:
     """A finding names the file, the line, the phrase and what to write; code is not searched."""
-    page = "# Title\n\n`what it is of`\n\n```\nin validity issue\n```\n\nThe run's figures are in\ndoubt.\n"
+    page = "# Title\n\n`what it is of`\n\n```\nin doubt\n```\n\nThe run's figures are in\ndoubt.\n"
     assert _findings(Text("a.md", 1, _prose(page))) == ["a.md:9: 'in\ndoubt': write: not valid; validity issue"]
 
 

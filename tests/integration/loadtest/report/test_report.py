@@ -118,7 +118,7 @@ def test_summary_keys(written: Path) -> None:
         "validity_issues",
         "levels",
     } <= set(summary)
-    assert (summary["schema"], summary["kind"], summary["valid"]) == (1, "emulated", True)
+    assert (summary["schema"], summary["kind"], summary["valid"]) == (2, "emulated", True)
     for level, users in zip(summary["levels"], USERS, strict=True):
         assert (level["concurrency"], level["isl"], level["osl"]) == (users, 8, 10)
         assert (level["requests"], level["errors"]) == (3 * users, 0)
@@ -268,7 +268,7 @@ def test_line_that_does_not_fit_is_the_users_to_fix(tmp_path: Path) -> None:
     """A foreign line in the records is named, not a traceback."""
     run = make_run(tmp_path / "run")
     (run / "requests.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(UserError, match="RequestRecord: level: Field required"):
+    with pytest.raises(UserError, match="line 1: missing key 'level'"):
         summarize_runs([run], command="report-load")
 
 

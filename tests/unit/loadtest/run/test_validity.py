@@ -87,7 +87,7 @@ def test_validity_issues_name_their_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uncertainty_s", "drift_s", "doubted"), [(0.001, 0.001, False), (0.006, 0, True), (0, -0.02, True)]
+    ("uncertainty_s", "drift_s", "with_issues"), [(0.001, 0.001, False), (0.006, 0, True), (0, -0.02, True)]
 )
 def test_clocks_known_too_loosely_are_a_validity_issue(
     tmp_path: Path, uncertainty_s: float, drift_s: float, with_issues: bool
