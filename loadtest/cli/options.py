@@ -42,7 +42,7 @@ def target_options(flags: dict[str, Any]) -> TargetOptions:
     """Return what a command's flags say of the server."""
     from loadtest.run import TargetOptions
 
-    return TargetOptions(**{each.name: flags[each.name] for each in fields(TargetOptions)})
+    return TargetOptions(**{each.name: flags[each.name] for each in fields(TargetOptions) if each.name in flags})
 
 
 def scenario_of(asked: LoadOptions) -> Scenario:

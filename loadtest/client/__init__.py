@@ -1,7 +1,7 @@
 """Clients: connections, HTTP, TLS, timestamps, protocols; imports `traffic`, `results` and `scenario`."""
 
 from loadtest.client.connection import Connection, Readings, ServerConnections, UnreachableError
-from loadtest.client.discovery import default_model, discover_protocol, served_models
+from loadtest.client.discovery import ServedModel, default_model, discover_protocol, served_models
 from loadtest.client.endpoint import OPENAI_KEY, Endpoint, endpoint_of
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.client.server_info import server_facts
@@ -12,6 +12,7 @@ __all__ = [
     "Connection",
     "Endpoint",
     "Readings",
+    "ServedModel",
     "ServerConnections",
     "UnreachableError",
     "default_model",

@@ -85,13 +85,22 @@ def served_models(endpoint: Endpoint, key: str | None) -> list[ServedModel]:
     if endpoint.is_openai:
         said = _json(endpoint, f"{_v1(endpoint)}/models", key=key)
         data = said.get("data") if isinstance(said, dict) else None
-        found = [each for each in data or () if isinstance(each, dict) and "id" in each]
-        return [ServedModel(str(each["id"]), str(each.get("root") or "")) for each in found]
+        return _models(data, "id")
     if endpoint.protocol == "triton-grpc":
         return _grpc_models(endpoint)
     said = _json(endpoint, f"{endpoint.base_path}/v2/repository/index", body=b"{}")
-    names = [str(each["name"]) for each in said if isinstance(each, dict)] if isinstance(said, list) else []
-    return [ServedModel(name) for name in names if name not in _PARTS]
+    return [each for each in _models(said, "name") if each.name not in _PARTS]
+
+
+def _models(listed: Any, key: str) -> list[ServedModel]:
+    """Return the models of a list; what is no model, or has a name that cannot be printed, is left out."""
+    found = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    pairs = [(each.get(key), each.get("root")) for each in found]
+    return [
+        ServedModel(name, root if isinstance(root, str) and root.isprintable() else "")
+        for name, root in pairs
+        if isinstance(name, str) and name and name.isprintable()
+    ]
 
 
 def default_model(models: list[ServedModel], *, is_openai: bool) -> str | None:
@@ -169,6 +178,6 @@ def _json(endpoint: Endpoint, path: str, *, key: str | None = None, body: bytes 
         return str(error.reason)
     except (OSError, http.client.HTTPException) as error:
         return f"no HTTP answer ({type(error).__name__})"
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets within brackets, by the thousand
         return "not JSON"
     return "a text" if isinstance(said, str) else said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -13,6 +14,7 @@ from loadtest.client import (
     ENGINE_MODEL,
     OPENAI_KEY,
     Endpoint,
+    ServedModel,
     default_model,
     discover_protocol,
     endpoint_of,
@@ -21,7 +23,7 @@ from loadtest.client import (
 )
 from loadtest.client.protocols import key_in
 from loadtest.results import ServerFacts
-from loadtest.run.sampler import kv_block_tokens, metrics_url, read_metrics, require_page
+from loadtest.run.sampler import kv_block_tokens, metrics_url, read_metrics
 from loadtest.run.tokenizer import TOKENIZER_FILE, FoundTokenizer, find_tokenizer
 from loadtest.scenario import ProtocolName
 
@@ -35,6 +37,7 @@ class TargetOptions:
         model: The model to load, where the command line names one; None: the scenario's, or the only one served.
         tokenizer: File or folder of the engine's tokenizer; None: found, see `find_tokenizer`.
         metrics_url: Pages of metrics; empty: the port beside the server's.
+        is_quiet: Do not print what was found: it was, for another run.
         api_key_env: Environment variable that holds an OpenAI key.
     """
 
@@ -46,6 +49,7 @@ class TargetOptions:
     api_key_env: str = OPENAI_KEY
     ca_file: Path | None = None
     insecure: bool = False
+    is_quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,9 @@ class Target:
         return f"emulated, time scale x{self.facts.time_scale:g}" if self.facts.emulated else "measured"
 
 
+_Missing = tuple[str, str, str]  # what, what was tried, the flag that states it
+
+
 def target_of(asked: TargetOptions, model: str) -> Target:
     """Find out what the server is, which model to load, whose tokens to count and where the metrics are.
 
@@ -80,36 +87,41 @@ def target_of(asked: TargetOptions, model: str) -> Target:
         MissingError: No server answers, it does not serve the model, or something was not found: all that is missing
             is named at once.
     """
+    stated = asked.model or (model if model != ENGINE_MODEL else None)
     endpoint, missing = _endpoint(asked)
     if endpoint is None:
-        unknown = [("model", "not given", "--model NAME")] if asked.model is None and model == ENGINE_MODEL else []
-        if asked.tokenizer is None:
-            unknown.append(("tokenizer", "not given", "--tokenizer FILE"))
+        unknown = [] if stated is not None else [("model", "not given", "--model NAME")]
+        unknown += [] if asked.tokenizer is not None else [("tokenizer", "not given", "--tokenizer FILE")]
         raise _missing(asked.url, [*missing, *unknown])
     key = key_in(os.environ, endpoint.api_key_env) if endpoint.is_openai else None
-    is_stated = asked.model is not None or model != ENGINE_MODEL
-    served = [] if is_stated and asked.tokenizer is not None else served_models(endpoint, key)
-    name = (asked.model or model) if is_stated else (default_model(served, is_openai=endpoint.is_openai))
-    if name is None and not served:
-        name = None if endpoint.is_openai else model  # Triton's answer on the model itself says what is wrong
+    served = [] if stated is not None and asked.tokenizer is not None else served_models(endpoint, key)
+    name = stated or default_model(served, is_openai=endpoint.is_openai)
+    if name is None and not served and not endpoint.is_openai:
+        name = model  # Triton's answer on the model itself says what is wrong
     if name is None:
-        names = ", ".join(each.name for each in served[:8]) or "the server lists none"
-        found = FoundTokenizer(asked.tokenizer, tried=("it depends on the model",))
-        missing = [("model", names, "--model NAME")]
-    else:
-        facts, named = server_facts(endpoint, asked.url, name, key)
-        endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
-        root = next((each.root for each in served if each.name == name), "")
-        found = _tokenizer(asked.tokenizer, named, name, root)
+        raise _missing(asked.url, _no_model(asked, served))
+    facts, named = server_facts(endpoint, asked.url, name, key)
+    endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
+    found = _tokenizer(asked.tokenizer, named, name, next((each.root for each in served if each.name == name), ""))
     if found.path is None:
         tried = "; ".join(found.tried) or "the server names none, and the model is unknown"
-        missing.append(("tokenizer", tried, "--tokenizer FILE"))
-    if missing or name is None or found.path is None:
-        raise _missing(asked.url, missing)
-    return _with_metrics(asked, Target(endpoint, facts, (), found.path), found.origin)
+        raise _missing(asked.url, [("tokenizer", tried, "--tokenizer FILE")])
+    say = (lambda _: None) if asked.is_quiet else progress
+    say(f"server: {asked.url}, {facts.protocol}, model {facts.model}")
+    say(f"tokenizer: {found.path} ({found.origin})")
+    return _with_metrics(asked, Target(endpoint, facts, (), found.path), say)
 
 
-def _endpoint(asked: TargetOptions) -> tuple[Endpoint | None, list[tuple[str, str, str]]]:
+def _no_model(asked: TargetOptions, served: Sequence[ServedModel]) -> list[_Missing]:
+    """Return what is missing where a server has no model, or several, to choose from."""
+    names = ", ".join(each.name for each in served[:8]) or "the server lists none"
+    missing = [("model", names, "--model NAME")]
+    if asked.tokenizer is None:
+        missing.append(("tokenizer", "it depends on the model", "--tokenizer FILE"))
+    return missing
+
+
+def _endpoint(asked: TargetOptions) -> tuple[Endpoint | None, list[_Missing]]:
     """Return the server's address with its protocol; None, and what was tried, where that cannot be found.
 
     Raises:
@@ -149,24 +161,18 @@ def _tokenizer(asked: Path | None, named: str | None, model: str, root: str) -> 
     return FoundTokenizer(file, "--tokenizer")
 
 
-def _with_metrics(asked: TargetOptions, target: Target, origin: str) -> Target:
-    """Add the metrics pages, and print everything that was found."""
+def _with_metrics(asked: TargetOptions, target: Target, say: Callable[[str], object]) -> Target:
+    """Add the metrics pages."""
     facts = target.facts
-    for url in asked.metrics_url:
-        require_page(url)
     beside = None if asked.metrics_url else metrics_url(target.endpoint)
     pages = tuple(dict.fromkeys(asked.metrics_url)) or ((beside,) if beside else ())
-    progress(f"server: {asked.url}, {facts.protocol}, model {facts.model}")
-    progress(f"tokenizer: {target.tokenizer} ({origin})")
-    progress(
-        f"metrics: {', '.join(pages) or 'no page found; batch sizes come from the client alone (--metrics-url URL)'}"
-    )
+    say(f"metrics: {', '.join(pages) or 'no page found; batch sizes come from the client alone (--metrics-url URL)'}")
     if pages and facts.perf_metrics:
         facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(pages[0]))})
     return replace(target, facts=facts, metrics_urls=pages)
 
 
-def _missing(url: str, missing: list[tuple[str, str, str]]) -> MissingError:
+def _missing(url: str, missing: list[_Missing]) -> MissingError:
     """Return one error that names all that is missing: what, what was tried, and the flag that states it."""
     said = "; ".join(f"{what} ({tried})" for what, tried, _ in missing)
     return MissingError(f"{url}: not found: {said}", hint=" ".join(flag for _, _, flag in missing))

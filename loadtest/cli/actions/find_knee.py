@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]
     server = target_options(flags)
 
     def run(scenario: Scenario, folder: Path, enough: Enough) -> None:
-        for doubt in run_once("find-knee", scenario, folder, server, force=flags["force"], enough=enough).doubts:
+        nonlocal server
+        target, server = server, replace(server, is_quiet=True)  # what is found is printed for the first probe
+        for doubt in run_once("find-knee", scenario, folder, target, force=flags["force"], enough=enough).doubts:
             progress(f"not valid: {doubt.code}: {doubt.text}")
 
     return run

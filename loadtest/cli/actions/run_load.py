@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def run(**flags: Any) -> None:
         runs = []
         for number, folder in enumerate(folders):
             drawn = scenario.model_copy(update={"seed": scenario.seed + number})
-            runs.append(run_once("run-load", drawn, folder, server, **how))
+            runs.append(run_once("run-load", drawn, folder, replace(server, is_quiet=number > 0), **how))
             progress(f"repeat {number + 1} of {repeats}: wrote {folder}")
     _show(runs, folders, out, flags)
 

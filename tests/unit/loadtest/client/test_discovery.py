@@ -10,6 +10,7 @@ import pytest
 
 from loadtest.client.discovery import ServedModel, default_model, discover_protocol, served_models
 from loadtest.client.endpoint import endpoint_of
+from loadtest.scenario.schema import ProtocolName
 
 TRITON = {"/v2": (200, {"name": "triton", "version": "2.51.0", "extensions": []})}
 OPENAI = {"/v1/models": (200, {"object": "list", "data": [{"id": "q", "root": "Qwen/Qwen3-8B"}]})}
@@ -55,3 +56,17 @@ def test_models_are_listed_by_every_kind_of_server(serve: Callable[..., int]) ->
     assert default_model(found, is_openai=False) == "tensorrt_llm"
     assert default_model([ServedModel("vllm_model")], is_openai=False) == "vllm_model"
     assert served_models(endpoint_of(f"http://127.0.0.1:{serve({})}", "openai-chat"), None) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"[" * 100_000, b"\xff\xfe", b"", {"data": 5}, {"data": [None, 1, {}, {"id": 3}, {"id": "\x1b[2J"}]}, [1], "text"],
+)
+@pytest.mark.parametrize(("protocol", "path"), [("openai-chat", "/v1/models"), ("triton-http", "/v2/repository/index")])
+def test_a_hostile_list_holds_no_model(
+    serve: Callable[..., int], answer: Any, protocol: ProtocolName, path: str
+) -> None:
+    """Nothing that a server answers ends in a traceback, or in control characters on the terminal."""
+    port = serve({path: (200, answer), "/v2": (200, answer)})
+    assert served_models(endpoint_of(f"http://127.0.0.1:{port}", protocol), None) == []
+    assert discover_protocol(f"http://127.0.0.1:{port}").is_reachable
