@@ -20,6 +20,7 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+_LARGEST_NUMBER = 1e12  # no number of a published config.json comes near; a rope base of 1e8 is large
 _DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
 
 
@@ -204,8 +205,10 @@ class _ConfigReader:
         value = default if value is None else value
         if value is None:
             self.missing(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"{self.path}: {key}: must be a positive number (found {value!r})")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_NUMBER:
+            raise UserError(
+                f"{self.path}: {key}: must be a positive number up to {_LARGEST_NUMBER:g} (found {value!r:.80})"
+            )
         return float(value)
 
     def count(self, key: str, *, default: int | None = None) -> int:
@@ -225,6 +228,8 @@ class _ConfigReader:
 
     def architecture(self) -> str:
         stated = self.config.get("architectures") or ["(none)"]
+        if not isinstance(stated, list) or not isinstance(stated[0], str):
+            raise UserError(f"{self.path}: architectures: must be a list of names (found {stated!r:.80})")
         if stated[0] not in ARCHITECTURES:
             known = ", ".join(sorted(ARCHITECTURES))
             raise UserError(f"{self.path}: architecture {stated[0]} is not supported", hint=f"supported: {known}")

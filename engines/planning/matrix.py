@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engines.console import show, table_console
-from engines.errors import CommandError
+from engines.errors import CommandError, UserError
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
 from engines.planning.plan import BuildPlan
@@ -67,9 +67,16 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 def combinations_of(flags: dict[str, Any]) -> list[Combination]:
-    """Return every combination of the recipes, precisions and GPUs a command line lists, the GPU changing fastest."""
+    """Return every combination of the recipes, precisions and GPUs a command line lists, the GPU changing fastest.
+
+    Raises:
+        UserError: One of them lists nothing.
+    """
     axes = [listed(flags[key]) if flags[key] else (None,) for key in ("recipe_name", "precision", "gpu")]
-    return [Combination(*words) for words in product(*axes)]
+    found = [Combination(*words) for words in product(*axes)]
+    if not found:
+        raise UserError("--recipe, --precision or --gpu lists no name", hint="as in --precision fp8,bf16")
+    return found
 
 
 def planned_row(combination: Combination, plan: BuildPlan, built: EngineManifest | None, out: Path) -> Row:

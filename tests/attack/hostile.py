@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -186,7 +187,8 @@ def _parsed(text: bytes, *, lines: bool) -> Any:
 def _changed(value: Any, steps: list[tuple[int, Any, str]]) -> Any:
     """Return a copy with some places replaced (r), deleted (d), doubled (a) or given a new key (k)."""
     whole = [json.loads(json.dumps(value, default=str))]
-    for number, absurd, how in steps:
+    for number, drawn, how in steps:
+        absurd = copy.deepcopy(drawn)  # what is drawn is shared by all cases, and the next step may change it
         places = list(_places(whole))
         holder, key = places[number % len(places)]
         if how == "r":
