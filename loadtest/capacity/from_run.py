@@ -28,7 +28,7 @@ def summary_of(folder: Path, demand: Demand) -> Summary:
     return summarize(read_run(folder), read_records(folder), read_samples(folder), objectives=demand.objectives)
 
 
-def measured_most(
+def measured_capacity(
     candidate: Candidate, demand: Demand, shape: LengthProfile
 ) -> tuple[Candidate, ReplicaCapacity | None]:
     """Return a run as a candidate with the kind its files say, and what it carried; None where it tells nothing.

@@ -13,7 +13,6 @@ from engines.errors import UserError
 from engines.files import write_text
 from loadtest.metrics import LevelSummary, Spread, Summary, class_alone, verdicts_of
 from loadtest.report.comparison_schema import Comparison
-from loadtest.report.page_tables import found, limit
 from loadtest.scenario import Objectives, Verdict
 
 
@@ -91,7 +90,7 @@ def _class_cases(level: LevelSummary, name: str, promised: Objectives) -> list[C
 
 def _case(level: LevelSummary, verdict: Verdict) -> Case:
     run = f"{level.run}, " if level.run else ""
-    says = f"{found(verdict.objective, verdict.found)}, objective: {limit(verdict.objective, verdict.limit)}"
+    says = f"{value_text(verdict.objective, verdict.found)}, objective: {limit_text(verdict.objective, verdict.limit)}"
     return Case(f"{run}load {level.load}", verdict.objective, verdict.met, says + _margin(level, verdict))
 
 

@@ -113,13 +113,13 @@ def _excluded(level: LevelSummary) -> Cell | str:
 def objectives_table(summary: Summary, objectives: Objectives) -> Table:
     """Return whether each level met each objective."""
     of_levels = [verdicts_of(objectives, level) for level in summary.levels]
-    heads = [Cell(verdict.objective, below=limit(verdict.objective, verdict.limit)) for verdict in of_levels[0]]
+    heads = [Cell(verdict.objective, below=limit_text(verdict.objective, verdict.limit)) for verdict in of_levels[0]]
     rows = [
         [_load_cell(level, summary)]
         + [
             Cell(
                 "met" if verdict.met else "missed",
-                f"{found(verdict.objective, verdict.found)}",
+                f"{value_text(verdict.objective, verdict.found)}",
                 tone=_tone(verdict.met),
             )
             for verdict in verdicts
@@ -133,13 +133,13 @@ def _tone(met: bool) -> str:
     return "met" if met else "error"
 
 
-def limit(objective: str, value: float) -> str:
+def limit_text(objective: str, value: float) -> str:
     """Return an objective's limit in words."""
     sign = "at least" if objective == "goodput" else "at most"
-    return f"{sign} {found(objective, value)}"
+    return f"{sign} {value_text(objective, value)}"
 
 
-def found(objective: str, value: float | None) -> str:
+def value_text(objective: str, value: float | None) -> str:
     """Return the value of an objective, in its unit."""
     if value is None:
         return "not measured"

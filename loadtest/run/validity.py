@@ -57,7 +57,7 @@ class LevelObservations:
         self.first_error = self.first_error or record.error
 
 
-def seen_of(out: Path) -> dict[int, LevelObservations]:
+def observations_of(out: Path) -> dict[int, LevelObservations]:
     """Read a run's records once; return what was seen, by level. Errors as `read_records`."""
     found: dict[int, LevelObservations] = defaultdict(LevelObservations)
     for record in read_records(out, check=False):

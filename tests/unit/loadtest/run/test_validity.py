@@ -9,7 +9,7 @@ import pytest
 from loadtest.results import records
 from loadtest.results.records import REQUESTS_NAME, SAMPLES_NAME, Level, RequestRecord, Sample, ServerFacts, WorkerClock
 from loadtest.run import validity
-from loadtest.run.validity import seen_of, validity_issues_of
+from loadtest.run.validity import observations_of, validity_issues_of
 from loadtest.scenario.schema import Scenario
 from tests.unit.loadtest.generator.test_journal import record
 
@@ -49,7 +49,7 @@ def _codes(
 ) -> list[tuple[str, int | None]]:
     (out / REQUESTS_NAME).write_text("".join(each.model_dump_json() + "\n" for each in of_run))
     (out / SAMPLES_NAME).write_text("".join(each.model_dump_json() + "\n" for each in samples))
-    found = validity_issues_of(Scenario(), facts or _facts(), levels, seen_of(out), clocks, out)
+    found = validity_issues_of(Scenario(), facts or _facts(), levels, observations_of(out), clocks, out)
     return [(issue.code, issue.level) for issue in found]
 
 
