@@ -13,6 +13,7 @@ from engines.errors import UserError
 from engines.files import write_text
 from loadtest.metrics import LevelSummary, Spread, Summary, class_alone, verdicts_of
 from loadtest.report.comparison_schema import Comparison
+from loadtest.report.page_tables import limit_text, value_text
 from loadtest.scenario import Objectives, Verdict
 
 
