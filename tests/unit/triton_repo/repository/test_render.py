@@ -149,7 +149,7 @@ def test_each_damage_is_found_and_named(repository: Path, damage: str) -> None:
 def test_each_missing_file_is_named(repository: Path, missing: str) -> None:
     """A repository without one of its files is refused before a server is started."""
     (repository / missing).unlink()
-    with pytest.raises(CommandError, match=r"no such file|holds no tokenizer"):
+    with pytest.raises(CommandError, match=r"no such file|contains no tokenizer"):
         check_repository(repository)
 
 
