@@ -15,7 +15,7 @@ from engines.emulator.settings import batcher_for
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from engines.spec.deployment import Factors
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.shape import StepShape, StepTime
@@ -45,7 +45,7 @@ def main() -> None:
 
 def planned(**flags: Any) -> EngineManifest:
     """Return the plan of Llama-3-8B FP8 on an H100."""
-    asked = ask(
+    asked = resolve_recipe(
         None, {"model": "llama-3-8b", "limits.max_seq_len": 8192, "workload.longest_input_tokens": 7500, **flags}
     )
     return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)

@@ -9,7 +9,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.output.charts import Series, chart
 from loadtest.capacity.simulation.load_bench import WINDOWS, LoadBench, Task
@@ -90,7 +90,7 @@ def planned(*, isl: int, osl: int, blocks: int | None = None) -> EngineManifest:
         "workload.longest_input_tokens": isl,
         "workload.longest_output_tokens": osl,
     }
-    asked = ask(None, flags)
+    asked = resolve_recipe(None, flags)
     manifest = emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
     if blocks is None:
         return manifest

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from engines.errors import DISTRIBUTION, MissingError, UserError
 
 LONGEST_YAML_BYTES = 1 << 20  # a settings file is a few KB; ours at most a few hundred
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MOST_TOKENS = 1 << 24  # of one prompt or reply: no model's context is as long
 _UNION_BRANCHES = {"int", "float", "str", "bool"}
 

@@ -14,7 +14,7 @@ from engines.build import emulated_manifest
 from engines.calibration import LoadGenerator
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.planning import ask, make_plan
+from engines.planning import make_plan, resolve_recipe
 from loadtest.calibration import Point, Request
 from loadtest.calibration.calibrate import errors_of, fit_best, predicted_logs
 from loadtest.calibration.fit import Array
@@ -130,7 +130,7 @@ def _fitted(name: str, deployment: Deployment, kept: list[Point], others: list[P
 
 
 def _manifest(deployment: Deployment, points: list[Point]) -> EngineManifest:
-    asked = ask(
+    asked = resolve_recipe(
         None,
         {
             "model": deployment.model,

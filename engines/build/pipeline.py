@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engines.build import trtllm
 from engines.build.llmapi import serving_files
-from engines.build.stages import StageInputs, Stages, code_sha256, link_tree, out_of_room_told
+from engines.build.stages import StageInputs, Stages, code_sha256, disk_full_as_tool_error, link_tree
 from engines.checkpoint import (
     CheckpointFacts,
     Corpus,
@@ -120,7 +120,7 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
     if job.kind == "built":
         trtllm.require_tools(job.plan)
     head = job.plan.made_by
-    with out_of_room_told(out.parent), whole_folder(out, made_by=head, force=force) as folder:
+    with disk_full_as_tool_error(out.parent), whole_folder(out, made_by=head, force=force) as folder:
         results = _run_stages(job, stages)
         write_json(folder / "plan.json", job.plan)
         if job.plan.backend == "tensorrt":

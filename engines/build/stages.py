@@ -102,7 +102,7 @@ class Stages:
             return folder
         self.progress(f"{inputs.stage} ...")
         begin = time.monotonic()
-        with out_of_room_told(self.store), whole_folder(folder, made_by=self.made_by, force=True) as part:
+        with disk_full_as_tool_error(self.store), whole_folder(folder, made_by=self.made_by, force=True) as part:
             with measured_memory() as memory:
                 work(part)
             done = _Finished(
@@ -154,7 +154,7 @@ def measured_memory() -> Iterator[Memory]:
 
 
 @contextmanager
-def out_of_room_told(folder: Path) -> Iterator[None]:
+def disk_full_as_tool_error(folder: Path) -> Iterator[None]:
     """Turn a full disk within the block into one clear error.
 
     Raises:

@@ -13,7 +13,7 @@ from engines.planning.matrix import (
     show_comparison,
 )
 from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, as_yaml, ask, recipe_path
+from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, as_yaml, recipe_path, resolve_recipe
 
 __all__ = [
     "BUILD_TOOLS",
@@ -29,7 +29,6 @@ __all__ = [
     "ResolvedRecipe",
     "Workload",
     "as_yaml",
-    "ask",
     "combinations_of",
     "emulated_manifest",
     "explain",
@@ -40,6 +39,7 @@ __all__ = [
     "planned_row",
     "recipe_path",
     "refused_row",
+    "resolve_recipe",
     "show_comparison",
     "versions_of",
 ]

@@ -175,7 +175,7 @@ class ResolvedRecipe(Strict):
         return self.origins.get(key, "default")
 
 
-def ask(recipe_name: str | None, flags: dict[str, Any]) -> ResolvedRecipe:
+def resolve_recipe(recipe_name: str | None, flags: dict[str, Any]) -> ResolvedRecipe:
     """Lay flags over a recipe.
 
     Args:

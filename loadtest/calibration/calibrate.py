@@ -116,7 +116,7 @@ def calibrate(
 
 def predicted_logs(request: Request, structure: Structure, logs: Array, points: Sequence[Point]) -> Array:
     """Return what a fit says of points; shape (points, 3): ln of tokens/s, ITL, TTFT."""
-    rig = rig_of(request, structure)
+    rig = fit_context_of(request, structure)
     return np.array([observe(rig, point, logs) for point in points])
 
 
@@ -125,7 +125,7 @@ def errors_of(seen: Array, points: Sequence[Point]) -> Array:
     return np.asarray(np.expm1(seen - np.array([point.logs for point in points])))
 
 
-def rig_of(request: Request, structure: Structure) -> FitContext:
+def fit_context_of(request: Request, structure: Structure) -> FitContext:
     """Return what a request's points are predicted on, given a structure."""
     settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
     bare = StepTimeChoice(source=request.manifest.step_time.source)  # what an engine profile expects is not yet in
@@ -140,7 +140,7 @@ def prior_for(request: Request) -> Prior:
 
 
 def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:
-    return fit(rig_of(request, structure), points, trials=trials, start=start)
+    return fit(fit_context_of(request, structure), points, trials=trials, start=start)
 
 
 def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, float]]:

@@ -13,7 +13,7 @@ from engines.emulator import SchedulerPolicy
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
 from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read_manifest
-from engines.planning import ask, emulated_manifest, make_plan
+from engines.planning import emulated_manifest, make_plan, resolve_recipe
 from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, gpu_named
 from engines.steptime import uncertainty
 from loadtest.capacity.inputs import Demand, MeasuredRun
@@ -146,7 +146,7 @@ def _plan(
     }
     refused: str | None = None
     try:
-        asked = ask(None, {key: value for key, value in flags.items() if value != "auto"})
+        asked = resolve_recipe(None, {key: value for key, value in flags.items() if value != "auto"})
         plan = make_plan(asked, head=Document(made_by=made_by))
         manifest = emulated_manifest(plan, asked.recipe)
     except (UserError, TargetMissedError) as error:

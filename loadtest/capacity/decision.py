@@ -144,10 +144,10 @@ def market_of(demand: Demand, curve: RateCurve, shape: LengthProfile, prices: di
 def rows_of(demand: Demand, market: Market, found: Sequence[tuple[Candidate, ReplicaCapacity | None]]) -> list[Row]:
     """Return a row for each candidate: possible ones first, the cheapest of them first."""
     rows = [_row(demand, market, candidate, most) for candidate, most in found]
-    return in_order([row.model_copy(update={"beaten_by": _beaten_by(row, rows)}) for row in rows])
+    return ranked([row.model_copy(update={"beaten_by": _beaten_by(row, rows)}) for row in rows])
 
 
-def in_order(rows: Sequence[Row]) -> list[Row]:
+def ranked(rows: Sequence[Row]) -> list[Row]:
     """Return rows with the possible ones first, the cheapest of them first."""
     return sorted(rows, key=_order)
 

@@ -28,12 +28,12 @@ def summary_of(folder: Path, demand: Demand) -> Summary:
     return summarize(read_run(folder), read_records(folder), read_samples(folder), objectives=demand.objectives)
 
 
-def measured_most(
+def measured_capacity(
     candidate: Candidate, demand: Demand, shape: LengthProfile
 ) -> tuple[Candidate, ReplicaCapacity | None]:
     """Return a run as a candidate with the kind its files say, and what it carried; None where it tells nothing.
 
-    A run of other lengths, one in doubt, or a predicted one is refused with its reason.
+    A run of other lengths, one not valid, or a predicted one is refused with its reason.
     """
     run = candidate.run
     assert run is not None
@@ -65,8 +65,8 @@ def measured_most(
 def _refusal(summary: Summary, shape: LengthProfile) -> str | None:
     if summary.kind == "predicted":
         return "the run is a prediction; predictions are made here, from the engine itself"
-    if summary.doubts:
-        return f"the run is in doubt: {summary.doubts[0].text}"
+    if summary.validity_issues:
+        return f"the run is not valid: {summary.validity_issues[0].text}"
     for name, wanted, found in (("isl", shape.mean_isl, "isl"), ("osl", shape.mean_osl, "osl")):
         for level in summary.levels:
             value = getattr(level, found)

@@ -18,17 +18,17 @@ from loadtest.capacity.decision import (
     Row,
     Sized,
     costed,
-    in_order,
     limit_of,
     market_of,
     nearest_possible,
     priced,
+    ranked,
     recommended,
     resized,
     rows_of,
     sentence_of,
 )
-from loadtest.capacity.from_run import measured_most
+from loadtest.capacity.from_run import measured_capacity
 from loadtest.capacity.inputs import HOURS_PER_MONTH, SMALL_GPUS, Demand, Price, Routing, old_prices, prices_for
 from loadtest.capacity.parallel import ResultCache, Work, Workers, do
 from loadtest.capacity.pareto import Point, frontier_of
@@ -52,7 +52,7 @@ from loadtest.capacity.simulation import (
     ramp_of,
     shape_of,
 )
-from loadtest.capacity.tasks import CandidateTask, Reliefs, Sweep, TaskResult, look
+from loadtest.capacity.tasks import CandidateTask, Reliefs, Sweep, TaskResult, run_task
 
 CONTENDERS = 2  # rows that are looked into beyond their search
 SWEEP = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1)  # loads of a replica, of what it is promised to carry
@@ -187,11 +187,11 @@ class Searched:
         """Add what was found of candidates."""
         self.found += found
         known = {row.name: row for row in self.rows if row.verdict is not None}
-        self.rows = in_order([known.get(row.name, row) for row in rows_of(self.demand, self.market, self.found)])
+        self.rows = ranked([known.get(row.name, row) for row in rows_of(self.demand, self.market, self.found)])
 
     def replace_row(self, changed: Row) -> None:
         """Put a changed row in the place of the one of its name."""
-        self.rows = in_order([changed if row.name == changed.name else row for row in self.rows])
+        self.rows = ranked([changed if row.name == changed.name else row for row in self.rows])
 
 
 def make_capacity(
@@ -248,7 +248,7 @@ def search(
     market = market_of(demand, curve, shape, prices)
     candidates = candidates_of(demand, folder, shape, made_by=head.made_by)
     seen = Searched(demand, folder, curve, shape, market, [], [])
-    seen.add([measured_most(each, demand, shape) for each in candidates if each.run is not None])
+    seen.add([measured_capacity(each, demand, shape) for each in candidates if each.run is not None])
     seen.add([(each, None) for each in candidates if each.run is None and each.refused is not None])
     open_ones = [each for each in candidates if each.run is None and each.refused is None]
     if any(_is_small(seen, each) for each in open_ones):
@@ -318,7 +318,7 @@ def _least_per_s(seen: Searched, candidate: Candidate) -> float | None:
 
 
 def _look_all(looks: list[CandidateTask], means: SearchOptions) -> list[TaskResult]:
-    work = Work(look, TaskResult, lambda asked: asked.key, lambda asked: asked.name)
+    work = Work(run_task, TaskResult, lambda asked: asked.key, lambda asked: asked.name)
     return do(work, looks, kept=means.kept, workers=means.workers, progress=means.progress)
 
 
@@ -559,8 +559,8 @@ def _queue_kept(
         if not fleets or fleets[0].refused <= allowed:
             return fleets, queue
         queue *= 2
-        look = _fleet_look(seen, best, "peak", best.needed or 1, seen.demand.routing, queue=queue)
-        (looked,) = _look_all([look], means)
+        run_task = _fleet_look(seen, best, "peak", best.needed or 1, seen.demand.routing, queue=queue)
+        (looked,) = _look_all([run_task], means)
         fleets = [looked.checked, *fleets[1:]] if looked.checked else fleets
     return fleets, queue if not fleets or fleets[0].refused <= allowed else 0
 

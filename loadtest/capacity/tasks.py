@@ -14,10 +14,10 @@ from loadtest.capacity.simulation import (
     SizeTask,
     Task,
     check,
-    most_of,
+    max_rate_of,
     relieved,
     smallest_fleet,
-    swept,
+    sweep_rates,
 )
 
 
@@ -68,12 +68,12 @@ class TaskResult(Strict):
     size: FleetSize | None = None
 
 
-def look(asked: CandidateTask) -> TaskResult:
+def run_task(asked: CandidateTask) -> TaskResult:
     """Do one unit of work."""
     if asked.search is not None:
-        return TaskResult(found=most_of(asked.search))
+        return TaskResult(found=max_rate_of(asked.search))
     if asked.sweep is not None:
-        return TaskResult(swept=swept(asked.sweep.task, asked.sweep.rates_per_s))
+        return TaskResult(swept=sweep_rates(asked.sweep.task, asked.sweep.rates_per_s))
     if asked.reliefs is not None:
         return TaskResult(found=relieved(asked.reliefs.task, asked.reliefs.found))
     if asked.size is not None:

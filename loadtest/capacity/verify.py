@@ -40,7 +40,7 @@ class Verification(Document):
         kind: Of the run: a plan that held on an emulated engine held against our own step times, not against a GPU.
         planned_per_s: Requests a second of one replica with the spares lost; `found_per_s` as the run offered them.
         missed: Objectives that the run did not keep.
-        doubts: Why the run is not to be believed; a run in doubt proves nothing.
+        validity issues: Why the run is not to be believed; a run not valid proves nothing.
         held: Whether the load was offered, the run is believed, and every objective was kept.
     """
 
@@ -52,7 +52,7 @@ class Verification(Document):
     requests: int
     missed: tuple[str, ...]
     figures: tuple[Figure, ...]
-    doubts: tuple[str, ...]
+    validity_issues: tuple[str, ...]
     held: bool
 
 
@@ -74,7 +74,7 @@ def verify(plan_path: Path, run: Path, *, made_by: MadeBy) -> Verification:
     summary = summarize(manifest, read_records(run), read_samples(run), objectives=plan.demand.objectives)
     level = _level(summary, plan.operating_per_s, run)
     missed = tuple(each.objective for each in verdicts_in(plan.demand.scopes, level) if not each.met)
-    doubts = tuple(doubt.text for doubt in summary.doubts)
+    validity_issues = tuple(issue.text for issue in summary.validity_issues)
     return Verification(
         made_by=made_by,
         made_from=[source_of(path) for path in (plan_path, run / RUN_NAME, run / REQUESTS_NAME)],
@@ -86,8 +86,8 @@ def verify(plan_path: Path, run: Path, *, made_by: MadeBy) -> Verification:
         requests=level.requests,
         missed=missed,
         figures=_figures(plan, level),
-        doubts=doubts,
-        held=not missed and not doubts,
+        validity_issues=validity_issues,
+        held=not missed and not validity_issues,
     )
 
 

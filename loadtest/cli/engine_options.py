@@ -9,7 +9,7 @@ from engines.calibration import Calibration, read_calibration, require_match
 from engines.console import command_line
 from engines.files import Document, made_by, sha256_of
 from engines.manifest import EngineManifest, StepTimeChoice, read_manifest
-from engines.planning import ask, emulated_manifest, make_plan
+from engines.planning import emulated_manifest, make_plan, resolve_recipe
 from engines.spec import engine_profile_named
 from loadtest.simulate import calibrated
 from loadtest.traffic import LengthStats
@@ -65,6 +65,6 @@ def planned(flags: dict[str, Any], known: Calibration | None, seen: list[LengthS
         "workload.input_tokens": round(max(each.isl for each in seen)),
         "workload.output_tokens": round(max(each.osl for each in seen)),
     }
-    asked = ask(None, by_key)
+    asked = resolve_recipe(None, by_key)
     plan = make_plan(asked, head=Document(made_by=made_by(command_line("predict-load"))))
     return emulated_manifest(plan, asked.recipe)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engines.errors import UserError
 from engines.files import validate
 from loadtest.results import load_text
-from loadtest.scenario import Scenario, lasting, read_scenario
+from loadtest.scenario import Scenario, read_scenario, with_duration
 from loadtest.traffic import ConversationSampler, plans_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _load(asked: LoadOptions, base: Scenario) -> dict[str, Any]:
             "--duration does not apply to a closed loop, which sends a number of requests", hint="--requests N"
         )
     if rates is None and base.arrivals is not None:
-        return {**found, "arrivals": lasting(base.arrivals, duration_s).model_dump()}
+        return {**found, "arrivals": with_duration(base.arrivals, duration_s).model_dump()}
     return {**found, "duration_s": duration_s}
 
 

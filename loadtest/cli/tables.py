@@ -18,7 +18,7 @@ _STYLES = {"better": "green", "worse": "red", "same": "", "unclear": "dim", "unk
 
 
 def show_summary(summary: Summary) -> None:
-    """Print the levels, under their kind, and every doubt on stderr."""
+    """Print the levels, under their kind, and every validity issue on stderr."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -35,8 +35,8 @@ def show_summary(summary: Summary) -> None:
     table_console().print(table)
     if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.felt_ttft_s) if found):
         progress("a question mark marks a percentile for which the sample is too small")
-    for doubt in summary.doubts:
-        progress(f"not valid: {doubt.code}: {doubt.text}")
+    for issue in summary.validity_issues:
+        progress(f"not valid: {issue.code}: {issue.text}")
 
 
 def _cells(level: LevelSummary) -> list[str]:
@@ -113,10 +113,10 @@ def show_knee(found: KneeFound) -> None:
         table.add_column(name, justify="left" if name == "verdict" else "right")
     for each in found.tried:
         verdict = "met" if each.met else "missed " + ", ".join(each.missed)
-        doubt = " (not certain)" if each.open else ""
+        issue = " (not certain)" if each.open else ""
         level = each.level
         cells = (_batch(level), *_percentiles(level.itl_s), *_percentiles(level.ttft_s))
-        table.add_row(f"{each.load:.4g}", verdict + doubt, str(level.requests), *cells)
+        table.add_row(f"{each.load:.4g}", verdict + issue, str(level.requests), *cells)
     table_console().print(table)
     if found.load is not None:
         above = "the highest tried" if found.above is None else f"{found.above:.4g} misses {', '.join(found.binding)}"
@@ -172,8 +172,8 @@ def show_comparison(found: Comparison) -> None:
     for each in found.differences:
         progress(f"differs: {each.key}: {each.baseline} -> {each.candidate}")
     for role, side in (("baseline", base), ("candidate", new)):
-        for doubt in side.doubts:
-            progress(f"not valid: {role}: {doubt}")
+        for issue in side.validity_issues:
+            progress(f"not valid: {role}: {issue}")
 
 
 def _change_cells(change: Change) -> list[str]:

@@ -85,14 +85,14 @@ def summary_of_runs(folders: Sequence[Path]) -> Summary:
     runs = load_runs(folders)
     first, *others = parts = [run.summary(confidence=False) for run in runs]
     named = [
-        doubt.model_copy(update={"text": f"{run.name}: {doubt.text}"}) if others else doubt
+        issue.model_copy(update={"text": f"{run.name}: {issue.text}"}) if others else issue
         for run, part in zip(runs, parts, strict=True)
-        for doubt in part.doubts
+        for issue in part.validity_issues
     ]
     return first.model_copy(
         update={
             "valid": not named,
-            "doubts": named,
+            "validity_issues": named,
             "runs": [facts for part in parts for facts in part.runs],
             "levels": [level for part in parts for level in part.levels],
         }

@@ -53,13 +53,13 @@ __all__ = [
     "RunFacts",
     "Spread",
     "Summary",
-    "doubts_of",
     "goodput_ratio",
     "kept_of",
     "parse_series",
     "spread",
     "summarize",
     "summarize_level",
+    "validity_issues_of",
     "verdicts_of",
 ]
 
@@ -102,15 +102,15 @@ def summarize(
         )
         for index, level in enumerate(run.levels)
     ]
-    doubts = doubts_of(run, [level.requests for level in levels])
+    validity_issues = validity_issues_of(run, [level.requests for level in levels])
     return Summary(
         made_by=run.made_by,
         made_from=run.made_from,
         kind=run.kind,
         label=run.label,
         time_scale=run.time_scale,
-        valid=not doubts,
-        doubts=doubts,
+        valid=not validity_issues,
+        validity_issues=validity_issues,
         runs=[_facts(run)],
         levels=levels,
     )
@@ -126,21 +126,21 @@ def class_objectives(run: RunManifest) -> dict[str, Objectives | None]:
     return {each.name: each.objectives for each in getattr(run.scenario, "classes", ())}
 
 
-def doubts_of(run: RunManifest, measured: Sequence[int]) -> list[ValidityIssue]:
-    """Return the run's doubts, and those that its files give: it was interrupted, or records are missing.
+def validity_issues_of(run: RunManifest, measured: Sequence[int]) -> list[ValidityIssue]:
+    """Return the run's validity issues, and those that its files give: it was interrupted, or records are missing.
 
     Args:
         measured: Measured requests found for each level.
     """
-    doubts = list(run.doubts)
-    if run.interrupted is not None and all(doubt.code != "interrupted" for doubt in doubts):
-        doubts.append(ValidityIssue(code="interrupted", text=f"the run was interrupted: {run.interrupted}"))
+    validity_issues = list(run.validity_issues)
+    if run.interrupted is not None and all(issue.code != "interrupted" for issue in validity_issues):
+        validity_issues.append(ValidityIssue(code="interrupted", text=f"the run was interrupted: {run.interrupted}"))
     for index, (level, found) in enumerate(zip(run.levels, measured, strict=True)):
         asked = run.scenario.requests
         if level.concurrency is not None and level.complete and not level.sufficed and found < asked:
             text = f"{found} measured requests found where the scenario asks for {asked}"
-            doubts.append(ValidityIssue(code="records-missing", text=text, level=index))
-    return doubts
+            validity_issues.append(ValidityIssue(code="records-missing", text=text, level=index))
+    return validity_issues
 
 
 def summarize_level(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from engines.files import Document, Strict
 from loadtest.results import Kind, ServerFacts, ValidityIssue, load_text
@@ -292,7 +292,10 @@ class Summary(Document):
     label: Annotated[str, Field(description="Label of every figure.")]
     time_scale: Annotated[float | None, Field(description="Wall seconds per engine second; null if the runs differ.")]
     valid: Annotated[bool, Field(description="Whether all validity checks passed.")]
-    doubts: Annotated[list[ValidityIssue], Field(description="Validity issues.")]
+    validity_issues: Annotated[
+        list[ValidityIssue],
+        Field(description="Validity issues.", validation_alias=AliasChoices("validity_issues", "doubts")),
+    ]
     percentiles: Annotated[str, Field(description="How percentiles are computed.")] = PERCENTILES_NOTE
     confidence: Annotated[str, Field(description="How confidence intervals are computed.")] = CONFIDENCE_NOTE
     runs: Annotated[list[RunFacts], Field(description="The runs.")]

@@ -254,7 +254,7 @@ def _side(run: LoadedRun, summary: Summary) -> Side:
         label=run.manifest.label,
         engine=server.engine or server.model,
         valid=summary.valid,
-        doubts=tuple(doubt.text for doubt in summary.doubts),
+        validity_issues=tuple(issue.text for issue in summary.validity_issues),
     )
 
 

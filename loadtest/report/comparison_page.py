@@ -57,7 +57,7 @@ def changed_value(figure: str, value: float | None) -> str:
 
 def _issues(comparison: Comparison) -> list[str]:
     sides = (("baseline", comparison.baseline), ("candidate", comparison.candidate))
-    issues = [f"{role}: {text}" for role, side in sides for text in side.doubts]
+    issues = [f"{role}: {text}" for role, side in sides for text in side.validity_issues]
     if comparison.across_kinds:
         kinds = f"{comparison.baseline.kind} against {comparison.candidate.kind}"
         issues.append(f"{kinds}: the runs are of different kinds, and a difference may come from that.")

@@ -51,7 +51,7 @@ class Side(Strict):
     label: Annotated[str, Field(description="Label of its figures.")]
     engine: Annotated[str, Field(description="Engine or model.")]
     valid: Annotated[bool, Field(description="Whether all its validity checks passed.")]
-    doubts: Annotated[tuple[str, ...], Field(description="Its validity issues.")] = ()
+    validity_issues: Annotated[tuple[str, ...], Field(description="Its validity issues.")] = ()
 
 
 class Difference(Strict):

@@ -213,7 +213,7 @@ def write_aiperf(folder: Path, run: LoadedRun, place: int, summary: LevelSummary
             "run": run.name,
             "level": place,
             "load": level.load,
-            "doubts": [doubt.text for doubt in manifest.doubts if doubt.level in {None, place}],
+            "validity_issues": [issue.text for issue in manifest.validity_issues if issue.level in {None, place}],
         },
     }
     (folder / "profile_export_aiperf.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from engines.errors import UserError
 from engines.files import write_text
 from loadtest.metrics import LevelSummary, Spread, Summary, class_alone, verdicts_of
 from loadtest.report.comparison_schema import Comparison
-from loadtest.report.page_tables import found, limit
+from loadtest.report.page_tables import limit_text, value_text
 from loadtest.scenario import Objectives, Verdict
 
 
@@ -66,8 +66,8 @@ def cases_of(summary: Summary, gate: Gate) -> list[Case]:
     if unknown:
         known = ", ".join(level.load for level in summary.levels)
         raise UserError(f"no level has load {unknown[0]:g}", hint=f"the run's loads: {known}")
-    doubts = "; ".join(doubt.text for doubt in summary.doubts)
-    cases = [Case("run", "valid", summary.valid, doubts or "all validity checks passed")]
+    validity_issues = "; ".join(issue.text for issue in summary.validity_issues)
+    cases = [Case("run", "valid", summary.valid, validity_issues or "all validity checks passed")]
     for level in summary.levels:
         if level.offered in loads:
             cases += [_case(level, verdict) for verdict in verdicts_of(gate.objectives, level)]
@@ -91,7 +91,7 @@ def _class_cases(level: LevelSummary, name: str, promised: Objectives) -> list[C
 
 def _case(level: LevelSummary, verdict: Verdict) -> Case:
     run = f"{level.run}, " if level.run else ""
-    says = f"{found(verdict.objective, verdict.found)}, objective: {limit(verdict.objective, verdict.limit)}"
+    says = f"{value_text(verdict.objective, verdict.found)}, objective: {limit_text(verdict.objective, verdict.limit)}"
     return Case(f"{run}load {level.load}", verdict.objective, verdict.met, says + _margin(level, verdict))
 
 
@@ -113,7 +113,7 @@ def regressions_of(comparison: Comparison, *, allowed_ratio: float) -> list[Case
     A figure is missed where it is worse beyond its confidence interval, and by more than `allowed_ratio`.
     """
     cases = [
-        Case(side, "valid", run.valid, "; ".join(run.doubts) or "all validity checks passed")
+        Case(side, "valid", run.valid, "; ".join(run.validity_issues) or "all validity checks passed")
         for side, run in (("baseline", comparison.baseline), ("candidate", comparison.candidate))
     ]
     for level in comparison.levels:

@@ -15,10 +15,10 @@ def latency_table(summary: Summary) -> Table:
     """Return the main table: the latencies of each level, with confidence intervals below the figures."""
     groups = (("", 2), ("time to first token", 3), ("inter-token latency", 4), ("end-to-end latency", 3))
     heads = [_load_head(summary), "requests", "p50", "p95", "p99", "p50", "p95", "p99", "max", "p50", "p95", "p99"]
-    in_doubt = {issue.level for issue in summary.doubts}
+    with_issues = {issue.level for issue in summary.validity_issues}
     rows: list[list[Cell | str]] = [
         [
-            _load_cell(level, summary, flag="not valid" if place in in_doubt else ""),
+            _load_cell(level, summary, flag="not valid" if place in with_issues else ""),
             f"{level.requests:,}",
             *spread_cells(level.felt_ttft_s, ("p50", "p95", "p99")),
             *spread_cells(level.itl_s, ("p50", "p95", "p99", "max")),
@@ -113,13 +113,13 @@ def _excluded(level: LevelSummary) -> Cell | str:
 def objectives_table(summary: Summary, objectives: Objectives) -> Table:
     """Return whether each level met each objective."""
     of_levels = [verdicts_of(objectives, level) for level in summary.levels]
-    heads = [Cell(verdict.objective, below=limit(verdict.objective, verdict.limit)) for verdict in of_levels[0]]
+    heads = [Cell(verdict.objective, below=limit_text(verdict.objective, verdict.limit)) for verdict in of_levels[0]]
     rows = [
         [_load_cell(level, summary)]
         + [
             Cell(
                 "met" if verdict.met else "missed",
-                f"{found(verdict.objective, verdict.found)}",
+                f"{value_text(verdict.objective, verdict.found)}",
                 tone=_tone(verdict.met),
             )
             for verdict in verdicts
@@ -133,13 +133,13 @@ def _tone(met: bool) -> str:
     return "met" if met else "error"
 
 
-def limit(objective: str, value: float) -> str:
+def limit_text(objective: str, value: float) -> str:
     """Return an objective's limit in words."""
     sign = "at least" if objective == "goodput" else "at most"
-    return f"{sign} {found(objective, value)}"
+    return f"{sign} {value_text(objective, value)}"
 
 
-def found(objective: str, value: float | None) -> str:
+def value_text(objective: str, value: float | None) -> str:
     """Return the value of an objective, in its unit."""
     if value is None:
         return "not measured"

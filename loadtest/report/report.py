@@ -82,10 +82,12 @@ def summarize_loaded(runs: Sequence[LoadedRun], *, command: str, objectives: Obj
     refuse_mixed_kinds(runs, hint="report them apart, or side by side: report-load --compare A B --across-kinds")
     parts = [run.summary(objectives) for run in runs]
     scales = {part.time_scale for part in parts}
-    doubts: list[ValidityIssue] = []
+    validity_issues: list[ValidityIssue] = []
     before = 0
     for part, run in zip(parts, runs, strict=True):
-        doubts += [_moved(doubt, before, run.name if len(parts) > 1 else None) for doubt in part.doubts]
+        validity_issues += [
+            _moved(issue, before, run.name if len(parts) > 1 else None) for issue in part.validity_issues
+        ]
         before += len(part.levels)
     return Summary(
         made_by=made_by(command),
@@ -93,8 +95,8 @@ def summarize_loaded(runs: Sequence[LoadedRun], *, command: str, objectives: Obj
         kind=parts[0].kind,
         label=" and ".join(dict.fromkeys(part.label for part in parts)),
         time_scale=parts[0].time_scale if len(scales) == 1 else None,
-        valid=not doubts,
-        doubts=doubts,
+        valid=not validity_issues,
+        validity_issues=validity_issues,
         runs=[facts for part in parts for facts in part.runs],
         levels=[level for part in parts for level in part.levels],
         repeats=repeats_of(runs, parts),
@@ -150,7 +152,7 @@ def _write_charts(
     return figures
 
 
-def _moved(doubt: ValidityIssue, by: int, name: str | None) -> ValidityIssue:
-    """Make a doubt point into the levels of several runs, and say whose it is."""
-    level = None if doubt.level is None else doubt.level + by
-    return ValidityIssue(code=doubt.code, text=doubt.text if name is None else f"{name}: {doubt.text}", level=level)
+def _moved(issue: ValidityIssue, by: int, name: str | None) -> ValidityIssue:
+    """Make a validity issue point into the levels of several runs, and say whose it is."""
+    level = None if issue.level is None else issue.level + by
+    return ValidityIssue(code=issue.code, text=issue.text if name is None else f"{name}: {issue.text}", level=level)

@@ -50,7 +50,7 @@ def report_page(summary: Summary, figures: Sequence[Figure], objectives: Objecti
             "failed": sum(level.errors for level in summary.levels),
             "sent": sum(level.requests for level in summary.levels),
         },
-        issues=[(issue, _load_of(issue.level, summary)) for issue in summary.doubts],
+        issues=[(issue, _load_of(issue.level, summary)) for issue in summary.validity_issues],
         tile_items=_tiles(summary, objectives),
         figures=[(inline_svg(figure.svg, figure.name), figure.says) for figure in figures],
         tables=_tables(summary, objectives),

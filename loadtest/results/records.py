@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pydantic import AliasChoices, Field
+
 from engines.errors import MissingError, UserError
 from engines.files import Document, Strict, parse_json, read_json, text_file, validate
 from loadtest.scenario import Scenario
@@ -192,7 +194,7 @@ class RunManifest(Document):
     Attributes:
         time_scale: Wall seconds of one engine second; what divides every duration in the files.
         interrupted: Why the run ended before its last level; None when it was whole.
-        doubts: Empty when the run is valid.
+        validity issues: Empty when the run is valid.
         workers: Load generator processes that shared the levels.
         clocks: How each worker's clock was brought onto the run's; empty for one process.
         unfinished: The run was under way when this was written; `read_run` completes what a killed one left.
@@ -204,7 +206,9 @@ class RunManifest(Document):
     scenario: Scenario
     levels: list[Level]
     interrupted: str | None = None
-    doubts: tuple[ValidityIssue, ...] = ()
+    validity_issues: tuple[ValidityIssue, ...] = Field(
+        default=(), validation_alias=AliasChoices("validity_issues", "doubts")
+    )
     workers: int = 1
     clocks: tuple[WorkerClock, ...] = ()
     unfinished: bool = False

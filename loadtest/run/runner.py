@@ -34,7 +34,7 @@ from loadtest.run.sampler import Monitor
 from loadtest.run.target import Target
 from loadtest.run.terminal import Terminal
 from loadtest.run.time_left import TimeLeft
-from loadtest.run.validity import LevelObservations, doubts_of, seen_of
+from loadtest.run.validity import LevelObservations, observations_of, validity_issues_of
 from loadtest.scenario import Scenario
 from loadtest.traffic import ConversationSampler, LevelPlan, PromptMaker, plans_of, prepare
 
@@ -239,11 +239,11 @@ def _complete(
         if happened.interrupted is not None:
             with contextlib.suppress(OSError):  # of a full disk, which is already why the run ended
                 add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
-        seen = seen_of(out) if records.is_file() else {}
-        doubts = list(doubts_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
+        seen = observations_of(out) if records.is_file() else {}
+        validity_issues = list(validity_issues_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
         if happened.lost is not None:
-            doubts.append(ValidityIssue(code="worker-lost", text=happened.lost))
-        run = _manifest(asked, happened, workers).model_copy(update={"doubts": tuple(doubts)})
+            validity_issues.append(ValidityIssue(code="worker-lost", text=happened.lost))
+        run = _manifest(asked, happened, workers).model_copy(update={"validity_issues": tuple(validity_issues)})
         write_json(out / RUN_NAME, run)
     except OSError as error:
         raise ToolError(

@@ -57,7 +57,7 @@ class LevelObservations:
         self.first_error = self.first_error or record.error
 
 
-def seen_of(out: Path) -> dict[int, LevelObservations]:
+def observations_of(out: Path) -> dict[int, LevelObservations]:
     """Read a run's records once; return what was seen, by level. Errors as `read_records`."""
     found: dict[int, LevelObservations] = defaultdict(LevelObservations)
     for record in read_records(out, check=False):
@@ -65,7 +65,7 @@ def seen_of(out: Path) -> dict[int, LevelObservations]:
     return found
 
 
-def doubts_of(
+def validity_issues_of(
     scenario: Scenario,
     facts: ServerFacts,
     levels: Sequence[Level],
@@ -77,7 +77,7 @@ def doubts_of(
     emulator = _emulator_seen(levels, out) if facts.emulated else {}
     for index, level in enumerate(levels):
         of_level = seen.get(index, LevelObservations())
-        yield from _client_doubts(scenario.trust, facts, index, level, of_level)
+        yield from _client_issues(scenario.validity_limits, facts, index, level, of_level)
         if not level.complete:
             yield ValidityIssue(code="incomplete", text="the level ended before all its requests", level=index)
         if level.away_s:
@@ -86,40 +86,39 @@ def doubts_of(
         if of_level.lost:
             text = f"{of_level.lost} requests were in flight in a worker that was lost"
             yield ValidityIssue(code="requests-lost", text=text, level=index)
-        yield from _clock_doubts(scenario.trust, index, clocks)
-        yield from emulator.get(index, _Emulator()).doubts(scenario.trust, index)
+        yield from _clock_issues(scenario.validity_limits, index, clocks)
+        yield from emulator.get(index, _Emulator()).validity_issues(scenario.validity_limits, index)
 
 
-def _client_doubts(
-    trust: ValidityLimits, facts: ServerFacts, index: int, level: Level, seen: LevelObservations
+def _client_issues(
+    limits: ValidityLimits, facts: ServerFacts, index: int, level: Level, seen: LevelObservations
 ) -> Iterator[ValidityIssue]:
     gap_s = seen.gaps.quantile(0.5)
     # Where the kernel stamped the arrivals, a late timer moved none of them; a late read may have.
-    if gap_s and level.clock != "kernel" and level.generator_late_p99_s > trust.generator_late_ratio * gap_s:
+    if gap_s and level.clock != "kernel" and level.generator_late_p99_s > limits.generator_late_ratio * gap_s:
         text = f"the load generator's timers fired {level.generator_late_p99_s * 1e3:.1f} ms late (p99), with tokens"
-        text += f" {gap_s * 1e3:.1f} ms apart; limit {trust.generator_late_ratio:.0%} of that"
+        text += f" {gap_s * 1e3:.1f} ms apart; limit {limits.generator_late_ratio:.0%} of that"
         yield ValidityIssue(code="generator-late", text=text, level=index)
-    if gap_s and level.read_late_p99_s > trust.generator_late_ratio * gap_s:
+    if gap_s and level.read_late_p99_s > limits.generator_late_ratio * gap_s:
         text = f"replies were read {level.read_late_p99_s * 1e3:.1f} ms after they arrived (p99), with tokens"
-        text += f" {gap_s * 1e3:.1f} ms apart, so some were merged; limit {trust.generator_late_ratio:.0%}"
+        text += f" {gap_s * 1e3:.1f} ms apart, so some were merged; limit {limits.generator_late_ratio:.0%}"
         yield ValidityIssue(code="read-late", text=text, level=index)
     late_s = seen.late.quantile(0.99) or 0.0
-    if level.concurrency is None and late_s > trust.arrivals_late_s * facts.time_scale:
-        text = (
-            f"requests were sent {late_s * 1e3:.0f} ms after their time (p99); limit {trust.arrivals_late_s * 1e3:g} ms"
-        )
+    if level.concurrency is None and late_s > limits.arrivals_late_s * facts.time_scale:
+        text = f"requests were sent {late_s * 1e3:.0f} ms after their time (p99); "
+        text += f"limit {limits.arrivals_late_s * 1e3:g} ms"
         yield ValidityIssue(
             code="arrivals-late", text=f"{text} of engine time: this was not the configured load", level=index
         )
 
 
-def _clock_doubts(trust: ValidityLimits, index: int, clocks: Sequence[WorkerClock]) -> Iterator[ValidityIssue]:
+def _clock_issues(limits: ValidityLimits, index: int, clocks: Sequence[WorkerClock]) -> Iterator[ValidityIssue]:
     for clock in clocks:
         off_s = clock.uncertainty_s + abs(clock.drift_s)
-        if clock.level == index and off_s > trust.clocks_apart_s:
+        if clock.level == index and off_s > limits.clocks_apart_s:
             text = f"the clock of worker {clock.worker} on {clock.host} is known only to {off_s * 1e3:.1f} ms"
             yield ValidityIssue(
-                code="clocks-apart", text=f"{text}; limit {trust.clocks_apart_s * 1e3:g} ms", level=index
+                code="clocks-apart", text=f"{text}; limit {limits.clocks_apart_s * 1e3:g} ms", level=index
             )
 
 
@@ -139,16 +138,16 @@ class _Emulator:
                 low, high = self.counters.get(name, (value, value))
                 self.counters[name] = (min(low, value), max(high, value))
 
-    def doubts(self, trust: ValidityLimits, index: int) -> Iterator[ValidityIssue]:
+    def validity_issues(self, limits: ValidityLimits, index: int) -> Iterator[ValidityIssue]:
         steps, seconds = (self._grown(name.rstrip("{")) for name in STEP_SERIES)
         if not self.late_s or not steps:
             return
         ratio = float(np.median(self.late_s)) * steps / seconds
-        if ratio > trust.server_late_ratio:
+        if ratio > limits.server_late_ratio:
             yield ValidityIssue(
                 code="emulator-late",
                 text=f"the emulated engine finished its steps late by {ratio:.0%} of a step (p99); "
-                f"limit {trust.server_late_ratio:.0%}: increase --time-scale of build-repo",
+                f"limit {limits.server_late_ratio:.0%}: increase --time-scale of build-repo",
                 level=index,
             )
 

@@ -1,6 +1,15 @@
 """Scenarios: schema, arrivals, traces, length distributions, objectives; imports `engines` alone."""
 
-from loadtest.scenario.arrivals import Constant, Gamma, Poisson, Process, Steps, arrivals_of, draw_times_s, lasting
+from loadtest.scenario.arrivals import (
+    Constant,
+    Gamma,
+    Poisson,
+    Process,
+    Steps,
+    arrivals_of,
+    draw_times_s,
+    with_duration,
+)
 from loadtest.scenario.distributions import even
 from loadtest.scenario.schema import (
     DEFAULT_OSL,
@@ -61,7 +70,7 @@ __all__ = [
     "evaluate",
     "even",
     "inputs_of",
-    "lasting",
     "read_scenario",
     "read_trace",
+    "with_duration",
 ]

@@ -129,10 +129,10 @@ def arrivals_of(arrivals: Process | Trace, *, rng: np.random.Generator, folder: 
     return Schedule(tuple(Arrival(at_s) for at_s in times_s))
 
 
-def lasting(arrivals: Process | Trace, duration_s: float) -> Process | Trace:
+def with_duration(arrivals: Process | Trace, duration_s: float) -> Process | Trace:
     """Return the same shape in another time, its rates as they are; of a trace, its beginning, as fast as before.
 
-    >>> lasting(Spike(base_per_s=1, peak_per_s=9, at_s=300, spike_s=60, duration_s=600), 60.0).at_s
+    >>> with_duration(Spike(base_per_s=1, peak_per_s=9, at_s=300, spike_s=60, duration_s=600), 60.0).at_s
     30.0
     """
     if isinstance(arrivals, Trace):

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, JsonValue, field_validator, model_validator
 
 from engines.errors import MissingError, UserError
 from engines.files import MOST_TOKENS, Source, Strict, read_yaml, source_of
@@ -203,7 +203,7 @@ class Scenario(Strict):
             OpenAI server, any name it lists.
         seed: Seed for arrivals, lengths and prompts; the same seed gives the same requests.
         sample_interval_s: Wall seconds between samples of the server's metrics.
-        trust: Limits of the validity checks.
+        validity_limits: Limits of the validity checks.
         level_timeout_s: Wall seconds after which a level is ended; for an open loop, in addition to its duration.
         request_timeout_s: Wall seconds without a byte after which a request has failed.
         reply_timeout_s: Wall seconds from sending after which an unfinished reply has failed.
@@ -237,7 +237,9 @@ class Scenario(Strict):
     unreachable_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 5.0
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)
     sample_interval_s: Annotated[float, Field(ge=0.05, le=LONGEST_S)] = 0.25
-    trust: ValidityLimits = ValidityLimits()
+    validity_limits: ValidityLimits = Field(
+        default=ValidityLimits(), validation_alias=AliasChoices("validity_limits", "trust")
+    )
 
     @field_validator("classes")
     @classmethod

@@ -1,7 +1,14 @@
 """Requests and their times: open and closed loops, conversations, prompts; imports `results` and `scenario`."""
 
 from loadtest.traffic.closed_loop import ClosedLoop, closed_loop
-from loadtest.traffic.conversations import ConversationSampler, ConversationState, LengthStats, Rows, always, seen_of
+from loadtest.traffic.conversations import (
+    ConversationSampler,
+    ConversationState,
+    LengthStats,
+    Rows,
+    always,
+    length_stats_of,
+)
 from loadtest.traffic.levels import LevelPlan, Turn, plans_of, turn_of
 from loadtest.traffic.open_loop import OpenLoop, open_loop
 from loadtest.traffic.prepare import count_rows, prepare
@@ -22,9 +29,9 @@ __all__ = [
     "always",
     "closed_loop",
     "count_rows",
+    "length_stats_of",
     "open_loop",
     "plans_of",
     "prepare",
-    "seen_of",
     "turn_of",
 ]

@@ -150,10 +150,10 @@ class LengthStats(NamedTuple):
     longest: int
 
 
-def seen_of(prompts: Sequence[int], replies: Sequence[int]) -> LengthStats:
+def length_stats_of(prompts: Sequence[int], replies: Sequence[int]) -> LengthStats:
     """Return what requests of these lengths are like; there must be one.
 
-    >>> seen_of([10, 30], [5, 1]).longest
+    >>> length_stats_of([10, 30], [5, 1]).longest
     31
     """
     longest = max(map(sum, zip(prompts, replies, strict=True)))
@@ -236,7 +236,7 @@ class ConversationSampler:
                 prompts.append(talk.prompt_tokens)
                 replies.append(talk.exchange.reply_tokens)
                 talk.go_on(talk.exchange.reply_tokens)
-        return seen_of(prompts, replies)
+        return length_stats_of(prompts, replies)
 
     def at_most(self, seen: LengthStats) -> LengthStats:
         """Return what was seen with the longest that can be drawn, where classes state bounds."""

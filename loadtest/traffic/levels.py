@@ -11,7 +11,7 @@ import numpy as np
 from engines.errors import UserError
 from loadtest.results import Level, Phase
 from loadtest.scenario import Arrival, Poisson, Process, Scenario, Trace, arrivals_of
-from loadtest.traffic.conversations import SAMPLED, ConversationSampler, ConversationState, LengthStats, seen_of
+from loadtest.traffic.conversations import SAMPLED, ConversationSampler, ConversationState, LengthStats, length_stats_of
 
 FILL_ALLOWANCE = 3  # conversations for each user beyond what is measured: warm-up, and filling up to the end
 
@@ -82,7 +82,7 @@ class LevelPlan:
         """Return what the level's requests are like: means of the first, where there are very many."""
         stated = [arrival for arrival in self.arrivals if arrival.isl is not None and arrival.osl is not None]
         if stated:
-            return seen_of([each.isl or 0 for each in stated], [each.osl or 0 for each in stated])
+            return length_stats_of([each.isl or 0 for each in stated], [each.osl or 0 for each in stated])
         return mix.at_most(mix.lengths_of(range(min(SAMPLED, self.conversations(scenario)))))
 
 

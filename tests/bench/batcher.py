@@ -13,7 +13,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.emulator.settings import batcher_for
 from engines.files import Document, MadeBy
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from loadtest.simulate.virtual_server import Arrivals, Sent, VirtualServer
 from loadtest.traffic.levels import Turn
 
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _line(work: Work, source: str) -> str:
-    asked = ask(None, {"step_time": source})
+    asked = resolve_recipe(None, {"step_time": source})
     manifest = emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
     batcher = batcher_for(manifest)
     times_s = np.cumsum(np.random.default_rng(0).exponential(1 / work.rate_per_s, work.requests)).tolist()

@@ -21,7 +21,7 @@ from engines.build.trtllm import container_image
 from engines.files import Document, MadeBy, _UniqueKeyLoader, write_json
 from engines.manifest import EngineManifest, Parallel
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from tests.prometheus_adapter import adapter_query
 from triton_repo.deploy.monitoring import rules_document
 from triton_repo.deploy.plan import Deployment, DeploymentPlan, plan_deployment
@@ -38,7 +38,7 @@ KINDS = ("emulated", "built", "two-gpus")
 
 
 def _manifest(kind: str) -> EngineManifest:
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     manifest = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
     if kind == "emulated":
         return manifest

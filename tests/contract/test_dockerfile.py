@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engines.build.trtllm import CONTAINER_TAGS, LAST_ENGINE_VERSION, container_image
+from engines.build.trtllm import CONTAINER_TAGS, container_image
 from triton_repo.deploy.plan import PORTS
 
 DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
+LAST_WITH_ENGINES = max(CONTAINER_TAGS, key=lambda version: [int(part) for part in version.split(".")])
 
 
 def test_hadolint_finds_nothing() -> None:
@@ -22,7 +23,7 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_the_image_holds_the_last_version_with_engines() -> None:
     """The pinned tag is the one that `build-engine` names for that version."""
-    tag = CONTAINER_TAGS[".".join(str(part) for part in LAST_ENGINE_VERSION)]
+    tag = CONTAINER_TAGS[LAST_WITH_ENGINES]
     assert f"ARG TRITON_TAG={tag}-trtllm-python-py3" in DOCKERFILE.read_text()
 
 
@@ -41,8 +42,7 @@ def test_deployments_run_the_image_that_the_dockerfile_builds_on() -> None:
     text = DOCKERFILE.read_text()
     tag = re.findall(r"^ARG TRITON_TAG=(\S+)$", text, re.MULTILINE)
     base = re.findall(r"^FROM (nvcr\.io\S+):\$\{TRITON_TAG\}$", text, re.MULTILINE)
-    version = ".".join(str(part) for part in LAST_ENGINE_VERSION)
-    assert [f"{name}:{label}" for name, label in zip(base, tag, strict=True)] == [container_image(version)]
+    assert [f"{name}:{label}" for name, label in zip(base, tag, strict=True)] == [container_image(LAST_WITH_ENGINES)]
     exposed = re.findall(r"^EXPOSE (.+)$", text, re.MULTILINE)[0].split()
     assert set(map(str, PORTS.values())) <= set(exposed)
     (home,) = re.findall(r"\bHOME=(\S+)", text)

@@ -16,7 +16,7 @@ from engines.errors import UserError
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from engines.spec.llm_api import LLM_API_VERSIONS, LlmApiVersion, llm_api, unknown_arguments
 from triton_repo.interface.llmapi import llm_document, llmapi_inputs, trtllm_serve_document
 from triton_repo.settings import ServingSettings, resolve
@@ -43,7 +43,7 @@ SPLIT = {"disaggregation.context_servers": 1, "disaggregation.generation_servers
 
 def manifest_of(version: str, **flags: Any) -> EngineManifest:
     """Plan for the PyTorch backend; flags by dotted key."""
-    asked = ask(None, {"backend": "pytorch", "trtllm_version": version, **flags})
+    asked = resolve_recipe(None, {"backend": "pytorch", "trtllm_version": version, **flags})
     return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
 
 

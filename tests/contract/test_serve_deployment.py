@@ -21,7 +21,7 @@ from engines.errors import UserError
 from engines.files import Document, MadeBy, _UniqueKeyLoader, write_json
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.deploy.plan import Deployment, plan_deployment
 from triton_repo.deploy.render import render_deployment
 from triton_repo.openai_api.serve_metrics import published_names
@@ -35,7 +35,9 @@ SLOTS = 384
 
 
 def _manifest(version: str, **keys: Any) -> EngineManifest:
-    asked = ask(None, {"backend": "pytorch", "trtllm_version": version, "limits.max_batch_size": SLOTS, **keys})
+    asked = resolve_recipe(
+        None, {"backend": "pytorch", "trtllm_version": version, "limits.max_batch_size": SLOTS, **keys}
+    )
     manifest = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
     return manifest.model_copy(update={"kind": "checkpoint"})
 

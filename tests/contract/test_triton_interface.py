@@ -16,7 +16,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest
 from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.audit.audit import audit_repository
 from triton_repo.audit.require_valid import read_config
 from triton_repo.interface.parameters import MUST_BE_THERE, NEVER_WRITTEN
@@ -72,13 +72,15 @@ MODES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def plan() -> BuildPlan:
     """Plan the default engine."""
-    return make_plan(ask(None, {}), head=Document(made_by=HEAD))
+    return make_plan(resolve_recipe(None, {}), head=Document(made_by=HEAD))
 
 
 @pytest.fixture(scope="module")
 def built(plan: BuildPlan) -> EngineManifest:
     """Return its manifest, as if it had been compiled."""
-    return emulated_manifest(plan, ask(None, {}).recipe).model_copy(update={"kind": "built", "engine": "engine"})
+    return emulated_manifest(plan, resolve_recipe(None, {}).recipe).model_copy(
+        update={"kind": "built", "engine": "engine"}
+    )
 
 
 def _render(folder: Path, manifest: EngineManifest, settings: dict[str, Any]) -> Path:
@@ -278,7 +280,7 @@ def test_no_bare_placeholder_of_upstreams_is_left(default: Path, model: str) -> 
 
 def test_the_llm_apis_model_is_upstreams(plan: BuildPlan, tmp_path: Path) -> None:
     """Its tensors are upstream's, and its model.yaml is what the engine's own plan says."""
-    asked = ask(None, {"backend": "pytorch"})
+    asked = resolve_recipe(None, {"backend": "pytorch"})
     pytorch = make_plan(asked, head=Document(made_by=HEAD))
     manifest = emulated_manifest(pytorch, asked.recipe)
     manifest = manifest.model_copy(update={"kind": "checkpoint", "checkpoint": "checkpoint"})

@@ -12,7 +12,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.emulator import Batcher, BatcherSettings, Request
 from engines.files import Document, MadeBy
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from engines.steptime import step_time_for
 from triton_repo.models.engine_clock import Lateness
 from triton_repo.models.engine_metrics import EngineMetrics
@@ -65,7 +65,7 @@ def _publish(backend: Backend, batcher: Batcher) -> None:
 
 
 def _batcher(*, blocks: int) -> Batcher:
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     manifest = emulated_manifest(
         make_plan(asked, head=Document(made_by=MadeBy(command="test", version="0"))), asked.recipe
     )

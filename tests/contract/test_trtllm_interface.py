@@ -14,7 +14,7 @@ from engines.build.trtllm import compile_command, converter_command, engine_diff
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy
 from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from engines.spec.gpu import known_gpus
 from engines.spec.precision import PRECISIONS
 from triton_repo.settings.engine_config import read_engine_config
@@ -79,7 +79,7 @@ def plans() -> list[BuildPlan]:
             "parallel.pipeline": pipeline,
         }
         try:
-            made.append(make_plan(ask(None, flags), head=HEAD))
+            made.append(make_plan(resolve_recipe(None, flags), head=HEAD))
         except (UserError, TargetMissedError):
             continue  # refused before any work: no command is made
     return made
@@ -108,7 +108,7 @@ def test_every_flag_of_every_plan_is_one_that_tensorrt_llm_knows(every_plan: lis
 @pytest.mark.parametrize("model", ["deepseek-r1-0528-qwen3-8b", "llama-3.1-8b", "gpt-j-6b"])
 def test_the_converter_is_where_the_examples_keep_it(model: str) -> None:
     """The script that check-gpu compares us with is in its family's folder, and takes the flags."""
-    plan = make_plan(ask(None, {"model": model, "precision": "bf16"}), head=HEAD)
+    plan = make_plan(resolve_recipe(None, {"model": model, "precision": "bf16"}), head=HEAD)
     argv = converter_command(plan).argv
     assert problems(list(argv), FACTS) == []
     folder = argv[1].removeprefix("{examples}/models/").removesuffix("/convert_checkpoint.py")
@@ -122,7 +122,7 @@ def test_adapters_and_speculation_use_flags_it_knows() -> None:
         "speculative.mode": "lookahead_decoding",
         "speculative.lookahead": {"window_size": 7, "ngram_size": 7, "verification_set_size": 7},
     }
-    plan = make_plan(ask(None, flags), head=HEAD)
+    plan = make_plan(resolve_recipe(None, flags), head=HEAD)
     argv = compile_command(plan).argv
     assert problems(list(argv), FACTS) == []
     assert argv[argv.index("--lora_target_modules") :][1:3] == ("attn_q", "mlp_gate")
@@ -143,7 +143,7 @@ def test_a_plan_clamps_as_the_builder_does(case: dict[str, int]) -> None:
         "workload.output_tokens": 64,
         "workload.longest_input_tokens": case["max_seq_len"] // 2,
     }
-    plan = make_plan(ask(None, flags), head=HEAD)
+    plan = make_plan(resolve_recipe(None, flags), head=HEAD)
     assert plan.sizing.max_num_tokens == case["built"]
     assert any(notice.code == "builder-clamp" for notice in plan.notices) == (case["asked"] != case["built"])
     rows = {choice.name: choice for choice in plan.choices}
@@ -168,7 +168,7 @@ def test_drafts_raise_what_the_builder_raises() -> None:
         "speculative.mode": "lookahead_decoding",
         "speculative.lookahead": {"window_size": 7, "ngram_size": 7, "verification_set_size": 7},
     }
-    plan = make_plan(ask(None, flags), head=HEAD)
+    plan = make_plan(resolve_recipe(None, flags), head=HEAD)
     assert plan.sizing.max_num_tokens == 64 * (83 + 1)
     assert plan.built_max_seq_len == plan.sizing.max_seq_len + 83
 
@@ -212,7 +212,7 @@ def test_the_check_can_fail(words: list[str], wrong: str) -> None:
 
 def test_what_the_builder_changed_is_found() -> None:
     """An engine's own config.json that says less than the plan is a difference, by name and both values."""
-    plan = make_plan(ask(None, {}), head=HEAD)
+    plan = make_plan(resolve_recipe(None, {}), head=HEAD)
     plugins = {"tokens_per_block": 32, "use_paged_context_fmha": True, "use_fp8_context_fmha": True}
     sizing = plan.sizing
     limits = {"max_batch_size": sizing.max_batch_size, "max_num_tokens": sizing.max_num_tokens, "max_beam_width": 1}

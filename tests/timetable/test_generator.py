@@ -221,7 +221,9 @@ def test_an_interrupted_run_is_complete_up_to_there(
     assert len({each["id"] for each in records}) == len(records) == max(each["id"] for each in records) + 1 or workers
     assert manifest["interrupted"] == {2: "interrupted by the user", 15: "terminated by the system"}[number]
     assert [level["complete"] for level in manifest["levels"]] == [False]
-    assert [doubt["code"] for doubt in manifest["doubts"] if not doubt["code"].endswith("-late")] == ["incomplete"]
+    assert [issue["code"] for issue in manifest["validity_issues"] if not issue["code"].endswith("-late")] == [
+        "incomplete"
+    ]
     assert all(_gone(pid) for pid in children)
 
 
@@ -241,7 +243,7 @@ def test_a_killed_generator_is_an_error_and_its_requests_are_recorded_as_lost(
     assert outcomes["lost"] >= 4  # of each user one; more where the last records were not on disk yet
     assert len({each["id"] for each in records}) == len(records)
     assert [level["complete"] for level in manifest["levels"]] == [False]
-    assert {"incomplete", "requests-lost"} <= {doubt["code"] for doubt in manifest["doubts"]}
+    assert {"incomplete", "requests-lost"} <= {issue["code"] for issue in manifest["validity_issues"]}
 
 
 def test_a_killed_worker_ends_the_run_and_is_named(start: Start, run: Run, tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_a_killed_worker_ends_the_run_and_is_named(start: Start, run: Run, tmp_p
     assert len(lost) == 1
     assert f"worker {lost.pop()} on" in manifest["interrupted"]
     assert {each["worker"] for each in records if each["outcome"] == "ok"} == {0, 1}
-    assert {"worker-lost", "requests-lost", "incomplete"} <= {doubt["code"] for doubt in manifest["doubts"]}
+    assert {"worker-lost", "requests-lost", "incomplete"} <= {issue["code"] for issue in manifest["validity_issues"]}
     assert len({each["id"] for each in records}) == len(records)
 
 
@@ -307,7 +309,7 @@ def test_a_killed_run_is_reported_as_cut_short(start: Start, run: Run, tmp_path:
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert not summary["valid"]
-    assert "interrupted" in {doubt["code"] for doubt in summary["doubts"]}
+    assert "interrupted" in {issue["code"] for issue in summary["validity_issues"]}
     assert "cut short" in summary["runs"][0]["interrupted"]
     (level,) = summary["levels"]
     measured = sum(each["phase"] == "measure" for each in _records(tmp_path / "run"))

@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2
 
 from engines.errors import CommandError, MissingError, UserError
 from triton_repo.audit.findings import Finding, ModelFile, Severity, read_model
-from triton_repo.audit.known_issues import engine_traps, llmapi_traps, serve_traps, text_traps
+from triton_repo.audit.known_issues import engine_issues, llmapi_issues, serve_traps, text_issues
 from triton_repo.interface import Tensor, tensors
 from triton_repo.settings import (
     LLMAPI_MODELS,
@@ -105,8 +105,8 @@ def _audit_inflight(folder: Path, manifest: RepositoryManifest | None, present: 
             findings += _model(folder, file, EXPECTED[model])
     if "ensemble" in files:
         findings += _wiring(files)
-    findings += engine_traps(folder, files, manifest)
-    findings += text_traps(folder, files, manifest)
+    findings += engine_issues(folder, files, manifest)
+    findings += text_issues(folder, files, manifest)
     return findings
 
 
@@ -117,7 +117,7 @@ def _audit_llmapi(folder: Path, manifest: RepositoryManifest | None) -> list[Fin
         findings += wrong
         if file is not None:
             findings += _model(folder, file, LLMAPI)
-            findings += llmapi_traps(folder, file, manifest)
+            findings += llmapi_issues(folder, file, manifest)
     return findings
 
 

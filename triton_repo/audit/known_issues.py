@@ -52,7 +52,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9._-]*")
 Files = Mapping[str, ModelFile]
 
 
-def engine_traps(folder: Path, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
+def engine_issues(folder: Path, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
     """Find what is wrong with the `tensorrt_llm` model and with what must agree with it."""
     file = files.get("tensorrt_llm")
     if file is None:
@@ -68,7 +68,7 @@ def engine_traps(folder: Path, files: Files, manifest: RepositoryManifest | None
         yield from engine_agreement(file, files, manifest)
 
 
-def text_traps(folder: Path, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
+def text_issues(folder: Path, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
     """Find what is wrong around the engine: tokenizers, instances, names."""
     for model in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
         if model in files:
@@ -81,7 +81,7 @@ def text_traps(folder: Path, files: Files, manifest: RepositoryManifest | None) 
         yield from _bls(bls, files)
 
 
-def llmapi_traps(folder: Path, file: ModelFile, manifest: RepositoryManifest | None) -> Iterator[Finding]:
+def llmapi_issues(folder: Path, file: ModelFile, manifest: RepositoryManifest | None) -> Iterator[Finding]:
     """Find what is wrong with the LLM API's model: its model.yaml, and what config.pbtxt says beside it."""
     name = f"tensorrt_llm/1/{MODEL_YAML}"
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from engines.start import LateCommand
 
 
 def __getattr__(name: str) -> LateCommand:
     """Return the command that the module of its name holds."""
-    if name.startswith("_"):
+    if name.startswith("_") or find_spec(f"triton_repo.cli.{name}") is None:
         raise AttributeError(name)
     return LateCommand(f"triton_repo.cli.{name}", name)

@@ -15,7 +15,7 @@ from triton_repo.settings.repository_manifest import (
     read_repository,
 )
 from triton_repo.settings.resolve import Given, Resolved, given_in, resolve, shown
-from triton_repo.settings.schema import all_settings, laid_over
+from triton_repo.settings.schema import all_settings, merged_over
 
 __all__ = [
     "LLMAPI_MODELS",
@@ -36,8 +36,8 @@ __all__ = [
     "all_settings",
     "given_in",
     "lacks",
-    "laid_over",
     "machine_here",
+    "merged_over",
     "misfits",
     "read_engine_config",
     "read_repository",

@@ -12,7 +12,7 @@ from triton_repo.settings.engine_fit import Code, Served, misfits
 from triton_repo.settings.schema import Lookahead, ServingSettings
 
 
-def contradictions(
+def conflicts_in(
     settings: ServingSettings, engine: EngineManifest, config: EngineConfig | None
 ) -> Iterator[tuple[str, str]]:
     """Yield what cannot be, and one thing to try; nothing where the settings stand.

@@ -14,10 +14,10 @@ from engines.errors import UserError
 from engines.files import validate
 from engines.manifest import EngineManifest, Notice
 from engines.spec import llm_api
-from triton_repo.settings.conflicts import contradictions
+from triton_repo.settings.conflicts import conflicts_in
 from triton_repo.settings.engine_config import EngineConfig
 from triton_repo.settings.repository_manifest import Choice
-from triton_repo.settings.schema import ServingSettings, Setting, all_settings, laid_over
+from triton_repo.settings.schema import ServingSettings, Setting, all_settings, merged_over
 
 TOKENIZING_PROCESSES = 4  # upstream advises about five; one costs 30 to 400 MB
 MOST_BLS_PROCESSES = 64
@@ -59,9 +59,9 @@ def resolve(
     for setting in all_settings(asked):
         if setting.value == "auto":
             value, reasons[setting.name] = _DERIVED[setting.name](asked, engine, config)
-            laid_over(values, setting.name, value)
+            merged_over(values, setting.name, value)
     settings = validate(values, ServingSettings, where="serving settings")
-    for what, hint in contradictions(settings, engine, config):
+    for what, hint in conflicts_in(settings, engine, config):
         raise UserError(what, hint=hint)
     choices = [_choice(setting, given, reasons, engine) for setting in all_settings(settings)]
     return Resolved(settings, choices, list(_notices(choices, settings, engine)))

@@ -533,7 +533,7 @@ def all_settings(settings: BaseModel, prefix: str = "") -> list[Setting]:
     return found
 
 
-def laid_over(settings: dict[str, Any], name: str, value: Any) -> None:
+def merged_over(settings: dict[str, Any], name: str, value: Any) -> None:
     """Set a dotted name in nested dictionaries."""
     *parents, last = name.split(".")
     for parent in parents:

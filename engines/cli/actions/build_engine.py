@@ -35,13 +35,13 @@ from engines.planning import (
     Combination,
     Comparison,
     ResolvedRecipe,
-    ask,
     combinations_of,
     listed,
     make_plan,
     planned_row,
     recipe_path,
     refused_row,
+    resolve_recipe,
     show_comparison,
 )
 from engines.spec import gib, known_gpus
@@ -158,7 +158,7 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
         "calibration.sample_tokens": flags["calibration_tokens"],
         "seed": flags["seed"],
     }
-    return ask(combination.recipe, by_key)
+    return resolve_recipe(combination.recipe, by_key)
 
 
 def _listed(text: str | None) -> tuple[str, ...] | None:

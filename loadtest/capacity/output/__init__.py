@@ -1,15 +1,15 @@
 """Output of a plan: terminal, page, charts, files; imports the rest of `capacity`."""
 
-from loadtest.capacity.output.files import CALIBRATE_NAME, PAGE_NAME, SCENARIO_NAME, handed_over
+from loadtest.capacity.output.files import CALIBRATE_NAME, PAGE_NAME, SCENARIO_NAME, write_deployment_files
 from loadtest.capacity.output.terminal import show_compared, show_first, show_plan, show_verification
 
 __all__ = [
     "CALIBRATE_NAME",
     "PAGE_NAME",
     "SCENARIO_NAME",
-    "handed_over",
     "show_compared",
     "show_first",
     "show_plan",
     "show_verification",
+    "write_deployment_files",
 ]

@@ -21,7 +21,7 @@ CALIBRATION_LEVELS = 6  # of the scenario to calibrate with: as many as a fit ta
 WARMUP_RATIO = 0.2
 
 
-def handed_over(plan: CapacityPlan, folder: Path, target: Path) -> dict[str, str]:
+def write_deployment_files(plan: CapacityPlan, folder: Path, target: Path) -> dict[str, str]:
     """Return the files of a plan by name, as text; none where nothing is recommended.
 
     Args:

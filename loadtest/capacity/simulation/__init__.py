@@ -18,9 +18,9 @@ from loadtest.capacity.simulation.max_rate import (
     RateProbe,
     ReplicaCapacity,
     figures_of,
-    most_of,
+    max_rate_of,
     relieved,
-    swept,
+    sweep_rates,
 )
 from loadtest.capacity.simulation.replica import NONE, Slowdown
 from loadtest.capacity.simulation.traffic_sample import (
@@ -59,13 +59,13 @@ __all__ = [
     "check",
     "curve_of",
     "figures_of",
+    "max_rate_of",
     "mean_turns",
-    "most_of",
     "ramp_of",
     "relieved",
     "requests_needed",
     "shape_of",
     "smallest_fleet",
     "steady_state",
-    "swept",
+    "sweep_rates",
 ]

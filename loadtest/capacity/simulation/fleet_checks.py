@@ -11,7 +11,7 @@ from engines.files import Strict
 from loadtest.capacity.inputs import Routing
 from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
 from loadtest.capacity.simulation.load_bench import LEAD_LIVES, TAIL_LIVES, LoadBench, Task
-from loadtest.capacity.simulation.max_rate import RateProbe, tried_of
+from loadtest.capacity.simulation.max_rate import RateProbe, probe_of
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.replica import Slowdown
 from loadtest.capacity.simulation.traffic_sample import SLOT_S, TrafficSample, Wanted, window_of
@@ -188,7 +188,7 @@ class _Peaks:
             windows=found.windows,
             kept_windows=kept,
             undecided=() if known is None else known.undecided,
-            tried=tried_of(seen),
+            tried=probe_of(seen),
         )
 
 
@@ -281,7 +281,7 @@ def check(asked: FleetTask) -> Checked:
         retried=retried,
         up_most=max([asked.replicas, *asked.ups]),
         refused=found.refused.get("rejected", 0) / max(1, found.requests),
-        tried=tried_of(seen),
+        tried=probe_of(seen),
     )
 
 

@@ -136,7 +136,7 @@ class _Seen(NamedTuple):
     results: dict[float, RateResult]
 
 
-def most_of(task: Task) -> ReplicaCapacity:
+def max_rate_of(task: Task) -> ReplicaCapacity:
     """Return the most one replica carries, and what binds it."""
     bench = LoadBench(task)
     slow, fast = task.interval
@@ -164,10 +164,10 @@ def most_of(task: Task) -> ReplicaCapacity:
         promised=promised,
         middle=middle,
         optimistic=optimistic,
-        idle=tried_of(idle),
+        idle=probe_of(idle),
         requests_needed=needed,
         supported=decisive is not None,
-        tried=tuple(tried_of(each) for _, each in sorted(seen.results.items())),
+        tried=tuple(probe_of(each) for _, each in sorted(seen.results.items())),
     )
 
 
@@ -184,11 +184,11 @@ def _given_up(bench: LoadBench, seen: _Seen, least_per_s: float, idle: RateResul
     missed = seen.results[least_per_s]
     return ReplicaCapacity(
         promised=Carried(rate_per_s=None, above_per_s=least_per_s, limited_by=_first(missed)),
-        idle=tried_of(idle),
+        idle=probe_of(idle),
         given_up=idle.met,
         requests_needed=bench.requests(least_per_s),
         supported=True,
-        tried=(tried_of(missed),),
+        tried=(probe_of(missed),),
     )
 
 
@@ -260,13 +260,13 @@ def _first(result: RateResult) -> str:
     return result.missed[0] if result.missed else result.tightest
 
 
-def swept(task: Task, rates_per_s: Sequence[float]) -> tuple[RateProbe, ...]:
+def sweep_rates(task: Task, rates_per_s: Sequence[float]) -> tuple[RateProbe, ...]:
     """Return what a replica shows at each of some loads, at the unfavourable end of the interval."""
     bench = LoadBench(task)
-    return tuple(tried_of(bench.verdict(rate, task.interval.slow, least_windows=2)) for rate in rates_per_s)
+    return tuple(probe_of(bench.verdict(rate, task.interval.slow, least_windows=2)) for rate in rates_per_s)
 
 
-def tried_of(seen: RateResult) -> RateProbe:
+def probe_of(seen: RateResult) -> RateProbe:
     """Return a load's figures as they are kept."""
     return RateProbe(
         rate_per_s=seen.rate_per_s,

@@ -296,7 +296,7 @@ def _busiest(minutes: _Floats, window_s: float) -> tuple[int, int, float]:
 def busiest_ratio(variation: float, window_s: float) -> float:
     """Return how much busier an hour's busiest window is expected to be than the hour.
 
-    >>> busiest_ratio(0.0, 600.0), round(busiest_ratio(0.13, 600.0), 1), round(busiest_ratio(0.13, 60.0), 1)
+    >>> round(busiest_ratio(0.0, 600.0), 9), round(busiest_ratio(0.13, 600.0), 1), round(busiest_ratio(0.13, 60.0), 1)
     (1.0, 1.1, 1.3)
     """
     rng = np.random.default_rng(0)

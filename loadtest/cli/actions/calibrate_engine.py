@@ -16,7 +16,7 @@ from loadtest.calibration import LEAST_POINTS, SERVED, TOKEN_BUDGETS, Deployment
 from loadtest.cli.engine_options import planned
 from loadtest.cli.tables import show_calibration
 from loadtest.results import RUN_NAME, read_run
-from loadtest.traffic import seen_of
+from loadtest.traffic import length_stats_of
 
 
 def run(**flags: Any) -> None:
@@ -27,7 +27,7 @@ def run(**flags: Any) -> None:
         show(f"would fit {len(points)} points and write {target}")
         return
     refuse_existing_file(target, force=flags["force"], inputs=paths_named(flags))
-    longest = seen_of([max(point.isl for point in points)], [max(point.osl for point in points)])
+    longest = length_stats_of([max(point.isl for point in points)], [max(point.osl for point in points)])
     limits = {"max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}
     manifest = planned({**flags, **limits}, None, [longest])
     if flags["engine_profile"] is None:  # nothing is expected of an engine that was not named

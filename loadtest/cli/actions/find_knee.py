@@ -63,14 +63,15 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
 
 
 def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]:
-    """Return what runs a probe; a doubt of its figures is told at once."""
+    """Return what runs a probe; a validity issue of its figures is told at once."""
     server = target_options(flags)
 
     def run(scenario: Scenario, folder: Path, enough: Enough) -> None:
         nonlocal server
         target, server = server, replace(server, is_quiet=True)  # what is found is printed for the first probe
-        for doubt in run_once("find-knee", scenario, folder, target, force=flags["force"], enough=enough).doubts:
-            progress(f"not valid: {doubt.code}: {doubt.text}")
+        played = run_once("find-knee", scenario, folder, target, force=flags["force"], enough=enough)
+        for issue in played.validity_issues:
+            progress(f"not valid: {issue.code}: {issue.text}")
 
     return run
 

@@ -33,11 +33,11 @@ from loadtest.capacity.output import (
     CALIBRATE_NAME,
     PAGE_NAME,
     SCENARIO_NAME,
-    handed_over,
     show_compared,
     show_first,
     show_plan,
     show_verification,
+    write_deployment_files,
 )
 from loadtest.scenario import Trace
 
@@ -108,7 +108,7 @@ def _verify(run: Path, plan_file: Path, *, as_json: bool, is_last: bool) -> None
         show(to_json(found).rstrip())
     else:
         show_verification(found)
-    why = [*(f"missed {each}" for each in found.missed), *(f"not valid: {each}" for each in found.doubts)]
+    why = [*(f"missed {each}" for each in found.missed), *(f"not valid: {each}" for each in found.validity_issues)]
     if found.held:
         return
     said = f"the plan failed its verification ({found.label}): {'; '.join(why)}"
@@ -163,7 +163,7 @@ def _write(plan: CapacityPlan, together: Compared | None, folder: Path, target: 
         write_text(made / PAGE_NAME, page_of(plan, together))
         if together is not None:
             write_json(made / COMPARED_NAME, together)
-        for name, text in handed_over(plan, folder, target).items():
+        for name, text in write_deployment_files(plan, folder, target).items():
             write_text(made / name, text)
 
 

@@ -54,7 +54,7 @@ def run(**flags: Any) -> None:
 
 
 def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags: dict[str, Any]) -> None:
-    doubts = [doubt for run in runs for doubt in run.doubts]
+    validity_issues = [issue for run in runs for issue in run.validity_issues]
     if flags["as_json"]:
         show(
             "[" + ",".join(to_json(run).rstrip() for run in runs) + "]" if len(runs) > 1 else to_json(runs[0]).rstrip()
@@ -62,8 +62,8 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
     else:
         show_summary(summary_of_runs(folders))
         wrote(out, "report-load " + " ".join(str(folder) for folder in folders))
-    if doubts and flags["strict"]:
-        raise TargetMissedError(f"{out}: the run is not valid: {len(doubts)} validity issues; see run.json")
+    if validity_issues and flags["strict"]:
+        raise TargetMissedError(f"{out}: the run is not valid: {len(validity_issues)} validity issues; see run.json")
 
 
 def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:

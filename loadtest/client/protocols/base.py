@@ -179,7 +179,7 @@ class Protocol(ABC):
         return text
 
 
-def laid_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def merged_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Return a request's fields with others laid over them; null takes one away."""
     return {name: value for name, value in {**values, **extra}.items() if value is not None}
 

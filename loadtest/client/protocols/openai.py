@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loadtest.client.http1 import CutError, ProtocolError, error_text
-from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, laid_over
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, merged_over
 
 DONE = b"[DONE]"
 
@@ -60,7 +60,7 @@ class OpenAi(Protocol):
         }
         if asked.exact:
             values |= {"min_tokens": asked.output_tokens, "ignore_eos": True}
-        return json.dumps(laid_over(values, self._extra), separators=(",", ":")).encode()
+        return json.dumps(merged_over(values, self._extra), separators=(",", ":")).encode()
 
     def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
         """Note an event: text, the reason of the end, usage, or the end."""

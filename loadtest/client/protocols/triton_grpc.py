@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 from engines.errors import UserError
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.http1 import ProtocolError
-from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, laid_over
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, merged_over
 from loadtest.client.protocols.triton_http import generate_values, note_perf_metrics
 
 _SCALARS = {"INT32": "<i", "INT64": "<q"}
@@ -46,7 +46,7 @@ class TritonGrpc(Protocol):
         """Return a `ModelInferRequest` with its tensors' raw contents."""
         request = service_pb2.ModelInferRequest(model_name=self.model, id=asked.id)
         values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
-        for name, value in laid_over(values, self._extra).items():
+        for name, value in merged_over(values, self._extra).items():
             datatype, count, contents = _tensor(value)
             request.inputs.add(name=name, datatype=datatype, shape=[1, count])
             request.raw_input_contents.append(contents)

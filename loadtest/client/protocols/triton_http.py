@@ -8,7 +8,7 @@ from typing import Any
 
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.http1 import ProtocolError, error_text
-from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, laid_over
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, merged_over
 
 ENGINE_MODEL = "tensorrt_llm"
 
@@ -25,7 +25,7 @@ class TritonHttp(Protocol):
     def body(self, asked: RequestSpec) -> bytes:
         """Return the JSON of a request."""
         values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
-        values = laid_over({"id": asked.id, **values}, self._extra)
+        values = merged_over({"id": asked.id, **values}, self._extra)
         return json.dumps(values, separators=(",", ":")).encode()
 
     def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:

@@ -86,7 +86,7 @@ def new_figure(*, height_in: float = HEIGHT_IN, width_in: float = WIDTH_IN) -> A
 
 
 def head(figure: Any, title: str, subtitle: str, summary: Summary) -> None:
-    """Write title, what ran, and the tag with the run's kind; a second tag where the figures are in doubt."""
+    """Write title, what ran, and the tag with the run's kind; a second tag where the figures are not valid."""
     tags = [(summary.label, KIND_COLOURS[summary.kind])]
     if not summary.valid:
         tags.append(("not valid: see the report", BAD))

@@ -22,7 +22,7 @@ from triton_repo.settings import (
     ServingSettings,
     all_settings,
     given_in,
-    laid_over,
+    merged_over,
     shown,
 )
 
@@ -70,7 +70,7 @@ def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
     assigned = dict(_assignment(text) for text in flags["assignments"])
     assigned |= {name: flags[flag] for flag, name in FLAG_NAMES.items() if flags[flag] is not None}
     for name, value in assigned.items():
-        laid_over(document, name, value)
+        merged_over(document, name, value)
         given[name] = "flag"
     return validate(document, ServingSettings, where="flags"), given
 

@@ -15,7 +15,7 @@ from engines.errors import ToolError, UserError
 from engines.files import Document, made_by
 from engines.manifest import EngineManifest
 from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from engines.spec.precision import PRECISIONS, KvFormat
 
 B200 = "b200-sxm-180gb"
@@ -32,13 +32,13 @@ ROPE = {
 
 def plan_of(flags: dict[str, Any]) -> BuildPlan:
     """Plan the default model with some flags."""
-    asked = ask(None, {"backend": "pytorch", "gpu": "h100-sxm", **flags})
+    asked = resolve_recipe(None, {"backend": "pytorch", "gpu": "h100-sxm", **flags})
     return make_plan(asked, head=Document(made_by=made_by("test")))
 
 
 def manifest_of(flags: dict[str, Any]) -> EngineManifest:
     """Return the manifest of the default model with some flags."""
-    asked = ask(None, {"backend": "pytorch", "gpu": "h100-sxm", **flags})
+    asked = resolve_recipe(None, {"backend": "pytorch", "gpu": "h100-sxm", **flags})
     return emulated_manifest(plan_of(flags), asked.recipe)
 
 

@@ -29,7 +29,7 @@ def run(
     gap_s: float = 0.02,
     seed: int = 0,
     kind: Kind = "emulated",
-    doubt: bool = False,
+    issue: bool = False,
     mixed: bool = False,
     isl: int = 8,
 ) -> Path:
@@ -56,10 +56,10 @@ def run(
                 class_name=("chat", "code")[number % 2] if mixed else None,
             )
         )
-    doubts = (ValidityIssue(code="generator-late", text="late", level=0),) if doubt else ()
+    validity_issues = (ValidityIssue(code="generator-late", text="late", level=0),) if issue else ()
     made = manifest(level(10, 0.0, float(free_s.max())).model_copy(update={"isl": isl}))
     folder.mkdir(parents=True)
-    write_json(folder / "run.json", made.model_copy(update={"kind": kind, "doubts": doubts}))
+    write_json(folder / "run.json", made.model_copy(update={"kind": kind, "validity_issues": validity_issues}))
     (folder / "requests.jsonl").write_text("".join(each.model_dump_json() + "\n" for each in records))
     return folder
 
@@ -144,9 +144,9 @@ def test_a_gate_names_what_is_missed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert _command(made, "--gate", objectives, "--dry-run") == 0
 
 
-def test_a_gate_does_not_pass_figures_in_doubt(tmp_path: Path) -> None:
+def test_a_gate_does_not_pass_figures_that_are_not_valid(tmp_path: Path) -> None:
     """A run that is not valid keeps no promise, whatever its figures."""
-    summary = summarize_runs([run(tmp_path / "a", doubt=True)], command="test")
+    summary = summarize_runs([run(tmp_path / "a", issue=True)], command="test")
     cases = cases_of(summary, Gate.model_validate({"ttft_s": {"p50": 10}}))
     assert [(case.name, case.met) for case in cases[:2]] == [("valid", False), ("ttft_s p50", True)]
 

@@ -28,7 +28,7 @@ def make_run(
     kind: Kind = "emulated",
     samples: bool = True,
     fails: bool = False,
-    doubts: tuple[ValidityIssue, ...] = (),
+    validity_issues: tuple[ValidityIssue, ...] = (),
 ) -> Path:
     """Write a run of three levels at time scale 4; every user sends three requests of ten tokens, one second apart."""
     folder.mkdir(parents=True)
@@ -78,7 +78,7 @@ def make_run(
         server=server,
         scenario=Scenario(requests=3),
         levels=levels,
-        doubts=list(doubts),
+        validity_issues=list(validity_issues),
     )
     write_json(folder / "run.json", run)
     (folder / "requests.jsonl").write_text("".join(record.model_dump_json() + "\n" for record in records))
@@ -107,10 +107,18 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_summary_keys(written: Path) -> None:
     """`summary.json` has the keys that what comes after it reads."""
     summary = json.loads((written / "summary.json").read_text())
-    assert {"schema", "made_by", "made_from", "kind", "label", "time_scale", "valid", "doubts", "levels"} <= set(
-        summary
-    )
-    assert (summary["schema"], summary["kind"], summary["valid"]) == (1, "emulated", True)
+    assert {
+        "schema",
+        "made_by",
+        "made_from",
+        "kind",
+        "label",
+        "time_scale",
+        "valid",
+        "validity_issues",
+        "levels",
+    } <= set(summary)
+    assert (summary["schema"], summary["kind"], summary["valid"]) == (2, "emulated", True)
     for level, users in zip(summary["levels"], USERS, strict=True):
         assert (level["concurrency"], level["isl"], level["osl"]) == (users, 8, 10)
         assert (level["requests"], level["errors"]) == (3 * users, 0)
@@ -203,13 +211,13 @@ def test_axis_says_whose_batch_size(tmp_path: Path) -> None:
 
 
 def test_several_runs_of_one_kind(tmp_path: Path) -> None:
-    """Levels of several runs stand one after another, each with its run; a doubt keeps pointing at its level."""
-    doubt = ValidityIssue(code="client-late", text="sent 61 ms late", level=2)
-    first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", doubts=(doubt,))
+    """Levels of several runs stand one after another, each with its run; an issue keeps pointing at its level."""
+    issue = ValidityIssue(code="client-late", text="sent 61 ms late", level=2)
+    first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", validity_issues=(issue,))
     summary = report(tmp_path / "out", first, second)
     assert [level.run for level in summary.levels] == ["first"] * 3 + ["second"] * 3
     assert summary.label == "emulated, time scale x4"
-    assert [(found.level, found.text) for found in summary.doubts] == [(5, "second: sent 61 ms late")]
+    assert [(found.level, found.text) for found in summary.validity_issues] == [(5, "second: sent 61 ms late")]
     assert "sent 61 ms late" in (tmp_path / "out/report.html").read_text()
     assert "not valid" in (tmp_path / "out/charts/latency_against_batch.svg").read_text()
 
@@ -260,7 +268,7 @@ def test_line_that_does_not_fit_is_the_users_to_fix(tmp_path: Path) -> None:
     """A foreign line in the records is named, not a traceback."""
     run = make_run(tmp_path / "run")
     (run / "requests.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(UserError, match="RequestRecord: level: Field required"):
+    with pytest.raises(UserError, match="line 1: missing key 'level'"):
         summarize_runs([run], command="report-load")
 
 

@@ -14,7 +14,7 @@ from engines.errors import MissingError, UserError
 from engines.files import Document, MadeBy, read_yaml, to_json
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from loadtest.cli.options import LoadOptions, outlook, scenario_of
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.arrivals import Sine, Spike
@@ -42,7 +42,7 @@ def _asked(**flags: Any) -> Scenario:
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan an engine that takes every ready-made scenario's prompts."""
-    asked = ask(None, {"workload.longest_input_tokens": 17_000, "workload.longest_output_tokens": 16_000})
+    asked = resolve_recipe(None, {"workload.longest_input_tokens": 17_000, "workload.longest_output_tokens": 16_000})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 

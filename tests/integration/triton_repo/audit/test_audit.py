@@ -20,10 +20,10 @@ from engines.build.pipeline import emulated_manifest
 from engines.errors import MissingError
 from engines.files import Document, MadeBy, read_json, write_json
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.audit.audit import audit_repository
 from triton_repo.audit.findings import Finding, read_model
-from triton_repo.audit.known_issues import engine_traps
+from triton_repo.audit.known_issues import engine_issues
 from triton_repo.cli import check_repo
 from triton_repo.repository.render import render_repository
 from triton_repo.settings.repository_manifest import MODELS, RepositoryManifest, ServingSettings
@@ -42,7 +42,7 @@ BUILD = {
 
 def _make(folder: Path, *, backend: str) -> Path:
     """Render a built engine's repository, engine and all, and forget who made it."""
-    asked = ask(None, {"backend": backend})
+    asked = resolve_recipe(None, {"backend": backend})
     plan = make_plan(asked, head=Document(made_by=HEAD))
     kind = {"kind": "built", "engine": "engine"} if backend == "tensorrt" else {"kind": "checkpoint"}
     (folder / "engine" / "engine").mkdir(parents=True)
@@ -279,7 +279,7 @@ def test_gpus_of_another_kind_are_found(made: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(trtllm, "visible_compute_capabilities", lambda: ["8.0", "8.0"])
     file, _ = read_model(made / "repository", ENGINE)
     assert file is not None
-    found = {finding.code: finding for finding in engine_traps(made / "repository", {ENGINE: file}, manifest)}
+    found = {finding.code: finding for finding in engine_issues(made / "repository", {ENGINE: file}, manifest)}
     assert "9.0, GPUs here have 8.0" in found["compute-capability"].what
 
 

@@ -25,7 +25,7 @@ from tritonclient.grpc import service_pb2
 from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.models.text import byte_alphabet
 from triton_repo.openai_api.access import Access
 from triton_repo.openai_api.app import make_app
@@ -159,7 +159,7 @@ class Front:
 def service(tokenizer_folder: Path) -> Service:
     """Make the service of an emulated engine with small limits."""
     head = MadeBy(command="test", version="0")
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     engine = emulated_manifest(make_plan(asked, head=Document(made_by=head)), asked.recipe)
     limits = engine.limits.model_copy(update={"max_seq_len": MAX_SEQ_LEN, "max_input_len": MAX_INPUT_LEN})
     engine = engine.model_copy(update={"limits": limits})

@@ -15,7 +15,7 @@ from engines.files import Document, MadeBy
 from engines.planning.explain import explain
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import Objectives, Workload, ask
+from engines.planning.recipe import Objectives, Workload, resolve_recipe
 from engines.spec.gpu import gpu_named
 from engines.spec.memory import Sizing
 from engines.spec.model import model_named
@@ -25,7 +25,7 @@ HEAD = Document(made_by=MadeBy(command="test", version="0"))
 
 def plan_of(recipe: str | None = None, **flags: Any) -> BuildPlan:
     """Plan with flags by dotted key, `__` for the dot."""
-    return make_plan(ask(recipe, {key.replace("__", "."): value for key, value in flags.items()}), head=HEAD)
+    return make_plan(resolve_recipe(recipe, {key.replace("__", "."): value for key, value in flags.items()}), head=HEAD)
 
 
 def engine_of(batch: int, tokens: int, *, gpu: str = "h100-sxm-80gb", chunked: bool = True) -> Engine:
@@ -157,7 +157,9 @@ def test_lora_and_speculation_are_planned_or_refused() -> None:
 
 def test_the_steady_state_agrees_with_the_batcher() -> None:
     """At the chosen limits, the closed form is within a tenth of the batcher with every slot taken."""
-    asked = ask(None, {"workload.input_tokens": 512, "workload.output_tokens": 256, "limits.max_batch_size": 64})
+    asked = resolve_recipe(
+        None, {"workload.input_tokens": 512, "workload.output_tokens": 256, "limits.max_batch_size": 64}
+    )
     plan = make_plan(asked, head=HEAD)
     batcher = batcher_for(emulated_manifest(plan, asked.recipe))
     requests, ends, now_s = 64 * 12, [], 0.0

@@ -7,7 +7,7 @@ import pytest
 from engines.errors import MissingError
 from engines.files import Document, MadeBy
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from engines.spec.gpu import gpu_named
 from engines.spec.model import model_named
 from engines.spec.precision import KvFormat, precision_named
@@ -110,10 +110,10 @@ def test_what_has_no_table_is_refused() -> None:
 
 def test_a_plan_by_measured_kernels_says_what_was_derived() -> None:
     """The notice goes into plan and manifest; the search used the same tables."""
-    asked = ask(None, {"precision": "int8_wo", "step_time": "silicon"})
+    asked = resolve_recipe(None, {"precision": "int8_wo", "step_time": "silicon"})
     plan = make_plan(asked, head=Document(made_by=MadeBy(command="test", version="0")))
     assert any(notice.code == "step-time-derived" for notice in plan.notices)
-    asked = ask(None, {"precision": "int8_wo", "step_time": "roofline"})
+    asked = resolve_recipe(None, {"precision": "int8_wo", "step_time": "roofline"})
     roofline = make_plan(asked, head=Document(made_by=MadeBy(command="t", version="0")))
     assert plan.predicted.single_itl_s != roofline.predicted.single_itl_s
 

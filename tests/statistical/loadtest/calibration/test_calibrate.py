@@ -16,8 +16,8 @@ from engines.errors import UserError
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
-from loadtest.calibration.calibrate import Request, Structure, calibrate, predicted_logs, rig_of, waves_of
+from engines.planning.recipe import resolve_recipe
+from loadtest.calibration.calibrate import Request, Structure, calibrate, fit_context_of, predicted_logs, waves_of
 from loadtest.calibration.fit import PARAMETERS, PRIOR, SPLIT, factors_of, fit, observe, slopes_of
 from loadtest.calibration.measured_points import Deployment, Point, read_points
 from loadtest.cli.calibrate_engine import calibrate_engine
@@ -49,7 +49,7 @@ USERS = (1, 4, 16, 64)
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan an engine by the data sheet, of which no profile expects anything."""
-    asked = ask(
+    asked = resolve_recipe(
         None,
         {
             "model": "llama-3-8b",
@@ -96,7 +96,7 @@ def test_a_made_up_deployment_is_found_again(request_of_truth: Request) -> None:
 def test_slopes_are_those_of_the_figures(request_of_truth: Request) -> None:
     """What pricing the iterations part by part says of a factor is what moving it does, where nothing rebatches."""
     point = request_of_truth.points[0]
-    rig = rig_of(request_of_truth, Structure(16384, SPLIT))
+    rig = fit_context_of(request_of_truth, Structure(16384, SPLIT))
     slopes = slopes_of(rig, point, LOGS)
     for place, parameter in enumerate(PARAMETERS[:3]):
         moved = LOGS.copy()
@@ -170,7 +170,7 @@ def test_an_open_loop_is_fitted_like_a_closed_one(manifest: EngineManifest) -> N
     loads = [
         Point("made up", "request_rate", 200, 60, 0, None, 1.0, 1.0, rate_per_s=rate) for rate in (2.0, 8.0, 16.0, 32.0)
     ]
-    rig = rig_of(blank, Structure(16384, SPLIT))
+    rig = fit_context_of(blank, Structure(16384, SPLIT))
     seen = np.array([observe(rig, point, LOGS) for point in loads])
     assert np.all(np.diff(seen[:, 1]) > 0)
     points = tuple(

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from engines.errors import TargetMissedError, UserError
 from engines.files import MadeBy, read_json
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from engines.spec import engine_profile_named, gpu_named
 from engines.steptime import uncertainty
 from loadtest.capacity.candidates import candidates_of
@@ -98,7 +98,7 @@ def test_what_if_is_side_by_side(planned: Path) -> None:
 
 def test_what_is_handed_over_is_taken(planned: Path) -> None:
     """The other commands' own schemas read the recipe, the settings and the scenario."""
-    asked = ask(str(planned / "recipe.yaml"), {})
+    asked = resolve_recipe(str(planned / "recipe.yaml"), {})
     assert asked.recipe.limits.max_batch_size == 16
     settings = ServingSettings.model_validate(yaml.safe_load((planned / "serving.yaml").read_text(encoding="utf-8")))
     assert settings.queue.max_queue_size > 0
@@ -132,7 +132,7 @@ def test_a_plan_holds_or_it_does_not(planned: Path, tmp_path: Path, slower: floa
     folder = _measured(planned, tmp_path, slower=slower)
     made_by = MadeBy(command="test", version="0")
     found = verify(planned / "capacity.json", folder, made_by=made_by)
-    assert found.held is held, (found.missed, found.doubts)
+    assert found.held is held, (found.missed, found.validity_issues)
     assert bool(found.missed) is not held
     result = run("--verify", str(folder), "--plan", str(planned / "capacity.json"))
     assert isinstance(result.exception, TargetMissedError) is not held

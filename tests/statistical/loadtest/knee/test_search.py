@@ -11,7 +11,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import MANIFEST_NAME, EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from loadtest.cli.find_knee import find_knee
 from loadtest.knee.search import LIVES, KneeFound, KneeSearch, Range, Span, at_load, predicting, search
 from loadtest.metrics.summarize import summarize
@@ -27,7 +27,7 @@ SCENARIO = Scenario(lengths=Lengths(isl=64, osl=16))
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan the default engine."""
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 

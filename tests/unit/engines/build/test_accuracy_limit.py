@@ -10,11 +10,11 @@ from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy
 from engines.manifest import CheckpointQuality, EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 
 
 def _manifest(quality: CheckpointQuality | None) -> EngineManifest:
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     plan = make_plan(asked, head=Document(made_by=MadeBy(command="test", version="0")))
     return emulated_manifest(plan, asked.recipe).model_copy(update={"quality": quality})
 

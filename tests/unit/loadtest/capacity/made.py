@@ -9,7 +9,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.parallel import ResultCache, Workers
 from loadtest.capacity.plan import SearchOptions
@@ -20,7 +20,7 @@ HERE = Path()
 
 def engine(**flags: Any) -> EngineManifest:
     """Plan a Llama-3-8B engine."""
-    asked = ask(None, {"model": "llama-3-8b", **flags})
+    asked = resolve_recipe(None, {"model": "llama-3-8b", **flags})
     return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
 
 

@@ -193,25 +193,25 @@ def test_interrupted_run() -> None:
     run = manifest(level(1, 0.0, 2.0), level(2, 2.0, 2.0, complete=False), interrupted="Ctrl-C")
     found = summarize(run, [record(0, 0.0, [1.0, 2.0])], [])
     assert not found.valid
-    assert [doubt.code for doubt in found.doubts] == ["interrupted"]
+    assert [issue.code for issue in found.validity_issues] == ["interrupted"]
     assert [one.complete for one in found.levels] == [True, False]
     assert found.levels[1].requests == 0
     assert found.levels[1].output_tokens_per_s is None
 
 
-def test_doubts_are_carried() -> None:
-    """A run's own doubts make its summary invalid."""
-    doubt = ValidityIssue(code="client-late", text="late", level=0)
-    run = manifest(level(1, 0.0, 2.0)).model_copy(update={"doubts": [doubt]})
+def test_validity_issues_are_carried() -> None:
+    """A run's own validity issues make its summary invalid."""
+    issue = ValidityIssue(code="client-late", text="late", level=0)
+    run = manifest(level(1, 0.0, 2.0)).model_copy(update={"validity_issues": [issue]})
     found = summarize(run, [], [])
-    assert (found.valid, found.doubts[0]) == (False, doubt)
+    assert (found.valid, found.validity_issues[0]) == (False, issue)
 
 
-def test_missing_records_make_a_doubt() -> None:
+def test_missing_records_make_a_validity_issue() -> None:
     """A level that is said to be complete and has fewer records than were asked for is not to be believed."""
     run = manifest(level(2, 0.0, 2.0)).model_copy(update={"scenario": Scenario(requests=2)})
     found = summarize(run, [record(0, 0.0, [1.0, 2.0])], [])
-    assert [(doubt.code, doubt.level) for doubt in found.doubts] == [("records-missing", 0)]
+    assert [(issue.code, issue.level) for issue in found.validity_issues] == [("records-missing", 0)]
     assert summarize(manifest(level(1, 0.0, 2.0)), [record(0, 0.0, [1.0, 2.0])], []).valid
 
 

@@ -9,7 +9,7 @@ import pytest
 from loadtest.results import records
 from loadtest.results.records import REQUESTS_NAME, SAMPLES_NAME, Level, RequestRecord, Sample, ServerFacts, WorkerClock
 from loadtest.run import validity
-from loadtest.run.validity import doubts_of, seen_of
+from loadtest.run.validity import observations_of, validity_issues_of
 from loadtest.scenario.schema import Scenario
 from tests.unit.loadtest.generator.test_journal import record
 
@@ -49,16 +49,16 @@ def _codes(
 ) -> list[tuple[str, int | None]]:
     (out / REQUESTS_NAME).write_text("".join(each.model_dump_json() + "\n" for each in of_run))
     (out / SAMPLES_NAME).write_text("".join(each.model_dump_json() + "\n" for each in samples))
-    found = doubts_of(Scenario(), facts or _facts(), levels, seen_of(out), clocks, out)
-    return [(doubt.code, doubt.level) for doubt in found]
+    found = validity_issues_of(Scenario(), facts or _facts(), levels, observations_of(out), clocks, out)
+    return [(issue.code, issue.level) for issue in found]
 
 
-def test_a_sound_run_leaves_no_doubt(tmp_path: Path) -> None:
+def test_a_sound_run_leaves_no_validity_issue(tmp_path: Path) -> None:
     """On time, complete, nothing lost."""
     assert _codes(tmp_path, [record(number) for number in range(9)], _level()) == []
 
 
-def test_a_late_generator_is_doubted_against_the_gaps_it_measures(tmp_path: Path) -> None:
+def test_a_late_generator_is_a_validity_issue_against_the_gaps_it_measures(tmp_path: Path) -> None:
     """60 ms late invalidates gaps of 100 ms, 40 ms does not; warm-up's gaps are not what counts."""
     measured = [record(number, token_times_s=(1.1, 1.2)) for number in range(9)]
     warmup = [record(9, phase="warmup", token_times_s=(1.1, 9.1))]
@@ -79,7 +79,7 @@ def test_arrivals_that_were_sent_late_are_not_the_load_asked_for(tmp_path: Path)
     assert _codes(tmp_path, late, _level()) == []  # users of a closed loop are free when they are free
 
 
-def test_doubts_name_their_level(tmp_path: Path) -> None:
+def test_validity_issues_name_their_level(tmp_path: Path) -> None:
     """Incomplete, without a server for a while, with lost requests: each said of the level it befell."""
     of_run = [record(0), record(1, level=1), record(2, level=1, outcome="lost", token_times_s=(), output_tokens=0)]
     levels = (_level(away_s=2.0), _level(complete=False))
@@ -87,17 +87,17 @@ def test_doubts_name_their_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uncertainty_s", "drift_s", "doubted"), [(0.001, 0.001, False), (0.006, 0, True), (0, -0.02, True)]
+    ("uncertainty_s", "drift_s", "with_issues"), [(0.001, 0.001, False), (0.006, 0, True), (0, -0.02, True)]
 )
-def test_clocks_known_too_loosely_are_a_doubt(
-    tmp_path: Path, uncertainty_s: float, drift_s: float, doubted: bool
+def test_clocks_known_too_loosely_are_a_validity_issue(
+    tmp_path: Path, uncertainty_s: float, drift_s: float, with_issues: bool
 ) -> None:
     """Uncertainty and drift together have a limit; how far apart the clocks are does not matter."""
     clock = WorkerClock(worker=1, host="b", level=0, offset_s=1e6, uncertainty_s=uncertainty_s, drift_s=drift_s)
-    assert _codes(tmp_path, [record(0)], _level(), clocks=(clock,)) == [("clocks-apart", 0)] * doubted
+    assert _codes(tmp_path, [record(0)], _level(), clocks=(clock,)) == [("clocks-apart", 0)] * with_issues
 
 
-def test_an_emulator_behind_its_clock_is_doubted_where_it_was(tmp_path: Path) -> None:
+def test_an_emulator_behind_its_clock_is_a_validity_issue_where_it_was(tmp_path: Path) -> None:
     """Steps of 10 ms that end 8 ms late in the second level's window say nothing of the first's."""
     samples = [
         Sample(

@@ -29,7 +29,7 @@ from loadtest.scenario.arrivals import (
     arrivals_of,
     draw_times_s,
     expected_requests,
-    lasting,
+    with_duration,
 )
 from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, Schedule, Trace, read_trace
 
@@ -536,7 +536,7 @@ def test_damage_in_a_slice_is_named_by_its_place(tmp_path: Path) -> None:
 )
 def test_a_shape_in_less_time_keeps_its_rates(process: Process) -> None:
     """A tenth of the time gives a tenth of the requests, at every part of the shape."""
-    short = lasting(process, 10.0)
+    short = with_duration(process, 10.0)
     assert not isinstance(short, Trace)
     assert short.duration_s == pytest.approx(10.0)
     assert expected_requests(short) == pytest.approx(expected_requests(process) / 10)
@@ -545,6 +545,6 @@ def test_a_shape_in_less_time_keeps_its_rates(process: Process) -> None:
 def test_a_trace_in_less_time_is_its_beginning(tmp_path: Path) -> None:
     """A trace keeps its pace: twenty seconds of it, at double speed, are its first forty."""
     path = _long_trace(tmp_path, 2_000)
-    short = lasting(Trace(path=str(path), from_s=10, speed_up=2), 20.0)
+    short = with_duration(Trace(path=str(path), from_s=10, speed_up=2), 20.0)
     assert isinstance(short, Trace)
     assert len(read_trace(short, folder=Path()).arrivals) == 400

@@ -6,7 +6,7 @@ import pytest
 
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.planning import ask, emulated_manifest, make_plan
+from engines.planning import emulated_manifest, make_plan, resolve_recipe
 from loadtest.metrics import Summary, summarize
 from loadtest.scenario import Scenario
 from loadtest.simulate import predict, profile_ends, with_ends
@@ -18,7 +18,7 @@ HEAD = MadeBy(command="test", version="0")
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan the default engine, for short requests."""
-    asked = ask(None, {"workload.input_tokens": 200, "workload.output_tokens": 40})
+    asked = resolve_recipe(None, {"workload.input_tokens": 200, "workload.output_tokens": 40})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 

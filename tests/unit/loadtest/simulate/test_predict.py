@@ -10,7 +10,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from engines.steptime.shape import StepShape, attended_tokens
 from engines.steptime.source import step_time_for
 from loadtest.metrics.summarize import summarize
@@ -24,7 +24,7 @@ HEAD = MadeBy(command="test", version="0")
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan the default engine."""
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 

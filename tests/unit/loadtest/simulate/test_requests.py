@@ -11,7 +11,7 @@ import pytest
 from engines.build import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.planning import ask, make_plan
+from engines.planning import make_plan, resolve_recipe
 from loadtest.metrics import summarize
 from loadtest.results import Columns, RequestRecord, columns_of
 from loadtest.scenario import Scenario
@@ -24,7 +24,7 @@ HEAD = MadeBy(command="test", version="0")
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan the default engine."""
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 

@@ -10,7 +10,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.models.engine_settings import batcher_settings, llmapi_settings
 
 HEAD = MadeBy(command="test", version="0")
@@ -19,7 +19,7 @@ HEAD = MadeBy(command="test", version="0")
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan the default engine."""
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 

@@ -14,7 +14,7 @@ import pytest
 from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy, write_json
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.models.tensorrt_llm import EmulatedEngineModel
 
 HEAD = MadeBy(command="test", version="0")
@@ -130,7 +130,7 @@ class FakeRequest:
 @pytest.fixture
 def model(tmp_path: Path) -> Iterator[EmulatedEngineModel]:
     """Start the model of a small engine, fifty times as fast as it would be."""
-    asked = ask(None, {"limits.max_batch_size": 4})
+    asked = resolve_recipe(None, {"limits.max_batch_size": 4})
     manifest = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
     (tmp_path / "1").mkdir()
     write_json(tmp_path / "1" / "engine.json", manifest)

@@ -19,7 +19,7 @@ from engines.errors import CommandError, UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.audit.require_valid import check_repository, read_config
 from triton_repo.repository.render import Server, environment, fill, render_repository
 from triton_repo.settings.repository_manifest import MODELS, ServingSettings, read_repository
@@ -30,7 +30,7 @@ HEAD = MadeBy(command="test", version="0")
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan the default engine."""
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 
@@ -260,7 +260,7 @@ def test_the_llm_apis_model_is_rendered_for_the_pytorch_backend(
 
 def test_trtllm_serve_gets_its_yaml_alone(tmp_path: Path) -> None:
     """With metrics on, and the checkpoint's place in the manifest; a key it does not know is found."""
-    asked = ask(None, {"backend": "pytorch"})
+    asked = resolve_recipe(None, {"backend": "pytorch"})
     pytorch = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
     folder = _render(tmp_path, pytorch.model_copy(update={"kind": "checkpoint"}), None, server="trtllm-serve")
     names = [path.name for path in sorted(folder.iterdir())]

@@ -10,7 +10,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import Parallel
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment
 from triton_repo.settings.repository_manifest import RepositoryManifest, ServingSettings
 
@@ -21,7 +21,7 @@ COMMAND = ["tritonserver", "--model-repository=/r", "--http-port=8000"]
 def _repository(
     *, tensor: int = 2, kind: str = "built", variant: str = "inflight_batcher_llm", **processes: Any
 ) -> RepositoryManifest:
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     engine = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
     engine = engine.model_copy(update={"parallel": Parallel(tensor=tensor, pipeline=1)})
     settings = ServingSettings.model_validate({"processes": processes})

@@ -16,7 +16,7 @@ from engines.errors import CommandError, MissingError, UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.cli import serve_repo
 from triton_repo.cli.actions import serve_repo as serve_repo_action
 from triton_repo.repository.render import render_repository
@@ -31,7 +31,7 @@ H100 = Machine(tensorrt_llm="1.2.1", compute_capability="9.0", gpus=1)
 @pytest.fixture(scope="module")
 def emulated() -> EngineManifest:
     """Plan the default engine: one H100, TensorRT-LLM 1.2.1."""
-    asked = ask(None, {})
+    asked = resolve_recipe(None, {})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 

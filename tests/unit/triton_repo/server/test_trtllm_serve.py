@@ -12,7 +12,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.errors import MissingError
 from engines.files import Document, MadeBy, write_json
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.cli.serve_repo import serve_repo
 from triton_repo.repository.render import render_repository
 from triton_repo.server.trtllm_serve import become_trtllm_serve
@@ -22,7 +22,7 @@ HEAD = MadeBy(command="test", version="0")
 
 
 def _repository(folder: Path, version: str) -> RepositoryManifest:
-    asked = ask(None, {"backend": "pytorch", "trtllm_version": version})
+    asked = resolve_recipe(None, {"backend": "pytorch", "trtllm_version": version})
     manifest = emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
     write_json(folder / "engine" / "manifest.json", manifest.model_copy(update={"kind": "checkpoint"}))
     return render_repository(

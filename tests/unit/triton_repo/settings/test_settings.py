@@ -15,7 +15,7 @@ from engines.errors import UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from triton_repo.cli import build_repo
 from triton_repo.settings.engine_config import EngineConfig, read_engine_config
 from triton_repo.settings.repository_manifest import Choice
@@ -26,7 +26,7 @@ HEAD = MadeBy(command="test", version="0")
 
 
 def _planned(**flags: Any) -> EngineManifest:
-    asked = ask(None, flags)
+    asked = resolve_recipe(None, flags)
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 

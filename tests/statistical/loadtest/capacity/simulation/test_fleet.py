@@ -12,7 +12,7 @@ from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
 from engines.planning.plan import make_plan
-from engines.planning.recipe import ask
+from engines.planning.recipe import resolve_recipe
 from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
 from loadtest.capacity.simulation.observations import RateResult
 from loadtest.capacity.simulation.replica import simulate
@@ -26,7 +26,7 @@ WANTED = {"": Objectives(ttft_s={"p95": 10.0}, itl_s={"p99": 10.0})}
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan a small engine."""
-    asked = ask(None, {"model": "llama-3-8b", "limits.max_batch_size": 32, "limits.max_num_tokens": 2048})
+    asked = resolve_recipe(None, {"model": "llama-3-8b", "limits.max_batch_size": 32, "limits.max_num_tokens": 2048})
     return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
 
 

@@ -17,7 +17,7 @@ from loadtest.capacity.inputs.demand import Availability, Demand
 from loadtest.capacity.replica_count import total_for, worst_loss
 from loadtest.capacity.simulation.fleet_checks import SizeTask, smallest_fleet
 from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task
-from loadtest.capacity.simulation.max_rate import ReplicaCapacity, most_of, relieved
+from loadtest.capacity.simulation.max_rate import ReplicaCapacity, max_rate_of, relieved
 from loadtest.capacity.simulation.replica import NONE, Slowdown, evened
 from loadtest.capacity.simulation.traffic_sample import Wanted, curve_of, requests_needed, shape_of, window_of
 from tests.unit.loadtest.capacity.made import HERE, demand, engine
@@ -31,7 +31,7 @@ def task_of(asked: Demand, manifest: EngineManifest, slow: Slowdown = NONE, *, i
 def searched(asked: Demand, slow: Slowdown = NONE, *, is_brief: bool = True, **flags: Any) -> ReplicaCapacity:
     """Search one engine."""
     flags = {"limits.max_batch_size": 32, "limits.max_num_tokens": 2048, "limits.max_seq_len": 2048, **flags}
-    return most_of(task_of(asked, engine(**flags), slow, is_brief=is_brief))
+    return max_rate_of(task_of(asked, engine(**flags), slow, is_brief=is_brief))
 
 
 def window(rate_per_s: float, number: int = 0, *, is_varying: bool = False, **changed: Any) -> Any:
@@ -45,7 +45,7 @@ def test_the_search_finds_what_trying_every_load_finds() -> None:
     asked = demand()
     manifest = engine(**{"limits.max_batch_size": 16, "limits.max_num_tokens": 2048, "limits.max_seq_len": 512})
     bench = LoadBench(task_of(asked, manifest))
-    found = most_of(bench.task)
+    found = max_rate_of(bench.task)
     assert found.rate_per_s is not None
     grid = [found.rate_per_s * (0.6 + 0.04 * place) for place in range(16)]
     kept = [rate for rate in grid if bench.verdict(rate, NONE, least_windows=4).met]
@@ -72,7 +72,7 @@ def test_a_fleet_is_as_small_as_trying_every_number_finds() -> None:
     asked = demand(availability={"n_plus": 0, "headroom": 0.0})
     manifest = engine(**{"limits.max_batch_size": 8, "limits.max_num_tokens": 2048, "limits.max_seq_len": 512})
     task = task_of(asked, manifest)
-    found = most_of(task)
+    found = max_rate_of(task)
     assert found.rate_per_s is not None
     sizes = [
         smallest_fleet(SizeTask(task, NONE, 3.3 * found.rate_per_s, start, "least_outstanding")) for start in (1, 4, 8)
@@ -167,7 +167,7 @@ def test_what_is_made_scarce_binds(expected: str, lengths: dict[str, int], chang
     for part, values in changed.items():
         manifest = manifest.model_copy(update={part: getattr(manifest, part).model_copy(update=values)})
     task = task_of(wanted, manifest)
-    found = relieved(task, most_of(task))
+    found = relieved(task, max_rate_of(task))
     assert found.binding == expected, found.reliefs
 
 

@@ -14,7 +14,7 @@ from engines.steptime import StepShape, StepTime, step_time_for
 from loadtest.capacity.candidates import candidates_of
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.simulation.load_bench import Task
-from loadtest.capacity.simulation.max_rate import most_of
+from loadtest.capacity.simulation.max_rate import max_rate_of
 from loadtest.capacity.simulation.replica import simulate
 from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample, Wanted, shape_of, window_of
 from tests.unit.loadtest.capacity.made import HEAD, HERE, demand, engine
@@ -101,7 +101,7 @@ def test_reservations_make_a_queue_that_true_lengths_do_not(manifest: EngineMani
 def test_what_is_promised_a_server_that_reserves_keeps(manifest: EngineManifest) -> None:
     """At the promised load the simulation apart keeps the limit on the first token; a third above it, it does not."""
     asked = thinking()
-    found = most_of(Task("test", manifest, asked, HERE, shape_of(asked, HERE), is_brief=True))
+    found = max_rate_of(Task("test", manifest, asked, HERE, shape_of(asked, HERE), is_brief=True))
     assert found.rate_per_s is not None
     step = step_time_for(manifest)
     blocks = manifest.kv_cache.blocks // -(-(ISL + MAX_TOKENS) // manifest.kv_cache.tokens_per_block)
@@ -124,7 +124,7 @@ def test_evicting_instead_of_reserving_carries_more(manifest: EngineManifest) ->
     for policy in ("guaranteed_no_evict", "max_utilization"):
         runtime = manifest.runtime.model_copy(update={"scheduler_policy": policy})
         task = Task("test", manifest.model_copy(update={"runtime": runtime}), asked, HERE, shape_of(asked, HERE))
-        rates.append(most_of(task._replace(is_brief=True)).rate_per_s or 0.0)
+        rates.append(max_rate_of(task._replace(is_brief=True)).rate_per_s or 0.0)
     assert rates[1] > 1.5 * rates[0]
 
 
