@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from pydantic import AliasChoices, Field
 
 from engines.errors import MissingError, UserError
