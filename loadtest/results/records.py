@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
@@ -24,6 +24,9 @@ CLOCKS_APART_S = 0.001  # arrivals are stamped by the kernel, the rest by the pr
 Kind = Literal["measured", "emulated", "predicted"]
 Phase = Literal["warmup", "measure", "fill"]
 Outcome = Literal["ok", "error", "timeout", "cut", "empty", "rejected", "cancelled", "lost"]
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]  # columns hold 64 bits, and -1 for what is unknown
 
 
 class RequestRecord(Strict):
@@ -48,25 +51,25 @@ class RequestRecord(Strict):
         finish_reason: Why the reply ended, if the server reports it.
     """
 
-    id: int
-    level: int
+    id: Count
+    level: Count
     phase: Phase
     scheduled_s: float
     sent_s: float
     token_times_s: tuple[float, ...]
     done_s: float
-    prompt_tokens: int
-    output_tokens: int
+    prompt_tokens: Count
+    output_tokens: Count
     outcome: Outcome
     error: str | None = None
-    asked_tokens: int | None = None
-    bundled_tokens: int = 0
+    asked_tokens: Count | None = None
+    bundled_tokens: Count = 0
     queue_s: float | None = None
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
     class_name: str | None = None
-    conversation: int | None = None
-    turn: int = 0
-    worker: int = 0
+    conversation: Count | None = None
+    turn: Count = 0
+    worker: Count = 0
     finish_reason: str | None = None
 
 
