@@ -156,7 +156,7 @@ def test_what_cannot_be_compared_is_said_with_something_to_try(arguments: list[s
 
 
 def test_a_claim_that_is_no_number_is_a_usage_error() -> None:
-    """nan is refused where flags are read, in one line that names the flag."""
+    """A claim of nan is refused where flags are read, in one line that names the flag."""
     done = run("--claim", "nan")
     assert done.exit_code == 2
     assert "'--claim': nan is not a number" in done.stderr
