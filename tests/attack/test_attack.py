@@ -18,7 +18,7 @@ from tests.attack.examples import CLOSED, SCRIPTS, commands
 from tests.attack.hostile import argument_lists, damaged
 from tests.attack.victim import Ended, run
 
-EXAMPLES = int(os.environ.get("ATTACK_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("ATTACK_EXAMPLES", "12"))
 KNOWN = commands()
 SMALL = ["--isl", "8", "--osl", "4", "--concurrency", "1", "--requests", "2"]
 OF_SERVER = ["--url", CLOSED, "--tokenizer", "tokenizer/tokenizer.json"]
