@@ -63,7 +63,7 @@ demo: setup  ## Checkpoint to chart, through the real Triton: artifacts/demo/rep
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh artifacts/demo
 
 test: setup  ## Every test that needs no GPU (what CI runs): independent ones in parallel, then those with servers
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal engines triton_repo loadtest tests/unit tests/contract tests/integration tests/statistical
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal engines triton_repo loadtest tests/unit tests/attack tests/contract tests/integration tests/statistical
 	@$(BIN)/python -m pytest -q tests/timetable tests/e2e tests/gpu
 
 unit: setup  ## The quick tests alone
