@@ -76,13 +76,13 @@ def test_a_probe_is_long_enough_for_the_batch_to_fill() -> None:
 
 
 def test_burstiness_is_kept_while_the_rate_is_searched() -> None:
-    """Gamma arrivals stay gamma at every load; a ramp has no one rate."""
+    """Gamma arrivals stay gamma at every load; a a ramp has no constant mean rate."""
     bursty = SCENARIO.model_copy(update={"arrivals": Gamma(rate_per_s=1, burstiness=3, duration_s=1)})
     tried = at_load(bursty, "rate", 7.0, requests=70, lone_s=0.1)
     assert isinstance(tried.arrivals, Gamma)
     assert (tried.arrivals.rate_per_s, tried.arrivals.burstiness) == (7.0, 3)
     ramp = SCENARIO.model_copy(update={"arrivals": Ramp(from_per_s=1, to_per_s=2, duration_s=1)})
-    with pytest.raises(Exception, match="ramp has no one rate"):
+    with pytest.raises(Exception, match="a ramp has no constant mean rate"):
         at_load(ramp, "rate", 7.0, requests=70, lone_s=0.1)
 
 
