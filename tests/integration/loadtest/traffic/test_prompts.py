@@ -277,7 +277,7 @@ def test_random_text_needs_words(tmp_path: Path) -> None:
 
 def test_no_tokenizer_is_one_clear_error(tmp_path: Path) -> None:
     """A tokenizer that is not there is named, with the flag that gives one."""
-    with pytest.raises(MissingError, match="none.json: no such file"):
+    with pytest.raises(MissingError, match=r"none\.json: no such file"):
         prepare(Scenario(), [LevelPlan(1)], tmp_path / "none.json", tmp_path, as_text=False)
 
 
