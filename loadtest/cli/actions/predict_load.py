@@ -85,7 +85,7 @@ def _require_success(summary: Summary) -> None:
         return
     texts = (text for level in summary.levels for text in level.errors_by_text)
     raise MissingError(
-        f"not one of {requests} measured requests would succeed: {next(texts, 'no request was measured')}",
+        f"none of {requests} measured requests would succeed: {next(texts, 'no request was measured')}",
         hint="shorter prompts or replies, or an engine with larger limits",
     )
 
