@@ -26,7 +26,7 @@ REFUSED = {
     f"{PREDICT} --isl 8 --rate nan": "--rate nan",
     f"{PREDICT} --isl 8 --concurrency 10000000": "less than or equal to 65536",
     f"{PREDICT} --isl 8 --concurrency 1 --scenario loop": "loop",
-    f"{PREDICT} --isl 8191 --requests 2 --concurrency 1": "not one of 2 measured requests would succeed",
+    f"{PREDICT} --isl 8191 --requests 2 --concurrency 1": "none of 2 measured requests would succeed",
     f"{PREDICT} --scenario late.yaml": "'at_s' is '1e308'",
     f"{SERVE} --http-port 70000": "70000 is not in the range 1<=x<=65535",
     f"{SERVE} --http-port 0": "0 is not in the range 1<=x<=65535",
