@@ -180,7 +180,7 @@ def test_a_taken_port_is_refused_before_anything_starts(served: Served) -> None:
     done = command("serve-repo", served.repository, "--openai", "--openai-port", served.front, "--detach")
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{served.front}" in done.stderr
-    assert "hint: --openai-port" in done.stderr
+    assert "hint: choose another port with --openai-port" in done.stderr
 
 
 def test_a_server_that_is_gone_is_503(served: Served) -> None:
