@@ -75,10 +75,12 @@ def test_wall_clock_and_virtual_clock_agree(server: Server, engine: Path, tmp_pa
     emulated = json.loads(succeed("report-load", tmp_path / "run", "--out", tmp_path / "report", "--json"))
     predicted = json.loads(succeed("predict-load", engine, *load, "--json"))
     assert predicted["kind"] == "predicted"
+    host = json.loads((engine / "manifest.json").read_text())["step_time"]["host"]
+    server_s = host["latency_s"] + host["request_s"]  # TensorRT-LLM's own server, predicted: here a real one stands in
     for wall, virtual in zip(emulated["levels"], predicted["levels"], strict=True):
         assert wall["itl_s"]["p50"] == pytest.approx(virtual["itl_s"]["p50"], rel=0.15)
         assert wall["output_tokens_per_s"] == pytest.approx(virtual["output_tokens_per_s"], rel=0.2)
-        assert virtual["ttft_s"]["p50"] <= wall["ttft_s"]["p50"] * 1.1
+        assert virtual["ttft_s"]["p50"] - server_s <= wall["ttft_s"]["p50"] * 1.1
 
 
 def test_an_open_loop_sends_by_the_clock(server: Server, engine: Path, tmp_path: Path) -> None:
