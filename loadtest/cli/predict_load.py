@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags
+from loadtest.cli.load_flags import load_flags
 
 GROUPS = {
     "Load": (
@@ -64,22 +65,7 @@ GROUPS = {
 @click.option(
     "--at-once", is_flag=True, help="Treat --concurrency as a queue: send that many requests at once, one time."
 )
-@click.option(
-    "--rate", metavar="R,R,...", help="Request rate of each level, per second: an open loop with Poisson arrivals."
-)
-@click.option(
-    "--duration",
-    type=float,
-    help=(
-        "Seconds during which an open loop sends requests. A rate profile is compressed to fit; its "
-        "rates do not change."
-    ),
-)
-@click.option(
-    "--isl", help="Prompt length in tokens: a number or a distribution such as 'lognormal(mean=1024, cv=0.8)'."
-)
-@click.option("--osl", help="Reply length in tokens: a number or a distribution.")
-@click.option("--requests", type=int, help="Measured requests per level.")
+@load_flags
 @click.option("--prompts", metavar="SOURCE", help="File of prompts whose lengths to use.")
 @click.option(
     "--tokenizer",

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engines.console import PORT, SECONDS, Command, common_flags, writing_flags
+from loadtest.cli.load_flags import load_flags
 from loadtest.cli.target_options import target_flags
 
 RUN_OUT = Path("artifacts/run")
@@ -38,22 +39,7 @@ GROUPS = {
 @click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario of the library, or a YAML file.")
 @target_flags
 @click.option("--concurrency", metavar="N,N,...", help="Concurrency of each level: users of a closed loop.")
-@click.option(
-    "--rate", metavar="R,R,...", help="Request rate of each level, per second: an open loop with Poisson arrivals."
-)
-@click.option(
-    "--duration",
-    type=float,
-    help=(
-        "Seconds during which an open loop sends requests. A rate profile is compressed to fit; its "
-        "rates do not change."
-    ),
-)
-@click.option(
-    "--isl", help="Prompt length in tokens: a number or a distribution such as 'lognormal(mean=1024, cv=0.8)'."
-)
-@click.option("--osl", help="Reply length in tokens: a number or a distribution.")
-@click.option("--requests", type=int, help="Measured requests per level.")
+@load_flags
 @click.option(
     "--prompts", metavar="SOURCE", help="Prompt source: chat, random, or a file in ShareGPT JSON or JSON Lines."
 )
