@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from loadtest.capacity.inputs import Demand, Described
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import LEAD_RATIO, busiest_window, mean_turns, requests_needed
 from loadtest.scenario import Trace
 

@@ -66,12 +66,13 @@ def _plan(
 ) -> None:
     """Plan a demand, and what is asked beside it; write and show the answer."""
     today = datetime.now(tz=UTC).date()
-    kept = ResultCache(None if flags["fresh"] else target.parent / ".searched")
+    cache = ResultCache(None if flags["fresh"] else target.parent / ".searched")
     with workers_of(flags["workers"] or os.cpu_count() or 1, on_ray=flags["on_ray"]) as workers:
-        means = SearchOptions(kept, workers, progress, show_first)
-        plan = make_capacity(demand, folder, head, means, today=today)
+        options = SearchOptions(cache, workers, progress, show_first)
+        plan = make_capacity(demand, folder, head, options, today=today)
         others = {
-            each.asked: make_capacity(each.demand, folder, head, means, today=today, is_brief=True) for each in changed
+            each.asked: make_capacity(each.demand, folder, head, options, today=today, is_brief=True)
+            for each in changed
         }
     together = compared(plan, others, head) if others else None
     _write(plan, together, folder, target, force=flags["force"])

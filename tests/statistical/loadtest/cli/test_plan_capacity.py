@@ -20,7 +20,7 @@ from engines.steptime import uncertainty
 from loadtest.capacity.candidates import candidates_of
 from loadtest.capacity.inputs.demand import PriceChoices, read_demand
 from loadtest.capacity.inputs.prices import prices_for
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import shape_of
 from loadtest.capacity.verify import verify
 from loadtest.capacity.what_if import what_if
