@@ -60,10 +60,10 @@ def planned(flags: dict[str, Any], known: Calibration | None, seen: list[LengthS
         "limits.max_batch_size": flags["max_batch_size"] or (engine.max_batch_size if engine else None),
         "limits.max_num_tokens": flags["max_num_tokens"] or (engine.max_num_tokens if engine else None),
         "limits.max_seq_len": max(each.longest for each in seen),
-        "workload.longest_input_tokens": max(each.longest_isl for each in seen),
-        "workload.longest_output_tokens": max(each.longest_osl for each in seen),
-        "workload.input_tokens": round(max(each.isl for each in seen)),
-        "workload.output_tokens": round(max(each.osl for each in seen)),
+        "workload.longest_isl": max(each.longest_isl for each in seen),
+        "workload.longest_osl": max(each.longest_osl for each in seen),
+        "workload.isl": round(max(each.isl for each in seen)),
+        "workload.osl": round(max(each.osl for each in seen)),
     }
     asked = resolve_recipe(None, by_key)
     plan = make_plan(asked, head=Document(made_by=made_by(command_line("predict-load"))))

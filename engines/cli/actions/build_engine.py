@@ -137,8 +137,8 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
         **_split(flags["disaggregated"]),
         "parallel.tensor": flags["tp"],
         "parallel.pipeline": flags["pp"],
-        "workload.input_tokens": flags["isl"],
-        "workload.output_tokens": flags["osl"],
+        "workload.isl": flags["isl"],
+        "workload.osl": flags["osl"],
         "objectives.ttft_s": None if flags["ttft_ms"] is None else flags["ttft_ms"] / 1e3,
         "objectives.itl_s": None if flags["itl_ms"] is None else flags["itl_ms"] / 1e3,
         "limits.max_batch_size": flags["max_batch_size"],
@@ -281,7 +281,7 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
     )
     predicted = plan.predicted
     progress(
-        f"predicted, {predicted.sequences} requests of {plan.workload.input_tokens}/{plan.workload.output_tokens} in "
+        f"predicted, {predicted.sequences} requests of {plan.workload.isl}/{plan.workload.osl} in "
         f"flight: ITL {predicted.itl_s * 1e3:.1f} ms, {predicted.tokens_per_s:,.0f} tokens/s"
     )
     if job.kind != "emulated" and job.checkpoint is not None:

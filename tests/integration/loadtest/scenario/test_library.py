@@ -42,7 +42,7 @@ def _asked(**flags: Any) -> Scenario:
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan an engine that takes every ready-made scenario's prompts."""
-    asked = resolve_recipe(None, {"workload.longest_input_tokens": 17_000, "workload.longest_output_tokens": 16_000})
+    asked = resolve_recipe(None, {"workload.longest_isl": 17_000, "workload.longest_osl": 16_000})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 
