@@ -46,7 +46,7 @@ def main() -> None:
 def planned(**flags: Any) -> EngineManifest:
     """Return the plan of Llama-3-8B FP8 on an H100."""
     asked = resolve_recipe(
-        None, {"model": "llama-3-8b", "limits.max_seq_len": 8192, "workload.longest_input_tokens": 7500, **flags}
+        None, {"model": "llama-3-8b", "limits.max_seq_len": 8192, "workload.longest_isl": 7500, **flags}
     )
     return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
 

@@ -140,8 +140,8 @@ def _manifest(deployment: Deployment, points: list[Point]) -> EngineManifest:
             "limits.max_batch_size": 512,
             "limits.max_num_tokens": 32768,
             "limits.max_seq_len": max(point.isl + point.osl for point in points),
-            "workload.longest_input_tokens": max(point.isl for point in points),
-            "workload.longest_output_tokens": max(point.osl for point in points),
+            "workload.longest_isl": max(point.isl for point in points),
+            "workload.longest_osl": max(point.osl for point in points),
         },
     )
     return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)

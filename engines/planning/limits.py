@@ -125,7 +125,7 @@ def outlook(engine: Engine, workload: Workload) -> Outlook:
     token budget decodes: d = max_num_tokens OSL / (ISL + OSL).
     """
     step, sizing, memory = engine.step_time, engine.sizing, engine.memory
-    isl, osl = workload.input_tokens, workload.output_tokens
+    isl, osl = workload.isl, workload.osl
     context = isl + osl / 2
     alone = step.seconds(StepShape(decode_sequences=1, decode_context_tokens=int(context)))
     sequences = min(sizing.max_batch_size, memory.kv_tokens // (isl + osl))
@@ -216,7 +216,7 @@ def _candidates(
     token_budgets: tuple[int, ...],
     max_draft_len: int,
 ) -> Iterator[Engine]:
-    longest = min(workload.longest_input_tokens, engine.sizing.max_seq_len - 1)
+    longest = min(workload.longest_isl, engine.sizing.max_seq_len - 1)
     if not engine.chunked and len(token_budgets) > 1:  # a prompt that is not chunked must fit one iteration
         token_budgets = tuple(budget for budget in token_budgets if budget >= longest) or (longest,)
     asked = len(token_budgets) == len(batch_sizes) == 1

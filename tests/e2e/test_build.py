@@ -46,6 +46,28 @@ open(folder + "/config.json", "w").write(json.dumps(config))
 open(folder + "/rank0.engine", "w").write("engine")
 """
 
+# build-engine, sending itself a signal once it prints a line that begins so.
+SIGNALLED = """
+import os, sys
+from engines.cli.start import build_engine
+line, number = sys.argv.pop(1), int(sys.argv.pop(1))
+
+class Stderr:
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        self.stream.write(text)
+        if text.startswith(line):
+            os.kill(os.getpid(), number)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+sys.stderr = Stderr(sys.stderr)
+build_engine()
+"""
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -136,6 +158,11 @@ def command_of(out: Path, source: Path, text: Path, *more: str) -> list[str]:
     return [str(BIN / "build-engine"), *FLAGS, *paths, *until, *more]
 
 
+def signalled(line: str, number: signal.Signals, argv: list[str]) -> list[str]:
+    """Return the command line of a build that sends itself a signal as it prints a line, however busy we are."""
+    return [sys.executable, "-c", SIGNALLED, line, str(int(number)), *argv[1:]]
+
+
 def stages_of(out: Path) -> dict[str, bool]:
     """Return which stages a manifest names, and whether each was taken from an earlier build."""
     manifest = json.loads((out / "manifest.json").read_text())
@@ -176,18 +203,9 @@ def test_a_build_killed_in_a_stage_leaves_no_engine_and_goes_on(
 ) -> None:
     """After kill -9 nothing stands at --out; the same command then finishes, and redoes only that stage and later."""
     out = tmp_path / "engine"
-    argv = command_of(out, checkpoint, text)
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        watchdog = threading.Timer(LIMIT_S, process.kill)
-        watchdog.start()
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith(f"{stage} ..."):
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        watchdog.cancel()
-    assert process.returncode == -signal.SIGKILL
+    argv = signalled(f"{stage} ...", signal.SIGKILL, command_of(out, checkpoint, text))
+    killed = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not out.exists()
     done = build(out)
     assert done.returncode == 0, done.stderr
@@ -233,13 +251,15 @@ def test_a_damaged_checkpoint_is_refused_before_any_work(
 def test_the_second_build_into_one_folder_is_told(build: Build, checkpoint: Path, text: Path, tmp_path: Path) -> None:
     """While one build is at work on a folder, another is refused with one sentence; the first ends well."""
     out = tmp_path / "engine"
-    argv = command_of(out, checkpoint, text)
+    argv = signalled("quantize ...", signal.SIGSTOP, command_of(out, checkpoint, text))
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("quantize ..."):
-                break
+        watchdog = threading.Timer(LIMIT_S, process.kill)
+        watchdog.start()
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        watchdog.cancel()
+        assert os.WIFSTOPPED(status), status
         second = build(out)
+        process.send_signal(signal.SIGCONT)
         process.communicate(timeout=LIMIT_S)
     assert second.returncode == 2
     assert "another command is writing this folder" in second.stderr

@@ -12,7 +12,7 @@ from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.parallel import ResultCache, Workers
-from loadtest.capacity.plan import SearchOptions
+from loadtest.capacity.search import SearchOptions
 
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
 HERE = Path()
