@@ -13,18 +13,9 @@ from typing import Any
 
 from engines.emulator import BatcherSettings, SchedulerPolicy, settings_of
 from engines.manifest import EngineManifest
+from triton_repo.models.parameters import flag, number, parameters_of
 
-BOOLEANS = {
-    word: value
-    for value, words in ((True, "True true TRUE 1"), (False, "False false FALSE 0"))
-    for word in words.split()
-}
 DEFAULT_KV_FRACTION = 0.9
-
-
-def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the parameters of a model's configuration."""
-    return {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
 
 
 def batcher_settings(config: Mapping[str, Any], manifest: EngineManifest) -> BatcherSettings:
@@ -92,16 +83,3 @@ def host_blocks(manifest: EngineManifest, size_bytes: float) -> int:
     """Return the blocks that fit host memory."""
     cache = manifest.kv_cache
     return int(size_bytes // (cache.bytes_per_token * cache.tokens_per_block))
-
-
-def flag(values: Mapping[str, str], key: str, *, default: bool) -> bool:
-    """Return a switch; the default where it is not there or is no switch."""
-    return BOOLEANS.get(values.get(key, ""), default)
-
-
-def number(values: Mapping[str, str], key: str, default: float) -> float:
-    """Return a number; the default where it is not there or is none."""
-    try:
-        return float(values.get(key, ""))
-    except ValueError:
-        return default

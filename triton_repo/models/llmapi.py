@@ -24,9 +24,11 @@ import yaml
 from engines.emulator import RequestError
 from engines.files import read_json
 from engines.manifest import EngineManifest
-from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns
-from triton_repo.models.engine_settings import llmapi_settings, parameters_of
+from triton_repo.models.engine_host import Call, EngineHost, Sequence, new_blocks, times_ns
+from triton_repo.models.engine_settings import llmapi_settings
+from triton_repo.models.inputs import RefusedError
 from triton_repo.models.limits import InputLimits, LimitError
+from triton_repo.models.parameters import parameters_of
 from triton_repo.models.reply import Array, Reply, ReplyError, Rules
 from triton_repo.models.text import Detokenizer, TextStream, load_tokenizer, special_tokens
 
