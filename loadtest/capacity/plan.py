@@ -243,9 +243,10 @@ def search(
     Args:
         folder: Where the demand's relative paths begin.
     """
-    prices = prices_for(demand.prices, folder, today=today, ratio=demand.scale.price)
+    own = demand.own_accelerators
+    prices = prices_for(demand.prices, folder, today=today, ratio=demand.scale.price, own=own)
     curve, shape = curve_of(demand, folder), shape_of(demand, folder)
-    market = market_of(demand, curve, shape, prices)
+    market = market_of(demand, curve, shape, prices, own)
     candidates = candidates_of(demand, folder, shape, made_by=head.made_by)
     seen = Searched(demand, folder, curve, shape, market, [], [])
     seen.add([measured_capacity(each, demand, shape) for each in candidates if each.run is not None])
@@ -329,7 +330,7 @@ def _sized_best(seen: Searched, means: SearchOptions) -> Row | None:
         if best is None or best.verdict is not None or seen.candidate(best.name).manifest is None:
             return best
         open_rows = [row for row in seen.rows if row.is_possible and row.verdict is None]
-        near = [row for row in open_rows if (row.usd_per_month or 0) <= (best.usd_per_month or 0) / MARGIN**2]
+        near = [row for row in open_rows if row.cost <= best.cost / MARGIN**2]
         chosen = [row for row in near if seen.candidate(row.name).manifest is not None][:SIZED_AT_ONCE]
         looks = [_size_look(seen, row, seen.candidate(row.name).interval.slow, row.needed or 1) for row in chosen]
         for row, looked in zip(chosen, _look_all(looks, means), strict=True):
@@ -609,7 +610,8 @@ def _max_tokens_note(seen: Searched, best: Row, found: Sequence[ReplicaCapacity 
     )
     if row.needed is None or row.needed >= before:
         return f"{said}Lowering max_tokens to that saves no replica."
-    return f"{said}Lowering max_tokens to that takes {row.replicas} replicas, {row.usd_per_month:,.0f} USD a month."
+    cost = "" if row.usd_per_month is None else f", {row.usd_per_month:,.0f} USD a month"
+    return f"{said}Lowering max_tokens to that takes {row.replicas} replicas{cost}."
 
 
 def _used_prices(seen: Searched) -> list[Price]:
