@@ -26,7 +26,6 @@ LAST_GROUPS = {
 LARGEST_NUMBER = 10**12  # no flag of ours counts, or measures in seconds, tokens or requests, as far as this
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
-POSITIVE_SECONDS = click.FloatRange(min=0, min_open=True, max=1e7)
 _AGAIN_AFTER_S = 0.05
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])

@@ -21,7 +21,7 @@ from engines.manifest import EngineManifest, StepTimeChoice
 from engines.steptime import step_time_for
 from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
-from triton_repo.models.reply import Array, Reply
+from triton_repo.models.reply import Array, Reply, ReplyError
 
 SENDER_THREADS = 3  # sending blocks; two keep up with a full server, a third covers a slow reader
 
@@ -319,3 +319,38 @@ def _without_server(choice: StepTimeChoice) -> StepTimeChoice:
     return choice.model_copy(
         update={"host": choice.host.model_copy(update={"request_s": 0.0, "latency_s": 0.0, "stream_token_s": 0.0})}
     )
+
+
+class EmulatedModel:
+    """A Triton Python-backend model around an engine's host; `backend` is Triton's own module, set by the entry point.
+
+    Attributes:
+        refusals: Errors whose text answers a request that cannot be served.
+        error_prefix: Leads that text.
+    """
+
+    backend: Any = None
+    refusals: tuple[type[Exception], ...] = (RequestError, RefusedError, ReplyError)
+    error_prefix = ""
+    _host: EngineHost
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queue requests; their responses are sent by the host's threads as the clock makes the tokens."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except self.refusals as error:
+                self._send_error(sender, f"{self.error_prefix}{error}")
+
+    def finalize(self) -> None:
+        """Stop the engine."""
+        self._host.close()
+
+    def _accept(self, request: Any, sender: Any) -> None:
+        """Queue one request, or raise one of `refusals`."""
+        raise NotImplementedError
+
+    def _send_error(self, sender: Any, message: str) -> None:
+        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
+        sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
