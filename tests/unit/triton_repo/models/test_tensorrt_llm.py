@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy, write_json
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.models.tensorrt_llm import EmulatedEngineModel
