@@ -104,7 +104,7 @@ def test_flags_lay_over_a_scenario() -> None:
 @pytest.mark.parametrize(
     ("flags", "wrong"),
     [
-        ({"concurrency": "4", "rate": "2"}, "closed or open"),
+        ({"concurrency": "4", "rate": "2"}, "closed loop or an open loop"),
         ({"duration": 5.0}, "does not apply to a closed loop"),
         ({"concurrency": "4", "duration": 5.0}, "does not apply to a closed loop"),
         ({"rate": "1", "duration": 0.0}, "above 0"),
@@ -237,8 +237,8 @@ def test_a_dry_run_says_what_a_scenario_comes_to() -> None:
     """Each level's requests and lengths in words, before anything is sent; without those only a tokenizer can tell."""
     lines = list(outlook(Scenario(concurrency=(2, 40), requests_per_user=1, lengths=Lengths(isl=100, osl=7))))
     assert lines == [
-        "2 users: 32 requests measured, prompts of 100 tokens on average and 100 at most, replies of 7 and 7",
-        "40 users: 40 requests measured, prompts of 100 tokens on average and 100 at most, replies of 7 and 7",
+        "2 users: 32 requests measured, prompts: mean 100 tokens, max 100, replies: mean 7, max 7",
+        "40 users: 40 requests measured, prompts: mean 100 tokens, max 100, replies: mean 7, max 7",
     ]
     talk = Scenario(rate_per_s=(2.0,), duration_s=50, prompts="ours.jsonl", conversation=Conversations())
     (line,) = outlook(talk)

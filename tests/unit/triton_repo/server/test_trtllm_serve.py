@@ -74,4 +74,4 @@ def test_what_is_for_triton_is_refused(flag: str, tmp_path: Path) -> None:
     value = ["5"] if flag == "--stop-after" else []
     done = CliRunner().invoke(serve_repo, [str(tmp_path / "repository"), flag, *value])
     assert done.exit_code == 2
-    assert f"{flag} is for Triton" in done.output
+    assert f"{flag} applies to Triton only" in done.output
