@@ -13,7 +13,17 @@ from functools import cache
 
 from engines.manifest import StepTimeChoice
 from engines.planning.recipe import Objectives, Workload
-from engines.spec import GpuSpec, KvFormat, MemoryBudget, ModelSpec, Sizing, memory_budget, precision_named
+from engines.spec import (
+    MS,
+    GpuSpec,
+    KvFormat,
+    MemoryBudget,
+    ModelSpec,
+    Sizing,
+    memory_budget,
+    milliseconds,
+    precision_named,
+)
 from engines.steptime import StepShape, StepTime, attended_tokens, step_time_of
 
 # Sizes a step at a time: tensor cores work on tiles of eight rows, and finer steps change nothing that could be seen.
@@ -98,12 +108,12 @@ class Outlook:
         if self.sequences == 0:
             missed.append("not one request fits the KV cache")
         if self.itl_s > objectives.itl_s:
-            missed.append(f"ITL {self.itl_s * 1e3:.1f} ms, at most {objectives.itl_s * 1e3:g}")
+            missed.append(f"ITL {milliseconds(self.itl_s)} ms, at most {objectives.itl_s * MS:g}")
         if self.ttft_s > objectives.ttft_s:
-            missed.append(f"TTFT {self.ttft_s * 1e3:.0f} ms, at most {objectives.ttft_s * 1e3:g}")
+            missed.append(f"TTFT {milliseconds(self.ttft_s)} ms, at most {objectives.ttft_s * MS:g}")
         if self.longest_gap_s > objectives.longest_gap_s:
-            longest = objectives.longest_gap_s * 1e3
-            missed.append(f"gap of {self.longest_gap_s * 1e3:.0f} ms in a burst of prompts, at most {longest:g}")
+            longest = objectives.longest_gap_s * MS
+            missed.append(f"gap of {milliseconds(self.longest_gap_s)} ms in a burst of prompts, at most {longest:g}")
         return "; ".join(missed)
 
 
@@ -125,7 +135,7 @@ def outlook(engine: Engine, workload: Workload) -> Outlook:
     token budget decodes: d = max_num_tokens OSL / (ISL + OSL).
     """
     step, sizing, memory = engine.step_time, engine.sizing, engine.memory
-    isl, osl = workload.input_tokens, workload.output_tokens
+    isl, osl = workload.isl, workload.osl
     context = isl + osl / 2
     alone = step.seconds(StepShape(decode_sequences=1, decode_context_tokens=int(context)))
     sequences = min(sizing.max_batch_size, memory.kv_tokens // (isl + osl))
@@ -216,7 +226,7 @@ def _candidates(
     token_budgets: tuple[int, ...],
     max_draft_len: int,
 ) -> Iterator[Engine]:
-    longest = min(workload.longest_input_tokens, engine.sizing.max_seq_len - 1)
+    longest = min(workload.longest_isl, engine.sizing.max_seq_len - 1)
     if not engine.chunked and len(token_budgets) > 1:  # a prompt that is not chunked must fit one iteration
         token_budgets = tuple(budget for budget in token_budgets if budget >= longest) or (longest,)
     asked = len(token_budgets) == len(batch_sizes) == 1

@@ -130,6 +130,8 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
     model = model or resolve_model(recipe.model)
     gpu, precision = resolve_gpu(recipe.gpu), precision_named(recipe.precision)
     choices = _Choices(asked)
+    for old, new in asked.renamed.items():
+        choices.notice("renamed-key", f"the recipe's {old} is now called {new}; the old name is still read")
     release = _release(choices)
     require_backend_has(recipe)
     found = _verdict(choices, model, gpu, precision)
@@ -147,7 +149,7 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
     if recipe.backend == "tensorrt":
         _note_speculation(choices, speculative, sizing)
         _note_builder_limits(choices, speculative, sizing)
-    max_input_len = min(recipe.workload.longest_input_tokens, sizing.max_seq_len - 1)
+    max_input_len = min(recipe.workload.longest_isl, sizing.max_seq_len - 1)
     choices.derived("kv_blocks", memory.kv_blocks, f"{gib(memory.kv_pool_bytes)} hold {memory.kv_tokens} tokens")
     return BuildPlan(
         made_by=head.made_by,
@@ -393,7 +395,7 @@ def _require_prompts_fit(workload: Workload, sizing: Sizing, *, chunked: bool) -
             "a full batch could not even decode in one iteration",
             hint="raise --max-num-tokens or lower --max-batch-size",
         )
-    longest = min(workload.longest_input_tokens, sizing.max_seq_len - 1)
+    longest = min(workload.longest_isl, sizing.max_seq_len - 1)
     if not chunked and sizing.max_num_tokens < longest:
         raise UserError(
             f"without chunked context, max_num_tokens ({sizing.max_num_tokens}) must cover the longest prompt "
@@ -467,7 +469,7 @@ def _max_seq_len(choices: _Choices, model: ModelSpec) -> int:
             )
         choices.given("limits.max_seq_len", recipe.limits.max_seq_len, "as asked")
         return recipe.limits.max_seq_len
-    wanted = recipe.workload.longest_input_tokens + recipe.workload.longest_output_tokens
+    wanted = recipe.workload.longest_isl + recipe.workload.longest_osl
     chosen = min(wanted, model.max_position_embeddings)
     choices.derived(
         "limits.max_seq_len",

@@ -10,20 +10,26 @@ import yaml
 from pydantic import Field
 
 from engines.errors import UserError
-from engines.files import MOST_TOKENS, Strict, read_yaml, validate
+from engines.files import MOST_TOKENS, Strict, load_yaml, validate
 from engines.spec import DEFAULT_ENGINE_PROFILE, LlmApiVersion
 
 Auto = Literal["auto"]
 MOST_SEQUENCES = 1 << 16  # far past any engine's batch
+_RENAMED = {  # keys of `workload` in recipes of 0.2 and before
+    "input_tokens": "isl",
+    "output_tokens": "osl",
+    "longest_input_tokens": "longest_isl",
+    "longest_output_tokens": "longest_osl",
+}
 
 
 class Workload(Strict):
     """The traffic the engine is sized for; tokens and seconds."""
 
-    input_tokens: int = Field(1024, ge=1, le=MOST_TOKENS, description="Prompt length of a typical request.")
-    output_tokens: int = Field(1024, ge=1, le=MOST_TOKENS, description="Reply length of a typical request.")
-    longest_input_tokens: int = Field(4096, ge=1, le=MOST_TOKENS, description="Longest prompt that must be accepted.")
-    longest_output_tokens: int = Field(4096, ge=1, le=MOST_TOKENS, description="Longest reply that must be possible.")
+    isl: int = Field(1024, ge=1, le=MOST_TOKENS, description="Prompt length of a typical request.")
+    osl: int = Field(1024, ge=1, le=MOST_TOKENS, description="Reply length of a typical request.")
+    longest_isl: int = Field(4096, ge=1, le=MOST_TOKENS, description="Longest prompt that must be accepted.")
+    longest_osl: int = Field(4096, ge=1, le=MOST_TOKENS, description="Longest reply that must be possible.")
 
 
 class Objectives(Strict):
@@ -168,10 +174,12 @@ class ResolvedRecipe(Strict):
     Attributes:
         recipe: Flags over the recipe file over the defaults.
         origins: `flag` or `recipe` by dotted key; a key that is not here has its default.
+        renamed: Dotted keys of an earlier version that the recipe file still uses, with their present names.
     """
 
     recipe: Recipe
     origins: dict[str, Literal["flag", "recipe"]]
+    renamed: dict[str, str] = Field(default_factory=dict)
 
     def origin(self, key: str) -> Literal["flag", "recipe", "default"]:
         """Return where the value of a dotted key came from."""
@@ -189,16 +197,37 @@ def resolve_recipe(recipe_name: str | None, flags: dict[str, Any]) -> ResolvedRe
         UserError: No such recipe, a key nobody knows, a value out of range.
     """
     base: dict[str, Any] = {}
+    renamed: dict[str, str] = {}
     if recipe_name is not None:
-        path = recipe_path(recipe_name)
-        base = read_yaml(path, Recipe).model_dump(exclude_unset=True)
+        base, renamed = _read(recipe_path(recipe_name))
     origins: dict[str, Literal["flag", "recipe"]] = dict.fromkeys(_dotted(base), "recipe")
     for key, value in flags.items():
         if value is not None:
             _set(base, key, value)
             origins[key] = "flag"
-    return ResolvedRecipe(
-        recipe=validate(base, Recipe, where="flags" if recipe_name is None else recipe_name), origins=origins
+    recipe = validate(base, Recipe, where="flags" if recipe_name is None else recipe_name)
+    return ResolvedRecipe(recipe=recipe, origins=origins, renamed=renamed)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values that a recipe file sets, and its keys of an earlier version with their present names.
+
+    Raises:
+        UserError: As `read_yaml`; or a value is given under both its names.
+    """
+    values = load_yaml(path)
+    workload = values.get("workload") if isinstance(values, dict) else None
+    renamed: dict[str, str] = {}
+    if isinstance(workload, dict):
+        renamed = {old: new for old, new in _RENAMED.items() if old in workload}
+        for old, new in renamed.items():
+            if new in workload:
+                raise UserError(f"{path}: workload.{old} is the earlier name of workload.{new}", hint="remove one")
+        values["workload"] = {renamed.get(key, key): value for key, value in workload.items()}
+    recipe = validate({} if values is None else values, Recipe, where=str(path))
+    return (
+        recipe.model_dump(exclude_unset=True),
+        {f"workload.{old}": f"workload.{new}" for old, new in renamed.items()},
     )
 
 

@@ -138,10 +138,10 @@ def _plan(
         "engine_profile": demand.candidates.engine_profile,
         "limits.max_batch_size": limits[0],
         "limits.max_num_tokens": limits[1],
-        "workload.input_tokens": round(shape.mean_isl),
-        "workload.output_tokens": round(shape.mean_osl),
-        "workload.longest_input_tokens": shape.longest_isl,
-        "workload.longest_output_tokens": shape.max_tokens,
+        "workload.isl": round(shape.mean_isl),
+        "workload.osl": round(shape.mean_osl),
+        "workload.longest_isl": shape.longest_isl,
+        "workload.longest_osl": shape.max_tokens,
         **_plan_objectives(demand),
     }
     refused: str | None = None

@@ -133,7 +133,7 @@ def do(
     work: Work[TaskT, FoundT],
     tasks: Sequence[TaskT],
     *,
-    kept: ResultCache,
+    cache: ResultCache,
     workers: Workers,
     progress: Callable[[str], None],
 ) -> list[FoundT]:
@@ -142,14 +142,14 @@ def do(
     Raises:
         MissingError: Ray is asked for and is not here.
     """
-    paths = [_path(kept, work.key(task)) for task in tasks]
+    paths = [_path(cache, work.key(task)) for task in tasks]
     found: dict[int, FoundT] = {}
     for place, path in enumerate(paths):
         known = _read(path, work.returns)
         if known is not None:
             found[place] = known
     if found:
-        progress(f"{len(found)} of {len(tasks)} found in {kept.folder}")
+        progress(f"{len(found)} of {len(tasks)} found in {cache.folder}")
     open_places = [place for place in range(len(tasks)) if place not in found]
     begin_s = time.monotonic()
     for done, (place, result) in enumerate(
@@ -187,11 +187,11 @@ def _on_ray(function: Callable[[TaskT], FoundT], tasks: Sequence[tuple[int, Task
             ray.shutdown()
 
 
-def _path(kept: ResultCache, key: str) -> Path | None:
-    if kept.folder is None:
+def _path(cache: ResultCache, key: str) -> Path | None:
+    if cache.folder is None:
         return None
     digest = hashlib.sha256(f"{version(DISTRIBUTION)}\n{_sources_sha256()}\n{key}".encode()).hexdigest()
-    return kept.folder / f"{digest[:32]}.json"
+    return cache.folder / f"{digest[:32]}.json"
 
 
 @cache

@@ -11,7 +11,7 @@ from engines.files import Document, MadeBy, source_of
 from engines.manifest import EngineManifest
 from loadtest.calibration import LEAST_POINTS, Deployment, Point, Request, calibrate, read_points
 from loadtest.capacity.inputs import Demand
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.results import RUN_NAME, read_run
 
 CALIBRATION_NAME = "calibration.json"

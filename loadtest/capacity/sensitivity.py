@@ -37,33 +37,33 @@ class Case(Strict):
 
 
 class Contender(Strict):
-    """A row that is looked at again, and its candidate."""
+    """A row that is simulated again, and its candidate."""
 
     row: Row
     candidate: Candidate
 
 
-def looks_for(
+def tasks_for(
     contenders: Sequence[Contender], make_task: Callable[[Candidate, Demand], Task], demand: Demand
 ) -> list[CandidateTask]:
     """Return the searches that the levers take, for each contender: shorter, longer, twice the error."""
-    looks: list[CandidateTask] = []
+    tasks: list[CandidateTask] = []
     for each in contenders:
         task = make_task(each.candidate, demand)._replace(is_brief=True)
-        looks += [
+        tasks += [
             CandidateTask(f"{each.row.name}, {SHORTER}", search=_longer(task, 1 - STEP, each.row)),
             CandidateTask(f"{each.row.name}, {LONGER}", search=_longer(task, 1 + STEP, each.row)),
             CandidateTask(f"{each.row.name}, {TWICE}", search=_doubled(task, each.row)),
         ]
-    return looks
+    return tasks
 
 
 def again_of(
-    contenders: Sequence[Contender], looked: Sequence[ReplicaCapacity | None]
+    contenders: Sequence[Contender], results: Sequence[ReplicaCapacity | None]
 ) -> dict[tuple[str, str], ReplicaCapacity]:
-    """Return what the searches of `looks_for` found, by row and lever."""
+    """Return what the searches of `tasks_for` found, by row and lever."""
     keys = [(each.row.name, which) for each in contenders for which in (SHORTER, LONGER, TWICE)]
-    return {key: found for key, found in zip(keys, looked, strict=True) if found is not None}
+    return {key: found for key, found in zip(keys, results, strict=True) if found is not None}
 
 
 def _longer(task: Task, ratio: float, row: Row) -> Task:
@@ -95,7 +95,7 @@ def cases_of(
     """Return every lever both ways.
 
     Args:
-        rows: All possible rows; those not looked at again keep what they carry.
+        rows: All possible rows; those not simulated again keep what they carry.
         found: By row and lever, as `again_of` returns them.
     """
     cases = []
@@ -125,7 +125,7 @@ def cases_of(
 
 
 def _carrying(rows: Sequence[Row], found: dict[tuple[str, str], ReplicaCapacity], which: str) -> list[Row]:
-    """Return the rows that were looked at again, carrying what they then carry; others where none was."""
+    """Return the rows that were simulated again, carrying what they then carry; others where none was."""
     kept = []
     for row in rows:
         again = found.get((row.name, which))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Strict, read_json, source_of
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import RateProbe
 from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_in
 from loadtest.results import REQUESTS_NAME, RUN_NAME, Kind, read_records, read_run, read_samples

@@ -10,7 +10,7 @@ from engines.files import Document, Strict, validate
 from engines.spec import is_accelerator_file, precision_named, resolve_gpu
 from loadtest.capacity.candidates import Basis
 from loadtest.capacity.inputs import Demand
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import Constraint
 
 COMPARED_NAME = "what-if.json"

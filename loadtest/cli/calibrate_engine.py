@@ -1,4 +1,4 @@
-"""The command `calibrate-engine`."""
+"""The command `calibrate-engine`: its flags and its help."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ GROUPS = {
 @click.option(
     "--engine-profile",
     metavar="NAME",
-    help="What is expected before any point is seen: trtllm-1.x-triton, vllm-v1, ...; default: nothing in particular.",
+    help="Engine profile to start from: trtllm-1.x-triton, vllm-v1, ... Default: no assumptions.",
 )
 @click.option(
     "--step-time",

@@ -1,4 +1,4 @@
-"""Commands that compute instead of measuring: predict-load, calibrate-engine."""
+"""The command `predict-load`: its flags and its help."""
 
 from __future__ import annotations
 

@@ -139,9 +139,9 @@ def test_a_plan_clamps_as_the_builder_does(case: dict[str, int]) -> None:
         "limits.max_batch_size": case["max_batch_size"],
         "limits.max_seq_len": case["max_seq_len"],
         "limits.max_num_tokens": case["asked"],
-        "workload.input_tokens": 64,
-        "workload.output_tokens": 64,
-        "workload.longest_input_tokens": case["max_seq_len"] // 2,
+        "workload.isl": 64,
+        "workload.osl": 64,
+        "workload.longest_isl": case["max_seq_len"] // 2,
     }
     plan = make_plan(resolve_recipe(None, flags), head=HEAD)
     assert plan.sizing.max_num_tokens == case["built"]

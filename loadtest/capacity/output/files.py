@@ -11,7 +11,7 @@ import yaml
 
 from engines.spec import is_accelerator_file, is_checkpoint_folder, resolve_gpu
 from loadtest.capacity.inputs import Demand, Described
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import LEAD_RATIO, busiest_window, mean_turns, requests_needed
 from loadtest.scenario import Trace
 
@@ -48,10 +48,10 @@ def _recipe(plan: CapacityPlan) -> str:
         "gpu": _accelerator(plan, engine.gpu.name),
         "parallel": {"tensor": engine.parallel.tensor, "pipeline": engine.parallel.pipeline},
         "workload": {
-            "input_tokens": max(1, round(traffic.mean_isl)),
-            "output_tokens": max(1, round(traffic.mean_osl)),
-            "longest_input_tokens": traffic.longest_isl,
-            "longest_output_tokens": max(traffic.longest_osl, traffic.max_tokens),
+            "isl": max(1, round(traffic.mean_isl)),
+            "osl": max(1, round(traffic.mean_osl)),
+            "longest_isl": traffic.longest_isl,
+            "longest_osl": max(traffic.longest_osl, traffic.max_tokens),
         },
         "scheduler_policy": engine.runtime.scheduler_policy,
         "limits": {

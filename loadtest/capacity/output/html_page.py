@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from loadtest.capacity.decision import Row
 from loadtest.capacity.output.page_figures import figures_of
 from loadtest.capacity.output.terminal import milliseconds, number, size_rows, what_of
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import Checked
 from loadtest.capacity.what_if import Compared

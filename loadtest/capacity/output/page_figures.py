@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from engines.spec import MS
 from loadtest.capacity.output.charts import Mark, Series, chart, tornado
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import RateProbe
 

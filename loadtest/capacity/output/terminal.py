@@ -10,7 +10,7 @@ from rich.table import Table
 from engines.console import progress, show, table_console
 from engines.spec import units
 from loadtest.capacity.decision import Row
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import Checked, FleetVerdict
 from loadtest.capacity.verify import Verification
 from loadtest.capacity.what_if import Compared

@@ -231,10 +231,10 @@ class LoadBench:
 def steady_state(manifest: EngineManifest, shape: LengthProfile) -> Outlook:
     """Return the closed form of an engine full of the demand's mean requests."""
     workload = Workload(
-        input_tokens=max(1, round(shape.mean_isl)),
-        output_tokens=max(1, round(shape.mean_osl)),
-        longest_input_tokens=shape.longest_isl,
-        longest_output_tokens=shape.longest_osl,
+        isl=max(1, round(shape.mean_isl)),
+        osl=max(1, round(shape.mean_osl)),
+        longest_isl=shape.longest_isl,
+        longest_osl=shape.longest_osl,
     )
     limits, cache = manifest.limits, manifest.kv_cache
     sizing = Sizing(

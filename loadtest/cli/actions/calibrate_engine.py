@@ -1,4 +1,4 @@
-"""The command `calibrate-engine`."""
+"""The implementation of `calibrate-engine`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loadtest.traffic import length_stats_of
 
 
 def run(**flags: Any) -> None:
-    """Learn from measurements how a deployment differs from its parts: a handful of physical factors."""
+    """Fit the step-time model to measurements of a deployment, and write the calibration."""
     points, kinds = _read_measurements(flags)
     target = flags["out"]
     if flags["dry_run"]:
@@ -31,7 +31,7 @@ def run(**flags: Any) -> None:
     limits = {"max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}
     source = flags["step_time"] or ("roofline" if is_accelerator_file(flags["gpu"]) else "silicon")
     manifest = planned({**flags, **limits, "step_time": source}, None, [longest])
-    if flags["engine_profile"] is None:  # nothing is expected of an engine that was not named
+    if flags["engine_profile"] is None:  # without a named engine profile, no overhead is assumed
         manifest = manifest.model_copy(update={"step_time": StepTimeChoice(source=manifest.step_time.source)})
     request = Request(
         manifest,
@@ -58,7 +58,7 @@ def run(**flags: Any) -> None:
 
 
 def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
-    """Return the points of all files, and their kinds: `table`, `measured`, `emulated`."""
+    """Return the points of all files, and the set of their kinds: `table`, `measured`, `emulated`."""
     wanted = Deployment(
         resolve_model(flags["model_name"]).name, resolve_gpu(flags["gpu"]).name, flags["precision"], flags["tp"]
     )
@@ -86,7 +86,7 @@ def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
         )
     if len({point.load in SERVED for point in points}) > 1:
         raise UserError(
-            "the file mixes points of a served load and of the bare engine (load_kind)",
+            "the file mixes points measured under served load with points of the bare engine (load_kind)",
             hint="use rows of one load_kind only",
         )
     return points, kinds

@@ -1,4 +1,4 @@
-"""Commands that compute instead of measuring: predict-load, calibrate-engine."""
+"""The implementation of `predict-load`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from loadtest.traffic import ConversationSampler, LevelPlan, Rows, count_rows, p
 
 
 def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
-    """Predict what run-load would show, on a virtual clock: the same batcher, no server, no client."""
+    """Predict the results of run-load on a virtual clock: the same batcher, without server and client."""
     if flags["out"] is not None:
         inputs = paths_named({**flags, "engine_dir": engine_dir})
         refuse_existing(flags["out"], force=flags["force"], inputs=inputs)
@@ -82,10 +82,10 @@ def _engine_sources(engine_dir: Path | None, flags: dict[str, Any]) -> list[Sour
 
 
 def _require_success(summary: Summary) -> None:
-    """Refuse to call it done where not one measured request succeeds; as `run-load` does.
+    """Refuse a prediction in which no measured request succeeds, as `run-load` does for a run.
 
     Raises:
-        MissingError: None does.
+        MissingError: No measured request succeeds.
     """
     requests = sum(level.requests for level in summary.levels)
     if requests > sum(level.errors for level in summary.levels):
@@ -98,7 +98,7 @@ def _require_success(summary: Summary) -> None:
 
 
 def _queued(scenario: Scenario, manifest: EngineManifest, flags: dict[str, Any]) -> tuple[Scenario, EngineManifest]:
-    """Return scenario and engine as they are where the users of a level are a queue: a static batch, or all at once."""
+    """Return scenario and engine, adapted for --static-batch or --at-once, where a level's users form a queue."""
     if flags["static_batch"] and flags["at_once"]:
         raise UserError("--static-batch and --at-once exclude each other")
     if flags["static_batch"]:
@@ -120,7 +120,7 @@ def _summary(found: Prediction) -> Summary:
 def _rows(
     scenario: Scenario, plans: list[LevelPlan], tokenizer: Path | None, engine_dir: Path | None
 ) -> dict[str, Rows]:
-    """Return what the scenario's prompt files hold, counted by the engine's tokenizer where lengths depend on it."""
+    """Return the rows of the scenario's prompt files, with token counts by the engine's tokenizer where needed."""
     if not any(kind.needs_file_lengths for kind in scenario.kinds):
         return {}
     if tokenizer is None and engine_dir is not None:
