@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engines.build import emulated_manifest
 from engines.calibration import LoadGenerator
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.planning import make_plan, resolve_recipe
+from engines.planning import emulated_manifest, make_plan, resolve_recipe
 from loadtest.calibration import Point, Request
 from loadtest.calibration.calibrate import errors_of, fit_best, predicted_logs
 from loadtest.calibration.fit import Array

@@ -14,7 +14,7 @@ from engines.build.llmapi import (
     serve_image,
     served_model,
 )
-from engines.build.pipeline import Job, Kind, emulated_manifest, inspect_in_stages, run_job
+from engines.build.pipeline import Job, Kind, inspect_in_stages, run_job
 from engines.build.stages import Stages, available_memory_bytes
 from engines.build.trtllm import visible_gpu
 
@@ -28,7 +28,6 @@ __all__ = [
     "Stages",
     "available_memory_bytes",
     "choices_of",
-    "emulated_manifest",
     "inspect_in_stages",
     "llm_arguments",
     "model_document",

@@ -36,13 +36,12 @@ from engines.planning import (
     Kind,
     Recipe,
     as_yaml,
-    emulated_manifest,
     manifest_of,
     versions_of,
 )
 from engines.spec import KvFormat, gib, precision_named
 
-__all__ = ["Job", "Kind", "commands_text", "emulated_manifest", "inspect_in_stages", "job_source", "run_job"]
+__all__ = ["Job", "Kind", "commands_text", "inspect_in_stages", "job_source", "run_job"]
 
 LOG_NAME = "build.log"
 # Modules of engines.checkpoint whose change makes a finished quantization a different one.

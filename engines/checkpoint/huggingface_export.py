@@ -10,9 +10,8 @@ from typing import Any
 from engines.checkpoint.export_config import KV_ALGO, same
 from engines.checkpoint.export_job import ExportJob, Layout, group_notices, layout_of
 from engines.checkpoint.inspection import expected_shapes, library
-from engines.checkpoint.library_output import as_tool_error, chatter_to
-from engines.checkpoint.modelopt import Progress, calibrate, require_modelopt
-from engines.checkpoint.quantize import load
+from engines.checkpoint.modelopt import Progress
+from engines.checkpoint.quantize import quantize_with
 from engines.checkpoint.shards import TensorFacts, read_tensors, shard_paths, some
 from engines.errors import ToolError, UserError
 from engines.files import write_text
@@ -74,17 +73,7 @@ def quantize_huggingface(job: ExportJob, out: Path, *, progress: Progress, log: 
             hint=f"known: {', '.join(_HUGGINGFACE_SCALES)}, with a 16-bit or FP8 KV cache",
         )
     layout = layout_of(job, "pytorch")
-    windows = job.calibration.token_windows(job.source / "tokenizer.json") if layout.needs_text else []
-    with as_tool_error(log), chatter_to(log):
-        require_modelopt(layout.precision)
-        out.mkdir(parents=True, exist_ok=True)
-        model = load(job.source, layout)
-        calibrate(model, layout, windows, seed=job.seed, progress=progress)
-        progress("export ...")
-        torch, export = library("torch"), library("modelopt.torch.export")
-        with torch.inference_mode():
-            export.export_hf_checkpoint(model, dtype=getattr(torch, layout.dtype), export_dir=out)
-        del model
+    quantize_with(job, layout, out, lambda model: _export(model, layout, out), progress=progress, log=log)
     for name in _HUGGINGFACE_FILES:
         if (job.source / name).is_file():
             shutil.copyfile(job.source / name, out / name)
@@ -93,6 +82,12 @@ def quantize_huggingface(job: ExportJob, out: Path, *, progress: Progress, log: 
     notices = _mend_huggingface_config(out, layout)
     _check_huggingface_tensors(out, layout)
     return [*group_notices(layout), *notices]
+
+
+def _export(model: Any, layout: Layout, out: Path) -> None:
+    torch, export = library("torch"), library("modelopt.torch.export")
+    with torch.inference_mode():
+        export.export_hf_checkpoint(model, dtype=getattr(torch, layout.dtype), export_dir=out)
 
 
 def _mend_huggingface_config(out: Path, layout: Layout) -> list[Notice]:

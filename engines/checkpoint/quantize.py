@@ -7,6 +7,7 @@ tensor is accounted for, before anything is built from it.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,20 @@ def quantize(job: ExportJob, out: Path, *, progress: Progress, log: Path | None 
         ToolError: ModelOpt failed, or its export cannot be mended.
     """
     layout = layout_of(job, "tensorrt")
+    quantize_with(job, layout, out, lambda model: _export(model, layout, out), progress=progress, log=log)
+    notices = mend_config(out, layout.facts, precision=layout.precision, kv_cache=layout.kv_cache)
+    read_exported(out)
+    return [*group_notices(layout), *notices]
+
+
+def quantize_with(
+    job: ExportJob, layout: Layout, out: Path, export: Callable[[Any], None], *, progress: Progress, log: Path | None
+) -> None:
+    """Load a checkpoint, calibrate it on the job's text and export it; errors as `quantize`.
+
+    Args:
+        export: Writes the quantized model, which is given, to `out`.
+    """
     windows = job.calibration.token_windows(job.source / "tokenizer.json") if layout.needs_text else []
     with as_tool_error(log), chatter_to(log):
         require_modelopt(layout.precision)
@@ -52,11 +67,7 @@ def quantize(job: ExportJob, out: Path, *, progress: Progress, log: Path | None 
         model = load(job.source, layout)
         calibrate(model, layout, windows, seed=job.seed, progress=progress)
         progress("export ...")
-        _export(model, layout, out)
-        del model
-    notices = mend_config(out, layout.facts, precision=layout.precision, kv_cache=layout.kv_cache)
-    read_exported(out)
-    return [*group_notices(layout), *notices]
+        export(model)
 
 
 def quantizing_memory_bytes(facts: CheckpointFacts, precision: str, *, ranks: int = 1) -> int:

@@ -45,7 +45,6 @@ class KvPool:
         self.used = 0
         self.reserved = 0  # blocks that running sequences will still need, where their completion is guaranteed
         self.reused_total = 0
-        self.evicted_total = 0
         self._holders: dict[int, int] = {}  # hash -> sequences holding the block
         self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
         self._host: OrderedDict[int, None] = OrderedDict()
@@ -165,7 +164,6 @@ class KvPool:
 
     def _evict(self) -> None:
         content, _ = self._cached.popitem(last=False)
-        self.evicted_total += 1
         if self.host_blocks:
             if len(self._host) == self.host_blocks:
                 self._host.popitem(last=False)

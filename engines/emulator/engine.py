@@ -229,7 +229,6 @@ class Batcher:
             kv_used_blocks=pool.used,
             kv_tokens_per_block=pool.tokens_per_block,
             kv_reused_blocks=pool.reused_total,
-            kv_evicted_blocks=pool.evicted_total,
             iteration_counter=self._index,
         )
 

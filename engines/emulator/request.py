@@ -149,7 +149,6 @@ class BatcherState(NamedTuple):
         total_context_tokens: Prompt tokens computed in the latest iteration.
         paused: Requests paused for want of KV blocks in the latest iteration.
         kv_reused_blocks: Blocks found instead of computed, since the start.
-        kv_evicted_blocks: Reusable blocks given up, since the start.
         iteration_counter: Iterations finished.
     """
 
@@ -167,7 +166,6 @@ class BatcherState(NamedTuple):
     kv_used_blocks: int
     kv_tokens_per_block: int
     kv_reused_blocks: int
-    kv_evicted_blocks: int
     iteration_counter: int
 
 

@@ -13,7 +13,17 @@ from functools import cache
 
 from engines.manifest import StepTimeChoice
 from engines.planning.recipe import Objectives, Workload
-from engines.spec import GpuSpec, KvFormat, MemoryBudget, ModelSpec, Sizing, memory_budget, precision_named
+from engines.spec import (
+    MS,
+    GpuSpec,
+    KvFormat,
+    MemoryBudget,
+    ModelSpec,
+    Sizing,
+    memory_budget,
+    milliseconds,
+    precision_named,
+)
 from engines.steptime import StepShape, StepTime, attended_tokens, step_time_of
 
 # Sizes a step at a time: tensor cores work on tiles of eight rows, and finer steps change nothing that could be seen.
@@ -98,12 +108,12 @@ class Outlook:
         if self.sequences == 0:
             missed.append("not one request fits the KV cache")
         if self.itl_s > objectives.itl_s:
-            missed.append(f"ITL {self.itl_s * 1e3:.1f} ms, at most {objectives.itl_s * 1e3:g}")
+            missed.append(f"ITL {milliseconds(self.itl_s)} ms, at most {objectives.itl_s * MS:g}")
         if self.ttft_s > objectives.ttft_s:
-            missed.append(f"TTFT {self.ttft_s * 1e3:.0f} ms, at most {objectives.ttft_s * 1e3:g}")
+            missed.append(f"TTFT {milliseconds(self.ttft_s)} ms, at most {objectives.ttft_s * MS:g}")
         if self.longest_gap_s > objectives.longest_gap_s:
-            longest = objectives.longest_gap_s * 1e3
-            missed.append(f"gap of {self.longest_gap_s * 1e3:.0f} ms in a burst of prompts, at most {longest:g}")
+            longest = objectives.longest_gap_s * MS
+            missed.append(f"gap of {milliseconds(self.longest_gap_s)} ms in a burst of prompts, at most {longest:g}")
         return "; ".join(missed)
 
 

@@ -11,7 +11,7 @@ from engines.errors import CommandError, UserError
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
 from engines.planning.plan import BuildPlan
-from engines.spec import gib
+from engines.spec import gib, milliseconds
 
 
 class Combination(NamedTuple):
@@ -141,7 +141,7 @@ def _figures(row: Row) -> list[str]:
         gib(row.weights_bytes),
         f"{row.kv_tokens:,}",
         str(row.max_batch_size),
-        f"{(row.predicted_single_itl_s or 0) * 1e3:.2f}",
-        f"{row.predicted_itl_s * 1e3:.1f}",
+        milliseconds(row.predicted_single_itl_s or 0),
+        milliseconds(row.predicted_itl_s),
         f"{row.predicted_tokens_per_s or 0:,.0f}",
     ]

@@ -20,7 +20,6 @@ from loadtest.client.server_info import ANSWER_LIMIT_BYTES, call
 from loadtest.scenario import ProtocolName
 
 PROBE_WITHIN_S = 2.0
-TEXT_MODEL = "ensemble"
 _PARTS = frozenset({"preprocessing", "postprocessing"})
 
 

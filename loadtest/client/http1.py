@@ -53,7 +53,37 @@ def request_head(method_and_path: str, host: str, headers: dict[str, str]) -> by
     return "\r\n".join([*lines, "Content-Length: "]).encode()
 
 
-class HttpSession:
+class StoredReply:
+    """Bytes of a reply as they arrived, parsed in blocks; each protocol's session is one."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forget the last reply."""
+        self._pieces: list[tuple[bytes, float]] = []
+        self._stored_bytes = self._reply_bytes = 0
+
+    def _store(self, data: bytes, arrived_s: float) -> None:
+        self._pieces.append((data, arrived_s))
+        self._stored_bytes += len(data)
+
+    def _parse_stored(self, parse: Callable[[bytes, float], None]) -> None:
+        """Give each stored piece to `parse`.
+
+        Raises:
+            ProtocolError: The whole reply is longer than any is.
+        """
+        pieces, self._pieces = self._pieces, []
+        self._reply_bytes += self._stored_bytes
+        self._stored_bytes = 0
+        for data, arrived_s in pieces:
+            parse(data, arrived_s)
+        if self._reply_bytes > REPLY_LIMIT_BYTES:
+            raise ProtocolError(f"a reply of more than {REPLY_LIMIT_BYTES >> 20} MiB")
+
+
+class HttpSession(StoredReply):
     """One HTTP/1.1 connection that is kept: a request, its streamed reply, the next request.
 
     Args:
@@ -65,6 +95,7 @@ class HttpSession:
     """
 
     def __init__(self, head: bytes) -> None:
+        super().__init__()
         self._head = head
         self.outgoing = b""
         self.ended = self.reusable = True
@@ -72,8 +103,8 @@ class HttpSession:
     def begin(self, payload: bytes, sink: Sink) -> bytes:
         """Return the bytes of a request; the messages of its reply will go to `sink`."""
         self._sink = sink
-        self._pieces: list[tuple[bytes, float]] = []
-        self._held_bytes = self._seen_bytes = self._status = 0
+        self._clear()
+        self._status = 0
         self.ended, self.reusable = False, True
         self._line = b""
         self._headers: dict[str, str] = {}
@@ -92,24 +123,17 @@ class HttpSession:
         if self.ended:  # bytes that no request asked for
             self.reusable = False
             return True
-        self._pieces.append((data, arrived_s))
-        self._held_bytes += len(data)
+        self._store(data, arrived_s)
         # A chunked reply ends in an empty line; a shorter piece may be the rest of one.
-        if not self._chunked or data[-4:] == b"\r\n\r\n" or len(data) < 4 or self._held_bytes > BLOCK_BYTES:  # noqa: PLR2004
+        if not self._chunked or data[-4:] == b"\r\n\r\n" or len(data) < 4 or self._stored_bytes > BLOCK_BYTES:  # noqa: PLR2004
             self.settle()
         return self.ended
 
     def settle(self) -> None:
         """Parse what is stored; errors as `take`."""
-        pieces, self._pieces = self._pieces, []
-        self._seen_bytes += self._held_bytes
-        self._held_bytes = 0
-        for data, self._arrived_s in pieces:
-            self._feed(data)
-        if not self._status and self._seen_bytes > HEAD_LIMIT_BYTES:
+        self._parse_stored(self._feed)
+        if not self._status and self._reply_bytes > HEAD_LIMIT_BYTES:
             raise ProtocolError(f"HTTP headers of more than {HEAD_LIMIT_BYTES} bytes")
-        if self._seen_bytes > REPLY_LIMIT_BYTES:
-            raise ProtocolError(f"a reply of more than {REPLY_LIMIT_BYTES >> 20} MiB")
 
     def close(self) -> None:
         """Take the end of the connection.
@@ -124,7 +148,8 @@ class HttpSession:
         elif not self.ended:
             raise CutError("the server closed the connection before the end of the reply")
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self, data: bytes, arrived_s: float) -> None:
+        self._arrived_s = arrived_s
         if self.ended:  # more than was asked for
             self.reusable = False
             return

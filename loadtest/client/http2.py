@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import hpack
 
-from loadtest.client.http1 import BLOCK_BYTES, HEAD_LIMIT_BYTES, REPLY_LIMIT_BYTES, CutError, ProtocolError, Sink
+from loadtest.client.http1 import BLOCK_BYTES, HEAD_LIMIT_BYTES, CutError, ProtocolError, Sink, StoredReply
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
@@ -50,7 +50,7 @@ def call_headers(path: str, authority: str, *, tls: bool) -> list[tuple[str, str
     return [*pseudo, ("te", "trailers"), ("content-type", "application/grpc")]
 
 
-class GrpcSession:
+class GrpcSession(StoredReply):
     """One connection: a request message, its stream of replies to the end, the next request.
 
     Args:
@@ -62,6 +62,7 @@ class GrpcSession:
     """
 
     def __init__(self, headers: list[tuple[str, str]]) -> None:
+        super().__init__()
         self._headers = headers
         self._encoder, self._decoder = hpack.Encoder(), hpack.Decoder()
         self._stream = -1
@@ -70,7 +71,6 @@ class GrpcSession:
         self._rest = b""
         self._used_bytes = 0
         self._block: bytes | None = None
-        self._pieces: list[tuple[bytes, float]] = []
         self.outgoing = b""
         self.ended = self.reusable = True
         self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
@@ -89,9 +89,8 @@ class GrpcSession:
         opening = b"" if self._stream > 0 else self._opening()
         self._stream += 2
         self._sink = sink
-        self._pieces = []
+        self._clear()
         self._message = b""
-        self._held_bytes = self._seen_bytes = 0
         self._trailers: dict[str, str] = {}
         self._status = ""
         self.ended, self.reusable = False, self._stream < LAST_STREAM
@@ -135,19 +134,13 @@ class GrpcSession:
             elif kind in self._handlers:
                 self._handlers[kind](flags, stream, payload)
         self._rest = data[place:]
-        if not was_idle and (self.ended or self._held_bytes > BLOCK_BYTES):
+        if not was_idle and (self.ended or self._stored_bytes > BLOCK_BYTES):
             self.settle()
         return self.ended
 
     def settle(self) -> None:
         """Cut the messages out of what is held; errors as `take`."""
-        pieces, self._pieces = self._pieces, []
-        self._seen_bytes += self._held_bytes
-        self._held_bytes = 0
-        for data, arrived_s in pieces:
-            self._cut(data, arrived_s)
-        if self._seen_bytes > REPLY_LIMIT_BYTES:
-            raise ProtocolError(f"a reply of more than {REPLY_LIMIT_BYTES >> 20} MiB")
+        self._parse_stored(self._cut)
         if self.ended:
             self._judge()
 
@@ -195,8 +188,7 @@ class GrpcSession:
             return
         if flags & PADDED:
             payload = _unpadded(payload)
-        self._pieces.append((payload, arrived_s))
-        self._held_bytes += len(payload)
+        self._store(payload, arrived_s)
         if flags & END_STREAM:
             self.ended = True
 

@@ -91,7 +91,7 @@ def weigh(
     missed: list[str] = []
     undecided: list[str] = []
     for scope in scopes:
-        own = _of_class(measured, scope.class_name)
+        own = measured if scope.class_name is None else measured.of_class(scope.class_name)
         if len(own) < LEAST_REQUESTS:
             undecided.append(scope.label("too few requests"))
         for each in _intervals(scope.objectives, own, time_scale, is_open=is_open) if len(own) else ():
@@ -103,14 +103,6 @@ def weigh(
         undecided.append(BACKLOG)
     met = False if missed else None if undecided else True
     return SloDecision(met, tuple(missed), tuple(undecided), len(measured))
-
-
-def _of_class(measured: Columns, name: str | None) -> Columns:
-    if name is None:
-        return measured
-    if name not in measured.names:
-        return measured.select(np.zeros(len(measured), dtype=bool))
-    return measured.select(measured.class_name == measured.names.index(name))
 
 
 def ended_before_the_first_under_way(records: Sequence[RequestRecord]) -> list[RequestRecord]:

@@ -246,15 +246,15 @@ def _classes(
 ) -> tuple[ClassSummary, ...]:
     """Return each class's own figures; none where requests are of one kind."""
     return tuple(
-        _class(found, place, name, own.get(name) or objectives, confidence=confidence)
+        _class(found, name, own.get(name) or objectives, confidence=confidence)
         for place, name in sorted(enumerate(found.all.names), key=lambda pair: pair[1])
         if (found.measured.class_name == place).any()
     )
 
 
-def _class(found: Counted, place: int, name: str, objectives: Objectives | None, *, confidence: bool) -> ClassSummary:
-    measured = found.measured.select(found.measured.class_name == place)
-    of_class = found._replace(measured=measured, good=found.good.select(found.good.class_name == place))
+def _class(found: Counted, name: str, objectives: Objectives | None, *, confidence: bool) -> ClassSummary:
+    measured = found.measured.of_class(name)
+    of_class = found._replace(measured=measured, good=found.good.of_class(name))
     latencies = spreads_of(of_class, confidence=confidence)
     good = of_class.good
     return ClassSummary(

@@ -146,6 +146,12 @@ class Columns:
         spans = None if self.spans is None else self.spans.select(wanted)
         return Columns(**changed, own_gaps_s=gaps, spans=spans, names=self.names, errors=self.errors)
 
+    def of_class(self, name: str) -> Columns:
+        """Return the requests of a class, in the same order; none where there is no such class."""
+        if name not in self.names:
+            return self.select(np.zeros(len(self), dtype=bool))
+        return self.select(self.class_name == self.names.index(name))
+
     def take(self, places: Ints) -> Columns:
         """Return the requests at some places, in that order."""
         if len(places) == len(self) and bool((places == np.arange(len(self))).all()):

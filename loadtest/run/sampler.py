@@ -10,7 +10,6 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from engines.errors import MissingError
 from loadtest.client import Endpoint
 from loadtest.results import Sample, parse_metrics
 
@@ -93,20 +92,6 @@ def kv_block_tokens(values: Mapping[str, float]) -> int | None:
     """
     found = (int(value) for name, value in values.items() if name.startswith(_BLOCKS) and '"tokens_per"' in name)
     return next(found, None) or None
-
-
-def require_page(url: str) -> None:
-    """Refuse a metrics page that does not answer.
-
-    Raises:
-        MissingError: It does not, or the address is no URL.
-    """
-    try:
-        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S):
-            return
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise MissingError(f"--metrics-url {url}: {reason}", hint="check the address, or leave the flag out") from error
 
 
 def read_metrics(url: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""One run of a command."""
+"""One run as a command starts it: generators, target, inputs, terminal."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.spec import MS, milliseconds
 from loadtest.results import (
     Level,
     LogHistogram,
@@ -96,17 +97,19 @@ def _client_issues(
     gap_s = seen.gaps.quantile(0.5)
     # Where the kernel stamped the arrivals, a late timer moved none of them; a late read may have.
     if gap_s and level.clock != "kernel" and level.generator_late_p99_s > limits.generator_late_ratio * gap_s:
-        text = f"the load generator's timers fired {level.generator_late_p99_s * 1e3:.1f} ms late (p99), with tokens"
-        text += f" {gap_s * 1e3:.1f} ms apart; limit {limits.generator_late_ratio:.0%} of that"
+        text = (
+            f"the load generator's timers fired {milliseconds(level.generator_late_p99_s)} ms late (p99), with tokens"
+        )
+        text += f" {milliseconds(gap_s)} ms apart; limit {limits.generator_late_ratio:.0%} of that"
         yield ValidityIssue(code="generator-late", text=text, level=index)
     if gap_s and level.read_late_p99_s > limits.generator_late_ratio * gap_s:
-        text = f"replies were read {level.read_late_p99_s * 1e3:.1f} ms after they arrived (p99), with tokens"
-        text += f" {gap_s * 1e3:.1f} ms apart, so some were merged; limit {limits.generator_late_ratio:.0%}"
+        text = f"replies were read {milliseconds(level.read_late_p99_s)} ms after they arrived (p99), with tokens"
+        text += f" {milliseconds(gap_s)} ms apart, so some were merged; limit {limits.generator_late_ratio:.0%}"
         yield ValidityIssue(code="read-late", text=text, level=index)
     late_s = seen.late.quantile(0.99) or 0.0
     if level.concurrency is None and late_s > limits.arrivals_late_s * facts.time_scale:
-        text = f"requests were sent {late_s * 1e3:.0f} ms after their time (p99); "
-        text += f"limit {limits.arrivals_late_s * 1e3:g} ms"
+        text = f"requests were sent {milliseconds(late_s)} ms after their time (p99); "
+        text += f"limit {limits.arrivals_late_s * MS:g} ms"
         yield ValidityIssue(
             code="arrivals-late", text=f"{text} of engine time: this was not the configured load", level=index
         )
@@ -116,9 +119,9 @@ def _clock_issues(limits: ValidityLimits, index: int, clocks: Sequence[WorkerClo
     for clock in clocks:
         off_s = clock.uncertainty_s + abs(clock.drift_s)
         if clock.level == index and off_s > limits.clocks_apart_s:
-            text = f"the clock of worker {clock.worker} on {clock.host} is known only to {off_s * 1e3:.1f} ms"
+            text = f"the clock of worker {clock.worker} on {clock.host} is known only to {milliseconds(off_s)} ms"
             yield ValidityIssue(
-                code="clocks-apart", text=f"{text}; limit {limits.clocks_apart_s * 1e3:g} ms", level=index
+                code="clocks-apart", text=f"{text}; limit {limits.clocks_apart_s * MS:g} ms", level=index
             )
 
 

@@ -51,6 +51,7 @@ class EngineClock:
         time_scale: Wall seconds of one engine second.
         deliver: Called after each step, outside the lock, with the tokens it made; must be quick.
         begun: Called before each step that computes prompts, under the lock; must be quick.
+        failed: Called if the thread ends without having been told to: a defect, whose traceback is in the server's log.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class EngineClock:
         time_scale: float,
         deliver: Callable[[list[TokenEvent]], None],
         begun: Callable[[Iteration], None] | None = None,
+        failed: Callable[[], None] | None = None,
     ) -> None:
         self._batcher = batcher
         self._scale = time_scale
         self._deliver = deliver
         self._begun = begun
+        self._failed = failed
         self._changed = threading.Condition()
         self._stopping = False
         self._lateness = Lateness()
@@ -105,7 +108,18 @@ class EngineClock:
         with self._changed:
             return self._latest, self._lateness
 
+    def is_running(self) -> bool:
+        """Return whether steps are taken: from `start` to `stop`, unless a step failed."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
+        try:
+            self._step()
+        finally:
+            if not self._stopping and self._failed is not None:
+                self._failed()
+
+    def _step(self) -> None:
         deadline = time.monotonic()
         while True:
             with self._changed:

@@ -10,6 +10,7 @@ import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +22,32 @@ from engines.manifest import EngineManifest, StepTimeChoice
 from engines.steptime import step_time_for
 from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
-from triton_repo.models.reply import Array, Reply
+from triton_repo.models.reply import Array, Reply, ReplyError
 
 SENDER_THREADS = 3  # sending blocks; two keep up with a full server, a third covers a slow reader
+STUCK_S = (
+    10.0  # a send takes 0.1 ms; Triton's Python backend has been seen never to return from one (server issue 5988)
+)
+STOPPED = "the emulated engine has stopped after a failed step; the server's log has the reason"
 
 
 class RefusedError(Exception):
     """A request that the emulated engine cannot answer; the text is what the client sees."""
+
+
+@dataclass(slots=True)
+class Lane:
+    """One sender: what it is to send, and the call it sends for at the moment, if any, since when.
+
+    Attributes:
+        batch: What is left of the step's tokens being sent.
+    """
+
+    batches: queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None] = field(default_factory=queue.SimpleQueue)
+    batch: deque[tuple[Sequence, TokenEvent]] = field(default_factory=deque)
+    thread: threading.Thread | None = None
+    call: Call | None = None
+    since_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -102,30 +122,27 @@ class EngineHost:
     ) -> None:
         self.settings = settings
         self.vocabulary = manifest.model.vocab_size
+        self._backend = backend
         self._final = backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self._cancelled = cancelled
         self._numbers = itertools.count()
         self._sequences: dict[int, Sequence] = {}
         self._by_client_id: dict[str, Call] = {}
         self._lock = threading.Lock()
-        self._lanes: list[queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None]] = [
-            queue.SimpleQueue() for _ in range(SENDER_THREADS)
-        ]
+        self._lanes = [Lane() for _ in range(SENDER_THREADS)]
         # The server around this engine is real and takes its own time: only the engine's share is emulated.
         alone = manifest.model_copy(update={"step_time": _without_server(manifest.step_time)})
         batcher = Batcher(settings, step_time_for(alone))
-        self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled)
+        self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled, self._clock_failed)
         self._metrics = EngineMetrics(backend, labels, cpp_backend=cpp_backend)
         self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._send_lane, args=(lane,), name="sender", daemon=True) for lane in self._lanes
-        ]
-        self._threads.append(threading.Thread(target=self._watch, args=(period_s,), name="watcher", daemon=True))
+        self._watcher = threading.Thread(target=self._watch, args=(period_s,), name="watcher", daemon=True)
 
     def start(self) -> None:
         """Start the clock and the threads around it."""
-        for thread in self._threads:
-            thread.start()
+        for lane in self._lanes:
+            self._start_sender(lane)
+        self._watcher.start()
         self._clock.start()
 
     def close(self) -> None:
@@ -133,9 +150,10 @@ class EngineHost:
         self._stopping.set()
         self._clock.stop()
         for lane in self._lanes:
-            lane.put(None)
-        for thread in self._threads:
-            thread.join(timeout=5)
+            lane.batches.put(None)
+        for thread in (self._watcher, *(lane.thread for lane in self._lanes)):
+            if thread is not None:
+                thread.join(timeout=5)
 
     def room_for(self, prompt: Array) -> int:
         """Return the longest reply to a prompt, as far as the engine goes."""
@@ -150,7 +168,10 @@ class EngineHost:
 
         Raises:
             RequestError: The engine refuses one of them, in its own words.
+            RefusedError: The engine has stopped.
         """
+        if not self._clock.is_running():
+            raise RefusedError(STOPPED)
         most = self.settings.max_queue_size
         if most and len(sequences) > 1 and self._clock.state()[0].queued + len(sequences) > most:
             raise QueueFullError(most)
@@ -211,14 +232,64 @@ class EngineHost:
                         del self._sequences[sequence.number]
         for lane, batch in zip(self._lanes, batches, strict=True):
             if batch:
-                lane.put(batch)
+                lane.batches.put(batch)
 
-    def _send_lane(self, lane: queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None]) -> None:
-        while (batch := lane.get()) is not None:
-            for sequence, event in batch:
+    def _start_sender(self, lane: Lane) -> None:
+        lane.call = None
+        lane.thread = threading.Thread(target=self._send_lane, args=(lane,), name="sender", daemon=True)
+        lane.thread.start()
+
+    def _send_lane(self, lane: Lane) -> None:
+        """Send what comes to a lane until its end, or until another thread has taken the lane over."""
+        me = threading.current_thread()
+        while True:
+            while lane.batch:
+                sequence, event = lane.batch.popleft()
+                lane.since_s, lane.call = time.monotonic(), sequence.call
                 with sequence.call.lock:
                     if not sequence.call.finished:
-                        self._send(sequence, event)
+                        self._send_or_drop(sequence, event)
+                if lane.thread is not me:
+                    return
+                lane.call = None
+            batch = lane.batches.get()
+            if batch is None:
+                return
+            lane.batch.extend(batch)
+
+    def _send_or_drop(self, sequence: Sequence, event: TokenEvent) -> None:
+        """Send a token; where Triton refuses it, end that one call and say so: the others go on."""
+        try:
+            self._send(sequence, event)
+        except self._backend.TritonModelException as error:
+            sequence.call.finished = True
+            self._backend.Logger.log_error(f"emulated engine: a response was not sent: {error}")
+            self._abandon(sequence.call)
+
+    def _replace_stuck_senders(self) -> None:
+        """Give a lane whose send has not returned another thread; the call it was sent for is lost."""
+        for lane in self._lanes:
+            call, waited_s = lane.call, time.monotonic() - lane.since_s
+            if call is not None and waited_s > STUCK_S:
+                self._backend.Logger.log_error(
+                    f"emulated engine: a response has not been taken for {waited_s:.0f} s; the request "
+                    f"{call.client_id!r} is given up"
+                )
+                call.finished = True
+                self._start_sender(lane)
+                self._abandon(call)
+
+    def _clock_failed(self) -> None:
+        """End every request: no step will be taken for them."""
+        self._backend.Logger.log_error(f"emulated engine: {STOPPED}")
+        for sequence in list(self._sequences.values()):
+            call = sequence.call
+            with call.lock:
+                if not call.finished:
+                    call.finished = True
+                    error = self._backend.InferenceResponse(error=self._backend.TritonError(STOPPED))
+                    call.sender.send(error, flags=self._final)
+            self._forget(call)
 
     def _send(self, sequence: Sequence, event: TokenEvent) -> None:
         call = sequence.call
@@ -245,10 +316,18 @@ class EngineHost:
         while not self._stopping.wait(period_s):
             self._metrics.publish(*self._clock.latest_iteration())
             for call in {id(sequence.call): sequence.call for sequence in list(self._sequences.values())}.values():
-                with call.lock:
-                    cancelled = not call.finished and call.sender.is_cancelled()
-                if cancelled and (last := self._abandon(call)):
+                if self._is_cancelled(call) and (last := self._abandon(call)):
                     self._end(last)
+            self._replace_stuck_senders()
+
+    def _is_cancelled(self, call: Call) -> bool:
+        """Whether the client has left; a call that is being sent for is looked at the next time."""
+        if not call.lock.acquire(blocking=False):
+            return False
+        try:
+            return not call.finished and bool(call.sender.is_cancelled())
+        finally:
+            call.lock.release()
 
     def _abandon(self, call: Call) -> Sequence | None:
         """Take a call's sequences out of the engine; return the last one that was there."""
@@ -319,3 +398,38 @@ def _without_server(choice: StepTimeChoice) -> StepTimeChoice:
     return choice.model_copy(
         update={"host": choice.host.model_copy(update={"request_s": 0.0, "latency_s": 0.0, "stream_token_s": 0.0})}
     )
+
+
+class EmulatedModel:
+    """A Triton Python-backend model around an engine's host; `backend` is Triton's own module, set by the entry point.
+
+    Attributes:
+        refusals: Errors whose text answers a request that cannot be served.
+        error_prefix: Leads that text.
+    """
+
+    backend: Any = None
+    refusals: tuple[type[Exception], ...] = (RequestError, RefusedError, ReplyError)
+    error_prefix = ""
+    _host: EngineHost
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queue requests; their responses are sent by the host's threads as the clock makes the tokens."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except self.refusals as error:
+                self._send_error(sender, f"{self.error_prefix}{error}")
+
+    def finalize(self) -> None:
+        """Stop the engine."""
+        self._host.close()
+
+    def _accept(self, request: Any, sender: Any) -> None:
+        """Queue one request, or raise one of `refusals`."""
+        raise NotImplementedError
+
+    def _send_error(self, sender: Any, message: str) -> None:
+        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
+        sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

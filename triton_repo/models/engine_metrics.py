@@ -8,6 +8,7 @@ batch it is 0 however long the queue. `emulator_waiting_requests` counts the que
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 from typing import Any
 
 from engines.emulator import BatcherState
@@ -59,9 +60,10 @@ def gauge_values(state: BatcherState) -> dict[tuple[str, str], float]:
 
 
 class EngineMetrics:
-    """Publishes a batcher's numbers; each call costs microseconds, so publish on a period and from one thread.
+    """Publishes a batcher's numbers, those that have changed; publish on a period and from one thread.
 
-    A counter is only ever raised by what it grew: Triton's process can die of a negative increment.
+    Each number is a message to Triton's process and back. A counter is only ever raised by what it grew: Triton's
+    process can die of a negative increment.
 
     Args:
         cpp_backend: Whether the C++ backend's families are published. The LLM API's model publishes none of them: its
@@ -91,6 +93,7 @@ class EngineMetrics:
         self._families += [late, waiting]
         self._counters = {name: self._counter(family, name, text, labels) for name, text in _COUNTERS.items()}
         self._seen = dict.fromkeys(_COUNTERS, 0.0)
+        self._published: dict[Hashable, float] = {}
         lengths = _LENGTHS if cpp_backend else {}
         self._lengths = {name: self._histogram(family, name, kind, labels) for name, kind in lengths.items()}
 
@@ -101,12 +104,12 @@ class EngineMetrics:
                 histogram.observe(prompt_tokens if name == "nv_llm_input_token_len" else output_tokens)
 
     def publish(self, state: BatcherState, lateness: Lateness) -> None:
-        """Set every gauge and raise every counter."""
+        """Set every gauge and raise every counter that has changed."""
         for key, value in gauge_values(state).items():
-            self._gauges[key].set(float(value))
-        self._waiting.set(float(state.queued + state.waiting))
+            self._set(("gauge", *key), self._gauges[key], value)
+        self._set("waiting", self._waiting, state.queued + state.waiting)
         for name, value in lateness.statistics().items():
-            self._late[name].set(value)
+            self._set(("late", name), self._late[name], value)
         totals = {
             "emulator_steps_total": float(lateness.steps),
             "emulator_step_seconds_total": lateness.step_seconds,
@@ -117,6 +120,11 @@ class EngineMetrics:
             if grown > 0:
                 self._counters[name].increment(grown)
                 self._seen[name] = total
+
+    def _set(self, key: Hashable, gauge: Any, value: float) -> None:
+        if self._published.get(key) != value:
+            gauge.set(float(value))
+            self._published[key] = value
 
     def _counter(self, family: Any, name: str, text: str, labels: dict[str, str]) -> Any:
         made = family(name=name, description=text, kind=family.COUNTER)

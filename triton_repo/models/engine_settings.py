@@ -6,12 +6,15 @@ or says nothing it understands: an edited config.pbtxt changes the emulated engi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from engines.emulator import BatcherSettings, SchedulerPolicy, settings_of
+from engines.files import read_json
 from engines.manifest import EngineManifest
 
 BOOLEANS = {
@@ -20,6 +23,23 @@ BOOLEANS = {
     for word in words.split()
 }
 DEFAULT_KV_FRACTION = 0.9
+
+
+class ModelFiles(NamedTuple):
+    """What Triton gives a model to start from: its configuration, version folder and the emulated engine's manifest."""
+
+    config: dict[str, Any]
+    parameters: dict[str, str]
+    folder: Path
+    manifest: EngineManifest
+
+
+def model_files(args: Mapping[str, str]) -> ModelFiles:
+    """Return what a Python-backend model's `initialize` arguments lead to."""
+    config = json.loads(args["model_config"])
+    parameters = parameters_of(config)
+    folder = Path(args["model_repository"]) / args["model_version"]
+    return ModelFiles(config, parameters, folder, read_json(folder / parameters["emulator_manifest"], EngineManifest))
 
 
 def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:

@@ -11,7 +11,6 @@ Source:
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,13 +20,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from engines.emulator import RequestError
-from engines.files import read_json
-from engines.manifest import EngineManifest
-from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns
-from triton_repo.models.engine_settings import llmapi_settings, parameters_of
+from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, RefusedError, Sequence, new_blocks, times_ns
+from triton_repo.models.engine_settings import llmapi_settings, model_files
 from triton_repo.models.limits import InputLimits, LimitError
-from triton_repo.models.reply import Array, Reply, ReplyError, Rules
+from triton_repo.models.reply import Array, Reply, Rules
 from triton_repo.models.text import Detokenizer, TextStream, load_tokenizer, special_tokens
 
 DEFAULT_MAX_TOKENS = 32  # of the LLM API's SamplingParams
@@ -59,17 +55,15 @@ class Wanted:
     stopped_by: str | None = field(default=None)
 
 
-class EmulatedLlmApiModel:
-    """Triton Python-backend model; `backend` is Triton's own module, set by the entry point."""
+class EmulatedLlmApiModel(EmulatedModel):
+    """The model, as its entry point hands it to Triton."""
 
-    backend: Any = None
+    refusals = (*EmulatedModel.refusals, LimitError)
+    error_prefix = "Error generating request: "
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load model.yaml, the manifest and the tokenizer beside the model, and start the clock."""
-        config = json.loads(args["model_config"])
-        parameters = parameters_of(config)
-        folder = Path(args["model_repository"]) / args["model_version"]
-        manifest = read_json(folder / parameters["emulator_manifest"], EngineManifest)
+        _, parameters, folder, manifest = model_files(args)
         document = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
         asked = document["triton_config"]
         tokenizer_folder = Path(parameters["tokenizer_dir"])
@@ -89,19 +83,6 @@ class EmulatedLlmApiModel:
             cpp_backend=False,
         )
         self._host.start()
-
-    def execute(self, requests: list[Any]) -> None:
-        """Queue requests; their text is sent by the host's threads as the clock makes its tokens."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                self._accept(request, sender)
-            except (RequestError, RefusedError, ReplyError, LimitError) as error:
-                self._send_error(sender, f"Error generating request: {error}")
-
-    def finalize(self) -> None:
-        """Stop the engine."""
-        self._host.close()
 
     def _accept(self, request: Any, sender: Any) -> None:
         inputs = _Inputs(self.backend, request)
@@ -221,10 +202,6 @@ class EmulatedLlmApiModel:
 
     def _texts(self, name: str, text: str) -> Any:
         return self.backend.Tensor(name, np.array([text.encode("utf-8")], dtype=object))
-
-    def _send_error(self, sender: Any, message: str) -> None:
-        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
-        sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _require_whole_adapter(inputs: _Inputs) -> None:

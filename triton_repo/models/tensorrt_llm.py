@@ -7,22 +7,18 @@ for, an end token or a stop word; sampling parameters are accepted and change no
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.emulator import PromptTooLongError, RequestError
-from engines.files import read_json
-from engines.manifest import EngineManifest
-from triton_repo.models.engine_host import Call, EngineHost, RefusedError, Sequence, new_blocks, times_ns
-from triton_repo.models.engine_settings import batcher_settings, flag, number, parameters_of
-from triton_repo.models.reply import Array, Reply, ReplyError, Rules, prompt_words
+from engines.emulator import PromptTooLongError
+from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, RefusedError, Sequence, new_blocks, times_ns
+from triton_repo.models.engine_settings import batcher_settings, flag, model_files, number
+from triton_repo.models.reply import Array, Reply, Rules, prompt_words
 
 REFUSED_FLAGS = ("return_log_probs", "return_context_logits", "return_generation_logits")
 # Inputs that change what a model would say, or need one to mean anything; with why.
@@ -58,17 +54,12 @@ class Wanted:
     sequences: int
 
 
-class EmulatedEngineModel:
-    """Triton Python-backend model; `backend` is Triton's own module, set by the entry point."""
-
-    backend: Any = None
+class EmulatedEngineModel(EmulatedModel):
+    """The model, as its entry point hands it to Triton."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the manifest beside the model and start the clock."""
-        config = json.loads(args["model_config"])
-        parameters = parameters_of(config)
-        folder = Path(args["model_repository"]) / args["model_version"]
-        manifest = read_json(folder / parameters["emulator_manifest"], EngineManifest)
+        config, parameters, _, manifest = model_files(args)
         self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
         self._exclude_prompt = flag(parameters, "exclude_input_in_output", default=False)
         self._most_output = number(parameters, "max_output_tokens", math.inf)
@@ -83,19 +74,6 @@ class EmulatedEngineModel:
             labels={"model": args["model_name"], "version": args["model_version"]},
         )
         self._host.start()
-
-    def execute(self, requests: list[Any]) -> None:
-        """Queue requests; their tokens are sent by the host's threads as the clock makes them."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                self._accept(request, sender)
-            except (RequestError, RefusedError, ReplyError) as error:
-                self._send_error(sender, str(error))
-
-    def finalize(self) -> None:
-        """Stop the engine."""
-        self._host.close()
 
     def _accept(self, request: Any, sender: Any) -> None:
         inputs = Inputs(self.backend, request)
@@ -209,10 +187,6 @@ class EmulatedEngineModel:
         if wanted.performance and final:
             outputs += performance(tensor, sequence, self._host.settings.tokens_per_block)
         return outputs
-
-    def _send_error(self, sender: Any, message: str) -> None:
-        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
-        sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def performance(tensor: Any, sequence: Sequence, tokens_per_block: int) -> list[Any]:

@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from pathlib import Path
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
 from engines.processes import signal_group, started_ticks, stop_group
-from triton_repo.server.child_process import start_child
+from triton_repo.server.child_process import answers, start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment
@@ -315,7 +313,7 @@ def _wait_ready(process: subprocess.Popen[bytes], record: ServerRecord, deadline
                 log_path=log,
                 last_lines=telling_lines(log),
             )
-        if _answers(f"{record.url}/v2/health/ready") and _answers(record.metrics_url):
+        if answers(f"{record.url}/v2/health/ready") and answers(record.metrics_url):
             return
         time.sleep(0.05)
     raise ToolError(
@@ -358,14 +356,6 @@ def _write_key(repository: Path) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(key)
     return key
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)  # noqa: PLR2004 (HTTP OK)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _refuse_running(repository: Path) -> None:

@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,7 +17,7 @@ from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
 from engines.processes import reap, signal_group, stop_group
 from triton_repo.openai_api import KEY_VARIABLE
-from triton_repo.server.child_process import start_child
+from triton_repo.server.child_process import answers, start_child
 
 RECORD_NAME = "front.json"
 LOG_NAME = "front.log"
@@ -184,7 +182,7 @@ def _wait_ready(process: subprocess.Popen[bytes], record: FrontRecord) -> None:
                 last_lines=_last_lines(Path(record.log)),
                 hint="choose another port with --openai-port",
             )
-        if _answers(f"{record.url}/health") and process.poll() is None:
+        if answers(f"{record.url}/health") and process.poll() is None:
             return
         time.sleep(0.1)
     raise ToolError(
@@ -192,14 +190,6 @@ def _wait_ready(process: subprocess.Popen[bytes], record: FrontRecord) -> None:
         log_path=Path(record.log),
         last_lines=_last_lines(Path(record.log)),
     )
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)  # noqa: PLR2004 (HTTP OK)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _last_lines(log: Path) -> list[str]:

@@ -44,7 +44,7 @@ from engines.planning import (
     resolve_recipe,
     show_comparison,
 )
-from engines.spec import gib, known_gpus
+from engines.spec import gib, known_gpus, milliseconds
 
 
 def run(**flags: Any) -> None:
@@ -282,7 +282,7 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
     predicted = plan.predicted
     progress(
         f"predicted, {predicted.sequences} requests of {plan.workload.isl}/{plan.workload.osl} in "
-        f"flight: ITL {predicted.itl_s * 1e3:.1f} ms, {predicted.tokens_per_s:,.0f} tokens/s"
+        f"flight: ITL {milliseconds(predicted.itl_s)} ms, {predicted.tokens_per_s:,.0f} tokens/s"
     )
     if job.kind != "emulated" and job.checkpoint is not None:
         ranks = plan.sizing.tensor_parallel * plan.sizing.pipeline_parallel

@@ -39,26 +39,15 @@ _Counts = npt.NDArray[np.int64]
 _Bools = npt.NDArray[np.bool_]
 
 
-class _Part(NamedTuple):
-    """Measured requests of one server in one window; gaps are grouped by iteration."""
+class _Requests(NamedTuple):
+    """Measured requests of one server in one window, or of all windows, in send order within each window.
 
-    window: int
-    names: list[str]
-    sent_s: _Floats
-    first_s: _Floats
-    last_s: _Floats
-    tokens: _Counts
-    is_ok: _Bools
-    deltas_s: _Floats
-    span_row: _Counts
-    span_first: _Counts
-    span_last: _Counts
-    cross_row: _Counts
-    cross_s: _Floats
-
-
-class _Table(NamedTuple):
-    """All parts combined, in send order within each window."""
+    Attributes:
+        window: The window in which each request was sent; like `names` to `is_ok`, one entry per request.
+        deltas_s: Duration of each iteration; gaps between tokens are sums of these.
+        span_row: The request of each span of uninterrupted iterations, from `span_first` to `span_last`.
+        cross_row: The request of each pause between two spans; `cross_s` is its duration.
+    """
 
     window: _Counts
     names: npt.NDArray[np.str_]
@@ -88,10 +77,10 @@ class Observations:
     refused: dict[str, int] = field(default_factory=dict)
     kv_ratio: list[float] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
-    _parts: list[_Part] = field(default_factory=list)
+    _parts: list[_Requests] = field(default_factory=list)
     _lead: list[tuple[int, _Floats, _Floats]] = field(default_factory=list)
     _windows: list[tuple[float, float]] = field(default_factory=list)
-    _table: _Table | None = None
+    _table: _Requests | None = None
 
     @property
     def windows(self) -> int:
@@ -211,7 +200,6 @@ class Observations:
         return RateResult(
             rate_per_s,
             levels[""],
-            {name: level for name, level in levels.items() if name},
             tuple(verdicts),
             max(_ratio(each) for each in verdicts),
             float(np.mean(self.kv_ratio or [0.0])),
@@ -255,7 +243,7 @@ class Observations:
         ratio = growth / max(len(table.sent_s), 1)
         return Verdict(QUEUE, GROWTH_RATIO, ratio, ratio <= GROWTH_RATIO)
 
-    def _whole(self) -> _Table:
+    def _whole(self) -> _Requests:
         if self._table is None:
             self._table = _joined(self._parts)
         return self._table
@@ -279,7 +267,7 @@ class Confidence(NamedTuple):
 
 
 class RateResult(NamedTuple):
-    """One simulated load: its figures, by class if there are classes, and each objective's verdict.
+    """One simulated load: its figures, and each objective's verdict.
 
     Attributes:
         worst_ratio: Largest ratio of value to limit; above 1, an objective is missed.
@@ -288,7 +276,6 @@ class RateResult(NamedTuple):
 
     rate_per_s: float
     level: LevelSummary
-    by_class: dict[str, LevelSummary]
     verdicts: tuple[Verdict, ...]
     worst_ratio: float
     kv_ratio: float
@@ -311,7 +298,7 @@ class RateResult(NamedTuple):
         return max(self.verdicts, key=_ratio).objective
 
 
-def _part(window: int, left_s: _Floats, ended: Sequence[Ended]) -> _Part:
+def _part(window: int, left_s: _Floats, ended: Sequence[Ended]) -> _Requests:
     ordered = sorted(ended, key=lambda each: each.sent.sent_s)
     spans = [(row, first, last) for row, each in enumerate(ordered) for first, last in each.spans]
     row, first, last = (np.array(column, dtype=np.int64) for column in zip(*spans, strict=True)) if spans else _NO_SPANS
@@ -328,9 +315,9 @@ def _part(window: int, left_s: _Floats, ended: Sequence[Ended]) -> _Part:
         first_s[row[::-1]] = left_s[first[::-1]]  # for several spans: the first one's start and the last one's end
         last_s[row] = left_s[last]
         np.add.at(tokens, row, last - first + 1)
-    return _Part(
-        window,
-        [each.sent.turn.class_name or "" for each in ordered],
+    return _Requests(
+        np.full(len(ordered), window, dtype=np.int64),
+        np.array([each.sent.turn.class_name or "" for each in ordered], dtype=np.str_),
         np.array([each.sent.sent_s for each in ordered]),
         first_s,
         last_s,
@@ -348,28 +335,17 @@ def _part(window: int, left_s: _Floats, ended: Sequence[Ended]) -> _Part:
 _NO_SPANS = (np.array([], dtype=np.int64),) * 3
 
 
-def _joined(parts: Sequence[_Part]) -> _Table:
+def _joined(parts: Sequence[_Requests]) -> _Requests:
     rows = np.cumsum([0, *(len(part.sent_s) for part in parts)])
     steps = np.cumsum([0, *(len(part.deltas_s) for part in parts)])
     places = list(enumerate(parts))
 
-    def column(name: str) -> npt.NDArray[np.float64]:
-        return np.concatenate([getattr(part, name) for part in parts]) if parts else np.array([])
-
-    table = _Table(
-        np.repeat([part.window for part in parts], [len(part.sent_s) for part in parts]).astype(np.int64),
-        np.array([name for part in parts for name in part.names], dtype=np.str_),
-        column("sent_s"),
-        column("first_s"),
-        column("last_s"),
-        column("tokens").astype(np.int64),
-        column("is_ok").astype(bool),
-        column("deltas_s"),
-        np.concatenate([part.span_row + rows[place] for place, part in places]),
-        np.concatenate([part.span_first + steps[place] for place, part in places]),
-        np.concatenate([part.span_last + steps[place] for place, part in places]),
-        np.concatenate([part.cross_row + rows[place] for place, part in places]),
-        column("cross_s"),
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _Requests._fields}
+    table = _Requests(**columns)._replace(
+        span_row=np.concatenate([part.span_row + rows[place] for place, part in places]),
+        span_first=np.concatenate([part.span_first + steps[place] for place, part in places]),
+        span_last=np.concatenate([part.span_last + steps[place] for place, part in places]),
+        cross_row=np.concatenate([part.cross_row + rows[place] for place, part in places]),
     )
     order = np.lexsort((table.sent_s, table.window))
     if (order[1:] > order[:-1]).all():
@@ -377,21 +353,21 @@ def _joined(parts: Sequence[_Part]) -> _Table:
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return table._replace(
-        **{name: getattr(table, name)[order] for name in _Table._fields[:7]},
+        **{name: getattr(table, name)[order] for name in _Requests._fields[:7]},
         span_row=back[table.span_row],
         cross_row=back[table.cross_row],
     )
 
 
-def _of_class(table: _Table, name: str) -> _Bools:
+def _of_class(table: _Requests, name: str) -> _Bools:
     return np.asarray(table.names == name) if name else np.ones(len(table.sent_s), dtype=bool)
 
 
-def _tpot_s(table: _Table) -> _Floats:
+def _tpot_s(table: _Requests) -> _Floats:
     return np.asarray((table.last_s - table.first_s) / np.maximum(table.tokens - 1, 1))
 
 
-def _gaps(table: _Table, chosen: _Bools) -> tuple[_Floats, _Counts]:
+def _gaps(table: _Requests, chosen: _Bools) -> tuple[_Floats, _Counts]:
     """Return the gaps between tokens of some requests, and the number of requests that share each iteration's gap."""
     spans = chosen[table.span_row]
     size = len(table.deltas_s) + 2
@@ -406,7 +382,7 @@ def _gaps(table: _Table, chosen: _Bools) -> tuple[_Floats, _Counts]:
     )
 
 
-def _gaps_within(table: _Table, limit_s: float) -> tuple[_Counts, _Counts]:
+def _gaps_within(table: _Requests, limit_s: float) -> tuple[_Counts, _Counts]:
     """Return each request's number of gaps within a limit, and its total number of gaps."""
     upto = np.concatenate([[0], np.cumsum(table.deltas_s <= limit_s)])
     within, gaps = np.zeros(len(table.sent_s), dtype=np.int64), np.zeros(len(table.sent_s), dtype=np.int64)
@@ -417,7 +393,7 @@ def _gaps_within(table: _Table, limit_s: float) -> tuple[_Counts, _Counts]:
     return within, gaps
 
 
-def _kept(table: _Table, wanted: Goodput, stretch: float) -> _Bools:
+def _kept(table: _Requests, wanted: Goodput, stretch: float) -> _Bools:
     """Return which requests met every limit of a goodput objective; failed requests did not."""
     longest_s = np.zeros(len(table.sent_s))
     if wanted.itl_s is not None:  # a gap beyond the limit stands for the longest gap
@@ -433,7 +409,7 @@ def _kept(table: _Table, wanted: Goodput, stretch: float) -> _Bools:
 
 
 def _shares(
-    table: _Table, wanted: Objectives, chosen: _Bools, stretch: float
+    table: _Requests, wanted: Objectives, chosen: _Bools, stretch: float
 ) -> list[tuple[str, float, _Floats, _Floats]]:
     """Return each objective as a share: name, required share, and per request the good and the total count."""
     ones = np.ones(int(chosen.sum()))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engines.build.pipeline import emulated_manifest
 from engines.errors import MissingError, UserError
 from engines.files import Document, MadeBy, read_yaml, to_json
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.cli.options import LoadOptions, outlook, scenario_of

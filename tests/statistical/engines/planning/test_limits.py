@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from engines.build.pipeline import emulated_manifest
 from engines.emulator.request import Request
 from engines.emulator.settings import batcher_for
 from engines.errors import UserError
 from engines.files import Document, MadeBy
+from engines.planning import emulated_manifest
 from engines.planning.explain import explain
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 from engines.planning.plan import BuildPlan, make_plan

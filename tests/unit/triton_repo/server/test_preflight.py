@@ -11,10 +11,10 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from engines.build import trtllm
-from engines.build.pipeline import emulated_manifest
 from engines.errors import CommandError, MissingError, UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.cli import serve_repo

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from engines.build.pipeline import emulated_manifest
 from engines.errors import UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.cli import build_repo
