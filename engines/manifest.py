@@ -16,7 +16,7 @@ class PrecisionFacts(Strict):
 
     name: str
     kv_cache: KvFormat
-    activation_dtype: Literal["bfloat16", "float16"]
+    activation_dtype: Literal["float32", "bfloat16", "float16"]
 
 
 class Parallel(Strict):

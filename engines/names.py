@@ -9,7 +9,7 @@ import yaml
 
 _DATA = Path(__file__).parent / "spec" / "data"
 # Keys of `engines.spec.PRECISIONS`, in its order; a contract test holds them equal.
-PRECISION_NAMES = ("bf16", "fp16", "fp8", "int8_sq", "int8_wo", "int4_awq", "w4a8_awq", "nvfp4")
+PRECISION_NAMES = ("fp32", "bf16", "fp16", "fp8", "int8_sq", "int8_wo", "int4_awq", "w4a8_awq", "nvfp4")
 
 # `engines.spec.LLM_API_VERSIONS`, held equal likewise.
 LLM_API_VERSION_NAMES = ("1.2", "1.3", "1.4rc")

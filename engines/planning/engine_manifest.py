@@ -21,6 +21,7 @@ from engines.planning.plan import BuildPlan
 from engines.planning.recipe import Recipe
 
 Kind = Literal["built", "emulated", "checkpoint"]
+_ACTIVATIONS: dict[str, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
 BUILD_TOOLS = ("nvidia-modelopt", "torch", "transformers", "safetensors")
 
 
@@ -56,7 +57,7 @@ def manifest_of(
         precision=PrecisionFacts(
             name=plan.precision,
             kv_cache=plan.kv_format,
-            activation_dtype="float16" if plan.precision == "fp16" else "bfloat16",
+            activation_dtype=_ACTIVATIONS.get(plan.precision, "bfloat16"),
         ),
         parallel=Parallel(tensor=plan.sizing.tensor_parallel, pipeline=plan.sizing.pipeline_parallel),
         limits=Limits(

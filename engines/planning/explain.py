@@ -25,7 +25,7 @@ _FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 _BLOCKS = (8, 16, 32, 64, 128)
 _TENSOR_PARALLEL = (1, 2, 4, 8)
 _SAME_RATIO = 0.005  # differences below half a percent are not worth a word
-_KV_FORMATS: tuple[KvFormat, ...] = ("16bit", "fp8", "int8")
+_KV_FORMATS: tuple[KvFormat, ...] = ("32bit", "16bit", "fp8", "int8")
 
 
 @dataclass(frozen=True, slots=True)

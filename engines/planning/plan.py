@@ -23,13 +23,13 @@ from engines.spec import (
     Verdict,
     engine_profile_named,
     gib,
-    gpu_named,
     group_size_for,
     keeps_paged_attention,
     kv_refusal,
-    model_named,
     precision_named,
     require_possible,
+    resolve_gpu,
+    resolve_model,
 )
 from engines.steptime import favoured_source
 
@@ -127,8 +127,8 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
         TargetMissedError: The model does not fit the GPU, or not one longest request fits the KV cache.
     """
     recipe = asked.recipe
-    model = model or model_named(recipe.model)
-    gpu, precision = gpu_named(recipe.gpu), precision_named(recipe.precision)
+    model = model or resolve_model(recipe.model)
+    gpu, precision = resolve_gpu(recipe.gpu), precision_named(recipe.precision)
     choices = _Choices(asked)
     for old, new in asked.renamed.items():
         choices.notice("renamed-key", f"the recipe's {old} is now called {new}; the old name is still read")
@@ -247,7 +247,7 @@ def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Preci
     found = require_possible(precision, gpu, model.family)
     _require_even_split(model, choices.asked.recipe.parallel.tensor)
     choices.given("model", model.name, f"{model.parameters:,} parameters")
-    choices.given("gpu", gpu.name, f"{gib(gpu.memory_bytes)}, compute capability {gpu.compute_capability}")
+    choices.given("gpu", gpu.name, f"{gib(gpu.memory_bytes)}, {gpu.kind_text}")
     choices.given("precision", precision.name, found.status)
     if found.status == "unlisted upstream":
         choices.notice("unlisted-precision", found.reason)

@@ -58,7 +58,7 @@ class LimitChoices(Strict):
 class KvChoices(Strict):
     """KV cache; `auto` lets the plan choose."""
 
-    format: Literal["16bit", "int8", "fp8", "nvfp4", "auto"] = "auto"
+    format: Literal["32bit", "16bit", "int8", "fp8", "nvfp4", "auto"] = "auto"
     tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
     free_gpu_mem_fraction: float = Field(0.9, gt=0, lt=1)
     reuse: bool | Auto = "auto"
@@ -136,7 +136,10 @@ class DisaggregationChoices(Strict):
 
 
 class Recipe(Strict):
-    """A recipe file. Everything has a default: an empty recipe is a recipe."""
+    """A recipe file. Everything has a default: an empty recipe is a recipe.
+
+    `model` is a known name or a checkpoint's folder, `gpu` a known name or a file that describes an accelerator.
+    """
 
     model: str = "deepseek-r1-0528-qwen3-8b"
     checkpoint: str | None = None

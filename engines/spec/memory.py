@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engines.files import Strict
 from engines.spec.gpu import GpuSpec
-from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec
+from engines.spec.model import ModelSpec
 from engines.spec.precision import KvFormat, Precision
 from engines.spec.units import MIB
 
@@ -42,14 +42,14 @@ class MemoryBudget(Strict):
     kv_tokens: int
 
 
-def activations_bytes(model: ModelSpec, *, max_num_tokens: int, tensor_parallel: int) -> int:
+def activations_bytes(model: ModelSpec, *, max_num_tokens: int, tensor_parallel: int, bytes_each: int) -> int:
     """Return the engine's activation memory: the widest point of a layer, for one iteration's tokens.
 
     The feed-forward block is widest: its input, the gate's and the up projection's outputs, beside the residual
     stream. TensorRT reuses the same memory layer after layer.
     """
     widest = 2 * model.intermediate_size // tensor_parallel + RESIDUAL_COPIES * model.hidden_size
-    return max_num_tokens * widest * SIXTEEN_BIT_BYTES
+    return max_num_tokens * widest * bytes_each
 
 
 def buffers_bytes(model: ModelSpec, *, max_batch_size: int, max_seq_len: int) -> int:
@@ -79,7 +79,12 @@ def memory_budget(
     divides the KV heads (no further than one each), pipeline parallelism the layers.
     """
     weights = model.weights_bytes(precision) // (sizing.tensor_parallel * sizing.pipeline_parallel)
-    activations = activations_bytes(model, max_num_tokens=sizing.max_num_tokens, tensor_parallel=sizing.tensor_parallel)
+    activations = activations_bytes(
+        model,
+        max_num_tokens=sizing.max_num_tokens,
+        tensor_parallel=sizing.tensor_parallel,
+        bytes_each=precision.rest_bytes,
+    )
     buffers = buffers_bytes(model, max_batch_size=sizing.max_batch_size, max_seq_len=sizing.max_seq_len)
     free = gpu.memory_bytes - weights - activations - buffers - RUNTIME_RESERVE_BYTES
     pool = max(0, int(free * sizing.kv_fraction))

@@ -115,18 +115,18 @@ class ModelSpec(Strict):
         return self.linear_parameters + self.head_parameters + self.embedding_parameters + self.small_parameters
 
     def weights_bytes(self, precision: Precision) -> int:
-        """Return the bytes of all weights on one GPU: linears at `precision`, the rest at 16 bit."""
-        sixteen_bit = self.head_parameters + self.embedding_parameters + self.small_parameters
-        return precision.linear_bytes(self.linear_parameters) + SIXTEEN_BIT_BYTES * sixteen_bit
+        """Return the bytes of all weights on one GPU: linears at `precision`, the rest at its own."""
+        rest = self.head_parameters + self.embedding_parameters + self.small_parameters
+        return precision.linear_bytes(self.linear_parameters) + precision.rest_bytes * rest
 
     def checkpoint_bytes(self, precision: Precision) -> int:
         """Return the bytes of all weights in an exported checkpoint; 16-bit ones where the builder rounds them."""
-        sixteen_bit = self.head_parameters + self.embedding_parameters + self.small_parameters
-        return precision.stored_bytes(self.linear_parameters) + SIXTEEN_BIT_BYTES * sixteen_bit
+        rest = self.head_parameters + self.embedding_parameters + self.small_parameters
+        return precision.stored_bytes(self.linear_parameters) + precision.rest_bytes * rest
 
     def read_bytes_per_step(self, precision: Precision) -> int:
         """Return the bytes of weights one step reads: all but the embedding, of which it looks up a few rows."""
-        return self.weights_bytes(precision) - SIXTEEN_BIT_BYTES * self.embedding_parameters
+        return self.weights_bytes(precision) - precision.rest_bytes * self.embedding_parameters
 
     @property
     def qk_norm_bytes_per_token(self) -> int:

@@ -8,18 +8,18 @@ from typing import Literal
 
 from engines.errors import UserError
 
-Arithmetic = Literal["bf16", "fp16", "fp8", "int8", "fp4"]
-KvFormat = Literal["16bit", "int8", "fp8", "nvfp4"]
+Arithmetic = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4"]
+KvFormat = Literal["32bit", "16bit", "int8", "fp8", "nvfp4"]
 
 # Bytes of one cached number. NVFP4: four bits, and an FP8 scale for each 16 numbers.
-KV_BYTES: dict[KvFormat, float] = {"16bit": 2, "int8": 1, "fp8": 1, "nvfp4": 0.5 + 1 / 16}
+KV_BYTES: dict[KvFormat, float] = {"32bit": 4, "16bit": 2, "int8": 1, "fp8": 1, "nvfp4": 0.5 + 1 / 16}
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
     """How an engine stores its linear layers and in what arithmetic it multiplies them.
 
-    Embedding, output projection and norms stay at 16 bit in every one of them.
+    Embedding, output projection, norms and activations stay at 16 bit in every one of them but `fp32`.
 
     Attributes:
         name: This project's name, as given to `--precision`.
@@ -40,6 +40,16 @@ class Precision:
     quant_algo: str | None
     qformat: str
     default_kv: KvFormat
+
+    @property
+    def rest_bytes(self) -> int:
+        """Bytes of one number of what is no linear layer: embedding, output projection, norms, activations."""
+        return 4 if self.arithmetic == "fp32" else 2
+
+    @property
+    def rest_arithmetic(self) -> Arithmetic:
+        """Arithmetic of the output projection and of prompt attention."""
+        return self.arithmetic if self.arithmetic in {"fp32", "fp16"} else "bf16"
 
     def linear_bytes(self, weights: int) -> int:
         """Return the bytes that `weights` weights of linear layers take, their scales included.
@@ -64,10 +74,12 @@ class Precision:
 
 # Names and algorithms: TensorRT-LLM 1.2, quantize.py's --qformat and the QuantAlgo enum. Default KV formats: an 8-bit
 # cache only where TensorRT-LLM keeps paged context attention (and with it chunked context and reuse) for it, that is
-# with FP8 arithmetic; see docs/reference/build-engine.md.
+# with FP8 arithmetic; see docs/reference/build-engine.md. fp32 is no format of an engine built here: it is how vLLM
+# serves on a CPU (--dtype float32), to be predicted.
 PRECISIONS: dict[str, Precision] = {
     precision.name: precision
     for precision in (
+        Precision("fp32", 32, 0, 0, "fp32", None, "full_prec", "32bit"),
         Precision("bf16", 16, 0, 0, "bf16", None, "full_prec", "16bit"),
         Precision("fp16", 16, 0, 0, "fp16", None, "full_prec", "16bit"),
         Precision("fp8", 8, 0, 0, "fp8", "FP8", "fp8", "fp8"),

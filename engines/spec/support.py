@@ -26,6 +26,7 @@ _GROUPS: dict[Backend, dict[str, tuple[int, ...]]] = {
     "tensorrt": {"int4_awq": (128, 64), "w4a8_awq": (128,), "nvfp4": (16,)},
     "pytorch": {"int4_awq": (128, 64), "w4a8_awq": (128, 64), "nvfp4": (16,)},
 }
+_ON_A_CPU = {"fp32", "bf16", "fp16"}  # unquantized: what the step-time model knows of a CPU
 _INTEGER_WEIGHTS = {"int8_sq", "int8_wo", "int4_awq", "w4a8_awq"}
 # The qwen example's support matrix lists these for dense Qwen3; the other families' matrices list every format here.
 _LISTED_FOR_QWEN3 = {"bf16", "fp16", "fp8", "nvfp4"}
@@ -54,6 +55,9 @@ def verdict(precision: Precision, gpu: GpuSpec, family: Family) -> Verdict:
     reason = _impossible_because(precision, gpu)
     if reason:
         return Verdict(status="impossible", reason=reason, nearest=_nearest(precision, gpu))
+    if precision.arithmetic == "fp32" or gpu.device == "cpu":
+        reason = "no engine is built of it: predict another server, for example with the engine profile vllm-v1"
+        return Verdict(status="unlisted upstream", reason=reason)
     if family == "gptj":
         reason = "no checkpoint of GPT-J is exported here: plan it and emulate it"
         return Verdict(status="unlisted upstream", reason=reason)
@@ -73,10 +77,12 @@ def require_possible(precision: Precision, gpu: GpuSpec, family: Family) -> Verd
     """
     found = verdict(precision, gpu, family)
     if found.status == "impossible":
-        gpus = ", ".join(other.name for other in known_gpus().values() if not _impossible_because(precision, other))
+        gpus = [other.name for other in known_gpus().values() if not _impossible_because(precision, other)]
+        where = ", ".join(gpus) or "an accelerator whose --gpu FILE.yaml states that arithmetic"
+        nearest = "no precision" if found.nearest is None else f"--precision {found.nearest}"
         raise UserError(
             f"{precision.name} on {gpu.name}: {found.reason}",
-            hint=f"--precision {found.nearest} works there; {precision.name} works on {gpus}",
+            hint=f"{nearest} works there; {precision.name} works on {where}",
         )
     return found
 
@@ -88,6 +94,14 @@ def kv_refusal(kv_format: KvFormat, precision: Precision, gpu: GpuSpec) -> str |
     >>> kv_refusal("fp8", PRECISIONS["int8_sq"], gpu_named("a100-sxm-80gb"))
     'an FP8 KV cache needs compute capability 8.9 or newer in the engine path; a100-sxm-80gb has 8.0'
     """
+    if (kv_format == "32bit") != (precision.arithmetic == "fp32"):
+        return "a 32-bit KV cache goes with fp32, and fp32 with no other"
+    if gpu.device == "cpu":
+        return None if kv_format in {"32bit", "16bit"} else f"{gpu.name} is a CPU: its KV cache is 32 or 16 bit"
+    return _kv_refusal_of_gpu(kv_format, precision, gpu)
+
+
+def _kv_refusal_of_gpu(kv_format: KvFormat, precision: Precision, gpu: GpuSpec) -> str | None:
     if kv_format == "fp8" and gpu.sm < FP8_SM:
         return (
             "an FP8 KV cache needs compute capability 8.9 or newer in the engine path; "
@@ -145,23 +159,31 @@ def keeps_paged_attention(kv_format: KvFormat, precision: Precision) -> bool:
     `trtllm-build` turns it off without an error for an INT8 KV cache, and for an FP8 one beside weights that are not
     in FP8 arithmetic.
     """
-    if kv_format == "16bit":
+    if kv_format in {"32bit", "16bit"}:
         return True
     return kv_format in {"fp8", "nvfp4"} and precision.arithmetic in {"fp8", "fp4"}
 
 
 def _impossible_because(precision: Precision, gpu: GpuSpec) -> str:
+    lacking = {precision.arithmetic, precision.rest_arithmetic} - gpu.dense_flops.keys()
+    if gpu.device == "cpu":
+        if precision.name not in _ON_A_CPU:
+            return f"a CPU is predicted in {', '.join(sorted(_ON_A_CPU))}"
+        return f"its file states no {min(lacking)} arithmetic" if lacking else ""
     if precision.arithmetic == "fp4" and gpu.sm < BLACKWELL_SM:
         return f"FP4 arithmetic needs compute capability 10.0 (Blackwell); this GPU has {gpu.compute_capability}"
     if precision.arithmetic == "fp8" and gpu.sm < FP8_SM:
         return f"FP8 arithmetic needs compute capability 8.9 or newer; this GPU has {gpu.compute_capability}"
     if precision.name in _INTEGER_WEIGHTS and gpu.sm >= BLACKWELL_SM:
         return f"trtllm-build refuses integer weights on compute capability {gpu.compute_capability}"
-    return ""
+    return f"its data sheet states no {min(lacking)} arithmetic" if lacking else ""
 
 
-def _nearest(precision: Precision, gpu: GpuSpec) -> str:
-    """Return the possible precision closest in weight bits, 8-bit arithmetic first."""
+def _nearest(precision: Precision, gpu: GpuSpec) -> str | None:
+    """Return the possible precision closest in weight bits, 8-bit arithmetic first; None where none is possible."""
     preference = {"fp8": 0, "int8_sq": 1, "nvfp4": 2, "int4_awq": 3, "int8_wo": 4, "bf16": 5, "w4a8_awq": 6, "fp16": 7}
     possible = [other for other in PRECISIONS.values() if not _impossible_because(other, gpu)]
-    return min(possible, key=lambda o: (abs(o.weight_bits - precision.weight_bits), preference[o.name])).name
+    nearest = min(
+        possible, key=lambda o: (abs(o.weight_bits - precision.weight_bits), preference.get(o.name, 8)), default=None
+    )
+    return None if nearest is None else nearest.name

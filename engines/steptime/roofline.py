@@ -48,11 +48,22 @@ HOPPER = Efficiency(0.862, 0.926, 0.675, 0.515, 50e-6)
 AMPERE = Efficiency(0.802, 0.908, 0.797, 0.439, 65e-6)
 ADA = Efficiency(0.796, 0.886, 0.561, 0.763, 65e-6)
 _BY_GENERATION = {"8.0": AMPERE, "8.9": ADA, "9.0": HOPPER}
+# A CPU's peaks are measured (describe-machine): its libraries reach them in large products. `layer_s`: dispatching a
+# layer's dozen operators, and what `attention` stays below the products, assumed until a calibration says better.
+CPU = Efficiency(1.0, 1.0, 1.0, 0.5, 1e-4)
 
 
 def efficiency_of(gpu: GpuSpec) -> Efficiency:
-    """Return the constants of a GPU's generation; Blackwell takes Hopper's until it has been measured."""
-    return _BY_GENERATION.get(gpu.compute_capability, HOPPER)
+    """Return the constants of a GPU's generation, or a CPU's; Blackwell takes Hopper's until it has been measured.
+
+    Where peaks were measured and not stated, an engine reaches them; attention stays as far below products as ever.
+    """
+    if gpu.device == "cpu":
+        return CPU
+    stated = _BY_GENERATION.get(gpu.compute_capability, HOPPER)
+    if gpu.peaks == "stated":
+        return stated
+    return Efficiency(1.0, 1.0, 1.0, stated.attention / stated.gemm, stated.layer_s)
 
 
 class Roofline:
@@ -80,7 +91,8 @@ class Roofline:
         chosen = precision_named(precision)
         self.efficiency = eff = efficiency or efficiency_of(gpu)
         bandwidth = gpu.bandwidth_bytes_per_s * tensor_parallel
-        head_flops = gpu.dense_flops["bf16"] * tensor_parallel * eff.gemm
+        rest_flops = gpu.dense_flops[chosen.rest_arithmetic]
+        head_flops = rest_flops * tensor_parallel * eff.gemm
         self.weights_s = model.read_bytes_per_step(chosen) / (bandwidth * eff.weights_bandwidth)
         linear_flops = gpu.dense_flops[chosen.arithmetic] * tensor_parallel * eff.gemm
         self.linear_s_per_token = 2 * model.linear_parameters / linear_flops
@@ -88,9 +100,9 @@ class Roofline:
         kv_bytes = 2 * model.layers * model.kv_size * KV_BYTES[kv_format]
         self.kv_s_per_token = kv_bytes / (bandwidth * eff.kv_bandwidth)
         pair_flops = 4 * model.layers * model.attention_size  # two for q.k, two for p.v, each element
-        self.attention_s_per_pair = pair_flops / (gpu.dense_flops["bf16"] * tensor_parallel * eff.attention)
-        hidden_bytes = model.layers * model.hidden_size * SIXTEEN_BIT_BYTES * ACTIVATION_PASSES
-        moved_bytes = hidden_bytes + model.qk_norm_bytes_per_token
+        self.attention_s_per_pair = pair_flops / (rest_flops * tensor_parallel * eff.attention)
+        hidden_bytes = model.layers * model.hidden_size * chosen.rest_bytes * ACTIVATION_PASSES
+        moved_bytes = hidden_bytes + model.qk_norm_bytes_per_token * chosen.rest_bytes / SIXTEEN_BIT_BYTES
         self.activation_s_per_token = moved_bytes / (bandwidth * eff.kv_bandwidth)
         logits_bytes = model.vocab_size * LOGITS_BYTES * SAMPLING_PASSES
         self.sampling_s_per_sequence = logits_bytes / (gpu.bandwidth_bytes_per_s * eff.kv_bandwidth)

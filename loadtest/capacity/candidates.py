@@ -14,7 +14,7 @@ from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
 from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read_manifest
 from engines.planning import emulated_manifest, make_plan, resolve_recipe
-from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, gpu_named
+from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, resolve_gpu
 from engines.steptime import uncertainty
 from loadtest.capacity.inputs import Demand, MeasuredRun
 from loadtest.capacity.simulation import Interval, LengthProfile, Slowdown
@@ -87,7 +87,7 @@ def _planned(demand: Demand, shape: LengthProfile, known: list[_Known], made_by:
     limits, choices = demand.limits, demand.candidates
     for gpu, precision, tensor in product(limits.gpu_names, limits.precisions, limits.tensor_parallel):
         seen: set[str] = set()
-        pair = (gpu_named(gpu).name, precision, tensor)
+        pair = (gpu, precision, tensor)
         for batch, tokens in product(choices.max_batch_size, choices.max_num_tokens):
             made = _plan(demand, shape, pair, (batch, tokens), made_by)
             for each in _by_policy(made, demand, shape):
@@ -151,9 +151,14 @@ def _plan(
         manifest = emulated_manifest(plan, asked.recipe)
     except (UserError, TargetMissedError) as error:
         refused = f"{error.message}; {error.hint}" if error.hint else error.message
-        name = _name(gpu, precision, tensor)
+        gpu = resolve_gpu(gpu).name
         return Candidate(
-            name=name, basis="predicted", gpu=gpu, precision=precision, tensor_parallel=tensor, refused=refused
+            name=_name(gpu, precision, tensor),
+            basis="predicted",
+            gpu=gpu,
+            precision=precision,
+            tensor_parallel=tensor,
+            refused=refused,
         )
     return _of_manifest(manifest)
 
@@ -262,7 +267,7 @@ def _measured(folder: Path, run: MeasuredRun) -> Candidate:
     path = folder / run.path
     if not (path / RUN_NAME).is_file():
         raise MissingError(f"{path}: not a run folder: it has no {RUN_NAME}", hint="give a run folder of run-load")
-    gpu = gpu_named(run.gpu).name
+    gpu = resolve_gpu(run.gpu).name
     return Candidate(
         name=f"{_name(gpu, run.precision, run.tensor_parallel)} ({path.name})",
         basis="measured",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from engines.files import Strict
+from engines.spec import Accelerator, is_accelerator_file
 from loadtest.capacity.candidates import RANK, Basis, Candidate
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Price
 from loadtest.capacity.replica_count import size_for, total_for
@@ -96,6 +99,13 @@ class Row(Strict):
         return self.status == "possible" and self.beaten_by is None
 
     @property
+    def cost(self) -> float:
+        """What rows are ranked by: USD a month; machines where no accelerator of the demand has a price."""
+        if self.usd_per_month is not None:
+            return self.usd_per_month
+        return math.inf if self.replicas is None else float(self.replicas * self.tensor_parallel)
+
+    @property
     def middle_rate_per_s(self) -> float | None:
         """Requests per second that one replica can carry alone, at the middle of the prediction."""
         return None if self.middle is None else self.middle.rate_per_s
@@ -125,19 +135,31 @@ class Market(Strict):
     Attributes:
         peak_per_s: Planned peak: mean of the busiest `peak_window_s`, grown to the horizon.
         tokens_per_month: Reply tokens per month at the horizon.
+        is_priced: False if all of the demand's accelerators are the user's own and none has a price. Plans then state
+            no cost, and the fewest machines count as the cheapest.
     """
 
     peak_per_s: float
     tokens_per_month: float
     prices: dict[str, Price]
+    is_priced: bool = True
 
 
-def market_of(demand: Demand, curve: RateCurve, shape: LengthProfile, prices: dict[str, Price]) -> Market:
-    """Return the planned peak and the month's tokens, both grown to the horizon."""
+def market_of(
+    demand: Demand, curve: RateCurve, shape: LengthProfile, prices: dict[str, Price], own: Sequence[Accelerator] = ()
+) -> Market:
+    """Return the planned peak and the month's tokens, both grown to the horizon.
+
+    Args:
+        own: The demand's accelerators of the user's own.
+    """
+    asked = {*demand.limits.gpu_names, *(run.gpu for run in demand.candidates.runs)}
+    is_only_own = not demand.candidates.engines and all(is_accelerator_file(gpu) for gpu in asked)
     return Market(
         peak_per_s=curve.peak_per_s * demand.growth,
         tokens_per_month=curve.mean_per_s * demand.growth * shape.mean_osl * SECONDS_PER_MONTH,
         prices=prices,
+        is_priced=not (own and is_only_own and not any(each.name in prices for each in own)),
     )
 
 
@@ -155,14 +177,14 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 def recommended(rows: Sequence[Row]) -> Row | None:
     """Return the cheapest possible row; at equal cost, the one with better evidence."""
     possible = [row for row in rows if row.is_possible]
-    return min(possible, key=lambda row: (row.usd_per_month or 0.0, RANK[row.basis], row.name), default=None)
+    return min(possible, key=lambda row: (row.cost, RANK[row.basis], row.name), default=None)
 
 
 def _order(row: Row) -> tuple[bool, bool, float, int, str]:
     return (
         row.status != "possible",
         row.beaten_by is not None,
-        row.usd_per_month if row.usd_per_month is not None else float("inf"),
+        row.cost,
         RANK[row.basis],
         row.name,
     )
@@ -235,7 +257,7 @@ def _too_slow(row: Row, found: ReplicaCapacity, demand: Demand, market: Market) 
     month = usd_per_month(row, size.total)
     return (
         f"a replica carries less than {above:.3g} requests/s ({found.promised.limited_by} fails first): at least "
-        f"{size.total} replicas, {month or 0:,.0f} USD a month"
+        f"{size.total} replicas" + ("" if month is None else f", {month:,.0f} USD a month")
     )
 
 
@@ -296,7 +318,7 @@ def priced(row: Row, demand: Demand, market: Market, *, needed: int, replicas: i
     """Return a row with the given number of replicas, their cost, and whether both are within the limits."""
     price = market.prices.get(row.gpu)
     month = usd_per_month(row.model_copy(update={"price": price}), replicas)
-    status, reason = _allowed(demand, row.gpu, replicas, month)
+    status, reason = _allowed(demand, market, row.gpu, replicas, month)
     return row.model_copy(
         update={
             "needed": needed,
@@ -310,13 +332,13 @@ def priced(row: Row, demand: Demand, market: Market, *, needed: int, replicas: i
     )
 
 
-def _allowed(demand: Demand, gpu: str, replicas: int, month: float | None) -> tuple[Status, str | None]:
+def _allowed(demand: Demand, market: Market, gpu: str, replicas: int, month: float | None) -> tuple[Status, str | None]:
     limits = demand.limits
-    if month is None:
+    if month is None and (market.is_priced or limits.budget_usd_per_month is not None):
         return "no price", f"no price of {gpu} from {demand.prices.vendor}: set prices.usd_per_gpu_h.{gpu}"
     if replicas > limits.max_replicas:
         return "too many replicas", f"{replicas} replicas, limits.max_replicas is {limits.max_replicas}"
-    if limits.budget_usd_per_month is not None and month > limits.budget_usd_per_month:
+    if limits.budget_usd_per_month is not None and month is not None and month > limits.budget_usd_per_month:
         return "over budget", f"{month:,.0f} USD a month, the budget is {limits.budget_usd_per_month:,.0f}"
     return "possible", None
 
@@ -328,10 +350,15 @@ def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> 
     replicas = "1 replica" if row.replicas == 1 else f"{row.replicas} replicas"
     lost = f" with {size_of_loss} of them lost" if size_of_loss else ""
     first = "" if row.limited_by is None else f"; {row.limited_by} fails first"
+    cost = (
+        ", at no stated price"
+        if row.usd_per_month is None
+        else f", for {row.usd_per_month:,.0f} USD a month or {row.usd_per_million_tokens:.3g} USD per million reply "
+        "tokens"
+    )
     return (
-        f"Run {replicas} of {demand.model} in {row.precision} on {gpus}{batch}: every objective is met at "
-        f"{market.peak_per_s:.3g} requests/s{lost}, for {row.usd_per_month:,.0f} USD a month or "
-        f"{row.usd_per_million_tokens:.3g} USD per million reply tokens{first}. {_certainty(row)}"
+        f"Run {replicas} of {Path(demand.model).name} in {row.precision} on {gpus}{batch}: every objective is met at "
+        f"{market.peak_per_s:.3g} requests/s{lost}{cost}{first}. {_certainty(row)}"
     )
 
 
@@ -388,11 +415,13 @@ def _smaller_traffic(demand: Demand, market: Market, rows: Sequence[Row]) -> str
         if peak > best_peak:
             best_peak, best = peak, row
     cheapest = min(rows, key=lambda row: row.usd_per_month or float("inf"))
+    month = cheapest.usd_per_month
+    price = "" if month is None else f"{month:,.0f} USD a month ({cheapest.name}), or "
     fewest = min(rows, key=lambda row: row.replicas or 0)
     return (
         f"within the limits, {best.name} carries a peak of {best_peak:.3g} requests/s of the {market.peak_per_s:.3g} "
-        f"asked for; all of it takes {cheapest.usd_per_month:,.0f} USD a month ({cheapest.name}), "
-        f"or at least {fewest.replicas} replicas ({fewest.name})"
+        f"asked for; all of it takes {price}"
+        f"at least {fewest.replicas} replicas ({fewest.name})"
     )
 
 

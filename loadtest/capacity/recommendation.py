@@ -256,7 +256,8 @@ def _max_tokens_note(searched: Searched, best: Row, found: Sequence[ReplicaCapac
     )
     if row.needed is None or row.needed >= before:
         return f"{said}Lowering max_tokens to that saves no replica."
-    return f"{said}Lowering max_tokens to that needs {row.replicas} replicas, {row.usd_per_month:,.0f} USD a month."
+    cost = "" if row.usd_per_month is None else f", {row.usd_per_month:,.0f} USD a month"
+    return f"{said}Lowering max_tokens to that needs {row.replicas} replicas{cost}."
 
 
 def _autoscaled_usd(row: Row, day: Day) -> float | None:

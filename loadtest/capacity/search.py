@@ -106,9 +106,10 @@ def search(
     Args:
         folder: Where the demand's relative paths start.
     """
-    prices = prices_for(demand.prices, folder, today=today, ratio=demand.scale.price)
+    own = demand.own_accelerators
+    prices = prices_for(demand.prices, folder, today=today, ratio=demand.scale.price, own=own)
     curve, shape = curve_of(demand, folder), shape_of(demand, folder)
-    market = market_of(demand, curve, shape, prices)
+    market = market_of(demand, curve, shape, prices, own)
     candidates = candidates_of(demand, folder, shape, made_by=head.made_by)
     searched = Searched(demand, folder, curve, shape, market, [], [])
     searched.add([measured_capacity(each, demand, shape) for each in candidates if each.run is not None])
@@ -193,7 +194,7 @@ def cheapest_sized(searched: Searched, options: SearchOptions) -> Row | None:
         if best is None or best.verdict is not None or searched.candidate(best.name).manifest is None:
             return best
         open_rows = [row for row in searched.rows if row.is_possible and row.verdict is None]
-        near = [row for row in open_rows if (row.usd_per_month or 0) <= (best.usd_per_month or 0) / MARGIN**2]
+        near = [row for row in open_rows if row.cost <= best.cost / MARGIN**2]
         chosen = [row for row in near if searched.candidate(row.name).manifest is not None][:SIZED_AT_ONCE]
         tasks = [
             size_task(searched, row, searched.candidate(row.name).interval.slow, row.needed or 1) for row in chosen

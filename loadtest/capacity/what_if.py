@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from engines.errors import UserError
 from engines.files import Document, Strict, validate
-from engines.spec import gpu_named, precision_named
+from engines.spec import is_accelerator_file, precision_named, resolve_gpu
 from loadtest.capacity.candidates import Basis
 from loadtest.capacity.inputs import Demand
 from loadtest.capacity.schema import CapacityPlan
@@ -85,7 +85,8 @@ def _read(kind: str, text: str, asked: str) -> Any:
     if kind == "precision":
         return [precision_named(text).name]
     if kind == "gpu":
-        return [gpu_named(text).name]
+        name = resolve_gpu(text).name
+        return [text if is_accelerator_file(text) else name]
     if kind == "word":
         return text
     if kind == "counts":

@@ -9,7 +9,13 @@ from pydantic import Field, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
-from engines.spec import DEFAULT_ENGINE_PROFILE
+from engines.spec import (
+    DEFAULT_ENGINE_PROFILE,
+    Accelerator,
+    is_accelerator_file,
+    is_checkpoint_folder,
+    read_accelerator,
+)
 from loadtest.scenario import (
     Conversations,
     Lengths,
@@ -138,7 +144,8 @@ class Limits(Strict):
     """Limits of the deployment.
 
     Attributes:
-        gpus: GPU names. `any`: H100 and A100 with 80 GB, and smaller GPUs if one of them carries the whole demand.
+        gpus: GPU names, or files that describe the user's own accelerators. `any`: H100 and A100 with 80 GB, and
+            smaller GPUs if one of them carries the whole demand.
         max_replicas: Of the whole deployment.
         budget_usd_per_month: None: no limit.
     """
@@ -237,6 +244,7 @@ class Demand(Strict):
     """`demand.yaml`: the complete input of a capacity plan.
 
     Attributes:
+        model: A known name, or a folder with a config.json.
         growth_per_month: Growth of the traffic, compounded: 0.05 is 5 %.
         horizon_months: How far ahead the plan must still meet the objectives.
         peak_window_s: Replicas are sized for the busiest period of this length (of a trace; a described day is sized
@@ -278,6 +286,12 @@ class Demand(Strict):
         return self.traffic.classes if isinstance(self.traffic, Described) else ()
 
     @property
+    def own_accelerators(self) -> list[Accelerator]:
+        """The accelerators that files of the limits and of measured runs describe."""
+        asked = [*self.limits.gpu_names, *(run.gpu for run in self.candidates.runs)]
+        return [read_accelerator(Path(gpu)) for gpu in dict.fromkeys(asked) if is_accelerator_file(gpu)]
+
+    @property
     def scopes(self) -> tuple[ObjectiveScope, ...]:
         """The objectives over all requests, and those of each class."""
         of_classes = [
@@ -305,12 +319,28 @@ class Demand(Strict):
 
 
 def read_demand(path: Path) -> Demand:
-    """Read a demand. Relative paths of traces, price files, engines and runs start at the demand's folder.
+    """Read a demand; relative paths in it start at the demand's folder.
+
+    Paths of accelerators and models are resolved here, the others where they are read.
 
     Raises:
         MissingError, UserError: As `files.read_yaml` does.
     """
-    return read_yaml(path, Demand)
+    demand = read_yaml(path, Demand)
+    limits, chosen = demand.limits, demand.candidates
+    runs = tuple(run.model_copy(update={"gpu": _beside(path, run.gpu)}) for run in chosen.runs)
+    changed: dict[str, object] = {
+        "limits": limits.model_copy(update={"gpus": tuple(_beside(path, gpu) for gpu in limits.gpus)}),
+        "candidates": chosen.model_copy(update={"runs": runs}),
+    }
+    if is_checkpoint_folder(demand.model, within=path.parent):
+        changed |= {"model": str(path.parent / demand.model)}
+    return demand.model_copy(update=changed)
+
+
+def _beside(path: Path, gpu: str) -> str:
+    """Return a GPU's name as it is, and the path of an accelerator's file from the demand's folder."""
+    return str(path.parent / gpu) if is_accelerator_file(gpu) else gpu
 
 
 def default_max_tokens(model: str, longest_osl: int) -> int:
@@ -322,7 +352,7 @@ def default_max_tokens(model: str, longest_osl: int) -> int:
     >>> default_max_tokens("llama-3-8b", 1500), default_max_tokens("deepseek-r1-0528-qwen3-8b", 1500)
     (1500, 32768)
     """
-    reasons = model.lower().startswith(REASONING_MODELS)
+    reasons = Path(model).name.lower().startswith(REASONING_MODELS)
     return max(longest_osl, REASONING_MAX_TOKENS) if reasons else longest_osl
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
-from engines.spec import gpu_named
+from engines.spec import Accelerator, gpu_named
 from loadtest.capacity.inputs.demand import PriceChoices, PriceTerms
 
 HOURS_PER_MONTH = 730.0  # 365 days / 12
@@ -53,10 +53,13 @@ class PriceFile(Strict):
     prices: tuple[Price, ...]
 
 
-def prices_for(choices: PriceChoices, folder: Path, *, today: date, ratio: float = 1.0) -> dict[str, Price]:
+def prices_for(
+    choices: PriceChoices, folder: Path, *, today: date, ratio: float = 1.0, own: Sequence[Accelerator] = ()
+) -> dict[str, Price]:
     """Return the price of each GPU that has one.
 
     Args:
+        own: The user's own accelerators; a price in the demand overrides the one in an accelerator's file.
         folder: Where a price file's relative path starts.
         ratio: Applied to every price and stated in its source.
 
@@ -71,7 +74,7 @@ def prices_for(choices: PriceChoices, folder: Path, *, today: date, ratio: float
         raise UserError(
             f"prices.terms '{choices.terms}': {path} has no such terms for {choices.vendor}", hint=f"available: {known}"
         )
-    if not rows and not choices.usd_per_gpu_h:
+    if not rows and not choices.usd_per_gpu_h and not own:
         known = ", ".join(sorted({row.vendor for row in read_yaml(path, PriceFile).prices}))
         raise UserError(f"prices.vendor '{choices.vendor}': no row in {path}", hint=f"available: {known}")
     found: dict[str, Price] = {}
@@ -80,8 +83,18 @@ def prices_for(choices: PriceChoices, folder: Path, *, today: date, ratio: float
         if name in found:
             raise UserError(f"{path}: {choices.vendor} has two prices for {name}")
         found[name] = row
+    for each in own:
+        if each.usd_per_h is not None:
+            found[each.name] = Price(
+                vendor="own",
+                gpu=each.name,
+                usd_per_gpu_h=each.usd_per_h.value,
+                read_on=today,
+                source=each.usd_per_h.source,
+            )
+    names = {each.name for each in own}
     for gpu, usd in choices.usd_per_gpu_h.items():
-        name = gpu_named(gpu).name
+        name = gpu if gpu in names else gpu_named(gpu).name
         found[name] = Price(vendor="own", gpu=name, usd_per_gpu_h=usd, read_on=today, source="the demand's own price")
     return {name: times(price, ratio) for name, price in found.items()}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from engines.spec import is_accelerator_file, is_checkpoint_folder, resolve_gpu
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import LEAD_RATIO, busiest_window, mean_turns, requests_needed
@@ -42,9 +43,9 @@ def _recipe(plan: CapacityPlan) -> str:
     assert engine is not None
     traffic = plan.traffic
     values = {
-        "model": engine.model.name,
+        "model": plan.demand.model if is_checkpoint_folder(plan.demand.model) else engine.model.name,
         "precision": engine.precision.name,
-        "gpu": engine.gpu.name,
+        "gpu": _accelerator(plan, engine.gpu.name),
         "parallel": {"tensor": engine.parallel.tensor, "pipeline": engine.parallel.pipeline},
         "workload": {
             "isl": max(1, round(traffic.mean_isl)),
@@ -67,6 +68,12 @@ def _recipe(plan: CapacityPlan) -> str:
     return f"# The engine that {plan.demand.name} was planned with: build-engine --recipe {RECIPE_NAME}\n" + _yaml(
         values
     )
+
+
+def _accelerator(plan: CapacityPlan, name: str) -> str:
+    """Return what a recipe calls an accelerator: a known GPU's name, or the file of one of the user's own."""
+    files = [gpu for gpu in plan.demand.limits.gpu_names if is_accelerator_file(gpu)]
+    return next((gpu for gpu in files if resolve_gpu(gpu).name == name), name)
 
 
 def _serving(plan: CapacityPlan) -> str:

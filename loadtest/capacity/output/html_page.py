@@ -59,9 +59,10 @@ def _facts(plan: CapacityPlan) -> dict[str, str]:
     if row is not None:
         facts |= {
             "replicas": f"{row.replicas} ({row.needed} at the peak)",
-            "cost, all up": f"{row.usd_per_month:,.0f} USD a month",
-            "per million reply tokens": f"{number(row.usd_per_million_tokens)} USD",
         }
+        if row.usd_per_month is not None:
+            facts["cost, all up"] = f"{row.usd_per_month:,.0f} USD a month"
+            facts["per million reply tokens"] = f"{number(row.usd_per_million_tokens)} USD"
         if plan.autoscaled_usd_per_month is not None:
             facts["cost, autoscaled"] = f"{plan.autoscaled_usd_per_month:,.0f} USD a month"
     return facts

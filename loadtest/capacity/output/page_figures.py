@@ -7,7 +7,6 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from engines.spec import MS
-from loadtest.capacity.decision import Row
 from loadtest.capacity.output.charts import Mark, Series, chart, tornado
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
@@ -33,10 +32,11 @@ def figures_of(plan: CapacityPlan) -> list[Figure]:
     row = plan.chosen
     if row is None:
         return []
-    found: list[Figure | None] = [_frontier(plan), _day(plan)]
+    found: list[Figure | None] = [_frontier(plan) if plan.frontier else None, _day(plan)]
     if plan.sweep:
         found += [_batch(plan), _load(plan)]
-    found.append(_tornado(plan, row))
+    if row.usd_per_month is not None:
+        found.append(_tornado(plan, row.usd_per_month))
     return [each for each in found if each is not None]
 
 
@@ -163,7 +163,7 @@ def _load(plan: CapacityPlan) -> Figure:
     return Figure(Markup(drawn), "The promised load is just left of the point where a limit is exceeded.")
 
 
-def _tornado(plan: CapacityPlan, row: Row) -> Figure:
+def _tornado(plan: CapacityPlan, usd_per_month: float) -> Figure:
     by_lever: dict[str, list[Case]] = {}
     for case in plan.sensitivity:
         by_lever.setdefault(case.lever, []).append(case)
@@ -174,7 +174,7 @@ def _tornado(plan: CapacityPlan, row: Row) -> Figure:
     drawn = tornado(
         "What moves the cost",
         bars,
-        row.usd_per_month or 0.0,
+        usd_per_month,
         x="USD a month, the recommended row",
     )
     note = "*: a different candidate would be recommended."
