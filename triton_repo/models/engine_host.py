@@ -1,7 +1,7 @@
-"""What every emulated engine's model shares: a batcher on the wall clock, and the threads that send what it makes.
+"""Shared by the models of all emulated engines: a batcher on the wall clock, and threads that send its tokens.
 
-A Triton request may be several sequences: a row of its batch, or a return sequence, each. Its last response is the one
-that ends the last of them.
+A Triton request may consist of several sequences: rows of its batch, or return sequences. Its final response is the one
+that ends its last sequence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
 from triton_repo.models.reply import Array, Reply, ReplyError
 
-SENDER_THREADS = 3  # sending blocks; two keep up with a full server, a third covers a slow reader
+SENDER_THREADS = 3  # sending blocks: two threads keep up with a full server, a third covers a slow reader
 STUCK_S = (
     10.0  # a send takes 0.1 ms; Triton's Python backend has been seen never to return from one (server issue 5988)
 )
@@ -32,7 +32,7 @@ STOPPED = "the emulated engine has stopped after a failed step; the server's log
 
 
 class RefusedError(Exception):
-    """A request that the emulated engine cannot answer; the text is what the client sees."""
+    """The emulated engine cannot serve a request; the text is sent to the client."""
 
 
 @dataclass(slots=True)
@@ -52,12 +52,12 @@ class Lane:
 
 @dataclass(slots=True)
 class Sequence:
-    """One sequence on its way.
+    """A sequence in progress.
 
     Attributes:
-        made: Tokens given out so far.
-        first_scheduled_ns: When its prompt was first computed; monotonic wall time, as all times here.
-        reused_blocks: KV blocks of its prompt that were found.
+        made: Tokens delivered so far.
+        first_scheduled_ns: When its prompt was first computed; monotonic wall time, like all times here.
+        reused_blocks: KV blocks of its prompt found in the cache.
     """
 
     number: int
@@ -76,14 +76,13 @@ class Sequence:
 
 @dataclass(slots=True)
 class Call:
-    """One Triton request on its way: where its responses go, and which of its sequences have not ended.
+    """A Triton request in progress: its response sender, and its unfinished sequences.
 
-    Whoever touches `sender` holds `lock` and has seen that `finished` is not set: after the final response Triton has
-    freed what is behind the sender, and merely asking it whether it was cancelled ends the server's process.
+    Hold `lock` and check that `finished` is not set before using `sender`: after the final response Triton has freed
+    the object behind the sender, and even asking whether it was cancelled crashes the server's process.
 
     Attributes:
-        respond: Makes the response to what a step made of a sequence, a token or (None) its end; None where nothing is
-            to be sent yet.
+        respond: Makes the response to a token of a sequence, or (None) to its end; returns None if nothing is sent yet.
     """
 
     client_id: str
@@ -102,9 +101,9 @@ class EngineHost:
     Args:
         backend: Triton's own module.
         settings: How the engine runs.
-        time_scale: Wall seconds of one engine second.
-        period_s: How often metrics are published and cancelled requests are looked for.
-        cancelled: The response a cancelled request ends with; None: an empty one.
+        time_scale: Wall seconds per engine second.
+        period_s: Interval between metric updates and checks for cancelled requests.
+        cancelled: The final response to a cancelled request; None: an empty one.
         cpp_backend: Whether to publish the metrics of TensorRT-LLM's C++ backend.
     """
 
@@ -130,7 +129,7 @@ class EngineHost:
         self._by_client_id: dict[str, Call] = {}
         self._lock = threading.Lock()
         self._lanes = [Lane() for _ in range(SENDER_THREADS)]
-        # The server around this engine is real and takes its own time: only the engine's share is emulated.
+        # The server around this engine is real and takes real time: only the engine's share is emulated.
         alone = manifest.model_copy(update={"step_time": _without_server(manifest.step_time)})
         batcher = Batcher(settings, step_time_for(alone))
         self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled, self._clock_failed)
@@ -139,7 +138,7 @@ class EngineHost:
         self._watcher = threading.Thread(target=self._watch, args=(period_s,), name="watcher", daemon=True)
 
     def start(self) -> None:
-        """Start the clock and the threads around it."""
+        """Start the clock and the other threads."""
         for lane in self._lanes:
             self._start_sender(lane)
         self._watcher.start()
@@ -156,7 +155,7 @@ class EngineHost:
                 thread.join(timeout=5)
 
     def room_for(self, prompt: Array) -> int:
-        """Return the longest reply to a prompt, as far as the engine goes."""
+        """Return the longest possible reply to a prompt within the engine's limits, in tokens."""
         return max(0, self.settings.longest_sequence_tokens - len(prompt))
 
     def sequence(self, call: Call, prompt: Array, limit: int, reply: Reply) -> Sequence:
@@ -187,12 +186,12 @@ class EngineHost:
                 self._clock.submit(self._request(sequence))
         except RequestError:
             with call.lock:
-                call.finished = True  # what was queued before it may have made a token already
+                call.finished = True  # sequences queued before it may already have produced tokens
             self._abandon(call)
             raise
 
     def stop(self, client_id: str) -> None:
-        """End the request of a client's id, if it is here."""
+        """End the request with a client's id, if it exists."""
         call = self._by_client_id.get(client_id)
         if call is not None and (last := self._abandon(call)):
             self._end(last)
@@ -200,7 +199,7 @@ class EngineHost:
     def _request(self, sequence: Sequence) -> Request:
         settings = self.settings
         hashes: tuple[int, ...] = ()
-        if settings.kv_reuse:  # the reply's blocks too: a conversation's next prompt begins with both
+        if settings.kv_reuse:  # the reply's blocks too: a conversation's next prompt starts with both
             said = np.concatenate([sequence.prompt, sequence.reply.tokens(sequence.limit)])
             hashes = prefix_hashes(said, settings.tokens_per_block)
         return Request(
@@ -212,7 +211,7 @@ class EngineHost:
         )
 
     def _scheduled(self, iteration: Iteration) -> None:
-        """Note when prompts are first computed, and how much of them was found."""
+        """Record when prompts are first computed, and how many of their blocks were found in the cache."""
         now = time.monotonic_ns()
         for chunk in iteration.chunks:
             sequence = self._sequences.get(int(chunk.sequence.request.request_id))
@@ -221,7 +220,7 @@ class EngineHost:
                 sequence.reused_blocks = chunk.sequence.shared_blocks
 
     def _dispatch(self, events: list[TokenEvent]) -> None:
-        """Hand a step's tokens to the senders; all of one request go by the same one, in order."""
+        """Hand a step's tokens to the sender threads; all tokens of a request use the same thread, in order."""
         batches: list[list[tuple[Sequence, TokenEvent]]] = [[] for _ in self._lanes]
         with self._lock:
             for event in events:
@@ -312,7 +311,7 @@ class EngineHost:
             self._forget(call)
 
     def _watch(self, period_s: float) -> None:
-        """Publish metrics and look for cancelled requests, at most every `period_s`."""
+        """Publish metrics and check for cancelled requests every `period_s`."""
         while not self._stopping.wait(period_s):
             self._metrics.publish(*self._clock.latest_iteration())
             for call in {id(sequence.call): sequence.call for sequence in list(self._sequences.values())}.values():
@@ -330,7 +329,7 @@ class EngineHost:
             call.lock.release()
 
     def _abandon(self, call: Call) -> Sequence | None:
-        """Take a call's sequences out of the engine; return the last one that was there."""
+        """Remove a call's sequences from the engine; return the last one that was running."""
         last = None
         for number in list(call.open):
             cancelled = self._clock.cancel(number)
@@ -341,7 +340,7 @@ class EngineHost:
         return last
 
     def _end(self, last: Sequence) -> None:
-        """End a cancelled request's reply; tokens still on their way to a sender are dropped there."""
+        """End a cancelled request's reply; its tokens that are still queued for sending are dropped."""
         call = last.call
         with call.lock:
             if not call.finished:
@@ -359,9 +358,9 @@ class EngineHost:
 
 
 def times_ns(sequence: Sequence) -> dict[str, int]:
-    """Return when a sequence came, was first computed and made its tokens: wall time, on the server's steady clock.
+    """Return a sequence's times of arrival, first computation and tokens: wall time on the server's steady clock.
 
-    An emulated engine's seconds are its time scale times as long, and these times with them.
+    Durations of an emulated engine are multiplied by its time scale, and so are these.
     """
     return {
         "arrival_time_ns": sequence.call.arrival_ns,
@@ -372,13 +371,13 @@ def times_ns(sequence: Sequence) -> dict[str, int]:
 
 
 def new_blocks(sequence: Sequence, tokens_per_block: int) -> int:
-    """Return the KV blocks a sequence took beside those it found."""
+    """Return the number of KV blocks a sequence allocated, beyond those found in the cache."""
     tokens = len(sequence.prompt) + sequence.made
     return -(-tokens // tokens_per_block) - sequence.reused_blocks
 
 
 def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
-    """Return one hash for each full block of a prompt and its reply, each covering the blocks before it."""
+    """Return one hash per full block of a prompt and its reply, each covering all blocks before it."""
     hashes: list[int] = []
     before = 0
     for begin in range(0, len(said) - tokens_per_block + 1, tokens_per_block):
@@ -388,10 +387,10 @@ def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[in
 
 
 def _without_server(choice: StepTimeChoice) -> StepTimeChoice:
-    """Return step times with what a server takes from the engine's loop, and without what a real server adds here.
+    """Return step times with the server's share of the engine's loop, without what the real server here adds.
 
-    The Triton around this model is real, so network, tokenizer and streaming cost what they cost. TensorRT-LLM's C++
-    backend, whose callbacks hold the engine's loop, is not here: its share of each iteration is emulated.
+    The Triton around this model is real, so network, tokenizer and streaming have their real cost. TensorRT-LLM's C++
+    backend, whose callbacks block the engine's loop, is not here; its share of each iteration is emulated.
     """
     if choice.host is None:
         return choice

@@ -30,13 +30,13 @@ def start_child(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, its output and errors going to a file.
+    """Start a command in its own session, with its output and errors redirected to a file.
 
     Args:
         output: An open file.
-        detached: Whether the child outlives this process; if not, it ends with it, even if this process is killed.
-        cwd: Where it runs; None: here.
-        environment: All of its environment; None: this process's.
+        detached: Whether the child outlives this process. If not, it ends with it, even after SIGKILL.
+        cwd: Working directory; None: the current one.
+        environment: Its complete environment; None: this process's.
 
     Raises:
         OSError: The program cannot be started.

@@ -16,10 +16,10 @@ TONES = 6
 
 
 class Figure(NamedTuple):
-    """A chart with what stands below it.
+    """A chart with its caption.
 
     Attributes:
-        key: Colours and names of its points: (tone, name), where the chart has no room for a legend.
+        key: Colour and name of its points, (tone, name), if the chart has no room for a legend.
     """
 
     svg: Markup
@@ -28,7 +28,7 @@ class Figure(NamedTuple):
 
 
 def figures_of(plan: CapacityPlan) -> list[Figure]:
-    """Return the charts of a plan, in order; none where nothing is possible."""
+    """Return the charts of a plan, in order; none if nothing is possible."""
     row = plan.chosen
     if row is None:
         return []
@@ -106,7 +106,7 @@ def _day(plan: CapacityPlan) -> Figure | None:
 
 
 def _looks(plan: CapacityPlan) -> list[RateProbe]:
-    """Return what was simulated of the recommended engine's replica, the operating point among it, by rate."""
+    """Return the simulated loads of the recommended engine's replica, including the operating point, by rate."""
     operating = [] if plan.operating is None else [plan.operating]
     return sorted(
         {each.rate_per_s: each for each in (*plan.sweep, *operating)}.values(), key=lambda each: each.rate_per_s
@@ -160,7 +160,7 @@ def _load(plan: CapacityPlan) -> Figure:
         limits=[(limit * MS, f"limit on {name}") for name, limit in plan.demand.objectives.ttft_s.items()],
         y_log=True,
     )
-    return Figure(Markup(drawn), "What is promised is the load just left of where a limit is passed.")
+    return Figure(Markup(drawn), "The promised load is just left of the point where a limit is exceeded.")
 
 
 def _tornado(plan: CapacityPlan, usd_per_month: float) -> Figure:
@@ -177,7 +177,7 @@ def _tornado(plan: CapacityPlan, usd_per_month: float) -> Figure:
         usd_per_month,
         x="USD a month, the recommended row",
     )
-    note = "A star: another candidate would be recommended then."
+    note = "*: a different candidate would be recommended."
     return Figure(Markup(drawn), note)
 
 

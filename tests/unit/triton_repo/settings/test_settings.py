@@ -97,7 +97,7 @@ def test_what_has_no_effect_is_said(emulated: EngineManifest, built: EngineManif
     assert "runtime.cuda_graphs" in notice.text
     assert "stats_check_period_ms" not in notice.text
     [notice] = _resolved(built, asked).notices
-    assert notice.text.endswith("does not behave by emulation.time_scale")
+    assert notice.text.endswith("is not affected by emulation.time_scale")
     pytorch = emulated.model_copy(update={"backend": "pytorch"})
     [notice] = _resolved(pytorch, {"queue": {"max_queue_size": 3}}).notices
     assert "queue.max_queue_size" in notice.text
@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "reply past the engine": ({"limits": {"max_output_tokens": 9000}}, "max_seq_len 8192"),
     "cache below a sequence": ({"kv_cache": {"max_tokens": 100}}, "does not fit one sequence of 8192"),
     "sink without window": ({"kv_cache": {"sink_tokens": 4}}, "no sliding window"),
-    "adapters": ({"lora": {"optimal_adapter_size": 65}}, "past lora.max_adapter_size"),
+    "adapters": ({"lora": {"optimal_adapter_size": 65}}, "exceeds lora.max_adapter_size"),
 }  # fmt: skip
 
 
