@@ -10,7 +10,7 @@ import click
 from engines.console import Command, common_flags, writing_flags
 
 OUT = Path("artifacts/machine.yaml")
-GROUPS = {"What to measure": ("--device", "--threads", "--cores", "--name")}
+GROUPS = {"What to measure": ("--device", "--threads", "--cores", "--vllm", "--name")}
 
 
 @click.command(
@@ -29,6 +29,12 @@ GROUPS = {"What to measure": ("--device", "--threads", "--cores", "--name")}
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to measure with, one a core. Default: all cores.")
 @click.option("--cores", metavar="LIST", help="Logical cores to pin to, as in 0,2-3: those that the server will have.")
+@click.option(
+    "--vllm",
+    type=click.Path(path_type=Path),
+    metavar="PYTHON",
+    help="Python of an environment with vLLM for CPUs: also measure its matrix products by number of rows.",
+)
 @click.option("--name", help="Name in figures and calibrations. Default: after the processor's model.")
 @writing_flags
 @common_flags

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from datetime import date
+from pathlib import Path
 
 import yaml
 
@@ -13,19 +14,27 @@ from engines.machine.cores import run_pinned
 from engines.machine.facts import cpu_model, library_versions, memory_bytes, read_cpuinfo, vector_flags
 from engines.machine.gemm import Gemm, measure_gemm
 from engines.machine.gpu import has_gpu, measure_gpu
-from engines.spec import Accelerator, Arithmetic, BandwidthPoint, GemmPoint, MachineFacts, Sourced
+from engines.machine.serving_products import measure_serving_products
+from engines.spec import Accelerator, Arithmetic, BandwidthPoint, GemmPoint, MachineFacts, ProductSpeed, Sourced
 
 __all__ = ["describe_cpu", "describe_gpu", "has_gpu", "yaml_of"]
 
 
 def describe_cpu(
-    cores: tuple[int, ...], *, name: str | None, today: date, command: str, progress: Callable[[str], None]
+    cores: tuple[int, ...],
+    *,
+    name: str | None,
+    today: date,
+    command: str,
+    progress: Callable[[str], None],
+    vllm: Path | None = None,
 ) -> Accelerator:
     """Measure this machine's CPU on some of its cores, by 1, 2, 4... threads up to all of them.
 
     Args:
         cores: Logical cores to pin to; the accelerator's figures are those with all of them at work.
         name: What to call it; None: after the CPU's model and the number of cores.
+        vllm: Python of an environment with vLLM for CPUs, whose products are measured by number of rows.
     """
     bandwidth: list[BandwidthPoint] = []
     gemm: list[GemmPoint] = []
@@ -34,6 +43,11 @@ def describe_cpu(
         found = run_pinned(cores[:threads], measure_bandwidth, threads)
         bandwidth.append(BandwidthPoint(threads=threads, **found._asdict()))
         gemm += [_point(each, threads) for each in run_pinned(cores[:threads], measure_gemm)]
+    products: dict[Arithmetic, tuple[ProductSpeed, ...]] = {}
+    versions = library_versions()
+    if vllm is not None:
+        progress("vLLM's matrix products by number of rows")
+        products["fp32"], versions["products"] = measure_serving_products(vllm, cores)
     cpuinfo = read_cpuinfo()
     model = cpu_model(cpuinfo)
     count = len(cores)
@@ -45,13 +59,14 @@ def describe_cpu(
         memory_bytes=Sourced(value=memory_bytes(), source="the operating system's total, or the container's limit"),
         bandwidth_bytes_per_s=_best_bandwidth(found, count),
         dense_flops=_best_products(point for point in gemm if point.threads == count),
+        products=products,
         measured_on=today,
         command=command,
         machine=MachineFacts(
             model=model,
             cores=cores,
             flags=vector_flags(cpuinfo),
-            versions=library_versions(),
+            versions=versions,
             bandwidth=tuple(bandwidth),
             gemm=tuple(gemm),
         ),

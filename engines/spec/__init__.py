@@ -17,7 +17,7 @@ from engines.spec.engine_profile import (
     engine_profile_named,
     engine_profiles,
 )
-from engines.spec.gpu import GpuSpec, gpu_named, known_gpus
+from engines.spec.gpu import GpuSpec, ProductSpeed, gpu_named, known_gpus
 from engines.spec.llm_api import (
     LLM_API_VERSIONS,
     LlmApiFacts,
@@ -73,6 +73,7 @@ __all__ = [
     "MemoryBudget",
     "ModelSpec",
     "Precision",
+    "ProductSpeed",
     "RopeScaling",
     "Sizing",
     "Sourced",

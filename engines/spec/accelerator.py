@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
-from engines.spec.gpu import GpuSpec, known_gpus
+from engines.spec.gpu import GpuSpec, ProductSpeed, known_gpus
 from engines.spec.precision import Arithmetic
 
 Positive = Annotated[float, Field(gt=0)]
@@ -71,6 +71,7 @@ class Accelerator(Strict):
         kind: `measured` by `describe-machine`, or `stated` by a data sheet.
         memory_bytes: What weights and KV cache may take.
         dense_flops: By arithmetic, two operations for each multiply-add; what is not stated cannot be planned.
+        products: By arithmetic, with the serving engine's own library: see `GpuSpec`; rows in rising order.
         interconnect_bytes_per_s: To one other GPU of the machine; a CPU has none.
         threads: A CPU's, that serve.
         multiprocessors: A GPU's streaming multiprocessors.
@@ -85,6 +86,7 @@ class Accelerator(Strict):
     memory_bytes: Sourced
     bandwidth_bytes_per_s: Sourced
     dense_flops: Annotated[dict[Arithmetic, Sourced], Field(min_length=1)]
+    products: dict[Arithmetic, tuple[ProductSpeed, ...]] = Field(default_factory=dict)
     interconnect_bytes_per_s: Sourced | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     multiprocessors: Annotated[int, Field(ge=1)] | None = None
@@ -97,6 +99,10 @@ class Accelerator(Strict):
     def _whole(self) -> Self:
         if self.name in known_gpus():
             raise ValueError(f"name: '{self.name}' is a known GPU; choose another name")
+        for arithmetic, speeds in self.products.items():
+            rows = [speed.rows for speed in speeds]
+            if rows != sorted(set(rows)) or rows[:1] != [1]:
+                raise ValueError(f"products.{arithmetic}: rows must begin at 1 and rise (found {rows})")
         needed = {
             "cpu": ("threads",),
             "gpu": ("compute_capability", "interconnect_bytes_per_s", "multiprocessors"),
@@ -126,6 +132,7 @@ class Accelerator(Strict):
             memory_bytes=int(self.memory_bytes.value),
             bandwidth_bytes_per_s=bandwidth.value,
             dense_flops={arithmetic: figure.value for arithmetic, figure in self.dense_flops.items()},
+            products=self.products,
             interconnect_bytes_per_s=between.value,
             multiprocessors=self.multiprocessors or self.threads or 1,
             source=f"{self.kind}{when}: {bandwidth.source}",

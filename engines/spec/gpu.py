@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import difflib
 from functools import cache
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, validate
 from engines.names import spec_data
 from engines.spec.precision import Arithmetic
+
+
+class ProductSpeed(Strict):
+    """A matrix product of a few rows, measured: how fast it goes through its weights, bytes a second."""
+
+    rows: Annotated[int, Field(ge=1)]
+    weight_bytes_per_s: Annotated[float, Field(gt=0)]
 
 
 class GpuSpec(Strict):
@@ -26,6 +35,8 @@ class GpuSpec(Strict):
         bandwidth_bytes_per_s: Peak memory bandwidth.
         dense_flops: Peak multiply-add operations per second by arithmetic, two for each multiply-add, without
             sparsity; an arithmetic the GPU lacks is absent.
+        products: By arithmetic, products as the serving engine's own library does them, fewest rows first; empty where
+            nobody measured them. They take the place of bandwidth and peak: small ones reach neither.
         interconnect_bytes_per_s: To one other GPU of the same machine, one direction; of a CPU, its memory's.
         l2_bytes: Level-2 cache.
         multiprocessors: Streaming multiprocessors, each running thread blocks of its own; of a CPU, its threads.
@@ -41,6 +52,7 @@ class GpuSpec(Strict):
     memory_bytes: int
     bandwidth_bytes_per_s: float
     dense_flops: dict[Arithmetic, float]
+    products: dict[Arithmetic, tuple[ProductSpeed, ...]] = Field(default_factory=dict)
     interconnect_bytes_per_s: float
     l2_bytes: int | None = None
     multiprocessors: int

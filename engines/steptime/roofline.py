@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engines.spec import KV_BYTES, SIXTEEN_BIT_BYTES, GpuSpec, KvFormat, ModelSpec, precision_named
+from engines.steptime.products import products_of
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 
 ACTIVATION_PASSES = 14  # reads and writes of a token's hidden state between the GEMMs of a layer: norms, rope, quantize
@@ -93,7 +94,12 @@ class Roofline:
         bandwidth = gpu.bandwidth_bytes_per_s * tensor_parallel
         rest_flops = gpu.dense_flops[chosen.rest_arithmetic]
         head_flops = rest_flops * tensor_parallel * eff.gemm
-        self.weights_s = model.read_bytes_per_step(chosen) / (bandwidth * eff.weights_bandwidth)
+        self._products = products_of(model, gpu, chosen, tensor_parallel=tensor_parallel)
+        self.weights_s = (
+            model.read_bytes_per_step(chosen) / (bandwidth * eff.weights_bandwidth)
+            if self._products is None
+            else self._products.least_s
+        )
         linear_flops = gpu.dense_flops[chosen.arithmetic] * tensor_parallel * eff.gemm
         self.linear_s_per_token = 2 * model.linear_parameters / linear_flops
         self.head_s_per_token = 2 * model.head_parameters / head_flops
@@ -114,10 +120,14 @@ class Roofline:
         """Return the seconds of one iteration by cause."""
         sequences = shape.decode_sequences + shape.prefill_sequences
         tokens = shape.decode_sequences + shape.prefill_tokens
-        gemm_s = tokens * self.linear_s_per_token + sequences * self.head_s_per_token
+        if self._products is None:
+            gemm_s = tokens * self.linear_s_per_token + sequences * self.head_s_per_token
+            product_s = _overlapped(self.weights_s, gemm_s)
+        else:
+            product_s = self._products.seconds(tokens, sequences)
         return StepCost(
             weights_s=self.weights_s,
-            gemm_s=_overlapped(self.weights_s, gemm_s) - self.weights_s,
+            gemm_s=product_s - self.weights_s,
             kv_read_s=shape.decode_context_tokens * self.kv_s_per_token,
             attention_s=shape.prefill_attended_tokens * self.attention_s_per_pair,
             activations_s=tokens * self.activation_s_per_token,

@@ -138,7 +138,8 @@ def fit_context_of(request: Request, structure: Structure) -> FitContext:
 def prior_for(request: Request) -> Prior:
     """Return the prior for a deployment: its engine profile's, if it has one."""
     name = request.manifest.step_time.profile
-    return prior_of(None if name is None else engine_profile_named(name))
+    on_cpu = request.manifest.gpu.device == "cpu"
+    return prior_of(None if name is None else engine_profile_named(name), on_cpu=on_cpu)
 
 
 def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:
@@ -183,7 +184,9 @@ def _fit_without(request: Request, shape: tuple[int, int]) -> Array:
 
 
 def waves_of(manifest: EngineManifest) -> tuple[Waves, ...]:
-    """Return the options for decode attention: split along the context, or one thread block per query head."""
+    """Return the options for decode attention: split along the context; on a GPU also one thread block a query head."""
+    if manifest.gpu.device == "cpu":
+        return (SPLIT,)
     model = manifest.model
     full = max(1.0, manifest.gpu.multiprocessors * manifest.parallel.tensor / model.attention_heads)
     reads = model.attention_heads / model.kv_heads

@@ -33,6 +33,7 @@ from validation.real.loads import (
     measured,
     rate_per_s,
     run_once,
+    shortened,
     write_case,
     write_points,
 )
@@ -165,7 +166,9 @@ class Chain:
         if path.is_file() and (self.out / "idle.json").is_file():
             return
         write_json(self.out / "idle.json", measure_idle(self._at.server_core, self._at.load_core))
-        ours("describe-machine", "--device", "cpu", "--cores", self._at.server_core, "--out", path, "--force")
+        python = require_vllm(self._at.vllm, may_install=False)
+        asked = ("--device", "cpu", "--cores", self._at.server_core, "--vllm", python)
+        ours("describe-machine", *asked, "--out", path, "--force")
         self.model_folder.mkdir(parents=True, exist_ok=True)
         write_text(self.machine, path.read_text(encoding="utf-8"))
         config = (self._checkpoint_folder / "config.json").read_text(encoding="utf-8")
@@ -221,7 +224,9 @@ class Chain:
             return
         runs = measure_calibration(self.target, self.out / "calibration", CALIBRATION_RUNS)
         words = [word for run in runs for word in ("--measurements", run)]
-        ours("calibrate-engine", *words, *self._deployment, "--out", self.calibration, "--force")
+        made = self.out / "calibration.json"  # beside the model's folder, which is one of its inputs
+        ours("calibrate-engine", *words, *self._deployment, "--out", made, "--force")
+        write_text(self.calibration, made.read_text(encoding="utf-8"))
 
     @property
     def _deployment(self) -> tuple[object, ...]:
@@ -262,8 +267,7 @@ class Chain:
         if not engine.is_dir():
             limits = ("--max-seq-len", LIMITS.max_seq_len, "--step-time-calibration", self.calibration)
             ours("build-engine", *self._deployment, *limits, "--emulate", "--out", engine)
-        lone_s = self._lone("itl_s")
-        objective = f"itl_s.p50={KNEE_SLOWER * lone_s:.4f}"
+        objective = f"ttft_s.p50={KNEE_SLOWER * self._lone('ttft_s'):.3f}"
         found = find_knee(self.target, engine, self.calibration, self.out / "knee", objective=objective)
         write_json(path, found)
         progress(f"   {found.sentence}")
@@ -316,7 +320,8 @@ class Chain:
             limits = LIMITS._replace(max_batch_size=chosen["max_batch_size"], max_num_tokens=chosen["max_num_tokens"])
             server = self._serve(self._checkpoint_folder, CUT_NAME, limits)
             target = Target(server, self._checkpoint_folder, self._at.load_core)
-            run_once(target, run, "--scenario", self.out / "plan" / "verify.yaml", "--duration", VERIFY_SECONDS)
+            shorter = shortened(self.out / "plan" / "verify.yaml", self.out / "verify.yaml", VERIFY_SECONDS)
+            run_once(target, run, "--scenario", shorter)
             self._stack.close()
         asked = ("--verify", run, "--plan", self.out / "plan" / "capacity.json", "--json")
         write_text(path, ours("plan-capacity", *asked, also_fine=(3,)).stdout)

@@ -33,6 +33,7 @@ from validation.validate import Case, Measured, arguments_of
 
 CASE, POINTS = "case.yaml", "points.csv"
 TRACE, SCENARIO = "bursts.csv", "bursts.yaml"
+SEEDS = 100  # of which half offer at least the mean rate
 
 
 class Target(NamedTuple):
@@ -151,6 +152,23 @@ def _write_trace(load: UnseenLoad, folder: Path, rate: float) -> Measured:
     (folder / SCENARIO).write_text(yaml.safe_dump(asked, sort_keys=False), encoding="utf-8")
     isl, osl = (round(float(np.mean([row[place] for row in rows]))) for place in (1, 2))
     return Measured(len(rows) / BURST_SECONDS, isl, osl, {}, "")
+
+
+def shortened(plan: Path, target: Path, seconds: float) -> Path:
+    """Write the scenario that verifies a plan, cut to some seconds, and return its path.
+
+    A short draw may offer less than the plan's rate, and would verify nothing: the first seed that offers it is taken.
+    """
+    values = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    values["arrivals"]["duration_s"] = seconds
+    wanted = float(values["arrivals"]["rate_per_s"])
+    for seed in range(SEEDS):
+        scenario = Scenario.model_validate({**values, "seed": seed})
+        (level,) = plans_of(scenario)
+        if len(level.arrivals) >= wanted * seconds:
+            break
+    target.write_text(yaml.safe_dump({**values, "seed": seed}, sort_keys=False), encoding="utf-8")
+    return target
 
 
 def write_points(folder: Path, points: list[Measured]) -> None:

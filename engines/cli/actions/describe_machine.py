@@ -27,7 +27,9 @@ def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: An
         show(f"would measure {'the first GPU' if device == 'gpu' else f'cores {_words(cores)}'} and write {target}")
         return
     refuse_existing_file(target, force=force)
-    found = _measured(device, cores, flags["name"])
+    if device == "gpu" and flags["vllm"] is not None:
+        raise UserError("--vllm applies to a CPU", hint="--device cpu")
+    found = _measured(device, cores, flags["name"], flags["vllm"])
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, yaml_of(found))
     if as_json:
@@ -37,11 +39,11 @@ def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: An
     wrote(target, f"predict-load --gpu {target} --model DIR --precision fp32 --engine-profile vllm-v1")
 
 
-def _measured(device: str, cores: tuple[int, ...], name: str | None) -> Accelerator:
+def _measured(device: str, cores: tuple[int, ...], name: str | None, vllm: Path | None) -> Accelerator:
     today, command = datetime.now(tz=UTC).date(), command_line("describe-machine")
     if device == "gpu":
         return describe_gpu(name=name, today=today, command=command, progress=progress)
-    return describe_cpu(cores, name=name, today=today, command=command, progress=progress)
+    return describe_cpu(cores, name=name, today=today, command=command, progress=progress, vllm=vllm)
 
 
 def _cores(device: str, asked: str | None, threads: int | None) -> tuple[int, ...]:
@@ -78,6 +80,11 @@ def _show(found: Accelerator) -> None:
     for point in machine.gemm:
         figure = f"{point.flops_per_s / 1e9:,.0f} Gop"
         table.add_row(str(point.threads), f"product, {point.arithmetic}", point.library, figure)
+    for arithmetic, speeds in found.products.items():
+        for speed in speeds:
+            what = f"product of {speed.rows} rows, {arithmetic}: its weights"
+            figure = f"{speed.weight_bytes_per_s / 1e9:.1f} GB"
+            table.add_row(str(found.threads), what, machine.versions["products"], figure)
     table_console().print(table)
 
 

@@ -168,3 +168,11 @@ def test_a_cpu_runs_what_its_file_states(tmp_path: Path) -> None:
 def test_fp32_is_built_for_no_known_gpu() -> None:
     """TensorRT-LLM's engines are 16 bit or less here."""
     assert verdict(PRECISIONS["fp32"], gpu_named("h100-sxm-80gb"), "llama").status == "impossible"
+
+
+@pytest.mark.parametrize("rows", [[2, 4], [1, 4, 2], [1, 1]])
+def test_products_are_of_rising_rows_from_one(tmp_path: Path, rows: list[int]) -> None:
+    """A table that cannot be looked up is refused, with its key."""
+    speeds = [{"rows": each, "weight_bytes_per_s": 1e10} for each in rows]
+    with pytest.raises(UserError, match=r"products\.fp32: rows must begin at 1 and rise"):
+        read_accelerator(Path(_file(tmp_path, products={"fp32": speeds})))
