@@ -138,8 +138,7 @@ def fit_context_of(request: Request, structure: Structure) -> FitContext:
 def prior_for(request: Request) -> Prior:
     """Return the prior for a deployment: its engine profile's, if it has one."""
     name = request.manifest.step_time.profile
-    on_cpu = request.manifest.gpu.device == "cpu"
-    return prior_of(None if name is None else engine_profile_named(name), on_cpu=on_cpu)
+    return prior_of(None if name is None else engine_profile_named(name), gpu=request.manifest.gpu)
 
 
 def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from engines.calibration import LoadGenerator
 from engines.emulator import Batcher, BatcherSettings, Iteration
 from engines.errors import MissingError
-from engines.spec import EngineProfile, Factors, Host, loaded
+from engines.spec import EngineProfile, Factors, GpuSpec, Host, loaded
 from engines.steptime import Calibrated, StepTime
 from loadtest.calibration.measured_points import SERVED, Point
 from loadtest.simulate import TURNAROUND_S, Arrivals, Contents, Ended, Traffic, Users, VirtualServer
@@ -99,26 +99,32 @@ PRIOR = Prior(
 PROFILE_SPREAD = 0.7  # spread of a profile's host times: deployments of one engine are alike
 
 
-# On a CPU the server's own processes take turns with the arithmetic, and the step-time source knows no kernel of it:
-# what was fitted to GPUs is only where to begin. An iteration of vLLM takes 10 ms beside its arithmetic on one core of
-# a 2.6 GHz EPYC, 50 times an H100 server's (validation/vllm-v1/amd-epyc-1-core).
-CPU_RATIO_SPREAD, CPU_HOST_SPREAD = 0.6, 1.5
+# On a CPU the server's own processes take turns with the arithmetic on the same cores, so that its host times are not
+# those that profiles were fitted to on GPU servers: where the fit begins, and how sure that is, in logarithms. On one
+# core of a 2.6 GHz EPYC, a vLLM step takes 4.6 ms and 0.4 ms per sequence beyond its measured products
+# (docs/measurements/real-server.md). Factors on products that the engine's own library was measured with are near 1.
+CPU_HOST = {"iteration_s": 3e-3, "sequence_s": 3e-4, "prompt_s": 2e-3}
+CPU_HOST_SPREAD, CPU_RATIO_SPREAD, MEASURED_RATIO_SPREAD = 1.0, 0.6, 0.1
 
 
-def prior_of(profile: EngineProfile | None, *, on_cpu: bool = False) -> Prior:
+def prior_of(profile: EngineProfile | None, *, gpu: GpuSpec | None = None) -> Prior:
     """Return the prior of an engine profile and its server; parameters it does not state keep the general prior.
 
     Args:
-        on_cpu: The server runs on a CPU, and the profile was fitted to GPUs: the same values, with wider spreads.
+        gpu: What the server runs on; a CPU has a prior of its own for the engine's steps.
     """
     prior = _prior_of_profile(profile)
-    if not on_cpu:
+    if gpu is None or gpu.device == "gpu":
         return prior
-    least = [
-        CPU_HOST_SPREAD if each.name.endswith("_s") else CPU_RATIO_SPREAD if each.step else each.spread
-        for each in PARAMETERS
-    ]
-    return prior._replace(spread=np.maximum(prior.spread, least))
+    expected, spread = prior.expected.copy(), prior.spread.copy()
+    for place, parameter in enumerate(PARAMETERS):
+        if parameter.name in CPU_HOST:
+            expected[place], spread[place] = math.log(CPU_HOST[parameter.name]), CPU_HOST_SPREAD
+        elif parameter.name in {"weights_ratio", "gemm_ratio"} and gpu.products:
+            expected[place], spread[place] = 0.0, MEASURED_RATIO_SPREAD
+        elif parameter.step:
+            spread[place] = max(spread[place], CPU_RATIO_SPREAD)
+    return Prior(expected, spread)
 
 
 def _prior_of_profile(profile: EngineProfile | None) -> Prior:
