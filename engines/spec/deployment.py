@@ -36,6 +36,8 @@ class Factors(Strict):
             is bound by its own latency, 0 where all share the bandwidth and none ends much later than the others.
         wave_reads: How often such a kernel reads the cache: query heads for each KV head, since every query head's
             block reads its keys and values itself. 1 where the heads of a group share what is read.
+        mixed_kv_reads: How often an iteration that computes prompts, too, reads the cache of its decoding sequences:
+            query heads for each KV head, where one kernel takes both and does not share what a group of heads reads.
     """
 
     weights_ratio: Ratio = 1.0
@@ -48,6 +50,7 @@ class Factors(Strict):
     wave_sequences: Annotated[float, Field(ge=1)] = 1.0
     wave_tail: Annotated[float, Field(ge=0, le=1)] = 0.0
     wave_reads: Annotated[float, Field(ge=1)] = 1.0
+    mixed_kv_reads: Annotated[float, Field(ge=1)] = 1.0
 
 
 class Host(Strict):
