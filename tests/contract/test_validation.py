@@ -17,7 +17,8 @@ CASES = sorted(path.parent for path in (ROOT / "validation").rglob("case.yaml"))
 @pytest.mark.parametrize("folder", CASES, ids=[str(each.relative_to(ROOT / "validation")) for each in CASES])
 def test_a_case_is_complete(folder: Path) -> None:
     """Source and licence, known names, as many compared points as published ones, and the command of each."""
-    case, points = read_case(folder), read_points(folder)
+    case = read_case(folder)
+    points = read_points(folder, case)
     assert case.source
     assert case.licence
     profile = engine_profile_named(case.engine_profile)
