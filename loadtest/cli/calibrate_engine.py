@@ -49,7 +49,8 @@ GROUPS = {
 @click.option(
     "--engine-profile",
     metavar="NAME",
-    help="What is expected before any point is seen: trtllm-1.x-triton, vllm-v1, ...; default: nothing in particular.",
+    help="What is expected before any point is seen: trtllm-1.x-triton, vllm-v1, ... Default: what is expected of any "
+    "engine; name a profile only if it is of the deployment's own engine.",
 )
 @click.option(
     "--step-time",

@@ -9,10 +9,18 @@ from engines.calibration import LoadGenerator
 from engines.console import command_line, progress, show, wrote
 from engines.errors import UserError
 from engines.files import Document, made_by, source_of, to_json, write_json
-from engines.manifest import StepTimeChoice
 from engines.outputs import paths_named, refuse_existing_file
-from engines.spec import gpu_named
-from loadtest.calibration import LEAST_POINTS, SERVED, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
+from engines.spec import engine_profile_named, gpu_named
+from loadtest.calibration import (
+    LEAST_POINTS,
+    SERVED,
+    TOKEN_BUDGETS,
+    Deployment,
+    Point,
+    Request,
+    calibrate,
+    read_points,
+)
 from loadtest.cli.engine_options import planned
 from loadtest.cli.tables import show_calibration
 from loadtest.results import RUN_NAME, read_run
@@ -30,14 +38,14 @@ def run(**flags: Any) -> None:
     longest = length_stats_of([max(point.isl for point in points)], [max(point.osl for point in points)])
     limits = {"max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}
     manifest = planned({**flags, **limits}, None, [longest])
-    if flags["engine_profile"] is None:  # nothing is expected of an engine that was not named
-        manifest = manifest.model_copy(update={"step_time": StepTimeChoice(source=manifest.step_time.source)})
+    named = flags["engine_profile"]
     request = Request(
         manifest,
         tuple(points),
         LoadGenerator(start=flags["start"] or ("together" if "table" in kinds else "staggered")),
         flags["max_num_tokens"],
         "emulated" if "emulated" in kinds else "measured",
+        None if named is None else engine_profile_named(named),
     )
     head = Document(
         made_by=made_by(command_line("calibrate-engine")),
