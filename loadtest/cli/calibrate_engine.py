@@ -50,7 +50,7 @@ GROUPS = {
     "--engine-profile",
     metavar="NAME",
     help="What is expected before any point is seen: trtllm-1.x-triton, vllm-v1, ... Default: what is expected of any "
-    "engine; name a profile only if it is of the deployment's own engine.",
+    "engine; name a profile only if the deployment runs that engine.",
 )
 @click.option(
     "--step-time",
