@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from engines.machine.cores import run_pinned
+
 ARRAY_BYTES = 256 << 20  # all threads together: several times any cache that one core can fill
 PASSES = 7
 _CHUNK = 1 << 14  # elements: a chunk of three arrays stays in the level-2 cache between triad's two operations
@@ -50,6 +52,11 @@ def measure_bandwidth(threads: int, *, array_bytes: int = ARRAY_BYTES) -> Bandwi
     return Bandwidth(
         2 * moved / _best_s(copy, threads), 3 * moved / _best_s(triad, threads), moved / _best_s(read, threads)
     )
+
+
+def read_bandwidth(cores: tuple[int, ...]) -> float:
+    """Return what some cores read from memory together, bytes a second; in a process pinned to them."""
+    return run_pinned(cores, measure_bandwidth, len(cores)).read_bytes_per_s
 
 
 def _best_s(kernel: Callable[[int], None], threads: int) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.spec import engine_profile_named, gpu_named, model_named
+from engines.spec import engine_profile_named, resolve_gpu, resolve_model
 from validation.validate import arguments_of, compare, read_case, read_points
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +23,8 @@ def test_a_case_is_complete(folder: Path) -> None:
     profile = engine_profile_named(case.engine_profile)
     assert folder.relative_to(ROOT / "validation").parts[:3] == (
         profile.name,
-        gpu_named(case.gpu).name,
-        model_named(case.model).name,
+        resolve_gpu(case.gpu).name,
+        resolve_model(case.model).name,
     )
     with (folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
         compared = list(csv.DictReader(file))
