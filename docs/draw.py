@@ -10,10 +10,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from engines.build.pipeline import emulated_manifest
 from engines.emulator.settings import batcher_for
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec.deployment import Factors
@@ -46,7 +46,7 @@ def main() -> None:
 def planned(**flags: Any) -> EngineManifest:
     """Return the plan of Llama-3-8B FP8 on an H100."""
     asked = resolve_recipe(
-        None, {"model": "llama-3-8b", "limits.max_seq_len": 8192, "workload.longest_input_tokens": 7500, **flags}
+        None, {"model": "llama-3-8b", "limits.max_seq_len": 8192, "workload.longest_isl": 7500, **flags}
     )
     return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.capacity.inputs.demand import Demand
@@ -87,8 +87,8 @@ def planned(*, isl: int, osl: int, blocks: int | None = None) -> EngineManifest:
         "model": "llama-3-8b",
         "limits.max_batch_size": 128,
         "limits.max_num_tokens": 2048,
-        "workload.longest_input_tokens": isl,
-        "workload.longest_output_tokens": osl,
+        "workload.longest_isl": isl,
+        "workload.longest_osl": osl,
     }
     asked = resolve_recipe(None, flags)
     manifest = emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)

@@ -1,4 +1,4 @@
-"""Shared by all commands: flags, error output, progress on stderr, the closing `next:` line."""
+"""What all commands share: flags, error output, progress on stderr, the closing `next:` line."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ LAST_GROUPS = {
     "Output": ("--out", "--force", "--dry-run"),
     "General": ("--json", "--verbose", "--version", "--help"),
 }
-LARGEST_NUMBER = 10**12  # no flag of ours counts, or measures in seconds, tokens or requests, as far as this
+LARGEST_NUMBER = (
+    10**12
+)  # upper limit of every numeric flag: no count, and no number of seconds, tokens or requests, is larger
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
-POSITIVE_SECONDS = click.FloatRange(min=0, min_open=True, max=1e7)
 _AGAIN_AFTER_S = 0.05
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
@@ -36,8 +37,8 @@ class Command(click.Command):
     """A click command with this project's error output and exit statuses.
 
     Args:
-        groups: Headings of --help, each with the flags below it, the main ones first; flags of no group come after
-            them, and then those that all commands have.
+        groups: Headings of --help and the flags under each, main ones first. Flags without a group follow, then the
+            flags that all commands have.
         example: A command line to end --help with.
     """
 
@@ -50,7 +51,7 @@ class Command(click.Command):
         self.example = example
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the flags below their headings."""
+        """Write the flags under their headings."""
         options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
         records = {each.opts[-1]: each.get_help_record(ctx) for each in options}
         groups = {**LAST_GROUPS, **self.groups}
@@ -63,14 +64,14 @@ class Command(click.Command):
                     formatter.write_dl(shown)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what stands below the flags, and the example on a line of its own."""
+        """Write the epilog, and the example on its own line."""
         super().format_epilog(ctx, formatter)
         if self.example:
             formatter.write_paragraph()
             formatter.write(f"Example: {self.example}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line; words that are not UTF-8 and numbers without bound are refused, for every flag."""
+        """Parse the command line; for every flag, refuse words that are not UTF-8 and numbers that are not finite."""
         for word in args:
             if not _is_text(word):
                 raise click.UsageError(f"{word!r}: not UTF-8 text")
@@ -92,9 +93,9 @@ class Command(click.Command):
             raise _InterruptedError(str(error)) from error
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run the command; never returns.
+        """Run the command. Never returns.
 
-        SIGINT and SIGTERM unwind it: whatever it started is ended on the way.
+        SIGINT and SIGTERM raise an exception, so that everything the command started is stopped on the way out.
         """
         kwargs["standalone_mode"] = False
         with _unwinding_signals() as seen:
@@ -121,18 +122,20 @@ class Command(click.Command):
             fail(self.name or "command", os_error_text(error), None)
             sys.exit(INTERRUPTED if seen else 1)
         except MemoryError:
-            fail(self.name or "command", "out of memory", "ask for less at a time")
+            fail(self.name or "command", "out of memory", "try a smaller request, batch or file")
             sys.exit(1)
         except Exception:
             if not seen:
                 raise
-            fail(self.name or "command", "interrupted", None)  # an import cut off by a signal fails in its own way
+            fail(
+                self.name or "command", "interrupted", None
+            )  # an import interrupted by a signal raises an error of its own
             sys.exit(INTERRUPTED)
         sys.exit(0)
 
 
 class _InterruptedError(BaseException):
-    """A KeyboardInterrupt on its way past click, which would print an empty line and lose its text."""
+    """A KeyboardInterrupt that click does not catch; click would print an empty line and drop the message."""
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -141,9 +144,9 @@ class TerminatedError(KeyboardInterrupt):
 
 @contextmanager
 def _unwinding_signals() -> Iterator[list[int]]:
-    """Let SIGINT and SIGTERM raise within the block; give the list of those that came.
+    """Make SIGINT and SIGTERM raise an exception within the block; yield the list of signals received.
 
-    Outside a process's main thread there are no handlers to set, and signals go to whoever has them.
+    Outside the main thread, Python cannot install handlers; the block then runs without them.
     """
     seen: list[int] = []
 
@@ -161,7 +164,7 @@ def _unwinding_signals() -> Iterator[list[int]]:
         note(seen[-1] if seen else signal.SIGINT, None)
 
     def take_unraisable(found: sys.UnraisableHookArgs) -> None:
-        """Have a signal raise once more where Python had to drop it: in a destructor, or a callback of an import."""
+        """Raise a signal again if Python dropped its exception: in a destructor, or in a callback of an import."""
         if issubclass(found.exc_type, KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_AFTER_S)
         else:
@@ -180,7 +183,7 @@ def _unwinding_signals() -> Iterator[list[int]]:
 
 
 def os_error_text(error: OSError) -> str:
-    """Return what the operating system refused, and of which file.
+    """Return the operating system's reason and the file concerned, as one line.
 
     >>> os_error_text(OSError(28, "No space left on device", "/a"))
     '/a: No space left on device'
@@ -190,7 +193,7 @@ def os_error_text(error: OSError) -> str:
 
 
 def _is_text(word: str) -> bool:
-    """Whether a word of the command line can be written as UTF-8; other bytes come as lone surrogates."""
+    """Whether a command-line word is valid UTF-8; Python represents invalid bytes as lone surrogates."""
     try:
         word.encode()
     except UnicodeEncodeError:
@@ -199,19 +202,19 @@ def _is_text(word: str) -> bool:
 
 
 def fail(command: str, message: str, hint: str | None) -> None:
-    """Print one error, and one thing to try, to stderr."""
+    """Print an error and its hint to stderr."""
     print(f"{command}: error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
 
 
 def progress(text: str) -> None:
-    """Print one line of progress to stderr."""
+    """Print a line of progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def time_left_text(done: int, total: int, elapsed_s: float) -> str:
-    """Return how long the rest takes at the rate so far, to stand after a count; empty before the first and at the end.
+    """Return the estimated time left, formatted to follow a count; empty before the first item and after the last.
 
     >>> time_left_text(10, 40, 6.0), time_left_text(0, 40, 0.0), time_left_text(40, 40, 24.0)
     (', about 18 s left', '', '')
@@ -222,26 +225,26 @@ def time_left_text(done: int, total: int, elapsed_s: float) -> str:
 
 
 def show(text: str) -> None:
-    """Print one line of result to stdout."""
+    """Print a line of results to stdout."""
     print(text, flush=True)
 
 
 def table_console() -> Console:
-    """Return a rich console on stdout for tables of results; 120 columns wide when not a terminal."""
+    """Return a rich console on stdout for tables; 120 columns wide if stdout is not a terminal."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def wrote(path: Path, next_command: str | None = None) -> None:
-    """Say what a command wrote and which command comes next."""
+    """Print what the command wrote and the command that usually comes next."""
     show(f"wrote {path}")
     if next_command:
         show(f"next: {next_command}")
 
 
 def command_line(name: str) -> str:
-    """Return the command line as typed, for a document's `made_by`."""
+    """Return the command line as typed, for the `made_by` of documents."""
     return " ".join([name, *sys.argv[1:]])
 
 
@@ -255,7 +258,7 @@ def common_flags(function: _FunctionT) -> _FunctionT:
 
 
 def writing_flags(function: _FunctionT) -> _FunctionT:
-    """Add the flags of commands that write a folder: --out, --force, --dry-run."""
+    """Add the flags of commands that write output: --out, --force, --dry-run."""
     function = click.option(
         "--out", type=click.Path(path_type=Path), default=None, help="Output folder. See the default below."
     )(function)

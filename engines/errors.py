@@ -1,20 +1,20 @@
-"""The errors a command may end with, each with its exit status.
+"""The errors that a command can end with, each with its exit status.
 
-Anything else that escapes a command is a bug and keeps its traceback.
+Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-DISTRIBUTION = "engine-to-capacity"  # this package's name where packages are installed
+DISTRIBUTION = "engine-to-capacity"  # the distribution's name, as in `pip install`
 
 
 class CommandError(Exception):
-    """A failure with one clear message for the person who ran the command.
+    """A failure with one clear message for the user.
 
     Args:
-        message: What went wrong, where, and the limit that was exceeded.
+        message: What went wrong, where, and which limit was exceeded.
         hint: One thing to try; shown on its own line.
     """
 
@@ -33,19 +33,19 @@ class UserError(CommandError):
 
 
 class MissingError(CommandError):
-    """The request is fine, but something it needs is not on this machine."""
+    """The request is valid, but something it needs is not on this machine."""
 
     exit_status = 1
 
 
 class ToolError(CommandError):
-    """An outside program failed.
+    """An external program failed.
 
     Args:
-        message: The program and what it was doing.
-        status: Its exit status, or None when it was stopped by a deadline.
-        log_path: Where its whole output is.
-        last_lines: The end of its output, oldest first.
+        message: The program and its task.
+        status: Its exit status; None if it was stopped at a deadline.
+        log_path: File with its complete output.
+        last_lines: Last lines of its output, oldest first.
     """
 
     exit_status = 1
@@ -73,6 +73,6 @@ class ToolError(CommandError):
 
 
 class TargetMissedError(CommandError):
-    """The work is done, and the answer is no: an objective was missed, or nothing fits."""
+    """The work is done and the result is negative: an objective was missed, or nothing fits."""
 
     exit_status = 3

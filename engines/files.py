@@ -1,4 +1,4 @@
-"""Strict schemas; YAML and JSON in and out; hashes; files that appear complete or not at all."""
+"""Strict schemas; reading and writing YAML and JSON; hashes; files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.errors import DISTRIBUTION, MissingError, UserError
 
-LONGEST_YAML_BYTES = 1 << 20  # a settings file is a few KB; ours at most a few hundred
+LONGEST_YAML_BYTES = 1 << 20  # settings files are a few KB; this project's largest is a few hundred
 SCHEMA_VERSION = 2
-MOST_TOKENS = 1 << 24  # of one prompt or reply: no model's context is as long
+MOST_TOKENS = 1 << 24  # of one prompt or reply: longer than any model's context
 _UNION_BRANCHES = {"int", "float", "str", "bool"}
 
 
@@ -31,7 +31,7 @@ class Strict(BaseModel):
 
 
 class Source(Strict):
-    """One input of a document: its path and its hash."""
+    """An input of a document: its path and hash."""
 
     path: str
     sha256: str
@@ -45,7 +45,7 @@ class MadeBy(Strict):
 
 
 class Document(Strict):
-    """Head of every JSON document the commands write: the chain of custody."""
+    """Head of every JSON document that a command writes: what wrote it, and from which inputs."""
 
     schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
     made_by: MadeBy
@@ -58,12 +58,12 @@ SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 
 def made_by(command: str) -> MadeBy:
-    """Return the `made_by` head for a document written by `command`."""
+    """Return the `made_by` value for a document written by `command`."""
     return MadeBy(command=command, version=version(DISTRIBUTION))
 
 
 def source_of(path: Path) -> Source:
-    """Return path and SHA-256 of one input file; errors as `read_yaml`, but for the schema's."""
+    """Return path and SHA-256 of an input file. Raises as `read_yaml` does, except for schema errors."""
     _require_file(path)
     return Source(path=str(path), sha256=sha256_of(path))
 
@@ -75,53 +75,56 @@ def sha256_of(path: Path) -> str:
 
 
 def read_yaml(path: Path, schema: type[SchemaT]) -> SchemaT:
-    """Read a YAML file against a schema.
+    """Read a YAML file and check it against a schema.
 
     Raises:
-        MissingError: There is no such file.
-        UserError: It is not YAML, repeats a key, has aliases, is larger or nested deeper than any of ours, or does not
-            fit the schema; the message names file, key and limit.
+        MissingError: The file does not exist.
+        UserError: The file is not YAML, repeats a key, uses aliases, exceeds the size or nesting limit, or does not
+            match the schema. The message names file, key and limit.
     """
     loaded = load_yaml(path)
     return validate(loaded if loaded is not None else {}, schema, where=str(path))
 
 
 def load_yaml(path: Path) -> Any:
-    """Return what a YAML file holds, plain data only; errors as `read_yaml`, but for the schema's."""
+    """Return the content of a YAML file as plain data. Raises as `read_yaml` does, except for schema errors."""
     if path.is_file() and path.stat().st_size > LONGEST_YAML_BYTES:
         raise UserError(f"{path}: {path.stat().st_size} bytes of YAML exceed the limit of {LONGEST_YAML_BYTES}")
     return parse_yaml(_text_of(path), where=str(path))
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
-    """Return what YAML text holds, plain data only; errors as `load_yaml`, led by `where`."""
+    """Return the content of YAML text as plain data. Raises as `load_yaml` does; messages start with `where`."""
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
         raise UserError(f"{where}: not valid YAML: {_one_line(error)}") from error
     except RecursionError as error:
-        raise UserError(f"{where}: not valid YAML: nested too deep") from error
+        raise UserError(f"{where}: not valid YAML: nested too deeply") from error
 
 
 def read_json(path: Path, schema: type[SchemaT]) -> SchemaT:
-    """Read a JSON file against a schema; errors as `read_yaml`."""
+    """Read a JSON file and check it against a schema. Raises as `read_yaml` does."""
     return validate(load_json(path), schema, where=str(path))
 
 
 def load_json(path: Path) -> Any:
-    """Return what a JSON file holds; errors as `read_yaml`, but for the schema's."""
+    """Return the content of a JSON file. Raises as `read_yaml` does, except for schema errors."""
     return parse_json(_text_of(path), where=str(path))
 
 
 def parse_json(text: str | bytes, *, where: str) -> Any:
-    """Return what JSON text holds; errors as `load_json`, led by `where`."""
+    """Return the content of JSON text. Raises as `load_json` does; messages start with `where`."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where}: not valid JSON: {error}", hint="the file may be truncated; generate it again"
         ) from error
-    except (ValueError, RecursionError) as error:  # no UTF-8; a number of thousands of digits; brackets without end
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8; a number with thousands of digits; brackets nested beyond the recursion limit
         raise UserError(
             f"{where}: not valid JSON: {_one_line(error)}", hint="check that this is the right file"
         ) from error
@@ -129,7 +132,7 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
 
 @contextmanager
 def text_file(path: Path, *, encoding: str = "utf-8", newline: str | None = None) -> Iterator[TextIO]:
-    """Open a text file to be read piece by piece; errors as `read_yaml`, but for the schema's."""
+    """Open a text file for reading in pieces. Raises as `read_yaml` does, except for schema errors."""
     try:
         _require_file(path)
         with path.open(encoding=encoding, newline=newline) as file:
@@ -144,10 +147,10 @@ def validate(value: object, schema: type[SchemaT], *, where: str) -> SchemaT:
     """Check a loaded value against a schema and return the instance.
 
     Args:
-        where: The file or flag the value came from; leads the error message.
+        where: The file or flag that the value came from; starts the error message.
 
     Raises:
-        UserError: The first thing wrong, with the nearest known key where a key is unknown.
+        UserError: The value does not match; states the first error, and the nearest known key for an unknown one.
     """
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected keys and values, found {type(value).__name__}")
@@ -163,7 +166,7 @@ def to_json(document: BaseModel) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole: beside the target first, then renamed over it."""
+    """Write a text file atomically: to a temporary file beside the target, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -177,7 +180,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: BaseModel) -> None:
-    """Write a document as JSON, whole or not at all."""
+    """Write a document as JSON, atomically."""
     write_text(path, to_json(document))
 
 
@@ -192,11 +195,11 @@ def _text_of(path: Path) -> str:
 
 
 def _require_file(path: Path) -> None:
-    """Refuse what is no regular file: reading a pipe or a device may never end.
+    """Refuse anything but a regular file: reading a pipe or a device may never end.
 
     Raises:
-        MissingError: Nothing is there.
-        UserError: It is something else, or may not be looked at.
+        MissingError: The path does not exist.
+        UserError: The path is something else, or access is denied.
     """
     try:
         mode = path.stat().st_mode
@@ -215,7 +218,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _user_error(error: ValidationError, schema: type[BaseModel], where: str) -> UserError:
-    """Turn pydantic's first complaint into one sentence with the key, the value and a thing to try."""
+    """Return pydantic's first error as one sentence with key, value and hint."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if not _names_a_type(part))
     if first["type"] == "extra_forbidden":
@@ -232,7 +235,7 @@ def _user_error(error: ValidationError, schema: type[BaseModel], where: str) -> 
 
 
 def _names_a_type(part: int | str) -> bool:
-    """Whether a part of pydantic's path is no key, but a branch of a union such as `constrained-int`."""
+    """Whether a part of pydantic's error path is a branch of a union (`constrained-int`) and not a key."""
     return isinstance(part, str) and (
         part.startswith(("constrained-", "function-", "literal[")) or part in _UNION_BRANCHES
     )
@@ -244,7 +247,7 @@ def _short(value: object) -> str:
 
 
 def _keys_at(schema: type[BaseModel], parents: list[str]) -> list[str]:
-    """Return the keys a schema knows below a path of keys; indices into lists are passed over."""
+    """Return the keys that a schema has below a path of keys. List indices in the path are skipped."""
     current: Any = schema
     for parent in parents:
         field = getattr(current, "model_fields", {}).get(parent)
@@ -254,7 +257,7 @@ def _keys_at(schema: type[BaseModel], parents: list[str]) -> list[str]:
 
 
 def _schema_inside(annotation: Any) -> type[BaseModel] | None:
-    """Return the schema class in an annotation such as `list[Thing] | None`."""
+    """Return the schema class inside an annotation such as `list[Thing] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
@@ -265,7 +268,7 @@ def _schema_inside(annotation: Any) -> type[BaseModel] | None:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key given twice, and aliases (no YAML bombs)."""
+    """A safe YAML loader that refuses duplicate keys, and aliases (which allow "YAML bombs")."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -1,4 +1,4 @@
-"""Processes: which one a pid means, how children end with their parent, and how a group of them is stopped."""
+"""Process handling: identify a process, end children with their parent, stop a process group."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal this process gets when the thread that started it ends
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h: sets the signal that this process receives when the thread that started it ends
 _LOOK_EVERY_S = 0.05
-_KILLED_WITHIN_S = 5.0  # a process in the middle of a system call may take so long
+_KILLED_WITHIN_S = 5.0  # how long a process may stay in a system call before SIGKILL takes effect
 
 
 def started_ticks(pid: int) -> int | None:
-    """Return when a process began, in clock ticks since boot; None where it is gone or a zombie.
+    """Return a process's start time in clock ticks since boot; None if it has ended or is a zombie.
 
-    A pid alone may have been given to another process; pid and start time together name one process.
+    A pid can be reused. Pid and start time together identify a process.
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
@@ -31,35 +31,35 @@ def started_ticks(pid: int) -> int | None:
 
 
 def ending_with_parent(number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
-    """Return what a child of this process calls first, so that it ends when this process does, even by SIGKILL.
+    """Return a function for a child to call first, so that the child ends with this process, even after SIGKILL.
 
-    It is for `preexec_fn` of subprocess, and for the beginning of a forked or spawned worker; it can be pickled.
+    Use it as `preexec_fn` of subprocess, or at the start of a forked or spawned worker; it can be pickled.
 
     Args:
-        number: What the kernel then sends the child.
+        number: The signal that the kernel sends the child.
     """
-    _prctl()  # looked up before the fork
+    _prctl()  # resolved before the fork
     return partial(_end_with, os.getpid(), number)
 
 
 def _end_with(parent: int, number: signal.Signals) -> None:
-    """Ask the kernel for a signal when the parent ends; where that is no Linux, nothing is asked."""
+    """Ask the kernel to send a signal when the parent ends; does nothing except on Linux."""
     call = _prctl()
     if call is None:
         return
     call(_PR_SET_PDEATHSIG, int(number))
-    if os.getppid() != parent:  # it ended before the kernel was asked
+    if os.getppid() != parent:  # the parent ended before the request
         os._exit(1)
 
 
 @cache
 def _prctl() -> Any:
-    """Return prctl(2), looked up before any fork: in a child of a threaded process a loader's lock may be held."""
+    """Return prctl(2). Resolve it before any fork: in a child of a threaded process, the loader's lock may be held."""
     return ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process group, if it is still there."""
+    """Send a signal to a process group, if it still exists."""
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
@@ -67,11 +67,11 @@ def signal_group(pid: int, number: signal.Signals) -> None:
 
 
 def stop_group(pid: int, is_running: Callable[[], bool], *, grace_s: float) -> None:
-    """End a process group: SIGTERM first, SIGKILL once its leader has gone or `grace_s` seconds have passed.
+    """Stop a process group: SIGTERM first, SIGKILL when its leader has ended or after `grace_s` seconds.
 
     Args:
         pid: The group's leader.
-        is_running: Whether that leader is still there; the pid of one that had gone before is not signalled.
+        is_running: Whether the leader is still running. If it had already ended, its pid is not signalled.
     """
     if not is_running():
         return
@@ -83,10 +83,10 @@ def stop_group(pid: int, is_running: Callable[[], bool], *, grace_s: float) -> N
 
 
 def reap(pid: int) -> None:
-    """Take a child's exit status, if it is one of ours and has ended."""
+    """Collect the exit status of a child of this process, if it has ended."""
     try:
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:  # started by an earlier command, not by this process
+    except ChildProcessError:  # not a child: started by an earlier command
         return
 
 

@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engines.build import emulated_manifest
 from engines.calibration import LoadGenerator
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.planning import make_plan, resolve_recipe
+from engines.planning import emulated_manifest, make_plan, resolve_recipe
 from engines.spec import EngineProfile, engine_profile_named
 from loadtest.calibration import Point, Request
 from loadtest.calibration.calibrate import errors_of, fit_best, predicted_logs
@@ -167,8 +166,8 @@ def _manifest(deployment: Deployment, points: list[Point]) -> EngineManifest:
             "limits.max_batch_size": 512,
             "limits.max_num_tokens": 32768,
             "limits.max_seq_len": max(point.isl + point.osl for point in points),
-            "workload.longest_input_tokens": max(point.isl for point in points),
-            "workload.longest_output_tokens": max(point.osl for point in points),
+            "workload.longest_isl": max(point.isl for point in points),
+            "workload.longest_osl": max(point.osl for point in points),
         },
     )
     return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)

@@ -46,7 +46,11 @@ class Case(Strict):
     Attributes:
         row: Row of the table of goals.
         engine_profile: What predicts it.
-        load: `open_loop`: requests a second; `closed_loop`: users; `at_once`: a queue of so many requests.
+        kind: `measured` here by `make real`, or `published`.
+        model, gpu: Known names; of a measured case, folder and file of its own, from the case's folder.
+        calibration: What was calibrated on other loads of a measured deployment, from the case's folder.
+        load: `open_loop`: requests a second; `closed_loop`: users; `at_once`: a queue of so many requests; `trace`: the
+            requests of `scenario_file`, a scenario in the case's folder.
         requests: Requests of an open loop, or of a closed one at each level; of a queue the point itself says it, as
             its load, or in a column of its own where the load is the batch.
         full_batch_window: A queue's rate is that between the time when a full batch has its first tokens and the time
@@ -54,7 +58,7 @@ class Case(Strict):
         itl_of_chunks: The load generator counted the end of each reply as one more gap, of no length: published gaps
             are those of a reply of one token more.
         isl, osl: Lengths where they vary, `{osl}` the point's own mean; the points' own otherwise.
-        itl: Which statistic of the gaps was published.
+        itl: Which statistic of the gaps was published; `ttft` likewise.
         max_batch_size: The point's load where `load`.
         scenario: How the load generator behaved, where `predict-load` differs.
         tuned: The profile's numbers were fitted to these points; False: nothing of them was used.
@@ -66,20 +70,24 @@ class Case(Strict):
 
     row: str
     engine_profile: str
+    kind: Literal["published", "measured"] = "published"
     model: str
     gpu: str
     precision: str
+    calibration: str | None = None
     kv_cache: str | None = None
     step_time: str | None = None
     max_batch_size: int | Literal["load"]
     max_num_tokens: int
-    load: Literal["open_loop", "closed_loop", "at_once"]
+    load: Literal["open_loop", "closed_loop", "at_once", "trace"]
     requests: int | None = None
     isl: str | None = None
     osl: str | None = None
     itl: Literal["mean", "p50"] = "mean"
+    ttft: Literal["mean", "p50"] = "mean"
     full_batch_window: bool = False
     itl_of_chunks: bool = False
+    scenario_file: str | None = None
     scenario: dict[str, Any] | None = None
     tuned: bool
     fast: bool = False
@@ -150,13 +158,27 @@ def main() -> int:
 
 def read_case(folder: Path) -> Case:
     """Return the case of a folder; errors as `files.validate`."""
-    return validate(yaml.safe_load((folder / "case.yaml").read_text(encoding="utf-8")), Case, where=str(folder))
+    case = validate(yaml.safe_load((folder / "case.yaml").read_text(encoding="utf-8")), Case, where=str(folder))
+    return case if case.kind == "published" else _placed(case, folder)
+
+
+def _placed(case: Case, folder: Path) -> Case:
+    """Return a measured case with its own files' paths: from the repository's root where they are below it."""
+
+    def place(name: str | None) -> str | None:
+        if name is None:
+            return None
+        path = (folder / name).resolve()
+        return str(path.relative_to(HERE.parent)) if path.is_relative_to(HERE.parent) else str(path)
+
+    names = ("model", "gpu", "calibration", "scenario_file")
+    return case.model_copy(update={name: place(getattr(case, name)) for name in names})
 
 
 def compare(folder: Path, aisimulate: str | None) -> Compared:
     """Predict all points of a case, and write its comparison."""
     case = read_case(folder)
-    points = read_points(folder, case)
+    points = read_points(folder)
     by_command: dict[str, Predicted] = {}  # systems that were measured alike are predicted once
     for point in points:
         command = shlex.join(arguments_of(case, point))
@@ -181,11 +203,12 @@ def read_comparison(folder: Path) -> Compared:
         Predicted(row["command"], column(row, "predicted"), column(row, "low"), column(row, "high")) for row in rows
     ]
     beside = [column(row, "aisimulate") or None for row in rows]
-    return Compared(folder, read_case(folder), read_points(folder, read_case(folder)), predicted, beside)
+    return Compared(folder, read_case(folder), read_points(folder), predicted, beside)
 
 
-def read_points(folder: Path, case: Case) -> list[Measured]:
+def read_points(folder: Path) -> list[Measured]:
     """Return the published points of a case, gaps between tokens as every other case counts them."""
+    case = read_case(folder)
     with (folder / "points.csv").open(encoding="utf-8", newline="") as file:
         return [
             Measured(
@@ -225,12 +248,16 @@ def arguments_of(case: Case, point: Measured) -> list[str]:
         "step-time": case.step_time,
         "max-batch-size": batch,
         "max-num-tokens": case.max_num_tokens,
-        "isl": case.isl or point.isl,
-        "osl": point.osl if case.osl is None else case.osl.format(osl=point.osl),
+        "calibration": case.calibration,
     }
+    if case.load == "trace":
+        flags |= {"scenario": case.scenario_file}
+    else:
+        osl = point.osl if case.osl is None else case.osl.format(osl=point.osl)
+        flags |= {"isl": case.isl or point.isl, "osl": osl}
     if case.load == "open_loop":
         flags |= {"rate": f"{point.load:g}", "duration": f"{(case.requests or 0) / point.load:g}"}
-    else:
+    elif case.load != "trace":
         flags |= {"concurrency": point.requests or f"{point.load:g}"}
     if case.load == "closed_loop" and case.requests is not None:
         flags["requests"] = max(case.requests, 3 * int(point.load))
@@ -270,7 +297,7 @@ def predict_point(case: Case, point: Measured) -> Predicted:
 def _of_level(level: dict[str, Any], case: Case) -> dict[str, float]:
     """Return the published statistics of a level as `predict-load` prints it."""
     values = {"tokens_per_s": level["output_tokens_per_s"]}
-    for name, statistic in (("itl", case.itl), ("ttft", "mean")):
+    for name, statistic in (("itl", case.itl), ("ttft", case.ttft)):
         if level[f"{name}_s"] is not None:
             values[name] = level[f"{name}_s"][statistic]
     return values
@@ -336,7 +363,7 @@ def errors_of(found: Iterable[Compared], name: str, *, beside: bool = False) -> 
 
 def _is_given(case: Case, name: str) -> bool:
     """Whether the load alone decides a figure: tokens a second of an open loop."""
-    return name == "tokens_per_s" and case.load == "open_loop"
+    return name == "tokens_per_s" and case.load in {"open_loop", "trace"}
 
 
 def covered(found: Iterable[Compared]) -> tuple[int, int]:

@@ -54,7 +54,7 @@ MODEL is one of: {", ".join(model_names())}; without any: {", ".join(DEFAULT_MOD
 )
 @common_flags
 def compare_models(**flags: Any) -> None:
-    """Compare models at batch 1 on one GPU, and judge a claim of tokens per second."""
+    """Compare models at batch size 1 on one GPU, and check a claimed rate of tokens per second."""
     from engines.cli.actions.compare_models import run
 
     run(**flags | {"models": flags["models"] or DEFAULT_MODELS})

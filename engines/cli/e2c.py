@@ -1,6 +1,6 @@
-"""One command over all others: e2c COMMAND is the console script COMMAND, with completion for bash and zsh.
+"""One command for all others: `e2c COMMAND` runs the console script COMMAND, with completion for bash and zsh.
 
-The commands are those that the installed distribution declares. Each is imported when it runs; no room is named here.
+The commands come from the installed distribution's metadata. Each is imported only when it runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engines.errors import DISTRIBUTION
 NAME = "e2c"
 HEADINGS = {"engines": "Engines", "triton_repo": "Serving on Triton", "loadtest": "Load tests and capacity"}
 EPILOG = """\b
-Completion, for this shell; put the line into ~/.bashrc or ~/.zshrc to keep it:
+Completion for this shell; to make it permanent, add the line to ~/.bashrc or ~/.zshrc:
   eval "$(_E2C_COMPLETE=bash_source e2c)"
   eval "$(_E2C_COMPLETE=zsh_source e2c)"
 """
@@ -34,15 +34,15 @@ def _scripts() -> dict[str, EntryPoint]:
 
 
 class _Umbrella(Command, click.Group):
-    """A click group whose commands are the distribution's console scripts, imported when they are needed."""
+    """A click group of the distribution's console scripts, each imported on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
-        """Return all names, the pipeline's first stage first."""
+        """Return all command names, in pipeline order."""
         rooms = list(HEADINGS)
         return sorted(_scripts(), key=lambda name: (rooms.index(_room(name)), name))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Return the command of a name; None where there is none."""
+        """Return the command with this name, or None."""
         script = _scripts().get(cmd_name)
         if script is None:
             return None
@@ -50,7 +50,7 @@ class _Umbrella(Command, click.Group):
         return command
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands below their room's heading, then the options."""
+        """Write the commands under their room's heading, then the options."""
         names = self.list_commands(ctx)
         for room, heading in HEADINGS.items():
             of_room = [(name, self.get_command(ctx, name)) for name in names if _room(name) == room]
@@ -59,13 +59,13 @@ class _Umbrella(Command, click.Group):
         super().format_options(ctx, formatter)
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any) -> NoReturn:
-        """Run the command named, as its own console script would; never returns."""
+        """Run the named command as its own console script would. Never returns."""
         name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
         is_completing = f"_{NAME}_COMPLETE".upper() in os.environ
         command = None if is_completing else self.get_command(click.Context(self), name)
         if command is None:
             super().main([name, *rest], *more, **kwargs)
-        sys.argv = [name, *rest]  # what a document's `made_by` quotes
+        sys.argv = [name, *rest]  # quoted in the `made_by` of documents
         command.main(rest, prog_name=f"{NAME} {name}")
         sys.exit(0)
 

@@ -1,4 +1,4 @@
-"""What the console scripts of this room name: `from engines.cli.start import COMMAND`, loaded once it runs."""
+"""Entry points of this room's console scripts: `from engines.cli.start import COMMAND`, loaded when it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engines.start import LateCommand
 
 
 def __getattr__(name: str) -> LateCommand:
-    """Return the command that the module of its name holds."""
+    """Return the command defined by the module of this name."""
     if name.startswith("_") or find_spec(f"engines.cli.{name}") is None:
         raise AttributeError(name)
     return LateCommand(f"engines.cli.{name}", name)

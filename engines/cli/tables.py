@@ -1,4 +1,4 @@
-"""Tables that the commands of this package print."""
+"""Tables printed by the commands of this room."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEP_TIMES = {
 
 
 def show_plan(plan: BuildPlan, *, as_json: bool) -> None:
-    """Print a plan's values with origin and reason."""
+    """Print a plan's values, each with its origin and reason."""
     if as_json:
         show(to_json(plan).rstrip())
         return
@@ -32,7 +32,7 @@ def show_plan(plan: BuildPlan, *, as_json: bool) -> None:
 
 
 def show_explained(plan: BuildPlan, *, as_json: bool) -> None:
-    """Print each value of a plan with what its neighbours would change."""
+    """Print each value of a plan with the predicted effect of neighbouring values."""
     neighbours = {explanation.name: explanation for explanation in explain(plan)}
     if as_json:
         rows = [{**choice.model_dump(), **_neighbour_facts(neighbours.get(choice.name))} for choice in plan.choices]
@@ -61,7 +61,7 @@ def _neighbour_facts(around: Explanation | None) -> dict[str, dict[str, str]]:
 
 
 def show_stages(manifest: EngineManifest) -> None:
-    """Print the stages of a build with time and peak memory."""
+    """Print the stages of a build with their time and peak memory."""
     for stage in manifest.stages:
         memory = "" if stage.peak_memory_bytes is None else f", peak memory {gib(stage.peak_memory_bytes)}"
         again = " (from an earlier build)" if stage.reused else ""
@@ -84,10 +84,11 @@ def show_pairs() -> None:
     """Print which precisions each GPU supports."""
     table = Table(title="TensorRT-LLM 1.2 engine path, dense Qwen3", title_justify="left")
     table.add_column("GPU")
-    for precision in PRECISIONS:
-        table.add_column(precision)
+    built = [precision for precision in PRECISIONS.values() if precision.arithmetic != "fp32"]
+    for precision in built:
+        table.add_column(precision.name)
     marks = {"supported upstream": "yes", "unlisted upstream": "unlisted", "impossible": "-"}
     for gpu in known_gpus().values():
-        table.add_row(gpu.name, *(marks[verdict(p, gpu, "qwen3").status] for p in PRECISIONS.values()))
+        table.add_row(gpu.name, *(marks[verdict(p, gpu, "qwen3").status] for p in built))
     table_console().print(table)
     show("yes: supported upstream; unlisted: can be built, verify its accuracy; -: impossible")

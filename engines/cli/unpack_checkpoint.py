@@ -1,4 +1,4 @@
-"""The command `unpack-checkpoint`."""
+"""The command `unpack-checkpoint`: its flags and its help."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Capacity plans: engine, number of replicas and cost for a traffic and its objectives; their verification."""
+"""Capacity planning: engine, replica count and cost for given traffic and objectives; verification of a plan."""
 
 from loadtest.capacity.parallel import ResultCache, workers_of
-from loadtest.capacity.plan import PLAN_NAME, CapacityPlan, SearchOptions, make_capacity
+from loadtest.capacity.plan import make_capacity
 from loadtest.capacity.recalibrate import CALIBRATION_NAME, recalibrate, with_calibration
+from loadtest.capacity.schema import PLAN_NAME, CapacityPlan
+from loadtest.capacity.search import SearchOptions
 from loadtest.capacity.verify import verify
 from loadtest.capacity.what_if import COMPARED_NAME, Compared, WhatIf, compared, what_if
 

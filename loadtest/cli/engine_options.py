@@ -1,4 +1,4 @@
-"""The engine that a prediction is about, from options or a manifest."""
+"""The engine that a prediction describes, from a manifest or from flags."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from loadtest.traffic import LengthStats
 
 
 def calibration_of(path: Path | None) -> Calibration | None:
-    """Read a calibration; None where no file is named."""
+    """Read a calibration; None if no file is given."""
     return None if path is None else read_calibration(path)
 
 
 def engine_of(
     flags: dict[str, Any], engine_dir: Path | None, known: Calibration | None, seen: list[LengthStats]
 ) -> EngineManifest:
-    """Return the engine of a folder, or one planned for requests as seen, as flags and a calibration have it."""
+    """Return the engine of a folder, or plan one for the given lengths, with step times as flags or calibration say."""
     manifest = planned(flags, known, seen) if engine_dir is None else read_manifest(engine_dir)
     manifest = manifest.model_copy(update={"step_time": _as_asked(manifest, flags)})
     if known is None:
@@ -39,7 +39,7 @@ def engine_of(
 
 
 def _as_asked(manifest: EngineManifest, flags: dict[str, Any]) -> StepTimeChoice:
-    """Return an engine's choice of step times with what flags say otherwise."""
+    """Return an engine's step-time settings, overridden by flags."""
     choice = manifest.step_time
     if flags.get("engine_profile") is not None:
         profile = engine_profile_named(flags["engine_profile"])
@@ -49,7 +49,7 @@ def _as_asked(manifest: EngineManifest, flags: dict[str, Any]) -> StepTimeChoice
 
 
 def planned(flags: dict[str, Any], known: Calibration | None, seen: list[LengthStats]) -> EngineManifest:
-    """Plan an engine where none is given, for requests as seen; a calibration's limits stand unless a flag differs."""
+    """Plan an engine for the given lengths. Limits come from flags, else from the calibration."""
     engine = None if known is None else known.engine
     by_key = {
         "model": flags["model_name"],
@@ -62,10 +62,10 @@ def planned(flags: dict[str, Any], known: Calibration | None, seen: list[LengthS
         "limits.max_batch_size": flags["max_batch_size"] or (engine.max_batch_size if engine else None),
         "limits.max_num_tokens": flags["max_num_tokens"] or (engine.max_num_tokens if engine else None),
         "limits.max_seq_len": max(each.longest for each in seen),
-        "workload.longest_input_tokens": max(each.longest_isl for each in seen),
-        "workload.longest_output_tokens": max(each.longest_osl for each in seen),
-        "workload.input_tokens": round(max(each.isl for each in seen)),
-        "workload.output_tokens": round(max(each.osl for each in seen)),
+        "workload.longest_isl": max(each.longest_isl for each in seen),
+        "workload.longest_osl": max(each.longest_osl for each in seen),
+        "workload.isl": round(max(each.isl for each in seen)),
+        "workload.osl": round(max(each.osl for each in seen)),
     }
     asked = resolve_recipe(None, by_key)
     plan = make_plan(asked, head=Document(made_by=made_by(command_line("predict-load"))))

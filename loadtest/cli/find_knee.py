@@ -1,4 +1,4 @@
-"""The command that searches for a server's knee: find-knee."""
+"""The command `find-knee`: its flags and its help."""
 
 from __future__ import annotations
 
@@ -47,8 +47,15 @@ GROUPS = {
     show_default=True,
     help="Search over the request rate (open loop) or over the number of users (closed loop).",
 )
-@click.option("--from", "least", type=float, help="Lowest load to try. Default: a quarter of a request in flight.")
-@click.option("--to", "most", type=float, help="Highest load to try. Default: 4,096 requests in flight.")
+@click.option(
+    "--from",
+    "least",
+    type=float,
+    help="Lowest load to try. Default: the rate that keeps a quarter of a request in flight.",
+)
+@click.option(
+    "--to", "most", type=float, help="Highest load to try. Default: the rate that keeps 4,096 requests in flight."
+)
 @click.option(
     "--tolerance",
     type=float,

@@ -1,4 +1,4 @@
-"""Flags that say what load to send, the same for a run and for its prediction."""
+"""Flags that define the load, shared by run-load and predict-load."""
 
 from __future__ import annotations
 

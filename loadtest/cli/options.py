@@ -1,4 +1,4 @@
-"""From a command's flags to what they ask for: a scenario, and the server it is run against."""
+"""Resolve a command's flags: the scenario, and the server to send it to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """The load that a command line asks for, as typed; None where a flag was not given, or the command has none."""
+    """The load as given on the command line; None where a flag was not given or the command does not have it."""
 
     scenario_name: str | None = None
     model: str | None = None
@@ -34,22 +34,22 @@ class LoadOptions:
 
 
 def load_options(flags: dict[str, Any]) -> LoadOptions:
-    """Return what a command's flags say of the load."""
+    """Return a command's load flags."""
     return LoadOptions(**{each.name: flags[each.name] for each in fields(LoadOptions) if each.name in flags})
 
 
 def target_options(flags: dict[str, Any]) -> TargetOptions:
-    """Return what a command's flags say of the server."""
+    """Return a command's server flags."""
     from loadtest.run import TargetOptions
 
     return TargetOptions(**{each.name: flags[each.name] for each in fields(TargetOptions) if each.name in flags})
 
 
 def scenario_of(asked: LoadOptions) -> Scenario:
-    """Return a named scenario, or the default one, with flags laid over it.
+    """Return the named or default scenario, overridden by flags.
 
     Raises:
-        UserError: As `read_scenario` and `validate`; or a flag that would change nothing.
+        UserError: As `read_scenario` and `validate` do; or a flag would have no effect.
     """
     base = read_scenario(asked.scenario_name) if asked.scenario_name else Scenario()
     values = base.model_dump()
@@ -76,10 +76,10 @@ def scenario_of(asked: LoadOptions) -> Scenario:
 
 
 def outlook(scenario: Scenario) -> Iterator[str]:
-    """Yield what each level of a scenario comes to, in words; what only a tokenizer can tell is left out.
+    """Yield a one-line description of each level: requests and, where known without a tokenizer, lengths.
 
     Raises:
-        UserError: As `traffic.plans_of`.
+        UserError: As `traffic.plans_of` does.
     """
     known = not any(kind.needs_file_lengths for kind in scenario.kinds)
     for plan in plans_of(scenario):
@@ -89,17 +89,18 @@ def outlook(scenario: Scenario) -> Iterator[str]:
         said = f"{load}: {count:,} {begun}"
         if known:
             seen = plan.seen(scenario, ConversationSampler(scenario))
-            said += f", prompts of {seen.isl:,.0f} tokens on average and {seen.longest_isl:,} at most"
-            said += f", replies of {seen.osl:,.0f} and {seen.longest_osl:,}"
+            said += f", prompts: mean {seen.isl:,.0f} tokens, max {seen.longest_isl:,}"
+            said += f", replies: mean {seen.osl:,.0f}, max {seen.longest_osl:,}"
         yield said
 
 
 def _load(asked: LoadOptions, base: Scenario) -> dict[str, Any]:
-    """Return what flags say of users, rates and time; one kind of load takes the place of another."""
+    """Return the overrides for users, rates and duration. One kind of load replaces the other."""
     users, rates, duration_s = asked.concurrency, asked.rate, asked.duration
     if users is not None and rates is not None:
         raise UserError(
-            "--concurrency and --rate exclude each other: a loop is either closed or open", hint="omit one of them"
+            "--concurrency and --rate exclude each other: a load is either a closed loop or an open loop",
+            hint="omit one of them",
         )
     if duration_s is not None and not duration_s > 0:
         raise UserError(f"--duration {duration_s:g}: expected a number above 0")
@@ -112,7 +113,7 @@ def _load(asked: LoadOptions, base: Scenario) -> dict[str, Any]:
         return found
     if users is not None or not (base.is_open or rates is not None):
         raise UserError(
-            "--duration does not apply to a closed loop, which sends a number of requests", hint="--requests N"
+            "--duration does not apply to a closed loop, which sends a fixed number of requests", hint="--requests N"
         )
     if rates is None and base.arrivals is not None:
         return {**found, "arrivals": with_duration(base.arrivals, duration_s).model_dump()}

@@ -1,4 +1,4 @@
-"""plan-capacity: which precision on which GPU, how many replicas, at what cost, for a traffic at its objectives."""
+"""The command `plan-capacity`: its flags and its help."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HELP = """Plan a deployment: precision, GPU, limits, replicas and cost for a giv
 
 \b
   plan-capacity demand.yaml                         plan, table and page
-  plan-capacity demand.yaml --what-if traffic*=2    and the plan for twice the traffic
+  plan-capacity demand.yaml --what-if traffic*=2    and a plan for twice the traffic
   plan-capacity --verify RUN --plan capacity.json   check the plan against a run
   plan-capacity --verify RUN --plan capacity.json --calibrate-from RUN2   check, calibrate and plan again
 
@@ -74,7 +74,7 @@ Exit status: 0: done; 1: failed; 2: usage error; 3: no possible plan, or the pla
 @writing_flags
 @common_flags
 def plan_capacity(**flags: Any) -> None:
-    """Plan a deployment, or say whether a plan held."""
+    """Plan a deployment, or verify a plan against a run."""
     from loadtest.cli.actions.plan_capacity import run
 
     run(**flags, default_folder=OUT)

@@ -1,4 +1,4 @@
-"""The command that turns runs into figures: report-load."""
+"""The command `report-load`: its flags and its help."""
 
 from __future__ import annotations
 

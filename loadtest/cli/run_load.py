@@ -1,4 +1,4 @@
-"""The command that loads a server: run-load."""
+"""The command `run-load`: its flags and its help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands of this room show in a terminal."""
+"""Tables printed by the commands of this room."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STYLES = {"better": "green", "worse": "red", "same": "", "unclear": "dim", "unk
 
 
 def show_summary(summary: Summary) -> None:
-    """Print the levels, under their kind, and every validity issue on stderr."""
+    """Print the levels with their kind; print every validity issue on stderr."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -52,7 +52,7 @@ def _cells(level: LevelSummary) -> list[str]:
 
 
 def _batch(level: LevelSummary) -> str:
-    """Return the mean batch size by the server; with a tilde, by the client."""
+    """Return the mean batch size reported by the server, or with a tilde the one estimated by the client."""
     if level.batch_size is not None:
         return f"{level.batch_size.mean:.1f}"
     return "-" if level.batch_size_client is None else f"~{level.batch_size_client.mean:.1f}"
@@ -68,7 +68,7 @@ def _percentiles(found: Spread | None) -> list[str]:
 
 
 def show_verdicts(summary: Summary, scenario: Scenario) -> None:
-    """Print at which levels the scenario's objectives are met, and which are missed where not."""
+    """Print which levels meet the scenario's objectives, and what the others miss."""
     scopes = scopes_of(scenario)
     for level in summary.levels if scopes else ():
         verdicts = verdicts_in(scopes, level)
@@ -82,7 +82,7 @@ def _found(verdict: Verdict) -> str:
 
 
 def show_intervals(summary: Summary) -> None:
-    """Print between what a calibrated prediction's means lie."""
+    """Print the prediction intervals of a calibrated prediction's means."""
     from rich.table import Table
 
     found = [(level, level.intervals) for level in summary.levels if level.intervals]
@@ -103,7 +103,7 @@ def show_intervals(summary: Summary) -> None:
 
 
 def show_knee(found: KneeFound) -> None:
-    """Print every load tried, under the kind of its figures, and the knee in a sentence."""
+    """Print every load tried, with the kind of its figures, and the knee as a sentence."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -124,7 +124,7 @@ def show_knee(found: KneeFound) -> None:
 
 
 def show_calibration(found: Calibration) -> None:
-    """Print the parameters with their confidence, what shapes held out said, and every warning on stderr."""
+    """Print the parameters with their confidence intervals and the held-out errors; print warnings on stderr."""
     from rich.table import Table
 
     table = Table(title=f"{found.model} {found.precision} on {found.gpu}, over {found.source}", title_justify="left")
@@ -153,7 +153,7 @@ def show_calibration(found: Calibration) -> None:
 
 
 def show_comparison(found: Comparison) -> None:
-    """Print every figure of every level, each run's in a column under its kind, and the verdict."""
+    """Print all figures of all levels, one column per run with its kind, and the verdicts."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""The options that say which server a command sends to. Light: --help imports this and no room."""
+"""The options that select a server. Kept free of other rooms, so that --help stays fast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPENAI_KEY = "OPENAI_API_KEY"
 
 
 def target_flags(function: _FunctionT) -> _FunctionT:
-    """Add the flags that say which server a command sends to: --url, --protocol, --model and their kin."""
+    """Add the flags that select a server: --url, --protocol, --model, credentials, tokenizer and metrics pages."""
     for add in reversed(_ADD_TARGET_FLAGS):
         function = add(function)
     return function

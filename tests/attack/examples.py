@@ -33,7 +33,7 @@ conversation: {turns: 2, think_s: 0.1}
 seed: 1
 """
 TEXTS = {
-    "recipe.yaml": "precision: fp8\nworkload: {input_tokens: 100, output_tokens: 50}\nlimits: {max_batch_size: 8}\n",
+    "recipe.yaml": "precision: fp8\nworkload: {isl: 100, osl: 50}\nlimits: {max_batch_size: 8}\n",
     "serving.yaml": "max_queue_size: 8\n",
     "scenario.yaml": SCENARIO,
     "traced.yaml": "arrivals: {process: trace, path: trace.csv}\n",

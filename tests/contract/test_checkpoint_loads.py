@@ -13,10 +13,10 @@ pytest.importorskip("torch", reason="the quantize extra is not installed")
 pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 
 from engines.checkpoint.export_job import ExportJob
-from engines.checkpoint.inspection import read_config
 from engines.checkpoint.quantize import quantize
 from engines.spec import known_models
 from engines.spec.memory import buffers_bytes
+from engines.spec.model_config import read_config
 from engines.spec.precision import PRECISIONS, KvFormat
 from tests.contract.trtllm_loader import FACTS, problems
 from tests.tiny_checkpoints import WINDOWS, write_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.spec import engine_profile_named, gpu_named, model_named
+from engines.spec import engine_profile_named, resolve_gpu, resolve_model
 from validation.calibrated import read_rows
 from validation.validate import (
     QUANTITIES,
@@ -29,15 +29,14 @@ CASES = [path.parent for path in sorted((ROOT / "validation").rglob("case.yaml")
 @pytest.mark.parametrize("folder", CASES, ids=[str(each.relative_to(ROOT / "validation")) for each in CASES])
 def test_a_case_is_complete(folder: Path) -> None:
     """Source and licence, known names, as many compared points as published ones, and the command of each."""
-    case = read_case(folder)
-    points = read_points(folder, case)
+    case, points = read_case(folder), read_points(folder)
     assert case.source
     assert case.licence
     profile = engine_profile_named(case.engine_profile)
     assert folder.relative_to(ROOT / "validation").parts[:3] == (
         profile.name,
-        gpu_named(case.gpu).name,
-        model_named(case.model).name,
+        resolve_gpu(case.gpu).name,
+        resolve_model(case.model).name,
     )
     with (folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
         compared = list(csv.DictReader(file))
@@ -61,7 +60,7 @@ def test_a_comparison_is_what_the_command_says() -> None:
 # What the README's table calls a row of the page, and whether NVIDIA's simulator is meant.
 README_ROWS = {
     "Triton's official open-loop table": ("Open-loop Triton table, uncalibrated", False),
-    "the same by NVIDIA's aisimulate": ("Open-loop Triton table, uncalibrated", True),
+    "the same table, predicted by NVIDIA's aisimulate": ("Open-loop Triton table, uncalibrated", True),
     "MLPerf 5.1 Offline": ("MLPerf 5.1 Offline, a GPU of each system", False),
     "other deployments of vLLM": ("Another deployment of the engine family, no fit", False),
     "vLLM, long reasoning": ("vLLM long reasoning (bf16, KV exhausted)", False),

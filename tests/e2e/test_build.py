@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,11 +18,12 @@ torch = pytest.importorskip("torch", reason="the quantize extra is not installed
 pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 
 from safetensors.torch import save_file  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
+
+from tests.tiny_checkpoints import VOCABULARY, random_weights, write_tokenizer  # noqa: E402
 
 BIN = Path(sys.executable).parent
 LIMIT_S = 240
-WORDS, HIDDEN, INNER, LAYERS = 256, 64, 128, 2
+WORDS, HIDDEN, INNER, LAYERS = VOCABULARY, 64, 128, 2
 FLAGS = ("--precision", "fp8", "--gpu", "h100-sxm-80gb", "--max-seq-len", "64", "--isl", "16", "--osl", "16")
 FLAGS += ("--calibration-samples", "4", "--calibration-tokens", "24")
 
@@ -46,33 +46,45 @@ open(folder + "/config.json", "w").write(json.dumps(config))
 open(folder + "/rank0.engine", "w").write("engine")
 """
 
+# build-engine, sending itself a signal once it prints a line that begins so.
+SIGNALLED = """
+import os, sys
+from engines.cli.start import build_engine
+line, number = sys.argv.pop(1), int(sys.argv.pop(1))
+
+class Stderr:
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        self.stream.write(text)
+        if text.startswith(line):
+            os.kill(os.getpid(), number)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+sys.stderr = Stderr(sys.stderr)
+build_engine()
+"""
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a random two-layer Llama with a word-level tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-
-    def matrix(*shape: int) -> Any:
-        return (0.15 * torch.randn(shape, generator=generator)).to(torch.bfloat16)
-
-    tensors = {"model.embed_tokens.weight": matrix(WORDS, HIDDEN), "lm_head.weight": matrix(WORDS, HIDDEN)}
-    tensors["model.norm.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
-    for index in range(LAYERS):
-        layer = f"model.layers.{index}"
-        for name, shape in {
-            "self_attn.q_proj": (HIDDEN, HIDDEN),
-            "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
-            "self_attn.v_proj": (HIDDEN // 2, HIDDEN),
-            "self_attn.o_proj": (HIDDEN, HIDDEN),
-            "mlp.gate_proj": (INNER, HIDDEN),
-            "mlp.up_proj": (INNER, HIDDEN),
-            "mlp.down_proj": (HIDDEN, INNER),
-        }.items():
-            tensors[f"{layer}.{name}.weight"] = matrix(*shape)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{layer}.{norm}.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
+    tensors = random_weights(
+        words=WORDS,
+        hidden=HIDDEN,
+        inner=INNER,
+        layers=LAYERS,
+        heads=4,
+        kv_heads=2,
+        head=HIDDEN // 4,
+        scale=0.15,
+        qk_norm=False,
+    )
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -93,10 +105,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eos_token_id": 2,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    tokenizer = Tokenizer(models.WordLevel({f"w{word}": word for word in range(WORDS)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text("{}")
+    write_tokenizer(folder)
     return folder
 
 
@@ -136,6 +145,11 @@ def command_of(out: Path, source: Path, text: Path, *more: str) -> list[str]:
     return [str(BIN / "build-engine"), *FLAGS, *paths, *until, *more]
 
 
+def signalled(line: str, number: signal.Signals, argv: list[str]) -> list[str]:
+    """Return the command line of a build that sends itself a signal as it prints a line, however busy we are."""
+    return [sys.executable, "-c", SIGNALLED, line, str(int(number)), *argv[1:]]
+
+
 def stages_of(out: Path) -> dict[str, bool]:
     """Return which stages a manifest names, and whether each was taken from an earlier build."""
     manifest = json.loads((out / "manifest.json").read_text())
@@ -151,7 +165,7 @@ def test_only_what_depends_on_a_change_is_redone(build: Build, checkpoint: Path,
     again = build(out, "--force", "--max-seq-len", "32")
     assert again.returncode == 0, again.stderr
     assert stages_of(out) == {"inspect": True, "quantize": True, "verify": True}
-    assert "quantize: as before" in again.stderr
+    assert "quantize: cached" in again.stderr
     other_cache = build(tmp_path / "other", "--kv-cache", "16bit")
     assert other_cache.returncode == 0, other_cache.stderr
     assert stages_of(tmp_path / "other") == {"inspect": True, "quantize": False, "verify": False}
@@ -176,18 +190,9 @@ def test_a_build_killed_in_a_stage_leaves_no_engine_and_goes_on(
 ) -> None:
     """After kill -9 nothing stands at --out; the same command then finishes, and redoes only that stage and later."""
     out = tmp_path / "engine"
-    argv = command_of(out, checkpoint, text)
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        watchdog = threading.Timer(LIMIT_S, process.kill)
-        watchdog.start()
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith(f"{stage} ..."):
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        watchdog.cancel()
-    assert process.returncode == -signal.SIGKILL
+    argv = signalled(f"{stage} ...", signal.SIGKILL, command_of(out, checkpoint, text))
+    killed = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not out.exists()
     done = build(out)
     assert done.returncode == 0, done.stderr
@@ -233,13 +238,15 @@ def test_a_damaged_checkpoint_is_refused_before_any_work(
 def test_the_second_build_into_one_folder_is_told(build: Build, checkpoint: Path, text: Path, tmp_path: Path) -> None:
     """While one build is at work on a folder, another is refused with one sentence; the first ends well."""
     out = tmp_path / "engine"
-    argv = command_of(out, checkpoint, text)
+    argv = signalled("quantize ...", signal.SIGSTOP, command_of(out, checkpoint, text))
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("quantize ..."):
-                break
+        watchdog = threading.Timer(LIMIT_S, process.kill)
+        watchdog.start()
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        watchdog.cancel()
+        assert os.WIFSTOPPED(status), status
         second = build(out)
+        process.send_signal(signal.SIGCONT)
         process.communicate(timeout=LIMIT_S)
     assert second.returncode == 2
     assert "another command is writing this folder" in second.stderr

@@ -85,18 +85,24 @@ def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "--tokenizer",
         str(QWEN3 / "tokenizer.json"),
     ]
-    users = subprocess.Popen(
-        [str(BIN / "run-load"), *where, *load, "--out", str(folder / "run")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    with (folder / "users.log").open("wb") as output:
+        users = subprocess.Popen(
+            [str(BIN / "run-load"), *where, *load, "--out", str(folder / "run")],
+            stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     prometheus = Prometheus(folder / "deployment", folder, http)
     try:
         yield Watched(folder, url, prometheus)
     finally:
+        still_loading = users.poll() is None
         users.terminate()
         users.wait(timeout=30)
         prometheus.end()
+        for log in (folder / "users.log", *sorted((folder / "twin").glob("*.log"))):
+            # pytest shows it if the test fails
+            sys.stdout.write(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}\n")
         succeed("serve-repo", folder / "twin", "--stop")
+        assert still_loading, "run-load ended before the tests did"
 
 
 def _version(watched: Watched) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.files import MadeBy, read_json
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.results import RUN_NAME
 from loadtest.scenario.schema import read_scenario
 from loadtest.simulate.predict import predict, write_prediction

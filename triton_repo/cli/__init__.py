@@ -1,1 +1,1 @@
-"""The commands of this package, one module each; imports every room below."""
+"""The commands of this package, one module each. They may import every room of the package."""

@@ -1,4 +1,4 @@
-"""The commands of operations: build-deployment and roll-engine."""
+"""The command `build-deployment`: its flags and its help."""
 
 from __future__ import annotations
 

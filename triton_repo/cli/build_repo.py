@@ -1,4 +1,4 @@
-"""The room's commands: install-triton, build-repo, check-repo."""
+"""The command `build-repo`: its flags and its help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that walks the whole road on a GPU: check-gpu."""
+"""The command `check-gpu`: its flags and its help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `check-repo`."""
+"""The command `check-repo`: its flags and its help."""
 
 from __future__ import annotations
 

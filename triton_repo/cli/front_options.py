@@ -1,4 +1,4 @@
-"""The options of serve-repo for the OpenAI front. Light: --help imports this and no room but its key's name."""
+"""The options of serve-repo for the OpenAI front. Kept free of other rooms, so that --help stays fast."""
 
 from __future__ import annotations
 

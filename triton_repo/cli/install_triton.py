@@ -1,4 +1,4 @@
-"""The command `install-triton`."""
+"""The command `install-triton`: its flags and its help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `roll-engine`."""
+"""The command `roll-engine`: its flags and its help."""
 
 from __future__ import annotations
 

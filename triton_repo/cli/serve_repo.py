@@ -1,4 +1,4 @@
-"""The command that runs a server on a repository: serve-repo."""
+"""The command `serve-repo`: its flags and its help."""
 
 from __future__ import annotations
 

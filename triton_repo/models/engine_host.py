@@ -1,7 +1,7 @@
-"""What every emulated engine's model shares: a batcher on the wall clock, and the threads that send what it makes.
+"""Shared by the models of all emulated engines: a batcher on the wall clock, and threads that send its tokens.
 
-A Triton request may be several sequences: a row of its batch, or a return sequence, each. Its last response is the one
-that ends the last of them.
+A Triton request may consist of several sequences: rows of its batch, or return sequences. Its final response is the one
+that ends its last sequence.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,23 +22,42 @@ from engines.manifest import EngineManifest, StepTimeChoice
 from engines.steptime import step_time_for
 from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
-from triton_repo.models.reply import Array, Reply
+from triton_repo.models.reply import Array, Reply, ReplyError
 
-SENDER_THREADS = 3  # sending blocks; two keep up with a full server, a third covers a slow reader
+SENDER_THREADS = 3  # sending blocks: two threads keep up with a full server, a third covers a slow reader
+STUCK_S = (
+    10.0  # a send takes 0.1 ms; Triton's Python backend has been seen never to return from one (server issue 5988)
+)
+STOPPED = "the emulated engine has stopped after a failed step; the server's log has the reason"
 
 
 class RefusedError(Exception):
-    """A request that the emulated engine cannot answer; the text is what the client sees."""
+    """The emulated engine cannot serve a request; the text is sent to the client."""
+
+
+@dataclass(slots=True)
+class Lane:
+    """One sender: what it is to send, and the call it sends for at the moment, if any, since when.
+
+    Attributes:
+        batch: What is left of the step's tokens being sent.
+    """
+
+    batches: queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None] = field(default_factory=queue.SimpleQueue)
+    batch: deque[tuple[Sequence, TokenEvent]] = field(default_factory=deque)
+    thread: threading.Thread | None = None
+    call: Call | None = None
+    since_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Sequence:
-    """One sequence on its way.
+    """A sequence in progress.
 
     Attributes:
-        made: Tokens given out so far.
-        first_scheduled_ns: When its prompt was first computed; monotonic wall time, as all times here.
-        reused_blocks: KV blocks of its prompt that were found.
+        made: Tokens delivered so far.
+        first_scheduled_ns: When its prompt was first computed; monotonic wall time, like all times here.
+        reused_blocks: KV blocks of its prompt found in the cache.
     """
 
     number: int
@@ -56,14 +76,13 @@ class Sequence:
 
 @dataclass(slots=True)
 class Call:
-    """One Triton request on its way: where its responses go, and which of its sequences have not ended.
+    """A Triton request in progress: its response sender, and its unfinished sequences.
 
-    Whoever touches `sender` holds `lock` and has seen that `finished` is not set: after the final response Triton has
-    freed what is behind the sender, and merely asking it whether it was cancelled ends the server's process.
+    Hold `lock` and check that `finished` is not set before using `sender`: after the final response Triton has freed
+    the object behind the sender, and even asking whether it was cancelled crashes the server's process.
 
     Attributes:
-        respond: Makes the response to what a step made of a sequence, a token or (None) its end; None where nothing is
-            to be sent yet.
+        respond: Makes the response to a token of a sequence, or (None) to its end; returns None if nothing is sent yet.
     """
 
     client_id: str
@@ -82,9 +101,9 @@ class EngineHost:
     Args:
         backend: Triton's own module.
         settings: How the engine runs.
-        time_scale: Wall seconds of one engine second.
-        period_s: How often metrics are published and cancelled requests are looked for.
-        cancelled: The response a cancelled request ends with; None: an empty one.
+        time_scale: Wall seconds per engine second.
+        period_s: Interval between metric updates and checks for cancelled requests.
+        cancelled: The final response to a cancelled request; None: an empty one.
         cpp_backend: Whether to publish the metrics of TensorRT-LLM's C++ backend.
     """
 
@@ -102,30 +121,27 @@ class EngineHost:
     ) -> None:
         self.settings = settings
         self.vocabulary = manifest.model.vocab_size
+        self._backend = backend
         self._final = backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self._cancelled = cancelled
         self._numbers = itertools.count()
         self._sequences: dict[int, Sequence] = {}
         self._by_client_id: dict[str, Call] = {}
         self._lock = threading.Lock()
-        self._lanes: list[queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None]] = [
-            queue.SimpleQueue() for _ in range(SENDER_THREADS)
-        ]
-        # The server around this engine is real and takes its own time: only the engine's share is emulated.
+        self._lanes = [Lane() for _ in range(SENDER_THREADS)]
+        # The server around this engine is real and takes real time: only the engine's share is emulated.
         alone = manifest.model_copy(update={"step_time": _without_server(manifest.step_time)})
         batcher = Batcher(settings, step_time_for(alone))
-        self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled)
+        self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled, self._clock_failed)
         self._metrics = EngineMetrics(backend, labels, cpp_backend=cpp_backend)
         self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._send_lane, args=(lane,), name="sender", daemon=True) for lane in self._lanes
-        ]
-        self._threads.append(threading.Thread(target=self._watch, args=(period_s,), name="watcher", daemon=True))
+        self._watcher = threading.Thread(target=self._watch, args=(period_s,), name="watcher", daemon=True)
 
     def start(self) -> None:
-        """Start the clock and the threads around it."""
-        for thread in self._threads:
-            thread.start()
+        """Start the clock and the other threads."""
+        for lane in self._lanes:
+            self._start_sender(lane)
+        self._watcher.start()
         self._clock.start()
 
     def close(self) -> None:
@@ -133,12 +149,13 @@ class EngineHost:
         self._stopping.set()
         self._clock.stop()
         for lane in self._lanes:
-            lane.put(None)
-        for thread in self._threads:
-            thread.join(timeout=5)
+            lane.batches.put(None)
+        for thread in (self._watcher, *(lane.thread for lane in self._lanes)):
+            if thread is not None:
+                thread.join(timeout=5)
 
     def room_for(self, prompt: Array) -> int:
-        """Return the longest reply to a prompt, as far as the engine goes."""
+        """Return the longest possible reply to a prompt within the engine's limits, in tokens."""
         return max(0, self.settings.longest_sequence_tokens - len(prompt))
 
     def sequence(self, call: Call, prompt: Array, limit: int, reply: Reply) -> Sequence:
@@ -150,7 +167,10 @@ class EngineHost:
 
         Raises:
             RequestError: The engine refuses one of them, in its own words.
+            RefusedError: The engine has stopped.
         """
+        if not self._clock.is_running():
+            raise RefusedError(STOPPED)
         most = self.settings.max_queue_size
         if most and len(sequences) > 1 and self._clock.state()[0].queued + len(sequences) > most:
             raise QueueFullError(most)
@@ -166,12 +186,12 @@ class EngineHost:
                 self._clock.submit(self._request(sequence))
         except RequestError:
             with call.lock:
-                call.finished = True  # what was queued before it may have made a token already
+                call.finished = True  # sequences queued before it may already have produced tokens
             self._abandon(call)
             raise
 
     def stop(self, client_id: str) -> None:
-        """End the request of a client's id, if it is here."""
+        """End the request with a client's id, if it exists."""
         call = self._by_client_id.get(client_id)
         if call is not None and (last := self._abandon(call)):
             self._end(last)
@@ -179,7 +199,7 @@ class EngineHost:
     def _request(self, sequence: Sequence) -> Request:
         settings = self.settings
         hashes: tuple[int, ...] = ()
-        if settings.kv_reuse:  # the reply's blocks too: a conversation's next prompt begins with both
+        if settings.kv_reuse:  # the reply's blocks too: a conversation's next prompt starts with both
             said = np.concatenate([sequence.prompt, sequence.reply.tokens(sequence.limit)])
             hashes = prefix_hashes(said, settings.tokens_per_block)
         return Request(
@@ -191,7 +211,7 @@ class EngineHost:
         )
 
     def _scheduled(self, iteration: Iteration) -> None:
-        """Note when prompts are first computed, and how much of them was found."""
+        """Record when prompts are first computed, and how many of their blocks were found in the cache."""
         now = time.monotonic_ns()
         for chunk in iteration.chunks:
             sequence = self._sequences.get(int(chunk.sequence.request.request_id))
@@ -200,7 +220,7 @@ class EngineHost:
                 sequence.reused_blocks = chunk.sequence.shared_blocks
 
     def _dispatch(self, events: list[TokenEvent]) -> None:
-        """Hand a step's tokens to the senders; all of one request go by the same one, in order."""
+        """Hand a step's tokens to the sender threads; all tokens of a request use the same thread, in order."""
         batches: list[list[tuple[Sequence, TokenEvent]]] = [[] for _ in self._lanes]
         with self._lock:
             for event in events:
@@ -211,14 +231,64 @@ class EngineHost:
                         del self._sequences[sequence.number]
         for lane, batch in zip(self._lanes, batches, strict=True):
             if batch:
-                lane.put(batch)
+                lane.batches.put(batch)
 
-    def _send_lane(self, lane: queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None]) -> None:
-        while (batch := lane.get()) is not None:
-            for sequence, event in batch:
+    def _start_sender(self, lane: Lane) -> None:
+        lane.call = None
+        lane.thread = threading.Thread(target=self._send_lane, args=(lane,), name="sender", daemon=True)
+        lane.thread.start()
+
+    def _send_lane(self, lane: Lane) -> None:
+        """Send what comes to a lane until its end, or until another thread has taken the lane over."""
+        me = threading.current_thread()
+        while True:
+            while lane.batch:
+                sequence, event = lane.batch.popleft()
+                lane.since_s, lane.call = time.monotonic(), sequence.call
                 with sequence.call.lock:
                     if not sequence.call.finished:
-                        self._send(sequence, event)
+                        self._send_or_drop(sequence, event)
+                if lane.thread is not me:
+                    return
+                lane.call = None
+            batch = lane.batches.get()
+            if batch is None:
+                return
+            lane.batch.extend(batch)
+
+    def _send_or_drop(self, sequence: Sequence, event: TokenEvent) -> None:
+        """Send a token; where Triton refuses it, end that one call and say so: the others go on."""
+        try:
+            self._send(sequence, event)
+        except self._backend.TritonModelException as error:
+            sequence.call.finished = True
+            self._backend.Logger.log_error(f"emulated engine: a response was not sent: {error}")
+            self._abandon(sequence.call)
+
+    def _replace_stuck_senders(self) -> None:
+        """Give a lane whose send has not returned another thread; the call it was sent for is lost."""
+        for lane in self._lanes:
+            call, waited_s = lane.call, time.monotonic() - lane.since_s
+            if call is not None and waited_s > STUCK_S:
+                self._backend.Logger.log_error(
+                    f"emulated engine: a response has not been taken for {waited_s:.0f} s; the request "
+                    f"{call.client_id!r} is given up"
+                )
+                call.finished = True
+                self._start_sender(lane)
+                self._abandon(call)
+
+    def _clock_failed(self) -> None:
+        """End every request: no step will be taken for them."""
+        self._backend.Logger.log_error(f"emulated engine: {STOPPED}")
+        for sequence in list(self._sequences.values()):
+            call = sequence.call
+            with call.lock:
+                if not call.finished:
+                    call.finished = True
+                    error = self._backend.InferenceResponse(error=self._backend.TritonError(STOPPED))
+                    call.sender.send(error, flags=self._final)
+            self._forget(call)
 
     def _send(self, sequence: Sequence, event: TokenEvent) -> None:
         call = sequence.call
@@ -241,17 +311,25 @@ class EngineHost:
             self._forget(call)
 
     def _watch(self, period_s: float) -> None:
-        """Publish metrics and look for cancelled requests, at most every `period_s`."""
+        """Publish metrics and check for cancelled requests every `period_s`."""
         while not self._stopping.wait(period_s):
             self._metrics.publish(*self._clock.latest_iteration())
             for call in {id(sequence.call): sequence.call for sequence in list(self._sequences.values())}.values():
-                with call.lock:
-                    cancelled = not call.finished and call.sender.is_cancelled()
-                if cancelled and (last := self._abandon(call)):
+                if self._is_cancelled(call) and (last := self._abandon(call)):
                     self._end(last)
+            self._replace_stuck_senders()
+
+    def _is_cancelled(self, call: Call) -> bool:
+        """Whether the client has left; a call that is being sent for is looked at the next time."""
+        if not call.lock.acquire(blocking=False):
+            return False
+        try:
+            return not call.finished and bool(call.sender.is_cancelled())
+        finally:
+            call.lock.release()
 
     def _abandon(self, call: Call) -> Sequence | None:
-        """Take a call's sequences out of the engine; return the last one that was there."""
+        """Remove a call's sequences from the engine; return the last one that was running."""
         last = None
         for number in list(call.open):
             cancelled = self._clock.cancel(number)
@@ -262,7 +340,7 @@ class EngineHost:
         return last
 
     def _end(self, last: Sequence) -> None:
-        """End a cancelled request's reply; tokens still on their way to a sender are dropped there."""
+        """End a cancelled request's reply; its tokens that are still queued for sending are dropped."""
         call = last.call
         with call.lock:
             if not call.finished:
@@ -280,9 +358,9 @@ class EngineHost:
 
 
 def times_ns(sequence: Sequence) -> dict[str, int]:
-    """Return when a sequence came, was first computed and made its tokens: wall time, on the server's steady clock.
+    """Return a sequence's times of arrival, first computation and tokens: wall time on the server's steady clock.
 
-    An emulated engine's seconds are its time scale times as long, and these times with them.
+    Durations of an emulated engine are multiplied by its time scale, and so are these.
     """
     return {
         "arrival_time_ns": sequence.call.arrival_ns,
@@ -293,13 +371,13 @@ def times_ns(sequence: Sequence) -> dict[str, int]:
 
 
 def new_blocks(sequence: Sequence, tokens_per_block: int) -> int:
-    """Return the KV blocks a sequence took beside those it found."""
+    """Return the number of KV blocks a sequence allocated, beyond those found in the cache."""
     tokens = len(sequence.prompt) + sequence.made
     return -(-tokens // tokens_per_block) - sequence.reused_blocks
 
 
 def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
-    """Return one hash for each full block of a prompt and its reply, each covering the blocks before it."""
+    """Return one hash per full block of a prompt and its reply, each covering all blocks before it."""
     hashes: list[int] = []
     before = 0
     for begin in range(0, len(said) - tokens_per_block + 1, tokens_per_block):
@@ -309,13 +387,48 @@ def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[in
 
 
 def _without_server(choice: StepTimeChoice) -> StepTimeChoice:
-    """Return step times with what a server takes from the engine's loop, and without what a real server adds here.
+    """Return step times with the server's share of the engine's loop, without what the real server here adds.
 
-    The Triton around this model is real, so network, tokenizer and streaming cost what they cost. TensorRT-LLM's C++
-    backend, whose callbacks hold the engine's loop, is not here: its share of each iteration is emulated.
+    The Triton around this model is real, so network, tokenizer and streaming have their real cost. TensorRT-LLM's C++
+    backend, whose callbacks block the engine's loop, is not here; its share of each iteration is emulated.
     """
     if choice.host is None:
         return choice
     return choice.model_copy(
         update={"host": choice.host.model_copy(update={"request_s": 0.0, "latency_s": 0.0, "stream_token_s": 0.0})}
     )
+
+
+class EmulatedModel:
+    """A Triton Python-backend model around an engine's host; `backend` is Triton's own module, set by the entry point.
+
+    Attributes:
+        refusals: Errors whose text answers a request that cannot be served.
+        error_prefix: Leads that text.
+    """
+
+    backend: Any = None
+    refusals: tuple[type[Exception], ...] = (RequestError, RefusedError, ReplyError)
+    error_prefix = ""
+    _host: EngineHost
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queue requests; their responses are sent by the host's threads as the clock makes the tokens."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except self.refusals as error:
+                self._send_error(sender, f"{self.error_prefix}{error}")
+
+    def finalize(self) -> None:
+        """Stop the engine."""
+        self._host.close()
+
+    def _accept(self, request: Any, sender: Any) -> None:
+        """Queue one request, or raise one of `refusals`."""
+        raise NotImplementedError
+
+    def _send_error(self, sender: Any, message: str) -> None:
+        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
+        sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

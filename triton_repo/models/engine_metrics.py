@@ -1,13 +1,15 @@
-"""TensorRT-LLM's Prometheus metrics, by its names, labels and meanings, and the emulator's own beside them.
+"""TensorRT-LLM's Prometheus metrics with its names, labels and semantics, and the emulator's own metrics.
 
-TensorRT-LLM publishes no queue. A request is *active* once the batch manager has taken it from the executor's queue;
-the batch manager takes *max* at most. *waiting* are the active requests that the latest step did not run: with a full
-batch it is 0 however long the queue. `emulator_waiting_requests` counts the queue too; a real engine has no such gauge.
+TensorRT-LLM publishes no queue depth. A request is *active* once the batch manager has taken it from the executor's
+queue; the batch manager takes at most *max*. *waiting* counts active requests that the latest step did not run: with a
+full batch it is 0 regardless of the queue. `emulator_waiting_requests` includes the queue; a real engine has no such
+gauge.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 from typing import Any
 
 from engines.emulator import BatcherState
@@ -37,7 +39,7 @@ GAUGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 def gauge_values(state: BatcherState) -> dict[tuple[str, str], float]:
-    """Return every gauge by family and category, each computed as TensorRT-LLM's backend does."""
+    """Return every gauge by family and category, computed as TensorRT-LLM's backend does."""
     return {
         ("nv_trt_llm_request_metrics", "active"): state.active,
         ("nv_trt_llm_request_metrics", "max"): state.max_requests,
@@ -59,9 +61,10 @@ def gauge_values(state: BatcherState) -> dict[tuple[str, str], float]:
 
 
 class EngineMetrics:
-    """Publishes a batcher's numbers; each call costs microseconds, so publish on a period and from one thread.
+    """Publishes a batcher's numbers, those that have changed; publish on a period and from one thread.
 
-    A counter is only ever raised by what it grew: Triton's process can die of a negative increment.
+    Each number is a message to Triton's process and back. A counter is only ever raised by what it grew: Triton's
+    process can die of a negative increment.
 
     Args:
         cpp_backend: Whether the C++ backend's families are published. The LLM API's model publishes none of them: its
@@ -91,22 +94,23 @@ class EngineMetrics:
         self._families += [late, waiting]
         self._counters = {name: self._counter(family, name, text, labels) for name, text in _COUNTERS.items()}
         self._seen = dict.fromkeys(_COUNTERS, 0.0)
+        self._published: dict[Hashable, float] = {}
         lengths = _LENGTHS if cpp_backend else {}
         self._lengths = {name: self._histogram(family, name, kind, labels) for name, kind in lengths.items()}
 
     def ended(self, *, prompt_tokens: int, output_tokens: int) -> None:
-        """Count the lengths of one Triton request that has ended, cancelled or not; upstream counts both at its end."""
+        """Count the lengths of a Triton request that has ended, cancelled or not, as upstream does."""
         with self._lock:
             for name, histogram in self._lengths.items():
                 histogram.observe(prompt_tokens if name == "nv_llm_input_token_len" else output_tokens)
 
     def publish(self, state: BatcherState, lateness: Lateness) -> None:
-        """Set every gauge and raise every counter."""
+        """Set every gauge and raise every counter that has changed."""
         for key, value in gauge_values(state).items():
-            self._gauges[key].set(float(value))
-        self._waiting.set(float(state.queued + state.waiting))
+            self._set(("gauge", *key), self._gauges[key], value)
+        self._set("waiting", self._waiting, state.queued + state.waiting)
         for name, value in lateness.statistics().items():
-            self._late[name].set(value)
+            self._set(("late", name), self._late[name], value)
         totals = {
             "emulator_steps_total": float(lateness.steps),
             "emulator_step_seconds_total": lateness.step_seconds,
@@ -117,6 +121,11 @@ class EngineMetrics:
             if grown > 0:
                 self._counters[name].increment(grown)
                 self._seen[name] = total
+
+    def _set(self, key: Hashable, gauge: Any, value: float) -> None:
+        if self._published.get(key) != value:
+            gauge.set(float(value))
+            self._published[key] = value
 
     def _counter(self, family: Any, name: str, text: str, labels: dict[str, str]) -> Any:
         made = family(name=name, description=text, kind=family.COUNTER)

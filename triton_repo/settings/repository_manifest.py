@@ -1,4 +1,4 @@
-"""What a repository is: its models, the settings it was rendered with, and its manifest."""
+"""The manifest of a repository: its models and the settings it was rendered with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REPOSITORY_NAME = "manifest.json"
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 LLMAPI_MODELS = ("tensorrt_llm",)
 Variant = Literal["inflight_batcher_llm", "llmapi", "trtllm_serve"]
-# What serving writes into a repository.
+# files that serving writes into a repository
 SERVED_FILES = ("server.json", "server.log", "server.key", "front.json", "front.log")
 __all__ = [
     "DEFAULT_TIME_SCALE", "LLMAPI_MODELS", "MODELS", "REPOSITORY_NAME", "SERVED_FILES", "Choice", "Emulation",
@@ -24,12 +24,12 @@ __all__ = [
 
 
 class Choice(Strict):
-    """One resolved setting, as `--explain` prints it.
+    """One resolved setting, as printed by `--explain`.
 
     Attributes:
-        origin: Who chose the value; `upstream default` where the parameter is TensorRT-LLM's own default.
-        reason: Why, for a derived one.
-        effect: Whether the engine served here behaves by it.
+        origin: Origin of the value; `upstream default` for TensorRT-LLM's own default.
+        reason: Why, for a derived value.
+        effect: Whether the served engine is affected by it.
     """
 
     name: str

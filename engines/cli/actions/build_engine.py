@@ -1,4 +1,4 @@
-"""What `build-engine` does: plan, then build, or emulate, one engine or a matrix of them."""
+"""The implementation of `build-engine`: plan, then build or emulate, one engine or a matrix of engines."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from engines.planning import (
     resolve_recipe,
     show_comparison,
 )
-from engines.spec import gib, known_gpus
+from engines.spec import gib, known_gpus, milliseconds, sources_named
 
 
 def run(**flags: Any) -> None:
@@ -81,10 +81,10 @@ def _build_one(planned: Planned, flags: dict[str, Any]) -> None:
 
 
 def _build_matrix(combinations: list[Combination], flags: dict[str, Any]) -> None:
-    """Plan every combination, build those that can be, and compare them all in one table.
+    """Plan every combination, build those that are possible, and compare all of them in one table.
 
     Raises:
-        TargetMissedError: Not one of them can be built.
+        TargetMissedError: None of the engines can be built.
     """
     folder = flags["out"] or Path("artifacts/engines")
     rows = []
@@ -113,7 +113,7 @@ def _build_matrix(combinations: list[Combination], flags: dict[str, Any]) -> Non
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan, the job that carries it out, where it goes, and the stages it goes through."""
+    """A plan, the job that carries it out, its output folder and its stages."""
 
     plan: BuildPlan
     job: Job
@@ -137,8 +137,8 @@ def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
         **_split(flags["disaggregated"]),
         "parallel.tensor": flags["tp"],
         "parallel.pipeline": flags["pp"],
-        "workload.input_tokens": flags["isl"],
-        "workload.output_tokens": flags["osl"],
+        "workload.isl": flags["isl"],
+        "workload.osl": flags["osl"],
         "objectives.ttft_s": None if flags["ttft_ms"] is None else flags["ttft_ms"] / 1e3,
         "objectives.itl_s": None if flags["itl_ms"] is None else flags["itl_ms"] / 1e3,
         "limits.max_batch_size": flags["max_batch_size"],
@@ -166,7 +166,7 @@ def _listed(text: str | None) -> tuple[str, ...] | None:
 
 
 def _split(text: str | None) -> dict[str, str]:
-    """Return the two server counts of `--disaggregated N:M`; the recipe's schema says what they may be."""
+    """Return the server counts of `--disaggregated N:M`. The recipe's schema checks their values."""
     if text is None:
         return {}
     context, colon, generation = text.partition(":")
@@ -179,7 +179,7 @@ def _lookahead(text: str | None) -> dict[str, int] | None:
     """Return the three sizes of `--lookahead`.
 
     Raises:
-        UserError: They are not three whole numbers.
+        UserError: The value is not three whole numbers.
     """
     if text is None:
         return None
@@ -198,11 +198,11 @@ def _stages(flags: dict[str, Any], out: Path | None) -> Stages:
 
 
 def _gpu_name(asked: str | None) -> str | None:
-    """Return the GPU to plan for; `auto` asks the machine's driver.
+    """Return the GPU to plan for. `auto` asks this machine's driver.
 
     Raises:
-        MissingError: `auto`, and there is no GPU here.
-        UserError: `auto`, and the GPU here is none we have a data sheet of.
+        MissingError: `auto`, and this machine has no GPU.
+        UserError: `auto`, and this project has no data sheet of this machine's GPU.
     """
     if asked != "auto":
         return asked
@@ -221,12 +221,13 @@ def _gpu_name(asked: str | None) -> str | None:
 def _plan_one(
     combination: Combination, flags: dict[str, Any], *, stages: Stages, within: Path | None = None
 ) -> Planned:
-    """Plan one engine; `within` is the folder of a matrix's engines."""
+    """Plan one engine. `within` is the parent folder of a matrix's engines."""
     asked = _asked(combination, flags)
     recipe = asked.recipe
     sources: list[Source] = []
     if combination.recipe is not None:
         sources.append(source_of(recipe_path(combination.recipe)))
+    sources += sources_named(gpu=recipe.gpu, model=None if recipe.checkpoint is not None else recipe.model)
     folder = None if recipe.checkpoint is None else Path(recipe.checkpoint)
     facts = None if folder is None else _inspected(folder, flags, stages)
     if facts is not None:
@@ -250,7 +251,7 @@ def _plan_one(
 
 
 def _inspected(folder: Path, flags: dict[str, Any], stages: Stages) -> CheckpointFacts:
-    """Inspect a checkpoint; a dry run writes nothing, the notes of a finished inspection neither."""
+    """Inspect a checkpoint. A dry run writes nothing and uses no cached stage."""
     if flags["dry_run"] or flags["explained"]:
         return inspect_checkpoint(folder)
     return inspect_in_stages(folder, stages)
@@ -259,15 +260,20 @@ def _inspected(folder: Path, flags: dict[str, Any], stages: Stages) -> Checkpoin
 def _kind(flags: dict[str, Any], plan: BuildPlan) -> Kind:
     if flags["emulate"] and flags["until"] == "checkpoint":
         raise UserError(
-            "--emulate and --until checkpoint exclude each other: the first builds nothing, the second quantizes"
+            "--emulate and --until checkpoint exclude each other: --emulate builds nothing, the other quantizes"
         )
     if flags["emulate"]:
         return "emulated"
+    if plan.gpu.device == "cpu" or plan.precision == "fp32":
+        raise UserError(
+            f"{plan.precision} on {plan.gpu.name}: TensorRT-LLM builds no such engine",
+            hint="--emulate plans it; predict-load --engine-profile vllm-v1 predicts a server of it",
+        )
     return "checkpoint" if flags["until"] == "checkpoint" or plan.backend == "pytorch" else "built"
 
 
 def _announce(planned: Planned, *, quiet: bool) -> None:
-    """Say on stderr what will be built, what it takes to build it, and every notice."""
+    """Print on stderr what will be built, the memory the build needs, and all notices."""
     if quiet:
         return
     plan, job = planned.plan, planned.job
@@ -281,8 +287,8 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
     )
     predicted = plan.predicted
     progress(
-        f"predicted, {predicted.sequences} requests of {plan.workload.input_tokens}/{plan.workload.output_tokens} in "
-        f"flight: ITL {predicted.itl_s * 1e3:.1f} ms, {predicted.tokens_per_s:,.0f} tokens/s"
+        f"predicted, {predicted.sequences} requests of {plan.workload.isl}/{plan.workload.osl} in "
+        f"flight: ITL {milliseconds(predicted.itl_s)} ms, {predicted.tokens_per_s:,.0f} tokens/s"
     )
     if job.kind != "emulated" and job.checkpoint is not None:
         ranks = plan.sizing.tensor_parallel * plan.sizing.pipeline_parallel
@@ -297,14 +303,14 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
 
 
 def require_accuracy(manifest: EngineManifest, most: float | None) -> None:
-    """Hold what was built to an accuracy.
+    """Check the built engine against the accuracy target.
 
     Args:
-        most: Largest increase of perplexity over the source's, as a ratio; None asks for nothing.
+        most: Largest allowed increase of perplexity over the source checkpoint's, as a ratio. None: no target.
 
     Raises:
-        UserError: Accuracy was asked for and nothing was quantized.
-        TargetMissedError: The increase is larger; the folder stays, for whoever wants to look.
+        UserError: There is a target, but nothing was quantized.
+        TargetMissedError: The increase is larger. The engine's folder is kept for inspection.
     """
     if most is None:
         return

@@ -1,4 +1,4 @@
-"""Models side by side on one GPU: what batch 1 can give at most, what is predicted, and whether a claim can be true."""
+"""The implementation of `compare-models`: bound and prediction of each model at batch size 1, and the result."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class ComparedRow(Strict):
     """One model at one precision, decoding one sequence.
 
     Attributes:
-        weights_fp16_bytes: All weights at FP16, whatever the row's precision.
-        context_window_tokens: The longest sequence by the model's own config (max_position_embeddings).
-        context_tokens: Tokens in the KV cache at the step that is judged.
-        read_bytes_per_step: Weights once (of the embedding, a row: not counted) and the KV cache of the context.
-        tokens_per_s_bound: Floor: what peak bandwidth allows. See `tokens_per_s_bound`.
-        tokens_per_s_predicted: What the roofline's step time gives.
-        sources: Kind and source of each figure above, by its name.
+        weights_fp16_bytes: Size of all weights at FP16, independent of the row's precision.
+        context_window_tokens: Longest sequence according to the model's config (`max_position_embeddings`).
+        context_tokens: Tokens in the KV cache at the decode step that is evaluated.
+        read_bytes_per_step: All weights (of the embedding table only one row, not counted) plus the context's KV cache.
+        tokens_per_s_bound: Upper bound from peak memory bandwidth. See the function `tokens_per_s_bound`.
+        tokens_per_s_predicted: From the roofline's step time.
+        sources: Kind and source of each figure above, by name.
     """
 
     model: str
@@ -71,9 +71,9 @@ class ModelVerdict(Strict):
     """The result of the claim for one model.
 
     Attributes:
-        possible_in_fp16: The FP16 bound is not below the claim.
-        reached_by: Precisions of the table that are predicted to reach it.
-        only_allowed_for: Precisions whose bound allows it and whose prediction stays below.
+        possible_in_fp16: The FP16 bound is at or above the claim.
+        reached_by: Precisions of the table whose prediction reaches the claim.
+        only_allowed_for: Precisions whose bound allows the claim but whose prediction is below it.
     """
 
     model: str
@@ -84,7 +84,7 @@ class ModelVerdict(Strict):
 
 
 class ModelComparison(Document):
-    """The table, the claim and its result."""
+    """All rows of the table, the claim and its result for each model."""
 
     gpu: str
     bandwidth_bytes_per_s: float
@@ -96,10 +96,10 @@ class ModelComparison(Document):
 
 
 def tokens_per_s_bound(*, read_bytes_per_step: int, bandwidth_bytes_per_s: float) -> float:
-    """Return the most tokens per second one sequence can be decoded at: bandwidth over the bytes each token reads.
+    """Return an upper bound on the decode rate of one sequence: bandwidth / bytes read per token.
 
-    Holds for one token a step (speculative decoding gets more out of a read) and for weights far larger than the
-    GPU's level-2 cache, which is every model of billions of parameters.
+    The bound holds for one token per step (speculative decoding yields more per read) and for weights much larger than
+    the GPU's L2 cache, which is true of every model with billions of parameters.
 
     >>> round(tokens_per_s_bound(read_bytes_per_step=16_000_000_000, bandwidth_bytes_per_s=2.0e12))
     125
@@ -108,7 +108,7 @@ def tokens_per_s_bound(*, read_bytes_per_step: int, bandwidth_bytes_per_s: float
 
 
 def judged(claim_tokens_per_s: float, *, predicted: float, bound: float) -> Judgement:
-    """Return what is to be said of a claimed rate, given the predicted one and the bound.
+    """Return the result for a claimed rate, given the predicted rate and the bound.
 
     >>> judged(150, predicted=90, bound=130)
     'impossible: above what memory bandwidth allows'
@@ -119,10 +119,10 @@ def judged(claim_tokens_per_s: float, *, predicted: float, bound: float) -> Judg
 
 
 def precisions_for(model: ModelSpec, gpu: GpuSpec, asked: tuple[str, ...]) -> list[Precision]:
-    """Return the precisions asked for, once each; asked for none, FP16 and every other that is possible.
+    """Return the requested precisions without duplicates; by default, FP16 and all others that the GPU supports.
 
     Raises:
-        UserError: One is unknown, or impossible on this GPU.
+        UserError: A precision is unknown, or impossible on this GPU.
     """
     names = [word.strip() for words in asked for word in words.split(",")]
     chosen = [precision_named(name) for name in names if name]
@@ -135,10 +135,10 @@ def precisions_for(model: ModelSpec, gpu: GpuSpec, asked: tuple[str, ...]) -> li
 def compared_row(
     model: ModelSpec, gpu: GpuSpec, precision: Precision, *, context_tokens: int, claim_tokens_per_s: float
 ) -> ComparedRow:
-    """Return a model at a precision beside its bound.
+    """Return the row of one model at one precision.
 
     Raises:
-        UserError: The context is longer than the model's window.
+        UserError: The context is longer than the model's context window.
     """
     if context_tokens > model.max_position_embeddings:
         raise UserError(
@@ -175,24 +175,24 @@ def _figures(model: ModelSpec, gpu: GpuSpec) -> dict[str, Figure]:
         "parameters": Figure(kind="computed", source=f"computed: from the geometry, {config}"),
         "weights_fp16_bytes": Figure(kind="computed", source="computed: 2 bytes for each parameter"),
         "read_bytes_per_step": Figure(
-            kind="computed", source="computed: weights but the embedding, once; keys and values of the context, once"
+            kind="computed", source="computed: all weights except the embedding, plus keys and values of the context"
         ),
         "tokens_per_s_bound": Figure(
             kind="floor", source=f"computed: peak bandwidth of {gpu.name} / read_bytes_per_step"
         ),
         "tokens_per_s_predicted": Figure(
             kind="predicted",
-            source="computed: 1 / step time of the roofline, its efficiencies from NVIDIA's published TensorRT-LLM 0.9 "
+            source="computed: 1 / roofline step time, efficiencies fitted to NVIDIA's published TensorRT-LLM 0.9 "
             "timings of Mistral 7B (engines/steptime/roofline.py); not measured here",
         ),
     }
 
 
 def answer_of(rows: list[ComparedRow], fp16: ComparedRow) -> ModelVerdict:
-    """Return what the rows of one model say of the claim.
+    """Return the claim's result for one model.
 
     Args:
-        fp16: Its row at FP16, whether or not it is in the table.
+        fp16: The model's row at FP16, which may not be in the table.
     """
     return ModelVerdict(
         model=fp16.model,
@@ -211,10 +211,10 @@ def comparison_of(
     context_tokens: int,
     claim_tokens_per_s: float,
 ) -> ModelComparison:
-    """Return models compared on a GPU, at the precisions asked for or at every possible one.
+    """Compare models on a GPU, at the given precisions or at every possible one.
 
     Raises:
-        UserError: A precision is unknown or impossible there, the context too long, the claim not a rate.
+        UserError: A precision is unknown or impossible, the context is too long, or the claim is not a positive rate.
     """
     if not (math.isfinite(claim_tokens_per_s) and claim_tokens_per_s > 0):
         raise UserError(f"--claim {claim_tokens_per_s}: expected a rate above 0 tokens/s", hint="--claim 150")
@@ -237,7 +237,7 @@ def comparison_of(
 
 
 def run(**flags: Any) -> None:
-    """Compare models at batch 1 on one GPU, and judge a claim of tokens per second."""
+    """Compare models at batch size 1 on one GPU, and check a claimed rate of tokens per second."""
     models = {model.name: model for model in map(model_named, flags["models"])}
     comparison = comparison_of(
         list(models.values()),
@@ -272,7 +272,7 @@ def _show_table(comparison: ModelComparison) -> None:
         before = row.model
     table_console().print(table)
     show("bound: the maximum that peak memory bandwidth allows at one token per read of the weights")
-    show("predicted: from the roofline's step time, not measured; reached: according to the prediction")
+    show("predicted: from the roofline's step time, not measured; reached: by prediction")
 
 
 def _model_cells(row: ComparedRow) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command `unpack-checkpoint`."""
+"""The implementation of `unpack-checkpoint`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `calibrate-engine`."""
+"""The implementation of `calibrate-engine`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ from engines.console import command_line, progress, show, wrote
 from engines.errors import UserError
 from engines.files import Document, made_by, source_of, to_json, write_json
 from engines.outputs import paths_named, refuse_existing_file
-from engines.spec import engine_profile_named, gpu_named
-from loadtest.calibration import (
-    LEAST_POINTS,
-    SERVED,
-    TOKEN_BUDGETS,
-    Deployment,
-    Point,
-    Request,
-    calibrate,
-    read_points,
-)
+from engines.spec import engine_profile_named, is_accelerator_file, resolve_gpu, resolve_model, sources_named
+from loadtest.calibration import LEAST_POINTS, SERVED, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
 from loadtest.cli.engine_options import planned
 from loadtest.cli.tables import show_calibration
 from loadtest.results import RUN_NAME, read_run
@@ -28,7 +19,7 @@ from loadtest.traffic import length_stats_of
 
 
 def run(**flags: Any) -> None:
-    """Learn from measurements how a deployment differs from its parts: a handful of physical factors."""
+    """Fit the step-time model to measurements of a deployment, and write the calibration."""
     points, kinds = _read_measurements(flags)
     target = flags["out"]
     if flags["dry_run"]:
@@ -37,7 +28,8 @@ def run(**flags: Any) -> None:
     refuse_existing_file(target, force=flags["force"], inputs=paths_named(flags))
     longest = length_stats_of([max(point.isl for point in points)], [max(point.osl for point in points)])
     limits = {"max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}
-    manifest = planned({**flags, **limits}, None, [longest])
+    source = flags["step_time"] or ("roofline" if is_accelerator_file(flags["gpu"]) else "silicon")
+    manifest = planned({**flags, **limits, "step_time": source}, None, [longest])
     named = flags["engine_profile"]
     request = Request(
         manifest,
@@ -49,7 +41,10 @@ def run(**flags: Any) -> None:
     )
     head = Document(
         made_by=made_by(command_line("calibrate-engine")),
-        made_from=[source_of(path / RUN_NAME if path.is_dir() else path) for path in flags["measurements"]],
+        made_from=[
+            *(source_of(path / RUN_NAME if path.is_dir() else path) for path in flags["measurements"]),
+            *sources_named(gpu=flags["gpu"], model=flags["model_name"]),
+        ],
     )
     found = calibrate(request, head=head, progress=progress)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +57,10 @@ def run(**flags: Any) -> None:
 
 
 def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
-    """Return the points of all files, and their kinds: `table`, `measured`, `emulated`."""
-    wanted = Deployment(flags["model_name"], gpu_named(flags["gpu"]).name, flags["precision"], flags["tp"])
+    """Return the points of all files, and the set of their kinds: `table`, `measured`, `emulated`."""
+    wanted = Deployment(
+        resolve_model(flags["model_name"]).name, resolve_gpu(flags["gpu"]).name, flags["precision"], flags["tp"]
+    )
     points: list[Point] = []
     kinds: set[str] = set()
     others: Counter[str] = Counter()
@@ -88,7 +85,7 @@ def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
         )
     if len({point.load in SERVED for point in points}) > 1:
         raise UserError(
-            "the file mixes points of a served load and of the bare engine (load_kind)",
+            "the file mixes points measured under served load with points of the bare engine (load_kind)",
             hint="use rows of one load_kind only",
         )
     return points, kinds

@@ -1,4 +1,4 @@
-"""The command that searches for a server's knee: find-knee."""
+"""The implementation of `find-knee`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROBES_NAME = "probes"
 
 
 def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
-    """Find the highest load that keeps every objective, by bracketing, and what the next load missed."""
+    """Find the highest load that meets every objective, by bisection, and what the next load misses."""
     asked = _asked(flags)
     if flags["dry_run"]:
         show(to_json(asked.scenario).rstrip())
@@ -63,12 +63,15 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
 
 
 def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]:
-    """Return what runs a probe; a validity issue of its figures is told at once."""
+    """Return a function that runs a probe and prints its validity issues at once."""
     server = target_options(flags)
 
     def run(scenario: Scenario, folder: Path, enough: Enough) -> None:
         nonlocal server
-        target, server = server, replace(server, is_quiet=True)  # what is found is printed for the first probe
+        target, server = (
+            server,
+            replace(server, is_quiet=True),
+        )  # detected settings are printed for the first probe only
         played = run_once("find-knee", scenario, folder, target, force=flags["force"], enough=enough)
         for issue in played.validity_issues:
             progress(f"not valid: {issue.code}: {issue.text}")
@@ -84,7 +87,7 @@ def _asked(flags: dict[str, Any]) -> KneeSearch:
 
 
 def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope, ...]:
-    """Return the objectives of a file, with flags laid over it; where neither is given, the scenario's own."""
+    """Return the objectives of a file, overridden by flags; without either, those of the scenario."""
     path = flags["objectives"]
     own = scopes_of(scenario)
     if own and path is None and not flags["objective"]:
@@ -97,7 +100,7 @@ def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope
             raise UserError(f"--objective {text}: expected QUANTITY.STATISTIC=SECONDS", hint="ttft_s.p95=0.5")
         values.setdefault(quantity, {})[statistic] = limit
     if not values:
-        raise UserError("no objective was given", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
+        raise UserError("no objectives were given", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
     return (ObjectiveScope(validate(values, Objectives, where="flags" if path is None else str(path))),)
 
 

@@ -1,4 +1,4 @@
-"""plan-capacity: which precision on which GPU, how many replicas, at what cost, for a traffic at its objectives."""
+"""The implementation of `plan-capacity`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, made_by, read_json, source_of, to_json, write_json, write_text
 from engines.outputs import refuse_existing, whole_folder
+from engines.spec import sources_named
 from loadtest.capacity import (
     CALIBRATION_NAME,
     COMPARED_NAME,
@@ -45,7 +46,7 @@ from loadtest.scenario import Trace
 def run(
     demand_file: Path | None, run: Path | None, plan_file: Path | None, *, default_folder: Path, **flags: Any
 ) -> None:
-    """Plan a deployment, or say whether a plan held."""
+    """Plan a deployment, or verify a plan against a run."""
     if run is not None or plan_file is not None or flags["calibration_runs"]:
         _verify_or_replan(demand_file, run, plan_file, default_folder=default_folder, flags=flags)
         return
@@ -64,14 +65,15 @@ def run(
 def _plan(
     demand: Demand, changed: list[WhatIf], head: Document, folder: Path, target: Path, flags: dict[str, Any]
 ) -> None:
-    """Plan a demand, and what is asked beside it; write and show the answer."""
+    """Plan a demand and its what-if variants; write and print the result."""
     today = datetime.now(tz=UTC).date()
-    kept = ResultCache(None if flags["fresh"] else target.parent / ".searched")
+    cache = ResultCache(None if flags["fresh"] else target.parent / ".searched")
     with workers_of(flags["workers"] or os.cpu_count() or 1, on_ray=flags["on_ray"]) as workers:
-        means = SearchOptions(kept, workers, progress, show_first)
-        plan = make_capacity(demand, folder, head, means, today=today)
+        options = SearchOptions(cache, workers, progress, show_first)
+        plan = make_capacity(demand, folder, head, options, today=today)
         others = {
-            each.asked: make_capacity(each.demand, folder, head, means, today=today, is_brief=True) for each in changed
+            each.asked: make_capacity(each.demand, folder, head, options, today=today, is_brief=True)
+            for each in changed
         }
     together = compared(plan, others, head) if others else None
     _write(plan, together, folder, target, force=flags["force"])
@@ -88,11 +90,11 @@ def _plan(
 def _verify_or_replan(
     demand_file: Path | None, run: Path | None, plan_file: Path | None, *, default_folder: Path, flags: dict[str, Any]
 ) -> None:
-    """Say whether a plan held; where runs to calibrate from are given, plan again from them."""
+    """Verify a plan against a run; with runs to calibrate from, plan again from them."""
     if demand_file is not None:
         raise UserError("--verify and --calibrate-from take the demand from the plan", hint=f"omit {demand_file}")
     if plan_file is None:
-        raise UserError("--plan is missing", hint="--plan artifacts/capacity/NAME/capacity.json")
+        raise UserError("--plan is required", hint="--plan artifacts/capacity/NAME/capacity.json")
     runs: tuple[Path, ...] = flags["calibration_runs"]
     if run is None and not runs:
         raise UserError("--plan alone does nothing", hint="--verify RUN, --calibrate-from RUN, or both")
@@ -122,7 +124,7 @@ def _verify(run: Path, plan_file: Path, *, as_json: bool, is_last: bool) -> None
 
 
 def _replan(plan_file: Path, runs: tuple[Path, ...], default_folder: Path, flags: dict[str, Any]) -> None:
-    """Calibrate the plan's recommended engine from runs, and plan its demand again with that."""
+    """Calibrate the plan's recommended engine from runs, and plan its demand again with the calibration."""
     plan = read_json(plan_file, CapacityPlan)
     target = flags["out"] or default_folder / f"{plan.demand.name}-calibrated"
     refuse_existing(target, force=flags["force"], inputs=[plan_file, *runs])
@@ -136,7 +138,7 @@ def _replan(plan_file: Path, runs: tuple[Path, ...], default_folder: Path, flags
 
 
 def _inputs(demand: Demand, demand_file: Path) -> list[Path]:
-    """Return every file and folder that a demand names."""
+    """Return every file and folder that a demand refers to."""
     chosen = demand.candidates
     named = [*chosen.engines, *chosen.calibrations, *(run.path for run in chosen.runs)]
     named += [demand.traffic.path] if isinstance(demand.traffic, Trace) else []
@@ -152,11 +154,14 @@ def _head(demand: Demand, demand_file: Path) -> Document:
     if demand.prices.file is not None:
         read.append(folder / demand.prices.file)
     sources = [source_of(path) for path in read if path.is_file()]
+    for gpu in demand.limits.gpu_names:
+        sources += sources_named(gpu=gpu, model=None)
+    sources += sources_named(gpu=None, model=demand.model)
     return Document(made_by=made_by(command_line("plan-capacity")), made_from=sources)
 
 
 def _write(plan: CapacityPlan, together: Compared | None, folder: Path, target: Path, *, force: bool) -> None:
-    from loadtest.capacity.output.html_page import page_of  # loads matplotlib, which no search needs
+    from loadtest.capacity.output.html_page import page_of  # imports matplotlib, which the search does not need
 
     with whole_folder(target, made_by=plan.made_by, force=force) as made:
         write_json(made / PLAN_NAME, plan)

@@ -1,4 +1,4 @@
-"""Commands that compute instead of measuring: predict-load, calibrate-engine."""
+"""The implementation of `predict-load`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from engines.console import command_line, show, wrote
 from engines.errors import MissingError, UserError
-from engines.files import made_by, source_of, to_json
+from engines.files import Source, made_by, source_of, to_json
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
 from engines.outputs import paths_named, refuse_existing
+from engines.spec import sources_named
 from loadtest.cli.engine_options import calibration_of, engine_of
 from loadtest.cli.options import load_options, scenario_of
 from loadtest.cli.tables import show_intervals, show_summary, show_verdicts
@@ -30,13 +31,12 @@ from loadtest.traffic import ConversationSampler, LevelPlan, Rows, count_rows, p
 
 
 def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
-    """Predict what run-load would show, on a virtual clock: the same batcher, no server, no client."""
+    """Predict the results of run-load on a virtual clock: the same batcher, without server and client."""
     if flags["out"] is not None:
         inputs = paths_named({**flags, "engine_dir": engine_dir})
         refuse_existing(flags["out"], force=flags["force"], inputs=inputs)
     scenario = scenario_of(load_options(flags))
-    sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
-    sources += inputs_of(scenario)
+    sources = [*_engine_sources(engine_dir, flags), *inputs_of(scenario)]
     known = calibration_of(flags["calibration"])
     plans = plans_of(scenario)
     rows = _rows(scenario, plans, flags["tokenizer"], engine_dir)
@@ -74,11 +74,18 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     _require_success(summary)
 
 
+def _engine_sources(engine_dir: Path | None, flags: dict[str, Any]) -> list[Source]:
+    """Return the files that say what the engine is."""
+    if engine_dir is not None:
+        return [source_of(engine_dir / MANIFEST_NAME)]
+    return sources_named(gpu=flags["gpu"], model=flags["model_name"])
+
+
 def _require_success(summary: Summary) -> None:
-    """Refuse to call it done where not one measured request succeeds; as `run-load` does.
+    """Refuse a prediction in which no measured request succeeds, as `run-load` does for a run.
 
     Raises:
-        MissingError: None does.
+        MissingError: No measured request succeeds.
     """
     requests = sum(level.requests for level in summary.levels)
     if requests > sum(level.errors for level in summary.levels):
@@ -91,7 +98,7 @@ def _require_success(summary: Summary) -> None:
 
 
 def _queued(scenario: Scenario, manifest: EngineManifest, flags: dict[str, Any]) -> tuple[Scenario, EngineManifest]:
-    """Return scenario and engine as they are where the users of a level are a queue: a static batch, or all at once."""
+    """Return scenario and engine, adapted for --static-batch or --at-once, where a level's users form a queue."""
     if flags["static_batch"] and flags["at_once"]:
         raise UserError("--static-batch and --at-once exclude each other")
     if flags["static_batch"]:
@@ -113,7 +120,7 @@ def _summary(found: Prediction) -> Summary:
 def _rows(
     scenario: Scenario, plans: list[LevelPlan], tokenizer: Path | None, engine_dir: Path | None
 ) -> dict[str, Rows]:
-    """Return what the scenario's prompt files hold, counted by the engine's tokenizer where lengths depend on it."""
+    """Return the rows of the scenario's prompt files, with token counts by the engine's tokenizer where needed."""
     if not any(kind.needs_file_lengths for kind in scenario.kinds):
         return {}
     if tokenizer is None and engine_dir is not None:

@@ -1,4 +1,4 @@
-"""The command that turns runs into figures: report-load."""
+"""The implementation of `report-load`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(runs: tuple[Path, ...], **flags: Any) -> None:
-    """Turn run folders into figures: summary.json, charts, exports, and one page that needs nothing else."""
+    """Evaluate run folders: summary.json, charts, exports, and a self-contained HTML page."""
     _refuse_flags(runs, flags)
     try:
         if flags["compare"]:
@@ -39,7 +39,7 @@ def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     judged = flags["max_regression"] is not None if flags["compare"] else flags["gate"] is not None
     if flags["compare"] and flags["gate"]:
         raise UserError(
-            "--gate judges one run, not a comparison",
+            "--gate checks one run, not a comparison",
             hint=("use report-load CANDIDATE --gate FILE, or --max-regression"),
         )
     if flags["junit"] and not judged:
@@ -112,14 +112,14 @@ def _compare(flags: dict[str, Any]) -> None:
 
 
 def _judge(cases: Sequence[Case], flags: dict[str, Any], *, name: str) -> None:
-    """Say every verdict; end with status 3 where one is missed.
+    """Print every result, and write the JUnit file.
 
     Raises:
-        TargetMissedError: One is.
+        TargetMissedError: A check failed.
     """
     from loadtest.report import write_junit
 
-    say = progress if flags["as_json"] else show  # --json prints one document and nothing else
+    say = progress if flags["as_json"] else show  # with --json, stdout holds one document only
     for case in cases:
         say(f"{'met   ' if case.met else 'missed'}  {case.group}: {case.name}: {case.says}")
     if flags["junit"] is not None and not flags["dry_run"]:

@@ -1,4 +1,4 @@
-"""The command that loads a server: run-load."""
+"""The implementation of `run-load`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 def run(**flags: Any) -> None:
-    """Stress a Triton or OpenAI server: a closed loop of users, or an open loop that no slow server delays."""
+    """Load-test a Triton or OpenAI server, in a closed loop or in an open loop."""
     if flags["worker"]:
         join(flags["master_host"], flags["port"], within_s=flags["within"])
         show("the master ended the run")
@@ -67,10 +67,10 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
 
 
 def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
-    """Return which processes send the load.
+    """Return the processes that generate the load.
 
     Raises:
-        UserError: Flags that exclude each other, or one without the other it needs.
+        UserError: Two flags exclude each other, or a flag requires another one.
     """
     if flags["master"] and not flags["expect_workers"]:
         raise UserError("--master needs --expect-workers", hint="--expect-workers N")
@@ -78,7 +78,7 @@ def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
         raise UserError("--expect-workers needs --master", hint="to start workers on this machine, use --workers N")
     if flags["master"] and flags["workers"]:
         raise UserError(
-            "--master and --workers exclude each other: the first waits for workers, the second starts them",
+            "--master and --workers exclude each other: --master waits for workers, --workers starts them",
             hint="run-load --worker also starts one on this machine",
         )
     if flags["master"] and flags["bind"] not in LOOPBACK:
@@ -104,7 +104,7 @@ def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
 
 
 def _require_free(host: str, port: int, flag: str) -> None:
-    address = "0.0.0.0" if host == "*" else host  # Locust's word for all interfaces
+    address = "0.0.0.0" if host == "*" else host  # Locust's notation for all interfaces
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -60,7 +60,7 @@ def test_misspelled_key_inside_is_matched_at_its_own_level(value: dict[str, obje
         ("a: 2001-99-99\n", "not valid YAML"),
         ("a: " + "9" * 5000 + "\n", "not valid YAML"),
         ("? [a]\n: b\n", "a key is a list or a mapping"),
-        ("a: " + "[" * 5000 + "]" * 5000 + "\n", "nested too deep"),
+        ("a: " + "[" * 5000 + "]" * 5000 + "\n", "nested too deeply"),
         ("a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "aliases are not allowed"),
         ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
         ("#" * (1 << 20) + "\n", "bytes of YAML exceed the limit of 1048576"),

@@ -1,4 +1,4 @@
-"""The commands of operations: build-deployment and roll-engine."""
+"""The implementation of `build-deployment`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from triton_repo.settings import read_repository
 
 
 def run(repository: Path, **flags: Any) -> None:
-    """Write the deployment of a model repository: Docker Compose, Kubernetes, Prometheus, Grafana."""
+    """Write the deployment files of a model repository: Docker Compose, Kubernetes, Prometheus, Grafana."""
     check_repository(repository)
     asked = {key: flags[key] for key in Deployment.model_fields if flags[key] is not None}
     asked.setdefault("name", _name_from(repository.absolute().name))
@@ -43,7 +43,7 @@ def run(repository: Path, **flags: Any) -> None:
 
 
 def _name_from(folder: str) -> str:
-    """Return a folder's name as Kubernetes takes names.
+    """Return a folder's name in the form that Kubernetes accepts.
 
     >>> _name_from("Qwen3_8B.fp8")
     'qwen3-8b-fp8'
@@ -53,7 +53,7 @@ def _name_from(folder: str) -> str:
 
 
 def _engine_folder(repository: Path) -> Path | None:
-    """Return where the `tensorrt_llm` model looks for its engine, or what is not one for its checkpoint."""
+    """Return the folder of the engine, or of the checkpoint, that the `tensorrt_llm` model loads; None if unknown."""
     manifest = read_repository(repository)
     if manifest.variant == "trtllm_serve":
         return Path(manifest.loads) if manifest.loads else None

@@ -1,4 +1,4 @@
-"""The room's commands: install-triton, build-repo, check-repo."""
+"""The implementation of `build-repo`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(engine_dir: Path, **flags: Any) -> None:
 
 
 def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
-    """Lay flags over the serving YAML over the defaults, and note where each came from."""
+    """Merge flags, serving YAML and defaults, and record the origin of each value."""
     document: dict[str, Any] = {}
     given: Given = {}
     if flags["serving"]:
@@ -90,7 +90,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _explain(engine: EngineManifest, resolved: Resolved, flags: dict[str, Any]) -> None:
-    """Print what the repository would be served with."""
+    """Print the settings that the repository would be served with."""
     if flags["as_json"]:
         choices = [choice.model_dump(mode="json") for choice in resolved.choices]
         notices = [notice.model_dump() for notice in resolved.notices]
@@ -106,7 +106,7 @@ def _explain(engine: EngineManifest, resolved: Resolved, flags: dict[str, Any]) 
 
 
 def _explained(choice: Choice) -> str:
-    """Return one line: name, value, origin, where it goes; then why, and what upstream does by itself."""
+    """Return one line: name, value, origin and target parameter; then the reason and the upstream default."""
     reason = "without effect here" if choice.effect == "none" else choice.reason
     is_same = choice.origin == "upstream default" and choice.value is not None
     upstream = "" if is_same else f"upstream: {choice.upstream_default}"
@@ -120,7 +120,7 @@ def _show_repository(repository: RepositoryManifest) -> None:
     console.show(f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}: {repository.kind}")
     if repository.kind == "emulated":
         scale = repository.resolved.emulation.time_scale
-        console.show(f"emulated, time scale x{scale:g}: every step takes that many times longer")
+        console.show(f"emulated, time scale x{scale:g}: every step takes {scale:g} times as long")
     for notice in repository.notices:
         console.show(f"notice: {notice.text}")
     if repository.variant == "trtllm_serve":

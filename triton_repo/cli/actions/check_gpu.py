@@ -1,4 +1,4 @@
-"""The command that walks the whole road on a GPU: check-gpu."""
+"""The implementation of `check-gpu`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from triton_repo.gpu_check import Link, Outcome, Session, Settings, links, reaso
 
 
 def run(checkpoint: Path | None, precision: str | None, **flags: Any) -> None:
-    """Walk the road and report it, or list its links."""
+    """Run the check and report it, or list its links."""
     if flags["only_list"]:
         for link in links():
             console.show(
@@ -42,13 +42,13 @@ def run(checkpoint: Path | None, precision: str | None, **flags: Any) -> None:
     failed = report.count("failed")
     if failed:
         raise TargetMissedError(
-            f"{failed} of {len(report.outcomes)} links failed, {report.count('not reached')} were not reached",
+            f"{failed} of {len(report.outcomes)} links failed, {report.count('not reached')} not reached",
             hint=f"the output of each command is in {session.settings.out / 'logs'}",
         )
 
 
 def _session(checkpoint: Path | None, precision: str | None, flags: dict[str, Any]) -> Session:
-    """Return the state of the walk."""
+    """Return the session that the links share."""
     out = flags["out"] or Path("artifacts/gpu-check")
     capability = int(trtllm.visible_compute_capabilities()[0].replace(".", ""))
     chosen = precision or ("fp8" if capability >= FP8_SM else "int8_sq")
@@ -56,7 +56,7 @@ def _session(checkpoint: Path | None, precision: str | None, flags: dict[str, An
 
 
 def _tell(link: Link, outcome: Outcome) -> None:
-    """Print one link as the page lists it, and how it did."""
+    """Print one link, what it was checked against, and its outcome."""
     console.show(f"{outcome.status:<11}  {link.id}: {link.title} ({outcome.seconds:.1f} s)")
     console.show(f"             checked against: {link.held_to}: {link.evidence}")
     console.show(f"             seen: {outcome.detail}")

@@ -1,4 +1,4 @@
-"""The command `check-repo`."""
+"""The implementation of `check-repo`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from triton_repo.audit import Finding, audit_repository
 
 
 def run(repository: Path, as_json: bool, verbose: bool) -> None:
-    """Look through a model repository, whoever made it, without starting anything."""
+    """Check a model repository of any origin, without starting a server."""
     findings = audit_repository(repository)
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
@@ -35,4 +35,6 @@ def _show_findings(repository: Path, findings: list[Finding], *, verbose: bool) 
         hidden = f" (-v shows {counts['advice']} pieces of advice)" if counts["advice"] and not verbose else ""
         console.show(f"{repository}: in order{hidden}")
         return
-    console.show(f"{repository}: {counts['error']} errors, {counts['warning']} warnings, {counts['advice']} of advice")
+    console.show(
+        f"{repository}: {counts['error']} errors, {counts['warning']} warnings, {counts['advice']} pieces of advice"
+    )

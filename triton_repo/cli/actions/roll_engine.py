@@ -1,4 +1,4 @@
-"""The command `roll-engine`."""
+"""The implementation of `roll-engine`."""
 
 from __future__ import annotations
 

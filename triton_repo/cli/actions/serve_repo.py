@@ -1,4 +1,4 @@
-"""The command that runs a server on a repository: serve-repo."""
+"""The implementation of `serve-repo`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from triton_repo.settings import RepositoryManifest, read_repository
 
 _EXPOSED = (
     "warning: listening on {address}: anyone who can reach these ports can send requests and read "
-    "metrics; Triton has no authentication and this server no TLS. Put a network policy or an "
+    "metrics; Triton has no authentication and no TLS. Put a network policy or an "
     "authenticating proxy in front, or use 127.0.0.1"
 )
 
@@ -62,7 +62,9 @@ def run(repository: Path, **flags: Any) -> None:
     _require_different_ports(flags)
     if flags["openai"]:
         require_free(flags["address"], flags["openai_port"])
-        read_keys(flags["api_key_file"], None)  # a key file that cannot be read is told before the server starts
+        read_keys(
+            flags["api_key_file"], None
+        )  # read the key file before the server starts, so that an unreadable one is reported at once
     found = local_triton.find_runtime(flags["tritonserver"], local_triton.default_folder())
     ports = Ports(flags["http_port"], flags["grpc_port"], flags["metrics_port"], flags["address"])
     record = start_server(
@@ -88,7 +90,7 @@ def run(repository: Path, **flags: Any) -> None:
 
 
 def _require_different_ports(flags: dict[str, Any]) -> None:
-    """Refuse two flags with one port."""
+    """Refuse the same port for two flags."""
     names = ("http_port", "grpc_port", "metrics_port", *(("openai_port",) if flags["openai"] else ()))
     of_port: dict[int, str] = {}
     for name in names:
@@ -99,17 +101,17 @@ def _require_different_ports(flags: dict[str, Any]) -> None:
 
 
 def _refuse_tritons(flags: dict[str, Any]) -> None:
-    """Refuse what is for Triton and the OpenAI front: trtllm-serve takes this command's place, and knows none of it."""
+    """Refuse flags for Triton and for the OpenAI front: trtllm-serve replaces this process and has none of them."""
     given = [flag for flag in ("detach", "openai", "stop_after", "api_key_file") if flags[flag]]
     if given:
         raise UserError(
-            f"--{given[0].replace('_', '-')} is for Triton; trtllm-serve takes this command's place",
-            hint="leave it out; `timeout SECONDS serve-repo` ends it, systemd or nohup keep it",
+            f"--{given[0].replace('_', '-')} applies to Triton only; this repository is served by trtllm-serve",
+            hint="omit it; `timeout SECONDS serve-repo` stops the server, systemd or nohup keep it running",
         )
 
 
 def _as_twin(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the flags of an emulated trtllm-serve: the OpenAI front where it listens, its Triton on a free port."""
+    """Return the flags of an emulated trtllm-serve: the OpenAI front on its port, Triton on a free one."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]
@@ -117,7 +119,7 @@ def _as_twin(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_front(repository: Path, record: ServerRecord, flags: dict[str, Any]) -> None:
-    """Start the OpenAI front of a server that is ready."""
+    """Start the OpenAI front for a ready server."""
     options = FrontOptions(
         address=flags["address"],
         port=flags["openai_port"],
@@ -143,7 +145,7 @@ def _show_front(front: FrontRecord, manifest: RepositoryManifest, model: str | N
 
 
 def _engine_folder(repository: Path) -> Path:
-    """Return where the `tensorrt_llm` model of a repository looks for its engine."""
+    """Return the engine folder that a repository's `tensorrt_llm` model loads."""
     config = read_config(repository / "tensorrt_llm" / "config.pbtxt")
     return Path(config.parameters["gpt_model_path"].string_value)
 
@@ -161,7 +163,7 @@ def _show_server(record: ServerRecord, *, twin: bool, as_json: bool) -> None:
 
 
 def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> None:
-    """Stay with the server until it ends; the first signal drains and stops it, a second one stops it at once."""
+    """Wait until the server ends. The first signal drains and stops it; a second one stops it at once."""
     signal.signal(signal.SIGTERM, _leave)
     try:
         watch_server(repository, record, require_front)
@@ -173,7 +175,7 @@ def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> No
 
 
 def _leave(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler's signature)
-    """End well: asked to stop, and stopped."""
+    """Exit with status 0: a signal asked for the stop."""
     sys.exit(0)
 
 
@@ -194,5 +196,5 @@ def _drain_running(repository: Path, drain_within_s: float) -> None:
     try:
         record = running_server(repository)
     except MissingError:
-        return  # it ended by itself; what it left is cleared by stopping
+        return  # the server ended unexpectedly; stopping clears what it left
     drain_server(repository, record, drain_within_s)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engines.build.pipeline import emulated_manifest
 from engines.errors import MissingError, UserError
 from engines.files import Document, MadeBy, read_yaml, to_json
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.cli.options import LoadOptions, outlook, scenario_of
@@ -42,7 +42,7 @@ def _asked(**flags: Any) -> Scenario:
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan an engine that takes every ready-made scenario's prompts."""
-    asked = resolve_recipe(None, {"workload.longest_input_tokens": 17_000, "workload.longest_output_tokens": 16_000})
+    asked = resolve_recipe(None, {"workload.longest_isl": 17_000, "workload.longest_osl": 16_000})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 
@@ -104,7 +104,7 @@ def test_flags_lay_over_a_scenario() -> None:
 @pytest.mark.parametrize(
     ("flags", "wrong"),
     [
-        ({"concurrency": "4", "rate": "2"}, "closed or open"),
+        ({"concurrency": "4", "rate": "2"}, "closed loop or an open loop"),
         ({"duration": 5.0}, "does not apply to a closed loop"),
         ({"concurrency": "4", "duration": 5.0}, "does not apply to a closed loop"),
         ({"rate": "1", "duration": 0.0}, "above 0"),
@@ -129,9 +129,9 @@ def test_a_flag_that_cannot_be_is_refused(flags: dict[str, Any], wrong: str) -> 
     ("values", "wrong"),
     [
         ({"lengths": {"isl": 5, "pairs": "x.csv"}}, "pairs state both lengths"),
-        ({"conversation": {"think_s": 5}}, "how many turns"),
-        ({"classes": [{"name": "a", "conversation": {}}]}, "class a: conversation: how many turns"),
-        ({"classes": [{"name": "a"}, {"name": "a"}]}, "two classes are called 'a'"),
+        ({"conversation": {"think_s": 5}}, "turns is required"),
+        ({"classes": [{"name": "a", "conversation": {}}]}, "class a: conversation: turns is required"),
+        ({"classes": [{"name": "a"}, {"name": "a"}]}, "two classes have the name 'a'"),
         ({"classes": [{"name": "a b"}]}, "pattern"),
         ({"arrivals": {"process": "trace", "path": "x"}, "prefixes": {"tokens": 5}}, "states its own requests"),
         ({"prefixes": {"count": 0, "tokens": 5}}, "greater than or equal to 1"),
@@ -237,8 +237,8 @@ def test_a_dry_run_says_what_a_scenario_comes_to() -> None:
     """Each level's requests and lengths in words, before anything is sent; without those only a tokenizer can tell."""
     lines = list(outlook(Scenario(concurrency=(2, 40), requests_per_user=1, lengths=Lengths(isl=100, osl=7))))
     assert lines == [
-        "2 users: 32 requests measured, prompts of 100 tokens on average and 100 at most, replies of 7 and 7",
-        "40 users: 40 requests measured, prompts of 100 tokens on average and 100 at most, replies of 7 and 7",
+        "2 users: 32 requests measured, prompts: mean 100 tokens, max 100, replies: mean 7, max 7",
+        "40 users: 40 requests measured, prompts: mean 100 tokens, max 100, replies: mean 7, max 7",
     ]
     talk = Scenario(rate_per_s=(2.0,), duration_s=50, prompts="ours.jsonl", conversation=Conversations())
     (line,) = outlook(talk)

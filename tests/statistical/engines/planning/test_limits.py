@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from engines.build.pipeline import emulated_manifest
 from engines.emulator.request import Request
 from engines.emulator.settings import batcher_for
 from engines.errors import UserError
 from engines.files import Document, MadeBy
+from engines.planning import emulated_manifest
 from engines.planning.explain import explain
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 from engines.planning.plan import BuildPlan, make_plan
@@ -36,7 +36,7 @@ def engine_of(batch: int, tokens: int, *, gpu: str = "h100-sxm-80gb", chunked: b
 
 def test_a_request_alone_takes_a_decode_step_per_token() -> None:
     """With one slot the mean ITL is the single step, but for the share of iterations that carry the next prompt."""
-    alone = outlook(engine_of(1, 8192), Workload(input_tokens=100, output_tokens=1000))
+    alone = outlook(engine_of(1, 8192), Workload(isl=100, osl=1000))
     assert alone.sequences == 1
     assert alone.single_itl_s <= alone.itl_s < 1.01 * alone.single_itl_s
     assert alone.tokens_per_s == pytest.approx(alone.decoding / alone.itl_s)
@@ -44,7 +44,7 @@ def test_a_request_alone_takes_a_decode_step_per_token() -> None:
 
 def test_prompts_past_the_token_budget_leave_less_to_decode() -> None:
     """Where prompts fill every iteration, decoding gets OSL / (ISL + OSL) of its tokens and no more."""
-    workload = Workload(input_tokens=8000, output_tokens=80)
+    workload = Workload(isl=8000, osl=80)
     bound = outlook(engine_of(96, 1024), workload)
     assert bound.decoding <= 1024 * 80 / 8080
     assert bound.decoding < bound.sequences
@@ -52,7 +52,7 @@ def test_prompts_past_the_token_budget_leave_less_to_decode() -> None:
 
 def test_the_kv_cache_bounds_the_sequences_in_flight() -> None:
     """No more whole requests are in flight than the cache holds, whatever the batch limit."""
-    workload = Workload(input_tokens=4000, output_tokens=4000)
+    workload = Workload(isl=4000, osl=4000)
     seen = outlook(engine_of(1024, 8192), workload)
     assert seen.sequences == seen.kv_tokens // 8000 < 1024
 
@@ -93,7 +93,7 @@ def test_a_prompt_that_is_not_chunked_must_fit_one_iteration() -> None:
     """With INT8 KV, chunked context is off: the token budget covers the longest prompt, or the plan is refused."""
     plan = plan_of(precision="int8_sq", kv_cache__format="int8", gpu="a100-sxm-80gb")
     assert not plan.runtime.chunked_context
-    assert plan.sizing.max_num_tokens >= plan.workload.longest_input_tokens
+    assert plan.sizing.max_num_tokens >= plan.workload.longest_isl
     assert any(notice.code == "no-paged-attention" for notice in plan.notices)
     with pytest.raises(UserError, match="must cover the longest prompt"):
         plan_of(precision="int8_sq", kv_cache__format="int8", gpu="a100-sxm-80gb", limits__max_num_tokens=1024)
@@ -149,7 +149,7 @@ def test_lora_and_speculation_are_planned_or_refused() -> None:
         plan_of(speculative__mode="draft_tokens_external")
     with pytest.raises(UserError, match="needs its sizes"):
         plan_of(speculative__mode="lookahead_decoding", speculative__max_draft_len=5)
-    with pytest.raises(UserError, match="drafts 15 tokens a step"):
+    with pytest.raises(UserError, match="draft 15 tokens per step"):
         plan_of(speculative__mode="lookahead_decoding", speculative__lookahead=sizes, speculative__max_draft_len=5)
     with pytest.raises(UserError, match="without a mode"):
         plan_of(speculative__max_draft_len=5)
@@ -157,9 +157,7 @@ def test_lora_and_speculation_are_planned_or_refused() -> None:
 
 def test_the_steady_state_agrees_with_the_batcher() -> None:
     """At the chosen limits, the closed form is within a tenth of the batcher with every slot taken."""
-    asked = resolve_recipe(
-        None, {"workload.input_tokens": 512, "workload.output_tokens": 256, "limits.max_batch_size": 64}
-    )
+    asked = resolve_recipe(None, {"workload.isl": 512, "workload.osl": 256, "limits.max_batch_size": 64})
     plan = make_plan(asked, head=HEAD)
     batcher = batcher_for(emulated_manifest(plan, asked.recipe))
     requests, ends, now_s = 64 * 12, [], 0.0
@@ -170,7 +168,7 @@ def test_the_steady_state_agrees_with_the_batcher() -> None:
         ends += [(now_s, sequence.request.max_output_tokens) for sequence in batcher.advance(iteration)]
     middle = [(end_s, tokens) for end_s, tokens in ends if 0.3 * now_s < end_s < 0.7 * now_s]
     tokens_per_s = sum(tokens for _, tokens in middle) / (0.4 * now_s)
-    workload = Workload(input_tokens=512, output_tokens=224)
+    workload = Workload(isl=512, osl=224)
     chunked = plan.runtime.chunked_context
     engine = Engine(plan.model, plan.gpu, plan.precision, plan.kv_format, plan.sizing, chunked, plan.step_time)
     assert outlook(engine, workload).tokens_per_s == pytest.approx(tokens_per_s, rel=0.1)

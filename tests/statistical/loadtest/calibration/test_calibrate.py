@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from engines.build.pipeline import emulated_manifest
 from engines.calibration import LoadGenerator, require_match
 from engines.errors import UserError
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest, StepTimeChoice
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec import engine_profile_named

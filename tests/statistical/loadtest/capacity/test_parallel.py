@@ -34,7 +34,7 @@ WORK = Work(squared, Square, str, str)
 def _all(kept: ResultCache = ResultCache(None), *, count: int = 1, on_ray: bool = False, **how: Any) -> list[int]:  # noqa: B008 (a tuple)
     how = {"progress": lambda _: None, **how}
     with workers_of(count, on_ray=on_ray) as workers:
-        return [each.value for each in do(WORK, [1, 2, 3, 4], kept=kept, workers=workers, **how)]
+        return [each.value for each in do(WORK, [1, 2, 3, 4], cache=kept, workers=workers, **how)]
 
 
 def test_processes_bring_what_one_process_brings() -> None:
@@ -57,7 +57,7 @@ def test_the_count_of_what_was_done_runs_once() -> None:
     said: list[str] = []
     with workers_of(1) as workers:
         for batch in ([1, 2], [3]):
-            do(WORK, batch, kept=ResultCache(None), workers=workers, progress=said.append)
+            do(WORK, batch, cache=ResultCache(None), workers=workers, progress=said.append)
     assert said == ["1 simulated, 1 more in this step, about 0 s left: 1", "2 simulated: 2", "3 simulated: 3"]
 
 

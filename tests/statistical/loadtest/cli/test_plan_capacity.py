@@ -20,7 +20,7 @@ from engines.steptime import uncertainty
 from loadtest.capacity.candidates import candidates_of
 from loadtest.capacity.inputs.demand import PriceChoices, read_demand
 from loadtest.capacity.inputs.prices import prices_for
-from loadtest.capacity.plan import CapacityPlan
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import shape_of
 from loadtest.capacity.verify import verify
 from loadtest.capacity.what_if import what_if
@@ -91,7 +91,7 @@ def test_the_page_stands_alone(planned: Path) -> None:
 def test_what_if_is_side_by_side(planned: Path) -> None:
     """Twice the traffic with nothing spare: twice the peak, what a replica carries unchanged."""
     sides = json.loads((planned / "what-if.json").read_text(encoding="utf-8"))["sides"]
-    assert [side["asked"] for side in sides] == ["as asked", "traffic*=2,n_plus=0"]
+    assert [side["asked"] for side in sides] == ["original", "traffic*=2,n_plus=0"]
     assert sides[1]["peak_per_s"] == pytest.approx(2 * sides[0]["peak_per_s"])
     assert sides[1]["rate_per_s"] == sides[0]["rate_per_s"]
 
@@ -141,7 +141,7 @@ def test_a_plan_holds_or_it_does_not(planned: Path, tmp_path: Path, slower: floa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--verify", "RUN"), "--plan is missing"),
+        (("--verify", "RUN"), "--plan is required"),
         (("--plan", "capacity.json"), "does nothing"),
         (("demand.yaml", "--verify", "RUN", "--plan", "capacity.json"), "take the demand from the plan"),
     ],
@@ -152,7 +152,7 @@ def test_an_error_asks_for_what_is_missing_alone(arguments: tuple[str, ...], sai
     assert isinstance(result.exception, UserError)
     assert said in result.exception.message
     for given in arguments:
-        assert f"{given} is missing" not in result.exception.message
+        assert f"{given} is required" not in result.exception.message
 
 
 def test_a_prediction_verifies_nothing(planned: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ HEAD = MadeBy(command="test", version="0")
 @pytest.fixture(scope="module")
 def manifest() -> EngineManifest:
     """Plan the default engine, for short requests."""
-    asked = resolve_recipe(None, {"workload.input_tokens": 200, "workload.output_tokens": 40})
+    asked = resolve_recipe(None, {"workload.isl": 200, "workload.osl": 40})
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 

@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from engines.build.pipeline import emulated_manifest
+from engines.emulator import Batcher
 from engines.files import Document, MadeBy, write_json
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
+from triton_repo.models import engine_host
 from triton_repo.models.tensorrt_llm import EmulatedEngineModel
 
 HEAD = MadeBy(command="test", version="0")
@@ -71,10 +73,27 @@ class FakeFamily:
         self.observed.setdefault(self.name, []).append(value)
 
 
+class FakeModelError(Exception):
+    """What Triton raises where a response is not taken."""
+
+
+class FakeLogger:
+    """Keeps what is logged."""
+
+    errors: ClassVar[list[str]] = []
+
+    @classmethod
+    def log_error(cls, message: str) -> None:
+        """Keep a message."""
+        cls.errors.append(message)
+
+
 class FakeBackend:
     """What Triton's module offers."""
 
     TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL
+    TritonModelException = FakeModelError
+    Logger = FakeLogger
     Tensor = FakeTensor
     InferenceResponse = FakeResponse
     MetricFamily = FakeFamily
@@ -146,6 +165,7 @@ def model(tmp_path: Path) -> Iterator[EmulatedEngineModel]:
         "dynamic_batching": {"default_queue_policy": {"max_queue_size": 4}},
     }
     FakeFamily.observed.clear()
+    FakeLogger.errors.clear()
     made = EmulatedEngineModel()
     made.backend = FakeBackend
     made.initialize(
@@ -280,3 +300,78 @@ def test_a_refused_request_harms_no_other(model: EmulatedEngineModel) -> None:
     model.execute([good, bad, also_good])
     assert (_tokens(good), _tokens(also_good)) == ([1, 1], [2, 2])
     assert "request_output_len is 0" in str(bad.sender.sent[0].error)
+
+
+class BlockedSender(FakeSender):
+    """Never returns from a send, as Triton's Python backend may not, until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocked = threading.Event()
+        self.let_go = threading.Event()
+
+    def send(self, response: FakeResponse | None = None, flags: int = 0) -> None:  # noqa: ARG002
+        """Block."""
+        self.blocked.set()
+        self.let_go.wait(LIMIT_S)
+
+
+class RefusingSender(FakeSender):
+    """Takes nothing."""
+
+    def send(self, response: FakeResponse | None = None, flags: int = 0) -> None:  # noqa: ARG002
+        """Refuse."""
+        raise FakeModelError("Failed to increase the shared memory pool size")
+
+
+def test_a_send_that_never_returns_costs_one_request(
+    model: EmulatedEngineModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of every sender are answered while one send blocks; the blocked one is given up, and logged."""
+    monkeypatch.setattr(engine_host, "STUCK_S", 0.2)
+    stuck = _request([[1, 2]], 4000, request_id="stuck")
+    stuck.sender = BlockedSender()
+    model.execute([stuck])
+    assert stuck.sender.blocked.wait(LIMIT_S)
+    for _ in range(2):
+        others = [_request([[3, 4]], 3) for _ in range(engine_host.SENDER_THREADS)]
+        model.execute(others)
+        assert [_tokens(request) for request in others] == [[3, 4, 3]] * engine_host.SENDER_THREADS
+    assert any("'stuck' is given up" in message for message in FakeLogger.errors)
+    stuck.sender.let_go.set()
+    assert not stuck.sender.ended.is_set()
+
+
+def test_a_response_that_is_not_taken_ends_its_own_request(model: EmulatedEngineModel) -> None:
+    """The sender goes on with the others, and the log says why."""
+    refused = _request([[1, 2]], 4000)
+    refused.sender = RefusingSender()
+    others = [_request([[3, 4]], 3) for _ in range(3)]
+    model.execute([refused, *others])
+    assert [_tokens(request) for request in others] == [[3, 4, 3]] * 3
+    assert any("shared memory pool" in message for message in FakeLogger.errors)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_failed_step_ends_every_request_with_an_error(
+    model: EmulatedEngineModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect in a step is no silence: what runs ends with an error, what comes later is refused with the same."""
+    running = _request([[1, 2]], 4000)
+    model.execute([running])
+    assert running.sender.begun.wait(LIMIT_S)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Batcher, "finish", fail)
+    assert running.sender.ended.wait(LIMIT_S)
+    assert running.sender.sent[-1].error == engine_host.STOPPED
+    later = _request([[1]], 1)
+    wait_until = threading.Event()
+    for _ in range(100):
+        model.execute([later])
+        if later.sender.ended.is_set():
+            break
+        wait_until.wait(0.05)
+    assert later.sender.sent[0].error == engine_host.STOPPED

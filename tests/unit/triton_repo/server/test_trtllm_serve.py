@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engines.build.pipeline import emulated_manifest
 from engines.errors import MissingError
 from engines.files import Document, MadeBy, write_json
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.cli.serve_repo import serve_repo
@@ -74,4 +74,4 @@ def test_what_is_for_triton_is_refused(flag: str, tmp_path: Path) -> None:
     value = ["5"] if flag == "--stop-after" else []
     done = CliRunner().invoke(serve_repo, [str(tmp_path / "repository"), flag, *value])
     assert done.exit_code == 2
-    assert f"{flag} is for Triton" in done.output
+    assert f"{flag} applies to Triton only" in done.output

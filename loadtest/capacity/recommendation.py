@@ -1,0 +1,266 @@
+"""Details of the recommended row: its other sizes, fleets, autoscaling, load curve and sensitivity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+from loadtest.capacity.autoscaler import Day, Ups, autoscaled
+from loadtest.capacity.candidates import Candidate
+from loadtest.capacity.decision import Row, Sized, costed, resized
+from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Routing
+from loadtest.capacity.pareto import frontier_of
+from loadtest.capacity.replica_count import worst_loss
+from loadtest.capacity.schema import CapacityPlan
+from loadtest.capacity.search import Searched, SearchOptions, run_tasks, size_task
+from loadtest.capacity.sensitivity import Contender, again_of, cases_of, tasks_for
+from loadtest.capacity.simulation import NONE, Checked, FleetTask, ReplicaCapacity, Slowdown, Task, What, ramp_of
+from loadtest.capacity.tasks import CandidateTask, Reliefs, Sweep, TaskResult
+
+CONTENDERS = 2  # rows with simulations beyond their search
+SWEEP = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1)  # loads of the sweep, relative to the promised rate
+QUEUE_DOUBLINGS = (
+    4  # largest share of requests that a queue limit may refuse though they could have been served in time
+)
+
+
+def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: SearchOptions) -> tuple[CapacityPlan, Row]:
+    """Return the plan with the recommended row's details, and that row with its other sizes."""
+    demand, market = searched.demand, searched.market
+    assert best.replicas is not None
+    assert best.rate_per_s is not None
+    carried = best.fleet_per_s or best.rate_per_s
+    day, ups = autoscaled(
+        searched.curve, demand.growth, carried, demand.availability, demand.autoscaling, seed=demand.seed
+    )
+    candidate = searched.candidate(best.name)
+    operating_per_s = market.peak_per_s / (best.needed or 1)
+    plan = plan.model_copy(
+        update={
+            "day": day,
+            "autoscaled_usd_per_month": _autoscaled_usd(best, day),
+            "engine": candidate.manifest,
+            "operating_per_s": operating_per_s,
+        }
+    )
+    contenders = _contenders(searched, best)
+    if candidate.manifest is None:
+        possible = [row for row in searched.rows if row.status == "possible"]
+        return plan.model_copy(update={"sensitivity": tuple(cases_of(demand, market, possible, best, {}))}), best
+    task = searched.task(candidate, demand)
+    queue = _queue_limit(demand, best)
+    tasks = {
+        **_other_sizes(searched, best, candidate),
+        "operating": [_sweep_task(f"{best.name} at its share", task, (operating_per_s,))],
+        "operating_middle": [_sweep_task(f"{best.name}, middle", _at(task, NONE), (operating_per_s,))],
+        "reliefs": [CandidateTask(f"{best.name}: what binds", reliefs=Reliefs(task, best.found))] if best.found else [],
+        "fleets": _fleet_tasks(searched, best, day, ups, queue),
+        "again": tasks_for(contenders, searched.task, demand),
+        "sweeps": [_load_curve_task(searched, each) for each in contenders],
+        "max_tokens": _lower_max_tokens(searched, candidate),
+    }
+    results = dict(
+        zip(
+            tasks, _by_group(run_tasks([one for group in tasks.values() for one in group], options), tasks), strict=True
+        )
+    )
+    best = _with_others(searched, best, results)
+    searched.replace_row(best)
+    fleets, queue = _sufficient_queue(
+        [one.checked for one in results["fleets"] if one.checked], searched, best, queue, options
+    )
+    possible = [row for row in searched.rows if row.status == "possible"]
+    swept = {each.row.name: one.swept for each, one in zip(contenders, results["sweeps"], strict=True)}
+    again = again_of(contenders, [one.found for one in results["again"]])
+    return plan.model_copy(
+        update={
+            "operating": results["operating"][0].swept[0],
+            "operating_middle": results["operating_middle"][0].swept[0],
+            "fleets": tuple(fleets),
+            "max_queue_size": queue,
+            "max_tokens_note": _max_tokens_note(searched, best, [one.found for one in results["max_tokens"]]),
+            "sweep": swept.get(best.name, ()),
+            "frontier": tuple(frontier_of(demand, market, possible, swept)),
+            "sensitivity": tuple(cases_of(demand, market, possible, best, again)),
+        }
+    ), best
+
+
+def _contenders(searched: Searched, best: Row) -> list[Contender]:
+    """Return the recommended row, and the cheapest row of another GPU or precision."""
+    others = [
+        row for row in searched.rows if row.is_possible and (row.gpu, row.precision) != (best.gpu, best.precision)
+    ]
+    rows = [row for row in (best, *others) if searched.candidate(row.name).manifest is not None]
+    return [Contender(row=row, candidate=searched.candidate(row.name)) for row in rows[:CONTENDERS]]
+
+
+def _by_group(found: Sequence[TaskResult], tasks: dict[str, list[CandidateTask]]) -> Iterator[list[TaskResult]]:
+    """Yield results in the groups in which they were requested."""
+    begin = 0
+    for group in tasks.values():
+        yield list(found[begin : begin + len(group)])
+        begin += len(group)
+
+
+def _at(task: Task, slowdown: Slowdown) -> Task:
+    return task._replace(interval=task.interval._replace(slow=slowdown))
+
+
+def _sweep_task(name: str, task: Task, rates_per_s: tuple[float, ...]) -> CandidateTask:
+    return CandidateTask(name, sweep=Sweep(task, rates_per_s))
+
+
+def _load_curve_task(searched: Searched, each: Contender) -> CandidateTask:
+    assert each.row.rate_per_s is not None
+    is_open = each.row.found is not None and each.row.found.promised.above_per_s is not None
+    rates = tuple(each.row.rate_per_s * share for share in (SWEEP if is_open else SWEEP[-2:]))
+    return _sweep_task(f"{each.row.name}, sweep", searched.task(each.candidate, searched.demand), rates)
+
+
+def _other_sizes(searched: Searched, best: Row, candidate: Candidate) -> dict[str, list[CandidateTask]]:
+    """Return the tasks that size the recommended row at the middle and at the favourable end of the prediction."""
+    slow, fast = candidate.interval
+    found: dict[str, list[CandidateTask]] = {"middle": [], "optimistic": []}
+    if slow != NONE and best.middle is not None and best.middle.needed is not None:
+        found["middle"] = [size_task(searched, best, NONE, best.middle.needed)]
+    if fast != NONE and best.optimistic is not None and best.optimistic.needed is not None:
+        found["optimistic"] = [size_task(searched, best, fast, best.optimistic.needed)]
+    return found
+
+
+def _with_others(searched: Searched, best: Row, results: dict[str, list[TaskResult]]) -> Row:
+    """Return the recommended row with its other sizes as simulated, and its binding constraint."""
+    promised = best.sizes[0]
+    sizes: dict[str, Sized | None] = {"middle": best.middle, "optimistic": best.optimistic}
+    for name, known in sizes.items():
+        found = results[name][0].size if results[name] else None
+        if known is not None:
+            sizes[name] = promised if found is None else resized(known, best, found, searched.demand)
+    if not results["optimistic"] and results["middle"]:
+        sizes["optimistic"] = sizes["middle"]
+    changed: dict[str, object] = dict(sizes)
+    if results["reliefs"] and results["reliefs"][0].found is not None:
+        relieved = results["reliefs"][0].found
+        changed |= {"found": relieved, "binding": relieved.binding}
+    return best.model_copy(update=changed)
+
+
+def _fleet_task(  # noqa: PLR0913 (one per thing a fleet is made of)
+    searched: Searched,
+    row: Row,
+    what: What,
+    replicas: int,
+    routing: Routing,
+    *,
+    queue: int,
+    lost: int = 0,
+    ups: tuple[int, ...] = (),
+    rates_per_s: tuple[float, ...] = (),
+) -> CandidateTask:
+    candidate = searched.candidate(row.name)
+    task = searched.task(candidate, searched.demand)
+    rate_per_s = max(rates_per_s, default=searched.market.peak_per_s)
+    slow = candidate.interval.slow
+    fleet = FleetTask(what, task, slow, rate_per_s, replicas, routing, lost, ups, rates_per_s, queue)
+    return CandidateTask(f"{row.name}: {fleet.name}", fleet=fleet)
+
+
+def _fleet_tasks(searched: Searched, best: Row, day: Day, ups: Ups, queue: int) -> list[CandidateTask]:
+    """Return the fleets to simulate: the survivors of a loss with each routing, the loss itself, the steepest ramp."""
+    assert best.needed is not None
+    assert best.replicas is not None
+    routing = searched.demand.routing
+    others = [each for each in get_args(Routing) if each != routing]
+    tasks = [_fleet_task(searched, best, "peak", best.needed, each, queue=queue) for each in (routing, *others)]
+    if best.needed == 1:
+        tasks = tasks[:1]
+    lost = worst_loss(best.replicas, searched.demand.availability)
+    if lost:
+        tasks.append(_fleet_task(searched, best, "loss", best.replicas, routing, queue=queue, lost=lost))
+    rates = [rate * searched.demand.growth for rate in searched.curve.rates_per_s.tolist()]
+    steep, up = ramp_of(rates, ups.up, day.steepest_h)
+    if max(steep) > 0 and len(set(up)) > 1:
+        tasks.append(
+            _fleet_task(searched, best, "ramp", max(up), routing, queue=queue, ups=up, rates_per_s=tuple(steep))
+        )
+    return tasks
+
+
+def _queue_limit(demand: Demand, best: Row) -> int:
+    """Return a replica's queue limit: as many requests as the middle of the prediction serves within the TTFT limit."""
+    limits = [limit for of in demand.all_objectives.values() for limit in of.ttft_s.values()]
+    rate_per_s = best.middle_rate_per_s or best.rate_per_s
+    return max(1, math.ceil(rate_per_s * max(limits))) if limits and rate_per_s else 0
+
+
+def _sufficient_queue(
+    fleets: list[Checked], searched: Searched, best: Row, queue: int, options: SearchOptions
+) -> tuple[list[Checked], int]:
+    """Return the fleets and the queue limit, doubled until it refuses no more than the demand allows to fail."""
+    allowed = searched.demand.objectives.errors_ratio
+    for _ in range(QUEUE_DOUBLINGS):
+        if not fleets or fleets[0].refused <= allowed:
+            return fleets, queue
+        queue *= 2
+        task = _fleet_task(searched, best, "peak", best.needed or 1, searched.demand.routing, queue=queue)
+        (result,) = run_tasks([task], options)
+        fleets = [result.checked, *fleets[1:]] if result.checked else fleets
+    return fleets, queue if not fleets or fleets[0].refused <= allowed else 0
+
+
+def _lower_max_tokens(searched: Searched, candidate: Candidate) -> list[CandidateTask]:
+    """Return the search of the same engine with `max_tokens` set to the longest reply, if that reserves less."""
+    shape, manifest = searched.shape, candidate.manifest
+    if manifest is None or manifest.runtime.scheduler_policy == "max_utilization":
+        return []
+    if shape.max_tokens <= shape.longest_osl:
+        return []
+    lowered = with_max_tokens(searched.demand, shape.longest_osl)
+    task = searched.task(candidate, lowered)._replace(shape=shape._replace(max_tokens=shape.longest_osl), is_brief=True)
+    return [CandidateTask(f"{candidate.name}, max_tokens {shape.longest_osl}", search=task)]
+
+
+def with_max_tokens(demand: Demand, tokens: int) -> Demand:
+    """Return a demand whose requests reserve at most this many reply tokens."""
+    traffic = demand.traffic
+    if traffic.process == "trace":
+        return demand.model_copy(update={"traffic": traffic.model_copy(update={"max_tokens": tokens})})
+    changed = {
+        "lengths": traffic.lengths.model_copy(update={"max_tokens": tokens}),
+        "classes": tuple(
+            each
+            if each.lengths is None
+            else each.model_copy(update={"lengths": each.lengths.model_copy(update={"max_tokens": tokens})})
+            for each in traffic.classes
+        ),
+    }
+    return demand.model_copy(update={"traffic": traffic.model_copy(update=changed)})
+
+
+def _max_tokens_note(searched: Searched, best: Row, found: Sequence[ReplicaCapacity | None]) -> str | None:
+    shape = searched.shape
+    lowered = found[0] if found else None
+    if lowered is None or lowered.rate_per_s is None:
+        return None
+    row = costed(
+        best.model_copy(update={"rate_per_s": lowered.rate_per_s, "fleet_per_s": None}),
+        searched.demand,
+        searched.market,
+    )
+    before = best.needed or 0
+    said = (
+        f"Every request reserves KV cache for {shape.max_tokens:,} reply tokens (max_tokens); no reply is longer than "
+        f"{shape.longest_osl:,}. "
+    )
+    if row.needed is None or row.needed >= before:
+        return f"{said}Lowering max_tokens to that saves no replica."
+    cost = "" if row.usd_per_month is None else f", {row.usd_per_month:,.0f} USD a month"
+    return f"{said}Lowering max_tokens to that needs {row.replicas} replicas{cost}."
+
+
+def _autoscaled_usd(row: Row, day: Day) -> float | None:
+    if not day.is_day or row.price is None:
+        return None
+    return day.mean_replicas * row.tensor_parallel * row.price.usd_per_gpu_h * HOURS_PER_MONTH
