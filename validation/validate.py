@@ -177,6 +177,13 @@ def _placed(case: Case, folder: Path) -> Case:
 
 def compare(folder: Path, aisimulate: str | None) -> Compared:
     """Predict all points of a case, and write its comparison."""
+    found = predict_case(folder, aisimulate)
+    write_comparison(found)
+    return found
+
+
+def predict_case(folder: Path, aisimulate: str | None) -> Compared:
+    """Predict all points of a case."""
     case = read_case(folder)
     points = read_points(folder)
     by_command: dict[str, Predicted] = {}  # systems that were measured alike are predicted once
@@ -185,9 +192,7 @@ def compare(folder: Path, aisimulate: str | None) -> Compared:
         by_command[command] = by_command.get(command) or predict_point(case, point)
     predicted = [by_command[shlex.join(arguments_of(case, point))] for point in points]
     beside = [None if aisimulate is None else ask_aisimulate(aisimulate, case, point) for point in points]
-    found = Compared(folder, case, points, predicted, beside)
-    write_comparison(found)
-    return found
+    return Compared(folder, case, points, predicted, beside)
 
 
 def read_comparison(folder: Path) -> Compared:

@@ -14,8 +14,8 @@ from validation.validate import (
     QUANTITIES,
     arguments_of,
     calibrated_table,
-    compare,
     errors_of,
+    predict_case,
     read_case,
     read_comparison,
     read_points,
@@ -49,7 +49,7 @@ def test_a_case_is_complete(folder: Path) -> None:
 def test_a_comparison_is_what_the_command_says() -> None:
     """The quickest case, worked out again, is what stands in its file."""
     folder = ROOT / "validation/trtllm-1.x-triton/h200-sxm-141gb/llama-3.1-8b/at-once-bf16"
-    found = compare(folder, None)
+    found = predict_case(folder, None)
     with (folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for seen, row in zip(found.predicted, rows, strict=True):
