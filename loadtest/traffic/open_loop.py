@@ -21,7 +21,7 @@ class OpenLoop:
 
     Attributes:
         next_id: The first id that no request has.
-        waited_for: Measured requests that are due, under way or to follow a reply.
+        waited_for: Measured requests that are due, in flight, or follow a reply.
     """
 
     plan: LevelPlan

@@ -122,10 +122,10 @@ def _id_range(tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def _end_id(scenario: Scenario, tokenizer: Tokenizer, path: Path) -> int | None:
-    """Return what ends a reply that may end by itself; None where none may, or the scenario tells the model.
+    """Return the end token of free replies; None if there are none, or the scenario sets it.
 
     Raises:
-        MissingError: Nobody says what it is.
+        MissingError: It is unknown.
     """
     if all(kind.is_exact for kind in scenario.kinds) or "end_id" in scenario.extra_body:
         return None

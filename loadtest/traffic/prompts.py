@@ -72,7 +72,7 @@ class Prepared(Strict):
         ids: Random ids are drawn from the first to the last but one.
         salt: Of this run: what its generated prompts begin with, so that none finds an earlier run's in the KV cache.
         marks: Words of one token, as (id, word), to begin prompts with.
-        end_id: The token that ends a free reply, where the model has to be told.
+        end_id: The end token of free replies, if requests must state it.
         tokenizer: Where every text has to be counted again, the file beside this one that counts it.
     """
 
@@ -89,7 +89,7 @@ class Prepared(Strict):
 
 
 def read_prepared(folder: Path) -> Prepared:
-    """Read what `prepare` wrote; errors as `files.read_json`."""
+    """Read the output of `prepare`. Raises as `files.read_json` does."""
     return read_json(folder / META, Prepared)
 
 
@@ -117,7 +117,7 @@ class PromptMaker:
 
     @property
     def end_id(self) -> int | None:
-        """The token that ends a free reply, where the model has to be told."""
+        """The end token of free replies, if requests must state it."""
         return self._found.end_id
 
     def prompt(self, talk: ConversationState) -> Prompt:
@@ -138,12 +138,12 @@ class PromptMaker:
         return self._joined(said)
 
     def wants_reply(self, talk: ConversationState) -> bool:
-        """Return whether later prompts repeat the reply to the exchange under way."""
+        """Return whether later prompts repeat the reply to the current exchange."""
         asked = talk.kind.conversation
         return asked is not None and asked.history == "replies" and talk.place + 1 < len(talk.conversation.exchanges)
 
     def keep(self, talk: ConversationState, tokens: int, reply: list[int] | list[str] | None) -> None:
-        """Take the reply to the exchange under way, for later prompts; called before that is noted as ended.
+        """Store the reply to the current exchange for later prompts; called before its end is recorded.
 
         Args:
             tokens: How many it had.

@@ -152,7 +152,7 @@ def end_id_of(tokenizer: Tokenizer, path: Path) -> int | None:
 
 
 def chat_text(tokenizer: Tokenizer, *, tokens: int) -> TokenText:
-    """Return the beginning of the built-in chats, at least so many tokens where they hold them.
+    """Return the beginning of the built-in chats, with at least this many tokens if available.
 
     Raises:
         MissingError: They are not installed.
@@ -178,7 +178,7 @@ def encoded(tokenizer: Tokenizer, text: str) -> TokenText:
 
 
 def file_text(tokenizer: Tokenizer, path: Path, *, most_rows: int) -> TokenText:
-    """Return the first rows of a prompt file with their tokens; each message is tokenized by itself.
+    """Return the first rows of a prompt file with their tokens; each message is tokenized alone.
 
     Raises:
         MissingError: There is no such file.
