@@ -100,6 +100,7 @@ class Calibration(Document):
             shape, or too few points, on the fitted points, but at least the noise that the fit assumes (3 % in tokens/s
             and ITL, 12 % in TTFT).
         log_error_of: Which of the two it is.
+        prior: The engine profile whose numbers were expected before any point was seen; None: those of any engine.
     """
 
     measured_on: Literal["measured", "emulated"]
@@ -120,6 +121,7 @@ class Calibration(Document):
     points: list[PointResidual]
     alternatives: list[Alternative]
     warnings: list[str]
+    prior: str | None = None
 
 
 def read_calibration(path: Path) -> Calibration:

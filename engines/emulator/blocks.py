@@ -6,12 +6,17 @@ consists of three kinds::
     used     held by at least one sequence (private, or shared between sequences with a common prefix)
     cached   held by no sequence, content kept for a later prompt; the least recently used is evicted first
     free     neither; used + cached + free = blocks
+
+A paused sequence's own blocks are free, but stay what they are until another sequence takes them: those that were freed
+first go first, and of one sequence its last block goes first. What is left when it starts again need not be computed
+(vLLM: v1/core/block_pool.py, single_type_kv_cache_manager.py; TensorRT-LLM stores a paused request's blocks likewise).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence as Row
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -25,6 +30,14 @@ class PromptBlocks(NamedTuple):
 
     reused: int
     onboarded: int
+
+
+@dataclass(slots=True)
+class _Freed:
+    """Free blocks that were given back together; `owner`: the paused sequence whose content they hold."""
+
+    owner: int | None
+    blocks: int
 
 
 class KvPool:
@@ -48,6 +61,7 @@ class KvPool:
         self._holders: dict[int, int] = {}  # hash -> number of sequences that hold the block
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._host: OrderedDict[int, None] = OrderedDict()
+        self._freed: deque[_Freed] = deque()  # free blocks by who left them, the next to be taken first
 
     @property
     def available(self) -> int:
@@ -83,11 +97,32 @@ class KvPool:
         Raises:
             RuntimeError: The pool is too small; the scheduler should have checked first.
         """
-        found = self._find(hashes[: (prompt_tokens - 1) // self.tokens_per_block]) if self.reuse else []
+        found = self._find(hashes[: self._reusable(prompt_tokens)]) if self.reuse else []
         onboarded = self._hold(found)
         self.take(self.blocks_for(prompt_tokens) - len(found) + onboarded)
         self.reused_total += len(found)
         return PromptBlocks(len(found), onboarded)
+
+    def take_again(self, owner: int, prompt_tokens: int) -> int:
+        """Take the blocks of a sequence that starts again; return how many of its own are still what they were.
+
+        Raises:
+            RuntimeError: The pool is too small.
+        """
+        left = next((freed for freed in self._freed if freed.owner == owner), None)
+        kept = 0
+        if left is not None:
+            kept = min(left.blocks, self._reusable(prompt_tokens))
+            left.blocks -= kept
+            left.owner = None
+        self.used += kept
+        self.take(self.blocks_for(prompt_tokens) - kept)
+        self.reused_total += kept
+        return kept
+
+    def _reusable(self, prompt_tokens: int) -> int:
+        """Return the whole blocks of a prompt before its last token."""
+        return (prompt_tokens - 1) // self.tokens_per_block
 
     def take(self, count: int) -> None:
         """Take new blocks, evicting cached ones if none are free.
@@ -96,6 +131,7 @@ class KvPool:
             RuntimeError: The pool is too small.
         """
         self.used += count
+        self._forget(count)
         surplus = self.used + len(self._cached) - self.blocks
         if surplus <= 0:
             return
@@ -103,6 +139,16 @@ class KvPool:
             raise RuntimeError(f"KV pool of {self.blocks} blocks overdrawn: {self.used} used")
         for _ in range(surplus):
             self._evict()
+
+    def _forget(self, count: int) -> None:
+        """Let the blocks that were freed first be taken."""
+        while count > 0 and self._freed:
+            first = self._freed[0]
+            taken = min(count, first.blocks)
+            first.blocks -= taken
+            count -= taken
+            if not first.blocks:
+                self._freed.popleft()
 
     def publish(self, hashes: Row[int], already_shared: int) -> int:
         """Make the blocks that a prompt has just computed available to others.
@@ -127,9 +173,16 @@ class KvPool:
             self._holders[content] = 1
         return len(hashes)
 
-    def release(self, held: int, shared_hashes: Row[int]) -> None:
-        """Return all `held` blocks of a sequence to the pool; the first ones are held by hash."""
-        self.used -= held - len(shared_hashes)
+    def release(self, held: int, shared_hashes: Row[int], *, paused: int | None = None) -> None:
+        """Return all `held` blocks of a sequence to the pool; the first ones are held by hash.
+
+        Args:
+            paused: The sequence, if it will restart and may find its own blocks.
+        """
+        private = held - len(shared_hashes)
+        self.used -= private
+        if self.reuse and private and (paused is not None or self._freed):
+            self._freed.append(_Freed(paused, private))
         for content in reversed(shared_hashes):  # a prefix is evicted after what follows it
             holders = self._holders[content] - 1
             if holders:

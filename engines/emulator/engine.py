@@ -330,11 +330,15 @@ class Batcher:
                 yield sequence
 
     def _take_prompt(self, sequence: Sequence) -> None:
-        found = self._pool.take_prompt(sequence.prompt_tokens, sequence.request.prefix_hashes)
         sequence.has_blocks = True
-        self._onboarded += found.onboarded * self.settings.tokens_per_block
-        sequence.shared_blocks = found.reused
-        sequence.cached_tokens = found.reused * self.settings.tokens_per_block
+        if sequence.spans and not sequence.request.prefix_hashes:
+            kept = self._pool.take_again(sequence.order, sequence.prompt_tokens)
+            sequence.cached_tokens = kept * self.settings.tokens_per_block
+        else:
+            found = self._pool.take_prompt(sequence.prompt_tokens, sequence.request.prefix_hashes)
+            self._onboarded += found.onboarded * self.settings.tokens_per_block
+            sequence.shared_blocks = found.reused
+            sequence.cached_tokens = found.reused * self.settings.tokens_per_block
         if self.settings.policy != "max_utilization":
             self._pool.reserved += self._to_come(sequence, self._pool.blocks_for(sequence.prompt_tokens))
 
@@ -424,19 +428,24 @@ class Batcher:
         del self._by_id[sequence.request.request_id]
         self._release(sequence)
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence, *, paused: bool = False) -> None:
         if not sequence.has_blocks:
             return
         held = self._pool.blocks_for(sequence.tokens_at(self._grown))
         if self.settings.policy != "max_utilization":
             self._pool.reserved -= self._to_come(sequence, held)
-        self._pool.release(held, sequence.request.prefix_hashes[: sequence.shared_blocks])
+        hashes = sequence.request.prefix_hashes
+        owner = sequence.order if paused and not hashes else None
+        self._pool.release(held, hashes[: sequence.shared_blocks], paused=owner)
         sequence.has_blocks = False
 
     def _pause(self, sequence: Sequence) -> None:
-        """Free a sequence's blocks; it will restart with its output so far as part of its prompt."""
+        """Free a sequence's blocks; it will restart with its output so far as part of its prompt.
+
+        What is left of its blocks by then is not computed again; see `KvPool`.
+        """
         self._stop_decoding(sequence)
-        self._release(sequence)
+        self._release(sequence, paused=True)
         produced = sequence.produced_at(self._index)
         sequence.spans.append((sequence.first_new_index, self._index - 1))
         sequence.prompt_tokens = sequence.request.prompt_tokens + produced

@@ -379,7 +379,8 @@ def _pricing(
             choices.derived("step_time", source, why)
         else:
             choices.given("step_time", source, "as asked")
-        return StepTimeChoice(source=source, profile=profile.name, factors=profile.factors, host=profile.host)
+        factors = profile.factors_on(gpu, model)
+        return StepTimeChoice(source=source, profile=profile.name, factors=factors, host=profile.host)
     path = Path(recipe.step_time_calibration)
     known = read_calibration(path)
     require_match(known, gpu=gpu.name, precision=precision.name, tensor_parallel=tensor, path=path)

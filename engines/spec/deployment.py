@@ -36,6 +36,8 @@ class Factors(Strict):
             latency, 0 if all share the bandwidth and end at about the same time.
         wave_reads: How often such a kernel reads the cache: query heads per KV head, since every query head's block
             reads its keys and values itself. 1 if the heads of a group share what is read.
+        mixed_kv_reads: How often an iteration that also computes prompts reads the cache of its decoding sequences:
+            query heads per KV head, if one kernel takes both and a group's heads do not share what is read.
     """
 
     weights_ratio: Ratio = 1.0
@@ -48,6 +50,7 @@ class Factors(Strict):
     wave_sequences: Annotated[float, Field(ge=1)] = 1.0
     wave_tail: Annotated[float, Field(ge=0, le=1)] = 0.0
     wave_reads: Annotated[float, Field(ge=1)] = 1.0
+    mixed_kv_reads: Annotated[float, Field(ge=1)] = 1.0
 
 
 class Host(Strict):

@@ -16,6 +16,8 @@ from engines.errors import UserError
 from engines.files import Strict, validate
 from engines.names import spec_data
 from engines.spec.deployment import Factors, Host
+from engines.spec.gpu import GpuSpec
+from engines.spec.model import ModelSpec
 
 DEFAULT_ENGINE_PROFILE = "trtllm-1.x-triton"
 Deviation = Annotated[float, Field(gt=0)]
@@ -63,7 +65,9 @@ class EngineProfile(Strict):
     """Expected behaviour of an engine before it is measured.
 
     Attributes:
-        factors: On the step-time source, for the engine alone.
+        factors: On the step-time source, for the engine alone; see `factors_on`.
+        groups_share_reads_from: Compute capability (90 for 9.0) from which an attention kernel that takes prompts and
+            decoding sequences together reads a KV head once for its group of query heads; None: always.
         host: What the server adds; omitted if the engine runs alone.
         spreads: By precision and load; the first match is used.
         fitted_to: Deployments that the numbers come from.
@@ -75,10 +79,25 @@ class EngineProfile(Strict):
     aliases: tuple[str, ...] = ()
     batching: Batching = Batching()
     factors: Factors = Factors()
+    groups_share_reads_from: int | None = None
     host: Host = Host()
     spreads: Annotated[tuple[Spread, ...], Field(min_length=1)]
     fitted_to: tuple[str, ...]
     source: str
+
+    def factors_on(self, gpu: GpuSpec, model: ModelSpec) -> Factors:
+        """Return the factors on a GPU: an older one may read the cache more often.
+
+        >>> from engines.spec.gpu import gpu_named
+        >>> from engines.spec.model import model_named
+        >>> vllm = engine_profile_named("vllm-v1")
+        >>> vllm.factors_on(gpu_named("a100-sxm-80gb"), model_named("qwen3-14b")).mixed_kv_reads
+        5.0
+        """
+        shared_from = self.groups_share_reads_from
+        if shared_from is None or gpu.device == "cpu" or gpu.sm >= shared_from:
+            return self.factors
+        return self.factors.model_copy(update={"mixed_kv_reads": model.attention_heads / model.kv_heads})
 
     def spread(self, *, precision: str, load: Literal["served", "engine"]) -> Spread:
         """Return the spread for a precision and a load, or the nearest available."""

@@ -49,10 +49,14 @@ class Calibrated:
     def parts(self, shape: StepShape) -> StepCost:
         """Return the parts before their factors: the source's own, with the cache read in waves if so modelled."""
         parts = self.source.cost(shape)
-        if self.factors.wave_sequences == 1 or not shape.decode_sequences:
+        if not shape.decode_sequences:
             return parts
-        line = self._waves(shape.decode_sequences, shape.decode_context_tokens)
-        return parts._replace(kv_read_s=line.base_s + line.per_token_s * shape.decode_context_tokens)
+        kv_read_s = parts.kv_read_s
+        if self.factors.wave_sequences > 1:
+            line = self._waves(shape.decode_sequences, shape.decode_context_tokens)
+            kv_read_s = line.base_s + line.per_token_s * shape.decode_context_tokens
+        reads = self.factors.mixed_kv_reads if shape.prefill_sequences else 1.0
+        return parts._replace(kv_read_s=reads * kv_read_s)
 
     def seconds(self, shape: StepShape) -> float:
         """Return the seconds of one iteration."""

@@ -210,7 +210,8 @@ def _with_prior(manifest: EngineManifest) -> EngineManifest:
     if choice.profile is not None or choice.calibration is not None:
         return manifest
     profile = engine_profile_named(DEFAULT_ENGINE_PROFILE)
-    changed = StepTimeChoice(source=choice.source, profile=profile.name, factors=profile.factors, host=profile.host)
+    factors = profile.factors_on(manifest.gpu, manifest.model)
+    changed = StepTimeChoice(source=choice.source, profile=profile.name, factors=factors, host=profile.host)
     return manifest.model_copy(update={"step_time": changed})
 
 
