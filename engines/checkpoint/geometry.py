@@ -11,7 +11,7 @@ def model_of(facts: CheckpointFacts) -> ModelSpec:
     """Return the geometry of a checkpoint.
 
     Raises:
-        UserError: The geometry does not match the tensors, or the rope scaling is of an unknown kind.
+        UserError: The geometry does not match the tensors, or the kind of rope scaling is unknown.
     """
     model = model_of_config(facts)
     if model.parameters != facts.parameters:

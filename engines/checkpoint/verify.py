@@ -215,7 +215,7 @@ def rope_frequencies(base: float, scaling: dict[str, Any] | None, head_size: int
     """Return rope's inverse frequencies, shape (head_size / 2,), and the factor on its sines and cosines.
 
     Raises:
-        UserError: The scaling is of an unknown kind.
+        UserError: The kind of scaling is unknown.
 
     Source:
         Peng et al., "YaRN", 2023; Meta's Llama 3.1 reference code; both as in transformers' modeling_rope_utils.

@@ -29,7 +29,7 @@ class Batching(Strict):
     Attributes:
         chunked_context: A prompt may be computed over several iterations.
         max_num_tokens: Tokens per iteration; `max_batch_size`: sequences per iteration.
-        scheduler_policy: `max_utilization` starts whatever fits now and evicts when blocks run out, as vLLM and SGLang
+        scheduler_policy: `max_utilization` starts all that fits now and evicts when blocks run out, as vLLM and SGLang
             do; `guaranteed_no_evict` reserves a request's whole length.
         memory_fraction: Share of the memory left after the weights that becomes KV cache.
     """

@@ -87,7 +87,7 @@ def llm_api_version_of(release: str) -> LlmApiVersion:
         UserError: The version is unknown.
     """
     major_minor = ".".join(release.split(".")[:2])
-    # 1.0 and 1.1 are served with 1.2's files as far as they are compatible: their own keys are not recorded here.
+    # 1.0 and 1.1 are served with 1.2's files where compatible: their own keys are not recorded here.
     known: dict[str, LlmApiVersion] = {"1.0": "1.2", "1.1": "1.2", "1.2": "1.2", "1.3": "1.3", "1.4": "1.4rc"}
     if major_minor not in known:
         raise UserError(

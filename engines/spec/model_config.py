@@ -61,7 +61,7 @@ def model_in(folder: Path) -> ModelSpec:
 
     Raises:
         MissingError: No such folder, or no config.json in it.
-        UserError: It is not JSON, lacks a key, or is of an architecture we do not know.
+        UserError: It is not JSON, lacks a key, or states an unknown architecture.
     """
     return model_of_config(read_config_facts(folder))
 
@@ -85,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_config_facts(folder: Path) -> ConfigFacts:
-    """Return what the config.json of a folder says; errors as `model_in`."""
+    """Return the content of a folder's config.json. Raises as `model_in` does."""
     config = read_config(folder)
     reader = _ConfigReader(folder / CONFIG_NAME, config)
     architecture = reader.architecture()
@@ -121,10 +121,10 @@ def read_config_facts(folder: Path) -> ConfigFacts:
 
 
 def model_of_config(facts: ConfigFacts) -> ModelSpec:
-    """Return a geometry as a model of our own.
+    """Return the model specification of a geometry.
 
     Raises:
-        UserError: The rope scaling is of an unknown kind.
+        UserError: The kind of rope scaling is unknown.
     """
     return ModelSpec(
         name=facts.name.lower(),

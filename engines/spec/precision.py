@@ -19,7 +19,7 @@ KV_BYTES: dict[KvFormat, float] = {"32bit": 4, "16bit": 2, "int8": 1, "fp8": 1, 
 class Precision:
     """How an engine stores its linear layers and in what arithmetic it multiplies them.
 
-    Embedding, output projection, norms and activations stay at 16 bit in every one of them but `fp32`.
+    Embedding, output projection, norms and activations stay at 16 bit in all of them except `fp32`.
 
     Attributes:
         name: This project's name, as given to `--precision`.
@@ -74,7 +74,7 @@ class Precision:
 
 # Names and algorithms: TensorRT-LLM 1.2, quantize.py's --qformat and the QuantAlgo enum. Default KV formats: an 8-bit
 # cache only where TensorRT-LLM keeps paged context attention (and with it chunked context and reuse), that is with FP8
-# arithmetic; see docs/reference/build-engine.md. fp32 is no format of an engine built here: it is how vLLM
+# arithmetic; see docs/reference/build-engine.md. fp32 is not a format of engines built here: it is how vLLM
 # serves on a CPU (--dtype float32), to be predicted.
 PRECISIONS: dict[str, Precision] = {
     precision.name: precision

@@ -23,7 +23,7 @@ from loadtest.simulate import calibrated
 
 Basis = Literal["measured", "calibrated", "predicted", "emulated"]
 # Basis of a row's figures, best first. `emulated` is a server around this project's own step times, or a calibration on
-# one: it is no evidence about a GPU, and ranks below a plain prediction.
+# one: it says little about a GPU, and ranks below a plain prediction.
 RANK: dict[Basis, int] = {"measured": 0, "calibrated": 1, "predicted": 2, "emulated": 3}
 EVICTING = " evicting"  # suffix for an engine that reserves no KV blocks
 ONE_SIDED_95 = 1.645  # one-sided 5 % quantile of a normal distribution, in standard deviations

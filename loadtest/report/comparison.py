@@ -1,6 +1,6 @@
 """Two runs side by side: each figure's change with its confidence interval, and a verdict in words.
 
-The interval is of the change itself: both runs are resampled independently, and the change is computed in each
+The interval covers the change itself: both runs are resampled independently, and the change is computed in each
 replicate. It shows whether these two runs differ, not whether two further runs would: if runs of one scenario differ
 among themselves (report-load of several), a smaller change is noise.
 """

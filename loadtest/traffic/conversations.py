@@ -239,7 +239,7 @@ class ConversationSampler:
         return length_stats_of(prompts, replies)
 
     def at_most(self, seen: LengthStats) -> LengthStats:
-        """Return what was seen with the longest that can be drawn, where classes state bounds."""
+        """Return the statistics with the longest lengths that can be drawn, if classes state bounds."""
         for kind in self._kinds:
             longest = _longest(kind)
             if longest is not None:
@@ -248,7 +248,7 @@ class ConversationSampler:
         return seen
 
     def _row(self, kind: Kind, number: int, level: int) -> int | None:
-        """Return which row of its class's prompt file a conversation says; None: there is none, or none is read."""
+        """Return a conversation's row of its class's prompt file; None if there is none, or none is read."""
         rows = self._rows.get(kind.prompts)
         return (number + level * (len(rows) // self._levels)) % len(rows) if rows else None
 
@@ -291,7 +291,7 @@ class ConversationSampler:
 
 
 def _fixed_exchanges(kind: Kind) -> tuple[Exchange, ...]:
-    """Return what every conversation of a class says, where all are single requests of the same lengths."""
+    """Return the exchanges of every conversation of a class, if all are single requests of the same lengths."""
     if kind.conversation is not None or kind.lengths.pairs is not None:
         return ()
     if kind.isl is None or kind.osl is None or not (kind.isl.is_fixed and kind.osl.is_fixed):
@@ -300,7 +300,7 @@ def _fixed_exchanges(kind: Kind) -> tuple[Exchange, ...]:
 
 
 def _longest(kind: Kind) -> tuple[int, int] | None:
-    """Return the longest prompt and reply a class can draw; None where they are not bounded, or a file's own."""
+    """Return the longest prompt and reply a class can draw; None if unbounded, or from a file."""
     if kind.lengths.pairs is not None:
         isl, osl = (max(column) for column in zip(*kind.lengths.pairs.rows, strict=True))
     elif kind.isl is None or kind.osl is None or kind.isl.longest is None or kind.osl.longest is None:
@@ -314,7 +314,7 @@ def _longest(kind: Kind) -> tuple[int, int] | None:
 
 
 def always(isl: int, osl: int) -> Begin:
-    """Return conversations that are all the same single exchange."""
+    """Return conversations that all consist of the same single exchange."""
     (kind,) = Scenario().kinds
     conversation = Conversation(0, (Exchange(isl, osl),))
     return lambda _: ConversationState(conversation, kind)

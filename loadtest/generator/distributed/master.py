@@ -196,7 +196,7 @@ class Master:
                 gevent.sleep(0)
 
     def _offset(self, worker: str) -> Offset:
-        """Measure how far a worker's clock is ahead of ours.
+        """Measure how far a worker's clock is ahead of this process's clock.
 
         Raises:
             WorkerLostError: The worker was lost.

@@ -92,7 +92,7 @@ class Worker:
         runner.environment.events.heartbeat_received.add_listener(self._note_heartbeat)
 
     def run(self) -> None:
-        """Follow the master until it dismisses this worker or is lost, or this process is told to stop.
+        """Follow the master until it dismisses this worker or is lost, or this process is stopped.
 
         Raises:
             ToolError: The master has been silent for too long.

@@ -34,7 +34,7 @@ TITLE = "Candidate against baseline"
 
 
 def changes(comparison: Comparison, *, image: Image = "svg") -> bytes:
-    """Draw the change of each figure at each load with its confidence interval; the centre line is no change."""
+    """Draw the change of each figure at each load with its confidence interval; the centre line means no change."""
     with style(TITLE):
         rows = max(len(comparison.levels), 2)
         height_in = 1.9 + 2 * (0.9 + 0.28 * rows)
