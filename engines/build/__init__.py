@@ -1,4 +1,7 @@
-"""Running a build plan: stages, TensorRT-LLM's commands, the LLM API's model; imports `planning` and `checkpoint`."""
+"""Running a build plan: stages, TensorRT-LLM's commands, the LLM API's model.
+
+May import `planning` and `checkpoint`.
+"""
 
 from engines.build.llmapi import (
     MODEL_YAML,

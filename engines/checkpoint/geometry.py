@@ -1,4 +1,4 @@
-"""From a checkpoint's facts to the geometry the plan works with."""
+"""From a checkpoint's facts to the geometry that the plan uses."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from engines.spec import ModelSpec, model_of_config
 
 
 def model_of(facts: CheckpointFacts) -> ModelSpec:
-    """Return the geometry of a checkpoint as a model of our own.
+    """Return the geometry of a checkpoint.
 
     Raises:
-        UserError: The geometry does not add up to the tensors found, or the rope scaling is of an unknown kind.
+        UserError: The geometry does not match the tensors, or the kind of rope scaling is unknown.
     """
     model = model_of_config(facts)
     if model.parameters != facts.parameters:

@@ -1,4 +1,4 @@
-"""Read a Hugging Face checkpoint and check that it is complete: config, shards, every tensor, tokenizer."""
+"""Reads a Hugging Face checkpoint and checks that it is complete: config, shards, every tensor, tokenizer."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ class CheckpointFacts(ConfigFacts):
 
 
 def inspect_checkpoint(folder: Path, *, hash_files: bool = True) -> CheckpointFacts:
-    """Read a Hugging Face checkpoint folder and prove it whole.
+    """Read a Hugging Face checkpoint folder and check that it is complete.
 
-    Every tensor the geometry calls for must be there with its shape, and no other; each shard must hold the bytes its
-    header promises; the tokenizer must load and fit the vocabulary. No code from the checkpoint is ever run.
+    Every tensor required by the geometry must be present with its shape, and no other; each shard must contain the
+    bytes that its header states; the tokenizer must load and fit the vocabulary. No code from the checkpoint is run.
 
     Args:
-        hash_files: False leaves `files` empty: hashing reads every byte, minutes for a large checkpoint on a slow disk.
+        hash_files: False leaves `files` empty: hashing reads every byte, which takes minutes for a large checkpoint on
+            a slow disk.
 
     Raises:
         MissingError: The folder, its config, a shard or the tokenizer is missing.
-        UserError: An architecture we do not know, a corrupt shard, a tensor too many, too few or misshapen.
+        UserError: The architecture is unknown, a shard is corrupt, or tensors are missing, unexpected or misshapen.
     """
     config = read_config_facts(folder)
     tensors = read_tensors(folder)
@@ -64,7 +65,7 @@ def library(name: str) -> Any:
 
 
 def expected_shapes(facts: CheckpointFacts) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor that the geometry calls for."""
+    """Return the name and shape of every tensor that the geometry requires."""
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (facts.vocab_size, facts.hidden_size),
         "model.norm.weight": (facts.hidden_size,),
@@ -98,7 +99,7 @@ def _layer_shapes(facts: CheckpointFacts) -> Iterator[tuple[str, tuple[int, ...]
 
 
 def _check_tensors(folder: Path, tensors: dict[str, TensorFacts], facts: CheckpointFacts) -> None:
-    """Account for every tensor."""
+    """Check that all expected tensors are present, with their shapes, and no others."""
     expected = expected_shapes(facts)
     optional = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
     if facts.tied_embeddings:
@@ -139,7 +140,7 @@ def _check_tokenizer(folder: Path, facts: CheckpointFacts) -> None:
 
 
 def _sources(folder: Path) -> list[Source]:
-    """Hash what the result depends on: configs, tokenizer, shards."""
+    """Hash the files that the result depends on: configs, tokenizer, shards."""
     names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
     paths = [folder / name for name in names if (folder / name).is_file()]
     return [source_of(path) for path in [*paths, *shard_paths(folder)]]

@@ -28,7 +28,7 @@ class Bandwidth(NamedTuple):
 
 
 def measure_bandwidth(threads: int, *, array_bytes: int = ARRAY_BYTES) -> Bandwidth:
-    """Return the bandwidth that so many threads reach; run where the process is pinned to as many cores."""
+    """Return the bandwidth that this many threads reach; the process must be pinned to as many cores."""
     import numpy as np  # noqa: PLC0415 (its threads are counted when it is loaded)
 
     size = array_bytes // 4 // threads // _ROW * _ROW

@@ -1,4 +1,4 @@
-"""What the models and the GPUs are, how numbers are stored, what memory that takes. Every constant has its source."""
+"""Models, GPUs, number formats and memory arithmetic. Every constant has its source."""
 
 from engines.spec.accelerator import (
     Accelerator,

@@ -1,6 +1,6 @@
-"""GPU data sheets: memory, bandwidth, arithmetic. Dense figures throughout, never the sparse ones.
+"""GPU data sheets: memory, bandwidth, arithmetic. All figures are dense, without sparsity.
 
-An accelerator of the user's own, a GPU or a CPU, is described in a file: see `engines.spec.accelerator`.
+The user's own accelerators, GPUs or CPUs, are described in files: see `engines.spec.accelerator`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ProductSpeed(Strict):
 
 
 class GpuSpec(Strict):
-    """One GPU as its maker states it, or an accelerator of the user's own.
+    """One GPU as its vendor states it, or the user's own accelerator.
 
     Attributes:
         device: `gpu`, or the `cpu` of a server without one.

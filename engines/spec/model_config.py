@@ -10,7 +10,7 @@ from engines.errors import MissingError, UserError
 from engines.files import Strict, load_json
 from engines.spec.model import Family, ModelSpec, RopeScaling
 
-# Architectures whose tensors and rope we know; all are decoder-only with a gated MLP and RMSNorm.
+# Supported architectures, with known tensors and rope; all are decoder-only with a gated MLP and RMSNorm.
 ARCHITECTURES: dict[str, Family] = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
@@ -18,7 +18,7 @@ ARCHITECTURES: dict[str, Family] = {
     "Qwen3ForCausalLM": "qwen3",
 }
 CONFIG_NAME = "config.json"
-_LARGEST_NUMBER = 1e12  # no number of a published config.json comes near; a rope base of 1e8 is large
+_LARGEST_NUMBER = 1e12  # far above any number in a published config.json; a rope base of 1e8 is large
 _DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
 
 
@@ -61,7 +61,7 @@ def model_in(folder: Path) -> ModelSpec:
 
     Raises:
         MissingError: No such folder, or no config.json in it.
-        UserError: It is not JSON, lacks a key, or is of an architecture we do not know.
+        UserError: It is not JSON, lacks a key, or states an unknown architecture.
     """
     return model_of_config(read_config_facts(folder))
 
@@ -77,7 +77,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise MissingError(f"{folder}: no such checkpoint folder", hint="check --checkpoint")
     if not path.is_file():
-        raise MissingError(f"{path}: no such file", hint="a Hugging Face checkpoint folder holds a config.json")
+        raise MissingError(f"{path}: no such file", hint="a Hugging Face checkpoint folder contains a config.json")
     loaded = load_json(path)
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: expected keys and values, found {type(loaded).__name__}")
@@ -85,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_config_facts(folder: Path) -> ConfigFacts:
-    """Return what the config.json of a folder says; errors as `model_in`."""
+    """Return the content of a folder's config.json. Raises as `model_in` does."""
     config = read_config(folder)
     reader = _ConfigReader(folder / CONFIG_NAME, config)
     architecture = reader.architecture()
@@ -121,10 +121,10 @@ def read_config_facts(folder: Path) -> ConfigFacts:
 
 
 def model_of_config(facts: ConfigFacts) -> ModelSpec:
-    """Return a geometry as a model of our own.
+    """Return the model specification of a geometry.
 
     Raises:
-        UserError: The rope scaling is of an unknown kind.
+        UserError: The kind of rope scaling is unknown.
     """
     return ModelSpec(
         name=facts.name.lower(),
@@ -174,7 +174,7 @@ def _rope_scaling(facts: ConfigFacts) -> RopeScaling | None:
 
 @dataclass(frozen=True, slots=True)
 class _ConfigReader:
-    """Typed reads of a config.json, each naming the file and the key when it cannot."""
+    """Typed access to a config.json; errors name the file and the key."""
 
     path: Path
     config: dict[str, Any]
@@ -235,7 +235,7 @@ class _ConfigReader:
         return bool(window and uses and window < self.config.get("max_position_embeddings", 0))
 
     def rope(self) -> RopeFacts:
-        """Read both spellings: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`."""
+        """Read both notations: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`."""
         parameters = dict(self.config.get("rope_parameters") or self.config.get("rope_scaling") or {})
         base = parameters.pop("rope_theta", None) or self.config.get("rope_theta")
         base = float(base if base is not None else self.missing("rope_theta"))

@@ -1,4 +1,4 @@
-"""Number formats: what each stores, what arithmetic it needs, and what TensorRT-LLM calls it."""
+"""Number formats: storage, arithmetic, and TensorRT-LLM's names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engines.errors import UserError
 Arithmetic = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4"]
 KvFormat = Literal["32bit", "16bit", "int8", "fp8", "nvfp4"]
 
-# Bytes of one cached number. NVFP4: four bits, and an FP8 scale for each 16 numbers.
+# Bytes per cached number. NVFP4: four bits, and an FP8 scale per 16 numbers.
 KV_BYTES: dict[KvFormat, float] = {"32bit": 4, "16bit": 2, "int8": 1, "fp8": 1, "nvfp4": 0.5 + 1 / 16}
 
 
@@ -19,17 +19,17 @@ KV_BYTES: dict[KvFormat, float] = {"32bit": 4, "16bit": 2, "int8": 1, "fp8": 1, 
 class Precision:
     """How an engine stores its linear layers and in what arithmetic it multiplies them.
 
-    Embedding, output projection, norms and activations stay at 16 bit in every one of them but `fp32`.
+    Embedding, output projection, norms and activations stay at 16 bit in all of them except `fp32`.
 
     Attributes:
         name: This project's name, as given to `--precision`.
         weight_bits: Bits of one weight of a linear layer.
         group_size: Weights that share a scale along the input dimension; 0: one scale for each tensor or channel.
         group_scale_bytes: Bytes of the scale (and zero) of one group.
-        arithmetic: What the tensor cores multiply.
+        arithmetic: Number format of the tensor cores' multiplications.
         quant_algo: TensorRT-LLM's name in a checkpoint's config.json; None for no quantization.
         qformat: ModelOpt's name in TensorRT-LLM's quantize.py.
-        default_kv: The KV cache format chosen when none is asked for.
+        default_kv: Default KV cache format.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Precision:
 
     @property
     def rest_bytes(self) -> int:
-        """Bytes of one number of what is no linear layer: embedding, output projection, norms, activations."""
+        """Bytes per number outside the linear layers: embedding, output projection, norms, activations."""
         return 4 if self.arithmetic == "fp32" else 2
 
     @property
@@ -52,7 +52,7 @@ class Precision:
         return self.arithmetic if self.arithmetic in {"fp32", "fp16"} else "bf16"
 
     def linear_bytes(self, weights: int) -> int:
-        """Return the bytes that `weights` weights of linear layers take, their scales included.
+        """Return the bytes of `weights` weights of linear layers, including scales.
 
         >>> PRECISIONS["fp8"].linear_bytes(1000), PRECISIONS["int4_awq"].linear_bytes(1280)
         (1000, 660)
@@ -62,9 +62,9 @@ class Precision:
         return int(stored + scales)
 
     def stored_bytes(self, weights: int) -> int:
-        """Return the bytes that `weights` weights of linear layers take in a checkpoint, before an engine is built.
+        """Return the bytes of `weights` weights of linear layers in a checkpoint, before an engine is built.
 
-        TensorRT-LLM rounds W8A16 weights as it loads them, so that the checkpoint holds them at 16 bit.
+        TensorRT-LLM rounds W8A16 weights on loading, so the checkpoint stores them in 16 bit.
 
         >>> PRECISIONS["int8_wo"].stored_bytes(1000), PRECISIONS["int8_wo"].linear_bytes(1000)
         (2000, 1000)
@@ -73,8 +73,8 @@ class Precision:
 
 
 # Names and algorithms: TensorRT-LLM 1.2, quantize.py's --qformat and the QuantAlgo enum. Default KV formats: an 8-bit
-# cache only where TensorRT-LLM keeps paged context attention (and with it chunked context and reuse) for it, that is
-# with FP8 arithmetic; see docs/reference/build-engine.md. fp32 is no format of an engine built here: it is how vLLM
+# cache only where TensorRT-LLM keeps paged context attention (and with it chunked context and reuse), that is with FP8
+# arithmetic; see docs/reference/build-engine.md. fp32 is not a format of engines built here: it is how vLLM
 # serves on a CPU (--dtype float32), to be predicted.
 PRECISIONS: dict[str, Precision] = {
     precision.name: precision
@@ -93,10 +93,10 @@ PRECISIONS: dict[str, Precision] = {
 
 
 def precision_named(name: str) -> Precision:
-    """Return a precision by name, upper or lower case.
+    """Return a precision by name, case-insensitively.
 
     Raises:
-        UserError: There is no such precision; the nearest is suggested.
+        UserError: The precision does not exist; the nearest name is suggested.
     """
     found = PRECISIONS.get(name.lower())
     if found is None:

@@ -32,7 +32,7 @@ def resolve_model(text: str) -> ModelSpec:
 
     Raises:
         MissingError: The folder holds no config.json.
-        UserError: There is no such model, or its config.json is of an architecture we do not know.
+        UserError: The model does not exist, or its config.json states an unknown architecture.
     """
     if is_checkpoint_folder(text):
         return model_in(Path(text))

@@ -1,7 +1,7 @@
-"""Which number formats run on which GPU through TensorRT-LLM's engine path: known before any work is done.
+"""The number formats that each GPU supports in TensorRT-LLM's engine path, known before any work is done.
 
-The rules are the builder's own refusals (what `trtllm-build` raises) and the model families' support tables, as of
-TensorRT-LLM 1.2. Where the builder and a support table disagree, the builder is believed.
+The rules are the builder's own errors (raised by `trtllm-build`) and the model families' support tables, as of
+TensorRT-LLM 1.2. Where they disagree, the builder counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Backend = Literal["tensorrt", "pytorch"]
 
 FP8_SM = 89
 BLACKWELL_SM = 100
-# Group sizes each road has kernels for, largest first. Engines: W4A8_AWQ in groups of 64 "is not implemented yet"
+# Group sizes with kernels for each backend, largest first. Engines: W4A8_AWQ in groups of 64 "is not implemented yet"
 # (tensorrt_llm/quantization/layers.py, WeightOnlyGroupwiseQuant*Linear).
 _GROUPS: dict[Backend, dict[str, tuple[int, ...]]] = {
     "tensorrt": {"int4_awq": (128, 64), "w4a8_awq": (128,), "nvfp4": (16,)},
@@ -33,11 +33,11 @@ _LISTED_FOR_QWEN3 = {"bf16", "fp16", "fp8", "nvfp4"}
 
 
 class Verdict(Strict):
-    """Whether an engine of this precision can be built for this GPU.
+    """Whether an engine with this precision can be built for this GPU.
 
     Attributes:
-        reason: Why; empty where there is nothing to add.
-        nearest: The precision to take instead where this one is impossible.
+        reason: The reason, if any.
+        nearest: The precision to use instead if this one is impossible.
     """
 
     status: Status
@@ -46,7 +46,7 @@ class Verdict(Strict):
 
 
 def verdict(precision: Precision, gpu: GpuSpec, family: Family) -> Verdict:
-    """Return whether TensorRT-LLM builds `precision` for `gpu`, and if not, the nearest precision that it builds.
+    """Return whether TensorRT-LLM builds `precision` for `gpu`, and if not, the nearest precision it builds.
 
     >>> from engines.spec.gpu import gpu_named
     >>> verdict(PRECISIONS["fp8"], gpu_named("a100-sxm-80gb"), "qwen3").nearest
@@ -64,7 +64,7 @@ def verdict(precision: Precision, gpu: GpuSpec, family: Family) -> Verdict:
     if family == "qwen3" and precision.name not in _LISTED_FOR_QWEN3:
         return Verdict(
             status="unlisted upstream",
-            reason=f"TensorRT-LLM's support table for dense Qwen3 does not list {precision.name}: prove its accuracy",
+            reason=f"TensorRT-LLM's support table for dense Qwen3 does not list {precision.name}: verify its accuracy",
         )
     return Verdict(status="supported upstream")
 
@@ -73,7 +73,7 @@ def require_possible(precision: Precision, gpu: GpuSpec, family: Family) -> Verd
     """Return the verdict on a pair that can be built.
 
     Raises:
-        UserError: It cannot; the message has the reason, the hint the nearest choice that works.
+        UserError: It cannot be built; states the reason and the nearest alternative.
     """
     found = verdict(precision, gpu, family)
     if found.status == "impossible":
@@ -88,7 +88,7 @@ def require_possible(precision: Precision, gpu: GpuSpec, family: Family) -> Verd
 
 
 def kv_refusal(kv_format: KvFormat, precision: Precision, gpu: GpuSpec) -> str | None:
-    """Return why a KV cache format cannot be had with this precision on this GPU; None where it can.
+    """Return why this precision on this GPU does not support a KV cache format; None if it does.
 
     >>> from engines.spec.gpu import gpu_named
     >>> kv_refusal("fp8", PRECISIONS["int8_sq"], gpu_named("a100-sxm-80gb"))
@@ -121,19 +121,19 @@ def _kv_refusal_of_gpu(kv_format: KvFormat, precision: Precision, gpu: GpuSpec) 
 def group_size_for(
     precision: Precision, *, name: str, inputs: Sequence[int], tensor_parallel: int, backend: Backend = "tensorrt"
 ) -> int:
-    """Return how many weights share a scale: the largest group that divides every layer's input on every rank.
+    """Return the quantization group size: the largest that divides every layer's input on every rank.
 
     Args:
-        name: The model's, for the message.
-        inputs: Input widths of the linear layers of one decoder layer: what queries read, what attention puts out, what
-            the feed-forward block multiplies last. All must divide on every GPU, those that are not split there too:
-            ModelOpt checks it so (modelopt/torch/export/postprocess.py, `check_weight_shape_valid`).
+        name: The model's name, for the message.
+        inputs: Input widths of the linear layers of one decoder layer: of the query projection, the attention output
+            projection and the last feed-forward projection. All must divide on every GPU, even those that are not split
+            there: ModelOpt checks this (modelopt/torch/export/postprocess.py, `check_weight_shape_valid`).
 
     Returns:
-        0 where the precision has no groups.
+        0 for a precision without groups.
 
     Raises:
-        UserError: No group that there are kernels for divides them.
+        UserError: No supported group size divides them.
 
     >>> sizes = (4096, 4096, 12288)
     >>> group_size_for(PRECISIONS["w4a8_awq"], name="qwen3-8b", inputs=sizes, tensor_parallel=2)
@@ -154,10 +154,10 @@ def group_size_for(
 
 
 def keeps_paged_attention(kv_format: KvFormat, precision: Precision) -> bool:
-    """Return whether paged context attention stays on; chunked context and KV reuse need it.
+    """Return whether paged context attention stays enabled; chunked context and KV reuse need it.
 
-    `trtllm-build` turns it off without an error for an INT8 KV cache, and for an FP8 one beside weights that are not
-    in FP8 arithmetic.
+    `trtllm-build` silently disables it for an INT8 KV cache, and for an FP8 cache with weights that are not in FP8
+    arithmetic.
     """
     if kv_format in {"32bit", "16bit"}:
         return True

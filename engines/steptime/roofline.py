@@ -1,9 +1,8 @@
-"""Step time from data sheets: bytes over bandwidth, operations over arithmetic, and what no data sheet states.
+"""Step time from data sheets: bytes over bandwidth, operations over arithmetic, and efficiencies.
 
-The floor of a step is physics: read every weight once, read each sequence's KV cache once, multiply. Real engines
-stay off that floor by efficiencies and by a launch gap in front of every kernel; those are the constants below, one
-set for each GPU generation, named so that a calibration can replace each of them. What the host adds is an engine
-profile's or a calibration's to say.
+The floor of a step is physics: read every weight once, read each sequence's KV cache once, multiply. Real engines miss
+that floor by efficiencies and by a launch gap before every kernel; these are the constants below, one set per GPU
+generation, named so that a calibration can replace each. Host times come from an engine profile or a calibration.
 """
 
 from __future__ import annotations
@@ -14,25 +13,27 @@ from engines.spec import KV_BYTES, SIXTEEN_BIT_BYTES, GpuSpec, KvFormat, ModelSp
 from engines.steptime.products import products_of
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 
-ACTIVATION_PASSES = 14  # reads and writes of a token's hidden state between the GEMMs of a layer: norms, rope, quantize
+ACTIVATION_PASSES = (
+    14  # reads and writes of a token's hidden state between the GEMMs of a layer: norms, rope, quantization
+)
 LOGITS_BYTES = 4
-SAMPLING_PASSES = 3  # softmax, penalties, pick
+SAMPLING_PASSES = 3  # softmax, penalties, selection
 ALL_REDUCES_PER_LAYER = 2
-# Reading the weights and multiplying hide behind each other: 1 would be not at all, infinity wholly. TensorRT-LLM 0.9's
-# published prompts of 128 to 4,096 tokens (Mistral 7B, H100 and A100) lie near 1.5; see docs/measurements.md.
+# Overlap of reading the weights and multiplying: 1 would be none, infinity complete. TensorRT-LLM 0.9's published
+# prompts of 128 to 4,096 tokens (Mistral 7B, H100 and A100) are near 1.5; see docs/measurements.md.
 OVERLAP_POWER = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """How far from the data sheet an engine runs; ratios in (0, 1], seconds.
+    """Efficiency of an engine relative to the data sheet; ratios in (0, 1], seconds.
 
     Attributes:
         weights_bandwidth: Share of peak bandwidth while reading weights.
         kv_bandwidth: Share of peak bandwidth while reading the KV cache.
         gemm: Share of peak arithmetic in large matrix products.
         attention: Share of 16-bit peak arithmetic in prompt attention.
-        layer_s: Launch gaps and small kernels of one layer, whatever the batch.
+        layer_s: Launch gaps and small kernels of one layer, independent of the batch.
     """
 
     weights_bandwidth: float
@@ -42,9 +43,10 @@ class Efficiency:
     layer_s: float
 
 
-# `layer_s` is what TensorRT-LLM 0.9's published milliseconds a token of Mistral 7B at batch 1 leave beside reading the
-# weights (6.77 at FP16 and 4.33 at FP8 on an H100, 11.2 on an A100). All else is fitted to the maximum loads published
-# for 0.15 and 0.17 (Mistral 7B; H100 and H200, A100, L40S), met within 3 % on average: validation/trtllm-bench.
+# `layer_s` is the remainder of TensorRT-LLM 0.9's published milliseconds per token of Mistral 7B at batch 1 after
+# reading the weights (6.77 at FP16 and 4.33 at FP8 on an H100, 11.2 on an A100). All others are fitted to the maximum
+# loads published for 0.15 and 0.17 (Mistral 7B; H100 and H200, A100, L40S), with a mean error of 3 %:
+# validation/trtllm-bench.
 HOPPER = Efficiency(0.862, 0.926, 0.675, 0.515, 50e-6)
 AMPERE = Efficiency(0.802, 0.908, 0.797, 0.439, 65e-6)
 ADA = Efficiency(0.796, 0.886, 0.561, 0.763, 65e-6)
@@ -55,9 +57,9 @@ CPU = Efficiency(1.0, 1.0, 1.0, 0.5, 1e-4)
 
 
 def efficiency_of(gpu: GpuSpec) -> Efficiency:
-    """Return the constants of a GPU's generation, or a CPU's; Blackwell takes Hopper's until it has been measured.
+    """Return the constants of a GPU's generation, or a CPU's; Blackwell uses Hopper's until measured.
 
-    Where peaks were measured and not stated, an engine reaches them; attention stays as far below products as ever.
+    If the peaks were measured, an engine reaches them; attention keeps its ratio to matrix products.
     """
     if gpu.device == "cpu":
         return CPU
@@ -76,7 +78,7 @@ class Roofline:
         precision: Name of the number format of the linear layers.
         kv_format: Number format of the KV cache.
         tensor_parallel: GPUs that share every layer.
-        efficiency: None takes the GPU generation's constants.
+        efficiency: None: the constants of the GPU's generation.
     """
 
     def __init__(
@@ -142,17 +144,17 @@ class Roofline:
         return sum(self.cost(shape))
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:  # noqa: ARG002 (linear)
-        """Return the line of pure decode steps: linear in the context throughout."""
+        """Return the line of pure decode steps, which is linear in the context everywhere."""
         return DecodeLine(self.seconds(StepShape(decode_sequences=decode_sequences)), self.kv_s_per_token)
 
 
 def _overlapped(reading_s: float, arithmetic_s: float) -> float:
-    """Return what two things take that hide behind each other, but not wholly where they are alike."""
+    """Return the time of two partly overlapping activities; the overlap is imperfect where their times are similar."""
     return float((reading_s**OVERLAP_POWER + arithmetic_s**OVERLAP_POWER) ** (1 / OVERLAP_POWER))
 
 
 def _reduce_s(model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> float:
-    """Return the seconds one token adds to the all-reduces of all layers: a ring moves 2 (n - 1) / n of it."""
+    """Return one token's share of the all-reduces of all layers in seconds: a ring moves 2 (n - 1) / n of it."""
     ring = 2 * (tensor_parallel - 1) / tensor_parallel
     per_layer = ALL_REDUCES_PER_LAYER * model.hidden_size * SIXTEEN_BIT_BYTES * ring
     return model.layers * per_layer / gpu.interconnect_bytes_per_s

@@ -3,4 +3,13 @@
 from loadtest.calibration.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
 from loadtest.calibration.measured_points import SERVED, Deployment, Point, read_points
 
-__all__ = ["LEAST_POINTS", "SERVED", "TOKEN_BUDGETS", "Deployment", "Point", "Request", "calibrate", "read_points"]
+__all__ = [
+    "LEAST_POINTS",
+    "SERVED",
+    "TOKEN_BUDGETS",
+    "Deployment",
+    "Point",
+    "Request",
+    "calibrate",
+    "read_points",
+]

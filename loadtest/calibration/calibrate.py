@@ -28,7 +28,7 @@ from engines.emulator import settings_of
 from engines.errors import UserError
 from engines.files import Document
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import engine_profile_named
+from engines.spec import EngineProfile
 from engines.steptime import step_time_for
 from loadtest.calibration.fit import (
     PARAMETERS,
@@ -64,6 +64,7 @@ class Request:
         manifest: The planned engine, with the step-time source that the factors scale.
         max_num_tokens: Token budget of the deployment. None: fitted, as the value that explains the points best.
         measured_on: Kind of the points.
+        profile: Whose numbers are expected before any point is seen; None: those of any engine.
     """
 
     manifest: EngineManifest
@@ -71,6 +72,7 @@ class Request:
     generator: LoadGenerator
     max_num_tokens: int | None = None
     measured_on: str = "measured"
+    profile: EngineProfile | None = None
 
 
 class Structure(NamedTuple):
@@ -132,13 +134,20 @@ def fit_context_of(request: Request, structure: Structure) -> FitContext:
         source=request.manifest.step_time.source
     )  # without the engine profile's overheads: they are part of the prior
     source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
-    return FitContext(settings, source, request.generator, structure.waves, prior_for(request))
+    return FitContext(
+        settings, source, request.generator, structure.waves, prior_for(request), _mixed_kv_reads(request)
+    )
 
 
 def prior_for(request: Request) -> Prior:
-    """Return the prior for a deployment: its engine profile's, if it has one."""
-    name = request.manifest.step_time.profile
-    return prior_of(None if name is None else engine_profile_named(name), gpu=request.manifest.gpu)
+    """Return the prior for a deployment: its engine profile's, if it has one, on what the server runs on."""
+    return prior_of(request.profile, gpu=request.manifest.gpu)
+
+
+def _mixed_kv_reads(request: Request) -> float:
+    if request.profile is None:
+        return 1.0
+    return request.profile.factors_on(request.manifest.gpu, request.manifest.model).mixed_kv_reads
 
 
 def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:
@@ -210,7 +219,8 @@ def _document(
 ) -> Calibration:
     manifest, points = request.manifest, request.points
     errors = errors_of(fitted.seen, points)
-    parameters = _parameters(fitted, prior_for(request))
+    prior = prior_for(request)
+    parameters = _parameters(fitted, prior)
     basis = np.concatenate(list(held.values())) if held else errors
     host = host_of(fitted.logs)
     return Calibration(
@@ -229,7 +239,7 @@ def _document(
             usable_kv_ratio=math.exp(fitted.logs[-1]),
         ),
         generator=request.generator,
-        factors=factors_of(fitted.logs, best.waves),
+        factors=factors_of(fitted.logs, best.waves, _mixed_kv_reads(request)),
         host=host,
         parameters=parameters,
         log_error=_log_error(basis, least=(0.0, 0.0, 0.0) if held else SIGMA),
@@ -246,7 +256,8 @@ def _document(
             )
             for each, cost in tried.items()
         ],
-        warnings=_warnings(request, parameters, held, tried),
+        prior=None if request.profile is None else request.profile.name,
+        warnings=_warnings(request, parameters, prior, held, tried),
     )
 
 
@@ -307,6 +318,7 @@ def _residual(point: Point, errors: Sequence[float]) -> PointResidual:
 def _warnings(
     request: Request,
     parameters: Sequence[FittedParameter],
+    prior: Prior,
     held: dict[tuple[int, int], Array],
     tried: dict[Structure, float],
 ) -> list[str]:
@@ -315,7 +327,7 @@ def _warnings(
         for each in parameters
         if not each.identified
     ]
-    limits = zip(parameters, *prior_for(request), strict=True)
+    limits = zip(parameters, *prior, strict=True)
     found += [
         f"{each.name}: {each.value:.3g} is at its physical limit; the model lacks something this deployment does"
         for each, expected, spread in limits

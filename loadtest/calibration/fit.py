@@ -149,6 +149,7 @@ class FitContext:
     Attributes:
         settings: Limits of the engine, with the whole KV cache.
         waves: How decode attention fills the GPU.
+        mixed_kv_reads: As the engine's profile has it; see `Factors`.
     """
 
     settings: BatcherSettings
@@ -156,6 +157,7 @@ class FitContext:
     generator: LoadGenerator
     waves: Waves = SPLIT
     prior: Prior = PRIOR
+    mixed_kv_reads: float = 1.0
 
     @property
     def kv_tokens(self) -> int:
@@ -179,10 +181,11 @@ class Fitted(NamedTuple):
     seen: Array
 
 
-def factors_of(logs: Array, waves: Waves) -> Factors:
+def factors_of(logs: Array, waves: Waves, mixed_kv_reads: float = 1.0) -> Factors:
     """Return the factors encoded in a parameter vector."""
     values = {parameter.name: math.exp(x) for parameter, x in zip(PARAMETERS, logs, strict=True) if parameter.step}
-    return Factors(**values, wave_sequences=waves.sequences, wave_tail=waves.tail, wave_reads=waves.reads)
+    values |= {"wave_sequences": waves.sequences, "wave_tail": waves.tail, "wave_reads": waves.reads}
+    return Factors(**values, mixed_kv_reads=mixed_kv_reads)
 
 
 def host_of(logs: Array) -> Host:
@@ -304,7 +307,7 @@ class _Trial:
         self.server = VirtualServer(
             Batcher(
                 self._settings(),
-                Calibrated(self.rig.source, factors_of(self.parameters, self.rig.waves)),
+                Calibrated(self.rig.source, factors_of(self.parameters, self.rig.waves, self.rig.mixed_kv_reads)),
             ),
             self._traffic(),
             host_of(self.parameters) if served else Host(),

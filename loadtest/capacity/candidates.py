@@ -23,7 +23,7 @@ from loadtest.simulate import calibrated
 
 Basis = Literal["measured", "calibrated", "predicted", "emulated"]
 # Basis of a row's figures, best first. `emulated` is a server around this project's own step times, or a calibration on
-# one: it is no evidence about a GPU, and ranks below a plain prediction.
+# one: it says little about a GPU, and ranks below a plain prediction.
 RANK: dict[Basis, int] = {"measured": 0, "calibrated": 1, "predicted": 2, "emulated": 3}
 EVICTING = " evicting"  # suffix for an engine that reserves no KV blocks
 ONE_SIDED_95 = 1.645  # one-sided 5 % quantile of a normal distribution, in standard deviations
@@ -210,7 +210,8 @@ def _with_prior(manifest: EngineManifest) -> EngineManifest:
     if choice.profile is not None or choice.calibration is not None:
         return manifest
     profile = engine_profile_named(DEFAULT_ENGINE_PROFILE)
-    changed = StepTimeChoice(source=choice.source, profile=profile.name, factors=profile.factors, host=profile.host)
+    factors = profile.factors_on(manifest.gpu, manifest.model)
+    changed = StepTimeChoice(source=choice.source, profile=profile.name, factors=factors, host=profile.host)
     return manifest.model_copy(update={"step_time": changed})
 
 

@@ -147,7 +147,7 @@ def _with_others(searched: Searched, best: Row, results: dict[str, list[TaskResu
     return best.model_copy(update=changed)
 
 
-def _fleet_task(  # noqa: PLR0913 (one per thing a fleet is made of)
+def _fleet_task(  # noqa: PLR0913 (one per property of a fleet)
     searched: Searched,
     row: Row,
     what: What,

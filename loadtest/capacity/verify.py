@@ -19,7 +19,7 @@ class Figure(Strict):
 
     Attributes:
         middle: At the middle of the prediction; `promised` at its unfavourable end.
-        is_within: Whether the value found is no worse than promised.
+        is_within: Whether the value found is at least as good as promised.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Figure(Strict):
 
     @property
     def is_within(self) -> bool:
-        """Whether the value found is no worse than promised."""
+        """Whether the value found is at least as good as promised."""
         return self.promised is None or (self.found is not None and self.found <= self.promised)
 
 

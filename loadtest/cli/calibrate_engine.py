@@ -57,7 +57,8 @@ GROUPS = {
 @click.option(
     "--engine-profile",
     metavar="NAME",
-    help="Engine profile to start from: trtllm-1.x-triton, vllm-v1, ... Default: no assumptions.",
+    help="Engine profile to start from: trtllm-1.x-triton, vllm-v1, ... Default: what is expected of any engine; name "
+    "a profile only if the deployment runs that engine.",
 )
 @click.option(
     "--step-time",

@@ -1,7 +1,7 @@
-"""One gRPC call at a time over a kept HTTP/2 connection, client side; no sockets in here.
+"""One gRPC call at a time on a persistent HTTP/2 connection, client side; without sockets.
 
-Made for streamed replies: windows are opened so wide at the start that the server never waits for this side, frames
-are walked as they come (settings and pings are answered at once), and gRPC's messages are cut out in blocks later.
+Designed for streamed replies: windows are opened so far at the start that the server never waits for this side, frames
+are processed on arrival (settings and pings are answered at once), and gRPC messages are extracted in blocks later.
 
 Source:
     RFC 9113 (HTTP/2), RFC 7541 (HPACK, by the `hpack` package), gRPC over HTTP2 (grpc/grpc, doc/PROTOCOL-HTTP2.md).
@@ -26,8 +26,8 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 4, 5
 FRAME_HEAD_BYTES = 9
 DEFAULT_WINDOW = 65_535
 WIDEST_WINDOW = 2**31 - 1
-REFILL_BYTES = 1 << 28  # the connection's window is opened again once so many bytes of it are used
-OWN_FRAME_LIMIT = 16_384  # the default; the server may send no longer frame
+REFILL_BYTES = 1 << 28  # the connection's window is reopened after this many bytes
+OWN_FRAME_LIMIT = 16_384  # the protocol's default; the server may not send longer frames
 LAST_STREAM = 2**31 - 3
 MESSAGE_HEAD_BYTES = 5
 STATUS_NAMES = (
@@ -51,14 +51,14 @@ def call_headers(path: str, authority: str, *, tls: bool) -> list[tuple[str, str
 
 
 class GrpcSession(StoredReply):
-    """One connection: a request message, its stream of replies to the end, the next request.
+    """One connection: a request message, the complete stream of its replies, the next request.
 
     Args:
-        headers: Of every call, pseudo headers first.
+        headers: Headers of every call, pseudo headers first.
 
     Attributes:
         reusable: Whether the connection can carry another call.
-        outgoing: Bytes this side has to send: answers to the server's frames, and what its windows now let through.
+        outgoing: Bytes to send: answers to the server's frames, and request data that its windows now allow.
     """
 
     def __init__(self, headers: list[tuple[str, str]]) -> None:
@@ -85,7 +85,7 @@ class GrpcSession(StoredReply):
         }
 
     def begin(self, payload: bytes, sink: Sink) -> bytes:
-        """Return the bytes of a call with one request message; what they leave follows by `outgoing`."""
+        """Return the first bytes of a call with one request message; the rest follows in `outgoing`."""
         opening = b"" if self._stream > 0 else self._opening()
         self._stream += 2
         self._sink = sink
@@ -109,10 +109,10 @@ class GrpcSession(StoredReply):
         return PREFACE + frame(SETTINGS, 0, 0, settings) + frame(WINDOW_UPDATE, 0, 0, wider)
 
     def take(self, data: bytes, arrived_s: float) -> bool:
-        """Take bytes as they come; return whether the call has ended.
+        """Take bytes as they arrive; return whether the call has ended.
 
         Raises:
-            ProtocolError: The call failed, or the server broke the protocol.
+            ProtocolError: The call failed, or the server violated the protocol.
         """
         was_idle = self.ended
         if self._rest:
@@ -139,13 +139,13 @@ class GrpcSession(StoredReply):
         return self.ended
 
     def settle(self) -> None:
-        """Cut the messages out of what is held; errors as `take`."""
+        """Extract the messages from the stored bytes. Raises as `take` does."""
         self._parse_stored(self._cut)
         if self.ended:
             self._judge()
 
     def close(self) -> None:
-        """Take the end of the connection.
+        """Handle the end of the connection.
 
         Raises:
             CutError: The call had not ended.
@@ -159,7 +159,7 @@ class GrpcSession(StoredReply):
         place = 0
         while len(data) - place >= MESSAGE_HEAD_BYTES:
             if data[place]:
-                raise ProtocolError("a compressed gRPC message, which was not asked for")
+                raise ProtocolError("a compressed gRPC message, which was not requested")
             end = place + MESSAGE_HEAD_BYTES + int(_WORD.unpack_from(data, place + 1)[0])
             if end > len(data):
                 break
@@ -168,7 +168,7 @@ class GrpcSession(StoredReply):
         self._message = data[place:]
 
     def _judge(self) -> None:
-        """Raise what the trailers say, where that is an error."""
+        """Raise the error in the trailers, if there is one."""
         code, text = self._trailers.get("grpc-status"), unquote(self._trailers.get("grpc-message", ""))
         if code == "0" and not self._message:
             return
@@ -202,7 +202,7 @@ class GrpcSession(StoredReply):
 
     def _on_continuation(self, flags: int, stream: int, payload: bytes) -> None:
         if self._block is None or len(self._block) > HEAD_LIMIT_BYTES:
-            raise ProtocolError("an HTTP/2 CONTINUATION out of place")
+            raise ProtocolError("an unexpected HTTP/2 CONTINUATION frame")
         self._block += payload
         self._end_block(flags, stream)
 
@@ -221,7 +221,7 @@ class GrpcSession(StoredReply):
         self._trailers |= headers
         if self._block_flags & END_STREAM:
             self.ended = True
-            self.reusable = self.reusable and not self._unsent  # the rest of the request was not wanted
+            self.reusable = self.reusable and not self._unsent  # the server did not need the rest of the request
 
     def _on_reset(self, _flags: int, stream: int, payload: bytes) -> None:
         if stream == self._stream and not self.ended:
@@ -243,7 +243,7 @@ class GrpcSession(StoredReply):
         self._send_more()
 
     def _on_push(self, _flags: int, _stream: int, _payload: bytes) -> None:
-        raise ProtocolError("an HTTP/2 push, which was refused beforehand")
+        raise ProtocolError("an HTTP/2 push, which was disabled")
 
     def _on_ping(self, flags: int, _stream: int, payload: bytes) -> None:
         if not flags & ACK:
@@ -264,7 +264,7 @@ class GrpcSession(StoredReply):
         self._send_more()
 
     def _send_more(self) -> None:
-        """Put as much of the request into `outgoing` as the server's windows take."""
+        """Move as much of the request into `outgoing` as the server's windows allow."""
         while self._unsent:
             size = min(len(self._unsent), self._window, self._connection_window, self._frame_limit)
             if size <= 0:

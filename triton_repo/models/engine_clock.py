@@ -51,7 +51,7 @@ class EngineClock:
         time_scale: Wall seconds of one engine second.
         deliver: Called after each step, outside the lock, with the tokens it made; must be quick.
         begun: Called before each step that computes prompts, under the lock; must be quick.
-        failed: Called if the thread ends without having been told to: a defect, whose traceback is in the server's log.
+        failed: Called if the thread ends without a call of `stop`: a defect, whose traceback is in the server's log.
     """
 
     def __init__(

@@ -166,7 +166,7 @@ class EngineHost:
         """Queue the sequences of one call, all or none.
 
         Raises:
-            RequestError: The engine refuses one of them, in its own words.
+            RequestError: The engine refuses one of them.
             RefusedError: The engine has stopped.
         """
         if not self._clock.is_running():

@@ -13,7 +13,7 @@ class LimitError(ValueError):
 
 
 class InputLimits:
-    """Limits on prompts and replies, from a model's parameters; a missing parameter is no limit.
+    """Limits on prompts and replies, from a model's parameters; a missing parameter means no limit.
 
     Args:
         parameters: May contain `max_prompt_tokens` and `max_output_tokens`.

@@ -214,6 +214,6 @@ def _problem(error: grpc.aio.AioRpcError) -> ApiError:
 def _problem_of(code: grpc.StatusCode, details: str | None) -> ApiError:
     text = details or code.name
     refused = engine_refused(text)
-    if refused.status != 500:  # noqa: PLR2004 (the text says what it is)
+    if refused.status != 500:  # noqa: PLR2004 (the text states the cause)
         return refused
     return engine_gone(text) if code in _GONE else refused

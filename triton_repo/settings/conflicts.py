@@ -238,7 +238,7 @@ def _of_lookahead(sizes: Lookahead, config: EngineConfig | None) -> Iterator[tup
     draft = lookahead_draft_tokens(window, ngram, verified)
     if draft != config.max_draft_len:
         yield (
-            f"decoding.lookahead {window}, {ngram}, {verified} drafts {draft} tokens a step; the engine's config.json "
-            f"says it was built for {config.max_draft_len}",
+            f"decoding.lookahead {window}, {ngram}, {verified} drafts {draft} tokens per step; its config.json says "
+            f"it was built for {config.max_draft_len}",
             f"the sizes the engine was built with, or an engine of --lookahead {window},{ngram},{verified}",
         )

@@ -49,7 +49,7 @@ class RepositoryManifest(Document):
             For an emulated engine there is a twin: the in-flight models behind the OpenAI front.
         served_at: Absolute path the repository must have where it is served; its models hold it.
         loads: What trtllm-serve loads: the checkpoint's folder, or the name of a published one; else None.
-        settings: As they were asked for: another engine may resolve them anew.
+        settings: As given; another engine may resolve them differently.
         resolved: What they became for this engine; no `auto` is left.
         notices: Settings without effect, and what else a reader of later figures must know.
     """
@@ -72,7 +72,7 @@ class RepositoryManifest(Document):
 
 
 def read_repository(folder: Path) -> RepositoryManifest:
-    """Read a repository's manifest; errors as `files.read_json`."""
+    """Read a repository's manifest. Raises as `files.read_json` does."""
     try:
         return read_json(folder / REPOSITORY_NAME, RepositoryManifest)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""From what was asked of the server, and the engine at hand, to settings with nothing left open.
+"""Resolves serving settings: given values, and defaults derived from the engine.
 
 Every `auto` becomes what the engine's plan says; what contradicts the engine, or another setting, is refused before a
 file is written; what has no effect where it will be served is said.

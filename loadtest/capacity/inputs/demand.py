@@ -339,7 +339,7 @@ def read_demand(path: Path) -> Demand:
 
 
 def _beside(path: Path, gpu: str) -> str:
-    """Return a GPU's name as it is, and the path of an accelerator's file from the demand's folder."""
+    """Return a GPU's name unchanged, and an accelerator file's path relative to the demand's folder."""
     return str(path.parent / gpu) if is_accelerator_file(gpu) else gpu
 
 

@@ -9,9 +9,8 @@ from engines.calibration import LoadGenerator
 from engines.console import command_line, progress, show, wrote
 from engines.errors import UserError
 from engines.files import Document, made_by, source_of, to_json, write_json
-from engines.manifest import StepTimeChoice
 from engines.outputs import paths_named, refuse_existing_file
-from engines.spec import is_accelerator_file, resolve_gpu, resolve_model, sources_named
+from engines.spec import engine_profile_named, is_accelerator_file, resolve_gpu, resolve_model, sources_named
 from loadtest.calibration import LEAST_POINTS, SERVED, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
 from loadtest.cli.engine_options import planned
 from loadtest.cli.tables import show_calibration
@@ -31,14 +30,14 @@ def run(**flags: Any) -> None:
     limits = {"max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}
     source = flags["step_time"] or ("roofline" if is_accelerator_file(flags["gpu"]) else "silicon")
     manifest = planned({**flags, **limits, "step_time": source}, None, [longest])
-    if flags["engine_profile"] is None:  # without a named engine profile, no overhead is assumed
-        manifest = manifest.model_copy(update={"step_time": StepTimeChoice(source=manifest.step_time.source)})
+    named = flags["engine_profile"]
     request = Request(
         manifest,
         tuple(points),
         LoadGenerator(start=flags["start"] or ("together" if "table" in kinds else "staggered")),
         flags["max_num_tokens"],
         "emulated" if "emulated" in kinds else "measured",
+        None if named is None else engine_profile_named(named),
     )
     head = Document(
         made_by=made_by(command_line("calibrate-engine")),

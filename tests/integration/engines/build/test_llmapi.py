@@ -69,7 +69,7 @@ def test_int8_cache_is_refused() -> None:
 
 def test_the_other_precisions_are_not_refused() -> None:
     """Every other precision goes, with either KV cache."""
-    others = PRECISIONS.keys() - {"int8_sq", "int8_wo"}
+    others = PRECISIONS.keys() - {"fp32", "int8_sq", "int8_wo"}
     kinds: tuple[KvFormat, ...] = ("16bit", "fp8")
     assert [pytorch_refusal(name, kv_cache) for name in sorted(others) for kv_cache in kinds] == [None] * 12
 

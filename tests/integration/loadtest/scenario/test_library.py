@@ -129,9 +129,9 @@ def test_a_flag_that_cannot_be_is_refused(flags: dict[str, Any], wrong: str) -> 
     ("values", "wrong"),
     [
         ({"lengths": {"isl": 5, "pairs": "x.csv"}}, "pairs state both lengths"),
-        ({"conversation": {"think_s": 5}}, "how many turns"),
-        ({"classes": [{"name": "a", "conversation": {}}]}, "class a: conversation: how many turns"),
-        ({"classes": [{"name": "a"}, {"name": "a"}]}, "two classes are called 'a'"),
+        ({"conversation": {"think_s": 5}}, "turns is required"),
+        ({"classes": [{"name": "a", "conversation": {}}]}, "class a: conversation: turns is required"),
+        ({"classes": [{"name": "a"}, {"name": "a"}]}, "two classes have the name 'a'"),
         ({"classes": [{"name": "a b"}]}, "pattern"),
         ({"arrivals": {"process": "trace", "path": "x"}, "prefixes": {"tokens": 5}}, "states its own requests"),
         ({"prefixes": {"count": 0, "tokens": 5}}, "greater than or equal to 1"),

@@ -189,7 +189,7 @@ def test_lookahead_sizes_must_draft_what_the_engine_was_built_for(built: EngineM
     wanted = {"decoding": {"mode": "lookahead", "lookahead": sizes}}
     assert _resolved(built, wanted, config).settings.decoding.lookahead.window_size == 7
     sizes["ngram_size"] = 5
-    with pytest.raises(UserError, match=r"drafts 55 tokens a step; .* built for 83"):
+    with pytest.raises(UserError, match=r"drafts 55 tokens per step; .* built for 83"):
         _resolved(built, wanted, config)
 
 
