@@ -99,10 +99,10 @@ PRIOR = Prior(
 PROFILE_SPREAD = 0.7  # spread of a profile's host times: deployments of one engine are alike
 
 
-# On a CPU the server's own processes take turns with the arithmetic on the same cores, so that its host times are not
-# those that profiles were fitted to on GPU servers: where the fit begins, and how sure that is, in logarithms. On one
-# core of a 2.6 GHz EPYC, a vLLM step takes 4.6 ms and 0.4 ms per sequence beyond its measured products
-# (docs/measurements/real-server.md). Factors on products that the engine's own library was measured with are near 1.
+# On a CPU the server's own processes share the cores with the arithmetic, so its host times differ from those that
+# profiles were fitted to on GPU servers. Expected values, and standard deviations of their logarithms. On one core of a
+# 2.6 GHz EPYC, a vLLM step takes 4.6 ms and 0.4 ms per sequence in addition to its measured products
+# (docs/measurements/real-server.md). Factors on products measured with the engine's own library are near 1.
 CPU_HOST = {"iteration_s": 3e-3, "sequence_s": 3e-4, "prompt_s": 2e-3}
 CPU_HOST_SPREAD, CPU_RATIO_SPREAD, MEASURED_RATIO_SPREAD = 1.0, 0.6, 0.1
 
