@@ -10,10 +10,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from engines.build.pipeline import emulated_manifest
 from engines.emulator.settings import batcher_for
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec.deployment import Factors

@@ -1,1 +1,1 @@
-"""Models, GPUs, memory, step times; building and emulating engines. Imports neither of the other packages."""
+"""Models, GPUs, memory and step times; building and emulating engines. Imports neither of the other packages."""

@@ -17,9 +17,9 @@ class FittedParameter(Strict):
     """One fitted parameter.
 
     Attributes:
-        low: Lower end of the 95 % confidence interval; `high` the upper.
-        expected: What it was taken to be before any point was seen.
-        identified: Whether the points, rather than that expectation, decide its value.
+        low: Lower end of the 95 % confidence interval; `high` is the upper end.
+        expected: Its prior value, before any point is seen.
+        identified: Whether its value is determined by the points rather than by the prior.
     """
 
     name: str
@@ -56,7 +56,7 @@ class HeldOut(Strict):
 
 
 class Alternative(Strict):
-    """A structure that was tried: what it would be, and its misfit; the least was taken."""
+    """A structure that was tried, with its misfit; the structure with the smallest misfit is used."""
 
     max_num_tokens: int
     wave_sequences: float
@@ -69,7 +69,7 @@ class EngineLimits(Strict):
     """The engine's limits used in the calibration.
 
     Attributes:
-        usable_kv_ratio: Of the KV cache that the memory plan gives, what the deployment acts as if it had.
+        usable_kv_ratio: Effective size of the KV cache, relative to the memory plan's.
     """
 
     max_batch_size: int
@@ -81,8 +81,8 @@ class LoadGenerator(Strict):
     """Behaviour of the load generator that was used; predictions simulate the same.
 
     Attributes:
-        start: `together`: all users begin at once; `staggered`: spread over a request. The first wave is not measured:
-            published tables look like it, and tools that wait for stable windows drop it.
+        start: `together`: all users start at once; `staggered`: spread over the duration of a request. The first wave
+            is not measured: published tables appear to do the same, and tools that wait for stable windows drop it.
         window_s: Requests sent within this time are measured, and at least `rounds` of every user.
     """
 
@@ -95,11 +95,12 @@ class Calibration(Document):
     """`calibration.json`.
 
     Attributes:
-        measured_on: `emulated` where the points are of an emulated engine: they teach nothing of a real one.
-        log_error: By quantity, the standard deviation of ln(predicted / measured) on shapes a fit had not seen. Where
-            there was but one shape, or too few points, on the points of the fit itself, and then no less than what
-            the fit allows a point (3 % in tokens/s and ITL, 12 % in TTFT).
+        measured_on: `emulated` if the points come from an emulated engine: they are no evidence about a real one.
+        log_error: By quantity, the standard deviation of ln(predicted / measured) on held-out shapes. With only one
+            shape, or too few points, on the fitted points, but at least the noise that the fit assumes (3 % in tokens/s
+            and ITL, 12 % in TTFT).
         log_error_of: Which of the two it is.
+        prior: The engine profile whose numbers were expected before any point was seen; None: those of any engine.
     """
 
     measured_on: Literal["measured", "emulated"]
@@ -120,15 +121,16 @@ class Calibration(Document):
     points: list[PointResidual]
     alternatives: list[Alternative]
     warnings: list[str]
+    prior: str | None = None
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read a calibration; errors as `files.read_json`."""
+    """Read a calibration. Raises as `files.read_json` does."""
     return read_json(path, Calibration)
 
 
 def require_match(calibration: Calibration, *, gpu: str, precision: str, tensor_parallel: int, path: Path) -> None:
-    """Refuse a calibration of other hardware or numbers than what is to be predicted; another model may be close.
+    """Refuse a calibration for other hardware or another precision; a different model is allowed.
 
     Raises:
         UserError: GPU, precision or tensor parallelism differ.

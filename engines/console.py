@@ -28,7 +28,6 @@ LARGEST_NUMBER = (
 )  # upper limit of every numeric flag: no count, and no number of seconds, tokens or requests, is larger
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
-POSITIVE_SECONDS = click.FloatRange(min=0, min_open=True, max=1e7)
 _AGAIN_AFTER_S = 0.05
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])

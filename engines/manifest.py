@@ -1,4 +1,4 @@
-"""The manifest of an engine: what was built, from what and where; the only engine file other packages read."""
+"""The manifest of an engine: what was built, from what and for which GPU. Other packages read no other engine file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PrecisionFacts(Strict):
 
     name: str
     kv_cache: KvFormat
-    activation_dtype: Literal["bfloat16", "float16"]
+    activation_dtype: Literal["float32", "bfloat16", "float16"]
 
 
 class Parallel(Strict):
@@ -46,7 +46,7 @@ class KvCache(Strict):
 
 
 class Runtime(Strict):
-    """Run-time behaviour that the serving side must agree with."""
+    """Run-time behaviour that the serving side must match."""
 
     chunked_context: bool
     kv_reuse: bool
@@ -54,20 +54,19 @@ class Runtime(Strict):
 
 
 class Notice(Strict):
-    """A caveat for every later figure."""
+    """A caveat that applies to every figure of the engine."""
 
     code: str
     text: str
 
 
 class StepTimeChoice(Strict):
-    """Which step-time model stands in for the GPU, and how a deployment was found to differ from it.
+    """The step-time model that replaces the GPU, and the deployment's deviations from it.
 
     Attributes:
-        profile: Name of the engine profile that factors and host are the priors of; None where nothing was assumed, or
-            a calibration says better.
-        factors: Of the calibration or the profile; None where there is neither.
-        host: What lies above the engine, likewise.
+        profile: Engine profile that provides factors and host as priors; None without one, or with a calibration.
+        factors: From the calibration or the profile; None without either.
+        host: Costs above the engine, likewise.
         calibration: The calibration's SHA-256.
     """
 
@@ -97,7 +96,7 @@ class Speculation(Strict):
 
     Attributes:
         draft_model: Folder or published name of the draft model; None for n-grams, which need none.
-        max_matching_ngram_size: Tokens looked up, at most; for n-grams alone.
+        max_matching_ngram_size: Maximum tokens to match; for n-grams only.
     """
 
     method: SpeculationMethod
@@ -110,7 +109,7 @@ class Disaggregation(Strict):
     """Disaggregated serving: separate prefill and decode servers, with a transfer of the KV cache.
 
     Attributes:
-        transfer: TensorRT-LLM's name of what carries the cache; DEFAULT leaves the choice to it.
+        transfer: TensorRT-LLM's name of the transfer backend; DEFAULT leaves the choice to it.
         max_tokens_in_buffer: Tokens of the transfer buffer: at least the longest prompt.
     """
 
@@ -121,13 +120,12 @@ class Disaggregation(Strict):
 
 
 class LlmApiChoices(Strict):
-    """What a PyTorch-backend server is started with beyond the limits every engine has.
+    """Settings of a PyTorch-backend server beyond the limits common to all engines.
 
     Attributes:
-        version: Whose keys its files are written in.
-        cuda_graph_batch_sizes: Batch sizes a CUDA graph is recorded for; empty: TensorRT-LLM's own series up to the
-            largest batch.
-        published_checkpoint: Name of a checkpoint that is served instead of one made here.
+        version: Version whose argument names the files use.
+        cuda_graph_batch_sizes: Batch sizes with a CUDA graph; empty: TensorRT-LLM's own series up to the largest batch.
+        published_checkpoint: Name of a published checkpoint to serve instead of one made here.
     """
 
     version: LlmApiVersion
@@ -150,12 +148,12 @@ class CheckpointQuality(Strict):
 
 
 class StageRecord(Strict):
-    """One stage of a build: what it cost when it was done, and whether that was this time.
+    """One stage of a build: what it cost, and whether it was cached.
 
     Attributes:
         key: Name of the stage's folder: the hash of everything it depends on.
-        peak_memory_bytes: Peak resident memory of the process, or of its largest child; None where it is not told.
-        reused: The result of an earlier build was taken.
+        peak_memory_bytes: Peak resident memory of the process or its largest child; None if unknown.
+        reused: Whether the result of an earlier build was used.
     """
 
     name: str
@@ -168,13 +166,13 @@ class StageRecord(Strict):
 class EngineManifest(Document):
     """`manifest.json` of an engine folder.
 
-    `kind` says what stands in the folder: `built` (a TensorRT-LLM engine), `emulated` (a plan and no engine),
-    `checkpoint` (quantized and verified, not compiled). Paths are relative to the manifest's folder.
-    It carries the whole geometry and data sheet it was planned with, so that nothing has to be looked up again.
+    `kind` states the folder's content: `built` (a TensorRT-LLM engine), `emulated` (a plan and no engine), `checkpoint`
+    (quantized and verified, not compiled). Paths are relative to the manifest's folder. It includes the geometry and
+    the data sheet it was planned with, so that nothing has to be looked up again.
 
     Attributes:
-        llm_api: For the PyTorch backend alone.
-        checkpoint: None where nothing was quantized: an emulated engine, or a published checkpoint.
+        llm_api: For the PyTorch backend only.
+        checkpoint: None if nothing was quantized: an emulated engine, or a published checkpoint.
     """
 
     kind: Literal["built", "emulated", "checkpoint"]
@@ -198,5 +196,5 @@ class EngineManifest(Document):
 
 
 def read_manifest(engine_folder: Path) -> EngineManifest:
-    """Read an engine folder's manifest; errors as `files.read_json`."""
+    """Read an engine folder's manifest. Raises as `files.read_json` does."""
     return read_json(engine_folder / MANIFEST_NAME, EngineManifest)

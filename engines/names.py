@@ -1,4 +1,4 @@
-"""The data files of `engines.spec`, and the names in them: for --help, read without the schemas, slow to import."""
+"""The data files of `engines.spec` and the names in them, without the schemas, so that --help starts fast."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 _DATA = Path(__file__).parent / "spec" / "data"
-# Keys of `engines.spec.PRECISIONS`, in its order; a contract test holds them equal.
-PRECISION_NAMES = ("bf16", "fp16", "fp8", "int8_sq", "int8_wo", "int4_awq", "w4a8_awq", "nvfp4")
+# Keys of `engines.spec.PRECISIONS`, in its order; a contract test checks that they are equal.
+PRECISION_NAMES = ("fp32", "bf16", "fp16", "fp8", "int8_sq", "int8_wo", "int4_awq", "w4a8_awq", "nvfp4")
 
-# `engines.spec.LLM_API_VERSIONS`, held equal likewise.
+# Like `engines.spec.LLM_API_VERSIONS`; also checked.
 LLM_API_VERSION_NAMES = ("1.2", "1.3", "1.4rc")
 
 
@@ -26,7 +26,7 @@ def model_names() -> tuple[str, ...]:
 
 
 def spec_data(name: str) -> Any:
-    """Return one of the data files of `engines.spec`, not yet validated; read by libyaml where PyYAML has it."""
+    """Return a data file of `engines.spec`, not yet validated; parsed by libyaml if PyYAML has it."""
     text = (_DATA / f"{name}.yaml").read_text(encoding="utf-8")
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 

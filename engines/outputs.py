@@ -1,7 +1,7 @@
-"""Output folders: which ones a command may write or replace; they appear complete or not at all.
+"""Output folders: which ones a command may write or replace. Folders appear complete or not at all.
 
-Every folder that a command writes holds `.contents.json`: who made it and the files it wrote. --force replaces a folder
-only where that list accounts for every file in it. This module alone decides that.
+Every folder that a command writes contains `.contents.json`: the command and the files it wrote. --force replaces a
+folder only if that list covers every file in it. Only this module makes that decision.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _JUNIT_MARK, _JUNIT_HEAD_BYTES = b"<testsuites", 200
 
 
 class FolderContents(Document):
-    """`.contents.json`: the files a command wrote into its folder.
+    """`.contents.json`: the files that a command wrote into its folder.
 
     Attributes:
         files: Their paths, relative to the folder.
-        later: Patterns of files that are written there after the folder was made, as a server's log.
+        later: Patterns of files that are written later, such as a server's log.
     """
 
     files: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
 
     def accounts_for(self, name: str) -> bool:
-        """Whether a file is the tool's own; Python's bytecode caches are nobody's."""
+        """Whether a file was written by the tool; Python's bytecode caches are ignored."""
         path = PurePosixPath(name)
         if name == CONTENTS_NAME or (path.parent.name == "__pycache__" and path.suffix == ".pyc"):
             return True
@@ -49,13 +49,13 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = ())
     """Refuse a folder that a command may not write to.
 
     Args:
-        force: Whether to replace what is there, if this tool made it.
+        force: Whether to replace an existing folder if this tool made it.
         inputs: Files and folders that the command reads.
 
     Raises:
-        UserError: `target` is, holds or is in an input; is a symbolic link, a file, the file system's root, or holds
-            the home or the current folder; or it holds something, and `force` is not set, this tool did not write all
-            of it, or it is a repository that is being served.
+        UserError: `target` equals, contains or is inside an input; is a symbolic link, a file or the file system's
+            root, or contains the home or the current folder; or it is not empty, and `force` is not set, or not all
+            of it was written by this tool, or it is a repository that is being served.
     """
     _refuse_place(target, inputs)
     if target.exists() and not target.is_dir():
@@ -71,10 +71,10 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = ())
 
 
 def refuse_existing_file(target: Path, *, force: bool, inputs: Collection[Path] = ()) -> None:
-    """Refuse a file that a command may not write to: only a JSON document of this tool is ever replaced.
+    """Refuse a file that a command may not write to: only JSON documents of this tool may be replaced.
 
     Raises:
-        UserError: As `refuse_existing`.
+        UserError: As `refuse_existing` does.
     """
     _refuse_place(target, inputs)
     if target.is_dir():
@@ -88,10 +88,10 @@ def refuse_existing_file(target: Path, *, force: bool, inputs: Collection[Path] 
 
 
 def refuse_foreign_junit(target: Path) -> None:
-    """Refuse a file for verdicts that holds something else.
+    """Refuse a JUnit output file with other content.
 
     Raises:
-        UserError: It is a folder, a link, or a file that is no JUnit XML.
+        UserError: It is a folder, a link, or a file other than JUnit XML.
     """
     _refuse_place(target, ())
     if target.exists() and not (target.is_file() and _JUNIT_MARK in target.read_bytes()[:_JUNIT_HEAD_BYTES]):
@@ -99,9 +99,9 @@ def refuse_foreign_junit(target: Path) -> None:
 
 
 def paths_named(flags: dict[str, Any]) -> list[Path]:
-    """Return the files and folders that a command line names to be read: every flag's value that is there.
+    """Return the input files and folders named on a command line: every flag value that exists.
 
-    A word that may be a name of ours as well (`--recipe latency`) counts where it is a file or is written as a path.
+    A word that may also be a built-in name (`--recipe latency`) counts if it is a file or is written as a path.
     """
     found: list[Path] = []
     for flag, value in flags.items():
@@ -119,15 +119,15 @@ def paths_named(flags: dict[str, Any]) -> list[Path]:
 def whole_folder(
     target: Path, *, made_by: MadeBy, force: bool = False, inputs: Collection[Path] = (), later: Sequence[str] = ()
 ) -> Iterator[Path]:
-    """Give a folder beside `target` to fill; it becomes `target` only if the block ends without an error.
+    """Provide a temporary folder beside `target`, renamed to `target` if the block ends without an error.
 
-    What it replaces is removed once the new folder stands. Two writers of one target exclude each other.
+    The replaced folder is removed after the rename. Two writers of one target exclude each other.
 
     Args:
         later: Patterns of files that other commands write into the folder afterwards.
 
     Raises:
-        UserError: `refuse_existing` refuses the target, before the block or after it; or another process writes it.
+        UserError: `refuse_existing` refuses the target, before or after the block; or another process is writing it.
     """
     with folder_lock(target):
         _recover(target)
@@ -140,7 +140,9 @@ def whole_folder(
             write_json(beside / CONTENTS_NAME, contents)
             yield beside
             write_json(beside / CONTENTS_NAME, contents.model_copy(update={"files": tuple(_written_in(beside))}))
-            refuse_existing(target, force=force, inputs=inputs)  # a long build: what came meanwhile is not lost
+            refuse_existing(
+                target, force=force, inputs=inputs
+            )  # after a long build: files created in the meantime are not lost
             _move_aside(target)
             beside.rename(target)
             _remove_own(_old(target))
@@ -158,16 +160,16 @@ def folder_in_place(
     force: bool = False,
     inputs: Collection[Path] = (),
 ) -> Iterator[Path]:
-    """Give the empty folder `target` to fill as the work goes on, for what must survive a killed writer.
+    """Provide the empty folder `target` itself, for output that must survive a killed writer.
 
-    What it replaces is removed once the block has ended and the new folder stands; otherwise it comes back.
+    The replaced folder is removed after the block, once the new one is complete; otherwise it is restored.
 
     Args:
         files: Patterns of the files that will be written.
-        main: The file without which the new folder is worth nothing; None: any file will do.
+        main: The file without which the new folder is useless; None: any file suffices.
 
     Raises:
-        UserError: `refuse_existing` refuses the target, or another process writes it.
+        UserError: `refuse_existing` refuses the target, or another process is writing it.
     """
     with folder_lock(target):
         _recover(target)
@@ -187,7 +189,7 @@ def folder_in_place(
 
 
 def add_contents(folder: Path, part: Path) -> None:
-    """Note the files below `part`, which a later command wrote into a folder that this tool made."""
+    """Record files below `part` that a later command wrote into a folder made by this tool."""
     path = folder / CONTENTS_NAME
     if not path.is_file():
         return
@@ -198,10 +200,10 @@ def add_contents(folder: Path, part: Path) -> None:
 
 @contextmanager
 def folder_lock(target: Path) -> Iterator[None]:
-    """Hold the right to write `target`; the lock ends with the process, however it ends.
+    """Lock `target` for writing; the lock ends with the process in every case.
 
     Raises:
-        UserError: Another process holds it, or no folder can be made there.
+        UserError: Another process holds it, or its parent folder cannot be created.
     """
     if not target.name:
         raise UserError(f"{target}: the path has no folder name", hint="give the full path of the folder")
@@ -214,7 +216,7 @@ def folder_lock(target: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise told from error
         if not (lock_path.exists() and lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino):
-            raise told  # the holder before us removed the file we locked; whoever made the new one goes first
+            raise told  # the previous holder removed the locked file: try again with the new one
         try:
             yield
         finally:
@@ -222,7 +224,7 @@ def folder_lock(target: Path) -> Iterator[None]:
 
 
 def _refuse_place(target: Path, inputs: Collection[Path]) -> None:
-    """Refuse by where the target is, whatever it holds."""
+    """Refuse a target by its location, regardless of its content."""
     if target.is_symlink():
         raise UserError(f"{target} is a symbolic link to {target.readlink()}", hint="name the folder itself")
     place = _resolved(target)
@@ -239,7 +241,7 @@ def _refuse_place(target: Path, inputs: Collection[Path]) -> None:
 
 
 def _refuse_in_use(target: Path) -> None:
-    """Refuse a folder that a process was started on, by the record it left; or one inside such a folder."""
+    """Refuse a folder that is being served according to the record in it, or a folder inside such a folder."""
     place = _resolved(target)
     for folder in (place, *place.parents):
         for record in folder.glob("*.json") if folder == place else (folder / "server.json",):
@@ -255,7 +257,7 @@ def _refuse_in_use(target: Path) -> None:
 
 
 def _foreign(target: Path) -> UserError | None:
-    """Return why a folder may not be replaced: nothing says that this tool made it, or it holds something else."""
+    """Return why a folder may not be replaced: there is no proof that this tool made it, or it has other files."""
     try:
         contents = read_json(target / CONTENTS_NAME, FolderContents)
     except CommandError:
@@ -283,7 +285,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _files_in(folder: Path) -> Iterator[str]:
-    """Yield the paths of all that is in a folder and is no folder, and of folders that are empty."""
+    """Yield the paths of everything in a folder except non-empty folders."""
     for root, folders, files in os.walk(folder):
         at = Path(root)
         links = [name for name in folders if (at / name).is_symlink()]
@@ -298,7 +300,7 @@ def _written_in(folder: Path) -> list[str]:
 
 
 def _matches(path: PurePosixPath, pattern: str) -> bool:
-    """Whether a path matches a pattern part by part: `*` does not cross a slash."""
+    """Whether a path matches a pattern component by component: `*` does not match a slash."""
     parts = pattern.split("/")
     return len(parts) == len(path.parts) and all(map(fnmatch.fnmatchcase, path.parts, parts))
 
@@ -310,7 +312,7 @@ def _is_path(word: str, flag: str) -> bool:
 
 
 def _loaded(path: Path) -> dict[str, Any]:
-    """Return a JSON object; an empty one where the file holds none."""
+    """Return a JSON object; an empty one if the file contains none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -319,7 +321,7 @@ def _loaded(path: Path) -> dict[str, Any]:
 
 
 def _resolved(path: Path) -> Path:
-    """Return a path with its links followed, as far as they lead somewhere."""
+    """Return a path with its links resolved as far as possible."""
     return Path(os.path.realpath(path))
 
 
@@ -335,13 +337,13 @@ def _old(target: Path) -> Path:
 
 
 def _recover(target: Path) -> None:
-    """Bring back the old folder where a writer was killed after it had moved it aside."""
+    """Restore the old folder if a writer was killed after moving it aside."""
     if _old(target).exists() and not target.exists():
         _old(target).rename(target)
 
 
 def _move_aside(target: Path) -> None:
-    """Rename what stands at the target; it goes once the new folder stands."""
+    """Rename the existing target; it is removed once the new folder is complete."""
     _remove_own(_old(target))
     if target.exists():
         target.rename(_old(target))
@@ -351,7 +353,7 @@ def _remove_own(folder: Path) -> None:
     """Remove what an earlier writer left beside its target.
 
     Raises:
-        UserError: It is nothing of ours.
+        UserError: It was not written by this tool.
     """
     if not folder.exists():
         return

@@ -1,6 +1,6 @@
-"""How every console script starts: a signal that comes while modules are still being loaded ends it in one line.
+"""Start of every console script: a signal during the import of modules ends the command with one line.
 
-A script names `PACKAGE.cli.start:COMMAND`; loading that loads nothing but this, and then the command is looked up.
+A script names `PACKAGE.cli.start:COMMAND`; loading it imports only this module, and then the command is looked up.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ INTERRUPTED = 130
 
 
 class LateCommand:
-    """A command that is imported once it is called, or once something of it is looked at.
+    """A command that is imported on first use.
 
     Args:
-        module: Where it is.
-        name: Its name there.
+        module: Its module.
+        name: Its name in the module.
     """
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it; until it has handlers of its own, a signal ends the process at once."""
+        """Run the command; until it installs its own handlers, a signal ends the process at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._leave)
         return self.loaded()(*args, **kwargs)
@@ -40,7 +40,7 @@ class LateCommand:
         return getattr(importlib.import_module(self._module), self._name)
 
     def _leave(self, number: int, frame: object) -> None:  # noqa: ARG002 (a signal handler's signature)
-        """End at once: nothing has been started or written yet, and an import cannot be unwound cleanly."""
+        """Exit at once: nothing has been started or written yet, and an import cannot be unwound cleanly."""
         sys.stderr.write(f"{self._name.replace('_', '-')}: error: interrupted\n")
         sys.stderr.flush()
         os._exit(INTERRUPTED)

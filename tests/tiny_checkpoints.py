@@ -36,7 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
 CLASSES = {"qwen3": "Qwen3", "llama": "Llama", "llama_tied": "Llama", "qwen2": "Qwen2", "mistral": "Mistral"}
 
 
-def write_model(folder: Path, name: str, **geometry: int) -> Path:
+def write_model(folder: Path, name: str, **geometry: Any) -> Path:
     """Write a random two-layer model with a word-level tokenizer.
 
     Args:
@@ -65,6 +65,56 @@ def write_model(folder: Path, name: str, **geometry: int) -> Path:
         model.to(torch.bfloat16).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+def random_weights(
+    *,
+    words: int,
+    hidden: int,
+    inner: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    head: int,
+    scale: float,
+    qk_norm: bool,
+) -> dict[str, Any]:
+    """Return random BF16 weights of a model with a gated MLP under Hugging Face's names; norms are ones.
+
+    Args:
+        words: Of the vocabulary.
+        head: Size of one attention head.
+        scale: Standard deviation of the weights.
+        qk_norm: Whether queries and keys are normalized by head, as in Qwen3.
+    """
+    torch = library("torch")
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(*shape: int) -> Any:
+        return (scale * torch.randn(shape, generator=generator)).to(torch.bfloat16)
+
+    def ones(size: int) -> Any:
+        return torch.ones(size, dtype=torch.bfloat16)
+
+    tensors = {"model.embed_tokens.weight": matrix(words, hidden), "lm_head.weight": matrix(words, hidden)}
+    tensors["model.norm.weight"] = ones(hidden)
+    for index in range(layers):
+        layer = f"model.layers.{index}"
+        for name, shape in {
+            "self_attn.q_proj": (heads * head, hidden),
+            "self_attn.k_proj": (kv_heads * head, hidden),
+            "self_attn.v_proj": (kv_heads * head, hidden),
+            "self_attn.o_proj": (hidden, heads * head),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }.items():
+            tensors[f"{layer}.{name}.weight"] = matrix(*shape)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{layer}.{norm}.weight"] = ones(hidden)
+        for norm in ("q_norm", "k_norm") if qk_norm else ():
+            tensors[f"{layer}.self_attn.{norm}.weight"] = ones(head)
+    return tensors
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Model repositories for Triton: render one from an engine's manifest, check it, run the server."""
+"""Model repositories for Triton: rendering one from an engine's manifest, checking it, running the server."""

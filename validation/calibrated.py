@@ -1,4 +1,8 @@
-"""How near a calibration comes to points it has not seen: a whole shape of prompt and reply, or all but six points."""
+"""How near a calibration comes to points it has not seen: a whole shape of prompt and reply, or all but six points.
+
+The path is that of `calibrate-engine`, with no engine named and with its engine named. No deployment judges itself: its
+engine's profile is what the other deployment of that engine says by itself.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engines.build import emulated_manifest
 from engines.calibration import LoadGenerator
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.planning import make_plan, resolve_recipe
+from engines.planning import emulated_manifest, make_plan, resolve_recipe
+from engines.spec import EngineProfile, engine_profile_named
 from loadtest.calibration import Point, Request
 from loadtest.calibration.calibrate import errors_of, fit_best, predicted_logs
-from loadtest.calibration.fit import Array
+from loadtest.calibration.fit import Array, factors_of, host_of
 
 HERE = Path(__file__).parent
 ROWS = HERE / "calibrated.csv"
 HEAD = Document(made_by=MadeBy(command="make fidelity", version="0"))
-SIX, DRAWS, SEED = 6, 2, 20261124
+SIX, DRAWS, SEED = 6, 6, 20261124
+FAMILY = "nim-2024"
 
 
 class Deployment(NamedTuple):
@@ -44,6 +49,7 @@ class Row(NamedTuple):
 
 
 UNSEEN, ANY_SIX = "Calibrated, unseen shape of prompt and reply", "Calibrated on any 6 points"
+NAMED = ", its engine named"
 DEPLOYMENTS = (
     Deployment(
         "nim-2024/h100-sxm-80gb/llama-3-8b/closed-loop-fp8", "llama-3-8b", "h100-sxm-80gb", "fp8", "concurrency"
@@ -53,15 +59,19 @@ DEPLOYMENTS = (
     ),
 )
 GOALS = {UNSEEN: (3.0, 4.0, 5.0), ANY_SIX: (3.0, 3.5, 6.0)}
+GOALS |= {name + NAMED: goals for name, goals in GOALS.items()}
 
 
 def calibrated_rows(pool: ProcessPoolExecutor) -> Iterator[Row]:
     """Yield every row, fitted in the processes of a pool."""
     waiting = []
+    profiles = dict(zip(DEPLOYMENTS, pool.map(_profile_of, DEPLOYMENTS), strict=True))
     for each in DEPLOYMENTS:
-        points = points_of(each)
-        waiting += [pool.submit(_unseen, each, shape) for shape in sorted({point.shape for point in points})]
-        waiting += [pool.submit(_six, each, number) for number in range(DRAWS)]
+        (other,) = (profile for deployment, profile in profiles.items() if deployment != each)
+        shapes = sorted({point.shape for point in points_of(each)})
+        for profile in (None, other):
+            waiting += [pool.submit(_unseen, each, shape, profile) for shape in shapes]
+            waiting += [pool.submit(_six, each, number, profile) for number in range(DRAWS)]
     for found in waiting:
         yield found.result()
 
@@ -109,24 +119,40 @@ def points_of(deployment: Deployment) -> list[Point]:
     ]
 
 
-def _unseen(deployment: Deployment, shape: tuple[int, int]) -> Row:
+def _unseen(deployment: Deployment, shape: tuple[int, int], profile: EngineProfile | None) -> Row:
     points = points_of(deployment)
     kept = [point for point in points if point.shape != shape]
-    return _fitted(UNSEEN, deployment, kept, [point for point in points if point.shape == shape])
+    return _fitted(UNSEEN, deployment, kept, [point for point in points if point.shape == shape], profile)
 
 
-def _six(deployment: Deployment, number: int) -> Row:
+def _six(deployment: Deployment, number: int, profile: EngineProfile | None) -> Row:
     points = points_of(deployment)
     chosen = set(np.random.default_rng((SEED, number)).choice(len(points), SIX, replace=False).tolist())
     kept = [point for place, point in enumerate(points) if place in chosen]
-    return _fitted(ANY_SIX, deployment, kept, [point for place, point in enumerate(points) if place not in chosen])
+    others = [point for place, point in enumerate(points) if place not in chosen]
+    return _fitted(ANY_SIX, deployment, kept, others, profile)
 
 
-def _fitted(name: str, deployment: Deployment, kept: list[Point], others: list[Point]) -> Row:
-    known = 16384 if deployment.load == "request_rate" else None
-    request = Request(_manifest(deployment, kept + others), tuple(kept), LoadGenerator(), known)
+def _fitted(
+    name: str, deployment: Deployment, kept: list[Point], others: list[Point], profile: EngineProfile | None
+) -> Row:
+    request = _request(deployment, kept, kept + others, profile)
+    name += "" if profile is None else NAMED
     best, found, _ = fit_best(request, kept)
     return Row(name, deployment.folder, 100 * errors_of(predicted_logs(request, best, found.logs, others), others))
+
+
+def _request(deployment: Deployment, kept: list[Point], points: list[Point], profile: EngineProfile | None) -> Request:
+    known = 16384 if deployment.load == "request_rate" else None
+    return Request(_manifest(deployment, points), tuple(kept), LoadGenerator(), known, profile=profile)
+
+
+def _profile_of(deployment: Deployment) -> EngineProfile:
+    """Return what a deployment by itself teaches of its family."""
+    points = points_of(deployment)
+    best, found, _ = fit_best(_request(deployment, points, points, None), points)
+    factors, host = factors_of(found.logs, best.waves), host_of(found.logs)
+    return engine_profile_named(FAMILY).model_copy(update={"factors": factors, "host": host})
 
 
 def _manifest(deployment: Deployment, points: list[Point]) -> EngineManifest:

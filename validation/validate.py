@@ -46,10 +46,19 @@ class Case(Strict):
     Attributes:
         row: Row of the table of goals.
         engine_profile: What predicts it.
-        load: `open_loop`: requests a second; `closed_loop`: users; `at_once`: a queue of so many requests.
-        requests: Requests of an open loop, or of a closed one at each level; of a queue the point itself says it.
-        isl, osl: Lengths where they vary; the points' own otherwise.
-        itl: Which statistic of the gaps was published.
+        kind: `measured` here by `make real`, or `published`.
+        model, gpu: Known names; of a measured case, folder and file of its own, from the case's folder.
+        calibration: What was calibrated on other loads of a measured deployment, from the case's folder.
+        load: `open_loop`: requests a second; `closed_loop`: users; `at_once`: a queue of so many requests; `trace`: the
+            requests of `scenario_file`, a scenario in the case's folder.
+        requests: Requests of an open loop, or of a closed one at each level; of a queue the point itself says it, as
+            its load, or in a column of its own where the load is the batch.
+        full_batch_window: A queue's rate is that between the time when a full batch has its first tokens and the time
+            when all but a full batch (and one) have ended, as ML.ENERGY's benchmark measures.
+        itl_of_chunks: The load generator counted the end of each reply as one more gap, of no length: published gaps
+            are those of a reply of one token more.
+        isl, osl: Lengths where they vary, `{osl}` the point's own mean; the points' own otherwise.
+        itl: Which statistic of the gaps was published; `ttft` likewise.
         max_batch_size: The point's load where `load`.
         scenario: How the load generator behaved, where `predict-load` differs.
         tuned: The profile's numbers were fitted to these points; False: nothing of them was used.
@@ -61,18 +70,24 @@ class Case(Strict):
 
     row: str
     engine_profile: str
+    kind: Literal["published", "measured"] = "published"
     model: str
     gpu: str
     precision: str
+    calibration: str | None = None
     kv_cache: str | None = None
     step_time: str | None = None
     max_batch_size: int | Literal["load"]
     max_num_tokens: int
-    load: Literal["open_loop", "closed_loop", "at_once"]
+    load: Literal["open_loop", "closed_loop", "at_once", "trace"]
     requests: int | None = None
     isl: str | None = None
     osl: str | None = None
     itl: Literal["mean", "p50"] = "mean"
+    ttft: Literal["mean", "p50"] = "mean"
+    full_batch_window: bool = False
+    itl_of_chunks: bool = False
+    scenario_file: str | None = None
     scenario: dict[str, Any] | None = None
     tuned: bool
     fast: bool = False
@@ -92,6 +107,7 @@ class Measured(NamedTuple):
     osl: int
     values: dict[str, float | None]
     where: str
+    requests: int | None = None
 
 
 class Predicted(NamedTuple):
@@ -142,11 +158,32 @@ def main() -> int:
 
 def read_case(folder: Path) -> Case:
     """Return the case of a folder; errors as `files.validate`."""
-    return validate(yaml.safe_load((folder / "case.yaml").read_text(encoding="utf-8")), Case, where=str(folder))
+    case = validate(yaml.safe_load((folder / "case.yaml").read_text(encoding="utf-8")), Case, where=str(folder))
+    return case if case.kind == "published" else _placed(case, folder)
+
+
+def _placed(case: Case, folder: Path) -> Case:
+    """Return a measured case with its own files' paths: from the repository's root where they are below it."""
+
+    def place(name: str | None) -> str | None:
+        if name is None:
+            return None
+        path = (folder / name).resolve()
+        return str(path.relative_to(HERE.parent)) if path.is_relative_to(HERE.parent) else str(path)
+
+    names = ("model", "gpu", "calibration", "scenario_file")
+    return case.model_copy(update={name: place(getattr(case, name)) for name in names})
 
 
 def compare(folder: Path, aisimulate: str | None) -> Compared:
     """Predict all points of a case, and write its comparison."""
+    found = predict_case(folder, aisimulate)
+    write_comparison(found)
+    return found
+
+
+def predict_case(folder: Path, aisimulate: str | None) -> Compared:
+    """Predict all points of a case."""
     case = read_case(folder)
     points = read_points(folder)
     by_command: dict[str, Predicted] = {}  # systems that were measured alike are predicted once
@@ -155,9 +192,7 @@ def compare(folder: Path, aisimulate: str | None) -> Compared:
         by_command[command] = by_command.get(command) or predict_point(case, point)
     predicted = [by_command[shlex.join(arguments_of(case, point))] for point in points]
     beside = [None if aisimulate is None else ask_aisimulate(aisimulate, case, point) for point in points]
-    found = Compared(folder, case, points, predicted, beside)
-    write_comparison(found)
-    return found
+    return Compared(folder, case, points, predicted, beside)
 
 
 def read_comparison(folder: Path) -> Compared:
@@ -177,7 +212,8 @@ def read_comparison(folder: Path) -> Compared:
 
 
 def read_points(folder: Path) -> list[Measured]:
-    """Return the published points of a case."""
+    """Return the published points of a case, gaps between tokens as every other case counts them."""
+    case = read_case(folder)
     with (folder / "points.csv").open(encoding="utf-8", newline="") as file:
         return [
             Measured(
@@ -186,13 +222,19 @@ def read_points(folder: Path) -> list[Measured]:
                 int(row["osl"]),
                 {
                     "tokens_per_s": _number(row.get("tokens_per_s")),
-                    "itl": _number(row.get("itl_ms"), 1e-3),
+                    "itl": _number(row.get("itl_ms"), _itl_scale(case, int(row["osl"]))),
                     "ttft": _number(row.get("ttft_ms"), 1e-3),
                 },
                 row.get("where", ""),
+                int(row["requests"]) if row.get("requests") else None,
             )
             for row in csv.DictReader(file)
         ]
+
+
+def _itl_scale(case: Case, osl: int) -> float:
+    """Return the seconds that a published millisecond of ITL stands for."""
+    return 1e-3 * (osl / (osl - 1) if case.itl_of_chunks else 1.0)
 
 
 def _number(text: str | None, scale: float = 1.0) -> float | None:
@@ -211,13 +253,17 @@ def arguments_of(case: Case, point: Measured) -> list[str]:
         "step-time": case.step_time,
         "max-batch-size": batch,
         "max-num-tokens": case.max_num_tokens,
-        "isl": case.isl or point.isl,
-        "osl": case.osl or point.osl,
+        "calibration": case.calibration,
     }
+    if case.load == "trace":
+        flags |= {"scenario": case.scenario_file}
+    else:
+        osl = point.osl if case.osl is None else case.osl.format(osl=point.osl)
+        flags |= {"isl": case.isl or point.isl, "osl": osl}
     if case.load == "open_loop":
         flags |= {"rate": f"{point.load:g}", "duration": f"{(case.requests or 0) / point.load:g}"}
-    else:
-        flags |= {"concurrency": f"{point.load:g}"}
+    elif case.load != "trace":
+        flags |= {"concurrency": point.requests or f"{point.load:g}"}
     if case.load == "closed_loop" and case.requests is not None:
         flags["requests"] = max(case.requests, 3 * int(point.load))
     found = [text for name, value in flags.items() if value is not None for text in (f"--{name}", str(value))]
@@ -240,7 +286,7 @@ def predict_point(case: Case, point: Measured) -> Predicted:
         if result.exit_code:
             raise RuntimeError(f"predict-load {shlex.join(arguments)}: {result.output}") from result.exception
         level = json.loads(result.stdout)["levels"][0]
-        values = _of_queue(folder / "run") if case.load == "at_once" else _of_level(level, case)
+        values = _of_queue(folder / "run", case, point) if case.load == "at_once" else _of_level(level, case)
         command = shlex.join(["predict-load", *arguments]).replace(str(folder / "scenario.yaml"), "scenario.yaml")
     ends = level["intervals"] or {}
     names = {"tokens_per_s": "tokens_per_s", "itl": "itl_s", "ttft": "ttft_s"}
@@ -256,21 +302,38 @@ def predict_point(case: Case, point: Measured) -> Predicted:
 def _of_level(level: dict[str, Any], case: Case) -> dict[str, float]:
     """Return the published statistics of a level as `predict-load` prints it."""
     values = {"tokens_per_s": level["output_tokens_per_s"]}
-    for name, statistic in (("itl", case.itl), ("ttft", "mean")):
+    for name, statistic in (("itl", case.itl), ("ttft", case.ttft)):
         if level[f"{name}_s"] is not None:
             values[name] = level[f"{name}_s"][statistic]
     return values
 
 
-def _of_queue(run: Path) -> dict[str, float]:
+def _of_queue(run: Path, case: Case, point: Measured) -> dict[str, float]:
     """Return what published tables say of a queue: tokens over the whole time, and means over every reply and gap."""
     records = list(read_records(run))
+    if case.full_batch_window:
+        return _of_full_batch([record.token_times_s for record in records], int(point.load))
     gaps = sum(len(record.token_times_s) - 1 for record in records)
     return {
         "tokens_per_s": sum(record.output_tokens for record in records) / max(record.done_s for record in records),
         "itl": sum(record.token_times_s[-1] - record.token_times_s[0] for record in records) / max(1, gaps),
         "ttft": float(np.mean([record.token_times_s[0] - record.sent_s for record in records])),
     }
+
+
+def _of_full_batch(replies: Sequence[Sequence[float]], batch: int) -> dict[str, float]:
+    """Return the tokens a second while the batch was full, and the median gap of all replies.
+
+    Args:
+        replies: When the tokens of each reply left, in seconds.
+        batch: Sequences of a full batch.
+    """
+    begin_s = sorted(times[0] for times in replies)[batch - 1]
+    end_s = sorted(times[-1] for times in replies)[len(replies) - batch - 2]
+    every = np.concatenate([np.asarray(times) for times in replies])
+    made = np.count_nonzero((every > begin_s) & (every <= end_s))
+    gaps = np.concatenate([np.diff(times) for times in replies])
+    return {"tokens_per_s": float(made / (end_s - begin_s)), "itl": float(np.median(gaps))}
 
 
 def write_comparison(found: Compared) -> None:
@@ -305,7 +368,7 @@ def errors_of(found: Iterable[Compared], name: str, *, beside: bool = False) -> 
 
 def _is_given(case: Case, name: str) -> bool:
     """Whether the load alone decides a figure: tokens a second of an open loop."""
-    return name == "tokens_per_s" and case.load == "open_loop"
+    return name == "tokens_per_s" and case.load in {"open_loop", "trace"}
 
 
 def covered(found: Iterable[Compared]) -> tuple[int, int]:

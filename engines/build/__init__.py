@@ -1,4 +1,7 @@
-"""Running a build plan: stages, TensorRT-LLM's commands, the LLM API's model; imports `planning` and `checkpoint`."""
+"""Running a build plan: stages, TensorRT-LLM's commands, the LLM API's model.
+
+May import `planning` and `checkpoint`.
+"""
 
 from engines.build.llmapi import (
     MODEL_YAML,
@@ -14,7 +17,7 @@ from engines.build.llmapi import (
     serve_image,
     served_model,
 )
-from engines.build.pipeline import Job, Kind, emulated_manifest, inspect_in_stages, run_job
+from engines.build.pipeline import Job, Kind, inspect_in_stages, run_job
 from engines.build.stages import Stages, available_memory_bytes
 from engines.build.trtllm import visible_gpu
 
@@ -28,7 +31,6 @@ __all__ = [
     "Stages",
     "available_memory_bytes",
     "choices_of",
-    "emulated_manifest",
     "inspect_in_stages",
     "llm_arguments",
     "model_document",

@@ -1,7 +1,7 @@
-"""The PyTorch backend's files: the LLM API's arguments, `trtllm-serve`'s command, and the two kinds of split servers.
+"""Files for the PyTorch backend: the LLM API's arguments, `trtllm-serve`'s command, disaggregated servers.
 
-Nothing is compiled for this backend. What a plan decided reaches TensorRT-LLM as arguments, in the names that the
-target version knows (`engines.spec.llm_api`).
+Nothing is compiled for this backend. A plan's values become arguments, with the names of the target version
+(`engines.spec.llm_api`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 from engines.manifest import Disaggregation, EngineManifest, LlmApiChoices
 from engines.spec import KvFormat, llm_api, llm_api_version_of, require_known_arguments
 
-# The formats the PyTorch backend runs and ModelOpt exports for it.
+# Formats that the PyTorch backend runs and ModelOpt exports for it.
 PYTORCH_PRECISIONS = ("bf16", "fp16", "fp8", "int4_awq", "w4a8_awq", "nvfp4")
 MODEL_YAML = "model.yaml"
 SERVE_YAML = "trtllm-serve.yaml"
@@ -25,20 +25,20 @@ GENERATION_YAML = "generation.yaml"
 ROUTER_YAML = "disagg.yaml"
 SERVE_PORT = 8000  # trtllm-serve's own default
 ROUTER_WAITS_S = (
-    "3600"  # for its servers to load, and for a reply; 180 s by itself, and an 8B checkpoint may take longer
+    "3600"  # timeout for servers to load, and for a reply; the default is 180 s, and an 8B checkpoint may take longer
 )
 _KV_DTYPES: dict[KvFormat, str] = {"16bit": "auto", "fp8": "fp8", "nvfp4": "nvfp4"}
 _HEADERS = {
     MODEL_YAML: "For Triton's llmapi model, as tensorrt_llm/1/model.yaml; triton_config is for Triton alone.",
     SERVE_YAML: "For trtllm-serve MODEL {flag} {name}; commands.sh has the whole line.",
-    CONTEXT_YAML: "For the servers that compute prompts: trtllm-serve MODEL {flag} {name}.",
-    GENERATION_YAML: "For the servers that make replies: trtllm-serve MODEL {flag} {name}.",
-    ROUTER_YAML: "For the router before them: trtllm-serve disaggregated -c {name}.",
+    CONTEXT_YAML: "For the prefill servers: trtllm-serve MODEL {flag} {name}.",
+    GENERATION_YAML: "For the decode servers: trtllm-serve MODEL {flag} {name}.",
+    ROUTER_YAML: "For the router in front of them: trtllm-serve disaggregated -c {name}.",
 }
 
 
 def pytorch_refusal(precision: str, kv_cache: KvFormat) -> str | None:
-    """Return why the PyTorch backend cannot run this pair of formats; None where it can.
+    """Return why the PyTorch backend cannot run this pair of formats; None if it can.
 
     >>> pytorch_refusal("int8_sq", "16bit")
     "TensorRT-LLM's PyTorch backend does not run int8_sq; it runs bf16, fp16, fp8, int4_awq, w4a8_awq, nvfp4"
@@ -54,7 +54,7 @@ def pytorch_refusal(precision: str, kv_cache: KvFormat) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class LlmRuntime:
-    """How a server runs an engine, where that is chosen when it is served.
+    """Run-time settings of an engine that are chosen when it is served.
 
     Attributes:
         more_kv_cache: Further keys of `kv_cache_config`.
@@ -70,7 +70,7 @@ class LlmRuntime:
 
 
 def planned_runtime(engine: EngineManifest) -> LlmRuntime:
-    """Return how the engine was planned to run."""
+    """Return the run-time settings that the engine was planned with."""
     return LlmRuntime(
         scheduler_policy=engine.runtime.scheduler_policy,
         chunked_prefill=engine.runtime.chunked_context,
@@ -80,20 +80,20 @@ def planned_runtime(engine: EngineManifest) -> LlmRuntime:
 
 
 def choices_of(engine: EngineManifest) -> LlmApiChoices:
-    """Return an engine's choices for the LLM API; of a manifest without, its release's version and no more."""
+    """Return an engine's settings for the LLM API; if its manifest has none, only its release's version."""
     if engine.llm_api is not None:
         return engine.llm_api
     return LlmApiChoices(version=llm_api_version_of(engine.versions.get("tensorrt_llm", "1.2")))
 
 
 def llm_arguments(engine: EngineManifest, runtime: LlmRuntime | None = None) -> dict[str, Any]:
-    """Return the arguments of `tensorrt_llm.LLM` that make it run as planned, all but the model's place.
+    """Return the arguments of `tensorrt_llm.LLM` for the planned engine, except the model's path.
 
     Args:
         runtime: None: as planned.
 
     Raises:
-        UserError: The target version does not know one of them.
+        UserError: The target version does not have one of them.
     """
     runtime = runtime or planned_runtime(engine)
     choices = choices_of(engine)
@@ -124,7 +124,7 @@ def llm_arguments(engine: EngineManifest, runtime: LlmRuntime | None = None) -> 
 
 
 def _cuda_graphs(engine: EngineManifest, choices: LlmApiChoices) -> dict[str, Any]:
-    """Return which batch sizes a graph is recorded for; TensorRT-LLM refuses sizes and their largest together."""
+    """Return the batch sizes for CUDA graphs; TensorRT-LLM does not accept both the sizes and their maximum."""
     if choices.cuda_graph_batch_sizes:
         sizes: dict[str, Any] = {"batch_sizes": list(choices.cuda_graph_batch_sizes)}
     else:
@@ -154,7 +154,9 @@ def _speculation(choices: LlmApiChoices) -> dict[str, Any]:
     if asked.max_matching_ngram_size is not None:
         config["max_matching_ngram_size"] = asked.max_matching_ngram_size
     arguments: dict[str, Any] = {"speculative_config": config}
-    if asked.method != "eagle3":  # drafts come from outside the model's step, which then cannot overlap with the next
+    if (
+        asked.method != "eagle3"
+    ):  # drafts are made outside the model's step, which therefore cannot overlap with the next one
         arguments["disable_overlap_scheduler"] = True
     return arguments
 
@@ -162,41 +164,41 @@ def _speculation(choices: LlmApiChoices) -> dict[str, Any]:
 def model_document(
     arguments: Mapping[str, Any], *, model: str, tokenizer: str | None, triton_config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return `model.yaml` of Triton's llmapi model: the arguments, and what Triton itself must know."""
+    """Return `model.yaml` of Triton's llmapi model: the arguments, and Triton's own settings."""
     place = {"model": model} if tokenizer is None else {"model": model, "tokenizer": tokenizer}
     return {**place, **arguments, "triton_config": dict(triton_config)}
 
 
 def serve_document(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the YAML of `trtllm-serve`: the arguments, and both kinds of metrics switched on.
+    """Return the YAML of `trtllm-serve`: the arguments, with both kinds of metrics enabled.
 
-    Without `return_perf_metrics` there is no `/prometheus/metrics`, without `enable_iter_perf_stats` `/metrics` is
-    empty and the gauges of queue, batch and KV blocks stand still.
+    Without `return_perf_metrics` there is no `/prometheus/metrics`; without `enable_iter_perf_stats`, `/metrics` is
+    empty and the gauges of queue, batch and KV blocks are never updated.
     """
     return {**arguments, "return_perf_metrics": True, "enable_iter_perf_stats": True}
 
 
 def served_model(engine: EngineManifest, checkpoint: str) -> str:
-    """Return what a server loads: the published checkpoint where one was named, else this folder."""
+    """Return the model that a server loads: the published checkpoint if one was named, else this folder."""
     return choices_of(engine).published_checkpoint or checkpoint
 
 
 def serve_command(engine: EngineManifest, *, model: str, config: str, host: str, port: str) -> list[str]:
-    """Return the command line of one `trtllm-serve`; everything but address and model is in its YAML."""
+    """Return the command line of one `trtllm-serve`; everything except address and model is in its YAML."""
     flag = llm_api(choices_of(engine).version).config_flag
     return ["trtllm-serve", "serve", model, "--host", host, "--port", port, flag, config]
 
 
 def serving_files(engine: EngineManifest, *, name: str, checkpoint: str = "checkpoint") -> dict[str, str]:
-    """Return every file of the PyTorch backend by name: YAML for Triton and trtllm-serve, and the commands.
+    """Return every file for the PyTorch backend by name: YAML for Triton and trtllm-serve, and the commands.
 
     Args:
         name: The engine's name, for the files' first lines.
-        checkpoint: Where the server finds the checkpoint.
+        checkpoint: Path of the checkpoint on the server.
     """
     arguments = llm_arguments(engine)
     model = served_model(engine, checkpoint)
-    # 0: Triton batches nothing, TensorRT-LLM does; decoupled: a request may be answered in many parts.
+    # 0: Triton does not batch, TensorRT-LLM does; decoupled: a request may have many responses.
     triton = {"max_batch_size": 0, "decoupled": True}
     documents = {
         MODEL_YAML: model_document(arguments, model=model, tokenizer=None, triton_config=triton),
@@ -212,7 +214,7 @@ def serving_files(engine: EngineManifest, *, name: str, checkpoint: str = "check
 def _split_documents(
     engine: EngineManifest, split: Disaggregation, arguments: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Return the YAML of context servers, of generation servers, and of the router before both.
+    """Return the YAML of prefill servers, of decode servers, and of the router.
 
     Source:
         TensorRT-LLM, docs/source/features/disagg-serving.md: the overlap scheduler is not for context servers, and the
@@ -234,7 +236,7 @@ def _split_documents(
 
 
 def split_addresses(split: Disaggregation) -> tuple[list[str], list[str]]:
-    """Return the addresses of context and generation servers on one machine, behind the router's port.
+    """Return the addresses of prefill and decode servers on one machine, on the ports after the router's.
 
     >>> from engines.manifest import Disaggregation
     >>> split_addresses(Disaggregation(context_servers=1, generation_servers=2, transfer="UCX", max_tokens_in_buffer=1))
@@ -266,7 +268,7 @@ def _single_command(engine: EngineManifest, model: str) -> str:
 
 
 def _split_commands(engine: EngineManifest, model: str, split: Disaggregation) -> list[str]:
-    """Return the lines that start every server of both kinds, then the router; they end together."""
+    """Return the lines that start every server, then the router; all end together."""
     ranks = engine.parallel.tensor * engine.parallel.pipeline
     context_urls, generation_urls = split_addresses(split)
     lines = ["trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"]
@@ -292,7 +294,7 @@ def _release(engine: EngineManifest) -> str:
 
 
 def serve_image(engine: EngineManifest) -> str:
-    """Return the container image that holds `trtllm-serve` in the engine's release."""
+    """Return the container image with `trtllm-serve` in the engine's release."""
     return f"nvcr.io/nvidia/tensorrt-llm/release:{_release(engine)}"
 
 

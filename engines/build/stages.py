@@ -1,8 +1,8 @@
-"""Stages of a build, each cached under the hash of its inputs, so that none is repeated.
+"""Stages of a build, each cached under the hash of its inputs.
 
 A stage's folder is named by its key: the SHA-256 of the stage's name, the content of its inputs, its parameters, the
-versions of the tools, and the source of the code that does the work. A changed input changes the keys of just what
-depends on it. A folder appears whole or not at all: a stage that was killed is done again, one that ended is not.
+versions of the tools, and the source of the code that does the work. A changed input changes only the keys of stages
+that depend on it. A folder appears complete or not at all: a killed stage is repeated, a finished one is not.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ STAGE_NAME = "stage.json"
 KEY_CHARACTERS = 16
 _KIBIBYTE = 1024
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-# How libraries written in other languages word the same three, in errors that are no OSError.
+# How libraries in other languages word the same errors, in exceptions other than OSError.
 _NO_ROOM_TEXTS = ("os error 28", "os error 27", "os error 122", "No space left", "File too large", "quota exceeded")
 
 Progress = Callable[[str], None]
 
 
 class StageInputs(Strict):
-    """Everything a stage's result depends on.
+    """Everything that a stage's result depends on.
 
     Attributes:
         stage: The stage's name.
-        content: SHA-256 by what it is of: a file, an earlier stage's key, a source module.
-        parameters: Values the stage was asked for.
-        versions: Tools that do the work.
+        content: SHA-256 by name: files, keys of earlier stages, source modules.
+        parameters: Parameters of the stage.
+        versions: Versions of the tools.
     """
 
     stage: str
@@ -55,7 +55,7 @@ class StageInputs(Strict):
 
     @property
     def key(self) -> str:
-        """The name of the stage's folder: the stage and the beginning of the inputs' SHA-256."""
+        """The name of the stage's folder: the stage and a prefix of the inputs' SHA-256."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return f"{self.stage}-{hashlib.sha256(text.encode()).hexdigest()[:KEY_CHARACTERS]}"
 
@@ -73,9 +73,9 @@ class Stages:
     """The stages of one command.
 
     Args:
-        store: Folder of finished stages; shared by every build beside it.
-        progress: Called with one line as a stage begins and ends.
-        made_by: The command that goes through them.
+        store: Folder of finished stages, shared by all builds beside it.
+        progress: Called with one line when a stage starts and ends.
+        made_by: The command that runs them.
     """
 
     store: Path
@@ -84,13 +84,13 @@ class Stages:
     records: list[StageRecord] = field(default_factory=list)
 
     def run(self, inputs: StageInputs, work: Callable[[Path], None]) -> Path:
-        """Return the folder of a stage, doing its work only where that has not been done yet.
+        """Return the folder of a stage; its work is done only if it is not cached.
 
         Args:
-            work: Fills the empty folder it is given; what it raises is the stage's failure, and nothing is kept.
+            work: Fills the empty folder it is given; if it raises, the stage has failed and nothing is kept.
 
         Raises:
-            UserError: Another command is at work on the same stage.
+            UserError: Another command is running the same stage.
             ToolError: The disk is full.
         """
         folder = self.store / inputs.key
@@ -98,7 +98,7 @@ class Stages:
         if finished.is_file():
             done = read_json(finished, _Finished)
             self._note(inputs, done, reused=True)
-            self.progress(f"{inputs.stage}: as before ({inputs.key})")
+            self.progress(f"{inputs.stage}: cached ({inputs.key})")
             return folder
         self.progress(f"{inputs.stage} ...")
         begin = time.monotonic()
@@ -135,9 +135,9 @@ class Memory:
 
 @contextmanager
 def measured_memory() -> Iterator[Memory]:
-    """Measure the peak resident memory of a block, from Linux's high-water mark, set back at its begin."""
-    gc.collect()  # the stage before may have left a model in reference cycles: gigabytes
-    ctypes.CDLL(None).malloc_trim(0)  # and what it freed is not yet the system's again
+    """Measure the peak resident memory of a block, from Linux's high-water mark, reset at its start."""
+    gc.collect()  # the previous stage may have left a model in reference cycles: gigabytes
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system
     memory = Memory()
     children_before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     try:
@@ -158,7 +158,7 @@ def disk_full_as_tool_error(folder: Path) -> Iterator[None]:
     """Turn a full disk within the block into one clear error.
 
     Raises:
-        ToolError: The disk, the quota or the largest allowed file is full.
+        ToolError: The disk is full, or the quota or the largest file size is exceeded.
     """
     try:
         yield
@@ -176,14 +176,14 @@ def disk_full_as_tool_error(folder: Path) -> Iterator[None]:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Put a stage's files at `target` as well: hard links where the file system allows, copies elsewhere."""
+    """Copy a stage's files to `target`: hard links if the file system allows, copies otherwise."""
     shutil.copytree(
         source, target, copy_function=_link_or_copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STAGE_NAME)
     )
 
 
 def code_sha256(*modules: str) -> str:
-    """Return the SHA-256 of the source of modules of `engines.checkpoint`: a stage is redone once its code changes."""
+    """Return the SHA-256 of the source of modules of `engines.checkpoint`: a stage is repeated after a code change."""
     folder = Path(__file__).parent.parent / "checkpoint"
     digest = hashlib.sha256()
     for module in sorted(modules):
@@ -192,7 +192,7 @@ def code_sha256(*modules: str) -> str:
 
 
 def available_memory_bytes() -> int:
-    """Return the memory that processes can still take without swapping, in bytes, as Linux estimates it."""
+    """Return the memory available without swapping, in bytes, as estimated by Linux."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * _KIBIBYTE

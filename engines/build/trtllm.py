@@ -1,4 +1,4 @@
-"""TensorRT-LLM's commands, flags and versions, and how to run them; no other file contains these."""
+"""TensorRT-LLM's commands, flags and versions, and how to run them. No other file contains these."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from engines.files import Strict
 from engines.planning import BuildPlan
 from engines.processes import ending_with_parent, signal_group
 
-# Tags of Triton's TensorRT-LLM image whose release branch states the version; release candidates are left out.
+# Tags of Triton's TensorRT-LLM image whose release branch states the version; without release candidates.
 CONTAINER_TAGS = {"1.0.0": "25.10", "1.1.0": "26.02", "1.2.1": "26.06"}
-IMAGE = "engine-to-capacity"  # as the Dockerfile's own head names it
+IMAGE = "engine-to-capacity"  # as in the Dockerfile's header
 CONTAINER_SHELL = (
     f'docker run --rm -it --gpus all --shm-size 2g --user "$(id -u):$(id -g)" -v "$PWD:/work" {IMAGE} bash'
 )
 _EXAMPLE_ROOTS = (Path("/app/examples"), Path("/app/tensorrt_llm/examples"))
-# Folder of each family's convert_checkpoint.py under the examples' models folder.
+# Folder of each family's convert_checkpoint.py below the examples' models folder.
 _CONVERTERS = {
     "qwen3": "core/qwen",
     "qwen2": "core/qwen",
@@ -35,7 +35,7 @@ _LAST_LINES = 15
 
 
 class ToolCommand(Strict):
-    """One command of TensorRT-LLM's, as a list of arguments.
+    """A command of TensorRT-LLM, as a list of arguments.
 
     Attributes:
         stage: The build stage it belongs to.
@@ -47,12 +47,12 @@ class ToolCommand(Strict):
     argv: tuple[str, ...]
 
     def filled(self, folders: dict[str, str]) -> list[str]:
-        """Return the arguments with the folders put in."""
+        """Return the arguments with the folders filled in."""
         return [argument.format(**folders) for argument in self.argv]
 
 
 def container_image(version: str) -> str:
-    """Return Triton's image that holds a TensorRT-LLM version, for build and serve alike.
+    """Return Triton's image with a TensorRT-LLM version, for building and serving.
 
     Raises:
         MissingError: No image of that version is known.
@@ -67,7 +67,7 @@ def container_image(version: str) -> str:
 
 
 def container_entry(version: str) -> str:
-    """Return the two shell commands that lead into the container of a TensorRT-LLM version, this package in it.
+    """Return the shell commands that build and enter the container of a TensorRT-LLM version with this package.
 
     Raises:
         MissingError: No image of that version is known.
@@ -78,9 +78,10 @@ def container_entry(version: str) -> str:
 
 
 def converter_command(plan: BuildPlan) -> ToolCommand:
-    """Return the command by which TensorRT-LLM itself would convert a 16-bit checkpoint.
+    """Return TensorRT-LLM's own command to convert a 16-bit checkpoint.
 
-    No build runs it: `check-gpu` compares what it writes with the export of `build-engine`. It makes no FP8 KV cache.
+    Builds do not run it: `check-gpu` compares its output with the export of `build-engine`. It does not support an FP8
+    KV cache.
     """
     flags: dict[str, str | int] = {
         "--model_dir": "{checkpoint}",
@@ -94,7 +95,7 @@ def converter_command(plan: BuildPlan) -> ToolCommand:
 
 
 def compile_command(plan: BuildPlan) -> ToolCommand:
-    """Return the `trtllm-build` command; every limit is explicit, none is left to be deduced."""
+    """Return the `trtllm-build` command; every limit is explicit."""
     paged = plan.runtime.chunked_context or plan.runtime.kv_reuse
     flags: dict[str, str | int] = {
         "--checkpoint_dir": "{quantized}",
@@ -121,7 +122,7 @@ def compile_command(plan: BuildPlan) -> ToolCommand:
 
 
 def _adapter_flags(plan: BuildPlan) -> tuple[str, ...]:
-    """Return the flags of LoRA and of speculative decoding; none where neither is planned."""
+    """Return the flags of LoRA and speculative decoding; none if not planned."""
     flags: list[str] = []
     if plan.lora.target_modules:
         flags += ["--lora_plugin", "auto", "--max_lora_rank", str(plan.lora.max_rank)]
@@ -133,7 +134,7 @@ def _adapter_flags(plan: BuildPlan) -> tuple[str, ...]:
 
 
 def smoke_command(plan: BuildPlan) -> ToolCommand:
-    """Return the command that asks a fresh engine for eight tokens, by TensorRT-LLM's own example runner."""
+    """Return the command that generates eight tokens with a new engine, using TensorRT-LLM's example runner."""
     ranks = plan.sizing.tensor_parallel * plan.sizing.pipeline_parallel
     mpi = ("mpirun", "-n", str(ranks), "--allow-run-as-root") if ranks > 1 else ()
     flags: dict[str, str | int] = {
@@ -149,7 +150,7 @@ def smoke_command(plan: BuildPlan) -> ToolCommand:
 
 
 def engine_differences(plan: BuildPlan, config: dict[str, Any]) -> list[str]:
-    """Return where a built engine's config.json is not what was planned: what the builder changed without an error.
+    """Return where a built engine's config.json differs from the plan: values that the builder changed silently.
 
     Args:
         config: The engine folder's config.json: `version`, `build_config`, `pretrained_config`.
@@ -171,7 +172,7 @@ def engine_differences(plan: BuildPlan, config: dict[str, Any]) -> list[str]:
 
 
 def installed_version() -> str | None:
-    """Return the version of TensorRT-LLM on this machine; the registry's empty stand-in does not count."""
+    """Return the installed version of TensorRT-LLM; the package index's empty placeholder does not count."""
     try:
         version = metadata.version("tensorrt_llm")
     except metadata.PackageNotFoundError:
@@ -180,10 +181,10 @@ def installed_version() -> str | None:
 
 
 def require_tools(plan: BuildPlan) -> None:
-    """Refuse to begin a real build on a machine that cannot end it.
+    """Refuse a real build on a machine that cannot complete it.
 
     Raises:
-        MissingError: TensorRT-LLM is not here, is another version than planned, or has no engine path any more.
+        MissingError: TensorRT-LLM is not installed, has another version than planned, or no longer builds engines.
     """
     entry = container_entry(plan.tensorrt_llm)
     found = installed_version()
@@ -214,7 +215,7 @@ def examples_folder() -> Path:
     """Return the folder of TensorRT-LLM's example scripts: in its container, or beside its programs' folder.
 
     Raises:
-        MissingError: It is in none of the places where the images keep it.
+        MissingError: It is in none of the places used by the images.
     """
     beside = [Path(program).parent.parent / "examples" for program in [shutil.which("trtllm-build")] if program]
     for root in (*_EXAMPLE_ROOTS, *beside):
@@ -227,7 +228,7 @@ def examples_folder() -> Path:
 
 
 def visible_gpu() -> str | None:
-    """Return the name of the first GPU as its driver tells it, or None where there is no GPU."""
+    """Return the name of the first GPU according to its driver; None without a GPU."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
@@ -242,7 +243,7 @@ def visible_gpu() -> str | None:
 
 
 def visible_compute_capabilities() -> list[str]:
-    """Return the compute capability of each GPU of this machine, as its driver tells it; empty without a GPU."""
+    """Return the compute capability of each GPU according to its driver; empty without a GPU."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -257,10 +258,10 @@ def visible_compute_capabilities() -> list[str]:
 
 
 def run_tool(argv: list[str], *, log: Path) -> None:
-    """Run one command to its end, its output appended to `log` and shown on stderr as it comes.
+    """Run a command to completion; its output is appended to `log` and shown on stderr.
 
     Raises:
-        ToolError: It failed; the error carries its last lines.
+        ToolError: It failed; the error contains its last lines.
     """
     lines: list[str] = []
     with log.open("a", encoding="utf-8") as file:
@@ -280,7 +281,7 @@ def run_tool(argv: list[str], *, log: Path) -> None:
                     sys.stderr.write(line)
                     lines = [*lines[1 - _LAST_LINES :], line.rstrip()]
             except BaseException:
-                signal_group(process.pid, signal.SIGKILL)  # its own children too: a build has workers
+                signal_group(process.pid, signal.SIGKILL)  # including its own children: a build has workers
                 raise
     if process.returncode != 0:
         raise ToolError(
@@ -288,7 +289,7 @@ def run_tool(argv: list[str], *, log: Path) -> None:
             status=process.returncode,
             log_path=log,
             last_lines=lines,
-            hint="the log contains its whole output",
+            hint="the log contains its complete output",
         )
 
 

@@ -1,4 +1,4 @@
-"""Reading, quantizing, exporting and verifying checkpoints. Imports `spec` and the shared ground alone."""
+"""Reading, quantizing, exporting and verifying checkpoints. May import `spec` and the shared modules only."""
 
 from engines.checkpoint.calibration_text import (
     Corpus,

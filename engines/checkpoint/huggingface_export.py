@@ -1,4 +1,4 @@
-"""Writing a checkpoint in Hugging Face's layout, as the LLM API of TensorRT-LLM reads it."""
+"""Writes a checkpoint in Hugging Face's layout, for the LLM API of TensorRT-LLM."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 from engines.checkpoint.export_config import KV_ALGO, same
 from engines.checkpoint.export_job import ExportJob, Layout, group_notices, layout_of
 from engines.checkpoint.inspection import expected_shapes, library
-from engines.checkpoint.library_output import as_tool_error, chatter_to
-from engines.checkpoint.modelopt import Progress, calibrate, require_modelopt
-from engines.checkpoint.quantize import load
+from engines.checkpoint.modelopt import Progress
+from engines.checkpoint.quantize import quantize_with
 from engines.checkpoint.shards import TensorFacts, read_tensors, shard_paths, some
 from engines.errors import ToolError, UserError
 from engines.files import write_text
 from engines.manifest import Notice
 from engines.spec import precision_named
 
-# What the PyTorch backend loads besides a quantized linear layer's weight.
+# Tensors that the PyTorch backend loads in addition to a quantized linear layer's weight.
 _HUGGINGFACE_SCALES: dict[str, tuple[str, ...]] = {
     "bf16": (),
     "fp16": (),
@@ -30,13 +29,13 @@ _HUGGINGFACE_SCALES: dict[str, tuple[str, ...]] = {
 }
 
 
-_AWQ_SCALE = "pre_quant_scale"  # only where it could not be folded into the layer before
+_AWQ_SCALE = "pre_quant_scale"  # only if it could not be folded into the previous layer
 
 
 _KV_SCALES = {"k_proj": "k_scale", "v_proj": "v_scale"}
 
 
-# Files of the source that are not weights: copied as they are.
+# Files of the source other than weights, copied unchanged.
 _HUGGINGFACE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -51,22 +50,22 @@ _HUGGINGFACE_FILES = (
 
 
 def quantize_huggingface(job: ExportJob, out: Path, *, progress: Progress, log: Path | None = None) -> list[Notice]:
-    """Quantize a Hugging Face checkpoint and write a Hugging Face checkpoint, for TensorRT-LLM's PyTorch backend.
+    """Quantize a Hugging Face checkpoint into a Hugging Face checkpoint for TensorRT-LLM's PyTorch backend.
 
-    The checkpoint is not split, whatever the number of GPUs: TensorRT-LLM splits it as it loads. The job's tensor and
-    pipeline parallel sizes are what layers, heads and groups must divide over.
+    The checkpoint is not split, regardless of the number of GPUs: TensorRT-LLM splits it on loading. Layers, heads and
+    groups must still divide by the job's tensor and pipeline parallel sizes.
 
     Args:
-        out: Folder for config.json, hf_quant_config.json, safetensors and tokenizer; created where it is not there.
-        log: What the libraries print is appended here; without it, it is dropped.
+        out: Folder for config.json, hf_quant_config.json, safetensors and tokenizer; created if missing.
+        log: File for the libraries' output; None: discarded.
 
     Returns:
-        What a reader must know: what was mended in the export's config, a group size other than the precision's own.
+        Notices: corrections of the export's config, an unusual group size.
 
     Raises:
-        MissingError: ModelOpt, torch or transformers is not installed, or this ModelOpt cannot do it.
-        UserError: The model cannot be split or grouped as asked, or the PyTorch backend does not run the format.
-        ToolError: ModelOpt failed, or its export cannot be mended.
+        MissingError: ModelOpt, torch or transformers is not installed, or this ModelOpt is unsuitable.
+        UserError: The model cannot be split or grouped as requested, or the PyTorch backend does not run the format.
+        ToolError: ModelOpt failed, or its export cannot be corrected.
     """
     if precision_named(job.precision).name not in _HUGGINGFACE_SCALES or job.kv_cache == "int8":
         raise UserError(
@@ -74,32 +73,28 @@ def quantize_huggingface(job: ExportJob, out: Path, *, progress: Progress, log: 
             hint=f"known: {', '.join(_HUGGINGFACE_SCALES)}, with a 16-bit or FP8 KV cache",
         )
     layout = layout_of(job, "pytorch")
-    windows = job.calibration.token_windows(job.source / "tokenizer.json") if layout.needs_text else []
-    with as_tool_error(log), chatter_to(log):
-        require_modelopt(layout.precision)
-        out.mkdir(parents=True, exist_ok=True)
-        model = load(job.source, layout)
-        calibrate(model, layout, windows, seed=job.seed, progress=progress)
-        progress("export ...")
-        torch, export = library("torch"), library("modelopt.torch.export")
-        with torch.inference_mode():
-            export.export_hf_checkpoint(model, dtype=getattr(torch, layout.dtype), export_dir=out)
-        del model
+    quantize_with(job, layout, out, lambda model: _export(model, layout, out), progress=progress, log=log)
     for name in _HUGGINGFACE_FILES:
         if (job.source / name).is_file():
             shutil.copyfile(job.source / name, out / name)
     for shard in out.glob("*.safetensors"):
-        shard.chmod(0o644)  # written for the owner alone, and a server may run as somebody else
+        shard.chmod(0o644)  # written owner-only, but a server may run as another user
     notices = _mend_huggingface_config(out, layout)
     _check_huggingface_tensors(out, layout)
     return [*group_notices(layout), *notices]
 
 
+def _export(model: Any, layout: Layout, out: Path) -> None:
+    torch, export = library("torch"), library("modelopt.torch.export")
+    with torch.inference_mode():
+        export.export_hf_checkpoint(model, dtype=getattr(torch, layout.dtype), export_dir=out)
+
+
 def _mend_huggingface_config(out: Path, layout: Layout) -> list[Notice]:
-    """Compare a Hugging Face export's configs with what was asked and with the source; mend rope and dtype.
+    """Compare a Hugging Face export's configs with the request and the source; correct rope and dtype.
 
     transformers 5 writes rope as `rope_parameters` and the dtype as `dtype`. The transformers 4 that TensorRT-LLM 1.x
-    comes with reads neither, and would run with a rotary base of 10,000 and no scaling: both spellings are written.
+    uses reads neither, and would run with a rotary base of 10,000 and no scaling: both spellings are written.
     """
     path = out / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -157,11 +152,11 @@ def _check_huggingface_structure(config: dict[str, Any], layout: Layout) -> None
         found = config.get(key)
         found = defaults.get(key) if found is None else found
         if not same(found, value):
-            raise ToolError(f"ModelOpt's export states {key} = {found}, the source calls for {value}")
+            raise ToolError(f"ModelOpt's export states {key} = {found}, but the source requires {value}")
 
 
 def _check_huggingface_quantization(out: Path, config: dict[str, Any], layout: Layout) -> None:
-    """Prove that both places a loader may look state the formats asked for."""
+    """Check that both places a loader may read state the requested formats."""
     path = out / "hf_quant_config.json"
     asked: dict[str, Any] = {
         "quant_algo": precision_named(layout.precision).quant_algo,
@@ -172,7 +167,7 @@ def _check_huggingface_quantization(out: Path, config: dict[str, Any], layout: L
         asked["group_size"] = layout.group_size
     for key, value in asked.items():
         if found.get(key) != value:
-            raise ToolError(f"ModelOpt's export states {key} = {found.get(key)} in {path.name}, {value} was asked for")
+            raise ToolError(f"ModelOpt's export states {key} = {found.get(key)} in {path.name}, expected {value}")
     inline = config.get("quantization_config") or {}
     if inline.get("quant_algo") != asked["quant_algo"]:
         raise ToolError(
@@ -182,7 +177,7 @@ def _check_huggingface_quantization(out: Path, config: dict[str, Any], layout: L
 
 
 def _check_huggingface_tensors(out: Path, layout: Layout) -> None:
-    """Account for every tensor of a Hugging Face export, and prove its scales numbers to multiply with."""
+    """Check that all tensors of a Hugging Face export are present, and that all scales are positive numbers."""
     try:
         found = read_tensors(out)
     except UserError as error:
@@ -197,7 +192,7 @@ def _check_huggingface_tensors(out: Path, layout: Layout) -> None:
         optional.add("lm_head.weight")
     unexpected = sorted(found.keys() - expected.keys() - optional)
     if unexpected:
-        raise ToolError(f"ModelOpt's export: {some(unexpected)} not known")
+        raise ToolError(f"ModelOpt's export: {some(unexpected)} unknown")
     for name, wanted in expected.items():
         if found[name] != wanted:
             stated = f"{found[name].dtype} {list(found[name].shape)}"
@@ -208,7 +203,7 @@ def _check_huggingface_tensors(out: Path, layout: Layout) -> None:
 
 
 def _huggingface_tensors(layout: Layout) -> dict[str, TensorFacts]:
-    """Return every tensor that a Hugging Face export must hold."""
+    """Return every tensor of a Hugging Face export."""
     sixteen_bit = "F16" if layout.dtype == "float16" else "BF16"
     tensors: dict[str, TensorFacts] = {}
     for name, shape in expected_shapes(layout.facts).items():
@@ -226,7 +221,7 @@ def _huggingface_tensors(layout: Layout) -> dict[str, TensorFacts]:
 
 
 def _is_linear(name: str) -> bool:
-    """Return whether a tensor is the weight of a layer that is quantized."""
+    """Return whether a tensor is the weight of a quantized layer."""
     return name.endswith("_proj.weight")
 
 
@@ -234,9 +229,9 @@ def _huggingface_weight(layout: Layout, shape: tuple[int, ...], sixteen_bit: str
     rows, columns = shape
     if layout.precision == "fp8":
         return TensorFacts(shape, "F8_E4M3")
-    if layout.precision == "nvfp4":  # two numbers a byte, along a row
+    if layout.precision == "nvfp4":  # two numbers per byte, along a row
         return TensorFacts((rows, columns // 2), "U8")
-    if layout.precision.endswith("awq"):  # two numbers a byte, along a column
+    if layout.precision.endswith("awq"):  # two numbers per byte, along a column
         return TensorFacts((rows // 2, columns), "U8")
     return TensorFacts(shape, sixteen_bit)
 
@@ -257,4 +252,4 @@ def _check_scales(out: Path) -> None:
                     continue
                 values = file.get_tensor(name).float()
                 if not (torch.isfinite(values).all() and (values >= 0).all() and (values > 0).any()):
-                    raise ToolError(f"ModelOpt's export: tensor '{name}' holds scales that are not positive numbers")
+                    raise ToolError(f"ModelOpt's export: tensor '{name}' contains scales that are not positive numbers")

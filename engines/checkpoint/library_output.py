@@ -1,4 +1,4 @@
-"""Where the libraries' own output goes, and what their failures become."""
+"""Redirects the libraries' output, and converts their failures."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ _LAST_LINES = 12
 
 
 class _Chatter(io.TextIOBase):
-    """A stream that libraries may keep hold of: it writes to `file` while that is set, and drops text after."""
+    """A stream that libraries may keep: it writes to `file` while that is set, and discards text afterwards."""
 
     def __init__(self, file: TextIO | None) -> None:
         self.file = file
 
     def writable(self) -> bool:
-        """Return that text may be written."""
+        """Return True: text may be written."""
         return True
 
     def write(self, text: str) -> int:
-        """Write, or drop."""
+        """Write the text, or discard it."""
         if self.file is not None:
             self.file.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the file behind."""
+        """Flush the underlying file."""
         if self.file is not None:
             self.file.flush()
 
 
 @contextmanager
 def chatter_to(log: Path | None) -> Iterator[None]:
-    """Send what libraries print, warn and log within the block to a file, or nowhere.
+    """Redirect what libraries print, warn and log within the block to a file, or discard it.
 
-    A logging handler that a library sets up within the block keeps its stream: what it logs later is dropped.
+    A logging handler that a library installs within the block keeps the stream; its later output is discarded.
     """
     with contextlib.ExitStack() as stack:
         file = None if log is None else stack.enter_context(log.open("a", encoding="utf-8"))
@@ -64,13 +64,13 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Write a warning to the redirected stream, also where a test runner would have collected it."""
+    """Write a warning to the redirected stream, even if a test runner would have captured it."""
     (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 @contextmanager
 def as_tool_error(log: Path | None) -> Iterator[None]:
-    """Turn what ModelOpt raises for a model it cannot handle into a `ToolError` with the end of the log."""
+    """Convert ModelOpt's exceptions for unsupported models into a `ToolError` with the end of the log."""
     try:
         yield
     except (ValueError, RuntimeError, NotImplementedError, AssertionError, KeyError, AttributeError) as error:

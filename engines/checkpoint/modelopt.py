@@ -1,7 +1,7 @@
-"""ModelOpt's presets, configurations and calibration; no other file contains these.
+"""ModelOpt's presets, configurations and calibration. No other file contains these.
 
-TensorRT-LLM 1.2 pins ModelOpt 0.37 (its container); offline quantizing takes the current one. Between them the shape
-of `quant_cfg` changed: up to 0.43 a mapping from a wildcard to a quantizer's attributes, from 0.44 a list of entries.
+TensorRT-LLM 1.2 pins ModelOpt 0.37 (its container); offline quantization uses the current version. The format of
+`quant_cfg` differs: up to 0.43 a mapping from a wildcard to a quantizer's attributes, from 0.44 on a list of entries.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Progress = Callable[[str], None]
 
 PACKAGE = "nvidia-modelopt"
 OLDEST_VERSION = (0, 37)  # what TensorRT-LLM 1.2.1 pins (requirements.txt: nvidia-modelopt[torch]~=0.37.0)
-_NVFP4_WITHOUT_GPU = (0, 45)  # until then packing asks the GPU for its compute capability, whether there is one or not
+_NVFP4_WITHOUT_GPU = (0, 45)  # earlier versions query the GPU's compute capability when packing, even without a GPU
 PROGRESS_STEPS = 4
-BATCH_TOKENS = 8192  # AWQ rounds every weight eleven times a batch: few large batches are several times faster
+BATCH_TOKENS = 8192  # AWQ rounds every weight eleven times per batch: few large batches are several times faster
 
-# ModelOpt's preset of each precision; bf16 and fp16 have none, and int8_wo is rounded by TensorRT-LLM as it loads.
+# ModelOpt's preset of each precision; bf16 and fp16 have none, and int8_wo is rounded by TensorRT-LLM on loading.
 _PRESETS = {
     "fp8": "FP8_DEFAULT_CFG",
     "int8_sq": "INT8_SMOOTHQUANT_CFG",
@@ -39,10 +39,10 @@ _KV_QUANTIZERS = "*[kv]_bmm_quantizer"
 
 
 def require_modelopt(precision: str) -> None:
-    """Refuse to begin what the installed ModelOpt cannot do.
+    """Refuse what the installed ModelOpt cannot do.
 
     Raises:
-        MissingError: ModelOpt is not installed, is older than any that is known here, or lacks the precision's preset.
+        MissingError: ModelOpt is not installed, is too old, or lacks the precision's preset.
     """
     mtq = library("modelopt.torch.quantization")
     version = metadata.version(PACKAGE)
@@ -65,7 +65,7 @@ def _parts(version: str) -> tuple[int, ...]:
 
 
 def calibrate(model: Any, layout: Layout, windows: list[list[int]], *, seed: int, progress: Progress) -> None:
-    """Insert quantizers and set their ranges; does nothing where ModelOpt has nothing to quantize."""
+    """Insert quantizers and set their ranges; does nothing if ModelOpt has nothing to quantize."""
     config = quantizer_config(layout)
     if config is None:
         return
@@ -80,7 +80,7 @@ def calibrate(model: Any, layout: Layout, windows: list[list[int]], *, seed: int
                 if begin and begin % every == 0:
                     left = time_left_text(begin, len(windows), time.monotonic() - begin_s)
                     progress(f"calibrate: {begin} of {len(windows)} windows{left}")
-                # The decoder alone: the output projection is not quantized, and its logits would be the largest tensor.
+                # Decoder only: the output projection is not quantized, and its logits would be the largest tensor.
                 calibrated.model(torch.tensor(windows[begin : begin + size]), use_cache=False)
 
     with torch.random.fork_rng(devices=[]):
@@ -89,7 +89,7 @@ def calibrate(model: Any, layout: Layout, windows: list[list[int]], *, seed: int
 
 
 def quantizer_config(layout: Layout) -> dict[str, Any] | None:
-    """Return ModelOpt's configuration, in the installed version's shape; None where nothing is to be quantized."""
+    """Return ModelOpt's configuration in the installed version's format; None if nothing is to be quantized."""
     mtq = library("modelopt.torch.quantization")
     preset = _PRESETS.get(layout.precision)
     if preset is None and layout.kv_cache == "16bit":
@@ -110,7 +110,7 @@ def quantizer_config(layout: Layout) -> dict[str, Any] | None:
 
 
 def _quantizers(quant_cfg: dict[str, Any] | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the attributes of every quantizer; one that works in two steps has two."""
+    """Yield the attributes of every quantizer; a two-step quantizer has two."""
     values = quant_cfg.values() if isinstance(quant_cfg, dict) else [entry.get("cfg") for entry in quant_cfg]
     for value in values:
         yield from value if isinstance(value, list) else [value or {}]

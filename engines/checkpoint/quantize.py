@@ -1,12 +1,13 @@
-"""Quantize a checkpoint and export it for TensorRT-LLM.
+"""Quantizes a checkpoint and exports it for TensorRT-LLM.
 
-ModelOpt's export is not taken at its word. What its config states is compared with the source and mended, and every
-tensor is accounted for, before anything is built from it.
+ModelOpt's export is checked before anything is built from it: its config is compared with the source and corrected, and
+all tensors must be present.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +21,45 @@ from engines.files import write_text
 from engines.manifest import Notice
 from engines.spec import precision_named
 
-_LIBRARIES_BYTES = 650_000_000  # torch, transformers and ModelOpt once imported
+_LIBRARIES_BYTES = 650_000_000  # torch, transformers and ModelOpt after import
 _OLDER_TRANSFORMERS = 4  # reads rope_theta and rope_scaling, not transformers 5's rope_parameters
-# ModelOpt's name of a decoder layer with a gated MLP and RMSNorm. The newer ones know "qwen" too and export the same
-# tensors by it; up to 0.43 they refuse to export a TensorRT-LLM checkpoint by that name.
+# ModelOpt's name for a decoder layer with a gated MLP and RMSNorm. Newer versions also know "qwen" and export the same
+# tensors for it; up to 0.43 they refuse to export a TensorRT-LLM checkpoint under that name.
 _DECODER = "llama"
-# ModelOpt writes these beside kv_cache_scaling_factor; TensorRT-LLM has no parameter for them and says so at each load.
+# ModelOpt writes these beside kv_cache_scaling_factor; TensorRT-LLM has no parameter for them and warns on each load.
 _UNREAD = (".k_cache_scaling_factor", ".v_cache_scaling_factor")
 
 
 def quantize(job: ExportJob, out: Path, *, progress: Progress, log: Path | None = None) -> list[Notice]:
-    """Quantize a Hugging Face checkpoint and write a TensorRT-LLM checkpoint, one safetensors file a rank.
+    """Quantize a Hugging Face checkpoint into a TensorRT-LLM checkpoint, one safetensors file per rank.
 
     Args:
-        out: Folder for config.json and rank*.safetensors; created where it is not there.
-        log: What the libraries print is appended here; without it, it is dropped.
+        out: Folder for config.json and rank*.safetensors; created if missing.
+        log: File for the libraries' output; None: discarded.
 
     Returns:
-        What a reader must know: what was mended in the export's config, a group size other than the precision's own.
+        Notices: corrections of the export's config, an unusual group size.
 
     Raises:
-        MissingError: ModelOpt, torch or transformers is not installed, or this ModelOpt cannot do it.
-        UserError: The model cannot be split or grouped as asked.
-        ToolError: ModelOpt failed, or its export cannot be mended.
+        MissingError: ModelOpt, torch or transformers is not installed, or this ModelOpt is unsuitable.
+        UserError: The model cannot be split or grouped as requested.
+        ToolError: ModelOpt failed, or its export cannot be corrected.
     """
     layout = layout_of(job, "tensorrt")
+    quantize_with(job, layout, out, lambda model: _export(model, layout, out), progress=progress, log=log)
+    notices = mend_config(out, layout.facts, precision=layout.precision, kv_cache=layout.kv_cache)
+    read_exported(out)
+    return [*group_notices(layout), *notices]
+
+
+def quantize_with(
+    job: ExportJob, layout: Layout, out: Path, export: Callable[[Any], None], *, progress: Progress, log: Path | None
+) -> None:
+    """Load a checkpoint, calibrate it on the job's text and export it. Raises as `quantize` does.
+
+    Args:
+        export: Writes the quantized model that it is given to `out`.
+    """
     windows = job.calibration.token_windows(job.source / "tokenizer.json") if layout.needs_text else []
     with as_tool_error(log), chatter_to(log):
         require_modelopt(layout.precision)
@@ -52,20 +67,16 @@ def quantize(job: ExportJob, out: Path, *, progress: Progress, log: Path | None 
         model = load(job.source, layout)
         calibrate(model, layout, windows, seed=job.seed, progress=progress)
         progress("export ...")
-        _export(model, layout, out)
-        del model
-    notices = mend_config(out, layout.facts, precision=layout.precision, kv_cache=layout.kv_cache)
-    read_exported(out)
-    return [*group_notices(layout), *notices]
+        export(model)
 
 
 def quantizing_memory_bytes(facts: CheckpointFacts, precision: str, *, ranks: int = 1) -> int:
-    """Return about how much memory `quantize` takes at its peak, in bytes; rather too much than too little.
+    """Return the approximate peak memory of `quantize` in bytes; an upper estimate.
 
-    The model at 16 bit; its export beside it, which for more than one GPU is copied once more; what calibration holds
-    of one batch; and the libraries. Measured in FP8 for one GPU: 5.3 and 8.5 GiB for Qwen3-8B's geometry with 2 and 8
-    of its layers, where this gives 8.8 and 12.1; a Llama of 509 million parameters 1.9 GB in bf16, 2.3 GB in fp8, and
-    3.0 GB in fp8 for two GPUs.
+    Includes the 16-bit model; its export, which is copied once more for several GPUs; one calibration batch; the
+    libraries. Measured in FP8 for one GPU: 5.3 and 8.5 GiB for Qwen3-8B's geometry with 2 and 8 of its layers, where
+    this returns 8.8 and 12.1; for a Llama of 509 million parameters 1.9 GB in bf16, 2.3 GB in fp8, and 3.0 GB in fp8
+    for two GPUs.
     """
     head_bytes = 2 * facts.vocab_size * facts.hidden_size
     embeddings = facts.vocab_size * facts.hidden_size * (1 if facts.tied_embeddings else 2)
@@ -76,7 +87,7 @@ def quantizing_memory_bytes(facts: CheckpointFacts, precision: str, *, ranks: in
 
 
 def load(source: Path, layout: Layout) -> Any:
-    """Load a checkpoint with transformers, in the layout's 16-bit type, its rope as the checkpoint states it."""
+    """Load a checkpoint with transformers in the layout's 16-bit type, with the checkpoint's own rope."""
     torch, transformers = library("torch"), library("transformers")
     config = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     if int(transformers.__version__.split(".")[0]) <= _OLDER_TRANSFORMERS:
@@ -93,7 +104,7 @@ def load(source: Path, layout: Layout) -> Any:
 
 
 def _export(model: Any, layout: Layout, out: Path) -> None:
-    """Write config.json and each rank's tensors, those left out that TensorRT-LLM does not read."""
+    """Write config.json and each rank's tensors, without those that TensorRT-LLM does not read."""
     torch, export = library("torch"), library("modelopt.torch.export")
     safetensors = library("safetensors.torch")
     with torch.inference_mode():
@@ -111,9 +122,9 @@ def _export(model: Any, layout: Layout, out: Path) -> None:
 
 
 def _stated(config: dict[str, Any], layout: Layout) -> dict[str, Any]:
-    """Return an export's config as JSON has it; the ranks' configs differ in nothing but the rank's number."""
+    """Return an export's config as JSON values; the ranks' configs differ only in the rank's number."""
     quantization = dict(config["quantization"])
-    if quantization.pop("quantized_layers", None) is not None:  # nothing but the KV cache: no layer has a format
+    if quantization.pop("quantized_layers", None) is not None:  # only the KV cache is quantized: no layer has a format
         quantization = {key: quantization.get(key) for key in ("quant_algo", "kv_cache_quant_algo")}
     if quantization.get("exclude_modules"):
         quantization["exclude_modules"] = sorted(quantization["exclude_modules"])

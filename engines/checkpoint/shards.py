@@ -1,4 +1,4 @@
-"""Safetensors shards: which tensors a folder holds, read from the headers alone, and whether every byte is there."""
+"""Safetensors shards: lists a folder's tensors from the headers alone, and checks that all bytes are present."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def read_tensors(folder: Path) -> dict[str, TensorFacts]:
     """Return every tensor of a checkpoint folder by name, from the shards' headers alone.
 
     Raises:
-        MissingError: There are no safetensors, or the index names a shard that is not there.
-        UserError: A shard is corrupt, or disagrees with the index.
+        MissingError: There are no safetensors, or the index names a missing shard.
+        UserError: A shard is corrupt or contradicts the index.
     """
     tensors: dict[str, TensorFacts] = {}
     for shard in shard_paths(folder):
@@ -48,7 +48,7 @@ def read_tensors(folder: Path) -> dict[str, TensorFacts]:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """Return the paths of a checkpoint's shards, in order; errors as `read_tensors`."""
+    """Return the paths of a checkpoint's shards, in order. Raises as `read_tensors` does."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = [folder / name for name in sorted(set(_weight_map(index).values()))]
@@ -61,10 +61,10 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def read_shard_header(path: Path) -> dict[str, TensorFacts]:
-    """Return the tensors one safetensors file states, after checking that it holds all their bytes.
+    """Return the tensors in a safetensors file, after checking that it contains all their bytes.
 
     Raises:
-        UserError: It is not safetensors, or it was cut short.
+        UserError: It is not safetensors, or it is truncated.
     """
     size = path.stat().st_size
     try:
@@ -121,12 +121,12 @@ def _missing_shard_hint(folder: Path, index: Path) -> str:
     if any(folder.glob("*.bin")):
         return "only .bin weights found: save the model again as safetensors"
     if any(folder.glob("*.gguf")):
-        return "a GGUF file is here: unpack-checkpoint makes a checkpoint of it"
-    return "a checkpoint's weights are model.safetensors, or shards with model.safetensors.index.json"
+        return "the folder contains a GGUF file: convert it with unpack-checkpoint"
+    return "a checkpoint's weights are in model.safetensors, or in shards with model.safetensors.index.json"
 
 
 def some(names: list[str]) -> str:
-    """Return a few tensor names, and how many more there are, for a message."""
+    """Return the first tensor names and the number of further ones, for a message."""
     shown = ", ".join(f"'{name}'" for name in names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 (three names are enough to see)
     return f"tensor{'s' if len(names) > 1 else ''} {shown}{more}"

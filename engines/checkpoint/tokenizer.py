@@ -1,4 +1,4 @@
-"""Where an engine's tokenizer comes from: a flag, the checkpoint, or the one installed for the model's family."""
+"""Locates an engine's tokenizer: from a flag, the checkpoint, or the installed one of the model's family."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COPIED = (
 
 
 def installed_tokenizers() -> Path:
-    """Return the folder where `make setup` installs tokenizers, one folder for each family."""
+    """Return the folder where `make setup` installs tokenizers, one folder per family."""
     return Path(sys.prefix) / "share" / "tokenizers"
 
 
@@ -31,8 +31,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer in a tokenizer.json.
 
     Raises:
-        MissingError: There is no such file.
-        UserError: It is no tokenizer.
+        MissingError: The file does not exist.
+        UserError: It is not a tokenizer.
     """
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="give the model's tokenizer.json with --tokenizer")
@@ -40,20 +40,22 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for a damaged file
+    except Exception as error:  # the library raises plain Exception for a damaged file
         raise UserError(f"{path}: not a tokenizer: {error}", hint="download it again") from error
 
 
 def find_tokenizer(asked: str | None, checkpoint: Path | None, family: str) -> Path | None:
-    """Return the folder of the tokenizer to use, or None where there is none.
+    """Return the folder of the tokenizer to use; None if there is none.
 
     Raises:
-        MissingError: One was asked for by name, and it is not there.
+        MissingError: The requested folder has none.
     """
     if asked is not None:
         folder = Path(asked) if Path(asked).is_dir() else Path(asked).parent
         if not (folder / TOKENIZER_FILE).is_file():
-            raise MissingError(f"{asked}: no {TOKENIZER_FILE} there", hint="give the folder that holds tokenizer.json")
+            raise MissingError(
+                f"{asked}: contains no {TOKENIZER_FILE}", hint="give the folder that contains tokenizer.json"
+            )
         return folder
     candidates = [installed_tokenizers() / family]
     if checkpoint is not None:
@@ -62,7 +64,7 @@ def find_tokenizer(asked: str | None, checkpoint: Path | None, family: str) -> P
 
 
 def copy_tokenizer(folder: Path, target: Path) -> None:
-    """Copy a tokenizer's files, and none of the code that may lie beside them."""
+    """Copy a tokenizer's data files, without any code beside them."""
     target.mkdir(parents=True)
     for name in _COPIED:
         if (folder / name).is_file():

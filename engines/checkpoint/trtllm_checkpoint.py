@@ -1,4 +1,4 @@
-"""Read an exported TensorRT-LLM checkpoint back: every tensor accounted for, ranks joined, quantization undone."""
+"""Reads an exported TensorRT-LLM checkpoint back: checks all tensors, joins ranks, dequantizes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _KV_ALGOS = (None, "INT8", "FP8")
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """One linear layer as float32 tensors, and how the engine rounds what goes into it.
+    """A linear layer as float32 tensors, with the engine's rounding of its input.
 
     Attributes:
         weight: Shape (out, in); dequantized.
         bias: Shape (out,), or None.
-        input_factor: Shape (in,): what the input is multiplied by first, or None.
-        activation: Format the input is rounded to.
-        activation_scale: The static scale of that format; 1 where there is none.
+        input_factor: Shape (in,): factor on the input, or None.
+        activation: Format that the input is rounded to.
+        activation_scale: Static scale of that format; 1 if there is none.
     """
 
     weight: Any
@@ -49,7 +49,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer, float32. `gate` is the branch that goes through SiLU, `up` the one it multiplies."""
+    """One decoder layer, float32. `gate` is the branch through SiLU, `up` the one it multiplies."""
 
     qkv: Linear
     dense: Linear
@@ -69,7 +69,7 @@ class Exported:
 
     Attributes:
         config: Its config.json.
-        ranks: One safetensors file a rank, in order.
+        ranks: One safetensors file per rank, in order.
     """
 
     folder: Path
@@ -78,24 +78,24 @@ class Exported:
 
     @property
     def quant_algo(self) -> str | None:
-        """Return TensorRT-LLM's name of the weights' format; None at 16 bit."""
+        """Return TensorRT-LLM's name of the weights' format; None for 16 bit."""
         algo = self.config["quantization"].get("quant_algo")
         return None if algo is None else str(algo)
 
     @property
     def kv_algo(self) -> str | None:
-        """Return TensorRT-LLM's name of the KV cache's format; None at 16 bit."""
+        """Return TensorRT-LLM's name of the KV cache's format; None for 16 bit."""
         algo = self.config["quantization"].get("kv_cache_quant_algo")
         return None if algo is None else str(algo)
 
     @property
     def tensor_parallel(self) -> int:
-        """Return the number of ranks a layer is split over."""
+        """Return the number of ranks that a layer is split over."""
         return int(self.config["mapping"]["tp_size"])
 
     @property
     def pipeline_parallel(self) -> int:
-        """Return the number of stages the layers are spread over."""
+        """Return the number of pipeline stages."""
         return int(self.config["mapping"]["pp_size"])
 
     @property
@@ -161,7 +161,7 @@ class Exported:
         return self._join([tensors["bias"].float() for tensors in self._each(name, stage, ["bias"])], split)
 
     def _join(self, parts: list[Any], split: Split) -> Any:
-        """Join the ranks' shares of a weight or bias; each rank's qkv holds its own queries, keys and values."""
+        """Join the ranks' shares of a weight or bias; each rank's qkv contains its own queries, keys and values."""
         torch = library("torch")
         if split != "qkv":
             return torch.cat(parts, dim=0 if split == "column" else 1)
@@ -174,10 +174,10 @@ class Exported:
         return library("torch").cat(parts)[: int(self.config["vocab_size"])].float()
 
     def _same(self, name: str, stage: int) -> Any:
-        """Return a tensor that every rank holds whole.
+        """Return a tensor that every rank stores completely.
 
         Raises:
-            ToolError: The ranks disagree.
+            ToolError: The ranks differ.
         """
         first, *others = [tensors[name] for tensors in self._tensors([name], stage)]
         for other in others:
@@ -206,12 +206,12 @@ class Exported:
 
 
 def read_exported(folder: Path) -> Exported:
-    """Open an exported checkpoint and account for every tensor of every rank, from the files' headers alone.
+    """Open an exported checkpoint and check all tensors of every rank, from the files' headers alone.
 
     Raises:
-        MissingError: config.json or a rank's file is not there.
-        ToolError: A tensor is missing, unknown, or of another shape or type than config.json implies.
-        UserError: A rank's file was cut short.
+        MissingError: config.json or a rank's file does not exist.
+        ToolError: A tensor is missing, unknown, or has another shape or type than config.json implies.
+        UserError: A rank's file is truncated.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -247,7 +247,7 @@ def _check_rank(path: Path, found: dict[str, TensorFacts], expected: dict[str, T
 
 
 def _expected_tensors(config: dict[str, Any], stage: int) -> Iterator[tuple[str, TensorFacts]]:
-    """Yield every tensor that config.json implies on a rank of one pipeline stage."""
+    """Yield every tensor that config.json implies for a rank of one pipeline stage."""
     tp_size, pp_size = config["mapping"]["tp_size"], config["mapping"]["pp_size"]
     hidden, dtype = config["hidden_size"], DTYPES[config["dtype"]]
     vocabulary = TensorFacts((-(-config["vocab_size"] // tp_size), hidden), dtype)
@@ -307,7 +307,7 @@ def _qkv_rows(config: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _has_bias(config: dict[str, Any], name: str) -> bool:
-    """Return whether a linear layer has a bias: in TensorRT-LLM a Qwen's output projection never has."""
+    """Return whether a linear layer has a bias; in TensorRT-LLM a Qwen's output projection has none."""
     if name.endswith("attention.qkv"):
         return bool(config.get("attn_bias"))
     return name.endswith("attention.dense") and bool(config.get("attn_bias")) and not config.get("qwen_type")

@@ -1,7 +1,7 @@
-"""Verify an exported checkpoint by an independent forward pass over the exported tensors.
+"""Verifies an exported checkpoint with an independent forward pass over the exported tensors.
 
-The exported weights are dequantized, and what the engine rounds at run time (activations, KV cache) is rounded with
-the exported scales. The same pass over the source's weights is the reference; both run in float32.
+The exported weights are dequantized; what the engine rounds at run time (activations, KV cache) is rounded with the
+exported scales. The reference is the same pass over the source's weights; both run in float32.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from engines.manifest import CheckpointQuality
 
 Progress = Callable[[str], None]
 
-_LIBRARIES_BYTES = 1_300_000_000  # torch; transformers and ModelOpt too, where the same process quantized before
+_LIBRARIES_BYTES = 1_300_000_000  # torch; also transformers and ModelOpt if the same process has quantized
 _FLOAT32_BYTES = 4
-_HEAD_TOKENS = 512  # logits of both models for so many tokens at once: 0.6 GB with a vocabulary of 150,000
+_HEAD_TOKENS = 512  # tokens whose logits are computed at once, for both models: 0.6 GB with a vocabulary of 150,000
 _PROGRESS_STEPS = 4
 _INT8_LIMIT = 127
 _E2M1_LIMIT = 6.0
 _E4M3_LIMIT = 448.0
 _NVFP4_GROUP = 16
-_EXPONENT_BITS = 0x7F800000  # of a float32: what is left is the power of two below a number
+_EXPONENT_BITS = 0x7F800000  # clears a float32's mantissa: leaves the power of two below a number
 _TINY = 1e-30
 
 
 def verifying_memory_bytes(facts: CheckpointFacts) -> int:
-    """Return about how much memory `verify` takes at its peak, in bytes; rather too much than too little.
+    """Return the approximate peak memory of `verify` in bytes; an upper estimate.
 
-    Embedding and output projection of both models in float32, two layers of each, logits, and the libraries; the other
-    layers are read one at a time. Measured: 11.1 GiB for Qwen3-8B's geometry, where this gives 14.5; 1.9 GiB for
-    SmolLM2-135M, where this gives 2.1.
+    Includes embedding and output projection of both models in float32, two layers of each, logits, and the libraries;
+    other layers are read one at a time. Measured: 11.1 GiB for Qwen3-8B's geometry, where this returns 14.5; 1.9 GiB
+    for SmolLM2-135M, where this returns 2.1.
     """
     head = facts.vocab_size * facts.hidden_size
     layer = (facts.parameters - head * (1 if facts.tied_embeddings else 2)) // facts.layers
@@ -49,7 +49,7 @@ def verifying_memory_bytes(facts: CheckpointFacts) -> int:
 
 
 class Weights(Protocol):
-    """A model's weights, float32, read when asked for."""
+    """A model's weights in float32, read on access."""
 
     def embedding(self) -> Any:
         """Return the token embedding, shape (vocabulary, hidden)."""
@@ -66,12 +66,12 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What a forward pass needs besides weights.
+    """What a forward pass needs in addition to weights.
 
     Attributes:
         rope_inverse: Rope's inverse frequencies, shape (head_size / 2,).
-        rope_factor: What rope's sines and cosines are multiplied by; not 1 only for YaRN.
-        kv_algo: "FP8", "INT8", or None for a KV cache that rounds nothing.
+        rope_factor: Factor on rope's sines and cosines; differs from 1 only for YaRN.
+        kv_algo: "FP8", "INT8", or None for a KV cache without rounding.
     """
 
     layers: int
@@ -87,20 +87,20 @@ class Geometry:
 def verify(source: Path, exported: Path, *, held_out: TextWindows, progress: Progress) -> CheckpointQuality:
     """Compare an exported checkpoint with its source on held-out text.
 
-    Memory holds one layer of each model at a time, then both output projections.
+    At any time memory holds one layer of each model; at the end, both output projections.
 
     Args:
         source: Folder of the Hugging Face checkpoint.
         exported: Folder of the TensorRT-LLM checkpoint made from it.
-        held_out: Text that was not calibrated on.
+        held_out: Text that was not used for calibration.
 
     Returns:
-        Perplexity of both; the mean KL divergence of the exported model's next-token distribution from the source's,
-        in nats; and the share of tokens for which both find the same next token likeliest.
+        Perplexity of both; the mean KL divergence of the exported model's next-token distribution from the source's, in
+        nats; and the share of tokens for which both predict the same next token.
 
     Raises:
         ToolError: A tensor of the export is missing, unknown or misshapen.
-        UserError: There is too little text, or a rope scaling we do not know.
+        UserError: There is too little text, or the rope scaling is unknown.
     """
     torch = library("torch")
     facts = inspect_checkpoint(source, hash_files=False)
@@ -143,7 +143,7 @@ class SourceWeights:
         return self._tensor("model.embed_tokens.weight")
 
     def head(self) -> Any:
-        """Return the output projection: the embedding again where the two are tied."""
+        """Return the output projection, which is the embedding if the two are tied."""
         return self.embedding() if self.facts.tied_embeddings else self._tensor("lm_head.weight")
 
     def final_norm(self) -> Any:
@@ -151,7 +151,7 @@ class SourceWeights:
         return self._tensor("model.norm.weight")
 
     def layer(self, index: int) -> Layer:
-        """Return one decoder layer, its queries, keys and values joined."""
+        """Return one decoder layer with queries, keys and values joined."""
         torch = library("torch")
         prefix = f"model.layers.{index}."
         attention = prefix + "self_attn."
@@ -178,7 +178,7 @@ class SourceWeights:
 
 
 def geometry_of(facts: CheckpointFacts) -> Geometry:
-    """Return the geometry of a source checkpoint, rope as transformers computes it."""
+    """Return the geometry of a source checkpoint, with rope computed as in transformers."""
     inverse, factor = rope_frequencies(facts.rope.base, facts.rope.scaling, facts.head_size)
     scaling = facts.rope.scaling or {}
     if scaling.get("rope_type") == "yarn" and scaling.get("attention_factor") is not None:
@@ -195,7 +195,7 @@ def geometry_of(facts: CheckpointFacts) -> Geometry:
 
 
 def exported_geometry_of(checkpoint: Exported) -> Geometry:
-    """Return the geometry of an exported checkpoint by its own config, rope as TensorRT-LLM computes it."""
+    """Return the geometry of an exported checkpoint from its own config, with rope computed as in TensorRT-LLM."""
     config = checkpoint.config
     base = float(config.get("rotary_base") or 10_000.0)
     inverse, factor = rope_frequencies(base, config.get("rotary_scaling"), config["head_size"])
@@ -215,7 +215,7 @@ def rope_frequencies(base: float, scaling: dict[str, Any] | None, head_size: int
     """Return rope's inverse frequencies, shape (head_size / 2,), and the factor on its sines and cosines.
 
     Raises:
-        UserError: A kind of scaling we do not know.
+        UserError: The kind of scaling is unknown.
 
     Source:
         Peng et al., "YaRN", 2023; Meta's Llama 3.1 reference code; both as in transformers' modeling_rope_utils.
@@ -235,7 +235,7 @@ def rope_frequencies(base: float, scaling: dict[str, Any] | None, head_size: int
 
 
 def _llama3_frequencies(inverse: Any, scaling: dict[str, Any]) -> Any:
-    """Keep short wavelengths, stretch long ones, blend between."""
+    """Keep short wavelengths, stretch long ones, and interpolate between."""
     torch = library("torch")
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
@@ -282,7 +282,7 @@ def run_layer(hidden: Any, layer: Layer, geometry: Geometry) -> Any:
 
 
 def run_linear(values: Any, linear: Linear) -> Any:
-    """Run one linear layer, its input rounded as the engine rounds it."""
+    """Run one linear layer, with its input rounded as in the engine."""
     if linear.input_factor is not None:
         values = values * linear.input_factor
     return library("torch").nn.functional.linear(_rounded_input(values, linear), linear.weight, linear.bias)
@@ -305,9 +305,9 @@ def round_int8(values: Any, scale: float) -> Any:
 
 
 def round_nvfp4(values: Any, scale: float) -> Any:
-    """Round to E2M1 numbers in groups of 16, each group under an E4M3 scale of its own, those under `scale`.
+    """Round to E2M1 numbers in groups of 16; each group has its own E4M3 scale, itself scaled by `scale`.
 
-    The group scales are dynamic: taken from the values themselves, as the engine does.
+    The group scales are dynamic: computed from the values, as in the engine.
     """
     torch = library("torch")
     groups = values.unflatten(-1, (-1, _NVFP4_GROUP))
@@ -315,7 +315,7 @@ def round_nvfp4(values: Any, scale: float) -> Any:
     steps = round_fp8(wanted.clamp(max=_E4M3_LIMIT), 1.0) * scale
     ratio = (groups / steps.clamp(min=_TINY)).clamp_(-_E2M1_LIMIT, _E2M1_LIMIT)
     powers = ratio.abs().clamp_(min=1.0).view(torch.int32).bitwise_and_(_EXPONENT_BITS).view(torch.float32)
-    spacing = powers.mul_(0.5)  # E2M1 has one bit of mantissa, and its steps below 1 are those from 1 to 2
+    spacing = powers.mul_(0.5)  # E2M1 has one bit of mantissa; its steps below 1 equal those from 1 to 2
     return ratio.div_(spacing).round_().mul_(spacing).mul_(steps).flatten(-2)
 
 
@@ -335,7 +335,7 @@ def _attention(values: Any, layer: Layer, geometry: Geometry) -> Any:
 
 
 def _cached(values: Any, layer: Layer, geometry: Geometry) -> Any:
-    """Return what is read back from the KV cache."""
+    """Return values as read back from the KV cache."""
     match geometry.kv_algo:
         case "FP8":
             return round_fp8(values, layer.kv_scale)
@@ -354,7 +354,7 @@ def _rotate(values: Any, geometry: Geometry) -> Any:
 
 
 def _compare(tokens: Any, source: tuple[Any, Any], exported: tuple[Any, Any]) -> CheckpointQuality:
-    """Compare next-token distributions given each model's last hidden states and output projection."""
+    """Compare next-token distributions from each model's last hidden states and output projection."""
     torch = library("torch")
     targets = tokens[:, 1:].flatten()
     (source_hidden, source_head), (exported_hidden, exported_head) = source, exported

@@ -1,4 +1,4 @@
-"""How each precision stores a linear layer's weight in a TensorRT-LLM checkpoint, and how to undo it."""
+"""How each precision stores a linear layer's weight in a TensorRT-LLM checkpoint, and its inverse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16"}
 _NVFP4_GROUP = 16
 _INT8_STEPS = 128
 _TINY = 1e-30
-# Magnitudes that the lower three bits of an E2M1 number stand for.
+# Magnitudes represented by the lower three bits of an E2M1 number.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -47,14 +47,14 @@ def linear_tensors(config: dict[str, Any], rows: int, columns: int) -> Iterator[
 
 
 def dequantized(algo: str | None, tensors: dict[str, Any]) -> Any:
-    """Return one rank's share of a weight as the engine multiplies with it, float32, shape (out, in).
+    """Return one rank's share of a weight as the engine multiplies it, float32, shape (out, in).
 
     Args:
-        algo: TensorRT-LLM's name of the format; None at 16 bit.
+        algo: TensorRT-LLM's name of the format; None for 16 bit.
         tensors: The linear layer's tensors by suffix: `weight` and its scales.
 
     Raises:
-        ToolError: A format not known here.
+        ToolError: The format is unknown.
     """
     weight = tensors["weight"]
     scale: Any = tensors.get("weights_scaling_factor")
@@ -88,7 +88,7 @@ def round_fp8(values: Any, scale: float) -> Any:
 def round_int8_weight(weight: Any) -> Any:
     """Round a weight, shape (out, in), as TensorRT-LLM does when it loads a W8A16 checkpoint.
 
-    Each output channel in steps of its largest magnitude over 128; the integers saturate at -128 and 127.
+    The step of each output channel is its largest magnitude over 128; the integers saturate at -128 and 127.
 
     Source:
         cpp/tensorrt_llm/kernels/cutlass_kernels/cutlass_preprocessors.cpp, `symmetric_quantize`.
@@ -98,7 +98,7 @@ def round_int8_weight(weight: Any) -> Any:
 
 
 def _unpack_int4(packed: Any) -> Any:
-    """Undo ModelOpt's packing: byte (i, j) holds rows 2i (low bits) and 2i + 1 (high bits) of column j, signed."""
+    """Undo ModelOpt's packing: byte (i, j) contains rows 2i (low bits) and 2i + 1 (high bits) of column j, signed."""
     torch = library("torch")
     low = (packed << 4) >> 4  # int8 shifts keep the sign
     high = packed >> 4
@@ -106,7 +106,7 @@ def _unpack_int4(packed: Any) -> Any:
 
 
 def _unpack_e2m1(packed: Any) -> Any:
-    """Undo NVFP4's packing: byte (i, j) holds columns 2j (low bits) and 2j + 1 (high bits) of row i."""
+    """Undo NVFP4's packing: byte (i, j) contains columns 2j (low bits) and 2j + 1 (high bits) of row i."""
     torch = library("torch")
     codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).reshape(packed.shape[0], -1)
     table = torch.tensor([*_E2M1, *(-value for value in _E2M1)])

@@ -73,7 +73,7 @@ HELP_GROUPS = {
     metavar="NAME|FILE,...",
     help="Recipe: latency, throughput, reasoning, or a YAML file. Several build one engine each.",
 )
-@click.option("--model", help="A known model, if there is no checkpoint to read it from.")
+@click.option("--model", help="A known model, or a folder with a config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Folder with a Hugging Face checkpoint.")
 @click.option("--tokenizer", help="Folder with tokenizer.json, if the checkpoint has none.")
 @click.option(
@@ -85,7 +85,10 @@ HELP_GROUPS = {
 @click.option(
     "--gpu",
     metavar="NAME,...",
-    help=f"Target GPU: {', '.join(gpu_names())}; auto: this machine's. Several build one engine each.",
+    help=(
+        f"Target GPU: {', '.join(gpu_names())}; auto: this machine's; or FILE.yaml from describe-machine. Several "
+        "build one engine each."
+    ),
 )
 @click.option("--tp", type=int, help="Tensor parallel size.")
 @click.option("--pp", type=int, help="Pipeline parallel size.")

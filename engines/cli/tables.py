@@ -84,10 +84,11 @@ def show_pairs() -> None:
     """Print which precisions each GPU supports."""
     table = Table(title="TensorRT-LLM 1.2 engine path, dense Qwen3", title_justify="left")
     table.add_column("GPU")
-    for precision in PRECISIONS:
-        table.add_column(precision)
+    built = [precision for precision in PRECISIONS.values() if precision.arithmetic != "fp32"]
+    for precision in built:
+        table.add_column(precision.name)
     marks = {"supported upstream": "yes", "unlisted upstream": "unlisted", "impossible": "-"}
     for gpu in known_gpus().values():
-        table.add_row(gpu.name, *(marks[verdict(p, gpu, "qwen3").status] for p in PRECISIONS.values()))
+        table.add_row(gpu.name, *(marks[verdict(p, gpu, "qwen3").status] for p in built))
     table_console().print(table)
     show("yes: supported upstream; unlisted: can be built, verify its accuracy; -: impossible")

@@ -1,30 +1,43 @@
 """The paged KV cache: block allocation, prefix reuse, eviction.
 
-Blocks are counted, not numbered: a block matters by whom it belongs to and by the hash of its content, never by its
-address. Three kinds make up the pool::
+Blocks are counted, not numbered: what matters is a block's owner and the hash of its content, not its address. The pool
+consists of three kinds::
 
-    used     held by at least one sequence (private, or shared between sequences that begin alike)
-    cached   held by none, content kept for a later prompt; the least recently used is given up first
+    used     held by at least one sequence (private, or shared between sequences with a common prefix)
+    cached   held by no sequence, content kept for a later prompt; the least recently used is evicted first
     free     neither; used + cached + free = blocks
+
+A paused sequence's own blocks are free, but stay what they are until another sequence takes them: those that were freed
+first go first, and of one sequence its last block goes first. What is left when it starts again need not be computed
+(vLLM: v1/core/block_pool.py, single_type_kv_cache_manager.py; TensorRT-LLM stores a paused request's blocks likewise).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence as Row
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class PromptBlocks(NamedTuple):
-    """The blocks of a prompt when its first chunk was scheduled.
+    """The blocks of a prompt when its first chunk is scheduled.
 
     Attributes:
-        reused: Blocks found, on the GPU or in host memory, rather than computed.
-        onboarded: Of those, blocks copied back from host memory.
+        reused: Blocks found, on the GPU or in host memory, instead of computed.
+        onboarded: Those of them copied back from host memory.
     """
 
     reused: int
     onboarded: int
+
+
+@dataclass(slots=True)
+class _Freed:
+    """Free blocks that were given back together; `owner`: the paused sequence whose content they hold."""
+
+    owner: int | None
+    blocks: int
 
 
 class KvPool:
@@ -32,8 +45,8 @@ class KvPool:
 
     Args:
         blocks: Size of the pool.
-        tokens_per_block: Tokens one block holds.
-        reuse: Whether blocks of ended sequences are kept to be found by their hash.
+        tokens_per_block: Tokens per block.
+        reuse: Whether blocks of ended sequences are kept, to be found by their hash.
         host_blocks: Size of a second pool in host memory, for blocks evicted from the first.
     """
 
@@ -43,16 +56,16 @@ class KvPool:
         self.reuse = reuse
         self.host_blocks = host_blocks
         self.used = 0
-        self.reserved = 0  # blocks that running sequences will still need, where their completion is guaranteed
+        self.reserved = 0  # blocks reserved for running sequences whose completion is guaranteed
         self.reused_total = 0
-        self.evicted_total = 0
-        self._holders: dict[int, int] = {}  # hash -> sequences holding the block
-        self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
+        self._holders: dict[int, int] = {}  # hash -> number of sequences that hold the block
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._host: OrderedDict[int, None] = OrderedDict()
+        self._freed: deque[_Freed] = deque()  # free blocks by who left them, the next to be taken first
 
     @property
     def available(self) -> int:
-        """Blocks a sequence could get: free ones, and cached ones that would be given up."""
+        """Blocks that a sequence could get: free ones, and cached ones that would be evicted."""
         return self.blocks - self.used
 
     @property
@@ -61,41 +74,64 @@ class KvPool:
         return len(self._cached)
 
     def blocks_for(self, tokens: int) -> int:
-        """Return the blocks that hold this many tokens."""
+        """Return the number of blocks for this many tokens."""
         return -(-tokens // self.tokens_per_block)
 
     def holds(self, content: int) -> bool:
-        """Return whether a block of this content can be found, on the GPU or in host memory."""
+        """Return whether a block with this content can be found, on the GPU or in host memory."""
         return content in self._holders or content in self._cached or content in self._host
 
     def first_missing(self, hashes: Row[int]) -> int | None:
-        """Return the first hash a prompt would have to compute; None when all are here."""
+        """Return the first hash whose block a prompt would have to compute; None if all are available."""
         for content in hashes:
             if not self.holds(content):
                 return content
         return None
 
     def take_prompt(self, prompt_tokens: int, hashes: Row[int]) -> PromptBlocks:
-        """Take the blocks of a whole prompt; those that can be found are shared, the others are new.
+        """Take the blocks of a whole prompt: those found are shared, the others are new.
 
-        The last prompt token is always computed, for its logits: a block that ends the prompt exactly is not reused.
+        The last prompt token is always computed, for its logits, so a block that ends exactly with the prompt is not
+        reused.
 
         Raises:
-            RuntimeError: The pool is too small; the scheduler should have asked first.
+            RuntimeError: The pool is too small; the scheduler should have checked first.
         """
-        found = self._find(hashes[: (prompt_tokens - 1) // self.tokens_per_block]) if self.reuse else []
+        found = self._find(hashes[: self._reusable(prompt_tokens)]) if self.reuse else []
         onboarded = self._hold(found)
         self.take(self.blocks_for(prompt_tokens) - len(found) + onboarded)
         self.reused_total += len(found)
         return PromptBlocks(len(found), onboarded)
 
+    def take_again(self, owner: int, prompt_tokens: int) -> int:
+        """Take the blocks of a sequence that starts again; return how many of its own are still what they were.
+
+        Raises:
+            RuntimeError: The pool is too small.
+        """
+        left = next((freed for freed in self._freed if freed.owner == owner), None)
+        kept = 0
+        if left is not None:
+            kept = min(left.blocks, self._reusable(prompt_tokens))
+            left.blocks -= kept
+            left.owner = None
+        self.used += kept
+        self.take(self.blocks_for(prompt_tokens) - kept)
+        self.reused_total += kept
+        return kept
+
+    def _reusable(self, prompt_tokens: int) -> int:
+        """Return the whole blocks of a prompt before its last token."""
+        return (prompt_tokens - 1) // self.tokens_per_block
+
     def take(self, count: int) -> None:
-        """Take new blocks; cached ones are evicted where no free ones are left.
+        """Take new blocks, evicting cached ones if none are free.
 
         Raises:
             RuntimeError: The pool is too small.
         """
         self.used += count
+        self._forget(count)
         surplus = self.used + len(self._cached) - self.blocks
         if surplus <= 0:
             return
@@ -104,18 +140,28 @@ class KvPool:
         for _ in range(surplus):
             self._evict()
 
-    def publish(self, hashes: Row[int], already_shared: int) -> int:
-        """Let others find the blocks a prompt has just computed.
+    def _forget(self, count: int) -> None:
+        """Let the blocks that were freed first be taken."""
+        while count > 0 and self._freed:
+            first = self._freed[0]
+            taken = min(count, first.blocks)
+            first.blocks -= taken
+            count -= taken
+            if not first.blocks:
+                self._freed.popleft()
 
-        A block that another sequence published meanwhile stays a private duplicate, as in TensorRT-LLM; here, so do
-        the blocks behind it.
+    def publish(self, hashes: Row[int], already_shared: int) -> int:
+        """Make the blocks that a prompt has just computed available to others.
+
+        A block that another sequence published meanwhile stays a private duplicate, as in TensorRT-LLM; here, the
+        following blocks do too.
 
         Args:
-            hashes: Of the sequence's full blocks, from the first on.
-            already_shared: How many of those the sequence holds by hash.
+            hashes: Hashes of the sequence's full blocks, from the first.
+            already_shared: Number of those that the sequence holds by hash.
 
         Returns:
-            How many blocks it holds by hash now.
+            Number of blocks it now holds by hash.
         """
         if not self.reuse:
             return 0
@@ -127,10 +173,17 @@ class KvPool:
             self._holders[content] = 1
         return len(hashes)
 
-    def release(self, held: int, shared_hashes: Row[int]) -> None:
-        """Give back all `held` blocks of a sequence, of which the first ones are held by hash."""
-        self.used -= held - len(shared_hashes)
-        for content in reversed(shared_hashes):  # a prefix outlives what follows it
+    def release(self, held: int, shared_hashes: Row[int], *, paused: int | None = None) -> None:
+        """Return all `held` blocks of a sequence to the pool; the first ones are held by hash.
+
+        Args:
+            paused: The sequence, if it will restart and may find its own blocks.
+        """
+        private = held - len(shared_hashes)
+        self.used -= private
+        if self.reuse and private and (paused is not None or self._freed):
+            self._freed.append(_Freed(paused, private))
+        for content in reversed(shared_hashes):  # a prefix is evicted after what follows it
             holders = self._holders[content] - 1
             if holders:
                 self._holders[content] = holders
@@ -148,7 +201,7 @@ class KvPool:
         return found
 
     def _hold(self, found: list[int]) -> int:
-        """Hold blocks that are here; return how many need a new block on the GPU, coming from host memory."""
+        """Hold blocks that were found; return how many need a new GPU block because they come from host memory."""
         onboarded = 0
         for content in found:
             if content in self._holders:
@@ -165,7 +218,6 @@ class KvPool:
 
     def _evict(self) -> None:
         content, _ = self._cached.popitem(last=False)
-        self.evicted_total += 1
         if self.host_blocks:
             if len(self._host) == self.host_blocks:
                 self._host.popitem(last=False)

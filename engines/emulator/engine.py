@@ -1,4 +1,4 @@
-"""The iteration loop of an in-flight batcher, its clock passed in."""
+"""The iteration loop of an in-flight batcher; time is passed in."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from engines.emulator.request import (
 from engines.emulator.scheduler import Chunk, Sequence, admissible, pack
 from engines.steptime import DecodeLine, StepShape, StepTime, attended_tokens
 
-_NO_LINE = (1, DecodeLine(0.0, 0.0, 0.0))  # valid nowhere
+_NO_LINE = (1, DecodeLine(0.0, 0.0, 0.0))  # a line that is valid nowhere
 
 
 @dataclass(slots=True)
 class Iteration:
-    """One iteration under way, or a run of decode iterations alike but for their growing contexts.
+    """The current iteration, or a run of decode iterations that differ only in their growing contexts.
 
     Attributes:
-        first_index: Number of the (first) iteration; the engine's first is 0.
+        first_index: Index of the (first) iteration; the engine's first is 0.
         repeats: Iterations in this run; 1 from `Batcher.begin`.
-        shape: Of the first iteration.
-        seconds: From the start to the end of the run.
-        chunks: Prompts, or pieces of prompts, computed in it.
-        ends_s: When each iteration of the run ends, on the clock of `begin_run`; empty from `begin`.
+        shape: Shape of the first iteration.
+        seconds: Duration of the whole run.
+        chunks: Prompts, or chunks of prompts, computed in it.
+        ends_s: End of each iteration of the run, on the clock of `begin_run`; empty from `begin`.
     """
 
     first_index: int
@@ -47,16 +47,16 @@ class Iteration:
 
 
 class Batcher:
-    """In-flight batcher of one engine: pure and deterministic, time comes with each call.
+    """In-flight batcher of one engine: pure and deterministic, with the time passed to each call.
 
-    A wall-clock driver does: ``submit`` as requests arrive; ``begin(now)``; sleep ``iteration.seconds``;
-    ``finish(iteration)``; send the tokens; again. ``begin`` returns None when there is nothing to do until the
-    next ``submit``. Not thread-safe: hold a lock around each call (not while sleeping). Between ``begin`` and
-    ``finish``, ``submit`` and ``cancel`` are allowed: a new request waits for the next iteration, and a cancelled
-    one gets no token from the iteration under way.
+    A wall-clock driver repeats: ``submit`` as requests arrive; ``begin(now)``; sleep ``iteration.seconds``;
+    ``finish(iteration)``; send the tokens. ``begin`` returns None when there is nothing to do until the next
+    ``submit``. Not thread-safe: hold a lock around each call (not while sleeping). Between ``begin`` and ``finish``,
+    ``submit`` and ``cancel`` are allowed: a new request waits for the next iteration, and a cancelled one gets no token
+    from the current one.
 
-    A virtual-clock driver calls ``begin_run`` and ``advance`` instead: iterations that only decode are taken many
-    at a time, and a sequence's token times are read from its spans when it ends.
+    A virtual-clock driver calls ``begin_run`` and ``advance`` instead: iterations that only decode are processed in
+    runs, and a sequence's token times are read from its spans when it ends.
     """
 
     def __init__(self, settings: BatcherSettings, step_time: StepTime) -> None:
@@ -66,16 +66,20 @@ class Batcher:
             settings.kv_blocks, settings.tokens_per_block, reuse=settings.kv_reuse, host_blocks=settings.host_blocks
         )
         self._index = 0
-        self._grown = 0  # the first iteration whose blocks have not been taken yet
+        self._grown = 0  # the first iteration whose blocks have not been allocated yet
         self._orders = 0
         self._queue: deque[Sequence] = deque()
-        self._pending: dict[int, Sequence] = {}  # by order: active, prompt not yet whole
-        self._decoding: dict[int, Sequence] = {}  # by order of the start
+        self._pending: dict[int, Sequence] = {}  # by order: active, prompt not yet complete
+        self._decoding: dict[int, Sequence] = {}  # by start order
         self._by_id: dict[RequestId, Sequence] = {}
-        self._context_tokens = 0  # of all that decode, before the next iteration
-        self._growth = [0] * settings.tokens_per_block  # decoding sequences by the index, modulo a block, of their need
+        self._context_tokens = 0  # sum over decoding sequences, before the next iteration
+        self._growth = (
+            [0] * settings.tokens_per_block
+        )  # decoding sequences by the iteration index, modulo the block size, at which they need a block
         self._ends: list[tuple[int, int]] = []  # heap of (last index, order)
-        self._lines: dict[int, tuple[int, DecodeLine]] = {}  # by sequences: the latest line and the context it is from
+        self._lines: dict[
+            int, tuple[int, DecodeLine]
+        ] = {}  # by number of sequences: the latest line and the context at which it was computed
         self._longest_prompt = settings.longest_prompt_tokens
         self._longest_sequence = settings.longest_sequence_tokens
         self._latest = StepShape()
@@ -87,7 +91,7 @@ class Batcher:
 
         Raises:
             QueueFullError: The queue is full.
-            PromptTooLongError: The prompt can never run here.
+            PromptTooLongError: The prompt exceeds the engine's limits.
             ValueError: The id is in use, or a length is below 1.
         """
         if request.request_id in self._by_id:
@@ -111,7 +115,7 @@ class Batcher:
             self._pending[sequence.order] = sequence
 
     def cancel(self, request_id: RequestId) -> bool:
-        """End a request now and free its blocks; return whether it was there. No token event follows."""
+        """End a request now and free its blocks; return whether it existed. No token event follows."""
         sequence = self._by_id.get(request_id)
         if sequence is None:
             return False
@@ -125,7 +129,7 @@ class Batcher:
         return True
 
     def begin(self, now_s: float) -> Iteration | None:  # noqa: ARG002 (the clock of policies that age requests)
-        """Schedule the next iteration; None when no request can run."""
+        """Schedule the next iteration; None if no request can run."""
         chunks = self._schedule()
         if not chunks and not self._decoding:
             return None
@@ -133,7 +137,7 @@ class Batcher:
         return Iteration(self._index, 1, shape, self.step_time.seconds(shape), chunks)
 
     def begin_run(self, now_s: float, until_s: float) -> Iteration | None:
-        """Schedule the next iterations, as many alike as start before `until_s` and end no sequence early."""
+        """Schedule a run of equal iterations that start before `until_s`, up to the first end of a sequence."""
         chunks = self._schedule()
         count = len(self._decoding)
         if chunks:
@@ -157,7 +161,7 @@ class Batcher:
         return Iteration(self._index, len(ends_s), shape, seconds, chunks, ends_s)
 
     def finish(self, iteration: Iteration) -> list[TokenEvent]:
-        """Take one iteration as done; return the tokens it made, decoding sequences first."""
+        """Complete an iteration; return its tokens, those of decoding sequences first."""
         index = iteration.first_index
         made = [(sequence, sequence.produced_at(index)) for sequence in self._decoding.values()]
         made += [(sequence, sequence.produced_before) for sequence in self._completing(iteration)]
@@ -165,7 +169,7 @@ class Batcher:
         return [TokenEvent(sequence.request.request_id, token, sequence.ended) for sequence, token in made]
 
     def advance(self, iteration: Iteration) -> list[Sequence]:
-        """Take an iteration, or a run of them, as done; return the sequences it ended, their spans complete."""
+        """Complete an iteration or a run; return the sequences that ended, with complete spans."""
         self._grow_over(iteration)
         last = iteration.first_index + iteration.repeats - 1
         self._context_tokens += iteration.repeats * len(self._decoding)
@@ -184,21 +188,21 @@ class Batcher:
         return ended
 
     def spans_of(self, request_id: RequestId) -> list[tuple[int, int]]:
-        """Return the (first, last) iterations that have each made a token of a request still here, in order."""
+        """Return the (first, last) iterations that produced tokens of a running request, in order."""
         sequence = self._by_id[request_id]
         if sequence.decode_index < 0:
             return list(sequence.spans)
         return [*sequence.spans, (sequence.first_new_index, self._index - 1)]
 
     def reusable_blocks(self, hashes: tuple[int, ...]) -> int:
-        """Return how many blocks a prompt that begins with these would find here: what a KV-aware router asks."""
+        """Return how many blocks of a prompt with these hashes are cached here, for KV-aware routers."""
         return next((place for place, content in enumerate(hashes) if not self._pool.holds(content)), len(hashes))
 
     def soonest_end_s(self, now_s: float) -> float:
-        """Return a time before which no request here ends, whatever else comes; infinity where none is here.
+        """Return a time before which no current request ends, regardless of later arrivals; infinity without requests.
 
-        Every request takes as many iterations as it has tokens left, and an iteration takes no less time than one that
-        only decodes what decodes now.
+        Every request needs as many iterations as it has tokens left, and no iteration is shorter than one that only
+        decodes the currently decoding sequences.
         """
         steps = self._first_end() - self._index + 1 if self._decoding else math.inf
         for waiting in (self._pending.values(), self._queue):
@@ -210,7 +214,7 @@ class Batcher:
         return now_s + (steps - 1) * (line.base_s + line.per_context_token_s * self._context_tokens)
 
     def snapshot(self) -> BatcherState:
-        """Return the numbers of TensorRT-LLM's metrics as they are now."""
+        """Return the current values of TensorRT-LLM's metrics."""
         active = len(self._pending) + len(self._decoding)
         scheduled = self._latest.decode_sequences + self._latest.prefill_sequences
         pool = self._pool
@@ -229,16 +233,15 @@ class Batcher:
             kv_used_blocks=pool.used,
             kv_tokens_per_block=pool.tokens_per_block,
             kv_reused_blocks=pool.reused_total,
-            kv_evicted_blocks=pool.evicted_total,
             iteration_counter=self._index,
         )
 
     def rest(self) -> None:
-        """Note that the engine stands still: nothing is scheduled until the next request."""
+        """Note that the engine is idle: nothing is scheduled until the next request."""
         self._latest = StepShape()
 
     def _schedule(self) -> list[Chunk]:
-        """Take the blocks of the next iteration, and choose the prompts it computes."""
+        """Allocate the blocks of the next iteration, and choose the prompts it computes."""
         if self._queue:
             self._fetch()
         self._grow()
@@ -246,7 +249,7 @@ class Batcher:
         return self._start_chunks() if self._pending else []
 
     def _line(self, count: int, context_tokens: int) -> DecodeLine:
-        """Return the decode line at a point: the latest of so many sequences, while the point is on its piece."""
+        """Return the decode line at a point: the cached one for this number of sequences while it is valid there."""
         known_from, line = self._lines.get(count, _NO_LINE)
         if not known_from <= context_tokens <= line.valid_to_context_tokens:
             found = self.step_time.decode_line(count, context_tokens)
@@ -261,7 +264,7 @@ class Batcher:
             self._pending[sequence.order] = sequence
 
     def _grow(self) -> None:
-        """Take the blocks the decoding sequences need next; pause the last started where there are none."""
+        """Allocate the next blocks of decoding sequences; if there are none, pause the sequence started last."""
         self._paused = 0
         place = self._index % self.settings.tokens_per_block
         while self._growth[place] > self._pool.available:
@@ -271,9 +274,9 @@ class Batcher:
             self._take_growth(self._growth[place])
 
     def _steps_in_memory(self) -> int:
-        """Return how many iterations run before a sequence has to be paused; the blocks of the next one are taken."""
+        """Return the number of iterations until a sequence must be paused; the next one's blocks are allocated."""
         growth, block = self._growth, self.settings.tokens_per_block
-        cycle = sum(growth)  # blocks that `block` iterations take: one for each sequence
+        cycle = sum(growth)  # blocks allocated within `block` iterations: one per sequence
         cycles, left = divmod(self._pool.available, cycle)
         steps = 1 + cycles * block
         for index in range(self._index + 1, self._index + 1 + block):
@@ -284,7 +287,7 @@ class Batcher:
         return steps
 
     def _grow_over(self, iteration: Iteration) -> None:
-        """Take the blocks that a run's iterations need, but for the first, which has its own."""
+        """Allocate the blocks of a run's iterations, except the first, which has its own."""
         growth, block = self._growth, self.settings.tokens_per_block
         end = iteration.first_index + iteration.repeats
         count = 0
@@ -318,7 +321,7 @@ class Batcher:
         return self._fitting()
 
     def _fitting(self) -> Iterator[Sequence]:
-        """Yield waiting prompts whose own blocks fit now; what they will produce is not counted."""
+        """Yield waiting prompts whose own blocks fit now, without counting their future output."""
         spare = self._pool.available
         for sequence in self._pending.values():
             if not sequence.has_blocks:
@@ -327,11 +330,15 @@ class Batcher:
                 yield sequence
 
     def _take_prompt(self, sequence: Sequence) -> None:
-        found = self._pool.take_prompt(sequence.prompt_tokens, sequence.request.prefix_hashes)
         sequence.has_blocks = True
-        self._onboarded += found.onboarded * self.settings.tokens_per_block
-        sequence.shared_blocks = found.reused
-        sequence.cached_tokens = found.reused * self.settings.tokens_per_block
+        if sequence.spans and not sequence.request.prefix_hashes:
+            kept = self._pool.take_again(sequence.order, sequence.prompt_tokens)
+            sequence.cached_tokens = kept * self.settings.tokens_per_block
+        else:
+            found = self._pool.take_prompt(sequence.prompt_tokens, sequence.request.prefix_hashes)
+            self._onboarded += found.onboarded * self.settings.tokens_per_block
+            sequence.shared_blocks = found.reused
+            sequence.cached_tokens = found.reused * self.settings.tokens_per_block
         if self.settings.policy != "max_utilization":
             self._pool.reserved += self._to_come(sequence, self._pool.blocks_for(sequence.prompt_tokens))
 
@@ -349,7 +356,7 @@ class Batcher:
         )
 
     def _completing(self, iteration: Iteration) -> Iterator[Sequence]:
-        """Yield the sequences whose prompt this iteration makes whole."""
+        """Yield the sequences whose prompt is completed by this iteration."""
         for sequence, tokens in iteration.chunks:
             if sequence.ended is None and sequence.cached_tokens + tokens == sequence.prompt_tokens:
                 yield sequence
@@ -363,14 +370,14 @@ class Batcher:
             self._publish(sequence, sequence.cached_tokens)
 
     def _publish(self, sequence: Sequence, cached_tokens: int) -> None:
-        """Let later prompts find the full blocks of a sequence."""
+        """Make the full blocks of a sequence available to later prompts."""
         full = min(cached_tokens // self.settings.tokens_per_block, len(sequence.request.prefix_hashes))
         if full > sequence.shared_blocks:
             hashes = sequence.request.prefix_hashes[:full]
             sequence.shared_blocks = self._pool.publish(hashes, sequence.shared_blocks)
 
     def _start_decoding(self, sequence: Sequence, index: int) -> bool:
-        """Let a sequence decode from the next iteration on; return whether it has ended instead."""
+        """Start decoding a sequence in the next iteration; return whether it has ended instead."""
         del self._pending[sequence.order]
         sequence.first_new_index = index
         sequence.last_index = index + sequence.output_tokens - sequence.produced_before - 1
@@ -391,7 +398,7 @@ class Batcher:
         self._growth[self._residue(sequence)] -= 1
 
     def _residue(self, sequence: Sequence) -> int:
-        """Return which iterations, modulo a block, find this sequence at the end of its last block."""
+        """Return the iterations, modulo the block size, at which this sequence fills its last block."""
         return (sequence.decode_index - sequence.prompt_tokens) % self.settings.tokens_per_block
 
     def _first_end(self) -> int:
@@ -400,7 +407,7 @@ class Batcher:
         return self._ends[0][0]
 
     def _is_current(self, last_index: int, order: int) -> bool:
-        """Whether a heap entry still stands: a paused or cancelled sequence leaves its entry behind."""
+        """Whether a heap entry is current: paused and cancelled sequences leave stale entries."""
         sequence = self._decoding.get(order)
         return sequence is not None and sequence.last_index == last_index
 
@@ -421,19 +428,24 @@ class Batcher:
         del self._by_id[sequence.request.request_id]
         self._release(sequence)
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence, *, paused: bool = False) -> None:
         if not sequence.has_blocks:
             return
         held = self._pool.blocks_for(sequence.tokens_at(self._grown))
         if self.settings.policy != "max_utilization":
             self._pool.reserved -= self._to_come(sequence, held)
-        self._pool.release(held, sequence.request.prefix_hashes[: sequence.shared_blocks])
+        hashes = sequence.request.prefix_hashes
+        owner = sequence.order if paused and not hashes else None
+        self._pool.release(held, hashes[: sequence.shared_blocks], paused=owner)
         sequence.has_blocks = False
 
     def _pause(self, sequence: Sequence) -> None:
-        """Free a sequence's blocks; it starts again with what it has produced as part of its prompt."""
+        """Free a sequence's blocks; it will restart with its output so far as part of its prompt.
+
+        What is left of its blocks by then is not computed again; see `KvPool`.
+        """
         self._stop_decoding(sequence)
-        self._release(sequence)
+        self._release(sequence, paused=True)
         produced = sequence.produced_at(self._index)
         sequence.spans.append((sequence.first_new_index, self._index - 1))
         sequence.prompt_tokens = sequence.request.prompt_tokens + produced

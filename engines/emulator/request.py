@@ -14,7 +14,7 @@ ChunkingPolicy = Literal["first_come", "equal_progress"]
 
 
 class RequestError(Exception):
-    """The engine refuses this one request; the text is what TensorRT-LLM's client sees."""
+    """The engine refuses this request; the text is the one that TensorRT-LLM's client receives."""
 
 
 class QueueFullError(RequestError):
@@ -25,7 +25,7 @@ class QueueFullError(RequestError):
 
 
 class PromptTooLongError(RequestError):
-    """The prompt is longer than the engine, its token budget or its KV cache allow."""
+    """The prompt exceeds the limit of the engine, its token budget or its KV cache."""
 
     def __init__(self, prompt_tokens: int, max_input_len: int) -> None:
         super().__init__(f"Prompt length ({prompt_tokens}) exceeds maximum input length ({max_input_len})")
@@ -35,13 +35,13 @@ class Request(NamedTuple):
     """One prompt and its requested reply length.
 
     Attributes:
-        request_id: Unique among the requests the batcher holds.
+        request_id: Unique among the batcher's requests.
         prompt_tokens: Length of the prompt; at least 1.
-        max_output_tokens: Tokens asked for at most; at least 1, cut where the sequence would pass the engine's limit.
-        arrival_s: When it is sent, on the driver's clock; the batcher itself only reads the `now_s` it is given.
-        prefix_hashes: One hash per full KV block, each covering the block and all before it. Entries beyond the
-            prompt stand for blocks of the reply, which become reusable when the sequence ends.
-        ends_after_tokens: The model emits its end token as this many-th output token; None: never.
+        max_output_tokens: Maximum reply length; at least 1, reduced to the engine's sequence limit.
+        arrival_s: Send time on the driver's clock; the batcher itself only uses the `now_s` it is given.
+        prefix_hashes: One hash per full KV block, each covering the block and all before it. Entries beyond the prompt
+            describe blocks of the reply, which become reusable when the sequence ends.
+        ends_after_tokens: The model emits its end token as this output token; None: never.
     """
 
     request_id: RequestId
@@ -57,17 +57,17 @@ class BatcherSettings:
     """An engine's build limits and run-time settings.
 
     Attributes:
-        max_batch_size: Sequences in one iteration, prompts and decoding together.
+        max_batch_size: Sequences in one iteration, prefill and decode together.
         max_num_tokens: Tokens in one iteration.
         max_seq_len: Prompt plus output of one sequence.
         max_input_len: Prompt of one sequence; None: `max_seq_len` - 1.
-        tokens_per_block: Tokens one KV block holds.
+        tokens_per_block: Tokens per KV block.
         kv_blocks: Blocks of the whole pool.
-        host_blocks: Blocks of the second pool in host memory; 0: evicted blocks are forgotten.
-        kv_reuse: Keep the blocks of finished prompts for later ones that begin alike.
+        host_blocks: Blocks of the second pool in host memory; 0: evicted blocks are lost.
+        kv_reuse: Keep the blocks of finished prompts for later ones with the same prefix.
         chunked_context: A prompt may be computed over several iterations.
         chunking: How chunks share an iteration's tokens.
-        max_queue_size: Requests that may wait outside the active set; 0: no limit.
+        max_queue_size: Maximum requests waiting outside the active set; 0: no limit.
     """
 
     max_batch_size: int
@@ -84,10 +84,10 @@ class BatcherSettings:
     max_queue_size: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse limits no engine can have.
+        """Refuse impossible limits.
 
         Raises:
-            ValueError: A limit is below 1, or a chunk could never be a block.
+            ValueError: A limit is below 1, or a chunk could never contain a block.
         """
         for name in ("max_batch_size", "max_num_tokens", "max_seq_len", "tokens_per_block", "kv_blocks"):
             if getattr(self, name) < 1:
@@ -97,12 +97,12 @@ class BatcherSettings:
 
     @property
     def longest_sequence_tokens(self) -> int:
-        """Prompt plus output that fits: TensorRT-LLM shrinks the limit to what the KV pool can hold."""
+        """Largest prompt plus output: TensorRT-LLM reduces the limit to what the KV pool can hold."""
         return min(self.max_seq_len, self.kv_blocks * self.tokens_per_block)
 
     @property
     def longest_prompt_tokens(self) -> int:
-        """The longest prompt accepted; without chunking it has to fit one iteration whole."""
+        """Longest accepted prompt; without chunking it must fit one iteration."""
         longest = self.longest_sequence_tokens - 1
         if self.max_input_len is not None:
             longest = min(longest, self.max_input_len)
@@ -139,18 +139,18 @@ class BatcherState(NamedTuple):
     """The metrics that TensorRT-LLM's backend publishes (`nv_trt_llm_*`), and a few more.
 
     Attributes:
-        active: Requests that the batch manager has taken from the executor's queue and not yet ended.
-        max_requests: Most requests that can be active.
+        active: Unfinished requests that the batch manager has taken from the executor's queue.
+        max_requests: Maximum active requests.
         scheduled: Requests in the latest iteration.
-        context: Of those, prompts or chunks of prompts.
-        waiting: `active` - `scheduled`: taken, but not in the latest iteration; with a full batch 0 whatever the queue.
+        context: Those of them that are prompts or chunks of prompts.
+        waiting: `active` - `scheduled`: active, but not in the latest iteration; 0 with a full batch, regardless of the
+            queue.
         queued: Requests in the executor's queue, behind the active ones; TensorRT-LLM's backend does not publish it.
         generation_requests: Sequences decoding in the latest iteration.
         total_context_tokens: Prompt tokens computed in the latest iteration.
-        paused: Requests paused for want of KV blocks in the latest iteration.
+        paused: Requests paused in the latest iteration because KV blocks ran out.
         kv_reused_blocks: Blocks found instead of computed, since the start.
-        kv_evicted_blocks: Reusable blocks given up, since the start.
-        iteration_counter: Iterations finished.
+        iteration_counter: Finished iterations.
     """
 
     active: int
@@ -167,7 +167,6 @@ class BatcherState(NamedTuple):
     kv_used_blocks: int
     kv_tokens_per_block: int
     kv_reused_blocks: int
-    kv_evicted_blocks: int
     iteration_counter: int
 
 

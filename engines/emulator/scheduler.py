@@ -1,7 +1,7 @@
 """TensorRT-LLM's two-stage scheduler: KV block capacity, then the token budget of an iteration.
 
-Follows `capacityScheduler.cpp` and `microBatchScheduler.cpp` of TensorRT-LLM 1.x for beam width 1. Sequences that
-decode always run: each holds one of the at most `max_num_tokens` tokens, since none starts without one to spare.
+Follows `capacityScheduler.cpp` and `microBatchScheduler.cpp` of TensorRT-LLM 1.x for beam width 1. Decoding sequences
+always run: each takes one of the `max_num_tokens` tokens, and none starts unless one is left.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from engines.emulator.request import BatcherSettings, FinishReason, Request
 class Sequence:
     """One request in the engine.
 
-    Counters of a decoding sequence are not touched at each iteration; they follow from the iteration's index.
+    Counters of a decoding sequence are not updated at each iteration; they follow from the iteration's index.
 
     Attributes:
-        order: Arrival rank; the scheduler goes by it.
-        prompt_tokens: Tokens to compute before the next new one: the prompt, after a pause with what was produced.
-        output_tokens: Tokens it will have produced at its end.
-        cached_tokens: Prompt tokens whose KV is in the pool; not advanced while decoding.
+        order: Arrival rank, used by the scheduler.
+        prompt_tokens: Tokens to compute before the next new one: the prompt, and after a pause the output so far.
+        output_tokens: Output tokens at its end.
+        cached_tokens: Prompt tokens whose KV is in the pool; not updated while decoding.
         shared_blocks: Blocks held by hash, the first ones of the prompt.
         has_blocks: Whether it holds blocks.
         decode_index: Iteration of its first decode step; -1 while it does not decode.
-        first_new_index: Iteration that made its first new token since it (re)started.
-        last_index: Iteration that makes its last token.
+        first_new_index: Iteration of its first new token since it (re)started.
+        last_index: Iteration of its last token.
         produced_before: Tokens produced before it (re)started.
-        spans: Finished stays as (first, last) iteration; one new token in each iteration of a span.
+        spans: Finished periods as (first, last) iteration; one new token in each iteration of a span.
         ended: Why it ended, once it has.
     """
 
@@ -69,7 +69,7 @@ class Sequence:
 
     @property
     def final_tokens(self) -> int:
-        """Prompt and output at most: what its blocks must hold at its end, as far as the scheduler can know."""
+        """Prompt and maximum output: what its blocks must hold at its end, as far as the scheduler can know."""
         return self.request.prompt_tokens + self.request.max_output_tokens
 
     def tokens_at(self, index: int) -> int:
@@ -86,7 +86,7 @@ class Sequence:
 
 
 class Chunk(NamedTuple):
-    """Part of a prompt, or the whole of it, in an iteration: at most `tokens` new ones."""
+    """A prompt, or part of one, in an iteration: at most `tokens` new tokens."""
 
     sequence: Sequence
     tokens: int
@@ -95,10 +95,10 @@ class Chunk(NamedTuple):
 def admissible(
     pending: Iterable[Sequence], decoding: int, pool: KvPool, settings: BatcherSettings
 ) -> Iterator[Sequence]:
-    """Yield the waiting sequences that may run, where what runs is never paused (no-evict and static batch).
+    """Yield the waiting sequences that may run, if running sequences are never paused (no-evict and static batch).
 
-    The blocks a sequence may come to need are counted in full, reusable or not. The first that does not fit lets no
-    other start; those already started go on. Lazy: taking fewer leaves the others for a later iteration.
+    All blocks that a sequence may need are counted, reusable or not. Sequences behind the first that does not fit do
+    not start; those already started continue. Lazy: taking fewer leaves the others for a later iteration.
     """
     if settings.policy == "static_batch" and decoding:
         yield from (sequence for sequence in pending if sequence.has_blocks)
@@ -131,7 +131,7 @@ class ReuseGate:
         }
 
     def holds_back(self, sequence: Sequence) -> bool:
-        """Return whether to wait; if not, the sequence's own first new block counts as coming."""
+        """Return whether to wait; if not, the sequence's own first new block is registered as coming."""
         if not sequence.request.prefix_hashes:
             return False
         missing = self._pool.first_missing(sequence.request.prefix_hashes)
@@ -144,14 +144,14 @@ class ReuseGate:
 
 
 def pack(candidates: Iterator[Sequence], token_budget: int, slots: int, settings: BatcherSettings) -> list[Chunk]:
-    """Share an iteration's tokens among prompts, in order.
+    """Distribute an iteration's tokens among prompts, in order.
 
     Without chunking a prompt needs its whole length, and the first that does not fit blocks those behind it. With
-    chunking, a piece that does not end its prompt is a whole number of KV blocks.
+    chunking, a chunk that does not complete its prompt is a whole number of KV blocks.
 
     Args:
-        token_budget: What decoding leaves of `max_num_tokens`.
-        slots: What decoding leaves of `max_batch_size`.
+        token_budget: `max_num_tokens` minus decoding tokens.
+        slots: `max_batch_size` minus decoding sequences.
     """
     if slots <= 0 or token_budget <= 0:
         return []
@@ -163,7 +163,7 @@ def pack(candidates: Iterator[Sequence], token_budget: int, slots: int, settings
 
 
 def _pack_whole(candidates: Iterator[Sequence], budget: int, slots: int, most: int) -> list[Chunk]:
-    """Pack whole prompts; one that outgrew the iteration while it was paused is computed in the largest pieces."""
+    """Pack whole prompts; one that outgrew the iteration while paused is computed in the largest possible chunks."""
     chunks: list[Chunk] = []
     for sequence in candidates:
         tokens = min(sequence.prompt_tokens - sequence.cached_tokens, most)

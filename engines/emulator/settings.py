@@ -1,4 +1,4 @@
-"""From an engine's manifest to the batcher that behaves like it."""
+"""Creates the batcher of an engine from its manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engines.steptime import step_time_for
 
 
 def settings_of(manifest: EngineManifest, *, max_queue_size: int = 0) -> BatcherSettings:
-    """Return the limits of an engine as its batcher keeps them."""
+    """Return the batcher settings of an engine."""
     limits, cache, runtime = manifest.limits, manifest.kv_cache, manifest.runtime
     return BatcherSettings(
         max_batch_size=limits.max_batch_size,
@@ -26,5 +26,5 @@ def settings_of(manifest: EngineManifest, *, max_queue_size: int = 0) -> Batcher
 
 
 def batcher_for(manifest: EngineManifest, *, max_queue_size: int = 0) -> Batcher:
-    """Return an idle batcher of the engine a manifest describes."""
+    """Return an idle batcher of the engine in a manifest."""
     return Batcher(settings_of(manifest, max_queue_size=max_queue_size), step_time_for(manifest))

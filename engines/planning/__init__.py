@@ -1,4 +1,4 @@
-"""From a recipe to a resolved plan: limits, neighbours, matrices; imports `checkpoint`, `emulator` and `steptime`."""
+"""From a recipe to a resolved plan: limits, alternatives, matrices. May import `checkpoint`, `emulator`, `steptime`."""
 
 from engines.planning.engine_manifest import BUILD_TOOLS, Kind, emulated_manifest, manifest_of, versions_of
 from engines.planning.explain import Explanation, Neighbour, explain

@@ -1,4 +1,4 @@
-"""From a plan to the manifest of the engine it makes, built, emulated or quantized alone."""
+"""From a plan to the manifest of its engine: built, emulated or quantized only."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from engines.planning.plan import BuildPlan
 from engines.planning.recipe import Recipe
 
 Kind = Literal["built", "emulated", "checkpoint"]
+_ACTIVATIONS: dict[str, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
 BUILD_TOOLS = ("nvidia-modelopt", "torch", "transformers", "safetensors")
 
 
 def emulated_manifest(plan: BuildPlan, recipe: Recipe) -> EngineManifest:
-    """Return the manifest of a plan that is to be emulated, without writing anything."""
+    """Return the manifest of an emulated engine, without writing anything."""
     return manifest_of(plan, recipe, kind="emulated", has_tokenizer=False)
 
 
@@ -42,9 +43,9 @@ def manifest_of(
     """Return the manifest of an engine made from a plan.
 
     Args:
-        has_tokenizer: Whether a tokenizer is shipped with it.
-        quality: Accuracy of the quantized checkpoint, where one was made.
-        notices: What the build has to say beyond the plan.
+        has_tokenizer: Whether it includes a tokenizer.
+        quality: Accuracy of the quantized checkpoint, if there is one.
+        notices: Notices of the build, in addition to the plan's.
     """
     return EngineManifest(
         made_by=plan.made_by,
@@ -56,7 +57,7 @@ def manifest_of(
         precision=PrecisionFacts(
             name=plan.precision,
             kv_cache=plan.kv_format,
-            activation_dtype="float16" if plan.precision == "fp16" else "bfloat16",
+            activation_dtype=_ACTIVATIONS.get(plan.precision, "bfloat16"),
         ),
         parallel=Parallel(tensor=plan.sizing.tensor_parallel, pipeline=plan.sizing.pipeline_parallel),
         limits=Limits(
@@ -87,7 +88,7 @@ def manifest_of(
 def _kind_notices(kind: Kind, *, has_tokenizer: bool) -> list[Notice]:
     notices = []
     if kind == "emulated":
-        text = "no engine was built: every figure taken from it comes from a step-time model, not from a GPU"
+        text = "no engine was built: every figure comes from a step-time model, not from a GPU"
         notices.append(Notice(code="emulated", text=text))
     if not has_tokenizer:
         notices.append(Notice(code="no-tokenizer", text="no tokenizer was found; build-repo needs --tokenizer DIR"))
@@ -99,7 +100,7 @@ def _versions(plan: BuildPlan) -> dict[str, str]:
 
 
 def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
+    """Return the versions of the installed ones among these packages."""
     versions = {}
     for package in packages:
         try:

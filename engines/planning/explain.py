@@ -1,4 +1,4 @@
-"""What a plan's values cost: each beside its next choice down and up, as the step-time model sees them."""
+"""The effect of alternatives to a plan's values: the next lower and the next higher one, as predicted."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from engines.spec import (
 _FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 _BLOCKS = (8, 16, 32, 64, 128)
 _TENSOR_PARALLEL = (1, 2, 4, 8)
-_SAME_RATIO = 0.005  # differences below half a percent are not worth a word
-_KV_FORMATS: tuple[KvFormat, ...] = ("16bit", "fp8", "int8")
+_SAME_RATIO = 0.005  # smaller differences are not reported
+_KV_FORMATS: tuple[KvFormat, ...] = ("32bit", "16bit", "fp8", "int8")
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One value next to the chosen one, and what it would change; `cost` is predicted."""
+    """A value next to the chosen one and its predicted effect, `cost`."""
 
     value: str
     cost: str
@@ -38,7 +38,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A value of the plan between its neighbours; None where there is no further choice."""
+    """A value of the plan with its lower and higher alternative; None if there is none."""
 
     name: str
     lower: Neighbour | None
@@ -46,10 +46,10 @@ class Explanation:
 
 
 def explain(plan: BuildPlan) -> list[Explanation]:
-    """Return the neighbours of every value of a plan that has some.
+    """Return the alternatives of every value of a plan that has some.
 
-    Each neighbour changes that one value and leaves all others. Costs are against the plan: tokens the KV cache
-    holds, mean ITL and reply tokens a second with every slot taken, and objectives that would be missed.
+    Each alternative changes one value only. Costs are relative to the plan: tokens in the KV cache, mean ITL and reply
+    tokens per second with every slot occupied, and objectives that would be missed.
     """
     chosen = Engine(
         plan.model,
@@ -107,7 +107,7 @@ def _resized(chosen: Engine, key: str, value: float | None) -> _Change | None:
 
 
 def _other_kv(chosen: Engine) -> tuple[_Change | None, _Change | None]:
-    """Return the KV cache formats with fewer and with more bits, where this precision and GPU have them."""
+    """Return the KV cache formats with fewer and with more bits that this precision and GPU support."""
     precision = precision_named(chosen.precision)
     found: dict[bool, _Change] = {}
     for other in _KV_FORMATS:
@@ -122,7 +122,7 @@ def _other_kv(chosen: Engine) -> tuple[_Change | None, _Change | None]:
 
 
 def _other_precisions(plan: BuildPlan, chosen: Engine) -> tuple[_Change | None, _Change | None]:
-    """Return the nearest possible precisions with fewer and with more weight bits; their cache is their default."""
+    """Return the possible precisions with the next fewer and next more weight bits, with their default KV cache."""
     bits = precision_named(chosen.precision).weight_bits
     possible = [
         other for other in PRECISIONS.values() if verdict(other, plan.gpu, plan.model.family).status != "impossible"

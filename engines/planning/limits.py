@@ -1,8 +1,8 @@
-"""Choose an engine's limits by what they would do: a steady state of in-flight batching, priced by a step-time model.
+"""Chooses an engine's limits by the steady state of in-flight batching, priced by a step-time model.
 
-The steady state is closed form: `max_batch_size` requests in flight, each replaced the moment it ends. It costs
-microseconds, so that a plan can look at every candidate; the batcher on a virtual clock (`predict-load`) is the
-finer instrument, with arrivals, queues and percentiles.
+The steady state is in closed form: `max_batch_size` requests in flight, each replaced as soon as it ends. It takes
+microseconds to compute, so that a plan can evaluate every candidate. The batcher on a virtual clock (`predict-load`) is
+more precise, with arrivals, queues and percentiles.
 """
 
 from __future__ import annotations
@@ -13,13 +13,23 @@ from functools import cache
 
 from engines.manifest import StepTimeChoice
 from engines.planning.recipe import Objectives, Workload
-from engines.spec import GpuSpec, KvFormat, MemoryBudget, ModelSpec, Sizing, memory_budget, precision_named
+from engines.spec import (
+    MS,
+    GpuSpec,
+    KvFormat,
+    MemoryBudget,
+    ModelSpec,
+    Sizing,
+    memory_budget,
+    milliseconds,
+    precision_named,
+)
 from engines.steptime import StepShape, StepTime, attended_tokens, step_time_of
 
-# Sizes a step at a time: tensor cores work on tiles of eight rows, and finer steps change nothing that could be seen.
+# Candidate sizes: tensor cores work on tiles of eight rows, so finer steps have no visible effect.
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 TOKEN_BUDGETS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
-WORTH_RATIO = 0.02  # a larger limit must bring this much more throughput, for the memory and the waiting it costs
+WORTH_RATIO = 0.02  # minimum relative gain in throughput for a larger limit, given the memory and waiting it costs
 
 
 ROOFLINE = StepTimeChoice(source="roofline")
@@ -27,11 +37,11 @@ ROOFLINE = StepTimeChoice(source="roofline")
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What an outlook is worked out for.
+    """An engine whose steady state is computed.
 
     Attributes:
-        chunked: Prompts may be split over iterations; otherwise a prompt must fit one iteration's tokens whole.
-        pricing: Which step-time source prices an iteration.
+        chunked: Prompts may be split over iterations; otherwise a prompt must fit one iteration.
+        pricing: Step-time source.
     """
 
     model: ModelSpec
@@ -49,7 +59,7 @@ class Engine:
 
     @property
     def step_time(self) -> StepTime:
-        """What prices an iteration; made once for all limits."""
+        """The step-time source; made once for all limits."""
         return _step_time(
             self.pricing.model_dump_json(),
             self.model.model_dump_json(),
@@ -70,17 +80,17 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What an engine would do, full of requests of the typical length; predicted, never measured.
+    """Predicted steady state of an engine full of typical requests.
 
     Attributes:
-        kv_tokens: Tokens the KV cache holds.
-        sequences: Requests in flight: the batch limit, or what the KV cache holds of whole requests if that is less.
-        decoding: Of those, how many decode in a typical iteration; the others wait for their prompt.
+        kv_tokens: Capacity of the KV cache in tokens.
+        sequences: Requests in flight: the batch limit, or fewer if the KV cache holds fewer whole requests.
+        decoding: Requests that decode in a typical iteration; the others wait for their prompt.
         itl_s: Mean time between two tokens of a request.
-        single_itl_s: The same for a request that is alone.
-        ttft_s: From a free slot to the first token, all other slots taken.
-        longest_gap_s: Time of an iteration that prompts fill to its limit: the gap a burst tears into every reply.
-        tokens_per_s: Reply tokens a second, of the whole replica.
+        single_itl_s: The same for a request alone.
+        ttft_s: From a free slot to the first token, with all other slots occupied.
+        longest_gap_s: Duration of an iteration filled with prompts: the gap that a burst causes in every reply.
+        tokens_per_s: Reply tokens per second of the whole replica.
     """
 
     kv_tokens: int
@@ -93,17 +103,17 @@ class Outlook:
     tokens_per_s: float
 
     def misses(self, objectives: Objectives) -> str:
-        """Return which objectives are missed, in words; empty where all are met."""
+        """Return the objectives that are missed, in words; empty if all are met."""
         missed = []
         if self.sequences == 0:
             missed.append("not one request fits the KV cache")
         if self.itl_s > objectives.itl_s:
-            missed.append(f"ITL {self.itl_s * 1e3:.1f} ms, at most {objectives.itl_s * 1e3:g}")
+            missed.append(f"ITL {milliseconds(self.itl_s)} ms, at most {objectives.itl_s * MS:g}")
         if self.ttft_s > objectives.ttft_s:
-            missed.append(f"TTFT {self.ttft_s * 1e3:.0f} ms, at most {objectives.ttft_s * 1e3:g}")
+            missed.append(f"TTFT {milliseconds(self.ttft_s)} ms, at most {objectives.ttft_s * MS:g}")
         if self.longest_gap_s > objectives.longest_gap_s:
-            longest = objectives.longest_gap_s * 1e3
-            missed.append(f"gap of {self.longest_gap_s * 1e3:.0f} ms in a burst of prompts, at most {longest:g}")
+            longest = objectives.longest_gap_s * MS
+            missed.append(f"gap of {milliseconds(self.longest_gap_s)} ms in a burst of prompts, at most {longest:g}")
         return "; ".join(missed)
 
 
@@ -119,10 +129,10 @@ def _step_time(
 def outlook(engine: Engine, workload: Workload) -> Outlook:
     """Return the steady state of a full engine.
 
-    In every iteration d sequences decode; d / OSL of them end and as many prompts come in, each of which takes
-    c = ISL / (max_num_tokens - d) iterations beside the decoding ones. While d c / OSL < 1, that share of iterations
-    carries a prompt and the rest only decode. Past it, prompts fill every iteration, and what is left of the
-    token budget decodes: d = max_num_tokens OSL / (ISL + OSL).
+    In every iteration d sequences decode; d / OSL of them end and as many prompts start, each of which takes c = ISL /
+    (max_num_tokens - d) iterations beside the decoding ones. While d c / OSL < 1, that share of iterations carries a
+    prompt and the rest only decode. Beyond that, prompts fill every iteration, and the rest of the token budget
+    decodes: d = max_num_tokens OSL / (ISL + OSL).
     """
     step, sizing, memory = engine.step_time, engine.sizing, engine.memory
     isl, osl = workload.isl, workload.osl
@@ -162,13 +172,13 @@ def _with_prompt(shape: StepShape, tokens: int, prompt_tokens: int) -> StepShape
 
 
 def built_num_tokens(max_num_tokens: int, sizing: Sizing, *, max_draft_len: int = 0) -> int:
-    """Return what `trtllm-build` makes of a `max_num_tokens`: it changes the value and only warns.
+    """Return the `max_num_tokens` that `trtllm-build` will use: it changes the value with only a warning.
 
-    No more than a full batch of the longest sequences, no less than one block (context attention is always fused
-    here), and with speculative decoding no less than every slot's draft.
+    At most a full batch of the longest sequences, at least one block (context attention is always fused here), and with
+    speculative decoding at least every slot's draft.
 
     Args:
-        sizing: The other limits; its own `max_num_tokens` is not read.
+        sizing: The other limits; its own `max_num_tokens` is ignored.
 
     Source:
         tensorrt_llm/_common.py, `check_max_num_tokens`, and tensorrt_llm/builder.py, `build` (run at 0.17).
@@ -190,13 +200,13 @@ def choose_limits(
     token_budgets: tuple[int, ...] = TOKEN_BUDGETS,
     max_draft_len: int = 0,
 ) -> Engine:
-    """Return the engine with the limits that bring most throughput while the objectives hold.
+    """Return the engine with the limits of highest throughput that meet the objectives.
 
-    Every candidate's `max_num_tokens` is what the builder would make of it.
+    Every candidate's `max_num_tokens` is the value that the builder would use.
 
-    Where no candidate meets the objectives, the one with the least ITL, then TTFT, is taken: the plan says so.
-    Between candidates within `WORTH_RATIO` of the best, the smallest batch is taken, and then the largest token budget:
-    prompts that come in bursts, which a steady state does not see, are through it sooner.
+    If no candidate meets the objectives, the one with the lowest ITL, then TTFT, is chosen, and the plan says so. Among
+    candidates within `WORTH_RATIO` of the best, the smallest batch is chosen, then the largest token budget, which
+    shortens bursts of prompts that a steady state does not include.
     """
     candidates = _candidates(engine, workload, batch_sizes, token_budgets, max_draft_len)
     judged = [(found, outlook(found, workload)) for found in candidates]

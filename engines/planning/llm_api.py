@@ -1,4 +1,4 @@
-"""What a plan for the PyTorch backend decides beyond an engine's: release, adapters, speculation, graphs, split."""
+"""Plans the PyTorch backend's own settings: release, adapters, speculation, CUDA graphs, disaggregation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LAST_ENGINE_RELEASE = "1.2.1"
 
 
 def pytorch_release(recipe: Recipe, *, is_release_asked: bool) -> str:
-    """Return the TensorRT-LLM release that a PyTorch-backend plan is for.
+    """Return the TensorRT-LLM release of a PyTorch-backend plan.
 
     Args:
-        is_release_asked: `tensorrt_llm` was given, by flag or recipe; then `trtllm_version` must agree with it.
+        is_release_asked: `tensorrt_llm` was given by flag or recipe, and must then agree with `trtllm_version`.
 
     Raises:
-        UserError: The two disagree, or the release's LLM API is not known here.
+        UserError: The two disagree, or the release's LLM API is unknown.
     """
     version = recipe.trtllm_version
     if version == "auto":
@@ -39,10 +39,10 @@ def pytorch_release(recipe: Recipe, *, is_release_asked: bool) -> str:
 
 
 def require_backend_has(recipe: Recipe) -> None:
-    """Refuse choices that the recipe's backend does not have.
+    """Refuse settings that the recipe's backend does not have.
 
     Raises:
-        UserError: One is asked for; the message names the backend that has it.
+        UserError: There is one; the message names the backend that has it.
     """
     mode = recipe.speculative.mode
     if recipe.backend == "pytorch":
@@ -71,26 +71,26 @@ def require_backend_has(recipe: Recipe) -> None:
 
 
 def kv_refusal_of_backend(recipe: Recipe) -> str | None:
-    """Return why the backend or its version has no such KV cache; None where it has."""
+    """Return why the backend or its version lacks this KV cache; None if it has it."""
     if recipe.kv_cache.format != "nvfp4":
         return None
     if recipe.backend == "tensorrt":
-        return "TensorRT engines have no NVFP4 KV cache; the PyTorch backend has (--backend pytorch)"
+        return "TensorRT engines have no NVFP4 KV cache; the PyTorch backend has one (--backend pytorch)"
     version = _version(recipe)
     if not llm_api(version).nvfp4_kv_cache:
         newer = [name for name in LLM_API_VERSIONS if llm_api(name).nvfp4_kv_cache]
         return (
-            f"TensorRT-LLM {version} takes an NVFP4 KV cache only from a checkpoint that states one, and none is "
+            f"TensorRT-LLM {version} accepts an NVFP4 KV cache only from a checkpoint that states one, which is not "
             f"written here; {', '.join(newer)} take it on FP8 scales (--trtllm-version {newer[0]})"
         )
     return None
 
 
 def llm_api_choices(recipe: Recipe, release: str, sizing: Sizing, *, max_input_len: int) -> LlmApiChoices:
-    """Return what a PyTorch-backend server is started with.
+    """Return the settings of a PyTorch-backend server.
 
     Raises:
-        UserError: A choice contradicts another, or lacks what it needs.
+        UserError: A setting contradicts another, or lacks what it needs.
     """
     return LlmApiChoices(
         version=llm_api_version_of(release),

@@ -1,4 +1,4 @@
-"""Many engines in one command: which combinations were asked for, and one table that compares them."""
+"""Several engines in one command: the requested combinations, and a table that compares them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from engines.errors import CommandError, UserError
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
 from engines.planning.plan import BuildPlan
-from engines.spec import gib
+from engines.spec import gib, milliseconds
 
 
 class Combination(NamedTuple):
-    """One engine of the matrix, as asked for; None takes the default."""
+    """One engine of the matrix as requested; None: the default."""
 
     recipe: str | None
     precision: str | None
@@ -23,17 +23,17 @@ class Combination(NamedTuple):
 
     @property
     def recipe_word(self) -> str:
-        """The recipe's name without folder and ending: part of an engine's name."""
+        """The recipe's name without folder and suffix: part of an engine's name."""
         return Path(self.recipe or "default").stem
 
 
 class Row(Strict):
-    """One engine beside the others; what is predicted comes from the step-time model.
+    """One engine in the comparison; predictions come from the step-time model.
 
     Attributes:
         verdict: Whether upstream supports it, or why it cannot be built.
-        verdict_refused: It cannot be built.
-        built: Folder of the finished engine; None where it was only planned.
+        verdict_refused: Whether it cannot be built.
+        built: Folder of the finished engine; None if it was only planned.
     """
 
     recipe: str
@@ -67,10 +67,10 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 def combinations_of(flags: dict[str, Any]) -> list[Combination]:
-    """Return every combination of the recipes, precisions and GPUs a command line lists, the GPU changing fastest.
+    """Return every combination of the recipes, precisions and GPUs on a command line; the GPU varies fastest.
 
     Raises:
-        UserError: One of them lists nothing.
+        UserError: A list is empty.
     """
     axes = [listed(flags[key]) if flags[key] else (None,) for key in ("recipe_name", "precision", "gpu")]
     found = [Combination(*words) for words in product(*axes)]
@@ -80,7 +80,7 @@ def combinations_of(flags: dict[str, Any]) -> list[Combination]:
 
 
 def planned_row(combination: Combination, plan: BuildPlan, built: EngineManifest | None, out: Path) -> Row:
-    """Return the row of an engine that was planned, and built where `built` is its manifest."""
+    """Return the row of a planned engine, which is finished if `built` is its manifest."""
     return Row(
         recipe=combination.recipe_word,
         precision=plan.precision,
@@ -99,7 +99,7 @@ def planned_row(combination: Combination, plan: BuildPlan, built: EngineManifest
 
 
 def refused_row(combination: Combination, refused: CommandError) -> Row:
-    """Return the row of a combination that cannot be built, with the reason and what to take instead."""
+    """Return the row of a combination that cannot be built, with the reason and an alternative."""
     hint = f" ({refused.hint})" if refused.hint else ""
     return Row(
         recipe=combination.recipe_word,
@@ -111,7 +111,7 @@ def refused_row(combination: Combination, refused: CommandError) -> Row:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Print the table on stdout, and every reason why something cannot be built below it."""
+    """Print the table and below it the reasons for combinations that cannot be built."""
     from rich.table import Table  # noqa: PLC0415 (slow to import; most plans are not shown)
 
     table = Table(title="weights and KV cache by the memory plan; times predicted, not measured", title_justify="left")
@@ -141,7 +141,7 @@ def _figures(row: Row) -> list[str]:
         gib(row.weights_bytes),
         f"{row.kv_tokens:,}",
         str(row.max_batch_size),
-        f"{(row.predicted_single_itl_s or 0) * 1e3:.2f}",
-        f"{row.predicted_itl_s * 1e3:.1f}",
+        milliseconds(row.predicted_single_itl_s or 0),
+        milliseconds(row.predicted_itl_s),
         f"{row.predicted_tokens_per_s or 0:,.0f}",
     ]

@@ -1,4 +1,4 @@
-"""From what was asked to a build plan: every value resolved, each with its origin and its reason."""
+"""From a recipe to a build plan: every value resolved, with its origin and reason."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from engines.spec import (
     Verdict,
     engine_profile_named,
     gib,
-    gpu_named,
     group_size_for,
     keeps_paged_attention,
     kv_refusal,
-    model_named,
     precision_named,
     require_possible,
+    resolve_gpu,
+    resolve_model,
 )
 from engines.steptime import favoured_source
 
@@ -37,7 +37,7 @@ Origin = Literal["flag", "recipe", "default", "derived"]
 
 
 class Choice(Strict):
-    """One resolved value: what it is, who chose it, and why."""
+    """One resolved value with its origin and reason."""
 
     name: str
     value: str | int | float | bool
@@ -46,7 +46,7 @@ class Choice(Strict):
 
 
 class Predicted(Strict):
-    """What the full engine would do at the typical request; from the step-time model, not from a GPU."""
+    """Predicted figures of the full engine for the typical request, from the step-time model."""
 
     sequences: int
     itl_s: float
@@ -57,7 +57,7 @@ class Predicted(Strict):
 
 
 class BuildPlan(Document):
-    """`plan.json`: everything that is known before a byte is written."""
+    """`plan.json`: all decisions and predictions of a build, made before anything is written."""
 
     backend: Literal["tensorrt", "pytorch"]
     step_time: StepTimeChoice
@@ -84,7 +84,7 @@ class BuildPlan(Document):
 
     @property
     def name(self) -> str:
-        """Model, precision and GPU in one word: the engine's name."""
+        """The engine's name: model, precision and GPU."""
         return f"{self.model.name}-{self.precision}-{self.gpu.name}"
 
     @property
@@ -102,33 +102,33 @@ class _Choices:
         self.notices: list[Notice] = []
 
     def given(self, key: str, value: str | float | bool, reason: str) -> None:
-        """Note a value taken as it was asked for, or by default."""
+        """Record a value that was given, or a default."""
         self.made.append(Choice(name=key, value=value, origin=self.asked.origin(key), reason=reason))
 
     def derived(self, key: str, value: str | float | bool, reason: str) -> None:
-        """Note a value the plan worked out."""
+        """Record a value that the plan derived."""
         self.made.append(Choice(name=key, value=value, origin="derived", reason=reason))
 
     def notice(self, code: str, text: str) -> None:
-        """Note what a reader of any later figure must know."""
+        """Record a caveat for all later figures."""
         self.notices.append(Notice(code=code, text=text))
 
 
 def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None = None) -> BuildPlan:
-    """Resolve everything asked into a plan.
+    """Resolve a recipe into a plan.
 
     Args:
         asked: The recipe and the origins of its values.
         head: `made_by` and `made_from` of the plan.
-        model: Geometry read from a checkpoint; None to take the recipe's model by name.
+        model: Geometry read from a checkpoint; None: the recipe's model by name.
 
     Raises:
-        UserError: A combination that cannot be built, with the nearest that can.
-        TargetMissedError: The model does not fit the GPU, or not one longest request fits the KV cache.
+        UserError: The combination cannot be built; the hint names the nearest that can.
+        TargetMissedError: The model does not fit the GPU, or the KV cache does not fit one longest request.
     """
     recipe = asked.recipe
-    model = model or model_named(recipe.model)
-    gpu, precision = gpu_named(recipe.gpu), precision_named(recipe.precision)
+    model = model or resolve_model(recipe.model)
+    gpu, precision = resolve_gpu(recipe.gpu), precision_named(recipe.precision)
     choices = _Choices(asked)
     for old, new in asked.renamed.items():
         choices.notice("renamed-key", f"the recipe's {old} is now called {new}; the old name is still read")
@@ -180,7 +180,7 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
 
 
 def _release(choices: _Choices) -> str:
-    """Return the TensorRT-LLM release to plan for; noted where a version of the LLM API decides it."""
+    """Return the TensorRT-LLM release to plan for; recorded if it follows from an LLM API version."""
     recipe = choices.asked.recipe
     if recipe.backend == "tensorrt":
         return recipe.tensorrt_llm
@@ -190,7 +190,7 @@ def _release(choices: _Choices) -> str:
 
 
 def _llm_api(choices: _Choices, release: str, engine: Engine, max_input_len: int) -> LlmApiChoices | None:
-    """Return what a PyTorch-backend server is started with, noted in the plan; None for an engine."""
+    """Return the settings of a PyTorch-backend server, recorded in the plan; None for an engine."""
     recipe = choices.asked.recipe
     if recipe.backend == "tensorrt":
         return None
@@ -206,16 +206,18 @@ def _llm_api(choices: _Choices, release: str, engine: Engine, max_input_len: int
         choices.given("cuda_graphs.batch_sizes", sizes, "one CUDA graph per size; other batch sizes run without")
     if found.speculation is not None:
         speculation = found.speculation
-        choices.given("speculative.mode", speculation.method, f"up to {speculation.max_draft_len} draft tokens a step")
+        choices.given(
+            "speculative.mode", speculation.method, f"up to {speculation.max_draft_len} draft tokens per step"
+        )
         choices.notice(
             "speculative-not-predicted",
-            "predictions and the emulator decode one token a step: what speculation brings is not predicted, and the "
+            "predictions and the emulator decode one token per step: gains from speculation are not predicted, and the "
             "draft model's memory is not in the plan",
         )
     if found.disaggregation is not None:
         split = found.disaggregation
-        choices.given("disaggregation.context_servers", split.context_servers, "compute prompts")
-        choices.given("disaggregation.generation_servers", split.generation_servers, "make replies")
+        choices.given("disaggregation.context_servers", split.context_servers, "prefill servers")
+        choices.given("disaggregation.generation_servers", split.generation_servers, "decode servers")
         choices.notice(
             "disaggregation-not-predicted",
             (
@@ -229,9 +231,9 @@ def _llm_api(choices: _Choices, release: str, engine: Engine, max_input_len: int
 def _require_even_split(model: ModelSpec, tensor: int) -> None:
     """Refuse a tensor parallel size that does not divide the heads.
 
-    Each GPU takes as many attention heads; KV heads are split, or where there are fewer of them than GPUs, repeated.
-    Source: TensorRT-LLM, tensorrt_llm/layers/attention.py (num_attention_heads // tp_size, and
-    (num_kv_heads + tp_size - 1) // tp_size KV heads on each).
+    Each GPU has the same number of attention heads; KV heads are split, or replicated if there are fewer than GPUs.
+    Source: TensorRT-LLM, tensorrt_llm/layers/attention.py (num_attention_heads // tp_size, and (num_kv_heads + tp_size
+    - 1) // tp_size KV heads on each).
     """
     if model.attention_heads % tensor == 0 and (model.kv_heads % tensor == 0 or tensor % model.kv_heads == 0):
         return
@@ -247,7 +249,7 @@ def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Preci
     found = require_possible(precision, gpu, model.family)
     _require_even_split(model, choices.asked.recipe.parallel.tensor)
     choices.given("model", model.name, f"{model.parameters:,} parameters")
-    choices.given("gpu", gpu.name, f"{gib(gpu.memory_bytes)}, compute capability {gpu.compute_capability}")
+    choices.given("gpu", gpu.name, f"{gib(gpu.memory_bytes)}, {gpu.kind_text}")
     choices.given("precision", precision.name, found.status)
     if found.status == "unlisted upstream":
         choices.notice("unlisted-precision", found.reason)
@@ -289,7 +291,7 @@ def _limits(
     runtime: Runtime,
     speculative: SpeculativeChoices,
 ) -> Engine:
-    """Return the engine with every limit resolved: as asked, or found by search over what was not asked for."""
+    """Return the engine with every limit resolved: as given, or found by search."""
     recipe = choices.asked.recipe
     choices.given("kv_cache.tokens_per_block", recipe.kv_cache.tokens_per_block, "TensorRT-LLM's block size is 32")
     choices.given(
@@ -351,21 +353,21 @@ def _note_builder_limits(choices: _Choices, speculative: SpeculativeChoices, siz
 
 
 def _note_clamp(choices: _Choices, asked: int, sizing: Sizing) -> None:
-    """Say that the builder would not take a `max_num_tokens` as it was asked for."""
+    """Record a notice if the builder will not use the given `max_num_tokens`."""
     built, most = sizing.max_num_tokens, sizing.max_batch_size * sizing.max_seq_len
     rule = (
         f"no more than max_batch_size x max_seq_len, {most}"
         if asked > built
         else "not less than one block of tokens, nor than a full batch with its draft tokens"
     )
-    choices.derived("limits.max_num_tokens", built, f"{asked} asked; an engine is built with {rule}")
+    choices.derived("limits.max_num_tokens", built, f"{asked} requested; an engine is built with {rule}")
     choices.notice("builder-clamp", f"max_num_tokens {asked} was requested; {built} will be built: {rule}")
 
 
 def _pricing(
     choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat
 ) -> StepTimeChoice:
-    """Return what prices an iteration; a calibration brings its own source, and is refused for other hardware."""
+    """Return the step-time model; a calibration provides its own source, and is refused for other hardware."""
     recipe = choices.asked.recipe
     tensor = recipe.parallel.tensor
     if recipe.step_time_calibration is None:
@@ -377,7 +379,8 @@ def _pricing(
             choices.derived("step_time", source, why)
         else:
             choices.given("step_time", source, "as asked")
-        return StepTimeChoice(source=source, profile=profile.name, factors=profile.factors, host=profile.host)
+        factors = profile.factors_on(gpu, model)
+        return StepTimeChoice(source=source, profile=profile.name, factors=factors, host=profile.host)
     path = Path(recipe.step_time_calibration)
     known = read_calibration(path)
     require_match(known, gpu=gpu.name, precision=precision.name, tensor_parallel=tensor, path=path)
@@ -405,7 +408,7 @@ def _require_prompts_fit(workload: Workload, sizing: Sizing, *, chunked: bool) -
 
 
 def _predicted(choices: _Choices, engine: Engine) -> Predicted:
-    """Work out what the chosen engine would do, and say so where the objectives cannot be met."""
+    """Predict the chosen engine's figures, with a notice if the objectives cannot be met."""
     recipe = choices.asked.recipe
     for derived in getattr(engine.step_time, "derived", ()):
         choices.notice("step-time-derived", f"no measured kernels: {derived}")
@@ -432,10 +435,10 @@ def _lora(choices: _Choices) -> LoraChoices:
 
 
 def _require_groups(model: ModelSpec, precision: Precision, recipe: Recipe) -> None:
-    """Refuse a precision whose groups do not divide the model's layers, before any work.
+    """Refuse a precision whose quantization groups do not divide the model's layers, before any work.
 
     Raises:
-        UserError: No group that there are kernels for divides them.
+        UserError: No supported group size divides them.
     """
     group_size_for(
         precision,
@@ -450,11 +453,11 @@ def _note_speculation(choices: _Choices, speculative: SpeculativeChoices, sizing
     if speculative.mode == "none":
         return
     draft = speculative.max_draft_len
-    choices.given("speculative.mode", speculative.mode, f"up to {draft} draft tokens a step")
+    choices.given("speculative.mode", speculative.mode, f"up to {draft} draft tokens per step")
     choices.notice(
         "speculative",
         f"trtllm-build adds {draft} to max_seq_len and needs max_num_tokens of at least "
-        f"{sizing.max_batch_size * (draft + 1)}; predictions and the emulator decode one token a step",
+        f"{sizing.max_batch_size * (draft + 1)}; predictions and the emulator decode one token per step",
     )
 
 

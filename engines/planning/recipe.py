@@ -1,4 +1,4 @@
-"""What the user asks for: the schema of a recipe, and how flags lie over it."""
+"""The schema of a recipe, and the merging of flags into it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from engines.files import MOST_TOKENS, Strict, load_yaml, validate
 from engines.spec import DEFAULT_ENGINE_PROFILE, LlmApiVersion
 
 Auto = Literal["auto"]
-MOST_SEQUENCES = 1 << 16  # far past any engine's batch
-_RENAMED = {  # keys of `workload` in recipes of 0.2 and before
+MOST_SEQUENCES = 1 << 16  # far above any engine's batch
+_RENAMED = {  # keys of `workload` in recipes of version 0.2 and earlier
     "input_tokens": "isl",
     "output_tokens": "osl",
     "longest_input_tokens": "longest_isl",
@@ -24,7 +24,7 @@ _RENAMED = {  # keys of `workload` in recipes of 0.2 and before
 
 
 class Workload(Strict):
-    """The traffic the engine is sized for; tokens and seconds."""
+    """The traffic that the engine is sized for, in tokens and seconds."""
 
     isl: int = Field(1024, ge=1, le=MOST_TOKENS, description="Prompt length of a typical request.")
     osl: int = Field(1024, ge=1, le=MOST_TOKENS, description="Reply length of a typical request.")
@@ -33,11 +33,11 @@ class Workload(Strict):
 
 
 class Objectives(Strict):
-    """What the limits are chosen to keep, with every slot taken; in seconds."""
+    """Objectives for the choice of limits, with every slot occupied; in seconds."""
 
-    ttft_s: float = Field(2.0, gt=0, description="Mean, from a free slot to the first token.")
-    itl_s: float = Field(0.05, gt=0, description="Mean, between two tokens of one request.")
-    longest_gap_s: float = Field(0.25, gt=0, description="Between two tokens while prompts fill an iteration.")
+    ttft_s: float = Field(2.0, gt=0, description="Mean time from a free slot to the first token.")
+    itl_s: float = Field(0.05, gt=0, description="Mean time between two tokens of one request.")
+    longest_gap_s: float = Field(0.25, gt=0, description="Time between two tokens while prompts fill an iteration.")
 
 
 class Parallelism(Strict):
@@ -58,14 +58,14 @@ class LimitChoices(Strict):
 class KvChoices(Strict):
     """KV cache; `auto` lets the plan choose."""
 
-    format: Literal["16bit", "int8", "fp8", "nvfp4", "auto"] = "auto"
+    format: Literal["32bit", "16bit", "int8", "fp8", "nvfp4", "auto"] = "auto"
     tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
     free_gpu_mem_fraction: float = Field(0.9, gt=0, lt=1)
     reuse: bool | Auto = "auto"
 
 
 class CalibrationChoices(Strict):
-    """Text that quantization is calibrated on, and the held-out text it is judged by."""
+    """Calibration text for quantization, and held-out text for its evaluation."""
 
     text: str | Auto = "auto"
     samples: int = Field(32, ge=1)
@@ -77,9 +77,9 @@ LoraModule = Literal["attn_q", "attn_k", "attn_v", "attn_qkv", "attn_dense", "ml
 
 
 class LoraChoices(Strict):
-    """Adapters the engine accepts at run time; no modules: none. Names are TensorRT-LLM's.
+    """Adapters that the engine accepts at run time; no modules: none. Module names are TensorRT-LLM's.
 
-    How many adapters are held at once is the PyTorch backend's alone; None leaves it to TensorRT-LLM.
+    The numbers of adapters in memory apply to the PyTorch backend only; None leaves them to TensorRT-LLM.
     """
 
     target_modules: tuple[LoraModule, ...] = ()
@@ -99,7 +99,7 @@ class LookaheadSizes(Strict):
 class SpeculativeChoices(Strict):
     """Speculative decoding: built into an engine, or (eagle3, ngram, draft_target) an argument of the PyTorch backend.
 
-    `draft_model` is a folder or a published name, as the server sees it.
+    `draft_model` is a folder on the server, or a published name.
     """
 
     mode: Literal[
@@ -120,14 +120,14 @@ class SpeculativeChoices(Strict):
 
 
 class CudaGraphChoices(Strict):
-    """Batch sizes that the PyTorch backend records a CUDA graph for; padding lets one serve every smaller batch."""
+    """Batch sizes with a CUDA graph on the PyTorch backend; with padding, a batch uses the next larger graph."""
 
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] | Auto = "auto"
     padding: bool = True
 
 
 class DisaggregationChoices(Strict):
-    """Prompts on some servers, replies on others; both counts 0: every server does both."""
+    """Separate prefill and decode servers; both counts 0: every server does both."""
 
     context_servers: int = Field(0, ge=0, le=64)
     generation_servers: int = Field(0, ge=0, le=64)
@@ -136,7 +136,10 @@ class DisaggregationChoices(Strict):
 
 
 class Recipe(Strict):
-    """A recipe file. Everything has a default: an empty recipe is a recipe."""
+    """A recipe file. Everything has a default: an empty recipe is a recipe.
+
+    `model` is a known name or a checkpoint's folder, `gpu` a known name or a file that describes an accelerator.
+    """
 
     model: str = "deepseek-r1-0528-qwen3-8b"
     checkpoint: str | None = None
@@ -166,12 +169,12 @@ class Recipe(Strict):
 
 
 class ResolvedRecipe(Strict):
-    """A recipe and where each of its values came from.
+    """A recipe and the origin of its values.
 
     Attributes:
         recipe: Flags over the recipe file over the defaults.
-        origins: `flag` or `recipe` by dotted key; a key that is not here has its default.
-        renamed: Dotted keys of an earlier version that the recipe file still uses, with their present names.
+        origins: `flag` or `recipe` by dotted key; a missing key has its default.
+        renamed: Dotted keys of an earlier version in the recipe file, with their current names.
     """
 
     recipe: Recipe
@@ -179,19 +182,19 @@ class ResolvedRecipe(Strict):
     renamed: dict[str, str] = Field(default_factory=dict)
 
     def origin(self, key: str) -> Literal["flag", "recipe", "default"]:
-        """Return where the value of a dotted key came from."""
+        """Return the origin of the value of a dotted key."""
         return self.origins.get(key, "default")
 
 
 def resolve_recipe(recipe_name: str | None, flags: dict[str, Any]) -> ResolvedRecipe:
-    """Lay flags over a recipe.
+    """Merge flags into a recipe.
 
     Args:
-        recipe_name: A file, or the name of a recipe in `engines/planning/recipes/`; None for the defaults alone.
-        flags: Values by dotted key; a None is a flag that was not given.
+        recipe_name: A file, or the name of a recipe in `engines/planning/recipes/`; None: defaults only.
+        flags: Values by dotted key; None is a flag that was not given.
 
     Raises:
-        UserError: No such recipe, a key nobody knows, a value out of range.
+        UserError: The recipe does not exist, a key is unknown, or a value is out of range.
     """
     base: dict[str, Any] = {}
     renamed: dict[str, str] = {}
@@ -207,10 +210,10 @@ def resolve_recipe(recipe_name: str | None, flags: dict[str, Any]) -> ResolvedRe
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values that a recipe file sets, and its keys of an earlier version with their present names.
+    """Return the values that a recipe file sets, and its keys of an earlier version with their current names.
 
     Raises:
-        UserError: As `read_yaml`; or a value is given under both its names.
+        UserError: As `read_yaml` does; or a value is given under both names.
     """
     values = load_yaml(path)
     workload = values.get("workload") if isinstance(values, dict) else None
@@ -232,7 +235,7 @@ def recipe_path(name: str) -> Path:
     """Return the file of a recipe given by path, or by the name of one that ships with the package.
 
     Raises:
-        UserError: Neither is there; the shipped names are listed.
+        UserError: Neither exists; the shipped names are listed.
     """
     if Path(name).suffix in {".yaml", ".yml"}:
         return Path(name)

@@ -1,4 +1,4 @@
-"""Which speculative decoding an engine can be built for, and its draft length."""
+"""The speculative decoding an engine can be built for, and its draft length."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from engines.errors import UserError
 from engines.planning.recipe import SpeculativeChoices
 from engines.spec import ModelSpec, lookahead_draft_tokens
 
-# Modes that need no draft heads trained into the checkpoint; the others build from checkpoints of their own kind.
+# Modes without draft heads trained into the checkpoint; the others need checkpoints of their own kind.
 HEADLESS_SPECULATION = {"draft_tokens_external", "lookahead_decoding"}
 
 
 def resolve_speculation(asked: SpeculativeChoices, model: ModelSpec) -> SpeculativeChoices:
-    """Return the speculation asked for with its draft length resolved.
+    """Return the requested speculation with its draft length resolved.
 
     Raises:
-        UserError: A mode that cannot be built here, or a draft length missing or at odds with the mode.
+        UserError: The mode cannot be built here, or the draft length is missing or contradicts the mode.
     """
     if asked.mode == "none":
         if asked.max_draft_len or asked.lookahead:
@@ -53,8 +53,8 @@ def _lookahead(asked: SpeculativeChoices) -> SpeculativeChoices:
         )
     if asked.max_draft_len not in {0, draft}:
         raise UserError(
-            f"speculative.max_draft_len {asked.max_draft_len}: lookahead of these sizes drafts {draft} tokens a step, "
-            "and the engine must be built for exactly that length",
+            f"speculative.max_draft_len {asked.max_draft_len}: these lookahead sizes draft {draft} tokens per step; "
+            "the engine must be built for exactly that length",
             hint=f"omit --max-draft-len, or --max-draft-len {draft}",
         )
     return asked.model_copy(update={"max_draft_len": draft})

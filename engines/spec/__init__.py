@@ -1,5 +1,14 @@
-"""What the models and the GPUs are, how numbers are stored, what memory that takes. Every constant has its source."""
+"""Models, GPUs, number formats and memory arithmetic. Every constant has its source."""
 
+from engines.spec.accelerator import (
+    Accelerator,
+    BandwidthPoint,
+    GemmPoint,
+    MachineFacts,
+    Sourced,
+    is_accelerator_file,
+    read_accelerator,
+)
 from engines.spec.deployment import Factors, Host, loaded
 from engines.spec.engine_profile import (
     DEFAULT_ENGINE_PROFILE,
@@ -8,7 +17,7 @@ from engines.spec.engine_profile import (
     engine_profile_named,
     engine_profiles,
 )
-from engines.spec.gpu import GpuSpec, gpu_named, known_gpus
+from engines.spec.gpu import GpuSpec, ProductSpeed, gpu_named, known_gpus
 from engines.spec.llm_api import (
     LLM_API_VERSIONS,
     LlmApiFacts,
@@ -21,7 +30,9 @@ from engines.spec.llm_api import (
 )
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
-from engines.spec.precision import KV_BYTES, PRECISIONS, KvFormat, Precision, precision_named
+from engines.spec.model_config import ConfigFacts, model_of_config, read_config_facts
+from engines.spec.precision import KV_BYTES, PRECISIONS, Arithmetic, KvFormat, Precision, precision_named
+from engines.spec.resolve import is_checkpoint_folder, resolve_gpu, resolve_model, sources_named
 from engines.spec.speculation import lookahead_draft_tokens
 from engines.spec.support import (
     FP8_SM,
@@ -44,20 +55,28 @@ __all__ = [
     "MS",
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
+    "Accelerator",
+    "Arithmetic",
     "Backend",
+    "BandwidthPoint",
     "Batching",
+    "ConfigFacts",
     "EngineProfile",
     "Factors",
+    "GemmPoint",
     "GpuSpec",
     "Host",
     "KvFormat",
     "LlmApiFacts",
     "LlmApiVersion",
+    "MachineFacts",
     "MemoryBudget",
     "ModelSpec",
     "Precision",
+    "ProductSpeed",
     "RopeScaling",
     "Sizing",
+    "Sourced",
     "SpeculationMethod",
     "Verdict",
     "engine_profile_named",
@@ -65,6 +84,8 @@ __all__ = [
     "gib",
     "gpu_named",
     "group_size_for",
+    "is_accelerator_file",
+    "is_checkpoint_folder",
     "keeps_paged_attention",
     "known_gpus",
     "known_models",
@@ -76,9 +97,15 @@ __all__ = [
     "memory_budget",
     "milliseconds",
     "model_named",
+    "model_of_config",
     "precision_named",
+    "read_accelerator",
+    "read_config_facts",
     "require_known_arguments",
     "require_possible",
+    "resolve_gpu",
+    "resolve_model",
+    "sources_named",
     "unknown_arguments",
     "verdict",
 ]

@@ -1,7 +1,7 @@
-"""Engine profiles: how TensorRT-LLM behind Triton, vLLM and others batch, and what each costs above its kernels.
+"""Engine profiles: how TensorRT-LLM behind Triton, vLLM and others batch, and their overhead above the kernels.
 
-A profile is a prior: what to expect of a deployment nobody has measured, fitted to published deployments of that
-engine, with the spread between them. A calibration replaces it.
+A profile is a prior for a deployment without measurements, fitted to published deployments of that engine, with the
+spread between them. A calibration replaces it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from engines.errors import UserError
 from engines.files import Strict, validate
 from engines.names import spec_data
 from engines.spec.deployment import Factors, Host
+from engines.spec.gpu import GpuSpec
+from engines.spec.model import ModelSpec
 
 DEFAULT_ENGINE_PROFILE = "trtllm-1.x-triton"
 Deviation = Annotated[float, Field(gt=0)]
 
 
 class Batching(Strict):
-    """How an engine batches; None: the recipe's own choice stands.
+    """How an engine batches; None: the recipe's own value applies.
 
     Attributes:
         chunked_context: A prompt may be computed over several iterations.
-        max_num_tokens: Tokens of one iteration; `max_batch_size` its sequences.
-        scheduler_policy: `max_utilization` starts what fits now and evicts when blocks run out, as vLLM and SGLang do;
-            `guaranteed_no_evict` reserves a request's whole length.
-        memory_fraction: Of the memory free after the weights, what the KV cache gets.
+        max_num_tokens: Tokens per iteration; `max_batch_size`: sequences per iteration.
+        scheduler_policy: `max_utilization` starts all that fits now and evicts when blocks run out, as vLLM and SGLang
+            do; `guaranteed_no_evict` reserves a request's whole length.
+        memory_fraction: Share of the memory left after the weights that becomes KV cache.
     """
 
     chunked_context: bool | None = None
@@ -40,15 +42,15 @@ class Batching(Strict):
 
 
 class Spread(Strict):
-    """How far deployments of an engine lie from its profile, and from each other.
+    """Spread of deployments of an engine around its profile.
 
     Attributes:
-        precision: Of the weights; `any` where there are too few deployments to tell.
-        load: `served` through a server, or `engine`: everything queued at once, no server.
-        step_log_sd: Standard deviation of ln(true / predicted) of step times, each deployment predicted by the others.
-        host_log_sd: The same of host times.
-        deployments: How many that rests on.
-        source: Which, and by which command.
+        precision: Precision of the weights; `any` if there are too few deployments to distinguish.
+        load: `served` through a server, or `engine`: all requests queued at once, without a server.
+        step_log_sd: Standard deviation of ln(true / predicted) step times, each deployment predicted from the others.
+        host_log_sd: The same for host times.
+        deployments: Number of deployments.
+        source: Which ones, and by which command.
     """
 
     precision: str
@@ -60,13 +62,15 @@ class Spread(Strict):
 
 
 class EngineProfile(Strict):
-    """What to expect of an engine before it is measured.
+    """Expected behaviour of an engine before it is measured.
 
     Attributes:
-        factors: On the step-time source, the engine alone.
-        host: What the server above it adds; dropped where the engine runs alone.
-        spreads: By precision and load; the first that fits is used.
-        fitted_to: Deployments the numbers come from.
+        factors: On the step-time source, for the engine alone; see `factors_on`.
+        groups_share_reads_from: Compute capability (90 for 9.0) from which an attention kernel that takes prompts and
+            decoding sequences together reads a KV head once for its group of query heads; None: always.
+        host: What the server adds; omitted if the engine runs alone.
+        spreads: By precision and load; the first match is used.
+        fitted_to: Deployments that the numbers come from.
         source: Where each number was read or how it was fitted.
     """
 
@@ -75,13 +79,28 @@ class EngineProfile(Strict):
     aliases: tuple[str, ...] = ()
     batching: Batching = Batching()
     factors: Factors = Factors()
+    groups_share_reads_from: int | None = None
     host: Host = Host()
     spreads: Annotated[tuple[Spread, ...], Field(min_length=1)]
     fitted_to: tuple[str, ...]
     source: str
 
+    def factors_on(self, gpu: GpuSpec, model: ModelSpec) -> Factors:
+        """Return the factors on a GPU: an older one may read the cache more often.
+
+        >>> from engines.spec.gpu import gpu_named
+        >>> from engines.spec.model import model_named
+        >>> vllm = engine_profile_named("vllm-v1")
+        >>> vllm.factors_on(gpu_named("a100-sxm-80gb"), model_named("qwen3-14b")).mixed_kv_reads
+        5.0
+        """
+        shared_from = self.groups_share_reads_from
+        if shared_from is None or gpu.device == "cpu" or gpu.sm >= shared_from:
+            return self.factors
+        return self.factors.model_copy(update={"mixed_kv_reads": model.attention_heads / model.kv_heads})
+
     def spread(self, *, precision: str, load: Literal["served", "engine"]) -> Spread:
-        """Return the spread of a precision and a load, or the nearest there is."""
+        """Return the spread for a precision and a load, or the nearest available."""
         matches = [each for each in self.spreads if each.load == load] or list(self.spreads)
         exact = [each for each in matches if each.precision == precision]
         any_precision = [each for each in matches if each.precision == "any"]
@@ -104,10 +123,10 @@ def engine_profiles() -> dict[str, EngineProfile]:
 
 
 def engine_profile_named(name: str) -> EngineProfile:
-    """Return a profile by name, upper or lower case.
+    """Return a profile by name, case-insensitively.
 
     Raises:
-        UserError: There is no such profile; the nearest is suggested.
+        UserError: The profile does not exist; the nearest name is suggested.
 
     >>> engine_profile_named("vllm-v1").batching.scheduler_policy
     'max_utilization'

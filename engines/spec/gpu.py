@@ -1,9 +1,15 @@
-"""GPU data sheets: memory, bandwidth, arithmetic. Dense figures throughout, never the sparse ones."""
+"""GPU data sheets: memory, bandwidth, arithmetic. All figures are dense, without sparsity.
+
+The user's own accelerators, GPUs or CPUs, are described in files: see `engines.spec.accelerator`.
+"""
 
 from __future__ import annotations
 
 import difflib
 from functools import cache
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, validate
@@ -11,38 +17,58 @@ from engines.names import spec_data
 from engines.spec.precision import Arithmetic
 
 
+class ProductSpeed(Strict):
+    """A matrix product of a few rows, measured: how fast it goes through its weights, bytes a second."""
+
+    rows: Annotated[int, Field(ge=1)]
+    weight_bytes_per_s: Annotated[float, Field(gt=0)]
+
+
 class GpuSpec(Strict):
-    """One GPU as its maker states it.
+    """One GPU as its vendor states it, or the user's own accelerator.
 
     Attributes:
+        device: `gpu`, or the `cpu` of a server without one.
+        peaks: `stated` by the maker: engines stay below them. `measured` in the same libraries: engines reach them.
+        compute_capability: As NVIDIA writes it; `none` for a CPU.
         memory_bytes: What the driver reports as total, not the name's round number.
         bandwidth_bytes_per_s: Peak memory bandwidth.
         dense_flops: Peak multiply-add operations per second by arithmetic, two for each multiply-add, without
             sparsity; an arithmetic the GPU lacks is absent.
-        interconnect_bytes_per_s: To one other GPU of the same machine, one direction.
+        products: By arithmetic, products as the serving engine's own library does them, fewest rows first; empty where
+            nobody measured them. They take the place of bandwidth and peak: small ones reach neither.
+        interconnect_bytes_per_s: To one other GPU of the same machine, one direction; of a CPU, its memory's.
         l2_bytes: Level-2 cache.
-        multiprocessors: Streaming multiprocessors, each running thread blocks of its own.
+        multiprocessors: Streaming multiprocessors, each running thread blocks of its own; of a CPU, its threads.
         power_w: Board power.
         aliases: Other names people and published tables use.
         source: Where the numbers were read.
     """
 
     name: str
+    device: Literal["gpu", "cpu"] = "gpu"
+    peaks: Literal["stated", "measured"] = "stated"
     compute_capability: str
     memory_bytes: int
     bandwidth_bytes_per_s: float
     dense_flops: dict[Arithmetic, float]
+    products: dict[Arithmetic, tuple[ProductSpeed, ...]] = Field(default_factory=dict)
     interconnect_bytes_per_s: float
-    l2_bytes: int
+    l2_bytes: int | None = None
     multiprocessors: int
-    power_w: float
+    power_w: float | None = None
     aliases: tuple[str, ...] = ()
     source: str
 
     @property
     def sm(self) -> int:
-        """Compute capability as TensorRT-LLM writes it: 90 for 9.0."""
-        return int(self.compute_capability.replace(".", ""))
+        """Compute capability as TensorRT-LLM writes it: 90 for 9.0; 0 for a CPU."""
+        return 0 if self.device == "cpu" else int(self.compute_capability.replace(".", ""))
+
+    @property
+    def kind_text(self) -> str:
+        """What it is, in words: a GPU's compute capability."""
+        return "CPU" if self.device == "cpu" else f"compute capability {self.compute_capability}"
 
 
 class _GpuFile(Strict):

@@ -1,7 +1,7 @@
-"""What each TensorRT-LLM version's LLM API takes: its argument names, and which features it has.
+"""Arguments and features of each TensorRT-LLM version's LLM API.
 
-The argument classes forbid unknown keys: one that a version does not know ends the server as it starts. Whoever writes
-arguments asks here first.
+The argument classes forbid unknown keys: a server refuses to start with one. Code that writes arguments checks here
+first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engines.names import spec_data
 LlmApiVersion = Literal["1.2", "1.3", "1.4rc"]
 LLM_API_VERSIONS: tuple[LlmApiVersion, ...] = get_args(LlmApiVersion)
 SpeculationMethod = Literal["eagle3", "ngram", "draft_target"]
-# Arguments of the LLM API whose value is a class of its own, and forbids unknown keys too.
+# Arguments of the LLM API whose value is a class of its own that also forbids unknown keys.
 _NESTED = (
     "kv_cache_config",
     "scheduler_config",
@@ -29,7 +29,7 @@ _NESTED = (
 
 
 class KnownKeys(Strict):
-    """Names that one version takes, by class; `router` and its servers are of `trtllm-serve disaggregated`."""
+    """Argument names of one version, by class; `router` and its servers belong to `trtllm-serve disaggregated`."""
 
     arguments: frozenset[str]
     kv_cache_config: frozenset[str]
@@ -47,10 +47,10 @@ class LlmApiFacts(Strict):
 
     Attributes:
         release: The release that this project's files are written for.
-        config_flag: The flag of `trtllm-serve` that takes a YAML file.
-        decoding_types: What `speculative_config.decoding_type` calls each method.
-        nvfp4_kv_cache: Whether `kv_cache_config.dtype: nvfp4` is taken for a checkpoint with FP8 scales.
-        triton_lora_inputs: Whether Triton's llmapi model reads `lora_id` and its siblings.
+        config_flag: The flag of `trtllm-serve` for a YAML file.
+        decoding_types: `speculative_config.decoding_type` of each method.
+        nvfp4_kv_cache: Whether `kv_cache_config.dtype: nvfp4` is accepted for a checkpoint with FP8 scales.
+        triton_lora_inputs: Whether Triton's llmapi model reads `lora_id` and related inputs.
         iteration_metrics: Whether `/prometheus/metrics` has queue, batch and KV block gauges.
     """
 
@@ -78,16 +78,16 @@ def llm_api(version: LlmApiVersion) -> LlmApiFacts:
 
 
 def llm_api_version_of(release: str) -> LlmApiVersion:
-    """Return the version a TensorRT-LLM release belongs to.
+    """Return the version that a TensorRT-LLM release belongs to.
 
     >>> llm_api_version_of("1.3.0rc29"), llm_api_version_of("1.1.0")
     ('1.3', '1.2')
 
     Raises:
-        UserError: Files for it are not known here.
+        UserError: The version is unknown.
     """
     major_minor = ".".join(release.split(".")[:2])
-    # 1.0 and 1.1 are served with 1.2's files as far as those go: their own key lists are not recorded here.
+    # 1.0 and 1.1 are served with 1.2's files where compatible: their own keys are not recorded here.
     known: dict[str, LlmApiVersion] = {"1.0": "1.2", "1.1": "1.2", "1.2": "1.2", "1.3": "1.3", "1.4": "1.4rc"}
     if major_minor not in known:
         raise UserError(
@@ -98,7 +98,7 @@ def llm_api_version_of(release: str) -> LlmApiVersion:
 
 
 def unknown_arguments(arguments: Mapping[str, Any], version: LlmApiVersion) -> list[str]:
-    """Return the dotted names of arguments that a version does not know.
+    """Return the dotted names of arguments that a version does not have.
 
     >>> unknown_arguments({"model": "m", "kv_cache_config": {"onboard_blocks": False}}, "1.3")
     ['kv_cache_config.onboard_blocks']
@@ -112,10 +112,10 @@ def unknown_arguments(arguments: Mapping[str, Any], version: LlmApiVersion) -> l
 
 
 def require_known_arguments(arguments: Mapping[str, Any], version: LlmApiVersion) -> None:
-    """Refuse arguments with a key that the version does not know.
+    """Refuse arguments with a key that the version does not have.
 
     Raises:
-        UserError: There is one; TensorRT-LLM itself would end at start.
+        UserError: There is one; TensorRT-LLM itself would refuse to start.
     """
     unknown = unknown_arguments(arguments, version)
     if unknown:

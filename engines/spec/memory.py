@@ -1,15 +1,15 @@
-"""What fits in a GPU's memory: weights, activations, buffers, and what is left for the KV cache."""
+"""Memory arithmetic of a GPU: weights, activations, buffers, and the rest for the KV cache."""
 
 from __future__ import annotations
 
 from engines.files import Strict
 from engines.spec.gpu import GpuSpec
-from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec
+from engines.spec.model import ModelSpec
 from engines.spec.precision import KvFormat, Precision
 from engines.spec.units import MIB
 
 # CUDA context, cuBLAS and TensorRT kernels and workspaces, before any model. TensorRT-LLM's memory page reports some
-# hundreds of MB for the context alone; a GiB and a half is this project's own round reserve, to be measured.
+# hundreds of MB for the context alone; 1.5 GiB is this project's own rounded reserve, not yet measured.
 RUNTIME_RESERVE_BYTES = 1536 * MIB
 LOGITS_BYTES = (
     2  # ModelOpt exports 16-bit models with logits_dtype float16 (0.37.0 and 0.47.0), and the engine keeps it
@@ -20,16 +20,16 @@ RESIDUAL_COPIES = 4  # residual stream, its normalized copy, attention's input a
 
 
 class MemoryBudget(Strict):
-    """Bytes on one GPU of the replica, and the KV cache that remains.
+    """Memory of one GPU of the replica in bytes, and the remaining KV cache.
 
     Attributes:
         weights_bytes: This GPU's share of the weights.
-        activations_bytes: The engine's activation memory, fixed at build by `max_num_tokens`.
-        buffers_bytes: Logits and decoder tables, by `max_batch_size` and `max_seq_len`.
+        activations_bytes: The engine's activation memory, determined by `max_num_tokens` at build time.
+        buffers_bytes: Logits and decoder tables, determined by `max_batch_size` and `max_seq_len`.
         reserve_bytes: CUDA context and kernels.
-        kv_pool_bytes: Free memory after all of those, times the fraction given to the KV cache.
+        kv_pool_bytes: The remaining memory times the fraction given to the KV cache.
         kv_blocks: Whole blocks of the pool.
-        kv_tokens: Tokens those blocks hold.
+        kv_tokens: Capacity of those blocks in tokens.
     """
 
     total_bytes: int
@@ -42,24 +42,24 @@ class MemoryBudget(Strict):
     kv_tokens: int
 
 
-def activations_bytes(model: ModelSpec, *, max_num_tokens: int, tensor_parallel: int) -> int:
+def activations_bytes(model: ModelSpec, *, max_num_tokens: int, tensor_parallel: int, bytes_each: int) -> int:
     """Return the engine's activation memory: the widest point of a layer, for one iteration's tokens.
 
-    The feed-forward block is widest: its input, the gate's and the up projection's outputs, beside the residual
-    stream. TensorRT reuses the same memory layer after layer.
+    The feed-forward block is widest: its input and the outputs of gate and up projection, in addition to the residual
+    stream. TensorRT reuses the memory for every layer.
     """
     widest = 2 * model.intermediate_size // tensor_parallel + RESIDUAL_COPIES * model.hidden_size
-    return max_num_tokens * widest * SIXTEEN_BIT_BYTES
+    return max_num_tokens * widest * bytes_each
 
 
 def buffers_bytes(model: ModelSpec, *, max_batch_size: int, max_seq_len: int) -> int:
-    """Return what the runtime and the sampler keep for every sequence slot."""
+    """Return the buffers of the runtime and the sampler over all sequence slots."""
     logits = LOGITS_COPIES * max_batch_size * model.vocab_size * LOGITS_BYTES
     return logits + max_batch_size * max_seq_len * DECODER_BYTES_PER_TOKEN_SLOT
 
 
 class Sizing(Strict):
-    """What an engine is built for, and how it is split; the defaults are TensorRT-LLM's."""
+    """The limits an engine is built for, and its split; defaults are TensorRT-LLM's."""
 
     max_batch_size: int
     max_num_tokens: int
@@ -73,13 +73,18 @@ class Sizing(Strict):
 def memory_budget(
     model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat, sizing: Sizing
 ) -> MemoryBudget:
-    """Return how one GPU's memory is used; `kv_blocks` is 0 where nothing is left.
+    """Return how one GPU's memory is used; `kv_blocks` is 0 if nothing is left.
 
-    The fraction is of the memory still free, as TensorRT-LLM counts it, not of the GPU's total. Tensor parallelism
-    divides the KV heads (no further than one each), pipeline parallelism the layers.
+    The fraction applies to the memory still free, as in TensorRT-LLM, not to the GPU's total. Tensor parallelism
+    divides the KV heads (down to one each), pipeline parallelism the layers.
     """
     weights = model.weights_bytes(precision) // (sizing.tensor_parallel * sizing.pipeline_parallel)
-    activations = activations_bytes(model, max_num_tokens=sizing.max_num_tokens, tensor_parallel=sizing.tensor_parallel)
+    activations = activations_bytes(
+        model,
+        max_num_tokens=sizing.max_num_tokens,
+        tensor_parallel=sizing.tensor_parallel,
+        bytes_each=precision.rest_bytes,
+    )
     buffers = buffers_bytes(model, max_batch_size=sizing.max_batch_size, max_seq_len=sizing.max_seq_len)
     free = gpu.memory_bytes - weights - activations - buffers - RUNTIME_RESERVE_BYTES
     pool = max(0, int(free * sizing.kv_fraction))

@@ -1,4 +1,4 @@
-"""Model geometry: parameter counts and KV cache bytes follow from it, and so does the cost of every step."""
+"""Model geometry: determines parameter counts, KV cache bytes and the cost of every step."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SIXTEEN_BIT_BYTES = 2
 
 
 class RopeScaling(Strict):
-    """How rotary positions are stretched beyond the length a model was trained at.
+    """Scaling of rotary positions beyond the length a model was trained with.
 
-    `attn_factor` is read by some stacks and not by others: TensorRT-LLM's engine path reads no such key.
+    `attn_factor` is read by some stacks only; TensorRT-LLM's engine path does not read it.
     """
 
     kind: Literal["yarn", "llama3", "linear", "dynamic"]
@@ -85,7 +85,7 @@ class ModelSpec(Strict):
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of the layers' linear maps: what quantization shrinks, and what every token is multiplied with."""
+        """Weights of the layers' linear maps: those that quantization shrinks and every token is multiplied with."""
         attention = self.hidden_size * (self.attention_size + 2 * self.kv_size) + self.attention_size * self.hidden_size
         return self.layers * (attention + self.mlp_matrices * self.hidden_size * self.intermediate_size)
 
@@ -96,7 +96,7 @@ class ModelSpec(Strict):
 
     @property
     def embedding_parameters(self) -> int:
-        """Weights that are looked up and not multiplied; 0 where the output projection's are used."""
+        """Weights that are looked up, not multiplied; 0 if the embedding is tied to the output projection."""
         return 0 if self.tied_embeddings else self.head_parameters
 
     @property
@@ -115,26 +115,26 @@ class ModelSpec(Strict):
         return self.linear_parameters + self.head_parameters + self.embedding_parameters + self.small_parameters
 
     def weights_bytes(self, precision: Precision) -> int:
-        """Return the bytes of all weights on one GPU: linears at `precision`, the rest at 16 bit."""
-        sixteen_bit = self.head_parameters + self.embedding_parameters + self.small_parameters
-        return precision.linear_bytes(self.linear_parameters) + SIXTEEN_BIT_BYTES * sixteen_bit
+        """Return the bytes of all weights on one GPU: linears at `precision`, the rest at its own."""
+        rest = self.head_parameters + self.embedding_parameters + self.small_parameters
+        return precision.linear_bytes(self.linear_parameters) + precision.rest_bytes * rest
 
     def checkpoint_bytes(self, precision: Precision) -> int:
-        """Return the bytes of all weights in an exported checkpoint; 16-bit ones where the builder rounds them."""
-        sixteen_bit = self.head_parameters + self.embedding_parameters + self.small_parameters
-        return precision.stored_bytes(self.linear_parameters) + SIXTEEN_BIT_BYTES * sixteen_bit
+        """Return the bytes of all weights in an exported checkpoint; 16-bit where the builder does the rounding."""
+        rest = self.head_parameters + self.embedding_parameters + self.small_parameters
+        return precision.stored_bytes(self.linear_parameters) + precision.rest_bytes * rest
 
     def read_bytes_per_step(self, precision: Precision) -> int:
-        """Return the bytes of weights one step reads: all but the embedding, of which it looks up a few rows."""
-        return self.weights_bytes(precision) - SIXTEEN_BIT_BYTES * self.embedding_parameters
+        """Return the bytes of weights that one step reads: all except the embedding, of which it reads a few rows."""
+        return self.weights_bytes(precision) - precision.rest_bytes * self.embedding_parameters
 
     @property
     def qk_norm_bytes_per_token(self) -> int:
-        """Bytes that normalizing queries and keys by head moves for a token: each read and written, in every layer."""
+        """Bytes moved per token to normalize queries and keys by head: each is read and written, in every layer."""
         return self.layers * (self.attention_size + self.kv_size) * SIXTEEN_BIT_BYTES * 2 if self.qk_norm else 0
 
     def kv_bytes_per_token(self, kv_format: KvFormat) -> int:
-        """Return the bytes of keys and values one token keeps, over all layers."""
+        """Return the bytes of one token's keys and values, over all layers."""
         return int(2 * self.layers * self.kv_size * KV_BYTES[kv_format])
 
 

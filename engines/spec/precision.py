@@ -1,4 +1,4 @@
-"""Number formats: what each stores, what arithmetic it needs, and what TensorRT-LLM calls it."""
+"""Number formats: storage, arithmetic, and TensorRT-LLM's names."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Literal
 
 from engines.errors import UserError
 
-Arithmetic = Literal["bf16", "fp16", "fp8", "int8", "fp4"]
-KvFormat = Literal["16bit", "int8", "fp8", "nvfp4"]
+Arithmetic = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4"]
+KvFormat = Literal["32bit", "16bit", "int8", "fp8", "nvfp4"]
 
-# Bytes of one cached number. NVFP4: four bits, and an FP8 scale for each 16 numbers.
-KV_BYTES: dict[KvFormat, float] = {"16bit": 2, "int8": 1, "fp8": 1, "nvfp4": 0.5 + 1 / 16}
+# Bytes per cached number. NVFP4: four bits, and an FP8 scale per 16 numbers.
+KV_BYTES: dict[KvFormat, float] = {"32bit": 4, "16bit": 2, "int8": 1, "fp8": 1, "nvfp4": 0.5 + 1 / 16}
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
     """How an engine stores its linear layers and in what arithmetic it multiplies them.
 
-    Embedding, output projection and norms stay at 16 bit in every one of them.
+    Embedding, output projection, norms and activations stay at 16 bit in all of them except `fp32`.
 
     Attributes:
         name: This project's name, as given to `--precision`.
         weight_bits: Bits of one weight of a linear layer.
         group_size: Weights that share a scale along the input dimension; 0: one scale for each tensor or channel.
         group_scale_bytes: Bytes of the scale (and zero) of one group.
-        arithmetic: What the tensor cores multiply.
+        arithmetic: Number format of the tensor cores' multiplications.
         quant_algo: TensorRT-LLM's name in a checkpoint's config.json; None for no quantization.
         qformat: ModelOpt's name in TensorRT-LLM's quantize.py.
-        default_kv: The KV cache format chosen when none is asked for.
+        default_kv: Default KV cache format.
     """
 
     name: str
@@ -41,8 +41,18 @@ class Precision:
     qformat: str
     default_kv: KvFormat
 
+    @property
+    def rest_bytes(self) -> int:
+        """Bytes per number outside the linear layers: embedding, output projection, norms, activations."""
+        return 4 if self.arithmetic == "fp32" else 2
+
+    @property
+    def rest_arithmetic(self) -> Arithmetic:
+        """Arithmetic of the output projection and of prompt attention."""
+        return self.arithmetic if self.arithmetic in {"fp32", "fp16"} else "bf16"
+
     def linear_bytes(self, weights: int) -> int:
-        """Return the bytes that `weights` weights of linear layers take, their scales included.
+        """Return the bytes of `weights` weights of linear layers, including scales.
 
         >>> PRECISIONS["fp8"].linear_bytes(1000), PRECISIONS["int4_awq"].linear_bytes(1280)
         (1000, 660)
@@ -52,9 +62,9 @@ class Precision:
         return int(stored + scales)
 
     def stored_bytes(self, weights: int) -> int:
-        """Return the bytes that `weights` weights of linear layers take in a checkpoint, before an engine is built.
+        """Return the bytes of `weights` weights of linear layers in a checkpoint, before an engine is built.
 
-        TensorRT-LLM rounds W8A16 weights as it loads them, so that the checkpoint holds them at 16 bit.
+        TensorRT-LLM rounds W8A16 weights on loading, so the checkpoint stores them in 16 bit.
 
         >>> PRECISIONS["int8_wo"].stored_bytes(1000), PRECISIONS["int8_wo"].linear_bytes(1000)
         (2000, 1000)
@@ -63,11 +73,13 @@ class Precision:
 
 
 # Names and algorithms: TensorRT-LLM 1.2, quantize.py's --qformat and the QuantAlgo enum. Default KV formats: an 8-bit
-# cache only where TensorRT-LLM keeps paged context attention (and with it chunked context and reuse) for it, that is
-# with FP8 arithmetic; see docs/reference/build-engine.md.
+# cache only where TensorRT-LLM keeps paged context attention (and with it chunked context and reuse), that is with FP8
+# arithmetic; see docs/reference/build-engine.md. fp32 is not a format of engines built here: it is how vLLM
+# serves on a CPU (--dtype float32), to be predicted.
 PRECISIONS: dict[str, Precision] = {
     precision.name: precision
     for precision in (
+        Precision("fp32", 32, 0, 0, "fp32", None, "full_prec", "32bit"),
         Precision("bf16", 16, 0, 0, "bf16", None, "full_prec", "16bit"),
         Precision("fp16", 16, 0, 0, "fp16", None, "full_prec", "16bit"),
         Precision("fp8", 8, 0, 0, "fp8", "FP8", "fp8", "fp8"),
@@ -81,10 +93,10 @@ PRECISIONS: dict[str, Precision] = {
 
 
 def precision_named(name: str) -> Precision:
-    """Return a precision by name, upper or lower case.
+    """Return a precision by name, case-insensitively.
 
     Raises:
-        UserError: There is no such precision; the nearest is suggested.
+        UserError: The precision does not exist; the nearest name is suggested.
     """
     found = PRECISIONS.get(name.lower())
     if found is None:

@@ -1,15 +1,15 @@
-"""Speculative decoding: how many draft tokens a step an engine is built for."""
+"""Speculative decoding: the number of draft tokens per step that an engine is built for."""
 
 from __future__ import annotations
 
 
 def lookahead_draft_tokens(window_size: int, ngram_size: int, verification_set_size: int) -> int:
-    """Return the draft tokens a step of lookahead decoding takes: what `--max_draft_len` must be, no more and no less.
+    """Return the draft tokens per step of lookahead decoding, which `--max_draft_len` must equal.
 
     Args:
         window_size: N-grams of the lookahead branch (W).
-        ngram_size: Most draft tokens accepted in a step (N).
-        verification_set_size: N-grams verified in a step (G).
+        ngram_size: Maximum draft tokens accepted per step (N).
+        verification_set_size: N-grams verified per step (G).
 
     Source:
         TensorRT-LLM 1.2, examples/lookahead/README.md.

@@ -1,7 +1,7 @@
-"""Which number formats run on which GPU through TensorRT-LLM's engine path: known before any work is done.
+"""The number formats that each GPU supports in TensorRT-LLM's engine path, known before any work is done.
 
-The rules are the builder's own refusals (what `trtllm-build` raises) and the model families' support tables, as of
-TensorRT-LLM 1.2. Where the builder and a support table disagree, the builder is believed.
+The rules are the builder's own errors (raised by `trtllm-build`) and the model families' support tables, as of
+TensorRT-LLM 1.2. Where they disagree, the builder counts.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ Backend = Literal["tensorrt", "pytorch"]
 
 FP8_SM = 89
 BLACKWELL_SM = 100
-# Group sizes each road has kernels for, largest first. Engines: W4A8_AWQ in groups of 64 "is not implemented yet"
+# Group sizes with kernels for each backend, largest first. Engines: W4A8_AWQ in groups of 64 "is not implemented yet"
 # (tensorrt_llm/quantization/layers.py, WeightOnlyGroupwiseQuant*Linear).
 _GROUPS: dict[Backend, dict[str, tuple[int, ...]]] = {
     "tensorrt": {"int4_awq": (128, 64), "w4a8_awq": (128,), "nvfp4": (16,)},
     "pytorch": {"int4_awq": (128, 64), "w4a8_awq": (128, 64), "nvfp4": (16,)},
 }
+_ON_A_CPU = {"fp32", "bf16", "fp16"}  # unquantized: what the step-time model knows of a CPU
 _INTEGER_WEIGHTS = {"int8_sq", "int8_wo", "int4_awq", "w4a8_awq"}
 # The qwen example's support matrix lists these for dense Qwen3; the other families' matrices list every format here.
 _LISTED_FOR_QWEN3 = {"bf16", "fp16", "fp8", "nvfp4"}
 
 
 class Verdict(Strict):
-    """Whether an engine of this precision can be built for this GPU.
+    """Whether an engine with this precision can be built for this GPU.
 
     Attributes:
-        reason: Why; empty where there is nothing to add.
-        nearest: The precision to take instead where this one is impossible.
+        reason: The reason, if any.
+        nearest: The precision to use instead if this one is impossible.
     """
 
     status: Status
@@ -45,7 +46,7 @@ class Verdict(Strict):
 
 
 def verdict(precision: Precision, gpu: GpuSpec, family: Family) -> Verdict:
-    """Return whether TensorRT-LLM builds `precision` for `gpu`, and if not, the nearest precision that it builds.
+    """Return whether TensorRT-LLM builds `precision` for `gpu`, and if not, the nearest precision it builds.
 
     >>> from engines.spec.gpu import gpu_named
     >>> verdict(PRECISIONS["fp8"], gpu_named("a100-sxm-80gb"), "qwen3").nearest
@@ -54,13 +55,16 @@ def verdict(precision: Precision, gpu: GpuSpec, family: Family) -> Verdict:
     reason = _impossible_because(precision, gpu)
     if reason:
         return Verdict(status="impossible", reason=reason, nearest=_nearest(precision, gpu))
+    if precision.arithmetic == "fp32" or gpu.device == "cpu":
+        reason = "no engine is built of it: predict another server, for example with the engine profile vllm-v1"
+        return Verdict(status="unlisted upstream", reason=reason)
     if family == "gptj":
         reason = "no checkpoint of GPT-J is exported here: plan it and emulate it"
         return Verdict(status="unlisted upstream", reason=reason)
     if family == "qwen3" and precision.name not in _LISTED_FOR_QWEN3:
         return Verdict(
             status="unlisted upstream",
-            reason=f"TensorRT-LLM's support table for dense Qwen3 does not list {precision.name}: prove its accuracy",
+            reason=f"TensorRT-LLM's support table for dense Qwen3 does not list {precision.name}: verify its accuracy",
         )
     return Verdict(status="supported upstream")
 
@@ -69,25 +73,35 @@ def require_possible(precision: Precision, gpu: GpuSpec, family: Family) -> Verd
     """Return the verdict on a pair that can be built.
 
     Raises:
-        UserError: It cannot; the message has the reason, the hint the nearest choice that works.
+        UserError: It cannot be built; states the reason and the nearest alternative.
     """
     found = verdict(precision, gpu, family)
     if found.status == "impossible":
-        gpus = ", ".join(other.name for other in known_gpus().values() if not _impossible_because(precision, other))
+        gpus = [other.name for other in known_gpus().values() if not _impossible_because(precision, other)]
+        where = ", ".join(gpus) or "an accelerator whose --gpu FILE.yaml states that arithmetic"
+        nearest = "no precision" if found.nearest is None else f"--precision {found.nearest}"
         raise UserError(
             f"{precision.name} on {gpu.name}: {found.reason}",
-            hint=f"--precision {found.nearest} works there; {precision.name} works on {gpus}",
+            hint=f"{nearest} works there; {precision.name} works on {where}",
         )
     return found
 
 
 def kv_refusal(kv_format: KvFormat, precision: Precision, gpu: GpuSpec) -> str | None:
-    """Return why a KV cache format cannot be had with this precision on this GPU; None where it can.
+    """Return why this precision on this GPU does not support a KV cache format; None if it does.
 
     >>> from engines.spec.gpu import gpu_named
     >>> kv_refusal("fp8", PRECISIONS["int8_sq"], gpu_named("a100-sxm-80gb"))
     'an FP8 KV cache needs compute capability 8.9 or newer in the engine path; a100-sxm-80gb has 8.0'
     """
+    if (kv_format == "32bit") != (precision.arithmetic == "fp32"):
+        return "a 32-bit KV cache goes with fp32, and fp32 with no other"
+    if gpu.device == "cpu":
+        return None if kv_format in {"32bit", "16bit"} else f"{gpu.name} is a CPU: its KV cache is 32 or 16 bit"
+    return _kv_refusal_of_gpu(kv_format, precision, gpu)
+
+
+def _kv_refusal_of_gpu(kv_format: KvFormat, precision: Precision, gpu: GpuSpec) -> str | None:
     if kv_format == "fp8" and gpu.sm < FP8_SM:
         return (
             "an FP8 KV cache needs compute capability 8.9 or newer in the engine path; "
@@ -107,19 +121,19 @@ def kv_refusal(kv_format: KvFormat, precision: Precision, gpu: GpuSpec) -> str |
 def group_size_for(
     precision: Precision, *, name: str, inputs: Sequence[int], tensor_parallel: int, backend: Backend = "tensorrt"
 ) -> int:
-    """Return how many weights share a scale: the largest group that divides every layer's input on every rank.
+    """Return the quantization group size: the largest that divides every layer's input on every rank.
 
     Args:
-        name: The model's, for the message.
-        inputs: Input widths of the linear layers of one decoder layer: what queries read, what attention puts out, what
-            the feed-forward block multiplies last. All must divide on every GPU, those that are not split there too:
-            ModelOpt checks it so (modelopt/torch/export/postprocess.py, `check_weight_shape_valid`).
+        name: The model's name, for the message.
+        inputs: Input widths of the linear layers of one decoder layer: of the query projection, the attention output
+            projection and the last feed-forward projection. All must divide on every GPU, even those that are not split
+            there: ModelOpt checks this (modelopt/torch/export/postprocess.py, `check_weight_shape_valid`).
 
     Returns:
-        0 where the precision has no groups.
+        0 for a precision without groups.
 
     Raises:
-        UserError: No group that there are kernels for divides them.
+        UserError: No supported group size divides them.
 
     >>> sizes = (4096, 4096, 12288)
     >>> group_size_for(PRECISIONS["w4a8_awq"], name="qwen3-8b", inputs=sizes, tensor_parallel=2)
@@ -140,28 +154,36 @@ def group_size_for(
 
 
 def keeps_paged_attention(kv_format: KvFormat, precision: Precision) -> bool:
-    """Return whether paged context attention stays on; chunked context and KV reuse need it.
+    """Return whether paged context attention stays enabled; chunked context and KV reuse need it.
 
-    `trtllm-build` turns it off without an error for an INT8 KV cache, and for an FP8 one beside weights that are not
-    in FP8 arithmetic.
+    `trtllm-build` silently disables it for an INT8 KV cache, and for an FP8 cache with weights that are not in FP8
+    arithmetic.
     """
-    if kv_format == "16bit":
+    if kv_format in {"32bit", "16bit"}:
         return True
     return kv_format in {"fp8", "nvfp4"} and precision.arithmetic in {"fp8", "fp4"}
 
 
 def _impossible_because(precision: Precision, gpu: GpuSpec) -> str:
+    lacking = {precision.arithmetic, precision.rest_arithmetic} - gpu.dense_flops.keys()
+    if gpu.device == "cpu":
+        if precision.name not in _ON_A_CPU:
+            return f"a CPU is predicted in {', '.join(sorted(_ON_A_CPU))}"
+        return f"its file states no {min(lacking)} arithmetic" if lacking else ""
     if precision.arithmetic == "fp4" and gpu.sm < BLACKWELL_SM:
         return f"FP4 arithmetic needs compute capability 10.0 (Blackwell); this GPU has {gpu.compute_capability}"
     if precision.arithmetic == "fp8" and gpu.sm < FP8_SM:
         return f"FP8 arithmetic needs compute capability 8.9 or newer; this GPU has {gpu.compute_capability}"
     if precision.name in _INTEGER_WEIGHTS and gpu.sm >= BLACKWELL_SM:
         return f"trtllm-build refuses integer weights on compute capability {gpu.compute_capability}"
-    return ""
+    return f"its data sheet states no {min(lacking)} arithmetic" if lacking else ""
 
 
-def _nearest(precision: Precision, gpu: GpuSpec) -> str:
-    """Return the possible precision closest in weight bits, 8-bit arithmetic first."""
+def _nearest(precision: Precision, gpu: GpuSpec) -> str | None:
+    """Return the possible precision closest in weight bits, 8-bit arithmetic first; None where none is possible."""
     preference = {"fp8": 0, "int8_sq": 1, "nvfp4": 2, "int4_awq": 3, "int8_wo": 4, "bf16": 5, "w4a8_awq": 6, "fp16": 7}
     possible = [other for other in PRECISIONS.values() if not _impossible_because(other, gpu)]
-    return min(possible, key=lambda o: (abs(o.weight_bits - precision.weight_bits), preference[o.name])).name
+    nearest = min(
+        possible, key=lambda o: (abs(o.weight_bits - precision.weight_bits), preference.get(o.name, 8)), default=None
+    )
+    return None if nearest is None else nearest.name

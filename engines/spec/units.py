@@ -1,4 +1,4 @@
-"""Units for people. Inside the code there are only seconds and bytes; these turn them into what is read."""
+"""Units for display. Internally there are only seconds and bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MS = 1e3  # in a second
 
 
 def gib(size_bytes: float) -> str:
-    """Return bytes as GiB for a reader.
+    """Return bytes as GiB for display.
 
     >>> gib(16_381_470_720)
     '15.26 GiB'
@@ -17,7 +17,7 @@ def gib(size_bytes: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Return seconds as a number of milliseconds, without the unit, with three digits or more.
+    """Return seconds as milliseconds, without the unit, with three or more significant digits.
 
     >>> milliseconds(0.0051234), milliseconds(0.0301), milliseconds(1.5)
     ('5.12', '30.1', '1,500')

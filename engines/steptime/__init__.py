@@ -1,4 +1,4 @@
-"""What one iteration costs: from data sheets, from measured tables, or fitted to a deployment."""
+"""The cost of one iteration: from data sheets, from measured tables, or fitted to a deployment."""
 
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline

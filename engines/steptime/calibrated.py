@@ -1,4 +1,4 @@
-"""Step time fitted to a deployment: another source's parts, each times a factor, and the host's own share."""
+"""Step time fitted to a deployment: another source's parts, each times a factor, plus host times."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from engines.spec import Factors
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
 
-FULL_GPU_SEQUENCES = 64  # whose attention fills any GPU, split or not
+FULL_GPU_SEQUENCES = 64  # models whose attention fills any GPU, split or not
 
 
 class _Line(NamedTuple):
-    """Seconds by the sum of contexts, up to a context."""
+    """Seconds as a line in the sum of contexts, valid up to a context."""
 
     base_s: float
     per_token_s: float
@@ -31,7 +31,7 @@ class Calibrated:
 
     @property
     def derived(self) -> list[str]:
-        """What the source had to work out for want of measured kernels."""
+        """What the source derived because there are no measured kernels."""
         return list(getattr(self.source, "derived", ()))
 
     def cost(self, shape: StepShape) -> StepCost:
@@ -41,18 +41,22 @@ class Calibrated:
         return fitted._replace(host_s=fitted.host_s + self._added_s(shape))
 
     def _added_s(self, shape: StepShape) -> float:
-        """Return what the factors add to an iteration, beside what they multiply."""
+        """Return what the factors add to an iteration, as opposed to what they multiply."""
         sequences = shape.decode_sequences + shape.prefill_sequences
         per_prompt_s = shape.prefill_sequences * self.factors.prompt_s
         return self.factors.iteration_s + sequences * self.factors.sequence_s + per_prompt_s
 
     def parts(self, shape: StepShape) -> StepCost:
-        """Return the parts the factors stand before: the source's own, the cache read in waves where it is."""
+        """Return the parts before their factors: the source's own, with the cache read in waves if so modelled."""
         parts = self.source.cost(shape)
-        if self.factors.wave_sequences == 1 or not shape.decode_sequences:
+        if not shape.decode_sequences:
             return parts
-        line = self._waves(shape.decode_sequences, shape.decode_context_tokens)
-        return parts._replace(kv_read_s=line.base_s + line.per_token_s * shape.decode_context_tokens)
+        kv_read_s = parts.kv_read_s
+        if self.factors.wave_sequences > 1:
+            line = self._waves(shape.decode_sequences, shape.decode_context_tokens)
+            kv_read_s = line.base_s + line.per_token_s * shape.decode_context_tokens
+        reads = self.factors.mixed_kv_reads if shape.prefill_sequences else 1.0
+        return parts._replace(kv_read_s=reads * kv_read_s)
 
     def seconds(self, shape: StepShape) -> float:
         """Return the seconds of one iteration."""
@@ -60,17 +64,17 @@ class Calibrated:
         return multiplied_s + self._added_s(shape)
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
-        """Return the source's line, its slope and what is not attention each by their own factor."""
+        """Return the source's line; its slope and its constant part are each scaled by their own factor."""
         source_s, fitted_s = self._without_kv(decode_sequences)
         line = self.kv_line(decode_sequences, decode_context_tokens, source_s)
         kv = self.factors.kv_ratio
         return DecodeLine(fitted_s + kv * line.base_s, kv * line.per_token_s, line.valid_to_tokens)
 
     def kv_line(self, sequences: int, context_tokens: int, without_kv_s: float | None = None) -> _Line:
-        """Return the line that reading the cache follows, before its factor.
+        """Return the line of the time to read the cache, before its factor.
 
         Args:
-            without_kv_s: What the source's decode step costs beside it, where that is known.
+            without_kv_s: Cost of the source's decode step without it, if known.
         """
         if self.factors.wave_sequences > 1:
             return self._waves(sequences, context_tokens)
@@ -79,9 +83,9 @@ class Calibrated:
         return _Line(line.base_s - rest_s, line.per_context_token_s, line.valid_to_context_tokens)
 
     def _waves(self, sequences: int, context_tokens: int) -> _Line:
-        """Return the time to read the cache in waves, each as fast as the source reads for a full GPU.
+        """Return the time to read the cache in waves, each at the source's speed for a full GPU.
 
-        What a kernel takes with an empty cache is its launch; waves only lengthen what comes with the context.
+        The time with an empty cache is the kernel's launch; waves lengthen only the part that grows with the context.
         """
         full = FULL_GPU_SEQUENCES
         line = self.source.decode_line(full, context_tokens * full // sequences)
@@ -101,7 +105,7 @@ class Calibrated:
         return found
 
     def _without_kv(self, sequences: int) -> tuple[float, float]:
-        """Return what a decode step costs without reading the cache: by the source, and fitted."""
+        """Return the cost of a decode step without reading the cache: by the source, and fitted."""
         found = self._rest.get(sequences)
         if found is None:
             parts = self.source.cost(StepShape(decode_sequences=sequences))._replace(kv_read_s=0.0)
@@ -112,7 +116,7 @@ class Calibrated:
 
 
 def ratios_of(factors: Factors) -> StepCost:
-    """Return the factor on each part of a step's cost; what no factor is about stays as it is."""
+    """Return the factor on each part of a step's cost; 1 for parts without a factor."""
     return StepCost(
         weights_s=factors.weights_ratio,
         gemm_s=factors.gemm_ratio,

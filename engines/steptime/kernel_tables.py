@@ -1,8 +1,8 @@
 """A smaller copy of aiconfigurator's tables of measured kernels, which loads in a third of the time.
 
-The library reads each table whole, row by row, though a model asks for one head size and a handful of formats. `make
-setup` lays the rows that can be asked for beside the environment, and nothing else writes them; where they are
-missing, or of another release, the library's own are read. Figures are the same.
+The library reads each table completely, though a model needs one head size and a few formats. `make setup` writes the
+relevant rows beside the environment; if they are missing or from another release, the library's own tables are read.
+The figures are identical.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pathlib import Path
 
 FOLDER = Path(sys.prefix) / "share" / "kernel-tables"
 LIBRARY = "aiconfigurator-core"
-HEAD_SIZE = 128  # of every 8B-class model that we know but one
+HEAD_SIZE = 128  # of every known 8B-class model but one
 _STAMP = "made-of.json"
-_PLAIN_GEMM = "fp8_block"  # a format that no precision of ours has
+_PLAIN_GEMM = "fp8_block"  # a format that none of our precisions has
 _PER_HEAD_SIZE = ("context_attention_perf.parquet", "generation_attention_perf.parquet")
 _GEMM = "gemm_perf.parquet"
-_KINDS = ("attention", "gemm", "quantize")  # of tables a dense model is looked up in, besides:
+_KINDS = ("attention", "gemm", "quantize")  # further tables in which a dense model is looked up:
 _BETWEEN_GPUS = "comm"
 _BACKEND = "trtllm"
 
 
 def smaller_tables(system: str, head_size: int, folder: Path = FOLDER) -> str | None:
-    """Return the folder with a system's rows of a head size, where it was made of the library that is installed."""
+    """Return the folder with a system's rows for a head size, if it was made from the installed library."""
     stamp = folder / _STAMP
     if head_size != HEAD_SIZE or not stamp.is_file() or not (folder / f"{system}.yaml").is_file():
         return None
@@ -36,7 +36,7 @@ def smaller_tables(system: str, head_size: int, folder: Path = FOLDER) -> str | 
 
 
 def write_smaller_tables(systems: tuple[str, ...], folder: Path = FOLDER) -> None:
-    """Write the rows of some systems that can be asked for; other files are linked.
+    """Write the relevant rows of some systems; other files are linked.
 
     Raises:
         ModuleNotFoundError: The library, or pyarrow, is not installed.

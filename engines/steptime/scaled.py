@@ -1,4 +1,4 @@
-"""A step-time source with each part of a step's cost times a ratio: what if this were slower, or faster."""
+"""A step-time source with each part of a step's cost multiplied by a ratio, for what-if questions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
 
 
 class Scaled:
-    """Another source's parts, each times its ratio.
+    """Another source's parts, each multiplied by its ratio.
 
-    What grows with the contexts of decoding sequences is the reading of their cache, so the slope takes `kv_read_s`'s.
+    The part that grows with the contexts of decoding sequences is reading their cache, so the slope takes `kv_read_s`'s
+    ratio.
     """
 
     def __init__(self, source: StepTime, ratios: StepCost) -> None:
@@ -26,7 +27,7 @@ class Scaled:
         return sum(self.cost(shape))
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
-        """Return the source's line, its slope by the cache's ratio."""
+        """Return the source's line, with its slope multiplied by the cache's ratio."""
         rest_s, scaled_s = self._without_kv(decode_sequences)
         line = self.source.decode_line(decode_sequences, decode_context_tokens)
         kv = self.ratios.kv_read_s
@@ -44,10 +45,10 @@ class Scaled:
 
 
 def uniform(ratio: float) -> StepCost:
-    """Return ratios that lengthen every part alike."""
+    """Return ratios that lengthen every part equally."""
     return StepCost._make([ratio] * len(StepCost._fields))
 
 
 def scaled(source: StepTime, ratios: StepCost) -> StepTime:
-    """Return the source itself where nothing changes."""
+    """Return a scaled source, or the source itself if all ratios are 1."""
     return source if all(ratio == 1.0 for ratio in ratios) else Scaled(source, ratios)

@@ -1,4 +1,4 @@
-"""What one iteration of the engine does, and what it costs: the vocabulary every step-time source shares."""
+"""The work and the cost of one engine iteration: the types shared by all step-time sources."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple, Protocol
 
 
 class StepShape(NamedTuple):
-    """One iteration, summed over the batch; a tuple, because a simulated hour makes hundreds of thousands.
+    """One iteration, summed over the batch; a tuple for speed, because a simulated hour has hundreds of thousands.
 
     Attributes:
         decode_sequences: Sequences that produce one token by decoding.
-        decode_context_tokens: Sum over those of the tokens already cached: the prompt and what was produced, but for
-            the newest token, which this step feeds in. The first decode after a prompt of 100 counts 100.
+        decode_context_tokens: Sum over those of the tokens already cached: prompt and output without the newest token,
+            which is this step's input. The first decode after a prompt of 100 counts 100.
         prefill_sequences: Prompts, or chunks of prompts, computed in this iteration.
         prefill_tokens: New prompt tokens computed, over all chunks.
         prefill_attended_tokens: Query-key pairs: the sum over chunks of ``n * c + n * (n + 1) / 2`` for n new tokens
@@ -31,17 +31,17 @@ class StepShape(NamedTuple):
 class StepCost(NamedTuple):
     """Seconds of one iteration by cause; the parts add up to `seconds`.
 
-    A part is the time the iteration is longer because of it: where two things overlap (reading the weights hides
-    behind the arithmetic), the smaller one is not counted.
+    A part is the time by which it lengthens the iteration: if two activities overlap (reading the weights and
+    arithmetic), the shorter one is not counted.
 
     Attributes:
         weights_s: Reading the weights.
         gemm_s: Matrix arithmetic beyond the time to read the weights.
         kv_read_s: Reading the KV cache of decoding sequences.
-        attention_s: Attention arithmetic of prompts, and of decoding beyond the time of `kv_read_s`.
+        attention_s: Attention arithmetic of prompts, and of decoding beyond `kv_read_s`.
         activations_s: Norms, rotary embedding, quantization: traffic of activations between the GEMMs.
         communication_s: All-reduce between GPUs.
-        host_s: Launching, scheduling, bookkeeping: per iteration and per sequence.
+        host_s: Kernel launches, scheduling, bookkeeping: per iteration and per sequence.
         sampling_s: From logits to a token.
         onboard_s: Copying KV blocks back from host memory.
     """
@@ -66,8 +66,8 @@ class DecodeLine(NamedTuple):
     """Seconds of a pure decode step as a line in the context, for a fixed number of sequences.
 
     ``seconds = base_s + per_context_token_s * decode_context_tokens``, exact while the sum of contexts is at most
-    `valid_to_context_tokens` (and at least what it was asked for). A source that interpolates in a table returns
-    the piece it stands on; one that is linear throughout returns infinity.
+    `valid_to_context_tokens` (which is at least the requested point). A source that interpolates in a table returns the
+    current segment; one that is linear everywhere returns infinity.
     """
 
     base_s: float
@@ -76,11 +76,11 @@ class DecodeLine(NamedTuple):
 
 
 class StepTime(Protocol):
-    """How long an iteration takes on some engine. Pure: the same shape always costs the same.
+    """The duration of an engine's iterations. Pure: equal shapes have equal costs.
 
-    The three must agree: ``seconds(shape) == cost(shape).seconds``, and for a shape that only decodes
-    ``decode_line(n, c)`` is the line through it. `seconds` and `decode_line` are the hot path of a simulation (one
-    or two microseconds are welcome: cache them by the number of sequences); `cost` is for people.
+    The three methods must agree: ``seconds(shape) == cost(shape).seconds``, and for a shape that only decodes,
+    ``decode_line(n, c)`` is the line through it. `seconds` and `decode_line` are the hot path of a simulation (they
+    should take one or two microseconds: cache by the number of sequences); `cost` is for display.
     """
 
     def cost(self, shape: StepShape) -> StepCost:
@@ -92,7 +92,7 @@ class StepTime(Protocol):
         ...
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
-        """Return the line a run of pure decode steps follows from this point on, as its contexts grow."""
+        """Return the line that a run of pure decode steps follows from this point as its contexts grow."""
         ...
 
 

@@ -1,11 +1,11 @@
-"""Step time from measured kernels: NVIDIA's aiconfigurator tables, op by op, never its own batching or TTFT formula.
+"""Step time from measured kernels: NVIDIA's aiconfigurator tables by operation, without its batching or TTFT formulas.
 
-The tables hold times of TensorRT-LLM's kernels on H100, H200, A100, L40S and B200, by shape. What they lack is derived,
-and said: an INT8 or INT4 kernel on a GPU that has none measured is that GPU's 16-bit kernel times what the same change
-brought on an A100; an INT8 KV cache reads as an FP8 one of the same GPU, or as a 16-bit one of half the length.
-Queries and keys that are normalized by head (Qwen3) are no op of the tables either: their bytes are moved once more.
-Sampling is not in the tables: each pass over a sequence's logits is priced at the data sheet's bandwidth. Scheduling
-and everything above the GPU are added by an engine profile or a calibration.
+The tables contain times of TensorRT-LLM's kernels on H100, H200, A100, L40S and B200, by shape. What they lack is
+derived and reported: an INT8 or INT4 kernel on a GPU without measurements is that GPU's 16-bit kernel times the ratio
+measured on an A100; an INT8 KV cache reads like an FP8 cache of the same GPU, or like a 16-bit one of half the length.
+Normalizing queries and keys by head (Qwen3) is not in the tables: the cost is moving their bytes once more. Sampling is
+not in the tables: each pass over a sequence's logits is priced at the data sheet's bandwidth. Scheduling and everything
+above the GPU come from an engine profile or a calibration.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ SYSTEMS = {
     "l40s-48gb": "l40s",
     "b200-sxm-180gb": "b200_sxm",
 }
-# What kernels take in a running engine over what they took timed alone (clocks under lasting load, gaps between them),
-# by GPU: fitted to TensorRT-LLM 0.14 to 0.17's published maximum loads of Mistral 7B, 18 to 45 rows a GPU, which are
-# then met within 3 % on average (validation/trtllm-bench). A GPU that is not here has no such rows.
+# Time of kernels in a running engine over their time measured alone (clocks under sustained load, gaps between
+# kernels), by GPU: fitted to TensorRT-LLM 0.14 to 0.17's published maximum loads of Mistral 7B, 18 to 45 rows per GPU,
+# with a mean error of 3 % (validation/trtllm-bench). GPUs not listed have no such rows.
 SUSTAINED = {"a100-sxm-80gb": 1.034, "h100-sxm-80gb": 1.003, "h200-sxm-141gb": 1.050, "l40s-48gb": 0.939}
-KV_READ_RATIO, PROMPT_ATTENTION_RATIO = 1.05, 0.92  # on attention, decoding and of prompts: the same fit, all GPUs
-KNOT_TOKENS = 128  # decode attention is looked up at multiples of this context, and linear between them
+KV_READ_RATIO, PROMPT_ATTENTION_RATIO = 1.05, 0.92  # on attention, of decoding and of prompts: the same fit, all GPUs
+KNOT_TOKENS = 128  # decode attention is looked up at multiples of this context, and interpolated linearly
 _MS = 1e-3
-_DERIVED_ON = "a100_sxm"  # the one system whose tables have every integer format
-# The table's name of each precision's matrix products. fp8_static: scales known beforehand, as an engine has them.
+_DERIVED_ON = "a100_sxm"  # the only system whose tables have every integer format
+# The tables' name of each precision's matrix products. fp8_static: scales known beforehand, as in an engine.
 _GEMM_MODES = {
     "bf16": "bfloat16",
     "fp16": "bfloat16",
@@ -62,7 +62,7 @@ _NORMS = ("add_norm_1", "add_norm_2", "act_gate", "embedding")
 
 @dataclass(slots=True)
 class _Tables:
-    """One compiled engine of the tables: which op is where, and what was looked up already."""
+    """One compiled engine of the tables: the index of each operation, and a cache of lookups."""
 
     handle: Any
     names: list[str]
@@ -88,7 +88,7 @@ class _Tables:
         return found
 
     def logits_s(self, sequences: int) -> float:
-        """Return the output projection's time for so many sequences."""
+        """Return the output projection's time for a number of sequences."""
         ((_, ms, *_),) = self.handle.evaluate_context_ops([self.logits], batch_size=1, s=1, x=sequences)
         return float(ms) * _MS
 
@@ -114,10 +114,10 @@ class Silicon:
         tensor_parallel: GPUs that share every layer.
 
     Attributes:
-        derived: What was not in the tables and how it was worked out; empty where all of it was measured.
+        derived: What was missing in the tables and how it was derived; empty if everything is measured.
 
     Raises:
-        MissingError: The tables are not installed, or have nothing of this GPU or format.
+        MissingError: The tables are not installed, or lack this GPU or format.
     """
 
     def __init__(
@@ -126,13 +126,13 @@ class Silicon:
         system = SYSTEMS.get(gpu.name)
         if system is None:
             raise MissingError(
-                f"no measured step times of {gpu.name}; tables exist for {', '.join(SYSTEMS)}",
+                f"no measured step times for {gpu.name}; tables exist for {', '.join(SYSTEMS)}",
                 hint="--step-time roofline works from the data sheet",
             )
         mode = _GEMM_MODES.get(precision)
         if mode is None or precision_named(precision).arithmetic not in gpu.dense_flops:
             raise MissingError(
-                f"no measured step times of {precision} on {gpu.name}",
+                f"no measured step times for {precision} on {gpu.name}",
                 hint="--step-time roofline, or another precision",
             )
         self.derived: list[str] = []
@@ -142,7 +142,7 @@ class Silicon:
         self._factor: tuple[_Tables, _Tables] | None = None
         if mode in _INTEGER_MODES and system != _DERIVED_ON:
             self.derived.append(
-                f"{precision} on {gpu.name}: its 16-bit kernels times what {precision} brought on an A100"
+                f"{precision} on {gpu.name}: its 16-bit kernels times the ratio of {precision} on an A100"
             )
             self._tables = _compiled(model, system, "bfloat16", kv_mode, tensor_parallel)
             self._factor = (
@@ -162,7 +162,7 @@ class Silicon:
         self._onboard_s_per_token = kv_bytes / gpu.interconnect_bytes_per_s
 
     def cost(self, shape: StepShape) -> StepCost:
-        """Return the seconds of one iteration by cause; the products of a single token are its weights being read."""
+        """Return the seconds of one iteration by cause; a single token's products count as reading the weights."""
         gemm_s, norms_s = self._linear_s(shape.decode_sequences + shape.prefill_tokens)
         weights_s = min(gemm_s, self._linear_s(1)[0])
         return StepCost(
@@ -180,7 +180,7 @@ class Silicon:
         return sum(self.cost(shape))
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
-        """Return the piece of the decode curve a context stands on: linear from knot to knot."""
+        """Return the segment of the decode curve at a context; the curve is linear between knots."""
         lower = decode_context_tokens // (decode_sequences * KNOT_TOKENS)
         low_s, high_s = self._knot_s(decode_sequences, lower), self._knot_s(decode_sequences, lower + 1)
         slope = (high_s - low_s) / (KNOT_TOKENS * decode_sequences)
@@ -248,9 +248,9 @@ class Silicon:
 
 @cache
 def _compiled(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tensor_parallel: int) -> _Tables:
-    """Compile against the smaller copy of the tables where there is one; errors as `compiled_tables`.
+    """Compile with the smaller copy of the tables if there is one. Raises as `compiled_tables` does.
 
-    What comes of it is kept: it takes half a second, and a plan, its limits and its batcher ask for the same.
+    The result is cached: compiling takes half a second, and a plan, its limits and its batcher need the same tables.
     """
     folder = smaller_tables(system, model.head_size)
     return compiled_tables(model, system, gemm_mode, kv_mode, tensor_parallel=tensor_parallel, folder=folder)
@@ -259,15 +259,15 @@ def _compiled(model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, tenso
 def compiled_tables(
     model: ModelSpec, system: str, gemm_mode: str, kv_mode: str, *, tensor_parallel: int, folder: str | None
 ) -> _Tables:
-    """Compile a model's op list against a system's tables.
+    """Compile a model's list of operations against a system's tables.
 
-    The library takes a model as a folder with config.json: one is written, read and removed.
+    The library takes a model as a folder with config.json, which is written and removed here.
 
     Args:
-        folder: Where the tables are; None: the library's own.
+        folder: Folder of the tables; None: the library's own.
 
     Raises:
-        MissingError: The tables are not installed, or have nothing of this format.
+        MissingError: The tables are not installed, or lack this format.
     """
     try:
         from aiconfigurator_core.sdk import engine, errors  # noqa: PLC0415 (an extra, and slow to import)
@@ -292,7 +292,7 @@ def compiled_tables(
             ops = handle.evaluate_context_ops(list(range(_count_ops(handle))), batch_size=1, s=64)
         except (errors.PerfDataNotAvailableError, errors.MissingSystemFlopsError) as error:
             raise MissingError(
-                f"no measured kernels of {model.name} in {gemm_mode} with a {kv_mode} cache on {system} "
+                f"no measured kernels for {model.name} in {gemm_mode} with a {kv_mode} cache on {system} "
                 f"(head size {model.head_size})",
                 hint="--step-time roofline",
             ) from error
@@ -300,7 +300,7 @@ def compiled_tables(
 
 
 def _count_ops(handle: Any) -> int:
-    """Return how many ops the context phase has: the library tells no other way than by an index too far."""
+    """Return the number of operations in the context phase; the library reports it only by an out-of-range index."""
     count = 1
     while True:
         try:
@@ -312,7 +312,7 @@ def _count_ops(handle: Any) -> int:
 
 @contextlib.contextmanager
 def _libyaml() -> Iterator[None]:
-    """Let `yaml.safe_load` use libyaml: the library reads some 40 files by it, which takes 0.15 s in Python alone."""
+    """Make `yaml.safe_load` use libyaml: the library reads some 40 files with it, which takes 0.15 s in pure Python."""
     if not hasattr(yaml, "CSafeLoader"):
         yield
         return
@@ -325,9 +325,9 @@ def _libyaml() -> Iterator[None]:
 
 
 def _config_of(model: ModelSpec) -> dict[str, Any]:
-    """Return a Hugging Face config of the geometry: the tables go by shapes, and Llama's op list fits all of ours.
+    """Return a Hugging Face config of the geometry: the tables depend on shapes, and Llama's operations fit all models.
 
-    A feed-forward block of two matrices is taken as one of three that holds as many weights.
+    A feed-forward block with two matrices is represented by one with three that has as many weights.
     """
     inner = model.intermediate_size * model.mlp_matrices // 3
     return {

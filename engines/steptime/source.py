@@ -1,4 +1,4 @@
-"""Which step-time source stands in for the GPU's clock, made ready."""
+"""Selects and prepares the step-time source that replaces the GPU."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from engines.steptime.roofline import Roofline
 from engines.steptime.shape import StepTime
 from engines.steptime.silicon import Silicon
 
-# Where held-out rows are nearer by measured kernels than by data sheets: docs/measurements/fidelity.md has both.
+# GPUs on which measured kernels have lower held-out errors than data sheets; docs/measurements/fidelity.md has both.
 SILICON_FAVOURED = ("a100-sxm-80gb", "b200-sxm-180gb", "h100-sxm-80gb", "h200-sxm-141gb")
 
 
 def step_time_of(
     choice: StepTimeChoice, model: ModelSpec, gpu: GpuSpec, precision: str, kv_format: KvFormat, *, tensor_parallel: int
 ) -> StepTime:
-    """Return the chosen source, `roofline` (data sheets) or `silicon` (measured kernels), and its factors before it.
+    """Return the chosen source, `roofline` (data sheets) or `silicon` (measured kernels), with its factors.
 
-    What the server above takes from the engine's loop is in; leave the choice's host out for the engine alone.
+    Includes what the server takes from the engine's loop; for the engine alone, omit the choice's host.
 
     Raises:
-        MissingError: The measured tables are not here, or have nothing of this GPU or format.
+        MissingError: The measured tables are not installed, or lack this GPU or format.
     """
     made = Roofline if choice.source == "roofline" else Silicon
     source: StepTime = made(model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
@@ -36,20 +36,20 @@ def step_time_of(
 def favoured_source(
     model: ModelSpec, gpu: GpuSpec, precision: str, kv_format: KvFormat, *, tensor_parallel: int
 ) -> tuple[Literal["roofline", "silicon"], str]:
-    """Return the source that held-out rows favour on a GPU, and why it is the one."""
+    """Return the source with the lower held-out error for a GPU, and the reason."""
     if gpu.name not in SILICON_FAVOURED:
-        return "roofline", f"no measured kernels, or no better than data sheets on held-out rows of {gpu.name}"
+        return "roofline", f"no measured kernels, or not more accurate than data sheets on held-out rows of {gpu.name}"
     try:
         kernels = Silicon(model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
     except MissingError as error:
         return "roofline", f"data sheets: {error.message}"
     if kernels.derived:
         return "roofline", f"data sheets: no measured kernels: {kernels.derived[0]}"
-    return "silicon", f"measured kernels: nearer to held-out rows of {gpu.name} than data sheets"
+    return "silicon", f"measured kernels: more accurate than data sheets on held-out rows of {gpu.name}"
 
 
 def step_time_for(manifest: EngineManifest) -> StepTime:
-    """Return what stands in for the GPU's clock, as an engine's manifest chose it; errors as `step_time_of`."""
+    """Return the step-time source chosen in an engine's manifest. Raises as `step_time_of` does."""
     return step_time_of(
         manifest.step_time,
         manifest.model,

@@ -1,7 +1,6 @@
-"""How far an uncalibrated prediction may be off: the spread between deployments, laid on step and host times once.
+"""Prediction intervals of uncalibrated predictions: the spread between deployments, applied to step and host times.
 
-Queues are simulated with the slower or faster times, and so grow or shrink by themselves: no factor is ever laid on a
-simulated TTFT.
+Queues are simulated with the slower or faster times and change accordingly; no factor is applied to a simulated TTFT.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from engines.manifest import StepTimeChoice
 from engines.spec import EngineProfile, Factors, Host
 
 INTERVAL_SHARE = 0.9
-NORMAL_90 = 1.645  # standard deviations either side that hold nine tenths of a normal distribution
+NORMAL_90 = 1.645  # standard deviations on either side that contain 90 % of a normal distribution
 _SECONDS = ("iteration_s", "sequence_s", "prompt_s")
 _RATIOS = ("weights_ratio", "gemm_ratio", "kv_ratio", "attention_ratio")
 
 
 class StepTimeInterval(NamedTuple):
-    """The 90 % interval of a deployment's step and host times, as ratios on the prediction's; 5 % lie beyond each end.
+    """The 90 % interval of a deployment's step and host times, as ratios to the prediction; 5 % lie beyond each end.
 
     Attributes:
         step_low: Step times at the fast end; `step_high` at the slow end.
         host_low: Host times likewise.
-        provenance: What it rests on, in one line for people.
+        provenance: The basis of the interval, in one line.
     """
 
     step_low: float
@@ -37,7 +36,7 @@ class StepTimeInterval(NamedTuple):
 def uncertainty(
     profile: EngineProfile, *, precision: str, load: Literal["served", "engine"] = "served"
 ) -> StepTimeInterval:
-    """Return how far a deployment may lie from an engine's profile."""
+    """Return the interval of a deployment around an engine's profile."""
     spread = profile.spread(precision=precision, load=load)
     step, host = (math.exp(NORMAL_90 * sd) for sd in (spread.step_log_sd, spread.host_log_sd))
     provenance = (
@@ -48,7 +47,7 @@ def uncertainty(
 
 
 def slowed(choice: StepTimeChoice, *, step_ratio: float, host_ratio: float) -> StepTimeChoice:
-    """Return a choice whose step times and host times take so many times as long; below 1, as short."""
+    """Return a choice with its step times and host times multiplied by ratios."""
     factors = choice.factors or Factors()
     changed = {name: getattr(factors, name) * step_ratio for name in _RATIOS}
     changed |= {name: getattr(factors, name) * host_ratio for name in _SECONDS}

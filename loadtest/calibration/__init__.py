@@ -1,6 +1,15 @@
-"""Fitting a deployment to measured points; imports `simulate`, `metrics` and below."""
+"""Fits a deployment's step-time model to measured points. May import `simulate`, `metrics` and the rooms below."""
 
 from loadtest.calibration.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
 from loadtest.calibration.measured_points import SERVED, Deployment, Point, read_points
 
-__all__ = ["LEAST_POINTS", "SERVED", "TOKEN_BUDGETS", "Deployment", "Point", "Request", "calibrate", "read_points"]
+__all__ = [
+    "LEAST_POINTS",
+    "SERVED",
+    "TOKEN_BUDGETS",
+    "Deployment",
+    "Point",
+    "Request",
+    "calibrate",
+    "read_points",
+]

@@ -1,4 +1,4 @@
-"""From measured points to a calibration: which structure, which numbers, how sure, and how far off on unseen shapes."""
+"""Calibration: chooses the structure, fits the parameters, and estimates confidence and held-out errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from engines.emulator import settings_of
 from engines.errors import UserError
 from engines.files import Document
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import engine_profile_named
+from engines.spec import EngineProfile
 from engines.steptime import step_time_for
 from loadtest.calibration.fit import (
     PARAMETERS,
@@ -49,21 +49,22 @@ from loadtest.calibration.fit import (
 from loadtest.calibration.measured_points import Point
 
 LEAST_POINTS = 6
-MANY_POINTS = 16  # past so many, half of them tell one structure from another
-TOKEN_BUDGETS = (8192, 16384, 32768)  # tried where the deployment's max_num_tokens is not known
+MANY_POINTS = 16  # with more points than this, structures are compared on every second point
+TOKEN_BUDGETS = (8192, 16384, 32768)  # tried if the deployment's max_num_tokens is unknown
 _CONFIDENCE_95 = 1.96
-# Vectors of parameters tried: where only an iteration's size is new, where the attention is, from what is expected.
+# Maximum parameter vectors per fit: if only the token budget is new, if attention is new, from the prior.
 _NEAR, _FAR, _WHOLE = 5, 8, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be calibrated.
+    """What to calibrate.
 
     Attributes:
-        manifest: The engine as planned, with the step-time source the factors stand before.
-        max_num_tokens: Of the deployment; None: the one that explains the points best.
+        manifest: The planned engine, with the step-time source that the factors scale.
+        max_num_tokens: Token budget of the deployment. None: fitted, as the value that explains the points best.
         measured_on: Kind of the points.
+        profile: Whose numbers are expected before any point is seen; None: those of any engine.
     """
 
     manifest: EngineManifest
@@ -71,10 +72,11 @@ class Request:
     generator: LoadGenerator
     max_num_tokens: int | None = None
     measured_on: str = "measured"
+    profile: EngineProfile | None = None
 
 
 class Structure(NamedTuple):
-    """What a fit takes as given: not a number to be moved a little, but one way or another."""
+    """The discrete choices of a fit, as opposed to its continuous parameters."""
 
     max_num_tokens: int
     waves: Waves
@@ -115,28 +117,37 @@ def calibrate(
 
 
 def predicted_logs(request: Request, structure: Structure, logs: Array, points: Sequence[Point]) -> Array:
-    """Return what a fit says of points; shape (points, 3): ln of tokens/s, ITL, TTFT."""
+    """Return a fit's predictions for points: ln of tokens/s, ITL and TTFT; shape (points, 3)."""
     rig = fit_context_of(request, structure)
     return np.array([observe(rig, point, logs) for point in points])
 
 
 def errors_of(seen: Array, points: Sequence[Point]) -> Array:
-    """Return predicted over measured, minus 1; shape (points, 3); nan where nothing was measured."""
+    """Return relative errors, predicted / measured - 1; shape (points, 3); nan where nothing was measured."""
     return np.asarray(np.expm1(seen - np.array([point.logs for point in points])))
 
 
 def fit_context_of(request: Request, structure: Structure) -> FitContext:
-    """Return what a request's points are predicted on, given a structure."""
+    """Return the fixed inputs of a fit's predictions, for a given structure."""
     settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
-    bare = StepTimeChoice(source=request.manifest.step_time.source)  # what an engine profile expects is not yet in
+    bare = StepTimeChoice(
+        source=request.manifest.step_time.source
+    )  # without the engine profile's overheads: they are part of the prior
     source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
-    return FitContext(settings, source, request.generator, structure.waves, prior_for(request))
+    return FitContext(
+        settings, source, request.generator, structure.waves, prior_for(request), _mixed_kv_reads(request)
+    )
 
 
 def prior_for(request: Request) -> Prior:
-    """Return what is expected of a deployment: what its engine profile says, where it has one."""
-    name = request.manifest.step_time.profile
-    return prior_of(None if name is None else engine_profile_named(name))
+    """Return the prior for a deployment: its engine profile's, if it has one, on what the server runs on."""
+    return prior_of(request.profile, gpu=request.manifest.gpu)
+
+
+def _mixed_kv_reads(request: Request) -> float:
+    if request.profile is None:
+        return 1.0
+    return request.profile.factors_on(request.manifest.gpu, request.manifest.model).mixed_kv_reads
 
 
 def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:
@@ -144,10 +155,10 @@ def _fit(request: Request, points: Sequence[Point], structure: Structure, trials
 
 
 def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, float]]:
-    """Return the structure that explains points best, its fit, and the misfit of each that was tried.
+    """Return the structure that explains the points best, its fit, and the misfit of every structure tried.
 
-    First the attention is settled at the largest iterations, then their size; each fit begins where the best so far
-    ended. Where there are many points, every second one tells the structures apart, and all of them fit the best.
+    Attention is chosen first, at the largest token budget, then the budget. Each fit starts from the best result so
+    far. If there are many points, structures are compared on every second one; the best is then fitted to all.
     """
     some = points if len(points) <= MANY_POINTS else points[::2]
     waves = waves_of(request.manifest)
@@ -163,7 +174,7 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
         tried[structure] = trial.cost
         if trial.cost < found.cost:
             best, found = structure, trial
-    if best.waves != waves[-1]:  # where another structure's fit ended is no good place to have begun
+    if best.waves != waves[-1]:  # the optimum of another structure can be a poor starting point
         again = _fit(request, some, best, _WHOLE, None)
         found = min(found, again, key=lambda fitted: fitted.cost)
         tried[best] = found.cost
@@ -173,7 +184,7 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
 
 
 def _fit_without(request: Request, shape: tuple[int, int]) -> Array:
-    """Return errors on the points of one shape by a fit of all others, which chooses its structure too."""
+    """Return errors on the points of one shape, predicted by a fit to all others that chooses its own structure."""
     kept = [point for point in request.points if point.shape != shape]
     best, found, _ = fit_best(request, kept)
     left_out = [point for point in request.points if point.shape == shape]
@@ -181,7 +192,9 @@ def _fit_without(request: Request, shape: tuple[int, int]) -> Array:
 
 
 def waves_of(manifest: EngineManifest) -> tuple[Waves, ...]:
-    """Return the ways decode attention may fill the GPU: split along the context, or a block for each query head."""
+    """Return the options for decode attention: split along the context; on a GPU also one thread block a query head."""
+    if manifest.gpu.device == "cpu":
+        return (SPLIT,)
     model = manifest.model
     full = max(1.0, manifest.gpu.multiprocessors * manifest.parallel.tensor / model.attention_heads)
     reads = model.attention_heads / model.kv_heads
@@ -189,7 +202,7 @@ def waves_of(manifest: EngineManifest) -> tuple[Waves, ...]:
 
 
 def _shapes_to_hold(points: Sequence[Point]) -> list[tuple[int, int]]:
-    """Return the shapes that can be left out: where there are two or more, and enough points without each."""
+    """Return the shapes to hold out in turn: those whose absence leaves another shape and enough points."""
     shapes = sorted({point.shape for point in points})
     if len(shapes) == 1:
         return []
@@ -206,7 +219,8 @@ def _document(
 ) -> Calibration:
     manifest, points = request.manifest, request.points
     errors = errors_of(fitted.seen, points)
-    parameters = _parameters(fitted, prior_for(request))
+    prior = prior_for(request)
+    parameters = _parameters(fitted, prior)
     basis = np.concatenate(list(held.values())) if held else errors
     host = host_of(fitted.logs)
     return Calibration(
@@ -225,7 +239,7 @@ def _document(
             usable_kv_ratio=math.exp(fitted.logs[-1]),
         ),
         generator=request.generator,
-        factors=factors_of(fitted.logs, best.waves),
+        factors=factors_of(fitted.logs, best.waves, _mixed_kv_reads(request)),
         host=host,
         parameters=parameters,
         log_error=_log_error(basis, least=(0.0, 0.0, 0.0) if held else SIGMA),
@@ -242,7 +256,8 @@ def _document(
             )
             for each, cost in tried.items()
         ],
-        warnings=_warnings(request, parameters, held, tried),
+        prior=None if request.profile is None else request.profile.name,
+        warnings=_warnings(request, parameters, prior, held, tried),
     )
 
 
@@ -266,10 +281,10 @@ def _parameters(fitted: Fitted, prior: Prior) -> list[FittedParameter]:
 
 
 def _log_error(errors: Array, *, least: tuple[float, float, float]) -> dict[Quantity, float]:
-    """Return the root mean square of ln(predicted / measured) by quantity; those that were measured.
+    """Return the root mean square of ln(predicted / measured) for each measured quantity.
 
     Args:
-        least: Never less than this: a fit's own residuals are small where there are hardly more points than numbers.
+        least: Lower limits: with hardly more points than parameters, a fit's own residuals are too small.
     """
     logs = np.log1p(errors)
     return {
@@ -303,27 +318,28 @@ def _residual(point: Point, errors: Sequence[float]) -> PointResidual:
 def _warnings(
     request: Request,
     parameters: Sequence[FittedParameter],
+    prior: Prior,
     held: dict[tuple[int, int], Array],
     tried: dict[Structure, float],
 ) -> list[str]:
     found = [
-        f"{each.name}: the points do not identify it; {each.value:.3g} is mostly what was expected ({each.expected:g})"
+        f"{each.name}: not identified by the points; {each.value:.3g} is mostly the prior's value ({each.expected:g})"
         for each in parameters
         if not each.identified
     ]
-    limits = zip(parameters, *prior_for(request), strict=True)
+    limits = zip(parameters, *prior, strict=True)
     found += [
-        f"{each.name}: {each.value:.3g} is at the edge of what is physical; something else is going on"
+        f"{each.name}: {each.value:.3g} is at its physical limit; the model lacks something this deployment does"
         for each, expected, spread in limits
         if abs(math.log(each.value) - expected) > 3.9 * spread
     ]
     if not held:
-        found.append("no shape could be held out: error bars are what a fit allows its points, and may be too narrow")
+        found.append("no shape could be held out: error bars come from the fitted points and may be too narrow")
     ranked = sorted(tried.values())
     if len(ranked) > 1 and ranked[1] < ranked[0] * 1.05:
         found.append("another structure explains the points almost as well; see alternatives")
     if request.measured_on == "emulated":
-        found.append("measured on an emulated engine: of use for trying this out, not for a plan")
+        found.append("measured on an emulated engine: suitable for trials, not for capacity plans")
     return found
 
 

@@ -1,9 +1,9 @@
-"""Fit a deployment's few numbers to its measured points.
+"""Fits a deployment's parameters to its measured points.
 
-A point is predicted by the batcher on a virtual clock. How often it batches what hardly depends on the numbers that
-are sought, and given those iterations every duration is linear in the factors: so one simulation yields a point's
-figures and, from the same iterations priced part by part, how they change with each factor. What is not linear (the
-host, the usable KV cache) is differenced.
+A point is predicted by the batcher on a virtual clock. The sequence of iterations depends little on the parameters, and
+for given iterations every duration is linear in the factors. One simulation therefore yields a point's figures and, by
+pricing the same iterations part by part, their derivatives by each factor. Derivatives of nonlinear parameters (host
+times, usable KV cache) are finite differences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from engines.calibration import LoadGenerator
 from engines.emulator import Batcher, BatcherSettings, Iteration
 from engines.errors import MissingError
-from engines.spec import EngineProfile, Factors, Host, loaded
+from engines.spec import EngineProfile, Factors, GpuSpec, Host, loaded
 from engines.steptime import Calibrated, StepTime
 from loadtest.calibration.measured_points import SERVED, Point
 from loadtest.simulate import TURNAROUND_S, Arrivals, Contents, Ended, Traffic, Users, VirtualServer
@@ -27,24 +27,30 @@ from loadtest.traffic import ClosedLoop, always, turn_of
 
 Array = npt.NDArray[np.float64]
 
-SIGMA = (0.03, 0.03, 0.12)  # how far a point's tokens/s, ITL and TTFT may be off, in logarithms, for no fault of ours
-OPEN_REQUESTS = 500  # drawn for an open loop whose own arrivals are not known
+SIGMA = (
+    0.03,
+    0.03,
+    0.12,
+)  # assumed measurement noise of tokens/s, ITL and TTFT, as standard deviations of the logarithm
+OPEN_REQUESTS = 500  # seed for an open loop whose arrivals were not recorded
 OPEN_SEED = 20261128
-WINDOW_S = 10.0  # a point is simulated for this long at most, where its measurement took longer: the load is periodic
-MOVED_RATIO = 0.1  # of the expected spread: once a parameter moved so far, what is differenced is differenced again
-TOLERANCE = 1e-4  # relative, in the misfit: where a fit stops
-DIFFERENCE = 0.05  # in the logarithm of a differenced parameter: wide enough to cross the grain of iterations
-MOST_STDDEVS = 4.0  # from what was expected; further is no physics
-POOL_TOUCHED_RATIO = 0.8  # of the KV cache asked for at once: from here on its size shows
-UNIDENTIFIED_RATIO = 0.7  # of the expected spread still left after the fit
+WINDOW_S = 10.0  # longest simulation of a point whose measurement took longer: the load is periodic
+MOVED_RATIO = 0.1  # of the prior's spread: differences are computed again after a parameter has moved this far
+TOLERANCE = 1e-4  # relative change of the misfit at which a fit stops
+DIFFERENCE = (
+    0.05  # step of a finite difference in ln(parameter): large enough to average over the granularity of iterations
+)
+MOST_STDDEVS = 4.0  # standard deviations from the prior's mean; beyond this is not physical
+POOL_TOUCHED_RATIO = 0.8  # of the KV cache in demand: from here on its size has an effect
+UNIDENTIFIED_RATIO = 0.7  # posterior spread over prior spread at which a parameter counts as not identified
 
 
 class Parameter(NamedTuple):
-    """One number to be found, positive, sought by its logarithm.
+    """A positive parameter, fitted in its logarithm.
 
     Attributes:
-        expected: What it is before any point is seen; `spread`, how sure, as a standard deviation of the logarithm.
-        step: Whether durations are linear in it.
+        expected: Prior value, before any point is seen; `spread` is the prior standard deviation of the logarithm.
+        step: Whether durations are linear in the parameter.
     """
 
     name: str
@@ -62,26 +68,26 @@ class Waves(NamedTuple):
     reads: float
 
 
-SPLIT = Waves(1.0, 0.0, 1.0)  # along the context: nothing comes in waves
+SPLIT = Waves(1.0, 0.0, 1.0)  # split along the context: no waves
 
 PARAMETERS = (
-    Parameter("weights_ratio", 1.05, 0.2, True, "time to read the weights, over the source's"),
-    Parameter("gemm_ratio", 1.05, 0.2, True, "matrix arithmetic and activations, over the source's"),
-    Parameter("kv_ratio", 1.0, 0.8, True, "time to read the KV cache while decoding, over the source's"),
-    Parameter("attention_ratio", 1.0, 0.4, True, "attention of prompts, over the source's"),
-    Parameter("iteration_s", 2e-4, 1.0, True, "host time of an iteration, seconds"),
-    Parameter("sequence_s", 1e-5, 1.0, True, "host time for each sequence of an iteration, seconds"),
-    Parameter("prompt_s", 4e-4, 1.0, True, "host time for each prompt of an iteration, seconds"),
-    Parameter("request_s", 1e-3, 1.0, False, "host time of a request before the engine, one after the other, seconds"),
-    Parameter("latency_s", 2e-3, 1.0, False, "what a request takes beyond that, any number at a time, seconds"),
-    Parameter("stream_token_s", 2e-5, 1.0, False, "least time between tokens on their way out, seconds"),
-    Parameter("usable_kv_ratio", 1.0, 0.05, False, "KV cache the deployment acts as if it had, over the planned one"),
+    Parameter("weights_ratio", 1.05, 0.2, True, "time to read the weights, relative to the step-time source"),
+    Parameter("gemm_ratio", 1.05, 0.2, True, "matrix arithmetic and activations, relative to the step-time source"),
+    Parameter("kv_ratio", 1.0, 0.8, True, "time to read the KV cache while decoding, relative to the step-time source"),
+    Parameter("attention_ratio", 1.0, 0.4, True, "attention of prompts, relative to the step-time source"),
+    Parameter("iteration_s", 2e-4, 1.0, True, "host time per iteration, seconds"),
+    Parameter("sequence_s", 1e-5, 1.0, True, "host time per sequence of an iteration, seconds"),
+    Parameter("prompt_s", 4e-4, 1.0, True, "host time per prompt of an iteration, seconds"),
+    Parameter("request_s", 1e-3, 1.0, False, "serial host time per request before the engine, seconds"),
+    Parameter("latency_s", 2e-3, 1.0, False, "parallel latency per request, in addition, seconds"),
+    Parameter("stream_token_s", 2e-5, 1.0, False, "minimum time between output tokens, seconds"),
+    Parameter("usable_kv_ratio", 1.0, 0.05, False, "effective KV cache size, relative to the planned size"),
 )
 STEP_COUNT = sum(parameter.step for parameter in PARAMETERS)
 
 
 class Prior(NamedTuple):
-    """What is expected of the parameters before any point is seen: logarithms, and their standard deviations."""
+    """Prior of the parameters: means and standard deviations of their logarithms."""
 
     expected: Array
     spread: Array
@@ -90,11 +96,38 @@ class Prior(NamedTuple):
 PRIOR = Prior(
     np.log([parameter.expected for parameter in PARAMETERS]), np.array([parameter.spread for parameter in PARAMETERS])
 )
-PROFILE_SPREAD = 0.7  # of host times that an engine profile expects: deployments of one engine differ less than any two
+PROFILE_SPREAD = 0.7  # spread of a profile's host times: deployments of one engine are alike
 
 
-def prior_of(profile: EngineProfile | None) -> Prior:
-    """Return what an engine profile expects, with the server it has; what it says nothing of is expected as ever."""
+# On a CPU the server's own processes share the cores with the arithmetic, so its host times differ from those that
+# profiles were fitted to on GPU servers. Expected values, and standard deviations of their logarithms. On one core of a
+# 2.6 GHz EPYC, a vLLM step takes 4.6 ms and 0.4 ms per sequence in addition to its measured products
+# (docs/measurements/real-server.md). Factors on products measured with the engine's own library are near 1.
+CPU_HOST = {"iteration_s": 3e-3, "sequence_s": 3e-4, "prompt_s": 2e-3}
+CPU_HOST_SPREAD, CPU_RATIO_SPREAD, MEASURED_RATIO_SPREAD = 1.0, 0.6, 0.1
+
+
+def prior_of(profile: EngineProfile | None, *, gpu: GpuSpec | None = None) -> Prior:
+    """Return the prior of an engine profile and its server; parameters it does not state keep the general prior.
+
+    Args:
+        gpu: What the server runs on; a CPU has a prior of its own for the engine's steps.
+    """
+    prior = _prior_of_profile(profile)
+    if gpu is None or gpu.device == "gpu":
+        return prior
+    expected, spread = prior.expected.copy(), prior.spread.copy()
+    for place, parameter in enumerate(PARAMETERS):
+        if parameter.name in CPU_HOST:
+            expected[place], spread[place] = math.log(CPU_HOST[parameter.name]), CPU_HOST_SPREAD
+        elif parameter.name in {"weights_ratio", "gemm_ratio"} and gpu.products:
+            expected[place], spread[place] = 0.0, MEASURED_RATIO_SPREAD
+        elif parameter.step:
+            spread[place] = max(spread[place], CPU_RATIO_SPREAD)
+    return Prior(expected, spread)
+
+
+def _prior_of_profile(profile: EngineProfile | None) -> Prior:
     if profile is None:
         return PRIOR
     said = loaded(profile.factors, profile.host).model_dump() | profile.host.model_dump(
@@ -111,11 +144,12 @@ def prior_of(profile: EngineProfile | None) -> Prior:
 
 @dataclass(frozen=True, slots=True)
 class FitContext:
-    """What points are predicted on.
+    """The fixed inputs of a prediction.
 
     Attributes:
-        settings: Limits of the engine, its KV cache whole.
+        settings: Limits of the engine, with the whole KV cache.
         waves: How decode attention fills the GPU.
+        mixed_kv_reads: As the engine's profile has it; see `Factors`.
     """
 
     settings: BatcherSettings
@@ -123,20 +157,21 @@ class FitContext:
     generator: LoadGenerator
     waves: Waves = SPLIT
     prior: Prior = PRIOR
+    mixed_kv_reads: float = 1.0
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens the whole KV cache holds."""
+        """Capacity of the whole KV cache, in tokens."""
         return self.settings.kv_blocks * self.settings.tokens_per_block
 
 
 class Fitted(NamedTuple):
-    """Where a fit ended.
+    """The result of a fit.
 
     Attributes:
         logs: Logarithms of the parameters; shape (P,).
-        covariance: Of those; shape (P, P).
-        cost: Half the sum of squared residuals, large ones damped.
+        covariance: Covariance of `logs`; shape (P, P).
+        cost: Half the sum of squared residuals, with large ones damped.
         seen: Logarithms of the points' predicted tokens/s, ITL and TTFT; shape (points, 3).
     """
 
@@ -146,20 +181,21 @@ class Fitted(NamedTuple):
     seen: Array
 
 
-def factors_of(logs: Array, waves: Waves) -> Factors:
-    """Return the factors a vector of parameters stands for."""
+def factors_of(logs: Array, waves: Waves, mixed_kv_reads: float = 1.0) -> Factors:
+    """Return the factors encoded in a parameter vector."""
     values = {parameter.name: math.exp(x) for parameter, x in zip(PARAMETERS, logs, strict=True) if parameter.step}
-    return Factors(**values, wave_sequences=waves.sequences, wave_tail=waves.tail, wave_reads=waves.reads)
+    values |= {"wave_sequences": waves.sequences, "wave_tail": waves.tail, "wave_reads": waves.reads}
+    return Factors(**values, mixed_kv_reads=mixed_kv_reads)
 
 
 def host_of(logs: Array) -> Host:
-    """Return the host's share a vector of parameters stands for."""
+    """Return the host times encoded in a parameter vector."""
     by_name = {parameter.name: math.exp(x) for parameter, x in zip(PARAMETERS, logs, strict=True)}
     return Host(**{name: by_name[name] for name in ("request_s", "latency_s", "stream_token_s")})
 
 
 def observe(rig: FitContext, point: Point, logs: Array) -> Array:
-    """Return the logarithms of what a point would show: tokens/s, mean ITL, mean TTFT; shape (3,)."""
+    """Return ln of a point's predicted tokens/s, mean ITL and mean TTFT; shape (3,)."""
     return _Trial(rig, point, logs).logs()
 
 
@@ -167,8 +203,8 @@ def fit(rig: FitContext, points: Sequence[Point], *, trials: int = 15, start: Ar
     """Find the parameters that explain the points best.
 
     Args:
-        start: Where to begin; None: at what is expected.
-        trials: Vectors of parameters tried at most.
+        start: Starting point. None: the prior's mean.
+        trials: Maximum number of parameter vectors.
 
     Raises:
         MissingError: SciPy is not installed.
@@ -196,7 +232,7 @@ def fit(rig: FitContext, points: Sequence[Point], *, trials: int = 15, start: Ar
 
 @dataclass(slots=True)
 class _Work:
-    """Residuals of points and of expectations, each simulated once for a vector of parameters."""
+    """Residuals of points and prior; each parameter vector is simulated once."""
 
     rig: FitContext
     points: Sequence[Point]
@@ -205,7 +241,7 @@ class _Work:
     _latest: tuple[Array, Array] | None = None
 
     def residuals(self, logs: Array) -> Array:
-        """Return residuals in standard deviations: of what was measured, then of what was expected."""
+        """Return residuals in standard deviations: of the points, then of the prior."""
         return np.concatenate([self._of_points(logs), (logs - self.rig.prior.expected) / self.rig.prior.spread])
 
     def jacobian(self, logs: Array) -> Array:
@@ -217,11 +253,11 @@ class _Work:
         return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / self.rig.prior.spread)])
 
     def seen(self, logs: Array) -> Array:
-        """Return what the points would show; shape (points, 3)."""
+        """Return the points' predictions; shape (points, 3)."""
         return self._trials(logs)[0]
 
     def _trials(self, logs: Array) -> tuple[Array, Array]:
-        """Return what the points show, and its derivatives by the step factors: one simulation gives both."""
+        """Return the points' predictions and their derivatives by the step factors, from one simulation."""
         key = logs.tobytes()
         if key not in self._seen:
             trials = (_Trial(self.rig, point, logs, keep_steps=True) for point in self.points)
@@ -234,7 +270,7 @@ class _Work:
         return np.concatenate([slopes, np.zeros((*slopes.shape[:2], len(PARAMETERS) - STEP_COUNT))], axis=2)
 
     def _differenced(self, logs: Array) -> Array:
-        """Return the derivatives that take simulations of their own; the latest while nothing has moved far."""
+        """Return the derivatives by finite differences; cached until the parameters have moved enough."""
         if self._latest is None or np.any(np.abs(logs - self._latest[0]) > MOVED_RATIO * self.rig.prior.spread):
             seen = self.seen(logs)
             rows = [differences_of(self.rig, point, logs, here) for point, here in zip(self.points, seen, strict=True)]
@@ -242,7 +278,7 @@ class _Work:
         return self._latest[1]
 
     def misfit(self, logs: Array) -> float:
-        """Return the mean squared residual of the points, large ones damped."""
+        """Return the mean squared residual of the points, with large ones damped."""
         squares = self._of_points(logs) ** 2
         return float(np.sum(2 * (np.sqrt(1 + squares) - 1)) / max(1, np.count_nonzero(squares)))
 
@@ -266,12 +302,12 @@ class _Trial:
     ended: list[Ended] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Run it."""
+        """Run the simulation."""
         served = self.point.load in SERVED
         self.server = VirtualServer(
             Batcher(
                 self._settings(),
-                Calibrated(self.rig.source, factors_of(self.parameters, self.rig.waves)),
+                Calibrated(self.rig.source, factors_of(self.parameters, self.rig.waves, self.rig.mixed_kv_reads)),
             ),
             self._traffic(),
             host_of(self.parameters) if served else Host(),
@@ -304,7 +340,7 @@ class _Trial:
         )
 
     def times(self) -> tuple[Array, Array, Array]:
-        """Return when the measured requests were sent, and when their first and last tokens left."""
+        """Return the times at which measured requests were sent, got their first token and got their last token."""
         sent = np.array([ended.sent.sent_s for ended in self.ended])
         first, last = np.array([self.server.first_and_last_s(ended) for ended in self.ended]).T
         return sent, first, last
@@ -316,8 +352,8 @@ class _Trial:
     def slopes(self) -> Array:
         """Return the derivatives of `logs` by the logarithms of the factors; shape (3, factors).
 
-        The iterations are taken as they are, each priced by its parts; a request waits from the end of the run of
-        iterations in which it was sent.
+        The sequence of iterations is held fixed and each is priced part by part. A request starts to wait at the end of
+        the run of iterations during which it was sent.
         """
         (_, itl_s, ttft_s), cycle_s = self._figures()
         features, last_index, ends_s = self._features()
@@ -334,7 +370,7 @@ class _Trial:
         return np.asarray(weights * np.array([-of_cycle, decoding / gaps / max(itl_s, 1e-12), waiting / ttft_s]))
 
     def _figures(self) -> tuple[tuple[float, float, float], float]:
-        """Return tokens/s, ITL, TTFT, and the seconds in which every user gets one reply."""
+        """Return (tokens/s, ITL, TTFT), and the seconds in which every user gets one reply."""
         sent, first, last = self.times()
         point = self.point
         ttft_s = float((first - sent).mean())
@@ -349,7 +385,7 @@ class _Trial:
         return (point.concurrency * point.osl / cycle_s, max(itl_s, 1e-12), ttft_s), cycle_s
 
     def _features(self) -> tuple[Array, Array, Array]:
-        """Return cumulative seconds by factor, unweighted, after each run of iterations; its last index and end.
+        """Return the unweighted cumulative seconds by factor after each run of iterations; its last index and end.
 
         Shapes (runs + 1, factors), (runs,), (runs,).
         """
@@ -363,7 +399,7 @@ class _Trial:
         return np.concatenate([np.zeros((1, STEP_COUNT)), np.cumsum(each, axis=0)]), last_index, ends_s
 
     def _settings(self) -> BatcherSettings:
-        """Return the engine's limits: those of a static batch let it run whole, and nothing longer is refused."""
+        """Return the engine's limits, raised for a static batch to its whole size and for the longest request."""
         rig, point = self.rig, self.point
         settings = rig.settings
         usable = math.exp(self.parameters[-1])
@@ -392,7 +428,7 @@ def slopes_of(rig: FitContext, point: Point, logs: Array) -> Array:
 
 
 def differences_of(rig: FitContext, point: Point, logs: Array, here: Array) -> Array:
-    """Return what only another simulation tells of the derivatives, the rest 0; shape (3, P)."""
+    """Return the derivatives that need another simulation; zero for all other parameters; shape (3, P)."""
     found = np.zeros((3, len(PARAMETERS)))
     for place, parameter in enumerate(PARAMETERS):
         if parameter.name == "latency_s" and point.load in SERVED:
@@ -405,7 +441,7 @@ def differences_of(rig: FitContext, point: Point, logs: Array, here: Array) -> A
 
 
 def _by_latency(point: Point, latency_s: float, here: Array) -> Array:
-    """Return how a point's logarithms move with that of a latency: each request waits so much longer, and no other."""
+    """Return the derivatives of a point's logarithms by that of a latency added to every request."""
     tokens_per_s, itl_s, ttft_s = np.exp(here)
     cycle_s = point.concurrency * point.osl / tokens_per_s
     of_cycle = 0.0 if point.load == "request_rate" else latency_s / cycle_s
@@ -413,7 +449,7 @@ def _by_latency(point: Point, latency_s: float, here: Array) -> Array:
 
 
 def _matters(rig: FitContext, point: Point, parameter: Parameter) -> bool:
-    """Whether a point can show anything of a parameter that durations are not linear in."""
+    """Whether a point depends on a parameter in which durations are not linear."""
     if parameter.name == "usable_kv_ratio":
         asked = point.concurrency * (point.isl + point.osl)
         return point.load != "static_batch" and asked > POOL_TOUCHED_RATIO * rig.kv_tokens
@@ -421,7 +457,7 @@ def _matters(rig: FitContext, point: Point, parameter: Parameter) -> bool:
 
 
 def _arrivals_s(point: Point) -> Array:
-    """Return when the requests of an open loop are sent: as they were, or Poisson at the stated rate."""
+    """Return the send times of an open loop's requests: as recorded, or drawn as Poisson at the stated rate."""
     if point.arrivals_s:
         return np.array(point.arrivals_s)
     drawn = np.cumsum(np.random.default_rng(OPEN_SEED).exponential(1 / point.rate_per_s, OPEN_REQUESTS))
@@ -429,7 +465,7 @@ def _arrivals_s(point: Point) -> Array:
 
 
 def _features_of(step_time: Calibrated, step: Iteration) -> list[float]:
-    """Return the seconds of a run of iterations by factor, each at 1."""
+    """Return the seconds of a run of iterations by factor, with every factor at 1."""
     shape, repeats = step.shape, step.repeats
     parts = step_time.parts(shape)
     sequences = shape.decode_sequences + shape.prefill_sequences

@@ -1,4 +1,4 @@
-"""Measured points a calibration is fitted to: rows of a table, or the levels of measured runs."""
+"""Measured points for a calibration: rows of a CSV table, or levels of measured runs."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from loadtest.results import RUN_NAME, read_records, read_run, read_samples
 
 Load = Literal["concurrency", "request_rate", "static_batch", "max_load"]
 LOADS: tuple[Load, ...] = ("concurrency", "request_rate", "static_batch", "max_load")
-SERVED: tuple[Load, ...] = ("concurrency", "request_rate")  # through a server; the others are the engine alone
+SERVED: tuple[Load, ...] = ("concurrency", "request_rate")  # through a server; other kinds use the bare engine
 _NEEDED = ("isl", "osl")
 _MS = 1e-3
 
 
 class Point(NamedTuple):
-    """Means of one measured level; None: not measured, or not of this load.
+    """Means of one measured level. None: not measured, or not defined for this load.
 
     Attributes:
-        load: `concurrency`: a closed loop of so many users; `request_rate`: an open loop; `static_batch`: so many
-            requests at once, once, engine only; `max_load`: many more requests than fit, all at once, engine only.
-        concurrency: Users, or the batch; 0 for `max_load` and `request_rate`.
+        load: `concurrency`: a closed loop; `request_rate`: an open loop; `static_batch`: all requests at once,
+            one time, on the bare engine; `max_load`: many more requests than fit, all at once, on the bare engine.
+        concurrency: Users, or the batch size; 0 for `max_load` and `request_rate`.
         where: File and line, or run and level.
-        rate_per_s: Requests a second of an open loop; 0 for the others.
-        arrivals_s: When its requests were sent, where that is known; empty: Poisson arrivals are drawn.
+        rate_per_s: Requests per second of an open loop; 0 for other loads.
+        arrivals_s: Send times of its requests if known; if empty, Poisson arrivals are drawn.
     """
 
     where: str
@@ -47,19 +47,19 @@ class Point(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Prompt and reply length."""
+        """Prompt and reply length, in tokens."""
         return self.isl, self.osl
 
     @property
     def logs(self) -> tuple[float, float, float]:
-        """Natural logarithms of tokens/s, ITL, TTFT; nan where there is none, or the load alone decides it."""
+        """Logarithms of tokens/s, ITL, TTFT; nan where not measured, or where the load alone determines the value."""
         tokens_per_s = None if self.load == "request_rate" else self.tokens_per_s
         values = (tokens_per_s, self.itl_s, self.ttft_s)
         return tuple(math.nan if value is None else math.log(value) for value in values)  # type: ignore[return-value]
 
 
 class Deployment(NamedTuple):
-    """Whose points are wanted; a row that says it is of another is left out."""
+    """The deployment to calibrate; rows of any other one are skipped."""
 
     model: str
     gpu: str
@@ -68,11 +68,11 @@ class Deployment(NamedTuple):
 
 
 def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[str]]:
-    """Return the points of a CSV table or of a run folder, and why others were left out, with how many each.
+    """Return the points of a CSV table or run folder, and the number of rows skipped for each reason.
 
     Raises:
-        MissingError: There is no such file.
-        UserError: A column or a number is missing or wrong, or the run measured nothing.
+        MissingError: The file does not exist.
+        UserError: A column or value is missing or invalid, or the run measured nothing.
     """
     if path.is_dir():
         return _points_of_run(path)
@@ -101,7 +101,7 @@ def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[st
 
 
 def _why_left_out(row: dict[str, str], wanted: Deployment) -> str | None:
-    """Return why a row is of no use for a deployment, as far as it says; names are compared without their dressing."""
+    """Return why a row does not apply to a deployment, or None. Names are compared after normalization."""
     checks = (
         ("load_kind", lambda text: text in LOADS, "load that cannot be simulated: "),
         ("tp", lambda text: text == str(wanted.tensor_parallel), "tensor parallel "),
@@ -156,7 +156,7 @@ def _point_of_row(row: dict[str, str], where: str) -> Point:
 
 
 def _rate(row: dict[str, str], where: str) -> float | None:
-    """Return the requests a second that a row says it was offered, in a column or among its notes."""
+    """Return a row's offered requests per second, from its column or its notes."""
     found = re.search(r"offered_qps=([0-9.]+)", row.get("notes") or "")
     return _number(row, "rate_per_s", where) or (float(found[1]) if found else None)
 

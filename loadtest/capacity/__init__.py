@@ -1,4 +1,4 @@
-"""Capacity plans: engine, number of replicas and cost for a traffic and its objectives; their verification."""
+"""Capacity planning: engine, replica count and cost for given traffic and objectives; verification of a plan."""
 
 from loadtest.capacity.parallel import ResultCache, workers_of
 from loadtest.capacity.plan import make_capacity

@@ -1,4 +1,4 @@
-"""Replicas over the day: what an autoscaler that looks at the rate, and waits for machines, would keep up."""
+"""Replica counts over the day for an autoscaler that follows the request rate and waits for machines to start."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from loadtest.capacity.inputs import Autoscaling, Availability
 from loadtest.capacity.replica_count import size_for
 from loadtest.capacity.simulation import SLOT_S, RateCurve
 
-REPORT_SLOTS = 5  # slots that one point of the report stands for
+REPORT_SLOTS = 5  # slots of the curve per point of the report
 
 
 class Point(Strict):
-    """Some minutes of the day.
+    """A few minutes of the day.
 
     Attributes:
-        at_h: Hours from midnight, or from the trace's beginning.
-        rate_per_s: Highest of these minutes.
-        needed: Replicas without spare ones that the rate takes, most of these minutes.
-        up: Replicas there, fewest of these minutes.
+        at_h: Hours since midnight, or since the start of the trace.
+        rate_per_s: Highest rate of these minutes.
+        needed: Most replicas that the rate needs in these minutes, without spares.
+        up: Fewest replicas running in these minutes.
     """
 
     at_h: float
@@ -32,15 +32,15 @@ class Point(Strict):
 
 
 class Day(Strict):
-    """An autoscaled day.
+    """A day of an autoscaled deployment.
 
     Attributes:
-        mean_replicas: Over the day, paid for from the moment they are asked for.
-        most_replicas: At one time.
-        short_minutes: In which fewer were up than the rate takes with its headroom.
-        overloaded_minutes: In which they could not have carried the rate at all, headroom and all.
-        steepest_h: When rate and replicas were furthest apart.
-        is_day: Whether the curve is a whole day.
+        mean_replicas: Mean over the day; a replica is paid for from the moment it is requested.
+        most_replicas: Largest number at one time.
+        short_minutes: Minutes with fewer replicas than the rate needs with headroom.
+        overloaded_minutes: Minutes with fewer replicas than the rate needs even without headroom.
+        steepest_h: Time of the largest gap between rate and replicas.
+        is_day: Whether the curve covers a whole day.
     """
 
     mean_replicas: float
@@ -53,7 +53,7 @@ class Day(Strict):
 
 
 class Ups(Strict):
-    """Replicas that were up, by slot of the curve."""
+    """Running replicas in each slot of the curve."""
 
     up: tuple[int, ...]
 
@@ -67,11 +67,11 @@ def autoscaled(
     *,
     seed: int,
 ) -> tuple[Day, Ups]:
-    """Return a day of an autoscaler, and the replicas up in each slot.
+    """Return an autoscaler's day, and the running replicas in each slot.
 
-    Every `interval_s` it counts the requests since it last looked, and asks for as many replicas as that rate takes
-    with headroom and spare ones; they come `start_up_s` later. It gives replicas back once fewer have been enough for
-    `scale_down_after_s`. A day's curve is gone through twice, and the second time is told: no morning begins cold.
+    Every `interval_s` the autoscaler computes the rate since its last check and requests the replicas that this rate
+    needs, with headroom and spares; they are ready `start_up_s` later. It removes replicas once fewer have sufficed for
+    `scale_down_after_s`. A whole day is simulated twice and the second pass is reported, so no day starts cold.
     """
     rates = curve.rates_per_s * growth
     rounds = 2 if curve.is_day else 1
@@ -93,12 +93,12 @@ def autoscaled(
 def _followed(
     rates: np.ndarray, replica_per_s: float, availability: Availability, scaling: Autoscaling, rng: np.random.Generator
 ) -> tuple[list[int], list[int]]:
-    """Return the replicas up, and those paid for, in each slot."""
+    """Return the running replicas and the paid replicas in each slot."""
     start_slots = math.ceil(scaling.start_up_s / SLOT_S)
     every = max(1, round(scaling.interval_s / SLOT_S))
     patience = max(1, math.ceil(scaling.scale_down_after_s / (every * SLOT_S)))
     up = size_for(max(float(rates[0]), 1e-9), replica_per_s, availability).total
-    coming: deque[tuple[int, int]] = deque()  # (slot, replicas), in order
+    coming: deque[tuple[int, int]] = deque()  # (slot, replicas), in order of slots
     recent: deque[int] = deque(maxlen=patience)
     ups, paid = [], []
     for slot in range(len(rates)):

@@ -1,4 +1,4 @@
-"""What could serve the demand: engines planned, engines built, runs measured; each knows what its figures rest on."""
+"""Candidates for a demand: planned engines, existing engines, measured runs; each with the basis of its figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
 from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read_manifest
 from engines.planning import emulated_manifest, make_plan, resolve_recipe
-from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, gpu_named
+from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, resolve_gpu
 from engines.steptime import uncertainty
 from loadtest.capacity.inputs import Demand, MeasuredRun
 from loadtest.capacity.simulation import Interval, LengthProfile, Slowdown
@@ -22,24 +22,24 @@ from loadtest.results import REQUESTS_NAME, RUN_NAME
 from loadtest.simulate import calibrated
 
 Basis = Literal["measured", "calibrated", "predicted", "emulated"]
-# What a row rests on, best first. `emulated` is a server around our own step times, or a calibration on one: it says
-# nothing of a GPU, and is ranked below a plain prediction.
+# Basis of a row's figures, best first. `emulated` is a server around this project's own step times, or a calibration on
+# one: it says little about a GPU, and ranks below a plain prediction.
 RANK: dict[Basis, int] = {"measured": 0, "calibrated": 1, "predicted": 2, "emulated": 3}
-EVICTING = " evicting"  # ends the name of an engine that reserves no KV blocks
-ONE_SIDED_95 = 1.645  # standard deviations that one draw in twenty of a normal distribution exceeds
+EVICTING = " evicting"  # suffix for an engine that reserves no KV blocks
+ONE_SIDED_95 = 1.645  # one-sided 5 % quantile of a normal distribution, in standard deviations
 
 
 class Candidate(Strict):
-    """One way to serve the demand with replicas of one kind.
+    """One way to serve the demand, with replicas of one kind.
 
     Attributes:
-        basis: What its figures rest on.
-        manifest: The engine as the simulation takes it, a calibration laid over it; None of a run, or where refused.
-        interval: Both ends of its prediction, on step and host times; 1 of a measured run.
-        interval_source: Where the interval comes from.
-        refused: Why it cannot serve the demand; None where it can be tried.
-        run: The measured run it is.
-        evicts: It is an engine that is tried without reservations too, but evicts instead of reserving.
+        basis: What its figures are based on.
+        manifest: The engine to simulate, with any calibration applied; None for a run, or if refused.
+        interval: Both ends of the prediction interval, for step and host times; 1 for a measured run.
+        interval_source: Origin of the interval.
+        refused: Why it cannot serve the demand; None if it is to be searched.
+        run: The measured run, if it is one.
+        evicts: It is a variant of another candidate, with evictions instead of reservations.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Candidate(Strict):
 
     @property
     def pair(self) -> tuple[str, str, int]:
-        """What has to be alike for one basis to beat another."""
+        """The hardware and precision within which one basis outranks another."""
         return self.gpu, self.precision, self.tensor_parallel
 
 
@@ -68,10 +68,10 @@ class _Known(NamedTuple):
 
 
 def candidates_of(demand: Demand, folder: Path, shape: LengthProfile, *, made_by: MadeBy) -> list[Candidate]:
-    """Return every candidate, those that cannot serve the demand with their reason.
+    """Return every candidate, including those that cannot serve the demand, with the reason.
 
     Raises:
-        MissingError, UserError: A calibration, engine or run that is named cannot be read.
+        MissingError, UserError: A named calibration, engine or run cannot be read.
     """
     choices = demand.candidates
     known = [_Known(folder / path, read_calibration(folder / path)) for path in choices.calibrations]
@@ -87,7 +87,7 @@ def _planned(demand: Demand, shape: LengthProfile, known: list[_Known], made_by:
     limits, choices = demand.limits, demand.candidates
     for gpu, precision, tensor in product(limits.gpu_names, limits.precisions, limits.tensor_parallel):
         seen: set[str] = set()
-        pair = (gpu_named(gpu).name, precision, tensor)
+        pair = (gpu, precision, tensor)
         for batch, tokens in product(choices.max_batch_size, choices.max_num_tokens):
             made = _plan(demand, shape, pair, (batch, tokens), made_by)
             for each in _by_policy(made, demand, shape):
@@ -98,9 +98,9 @@ def _planned(demand: Demand, shape: LengthProfile, known: list[_Known], made_by:
 
 
 def _by_policy(made: Candidate, demand: Demand, shape: LengthProfile) -> Iterator[Candidate]:
-    """Yield an engine by each scheduler policy to be tried.
+    """Yield an engine once for each scheduler policy to try.
 
-    Where what is reserved never keeps a slot empty, no request is ever evicted either, and the policies are one.
+    If reservations never keep a slot empty, no request is ever evicted either, and the policies are equivalent.
     """
     manifest = made.manifest
     if manifest is None:
@@ -110,7 +110,7 @@ def _by_policy(made: Candidate, demand: Demand, shape: LengthProfile) -> Iterato
     policies: tuple[SchedulerPolicy, ...] = (asked,) if asked != "auto" else ("guaranteed_no_evict",)
     reserved = min(shape.mean_isl + shape.max_tokens, manifest.limits.max_seq_len)
     slots = manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block / reserved
-    if manifest.runtime.scheduler_policy != "guaranteed_no_evict":  # as its engine always does
+    if manifest.runtime.scheduler_policy != "guaranteed_no_evict":  # the engine's own policy
         policies = (manifest.runtime.scheduler_policy,)
     elif asked == "auto" and slots < manifest.limits.max_batch_size:
         policies = ("guaranteed_no_evict", "max_utilization")
@@ -151,18 +151,23 @@ def _plan(
         manifest = emulated_manifest(plan, asked.recipe)
     except (UserError, TargetMissedError) as error:
         refused = f"{error.message}; {error.hint}" if error.hint else error.message
-        name = _name(gpu, precision, tensor)
+        gpu = resolve_gpu(gpu).name
         return Candidate(
-            name=name, basis="predicted", gpu=gpu, precision=precision, tensor_parallel=tensor, refused=refused
+            name=_name(gpu, precision, tensor),
+            basis="predicted",
+            gpu=gpu,
+            precision=precision,
+            tensor_parallel=tensor,
+            refused=refused,
         )
     return _of_manifest(manifest)
 
 
 def _plan_objectives(demand: Demand) -> dict[str, float]:
-    """Return what the planner's own search is to keep: the demand's limits as its steady state knows them.
+    """Return the limits for the engine planner's own search: those of the demand's limits that a steady state has.
 
-    Limits come from the middle of the prediction: an engine made for its unfavourable end would be too small for all
-    that is likely.
+    They apply at the middle of the prediction: an engine sized for its unfavourable end would be too small for most
+    likely outcomes.
     """
     wanted = demand.objectives
     itl = wanted.itl_s or wanted.tpot_s
@@ -200,17 +205,18 @@ def _of_manifest(manifest: EngineManifest, sources: tuple[Source, ...] = ()) -> 
 
 
 def _with_prior(manifest: EngineManifest) -> EngineManifest:
-    """Return an engine's manifest with what its profile expects of a deployment that nobody has measured."""
+    """Return an engine's manifest with its engine profile's prior, for a deployment without measurements."""
     choice = manifest.step_time
     if choice.profile is not None or choice.calibration is not None:
         return manifest
     profile = engine_profile_named(DEFAULT_ENGINE_PROFILE)
-    changed = StepTimeChoice(source=choice.source, profile=profile.name, factors=profile.factors, host=profile.host)
+    factors = profile.factors_on(manifest.gpu, manifest.model)
+    changed = StepTimeChoice(source=choice.source, profile=profile.name, factors=factors, host=profile.host)
     return manifest.model_copy(update={"step_time": changed})
 
 
 def _uncalibrated(manifest: EngineManifest) -> tuple[Interval, str]:
-    """Return both ends of a prediction that no measurement of its own stands behind, and where they come from."""
+    """Return both ends of an uncalibrated prediction's interval, and their origin."""
     profile = engine_profile_named(manifest.step_time.profile or DEFAULT_ENGINE_PROFILE)
     found = uncertainty(profile, precision=manifest.precision.name)
     slow, fast = Slowdown(found.step_high, found.host_high), Slowdown(found.step_low, found.host_low)
@@ -218,7 +224,7 @@ def _uncalibrated(manifest: EngineManifest) -> tuple[Interval, str]:
 
 
 def _calibrated(calibration: Calibration) -> Interval:
-    """Return both ends of a calibrated prediction, from its errors on what it had not seen."""
+    """Return both ends of a calibrated prediction's interval, from its held-out errors."""
     worst = max(calibration.log_error.get("tokens_per_s", 0.0), calibration.log_error.get("itl_s", 0.0))
     factor = math.exp(ONE_SIDED_95 * worst)
     return Interval(Slowdown(factor, factor), Slowdown(1 / factor, 1 / factor))
@@ -230,13 +236,13 @@ def _built(folder: Path, shape: LengthProfile, known: list[_Known]) -> Candidate
     made = made.model_copy(update={"name": f"{made.name} ({folder.name})"})
     longest = manifest.limits.max_input_len
     if shape.longest_isl > longest:
-        refused = f"prompts of up to {shape.longest_isl} tokens, the engine was built for {longest}"
+        refused = f"prompts have up to {shape.longest_isl} tokens, but the engine was built for {longest}"
         return made.model_copy(update={"refused": refused})
     return _with_calibration(made, known)
 
 
 def _with_calibration(candidate: Candidate, known: list[_Known]) -> Candidate:
-    """Lay the calibration of the candidate's hardware and precision over it, where there is one."""
+    """Return the candidate with the calibration of its hardware and precision applied, if there is one."""
     manifest = candidate.manifest
     if manifest is None:
         return candidate
@@ -250,7 +256,7 @@ def _with_calibration(candidate: Candidate, known: list[_Known]) -> Candidate:
                     "manifest": calibrated(manifest, each, source.sha256),
                     "basis": basis,
                     "interval": _calibrated(each),
-                    "interval_source": f"{path}: its errors on points it had not seen",
+                    "interval_source": f"{path}: its held-out errors",
                     "calibration": str(path),
                     "sources": (*candidate.sources, source),
                 }
@@ -261,8 +267,8 @@ def _with_calibration(candidate: Candidate, known: list[_Known]) -> Candidate:
 def _measured(folder: Path, run: MeasuredRun) -> Candidate:
     path = folder / run.path
     if not (path / RUN_NAME).is_file():
-        raise MissingError(f"{path}: not a run folder: no {RUN_NAME} in it", hint="give a run folder of run-load")
-    gpu = gpu_named(run.gpu).name
+        raise MissingError(f"{path}: not a run folder: it has no {RUN_NAME}", hint="give a run folder of run-load")
+    gpu = resolve_gpu(run.gpu).name
     return Candidate(
         name=f"{_name(gpu, run.precision, run.tensor_parallel)} ({path.name})",
         basis="measured",

@@ -1,11 +1,14 @@
-"""From what one replica carries to what to buy: rows, their cost, the recommendation, the nearest possible demand."""
+"""From the capacity of one replica to a purchase: rows, cost, recommendation, nearest possible demand."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from engines.files import Strict
+from engines.spec import Accelerator, is_accelerator_file
 from loadtest.capacity.candidates import RANK, Basis, Candidate
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Price
 from loadtest.capacity.replica_count import size_for, total_for
@@ -27,13 +30,13 @@ Status = Literal[
 
 
 class Sized(Strict):
-    """A deployment at one end of the prediction's interval, or at its middle.
+    """A deployment's size at one end of the prediction interval, or at its middle.
 
     Attributes:
-        rate_per_s: What one replica alone carries.
-        needed: Replicas that must be up at the peak; `replicas` with those that may be lost.
-        limited_by: The objective that fails first.
-        verdict: Of the fleet as it was simulated; None where its size follows from one replica's rate.
+        rate_per_s: Requests per second that one replica can carry alone.
+        needed: Replicas that must be up at the peak; `replicas` includes spares.
+        limited_by: The objective that is missed first.
+        verdict: Result of the simulated fleet; None if the size follows from one replica's rate.
     """
 
     rate_per_s: float | None
@@ -45,20 +48,20 @@ class Sized(Strict):
 
 
 class Row(Strict):
-    """One candidate, with all that is known of it.
+    """One candidate with all its figures.
 
     Attributes:
-        rate_per_s: Requests a second that one replica alone is promised to carry; `fleet_per_s` that each carries in
-            the smallest fleet that was simulated.
-        limited_by: The objective that fails first as the load grows.
-        replicas: Of the whole deployment, with those that may be lost; `needed` without.
-        added: Of `needed`, those that a replica's own load would not have asked for, but the fleet behind a router did;
-            negative where the fleet takes fewer.
-        verdict: Of the smallest fleet, simulated; None where nobody simulated one.
+        rate_per_s: Promised requests per second of one replica alone; `fleet_per_s` per replica in the smallest fleet
+            that was simulated.
+        limited_by: The objective that is missed first as the load grows.
+        replicas: Size of the whole deployment including spares; `needed` excludes spares.
+        added: How many more replicas the fleet behind its router needs than one replica's own rate implies; negative
+            if fewer.
+        verdict: Result of the smallest simulated fleet; None if none was simulated.
         middle: The same deployment at the middle of the prediction; `optimistic` at its favourable end.
-        usd_per_month: With every replica up all month.
-        usd_per_million_tokens: Reply tokens of the whole month's traffic.
-        beaten_by: A row of the same hardware and precision that rests on better evidence; it is recommended instead.
+        usd_per_month: With every replica running all month.
+        usd_per_million_tokens: Per million reply tokens of the month's traffic.
+        beaten_by: A row of the same hardware and precision with better evidence, recommended instead.
     """
 
     name: str
@@ -92,17 +95,24 @@ class Row(Strict):
 
     @property
     def is_possible(self) -> bool:
-        """Whether it may be recommended."""
+        """Whether the row may be recommended."""
         return self.status == "possible" and self.beaten_by is None
 
     @property
+    def cost(self) -> float:
+        """What rows are ranked by: USD a month; machines where no accelerator of the demand has a price."""
+        if self.usd_per_month is not None:
+            return self.usd_per_month
+        return math.inf if self.replicas is None else float(self.replicas * self.tensor_parallel)
+
+    @property
     def middle_rate_per_s(self) -> float | None:
-        """What one replica alone carries at the middle of the prediction."""
+        """Requests per second that one replica can carry alone, at the middle of the prediction."""
         return None if self.middle is None else self.middle.rate_per_s
 
     @property
     def sizes(self) -> tuple[Sized, ...]:
-        """The promised, the middle and the optimistic deployment, as far as they are known."""
+        """The promised, middle and optimistic deployment, where known."""
         promised = Sized(
             rate_per_s=self.rate_per_s,
             needed=self.needed,
@@ -115,61 +125,73 @@ class Row(Strict):
 
     @property
     def at_knee(self) -> RateProbe | None:
-        """The figures of a replica at the promised load."""
+        """The figures of a replica at its promised load."""
         return None if self.found is None else self.found.at_knee
 
 
 class Market(Strict):
-    """What rows are costed against.
+    """What the cost of rows is computed from.
 
     Attributes:
-        peak_per_s: Planned for: the mean of the busiest `peak_window_s`, grown to the horizon.
-        tokens_per_month: Reply tokens of a month at the horizon.
+        peak_per_s: Planned peak: mean of the busiest `peak_window_s`, grown to the horizon.
+        tokens_per_month: Reply tokens per month at the horizon.
+        is_priced: False if all of the demand's accelerators are the user's own and none has a price. Plans then state
+            no cost, and the fewest machines count as the cheapest.
     """
 
     peak_per_s: float
     tokens_per_month: float
     prices: dict[str, Price]
+    is_priced: bool = True
 
 
-def market_of(demand: Demand, curve: RateCurve, shape: LengthProfile, prices: dict[str, Price]) -> Market:
-    """Return the planned peak and the month's tokens, both grown to the horizon."""
+def market_of(
+    demand: Demand, curve: RateCurve, shape: LengthProfile, prices: dict[str, Price], own: Sequence[Accelerator] = ()
+) -> Market:
+    """Return the planned peak and the month's tokens, both grown to the horizon.
+
+    Args:
+        own: The demand's accelerators of the user's own.
+    """
+    asked = {*demand.limits.gpu_names, *(run.gpu for run in demand.candidates.runs)}
+    is_only_own = not demand.candidates.engines and all(is_accelerator_file(gpu) for gpu in asked)
     return Market(
         peak_per_s=curve.peak_per_s * demand.growth,
         tokens_per_month=curve.mean_per_s * demand.growth * shape.mean_osl * SECONDS_PER_MONTH,
         prices=prices,
+        is_priced=not (own and is_only_own and not any(each.name in prices for each in own)),
     )
 
 
 def rows_of(demand: Demand, market: Market, found: Sequence[tuple[Candidate, ReplicaCapacity | None]]) -> list[Row]:
-    """Return a row for each candidate: possible ones first, the cheapest of them first."""
+    """Return a row for each candidate: possible rows first, by increasing cost."""
     rows = [_row(demand, market, candidate, most) for candidate, most in found]
     return ranked([row.model_copy(update={"beaten_by": _beaten_by(row, rows)}) for row in rows])
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """Return rows with the possible ones first, the cheapest of them first."""
+    """Return rows sorted: possible rows first, by increasing cost."""
     return sorted(rows, key=_order)
 
 
 def recommended(rows: Sequence[Row]) -> Row | None:
-    """Return the cheapest possible row; of equal ones the one that rests on better evidence."""
+    """Return the cheapest possible row; at equal cost, the one with better evidence."""
     possible = [row for row in rows if row.is_possible]
-    return min(possible, key=lambda row: (row.usd_per_month or 0.0, RANK[row.basis], row.name), default=None)
+    return min(possible, key=lambda row: (row.cost, RANK[row.basis], row.name), default=None)
 
 
 def _order(row: Row) -> tuple[bool, bool, float, int, str]:
     return (
         row.status != "possible",
         row.beaten_by is not None,
-        row.usd_per_month if row.usd_per_month is not None else float("inf"),
+        row.cost,
         RANK[row.basis],
         row.name,
     )
 
 
 def _beaten_by(row: Row, rows: Sequence[Row]) -> str | None:
-    """Return the row of the same GPU, precision and parallelism that rests on better evidence, the best of them."""
+    """Return the best-supported row of the same GPU, precision and parallelism with better evidence, if any."""
     of_pair = (row.gpu, row.precision, row.tensor_parallel)
     better = [
         each
@@ -221,7 +243,7 @@ def _row(demand: Demand, market: Market, candidate: Candidate, found: ReplicaCap
 
 
 def _missed(found: ReplicaCapacity) -> str:
-    """Return what an idle engine, or the least load tried, misses."""
+    """Return what an idle engine, or the lowest load tried, misses."""
     idle = found.idle
     if idle is not None and not idle.met:
         return f"even an idle replica misses {', '.join(idle.missed)}, by a factor of {idle.worst_ratio:.3g}"
@@ -235,12 +257,12 @@ def _too_slow(row: Row, found: ReplicaCapacity, demand: Demand, market: Market) 
     month = usd_per_month(row, size.total)
     return (
         f"a replica carries less than {above:.3g} requests/s ({found.promised.limited_by} fails first): at least "
-        f"{size.total} replicas, {month or 0:,.0f} USD a month"
+        f"{size.total} replicas" + ("" if month is None else f", {month:,.0f} USD a month")
     )
 
 
 def sized(row: Row, carried: Carried | None, demand: Demand, market: Market) -> Sized | None:
-    """Return the deployment that one replica's rate asks for."""
+    """Return the size of a deployment that follows from one replica's rate."""
     if carried is None:
         return None
     if carried.rate_per_s is None:
@@ -272,20 +294,20 @@ def resized(of: Sized, row: Row, found: FleetSize, demand: Demand) -> Sized:
 
 
 def limit_of(found: FleetSize) -> str | None:
-    """Return the objective that the next smaller fleet misses most."""
+    """Return the objective that the next smaller fleet misses by most."""
     smaller = found.smaller
     return smaller.tried.missed[0] if smaller is not None and smaller.tried.missed else None
 
 
 def usd_per_month(row: Row, replicas: int) -> float | None:
-    """Return what so many replicas cost; None without a price."""
+    """Return the monthly cost of this many replicas; None without a price."""
     if row.price is None:
         return None
     return replicas * row.tensor_parallel * row.price.usd_per_gpu_h * HOURS_PER_MONTH
 
 
 def costed(row: Row, demand: Demand, market: Market) -> Row:
-    """Return a row with its replicas and its cost, and whether the limits allow them."""
+    """Return a row with its replicas, its cost, and whether both are within the limits."""
     rate_per_s = row.fleet_per_s or row.rate_per_s
     assert rate_per_s is not None
     size = size_for(market.peak_per_s, rate_per_s, demand.availability)
@@ -293,10 +315,10 @@ def costed(row: Row, demand: Demand, market: Market) -> Row:
 
 
 def priced(row: Row, demand: Demand, market: Market, *, needed: int, replicas: int) -> Row:
-    """Return a row with so many replicas, their cost, and whether the limits allow them."""
+    """Return a row with the given number of replicas, their cost, and whether both are within the limits."""
     price = market.prices.get(row.gpu)
     month = usd_per_month(row.model_copy(update={"price": price}), replicas)
-    status, reason = _allowed(demand, row.gpu, replicas, month)
+    status, reason = _allowed(demand, market, row.gpu, replicas, month)
     return row.model_copy(
         update={
             "needed": needed,
@@ -310,50 +332,55 @@ def priced(row: Row, demand: Demand, market: Market, *, needed: int, replicas: i
     )
 
 
-def _allowed(demand: Demand, gpu: str, replicas: int, month: float | None) -> tuple[Status, str | None]:
+def _allowed(demand: Demand, market: Market, gpu: str, replicas: int, month: float | None) -> tuple[Status, str | None]:
     limits = demand.limits
-    if month is None:
-        return "no price", f"no price of {gpu} from {demand.prices.vendor}: state prices.usd_per_gpu_h.{gpu}"
+    if month is None and (market.is_priced or limits.budget_usd_per_month is not None):
+        return "no price", f"no price of {gpu} from {demand.prices.vendor}: set prices.usd_per_gpu_h.{gpu}"
     if replicas > limits.max_replicas:
         return "too many replicas", f"{replicas} replicas, limits.max_replicas is {limits.max_replicas}"
-    if limits.budget_usd_per_month is not None and month > limits.budget_usd_per_month:
+    if limits.budget_usd_per_month is not None and month is not None and month > limits.budget_usd_per_month:
         return "over budget", f"{month:,.0f} USD a month, the budget is {limits.budget_usd_per_month:,.0f}"
     return "possible", None
 
 
 def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> str:
-    """Return the recommendation in sentences."""
+    """Return the recommendation as sentences."""
     batch = "" if row.max_batch_size is None else f" (max batch size {row.max_batch_size}, {row.max_num_tokens} tokens)"
     gpus = f"{row.tensor_parallel} x {row.gpu}" if row.tensor_parallel > 1 else row.gpu
     replicas = "1 replica" if row.replicas == 1 else f"{row.replicas} replicas"
     lost = f" with {size_of_loss} of them lost" if size_of_loss else ""
     first = "" if row.limited_by is None else f"; {row.limited_by} fails first"
+    cost = (
+        ", at no stated price"
+        if row.usd_per_month is None
+        else f", for {row.usd_per_month:,.0f} USD a month or {row.usd_per_million_tokens:.3g} USD per million reply "
+        "tokens"
+    )
     return (
-        f"Run {replicas} of {demand.model} in {row.precision} on {gpus}{batch}: every objective holds at "
-        f"{market.peak_per_s:.3g} requests/s{lost}, for {row.usd_per_month:,.0f} USD a month or "
-        f"{row.usd_per_million_tokens:.3g} USD per million reply tokens{first}. {_certainty(row)}"
+        f"Run {replicas} of {Path(demand.model).name} in {row.precision} on {gpus}{batch}: every objective is met at "
+        f"{market.peak_per_s:.3g} requests/s{lost}{cost}{first}. {_certainty(row)}"
     )
 
 
 def _certainty(row: Row) -> str:
-    """Return what the size rests on, and what knowing better is worth."""
+    """Return the basis of the size, and the cost difference that a calibration would settle."""
     if row.basis == "measured":
         return "The rate of a replica was measured."
     sizes = [each for each in row.sizes if each.replicas is not None]
     counts = sorted({each.replicas for each in sizes if each.replicas is not None})
     if len(counts) == 1:
-        return f"So many at both ends of the prediction's interval ({row.basis})."
+        return f"The size is the same at both ends of the prediction interval ({row.basis})."
     costs = [each.usd_per_month for each in sizes if each.usd_per_month is not None]
     middle = row.middle.replicas if row.middle is not None else None
     said = f"{counts[0]} to {counts[-1]} replicas"
     said += "" if middle is None else f", {middle} at the middle of the prediction ({row.basis})"
     if row.basis == "calibrated" or not costs:
         return f"{said}."
-    return f"{said}; a calibration of one hour decides {max(costs) - min(costs):,.0f} USD a month. {narrowing(row)}"
+    return f"{said}; a calibration of one hour settles {max(costs) - min(costs):,.0f} USD a month. {narrowing(row)}"
 
 
 def narrowing(row: Row) -> str:
-    """Return which measurement would narrow the answer most: the loads around which the first objective fails."""
+    """Return the measurement that would narrow the interval most: loads around the point of the first miss."""
     rates = [each.rate_per_s for each in row.sizes if each.rate_per_s is not None]
     if not rates:
         return ""
@@ -365,7 +392,7 @@ def narrowing(row: Row) -> str:
 
 
 def nearest_possible(demand: Demand, market: Market, rows: Sequence[Row]) -> str:
-    """Return what could be had where nothing that is asked for can: the smallest step from the demand."""
+    """Return the nearest possible demand if the actual one is not possible."""
     short = [
         row for row in rows if row.status in ("over budget", "too many replicas", "not cheaper") and row.rate_per_s
     ]
@@ -381,23 +408,25 @@ def nearest_possible(demand: Demand, market: Market, rows: Sequence[Row]) -> str
 
 
 def _smaller_traffic(demand: Demand, market: Market, rows: Sequence[Row]) -> str:
-    """Return the most traffic that the limits allow, and the least limit that the traffic allows."""
+    """Return the highest traffic within the limits, and the lowest limits for the traffic."""
     best_peak, best = 0.0, rows[0]
     for row in rows:
         peak = _most_peak(demand, market, row)
         if peak > best_peak:
             best_peak, best = peak, row
     cheapest = min(rows, key=lambda row: row.usd_per_month or float("inf"))
+    month = cheapest.usd_per_month
+    price = "" if month is None else f"{month:,.0f} USD a month ({cheapest.name}), or "
     fewest = min(rows, key=lambda row: row.replicas or 0)
     return (
         f"within the limits, {best.name} carries a peak of {best_peak:.3g} requests/s of the {market.peak_per_s:.3g} "
-        f"asked for; all of it takes {cheapest.usd_per_month:,.0f} USD a month ({cheapest.name}), "
-        f"or at least {fewest.replicas} replicas ({fewest.name})"
+        f"asked for; all of it takes {price}"
+        f"at least {fewest.replicas} replicas ({fewest.name})"
     )
 
 
 def _most_peak(demand: Demand, market: Market, row: Row) -> float:
-    """Return the highest peak whose replicas the limits allow."""
+    """Return the highest peak whose replicas are within the limits."""
     low, high = 0.0, market.peak_per_s
     for _ in range(40):
         middle = (low + high) / 2
@@ -407,7 +436,7 @@ def _most_peak(demand: Demand, market: Market, row: Row) -> float:
 
 
 def _looser_objectives(rows: Sequence[Row]) -> str:
-    """Return the candidate closest to its objectives at the least load, and by how much it misses them."""
+    """Return the candidate closest to its objectives at the lowest load, and the factor by which it misses them."""
     closest = min(rows, key=lambda row: _least(row).worst_ratio)
     least = _least(closest)
     when = "idle" if not least.rate_per_s else f"at {least.rate_per_s:.3g} requests/s"
@@ -418,7 +447,7 @@ def _looser_objectives(rows: Sequence[Row]) -> str:
 
 
 def _least(row: Row) -> RateProbe:
-    """Return the load, or no load at all, at which a row comes closest to its objectives."""
+    """Return the probe, idle or at the lowest load, at which a row comes closest to its objectives."""
     assert row.found is not None
     tried = [*row.found.tried, *((row.found.idle,) if row.found.idle is not None else ())]
     least: RateProbe = min(tried, key=lambda each: each.worst_ratio)

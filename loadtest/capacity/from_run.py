@@ -1,4 +1,4 @@
-"""What a replica was measured to carry: the highest level of a run that kept every objective."""
+"""The measured capacity of a replica: the highest level of a run that meets every objective."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from loadtest.capacity.simulation import (
 from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_in
 from loadtest.results import Kind, read_records, read_run, read_samples
 
-ALIKE_RATIO = 0.15  # mean lengths of a run and of the demand may differ by so much
+ALIKE_RATIO = 0.15  # largest allowed ratio between the mean lengths of a run and of the demand
 
 BASES: dict[Kind, Basis] = {"measured": "measured", "emulated": "emulated", "predicted": "predicted"}
 
 
 def summary_of(folder: Path, demand: Demand) -> Summary:
-    """Return a run's figures, judged by the demand's objectives."""
+    """Return a run's summary, evaluated against the demand's objectives."""
     return summarize(read_run(folder), read_records(folder), read_samples(folder), objectives=demand.objectives)
 
 
 def measured_capacity(
     candidate: Candidate, demand: Demand, shape: LengthProfile
 ) -> tuple[Candidate, ReplicaCapacity | None]:
-    """Return a run as a candidate with the kind its files say, and what it carried; None where it tells nothing.
+    """Return a run as a candidate with the kind of its files, and its capacity; None if it provides none.
 
-    A run of other lengths, one not valid, or a predicted one is refused with its reason.
+    A run with other lengths, a run that is not valid, and a predicted run are refused with the reason.
     """
     run = candidate.run
     assert run is not None
@@ -64,7 +64,7 @@ def measured_capacity(
 
 def _refusal(summary: Summary, shape: LengthProfile) -> str | None:
     if summary.kind == "predicted":
-        return "the run is a prediction; predictions are made here, from the engine itself"
+        return "the run is a prediction; plan-capacity predicts engines itself"
     if summary.validity_issues:
         return f"the run is not valid: {summary.validity_issues[0].text}"
     for name, wanted, found in (("isl", shape.mean_isl, "isl"), ("osl", shape.mean_osl, "osl")):
@@ -72,8 +72,8 @@ def _refusal(summary: Summary, shape: LengthProfile) -> str | None:
             value = getattr(level, found)
             if abs(value / wanted - 1) > ALIKE_RATIO:
                 return (
-                    f"measured at {name} {value}, the demand's mean is {wanted:.0f}: what it carried there says "
-                    "nothing of this; measure it with the scenario this plan writes"
+                    f"measured at {name} {value}, but the demand's mean is {wanted:.0f}: the result does not apply; "
+                    "measure it with the scenario this plan writes"
                 )
     return None
 

@@ -1,4 +1,4 @@
-"""The same work on one core, on all of them, or on a Ray cluster; results kept by what went into them."""
+"""Runs independent tasks in this process, in a pool of processes, or on Ray; caches results by their inputs."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ FoundT = TypeVar("FoundT", bound=BaseModel)
 
 
 class ResultCache(NamedTuple):
-    """Where results are kept.
+    """Cache of results on disk.
 
     Attributes:
-        folder: None keeps none.
+        folder: None: nothing is cached.
     """
 
     folder: Path | None
 
 
 class Work(NamedTuple, Generic[TaskT, FoundT]):
-    """A pure function, what to call it on, and what it returns.
+    """A pure function with a cache key and the type of its result.
 
     Attributes:
-        key: All that its result depends on, as text, but for the package's version and sources, which are added.
-        name: Of one task, for progress.
+        key: Everything that a task's result depends on, as text; the package's version and sources are added.
+        name: Name of a task, for progress.
     """
 
     function: Callable[[TaskT], FoundT]
@@ -51,12 +51,12 @@ class Work(NamedTuple, Generic[TaskT, FoundT]):
 
 
 class Workers:
-    """Processes that stay for all work of a plan; none where one is enough, or where Ray does the work.
+    """A pool of processes that lasts for the whole plan; empty if one process is enough, or if Ray does the work.
 
-    They end with this process, however it ends, and ignore Ctrl-C: it is the parent's to take.
+    Workers end with this process, however it ends, and ignore Ctrl-C, which the parent handles.
 
     Attributes:
-        done: Tasks done since they came, over all batches: one count for the whole plan.
+        done: Tasks completed so far, over all batches of the plan.
     """
 
     def __init__(self, count: int, *, on_ray: bool = False) -> None:
@@ -68,10 +68,10 @@ class Workers:
     def run(
         self, function: Callable[[TaskT], FoundT], tasks: Sequence[tuple[int, TaskT]]
     ) -> Iterator[tuple[int, FoundT]]:
-        """Yield the place and the result of each task, as they are done.
+        """Yield the index and the result of each task as it completes.
 
         Raises:
-            MissingError: Ray is asked for and is not here.
+            MissingError: Ray was requested but is not installed.
         """
         if self.on_ray and tasks:
             yield from _on_ray(function, tasks)
@@ -79,19 +79,19 @@ class Workers:
             yield from ((place, function(task)) for place, task in tasks)
         else:
             pool = self._started()
-            with _without_ctrl_c():  # processes that are started now inherit it: they end by their parent
+            with _without_ctrl_c():  # inherited by processes started now; they end through the parent
                 waiting = {pool.submit(function, task): place for place, task in tasks}
             for each in as_completed(waiting):
                 yield waiting[each], each.result()
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # a fork would copy the parent's threads' locks
+            context = multiprocessing.get_context("spawn")  # a fork would copy locks held by the parent's threads
             self._pool = ProcessPoolExecutor(self.count, context, _begin_worker, (ending_with_parent(),))
         return self._pool
 
     def close(self, *, at_once: bool = False) -> None:
-        """End the processes; `at_once` leaves what they are doing undone."""
+        """End the processes; `at_once` aborts their current tasks."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -103,7 +103,7 @@ class Workers:
 
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Hold Ctrl-C back within the block; it is not lost."""
+    """Defer Ctrl-C within the block; it is delivered afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -113,7 +113,7 @@ def _without_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def workers_of(count: int, *, on_ray: bool = False) -> Iterator[Workers]:
-    """Give workers, and end them with the block: at once where it ends in an error or by Ctrl-C."""
+    """Provide workers and end them with the block; at once after an error or Ctrl-C."""
     workers = Workers(count, on_ray=on_ray)
     try:
         yield workers
@@ -124,7 +124,7 @@ def workers_of(count: int, *, on_ray: bool = False) -> Iterator[Workers]:
 
 
 def _begin_worker(end_with_parent: Callable[[], None]) -> None:
-    """Let a worker end with its parent, and leave Ctrl-C to it."""
+    """Make a worker end with its parent and ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 
@@ -137,10 +137,10 @@ def do(
     workers: Workers,
     progress: Callable[[str], None],
 ) -> list[FoundT]:
-    """Return the function's result for each task, in their order; those already kept are read.
+    """Return the function's result for each task, in order; cached results are read from disk.
 
     Raises:
-        MissingError: Ray is asked for and is not here.
+        MissingError: Ray was requested but is not installed.
     """
     paths = [_path(cache, work.key(task)) for task in tasks]
     found: dict[int, FoundT] = {}
@@ -149,7 +149,7 @@ def do(
         if known is not None:
             found[place] = known
     if found:
-        progress(f"{len(found)} of {len(tasks)} found in {cache.folder}")
+        progress(f"{len(found)} of {len(tasks)} found in the cache {cache.folder}")
     open_places = [place for place in range(len(tasks)) if place not in found]
     begin_s = time.monotonic()
     for done, (place, result) in enumerate(
@@ -168,7 +168,7 @@ def do(
 
 
 def _on_ray(function: Callable[[TaskT], FoundT], tasks: Sequence[tuple[int, TaskT]]) -> Iterator[tuple[int, FoundT]]:
-    """Run each task as a Ray task: on the cluster of RAY_ADDRESS, or a local one."""
+    """Run each task as a Ray task, on the cluster of RAY_ADDRESS or a local one."""
     try:
         import ray  # noqa: PLC0415 (optional, and slow to import)
     except ImportError as error:
@@ -196,7 +196,7 @@ def _path(cache: ResultCache, key: str) -> Path | None:
 
 @cache
 def _sources_sha256() -> str:
-    """Return the hash of the code that results come from: other code, other results."""
+    """Return the hash of the code that computes results, so that changed code does not read old results."""
     digest = hashlib.sha256()
     for room in ("engines", "loadtest"):
         for path in sorted(Path(str(files(room))).rglob("*.py")):
@@ -209,5 +209,5 @@ def _read(path: Path | None, returns: type[FoundT]) -> FoundT | None:
         return None
     try:
         return returns.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError:  # of another version's making
+    except ValidationError:  # written by another version
         return None

@@ -1,4 +1,4 @@
-"""Cost against latency: what fewer or more replicas of each candidate would bring, and which are worth having."""
+"""Cost against latency: deployments with fewer or more replicas of each candidate, and the Pareto frontier."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from loadtest.capacity.simulation import RateProbe
 
 
 class Point(Strict):
-    """A deployment that keeps every objective, at the peak.
+    """A deployment that meets every objective at the peak.
 
     Attributes:
-        is_on_frontier: No other point costs as little and is as quick.
+        is_on_frontier: No other point is at most as expensive and at least as fast.
     """
 
     name: str
@@ -33,13 +33,13 @@ class Point(Strict):
 def frontier_of(
     demand: Demand, market: Market, rows: Sequence[Row], swept: dict[str, tuple[RateProbe, ...]]
 ) -> list[Point]:
-    """Return every deployment that was seen to keep the objectives, the cheapest first.
+    """Return every simulated deployment that meets the objectives, by increasing cost.
 
-    Of loads that take as many replicas, the lowest stands for them: it is closest to what each then has to carry, and
-    not below it.
+    Of the loads that need the same number of replicas, the lowest is used: it is closest to each replica's actual load
+    and not below it.
 
     Args:
-        swept: Further loads by row, beside those its search tried.
+        swept: Further loads by row, in addition to those of its search.
     """
     best: dict[tuple[str, int], Point] = {}
     for row in rows:
@@ -52,7 +52,7 @@ def frontier_of(
                 continue
             known = best.get((row.name, point.replicas))
             if row.replicas is not None and row.verdict is not None and point.replicas <= row.replicas:
-                continue  # the smallest fleet was simulated: fewer do not do
+                continue  # the smallest fleet was simulated: fewer replicas miss an objective
             if known is None or point.rate_per_s < known.rate_per_s:
                 best[row.name, point.replicas] = point
     points = list(best.values())
@@ -63,7 +63,7 @@ def frontier_of(
 
 
 def _sized_point(row: Row) -> Point | None:
-    """Return the smallest fleet of a row as it was simulated behind its router."""
+    """Return the smallest fleet of a row as simulated behind its router."""
     tried = None if row.verdict is None or not row.verdict.met else row.verdict.tried
     if tried is None or row.usd_per_month is None or row.replicas is None:
         return None

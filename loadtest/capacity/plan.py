@@ -1,4 +1,4 @@
-"""From a demand to a capacity plan: what is asked, searched, sized and answered, in one document."""
+"""Makes a capacity plan from a demand: search, sizing, recommendation, details, in one document."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from loadtest.capacity.search import Searched, SearchOptions, cheapest_sized, se
 def make_capacity(
     demand: Demand, folder: Path, head: Document, options: SearchOptions, *, today: date, is_brief: bool = False
 ) -> CapacityPlan:
-    """Return the plan of a demand; one without a possible row says what would be possible.
+    """Return the plan of a demand; if no row is possible, it states the nearest possible demand.
 
     Args:
-        folder: Where the demand's relative paths begin.
-        is_brief: Only the rows and the recommendation are wanted.
+        folder: Where the demand's relative paths start.
+        is_brief: Compute only the rows and the recommendation.
     """
     searched, options = search(demand, folder, head, options, today=today)
     if not is_brief:
@@ -57,11 +57,11 @@ def make_capacity(
 
 def _smaller_text(row: Row) -> str:
     context = "" if row.kv_tokens is None else f"; its KV cache holds {row.kv_tokens:,} tokens"
-    return f"{row.name} would hold it for {row.usd_per_month:,.0f} USD a month, and is not in limits.gpus{context}"
+    return f"{row.name} would carry it for {row.usd_per_month:,.0f} USD a month, but is not in limits.gpus{context}"
 
 
 def _used_prices(searched: Searched) -> list[Price]:
-    """Return the price of each GPU that a row was costed with."""
+    """Return the price of each GPU that the cost of a row uses."""
     return list({row.gpu: row.price for row in searched.rows if row.price is not None}.values())
 
 

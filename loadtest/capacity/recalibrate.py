@@ -1,4 +1,4 @@
-"""A plan made again from measurements of the very deployment it recommends."""
+"""A plan recomputed from measurements of the deployment it recommends."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CALIBRATION_NAME = "calibration.json"
 def recalibrate(
     plan: CapacityPlan, runs: Sequence[Path], *, made_by: MadeBy, progress: Callable[[str], None]
 ) -> Calibration:
-    """Return the calibration of the plan's recommended engine; hardware, precision and limits are the plan's own.
+    """Return the calibration of the plan's recommended engine; hardware, precision and limits come from the plan.
 
     Raises:
-        UserError: The plan recommends no engine, or the runs have too few points of one length each.
+        UserError: The plan recommends no engine, or the runs have too few points with fixed lengths.
     """
     engine = plan.engine
     if engine is None:
@@ -33,10 +33,10 @@ def recalibrate(
         where = ", ".join(str(run) for run in runs)
         raise UserError(
             f"{len(points)} measured points in {where}; at least {LEAST_POINTS} are needed",
-            hint="run-load with the plan's calibrate.yaml measures six loads; --calibrate-from takes several runs",
+            hint="run-load with the plan's calibrate.yaml measures six loads; repeat --calibrate-from for several runs",
         )
     if len(kinds) > 1:
-        raise UserError("emulated and measured runs cannot be fitted together", hint="runs of one kind")
+        raise UserError("emulated and measured runs cannot be fitted together", hint="use runs of one kind")
     bare = engine.model_copy(
         update={"step_time": engine.step_time.model_copy(update={"profile": None, "factors": None, "host": None})}
     )

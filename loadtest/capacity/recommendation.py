@@ -1,4 +1,4 @@
-"""All that a plan states of the recommended row: its other sizes, fleets, autoscaling, load curve and sensitivity."""
+"""Details of the recommended row: its other sizes, fleets, autoscaling, load curve and sensitivity."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from loadtest.capacity.sensitivity import Contender, again_of, cases_of, tasks_f
 from loadtest.capacity.simulation import NONE, Checked, FleetTask, ReplicaCapacity, Slowdown, Task, What, ramp_of
 from loadtest.capacity.tasks import CandidateTask, Reliefs, Sweep, TaskResult
 
-CONTENDERS = 2  # rows that are simulated beyond their search
-SWEEP = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1)  # loads of a replica, of what it is promised to carry
-QUEUE_DOUBLINGS = 4  # of a queue's limit that refuses what could have been served in time
+CONTENDERS = 2  # rows with simulations beyond their search
+SWEEP = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1)  # loads of the sweep, relative to the promised rate
+QUEUE_DOUBLINGS = (
+    4  # largest share of requests that a queue limit may refuse though they could have been served in time
+)
 
 
 def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: SearchOptions) -> tuple[CapacityPlan, Row]:
-    """Return the plan with all that is asked of the recommended row, and that row with its other sizes."""
+    """Return the plan with the recommended row's details, and that row with its other sizes."""
     demand, market = searched.demand, searched.market
     assert best.replicas is not None
     assert best.rate_per_s is not None
@@ -86,7 +88,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
 
 
 def _contenders(searched: Searched, best: Row) -> list[Contender]:
-    """Return the recommended row, and the cheapest of another GPU or precision."""
+    """Return the recommended row, and the cheapest row of another GPU or precision."""
     others = [
         row for row in searched.rows if row.is_possible and (row.gpu, row.precision) != (best.gpu, best.precision)
     ]
@@ -95,7 +97,7 @@ def _contenders(searched: Searched, best: Row) -> list[Contender]:
 
 
 def _by_group(found: Sequence[TaskResult], tasks: dict[str, list[CandidateTask]]) -> Iterator[list[TaskResult]]:
-    """Yield results in the groups that they were asked for in."""
+    """Yield results in the groups in which they were requested."""
     begin = 0
     for group in tasks.values():
         yield list(found[begin : begin + len(group)])
@@ -118,7 +120,7 @@ def _load_curve_task(searched: Searched, each: Contender) -> CandidateTask:
 
 
 def _other_sizes(searched: Searched, best: Row, candidate: Candidate) -> dict[str, list[CandidateTask]]:
-    """Return the fleets of the recommended row at the middle of the prediction and at its favourable end."""
+    """Return the tasks that size the recommended row at the middle and at the favourable end of the prediction."""
     slow, fast = candidate.interval
     found: dict[str, list[CandidateTask]] = {"middle": [], "optimistic": []}
     if slow != NONE and best.middle is not None and best.middle.needed is not None:
@@ -129,7 +131,7 @@ def _other_sizes(searched: Searched, best: Row, candidate: Candidate) -> dict[st
 
 
 def _with_others(searched: Searched, best: Row, results: dict[str, list[TaskResult]]) -> Row:
-    """Return the recommended row with its other sizes as simulated, and what binds it."""
+    """Return the recommended row with its other sizes as simulated, and its binding constraint."""
     promised = best.sizes[0]
     sizes: dict[str, Sized | None] = {"middle": best.middle, "optimistic": best.optimistic}
     for name, known in sizes.items():
@@ -145,7 +147,7 @@ def _with_others(searched: Searched, best: Row, results: dict[str, list[TaskResu
     return best.model_copy(update=changed)
 
 
-def _fleet_task(  # noqa: PLR0913 (one per thing a fleet is made of)
+def _fleet_task(  # noqa: PLR0913 (one per property of a fleet)
     searched: Searched,
     row: Row,
     what: What,
@@ -166,7 +168,7 @@ def _fleet_task(  # noqa: PLR0913 (one per thing a fleet is made of)
 
 
 def _fleet_tasks(searched: Searched, best: Row, day: Day, ups: Ups, queue: int) -> list[CandidateTask]:
-    """Return the fleets to simulate: what remains after a loss by each routing, the loss itself, the steepest ramp."""
+    """Return the fleets to simulate: the survivors of a loss with each routing, the loss itself, the steepest ramp."""
     assert best.needed is not None
     assert best.replicas is not None
     routing = searched.demand.routing
@@ -187,7 +189,7 @@ def _fleet_tasks(searched: Searched, best: Row, day: Day, ups: Ups, queue: int) 
 
 
 def _queue_limit(demand: Demand, best: Row) -> int:
-    """Return how many requests may wait on a replica: as many as the middle of the prediction serves in time."""
+    """Return a replica's queue limit: as many requests as the middle of the prediction serves within the TTFT limit."""
     limits = [limit for of in demand.all_objectives.values() for limit in of.ttft_s.values()]
     rate_per_s = best.middle_rate_per_s or best.rate_per_s
     return max(1, math.ceil(rate_per_s * max(limits))) if limits and rate_per_s else 0
@@ -196,7 +198,7 @@ def _queue_limit(demand: Demand, best: Row) -> int:
 def _sufficient_queue(
     fleets: list[Checked], searched: Searched, best: Row, queue: int, options: SearchOptions
 ) -> tuple[list[Checked], int]:
-    """Return the fleets and the queue limit, doubled until it refuses no more than the demand lets fail."""
+    """Return the fleets and the queue limit, doubled until it refuses no more than the demand allows to fail."""
     allowed = searched.demand.objectives.errors_ratio
     for _ in range(QUEUE_DOUBLINGS):
         if not fleets or fleets[0].refused <= allowed:
@@ -209,7 +211,7 @@ def _sufficient_queue(
 
 
 def _lower_max_tokens(searched: Searched, candidate: Candidate) -> list[CandidateTask]:
-    """Return the search of the same engine with `max_tokens` at the longest reply, where less would be reserved."""
+    """Return the search of the same engine with `max_tokens` set to the longest reply, if that reserves less."""
     shape, manifest = searched.shape, candidate.manifest
     if manifest is None or manifest.runtime.scheduler_policy == "max_utilization":
         return []
@@ -221,7 +223,7 @@ def _lower_max_tokens(searched: Searched, candidate: Candidate) -> list[Candidat
 
 
 def with_max_tokens(demand: Demand, tokens: int) -> Demand:
-    """Return a demand whose requests ask for at most so many reply tokens."""
+    """Return a demand whose requests reserve at most this many reply tokens."""
     traffic = demand.traffic
     if traffic.process == "trace":
         return demand.model_copy(update={"traffic": traffic.model_copy(update={"max_tokens": tokens})})
@@ -254,7 +256,8 @@ def _max_tokens_note(searched: Searched, best: Row, found: Sequence[ReplicaCapac
     )
     if row.needed is None or row.needed >= before:
         return f"{said}Lowering max_tokens to that saves no replica."
-    return f"{said}Lowering max_tokens to that takes {row.replicas} replicas, {row.usd_per_month:,.0f} USD a month."
+    cost = "" if row.usd_per_month is None else f", {row.usd_per_month:,.0f} USD a month"
+    return f"{said}Lowering max_tokens to that needs {row.replicas} replicas{cost}."
 
 
 def _autoscaled_usd(row: Row, day: Day) -> float | None:

@@ -1,4 +1,4 @@
-"""How many replicas a peak takes, with headroom and with what may fail."""
+"""The number of replicas for a peak, with headroom and spares."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from loadtest.capacity.inputs import Availability
 
-_ROUNDING = 1e-9  # ten replicas' worth is ten replicas, whatever a division made of it
+_ROUNDING = 1e-9  # tolerance for rounding errors: exactly ten replicas' load needs ten replicas
 
 
 class Size(NamedTuple):
-    """Replicas of a deployment.
+    """Size of a deployment.
 
     Attributes:
-        needed: That must be up at the peak.
-        total: With those that may be lost.
+        needed: Replicas that must be up at the peak.
+        total: Including spares.
     """
 
     needed: int
@@ -23,10 +23,10 @@ class Size(NamedTuple):
 
 
 def size_for(peak_per_s: float, replica_per_s: float, availability: Availability) -> Size:
-    """Return the replicas of a deployment.
+    """Return the number of replicas of a deployment.
 
-    `n_plus` of them may be lost, or with more than one zone a whole zone of replicas spread evenly, whichever takes
-    more; what remains carries the peak with the headroom.
+    Spares cover the loss of `n_plus` replicas or, with more than one zone, of a whole zone, whichever needs more. The
+    remaining replicas carry the peak with the headroom.
 
     >>> size_for(100.0, 11.0, Availability(n_plus=1, zones=3, headroom=0.0))
     Size(needed=10, total=15)
@@ -36,7 +36,7 @@ def size_for(peak_per_s: float, replica_per_s: float, availability: Availability
 
 
 def total_for(needed: int, availability: Availability) -> int:
-    """Return the replicas of which `needed` remain after the worst loss that has to be survived."""
+    """Return the smallest total of which `needed` replicas remain after the worst planned loss."""
     total = needed + availability.n_plus
     while availability.zones > 1 and total - lost_with_zone(total, availability.zones) < needed:
         total += 1
@@ -44,11 +44,11 @@ def total_for(needed: int, availability: Availability) -> int:
 
 
 def lost_with_zone(total: int, zones: int) -> int:
-    """Return the replicas of the fullest zone."""
+    """Return the number of replicas in the fullest zone."""
     return math.ceil(total / zones)
 
 
 def worst_loss(total: int, availability: Availability) -> int:
-    """Return the replicas that the worst loss planned for takes."""
+    """Return the number of replicas lost in the worst planned loss."""
     zone = lost_with_zone(total, availability.zones) if availability.zones > 1 else 0
     return max(availability.n_plus, zone)

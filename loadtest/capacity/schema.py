@@ -1,4 +1,4 @@
-"""`capacity.json`: the plan of a demand, and the facts of its traffic."""
+"""The schema of `capacity.json`: the plan of a demand and the facts of its traffic."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PLAN_NAME = "capacity.json"
 
 
 class TrafficFacts(Strict):
-    """What the demand's traffic is, in numbers.
+    """The demand's traffic in numbers.
 
     Attributes:
-        peak_per_s: Today's, mean of the busiest `peak_window_s`; `planned_peak_per_s` grown to the horizon, and
-            `hour_per_s` today's mean of the busiest hour.
+        peak_per_s: Today's peak, mean of the busiest `peak_window_s`; `planned_peak_per_s` is grown to the horizon,
+            `hour_per_s` is today's mean of the busiest hour.
         is_day: Whether the curve covers a whole day.
     """
 
@@ -41,18 +41,18 @@ class CapacityPlan(Document):
     """`capacity.json`.
 
     Attributes:
-        recommended: Name of a row; None where nothing possible was found, and `nearest` says what would be.
-        fleets: The recommended replicas simulated together; empty where the row is a measured run.
-        day: Replicas over the day by an autoscaler, of the recommended row.
-        autoscaled_usd_per_month: What they cost; None where the traffic is no whole day.
+        recommended: Name of a row; None if no row is possible, and `nearest` states what would be.
+        fleets: Simulations of the recommended replicas together; empty if the row is a measured run.
+        day: Autoscaled replicas over the day, for the recommended row.
+        autoscaled_usd_per_month: Their cost; None if the traffic does not cover a whole day.
         sweep: The recommended replica at lower and higher loads.
-        max_queue_size: Requests that may wait on each replica, as deployed and as simulated; 0: no limit.
-        warnings: Of prices that are old.
-        max_tokens_note: What a lower `max_tokens` would buy; None where nothing.
-        smaller_gpu: A cheaper GPU outside the demand's limits that would hold it; None where there is none.
-        operating_per_s: What each replica has to carry at the peak with the spares lost; `operating` what it shows
-            there at the unfavourable end of the prediction, `operating_middle` at its middle.
-        engine: Manifest of the recommended engine; None of a measured run.
+        max_queue_size: Maximum queued requests per replica, as deployed and as simulated; 0: no limit.
+        warnings: Prices that are old.
+        max_tokens_note: Effect of a lower `max_tokens`; None if it has none.
+        smaller_gpu: A cheaper GPU outside the demand's limits that would carry the demand, if any.
+        operating_per_s: Load of each replica at the peak with the spares lost; `operating` has its figures there at the
+            unfavourable end of the prediction, `operating_middle` at its middle.
+        engine: Manifest of the recommended engine; None for a measured run.
     """
 
     demand: Demand

@@ -1,4 +1,4 @@
-"""What a replica of each candidate carries, and the cheapest candidate once its smallest fleet has been simulated."""
+"""Finds each candidate's capacity per replica, and the cheapest candidate by its smallest simulated fleet."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from loadtest.capacity.simulation import (
 )
 from loadtest.capacity.tasks import CandidateTask, TaskResult, run_task
 
-BOUND_MARGIN = 1.3  # a simulation brings at most so many times what the closed form of a full batch says
-NEAR_RATIO = 0.6  # of the requests that reservations leave room for: below it they keep nobody waiting
-_ROUNDING = 1e-9  # as dear is as dear, whatever a multiplication made of it
-MARGIN = 0.95  # a fleet may take a replica less than one replica alone points to
+BOUND_MARGIN = 1.3  # a simulated replica carries at most this many times the closed form of a full batch
+NEAR_RATIO = 0.6  # of the requests that reservations have room for; below this, none has to wait for a reservation
+_ROUNDING = 1e-9  # relative tolerance within which costs are equal, for rounding errors
+MARGIN = 0.95  # a fleet can need one replica fewer than one replica's own rate implies
 SIZED_AT_ONCE = 2
-SMALL_USE = 0.1  # of what the closed form of a full batch carries
+SMALL_USE = 0.1  # of the closed form's capacity of a full batch
 
 
 class SearchOptions(NamedTuple):
-    """How the work is done, not what it is."""
+    """How to do the work; none of it changes the result."""
 
     cache: ResultCache
     workers: Workers
@@ -50,7 +50,7 @@ class SearchOptions(NamedTuple):
 
 @dataclass(slots=True)
 class Searched:
-    """Everything that was found out of each candidate alone, and its rows."""
+    """Results of every candidate's own search, and the rows made from them."""
 
     demand: Demand
     folder: Path
@@ -61,21 +61,21 @@ class Searched:
     rows: list[Row]
 
     def candidate(self, name: str) -> Candidate:
-        """Return the candidate of a row."""
+        """Return a row's candidate."""
         return next(each for each, _ in self.found if each.name == name)
 
     @property
     def enough_per_s(self) -> float:
-        """A load past which nobody asks what one replica carries: all of the demand, grown as the levers grow it."""
+        """The load beyond which no replica is searched: the whole demand, with the sensitivity cases' growth."""
         return self.rate_per_s * (1 + STEP)
 
     @property
     def rate_per_s(self) -> float:
-        """The planned peak with its headroom: what the smallest fleet has to carry."""
+        """The planned peak with headroom: the load of the smallest fleet."""
         return self.market.peak_per_s / (1 - self.demand.availability.headroom)
 
     def task(self, candidate: Candidate, demand: Demand) -> Task:
-        """Return the search of a candidate that has an engine."""
+        """Return the search task of a candidate that has an engine."""
         assert candidate.manifest is not None
         return Task(
             candidate.name,
@@ -88,46 +88,47 @@ class Searched:
         )
 
     def add(self, found: Sequence[tuple[Candidate, ReplicaCapacity | None]]) -> None:
-        """Add what was found of candidates."""
+        """Add results of candidates."""
         self.found += found
         known = {row.name: row for row in self.rows if row.verdict is not None}
         self.rows = ranked([known.get(row.name, row) for row in rows_of(self.demand, self.market, self.found)])
 
     def replace_row(self, changed: Row) -> None:
-        """Put a changed row in the place of the one of its name."""
+        """Replace the row of the same name."""
         self.rows = ranked([changed if row.name == changed.name else row for row in self.rows])
 
 
 def search(
     demand: Demand, folder: Path, head: Document, options: SearchOptions, *, today: date
 ) -> tuple[Searched, SearchOptions]:
-    """Find what a replica of every candidate carries, as far as it may win, and return how to do the rest of the work.
+    """Find every candidate's capacity per replica unless it cannot win; return the options for the remaining work too.
 
     Args:
-        folder: Where the demand's relative paths begin.
+        folder: Where the demand's relative paths start.
     """
-    prices = prices_for(demand.prices, folder, today=today, ratio=demand.scale.price)
+    own = demand.own_accelerators
+    prices = prices_for(demand.prices, folder, today=today, ratio=demand.scale.price, own=own)
     curve, shape = curve_of(demand, folder), shape_of(demand, folder)
-    market = market_of(demand, curve, shape, prices)
+    market = market_of(demand, curve, shape, prices, own)
     candidates = candidates_of(demand, folder, shape, made_by=head.made_by)
     searched = Searched(demand, folder, curve, shape, market, [], [])
     searched.add([measured_capacity(each, demand, shape) for each in candidates if each.run is not None])
     searched.add([(each, None) for each in candidates if each.run is None and each.refused is not None])
     open_ones = [each for each in candidates if each.run is None and each.refused is None]
     if any(_is_small(searched, each) for each in open_ones):
-        options = options._replace(workers=Workers(1))  # done before other processes would have started
+        options = options._replace(workers=Workers(1))  # faster than starting other processes
     _search_all(searched, open_ones, options)
     return searched, options
 
 
 def _is_small(searched: Searched, candidate: Candidate) -> bool:
-    """Whether one replica holds the whole demand and is hardly used by it."""
+    """Whether one replica carries the whole demand at low utilization."""
     bench = LoadBench(searched.task(candidate, searched.demand))
     return searched.enough_per_s <= SMALL_USE * bench.bound_per_s / candidate.interval.slow.step
 
 
 def _search_all(searched: Searched, candidates: Sequence[Candidate], options: SearchOptions) -> None:
-    """Search candidates, those that may be cheapest first; what cannot beat what was found is given up early."""
+    """Search candidates, potentially cheapest first; a search stops early once it cannot beat the best result."""
     waiting = sorted(candidates, key=lambda each: (each.evicts, _least_usd(searched, each)))
     while waiting:
         waiting = [each for each in waiting if not each.evicts or _reservations_bind(searched, each)]
@@ -143,7 +144,7 @@ def _search_all(searched: Searched, candidates: Sequence[Candidate], options: Se
 
 
 def _reservations_bind(searched: Searched, candidate: Candidate) -> bool:
-    """Whether the same engine with reservations came near what they leave room for; else evicting is the same."""
+    """Whether reservations limit the same engine; if not, its evicting variant is equivalent."""
     manifest = candidate.manifest
     assert manifest is not None
     name = candidate.name.removesuffix(EVICTING)
@@ -156,7 +157,7 @@ def _reservations_bind(searched: Searched, candidate: Candidate) -> bool:
 
 
 def _least_usd(searched: Searched, candidate: Candidate) -> float:
-    """Return a bound on a candidate's cost a month, from the closed form of its full batch."""
+    """Return a lower bound of a candidate's monthly cost, from the closed form of its full batch."""
     price = searched.market.prices.get(candidate.gpu)
     if price is None:
         return math.inf
@@ -167,7 +168,7 @@ def _least_usd(searched: Searched, candidate: Candidate) -> float:
 
 
 def _least_per_s(searched: Searched, candidate: Candidate) -> float | None:
-    """Return what a replica must carry for its fleet to be cheaper than the best found so far; None: anything."""
+    """Return the rate per replica above which a fleet is cheaper than the best one found so far; None: any rate."""
     best, price = recommended(searched.rows), searched.market.prices.get(candidate.gpu)
     if best is None or best.usd_per_month is None or price is None:
         return None
@@ -176,24 +177,24 @@ def _least_per_s(searched: Searched, candidate: Candidate) -> float | None:
     while total_for(needed + 1, searched.demand.availability) * each_usd < best.usd_per_month * (1 - _ROUNDING):
         needed += 1
     if needed == 0:
-        return searched.enough_per_s  # not even one is cheaper, whatever it carries
+        return searched.enough_per_s  # even one replica is not cheaper
     return MARGIN * searched.rate_per_s / needed
 
 
 def run_tasks(tasks: list[CandidateTask], options: SearchOptions) -> list[TaskResult]:
-    """Return the results of tasks, in their order; cached ones are read."""
+    """Return the results of tasks, in order; cached ones are read."""
     work = Work(run_task, TaskResult, lambda task: task.key, lambda task: task.name)
     return do(work, tasks, cache=options.cache, workers=options.workers, progress=options.progress)
 
 
 def cheapest_sized(searched: Searched, options: SearchOptions) -> Row | None:
-    """Return the recommended row: the cheapest once the smallest fleet of each that may be has been simulated."""
+    """Return the cheapest row after simulating the smallest fleet of every row that could be cheapest."""
     while True:
         best = recommended(searched.rows)
         if best is None or best.verdict is not None or searched.candidate(best.name).manifest is None:
             return best
         open_rows = [row for row in searched.rows if row.is_possible and row.verdict is None]
-        near = [row for row in open_rows if (row.usd_per_month or 0) <= (best.usd_per_month or 0) / MARGIN**2]
+        near = [row for row in open_rows if row.cost <= best.cost / MARGIN**2]
         chosen = [row for row in near if searched.candidate(row.name).manifest is not None][:SIZED_AT_ONCE]
         tasks = [
             size_task(searched, row, searched.candidate(row.name).interval.slow, row.needed or 1) for row in chosen
@@ -207,7 +208,7 @@ def _with_size(searched: Searched, row: Row, found: FleetSize) -> Row:
     """Return a row with the size of the smallest fleet that was simulated."""
     if found.needed is None or found.chosen is None:
         missed = found.verdicts[-1]
-        reason = f"{missed.replicas} replicas miss {', '.join(missed.tried.missed)} at the peak, and so did fewer"
+        reason = f"{missed.replicas} replicas miss {', '.join(missed.tried.missed)} at the peak, as do fewer"
         return row.model_copy(update={"status": "objectives missed", "reason": reason, "verdict": missed})
     changed = row.model_copy(
         update={
@@ -224,14 +225,14 @@ def _with_size(searched: Searched, row: Row, found: FleetSize) -> Row:
 
 
 def size_task(searched: Searched, row: Row, slowdown: Slowdown, start: int) -> CandidateTask:
-    """Return the simulations that find a row's smallest fleet at a slowdown, beginning at `start` replicas."""
+    """Return the task that finds a row's smallest fleet at a slowdown, starting at `start` replicas."""
     task = searched.task(searched.candidate(row.name), searched.demand)
     size = SizeTask(task, slowdown, searched.rate_per_s, start, searched.demand.routing)
     return CandidateTask(f"{row.name}: fleets of {start} and its neighbours", size=size)
 
 
 def smaller_gpu(searched: Searched, best: Row, head: Document, options: SearchOptions) -> Row | None:
-    """Return the cheapest smaller GPU that holds a demand for which one replica is enough; None where none is."""
+    """Return the cheapest smaller GPU that carries a demand for which one replica is enough; None if there is none."""
     known = {row.gpu for row in searched.rows}
     gpus = tuple(gpu for gpu in SMALL_GPUS if gpu in searched.market.prices and gpu not in known)
     if not gpus or best.usd_per_month is None:

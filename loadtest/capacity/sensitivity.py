@@ -1,4 +1,4 @@
-"""What would change the answer: traffic, reply length, price and the prediction's error, each a step up and down."""
+"""Sensitivity of the answer to traffic, reply length, price and prediction error, each moved up and down."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Lever = Literal["traffic", "reply length", "price of the recommended GPU", "pred
 
 
 class Case(Strict):
-    """One lever moved one way, everything else as it was.
+    """One input moved one way, all others unchanged.
 
     Attributes:
         moved: In words: `+20 %`, `none`, `twice`.
-        usd_per_month: Of the row recommended before; `best_usd_per_month` of the one recommended now.
-        recommended: The row recommended now; None where nothing is possible.
-        changes: Whether that is another one.
+        usd_per_month: Of the originally recommended row; `best_usd_per_month` of the row recommended in this case.
+        recommended: The row recommended in this case; None if nothing is possible.
+        changes: Whether it differs from the original recommendation.
     """
 
     lever: Lever
@@ -37,7 +37,7 @@ class Case(Strict):
 
 
 class Contender(Strict):
-    """A row that is simulated again, and its candidate."""
+    """A row to simulate again, with its candidate."""
 
     row: Row
     candidate: Candidate
@@ -46,7 +46,7 @@ class Contender(Strict):
 def tasks_for(
     contenders: Sequence[Contender], make_task: Callable[[Candidate, Demand], Task], demand: Demand
 ) -> list[CandidateTask]:
-    """Return the searches that the levers take, for each contender: shorter, longer, twice the error."""
+    """Return the searches of each contender: shorter replies, longer replies, twice the prediction error."""
     tasks: list[CandidateTask] = []
     for each in contenders:
         task = make_task(each.candidate, demand)._replace(is_brief=True)
@@ -61,13 +61,13 @@ def tasks_for(
 def again_of(
     contenders: Sequence[Contender], results: Sequence[ReplicaCapacity | None]
 ) -> dict[tuple[str, str], ReplicaCapacity]:
-    """Return what the searches of `tasks_for` found, by row and lever."""
+    """Return the results of the searches of `tasks_for`, by row and case."""
     keys = [(each.row.name, which) for each in contenders for which in (SHORTER, LONGER, TWICE)]
     return {key: found for key, found in zip(keys, results, strict=True) if found is not None}
 
 
 def _longer(task: Task, ratio: float, row: Row) -> Task:
-    """Return a search with longer or shorter replies, by the same engine; longer ones are let through."""
+    """Return a search with longer or shorter replies by the same engine, whose length limit is raised if necessary."""
     demand = task.demand
     scale = demand.scale.model_copy(update={"osl": demand.scale.osl * ratio})
     limits = task.manifest.limits
@@ -92,11 +92,11 @@ def _doubled(task: Task, row: Row) -> Task:
 def cases_of(
     demand: Demand, market: Market, rows: Sequence[Row], best: Row, found: dict[tuple[str, str], ReplicaCapacity]
 ) -> list[Case]:
-    """Return every lever both ways.
+    """Return all cases, each input moved both ways.
 
     Args:
-        rows: All possible rows; those not simulated again keep what they carry.
-        found: By row and lever, as `again_of` returns them.
+        rows: All possible rows; those not simulated again keep their rate.
+        found: By row and case, as `again_of` returns them.
     """
     cases = []
     for sign in (-1, 1):
@@ -125,7 +125,7 @@ def cases_of(
 
 
 def _carrying(rows: Sequence[Row], found: dict[tuple[str, str], ReplicaCapacity], which: str) -> list[Row]:
-    """Return the rows that were simulated again, carrying what they then carry; others where none was."""
+    """Return the rows that were simulated again, with their new rates; all rows if none was."""
     kept = []
     for row in rows:
         again = found.get((row.name, which))
@@ -135,7 +135,7 @@ def _carrying(rows: Sequence[Row], found: dict[tuple[str, str], ReplicaCapacity]
 
 
 def _carries(row: Row, rate_per_s: float | None, needed: int | None = None) -> Row:
-    """Return a row that carries another rate; what its fleet was found to take more or less stays in proportion."""
+    """Return a row with another rate; the ratio of its fleet's size to one replica's rate is kept."""
     if needed is not None and row.fleet_per_s is not None and row.needed is not None:
         return row.model_copy(update={"rate_per_s": rate_per_s, "fleet_per_s": row.fleet_per_s * row.needed / needed})
     fleet = None

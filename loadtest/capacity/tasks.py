@@ -1,4 +1,4 @@
-"""One unit of work: a search, a sweep of loads, a fleet, or the size of one, so that one pool takes them all."""
+"""One unit of work for the pool: a search, a sweep of loads, a fleet, or the size of a fleet."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from loadtest.capacity.simulation import (
 
 
 class Sweep(NamedTuple):
-    """Loads of one replica to look at."""
+    """A sweep of one replica over given loads."""
 
     task: Task
     rates_per_s: tuple[float, ...]
 
 
 class Reliefs(NamedTuple):
-    """What binds a replica whose capacity is known."""
+    """The search for the binding constraint of a replica whose capacity is known."""
 
     task: Task
     found: ReplicaCapacity
 
 
 class CandidateTask(NamedTuple):
-    """What is to be looked at: exactly one of them."""
+    """A unit of work; exactly one field is set."""
 
     name: str
     search: Task | None = None
@@ -47,7 +47,7 @@ class CandidateTask(NamedTuple):
 
     @property
     def key(self) -> str:
-        """All that the result depends on."""
+        """Everything that the result depends on."""
         if self.search is not None:
             return f"search\n{self.search.key}"
         if self.sweep is not None:
@@ -60,7 +60,7 @@ class CandidateTask(NamedTuple):
 
 
 class TaskResult(Strict):
-    """What was found; the one that was asked for."""
+    """The result of a task; the field that corresponds to it is set."""
 
     found: ReplicaCapacity | None = None
     swept: tuple[RateProbe, ...] = ()

@@ -1,4 +1,4 @@
-"""A plan against a measured run of one replica: was it the load that was promised, was all kept, how far off was it."""
+"""Verifies a plan against a measured run of one replica: offered load, objectives, prediction errors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from loadtest.capacity.simulation import RateProbe
 from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_in
 from loadtest.results import REQUESTS_NAME, RUN_NAME, Kind, read_records, read_run, read_samples
 
-LOAD_RATIO = 0.95  # of the planned load that a run must have offered for it to say anything
+LOAD_RATIO = 0.95  # minimum offered load of a conclusive run, relative to the planned load
 
 
 class Figure(Strict):
-    """One quantity planned and found, seconds.
+    """One quantity, planned and found, in seconds.
 
     Attributes:
-        middle: By the middle of the prediction; `promised` by its unfavourable end.
-        is_within: Whether no worse than promised was found.
+        middle: At the middle of the prediction; `promised` at its unfavourable end.
+        is_within: Whether the value found is at least as good as promised.
     """
 
     name: str
@@ -29,19 +29,20 @@ class Figure(Strict):
 
     @property
     def is_within(self) -> bool:
-        """Whether no worse than promised was found."""
+        """Whether the value found is at least as good as promised."""
         return self.promised is None or (self.found is not None and self.found <= self.promised)
 
 
 class Verification(Document):
-    """`verification.json`: whether a plan held.
+    """`verification.json`: the result of a plan's verification.
 
     Attributes:
-        kind: Of the run: a plan that held on an emulated engine held against our own step times, not against a GPU.
-        planned_per_s: Requests a second of one replica with the spares lost; `found_per_s` as the run offered them.
-        missed: Objectives that the run did not keep.
-        validity issues: Why the run is not to be believed; a run not valid proves nothing.
-        held: Whether the load was offered, the run is believed, and every objective was kept.
+        kind: Kind of the run. A plan verified on an emulated engine is verified against this project's own step times,
+            not against a GPU.
+        planned_per_s: Requests per second of one replica with the spares lost; `found_per_s` as offered by the run.
+        missed: Objectives that the run missed.
+        validity_issues: Why the run is not valid; such a run proves nothing.
+        held: Whether the load was offered, the run is valid, and every objective was met.
     """
 
     kind: Kind
@@ -60,7 +61,7 @@ def verify(plan_path: Path, run: Path, *, made_by: MadeBy) -> Verification:
     """Compare a plan with a run of its scenario on one replica.
 
     Raises:
-        UserError: The plan recommends nothing, the run is a prediction, or it never offered the planned load.
+        UserError: The plan recommends nothing, the run is a prediction, or it did not offer the planned load.
     """
     plan = read_json(plan_path, CapacityPlan)
     if plan.recommended is None or plan.operating_per_s is None:
@@ -92,7 +93,7 @@ def verify(plan_path: Path, run: Path, *, made_by: MadeBy) -> Verification:
 
 
 def offered_per_s(level: LevelSummary) -> float:
-    """Return the requests a second of a level: asked for in an open loop, done in a closed one."""
+    """Return a level's requests per second: offered in an open loop, completed in a closed loop."""
     return level.rate_per_s if level.rate_per_s is not None else level.requests_per_s or 0.0
 
 
@@ -102,7 +103,7 @@ def _level(summary: Summary, planned_per_s: float, run: Path) -> LevelSummary:
     if not enough:
         most = max(offered_per_s(level) for level in summary.levels)
         raise UserError(
-            f"{run}: at most {most:.3g} requests/s were offered, the plan is for {planned_per_s:.3g} on each replica",
+            f"{run}: at most {most:.3g} requests/s were offered, but the plan needs {planned_per_s:.3g} per replica",
             hint="run-load with the plan's verify.yaml",
         )
     return min(enough, key=offered_per_s)

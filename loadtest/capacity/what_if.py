@@ -1,4 +1,4 @@
-"""What if: a demand with one thing changed, as `key=value` or `key*=ratio`; its plan beside the one as asked for."""
+"""What-if variants of a demand, given as `key=value` or `key*=ratio`, and their plans beside the original."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from engines.errors import UserError
 from engines.files import Document, Strict, validate
-from engines.spec import gpu_named, precision_named
+from engines.spec import is_accelerator_file, precision_named, resolve_gpu
 from loadtest.capacity.candidates import Basis
 from loadtest.capacity.inputs import Demand
 from loadtest.capacity.schema import CapacityPlan
@@ -16,7 +16,7 @@ from loadtest.capacity.simulation import Constraint
 COMPARED_NAME = "what-if.json"
 _ASKED = re.compile(r"\s*([a-z_]+)\s*(\*?=)\s*(\S+)\s*")
 RATIOS = ("traffic", "isl", "osl", "price")
-# What each word sets, as a path into the demand, and how its text is read.
+# The path in the demand that each key sets, and how its value is parsed.
 VALUES: dict[str, tuple[str, str]] = {
     "precision": ("limits.precisions", "precision"),
     "gpu": ("limits.gpus", "gpu"),
@@ -39,17 +39,17 @@ VALUES: dict[str, tuple[str, str]] = {
 
 
 class WhatIf(NamedTuple):
-    """One change, as it was asked for, and the demand with it."""
+    """A change as given, and the changed demand."""
 
     asked: str
     demand: Demand
 
 
 def what_if(demand: Demand, asked: str) -> WhatIf:
-    """Return a demand with changes, several separated by commas.
+    """Return a demand with changes applied, several separated by commas.
 
     Raises:
-        UserError: A change nobody knows, or a value that does not fit; what can be changed is listed.
+        UserError: A key is unknown or a value is invalid; the hint lists the keys.
     """
     values = demand.model_dump(mode="json")
     for part in asked.split(","):
@@ -85,7 +85,8 @@ def _read(kind: str, text: str, asked: str) -> Any:
     if kind == "precision":
         return [precision_named(text).name]
     if kind == "gpu":
-        return [gpu_named(text).name]
+        name = resolve_gpu(text).name
+        return [text if is_accelerator_file(text) else name]
     if kind == "word":
         return text
     if kind == "counts":
@@ -113,7 +114,7 @@ def _known() -> str:
 
 
 class Side(Strict):
-    """One plan in short; `nearest` says what would be possible where nothing is recommended."""
+    """A plan's main figures; `nearest` states the nearest possible demand if nothing is recommended."""
 
     asked: str
     peak_per_s: float
@@ -128,14 +129,14 @@ class Side(Strict):
 
 
 class Compared(Document):
-    """`what-if.json`: the plan as asked for first, then each change."""
+    """`what-if.json`: the original plan first, then each variant."""
 
     sides: list[Side]
 
 
 def compared(plan: CapacityPlan, others: dict[str, CapacityPlan], head: Document) -> Compared:
     """Return plans side by side."""
-    sides = [_side("as asked", plan), *(_side(asked, other) for asked, other in others.items())]
+    sides = [_side("original", plan), *(_side(asked, other) for asked, other in others.items())]
     return Compared(made_by=head.made_by, made_from=head.made_from, sides=sides)
 
 

@@ -31,8 +31,16 @@ GROUPS = {
     type=click.Path(exists=True, path_type=Path),
     help="CSV file of measured points, or a run folder; may be repeated.",
 )
-@click.option("--model", "model_name", default="deepseek-r1-0528-qwen3-8b", show_default=True, help="A known model.")
-@click.option("--gpu", default="h100-sxm-80gb", show_default=True, help="A known GPU.")
+@click.option(
+    "--model",
+    "model_name",
+    default="deepseek-r1-0528-qwen3-8b",
+    show_default=True,
+    help="A known model, or a folder with a config.json.",
+)
+@click.option(
+    "--gpu", default="h100-sxm-80gb", show_default=True, help="A known GPU, or FILE.yaml from describe-machine."
+)
 @click.option("--precision", default="fp8", show_default=True, help="Precision of the linear layers.")
 @click.option(
     "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format. Default: as build-engine chooses."
@@ -49,14 +57,16 @@ GROUPS = {
 @click.option(
     "--engine-profile",
     metavar="NAME",
-    help="Engine profile to start from: trtllm-1.x-triton, vllm-v1, ... Default: no assumptions.",
+    help="Engine profile to start from: trtllm-1.x-triton, vllm-v1, ... Default: what is expected of any engine; name "
+    "a profile only if the deployment runs that engine.",
 )
 @click.option(
     "--step-time",
     type=click.Choice(["roofline", "silicon"]),
-    default="silicon",
-    show_default=True,
-    help="Step times that the factors scale: data sheets (roofline) or measured kernels (silicon).",
+    help=(
+        "Step times that the factors scale: data sheets (roofline) or measured kernels (silicon). Default: silicon; "
+        "roofline for an accelerator of your own."
+    ),
 )
 @click.option(
     "--start",

@@ -25,7 +25,7 @@ def engine_of(
 ) -> EngineManifest:
     """Return the engine of a folder, or plan one for the given lengths, with step times as flags or calibration say."""
     manifest = planned(flags, known, seen) if engine_dir is None else read_manifest(engine_dir)
-    manifest = manifest.model_copy(update={"step_time": _as_asked(manifest.step_time, flags)})
+    manifest = manifest.model_copy(update={"step_time": _as_asked(manifest, flags)})
     if known is None:
         return manifest
     require_match(
@@ -38,11 +38,13 @@ def engine_of(
     return calibrated(manifest, known, sha256_of(flags["calibration"]))
 
 
-def _as_asked(choice: StepTimeChoice, flags: dict[str, Any]) -> StepTimeChoice:
+def _as_asked(manifest: EngineManifest, flags: dict[str, Any]) -> StepTimeChoice:
     """Return an engine's step-time settings, overridden by flags."""
+    choice = manifest.step_time
     if flags.get("engine_profile") is not None:
         profile = engine_profile_named(flags["engine_profile"])
-        choice = StepTimeChoice(source=choice.source, profile=profile.name, factors=profile.factors, host=profile.host)
+        factors = profile.factors_on(manifest.gpu, manifest.model)
+        choice = StepTimeChoice(source=choice.source, profile=profile.name, factors=factors, host=profile.host)
     return choice.model_copy(update={"source": flags["step_time"] or choice.source})
 
 

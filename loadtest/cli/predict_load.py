@@ -29,8 +29,10 @@ GROUPS = {
     example="predict-load artifacts/engines/NAME --concurrency 1,8,32 --isl 1000 --osl 200",
 )
 @click.argument("engine_dir", required=False, type=click.Path(path_type=Path))
-@click.option("--model", "model_name", help="A known model, if no engine folder is given.")
-@click.option("--gpu", help="A known GPU, if no engine folder is given.")
+@click.option(
+    "--model", "model_name", help="A known model, or a folder with a config.json, if no engine folder is given."
+)
+@click.option("--gpu", help="A known GPU, or FILE.yaml from describe-machine, if no engine folder is given.")
 @click.option("--precision", help="Precision, if no engine folder is given.")
 @click.option("--tp", type=int, help="Tensor parallel size, if no engine folder is given.")
 @click.option("--max-batch-size", type=int, help="Maximum sequences in one iteration, if no engine folder is given.")

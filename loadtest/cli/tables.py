@@ -140,6 +140,7 @@ def show_calibration(found: Calibration) -> None:
             each.meaning + mark,
         )
     table_console().print(table)
+    show(f"expected before any point was seen: {found.prior or 'what is expected of any engine (--engine-profile)'}")
     for shape in found.held_out:
         errors = " ".join(
             f"{name} {value:.1%}"

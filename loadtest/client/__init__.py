@@ -1,4 +1,4 @@
-"""Clients: connections, HTTP, TLS, timestamps, protocols; imports `traffic`, `results` and `scenario`."""
+"""Clients: connections, HTTP, TLS, timestamps, protocols. May import `traffic`, `results` and `scenario`."""
 
 from loadtest.client.connection import Connection, Readings, ServerConnections, UnreachableError
 from loadtest.client.discovery import ServedModel, default_model, discover_protocol, served_models

@@ -1,8 +1,8 @@
-"""Sockets on gevent's loop: bytes are read and timestamped on arrival; the user is woken once, at the reply's end.
+"""Sockets on gevent's loop: bytes are timestamped on arrival; the user's greenlet wakes once, at the end of the reply.
 
-Between two tokens there is no switch of greenlets and no parsing: the loop's callback receives, takes the time, and
-asks the session whether the reply may have ended. Where the kernel tells when it received the bytes, that is the time
-taken, so that a client busy for a moment does not become latency of the server; how late the client was is kept.
+Between two tokens there is no greenlet switch and no parsing: the loop's callback receives bytes, records the time, and
+asks the session whether the reply may have ended. If the kernel timestamps arrivals, its timestamp is used, so that a
+busy client does not add to the server's latency; the reading delay is recorded as well.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class ServerConnections:
     """A server's address and the state shared by all its connections.
 
     Attributes:
-        silence_s: A reply that brings no byte for so long has failed.
-        reply_s: A reply that has not ended so long after its request has failed.
-        clock: Seconds since the run began, monotonic.
-        stamps: Whether to ask the kernel for the time of arrival.
+        silence_s: A reply fails after this many seconds without a byte.
+        reply_s: A reply fails if it has not ended this many seconds after its request.
+        clock: Seconds since the start of the run, monotonic.
+        stamps: Whether to ask the kernel for arrival times.
     """
 
     endpoint: Endpoint
@@ -60,10 +60,10 @@ class ServerConnections:
     _context: ssl.SSLContext | None = None
 
     def addresses(self) -> list[Any]:
-        """Return what the host's name stands for; looked up once, and again after a failure to connect.
+        """Return the addresses of the host's name; resolved once, and again after a failure to connect.
 
         Raises:
-            UnreachableError: It stands for nothing.
+            UnreachableError: The name cannot be resolved.
         """
         if not self._addresses:
             try:
@@ -73,17 +73,17 @@ class ServerConnections:
         return self._addresses
 
     def forget_addresses(self) -> None:
-        """Have the name looked up again."""
+        """Resolve the name again next time."""
         self._addresses = []
 
     def tls(self) -> ssl.SSLContext | None:
-        """Return how certificates are checked; None without TLS."""
+        """Return the TLS context; None without TLS."""
         if self._context is None:
             self._context = tls_context(self.endpoint, protocol="h2" if self.protocol.grpc else "http/1.1")
         return self._context
 
     def session(self) -> HttpSession | GrpcSession:
-        """Return a new connection's side of the talk."""
+        """Return the protocol session of a new connection."""
         protocol, endpoint = self.protocol, self.endpoint
         if protocol.grpc:
             return GrpcSession(call_headers(protocol.path, endpoint.authority, tls=endpoint.tls))
@@ -100,9 +100,9 @@ class Connection:
         self._session: HttpSession | GrpcSession | None = None
 
     def ask(self, asked: RequestSpec, answer: Reply) -> None:
-        """Send a request and wait for the end of its reply; what went wrong is in `answer.failure`.
+        """Send a request and wait for the end of its reply; an error is stored in `answer.failure`.
 
-        Killed meanwhile, the calling greenlet finds in `answer` what had come.
+        If the calling greenlet is killed meanwhile, `answer` contains what had arrived.
         """
         door = self._door
         payload = door.protocol.body(asked)
@@ -131,14 +131,14 @@ class Connection:
         return self._wire, self._session
 
     def close(self) -> None:
-        """Close the connection; the server takes a reply under way as cancelled."""
+        """Close the connection; the server treats a reply in progress as cancelled."""
         if self._wire is not None:
             self._wire.close()
         self._wire = self._session = None
 
 
 def _told(failure: OSError | ProtocolError) -> str:
-    """Return a failure in words a record can carry."""
+    """Return a failure as text for a record."""
     if isinstance(failure, OSError) and not isinstance(failure, TimeoutError | UnreachableError):
         return f"connection: {failure.strerror or failure}"
     return str(failure)
@@ -162,15 +162,15 @@ class _Socket:
 
     @property
     def is_open(self) -> bool:
-        """Whether the server still holds its end."""
+        """Whether the server still has its end open."""
         return self._socket is not None
 
     def connect(self, until_s: float) -> None:
-        """Connect, and begin to read.
+        """Connect, and start reading.
 
         Raises:
-            UnreachableError, TimeoutError: Nobody takes the connection.
-            OSError: The server's certificate is not trusted, or it speaks no TLS.
+            UnreachableError, TimeoutError: The connection is not accepted.
+            OSError: The server's certificate is not trusted, or it does not use TLS.
         """
         failures = []
         for family, kind, number, _, address in self._door.addresses():
@@ -199,7 +199,7 @@ class _Socket:
     def _shake_hands(self, context: ssl.SSLContext, until_s: float) -> None:
         self._tls = TlsStream(context, self._door.endpoint.host)
         while not self._tls.shake():
-            self._socket.sendall(self._tls.outgoing())  # some kilobytes at most: a new socket's buffer takes them
+            self._socket.sendall(self._tls.outgoing())  # some kilobytes at most, which fit a new socket's buffer
             self._wait(READ, until_s)
             data = self._socket.recv(RECEIVE_BYTES)
             if not data:
@@ -219,10 +219,10 @@ class _Socket:
             watcher.close()
 
     def exchange(self, request: bytes, sent_s: float) -> None:
-        """Send a request and wait for its reply's end.
+        """Send a request and wait for the end of its reply.
 
         Raises:
-            TimeoutError: The reply fell silent, or would not end.
+            TimeoutError: The reply fell silent, or did not end in time.
             ProtocolError, OSError: It failed.
         """
         self._woken.clear()
@@ -233,14 +233,14 @@ class _Socket:
             self._await_end(sent_s + self._door.reply_s)
         finally:
             with contextlib.suppress(ProtocolError):
-                self._session.settle()  # what came before it went wrong
+                self._session.settle()  # what arrived before the error
 
     def _await_end(self, ends_s: float) -> None:
         door = self._door
         while not self._woken.wait(max(min(self.last_s + door.silence_s, ends_s) - door.clock(), 0.001)):
             now_s = door.clock()
             if now_s >= min(self.last_s + door.silence_s, ends_s):
-                self._session.settle()  # may say why
+                self._session.settle()  # may contain the reason
                 if now_s >= ends_s:
                     raise TimeoutError(f"no end of the reply within {door.reply_s:g} s")
                 raise TimeoutError(f"nothing for {door.silence_s:g} s")
@@ -248,7 +248,7 @@ class _Socket:
             raise self._failure
 
     def _on_readable(self) -> None:
-        """Take what came; runs in the loop, for every token."""
+        """Receive bytes; runs in the loop, for every token."""
         try:
             data, ancillary, _, _ = self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
             door = self._door
@@ -275,7 +275,7 @@ class _Socket:
         if self._tls is None or not data:
             return data
         plain = self._tls.read(data)
-        self._unsent += self._tls.outgoing()  # as the answer to a new key
+        self._unsent += self._tls.outgoing()  # such as the reply to a TLS key update
         self._flush()
         return plain
 
@@ -289,7 +289,7 @@ class _Socket:
             self._woken.set()
 
     def _send(self, data: bytes) -> None:
-        """Send; what the socket does not take now follows from the loop."""
+        """Send; what the socket does not accept now is sent later by the loop."""
         if self._socket is None:
             raise ConnectionResetError(errno.ECONNRESET, "closed by the server")
         if self._tls is not None:
@@ -316,7 +316,7 @@ class _Socket:
             self._end(failure)
 
     def close(self) -> None:
-        """Close, whatever is under way."""
+        """Close the socket in any state."""
         for watcher in (self._reader, self._writer):
             if watcher is not None:
                 watcher.stop()

@@ -20,18 +20,17 @@ from loadtest.client.server_info import ANSWER_LIMIT_BYTES, call
 from loadtest.scenario import ProtocolName
 
 PROBE_WITHIN_S = 2.0
-TEXT_MODEL = "ensemble"
 _PARTS = frozenset({"preprocessing", "postprocessing"})
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What was asked of a server whose protocol was not given, and what it answered.
+    """The requests made to detect a server's protocol, and its answers.
 
     Attributes:
-        protocol: None where nothing it answered tells.
+        protocol: None if no answer identifies it.
         tried: Each request with its answer, for a message.
-        is_reachable: Whether anything accepted a connection.
+        is_reachable: Whether any connection was accepted.
     """
 
     protocol: ProtocolName | None
@@ -44,7 +43,7 @@ class ServedModel:
     """A model that a server lists.
 
     Attributes:
-        root: Where an OpenAI server says that it was loaded from: a folder or a published name; empty: not said.
+        root: Folder or published name that an OpenAI server says it was loaded from; empty if not stated.
     """
 
     name: str
@@ -52,10 +51,10 @@ class ServedModel:
 
 
 def discover_protocol(url: str, *, ca_file: Path | None = None, insecure: bool = False) -> Discovery:
-    """Ask a server what it speaks: Triton's HTTP, OpenAI's list of models, Triton's gRPC, in that order.
+    """Detect a server's protocol: try Triton's HTTP, OpenAI's list of models, and Triton's gRPC, in that order.
 
     Raises:
-        UserError: As `endpoint_of`.
+        UserError: As `endpoint_of` does.
     """
     tried: list[str] = []
     is_grpc = url.partition("://")[0] in {"grpc", "grpcs"}
@@ -78,9 +77,9 @@ def discover_protocol(url: str, *, ca_file: Path | None = None, insecure: bool =
 
 
 def served_models(endpoint: Endpoint, key: str | None) -> list[ServedModel]:
-    """Return the models that a server lists, in its order; empty where it lists none.
+    """Return the models that a server lists, in its order; empty if it lists none.
 
-    Of Triton's, those that only prepare or finish text for others are left out.
+    Triton's models that only preprocess or postprocess text are omitted.
     """
     if endpoint.is_openai:
         said = _json(endpoint, f"{_v1(endpoint)}/models", key=key)
@@ -93,7 +92,7 @@ def served_models(endpoint: Endpoint, key: str | None) -> list[ServedModel]:
 
 
 def _models(listed: Any, key: str) -> list[ServedModel]:
-    """Return the models of a list; what is no model, or has a name that cannot be printed, is left out."""
+    """Return the models of a list, without entries that are malformed or have unprintable names."""
     found = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     pairs = [(each.get(key), each.get("root")) for each in found]
     return [
@@ -104,7 +103,7 @@ def _models(listed: Any, key: str) -> list[ServedModel]:
 
 
 def default_model(models: list[ServedModel], *, is_openai: bool) -> str | None:
-    """Return the model to load where none was named: the engine's own, or the only one there is; None otherwise.
+    """Return the default model: the engine's own, or the only one; None if there is no such model.
 
     >>> default_model([ServedModel("ensemble"), ServedModel("tensorrt_llm")], is_openai=False)
     'tensorrt_llm'
@@ -118,7 +117,7 @@ def default_model(models: list[ServedModel], *, is_openai: bool) -> str | None:
 
 
 def _refusal(endpoint: Endpoint) -> str:
-    """Return why no connection is accepted; empty where one is."""
+    """Return why connections are refused; empty if they are accepted."""
     try:
         socket.create_connection((endpoint.host, endpoint.port), timeout=PROBE_WITHIN_S).close()
     except OSError as error:
@@ -137,7 +136,7 @@ def _probe_openai(endpoint: Endpoint) -> str:
     said = _json(endpoint, f"{_v1(endpoint)}/models")
     if isinstance(said, str):
         refused = {f"status {status}" for status in (HTTPStatus.UNAUTHORIZED.value, HTTPStatus.FORBIDDEN.value)}
-        return "" if said in refused else said  # a list that asks for a key is one
+        return "" if said in refused else said  # a list that requires a key is still a list
     return "" if isinstance(said, dict) and isinstance(said.get("data"), list) else "not a list of models"
 
 
@@ -165,7 +164,7 @@ def _v1(endpoint: Endpoint) -> str:
 
 
 def _json(endpoint: Endpoint, path: str, *, key: str | None = None, body: bytes | None = None) -> Any:
-    """Return what a page holds as JSON; a string says why there is none."""
+    """Return a page's JSON content; a string states why there is none."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = urllib.request.Request(endpoint.url(path), data=body, headers=headers)
     try:
@@ -178,6 +177,6 @@ def _json(endpoint: Endpoint, path: str, *, key: str | None = None, body: bytes 
         return str(error.reason)
     except (OSError, http.client.HTTPException) as error:
         return f"no HTTP answer ({type(error).__name__})"
-    except (ValueError, RecursionError):  # brackets within brackets, by the thousand
+    except (ValueError, RecursionError):  # thousands of nested brackets
         return "not JSON"
     return "a text" if isinstance(said, str) else said

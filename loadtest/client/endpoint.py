@@ -20,13 +20,13 @@ class Endpoint(Strict):
     """A server's address.
 
     Attributes:
-        base_path: What stands before every path of the protocol, as in `/gateway/v1`; empty or without a last slash.
+        base_path: Prefix of every path of the protocol, as in `/gateway/v1`; empty, or without a trailing slash.
         ca_file: Certificates to trust instead of the system's.
-        insecure: The server's certificate is not looked at.
-        api_key_env: Name of the environment variable that holds the key; the key itself is written nowhere.
+        insecure: Do not verify the server's certificate.
+        api_key_env: Name of the environment variable with the key; the key itself is never written.
         llm_api: Whether the engine's model is the LLM API's, which takes text; see `ServerFacts`.
-        perf_metrics: Whether the model tells of its own times when asked; see `ServerFacts`.
-        kv_block_tokens: Tokens in each block of KV cache it says it found; 0 where that is not known.
+        perf_metrics: Whether the model returns its own timings on request; see `ServerFacts`.
+        kv_block_tokens: Tokens per KV cache block that it reports as found; 0 if unknown.
     """
 
     host: str
@@ -43,7 +43,7 @@ class Endpoint(Strict):
 
     @property
     def authority(self) -> str:
-        """Host and port as headers and messages name them."""
+        """Host and port, for headers and messages."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -64,7 +64,7 @@ def endpoint_of(
     insecure: bool = False,
     api_key_env: str = OPENAI_KEY,
 ) -> Endpoint:
-    """Return where a URL points; a bare HOST:PORT is taken too.
+    """Return the endpoint of a URL; HOST:PORT without a scheme is accepted too.
 
     >>> endpoint_of("https://host/gateway/v1", "openai-chat").base_path
     '/gateway/v1'
@@ -72,7 +72,7 @@ def endpoint_of(
     '[::1]:9'
 
     Raises:
-        UserError: It has no host, another scheme or user names in it, or the file of certificates is not there.
+        UserError: It has no host, an unknown scheme or user names, or the certificate file does not exist.
     """
     parts = urlsplit(url if "://" in url else f"//{url}")
     try:
@@ -102,10 +102,10 @@ def endpoint_of(
 
 
 def tls_context(endpoint: Endpoint, *, protocol: str = "http/1.1") -> ssl.SSLContext | None:
-    """Return how an endpoint's certificate is checked, for the protocol named as in ALPN; None without TLS.
+    """Return the TLS context of an endpoint, for a protocol named as in ALPN; None without TLS.
 
     Raises:
-        OSError: The file of certificates cannot be read.
+        OSError: The certificate file cannot be read.
     """
     if not endpoint.tls:
         return None

@@ -1,7 +1,7 @@
-"""HTTP/1.1 with server-sent events: requests to bytes, bytes to the messages of a reply; no sockets in here.
+"""HTTP/1.1 with server-sent events: requests to bytes, bytes to messages of a reply; without sockets.
 
-While a reply arrives, its bytes are only stored, each piece with its time of arrival. They are parsed in blocks, after
-the time-critical part, by httptools (the parser of Node.js), which needs 1.0 us per streamed token.
+While a reply arrives, its bytes are only stored, each piece with its arrival time. They are parsed in blocks, after the
+time-critical part, by httptools (Node.js's parser), which takes 1.0 us per streamed token.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import httptools
 
 HEAD_LIMIT_BYTES = 65_536
-BLOCK_BYTES = 65_536  # pieces are read once so many bytes of them are held
+BLOCK_BYTES = 65_536  # stored pieces are parsed once they exceed this size
 REPLY_LIMIT_BYTES = 1 << 26
 ERROR_TEXT_BYTES = 300
 HTTP_OK = 200
@@ -22,14 +22,14 @@ EVENT_STREAM = "text/event-stream"
 QUEUE_FULL = ("Maximum queue size", "Exceeds maximum queue size")
 
 Sink = Callable[[bytes, float], None]
-"""Takes one message of a reply and the time its last byte came, in seconds."""
+"""Takes one message of a reply and the arrival time of its last byte, in seconds."""
 
 
 class ProtocolError(Exception):
     """The server sent a malformed message or reported an error.
 
     Attributes:
-        rejected: It took no more requests just then; the next one may be served.
+        rejected: The server did not accept the request at that time; a later one may succeed.
     """
 
     def __init__(self, message: str, *, rejected: bool = False) -> None:
@@ -42,10 +42,10 @@ class CutError(ProtocolError):
 
 
 def request_head(method_and_path: str, host: str, headers: dict[str, str]) -> bytes:
-    """Return the head of an HTTP request on a connection that is kept, up to its body's length.
+    """Return the head of an HTTP request on a persistent connection, up to the length of its body.
 
     Raises:
-        ValueError: A header's value would break out of its line.
+        ValueError: A header's value contains a line break.
     """
     lines = [f"{method_and_path} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
     if any("\r" in line or "\n" in line for line in lines):
@@ -53,27 +53,58 @@ def request_head(method_and_path: str, host: str, headers: dict[str, str]) -> by
     return "\r\n".join([*lines, "Content-Length: "]).encode()
 
 
-class HttpSession:
-    """One HTTP/1.1 connection that is kept: a request, its streamed reply, the next request.
+class StoredReply:
+    """Bytes of a reply as they arrived, parsed in blocks; the base of each protocol's session."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        """Discard the last reply."""
+        self._pieces: list[tuple[bytes, float]] = []
+        self._stored_bytes = self._reply_bytes = 0
+
+    def _store(self, data: bytes, arrived_s: float) -> None:
+        self._pieces.append((data, arrived_s))
+        self._stored_bytes += len(data)
+
+    def _parse_stored(self, parse: Callable[[bytes, float], None]) -> None:
+        """Pass each stored piece to `parse`.
+
+        Raises:
+            ProtocolError: The reply exceeds the size limit.
+        """
+        pieces, self._pieces = self._pieces, []
+        self._reply_bytes += self._stored_bytes
+        self._stored_bytes = 0
+        for data, arrived_s in pieces:
+            parse(data, arrived_s)
+        if self._reply_bytes > REPLY_LIMIT_BYTES:
+            raise ProtocolError(f"a reply of more than {REPLY_LIMIT_BYTES >> 20} MiB")
+
+
+class HttpSession(StoredReply):
+    """A persistent HTTP/1.1 connection: a request, its streamed reply, the next request.
 
     Args:
-        head: As `request_head` returns it; the same for every request.
+        head: As returned by `request_head`; the same for every request.
 
     Attributes:
         reusable: Whether the connection can carry another request after this reply.
-        outgoing: Bytes that this side has to send on its own: never any in HTTP/1.1.
+        outgoing: Bytes that this side must send unasked: always empty in HTTP/1.1.
     """
 
     def __init__(self, head: bytes) -> None:
+        super().__init__()
         self._head = head
         self.outgoing = b""
         self.ended = self.reusable = True
 
     def begin(self, payload: bytes, sink: Sink) -> bytes:
-        """Return the bytes of a request; the messages of its reply will go to `sink`."""
+        """Return the bytes of a request; the messages of its reply are passed to `sink`."""
         self._sink = sink
-        self._pieces: list[tuple[bytes, float]] = []
-        self._held_bytes = self._seen_bytes = self._status = 0
+        self._clear()
+        self._status = 0
         self.ended, self.reusable = False, True
         self._line = b""
         self._headers: dict[str, str] = {}
@@ -87,35 +118,28 @@ class HttpSession:
         """Take bytes as they arrive; return whether the reply has ended.
 
         Raises:
-            ProtocolError: The server answered with an error, or with something that is no such stream.
+            ProtocolError: The server answered with an error, or with something other than an event stream.
         """
-        if self.ended:  # bytes that no request asked for
+        if self.ended:  # bytes without a request
             self.reusable = False
             return True
-        self._pieces.append((data, arrived_s))
-        self._held_bytes += len(data)
-        # A chunked reply ends in an empty line; a shorter piece may be the rest of one.
-        if not self._chunked or data[-4:] == b"\r\n\r\n" or len(data) < 4 or self._held_bytes > BLOCK_BYTES:  # noqa: PLR2004
+        self._store(data, arrived_s)
+        # A chunked reply ends with an empty line; a shorter piece may be the rest of one.
+        if not self._chunked or data[-4:] == b"\r\n\r\n" or len(data) < 4 or self._stored_bytes > BLOCK_BYTES:  # noqa: PLR2004
             self.settle()
         return self.ended
 
     def settle(self) -> None:
-        """Parse what is stored; errors as `take`."""
-        pieces, self._pieces = self._pieces, []
-        self._seen_bytes += self._held_bytes
-        self._held_bytes = 0
-        for data, self._arrived_s in pieces:
-            self._feed(data)
-        if not self._status and self._seen_bytes > HEAD_LIMIT_BYTES:
+        """Parse the stored bytes. Raises as `take` does."""
+        self._parse_stored(self._feed)
+        if not self._status and self._reply_bytes > HEAD_LIMIT_BYTES:
             raise ProtocolError(f"HTTP headers of more than {HEAD_LIMIT_BYTES} bytes")
-        if self._seen_bytes > REPLY_LIMIT_BYTES:
-            raise ProtocolError(f"a reply of more than {REPLY_LIMIT_BYTES >> 20} MiB")
 
     def close(self) -> None:
-        """Take the end of the connection.
+        """Handle the end of the connection.
 
         Raises:
-            CutError: The reply was not whole.
+            CutError: The reply was incomplete.
         """
         self.settle()
         if self._status and self._until_close:
@@ -124,8 +148,9 @@ class HttpSession:
         elif not self.ended:
             raise CutError("the server closed the connection before the end of the reply")
 
-    def _feed(self, data: bytes) -> None:
-        if self.ended:  # more than was asked for
+    def _feed(self, data: bytes, arrived_s: float) -> None:
+        self._arrived_s = arrived_s
+        if self.ended:  # more than one reply
             self.reusable = False
             return
         try:
@@ -139,28 +164,28 @@ class HttpSession:
             raise ProtocolError(f"invalid HTTP: {error}: {data[:80]!r}") from None
 
     def status_line_code(self) -> int:
-        """Return the status that the parser read last."""
+        """Return the status that was parsed last."""
         return int(self._parser.get_status_code())
 
     def take_header(self, name: str, value: str) -> None:
-        """Note one header of the reply."""
+        """Process a header of the reply."""
         self._headers[name.lower()] = value.strip()
 
     def take_head(self, status: int) -> None:
-        """Note the end of the headers.
+        """Process the end of the headers.
 
         Raises:
-            ProtocolError: The body is encoded in a way that was not asked for.
+            ProtocolError: The body has an encoding that was not requested.
         """
         headers, self._headers = self._headers, {}
-        if status < HTTP_OK:  # informational: the reply is still to come
+        if status < HTTP_OK:  # informational: the actual reply follows
             return
         transfer = headers.get("transfer-encoding", "identity").lower()
         if transfer not in {"chunked", "identity"}:
             raise ProtocolError(f"unknown transfer encoding {transfer[:20]}")
         coding = headers.get("content-encoding", "identity").lower()
         if coding != "identity":
-            raise ProtocolError(f"the reply is encoded with {coding[:20]}, which was not asked for")
+            raise ProtocolError(f"the reply is encoded with {coding[:20]}, which was not requested")
         self._status = status
         self._chunked = transfer == "chunked" and status not in HTTP_BODILESS
         self._until_close = not self._chunked and "content-length" not in headers and status not in HTTP_BODILESS
@@ -169,7 +194,7 @@ class HttpSession:
         self.reusable = headers.get("connection", "").lower() != "close"
 
     def take_body(self, body: bytes) -> None:
-        """Take a piece of the body: pass on the events that are whole, or store the text of an error."""
+        """Process a piece of the body: pass on complete events, or store the text of an error."""
         if not self._is_stream:
             self._line = (self._line + body)[:HEAD_LIMIT_BYTES]
             return
@@ -177,10 +202,10 @@ class HttpSession:
         self._send(lines)
 
     def end(self) -> None:
-        """Note the end of the reply; an informational one does not count.
+        """Process the end of the reply; informational replies do not count.
 
         Raises:
-            ProtocolError: The reply was no stream of events.
+            ProtocolError: The reply was not an event stream.
         """
         if not self._status:
             return
@@ -196,7 +221,7 @@ class HttpSession:
                 self._sink(line[5:].strip(), self._arrived_s)
 
     def _refusal(self) -> ProtocolError:
-        """Return the error that a reply is that is no stream."""
+        """Return the error for a reply that is not an event stream."""
         said = error_text(self._line)
         if self._status != HTTP_OK:
             return ProtocolError(said or f"HTTP status {self._status}", rejected=self._status in HTTP_REJECTED)
@@ -204,7 +229,7 @@ class HttpSession:
 
 
 class _Callbacks:
-    """What httptools calls while it parses one reply."""
+    """The callbacks of httptools for one reply."""
 
     def __init__(self, session: HttpSession) -> None:
         self._session = session
@@ -227,7 +252,7 @@ class _Callbacks:
 
 
 def error_text(body: bytes) -> str | None:
-    """Return what stands under `error` in a JSON body or event, or its beginning; None where it is empty."""
+    """Return the `error` of a JSON body or event, or the start of the body; None if it is empty."""
     text = body.decode("utf-8", "replace").strip().removeprefix("data:").strip()
     try:
         loaded = json.loads(text)

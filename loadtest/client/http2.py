@@ -1,7 +1,7 @@
-"""One gRPC call at a time over a kept HTTP/2 connection, client side; no sockets in here.
+"""One gRPC call at a time on a persistent HTTP/2 connection, client side; without sockets.
 
-Made for streamed replies: windows are opened so wide at the start that the server never waits for this side, frames
-are walked as they come (settings and pings are answered at once), and gRPC's messages are cut out in blocks later.
+Designed for streamed replies: windows are opened so far at the start that the server never waits for this side, frames
+are processed on arrival (settings and pings are answered at once), and gRPC messages are extracted in blocks later.
 
 Source:
     RFC 9113 (HTTP/2), RFC 7541 (HPACK, by the `hpack` package), gRPC over HTTP2 (grpc/grpc, doc/PROTOCOL-HTTP2.md).
@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import hpack
 
-from loadtest.client.http1 import BLOCK_BYTES, HEAD_LIMIT_BYTES, REPLY_LIMIT_BYTES, CutError, ProtocolError, Sink
+from loadtest.client.http1 import BLOCK_BYTES, HEAD_LIMIT_BYTES, CutError, ProtocolError, Sink, StoredReply
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
@@ -26,8 +26,8 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 4, 5
 FRAME_HEAD_BYTES = 9
 DEFAULT_WINDOW = 65_535
 WIDEST_WINDOW = 2**31 - 1
-REFILL_BYTES = 1 << 28  # the connection's window is opened again once so many bytes of it are used
-OWN_FRAME_LIMIT = 16_384  # the default; the server may send no longer frame
+REFILL_BYTES = 1 << 28  # the connection's window is reopened after this many bytes
+OWN_FRAME_LIMIT = 16_384  # the protocol's default; the server may not send longer frames
 LAST_STREAM = 2**31 - 3
 MESSAGE_HEAD_BYTES = 5
 STATUS_NAMES = (
@@ -50,18 +50,19 @@ def call_headers(path: str, authority: str, *, tls: bool) -> list[tuple[str, str
     return [*pseudo, ("te", "trailers"), ("content-type", "application/grpc")]
 
 
-class GrpcSession:
-    """One connection: a request message, its stream of replies to the end, the next request.
+class GrpcSession(StoredReply):
+    """One connection: a request message, the complete stream of its replies, the next request.
 
     Args:
-        headers: Of every call, pseudo headers first.
+        headers: Headers of every call, pseudo headers first.
 
     Attributes:
         reusable: Whether the connection can carry another call.
-        outgoing: Bytes this side has to send: answers to the server's frames, and what its windows now let through.
+        outgoing: Bytes to send: answers to the server's frames, and request data that its windows now allow.
     """
 
     def __init__(self, headers: list[tuple[str, str]]) -> None:
+        super().__init__()
         self._headers = headers
         self._encoder, self._decoder = hpack.Encoder(), hpack.Decoder()
         self._stream = -1
@@ -70,7 +71,6 @@ class GrpcSession:
         self._rest = b""
         self._used_bytes = 0
         self._block: bytes | None = None
-        self._pieces: list[tuple[bytes, float]] = []
         self.outgoing = b""
         self.ended = self.reusable = True
         self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
@@ -85,13 +85,12 @@ class GrpcSession:
         }
 
     def begin(self, payload: bytes, sink: Sink) -> bytes:
-        """Return the bytes of a call with one request message; what they leave follows by `outgoing`."""
+        """Return the first bytes of a call with one request message; the rest follows in `outgoing`."""
         opening = b"" if self._stream > 0 else self._opening()
         self._stream += 2
         self._sink = sink
-        self._pieces = []
+        self._clear()
         self._message = b""
-        self._held_bytes = self._seen_bytes = 0
         self._trailers: dict[str, str] = {}
         self._status = ""
         self.ended, self.reusable = False, self._stream < LAST_STREAM
@@ -110,10 +109,10 @@ class GrpcSession:
         return PREFACE + frame(SETTINGS, 0, 0, settings) + frame(WINDOW_UPDATE, 0, 0, wider)
 
     def take(self, data: bytes, arrived_s: float) -> bool:
-        """Take bytes as they come; return whether the call has ended.
+        """Take bytes as they arrive; return whether the call has ended.
 
         Raises:
-            ProtocolError: The call failed, or the server broke the protocol.
+            ProtocolError: The call failed, or the server violated the protocol.
         """
         was_idle = self.ended
         if self._rest:
@@ -135,24 +134,18 @@ class GrpcSession:
             elif kind in self._handlers:
                 self._handlers[kind](flags, stream, payload)
         self._rest = data[place:]
-        if not was_idle and (self.ended or self._held_bytes > BLOCK_BYTES):
+        if not was_idle and (self.ended or self._stored_bytes > BLOCK_BYTES):
             self.settle()
         return self.ended
 
     def settle(self) -> None:
-        """Cut the messages out of what is held; errors as `take`."""
-        pieces, self._pieces = self._pieces, []
-        self._seen_bytes += self._held_bytes
-        self._held_bytes = 0
-        for data, arrived_s in pieces:
-            self._cut(data, arrived_s)
-        if self._seen_bytes > REPLY_LIMIT_BYTES:
-            raise ProtocolError(f"a reply of more than {REPLY_LIMIT_BYTES >> 20} MiB")
+        """Extract the messages from the stored bytes. Raises as `take` does."""
+        self._parse_stored(self._cut)
         if self.ended:
             self._judge()
 
     def close(self) -> None:
-        """Take the end of the connection.
+        """Handle the end of the connection.
 
         Raises:
             CutError: The call had not ended.
@@ -166,7 +159,7 @@ class GrpcSession:
         place = 0
         while len(data) - place >= MESSAGE_HEAD_BYTES:
             if data[place]:
-                raise ProtocolError("a compressed gRPC message, which was not asked for")
+                raise ProtocolError("a compressed gRPC message, which was not requested")
             end = place + MESSAGE_HEAD_BYTES + int(_WORD.unpack_from(data, place + 1)[0])
             if end > len(data):
                 break
@@ -175,7 +168,7 @@ class GrpcSession:
         self._message = data[place:]
 
     def _judge(self) -> None:
-        """Raise what the trailers say, where that is an error."""
+        """Raise the error in the trailers, if there is one."""
         code, text = self._trailers.get("grpc-status"), unquote(self._trailers.get("grpc-message", ""))
         if code == "0" and not self._message:
             return
@@ -195,8 +188,7 @@ class GrpcSession:
             return
         if flags & PADDED:
             payload = _unpadded(payload)
-        self._pieces.append((payload, arrived_s))
-        self._held_bytes += len(payload)
+        self._store(payload, arrived_s)
         if flags & END_STREAM:
             self.ended = True
 
@@ -210,7 +202,7 @@ class GrpcSession:
 
     def _on_continuation(self, flags: int, stream: int, payload: bytes) -> None:
         if self._block is None or len(self._block) > HEAD_LIMIT_BYTES:
-            raise ProtocolError("an HTTP/2 CONTINUATION out of place")
+            raise ProtocolError("an unexpected HTTP/2 CONTINUATION frame")
         self._block += payload
         self._end_block(flags, stream)
 
@@ -229,7 +221,7 @@ class GrpcSession:
         self._trailers |= headers
         if self._block_flags & END_STREAM:
             self.ended = True
-            self.reusable = self.reusable and not self._unsent  # the rest of the request was not wanted
+            self.reusable = self.reusable and not self._unsent  # the server did not need the rest of the request
 
     def _on_reset(self, _flags: int, stream: int, payload: bytes) -> None:
         if stream == self._stream and not self.ended:
@@ -251,7 +243,7 @@ class GrpcSession:
         self._send_more()
 
     def _on_push(self, _flags: int, _stream: int, _payload: bytes) -> None:
-        raise ProtocolError("an HTTP/2 push, which was refused beforehand")
+        raise ProtocolError("an HTTP/2 push, which was disabled")
 
     def _on_ping(self, flags: int, _stream: int, payload: bytes) -> None:
         if not flags & ACK:
@@ -272,7 +264,7 @@ class GrpcSession:
         self._send_more()
 
     def _send_more(self) -> None:
-        """Put as much of the request into `outgoing` as the server's windows take."""
+        """Move as much of the request into `outgoing` as the server's windows allow."""
         while self._unsent:
             size = min(len(self._unsent), self._window, self._connection_window, self._frame_limit)
             if size <= 0:

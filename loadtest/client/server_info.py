@@ -1,4 +1,4 @@
-"""Queries a server before a run: its version, its engine, and whether that is emulated."""
+"""Queries a server before a run: its version, its engine, and whether the engine is emulated."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _Said = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
 
 
 def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = None) -> tuple[ServerFacts, str | None]:
-    """Ask a server what it is: Triton through tritonclient, an OpenAI server for its list of models.
+    """Query a server: Triton through tritonclient, an OpenAI server for its list of models.
 
     Args:
-        url: As the user gave it.
-        key: Of an OpenAI server that asks for one.
+        url: As given by the user.
+        key: Key of an OpenAI server, if required.
 
     Returns:
-        Its facts, and the folder its preprocessing model takes the tokenizer from, where it has one.
+        Its facts, and the tokenizer folder of its preprocessing model, if it has one.
 
     Raises:
-        MissingError: No server answers there, or it does not serve the model.
+        MissingError: No server answers, or it does not serve the model.
     """
     if endpoint.is_openai:
         return _openai_facts(endpoint, url, model, key), None
@@ -68,16 +68,16 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
 
 
 def _engine_parameters(endpoint: Endpoint) -> dict[str, str]:
-    """Return the parameters of the TensorRT-LLM engine behind a server's other models; none where it has no engine."""
+    """Return the parameters of the TensorRT-LLM engine behind a server's other models; empty without an engine."""
     read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
     try:
         return _parameters(read(endpoint, ENGINE_MODEL)[1])
-    except MissingError:  # another backend's server, whose model was just found
+    except MissingError:  # a server with another backend, whose model was found
         return {}
 
 
 def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> ServerFacts:
-    """Return what the list of models says; a server that is emulated says so in a header (`ENGINE_KIND`)."""
+    """Return the facts from the list of models; an emulated server states its kind in a header (`ENGINE_KIND`)."""
     base = endpoint.base_path if endpoint.base_path.endswith("/v1") else endpoint.base_path + "/v1"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = urllib.request.Request(endpoint.url(f"{base}/models"), headers=headers)
@@ -87,7 +87,7 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
         names = [str(each["id"]) for each in json.loads(text)["data"]]
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == HTTPStatus.NOT_FOUND:  # some gateways list no models
+        if error.code == HTTPStatus.NOT_FOUND:  # some gateways do not list models
             return _measured(endpoint, url, model)
         hint = f"check the key in ${endpoint.api_key_env}" if error.code in {401, 403} else "check --url"
         raise MissingError(f"{url}: GET {base}/models answered {error.code}", hint=hint) from error
@@ -110,16 +110,16 @@ def _measured(endpoint: Endpoint, url: str, model: str) -> ServerFacts:
 
 
 def engine_kind(header: str) -> tuple[bool, float]:
-    """Return whether an engine is emulated and its time scale, from the header an emulated one's answers carry.
+    """Return whether an engine is emulated and its time scale, from the header of its replies.
 
     >>> engine_kind("emulated; time-scale=4"), engine_kind("")
     ((True, 4.0), (False, 1.0))
 
     Raises:
-        UserError: It says something else.
+        UserError: The header has another format.
     """
     kind, _, scale = header.partition(";")
-    if kind.strip() in {"", "built", "measured"}:  # `built` is our own front's word for a real engine
+    if kind.strip() in {"", "built", "measured"}:  # `built` is our own front's name for a real engine
         return False, 1.0
     name, _, value = scale.partition("=")
     try:
@@ -134,7 +134,7 @@ def engine_kind(header: str) -> tuple[bool, float]:
 
 
 def _read_http(endpoint: Endpoint, model: str) -> _Said:
-    """Return the server's metadata, a model's configuration, and that of the model that tokenizes, if there is one."""
+    """Return the metadata of the server, of the model, and of the tokenizing model if there is one."""
     metadata = _get_json(endpoint, "/v2")
     config = _get_json(endpoint, f"/v2/models/{model}/config")
     try:
@@ -154,7 +154,7 @@ def _get_json(endpoint: Endpoint, path: str) -> dict[str, Any]:
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise _no_server(endpoint, "Triton", error) from error
     if not isinstance(said, dict):
-        raise _no_server(endpoint, "Triton", ValueError(f"{path} is not JSON object"))
+        raise _no_server(endpoint, "Triton", ValueError(f"{path} is not a JSON object"))
     return said
 
 
@@ -178,10 +178,10 @@ def _read_grpc(endpoint: Endpoint, model: str) -> _Said:
 
 
 def call(endpoint: Endpoint, method: str, request: bytes) -> bytes:
-    """Make one call to Triton's gRPC service and return the one message it answers with.
+    """Make one call to Triton's gRPC service and return its single response.
 
     Raises:
-        MissingError: No server answers there, or it answers with an error.
+        MissingError: No server answers, or it answers with an error.
     """
     path = f"/inference.GRPCInferenceService/{method}"
     session = GrpcSession(call_headers(path, endpoint.authority, tls=endpoint.tls))

@@ -10,14 +10,14 @@ from typing import Any
 TIMESTAMPS = getattr(socket, "SO_TIMESTAMPNS", 35)  # Linux: nanoseconds of CLOCK_REALTIME with every receive
 ANCILLARY_BYTES = 64
 MOST_LATE_S = 5.0
-SLACK_S = 0.001  # bytes may come between a receive and the look at the clock after it
+SLACK_S = 0.001  # bytes may arrive between a receive and reading the clock after it
 BIN_S = 1e-4
 BINS = 20_000
 _STAMP = struct.Struct("qq")
 
 
 def ask_for_stamps(connection: Any) -> None:
-    """Ask for the time of every receive; where the system has no such thing, none come."""
+    """Request arrival timestamps; has no effect if the system does not support them."""
     try:
         connection.setsockopt(socket.SOL_SOCKET, TIMESTAMPS, 1)
     except OSError:
@@ -25,7 +25,7 @@ def ask_for_stamps(connection: Any) -> None:
 
 
 def stamp_of(ancillary: list[tuple[int, int, bytes]]) -> float | None:
-    """Return the kernel's stamp among what came beside bytes, in seconds of its wall clock; None without one."""
+    """Return the kernel's timestamp in ancillary data, in seconds of its wall clock; None if there is none."""
     if not ancillary:
         return None
     seconds, nanoseconds = _STAMP.unpack(ancillary[0][2][: _STAMP.size])
@@ -34,12 +34,12 @@ def stamp_of(ancillary: list[tuple[int, int, bytes]]) -> float | None:
 
 @dataclass(slots=True)
 class Readings:
-    """How a process read its replies: clock and delay.
+    """How a process read its replies: timestamps and delays.
 
     Attributes:
-        stamped: Receives whose time is the kernel's.
-        unstamped: Receives whose time is when this process came to read them.
-        refused: Stamps not believed, as after a step of the machine's clock; counted as unstamped too.
+        stamped: Receives with a kernel timestamp.
+        unstamped: Receives timestamped when this process read them.
+        refused: Implausible timestamps, as after a step of the machine's clock; also counted as unstamped.
     """
 
     stamped: int = 0
@@ -48,16 +48,16 @@ class Readings:
     _late: list[int] = field(default_factory=lambda: [0] * BINS)
 
     def arrival_s(self, now_s: float, real_s: float, stamp_s: float | None, previous_s: float) -> float:
-        """Return when bytes came, on the clock of `now_s`.
+        """Return when bytes arrived, on the clock of `now_s`.
 
-        A stamp is of another clock, which may be set at any moment: only the difference of that clock now and then is
-        used, and it is believed where it puts the arrival between the previous one and now.
+        A timestamp is from another clock, which may be set at any moment. Only the difference between that clock's
+        current value and the timestamp is used, and only if it puts the arrival between the previous one and now.
 
         Args:
-            now_s: When they were read.
+            now_s: When the bytes were read.
             real_s: The kernel's clock at that moment.
-            stamp_s: The kernel's stamp; None where there is none.
-            previous_s: When the bytes before them came or the request was sent, on the clock of `now_s`.
+            stamp_s: The kernel's timestamp; None if there is none.
+            previous_s: When the previous bytes arrived or the request was sent, on the clock of `now_s`.
         """
         if stamp_s is None:
             self.unstamped += 1
@@ -72,7 +72,7 @@ class Readings:
         return min(max(now_s - late_s, previous_s), now_s)
 
     def late_p99_s(self) -> float:
-        """Return the 99th percentile of how late stamped bytes were read; 0 where none was stamped."""
+        """Return the 99th percentile of the reading delay of timestamped bytes; 0 without timestamps."""
         left = 0.01 * self.stamped
         for place in range(BINS - 1, -1, -1):
             left -= self._late[place]

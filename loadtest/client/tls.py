@@ -8,14 +8,14 @@ PIECE_BYTES = 65_536
 
 
 class TlsStream:
-    """TLS between a socket that others read and a session: bytes in, bytes out."""
+    """TLS between a socket and a session, as bytes in and bytes out."""
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(self._in, self._out, server_hostname=host)
 
     def shake(self) -> bool:
-        """Go on with the handshake; return whether it is done."""
+        """Continue the handshake; return whether it is complete."""
         try:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
@@ -23,15 +23,15 @@ class TlsStream:
         return True
 
     def take(self, data: bytes) -> None:
-        """Take bytes off the socket."""
+        """Take bytes from the socket."""
         self._in.write(data)
 
     def outgoing(self) -> bytes:
-        """Return what is to be sent now."""
+        """Return the bytes to send now."""
         return self._out.read()
 
     def read(self, data: bytes) -> bytes | None:
-        """Take bytes off the socket; return what they say: None nothing yet, empty that the server has ended."""
+        """Take bytes from the socket; return them decrypted: None if none yet, empty at the server's close."""
         self._in.write(data)
         parts = []
         try:

@@ -1,4 +1,4 @@
-"""The processes that send a load: sender, journals, progress; imports `client`, `metrics`, `traffic` and below."""
+"""The processes that send a load: sender, journals, progress. May import `client`, `metrics`, `traffic` and below."""
 
 from loadtest.generator.journal import add_lost
 from loadtest.generator.plan import ENOUGH, GeneratorPlan

@@ -1,7 +1,7 @@
 """Append-only files of a load generator: finished requests and requests in flight.
 
-A request under way is noted as the record it would have if the generator were lost; whoever outlives the generator
-completes the records from those notes.
+A request in flight is noted as the record it would have if the generator were lost; the surviving process completes the
+records from these notes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Protocol
 from loadtest.generator.plan import GeneratorPlan
 from loadtest.results import RequestRecord
 
-FLUSH_S = 0.25  # what a crash of the machine may lose; a crash of the generator loses nothing older than this
-COMPACT_LINES = 10_000  # notes of what has ended are dropped now and then
+FLUSH_S = 0.25  # maximum loss in a crash of the machine; a crash of the generator loses nothing older
+COMPACT_LINES = 10_000  # notes of finished requests are dropped from time to time
 
 
 class Journal(Protocol):
@@ -28,24 +28,24 @@ class Journal(Protocol):
 
     @property
     def failed(self) -> str | None:
-        """Why nothing can be written any more."""
+        """Why nothing can be written any more; None if it can."""
 
     def note_sent(self, if_lost: RequestRecord) -> None:
-        """Take a request as under way, given the record it has should its end never be heard of."""
+        """Record a request as in flight, with the record it gets if its end is never reported."""
 
     def note_end(self, record: RequestRecord) -> None:
-        """Take a request as ended."""
+        """Record the end of a request."""
 
     def note_text(self, line: str) -> None:
-        """Take a prompt that was sent, where prompts are to be kept."""
+        """Record a prompt that was sent, if prompts are kept."""
 
 
 class Appender:
-    """Whole lines at the end of a file, written at once when they are few, together when they are many.
+    """Appends whole lines to a file: immediately if there are few, in batches if there are many.
 
     Attributes:
-        failed: The system's words when a write failed; nothing is written after that, and the file ends with a
-            whole line.
+        failed: The system's message when a write failed; nothing is written after that, and the file ends with a whole
+            line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,13 +56,13 @@ class Appender:
         self._written_s = 0.0
 
     def add(self, line: str) -> None:
-        """Append a line, given without its end."""
+        """Append a line, given without its line end."""
         self._lines.append(line)
         if time.monotonic() - self._written_s > FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write pending lines."""
         self._written_s = time.monotonic()
         if not self._lines or self.failed:
             return
@@ -76,13 +76,13 @@ class Appender:
             cut_to_whole_lines(self.path)
 
     def replace(self, lines: list[str]) -> None:
-        """Begin the file anew with these lines."""
+        """Replace the file's content with these lines."""
         os.ftruncate(self._file, 0)
         self._lines = lines
         self.flush()
 
     def close(self) -> None:
-        """Write what is waiting and let go of the file."""
+        """Write pending lines and close the file."""
         self.flush()
         os.close(self._file)
 
@@ -92,8 +92,8 @@ class RecordJournal:
 
     Args:
         records: File to append records to.
-        under_way: File of the notes; of use only until the run has ended.
-        texts: File of prompts; None where they are not to be kept.
+        under_way: File of the notes, used only until the run has ended.
+        texts: File of prompts; None: prompts are not kept.
     """
 
     def __init__(self, records: Path, under_way: Path, texts: Path | None = None) -> None:
@@ -105,7 +105,7 @@ class RecordJournal:
 
     @classmethod
     def of(cls, plan: GeneratorPlan) -> RecordJournal:
-        """Return the ledger of a plan."""
+        """Return the journal of a plan."""
         return cls(Path(plan.records), Path(plan.under_way), None if plan.texts is None else Path(plan.texts))
 
     @property
@@ -115,26 +115,26 @@ class RecordJournal:
 
     @property
     def failed(self) -> str | None:
-        """Why nothing can be written any more."""
+        """Why nothing can be written any more; None if it can."""
         return next((file.failed for file in self._files() if file.failed), None)
 
     def note_sent(self, if_lost: RequestRecord) -> None:
-        """Take a request as under way, given the record it has should its end never be heard of."""
+        """Record a request as in flight, with the record it gets if its end is never reported."""
         self.note_sent_line(if_lost.id, if_lost.model_dump_json())
 
     def note_sent_line(self, number: int, line: str) -> None:
-        """Take a request as under way, given that record as a line."""
+        """Record a request as in flight, given that record as a line."""
         self._notes[number] = line
         self._lines += 1
         self._under_way.add(line)
-        self._under_way.flush()  # at once: what is under way is what a crash would take along
+        self._under_way.flush()  # immediately: requests in flight are what a crash would lose
 
     def note_end(self, record: RequestRecord) -> None:
-        """Take a request as ended."""
+        """Record the end of a request."""
         self.note_end_line(record.id, record.model_dump_json())
 
     def note_end_line(self, number: int, line: str) -> None:
-        """Take a request as ended, its record given as a line."""
+        """Record the end of a request, given its record as a line."""
         self._notes.pop(number, None)
         self._records.add(line)
         if self._lines > COMPACT_LINES + 2 * len(self._notes):
@@ -143,17 +143,17 @@ class RecordJournal:
             self._lines = len(self._notes)
 
     def note_text(self, line: str) -> None:
-        """Take a prompt that was sent, where prompts are to be kept."""
+        """Record a prompt that was sent, if prompts are kept."""
         if self._texts is not None:
             self._texts.add(line)
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write pending lines."""
         for file in self._files():
             file.flush()
 
     def close(self) -> None:
-        """Write what is waiting and let go of the files."""
+        """Write pending lines and close the files."""
         for file in self._files():
             file.close()
 
@@ -162,7 +162,7 @@ class RecordJournal:
 
 
 def add_lost(records: Path, under_way: Path, *, now_s: float) -> int:
-    """Write a record for each request that was under way in a generator that was lost; return how many.
+    """Write a record for each request that was in flight in a lost generator; return their number.
 
     Args:
         now_s: When the loss was noticed, on the records' clock.
@@ -186,7 +186,7 @@ def add_lost(records: Path, under_way: Path, *, now_s: float) -> int:
 
 
 def cut_to_whole_lines(path: Path) -> None:
-    """Drop what a write that failed half-way left at the end of a file of lines."""
+    """Remove an incomplete last line, left by a failed write."""
     if not path.is_file():
         return
     with path.open("rb+") as file:
@@ -203,12 +203,12 @@ def cut_to_whole_lines(path: Path) -> None:
 
 
 def _whole_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file that were written to their end."""
+    """Yield the complete lines of a file."""
     if path.is_file():
         with path.open(encoding="utf-8") as file:
             yield from (line for line in file if line.endswith("\n"))
 
 
 def _number(line: str) -> int:
-    """Return a record's id; it is a line's first value."""
+    """Return a record's id, which is the first value of a line."""
     return int(line.partition('"id":')[2].partition(",")[0])

@@ -25,8 +25,8 @@ class LevelRun:
 
     Args:
         first_id: Id of the level's first request.
-        begin_s: When the level begins, on the run's clock; a share of an open loop may be told of it beforehand.
-        start: Starts so many users of a class.
+        begin_s: Start of the level on the run's clock; a share of an open loop may receive it in advance.
+        start: Starts a number of users of a class.
     """
 
     def __init__(
@@ -86,32 +86,32 @@ class LevelRun:
 
     @property
     def is_done(self) -> bool:
-        """Whether all that this share measures has ended."""
+        """Whether all measured requests of this share have ended."""
         return self._shared.loop.is_over if self._plan.concurrency is not None else not self._runner.user_count
 
     @property
     def next_id(self) -> int:
-        """The first id that no request of this share has, nor any before it."""
+        """The first id after all ids of this share's requests."""
         opened = self._shared.opened
         return opened.next_id if self._plan.concurrency is None and opened else self._shared.loop.next_id
 
     def check_users(self) -> None:
-        """End the run where a user has died of a mistake of ours; its traceback is in this process's log."""
+        """End the run if a user has crashed; its traceback is in this process's log."""
         died = self._plan.concurrency is not None and self._runner.user_count < self._users
         if died and not self._shared.is_over and not self._shared.loop.is_over:
             self._shared.stopped = f"{CRASHED}: see the traceback"
 
     def begin_measuring(self, now_s: float) -> None:
-        """Measure what is sent from now on."""
+        """Measure requests sent from now on."""
         if self._plan.concurrency is not None:
             self._shared.loop.begin(now_s)
 
     def finish(self, *, whole: bool) -> dict[str, Any]:
-        """End the users; return what the share was.
+        """End the users; return the share's result.
 
         Args:
-            whole: Let each end the request it is at where the model does not hear of a cancelled one: through
-                Triton's ensemble it would run on, and keep the ensemble from ever being unloaded.
+            whole: Let each user finish its request if the model does not notice cancellations: through Triton's
+                ensemble it would continue, and prevent the ensemble from being unloaded.
         """
         shared, scenario = self._shared, self._shared.plan.scenario
         is_done = self.is_done
@@ -137,7 +137,7 @@ class LevelRun:
         }
 
     def _measure_s(self, end_s: float) -> float:
-        """Return when measuring began; a level that never came so far measured nothing."""
+        """Return when measurement started; a level that did not reach it measured nothing."""
         shared, plan = self._shared, self._plan
         if plan.concurrency is None:
             ratio = shared.plan.scenario.warmup_ratio
@@ -147,7 +147,7 @@ class LevelRun:
 
 
 class _Lateness:
-    """How late this process wakes up: what a busy generator adds to every time it notes."""
+    """Lateness of this process's timers: a busy generator adds it to every time it records."""
 
     def __init__(self) -> None:
         self._late = LogHistogram()

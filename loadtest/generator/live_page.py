@@ -13,12 +13,12 @@ STEERING = ("locust.swarm", "locust.stop", "locust.reset_stats", "locust.update_
 
 
 def add_live_page(app: Any, history: History, label: str) -> None:
-    """Add the page `/live` and its figures `/live/points` to a Flask app; take away what would steer the run.
+    """Add the page `/live` and its data `/live/points` to a Flask app; remove pages that would control the run.
 
     Args:
         app: Locust's Flask app, not started yet.
-        history: Filled as the run goes on.
-        label: What every figure is marked with: measured, or emulated and its time scale.
+        history: Filled during the run.
+        label: Label of every figure: measured, or emulated with its time scale.
     """
     page = (
         files("loadtest.generator").joinpath("live_page.html").read_text(encoding="utf-8").replace("{{ label }}", label)

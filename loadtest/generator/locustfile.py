@@ -1,7 +1,8 @@
-"""The load generator's process, and the only file that knows Locust; started by `processes.py`, told by its input.
+"""The load generator's process, and the only file that imports Locust; started by `processes.py`.
 
-Locust provides the users, and between machines the messages; clocks, records and the shape of the load are ours. Its
-statistics are not used: its percentiles are rounded, and its timers stop at the headers of a streamed reply.
+Locust provides the users and the messages between machines; clocks, records and the load profile are this project's
+own. Locust's statistics are not used: its percentiles are rounded, and its timers stop at the headers of a streamed
+reply.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from loadtest.generator.sender import TICK_S, SenderState, send
 from loadtest.results import RequestRecord
 from loadtest.traffic import LevelPlan, OpenLoop, Turn
 
-BACK_OFF_S = 0.05  # after a failed request, so that a server that refuses is not hammered
-STOP_WITHIN_S = 0.2  # how soon an open loop hears that it is over
-WATCH_S = 0.05  # how often it looks whether a level is over
+BACK_OFF_S = 0.05  # pause after a failed request, to avoid flooding a server that refuses
+STOP_WITHIN_S = 0.2  # how quickly an open loop notices that it is over
+WATCH_S = 0.05  # interval of checks whether a level is over
 
 
 class StreamUser(locust.User):
@@ -47,13 +48,13 @@ class StreamUser(locust.User):
     generator: SenderState
 
     def on_start(self) -> None:
-        """Take a number and connect at the first request."""
+        """Take a number, and connect at the first request."""
         self.number = next(self.generator.user_numbers)
         self.free_s = self.generator.now_s()
         self.connection = Connection(self.generator.door)
 
     def on_stop(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self.connection.close()
 
     @locust.task
@@ -76,7 +77,7 @@ class StreamUser(locust.User):
             gevent.sleep(BACK_OFF_S)
 
     def _has_thought(self) -> bool:
-        """Return whether the time to think before a conversation's next turn is over; wait a little where not."""
+        """Return whether the think time before a conversation's next turn is over; wait briefly if not."""
         shared = self.generator
         left_s = self.free_s + shared.loop.wait_s(self.number) * shared.plan.time_scale - shared.now_s()
         if left_s > 0:
@@ -85,14 +86,14 @@ class StreamUser(locust.User):
 
 
 class ArrivalsUser(locust.User):
-    """All of an open loop, or a worker's share: sends each request at its time, whatever has become of the others."""
+    """A whole open loop, or a worker's share: sends each request at its time, regardless of the others."""
 
     abstract = True
     generator: SenderState
 
     @locust.task
     def arrivals(self) -> None:
-        """Send what is due, each on a connection of its own; wait for all that are measured."""
+        """Send each due request on its own connection; wait for all measured ones."""
         shared, opened = self.generator, self.generator.opened
         if opened is None:
             raise RuntimeError("an open loop's level was not prepared")
@@ -110,11 +111,11 @@ class ArrivalsUser(locust.User):
         raise StopUser
 
     def on_stop(self) -> None:
-        """End what is under way; each writes its record."""
+        """End requests in flight; each writes its record."""
         self.under_way.kill()
 
     def _converse(self, opened: OpenLoop, turn: Turn | None, due_s: float) -> None:
-        """Send what an arrival asks for; where that is a conversation, each later turn when its time has come."""
+        """Send an arrival's request, or all turns of its conversation, each at its time."""
         shared = self.generator
         try:
             while turn is not None and not shared.why_end:
@@ -130,7 +131,7 @@ class ArrivalsUser(locust.User):
             raise
 
     def _later(self, opened: OpenLoop, turn: Turn, tokens: int | None) -> tuple[float, Turn | None]:
-        """Return when what follows a turn is due, and it; None where the conversation is over."""
+        """Return the next turn and when it is due; None at the end of the conversation."""
         shared = self.generator
         scale, ended_s = shared.plan.time_scale, shared.now_s()
         found = opened.follow(turn, self._level_s(ended_s), tokens)
@@ -141,13 +142,13 @@ class ArrivalsUser(locust.User):
 
 
 def users_of(shared: SenderState) -> list[type[locust.User]]:
-    """Return the classes Locust starts users of."""
+    """Return the user classes that Locust starts."""
     kinds = {CLOSED_USERS: StreamUser, OPEN_USERS: ArrivalsUser}
     return [type(name, (kind,), {"generator": shared, "abstract": False}) for name, kind in kinds.items()]
 
 
 def run_alone(orders: CommandReader) -> None:
-    """Run every level of a plan in this process: no messages, no second process."""
+    """Run every level of a plan in this process, without messages and other processes."""
     plan = GeneratorPlan.model_validate_json(orders.next())
     ledger = RecordJournal.of(plan)
     watch = LiveStats(plan.time_scale, plan.scenario.objectives)
@@ -165,7 +166,7 @@ def run_alone(orders: CommandReader) -> None:
 
 
 def _hear_enough(orders: CommandReader, shared: SenderState) -> None:
-    """End the level under way whenever the command says that its requests tell enough."""
+    """End the current level when the command signals that its results are conclusive."""
     while orders.next() == ENOUGH:
         shared.suffices = True
 
@@ -173,7 +174,7 @@ def _hear_enough(orders: CommandReader, shared: SenderState) -> None:
 def run_level(
     shared: SenderState, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: RecordJournal
 ) -> int:
-    """Run one level to its end and say how it went; return the next level's first id."""
+    """Run one level and report it; return the next level's first id."""
     begin_s = shared.now_s()
     limit_s = plan.limit_s(shared.plan.scenario, shared.plan.time_scale)
     began = level_of(plan, [{"begin_s": begin_s}])
@@ -197,7 +198,7 @@ def run_level(
 
 
 def run_master(orders: CommandReader, options: dict[str, Any]) -> None:
-    """Run every level of a plan with workers that come."""
+    """Run every level of a plan with connecting workers."""
     environment = Environment(user_classes=[], catch_exceptions=False)
     runner = environment.create_master_runner(options["bind"], options["port"])
     tell(port=runner.server.port)
@@ -243,7 +244,7 @@ def run_master(orders: CommandReader, options: dict[str, Any]) -> None:
 
 
 def run_worker(orders: CommandReader) -> None:
-    """Join a master and run the share it gives."""
+    """Join a master and run the share it assigns."""
     host, port, within_s = orders.next().split()
     environment = Environment(user_classes=[], catch_exceptions=False)
     try:
@@ -271,14 +272,14 @@ def run_worker(orders: CommandReader) -> None:
 
 
 def main(role: str, options: str) -> None:
-    """Be the only generator, the master of several, or one of them; never returns.
+    """Run as the only generator, as the master, or as a worker; never returns.
 
-    However it ends, it ends at once: left to themselves, sockets may wait for ever to hand over a last message.
+    The process exits immediately in every case: sockets could otherwise wait forever to deliver a last message.
     """
     logging.basicConfig(level=logging.WARNING)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
-    gc.freeze()  # what is here by now stays: a collection in the middle of a reply need not look at it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file descriptor
+    gc.freeze()  # existing objects stay: garbage collection during a reply need not scan them
     orders = CommandReader(sys.stdin.fileno())
     try:
         match role:

@@ -1,8 +1,8 @@
 """Messages between the runner and a load generator process, on its standard input and output.
 
-Told: first one line, the plan or a worker's master; then perhaps `ENOUGH`, which ends a level whose requests tell
-enough. The end of the input means stop, so that no generator outlives the command that started it. Said: one JSON
-object a line, with one key.
+Input: one line with the plan or a worker's master; then possibly `ENOUGH`, which ends a level whose results are
+conclusive. The end of the input means stop, so that no generator outlives the command that started it. Output: one JSON
+object per line, with one key.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ CRASHED = "internal error in the load generator"
 
 
 class CommandReader:
-    """Lines of an input, read beside everything else a gevent process does.
+    """Reads lines of an input concurrently with everything else in a gevent process.
 
     Attributes:
         on_end: Called when the input ends.
     """
 
     def __init__(self, file: int) -> None:
-        self.on_end: Callable[[], object] = lambda: os._exit(0)  # nobody waits for an answer any more
+        self.on_end: Callable[[], object] = lambda: os._exit(0)  # nobody reads the output any more
         self._lines: gevent.queue.Queue[str] = gevent.queue.Queue()
         gevent.os.make_nonblocking(file)
         gevent.spawn(self._read, file)
 
     def next(self) -> str:
-        """Return the next line, waiting for it."""
+        """Wait for the next line and return it."""
         line: str = self._lines.get()
         return line
 
@@ -53,12 +53,12 @@ class CommandReader:
 
 
 def tell(**said: Any) -> None:
-    """Say one thing to the command that started this process."""
+    """Send one message to the command that started this process."""
     print(json.dumps(said), flush=True)
 
 
 def tell_progress(look: Callable[[], Progress], note: Callable[[Progress], object] | None = None) -> None:
-    """Say once a second how it stands, until killed."""
+    """Report the progress every second, until killed."""
     while True:
         gevent.sleep(LOOK_EVERY_S)
         seen = look()
@@ -68,7 +68,7 @@ def tell_progress(look: Callable[[], Progress], note: Callable[[Progress], objec
 
 
 def level_of(plan: LevelPlan, shares: Iterable[Mapping[str, Any]]) -> Level:
-    """Return a level as its shares were: from the first begin to the last end, as late as the latest generator."""
+    """Return a level combined from its shares: from the first start to the last end, with the largest lateness."""
     shares = list(shares)
     begin_s = min(share["begin_s"] for share in shares)
     clocks = {share.get("clock", "reader") for share in shares}

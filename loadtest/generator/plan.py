@@ -9,7 +9,7 @@ from loadtest.client import Endpoint
 from loadtest.scenario import Scenario
 from loadtest.traffic import LevelPlan, plans_of
 
-ENOUGH = "enough"  # what a generator under way is told when a level's requests tell enough
+ENOUGH = "enough"  # sent to a running generator when a level's results are conclusive
 
 
 class GeneratorPlan(Strict):
@@ -17,13 +17,13 @@ class GeneratorPlan(Strict):
 
     Attributes:
         endpoint: The server.
-        prompts: Folder of what prompts are made from.
+        prompts: Folder of prompt sources.
         records: File to append records to.
-        under_way: File to note requests in that have not ended.
-        began_monotonic_s: The run's zero on the machine's monotonic clock.
-        time_scale: Wall seconds of one second of the scenario's arrivals and windows.
-        lengths: Mean prompt and reply of each level's requests, in tokens.
-        texts: File to append prompts to as they are sent; None: they are written nowhere.
+        under_way: File with notes of requests in flight.
+        began_monotonic_s: Start of the run on the machine's monotonic clock.
+        time_scale: Wall seconds per second of the scenario's arrivals and windows.
+        lengths: Mean prompt and reply length of each level's requests, in tokens.
+        texts: File to append sent prompts to; None: they are not written.
     """
 
     endpoint: Endpoint
@@ -37,6 +37,6 @@ class GeneratorPlan(Strict):
     texts: str | None = None
 
     def levels(self) -> list[LevelPlan]:
-        """Return the levels as `plans_of`, with their lengths; errors likewise."""
+        """Return the levels of `plans_of`, with their lengths. Raises as `plans_of` does."""
         plans = plans_of(self.scenario)
         return [replace(plan, isl=isl, osl=osl) for plan, (isl, osl) in zip(plans, self.lengths, strict=True)]

@@ -1,7 +1,7 @@
-"""Live statistics of the last 10 s of a level, from its records as they end.
+"""Live statistics of the last 10 s of a level, from finished records.
 
-They are for watching only, to 1 %. What a report says is computed from the whole records, by `loadtest.metrics`;
-objectives are evaluated by the same function.
+For display only, accurate to 1 %. Reports are computed from the complete records by `loadtest.metrics`; objectives are
+evaluated by the same function.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999, "m
 
 
 class Progress(Strict):
-    """One snapshot of a running level; latencies and rates of recently ended requests, in engine time.
+    """A snapshot of a running level; latencies and rates of recently ended requests, in engine time.
 
     Attributes:
-        t_s: Wall seconds since the run began.
-        elapsed_s: Wall seconds since the level began.
-        done: Requests of the level that ended well, measured or not.
-        failed: Those that did not.
-        missed: Objectives of all requests that the last seconds miss; None where there are none, or nothing ended.
+        t_s: Wall seconds since the start of the run.
+        elapsed_s: Wall seconds since the start of the level.
+        done: Successful requests of the level, measured or not.
+        failed: Failed requests.
+        missed: Objectives for all requests that are missed in the last seconds; None without objectives, or if nothing
+            ended.
     """
 
     t_s: float
@@ -49,7 +50,7 @@ class Progress(Strict):
 
 
 class _Second:
-    """What ended within one second."""
+    """Requests that ended within one second."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -58,11 +59,11 @@ class _Second:
 
 
 class LiveStats:
-    """Live statistics of the last seconds of a running level, from its records, in bounded memory.
+    """Live statistics of the last seconds of a running level, in bounded memory.
 
     Args:
-        time_scale: Wall seconds of one engine second.
-        objectives: Of all requests; None where there are none.
+        time_scale: Wall seconds per engine second.
+        objectives: For all requests; None if there are none.
     """
 
     def __init__(self, time_scale: float, objectives: Objectives | None = None) -> None:
@@ -71,17 +72,17 @@ class LiveStats:
         self.begin("", 0.0)
 
     def begin(self, load: str, now_s: float, *, is_open: bool = False) -> None:
-        """Begin with a level.
+        """Start a level.
 
         Args:
-            is_open: Whether its requests are sent by the clock; see `clock_start_s`.
+            is_open: Whether it is an open loop; see `clock_start_s`.
         """
         self._load, self._began_s, self._is_open = load, now_s, is_open
         self._done = self._failed = 0
         self._seconds.clear()
 
     def note(self, record: RequestRecord) -> None:
-        """Take a record that ended just now."""
+        """Add a record of a request that has just ended."""
         second = self._second(int(record.done_s))
         second.tokens += record.output_tokens
         is_good = record.outcome == "ok"
@@ -93,7 +94,7 @@ class LiveStats:
             self._note_latencies(second, record, is_good=is_good)
 
     def _note_latencies(self, second: _Second, record: RequestRecord, *, is_good: bool) -> None:
-        """Count a record's latencies; those that only objectives are of, only where there are some."""
+        """Count a record's latencies; those used only by objectives, only if there are objectives."""
         times_s = np.array(record.token_times_s)
         begin_s = clock_start_s(record, is_open=self._is_open)
         ttft_s, gaps_s = (times_s[:1] - begin_s) / self._scale, np.diff(times_s) / self._scale
@@ -113,7 +114,7 @@ class LiveStats:
             second.within += int(within[0])
 
     def look(self, now_s: float, in_flight: int, *, measuring: bool = False) -> Progress:
-        """Return what the last seconds were."""
+        """Return the statistics of the last seconds."""
         recent = [second for second in self._seconds if second.number > now_s - WINDOW_S - 1]
         span_s = max(1e-3, min(float(WINDOW_S), now_s - self._began_s)) / self._scale
         spread = {quantity: LogHistogram() for quantity in QUANTITIES}
@@ -158,14 +159,14 @@ class LiveStats:
         return tuple(each.objective for each in evaluate(self._objectives, figure) if not each.met)
 
     def _second(self, number: int) -> _Second:
-        """Return the second of that number, or the latest: records come in the order they end."""
+        """Return the given second, or the latest: records arrive in the order in which they end."""
         if not self._seconds or self._seconds[-1].number < number:
             self._seconds.append(_Second(number))
         return self._seconds[-1]
 
 
 class History:
-    """A run's looks for a chart over its whole time: every look at first, then ever fewer, never more than so many."""
+    """Snapshots of a run for a chart: all at first, then increasingly thinned to a maximum number."""
 
     def __init__(self) -> None:
         self.points: list[Progress] = []
@@ -174,7 +175,7 @@ class History:
         self._seen = 0
 
     def add(self, look: Progress) -> None:
-        """Keep a look, or pass over it where fewer are kept."""
+        """Add a snapshot, or skip it if the history is thinned."""
         if self._seen % self._every == 0:
             self.points.append(look)
         self._seen += 1

@@ -30,16 +30,16 @@ from loadtest.traffic import (
     Turn,
 )
 
-PROBE_S = 0.25  # how often a server that went away is looked for
-TICK_S = 0.02  # how often the generator looks at its own clock
+PROBE_S = 0.25  # interval of checks for a server that went away
+TICK_S = 0.02  # interval of the generator's timer check
 
 
 class SenderState:
     """State shared by the users of a run: plan, prompts, current level, journal.
 
     Args:
-        worker: Which of `workers` processes this is; each has its own users, or sends every `workers`-th arrival.
-        watch: Where records are looked at as they end; None where somebody else does.
+        worker: Index of this process among `workers`; each has its own users, or sends every `workers`-th arrival.
+        watch: Live statistics of records; None if another process keeps them.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class SenderState:
         self.level_plan = LevelPlan(None)
         self.open_began_s = 0.0
         self.user_numbers: Iterator[int] = iter(())
-        self.is_over = False  # no user begins another request
-        self.suffices = False  # the level's requests tell enough: it ends with what has ended
+        self.is_over = False  # no user starts another request
+        self.suffices = False  # results are conclusive: the level ends with the requests that have ended
         self.stopped: str | None = None
-        self.spare: list[Connection] = []  # connections of an open loop nobody is using
+        self.spare: list[Connection] = []  # idle connections of an open loop
         scenario = plan.scenario
         self.door = ServerConnections(
             plan.endpoint,
@@ -74,15 +74,15 @@ class SenderState:
         self._away_s = self._asked_s = 0.0
 
     def now_s(self) -> float:
-        """Return seconds since the run began, on the clock the monitor uses too."""
+        """Return seconds since the start of the run, on the same clock as the monitor."""
         return time.monotonic() - self.began_monotonic_s
 
     def begin_talk(self, number: int) -> ConversationState:
-        """Begin a conversation of the level under way."""
+        """Start a conversation of the current level."""
         return self.mix.begin(number, self.level)
 
     def note_sent(self, turn: Turn, prompt: Prompt, scheduled_s: float) -> None:
-        """Take a request as under way."""
+        """Record a request as in flight."""
         sent_s = round(self.now_s(), 6)
         self.book.note_sent(
             RequestRecord(
@@ -109,7 +109,7 @@ class SenderState:
             self.book.note_text(json.dumps({"id": turn.id, "tokens": prompt.tokens, **said}))
 
     def write(self, record: RequestRecord) -> None:
-        """Take a request as ended."""
+        """Record the end of a request."""
         if self.worker:
             record = record.model_copy(update={"worker": self.worker})
         self.book.note_end(record)
@@ -117,7 +117,7 @@ class SenderState:
             self.watch.note(record)
 
     def note_reach(self, failure: Exception | None) -> None:
-        """Take whether a request found the server; where none has for a while, the server is gone."""
+        """Record whether a request reached the server; after a while without any, the server is considered gone."""
         if not isinstance(failure, UnreachableError):
             self._back()
         elif self._away is None:
@@ -126,18 +126,18 @@ class SenderState:
 
     @property
     def gone(self) -> str | None:
-        """Why there is no server any more: nothing has taken connections for longer than is allowed."""
+        """Why the server is considered gone: it has accepted no connections for longer than allowed."""
         if self._away is None or self.now_s() - self._away[0] < self.plan.scenario.unreachable_s:
             return None
         return self._away[1]
 
     @property
     def is_away(self) -> bool:
-        """Whether nothing takes connections at the server's address just now."""
+        """Whether the server currently accepts no connections."""
         return self._away is not None
 
     def take_away_s(self) -> float:
-        """Return how long nothing took connections since this was last asked."""
+        """Return how long no connections were accepted since the last call."""
         now_s = self.now_s()
         since_s = 0.0 if self._away is None else now_s - max(self._away[0], self._asked_s)
         taken, self._away_s, self._asked_s = self._away_s + since_s, 0.0, now_s
@@ -145,11 +145,11 @@ class SenderState:
 
     @property
     def why_end(self) -> str | None:
-        """Why the run cannot go on, if so."""
+        """Why the run cannot continue; None if it can."""
         return self.stopped or self.book.failed or self.gone
 
     def _await_server(self) -> None:
-        """Look for somebody taking connections again, for as long as the run goes on."""
+        """Check for a server that accepts connections again, as long as the run continues."""
         endpoint = self.plan.endpoint
         while self._away is not None:
             gevent.sleep(PROBE_S)
@@ -164,13 +164,13 @@ class SenderState:
 
 
 def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: float) -> int | None:
-    """Send one request, read its reply, write its record however it ends; return its tokens, None if not well.
+    """Send one request, read its reply, write its record in any case; return its tokens, None if it failed.
 
     Raises:
-        ValueError: The turn is of no conversation, so that nobody knows its prompt.
+        ValueError: The turn belongs to no conversation, so its prompt is unknown.
     """
     if turn.talk is None:
-        raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
+        raise ValueError(f"request {turn.id} has no conversation and therefore no prompt")
     prompt = shared.maker.prompt(turn.talk)
     asked = RequestSpec(f"r{turn.id}", prompt, turn.asked_tokens, turn.exact, shared.maker.end_id)
     answer = Reply(reply=[] if shared.maker.wants_reply(turn.talk) else None)

@@ -1,4 +1,7 @@
-"""The highest load that meets the objectives: bisection with a sequential test; imports `run`, `simulate` and below."""
+"""The highest load that meets the objectives: bisection with a sequential test.
+
+May import `run`, `simulate` and below.
+"""
 
 from loadtest.knee.bisection import Knee, Probe, find_knee
 from loadtest.knee.search import UNITS, KneeFound, KneeSearch, Range, Span, driving, predicting, search

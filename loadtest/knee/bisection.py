@@ -10,17 +10,17 @@ from typing import NamedTuple
 from engines.errors import UserError
 
 MOST_PROBES = 24
-GROWTH = 2.0  # from one probe to the next while the bracket is open
+GROWTH = 2.0  # factor from one probe to the next while the bracket is open
 
 
 class Probe(NamedTuple):
     """One load tried.
 
     Attributes:
-        load: Requests a second, or users.
-        met: Whether every objective was kept.
-        missed: The objectives that were not.
-        requests: Measured requests the verdict rests on.
+        load: Requests per second, or users.
+        met: Whether every objective was met.
+        missed: Objectives that were missed.
+        requests: Measured requests that the verdict is based on.
     """
 
     load: float
@@ -34,9 +34,9 @@ class Knee:
     """The result of a search.
 
     Attributes:
-        load: The highest load tried that kept every objective; None where none did.
-        above: The lowest load tried above it that did not; None where the limit `most` was reached.
-        probes: In the order they were tried.
+        load: The highest load tried that met every objective; None if none did.
+        above: The lowest load tried above it that missed one; None if the limit `most` was reached.
+        probes: In the order in which they were tried.
     """
 
     load: float | None
@@ -45,7 +45,7 @@ class Knee:
 
     @property
     def missed(self) -> tuple[str, ...]:
-        """The objectives that the load just above the knee missed: what binds."""
+        """The objectives missed just above the knee, which limit it."""
         return next((probe.missed for probe in self.probes if probe.load == self.above and not probe.met), ())
 
 
@@ -61,7 +61,7 @@ class _Search:
         return self.tried[load].met
 
     def between(self, low: float, high: float) -> float | None:
-        """Return the geometric middle; None where no whole number lies between."""
+        """Return the geometric mean; None if there is no whole number between."""
         middle = math.sqrt(low * high)
         if not self.is_whole:
             return middle
@@ -79,16 +79,16 @@ def find_knee(
     tolerance: float = 0.05,
     is_whole: bool = False,
 ) -> Knee:
-    """Bracket the highest load that a probe says is met, then halve the bracket on a logarithmic scale.
+    """Bracket the highest load that meets the objectives, then bisect on a logarithmic scale.
 
-    Latency under load is taken to grow with the load; where noise makes a lower load miss what a higher one met, the
-    answer is the highest load below which nothing tried was missed.
+    Latency is assumed to grow with the load. If noise makes a lower load miss what a higher one meets, the result is
+    the highest load below which no load missed.
 
     Args:
-        least: Where a lower load is of no interest; `load` is None if even this is missed.
-        most: Where a higher load is of no interest; `above` is None if even this is met.
-        tolerance: The bracket is narrow enough when its ends are this far apart, relative to the lower.
-        is_whole: Whether loads are whole numbers, as users are.
+        least: Lowest load of interest; `load` is None if even this one misses.
+        most: Highest load of interest; `above` is None if even this one meets the objectives.
+        tolerance: Relative width of the bracket at which the search ends.
+        is_whole: Whether loads are integers, such as users.
 
     Raises:
         UserError: The limits are not in order.
@@ -106,14 +106,14 @@ def find_knee(
     if low is not None and high is not None:
         low, high = _narrow(search, low, high, tolerance)
     missed = [load for load, tried in search.tried.items() if not tried.met]
-    if low is not None and missed and min(missed) < low:  # noise: believe the lower miss
+    if low is not None and missed and min(missed) < low:  # noise: the lower miss counts
         high = min(missed)
         low = max((load for load, tried in search.tried.items() if tried.met and load < high), default=None)
     return Knee(low, high, tuple(search.tried.values()))
 
 
 def _bracket(search: _Search, start: float, least: float, most: float) -> tuple[float | None, float | None]:
-    """Return a load that is met and one above it that is not; None for the end that was not found."""
+    """Return a load that meets the objectives and a higher one that misses; None for an end not found."""
     if search.try_load(start):
         low = start
         while low < most:

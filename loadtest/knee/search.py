@@ -1,7 +1,7 @@
 """Search for a server's knee: the load of each probe, its end, and its results.
 
-A probe is one level of a scenario, run or predicted. It is told apart by its requests (`evidence.py`): a run ends as
-soon as they suffice, a prediction is made longer until they do.
+A probe is one level of a scenario, run or predicted. Its requests decide its verdict (`sequential_test.py`): a run ends
+as soon as they suffice, a prediction is extended until they do.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from loadtest.simulate import predict
 Axis = Literal["rate", "concurrency"]
 UNITS: dict[Axis, str] = {"rate": "requests/s", "concurrency": "users"}
 
-START_IN_FLIGHT = 16  # requests in flight that the first probe aims at
+START_IN_FLIGHT = 16  # requests in flight at the first probe
 LEAST_IN_FLIGHT, MOST_IN_FLIGHT = 0.25, 4096
-LIVES = 4  # lone requests' lives that an open loop lasts at least: the batch has to fill, and to turn over
-ROUNDS = 4  # requests of each user that a probe of a closed loop measures at least
+LIVES = 4  # minimum length of an open loop in durations of a lone request: the batch has to fill and turn over
+ROUNDS = 4  # minimum measured requests per user of a closed-loop probe
 WARMUP_RATIO = 0.25
 PILOT_REQUESTS = 4
 
 
 class ProbeResult(Strict):
-    """One probe, and all its figures.
+    """One probe with all its figures.
 
     Attributes:
-        missed: Objectives that were not kept.
-        open: Objectives that so many requests do not decide; `met` then goes by the figures alone.
+        missed: Objectives that were missed.
+        open: Objectives that the requests do not decide; `met` then depends on the figures alone.
     """
 
     load: float
@@ -59,11 +59,11 @@ class KneeFound(Document):
 
     Attributes:
         objectives: By class; `all` are those of every request.
-        unit: Of every load here.
-        load: None where even the lowest load of interest missed.
-        above: The lowest load tried above it that missed; None where the highest load of interest was kept.
-        binding: Objectives that `above` missed.
-        lone_e2e_s: End-to-end time of a request that has the server to itself.
+        unit: Unit of every load.
+        load: None if even the lowest load of interest missed.
+        above: The lowest load tried above it that missed; None if the highest load of interest met the objectives.
+        binding: Objectives missed at `above`.
+        lone_e2e_s: End-to-end latency of a request alone on the server.
     """
 
     kind: Kind
@@ -80,7 +80,7 @@ class KneeFound(Document):
 
 
 class Range(NamedTuple):
-    """Where to look; None: from what a lone request takes, see `START_IN_FLIGHT`."""
+    """Range of loads to search; None: derived from a lone request's duration, see `START_IN_FLIGHT`."""
 
     least: float | None = None
     most: float | None = None
@@ -88,7 +88,7 @@ class Range(NamedTuple):
 
 
 class Span(NamedTuple):
-    """How many measured requests a probe may take, and what it begins with."""
+    """Initial and maximum number of measured requests of a probe."""
 
     first: int = 256
     most: int = 4096
@@ -105,12 +105,12 @@ class KneeSearch(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """Of every load."""
+        """Unit of every load."""
         return UNITS[self.axis]
 
     @property
     def is_open(self) -> bool:
-        """Whether requests are sent by the clock."""
+        """Whether the search is over the rate of an open loop."""
         return self.axis == "rate"
 
     @property
@@ -127,17 +127,18 @@ class ProbeRun(NamedTuple):
     samples: Sequence[Sample]
 
     def level(self, objectives: Objectives | None = None) -> LevelSummary:
-        """Return the figures of its one level; goodput is by these objectives, or the scenario's own."""
+        """Return the figures of its only level; goodput by the given objectives, or the scenario's own."""
         (found,) = summarize(self.run, self.records, self.samples, objectives=objectives).levels
         return found
 
 
 class ProbeRunner(NamedTuple):
-    """How a scenario of one level is played: on a clock, or in virtual time.
+    """How a single-level scenario is run: in real time, or in virtual time.
 
     Attributes:
-        play: Takes the scenario, and what says of the records so far, and their time scale, whether they suffice.
-        stops_early: Whether it ends once they suffice. If not, a probe is played again, longer, until they do.
+        play: Takes the scenario, and a function that tells from the records so far, and their time scale, whether they
+            suffice.
+        stops_early: Whether it ends once they suffice. If not, a probe is repeated, longer, until they do.
     """
 
     play: Callable[[Scenario, Enough], ProbeRun]
@@ -147,10 +148,10 @@ class ProbeRunner(NamedTuple):
 def search(
     asked: KneeSearch, player: ProbeRunner, *, made_by: MadeBy, made_from: list[Source], progress: Callable[[str], None]
 ) -> KneeFound:
-    """Return the knee of whatever the player plays to.
+    """Return the knee of the player's server.
 
     Raises:
-        UserError: The scenario's arrivals have no rate that could be searched for, or no lone request succeeds.
+        UserError: The scenario's arrivals have no rate to search over, or no lone request succeeds.
     """
     lone_s, pilot = _lone_e2e_s(asked.scenario, player)
     tried: list[ProbeResult] = []
@@ -190,10 +191,10 @@ def predicting(manifest: EngineManifest, *, made_by: MadeBy, made_from: list[Sou
 
 
 def driving(run: Callable[[Scenario, Path, Enough], object], out: Path) -> ProbeRunner:
-    """Return a player on the wall clock, whose every run stays in a folder of its own, by number.
+    """Return a player in real time; every run is kept in its own numbered folder.
 
     Args:
-        run: Runs a scenario into a folder, until what it is given says that its requests suffice.
+        run: Runs a scenario into a folder, until the given function reports that its requests suffice.
     """
     numbers = itertools.count(1)
 
@@ -206,10 +207,10 @@ def driving(run: Callable[[Scenario, Path, Enough], object], out: Path) -> Probe
 
 
 def at_load(scenario: Scenario, axis: Axis, load: float, *, requests: int, lone_s: float) -> Scenario:
-    """Return the scenario as one level at a load, long enough for so many measured requests and some lives of one.
+    """Return the scenario as one level at a load, long enough for the measured requests and several request durations.
 
     Raises:
-        UserError: The scenario's arrivals have no rate that could be searched for.
+        UserError: The scenario's arrivals have no rate to search over.
     """
     if axis == "concurrency":
         enough = max(requests, ROUNDS * int(load))
@@ -231,7 +232,7 @@ def at_load(scenario: Scenario, axis: Axis, load: float, *, requests: int, lone_
 
 
 def _lone_e2e_s(scenario: Scenario, player: ProbeRunner) -> tuple[float, ProbeRun]:
-    """Return how long a request takes that has the server to itself, in engine seconds."""
+    """Return the end-to-end latency of a request alone on the server, in engine seconds."""
     alone = at_load(scenario, "concurrency", 1, requests=PILOT_REQUESTS, lone_s=0.0)
     seen = player.play(alone, lambda *_: False)
     found = seen.level().e2e_s
@@ -243,7 +244,7 @@ def _lone_e2e_s(scenario: Scenario, player: ProbeRunner) -> tuple[float, ProbeRu
 
 
 def _find(probe: Callable[[float], Probe], axis: Axis, within: Range, lone_s: float) -> Knee:
-    """Search around the load that keeps so many requests in flight as `START_IN_FLIGHT`."""
+    """Search around the load that keeps `START_IN_FLIGHT` requests in flight."""
     unit = 1.0 if axis == "concurrency" else 1 / lone_s  # by Little's law, of one request in flight
     least = within.least or max(LEAST_IN_FLIGHT * unit, 1 if axis == "concurrency" else 0)
     most = within.most or max(MOST_IN_FLIGHT * unit, least)
@@ -271,9 +272,9 @@ def _try(asked: KneeSearch, load: float, player: ProbeRunner, lone_s: float) -> 
 
 
 def judged(asked: KneeSearch, load: float, seen: ProbeRun, decision: SloDecision) -> ProbeResult:
-    """Return a probe's verdicts, which are those that any report of its records would give, and whether they are sure.
+    """Return a probe's verdicts, equal to those of any report of its records, and whether they are certain.
 
-    Beside the objectives, an overload that has not reached them yet is a miss: a backlog that grows.
+    In addition to the objectives, a growing backlog counts as a miss: an overload that has not reached them yet.
     """
     level = seen.level(asked.of_all)
     missed = tuple(each.objective for each in verdicts_in(asked.promises, level) if not each.met)
@@ -287,5 +288,5 @@ def judged(asked: KneeSearch, load: float, seen: ProbeRun, decision: SloDecision
 
 def _line(tried: ProbeResult, unit: str) -> str:
     said = "kept" if tried.met else "missed " + ", ".join(tried.missed)
-    sure = "" if not tried.open else f"; {tried.level.requests} requests leave {', '.join(tried.open)} open"
+    sure = "" if not tried.open else f"; {tried.level.requests} requests do not decide {', '.join(tried.open)}"
     return f"{tried.load:.4g} {unit}: {said}{sure}"

@@ -1,9 +1,9 @@
-"""Sequential test of objectives: whether the requests so far decide each one, by the interval of a share.
+"""Sequential test of objectives: whether the requests so far decide each one, by confidence intervals of shares.
 
-A percentile under a limit is a share: p95 of TTFT is at most L where at least 95 % of requests have a TTFT of at most
-L. A share has a confidence interval, so a probe of a load can end as soon as the interval lies wholly on one side of
-what is wanted. Neighbouring requests share queues and batches; how much that widens the interval is taken from the
-spread between blocks of consecutive requests.
+A percentile limit is a share: p95 of TTFT is at most L if at least 95 % of requests have a TTFT of at most L. A share
+has a confidence interval, so a probe can end as soon as the interval lies entirely on one side of the required share.
+Neighbouring requests share queues and batches; how much that widens the interval is estimated from the spread between
+blocks of consecutive requests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from loadtest.metrics import kept_of, request_latencies
 from loadtest.results import Columns, Ints, RequestRecord, columns_of
 from loadtest.scenario import Objectives, ObjectiveScope, Quantity
 
-Z = 2.576  # 99 %: a probe is looked at more than once, and each look may mislead
+Z = 2.576  # 99 %: a probe is evaluated repeatedly, and each evaluation can be wrong
 LEAST_REQUESTS = 32
 BLOCKS = 16
 BACKLOG = "backlog grows"
@@ -32,10 +32,10 @@ class SloDecision(NamedTuple):
     """The decision on the objectives from the requests so far.
 
     Attributes:
-        met: None while they cannot tell.
-        missed: Objectives whose interval lies wholly on the wrong side.
-        open: Objectives whose interval holds what is wanted.
-        requests: How many it rests on.
+        met: None while undecided.
+        missed: Objectives whose interval lies entirely beyond the limit.
+        open: Objectives whose interval contains the limit.
+        requests: Number of requests used.
     """
 
     met: bool | None
@@ -45,7 +45,7 @@ class SloDecision(NamedTuple):
 
 
 class _Share(NamedTuple):
-    """One objective as a share: good things out of all, by request; shape (requests,) each."""
+    """One objective as a share: good and total count by request; shape (requests,) each."""
 
     objective: str
     wanted: float
@@ -54,14 +54,14 @@ class _Share(NamedTuple):
 
 
 class _Values(NamedTuple):
-    """Values of one quantity, one request's after another's, and how many each has."""
+    """Values of one quantity, request after request, and the number of each request's values."""
 
     values: npt.NDArray[np.floating]
     counts: Ints
 
 
 class _Interval(NamedTuple):
-    """Between what an objective's figure lies, and what it is to be at least."""
+    """The interval of an objective's value, and its required minimum."""
 
     objective: str
     low: float
@@ -77,13 +77,14 @@ def weigh(
     is_open: bool,
     time_scale: float = 1.0,
 ) -> SloDecision:
-    """Return whether measured requests suffice to tell if the objectives are met; of a class, its own requests.
+    """Return whether measured requests decide the objectives; those of a class by its own requests.
 
-    It says when to stop; whether an objective is met is `metrics.verdicts_in`'s to say, from the same records.
-    Means and maxima have no share: a maximum above its limit is a miss at once, a mean is compared by its own interval.
+    This decides when to stop; whether an objective is met is decided by `metrics.verdicts_in` from the same records.
+    Means and maxima are not shares: a maximum above its limit is an immediate miss, a mean is compared by its own
+    interval.
 
     Args:
-        is_open: Whether requests were sent by the clock: latencies then count from when each was due.
+        is_open: Whether it is an open loop: latencies then count from when each request was due.
     """
     columns = columns_of(records)
     measured = columns.select(columns.measured)
@@ -91,7 +92,7 @@ def weigh(
     missed: list[str] = []
     undecided: list[str] = []
     for scope in scopes:
-        own = _of_class(measured, scope.class_name)
+        own = measured if scope.class_name is None else measured.of_class(scope.class_name)
         if len(own) < LEAST_REQUESTS:
             undecided.append(scope.label("too few requests"))
         for each in _intervals(scope.objectives, own, time_scale, is_open=is_open) if len(own) else ():
@@ -105,18 +106,10 @@ def weigh(
     return SloDecision(met, tuple(missed), tuple(undecided), len(measured))
 
 
-def _of_class(measured: Columns, name: str | None) -> Columns:
-    if name is None:
-        return measured
-    if name not in measured.names:
-        return measured.select(np.zeros(len(measured), dtype=bool))
-    return measured.select(measured.class_name == measured.names.index(name))
-
-
 def ended_before_the_first_under_way(records: Sequence[RequestRecord]) -> list[RequestRecord]:
-    """Return the records up to the first request that has none yet, by number.
+    """Return the records before the first unfinished request, by id.
 
-    While a run goes on, the slow requests are those still missing; without this the fast ones would speak for all.
+    During a run the slow requests are still missing; without this the fast ones would bias the result.
     """
     by_number = sorted(records, key=lambda each: each.id)
     whole = next((place for place, each in enumerate(by_number) if each.id != by_number[0].id + place), len(by_number))
@@ -124,9 +117,9 @@ def ended_before_the_first_under_way(records: Sequence[RequestRecord]) -> list[R
 
 
 def is_backlog_growing(records: Columns | Sequence[RequestRecord]) -> bool:
-    """Whether more measured requests came than ended, beyond chance, over the later half of the time they came in.
+    """Whether measured requests arrived faster than they ended, beyond chance, in the later half of their arrivals.
 
-    An overloaded open loop meets its objectives at first: its queue has to grow before anybody waits long.
+    An overloaded open loop meets its objectives at first, until its queue has grown.
     """
     columns = columns_of(records)
     measured = columns.select(columns.measured)
@@ -141,11 +134,11 @@ def is_backlog_growing(records: Columns | Sequence[RequestRecord]) -> bool:
 
 
 def share_interval(good: _Floats, count: _Floats, begins: npt.NDArray[np.int64], *, z: float) -> tuple[float, float]:
-    """Return the interval a share of things lies in, seen as `good` of `count` things in each request.
+    """Return the confidence interval of a share, observed as `good` out of `count` in each request.
 
     Args:
-        begins: Where blocks of consecutive requests begin: how far blocks differ says how far neighbours are alike.
-        z: Half the interval's width in standard deviations.
+        begins: Start of each block of consecutive requests; the spread between blocks shows the correlation.
+        z: Half-width of the interval in standard deviations.
     """
     total = float(count.sum())
     if not total:
@@ -163,7 +156,7 @@ def share_interval(good: _Floats, count: _Floats, begins: npt.NDArray[np.int64],
 
 
 def wilson(share: float, count: float, *, z: float = Z) -> tuple[float, float]:
-    """Return the interval a true share lies in, given one seen in `count` independent trials.
+    """Return the confidence interval of a true share, given the share in `count` independent trials.
 
     Source:
         Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
@@ -177,7 +170,7 @@ def wilson(share: float, count: float, *, z: float = Z) -> tuple[float, float]:
 
 
 def _intervals(objectives: Objectives, measured: Columns, scale: float, *, is_open: bool) -> Iterator[_Interval]:
-    """Yield each objective's interval; means and maxima are turned round, so that more is always better."""
+    """Yield each objective's interval; means and maxima are negated, so that larger is always better."""
     quantities = _quantities(measured, scale, is_open=is_open)
     for share in _shares(objectives, measured, quantities, scale, is_open=is_open):
         found = float(share.good.sum() / share.all.sum())
@@ -213,7 +206,7 @@ def _shares(
 
 
 def _quantities(measured: Columns, scale: float, *, is_open: bool) -> dict[Quantity, _Values]:
-    """Return each quantity's values and how many each request has, of requests that ended well and have one."""
+    """Return each quantity's values and their number per request, for successful requests that have any."""
     good = measured.select(measured.good)
     found = request_latencies(good, is_open=is_open)
     ones, gaps = np.ones(len(good), dtype=np.int64), np.diff(good.starts)
@@ -227,18 +220,18 @@ def _quantities(measured: Columns, scale: float, *, is_open: bool) -> dict[Quant
 
 
 def _sums(values: npt.NDArray[np.floating], counts: Ints) -> _Floats:
-    """Return the sum over each request's values, which lie side by side; every request has one at least."""
+    """Return the sum over each request's values, which are adjacent; every request has at least one."""
     return np.asarray(np.add.reduceat(values, np.cumsum(counts) - counts), dtype=np.float64)
 
 
 def _ends(share: _Share, found: float) -> tuple[float, float]:
-    if share.wanted == 1.0:  # no finite sample proves that nothing ever fails: what was seen decides
+    if share.wanted == 1.0:  # no finite sample proves that nothing ever fails: the observation decides
         return found, found
     return wilson(found, max(2.0, _independent(share, found)))
 
 
 def _independent(share: _Share, found: float) -> float:
-    """Return how many independent trials the requests are worth: no more than there are requests."""
+    """Return the number of independent trials that the requests are worth; at most the number of requests."""
     requests = float(len(share.all))
     if not 0 < found < 1:
         return requests
@@ -248,6 +241,6 @@ def _independent(share: _Share, found: float) -> float:
 
 
 def _block_means(values: _Floats, counts: _Floats) -> _Floats:
-    """Return the mean of each of `BLOCKS` stretches of consecutive requests."""
+    """Return the mean of each of `BLOCKS` blocks of consecutive requests."""
     edges = np.linspace(0, len(values), min(BLOCKS, len(values)) + 1).astype(int)[:-1]
     return np.asarray(np.add.reduceat(values, edges) / np.add.reduceat(counts, edges))

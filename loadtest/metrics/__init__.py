@@ -1,4 +1,4 @@
-"""From records to TTFT, ITL, throughput, confidence intervals and objectives; imports `results` and `scenario`."""
+"""From records to TTFT, ITL, throughput, confidence intervals and objectives. May import `results` and `scenario`."""
 
 from loadtest.metrics.latency import Counted, counted, felt, latencies_of, request_latencies, resampler_of
 from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds, summary_of_runs

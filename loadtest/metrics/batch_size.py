@@ -24,8 +24,8 @@ from loadtest.results import (
     meanings_of,
 )
 
-OWN_BIN_BELOW = 4  # smaller batches have a bin each, larger ones share bins of equal ratio
-BIN_RATIO = 1.25  # a bin of one size apart beside a full level's would hold only the moments when a prompt is computed
+OWN_BIN_BELOW = 4  # small batch sizes have a bin each, larger ones share bins of equal ratio
+BIN_RATIO = 1.25  # a separate bin for size max - 1 would contain only the moments when a prompt is computed
 MOST_GAPS = 4_000_000
 LEAST_GAPS = 20
 LEAST_STEPS = 4
@@ -35,7 +35,7 @@ class Samples(NamedTuple):
     """A server's samples as arrays; nan where not reported.
 
     Attributes:
-        t_s: In the middle of each reading.
+        t_s: Midpoint of each reading.
         values: By quantity, each of shape (samples,).
     """
 
@@ -44,7 +44,7 @@ class Samples(NamedTuple):
     values: dict[str, Floats]
 
     def mean(self, quantity: Gauge, window: Window) -> float | None:
-        """Return a gauge's mean over a window, pages added up; None where it was never told there."""
+        """Return a gauge's mean over a window, summed over pages; None if never reported there."""
         found = self.inside(quantity, window)
         if not len(found):
             return None
@@ -66,7 +66,7 @@ class Samples(NamedTuple):
 
 
 def samples_of(samples: Sequence[Sample]) -> Samples:
-    """Return samples as arrays, each series by what it means; models and GPUs of one page added up or averaged."""
+    """Return samples as arrays by quantity; models and GPUs of one page are summed or averaged."""
     known: dict[str, Meaning | None] = {}
     rows = np.full(len(samples), np.nan)
     values: dict[str, Floats] = {}
@@ -92,7 +92,7 @@ def samples_of(samples: Sequence[Sample]) -> Samples:
 
 
 def server_batch(samples: Samples, window: Window) -> BatchSpread | None:
-    """Return the batch size by the server's own count."""
+    """Return the batch size reported by the server."""
     found = samples.inside("decoding", window)
     mean = samples.mean("decoding", window)
     if mean is None:
@@ -102,7 +102,7 @@ def server_batch(samples: Samples, window: Window) -> BatchSpread | None:
 
 
 def gpus_of(samples: Samples, window: Window) -> Gpus | None:
-    """Return what the GPUs did; None where no page told."""
+    """Return the GPUs' activity; None if no page reports it."""
     power, memory, busy = (samples.mean(name, window) for name in ("gpu_power_w", "gpu_memory_bytes", "gpu_busy_ratio"))
     if power is None and memory is None and busy is None:
         return None
@@ -110,7 +110,7 @@ def gpus_of(samples: Samples, window: Window) -> Gpus | None:
 
 
 def client_batch(window: Window, columns: Columns) -> BatchSpread | None:
-    """Return how many requests were between first and last token, each count weighted by how long it lasted."""
+    """Return the number of requests between first and last token, weighted by time."""
     streaming = columns.tokens > 0
     if not streaming.any() or window.length_s <= 0:
         return None
@@ -128,10 +128,10 @@ def client_batch(window: Window, columns: Columns) -> BatchSpread | None:
 
 
 def batch_curve(window: Window, columns: Columns, samples: Samples, *, time_scale: float) -> BatchCurve | None:
-    """Return what a token took at each batch size, by the records and by the server; None without a gap.
+    """Return the time per token at each batch size, from the records and from the server; None without a gap.
 
     Args:
-        columns: All requests of the level: those that are not measured were in the batch too.
+        columns: All requests of the level: unmeasured ones are in the batch too.
     """
     if columns.spans is not None:
         batches, gaps = batch_of_span_gaps(window, columns, columns.spans)
@@ -149,9 +149,9 @@ def batch_curve(window: Window, columns: Columns, samples: Samples, *, time_scal
 
 
 def batch_of_gaps(window: Window, columns: Columns) -> tuple[Floats, Floats]:
-    """Return, for the gaps between tokens inside a window, the streams active in their middle, and their wall seconds.
+    """Return, for the gaps in a window, the number of active streams at their midpoint, and their wall seconds.
 
-    Of more than MOST_GAPS every second, third ... is taken.
+    Of more than MOST_GAPS gaps, every second, third, ... is used.
     """
     streaming = columns.tokens > 1
     starts, ends = np.sort(columns.first_s[streaming]), np.sort(columns.last_s[streaming])
@@ -169,7 +169,7 @@ def batch_of_gaps(window: Window, columns: Columns) -> tuple[Floats, Floats]:
 
 
 def batch_of_span_gaps(window: Window, columns: Columns, spans: TokenSpans) -> tuple[Floats, Weighted]:
-    """Return the same of simulated requests: every gap is counted, by its weight."""
+    """Return the same for simulated requests: every gap is counted, by its weight."""
     streaming = columns.tokens > 1
     starts, ends = np.sort(columns.first_s[streaming]), np.sort(columns.last_s[streaming])
     gaps, middle = spans.gaps()
@@ -180,7 +180,7 @@ def batch_of_span_gaps(window: Window, columns: Columns, spans: TokenSpans) -> t
 
 
 def _bins(largest: float) -> Floats:
-    """Return the edges of the bins of batch sizes, of equal ratio down from the largest; small sizes have one each.
+    """Return the edges of the batch size bins, of equal ratio down from the largest; small sizes have one bin each.
 
     >>> [float(edge) for edge in _bins(16).round(1)]
     [0.5, 1.5, 2.5, 3.5, 4.5, 5.4, 6.8, 8.4, 10.6, 13.2, 16.5]
@@ -209,10 +209,10 @@ def _points_of_gaps(batches: Floats, gaps: Weighted) -> list[BatchPoint]:
 
 
 def _steps(window: Window, samples: Samples, time_scale: float) -> tuple[Floats, Floats, Floats] | None:
-    """Return, for each pair of samples of a page: batch size, iterations between them, engine seconds of each one.
+    """Return, for each pair of samples of a page: batch size, iterations between them, engine seconds per iteration.
 
-    An emulated engine tells how long its steps took. Of others the time between the samples is divided by the
-    iterations in it, where sequences were decoding at both: the engine was not idle then.
+    An emulated engine reports the duration of its steps. For others, the time between the samples is divided by the
+    iterations in it, if sequences were decoding at both: the engine was not idle then.
     """
     told = "emulated_step_s" in samples.values
     counter = samples.values.get("emulated_steps" if told else "iterations")
@@ -232,15 +232,15 @@ def _steps(window: Window, samples: Samples, time_scale: float) -> tuple[Floats,
 
 
 def _steps_of_page(counter: Floats, decoding: Floats, spent_s: Floats) -> list[tuple[float, float, float]]:
-    """Return batch size, iterations, seconds of each, over spans of some iterations in which the engine was never idle.
+    """Return batch size, iterations and seconds of each, over spans in which the engine was never idle.
 
-    A span ends at the first sample with LEAST_STEPS iterations more than the one it began at: of two samples within one
-    iteration neither tells how long it took.
+    A span ends at the first sample with at least LEAST_STEPS more iterations than its start: two samples within one
+    iteration do not show its duration.
     """
     found, begin = [], 0
     for end in range(1, len(counter)):
         steps = counter[end] - counter[begin]
-        if steps < 0 or decoding[end] <= 0:  # the server started anew, or had nothing to do
+        if steps < 0 or decoding[end] <= 0:  # the server restarted, or was idle
             begin = end
         elif steps >= LEAST_STEPS:
             if decoding[begin] > 0:
@@ -267,7 +267,7 @@ def _points_of_steps(batches: Floats, steps: Floats, each_s: Floats) -> list[Bat
 
 
 def _disagreement(reconstructed: list[BatchPoint], server: list[BatchPoint]) -> float | None:
-    """Return how far the records are from the server, over the batch sizes both know."""
+    """Return the difference between records and server, over the batch sizes that both have."""
     if not reconstructed or not server:
         return None
     known = [point.batch for point in reconstructed]
@@ -280,14 +280,14 @@ def _disagreement(reconstructed: list[BatchPoint], server: list[BatchPoint]) -> 
 
 
 def _distinct(values: Floats) -> Floats:
-    """Return values by size, each once; `np.unique` would import masked arrays, 0.05 s."""
+    """Return the sorted distinct values; `np.unique` would import masked arrays, 0.05 s."""
     ordered = np.sort(values)
     found: Floats = ordered[np.concatenate([[True], np.diff(ordered) > 0])]
     return found
 
 
 def _weighted_percentile(values: Ints | Floats, weights: Floats, share: float) -> float:
-    """Return the least value that, with all below it, makes up this share of the weight."""
+    """Return the smallest value whose cumulative weight reaches this share."""
     order = np.argsort(values)
     reached = np.cumsum(weights[order])
     position = int(np.searchsorted(reached, share * reached[-1]))

@@ -1,17 +1,17 @@
 """Confidence intervals by the bootstrap, seeded and vectorized.
 
-What is drawn again is a whole unit: a request with all its gaps in a closed loop, since the gaps of one request
-resemble each other; a block of time with all the requests sent in it in an open one, since requests that meet the same
-queue do. Rates are drawn by blocks of time in both. Intervals are the middle 95 % of the replicates (Efron and
-Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13).
+Whole units are resampled: in a closed loop, a request with all its gaps, since the gaps of one request are correlated;
+in an open loop, a block of time with all requests sent in it, since requests in the same queue are correlated. Rates
+are resampled by blocks of time in both. Intervals are the middle 95 % of the replicates (Efron and Tibshirani, "An
+Introduction to the Bootstrap", 1993, chapters 8 and 13).
 
-Blocks of time are made long enough that the means of neighbours are no longer correlated, but not fewer than
-LEAST_BLOCKS are left (batch means: Schmeiser, "Batch Size Effects in the Analysis of Simulation Output", Operations
-Research 30(3), 1982: 10 to 30 suffice). More than MOST_UNITS units are dealt into MOST_UNITS hands at random, and the
-hands are drawn again: as good, and a hundred times faster.
+Blocks of time are long enough that the means of neighbours are uncorrelated, but there are at least LEAST_BLOCKS (batch
+means: Schmeiser, "Batch Size Effects in the Analysis of Simulation Output", Operations Research 30(3), 1982: 10 to 30
+suffice). More than MOST_UNITS units are assigned to MOST_UNITS groups at random, and the groups are resampled: equally
+good, and a hundred times faster.
 
-A percentile is supported by a sample when a distribution-free interval for it fits inside: when so many independent
-values would pass it at least once with the confidence stated. p99 needs 368 of them, p99.9 needs 3,688.
+A percentile is supported by a sample if a distribution-free interval for it fits inside: if that many independent
+values exceed it at least once with the stated confidence. p99 needs 368 of them, p99.9 needs 3,688.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ SEED = 20_261_124
 SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
 _GRID = 48  # thresholds around each percentile
-_GRID_ERRORS = 6.0  # how many standard errors either side they reach
-_EXACT_BELOW = 500  # values that are all thresholds
+_GRID_ERRORS = 6.0  # distance of the thresholds from the percentile, in standard errors
+_EXACT_BELOW = 500  # below this many values, every value is a threshold
 _CHUNK = 2_000_000
 Values: TypeAlias = npt.NDArray[np.floating]
 Range: TypeAlias = tuple[float, float]
 
 
 def needed(share: float) -> int:
-    """Return how many independent values a percentile needs for its interval to fit inside them.
+    """Return the number of independent values that a percentile needs for its interval to fit inside them.
 
     >>> [needed(share) for share in SHARES.values()]
     [6, 36, 72, 368, 3688]
@@ -68,7 +68,7 @@ def quantiles_of_sorted(ordered: Values, shares: list[float]) -> list[float]:
 
 
 def quantiles_of_weighted(ordered: Weighted, shares: list[float]) -> list[float]:
-    """Return the same of values by size, each of which stands for several.
+    """Return the same for sorted values with multiplicities.
 
     >>> quantiles_of_weighted(Weighted(np.array([1.0, 2.0]), np.array([1, 3])), [0.5, 0.25])
     [2.0, 1.75]
@@ -85,20 +85,20 @@ def quantiles_of_weighted(ordered: Weighted, shares: list[float]) -> list[float]
 
 
 def standard_deviation(values: Values) -> float:
-    """Return the sample's standard deviation, in double precision and without a copy of all values."""
+    """Return the sample standard deviation, in double precision and without copying all values."""
     mean = float(values.mean(dtype=np.float64))
     left = sum(float(np.square(values[part] - mean).sum(dtype=np.float64)) for part, _ in _chunks(len(values), None))
     return math.sqrt(left / (len(values) - 1))
 
 
 def effective_size(values: Values, counts: Ints | None, quantile: float) -> float:
-    """Return how many independent values a sample is worth at a quantile, whose values come in units.
+    """Return the effective sample size at a quantile, for values that come in units.
 
-    From the variance of the share above the quantile, with units as clusters: with one value a unit it is their number,
-    where the values of a unit are all alike it is the number of units.
+    From the variance of the share above the quantile, with units as clusters: with one value per unit it is their
+    number; if the values of a unit are all equal it is the number of units.
 
     Args:
-        counts: How many values each unit has, which lie side by side; None: every value is its own.
+        counts: Number of values of each unit, which are adjacent; None: one each.
     """
     if counts is None:
         return float(len(values))
@@ -108,7 +108,7 @@ def effective_size(values: Values, counts: Ints | None, quantile: float) -> floa
 
 
 def effective_size_of(passed: Floats, counts: Ints) -> float:
-    """Return the same from how many of each unit's values are above the quantile."""
+    """Return the same from each unit's number of values above the quantile."""
     total = int(counts.sum())
     mean = float(passed.sum()) / total
     left = passed - counts * mean
@@ -117,7 +117,7 @@ def effective_size_of(passed: Floats, counts: Ints) -> float:
 
 
 def _per_owner(values: Values, counts: Ints, wanted: Callable[[Values], npt.NDArray[np.bool_]]) -> Floats:
-    """Return how many of each owner's values are wanted; shape (owners,)."""
+    """Return the number of each owner's values that are wanted; shape (owners,)."""
     found = np.zeros(len(counts))
     for part, owner in _chunks(len(values), counts):
         found += np.bincount(owner[wanted(values[part])], minlength=len(counts))
@@ -125,7 +125,7 @@ def _per_owner(values: Values, counts: Ints, wanted: Callable[[Values], npt.NDAr
 
 
 def _chunks(count: int, counts: Ints | None) -> Iterator[tuple[slice, Ints]]:
-    """Yield parts of some values, each with the owner of every value in it; a part ends where an owner's values do."""
+    """Yield parts of the values, each with the owner of every value; an owner's values are never split."""
     if counts is None:
         for begin in range(0, count, _CHUNK):
             end = min(count, begin + _CHUNK)
@@ -145,8 +145,8 @@ class Resampler:
     """Draws bootstrap resamples.
 
     Attributes:
-        unit: Of each request: which unit it belongs to.
-        weights: How often each unit is drawn in each replicate; shape (REPLICATES, units).
+        unit: The unit of each request.
+        weights: Multiplicity of each unit in each replicate; shape (REPLICATES, units).
     """
 
     unit: Ints
@@ -159,8 +159,8 @@ class Resampler:
 
         Args:
             values: Not empty.
-            counts: How many values each request has, which lie side by side; None: one.
-            ordered: The values sorted, where they are at hand.
+            counts: Number of values of each request, which are adjacent; None: one each.
+            ordered: The sorted values, if available.
         """
         sizes, sums = np.zeros(self._units), np.zeros(self._units)
         for part, owner in _chunks(len(values), counts):
@@ -179,7 +179,7 @@ class Resampler:
         return int(self.weights.shape[1])
 
     def _thresholds(self, ordered: Values, values: Values, counts: Ints | None, sizes: Floats) -> Values:
-        """Return the values at which replicates are counted: all of few, else some around each percentile."""
+        """Return the values at which replicates are counted: all if there are few, else some around each percentile."""
         last = len(ordered) - 1
         if last < _EXACT_BELOW:
             return np.unique(ordered)
@@ -193,7 +193,7 @@ class Resampler:
         return np.unique(ordered[np.unique(np.concatenate(places).round().astype(np.int64))])
 
     def _counts_below(self, values: Values, counts: Ints | None, thresholds: Values) -> npt.NDArray[np.float32]:
-        """Return how many values of each unit are below, and at or below, each threshold; (units, 2 thresholds)."""
+        """Return each unit's number of values below, and at or below, each threshold; (units, 2 thresholds)."""
         columns = 2 * len(thresholds)
         found = np.zeros(self._units * columns, dtype=np.int64)
         for part, owner in _chunks(len(values), counts):
@@ -204,7 +204,7 @@ class Resampler:
 
 
 def by_requests(count: int, *, seed: int = SEED) -> Resampler | None:
-    """Return what draws requests again; None where there are too few."""
+    """Return a resampler of requests; None if there are too few."""
     if count < LEAST_UNITS:
         return None
     rng = np.random.default_rng(seed)
@@ -214,11 +214,11 @@ def by_requests(count: int, *, seed: int = SEED) -> Resampler | None:
 
 
 def by_blocks(at_s: Floats, values: Floats, *, seed: int = SEED) -> Resampler | None:
-    """Return what draws blocks of time again; None where there are too few requests for LEAST_UNITS blocks.
+    """Return a resampler of blocks of time; None if there are too few requests for LEAST_UNITS blocks.
 
     Args:
-        at_s: When each request was to be sent.
-        values: What shows how long the requests go on resembling each other: their latencies.
+        at_s: When each request was due.
+        values: Latencies, which show how long requests remain correlated.
     """
     most = min(MOST_BLOCKS, len(at_s) // LEAST_PER_BLOCK)
     span_s = float(np.ptp(at_s)) if len(at_s) else 0.0
@@ -232,10 +232,10 @@ def by_blocks(at_s: Floats, values: Floats, *, seed: int = SEED) -> Resampler | 
 
 
 def rate_replicates(counts: Floats, *, seed: int = SEED) -> Floats | None:
-    """Return the mean count of a bin in each replicate, blocks of bins drawn again; None where there are too few.
+    """Return the mean count per bin in each replicate, by resampling blocks of bins; None if there are too few.
 
     Args:
-        counts: What happened in each of some equal, consecutive bins of time.
+        counts: Number of events in consecutive bins of equal length.
     """
     most = min(MOST_BLOCKS, len(counts))
     if most < LEAST_UNITS or counts.sum() <= 0:
@@ -250,14 +250,14 @@ def rate_replicates(counts: Floats, *, seed: int = SEED) -> Floats | None:
 
 
 def middle(replicates: Floats) -> Range:
-    """Return between what the middle of the replicates lies."""
+    """Return the interval that contains the middle share of the replicates."""
     edge = (1 - CONFIDENCE) / 2
     low, high = np.quantile(replicates, [edge, 1 - edge])
     return float(low), float(high)
 
 
 def wilson(good: int, count: int) -> Range:
-    """Return the score interval of a share (Wilson, JASA 22, 1927): inside 0 to 1, and never of no width.
+    """Return the score interval of a share (Wilson, JASA 22, 1927): within 0 to 1, never of zero width.
 
     >>> tuple(round(end, 4) for end in wilson(10, 10))
     (0.7225, 1.0)
@@ -276,7 +276,7 @@ def _weights(units: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
 
 
 def _block_count(sums: Values | Ints, sizes: Ints) -> int:
-    """Return into how many blocks to join the finest ones, so that the means of neighbours are not correlated."""
+    """Return the number of blocks into which to merge the finest ones, so that neighbouring means are uncorrelated."""
     blocks = len(sums)
     while blocks // 2 >= LEAST_BLOCKS:
         block = np.arange(len(sums)) * blocks // len(sums)
@@ -289,7 +289,7 @@ def _block_count(sums: Values | Ints, sizes: Ints) -> int:
 
 
 def _lag_one(values: Floats) -> float:
-    """Return the correlation of values with their neighbours."""
+    """Return the lag-1 autocorrelation."""
     left = values - values.mean()
     total = float(np.square(left).sum())
     return float((left[:-1] * left[1:]).sum()) / total if total > 0 else 0.0
@@ -298,7 +298,7 @@ def _lag_one(values: Floats) -> float:
 def _inverted(below: npt.NDArray[np.float32], thresholds: Values, target: Floats) -> Floats:
     """Return the value at each replicate's rank, from 1: a threshold, or between two of them.
 
-    A threshold that so many values are equal to holds all their ranks: from one past those below it to those at it.
+    A threshold equal to several values covers all their ranks.
     """
     first = np.minimum(below[:, 0::2] + 1, below[:, 1::2])
     ranks = np.stack([first, below[:, 1::2]], axis=2).reshape(len(target), -1)

@@ -1,4 +1,4 @@
-"""Latencies of one level's requests: which ones count, their reference time, their statistics."""
+"""Latencies of one level's requests: which requests count, their reference time, their statistics."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ValueT = TypeVar("_ValueT")
 
 
 class Counted(NamedTuple):
-    """One level's requests, ready to be counted.
+    """One level's requests, selected for evaluation.
 
     Attributes:
-        all: Of every phase.
-        measured: Those of phase `measure`.
-        good: Of those, the ones latencies are of.
+        all: Requests of every phase.
+        measured: Requests of phase `measure`.
+        good: Those of them that count for latencies.
     """
 
     level: Level
@@ -39,12 +39,12 @@ class Counted(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether requests were sent by the clock."""
+        """Whether the level is an open loop."""
         return self.level.concurrency is None
 
     @property
     def begin_s(self) -> Floats:
-        """When a user's clock started, of the good requests."""
+        """Reference time of latencies, for the good requests."""
         return clock_start_s(self.good, is_open=self.is_open)
 
 
@@ -52,7 +52,7 @@ class Counted(NamedTuple):
 class RequestLatencies:
     """Latencies of requests, one entry each, in wall seconds; the only place where they are computed from times.
 
-    Each is of shape (requests,), and nan where a request has none.
+    Each has shape (requests,), with nan where a request has none.
     """
 
     requests: Columns
@@ -90,9 +90,9 @@ def request_latencies(requests: Columns, *, is_open: bool) -> RequestLatencies:
 
 
 def counted(level: Level, records: Columns | Iterable[RequestRecord], *, time_scale: float, settles: bool) -> Counted:
-    """Return one level's requests with its window cut to where it had settled.
+    """Return one level's requests with its window cut to the steady state.
 
-    Nothing is cut of a level that was ended early, whose last requests are those that ended first, nor where the cut
+    Nothing is cut from a level that was ended early, whose last requests are those that ended first, nor if the cut
     would leave less than half of the good requests.
     """
     columns = columns_of(records)
@@ -116,11 +116,11 @@ def spread(
     counts: Ints | None = None,
     resampler: Resampler | None = None,
 ) -> Spread | None:
-    """Return how durations are spread, in engine seconds; None when there are none.
+    """Return the statistics of durations, in engine seconds; None if there are none.
 
     Args:
-        counts: How many each request has, which lie side by side; None: one.
-        resampler: What draws the requests again for confidence intervals; None: there are none.
+        counts: Number of values per request, which are adjacent; None: one each.
+        resampler: Resampler of requests for confidence intervals; None: no intervals.
 
     >>> spread([1.0, 2.0, 3.0, 4.0]).p50
     2.5
@@ -146,7 +146,7 @@ def spread(
 
 
 def spread_of_spans(spans: TokenSpans, time_scale: float = 1.0) -> Spread | None:
-    """Return how the gaps between simulated tokens are spread: as `spread` of all of them, none of them listed."""
+    """Return the statistics of gaps between simulated tokens; equals `spread` of all gaps."""
     (values, weights), _ = spans.gaps()
     if not len(values):
         return None
@@ -189,19 +189,19 @@ def _is_supported(values: _Values, counts: Ints | None, share: float, quantile: 
 
 
 def resampler_of(found: Counted, *, seed: int = bootstrap.SEED) -> Resampler | None:
-    """Return what draws a level's good requests again: by time in an open loop, one by one in a closed one."""
+    """Return the resampler of a level's good requests: by time in an open loop, by request in a closed loop."""
     if found.is_open:
         return bootstrap.by_blocks(found.good.scheduled_s, found.good.done_s - found.begin_s, seed=seed)
     return bootstrap.by_requests(len(found.good), seed=seed)
 
 
 def latencies_of(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
-    """Return each latency's values in wall seconds, and how many each request has where it is not one."""
+    """Return each latency's values in wall seconds, and the number per request unless it is one each."""
     return {"itl_s": (found.good.gaps_s, np.diff(found.good.starts)), **_of_requests(found)}
 
 
 def _of_requests(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
-    """Return the latencies that a request has one of, at most."""
+    """Return the latencies with at most one value per request."""
     good = found.good
     sent = request_latencies(good, is_open=False)
     values: dict[str, tuple[_Values, Ints | None]] = {
@@ -220,18 +220,18 @@ def _of_requests(found: Counted) -> dict[str, tuple[_Values, Ints | None]]:
 
 
 def felt(latencies: Mapping[str, _ValueT], quantity: str) -> _ValueT:
-    """Return a latency by its name as a user feels it: from when the request was due, where that is told."""
+    """Return a latency as the user experiences it: from when the request was due, where that is known."""
     return latencies.get(quantity.removesuffix("_s") + "_scheduled_s") or latencies[quantity]
 
 
 def _known(values: Floats) -> tuple[_Values, Ints | None]:
-    """Return the values that are known, and how many each request has unless all have one."""
+    """Return the known values, and the number per request unless all have one."""
     is_known = np.isfinite(values)
     return (values, None) if is_known.all() else (values[is_known], is_known.astype(np.int64))
 
 
 def spreads_of(found: Counted, *, confidence: bool) -> dict[str, Any]:
-    """Return every latency's spread by its key in the summary."""
+    """Return every latency's statistics by its key in the summary."""
     resampler = resampler_of(found) if confidence else None
     spans = found.good.spans if resampler is None else None
     latencies = latencies_of(found) if spans is None else _of_requests(found)

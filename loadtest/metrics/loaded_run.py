@@ -33,7 +33,7 @@ class LoadedRun(NamedTuple):
     """One run folder.
 
     Attributes:
-        name: What it is called among the runs given.
+        name: Its name among the runs given.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class LoadedRun(NamedTuple):
         return samples_of(self.samples)
 
     def summary(self, objectives: Objectives | None = None, *, confidence: bool = True) -> Summary:
-        """Return the run's figures, each level with the run's name."""
+        """Return the run's summary, with the run's name at each level."""
         found = summarize(self.manifest, self.columns, self.samples, objectives=objectives, confidence=confidence)
         return found.model_copy(
             update={
@@ -71,16 +71,16 @@ def load_runs(folders: Sequence[Path]) -> list[LoadedRun]:
     """Read run folders.
 
     Raises:
-        UserError: A folder is no run or is given twice, or a line does not fit.
+        UserError: A folder is not a run or is given twice, or a line does not match the schema.
     """
     _refuse_unusable(folders)
     return [_load(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
 
 
 def summary_of_runs(folders: Sequence[Path]) -> Summary:
-    """Return the figures of runs of one kind without confidence intervals, as a run's end shows them.
+    """Return the summary of runs of one kind without confidence intervals, as displayed at a run's end.
 
-    Errors as `load_runs`.
+    Raises as `load_runs` does.
     """
     runs = load_runs(folders)
     first, *others = parts = [run.summary(confidence=False) for run in runs]
@@ -103,7 +103,7 @@ def refuse_mixed_kinds(runs: Sequence[LoadedRun], *, hint: str) -> None:
     """Refuse runs of several kinds.
 
     Raises:
-        UserError: They are; each run's kind is said.
+        UserError: There are several; states each run's kind.
     """
     if len({run.manifest.kind for run in runs}) > 1:
         found = ", ".join(f"{run.folder} is {run.manifest.kind}" for run in runs)
@@ -116,7 +116,7 @@ def _refuse_unusable(folders: Sequence[Path]) -> None:
     for folder in folders:
         if not (folder / RUN_NAME).is_file():
             raise UserError(
-                f"{folder}: not a run folder: no {RUN_NAME} in it",
+                f"{folder}: not a run folder: it has no {RUN_NAME}",
                 hint="give the output folder of run-load or predict-load --out",
             )
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -134,6 +134,6 @@ def _load(folder: Path, name: str) -> LoadedRun:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Name runs by their folders; by their paths where two folders have one name."""
+    """Name runs by their folders; by their paths if two folders have the same name."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

@@ -23,7 +23,7 @@ _FIGURES = (
 
 
 def repeats_of(runs: Sequence[LoadedRun], summaries: Sequence[Summary]) -> tuple[Repeat, ...]:
-    """Return the spread between runs whose scenarios differ in name and seed alone; nothing where no two do."""
+    """Return the spread between runs whose scenarios differ only in name and seed; empty if no two do."""
     groups: dict[str, list[Summary]] = {}
     for run, summary in zip(runs, summaries, strict=True):
         groups.setdefault(_load(run.manifest), []).append(summary)
@@ -31,13 +31,13 @@ def repeats_of(runs: Sequence[LoadedRun], summaries: Sequence[Summary]) -> tuple
 
 
 def _load(run: RunManifest) -> str:
-    """Return what a run did, as text that is the same for runs that repeat each other."""
+    """Return a run's load as text that is equal for repeated runs."""
     changed = run.scenario.model_dump_json(exclude=set(_NOT_THE_LOAD))
     return f"{run.kind} {run.time_scale} {run.server.engine or run.server.model} {changed}"
 
 
 def _spread(group: list[Summary]) -> list[Repeat]:
-    levels: dict[str, list[LevelSummary]] = {}  # drawn lengths differ with the seed; what was asked does not
+    levels: dict[str, list[LevelSummary]] = {}  # drawn lengths differ with the seed; requested lengths do not
     for summary in group:
         for level in summary.levels:
             levels.setdefault(level.load, []).append(level)

@@ -1,4 +1,4 @@
-"""Objectives against a level's figures, and the knee."""
+"""Evaluation of objectives for a level's figures, and the knee."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from loadtest.scenario import Goodput, Objectives, ObjectiveScope, Scenario, Ver
 def goodput_ratio(
     wanted: Goodput | None, measured: Columns | Sequence[RequestRecord], time_scale: float, *, is_open: bool
 ) -> float | None:
-    """Return the share of measured requests that met every limit; None: nothing to say. See `kept_of`."""
+    """Return the share of measured requests that met every limit; None without goodput. See `kept_of`."""
     if wanted is None or not len(measured):
         return None
     return float(kept_of(wanted, measured, time_scale, is_open=is_open).mean())
 
 
 def kept_of(wanted: Goodput, measured: Columns | Sequence[RequestRecord], time_scale: float, *, is_open: bool) -> Bools:
-    """Return which requests ended well within every limit; a failed one met none; shape (requests,)."""
+    """Return which requests succeeded within every limit; failed requests did not; shape (requests,)."""
     columns = columns_of(measured)
     found = request_latencies(columns, is_open=is_open)
     met = wanted.is_met_by(
@@ -36,20 +36,20 @@ def kept_of(wanted: Goodput, measured: Columns | Sequence[RequestRecord], time_s
 
 
 def scopes_of(scenario: Scenario) -> tuple[ObjectiveScope, ...]:
-    """Return the objectives that a scenario states, of all requests and of each class."""
+    """Return a scenario's objectives, for all requests and for each class."""
     found = [(scenario.objectives, None), *((kind.objectives, kind.name) for kind in scenario.kinds)]
     return tuple(ObjectiveScope(objectives, name) for objectives, name in found if objectives is not None)
 
 
 def verdicts_of(objectives: Objectives, level: LevelSummary) -> list[Verdict]:
-    """Return each objective against one level's figures; what was not measured is missed."""
+    """Return each objective's verdict for one level; an objective without a measurement is missed."""
     return evaluate(objectives, level.figure)
 
 
 def verdicts_in(scopes: Sequence[ObjectiveScope], level: LevelSummary) -> list[Verdict]:
-    """Return each objective of each scope against one level's figures, a class's led by its name.
+    """Return each objective's verdict for one level; names of a class's objectives start with its name.
 
-    A class that was never sent meets nothing.
+    A class without requests meets nothing.
     """
     verdicts: list[Verdict] = []
     by_name = {each.name: each for each in level.classes}
@@ -69,7 +69,7 @@ def verdicts_in(scopes: Sequence[ObjectiveScope], level: LevelSummary) -> list[V
 
 
 def class_alone(level: LevelSummary, found: ClassSummary) -> LevelSummary:
-    """Return a level's figures as if there were one class only."""
+    """Return a level's figures as if it had only one class."""
     own = found.model_dump(include={"requests", "errors", "goodput"})
     spreads = {name: getattr(found, name) for name in ("ttft_s", "itl_s", "tpot_s", "e2e_s")}
     of_all = {"ttft_scheduled_s": None, "e2e_scheduled_s": None, "goodput_ci": None}  # of all classes together only
@@ -80,8 +80,8 @@ class Knee(NamedTuple):
     """The knee: the highest load that meets the objectives; without objectives, the load with the best power.
 
     Attributes:
-        level: Its place among the levels; None: even the lowest load missed an objective.
-        why: How it was found.
+        level: Its index among the levels; None: even the lowest load missed an objective.
+        why: How it was determined.
     """
 
     level: int | None
@@ -89,11 +89,11 @@ class Knee(NamedTuple):
 
 
 def knee_of(levels: Sequence[LevelSummary], objectives: Objectives | None = None) -> Knee | None:
-    """Return the knee of some levels of one run: the highest load up to which every objective was met.
+    """Return the knee of a run's levels: the highest load up to which every objective was met.
 
-    Without objectives it is where throughput over latency is greatest: beyond, latency grows faster than what is got
-    for it (Kleinrock, "Power and Deterministic Rules of Thumb for Probabilistic Problems in Computer Communications",
-    ICC 1979). None of fewer than three levels, or where nothing was measured.
+    Without objectives it is the maximum of throughput over latency: beyond it, latency grows faster than throughput
+    (Kleinrock, "Power and Deterministic Rules of Thumb for Probabilistic Problems in Computer Communications", ICC
+    1979). None if there are fewer than three levels, or nothing was measured.
     """
     order = sorted(range(len(levels)), key=lambda place: levels[place].offered)
     if objectives is not None:
@@ -110,4 +110,6 @@ def knee_of(levels: Sequence[LevelSummary], objectives: Objectives | None = None
     }
     if len(power) < 3:  # noqa: PLR2004 (an end, an end, and something between them)
         return None
-    return Knee(max(power, key=lambda place: power[place]), "the most requests/s for their latency (Kleinrock's power)")
+    return Knee(
+        max(power, key=lambda place: power[place]), "the highest ratio of requests/s to latency (Kleinrock's power)"
+    )

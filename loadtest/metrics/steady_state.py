@@ -1,15 +1,15 @@
-"""Measurement windows of a level: where the full load was reached, and its steady state.
+"""Measurement windows of a level: the span with full load, and its steady state.
 
 The window. In a closed loop: from the first to the last instant, while measuring, with as many requests in flight as
-the level has users (`steady`); where that is less than a tenth of the level, or never happened, the whole measurement
-(`whole`). In an open loop: as long as requests were sent.
+users (`steady`); if that is less than a tenth of the level, or never happened, the whole measurement (`whole`). In an
+open loop: as long as requests were sent.
 
-The cut. Within the window, the warm-up that is left is found by MSER-5: the beginning is dropped at the place that
-makes the standard error of what remains least, over the means of five bins each, and never beyond half of it (White,
-"An Effective Truncation Heuristic for Bias Reduction in Simulation Output", Simulation 69(6), 1997; five at a time:
-Spratt, University of Virginia, 1998). The cool-down is the same rule on the bins in reverse. Bins hold the requests
-in flight and the tokens that arrived. A cut is made only where what it leaves out differs from what it keeps by more
-than three standard errors and by more than a twentieth: the rule alone would also trim plain noise.
+The cut. Within the window, the remaining warm-up is found by MSER-5: the start is dropped at the point that minimizes
+the standard error of the rest, over means of five bins each, and never more than half of it (White, "An Effective
+Truncation Heuristic for Bias Reduction in Simulation Output", Simulation 69(6), 1997; five at a time: Spratt,
+University of Virginia, 1998). The cool-down is the same rule on the bins in reverse. Bins contain the requests in
+flight and the tokens that arrived. A cut is made only if what it drops differs from what it keeps by more than three
+standard errors and by more than a twentieth: the rule alone would also trim noise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STEADY_LEAST_RATIO = 0.1
 MSER_BATCH = 5
 LEAST_BINS = 50  # ten batches of five
 MOST_BINS = 400
-LEAST_REQUESTS = 100  # below, a bin would hold hardly a request
+LEAST_REQUESTS = 100  # below this, a bin would contain hardly one request
 TOKENS_PER_BIN = 20
 CUT_STANDARD_ERRORS = 3.0
 CUT_RATIO = 0.05
@@ -50,7 +50,7 @@ class Cut(NamedTuple):
     """The steady part of a window.
 
     Attributes:
-        growing: Requests in flight grew to the end: there is no steady state to find.
+        growing: Requests in flight grew to the end: there is no steady state.
     """
 
     window: Window
@@ -60,14 +60,14 @@ class Cut(NamedTuple):
 
     @property
     def is_cut(self) -> bool:
-        """Whether anything is left out."""
+        """Whether anything is cut."""
         return self.warmup_s > 0 or self.cooldown_s > 0
 
 
 def window_of(level: Level, columns: Columns) -> Window:
-    """Return the span in which the level had all its users at work, or all of it."""
+    """Return the span in which all users of the level were active, or the whole level."""
     whole = Window(level.measure_s, level.end_s, "whole")
-    if level.concurrency is None:  # an open loop offers its load from beginning to end, then lets it drain
+    if level.concurrency is None:  # an open loop offers its load from start to end, then drains
         ends_s = float(columns.scheduled_s.max()) if len(columns) else level.end_s
         return Window(level.measure_s, ends_s, "steady")
     instants = _full_instants(level.concurrency, columns)
@@ -78,10 +78,10 @@ def window_of(level: Level, columns: Columns) -> Window:
 
 
 def _full_instants(concurrency: int, columns: Columns) -> tuple[float, float] | None:
-    """Return the first and the last instant at which so many requests were in flight."""
+    """Return the first and the last instant with this many requests in flight."""
     instants = np.concatenate([columns.sent_s, columns.done_s])
     changes = np.concatenate([np.ones(len(columns)), -np.ones(len(columns))])
-    order = np.lexsort((changes, instants))  # an end sorts before a start of the same instant
+    order = np.lexsort((changes, instants))  # an end sorts before a start at the same instant
     after = np.cumsum(changes[order])
     full = np.flatnonzero(after >= concurrency)
     if not len(full) or full[-1] + 1 >= len(order):
@@ -90,7 +90,7 @@ def _full_instants(concurrency: int, columns: Columns) -> tuple[float, float] | 
 
 
 def cut_of(window: Window, columns: Columns, *, is_open: bool) -> Cut:
-    """Return what of a window had settled; all of it where there is too little to tell."""
+    """Return the steady part of a window; all of it if there is too little data."""
     nothing = Cut(window, 0.0, 0.0)
     bins = min(MOST_BINS, int(columns.tokens.sum()) // TOKENS_PER_BIN)
     if bins < LEAST_BINS or len(columns) < LEAST_REQUESTS or window.length_s <= 0:
@@ -110,7 +110,7 @@ def cut_of(window: Window, columns: Columns, *, is_open: bool) -> Cut:
 
 
 def settled_after(values: Floats) -> int:
-    """Return how many values from the beginning are not like the rest, by MSER-5; a multiple of five.
+    """Return the number of initial values to drop by MSER-5; a multiple of five.
 
     >>> settled_after(np.concatenate([np.linspace(0, 10, 20), np.tile([9.0, 11.0, 10.0, 10.5, 9.5], 30)]))
     20
@@ -129,7 +129,7 @@ def settled_after(values: Floats) -> int:
 
 
 def mser(values: Floats) -> int:
-    """Return how many values to drop so that the standard error of the rest is least; at most half of them."""
+    """Return how many values to drop so that the standard error of the rest is minimal; at most half of them."""
     count = len(values)
     from_here = np.arange(count, 0, -1)
     sums = np.cumsum(values[::-1])[::-1]
@@ -139,19 +139,19 @@ def mser(values: Floats) -> int:
 
 
 def is_growing(in_flight: Floats) -> bool:
-    """Whether requests in flight grew from each quarter to the next, and by a quarter or more in all."""
+    """Whether requests in flight grew from each quarter to the next, and by a quarter or more in total."""
     means = [float(part.mean()) for part in np.array_split(in_flight, 4)]
     rises = all(later > earlier for earlier, later in pairwise(means))
     return rises and means[-1] > GROWN_RATIO * means[1] and means[-1] - means[1] > 1.0
 
 
 def mean_count(edges: Floats, begins_s: Floats, ends_s: Floats) -> Floats:
-    """Return how many of some spans covered each bin, averaged over its time; shape (bins,)."""
+    """Return the time-averaged number of spans that cover each bin; shape (bins,)."""
     return np.diff(_spent(edges, begins_s) - _spent(edges, ends_s)) / np.diff(edges)
 
 
 def _spent(at_s: Floats, since_s: Floats) -> Floats:
-    """Return the time all clocks together have run at each instant, each started at its own."""
+    """Return the accumulated time of all spans at each instant."""
     known = np.sort(since_s[np.isfinite(since_s)])
     started = np.searchsorted(known, at_s, side="right")
     sums = np.concatenate([[0.0], np.cumsum(known)])
@@ -160,7 +160,7 @@ def _spent(at_s: Floats, since_s: Floats) -> Floats:
 
 
 def arrivals_in(edges: Floats, columns: Columns) -> Ints:
-    """Return how many tokens arrived in each of some equal bins; shape (bins,)."""
+    """Return the number of tokens that arrived in each of the equal bins; shape (bins,)."""
     counts = np.zeros(len(edges) - 1, dtype=np.int64)
     if columns.spans is not None:
         times_s, weights = columns.spans.times_s()

@@ -1,12 +1,12 @@
-"""From records to figures: exact percentiles, honest windows, batch sizes. The only place they are computed.
+"""From records to figures: exact percentiles, measurement windows, batch sizes. The only place they are computed.
 
-Every duration here is in engine seconds: wall seconds divided by the run's time scale. Latencies are of every measured
-request of a level that ended well, but for what the cut leaves out; rates and batch sizes are of a window, and what is
-counted there is what happened, by requests of every phase: tokens by their arrival, requests by the share of their work
-that lies inside. `windows` says how window and cut are found, `intervals` how far a figure may be off.
+Every duration here is in engine seconds: wall seconds divided by the run's time scale. Latencies cover every successful
+measured request of a level, except for the cut. Rates and batch sizes cover a window, with requests of every phase:
+tokens by their arrival, requests by the share of their duration inside. `steady_state` defines window and cut,
+`bootstrap` the confidence intervals.
 
-In an open loop a user's clock starts when the request was meant to be sent. Latencies are told from both moments, and
-objectives are held against the later reading: what a late generator or a full connection pool hides shows in it.
+In an open loop a user's clock starts when the request was due. Latencies are reported from both the due time and the
+send time, and objectives apply to the former, which includes delays of a late generator or a full connection pool.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ __all__ = [
     "verdicts_of",
 ]
 
-SETTLING = frozenset({"constant", "poisson", "gamma"})  # processes whose rate does not change
+SETTLING = frozenset({"constant", "poisson", "gamma"})  # processes with a constant rate
 CUT_METHOD = (
     "MSER-5 on requests in flight and tokens per bin, where what it cuts differs by over 3 standard errors and 5 %"
 )
@@ -78,13 +78,13 @@ def summarize(
     objectives: Objectives | None = None,
     confidence: bool = False,
 ) -> Summary:
-    """Return a run's figures, level by level; latencies are of what was sent in phase `measure`.
+    """Return a run's figures, level by level; latencies cover requests of phase `measure`.
 
-    The document's `made_by` and `made_from` are the run's; who writes it to a file puts its own.
+    The document's `made_by` and `made_from` are the run's; a caller that writes it to a file sets its own.
 
     Args:
-        objectives: None: the scenario's own, where it states some.
-        confidence: Whether to compute confidence intervals; they cost a tenth of a second a level.
+        objectives: None: the scenario's own, if any.
+        confidence: Whether to compute confidence intervals, which takes a tenth of a second per level.
     """
     objectives = objectives or run.scenario.objectives
     columns = columns_of(records)
@@ -117,20 +117,20 @@ def summarize(
 
 
 def settles(run: RunManifest) -> bool:
-    """Whether a run's load is one that goes on unchanged, so that what comes before it has settled can be cut."""
+    """Whether a run's load is constant, so that its transient can be cut."""
     return run.scenario.arrivals is None or run.scenario.arrivals.process in SETTLING
 
 
 def class_objectives(run: RunManifest) -> dict[str, Objectives | None]:
-    """Return what was promised to each class of a run's mix."""
+    """Return the objectives of each class of a run's mix."""
     return {each.name: each.objectives for each in getattr(run.scenario, "classes", ())}
 
 
 def validity_issues_of(run: RunManifest, measured: Sequence[int]) -> list[ValidityIssue]:
-    """Return the run's validity issues, and those that its files give: it was interrupted, or records are missing.
+    """Return the run's validity issues, and those found in its files: it was interrupted, or records are missing.
 
     Args:
-        measured: Measured requests found for each level.
+        measured: Number of measured requests found for each level.
     """
     validity_issues = list(run.validity_issues)
     if run.interrupted is not None and all(issue.code != "interrupted" for issue in validity_issues):
@@ -138,7 +138,7 @@ def validity_issues_of(run: RunManifest, measured: Sequence[int]) -> list[Validi
     for index, (level, found) in enumerate(zip(run.levels, measured, strict=True)):
         asked = run.scenario.requests
         if level.concurrency is not None and level.complete and not level.sufficed and found < asked:
-            text = f"{found} measured requests found where the scenario asks for {asked}"
+            text = f"{found} measured requests found, but the scenario has {asked}"
             validity_issues.append(ValidityIssue(code="records-missing", text=text, level=index))
     return validity_issues
 
@@ -154,11 +154,11 @@ def summarize_level(
     class_objectives: Mapping[str, Objectives | None] | None = None,
     confidence: bool = False,
 ) -> LevelSummary:
-    """Return one level's figures from all its requests; the samples may be of the whole run.
+    """Return one level's figures from all its requests; the samples may cover the whole run.
 
     Args:
-        settles: Whether the load is one that goes on unchanged; if not, nothing is cut.
-        class_objectives: Of classes that have their own; the others' goodput is by `objectives`.
+        settles: Whether the load is constant; if not, nothing is cut.
+        class_objectives: Of classes with their own; the goodput of others uses `objectives`.
         confidence: Whether to compute confidence intervals.
     """
     found = counted(level, records, time_scale=time_scale, settles=settles)
@@ -201,7 +201,7 @@ def summarize_level(
 
 
 def _errors_by_outcome(measured: Columns) -> dict[str, int]:
-    """Count what did not end well; what ended well without a token is `empty`."""
+    """Count failed requests by outcome; a successful one without a token is `empty`."""
     failed = measured.outcome[~measured.good]
     names = ["empty" if OUTCOMES[place] == "ok" else OUTCOMES[place] for place in failed.tolist()]
     return dict(sorted(Counter(names).items()))
@@ -244,17 +244,17 @@ def _classes(
     *,
     confidence: bool,
 ) -> tuple[ClassSummary, ...]:
-    """Return each class's own figures; none where requests are of one kind."""
+    """Return each class's own figures; empty if all requests are of one kind."""
     return tuple(
-        _class(found, place, name, own.get(name) or objectives, confidence=confidence)
+        _class(found, name, own.get(name) or objectives, confidence=confidence)
         for place, name in sorted(enumerate(found.all.names), key=lambda pair: pair[1])
         if (found.measured.class_name == place).any()
     )
 
 
-def _class(found: Counted, place: int, name: str, objectives: Objectives | None, *, confidence: bool) -> ClassSummary:
-    measured = found.measured.select(found.measured.class_name == place)
-    of_class = found._replace(measured=measured, good=found.good.select(found.good.class_name == place))
+def _class(found: Counted, name: str, objectives: Objectives | None, *, confidence: bool) -> ClassSummary:
+    measured = found.measured.of_class(name)
+    of_class = found._replace(measured=measured, good=found.good.of_class(name))
     latencies = spreads_of(of_class, confidence=confidence)
     good = of_class.good
     return ClassSummary(

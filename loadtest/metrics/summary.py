@@ -226,33 +226,33 @@ class LevelSummary(Strict):
 
     @property
     def offered(self) -> float:
-        """How much was asked of the server: users of a closed loop, requests a second of an open one."""
+        """The offered load: users of a closed loop, requests per second of an open loop."""
         return self.concurrency if self.concurrency is not None else self.rate_per_s or 0.0
 
     @property
     def load(self) -> str:
-        """The same in words."""
+        """The offered load as text."""
         return load_text(self.concurrency, self.rate_per_s)
 
     @property
     def felt_ttft_s(self) -> Spread | None:
-        """Time to first token as a user feels it: in an open loop since the request was meant to be sent."""
+        """Time to first token as the user experiences it: in an open loop from when the request was due."""
         return self.ttft_scheduled_s or self.ttft_s
 
     @property
     def felt_e2e_s(self) -> Spread | None:
-        """End to end likewise."""
+        """End-to-end latency likewise."""
         return self.e2e_scheduled_s or self.e2e_s
 
     @property
     def errors_ratio(self) -> float | None:
-        """Share of the measured requests that failed; None without one."""
+        """Share of the measured requests that failed; None without requests."""
         return self.errors / self.requests if self.requests else None
 
     def figure(self, name: str) -> float | None:
-        """Return one figure by its name, as in `itl_s p99` or `goodput`; None where there is none.
+        """Return one figure by name, such as `itl_s p99` or `goodput`; None if there is none.
 
-        Time to first token and end to end are as a user feels them.
+        Time to first token and end-to-end latency are as the user experiences them.
         """
         quantity, _, statistic = name.partition(" ")
         found = {"ttft_s": self.felt_ttft_s, "e2e_s": self.felt_e2e_s}.get(quantity) or getattr(self, quantity)

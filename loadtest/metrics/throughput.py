@@ -14,7 +14,7 @@ RATE_BINS = 256
 
 
 def rates_of(found: Counted) -> dict[str, float | None]:
-    """Return what happened in the window for each engine second of it; None where it has no length."""
+    """Return the rates in the window, per engine second; None if it has no length."""
     window, columns = found.cut.window, found.all
     shares = _shares_in(window, columns, found.level.osl)
     counts = {
@@ -27,7 +27,7 @@ def rates_of(found: Counted) -> dict[str, float | None]:
 
 
 def ranges_of(found: Counted, rates: dict[str, float | None]) -> dict[str, Range]:
-    """Return intervals of the rates; blocks of time are drawn again."""
+    """Return confidence intervals of the rates, by resampling blocks of time."""
     ranges = {}
     for name, replicates in rate_replicates(found).items():
         if rates.get(name) is not None:
@@ -36,7 +36,7 @@ def ranges_of(found: Counted, rates: dict[str, float | None]) -> dict[str, Range
 
 
 def rate_replicates(found: Counted, *, seed: int = bootstrap.SEED) -> dict[str, Floats]:
-    """Return the rates of each replicate, per engine second; none where there is too little."""
+    """Return the rates of each replicate, per engine second; empty if there is too little data."""
     window = found.cut.window
     if window.length_s <= 0:
         return {}
@@ -66,10 +66,10 @@ def _tokens_in(window: Window, columns: Columns) -> int:
 
 
 def _shares_in(window: Window, columns: Columns, osl: int) -> Floats:
-    """Return how much of each request a window holds, by the share of its time in flight that lies inside.
+    """Return the share of each request inside a window, by its time in flight.
 
-    Counting ends alone would make a window that closes with the first of many equal requests look all but idle. A
-    request that was cut short counts by how much of its reply there was, an error not at all.
+    Counting ends alone would make a window that closes with the first of many equal requests look almost idle. A
+    request that was cut counts by the share of its reply that arrived, an error not at all.
     """
     inside_s = np.minimum(columns.done_s, window.end_s) - np.maximum(columns.sent_s, window.begin_s)
     shares = np.maximum(inside_s, 0.0) / np.maximum(columns.done_s - columns.sent_s, 1e-9)

@@ -19,7 +19,7 @@ _SAMPLED: tuple[Gauge, ...] = ("decoding", "waiting", "kv_ratio", "kv_blocks_use
 
 
 class Ecdf(NamedTuple):
-    """A distribution: the share of `size` values at or below each of some seconds; shape (points,)."""
+    """A cumulative distribution: the share of `size` values at or below given seconds; shape (points,)."""
 
     seconds: Floats
     share: Floats
@@ -35,7 +35,7 @@ class LevelDetail(NamedTuple):
 
 
 class Span(NamedTuple):
-    """When a level ran, engine seconds: begun, measured from, figures from, figures to, ended."""
+    """Times of a level, engine seconds: start, measurement start, window start, window end, end."""
 
     load: str
     begin_s: float
@@ -50,7 +50,7 @@ class Timeline(NamedTuple):
 
     Attributes:
         t_s: Middle of each bin; shape (bins,).
-        series: By quantity, each of shape (bins,), nan where the server told nothing; rates per engine second.
+        series: By quantity, each of shape (bins,), nan where not reported; rates per engine second.
     """
 
     t_s: Floats
@@ -118,7 +118,7 @@ def _timeline(levels: list[Counted], columns: Columns, samples: Samples, scale: 
     return Timeline((edges[1:] + edges[:-1]) / 2 / scale, series, spans)
 
 
-_FILL = 2  # in PHASES: what only kept the load up may be cut short without being an error
+_FILL = 2  # in PHASES: requests that only maintain the load may be cut without being an error
 
 
 def _sampled(samples: Samples, name: Gauge, edges: Floats) -> Floats:

@@ -1,8 +1,8 @@
-"""Two runs side by side: each figure's change with its confidence interval, and what that means in words.
+"""Two runs side by side: each figure's change with its confidence interval, and a verdict in words.
 
-The interval is of the change itself: both runs are drawn again, apart from each other, and the change is computed in
-each replicate. It says whether these two runs differ for their length, not whether two more would: where runs of one
-scenario differ among themselves (report-load of several), a change smaller than that is noise.
+The interval covers the change itself: both runs are resampled independently, and the change is computed in each
+replicate. It shows whether these two runs differ, not whether two further runs would: if runs of one scenario differ
+among themselves (report-load of several), a smaller change is noise.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write_comparison(
     """Write `comparison.json`, `comparison.html` and the chart of two runs; return the comparison.
 
     Raises:
-        UserError: As `compare`, or `out` holds something, or is where a run is.
+        UserError: As `compare` does; or `out` may not be written.
     """
     runs = (baseline, candidate)
     refuse_existing(out, force=force, inputs=runs)
@@ -78,13 +78,13 @@ def write_comparison(
 
 
 def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool) -> Comparison:
-    """Return what changed from one run to another.
+    """Return the changes from one run to another.
 
     Args:
         across_kinds: Whether the two may be of different kinds.
 
     Raises:
-        UserError: A folder is no run, the kinds differ and may not, or no level is in both.
+        UserError: A folder is not a run, the kinds differ without permission, or there is no common level.
     """
     base, new = load_runs([baseline, candidate])
     if base.manifest.kind != new.manifest.kind and not across_kinds:
@@ -113,7 +113,7 @@ def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool
 
 
 def _pairs(base: Summary, new: Summary, key: _Key) -> tuple[list[tuple[int, int]], list[str]]:
-    """Return places of the levels that both have, and what only one has."""
+    """Return the indices of levels that both have, and a text for each level that only one has."""
     places = {key(level): place for place, level in enumerate(new.levels)}
     pairs = [(place, places[key(level)]) for place, level in enumerate(base.levels) if key(level) in places]
     shared = {key(base.levels[place]) for place, _ in pairs}
@@ -123,7 +123,7 @@ def _pairs(base: Summary, new: Summary, key: _Key) -> tuple[list[tuple[int, int]
 
 
 def _key_of(base: LoadedRun, new: LoadedRun) -> _Key:
-    """Return what makes levels the same: their load, and their lengths unless both runs draw them alike."""
+    """Return the function that identifies a level: its load, and its lengths unless both runs draw them alike."""
     asked = [(run.manifest.scenario.lengths, run.manifest.scenario.classes) for run in (base, new)]
     if asked[0] == asked[1]:
         return lambda level: (level.concurrency, level.rate_per_s)
@@ -155,7 +155,7 @@ def _counted(run: LoadedRun, place: int) -> Counted:
 
 
 def _replicates(found: Counted, *, seed: int) -> dict[str, Floats]:
-    """Return the replicates of each figure by its name; in engine seconds, or per engine second."""
+    """Return the replicates of each figure by name; in engine seconds, or per engine second."""
     drawn: dict[str, Floats] = dict(rate_replicates(found, seed=seed))
     resampler = resampler_of(found, seed=seed)
     if resampler is None:
@@ -180,7 +180,7 @@ def _change(name: str, levels: tuple[LevelSummary, LevelSummary], drawn: tuple[F
     outcome = _outcome(better, ratio, low, high)
     words = _words(outcome, ratio, low, high)
     if name in RATES and all(_keeps_up(level) for level in levels):
-        outcome, words = "unknown", "what was sent, not what could be done: both kept up with an open loop"
+        outcome, words = "unknown", "the offered load, not the capacity: both runs kept up with an open loop"
     return Change(
         figure=name,
         better="higher" if name in RATES else "lower",
@@ -195,7 +195,7 @@ def _change(name: str, levels: tuple[LevelSummary, LevelSummary], drawn: tuple[F
 
 
 def _keeps_up(level: LevelSummary) -> bool:
-    """Whether an open loop was served as it came: its rates are then those of its arrivals."""
+    """Whether an open loop kept up: its rates are then those of its arrivals."""
     return level.concurrency is None and not (level.steady is not None and level.steady.growing)
 
 
@@ -227,7 +227,7 @@ def _words(outcome: Outcome, ratio: float | None, low: float | None, high: float
     ends = f"{low:+.1%} to {high:+.1%}"
     return {
         "same": f"the same within {SAME_RATIO:.0%} ({ends})",
-        "unclear": f"no difference seen; it may be {ends}",
+        "unclear": f"no difference detected; it may be {ends}",
         "better": f"better: {ratio:+.1%} ({ends})",
         "worse": f"worse: {ratio:+.1%} ({ends})",
         "unknown": f"{ratio:+.1%}",
@@ -259,7 +259,7 @@ def _side(run: LoadedRun, summary: Summary) -> Side:
 
 
 def _differences(base: LoadedRun, new: LoadedRun) -> list[Difference]:
-    """Return what else is not the same: server, scenario, time scale."""
+    """Return other differences: server, scenario, time scale."""
     sides = [_flat({"server": run.manifest.server.model_dump(), "scenario": run.manifest.scenario.model_dump(),
                     "time_scale": run.manifest.time_scale}) for run in (base, new)]  # fmt: skip
     keys = dict.fromkeys([*sides[0], *sides[1]])

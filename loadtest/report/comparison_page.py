@@ -1,4 +1,4 @@
-"""A comparison as one page of HTML; every figure stands in the column of its run, under that run's kind."""
+"""A comparison as an HTML page; every figure is in the column of its run, under that run's kind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def comparison_page(comparison: Comparison, svg: str) -> str:
 
 
 def changed_name(figure: str) -> str:
-    """Return a figure's name as people read it.
+    """Return a figure's display name.
 
     >>> changed_name("itl_s p99")
     'inter-token latency, p99, ms'
@@ -49,7 +49,7 @@ def changed_name(figure: str) -> str:
 
 
 def changed_value(figure: str, value: float | None) -> str:
-    """Return a figure's value in the unit its name says."""
+    """Return a figure's value in the unit of its display name."""
     if value is None:
         return NONE
     return milliseconds(value) if " " in figure else f"{value:,.1f}"
@@ -65,7 +65,7 @@ def _issues(comparison: Comparison) -> list[str]:
 
 
 def _tone(comparison: Comparison, issues: list[str]) -> str:
-    """Return the banner's colour: red for doubtful runs or a regression, amber where most figures lack requests."""
+    """Return the banner's colour: red if a run is not valid or regressed, amber if most figures lack requests."""
     outcomes = [change.outcome for level in comparison.levels for change in level.changes]
     if issues or "worse" in outcomes:
         return "bad"

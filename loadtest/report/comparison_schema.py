@@ -1,4 +1,4 @@
-"""The schema of `comparison.json`: two runs side by side, and what changed."""
+"""The schema of `comparison.json`: two runs side by side, and their differences."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Change(Strict):
     outcome: Annotated[
         Outcome,
         Field(
-            description="`better`, `worse`: the interval leaves out no change. `same`: it lies within 2 % of none. "
-            "`unclear`: it holds no change and more. `unknown`: a sample too small for an interval."
+            description="`better`, `worse`: the interval excludes no change. `same`: it lies within 2 % of no change. "
+            "`unclear`: it includes no change and more. `unknown`: the sample is too small for an interval."
         ),
     ]
     words: Annotated[str, Field(description="The change in words.")]

@@ -1,8 +1,8 @@
-"""A run's figures for other tools: CSV, Parquet, and AIPerf's JSON.
+"""Exports of a run's figures: CSV, Parquet, and AIPerf's JSON.
 
-Durations are engine seconds, as in the summary. The AIPerf layout is that of its `profile_export_aiperf.json`, schema
-1.1: one file a level, since AIPerf's own is of one load; ms and its metric names. What AIPerf calls
-`inter_token_latency` is a mean per request, our TPOT; its `inter_chunk_latency` is every gap, our ITL.
+Durations are engine seconds, as in the summary. The AIPerf format is that of its `profile_export_aiperf.json`, schema
+1.1: one file per level, since AIPerf's own covers one load; ms and its metric names. AIPerf's `inter_token_latency` is
+a mean per request, our TPOT; its `inter_chunk_latency` is every gap, our ITL.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write_exports(folder: Path, runs: Sequence[LoadedRun], summary: Summary, det
 
 
 def write_levels(path: Path, summary: Summary) -> None:
-    """Write one row a level: what was asked, every spread, rates, batch sizes, with their confidence intervals."""
+    """Write one row per level: load, statistics, rates and batch sizes, with their confidence intervals."""
     rows = [_level_row(summary, level) for level in summary.levels]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
@@ -100,7 +100,7 @@ def _spread_row(name: str, found: Spread | None) -> dict[str, Any]:
 
 
 def write_timeline(path: Path, details: Sequence[RunDetail]) -> None:
-    """Write one row for each bin of each run's time; empty where the server told nothing."""
+    """Write one row for each bin of each run's time; empty where the server reported nothing."""
     found = [(detail.name, detail.timeline) for detail in details if detail.timeline is not None]
     names = list(dict.fromkeys(name for _, timeline in found for name in timeline.series))
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -132,7 +132,7 @@ def _write_requests(folder: Path, runs: Sequence[LoadedRun]) -> None:
 
 
 def request_columns(run: LoadedRun) -> dict[str, Any]:
-    """Return a run's requests as columns of one length, engine seconds; nan or None where nothing was told."""
+    """Return a run's requests as columns of equal length, engine seconds; nan or None where not reported."""
     found, scale = run.columns, run.manifest.time_scale
     sent, due = request_latencies(found, is_open=False), request_latencies(found, is_open=True)
     seconds = {
@@ -168,7 +168,7 @@ def _words(places: npt.NDArray[np.int64], words: Sequence[str]) -> list[str | No
 
 
 def _maybe(values: npt.NDArray[np.int64]) -> Any:
-    return np.ma.masked_equal(values, UNKNOWN) if (values == UNKNOWN).any() else values  # Arrow takes masks as null
+    return np.ma.masked_equal(values, UNKNOWN) if (values == UNKNOWN).any() else values  # Arrow treats masks as null
 
 
 def _gap_columns(run: LoadedRun) -> Any:
@@ -207,7 +207,7 @@ def write_aiperf(folder: Path, run: LoadedRun, place: int, summary: LevelSummary
             {"error_details": {"type": outcome, "message": outcome}, "count": count}
             for outcome, count in summary.errors_by_outcome.items()
         ],
-        "engine_to_capacity": {  # AIPerf's readers pass over keys they do not know
+        "engine_to_capacity": {  # AIPerf's readers ignore unknown keys
             "kind": manifest.kind,
             "label": manifest.label,
             "run": run.name,
@@ -257,7 +257,7 @@ def _goodput_rate(summary: LevelSummary) -> float | None:
 
 
 def _record(unit: str, values: npt.NDArray[np.floating]) -> dict[str, Any] | None:
-    """Return AIPerf's block of one quantity; None without a value, which its readers take as not applicable."""
+    """Return AIPerf's block of one quantity; None without a value, which its readers treat as not applicable."""
     if not len(values):
         return None
     percentiles = np.percentile(values, _AIPERF_PERCENTILES).tolist()

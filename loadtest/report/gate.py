@@ -21,8 +21,8 @@ class Gate(Objectives):
     """Objectives, and the levels that they apply to.
 
     Attributes:
-        loads: Users, or requests a second, of the levels that must keep the objectives; None: every level.
-        classes: Objectives of one class of a mix alone, by its name.
+        loads: Users, or requests per second, of the levels that must meet the objectives; None: every level.
+        classes: Objectives of one class of a mix, by its name.
     """
 
     loads: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
@@ -37,7 +37,7 @@ class Gate(Objectives):
 
     @property
     def objectives(self) -> Objectives:
-        """The objectives alone."""
+        """The objectives only."""
         return Objectives.model_validate(self.model_dump(exclude={"loads", "classes"}))
 
 
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
     Attributes:
         group: The level, or the run as a whole.
-        says: What was found against what was asked.
+        says: The value found and the required value.
     """
 
     group: str
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
 
 def cases_of(summary: Summary, gate: Gate) -> list[Case]:
-    """Return every verdict of the levels a gate is for, and whether the figures may be relied on at all.
+    """Return the verdicts of the gate's levels, and whether the run is valid.
 
     Raises:
         UserError: No level has a load that the gate names.
@@ -77,7 +77,7 @@ def cases_of(summary: Summary, gate: Gate) -> list[Case]:
 
 
 def _class_cases(level: LevelSummary, name: str, promised: Objectives) -> list[Case]:
-    """Return one class's verdicts; a class that was never sent meets none."""
+    """Return one class's verdicts; a class without requests meets none."""
     found_class = next((each for each in level.classes if each.name == name), None)
     if found_class is None:
         known = ", ".join(each.name for each in level.classes) or "none"
@@ -96,7 +96,7 @@ def _case(level: LevelSummary, verdict: Verdict) -> Case:
 
 
 def _margin(level: LevelSummary, verdict: Verdict) -> str:
-    """Say where the sample leaves the verdict open."""
+    """Return a note if the sample does not decide the verdict."""
     quantity, _, statistic = verdict.objective.partition(" ")
     spread = {"ttft_s": level.felt_ttft_s, "e2e_s": level.felt_e2e_s}.get(quantity) or getattr(level, quantity, None)
     if not isinstance(spread, Spread) or not statistic:
@@ -108,9 +108,9 @@ def _margin(level: LevelSummary, verdict: Verdict) -> str:
 
 
 def regressions_of(comparison: Comparison, *, allowed_ratio: float) -> list[Case]:
-    """Return, for each figure that two runs have in common, whether it got worse by more than is allowed.
+    """Return, for each figure that two runs have in common, whether it regressed by more than is allowed.
 
-    A figure is missed where it is worse beyond its confidence interval, and by more than `allowed_ratio`.
+    A figure misses if it is worse beyond its confidence interval, and by more than `allowed_ratio`.
     """
     cases = [
         Case(side, "valid", run.valid, "; ".join(run.validity_issues) or "all validity checks passed")
@@ -124,7 +124,7 @@ def regressions_of(comparison: Comparison, *, allowed_ratio: float) -> list[Case
 
 
 def write_junit(path: Path, name: str, cases: Sequence[Case]) -> None:
-    """Write verdicts as JUnit XML: a suite for each level, a test for each objective."""
+    """Write verdicts as JUnit XML: a suite per level, a test per objective."""
     root = ET.Element("testsuites", name=name, tests=str(len(cases)), failures=str(_missed(cases)))
     for group in dict.fromkeys(case.group for case in cases):
         own = [case for case in cases if case.group == group]

@@ -30,7 +30,7 @@ def latency_table(summary: Summary) -> Table:
 
 
 def levels_table(summary: Summary) -> Table:
-    """Return what each level carried: lengths, errors, batch size, throughput."""
+    """Return the table of levels: lengths, errors, batch size, throughput."""
     groups = (("", 4), ("mean batch size", 2), ("per second", 2), ("", 1))
     heads = [_load_head(summary), "ISL / OSL", "requests", "errors", "server", "client", "tokens", "requests"]
     return table([*heads, "window, s"], [_level_row(level, summary) for level in summary.levels], groups=groups)
@@ -65,7 +65,7 @@ def _load_cell(level: LevelSummary, summary: Summary, *, flag: str = "") -> Cell
 
 
 def more_table(summary: Summary) -> Table:
-    """Return the second table: what helps to explain the first. Quantities that no level has are left out."""
+    """Return the table of further quantities, without those that no level has."""
     quantities: list[tuple[str, Callable[[LevelSummary], Cell | str]]] = [
         ("TTFT since sent, p50", lambda level: _ms_of(level.ttft_s if level.ttft_scheduled_s else None, "p50")),
         ("2nd token, p50", lambda level: _ms_of(level.ttst_s, "p50")),
@@ -99,7 +99,7 @@ def _text(cell: Cell | str) -> str:
 
 
 def _excluded(level: LevelSummary) -> Cell | str:
-    """Say what was excluded at the start and the end, or why nothing could be."""
+    """Return the time excluded at the start and the end, or why nothing could be."""
     if level.steady is None:
         return NONE
     if level.steady.growing:
@@ -134,7 +134,7 @@ def _tone(met: bool) -> str:
 
 
 def limit_text(objective: str, value: float) -> str:
-    """Return an objective's limit in words."""
+    """Return an objective's limit as text."""
     sign = "at least" if objective == "goodput" else "at most"
     return f"{sign} {value_text(objective, value)}"
 
@@ -195,7 +195,7 @@ def errors_table(summary: Summary) -> Table:
 
 
 def runs_table(runs: Sequence[RunFacts]) -> Table:
-    """Return what each run was."""
+    """Return the table of runs."""
     heads = ["run", "kind", "scenario", "server", "protocol", "model", "engine", "version", "interrupted"]
     rows = [
         [
@@ -215,7 +215,7 @@ def runs_table(runs: Sequence[RunFacts]) -> Table:
 
 
 def errors_cell(errors: int, by_outcome: dict[str, int]) -> Cell | str:
-    """Return how many requests failed, and how."""
+    """Return the number of failed requests, with their outcomes."""
     if not errors:
         return "0"
     kinds = ", ".join(f"{count} {outcome}" for outcome, count in by_outcome.items())
@@ -223,7 +223,7 @@ def errors_cell(errors: int, by_outcome: dict[str, int]) -> Cell | str:
 
 
 def spread_cells(spread: Spread | None, names: tuple[str, ...]) -> list[Cell]:
-    """Return statistics in ms, each above its confidence interval; what the sample cannot support is marked."""
+    """Return statistics in ms, each above its confidence interval; unsupported percentiles are marked."""
     intervals = (spread.ci or {}) if spread else {}
     return [replace(_ms_of(spread, name), below=_range(intervals.get(name), milliseconds)) for name in names]
 

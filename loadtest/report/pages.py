@@ -1,4 +1,4 @@
-"""Pages of HTML from templates: one stylesheet, light, dark and on paper, nothing loaded, every text escaped."""
+"""HTML pages from templates: one stylesheet for light mode, dark mode and print, self-contained, all text escaped."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Cell:
     """One cell of a table; all texts are escaped.
 
     Attributes:
-        text: What stands in it.
-        note: In small type beside the text.
-        below: In small type on a line of its own.
-        tone: `met`, `error` or `weak`: how the text is coloured.
-        title: Shown when the pointer rests on the text.
+        text: The text.
+        note: Small text beside it.
+        below: Small text on its own line.
+        tone: `met`, `error` or `weak`: the text's colour.
+        title: Tooltip.
         code: Whether the text is set as code.
-        strong: Whether the text is set bold.
-        flag: A word in red after the text.
+        strong: Whether the text is bold.
+        flag: A red word after the text.
     """
 
     text: str
@@ -45,12 +45,12 @@ class Table(NamedTuple):
 
     Attributes:
         heads: One per column.
-        rows: Each as long as `heads`; a string is a cell of text alone.
-        text_columns: How many of the first columns hold text, set to the left.
-        groups: A first row of heads: (text, columns it spans); none where empty.
-        text_at: Further columns of text, counted from 0.
-        strong: Rows to set off, counted from 0.
-        notes: What stands below each row over its whole width; an empty one is left out.
+        rows: Each as long as `heads`; a string is a cell with text only.
+        text_columns: Number of leading text columns, left-aligned.
+        groups: A first row of headings: (text, columns it spans); may be empty.
+        text_at: Further text columns, counted from 0.
+        strong: Highlighted rows, counted from 0.
+        notes: Text below each row over its whole width; empty ones are omitted.
     """
 
     heads: tuple[Cell | str, ...]
@@ -78,7 +78,7 @@ def table(
 
 
 def inline_svg(svg: str, name: str) -> Markup:
-    """Return the SVG element of a chart alone, its ids prefixed with `name`, scaled to the page's width."""
+    """Return a chart's SVG element only, its ids prefixed with `name`, scaled to the page's width."""
     element = svg[svg.index("<svg") :]
     element = re.sub(r'\bid="', f'id="{name}-', element)
     element = re.sub(r'((?:xlink:)?href="|url\()#', rf"\1#{name}-", element)
@@ -92,11 +92,11 @@ def render_page(template: str, *, package: str = "loadtest.report", **values: An
 
     Args:
         template: A file of the package's `templates/`; it may extend `base.html.j2` of this room.
-        package: Whose templates.
-        values: What the template shows. Strings are escaped; charts come through `inline_svg`.
+        package: Package of the template.
+        values: Values for the template. Strings are escaped; charts come through `inline_svg`.
 
     Raises:
-        jinja2.UndefinedError: The template names a value that is not given.
+        jinja2.UndefinedError: The template uses an undefined value.
     """
     loaders = [jinja2.PackageLoader(package), jinja2.PackageLoader("loadtest.report")]
     environment = jinja2.Environment(

@@ -21,7 +21,7 @@ CHARTS_NAME = "charts"
 
 
 class Chart(NamedTuple):
-    """One chart: the name of its files, what it shows, and what draws it."""
+    """One chart: the name of its files, its caption, and its drawing function."""
 
     name: str
     says: str
@@ -37,15 +37,15 @@ def write_report(
     objectives: Objectives | None = None,
     exports: bool = True,
 ) -> Summary:
-    """Write `summary.json`, `charts/`, `exports/` and `report.html` of runs of one kind; return the summary.
+    """Write `summary.json`, `charts/`, `exports/` and `report.html` for runs of one kind; return the summary.
 
     Args:
-        objectives: What was promised; None: what the runs' own scenario promises, if it does.
+        objectives: None: those of the runs' own scenario, if any.
         exports: Whether to write CSV, Parquet and AIPerf's JSON.
 
     Raises:
-        UserError: `load_runs` refuses the runs, or `out` holds something, or is where a run is.
-        MissingError: What the exports need is not installed.
+        UserError: `load_runs` refuses the runs, or `out` may not be written.
+        MissingError: A dependency of the exports is not installed.
     """
     refuse_existing(out, force=force, inputs=runs)
     loaded = load_runs(runs)
@@ -62,24 +62,24 @@ def write_report(
 
 
 def summarize_runs(runs: Sequence[Path], *, command: str, objectives: Objectives | None = None) -> Summary:
-    """Return one summary of all runs, their levels one after another, each with its run's name.
+    """Return one summary of all runs, their levels in sequence, each with its run's name.
 
     Raises:
-        UserError: A folder is no run or is given twice, a line does not fit, or the runs are of different kinds.
+        UserError: A folder is not a run or is given twice, a line does not match the schema, or the kinds differ.
     """
     loaded = load_runs(runs)
     return summarize_loaded(loaded, command=command, objectives=objectives or objectives_of(loaded))
 
 
 def objectives_of(runs: Sequence[LoadedRun]) -> Objectives | None:
-    """Return what the scenario of the runs promises; None where it does not, or they differ."""
+    """Return the objectives of the runs' scenario; None if there are none, or they differ."""
     promised = [getattr(run.manifest.scenario, "objectives", None) for run in runs]
     return promised[0] if all(each == promised[0] for each in promised) else None
 
 
 def summarize_loaded(runs: Sequence[LoadedRun], *, command: str, objectives: Objectives | None) -> Summary:
-    """Return one summary of all runs; errors as `summarize_runs`."""
-    refuse_mixed_kinds(runs, hint="report them apart, or side by side: report-load --compare A B --across-kinds")
+    """Return one summary of all runs. Raises as `summarize_runs` does."""
+    refuse_mixed_kinds(runs, hint="report them separately, or side by side: report-load --compare A B --across-kinds")
     parts = [run.summary(objectives) for run in runs]
     scales = {part.time_scale for part in parts}
     validity_issues: list[ValidityIssue] = []
@@ -104,7 +104,7 @@ def summarize_loaded(runs: Sequence[LoadedRun], *, command: str, objectives: Obj
 
 
 def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None) -> Iterator[Chart]:
-    """Yield a report's charts in the order they are read."""
+    """Yield a report's charts in reading order."""
     of_runs = list(details)
     yield Chart(
         "latency_against_batch",
@@ -113,13 +113,13 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
     )
     yield Chart(
         "gap_against_batch",
-        "Every inter-token gap against the number of active streams in its middle, beside the server's own iteration "
+        "Every inter-token gap against the number of active streams at its midpoint, beside the server's own iteration "
         "times. Where the two disagree, something other than the engine adds to the latency.",
         lambda image: charts.gap_against_batch(summary, image=image),
     )
     yield Chart(
         "latency_against_load",
-        "Latency and throughput against offered load. Past the knee, latency rises and throughput hardly does.",
+        "Latency and throughput against offered load. Beyond the knee, latency rises but throughput hardly does.",
         lambda image: charts.latency_against_load(summary, knee=knee, image=image),
     )
     yield Chart(
@@ -129,7 +129,7 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
     )
     yield Chart(
         "distributions",
-        "Whole distributions, not percentiles alone. Below: the tails, where one gap in a thousand stalls.",
+        "Complete distributions, with the tails below: a stall of one gap in a thousand is visible there.",
         lambda image: charts.distributions(summary, of_runs, image=image),
     )
     for place, detail in enumerate(of_runs):
@@ -153,6 +153,6 @@ def _write_charts(
 
 
 def _moved(issue: ValidityIssue, by: int, name: str | None) -> ValidityIssue:
-    """Make a validity issue point into the levels of several runs, and say whose it is."""
+    """Adapt a validity issue's level index to several runs, and name its run."""
     level = None if issue.level is None else issue.level + by
     return ValidityIssue(code=issue.code, text=issue.text if name is None else f"{name}: {issue.text}", level=level)

@@ -1,4 +1,4 @@
-"""The report of a load test as one page of HTML."""
+"""The report of a load test as an HTML page."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Figure(NamedTuple):
     """A chart inside the page.
 
     Attributes:
-        svg: As drawn, its colours the page's variables.
-        says: What it shows, in a sentence; empty where the chart's own title is enough.
+        svg: The chart, with the page's colour variables.
+        says: Its caption, one sentence; empty if the chart's own title suffices.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Figure(NamedTuple):
 
 
 def report_page(summary: Summary, figures: Sequence[Figure], objectives: Objectives | None = None) -> str:
-    """Return the report as one HTML page that loads nothing.
+    """Return the report as a self-contained HTML page.
 
     Args:
         figures: The charts, in order.
-        objectives: What the levels are held to; None for nothing.
+        objectives: Objectives for the levels; None if there are none.
     """
     return render_page(
         "report.html.j2",
@@ -72,7 +72,7 @@ def _tables(summary: Summary, objectives: Objectives | None) -> dict[str, Table 
 
 
 def _tiles(summary: Summary, objectives: Objectives | None) -> list[tuple[str, str]]:
-    """Return the few figures to look at first; nothing for several runs."""
+    """Return the key figures; empty for several runs."""
     known = [level for level in summary.levels if level.output_tokens_per_s and level.itl_s]
     if not known or len(summary.runs) > 1:
         return []

@@ -42,7 +42,7 @@ def _inside(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def _meaning(schema: type[BaseModel], name: str) -> str:
-    """Return what a key means: its description, or what the docstring of its schema says of it."""
+    """Return the meaning of a key: its description, or its entry in the schema's docstring."""
     described = schema.model_fields[name].description
     if described:
         return described
@@ -57,7 +57,7 @@ _COMMON = {
     "schema_version": "Version of the schema.",
     "made_by": "The command line that wrote it, and the package's version.",
     "made_from": "The files it is made from, with their SHA-256.",
-    "path": "Where the file was.",
+    "path": "Path of the file.",
     "sha256": "SHA-256 of its bytes.",
     "command": "The command line.",
     "version": "The package's version.",

@@ -1,7 +1,7 @@
-"""Records as columns: a run's requests as arrays, read in one pass, so that a million of them fit in memory.
+"""Records as columns: a run's requests as arrays, read in one pass, so that a million fit in memory.
 
-Times are wall seconds since the run began, as in the records. Past MANY_TOKENS, gaps between tokens are kept in single
-precision: a gap of 10 ms is then off by less than a nanosecond, and a token costs four bytes.
+Times are wall seconds since the start of the run, as in the records. Beyond MANY_TOKENS, gaps between tokens are stored
+in single precision: the error of a 10 ms gap is below one nanosecond, and a token takes four bytes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _MAYBE_INTS = ("asked_tokens", "cached_tokens", "conversation")
 
 
 class TokenChunk(NamedTuple):
-    """Some requests' tokens.
+    """The tokens of some requests.
 
     Attributes:
-        row: Which request each token is of.
-        time_s: When it arrived.
+        row: The request of each token.
+        time_s: Its arrival time.
     """
 
     row: Ints
@@ -48,19 +48,19 @@ class TokenChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """Requests, one entry each, in the order they ended.
+    """Requests, one entry each, in the order in which they ended.
 
     Attributes:
-        phase: Place in `PHASES`.
-        outcome: Place in `OUTCOMES`.
-        first_s: When the first token arrived; nan where none did; `second_s` and `last_s` likewise.
-        tokens: Tokens that arrived.
-        own_gaps_s: All gaps, one request after another, where they were recorded; see `gaps_s`.
-        spans: The same of simulated requests, as spans of iterations; exactly one of the two is there.
-        asked_tokens: UNKNOWN where not told; so are `cached_tokens`, `conversation`.
-        queue_s: nan where not told.
-        class_name: Place in `names`; UNKNOWN where there is one kind of request.
-        error: Place in `errors`; UNKNOWN where there was none.
+        phase: Index into `PHASES`.
+        outcome: Index into `OUTCOMES`.
+        first_s: Arrival of the first token; nan without one; `second_s` and `last_s` likewise.
+        tokens: Number of tokens that arrived.
+        own_gaps_s: All gaps, one request after another, if recorded; see `gaps_s`.
+        spans: The same for simulated requests, as spans of iterations; exactly one of the two is set.
+        asked_tokens: UNKNOWN if not recorded; likewise `cached_tokens`, `conversation`.
+        queue_s: nan if not reported.
+        class_name: Index into `names`; UNKNOWN if all requests are of one kind.
+        error: Index into `errors`; UNKNOWN without an error.
     """
 
     id: Ints
@@ -102,13 +102,13 @@ class Columns:
 
     @property
     def good(self) -> Bools:
-        """Which requests ended well, with a token."""
+        """Which requests succeeded with a token."""
         wanted: Bools = (self.outcome == OUTCOMES.index("ok")) & (self.tokens > 0)
         return wanted
 
     @cached_property
     def starts(self) -> Ints:
-        """Where each request's gaps begin in `gaps_s`, and where the last one's end; shape (requests + 1,)."""
+        """Start of each request's gaps in `gaps_s`, and the end of the last one's; shape (requests + 1,)."""
         return np.concatenate([[0], np.cumsum(np.maximum(self.tokens - 1, 0))]).astype(np.int64)
 
     @property
@@ -136,7 +136,7 @@ class Columns:
         return longest
 
     def select(self, wanted: Bools) -> Columns:
-        """Return the requests that are wanted, in the same order."""
+        """Return the selected requests, in the same order."""
         if wanted.all():
             return self
         changed: dict[str, Any] = {
@@ -146,8 +146,14 @@ class Columns:
         spans = None if self.spans is None else self.spans.select(wanted)
         return Columns(**changed, own_gaps_s=gaps, spans=spans, names=self.names, errors=self.errors)
 
+    def of_class(self, name: str) -> Columns:
+        """Return the requests of a class, in the same order; none if there is no such class."""
+        if name not in self.names:
+            return self.select(np.zeros(len(self), dtype=bool))
+        return self.select(self.class_name == self.names.index(name))
+
     def take(self, places: Ints) -> Columns:
-        """Return the requests at some places, in that order."""
+        """Return the requests at some indices, in that order."""
         if len(places) == len(self) and bool((places == np.arange(len(self))).all()):
             return self
         changed: dict[str, Any] = {
@@ -185,7 +191,7 @@ def _tokens_of(columns: Columns, begin: int, end: int) -> TokenChunk:
 
 
 def columns_of(records: Columns | Iterable[RequestRecord]) -> Columns:
-    """Return records as columns; what is already columns stays as it is."""
+    """Return records as columns; columns are returned unchanged."""
     if isinstance(records, Columns):
         return records
     builder = _Builder()
@@ -195,7 +201,7 @@ def columns_of(records: Columns | Iterable[RequestRecord]) -> Columns:
 
 
 class _Builder:
-    """Takes records one at a time."""
+    """Collects records one at a time."""
 
     def __init__(self) -> None:
         self._floats = {name: array("d") for name in (*_FLOATS, "first_s", "second_s", "last_s")}
@@ -241,13 +247,13 @@ class _Builder:
         return Columns(**columns, own_gaps_s=gaps, names=tuple(self._names), errors=tuple(self._errors))
 
     def _take_gaps(self) -> None:
-        """Turn the arrivals kept so far into gaps."""
+        """Convert the arrivals collected so far into gaps."""
         if self._times:
             times = np.frombuffer(self._times, dtype=np.float64)
             ends = np.cumsum(np.frombuffer(self._counts, dtype=np.int64))
             between = np.ones(len(times) - 1, dtype=bool)
             inner = ends[(ends > 0) & (ends < len(times))]
-            between[inner - 1] = False  # from one request's last token to the next one's first is no gap
+            between[inner - 1] = False  # the step from one request's last token to the next one's first is not a gap
             self._gaps.append(np.diff(times)[between])
             if sum(len(gaps) for gaps in self._gaps) > MANY_TOKENS:
                 self._gaps = [gaps.astype(np.float32, copy=False) for gaps in self._gaps]

@@ -29,13 +29,13 @@ class LogHistogram:
 
     @property
     def mean(self) -> float | None:
-        """Mean to 1 %; None where nothing was counted."""
+        """Mean, to 1 %; None without values."""
         total = int(self.counts.sum())
         middles_s = _LOW_S * _RATIO ** (np.arange(_BINS) + 0.5)
         return float(self.counts @ middles_s / total) if total else None
 
     def quantile(self, share: float) -> float | None:
-        """Return the middle of the bin that holds a quantile; None where nothing was counted."""
+        """Return the middle of the bin that contains a quantile; None without values."""
         upto = np.cumsum(self.counts)
         if not upto[-1]:
             return None

@@ -17,16 +17,18 @@ RUN_NAME = "run.json"
 REQUESTS_NAME = "requests.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 PROMPTS_NAME = "prompts.jsonl"
-RUN_FILES = (RUN_NAME, REQUESTS_NAME, SAMPLES_NAME, PROMPTS_NAME)  # all that a run folder may hold
+RUN_FILES = (RUN_NAME, REQUESTS_NAME, SAMPLES_NAME, PROMPTS_NAME)  # all files of a run folder
 
-CLOCKS_APART_S = 0.001  # arrivals are stamped by the kernel, the rest by the process: their clocks are brought together
+CLOCKS_APART_S = (
+    0.001  # arrivals are timestamped by the kernel, other times by the process: tolerance between the clocks
+)
 
 Kind = Literal["measured", "emulated", "predicted"]
 Phase = Literal["warmup", "measure", "fill"]
 Outcome = Literal["ok", "error", "timeout", "cut", "empty", "rejected", "cancelled", "lost"]
 
 
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]  # columns hold 64 bits, and -1 for what is unknown
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]  # columns are 64-bit, with -1 for unknown values
 
 
 class RequestRecord(Strict):
@@ -74,7 +76,7 @@ class RequestRecord(Strict):
 
 
 def load_text(concurrency: int | None, rate_per_s: float | None) -> str:
-    """Return a load in short: users of a closed loop, or a rate.
+    """Return a load in short form: users of a closed loop, or a rate.
 
     >>> load_text(8, None), load_text(None, 0.5)
     ('8', '0.5/s')
@@ -119,7 +121,7 @@ class Level(Strict):
 
     @property
     def load(self) -> str:
-        """What was asked of the server, in words."""
+        """The offered load, in words."""
         if self.concurrency is not None:
             return f"concurrency {self.concurrency}"
         return f"{self.rate_per_s or 0:g} {self.begun}/s"
@@ -190,12 +192,12 @@ class RunManifest(Document):
     """`run.json`.
 
     Attributes:
-        time_scale: Wall seconds of one engine second; what divides every duration in the files.
-        interrupted: Why the run ended before its last level; None when it was whole.
-        validity issues: Empty when the run is valid.
+        time_scale: Wall seconds per engine second, by which every duration in the files is divided.
+        interrupted: Why the run ended before its last level; None if it was complete.
+        validity_issues: Empty if the run is valid.
         workers: Load generator processes that shared the levels.
-        clocks: How each worker's clock was brought onto the run's; empty for one process.
-        unfinished: The run was under way when this was written; `read_run` completes what a killed one left.
+        clocks: Each worker's clock offset; empty for a single process.
+        unfinished: The run was in progress when this was written; `read_run` completes a killed run.
     """
 
     kind: Kind
@@ -213,22 +215,22 @@ class RunManifest(Document):
 
     @property
     def label(self) -> str:
-        """What every figure of this run is marked with."""
+        """Label of every figure of this run."""
         return f"{self.kind}, time scale x{self.time_scale:g}" if self.kind == "emulated" else self.kind
 
 
 def read_run(folder: Path) -> RunManifest:
-    """Read a run folder's `run.json`; of a run that was killed, with its last level as far as its records go.
+    """Read a run folder's `run.json`; the last level of a killed run is completed from its records.
 
     Raises:
-        MissingError, UserError: As `files.read_json`; or a run was cut short before any request had ended.
+        MissingError, UserError: As `files.read_json` does; or a run was cut short before any request ended.
     """
     run = read_json(folder / RUN_NAME, RunManifest)
     return _recovered(folder, run) if run.unfinished else run
 
 
 def _recovered(folder: Path, run: RunManifest) -> RunManifest:
-    """Return a run that was cut short, its last level measured from its records, marked as interrupted."""
+    """Return a run that was cut short, marked as interrupted, with its last level completed from its records."""
     last = len(run.levels) - 1
     records = read_records(folder) if (folder / REQUESTS_NAME).is_file() else iter(())
     measure_s, end_s, count = math.inf, 0.0, 0
@@ -241,25 +243,25 @@ def _recovered(folder: Path, run: RunManifest) -> RunManifest:
     levels = list(run.levels)
     if not levels[last].complete and measure_s < math.inf:
         levels[last] = levels[last].model_copy(update={"measure_s": measure_s, "end_s": end_s})
-    why = "cut short: run-load was killed, or is still at work"
+    why = "cut short: run-load was killed or is still running"
     return run.model_copy(update={"levels": levels, "interrupted": run.interrupted or why})
 
 
 def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]:
-    """Yield a run's records in the order they ended.
+    """Yield a run's records in the order in which they ended.
 
     Args:
-        check: Whether to refuse what cannot have happened; a run completes its own folder without.
+        check: Whether to refuse impossible records; a run completes its own folder without this check.
 
     Raises:
-        MissingError: The file is not there.
-        UserError: A line is damaged, a time is not finite or out of order, or an id comes twice; the last line of an
-            interrupted run may be cut and is left out.
+        MissingError: The file does not exist.
+        UserError: A line is damaged, a time is not finite or out of order, or an id is repeated. An incomplete last
+            line of an interrupted run is skipped.
     """
     seen: set[int] = set()
     for number, values in enumerate(_lines(folder / REQUESTS_NAME), start=1):
         record = validate(values, RequestRecord, where=f"{folder / REQUESTS_NAME}: line {number}")
-        wrong = f"id {record.id} comes twice" if record.id in seen else _disorder(record)
+        wrong = f"id {record.id} is repeated" if record.id in seen else _disorder(record)
         if wrong is not None and check:
             raise UserError(
                 f"{folder / REQUESTS_NAME}: line {number}: {wrong}", hint="the file may have been edited or damaged"
@@ -269,7 +271,7 @@ def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]
 
 
 def _disorder(record: RequestRecord) -> str | None:
-    """Return what is wrong with a record's times; None where they can have happened."""
+    """Return why a record's times are impossible; None if they are possible."""
     times = record.token_times_s
     if not math.isfinite(record.scheduled_s + record.sent_s + record.done_s + (record.queue_s or 0.0) + sum(times)):
         return f"request {record.id} has a time that is not finite"
@@ -281,7 +283,7 @@ def _disorder(record: RequestRecord) -> str | None:
 
 
 def read_samples(folder: Path) -> Iterator[Sample]:
-    """Yield a run's samples in order; none where the server had no metrics. Errors as `read_records`."""
+    """Yield a run's samples in order; none if the server had no metrics. Raises as `read_records` does."""
     path = folder / SAMPLES_NAME
     if path.is_file():
         for number, values in enumerate(_lines(path), start=1):

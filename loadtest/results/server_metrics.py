@@ -1,11 +1,11 @@
-"""Which Prometheus series are read, and what each means; one place for every server's names.
+"""The Prometheus series that are read, and their meaning; the only place with servers' metric names.
 
-TensorRT-LLM in Triton (`nv_trt_llm_*`, `nv_gpu_*`), trtllm-serve (`trtllm_*`), this project's emulator
-(`emulator_*`), vLLM, SGLang, Text Generation Inference, and NVIDIA's DCGM exporter. Names as their projects document
-them in 2025 and 2026.
+TensorRT-LLM in Triton (`nv_trt_llm_*`, `nv_gpu_*`), trtllm-serve (`trtllm_*`), this project's emulator (`emulator_*`),
+vLLM, SGLang, Text Generation Inference, and NVIDIA's DCGM exporter. Names as documented by their projects in 2025 and
+2026.
 
-`waiting` are the requests at the server that no step runs, its queue included. TensorRT-LLM in Triton publishes no such
-number: its own `waiting` leaves out the executor's queue and is 0 with a full batch, so it is not read as one.
+`waiting` counts the requests at the server that no step runs, including its queue. TensorRT-LLM in Triton publishes no
+such number: its own `waiting` excludes the executor's queue and is 0 with a full batch, so it is not used.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ MEBIBYTE = 2.0**20
 
 _NAME, _LABELS = r"([A-Za-z_:][\w:]*)", r"(\{(?:[^\"}]|\"(?:[^\"\\]|\\.)*\")*\})?"
 _SERIES = re.compile(rf"^{_NAME}{_LABELS}$")
-_SAMPLE = re.compile(rf"^({_NAME}{_LABELS})\s+(\S+)(?:\s+-?\d+)?$")  # an exporter may add a time
+_SAMPLE = re.compile(rf"^({_NAME}{_LABELS})\s+(\S+)(?:\s+-?\d+)?$")  # an exporter may append a timestamp
 _LABEL = re.compile(r'([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"')
 
 
 class Meaning(NamedTuple):
-    """What a series is.
+    """The meaning of a series.
 
     Attributes:
-        label: A label and the value it must have; None: any.
-        factor: What makes the value one of the unit in the quantity's name.
-        adds_up: Whether the values of several models, GPUs or pages add up; if not, their mean is taken.
+        label: A label and its required value; None: any.
+        factor: Converts the value to the unit of the quantity.
+        adds_up: Whether values of several models, GPUs or pages are summed; if not, averaged.
     """
 
     name: str
@@ -51,7 +51,7 @@ _ENGINE = (
 )
 MEANINGS: tuple[Meaning, ...] = (
     *_ENGINE,
-    # The emulated LLM API's: the real one publishes nothing of its engine in Triton.
+    # Of the emulated LLM API: the real one publishes no engine metrics in Triton.
     *(meaning._replace(name=meaning.name.replace("nv_trt_llm_", "emulator_")) for meaning in _ENGINE),
     Meaning("emulator_steps_total", "emulated_steps"),
     Meaning("emulator_step_seconds_total", "emulated_step_s"),
@@ -64,7 +64,7 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("sglang:num_running_reqs", "decoding"),
     Meaning("sglang:num_queue_reqs", "waiting"),
     Meaning("sglang:token_usage", "kv_ratio", adds_up=False),
-    # trtllm-serve's, from TensorRT-LLM 1.3 on; its queue leaves out what has a slot and no KV blocks.
+    # Of trtllm-serve, since TensorRT-LLM 1.3; its queue excludes requests that have a slot but no KV blocks.
     Meaning("trtllm_num_generation_requests", "decoding"),
     Meaning("trtllm_num_requests_waiting", "waiting"),
     Meaning("trtllm_kv_cache_utilization", "kv_ratio", adds_up=False),
@@ -92,7 +92,7 @@ def is_kept(series: str) -> bool:
 
 
 def parse_series(text: str) -> tuple[str, dict[str, str]] | None:
-    """Return name and labels of a Prometheus series, labels in any order; None when the text is none.
+    """Return name and labels of a Prometheus series, labels in any order; None if the text is malformed.
 
     >>> parse_series('up{model="a",version="1"}')
     ('up', {'model': 'a', 'version': '1'})
@@ -121,7 +121,7 @@ def _unescaped(value: str) -> str:
 
 
 def meanings_of(series: Iterable[str]) -> dict[str, Meaning]:
-    """Return what each series means, of those that mean something here."""
+    """Return the meaning of each series that has one."""
     found: dict[str, Meaning] = {}
     for text in series:
         parsed = parse_series(text)

@@ -1,7 +1,7 @@
-"""Token times of simulated requests: one list of iterations that all share, and each request's spans of it.
+"""Token times of simulated requests: a list of iterations shared by all, and each request's spans of it.
 
-In a batch a token costs nothing of its own: it leaves when its iteration does. An hour of 72,000 replies is 22 million
-tokens, and a quarter of a million iterations; every figure of tokens is worked out from iterations and their weights.
+All tokens of an iteration leave at the same time, so they need not be stored individually. An hour of 72,000 replies
+has 22 million tokens but a quarter of a million iterations; every figure is computed from iterations and their weights.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _Bools = npt.NDArray[np.bool_]
 
 
 class Weighted(NamedTuple):
-    """Values, each of which stands for several alike; both of shape (values,)."""
+    """Values with multiplicities; both of shape (values,)."""
 
     values: _Floats
     weights: _Ints
 
     def sorted(self) -> Weighted:
-        """Return them by size."""
+        """Return them sorted."""
         order = np.argsort(self.values, kind="stable")
         return Weighted(self.values[order], self.weights[order])
 
@@ -35,9 +35,9 @@ class TokenSpans:
 
     Attributes:
         left_s: When the tokens of each iteration left; shape (iterations,).
-        row: Which request each span is of, ascending; shape (spans,).
-        first: Iteration of the span's first token, `last`: of its last one; one token in each from first to last.
-        requests: How many there are, those without a token included.
+        row: The request of each span, ascending; shape (spans,).
+        first: Iteration of the span's first token; `last`: of its last one; one token in each from first to last.
+        requests: Number of requests, including those without a token.
     """
 
     left_s: _Floats
@@ -47,7 +47,7 @@ class TokenSpans:
     requests: int
 
     def select(self, wanted: _Bools) -> TokenSpans:
-        """Return the spans of the requests that are wanted, these numbered anew in the same order."""
+        """Return the spans of the selected requests, renumbered in the same order."""
         kept = wanted[self.row]
         numbers = np.cumsum(wanted) - 1
         return replace(
@@ -65,7 +65,7 @@ class TokenSpans:
         return Weighted(self.left_s[some], weights[some])
 
     def gaps(self) -> tuple[Weighted, _Floats]:
-        """Return the gaps between a request's tokens with the number of each, and the instant in its middle."""
+        """Return the gaps between a request's tokens with their multiplicities, and their midpoints in time."""
         weights = _coverage(len(self.left_s), self.first + 1, self.last)
         some = np.flatnonzero(weights)
         before, after = self._pauses()
@@ -75,12 +75,12 @@ class TokenSpans:
         return Weighted(later - earlier, counts), (later + earlier) / 2
 
     def gap_counts(self) -> _Ints:
-        """Return how many gaps each request has; shape (requests,)."""
+        """Return the number of gaps of each request; shape (requests,)."""
         tokens = np.bincount(self.row, weights=self.last - self.first + 1, minlength=self.requests).astype(np.int64)
         return np.maximum(tokens - 1, 0)
 
     def gaps_passing(self, limit_s: float, *, or_equal: bool) -> _Floats:
-        """Return how many gaps of each request are above a limit, or also at it; shape (requests,)."""
+        """Return the number of each request's gaps above a limit, or also at it; shape (requests,)."""
         steps = np.diff(self.left_s, prepend=np.nan)
         passes = steps >= limit_s if or_equal else steps > limit_s
         upto = np.concatenate([[0], np.cumsum(passes)])
@@ -97,11 +97,11 @@ class TokenSpans:
         return found
 
     def longest_gap_s(self) -> _Floats:
-        """Return the longest gap of each request; 0 where it has none; shape (requests,)."""
+        """Return the longest gap of each request; 0 without gaps; shape (requests,)."""
         found = np.zeros(self.requests)
         some = self.last > self.first
         if some.any():
-            steps = np.diff(self.left_s, prepend=0.0, append=0.0)  # one behind the end: a span may end with the list
+            steps = np.diff(self.left_s, prepend=0.0, append=0.0)  # one past the end: a span may end with the list
             ends = np.stack([self.first[some] + 1, self.last[some] + 1], axis=1).ravel()
             np.maximum.at(found, self.row[some], np.maximum.reduceat(steps, ends)[::2])
         before, after = self._pauses()
@@ -109,7 +109,7 @@ class TokenSpans:
         return found
 
     def gaps_s(self) -> _Floats:
-        """Return every gap, one request after another: as many values as tokens."""
+        """Return every gap, one request after another: as many values as gaps."""
         lengths = self.last - self.first + 1
         starts = np.cumsum(lengths) - lengths
         iterations = np.arange(int(lengths.sum())) + np.repeat(self.first - starts, lengths)
@@ -119,21 +119,23 @@ class TokenSpans:
         return found
 
     def notable_times_s(self) -> tuple[_Floats, _Floats, _Floats]:
-        """Return when the first, the second and the last token of each request left; nan where there is none."""
+        """Return when the first, the second and the last token of each request left; nan without one."""
         first_s, second_s, last_s = (np.full(self.requests, np.nan) for _ in range(3))
-        last_s[self.row] = self.left_s[self.last]  # of several spans of a request, the last one stays
+        last_s[self.row] = self.left_s[self.last]  # of several spans of a request, the last assignment counts
         opens = np.diff(self.row, prepend=-1) > 0
         first_s[self.row[opens]] = self.left_s[self.first[opens]]
         seconds = np.where(self.last > self.first, self.first + 1, -1)
         goes_on = np.append(self._goes_on(), [False]) if len(self.row) else np.zeros(0, dtype=bool)
-        behind = np.flatnonzero(goes_on & (seconds < 0))  # a first span of one token: the second one is in the next
+        behind = np.flatnonzero(
+            goes_on & (seconds < 0)
+        )  # a first span of one token: the second token is in the next span
         seconds[behind] = self.first[behind + 1]
         known = opens & (seconds >= 0)
         second_s[self.row[known]] = self.left_s[seconds[known]]
         return first_s, second_s, last_s
 
     def _goes_on(self) -> _Bools:
-        """Whether each span but the first goes on with the request of the span before it, after a pause."""
+        """Whether each span but the first continues the request of the span before it, after a pause."""
         found: _Bools = self.row[1:] == self.row[:-1]
         return found
 
@@ -144,7 +146,7 @@ class TokenSpans:
 
 
 def _coverage(length: int, first: _Ints, last: _Ints) -> _Ints:
-    """Return how many of some ranges, their ends included, cover each place."""
+    """Return the number of ranges, ends included, that cover each index."""
     begins = np.bincount(first, minlength=length + 1)[: length + 1]
     ends = np.bincount(last + 1, minlength=length + 1)[: length + 1]
     return np.cumsum(begins - ends)[:length]

@@ -1,4 +1,4 @@
-"""Running a load: processes, sampling, validity, the terminal; imports `generator`, `client` and below."""
+"""Running a load: processes, sampling, validity, the terminal. May import `generator`, `client` and below."""
 
 from loadtest.run.early_stop import Enough
 from loadtest.run.processes import GeneratorProcesses, join

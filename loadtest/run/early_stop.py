@@ -12,7 +12,7 @@ from loadtest.results import RequestRecord
 Enough: TypeAlias = Callable[[Sequence[RequestRecord], float], bool]  # of records so far, and their time scale
 
 FIRST_LOOK = 32
-GROWTH = 1.25  # between looks: each may mislead, and costs time that grows with the records
+GROWTH = 1.25  # between checks: each can be wrong, and takes time that grows with the records
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class EarlyStop:
     """Reads new records of a level and checks whether its results are conclusive.
 
     Args:
-        path: The file, growing; its last line may not be whole yet.
+        path: The growing file; its last line may be incomplete.
     """
 
     path: Path
@@ -31,7 +31,7 @@ class EarlyStop:
     _next_look: int = FIRST_LOOK
 
     def is_satisfied(self) -> bool:
-        """Whether the measured requests so far tell enough; looks only where there are many more than last time."""
+        """Whether the measured requests so far are conclusive; checks only if there are many more than last time."""
         self._read()
         if len(self._records) < self._next_look:
             return False

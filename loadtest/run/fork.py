@@ -13,19 +13,19 @@ from engines.processes import ending_with_parent
 
 
 def done_aside(work: Callable[[], object]) -> None:
-    """Do work in a copy of this process and wait for it; what it changes is on disk or nowhere.
+    """Do work in a forked copy of this process and wait for it; its only effects are on disk.
 
-    A copy, not a new process: this one has read its modules already. It must have started no threads of its own.
+    A fork, not a new process, because this one has already imported its modules. It must not have started threads.
 
     Raises:
-        CommandError, OSError: The work did.
+        CommandError, OSError: The work raised it.
         RuntimeError: It failed otherwise; its traceback is on standard error.
     """
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_do, args=(work, there, ending_with_parent()))
     with warnings.catch_warnings():
-        # Newer Pythons warn of copying a process with threads; ours are numpy's, which mind being copied.
+        # Newer Pythons warn of forking a process with threads; ours are numpy's, which tolerate it.
         warnings.simplefilter("ignore", DeprecationWarning)
         process.start()
     there.close()
@@ -45,7 +45,7 @@ def done_aside(work: Callable[[], object]) -> None:
 def _do(work: Callable[[], object], there: Connection, begin: Callable[[], None]) -> None:
     begin()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears of it, and ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child receives the signal too, and ends this process
     error: CommandError | OSError | None = None
     try:
         work()

@@ -21,7 +21,7 @@ from engines.processes import signal_group
 from loadtest.generator import ENOUGH, GeneratorPlan
 
 LAST_LINES = 12
-SILENT_S = 60.0  # a generator says every second how it stands
+SILENT_S = 60.0  # a generator reports its progress every second
 STOP_WITHIN_S = 5.0
 LOCUSTFILE = Path(__file__).parent.parent / "generator" / "locustfile.py"
 
@@ -31,12 +31,12 @@ class GeneratorProcesses:
     """Number and kind of the load generator processes.
 
     Attributes:
-        workers: Worker processes on this machine; 0 is one process without messages, the lightest.
-        expected: Workers that come from other machines.
-        bind: Address the master listens at for workers.
-        port: Its port; 0 takes a free one.
+        workers: Worker processes on this machine; 0 is one process without messages, the cheapest.
+        expected: Workers expected from other machines.
+        bind: Address on which the master listens for workers.
+        port: Its port; 0: any free one.
         within_s: How long to wait for the workers.
-        web_port: Where Locust's web UI listens, on loopback; None for none.
+        web_port: Port of Locust's web UI on loopback; None: no UI.
         linger_s: How long the UI stays after the run.
     """
 
@@ -50,24 +50,24 @@ class GeneratorProcesses:
 
     @property
     def has_master(self) -> bool:
-        """Whether one process only directs the others."""
+        """Whether one process only coordinates the others."""
         return bool(self.workers or self.expected)
 
     @property
     def processes(self) -> int:
-        """How many send load."""
+        """Number of processes that send load."""
         return self.workers + self.expected or 1
 
 
 class Generators:
     """A run's load generator processes, from before the plan is known to after the last record.
 
-    The processes start at once, so that they are ready when the plan is. They end when their standard input does:
-    whatever becomes of this command, none outlives it.
+    The processes start at once, so that they are ready when the plan is. They end when their standard input closes, so
+    that none outlives this command.
 
     Args:
         folder: For their logs.
-        program: What the processes run.
+        program: Command line of the processes.
     """
 
     def __init__(self, fleet: GeneratorProcesses, folder: Path, program: Path = LOCUSTFILE) -> None:
@@ -80,7 +80,7 @@ class Generators:
         self._said = b""
 
     def __enter__(self) -> Generators:
-        """Nothing more to do: they run."""
+        """Does nothing: the processes are already running."""
         return self
 
     def __exit__(
@@ -90,7 +90,7 @@ class Generators:
         self.end()
 
     def end(self) -> None:
-        """End them all: told first, killed when that takes too long; nothing is written by them after this."""
+        """End all processes: by request first, by SIGKILL after a timeout; they write nothing after this."""
         for process in self._running:
             _end_input(process)
         due_s = time.monotonic() + STOP_WITHIN_S
@@ -98,7 +98,7 @@ class Generators:
             _end(process, due_s)
 
     def begin(self, plan: GeneratorPlan, label: str) -> None:
-        """Give them their plan, and what its figures are marked with where somebody looks on."""
+        """Send them their plan, and the label of its figures for the live page."""
         if self.fleet.has_master:
             port = next(iter(self.lines(within_s=SILENT_S)))["port"]
             for worker in self._workers:
@@ -108,13 +108,13 @@ class Generators:
             self._write(self._main, label)
 
     def lines(self, *, within_s: float) -> Iterator[dict[str, Any]]:
-        """Yield what the generator says, until it ends.
+        """Yield the generator's messages until it ends.
 
         Args:
-            within_s: How long it may say nothing.
+            within_s: Maximum silence.
 
         Raises:
-            ToolError: It failed, or has said nothing for too long.
+            ToolError: It failed, or was silent for too long.
         """
         stdout = self._main.stdout
         assert stdout is not None
@@ -135,11 +135,11 @@ class Generators:
         self._require_success()
 
     def suffice(self) -> None:
-        """Have the one generator end the level under way: its requests tell enough."""
+        """Make the only generator end the current level, because its results are conclusive."""
         self._write(self._main, ENOUGH)
 
     def stop(self) -> None:
-        """Tell them to end what is under way, write it down and go; a master tells its workers."""
+        """Tell them to end and record requests in flight, then exit; a master tells its workers."""
         _end_input(self._main)
 
     def _start(self, role: str, options: str) -> subprocess.Popen[bytes]:
@@ -169,7 +169,7 @@ class Generators:
         return self._folder / f"generator-{place}.log"
 
     def _last_lines(self) -> list[str]:
-        """Return the end of each process's log; the folder with the logs goes when the command ends."""
+        """Return the end of each process's log; the folder with the logs is removed when the command ends."""
         lines: list[str] = []
         for place in range(len(self._running)):
             said = self._log(place).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -183,7 +183,7 @@ class Generators:
 
 
 def _end(process: subprocess.Popen[Any], due_s: float) -> None:
-    """End a process: its input ends, which tells it; it is killed, with what it started, at a time by the clock."""
+    """End a process: closing its input tells it; after the deadline, it and its children are killed."""
     _end_input(process)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=max(0.0, due_s - time.monotonic()))
@@ -201,7 +201,7 @@ def _end_input(process: subprocess.Popen[Any]) -> None:
 
 
 def join(host: str, port: int, *, within_s: float) -> int:
-    """Be a worker of a master elsewhere until it lets go; return the exit status.
+    """Run as a worker of a remote master until dismissed; return the exit status.
 
     Raises:
         ToolError: The master did not answer, or the worker failed.
@@ -234,7 +234,7 @@ def join(host: str, port: int, *, within_s: float) -> int:
 
 
 def _reachable(bind: str) -> str:
-    """Return where workers on this machine find a master that listens at an address."""
+    """Return the address at which workers on this machine reach a master that listens at `bind`."""
     return "127.0.0.1" if bind in {"*", "0.0.0.0", "::"} else bind
 
 

@@ -1,4 +1,4 @@
-"""Run a scenario against a server: control the load generators, sample metrics, complete the run folder."""
+"""Runs a scenario against a server: controls the load generators, samples metrics, completes the run folder."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class RunRequest:
     """A run to execute: scenario, target, output folder.
 
     Attributes:
-        keep_text: Keep the prompts that were sent beside the records.
-        enough: Ends the one level once its requests tell enough; None: it goes on to its end.
+        keep_text: Keep the sent prompts beside the records.
+        enough: Ends the only level once its results are conclusive; None: it runs to its end.
     """
 
     scenario: Scenario
@@ -65,10 +65,10 @@ class RunProgress:
     """Progress of a run.
 
     Attributes:
-        begun: The level under way, as it began.
+        begun: The current level, as it started.
         interrupted: Why the run ended before its last level.
-        lost: What was said of a worker that was lost.
-        now_s: When something was last heard, on the run's clock.
+        lost: The message about a lost worker.
+        now_s: Time of the last message, on the run's clock.
     """
 
     levels: list[Level] = field(default_factory=list)
@@ -79,7 +79,7 @@ class RunProgress:
     now_s: float = 0.0
 
     def note(self, said: dict[str, Any], terminal: Terminal) -> None:
-        """Take what a generator says into account; show what a person wants to see."""
+        """Process a generator's message, and show what is relevant to the user."""
         match said:
             case {"began": values}:
                 self.begun = Level.model_validate(values)
@@ -102,7 +102,7 @@ class RunProgress:
                 terminal.line(f"the run has ended; its web pages are served for another {seconds:g} s")
 
     def end(self, now_s: float) -> None:
-        """Keep a level that was under way when nothing more was heard of it."""
+        """Keep a level that was in progress when the messages ended."""
         if self.begun is not None:
             end_s = max(now_s, self.begun.begin_s)
             self.levels.append(self.begun.model_copy(update={"measure_s": self.begun.begin_s, "end_s": end_s}))
@@ -110,18 +110,18 @@ class RunProgress:
 
 
 def run_scenario(asked: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
-    """Drive a server through a scenario's levels.
+    """Run a scenario's levels against a server.
 
-    The folder fills as the run goes on. However the run ends, `run.json` says what was done, and the records up to
-    there are kept; what was under way has a record too.
+    The folder is filled during the run. However the run ends, `run.json` describes what was done and the records so far
+    are kept; requests in flight have a record too.
 
     Args:
-        folder: For what is of use only while the run goes on.
+        folder: For files that are needed only during the run.
 
     Raises:
-        UserError: The folder may not be written to, see `folder_in_place`.
-        ToolError: The server went away, a generator failed or was lost, a file could not be written, or not one
-            measured request succeeded.
+        UserError: The folder may not be written; see `folder_in_place`.
+        ToolError: The server went away, a generator failed or was lost, a file could not be written, or no measured
+            request succeeded.
     """
     out, by = asked.out, asked.made_by
     with folder_in_place(out, made_by=by, files=RUN_FILES, main=REQUESTS_NAME, force=asked.force):
@@ -136,7 +136,7 @@ def _run_levels(asked: RunRequest, generators: Generators, folder: Path, termina
     happened = RunProgress()
 
     def kept() -> None:
-        """Keep `run.json` up to date, so that what a killed run leaves can be reported."""
+        """Keep `run.json` up to date, so that a killed run can be reported."""
         begun = [] if happened.begun is None else [happened.begun.model_copy(update={"complete": False})]
         run = _manifest(asked, happened, generators.fleet.processes)
         write_json(out / RUN_NAME, run.model_copy(update={"levels": [*run.levels, *begun], "unfinished": True}))
@@ -181,13 +181,13 @@ def _follow(
     limit_s: float,
     judge: EarlyStop | None = None,
 ) -> None:
-    """Take what the generator says until it ends; when interrupted, what it says of how it ended, too.
+    """Process the generator's messages until it ends, including its final ones after an interrupt.
 
     Args:
-        kept: Called whenever a level has begun or ended.
+        kept: Called whenever a level has started or ended.
 
     Raises:
-        ToolError: It failed, fell silent, or a level went on long after its limit; or samples cannot be written.
+        ToolError: It failed or fell silent, a level exceeded its time limit by far, or samples cannot be written.
     """
     try:
         for said in generators.lines(within_s=SILENT_S):
@@ -209,7 +209,7 @@ def _follow(
 
 
 def _limit_s(plan: GeneratorPlan, levels: Sequence[LevelPlan]) -> float:
-    """Return how long a level may take: its own limit, and what its last requests may take after that."""
+    """Return how long a level may take: its own limit, plus the time its last requests may take."""
     own_s = max(level.limit_s(plan.scenario, plan.time_scale) for level in levels)
     return own_s + plan.scenario.request_timeout_s + SILENT_S
 
@@ -228,7 +228,7 @@ def _time_left(plan: GeneratorPlan, levels: Sequence[LevelPlan]) -> TimeLeft:
 def _complete(
     asked: RunRequest, folder: Path, happened: RunProgress, workers: int
 ) -> tuple[RunManifest, dict[int, LevelObservations]]:
-    """Write a record for what was lost, and `run.json`; return it, and what the records show.
+    """Write records for lost requests, and `run.json`; return it, and aggregates of the records.
 
     Raises:
         ToolError: They cannot be written.
@@ -237,7 +237,7 @@ def _complete(
     records = out / REQUESTS_NAME
     try:
         if happened.interrupted is not None:
-            with contextlib.suppress(OSError):  # of a full disk, which is already why the run ended
+            with contextlib.suppress(OSError):  # disk full, which is already the reason for the end of the run
                 add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
         seen = observations_of(out) if records.is_file() else {}
         validity_issues = list(validity_issues_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
@@ -277,7 +277,7 @@ def _plan(asked: RunRequest, folder: Path, began: float) -> GeneratorPlan:
     )  # to refuse it here
     prompts = folder / "prompts"
     prompts.mkdir()
-    salt = secrets.randbits(32)  # the one thing no seed decides: words that this server has not cached
+    salt = secrets.randbits(32)  # the only value no seed determines: words that this server has not cached
     done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
     mix = ConversationSampler(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, mix) for plan in plans]

@@ -10,12 +10,11 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from engines.errors import MissingError
 from loadtest.client import Endpoint
 from loadtest.results import Sample, parse_metrics
 
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
-SERVE_METRICS = "/prometheus/metrics"  # trtllm-serve's; its /metrics is JSON
+SERVE_METRICS = "/prometheus/metrics"  # of trtllm-serve; its /metrics is JSON
 ANSWER_WITHIN_S = 5.0
 _BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
 
@@ -24,13 +23,13 @@ class Monitor:
     """Threads that sample metrics pages into one file, one line per sample; a slow page does not delay others.
 
     Args:
-        urls: Of the metrics pages; none: nothing is sampled.
+        urls: Metrics pages; empty: nothing is sampled.
         path: File to append to.
-        interval_s: Between samples.
-        clock: Seconds since the run began.
+        interval_s: Time between samples.
+        clock: Seconds since the start of the run.
 
     Attributes:
-        failed: The system's words when a sample could not be written; no more are taken then.
+        failed: The system's message when a sample could not be written; sampling stops then.
     """
 
     def __init__(self, urls: Sequence[str], path: Path, interval_s: float, clock: Callable[[], float]) -> None:
@@ -78,7 +77,7 @@ class Monitor:
 
 
 def metrics_url(endpoint: Endpoint) -> str | None:
-    """Return where a server's metrics are, by the usual order of ports; None where nothing answers there."""
+    """Return the URL of a server's metrics page by the usual order of ports; None if nothing answers there."""
     port = endpoint.port + METRICS_PORT_AFTER.get(endpoint.protocol, 0)
     beside = endpoint.model_copy(update={"port": port})
     paths = ("/metrics", *((SERVE_METRICS,) if endpoint.is_openai else ()))
@@ -86,7 +85,7 @@ def metrics_url(endpoint: Endpoint) -> str | None:
 
 
 def kv_block_tokens(values: Mapping[str, float]) -> int | None:
-    """Return the tokens in a block of a TensorRT-LLM engine's KV cache, from its metrics; None where they lack it.
+    """Return the tokens per KV cache block of a TensorRT-LLM engine from its metrics; None if not published.
 
     >>> kv_block_tokens({'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="m"}': 64.0})
     64
@@ -95,22 +94,8 @@ def kv_block_tokens(values: Mapping[str, float]) -> int | None:
     return next(found, None) or None
 
 
-def require_page(url: str) -> None:
-    """Refuse a metrics page that does not answer.
-
-    Raises:
-        MissingError: It does not, or the address is no URL.
-    """
-    try:
-        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S):
-            return
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise MissingError(f"--metrics-url {url}: {reason}", hint="check the address, or leave the flag out") from error
-
-
 def read_metrics(url: str) -> dict[str, float]:
-    """Return the series this project reads, by their full text; none where the page cannot be read just now."""
+    """Return the series that this project reads, by their full text; empty if the page cannot be read now."""
     try:
         with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:
             return parse_metrics(reply.read().decode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""One run of a command."""
+"""One run as started by a command: generators, target, inputs, terminal."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def run_once(
     fleet: GeneratorProcesses | None = None,
     enough: Enough | None = None,
 ) -> RunManifest:
-    """Run a scenario once; the generators start while the server is asked what it is. Errors as `run_scenario`.
+    """Run a scenario once; the generators start while the server is queried. Raises as `run_scenario` does.
 
     Args:
-        command: Whose run it is, by name.
-        server: Which server it is against.
-        force: Whether to replace what `out` holds.
-        keep_text: Keep the prompts that were sent beside the records.
-        enough: Ends the level under way once its requests tell enough.
+        command: Name of the command.
+        server: The target server.
+        force: Whether to replace an existing `out`.
+        keep_text: Keep the sent prompts beside the records.
+        enough: Ends the current level once its results are conclusive.
     """
     columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
     sends = fleet or GeneratorProcesses()

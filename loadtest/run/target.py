@@ -33,12 +33,12 @@ class TargetOptions:
     """The target server, as given on the command line.
 
     Attributes:
-        protocol: None: found by asking the server.
-        model: The model to load, where the command line names one; None: the scenario's, or the only one served.
-        tokenizer: File or folder of the engine's tokenizer; None: found, see `find_tokenizer`.
-        metrics_url: Pages of metrics; empty: the port beside the server's.
-        is_quiet: Do not print what was found: it was, for another run.
-        api_key_env: Environment variable that holds an OpenAI key.
+        protocol: None: detected.
+        model: Model to load; None: the scenario's, or the only one served.
+        tokenizer: File or folder of the engine's tokenizer; None: found by `find_tokenizer`.
+        metrics_url: Metrics pages; empty: the port beside the server's.
+        is_quiet: Do not print detected settings, because an earlier run did.
+        api_key_env: Environment variable with an OpenAI key.
     """
 
     url: str
@@ -57,7 +57,7 @@ class Target:
     """The server of a run.
 
     Attributes:
-        metrics_urls: Pages of its metrics; empty where they cannot be read.
+        metrics_urls: Its metrics pages; empty if they cannot be read.
         tokenizer: File of the engine's tokenizer.
     """
 
@@ -68,24 +68,24 @@ class Target:
 
     @property
     def label(self) -> str:
-        """What every figure of a run against it is marked with."""
+        """Label of every figure of a run against it."""
         return f"emulated, time scale x{self.facts.time_scale:g}" if self.facts.emulated else "measured"
 
 
-_Missing = tuple[str, str, str]  # what, what was tried, the flag that states it
+_Missing = tuple[str, str, str]  # missing item, what was tried, the flag that sets it
 
 
 def target_of(asked: TargetOptions, model: str) -> Target:
-    """Find out what the server is, which model to load, whose tokens to count and where the metrics are.
+    """Determine the server's protocol, model, tokenizer and metrics pages.
 
-    What the command line states is taken as it is; everything else is found and printed.
+    Values on the command line are used unchanged; everything else is detected and printed.
 
     Args:
-        model: The scenario's; where that is the default, and no model is asked for, the server's only one.
+        model: The scenario's; if it is the default and none is given, the server's only model is used.
 
     Raises:
-        MissingError: No server answers, it does not serve the model, or something was not found: all that is missing
-            is named at once.
+        MissingError: No server answers, it does not serve the model, or something was not found; the message names
+            everything that is missing.
     """
     stated = asked.model or (model if model != ENGINE_MODEL else None)
     endpoint, missing = _endpoint(asked)
@@ -97,7 +97,7 @@ def target_of(asked: TargetOptions, model: str) -> Target:
     served = [] if stated is not None and asked.tokenizer is not None else served_models(endpoint, key)
     name = stated or default_model(served, is_openai=endpoint.is_openai)
     if name is None and not served and not endpoint.is_openai:
-        name = model  # Triton's answer on the model itself says what is wrong
+        name = model  # Triton's answer about the model itself states the problem
     if name is None:
         raise _missing(asked.url, _no_model(asked, served))
     facts, named = server_facts(endpoint, asked.url, name, key)
@@ -113,7 +113,7 @@ def target_of(asked: TargetOptions, model: str) -> Target:
 
 
 def _no_model(asked: TargetOptions, served: Sequence[ServedModel]) -> list[_Missing]:
-    """Return what is missing where a server has no model, or several, to choose from."""
+    """Return what is missing if a server has no model, or several, to choose from."""
     names = ", ".join(each.name for each in served[:8]) or "the server lists none"
     missing = [("model", names, "--model NAME")]
     if asked.tokenizer is None:
@@ -122,10 +122,10 @@ def _no_model(asked: TargetOptions, served: Sequence[ServedModel]) -> list[_Miss
 
 
 def _endpoint(asked: TargetOptions) -> tuple[Endpoint | None, list[_Missing]]:
-    """Return the server's address with its protocol; None, and what was tried, where that cannot be found.
+    """Return the server's endpoint; None, and what was tried, if its protocol was not detected.
 
     Raises:
-        MissingError: Nothing accepts a connection there.
+        MissingError: The server accepts no connections.
     """
     protocol = asked.protocol
     if protocol is None:
@@ -145,10 +145,10 @@ def _endpoint(asked: TargetOptions) -> tuple[Endpoint | None, list[_Missing]]:
 
 
 def _tokenizer(asked: Path | None, named: str | None, model: str, root: str) -> FoundTokenizer:
-    """Return the tokenizer asked for, or one found on this machine.
+    """Return the given tokenizer, or one found on this machine.
 
     Raises:
-        MissingError: The one asked for is not there.
+        MissingError: The given one does not exist.
     """
     if asked is None:
         return find_tokenizer(named, model, root)
@@ -173,6 +173,6 @@ def _with_metrics(asked: TargetOptions, target: Target, say: Callable[[str], obj
 
 
 def _missing(url: str, missing: list[_Missing]) -> MissingError:
-    """Return one error that names all that is missing: what, what was tried, and the flag that states it."""
+    """Return one error for everything missing: the item, what was tried, and the flag that sets it."""
     said = "; ".join(f"{what} ({tried})" for what, tried, _ in missing)
     return MissingError(f"{url}: not found: {said}", hint=" ".join(flag for _, _, flag in missing))

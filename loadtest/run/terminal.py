@@ -20,11 +20,11 @@ def progress_text(look: Progress, *, level: str = "", left_s: float | None = Non
     Args:
         level: Which level of how many, as in `2/7`; empty: not shown.
         left_s: Wall seconds left of the level; None: unknown.
-        columns: Greatest length; parts that do not fit are left out whole, the least important ones first.
+        columns: Maximum length; parts that do not fit are omitted, the least important first.
     """
     elapsed = f"{look.elapsed_s:.0f} s"
     left = "" if left_s is None else f", {left_s:.0f} s left"
-    parts = [  # in the order of their importance
+    parts = [  # by importance
         f"{level} {look.load}".strip(),
         (elapsed if look.measuring else f"warm-up {elapsed}") + left,
         f"{look.failed} failed" if look.failed else "",
@@ -56,8 +56,8 @@ class Terminal:
     """Progress on stderr: one updating line on a terminal, periodic lines in a log.
 
     Args:
-        columns: Width of the terminal; None where there is none.
-        clock: Seconds, for how often a plain line is due.
+        columns: Width of the terminal; None without one.
+        clock: Seconds, for the interval of log lines.
     """
 
     def __init__(self, stream: TextIO, *, columns: int | None, clock: Callable[[], float]) -> None:
@@ -69,15 +69,15 @@ class Terminal:
         self._time_left = TimeLeft([])
 
     def expect(self, time_left: TimeLeft) -> None:
-        """Show what is left of each level from now on."""
+        """Show the time left of each level from now on."""
         self._time_left = time_left
 
     def begin(self) -> None:
-        """A level has begun."""
+        """Note the start of a level."""
         self._time_left.begin()
 
     def look(self, look: Progress) -> None:
-        """Show the progress of the level under way."""
+        """Show the progress of the current level."""
         text = partial(progress_text, look, level=self._time_left.level, left_s=self._time_left.left_s(look))
         if self._columns is not None:
             self._stream.write(f"\r\033[K{text(columns=self._columns - 1)}")
@@ -88,13 +88,13 @@ class Terminal:
         self._stream.flush()
 
     def line(self, text: str) -> None:
-        """Write a line that stays."""
+        """Write a permanent line."""
         self._stream.write(("\r\033[K" if self._shown else "") + text + "\n")
         self._shown = False
         self._stream.flush()
 
     def clear(self) -> None:
-        """Take the changing line away."""
+        """Remove the updating line."""
         if self._shown:
             self._stream.write("\r\033[K")
             self._stream.flush()

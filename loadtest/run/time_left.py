@@ -9,10 +9,10 @@ from loadtest.generator import Progress
 
 @dataclass(slots=True)
 class TimeLeft:
-    """Estimates the wall seconds that are left of each level of a run.
+    """Estimates the wall seconds left of each level of a run.
 
     Attributes:
-        levels: Of each level in order: its measured requests (closed loop), or the wall seconds until its last arrival
+        levels: For each level in order: its measured requests (closed loop), or the wall seconds until its last arrival
             (open loop); the other one is None.
     """
 
@@ -21,12 +21,12 @@ class TimeLeft:
     _warm: tuple[float, int] | None = field(default=None, init=False)
 
     def begin(self) -> None:
-        """Begin with the next level."""
+        """Start the next level."""
         self._place, self._warm = self._place + 1, None
 
     @property
     def level(self) -> str:
-        """Which level is under way, of how many; empty where there is one alone."""
+        """The current level's number, of how many; empty if there is only one."""
         return f"{self._place + 1}/{len(self.levels)}" if len(self.levels) > 1 and self._place >= 0 else ""
 
     def left_s(self, look: Progress) -> float | None:

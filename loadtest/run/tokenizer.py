@@ -19,8 +19,8 @@ class FoundTokenizer:
     """A tokenizer file.
 
     Attributes:
-        path: The file; None: none was found.
-        origin: Where it comes from, for people.
+        path: The file; None: not found.
+        origin: Where it comes from, for messages.
         tried: Places without one.
     """
 
@@ -30,12 +30,12 @@ class FoundTokenizer:
 
 
 def find_tokenizer(named: str | None, model: str | None, root: str = "") -> FoundTokenizer:
-    """Look for a served model's tokenizer on this machine.
+    """Find a served model's tokenizer on this machine.
 
     Args:
-        named: Folder or file that the server names; None: it names none.
+        named: Folder or file named by the server; None if it names none.
         model: Served model's name; a folder or a published name helps.
-        root: What an OpenAI server says that the model was loaded from.
+        root: Folder or name that an OpenAI server says the model was loaded from.
     """
     tried = []
     for path, origin in _places(named, [each for each in (root, model) if each]):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.spec import MS, milliseconds
 from loadtest.results import (
     Level,
     LogHistogram,
@@ -30,12 +31,12 @@ class LevelObservations:
     """Aggregates of one level's records for the validity checks.
 
     Attributes:
-        late: How many wall seconds after their time requests were sent.
+        late: Lateness of requests, in wall seconds.
         gaps: Wall seconds between tokens of measured requests.
         measured: Measured requests.
         good: Those that succeeded.
-        lost: Requests that were under way in a generator that was lost.
-        first_error: Of a measured request.
+        lost: Requests in flight in a lost generator.
+        first_error: First error of a measured request.
     """
 
     late: LogHistogram = field(default_factory=LogHistogram)
@@ -46,7 +47,7 @@ class LevelObservations:
     first_error: str | None = None
 
     def note(self, record: RequestRecord) -> None:
-        """Take a record into account."""
+        """Add a record."""
         self.late.add(np.array([record.sent_s - record.scheduled_s]))
         self.lost += record.outcome == "lost"
         if record.phase != "measure":
@@ -58,7 +59,7 @@ class LevelObservations:
 
 
 def observations_of(out: Path) -> dict[int, LevelObservations]:
-    """Read a run's records once; return what was seen, by level. Errors as `read_records`."""
+    """Read a run's records once; return the aggregates by level. Raises as `read_records` does."""
     found: dict[int, LevelObservations] = defaultdict(LevelObservations)
     for record in read_records(out, check=False):
         found[record.level].note(record)
@@ -94,21 +95,23 @@ def _client_issues(
     limits: ValidityLimits, facts: ServerFacts, index: int, level: Level, seen: LevelObservations
 ) -> Iterator[ValidityIssue]:
     gap_s = seen.gaps.quantile(0.5)
-    # Where the kernel stamped the arrivals, a late timer moved none of them; a late read may have.
+    # If the kernel timestamped the arrivals, a late timer did not affect them; a late read may have.
     if gap_s and level.clock != "kernel" and level.generator_late_p99_s > limits.generator_late_ratio * gap_s:
-        text = f"the load generator's timers fired {level.generator_late_p99_s * 1e3:.1f} ms late (p99), with tokens"
-        text += f" {gap_s * 1e3:.1f} ms apart; limit {limits.generator_late_ratio:.0%} of that"
+        text = (
+            f"the load generator's timers fired {milliseconds(level.generator_late_p99_s)} ms late (p99), with tokens"
+        )
+        text += f" {milliseconds(gap_s)} ms apart; limit {limits.generator_late_ratio:.0%} of that"
         yield ValidityIssue(code="generator-late", text=text, level=index)
     if gap_s and level.read_late_p99_s > limits.generator_late_ratio * gap_s:
-        text = f"replies were read {level.read_late_p99_s * 1e3:.1f} ms after they arrived (p99), with tokens"
-        text += f" {gap_s * 1e3:.1f} ms apart, so some were merged; limit {limits.generator_late_ratio:.0%}"
+        text = f"replies were read {milliseconds(level.read_late_p99_s)} ms after they arrived (p99), with tokens"
+        text += f" {milliseconds(gap_s)} ms apart, so some were merged; limit {limits.generator_late_ratio:.0%}"
         yield ValidityIssue(code="read-late", text=text, level=index)
     late_s = seen.late.quantile(0.99) or 0.0
     if level.concurrency is None and late_s > limits.arrivals_late_s * facts.time_scale:
-        text = f"requests were sent {late_s * 1e3:.0f} ms after their time (p99); "
-        text += f"limit {limits.arrivals_late_s * 1e3:g} ms"
+        text = f"requests were sent {milliseconds(late_s)} ms after their time (p99); "
+        text += f"limit {limits.arrivals_late_s * MS:g} ms"
         yield ValidityIssue(
-            code="arrivals-late", text=f"{text} of engine time: this was not the configured load", level=index
+            code="arrivals-late", text=f"{text} of engine time: the load was not the configured one", level=index
         )
 
 
@@ -116,15 +119,15 @@ def _clock_issues(limits: ValidityLimits, index: int, clocks: Sequence[WorkerClo
     for clock in clocks:
         off_s = clock.uncertainty_s + abs(clock.drift_s)
         if clock.level == index and off_s > limits.clocks_apart_s:
-            text = f"the clock of worker {clock.worker} on {clock.host} is known only to {off_s * 1e3:.1f} ms"
+            text = f"the clock of worker {clock.worker} on {clock.host} is known only to {milliseconds(off_s)} ms"
             yield ValidityIssue(
-                code="clocks-apart", text=f"{text}; limit {limits.clocks_apart_s * 1e3:g} ms", level=index
+                code="clocks-apart", text=f"{text}; limit {limits.clocks_apart_s * MS:g} ms", level=index
             )
 
 
 @dataclass(slots=True)
 class _Emulator:
-    """What the emulated engine said of itself while one level was measured."""
+    """What the emulated engine reported during the measurement of one level."""
 
     late_s: list[float] = field(default_factory=list)
     counters: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -157,7 +160,7 @@ class _Emulator:
 
 
 def _emulator_seen(levels: Sequence[Level], out: Path) -> dict[int, _Emulator]:
-    """Read a run's samples once; return what the emulated engine said, by level."""
+    """Read a run's samples once; return the emulated engine's reports by level."""
     found: dict[int, _Emulator] = defaultdict(_Emulator)
     for sample in read_samples(out):
         for index, level in enumerate(levels):

@@ -1,4 +1,4 @@
-"""Scenarios: schema, arrivals, traces, length distributions, objectives; imports `engines` alone."""
+"""Scenarios: schema, arrivals, traces, length distributions, objectives. May import `engines` only."""
 
 from loadtest.scenario.arrivals import (
     Constant,

@@ -1,6 +1,6 @@
 """Open-loop arrivals: send times drawn from a seed or read from a trace before the run starts.
 
-Times are seconds from the beginning of the run. Nothing a server does moves them.
+Times are seconds from the start of the run and do not depend on the server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loadtest.scenario.traces import MOST_ARRIVALS, Arrival, NotNegative, Positi
 Floats: TypeAlias = NDArray[np.float64]
 
 _TIMES = ("duration_s", "step_s", "at_s", "spike_s", "period_s")
-_BLOCK = 4096  # gaps drawn at once; fixed, so that a longer run begins as a shorter one does
+_BLOCK = 4096  # gaps drawn per batch; fixed, so that a longer run starts like a shorter one
 _BISECTIONS = 60  # from a bracket at most 2 radians wide to below a float's spacing
 
 
@@ -33,7 +33,7 @@ class Constant(Strict):
 
 
 class Poisson(Strict):
-    """Independent users, very many of them: exponential gaps."""
+    """Many independent users: exponential gaps."""
 
     process: Literal["poisson"] = "poisson"
     rate_per_s: Positive
@@ -41,11 +41,11 @@ class Poisson(Strict):
 
 
 class Gamma(Strict):
-    """Gamma-distributed gaps, already under way when the run begins, so that the rate holds from the start.
+    """Gamma-distributed gaps of a process already in progress at the start, so that the rate holds from the start.
 
     Attributes:
-        burstiness: Coefficient of variation of the gaps: 1 is Poisson, above it bursts, below it regular. vLLM's
-            benchmark gives the same name to the gamma's shape, which is this one's square upside down.
+        burstiness: Coefficient of variation of the gaps: 1 is Poisson, above it bursty, below it regular. vLLM's
+            benchmark uses the name for the gamma distribution's shape, which is 1 / burstiness^2.
     """
 
     process: Literal["gamma"] = "gamma"
@@ -55,7 +55,7 @@ class Gamma(Strict):
 
 
 class Steps(Strict):
-    """Poisson at one rate after the other, each for `step_s`; a rate of zero is a pause."""
+    """Poisson at one rate after another, each for `step_s`; a rate of zero is a pause."""
 
     process: Literal["steps"] = "steps"
     rates_per_s: Annotated[tuple[NotNegative, ...], Field(min_length=1)]
@@ -63,12 +63,12 @@ class Steps(Strict):
 
     @property
     def duration_s(self) -> float:
-        """How long all steps take."""
+        """Total duration of all steps."""
         return len(self.rates_per_s) * self.step_s
 
 
 class Ramp(Strict):
-    """Poisson, its rate changing evenly from the first to the last moment."""
+    """Poisson with a rate that changes linearly over the duration."""
 
     process: Literal["ramp"] = "ramp"
     from_per_s: NotNegative
@@ -89,12 +89,14 @@ class Spike(Strict):
     @model_validator(mode="after")
     def _spike_inside(self) -> Self:
         if self.at_s + self.spike_s > self.duration_s * (1 + 1e-9):
-            raise ValueError(f"the spike ends at {self.at_s + self.spike_s:g} s, the run at {self.duration_s:g} s")
+            raise ValueError(
+                f"the spike ends at {self.at_s + self.spike_s:g} s, but the run ends at {self.duration_s:g} s"
+            )
         return self
 
 
 class Sine(Strict):
-    """Poisson under a day's swing: `mean_per_s * (1 + swing_ratio * sin(2 pi t / period_s))`."""
+    """Poisson with a sinusoidal rate: `mean_per_s * (1 + swing_ratio * sin(2 pi t / period_s))`."""
 
     process: Literal["sine"] = "sine"
     mean_per_s: Positive
@@ -111,18 +113,18 @@ def arrivals_of(arrivals: Process | Trace, *, rng: np.random.Generator, folder: 
     """Return the arrivals of a process, drawn, or of a trace, read.
 
     Args:
-        folder: Where a trace's relative path begins.
+        folder: Where a trace's relative path starts.
 
     Raises:
-        MissingError: There is no such trace.
-        UserError: No arrival, more than `MOST_ARRIVALS`, or a damaged trace.
+        MissingError: The trace does not exist.
+        UserError: There are no arrivals, or more than `MOST_ARRIVALS`, or the trace is damaged.
     """
     if isinstance(arrivals, Trace):
         return read_trace(arrivals, folder=folder)
     times_s = draw_times_s(arrivals, rng).tolist()
     if not times_s:
         raise UserError(
-            f"arrivals: {arrivals.process}: no request in {arrivals.duration_s:g} s, where "
+            f"arrivals: {arrivals.process}: no request was drawn in {arrivals.duration_s:g} s; "
             f"{expected_requests(arrivals):.3g} were expected",
             hint="use a higher rate or a longer duration",
         )
@@ -130,7 +132,7 @@ def arrivals_of(arrivals: Process | Trace, *, rng: np.random.Generator, folder: 
 
 
 def with_duration(arrivals: Process | Trace, duration_s: float) -> Process | Trace:
-    """Return the same shape in another time, its rates as they are; of a trace, its beginning, as fast as before.
+    """Return the same shape with another duration and unchanged rates; for a trace, its beginning at unchanged speed.
 
     >>> with_duration(Spike(base_per_s=1, peak_per_s=9, at_s=300, spike_s=60, duration_s=600), 60.0).at_s
     30.0
@@ -144,7 +146,7 @@ def with_duration(arrivals: Process | Trace, duration_s: float) -> Process | Tra
 
 
 def expected_requests(process: Process) -> float:
-    """Return how many arrivals a process has on average: its rate, integrated over its duration."""
+    """Return the expected number of arrivals: the rate, integrated over the duration."""
     if isinstance(process, Sine):
         turn_per_s = 2 * math.pi / process.period_s
         swing_s = process.swing_ratio * (1 - math.cos(process.duration_s * turn_per_s)) / turn_per_s
@@ -155,11 +157,11 @@ def expected_requests(process: Process) -> float:
 def draw_times_s(process: Process, rng: np.random.Generator) -> Floats:
     """Return a process's arrival times in [0, duration), ascending; shape (arrivals,).
 
-    Arrivals at one per unit of an even clock are carried through the inverse of the integrated rate: exact for any
-    rate, with no bound to guess as thinning needs.
+    Arrivals with unit rate are transformed by the inverse of the integrated rate: exact for any rate, without the bound
+    that thinning needs.
 
     Raises:
-        UserError: `MOST_ARRIVALS` are passed.
+        UserError: There are more than `MOST_ARRIVALS`.
 
     Source:
         Cinlar, "Introduction to Stochastic Processes", 1975, chapter 4.7 (time change of a Poisson process).
@@ -179,7 +181,7 @@ def draw_times_s(process: Process, rng: np.random.Generator) -> Floats:
 
 
 def _pieces(process: Constant | Poisson | Gamma | Steps | Ramp | Spike) -> Floats:
-    """Return the stretches over which the rate changes evenly: length_s, begin_per_s, end_per_s; shape (pieces, 3)."""
+    """Return pieces with a linear rate: length_s, begin_per_s, end_per_s; shape (pieces, 3)."""
     match process:
         case Steps():
             return np.array([(process.step_s, rate_per_s, rate_per_s) for rate_per_s in process.rates_per_s])
@@ -201,7 +203,7 @@ def _requests_by_end(pieces: Floats) -> Floats:
 def _times_s(pieces: Floats, counts: Floats) -> Floats:
     """Return when the integrated rate reaches each count: in each piece, the root of a quadratic."""
     by_end = _requests_by_end(pieces)
-    index = np.searchsorted(by_end, counts, side="right")  # passes over pieces without arrivals
+    index = np.searchsorted(by_end, counts, side="right")  # skips pieces without arrivals
     length_s, begin_per_s, end_per_s = pieces[index].T
     inside = counts - np.concatenate(([0.0], by_end))[index]
     rate_per_s = np.sqrt(np.maximum(begin_per_s**2 + 2 * inside * (end_per_s - begin_per_s) / length_s, 0.0))
@@ -211,7 +213,7 @@ def _times_s(pieces: Floats, counts: Floats) -> Floats:
 
 
 def _sine_times_s(process: Sine, counts: Floats) -> Floats:
-    """Return when the integrated rate reaches each count: `x + swing * (1 - cos x)` never falls, so by bisection."""
+    """Return when the integrated rate reaches each count: `x + swing * (1 - cos x)` is monotonic, so by bisection."""
     turn_per_s = 2 * math.pi / process.period_s
     target = counts * turn_per_s / process.mean_per_s
     low, high = target - 2 * process.swing_ratio, target
@@ -223,10 +225,10 @@ def _sine_times_s(process: Sine, counts: Floats) -> Floats:
 
 
 def _renewals(rng: np.random.Generator, burstiness: float, *, until: float) -> Floats:
-    """Return arrivals at a mean of one per unit, with gamma gaps.
+    """Return arrivals with gamma gaps at a mean rate of one per unit.
 
-    The process has been going on for ever: the first arrival ends a gap that zero fell into, which is longer than
-    most (its shape is one more), at an even place. Without that, bursts would gather at zero and add to the mean.
+    The process is stationary: the first arrival ends a gap that contains zero, which is longer than average (its shape
+    is one more), at a uniform position. Otherwise bursts would accumulate at zero and raise the mean.
     """
     shape = burstiness**-2
     blocks = [np.array([rng.random() * rng.standard_gamma(shape + 1) / shape])]

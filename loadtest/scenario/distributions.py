@@ -1,8 +1,8 @@
 """Distributions of lengths and pauses: notation, and reproducible draws from uniform random numbers.
 
 `256`, `normal(512, 64)`, `lognormal(mean=1024, cv=0.8, max=8192)`, `uniform(100, 200)`, `exponential(30)`,
-`empirical(lengths.csv, isl)`. A draw is the distribution's quantile at a number between 0 and 1, and that number comes
-from a seed and a place by `even`: whoever asks for request 17 gets the same lengths, in whatever order and process.
+`empirical(lengths.csv, isl)`. A draw is the distribution's quantile at a number between 0 and 1, which depends on a
+seed and an index by `even`: request 17 has the same lengths in any order and process.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "empirical": ("path", "column"),
 }
 _BOUNDS = ("min", "max")
-NO_SPREAD = 1e-9  # a spread below it moves no whole number, and its square is lost in a float
+NO_SPREAD = 1e-9  # a smaller spread changes no integer, and its square is lost in a float
 _EXAMPLES = "256, normal(512, 64), lognormal(mean=1024, cv=0.8, max=8192), uniform(100, 200), exponential(30), "
 _EXAMPLES += "empirical(lengths.csv, isl)"
 _CALL = re.compile(r"\s*([a-z]+)\s*\((.*)\)\s*", re.DOTALL)
-_GRID = 4096  # quantiles that a mean is taken of: exact to about a thousandth for what is drawn here
+_GRID = 4096  # quantiles used for a mean: accurate to about a thousandth
 _MASK = (1 << 64) - 1
 _WEYL = 0x9E3779B97F4A7C15
 
 
 def even(seed: int, *place: int) -> float:
-    """Return a number between 0 and 1, neither included, that depends on the seed and the place alone.
+    """Return a number in the open interval (0, 1) that depends only on the seed and the index.
 
     Source:
         Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (the mixing function).
@@ -65,9 +65,9 @@ class Distribution:
 
     Attributes:
         kind: `fixed`, or a name of the notation.
-        values: What stands in the parentheses, by name.
-        path: Of `empirical`: a CSV with a head or JSON lines.
-        column: Of `empirical`: which column.
+        values: The values in parentheses, by name.
+        path: For `empirical`: a CSV with a header, or JSON Lines.
+        column: For `empirical`: the column.
     """
 
     kind: str
@@ -80,7 +80,7 @@ class Distribution:
         return self._quantile(even_number)
 
     def whole(self, even_number: float) -> int:
-        """Return the quantile as a count, at least 1; of `uniform`, every count from min to max is as likely."""
+        """Return the quantile as a count, at least 1; for `uniform`, every count from min to max is equally likely."""
         if self.kind == "uniform":
             low, high = self._of("min", 1), self._of("max", 1)
             return max(1, min(round(high), math.floor(low + even_number * (high - low + 1))))
@@ -88,28 +88,28 @@ class Distribution:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether every draw is the same."""
+        """Whether every draw is equal."""
         return self.kind == "fixed"
 
     @cached_property
     def mean(self) -> float:
-        """The mean of what is drawn, bounds included; of counts and of seconds alike."""
+        """The mean of draws, with bounds applied."""
         return math.fsum(self._quantile((place + 0.5) / _GRID) for place in range(_GRID)) / _GRID
 
     @property
     def longest(self) -> int | None:
-        """The largest count that can be drawn; None where there is no bound."""
+        """The largest possible count; None without a bound."""
         if self.kind == "empirical":
             return self.whole(1.0)
         value = self._of("value", self._of("max", math.inf))
         return None if math.isinf(value) else max(1, round(value))
 
     def moved(self, move: Callable[[str], str]) -> Distribution:
-        """Return the distribution with its file elsewhere."""
+        """Return the distribution with its file's path changed."""
         return replace(self, path=move(self.path)) if self.path else self
 
     def __str__(self) -> str:
-        """Return the notation that means this."""
+        """Return the notation of this distribution."""
         if self.kind == "fixed":
             return _written(self.values[0][1])
         words = [word for word in (self.path, self.column) if word]
@@ -138,15 +138,15 @@ class Distribution:
 
 
 def fixed(value: float) -> Distribution:
-    """Return the distribution that is always this value."""
+    """Return the distribution with only this value."""
     return Distribution("fixed", (("value", value),))
 
 
 def parse(said: object) -> Distribution:
-    """Return what a number or a text of the notation means.
+    """Return the distribution of a number or a text in the notation.
 
     Raises:
-        ValueError: It means nothing; the message says what would.
+        ValueError: It is invalid; the message states the notation.
 
     >>> str(parse("normal(512, 64)"))
     'normal(mean=512, sd=64)'
@@ -171,13 +171,13 @@ def _number(said: object) -> float | None:
         number = float(said)
     except ValueError:
         return None
-    if not 0 <= number <= MOST_TOKENS:  # of a pause, in seconds, half a year
+    if not 0 <= number <= MOST_TOKENS:  # of a pause: half a year in seconds
         raise ValueError(f"a number from 0 to {MOST_TOKENS:,} is expected")
     return number
 
 
 def _arguments(kind: str, text: str) -> dict[str, str]:
-    """Return the arguments by name; in order where they are not named."""
+    """Return the arguments by name; unnamed ones in order."""
     found: dict[str, str] = {}
     order = iter(_FORMS[kind])
     for part in (part.strip() for part in text.split(",")):
@@ -254,7 +254,7 @@ def _written(value: float) -> str:
 
 
 def _said(distribution: Distribution) -> int | float | str:
-    """Return how a distribution is written in a document: a number where it is one."""
+    """Return a distribution's form in a document: a number if it is one."""
     if not distribution.is_fixed:
         return str(distribution)
     value = distribution.values[0][1]
@@ -282,7 +282,7 @@ TokensOrAuto = Annotated[
     PlainValidator(_tokens_or_auto),
     PlainSerializer(lambda value: value if isinstance(value, str) else _said(value)),
 ]
-"""A count of tokens, at least 1, possibly varying; or what the prompts themselves are."""
+"""A number of tokens, at least 1, possibly varying; or that of the prompts themselves."""
 Pause = Annotated[Distribution, PlainValidator(parse), PlainSerializer(_said)]
-"""Seconds from 0 up, possibly varying."""
+"""Seconds, at least 0, possibly varying."""
 PairsOf = Annotated[Pairs, BeforeValidator(_pairs)]

@@ -1,4 +1,4 @@
-"""Lengths from files: a log's table, JSON lines, a trace's columns; prompt and reply lengths stay paired."""
+"""Lengths from files: a log, JSON Lines, a trace; prompt and reply lengths stay paired."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import Field
 from engines.errors import MissingError, UserError
 from engines.files import MOST_TOKENS, Strict
 
-# What the files people have call prompt and reply lengths; the trace formats' own names among them.
+# Common column names of prompt and reply lengths, including those of the trace formats.
 PAIR_COLUMNS = (
     ("isl", "osl"),
     ("input_length", "output_length"),
@@ -29,11 +29,11 @@ PAIR_COLUMNS = (
 
 @lru_cache(maxsize=16)
 def read_column(path: str, column: str) -> tuple[float, ...]:
-    """Return one column's numbers, ascending, of a CSV with a head or of JSON lines; none named: the only one.
+    """Return one column's numbers, ascending, of a CSV with a header or of JSON Lines; by default the only column.
 
     Raises:
-        MissingError: There is no such file.
-        UserError: No such column, or a value out of range; with its line.
+        MissingError: The file does not exist.
+        UserError: The column does not exist, or a value is out of range; states the line.
     """
     found = []
     for number, row in _rows(path):
@@ -49,12 +49,12 @@ def read_column(path: str, column: str) -> tuple[float, ...]:
 
 
 class Pairs(Strict):
-    """Prompt and reply lengths that belong together, from a file: a log, a trace, what another tool wrote.
+    """Pairs of prompt and reply lengths from a file: a log, a trace, or another tool's output.
 
     Attributes:
-        path: A CSV with a head, or JSON lines, with columns such as isl and osl, or a known trace's.
-        max_isl: Longer prompts are left out.
-        max_osl: Longer replies are left out.
+        path: A CSV with a header, or JSON Lines, with columns such as isl and osl, or a known trace's.
+        max_isl: Pairs with longer prompts are skipped.
+        max_osl: Pairs with longer replies are skipped.
     """
 
     path: Annotated[str, Field(min_length=1)]
@@ -63,7 +63,7 @@ class Pairs(Strict):
 
     @property
     def rows(self) -> tuple[tuple[int, int], ...]:
-        """The pairs within the bounds, in the file's order; errors as `read_pairs`."""
+        """The pairs within the bounds, in the file's order. Raises as `read_pairs` does."""
         most_isl, most_osl = self.max_isl or math.inf, self.max_osl or math.inf
         return _pairs_within(self.path, most_isl, most_osl)
 
@@ -83,11 +83,11 @@ def _pairs_within(path: str, most_isl: float, most_osl: float) -> tuple[tuple[in
 
 @lru_cache(maxsize=16)
 def read_pairs(path: str) -> tuple[tuple[int, int], ...]:
-    """Return a file's prompt and reply lengths; rows without a prompt or a reply are left out.
+    """Return a file's prompt and reply lengths; rows without a prompt or a reply are skipped.
 
     Raises:
-        MissingError: There is no such file.
-        UserError: No columns we know, a value that is no count, or no row at all.
+        MissingError: The file does not exist.
+        UserError: There are no known columns, no rows, or a value that is not a count.
     """
     pairs: list[tuple[int, int]] = []
     names: tuple[str, str] | None = None
@@ -117,7 +117,7 @@ def _positive(value: object, name: str, path: str, number: int, *, least: float)
 
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line numbers and rows of a CSV with a head, or of JSON lines."""
+    """Yield line numbers and rows of a CSV with a header, or of JSON Lines."""
     if not Path(path).is_file():
         raise MissingError(f"{path}: no such file", hint="relative paths start at the scenario's folder")
     with Path(path).open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:

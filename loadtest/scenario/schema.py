@@ -20,7 +20,7 @@ from loadtest.scenario.traces import MOST_ARRIVALS, Trace
 ProtocolName = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
 GENERATED_PROMPTS = ("chat", "random")
 DEFAULT_ISL, DEFAULT_OSL = 256, 64
-# Bounds that only a slip of the pen passes: a machine has 65,536 ports, and sends far fewer requests a second.
+# Bounds against typing errors: a machine has 65,536 ports, and sends far fewer requests per second.
 MOST_USERS = 65_536
 MOST_RATE_PER_S = 100_000.0
 LONGEST_S = 1e7  # 116 days
@@ -123,12 +123,12 @@ class Kind:
     """A traffic class with all values resolved.
 
     Attributes:
-        name: None where the scenario has no classes.
-        share: Of all requests (of conversations, where there are such).
-        isl: None: as long as the prompt file has it.
-        osl: None: as long as the prompt file's reply.
+        name: None if the scenario has no classes.
+        share: Share of all requests (or of conversations, if there are any).
+        isl: None: the length in the prompt file.
+        osl: None: the length of the reply in the prompt file.
         pairs: Instead of both.
-        is_exact: Whether a reply must be as long as asked.
+        is_exact: Whether a reply must have the requested length.
     """
 
     name: str | None
@@ -149,7 +149,7 @@ class Kind:
 
     @property
     def needs_file_lengths(self) -> bool:
-        """Whether what it sends cannot be known before its prompt file is tokenized."""
+        """Whether its lengths are unknown until its prompt file is tokenized."""
         of_file = self.lengths.pairs is None and (self.isl is None or self.osl is None)
         turns = self.conversation is not None and self.conversation.turns == "auto"
         return self.has_file and (of_file or turns)
@@ -247,7 +247,7 @@ class Scenario(Strict):
         names = [each.name for each in classes]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
-            raise ValueError(f"two classes are called '{twice}'")
+            raise ValueError(f"two classes have the name '{twice}'")
         return classes
 
     @model_validator(mode="after")
@@ -255,23 +255,23 @@ class Scenario(Strict):
         if isinstance(self.arrivals, Trace):
             stated = [name for name in ("classes", "prefixes", "conversation") if getattr(self, name)]
             if stated:
-                raise ValueError(f"a trace states its own requests: leave out {stated[0]}")
+                raise ValueError(f"a trace states its own requests: omit {stated[0]}")
         for kind in self.kinds:
             _check(kind)
         return self
 
     def requests_of(self, concurrency: int) -> int:
-        """Return how many requests a closed loop's level measures, at least."""
+        """Return the minimum number of measured requests of a closed loop's level."""
         return max(self.requests, self.requests_per_user * concurrency)
 
     @property
     def is_open(self) -> bool:
-        """Whether requests are sent by the clock, not when a user's last reply has ended."""
+        """Whether the scenario is an open loop."""
         return self.rate_per_s is not None or self.arrivals is not None
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all requests are of one length of prompt and one of reply, and none finds another's KV cache."""
+        """Whether all requests have one prompt length and one reply length, and none reuses another's KV cache."""
         if len(self.kinds) > 1 or isinstance(self.arrivals, Trace):
             return False
         (kind,) = self.kinds
@@ -281,14 +281,14 @@ class Scenario(Strict):
 
     @property
     def levels(self) -> int:
-        """How many levels there are."""
+        """Number of levels."""
         if self.arrivals is not None:
             return 1
         return len(self.concurrency if self.rate_per_s is None else self.rate_per_s)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The classes with every value settled; one without a name where there are none."""
+        """The resolved classes; a single one without a name if there are none."""
         total = sum(each.weight for each in self.classes)
         if not self.classes:
             return (self._kind(None, 1.0),)
@@ -324,7 +324,7 @@ class Scenario(Strict):
         return [Path(path) for path in dict.fromkeys(found)]
 
     def moved(self, move: Callable[[str], str]) -> Scenario:
-        """Return the scenario with its files elsewhere; paths as they are written."""
+        """Return the scenario with its files' paths changed."""
         changed = _moved(self, move)
         changed["classes"] = tuple(each.model_copy(update=_moved(each, move)) for each in self.classes)
         if isinstance(self.arrivals, Trace):
@@ -337,15 +337,17 @@ def _length(asked: Distribution | str, auto: Distribution | None) -> Distributio
 
 
 def _check(kind: Kind) -> None:
-    """Refuse what one class cannot be.
+    """Refuse invalid combinations within one class.
 
     Raises:
-        ValueError: Said as for a schema.
+        ValueError: There is one; worded as for a schema.
     """
     who = f"class {kind.name}: " if kind.name else ""
     talk = kind.conversation
     if talk is not None and talk.turns == "auto" and not kind.has_file:
-        raise ValueError(f"{who}conversation: how many turns? {kind.prompts} prompts have none of their own")
+        raise ValueError(
+            f"{who}conversation: turns is required, because {kind.prompts} prompts have no turns of their own"
+        )
 
 
 def _distributions(kind: Kind) -> Iterator[Distribution]:
@@ -356,7 +358,7 @@ def _distributions(kind: Kind) -> Iterator[Distribution]:
 
 
 def _moved(asked: Scenario | TrafficClass, move: Callable[[str], str]) -> dict[str, Any]:
-    """Return what changes where files are moved."""
+    """Return the changes when files are moved."""
     changed: dict[str, Any] = {}
     if asked.lengths is not None:
         update: dict[str, Any] = {
@@ -387,10 +389,10 @@ def scenario_folder() -> Path:
 
 
 def read_scenario(name: str) -> Scenario:
-    """Return a scenario from a file, or one that ships with the package, by name; its paths begin at its folder.
+    """Return a scenario from a file, or a shipped one by name; its paths start at its folder.
 
     Raises:
-        UserError: There is none of that name; the shipped ones are listed.
+        UserError: It does not exist; the shipped names are listed.
     """
     if Path(name).suffix in {".yaml", ".yml"}:
         return read_yaml(Path(name), Scenario).moved(lambda path: str(Path(name).parent / path))
@@ -401,10 +403,10 @@ def read_scenario(name: str) -> Scenario:
 
 
 def inputs_of(scenario: Scenario) -> list[Source]:
-    """Return the files a scenario reads, with their hashes.
+    """Return the files that a scenario reads, with their hashes.
 
     Raises:
-        MissingError: One is not there.
+        MissingError: One does not exist.
     """
     for path in scenario.files():
         if not path.is_file():

@@ -1,7 +1,7 @@
 """Service level objectives and their evaluation: limits on latencies, goodput and errors.
 
 Latencies that start with a request (TTFT, end to end) count from when it was due in an open loop, and from when it was
-sent in a closed one: `clock_start_s`.
+sent in a closed loop: `clock_start_s`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Goodput(Strict):
     def is_met_by(self, *, ttft_s: Any, tpot_s: Any, longest_gap_s: Any, e2e_s: Any) -> npt.NDArray[np.bool_]:
         """Return whether each request is within every limit, given its latencies in engine seconds; shape (requests,).
 
-        A request of one token has no gap: both of its gaps count as 0.
+        A request of one token has no gap: both of its gap values count as 0.
         """
         met = np.ones(np.shape(ttft_s), dtype=np.bool_)
         pairs = ((self.ttft_s, ttft_s), (self.tpot_s, tpot_s), (self.itl_s, longest_gap_s), (self.e2e_s, e2e_s))
@@ -53,15 +53,15 @@ class Goodput(Strict):
 
 
 class Objectives(Strict):
-    """Limits in engine seconds, by statistic; a quantity without an entry has none.
+    """Limits in engine seconds, by statistic; a quantity without an entry has no limit.
 
     Attributes:
-        ttft_s: Of times to first token, as in `{p95: 0.5}`; also mean, p50, p90, p99, p999, max.
-        e2e_s: Of times from sending to the end of the reply.
-        goodput: Limits that one request keeps as a whole.
-        itl_s: Of all gaps between tokens, pooled over requests.
-        tpot_s: Of each request's mean gap.
-        errors_ratio: Measured requests that may fail.
+        ttft_s: Time to first token, as in `{p95: 0.5}`; also mean, p50, p90, p99, p999, max.
+        e2e_s: Time from sending to the end of the reply.
+        goodput: Limits that one request must meet together.
+        itl_s: All gaps between tokens, pooled over requests.
+        tpot_s: Each request's mean gap.
+        errors_ratio: Share of measured requests that may fail.
     """
 
     ttft_s: Limits = Field(default_factory=dict)
@@ -83,7 +83,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         objective: As in `ttft_s p95`, `goodput` or `errors_ratio`.
-        found: None where nothing was measured; such an objective is missed.
+        found: None if nothing was measured; such an objective is missed.
     """
 
     objective: str
@@ -99,12 +99,12 @@ class ObjectiveScope(NamedTuple):
     class_name: str | None = None
 
     def label(self, objective: str) -> str:
-        """Return an objective's name, led by its class."""
+        """Return an objective's name, prefixed with its class."""
         return objective if self.class_name is None else f"{self.class_name}: {objective}"
 
 
 def evaluate(objectives: Objectives, figure: Callable[[str], float | None]) -> list[Verdict]:
-    """Return each objective's verdict; what was not measured is missed. This is the only place that decides it.
+    """Return each objective's verdict; an objective without a measurement is missed. The only place that decides it.
 
     Args:
         figure: Returns a figure in engine seconds by its name, as in `ttft_s p95`; also `goodput`, `errors_ratio`.
@@ -142,8 +142,8 @@ class _Sent(Protocol[_TimeT_co]):
 
 
 def clock_start_s(requests: _Sent[_TimeT_co], *, is_open: bool) -> _TimeT_co:
-    """Return when a user's clock starts: when the request was due in an open loop, when it was sent in a closed one.
+    """Return the reference time of latencies: when the request was due (open loop) or sent (closed loop).
 
-    An open loop's user does not wait for the load generator: what delays the sending is part of the latency.
+    An open loop's user does not wait for the load generator: a delay in sending is part of the latency.
     """
     return requests.scheduled_s if is_open else requests.sent_s

@@ -16,30 +16,32 @@ from pydantic import Field, model_validator
 from engines.errors import MissingError, UserError
 from engines.files import MOST_TOKENS, Strict
 
-MOST_ARRIVALS = 5_000_000  # at some 200 bytes each, what a load generator's machine can be expected to hold
-SLACK_S = 60.0  # by so much may a row of a trace come too late in its file and be found in its slice
-LATEST_S = 1e11  # 3,000 years: dates counted in seconds and ms are before it
-_NEAR_BYTES = 1 << 16  # a slice's beginning is looked for until it is as near as this
-HASH_BLOCK_TOKENS = 512  # tokens behind one of Mooncake's hashes
+MOST_ARRIVALS = 5_000_000  # at about 200 bytes each, a limit that a load generator's memory can hold
+SLACK_S = 60.0  # maximum disorder of a trace's rows within which a slice is still found
+LATEST_S = 1e11  # 3,000 years: dates in seconds and ms are below it
+_NEAR_BYTES = 1 << 16  # a slice's start is searched to within this distance
+HASH_BLOCK_TOKENS = 512  # tokens per Mooncake hash
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TraceFormat = Literal["azure", "burstgpt", "mooncake", "csv"]
-_EPOCH = datetime(2020, 1, 1, tzinfo=UTC)  # near the traces: a float of seconds since then still holds a microsecond
+_EPOCH = datetime(
+    2020, 1, 1, tzinfo=UTC
+)  # close to the traces' dates, so that a float of seconds since then resolves a microsecond
 
 
 class Trace(Strict):
     """Recorded arrivals with their lengths.
 
     Attributes:
-        path: The trace; from the scenario's folder where it is relative.
-        format: What its columns are called; `auto` goes by its first line.
-        speed_up: How many trace seconds pass in one second of the run.
-        from_s: Beginning of the slice to play, in trace seconds; it becomes the run's zero. Traces on a calendar
-            (azure, burstgpt) count from their first row, the others as they state. Of a slice, only its part of the
-            file is read: rows must be in order, up to `SLACK_S`.
-        to_s: End of the slice, not itself in it.
-        max_tokens: Reply tokens that each request asks for at most, where its row does not say (column `max_tokens` of
-            a CSV or of JSON lines). None: as many as its reply has.
+        path: The trace; relative paths start at the scenario's folder.
+        format: Names of its columns; `auto` detects them from the first line.
+        speed_up: Trace seconds per second of the run.
+        from_s: Start of the slice to replay, in trace seconds; it becomes the start of the run. Traces with dates
+            (azure, burstgpt) count from their first row, the others as stated. Only the slice's part of the file is
+            read: rows must be in order, up to `SLACK_S`.
+        to_s: End of the slice, exclusive.
+        max_tokens: Maximum reply tokens of each request whose row does not state it (column `max_tokens` of a CSV or of
+            JSON Lines). None: the length of its reply.
     """
 
     process: Literal["trace"] = "trace"
@@ -58,7 +60,7 @@ class Trace(Strict):
     @model_validator(mode="after")
     def _some_slice(self) -> Self:
         if self.from_s >= self.end_s:
-            raise ValueError(f"to_s must be past from_s, which is {self.from_s:g}")
+            raise ValueError(f"to_s must be greater than from_s, which is {self.from_s:g}")
         return self
 
 
@@ -66,12 +68,12 @@ class Arrival(NamedTuple):
     """One request to be sent.
 
     Attributes:
-        at_s: When, in seconds from the beginning of the run.
-        isl: Prompt tokens; None where the process says nothing of lengths.
+        at_s: Send time, in seconds from the start of the run.
+        isl: Prompt tokens; None if the process does not define lengths.
         osl: Reply tokens; None likewise.
-        prefix_hashes: One for each `HASH_BLOCK_TOKENS` of the prompt; requests that begin with the same ones begin
-            with the same tokens.
-        max_tokens: Reply tokens asked for at most; None: as many as the reply has.
+        prefix_hashes: One per `HASH_BLOCK_TOKENS` of the prompt; requests that start with equal hashes start with equal
+            tokens.
+        max_tokens: Maximum reply tokens; None: the length of its reply.
     """
 
     at_s: float
@@ -86,7 +88,7 @@ class Schedule(NamedTuple):
 
     Attributes:
         arrivals: By time.
-        failed_rows: Rows of a trace's slice left out because they have no prompt or no reply.
+        failed_rows: Rows of a trace's slice skipped because they have no prompt or no reply.
     """
 
     arrivals: tuple[Arrival, ...]
@@ -94,11 +96,11 @@ class Schedule(NamedTuple):
 
 
 def read_trace(trace: Trace, *, folder: Path) -> Schedule:
-    """Return a trace's slice as arrivals; rows are read one by one, those before the slice and behind it not at all.
+    """Return a trace's slice as arrivals; rows outside the slice are not read.
 
     Raises:
-        MissingError: There is no such trace.
-        UserError: A damaged row, an empty slice, or more than `MOST_ARRIVALS` in it.
+        MissingError: The trace does not exist.
+        UserError: A row is damaged, the slice is empty, or it has more than `MOST_ARRIVALS`.
     """
     path = folder / trace.path
     kept: list[Arrival] = []
@@ -122,10 +124,10 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
 
 
 class _Layout(NamedTuple):
-    """How a trace format says when and how long.
+    """Columns of a trace format.
 
     Attributes:
-        from_first: Whether its times count from some date, so that the trace begins at its first row.
+        from_first: Whether its times are dates, so that the trace starts at its first row.
     """
 
     at: str
@@ -165,8 +167,8 @@ def _hashes(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-# Sources: https://github.com/Azure/AzurePublicDataset (AzureLLMInferenceDataset2023.md and 2024.md; a date has seven
-# decimals or fewer, the seventh is cut), https://github.com/HPMLL/BurstGPT (a reply of 0 tokens is a failure),
+# Sources: https://github.com/Azure/AzurePublicDataset (AzureLLMInferenceDataset2023.md and 2024.md; a date has up to
+# seven decimals, the seventh is dropped), https://github.com/HPMLL/BurstGPT (a reply of 0 tokens is a failure),
 # https://github.com/kvcache-ai/Mooncake (FAST25-release/README.md).
 _LAYOUTS = {
     "azure": _Layout("TIMESTAMP", "ContextTokens", "GeneratedTokens", _date, "a date and time", True),
@@ -178,11 +180,11 @@ _LAYOUTS = {
 
 @dataclass(slots=True)
 class _Table:
-    """An open trace, its head read.
+    """An open trace whose header has been read.
 
     Attributes:
-        begin_s: What a trace on a calendar counts from.
-        body_at: Byte at which its rows begin.
+        begin_s: Start of a trace with dates.
+        body_at: Byte at which its rows start.
     """
 
     path: Path
@@ -193,7 +195,7 @@ class _Table:
     begin_s: float = -math.inf
 
     def __post_init__(self) -> None:
-        """Find out when the trace begins."""
+        """Find the start of the trace."""
         if self.layout.from_first:
             first = next(self.rows(self.body_at), None)
             self.begin_s = 0.0 if first is None else first.at_s
@@ -201,13 +203,13 @@ class _Table:
             self.begin_s = 0.0
 
     def rows(self, at: int, *, whole: bool = True) -> Iterator[Arrival]:
-        """Yield the rows from a byte on, times as they stand.
+        """Yield the rows from a byte on, with unmodified times.
 
         Args:
-            whole: A line begins at that byte; if not, the first whole line is the next.
+            whole: A line starts at that byte; if not, reading starts at the next line.
 
         Raises:
-            UserError: A damaged row, or one earlier than the first.
+            UserError: A row is damaged, or earlier than the first.
         """
         self.file.seek(at)
         number = 1 if self.columns is None else 2
@@ -224,7 +226,7 @@ class _Table:
             at += len(line)
 
     def near(self, wanted_s: float) -> Iterator[Arrival]:
-        """Yield the rows from a place on that is before a time, and not far before it; errors as `rows`."""
+        """Yield the rows from a place shortly before a time. Raises as `rows` does."""
         low, high = self.body_at, self.file.seek(0, 2)
         while high - low > _NEAR_BYTES:
             middle = (low + high) // 2
@@ -236,7 +238,7 @@ class _Table:
         return self.rows(low, whole=low == self.body_at)
 
     def _row(self, line: bytes) -> Arrival:
-        # A byte that is not UTF-8 shows as \xff in the value, and is refused with its line where the value counts.
+        # A byte that is not UTF-8 appears as \xff in the value, which is refused with its line where it matters.
         text = line.decode("utf-8", "backslashreplace")
         arrival = _arrival(_row(text, self.columns), self.layout)
         if arrival.at_s < self.begin_s:
@@ -245,7 +247,7 @@ class _Table:
 
 
 def _requests(path: Path, trace: Trace) -> Iterator[Arrival]:
-    """Yield the rows of a trace's slice, and some before and behind it, in the file's order."""
+    """Yield the rows of a trace's slice, and some around it, in the file's order."""
     if not path.is_file():
         raise MissingError(f"{path}: no such trace", hint="relative paths start at the scenario's folder")
     with path.open("rb") as file:
@@ -282,7 +284,7 @@ def _layout_of(path: Path, asked: str, head: str, columns: list[str] | None) -> 
 
 
 def _row(line: str, columns: list[str] | None) -> dict[str, Any]:
-    """Return one line's values by column, or where there are none, as JSON names them."""
+    """Return one line's values by column; without a header, by JSON key."""
     if columns is None:
         try:
             row = json.loads(line)

@@ -1,4 +1,4 @@
-"""A run in virtual time: the virtual server and its predictions; imports `metrics`, `traffic` and below."""
+"""A run in virtual time: the virtual server and its predictions. May import `metrics`, `traffic` and below."""
 
 from loadtest.simulate.intervals import ProfileEnds, profile_ends, with_ends, with_intervals
 from loadtest.simulate.predict import Prediction, at_once, bare, calibrated, like, predict, write_prediction

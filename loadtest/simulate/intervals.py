@@ -1,4 +1,4 @@
-"""How far the means of a prediction may be off: as its calibration was on unseen shapes, or as deployments differ."""
+"""Prediction intervals of means: from a calibration's held-out errors, or from the spread between deployments."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.scenario import Scenario
 
 SAMPLED_REQUESTS = 1536
-LEAST_SAVING = 4  # of the requests' number, below which the ends are simulated whole
-SETTLED_AFTER = 10  # times a request from sending to its last token: as warm as the scenario, whose warm-up is a tenth
-KEPT_UP_RATIO = 0.95  # of tokens a second of one sample: what is under way at its end is less than that
+LEAST_SAVING = 4  # fraction of the requests below which the ends are simulated completely
+SETTLED_AFTER = 10  # times a request's duration: as much warm-up as in the scenario, where it is a tenth
+KEPT_UP_RATIO = 0.95  # of a sample's tokens per second: what is in flight at its end is less than that
 
 
 class ProfileEnds(NamedTuple):
-    """An engine at the fast and the slow end of what its profile allows; 5 % of deployments lie beyond each."""
+    """An engine at the fast and the slow end of its profile's spread; 5 % of deployments lie beyond each."""
 
     fast: EngineManifest
     slow: EngineManifest
@@ -30,17 +30,17 @@ class ProfileEnds(NamedTuple):
 def profile_ends(manifest: EngineManifest, *, alone: bool = False) -> ProfileEnds:
     """Return an engine with step and host times at either end of its profile's spread.
 
-    Queues are simulated with those times, and grow or shrink with them; nothing is laid on what was simulated.
+    Queues are simulated with those times and change accordingly; no factor is applied to simulated latencies.
 
     Args:
         alone: The engine runs without its server.
 
     Raises:
-        ValueError: The engine's step times come from no profile.
+        ValueError: The engine's step times do not come from a profile.
     """
     choice = manifest.step_time
     if choice.profile is None:
-        raise ValueError("the engine's step times come from no profile")
+        raise ValueError("the engine's step times do not come from a profile")
     found = uncertainty(
         engine_profile_named(choice.profile), precision=manifest.precision.name, load="engine" if alone else "served"
     )
@@ -60,14 +60,14 @@ def with_ends(
     ends: ProfileEnds,
     predicted: Callable[[Scenario, EngineManifest], Summary],
 ) -> Summary:
-    """Return a summary whose levels carry the means of the fast and the slow end.
+    """Return a summary whose levels include the means of the fast and the slow end.
 
-    An hour at a steady rate is as far from its ends as its first minutes are: of a long open loop the ends are
-    simulated over SAMPLED_REQUESTS, and laid on its means by their ratios. Where that is too short to settle, or the
-    slow end does not keep up, so that its queue grows for as long as the load lasts, they are simulated whole.
+    At a steady rate, the first minutes differ from the ends as much as a whole hour does: for a long open loop the ends
+    are simulated over SAMPLED_REQUESTS, and applied to its means as ratios. If that is too short for a steady state, or
+    the slow end does not keep up, so that its queue grows with the duration, they are simulated completely.
 
     Args:
-        summary: Of the scenario on the engine of the manifest.
+        summary: Of the scenario on the manifest's engine.
         predicted: Simulates a scenario on an engine.
     """
     sample = sample_of(scenario, summary)
@@ -79,7 +79,7 @@ def with_ends(
 
 
 def sample_of(scenario: Scenario, summary: Summary) -> Scenario | None:
-    """Return the beginning of a long open loop of steady rates; None where it is not that, or not long enough."""
+    """Return the beginning of a long open loop with steady rates; None otherwise."""
     rates = scenario.rate_per_s
     if rates is None or scenario.arrivals is not None or any(kind.conversation for kind in scenario.kinds):
         return None
@@ -91,7 +91,7 @@ def sample_of(scenario: Scenario, summary: Summary) -> Scenario | None:
 
 
 def keeps_up(slow: Summary, fast: Summary) -> bool:
-    """Whether the slow end makes as many tokens as the fast one, with no growing queue, at every level."""
+    """Whether the slow end produces as many tokens as the fast one, without a growing queue, at every level."""
     return all(
         (low.steady is None or not low.steady.growing)
         and (low.output_tokens_per_s or 0.0) >= KEPT_UP_RATIO * (high.output_tokens_per_s or 0.0)
@@ -100,11 +100,11 @@ def keeps_up(slow: Summary, fast: Summary) -> bool:
 
 
 def between(summary: Summary, fast: Summary, slow: Summary, *, middle: Summary | None = None) -> Summary:
-    """Return a summary whose levels carry the means of the fast and the slow end.
+    """Return a summary whose levels include the means of the fast and the slow end.
 
     Args:
-        middle: Of the same requests as the ends, where those are not the summary's: its means times the ratios of the
-            ends to the middle are the ends.
+        middle: Of the ends' requests, if they differ from the summary's: the ends are then the summary's means times
+            the ratios of the ends to the middle.
     """
     levels = []
     for level, low, high, own in zip(summary.levels, fast.levels, slow.levels, (middle or summary).levels, strict=True):
@@ -121,7 +121,7 @@ def between(summary: Summary, fast: Summary, slow: Summary, *, middle: Summary |
 
 
 def with_intervals(summary: Summary, calibration: Calibration) -> Summary:
-    """Return a summary whose levels carry how far their means may be off by a calibration's held-out errors."""
+    """Return a summary whose levels include prediction intervals from a calibration's held-out errors."""
     levels = [level.model_copy(update={"intervals": _by_calibration(level, calibration)}) for level in summary.levels]
     return summary.model_copy(update={"levels": levels})
 

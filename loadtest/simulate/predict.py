@@ -1,7 +1,7 @@
 """Predicts a run: a scenario's load against the batcher on a virtual clock.
 
-Without a calibration everything above the engine is left out: network, server, tokenizing, client. With one, the host's
-share is in, and the means carry an interval as wide as the calibration was off on what it had not seen.
+Without a calibration, everything above the engine is omitted: network, server, tokenization, client. With one, host
+times are included, and the means have intervals from the calibration's held-out errors.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Prediction:
 
     @cached_property
     def records(self) -> list[RequestRecord]:
-        """The requests one by one, with every token's time."""
+        """The individual requests, with every token's time."""
         return [RequestRecord.model_validate_json(line) for line in record_lines(self.columns)]
 
 
@@ -65,12 +65,12 @@ def predict(
     rows: Mapping[str, Rows] | None = None,
     queued: bool = False,
 ) -> Prediction:
-    """Return what a scenario would show of an engine; seconds are engine seconds.
+    """Predict a scenario's results on an engine, in engine seconds.
 
-    A free reply is taken to be as long as it may be.
+    A free reply is assumed to have its maximum length.
 
     Args:
-        rows: By prompt file, what a tokenizer counts in it; see `conversations.Mix`.
+        rows: By prompt file, its token counts; see `conversations.ConversationSampler`.
         queued: The users of a level send one request each, all at once, and no more.
     """
     mix = ConversationSampler(scenario, rows)
@@ -115,10 +115,10 @@ def predict(
 
 
 def write_prediction(found: Prediction, out: Path, *, force: bool) -> None:
-    """Write the run folder that run-load would have written, marked as predicted.
+    """Write a run folder like run-load's, marked as predicted.
 
     Raises:
-        UserError: `out` holds something, and `force` is not set.
+        UserError: `out` exists, and `force` is not set.
     """
     with whole_folder(out, made_by=found.run.made_by, force=force) as folder:
         write_json(folder / RUN_NAME, found.run)
@@ -132,7 +132,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def calibrated(manifest: EngineManifest, calibration: Calibration, sha256: str) -> EngineManifest:
-    """Return an engine's manifest with what a calibration found of its deployment."""
+    """Return an engine's manifest with the parameters of a calibration."""
     choice = StepTimeChoice(
         source=calibration.source, factors=calibration.factors, host=calibration.host, calibration=sha256
     )
@@ -142,7 +142,7 @@ def calibrated(manifest: EngineManifest, calibration: Calibration, sha256: str) 
 
 
 def like(scenario: Scenario, generator: LoadGenerator) -> Scenario:
-    """Return a closed-loop scenario that sends as the generator of a calibration's points did."""
+    """Return a closed-loop scenario that sends like the load generator of a calibration's points."""
     if generator.start == "staggered" or scenario.is_open:
         return scenario
     return scenario.model_copy(
@@ -157,7 +157,7 @@ def like(scenario: Scenario, generator: LoadGenerator) -> Scenario:
 
 
 def at_once(scenario: Scenario) -> Scenario:
-    """Return a scenario whose levels are static batches: so many requests together, once, the first wave measured.
+    """Return a scenario whose levels are static batches: all requests together, one time, all measured.
 
     Raises:
         UserError: The scenario is an open loop.
@@ -169,7 +169,7 @@ def at_once(scenario: Scenario) -> Scenario:
 
 
 def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
-    """Return an engine that takes a scenario's largest batch whole, prompts in one iteration, and nothing above it."""
+    """Return the bare engine with a limit for the scenario's largest batch, prompts in one iteration, and no server."""
     most = max(scenario.concurrency)
     mix = ConversationSampler(scenario)
     drawn = [mix.begin(number) for number in range(most)]
@@ -196,7 +196,7 @@ def _traffic(
     begin_s: float,
     first_id: int,
 ) -> Traffic:
-    """Return who sends what of a level that begins now."""
+    """Return the traffic of a level that starts now."""
     if plan.concurrency is not None:
         loop = closed_loop(
             scenario, plan.concurrency, first_id=first_id, begin_talk=lambda number: mix.begin(number, level)
@@ -224,20 +224,20 @@ def _queue(
     begin_s: float,
     first_id: int,
 ) -> Traffic:
-    """Return a level's requests, one for each user, all sent as it begins."""
+    """Return a level's requests, one per user, all sent at its start."""
     talks = (mix.begin(number, level) for number in range(plan.concurrency or 0))
     turns = (turn_of(talk, first_id + number, "measure") for number, talk in enumerate(talks))
     return Arrivals(contents.sent(turn, begin_s) for turn in turns)
 
 
 def _contents(scenario: Scenario, manifest: EngineManifest, mix: ConversationSampler) -> Contents:
-    """Return what the engine can find again of what is sent; where it never can, nothing is worked out."""
+    """Return the block contents of requests; without KV reuse, none are computed."""
     can_find = manifest.runtime.kv_reuse and (mix.shares_blocks or isinstance(scenario.arrivals, Trace))
     return Contents(manifest.kv_cache.tokens_per_block if can_find else None)
 
 
 def _samples(server: VirtualServer) -> list[Sample]:
-    """Return batch size and iterations on an even grid of instants, as a server's metrics would be sampled."""
+    """Return batch size and iterations on a regular time grid, as a server's metrics would be sampled."""
     left_s, decoding = server.left_s, server.decoding
     if not len(left_s):
         return []

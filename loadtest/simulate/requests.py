@@ -26,11 +26,11 @@ _MEASURE, _OK = PHASES.index("measure"), OUTCOMES.index("ok")
 
 @dataclass(slots=True)
 class SimulatedRequests:
-    """Takes requests as they end, level by level; one costs as much memory as its numbers, however long its reply.
+    """Collects requests as they end, level by level; memory per request is independent of its reply's length.
 
     Attributes:
-        measure_s: When the first measured request of this level was sent; infinity while there is none.
-        last_id: The highest id of this level; -1 while there is none.
+        measure_s: When the first measured request of this level was sent; infinity before that.
+        last_id: The highest id of this level; -1 before the first.
     """
 
     measure_s: float = math.inf
@@ -44,11 +44,11 @@ class SimulatedRequests:
     _errors: dict[str, int] = field(default_factory=dict)
 
     def begin_level(self) -> None:
-        """Begin a level, whose iterations its server numbers from 0."""
+        """Start a level, whose iterations its server numbers from 0."""
         self.measure_s, self.last_id = math.inf, -1
 
     def add(self, ended: Ended, level: int, now_s: float) -> None:
-        """Take a request that ended; one that did not end well ends now."""
+        """Add a request that ended; a failed one ends now."""
         (turn, sent_s, prompt_tokens, *_), spans, outcome, cause, cached_tokens = ended
         phase = _PHASES[turn.phase]
         if phase == _MEASURE and sent_s < self.measure_s:
@@ -76,12 +76,12 @@ class SimulatedRequests:
         self._rows += 1
 
     def end_level(self, left_s: Floats) -> None:
-        """Take when the tokens of each of the level's iterations left."""
+        """Set when the tokens of each of the level's iterations left."""
         self._left_s.append(left_s)
         self._iterations += len(left_s)
 
     def columns(self) -> Columns:
-        """Return the requests of all levels, in the order they ended."""
+        """Return the requests of all levels, in the order in which they ended."""
         table = np.array(self._values).reshape(-1, len(_INTS) + len(_FLOATS)).T
         ints = {name: table[place].astype(np.int64) for place, name in enumerate(_INTS)}
         sent_s, done_s = table[len(_INTS)].copy(), table[len(_INTS) + 1]
@@ -116,7 +116,7 @@ def _place(known: dict[str, int], text: str | None) -> int:
 def record_lines(columns: Columns) -> Iterator[str]:
     """Yield each simulated request as a line of requests.jsonl; see `RequestRecord`.
 
-    A time is written out once for its iteration, whoever got a token in it.
+    A time is formatted once per iteration, for all requests with a token in it.
 
     Raises:
         ValueError: These are not simulated requests.

@@ -1,7 +1,7 @@
-"""A load against the batcher on a virtual clock, with host overheads.
+"""A load against the batcher on a virtual clock, with host times.
 
-The batcher is the one that runs behind the emulated server on the wall clock. Memory grows with iterations and with
-requests under way, never with tokens: what is to be kept of an ended request is its reader's choice.
+The batcher is the one that runs behind the emulated server on the wall clock. Memory grows with iterations and requests
+in flight, not with tokens: the caller decides what to keep of ended requests.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from engines.emulator import Batcher, Iteration, Request, RequestError, Sequence
 from engines.spec import Host
 from loadtest.traffic import ClosedLoop, Turn
 
-# From a reply's last token to the same user's next request. Any value above zero and well below a step does: what
-# matters is that the engine has begun its next iteration by then, so that the request waits it out.
+# From a reply's last token to the same user's next request. Any value above zero and well below a step works: the
+# engine has started its next iteration by then, which the request has to wait for.
 TURNAROUND_S = 0.5e-3
 
 _Floats = npt.NDArray[np.float64]
@@ -31,8 +31,8 @@ class Sent(NamedTuple):
     """A request in flight.
 
     Attributes:
-        user: Of a closed loop.
-        prefix_hashes: One for each full KV block of prompt and reply; empty where nothing is known of their content.
+        user: In a closed loop.
+        prefix_hashes: One per full KV block of prompt and reply; empty if their content is unknown.
     """
 
     turn: Turn
@@ -46,9 +46,9 @@ class Ended(NamedTuple):
     """A finished request.
 
     Attributes:
-        spans: Stays in the engine, each as (first, last) iteration; one token in each iteration of a span.
-        cause: Why it was refused; None unless it was.
-        cached_tokens: Prompt tokens found in the KV cache; None where nothing is known of its content.
+        spans: Periods in the engine, each as (first, last) iteration; one token in each iteration of a span.
+        cause: Why it was refused; None if it was not.
+        cached_tokens: Prompt tokens found in the KV cache; None if its content is unknown.
     """
 
     sent: Sent
@@ -63,12 +63,12 @@ class Traffic(Protocol):
 
     @property
     def next_s(self) -> float:
-        """When the next request is sent; infinity where that waits for a reply."""
+        """Send time of the next request; infinity if that depends on a reply."""
         ...
 
     @property
     def is_over(self) -> bool:
-        """Whether all that was to be measured has ended."""
+        """Whether everything to be measured has ended."""
         ...
 
     def send(self) -> Sent:
@@ -76,35 +76,35 @@ class Traffic(Protocol):
         ...
 
     def note_end(self, sent: Sent, now_s: float, *, ok: bool = True) -> None:
-        """Take a request as ended, well or refused."""
+        """Record the end of a request, successful or refused."""
         ...
 
 
 class Contents:
-    """What the engine can know of a request's words: nothing, or which KV blocks are the same as another's.
+    """The identity of requests' KV blocks: none, or equal hashes for equal contents.
 
     Args:
-        tokens_per_block: Of the engine; None: no block is ever met again, so none is named.
+        tokens_per_block: Of the engine; None: blocks are never reused, so none is identified.
     """
 
     def __init__(self, tokens_per_block: int | None = None) -> None:
         self._tokens_per_block = tokens_per_block
 
     def sent(self, turn: Turn, sent_s: float, user: int = 0) -> Sent:
-        """Return a turn on its way.
+        """Return a turn as a request in flight.
 
         Raises:
-            ValueError: The turn is of no conversation: it has no prompt.
+            ValueError: The turn belongs to no conversation and has no prompt.
         """
         if turn.talk is None:
-            raise ValueError(f"request {turn.id} has no conversation, and so no prompt")
+            raise ValueError(f"request {turn.id} has no conversation and therefore no prompt")
         hashes = () if self._tokens_per_block is None else turn.talk.block_hashes(self._tokens_per_block)
         return Sent(turn, sent_s, turn.talk.prompt_tokens, user, hashes)
 
 
 @dataclass(slots=True)
 class Users:
-    """The users of a closed loop, each waiting for its reply, and thinking before it goes on.
+    """The users of a closed loop, each waiting for its reply and thinking before the next request.
 
     Args:
         begin_s: When all of them are free for the first time.
@@ -117,7 +117,7 @@ class Users:
     _freed: int = 0
 
     def __post_init__(self) -> None:
-        """Let every user be free at the beginning."""
+        """Make every user free at the start."""
         for user in range(self.loop.concurrency):
             self._let_free(user, self.begin_s)
 
@@ -137,12 +137,14 @@ class Users:
         return self.contents.sent(self.loop.next_turn(user, sent_s), sent_s, user)
 
     def note_end(self, sent: Sent, now_s: float, *, ok: bool = True) -> None:
-        """Take a reply as read; its user is free after a moment, or when it has thought."""
+        """Record a reply as read; its user is free after a moment, or after its think time."""
         self.loop.note_end(sent.turn, now_s, sent.turn.output_tokens if ok else None)
         self._let_free(sent.user, now_s + max(TURNAROUND_S, self.loop.wait_s(sent.user)))
 
     def _let_free(self, user: int, at_s: float) -> None:
-        heapq.heappush(self._free, (at_s, self._freed, user))  # of several at once, the one that waited longest
+        heapq.heappush(
+            self._free, (at_s, self._freed, user)
+        )  # of several at the same time, the one that waited longest
         self._freed += 1
 
 
@@ -151,8 +153,8 @@ class Arrivals:
     """Requests of an open loop: times drawn beforehand, never delayed by a slow server.
 
     Args:
-        requests: In order of their times, the last one measured.
-        follow: What a conversation sends after a reply (its tokens left at that time; whether it ended well).
+        requests: By time, the last one measured.
+        follow: Returns the conversation's next request after a reply (when its tokens left; whether it succeeded).
     """
 
     requests: Iterable[Sent]
@@ -163,7 +165,7 @@ class Arrivals:
     _open: int = 0
 
     def __post_init__(self) -> None:
-        """Look at the first request."""
+        """Fetch the first request."""
         self._coming = iter(self.requests)
         self._next = next(self._coming, None)
 
@@ -175,7 +177,7 @@ class Arrivals:
 
     @property
     def is_over(self) -> bool:
-        """Whether all measured requests have ended, and none is to come."""
+        """Whether all measured requests have ended, and none is left."""
         return self._next is None and not self._open
 
     def send(self) -> Sent:
@@ -187,7 +189,7 @@ class Arrivals:
         return sent
 
     def note_end(self, sent: Sent, now_s: float, *, ok: bool = True) -> None:
-        """Take a request as ended; what follows it is due when its user has thought."""
+        """Record the end of a request; the next turn is due after its user's think time."""
         self._open -= sent.turn.phase == "measure"
         later = self.follow(sent, now_s, ok) if self.follow is not None else None
         if later is not None:
@@ -197,12 +199,12 @@ class Arrivals:
 
 @dataclass(slots=True)
 class VirtualServer:
-    """An engine and its host under some traffic; an idle batcher of its own, as after a pause.
+    """An engine and its host under some traffic; starts with an idle batcher.
 
     Attributes:
         now_s: The virtual clock.
-        steps: Iterations done, as (iteration or run of them, its first one's index); kept where asked for.
-        begin_s: When the traffic began.
+        steps: Completed iterations, as (iteration or run, index of its first); stored on request.
+        begin_s: When the traffic started.
     """
 
     batcher: Batcher
@@ -214,7 +216,7 @@ class VirtualServer:
     begin_s: float = 0.0
     _arriving: deque[tuple[float, Sent]] = field(default_factory=deque)  # on their way to the engine's queue
     _intake_free_s: float = 0.0
-    _next_s: float = -math.inf  # when the next request that the traffic holds is through the host, or before that
+    _next_s: float = -math.inf  # when the next request of the traffic passes the host, or earlier
     _on_way: dict[int, Sent] = field(default_factory=dict)
     _found: dict[int, int] = field(default_factory=dict)  # blocks of each prompt that need not be computed
     _refused: list[Ended] = field(default_factory=list)
@@ -222,7 +224,7 @@ class VirtualServer:
     _decoding: list[int] = field(default_factory=list)  # sequences in generation, by iteration
 
     def run(self) -> Iterator[Ended]:
-        """Yield requests as they end, until the traffic is over; then, as cancelled, those still under way."""
+        """Yield requests as they end, until the traffic is over; then the remaining ones as cancelled."""
         self.begin_s = self.now_s
         while not self.traffic.is_over:
             self._admit()
@@ -233,7 +235,7 @@ class VirtualServer:
             iteration = self.batcher.begin_run(self.now_s, next_s)
             if iteration is None:
                 if next_s == math.inf:
-                    raise RuntimeError("the engine is idle, nobody is to send, and the traffic is not over")
+                    raise RuntimeError("the engine is idle, no user will send, and the traffic is not over")
                 self.now_s = next_s
                 continue
             yield from self._step(iteration)
@@ -243,11 +245,11 @@ class VirtualServer:
             yield Ended(sent, [], "cancelled")
 
     def advance_to(self, until_s: float) -> Iterator[Ended]:
-        """Do every iteration that begins before a time, and yield what ends; for one who decides later what comes next.
+        """Run every iteration that starts before a time, and yield what ends; for incremental simulation.
 
-        What the traffic holds by then is admitted; nothing else may come before `until_s`.
+        What the traffic has by then is admitted; nothing else may arrive before `until_s`.
         """
-        self._next_s = -math.inf  # the traffic may hold more than before
+        self._next_s = -math.inf  # the traffic may have more than before
         while self.now_s < until_s:
             self._admit()
             if self._refused:
@@ -281,14 +283,14 @@ class VirtualServer:
         return self._left_s[ended.spans[0][0]], self._left_s[ended.spans[-1][1]]
 
     def _admit(self) -> None:
-        """Let every request enter the engine's queue that has come through the host by now."""
+        """Move requests that have passed the host into the engine's queue."""
         if self._next_s <= self.now_s:
             self._take_in()
         while self._arriving and self._arriving[0][0] <= self.now_s:
             self._submit(*self._arriving.popleft())
 
     def _take_in(self) -> None:
-        """Take what the traffic has sent that is through the host by now."""
+        """Take requests from the traffic that have passed the host."""
         while (next_s := self._next_sent_ready_s()) <= self.now_s:
             sent = self.traffic.send()
             self._intake_free_s = max(self._intake_free_s, sent.sent_s) + self.host.request_s
@@ -328,13 +330,16 @@ class VirtualServer:
         return self._arriving[0][0] if self._arriving else self._next_s
 
     def _step(self, iteration: Iteration) -> list[Ended]:
-        """Do an iteration, or a run of them, and return the requests it ended."""
+        """Run an iteration, or a run of them, and return the requests it ended."""
         self.now_s = iteration.ends_s[-1]
         self._left_s += self._leave_s(iteration)
         self._decoding += [iteration.shape.decode_sequences] * iteration.repeats
         if self.keep_steps:
             self.steps.append(iteration)
-        for sequence, _ in iteration.chunks:  # before the first chunk is computed, what is shared is what was found
+        for (
+            sequence,
+            _,
+        ) in iteration.chunks:  # before the first chunk is computed, shared blocks are those that were found
             if sequence.request.prefix_hashes:
                 self._found.setdefault(int(sequence.request.request_id), sequence.shared_blocks)
         ended = [self._end(sequence) for sequence in self.batcher.advance(iteration)]
@@ -353,7 +358,7 @@ class VirtualServer:
         return None if blocks is None else blocks * self.batcher.settings.tokens_per_block
 
     def _leave_s(self, iteration: Iteration) -> list[float]:
-        """Return when the tokens of each iteration leave: a queue served at the streaming ceiling."""
+        """Return when the tokens of each iteration leave: a queue served at the streaming rate limit."""
         if not self.host.stream_token_s:
             return iteration.ends_s
         shape, ends_s = iteration.shape, np.array(iteration.ends_s)

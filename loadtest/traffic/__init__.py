@@ -1,4 +1,4 @@
-"""Requests and their times: open and closed loops, conversations, prompts; imports `results` and `scenario`."""
+"""Requests and their times: open and closed loops, conversations, prompts. May import `results` and `scenario`."""
 
 from loadtest.traffic.closed_loop import ClosedLoop, closed_loop
 from loadtest.traffic.conversations import (

@@ -24,7 +24,7 @@ def closed_loop(
     """Return the closed loop of one level, or one load generator's share of it.
 
     Args:
-        begin_talk: What begins the level's conversations; None: drawn from the scenario.
+        begin_talk: Starts the level's conversations; None: drawn from the scenario.
     """
     return ClosedLoop(
         concurrency,
@@ -43,25 +43,25 @@ def closed_loop(
 class ClosedLoop:
     """The requests of one level, issued one at a time.
 
-    Every user first warms up; the first warm-up replies have staggered lengths unless told otherwise, so that the
-    users are spread over the whole of a request when measuring begins instead of all starting at once. Measuring
-    begins when every user has warmed up. Once all measured requests are under way, users that become free send
-    requests that are not measured: the load stays what it was until the last measured one has ended. A user holds
-    one conversation after the other; staggered, the first ones begin at places spread over a whole conversation.
+    Every user first warms up; the first warm-up replies have staggered lengths by default, so that the users are spread
+    over the duration of a request when measurement starts. Measurement starts when every user has warmed up. Once all
+    measured requests are in flight, free users send unmeasured requests, which maintains the load until the last
+    measured one has ended. A user holds one conversation after the other; if staggered, the first ones start at places
+    spread over a whole conversation.
 
-    Several load generators share a level: users and measured requests are split, ids too (every `workers`-th), and
-    measuring begins when `begin` is called, since no share knows when the users of the others have warmed up.
+    Several load generators can share a level: users and measured requests are split, ids too (every `workers`-th), and
+    measurement starts when `begin` is called, since no share knows when the users of the others have warmed up.
 
     Args:
         concurrency: Users of the whole level.
-        begin_talk: Begins the level's conversations, which are numbered from 0.
-        requests: Measured by the whole level.
+        begin_talk: Starts the level's conversations, which are numbered from 0.
+        requests: Measured requests of the whole level.
         first_id: Id of the level's first request.
-        worker: Whose share this is, from 0.
+        worker: Index of this share.
         workers: Load generators that share the level.
-        window_s: Requests sent within this time of the first measured one are measured too, beyond `requests`.
-        warmup_requests: Of each user; with 0, the first wave is measured with the others.
-        staggered: Whether the first warm-up replies have staggered lengths; if not, all users begin together.
+        window_s: Requests sent within this time of the first measured one are also measured, beyond `requests`.
+        warmup_requests: Per user; with 0, the first wave is measured too.
+        staggered: Whether the first warm-up replies have staggered lengths; if not, all users start together.
     """
 
     concurrency: int
@@ -84,7 +84,7 @@ class ClosedLoop:
     _ended: int = 0
 
     def __post_init__(self) -> None:
-        """Start at the first id; take the share of the requests that the share of the users is."""
+        """Start at the first id; take this share of the requests."""
         self.next_id = self.first_id + self.worker
         self._next_talk = self.worker
         before = sum(len(range(other, self.concurrency, self.workers)) for other in range(self.worker))
@@ -93,7 +93,7 @@ class ClosedLoop:
 
     @property
     def users(self) -> range:
-        """The numbers of this share's users, of all of the level's from 0."""
+        """The numbers of this share's users, among all of the level's from 0."""
         return range(self.worker, self.concurrency, self.workers)
 
     @property
@@ -113,7 +113,7 @@ class ClosedLoop:
         return self.end_s is not None
 
     def next_turn(self, user: int, now_s: float) -> Turn:
-        """Return what a free user sends now."""
+        """Return the next request of a free user."""
         sent = self._sent.get(user, 0)
         self._sent[user] = sent + 1
         if sent >= self.warmup_requests:
@@ -130,12 +130,12 @@ class ClosedLoop:
         return turn
 
     def wait_s(self, user: int) -> float:
-        """Return how long a free user thinks before its next request, in engine seconds."""
+        """Return a free user's think time before its next request, in engine seconds."""
         talk = self._talks.get(user)
         return 0.0 if talk is None or talk.is_over else talk.exchange.think_s
 
     def note_end(self, turn: Turn, now_s: float, reply_tokens: int | None = None) -> None:
-        """Take a request as ended, with so many tokens; None: not well, which ends its conversation."""
+        """Record the end of a request with its reply tokens; None: it failed, which ends its conversation."""
         if turn.talk is not None:
             turn.talk.go_on(reply_tokens)
         if turn.phase == "measure":
@@ -143,7 +143,7 @@ class ClosedLoop:
             self._end_if_done(now_s)
 
     def _end_if_done(self, now_s: float) -> None:
-        """End the level once all that was sent to be measured has ended, and nothing more will be."""
+        """End the level once all measured requests have ended and none will follow."""
         if self._ended == self._measured >= self.requests and not self._in_window(now_s):
             self.end_s = self.end_s if self.end_s is not None else now_s
 

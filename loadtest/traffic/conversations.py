@@ -1,8 +1,8 @@
 """Conversations drawn from a scenario's seed, and their progress.
 
 A single request is a conversation of one exchange. Conversation 17 has the same class, lengths, pauses and shared
-prefix whoever draws it, at every level, in a prediction as in a run; what differs from level to level is its words
-(of a prompt file, the rows), so that no level finds in the KV cache what an earlier one left there.
+prefix in every process, at every level, in a prediction and in a run. Only its words (or its rows of a prompt file)
+differ between levels, so that no level finds an earlier level's prompts in the KV cache.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any, NamedTuple, TypeAlias
 from engines.errors import MissingError
 from loadtest.scenario import DEFAULT_OSL, HASH_BLOCK_TOKENS, Arrival, Kind, Scenario, Trace, even
 
-SAMPLED = 4096  # conversations a mean is taken of
+SAMPLED = 4096  # conversations for estimating a mean
 _CLASS, _SHARED, _PREFIX, _TURNS, _ISL, _OSL, _THINK = range(7)
-_ROOM = 1 << 20  # block numbers of one content: a prompt of 2 ** 20 blocks is beyond any engine
+_ROOM = 1 << 20  # block numbers per content: a prompt of 2 ** 20 blocks exceeds any engine
 
 Rows: TypeAlias = Sequence[Sequence[tuple[int, int]]]
-"""Of a prompt file, each row's exchanges as (prompt tokens, reply tokens); 0 where the file has no reply."""
+"""By prompt file, each row's exchanges as (prompt tokens, reply tokens); 0 if the file has no reply."""
 
 
 class Exchange(NamedTuple):
     """One prompt and its reply.
 
     Attributes:
-        prompt_tokens: New ones, beyond all that was said before.
-        reply_tokens: Asked for.
-        think_s: From the end of the reply before it, in engine seconds; 0 for the first.
-        max_tokens: Of a trace's request, asked for at most; None: as its class says.
+        prompt_tokens: New tokens, beyond the history.
+        reply_tokens: Requested length.
+        think_s: Time after the previous reply, in engine seconds; 0 for the first.
+        max_tokens: Maximum of a trace's request; None: its class's.
     """
 
     prompt_tokens: int
@@ -45,9 +45,9 @@ class Conversation(NamedTuple):
 
     Attributes:
         kind: Index of its class.
-        prefix: Which of the class's shared beginnings it has; None: none.
-        row: Which row of the class's prompt file it says; None: none.
-        prefix_hashes: Of a trace that says what its prompts share; see `traces.Arrival`.
+        prefix: Index of its shared prefix within the class; None: none.
+        row: Row of the class's prompt file; None: none.
+        prefix_hashes: For a trace with shared prompts; see `traces.Arrival`.
     """
 
     number: int
@@ -64,10 +64,10 @@ class ConversationState:
     """The state of an active conversation.
 
     Attributes:
-        kind: Its class, settled.
-        place: Which exchange is next, or under way, from 0.
-        past_tokens: What its next prompt repeats: the shared beginning and all that was said.
-        said: What was said, as the maker of prompts keeps it.
+        kind: Its resolved class.
+        place: Index of the next or current exchange.
+        past_tokens: Tokens that its next prompt repeats: the shared prefix and the history.
+        said: The history, in the prompt maker's form.
     """
 
     conversation: Conversation
@@ -78,26 +78,26 @@ class ConversationState:
     said: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Begin behind the shared beginning."""
+        """Start after the shared prefix."""
         self.past_tokens += self.conversation.prefix_tokens
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to be said."""
+        """Whether no exchange is left."""
         return self.place >= len(self.conversation.exchanges)
 
     @property
     def exchange(self) -> Exchange:
-        """The exchange that is next, or under way."""
+        """The next or current exchange."""
         return self.conversation.exchanges[self.place]
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of that exchange's prompt, all that was said before included."""
+        """Length of that exchange's prompt, including the history."""
         return self.past_tokens + self.exchange.prompt_tokens
 
     def go_on(self, reply_tokens: int | None) -> None:
-        """Take the exchange under way as over; a failed one (None) ends the conversation."""
+        """End the current exchange; a failed one (None) ends the conversation."""
         if reply_tokens is None:
             self.place = len(self.conversation.exchanges)
         elif not self.is_over:
@@ -105,16 +105,16 @@ class ConversationState:
             self.place += 1
 
     def skip_to(self, place: int) -> None:
-        """Take the exchanges before a place as over, with the replies they asked for."""
+        """Skip the exchanges before an index, as if they had their requested replies."""
         while self.place < place:
             self.go_on(self.exchange.reply_tokens)
 
     def block_hashes(self, tokens_per_block: int) -> tuple[int, ...]:
-        """Return what identifies each full KV block of the exchange under way, its reply's included.
+        """Return the hash of each full KV block of the current exchange, including its reply.
 
-        Blocks inside a shared beginning are the same in all that have it. A conversation only grows, so each of its
-        blocks is known by the conversation and its place; but where a stand-in follows in later prompts, the blocks
-        with the reply itself are never met again. A trace's hashes, each of `HASH_BLOCK_TOKENS`, are split.
+        Blocks inside a shared prefix are equal for all that have it. A conversation only grows, so each of its blocks
+        is identified by conversation and index; but if later prompts contain a stand-in, the blocks with the reply
+        itself never recur. A trace's hashes, each of `HASH_BLOCK_TOKENS`, are split.
         """
         talk = self.conversation
         if talk.prefix_hashes:
@@ -138,9 +138,9 @@ class LengthStats(NamedTuple):
     """Length statistics of requests, in tokens.
 
     Attributes:
-        isl: Mean prompt.
-        osl: Mean reply.
-        longest: Prompt and reply together.
+        isl: Mean prompt length.
+        osl: Mean reply length.
+        longest: Largest prompt plus reply.
     """
 
     isl: float
@@ -151,7 +151,7 @@ class LengthStats(NamedTuple):
 
 
 def length_stats_of(prompts: Sequence[int], replies: Sequence[int]) -> LengthStats:
-    """Return what requests of these lengths are like; there must be one.
+    """Return the statistics of requests with these lengths; not empty.
 
     >>> length_stats_of([10, 30], [5, 1]).longest
     31
@@ -162,17 +162,17 @@ def length_stats_of(prompts: Sequence[int], replies: Sequence[int]) -> LengthSta
 
 
 Begin: TypeAlias = Callable[[int], ConversationState]
-"""Begins the conversation of a number."""
+"""Starts the conversation with a number."""
 
 
 class ConversationSampler:
     """The conversations of a scenario.
 
     Args:
-        rows: By prompt file, what a tokenizer counts in it; needed where lengths are the file's own.
+        rows: By prompt file, its token counts; required if lengths come from the file.
 
     Raises:
-        MissingError: Lengths are a prompt file's own, and nobody has counted them.
+        MissingError: Lengths come from a prompt file without token counts.
     """
 
     def __init__(self, scenario: Scenario, rows: Mapping[str, Rows] | None = None) -> None:
@@ -192,16 +192,16 @@ class ConversationSampler:
 
     @cached_property
     def shares_blocks(self) -> bool:
-        """Whether any prompt begins as another does."""
+        """Whether prompts can share a prefix."""
         return any(kind.prefixes or kind.conversation for kind in self._kinds)
 
     def begin(self, number: int, level: int = 0) -> ConversationState:
-        """Begin the conversation of a number."""
+        """Start the conversation with a number."""
         drawn = self.draw(number, level)
         return ConversationState(drawn, self._kinds[drawn.kind], level)
 
     def begin_arrival(self, number: int, arrival: Arrival, level: int = 0) -> ConversationState:
-        """Begin what an arrival asks for: a trace's own request, or the conversation of that number."""
+        """Start an arrival's conversation: a trace's own request, or the conversation with that number."""
         if arrival.isl is None or arrival.osl is None:
             return self.begin(number, level)
         (kind, *_), exchange = self._kinds, Exchange(arrival.isl, arrival.osl, max_tokens=arrival.max_tokens)
@@ -211,7 +211,7 @@ class ConversationSampler:
         return ConversationState(drawn, kind, level)
 
     def draw(self, number: int, level: int = 0) -> Conversation:
-        """Return the conversation of a number; rows of a prompt file go round, and each level begins further on."""
+        """Return the conversation with a number; rows of a prompt file are used cyclically, offset by level."""
         index = self._class_of(number) if len(self._kinds) > 1 else 0
         kind = self._kinds[index]
         row = self._row(kind, number, level)
@@ -225,7 +225,7 @@ class ConversationSampler:
         return next((index for index, upto in enumerate(self._upto) if which < upto), len(self._kinds) - 1)
 
     def lengths_of(self, numbers: range) -> LengthStats:
-        """Return what all requests of some conversations are like."""
+        """Return the length statistics of all requests of some conversations."""
         prompts: list[int] = []
         replies: list[int] = []
         if len(self._kinds) == 1 and self._fixed[0] and self._kinds[0].prefixes is None:
@@ -239,7 +239,7 @@ class ConversationSampler:
         return length_stats_of(prompts, replies)
 
     def at_most(self, seen: LengthStats) -> LengthStats:
-        """Return what was seen with the longest that can be drawn, where classes state bounds."""
+        """Return the statistics with the longest lengths that can be drawn, if classes state bounds."""
         for kind in self._kinds:
             longest = _longest(kind)
             if longest is not None:
@@ -248,7 +248,7 @@ class ConversationSampler:
         return seen
 
     def _row(self, kind: Kind, number: int, level: int) -> int | None:
-        """Return which row of its class's prompt file a conversation says; None: there is none, or none is read."""
+        """Return a conversation's row of its class's prompt file; None if there is none, or none is read."""
         rows = self._rows.get(kind.prompts)
         return (number + level * (len(rows) // self._levels)) % len(rows) if rows else None
 
@@ -291,7 +291,7 @@ class ConversationSampler:
 
 
 def _fixed_exchanges(kind: Kind) -> tuple[Exchange, ...]:
-    """Return what every conversation of a class says, where all are single requests of the same lengths."""
+    """Return the exchanges of every conversation of a class, if all are single requests of the same lengths."""
     if kind.conversation is not None or kind.lengths.pairs is not None:
         return ()
     if kind.isl is None or kind.osl is None or not (kind.isl.is_fixed and kind.osl.is_fixed):
@@ -300,7 +300,7 @@ def _fixed_exchanges(kind: Kind) -> tuple[Exchange, ...]:
 
 
 def _longest(kind: Kind) -> tuple[int, int] | None:
-    """Return the longest prompt and reply a class can draw; None where they are not bounded, or a file's own."""
+    """Return the longest prompt and reply a class can draw; None if unbounded, or from a file."""
     if kind.lengths.pairs is not None:
         isl, osl = (max(column) for column in zip(*kind.lengths.pairs.rows, strict=True))
     elif kind.isl is None or kind.osl is None or kind.isl.longest is None or kind.osl.longest is None:
@@ -314,7 +314,7 @@ def _longest(kind: Kind) -> tuple[int, int] | None:
 
 
 def always(isl: int, osl: int) -> Begin:
-    """Return conversations that are all the same single exchange."""
+    """Return conversations that all consist of the same single exchange."""
     (kind,) = Scenario().kinds
     conversation = Conversation(0, (Exchange(isl, osl),))
     return lambda _: ConversationState(conversation, kind)

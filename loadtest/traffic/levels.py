@@ -13,7 +13,7 @@ from loadtest.results import Level, Phase
 from loadtest.scenario import Arrival, Poisson, Process, Scenario, Trace, arrivals_of
 from loadtest.traffic.conversations import SAMPLED, ConversationSampler, ConversationState, LengthStats, length_stats_of
 
-FILL_ALLOWANCE = 3  # conversations for each user beyond what is measured: warm-up, and filling up to the end
+FILL_ALLOWANCE = 3  # conversations per user beyond the measured ones: warm-up, and maintaining the load at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,12 @@ class LevelPlan:
     """One level of a scenario: a number of users, or an arrival process.
 
     Attributes:
-        rate_per_s: Requests a second of an open loop; of a trace or a changing rate, the mean.
-        arrivals: Of an open loop, in order; empty for a closed one.
-        failed_rows: Rows of a trace left out because they have no prompt or no reply.
-        begun: What the arrivals begin.
-        isl: Prompt tokens of its requests, mean; 0 until somebody has counted.
-        osl: Reply tokens, likewise.
+        rate_per_s: Requests per second of an open loop; for a trace or a changing rate, the mean.
+        arrivals: Arrivals of an open loop, in order; empty for a closed loop.
+        failed_rows: Rows of a trace skipped because they have no prompt or no reply.
+        begun: What each arrival starts.
+        isl: Mean prompt tokens of its requests; 0 until counted.
+        osl: Mean reply tokens, likewise.
     """
 
     concurrency: int | None
@@ -38,7 +38,7 @@ class LevelPlan:
     osl: int = 0
 
     def played(self, *, begin_s: float, measure_s: float, end_s: float, complete: bool) -> Level:
-        """Return the record of the level as it was played; times in engine seconds since the run began."""
+        """Return the record of the level as it was run; times in engine seconds since the start of the run."""
         return Level(
             concurrency=self.concurrency,
             rate_per_s=self.rate_per_s,
@@ -57,18 +57,18 @@ class LevelPlan:
         return self.phase_at(arrival.at_s, warmup_ratio)
 
     def phase_at(self, at_s: float, warmup_ratio: float) -> Phase:
-        """Return the phase of what is sent at a time of an open loop; past its last arrival, the load falls off."""
+        """Return the phase of requests sent at a time of an open loop; after its last arrival, the load decreases."""
         last_s = self.arrivals[-1].at_s
         if at_s < warmup_ratio * last_s:
             return "warmup"
         return "measure" if at_s <= last_s else "fill"
 
     def limit_s(self, scenario: Scenario, time_scale: float = 1.0) -> float:
-        """Return the wall seconds after which the level is ended with what it has."""
+        """Return the wall seconds after which the level is ended, complete or not."""
         return (self.arrivals[-1].at_s * time_scale if self.arrivals else 0.0) + scenario.level_timeout_s
 
     def conversations(self, scenario: Scenario) -> int:
-        """Return how many conversations the level begins: of a closed loop, about as many, and rather more."""
+        """Return the number of conversations the level starts; an upper estimate for a closed loop."""
         if self.concurrency is None:
             return len(self.arrivals)
         return scenario.requests_of(self.concurrency) + (scenario.warmup_requests + FILL_ALLOWANCE) * self.concurrency
@@ -79,7 +79,7 @@ class LevelPlan:
         return replace(self, isl=round(seen.isl), osl=round(seen.osl))
 
     def seen(self, scenario: Scenario, mix: ConversationSampler) -> LengthStats:
-        """Return what the level's requests are like: means of the first, where there are very many."""
+        """Return the statistics of the level's requests; estimated from the first ones if there are very many."""
         stated = [arrival for arrival in self.arrivals if arrival.isl is not None and arrival.osl is not None]
         if stated:
             return length_stats_of([each.isl or 0 for each in stated], [each.osl or 0 for each in stated])
@@ -87,10 +87,10 @@ class LevelPlan:
 
 
 def plans_of(scenario: Scenario) -> list[LevelPlan]:
-    """Return a scenario's levels, arrivals drawn from its seed; the same for a prediction and for a run.
+    """Return a scenario's levels with arrivals drawn from its seed; the same for a prediction and a run.
 
     Raises:
-        UserError: A process or a trace has no request, or too many.
+        UserError: A process or a trace has no requests, or too many.
     """
     if scenario.arrivals is not None:
         return [_open_plan(scenario, scenario.arrivals, None)]
@@ -119,7 +119,7 @@ class Turn:
         class_name: Class of a mix; None where there is one kind of request.
         conversation: Number of the conversation it is a turn of; None of a single request.
         place: Its place in that conversation, from 0.
-        talk: What has been said before it; None where its maker knows nothing of conversations.
+        talk: The history of its conversation; None without conversations.
         max_tokens: Reply tokens asked for at most, where the model is expected to end at `output_tokens`; None: those.
     """
 
@@ -135,12 +135,12 @@ class Turn:
 
     @property
     def asked_tokens(self) -> int:
-        """Reply tokens asked for at most."""
+        """Requested maximum of reply tokens."""
         return self.output_tokens if self.max_tokens is None else self.max_tokens
 
 
 def turn_of(talk: ConversationState, number: int, phase: Phase, output_tokens: int | None = None) -> Turn:
-    """Return the next turn of a conversation as a request of that number."""
+    """Return the next turn of a conversation as the request with this id."""
     kind = talk.kind
     most = talk.exchange.max_tokens or kind.lengths.max_tokens
     return Turn(

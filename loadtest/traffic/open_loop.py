@@ -12,16 +12,16 @@ from loadtest.traffic.levels import LevelPlan, Turn, turn_of
 
 @dataclass(slots=True)
 class OpenLoop:
-    """The requests of one level whose times are drawn beforehand; later turns of a conversation follow their replies.
+    """The requests of a level with predetermined times; later turns of a conversation follow their replies.
 
     Args:
-        begin: Begins what an arrival asks for: its place among the level's arrivals, and the arrival.
+        begin: Starts an arrival's conversation, given its index among the level's arrivals, and the arrival.
         first_id: Id of the first request; later turns are numbered behind all arrivals.
         worker: Whose share this is, from 0, where several load generators share the level: ids differ.
 
     Attributes:
         next_id: The first id that no request has.
-        waited_for: Measured requests that are due, under way or to follow a reply.
+        waited_for: Measured requests that are due, in flight, or follow a reply.
     """
 
     plan: LevelPlan
@@ -34,7 +34,7 @@ class OpenLoop:
     waited_for: int = 0
 
     def __post_init__(self) -> None:
-        """Leave room for the arrivals' own ids."""
+        """Reserve the arrivals' own ids."""
         self.next_id = self.first_id + len(self.plan.arrivals) + self.worker
 
     def turn(self, place: int) -> Turn:
@@ -47,11 +47,11 @@ class OpenLoop:
         return turn
 
     def follow(self, turn: Turn, ended_s: float, reply_tokens: int | None) -> tuple[float, Turn] | None:
-        """Return when what follows a request is due, and it; None where nothing does.
+        """Return the turn that follows a request and when it is due; None if there is none.
 
         Args:
-            ended_s: When its reply ended, in engine seconds since the level began; the due time is in them too.
-            reply_tokens: Of that reply; None: it did not end well, which ends its conversation.
+            ended_s: When its reply ended, in engine seconds since the start of the level, as is the due time.
+            reply_tokens: Tokens of that reply; None: it failed, which ends its conversation.
         """
         self.waited_for -= turn.phase == "measure"
         talk = turn.talk

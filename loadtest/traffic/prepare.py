@@ -19,15 +19,15 @@ from loadtest.traffic.token_text import TokenText, chat_text, end_id_of, file_te
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FIRST_RANDOM_ID = 1000  # below are bytes, digits and what other vocabularies keep for themselves
-LEAST_CHAT_TOKENS = 30_000  # a tenth of a second of tokenizing
+FIRST_RANDOM_ID = 1000  # lower ids are bytes, digits and reserved tokens of other vocabularies
+LEAST_CHAT_TOKENS = 30_000  # a tenth of a second of tokenization
 MOST_CHAT_TOKENS = 2_000_000
-MOST_ROWS = 20_000  # of a prompt file; beyond, they come round again
+MOST_ROWS = 20_000  # of a prompt file; beyond this, rows are reused
 LEAST_WORDS = 100
 MOST_WORDS = 4096
-MOST_MARKS = 1000  # so that two runs begin alike once in a million times
+MOST_MARKS = 1000  # two runs start alike once in a million times
 TRIED = 24  # prompts counted again before a run,
-TRIED_TOKENS = 50_000  # unless they are so long that these are enough
+TRIED_TOKENS = 50_000  # unless they are so long that fewer suffice
 _TOKENIZER = "tokenizer.json"
 
 
@@ -40,14 +40,14 @@ def prepare(
     as_text: bool,
     salt: int = 0,
 ) -> Prepared:
-    """Write into a folder what a run's prompts are cut from.
+    """Write the sources of a run's prompts into a folder.
 
     Args:
-        salt: Another number in each run against one server: lengths stay, and no prompt is one that it has cached.
+        salt: A different number for each run against a server: lengths stay, and no prompt is cached there.
 
     Raises:
-        MissingError: There is no tokenizer or no prompt file at its path.
-        UserError: A prompt file has a row we cannot read, or the tokenizer too few words of one token.
+        MissingError: The tokenizer or a prompt file does not exist.
+        UserError: A prompt file has an unreadable row, or the tokenizer too few single-token words.
     """
     tokenizer = read_tokenizer(tokenizer_path)
     texts: dict[str, TokenText] = {}
@@ -85,11 +85,11 @@ def prepare(
 
 
 def count_rows(scenario: Scenario, plans: list[LevelPlan], tokenizer_path: Path | None) -> dict[str, Rows]:
-    """Return what a tokenizer counts in a scenario's prompt files, where that decides what is sent.
+    """Return the token counts of a scenario's prompt files, if they determine what is sent.
 
     Raises:
-        MissingError: There is no tokenizer, or no such file; also as `conversations.Mix`, later, for None.
-        UserError: A row we cannot read.
+        MissingError: The tokenizer or a file does not exist; for None, `ConversationSampler` raises it later.
+        UserError: A row is unreadable.
     """
     sources = {kind.prompts for kind in scenario.kinds if kind.has_file}
     if not sources or tokenizer_path is None:
@@ -100,7 +100,7 @@ def count_rows(scenario: Scenario, plans: list[LevelPlan], tokenizer_path: Path 
 
 
 def rows_needed(scenario: Scenario, plans: list[LevelPlan]) -> int:
-    """Return how many rows of a prompt file a run can use before they come round again."""
+    """Return how many rows of a prompt file a run can use before they repeat."""
     return min(MOST_ROWS, scenario.levels * max(plan.conversations(scenario) for plan in plans))
 
 
@@ -109,7 +109,7 @@ def _has_hashes(plans: list[LevelPlan]) -> bool:
 
 
 def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, Rows]) -> int:
-    """Return how much chat is worth having: twice the longest prompt, and a fresh place for each to begin at."""
+    """Return how much chat text is useful: twice the longest prompt, plus a separate start for each prompt."""
     mix = ConversationSampler(scenario, rows)
     count = max(plan.conversations(scenario) for plan in plans)
     longest = max(plan.seen(scenario, mix).longest for plan in plans)
@@ -122,10 +122,10 @@ def _id_range(tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def _end_id(scenario: Scenario, tokenizer: Tokenizer, path: Path) -> int | None:
-    """Return what ends a reply that may end by itself; None where none may, or the scenario tells the model.
+    """Return the end token of free replies; None if there are none, or the scenario sets it.
 
     Raises:
-        MissingError: Nobody says what it is.
+        MissingError: It is unknown.
     """
     if all(kind.is_exact for kind in scenario.kinds) or "end_id" in scenario.extra_body:
         return None
@@ -139,7 +139,7 @@ def _end_id(scenario: Scenario, tokenizer: Tokenizer, path: Path) -> int | None:
 
 
 def _filler(tokenizer: Tokenizer, chat: TokenText | None) -> str:
-    """Return a word that is one token however often it is repeated; empty where there is none."""
+    """Return a word that is one token however often it is repeated; empty if there is none."""
     candidates = [" the", " a", " of", " to", " and", " in"]
     if chat is not None:
         single = [a for a, b in zip(chat.cuts[:-1].tolist(), chat.cuts[1:].tolist(), strict=True) if b == a + 1]
@@ -152,7 +152,7 @@ def _filler(tokenizer: Tokenizer, chat: TokenText | None) -> str:
 
 
 def _marks(tokenizer: Tokenizer, chat: TokenText) -> Iterator[tuple[int, str]]:
-    """Yield different words of the chats that are one token wherever they stand, with their tokens."""
+    """Yield different words of the chats that are one token in every context, with their tokens."""
     seen: set[int] = set()
     for place, later in pairwise(chat.cuts.tolist()):
         token, word = int(chat.ids[place]), chat.part(place, later)
@@ -192,7 +192,7 @@ def _words(tokenizer: Tokenizer) -> list[str]:
 def _counts_hold(
     scenario: Scenario, plans: list[LevelPlan], found: Prepared, folder: Path, tokenizer: Tokenizer
 ) -> bool:
-    """Return whether prompts as they are cut have the tokens they are said to have."""
+    """Return whether prompts as cut have their stated token counts."""
     maker = PromptMaker(scenario, folder, found)
     mix = ConversationSampler(scenario, maker.rows)
     arrivals = plans[0].arrivals

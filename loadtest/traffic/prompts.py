@@ -23,10 +23,10 @@ from loadtest.traffic.token_text import Span, TokenText, pairs_of, read_tokenize
 
 PREPARED_SUFFIXES = (".json", ".npy", ".txt")
 MARKS = 2
-_GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this part of a circle fall apart as evenly as any can
+_GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of the golden angle are spread most evenly on a circle
 META = "prompts.json"
-_MASK = (1 << 64) - 1  # seeds and hashes are taken as numbers from 0 up
-_REPLY, _PREFIX, _BLOCK, _PADDING = 1, 2, 3, 4  # what random words and later windows are drawn for; prompts are 0
+_MASK = (1 << 64) - 1  # seeds and hashes are mapped to non-negative numbers
+_REPLY, _PREFIX, _BLOCK, _PADDING = 1, 2, 3, 4  # purposes of random draws; prompts use 0
 
 Speaker = Literal["system", "user", "assistant"]
 
@@ -72,7 +72,7 @@ class Prepared(Strict):
         ids: Random ids are drawn from the first to the last but one.
         salt: Of this run: what its generated prompts begin with, so that none finds an earlier run's in the KV cache.
         marks: Words of one token, as (id, word), to begin prompts with.
-        end_id: The token that ends a free reply, where the model has to be told.
+        end_id: The end token of free replies, if requests must state it.
         tokenizer: Where every text has to be counted again, the file beside this one that counts it.
     """
 
@@ -89,7 +89,7 @@ class Prepared(Strict):
 
 
 def read_prepared(folder: Path) -> Prepared:
-    """Read what `prepare` wrote; errors as `files.read_json`."""
+    """Read the output of `prepare`. Raises as `files.read_json` does."""
     return read_json(folder / META, Prepared)
 
 
@@ -97,7 +97,7 @@ class PromptMaker:
     """Generates a run's prompts and stores the history of active conversations.
 
     Args:
-        folder: What `prepare` filled.
+        folder: The folder written by `prepare`.
     """
 
     def __init__(self, scenario: Scenario, folder: Path, found: Prepared | None = None) -> None:
@@ -117,19 +117,19 @@ class PromptMaker:
 
     @property
     def end_id(self) -> int | None:
-        """The token that ends a free reply, where the model has to be told."""
+        """The end token of free replies, if requests must state it."""
         return self._found.end_id
 
     def prompt(self, talk: ConversationState) -> Prompt:
-        """Return the prompt of a conversation's next exchange: what was said before, and what is new.
+        """Return the prompt of a conversation's next exchange: its history and the new part.
 
         Raises:
-            ValueError: The reply before it was not kept.
+            ValueError: The previous reply was not kept.
         """
         said: list[Piece] = talk.said
         if not said:
             said.append(self._shared(talk))
-            for place in range(talk.place):  # what a conversation that begins in its middle has not said
+            for place in range(talk.place):  # history that a conversation starting in its middle never had
                 said.append(self._new(talk, place))
                 said.append(self._stand_in(talk, place, talk.conversation.exchanges[place].reply_tokens))
         if len(said) != 1 + 2 * talk.place:
@@ -138,12 +138,12 @@ class PromptMaker:
         return self._joined(said)
 
     def wants_reply(self, talk: ConversationState) -> bool:
-        """Return whether later prompts repeat the reply to the exchange under way."""
+        """Return whether later prompts repeat the reply to the current exchange."""
         asked = talk.kind.conversation
         return asked is not None and asked.history == "replies" and talk.place + 1 < len(talk.conversation.exchanges)
 
     def keep(self, talk: ConversationState, tokens: int, reply: list[int] | list[str] | None) -> None:
-        """Take the reply to the exchange under way, for later prompts; called before that is noted as ended.
+        """Store the reply to the current exchange for later prompts; called before its end is recorded.
 
         Args:
             tokens: How many it had.
@@ -174,7 +174,7 @@ class PromptMaker:
         return Prompt(tokens, text=text, messages=messages)
 
     def _shared(self, talk: ConversationState) -> Piece:
-        """Return the beginning a conversation shares with others; an empty piece where it shares none."""
+        """Return the shared prefix of a conversation; an empty piece if it has none."""
         conversation = talk.conversation
         if conversation.prefix is None:
             return Piece("system", 0, [], "")
@@ -184,7 +184,7 @@ class PromptMaker:
         return self._marked("system", talk.level, conversation.prefix_tokens, self._any_cut(key))
 
     def _new(self, talk: ConversationState, place: int) -> Piece:
-        """Return what is new in a prompt."""
+        """Return the new part of a prompt."""
         conversation, tokens = talk.conversation, talk.conversation.exchanges[place].prompt_tokens
         if conversation.prefix_hashes:
             return self._of_hashes(conversation.prefix_hashes, tokens)
@@ -196,7 +196,7 @@ class PromptMaker:
         return self._generated("user", talk.kind, tokens, (0, talk.level, conversation.number, place))
 
     def _stand_in(self, talk: ConversationState, place: int, tokens: int) -> Piece:
-        """Return words in place of a reply: the prompt file's own reply where there is one."""
+        """Return words in place of a reply: the prompt file's own reply if there is one."""
         key = (_REPLY, talk.level, talk.conversation.number, place)
         if talk.kind.has_file:
             _, reply = pairs_of(self._row(talk))[place]
@@ -210,7 +210,7 @@ class PromptMaker:
         return self._texts[talk.kind.prompts].rows[talk.conversation.row]
 
     def _generated(self, role: Speaker, kind: Kind, tokens: int, key: tuple[int, ...]) -> Piece:
-        """Return words that depend on a key alone."""
+        """Return words that depend only on a key."""
         if kind.prompts == "random":
             return self._random(role, tokens, key)
         return self._window(role, tokens, self._any_cut(key))
@@ -220,7 +220,7 @@ class PromptMaker:
         return int(cuts[int(even(self._seed, *key) * len(cuts))])
 
     def _marked(self, role: Speaker, level: int, tokens: int, begin: int) -> Piece:
-        """Return a stretch of chat behind two words that only this run and level begins prompts with."""
+        """Return chat text after two words with which only this run and level starts prompts."""
         known = self._found.marks
         count = min(MARKS, tokens) if known else 0
         places = (int(even(self._seed, self._found.salt, level, place) * len(known)) for place in range(count))
@@ -230,7 +230,7 @@ class PromptMaker:
         return _in_one(role, [Piece(role, count, ids, text), self._window(role, tokens - count, begin)])
 
     def _fresh_begin(self, talk: ConversationState) -> int:
-        """Return where a conversation's first words begin: for each another place, until all have been used."""
+        """Return where a conversation's text starts: a different place for each, until all are used."""
         begins = self._texts["chat"].begins
         places = len(begins)
         step = round(_GOLDEN * places)
@@ -240,7 +240,7 @@ class PromptMaker:
         return int(begins[(int(even(self._seed) * places) + number * step) % places])
 
     def _window(self, role: Speaker, tokens: int, begin: int) -> Piece:
-        """Return a stretch of chat, from a place on; round again where the chats end."""
+        """Return chat text from a place on, cyclically."""
         chat = self._texts["chat"]
         stop = int(chat.cuts[-1])
         pieces = []
@@ -251,7 +251,7 @@ class PromptMaker:
         return _in_one(role, pieces)
 
     def _cut(self, role: Speaker, text: TokenText, begin: int, end: int, whole_end: int) -> Piece:
-        """Return some tokens of a text; as text, cut where that is safe and filled up with words of one token."""
+        """Return tokens of a text; as text, cut where that is safe and padded with single-token words."""
         if not self._found.as_text:
             return Piece(role, end - begin, text.ids[begin:end].tolist(), "")
         safe = end if end == whole_end else text.upto(begin, end)
@@ -261,7 +261,7 @@ class PromptMaker:
         return Piece(role, safe - begin + filled, [], text.part(begin, safe) + self._found.filler * filled)
 
     def _fitted(self, role: Speaker, talk: ConversationState, span: Span, tokens: int, key: tuple[int, ...]) -> Piece:
-        """Return a message of a prompt file at a stated length: cut, or filled up with chat."""
+        """Return a message of a prompt file at a stated length: cut, or padded with chat text."""
         text = self._texts[talk.kind.prompts]
         piece = self._cut(role, text, span.begin, min(span.end, span.begin + tokens), span.end)
         if piece.tokens >= tokens:
@@ -269,7 +269,7 @@ class PromptMaker:
         return _in_one(role, [piece, self._generated(role, talk.kind, tokens - piece.tokens, (_PADDING, *key))])
 
     def _of_hashes(self, hashes: tuple[int, ...], tokens: int) -> Piece:
-        """Return a trace's prompt: for each of its hashes the same words, wherever it comes."""
+        """Return a trace's prompt: the same words for equal hashes."""
         pieces = []
         for place, content in enumerate(hashes):
             left = min(HASH_BLOCK_TOKENS, tokens - place * HASH_BLOCK_TOKENS)

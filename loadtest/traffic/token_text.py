@@ -1,8 +1,8 @@
 """Text with its tokens, so that any part can be sent as text or tokens without tokenizing again.
 
-A part of a text has the tokens it has inside the whole only if it begins and ends where the tokenizer splits anyway.
-Before a space that follows no space and is followed by a letter is such a place, for the tokenizers of every model
-family we know; whether it is so for the one at hand is tried out before a run (`preparation.prepare`).
+A part of a text has the same tokens as inside the whole only if it starts and ends where the tokenizer splits anyway.
+For the tokenizers of all known model families, such a place is before a space that follows a non-space and precedes a
+letter; whether this holds for the current tokenizer is tested before a run (`prepare.prepare`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _ROLES: dict[object, Role | Literal["system"]] = {
     "bard": "assistant",
     "system": "system",
 }
-UNLIKE_TOKENS = 30  # an engine's smallest KV block, less what a run marks its prompts with
-_CHARACTERS_PER_TOKEN = 5  # read somewhat more text than needed rather than encode twice
+UNLIKE_TOKENS = 30  # an engine's smallest KV block, minus a run's marker words
+_CHARACTERS_PER_TOKEN = 5  # read somewhat more text than needed instead of encoding twice
 
 
 class Message(NamedTuple):
@@ -47,7 +47,7 @@ class Message(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where a message lies in a `TokenText`: its tokens from `begin` to `end`, not itself in it."""
+    """Position of a message in a `TokenText`: tokens `begin` to `end`, exclusive."""
 
     role: Role
     begin: int
@@ -82,7 +82,7 @@ class TokenText:
         ]
 
     def upto(self, begin: int, most: int) -> int:
-        """Return the last place, at most `most`, at which a text from `begin` may end; `begin` where there is none."""
+        """Return the last place, at most `most`, at which a text from `begin` may end; `begin` if there is none."""
         place = int(np.searchsorted(self.cuts, most, side="right")) - 1
         return max(begin, int(self.cuts[place])) if place >= 0 else begin
 
@@ -91,7 +91,7 @@ class TokenText:
         return self.text[self.starts[begin] : self.starts[end]]
 
     def save(self, folder: Path, name: str) -> None:
-        """Write the arrays, the text and the rows beside each other."""
+        """Write the arrays, the text and the rows."""
         np.save(folder / f"{name}.ids.npy", self.ids)
         np.save(folder / f"{name}.starts.npy", self.starts)
         np.save(folder / f"{name}.cuts.npy", self.cuts)
@@ -101,7 +101,7 @@ class TokenText:
 
     @classmethod
     def load(cls, folder: Path, name: str, *, as_text: bool) -> TokenText:
-        """Read what `save` wrote; the tokens stay on disk until they are looked at, the text is read if wanted."""
+        """Read the output of `save`; the tokens are memory-mapped, the text is read on request."""
         ids, starts, cuts, begins = (
             np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("ids", "starts", "cuts", "begins")
         )
@@ -111,7 +111,7 @@ class TokenText:
 
 
 def pairs_of(row: list[Span]) -> list[tuple[Span, Span | None]]:
-    """Return a row's prompts, each with the reply that follows it; None where none does."""
+    """Return a row's prompts, each with the reply that follows it; None without a reply."""
     found: list[tuple[Span, Span | None]] = []
     for place, span in enumerate(row):
         if span.role == "user":
@@ -121,11 +121,11 @@ def pairs_of(row: list[Span]) -> list[tuple[Span, Span | None]]:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Return a tokenizer that cuts nothing off and fills nothing up.
+    """Return a tokenizer without truncation and padding.
 
     Raises:
-        MissingError: There is none at that path.
-        UserError: The file is no tokenizer.
+        MissingError: The file does not exist.
+        UserError: The file is not a tokenizer.
     """
     from engines.checkpoint import load_tokenizer  # noqa: PLC0415 (slow to import; predictions seldom count tokens)
 
@@ -136,10 +136,10 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def end_id_of(tokenizer: Tokenizer, path: Path) -> int | None:
-    """Return the token that ends a reply, as the tokenizer's own configuration beside it names it; None: it does not.
+    """Return the end token named in the tokenizer's configuration; None if it names none.
 
     Raises:
-        UserError: That configuration is not JSON.
+        UserError: The configuration is not JSON.
     """
     beside = path.with_name("tokenizer_config.json")
     if not beside.is_file():
@@ -152,7 +152,7 @@ def end_id_of(tokenizer: Tokenizer, path: Path) -> int | None:
 
 
 def chat_text(tokenizer: Tokenizer, *, tokens: int) -> TokenText:
-    """Return the beginning of the built-in chats, at least so many tokens where they hold them.
+    """Return the beginning of the built-in chats, with at least this many tokens if available.
 
     Raises:
         MissingError: They are not installed.
@@ -178,7 +178,7 @@ def encoded(tokenizer: Tokenizer, text: str) -> TokenText:
 
 
 def file_text(tokenizer: Tokenizer, path: Path, *, most_rows: int) -> TokenText:
-    """Return the first rows of a prompt file with their tokens; each message is tokenized by itself.
+    """Return the first rows of a prompt file with their tokens; each message is tokenized alone.
 
     Raises:
         MissingError: There is no such file.
@@ -208,7 +208,7 @@ def file_text(tokenizer: Tokenizer, path: Path, *, most_rows: int) -> TokenText:
 
 
 def _joined(texts: list[TokenText], rows: list[list[Span]]) -> TokenText:
-    """Return several texts as one, behind each other, with nothing between them."""
+    """Return several texts concatenated."""
     token_of = np.cumsum([0, *(len(each.ids) for each in texts)])
     character_of = np.cumsum([0, *(len(each.text) for each in texts)])
     text = "".join(each.text for each in texts)
@@ -224,7 +224,7 @@ def _joined(texts: list[TokenText], rows: list[list[Span]]) -> TokenText:
 
 
 def _cuts(text: str, starts: Ints) -> Ints:
-    """Return the tokens that begin with a space between something and a letter; see the module."""
+    """Return the tokens that start with a space between a non-space and a letter; see the module."""
     places = [
         token
         for token, at in enumerate(starts[:-1].tolist())
@@ -234,7 +234,7 @@ def _cuts(text: str, starts: Ints) -> Ints:
 
 
 def _begins(ids: Ints, cuts: Ints) -> Ints:
-    """Return the cuts after which the text goes on as after none before: real text repeats itself."""
+    """Return the cuts whose following text does not repeat earlier text: real text repeats itself."""
     seen: set[bytes] = set()
     found = []
     for place in cuts.tolist():
@@ -246,11 +246,11 @@ def _begins(ids: Ints, cuts: Ints) -> Ints:
 
 
 def read_messages(path: Path) -> Iterator[list[Message]]:
-    """Yield a prompt file's rows as messages, prompts first; rows that hold none are passed over.
+    """Yield a prompt file's rows as messages, prompts first; rows without messages are skipped.
 
     Raises:
-        MissingError: There is no such file.
-        UserError: A line is not JSON, or a row is in no shape we know.
+        MissingError: The file does not exist.
+        UserError: A line is not JSON, or a row has an unknown format.
     """
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="relative paths start at the scenario's folder")
@@ -277,7 +277,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _messages_of(row: Any) -> list[Message] | None:
-    """Return what is said in one row; None where it has no shape we know."""
+    """Return the messages of one row; None for an unknown format."""
     if not isinstance(row, dict):
         return None
     for name in ("prompt", "text"):
@@ -290,7 +290,7 @@ def _messages_of(row: Any) -> list[Message] | None:
 
 
 def _in_turn(said: list[dict[str, Any]]) -> list[Message]:
-    """Return a chat's messages up to the first that is not said in words; instructions go before the first prompt."""
+    """Return a chat's messages up to the first without text; system instructions are prepended to the first prompt."""
     found: list[Message] = []
     instructions = ""
     for each in said:
@@ -303,6 +303,6 @@ def _in_turn(said: list[dict[str, Any]]) -> list[Message]:
         elif role == "user":
             found.append(Message("user", instructions + text))
             instructions = ""
-        elif found:  # a reply to nothing is nobody's prompt
+        elif found:  # a reply without a prompt
             found.append(Message("assistant", text))
     return found

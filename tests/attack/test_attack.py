@@ -24,6 +24,7 @@ SMALL = ["--isl", "8", "--osl", "4", "--concurrency", "1", "--requests", "2"]
 OF_SERVER = ["--url", CLOSED, "--tokenizer", "tokenizer/tokenizer.json"]
 BEGIN: dict[str, list[str]] = {
     "build-engine": ["--precision", "fp8", "--emulate", "--out", "out"],
+    "describe-machine": ["--device", "cpu", "--out", "out.yaml", "--dry-run"],
     "unpack-checkpoint": ["model.gguf", "--out", "out"],
     "compare-models": [],
     "e2c": ["compare-models"],

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engines.build.pipeline import emulated_manifest
 from engines.emulator.settings import batcher_for
 from engines.files import Document, MadeBy
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.simulate.virtual_server import Arrivals, Sent, VirtualServer

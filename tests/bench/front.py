@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import BIN, cpu_s, machine, show
+from processes import cpu_s, machine, run_command, show
 
 from triton_repo.gpu_check.session import free_ports
 from triton_repo.models.text import load_tokenizer
@@ -52,7 +51,7 @@ def main() -> int:
         try:
             asyncio.run(_measure(repository, ports, asked))
         finally:
-            _run("serve-repo", repository, "--stop")
+            run_command("serve-repo", repository, "--stop")
     return 0
 
 
@@ -128,22 +127,15 @@ async def _first_tokens(repository: Path, ports: list[int], requests: int) -> tu
 
 
 def _repository(folder: Path) -> Path:
-    _run("build-engine", "--precision", "fp8", "--emulate", "--out", folder / "engine")
-    _run("build-repo", folder / "engine", "--out", folder / "repository", "--time-scale", 1)
+    run_command("build-engine", "--precision", "fp8", "--emulate", "--out", folder / "engine")
+    run_command("build-repo", folder / "engine", "--out", folder / "repository", "--time-scale", 1)
     return folder / "repository"
 
 
 def _serve(repository: Path, ports: list[int]) -> None:
     flags = ["--http-port", ports[0], "--grpc-port", ports[1], "--metrics-port", ports[2], "--openai-port", ports[3]]
     more = ["--openai", "--openai-model", MODEL, "--detach", "--stop-after", 900, "--tritonserver", "local"]
-    _run("serve-repo", repository, *flags, *more)
-
-
-def _run(*arguments: object) -> None:
-    name, *rest = map(str, arguments)
-    done = subprocess.run([str(BIN / name), *rest], capture_output=True, text=True, timeout=240, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name}: {done.stderr}")
+    run_command("serve-repo", repository, *flags, *more)
 
 
 if __name__ == "__main__":

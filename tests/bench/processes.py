@@ -1,9 +1,10 @@
-"""What the benches share: a process's CPU time, and what machine this is."""
+"""What the benches share: running a command, a process's CPU time, and what machine this is."""
 
 from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,18 @@ def cpu_s(pid: int) -> float:
     """Return the CPU seconds a process has spent so far, all its threads, from the scheduler's own nanoseconds."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def run_command(*arguments: object) -> None:
+    """Run one of the project's commands.
+
+    Raises:
+        RuntimeError: It failed; with what it printed.
+    """
+    name, *rest = map(str, arguments)
+    done = subprocess.run([str(BIN / name), *rest], capture_output=True, text=True, timeout=240, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr}")
 
 
 def machine() -> str:

@@ -27,7 +27,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2
 
 sys.path.insert(0, str(Path(__file__).parent))
-from processes import BIN, cpu_s, machine, show
+from processes import cpu_s, machine, run_command, show
 
 from engines.checkpoint.calibration_text import default_text_path
 from engines.files import MadeBy
@@ -323,9 +323,9 @@ def _environment(folder: Path) -> Path:
 
 def _repository(folder: Path) -> Path:
     """Render a repository, and beside our text models the upstream-style ones with an ensemble of their own."""
-    _run("build-engine", "--precision", "fp8", "--emulate", "--out", folder / "engine", "--force")
+    run_command("build-engine", "--precision", "fp8", "--emulate", "--out", folder / "engine", "--force")
     repository = folder / "tokenizing"
-    _run("build-repo", folder / "engine", "--out", repository, "--time-scale", 1, "--force")
+    run_command("build-repo", folder / "engine", "--out", repository, "--time-scale", 1, "--force")
     _lift_limit(repository / "preprocessing" / "config.pbtxt")
     _add(repository, "preprocessing", "_upstream", HERE / "upstream_style" / "preprocessing.py")
     _add(repository, "postprocessing", "_upstream", HERE / "upstream_style" / "postprocessing.py")
@@ -356,13 +356,6 @@ def _add(repository: Path, model: str, suffix: str, code: Path | None, *, steps:
     (target / "config.pbtxt").write_text(config)
     if code is not None:
         shutil.copyfile(code, target / "1" / "model.py")
-
-
-def _run(*arguments: object) -> None:
-    name, *rest = map(str, arguments)
-    done = subprocess.run([str(BIN / name), *rest], capture_output=True, text=True, timeout=240, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name}: {done.stderr}")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from engines.build.llmapi import serving_files
-from engines.build.pipeline import emulated_manifest
 from engines.errors import UserError
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec.llm_api import LLM_API_VERSIONS, LlmApiVersion, llm_api, unknown_arguments

@@ -1,10 +1,11 @@
-"""What people read holds none of the phrases that prose_rules.yaml refuses."""
+"""Documents, messages, docstrings and comments contain none of the phrases that prose_rules.yaml refuses."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import re
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -134,6 +135,30 @@ def _page_texts() -> Iterator[Text]:
             yield Text(str(path.relative_to(ROOT)), 1, code)
 
 
+def _docstrings(path: Path) -> Iterator[Text]:
+    """Yield the docstrings of a module, its classes, functions and attributes, without their code."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield Text(str(path.relative_to(ROOT)), node.lineno, _prose(node.value.value))
+
+
+def _comments(path: Path) -> Iterator[Text]:
+    """Yield the comments of a module, consecutive lines joined."""
+    lines: list[str] = []
+    first = 0
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type != tokenize.COMMENT:
+                continue
+            if not lines or token.start[0] != first + len(lines):
+                if lines:
+                    yield Text(str(path.relative_to(ROOT)), first, "\n".join(lines))
+                lines, first = [], token.start[0]
+            lines.append(token.string.lstrip("# "))
+    if lines:
+        yield Text(str(path.relative_to(ROOT)), first, "\n".join(lines))
+
+
 def _help_texts(command: str) -> Iterator[Text]:
     """Yield the description of a command and of each of its options."""
     module, function = SCRIPTS[command].split(":")
@@ -176,6 +201,13 @@ def test_pages_charts_and_tables_are_in_standard_english() -> None:
     _fail(texts)
 
 
+def test_docstrings_and_comments_are_in_standard_english() -> None:
+    """No docstring and no comment of the source contains a refused phrase."""
+    texts = [text for path in SOURCES for read in (_docstrings, _comments) for text in read(path)]
+    assert len(texts) > 3000
+    _fail(texts)
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.refuse.pattern[:40])
 def test_each_rule_refuses_its_example(rule: Rule) -> None:
     """A rule finds the phrase it is for, also across a line break, and leaves a similar good sentence alone."""
@@ -194,3 +226,15 @@ def test_strings_of_errors_are_found() -> None:
     """Messages and hints are read from the calls, with f-strings whole."""
     tree = ast.parse("raise UserError(f'{path}: the run is {x} anew', hint='say what' if x else 'told')")
     assert [text for _, text in _strings(tree)] == ["·: the run is · anew", "say what", "told"]
+
+
+def test_docstrings_and_comments_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are read with their lines; code in backquotes is not searched."""
+    monkeypatch.setattr(
+        "tests.contract.test_prose.ROOT" if __name__.startswith("tests.") else f"{__name__}.ROOT", tmp_path
+    )
+    module = tmp_path / "module.py"
+    module.write_text('"""The figures are in\\ndoubt, `in doubt`."""\n\nONE = 1  # held\n# to it\n')
+    assert [text.line for text in _docstrings(module)] == [1]
+    assert len([finding for text in _docstrings(module) for finding in _findings(text)]) == 1
+    assert [finding.split("'")[1] for text in _comments(module) for finding in _findings(text)] == ["held\nto"]

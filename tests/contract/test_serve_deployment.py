@@ -16,10 +16,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from engines.build.pipeline import emulated_manifest
 from engines.errors import UserError
 from engines.files import Document, MadeBy, _UniqueKeyLoader, write_json
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.deploy.plan import Deployment, plan_deployment

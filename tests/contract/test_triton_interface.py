@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, models
 from tritonclient.grpc import model_config_pb2
 
 from engines.build.llmapi import llm_arguments
-from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import BuildPlan, make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.audit.audit import audit_repository

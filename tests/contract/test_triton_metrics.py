@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from engines.build.pipeline import emulated_manifest
 from engines.emulator import Batcher, BatcherSettings, Request
 from engines.files import Document, MadeBy
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.steptime import step_time_for

@@ -99,7 +99,7 @@ def value_of(argv: tuple[str, ...], flag: str) -> str:
 def test_every_flag_of_every_plan_is_one_that_tensorrt_llm_knows(every_plan: list[BuildPlan]) -> None:
     """Hundreds of plans: no unknown flag, no value of another kind."""
     assert len(every_plan) > 300
-    assert {plan.precision for plan in every_plan} == set(PRECISIONS)
+    assert {plan.precision for plan in every_plan} == set(PRECISIONS) - {"fp32"}  # no engine is built in it
     for plan in every_plan:
         for command in (compile_command(plan), smoke_command(plan)):
             assert problems(list(command.argv), FACTS) == [], (plan.name, plan.kv_format)

@@ -5,13 +5,25 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from engines.spec import engine_profile_named, gpu_named, model_named
-from validation.validate import arguments_of, compare, read_case, read_points
+from engines.spec import engine_profile_named, resolve_gpu, resolve_model
+from validation.calibrated import read_rows
+from validation.validate import (
+    QUANTITIES,
+    arguments_of,
+    calibrated_table,
+    errors_of,
+    predict_case,
+    read_case,
+    read_comparison,
+    read_points,
+    tables_of,
+)
 
 ROOT = Path(__file__).parents[2]
-CASES = sorted(path.parent for path in (ROOT / "validation").rglob("case.yaml"))
+CASES = [path.parent for path in sorted((ROOT / "validation").rglob("case.yaml"))]
 
 
 @pytest.mark.parametrize("folder", CASES, ids=[str(each.relative_to(ROOT / "validation")) for each in CASES])
@@ -23,8 +35,8 @@ def test_a_case_is_complete(folder: Path) -> None:
     profile = engine_profile_named(case.engine_profile)
     assert folder.relative_to(ROOT / "validation").parts[:3] == (
         profile.name,
-        gpu_named(case.gpu).name,
-        model_named(case.model).name,
+        resolve_gpu(case.gpu).name,
+        resolve_model(case.model).name,
     )
     with (folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
         compared = list(csv.DictReader(file))
@@ -37,9 +49,42 @@ def test_a_case_is_complete(folder: Path) -> None:
 def test_a_comparison_is_what_the_command_says() -> None:
     """The quickest case, worked out again, is what stands in its file."""
     folder = ROOT / "validation/trtllm-1.x-triton/h200-sxm-141gb/llama-3.1-8b/at-once-bf16"
-    found = compare(folder, None)
+    found = predict_case(folder, None)
     with (folder / "comparison.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for seen, row in zip(found.predicted, rows, strict=True):
         assert seen.values["ttft"] == pytest.approx(float(row["ttft_predicted"]), rel=1e-3)
         assert seen.command == row["command"]
+
+
+# What the README's table calls a row of the page, and whether NVIDIA's simulator is meant.
+README_ROWS = {
+    "Triton's official open-loop table": ("Open-loop Triton table, uncalibrated", False),
+    "the same table, predicted by NVIDIA's aisimulate": ("Open-loop Triton table, uncalibrated", True),
+    "MLPerf 5.1 Offline": ("MLPerf 5.1 Offline, a GPU of each system", False),
+    "other deployments of vLLM": ("Another deployment of the engine family, no fit", False),
+    "vLLM, long reasoning": ("vLLM long reasoning (bf16, KV exhausted)", False),
+}
+
+
+@pytest.mark.parametrize("begin", README_ROWS)
+def test_the_readme_states_what_the_files_say(begin: str) -> None:
+    """Every error in the README is the mean of its row's comparisons, or the median where that is the goal's."""
+    (line,) = (line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.startswith(f"| {begin}"))
+    row, beside = README_ROWS[begin]
+    cases = [found for found in map(read_comparison, CASES) if found.case.row == row]
+    cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+    assert len(cells) == len(QUANTITIES)
+    for name, cell in zip(QUANTITIES, cells, strict=True):
+        errors = np.abs(errors_of(cases, name, beside=beside))
+        is_median = name == "ttft" and cases[0].case.ttft_median
+        assert cell.split(" %")[0] == (
+            f"{np.median(errors) if is_median else errors.mean():.1f}" if len(errors) else "-"
+        )
+
+
+def test_the_page_is_made_of_the_files() -> None:
+    """Both tables of the page are those that the comparisons and calibrated.csv give."""
+    page = (ROOT / "docs/measurements/fidelity.md").read_text("utf-8")
+    assert tables_of([read_comparison(folder) for folder in CASES]) in page
+    assert calibrated_table(read_rows()) in page

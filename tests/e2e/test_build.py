@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,11 +18,12 @@ torch = pytest.importorskip("torch", reason="the quantize extra is not installed
 pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 
 from safetensors.torch import save_file  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
+
+from tests.tiny_checkpoints import VOCABULARY, random_weights, write_tokenizer  # noqa: E402
 
 BIN = Path(sys.executable).parent
 LIMIT_S = 240
-WORDS, HIDDEN, INNER, LAYERS = 256, 64, 128, 2
+WORDS, HIDDEN, INNER, LAYERS = VOCABULARY, 64, 128, 2
 FLAGS = ("--precision", "fp8", "--gpu", "h100-sxm-80gb", "--max-seq-len", "64", "--isl", "16", "--osl", "16")
 FLAGS += ("--calibration-samples", "4", "--calibration-tokens", "24")
 
@@ -74,27 +74,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a random two-layer Llama with a word-level tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-
-    def matrix(*shape: int) -> Any:
-        return (0.15 * torch.randn(shape, generator=generator)).to(torch.bfloat16)
-
-    tensors = {"model.embed_tokens.weight": matrix(WORDS, HIDDEN), "lm_head.weight": matrix(WORDS, HIDDEN)}
-    tensors["model.norm.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
-    for index in range(LAYERS):
-        layer = f"model.layers.{index}"
-        for name, shape in {
-            "self_attn.q_proj": (HIDDEN, HIDDEN),
-            "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
-            "self_attn.v_proj": (HIDDEN // 2, HIDDEN),
-            "self_attn.o_proj": (HIDDEN, HIDDEN),
-            "mlp.gate_proj": (INNER, HIDDEN),
-            "mlp.up_proj": (INNER, HIDDEN),
-            "mlp.down_proj": (HIDDEN, INNER),
-        }.items():
-            tensors[f"{layer}.{name}.weight"] = matrix(*shape)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{layer}.{norm}.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
+    tensors = random_weights(
+        words=WORDS,
+        hidden=HIDDEN,
+        inner=INNER,
+        layers=LAYERS,
+        heads=4,
+        kv_heads=2,
+        head=HIDDEN // 4,
+        scale=0.15,
+        qk_norm=False,
+    )
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -115,10 +105,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eos_token_id": 2,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    tokenizer = Tokenizer(models.WordLevel({f"w{word}": word for word in range(WORDS)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text("{}")
+    write_tokenizer(folder)
     return folder
 
 
@@ -178,7 +165,7 @@ def test_only_what_depends_on_a_change_is_redone(build: Build, checkpoint: Path,
     again = build(out, "--force", "--max-seq-len", "32")
     assert again.returncode == 0, again.stderr
     assert stages_of(out) == {"inspect": True, "quantize": True, "verify": True}
-    assert "quantize: as before" in again.stderr
+    assert "quantize: cached" in again.stderr
     other_cache = build(tmp_path / "other", "--kv-cache", "16bit")
     assert other_cache.returncode == 0, other_cache.stderr
     assert stages_of(tmp_path / "other") == {"inspect": True, "quantize": False, "verify": False}

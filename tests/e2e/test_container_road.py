@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,6 +30,8 @@ from triton_repo.gpu_check import links
 torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
 from safetensors.torch import save_file  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+
+from tests.tiny_checkpoints import random_weights  # noqa: E402
 
 pytestmark = pytest.mark.e2e
 README = ROOT / "README.md"
@@ -74,32 +75,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a random Qwen3 of two layers, its config as DeepSeek-R1-0528-Qwen3-8B states it."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-
-    def matrix(*shape: int) -> Any:
-        return (0.1 * torch.randn(shape, generator=generator)).to(torch.bfloat16)
-
-    def ones(size: int) -> Any:
-        return torch.ones(size, dtype=torch.bfloat16)
-
-    tensors = {"model.embed_tokens.weight": matrix(WORDS, HIDDEN), "lm_head.weight": matrix(WORDS, HIDDEN)}
-    tensors["model.norm.weight"] = ones(HIDDEN)
-    for index in range(LAYERS):
-        layer = f"model.layers.{index}"
-        for name, shape in {
-            "self_attn.q_proj": (HEADS * HEAD, HIDDEN),
-            "self_attn.k_proj": (KV_HEADS * HEAD, HIDDEN),
-            "self_attn.v_proj": (KV_HEADS * HEAD, HIDDEN),
-            "self_attn.o_proj": (HIDDEN, HEADS * HEAD),
-            "mlp.gate_proj": (INNER, HIDDEN),
-            "mlp.up_proj": (INNER, HIDDEN),
-            "mlp.down_proj": (HIDDEN, INNER),
-        }.items():
-            tensors[f"{layer}.{name}.weight"] = matrix(*shape)
-        for norm, size in {"input_layernorm": HIDDEN, "post_attention_layernorm": HIDDEN}.items():
-            tensors[f"{layer}.{norm}.weight"] = ones(size)
-        for norm in ("q_norm", "k_norm"):
-            tensors[f"{layer}.self_attn.{norm}.weight"] = ones(HEAD)
+    tensors = random_weights(
+        words=WORDS,
+        hidden=HIDDEN,
+        inner=INNER,
+        layers=LAYERS,
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        head=HEAD,
+        scale=0.1,
+        qk_norm=True,
+    )
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = {
         "architectures": ["Qwen3ForCausalLM"],

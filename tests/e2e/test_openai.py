@@ -169,7 +169,7 @@ def test_a_prompt_above_the_engines_limit_is_400(served: Served) -> None:
     limit = json.loads((served.repository / "manifest.json").read_text())["engine"]["limits"]["max_input_len"]
     with (
         served.client() as client,
-        pytest.raises(openai.BadRequestError, match=f"at most {limit} are taken") as refused,
+        pytest.raises(openai.BadRequestError, match=f"the limit is {limit}") as refused,
     ):
         _chat(client, "word " * (limit + 10), max_tokens=1)
     assert refused.value.code == "context_length_exceeded"

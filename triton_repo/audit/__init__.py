@@ -1,4 +1,4 @@
-"""Audit of a model repository, and whether it agrees with its engine; imports `settings`, `interface` and `server`."""
+"""Audit of a model repository and its engine. May import `settings`, `interface` and `server`."""
 
 from triton_repo.audit.audit import EXPECTED, audit_repository
 from triton_repo.audit.findings import Finding, read_model

@@ -1,4 +1,4 @@
-"""Everything wrong with a model repository, whoever made it: ours, fill_template.py's, or one edited by hand."""
+"""Audit of a model repository of any origin: this project's, fill_template.py's, or one edited by hand."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ EXPECTED: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {
     "tensorrt_llm_bls": (tensors.BLS_INPUTS, tensors.TEXT_OUTPUTS),
 }
 LLMAPI = (tensors.LLMAPI_INPUTS, tensors.LLMAPI_OUTPUTS)
-# Tensors whose number format the deployment chooses, and what it may be.
+# Tensors whose data type depends on the deployment, and the possible types.
 CHOSEN_TYPES = {
     **dict.fromkeys(("context_logits", "generation_logits", "draft_logits"), ("TYPE_FP32", "TYPE_FP16")),
     **dict.fromkeys(("prompt_embedding_table", "encoder_input_features"), ("TYPE_FP16", "TYPE_BF16", "TYPE_FP32")),
 }
-# Tensors of TensorRT-LLM versions around 1.2, known and not required.
+# Tensors of TensorRT-LLM versions around 1.2: known but not required.
 OTHER_VERSIONS = {
     "image_url", "lora_id", "lora_name", "lora_path", "lora_ckpt_source", "multimodal_embedding", "multimodal_hashes",
     "multimodal_item_runs", "no_repeat_ngram_size", "return_kv_cache_reuse_stats", "num_return_sequences",
 }  # fmt: skip
-# Tensors of models that see, whose shapes have changed from version to version.
+# Tensors of multimodal models, whose shapes differ between versions.
 SEEING = {
     "IMAGE_BYTES", "IMAGE_URL", "IMAGE_SIZES", "VIDEO_BYTES", "PIXEL_VALUES", "ASPECT_RATIO_IDS", "ASPECT_RATIO_MASK",
     "CROSS_ATTENTION_MASK", "IS_VIDEO_INPUT", "ATTENTION_MASK", "IMAGE_GRID_THW", "VISION_INPUT_ID", "image_input",
@@ -49,13 +49,13 @@ _AGAIN = "build the repository again: build-repo ENGINE_DIR --force"
 
 
 def audit_repository(folder: Path) -> list[Finding]:
-    """Look through a model repository without starting anything.
+    """Audit a model repository without starting a server.
 
     Returns:
-        What was found, errors first.
+        The findings, errors first.
 
     Raises:
-        MissingError: There is no such folder, or no model in it.
+        MissingError: The folder does not exist or contains no model.
     """
     if not folder.is_dir():
         raise MissingError(f"{folder}: no such repository", hint="create one with build-repo ENGINE_DIR")
@@ -72,7 +72,7 @@ def audit_repository(folder: Path) -> list[Finding]:
             return findings
     llmapi = manifest.variant == "llmapi" if manifest else (folder / "tensorrt_llm" / "1" / "model.yaml").is_file()
     findings += _audit_llmapi(folder, manifest) if llmapi else _audit_inflight(folder, manifest, present)
-    if manifest is not None:  # build-repo leaves none: somebody put it there
+    if manifest is not None:  # build-repo writes none, so somebody added it
         findings = [
             finding.model_copy(update={"severity": "error"}) if finding.code == "placeholder" else finding
             for finding in findings
@@ -186,7 +186,7 @@ def _facts(found: Any, expected: Tensor, kind: str) -> Iterator[tuple[str, Any, 
 
 
 def _wiring(files: Mapping[str, ModelFile]) -> Iterator[Finding]:
-    """Follow every tensor through the ensemble: both ends exist, and their types agree."""
+    """Check the ensemble's connections: both ends of every tensor exist and have the same type."""
     file = files["ensemble"]
     ensemble = file.config
     types = {tensor.name: tensor.data_type for tensor in ensemble.input}
@@ -233,7 +233,7 @@ def _error(code: str, file: str, what: str, fix: str) -> Finding:
 
 
 def first_error(folder: Path, findings: Iterable[Finding]) -> CommandError | None:
-    """Return the first error among findings as one to raise; None where there is none."""
+    """Return the first error among findings as an exception; None if there is none."""
     for finding in findings:
         if finding.severity == "error":
             kind = MissingError if finding.code in ("missing-file", "missing-model", "no-version") else UserError

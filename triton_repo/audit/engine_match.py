@@ -1,4 +1,4 @@
-"""Whether a repository's settings agree with the engine it points at: its config.json, its files, this machine."""
+"""Checks a repository's settings against its engine: the engine's config.json, its files, this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Files = Mapping[str, ModelFile]
 
 
 def engine_agreement(file: ModelFile, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
-    """Find what of the engine is not there, and what of it the `tensorrt_llm` model's settings contradict."""
+    """Find missing parts of the engine, and settings of the `tensorrt_llm` model that contradict the engine."""
     named = file.parameters.get("gpt_model_path")
     if not named:
         what = "gpt_model_path is not given: 'Both encoder and decoder model paths are empty' (issue 2440)"
@@ -50,7 +50,7 @@ def engine_agreement(file: ModelFile, files: Files, manifest: RepositoryManifest
 
 
 def _machine(file: ModelFile, config: EngineConfig, manifest: RepositoryManifest | None) -> Iterator[Finding]:
-    """Find what of this machine, where it has any of it, cannot run the engine."""
+    """Find reasons why this machine, if it has a GPU or TensorRT-LLM, cannot run the engine."""
     built_for = "" if manifest is None else manifest.engine.gpu.compute_capability
     here = machine_here(built_for)
     lacking = set(lacks(here, compute_capability=built_for, ranks=config.ranks or 1, built_by=config.version))
@@ -108,7 +108,7 @@ def _agrees(file: ModelFile, files: Files, config: EngineConfig) -> Iterator[Fin
 
 
 def served_of(file: ModelFile, preprocessing: ModelFile | None, config: EngineConfig) -> Served:
-    """Return what the `tensorrt_llm` model's parameters ask of an engine, with the backend's own defaults."""
+    """Return what the `tensorrt_llm` model's parameters require of an engine, including the backend's defaults."""
     values = file.parameters
     return Served(
         chunked_context=values.get("enable_chunked_context") in TRUE,

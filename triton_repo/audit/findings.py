@@ -1,4 +1,4 @@
-"""What an audit finds, and how it reads a config.pbtxt that may be wrong."""
+"""Audit findings, and a tolerant reader of config.pbtxt."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 _BARE = re.compile(r'\$\{(\w+)\}(?=[^"\n]*(?:"[^"\n]*"[^"\n]*)*$)', re.MULTILINE)
 _COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
 LONGEST_CONFIG_BYTES = 4 << 20
-NAMES_A_BACKEND = ("triton_backend",)  # inside quotes, and fatal all the same
-TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")  # as the backend reads switches
-# What stands in for a bare placeholder so that the rest of the file can be read.
+NAMES_A_BACKEND = ("triton_backend",)  # inside quotes: parses, but is fatal
+TRUE, FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")  # the backend's own spelling of booleans
+# Substitutes for unfilled placeholders outside quotes, so that the rest of the file can be parsed.
 _STAND_IN = {
     "decoupled_mode": "false",
     "logits_datatype": "TYPE_FP32",
@@ -41,14 +41,14 @@ FILL = {
 
 
 class Finding(Strict):
-    """One thing an audit found.
+    """A finding of an audit.
 
     Attributes:
-        severity: `error`: it will not load or not serve; `warning`: it will not do what is written there; `advice`:
-            it works, and has hurt others.
-        code: A name for it that stays.
-        file: Path, from the repository's folder on.
-        what: What is wrong, with the value found.
+        severity: `error`: does not load or does not serve; `warning`: does something other than what is written;
+            `advice`: works, but is a known source of problems.
+        code: Stable identifier of the finding.
+        file: Path relative to the repository.
+        what: The problem, with the value found.
         fix: What to do.
     """
 
@@ -61,12 +61,12 @@ class Finding(Strict):
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model's config.pbtxt as far as it could be read.
+    """A model's config.pbtxt, as far as it could be read.
 
     Attributes:
-        file: Its path from the repository's folder on.
-        config: Triton's ModelConfig; placeholders outside quotes have a stand-in.
-        placeholders: Names never filled in.
+        file: Path relative to the repository.
+        config: Triton's ModelConfig; placeholders outside quotes are substituted.
+        placeholders: Names of unfilled placeholders.
     """
 
     model: str
@@ -76,28 +76,28 @@ class ModelFile:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Return its parameters; one whose placeholder was never filled counts as not there, as it does upstream."""
+        """Return its parameters, without unfilled placeholders, which upstream treats as missing too."""
         values = {key: value.string_value for key, value in self.config.parameters.items()}
         return {key: value for key, value in values.items() if not PLACEHOLDER.fullmatch(value)}
 
     @property
     def decoupled(self) -> bool:
-        """Return whether a request may have many responses."""
+        """Return whether a request may have several responses."""
         return bool(self.config.model_transaction_policy.decoupled)
 
     @property
     def instances(self) -> int:
-        """Return how many instances there are; Triton makes one where none are stated."""
+        """Return the number of instances; Triton's default is one."""
         return sum(group.count or 1 for group in self.config.instance_group) or 1
 
 
 def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding]]:
-    """Read a model's config.pbtxt; None where it cannot be read at all, and what was wrong with it."""
+    """Read a model's config.pbtxt; return it, or None if unreadable, and the findings."""
     path, file = folder / model / "config.pbtxt", f"{model}/config.pbtxt"
     if not path.is_file():
         return None, [Finding(severity="error", code="missing-file", file=file, what="no such file", fix=_AGAIN)]
     if path.stat().st_size > LONGEST_CONFIG_BYTES:
-        what = f"{path.stat().st_size} bytes; no config.pbtxt is past {LONGEST_CONFIG_BYTES}"
+        what = f"{path.stat().st_size} bytes; the limit for a config.pbtxt is {LONGEST_CONFIG_BYTES}"
         return None, [Finding(severity="error", code="not-a-config", file=file, what=what, fix=_AGAIN)]
     text = _COMMENT.sub("", path.read_text(encoding="utf-8", errors="replace"))
     findings = list(_unfilled(text, file))
@@ -111,12 +111,12 @@ def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding
 
 
 def finding_of(severity: Severity, code: str, file: ModelFile, what: str, fix: str) -> Finding:
-    """Return a finding in a model's config.pbtxt."""
+    """Return a finding about a model's config.pbtxt."""
     return Finding(severity=severity, code=code, file=file.file, what=what, fix=fix)
 
 
 def number_of(text: str | None) -> float | None:
-    """Return a parameter as a number; None where it is none."""
+    """Return a parameter as a number; None if it is not a number."""
     try:
         return None if text is None else float(text)
     except ValueError:
@@ -148,7 +148,7 @@ _AGAIN = "build the repository again: build-repo ENGINE_DIR --force"
 
 
 def _key_hint(message: str) -> str:
-    """Return the nearest key of ModelConfig where the parser met one it does not know."""
+    """Return the nearest key of ModelConfig, if the parse error is about an unknown key."""
     found = re.search(r'has no field named "(\w+)"', message)
     known = [field.name for field in model_config_pb2.ModelConfig.DESCRIPTOR.fields]
     close = difflib.get_close_matches(found[1], known, n=1) if found else []

@@ -1,8 +1,8 @@
-"""Settings that contradict each other or the engine, and what has hurt others: each with its fix.
+"""Known problems: settings that contradict each other or the engine, and common mistakes; each with its fix.
 
 Source:
-    Issues of triton-inference-server/tensorrtllm_backend and NVIDIA/TensorRT-LLM, by number where one tells the story;
-    `model_instance_state.cc` for what the backend does with a parameter.
+    Issues of triton-inference-server/tensorrtllm_backend and NVIDIA/TensorRT-LLM, cited by number;
+    `model_instance_state.cc` for the backend's handling of parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AGAIN = "build the repository again: build-repo ENGINE_DIR --server trtllm-serv
 POLICIES = ("max_utilization", "guaranteed_no_evict")
 BATCHING = ("inflight_fused_batching", "inflight_batching", "v1", "V1")
 MODES = ("top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter", "lookahead", "eagle")
-# Parameters whose every change from what build-repo wrote would make figures say something else.
+# Parameters which change the meaning of measured figures if edited after build-repo.
 HELD = ("gpt_model_type", "batch_scheduler_policy", "enable_kv_cache_reuse", "enable_chunked_context")
 OURS = {
     "emulated", "emulator_time_scale", "emulator_manifest", "engine_name", "max_prompt_tokens", "max_output_tokens",
@@ -56,7 +56,7 @@ Files = Mapping[str, ModelFile]
 
 
 def engine_issues(folder: Path, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
-    """Find what is wrong with the `tensorrt_llm` model and with what must agree with it."""
+    """Find problems of the `tensorrt_llm` model and of the models that must match it."""
     file = files.get("tensorrt_llm")
     if file is None:
         return
@@ -71,12 +71,12 @@ def engine_issues(folder: Path, files: Files, manifest: RepositoryManifest | Non
 
 
 def _stands_in(file: ModelFile) -> bool:
-    """Whether a `tensorrt_llm` model is one of ours: an emulated engine, or a relay to another server."""
+    """Return whether a `tensorrt_llm` model is an emulated engine or a relay to another server."""
     return file.parameters.get("emulated") == "true" or "engine_url" in file.parameters
 
 
 def text_issues(folder: Path, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
-    """Find what is wrong around the engine: tokenizers, instances, names."""
+    """Find problems of the models around the engine: tokenizers, instances, names."""
     for model in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
         if model in files:
             yield from _tokenizer(folder, files[model], manifest)
@@ -89,7 +89,7 @@ def text_issues(folder: Path, files: Files, manifest: RepositoryManifest | None)
 
 
 def llmapi_issues(folder: Path, file: ModelFile, manifest: RepositoryManifest | None) -> Iterator[Finding]:
-    """Find what is wrong with the LLM API's model: its model.yaml, and what config.pbtxt says beside it."""
+    """Find problems of the LLM API's model: its model.yaml and config.pbtxt."""
     name = f"tensorrt_llm/1/{MODEL_YAML}"
     try:
         document = load_yaml(folder / name)
@@ -104,7 +104,7 @@ def llmapi_issues(folder: Path, file: ModelFile, manifest: RepositoryManifest | 
         yield Finding(severity="error", code="model-yaml", file=name, what=what, fix=fix)
         return
     if asked["max_batch_size"] != 0:
-        what = f"triton_config.max_batch_size is {asked['max_batch_size']!r}; 0 is all that TensorRT-LLM supports"
+        what = f"triton_config.max_batch_size is {asked['max_batch_size']!r}; TensorRT-LLM supports only 0"
         yield Finding(severity="error", code="llmapi-batch", file=name, what=what, fix="max_batch_size: 0")
     if bool(asked["decoupled"]) != file.decoupled:
         what = f"decoupled is {file.decoupled}, {name} says {asked['decoupled']!r}"
@@ -128,7 +128,7 @@ def llmapi_issues(folder: Path, file: ModelFile, manifest: RepositoryManifest | 
 
 
 def serve_traps(folder: Path, manifest: RepositoryManifest) -> Iterator[Finding]:
-    """Find what is wrong with the YAML of trtllm-serve."""
+    """Find problems in the YAML of trtllm-serve."""
     try:
         document = load_yaml(folder / SERVE_YAML)
     except CommandError as error:
@@ -137,12 +137,14 @@ def serve_traps(folder: Path, manifest: RepositoryManifest) -> Iterator[Finding]
         return
     yield from _llm_arguments(SERVE_YAML, document, manifest)
     if not document.get("return_perf_metrics"):
-        what = "return_perf_metrics is false: there is no /prometheus/metrics, and nothing to monitor or scale by"
+        what = (
+            "return_perf_metrics is false: there is no /prometheus/metrics, so there is nothing to monitor or scale by"
+        )
         yield Finding(severity="warning", code="serve-metrics", file=SERVE_YAML, what=what, fix="true")
 
 
 def _llm_arguments(name: str, document: dict[str, Any], manifest: RepositoryManifest | None) -> Iterator[Finding]:
-    """Find arguments that the engine's TensorRT-LLM version does not know."""
+    """Find arguments that the engine's TensorRT-LLM version does not have."""
     choices = manifest.engine.llm_api if manifest is not None else None
     if choices is not None:
         arguments = {key: value for key, value in document.items() if key != "triton_config"}
@@ -152,7 +154,7 @@ def _llm_arguments(name: str, document: dict[str, Any], manifest: RepositoryMani
 
 
 def _checkpoint_here(name: str, document: dict[str, Any], manifest: RepositoryManifest | None) -> Iterator[Finding]:
-    """Find a checkpoint that is neither on this machine nor a published one, to be downloaded."""
+    """Find a checkpoint that is neither on this machine nor a published one that can be downloaded."""
     choices = manifest.engine.llm_api if manifest is not None else None
     is_published = choices is not None and choices.published_checkpoint is not None
     if not is_published and not Path(str(document.get("model"))).exists():
@@ -203,7 +205,7 @@ def _cache(file: ModelFile, values: Mapping[str, str]) -> Iterator[Finding]:
     elif fraction is not None and fraction > MOST_KV_FRACTION:
         what = f"kv_cache_free_gpu_mem_fraction is {fraction:g}: little is left for what is allocated later (issue 303)"
         yield finding_of("warning", "kv-fraction", file, what, f"at most {MOST_KV_FRACTION}")
-    unknown = EngineConfig()  # what contradicts itself, whatever the engine
+    unknown = EngineConfig()  # contradictions within the settings, independent of the engine
     found = {each.code for each in misfits(served_of(file, None, unknown), unknown)}
     if "host-cache" in found:
         what = "kv_cache_host_memory_bytes without enable_kv_cache_reuse: blocks in host memory are never reused"
@@ -275,7 +277,7 @@ def _backend(file: ModelFile) -> Iterator[Finding]:
 
 
 def _edited(folder: Path, file: ModelFile, files: Files, manifest: RepositoryManifest) -> Iterator[Finding]:
-    """Find where a repository of ours is not what its manifest says it was written as."""
+    """Find differences between a repository of this project and its manifest."""
     again = "build the repository again"
     for each in files.values():
         size, wanted = each.config.max_batch_size, manifest.engine.limits.max_batch_size

@@ -1,4 +1,4 @@
-"""Whether a repository of ours is what Triton and TensorRT-LLM will accept, found out before a server is started."""
+"""Checks that Triton and TensorRT-LLM will accept a repository, before a server is started."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from triton_repo.audit.audit import audit_repository, first_error
 from triton_repo.audit.findings import read_model
 from triton_repo.settings import read_repository
 
-# What an audit finds in the engine's own folder, which need not be where the repository is made; the guard of
-# serve-repo looks there before a server is started.
+# Findings about the engine's own folder, which may be on another machine; serve-repo's preflight checks it before
+# starting.
 OF_THE_ENGINE = ("engine-config", "ranks", "engine-version", "compute-capability")
 
 
 def check_repository(folder: Path) -> list[str]:
-    """Check a repository's every file against Triton's schema, TensorRT-LLM's tensors and the engine's manifest.
+    """Check every file of a repository against Triton's schema, TensorRT-LLM's tensors and the engine's manifest.
 
     Returns:
-        What was checked, a line for each model.
+        What was checked, one line per model.
 
     Raises:
-        MissingError: The folder, a model or a file of one is missing.
-        UserError: The first thing wrong: file, what, and what was expected.
+        MissingError: The folder, a model or one of its files is missing.
+        UserError: The first error: file, problem, expected value.
     """
     if not folder.is_dir():
         raise MissingError(f"{folder}: no such repository", hint="create one with build-repo ENGINE_DIR")
@@ -37,11 +37,11 @@ def check_repository(folder: Path) -> list[str]:
 
 
 def read_config(path: Path) -> Any:
-    """Parse a model's config.pbtxt into Triton's own ModelConfig.
+    """Parse a model's config.pbtxt into Triton's ModelConfig.
 
     Raises:
-        MissingError: There is no such file.
-        UserError: It does not parse: a key that ModelConfig does not have, a placeholder that was never filled.
+        MissingError: The file does not exist.
+        UserError: It does not parse: an unknown key, or an unfilled placeholder.
     """
     repository = path.parent.parent
     file, findings = read_model(repository, path.parent.name)

@@ -24,7 +24,7 @@ class Panel:
 
 
 def panels(plan: DeploymentPlan) -> list[Panel]:
-    """Return the dashboard's charts of what this server publishes; those of GPUs only where there is one."""
+    """Return the dashboard's panels for what this server publishes; GPU panels only with a GPU."""
     if plan.variant == "trtllm_serve":
         return _request_panels() + (_batch_panels() if engine_is_published(plan.llm_api) else [])
     there = published_by(plan)
@@ -70,7 +70,7 @@ def panels(plan: DeploymentPlan) -> list[Panel]:
 
 
 def _request_panels() -> list[Panel]:
-    """Return the charts of trtllm-serve's requests; it publishes nothing of GPUs: NVIDIA's dcgm-exporter does."""
+    """Return the panels of trtllm-serve's requests; it has no GPU metrics, which NVIDIA's dcgm-exporter provides."""
     each = "{{instance}}"
     return [
         Panel("Requests in the server", "short", (("trtllm:requests_in_flight:mean1m", each),),
@@ -86,7 +86,7 @@ def _request_panels() -> list[Panel]:
 
 
 def _batch_panels() -> list[Panel]:
-    """Return the charts of the engine, from 1.3 on."""
+    """Return the panels of the engine, for versions since 1.3."""
     each = "{{instance}}"
     return [
         Panel("Requests in the engine", "short", (("trtllm:requests_scheduled", "in the batch {{instance}}"),
@@ -121,7 +121,7 @@ def _emulator_panels() -> list[Panel]:
 
 
 def dashboard_json(plan: DeploymentPlan) -> str:
-    """Return a Grafana dashboard, two panels a row."""
+    """Return a Grafana dashboard, two panels per row."""
     source = {"type": "prometheus", "uid": DATASOURCE}
     charts = [
         {

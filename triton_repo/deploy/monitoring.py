@@ -1,14 +1,14 @@
-"""What is watched of a server: recording rules, alerts and the autoscaler's metrics, over metrics it really publishes.
+"""Monitoring of a server: recording rules, alerts and autoscaling metrics, based on metrics it actually publishes.
 
-Metrics are TensorRT-LLM's and Triton's own (an emulated engine publishes the same names). Alerts and panels ask for the
-recorded series, so that they cannot disagree about what a word means.
+Metrics are TensorRT-LLM's and Triton's own (an emulated engine publishes the same names). Alerts and panels use the
+recorded series, so that their definitions are the same everywhere.
 
-No metric counts the requests in the queue of TensorRT-LLM's executor: its `waiting` leaves them out, and Triton's own
-queue is empty because the C++ backend takes every request at once. What moves when they queue: the seconds that ended
-requests took (by Little's law, the requests in the server), the engine's slots, and the time to the first response.
+No metric counts the requests in the queue of TensorRT-LLM's executor: its `waiting` excludes them, and Triton's own
+queue is empty because the C++ backend takes every request at once. Metrics that respond to a queue: the durations of
+ended requests (by Little's law, the requests in the server), the engine's slots, and the time to the first response.
 
-The LLM API's model publishes nothing of its engine, and Triton counts a request as done once that model, one of the
-Python backend, has taken it. What stands on either is left out there: the time to the first response remains.
+The LLM API's model publishes no engine metrics, and Triton counts a request as done once that model, which uses the
+Python backend, has taken it. Series based on either are omitted there; the time to the first response remains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from triton_repo.deploy import monitoring_serve
 from triton_repo.deploy.plan import DeploymentPlan
 from triton_repo.deploy.rules import BUSY, POD, Alert, Recorded, Scaling
 
-# The models whose requests hold an engine's request from beginning to end. One request may be counted by two of them.
+# Models whose requests include an engine's request from start to end. One request may be counted by two of them.
 WHOLE = '{model=~"ensemble|tensorrt_llm|tensorrt_llm_bls"}'
 # Since Triton 24.11, with histogram_latencies: not in the local server of install-triton (24.10).
 HISTOGRAM = "nv_inference_first_response_histogram_ms"
@@ -28,15 +28,15 @@ REQUESTS = 'nv_trt_llm_request_metrics{{request_type="{}"}}'
 BATCHER = 'nv_trt_llm_inflight_batcher_metrics{{inflight_batcher_specific_metric="{}"}}'
 KV = 'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="{}"}}'
 
-# What only the C++ backend's model publishes, or gives a meaning.
+# Series published, or meaningful, only with the C++ backend's model.
 CPP_BACKEND = ("nv_trt_llm_", "nv_llm_", "nv_inference_request_duration_us")
 
 
 def recorded(stages: int = 1) -> list[Recorded]:
-    """Return the recording rules; `by (instance)` leaves out the version, which changes when an engine is rolled.
+    """Return the recording rules; `by (instance)` drops the version, which changes when an engine is replaced.
 
     Args:
-        stages: Of the engine's pipeline. Each has a micro-batch of its own in flight, and the metrics show only one.
+        stages: Pipeline stages of the engine. Each has a micro-batch in flight, and the metrics show only one.
     """
     rate = "sum by (instance, model) (rate({}[5m]))"
     done = rate.format("nv_inference_request_success")
@@ -49,9 +49,10 @@ def recorded(stages: int = 1) -> list[Recorded]:
                  "requests the batch manager has taken, at most triton:requests_max"),
         Recorded("triton:requests_scheduled", _sum(REQUESTS.format("scheduled")), "requests in the latest step"),
         Recorded("triton:requests_waiting", waiting,
-                 "of those taken, in no step: for want of KV blocks or of room for tokens; the queue is not in it"),
+                 "taken requests in no step, because KV blocks or the token budget ran out; excludes the queue"),
         Recorded("triton:requests_max", _max(REQUESTS.format("max")), "the engine's slots"),
-        Recorded("triton:requests_paused", _sum(BATCHER.format("paused_requests")), "requests paused for want of KV"),
+        Recorded("triton:requests_paused", _sum(BATCHER.format("paused_requests")),
+                 "requests paused because KV blocks ran out"),
         Recorded("triton:slots_taken:ratio1m", "avg_over_time(triton:requests_active[1m]) / triton:requests_max",
                  "share of the slots taken; at 1 what comes next queues"),
         Recorded("triton:requests_in_flight:mean1m", f"max by (instance) ({_seconds_per_second()})",

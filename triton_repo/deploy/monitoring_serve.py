@@ -50,7 +50,7 @@ def _of_engine() -> list[Recorded]:
         Recorded("trtllm:requests_scheduled", total.format("trtllm_num_scheduled_requests"),
                  "requests in the latest step"),
         Recorded("trtllm:requests_paused", total.format("trtllm_num_paused_requests"),
-                 "requests paused for want of KV"),
+                 "requests paused because KV blocks ran out"),
         Recorded("trtllm:slots_taken:ratio1m", "avg_over_time(trtllm:requests_running[1m]) / trtllm:requests_max",
                  "share of the slots taken; at 1 what comes next queues"),
         Recorded("trtllm:kv_used:ratio", "max by (instance) (trtllm_kv_cache_utilization)",

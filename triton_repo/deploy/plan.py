@@ -19,7 +19,7 @@ from triton_repo.settings import REPOSITORY_NAME, RepositoryManifest, Variant, r
 
 GIB = 2**30
 NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
-ENDPOINT_S = 10  # a terminating pod still gets requests until every node has heard that it is no endpoint any more
+ENDPOINT_S = 10  # a terminating pod still gets requests until every node has removed the endpoint
 EXIT_S = 15  # Triton ends within its own time-out, or is killed
 LOAD_BYTES_PER_S = 100e6  # network storage at its slowest; a probe that gives up too early restarts the load for ever
 LEAST_START_S = 600
@@ -218,7 +218,7 @@ def _image(manifest: RepositoryManifest) -> str:
 
 
 def _command(manifest: RepositoryManifest) -> list[str]:
-    if manifest.variant == "trtllm_serve":  # it starts its ranks by itself
+    if manifest.variant == "trtllm_serve":  # it starts its own ranks
         served_at = Path(manifest.served_at)
         port = f"${{HTTP_PORT:-{PORTS['http']}}}"
         return [*serve_command_of(served_at, manifest, address="0.0.0.0", port=port), "$@"]

@@ -1,4 +1,4 @@
-"""What a watched server's rules are made of."""
+"""The building blocks of Prometheus rules for a server."""
 
 from __future__ import annotations
 

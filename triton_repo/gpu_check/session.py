@@ -83,7 +83,7 @@ class Session:
         return self.settings.out / "made" / name
 
     def run(self, name: str, *arguments: object, limit_s: float = BUILD_LIMIT_S) -> str:
-        """Run a command to its end and return its stdout; errors as `run_command`."""
+        """Run a command to completion and return its stdout. Raises as `run_command` does."""
         return run_command([name, *map(str, arguments)], log=self.log, limit_s=limit_s)
 
     def build_arguments(self, precision: str) -> list[object]:

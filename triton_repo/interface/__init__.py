@@ -1,4 +1,4 @@
-"""Names in Triton and TensorRT-LLM: tensors, parameters, configuration; imports `settings` alone."""
+"""Names in Triton and TensorRT-LLM: tensors, parameters, configuration. May import `settings` only."""
 
 from triton_repo.interface.llmapi import (
     HEADER,

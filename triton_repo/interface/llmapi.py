@@ -1,7 +1,7 @@
-"""What a server of the LLM API is told: Triton's model.yaml, trtllm-serve's YAML, and the inputs of Triton's model.
+"""Configuration of the LLM API's servers: Triton's model.yaml, trtllm-serve's YAML, inputs of Triton's model.
 
-TensorRT-LLM compiles nothing for these. One Triton model, `tensorrt_llm`, takes text and gives text; what an engine and
-its repository decide stands in a `model.yaml` beside its code.
+TensorRT-LLM compiles nothing for these. A single Triton model, `tensorrt_llm`, takes and returns text; its
+configuration is a `model.yaml` beside its code.
 
 Source:
     TensorRT-LLM, triton_backend/all_models/llmapi, 1.0 to 1.4rc; argument names by version: `engines.spec.llm_api`.
@@ -30,15 +30,15 @@ SERVE_HEADER = """\
 def llm_document(
     engine: EngineManifest, settings: ServingSettings, *, checkpoint: str, tokenizer: str | None
 ) -> dict[str, Any]:
-    """Return model.yaml: the LLM API's arguments, and what Triton itself must know.
+    """Return model.yaml: the LLM API's arguments, and Triton's own settings.
 
     Args:
         settings: Resolved.
-        checkpoint: Where the server finds the checkpoint.
-        tokenizer: Where it finds the tokenizer; None: in the checkpoint.
+        checkpoint: Path of the checkpoint on the server.
+        tokenizer: Path of the tokenizer on the server; None: in the checkpoint.
 
     Raises:
-        UserError: A setting that the engine's TensorRT-LLM version has no argument for.
+        UserError: The engine's TensorRT-LLM version has no argument for a setting.
     """
     return model_document(
         llm_arguments(engine, served_runtime(settings)),
@@ -53,12 +53,12 @@ def llm_document(
 
 
 def trtllm_serve_document(engine: EngineManifest, settings: ServingSettings) -> dict[str, Any]:
-    """Return the YAML of `trtllm-serve`; settings resolved, errors as `llm_document`."""
+    """Return the YAML of `trtllm-serve` for resolved settings. Raises as `llm_document` does."""
     return serve_document(llm_arguments(engine, served_runtime(settings)))
 
 
 def served_runtime(settings: ServingSettings) -> LlmRuntime:
-    """Return what resolved settings choose of the LLM API; one that is upstream's default is left out."""
+    """Return the LLM API's runtime arguments for resolved settings, without those at upstream's default."""
     cache = settings.kv_cache
     more: dict[str, Any] = {}
     if settings.decoding.guided_backend is not None:
@@ -83,11 +83,11 @@ def served_runtime(settings: ServingSettings) -> LlmRuntime:
 
 
 def llmapi_inputs(engine: EngineManifest) -> tuple[Tensor, ...]:
-    """Return the inputs of Triton's model: with those that choose an adapter, where its version reads them."""
+    """Return the inputs of Triton's model; includes those that select an adapter if the version reads them."""
     return LLMAPI_INPUTS + (LLMAPI_LORA_INPUTS if takes_adapters(engine) else ())
 
 
 def takes_adapters(engine: EngineManifest) -> bool:
-    """Return whether Triton's model can be asked for a LoRA adapter: there are some, and its version reads them."""
+    """Return whether a request can select a LoRA adapter: the engine has some, and the version reads the input."""
     choices = choices_of(engine)
     return choices.adapters is not None and llm_api(choices.version).triton_lora_inputs

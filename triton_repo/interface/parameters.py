@@ -7,9 +7,9 @@ from typing import Any
 from engines.manifest import EngineManifest
 from triton_repo.settings import RepositoryManifest, ServingSettings, shown
 
-# TensorRT-LLM's backend does not load without these keys, empty or not; every other one it reads may be left out.
+# Keys without which TensorRT-LLM's backend does not load, even if empty; all others are optional.
 MUST_BE_THERE = ("gpt_model_type", "tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
-# Keys of upstream's template that are never written: of encoder-decoder models, and one the backend ignores.
+# Keys of upstream's template that are never written: for encoder-decoder models, and one that the backend ignores.
 NEVER_WRITTEN = ("encoder_model_path", "enable_trt_overlap")
 
 
@@ -19,10 +19,10 @@ def engine_parameters(
     """Return the parameters of the `tensorrt_llm` model, as TensorRT-LLM's backend reads them.
 
     Args:
-        settings: Resolved. What is None is left out: the backend then does what it does by default.
+        settings: Resolved. None values are omitted, so that the backend's default applies.
     """
     values: dict[str, Any] = {
-        # ours; TensorRT-LLM's backend reads the keys it knows and leaves the others
+        # this project's own; TensorRT-LLM's backend ignores unknown keys
         "engine_name": f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}",
         "max_beam_width": engine.limits.max_beam_width,
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
@@ -66,7 +66,7 @@ def model_parameters(repository: RepositoryManifest, *, engine_dir: str, tokeniz
 
 
 def limit_parameters(settings: ServingSettings) -> dict[str, Any]:
-    """Return our own parameters of the models that refuse what is too long."""
+    """Return this project's own parameters for the models that enforce length limits."""
     return {
         "max_prompt_tokens": settings.limits.max_prompt_tokens,
         "max_output_tokens": settings.limits.max_output_tokens,
@@ -74,7 +74,7 @@ def limit_parameters(settings: ServingSettings) -> dict[str, Any]:
 
 
 def written(values: dict[str, Any]) -> dict[str, str]:
-    """Return parameters as config.pbtxt states them; what is None, or an empty list, is left out."""
+    """Return parameters in config.pbtxt's notation; None and empty lists are omitted."""
     return {key: shown(value) for key, value in values.items() if value is not None and value != ()}
 
 

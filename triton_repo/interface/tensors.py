@@ -1,6 +1,6 @@
-"""The tensors of TensorRT-LLM's in-flight batching models, one line each.
+"""The tensors of TensorRT-LLM's in-flight batching models, one per line.
 
-A line reads ``name type dims flags``. Flags: ``scalar`` (dims [1], reshaped to no dimension), ``ragged`` (sequences of
+A line is ``name type dims flags``. Flags: ``scalar`` (dims [1], reshaped to no dimension), ``ragged`` (sequences of
 different lengths share a batch), ``optional``.
 
 Source:
@@ -168,7 +168,7 @@ kv_cache_alloc_total_blocks INT32 [1]
 {performance}num_input_tokens INT32 [1]
 num_output_tokens INT32 [1]
 """.replace("{performance}", _PERFORMANCE[1:])
-REPLY_OUTPUTS = _table(_REPLY.replace("{between}\n", ""))  # what the ensemble and the BLS model pass on by name
+REPLY_OUTPUTS = _table(_REPLY.replace("{between}\n", ""))  # passed on by name by the ensemble and the BLS model
 ENGINE_OUTPUTS = _table(
     "output_ids INT32 [-1,-1]\nsequence_length INT32 [-1]"
     + _REPLY.replace("{between}", "context_phase_params UINT8 [-1]")
@@ -240,7 +240,7 @@ guided_decoding_guide STRING [1] optional"""
 
 TEXT_OUTPUTS = (*_table("text_output STRING [-1]"), *REPLY_OUTPUTS)
 
-# The LLM API's one model; it batches nothing, so dims are whole shapes.
+# The LLM API's only model; it does not batch, so dims are complete shapes.
 LLMAPI_INPUTS = _table("""
 text_input STRING [-1]
 streaming BOOL [1] optional
@@ -260,7 +260,7 @@ return_stop_reason BOOL [1] optional
 return_cumulative_logprob BOOL [1] optional
 stop BOOL [1] optional
 """)
-# Since TensorRT-LLM 1.3 (PR 14079): the first three together, the last one "hf" where it is left out.
+# Since TensorRT-LLM 1.3 (PR 14079): the first three are required together, the last defaults to "hf".
 LLMAPI_LORA_INPUTS = _table("""
 lora_id UINT64 [1] optional
 lora_name STRING [1] optional

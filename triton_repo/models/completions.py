@@ -1,4 +1,4 @@
-"""A client of an OpenAI-compatible server that takes and returns token ids: what stands behind a relayed engine.
+"""A client of the OpenAI-compatible server behind a relayed engine; prompts and replies are token ids.
 
 Source:
     vLLM, `/v1/completions`: `prompt` as token ids, `return_token_ids` (0.10.2 and later), `stop_token_ids`,
@@ -26,19 +26,19 @@ NO_IDS = (
 
 
 class RelayError(Exception):
-    """A request that the server behind did not answer; the text is what the client sees."""
+    """The server did not answer a request; the text is sent to the client."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of a reply: new token ids, and why it has ended, once it has (`length` or `stop`)."""
+    """Part of a reply: new token ids and, at its end, the reason (`length` or `stop`)."""
 
     tokens: tuple[int, ...]
     finish_reason: str | None
 
 
 class CompletionsServer:
-    """One server, by its URL.
+    """One server.
 
     Args:
         url: `http://HOST:PORT`, without a path.
@@ -49,7 +49,7 @@ class CompletionsServer:
         self._url = url
 
     def models(self) -> list[str]:
-        """Return the names of the models it serves.
+        """Return the names of the served models.
 
         Raises:
             RelayError: It does not answer.
@@ -58,7 +58,7 @@ class CompletionsServer:
         return [str(row.get("id")) for row in rows if isinstance(row, dict)]
 
     def start(self, model: str, prompt: list[int], output_tokens: int, options: dict[str, Any]) -> Exchange:
-        """Send a request; its reply is read from what this returns.
+        """Prepare a request; `Exchange.pieces` sends it and yields the reply.
 
         Args:
             options: Further fields of the request, by vLLM's names.
@@ -89,7 +89,7 @@ class CompletionsServer:
 
 
 class Exchange:
-    """One request on its way; read it in one thread, cancel it from any."""
+    """One request in flight. Read it in one thread; `cancel` may be called from any."""
 
     def __init__(self, connection: http.client.HTTPConnection, url: str, asked: dict[str, Any]) -> None:
         self._connection = connection
@@ -100,10 +100,10 @@ class Exchange:
         self._is_cancelled = False
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the reply as it comes.
+        """Yield the parts of the reply as they arrive.
 
         Raises:
-            RelayError: The server refused, broke off, or answered with something else; also after `cancel`.
+            RelayError: The server refused, closed the connection or sent an invalid response; also after `cancel`.
         """
         try:
             self._connect()
@@ -120,7 +120,7 @@ class Exchange:
             self._connection.close()
 
     def cancel(self) -> None:
-        """End the exchange: the server sees its client leave, and `pieces` ends."""
+        """Close the connection, which aborts the request in the server and ends `pieces`."""
         with self._lock:
             self._is_cancelled = True
             if self._socket is not None:
@@ -156,7 +156,7 @@ def _pieces(response: http.client.HTTPResponse) -> Iterator[Piece]:
 
 
 def _message(body: bytes) -> str:
-    """Return what an error document says; its text, if it is none."""
+    """Return the message of an error document, or the body's text."""
     try:
         document = json.loads(body)
         found = document.get("error", document)

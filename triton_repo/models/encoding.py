@@ -1,9 +1,9 @@
-"""Text to token ids as the `tokenizers` library says, with most of its work left out where the text is plain.
+"""Tokenization with the results of the `tokenizers` library, but faster for plain text.
 
-Over half of what the library spends on a prompt goes into cutting it into words. Words come again and again, and their
-tokens do not depend on what stands around them; so here plain ASCII is cut by Python's own `re`, and each word is asked
-of the library's model once. All other text, and every tokenizer that is not made this way, goes to the library whole:
-Unicode has letters that two libraries may class differently, and tokens must be the ones the model was trained on.
+More than half of the library's time is spent splitting text into words. Words recur, and their tokens do not depend on
+their context. Plain ASCII is therefore split by Python's `re`, and each word is passed to the library's model once. All
+other text, and every tokenizer of another kind, goes to the library whole: two libraries may classify some Unicode
+letters differently, and the tokens must be those that the model was trained on.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tokenizers import Tokenizer
 from triton_repo.models.text import byte_alphabet
 
 CACHED_PIECES = 65_536
-CACHED_CHARACTERS = 32  # longer pieces hardly come twice, and a client could send any number of them
+CACHED_CHARACTERS = 32  # longer pieces rarely recur, and a client could send any number of them
 
-# How tokenizers cut text, and the same for ASCII. `\s` is then [\t\n\v\f\r ], in `re.ASCII` as in theirs.
+# How tokenizers split text, and the equivalent for ASCII. `\s` is [\t\n\v\f\r ] in `re.ASCII`, as in theirs.
 _QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -31,20 +31,20 @@ _CUTS = {
     .replace(r"\p{L}\p{N}", "A-Za-z0-9")
     for pattern, count in ((_QWEN, ""), (_LLAMA_3, "{1,3}"))
 }  # fmt: skip
-# Where a piece ends whatever surrounds it, so that both sides can be cut by themselves: after a line break that no
-# white space follows, and before a lone space between two characters that are none.
+# Where text can be cut into parts that are split independently: after a line break not followed by white space, and
+# before a single space between two non-space characters.
 _LINES = re.compile(r"(?<=[\r\n])(?=[!-~])")
 _WORDS = re.compile(r"(?<=[!-~])(?= [!-~])")
 
 
 class Encoder:
-    """Turns text into token ids.
+    """Converts text to token ids.
 
     Args:
-        tokenizer: As `load_tokenizer` returns it.
+        tokenizer: As returned by `load_tokenizer`.
 
     Attributes:
-        is_fast: Whether this tokenizer is one of those whose plain text needs no library.
+        is_fast: Whether plain text bypasses the library for this tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -62,10 +62,10 @@ class Encoder:
         self._around = _around(tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Return the token ids of a text; special tokens written in it are single tokens.
+        """Return the token ids of a text; special tokens written in it become single tokens.
 
         Args:
-            add_special_tokens: Put those around it that the tokenizer's own template puts there.
+            add_special_tokens: Add the special tokens of the tokenizer's template.
         """
         before, after = self._around if add_special_tokens else ((), ())
         ids = list(before)
@@ -77,7 +77,7 @@ class Encoder:
         return ids
 
     def _is_settled(self, text: str) -> bool:
-        """Whether normalizing would leave the text as it is, so that special tokens are where they are seen."""
+        """Whether normalization leaves the text unchanged, so that special tokens can be located in it."""
         return not self._normalizes or unicodedata.is_normalized("NFC", text)
 
     def _parts(self, text: str, ids: list[int]) -> None:
@@ -103,7 +103,7 @@ class Encoder:
                 self._mixed(line, ids)
 
     def _mixed(self, line: str, ids: list[int]) -> None:
-        """Cut a line with other characters in it into words; those that have some are asked of the library, once."""
+        """Split a line with non-ASCII characters into words; words that contain some go to the library, once each."""
         for word in _WORDS.split(line):
             tokens = self._known.get(word)
             if tokens is not None:
@@ -121,7 +121,7 @@ class Encoder:
             ids += self._learn(piece) if tokens is None else tokens
 
     def _learn(self, piece: str) -> tuple[int, ...]:
-        """Return a piece's tokens, by the library's own model."""
+        """Return a piece's tokens from the library's model."""
         written = piece.encode().decode("latin-1").translate(self._written)
         return self._keep(piece, (token.id for token in self._model.tokenize(written)))
 
@@ -135,7 +135,7 @@ class Encoder:
 
 
 def _cut_for(description: dict[str, Any]) -> Callable[[str], Sequence[str]] | None:
-    """Return what cuts ASCII as a tokenizer does; None for a tokenizer of another make."""
+    """Return a function that splits ASCII as the tokenizer does; None for an unknown kind of tokenizer."""
     steps = (description["pre_tokenizer"] or {}).get("pretokenizers", [])
     if [step["type"] for step in steps] != ["Split", "ByteLevel"] or not _is_plain(description):
         return None
@@ -148,7 +148,7 @@ def _cut_for(description: dict[str, Any]) -> Callable[[str], Sequence[str]] | No
 
 
 def _is_plain(description: dict[str, Any]) -> bool:
-    """Whether a tokenizer's words have tokens that depend on nothing but the word."""
+    """Whether the tokens of a word depend on the word alone."""
     model, normalizer = description["model"], description["normalizer"] or {"type": "NFC"}
     special = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
     if model["type"] != "BPE" or any(model.get(key) for key in special) or normalizer["type"] != "NFC":
@@ -158,7 +158,7 @@ def _is_plain(description: dict[str, Any]) -> bool:
 
 
 def _splitter(added: Iterable[dict[str, Any]], *, normalized: bool) -> Callable[[str], Sequence[str]]:
-    """Return what splits text at the added tokens of one kind: text and token in turn, the longest token first."""
+    """Return a function that splits text at added tokens of one kind: text and token alternate, longest match first."""
     contents = [token["content"] for token in added if token["normalized"] is normalized]
     if not contents:
         return lambda text: (text,)
@@ -167,7 +167,7 @@ def _splitter(added: Iterable[dict[str, Any]], *, normalized: bool) -> Callable[
 
 
 def _around(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the tokens that a tokenizer's template puts before a text, and after it."""
+    """Return the special tokens that a tokenizer's template puts before and after a text."""
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     begin = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)

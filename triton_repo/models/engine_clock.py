@@ -1,4 +1,4 @@
-"""The emulated engine's clock: runs a batcher against the wall, on absolute deadlines, and knows how late it was."""
+"""The emulated engine's clock: runs a batcher on the wall clock with absolute deadlines, and measures its lateness."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from engines.emulator import Batcher, BatcherState, Iteration, Request, RequestId, TokenEvent
 
 RECENT_STEPS = 2000
-SPIN_S = 0.0002  # the last stretch before a deadline is slept in short naps: the kernel wakes sleepers late
+SPIN_S = 0.0002  # the last part before a deadline is slept in short intervals, because the kernel wakes late
 
 
 @dataclass(slots=True)
 class Lateness:
-    """How late steps ended, in wall seconds; totals since the start, the rest over the recent steps."""
+    """Lateness of steps, in wall seconds: totals since the start, and statistics of recent steps."""
 
     steps: int = 0
     step_seconds: float = 0.0
@@ -26,7 +26,7 @@ class Lateness:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
     def note(self, seconds: float, late_s: float) -> None:
-        """Take one step's length and how late it ended."""
+        """Record a step's duration and its lateness."""
         self.steps += 1
         self.step_seconds += seconds
         self.late_seconds += late_s
@@ -51,7 +51,7 @@ class EngineClock:
         time_scale: Wall seconds of one engine second.
         deliver: Called after each step, outside the lock, with the tokens it made; must be quick.
         begun: Called before each step that computes prompts, under the lock; must be quick.
-        failed: Called if the thread ends without having been told to: a defect, whose traceback is in the server's log.
+        failed: Called if the thread ends without a call of `stop`: a defect, whose traceback is in the server's log.
     """
 
     def __init__(
@@ -78,32 +78,32 @@ class EngineClock:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the step under way."""
+        """Stop the thread after the current step."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join(timeout=5)
 
     def submit(self, request: Request) -> None:
-        """Queue a request; errors as `Batcher.submit`."""
+        """Queue a request. Raises as `Batcher.submit` does."""
         with self._changed:
             self._batcher.submit(request, time.monotonic())
             self._changed.notify()
 
     def cancel(self, request_id: RequestId) -> bool:
-        """End a request; return whether it was there."""
+        """End a request; return whether it existed."""
         with self._changed:
             return self._batcher.cancel(request_id)
 
     def state(self) -> tuple[BatcherState, Lateness]:
-        """Return the batcher's numbers as they are now, and the clock's own."""
+        """Return the batcher's current state and the clock's lateness."""
         with self._changed:
             return self._batcher.snapshot(), self._lateness
 
     def latest_iteration(self) -> tuple[BatcherState, Lateness]:
-        """Return the batcher's numbers as of the latest iteration's begin, and the clock's own.
+        """Return the batcher's state at the start of the latest iteration, and the clock's lateness.
 
-        Upstream takes its metrics then: a request that comes during an iteration is not in its numbers.
+        Upstream samples its metrics at that point: a request that arrives during an iteration is not included.
         """
         with self._changed:
             return self._latest, self._lateness

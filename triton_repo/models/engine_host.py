@@ -1,7 +1,7 @@
-"""What every emulated engine's model shares: a batcher on the wall clock, and the threads that send what it makes.
+"""Shared by the models of all emulated engines: a batcher on the wall clock, and threads that send its tokens.
 
-A Triton request may be several sequences: a row of its batch, or a return sequence, each. Its last response is the one
-that ends the last of them.
+A Triton request may consist of several sequences: rows of its batch, or return sequences. Its final response is the one
+that ends its last sequence.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from engines.steptime import step_time_for
 from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
 from triton_repo.models.inputs import RefusedError
-from triton_repo.models.reply import Array, Reply
+from triton_repo.models.reply import Array, Reply, ReplyError
 
-SENDER_THREADS = 3  # sending blocks; two keep up with a full server, a third covers a slow reader
-STUCK_S = (
-    10.0  # a send takes 0.1 ms; Triton's Python backend has been seen never to return from one (server issue 5988)
-)
+SENDER_THREADS = 3  # sending blocks: two threads keep up with a full server, a third covers a slow reader
+STUCK_S = 10.0  # a send takes 0.1 ms; Triton's Python backend may never return from one (server issue 5988)
 STOPPED = "the emulated engine has stopped after a failed step; the server's log has the reason"
 
 
@@ -49,12 +47,12 @@ class Lane:
 
 @dataclass(slots=True)
 class Sequence:
-    """One sequence on its way.
+    """A sequence in progress.
 
     Attributes:
-        made: Tokens given out so far.
-        first_scheduled_ns: When its prompt was first computed; monotonic wall time, as all times here.
-        reused_blocks: KV blocks of its prompt that were found.
+        made: Tokens delivered so far.
+        first_scheduled_ns: When its prompt was first computed; monotonic wall time, like all times here.
+        reused_blocks: KV blocks of its prompt found in the cache.
     """
 
     number: int
@@ -73,14 +71,13 @@ class Sequence:
 
 @dataclass(slots=True)
 class Call:
-    """One Triton request on its way: where its responses go, and which of its sequences have not ended.
+    """A Triton request in progress: its response sender, and its unfinished sequences.
 
-    Whoever touches `sender` holds `lock` and has seen that `finished` is not set: after the final response Triton has
-    freed what is behind the sender, and merely asking it whether it was cancelled ends the server's process.
+    Hold `lock` and check that `finished` is not set before using `sender`: after the final response Triton has freed
+    the object behind the sender, and even asking whether it was cancelled crashes the server's process.
 
     Attributes:
-        respond: Makes the response to what a step made of a sequence, a token or (None) its end; None where nothing is
-            to be sent yet.
+        respond: Makes the response to a token of a sequence, or (None) to its end; returns None if nothing is sent yet.
     """
 
     client_id: str
@@ -99,9 +96,9 @@ class EngineHost:
     Args:
         backend: Triton's own module.
         settings: How the engine runs.
-        time_scale: Wall seconds of one engine second.
-        period_s: How often metrics are published and cancelled requests are looked for.
-        cancelled: The response a cancelled request ends with; None: an empty one.
+        time_scale: Wall seconds per engine second.
+        period_s: Interval between metric updates and checks for cancelled requests.
+        cancelled: The final response to a cancelled request; None: an empty one.
         cpp_backend: Whether to publish the metrics of TensorRT-LLM's C++ backend.
     """
 
@@ -127,7 +124,7 @@ class EngineHost:
         self._by_client_id: dict[str, Call] = {}
         self._lock = threading.Lock()
         self._lanes = [Lane() for _ in range(SENDER_THREADS)]
-        # The server around this engine is real and takes its own time: only the engine's share is emulated.
+        # The server around this engine is real and takes real time: only the engine's share is emulated.
         alone = manifest.model_copy(update={"step_time": _without_server(manifest.step_time)})
         batcher = Batcher(settings, step_time_for(alone))
         self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled, self._clock_failed)
@@ -136,7 +133,7 @@ class EngineHost:
         self._watcher = threading.Thread(target=self._watch, args=(period_s,), name="watcher", daemon=True)
 
     def start(self) -> None:
-        """Start the clock and the threads around it."""
+        """Start the clock and the other threads."""
         for lane in self._lanes:
             self._start_sender(lane)
         self._watcher.start()
@@ -153,7 +150,7 @@ class EngineHost:
                 thread.join(timeout=5)
 
     def room_for(self, prompt: Array) -> int:
-        """Return the longest reply to a prompt, as far as the engine goes."""
+        """Return the longest possible reply to a prompt within the engine's limits, in tokens."""
         return max(0, self.settings.longest_sequence_tokens - len(prompt))
 
     def sequence(self, call: Call, prompt: Array, limit: int, reply: Reply) -> Sequence:
@@ -164,7 +161,7 @@ class EngineHost:
         """Queue the sequences of one call, all or none.
 
         Raises:
-            RequestError: The engine refuses one of them, in its own words.
+            RequestError: The engine refuses one of them.
             RefusedError: The engine has stopped.
         """
         if not self._clock.is_running():
@@ -184,12 +181,12 @@ class EngineHost:
                 self._clock.submit(self._request(sequence))
         except RequestError:
             with call.lock:
-                call.finished = True  # what was queued before it may have made a token already
+                call.finished = True  # sequences queued before it may already have produced tokens
             self._abandon(call)
             raise
 
     def stop(self, client_id: str) -> None:
-        """End the request of a client's id, if it is here."""
+        """End the request with a client's id, if it exists."""
         call = self._by_client_id.get(client_id)
         if call is not None and (last := self._abandon(call)):
             self._end(last)
@@ -197,7 +194,7 @@ class EngineHost:
     def _request(self, sequence: Sequence) -> Request:
         settings = self.settings
         hashes: tuple[int, ...] = ()
-        if settings.kv_reuse:  # the reply's blocks too: a conversation's next prompt begins with both
+        if settings.kv_reuse:  # the reply's blocks too: a conversation's next prompt starts with both
             said = np.concatenate([sequence.prompt, sequence.reply.tokens(sequence.limit)])
             hashes = prefix_hashes(said, settings.tokens_per_block)
         return Request(
@@ -209,7 +206,7 @@ class EngineHost:
         )
 
     def _scheduled(self, iteration: Iteration) -> None:
-        """Note when prompts are first computed, and how much of them was found."""
+        """Record when prompts are first computed, and how many of their blocks were found in the cache."""
         now = time.monotonic_ns()
         for chunk in iteration.chunks:
             sequence = self._sequences.get(int(chunk.sequence.request.request_id))
@@ -218,7 +215,7 @@ class EngineHost:
                 sequence.reused_blocks = chunk.sequence.shared_blocks
 
     def _dispatch(self, events: list[TokenEvent]) -> None:
-        """Hand a step's tokens to the senders; all of one request go by the same one, in order."""
+        """Hand a step's tokens to the sender threads; all tokens of a request use the same thread, in order."""
         batches: list[list[tuple[Sequence, TokenEvent]]] = [[] for _ in self._lanes]
         with self._lock:
             for event in events:
@@ -309,7 +306,7 @@ class EngineHost:
             self._forget(call)
 
     def _watch(self, period_s: float) -> None:
-        """Publish metrics and look for cancelled requests, at most every `period_s`."""
+        """Publish metrics and check for cancelled requests every `period_s`."""
         while not self._stopping.wait(period_s):
             self._metrics.publish(*self._clock.latest_iteration())
             for call in {id(sequence.call): sequence.call for sequence in list(self._sequences.values())}.values():
@@ -327,7 +324,7 @@ class EngineHost:
             call.lock.release()
 
     def _abandon(self, call: Call) -> Sequence | None:
-        """Take a call's sequences out of the engine; return the last one that was there."""
+        """Remove a call's sequences from the engine; return the last one that was running."""
         last = None
         for number in list(call.open):
             cancelled = self._clock.cancel(number)
@@ -338,7 +335,7 @@ class EngineHost:
         return last
 
     def _end(self, last: Sequence) -> None:
-        """End a cancelled request's reply; tokens still on their way to a sender are dropped there."""
+        """End a cancelled request's reply; its tokens that are still queued for sending are dropped."""
         call = last.call
         with call.lock:
             if not call.finished:
@@ -356,9 +353,9 @@ class EngineHost:
 
 
 def times_ns(sequence: Sequence) -> dict[str, int]:
-    """Return when a sequence came, was first computed and made its tokens: wall time, on the server's steady clock.
+    """Return a sequence's times of arrival, first computation and tokens: wall time on the server's steady clock.
 
-    An emulated engine's seconds are its time scale times as long, and these times with them.
+    Durations of an emulated engine are multiplied by its time scale, and so are these.
     """
     return {
         "arrival_time_ns": sequence.call.arrival_ns,
@@ -369,13 +366,13 @@ def times_ns(sequence: Sequence) -> dict[str, int]:
 
 
 def new_blocks(sequence: Sequence, tokens_per_block: int) -> int:
-    """Return the KV blocks a sequence took beside those it found."""
+    """Return the number of KV blocks a sequence allocated, beyond those found in the cache."""
     tokens = len(sequence.prompt) + sequence.made
     return -(-tokens // tokens_per_block) - sequence.reused_blocks
 
 
 def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
-    """Return one hash for each full block of a prompt and its reply, each covering the blocks before it."""
+    """Return one hash per full block of a prompt and its reply, each covering all blocks before it."""
     hashes: list[int] = []
     before = 0
     for begin in range(0, len(said) - tokens_per_block + 1, tokens_per_block):
@@ -385,13 +382,48 @@ def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[in
 
 
 def _without_server(choice: StepTimeChoice) -> StepTimeChoice:
-    """Return step times with what a server takes from the engine's loop, and without what a real server adds here.
+    """Return step times with the server's share of the engine's loop, without what the real server here adds.
 
-    The Triton around this model is real, so network, tokenizer and streaming cost what they cost. TensorRT-LLM's C++
-    backend, whose callbacks hold the engine's loop, is not here: its share of each iteration is emulated.
+    The Triton around this model is real, so network, tokenizer and streaming have their real cost. TensorRT-LLM's C++
+    backend, whose callbacks block the engine's loop, is not here; its share of each iteration is emulated.
     """
     if choice.host is None:
         return choice
     return choice.model_copy(
         update={"host": choice.host.model_copy(update={"request_s": 0.0, "latency_s": 0.0, "stream_token_s": 0.0})}
     )
+
+
+class EmulatedModel:
+    """A Triton Python-backend model around an engine's host; `backend` is Triton's own module, set by the entry point.
+
+    Attributes:
+        refusals: Errors whose text answers a request that cannot be served.
+        error_prefix: Leads that text.
+    """
+
+    backend: Any = None
+    refusals: tuple[type[Exception], ...] = (RequestError, RefusedError, ReplyError)
+    error_prefix = ""
+    _host: EngineHost
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queue requests; their responses are sent by the host's threads as the clock makes the tokens."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except self.refusals as error:
+                self._send_error(sender, f"{self.error_prefix}{error}")
+
+    def finalize(self) -> None:
+        """Stop the engine."""
+        self._host.close()
+
+    def _accept(self, request: Any, sender: Any) -> None:
+        """Queue one request, or raise one of `refusals`."""
+        raise NotImplementedError
+
+    def _send_error(self, sender: Any, message: str) -> None:
+        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
+        sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

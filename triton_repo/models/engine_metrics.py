@@ -1,8 +1,9 @@
-"""TensorRT-LLM's Prometheus metrics, by its names, labels and meanings, and the emulator's own beside them.
+"""TensorRT-LLM's Prometheus metrics with its names, labels and semantics, and the emulator's own metrics.
 
-TensorRT-LLM publishes no queue. A request is *active* once the batch manager has taken it from the executor's queue;
-the batch manager takes *max* at most. *waiting* are the active requests that the latest step did not run: with a full
-batch it is 0 however long the queue. `emulator_waiting_requests` counts the queue too; a real engine has no such gauge.
+TensorRT-LLM publishes no queue depth. A request is *active* once the batch manager has taken it from the executor's
+queue; the batch manager takes at most *max*. *waiting* counts active requests that the latest step did not run: with a
+full batch it is 0 regardless of the queue. `emulator_waiting_requests` includes the queue; a real engine has no such
+gauge.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ GAUGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 def gauge_values(state: BatcherState) -> dict[tuple[str, str], float]:
-    """Return every gauge by family and category, each computed as TensorRT-LLM's backend does."""
+    """Return every gauge by family and category, computed as TensorRT-LLM's backend does."""
     return {
         ("nv_trt_llm_request_metrics", "active"): state.active,
         ("nv_trt_llm_request_metrics", "max"): state.max_requests,
@@ -98,7 +99,7 @@ class EngineMetrics:
         self._lengths = {name: self._histogram(family, name, kind, labels) for name, kind in lengths.items()}
 
     def ended(self, *, prompt_tokens: int, output_tokens: int) -> None:
-        """Count the lengths of one Triton request that has ended, cancelled or not; upstream counts both at its end."""
+        """Count the lengths of a Triton request that has ended, cancelled or not, as upstream does."""
         with self._lock:
             for name, histogram in self._lengths.items():
                 histogram.observe(prompt_tokens if name == "nv_llm_input_token_len" else output_tokens)

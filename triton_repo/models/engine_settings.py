@@ -1,25 +1,45 @@
-"""From a model's config.pbtxt, as Triton gives it, to the batcher that behaves like it.
+"""Settings of the emulated batcher, from a model's config.pbtxt as Triton provides it.
 
-An emulated engine reads the parameters that TensorRT-LLM's backend reads, and does what that does where one is missing
-or says nothing it understands: an edited config.pbtxt changes the emulated engine as it would change the real one.
+An emulated engine reads the same parameters as TensorRT-LLM's backend and handles missing or invalid values in the same
+way, so an edited config.pbtxt changes the emulated engine as it would change the real one.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from engines.emulator import BatcherSettings, SchedulerPolicy, settings_of
+from engines.files import read_json
 from engines.manifest import EngineManifest
 from triton_repo.models.parameters import flag, number, parameters_of
 
 DEFAULT_KV_FRACTION = 0.9
 
 
+class ModelFiles(NamedTuple):
+    """What Triton gives a model to start from: its configuration, version folder and the emulated engine's manifest."""
+
+    config: dict[str, Any]
+    parameters: dict[str, str]
+    folder: Path
+    manifest: EngineManifest
+
+
+def model_files(args: Mapping[str, str]) -> ModelFiles:
+    """Return what a Python-backend model's `initialize` arguments lead to."""
+    config = json.loads(args["model_config"])
+    parameters = parameters_of(config)
+    folder = Path(args["model_repository"]) / args["model_version"]
+    return ModelFiles(config, parameters, folder, read_json(folder / parameters["emulator_manifest"], EngineManifest))
+
+
 def batcher_settings(config: Mapping[str, Any], manifest: EngineManifest) -> BatcherSettings:
-    """Return how the in-flight-batching model's engine runs: the engine's limits, and the parameters' choices.
+    """Return the batcher settings of the in-flight batching model: the engine's limits and the parameters.
 
     Args:
         config: The model's configuration, as JSON.
@@ -45,7 +65,7 @@ def batcher_settings(config: Mapping[str, Any], manifest: EngineManifest) -> Bat
 
 
 def llmapi_settings(document: Mapping[str, Any], manifest: EngineManifest) -> BatcherSettings:
-    """Return how the LLM API's engine runs, from its model.yaml."""
+    """Return the batcher settings of the LLM API's engine, from its model.yaml."""
     cache = document.get("kv_cache_config", {})
     scheduler = document.get("scheduler_config", {})
     policy = str(scheduler.get("capacity_scheduler_policy", "GUARANTEED_NO_EVICT")).lower()
@@ -66,9 +86,10 @@ def llmapi_settings(document: Mapping[str, Any], manifest: EngineManifest) -> Ba
 
 
 def kv_blocks(manifest: EngineManifest, *, fraction: float, most_tokens: float) -> int:
-    """Return the blocks of the KV pool: the plan's, scaled to another share of the free memory, and capped.
+    """Return the number of blocks of the KV pool: the plan's, scaled to another memory fraction, and capped.
 
-    The plan's pool is its fraction of what the engine leaves free, so another fraction's follows by proportion.
+    The plan's pool is its fraction of the memory the engine leaves free, so the size for another fraction is
+    proportional.
     """
     cache = manifest.kv_cache
     blocks = cache.blocks
@@ -80,6 +101,6 @@ def kv_blocks(manifest: EngineManifest, *, fraction: float, most_tokens: float) 
 
 
 def host_blocks(manifest: EngineManifest, size_bytes: float) -> int:
-    """Return the blocks that fit host memory."""
+    """Return the number of blocks that fit into host memory."""
     cache = manifest.kv_cache
     return int(size_bytes // (cache.bytes_per_token * cache.tokens_per_block))

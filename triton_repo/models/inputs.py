@@ -1,4 +1,4 @@
-"""Typed reads of the `tensorrt_llm` model's input tensors, and the refusal of those that contradict each other."""
+"""Typed access to the input tensors of the `tensorrt_llm` model; contradictory inputs are refused."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from triton_repo.models.reply import Array
 
 
 class RefusedError(Exception):
-    """A request that cannot be answered here; the text is what the client sees."""
+    """The engine cannot serve a request; the text is sent to the client."""
 
 
 class Inputs:
-    """Typed reads of one request's tensors; `row` is a row of its batch."""
+    """Typed access to one request's tensors; `row` is a row of its batch."""
 
     def __init__(self, backend: Any, request: Any) -> None:
         self._backend = backend
@@ -23,24 +23,24 @@ class Inputs:
         self.rows = 1 if lengths is None or lengths.ndim == 0 else max(1, int(lengths.shape[0]))
 
     def number(self, name: str, row: int = 0) -> int | None:
-        """Return a whole number; None where it was not sent."""
+        """Return an integer; None if not sent."""
         values = self._row(name, row)
         return None if values is None or not values.size else int(values[0])
 
     def flag(self, name: str) -> bool:
-        """Return a switch; off where it was not sent."""
+        """Return a boolean; False if not sent."""
         return bool(self.number(name))
 
     def numbers(self, name: str, row: int) -> list[int]:
-        """Return a row of whole numbers; none where they were not sent."""
+        """Return a row of integers; empty if not sent."""
         values = self._row(name, row)
         return [] if values is None else [int(value) for value in values]
 
     def prompt(self, row: int, vocabulary: int) -> Array:
-        """Return a prompt's tokens, without its padding.
+        """Return a prompt's tokens without padding.
 
         Raises:
-            RefusedError: There are none, `input_lengths` contradicts them, or one is no token of the model.
+            RefusedError: There are none, `input_lengths` contradicts them, or one is outside the vocabulary.
         """
         batch = self._get("input_ids")
         if batch is not None and self.rows > 1 and batch.shape[:1] != (self.rows,):
@@ -60,12 +60,12 @@ class Inputs:
         return np.array(ids)
 
     def real(self, name: str) -> float | None:
-        """Return a real number; None where it was not sent."""
+        """Return a real number; None if it was not sent."""
         values = self._row(name, 0)
         return None if values is None or not values.size else float(values[0])
 
     def size(self, name: str) -> int:
-        """Return how many elements a tensor has; 0 where it was not sent."""
+        """Return the number of elements of a tensor; 0 if it was not sent."""
         values = self._get(name)
         return 0 if values is None else int(values.size)
 

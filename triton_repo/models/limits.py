@@ -1,4 +1,4 @@
-"""What a request may ask for: kept where text comes in, before the engine sees any of it."""
+"""Limits on requests, enforced where text enters, before the engine sees the request."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tokenizers import Tokenizer
 
 
 class LimitError(ValueError):
-    """A request is past a limit; the text names it."""
+    """A request exceeds a limit, which the text names."""
 
 
 class InputLimits:
-    """Limits on prompts and replies, from a model's parameters; a limit that is not there is none.
+    """Limits on prompts and replies, from a model's parameters; a missing parameter means no limit.
 
     Args:
-        parameters: `max_prompt_tokens` and `max_output_tokens` among them.
-        tokenizer: Its longest token bounds the text that so many tokens can stand for.
+        parameters: May contain `max_prompt_tokens` and `max_output_tokens`.
+        tokenizer: Its longest token bounds the text that a number of tokens can represent.
     """
 
     def __init__(self, parameters: Mapping[str, str], tokenizer: Tokenizer) -> None:
@@ -27,23 +27,23 @@ class InputLimits:
         self._characters = self._prompt_tokens * longest
 
     def require_text(self, texts: Sequence[str], what: str) -> None:
-        """Refuse text that is too long for any tokenizing, before it costs anything.
+        """Refuse text that is too long before tokenizing it.
 
         Raises:
-            LimitError: It is.
+            LimitError: The text is too long.
         """
         characters = sum(map(len, texts))
         if characters > self._characters:
             raise LimitError(
-                f"{what} has {characters} characters: no way to write them in the {self._prompt_tokens:g} tokens "
+                f"{what} has {characters} characters, more than fit the {self._prompt_tokens:g} tokens "
                 "allowed here (max_prompt_tokens)"
             )
 
     def require_prompt(self, ids: Sequence[int]) -> None:
-        """Refuse a prompt without tokens, or with more than are allowed.
+        """Refuse an empty prompt, and one with too many tokens.
 
         Raises:
-            LimitError: It is one; the words are TensorRT-LLM's.
+            LimitError: The prompt is refused; the message is TensorRT-LLM's.
         """
         if not ids:
             raise LimitError("the prompt has no tokens")
@@ -51,10 +51,10 @@ class InputLimits:
             raise LimitError(f"Prompt length ({len(ids)}) exceeds maximum input length ({self._prompt_tokens:g})")
 
     def require_reply(self, tokens: int, name: str) -> None:
-        """Refuse a reply of no tokens, or of more than are allowed.
+        """Refuse a reply limit of zero, or above the maximum.
 
         Raises:
-            LimitError: It is one.
+            LimitError: The value is out of range.
         """
         if not 1 <= tokens <= self._output_tokens:
             raise LimitError(

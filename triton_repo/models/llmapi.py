@@ -1,8 +1,8 @@
 """The emulated model of TensorRT-LLM's LLM API: text in, text out, one Triton model.
 
-It answers as upstream's model does: each streamed response carries the whole text so far, the values of
-`sampling_param_return_perf_metrics` come as text, a cancelled request ends with an error. What is said of the emulated
-engine of the in-flight-batching models holds here too: tokens are the prompt's own, and only time is emulated.
+It behaves like upstream's model: each streamed response contains the whole text so far, the values of
+`sampling_param_return_perf_metrics` are text, a cancelled request ends with an error. As in the emulated engine of the
+in-flight batching models, tokens are the prompt's own, and only time is emulated.
 
 Source:
     TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/1/model.py and helpers.py, 1.0 to 1.2; LoRA inputs: PR
@@ -11,7 +11,6 @@ Source:
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,34 +20,30 @@ from typing import Any
 import numpy as np
 import yaml
 
-from engines.emulator import RequestError
-from engines.files import read_json
-from engines.manifest import EngineManifest
-from triton_repo.models.engine_host import Call, EngineHost, Sequence, new_blocks, times_ns
-from triton_repo.models.engine_settings import llmapi_settings
+from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, Sequence, new_blocks, times_ns
+from triton_repo.models.engine_settings import llmapi_settings, model_files
 from triton_repo.models.inputs import RefusedError
 from triton_repo.models.limits import InputLimits, LimitError
-from triton_repo.models.parameters import parameters_of
-from triton_repo.models.reply import Array, Reply, ReplyError, Rules
+from triton_repo.models.reply import Array, Reply, Rules
 from triton_repo.models.text import Detokenizer, TextStream, load_tokenizer, special_tokens
 
-DEFAULT_MAX_TOKENS = 32  # of the LLM API's SamplingParams
+DEFAULT_MAX_TOKENS = 32  # defaults of the LLM API's SamplingParams
 CANCELLED = "Request cancelled by client"
 NO_STREAMING = "Streaming is only supported in decoupled mode."
 NO_ID = "A request id must be provided for request cancellation"
-# Inputs that need a model's numbers, and the value they may have all the same.
+# Inputs that need a real model, and the only value that is accepted.
 REFUSED = {"sampling_param_best_of": 1, "return_cumulative_logprob": 0}
-ADAPTER = ("lora_id", "lora_name", "lora_path")  # together or not at all
+ADAPTER = ("lora_id", "lora_name", "lora_path")  # required together
 STATS_PERIOD_S = 0.1
 
 
 @dataclass(slots=True)
 class Wanted:
-    """What a request wants, and the text its reply has come to.
+    """What a request asks for, and the text of its reply so far.
 
     Attributes:
-        stop: Strings that end the text; they are no part of it.
-        stopped_by: The one that did.
+        stop: Strings that end the text; they are not part of it.
+        stopped_by: The one that ended it.
     """
 
     streaming: bool
@@ -61,17 +56,15 @@ class Wanted:
     stopped_by: str | None = field(default=None)
 
 
-class EmulatedLlmApiModel:
-    """Triton Python-backend model; `backend` is Triton's own module, set by the entry point."""
+class EmulatedLlmApiModel(EmulatedModel):
+    """The model, as its entry point hands it to Triton."""
 
-    backend: Any = None
+    refusals = (*EmulatedModel.refusals, LimitError)
+    error_prefix = "Error generating request: "
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load model.yaml, the manifest and the tokenizer beside the model, and start the clock."""
-        config = json.loads(args["model_config"])
-        parameters = parameters_of(config)
-        folder = Path(args["model_repository"]) / args["model_version"]
-        manifest = read_json(folder / parameters["emulator_manifest"], EngineManifest)
+        """Load model.yaml, manifest and tokenizer, and start the clock."""
+        _, parameters, folder, manifest = model_files(args)
         document = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
         asked = document["triton_config"]
         tokenizer_folder = Path(parameters["tokenizer_dir"])
@@ -91,19 +84,6 @@ class EmulatedLlmApiModel:
             cpp_backend=False,
         )
         self._host.start()
-
-    def execute(self, requests: list[Any]) -> None:
-        """Queue requests; their text is sent by the host's threads as the clock makes its tokens."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                self._accept(request, sender)
-            except (RequestError, RefusedError, ReplyError, LimitError) as error:
-                self._send_error(sender, f"Error generating request: {error}")
-
-    def finalize(self) -> None:
-        """Stop the engine."""
-        self._host.close()
 
     def _accept(self, request: Any, sender: Any) -> None:
         inputs = _Inputs(self.backend, request)
@@ -138,7 +118,7 @@ class EmulatedLlmApiModel:
     def _wanted(self, inputs: _Inputs) -> Wanted:
         for name, allowed in REFUSED.items():
             if int(inputs.scalar(name) or allowed) != allowed:
-                raise RefusedError(f"{name} is not emulated: an emulated engine has no numbers behind its tokens")
+                raise RefusedError(f"{name} is not emulated: an emulated engine computes no logits")
         streaming = bool(inputs.scalar("streaming"))
         if streaming and not self._decoupled:
             raise RefusedError(NO_STREAMING)
@@ -170,7 +150,7 @@ class EmulatedLlmApiModel:
         return reply
 
     def _stop(self, client_id: str, sender: Any) -> None:
-        """End the request of this id; as upstream, both requests end with an error that says so."""
+        """End the request with this id; as upstream, both requests end with an error that says so."""
         if not client_id:
             self._send_error(sender, NO_ID)
             return
@@ -224,27 +204,23 @@ class EmulatedLlmApiModel:
     def _texts(self, name: str, text: str) -> Any:
         return self.backend.Tensor(name, np.array([text.encode("utf-8")], dtype=object))
 
-    def _send_error(self, sender: Any, message: str) -> None:
-        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
-        sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
 
 def _require_whole_adapter(inputs: _Inputs) -> None:
-    """Refuse a request that names half a LoRA adapter; a whole one is taken, and changes nothing that is emulated."""
+    """Refuse an incomplete LoRA adapter; a complete one is accepted and has no effect on the emulation."""
     given = [name for name in ADAPTER if inputs.texts(name)]
     if given and len(given) < len(ADAPTER):
-        raise RefusedError(f"{', '.join(ADAPTER)} must be provided together; only {', '.join(given)} is here")
+        raise RefusedError(f"{', '.join(ADAPTER)} must be provided together; only {', '.join(given)} was sent")
 
 
 class _Inputs:
-    """Typed reads of one request's tensors."""
+    """Typed access to one request's tensors."""
 
     def __init__(self, backend: Any, request: Any) -> None:
         self._backend = backend
         self._request = request
 
     def scalar(self, name: str) -> float | None:
-        """Return a single value; None where it was not sent."""
+        """Return a single value; None if not sent."""
         values = self._get(name)
         if values is None:
             return None
@@ -253,7 +229,7 @@ class _Inputs:
         return float(values.reshape(-1)[0])
 
     def texts(self, name: str) -> list[str]:
-        """Return strings; none where they were not sent."""
+        """Return strings; empty if not sent."""
         values = self._get(name)
         found: list[Any] = [] if values is None else list(values.reshape(-1))
         return [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in found]

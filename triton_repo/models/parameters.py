@@ -1,4 +1,4 @@
-"""The parameters of a model's config.pbtxt, as TensorRT-LLM's backend reads them."""
+"""The parameters of a model's config.pbtxt, parsed as TensorRT-LLM's backend parses them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def flag(values: Mapping[str, str], key: str, *, default: bool) -> bool:
-    """Return a switch; the default where it is not there or is no switch."""
+    """Return a boolean parameter; the default if it is missing or invalid."""
     return BOOLEANS.get(values.get(key, ""), default)
 
 
 def number(values: Mapping[str, str], key: str, default: float) -> float:
-    """Return a number; the default where it is not there or is none."""
+    """Return a numeric parameter; the default if it is missing or invalid."""
     try:
         return float(values.get(key, ""))
     except ValueError:

@@ -1,8 +1,8 @@
 """From tokens to text: TensorRT-LLM's `postprocessing` model, byte-exact over a stream.
 
-The ensemble calls it once for each streamed token and tells it neither where a reply begins nor where it ends. What
-belongs together is known by the request's id: a request sent without one has every token decoded by itself, and a
-character spread over several of its tokens comes out as U+FFFD. Clients that stream text give an id.
+The ensemble calls it once per streamed token, without marking where a reply starts or ends. Tokens are grouped by the
+request's id. Without an id, every token is decoded alone, and a character that spans several tokens becomes U+FFFD.
+Clients that stream text should send an id.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Postprocessing:
         tokenizer = load_tokenizer(Path(parameters["tokenizer_dir"]["string_value"]))
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip)
         self._streams = StreamsById(self._detokenizer)
-        # Tensors of tokens that are whole characters: making one is most of what a token costs here, and they recur.
+        # Cache of tensors for tokens that are whole characters: creating a tensor is most of a token's cost.
         self._alone: dict[int, Any] = {}
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -49,7 +49,10 @@ class Postprocessing:
         return backend.InferenceResponse([self._tensor(text)])
 
     def _streamed(self, request: Any, token_id: int) -> Any:
-        """Return the text that one token completes. A reply of no token at all cannot come: the engine makes one."""
+        """Return the text that a token completes.
+
+        An empty reply cannot occur: the engine produces at least one token.
+        """
         name = request.request_id()
         if name in self._streams:
             return self._tensor(self._streams.push(name, (token_id,)))

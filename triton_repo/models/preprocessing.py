@@ -37,7 +37,7 @@ class Preprocessing:
         self._limits = InputLimits({key: value["string_value"] for key, value in parameters.items()}, tokenizer)
         self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
         special = special_tokens(folder, tokenizer)
-        # The same for nearly every request; a tensor that was made once costs nothing to send again.
+        # The same for nearly every request; a cached tensor costs nothing to send again.
         self._usual = {
             "DECODER_INPUT_ID": self._made("DECODER_INPUT_ID", np.zeros((1, 0), np.int32)),
             "REQUEST_DECODER_INPUT_LEN": self._made("REQUEST_DECODER_INPUT_LEN", np.zeros((1, 1), np.int32)),
@@ -62,7 +62,7 @@ class Preprocessing:
         return self.backend.InferenceResponse(list((self._usual | made).values()))
 
     def _outputs(self, request: Any) -> dict[str, Array]:
-        """Return the outputs that are this request's own."""
+        """Return the request's individual outputs."""
         texts = _texts(self._tensor(request, "QUERY"))
         output_len = self._tensor(request, "REQUEST_OUTPUT_LEN")
         if len(texts) != 1 or output_len is None or not output_len.size:
@@ -95,10 +95,10 @@ class Preprocessing:
         return ids
 
     def _embedding_bias(self, request: Any) -> Array | None:
-        """Return what is added to each token's logit; None where no words were given.
+        """Return the value added to each token's logit; None without bias words.
 
         Raises:
-            ValueError: Words and weights are not as many.
+            ValueError: The numbers of words and weights differ.
         """
         words = _texts(self._tensor(request, "EMBEDDING_BIAS_WORDS"))
         weights = self._tensor(request, "EMBEDDING_BIAS_WEIGHTS")

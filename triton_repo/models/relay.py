@@ -1,8 +1,8 @@
 """The relayed `tensorrt_llm` model: TensorRT-LLM's tensors in front of a server that runs a real model.
 
-Prompts go to the server as token ids, and its tokens come back as they are made: what is measured through this model
-is that server's, with Triton and this relay around it. What the server cannot be asked for is refused; of
-`return_perf_metrics` it gives nothing, since only the server knows when it began a prompt.
+Prompts go to the server as token ids, and each of its tokens is sent on at once. Latencies measured through this model
+are the server's, plus those of Triton and of this relay. Inputs without a counterpart in the server's API are
+refused. `return_perf_metrics` has no effect: the API does not report when the server began a prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from triton_repo.models.reply import ReplyError, Words, prompt_words
 
 MOST_REQUESTS = 1024  # each is a thread and a connection
 ACTIVE, MOST = "active", "max"
-# Requests by TensorRT-LLM's name and label: what drains and pages look for is the same before a relayed engine.
+# TensorRT-LLM's gauge of requests: draining and the pages read it.
 FAMILY, LABEL = "nv_trt_llm_request_metrics", "request_type"
 REFUSED_FLAGS = ("return_log_probs", "return_context_logits", "return_generation_logits")
 REFUSED_INPUTS = (
@@ -49,11 +49,11 @@ REAL = {
 
 @dataclass(slots=True)
 class Relayed:
-    """One request on its way.
+    """One request in flight.
 
     Attributes:
-        stop_words: Token sequences that end the reply, and are its last part.
-        finished: Set with `lock` held; nothing may be sent or asked of the sender after it.
+        stop_words: Token sequences that end the reply and are part of it.
+        finished: Set with `lock` held. The sender must not be used afterwards.
     """
 
     client_id: str
@@ -76,7 +76,7 @@ class RelayModel:
     backend: Any = None
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Find the server and its model; Triton refuses to load this one where they are not there."""
+        """Look for the server and its model; without them Triton does not load this model."""
         config = json.loads(args["model_config"])
         parameters = parameters_of(config)
         self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
@@ -102,7 +102,7 @@ class RelayModel:
         self._watcher.start()
 
     def execute(self, requests: list[Any]) -> None:
-        """Send requests on; each is answered by a thread of its own."""
+        """Relay requests, each in its own thread."""
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -111,7 +111,7 @@ class RelayModel:
                 self._send_error(sender, str(error))
 
     def finalize(self) -> None:
-        """End what is under way."""
+        """Cancel the requests in flight."""
         self._stopping.set()
         for call in list(self._running.values()):
             call.exchange.cancel()
@@ -178,7 +178,7 @@ class RelayModel:
         )
 
     def _relay(self, call: Relayed) -> None:
-        """Send a reply on as it comes; its last response is the final one."""
+        """Send the reply's tokens as they arrive; the last response carries the final flag."""
         try:
             for piece in call.exchange.pieces():
                 tokens, is_stopped = self._kept(call, list(piece.tokens), piece.finish_reason)
@@ -196,7 +196,7 @@ class RelayModel:
                 self._running.pop(id(call), None)
 
     def _kept(self, call: Relayed, tokens: list[int], reason: str | None) -> tuple[list[int], bool]:
-        """Return the tokens to give out, and whether a stop word ends the reply; an end token is not given out."""
+        """Return the tokens to send, without an end token, and whether a stop word ends the reply."""
         if reason == "stop" and call.end_id is not None and tokens[-1:] == [call.end_id]:
             tokens = tokens[:-1]
         for count in range(1, len(tokens) + 1) if call.stop_words else ():
@@ -235,7 +235,7 @@ class RelayModel:
                 call.sender.send(response, flags=self._final if is_final else 0)
 
     def _watch(self, period_s: float) -> None:
-        """Publish the requests under way and look for clients that have left, at most every `period_s`."""
+        """Publish the number of requests in flight and cancel those whose clients have left, every `period_s`."""
         published = -1
         while not self._stopping.wait(period_s):
             calls = list(self._running.values())

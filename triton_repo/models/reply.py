@@ -1,4 +1,4 @@
-"""What an emulated engine answers: the prompt's own tokens, over again, kept to the rules a request sets."""
+"""Replies of an emulated engine: the prompt's own tokens, repeated, subject to the request's rules."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Array = np.ndarray[Any, Any]
 
 
 class ReplyError(Exception):
-    """A request's rules that cannot be followed; the text is TensorRT-LLM's."""
+    """A request's rules cannot be followed; the text is TensorRT-LLM's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a request says of its reply.
+    """A request's rules for its reply.
 
     Attributes:
-        end_id: Token that ends it, and is itself no part of it; None or negative: none does.
-        min_tokens: Tokens before which `end_id` is not chosen.
-        stop_words: Token sequences that end it, and are its last part.
-        bad_words: Token sequences that never come about.
+        end_id: Token that ends the reply and is not part of it; None or negative: no such token.
+        min_tokens: Number of tokens before `end_id` may be chosen.
+        stop_words: Token sequences that end the reply and are its last part.
+        bad_words: Token sequences that never occur.
     """
 
     end_id: int | None = None
@@ -35,13 +35,13 @@ class Rules:
 
 
 class Reply:
-    """The tokens of one reply, by the engine step that makes them.
+    """The tokens of one reply, by engine step.
 
-    An end token costs a step like any other and is not given out: TensorRT-LLM's sampling leaves the length as it was
-    ("seq len should always contain only tokens to be outputted").
+    An end token costs a step like any other but is not part of the output, as in TensorRT-LLM's sampling ("seq len
+    should always contain only tokens to be outputted").
 
     Attributes:
-        ends_after: Steps after which it ends by its rules; None: it goes on to the length asked for.
+        ends_after: Steps after which the reply ends by its rules; None: it has the requested length.
         why: What ends it then.
     """
 
@@ -62,13 +62,13 @@ class Reply:
         return int(self._prompt[index % len(self._prompt)])
 
     def tokens(self, limit: int) -> Array:
-        """Return the tokens that are given out, should it go on to its end; shape (at most limit,)."""
+        """Return the output tokens of the whole reply; shape (at most limit,)."""
         if self._ruled is None:
             return np.resize(self._prompt, limit)
         return np.array([token for token in self._ruled if token is not None], self._prompt.dtype)
 
     def cut(self, steps: int) -> None:
-        """End it after so many steps, as a stop word would."""
+        """End the reply after this many steps, as a stop word would."""
         self.ends_after, self.why = steps, "stop"
 
     def _by_rule(self, limit: int, rules: Rules, vocabulary: int) -> Iterator[int | None]:
@@ -86,10 +86,10 @@ class Reply:
 
 
 class _Walk:
-    """A reply being made under rules.
+    """Generates a reply under rules.
 
-    What a step costs grows with the prompt and with how many lengths the words have, not with how many words there are:
-    a request with thousands of them holds nobody up.
+    The cost of a step grows with the prompt and with the number of different word lengths, not with the number of
+    words, so a request with thousands of words delays nobody.
     """
 
     def __init__(self, prompt: list[int], rules: Rules, vocabulary: int) -> None:
@@ -97,7 +97,7 @@ class _Walk:
         never = {word[0] for word in rules.bad_words if len(word) == 1}
         self._prompt = [token for token in prompt if token not in never]
         self._others = (token for token in range(vocabulary) if token not in never and token != rules.end_id)
-        self._spare: list[int] = []  # of the others, those that were needed so far
+        self._spare: list[int] = []  # of other tokens, those computed so far
         self._position = 0
         self._rules = rules
         self._stops = _by_length(rules.stop_words)
@@ -108,10 +108,10 @@ class _Walk:
                 self._bad.setdefault(len(word) - 1, {}).setdefault(word[:-1], set()).add(word[-1])
 
     def step(self) -> int:
-        """Return the next token of the prompt, round and round, that may come; any other where none of them may.
+        """Return the prompt's next token, cyclically, that is allowed; any other allowed token if none is.
 
         Raises:
-            ReplyError: None may.
+            ReplyError: No token is allowed.
         """
         barred = self._barred()
         count = len(self._prompt)
@@ -131,13 +131,13 @@ class _Walk:
             yield token
 
     def is_stopped(self) -> bool:
-        """Return whether what was made ends with a stop word."""
+        """Return whether the output ends with a stop word."""
         if self.made[-1] not in self._stop_ends:
             return False
         return any(self._last(length) in words for length, words in self._stops.items())
 
     def _barred(self) -> set[int]:
-        """Return the tokens that would complete a bad word, or end the reply too early."""
+        """Return the tokens that would complete a bad word or end the reply too early."""
         early = len(self.made) < self._rules.min_tokens and self._rules.end_id is not None
         barred = {self._rules.end_id} if early and self._rules.end_id is not None else set()
         return barred.union(*(words.get(self._last(length), ()) for length, words in self._bad.items()))
@@ -152,10 +152,10 @@ class _Walk:
 
 
 def prompt_words(flat: Sequence[int]) -> Words:
-    """Return the words of a list in TensorRT-LLM's form: all tokens in a row, then where each word ends, then -1s.
+    """Return the words of a list in TensorRT-LLM's format: all tokens, then each word's end offset, then -1s.
 
     Raises:
-        ReplyError: It is no such list; the words are the backend's own.
+        ReplyError: The list is malformed; the message is the backend's.
 
     >>> prompt_words([7, 8, 9, 1, 3, -1])
     ((7,), (8, 9))
@@ -177,7 +177,7 @@ def prompt_words(flat: Sequence[int]) -> Words:
 
 
 def _binds(prompt: Array, rules: Rules) -> bool:
-    """Return whether any rule can change the prompt's own tokens; most requests are spared the walk."""
+    """Return whether any rule can affect the prompt's own tokens; most requests need no walk."""
     seen = {rules.end_id} if rules.end_id is not None and rules.end_id >= 0 else set()
     words = [word for word in (*rules.stop_words, *rules.bad_words) if word]
     if not seen and not words:

@@ -1,43 +1,39 @@
 """The emulated `tensorrt_llm` model: a batcher on the wall clock behind TensorRT-LLM's tensors and metrics.
 
-Only time and bookkeeping are emulated. The tokens of a reply are the prompt's own, over again, up to the length asked
-for, an end token or a stop word; sampling parameters are accepted and change nothing; what needs a model's numbers
-(logits, log probabilities, beams, drafts, grammars) is refused.
+Only time and bookkeeping are emulated. A reply repeats the prompt's own tokens up to the requested length, an end token
+or a stop word. Sampling parameters are accepted and have no effect; anything that needs a real model (logits, log
+probabilities, beams, drafts, grammars) is refused.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.emulator import PromptTooLongError, RequestError
-from engines.files import read_json
-from engines.manifest import EngineManifest
-from triton_repo.models.engine_host import Call, EngineHost, Sequence, new_blocks, times_ns
-from triton_repo.models.engine_settings import batcher_settings
+from engines.emulator import PromptTooLongError
+from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, Sequence, new_blocks, times_ns
+from triton_repo.models.engine_settings import batcher_settings, model_files
 from triton_repo.models.inputs import Inputs, RefusedError
-from triton_repo.models.parameters import flag, number, parameters_of
-from triton_repo.models.reply import Reply, ReplyError, Rules, prompt_words
+from triton_repo.models.parameters import flag, number
+from triton_repo.models.reply import Reply, Rules, prompt_words
 
 REFUSED_FLAGS = ("return_log_probs", "return_context_logits", "return_generation_logits")
-# Inputs that change what a model would say, or need one to mean anything; with why.
+# Inputs that need a real model, with the reason.
 REFUSED_INPUTS = {
-    "draft_input_ids": "how many drafts are accepted depends on a model's numbers",
+    "draft_input_ids": "the number of accepted draft tokens depends on a model's logits",
     "encoder_input_features": "the engine is no encoder-decoder model",
-    "prompt_embedding_table": "there are no embeddings to put it before",
-    "mrope_rotary_cos_sin": "the engine takes text alone",
+    "prompt_embedding_table": "the engine has no embeddings",
+    "mrope_rotary_cos_sin": "the engine accepts text only",
     "cross_attention_mask": "the engine is no encoder-decoder model",
     "lora_task_id": "the engine has no LoRA adapters",
     "lora_weights": "the engine has no LoRA adapters",
-    "guided_decoding_guide_type": "a grammar needs tokens that a model chose",
-    "retention_token_range_starts": "blocks are kept by use alone",
+    "guided_decoding_guide_type": "a grammar needs tokens chosen by a model",
+    "retention_token_range_starts": "blocks are evicted by last use only",
     "context_phase_params": "prompts and replies are computed in one engine",
 }
 NOT_DECOUPLED_BATCH = "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
@@ -49,7 +45,7 @@ NO_LOOKAHEAD = (
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a request wants in its responses."""
+    """The outputs a request asks for."""
 
     streaming: bool
     echo_prompt: bool
@@ -60,17 +56,12 @@ class Wanted:
     sequences: int
 
 
-class EmulatedEngineModel:
-    """Triton Python-backend model; `backend` is Triton's own module, set by the entry point."""
-
-    backend: Any = None
+class EmulatedEngineModel(EmulatedModel):
+    """The model, as its entry point hands it to Triton."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the manifest beside the model and start the clock."""
-        config = json.loads(args["model_config"])
-        parameters = parameters_of(config)
-        folder = Path(args["model_repository"]) / args["model_version"]
-        manifest = read_json(folder / parameters["emulator_manifest"], EngineManifest)
+        """Load the manifest and start the clock."""
+        config, parameters, _, manifest = model_files(args)
         self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
         self._exclude_prompt = flag(parameters, "exclude_input_in_output", default=False)
         self._most_output = number(parameters, "max_output_tokens", math.inf)
@@ -85,19 +76,6 @@ class EmulatedEngineModel:
             labels={"model": args["model_name"], "version": args["model_version"]},
         )
         self._host.start()
-
-    def execute(self, requests: list[Any]) -> None:
-        """Queue requests; their tokens are sent by the host's threads as the clock makes them."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                self._accept(request, sender)
-            except (RequestError, RefusedError, ReplyError) as error:
-                self._send_error(sender, str(error))
-
-    def finalize(self) -> None:
-        """Stop the engine."""
-        self._host.close()
 
     def _accept(self, request: Any, sender: Any) -> None:
         inputs = Inputs(self.backend, request)
@@ -121,7 +99,7 @@ class EmulatedEngineModel:
             ) from error
 
     def _refuse(self, inputs: Inputs) -> None:
-        """Refuse as TensorRT-LLM's backend does, then what is not emulated."""
+        """Refuse what TensorRT-LLM's backend refuses, then what is not emulated."""
         if not self._decoupled and inputs.rows > 1:
             raise RefusedError(NOT_DECOUPLED_BATCH)
         if not self._decoupled and inputs.flag("streaming"):
@@ -175,7 +153,7 @@ class EmulatedEngineModel:
         return made
 
     def _stop(self, client_id: str, sender: Any) -> None:
-        """End the request of this id, as TensorRT-LLM's backend does for `stop`: an empty final answer to both."""
+        """End the request with this id; as in TensorRT-LLM's backend, both get an empty final response."""
         if not client_id:
             raise RefusedError("Trying to stop a request but request ID is not provided")
         self._host.stop(client_id)
@@ -196,7 +174,7 @@ class EmulatedEngineModel:
         return self.backend.InferenceResponse(outputs + self._extras(wanted, sequence, len(tokens), is_final))
 
     def _extras(self, wanted: Wanted, sequence: Sequence, tokens: int, final: bool) -> list[Any]:
-        """Return the outputs a request asked for beside its tokens."""
+        """Return the requested outputs other than the tokens."""
         tensor = self.backend.Tensor
         numbers: dict[str, int] = {}
         if wanted.batch > 1:
@@ -212,13 +190,9 @@ class EmulatedEngineModel:
             outputs += performance(tensor, sequence, self._host.settings.tokens_per_block)
         return outputs
 
-    def _send_error(self, sender: Any, message: str) -> None:
-        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
-        sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
 
 def performance(tensor: Any, sequence: Sequence, tokens_per_block: int) -> list[Any]:
-    """Return the outputs of `return_perf_metrics`; nothing is drafted, so nothing is accepted."""
+    """Return the outputs of `return_perf_metrics`; the engine drafts no tokens, so none are accepted."""
     blocks = new_blocks(sequence, tokens_per_block)
     numbers = {
         "kv_cache_alloc_new_blocks": blocks,
@@ -233,12 +207,12 @@ def performance(tensor: Any, sequence: Sequence, tokens_per_block: int) -> list[
 
 
 def _refuse_unemulated(inputs: Inputs) -> None:
-    """Refuse what needs a model's numbers."""
+    """Refuse inputs that need a real model."""
     for name in REFUSED_FLAGS:
         if inputs.flag(name):
-            raise RefusedError(f"{name} is not emulated: an emulated engine has no numbers behind its tokens")
+            raise RefusedError(f"{name} is not emulated: an emulated engine computes no logits")
     if (inputs.number("beam_width") or 1) > 1:
-        raise RefusedError("beam_width above 1 is not emulated: beams are chosen by a model's numbers")
+        raise RefusedError("beam_width above 1 is not emulated: beams depend on a model's logits")
     if inputs.number("lookahead_window_size"):
         raise RefusedError(NO_LOOKAHEAD)
     for name, why in REFUSED_INPUTS.items():

@@ -1,7 +1,7 @@
 """Text in, text out in one model: calls preprocessing and the engine, and detokenizes itself.
 
-It serves one request at a time for each instance, and each streamed token costs it a round trip: convenient for a
-client that wants a single model, and the wrong one to load-test through.
+Each instance serves one request at a time, and each streamed token costs a round trip. It is convenient for clients
+that want a single model, but unsuitable for load tests.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ PASSED_ON = (
     "first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns", "acceptance_rate",
     "total_accepted_draft_tokens", "total_draft_tokens", "num_input_tokens", "num_output_tokens",
 )  # fmt: skip
-# Inputs of upstream's model that take another model to answer, or one that sees; with why they are refused.
+# Inputs of upstream's model that need another model or a multimodal one, with the reason for refusing them.
 REFUSED = {
     "num_draft_tokens": "no draft model is served beside this one",
     "use_draft_logits": "no draft model is served beside this one",
-    "image_input": "the engine takes text alone",
-    "image_bytes_input": "the engine takes text alone",
-    "image_url_input": "the engine takes text alone",
-    "video_bytes_input": "the engine takes text alone",
+    "image_input": "the engine accepts text only",
+    "image_bytes_input": "the engine accepts text only",
+    "image_url_input": "the engine accepts text only",
+    "video_bytes_input": "the engine accepts text only",
 }
 
 
@@ -83,7 +83,7 @@ class TextModel:
     backend: Any = None
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the tokenizer and learn the engine model's name."""
+        """Load the tokenizer and read the engine model's name."""
         config = json.loads(args["model_config"])
         parameters = {key: value.get("string_value", "") for key, value in config["parameters"].items()}
         self._engine = parameters["tensorrt_llm_model_name"]
@@ -116,7 +116,7 @@ class TextModel:
             return self._error(error)
 
     def _stop(self, called: str) -> None:
-        """Have the engine end a request by its id: left unread, it would generate to the end."""
+        """Stop a request in the engine by its id; otherwise it would generate to the end unread."""
         one = np.ones((1, 1), np.int32)
         tensors = [("input_ids", one), ("input_lengths", one), ("request_output_len", one), ("stop", one.astype(bool))]
         inputs = [self.backend.Tensor(name, value) for name, value in tensors]
@@ -127,13 +127,13 @@ class TextModel:
             pass
 
     def _responses(self, request: Any, called: str) -> Iterator[Any]:
-        """Yield the responses to a request; a reply that is not streamed is one response, its text decoded at once."""
+        """Yield the responses to a request; without streaming, one response with the whole text."""
         if not self._streams(request):
             for reply in self._replies(request, called):
                 text = self._detokenizer.text(_tokens(self.backend, reply))
                 yield self.backend.InferenceResponse([_text(self.backend, text), *_passed_on(reply)])
             return
-        streams: defaultdict[int, TextStream] = defaultdict(self._detokenizer.stream)  # one a return sequence
+        streams: defaultdict[int, TextStream] = defaultdict(self._detokenizer.stream)  # one per return sequence
         so_far: defaultdict[int, str] = defaultdict(str)
         for reply in self._replies(request, called):
             index = _sequence_index(self.backend, reply)
@@ -152,7 +152,7 @@ class TextModel:
         return tensor is not None and bool(tensor.as_numpy().reshape(-1)[0])
 
     def _replies(self, request: Any, called: str) -> Iterator[Any]:
-        """Yield what the engine answers, response by response."""
+        """Yield the engine's responses."""
         backend = self.backend
         for name, why in REFUSED.items():
             tensor = backend.get_input_tensor_by_name(request, name)
@@ -189,7 +189,7 @@ class TextModel:
 
 
 class _FailedError(Exception):
-    """A model behind this one answered with an error; its text is passed on."""
+    """A called model returned an error; its text is passed on."""
 
 
 def _named_input(backend: Any, request: Any, theirs: str, ours: str) -> Any:
@@ -202,7 +202,7 @@ def _named(backend: Any, reply: Any, theirs: str, ours: str) -> Any:
 
 
 def _scalar(backend: Any, tensor: Any) -> Any:
-    """Return a tensor in the shape the engine takes: it reads [1, 1], the batch's and the value's."""
+    """Return a tensor in the engine's shape [1, 1]: batch and value."""
     values = tensor.as_numpy()
     return tensor if values.ndim > 1 else backend.Tensor(tensor.name(), values.reshape(1, -1))
 

@@ -1,7 +1,7 @@
-"""Between text and tokens, with the `tokenizers` library alone; no code from a checkpoint is ever run.
+"""Conversion between text and tokens with the `tokenizers` library; never runs code from a checkpoint.
 
-A token is a run of bytes, and a character may be spread over several tokens. Text that is streamed is therefore put
-together from bytes: what a token completes is given out, what it leaves unfinished is held until the next one.
+A token is a sequence of bytes, and a character may span several tokens. Streamed text is therefore assembled from
+bytes: complete characters are returned, an incomplete one is kept until the next token.
 """
 
 from __future__ import annotations
@@ -21,40 +21,39 @@ from tokenizers.decoders import DecodeStream
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
-    """Ids with a meaning to the engine; None where the tokenizer names none."""
+    """Ids of the special tokens that the engine uses; None where the tokenizer has none."""
 
     end_id: int | None
     pad_id: int | None
 
 
 class TextStream(Protocol):
-    """The text of one reply, as its tokens come in."""
+    """The text of one reply, token by token."""
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Take tokens; return the text they complete, possibly none."""
+        """Add tokens; return the text they complete, possibly empty."""
         ...
 
     def finish(self) -> str:
-        """Return what is left at the end of the reply: U+FFFD for a character that never became whole."""
+        """Return the remaining text at the end of a reply: U+FFFD for an incomplete character."""
         ...
 
     @property
     def holds_nothing(self) -> bool:
-        """Whether forgetting this stream now would change no later text."""
+        """Whether the stream has no pending state, so that dropping it changes no later text."""
         ...
 
 
 class Detokenizer:
-    """Turns token ids into text, whole or as a stream.
+    """Converts token ids to text, whole or as a stream.
 
-    For a byte-level vocabulary (Qwen, Llama 3, GPT-2, SmolLM) the bytes of every token are looked up once, and a
-    token costs one list access. For any other the library's own incremental decoder is used.
+    For a byte-level vocabulary (Qwen, Llama 3, GPT-2, SmolLM) each token's bytes are looked up once, and a token costs
+    one list access. For others, the library's incremental decoder is used.
 
     Args:
-        tokenizer: As `load_tokenizer` returns it.
-        skip_special_tokens: Leave end-of-text and the like out of the text.
-        kept: Special tokens that are text all the same, such as a reasoning model's tags. Only a byte-level
-            vocabulary can keep them.
+        tokenizer: As returned by `load_tokenizer`.
+        skip_special_tokens: Omit special tokens, such as end-of-text, from the text.
+        kept: Special tokens that stay in the text, such as a reasoning model's tags. Byte-level vocabularies only.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, kept: Collection[str] = ()) -> None:
@@ -69,7 +68,7 @@ class Detokenizer:
         return _join(self._pieces, token_ids).decode("utf-8", "replace")
 
     def text_alone(self, token_id: int) -> str | None:
-        """Return a token's text where it is whole characters whatever stands around it; None where that is not sure."""
+        """Return a token's text if it consists of whole characters in every context; None if that is uncertain."""
         if self._pieces is None:
             return None
         try:
@@ -85,13 +84,13 @@ class Detokenizer:
 
 
 class StreamsById:
-    """Streams of replies known only by their request's id, each call bringing some of its tokens.
+    """Streams of replies, identified by their request's id.
 
-    An ensemble's last step is told neither when a reply begins nor when it ends. A stream that holds no unfinished
-    character is forgotten at once; others, cut off in the middle of one, when too many pile up.
+    An ensemble's last step does not learn where a reply starts or ends. A stream without an incomplete character is
+    dropped at once; the others are dropped, least recently used first, when there are too many.
 
     Args:
-        most: Unfinished streams kept at a time; the one longest untouched goes first.
+        most: Maximum number of unfinished streams.
     """
 
     def __init__(self, detokenizer: Detokenizer, *, most: int = 4096) -> None:
@@ -100,7 +99,7 @@ class StreamsById:
         self._open: OrderedDict[str, TextStream] = OrderedDict()
 
     def push(self, request_id: str, token_ids: Sequence[int]) -> str:
-        """Take tokens of one request; return the text they complete."""
+        """Add tokens of a request; return the text they complete."""
         stream = self._open.pop(request_id, None) or self._detokenizer.stream()
         text = stream.push(token_ids)
         if not stream.holds_nothing:
@@ -110,16 +109,16 @@ class StreamsById:
         return text
 
     def __contains__(self, request_id: str) -> bool:
-        """Whether a request's reply is in the middle of a character."""
+        """Whether a request's reply currently ends in an incomplete character."""
         return request_id in self._open
 
     def __len__(self) -> int:
-        """Return how many streams are held open."""
+        """Return the number of unfinished streams."""
         return len(self._open)
 
 
 class _ByteStream:
-    """A reply from a byte-level vocabulary."""
+    """A reply in a byte-level vocabulary."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = pieces
@@ -137,7 +136,7 @@ class _ByteStream:
 
 
 class _LibraryStream:
-    """A reply from a vocabulary whose decoding looks at neighbouring tokens."""
+    """A reply in a vocabulary whose decoding depends on neighbouring tokens."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
@@ -165,7 +164,7 @@ class _LibraryStream:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load `tokenizer.json`; padding and truncation stored in it are turned off, prompts are taken as they are."""
+    """Load `tokenizer.json`, with its stored padding and truncation turned off."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -173,7 +172,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def special_tokens(folder: Path, tokenizer: Tokenizer) -> SpecialTokens:
-    """Return the ids of the tokens `tokenizer_config.json` names; without a pad token, the end token pads."""
+    """Return the ids of the tokens named in `tokenizer_config.json`; the end token is the default pad token."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     end_id = _token_id(tokenizer, config.get("eos_token"))
@@ -182,7 +181,7 @@ def special_tokens(folder: Path, tokenizer: Tokenizer) -> SpecialTokens:
 
 
 def word_list(words: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-    """Return words in TensorRT-LLM's form: all tokens in a row, and where each word ends, padded with -1.
+    """Return words in TensorRT-LLM's format: all tokens, then the end offset of each word, padded with -1.
 
     >>> word_list([[5, 6], [7]])
     ([5, 6, 7], [2, 3, -1])
@@ -193,9 +192,9 @@ def word_list(words: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
 
 
 def token_bytes(tokenizer: Tokenizer, *, skip_special_tokens: bool, kept: Collection[str] = ()) -> list[bytes] | None:
-    """Return the bytes of each token of a byte-level vocabulary, by id; None for any other kind.
+    """Return each token's bytes by id for a byte-level vocabulary; None for any other kind.
 
-    Tokens added to the vocabulary whose text has characters outside the byte alphabet stand for themselves.
+    Added tokens with characters outside the byte alphabet represent their own text.
     """
     description = json.loads(tokenizer.to_str())
     if not _is_byte_level(description.get("decoder")):
@@ -215,9 +214,9 @@ def token_bytes(tokenizer: Tokenizer, *, skip_special_tokens: bool, kept: Collec
 
 
 def byte_alphabet() -> str:
-    """Return the 256 characters that byte-level vocabularies write bytes with, in the order of the bytes.
+    """Return the 256 characters with which byte-level vocabularies write bytes, in byte order.
 
-    Printable Latin-1 stands for itself; the others, in order, are shifted to U+0100 and up.
+    Printable Latin-1 characters represent themselves; the others are shifted, in order, to U+0100 and above.
 
     Source:
         GPT-2's encoder.py, `bytes_to_unicode`.
@@ -231,7 +230,7 @@ def byte_alphabet() -> str:
 
 
 def _join(pieces: list[bytes], token_ids: Iterable[int]) -> bytes:
-    """Return the bytes of tokens; ids outside the vocabulary (padding, rows without a token) have none."""
+    """Return the bytes of tokens; ids outside the vocabulary (padding, unused rows) have none."""
     count = len(pieces)
     return b"".join([pieces[token_id] for token_id in token_ids if 0 <= token_id < count])
 
@@ -252,7 +251,7 @@ def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
 
 
 def _token_id(tokenizer: Tokenizer, named: object) -> int | None:
-    """Return a token's id from its name in tokenizer_config.json: text, or an object with `content`."""
+    """Return a token's id from its entry in tokenizer_config.json: text, or an object with `content`."""
     content = named.get("content") if isinstance(named, dict) else named
     found = tokenizer.token_to_id(content) if isinstance(content, str) else None
     return None if found is None else int(found)

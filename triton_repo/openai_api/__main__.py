@@ -1,4 +1,4 @@
-"""`python -m triton_repo.openai_api REPOSITORY`: the front's process; `serve-repo --openai` starts it."""
+"""`python -m triton_repo.openai_api REPOSITORY`: the front's process, started by `serve-repo --openai`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from triton_repo.openai_api.triton_client import EngineClient
 from triton_repo.settings import read_repository
 
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
-DRAIN_S = 20  # replies in flight at SIGTERM may take this long to end
+DRAIN_S = 20  # time for replies in flight to finish after SIGTERM
 KEEP_ALIVE_S = 75
 
 
@@ -45,10 +45,10 @@ KEEP_ALIVE_S = 75
 @click.option("--api-key-file", type=click.Path(path_type=Path), default=None, help="File with one API key per line.")
 @click.option("--stop-after", type=float, default=None, help="Stop after this many seconds.")
 def main(repository: Path, **flags: Any) -> None:
-    """Serve an OpenAI-compatible API before a Triton that runs on REPOSITORY.
+    """Serve an OpenAI-compatible API in front of a Triton that serves REPOSITORY.
 
-    Keys are taken from --api-key-file, else from the environment variable FRONT_API_KEY; without either, everybody
-    is let in.
+    API keys come from --api-key-file, else from the environment variable FRONT_API_KEY. Without either, no key is
+    required.
     """
     manifest = read_repository(repository)
     service = Service(
@@ -58,7 +58,7 @@ def main(repository: Path, **flags: Any) -> None:
         reasoning=cast(Reasoning, flags["reasoning"]),
     )
     gc.collect()
-    gc.freeze()  # the vocabulary is here to stay: looking through it again would hold every stream up
+    gc.freeze()  # exclude the vocabulary from garbage collection: scanning it would stall every stream
     access = Access(keys=read_keys(flags["api_key_file"], os.environ.get(KEY_VARIABLE)))
     if flags["stop_after"] is not None:
         timer = threading.Timer(flags["stop_after"], os.kill, (os.getpid(), signal.SIGTERM))

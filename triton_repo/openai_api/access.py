@@ -1,4 +1,4 @@
-"""Who is let in, what is served here, and how a refusal looks."""
+"""Access control, the served model's name, and error replies."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ JSON_TYPE = "application/json"
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may ask, and how much at once.
+    """Access rules and limits.
 
     Attributes:
-        keys: API keys that are let in; empty: everybody is.
-        stall_limit_s: How long an engine may be silent in the middle of a request before that is given up.
+        keys: Valid API keys; empty: no key is required.
+        stall_limit_s: How long the engine may be silent during a request before the request is cancelled.
     """
 
     keys: Sequence[str] = ()
@@ -31,14 +31,14 @@ class Access:
 
 
 class AdmissionLimits:
-    """What every endpoint asks first.
+    """Checks shared by all endpoints.
 
     Args:
-        model: The one model's name.
-        kind: What all replies say of the engine behind them.
+        model: Name of the served model.
+        kind: Description of the engine, sent with every reply.
 
     Attributes:
-        headers: Of every reply.
+        headers: Headers of every reply.
     """
 
     def __init__(self, access: Access, *, model: str, kind: str) -> None:
@@ -47,7 +47,7 @@ class AdmissionLimits:
         self._model = model
 
     def admit(self, request: Request) -> None:
-        """Let a request with one of the keys in."""
+        """Raise an ApiError unless the request has a valid key."""
         keys = self.access.keys
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         if keys and not is_key(given, keys):
@@ -57,11 +57,11 @@ class AdmissionLimits:
             raise ApiError(401, message, code="invalid_api_key", headers=headers)
 
     def known_model(self, name: str) -> None:
-        """Raise an ApiError for any model but the one served."""
+        """Raise an ApiError for any model other than the served one."""
         if name != self._model:
-            message = f"the model {name[:200]!r} is not served here; {self._model!r} is"
+            message = f"the model {name[:200]!r} is not served here; the served model is {self._model!r}"
             raise ApiError(404, message, code="model_not_found", param="model")
 
     def answer(self, problem: ApiError) -> Response:
-        """Return the reply of an ApiError."""
+        """Return the reply for an ApiError."""
         return Response(problem.body(), problem.status, {**self.headers, **problem.headers}, JSON_TYPE)

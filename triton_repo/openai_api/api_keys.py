@@ -1,4 +1,4 @@
-"""API keys: from a file or an environment variable, and compared without telling how much of one was right."""
+"""API keys: read from a file or an environment variable, compared in constant time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def read_keys(path: Path | None, variable: str | None) -> list[str]:
     """Return the API keys.
 
     Raises:
-        UserError: The file is not there, or holds no key.
+        UserError: The file does not exist or contains no key.
     """
     if path is None:
         return [variable] if variable else []
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise UserError(f"--api-key-file {path}: no regular file", hint="give a file with one key per line")
+            raise UserError(f"--api-key-file {path}: not a regular file", hint="give a file with one key per line")
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"--api-key-file {path}: {error.strerror}", hint="give a file with one key per line") from error
@@ -34,6 +34,6 @@ def read_keys(path: Path | None, variable: str | None) -> list[str]:
 
 
 def is_key(given: str, keys: Sequence[str]) -> bool:
-    """Whether what was given is one of the keys; all are compared, each in constant time."""
+    """Whether a given key is valid; it is compared with all keys, each in constant time."""
     found = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
     return any(found)

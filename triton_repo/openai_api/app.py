@@ -1,4 +1,4 @@
-"""The ASGI application: HTTP around the service and the engine."""
+"""The ASGI application: HTTP endpoints on top of the service and the engine."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def make_app(
     metrics_url: str | None,
     serve: ServeMetrics | None = None,
 ) -> ASGIApp:
-    """Return the application; it opens the engine's channel when it starts.
+    """Return the application; it opens the engine's channel on startup.
 
     Args:
-        serve: trtllm-serve's metrics, of its emulated twin; the pages are then where trtllm-serve has them.
+        serve: Metrics of an emulated trtllm-serve; metrics pages then have trtllm-serve's paths.
     """
     gate = AdmissionLimits(access, model=service.model, kind=service.kind)
     pages = _Pages(service, engine, gate, metrics_url)
@@ -72,7 +72,7 @@ def make_app(
 
 
 class _Pages:
-    """The endpoints that generate nothing, and what is said of errors."""
+    """Endpoints that generate nothing, and error replies."""
 
     def __init__(self, service: Service, engine: EngineClient, gate: AdmissionLimits, metrics_url: str | None) -> None:
         self._service = service
@@ -94,18 +94,18 @@ class _Pages:
         return self._json(self._described())
 
     async def health(self, _: Request) -> Response:
-        """GET /health: 200 when the engine can be asked; open to all."""
+        """GET /health: 200 if the engine is ready; no key required."""
         if await self._engine.is_ready():
             return self._json({"status": "ok"})
         raise engine_gone("the model is not ready")
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics: Triton's own."""
+        """GET /metrics: Triton's own metrics."""
         self._gate.admit(request)
         return Response(await self._triton(), media_type=PROMETHEUS_TYPE, headers=self._gate.headers)
 
     def of_trtllm_serve(self, serve: ServeMetrics) -> list[Route]:
-        """Return the pages of trtllm-serve's metrics."""
+        """Return the routes of trtllm-serve's metrics pages."""
         self._serve = serve
 
         async def prometheus(request: Request) -> Response:
@@ -129,17 +129,17 @@ class _Pages:
             raise engine_gone(str(error)) from error
 
     async def not_served(self, request: Request, error: Exception) -> Response:
-        """Answer for a path or method that is not here."""
+        """Reply for an unknown path or method."""
         if not isinstance(error, HTTPException):
             raise error
         known = "/v1/chat/completions, /v1/completions, /v1/models, /health, /metrics"
-        message = f"{request.method} {request.url.path[:200]}: {error.detail}; here are {known}"
+        message = f"{request.method} {request.url.path[:200]}: {error.detail}; known paths: {known}"
         return self._gate.answer(
             ApiError(error.status_code, message, code="not_found", headers=dict(error.headers or {}))
         )
 
     async def problem(self, _: Request, error: Exception) -> Response:
-        """Answer with an ApiError."""
+        """Reply with an ApiError."""
         if not isinstance(error, ApiError):
             raise error
         if self._serve is not None:
@@ -147,9 +147,9 @@ class _Pages:
         return self._gate.answer(error)
 
     async def bug(self, _: Request, error: Exception) -> Response:
-        """Answer for what should not happen; its traceback goes to the log, not to the client."""
+        """Reply to an unexpected exception; its traceback goes to the log, not to the client."""
         return self._gate.answer(
-            ApiError(500, f"a bug of this server: {type(error).__name__}", kind="server_error", code="bug")
+            ApiError(500, f"internal server error: {type(error).__name__}", kind="server_error", code="bug")
         )
 
     def _described(self) -> dict[str, Any]:

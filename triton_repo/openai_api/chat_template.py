@@ -1,9 +1,8 @@
-"""A checkpoint's chat template, rendered in Jinja2's sandbox and within limits.
+"""Renders a checkpoint's chat template in Jinja2's sandbox, within limits.
 
-A template is a program that came with a download. In the sandbox it reaches no file, no module and no attribute that
-Python would run code through; here, further, every loop step and call is counted, text cannot be multiplied without
-bound, and only the filters that chat templates use are there. A template that goes past a limit is an error, not a
-server that hangs.
+A template is a downloaded program. The sandbox denies access to files, modules and attributes that could run code. In
+addition, every loop step and call is counted, text cannot be multiplied without bound, and only the filters that chat
+templates use are available. A template that exceeds a limit causes an error instead of a hanging server.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engines.errors import MissingError, UserError
 
-MAX_STEPS = 100_000  # loop steps and calls; Qwen3's template takes five a message
+MAX_STEPS = 100_000  # loop steps and calls; Qwen3's template needs five per message
 MAX_CHARACTERS = 8_000_000
 MAX_TEMPLATE_CHARACTERS = 200_000
 MAX_OPERAND = 10_000  # of '%' and '**'
@@ -36,23 +35,23 @@ _BUDGET = "budget of this rendering"
 
 
 class TemplateError(Exception):
-    """A template that refuses these messages (`raise_exception`), is wrong, or went past a limit."""
+    """A template refused the messages (`raise_exception`), is invalid, or exceeded a limit."""
 
 
 class ChatTemplate:
-    """The template of a tokenizer's folder.
+    """The chat template of a tokenizer's folder.
 
     Args:
         source: The template.
-        tokens: Names a template may use for special tokens, such as `bos_token`.
+        tokens: Variables for special tokens, such as `bos_token`.
 
     Raises:
-        UserError: It is not a Jinja2 template, or longer than any template is.
+        UserError: It is not a Jinja2 template, or is too long.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, str], *, where: str = "chat template") -> None:
         if len(source) > MAX_TEMPLATE_CHARACTERS:
-            raise UserError(f"{where}: {len(source)} characters long; {MAX_TEMPLATE_CHARACTERS} are allowed")
+            raise UserError(f"{where}: {len(source)} characters long; the limit is {MAX_TEMPLATE_CHARACTERS}")
         self._tokens = dict(tokens)
         environment = _Environment()
         try:
@@ -70,10 +69,10 @@ class ChatTemplate:
         """Return the prompt of a conversation.
 
         Args:
-            options: What else the template is to see, such as `enable_thinking`.
+            options: Further variables for the template, such as `enable_thinking`.
 
         Raises:
-            TemplateError: It refused, failed or went past a limit.
+            TemplateError: The template refused, failed or exceeded a limit.
         """
         values = {**self._tokens, **(options or {}), "messages": list(messages), _BUDGET: _Budget()}
         parts: list[str] = []
@@ -82,7 +81,7 @@ class ChatTemplate:
             for part in self._template.generate(values, add_generation_prompt=add_generation_prompt):
                 size += len(part)
                 if size > MAX_CHARACTERS:
-                    raise TemplateError(f"the chat template made more than {MAX_CHARACTERS} characters")
+                    raise TemplateError(f"the chat template produced more than {MAX_CHARACTERS} characters")
                 parts.append(part)
         except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template cannot render these messages: {error}") from error
@@ -102,13 +101,13 @@ class ChatTemplate:
 
 
 def load_template(folder: Path) -> ChatTemplate | None:
-    """Return the chat template of a tokenizer's folder; None where it has none.
+    """Return the chat template of a tokenizer's folder; None if it has none.
 
-    `chat_template.jinja` goes before the one in tokenizer_config.json; of several named ones, `default` is taken.
+    `chat_template.jinja` takes precedence over tokenizer_config.json; of several named templates, `default` is used.
 
     Raises:
-        UserError: A file that cannot be read as what its name says.
-        MissingError: There are several templates, and none is the default.
+        UserError: A file cannot be read or parsed.
+        MissingError: There are several templates, and none is named `default`.
     """
     config_path = folder / "tokenizer_config.json"
     config = _read_config(config_path)
@@ -138,7 +137,7 @@ class _Budget:
 
 
 class _Counted:
-    """What a loop goes over, each step paid for; it has a length where that has one, for `loop.last`."""
+    """A loop's iterable that counts each step; it has a length if the original has one, for `loop.last`."""
 
     def __init__(self, values: Iterable[Any], budget: _Budget) -> None:
         self._values = values
@@ -154,7 +153,7 @@ class _Counted:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox that renders as transformers does: same white space, same extras."""
+    """A sandboxed environment that renders as transformers does: same white space, same extras."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -177,12 +176,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         result = super().call_binop(context, operator, left, right)
         if isinstance(result, int) and abs(result) > MAX_NUMBER:
-            raise TemplateError("the chat template made a number above 2**64")
+            raise TemplateError("the chat template produced a number above 2**64")
         return result
 
     def wrap_str_format(self, value: Any) -> Any:
         if super().wrap_str_format(value) is not None:  # it can pad to any width
-            raise TemplateError("the chat template uses str.format, which is not served; '~' joins text")
+            raise TemplateError("the chat template uses str.format, which is not supported; use '~' to join text")
         return None
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as in Jinja2)
@@ -199,7 +198,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _counted(template: nodes.Template) -> nodes.Template:
-    """Put a counter round what every loop goes over, and a limit round every `~`."""
+    """Wrap the iterable of every loop with a counter, and every `~` with a length limit."""
     for loop in template.find_all(nodes.For):
         loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
     for each in list(template.find_all(nodes.Concat)):
@@ -217,7 +216,7 @@ def _count(context: Context, values: Any) -> Any:
 
 
 def _printable(value: Any) -> Any:
-    """Refuse what has no text of its own: a list may hold itself a million times over."""
+    """Refuse values other than text and numbers: a list may contain itself many times over."""
     if isinstance(value, (list, tuple, dict, set)):
         raise TemplateError(f"the chat template prints a {type(value).__name__}; only text and numbers can be")
     return value
@@ -242,7 +241,7 @@ def _replaced(text: str, old: str, new: str, count: int = -1) -> str:
 
 @jinja2.pass_context
 def _to_json(context: Context, value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:
-    """JSON as transformers writes it for tools: characters stay themselves."""
+    """JSON as transformers writes it for tools: non-ASCII characters are not escaped."""
     parts: list[str] = []
     size = 0
     for part in json.JSONEncoder(indent=indent, ensure_ascii=ensure_ascii).iterencode(value):
@@ -263,7 +262,7 @@ def _strftime_now(form: str) -> str:
 
 def _refuse_size(size: int) -> None:
     if size > MAX_CHARACTERS:
-        raise TemplateError(f"the chat template made a value of more than {MAX_CHARACTERS} characters or items")
+        raise TemplateError(f"the chat template produced a value of more than {MAX_CHARACTERS} characters or items")
 
 
 def _size(value: Any) -> int:
@@ -271,7 +270,7 @@ def _size(value: Any) -> int:
 
 
 def _repeats(value: Any) -> int:
-    """Return by how much a factor multiplies the other; of two numbers the product is looked at instead."""
+    """Return the factor by which an operand multiplies the other; the product of two numbers is checked elsewhere."""
     return max(1, value) if isinstance(value, int) else _size(value)
 
 

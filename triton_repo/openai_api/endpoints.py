@@ -1,4 +1,4 @@
-"""The endpoints that generate: a request becomes work for the engine, its tokens become a reply or a stream."""
+"""The generating endpoints: a request becomes work for the engine, its tokens become a reply or a stream."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LONG_BODY_BYTES = 65_536
 
 
 class Generating:
-    """An endpoint that generates; a class, so that Starlette hands it the raw connection.
+    """A generating endpoint; a class, so that Starlette passes the raw connection.
 
     Args:
-        schema: Of the request's body.
-        prepare: Makes the work of a request.
-        shape: Of its replies.
+        schema: Schema of the request's body.
+        prepare: Turns a request into work for the engine.
+        shape: Format of the replies.
     """
 
     def __init__(
@@ -53,14 +53,16 @@ class Generating:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, whatever happens to it: afterwards the engine works on it no more."""
+        """Serve one request; in every case, the engine has stopped working on it afterwards."""
         request = Request(scope, receive)
         self._gate.admit(request)
         try:
             body = await _body(request, self._gate.access.body_limit_bytes)
-        except ClientDisconnect:  # before it had said what it wants: nobody is left to be told
+        except ClientDisconnect:  # the client left before sending its request
             return
-        if len(body) > LONG_BODY_BYTES:  # a novel takes a tenth of a second to tokenize, and streams go on meanwhile
+        if (
+            len(body) > LONG_BODY_BYTES
+        ):  # a very long prompt takes a tenth of a second to tokenize; streams continue meanwhile
             asked, work = await asyncio.to_thread(self._understand, body)
         else:
             asked, work = self._understand(body)
@@ -75,7 +77,7 @@ class Generating:
         except asyncio.CancelledError:
             if stall.over:
                 raise stall.problem() from None
-            if not watch.done():  # nobody left: this server is being stopped
+            if not watch.done():  # no client left: the server is stopping
                 raise
         finally:
             stall.stop()
@@ -113,7 +115,7 @@ class _Exchange:
         return self.work.text.push(ids)
 
     async def whole(self) -> None:
-        """Send the reply once it is whole."""
+        """Send the reply once it is complete."""
         pieces = []
         while (piece := await self.read()) is not None:
             pieces.append(piece)
@@ -125,8 +127,8 @@ class _Exchange:
         await self._put(body, more=False)
 
     async def stream(self, *, with_usage: bool) -> None:
-        """Send the reply as server-sent events; what goes wrong after the first is one of them."""
-        first = await self.read()  # a refusal comes before the first byte, and so with its own HTTP status
+        """Send the reply as server-sent events; an error after the first event is itself an event."""
+        first = await self.read()  # an error before the first byte has its own HTTP status
         writer = self.shape.stream(self.head, with_usage=with_usage)
         await self._begin("text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
         try:
@@ -143,7 +145,7 @@ class _Exchange:
         await self._put(usage + DONE, more=False)
 
     async def _events(self, writer: ChunkWriter, piece: Piece | None) -> None:
-        """Send a chunk for each message that makes some text certain, and the one that says why the reply ended."""
+        """Send a chunk for each message that completes some text, and the final one with the finish reason."""
         data = self.shape.first(writer)
         while piece is not None:
             data += b"".join(map(writer.chunk, self.shape.texts(piece)))
@@ -164,7 +166,7 @@ class _Exchange:
 
 
 class _Stall:
-    """Gives a silent engine up; one timer a request, looked at again only when it rings."""
+    """Cancels a request whose engine is silent; one timer per request, re-armed only when it fires."""
 
     def __init__(self, limit_s: float, reply: Reply) -> None:
         self.over = False
@@ -175,12 +177,12 @@ class _Stall:
         self._timer = self._loop.call_later(limit_s, self._ring)
 
     def problem(self) -> ApiError:
-        """Return what the client is told."""
+        """Return the error for the client."""
         message = f"the engine sent nothing for {self._limit_s:g} s; the request was cancelled"
         return ApiError(504, message, kind="server_error", code="engine_stalled")
 
     def seen(self) -> None:
-        """Note that the engine said something."""
+        """Note a message from the engine."""
         self._last_s = self._loop.time()
 
     def stop(self) -> None:
@@ -197,14 +199,14 @@ class _Stall:
 
 
 async def _cancel_when_gone(receive: Callable[[], Awaitable[Any]], reply: Reply) -> None:
-    """Cancel a request in the engine as soon as its client has left."""
+    """Cancel a request in the engine as soon as its client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
     reply.cancel()
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
-    """Return a request's body; an ApiError where it is too large or does not come."""
+    """Return a request's body; an ApiError if it is too large or incomplete."""
     too_large = ApiError(413, f"the body is larger than {limit_bytes} bytes", code="request_too_large")
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > limit_bytes:
@@ -219,7 +221,7 @@ async def _body(request: Request, limit_bytes: int) -> bytes:
                     raise too_large
                 parts.append(part)
     except TimeoutError as error:
-        raise ApiError(408, f"the body did not come within {BODY_WITHIN_S:g} s", code="request_timeout") from error
+        raise ApiError(408, f"the body did not arrive within {BODY_WITHIN_S:g} s", code="request_timeout") from error
     if not size:
         raise bad_request("the request has no body")
     return b"".join(parts)

@@ -1,4 +1,4 @@
-"""What a client is told when a request cannot be served: OpenAI's error shape, with the HTTP status that fits."""
+"""Errors for clients: OpenAI's error object with a suitable HTTP status."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ApiError(Exception):
 
     Attributes:
         status: HTTP status.
-        message: For a person: what is wrong, the limit, one thing to try.
+        message: For people: the problem, the limit, one thing to try.
         kind: `type` of OpenAI's error object.
-        code: `code` of it, for a program; None where there is none.
+        code: `code` of it, for programs; None if there is none.
         param: The request's key at fault.
-        headers: More headers of the reply.
+        headers: Further headers of the reply.
     """
 
     status: int
@@ -44,23 +44,23 @@ class ApiError(Exception):
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """Return the problem of a request that asks for what cannot be."""
+    """Return the error for an invalid request."""
     return ApiError(400, message, param=param, code=code)
 
 
 def engine_gone(detail: str) -> ApiError:
-    """Return the problem of a Triton that does not answer."""
-    message = f"the engine cannot be asked now ({detail}); try again once it is back"
+    """Return the error for a Triton that does not answer."""
+    message = f"the engine is not available ({detail}); try again later"
     headers = {"retry-after": str(RETRY_AFTER_S)}
     return ApiError(503, message, kind="server_error", code="engine_unavailable", headers=headers)
 
 
 def engine_refused(message: str) -> ApiError:
-    """Return the problem behind an engine's error text: a full queue, the client's request, or the engine itself."""
+    """Return the error for an engine's error text: a full queue, an invalid request, or an engine failure."""
     if any(mark in message for mark in QUEUE_FULL):
         headers = {"retry-after": str(RETRY_AFTER_S)}
         return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=headers)
-    if any(mark in message for mark in _GONE):  # unloaded: the server drains, or an engine is being replaced
+    if any(mark in message for mark in _GONE):  # unloaded: the server is draining, or an engine is being replaced
         return engine_gone(message)
     text = _EXECUTOR.sub("", message)
     if any(mark in text for mark in _CLIENTS_FAULT):

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP with a bound on what it keeps of a request's head: the parser itself has none."""
+"""uvicorn's HTTP protocol with limits on a request's head, which the parser lacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BoundedHttp(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ty
     _head_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Begin to wait for the first head."""
+        """Start waiting for the first head."""
         super().connection_made(transport)
         self._await_head()
 
@@ -28,7 +28,7 @@ class BoundedHttp(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ty
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; what follows an unfinished head is counted to it."""
+        """Take bytes; bytes after an unfinished head count towards its size."""
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_LIMIT_BYTES:
@@ -37,13 +37,13 @@ class BoundedHttp(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ty
         super().data_received(data)
 
     def on_message_begin(self) -> None:
-        """Note the beginning of a head."""
+        """Note the start of a head."""
         self._in_head, self._head_bytes = True, 0
         self._await_head()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Note its end."""
+        """Note the end of a head."""
         self._in_head = False
         self._stop_waiting()
         super().on_headers_complete()
@@ -58,7 +58,7 @@ class BoundedHttp(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ty
             self._head_due = None
 
     def _end_slow_head(self) -> None:
-        """Answer what came of a head with 400; close a connection that sent nothing."""
+        """Reply 400 to an incomplete head; close a connection that sent nothing."""
         if self._in_head:
             self.send_400_response(f"The request's head was not complete within {HEAD_WITHIN_S:g} s.")
         else:

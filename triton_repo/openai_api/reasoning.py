@@ -1,8 +1,8 @@
-"""What a reasoning model thinks, told apart from what it answers, while both are streamed.
+"""Separates a reasoning model's reasoning from its answer, also while streaming.
 
-DeepSeek-R1 and Qwen3 write their reasoning between `<think>` and `</think>`. Who writes the opening tag differs: R1's
-first chat templates end with it, so that a reply begins in the middle of the reasoning; R1-0528 and Qwen3 write it
-themselves. What the prompt ends with decides, so no list of model names is needed.
+DeepSeek-R1 and Qwen3 write their reasoning between `<think>` and `</think>`. Where the opening tag comes from differs:
+R1's first chat templates end with it, so a reply starts inside the reasoning; R1-0528 and Qwen3 write it themselves.
+The end of the prompt decides, so no list of model names is needed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Reasoning = Literal["auto", "always", "off"]
 
 
 class Piece(NamedTuple):
-    """Text of a reply, by what it is."""
+    """A piece of a reply's text, split into reasoning and answer."""
 
     reasoning: str
     answer: str
 
 
 class _At(Enum):
-    """Where in a reply we are: before anything but white space, in its reasoning, in its answer."""
+    """Position in a reply: before any text but white space, in the reasoning, in the answer."""
 
     BEGINNING = 0
     REASONING = 1
@@ -33,13 +33,14 @@ class _At(Enum):
 
 
 class ReasoningSplitter:
-    """Splits a reply's text; the tags themselves are never given out, nor any part of one.
+    """Splits a reply's text; tags, and parts of tags, are never part of the output.
 
-    All other text is kept as it is, the line breaks around the tags too: what comes out, with the tags put back, is
-    what went in.
+    All other text is preserved, including line breaks around the tags: the output with the tags inserted equals the
+    input.
 
     Args:
-        begins_inside: The reply begins in the reasoning, its opening tag in the prompt (one in the reply is allowed).
+        begins_inside: The reply starts inside the reasoning because the prompt has the opening tag (a second one in
+            the reply is allowed).
 
     Attributes:
         thought: Whether there was any reasoning.
@@ -53,11 +54,11 @@ class ReasoningSplitter:
 
     @property
     def answers(self) -> bool:
-        """Whether all text from here on is answer."""
+        """Whether all further text is part of the answer."""
         return self._at is _At.ANSWER
 
     def push(self, text: str) -> Piece:
-        """Take text; return what is certain of it."""
+        """Add text; return the part whose kind is certain."""
         if self._at is _At.ANSWER:
             return Piece("", text)
         held = self._held + text
@@ -70,13 +71,13 @@ class ReasoningSplitter:
         return self._split(held) if self._at is _At.REASONING else Piece("", held)
 
     def finish(self) -> Piece:
-        """Return what was held back; the beginning of a tag that never became one is text."""
+        """Return the text held back; an incomplete tag is text."""
         held, self._held = self._held, ""
         at = self._without_tag if self._at is _At.BEGINNING else self._at
         return Piece(held, "") if at is _At.REASONING else Piece("", held)
 
     def _begin(self, text: str) -> str:
-        """Return the text without its opening tag, or with what turned out not to be one."""
+        """Return the text without its opening tag, or with text that turned out not to be a tag."""
         stripped = text.lstrip()
         if stripped.startswith(OPEN_TAG):
             self._at = _At.REASONING
@@ -97,11 +98,11 @@ class ReasoningSplitter:
 
 
 def splitter_for(prompt: str, how: Reasoning) -> ReasoningSplitter | None:
-    """Return the splitter for the reply to a prompt; None where replies are not split.
+    """Return the splitter for the reply to a prompt; None if replies are not split.
 
     Args:
-        how: `auto` goes by what the prompt ends with; `always` takes a reply for reasoning up to its closing tag
-            unless the prompt has closed it, for models that forget the opening one; `off` leaves tags in the text.
+        how: `auto` decides by the end of the prompt; `always` treats a reply as reasoning up to its closing tag unless
+            the prompt has closed it, for models that omit the opening tag; `off` leaves tags in the text.
     """
     if how == "off":
         return None

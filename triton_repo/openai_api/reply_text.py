@@ -1,4 +1,4 @@
-"""From the tokens of one reply to the text that a client sees of it."""
+"""From the tokens of one reply to the text that a client sees."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from triton_repo.openai_api.stop_strings import StopStrings
 
 
 class ReplyText:
-    """Bytes to characters, then stop strings, then reasoning: each holds back only what it cannot yet be sure of.
+    """Decodes bytes, then applies stop strings, then splits reasoning; each stage holds back only uncertain text.
 
     Attributes:
-        tokens: Tokens taken so far.
+        tokens: Tokens received so far.
     """
 
     def __init__(self, stream: TextStream, stops: Sequence[str], splitter: ReasoningSplitter | None) -> None:
@@ -25,20 +25,20 @@ class ReplyText:
 
     @property
     def reasoning_tokens(self) -> int:
-        """Return how many tokens the reasoning took, its tags among them."""
+        """Return the number of reasoning tokens, tags included."""
         return self._before_answer if self._splitter is not None and self._splitter.thought else 0
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was met: the reply ends here."""
+        """Whether a stop string was found, which ends the reply."""
         return self._stops.met is not None
 
     def push(self, token_ids: Sequence[int]) -> Piece:
-        """Take tokens; return the text they make certain."""
+        """Add tokens; return the text that is now certain."""
         splitter = self._splitter
         if splitter is None or splitter.answers or len(token_ids) == 1:
             return self._push(token_ids)
-        pieces = [self._push([token_id]) for token_id in token_ids]  # each is of the reasoning or is not
+        pieces = [self._push([token_id]) for token_id in token_ids]  # each token counts as reasoning or not
         return Piece("".join(piece.reasoning for piece in pieces), "".join(piece.answer for piece in pieces))
 
     def _push(self, token_ids: Sequence[int]) -> Piece:
@@ -50,7 +50,7 @@ class ReplyText:
         return self._splitter.push(text)
 
     def finish(self) -> Piece:
-        """Return what is left when the tokens end."""
+        """Return the remaining text at the end of the tokens."""
         text = self._stops.push(self._stream.finish()) + self._stops.finish()
         if self._splitter is None:
             return Piece("", text)

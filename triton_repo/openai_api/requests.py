@@ -1,4 +1,4 @@
-"""What a client may ask for: OpenAI's requests, a few extensions, and clear refusals of what is not served."""
+"""Schemas of OpenAI's requests with a few extensions, and errors for unsupported features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Strict(BaseModel):
 
 
 class StreamOptions(_Strict):
-    """What a stream carries beyond text; the second key is known and has no effect here."""
+    """Options of a stream; the second key is accepted and has no effect."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
@@ -38,10 +38,10 @@ class ApiRequest(_Strict):
 
     Attributes:
         stop: Text that ends the reply; it is not part of it.
-        min_tokens: Extension: no end of text before this many tokens.
-        ignore_eos: Extension: the reply goes on to its full length.
-        top_k: Extension: as TensorRT-LLM's `runtime_top_k`.
-        skip_special_tokens: Extension: whether end-of-text and the like are left out of the text.
+        min_tokens: Extension: the text does not end before this many tokens.
+        ignore_eos: Extension: the reply continues to its full length.
+        top_k: Extension: TensorRT-LLM's `runtime_top_k`.
+        skip_special_tokens: Extension: whether special tokens, such as end-of-text, are omitted from the text.
     """
 
     model: str
@@ -70,16 +70,16 @@ class ApiRequest(_Strict):
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream is to end with its token counts."""
+        """Whether a stream ends with its token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def most_tokens(self) -> int | None:
-        """Return how long the reply may be; None: as long as the engine allows."""
+        """Return the maximum length of the reply; None: the engine's limit."""
         return self.max_tokens
 
     def refuse_unserved(self) -> None:
-        """Raise an ApiError for what this server does not do."""
+        """Raise an ApiError for unsupported options."""
         if self.n not in (None, 1):
             raise bad_request(f"n is {self.n}; one reply a request is served, send the request several times", "n")
         if self.logit_bias:
@@ -88,15 +88,13 @@ class ApiRequest(_Strict):
             raise bad_request("stream_options is for streams: set stream to true", "stream_options")
         most = self.most_tokens
         if self.min_tokens is not None and most is not None and self.min_tokens > most:
-            raise bad_request(
-                f"min_tokens is {self.min_tokens}, above the {most} tokens asked for at most", "min_tokens"
-            )
+            raise bad_request(f"min_tokens is {self.min_tokens}, above max_tokens, {most}", "min_tokens")
 
 
 class ChatRequest(ApiRequest):
     """The body of POST /v1/chat/completions.
 
-    Keys that change nothing about the tokens (`user`, `metadata`, `store`, `service_tier` and the like) are accepted.
+    Keys without effect on the tokens (`user`, `metadata`, `store`, `service_tier` and similar ones) are accepted.
     """
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -121,11 +119,11 @@ class ChatRequest(ApiRequest):
 
     @property
     def most_tokens(self) -> int | None:
-        """Return how long the reply may be; None: as long as the engine allows."""
+        """Return the maximum length of the reply; None: the engine's limit."""
         return self.max_completion_tokens or self.max_tokens
 
     def refuse_unserved(self) -> None:
-        """Raise an ApiError for what this server does not do."""
+        """Raise an ApiError for unsupported options."""
         super().refuse_unserved()
         if self.logprobs or self.top_logprobs:
             raise bad_request("log probabilities are not served; leave logprobs and top_logprobs out", "logprobs")
@@ -149,11 +147,11 @@ class CompletionRequest(ApiRequest):
 
     @property
     def most_tokens(self) -> int | None:
-        """Return how long the reply may be."""
+        """Return the maximum length of the reply."""
         return COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     def refuse_unserved(self) -> None:
-        """Raise an ApiError for what this server does not do."""
+        """Raise an ApiError for unsupported options."""
         super().refuse_unserved()
         if self.best_of not in (None, 1):
             raise bad_request("best_of above 1 is not served", "best_of")
@@ -165,7 +163,7 @@ class CompletionRequest(ApiRequest):
             raise bad_request("suffix is not served", "suffix")
 
     def one_prompt(self) -> str | list[int]:
-        """Return the prompt; an ApiError where several were sent."""
+        """Return the prompt; an ApiError if several were sent."""
         prompt = self.prompt
         if isinstance(prompt, str):
             return prompt
@@ -177,10 +175,10 @@ class CompletionRequest(ApiRequest):
 
 
 def read_request(body: bytes, schema: type[ApiRequestT]) -> ApiRequestT:
-    """Return a request from its JSON.
+    """Return a request parsed from its JSON.
 
     Raises:
-        ApiError: It is not JSON, has an unknown key, a value that cannot be, or asks for what is not served.
+        ApiError: It is not JSON, has an unknown key or an invalid value, or uses an unsupported feature.
     """
     try:
         asked = schema.model_validate_json(body)
@@ -191,10 +189,10 @@ def read_request(body: bytes, schema: type[ApiRequestT]) -> ApiRequestT:
 
 
 def plain_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages as chat templates take them: contents as text, OpenAI's `developer` as `system`.
+    """Return messages in the form that chat templates expect: contents as text, OpenAI's `developer` as `system`.
 
     Raises:
-        ApiError: A message without a role, or with something other than text in it.
+        ApiError: A message has no role, or contains something other than text.
     """
     return [_plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
@@ -225,7 +223,7 @@ def _text_part(part: Any, where: str) -> str:
 
 def _problem(error: ValidationError) -> ApiError:
     errors = error.errors(include_url=False, include_context=False)
-    first = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]][-1]  # of a union, the last kind tried
+    first = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]][-1]  # of a union, the last alternative
     where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "constrained", "str")))
     if first["type"] == "json_invalid":
         return bad_request(f"the body is not JSON: {first['msg']}")

@@ -1,4 +1,4 @@
-"""The JSON of replies, whole and streamed, in OpenAI's shapes."""
+"""The JSON of replies, whole and streamed, in OpenAI's formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _quoted: Callable[[str], str] = json.encoder.encode_basestring_ascii
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What all parts of one reply repeat."""
+    """What all chunks of one reply repeat."""
 
     reply_id: str
     created: int
@@ -25,7 +25,7 @@ class Head:
 
 
 def usage_of(prompt_tokens: int, text: ReplyText) -> dict[str, Any]:
-    """Return OpenAI's usage object; the reply's tokens are those the engine sent."""
+    """Return OpenAI's usage object; output tokens are those that the engine sent."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": text.tokens,
@@ -52,11 +52,11 @@ class ChatShape:
         return ChunkWriter(head, "chat.completion.chunk", '"delta":{', "}", with_usage=with_usage)
 
     def first(self, writer: ChunkWriter) -> bytes:
-        """Return what a stream begins with."""
+        """Return the first chunk of a stream."""
         return writer.chunk('"role":"assistant","content":""')
 
     def texts(self, piece: Piece) -> list[str]:
-        """Return the deltas that carry a piece: reasoning first, as it came first."""
+        """Return the deltas of a piece, reasoning first."""
         found = []
         if piece.reasoning:
             found.append(f'"reasoning_content":{_quoted(piece.reasoning)}')
@@ -82,11 +82,11 @@ class CompletionShape:
         return ChunkWriter(head, "text_completion", "", "", with_usage=with_usage)
 
     def first(self, writer: ChunkWriter) -> bytes:  # noqa: ARG002 (chat begins with a role)
-        """Return what a stream begins with: nothing."""
+        """Return the first chunk of a stream, which is empty."""
         return b""
 
     def texts(self, piece: Piece) -> list[str]:
-        """Return the text that carries a piece."""
+        """Return the text of a piece."""
         return [f'"text":{_quoted(piece.answer)}'] if piece.answer else []
 
     last = '"text":""'
@@ -96,7 +96,7 @@ Shape = ChatShape | CompletionShape
 
 
 class ChunkWriter:
-    """Writes the chunks of one stream: all but the text is put together once."""
+    """Writes the chunks of one stream; everything but the text is serialized once."""
 
     def __init__(self, head: Head, kind: str, opening: str, closing: str, *, with_usage: bool) -> None:
         fixed = _compact({"id": head.reply_id, "object": kind, "created": head.created, "model": head.model})[:-1]
@@ -108,16 +108,16 @@ class ChunkWriter:
         self._usage = usage
 
     def chunk(self, inner: str) -> bytes:
-        """Return the chunk that carries some text."""
+        """Return the chunk for some text."""
         return f"{self._begin}{inner}{self._end}".encode()
 
     def last(self, inner: str, finish: Finish) -> bytes:
-        """Return the chunk that says why the reply ended."""
+        """Return the chunk with the finish reason."""
         end = f'{self._closing},"logprobs":null,"finish_reason":"{finish}"}}]{self._usage}}}\n\n'
         return f"{self._begin}{inner}{end}".encode()
 
     def usage(self, usage: dict[str, Any]) -> bytes:
-        """Return the chunk that carries the token counts and no choice."""
+        """Return the chunk with the token counts, without a choice."""
         return f'data: {self._fixed},"choices":[],"usage":{_compact(usage)}}}\n\n'.encode()
 
 

@@ -1,12 +1,12 @@
-"""What `trtllm-serve` publishes of itself, for its emulated twin: names, labels, units and buckets as upstream's.
+"""Metrics of an emulated `trtllm-serve`, with upstream's names, labels, units and buckets.
 
-Requests are counted here, at the twin's front, by the engine's own times; what is of the engine comes from the metrics
-page of the Triton behind it. TensorRT-LLM 1.2 publishes five metrics of requests and nothing of its engine.
+Requests are counted by the front, with the engine's own times; engine metrics come from the metrics page of the Triton
+behind it. TensorRT-LLM 1.2 publishes five request metrics and none of the engine.
 
 Source:
-    TensorRT-LLM, tensorrt_llm/metrics/collector.py (050f80de, main of 2026) and serve/openai_server.py; what it has
-    beyond 1.2 came with pull requests 11243, 12545 and 12636 (January to April 2026: candidates of 1.3); for 1.2
-    the list in Dynamo's documentation and a user's page, which shows no prefix. None was run.
+    TensorRT-LLM, tensorrt_llm/metrics/collector.py (050f80de, main of 2026) and serve/openai_server.py; additions since
+    1.2 came with pull requests 11243, 12545 and 12636 (January to April 2026: candidates of 1.3); for 1.2 the list in
+    Dynamo's documentation and a user's page, which shows no prefix. None was run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ GAUGES = (
 
 
 def published_names(version: str) -> list[str]:
-    """Return the names on a version's `/prometheus/metrics`, histograms without their endings.
+    """Return the metric names on a version's `/prometheus/metrics`; histograms without suffixes.
 
     >>> published_names("1.2")[:2]
     ['e2e_request_latency_seconds', 'time_to_first_token_seconds']
@@ -69,7 +69,7 @@ class _Histogram:
         self.total += value
 
     def lines(self, name: str, labels: str) -> list[str]:
-        """Return its lines; none before the first value, as of prometheus_client with labels."""
+        """Return its lines; none before the first value, as prometheus_client does for labelled metrics."""
         if not self.counts:
             return []
         seen, rows = 0, []
@@ -80,16 +80,16 @@ class _Histogram:
 
 
 class ServeMetrics:
-    """The twin's counts.
+    """The metrics of an emulated trtllm-serve.
 
     Args:
-        version: Of TensorRT-LLM's, as the engine's choices name it.
+        version: TensorRT-LLM version.
     """
 
     def __init__(self, version: str, model: str) -> None:
         self.version = version
         self._prefix = "" if version == "1.2" else PREFIX
-        # Of 1.2 a user's page shows "undefined" in both.
+        # In 1.2 a user's page shows "undefined" in both.
         names = ("undefined", "undefined") if version == "1.2" else (model, "trtllm")
         self._labels = f'engine_type="{names[1]}",model_name="{names[0]}"'
         self._histograms = {name: _Histogram(bounds) for name, bounds in BUCKETS.items()}
@@ -104,7 +104,7 @@ class ServeMetrics:
         return cls(choices_of(repository.engine).version, repository.engine.model.name)
 
     def ended(self, reason: str, times: EngineTimes, *, prompt_tokens: int, tokens: int) -> None:
-        """Count one request that has ended well; `reason` is `stop` or `length`."""
+        """Count a request that succeeded; `reason` is `stop` or `length`."""
         self._reasons[reason] += 1
         self._completed += 1
         self._tokens["prompt_tokens_total"] += prompt_tokens
@@ -114,18 +114,18 @@ class ServeMetrics:
         if tokens > 1:
             each_s = (times.last_s - times.first_s) / (tokens - 1)
             self._histograms["time_per_output_token_seconds"].observe(each_s)
-        if times.queue_s or self.version != "1.2":  # which leaves a wait of 0 out
+        if times.queue_s or self.version != "1.2":  # as upstream, a wait of 0 is not observed
             self._histograms["request_queue_time_seconds"].observe(times.queue_s)
 
     def failed(self, status: int) -> None:
-        """Count one request that was answered with an HTTP error."""
+        """Count a request that was answered with an HTTP error."""
         self._errors[status] += 1
 
     def page(self, triton: str) -> str:
         """Return `/prometheus/metrics`.
 
         Args:
-            triton: The metrics page of the Triton behind.
+            triton: The metrics page of the Triton behind the front.
         """
         lines: list[str] = []
         for name, histogram in self._histograms.items():
@@ -148,7 +148,7 @@ class ServeMetrics:
         return "\n".join(lines) + "\n"
 
     def iterations(self, triton: str) -> list[dict[str, Any]]:
-        """Return `/metrics`: upstream's statistics of iterations; here the latest one's alone."""
+        """Return `/metrics`: upstream's iteration statistics, here of the latest iteration only."""
         seen = _values(triton)
         gauges = _gauges(seen)
         blocks = {kind: int(seen.get((_KV, kind), 0)) for kind in ("max", "free", "used", "tokens_per")}
@@ -178,20 +178,20 @@ class ServeMetrics:
 
 
 class MeasuredEngine(EngineClient):
-    """An engine whose requests are counted by its own times."""
+    """An engine client that counts requests with the engine's own times."""
 
     def __init__(self, target: str, metrics: ServeMetrics) -> None:
         super().__init__(target)
         self._metrics = metrics
 
     def start(self, generation: Generation, request_id: str) -> Reply:
-        """Send a request, asking for its times too."""
+        """Send a request that also asks for the engine's times."""
         reply = super().start(replace(generation, return_perf_metrics=True), request_id)
         return MeasuredReply(reply, generation, self._metrics)
 
 
 class MeasuredReply(Reply):
-    """A reply that is counted when the engine has ended it; one that was cancelled is not."""
+    """A reply that is counted when the engine ends it; a cancelled one is not."""
 
     def __init__(self, reply: Reply, generation: Generation, metrics: ServeMetrics) -> None:
         self._reply = reply
@@ -200,7 +200,7 @@ class MeasuredReply(Reply):
         self._made: list[int] = []
 
     async def read(self) -> list[int] | None:
-        """Return the next tokens; counts the request with its last."""
+        """Return the next tokens; counts the request at the last ones."""
         ids = await self._reply.read()
         self._made += ids or []
         if ids is not None and self._reply.times is not None:
@@ -225,7 +225,7 @@ _CATEGORY = re.compile(r'(?:request_type|kv_cache_block_type|inflight_batcher_sp
 
 
 def _values(page: str) -> dict[tuple[str, str], float]:
-    """Return the engine's metrics on Triton's page, by family and category.
+    """Return the engine's metrics from Triton's page, by family and category.
 
     >>> _values('nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active"} 3')
     {('nv_trt_llm_request_metrics', 'active'): 3.0}
@@ -239,14 +239,14 @@ def _values(page: str) -> dict[tuple[str, str], float]:
 
 
 def _gauges(seen: Mapping[tuple[str, str], float]) -> dict[str, float]:
-    """Return the gauges of trtllm-serve by what the engine behind publishes."""
+    """Return the gauges of trtllm-serve, computed from the engine's metrics."""
     requests = {kind: seen.get(("nv_trt_llm_request_metrics", kind), 0.0)
                 for kind in ("active", "max", "scheduled", "context", "waiting")}  # fmt: skip
     batch = "nv_trt_llm_inflight_batcher_metrics"
     steps = seen.get(("emulator_steps_total", ""), 0.0)
     values = (
         requests["active"],
-        seen.get(("emulator_waiting_requests", ""), 0.0) - requests["waiting"],  # the executor's queue alone
+        seen.get(("emulator_waiting_requests", ""), 0.0) - requests["waiting"],  # the executor's queue only
         requests["max"],
         seen.get(("emulator_step_seconds_total", ""), 0.0) / steps if steps else 0.0,
         seen.get((_KV, "fraction"), 0.0),

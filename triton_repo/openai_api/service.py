@@ -1,4 +1,4 @@
-"""What the front knows of the model it stands before, and what it makes of a request for it."""
+"""The front's model: its tokenizer, limits and defaults, and the conversion of requests into work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What a request that leaves it out gets: the checkpoint's generation_config.json, else OpenAI's defaults."""
+    """Defaults for omitted sampling parameters: the checkpoint's generation_config.json, else OpenAI's."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -33,10 +33,10 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A request made ready for the engine.
+    """A request prepared for the engine.
 
     Attributes:
-        text: Takes the reply's tokens.
+        text: Receives the reply's tokens.
     """
 
     generation: Generation
@@ -48,22 +48,22 @@ class Work:
         return len(self.generation.input_ids)
 
     def why_ended(self, last_token: int | None) -> Finish:
-        """Return why the reply ended: its full length, or else a stop string or the token that ends text."""
+        """Return the finish reason: `length`, or `stop` for a stop string or an end token."""
         whole = self.text.tokens >= self.generation.request_output_len
         by_length = whole and not self.text.stopped and (last_token is None or last_token != self.generation.end_id)
         return "length" if by_length else "stop"
 
 
 class Service:
-    """A model, its tokenizer and its limits.
+    """A model with its tokenizer and limits.
 
     Args:
         repository: Manifest of the model repository.
-        tokenizer_folder: Folder with tokenizer.json and what belongs to it.
-        model: Name that clients give; None: the engine's model's own.
+        tokenizer_folder: Folder with tokenizer.json and related files.
+        model: Model name for clients; None: the engine's model.
 
     Raises:
-        UserError: A file of the tokenizer is not what its name says.
+        UserError: A file of the tokenizer is invalid.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Service:
                     f"the OpenAI front sends token ids to the engine, but a repository of the {repository.variant} "
                     "variant takes text"
                 ),
-                hint="trtllm-serve serves such a checkpoint to OpenAI's clients itself",
+                hint="use trtllm-serve, which serves such a checkpoint to OpenAI clients itself",
             )
         self.repository = repository
         self.model = model or repository.engine.model.name
@@ -97,13 +97,13 @@ class Service:
 
     @property
     def kind(self) -> str:
-        """Return what every reply says of the engine behind it: emulated, with its time scale, or built."""
+        """Return the engine's description for replies: emulated with its time scale, or built."""
         if self.repository.kind == "emulated":
             return f"emulated; time-scale={self.repository.resolved.emulation.time_scale:g}"
         return self.repository.kind
 
     def chat(self, asked: ChatRequest) -> Work:
-        """Return the work of a chat request; an ApiError where it cannot be done."""
+        """Return the work for a chat request; an ApiError if it is impossible."""
         if self._template is None:
             raise bad_request("this tokenizer came without a chat template; use /v1/completions", "messages")
         try:
@@ -115,12 +115,12 @@ class Service:
         except TemplateError as error:
             raise bad_request(str(error), "messages") from error
         splitter = splitter_for(prompt, self._reasoning)
-        # The template has written the special tokens that belong there.
+        # the template has already written the special tokens
         ids = self._encode(prompt, add_special_tokens=False)
         return self._work(asked, ids, self._reply(asked, splitter))
 
     def completion(self, asked: CompletionRequest) -> Work:
-        """Return the work of a completion request; an ApiError where it cannot be done."""
+        """Return the work for a completion request; an ApiError if it is impossible."""
         prompt = asked.one_prompt()
         ids = self._encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else self._known(prompt)
         return self._work(asked, ids, self._reply(asked, None))
@@ -131,7 +131,7 @@ class Service:
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if len(text) > self._most_prompt * self._longest_token:
-            message = f"the prompt has {len(text)} characters, too many for the {self._most_prompt} tokens taken here"
+            message = f"the prompt has {len(text)} characters, too many for the limit of {self._most_prompt} tokens"
             raise bad_request(message, "messages", "context_length_exceeded")
         return self._encoder.encode(text, add_special_tokens=add_special_tokens)
 
@@ -151,7 +151,7 @@ class Service:
         generation = Generation(
             input_ids=ids,
             request_output_len=most,
-            streaming=can_stream and bool(asked.stream or stops),  # a stop string is to end a reply while it is made
+            streaming=can_stream and bool(asked.stream or stops),  # a stop string must be able to end a reply early
             end_id=NO_END if asked.ignore_eos else self._special.end_id,
             pad_id=self._special.pad_id,
             stop_words=stops,
@@ -167,12 +167,12 @@ class Service:
         return Work(generation, text)
 
     def _output_tokens(self, asked: ApiRequest, prompt_tokens: int) -> int:
-        """Return how long the reply may be; an ApiError where prompt and reply do not fit, or are above the limits."""
+        """Return the maximum length of the reply; an ApiError if prompt and reply exceed the limits."""
         sequence = self.repository.engine.limits.max_seq_len
         if prompt_tokens == 0:
             raise bad_request("the prompt has no tokens", "prompt")
         if prompt_tokens > self._most_prompt:
-            message = f"the prompt has {prompt_tokens} tokens; at most {self._most_prompt} are taken here; shorten it"
+            message = f"the prompt has {prompt_tokens} tokens; the limit is {self._most_prompt}; shorten it"
             raise bad_request(message, "messages", "context_length_exceeded")
         room = sequence - prompt_tokens
         most = asked.most_tokens
@@ -181,16 +181,16 @@ class Service:
         if most > room:
             message = (
                 f"a prompt of {prompt_tokens} tokens and a reply of up to {most} are {prompt_tokens + most}; this "
-                f"engine holds {sequence}; ask for at most {room} tokens"
+                f"engine's limit is {sequence}; request at most {room} tokens"
             )
             raise bad_request(message, "max_tokens", "context_length_exceeded")
         if most > self._most_output:
-            raise bad_request(f"{most} tokens are asked for; at most {self._most_output} are served here", "max_tokens")
+            raise bad_request(f"{most} tokens were requested; the limit is {self._most_output}", "max_tokens")
         return most
 
 
 def read_defaults(path: Path) -> SamplingDefaults:
-    """Return the sampling of a checkpoint's generation_config.json; what it leaves out is OpenAI's default.
+    """Return the sampling defaults of a checkpoint's generation_config.json; OpenAI's default where it states none.
 
     Raises:
         UserError: It is not JSON, or a value is not a number.
@@ -212,7 +212,7 @@ def read_defaults(path: Path) -> SamplingDefaults:
 
 
 def _number(limit: int | str) -> int:
-    """Return a resolved limit; of `auto` none is left in a repository, so a word is none at all."""
+    """Return a resolved limit as a number; a repository contains no `auto`, so text means no limit."""
     return limit if isinstance(limit, int) else 2**31 - 1
 
 

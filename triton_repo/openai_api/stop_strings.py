@@ -1,4 +1,4 @@
-"""Stop strings over streamed text: what could still become one is held back, so none ever leaks in part."""
+"""Stop strings in streamed text: text that may become a stop string is held back, so no part of one is output."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text on up to the first stop string, which is not given out.
+    """Passes text through up to the first stop string, which is not output.
 
-    The match that ends first wins, and of those the longest. That makes the result the same however the text was cut
-    into pieces: a reader of single characters could do no other.
+    The match that ends first wins; among those, the longest. The result is therefore independent of how the text was
+    cut into pieces.
 
     Args:
         stops: The strings; empty ones are ignored.
@@ -21,7 +21,7 @@ class StopStrings:
         self.met: str | None = None
 
     def push(self, text: str) -> str:
-        """Take text; return what is certain to come before any stop string. Nothing more comes once one was met."""
+        """Add text; return what certainly precedes any stop string. After a match, nothing more is returned."""
         if not self._stops:
             return text
         if self.met is not None:
@@ -37,17 +37,17 @@ class StopStrings:
         return held[: len(held) - keep]
 
     def finish(self) -> str:
-        """Return what was held back: the text ended before it became a stop string."""
+        """Return the text held back: it did not become a stop string."""
         held, self._held = self._held, ""
         return held
 
     def _open_suffix(self, text: str) -> int:
-        """Return the length of the longest end of `text` that some stop string begins with."""
+        """Return the length of the longest suffix of `text` that is a prefix of some stop string."""
         return max((longest_open_suffix(text, stop) for stop in self._stops), default=0)
 
 
 def longest_open_suffix(text: str, wanted: str) -> int:
-    """Return the length of the longest end of `text` that is a beginning of `wanted`, but not all of it.
+    """Return the length of the longest suffix of `text` that is a proper prefix of `wanted`.
 
     >>> longest_open_suffix("so </th", "</think>"), longest_open_suffix("so </thx", "</think>")
     (4, 0)
@@ -63,7 +63,7 @@ def longest_open_suffix(text: str, wanted: str) -> int:
 
 
 def _first_end(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
-    """Return where the stop string that ends first begins, and which it is."""
+    """Return the position of the stop string that ends first, and the string."""
     found = [(begin + len(stop), begin, stop) for stop in stops if (begin := text.find(stop)) >= 0]
     if not found:
         return None

@@ -1,7 +1,7 @@
-"""The `tensorrt_llm` model behind Triton's gRPC: token ids in, token ids out, one small message a token.
+"""gRPC client for Triton's `tensorrt_llm` model: token ids in and out, one small message per token.
 
-The stream is called with raw bytes on one channel: what `tritonclient.grpc.aio` adds to that (a queue and a task for
-each call, an object for each response) costs more than reading the message does.
+The stream is called with raw bytes on one channel: the overhead of `tritonclient.grpc.aio` (a queue and a task per
+call, an object per response) exceeds the cost of reading the message.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from triton_repo.openai_api.errors import ApiError, engine_gone, engine_refused
 
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 READY = "/inference.GRPCInferenceService/ModelReady"
-NO_END = -1  # TensorRT-LLM's way of saying that no token ends the reply
+NO_END = -1  # TensorRT-LLM's value for "no end token"
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -33,12 +33,12 @@ _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One reply asked of the engine, by its tensors' names; None leaves the tensor out.
+    """A reply to generate, by tensor names; None omits the tensor.
 
     Attributes:
-        stop_words: Token ids of each stop string: the engine ends there if it meets these very tokens.
-        streaming: A message for each token; else one for the whole reply.
-        return_perf_metrics: With the last message, the engine's times.
+        stop_words: Token ids of each stop string: the engine stops if it generates exactly these tokens.
+        streaming: One message per token; otherwise one for the whole reply.
+        return_perf_metrics: Send the engine's times with the last message.
     """
 
     input_ids: Sequence[int]
@@ -59,7 +59,7 @@ class Generation:
 
 
 class EngineTimes(NamedTuple):
-    """Seconds from a request's arrival at the engine to its first step, its first token and its last."""
+    """Seconds from a request's arrival at the engine to its first step, first token and last token."""
 
     queue_s: float
     first_s: float
@@ -70,7 +70,7 @@ class EngineClient:
     """A channel to Triton.
 
     Args:
-        target: Host and port of its gRPC.
+        target: Host and port of its gRPC endpoint.
         model: Name of the engine's model.
     """
 
@@ -79,13 +79,13 @@ class EngineClient:
         self._model = model
 
     def open(self) -> None:
-        """Open the channel, which belongs to the loop that runs now; Triton need not be there yet."""
+        """Open the channel, which belongs to the current event loop; Triton need not be running yet."""
         self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
         self._stream = self._channel.unary_stream(STREAM)
         self._ready = self._channel.unary_unary(READY)
 
     def start(self, generation: Generation, request_id: str) -> Reply:
-        """Send a request; its reply is read from what this returns."""
+        """Send a request; read its reply from the returned object."""
         return Reply(self._stream(encode(generation, self._model, request_id)))
 
     async def is_ready(self) -> bool:
@@ -103,10 +103,10 @@ class EngineClient:
 
 
 class Reply:
-    """One reply on its way.
+    """A reply in progress.
 
     Attributes:
-        times: Of the engine, once it has ended; None where they were not asked for.
+        times: The engine's times once the reply has ended; None if not requested.
     """
 
     times: EngineTimes | None = None
@@ -118,7 +118,7 @@ class Reply:
         """Return the next tokens, possibly none; None once the reply has ended.
 
         Raises:
-            ApiError: The engine refused or failed, or Triton has gone.
+            ApiError: The engine refused or failed, or Triton is unreachable.
             asyncio.CancelledError: `cancel` was called.
         """
         try:
@@ -136,7 +136,7 @@ class Reply:
         return _tokens(response.infer_response)
 
     def cancel(self) -> None:
-        """End the request; Triton tells the engine at its next look."""
+        """Cancel the request; Triton notifies the engine at its next check."""
         self._call.cancel()
 
     async def _require_good_end(self) -> None:
@@ -146,7 +146,7 @@ class Reply:
 
 
 def encode(generation: Generation, model: str, request_id: str) -> bytes:
-    """Return a request as Triton's gRPC carries it; every tensor has the batch's dimension of one before its own."""
+    """Return a request in Triton's gRPC encoding; every tensor has a leading batch dimension of one."""
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
 
     def add(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> None:
@@ -188,10 +188,10 @@ _SCALARS = (
 
 
 def _tokens(response: service_pb2.ModelInferResponse) -> list[int]:
-    """Return the tokens of one message: `output_ids` as far as `sequence_length` goes."""
+    """Return the tokens of one message: `output_ids` up to `sequence_length`."""
     raw = {output.name: index for index, output in enumerate(response.outputs)}
     if "output_ids" not in raw:
-        return []  # the empty last message of a request that was cancelled
+        return []  # the empty final message of a cancelled request
     contents = response.raw_output_contents
     ids = array("i", contents[raw["output_ids"]])
     length = array("i", contents[raw["sequence_length"]])
@@ -199,7 +199,7 @@ def _tokens(response: service_pb2.ModelInferResponse) -> list[int]:
 
 
 def _times(response: service_pb2.ModelInferResponse) -> EngineTimes | None:
-    """Return when the request was computed; None in a message that does not say."""
+    """Return the request's times in the engine; None if the message has none."""
     raw = {output.name: index for index, output in enumerate(response.outputs)}
     if not raw.keys() >= set(_TIMES):
         return None
@@ -214,6 +214,6 @@ def _problem(error: grpc.aio.AioRpcError) -> ApiError:
 def _problem_of(code: grpc.StatusCode, details: str | None) -> ApiError:
     text = details or code.name
     refused = engine_refused(text)
-    if refused.status != 500:  # noqa: PLR2004 (the text says what it is)
+    if refused.status != 500:  # noqa: PLR2004 (the text states the cause)
         return refused
     return engine_gone(text) if code in _GONE else refused

@@ -62,7 +62,7 @@ TOKENIZER_FOLDERS = {
     "llmapi": Path("tensorrt_llm/1/tokenizer"),
     "trtllm_serve": TOKENIZER_FOLDER,
 }
-# What the emulated engine imports; it travels with the repository, which then needs nothing installed but packages.
+# Packages that the emulated engine imports; they are copied into the repository.
 EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "names.py", "spec", "steptime", "emulator")
 Server = Literal["triton", "trtllm-serve"]
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
@@ -72,14 +72,14 @@ _UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|
 def resolve_for(
     engine_folder: Path, settings: ServingSettings, given: Given | None = None
 ) -> tuple[EngineManifest, Resolved]:
-    """Return an engine's manifest and the settings it would be served with; writes nothing.
+    """Return an engine's manifest and its resolved serving settings; writes nothing.
 
     Args:
-        given: Which settings were asked for, and where; None: none of them.
+        given: Explicitly given settings and their origin; None: none.
 
     Raises:
-        MissingError: No engine there.
-        UserError: A contradiction, or a checkpoint that was not compiled.
+        MissingError: The folder has no engine.
+        UserError: Settings conflict, or the checkpoint was not compiled.
     """
     manifest = read_manifest(engine_folder)
     if manifest.kind == "checkpoint" and manifest.backend != "pytorch":
@@ -91,7 +91,7 @@ def resolve_for(
 
 
 def _config_of(manifest: EngineManifest, engine_folder: Path) -> EngineConfig | None:
-    """Return a built engine's own config.json; None where there is none to read."""
+    """Return a built engine's own config.json; None if there is none."""
     folder = _inside(engine_folder, manifest.engine or "")
     return read_engine_config(folder) if manifest.kind == "built" and (folder / "config.json").is_file() else None
 
@@ -109,22 +109,22 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
     server: Server = "triton",
     relay: Relay | None = None,
 ) -> RepositoryManifest:
-    """Write the repository of an engine; it appears whole or not at all.
+    """Write the repository of an engine, completely or not at all.
 
-    Engines of the TensorRT backend get the in-flight-batching models, those of the PyTorch backend the LLM API's, or
-    trtllm-serve's YAML.
+    Engines of the TensorRT backend get the in-flight batching models; those of the PyTorch backend get the LLM API's
+    model or trtllm-serve's YAML.
 
     Args:
-        settings: As asked for; what is `auto` is resolved for this engine.
-        tokenizer: Folder with tokenizer.json; None takes the engine's own.
-        served_at: Path the repository will have where it is served (a container's mount); None: where it is written.
-        given: Which settings were asked for, and where; None: none of them.
-        relay: The server that requests go to, in the engine's stead; the engine is what that server was planned as.
+        settings: As given; `auto` is resolved for this engine.
+        tokenizer: Folder with tokenizer.json; None: the engine's own.
+        served_at: Path of the repository on the server (a container's mount); None: where it is written.
+        given: Explicitly given settings and their origin; None: none.
+        relay: The server that requests are relayed to; the engine is then the plan of that server.
 
     Raises:
-        MissingError: No engine there, or no tokenizer.
-        UserError: The folder holds a checkpoint that was not compiled, settings contradict the engine, or the
-            tokenizer is no such thing.
+        MissingError: The engine or the tokenizer is missing.
+        UserError: The folder contains a checkpoint that was not compiled, settings contradict the engine, or the
+            tokenizer is invalid.
     """
     manifest, resolved = resolve_for(engine_folder, settings, given)
     alone = server == "trtllm-serve" and manifest.kind != "emulated"  # it reads the checkpoint's own tokenizer
@@ -171,10 +171,10 @@ def _require_relayable(engine: EngineManifest, server: Server) -> None:
 
 
 def _variant(engine: EngineManifest, server: Server) -> Variant:
-    """Return which files a server of an engine reads.
+    """Return the set of files that a server of this engine reads.
 
     Raises:
-        UserError: trtllm-serve is asked for, and the engine is not the PyTorch backend's.
+        UserError: trtllm-serve was requested for an engine of the TensorRT backend.
     """
     if server == "trtllm-serve":
         if engine.backend != "pytorch":
@@ -187,14 +187,14 @@ def _variant(engine: EngineManifest, server: Server) -> Variant:
 
 
 def _loads(engine_folder: Path, engine: EngineManifest, server: Server) -> str | None:
-    """Return what trtllm-serve loads; None where it is not what serves."""
+    """Return the path that trtllm-serve loads; None for other servers."""
     if server != "trtllm-serve" or engine.kind == "emulated":
         return None
     return served_model(engine, str(_inside(engine_folder, engine.checkpoint or "checkpoint")))
 
 
 def environment(loader: jinja2.BaseLoader | None = None) -> jinja2.Environment:
-    """Return what fills the templates: sandboxed, and a value that is not there is an error."""
+    """Return the template environment: sandboxed, and undefined values are errors."""
     return jinja2.sandbox.ImmutableSandboxedEnvironment(
         loader=loader or jinja2.PackageLoader("triton_repo.repository", "templates"),
         undefined=jinja2.StrictUndefined,
@@ -204,11 +204,11 @@ def environment(loader: jinja2.BaseLoader | None = None) -> jinja2.Environment:
 
 
 def fill(templates: jinja2.Environment, name: str, values: dict[str, Any]) -> str:
-    """Return a filled template, proven to have nothing left open.
+    """Return a filled template without leftovers.
 
     Raises:
-        jinja2.UndefinedError: The template asks for a value that is not there.
-        RuntimeError: Something in the result was never filled: a fault of the template.
+        jinja2.UndefinedError: The template uses an undefined value.
+        RuntimeError: A placeholder was left in the result: a bug in the template.
     """
     text = templates.get_template(name).render(values)
     left = _UNFILLED.search(text)
@@ -280,7 +280,7 @@ class _Writer:
             write_text(self._folder / "tensorrt_llm" / "1" / "model.py", code)
 
     def _write_trtllm_serve(self) -> None:
-        """Write trtllm-serve's YAML; for an emulated engine also the models that stand in for it."""
+        """Write trtllm-serve's YAML; for an emulated engine also the models that replace it."""
         engine = self._repository.engine
         document = trtllm_serve_document(engine, self._repository.resolved)
         text = SERVE_HEADER.format(name=engine.model.name) + yaml.safe_dump(document, sort_keys=False)
@@ -345,7 +345,7 @@ class _Writer:
 
 
 class Typed:
-    """Tensor tables with the number formats a deployment chose."""
+    """Tensor tables with the deployment's data types."""
 
     def __init__(self, settings: ServingSettings) -> None:
         kinds = settings.types
@@ -372,10 +372,10 @@ def _engine_tokenizer(engine_folder: Path, manifest: EngineManifest) -> Path:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Return a path that a manifest names below its own folder.
+    """Return a path from a manifest, relative to its own folder.
 
     Raises:
-        UserError: It leads out of the folder.
+        UserError: It points outside the folder.
     """
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -395,10 +395,10 @@ def _copy_package(source: Path, target: Path, parts: tuple[str, ...]) -> None:
 
 
 def _quoted(parameters: dict[str, str]) -> dict[str, str]:
-    """Return parameters as they stand inside quotes in a text protobuf.
+    """Return parameters escaped for quotes in a text protobuf.
 
     Raises:
-        UserError: One holds a placeholder: nobody would fill it any more.
+        UserError: A value contains a placeholder, which nothing would fill.
     """
     for key, value in parameters.items():
         if _PLACEHOLDER.search(value):

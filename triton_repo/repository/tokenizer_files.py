@@ -1,4 +1,4 @@
-"""A tokenizer's folder as it is taken into a repository: data alone, never code."""
+"""Tokenizer files copied into a repository: data only, never code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engines.errors import MissingError, UserError
 from engines.files import read_json
 from engines.manifest import Notice
 
-# What a tokenizer may consist of here: data. Whatever else lies beside it, code above all, stays where it is.
+# Data files of a tokenizer. Anything else beside them, code in particular, is not copied.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
     "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt",
@@ -21,17 +21,17 @@ LONGEST_TOKENIZER_BYTES = 256 << 20
 
 
 class _Open(BaseModel):
-    """A JSON object of whatever keys."""
+    """A JSON object with any keys."""
 
     model_config = ConfigDict(extra="allow")
 
 
 def check_tokenizer(folder: Path) -> list[Notice]:
-    """Check that a folder holds a tokenizer made of data, and say what of it is not taken.
+    """Check that a folder contains a tokenizer made of data; return a notice for each file not copied.
 
     Raises:
         MissingError: There is no tokenizer.json.
-        UserError: It is not what the `tokenizers` library reads, or tokenizer_config.json is not an object.
+        UserError: The `tokenizers` library cannot read it, or tokenizer_config.json is not an object.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -45,7 +45,7 @@ def check_tokenizer(folder: Path) -> list[Notice]:
         )
     try:
         Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # the library raises plain Exception
         raise UserError(
             f"{path}: not a tokenizer: {error}", hint="give the model's tokenizer with --tokenizer DIR"
         ) from error
@@ -58,12 +58,12 @@ def _code_notices(folder: Path) -> list[Notice]:
     named = [key for key in ("auto_map", "tokenizer_file", "custom_pipelines") if config.get(key)]
     if not named:
         return []
-    text = f"{path} names code or other files ({', '.join(named)}): not taken; tokenizer.json alone is used"
+    text = f"{path} names code or other files ({', '.join(named)}): not copied; only tokenizer.json is used"
     return [Notice(code="tokenizer-code", text=text)]
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy what a tokenizer may consist of, and nothing else."""
+    """Copy the data files of a tokenizer and nothing else."""
     target.mkdir(parents=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

@@ -1,4 +1,4 @@
-"""Starting, stopping and controlling Triton; imports `settings` and `interface`."""
+"""Starting, stopping and controlling Triton. May import `settings` and `interface`."""
 
 from triton_repo.server.launch import (
     LOOPBACK,

@@ -1,14 +1,25 @@
-"""Starting a server as a child process."""
+"""Starting a server as a child process, and asking whether it answers."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from engines.processes import ending_with_parent
+
+
+def answers(url: str) -> bool:
+    """Return whether a server answers a health URL with status 200 within 2 s."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)  # noqa: PLR2004 (HTTP OK)
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def start_child(
@@ -19,13 +30,13 @@ def start_child(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, its output and errors going to a file.
+    """Start a command in its own session, with its output and errors redirected to a file.
 
     Args:
         output: An open file.
-        detached: Whether the child outlives this process; if not, it ends with it, even if this process is killed.
-        cwd: Where it runs; None: here.
-        environment: All of its environment; None: this process's.
+        detached: Whether the child outlives this process. If not, it ends with it, even after SIGKILL.
+        cwd: Working directory; None: the current one.
+        environment: Its complete environment; None: this process's.
 
     Raises:
         OSError: The program cannot be started.

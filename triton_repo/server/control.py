@@ -1,7 +1,7 @@
-"""Talk to a running Triton about itself: which models, whether it answers, what is in flight; and drain it.
+"""Client of a running Triton's control interfaces: models, readiness, requests in flight; and draining.
 
-Standard library alone: a deployment carries this very file into containers that hold none of our packages, as its
-start-up probe and its preStop hook (`python3 control.py probe`, `python3 control.py drain`).
+Standard library only: deployments copy this file into containers without this package, as startup probe and preStop
+hook (`python3 control.py probe`, `python3 control.py drain`).
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from pathlib import Path
 from typing import Any
 
 KEY_HEADER = "admin-key"
-# Whoever may register shared memory, load models or set trace files can write in the server: see docs/explanation.
+# Access to shared memory, model loading and trace files allows writing on the server: see docs/explanation.
 RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
 ENGINE = "tensorrt_llm"
-FRONTS = ("ensemble", "tensorrt_llm_bls")  # what calls the engine, and so must end before it
+FRONTS = ("ensemble", "tensorrt_llm_bls")  # calls the engine, so it must be unloaded first
 CALL_LIMIT_S = 10.0
 POLL_S = 0.1
-SETTLE_S = 0.5  # metrics are that old at most, and last tokens may still be on their way through the ensemble
+SETTLE_S = 0.5  # metrics are at most this old, and last tokens may still be on their way through the ensemble
 _REQUESTS = "nv_trt_llm_request_metrics{"
 _PENDING = "nv_inference_pending_request_count{"
 _STILL_THERE = {"READY", "UNLOADING", "LOADING"}
 
 
 class ControlError(Exception):
-    """The server did not do as it was told, or did not answer."""
+    """The server did not answer, or did not carry out a command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A server's own interfaces.
+    """A server's control interfaces.
 
     Attributes:
-        url: Of its HTTP port.
-        metrics_url: Of its metrics page.
-        key: Secret of the restricted interfaces; empty where there is none.
+        url: Its HTTP address.
+        metrics_url: Its metrics page.
+        key: Secret of the restricted interfaces; empty if there is none.
     """
 
     url: str
@@ -50,7 +50,7 @@ class Control:
     key: str = ""
 
     def is_ready(self) -> bool:
-        """Whether the server says that all its models are ready."""
+        """Whether the server reports that all its models are ready."""
         try:
             self._call("/v2/health/ready", None)
         except ControlError:
@@ -58,26 +58,26 @@ class Control:
         return True
 
     def states(self) -> dict[str, set[str]]:
-        """Return each model's states, over its versions: READY, LOADING, UNLOADING, UNAVAILABLE."""
+        """Return each model's states over its versions: READY, LOADING, UNLOADING, UNAVAILABLE."""
         found: dict[str, set[str]] = {}
         for row in json.loads(self._call("/v2/repository/index", {})):
             found.setdefault(row["name"], set()).add(row.get("state", ""))
         return found
 
     def load(self, model: str) -> None:
-        """Load a model, or again; what ran before serves until the new one is ready, and ends what it has."""
+        """Load or reload a model; the previous version serves until the new one is ready, and finishes its requests."""
         self._call(f"/v2/repository/models/{model}/load", {}, limit_s=600)
 
     def unload(self, model: str) -> None:
-        """Take no new requests for a model; it goes when those in flight are done. Returns at once."""
+        """Stop accepting requests for a model; it is unloaded after those in flight. Returns at once."""
         self._call(f"/v2/repository/models/{model}/unload", {"parameters": {"unload_dependents": False}})
 
     def in_flight(self) -> int | None:
-        """Return the requests the engine has, by its metrics; None where it publishes none."""
+        """Return the number of requests in the engine according to its metrics; None if not published."""
         return self._sum(_REQUESTS, 'request_type="active"')
 
     def pending(self, model: str) -> int | None:
-        """Return the requests that wait in Triton's queue for a model; None where that is not published."""
+        """Return the number of requests in Triton's queue for a model; None if not published."""
         return self._sum(_PENDING, f'model="{model}"')
 
     def _sum(self, family: str, label: str) -> int | None:
@@ -86,10 +86,10 @@ class Control:
         return int(sum(values)) if values else None
 
     def probe(self) -> None:
-        """Have one token generated, by the whole way a request goes.
+        """Generate one token along the whole path of a request.
 
         Raises:
-            ControlError: It was not: a server may say it is ready while every request fails.
+            ControlError: It failed: a server may report that it is ready while every request fails.
         """
         text = "ensemble" in self.states()
         asked = {"text_input": "ready?", "max_tokens": 1} if text else _LLMAPI_PROBE
@@ -125,23 +125,23 @@ def drain(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Refuse new requests, and wait until those in flight are done or the limit has passed.
+    """Refuse new requests, and wait until those in flight have finished or the limit has passed.
 
-    From the first unload on the server says it is not ready, so that a load balancer sends it nothing more, and a
-    request that comes all the same is answered "has no available versions" (HTTP 404, gRPC NOT_FOUND), untouched.
+    From the first unload on, the server reports that it is not ready, so load balancers send nothing more. Requests
+    that still arrive are answered "has no available versions" (HTTP 404, gRPC NOT_FOUND) without being processed.
 
     Returns:
-        Requests still in flight at the limit; 0: all were finished.
+        Requests still in flight at the limit; 0: all finished.
 
     Raises:
-        ControlError: The server does not answer, or refuses the key.
+        ControlError: The server does not answer or refuses the key.
     """
     end = clock() + within_s
     there = control.states()
     for model in FRONTS:
         if "READY" in there.get(model, ()):
             control.unload(model)
-    # A business-logic request calls the engine by name: unloaded first, the engine would fail those that still wait.
+    # Business-logic requests call the engine by name: if the engine were unloaded first, waiting ones would fail.
     _wait_for_none(lambda: _queued(control), end, clock, sleep)
     if "READY" in there.get(ENGINE, ()):
         control.unload(ENGINE)
@@ -151,7 +151,7 @@ def drain(
 def _wait_for_none(
     count: Callable[[], int], end: float, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> int:
-    """Wait until a count has been 0 for a while, or until `end`; return it."""
+    """Wait until a count has been 0 for a while, or until `end`; return the count."""
     since = clock()
     while clock() < end:
         if (found := count()) > 0:
@@ -167,12 +167,12 @@ def _has(control: Control, model: str) -> bool:
 
 
 def _queued(control: Control) -> int:
-    """Return the business-logic requests that wait; an open gRPC stream keeps even an idle model from going."""
+    """Return the number of waiting business-logic requests; an open gRPC stream keeps even an idle model loaded."""
     return (control.pending(FRONTS[1]) or 0) if _has(control, FRONTS[1]) else 0
 
 
 def _left(control: Control) -> int:
-    """Return what is in flight; an unloaded engine has nothing, whatever its last metrics were."""
+    """Return the number of requests in flight; an unloaded engine has none, regardless of stale metrics."""
     if not _has(control, ENGINE):
         return 0
     known = control.in_flight()
@@ -180,7 +180,7 @@ def _left(control: Control) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run as a program; return its exit status."""
+    """Run as a program; return the exit status."""
     parser = argparse.ArgumentParser(description="Probe or drain the Triton on this machine.")
     parser.add_argument("do", choices=("probe", "drain"))
     parser.add_argument("--url", default="http://127.0.0.1:8000")
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _probe(control: Control, once: Path | None) -> int:
-    """Ask for a token until one came; a full queue later on must not make a busy server look broken."""
+    """Request a token until one succeeds; afterwards a full queue must not make a busy server look broken."""
     if once is not None and once.exists():
         return 0 if control.is_ready() else 1
     if not control.is_ready():

@@ -1,4 +1,4 @@
-"""Start Triton on a repository, wait until it is ready, stop it, and leave nothing behind."""
+"""Starts Triton on a repository, waits until it is ready, and stops it without leaving anything behind."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from pathlib import Path
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
 from engines.processes import signal_group, started_ticks, stop_group
-from triton_repo.server.child_process import start_child
+from triton_repo.server.child_process import answers, start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment
@@ -30,10 +28,10 @@ LOG_NAME = "server.log"
 KEY_NAME = "server.key"
 KEY_VARIABLE = "TRITON_ADMIN_KEY"
 KEY_CHARACTERS = 16
-# Triton 2.51's HTTP reads a request's body onto its stack: with the usual 8 MiB one of 8 MB ends the server.
+# Triton 2.51's HTTP reads a request's body onto its stack: with the usual 8 MiB, a body of 8 MB crashes the server.
 STACK_BYTES = 256 * 2**20
 LOOPBACK = "127.0.0.1"
-TERM_GRACE_S = 6.0  # Triton with an open gRPC stream never ends by itself; past this it is killed
+TERM_GRACE_S = 6.0  # Triton with an open gRPC stream never exits; after this time it is killed
 LAST_LINES = 12
 _SHARED_MEMORY = Path("/dev/shm")
 _FAILURE_MARKS = ("failed to load", "Traceback", "Error:", "error:", "Internal:", "Invalid argument")
@@ -41,7 +39,7 @@ _FAILURE_MARKS = ("failed to load", "Traceback", "Error:", "error:", "Internal:"
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the server listens; loopback unless told otherwise."""
+    """The server's ports and address; loopback by default."""
 
     http: int = 8000
     grpc: int = 8001
@@ -50,12 +48,12 @@ class Ports:
 
 
 class ServerRecord(Document):
-    """`server.json`: a server that was started; gone once it was stopped.
+    """`server.json`: a server that was started; removed when it is stopped.
 
     Attributes:
-        pid: Leader of its own process group and session.
-        started_ticks: When the process began, by the kernel's clock: a pid alone may have been given to another.
-        shared_memory_prefix: Beginning of the names of its shared memory files.
+        pid: Leader of its process group and session.
+        started_ticks: Start time of the process by the kernel's clock, because pids are reused.
+        shared_memory_prefix: Prefix of its shared memory files.
     """
 
     pid: int
@@ -70,12 +68,12 @@ class ServerRecord(Document):
 
     @property
     def url(self) -> str:
-        """Return the HTTP address; a server that listens everywhere is reached on loopback."""
+        """Return the HTTP address; loopback for a server that listens on all interfaces."""
         return f"http://{self._reached_at}:{self.http_port}"
 
     @property
     def metrics_url(self) -> str:
-        """Return the address of the metrics."""
+        """Return the address of the metrics page."""
         return f"http://{self._reached_at}:{self.metrics_port}/metrics"
 
     @property
@@ -97,13 +95,13 @@ def start_server(
     """Start a server and return once it is ready for requests.
 
     Args:
-        detached: Whether it outlives this process; if not, it ends with it, even with a killed one.
-        stop_after_s: Seconds after which the server is ended, whatever happens to its starter; None: never.
+        detached: Whether it outlives this process. If not, it ends with it, even after SIGKILL.
+        stop_after_s: Seconds after which the server is stopped in any case; None: never.
 
     Raises:
-        UserError: A port is taken, a server is already running on this repository, or the secret is a bad one.
-        ToolError: The server ended, was not ready in time, or did not answer a request once it said it was ready; it
-            was stopped, and the message has its log's last lines.
+        UserError: A port is in use, a server is already running on this repository, or the secret is invalid.
+        ToolError: The server exited, was not ready in time, or did not answer a request although ready. It was
+            stopped; the message contains the last lines of its log.
     """
     _refuse_running(repository)
     for port in (ports.http, ports.grpc, ports.metrics):
@@ -116,7 +114,7 @@ def start_server(
         manifest = read_repository(repository)
         command = across_ranks(command, manifest, str(repository.absolute()), prefix)
         environment |= rank_environment(manifest)
-    if stop_after_s is not None or not detached:  # it hands SIGTERM on, and SIGKILL 5 s later; 0 is no limit
+    if stop_after_s is not None or not detached:  # it forwards SIGTERM, and SIGKILL after 5 s; 0 means no limit
         command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s or 0:g}", *command]
     begin = time.monotonic()
     with log.open("wb") as output, _stack_of(STACK_BYTES):
@@ -128,8 +126,8 @@ def start_server(
         _probe(repository, record)
         progress(f"ready after {time.monotonic() - begin:.1f} s: a request was answered")
     except BaseException:
-        stop_server(repository, grace_s=0)  # it serves nobody yet
-        signal_group(process.pid, signal.SIGKILL)  # where there is no record of it yet
+        stop_server(repository, grace_s=0)  # it has no clients yet
+        signal_group(process.pid, signal.SIGKILL)  # before its record is written
         raise
     return record
 
@@ -152,10 +150,10 @@ def _record(
 
 
 def stop_server(repository: Path, *, grace_s: float = TERM_GRACE_S) -> bool:
-    """Stop the server that was started on a repository; return whether one was running.
+    """Stop the server of a repository; return whether one was running.
 
     Args:
-        grace_s: How long it may take to end by itself; 0: it is killed at once, as one that serves nobody yet.
+        grace_s: Seconds to exit after SIGTERM; 0: killed at once, as for a server without clients.
     """
     path = repository / SERVER_NAME
     if not path.is_file():
@@ -171,10 +169,10 @@ def stop_server(repository: Path, *, grace_s: float = TERM_GRACE_S) -> bool:
 
 
 def drain_server(repository: Path, record: ServerRecord, within_s: float) -> None:
-    """Refuse new requests and let those in flight finish; the server itself still runs.
+    """Refuse new requests and let those in flight finish; the server keeps running.
 
     Raises:
-        ToolError: Some were not finished at the limit, or the server could not be told.
+        ToolError: Some requests were unfinished at the limit, or the server could not be reached.
     """
     try:
         left = drain(control_of(repository, record), within_s)
@@ -188,10 +186,10 @@ def drain_server(repository: Path, record: ServerRecord, within_s: float) -> Non
 
 
 def control_of(repository: Path, record: ServerRecord) -> Control:
-    """Return the interfaces of a running server, with its secret.
+    """Return the control interfaces of a running server, with its secret.
 
     Raises:
-        MissingError: The secret is not there.
+        MissingError: The secret's file does not exist.
     """
     path = repository / KEY_NAME
     if not path.is_file():
@@ -203,7 +201,7 @@ def running_server(repository: Path) -> ServerRecord:
     """Return the record of the server running on a repository.
 
     Raises:
-        MissingError: There is none.
+        MissingError: No server is running.
     """
     path = repository / SERVER_NAME
     record = read_json(path, ServerRecord) if path.is_file() else None
@@ -213,18 +211,18 @@ def running_server(repository: Path) -> ServerRecord:
 
 
 def is_running(record: ServerRecord) -> bool:
-    """Whether the very process that was started is still there."""
+    """Whether the process that was started is still running."""
     return started_ticks(record.pid) == record.started_ticks
 
 
 def watch_server(repository: Path, record: ServerRecord, look: Callable[[Path], None]) -> None:
-    """Stay until the server ends.
+    """Wait until the server ends.
 
     Args:
-        look: Called all the while with the repository; it raises where something else has ended.
+        look: Called periodically with the repository; raises if something else has ended.
 
     Raises:
-        ToolError: It ended by itself; the message has its log's last lines.
+        ToolError: The server exited unexpectedly; the message contains the last lines of its log.
     """
     while is_running(record):
         look(repository)
@@ -238,7 +236,7 @@ def watch_server(repository: Path, record: ServerRecord, look: Callable[[Path], 
 
 @contextmanager
 def _stack_of(size_bytes: int) -> Iterator[None]:
-    """Let processes started meanwhile have stacks of a size, as far as the hard limit goes."""
+    """Set the stack size of processes started within the block, up to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     most = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (most, hard))
@@ -249,13 +247,13 @@ def _stack_of(size_bytes: int) -> Iterator[None]:
 
 
 def server_flags(repository: str, key: str) -> list[str]:
-    """Return the flags of every server of ours, here and in a deployment.
+    """Return the flags common to all servers, local and deployed.
 
-    Models are controlled through the interface that rolls an engine and drains a server; it and all that could be used
-    to write into the server or its disk ask for a secret.
+    Models are controlled through the interface that replaces an engine and drains a server. That interface, and all
+    others that could write to the server or its disk, require a secret.
 
     Args:
-        repository: Path of the model repository where the server runs.
+        repository: Path of the model repository on the server.
         key: The secret.
     """
     restricted = f"{','.join(RESTRICTED)}:{KEY_HEADER}={key}"
@@ -287,7 +285,7 @@ def server_command(repository: Path, runtime: Runtime, ports: Ports, prefix: str
 
 
 def server_environment(runtime: Runtime) -> dict[str, str]:
-    """Return the environment of the server: its models' Python first, and no file of ours taken by accident."""
+    """Return the server's environment: the models' Python comes first, and user site packages are excluded."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     if runtime.python_bin is not None:
@@ -298,7 +296,7 @@ def server_environment(runtime: Runtime) -> dict[str, str]:
 
 
 def telling_lines(log: Path) -> list[str]:
-    """Return the lines of a server's log that say what went wrong, or else the last ones."""
+    """Return the lines of a server's log that state an error, or else the last lines."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     telling = [line for line in lines if any(mark in line for mark in _FAILURE_MARKS)]
     return (telling or lines)[-LAST_LINES:]
@@ -315,7 +313,7 @@ def _wait_ready(process: subprocess.Popen[bytes], record: ServerRecord, deadline
                 log_path=log,
                 last_lines=telling_lines(log),
             )
-        if _answers(f"{record.url}/v2/health/ready") and _answers(record.metrics_url):
+        if answers(f"{record.url}/v2/health/ready") and answers(record.metrics_url):
             return
         time.sleep(0.05)
     raise ToolError(
@@ -327,10 +325,10 @@ def _wait_ready(process: subprocess.Popen[bytes], record: ServerRecord, deadline
 
 
 def _probe(repository: Path, record: ServerRecord) -> None:
-    """Hold a server to its word that it is ready: one request goes the whole way.
+    """Check that a server which reports ready answers a request.
 
     Raises:
-        ToolError: It failed, as with models whose Python does not fit Triton's stub: READY, and every answer an error.
+        ToolError: It does not: if the models' Python does not match Triton's stub, every response is an error.
     """
     try:
         control_of(repository, record).probe()
@@ -342,10 +340,10 @@ def _probe(repository: Path, record: ServerRecord) -> None:
 
 
 def _write_key(repository: Path) -> str:
-    """Write the secret of the restricted interfaces where its owner alone can read it, and return it.
+    """Write the secret of the restricted interfaces with owner-only permissions, and return it.
 
     Raises:
-        UserError: The one in the environment is too short, or has characters a header cannot carry.
+        UserError: The secret in the environment is too short, or has characters that a header cannot contain.
     """
     key = os.environ.get(KEY_VARIABLE) or secrets.token_hex(KEY_CHARACTERS)
     if len(key) < KEY_CHARACTERS or not key.isascii() or not key.isalnum():
@@ -358,14 +356,6 @@ def _write_key(repository: Path) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(key)
     return key
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)  # noqa: PLR2004 (HTTP OK)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _refuse_running(repository: Path) -> None:

@@ -1,11 +1,11 @@
-"""The local Triton: the server from the nvidia-pytriton wheel, a Python for its models, and what ties them together.
+"""The local Triton: the server from the nvidia-pytriton wheel, and a Python environment for its models.
 
-The wheel's server is a plain Triton 2.51 (24.10) with the Python backend; nothing of PyTriton's Python code is used.
-Three things make it reliable, and each one missing shows only as a server that hangs or answers nonsense:
+The wheel's server is a plain Triton 2.51 (24.10) with the Python backend; PyTriton's Python code is not used. Three
+conditions must hold; if one does not, the server hangs or returns garbage:
 
 * the models' Python is 3.11 or 3.12 with numpy 1: the wheel's stubs were built against numpy's first ABI;
-* `libpython` of that same build is found by the stub's loader;
-* the backend folder holds the stub of that minor version, and nothing else decides which one is run.
+* the stub's loader finds `libpython` of that same build;
+* the backend folder contains only the stub of that minor version.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from engines.outputs import whole_folder
 WHEEL = "nvidia-pytriton==0.7.0"
 TRITON_VERSION = "2.51.0"
 MODEL_PACKAGES = ("numpy==1.26.4", "tokenizers>=0.20,<0.24", "pydantic>=2.7,<3", "pyyaml>=6.0,<7", "packaging>=23")
-# Tables of measured kernels, for emulated engines planned with --step-time silicon; nothing it asks for is used.
+# Tables of measured kernels for emulated engines planned with --step-time silicon; without its dependencies.
 TABLES = ("aiconfigurator-core==0.12.0",)
 PYTHON_VERSIONS = ((3, 12), (3, 11))
 GLIBC_NEEDED = (2, 35)
@@ -46,11 +46,11 @@ print(json.dumps({"executable": getattr(sys, "_base_executable", sys.executable)
 
 
 class PythonFound(Strict):
-    """A Python that models can run on.
+    """A Python interpreter that can run models.
 
     Attributes:
         executable: The interpreter itself, not a virtual environment's link to it.
-        version: Major and minor.
+        version: Major and minor version.
         libpython: Its shared library.
     """
 
@@ -60,7 +60,7 @@ class PythonFound(Strict):
 
 
 class RuntimeRecord(Document):
-    """`runtime.json`: what the folder holds and what it leans on outside."""
+    """`runtime.json`: the folder's content and its external dependencies."""
 
     triton_version: str
     wheel: str
@@ -74,10 +74,10 @@ class Runtime:
 
     Attributes:
         server: The `tritonserver` program.
-        version: Triton's version, or "unknown" for one that was already there.
-        backends: Folder for `--backend-directory`; None leaves it to the server.
-        python_bin: Folder to put first on PATH, so that models run on that Python; None leaves PATH alone.
-        libraries: Folder for the loader to find libpython in; None where the system has it.
+        version: Triton's version, or "unknown" for a server that was already installed.
+        backends: Folder for `--backend-directory`; None: the server's default.
+        python_bin: Folder to put first on PATH, so that models use that Python; None: PATH unchanged.
+        libraries: Folder in which the loader finds libpython; None: the system's.
         local: Whether this is our own installation from the wheel.
     """
 
@@ -90,15 +90,15 @@ class Runtime:
 
 
 def default_folder() -> Path:
-    """Return where the local Triton is installed: inside the environment the commands run in."""
+    """Return the folder of the local Triton: inside the environment in which the commands run."""
     return Path(sys.prefix) / "opt" / "triton"
 
 
 def install(target: Path, *, force: bool, command: str, progress: Callable[[str], None]) -> bool:
-    """Install the local Triton into `target`, whole or not at all.
+    """Install the local Triton into `target`, completely or not at all.
 
     Returns:
-        Whether anything was done: False where a whole installation of this version already stands.
+        Whether anything was installed: False if this version is already complete.
 
     Raises:
         MissingError: This machine lacks something the server needs.
@@ -130,7 +130,7 @@ def local_runtime(folder: Path) -> Runtime:
     """Return the local Triton in `folder`.
 
     Raises:
-        MissingError: It is not there, or the Python it leans on has gone.
+        MissingError: It is not installed, or its Python is missing.
     """
     record_path = folder / RUNTIME_NAME
     if not record_path.exists():
@@ -156,7 +156,7 @@ def find_runtime(choice: str, folder: Path) -> Runtime:
 
     Args:
         choice: `auto` (an installed `tritonserver`, else the local one), `local`, or the path of a `tritonserver`.
-        folder: Where the local one is.
+        folder: Folder of the local one.
 
     Raises:
         MissingError: There is none.
@@ -174,10 +174,10 @@ def find_runtime(choice: str, folder: Path) -> Runtime:
 
 
 def find_python(candidates: Sequence[str] | None = None) -> PythonFound:
-    """Return the first Python the models can run on: this one, then python3.12 and python3.11 on PATH.
+    """Return the first Python that can run models: this one, then python3.12 and python3.11 on PATH.
 
     Raises:
-        MissingError: None fits; the message says what was wrong with each.
+        MissingError: None is suitable; the message states each one's problem.
     """
     names = [sys.executable, "python3.12", "python3.11"] if candidates is None else list(candidates)
     reasons = []
@@ -193,13 +193,13 @@ def find_python(candidates: Sequence[str] | None = None) -> PythonFound:
 
 
 def find_libpython(version: tuple[int, int], places: Sequence[Path]) -> Path | None:
-    """Return the shared library of a Python, from the first place that has it."""
+    """Return the shared library of a Python from the first folder that has it."""
     name = f"libpython{version[0]}.{version[1]}.so.1.0"
     return next((place / name for place in places if (place / name).exists()), None)
 
 
 def _try_python(name: str) -> PythonFound | str:
-    """Return what a Python is, or why it will not do."""
+    """Return a Python's description, or the reason why it is unsuitable."""
     program = shutil.which(name)
     if program is None:
         return "not on PATH"
@@ -233,7 +233,7 @@ def _refuse_platform() -> None:
 
 
 def _is_current(target: Path) -> bool:
-    """Whether `target` holds this version with a Python that is still there."""
+    """Whether `target` contains this version, and its Python still exists."""
     try:
         record = read_json(target / RUNTIME_NAME, RuntimeRecord)
         local_runtime(target)
@@ -243,19 +243,19 @@ def _is_current(target: Path) -> bool:
 
 
 def _is_leftover(target: Path) -> bool:
-    """Whether `target` is an installation of ours that is no longer current, so may be replaced unasked."""
+    """Whether `target` is an outdated installation by this tool, which may be replaced without --force."""
     return (target / RUNTIME_NAME).exists() and not _is_current(target)
 
 
 def _make_environment(folder: Path, python: PythonFound) -> None:
-    """Make the models' environment; pip is not put in it, ours installs into it."""
+    """Create the models' environment without pip; this environment's pip installs into it."""
     _run([python.executable, "-I", "-m", "venv", "--without-pip", str(folder)], "make the models' environment")
     _pip("--python", str(folder / "bin" / "python"), "install", *MODEL_PACKAGES)
     _pip("--python", str(folder / "bin" / "python"), "install", "--no-deps", *TABLES)
 
 
 def _link_backend(folder: Path, python: PythonFound) -> None:
-    """Lay out the backend folder and the loader's folder with relative links, so that the whole can be renamed."""
+    """Create the backend folder and the loader's folder with relative links, so that the whole can be renamed."""
     server = folder / SERVER_FOLDER
     (server / "bin" / "tritonserver").chmod(0o755)
     stub = server / "python_backend_stubs" / f"{python.version[0]}.{python.version[1]}" / "triton_python_backend_stub"
@@ -277,10 +277,10 @@ def _pip(*arguments: str) -> None:
 
 
 def _run(command: list[str], purpose: str) -> None:
-    """Run a program to its end.
+    """Run a program to completion.
 
     Raises:
-        ToolError: It failed; its last lines are in the message.
+        ToolError: It failed; the message contains its last lines.
     """
     with _log_file() as log:
         done = subprocess.run(

@@ -1,7 +1,7 @@
-"""How the processes of an engine over several GPUs are started: TensorRT-LLM's leader mode and its orchestrator mode.
+"""Process layout of an engine over several GPUs: TensorRT-LLM's leader mode and orchestrator mode.
 
-Leader mode: MPI starts Triton once for each rank; the first serves, the others load the engine's model alone and wait
-for it. Orchestrator mode: one Triton, which starts the workers itself. Neither was run from here on several GPUs.
+Leader mode: MPI starts Triton once per rank; the first serves, the others load only the engine's model and wait for it.
+Orchestrator mode: one Triton, which starts the workers itself. Neither was run on several GPUs by this project.
 
 Source:
     TensorRT-LLM, triton_backend/scripts/launch_triton_server.py and docs of its Triton backend, 1.1 to 1.2.
@@ -13,7 +13,7 @@ from triton_repo.settings import RepositoryManifest
 
 
 def rank_environment(repository: RepositoryManifest) -> dict[str, str]:
-    """Return what the server's environment must have for the mode its settings ask for."""
+    """Return the environment variables for the process mode in the settings."""
     processes = repository.resolved.processes
     if not _is_engine(repository) or processes.mode == "leader":
         return {}
@@ -27,9 +27,9 @@ def across_ranks(command: list[str], repository: RepositoryManifest, folder: str
     """Return the command line that serves an engine over all its ranks.
 
     Args:
-        command: The one that serves it from one process.
-        folder: The repository's.
-        prefix: Begins the names of its shared memory; each rank has its own.
+        command: The command line for a single process.
+        folder: The repository's path.
+        prefix: Prefix of the shared memory names; each rank has its own.
     """
     ranks = repository.engine.parallel.tensor * repository.engine.parallel.pipeline
     if not _is_engine(repository) or repository.resolved.processes.mode != "leader" or ranks == 1:
@@ -41,7 +41,7 @@ def across_ranks(command: list[str], repository: RepositoryManifest, folder: str
 
 
 def _is_engine(repository: RepositoryManifest) -> bool:
-    """Whether TensorRT-LLM's backend serves it: neither an emulated engine nor the LLM API's model."""
+    """Whether TensorRT-LLM's backend serves it, as opposed to an emulated engine or the LLM API's model."""
     return repository.kind == "built" and repository.variant == "inflight_batcher_llm"
 
 

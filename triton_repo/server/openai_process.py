@@ -1,4 +1,4 @@
-"""The front as a process of its own: started beside a server, and stopped with it."""
+"""The front's process: started beside a server and stopped with it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,22 +17,22 @@ from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
 from engines.processes import reap, signal_group, stop_group
 from triton_repo.openai_api import KEY_VARIABLE
-from triton_repo.server.child_process import start_child
+from triton_repo.server.child_process import answers, start_child
 
 RECORD_NAME = "front.json"
 LOG_NAME = "front.log"
 MODULE = "triton_repo.openai_api"
-STOP_GRACE_S = 25.0  # above what the front gives its own replies to end
+STOP_GRACE_S = 25.0  # longer than the front's own grace period for replies
 READY_WITHIN_S = 60.0
 LAST_LINES = 12
 EXPOSED = (
     "warning: the OpenAI front listens on {address} without an API key: anyone who can reach it can use the engine. "
-    "--api-key-file FILE or the environment variable {variable} asks for one; TLS is a proxy's work"
+    "--api-key-file FILE or the environment variable {variable} sets one; for TLS, use a proxy"
 )
 
 
 class FrontRecord(Document):
-    """`front.json`: a front that was started; gone once it was stopped."""
+    """`front.json`: a front that was started; removed when it is stopped."""
 
     pid: int
     address: str
@@ -43,18 +41,18 @@ class FrontRecord(Document):
 
     @property
     def url(self) -> str:
-        """Return its address for clients; one that listens everywhere is reached on loopback."""
+        """Return its address for clients; loopback for a front that listens on all interfaces."""
         return f"http://{'127.0.0.1' if self.address == '0.0.0.0' else self.address}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
 class FrontOptions:
-    """How a front is to be started.
+    """How to start a front.
 
     Attributes:
-        grpc_target: Host and port of Triton's gRPC.
-        model: Name that clients give; None: the engine's model.
-        stop_after_s: Seconds after which it ends by itself; None: never.
+        grpc_target: Host and port of Triton's gRPC endpoint.
+        model: Model name for clients; None: the engine's model.
+        stop_after_s: Seconds after which it stops; None: never.
     """
 
     address: str
@@ -67,7 +65,7 @@ class FrontOptions:
     stop_after_s: float | None
 
     def arguments(self) -> list[str]:
-        """Return the options as the front's own command takes them; keys are never among them."""
+        """Return the options as command-line arguments; keys are never among them."""
         given = {
             "--address": self.address,
             "--port": self.port,
@@ -82,10 +80,10 @@ class FrontOptions:
 
 
 def require_free(address: str, port: int) -> None:
-    """Refuse an address that cannot listen, before anything is started.
+    """Refuse an address that cannot be bound, before anything is started.
 
     Raises:
-        UserError: Somebody listens there, or it is not this machine's.
+        UserError: The port is in use, or the address does not belong to this machine.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -103,11 +101,11 @@ def start_front(
     """Start a front and return once it answers.
 
     Args:
-        detached: Whether it outlives this process; if not, it ends with it, even with a killed one.
+        detached: Whether it outlives this process. If not, it ends with it, even after SIGKILL.
 
     Raises:
-        MissingError: What it needs is not installed.
-        ToolError: It ended, or did not answer in time; it was stopped, and the message has its log's last lines.
+        MissingError: A dependency is not installed.
+        ToolError: It exited or did not answer in time. It was stopped; the message contains the last lines of its log.
     """
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise MissingError(
@@ -125,16 +123,16 @@ def start_front(
         _wait_ready(process, record)
     except BaseException:
         stop_front(repository, grace_s=0)
-        signal_group(process.pid, signal.SIGKILL)  # where there is no record of it yet
+        signal_group(process.pid, signal.SIGKILL)  # before its record is written
         raise
     return record
 
 
 def stop_front(repository: Path, *, grace_s: float = STOP_GRACE_S) -> bool:
-    """Stop the front that was started on a repository; return whether one was running.
+    """Stop the front of a repository; return whether one was running.
 
     Args:
-        grace_s: How long its replies may take to end; 0: it is killed at once.
+        grace_s: Seconds for its replies to finish; 0: killed at once.
     """
     path = repository / RECORD_NAME
     if not path.is_file():
@@ -147,10 +145,10 @@ def stop_front(repository: Path, *, grace_s: float = STOP_GRACE_S) -> bool:
 
 
 def require_front(repository: Path) -> None:
-    """Look whether the front that was started on a repository is still there.
+    """Check that the front of a repository is still running.
 
     Raises:
-        ToolError: It ended by itself; the message has its log's last lines.
+        ToolError: It exited unexpectedly; the message contains the last lines of its log.
     """
     path = repository / RECORD_NAME
     if not path.is_file():
@@ -165,7 +163,7 @@ def require_front(repository: Path) -> None:
 
 
 def _is_running(record: FrontRecord, repository: Path) -> bool:
-    """Whether the pid is still this very front: a number alone may have been given to another process."""
+    """Whether the pid still belongs to this front: pids are reused."""
     try:
         words = Path(f"/proc/{record.pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
@@ -184,7 +182,7 @@ def _wait_ready(process: subprocess.Popen[bytes], record: FrontRecord) -> None:
                 last_lines=_last_lines(Path(record.log)),
                 hint="choose another port with --openai-port",
             )
-        if _answers(f"{record.url}/health") and process.poll() is None:
+        if answers(f"{record.url}/health") and process.poll() is None:
             return
         time.sleep(0.1)
     raise ToolError(
@@ -192,14 +190,6 @@ def _wait_ready(process: subprocess.Popen[bytes], record: FrontRecord) -> None:
         log_path=Path(record.log),
         last_lines=_last_lines(Path(record.log)),
     )
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)  # noqa: PLR2004 (HTTP OK)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _last_lines(log: Path) -> list[str]:

@@ -1,7 +1,7 @@
-"""Whether this machine can serve a built engine, found out before Triton is started.
+"""Checks whether this machine can serve a built engine, before Triton is started.
 
-A TensorRT engine runs only under the TensorRT-LLM version that built it, only on the compute capability it was built
-for, and only with a GPU for each of its ranks. Past any of these Triton ends with a stack trace, minutes later.
+A TensorRT engine runs only with the TensorRT-LLM version that built it, on the compute capability it was built for, and
+with one GPU per rank. Otherwise Triton exits with a stack trace minutes later.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class _Refusal:
 
 
 def require_servable(manifest: EngineManifest, engine_folder: Path, here: Machine | None = None) -> None:
-    """Refuse a built engine that is not whole, or that this machine cannot run.
+    """Refuse a built engine that is incomplete or that this machine cannot run.
 
     Args:
-        engine_folder: Where the `tensorrt_llm` model looks for the engine: config.json and a file for each rank.
-        here: The machine; None looks at this one, which an emulated engine does not need.
+        engine_folder: The folder that the `tensorrt_llm` model loads: config.json and one file per rank.
+        here: The machine; None: this one. Not needed for an emulated engine.
 
     Raises:
-        MissingError: The engine or a part of it is not there, or the machine lacks what it needs.
-        UserError: The folder holds another engine than the manifest tells of.
+        MissingError: The engine or a part of it is missing, or the machine lacks what it needs.
+        UserError: The folder contains a different engine than the manifest describes.
     """
     if manifest.kind != "built":
         return
@@ -54,32 +54,32 @@ def require_servable(manifest: EngineManifest, engine_folder: Path, here: Machin
 
 
 def missing_ranks(manifest: EngineManifest, engine_folder: Path) -> list[str]:
-    """Return the names of the rank files an engine should have and has not."""
+    """Return the names of missing rank files."""
     names = [f"rank{rank}.engine" for rank in range(_ranks(manifest))]
     return [name for name in names if not (engine_folder / name).is_file()]
 
 
 def _mismatch(manifest: EngineManifest, version: str | None) -> _Refusal | None:
-    """Return where the engine is not the one its manifest tells of."""
+    """Return a refusal if the engine is not the one that its manifest describes."""
     told = manifest.versions.get("tensorrt_llm")
     if told is not None and version == told:
         return None
     return _Refusal(
-        f"the manifest tells of an engine by TensorRT-LLM {told or '(no version)'}, the engine's own {CONFIG_NAME} "
+        f"the manifest describes an engine by TensorRT-LLM {told or '(no version)'}, the engine's own {CONFIG_NAME} "
         f"of {version or 'no version'}; both must name the version that built it",
         hint="the engine was built again since: build-repo ENGINE_DIR --force, or else " + _rebuild(manifest),
     )
 
 
 def _lack(manifest: EngineManifest, here: Machine) -> _Refusal | None:
-    """Return what a whole engine needs and the machine lacks; what no container can bring comes first."""
+    """Return what the engine needs and the machine lacks; what no container can provide comes first."""
     built_for, ranks = manifest.gpu.compute_capability, _ranks(manifest)
     lacking = next(
         lacks(here, compute_capability=built_for, ranks=ranks, built_by=manifest.versions["tensorrt_llm"]), None
     )
     if lacking == "compute-capability":
         seen = here.compute_capability
-        found = "no GPU is seen here" if seen is None else f"this machine's has {seen}"
+        found = "no GPU was found" if seen is None else f"this machine's has {seen}"
         return _Refusal(
             f"the engine was built for a GPU of compute capability {built_for} ({manifest.gpu.name}) and {found}; "
             "an engine runs only on the compute capability it was built for",
@@ -105,7 +105,7 @@ def _version_lack(manifest: EngineManifest, installed: str | None) -> _Refusal:
 
 
 def _config_version(manifest: EngineManifest, engine_folder: Path) -> str | None:
-    """Return the version in the engine's own config.json; None where it states none.
+    """Return the version in the engine's own config.json; None if it states none.
 
     Raises:
         MissingError: There is no engine.
@@ -126,7 +126,7 @@ def _config_version(manifest: EngineManifest, engine_folder: Path) -> str | None
 
 
 def _container(version: str) -> str | None:
-    """Return how to serve in the image of a version; None where no such image is known."""
+    """Return how to serve in the image of a version; None if no such image is known."""
     try:
         return f"run the same command in the container: {trtllm.container_entry(version)}"
     except MissingError:

@@ -1,4 +1,4 @@
-"""Replace the engine of a running server: requests in flight end on the old one, new ones go to the new one."""
+"""Replaces the engine of a running server: requests in flight finish on the old one, new ones use the new one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from triton_repo.settings import MODELS, REPOSITORY_NAME, RepositoryManifest, re
 
 CONFIG = "config.pbtxt"
 ENGINE_MODEL = "tensorrt_llm"
-# An ensemble may not take larger batches than its models: what shrinks begins with it, what grows ends with it.
+# An ensemble's batch size may not exceed its models': decrease it first, increase it last.
 GROWING = ("preprocessing", "postprocessing", ENGINE_MODEL, "tensorrt_llm_bls", "ensemble")
 SHRINKING = tuple(reversed(GROWING))
 
@@ -29,16 +29,16 @@ def roll_engine(
 ) -> tuple[RepositoryManifest, int]:
     """Serve another engine from a running server.
 
-    The new engine becomes a new version of the `tensorrt_llm` model. It is loaded beside the old one, which goes when
-    its last request is done. Where it cannot be loaded, or does not answer, the old one is what serves.
+    The new engine becomes a new version of the `tensorrt_llm` model. It is loaded beside the old one, which is unloaded
+    after its last request. If the new engine does not load or does not answer, the old one keeps serving.
 
     Returns:
         The repository's new manifest, and the new engine's version.
 
     Raises:
-        MissingError: No server is running, no engine is there, or the GPU has no room for both.
-        UserError: The engine has another tokenizer, or is not of the repository's kind.
-        ToolError: It could not be loaded; the old one serves on.
+        MissingError: No server is running, the engine is missing, or the GPU has no room for both engines.
+        UserError: The engine has another tokenizer, or another kind than the repository's.
+        ToolError: It could not be loaded; the old one keeps serving.
     """
     control = control_of(repository, running_server(repository))
     old = read_repository(repository)
@@ -83,7 +83,7 @@ def _refuse(repository: Path, old: RepositoryManifest, engine_folder: Path) -> N
 
 
 def _refuse_without_room(old: EngineManifest, new: EngineManifest) -> None:
-    """Refuse where the running engine's KV cache leaves no memory for another set of weights."""
+    """Refuse if the running engine's KV cache leaves no memory for a second set of weights."""
     ranks = old.parallel.tensor * old.parallel.pipeline
     left = (old.gpu.memory_bytes - _weights_bytes(old) // ranks) * (1 - old.kv_cache.free_gpu_mem_fraction)
     needed = _weights_bytes(new) // ranks
@@ -108,7 +108,7 @@ def _newest(model: Path) -> int:
 
 
 def _swap(repository: Path, beside: Path, version: int, control: Control, order: tuple[str, ...]) -> None:
-    """Put the new files in place and have them loaded; on any failure put the old ones back."""
+    """Install the new files and load them; on failure restore the old ones."""
     before = {model: (repository / model / CONFIG).read_text(encoding="utf-8") for model in MODELS}
     after = {model: (beside / model / CONFIG).read_text(encoding="utf-8") for model in MODELS}
     changed = [model for model in order if before[model] != after[model] or model == ENGINE_MODEL]

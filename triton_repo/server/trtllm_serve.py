@@ -1,4 +1,4 @@
-"""`trtllm-serve` on a repository of its variant: this process becomes it."""
+"""Runs `trtllm-serve` on a repository of its variant, in place of this process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PROGRAM = "trtllm-serve"
 
 
 def become_trtllm_serve(repository: Path, manifest: RepositoryManifest, *, address: str, port: int) -> NoReturn:
-    """Replace this process by trtllm-serve; what then ends it, and how, is its own matter.
+    """Replace this process with trtllm-serve, which then handles its own termination.
 
     Raises:
-        MissingError: It is not installed here.
+        MissingError: trtllm-serve is not installed.
     """
     command = serve_command_of(repository, manifest, address=address, port=str(port))
     if shutil.which(PROGRAM) is None:

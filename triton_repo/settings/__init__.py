@@ -1,4 +1,4 @@
-"""Serving settings: the schema, what is derived from the engine, and what conflicts; imports `engines` alone."""
+"""Serving settings: schema, values derived from the engine, conflicts. May import `engines` only."""
 
 from triton_repo.settings.engine_config import EngineConfig, read_engine_config
 from triton_repo.settings.engine_fit import Code, Misfit, Served, misfits

@@ -1,4 +1,4 @@
-"""What cannot be: settings that contradict each other, or the engine they are to serve."""
+"""Conflicts: settings that contradict each other or the engine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from triton_repo.settings.schema import Lookahead, ServingSettings
 def conflicts_in(
     settings: ServingSettings, engine: EngineManifest, config: EngineConfig | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield what cannot be, and one thing to try; nothing where the settings stand.
+    """Yield each conflict and a fix; nothing if the settings are consistent.
 
     Args:
-        settings: Without an `auto`.
+        settings: Resolved, without `auto`.
     """
     found = {each.code: each.found for each in misfits(_served(settings, engine, config), _built(engine, config))}
     yield from _of_attention(settings, engine, found)
@@ -31,7 +31,7 @@ def conflicts_in(
 
 
 def _served(settings: ServingSettings, engine: EngineManifest, config: EngineConfig | None) -> Served:
-    """Return what the engine decides of; what only its config.json tells is left out where that is not here."""
+    """Return the settings that depend on the engine; facts of a missing config.json are omitted."""
     longest, decoding = settings.limits.max_prompt_tokens, settings.decoding
     stated = longest if isinstance(longest, int) else None
     return Served(
@@ -53,7 +53,7 @@ def _served(settings: ServingSettings, engine: EngineManifest, config: EngineCon
 
 
 def _built(engine: EngineManifest, config: EngineConfig | None) -> EngineConfig:
-    """Return the engine's own config, its limits and ranks by the manifest; without a config, as it was planned."""
+    """Return the engine's own config, with limits and ranks from the manifest; without a config, as planned."""
     known = config or EngineConfig()
     paged = known.paged_context
     return replace(
@@ -183,7 +183,7 @@ def _of_processes(
                 f"processes.{name} '{wrong}' names {len(wrong.split(','))}; the engine has {ranks} "
                 f"rank{'' if ranks == 1 else 's'} (tensor {engine.parallel.tensor} x pipeline "
                 f"{engine.parallel.pipeline})",
-                "one number for each rank; semicolons part instances",
+                "one number per rank; semicolons separate instances",
             )
     if processes.num_nodes > ranks:
         yield f"processes.num_nodes {processes.num_nodes} for {ranks} ranks", f"at most {ranks}"
@@ -195,19 +195,19 @@ def _of_text(settings: ServingSettings, engine: EngineManifest, found: Collectio
         yield (
             f"text.postprocessing_instances {text.postprocessing_instances} with scheduling.streaming: tokens of one "
             "character may reach different processes, which lose it",
-            "1; a detokenizer needs a few microseconds for a token",
+            "1; detokenization takes a few microseconds per token",
         )
     if text.accumulate_tokens and not settings.scheduling.streaming:
         yield "text.accumulate_tokens without scheduling.streaming: nothing is sent in parts", "leave one out"
     if "prompt-limit" in found:
         yield (
-            f"limits.max_prompt_tokens {limits.max_prompt_tokens} is past the engine's max_input_len "
+            f"limits.max_prompt_tokens {limits.max_prompt_tokens} exceeds the engine's max_input_len "
             f"{built.max_input_len}",
             f"at most {built.max_input_len}",
         )
     if isinstance(limits.max_output_tokens, int) and limits.max_output_tokens > built.max_seq_len:
         yield (
-            f"limits.max_output_tokens {limits.max_output_tokens} is past the engine's max_seq_len {built.max_seq_len}",
+            f"limits.max_output_tokens {limits.max_output_tokens} exceeds the engine's max_seq_len {built.max_seq_len}",
             f"at most {built.max_seq_len}",
         )
 
@@ -216,9 +216,9 @@ def _of_adapters(settings: ServingSettings, found: Collection[Code]) -> Iterator
     lora = settings.lora
     if lora.optimal_adapter_size > lora.max_adapter_size:
         yield (
-            f"lora.optimal_adapter_size {lora.optimal_adapter_size} is past lora.max_adapter_size "
+            f"lora.optimal_adapter_size {lora.optimal_adapter_size} exceeds lora.max_adapter_size "
             f"{lora.max_adapter_size}",
-            "the largest must be the largest",
+            "optimal_adapter_size must not exceed max_adapter_size",
         )
     if "lora" in found:
         yield "lora.prefetch_dir: the engine was built without LoRA", "build-engine --lora-modules"
@@ -231,14 +231,14 @@ def _of_adapters(settings: ServingSettings, found: Collection[Code]) -> Iterator
 
 
 def _of_lookahead(sizes: Lookahead, config: EngineConfig | None) -> Iterator[tuple[str, str]]:
-    """Hold the sizes to the draft length the engine was built for: TensorRT-LLM wants just that one."""
+    """Check lookahead sizes against the engine's draft length: TensorRT-LLM requires exactly that one."""
     window, ngram, verified = sizes.window_size, sizes.ngram_size, sizes.verification_set_size
     if config is None or config.max_draft_len is None or window is None or ngram is None or verified is None:
         return
     draft = lookahead_draft_tokens(window, ngram, verified)
     if draft != config.max_draft_len:
         yield (
-            f"decoding.lookahead {window}, {ngram}, {verified} drafts {draft} tokens a step; the engine's config.json "
-            f"says it was built for {config.max_draft_len}",
+            f"decoding.lookahead {window}, {ngram}, {verified} drafts {draft} tokens per step; its config.json says "
+            f"it was built for {config.max_draft_len}",
             f"the sizes the engine was built with, or an engine of --lookahead {window},{ngram},{verified}",
         )

@@ -1,4 +1,4 @@
-"""What an engine's own config.json says of how it was built: the facts that serving settings must agree with."""
+"""Facts from an engine's own config.json that serving settings must agree with."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import Any
 from engines.errors import MissingError, UserError
 
 CONFIG_NAME = "config.json"
-# `speculative_decoding_mode` of an engine's config.json is a bit of an integer flag, and which decoding mode serves it.
-# NONE is 1 and DRAFT_TOKENS_EXTERNAL 2: the plain modes serve both (tensorrt_llm/models/modeling_utils.py).
+# `speculative_decoding_mode` of an engine's config.json is a bit of an integer flag; the table maps it to the decoding
+# mode that serves it. NONE is 1 and DRAFT_TOKENS_EXTERNAL 2: the plain modes serve both
+# (tensorrt_llm/models/modeling_utils.py).
 SPECULATION = {4: "medusa", 8: "lookahead", 16: "redrafter", 32: "eagle"}
 _LONGEST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Facts of a built engine; None where its config.json does not state one.
+    """Facts of a built engine; None where its config.json states none.
 
     Attributes:
-        version: TensorRT-LLM that built it.
-        ranks: GPUs it needs.
-        paged_context: Whether it has paged context attention, which chunked context and KV reuse need.
-        speculation: Decoding mode, by its name in `decoding_mode`, it was built for.
-        max_draft_len: Draft tokens a step it was built for.
+        version: TensorRT-LLM version that built it.
+        ranks: Number of GPUs it needs.
+        paged_context: Whether it has paged context attention, required by chunked context and KV reuse.
+        speculation: `decoding_mode` that it was built for.
+        max_draft_len: Draft tokens per step that it was built for.
         gathers_context: Whether it can return context logits.
         gathers_generation: Whether it can return generation logits.
         logits: `fp32` or `fp16`.
@@ -53,8 +54,8 @@ def read_engine_config(folder: Path) -> EngineConfig:
     """Read the config.json that TensorRT-LLM wrote beside an engine.
 
     Raises:
-        MissingError: There is none.
-        UserError: It is no such file.
+        MissingError: The file does not exist.
+        UserError: The file is not an engine's config.json.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():

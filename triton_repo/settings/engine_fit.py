@@ -1,6 +1,6 @@
-"""Whether what is to be served fits the engine: each decision once, for settings asked for and for a repository's own.
+"""Checks whether settings fit the engine; shared by build-repo's settings and the audit of repositories.
 
-`conflicts` refuses settings by these, `audit` finds them in repositories, whoever made them; each has words of its own.
+`conflicts` refuses settings by these checks and `audit` reports them in repositories; each words its own messages.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Code = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a repository is to be served with, as far as the engine decides whether it can be; None: not stated.
+    """The settings whose validity depends on the engine; None: not stated.
 
     Attributes:
-        longest_prompt_tokens: The longest prompt that must run; `max_prompt_tokens` is the limit stated.
+        longest_prompt_tokens: The longest prompt that must run; `max_prompt_tokens` is the stated limit.
         kv_max_tokens: Cap on the tokens in the KV cache.
-        decoding_mode: Empty: left to TensorRT-LLM.
-        gpu_device_ids: Groups of a GPU for each rank, by semicolons; `participant_ids` likewise of MPI ranks.
-        has_guided_backend: Whether guided decoding is asked for; `has_vocabulary`: whether its vocabulary is given.
+        decoding_mode: Empty: TensorRT-LLM's choice.
+        gpu_device_ids: Groups of one GPU per rank, separated by semicolons; `participant_ids`: the same for MPI ranks.
+        has_guided_backend: Whether guided decoding is enabled; `has_vocabulary`: whether its vocabulary is given.
     """
 
     chunked_context: bool = False
@@ -55,10 +55,10 @@ class Served:
 
 
 class Misfit(NamedTuple):
-    """One thing that does not fit.
+    """One setting that does not fit.
 
     Attributes:
-        found: The part of a setting that does not, where a setting has parts.
+        found: The part of the setting at fault, if it has parts.
     """
 
     code: Code
@@ -66,9 +66,9 @@ class Misfit(NamedTuple):
 
 
 def misfits(served: Served, built: EngineConfig) -> Iterator[Misfit]:
-    """Yield what does not fit an engine; what its config does not state is not held against it."""
+    """Yield what does not fit an engine; facts that its config does not state are not checked."""
     is_unpaged, ratio = built.paged_context is False, served.gpu_weights_ratio
-    is_whole = not served.chunked_context  # a prompt then has to fit one iteration
+    is_whole = not served.chunked_context  # a prompt must then fit into one iteration
     decided: dict[Code, bool] = {
         "chunked-context-unpaged": is_unpaged and served.chunked_context,
         "kv-reuse-unpaged": is_unpaged and served.kv_reuse,
@@ -93,7 +93,7 @@ def misfits(served: Served, built: EngineConfig) -> Iterator[Misfit]:
 
 
 def speculation_of(decoding_mode: str) -> str | None:
-    """Return a decoding mode that only an engine built for it serves; None for a plain one."""
+    """Return a decoding mode that requires an engine built for it; None for a plain mode."""
     return decoding_mode if decoding_mode in SPECULATION.values() else None
 
 

@@ -1,7 +1,7 @@
-"""Whether a machine can run a built engine: the one decision behind the preflight check and the audit.
+"""Checks whether a machine can run a built engine; shared by the preflight check and the audit.
 
-A TensorRT engine runs only under the TensorRT-LLM version that built it, only on the compute capability it was built
-for, and only with a GPU for each of its ranks.
+A TensorRT engine runs only with the TensorRT-LLM version that built it, on the compute capability it was built for, and
+with one GPU per rank.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Lack = Literal["compute-capability", "gpus", "version"]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides whether an engine runs here.
+    """The facts of a machine that decide whether an engine runs.
 
     Attributes:
-        tensorrt_llm: Version of the installed TensorRT-LLM; None without one.
-        compute_capability: Of the GPUs that are counted; None without a GPU.
-        gpus: How many GPUs of that compute capability are here.
-        seen: The compute capability of every GPU here.
+        tensorrt_llm: Version of the installed TensorRT-LLM; None if not installed.
+        compute_capability: Of the GPUs counted; None without a GPU.
+        gpus: Number of GPUs with that compute capability.
+        seen: Compute capabilities of all GPUs.
     """
 
     tensorrt_llm: str | None
@@ -33,9 +33,9 @@ class Machine:
 
 
 def machine_here(compute_capability: str) -> Machine:
-    """Look at this machine: its GPUs of a compute capability, or where it has none of that, all those like its first.
+    """Inspect this machine: its GPUs of a compute capability, or if it has none, all GPUs like its first.
 
-    GPUs are counted as the driver tells them, whatever CUDA_VISIBLE_DEVICES hides.
+    GPUs are counted by the driver, independent of CUDA_VISIBLE_DEVICES.
     """
     seen = trtllm.visible_compute_capabilities()
     counted = compute_capability if compute_capability in seen or not seen else seen[0]
@@ -48,11 +48,11 @@ def machine_here(compute_capability: str) -> Machine:
 
 
 def lacks(here: Machine, *, compute_capability: str, ranks: int, built_by: str | None) -> Iterator[Lack]:
-    """Yield what an engine needs and a machine lacks; what no container can bring comes first.
+    """Yield what an engine needs and a machine lacks; what no container can provide comes first.
 
     Args:
-        compute_capability: That the engine was built for.
-        built_by: TensorRT-LLM version that built it; None: not stated, and then not held against the machine.
+        compute_capability: The one the engine was built for.
+        built_by: TensorRT-LLM version that built it; None: unknown and not checked.
     """
     if here.compute_capability != compute_capability:
         yield "compute-capability"

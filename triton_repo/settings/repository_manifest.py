@@ -1,4 +1,4 @@
-"""What a repository is: its models, the settings it was rendered with, and its manifest."""
+"""The manifest of a repository: its models and the settings it was rendered with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensor
 LLMAPI_MODELS = ("tensorrt_llm",)
 Variant = Literal["inflight_batcher_llm", "llmapi", "trtllm_serve"]
 RepositoryKind = Literal["built", "emulated", "relayed"]
-# What serving writes into a repository.
+# files that serving writes into a repository
 SERVED_FILES = ("server.json", "server.log", "server.key", "front.json", "front.log")
 __all__ = [
     "DEFAULT_TIME_SCALE", "LLMAPI_MODELS", "MODELS", "REPOSITORY_NAME", "SERVED_FILES", "Choice", "Emulation",
@@ -25,12 +25,12 @@ __all__ = [
 
 
 class Choice(Strict):
-    """One resolved setting, as `--explain` prints it.
+    """One resolved setting, as printed by `--explain`.
 
     Attributes:
-        origin: Who chose the value; `upstream default` where the parameter is TensorRT-LLM's own default.
-        reason: Why, for a derived one.
-        effect: Whether the engine served here behaves by it.
+        origin: Origin of the value; `upstream default` for TensorRT-LLM's own default.
+        reason: Why, for a derived value.
+        effect: Whether the served engine is affected by it.
     """
 
     name: str
@@ -62,8 +62,8 @@ class RepositoryManifest(Document):
             For an emulated engine there is a twin: the in-flight models behind the OpenAI front.
         served_at: Absolute path the repository must have where it is served; its models hold it.
         loads: What trtllm-serve loads: the checkpoint's folder, or the name of a published one; else None.
-        relay: Of a relayed engine, the server that runs the model; `engine` is then what it was planned as.
-        settings: As they were asked for: another engine may resolve them anew.
+        relay: The server that runs the model of a relayed engine; `engine` is then the plan of that engine.
+        settings: As given; another engine may resolve them differently.
         resolved: What they became for this engine; no `auto` is left.
         notices: Settings without effect, and what else a reader of later figures must know.
     """
@@ -87,7 +87,7 @@ class RepositoryManifest(Document):
 
 
 def read_repository(folder: Path) -> RepositoryManifest:
-    """Read a repository's manifest; errors as `files.read_json`."""
+    """Read a repository's manifest. Raises as `files.read_json` does."""
     try:
         return read_json(folder / REPOSITORY_NAME, RepositoryManifest)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""From what was asked of the server, and the engine at hand, to settings with nothing left open.
+"""Resolves serving settings: given values, and defaults derived from the engine.
 
 Every `auto` becomes what the engine's plan says; what contradicts the engine, or another setting, is refused before a
 file is written; what has no effect where it will be served is said.
@@ -19,10 +19,10 @@ from triton_repo.settings.engine_config import EngineConfig
 from triton_repo.settings.repository_manifest import Choice
 from triton_repo.settings.schema import ServingSettings, Setting, all_settings, merged_over
 
-TOKENIZING_PROCESSES = 4  # upstream advises about five; one costs 30 to 400 MB
+TOKENIZING_PROCESSES = 4  # upstream advises about five; each costs 30 to 400 MB
 MOST_BLS_PROCESSES = 64
 Given = dict[str, Literal["flag", "serving.yaml"]]
-# Settings that reach an engine of the PyTorch backend: by an argument of the LLM API, or because they are ours.
+# Settings with an effect on an engine of the PyTorch backend: arguments of the LLM API, or this project's own.
 LLMAPI_SETTINGS = {
     "scheduling.policy", "scheduling.chunked_context", "scheduling.streaming", "kv_cache.free_gpu_mem_fraction",
     "kv_cache.max_tokens", "kv_cache.reuse", "kv_cache.host_bytes", "kv_cache.max_attention_window",
@@ -43,7 +43,7 @@ RELAYED_SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Settings without an `auto`, why each is what it is, and what to know of them."""
+    """Settings without `auto`, the reason for each value, and notices."""
 
     settings: ServingSettings
     choices: list[Choice]
@@ -53,14 +53,14 @@ class Resolved:
 def resolve(
     asked: ServingSettings, given: Given, engine: EngineManifest, config: EngineConfig | None = None
 ) -> Resolved:
-    """Fill in what was left open, refuse what cannot be.
+    """Resolve open settings and refuse conflicts.
 
     Args:
-        given: The dotted names that were asked for, and where.
-        config: The engine's own config.json; None for an emulated engine, or where it is not here.
+        given: Dotted names of the explicitly given settings, with their origin.
+        config: The engine's own config.json; None for an emulated engine, or if it is not available.
 
     Raises:
-        UserError: A contradiction: the setting, its value, what it contradicts, and what would do.
+        UserError: A conflict: the setting, its value, the contradiction, and a fix.
     """
     values = asked.model_dump()
     reasons: dict[str, str] = {}
@@ -90,7 +90,7 @@ def given_in(document: dict[str, Any], prefix: str = "") -> list[str]:
 _Derivation = Callable[[ServingSettings, EngineManifest, EngineConfig | None], tuple[Any, str]]
 _DERIVED: dict[str, _Derivation] = {
     "scheduling.policy": lambda _, engine, __: (
-        ("guaranteed_no_evict", "static batches start whole")
+        ("guaranteed_no_evict", "static batches are not chunked")
         if engine.runtime.scheduler_policy == "static_batch"
         else (engine.runtime.scheduler_policy, "the engine was planned with it")
     ),
@@ -130,9 +130,15 @@ _DERIVED: dict[str, _Derivation] = {
     "text.bls_instances": lambda _, engine, __: (
         (1, "an emulated engine shares the CPU with them")
         if engine.kind == "emulated"
-        else (min(engine.limits.max_batch_size, MOST_BLS_PROCESSES), "one request each: as many as the engine batches")
+        else (
+            min(engine.limits.max_batch_size, MOST_BLS_PROCESSES),
+            "one request per instance: as many as the engine's batch size",
+        )
     ),
-    "limits.max_prompt_tokens": lambda _, engine, __: (engine.limits.max_input_len, "the engine takes no longer one"),
+    "limits.max_prompt_tokens": lambda _, engine, __: (
+        engine.limits.max_input_len,
+        "the engine accepts no longer prompts",
+    ),
     "limits.max_output_tokens": lambda _, engine, __: (engine.limits.max_seq_len, "no sequence is longer"),
 }
 
@@ -146,7 +152,7 @@ def _decoding_mode(engine: EngineManifest, config: EngineConfig | None) -> tuple
 
 
 def has_effect(setting: Setting, engine: EngineManifest) -> bool:
-    """Return whether the engine to be served behaves by a setting."""
+    """Return whether the served engine is affected by a setting."""
     if engine.backend == "pytorch" and setting.name not in LLMAPI_SETTINGS:
         return False
     if engine.backend == "tensorrt" and setting.name.startswith("llmapi."):
@@ -175,7 +181,7 @@ def _notices(choices: list[Choice], settings: ServingSettings, engine: EngineMan
     idle = [choice.name for choice in choices if choice.effect == "none" and choice.origin in ("flag", "serving.yaml")]
     if idle:
         served = "an emulated engine" if engine.kind == "emulated" else f"an engine of the {engine.backend} backend"
-        yield Notice(code="without-effect", text=f"{served} does not behave by {', '.join(idle)}")
+        yield Notice(code="without-effect", text=f"{served} is not affected by {', '.join(idle)}")
     yield from _llm_api_notices(engine)
     ranks = engine.parallel.tensor * engine.parallel.pipeline
     if engine.kind != "emulated" and ranks > 1:
@@ -199,26 +205,26 @@ def relayed_notices(given: Given, url: str) -> Iterator[Notice]:
 
 
 def _llm_api_notices(engine: EngineManifest) -> Iterator[Notice]:
-    """Say what a PyTorch-backend engine was planned with that one Triton model does not give."""
+    """Yield notices about features of a PyTorch-backend engine's plan that the single Triton model lacks."""
     choices = engine.llm_api
     if choices is None:
         return
     if choices.adapters is not None and not llm_api(choices.version).triton_lora_inputs:
         text = (
-            f"Triton's llmapi model of TensorRT-LLM {choices.version} has no input that chooses an adapter; "
+            f"Triton's llmapi model of TensorRT-LLM {choices.version} has no input that selects an adapter; "
             "trtllm-serve takes lora_request"
         )
         yield Notice(code="no-adapter-input", text=text)
     if choices.disaggregation is not None:
-        text = "one server computes prompts and makes replies here; the split servers are trtllm-serve's (commands.sh)"
+        text = "one server computes prompts and replies; separate servers for both need trtllm-serve (commands.sh)"
         yield Notice(code="not-disaggregated", text=text)
     if choices.speculation is not None and engine.kind == "emulated":
-        text = "an emulated engine decodes one token a step: what speculation brings is not emulated"
+        text = "an emulated engine decodes one token per step: the gain from speculation is not emulated"
         yield Notice(code="speculative-not-emulated", text=text)
 
 
 def shown(value: Any) -> str:
-    """Return a value as people write it.
+    """Return a value in human notation.
 
     >>> shown(True), shown(None), shown((1, 2)), shown(0.9)
     ('true', 'none', '1,2', '0.9')

@@ -1,7 +1,7 @@
 """The schema of a serving YAML: how an engine is served.
 
-Every setting says where it goes: the model and the parameter of TensorRT-LLM that it becomes, what TensorRT-LLM does
-where it is left out, and whether an emulated engine behaves by it. Tables, `--explain` and checks read it from here.
+Every setting states the model and parameter of TensorRT-LLM that it sets, TensorRT-LLM's default, and whether an
+emulated engine is affected by it. Tables, `--explain` and checks read them from here.
 
 Source:
     TensorRT-LLM, triton_backend/all_models/inflight_batcher_llm/*/config.pbtxt and
@@ -17,26 +17,26 @@ from pydantic import BaseModel, Field, StringConstraints
 from engines.files import Strict
 
 DEFAULT_TIME_SCALE = 4.0
-UPSTREAM_LLMAPI = "/app/all_models/llmapi/tensorrt_llm/1"  # where Triton's TensorRT-LLM image keeps that model's code
+UPSTREAM_LLMAPI = "/app/all_models/llmapi/tensorrt_llm/1"  # where Triton's TensorRT-LLM image has that model's code
 WORKER_PATH = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 
 Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-# Text that ends up inside quotes of a text protobuf: one line.
+# Text for use inside the quotes of a text protobuf: a single line.
 Line = Annotated[str, StringConstraints(pattern=r"^[^\r\n\x00]*$", max_length=4096)]
 GpuGroups = Annotated[str, StringConstraints(pattern=r"^\d+(,\d+)*(;\d+(,\d+)*)*$")]
 Choices = Annotated[str, StringConstraints(pattern=r"^\{\s*\d+(\s*,\s*\d+)*\s*\}(\s*,\s*\{\s*\d+(\s*,\s*\d+)*\s*\})*$")]
 
 
 class Target(NamedTuple):
-    """Where a setting goes.
+    """What a setting sets.
 
     Attributes:
-        place: Model and parameter, or field of config.pbtxt, it becomes; `ours` where TensorRT-LLM has none.
-        upstream_default: What TensorRT-LLM does where the parameter is left out, as text.
-        emulated: Whether an emulated engine, or the Triton around it, behaves by it.
+        place: Model and parameter, or field of config.pbtxt; `ours` if TensorRT-LLM has none.
+        upstream_default: TensorRT-LLM's behaviour if the parameter is omitted, as text.
+        emulated: Whether an emulated engine, or the Triton around it, is affected.
     """
 
     place: str
@@ -45,19 +45,19 @@ class Target(NamedTuple):
 
 
 def _to(default: Any, place: str, upstream_default: str, text: str, *, emulated: bool = False) -> Any:
-    """Return a field that knows where it goes; see `Target`."""
+    """Return a field with its target; see `Target`."""
     extra: dict[str, Any] = {"place": place, "upstream_default": upstream_default, "emulated": emulated}
     return Field(default, description=text, json_schema_extra=extra)
 
 
 class Scheduling(Strict):
-    """Which requests share an iteration, and how replies leave."""
+    """How requests share iterations, and how replies are returned."""
 
     policy: Literal["auto", "guaranteed_no_evict", "max_utilization"] = _to(
         "auto",
         "tensorrt_llm: batch_scheduler_policy",
         "guaranteed_no_evict",
-        "Whether a started request may be paused when KV blocks run out (max_utilization) or never is.",
+        "Whether a running request may be paused when KV blocks run out (max_utilization) or is never paused.",
         emulated=True,
     )
     batching: Literal["auto", "inflight_fused_batching", "inflight_batching", "v1"] = _to(
@@ -91,7 +91,7 @@ class Scheduling(Strict):
 
 
 class Queue(Strict):
-    """What happens to requests that cannot start at once."""
+    """How requests wait."""
 
     max_queue_size: Amount = _to(
         0,
@@ -121,7 +121,7 @@ class Queue(Strict):
         None,
         "preprocessing, tensorrt_llm: dynamic_batching.default_priority_level",
         "none: must be given with priority_levels",
-        "Priority of a request that states none. Default: the middle level.",
+        "Priority of a request without one. Default: the middle level.",
         emulated=True,
     )
     timeout_us: Amount = _to(
@@ -289,7 +289,7 @@ class Types(Strict):
 
 
 class RuntimeKnobs(Strict):
-    """How the engine runs, and how often it is looked at."""
+    """How the engine runs, and intervals of its checks."""
 
     cuda_graphs: bool = _to(False, "tensorrt_llm: cuda_graph_mode", "false", "Record decode steps as CUDA graphs.")
     cuda_graph_cache_size: Amount | Auto = _to(
@@ -454,7 +454,7 @@ class InputLimits(Strict):
 
 
 class Emulation(Strict):
-    """The emulated engine."""
+    """Settings of the emulated engine."""
 
     time_scale: Annotated[float, Field(gt=0, le=10_000)] = _to(
         DEFAULT_TIME_SCALE, "ours, emulated engines only", "-", "Wall seconds per engine second.", emulated=True
@@ -462,7 +462,7 @@ class Emulation(Strict):
 
 
 class LlmApi(Strict):
-    """The LLM API's model, for engines of the PyTorch backend: what its model.yaml adds to the engine's own."""
+    """The LLM API's model for engines of the PyTorch backend: additions to the engine's model.yaml."""
 
     max_batch_size: Amount = _to(
         0,
@@ -489,7 +489,7 @@ class LlmApi(Strict):
 
 
 class ServingSettings(Strict):
-    """What is not the engine's but the server's to decide."""
+    """The settings that belong to the server, not the engine."""
 
     scheduling: Scheduling = Scheduling()
     queue: Queue = Queue()
@@ -506,7 +506,7 @@ class ServingSettings(Strict):
 
 
 class Setting(NamedTuple):
-    """One setting of the schema: its dotted name, its value in given settings, what it is for and where it goes."""
+    """One setting: dotted name, value, description and target."""
 
     name: str
     value: Any

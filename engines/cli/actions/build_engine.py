@@ -44,7 +44,7 @@ from engines.planning import (
     resolve_recipe,
     show_comparison,
 )
-from engines.spec import gib, known_gpus
+from engines.spec import gib, known_gpus, milliseconds, sources_named
 
 
 def run(**flags: Any) -> None:
@@ -227,6 +227,7 @@ def _plan_one(
     sources: list[Source] = []
     if combination.recipe is not None:
         sources.append(source_of(recipe_path(combination.recipe)))
+    sources += sources_named(gpu=recipe.gpu, model=None if recipe.checkpoint is not None else recipe.model)
     folder = None if recipe.checkpoint is None else Path(recipe.checkpoint)
     facts = None if folder is None else _inspected(folder, flags, stages)
     if facts is not None:
@@ -263,6 +264,11 @@ def _kind(flags: dict[str, Any], plan: BuildPlan) -> Kind:
         )
     if flags["emulate"]:
         return "emulated"
+    if plan.gpu.device == "cpu" or plan.precision == "fp32":
+        raise UserError(
+            f"{plan.precision} on {plan.gpu.name}: TensorRT-LLM builds no such engine",
+            hint="--emulate plans it; predict-load --engine-profile vllm-v1 predicts a server of it",
+        )
     return "checkpoint" if flags["until"] == "checkpoint" or plan.backend == "pytorch" else "built"
 
 
@@ -282,7 +288,7 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
     predicted = plan.predicted
     progress(
         f"predicted, {predicted.sequences} requests of {plan.workload.isl}/{plan.workload.osl} in "
-        f"flight: ITL {predicted.itl_s * 1e3:.1f} ms, {predicted.tokens_per_s:,.0f} tokens/s"
+        f"flight: ITL {milliseconds(predicted.itl_s)} ms, {predicted.tokens_per_s:,.0f} tokens/s"
     )
     if job.kind != "emulated" and job.checkpoint is not None:
         ranks = plan.sizing.tensor_parallel * plan.sizing.pipeline_parallel

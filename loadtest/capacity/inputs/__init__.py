@@ -1,4 +1,4 @@
-"""Input of a plan: demand and prices; imports `scenario` and below."""
+"""Inputs of a plan: demand and prices. May import `scenario` and the rooms below."""
 
 from loadtest.capacity.inputs.demand import (
     SMALL_GPUS,

@@ -1,4 +1,4 @@
-"""What is asked of a capacity plan: traffic, objectives, availability, limits, prices. The schema of `demand.yaml`."""
+"""The schema of `demand.yaml`: traffic, objectives, availability, limits, prices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pydantic import Field, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
-from engines.spec import DEFAULT_ENGINE_PROFILE
+from engines.spec import (
+    DEFAULT_ENGINE_PROFILE,
+    Accelerator,
+    is_accelerator_file,
+    is_checkpoint_folder,
+    read_accelerator,
+)
 from loadtest.scenario import (
     Conversations,
     Lengths,
@@ -28,7 +34,7 @@ Auto = Literal["auto"]
 PriceTerms = Literal["on_demand", "reserved", "spot"]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
-# Percentiles that a finite run can support; `max` grows for as long as one looks.
+# Percentiles that a finite run can support; `max` grows with the length of the run.
 HOURS = 24
 USUAL_GPUS = ("h100-sxm-80gb", "a100-sxm-80gb")
 SMALL_GPUS = (
@@ -40,28 +46,28 @@ SMALL_GPUS = (
     "h100-sxm-80gb-mig-2g.20gb",
     "h100-sxm-80gb-mig-3g.40gb",
 )
-# What clients of a reasoning model ask for where nobody says otherwise: the reply length that Qwen3's model card
-# recommends for most questions (https://huggingface.co/Qwen/Qwen3-8B, "Best Practices"), and DeepSeek-R1's own tests.
+# Default `max_tokens` of a reasoning model's clients: the reply length that Qwen3's model card recommends for most
+# questions (https://huggingface.co/Qwen/Qwen3-8B, "Best Practices"), and that of DeepSeek-R1's own tests.
 REASONING_MAX_TOKENS = 32_768
 REASONING_MODELS = ("deepseek-r1", "qwen3", "qwq")
-# Standard deviation of the rate from minute to minute about the hour's trend, over the trend, in Azure's conversation
-# trace of 2023-11-16 (AzureLLMInferenceTrace_conv.csv; that of a Poisson process taken off).
+# Standard deviation of the per-minute rate about the hour's trend, divided by the trend, in Azure's conversation trace
+# of 2023-11-16 (AzureLLMInferenceTrace_conv.csv); the share of a Poisson process is subtracted.
 MINUTE_VARIATION = 0.13
 TAILS = {"mean": 0.5, "p50": 0.5, "p90": 0.1, "p95": 0.05, "p99": 0.01, "p999": 0.001}
 
 
 class Described(Strict):
-    """Traffic by its hours.
+    """Traffic described by its hourly rates.
 
     Attributes:
-        rate_by_hour_per_s: Requests a second, mean of each hour of the day from midnight; one number: all day alike. Of
-            conversations, every turn is a request.
-        rate_per_s: The same rate all day, instead.
-        minute_variation: Standard deviation of the rate from minute to minute about the hour's trend, over the trend.
+        rate_by_hour_per_s: Mean requests per second of each hour of the day from midnight; one number: the same all
+            day. In conversations, every turn is a request.
+        rate_per_s: One rate for the whole day, instead.
+        minute_variation: Standard deviation of the per-minute rate about the hour's trend, divided by the trend.
             Replicas are sized for the busiest `peak_window_s` of the busiest hour, not for its mean.
-        burstiness: Coefficient of variation of the gaps between requests; 1 is Poisson, above it bursts.
-        lengths: Of every request, or of those whose class states none; so are `prefixes` and `conversation`.
-        classes: Kinds of requests that come mixed, each with objectives of its own where it has some.
+        burstiness: Coefficient of variation of the gaps between requests; 1 is Poisson, larger is burstier.
+        lengths: Of every request whose class states none; likewise `prefixes` and `conversation`.
+        classes: Kinds of requests in the mix, each optionally with its own objectives.
     """
 
     process: Literal["described"] = "described"
@@ -88,11 +94,11 @@ class Described(Strict):
 
     @property
     def hours(self) -> tuple[float, ...]:
-        """Requests a second of each hour, or of all of them."""
+        """Requests per second of each hour, or the single rate."""
         return self.rate_by_hour_per_s if self.rate_per_s is None else (self.rate_per_s,)
 
     def scenario(self, seed: int) -> Scenario:
-        """Return who says what, as a load test would: the same draws from the same seed."""
+        """Return the traffic as a scenario: the draws of a load test with the same seed."""
         return Scenario(
             lengths=self.lengths,
             prefixes=self.prefixes,
@@ -107,12 +113,12 @@ Traffic: TypeAlias = Annotated[Described | Trace, Field(discriminator="process")
 
 
 class Availability(Strict):
-    """What may fail, and what is kept free.
+    """Spare capacity.
 
     Attributes:
-        n_plus: Replicas that may be lost at the peak with every objective still kept.
-        zones: Zones the replicas are spread over evenly; with more than one, a whole zone may be lost.
-        headroom: Share of what a replica can carry that is not planned with.
+        n_plus: Replicas that may be lost at the peak with every objective still met.
+        zones: Zones over which replicas are spread evenly; with more than one, a whole zone may be lost.
+        headroom: Share of a replica's capacity that is kept free.
     """
 
     n_plus: Annotated[int, Field(ge=0)] = 1
@@ -121,12 +127,12 @@ class Availability(Strict):
 
 
 class Autoscaling(Strict):
-    """How replicas follow the day.
+    """How the number of replicas follows the day.
 
     Attributes:
-        start_up_s: From asking for a replica to its first request: machine, image, engine.
-        interval_s: How often the rate is looked at.
-        scale_down_after_s: How long fewer replicas must have been enough before one is given back.
+        start_up_s: From requesting a replica to its first request: machine, image, engine.
+        interval_s: Time between two checks of the rate.
+        scale_down_after_s: How long fewer replicas must suffice before one is removed.
     """
 
     start_up_s: Positive = 300.0
@@ -135,10 +141,11 @@ class Autoscaling(Strict):
 
 
 class Limits(Strict):
-    """What may be used.
+    """Limits of the deployment.
 
     Attributes:
-        gpus: By name. `any`: H100 and A100 with 80 GB, and smaller ones where one of them holds the whole demand.
+        gpus: GPU names, or files that describe the user's own accelerators. `any`: H100 and A100 with 80 GB, and
+            smaller GPUs if one of them carries the whole demand.
         max_replicas: Of the whole deployment.
         budget_usd_per_month: None: no limit.
     """
@@ -161,10 +168,10 @@ class Limits(Strict):
 
 
 class MeasuredRun(Strict):
-    """A run folder of `run-load`, and what it ran on.
+    """A run folder of `run-load`, and the deployment it measured.
 
     Attributes:
-        path: The run folder; its highest level that kept every objective is what a replica carries.
+        path: The run folder; its highest level that meets every objective is a replica's capacity.
     """
 
     path: str
@@ -175,18 +182,18 @@ class MeasuredRun(Strict):
 
 
 class CandidateChoices(Strict):
-    """Where candidates come from, beside every precision on every GPU of the limits.
+    """Sources of candidates, in addition to every precision on every allowed GPU.
 
     Attributes:
-        step_time: Data sheets, measured kernels, or `auto`: what held-out rows favour for a GPU.
-        engine_profile: What is expected above the kernels of an engine nobody has measured.
-        planned: Whether to plan an engine for every pair; with False only engines and runs are candidates.
+        step_time: `roofline`, `silicon`, or `auto`: the source with the lower held-out error for the GPU.
+        engine_profile: Assumed overhead above the kernels for an engine without measurements.
+        planned: Whether to plan an engine for every pair; if False, only engines and runs are candidates.
         max_batch_size: Batch limits to try; `auto` is the build planner's choice.
-        max_num_tokens: Token budgets of an iteration to try, likewise.
+        max_num_tokens: Token budgets to try; `auto` likewise.
         scheduler_policy: `guaranteed_no_evict` reserves KV blocks for `max_tokens`; `max_utilization` reserves none,
-            and evicts and computes again, as vLLM does; `auto` tries both where they differ.
+            and evicts and recomputes as vLLM does; `auto` tries both where they differ.
         engines: Engine folders.
-        calibrations: Files of `calibrate-engine`; each is used wherever its hardware and precision are planned.
+        calibrations: Files of `calibrate-engine`; each applies wherever its hardware and precision are planned.
         runs: Measured runs.
     """
 
@@ -202,12 +209,12 @@ class CandidateChoices(Strict):
 
 
 class Scale(Strict):
-    """Ratios laid over the traffic and the prices: what if there were more, or longer.
+    """Ratios applied to traffic and prices, for what-if plans.
 
     Attributes:
-        traffic: On every rate.
-        isl: On every prompt's length; `osl` on every reply's.
-        price: On every price.
+        traffic: Applied to every rate.
+        isl: Applied to every prompt length; `osl` to every reply length.
+        price: Applied to every price.
     """
 
     traffic: Positive = 1.0
@@ -217,14 +224,14 @@ class Scale(Strict):
 
 
 class PriceChoices(Strict):
-    """What a GPU costs.
+    """The price of a GPU.
 
     Attributes:
-        vendor: Whose list prices to take from the price file.
-        terms: Of those prices; a reservation commits to a year, a spot machine can be taken away at any time. A GPU
-            without a price on these terms has none.
-        file: The user's own price file; None takes the one that ships, whose rows say source and date.
-        usd_per_gpu_h: The user's own prices by GPU, over any file.
+        vendor: Vendor whose list prices to use from the price file.
+        terms: Terms of those prices; a reservation commits to a year, a spot machine can be withdrawn at any time. A
+            GPU without a price on these terms has no price.
+        file: Your own price file. None: the one shipped, whose rows state source and date.
+        usd_per_gpu_h: Your own prices by GPU; they override any file.
     """
 
     vendor: str = "hyperstack"
@@ -234,16 +241,17 @@ class PriceChoices(Strict):
 
 
 class Demand(Strict):
-    """`demand.yaml`: all that a capacity plan is asked.
+    """`demand.yaml`: the complete input of a capacity plan.
 
     Attributes:
-        growth_per_month: Growth of the traffic, compounded: 0.05 for 5 %.
-        horizon_months: How far ahead the plan must still hold.
-        peak_window_s: The busiest stretch of this length is what the replicas are sized for (of a trace; a described
-            day is sized for its busiest hour).
-        max_tokens: Reply tokens that a request asks for at most, where neither its class's lengths nor a trace's row
-            say so. None: the longest reply of its class; of a model that reasons, 32,768.
-        objectives: Of all requests together.
+        model: A known name, or a folder with a config.json.
+        growth_per_month: Growth of the traffic, compounded: 0.05 is 5 %.
+        horizon_months: How far ahead the plan must still meet the objectives.
+        peak_window_s: Replicas are sized for the busiest period of this length (of a trace; a described day is sized
+            for its busiest hour).
+        max_tokens: Reply tokens that a request reserves, unless its class's lengths or a trace's row state it. None:
+            the longest reply of its class; for a reasoning model, 32,768.
+        objectives: Over all requests together.
     """
 
     name: str
@@ -265,21 +273,27 @@ class Demand(Strict):
 
     @property
     def growth(self) -> float:
-        """How many times today's traffic the plan is for."""
+        """Ratio of the planned traffic to today's."""
         return float((1 + self.growth_per_month) ** self.horizon_months) * self.scale.traffic
 
     def most_tokens(self, longest_osl: int) -> int:
-        """Return how many reply tokens a request asks for at most, where it does not say, given its longest reply."""
+        """Return the default `max_tokens` of a request, given its class's longest reply."""
         return self.max_tokens or default_max_tokens(self.model, longest_osl)
 
     @property
     def classes(self) -> tuple[TrafficClass, ...]:
-        """The classes of a described mix; empty where all requests are of one kind."""
+        """The classes of a described mix; empty if all requests are of one kind."""
         return self.traffic.classes if isinstance(self.traffic, Described) else ()
 
     @property
+    def own_accelerators(self) -> list[Accelerator]:
+        """The accelerators that files of the limits and of measured runs describe."""
+        asked = [*self.limits.gpu_names, *(run.gpu for run in self.candidates.runs)]
+        return [read_accelerator(Path(gpu)) for gpu in dict.fromkeys(asked) if is_accelerator_file(gpu)]
+
+    @property
     def scopes(self) -> tuple[ObjectiveScope, ...]:
-        """The objectives of all requests, and those of each class."""
+        """The objectives over all requests, and those of each class."""
         of_classes = [
             ObjectiveScope(each.objectives, each.name) for each in self.classes if each.objectives is not None
         ]
@@ -287,7 +301,7 @@ class Demand(Strict):
 
     @property
     def all_objectives(self) -> dict[str, Objectives]:
-        """Objectives by class; those of all requests together under an empty name."""
+        """Objectives by class; the empty name is all requests together."""
         return {"": self.objectives} | {
             each.name: each.objectives for each in self.classes if each.objectives is not None
         }
@@ -298,36 +312,52 @@ class Demand(Strict):
             for quantity in ("ttft_s", "itl_s", "tpot_s", "e2e_s"):
                 if "max" in getattr(objectives, quantity):
                     raise ValueError(
-                        f"objectives.{quantity}: a maximum grows for as long as one looks, so no plan can promise it; "
+                        f"objectives.{quantity}: a maximum grows with the length of a run, so no plan can promise it; "
                         "p999 can be promised"
                     )
         return self
 
 
 def read_demand(path: Path) -> Demand:
-    """Read a demand; a trace's, price file's, engine's and run's relative path begins at the demand's folder.
+    """Read a demand; relative paths in it start at the demand's folder.
+
+    Paths of accelerators and models are resolved here, the others where they are read.
 
     Raises:
-        MissingError, UserError: As `files.read_yaml`.
+        MissingError, UserError: As `files.read_yaml` does.
     """
-    return read_yaml(path, Demand)
+    demand = read_yaml(path, Demand)
+    limits, chosen = demand.limits, demand.candidates
+    runs = tuple(run.model_copy(update={"gpu": _beside(path, run.gpu)}) for run in chosen.runs)
+    changed: dict[str, object] = {
+        "limits": limits.model_copy(update={"gpus": tuple(_beside(path, gpu) for gpu in limits.gpus)}),
+        "candidates": chosen.model_copy(update={"runs": runs}),
+    }
+    if is_checkpoint_folder(demand.model, within=path.parent):
+        changed |= {"model": str(path.parent / demand.model)}
+    return demand.model_copy(update=changed)
+
+
+def _beside(path: Path, gpu: str) -> str:
+    """Return a GPU's name unchanged, and an accelerator file's path relative to the demand's folder."""
+    return str(path.parent / gpu) if is_accelerator_file(gpu) else gpu
 
 
 def default_max_tokens(model: str, longest_osl: int) -> int:
-    """Return how many reply tokens a request asks for at most where nobody says so.
+    """Return the default number of reply tokens that a request reserves.
 
-    Of a model that reasons, `REASONING_MAX_TOKENS`: nobody knows beforehand how long it thinks. Of others, its class's
-    longest reply: what cuts replies there is the client's `max_tokens`.
+    For a reasoning model it is `REASONING_MAX_TOKENS`, since the length of its reasoning is not known in advance. For
+    others it is the class's longest reply: replies end there because the client's `max_tokens` cuts them.
 
     >>> default_max_tokens("llama-3-8b", 1500), default_max_tokens("deepseek-r1-0528-qwen3-8b", 1500)
     (1500, 32768)
     """
-    reasons = model.lower().startswith(REASONING_MODELS)
+    reasons = Path(model).name.lower().startswith(REASONING_MODELS)
     return max(longest_osl, REASONING_MAX_TOKENS) if reasons else longest_osl
 
 
 def least_tail(objectives: Objectives) -> float:
-    """Return the smallest share of requests (or gaps) that an objective leaves beyond its limit.
+    """Return the smallest share of requests (or gaps) that an objective allows beyond its limit.
 
     >>> least_tail(Objectives(ttft_s={"p95": 1.0}, itl_s={"p99": 0.05}))
     0.01
@@ -339,6 +369,6 @@ def least_tail(objectives: Objectives) -> float:
     ]
     if objectives.goodput is not None:
         if objectives.goodput.share >= 1:
-            raise UserError("objectives.goodput.share 1: no finite run can prove that", hint="0.99, or 0.999")
+            raise UserError("objectives.goodput.share 1: no finite run can prove it", hint="0.99, or 0.999")
         tails.append(1 - objectives.goodput.share)
     return min(tails)

@@ -1,8 +1,8 @@
-"""What an hour of a GPU costs, and who said so on which day; no price is ever made up."""
+"""The hourly price of a GPU, with its source and the date it was read. No price is invented."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -12,11 +12,11 @@ from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
-from engines.spec import gpu_named
+from engines.spec import Accelerator, gpu_named
 from loadtest.capacity.inputs.demand import PriceChoices, PriceTerms
 
-HOURS_PER_MONTH = 730.0  # a twelfth of 365 days
-OLD_DAYS = 60  # past this a list price is said to be old
+HOURS_PER_MONTH = 730.0  # 365 days / 12
+OLD_DAYS = 60  # a list price older than this gets a warning
 SHIPPED = Path(str(files("loadtest.capacity.inputs"))) / "prices.yaml"
 
 
@@ -24,8 +24,8 @@ class Price(Strict):
     """One row of a price file.
 
     Attributes:
-        vendor: Who sells it.
-        read_on: The day the source showed it.
+        vendor: The seller.
+        read_on: Date on which the source showed the price.
         terms: `on_demand`, `reserved` for a year, or `spot`.
     """
 
@@ -37,12 +37,12 @@ class Price(Strict):
     terms: PriceTerms = "on_demand"
 
     def age_days(self, today: date) -> int:
-        """Return how long ago it was read."""
+        """Return the age of the price in days."""
         return (today - self.read_on).days
 
     @property
     def words(self) -> str:
-        """Price, source and date in one line."""
+        """Price, source and date as one line."""
         terms = self.terms.replace("_", " ")
         return f"{self.usd_per_gpu_h:g} USD per GPU hour, {terms}: {self.source}, read {self.read_on.isoformat()}"
 
@@ -53,15 +53,18 @@ class PriceFile(Strict):
     prices: tuple[Price, ...]
 
 
-def prices_for(choices: PriceChoices, folder: Path, *, today: date, ratio: float = 1.0) -> dict[str, Price]:
+def prices_for(
+    choices: PriceChoices, folder: Path, *, today: date, ratio: float = 1.0, own: Sequence[Accelerator] = ()
+) -> dict[str, Price]:
     """Return the price of each GPU that has one.
 
     Args:
-        folder: Where a price file's relative path begins.
-        ratio: On every price; what it came from then says so.
+        own: The user's own accelerators; a price in the demand overrides the one in an accelerator's file.
+        folder: Where a price file's relative path starts.
+        ratio: Applied to every price and stated in its source.
 
     Raises:
-        UserError: The vendor has no row in the file, an unknown GPU is priced, or a GPU is priced twice.
+        UserError: The vendor has no row in the file, an unknown GPU has a price, or a GPU has two prices.
     """
     path = SHIPPED if choices.file is None else folder / choices.file
     of_vendor = [row for row in read_yaml(path, PriceFile).prices if row.vendor == choices.vendor]
@@ -69,25 +72,35 @@ def prices_for(choices: PriceChoices, folder: Path, *, today: date, ratio: float
     if of_vendor and not rows and not choices.usd_per_gpu_h:
         known = ", ".join(sorted({row.terms for row in of_vendor}))
         raise UserError(
-            f"prices.terms '{choices.terms}': {path} has no such terms of {choices.vendor}", hint=f"available: {known}"
+            f"prices.terms '{choices.terms}': {path} has no such terms for {choices.vendor}", hint=f"available: {known}"
         )
-    if not rows and not choices.usd_per_gpu_h:
+    if not rows and not choices.usd_per_gpu_h and not own:
         known = ", ".join(sorted({row.vendor for row in read_yaml(path, PriceFile).prices}))
         raise UserError(f"prices.vendor '{choices.vendor}': no row in {path}", hint=f"available: {known}")
     found: dict[str, Price] = {}
     for row in rows:
         name = gpu_named(row.gpu).name
         if name in found:
-            raise UserError(f"{path}: {choices.vendor} has two prices of {name}")
+            raise UserError(f"{path}: {choices.vendor} has two prices for {name}")
         found[name] = row
+    for each in own:
+        if each.usd_per_h is not None:
+            found[each.name] = Price(
+                vendor="own",
+                gpu=each.name,
+                usd_per_gpu_h=each.usd_per_h.value,
+                read_on=today,
+                source=each.usd_per_h.source,
+            )
+    names = {each.name for each in own}
     for gpu, usd in choices.usd_per_gpu_h.items():
-        name = gpu_named(gpu).name
+        name = gpu if gpu in names else gpu_named(gpu).name
         found[name] = Price(vendor="own", gpu=name, usd_per_gpu_h=usd, read_on=today, source="the demand's own price")
     return {name: times(price, ratio) for name, price in found.items()}
 
 
 def times(price: Price, ratio: float) -> Price:
-    """Return a price times a ratio, which its source then says."""
+    """Return a price times a ratio, which is stated in its source."""
     if ratio == 1.0:
         return price
     changed = {"usd_per_gpu_h": price.usd_per_gpu_h * ratio, "source": f"{price.source}, times {ratio:g}"}
@@ -99,11 +112,11 @@ def old_prices(prices: Iterable[Price], today: date) -> list[str]:
 
     >>> row = Price(vendor="v", gpu="g", usd_per_gpu_h=1.0, read_on=date(2026, 1, 1), source="a page")
     >>> old_prices([row], date(2026, 4, 1))
-    ['the price of g is 90 days old (read 2026-01-01); state prices.usd_per_gpu_h.g if it has changed']
+    ['the price of g is 90 days old (read 2026-01-01); set prices.usd_per_gpu_h.g if it has changed']
     """
     return [
         f"the price of {price.gpu} is {price.age_days(today)} days old (read {price.read_on.isoformat()}); "
-        f"state prices.usd_per_gpu_h.{price.gpu} if it has changed"
+        f"set prices.usd_per_gpu_h.{price.gpu} if it has changed"
         for price in prices
         if price.age_days(today) > OLD_DAYS
     ]

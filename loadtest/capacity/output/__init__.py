@@ -1,4 +1,4 @@
-"""Output of a plan: terminal, page, charts, files; imports the rest of `capacity`."""
+"""Output of a plan: terminal, HTML page, charts, files. May import the rest of `capacity`."""
 
 from loadtest.capacity.output.files import CALIBRATE_NAME, PAGE_NAME, SCENARIO_NAME, write_deployment_files
 from loadtest.capacity.output.terminal import show_compared, show_first, show_plan, show_verification

@@ -1,4 +1,4 @@
-"""Charts of a capacity plan as SVG whose colours are the page's own, so that one file serves light, dark and paper."""
+"""Charts of a capacity plan as SVG. Colours come from the page's style, for light mode, dark mode and print."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 18, 34, 44
-_CHAR = 6.3  # width of a character at the charts' size, near enough to keep labels apart
+_CHAR = 6.3  # approximate width of a character, used to keep labels apart
 _MANY = 1000
-LEAST_TICKS = 4  # of an axis; a logarithmic one over less than a decade takes even steps
+LEAST_TICKS = 4  # decades below which a logarithmic axis gets linear ticks
 
 
 class Mark(NamedTuple):
-    """A point that is named; `is_below`: its name stands below it, where a rising line leaves room."""
+    """A labelled point. `is_below`: the label goes below the point, out of the way of a rising line."""
 
     x: float
     y: float
@@ -28,8 +28,8 @@ class Series(NamedTuple):
     """Points of one colour.
 
     Attributes:
-        tone: 0 to 5: which of the page's colours.
-        kind: A line, a line in steps, dots alone, or dots on a line.
+        tone: Index of the page's colour, 0 to 5.
+        kind: A line, a stepped line, dots, or dots on a line.
     """
 
     label: str
@@ -41,7 +41,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From values to places on the page."""
+    """Maps values to positions on the page."""
 
     low: float
     high: float
@@ -50,14 +50,14 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Return where a value lies."""
+        """Return the position of a value."""
         low, high, at = self.low, self.high, value
         if self.is_log:
             low, high, at = math.log(low), math.log(high), math.log(max(value, self.low))
         return self.begin + (self.end - self.begin) * (at - low) / ((high - low) or 1.0)
 
     def ticks(self) -> list[float]:
-        """Return round values inside, four to eight of them."""
+        """Return round values within the range, four to eight of them."""
         if self.is_log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             found = [base * 10**power for power in range(first, last + 1) for base in (1, 2, 5)]
@@ -82,12 +82,12 @@ def chart(
     x_log: bool = False,
     y_log: bool = False,
 ) -> str:
-    """Return a chart of lines and dots.
+    """Return a chart of lines and dots as SVG.
 
     Args:
-        x: What runs along; `y` what runs up.
-        marks: Points to name.
-        limits: Level lines, with what they are.
+        x: Label of the x axis; `y` of the y axis.
+        marks: Points to label.
+        limits: Horizontal lines, each with its label.
     """
     points = [point for each in series for point in each.points]
     across = _scale([px for px, _ in points], (LEFT, WIDTH - RIGHT), is_log=x_log, with_zero=not x_log)
@@ -109,10 +109,10 @@ def chart(
 def tornado(
     title: str, bars: Sequence[tuple[str, float | None, float | None, str, str]], base: float, *, x: str
 ) -> str:
-    """Return bars either side of a base value.
+    """Return a tornado chart: bars on both sides of a base value.
 
     Args:
-        bars: What, the value one way and the other (None: not possible), and what each way is called.
+        bars: Name, value at the lower and at the upper setting (None: not possible), and the two settings' labels.
     """
     values = [value for _, low, high, _, _ in bars for value in (low, high) if value is not None]
     left, row = 226, 34
@@ -195,7 +195,7 @@ def _frame(title: str, across: Scale, up: Scale, x: str, y: str) -> str:
 
 
 def _apart(ticks: list[float], across: Callable[[float], float]) -> list[float]:
-    """Leave out ticks whose names would touch."""
+    """Leave out ticks whose labels would overlap."""
     kept: list[float] = []
     for tick in ticks:
         if not kept or across(tick) - across(kept[-1]) > _CHAR * (len(_text(tick)) + 2):

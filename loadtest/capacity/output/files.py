@@ -1,4 +1,4 @@
-"""What a plan hands to the other commands: a recipe to build, settings to serve by, a scenario to verify it with."""
+"""Files of a plan for other commands: a recipe to build, serving settings, scenarios to verify and calibrate it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from engines.spec import is_accelerator_file, is_checkpoint_folder, resolve_gpu
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import LEAD_RATIO, busiest_window, mean_turns, requests_needed
@@ -17,16 +18,16 @@ from loadtest.scenario import Trace
 RECIPE_NAME, SERVING_NAME, SCENARIO_NAME = "recipe.yaml", "serving.yaml", "verify.yaml"
 PAGE_NAME = "capacity.html"
 CALIBRATE_NAME = "calibrate.yaml"
-CALIBRATION_LEVELS = 6  # of the scenario to calibrate with: as many as a fit takes at least
+CALIBRATION_LEVELS = 6  # levels of the calibration scenario: the minimum that a fit needs
 WARMUP_RATIO = 0.2
 
 
 def write_deployment_files(plan: CapacityPlan, folder: Path, target: Path) -> dict[str, str]:
-    """Return the files of a plan by name, as text; none where nothing is recommended.
+    """Return the files of a plan as text, by name; none without a recommendation.
 
     Args:
-        folder: Where the demand's relative paths begin.
-        target: Folder the files go to; a trace's path in the scenario begins there.
+        folder: Where the demand's relative paths start.
+        target: Folder that the files go to; a trace's path in the scenario starts there.
     """
     chosen = plan.chosen
     if chosen is None or plan.operating_per_s is None:
@@ -42,9 +43,9 @@ def _recipe(plan: CapacityPlan) -> str:
     assert engine is not None
     traffic = plan.traffic
     values = {
-        "model": engine.model.name,
+        "model": plan.demand.model if is_checkpoint_folder(plan.demand.model) else engine.model.name,
         "precision": engine.precision.name,
-        "gpu": engine.gpu.name,
+        "gpu": _accelerator(plan, engine.gpu.name),
         "parallel": {"tensor": engine.parallel.tensor, "pipeline": engine.parallel.pipeline},
         "workload": {
             "isl": max(1, round(traffic.mean_isl)),
@@ -69,26 +70,32 @@ def _recipe(plan: CapacityPlan) -> str:
     )
 
 
+def _accelerator(plan: CapacityPlan, name: str) -> str:
+    """Return what a recipe calls an accelerator: a known GPU's name, or the file of one of the user's own."""
+    files = [gpu for gpu in plan.demand.limits.gpu_names if is_accelerator_file(gpu)]
+    return next((gpu for gpu in files if resolve_gpu(gpu).name == name), name)
+
+
 def _serving(plan: CapacityPlan) -> str:
-    """Return serving settings, the queue's limit as the fleets were simulated with it."""
+    """Return serving settings, with the queue limit that the fleets were simulated with."""
     chosen, engine = plan.chosen, plan.engine
     assert chosen is not None
     assert engine is not None
     values: dict[str, Any] = {"scheduling": {"policy": engine.runtime.scheduler_policy}}
-    comment = "# No limit on TTFT was asked for, so no request is refused for waiting.\n"
+    comment = "# The demand has no limit on TTFT, so no request is refused because of waiting.\n"
     if plan.max_queue_size:
         values["queue"] = {"max_queue_size": plan.max_queue_size}
         refused = max((each.refused for each in plan.fleets if each.what == "peak"), default=0.0)
         middle = f"{chosen.middle_rate_per_s or 0:.3g} requests/s"
         comment = (
             f"# max_queue_size: what the middle of the prediction, {middle}, serves within the longest TTFT\n"
-            f"# asked for. The fleets were simulated with it: {refused:.2%} of requests refused at the peak.\n"
+            f"# allowed. The fleets were simulated with it: {refused:.2%} of requests refused at the peak.\n"
         )
     return f"# {plan.recommended}\n{comment}" + _yaml(values)
 
 
 def _calibration(plan: CapacityPlan) -> str:
-    """Return a closed loop of the demand's mean lengths, from one user to more than a replica holds at its best."""
+    """Return a closed loop with the demand's mean lengths, from one user to above a replica's highest concurrency."""
     chosen, at = plan.chosen, plan.operating
     assert chosen is not None
     rates = [each.rate_per_s for each in chosen.sizes if each.rate_per_s is not None]
@@ -123,7 +130,7 @@ def _scenario(plan: CapacityPlan, folder: Path, target: Path) -> str:
     command = f"run-load --url URL --scenario {SCENARIO_NAME} --out RUN"
     verify = f"plan-capacity --verify RUN --plan {target / 'capacity.json'}"
     reserved = plan.traffic.max_tokens > plan.traffic.longest_osl
-    note = "# Replies are asked for at their exact length: what max_tokens reserves beyond it is not exercised.\n"
+    note = "# Replies have exactly the requested length: reservations of max_tokens beyond it are not exercised.\n"
     return (note if reserved else "") + f"# {how}.\n# {command}, against one replica, then: {verify}\n" + _yaml(values)
 
 
@@ -150,7 +157,7 @@ def _described(demand: Demand, traffic: Described, rate_per_s: float, folder: Pa
 def _replayed(
     plan: CapacityPlan, trace: Trace, rate_per_s: float, folder: Path, target: Path
 ) -> tuple[dict[str, Any], str]:
-    """Return the trace's busiest window, slowed or sped up to one replica's share."""
+    """Return the trace's busiest window at the speed that gives one replica its share."""
     begin_s, window_s = busiest_window(plan.demand, folder)
     lead_s = min(begin_s, LEAD_RATIO * window_s)
     begin_s += trace.from_s
@@ -170,7 +177,7 @@ def _replayed(
         "objectives": _objectives(plan.demand),
     }
     how = (
-        f"The trace's busiest {window_s:g} s at {speed_up:.4g} of its speed, {rate_per_s:.4g} requests/s: one "
+        f"The trace's busiest {window_s:g} s at {speed_up:.4g} times its speed, {rate_per_s:.4g} requests/s: one "
         "replica's share of the peak with the spares lost"
     )
     return values, how

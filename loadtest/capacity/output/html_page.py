@@ -1,4 +1,4 @@
-"""A capacity plan as one page that loads nothing: light, dark and on paper, as the report's page is."""
+"""A capacity plan as a self-contained HTML page, in the style of the report's page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loadtest.report import Table, render_page, table
 
 
 def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
-    """Return the page of a plan, and of what was planned beside it."""
+    """Return the HTML page of a plan and of its what-if variants."""
     row = plan.chosen
     return render_page(
         "capacity.html.j2",
@@ -23,7 +23,7 @@ def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
         title=f"Capacity plan: {plan.demand.name}",
         tags=[("none", "not possible") if row is None else (row.basis, row.basis)],
         plan=plan,
-        answer=plan.sentence or f"Nothing possible serves {plan.demand.name}. Nearest possible: {plan.nearest}",
+        answer=plan.sentence or f"No possible deployment serves {plan.demand.name}. Nearest possible: {plan.nearest}",
         facts=_facts(plan),
         figures=figures_of(plan),
         notes=[note for note in (plan.max_tokens_note, plan.smaller_gpu, *plan.warnings) if note],
@@ -59,9 +59,10 @@ def _facts(plan: CapacityPlan) -> dict[str, str]:
     if row is not None:
         facts |= {
             "replicas": f"{row.replicas} ({row.needed} at the peak)",
-            "cost, all up": f"{row.usd_per_month:,.0f} USD a month",
-            "per million reply tokens": f"{number(row.usd_per_million_tokens)} USD",
         }
+        if row.usd_per_month is not None:
+            facts["cost, all up"] = f"{row.usd_per_month:,.0f} USD a month"
+            facts["per million reply tokens"] = f"{number(row.usd_per_million_tokens)} USD"
         if plan.autoscaled_usd_per_month is not None:
             facts["cost, autoscaled"] = f"{plan.autoscaled_usd_per_month:,.0f} USD a month"
     return facts
@@ -75,7 +76,7 @@ def _sizes(plan: CapacityPlan) -> Table | None:
 
 def _rows(plan: CapacityPlan) -> Table:
     heads = (
-        "candidate", "rests on", "promised req/s", "middle", "TTFT p95, ms", "ITL p99, ms", "batch", "KV cache used",
+        "candidate", "based on", "promised req/s", "middle", "TTFT p95, ms", "ITL p99, ms", "batch", "KV cache used",
         "fails first", "replicas", "USD/month", "USD/Mtok",
     )  # fmt: skip
     return table(
@@ -93,10 +94,10 @@ def _row_note(row: Row) -> str:
     if row.beaten_by:
         notes.append(f"{row.beaten_by} rests on better evidence")
     if row.found is not None and row.rate_per_s is not None and not row.found.supported:
-        notes.append(f"fewer than the {row.found.requests_needed:,} requests its percentiles take")
+        notes.append(f"fewer than the {row.found.requests_needed:,} requests that its percentiles need")
     if row.added:
         more = "more" if row.added > 0 else "fewer"
-        notes.append(f"behind its router, the fleet takes {abs(row.added)} {more} than one replica alone points to")
+        notes.append(f"behind its router, the fleet takes {abs(row.added)} {more} than one replica's own rate implies")
     return "; ".join(note for note in notes if note)
 
 
@@ -164,7 +165,7 @@ def _sensitivity(cases: Iterable[Case]) -> Table:
 
 
 def _what_if(together: Compared) -> Table:
-    heads = ("", "peak, req/s", "recommended", "rests on", "binds", "replicas", "USD/month", "USD/Mtok", "")
+    heads = ("", "peak, req/s", "recommended", "based on", "binds", "replicas", "USD/month", "USD/Mtok", "")
     rows = [
         [
             side.asked,

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from engines.spec import MS
-from loadtest.capacity.decision import Row
 from loadtest.capacity.output.charts import Mark, Series, chart, tornado
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
@@ -17,10 +16,10 @@ TONES = 6
 
 
 class Figure(NamedTuple):
-    """A chart with what stands below it.
+    """A chart with its caption.
 
     Attributes:
-        key: Colours and names of its points: (tone, name), where the chart has no room for a legend.
+        key: Colour and name of its points, (tone, name), if the chart has no room for a legend.
     """
 
     svg: Markup
@@ -29,14 +28,15 @@ class Figure(NamedTuple):
 
 
 def figures_of(plan: CapacityPlan) -> list[Figure]:
-    """Return the charts of a plan, in order; none where nothing is possible."""
+    """Return the charts of a plan, in order; none if nothing is possible."""
     row = plan.chosen
     if row is None:
         return []
-    found: list[Figure | None] = [_frontier(plan), _day(plan)]
+    found: list[Figure | None] = [_frontier(plan) if plan.frontier else None, _day(plan)]
     if plan.sweep:
         found += [_batch(plan), _load(plan)]
-    found.append(_tornado(plan, row))
+    if row.usd_per_month is not None:
+        found.append(_tornado(plan, row.usd_per_month))
     return [each for each in found if each is not None]
 
 
@@ -106,7 +106,7 @@ def _day(plan: CapacityPlan) -> Figure | None:
 
 
 def _looks(plan: CapacityPlan) -> list[RateProbe]:
-    """Return what was simulated of the recommended engine's replica, the operating point among it, by rate."""
+    """Return the simulated loads of the recommended engine's replica, including the operating point, by rate."""
     operating = [] if plan.operating is None else [plan.operating]
     return sorted(
         {each.rate_per_s: each for each in (*plan.sweep, *operating)}.values(), key=lambda each: each.rate_per_s
@@ -160,10 +160,10 @@ def _load(plan: CapacityPlan) -> Figure:
         limits=[(limit * MS, f"limit on {name}") for name, limit in plan.demand.objectives.ttft_s.items()],
         y_log=True,
     )
-    return Figure(Markup(drawn), "What is promised is the load just left of where a limit is passed.")
+    return Figure(Markup(drawn), "The promised load is just left of the point where a limit is exceeded.")
 
 
-def _tornado(plan: CapacityPlan, row: Row) -> Figure:
+def _tornado(plan: CapacityPlan, usd_per_month: float) -> Figure:
     by_lever: dict[str, list[Case]] = {}
     for case in plan.sensitivity:
         by_lever.setdefault(case.lever, []).append(case)
@@ -174,10 +174,10 @@ def _tornado(plan: CapacityPlan, row: Row) -> Figure:
     drawn = tornado(
         "What moves the cost",
         bars,
-        row.usd_per_month or 0.0,
+        usd_per_month,
         x="USD a month, the recommended row",
     )
-    note = "A star: another candidate would be recommended then."
+    note = "*: a different candidate would be recommended."
     return Figure(Markup(drawn), note)
 
 

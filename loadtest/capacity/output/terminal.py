@@ -1,4 +1,4 @@
-"""A capacity plan on a terminal."""
+"""A capacity plan in the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loadtest.capacity.what_if import Compared
 
 
 def show_plan(plan: CapacityPlan) -> None:
-    """Print the traffic, the sizes, the table of candidates and the recommendation on stdout; the rest on stderr."""
+    """Print traffic, sizes, candidates and recommendation on stdout; refused rows and warnings on stderr."""
     traffic = plan.traffic
     hour = "" if traffic.hour_per_s == traffic.peak_per_s else f", its hour {traffic.hour_per_s:.3g}"
     show(
@@ -50,7 +50,7 @@ SIZES = ("promised", "middle", "optimistic")
 
 
 def size_rows(plan: CapacityPlan) -> list[list[str]]:
-    """Return the three sizes of the recommended row as cells: size, replicas, cost, rate, verdict, what fails first."""
+    """Return the recommended row's three sizes as cells: size, replicas, cost, rate, verdict, first miss."""
     row = plan.chosen
     if row is None or row.basis == "measured":
         return []
@@ -68,11 +68,11 @@ def size_rows(plan: CapacityPlan) -> list[list[str]]:
 
 
 def verdict_of(verdict: FleetVerdict | None) -> str:
-    """Return how sure it is that the smallest fleet keeps every objective."""
+    """Return whether the smallest fleet meets every objective, and how certain that is."""
     if verdict is None:
         return "from one replica's rate"
-    sure = "95 % sure" if verdict.is_certain else f"open: {', '.join(verdict.undecided)}"
-    return f"kept over {verdict.windows} peaks together, {sure}; in {verdict.kept_windows} of them alone"
+    sure = "95 % sure" if verdict.is_certain else f"undecided: {', '.join(verdict.undecided)}"
+    return f"met over {verdict.windows} peaks combined, {sure}; in {verdict.kept_windows} of them individually"
 
 
 def _show_sizes(plan: CapacityPlan) -> None:
@@ -80,7 +80,7 @@ def _show_sizes(plan: CapacityPlan) -> None:
     if not rows:
         return
     table = Table(
-        title=f"{plan.recommended}: sizes at both ends of the prediction's interval and at its middle",
+        title=f"{plan.recommended}: sizes at both ends of the prediction interval and at its middle",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -93,22 +93,24 @@ def _show_sizes(plan: CapacityPlan) -> None:
 
 
 def show_first(rows: Sequence[Row]) -> None:
-    """Print what one replica of each candidate carries on stderr, while fleets of them are still to be simulated."""
+    """Print each candidate's capacity per replica on stderr, before fleets are simulated."""
     for row in rows:
         if row.rate_per_s is not None and row.replicas is not None:
             cost = "no price" if row.usd_per_month is None else f"{row.usd_per_month:,.0f} USD/month"
-            progress(f"{row.name}: {number(row.rate_per_s)} requests/s a replica, some {row.replicas} replicas, {cost}")
+            progress(
+                f"{row.name}: {number(row.rate_per_s)} requests/s per replica, about {row.replicas} replicas, {cost}"
+            )
 
 
 def _show_rows(plan: CapacityPlan) -> None:
     table = Table(
-        title="what one replica is promised to carry (in parentheses: the middle of the prediction); latencies in ms",
+        title="promised capacity of one replica (in parentheses: at the middle of the prediction); latencies in ms",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("candidate", no_wrap=True)
-    table.add_column("rests on", no_wrap=True)
+    table.add_column("based on", no_wrap=True)
     for heading in ("req/s", "TTFT p95", "ITL p99", "replicas", "$/month", "$/Mtok"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("fails first", no_wrap=True)
@@ -153,7 +155,7 @@ def _show_fleets(plan: CapacityPlan) -> None:
 
 
 def what_of(each: Checked) -> str:
-    """Return what a fleet was simulated through, in words."""
+    """Return a fleet's simulated situation in words."""
     if each.what == "loss":
         return f"{each.lost} lost at the peak, {each.retried} requests sent again"
     return {"peak": "peak, spares lost", "ramp": "steepest ramp of the day"}[each.what]
@@ -196,7 +198,7 @@ def show_compared(together: Compared) -> None:
     rows: dict[str, list[str]] = {
         "peak, requests/s": [number(side.peak_per_s) for side in together.sides],
         "recommended": [side.recommended or "nothing possible" for side in together.sides],
-        "rests on": [str(side.basis or "-") for side in together.sides],
+        "based on": [str(side.basis or "-") for side in together.sides],
         "requests/s a replica": [number(side.rate_per_s) for side in together.sides],
         "binds": [str(side.binding or "-") for side in together.sides],
         "replicas": ["-" if side.replicas is None else str(side.replicas) for side in together.sides],
@@ -212,7 +214,7 @@ def show_compared(together: Compared) -> None:
 
 
 def show_verification(found: Verification) -> None:
-    """Print a plan against a run."""
+    """Print the comparison of a plan with a run."""
     table = Table(
         title=f"planned against {found.label}: {found.recommended}, {found.planned_per_s:.3g} requests/s planned, "
         f"{found.found_per_s:.3g} offered, {found.requests} requests; ms",
@@ -240,10 +242,10 @@ def show_verification(found: Verification) -> None:
 
 
 def number(value: float | None) -> str:
-    """Return three significant digits; a dash for nothing."""
+    """Return three significant digits; a dash for None."""
     return "-" if value is None else f"{value:.3g}"
 
 
 def milliseconds(value: float | None) -> str:
-    """Return seconds as milliseconds; a dash for nothing."""
+    """Return seconds as milliseconds; a dash for None."""
     return "-" if value is None else units.milliseconds(value)

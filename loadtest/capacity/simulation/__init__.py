@@ -1,4 +1,4 @@
-"""Replicas and fleets of them under the demand's traffic in virtual time."""
+"""Simulation of replicas and fleets under the demand's traffic, in virtual time."""
 
 from loadtest.capacity.simulation.fleet_checks import (
     Checked,

@@ -1,8 +1,8 @@
-"""Many replicas behind a router in virtual time: who gets which request, what a loss and a slow start do.
+"""A fleet of replicas behind a router in virtual time: routing, losses and slow starts.
 
-Each replica is the virtual server of a prediction. At each arrival the router looks at the replicas as they are then,
-and the chosen one gets the request. A replica whose requests cannot have changed is not taken to that moment before
-somebody needs it; what it shows is the same. With one replica this is the simulation of a replica alone.
+Each replica is the virtual server of a prediction. At each arrival the router observes the replicas and chooses one.
+For speed, a replica is advanced only when its state is needed; its results are the same. With one replica this equals
+the simulation of a single replica.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from loadtest.capacity.simulation.replica import NONE, STATE_EVERY, Slowdown, ba
 from loadtest.capacity.simulation.traffic_sample import TrafficSample
 from loadtest.simulate import Ended, Sent, VirtualServer
 
-# A prefix-aware router gives a request to who holds its beginning, unless that one has so many times the mean number of
-# requests: past it, waiting costs more than computing the beginning again.
+# A prefix-aware router sends a request to the replica that has its prefix cached, unless that replica has more than
+# this multiple of the mean number of requests: beyond it, waiting costs more than computing the prefix again.
 CROWDED_RATIO = 1.5
-_ONE_TOKEN = StepShape(decode_sequences=1)  # no iteration that makes a token is shorter
+_ONE_TOKEN = StepShape(decode_sequences=1)  # lower bound of an iteration that produces a token
 
 
 @dataclass(slots=True)
 class Inbox:
-    """A replica's requests, as its router hands them over."""
+    """A replica's requests as its router delivers them."""
 
     waiting: deque[Sent] = field(default_factory=deque)
     outstanding: dict[int, Sent] = field(default_factory=dict)
 
     @property
     def next_s(self) -> float:
-        """When the next request handed over was sent."""
+        """Send time of the next delivered request."""
         return self.waiting[0].sent_s if self.waiting else math.inf
 
     @property
     def is_over(self) -> bool:
-        """Whether all that was handed over has ended."""
+        """Whether every delivered request has ended."""
         return not self.outstanding
 
     def take(self, sent: Sent) -> None:
-        """Take a request from the router."""
+        """Accept a request from the router."""
         self.waiting.append(sent)
         self.outstanding[sent.turn.id] = sent
 
     def send(self) -> Sent:
-        """Let the next request enter."""
+        """Pass the next request to the server."""
         return self.waiting.popleft()
 
     def note_end(self, sent: Sent, now_s: float, *, ok: bool = True) -> None:  # noqa: ARG002 (whenever, and however)
-        """Take a request as ended."""
+        """Note that a request has ended."""
         del self.outstanding[sent.turn.id]
 
 
 class Loss(NamedTuple):
-    """Replicas that vanish at a moment; what they had under way is sent again to the others."""
+    """Replicas lost at a given time; their unfinished requests are sent again to the others."""
 
     at_s: float
     replicas: int
@@ -70,9 +70,9 @@ class Replica:
     """One replica of a fleet.
 
     Attributes:
-        up_s: From when on it is there.
-        down_s: Until when.
-        still_until_s: Before this nothing it has can end, so its number of requests stands.
+        up_s: Start of its availability.
+        down_s: End of its availability.
+        still_until_s: No request can end before this time, so the number of requests is known until then.
     """
 
     server: VirtualServer
@@ -86,7 +86,7 @@ class Replica:
     _seen: int = 0
 
     def advance_to(self, until_s: float) -> None:
-        """Do what begins before a time."""
+        """Simulate everything that begins before a time."""
         for each in self.server.advance_to(until_s):
             if each.sent.turn.phase == "measure":
                 self.ended.append(each)
@@ -101,26 +101,26 @@ class Replica:
         )
 
     def take(self, sent: Sent, now_s: float) -> None:
-        """Take a request from the router."""
+        """Accept a request from the router."""
         self.inbox.take(sent)
         step_s = self.server.batcher.step_time.seconds(_ONE_TOKEN)
         self.still_until_s = min(self.still_until_s, now_s + sent.turn.output_tokens * step_s)
 
     @property
     def load(self) -> int:
-        """Requests it has and has not ended."""
+        """Number of unfinished requests."""
         return len(self.inbox.outstanding)
 
 
 class Router:
-    """Chooses a replica for each request, by one policy, from what can be seen at that moment."""
+    """Chooses a replica for each request by one policy, from the state visible at that moment."""
 
     def __init__(self, routing: Routing) -> None:
         self.routing = routing
         self._turn = 0
 
     def look(self, replicas: list[Replica], now_s: float) -> None:
-        """Take replicas to a moment, as far as its policy has to see them."""
+        """Advance the replicas to a time, as far as the policy needs their state."""
         if self.routing == "round_robin":
             return
         counts_only = self.routing == "least_outstanding"
@@ -129,7 +129,7 @@ class Router:
                 each.advance_to(now_s)
 
     def choose(self, replicas: list[Replica], sent: Sent) -> Replica:
-        """Return the replica for a request; ties go round."""
+        """Return the replica for a request; ties are broken round-robin."""
         self._turn += 1
         ordered = [replicas[(self._turn + place) % len(replicas)] for place in range(len(replicas))]
         if self.routing == "round_robin":
@@ -144,18 +144,18 @@ class Router:
 
 
 def _kv_blocks(replica: Replica, sent: Sent) -> int:
-    """Return the KV blocks in use, and those that waiting prompts will take: as many each as this one's."""
+    """Return the KV blocks in use plus those that waiting prompts need, each estimated by this request's prompt."""
     state = replica.server.batcher.snapshot()
     waiting = replica.load - state.generation_requests
     return state.kv_used_blocks + max(0, waiting) * -(-sent.prompt_tokens // state.kv_tokens_per_block)
 
 
 class Fleet(NamedTuple):
-    """What is simulated.
+    """A fleet to simulate.
 
     Attributes:
-        ups_s: When each replica is there; as many as there are replicas.
-        max_queue_size: Requests that may wait on each replica; one more is refused. 0: no limit.
+        ups_s: Start time of each replica; one entry per replica.
+        max_queue_size: Maximum queued requests per replica; further ones are refused. 0: no limit.
     """
 
     manifest: EngineManifest
@@ -167,10 +167,10 @@ class Fleet(NamedTuple):
 
 
 def serve(fleet: Fleet, samples: Sequence[TrafficSample], into: Observations | None = None) -> tuple[Observations, int]:
-    """Return what all replicas together show, each window from an idle start, and how many requests were sent again.
+    """Return the observations of all replicas, each window starting idle, and the number of requests sent again.
 
     Args:
-        into: Earlier windows that these are added to.
+        into: Observations of earlier windows to add to.
     """
     found = Observations() if into is None else into
     retried = 0
@@ -217,10 +217,10 @@ def _hand_over(router: Router, replicas: list[Replica], sent: Sent, now_s: float
 
 
 def _lose(router: Router, replicas: list[Replica], loss: Loss) -> int:
-    """Take replicas away, and send again what they had; users have waited since they first sent it."""
+    """Remove replicas and send their unfinished requests again; latency counts from the first sending."""
     lost = replicas[: loss.replicas]
     for each in replicas:
-        each.advance_to(loss.at_s)  # nobody may begin what comes back before it does
+        each.advance_to(loss.at_s)  # no replica may start before the requests come back
     for each in lost:
         each.down_s = loss.at_s
     orphans = [sent for each in lost for sent in each.inbox.outstanding.values()]

@@ -1,4 +1,4 @@
-"""Whole fleets of replicas, simulated: the smallest that keeps every objective, other routings, a loss, a ramp."""
+"""Simulations of whole fleets: the smallest that meets every objective, other routings, a loss, a ramp."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from loadtest.capacity.simulation.replica import Slowdown
 from loadtest.capacity.simulation.traffic_sample import SLOT_S, TrafficSample, Wanted, window_of
 from loadtest.scenario import Steps, draw_times_s
 
-MOST_REPLICAS = 12  # simulated together; a larger fleet is taken as so many with their share of the traffic
-RAMP_REPLICAS = 4  # likewise, of a ramp: it lasts for twenty minutes
-TURNOVERS = 6.0  # lives of a request that the fewest windows of a fleet measure, together
-LEAST_WINDOWS, MOST_WINDOWS = 3, 8  # each a peak of its own, from its own draw
-CHECK_WINDOWS = 2  # of what is shown beside the recommended fleet
-CONFIDENCE_Z = 1.645  # one-sided 95 %
-COARSE = 20  # replicas above which a fleet is first changed by a twentieth at a time
+MOST_REPLICAS = (
+    12  # replicas simulated together; a larger fleet is represented by this many with their share of the traffic
+)
+RAMP_REPLICAS = 4  # the same for a ramp, which lasts twenty minutes
+TURNOVERS = 6.0  # measured time of a fleet's first windows together, in mean request durations
+LEAST_WINDOWS, MOST_WINDOWS = 3, 8  # each a peak with its own random draws
+CHECK_WINDOWS = 2  # windows for the additional fleets shown with the recommendation
+CONFIDENCE_Z = 1.645  # normal quantile, one-sided 95 %
+COARSE = 20  # replicas above which the search first changes a fleet by a twentieth at a time
 MOST_TRIES = 14
 RAMP_S = 1200.0
 What = Literal["peak", "loss", "ramp"]
@@ -34,12 +36,12 @@ class FleetTask(NamedTuple):
 
     Attributes:
         task: The replica: its engine and the demand.
-        slowdown: How much slower than predicted the replicas are taken to be.
-        rate_per_s: Mean of the busiest `peak_window_s`; of a ramp, its highest.
-        replicas: That are up (before a loss).
-        lost: Replicas that a loss takes, halfway through.
-        ups: Of a ramp, the replicas up by slot; `rates_per_s` the rate.
-        max_queue_size: Requests that may wait on each replica; 0: no limit.
+        slowdown: Slowdown of the replicas relative to the prediction.
+        rate_per_s: Mean of the busiest `peak_window_s`; for a ramp, its highest rate.
+        replicas: Number of running replicas (before a loss).
+        lost: Replicas lost halfway through.
+        ups: For a ramp, the running replicas in each slot; `rates_per_s` has the rates.
+        max_queue_size: Maximum queued requests per replica; 0: no limit.
     """
 
     what: What
@@ -55,21 +57,21 @@ class FleetTask(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In words, for progress."""
+        """Description for progress."""
         return f"{self.replicas} replicas, {self.what}, {self.routing.replace('_', ' ')}"
 
     @property
     def key(self) -> str:
-        """All that the result depends on."""
+        """Everything that the result depends on."""
         return f"{self.task.key}\n{self._replace(task=None)!r}"  # type: ignore[arg-type]
 
 
 class SizeTask(NamedTuple):
-    """The smallest fleet that keeps every objective at a peak.
+    """Search for the smallest fleet that meets every objective at a peak.
 
     Attributes:
         rate_per_s: Mean of the busiest `peak_window_s`, headroom included.
-        start: Replicas to begin with.
+        start: Number of replicas to start with.
     """
 
     task: Task
@@ -80,16 +82,16 @@ class SizeTask(NamedTuple):
 
     @property
     def key(self) -> str:
-        """All that the result depends on."""
+        """Everything that the result depends on."""
         return f"{self.task.key}\n{self._replace(task=None)!r}"  # type: ignore[arg-type]
 
 
 class Checked(Strict):
-    """A fleet's figures, at the slowdown it was simulated with.
+    """A fleet's figures at the simulated slowdown.
 
     Attributes:
-        replicas: Of the fleet; `simulated` of them were, with their share of the traffic.
-        up_most: Of a ramp, replicas at its end.
+        replicas: Size of the fleet; `simulated` of them were simulated, with their share of the traffic.
+        up_most: For a ramp, replicas at its end.
         retried: Requests sent again because their replica was lost.
         refused: Share of requests refused because a queue was full.
     """
@@ -107,12 +109,12 @@ class Checked(Strict):
 
 
 class FleetVerdict(Strict):
-    """Whether a fleet keeps every objective, and how sure that is.
+    """Whether a fleet meets every objective, and how certain that is.
 
     Attributes:
         is_certain: Whether each objective's one-sided 95 % interval, over windows, lies on one side of its limit.
-        windows: Peaks simulated, each from its own draw; `kept_windows` of them kept every objective taken alone.
-        undecided: Objectives whose interval holds the limit.
+        windows: Simulated peaks, each with its own draws; `kept_windows` of them met every objective individually.
+        undecided: Objectives whose interval contains the limit.
     """
 
     replicas: int
@@ -125,11 +127,11 @@ class FleetVerdict(Strict):
 
 
 class FleetSize(Strict):
-    """The smallest fleet that keeps every objective at the peak.
+    """The smallest fleet that meets every objective at the peak.
 
     Attributes:
-        needed: Replicas; None where no fleet tried did.
-        verdicts: Of every fleet tried, the smallest first.
+        needed: Replicas; None if no fleet tried met them.
+        verdicts: Results of all fleets tried, by size.
     """
 
     needed: int | None
@@ -137,18 +139,18 @@ class FleetSize(Strict):
 
     @property
     def smaller(self) -> FleetVerdict | None:
-        """The largest fleet that is too small: what fails first there limits this one."""
+        """The largest fleet that is too small; its worst miss is what limits this size."""
         missed = [each for each in self.verdicts if not each.met and each.replicas < (self.needed or math.inf)]
         return missed[-1] if missed else None
 
     @property
     def chosen(self) -> FleetVerdict | None:
-        """The verdict of the fleet itself."""
+        """The verdict of the smallest sufficient fleet."""
         return next((each for each in self.verdicts if each.replicas == self.needed), None)
 
 
 class _Peaks:
-    """Fleets of one replica under windows of one peak: the same draws for every size."""
+    """Fleets of different sizes under the same windows of a peak, with the same draws."""
 
     def __init__(self, asked: SizeTask) -> None:
         self.asked = asked
@@ -156,7 +158,7 @@ class _Peaks:
         self.known: dict[int, FleetVerdict] = {}
 
     def verdict(self, replicas: int) -> FleetVerdict:
-        """Simulate a fleet until its verdict is clear, or every window has been seen."""
+        """Simulate a fleet until its verdict is certain or all windows are used."""
         if replicas not in self.known:
             self.known[replicas] = self._simulated(replicas)
         return self.known[replicas]
@@ -193,7 +195,7 @@ class _Peaks:
 
 
 def smallest_fleet(asked: SizeTask) -> FleetSize:
-    """Return the smallest fleet that keeps every objective: fewer are tried as well as more."""
+    """Return the smallest fleet that meets every objective, searching both below and above the start."""
     peaks = _Peaks(asked)
     most = asked.task.demand.limits.max_replicas
     at = min(max(1, asked.start), most)
@@ -219,7 +221,7 @@ def smallest_fleet(asked: SizeTask) -> FleetSize:
 
 
 def _narrow(peaks: _Peaks, low: int, high: int) -> None:
-    """Halve a bracket of a fleet that is too small and one that is not."""
+    """Bisect between a fleet that is too small and one that is sufficient."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if peaks.verdict(middle).met else (middle, high)
@@ -228,9 +230,9 @@ def _narrow(peaks: _Peaks, low: int, high: int) -> None:
 def peak_sample(
     bench: LoadBench, rate_per_s: float, slowdown: Slowdown, *, replicas: int, window: int, windows: int
 ) -> TrafficSample:
-    """Return one window of a fleet's peak: a part of the busiest `peak_window_s`, its rate varying."""
+    """Return one window of a fleet's peak: a part of the busiest `peak_window_s`, with a varying rate."""
     demand, manifest = bench.task.demand, bench.task.manifest
-    each_per_s = rate_per_s / replicas * slowdown.step  # of one replica, in the time of an engine as predicted
+    each_per_s = rate_per_s / replicas * slowdown.step  # of one replica, in engine time as predicted
     life_s = bench.life_s(each_per_s) * slowdown.step
     needed = max(bench.requests(each_per_s), math.ceil(TURNOVERS * rate_per_s * life_s)) / LEAST_WINDOWS
     wanted = Wanted(
@@ -248,7 +250,7 @@ def peak_sample(
 
 
 def check(asked: FleetTask) -> Checked:
-    """Simulate one fleet."""
+    """Simulate one fleet and return its figures."""
     most = RAMP_REPLICAS if asked.what == "ramp" else MOST_REPLICAS
     share = min(1.0, most / max([asked.replicas, *asked.ups]))
     bench = LoadBench(asked.task)
@@ -286,7 +288,7 @@ def check(asked: FleetTask) -> Checked:
 
 
 def _ramp(asked: FleetTask, bench: LoadBench, share: float) -> tuple[list[TrafficSample], tuple[float, ...]]:
-    """Return some minutes of the day at the curve's rate, Poisson, and when each replica comes up."""
+    """Return some minutes of the day, Poisson at the curve's rate, and each replica's start time."""
     rates = [rate * share for rate in asked.rates_per_s]
     ups = [max(1, round(up * share)) for up in asked.ups]
     lead = len(rates) // 4
@@ -300,7 +302,7 @@ def _ramp(asked: FleetTask, bench: LoadBench, share: float) -> tuple[list[Traffi
 
 
 def ramp_of(rates_per_s: list[float], ups: tuple[int, ...], steepest_h: float) -> tuple[list[float], tuple[int, ...]]:
-    """Return rates and replicas of the minutes around the steepest moment."""
+    """Return the rates and replica counts of the minutes around the steepest moment."""
     slots = int(RAMP_S / SLOT_S)
     middle = int(steepest_h * 3600 / SLOT_S)
     begin = max(0, min(middle - slots // 2, len(rates_per_s) - slots))

@@ -1,4 +1,4 @@
-"""One replica's loads, each simulated once and only as long as it takes to tell its verdict."""
+"""Simulates loads of one replica, each once and only until its verdict is clear."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from loadtest.capacity.simulation.traffic_sample import (
 )
 from loadtest.scenario import Objectives, Trace
 
-WINDOWS = 4  # that a load near its limit is simulated in, each from its own draw
-CLEAR_Z = 2.576  # 99 %: a load is looked at after each window, and each look may mislead
-# A simulation starts empty and has to fill: three mean lives of a request have turned the batch over.
+WINDOWS = 4  # windows of a load near its limit, each with its own draws
+CLEAR_Z = 2.576  # 99 %: a load is evaluated after each window, and each evaluation can be wrong
+# A simulation starts empty and has to fill: after three mean request durations the batch has turned over.
 LEAD_LIVES = 3.0
-TAIL_LIVES = 4.0  # the load stays up until nearly every measured request has ended
-# Near saturation a queue takes hundreds of services to reach its length (the relaxation time of M/M/1 is about
-# 1 / (1 - use)^2 services: 400 at 95 %); a window that is shorter finds a load easier than it is.
+TAIL_LIVES = 4.0  # the load continues until this share of the measured requests has ended
+# Near saturation a queue takes hundreds of services to reach its steady length (the relaxation time of M/M/1 is about 1
+# / (1 - utilization)^2 services: 400 at 95 %); a shorter window underestimates the queue.
 LEAST_IN_WINDOW = 800
-IDLE_REQUESTS = 200  # each alone on the engine: their p95 is known to about a percent of the requests
+IDLE_REQUESTS = 200  # each alone on the engine: enough for a p95 within about one percent of requests
 RELIEF_WINDOWS = 2
 
 
 class Interval(NamedTuple):
-    """How many times as long as predicted things may take: both ends of the prediction's interval.
+    """Both ends of the prediction interval, as ratios of actual to predicted duration.
 
     Attributes:
-        slow: The unfavourable end, one time in twenty worse; `fast` the favourable one.
+        slow: The unfavourable end, exceeded one time in twenty; `fast` is the favourable end.
     """
 
     slow: Slowdown = Slowdown()
@@ -50,14 +50,14 @@ class Interval(NamedTuple):
 
 
 class Task(NamedTuple):
-    """All that a search needs, to be sent to a process or a machine of its own.
+    """The complete input of a search, which can be sent to another process or machine.
 
     Attributes:
-        folder: Where the demand's relative paths begin.
-        is_brief: Only the promised end of the interval is wanted, not what binds.
-        enough_per_s: A load that is all that will be asked of a replica; no higher one is looked for.
-        start_per_s: Where the search begins; None: where the closed form points to.
-        least_per_s: A replica that carries less than this at the promised end cannot win; the search then stops.
+        folder: Where the demand's relative paths start.
+        is_brief: Compute only the promised end of the interval, without the binding constraint.
+        enough_per_s: The search stops here: no replica needs to carry more.
+        start_per_s: Start of the search. None: from the closed form.
+        least_per_s: The search stops if the promised rate is below this, because the candidate cannot win.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Task(NamedTuple):
 
     @property
     def key(self) -> str:
-        """All that the result depends on, as text: the engine, the traffic by its content, and what is to be kept."""
+        """Everything that the result depends on, as text: engine, content of the traffic, objectives."""
         traffic = self.demand.traffic
         parts = (
             self.manifest.model_dump_json(include={"model", "gpu", "precision", "parallel", "limits", "kv_cache"}),
@@ -81,7 +81,7 @@ class Task(NamedTuple):
             self.demand.model_dump_json(include={"model", "peak_window_s", "max_tokens", "objectives", "seed"}),
             traffic.model_dump_json(
                 exclude={"rate_by_hour_per_s", "rate_per_s"}
-            ),  # what a replica gets is the search's
+            ),  # the search sets each replica's rate
             repr((self.demand.scale.isl, self.demand.scale.osl)),
             sha256_of(self.folder / traffic.path) if isinstance(traffic, Trace) else "",
             repr((self.interval, self.is_brief, self.enough_per_s, self.least_per_s, self.start_per_s)),
@@ -96,9 +96,9 @@ class _Load:
 
 
 class LoadBench:
-    """The loads of one replica.
+    """Loads of one replica.
 
-    Where no time scale but the engine's own is in the traffic, one simulation of a load serves every slowdown.
+    If the traffic has no time scale of its own, one simulation of a load serves every slowdown.
     """
 
     def __init__(self, task: Task) -> None:
@@ -108,19 +108,19 @@ class LoadBench:
 
     @cached_property
     def steady(self) -> Outlook:
-        """The engine's steady state with every slot taken, in closed form."""
+        """The engine's steady state with every slot occupied, in closed form."""
         return steady_state(self.task.manifest, self.task.shape)
 
     @cached_property
     def bound_per_s(self) -> float:
-        """Requests a second of that steady state at the middle of the prediction."""
+        """Requests per second of that steady state, at the middle of the prediction."""
         return max(1e-6, self.steady.tokens_per_s / max(1.0, self.task.shape.mean_osl))
 
     def life_s(self, rate_per_s: float) -> float:
-        """Return about how long a mean request is on the engine at a load, at the middle of the prediction.
+        """Return the approximate duration of a mean request at a load, at the middle of the prediction.
 
-        The time between tokens is taken to grow evenly with the requests in flight, from that of a request alone to
-        that of a full batch; requests in flight are the load times their life (Little's law).
+        The time between tokens is interpolated linearly in the number of requests in flight, between a request alone
+        and a full batch; the number in flight is rate times duration (Little's law).
         """
         state, osl = self.steady, max(1.0, self.task.shape.mean_osl)
         if not state.sequences:
@@ -133,16 +133,16 @@ class LoadBench:
 
     @property
     def is_scale_free(self) -> bool:
-        """Whether the traffic knows no seconds but those between arrivals."""
+        """Whether the traffic has no time scale except its interarrival times."""
         traffic = self.task.demand.traffic
         return isinstance(traffic, Described) and all(kind.conversation is None for kind in traffic.scenario(0).kinds)
 
     def requests(self, rate_per_s: float) -> int:
-        """Return how many measured requests a load takes for its percentiles to be supported."""
+        """Return the number of measured requests that a load's percentiles need."""
         return requests_needed(self.task.demand, self.in_flight(rate_per_s))
 
     def in_flight(self, rate_per_s: float) -> int:
-        """Return about how many requests are under way at a load."""
+        """Return the approximate number of requests in flight at a load."""
         return max(1, min(math.ceil(rate_per_s * self.life_s(rate_per_s)), self.steady.sequences or 1))
 
     def sample(self, rate_per_s: float, window: int, *, slower: float = 1.0) -> TrafficSample:
@@ -164,7 +164,7 @@ class LoadBench:
         return window_of(self.task.demand, self.task.folder, wanted)
 
     def windows_for(self, rate_per_s: float) -> int:
-        """Return how many windows support the percentiles: more where a trace's own is short."""
+        """Return the number of windows that the percentiles need: more if a trace's own window is short."""
         traffic = self.task.demand.traffic
         if isinstance(traffic, Described):
             return WINDOWS
@@ -172,7 +172,7 @@ class LoadBench:
         return max(WINDOWS, min(64, math.ceil(self.requests(rate_per_s) / max(1.0, in_one))))
 
     def verdict(self, rate_per_s: float, slowdown: Slowdown, *, least_windows: int = 1) -> RateResult:
-        """Simulate a load until its verdict is clear, or its percentiles are supported."""
+        """Simulate a load until its verdict is clear or its percentiles are supported."""
         base, slow, stretch = self._resolved(rate_per_s, slowdown)
         load = self._loads.setdefault((base, slow), _Load())
         most = self.windows_for(rate_per_s)
@@ -189,7 +189,7 @@ class LoadBench:
         return load.result[stretch]
 
     def idle(self, slowdown: Slowdown) -> RateResult:
-        """Return what requests show that are alone on the engine."""
+        """Return the result of requests that are alone on the engine."""
         base, slow, stretch = self._resolved(0.0, slowdown)
         load = self._loads.setdefault((base, slow), _Load())
         if not load.observations.windows:
@@ -205,7 +205,7 @@ class LoadBench:
         ratios: StepCost | None = None,
         evenness: float = 0.0,
     ) -> RateResult:
-        """Simulate a load with something made easier: another engine, faster parts of a step, or evener arrivals."""
+        """Simulate a load with one constraint relaxed: another engine, faster steps, or more even arrivals."""
         base, slow, stretch = self._resolved(rate_per_s, slowdown)
         samples = [self.sample(base, window, slower=slow.step) for window in range(RELIEF_WINDOWS)]
         if evenness:
@@ -214,7 +214,7 @@ class LoadBench:
         return found.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)
 
     def _resolved(self, rate_per_s: float, slowdown: Slowdown) -> tuple[float, Slowdown, float]:
-        """Return the rate and slowdown to simulate, and the stretch that its figures take."""
+        """Return the rate and the slowdown to simulate, and the stretch of the resulting figures."""
         if slowdown.is_uniform and self.is_scale_free:
             return rate_per_s * slowdown.step, Slowdown(), slowdown.step
         return rate_per_s, slowdown, 1.0
@@ -229,7 +229,7 @@ class LoadBench:
 
 
 def steady_state(manifest: EngineManifest, shape: LengthProfile) -> Outlook:
-    """Return the closed form of an engine full of the demand's mean requests."""
+    """Return the closed form of an engine filled with the demand's mean requests."""
     workload = Workload(
         isl=max(1, round(shape.mean_isl)),
         osl=max(1, round(shape.mean_osl)),
@@ -255,7 +255,7 @@ def steady_state(manifest: EngineManifest, shape: LengthProfile) -> Outlook:
         manifest.runtime.chunked_context,
         manifest.step_time,
     )
-    if manifest.runtime.scheduler_policy != "max_utilization":  # each running request holds what it may come to need
+    if manifest.runtime.scheduler_policy != "max_utilization":  # each running request holds its whole reservation
         reserved = max(1.0, shape.mean_isl + min(shape.max_tokens, limits.max_seq_len))
         room = max(1, int(cache.blocks * cache.tokens_per_block / reserved))
         engine = engine.limited(max_batch_size=min(limits.max_batch_size, room))

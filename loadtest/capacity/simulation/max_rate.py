@@ -1,4 +1,4 @@
-"""The most one replica carries with every objective kept, and what binds it there: one task for a process."""
+"""The highest rate at which one replica meets every objective, and the binding constraint; one task per process."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from loadtest.capacity.simulation.replica import NONE, Slowdown
 from loadtest.metrics import LevelSummary
 
 TOLERANCE = 0.05
-OTHER_TOLERANCE = 0.08  # of the sizes shown beside the promised one
-SPAN = 4096.0  # between the highest and the lowest load of interest
+OTHER_TOLERANCE = 0.08  # relative width of the bracket for the sizes shown beside the promised one
+SPAN = 4096.0  # ratio of the highest to the lowest load of interest
 MOST_PROBES = 24
-START_RATIO = 0.7  # of the closed form's throughput: where a search begins
-GROWTH = 1.5  # from one load to the next while no two of them differ in their verdict
-NEAR, FAR = 0.2, 0.8  # the next load lies between these shares of the bracket, wherever its ends point to
-MOST_STRAIN = 20.0  # worst ratios above it all mean that the queue grows
-RELIEF = 1.25  # how much faster a resource is made to see whether it binds; bursts are made a fifth smaller
+START_RATIO = 0.7  # of the closed form's throughput: start of a search
+GROWTH = 1.5  # factor between loads while all verdicts so far are equal
+NEAR, FAR = (
+    0.2,
+    0.8,
+)  # the next load lies between these fractions of the bracket, even if interpolation points elsewhere
+MOST_STRAIN = 20.0  # worst ratios above this are equivalent: the queue grows
+RELIEF = 1.25  # how much a constraint is relaxed to see whether it binds; for bursts, a fifth
 
 Constraint = Literal["KV memory", "bandwidth", "arithmetic", "host", "queueing", "batch limit", "token budget"]
 _FASTER = 1 / RELIEF
 _KEEP = uniform(1.0)
-# Which parts of a step's cost each resource is behind.
+# The parts of a step's cost that each constraint affects.
 _PARTS: dict[Constraint, StepCost] = {
     "bandwidth": _KEEP._replace(weights_s=_FASTER, kv_read_s=_FASTER, activations_s=_FASTER),
     "arithmetic": _KEEP._replace(gemm_s=_FASTER, attention_s=_FASTER),
@@ -36,10 +39,10 @@ _PARTS: dict[Constraint, StepCost] = {
 
 
 class RateProbe(Strict):
-    """One load tried; latencies at the slowdown it was tried with.
+    """One load tried, with latencies at the slowdown of the attempt.
 
     Attributes:
-        missed: Objectives missed, the one furthest past its limit first; `tightest` is the one nearest to its limit.
+        missed: Objectives missed, furthest beyond the limit first; `tightest` is the one nearest to its limit.
     """
 
     rate_per_s: float
@@ -63,11 +66,11 @@ class RateProbe(Strict):
 
 
 class Relief(Strict):
-    """What making one resource easier by a quarter did to the load that missed.
+    """Effect of relaxing one constraint by a quarter at the load that just missed.
 
     Attributes:
-        worst_ratio: Of what was found over its limit, the largest, with the relief; without it, the row's `strain`.
-        gain: Share of the strain that the relief took away.
+        worst_ratio: Largest ratio of value to limit with the constraint relaxed; without, it is the result's `strain`.
+        gain: Share of the strain that disappeared.
     """
 
     constraint: Constraint
@@ -76,12 +79,12 @@ class Relief(Strict):
 
 
 class Carried(Strict):
-    """What one replica carries at one end of the interval, or at its middle.
+    """Capacity of one replica at one end of the interval, or at its middle.
 
     Attributes:
-        rate_per_s: Highest load tried that kept every objective; None where even an idle engine misses one.
-        above_per_s: Lowest load above it that missed; None where no more was asked for.
-        limited_by: The objective that fails first as the load grows.
+        rate_per_s: Highest load tried that met every objective; None if even an idle engine misses one.
+        above_per_s: Lowest load tried above it that missed one; None if no higher load was needed.
+        limited_by: The objective that is missed first as the load grows.
     """
 
     rate_per_s: float | None
@@ -90,15 +93,15 @@ class Carried(Strict):
 
 
 class ReplicaCapacity(Strict):
-    """What one replica carries.
+    """Capacity of one replica.
 
     Attributes:
-        promised: At the unfavourable end of the prediction's interval; `middle` and `optimistic` likewise.
-        idle: What requests show that are alone on it, at the unfavourable end.
-        given_up: It carries less than was needed to win, so no more was looked for; `promised` is then an upper bound.
-        requests_needed: Measured requests of each load for its percentiles to be supported, unless clear before.
-        supported: Whether the deciding load had as many, or was clear.
-        strain: Worst ratio at the load the reliefs were tried at.
+        promised: At the unfavourable end of the prediction interval; `middle` and `optimistic` likewise.
+        idle: Figures of requests that are alone on it, at the unfavourable end.
+        given_up: The search stopped because the replica cannot win; `promised` is then an upper bound.
+        requests_needed: Measured requests of each load that its percentiles need, unless the verdict is clear earlier.
+        supported: Whether the deciding load had that many, or a clear verdict.
+        strain: Worst ratio of value to limit at the load at which constraints were relaxed.
     """
 
     promised: Carried
@@ -114,12 +117,12 @@ class ReplicaCapacity(Strict):
 
     @property
     def rate_per_s(self) -> float | None:
-        """What is promised."""
+        """The promised rate."""
         return self.promised.rate_per_s
 
     @property
     def binding(self) -> Constraint | None:
-        """The constraint whose relief took away the largest share of the strain; None where nothing was missed."""
+        """The constraint whose relaxation removes the largest share of the strain; None if no load missed."""
         best = max(self.reliefs, key=lambda each: each.gain, default=None)
         return None if best is None or best.gain <= 0 else best.constraint
 
@@ -137,7 +140,7 @@ class _Seen(NamedTuple):
 
 
 def max_rate_of(task: Task) -> ReplicaCapacity:
-    """Return the most one replica carries, and what binds it."""
+    """Return the highest rate of one replica, and its binding constraint."""
     bench = LoadBench(task)
     slow, fast = task.interval
     idle = bench.idle(slow)
@@ -172,7 +175,7 @@ def max_rate_of(task: Task) -> ReplicaCapacity:
 
 
 def relieved(task: Task, found: ReplicaCapacity) -> ReplicaCapacity:
-    """Return what a replica carries with what binds it at the load that just missed."""
+    """Return a replica's capacity with its binding constraint at the load that just missed."""
     above = found.promised.above_per_s
     if above is None:
         return found
@@ -193,17 +196,17 @@ def _given_up(bench: LoadBench, seen: _Seen, least_per_s: float, idle: RateResul
 
 
 def _beside(bench: LoadBench, slowdown: Slowdown, known: Carried | None, of: Slowdown, start_per_s: float) -> Carried:
-    """Search at another slowdown, beginning where a known one and the ratio of the two point to."""
+    """Search at another slowdown, starting from a known result scaled by the ratio of the slowdowns."""
     from_per_s = (known.rate_per_s if known is not None else None) or start_per_s
     begin_per_s = min(from_per_s * of.step / slowdown.step, bench.task.enough_per_s or math.inf)
     return _search(bench, _Seen(slowdown, {}), begin_per_s, OTHER_TOLERANCE, bench.idle(slowdown))
 
 
 def _search(bench: LoadBench, seen: _Seen, start_per_s: float, tolerance: float, idle: RateResult) -> Carried:
-    """Bracket the highest load that keeps every objective, then narrow the bracket.
+    """Bracket the highest load that meets every objective, then narrow the bracket.
 
-    Latency is taken to grow with the load; where noise makes a lower load miss what a higher one kept, the answer is
-    the highest load below which nothing was missed.
+    Latency is assumed to grow with the load. If noise makes a lower load miss what a higher one meets, the result is
+    the highest load below which no load missed.
     """
     if not idle.met:
         return Carried(rate_per_s=None, limited_by=_first(idle))
@@ -223,7 +226,7 @@ def _search(bench: LoadBench, seen: _Seen, start_per_s: float, tolerance: float,
 def _bracket(
     bench: LoadBench, seen: _Seen, start_per_s: float, enough_per_s: float | None
 ) -> tuple[float | None, float | None]:
-    """Return a load that is kept and one above it that is missed; None for the end that was not found."""
+    """Return a load that meets the objectives and a higher one that misses; None for an end not found."""
     rate = start_per_s
     if _holds(bench, seen, rate):
         while rate < start_per_s * SPAN:
@@ -249,25 +252,25 @@ def _holds(bench: LoadBench, seen: _Seen, rate_per_s: float) -> bool:
 
 
 def _share(low: RateResult, high: RateResult) -> float:
-    """Return where in a bracket the worst ratio is expected to pass 1."""
+    """Return the fraction of a bracket at which the worst ratio is expected to reach 1."""
     below = -math.log(max(low.worst_ratio, 1 / MOST_STRAIN))
     above = math.log(min(max(high.worst_ratio, 1.0), MOST_STRAIN))
     return min(FAR, max(NEAR, below / (below + above))) if below + above > 0 else 0.5
 
 
 def _first(result: RateResult) -> str:
-    """Return the objective that fails first: furthest past its limit, or nearest to it."""
+    """Return the objective that is missed first: furthest beyond its limit, or nearest to it."""
     return result.missed[0] if result.missed else result.tightest
 
 
 def sweep_rates(task: Task, rates_per_s: Sequence[float]) -> tuple[RateProbe, ...]:
-    """Return what a replica shows at each of some loads, at the unfavourable end of the interval."""
+    """Return a replica's figures at each load, at the unfavourable end of the interval."""
     bench = LoadBench(task)
     return tuple(probe_of(bench.verdict(rate, task.interval.slow, least_windows=2)) for rate in rates_per_s)
 
 
 def probe_of(seen: RateResult) -> RateProbe:
-    """Return a load's figures as they are kept."""
+    """Return a load's figures in stored form."""
     return RateProbe(
         rate_per_s=seen.rate_per_s,
         met=seen.met,
@@ -282,7 +285,7 @@ def probe_of(seen: RateResult) -> RateProbe:
 
 
 def figures_of(level: LevelSummary) -> dict[str, Any]:
-    """Return what is kept of a level, whether it was measured or simulated."""
+    """Return the stored figures of a level, measured or simulated."""
     ttft, itl, tpot, e2e = level.ttft_s, level.itl_s, level.tpot_s, level.e2e_s
     return {
         "requests": level.requests,
@@ -299,7 +302,7 @@ def figures_of(level: LevelSummary) -> dict[str, Any]:
 
 
 def _reliefs(bench: LoadBench, rate_per_s: float, slowdown: Slowdown) -> tuple[float, tuple[Relief, ...]]:
-    """Simulate the load that missed again and again, each time with one resource a quarter easier."""
+    """Simulate the load that missed repeatedly, each time with one constraint relaxed by a quarter."""
     eased: dict[Constraint, RateResult] = {
         name: bench.eased(rate_per_s, slowdown, ratios=ratios) for name, ratios in _PARTS.items()
     }

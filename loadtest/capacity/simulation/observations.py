@@ -1,11 +1,12 @@
-"""What simulated servers showed of their measured requests, as arrays: figures and verdicts at any slowdown.
+"""Figures and verdicts of simulated servers' measured requests, as arrays, at any slowdown.
 
-Latencies are those of `loadtest.metrics`, computed from the batcher's spans instead of from records: a simulation that
-finds a p99 makes tens of millions of tokens, and a record keeps the time of each. A test holds the two equal.
+Latencies are defined as in `loadtest.metrics` but computed from the batcher's spans instead of records: a simulation
+that resolves a p99 produces tens of millions of tokens, and a record stores the time of each. A test checks that both
+agree.
 
-Where nothing outside the engine has a time scale of its own, an engine whose every iteration takes `s` times as long
-under `r` requests/s shows the latencies of the original engine under `s r` requests/s, each times `s`. One simulation
-then serves every slowdown; `stretch` is that factor.
+If nothing outside the engine has its own time scale, an engine whose iterations take `s` times as long at `r`
+requests/s has the latencies of the original engine at `s r` requests/s, times `s`. One simulation therefore serves
+every slowdown; `stretch` is that factor.
 """
 
 from __future__ import annotations
@@ -25,37 +26,28 @@ from loadtest.metrics import LevelSummary, Spread, verdicts_of
 from loadtest.scenario import Goodput, Objectives, Verdict
 from loadtest.simulate import Ended, VirtualServer
 
-GROWTH_RATIO = 0.03  # of the measured requests: a queue that grows by more, and by more than chance, is not stable
+GROWTH_RATIO = (
+    0.03  # of the measured requests: a queue that grows by more than this, and by more than chance, is unstable
+)
 CHANCE = 3.0  # standard deviations of the number in flight
 QUEUE = "growing queue"
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
-BLOCKS = 8  # stretches of consecutive requests in each window, to see how far neighbours are alike
+BLOCKS = 8  # blocks of consecutive requests per window, to estimate the correlation of neighbours
 
 _Floats = npt.NDArray[np.float64]
 _Counts = npt.NDArray[np.int64]
 _Bools = npt.NDArray[np.bool_]
 
 
-class _Part(NamedTuple):
-    """Measured requests of one server in one window; gaps by the iterations they are made of."""
+class _Requests(NamedTuple):
+    """Measured requests of one server in one window, or of all windows, in send order within each window.
 
-    window: int
-    names: list[str]
-    sent_s: _Floats
-    first_s: _Floats
-    last_s: _Floats
-    tokens: _Counts
-    is_ok: _Bools
-    deltas_s: _Floats
-    span_row: _Counts
-    span_first: _Counts
-    span_last: _Counts
-    cross_row: _Counts
-    cross_s: _Floats
-
-
-class _Table(NamedTuple):
-    """All parts as one, in the order requests were sent within each window."""
+    Attributes:
+        window: The window in which each request was sent; like `names` to `is_ok`, one entry per request.
+        deltas_s: Duration of each iteration; gaps between tokens are sums of these.
+        span_row: The request of each span of uninterrupted iterations, from `span_first` to `span_last`.
+        cross_row: The request of each pause between two spans; `cross_s` is its duration.
+    """
 
     window: _Counts
     names: npt.NDArray[np.str_]
@@ -77,49 +69,49 @@ class Observations:
     """Measured requests over windows and replicas.
 
     Attributes:
-        refused: Requests by why they did not end well.
-        kv_ratio: Share of the KV cache in use, as ending requests found it.
-        waiting: Requests in no iteration, as ending requests found them.
+        refused: Number of failed requests by reason.
+        kv_ratio: Share of the KV cache in use when a request ended.
+        waiting: Requests in no iteration when a request ended.
     """
 
     refused: dict[str, int] = field(default_factory=dict)
     kv_ratio: list[float] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
-    _parts: list[_Part] = field(default_factory=list)
+    _parts: list[_Requests] = field(default_factory=list)
     _lead: list[tuple[int, _Floats, _Floats]] = field(default_factory=list)
     _windows: list[tuple[float, float]] = field(default_factory=list)
-    _table: _Table | None = None
+    _table: _Requests | None = None
 
     @property
     def windows(self) -> int:
-        """How many windows were simulated."""
+        """Number of simulated windows."""
         return len(self._windows)
 
     @property
     def requests(self) -> int:
-        """Measured requests."""
+        """Number of measured requests."""
         return sum(len(part.sent_s) for part in self._parts)
 
     @property
     def window_s(self) -> float:
-        """Length of all windows together."""
+        """Total length of all windows, in seconds."""
         return sum(end_s - begin_s for begin_s, end_s in self._windows)
 
     def begin_window(self, sample: TrafficSample) -> None:
-        """Take what follows as of another window."""
+        """Start the next window."""
         self._windows.append((sample.measure_s, sample.end_s))
 
     def note_state(self, server: VirtualServer) -> None:
-        """Look at the batcher, as an ending request finds it."""
+        """Record the batcher's state when a request ends."""
         state = server.batcher.snapshot()
         self.kv_ratio.append(state.kv_used_blocks / state.kv_max_blocks)
         self.waiting.append(state.queued + state.active - state.generation_requests)
 
     def add(self, server: VirtualServer, ended: Sequence[Ended], lead: Sequence[Ended] = ()) -> None:
-        """Add what a server showed of the measured requests of the window begun last.
+        """Add the measured requests of the latest window from a server.
 
         Args:
-            lead: Requests sent before them, which they share the engine with.
+            lead: Requests sent before them that shared the engine.
         """
         self._table = None
         done = [each for each in lead if each.outcome == "ok"]
@@ -144,7 +136,7 @@ class Observations:
         self._table = None
 
     def level(self, name: str, wanted: Objectives | None, *, rate_per_s: float, stretch: float = 1.0) -> LevelSummary:
-        """Return the figures of a class, or of all requests under an empty name."""
+        """Return the figures of a class; the empty name is all requests."""
         table = self._whole()
         chosen = _of_class(table, name)
         ok = chosen & table.is_ok
@@ -179,7 +171,7 @@ class Observations:
         )
 
     def in_flight(self) -> float:
-        """Return the mean number of requests under way, by Little's law."""
+        """Return the mean number of requests in flight, by Little's law."""
         table = self._whole()
         return float((table.last_s - table.sent_s)[table.is_ok].sum()) / self.window_s if self.window_s else 0.0
 
@@ -189,9 +181,9 @@ class Observations:
         """Return figures and verdicts.
 
         Args:
-            objectives: By class; those of all requests under an empty name.
-            rate_per_s: What was offered, after the stretch.
-            is_steady: Whether the number of requests in flight should stand still; not where replicas come or go.
+            objectives: By class; the empty name is all requests together.
+            rate_per_s: Offered rate, after the stretch.
+            is_steady: Whether the number of requests in flight should be stationary; not if replicas come or go.
         """
         present = ["", *sorted(set(self._whole().names.tolist()) - {""})]
         levels = {
@@ -208,7 +200,6 @@ class Observations:
         return RateResult(
             rate_per_s,
             levels[""],
-            {name: level for name, level in levels.items() if name},
             tuple(verdicts),
             max(_ratio(each) for each in verdicts),
             float(np.mean(self.kv_ratio or [0.0])),
@@ -217,7 +208,7 @@ class Observations:
         )
 
     def confidence(self, objectives: Mapping[str, Objectives], *, z: float, stretch: float = 1.0) -> Confidence:
-        """Return which objectives are kept, which missed, and which are open, at so many standard deviations."""
+        """Return which objectives are met, missed and undecided, at `z` standard deviations."""
         missed: list[str] = []
         undecided: list[str] = []
         table = self._whole()
@@ -252,18 +243,18 @@ class Observations:
         ratio = growth / max(len(table.sent_s), 1)
         return Verdict(QUEUE, GROWTH_RATIO, ratio, ratio <= GROWTH_RATIO)
 
-    def _whole(self) -> _Table:
+    def _whole(self) -> _Requests:
         if self._table is None:
             self._table = _joined(self._parts)
         return self._table
 
 
 class Confidence(NamedTuple):
-    """What an amount of simulation can tell of the objectives.
+    """What the simulation so far implies for the objectives.
 
     Attributes:
-        missed: Objectives whose interval lies wholly on the wrong side.
-        undecided: Objectives whose interval holds the limit.
+        missed: Objectives whose interval lies entirely beyond the limit.
+        undecided: Objectives whose interval contains the limit.
     """
 
     missed: tuple[str, ...]
@@ -271,21 +262,20 @@ class Confidence(NamedTuple):
 
     @property
     def met(self) -> bool | None:
-        """Whether every objective is kept; None while it cannot be told."""
+        """Whether every objective is met; None while undecided."""
         return False if self.missed else None if self.undecided else True
 
 
 class RateResult(NamedTuple):
-    """One load simulated: its figures, by class where there are classes, and each objective's verdict.
+    """One simulated load: its figures, and each objective's verdict.
 
     Attributes:
-        worst_ratio: The largest of what was found over its limit; above 1, an objective was missed.
-        kv_ratio: Mean share of the KV cache in use, as ending requests found it; `kv_most` the largest.
+        worst_ratio: Largest ratio of value to limit; above 1, an objective is missed.
+        kv_ratio: Mean share of the KV cache in use when requests ended; `kv_most` is the largest.
     """
 
     rate_per_s: float
     level: LevelSummary
-    by_class: dict[str, LevelSummary]
     verdicts: tuple[Verdict, ...]
     worst_ratio: float
     kv_ratio: float
@@ -294,21 +284,21 @@ class RateResult(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Whether every objective was kept, and the queue did not grow."""
+        """Whether every objective is met and the queue is stable."""
         return all(each.met for each in self.verdicts)
 
     @property
     def missed(self) -> tuple[str, ...]:
-        """Objectives that were missed, the one furthest from its limit first."""
+        """Objectives that were missed, furthest beyond the limit first."""
         return tuple(each.objective for each in sorted(self.verdicts, key=_ratio, reverse=True) if not each.met)
 
     @property
     def tightest(self) -> str:
-        """The objective nearest to its limit, or furthest past it."""
+        """The objective nearest to its limit, or furthest beyond it."""
         return max(self.verdicts, key=_ratio).objective
 
 
-def _part(window: int, left_s: _Floats, ended: Sequence[Ended]) -> _Part:
+def _part(window: int, left_s: _Floats, ended: Sequence[Ended]) -> _Requests:
     ordered = sorted(ended, key=lambda each: each.sent.sent_s)
     spans = [(row, first, last) for row, each in enumerate(ordered) for first, last in each.spans]
     row, first, last = (np.array(column, dtype=np.int64) for column in zip(*spans, strict=True)) if spans else _NO_SPANS
@@ -322,12 +312,12 @@ def _part(window: int, left_s: _Floats, ended: Sequence[Ended]) -> _Part:
     first_s, last_s = np.full(len(ordered), math.nan), np.full(len(ordered), math.nan)
     tokens = np.zeros(len(ordered), dtype=np.int64)
     if len(row):
-        first_s[row[::-1]] = left_s[first[::-1]]  # of several spans, the first one's beginning and the last one's end
+        first_s[row[::-1]] = left_s[first[::-1]]  # for several spans: the first one's start and the last one's end
         last_s[row] = left_s[last]
         np.add.at(tokens, row, last - first + 1)
-    return _Part(
-        window,
-        [each.sent.turn.class_name or "" for each in ordered],
+    return _Requests(
+        np.full(len(ordered), window, dtype=np.int64),
+        np.array([each.sent.turn.class_name or "" for each in ordered], dtype=np.str_),
         np.array([each.sent.sent_s for each in ordered]),
         first_s,
         last_s,
@@ -345,28 +335,17 @@ def _part(window: int, left_s: _Floats, ended: Sequence[Ended]) -> _Part:
 _NO_SPANS = (np.array([], dtype=np.int64),) * 3
 
 
-def _joined(parts: Sequence[_Part]) -> _Table:
+def _joined(parts: Sequence[_Requests]) -> _Requests:
     rows = np.cumsum([0, *(len(part.sent_s) for part in parts)])
     steps = np.cumsum([0, *(len(part.deltas_s) for part in parts)])
     places = list(enumerate(parts))
 
-    def column(name: str) -> npt.NDArray[np.float64]:
-        return np.concatenate([getattr(part, name) for part in parts]) if parts else np.array([])
-
-    table = _Table(
-        np.repeat([part.window for part in parts], [len(part.sent_s) for part in parts]).astype(np.int64),
-        np.array([name for part in parts for name in part.names], dtype=np.str_),
-        column("sent_s"),
-        column("first_s"),
-        column("last_s"),
-        column("tokens").astype(np.int64),
-        column("is_ok").astype(bool),
-        column("deltas_s"),
-        np.concatenate([part.span_row + rows[place] for place, part in places]),
-        np.concatenate([part.span_first + steps[place] for place, part in places]),
-        np.concatenate([part.span_last + steps[place] for place, part in places]),
-        np.concatenate([part.cross_row + rows[place] for place, part in places]),
-        column("cross_s"),
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _Requests._fields}
+    table = _Requests(**columns)._replace(
+        span_row=np.concatenate([part.span_row + rows[place] for place, part in places]),
+        span_first=np.concatenate([part.span_first + steps[place] for place, part in places]),
+        span_last=np.concatenate([part.span_last + steps[place] for place, part in places]),
+        cross_row=np.concatenate([part.cross_row + rows[place] for place, part in places]),
     )
     order = np.lexsort((table.sent_s, table.window))
     if (order[1:] > order[:-1]).all():
@@ -374,22 +353,22 @@ def _joined(parts: Sequence[_Part]) -> _Table:
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return table._replace(
-        **{name: getattr(table, name)[order] for name in _Table._fields[:7]},
+        **{name: getattr(table, name)[order] for name in _Requests._fields[:7]},
         span_row=back[table.span_row],
         cross_row=back[table.cross_row],
     )
 
 
-def _of_class(table: _Table, name: str) -> _Bools:
+def _of_class(table: _Requests, name: str) -> _Bools:
     return np.asarray(table.names == name) if name else np.ones(len(table.sent_s), dtype=bool)
 
 
-def _tpot_s(table: _Table) -> _Floats:
+def _tpot_s(table: _Requests) -> _Floats:
     return np.asarray((table.last_s - table.first_s) / np.maximum(table.tokens - 1, 1))
 
 
-def _gaps(table: _Table, chosen: _Bools) -> tuple[_Floats, _Counts]:
-    """Return gaps between tokens of some requests, and how many requests each iteration's gap is of."""
+def _gaps(table: _Requests, chosen: _Bools) -> tuple[_Floats, _Counts]:
+    """Return the gaps between tokens of some requests, and the number of requests that share each iteration's gap."""
     spans = chosen[table.span_row]
     size = len(table.deltas_s) + 2
     marks = np.bincount(table.span_first[spans] + 1, minlength=size)
@@ -403,8 +382,8 @@ def _gaps(table: _Table, chosen: _Bools) -> tuple[_Floats, _Counts]:
     )
 
 
-def _gaps_within(table: _Table, limit_s: float) -> tuple[_Counts, _Counts]:
-    """Return of each request its gaps within a limit, and all of its gaps."""
+def _gaps_within(table: _Requests, limit_s: float) -> tuple[_Counts, _Counts]:
+    """Return each request's number of gaps within a limit, and its total number of gaps."""
     upto = np.concatenate([[0], np.cumsum(table.deltas_s <= limit_s)])
     within, gaps = np.zeros(len(table.sent_s), dtype=np.int64), np.zeros(len(table.sent_s), dtype=np.int64)
     np.add.at(within, table.span_row, upto[table.span_last + 1] - upto[table.span_first + 1])
@@ -414,10 +393,10 @@ def _gaps_within(table: _Table, limit_s: float) -> tuple[_Counts, _Counts]:
     return within, gaps
 
 
-def _kept(table: _Table, wanted: Goodput, stretch: float) -> _Bools:
-    """Return which requests kept every limit of a goodput; a failed one kept none."""
+def _kept(table: _Requests, wanted: Goodput, stretch: float) -> _Bools:
+    """Return which requests met every limit of a goodput objective; failed requests did not."""
     longest_s = np.zeros(len(table.sent_s))
-    if wanted.itl_s is not None:  # any gap past the limit stands for the longest
+    if wanted.itl_s is not None:  # a gap beyond the limit stands for the longest gap
         within, gaps = _gaps_within(table, wanted.itl_s / stretch)
         longest_s[within < gaps] = math.inf
     met = wanted.is_met_by(
@@ -430,9 +409,9 @@ def _kept(table: _Table, wanted: Goodput, stretch: float) -> _Bools:
 
 
 def _shares(
-    table: _Table, wanted: Objectives, chosen: _Bools, stretch: float
+    table: _Requests, wanted: Objectives, chosen: _Bools, stretch: float
 ) -> list[tuple[str, float, _Floats, _Floats]]:
-    """Return each objective as a share: its name, what is wanted of it, and per request the good and all things."""
+    """Return each objective as a share: name, required share, and per request the good and the total count."""
     ones = np.ones(int(chosen.sum()))
     ok = table.is_ok
     found: list[tuple[str, float, _Floats, _Floats]] = []
@@ -462,7 +441,7 @@ def _shares(
 
 
 def _block_edges(window: _Counts) -> _Counts:
-    """Return where each block of consecutive requests begins; no block spans two windows."""
+    """Return the start of each block of consecutive requests; no block spans two windows."""
     begins = np.flatnonzero(np.diff(window, prepend=-1))
     ends = [*begins[1:].tolist(), len(window)]
     edges = [
@@ -473,7 +452,7 @@ def _block_edges(window: _Counts) -> _Counts:
 
 
 def _growth(sent_s: _Floats, done_s: _Floats, begin_s: float, end_s: float) -> float:
-    """Return by how many more requests were in flight at a window's end than at its middle, beyond chance."""
+    """Return the growth of requests in flight from a window's middle to its end, beyond chance."""
 
     def in_flight(at_s: float) -> int:
         return int(((sent_s <= at_s) & (done_s > at_s)).sum())
@@ -487,7 +466,7 @@ def _named(name: str, objective: str) -> str:
 
 
 def _ratio(verdict: Verdict) -> float:
-    """Return how far an objective is from its limit: found over limit; for goodput, missed over what may be missed."""
+    """Return an objective's ratio of value to limit; for goodput, the missed share over the allowed share."""
     if verdict.found is None:
         return math.inf
     if verdict.objective.endswith("goodput"):
@@ -502,7 +481,7 @@ def _plain(values: _Floats) -> Spread | None:
 
 
 def weighted_spread(values: _Floats, counts: _Counts) -> Spread | None:
-    """Return how values are spread, each there so many times: as `metrics.spread` of all of them written out.
+    """Return the spread of values with multiplicities; equals `metrics.spread` of the expanded values.
 
     >>> weighted_spread(np.array([1.0, 2.0, 4.0]), np.array([2, 1, 1])).p50
     1.5

@@ -1,4 +1,4 @@
-"""One replica under the demand's traffic in virtual time: windows of one load, each from an idle start."""
+"""One replica under the demand's traffic in virtual time: windows of one load, each starting idle."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from loadtest.results import Phase
 from loadtest.simulate import Arrivals, Ended, Sent, VirtualServer
 from loadtest.traffic import Turn
 
-STATE_EVERY = 4  # of ending requests, one in so many looks at the KV cache
+STATE_EVERY = 4  # the KV cache is sampled at one in this many ending requests
 
 
 class Slowdown(NamedTuple):
-    """How many times as long as predicted things take: an end of the prediction's interval. Queues are simulated.
+    """Ratios of actual to predicted durations at one end of the prediction interval. Queueing is simulated.
 
     Attributes:
-        step: Every iteration.
-        host: What the engine's own loop and the server above it add to an iteration, to a request and to a token.
+        step: Applied to every iteration.
+        host: Applied to host times of the engine's loop and its server, per iteration, request and token.
     """
 
     step: float = 1.0
@@ -33,7 +33,7 @@ class Slowdown(NamedTuple):
 
     @property
     def is_uniform(self) -> bool:
-        """Whether everything is slowed alike, so that a simulation of the middle tells it; see `observations`."""
+        """Whether all parts slow down alike, so that one simulation serves every slowdown; see `observations`."""
         return self.step == self.host
 
 
@@ -41,7 +41,7 @@ NONE = Slowdown()
 
 
 def batcher_of(manifest: EngineManifest, ratios: StepCost, *, max_queue_size: int = 0) -> Batcher:
-    """Return an idle batcher of an engine, each part of its steps times a ratio."""
+    """Return an idle batcher of an engine, with ratios applied to the parts of its step cost."""
     priced = (manifest.step_time, manifest.model, manifest.gpu)
     source = _step_time(
         *(each.model_dump_json() for each in priced),
@@ -57,7 +57,7 @@ def batcher_of(manifest: EngineManifest, ratios: StepCost, *, max_queue_size: in
 def _step_time(
     choice: str, model: str, gpu: str, precision: str, kv_format: KvFormat, tensor_parallel: int, ratios: StepCost
 ) -> StepTime:
-    """Make a step-time source once for all the batchers it prices: reading measured tables takes seconds."""
+    """Return a step-time source, cached for all batchers: reading measured tables takes seconds."""
     source = step_time_of(
         StepTimeChoice.model_validate_json(choice),
         ModelSpec.model_validate_json(model),
@@ -70,18 +70,18 @@ def _step_time(
 
 
 def slowed_parts(slowdown: Slowdown, ratios: StepCost) -> StepCost:
-    """Return ratios on the parts of a step's cost with a slowdown laid over them: the host's part takes the host's."""
+    """Return ratios on the parts of a step's cost with a slowdown applied; the host part takes the host's slowdown."""
     parts = StepCost._make(part * slowdown.step for part in ratios)
     return parts._replace(host_s=ratios.host_s * slowdown.host)
 
 
 def host_of(manifest: EngineManifest, slower: float = 1.0) -> Host:
-    """Return the host above an engine, where a calibration found one."""
+    """Return the host model of an engine, if it has a calibration."""
     return (manifest.step_time.host or Host()).slowed(slower)
 
 
 def sent_of(sample: TrafficSample) -> list[Sent]:
-    """Return a window's requests as the virtual server takes them."""
+    """Return a window's requests in the virtual server's format."""
     return [_sent(place, ask, sample) for place, ask in enumerate(sample.asks)]
 
 
@@ -99,11 +99,11 @@ def simulate(
     ratios: StepCost | None = None,
     into: Observations | None = None,
 ) -> Observations:
-    """Return what one replica shows under windows of traffic.
+    """Return the observations of one replica under windows of traffic.
 
     Args:
-        ratios: On the parts of a step's cost, beside the slowdown.
-        into: Earlier windows that these are added to.
+        ratios: On the parts of a step's cost, in addition to the slowdown.
+        into: Observations of earlier windows to add to.
     """
     parts = slowed_parts(slowdown, ratios or uniform(1.0))
     found = Observations() if into is None else into
@@ -114,7 +114,7 @@ def simulate(
 
 
 def collect(server: VirtualServer, sample: TrafficSample, into: Observations) -> None:
-    """Run a server until its measured requests have ended, and add what they were."""
+    """Run a server until its measured requests have ended, and add them to the observations."""
     into.begin_window(sample)
     open_requests = sum(sample.measure_s <= each.at_s < sample.end_s for each in sample.asks)
     ended: list[Ended] = []
@@ -130,7 +130,7 @@ def collect(server: VirtualServer, sample: TrafficSample, into: Observations) ->
 
 
 def _run(server: VirtualServer, open_requests: int) -> Iterator[Ended]:
-    """Yield requests as they end, up to the last measured one: what is sent behind it only kept the load up."""
+    """Yield requests as they end, up to the last measured one; later ones only maintain the load."""
     if not open_requests:
         return
     for each in server.run():
@@ -141,7 +141,7 @@ def _run(server: VirtualServer, open_requests: int) -> Iterator[Ended]:
 
 
 def evened(sample: TrafficSample, share: float) -> TrafficSample:
-    """Return the same requests in the same order, moved a share of the way to even spacing."""
+    """Return the same requests in the same order, with send times moved partway to even spacing."""
     asks = sample.asks
     begin_s, gap_s = asks[0].at_s, (asks[-1].at_s - asks[0].at_s) / max(1, len(asks) - 1)
     moved = tuple(

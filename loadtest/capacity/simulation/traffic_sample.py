@@ -1,4 +1,4 @@
-"""From a demand to requests: the day's curve, its peak, and windows of the peak at any rate for a simulation."""
+"""Traffic of a demand: the day's curve, its peak, and windows of the peak at any rate for simulation."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from loadtest.capacity.inputs import Demand, Described, Scale, least_tail
 from loadtest.scenario import HASH_BLOCK_TOKENS, Kind, Scenario, Trace, read_trace
 from loadtest.traffic import ConversationSampler, ConversationState
 
-# So many requests beyond a limit are enough to tell its share to about one part in seven (one standard deviation of a
-# Poisson count of 50): a p99 then lies between what the p98.8 and the p99.2 of endless traffic would be.
+# 50 requests beyond a limit determine their share to about one part in seven (one standard deviation of a Poisson
+# count): a p99 is then between the p98.8 and the p99.2 of infinite traffic.
 EXCEEDANCES = 50
 LEAST_REQUESTS = 1000
-# Ten times as many requests as there are slots are ten lives of a full batch.
+# Ten times as many requests as slots: a full batch turns over ten times.
 MEASURED_TURNOVERS = 10
-LEAD_RATIO = 0.2  # of a trace's window: what is replayed before it, unmeasured
-SAMPLED = 4096  # conversations that means are taken of
+LEAD_RATIO = 0.2  # part of a trace's window that is replayed before the measured part
+SAMPLED = 4096  # conversations that means are estimated from
 SLOT_S = 60.0  # resolution of a day's curve
 DAY_S = 86_400.0
-NOMINAL_ITL_S = 0.02  # how fast a reply is taken to come when the time of a conversation's next turn is drawn
+NOMINAL_ITL_S = 0.02  # assumed speed of replies when drawing the time of a conversation's next turn
 HOUR_S = 3600.0
 MINUTE_S = 60.0
 MINUTES = 60
-# Correlation of the rates of neighbouring minutes, about their trend, in Azure's conversation trace of 2023-11-16.
+# Correlation of the rates of neighbouring minutes about their trend, in Azure's conversation trace of 2023-11-16.
 MINUTE_CORRELATION = 0.66
-SAMPLED_HOURS = 2000  # that the ratio of the busiest window to its hour is taken of
-JITTER_S = 30.0  # copies of a trace's request are sent within so much of the original: they are other users
-GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it, without their whole part, fill an interval evenly
-SMALL_SHARE = 0.1  # of the KV cache, that shared beginnings may take to be never evicted
-_ROOM = 1 << 20  # conversations of one window
+SAMPLED_HOURS = 2000  # samples for the ratio of the busiest window to its hour
+JITTER_S = 30.0  # copies of a trace's request are sent within this time of the original, as other users' requests
+GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of the golden ratio, modulo 1, fill an interval evenly
+SMALL_SHARE = 0.1  # of the KV cache: shared prefixes up to this share are assumed never to be evicted
+_ROOM = 1 << 20  # conversations per window
 
 _Floats = npt.NDArray[np.float64]
 
 
 class SimRequest(NamedTuple):
-    """One request: when, how long, of which class, and what its prompt begins with.
+    """One request: send time, lengths, class and shared prefix.
 
     Attributes:
         osl: Tokens at which the model ends its reply.
-        max_tokens: Tokens asked for at most; None: as many as the reply has.
+        max_tokens: Requested maximum; None: the length of the reply.
     """
 
     at_s: float
@@ -60,7 +60,7 @@ class SimRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrafficSample:
-    """Requests to simulate from an empty start; those sent from `measure_s` to `end_s` are measured."""
+    """Requests to simulate from an idle start; those sent between `measure_s` and `end_s` are measured."""
 
     asks: tuple[SimRequest, ...]
     measure_s: float
@@ -69,12 +69,12 @@ class TrafficSample:
 
 @dataclass(frozen=True, slots=True)
 class RateCurve:
-    """Requests a second over a day, or over as much of it as a trace has; today's, before growth.
+    """Requests per second over a day, or over the length of a trace; today's, before growth.
 
     Attributes:
         rates_per_s: By slot of `SLOT_S`.
-        peak_per_s: Mean over the busiest `peak_window_s`: of a described day, as its busiest hour is expected to have.
-        hour_per_s: Of a described day, its busiest hour's mean; of a trace, the peak.
+        peak_per_s: Mean over the busiest `peak_window_s`; for a described day, its expected value in the busiest hour.
+        hour_per_s: For a described day, the busiest hour's mean; for a trace, the peak.
     """
 
     rates_per_s: _Floats
@@ -83,12 +83,12 @@ class RateCurve:
 
     @property
     def mean_per_s(self) -> float:
-        """Over the whole curve."""
+        """Mean over the whole curve."""
         return float(self.rates_per_s.mean())
 
     @property
     def is_day(self) -> bool:
-        """Whether it covers a whole day, so that what is summed over it can be multiplied to a month."""
+        """Whether the curve covers a whole day, so that its sums can be extrapolated to a month."""
         return len(self.rates_per_s) * SLOT_S >= DAY_S
 
 
@@ -96,7 +96,7 @@ class LengthProfile(NamedTuple):
     """Lengths of a demand's requests, in tokens.
 
     Attributes:
-        max_tokens: The largest number of reply tokens that a request asks for at most.
+        max_tokens: The largest `max_tokens` of any request.
     """
 
     mean_isl: float
@@ -107,9 +107,9 @@ class LengthProfile(NamedTuple):
 
 
 def requests_needed(demand: Demand, slots: int) -> int:
-    """Return how many measured requests a simulation takes for its percentiles to be supported.
+    """Return the number of measured requests that a simulation needs to support its percentiles.
 
-    The rarest class decides: its own objectives need as many of its own requests.
+    The rarest class decides: its own objectives need that many of its own requests.
     """
     total = sum(each.weight for each in demand.classes) or 1.0
     shares = {"": 1.0} | {each.name: each.weight / total for each in demand.classes}
@@ -130,10 +130,10 @@ def curve_of(demand: Demand, folder: Path) -> RateCurve:
 
 
 def shape_of(demand: Demand, folder: Path) -> LengthProfile:
-    """Return mean and longest lengths of a demand's requests.
+    """Return the mean and longest lengths of a demand's requests.
 
     Raises:
-        UserError: A length has no upper bound: no engine is built for that.
+        UserError: A length has no upper bound, but an engine needs one.
     """
     if isinstance(demand.traffic, Trace):
         asks = _trace(demand.traffic.model_dump_json(), str(folder))
@@ -153,7 +153,7 @@ def shape_of(demand: Demand, folder: Path) -> LengthProfile:
 
 
 def _max_tokens(kind: Kind, demand: Demand, longest_osl: int) -> int:
-    """Return how many reply tokens the requests of a class ask for at most."""
+    """Return the default `max_tokens` of a class's requests."""
     return kind.lengths.max_tokens or demand.most_tokens(longest_osl)
 
 
@@ -172,7 +172,7 @@ def _times(tokens: int, ratio: float) -> int:
 
 
 def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
-    """Return the longest prompt and reply of a class; what grows by turns, as it was seen."""
+    """Return the longest prompt and reply of a class; lengths that grow with turns are taken from the draws."""
     prefix = kind.prefixes.tokens if kind.prefixes else 0
     if kind.lengths.pairs is not None and not kind.conversation:
         longest_isl, longest_osl = (max(column) for column in zip(*kind.lengths.pairs.rows, strict=True))
@@ -205,18 +205,18 @@ def _scenario(traffic: Described, seed: int, folder: Path) -> Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One window that a simulation asks of the traffic.
+    """A window of traffic to sample for a simulation.
 
     Attributes:
-        rate_per_s: Requests a second, mean of the busiest `peak_window_s`.
-        measure_s: Length of the measured part; of a trace or of varying traffic, at most the busiest window.
-        lead_s: What is sent before it, unmeasured, so that the batch is full and mixed.
-        tail_s: What is sent behind it, so that the last measured requests end under load.
-        tokens_per_block: Of the engine, where it finds KV blocks again; None: what prompts share is of no use to it.
-        kv_tokens: That its KV cache holds; 0 where nobody says.
-        window: Number of the window; each is drawn from the seed and its number.
-        windows: How many there are: they lie evenly over the busiest `peak_window_s`.
-        is_varying: Whether the rate varies from minute to minute as in the busiest window; else it is even.
+        rate_per_s: Requests per second, mean of the busiest `peak_window_s`.
+        measure_s: Length of the measured part; for a trace or varying traffic, at most the busiest window.
+        lead_s: Unmeasured time before it, in which the batch fills and mixes.
+        tail_s: Time after it, so that the last measured requests end under load.
+        tokens_per_block: Of the engine, if it reuses KV blocks; None: shared prefixes have no effect.
+        kv_tokens: Capacity of its KV cache; 0 if unknown.
+        window: Index of the window; each is drawn from the seed and its index.
+        windows: Number of windows; they are spread evenly over the busiest `peak_window_s`.
+        is_varying: Whether the rate varies per minute as in the busiest window; if not, it is constant.
     """
 
     rate_per_s: float
@@ -233,8 +233,8 @@ class Wanted:
 def window_of(demand: Demand, folder: Path, wanted: Wanted) -> TrafficSample:
     """Return one window of the demand's peak at a rate.
 
-    Of a trace it is a part of the busiest window: thinned at random where less than all of its traffic is wanted;
-    where more is, requests are copied, each copy a user of its own, sent a little earlier or later.
+    For a trace it is a part of the busiest window. To lower the rate, requests are dropped at random; to raise it,
+    requests are copied, each copy as another user's request sent slightly earlier or later.
     """
     rng = np.random.default_rng([demand.seed, wanted.window])
     if isinstance(demand.traffic, Described):
@@ -259,7 +259,7 @@ def _longer(sample: TrafficSample, scale: Scale) -> TrafficSample:
 
 
 def _described_curve(demand: Demand, traffic: Described) -> RateCurve:
-    """Return the hours' rates joined at the middle of each hour, round the clock, varying from minute to minute."""
+    """Return the hourly rates, interpolated between the middles of hours, with per-minute variation."""
     stated = traffic.hours
     hours = np.array(stated if len(stated) > 1 else [*stated] * 24)
     middles_s = (np.arange(-1, 25) + 0.5) * HOUR_S
@@ -272,7 +272,7 @@ def _described_curve(demand: Demand, traffic: Described) -> RateCurve:
 
 
 def _minutes(variation: float, count: int, rng: np.random.Generator) -> _Floats:
-    """Return the rate of each minute over its trend: lognormal, neighbours correlated; shape (count,)."""
+    """Return each minute's rate over its trend: lognormal, with correlated neighbours; shape (count,)."""
     if not variation:
         return np.ones(count)
     spread = math.sqrt(math.log1p(variation**2))
@@ -285,7 +285,7 @@ def _minutes(variation: float, count: int, rng: np.random.Generator) -> _Floats:
 
 
 def _busiest(minutes: _Floats, window_s: float) -> tuple[int, int, float]:
-    """Return first minute, number of minutes and mean of the busiest window."""
+    """Return the first minute, the number of minutes and the mean of the busiest window."""
     count = min(len(minutes), max(1, round(window_s / MINUTE_S)))
     means = np.convolve(minutes, np.full(count, 1 / count), "valid")
     first = int(np.argmax(means))
@@ -294,7 +294,7 @@ def _busiest(minutes: _Floats, window_s: float) -> tuple[int, int, float]:
 
 @cache
 def busiest_ratio(variation: float, window_s: float) -> float:
-    """Return how much busier an hour's busiest window is expected to be than the hour.
+    """Return the expected ratio of an hour's busiest window to the hour's mean.
 
     >>> round(busiest_ratio(0.0, 600.0), 9), round(busiest_ratio(0.13, 600.0), 1), round(busiest_ratio(0.13, 60.0), 1)
     (1.0, 1.1, 1.3)
@@ -305,7 +305,7 @@ def busiest_ratio(variation: float, window_s: float) -> float:
 
 
 def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> TrafficSample:
-    """Draw a window; a conversation's next turn comes a nominal reply and its pause after the one before."""
+    """Draw a window. A conversation's next turn follows a reply of nominal duration and the think time."""
     traffic = demand.traffic
     assert isinstance(traffic, Described)
     scenario = _scenario(traffic, demand.seed, folder)
@@ -315,10 +315,10 @@ def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generato
     upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
     rate_per_s = wanted.rate_per_s / _turns_of(mix_json)
     edges_s, per_s = _rates(traffic, demand.peak_window_s, wanted, rng)
-    sent = np.concatenate([[0.0], np.cumsum(np.diff(edges_s) * per_s)]) * rate_per_s  # requests by each edge
+    sent = np.concatenate([[0.0], np.cumsum(np.diff(edges_s) * per_s)]) * rate_per_s  # cumulative requests at each edge
     shape = traffic.burstiness**-2
     times: list[_Floats] = []
-    last = -rng.random() * rng.gamma(shape, 1 / shape)  # under way when the window begins
+    last = -rng.random() * rng.gamma(shape, 1 / shape)  # conversations in progress when the window begins
     while last < sent[-1]:
         block = last + np.cumsum(rng.gamma(shape, 1 / shape, 4096))
         times.append(block)
@@ -337,7 +337,7 @@ def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generato
 
 
 def _rates(traffic: Described, window_s: float, wanted: Wanted, rng: np.random.Generator) -> tuple[_Floats, _Floats]:
-    """Return edges of minutes from the window's beginning, and the rate of each over the planned one."""
+    """Return the edges of minutes from the window's start, and the ratio of each one's rate to the planned rate."""
     upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
     if not wanted.is_varying or not traffic.minute_variation:
         return np.array([0.0, upto_s]), np.ones(1)
@@ -354,13 +354,13 @@ def _rates(traffic: Described, window_s: float, wanted: Wanted, rng: np.random.G
 
 
 def _place(wanted: Wanted, rng: np.random.Generator) -> float:
-    """Return where in the busiest stretch a window begins, 0 to 1; the first few are spread as evenly as all."""
+    """Return a window's position in the busiest period, 0 to 1; any first few windows are spread evenly."""
     return (wanted.window * GOLDEN + rng.random() / wanted.windows) % 1.0
 
 
 @dataclass(slots=True)
 class _Conversations:
-    """Requests of the conversations of a demand, drawn once however many loads they are sent at."""
+    """Requests of a demand's conversations, drawn once for all loads."""
 
     mix: ConversationSampler
     most: dict[str, int]
@@ -369,7 +369,7 @@ class _Conversations:
     known: dict[int, tuple[SimRequest, ...]] = field(default_factory=dict)
 
     def of(self, number: int) -> tuple[SimRequest, ...]:
-        """Return the requests of a conversation, from its beginning."""
+        """Return the requests of a conversation, from its start."""
         found = self.known.get(number)
         if found is None:
             drawn = _turns(self.mix.begin(number), 0.0, self.tokens_per_block, own_blocks=self.own_blocks)
@@ -389,10 +389,10 @@ def _conversations(
 
 
 def _shares_little(scenario: Scenario, kv_tokens: int) -> bool:
-    """Whether all that is ever found again are a few beginnings, in use all the time.
+    """Whether the only reused blocks are a few prefixes that are always in use.
 
-    Blocks that no other prompt begins with then matter to nobody: they are the first to be given up, and beginnings
-    that take a small share of the cache are used again long before they would be.
+    Other blocks are then irrelevant: they are evicted first, and prefixes that take a small share of the cache are used
+    again long before they would be evicted.
     """
     kinds = scenario.kinds
     shared = sum(kind.prefixes.count * kind.prefixes.tokens for kind in kinds if kind.prefixes is not None)
@@ -400,13 +400,13 @@ def _shares_little(scenario: Scenario, kv_tokens: int) -> bool:
 
 
 def _most_by_class(demand: Demand, scenario: Scenario) -> tuple[tuple[str, int], ...]:
-    """Return how many reply tokens the requests of each class ask for at most."""
+    """Return the default `max_tokens` of each class's requests."""
     longest = _mix(scenario.model_dump_json()).lengths_of(range(256)).longest_osl
     return tuple((kind.name or "", _max_tokens(kind, demand, _bounds(kind, 1, longest)[1])) for kind in scenario.kinds)
 
 
 def mean_turns(traffic: Described, seed: int, folder: Path) -> float:
-    """Return how many requests one arrival brings: the turns of a conversation, 1 without."""
+    """Return the mean number of requests per arrival: the turns of a conversation, 1 without conversations."""
     return _turns_of(_scenario(traffic, seed, folder).model_dump_json())
 
 
@@ -431,7 +431,7 @@ def _turns(
 
 
 def _replayed(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> TrafficSample:
-    """Replay a part of a trace's busiest window at its own pace."""
+    """Replay a part of a trace's busiest window at its original speed."""
     trace = demand.traffic
     assert isinstance(trace, Trace)
     asks = _trace(trace.model_dump_json(), str(folder))
@@ -460,7 +460,7 @@ def _replayed(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Gener
 
 
 def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int | None) -> tuple[int, ...]:
-    """Return a trace's hashes as hashes of the engine's smaller blocks; none where it never looks for them."""
+    """Return a trace's hashes as hashes of the engine's smaller blocks; none if the engine does not reuse blocks."""
     if tokens_per_block is None:
         return ()
     each = HASH_BLOCK_TOKENS // tokens_per_block
@@ -468,7 +468,7 @@ def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int | None) -> tupl
 
 
 def busiest_window(demand: Demand, folder: Path) -> tuple[float, float]:
-    """Return when a trace's window with most arrivals begins, from its slice's beginning, and how long it is."""
+    """Return the start, relative to its slice, and the length of a trace's busiest window."""
     times_s = _trace_times_s(demand, folder)
     window_s = min(demand.peak_window_s, float(times_s[-1]))
     inside = np.searchsorted(times_s, times_s + window_s) - np.arange(len(times_s))

@@ -9,9 +9,8 @@ from engines.calibration import LoadGenerator
 from engines.console import command_line, progress, show, wrote
 from engines.errors import UserError
 from engines.files import Document, made_by, source_of, to_json, write_json
-from engines.manifest import StepTimeChoice
 from engines.outputs import paths_named, refuse_existing_file
-from engines.spec import gpu_named
+from engines.spec import engine_profile_named, is_accelerator_file, resolve_gpu, resolve_model, sources_named
 from loadtest.calibration import LEAST_POINTS, SERVED, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
 from loadtest.cli.engine_options import planned
 from loadtest.cli.tables import show_calibration
@@ -29,19 +28,23 @@ def run(**flags: Any) -> None:
     refuse_existing_file(target, force=flags["force"], inputs=paths_named(flags))
     longest = length_stats_of([max(point.isl for point in points)], [max(point.osl for point in points)])
     limits = {"max_num_tokens": flags["max_num_tokens"] or max(TOKEN_BUDGETS)}
-    manifest = planned({**flags, **limits}, None, [longest])
-    if flags["engine_profile"] is None:  # without a named engine profile, no overhead is assumed
-        manifest = manifest.model_copy(update={"step_time": StepTimeChoice(source=manifest.step_time.source)})
+    source = flags["step_time"] or ("roofline" if is_accelerator_file(flags["gpu"]) else "silicon")
+    manifest = planned({**flags, **limits, "step_time": source}, None, [longest])
+    named = flags["engine_profile"]
     request = Request(
         manifest,
         tuple(points),
         LoadGenerator(start=flags["start"] or ("together" if "table" in kinds else "staggered")),
         flags["max_num_tokens"],
         "emulated" if "emulated" in kinds else "measured",
+        None if named is None else engine_profile_named(named),
     )
     head = Document(
         made_by=made_by(command_line("calibrate-engine")),
-        made_from=[source_of(path / RUN_NAME if path.is_dir() else path) for path in flags["measurements"]],
+        made_from=[
+            *(source_of(path / RUN_NAME if path.is_dir() else path) for path in flags["measurements"]),
+            *sources_named(gpu=flags["gpu"], model=flags["model_name"]),
+        ],
     )
     found = calibrate(request, head=head, progress=progress)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +58,9 @@ def run(**flags: Any) -> None:
 
 def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
     """Return the points of all files, and the set of their kinds: `table`, `measured`, `emulated`."""
-    wanted = Deployment(flags["model_name"], gpu_named(flags["gpu"]).name, flags["precision"], flags["tp"])
+    wanted = Deployment(
+        resolve_model(flags["model_name"]).name, resolve_gpu(flags["gpu"]).name, flags["precision"], flags["tp"]
+    )
     points: list[Point] = []
     kinds: set[str] = set()
     others: Counter[str] = Counter()

@@ -11,6 +11,7 @@ from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, made_by, read_json, source_of, to_json, write_json, write_text
 from engines.outputs import refuse_existing, whole_folder
+from engines.spec import sources_named
 from loadtest.capacity import (
     CALIBRATION_NAME,
     COMPARED_NAME,
@@ -153,6 +154,9 @@ def _head(demand: Demand, demand_file: Path) -> Document:
     if demand.prices.file is not None:
         read.append(folder / demand.prices.file)
     sources = [source_of(path) for path in read if path.is_file()]
+    for gpu in demand.limits.gpu_names:
+        sources += sources_named(gpu=gpu, model=None)
+    sources += sources_named(gpu=None, model=demand.model)
     return Document(made_by=made_by(command_line("plan-capacity")), made_from=sources)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from engines.console import command_line, show, wrote
 from engines.errors import MissingError, UserError
-from engines.files import made_by, source_of, to_json
+from engines.files import Source, made_by, source_of, to_json
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
 from engines.outputs import paths_named, refuse_existing
+from engines.spec import sources_named
 from loadtest.cli.engine_options import calibration_of, engine_of
 from loadtest.cli.options import load_options, scenario_of
 from loadtest.cli.tables import show_intervals, show_summary, show_verdicts
@@ -35,8 +36,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         inputs = paths_named({**flags, "engine_dir": engine_dir})
         refuse_existing(flags["out"], force=flags["force"], inputs=inputs)
     scenario = scenario_of(load_options(flags))
-    sources = [] if engine_dir is None else [source_of(engine_dir / MANIFEST_NAME)]
-    sources += inputs_of(scenario)
+    sources = [*_engine_sources(engine_dir, flags), *inputs_of(scenario)]
     known = calibration_of(flags["calibration"])
     plans = plans_of(scenario)
     rows = _rows(scenario, plans, flags["tokenizer"], engine_dir)
@@ -72,6 +72,13 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     if flags["out"] is not None:
         wrote(flags["out"], f"report-load {flags['out']}")
     _require_success(summary)
+
+
+def _engine_sources(engine_dir: Path | None, flags: dict[str, Any]) -> list[Source]:
+    """Return the files that say what the engine is."""
+    if engine_dir is not None:
+        return [source_of(engine_dir / MANIFEST_NAME)]
+    return sources_named(gpu=flags["gpu"], model=flags["model_name"])
 
 
 def _require_success(summary: Summary) -> None:

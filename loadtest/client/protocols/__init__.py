@@ -1,4 +1,4 @@
-"""The protocols a load generator speaks: one class each. See docs/how-to/add-a-protocol.md."""
+"""The protocols of the load generator, one class each. See docs/how-to/add-a-protocol.md."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def protocol_for(
     """Return the protocol of an endpoint.
 
     Args:
-        environment: Where the key of an OpenAI server is, under the name the endpoint gives.
-        extra: Fields laid over every request.
+        environment: Environment variables; contains an OpenAI server's key under the endpoint's name for it.
+        extra: Fields merged into every request.
 
     Raises:
-        UserError: The key cannot be sent, or the fields cannot in this protocol.
+        UserError: The key is invalid, or the protocol does not support the fields.
     """
     extra = extra or {}
     if endpoint.is_openai:
@@ -42,10 +42,10 @@ def protocol_for(
 
 
 def key_in(environment: Mapping[str, str], name: str) -> str | None:
-    """Return a key as it can stand in a header; None where there is none.
+    """Return a key that is valid in a header; None if there is none.
 
     Raises:
-        UserError: It cannot stand in one.
+        UserError: It is not valid in a header.
     """
     key = environment.get(name, "").strip()
     if not key.isprintable():
@@ -57,5 +57,5 @@ def key_in(environment: Mapping[str, str], name: str) -> str | None:
 
 
 def takes_ids(endpoint: Endpoint, model: str) -> bool:
-    """Return whether prompts go as token ids, not as text."""
+    """Return whether prompts are sent as token ids, not as text."""
     return not endpoint.is_openai and model == ENGINE_MODEL and not endpoint.llm_api

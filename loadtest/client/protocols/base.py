@@ -1,4 +1,4 @@
-"""The base of all protocols: the bytes of a request and the meaning of one message of the reply."""
+"""The base of all protocols: encodes a request, and interprets the messages of its reply."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.results import Outcome
 from loadtest.traffic import Prompt
 
-TOLD_CHARACTERS = 12  # of a prompt, next to each other, are not repeated in an error
+TOLD_CHARACTERS = 12  # length of a passage of the prompt that is removed from an error text
 HIDDEN = "[...]"
 
 
 @dataclass(slots=True)
 class RequestSpec:
-    """One request, as a protocol needs it.
+    """One request, in the form protocols need.
 
     Attributes:
         output_tokens: Reply length.
-        exact: Whether the reply must be that long; if not, it may end earlier.
-        end_id: The token that ends a free reply, for a model that takes tokens and knows none; None: not told.
+        exact: Whether the reply must have that length; if not, it may end earlier.
+        end_id: Token that ends a free reply, for a model that takes tokens and has no end token of its own; None:
+            omitted.
     """
 
     id: str
@@ -36,20 +37,20 @@ class RequestSpec:
 
 @dataclass(slots=True)
 class Reply:
-    """The content of a reply, filled while it is read; times in seconds since the start of the run.
+    """A reply, filled while it is read; times in seconds since the start of the run.
 
     Attributes:
-        sent_s: When the request was sent; with a new connection, when connecting began.
-        done_s: When the last byte of the reply came, or the request was given up.
-        times_s: When each token came; tokens of one message came together.
-        sizes: Characters of each message with tokens, kept by protocols that are told the count at the end only.
-        told_tokens: Reply length in tokens as the server states it.
-        bundled_tokens: Tokens that came in one message together with the one before them.
-        finished: The protocol's own mark of the end has come.
-        reply: The reply itself, where it is kept: token ids, or text in parts.
-        failure: What went wrong; None while the reply is under way, and of a whole one.
-        reason: The same in words that may be written down: without a key, and without the prompt.
-        whole: The reply ended as its protocol has it.
+        sent_s: When the request was sent; for a new connection, when connecting started.
+        done_s: When the last byte of the reply arrived, or the request was given up.
+        times_s: Arrival time of each token; tokens of one message arrived together.
+        sizes: Characters of each message with tokens, for protocols that report the token count only at the end.
+        told_tokens: Reply length in tokens as reported by the server.
+        bundled_tokens: Tokens that arrived in one message with the one before them.
+        finished: The protocol's own end marker has arrived.
+        reply: The reply itself, if it is kept: token ids, or pieces of text.
+        failure: The error; None while the reply is in progress, and for a complete one.
+        reason: The error as text that may be recorded: without key and prompt.
+        whole: The reply ended as the protocol specifies.
     """
 
     sent_s: float = 0.0
@@ -69,7 +70,7 @@ class Reply:
     whole: bool = False
 
     def add(self, arrived_s: float, tokens: int = 1) -> None:
-        """Note the tokens of one message."""
+        """Record the tokens of one message."""
         if tokens == 1:
             self.times_s.append(arrived_s)
         elif tokens:
@@ -77,9 +78,10 @@ class Reply:
             self.bundled_tokens += tokens - 1
 
     def spread_told_tokens(self) -> None:
-        """Give each message its share of the tokens the server counted, by its characters; each has one at least.
+        """Distribute the token count reported by the server over the messages by their characters, at least one each.
 
-        A message more than tokens (a last piece of text held back) is no token: it is left out before the last one.
+        If there is one message more than tokens (a last piece of text held back), it is not a token: it is dropped
+        before the last one.
         """
         told, messages = self.told_tokens, len(self.times_s)
         if told is None or told == messages or not messages or not told:
@@ -95,21 +97,21 @@ class Reply:
             self.add(time_s, 1 + end - begin)
 
     def outcome(self, asked: RequestSpec) -> tuple[Outcome, str | None]:
-        """Return how the request ended, and the reason in words where it is not well."""
+        """Return the request's outcome, and the reason if it failed."""
         tokens, failure = len(self.times_s), self.failure
         if failure is not None:
             return _kind(failure, tokens), self.reason or type(failure).__name__
         if not self.whole:
             return "cancelled", None
         if not tokens:
-            return "empty", "the reply ended well, without a token"
+            return "empty", "the reply ended normally, but without a token"
         if asked.exact and tokens != asked.output_tokens:
             return "cut", f"{tokens} tokens of {asked.output_tokens}"
         return "ok", None
 
 
 def without_prompt(said: str, prompt: str) -> str:
-    """Return a server's words without the parts of the prompt that some repeat in an error.
+    """Return a server's message without passages of the prompt, which some servers quote in errors.
 
     >>> without_prompt("bad input: 'tell me all about my illness'!", "Please tell me all about my illness")
     "bad input: '[...]'!"
@@ -137,12 +139,12 @@ def _kind(failure: Exception, tokens: int) -> Outcome:
 
 
 class Protocol(ABC):
-    """A way to ask a server for a streamed reply. See docs/how-to/add-a-protocol.md.
+    """A way to request a streamed reply from a server. See docs/how-to/add-a-protocol.md.
 
     Attributes:
-        grpc: Whether messages travel as gRPC's; if not, as server-sent events over HTTP.
-        path: Where requests go.
-        model: What is asked for.
+        grpc: Whether messages are gRPC's; if not, server-sent events over HTTP.
+        path: Path of requests.
+        model: Requested model.
     """
 
     grpc: ClassVar[bool] = False
@@ -155,32 +157,32 @@ class Protocol(ABC):
 
     @abstractmethod
     def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
-        """Note what one message of a reply says.
+        """Process one message of a reply.
 
         Raises:
-            ProtocolError: It is an error, in the server's words.
-            KeyError, TypeError, AttributeError, ValueError, IndexError: It has not the shape it should.
+            ProtocolError: It is an error reported by the server.
+            KeyError, TypeError, AttributeError, ValueError, IndexError: It is malformed.
         """
 
     def settle(self, answer: Reply) -> None:
-        """Complete a whole reply's answer.
+        """Complete a finished reply.
 
         Raises:
-            ProtocolError: The reply lacks its end.
+            ProtocolError: The reply lacks its end marker.
         """
         answer.spread_told_tokens()
 
     def headers(self) -> dict[str, str]:
-        """Return headers beyond those of the protocol."""
+        """Return headers beyond the protocol's own."""
         return {}
 
     def without_secrets(self, text: str) -> str:
-        """Return a server's words as they may be written down."""
+        """Return a server's message without secrets."""
         return text
 
 
 def merged_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request's fields with others laid over them; null takes one away."""
+    """Return a request's fields with others merged into them; null removes a field."""
     return {name: value for name, value in {**values, **extra}.items() if value is not None}
 
 
@@ -188,13 +190,13 @@ _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, Re
 
 
 def read_message(protocol: Protocol, message: bytes, arrived_s: float, answer: Reply) -> None:
-    """Have a protocol take a message.
+    """Let a protocol process a message.
 
     Raises:
-        ProtocolError: It is an error, or has not the shape the protocol has.
+        ProtocolError: It is an error, or is malformed.
     """
     try:
         protocol.take(message, arrived_s, answer)
     except _SHAPE_ERRORS as error:
-        # Its text stays out of the record: it may be somebody's.
+        # its text stays out of the record: it may be private
         raise ProtocolError(f"a malformed message of {len(message)} bytes: {type(error).__name__}") from error

@@ -1,4 +1,4 @@
-"""OpenAI's chat and text completions over server-sent events, as vLLM, SGLang, TGI and many gateways speak them."""
+"""OpenAI's chat and text completions over server-sent events, as in vLLM, SGLang, TGI and many gateways."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DONE = b"[DONE]"
 
 
 class OpenAi(Protocol):
-    """What both have in common: usage in a last event settles how many tokens the events held.
+    """Common base; the usage in the last event determines how many tokens the events contained.
 
     Args:
-        key: Goes into the requests' headers and nowhere else; None sends none.
-        extra: Laid over every request's body.
+        key: Sent in the requests' headers and nowhere else; None: no key.
+        extra: Merged into every request's body.
     """
 
     def __init__(self, model: str, *, base_path: str, key: str | None, extra: Mapping[str, Any]) -> None:
@@ -31,22 +31,22 @@ class OpenAi(Protocol):
 
     @abstractmethod
     def prompt(self, asked: RequestSpec) -> dict[str, Any]:
-        """Return the fields that carry the prompt."""
+        """Return the fields with the prompt."""
 
     @abstractmethod
     def text_of(self, choice: dict[str, Any]) -> int:
-        """Return how many characters of reply a choice of an event holds."""
+        """Return the number of reply characters in a choice of an event."""
 
     @abstractmethod
     def said_in(self, choice: dict[str, Any]) -> str:
-        """Return the text of reply in a choice of an event that later prompts repeat."""
+        """Return the reply text in a choice that later prompts repeat."""
 
     def headers(self) -> dict[str, str]:
-        """Return the key's header, where there is a key."""
+        """Return the key's header, if there is a key."""
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
     def without_secrets(self, text: str) -> str:
-        """Return a server's words without the key, which some quote in their refusal."""
+        """Return a server's message without the key, which some servers quote."""
         return text.replace(self._key, "[key]") if self._key else text
 
     def body(self, asked: RequestSpec) -> bytes:
@@ -63,13 +63,13 @@ class OpenAi(Protocol):
         return json.dumps(merged_over(values, self._extra), separators=(",", ":")).encode()
 
     def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
-        """Note an event: text, the reason of the end, usage, or the end."""
+        """Process an event: text, finish reason, usage, or the end."""
         if message == DONE:
             answer.finished = True
             return
         said = json.loads(message.decode())
         if said.get("error") or said.get("object") == "error":
-            raise ProtocolError(error_text(message) or "an error without a text")
+            raise ProtocolError(error_text(message) or "an error without text")
         characters = 0
         for choice in said["choices"]:
             characters += self.text_of(choice)
@@ -83,28 +83,28 @@ class OpenAi(Protocol):
             _note_usage(said["usage"], answer)
 
     def settle(self, answer: Reply) -> None:
-        """Settle the tokens by usage."""
+        """Set the token count from the usage."""
         if not answer.finished and answer.finish_reason is None:
             raise CutError("the stream ended without [DONE] and without a finish_reason")
         super().settle(answer)
 
 
 class OpenAiChat(OpenAi):
-    """`/v1/chat/completions`; what a model thinks and the tools it calls are tokens of its reply too."""
+    """`/v1/chat/completions`; reasoning and tool calls are also tokens of the reply."""
 
     name = "chat/completions"
 
     def prompt(self, asked: RequestSpec) -> dict[str, Any]:
-        """Return what was said before and the prompt, each as a message of whoever said it."""
+        """Return the history and the prompt, each as a message with its role."""
         said = asked.prompt.messages or (("user", asked.prompt.text),)
         return {"messages": [{"role": role, "content": text} for role, text in said]}
 
     def said_in(self, choice: dict[str, Any]) -> str:
-        """Return the content; what a model thought is not said again."""
+        """Return the content; reasoning is not repeated in later prompts."""
         return choice["delta"].get("content") or ""
 
     def text_of(self, choice: dict[str, Any]) -> int:
-        """Return the characters of content, reasoning (under either name) and calls."""
+        """Return the number of characters of content, reasoning (under either name) and tool calls."""
         delta = choice["delta"]
         characters = len(delta.get("content") or "") + len(delta.get("reasoning_content") or "")
         if "reasoning" in delta and "reasoning_content" not in delta:
@@ -113,12 +113,12 @@ class OpenAiChat(OpenAi):
 
 
 class OpenAiCompletions(OpenAi):
-    """`/v1/completions`; a prompt of token ids is sent as it is."""
+    """`/v1/completions`; a prompt of token ids is sent unchanged."""
 
     name = "completions"
 
     def prompt(self, asked: RequestSpec) -> dict[str, Any]:
-        """Return the prompt as ids where it has them, else as text."""
+        """Return the prompt as ids if it has them, else as text."""
         return {"prompt": list(asked.prompt.ids) or asked.prompt.text}
 
     def said_in(self, choice: dict[str, Any]) -> str:

@@ -25,10 +25,10 @@ _READ = {
 
 
 class TritonGrpc(Protocol):
-    """One message a response; as `TritonHttp`.
+    """One message per response; otherwise like `TritonHttp`.
 
     Raises:
-        UserError: What is laid over requests cannot be a tensor.
+        UserError: A merged field cannot be a tensor.
     """
 
     grpc = True
@@ -53,7 +53,7 @@ class TritonGrpc(Protocol):
         return bytes(request.SerializeToString())
 
     def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
-        """Count a response's tokens; one without outputs is the mark of the end."""
+        """Count a response's tokens; one without outputs marks the end."""
         try:
             reply = service_pb2.ModelStreamInferResponse.FromString(message)
         except DecodeError as error:
@@ -75,14 +75,14 @@ class TritonGrpc(Protocol):
 
 
 def _words_of(name: str, contents: bytes) -> list[int] | list[str]:
-    """Return what an output says of the reply: token ids, text, or nothing."""
+    """Return an output's part of the reply: token ids, text, or nothing."""
     if name == "output_ids":
         return list(struct.unpack(f"<{len(contents) // 4}i", contents))
-    return [contents[4:].decode("utf-8", "replace")] if name == "text_output" else []  # behind its length
+    return [contents[4:].decode("utf-8", "replace")] if name == "text_output" else []  # after its length
 
 
 def _tensor(value: Any) -> tuple[str, int, bytes]:
-    """Return a value's Triton datatype, its elements, and its bytes; the batch's dimension comes before them."""
+    """Return a value's Triton datatype, number of elements and bytes; the batch dimension is added before them."""
     if isinstance(value, str):
         text = value.encode()
         return "BYTES", 1, struct.pack("<I", len(text)) + text

@@ -1,4 +1,4 @@
-"""Triton's HTTP `generate_stream`: the engine with tokens, the ensemble or the BLS model with text."""
+"""Triton's HTTP `generate_stream`: the engine with tokens, the ensemble or BLS model with text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENGINE_MODEL = "tensorrt_llm"
 
 
 class TritonHttp(Protocol):
-    """One event a response; the engine says how many tokens it holds, the text models send one in each."""
+    """One event per response; the engine reports its number of tokens, the text models send one per event."""
 
     def __init__(self, endpoint: Endpoint, model: str, extra: Mapping[str, Any]) -> None:
         self.model = model
@@ -32,7 +32,7 @@ class TritonHttp(Protocol):
         """Count an event's tokens."""
         said = json.loads(message.decode())
         if "error" in said:
-            raise ProtocolError(error_text(message) or "an error without a text")
+            raise ProtocolError(error_text(message) or "an error without text")
         answer.add(arrived_s, int(said.get("sequence_length", 1)))
         if answer.reply is not None:
             ids = said.get("output_ids", [])
@@ -41,7 +41,7 @@ class TritonHttp(Protocol):
 
 
 def generate_values(model: str, asked: RequestSpec, *, perf_metrics: bool) -> dict[str, Any]:
-    """Return the inputs of a model for one request; an exact reply is asked for by its least length too."""
+    """Return a model's inputs for one request; an exact reply also sets the minimum length."""
     values: dict[str, Any]
     if model == ENGINE_MODEL:
         values = {
@@ -62,7 +62,7 @@ def generate_values(model: str, asked: RequestSpec, *, perf_metrics: bool) -> di
 
 
 def note_perf_metrics(said: Mapping[str, Any], answer: Reply, kv_block_tokens: int) -> None:
-    """Note what TensorRT-LLM tells of its own times, in nanoseconds of its clock, and of KV blocks it found."""
+    """Record TensorRT-LLM's own timings, in nanoseconds of its clock, and the KV blocks it found."""
     arrived_ns, scheduled_ns = said.get("arrival_time_ns"), said.get("first_scheduled_time_ns")
     if arrived_ns and scheduled_ns:
         answer.queue_s = (scheduled_ns - arrived_ns) * 1e-9

@@ -1,4 +1,4 @@
-"""The model of TensorRT-LLM's LLM API over Triton's HTTP `generate_stream`: text in, the text so far in every event."""
+"""The LLM API's model over Triton's HTTP `generate_stream`: text in, the whole text so far in every event."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _TIMES = ("arrival_time_ns", "first_scheduled_time_ns")
 
 
 class TritonLlmApi(Protocol):
-    """One event a token, as far as the model sends each by itself: it tells no count.
+    """One event per token, provided the model sends each separately: it reports no count.
 
-    The model has no input for the least length of a reply: one that a real engine ends early is a cut one, unless the
-    scenario leaves replies free.
+    The model has no input for a minimum length: a reply that a real engine ends early counts as cut, unless the
+    scenario has free replies.
     """
 
     def __init__(self, endpoint: Endpoint, model: str, extra: Mapping[str, Any]) -> None:
@@ -40,10 +40,10 @@ class TritonLlmApi(Protocol):
         return json.dumps(values, separators=(",", ":")).encode()
 
     def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
-        """Count an event as a token; its values of performance come as text."""
+        """Count an event as a token; its performance values are text."""
         said = json.loads(message.decode())
         if "error" in said:
-            raise ProtocolError(error_text(message) or "an error without a text")
+            raise ProtocolError(error_text(message) or "an error without text")
         answer.add(arrived_s)
         if answer.reply is not None:
             answer.reply[:] = [said["text_output"]]

@@ -1,7 +1,7 @@
 """Distributed load generation: the master assigns shares to workers and collects their records.
 
-Locust's distributed mode carries the messages, tells who is there, and runs the users on the workers. Who runs which
-users is ours to say: Locust would move users between workers when one comes or goes, and the load would change unsaid.
+Locust's distributed mode transports the messages, tracks the workers, and runs the users. The assignment of users is
+this project's own: Locust would move users between workers when one joins or leaves, silently changing the load.
 """
 
 from loadtest.generator.distributed.master import Master

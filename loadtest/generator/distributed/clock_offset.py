@@ -10,7 +10,7 @@ from engines.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class RoundTrip:
-    """One question and its answer: when it left and came back by our clock, what the other clock said between."""
+    """A clock query: when it left and returned on our clock, and the other clock's value in between."""
 
     left_s: float
     other_s: float
@@ -19,10 +19,10 @@ class RoundTrip:
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """The difference of the other clock from ours.
+    """The other clock's difference from ours.
 
     Attributes:
-        uncertainty_s: The truth is no further away than this: half the round trip.
+        uncertainty_s: Maximum error: half the round trip.
     """
 
     offset_s: float
@@ -30,15 +30,15 @@ class Offset:
 
     @property
     def applied_s(self) -> float:
-        """The offset, or none where the clocks agree as far as can be told: on one machine they are one clock."""
+        """The offset, or 0 if the clocks agree within the uncertainty: on one machine they are the same clock."""
         return 0.0 if abs(self.offset_s) <= self.uncertainty_s else self.offset_s
 
 
 def offset_of(trips: Iterable[RoundTrip]) -> Offset:
-    """Return the offset by the shortest round trip: the less time it took, the less it can be wrong.
+    """Return the offset from the shortest round trip, which has the smallest uncertainty.
 
     Raises:
-        UserError: There was none.
+        UserError: There were no round trips.
 
     Source:
         Cristian, "Probabilistic clock synchronization", Distributed Computing 3, 1989.
@@ -48,6 +48,6 @@ def offset_of(trips: Iterable[RoundTrip]) -> Offset:
     """
     best = min(trips, key=lambda trip: trip.back_s - trip.left_s, default=None)
     if best is None:
-        raise UserError("a worker did not answer with its clock", hint="check the network between the machines")
+        raise UserError("a worker did not answer the clock query", hint="check the network between the machines")
     middle_s = (best.left_s + best.back_s) / 2
     return Offset(round(best.other_s - middle_s, 9), round((best.back_s - best.left_s) / 2, 9))

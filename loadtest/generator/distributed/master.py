@@ -24,8 +24,8 @@ from loadtest.traffic import LevelPlan
 ROUND_TRIPS = 25
 ANSWER_WITHIN_S = 10.0
 PREPARE_WITHIN_S = 120.0
-WAITING_S = 5.0  # how often the command is told that the master still waits for workers
-LEAD_S = 0.25  # an open loop begins so long after it was announced, so that all workers know of it
+WAITING_S = 5.0  # interval of the message that the master is waiting for workers
+LEAD_S = 0.25  # delay from the announcement of an open loop to its start, so that all workers know of it
 CHUNK_BYTES = 1 << 20
 CHECK_S = 0.5
 
@@ -40,7 +40,7 @@ class Master:
     Args:
         runner: Locust's master runner.
         expected: Workers to wait for.
-        on_look: Called with every look at the level under way.
+        on_look: Called with every progress snapshot of the current level.
         on_record: Called with every record.
         clock: The machine's monotonic clock.
     """
@@ -75,13 +75,13 @@ class Master:
         return self._clock() - self._plan.began_monotonic_s
 
     def run(self, *, within_s: float) -> None:
-        """Run every level with the workers, say how each went, and let the workers go.
+        """Run every level with the workers, report each, and dismiss the workers.
 
         Args:
             within_s: How long to wait for the workers.
 
         Raises:
-            ToolError: They did not all come, or do not draw the same arrivals as the master.
+            ToolError: Not all workers connected, or they draw different arrivals than the master.
         """
         waits = gevent.spawn(self._say_waiting)
         self._assemble(within_s)
@@ -104,7 +104,7 @@ class Master:
         self._ledger.close()
 
     def let_go(self) -> None:
-        """Send the workers away."""
+        """Dismiss the workers."""
         for node in self._runner.clients.values():
             node.user_classes_count = {}  # all have ended; Locust would wait for their next report
         self._runner.update_state("stopped")
@@ -114,10 +114,10 @@ class Master:
         self._inbox.put((self._clock(), msg.type, msg.node_id, msg.data))
 
     def _next(self, timeout_s: float) -> tuple[float, str, str, Any] | None:
-        """Return the next message, or None where none came in time; reports are dealt with here.
+        """Return the next message, or None if none arrived in time; reports are processed here.
 
         Raises:
-            WorkerLostError: A worker went.
+            WorkerLostError: A worker was lost.
         """
         if self._clock() - self._checked_s > CHECK_S:
             self._checked_s = self._clock()
@@ -154,7 +154,7 @@ class Master:
             tell(waiting=len(self._runner.clients))
 
     def _assemble(self, within_s: float) -> None:
-        """Wait until enough workers have said that they listen; one that is merely connected might not hear yet."""
+        """Wait until enough workers have announced themselves; a worker that is only connected may not receive yet."""
         due_s = self._clock() + within_s
         here: set[str] = set()
         while len(here) < self._expected and not self.stopped:
@@ -169,7 +169,7 @@ class Master:
         self._ids = sorted(here, key=self._runner.get_worker_index)[: self._expected]
 
     def _hand_out(self, digest: str) -> None:
-        """Give each worker the plan and the files it names; wait until all have read them."""
+        """Give each worker the plan and its files; wait until all have read them."""
         for place, worker in enumerate(self._ids):
             for name, path in files_of(self._plan).items():
                 self._send_file(worker, name, path)
@@ -196,10 +196,10 @@ class Master:
                 gevent.sleep(0)
 
     def _offset(self, worker: str) -> Offset:
-        """Measure how far a worker's clock is ahead of ours.
+        """Measure how far a worker's clock is ahead of this process's clock.
 
         Raises:
-            WorkerLostError: It went.
+            WorkerLostError: The worker was lost.
             ToolError: It does not answer.
         """
         trips: list[RoundTrip] = []
@@ -217,7 +217,7 @@ class Master:
     def _run_level(
         self, number: int, plan: LevelPlan, first_id: int
     ) -> tuple[Level, list[WorkerClock], int, str | None]:
-        """Run one level; return it, the clocks, the next level's first id, and why the run cannot go on."""
+        """Run one level; return it, the clocks, the next level's first id, and why the run cannot continue."""
         shares: dict[str, Any] = {}
         clocks: list[WorkerClock] = []
         begin_s, measure_s, why_end, lost = self.now_s(), None, None, False
@@ -288,7 +288,7 @@ class Master:
             self._runner.send_message("level", data, client_id=worker)
 
     def _await(self, what: str, number: int, begin_s: float) -> float | None:
-        """Wait until all workers say so; return when that was, None where the level is to end before."""
+        """Wait for a message from all workers; return the time, None if the level ends before."""
         while not all(
             self._state.get(worker, {}).get("level") == number and self._state[worker][what] for worker in self._ids
         ):
@@ -298,7 +298,7 @@ class Master:
         return self.now_s()
 
     def _finish(self, *, whole: bool) -> dict[str, Any]:
-        """End the level everywhere; return what the shares were."""
+        """End the level everywhere; return the shares' results."""
         self._runner.send_message("finish", {"whole": whole})
         shares: dict[str, Any] = {}
         due_s = self._clock() + self._plan.scenario.request_timeout_s + ANSWER_WITHIN_S
@@ -311,7 +311,7 @@ class Master:
         return shares
 
     def _finish_others(self) -> dict[str, Any]:
-        """End the level on the workers that are left; the run is over."""
+        """End the level on the remaining workers; the run is over."""
         gone = [worker for worker in self._ids if self._is_gone(worker)]
         self._ids = [worker for worker in self._ids if worker not in gone]
         try:
@@ -324,7 +324,7 @@ class Master:
         return node is None or node.state == "missing"
 
     def _drifted(self, clocks: list[WorkerClock]) -> list[WorkerClock]:
-        """Return the clocks with how far they moved against ours during the level."""
+        """Return the clocks with their drift against ours during the level."""
         after = [self._offset(worker).offset_s for worker in self._ids]
         return [
             clock.model_copy(update={"drift_s": round(now_s - clock.offset_s, 9)})

@@ -18,13 +18,13 @@ from loadtest.generator.plan import GeneratorPlan
 from loadtest.results import RequestRecord
 from loadtest.traffic import LevelPlan
 
-REPORT_S = 0.1  # how often a worker says what has been sent and what has ended
+REPORT_S = 0.1  # interval of a worker's reports on sent and finished requests
 MASTER_SILENT_S = 15.0
-LAST_WORDS_S = 0.3  # for messages that have been handed to the network and not left
+LAST_WORDS_S = 0.3  # time for queued messages to leave
 
 
 class Outbox:
-    """Records of a worker that the next report sends to the master."""
+    """Records of a worker for its next report to the master."""
 
     failed: str | None = None
 
@@ -35,21 +35,21 @@ class Outbox:
         self.in_flight = 0
 
     def note_sent(self, if_lost: RequestRecord) -> None:
-        """Take a request as under way, given the record it has should its end never be heard of."""
+        """Record a request as in flight, with the record it gets if its end is never reported."""
         self.in_flight += 1
         self._sent.append((if_lost.id, if_lost.model_dump_json()))
 
     def note_end(self, record: RequestRecord) -> None:
-        """Take a request as ended."""
+        """Record the end of a request."""
         self.in_flight -= 1
         self._ended.append((record.id, record.model_dump_json()))
 
     def note_text(self, line: str) -> None:
-        """Take a prompt that was sent, where prompts are to be kept."""
+        """Record a prompt that was sent, if prompts are kept."""
         self._texts.append(line)
 
     def take(self) -> dict[str, Any]:
-        """Return what is to be reported, once."""
+        """Return what is to be reported, and clear it."""
         ended = {number for number, _ in self._ended}
         sent = [each for each in self._sent if each[0] not in ended]
         taken = {"sent": sent, "ended": self._ended, "texts": self._texts}
@@ -62,8 +62,8 @@ class Worker:
 
     Args:
         runner: Locust's worker runner.
-        prepare: Makes the generator of a plan, as worker so and so of so many.
-        open_share: Begins a level: generator, level, its plan, its first id, when it begins.
+        prepare: Makes the generator of a plan, given this worker's index and the number of workers.
+        open_share: Starts a level: generator, level, its plan, its first id, its start time.
         clock: The machine's monotonic clock.
     """
 
@@ -92,10 +92,10 @@ class Worker:
         runner.environment.events.heartbeat_received.add_listener(self._note_heartbeat)
 
     def run(self) -> None:
-        """Do what the master says until it lets go, goes away, or this process is told to stop.
+        """Follow the master until it dismisses this worker or is lost, or this process is stopped.
 
         Raises:
-            ToolError: The master has not been heard of for too long.
+            ToolError: The master has been silent for too long.
         """
         with self._folder:
             while len(self._runner.greenlet):  # Locust ends them all when the master lets go
@@ -125,7 +125,7 @@ class Worker:
 
     def _note_heartbeat(self, **_: Any) -> None:
         self.heard_s = self._clock()
-        self._runner.last_heartbeat_timestamp = None  # Locust's own check is by the wall clock, which may be set
+        self._runner.last_heartbeat_timestamp = None  # Locust's own check uses the wall clock, which may be set
 
     def _on_file(self, *, name: str, chunk: bytes) -> None:
         with (Path(self._folder.name) / Path(name).name).open("ab") as file:
@@ -153,7 +153,7 @@ class Worker:
 
     def _report(self) -> None:
         if self._generator is None:
-            self._runner.send_message("here", {})  # until the master has heard it
+            self._runner.send_message("here", {})  # until the master has received it
         if self._share is None:
             return
         self._share.check_users()

@@ -1,4 +1,4 @@
-"""What a token took at each batch size: by the records, gap by gap, and by the server, iteration by iteration."""
+"""Time per token at each batch size: from the records, by gap, and from the server, by iteration."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from loadtest.report.charts.style import (
 TITLE = "Latency against batch size, moment by moment"
 CLOSE_RATIO = 0.10
 ALIKE_RATIO = 1.12
-LEAST_OF_LARGEST = 0.01  # batch sizes met less often than that are not drawn
+LEAST_OF_LARGEST = 0.01  # rarer batch sizes are not drawn
 
 
 class _Joined(NamedTuple):
-    """The points of all levels at one batch size, by how many gaps or iterations each is of."""
+    """The points of all levels at one batch size, weighted by number of gaps or iterations."""
 
     batch: float
     weight: float
@@ -43,7 +43,7 @@ class _Joined(NamedTuple):
 
 
 def gap_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
-    """Draw the time a token took against how many sequences were decoding then, by records and by the server."""
+    """Draw the time per token against the number of decoding sequences, from records and from the server."""
     with style(TITLE):
         figure = new_figure()
         left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
@@ -57,7 +57,7 @@ def gap_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
 
 
 def joined(points: list[BatchPoint]) -> list[_Joined]:
-    """Return points of several levels joined where their batch sizes are alike, weighted by the gaps in each."""
+    """Return points of several levels, merged where their batch sizes are similar, weighted by their gaps."""
     groups: list[list[BatchPoint]] = []
     for point in sorted(points, key=lambda point: point.batch):
         if groups and point.batch <= ALIKE_RATIO * groups[-1][0].batch:
@@ -119,7 +119,7 @@ def _curve_panel(panel: Any, reconstructed: list[_Joined], server: list[_Joined]
 
 
 def _disagreement_panel(panel: Any, summary: Summary) -> None:
-    """Draw the mean batch size by the server over that by the records, level by level."""
+    """Draw the ratio of the server's to the client's mean batch size, by level."""
     panel_title(panel, "Batch size: server / client")
     runs = list(dict.fromkeys(level.run for level in summary.levels))
     drawn: list[float] = []

@@ -1,4 +1,4 @@
-"""Two runs side by side: what changed at each load, and how surely."""
+"""Two runs side by side: the change at each load, with its confidence."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TITLE = "Candidate against baseline"
 
 
 def changes(comparison: Comparison, *, image: Image = "svg") -> bytes:
-    """Draw the change of each figure at each load with its confidence interval; no change is the line in the middle."""
+    """Draw the change of each figure at each load with its confidence interval; the centre line means no change."""
     with style(TITLE):
         rows = max(len(comparison.levels), 2)
         height_in = 1.9 + 2 * (0.9 + 0.28 * rows)

@@ -1,4 +1,4 @@
-"""Distributions of latency at each level, and throughput against the speed each user gets."""
+"""Distributions of latency at each level, and throughput against the speed per user."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RAREST = 1e-4
 
 
 def distributions(summary: Summary, details: list[RunDetail], *, image: Image = "svg") -> bytes:
-    """Draw cumulative distributions of TTFT and of inter-token gaps, a line a level, with the tails below."""
+    """Draw cumulative distributions of TTFT and inter-token latency, one line per level, with the tails below."""
     title = "Distributions of latency"
     with style(title):
         figure = new_figure(height_in=8.2)
@@ -53,7 +53,7 @@ def distributions(summary: Summary, details: list[RunDetail], *, image: Image = 
 
 
 def _chosen(details: list[RunDetail]) -> tuple[list[tuple[str, str, LevelDetail]], str]:
-    """Return up to MOST_LEVELS levels, evenly over the loads, each with its colour, and what to say of the others."""
+    """Return up to MOST_LEVELS levels, evenly spread over the loads, with colours, and a note on the others."""
     several = len(details) > 1
     levels = [
         (f"{run.name}: {level.load}" if several else level.load, level) for run in details for level in run.levels
@@ -83,7 +83,7 @@ def _tail_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: s
     panel_title(panel, title)
     for _, colour, curve in curves:
         if curve is not None:
-            told = 1.0 - curve.share >= 1.0 / curve.size  # beyond it the sample has no value
+            told = 1.0 - curve.share >= 1.0 / curve.size  # the sample has no value beyond it
             panel.plot(curve.seconds[told] * MS, (1.0 - curve.share)[told], color=colour, linewidth=1.8)
     _finish(panel, curves)
     panel.set_yscale("log")
@@ -102,7 +102,7 @@ def _finish(panel: Any, curves: list[tuple[str, str, Ecdf | None]]) -> None:
     log_x(panel)
     known = [curve for _, _, curve in curves if curve is not None]
     middle = min(float(np.interp(0.5, curve.share, curve.seconds)) for curve in known) * MS
-    if panel.get_xlim()[0] < middle / LEAST_OF_MEDIAN:  # tokens that came together have hardly a gap
+    if panel.get_xlim()[0] < middle / LEAST_OF_MEDIAN:  # tokens that arrived together have almost no gap
         panel.set_xlim(left=middle / LEAST_OF_MEDIAN)
     panel.set_xlabel("ms")
 

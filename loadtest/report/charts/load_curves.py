@@ -31,15 +31,15 @@ from loadtest.report.charts.style import (
 PERCENTILE_COLOURS = {"p50": BLUE, "p95": ORANGE, "p99": VERMILION}
 PERCENTILE_LINES = {"p50": "-", "p95": "--", "p99": ":"}
 PERCENTILE_MARKERS = {"p50": "o", "p95": "s", "p99": "^"}
-MARKER_SIZES = {"p50": 5, "p95": 6, "p99": 8}  # drawn p99 first: equal values stay visible behind each other
+MARKER_SIZES = {"p50": 5, "p95": 6, "p99": 8}  # p99 first, so that equal values stay visible behind each other
 LABEL_GAP_PX = 20.0
 
 
 class _Axis(NamedTuple):
-    """What is drawn against: a level's place, and the axis label that says what it is.
+    """The x axis: a level's position, and the axis label.
 
     Attributes:
-        tells_users: The place is the concurrency itself, so the points need not name it.
+        tells_users: The position is the concurrency itself, so the points need no label.
     """
 
     place: Callable[[LevelSummary], float]
@@ -49,16 +49,16 @@ class _Axis(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """The levels of one run at one pair of lengths, joined by lines."""
+    """The levels of one run at one pair of lengths, connected by lines."""
 
     name: str
     levels: list[LevelSummary]
 
 
 def latency_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
-    """Draw latency and throughput against the batch size the server ran.
+    """Draw latency and throughput against the server's batch size.
 
-    Where any level lacks the server's own count, all are placed by the client's, and the axis says so.
+    If any level lacks the server's own count, the client's is used for all, and the axis label says so.
     """
     title = "Latency against batch size"
     if all(level.batch_size is not None for level in summary.levels):
@@ -69,10 +69,10 @@ def latency_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
 
 
 def latency_against_load(summary: Summary, *, knee: Knee | None = None, image: Image = "svg") -> bytes:
-    """Draw latency and throughput against what was asked for: users, or requests a second; the knee is marked.
+    """Draw latency and throughput against the offered load: users, or requests per second; the knee is marked.
 
     Args:
-        knee: Of the summary's levels; None: there is none to mark.
+        knee: Of the summary's levels; None: no mark.
     """
     title = "Latency against load"
     if all(level.concurrency is not None for level in summary.levels):
@@ -127,7 +127,7 @@ def _mark_knee(panel: Any, place: float) -> None:
 
 
 def _foot(figure: Any, summary: Summary, knee: Knee | None) -> None:
-    """Say what the marks mean: the knee, bars, hollow points."""
+    """Explain the marks: knee, bars, hollow points."""
     said = [] if knee is None or knee.level is None else [f"knee: {knee.why}"]
     if any(found.ci for level in summary.levels for found in (level.itl_s, level.ttft_s) if found):
         said.append("bars: 95 % confidence interval")
@@ -137,7 +137,7 @@ def _foot(figure: Any, summary: Summary, knee: Knee | None) -> None:
 
 
 def _lines(summary: Summary) -> list[_Line]:
-    """Group levels into lines: a run's levels, in order of their load; drawn lengths differ a little between levels."""
+    """Group levels into lines: a run's levels, by load; drawn lengths differ slightly between levels."""
     groups: dict[str | None, list[LevelSummary]] = {}
     for level in summary.levels:
         groups.setdefault(level.run, []).append(level)
@@ -153,7 +153,7 @@ def _lines(summary: Summary) -> list[_Line]:
 def _latency_panel(
     panel: Any, lines: list[_Line], axis: _Axis, title: str, quantity: Callable[[LevelSummary], Spread | None]
 ) -> None:
-    """Draw p50, p95 and p99: told apart by colour where there is one line, by dashes where runs have the colours."""
+    """Draw p50, p95 and p99: distinguished by colour if there is one line, by dashes if runs have the colours."""
     alone = len(lines) == 1
     highest, lowest = 0.0, float("inf")
     for line, run_colour in zip(lines, cycle(RUN_COLOURS), strict=False):
@@ -175,7 +175,7 @@ def _percentile_line(
     *,
     named: bool,
 ) -> list[float]:
-    """Draw one percentile of one line, with its confidence; return its values in ms."""
+    """Draw one percentile of one line, with its confidence interval; return its values in ms."""
     quantity, name, colour = what
     places, values = _points(line, axis, lambda level: _percentile_ms(quantity(level), name))
     known = [(axis.place(level), found) for level in line.levels if (found := quantity(level)) is not None]
@@ -195,7 +195,7 @@ def _percentile_line(
 
 
 def _legend(panel: Any, *, alone: bool) -> None:
-    """Name the percentiles, p50 first; in ink where colour means the run."""
+    """Name the percentiles, p50 first; in black if colour means the run."""
     legend = panel.legend(loc="upper left", reverse=True, handlelength=2.6)
     if not alone:
         for handle in legend.legend_handles:
@@ -222,7 +222,7 @@ def _rate_panel(panel: Any, lines: list[_Line], axis: _Axis) -> None:
 def _points(
     line: _Line, axis: _Axis, quantity: Callable[[LevelSummary], float | None]
 ) -> tuple[list[float], list[float]]:
-    """Return the places and values of the levels that have both."""
+    """Return the positions and values of the levels that have both."""
     pairs = [(axis.place(level), quantity(level)) for level in line.levels]
     known = [(place, value) for place, value in pairs if value is not None and place == place and place > 0]  # noqa: PLR0124 (NaN)
     return [place for place, _ in known], [value for _, value in known]
@@ -233,7 +233,7 @@ def _percentile_ms(found: Spread | None, name: str) -> float | None:
 
 
 def _annotate(figure: Any, panels: Any, levels: list[LevelSummary], axis: _Axis) -> None:
-    """Put each concurrency at the highest point it has in a panel; labels that would touch are joined."""
+    """Label each concurrency at its highest point in a panel; labels that would overlap are merged."""
     figure.draw_without_rendering()
     quantities: list[Callable[[LevelSummary], float | None]] = [
         lambda level: _percentile_ms(level.itl_s, "p99"),
@@ -257,7 +257,7 @@ def _annotate(figure: Any, panels: Any, levels: list[LevelSummary], axis: _Axis)
 
 
 class _Spot(NamedTuple):
-    """Where a label stands, and the concurrencies it names."""
+    """Position of a label, and the concurrencies it names."""
 
     x: float
     y: float

@@ -1,7 +1,7 @@
-"""The only door to matplotlib: figures drawn off screen in one manner, each marked with its kind.
+"""The only module that imports matplotlib: figures in a common style, each labelled with its kind.
 
-Kinds never share a figure, because a summary is of one kind. Every colour has a second one for dark pages: files have
-the light ones, and `themed` makes an SVG inside a page follow the page.
+Kinds never share a figure, because a summary has one kind. Every colour has a counterpart for dark pages: files use the
+light ones, and `themed` makes an SVG inside a page follow the page.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from loadtest.metrics import LevelSummary, Summary
 Image = Literal["svg", "png"]
 
 INK, FAINT, AXIS, GRID, PAPER, ON_TAG = "#1f2933", "#616e7c", "#9aa5b1", "#e4e7eb", "#ffffff", "#fefefe"
-# Okabe and Ito's palette, which colour-blind readers tell apart: https://jfly.uni-koeln.de/color/
+# Okabe and Ito's palette, distinguishable for colour-blind readers: https://jfly.uni-koeln.de/color/
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 RUN_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE)
-# Levels in order of their load: viridis, its light end left out on white paper and its dark end on black
+# Levels by load: viridis, without its light end on white paper and its dark end on black
 LEVEL_COLOURS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#7fb02e", "#c2a400")
 KIND_COLOURS = {"measured": "#00805d", "emulated": "#b26a00", "predicted": "#7a5195"}
 BAD = "#b00020"
@@ -75,7 +75,7 @@ _STYLE = {
 
 @contextmanager
 def style(name: str) -> Iterator[None]:
-    """Draw in our manner; the same drawing of the same name gives the same bytes."""
+    """Draw in the common style; the same drawing with the same name gives the same bytes."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         yield
 
@@ -86,7 +86,7 @@ def new_figure(*, height_in: float = HEIGHT_IN, width_in: float = WIDTH_IN) -> A
 
 
 def head(figure: Any, title: str, subtitle: str, summary: Summary) -> None:
-    """Write title, what ran, and the tag with the run's kind; a second tag where the figures are not valid."""
+    """Write title, subject, and a tag with the run's kind; a second tag if the figures are not valid."""
     tags = [(summary.label, KIND_COLOURS[summary.kind])]
     if not summary.valid:
         tags.append(("not valid: see the report", BAD))
@@ -103,30 +103,30 @@ def titles(figure: Any, title: str, subtitle: str, tags: list[tuple[str, str]]) 
 
 
 def tag(figure: Any, height: float, text: str, colour: str) -> None:
-    """Write a word on a coloured ground at the right edge."""
+    """Write a word on a coloured background at the right edge."""
     box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "none"}
     figure.text(0.98, height, text, ha="right", va="center", fontsize=11, fontweight="bold", color=ON_TAG, bbox=box)
 
 
 def panel_title(panel: Any, text: str) -> None:
-    """Name a panel, at its left."""
+    """Write a panel's title, left-aligned."""
     panel.set_title(text, loc="left", fontsize=12, fontweight="bold", pad=10)
 
 
 def nothing(panel: Any, text: str) -> None:
-    """Say why a panel is empty."""
+    """State why a panel is empty."""
     panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", color=FAINT)
 
 
 def what_ran(summary: Summary) -> str:
-    """Return engines and lengths in words."""
+    """Return engines and lengths as text."""
     engines = sorted({run.server.engine or run.server.model for run in summary.runs})
     parts = [", ".join(engines), lengths_of(summary.levels) if summary.levels else ""]
     return "   |   ".join(part for part in parts if part)
 
 
 def lengths_of(levels: Sequence[LevelSummary]) -> str:
-    """Return the lengths of some levels in words: means, where they are drawn."""
+    """Return the lengths of some levels as text: means if they are drawn."""
     isl, osl = (sorted({getattr(level, name) for level in levels}) for name in ("isl", "osl"))
     return f"prompt {_span(isl)} tokens, reply {_span(osl)}"
 
@@ -136,7 +136,7 @@ def _span(values: Sequence[int]) -> str:
 
 
 def place_x(panel: Any, places: list[float], *, why_empty: str = "no successful request") -> None:
-    """Give the axis powers of two where places span them, plain numbers otherwise."""
+    """Use powers of two as ticks if positions span them, plain numbers otherwise."""
     known = [place for place in places if place > 0]
     if not known:
         nothing(panel, why_empty)
@@ -152,7 +152,7 @@ def place_x(panel: Any, places: list[float], *, why_empty: str = "no successful 
 
 
 def place_y(panel: Any, lowest: float, highest: float) -> None:
-    """Start at zero; where the values span too much for that to be legible, use a logarithmic axis and say so."""
+    """Start at zero; if the values span too much for that, use a logarithmic axis and say so."""
     if lowest > 0 and highest > LOG_AXIS_RATIO * lowest:
         panel.set_yscale("log")
         panel.set_ylim(lowest / 1.6, highest * 3)
@@ -164,7 +164,7 @@ def place_y(panel: Any, lowest: float, highest: float) -> None:
 
 
 def plain() -> Any:
-    """Return a formatter that writes numbers as people do."""
+    """Return a formatter of plain numbers."""
     return FuncFormatter(lambda value, _: f"{value:,g}")
 
 
@@ -174,12 +174,12 @@ def percent() -> Any:
 
 
 def no_ticks() -> Any:
-    """Return a locator that places none."""
+    """Return a locator without ticks."""
     return NullLocator()
 
 
 def log_x(panel: Any) -> None:
-    """Give the axis a logarithmic scale with 1, 2, 5, 10 ... written out."""
+    """Use a logarithmic scale with 1, 2, 5, 10 ... written out."""
     panel.set_xscale("log")
     panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panel.xaxis.set_major_formatter(plain())
@@ -198,7 +198,7 @@ def bytes_of(figure: Any, image: Image) -> bytes:
 
 
 def themed(svg: str) -> str:
-    """Return an SVG whose colours are a page's variables, so that it is dark where the page is; see `theme_css`."""
+    """Return an SVG whose colours are the page's variables, so that it follows the page's theme; see `theme_css`."""
     return re.sub(r"#[0-9a-f]{6}\b", lambda found: f"var(--c{found[0][1:]})" if found[0] in DARK else found[0], svg)
 
 

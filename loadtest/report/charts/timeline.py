@@ -1,4 +1,4 @@
-"""How a run went, over time: rates, requests in flight, batch, KV cache, GPU, errors."""
+"""A run over time: rates, requests in flight, batch size, KV cache, GPU, errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from loadtest.report.charts.style import (
 )
 from loadtest.results import Floats
 
-MOST_OF_EVEN_WIDTH = 1.5  # a level may take this many times its even share of the width
+MOST_OF_EVEN_WIDTH = 1.5  # a level may take up to this multiple of its even share of the width
 LEAST_NAMED_RATIO = 0.02
 PANEL_IN = 1.25
 HEAD_IN = 1.15
@@ -60,7 +60,7 @@ _STRIPS = (
 
 
 def timeline(summary: Summary, detail: RunDetail, *, image: Image = "svg") -> bytes:
-    """Draw one run over time, a strip for each quantity the run has; measurement windows are shaded."""
+    """Draw one run over time, a strip for each available quantity; measurement windows are shaded."""
     title = "Over time" if len(summary.runs) == 1 else f"Over time: {detail.name}"
     with style(title):
         found = detail.timeline
@@ -80,10 +80,10 @@ def timeline(summary: Summary, detail: RunDetail, *, image: Image = "svg") -> by
 
 
 class _TimeAxis:
-    """Where a time is drawn: to scale, or with each level equally wide where one would take most of the width.
+    """Maps times to positions: to scale, or with equal width for each level if one would take most of the width.
 
     Attributes:
-        note: What the axis label has to add.
+        note: Addition to the axis label.
     """
 
     def __init__(self, spans: list[Span]) -> None:
@@ -94,12 +94,12 @@ class _TimeAxis:
         self.note = "; levels drawn with equal width" if self._is_even else ""
 
     def place(self, times_s: Floats | float) -> Floats:
-        """Return where times are drawn, in the axis' own unit."""
+        """Return the positions of times, in the axis' own unit."""
         times = np.asarray(times_s, dtype=np.float64)
         return np.interp(times, self._edges, np.arange(len(self._edges))) if self._is_even else times
 
     def finish(self, panel: Any) -> None:
-        """Set the limits and, where levels are equally wide, the ticks: the times at which levels began."""
+        """Set the limits and, with equal widths, the ticks: the start times of levels."""
         places = self.place(self._edges)
         panel.set_xlim(places[0], places[-1])
         if self._is_even:
@@ -111,7 +111,7 @@ def _clock(summary: Summary) -> str:
 
 
 def _known(found: Timeline) -> list[_Strip]:
-    """Return the strips that have something to show; the share of the KV cache rather than its blocks."""
+    """Return the strips that have data; the share of the KV cache rather than its blocks."""
     strips = [strip for strip in _STRIPS if any(name in found.series for name, _, _ in strip.lines)]
     has_share = any(strip.lines[0][0] == "kv_ratio_server" for strip in strips)
     return [strip for strip in strips if not (has_share and strip.lines[0][0] == "kv_blocks_used_server")]
@@ -140,7 +140,7 @@ def _draw_strip(panel: Any, found: Timeline, strip: _Strip, axis: _TimeAxis) -> 
 
 
 def _name_levels(panel: Any, found: Timeline, axis: _TimeAxis) -> None:
-    """Write each level's load above it, where there is room."""
+    """Write each level's load above it, if there is room."""
     places = axis.place(np.array([[span.begin_s, span.end_s] for span in found.spans]))
     whole = places[-1][1] - places[0][0]
     for span, (begin, end) in zip(found.spans, places.tolist(), strict=True):

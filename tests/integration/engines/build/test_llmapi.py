@@ -10,16 +10,17 @@ import pytest
 import yaml
 
 from engines.build.llmapi import llm_arguments, pytorch_refusal, serving_files
-from engines.build.pipeline import emulated_manifest, exported_kv_format
+from engines.build.pipeline import exported_kv_format
 from engines.errors import ToolError, UserError
 from engines.files import Document, made_by
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import BuildPlan, make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec.precision import PRECISIONS, KvFormat
+from tests.tiny_checkpoints import WINDOWS, write_model
 
 B200 = "b200-sxm-180gb"
-WORDS = 128
 GROUP = 64
 ROPE = {
     "rope_theta": 1_000_000.0,
@@ -68,7 +69,7 @@ def test_int8_cache_is_refused() -> None:
 
 def test_the_other_precisions_are_not_refused() -> None:
     """Every other precision goes, with either KV cache."""
-    others = PRECISIONS.keys() - {"int8_sq", "int8_wo"}
+    others = PRECISIONS.keys() - {"fp32", "int8_sq", "int8_wo"}
     kinds: tuple[KvFormat, ...] = ("16bit", "fp8")
     assert [pytorch_refusal(name, kv_cache) for name in sorted(others) for kv_cache in kinds] == [None] * 12
 
@@ -180,36 +181,9 @@ def test_predictions_say_what_they_leave_out() -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a tiny random Qwen3 whose rope is stretched with YaRN, in transformers 5's spelling."""
-    torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
+    pytest.importorskip("torch", reason="the quantize extra is not installed")
     pytest.importorskip("modelopt", reason="the quantize extra is not installed")
-    from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415
-
-    from engines.checkpoint.inspection import library  # noqa: PLC0415
-    from engines.checkpoint.library_output import chatter_to  # noqa: PLC0415
-
-    folder = tmp_path_factory.mktemp("qwen3")
-    with chatter_to(None):
-        transformers = library("transformers")
-        config = transformers.Qwen3Config(
-            vocab_size=WORDS,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=64,
-            initializer_range=0.15,
-            rms_norm_eps=1e-6,
-            bos_token_id=1,
-            eos_token_id=2,
-            rope_parameters=dict(ROPE),
-        )
-        torch.manual_seed(0)
-        transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({f"w{word}": word for word in range(WORDS)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    folder = write_model(tmp_path_factory.mktemp("qwen3"), "qwen3", rope_parameters=dict(ROPE))
     (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     # Sampling defaults that transformers refuses to save, as published checkpoints have them.
     (folder / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.6, "top_p": 0.95}')
@@ -218,16 +192,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def export(source: Path, out: Path, precision: str, kv_cache: KvFormat = "16bit") -> list[str]:
     """Quantize on a few made-up words; return the notices."""
-    from engines.checkpoint.calibration_text import TextWindows  # noqa: PLC0415
     from engines.checkpoint.export_job import ExportJob  # noqa: PLC0415
     from engines.checkpoint.huggingface_export import quantize_huggingface  # noqa: PLC0415
 
-    documents = tuple(" ".join(f"w{(7 * d + 11 * w * w) % WORDS}" for w in range(24)) for d in range(4))
     job = ExportJob(
         source=source,
         precision=precision,
         kv_cache=kv_cache,
-        calibration=TextWindows(documents, windows=4, tokens=24, origin="the test"),
+        calibration=WINDOWS,
         seed=0,
     )
     notices = quantize_huggingface(job, out, progress=lambda _: None, log=out.with_suffix(".log"))

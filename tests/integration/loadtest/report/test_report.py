@@ -227,7 +227,7 @@ def test_mixed_kinds_are_refused(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", kind="measured")]
     with pytest.raises(UserError, match="different kinds") as refused:
         report(tmp_path / "out", *runs)
-    assert "apart" in str(refused.value.hint)
+    assert "separately" in str(refused.value.hint)
     assert not (tmp_path / "out").exists()
 
 

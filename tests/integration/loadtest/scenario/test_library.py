@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engines.build.pipeline import emulated_manifest
 from engines.errors import MissingError, UserError
 from engines.files import Document, MadeBy, read_yaml, to_json
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.cli.options import LoadOptions, outlook, scenario_of
@@ -129,9 +129,9 @@ def test_a_flag_that_cannot_be_is_refused(flags: dict[str, Any], wrong: str) -> 
     ("values", "wrong"),
     [
         ({"lengths": {"isl": 5, "pairs": "x.csv"}}, "pairs state both lengths"),
-        ({"conversation": {"think_s": 5}}, "how many turns"),
-        ({"classes": [{"name": "a", "conversation": {}}]}, "class a: conversation: how many turns"),
-        ({"classes": [{"name": "a"}, {"name": "a"}]}, "two classes are called 'a'"),
+        ({"conversation": {"think_s": 5}}, "turns is required"),
+        ({"classes": [{"name": "a", "conversation": {}}]}, "class a: conversation: turns is required"),
+        ({"classes": [{"name": "a"}, {"name": "a"}]}, "two classes have the name 'a'"),
         ({"classes": [{"name": "a b"}]}, "pattern"),
         ({"arrivals": {"process": "trace", "path": "x"}, "prefixes": {"tokens": 5}}, "states its own requests"),
         ({"prefixes": {"count": 0, "tokens": 5}}, "greater than or equal to 1"),

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from engines.build import trtllm
-from engines.build.pipeline import emulated_manifest
 from engines.errors import MissingError
 from engines.files import Document, MadeBy, read_json, write_json
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.audit.audit import audit_repository

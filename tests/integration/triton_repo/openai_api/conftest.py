@@ -22,8 +22,8 @@ import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tritonclient.grpc import service_pb2
 
-from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.models.text import byte_alphabet

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from engines.build.pipeline import emulated_manifest
 from engines.emulator.request import Request
 from engines.emulator.settings import batcher_for
 from engines.errors import UserError
 from engines.files import Document, MadeBy
+from engines.planning import emulated_manifest
 from engines.planning.explain import explain
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 from engines.planning.plan import BuildPlan, make_plan
@@ -149,7 +149,7 @@ def test_lora_and_speculation_are_planned_or_refused() -> None:
         plan_of(speculative__mode="draft_tokens_external")
     with pytest.raises(UserError, match="needs its sizes"):
         plan_of(speculative__mode="lookahead_decoding", speculative__max_draft_len=5)
-    with pytest.raises(UserError, match="drafts 15 tokens a step"):
+    with pytest.raises(UserError, match="draft 15 tokens per step"):
         plan_of(speculative__mode="lookahead_decoding", speculative__lookahead=sizes, speculative__max_draft_len=5)
     with pytest.raises(UserError, match="without a mode"):
         plan_of(speculative__max_draft_len=5)

@@ -86,7 +86,7 @@ def test_a_chunk_is_looked_up_by_what_it_attends_to() -> None:
 def test_formats_without_tables_are_derived_and_said() -> None:
     """INT8 on H100 takes what it brought on an A100; an A100's own table needs nothing derived."""
     derived = Silicon(MODEL, H100, "int8_sq", "16bit")
-    assert derived.derived == ["int8_sq on h100-sxm-80gb: its 16-bit kernels times what int8_sq brought on an A100"]
+    assert derived.derived == ["int8_sq on h100-sxm-80gb: its 16-bit kernels times the ratio of int8_sq on an A100"]
     assert Silicon(MODEL, A100, "int8_sq", "16bit").derived == []
     plain = Silicon(MODEL, H100, "bf16", "16bit")
     assert derived.seconds(decode(1, 100)) < 0.75 * plain.seconds(decode(1, 100))
@@ -98,13 +98,13 @@ def test_formats_without_tables_are_derived_and_said() -> None:
 
 def test_what_has_no_table_is_refused() -> None:
     """A GPU or format nobody measured is named, and the roofline offered."""
-    with pytest.raises(MissingError, match="no measured step times of h100-nvl-94gb"):
+    with pytest.raises(MissingError, match="no measured step times for h100-nvl-94gb"):
         Silicon(MODEL, gpu_named("h100-nvl-94gb"), "fp8", "fp8")
-    with pytest.raises(MissingError, match="no measured step times of w4a8_awq"):
+    with pytest.raises(MissingError, match="no measured step times for w4a8_awq"):
         Silicon(MODEL, H100, "w4a8_awq", "fp8")
-    with pytest.raises(MissingError, match="no measured step times of fp8 on a100"):
+    with pytest.raises(MissingError, match="no measured step times for fp8 on a100"):
         Silicon(MODEL, A100, "fp8", "16bit")
-    with pytest.raises(MissingError, match=r"no measured kernels of gpt-j-6b .*head size 256"):
+    with pytest.raises(MissingError, match=r"no measured kernels for gpt-j-6b .*head size 256"):
         Silicon(model_named("gpt-j-6b"), A100, "fp16", "16bit")
 
 

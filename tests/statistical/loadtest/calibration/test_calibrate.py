@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from engines.build.pipeline import emulated_manifest
 from engines.calibration import LoadGenerator, require_match
 from engines.errors import UserError
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest, StepTimeChoice
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
+from engines.spec import engine_profile_named
 from loadtest.calibration.calibrate import Request, Structure, calibrate, fit_context_of, predicted_logs, waves_of
 from loadtest.calibration.fit import PARAMETERS, PRIOR, SPLIT, factors_of, fit, observe, slopes_of
 from loadtest.calibration.measured_points import Deployment, Point, read_points
@@ -121,6 +123,18 @@ def test_a_prediction_carries_intervals(request_of_truth: Request, manifest: Eng
 def test_attention_may_come_in_waves(manifest: EngineManifest) -> None:
     """An H100's 132 multiprocessors hold the blocks of four sequences of 32 query heads, four to a KV head."""
     assert waves_of(manifest)[1:] == ((132 / 32, 0.0, 4.0), (132 / 32, 1.0, 4.0))
+
+
+def test_what_is_expected_is_that_of_the_engine_named(request_of_truth: Request) -> None:
+    """A profile's host time is where a fit starts, and stands in the document; no profile is one's own default."""
+    assert fit_context_of(request_of_truth, Structure(16384, SPLIT)).prior is PRIOR
+    nim = engine_profile_named("nim-2024")
+    few = replace(request_of_truth, points=request_of_truth.points[:6], profile=nim)
+    found = calibrate(few, head=HEAD, progress=lambda _: None)
+    expected = {each.name: each.expected for each in found.parameters}
+    assert found.prior == "nim-2024"
+    assert expected["request_s"] == pytest.approx(nim.host.request_s)
+    assert expected["kv_ratio"] == pytest.approx(nim.factors.kv_ratio)
 
 
 def test_too_few_points_are_refused(request_of_truth: Request) -> None:

@@ -47,7 +47,7 @@ def test_what_is_kept_is_not_worked_out_again(tmp_path: Path) -> None:
     _all(ResultCache(tmp_path))
     said: list[str] = []
     assert _all(ResultCache(tmp_path), progress=said.append) == [1, 4, 9, 16]
-    assert said == [f"4 of 4 found in {tmp_path}"]
+    assert said == [f"4 of 4 found in the cache {tmp_path}"]
     next(tmp_path.glob("*.json")).write_text("{", encoding="utf-8")
     assert _all(ResultCache(tmp_path)) == [1, 4, 9, 16]
 

@@ -91,7 +91,7 @@ def test_the_page_stands_alone(planned: Path) -> None:
 def test_what_if_is_side_by_side(planned: Path) -> None:
     """Twice the traffic with nothing spare: twice the peak, what a replica carries unchanged."""
     sides = json.loads((planned / "what-if.json").read_text(encoding="utf-8"))["sides"]
-    assert [side["asked"] for side in sides] == ["as asked", "traffic*=2,n_plus=0"]
+    assert [side["asked"] for side in sides] == ["original", "traffic*=2,n_plus=0"]
     assert sides[1]["peak_per_s"] == pytest.approx(2 * sides[0]["peak_per_s"])
     assert sides[1]["rate_per_s"] == sides[0]["rate_per_s"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import MANIFEST_NAME, EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.cli.find_knee import find_knee

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from engines.build.pipeline import emulated_manifest
 from engines.cli.actions.build_engine import require_accuracy
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy
 from engines.manifest import CheckpointQuality, EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 

@@ -72,3 +72,13 @@ def test_a_wave_takes_as_long_half_empty(source: Roofline) -> None:
     kv_s = [step_time.cost(StepShape(count, count * 2_000)).kv_read_s for count in (1, 2, 4, 8)]
     assert kv_s[0] == pytest.approx(kv_s[1]) == pytest.approx(kv_s[2])
     assert kv_s[3] == pytest.approx(2 * kv_s[0])
+
+
+def test_a_mixed_iteration_reads_the_cache_once_for_each_query_head(source: Roofline) -> None:
+    """Four reads instead of one lengthen an iteration with a prompt by three, and a pure decode step not at all."""
+    factors = Factors(mixed_kv_reads=4.0)
+    decode = StepShape(decode_sequences=8, decode_context_tokens=8 * 2000)
+    mixed = decode._replace(prefill_sequences=1, prefill_tokens=500, prefill_attended_tokens=125_250)
+    added_s = Calibrated(source, factors).seconds(mixed) - source.seconds(mixed)
+    assert added_s == pytest.approx(3 * source.cost(mixed).kv_read_s)
+    assert Calibrated(source, factors).seconds(decode) == pytest.approx(source.seconds(decode))

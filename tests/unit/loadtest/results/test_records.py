@@ -31,7 +31,7 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"id": 0}, "line 3: id 0 comes twice"),
+        ({"id": 0}, "line 3: id 0 is repeated"),
         ({"done_s": float("nan")}, "line 3: done_s: Input should be a finite number"),
         ({"sent_s": float("-inf")}, "finite"),
         ({"token_times_s": (2.1, float("nan"), 2.2)}, "finite"),

@@ -253,7 +253,7 @@ def test_too_many_arrivals_are_refused() -> None:
 
 def test_a_process_that_draws_nothing_is_refused() -> None:
     """A run without a request would measure nothing."""
-    with pytest.raises(UserError, match="ramp: no request in 10 s, where 0 were expected"):
+    with pytest.raises(UserError, match="ramp: no request was drawn in 10 s; 0 were expected"):
         arrivals_of(Ramp(from_per_s=0, to_per_s=0, duration_s=10), rng=_rng(), folder=Path())
 
 
@@ -284,10 +284,10 @@ def test_the_key_process_says_which(tmp_path: Path) -> None:
         ),
         (
             {"process": "spike", "base_per_s": 1, "peak_per_s": 2, "at_s": 8, "spike_s": 3, "duration_s": 10},
-            "the spike ends at 11 s, the run at 10 s",
+            "the spike ends at 11 s, but the run ends at 10 s",
         ),
         ({"process": "trace", "path": "a.csv", "speed_up": 0}, "speed_up.*greater than 0"),
-        ({"process": "trace", "path": "a.csv", "from_s": 5, "to_s": 5}, "to_s must be past from_s, which is 5"),
+        ({"process": "trace", "path": "a.csv", "from_s": 5, "to_s": 5}, "to_s must be greater than from_s, which is 5"),
     ],
 )
 def test_a_process_that_cannot_be_is_refused(keys: dict[str, object], told: str) -> None:

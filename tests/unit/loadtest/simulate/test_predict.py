@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.steptime.shape import StepShape, attended_tokens

@@ -8,10 +8,9 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from engines.build import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.planning import make_plan, resolve_recipe
+from engines.planning import emulated_manifest, make_plan, resolve_recipe
 from loadtest.metrics import summarize
 from loadtest.results import Columns, RequestRecord, columns_of
 from loadtest.scenario import Scenario

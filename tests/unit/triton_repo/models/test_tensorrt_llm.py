@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from engines.build.pipeline import emulated_manifest
 from engines.emulator import Batcher
 from engines.files import Document, MadeBy, write_json
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from tests.fake_triton import FakeBackend, FakeFamily, FakeLogger, FakeModelError, FakeRequest, FakeResponse, FakeSender

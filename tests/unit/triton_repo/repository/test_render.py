@@ -14,10 +14,10 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from engines.build.pipeline import emulated_manifest
 from engines.errors import CommandError, UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.audit.require_valid import check_repository, read_config

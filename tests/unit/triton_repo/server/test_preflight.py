@@ -11,10 +11,10 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from engines.build import trtllm
-from engines.build.pipeline import emulated_manifest
 from engines.errors import CommandError, MissingError, UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.cli import serve_repo
@@ -98,7 +98,7 @@ LACKS: dict[str, tuple[Machine, str, str]] = {
     ),
     "no GPU": (
         Machine("1.2.1", None, 0),
-        "the engine was built for a GPU of compute capability 9.0 (h100-sxm-80gb) and no GPU is seen here; an "
+        "the engine was built for a GPU of compute capability 9.0 (h100-sxm-80gb) and no GPU was found; an "
         "engine runs only on the compute capability it was built for",
         "--gpus all",
     ),
@@ -155,7 +155,7 @@ def test_an_engine_other_than_the_manifests_is_refused(
     with pytest.raises(UserError) as refused:
         require_servable(built, _compiled(tmp_path, config=config), H100)
     assert _one_sentence(refused.value) == (
-        f"{tmp_path}: the manifest tells of an engine by TensorRT-LLM 1.2.1, the engine's own config.json of {told}; "
+        f"{tmp_path}: the manifest describes an engine by TensorRT-LLM 1.2.1, the engine's own config.json of {told}; "
         "both must name the version that built it"
     )
     assert "build-repo ENGINE_DIR --force" in str(refused.value.hint)
@@ -265,7 +265,7 @@ def test_serve_repo_refuses_an_edited_manifest(
     told["engine"]["versions"]["tensorrt_llm"] = "1.1.0"
     (repository / "manifest.json").write_text(json.dumps(told))
     assert _serve(repository) == 2
-    assert "tells of an engine by TensorRT-LLM 1.1.0, the engine's own config.json of 1.2.1" in capsys.readouterr().err
+    assert "describes an engine by TensorRT-LLM 1.1.0, the engine's own config.json of 1.2.1" in capsys.readouterr().err
 
 
 def test_serve_repo_goes_on_where_the_engine_runs(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

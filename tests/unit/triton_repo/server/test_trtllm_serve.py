@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engines.build.pipeline import emulated_manifest
 from engines.errors import MissingError
 from engines.files import Document, MadeBy, write_json
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.cli.serve_repo import serve_repo

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from engines.build.pipeline import emulated_manifest
 from engines.errors import UserError
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest, Parallel
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.cli import build_repo
@@ -97,7 +97,7 @@ def test_what_has_no_effect_is_said(emulated: EngineManifest, built: EngineManif
     assert "runtime.cuda_graphs" in notice.text
     assert "stats_check_period_ms" not in notice.text
     [notice] = _resolved(built, asked).notices
-    assert notice.text.endswith("does not behave by emulation.time_scale")
+    assert notice.text.endswith("is not affected by emulation.time_scale")
     pytorch = emulated.model_copy(update={"backend": "pytorch"})
     [notice] = _resolved(pytorch, {"queue": {"max_queue_size": 3}}).notices
     assert "queue.max_queue_size" in notice.text
@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "reply past the engine": ({"limits": {"max_output_tokens": 9000}}, "max_seq_len 8192"),
     "cache below a sequence": ({"kv_cache": {"max_tokens": 100}}, "does not fit one sequence of 8192"),
     "sink without window": ({"kv_cache": {"sink_tokens": 4}}, "no sliding window"),
-    "adapters": ({"lora": {"optimal_adapter_size": 65}}, "past lora.max_adapter_size"),
+    "adapters": ({"lora": {"optimal_adapter_size": 65}}, "exceeds lora.max_adapter_size"),
 }  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def test_lookahead_sizes_must_draft_what_the_engine_was_built_for(built: EngineM
     wanted = {"decoding": {"mode": "lookahead", "lookahead": sizes}}
     assert _resolved(built, wanted, config).settings.decoding.lookahead.window_size == 7
     sizes["ngram_size"] = 5
-    with pytest.raises(UserError, match=r"drafts 55 tokens a step; .* built for 83"):
+    with pytest.raises(UserError, match=r"drafts 55 tokens per step; .* built for 83"):
         _resolved(built, wanted, config)
 
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from engines.build.pipeline import emulated_manifest
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
+from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
