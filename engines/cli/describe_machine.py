@@ -10,7 +10,7 @@ import click
 from engines.console import Command, common_flags, writing_flags
 
 OUT = Path("artifacts/machine.yaml")
-GROUPS = {"What to measure": ("--device", "--threads", "--cores", "--vllm", "--name")}
+GROUPS = {"What to measure": ("--device", "--threads", "--cores", "--vllm", "--model", "--name")}
 
 
 @click.command(
@@ -34,6 +34,11 @@ GROUPS = {"What to measure": ("--device", "--threads", "--cores", "--vllm", "--n
     type=click.Path(path_type=Path),
     metavar="PYTHON",
     help="Python of an environment with vLLM for CPUs: also measure its matrix products by number of rows.",
+)
+@click.option(
+    "--model",
+    "model_name",
+    help="With --vllm: a known model, or a folder with a config.json, whose matrices to measure with.",
 )
 @click.option("--name", help="Name in figures and calibrations. Default: after the processor's model.")
 @writing_flags

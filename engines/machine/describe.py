@@ -15,7 +15,16 @@ from engines.machine.facts import cpu_model, library_versions, memory_bytes, rea
 from engines.machine.gemm import Gemm, measure_gemm
 from engines.machine.gpu import has_gpu, measure_gpu
 from engines.machine.serving_products import measure_serving_products
-from engines.spec import Accelerator, Arithmetic, BandwidthPoint, GemmPoint, MachineFacts, ProductSpeed, Sourced
+from engines.spec import (
+    Accelerator,
+    Arithmetic,
+    BandwidthPoint,
+    GemmPoint,
+    MachineFacts,
+    ModelSpec,
+    ProductSpeed,
+    Sourced,
+)
 
 __all__ = ["describe_cpu", "describe_gpu", "has_gpu", "yaml_of"]
 
@@ -28,6 +37,7 @@ def describe_cpu(
     command: str,
     progress: Callable[[str], None],
     vllm: Path | None = None,
+    model: ModelSpec | None = None,
 ) -> Accelerator:
     """Measure this machine's CPU on some of its cores, by 1, 2, 4... threads up to all of them.
 
@@ -35,6 +45,7 @@ def describe_cpu(
         cores: Logical cores to pin to; the accelerator's figures are those with all of them at work.
         name: What to call it; None: after the CPU's model and the number of cores.
         vllm: Python of an environment with vLLM for CPUs, whose products are measured by number of rows.
+        model: Whose matrices those products are measured with; None: some of a common size.
     """
     bandwidth: list[BandwidthPoint] = []
     gemm: list[GemmPoint] = []
@@ -47,12 +58,12 @@ def describe_cpu(
     versions = library_versions()
     if vllm is not None:
         progress("vLLM's matrix products by number of rows")
-        products["fp32"], versions["products"] = measure_serving_products(vllm, cores)
+        products["fp32"], versions["products"] = measure_serving_products(vllm, cores, model)
     cpuinfo = read_cpuinfo()
-    model = cpu_model(cpuinfo)
+    processor = cpu_model(cpuinfo)
     count = len(cores)
     return Accelerator(
-        name=name or name_of(model, f"{count}-core" if count == 1 else f"{count}-cores"),
+        name=name or name_of(processor, f"{count}-core" if count == 1 else f"{count}-cores"),
         device="cpu",
         kind="measured",
         threads=count,
@@ -63,7 +74,7 @@ def describe_cpu(
         measured_on=today,
         command=command,
         machine=MachineFacts(
-            model=model,
+            model=processor,
             cores=cores,
             flags=vector_flags(cpuinfo),
             versions=versions,

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 from engines.errors import MissingError, ToolError
 from engines.files import parse_json
-from engines.spec import ProductSpeed
+from engines.spec import ModelSpec, ProductSpeed
 
 SCRIPT = Path(__file__).with_name("vllm_products.py")
+MOST_BYTES = 2 << 30  # of float32 weights; layers beyond repeat the same shapes
 _WITHIN_S = 300.0
 
 
-def measure_serving_products(python: Path, cores: tuple[int, ...]) -> tuple[tuple[ProductSpeed, ...], str]:
+def shapes_of(model: ModelSpec) -> list[tuple[int, int]]:
+    """Return inputs and outputs of a model's matrices as vLLM multiplies them, within MOST_BYTES; at least one layer.
+
+    Queries, keys and values are one product there, and so are gate and up projection.
+    """
+    layer = [
+        (model.hidden_size, model.attention_size + 2 * model.kv_size),
+        (model.attention_size, model.hidden_size),
+        (model.hidden_size, (model.mlp_matrices - 1) * model.intermediate_size),
+        (model.intermediate_size, model.hidden_size),
+    ]
+    head = (model.hidden_size, model.vocab_size)
+    bytes_of_layer = 4 * sum(inputs * outputs for inputs, outputs in layer)
+    layers = max(1, min(model.layers, (MOST_BYTES - 4 * head[0] * head[1]) // bytes_of_layer))
+    return [*layer * layers, head]
+
+
+def measure_serving_products(
+    python: Path, cores: tuple[int, ...], model: ModelSpec | None = None
+) -> tuple[tuple[ProductSpeed, ...], str]:
     """Return the float32 products of a vLLM for CPUs by number of rows, and the library's name and version.
 
     Args:
         python: Of the environment.
         cores: Logical cores to pin to.
+        model: Whose matrices to measure with; None: matrices of 1024 by 2048.
 
     Raises:
         MissingError: There is no such program.
@@ -26,7 +48,8 @@ def measure_serving_products(python: Path, cores: tuple[int, ...]) -> tuple[tupl
     """
     if not python.is_file():
         raise MissingError(f"{python}: no such file", hint="--vllm takes the bin/python of an environment")
-    words = [str(python), str(SCRIPT), *map(str, cores)]
+    words = [str(python), str(SCRIPT), ",".join(map(str, cores))]
+    words += [] if model is None else [json.dumps(shapes_of(model))]
     done = subprocess.run(words, capture_output=True, text=True, timeout=_WITHIN_S, check=False)
     if done.returncode:
         raise ToolError("vLLM's products", status=done.returncode, last_lines=done.stderr.splitlines()[-5:])

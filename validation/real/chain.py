@@ -167,7 +167,8 @@ class Chain:
             return
         write_json(self.out / "idle.json", measure_idle(self._at.server_core, self._at.load_core))
         python = require_vllm(self._at.vllm, may_install=False)
-        asked = ("--device", "cpu", "--cores", self._at.server_core, "--vllm", python)
+        asked: tuple[object, ...] = ("--device", "cpu", "--cores", self._at.server_core, "--vllm", python)
+        asked += ("--model", self._checkpoint_folder)
         ours("describe-machine", *asked, "--out", path, "--force")
         self.model_folder.mkdir(parents=True, exist_ok=True)
         write_text(self.machine, path.read_text(encoding="utf-8"))

@@ -43,8 +43,8 @@ class CalibrationRun(NamedTuple):
 # Four shapes of two levels: without any one of them, six points are left, which is what a fit needs.
 CALIBRATION_RUNS = (
     CalibrationRun(Shape(32, 32), 8, 0.6),
-    CalibrationRun(Shape(128, 48), 4, 0.4),
-    CalibrationRun(Shape(256, 32), 2, 0.7),
+    CalibrationRun(Shape(128, 48), 6, 0.4),
+    CalibrationRun(Shape(256, 32), 3, 0.7),
     CalibrationRun(Shape(64, 64), 1, 0.5),
 )
 CALIBRATION_SECONDS = 20.0  # of an open loop

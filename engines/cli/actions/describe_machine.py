@@ -11,7 +11,7 @@ from engines.errors import UserError
 from engines.files import to_json, write_text
 from engines.machine import available_cores, describe_cpu, describe_gpu, has_gpu, parse_cores, yaml_of
 from engines.outputs import refuse_existing_file
-from engines.spec import Accelerator, gib, is_accelerator_file
+from engines.spec import Accelerator, gib, is_accelerator_file, resolve_model
 
 
 def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: Any) -> None:
@@ -29,7 +29,9 @@ def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: An
     refuse_existing_file(target, force=force)
     if device == "gpu" and flags["vllm"] is not None:
         raise UserError("--vllm applies to a CPU", hint="--device cpu")
-    found = _measured(device, cores, flags["name"], flags["vllm"])
+    if flags["model_name"] is not None and flags["vllm"] is None:
+        raise UserError("--model alone changes nothing", hint="--vllm PYTHON measures with the model's matrices")
+    found = _measured(device, cores, flags)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, yaml_of(found))
     if as_json:
@@ -39,11 +41,15 @@ def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: An
     wrote(target, f"predict-load --gpu {target} --model DIR --precision fp32 --engine-profile vllm-v1")
 
 
-def _measured(device: str, cores: tuple[int, ...], name: str | None, vllm: Path | None) -> Accelerator:
+def _measured(device: str, cores: tuple[int, ...], flags: dict[str, Any]) -> Accelerator:
     today, command = datetime.now(tz=UTC).date(), command_line("describe-machine")
+    name = flags["name"]
     if device == "gpu":
         return describe_gpu(name=name, today=today, command=command, progress=progress)
-    return describe_cpu(cores, name=name, today=today, command=command, progress=progress, vllm=vllm)
+    model = None if flags["model_name"] is None else resolve_model(flags["model_name"])
+    return describe_cpu(
+        cores, name=name, today=today, command=command, progress=progress, vllm=flags["vllm"], model=model
+    )
 
 
 def _cores(device: str, asked: str | None, threads: int | None) -> tuple[int, ...]:
