@@ -30,8 +30,13 @@ class FakeResponse:
     """Output tensors, or an error."""
 
     def __init__(self, outputs: list[FakeTensor] | None = None, error: str | None = None) -> None:
-        self.outputs = {tensor.name(): tensor.as_numpy() for tensor in outputs or []}
+        self._tensors = outputs or []
+        self.outputs = {tensor.name(): tensor.as_numpy() for tensor in self._tensors}
         self.error = error
+
+    def output_tensors(self) -> list[FakeTensor]:
+        """Return its tensors."""
+        return self._tensors
 
 
 class FakeFamily:

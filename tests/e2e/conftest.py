@@ -76,10 +76,10 @@ class Server:
 
 
 def start(repository: Path) -> Server:
-    """Start a server that ends by itself after ten minutes, should nobody stop it."""
+    """Start a server that ends by itself after an hour, should nobody stop it."""
     http, grpc, metrics = free_ports()
     ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
-    succeed("serve-repo", repository, *ports, "--detach", "--stop-after", 600, "--tritonserver", "local")
+    succeed("serve-repo", repository, *ports, "--detach", "--stop-after", 3600, "--tritonserver", "local")
     return Server(repository, http, grpc, metrics)
 
 

@@ -24,6 +24,7 @@ from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
 from triton_repo.models.inputs import RefusedError
 from triton_repo.models.reply import Array, Reply, ReplyError
+from triton_repo.models.sending import send_response
 
 SENDER_THREADS = 3  # sending blocks: two threads keep up with a full server, a third covers a slow reader
 STUCK_S = 10.0  # a send takes 0.1 ms; Triton's Python backend may never return from one (server issue 5988)
@@ -298,7 +299,7 @@ class EngineHost:
             call.finished = not call.open
         flags = self._final if call.finished else 0
         if response is not None:
-            call.sender.send(response, flags=flags)
+            send_response(call.sender, response, flags)
         elif call.finished:
             call.sender.send(flags=flags)
         if call.finished:

@@ -18,6 +18,7 @@ from triton_repo.models.completions import CompletionsServer, Exchange, RelayErr
 from triton_repo.models.inputs import Inputs, RefusedError
 from triton_repo.models.parameters import flag, number, parameters_of
 from triton_repo.models.reply import ReplyError, Words, prompt_words
+from triton_repo.models.sending import send_response
 
 MOST_REQUESTS = 1024  # each is a thread and a connection
 ACTIVE, MOST = "active", "max"
@@ -232,7 +233,7 @@ class RelayModel:
         with call.lock:
             if not call.finished:
                 call.finished = is_final
-                call.sender.send(response, flags=self._final if is_final else 0)
+                send_response(call.sender, response, self._final if is_final else 0)
 
     def _watch(self, period_s: float) -> None:
         """Publish the number of requests in flight and cancel those whose clients have left, every `period_s`."""

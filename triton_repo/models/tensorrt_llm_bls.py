@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from triton_repo.models.sending import send_response
 from triton_repo.models.text import Detokenizer, TextStream, load_tokenizer
 
 TO_PREPROCESSING = {
@@ -103,7 +104,7 @@ class TextModel:
                     if sender.is_cancelled():
                         self._stop(called)
                         break
-                    sender.send(response)
+                    send_response(sender, response)
             except _FailedError as error:
                 sender.send(self._error(error))
             sender.send(flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
