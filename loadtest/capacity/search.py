@@ -192,6 +192,8 @@ def cheapest_sized(searched: Searched, options: SearchOptions) -> Row | None:
     while True:
         best = recommended(searched.rows)
         if best is None or best.verdict is not None or searched.candidate(best.name).manifest is None:
+            if _search_again(searched, options):
+                continue
             return best
         open_rows = [row for row in searched.rows if row.is_possible and row.verdict is None]
         near = [row for row in open_rows if row.cost <= best.cost / MARGIN**2]
@@ -202,6 +204,27 @@ def cheapest_sized(searched: Searched, options: SearchOptions) -> Row | None:
         for row, result in zip(chosen, run_tasks(tasks, options), strict=True):
             if result.size is not None:
                 searched.replace_row(_with_size(searched, row, result.size))
+
+
+def _search_again(searched: Searched, options: SearchOptions) -> bool:
+    """Search again what was given up against a fleet that turned out larger; return whether there was any.
+
+    A search is given up where its row, by one replica's rate, cannot be cheaper than the best one known then. If that
+    one's fleet needs more replicas once it is simulated, the rate that a row needs to be cheaper falls.
+    """
+    again = []
+    for candidate, found in searched.found:
+        if found is not None and found.given_up:
+            least_per_s = _least_per_s(searched, candidate)
+            if least_per_s is None or least_per_s < (found.promised.above_per_s or 0.0) * (1 - _ROUNDING):
+                again.append(candidate)
+    if not again:
+        return False
+    names = {each.name for each in again}
+    searched.found = [(each, found) for each, found in searched.found if each.name not in names]
+    searched.add([])
+    _search_all(searched, again, options)
+    return True
 
 
 def _with_size(searched: Searched, row: Row, found: FleetSize) -> Row:

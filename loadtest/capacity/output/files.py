@@ -77,11 +77,16 @@ def _accelerator(plan: CapacityPlan, name: str) -> str:
 
 
 def _serving(plan: CapacityPlan) -> str:
-    """Return serving settings, with the queue limit that the fleets were simulated with."""
+    """Return serving settings, with the queue limit and the longest reply that the fleets were simulated with.
+
+    The OpenAI front gives a chat without `max_tokens` the whole of `max_output_tokens`: without it, such a request
+    would reserve the rest of the engine's sequence, more than was planned.
+    """
     chosen, engine = plan.chosen, plan.engine
     assert chosen is not None
     assert engine is not None
     values: dict[str, Any] = {"scheduling": {"policy": engine.runtime.scheduler_policy}}
+    values["limits"] = {"max_output_tokens": min(plan.traffic.max_tokens, engine.limits.max_seq_len)}
     comment = "# The demand has no limit on TTFT, so no request is refused because of waiting.\n"
     if plan.max_queue_size:
         values["queue"] = {"max_queue_size": plan.max_queue_size}
@@ -92,6 +97,9 @@ def _serving(plan: CapacityPlan) -> str:
             f"# max_queue_size: what the middle of the prediction, {middle}, serves within the longest TTFT\n"
             f"# allowed. The fleets were simulated with it: {refused:.2%} of requests refused at the peak.\n"
         )
+    comment += (
+        "# max_output_tokens: the demand's max_tokens. Requests for more are refused; a chat without its own gets it.\n"
+    )
     return f"# {plan.recommended}\n{comment}" + _yaml(values)
 
 

@@ -243,6 +243,7 @@ def test_the_queue_is_deployed_as_it_was_simulated(planned: Path) -> None:
     plan = read_json(planned / "capacity.json", CapacityPlan)
     settings = ServingSettings.model_validate(yaml.safe_load((planned / "serving.yaml").read_text(encoding="utf-8")))
     assert settings.queue.max_queue_size == plan.max_queue_size > 0
+    assert settings.limits.max_output_tokens == plan.traffic.max_tokens == 16
     assert plan.fleets[0].refused == 0.0
 
 

@@ -1,0 +1,27 @@
+"""The cheapest candidate: what is given up on the way, and taken up again."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from loadtest.capacity.search import cheapest_sized, search
+from loadtest.capacity.simulation.max_rate import Carried
+from tests.unit.loadtest.capacity.made import HEAD, HERE, demand, means
+
+
+def test_what_was_given_up_against_a_fleet_that_failed_is_searched_again() -> None:
+    """A row given up at a rate that it no longer needs to reach gets its own rate, and can be recommended."""
+    searched, options = search(demand(), HERE, HEAD, means(), today=date(2026, 11, 28))
+    ((candidate, found),) = [pair for pair in searched.found if pair[1] is not None]
+    assert found is not None
+    assert found.rate_per_s is not None
+    given_up = found.model_copy(
+        update={"promised": Carried(rate_per_s=None, above_per_s=1000 * found.rate_per_s), "given_up": True}
+    )
+    searched.found, searched.rows = [(candidate, given_up)], []
+    searched.add([])
+    assert [row.status for row in searched.rows] == ["not cheaper"]
+    best = cheapest_sized(searched, options)
+    assert best is not None
+    assert best.rate_per_s == found.rate_per_s
+    assert len(searched.found) == 1
