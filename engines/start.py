@@ -5,6 +5,7 @@ A script names `PACKAGE.cli.start:COMMAND`; loading it imports only this module,
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import signal
@@ -29,6 +30,7 @@ class LateCommand:
         """Run the command; until it installs its own handlers, a signal ends the process at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._leave)
+        atexit.register(_ignore_signals)
         return self.loaded()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -44,3 +46,9 @@ class LateCommand:
         sys.stderr.write(f"{self._name.replace('_', '-')}: error: interrupted\n")
         sys.stderr.flush()
         os._exit(INTERRUPTED)
+
+
+def _ignore_signals() -> None:
+    """Keep the command's own exit status while the interpreter shuts down, which would restore the default handlers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

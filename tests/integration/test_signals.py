@@ -106,7 +106,9 @@ def test_a_signal_at_any_moment_is_one_line_and_status_130(name: str, number: si
             process.kill()
             process.communicate()
         assert "Traceback" not in err, err
-        if process.returncode != 0:  # it had ended by itself before
+        if process.returncode == 2:  # noqa: PLR2004 (it had ended by itself: an earlier round had written the output)
+            assert "already exists" in err, err
+        elif process.returncode != 0:  # 0: it had ended by itself before
             assert process.returncode == 130, (moment, out, err)
             errors = [line for line in err.splitlines() if "error:" in line]
             assert len(errors) == 1, err
