@@ -106,7 +106,7 @@ def test_a_signal_at_any_moment_is_one_line_and_status_130(name: str, number: si
             process.kill()
             process.communicate()
         assert "Traceback" not in err, err
-        if process.returncode == 2:  # noqa: PLR2004 (it had ended by itself: an earlier round had written the output)
+        if process.returncode == 2:  # it had ended by itself: an earlier round had written the output
             assert "already exists" in err, err
         elif process.returncode != 0:  # 0: it had ended by itself before
             assert process.returncode == 130, (moment, out, err)
