@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from engines.calibration import read_calibration
+from tests.smollm2 import SMOLLM2
 
 pytestmark = pytest.mark.e2e
 BIN = Path(sys.executable).parent
@@ -27,20 +28,6 @@ availability: {n_plus: 0}
 limits: {gpus: [core.yaml], precisions: [fp32]}
 candidates: {engine_profile: vllm-v1, max_batch_size: [8], max_num_tokens: [2048], calibrations: [calibration.json]}
 """
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 100000,
-    "tie_word_embeddings": True,
-    "eos_token_id": 0,
-}
 
 
 def _run(folder: Path, *words: str) -> str:
@@ -56,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a checkpoint's config and this machine, measured on one core."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "my-smollm2").mkdir()
-    (folder / "my-smollm2" / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "my-smollm2" / "config.json").write_text(json.dumps(SMOLLM2))
     _run(folder, "describe-machine", "--device", "cpu", "--threads", "1", "--name", "core", "--out", "core.yaml")
     return folder
 

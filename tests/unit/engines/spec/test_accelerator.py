@@ -13,6 +13,7 @@ from engines.errors import CommandError, MissingError, UserError
 from engines.spec import PRECISIONS, gpu_named, kv_refusal, model_named, resolve_gpu, resolve_model, verdict
 from engines.spec.accelerator import read_accelerator
 from engines.steptime import Roofline, StepShape
+from tests.smollm2 import SMOLLM2
 
 A_CPU: dict[str, Any] = {
     "name": "one-core",
@@ -22,22 +23,6 @@ A_CPU: dict[str, Any] = {
     "memory_bytes": {"value": 16e9, "source": "a test"},
     "bandwidth_bytes_per_s": {"value": 10e9, "source": "a test"},
     "dense_flops": {"fp32": {"value": 80e9, "source": "a test"}},
-}
-# Hugging Face, HuggingFaceTB/SmolLM2-135M, config.json
-SMOLLM2 = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 100000,
-    "tie_word_embeddings": True,
-    "eos_token_id": 0,
-    "torch_dtype": "bfloat16",
 }
 
 

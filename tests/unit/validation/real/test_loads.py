@@ -12,25 +12,13 @@ import pytest
 
 from engines.machine import yaml_of
 from engines.spec import Accelerator, Sourced
+from tests.smollm2 import SMOLLM2
 from validation.real.evaluate import outcome_of, table_of, verdicts_of
 from validation.real.loads import load_flags, write_case, write_points
 from validation.real.settings import BURST_SECONDS, CALIBRATION_RUNS, UNSEEN_LOADS
 from validation.validate import arguments_of, compare, read_case, read_points
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 100000,
-    "tie_word_embeddings": True,
-    "eos_token_id": 0,
-}
+CONFIG = SMOLLM2 | {"num_hidden_layers": 4}
 
 
 def _figure(value: float) -> Sourced:
