@@ -23,12 +23,14 @@ from engines.steptime import step_time_for
 from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
 from triton_repo.models.inputs import RefusedError
-from triton_repo.models.reply import Array, Reply, ReplyError
-from triton_repo.models.sending import send_response
+from triton_repo.models.reply import Array, Reply
+from triton_repo.models.sending import has_left, send_response
+from triton_repo.models.tensor_model import ServedModel
 
 SENDER_THREADS = 3  # sending blocks: two threads keep up with a full server, a third covers a slow reader
 STUCK_S = 10.0  # a send takes 0.1 ms; Triton's Python backend may never return from one (server issue 5988)
 STOPPED = "the emulated engine has stopped after a failed step; the server's log has the reason"
+STEP_FAILED = "emulated engine: a step failed, its traceback is in this log; every request ends with an error"
 
 
 @dataclass(slots=True)
@@ -72,10 +74,7 @@ class Sequence:
 
 @dataclass(slots=True)
 class Call:
-    """A Triton request in progress: its response sender, and its unfinished sequences.
-
-    Hold `lock` and check that `finished` is not set before using `sender`: after the final response Triton has freed
-    the object behind the sender, and even asking whether it was cancelled crashes the server's process.
+    """A Triton request in progress: its response sender, used as `sending.Answered` says, and its open sequences.
 
     Attributes:
         respond: Makes the response to a token of a sequence, or (None) to its end; returns None if nothing is sent yet.
@@ -276,7 +275,7 @@ class EngineHost:
 
     def _clock_failed(self) -> None:
         """End every request: no step will be taken for them."""
-        self._backend.Logger.log_error(f"emulated engine: {STOPPED}")
+        self._backend.Logger.log_error(STEP_FAILED)
         for sequence in list(self._sequences.values()):
             call = sequence.call
             with call.lock:
@@ -311,18 +310,9 @@ class EngineHost:
         while not self._stopping.wait(period_s):
             self._metrics.publish(*self._clock.latest_iteration())
             for call in {id(sequence.call): sequence.call for sequence in list(self._sequences.values())}.values():
-                if self._is_cancelled(call) and (last := self._abandon(call)):
+                if has_left(call) and (last := self._abandon(call)):
                     self._end(last)
             self._replace_stuck_senders()
-
-    def _is_cancelled(self, call: Call) -> bool:
-        """Whether the client has left; a call that is being sent for is looked at the next time."""
-        if not call.lock.acquire(blocking=False):
-            return False
-        try:
-            return not call.finished and bool(call.sender.is_cancelled())
-        finally:
-            call.lock.release()
 
     def _abandon(self, call: Call) -> Sequence | None:
         """Remove a call's sequences from the engine; return the last one that was running."""
@@ -395,36 +385,12 @@ def _without_server(choice: StepTimeChoice) -> StepTimeChoice:
     )
 
 
-class EmulatedModel:
-    """A Triton Python-backend model around an engine's host; `backend` is Triton's own module, set by the entry point.
+class EmulatedModel(ServedModel):
+    """A Triton Python-backend model around an engine's host."""
 
-    Attributes:
-        refusals: Errors whose text answers a request that cannot be served.
-        error_prefix: Leads that text.
-    """
-
-    backend: Any = None
-    refusals: tuple[type[Exception], ...] = (RequestError, RefusedError, ReplyError)
-    error_prefix = ""
+    refusals = (RequestError, *ServedModel.refusals)
     _host: EngineHost
-
-    def execute(self, requests: list[Any]) -> None:
-        """Queue requests; their responses are sent by the host's threads as the clock makes the tokens."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                self._accept(request, sender)
-            except self.refusals as error:
-                self._send_error(sender, f"{self.error_prefix}{error}")
 
     def finalize(self) -> None:
         """Stop the engine."""
         self._host.close()
-
-    def _accept(self, request: Any, sender: Any) -> None:
-        """Queue one request, or raise one of `refusals`."""
-        raise NotImplementedError
-
-    def _send_error(self, sender: Any, message: str) -> None:
-        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
-        sender.send(error, flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

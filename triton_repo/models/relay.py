@@ -16,27 +16,15 @@ import numpy as np
 
 from triton_repo.models.completions import CompletionsServer, Exchange, RelayError
 from triton_repo.models.inputs import Inputs, RefusedError
-from triton_repo.models.parameters import flag, number, parameters_of
-from triton_repo.models.reply import ReplyError, Words, prompt_words
-from triton_repo.models.sending import send_response
+from triton_repo.models.parameters import parameters_of
+from triton_repo.models.reply import Words, prompt_words
+from triton_repo.models.sending import has_left, send_response
+from triton_repo.models.tensor_model import NOT_DECOUPLED_STREAM, REFUSED_FLAGS, REFUSED_INPUTS, TensorModel
 
 MOST_REQUESTS = 1024  # each is a thread and a connection
 ACTIVE, MOST = "active", "max"
 # TensorRT-LLM's gauge of requests: draining and the pages read it.
 FAMILY, LABEL = "nv_trt_llm_request_metrics", "request_type"
-REFUSED_FLAGS = ("return_log_probs", "return_context_logits", "return_generation_logits")
-REFUSED_INPUTS = (
-    "draft_input_ids",
-    "encoder_input_features",
-    "prompt_embedding_table",
-    "mrope_rotary_cos_sin",
-    "cross_attention_mask",
-    "lora_task_id",
-    "lora_weights",
-    "guided_decoding_guide_type",
-    "retention_token_range_starts",
-    "context_phase_params",
-)
 # Sampling inputs, and the server's names of them.
 WHOLE = {"runtime_top_k": "top_k", "min_tokens": "min_tokens", "seed": "seed"}
 REAL = {
@@ -71,21 +59,15 @@ class Relayed:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class RelayModel:
-    """Triton Python-backend model; `backend` is Triton's own module, set by the entry point."""
-
-    backend: Any = None
+class RelayModel(TensorModel):
+    """The model, as its entry point hands it to Triton."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Look for the server and its model; without them Triton does not load this model."""
         config = json.loads(args["model_config"])
         parameters = parameters_of(config)
-        self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
-        self._exclude_prompt = flag(parameters, "exclude_input_in_output", default=False)
+        self._configure(config)
         self._vocabulary = int(parameters["vocabulary"])
-        self._most_output = number(parameters, "max_output_tokens", float("inf"))
-        self._most_prompt = number(parameters, "max_prompt_tokens", float("inf"))
-        period_ms = min(number(parameters, f"{what}_check_period_ms", 100) for what in ("stats", "cancellation"))
         self._model = parameters["engine_model"]
         self._server = CompletionsServer(parameters["engine_url"])
         if self._model not in (names := self._server.models()):
@@ -97,19 +79,11 @@ class RelayModel:
         labels = {"model": args["model_name"], "version": args["model_version"]}
         gauges = self.backend.MetricFamily
         self._family = gauges(name=FAMILY, description="Requests relayed", kind=gauges.GAUGE)
-        self._active = self._family.Metric(labels={LABEL: ACTIVE, **labels})
-        self._family.Metric(labels={LABEL: MOST, **labels}).set(float(config.get("max_batch_size", 0)))
-        self._watcher = threading.Thread(target=self._watch, args=(period_ms / 1000,), name="watcher", daemon=True)
+        # Triton publishes a metric as long as its object lives.
+        self._active, self._most = (self._family.Metric(labels={LABEL: kind, **labels}) for kind in (ACTIVE, MOST))
+        self._most.set(float(config.get("max_batch_size", 0)))
+        self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
-
-    def execute(self, requests: list[Any]) -> None:
-        """Relay requests, each in its own thread."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                self._accept(request, sender)
-            except (RefusedError, ReplyError) as error:
-                self._send_error(sender, str(error))
 
     def finalize(self) -> None:
         """Cancel the requests in flight."""
@@ -118,17 +92,11 @@ class RelayModel:
             call.exchange.cancel()
         self._watcher.join(timeout=5)
 
-    def _accept(self, request: Any, sender: Any) -> None:
-        inputs = Inputs(self.backend, request)
-        client_id = request.request_id()
-        if inputs.flag("stop"):
-            self._stop(client_id, sender)
-            return
-        self._refuse(inputs)
+    def _begin(self, inputs: Inputs, client_id: str, sender: Any) -> None:
         call = self._call(inputs, client_id, sender)
         with self._lock:
             if len(self._running) >= MOST_REQUESTS:
-                raise RefusedError(f"{MOST_REQUESTS} requests are being relayed; no more are taken")
+                raise RefusedError(f"{MOST_REQUESTS} requests are in flight, the most that are relayed at a time")
             self._running[id(call)] = call
         threading.Thread(target=self._relay, args=(call,), name="relay", daemon=True).start()
 
@@ -136,13 +104,13 @@ class RelayModel:
         if inputs.rows > 1:
             raise RefusedError("a batch of several prompts is not relayed; send a request for each")
         if not self._decoupled and inputs.flag("streaming"):
-            raise RefusedError("Streaming is only supported if model is deployed using decoupled mode.")
+            raise RefusedError(NOT_DECOUPLED_STREAM)
         for name in ("beam_width", "num_return_sequences"):
             if (inputs.number(name) or 1) > 1:
                 raise RefusedError(f"{name} above 1 is not relayed")
         for name in REFUSED_FLAGS:
             if inputs.flag(name):
-                raise RefusedError(f"{name} is not relayed: the server behind does not give it by token id")
+                raise RefusedError(f"{name} is not relayed: the server behind does not return it by token id")
         for name in REFUSED_INPUTS:
             if inputs.size(name):
                 raise RefusedError(f"{name} is not relayed")
@@ -151,11 +119,7 @@ class RelayModel:
 
     def _call(self, inputs: Inputs, client_id: str, sender: Any) -> Relayed:
         prompt = inputs.prompt(0, self._vocabulary).tolist()
-        output_tokens = inputs.number("request_output_len")
-        if output_tokens is None or output_tokens < 1:
-            raise RefusedError(f"request_output_len is {output_tokens}; at least 1 is needed")
-        if output_tokens > self._most_output:
-            raise RefusedError(f"request_output_len is {output_tokens}; at most {self._most_output:g} is allowed here")
+        output_tokens = self._output_tokens(inputs)
         if len(prompt) > self._most_prompt:
             raise RefusedError(f"the prompt has {len(prompt)} tokens; at most {self._most_prompt:g} are allowed here")
         end_id = inputs.number("end_id")
@@ -165,14 +129,13 @@ class RelayModel:
         options |= {theirs: inputs.real(ours) for ours, theirs in REAL.items() if inputs.size(ours)}
         if options.get("top_k") == 1 or not (options.get("top_k") or options.get("top_p")):
             options["temperature"] = 0.0  # TensorRT-LLM is greedy unless top k or top p says otherwise
-        exclude = inputs.number("exclude_input_in_output")
         return Relayed(
             client_id,
             sender,
             self._server.start(self._model, prompt, output_tokens, options),
             streaming=inputs.flag("streaming"),
             prompt=prompt,
-            echo_prompt=not (self._exclude_prompt if exclude is None else exclude),
+            echo_prompt=self._echoes_prompt(inputs),
             counts=(inputs.flag("return_num_input_tokens"), inputs.flag("return_num_output_tokens")),
             end_id=end_id if ends else None,
             stop_words=prompt_words(inputs.numbers("stop_words_list", 0)),
@@ -235,30 +198,21 @@ class RelayModel:
                 call.finished = is_final
                 send_response(call.sender, response, self._final if is_final else 0)
 
-    def _watch(self, period_s: float) -> None:
-        """Publish the number of requests in flight and cancel those whose clients have left, every `period_s`."""
+    def _watch(self) -> None:
+        """Publish the number of requests in flight and cancel those whose clients have left, at a fixed interval."""
         published = -1
-        while not self._stopping.wait(period_s):
+        while not self._stopping.wait(self._period_s):
             calls = list(self._running.values())
             if len(calls) != published:
                 published = len(calls)
                 self._active.set(float(published))
             for call in calls:
-                if call.lock.acquire(blocking=False):
-                    try:
-                        is_left = not call.finished and call.sender.is_cancelled()
-                    finally:
-                        call.lock.release()
-                    if is_left:
-                        self._finish(call)
+                if has_left(call):
+                    self._finish(call)
 
-    def _stop(self, client_id: str, sender: Any) -> None:
-        """End the request of this id: an empty final response to both, as TensorRT-LLM's backend does."""
-        if not client_id:
-            raise RefusedError("Trying to stop a request but request ID is not provided")
+    def _cancel(self, client_id: str) -> None:
         for call in [call for call in list(self._running.values()) if call.client_id == client_id]:
             self._finish(call)
-        sender.send(flags=self._final)
 
     def _finish(self, call: Relayed) -> None:
         with call.lock:
@@ -266,7 +220,3 @@ class RelayModel:
                 call.finished = True
                 call.sender.send(flags=self._final)
         call.exchange.cancel()
-
-    def _send_error(self, sender: Any, message: str) -> None:
-        error = self.backend.InferenceResponse(error=self.backend.TritonError(message))
-        sender.send(error, flags=self._final)

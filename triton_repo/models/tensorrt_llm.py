@@ -7,7 +7,6 @@ probabilities, beams, drafts, grammars) is refused.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -19,25 +18,10 @@ from engines.emulator import PromptTooLongError
 from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, Sequence, new_blocks, times_ns
 from triton_repo.models.engine_settings import batcher_settings, model_files
 from triton_repo.models.inputs import Inputs, RefusedError
-from triton_repo.models.parameters import flag, number
 from triton_repo.models.reply import Reply, Rules, prompt_words
+from triton_repo.models.tensor_model import NOT_DECOUPLED_STREAM, REFUSED_FLAGS, REFUSED_INPUTS, TensorModel
 
-REFUSED_FLAGS = ("return_log_probs", "return_context_logits", "return_generation_logits")
-# Inputs that need a real model, with the reason.
-REFUSED_INPUTS = {
-    "draft_input_ids": "the number of accepted draft tokens depends on a model's logits",
-    "encoder_input_features": "the engine is no encoder-decoder model",
-    "prompt_embedding_table": "the engine has no embeddings",
-    "mrope_rotary_cos_sin": "the engine accepts text only",
-    "cross_attention_mask": "the engine is no encoder-decoder model",
-    "lora_task_id": "the engine has no LoRA adapters",
-    "lora_weights": "the engine has no LoRA adapters",
-    "guided_decoding_guide_type": "a grammar needs tokens chosen by a model",
-    "retention_token_range_starts": "blocks are evicted by last use only",
-    "context_phase_params": "prompts and replies are computed in one engine",
-}
 NOT_DECOUPLED_BATCH = "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
-NOT_DECOUPLED_STREAM = "Streaming is only supported if model is deployed using decoupled mode."
 NO_LOOKAHEAD = (
     "Cannot set the request lookahead decoding configuration when model instance lookahead parameters are not set."
 )
@@ -56,34 +40,24 @@ class Wanted:
     sequences: int
 
 
-class EmulatedEngineModel(EmulatedModel):
+class EmulatedEngineModel(EmulatedModel, TensorModel):
     """The model, as its entry point hands it to Triton."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the manifest and start the clock."""
         config, parameters, _, manifest = model_files(args)
-        self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled"))
-        self._exclude_prompt = flag(parameters, "exclude_input_in_output", default=False)
-        self._most_output = number(parameters, "max_output_tokens", math.inf)
-        self._most_prompt = number(parameters, "max_prompt_tokens", math.inf)
-        period_ms = min(number(parameters, f"{what}_check_period_ms", 100) for what in ("stats", "cancellation"))
+        self._configure(config)
         self._host = EngineHost(
             self.backend,
             manifest,
             batcher_settings(config, manifest),
             time_scale=float(parameters["emulator_time_scale"]),
-            period_s=period_ms / 1000,
+            period_s=self._period_s,
             labels={"model": args["model_name"], "version": args["model_version"]},
         )
         self._host.start()
 
-    def _accept(self, request: Any, sender: Any) -> None:
-        inputs = Inputs(self.backend, request)
-        client_id = request.request_id()
-        if inputs.flag("stop"):
-            self._stop(client_id, sender)
-            return
-        self._refuse(inputs)
+    def _begin(self, inputs: Inputs, client_id: str, sender: Any) -> None:
         wanted = self._wanted(inputs)
         call = Call(client_id, sender, partial(self._respond, wanted), time.monotonic_ns())
         rows = [self._sequences(inputs, row, call, wanted.sequences) for row in range(inputs.rows)]
@@ -107,7 +81,6 @@ class EmulatedEngineModel(EmulatedModel):
         _refuse_unemulated(inputs)
 
     def _wanted(self, inputs: Inputs) -> Wanted:
-        exclude = inputs.number("exclude_input_in_output")
         sequences = max(1, inputs.number("num_return_sequences") or 1)
         if sequences > self._host.settings.max_batch_size:
             raise RefusedError(
@@ -116,7 +89,7 @@ class EmulatedEngineModel(EmulatedModel):
             )
         return Wanted(
             streaming=inputs.flag("streaming"),
-            echo_prompt=not (self._exclude_prompt if exclude is None else exclude),
+            echo_prompt=self._echoes_prompt(inputs),
             input_tokens=inputs.flag("return_num_input_tokens"),
             output_tokens=inputs.flag("return_num_output_tokens"),
             performance=inputs.flag("return_perf_metrics"),
@@ -127,16 +100,7 @@ class EmulatedEngineModel(EmulatedModel):
     def _sequences(self, inputs: Inputs, row: int, call: Call, count: int) -> list[Sequence]:
         """Return the sequences of one row of a request's batch, not yet queued."""
         prompt = inputs.prompt(row, self._host.vocabulary)
-        output_tokens = inputs.number("request_output_len", row)
-        if output_tokens is None:
-            raise RefusedError("request_output_len is not present in the request")
-        if output_tokens < 1:
-            raise RefusedError(f"request_output_len is {output_tokens}; at least 1 is needed")
-        if output_tokens > self._most_output:
-            raise RefusedError(
-                f"request_output_len is {output_tokens}; at most {self._most_output:g} is allowed here "
-                "(max_output_tokens)"
-            )
+        output_tokens = self._output_tokens(inputs, row)
         rules = Rules(
             inputs.number("end_id", row),
             inputs.number("min_tokens", row) or 0,
@@ -152,12 +116,8 @@ class EmulatedEngineModel(EmulatedModel):
             made.append(sequence)
         return made
 
-    def _stop(self, client_id: str, sender: Any) -> None:
-        """End the request with this id; as in TensorRT-LLM's backend, both get an empty final response."""
-        if not client_id:
-            raise RefusedError("Trying to stop a request but request ID is not provided")
+    def _cancel(self, client_id: str) -> None:
         self._host.stop(client_id)
-        sender.send(flags=self.backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _respond(self, wanted: Wanted, sequence: Sequence, token: int | None, is_final: bool) -> Any:
         tokens = [] if token is None else [token]
