@@ -31,7 +31,7 @@ from processes import cpu_s, machine, run_command, show
 
 from engines.checkpoint.calibration_text import default_text_path
 from engines.files import MadeBy
-from triton_repo.gpu_check.session import free_ports
+from engines.ports import free_ports
 from triton_repo.models.text import Detokenizer, load_tokenizer
 from triton_repo.openai_api.triton_client import STREAM
 from triton_repo.server import local_triton

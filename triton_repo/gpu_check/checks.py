@@ -17,6 +17,7 @@ from engines.checkpoint import read_shard_header
 from engines.errors import MissingError, ToolError
 from engines.files import read_json
 from engines.planning import BuildPlan
+from engines.ports import free_ports
 from triton_repo.audit import EXPECTED, read_model
 from triton_repo.gpu_check.machine import templates_folder
 from triton_repo.gpu_check.processes import running
@@ -26,7 +27,6 @@ from triton_repo.gpu_check.session import (
     Session,
     fetched,
     flat,
-    free_ports,
 )
 from triton_repo.models.engine_metrics import GAUGES
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from engines.errors import ToolError
 from engines.files import read_json
 from engines.planning import BuildPlan
+from engines.ports import free_ports
 from triton_repo.gpu_check.processes import run_command
 
 BUILD_LIMIT_S = 7200.0
@@ -125,18 +125,6 @@ def flat(flags: dict[str, object]) -> list[object]:
     ['--isl', 128, '--osl', 32]
     """
     return [part for flag, value in flags.items() for part in (flag, value)]
-
-
-def free_ports(count: int) -> list[int]:
-    """Return loopback ports that nobody listens on now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def fetched(url: str, body: dict[str, Any] | None = None) -> str:

@@ -6,7 +6,6 @@ import os
 import resource
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
+from engines.ports import why_not_free
 from engines.processes import signal_group, started_ticks, stop_group
 from triton_repo.server.child_process import answers, start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
@@ -367,12 +367,8 @@ def _refuse_running(repository: Path) -> None:
 
 
 def _refuse_taken(address: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {address}:{port}: {error.strerror}",
-                hint="choose other ports with --http-port, --grpc-port, --metrics-port",
-            ) from error
+    if (reason := why_not_free(address, port)) is not None:
+        raise UserError(
+            f"cannot listen on {address}:{port}: {reason}",
+            hint="choose other ports with --http-port, --grpc-port, --metrics-port",
+        )

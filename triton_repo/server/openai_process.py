@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
+from engines.ports import why_not_free
 from engines.processes import reap, signal_group, stop_group
 from triton_repo.openai_api import KEY_VARIABLE
 from triton_repo.server.child_process import answers, start_child
@@ -85,14 +85,8 @@ def require_free(address: str, port: int) -> None:
     Raises:
         UserError: The port is in use, or the address does not belong to this machine.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {address}:{port}: {error.strerror}", hint=("choose another port with --openai-port")
-            ) from error
+    if (reason := why_not_free(address, port)) is not None:
+        raise UserError(f"cannot listen on {address}:{port}: {reason}", hint="choose another port with --openai-port")
 
 
 def start_front(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from engines.console import progress
 from engines.errors import MissingError, ToolError
+from engines.ports import free_ports
 from engines.processes import ending_with_parent, stop_group
 from validation.real.commands import pinned_to
 from validation.real.settings import Limits
@@ -140,7 +140,7 @@ def serving(python: Path, checkpoint: Path, name: str, *, core: int, limits: Lim
     Raises:
         ToolError: It ended, or did not answer in time.
     """
-    port = _free_port()
+    (port,) = free_ports(1)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as written:
         process = subprocess.Popen(
@@ -188,12 +188,6 @@ def environment(core: int) -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": str(core)}
     return {**os.environ, **offline, **cpu}
-
-
-def _free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from engines.console import command_line, progress, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, to_json
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
+from engines.ports import why_not_free
 from loadtest.cli.options import load_options, outlook, scenario_of, target_options
 from loadtest.cli.tables import show_summary
 from loadtest.metrics import summary_of_runs
@@ -105,11 +105,5 @@ def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
 
 def _require_free(host: str, port: int, flag: str) -> None:
     address = "0.0.0.0" if host == "*" else host  # Locust's notation for all interfaces
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            raise UserError(
-                f"{flag} {port}: {host}:{port}: {error.strerror}", hint=f"choose a free port with {flag}"
-            ) from error
+    if (reason := why_not_free(address, port)) is not None:
+        raise UserError(f"{flag} {port}: {host}:{port}: {reason}", hint=f"choose a free port with {flag}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 from engines import console
 from engines.errors import MissingError, UserError
 from engines.files import made_by, to_json
+from engines.ports import free_ports
 from triton_repo.audit import check_repository, read_config
 from triton_repo.openai_api import read_keys
 from triton_repo.server import (
-    LOOPBACK,
     SERVER_NAME,
     FrontOptions,
     FrontRecord,
@@ -112,9 +111,7 @@ def _refuse_tritons(flags: dict[str, Any]) -> None:
 
 def _as_twin(flags: dict[str, Any]) -> dict[str, Any]:
     """Return the flags of an emulated trtllm-serve: the OpenAI front on its port, Triton on a free one."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     return flags | {"openai": True, "openai_port": flags["http_port"], "http_port": port}
 
 
