@@ -151,8 +151,8 @@ def plan_deployment(
     serve = manifest.variant == "trtllm_serve"
     if manifest.kind == "relayed":
         raise UserError(
-            f"{repository}: its requests go to a server of this machine, {manifest.relay and manifest.relay.url}",
-            hint="serve-repo serves it here; deploy an engine's own repository",
+            f"{repository}: it relays requests to a server on this machine, {manifest.relay and manifest.relay.url}",
+            hint="serve it here with serve-repo, or build a repository of the engine itself",
         )
     if serve:
         _require_deployable(manifest)

@@ -129,10 +129,10 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
     manifest, resolved = resolve_for(engine_folder, settings, given)
     alone = server == "trtllm-serve" and manifest.kind != "emulated"  # it reads the checkpoint's own tokenizer
     source = None if alone else tokenizer or _engine_tokenizer(engine_folder, manifest)
-    notices = (*resolved.notices, *(check_tokenizer(source) if source else ()))
+    checked = check_tokenizer(source) if source else ()
     if relay is not None:
         _require_relayable(manifest, server)
-        notices = (*relayed_notices(given or {}, relay.url), *(notices[len(resolved.notices) :]))
+    effects = resolved.notices if relay is None else relayed_notices(given or {}, relay.url)
     repository = RepositoryManifest(
         made_by=made_by,
         made_from=[source_of(engine_folder / MANIFEST_NAME)],
@@ -144,7 +144,7 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
         resolved=resolved.settings,
         engine=manifest,
         relay=relay,
-        notices=notices,
+        notices=(*effects, *checked),
     )
     inputs = [engine_folder, *([] if tokenizer is None else [tokenizer])]
     with whole_folder(out, made_by=made_by, force=force, inputs=inputs, later=SERVED_FILES) as folder:
@@ -165,8 +165,8 @@ def _kind(engine: EngineManifest, relay: Relay | None) -> RepositoryKind:
 def _require_relayable(engine: EngineManifest, server: Server) -> None:
     if server != "triton" or engine.kind != "emulated" or engine.backend != "tensorrt":
         raise UserError(
-            "--engine-url needs a plan of the engine behind it, for the in-flight batching models",
-            hint="build-engine --emulate makes one, with the limits that the server was started with",
+            "--engine-url requires an emulated engine of the TensorRT backend, served by Triton",
+            hint="plan one with the server's own limits: build-engine --emulate --max-batch-size N --max-seq-len N",
         )
 
 
