@@ -3,85 +3,24 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
+from tests.fake_completions import MODEL, CompletionsStandIn, serving
 from tests.fake_triton import FakeBackend, FakeRequest
 from triton_repo.models.completions import CompletionsServer, RelayError
 from triton_repo.models.relay import RelayModel
 
 LIMIT_S = 20
-MODEL = "smollm2"
-
-
-class _Server(BaseHTTPRequestHandler):
-    """Answers with the prompt's tokens counted up by one, two in a piece; 999 in the prompt never ends."""
-
-    asked: ClassVar[list[dict[str, Any]]] = []
-    left: ClassVar[threading.Event] = threading.Event()
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        """List the models."""
-        self._send(200, {"data": [{"id": MODEL}]})
-
-    def do_POST(self) -> None:
-        """Stream a completion."""
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.asked.append(asked)
-        if asked["prompt"] == [400]:
-            self._send(400, {"error": {"message": "too long for me"}})
-            return
-        self.send_response(200)
-        self.send_header("connection", "close")
-        self.end_headers()
-        made = [token + 1 for token in asked["prompt"]][: asked["max_tokens"]]
-        try:
-            for begin in range(0, len(made), 2):
-                self._piece(made[begin : begin + 2], None)
-            while asked["prompt"] == [999]:
-                self._piece([5], None)
-                self.left.wait(0.02)
-        except OSError:
-            self.left.set()
-            return
-        if asked["prompt"] == [500]:
-            return  # breaks off
-        stops = asked["stop_token_ids"]
-        self._piece(stops, "stop") if stops else self._piece([], "length")
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-    def _piece(self, ids: list[int], reason: str | None) -> None:
-        document = {"choices": [{"token_ids": ids, "finish_reason": reason, "text": ""}]}
-        self.wfile.write(f"data: {json.dumps(document)}\n\n".encode())
-
-    def _send(self, status: int, document: dict[str, Any]) -> None:
-        body = json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
     """Serve the stand-in."""
-    _Server.asked.clear()
-    _Server.left.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as found:
+        yield found
 
 
 def _config(url: str, model: str = MODEL) -> dict[str, str]:
@@ -131,7 +70,7 @@ def test_tokens_stream_as_the_server_makes_them(model: RelayModel) -> None:
     request = _request([1, 2, 3], 16)
     model.execute([request])
     assert _pieces(request) == [[2, 3], [4], []]
-    [asked] = _Server.asked
+    [asked] = CompletionsStandIn.asked
     assert asked == {
         "model": MODEL,
         "prompt": [1, 2, 3],
@@ -149,7 +88,7 @@ def test_sampling_goes_by_the_servers_names(model: RelayModel) -> None:
     request = _request([1, 2], 5, end_id=7, runtime_top_k=1, runtime_top_p=0.5, seed=3, repetition_penalty=1.5)
     model.execute([request])
     assert _pieces(request) == [[2, 3], []]
-    [asked] = _Server.asked
+    [asked] = CompletionsStandIn.asked
     assert (asked["stop_token_ids"], asked["seed"], asked["temperature"]) == ([7], 3, 0.0)
     assert (asked["top_k"], asked["top_p"], asked["repetition_penalty"]) == (1, 0.5, 1.5)
 
@@ -169,7 +108,7 @@ def test_a_stop_word_ends_a_reply_and_the_servers_work(model: RelayModel) -> Non
     model.execute([request])
     tokens = [token for piece in _pieces(request) for token in piece]
     assert tokens == [1000, 5, 5]
-    assert _Server.left.wait(LIMIT_S)
+    assert CompletionsStandIn.left.wait(LIMIT_S)
 
 
 @pytest.mark.parametrize("how", ["leaves", "stops", "unloads"])
@@ -187,7 +126,7 @@ def test_the_server_sees_a_client_leave(model: RelayModel, how: str) -> None:
     else:
         model.finalize()
     assert request.sender.ended.wait(LIMIT_S)
-    assert _Server.left.wait(LIMIT_S)
+    assert CompletionsStandIn.left.wait(LIMIT_S)
 
 
 @pytest.mark.parametrize(
