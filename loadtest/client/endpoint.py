@@ -26,7 +26,7 @@ class Endpoint(Strict):
         api_key_env: Name of the environment variable with the key; the key itself is never written.
         llm_api: Whether the engine's model is the LLM API's, which takes text; see `ServerFacts`.
         perf_metrics: Whether the model returns its own timings on request; see `ServerFacts`.
-        kv_block_tokens: Tokens per KV cache block that it reports as found; 0 if unknown.
+        kv_block_tokens: Tokens per KV cache block, to count those of the blocks it reports as reused; 0 if unknown.
     """
 
     host: str

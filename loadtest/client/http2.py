@@ -1,6 +1,6 @@
 """One gRPC call at a time on a persistent HTTP/2 connection, client side; without sockets.
 
-Designed for streamed replies: windows are opened so far at the start that the server never waits for this side, frames
+Designed for streamed replies: windows are opened so wide at the start that the server never waits for this side, frames
 are processed on arrival (settings and pings are answered at once), and gRPC messages are extracted in blocks later.
 
 Source:

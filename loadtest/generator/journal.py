@@ -15,8 +15,8 @@ from typing import Protocol
 from loadtest.generator.plan import GeneratorPlan
 from loadtest.results import RequestRecord
 
-FLUSH_S = 0.25  # maximum loss in a crash of the machine; a crash of the generator loses nothing older
-COMPACT_LINES = 10_000  # notes of finished requests are dropped from time to time
+FLUSH_S = 0.25  # a line added sooner after a write waits for the next write; a crash loses it
+COMPACT_LINES = 10_000  # notes of finished requests are dropped once the file of notes has about this many lines
 
 
 class Journal(Protocol):

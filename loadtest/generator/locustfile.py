@@ -131,7 +131,7 @@ class ArrivalsUser(locust.User):
             raise
 
     def _later(self, opened: OpenLoop, turn: Turn, tokens: int | None) -> tuple[float, Turn | None]:
-        """Return the next turn and when it is due; None at the end of the conversation."""
+        """Return when the next turn is due, and the turn; None for it at the end of the conversation."""
         shared = self.generator
         scale, ended_s = shared.plan.time_scale, shared.now_s()
         found = opened.follow(turn, self._level_s(ended_s), tokens)

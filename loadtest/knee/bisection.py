@@ -82,7 +82,7 @@ def find_knee(
     """Bracket the highest load that meets the objectives, then bisect on a logarithmic scale.
 
     Latency is assumed to grow with the load. If noise makes a lower load miss what a higher one meets, the result is
-    the highest load below which no load missed.
+    the highest load below which no load tried missed.
 
     Args:
         least: Lowest load of interest; `load` is None if even this one misses.

@@ -148,7 +148,7 @@ class ProbeRunner(NamedTuple):
 def search(
     asked: KneeSearch, player: ProbeRunner, *, made_by: MadeBy, made_from: list[Source], progress: Callable[[str], None]
 ) -> KneeFound:
-    """Return the knee of the player's server.
+    """Return the knee of the server, real or predicted, on which the player runs the probes.
 
     Raises:
         UserError: The scenario's arrivals have no rate to search over, or no lone request succeeds.

@@ -25,7 +25,9 @@ from loadtest.results import (
 )
 
 OWN_BIN_BELOW = 4  # small batch sizes have a bin each, larger ones share bins of equal ratio
-BIN_RATIO = 1.25  # a separate bin for size max - 1 would contain only the moments when a prompt is computed
+# Of a bin's edges: a separate bin for the size one below a full level's would contain only the moments when a prompt
+# is computed.
+BIN_RATIO = 1.25
 MOST_GAPS = 4_000_000
 LEAST_GAPS = 20
 LEAST_STEPS = 4
@@ -44,7 +46,7 @@ class Samples(NamedTuple):
     values: dict[str, Floats]
 
     def mean(self, quantity: Gauge, window: Window) -> float | None:
-        """Return a gauge's mean over a window, summed over pages; None if never reported there."""
+        """Return a gauge's mean over a window, pages summed or averaged; None if never reported there."""
         found = self.inside(quantity, window)
         if not len(found):
             return None

@@ -36,8 +36,8 @@ SEED = 20_261_124
 SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
 _GRID = 48  # thresholds around each percentile
-_GRID_ERRORS = 6.0  # distance of the thresholds from the percentile, in standard errors
-_EXACT_BELOW = 500  # below this many values, every value is a threshold
+_GRID_ERRORS = 6.0  # reach of the thresholds on either side of the percentile, in standard errors
+_EXACT_BELOW = 500  # up to this many values, every value is a threshold
 _CHUNK = 2_000_000
 Values: TypeAlias = npt.NDArray[np.floating]
 Range: TypeAlias = tuple[float, float]

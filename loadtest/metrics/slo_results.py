@@ -16,7 +16,7 @@ from loadtest.scenario import Goodput, Objectives, ObjectiveScope, Scenario, Ver
 def goodput_ratio(
     wanted: Goodput | None, measured: Columns | Sequence[RequestRecord], time_scale: float, *, is_open: bool
 ) -> float | None:
-    """Return the share of measured requests that met every limit; None without goodput. See `kept_of`."""
+    """Return the share of measured requests that met every limit; None without limits or requests. See `kept_of`."""
     if wanted is None or not len(measured):
         return None
     return float(kept_of(wanted, measured, time_scale, is_open=is_open).mean())

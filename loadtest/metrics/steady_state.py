@@ -139,7 +139,7 @@ def mser(values: Floats) -> int:
 
 
 def is_growing(in_flight: Floats) -> bool:
-    """Whether requests in flight grew from each quarter to the next, and by a quarter or more in total."""
+    """Whether requests in flight grew from each quarter to the next, and by over 25 % from the second to the last."""
     means = [float(part.mean()) for part in np.array_split(in_flight, 4)]
     rises = all(later > earlier for earlier, later in pairwise(means))
     return rises and means[-1] > GROWN_RATIO * means[1] and means[-1] - means[1] > 1.0

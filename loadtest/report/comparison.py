@@ -84,7 +84,7 @@ def compare(baseline: Path, candidate: Path, *, command: str, across_kinds: bool
         across_kinds: Whether the two may be of different kinds.
 
     Raises:
-        UserError: A folder is not a run, the kinds differ without permission, or there is no common level.
+        UserError: A folder is not a run, the kinds differ without `across_kinds`, or there is no common level.
     """
     base, new = load_runs([baseline, candidate])
     if base.manifest.kind != new.manifest.kind and not across_kinds:

@@ -65,7 +65,7 @@ def _issues(comparison: Comparison) -> list[str]:
 
 
 def _tone(comparison: Comparison, issues: list[str]) -> str:
-    """Return the banner's colour: red if a run is not valid or regressed, amber if most figures lack requests."""
+    """Return the banner's colour: red with an issue or a regression, amber if most figures are undecided."""
     outcomes = [change.outcome for level in comparison.levels for change in level.changes]
     if issues or "worse" in outcomes:
         return "bad"

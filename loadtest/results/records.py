@@ -19,9 +19,8 @@ SAMPLES_NAME = "samples.jsonl"
 PROMPTS_NAME = "prompts.jsonl"
 RUN_FILES = (RUN_NAME, REQUESTS_NAME, SAMPLES_NAME, PROMPTS_NAME)  # all files of a run folder
 
-CLOCKS_APART_S = (
-    0.001  # arrivals are timestamped by the kernel, other times by the process: tolerance between the clocks
-)
+# Tolerance between the clocks: arrivals are timestamped by the kernel, other times by the process.
+CLOCKS_APART_S = 0.001
 
 Kind = Literal["measured", "emulated", "predicted"]
 Phase = Literal["warmup", "measure", "fill"]

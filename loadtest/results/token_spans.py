@@ -109,7 +109,7 @@ class TokenSpans:
         return found
 
     def gaps_s(self) -> _Floats:
-        """Return every gap, one request after another: as many values as gaps."""
+        """Return every gap, one request after another, not by weight: nearly as many values as tokens."""
         lengths = self.last - self.first + 1
         starts = np.cumsum(lengths) - lengths
         iterations = np.arange(int(lengths.sum())) + np.repeat(self.first - starts, lengths)
@@ -126,9 +126,8 @@ class TokenSpans:
         first_s[self.row[opens]] = self.left_s[self.first[opens]]
         seconds = np.where(self.last > self.first, self.first + 1, -1)
         goes_on = np.append(self._goes_on(), [False]) if len(self.row) else np.zeros(0, dtype=bool)
-        behind = np.flatnonzero(
-            goes_on & (seconds < 0)
-        )  # a first span of one token: the second token is in the next span
+        # After a first span of one token, the second token is in the next span.
+        behind = np.flatnonzero(goes_on & (seconds < 0))
         seconds[behind] = self.first[behind + 1]
         known = opens & (seconds >= 0)
         second_s[self.row[known]] = self.left_s[seconds[known]]

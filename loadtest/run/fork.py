@@ -45,7 +45,7 @@ def done_aside(work: Callable[[], object]) -> None:
 def _do(work: Callable[[], object], there: Connection, begin: Callable[[], None]) -> None:
     begin()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child receives the signal too, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives the signal too, and ends this process
     error: CommandError | OSError | None = None
     try:
         work()

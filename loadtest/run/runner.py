@@ -272,9 +272,8 @@ def _plan(asked: RunRequest, folder: Path, began: float) -> GeneratorPlan:
     scenario, target, out = asked.scenario, asked.target, asked.out
     plans = plans_of(scenario)
     as_text = not takes_ids(target.endpoint, scenario.model)
-    protocol_for(
-        target.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body
-    )  # to refuse it here
+    # Only to refuse an invalid key or field here, before the generators do.
+    protocol_for(target.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body)
     prompts = folder / "prompts"
     prompts.mkdir()
     salt = secrets.randbits(32)  # the only value no seed determines: words that this server has not cached

@@ -81,7 +81,7 @@ def target_of(asked: TargetOptions, model: str) -> Target:
     Values on the command line are used unchanged; everything else is detected and printed.
 
     Args:
-        model: The scenario's; if it is the default and none is given, the server's only model is used.
+        model: The scenario's; if it is the default and none is given, the server's default model is used.
 
     Raises:
         MissingError: No server answers, it does not serve the model, or something was not found; the message names

@@ -31,7 +31,7 @@ class LevelObservations:
     """Aggregates of one level's records for the validity checks.
 
     Attributes:
-        late: Lateness of requests, in wall seconds.
+        late: Wall seconds from when a request was due to when it was sent.
         gaps: Wall seconds between tokens of measured requests.
         measured: Measured requests.
         good: Those that succeeded.

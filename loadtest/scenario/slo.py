@@ -57,7 +57,7 @@ class Objectives(Strict):
 
     Attributes:
         ttft_s: Time to first token, as in `{p95: 0.5}`; also mean, p50, p90, p99, p999, max.
-        e2e_s: Time from sending to the end of the reply.
+        e2e_s: Time from when a request was due (open loop) or sent (closed loop) to the end of the reply.
         goodput: Limits that one request must meet together.
         itl_s: All gaps between tokens, pooled over requests.
         tpot_s: Each request's mean gap.

@@ -16,17 +16,16 @@ from pydantic import Field, model_validator
 from engines.errors import MissingError, UserError
 from engines.files import MOST_TOKENS, Strict
 
-MOST_ARRIVALS = 5_000_000  # at about 200 bytes each, a limit that a load generator's memory can hold
+MOST_ARRIVALS = 5_000_000  # at about 200 bytes each, these fit into a load generator's memory
 SLACK_S = 60.0  # maximum disorder of a trace's rows within which a slice is still found
-LATEST_S = 1e11  # 3,000 years: dates in seconds and ms are below it
+LATEST_S = 1e11  # 3,000 years: dates in seconds are below it; also the limit of numbers that count ms, 3 years
 _NEAR_BYTES = 1 << 16  # a slice's start is searched to within this distance
 HASH_BLOCK_TOKENS = 512  # tokens per Mooncake hash
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TraceFormat = Literal["azure", "burstgpt", "mooncake", "csv"]
-_EPOCH = datetime(
-    2020, 1, 1, tzinfo=UTC
-)  # close to the traces' dates, so that a float of seconds since then resolves a microsecond
+# Close to the traces' dates, so that a float of seconds since then resolves a microsecond.
+_EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 class Trace(Strict):
@@ -36,9 +35,9 @@ class Trace(Strict):
         path: The trace; relative paths start at the scenario's folder.
         format: Names of its columns; `auto` detects them from the first line.
         speed_up: Trace seconds per second of the run.
-        from_s: Start of the slice to replay, in trace seconds; it becomes the start of the run. Traces with dates
-            (azure, burstgpt) count from their first row, the others as stated. Only the slice's part of the file is
-            read: rows must be in order, up to `SLACK_S`.
+        from_s: Start of the slice to replay, in trace seconds; it becomes the start of the run. Azure and
+            BurstGPT traces count from their first row, the others as stated. Only the slice's part of the file is read:
+            rows must be in order, up to `SLACK_S`.
         to_s: End of the slice, exclusive.
         max_tokens: Maximum reply tokens of each request whose row does not state it (column `max_tokens` of a CSV or of
             JSON Lines). None: the length of its reply.
@@ -96,7 +95,7 @@ class Schedule(NamedTuple):
 
 
 def read_trace(trace: Trace, *, folder: Path) -> Schedule:
-    """Return a trace's slice as arrivals; rows outside the slice are not read.
+    """Return a trace's slice as arrivals; rows far outside the slice are not read.
 
     Raises:
         MissingError: The trace does not exist.
@@ -127,7 +126,7 @@ class _Layout(NamedTuple):
     """Columns of a trace format.
 
     Attributes:
-        from_first: Whether its times are dates, so that the trace starts at its first row.
+        from_first: Whether its times count from some date, so that the trace starts at its first row.
     """
 
     at: str
@@ -183,7 +182,7 @@ class _Table:
     """An open trace whose header has been read.
 
     Attributes:
-        begin_s: Start of a trace with dates.
+        begin_s: Time of the start of the trace: of its first row if the layout is `from_first`, else 0.
         body_at: Byte at which its rows start.
     """
 

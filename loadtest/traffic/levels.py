@@ -119,7 +119,7 @@ class Turn:
         class_name: Class of a mix; None where there is one kind of request.
         conversation: Number of the conversation it is a turn of; None of a single request.
         place: Its place in that conversation, from 0.
-        talk: The history of its conversation; None without conversations.
+        talk: The state of its conversation; None without conversations.
         max_tokens: Reply tokens asked for at most, where the model is expected to end at `output_tokens`; None: those.
     """
 

@@ -47,7 +47,7 @@ class OpenLoop:
         return turn
 
     def follow(self, turn: Turn, ended_s: float, reply_tokens: int | None) -> tuple[float, Turn] | None:
-        """Return the turn that follows a request and when it is due; None if there is none.
+        """Return when the turn that follows a request is due, and that turn; None if there is none.
 
         Args:
             ended_s: When its reply ended, in engine seconds since the start of the level, as is the due time.

@@ -27,7 +27,7 @@ LEAST_WORDS = 100
 MOST_WORDS = 4096
 MOST_MARKS = 1000  # two runs start alike once in a million times
 TRIED = 24  # prompts counted again before a run,
-TRIED_TOKENS = 50_000  # unless they are so long that fewer suffice
+TRIED_TOKENS = 50_000  # unless fewer prompts have this many tokens together
 _TOKENIZER = "tokenizer.json"
 
 

@@ -112,7 +112,7 @@ class PromptMaker:
 
     @property
     def rows(self) -> Mapping[str, Rows]:
-        """What the prompt files hold, for `conversations.Mix`."""
+        """The token counts of the prompt files, for `ConversationSampler`."""
         return {source: text.exchanges for source, text in self._texts.items() if source not in GENERATED_PROMPTS}
 
     @property

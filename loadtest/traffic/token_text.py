@@ -303,6 +303,6 @@ def _in_turn(said: list[dict[str, Any]]) -> list[Message]:
         elif role == "user":
             found.append(Message("user", instructions + text))
             instructions = ""
-        elif found:  # a reply without a prompt
+        elif found:  # a reply before the first prompt is dropped
             found.append(Message("assistant", text))
     return found

@@ -68,10 +68,8 @@ def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]
 
     def run(scenario: Scenario, folder: Path, enough: Enough) -> None:
         nonlocal server
-        target, server = (
-            server,
-            replace(server, is_quiet=True),
-        )  # detected settings are printed for the first probe only
+        # Detected settings are printed for the first probe only.
+        target, server = server, replace(server, is_quiet=True)
         played = run_once("find-knee", scenario, folder, target, force=flags["force"], enough=enough)
         for issue in played.validity_issues:
             progress(f"not valid: {issue.code}: {issue.text}")

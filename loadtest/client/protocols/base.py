@@ -13,7 +13,7 @@ from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.results import Outcome
 from loadtest.traffic import Prompt
 
-TOLD_CHARACTERS = 12  # length of a passage of the prompt that is removed from an error text
+TOLD_CHARACTERS = 12  # minimum length of a passage of the prompt that is removed from an error text
 HIDDEN = "[...]"
 
 
@@ -80,8 +80,7 @@ class Reply:
     def spread_told_tokens(self) -> None:
         """Distribute the token count reported by the server over the messages by their characters, at least one each.
 
-        If there is one message more than tokens (a last piece of text held back), it is not a token: it is dropped
-        before the last one.
+        A message beyond that count (a last piece of text held back) is not a token: it is dropped before the last one.
         """
         told, messages = self.told_tokens, len(self.times_s)
         if told is None or told == messages or not messages or not told:

@@ -82,7 +82,7 @@ def _words_of(name: str, contents: bytes) -> list[int] | list[str]:
 
 
 def _tensor(value: Any) -> tuple[str, int, bytes]:
-    """Return a value's Triton datatype, number of elements and bytes; the batch dimension is added before them."""
+    """Return a value's Triton datatype, number of elements and bytes; the caller puts the batch dimension first."""
     if isinstance(value, str):
         text = value.encode()
         return "BYTES", 1, struct.pack("<I", len(text)) + text

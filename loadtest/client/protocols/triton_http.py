@@ -14,7 +14,7 @@ ENGINE_MODEL = "tensorrt_llm"
 
 
 class TritonHttp(Protocol):
-    """One event per response; the engine reports its number of tokens, the text models send one per event."""
+    """One event per response; the engine states how many tokens each has, the text models send one per event."""
 
     def __init__(self, endpoint: Endpoint, model: str, extra: Mapping[str, Any]) -> None:
         self.model = model

@@ -288,7 +288,7 @@ class Master:
             self._runner.send_message("level", data, client_id=worker)
 
     def _await(self, what: str, number: int, begin_s: float) -> float | None:
-        """Wait for a message from all workers; return the time, None if the level ends before."""
+        """Wait until all workers have reported `what`; return the time, None if the level must end before."""
         while not all(
             self._state.get(worker, {}).get("level") == number and self._state[worker][what] for worker in self._ids
         ):

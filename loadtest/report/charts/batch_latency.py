@@ -29,7 +29,7 @@ from loadtest.report.charts.style import (
 TITLE = "Latency against batch size, moment by moment"
 CLOSE_RATIO = 0.10
 ALIKE_RATIO = 1.12
-LEAST_OF_LARGEST = 0.01  # rarer batch sizes are not drawn
+LEAST_OF_LARGEST = 0.01  # batch sizes with a smaller share of the most frequent one's count are not drawn
 
 
 class _Joined(NamedTuple):

@@ -195,7 +195,7 @@ def _percentile_line(
 
 
 def _legend(panel: Any, *, alone: bool) -> None:
-    """Name the percentiles, p50 first; in black if colour means the run."""
+    """Name the percentiles, p50 first; in grey if colour means the run."""
     legend = panel.legend(loc="upper left", reverse=True, handlelength=2.6)
     if not alone:
         for handle in legend.legend_handles:
