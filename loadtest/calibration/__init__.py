@@ -1,4 +1,4 @@
-"""Fits a deployment's step-time model to measured points. May import `simulate`, `metrics` and the rooms below."""
+"""Fits step times, host times and KV cache to measured points. May import `simulate`, `metrics` and the rooms below."""
 
 from loadtest.calibration.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
 from loadtest.calibration.measured_points import SERVED, Deployment, Point, read_points

@@ -62,7 +62,7 @@ class Request:
 
     Attributes:
         manifest: The planned engine, with the step-time source that the factors scale.
-        max_num_tokens: Token budget of the deployment. None: fitted, as the value that explains the points best.
+        max_num_tokens: Token budget of the deployment. None: the one of `TOKEN_BUDGETS` that explains the points best.
         measured_on: Kind of the points.
         profile: Whose numbers are expected before any point is seen; None: those of any engine.
     """
@@ -130,9 +130,8 @@ def errors_of(seen: Array, points: Sequence[Point]) -> Array:
 def fit_context_of(request: Request, structure: Structure) -> FitContext:
     """Return the fixed inputs of a fit's predictions, for a given structure."""
     settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
-    bare = StepTimeChoice(
-        source=request.manifest.step_time.source
-    )  # without the engine profile's overheads: they are part of the prior
+    # Without the engine profile's factors and host times: they are part of the prior.
+    bare = StepTimeChoice(source=request.manifest.step_time.source)
     source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
     return FitContext(
         settings, source, request.generator, structure.waves, prior_for(request), _mixed_kv_reads(request)

@@ -27,21 +27,17 @@ from loadtest.traffic import ClosedLoop, always, turn_of
 
 Array = npt.NDArray[np.float64]
 
-SIGMA = (
-    0.03,
-    0.03,
-    0.12,
-)  # assumed measurement noise of tokens/s, ITL and TTFT, as standard deviations of the logarithm
-OPEN_REQUESTS = 500  # seed for an open loop whose arrivals were not recorded
+# Assumed measurement noise of tokens/s, ITL and TTFT, as standard deviations of the logarithm.
+SIGMA = (0.03, 0.03, 0.12)
+OPEN_REQUESTS = 500  # number of requests drawn for an open loop whose arrivals were not recorded
 OPEN_SEED = 20261128
 WINDOW_S = 10.0  # longest simulation of a point whose measurement took longer: the load is periodic
 MOVED_RATIO = 0.1  # of the prior's spread: differences are computed again after a parameter has moved this far
 TOLERANCE = 1e-4  # relative change of the misfit at which a fit stops
-DIFFERENCE = (
-    0.05  # step of a finite difference in ln(parameter): large enough to average over the granularity of iterations
-)
+# Step of a finite difference in ln(parameter): large enough to average over the granularity of iterations.
+DIFFERENCE = 0.05
 MOST_STDDEVS = 4.0  # standard deviations from the prior's mean; beyond this is not physical
-POOL_TOUCHED_RATIO = 0.8  # of the KV cache in demand: from here on its size has an effect
+POOL_TOUCHED_RATIO = 0.8  # of the KV cache: once all users together need more than this share, its size has an effect
 UNIDENTIFIED_RATIO = 0.7  # posterior spread over prior spread at which a parameter counts as not identified
 
 
@@ -80,7 +76,7 @@ PARAMETERS = (
     Parameter("prompt_s", 4e-4, 1.0, True, "host time per prompt of an iteration, seconds"),
     Parameter("request_s", 1e-3, 1.0, False, "serial host time per request before the engine, seconds"),
     Parameter("latency_s", 2e-3, 1.0, False, "parallel latency per request, in addition, seconds"),
-    Parameter("stream_token_s", 2e-5, 1.0, False, "minimum time between output tokens, seconds"),
+    Parameter("stream_token_s", 2e-5, 1.0, False, "minimum time between output tokens, over all replies, seconds"),
     Parameter("usable_kv_ratio", 1.0, 0.05, False, "effective KV cache size, relative to the planned size"),
 )
 STEP_COUNT = sum(parameter.step for parameter in PARAMETERS)
@@ -96,7 +92,7 @@ class Prior(NamedTuple):
 PRIOR = Prior(
     np.log([parameter.expected for parameter in PARAMETERS]), np.array([parameter.spread for parameter in PARAMETERS])
 )
-PROFILE_SPREAD = 0.7  # spread of a profile's host times: deployments of one engine are alike
+PROFILE_SPREAD = 0.7  # largest spread of a profile's values: deployments of one engine differ less than any two
 
 
 # On a CPU the server's own processes share the cores with the arithmetic, so its host times differ from those that
@@ -428,7 +424,7 @@ def slopes_of(rig: FitContext, point: Point, logs: Array) -> Array:
 
 
 def differences_of(rig: FitContext, point: Point, logs: Array, here: Array) -> Array:
-    """Return the derivatives that need another simulation; zero for all other parameters; shape (3, P)."""
+    """Return the derivatives by parameters in which durations are not linear; zero for all others; shape (3, P)."""
     found = np.zeros((3, len(PARAMETERS)))
     for place, parameter in enumerate(PARAMETERS):
         if parameter.name == "latency_s" and point.load in SERVED:

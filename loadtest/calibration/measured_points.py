@@ -52,14 +52,14 @@ class Point(NamedTuple):
 
     @property
     def logs(self) -> tuple[float, float, float]:
-        """Logarithms of tokens/s, ITL, TTFT; nan where not measured, or where the load alone determines the value."""
+        """Natural logarithms of tokens/s, ITL, TTFT; nan where not measured, or where the load alone determines it."""
         tokens_per_s = None if self.load == "request_rate" else self.tokens_per_s
         values = (tokens_per_s, self.itl_s, self.ttft_s)
         return tuple(math.nan if value is None else math.log(value) for value in values)  # type: ignore[return-value]
 
 
 class Deployment(NamedTuple):
-    """The deployment to calibrate; rows of any other one are skipped."""
+    """The deployment to calibrate; rows that name another one are skipped."""
 
     model: str
     gpu: str
@@ -68,7 +68,7 @@ class Deployment(NamedTuple):
 
 
 def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[str]]:
-    """Return the points of a CSV table or run folder, and the number of rows skipped for each reason.
+    """Return the points of a CSV table or run folder, and the number of rows or levels skipped for each reason.
 
     Raises:
         MissingError: The file does not exist.

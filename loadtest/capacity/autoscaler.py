@@ -39,7 +39,7 @@ class Day(Strict):
         most_replicas: Largest number at one time.
         short_minutes: Minutes with fewer replicas than the rate needs with headroom.
         overloaded_minutes: Minutes with fewer replicas than the rate needs even without headroom.
-        steepest_h: Time of the largest gap between rate and replicas.
+        steepest_h: Time of the largest ratio of the rate to the capacity of the running replicas.
         is_day: Whether the curve covers a whole day.
     """
 

@@ -23,10 +23,10 @@ from loadtest.simulate import calibrated
 
 Basis = Literal["measured", "calibrated", "predicted", "emulated"]
 # Basis of a row's figures, best first. `emulated` is a server around this project's own step times, or a calibration on
-# one: it says little about a GPU, and ranks below a plain prediction.
+# one: it is not evidence about a GPU, and ranks below a plain prediction.
 RANK: dict[Basis, int] = {"measured": 0, "calibrated": 1, "predicted": 2, "emulated": 3}
 EVICTING = " evicting"  # suffix for an engine that reserves no KV blocks
-ONE_SIDED_95 = 1.645  # one-sided 5 % quantile of a normal distribution, in standard deviations
+ONE_SIDED_95 = 1.645  # standard deviations that one normal draw in twenty exceeds
 
 
 class Candidate(Strict):
@@ -205,7 +205,7 @@ def _of_manifest(manifest: EngineManifest, sources: tuple[Source, ...] = ()) -> 
 
 
 def _with_prior(manifest: EngineManifest) -> EngineManifest:
-    """Return an engine's manifest with its engine profile's prior, for a deployment without measurements."""
+    """Return an engine's manifest with the default engine profile, unless it has a profile or a calibration."""
     choice = manifest.step_time
     if choice.profile is not None or choice.calibration is not None:
         return manifest

@@ -102,7 +102,7 @@ class Row(Strict):
 
     @property
     def cost(self) -> float:
-        """What rows are ranked by: USD a month; machines where no accelerator of the demand has a price."""
+        """What rows are ranked by: USD a month, or the number of accelerators without a price."""
         if self.usd_per_month is not None:
             return self.usd_per_month
         return math.inf if self.replicas is None else float(self.replicas * self.tensor_parallel)

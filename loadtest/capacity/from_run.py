@@ -18,7 +18,7 @@ from loadtest.capacity.simulation import (
 from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_in
 from loadtest.results import Kind, read_records, read_run, read_samples
 
-ALIKE_RATIO = 0.15  # largest allowed ratio between the mean lengths of a run and of the demand
+ALIKE_RATIO = 0.15  # largest allowed relative difference between mean lengths of a run and of the demand
 
 BASES: dict[Kind, Basis] = {"measured": "measured", "emulated": "emulated", "predicted": "predicted"}
 

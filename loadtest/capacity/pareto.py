@@ -33,7 +33,7 @@ class Point(Strict):
 def frontier_of(
     demand: Demand, market: Market, rows: Sequence[Row], swept: dict[str, tuple[RateProbe, ...]]
 ) -> list[Point]:
-    """Return every simulated deployment that meets the objectives, by increasing cost.
+    """Return every deployment that met the objectives, simulated or measured, by increasing cost.
 
     Of the loads that need the same number of replicas, the lowest is used: it is closest to each replica's actual load
     and not below it.

@@ -30,9 +30,7 @@ from loadtest.capacity.tasks import CandidateTask, Reliefs, Sweep, TaskResult
 
 CONTENDERS = 2  # rows with simulations beyond their search
 SWEEP = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1)  # loads of the sweep, relative to the promised rate
-QUEUE_DOUBLINGS = (
-    4  # largest share of requests that a queue limit may refuse though they could have been served in time
-)
+QUEUE_DOUBLINGS = 4  # of a queue limit that refuses more than the demand allows to fail; then there is no limit
 
 
 def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: SearchOptions) -> tuple[CapacityPlan, Row]:
@@ -250,7 +248,7 @@ def _lower_max_tokens(searched: Searched, candidate: Candidate) -> list[Candidat
 
 
 def with_max_tokens(demand: Demand, tokens: int) -> Demand:
-    """Return a demand whose requests reserve at most this many reply tokens."""
+    """Return a demand whose requests have this `max_tokens`."""
     traffic = demand.traffic
     if traffic.process == "trace":
         return demand.model_copy(update={"traffic": traffic.model_copy(update={"max_tokens": tokens})})

@@ -44,11 +44,11 @@ class CapacityPlan(Document):
         recommended: Name of a row; None if no row is possible, and `nearest` states what would be.
         fleets: Simulations of the recommended replicas together; empty if the row is a measured run.
         day: Autoscaled replicas over the day, for the recommended row.
-        autoscaled_usd_per_month: Their cost; None if the traffic does not cover a whole day.
+        autoscaled_usd_per_month: Their cost; None without a price, or if the traffic does not cover a whole day.
         sweep: The recommended replica at lower and higher loads.
         max_queue_size: Maximum queued requests per replica, as deployed and as simulated; 0: no limit.
-        warnings: Prices that are old.
-        max_tokens_note: Effect of a lower `max_tokens`; None if it has none.
+        warnings: Old prices, and smaller GPUs that were not tried because they have no price.
+        max_tokens_note: Effect of a lower `max_tokens`; None if none was tried, or its replica carries no load.
         smaller_gpu: A cheaper GPU outside the demand's limits that would carry the demand, if any.
         operating_per_s: Load of each replica at the peak with the spares lost; `operating` has its figures there at the
             unfavourable end of the prediction, `operating_middle` at its middle.

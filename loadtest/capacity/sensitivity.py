@@ -95,7 +95,7 @@ def cases_of(
     """Return all cases, each input moved both ways.
 
     Args:
-        rows: All possible rows; those not simulated again keep their rate.
+        rows: All possible rows; cases of reply length and of twice the error use only those simulated again.
         found: By row and case, as `again_of` returns them.
     """
     cases = []
@@ -125,7 +125,7 @@ def cases_of(
 
 
 def _carrying(rows: Sequence[Row], found: dict[tuple[str, str], ReplicaCapacity], which: str) -> list[Row]:
-    """Return the rows that were simulated again, with their new rates; all rows if none was."""
+    """Return only the rows that were simulated again, with their new rates."""
     kept = []
     for row in rows:
         again = found.get((row.name, which))
@@ -135,7 +135,7 @@ def _carrying(rows: Sequence[Row], found: dict[tuple[str, str], ReplicaCapacity]
 
 
 def _carries(row: Row, rate_per_s: float | None, needed: int | None = None) -> Row:
-    """Return a row with another rate; the ratio of its fleet's size to one replica's rate is kept."""
+    """Return a row with another rate; its rate per replica in a fleet changes in proportion, or to fit `needed`."""
     if needed is not None and row.fleet_per_s is not None and row.needed is not None:
         return row.model_copy(update={"rate_per_s": rate_per_s, "fleet_per_s": row.fleet_per_s * row.needed / needed})
     fleet = None

@@ -14,9 +14,11 @@ from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.scenario import Scenario
 
 SAMPLED_REQUESTS = 1536
-LEAST_SAVING = 4  # fraction of the requests below which the ends are simulated completely
-SETTLED_AFTER = 10  # times a request's duration: as much warm-up as in the scenario, where it is a tenth
-KEPT_UP_RATIO = 0.95  # of a sample's tokens per second: what is in flight at its end is less than that
+LEAST_SAVING = 4  # times a sample's duration: the ends of a shorter scenario are simulated completely
+SETTLED_AFTER = 10  # times a request's duration: a shorter sample's warm-up, a tenth of it, is shorter than one request
+# Least tokens per second of the slow end, relative to the fast end's: without a growing queue, what is in flight at the
+# end of a sample is less than the other 5 %.
+KEPT_UP_RATIO = 0.95
 
 
 class ProfileEnds(NamedTuple):
@@ -62,9 +64,10 @@ def with_ends(
 ) -> Summary:
     """Return a summary whose levels include the means of the fast and the slow end.
 
-    At a steady rate, the first minutes differ from the ends as much as a whole hour does: for a long open loop the ends
-    are simulated over SAMPLED_REQUESTS, and applied to its means as ratios. If that is too short for a steady state, or
-    the slow end does not keep up, so that its queue grows with the duration, they are simulated completely.
+    At a steady rate, the ratios of the ends to the middle are the same in the first minutes as in a whole hour: for a
+    long open loop the ends are simulated over SAMPLED_REQUESTS, and applied to its means as ratios. If that is
+    too short for a steady state, or the slow end does not keep up, so that its queue grows with the duration, they are
+    simulated completely.
 
     Args:
         summary: Of the scenario on the manifest's engine.

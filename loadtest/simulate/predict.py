@@ -1,7 +1,7 @@
 """Predicts a run: a scenario's load against the batcher on a virtual clock.
 
-Without a calibration, everything above the engine is omitted: network, server, tokenization, client. With one, host
-times are included, and the means have intervals from the calibration's held-out errors.
+Without a calibration or an engine profile, everything above the engine is omitted: network, server, tokenization,
+client. With one, host times are included.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def write_prediction(found: Prediction, out: Path, *, force: bool) -> None:
     """Write a run folder like run-load's, marked as predicted.
 
     Raises:
-        UserError: `out` exists, and `force` is not set.
+        UserError: `out` is not empty and `force` is not set, or it may not be replaced.
     """
     with whole_folder(out, made_by=found.run.made_by, force=force) as folder:
         write_json(folder / RUN_NAME, found.run)
@@ -169,7 +169,7 @@ def at_once(scenario: Scenario) -> Scenario:
 
 
 def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
-    """Return the bare engine with a limit for the scenario's largest batch, prompts in one iteration, and no server."""
+    """Return the engine alone, with room for the scenario's whole largest batch and its prompts in one iteration."""
     most = max(scenario.concurrency)
     mix = ConversationSampler(scenario)
     drawn = [mix.begin(number) for number in range(most)]
@@ -231,7 +231,7 @@ def _queue(
 
 
 def _contents(scenario: Scenario, manifest: EngineManifest, mix: ConversationSampler) -> Contents:
-    """Return the block contents of requests; without KV reuse, none are computed."""
+    """Return how requests' KV blocks are identified; not at all if the engine can never reuse one."""
     can_find = manifest.runtime.kv_reuse and (mix.shares_blocks or isinstance(scenario.arrivals, Trace))
     return Contents(manifest.kv_cache.tokens_per_block if can_find else None)
 

@@ -31,7 +31,7 @@ class Sent(NamedTuple):
     """A request in flight.
 
     Attributes:
-        user: In a closed loop.
+        user: Its user in a closed loop; 0 in an open one.
         prefix_hashes: One per full KV block of prompt and reply; empty if their content is unknown.
     """
 
@@ -142,9 +142,8 @@ class Users:
         self._let_free(sent.user, now_s + max(TURNAROUND_S, self.loop.wait_s(sent.user)))
 
     def _let_free(self, user: int, at_s: float) -> None:
-        heapq.heappush(
-            self._free, (at_s, self._freed, user)
-        )  # of several at the same time, the one that waited longest
+        # Of several free at the same time, the one that was freed first sends first.
+        heapq.heappush(self._free, (at_s, self._freed, user))
         self._freed += 1
 
 
@@ -203,7 +202,7 @@ class VirtualServer:
 
     Attributes:
         now_s: The virtual clock.
-        steps: Completed iterations, as (iteration or run, index of its first); stored on request.
+        steps: Completed iterations or runs of them; empty unless `keep_steps` is set.
         begin_s: When the traffic started.
     """
 
@@ -336,10 +335,8 @@ class VirtualServer:
         self._decoding += [iteration.shape.decode_sequences] * iteration.repeats
         if self.keep_steps:
             self.steps.append(iteration)
-        for (
-            sequence,
-            _,
-        ) in iteration.chunks:  # before the first chunk is computed, shared blocks are those that were found
+        # Before the first chunk is computed, shared blocks are those that were found.
+        for sequence, _ in iteration.chunks:
             if sequence.request.prefix_hashes:
                 self._found.setdefault(int(sequence.request.request_id), sequence.shared_blocks)
         ended = [self._end(sequence) for sequence in self.batcher.advance(iteration)]

@@ -249,7 +249,7 @@ class Demand(Strict):
         horizon_months: How far ahead the plan must still meet the objectives.
         peak_window_s: Replicas are sized for the busiest period of this length (of a trace; a described day is sized
             for its busiest hour).
-        max_tokens: Reply tokens that a request reserves, unless its class's lengths or a trace's row state it. None:
+        max_tokens: Most tokens that a reply may have, unless its class's lengths or a trace's row state it. None:
             the longest reply of its class; for a reasoning model, 32,768.
         objectives: Over all requests together.
     """
@@ -344,7 +344,7 @@ def _beside(path: Path, gpu: str) -> str:
 
 
 def default_max_tokens(model: str, longest_osl: int) -> int:
-    """Return the default number of reply tokens that a request reserves.
+    """Return the default `max_tokens` of a request.
 
     For a reasoning model it is `REASONING_MAX_TOKENS`, since the length of its reasoning is not known in advance. For
     others it is the class's longest reply: replies end there because the client's `max_tokens` cuts them.

@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 18, 34, 44
 _CHAR = 6.3  # approximate width of a character, used to keep labels apart
 _MANY = 1000
-LEAST_TICKS = 4  # decades below which a logarithmic axis gets linear ticks
+LEAST_TICKS = 4  # a logarithmic axis with fewer ticks at 1, 2 and 5 gets evenly spaced ones
 
 
 class Mark(NamedTuple):
@@ -57,7 +57,7 @@ class Scale:
         return self.begin + (self.end - self.begin) * (at - low) / ((high - low) or 1.0)
 
     def ticks(self) -> list[float]:
-        """Return round values within the range, four to eight of them."""
+        """Return round values within the range."""
         if self.is_log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             found = [base * 10**power for power in range(first, last + 1) for base in (1, 2, 5)]

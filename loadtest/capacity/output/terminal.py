@@ -17,7 +17,7 @@ from loadtest.capacity.what_if import Compared
 
 
 def show_plan(plan: CapacityPlan) -> None:
-    """Print traffic, sizes, candidates and recommendation on stdout; refused rows and warnings on stderr."""
+    """Print traffic, tables and recommendation on stdout; rows not possible, prices and warnings on stderr."""
     traffic = plan.traffic
     hour = "" if traffic.hour_per_s == traffic.peak_per_s else f", its hour {traffic.hour_per_s:.3g}"
     show(

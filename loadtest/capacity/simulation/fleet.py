@@ -220,7 +220,7 @@ def _lose(router: Router, replicas: list[Replica], loss: Loss) -> int:
     """Remove replicas and send their unfinished requests again; latency counts from the first sending."""
     lost = replicas[: loss.replicas]
     for each in replicas:
-        each.advance_to(loss.at_s)  # no replica may start before the requests come back
+        each.advance_to(loss.at_s)  # no replica may start a request before it is sent again
     for each in lost:
         each.down_s = loss.at_s
     orphans = [sent for each in lost for sent in each.inbox.outstanding.values()]

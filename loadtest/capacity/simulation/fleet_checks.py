@@ -17,9 +17,7 @@ from loadtest.capacity.simulation.replica import Slowdown
 from loadtest.capacity.simulation.traffic_sample import SLOT_S, TrafficSample, Wanted, window_of
 from loadtest.scenario import Steps, draw_times_s
 
-MOST_REPLICAS = (
-    12  # replicas simulated together; a larger fleet is represented by this many with their share of the traffic
-)
+MOST_REPLICAS = 12  # simulated together; a larger fleet is represented by this many with their share of the traffic
 RAMP_REPLICAS = 4  # the same for a ramp, which lasts twenty minutes
 TURNOVERS = 6.0  # measured time of a fleet's first windows together, in mean request durations
 LEAST_WINDOWS, MOST_WINDOWS = 3, 8  # each a peak with its own random draws
@@ -113,7 +111,7 @@ class FleetVerdict(Strict):
 
     Attributes:
         is_certain: Whether each objective's one-sided 95 % interval, over windows, lies on one side of its limit.
-        windows: Simulated peaks, each with its own draws; `kept_windows` of them met every objective individually.
+        windows: Simulated peaks, each with its own draws; in `kept_windows` of them alone, every objective was met.
         undecided: Objectives whose interval contains the limit.
     """
 

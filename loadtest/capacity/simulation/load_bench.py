@@ -30,9 +30,9 @@ WINDOWS = 4  # windows of a load near its limit, each with its own draws
 CLEAR_Z = 2.576  # 99 %: a load is evaluated after each window, and each evaluation can be wrong
 # A simulation starts empty and has to fill: after three mean request durations the batch has turned over.
 LEAD_LIVES = 3.0
-TAIL_LIVES = 4.0  # the load continues until this share of the measured requests has ended
-# Near saturation a queue takes hundreds of services to reach its steady length (the relaxation time of M/M/1 is about 1
-# / (1 - utilization)^2 services: 400 at 95 %); a shorter window underestimates the queue.
+TAIL_LIVES = 4.0  # mean request durations for which the load continues, so that nearly all measured requests end in it
+# Near saturation a queue takes hundreds of services to reach its steady length (the relaxation time of M/M/1 is about
+# 1 / (1 - utilization)^2 services: 400 at 95 %); a shorter window underestimates the queue.
 LEAST_IN_WINDOW = 800
 IDLE_REQUESTS = 200  # each alone on the engine: enough for a p95 within about one percent of requests
 RELIEF_WINDOWS = 2
@@ -54,7 +54,7 @@ class Task(NamedTuple):
 
     Attributes:
         folder: Where the demand's relative paths start.
-        is_brief: Compute only the promised end of the interval, without the binding constraint.
+        is_brief: Search only the promised end of the interval.
         enough_per_s: The search stops here: no replica needs to carry more.
         start_per_s: Start of the search. None: from the closed form.
         least_per_s: The search stops if the promised rate is below this, because the candidate cannot win.
@@ -79,9 +79,8 @@ class Task(NamedTuple):
             self.manifest.model_dump_json(include={"model", "gpu", "precision", "parallel", "limits", "kv_cache"}),
             self.manifest.model_dump_json(include={"runtime", "step_time"}),
             self.demand.model_dump_json(include={"model", "peak_window_s", "max_tokens", "objectives", "seed"}),
-            traffic.model_dump_json(
-                exclude={"rate_by_hour_per_s", "rate_per_s"}
-            ),  # the search sets each replica's rate
+            # The search sets each replica's rate.
+            traffic.model_dump_json(exclude={"rate_by_hour_per_s", "rate_per_s"}),
             repr((self.demand.scale.isl, self.demand.scale.osl)),
             sha256_of(self.folder / traffic.path) if isinstance(traffic, Trace) else "",
             repr((self.interval, self.is_brief, self.enough_per_s, self.least_per_s, self.start_per_s)),
@@ -98,7 +97,7 @@ class _Load:
 class LoadBench:
     """Loads of one replica.
 
-    If the traffic has no time scale of its own, one simulation of a load serves every slowdown.
+    If the traffic has no time scale of its own, one simulation of a load serves every uniform slowdown.
     """
 
     def __init__(self, task: Task) -> None:

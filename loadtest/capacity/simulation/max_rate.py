@@ -16,14 +16,12 @@ from loadtest.metrics import LevelSummary
 
 TOLERANCE = 0.05
 OTHER_TOLERANCE = 0.08  # relative width of the bracket for the sizes shown beside the promised one
-SPAN = 4096.0  # ratio of the highest to the lowest load of interest
+SPAN = 4096.0  # largest ratio of a load tried to the start of its search, and of the start to a load tried
 MOST_PROBES = 24
 START_RATIO = 0.7  # of the closed form's throughput: start of a search
 GROWTH = 1.5  # factor between loads while all verdicts so far are equal
-NEAR, FAR = (
-    0.2,
-    0.8,
-)  # the next load lies between these fractions of the bracket, even if interpolation points elsewhere
+# The next load lies between these fractions of the bracket, even if interpolation points elsewhere.
+NEAR, FAR = 0.2, 0.8
 MOST_STRAIN = 20.0  # worst ratios above this are equivalent: the queue grows
 RELIEF = 1.25  # how much a constraint is relaxed to see whether it binds; for bursts, a fifth
 
@@ -82,7 +80,7 @@ class Carried(Strict):
     """Capacity of one replica at one end of the interval, or at its middle.
 
     Attributes:
-        rate_per_s: Highest load tried that met every objective; None if even an idle engine misses one.
+        rate_per_s: Highest load tried that met every objective; None if none did.
         above_per_s: Lowest load tried above it that missed one; None if no higher load was needed.
         limited_by: The objective that is missed first as the load grows.
     """
@@ -98,7 +96,7 @@ class ReplicaCapacity(Strict):
     Attributes:
         promised: At the unfavourable end of the prediction interval; `middle` and `optimistic` likewise.
         idle: Figures of requests that are alone on it, at the unfavourable end.
-        given_up: The search stopped because the replica cannot win; `promised` is then an upper bound.
+        given_up: The search stopped because the replica cannot win; `promised.above_per_s` then bounds it.
         requests_needed: Measured requests of each load that its percentiles need, unless the verdict is clear earlier.
         supported: Whether the deciding load had that many, or a clear verdict.
         strain: Worst ratio of value to limit at the load at which constraints were relaxed.
@@ -140,7 +138,7 @@ class _Seen(NamedTuple):
 
 
 def max_rate_of(task: Task) -> ReplicaCapacity:
-    """Return the highest rate of one replica, and its binding constraint."""
+    """Return the highest rate of one replica, at both ends and at the middle of the interval."""
     bench = LoadBench(task)
     slow, fast = task.interval
     idle = bench.idle(slow)
@@ -302,7 +300,7 @@ def figures_of(level: LevelSummary) -> dict[str, Any]:
 
 
 def _reliefs(bench: LoadBench, rate_per_s: float, slowdown: Slowdown) -> tuple[float, tuple[Relief, ...]]:
-    """Simulate the load that missed repeatedly, each time with one constraint relaxed by a quarter."""
+    """Return the strain of the load that missed, and the effect of relaxing each constraint by a quarter."""
     eased: dict[Constraint, RateResult] = {
         name: bench.eased(rate_per_s, slowdown, ratios=ratios) for name, ratios in _PARTS.items()
     }

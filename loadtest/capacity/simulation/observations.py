@@ -26,9 +26,7 @@ from loadtest.metrics import LevelSummary, Spread, verdicts_of
 from loadtest.scenario import Goodput, Objectives, Verdict
 from loadtest.simulate import Ended, VirtualServer
 
-GROWTH_RATIO = (
-    0.03  # of the measured requests: a queue that grows by more than this, and by more than chance, is unstable
-)
+GROWTH_RATIO = 0.03  # of the measured requests: a queue that grows by more than this, beyond chance, is unstable
 CHANCE = 3.0  # standard deviations of the number in flight
 QUEUE = "growing queue"
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
@@ -44,7 +42,7 @@ class _Requests(NamedTuple):
 
     Attributes:
         window: The window in which each request was sent; like `names` to `is_ok`, one entry per request.
-        deltas_s: Duration of each iteration; gaps between tokens are sums of these.
+        deltas_s: Time from each iteration's predecessor's tokens to its own; within a span, a gap between tokens.
         span_row: The request of each span of uninterrupted iterations, from `span_first` to `span_last`.
         cross_row: The request of each pause between two spans; `cross_s` is its duration.
     """
@@ -69,7 +67,7 @@ class Observations:
     """Measured requests over windows and replicas.
 
     Attributes:
-        refused: Number of failed requests by reason.
+        refused: Number of failed requests by outcome.
         kv_ratio: Share of the KV cache in use when a request ended.
         waiting: Requests in no iteration when a request ended.
     """

@@ -33,7 +33,7 @@ class Slowdown(NamedTuple):
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all parts slow down alike, so that one simulation serves every slowdown; see `observations`."""
+        """Whether all parts slow down alike, so that a simulation of the middle serves it; see `observations`."""
         return self.step == self.host
 
 
@@ -76,7 +76,7 @@ def slowed_parts(slowdown: Slowdown, ratios: StepCost) -> StepCost:
 
 
 def host_of(manifest: EngineManifest, slower: float = 1.0) -> Host:
-    """Return the host model of an engine, if it has a calibration."""
+    """Return the slowed host times of an engine; zero if its manifest has none."""
     return (manifest.step_time.host or Host()).slowed(slower)
 
 

@@ -27,7 +27,7 @@ LEAD_RATIO = 0.2  # part of a trace's window that is replayed before the measure
 SAMPLED = 4096  # conversations that means are estimated from
 SLOT_S = 60.0  # resolution of a day's curve
 DAY_S = 86_400.0
-NOMINAL_ITL_S = 0.02  # assumed speed of replies when drawing the time of a conversation's next turn
+NOMINAL_ITL_S = 0.02  # assumed ITL of replies when drawing the time of a conversation's next turn
 HOUR_S = 3600.0
 MINUTE_S = 60.0
 MINUTES = 60
@@ -153,7 +153,7 @@ def shape_of(demand: Demand, folder: Path) -> LengthProfile:
 
 
 def _max_tokens(kind: Kind, demand: Demand, longest_osl: int) -> int:
-    """Return the default `max_tokens` of a class's requests."""
+    """Return the `max_tokens` of a class's requests: its own, or the demand's default."""
     return kind.lengths.max_tokens or demand.most_tokens(longest_osl)
 
 
@@ -315,10 +315,10 @@ def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generato
     upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
     rate_per_s = wanted.rate_per_s / _turns_of(mix_json)
     edges_s, per_s = _rates(traffic, demand.peak_window_s, wanted, rng)
-    sent = np.concatenate([[0.0], np.cumsum(np.diff(edges_s) * per_s)]) * rate_per_s  # cumulative requests at each edge
+    sent = np.concatenate([[0.0], np.cumsum(np.diff(edges_s) * per_s)]) * rate_per_s  # expected arrivals by each edge
     shape = traffic.burstiness**-2
     times: list[_Floats] = []
-    last = -rng.random() * rng.gamma(shape, 1 / shape)  # conversations in progress when the window begins
+    last = -rng.random() * rng.gamma(shape, 1 / shape)  # an arrival before the window: its next gap spans the start
     while last < sent[-1]:
         block = last + np.cumsum(rng.gamma(shape, 1 / shape, 4096))
         times.append(block)
@@ -400,7 +400,7 @@ def _shares_little(scenario: Scenario, kv_tokens: int) -> bool:
 
 
 def _most_by_class(demand: Demand, scenario: Scenario) -> tuple[tuple[str, int], ...]:
-    """Return the default `max_tokens` of each class's requests."""
+    """Return the `max_tokens` of each class's requests."""
     longest = _mix(scenario.model_dump_json()).lengths_of(range(256)).longest_osl
     return tuple((kind.name or "", _max_tokens(kind, demand, _bounds(kind, 1, longest)[1])) for kind in scenario.kinds)
 
@@ -468,7 +468,7 @@ def _block_hashes(hashes: tuple[int, ...], tokens_per_block: int | None) -> tupl
 
 
 def busiest_window(demand: Demand, folder: Path) -> tuple[float, float]:
-    """Return the start, relative to its slice, and the length of a trace's busiest window."""
+    """Return the start of a trace's busiest window, relative to the trace's slice, and its length."""
     times_s = _trace_times_s(demand, folder)
     window_s = min(demand.peak_window_s, float(times_s[-1]))
     inside = np.searchsorted(times_s, times_s + window_s) - np.arange(len(times_s))
