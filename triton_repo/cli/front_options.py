@@ -1,4 +1,4 @@
-"""The options of serve-repo for the OpenAI front. Kept free of other rooms, so that --help stays fast."""
+"""The options of serve-repo for the OpenAI front. It imports little, so that --help stays fast."""
 
 from __future__ import annotations
 

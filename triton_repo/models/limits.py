@@ -27,7 +27,7 @@ class InputLimits:
         self._characters = self._prompt_tokens * longest
 
     def require_text(self, texts: Sequence[str], what: str) -> None:
-        """Refuse text that is too long before tokenizing it.
+        """Refuse text with more characters than the allowed tokens can represent, before tokenizing it.
 
         Raises:
             LimitError: The text is too long.
@@ -51,7 +51,7 @@ class InputLimits:
             raise LimitError(f"Prompt length ({len(ids)}) exceeds maximum input length ({self._prompt_tokens:g})")
 
     def require_reply(self, tokens: int, name: str) -> None:
-        """Refuse a reply limit of zero, or above the maximum.
+        """Refuse a reply limit below one or above the maximum.
 
         Raises:
             LimitError: The value is out of range.

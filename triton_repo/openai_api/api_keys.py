@@ -15,7 +15,7 @@ def read_keys(path: Path | None, variable: str | None) -> list[str]:
     """Return the API keys.
 
     Raises:
-        UserError: The file does not exist or contains no key.
+        UserError: The file cannot be read or contains no key.
     """
     if path is None:
         return [variable] if variable else []

@@ -216,7 +216,7 @@ def _count(context: Context, values: Any) -> Any:
 
 
 def _printable(value: Any) -> Any:
-    """Refuse values other than text and numbers: a list may contain itself many times over."""
+    """Refuse lists, tuples, dicts and sets: a list may contain itself many times over."""
     if isinstance(value, (list, tuple, dict, set)):
         raise TemplateError(f"the chat template prints a {type(value).__name__}; only text and numbers can be")
     return value

@@ -60,9 +60,8 @@ class Generating:
             body = await _body(request, self._gate.access.body_limit_bytes)
         except ClientDisconnect:  # the client left before sending its request
             return
-        if (
-            len(body) > LONG_BODY_BYTES
-        ):  # a very long prompt takes a tenth of a second to tokenize; streams continue meanwhile
+        # a very long prompt takes a tenth of a second to tokenize; in a thread, so that streams continue meanwhile
+        if len(body) > LONG_BODY_BYTES:
             asked, work = await asyncio.to_thread(self._understand, body)
         else:
             asked, work = self._understand(body)
@@ -77,7 +76,7 @@ class Generating:
         except asyncio.CancelledError:
             if stall.over:
                 raise stall.problem() from None
-            if not watch.done():  # no client left: the server is stopping
+            if not watch.done():  # the client has not disconnected: the server is stopping
                 raise
         finally:
             stall.stop()
@@ -206,7 +205,7 @@ async def _cancel_when_gone(receive: Callable[[], Awaitable[Any]], reply: Reply)
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
-    """Return a request's body; an ApiError if it is too large or incomplete."""
+    """Return a request's body; an ApiError if it is too large, empty or does not arrive in time."""
     too_large = ApiError(413, f"the body is larger than {limit_bytes} bytes", code="request_too_large")
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > limit_bytes:

@@ -28,7 +28,7 @@ class BoundedHttp(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ty
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; bytes after an unfinished head count towards its size."""
+        """Take bytes; those that arrive while a head is unfinished count towards its size."""
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_LIMIT_BYTES:

@@ -114,7 +114,7 @@ class ServeMetrics:
         if tokens > 1:
             each_s = (times.last_s - times.first_s) / (tokens - 1)
             self._histograms["time_per_output_token_seconds"].observe(each_s)
-        if times.queue_s or self.version != "1.2":  # as upstream, a wait of 0 is not observed
+        if times.queue_s or self.version != "1.2":  # 1.2 does not observe a wait of 0
             self._histograms["request_queue_time_seconds"].observe(times.queue_s)
 
     def failed(self, status: int) -> None:

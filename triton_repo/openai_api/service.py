@@ -97,7 +97,7 @@ class Service:
 
     @property
     def kind(self) -> str:
-        """Return the engine's description for replies: emulated with its time scale, or built."""
+        """Return the engine's description for replies: emulated with its time scale, built, or relayed."""
         if self.repository.kind == "emulated":
             return f"emulated; time-scale={self.repository.resolved.emulation.time_scale:g}"
         return self.repository.kind

@@ -62,7 +62,7 @@ TOKENIZER_FOLDERS = {
     "llmapi": Path("tensorrt_llm/1/tokenizer"),
     "trtllm_serve": TOKENIZER_FOLDER,
 }
-# Packages that the emulated engine imports; they are copied into the repository.
+# Parts of `engines` that the emulated engine imports; copied into the repository, which then needs only packages.
 EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "names.py", "spec", "steptime", "emulator")
 Server = Literal["triton", "trtllm-serve"]
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
@@ -187,7 +187,7 @@ def _variant(engine: EngineManifest, server: Server) -> Variant:
 
 
 def _loads(engine_folder: Path, engine: EngineManifest, server: Server) -> str | None:
-    """Return the path that trtllm-serve loads; None for other servers."""
+    """Return the path or name that trtllm-serve loads; None if Triton serves, or the engine is emulated."""
     if server != "trtllm-serve" or engine.kind == "emulated":
         return None
     return served_model(engine, str(_inside(engine_folder, engine.checkpoint or "checkpoint")))

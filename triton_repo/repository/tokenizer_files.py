@@ -27,7 +27,7 @@ class _Open(BaseModel):
 
 
 def check_tokenizer(folder: Path) -> list[Notice]:
-    """Check that a folder contains a tokenizer made of data; return a notice for each file not copied.
+    """Check that a folder contains a tokenizer made of data; return a notice if its config names other files.
 
     Raises:
         MissingError: There is no tokenizer.json.

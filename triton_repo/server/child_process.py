@@ -34,7 +34,7 @@ def start_child(
 
     Args:
         output: An open file.
-        detached: Whether the child outlives this process. If not, it ends with it, even after SIGKILL.
+        detached: Whether the child outlives this process. If not, it ends with this process, even if that gets SIGKILL.
         cwd: Working directory; None: the current one.
         environment: Its complete environment; None: this process's.
 

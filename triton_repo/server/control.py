@@ -22,7 +22,7 @@ KEY_HEADER = "admin-key"
 # Access to shared memory, model loading and trace files allows writing on the server: see docs/explanation.
 RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
 ENGINE = "tensorrt_llm"
-FRONTS = ("ensemble", "tensorrt_llm_bls")  # calls the engine, so it must be unloaded first
+FRONTS = ("ensemble", "tensorrt_llm_bls")  # they call the engine, so they must be unloaded first
 CALL_LIMIT_S = 10.0
 POLL_S = 0.1
 SETTLE_S = 0.5  # metrics are at most this old, and last tokens may still be on their way through the ensemble

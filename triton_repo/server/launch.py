@@ -95,7 +95,7 @@ def start_server(
     """Start a server and return once it is ready for requests.
 
     Args:
-        detached: Whether it outlives this process. If not, it ends with it, even after SIGKILL.
+        detached: Whether it outlives this process. If not, it ends with this process, even if that gets SIGKILL.
         stop_after_s: Seconds after which the server is stopped in any case; None: never.
 
     Raises:
@@ -127,7 +127,7 @@ def start_server(
         progress(f"ready after {time.monotonic() - begin:.1f} s: a request was answered")
     except BaseException:
         stop_server(repository, grace_s=0)  # it has no clients yet
-        signal_group(process.pid, signal.SIGKILL)  # before its record is written
+        signal_group(process.pid, signal.SIGKILL)  # in case its record is not yet written
         raise
     return record
 
@@ -172,7 +172,7 @@ def drain_server(repository: Path, record: ServerRecord, within_s: float) -> Non
     """Refuse new requests and let those in flight finish; the server keeps running.
 
     Raises:
-        ToolError: Some requests were unfinished at the limit, or the server could not be reached.
+        ToolError: Some requests were unfinished at the limit, or the server did not answer or refused the key.
     """
     try:
         left = drain(control_of(repository, record), within_s)
@@ -285,7 +285,7 @@ def server_command(repository: Path, runtime: Runtime, ports: Ports, prefix: str
 
 
 def server_environment(runtime: Runtime) -> dict[str, str]:
-    """Return the server's environment: the models' Python comes first, and user site packages are excluded."""
+    """Return the server's environment: the models' Python first on PATH, and no PYTHON* variables of this process."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     if runtime.python_bin is not None:

@@ -5,7 +5,7 @@ conditions must hold; if one does not, the server hangs or returns garbage:
 
 * the models' Python is 3.11 or 3.12 with numpy 1: the wheel's stubs were built against numpy's first ABI;
 * the stub's loader finds `libpython` of that same build;
-* the backend folder contains only the stub of that minor version.
+* the backend folder contains the stub of that minor version and no other.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def _is_leftover(target: Path) -> bool:
 
 
 def _make_environment(folder: Path, python: PythonFound) -> None:
-    """Create the models' environment without pip; this environment's pip installs into it."""
+    """Create the models' environment without pip; the pip of the commands' environment installs into it."""
     _run([python.executable, "-I", "-m", "venv", "--without-pip", str(folder)], "make the models' environment")
     _pip("--python", str(folder / "bin" / "python"), "install", *MODEL_PACKAGES)
     _pip("--python", str(folder / "bin" / "python"), "install", "--no-deps", *TABLES)

@@ -95,7 +95,7 @@ def start_front(
     """Start a front and return once it answers.
 
     Args:
-        detached: Whether it outlives this process. If not, it ends with it, even after SIGKILL.
+        detached: Whether it outlives this process. If not, it ends with this process, even if that gets SIGKILL.
 
     Raises:
         MissingError: A dependency is not installed.
@@ -117,7 +117,7 @@ def start_front(
         _wait_ready(process, record)
     except BaseException:
         stop_front(repository, grace_s=0)
-        signal_group(process.pid, signal.SIGKILL)  # before its record is written
+        signal_group(process.pid, signal.SIGKILL)  # in case its record is not yet written
         raise
     return record
 

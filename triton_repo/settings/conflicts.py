@@ -31,7 +31,7 @@ def conflicts_in(
 
 
 def _served(settings: ServingSettings, engine: EngineManifest, config: EngineConfig | None) -> Served:
-    """Return the settings that depend on the engine; facts of a missing config.json are omitted."""
+    """Return the settings that the engine must support, without those that only a missing config.json could decide."""
     longest, decoding = settings.limits.max_prompt_tokens, settings.decoding
     stated = longest if isinstance(longest, int) else None
     return Served(
@@ -238,7 +238,7 @@ def _of_lookahead(sizes: Lookahead, config: EngineConfig | None) -> Iterator[tup
     draft = lookahead_draft_tokens(window, ngram, verified)
     if draft != config.max_draft_len:
         yield (
-            f"decoding.lookahead {window}, {ngram}, {verified} drafts {draft} tokens per step; its config.json says "
-            f"it was built for {config.max_draft_len}",
+            f"decoding.lookahead {window}, {ngram}, {verified} drafts {draft} tokens per step; the engine's "
+            f"config.json says it was built for {config.max_draft_len}",
             f"the sizes the engine was built with, or an engine of --lookahead {window},{ngram},{verified}",
         )

@@ -90,7 +90,7 @@ def given_in(document: dict[str, Any], prefix: str = "") -> list[str]:
 _Derivation = Callable[[ServingSettings, EngineManifest, EngineConfig | None], tuple[Any, str]]
 _DERIVED: dict[str, _Derivation] = {
     "scheduling.policy": lambda _, engine, __: (
-        ("guaranteed_no_evict", "static batches are not chunked")
+        ("guaranteed_no_evict", "a static batch starts as a whole")
         if engine.runtime.scheduler_policy == "static_batch"
         else (engine.runtime.scheduler_policy, "the engine was planned with it")
     ),
@@ -137,7 +137,7 @@ _DERIVED: dict[str, _Derivation] = {
     ),
     "limits.max_prompt_tokens": lambda _, engine, __: (
         engine.limits.max_input_len,
-        "the engine accepts no longer prompts",
+        "the engine accepts no prompt longer than this",
     ),
     "limits.max_output_tokens": lambda _, engine, __: (engine.limits.max_seq_len, "no sequence is longer"),
 }

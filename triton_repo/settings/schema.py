@@ -91,7 +91,7 @@ class Scheduling(Strict):
 
 
 class Queue(Strict):
-    """How requests wait."""
+    """How requests that cannot start at once wait, or are refused."""
 
     max_queue_size: Amount = _to(
         0,
@@ -462,7 +462,7 @@ class Emulation(Strict):
 
 
 class LlmApi(Strict):
-    """The LLM API's model for engines of the PyTorch backend: additions to the engine's model.yaml."""
+    """The LLM API's model for engines of the PyTorch backend: what it adds to the engine's own arguments."""
 
     max_batch_size: Amount = _to(
         0,

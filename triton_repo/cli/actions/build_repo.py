@@ -68,7 +68,7 @@ def _relay(url: str | None, model: str | None) -> Relay | None:
 
     Raises:
         MissingError: No server answers there.
-        UserError: The URL is none, or the server serves several models.
+        UserError: The URL is malformed, a model is named without it, or the server does not serve exactly one model.
     """
     if url is None:
         if model is not None:
@@ -90,7 +90,7 @@ def _relay(url: str | None, model: str | None) -> Relay | None:
 
 
 def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
-    """Merge flags, serving YAML and defaults, and record the origin of each value."""
+    """Merge flags over the serving YAML over the defaults, and record the origin of each value."""
     document: dict[str, Any] = {}
     given: Given = {}
     if flags["serving"]:

@@ -37,7 +37,7 @@ from triton_repo.settings import RepositoryManifest, read_repository
 
 _EXPOSED = (
     "warning: listening on {address}: anyone who can reach these ports can send requests and read "
-    "metrics; Triton has no authentication and no TLS. Put a network policy or an "
+    "metrics; Triton has no authentication and this server no TLS. Put a network policy or an "
     "authenticating proxy in front, or use 127.0.0.1"
 )
 
@@ -61,9 +61,8 @@ def run(repository: Path, **flags: Any) -> None:
     _require_different_ports(flags)
     if flags["openai"]:
         require_free(flags["address"], flags["openai_port"])
-        read_keys(
-            flags["api_key_file"], None
-        )  # read the key file before the server starts, so that an unreadable one is reported at once
+        # before the server starts, so that an unreadable key file is reported at once
+        read_keys(flags["api_key_file"], None)
     found = local_triton.find_runtime(flags["tritonserver"], local_triton.default_folder())
     ports = Ports(flags["http_port"], flags["grpc_port"], flags["metrics_port"], flags["address"])
     record = start_server(
