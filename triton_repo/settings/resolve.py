@@ -199,7 +199,7 @@ def relayed_notices(given: Given, url: str) -> Iterator[Notice]:
     """Yield what a reader of figures measured through a relay must know."""
     idle = [name for name in given if name.partition(".")[0] not in RELAYED_ROOMS and name not in RELAYED_SETTINGS]
     if idle:
-        yield Notice(code="without-effect", text=f"a relayed engine does not behave by {', '.join(sorted(idle))}")
+        yield Notice(code="without-effect", text=f"a relayed engine is not affected by {', '.join(sorted(idle))}")
     text = f"requests are relayed to {url}: its batch size, KV cache and scheduling are what it was started with"
     yield Notice(code="relayed", text=text)
 
