@@ -23,9 +23,8 @@ LAST_GROUPS = {
     "Output": ("--out", "--force", "--dry-run"),
     "General": ("--json", "--verbose", "--version", "--help"),
 }
-LARGEST_NUMBER = (
-    10**12
-)  # upper limit of every numeric flag: no count, and no number of seconds, tokens or requests, is larger
+# Upper limit of every numeric flag: no count, and no number of seconds, tokens or requests, is larger.
+LARGEST_NUMBER = 10**12
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
 _AGAIN_AFTER_S = 0.05
@@ -71,7 +70,7 @@ class Command(click.Command):
             formatter.write(f"Example: {self.example}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line; for every flag, refuse words that are not UTF-8 and numbers that are not finite."""
+        """Parse the command line; for every flag, refuse words that are not UTF-8 and numbers above the limit."""
         for word in args:
             if not _is_text(word):
                 raise click.UsageError(f"{word!r}: not UTF-8 text")
@@ -127,9 +126,8 @@ class Command(click.Command):
         except Exception:
             if not seen:
                 raise
-            fail(
-                self.name or "command", "interrupted", None
-            )  # an import interrupted by a signal raises an error of its own
+            # An import interrupted by a signal raises an error of its own.
+            fail(self.name or "command", "interrupted", None)
             sys.exit(INTERRUPTED)
         sys.exit(0)
 

@@ -121,10 +121,8 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
         raise UserError(
             f"{where}: not valid JSON: {error}", hint="the file may be truncated; generate it again"
         ) from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not UTF-8; a number with thousands of digits; brackets nested beyond the recursion limit
+    # Not UTF-8; a number with thousands of digits; brackets nested beyond the recursion limit.
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{where}: not valid JSON: {_one_line(error)}", hint="check that this is the right file"
         ) from error

@@ -11,7 +11,7 @@ _DATA = Path(__file__).parent / "spec" / "data"
 # Keys of `engines.spec.PRECISIONS`, in its order; a contract test checks that they are equal.
 PRECISION_NAMES = ("fp32", "bf16", "fp16", "fp8", "int8_sq", "int8_wo", "int4_awq", "w4a8_awq", "nvfp4")
 
-# Like `engines.spec.LLM_API_VERSIONS`; also checked.
+# Equal to `engines.spec.LLM_API_VERSIONS`, which the test checks too.
 LLM_API_VERSION_NAMES = ("1.2", "1.3", "1.4rc")
 
 

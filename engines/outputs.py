@@ -74,7 +74,8 @@ def refuse_existing_file(target: Path, *, force: bool, inputs: Collection[Path] 
     """Refuse a file that a command may not write to: only JSON documents of this tool may be replaced.
 
     Raises:
-        UserError: As `refuse_existing` does.
+        UserError: `target` is in a place that `refuse_existing` refuses, or is a folder; or it exists, and `force` is
+            not set or it has no `made_by`.
     """
     _refuse_place(target, inputs)
     if target.is_dir():
@@ -140,9 +141,8 @@ def whole_folder(
             write_json(beside / CONTENTS_NAME, contents)
             yield beside
             write_json(beside / CONTENTS_NAME, contents.model_copy(update={"files": tuple(_written_in(beside))}))
-            refuse_existing(
-                target, force=force, inputs=inputs
-            )  # after a long build: files created in the meantime are not lost
+            # After a long build: files created in the meantime are not lost.
+            refuse_existing(target, force=force, inputs=inputs)
             _move_aside(target)
             beside.rename(target)
             _remove_own(_old(target))
@@ -162,11 +162,11 @@ def folder_in_place(
 ) -> Iterator[Path]:
     """Provide the empty folder `target` itself, for output that must survive a killed writer.
 
-    The replaced folder is removed after the block, once the new one is complete; otherwise it is restored.
+    The replaced folder is removed after the block, however that ends; if the new one is useless, it is restored.
 
     Args:
         files: Patterns of the files that will be written.
-        main: The file without which the new folder is useless; None: any file suffices.
+        main: The file without which, or with which empty, the new folder is useless; None: any file suffices.
 
     Raises:
         UserError: `refuse_existing` refuses the target, or another process is writing it.
@@ -216,7 +216,7 @@ def folder_lock(target: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise told from error
         if not (lock_path.exists() and lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino):
-            raise told  # the previous holder removed the locked file: try again with the new one
+            raise told  # the previous holder removed the file locked here; a process that locks a new one comes first
         try:
             yield
         finally:

@@ -24,9 +24,8 @@ CONTEXT_YAML = "context.yaml"
 GENERATION_YAML = "generation.yaml"
 ROUTER_YAML = "disagg.yaml"
 SERVE_PORT = 8000  # trtllm-serve's own default
-ROUTER_WAITS_S = (
-    "3600"  # timeout for servers to load, and for a reply; the default is 180 s, and an 8B checkpoint may take longer
-)
+# Timeout for servers to load, and for a reply, in seconds; the default is 180, and an 8B checkpoint may take longer.
+ROUTER_WAITS_S = "3600"
 _KV_DTYPES: dict[KvFormat, str] = {"16bit": "auto", "fp8": "fp8", "nvfp4": "nvfp4"}
 _HEADERS = {
     MODEL_YAML: "For Triton's llmapi model, as tensorrt_llm/1/model.yaml; triton_config is for Triton alone.",
@@ -154,9 +153,8 @@ def _speculation(choices: LlmApiChoices) -> dict[str, Any]:
     if asked.max_matching_ngram_size is not None:
         config["max_matching_ngram_size"] = asked.max_matching_ngram_size
     arguments: dict[str, Any] = {"speculative_config": config}
-    if (
-        asked.method != "eagle3"
-    ):  # drafts are made outside the model's step, which therefore cannot overlap with the next one
+    # Except with eagle3, drafts are made outside the model's step, which therefore cannot overlap with the next one.
+    if asked.method != "eagle3":
         arguments["disable_overlap_scheduler"] = True
     return arguments
 

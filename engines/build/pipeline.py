@@ -111,7 +111,7 @@ def run_job(job: Job, out: Path, *, force: bool, stages: Stages) -> EngineManife
     Stages that an earlier build finished with the same inputs are taken from `stages.store`.
 
     Raises:
-        UserError: `out` exists and `force` is not set, or another command is writing it.
+        UserError: `refuse_existing` refuses `out`, or another command is writing it.
         MissingError: TensorRT-LLM, a checkpoint or a package that the job needs is missing; nothing was written.
         ToolError: A stage failed, or the disk is full; nothing is left at `out`, finished stages are kept.
     """

@@ -184,7 +184,8 @@ def require_tools(plan: BuildPlan) -> None:
     """Refuse a real build on a machine that cannot complete it.
 
     Raises:
-        MissingError: TensorRT-LLM is not installed, has another version than planned, or no longer builds engines.
+        MissingError: TensorRT-LLM is not installed or has another version than planned, no image of the planned version
+            is known, or the GPU has another compute capability than planned.
     """
     entry = container_entry(plan.tensorrt_llm)
     found = installed_version()
@@ -228,7 +229,7 @@ def examples_folder() -> Path:
 
 
 def visible_gpu() -> str | None:
-    """Return the name of the first GPU according to its driver; None without a GPU."""
+    """Return the name and memory of the first GPU according to its driver, as one text; None without a GPU."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None

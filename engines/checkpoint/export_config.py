@@ -60,7 +60,7 @@ def weight_only_quantization(quantization: dict[str, Any]) -> dict[str, Any]:
 
 
 def same(stated: Any, value: Any) -> bool:
-    """Return whether two values are equal; floats within 1e-6."""
+    """Return whether a stated value is this one: floats within 1e-6, mappings by this one's keys except the type."""
     if isinstance(stated, float | int) and isinstance(value, float) and not isinstance(stated, bool):
         return abs(stated - value) <= 1e-6 * abs(value)
     if isinstance(stated, dict) and isinstance(value, dict):

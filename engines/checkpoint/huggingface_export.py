@@ -177,7 +177,7 @@ def _check_huggingface_quantization(out: Path, config: dict[str, Any], layout: L
 
 
 def _check_huggingface_tensors(out: Path, layout: Layout) -> None:
-    """Check that all tensors of a Hugging Face export are present, and that all scales are positive numbers."""
+    """Check that a Hugging Face export has all expected tensors and no others, and that its scales can be used."""
     try:
         found = read_tensors(out)
     except UserError as error:
@@ -203,7 +203,7 @@ def _check_huggingface_tensors(out: Path, layout: Layout) -> None:
 
 
 def _huggingface_tensors(layout: Layout) -> dict[str, TensorFacts]:
-    """Return every tensor of a Hugging Face export."""
+    """Return every tensor that a Hugging Face export must contain."""
     sixteen_bit = "F16" if layout.dtype == "float16" else "BF16"
     tensors: dict[str, TensorFacts] = {}
     for name, shape in expected_shapes(layout.facts).items():
@@ -221,7 +221,7 @@ def _huggingface_tensors(layout: Layout) -> dict[str, TensorFacts]:
 
 
 def _is_linear(name: str) -> bool:
-    """Return whether a tensor is the weight of a quantized layer."""
+    """Return whether a tensor is the weight of a layer that a precision quantizes."""
     return name.endswith("_proj.weight")
 
 

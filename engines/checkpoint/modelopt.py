@@ -42,7 +42,7 @@ def require_modelopt(precision: str) -> None:
     """Refuse what the installed ModelOpt cannot do.
 
     Raises:
-        MissingError: ModelOpt is not installed, is too old, or lacks the precision's preset.
+        MissingError: ModelOpt is not installed, is too old, lacks the precision's preset, or needs a GPU for it.
     """
     mtq = library("modelopt.torch.quantization")
     version = metadata.version(PACKAGE)

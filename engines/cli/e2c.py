@@ -1,6 +1,6 @@
 """One command for all others: `e2c COMMAND` runs the console script COMMAND, with completion for bash and zsh.
 
-The commands come from the installed distribution's metadata. Each is imported only when it runs.
+The commands come from the installed distribution's metadata. Each is imported on first use.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Umbrella(Command, click.Group):
     """A click group of the distribution's console scripts, each imported on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
-        """Return all command names, in pipeline order."""
+        """Return all command names: rooms in pipeline order, the commands of a room by name."""
         rooms = list(HEADINGS)
         return sorted(_scripts(), key=lambda name: (rooms.index(_room(name)), name))
 

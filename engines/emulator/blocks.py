@@ -56,7 +56,7 @@ class KvPool:
         self.reuse = reuse
         self.host_blocks = host_blocks
         self.used = 0
-        self.reserved = 0  # blocks reserved for running sequences whose completion is guaranteed
+        self.reserved = 0  # blocks that running sequences will still take, if their completion is guaranteed
         self.reused_total = 0
         self._holders: dict[int, int] = {}  # hash -> number of sequences that hold the block
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first

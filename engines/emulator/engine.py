@@ -70,16 +70,14 @@ class Batcher:
         self._orders = 0
         self._queue: deque[Sequence] = deque()
         self._pending: dict[int, Sequence] = {}  # by order: active, prompt not yet complete
-        self._decoding: dict[int, Sequence] = {}  # by start order
+        self._decoding: dict[int, Sequence] = {}  # by order; the sequence started last is the last one
         self._by_id: dict[RequestId, Sequence] = {}
         self._context_tokens = 0  # sum over decoding sequences, before the next iteration
-        self._growth = (
-            [0] * settings.tokens_per_block
-        )  # decoding sequences by the iteration index, modulo the block size, at which they need a block
+        # Decoding sequences by the iteration index, modulo the block size, at which they need a block.
+        self._growth = [0] * settings.tokens_per_block
         self._ends: list[tuple[int, int]] = []  # heap of (last index, order)
-        self._lines: dict[
-            int, tuple[int, DecodeLine]
-        ] = {}  # by number of sequences: the latest line and the context at which it was computed
+        # By number of sequences: the latest line, and before it the context at which it was computed.
+        self._lines: dict[int, tuple[int, DecodeLine]] = {}
         self._longest_prompt = settings.longest_prompt_tokens
         self._longest_sequence = settings.longest_sequence_tokens
         self._latest = StepShape()
@@ -137,7 +135,7 @@ class Batcher:
         return Iteration(self._index, 1, shape, self.step_time.seconds(shape), chunks)
 
     def begin_run(self, now_s: float, until_s: float) -> Iteration | None:
-        """Schedule a run of equal iterations that start before `until_s`, up to the first end of a sequence."""
+        """Schedule one iteration with prompts, or a run of decode iterations up to `until_s` or a sequence's end."""
         chunks = self._schedule()
         count = len(self._decoding)
         if chunks:
@@ -195,7 +193,7 @@ class Batcher:
         return [*sequence.spans, (sequence.first_new_index, self._index - 1)]
 
     def reusable_blocks(self, hashes: tuple[int, ...]) -> int:
-        """Return how many blocks of a prompt with these hashes are cached here, for KV-aware routers."""
+        """Return how many first blocks of a prompt with these hashes can be found here, for KV-aware routers."""
         return next((place for place, content in enumerate(hashes) if not self._pool.holds(content)), len(hashes))
 
     def soonest_end_s(self, now_s: float) -> float:
@@ -264,7 +262,7 @@ class Batcher:
             self._pending[sequence.order] = sequence
 
     def _grow(self) -> None:
-        """Allocate the next blocks of decoding sequences; if there are none, pause the sequence started last."""
+        """Allocate the next blocks of decoding sequences; while there are too few, pause the sequence started last."""
         self._paused = 0
         place = self._index % self.settings.tokens_per_block
         while self._growth[place] > self._pool.available:
@@ -398,7 +396,7 @@ class Batcher:
         self._growth[self._residue(sequence)] -= 1
 
     def _residue(self, sequence: Sequence) -> int:
-        """Return the iterations, modulo the block size, at which this sequence fills its last block."""
+        """Return the iterations, modulo the block size, at whose start this sequence's last block is full."""
         return (sequence.decode_index - sequence.prompt_tokens) % self.settings.tokens_per_block
 
     def _first_end(self) -> int:

@@ -37,11 +37,11 @@ class Request(NamedTuple):
     Attributes:
         request_id: Unique among the batcher's requests.
         prompt_tokens: Length of the prompt; at least 1.
-        max_output_tokens: Maximum reply length; at least 1, reduced to the engine's sequence limit.
+        max_output_tokens: Maximum reply length; at least 1, reduced if prompt and reply exceed the engine's limit.
         arrival_s: Send time on the driver's clock; the batcher itself only uses the `now_s` it is given.
         prefix_hashes: One hash per full KV block, each covering the block and all before it. Entries beyond the prompt
             describe blocks of the reply, which become reusable when the sequence ends.
-        ends_after_tokens: The model emits its end token as this output token; None: never.
+        ends_after_tokens: Output tokens up to and including the model's end token; None: it emits none.
     """
 
     request_id: RequestId

@@ -1,4 +1,4 @@
-"""A GPU measured by torch: copies within its memory and to it, and matrix products by arithmetic."""
+"""A GPU measured by torch: copies within its memory and out of it, and matrix products by arithmetic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GpuMeasured(NamedTuple):
     """One GPU as torch sees it; bytes and operations a second.
 
     Attributes:
-        between_bytes_per_s: To a second GPU, or from pinned host memory where there is none.
+        between_bytes_per_s: To a second GPU, or to pinned host memory where there is none.
         between: Which of the two it is.
     """
 

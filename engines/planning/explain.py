@@ -48,8 +48,8 @@ class Explanation:
 def explain(plan: BuildPlan) -> list[Explanation]:
     """Return the alternatives of every value of a plan that has some.
 
-    Each alternative changes one value only. Costs are relative to the plan: tokens in the KV cache, mean ITL and reply
-    tokens per second with every slot occupied, and objectives that would be missed.
+    Each alternative changes one value and what follows from it. Costs are relative to the plan: tokens in the KV cache,
+    mean ITL and reply tokens per second with every slot occupied, and objectives that would be missed.
     """
     chosen = Engine(
         plan.model,

@@ -353,7 +353,7 @@ def _note_builder_limits(choices: _Choices, speculative: SpeculativeChoices, siz
 
 
 def _note_clamp(choices: _Choices, asked: int, sizing: Sizing) -> None:
-    """Record a notice if the builder will not use the given `max_num_tokens`."""
+    """Record the value, with a notice, that the builder will use instead of the given `max_num_tokens`."""
     built, most = sizing.max_num_tokens, sizing.max_batch_size * sizing.max_seq_len
     rule = (
         f"no more than max_batch_size x max_seq_len, {most}"

@@ -235,7 +235,7 @@ def recipe_path(name: str) -> Path:
     """Return the file of a recipe given by path, or by the name of one that ships with the package.
 
     Raises:
-        UserError: Neither exists; the shipped names are listed.
+        UserError: No recipe of that name ships with the package; the shipped names are listed.
     """
     if Path(name).suffix in {".yaml", ".yml"}:
         return Path(name)

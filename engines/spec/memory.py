@@ -11,9 +11,8 @@ from engines.spec.units import MIB
 # CUDA context, cuBLAS and TensorRT kernels and workspaces, before any model. TensorRT-LLM's memory page reports some
 # hundreds of MB for the context alone; 1.5 GiB is this project's own rounded reserve, not yet measured.
 RUNTIME_RESERVE_BYTES = 1536 * MIB
-LOGITS_BYTES = (
-    2  # ModelOpt exports 16-bit models with logits_dtype float16 (0.37.0 and 0.47.0), and the engine keeps it
-)
+# ModelOpt exports 16-bit models with logits_dtype float16 (0.37.0 and 0.47.0), and the engine keeps it.
+LOGITS_BYTES = 2
 LOGITS_COPIES = 2  # the engine's output and the sampler's working copy
 DECODER_BYTES_PER_TOKEN_SLOT = 16  # ids in and out, parents and log probabilities: four 4-byte tables
 RESIDUAL_COPIES = 4  # residual stream, its normalized copy, attention's input and output

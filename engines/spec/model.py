@@ -115,7 +115,7 @@ class ModelSpec(Strict):
         return self.linear_parameters + self.head_parameters + self.embedding_parameters + self.small_parameters
 
     def weights_bytes(self, precision: Precision) -> int:
-        """Return the bytes of all weights on one GPU: linears at `precision`, the rest at its own."""
+        """Return the bytes of all weights on one GPU: linears at `precision`, the rest at 16 bit, or 32 for fp32."""
         rest = self.head_parameters + self.embedding_parameters + self.small_parameters
         return precision.linear_bytes(self.linear_parameters) + precision.rest_bytes * rest
 

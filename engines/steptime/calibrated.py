@@ -8,7 +8,7 @@ from typing import NamedTuple
 from engines.spec import Factors
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
 
-FULL_GPU_SEQUENCES = 64  # models whose attention fills any GPU, split or not
+FULL_GPU_SEQUENCES = 64  # sequences whose attention fills any GPU, split along the context or not
 
 
 class _Line(NamedTuple):

@@ -21,7 +21,8 @@ _STAMP = "made-of.json"
 _PLAIN_GEMM = "fp8_block"  # a format that none of our precisions has
 _PER_HEAD_SIZE = ("context_attention_perf.parquet", "generation_attention_perf.parquet")
 _GEMM = "gemm_perf.parquet"
-_KINDS = ("attention", "gemm", "quantize")  # further tables in which a dense model is looked up:
+# Kinds of tables in which a dense model is looked up, and the kind for transfers between GPUs.
+_KINDS = ("attention", "gemm", "quantize")
 _BETWEEN_GPUS = "comm"
 _BACKEND = "trtllm"
 

@@ -13,9 +13,8 @@ from engines.spec import KV_BYTES, SIXTEEN_BIT_BYTES, GpuSpec, KvFormat, ModelSp
 from engines.steptime.products import products_of
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 
-ACTIVATION_PASSES = (
-    14  # reads and writes of a token's hidden state between the GEMMs of a layer: norms, rope, quantization
-)
+# Reads and writes of a token's hidden state between the GEMMs of a layer: norms, rope, quantization.
+ACTIVATION_PASSES = 14
 LOGITS_BYTES = 4
 SAMPLING_PASSES = 3  # softmax, penalties, selection
 ALL_REDUCES_PER_LAYER = 2

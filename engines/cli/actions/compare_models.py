@@ -182,7 +182,7 @@ def _figures(model: ModelSpec, gpu: GpuSpec) -> dict[str, Figure]:
         ),
         "tokens_per_s_predicted": Figure(
             kind="predicted",
-            source="computed: 1 / roofline step time, efficiencies fitted to NVIDIA's published TensorRT-LLM 0.9 "
+            source="computed: 1 / roofline step time, efficiencies fitted to NVIDIA's published TensorRT-LLM "
             "timings of Mistral 7B (engines/steptime/roofline.py); not measured here",
         ),
     }
