@@ -6,13 +6,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from engines.files import write_text
+from engines.files import read_json, write_text
 from engines.spec import read_accelerator
+from validation.real.chain import Context
 from validation.real.settings import CUT_NAME, ENGINE_PROFILE, ROOT
 from validation.validate import PAGE as FIDELITY
 from validation.validate import compare, write_page
 
 PAGE = ROOT / "docs" / "measurements" / "real-server.md"
+IMAGES = ROOT / "docs" / "images"
 INTRODUCTION = """# A real server, measured
 
 Written by `make real PUBLISH=1`, a section for each run, newest last: vLLM on a CPU, calibrated, predicted, measured,
@@ -32,7 +34,11 @@ def publish(out: Path) -> Iterator[Path]:
     write_page()
     yield FIDELITY
     before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else INTRODUCTION
-    chart = f"../../{(target / 'measured.svg').relative_to(ROOT).as_posix()}"
-    section = (out / "report.md").read_text(encoding="utf-8").replace("](measured.svg)", f"]({chart})")
+    # The cases hold the latest run alone; each section keeps the chart of its own.
+    chart = IMAGES / f"real-server-{read_json(out / 'context.json', Context).began:%Y%m%dT%H%M%S}.svg"
+    shutil.copyfile(target / "measured.svg", chart)
+    yield chart
+    link = f"../images/{chart.name}"
+    section = (out / "report.md").read_text(encoding="utf-8").replace("](measured.svg)", f"]({link})")
     write_text(PAGE, f"{before.rstrip()}\n\n{section}")
     yield PAGE
