@@ -96,9 +96,10 @@ PROFILE_SPREAD = 0.7  # largest spread of a profile's values: deployments of one
 
 
 # On a CPU the server's own processes share the cores with the arithmetic, so its host times differ from those that
-# profiles were fitted to on GPU servers. Expected values, and standard deviations of their logarithms. On one core of a
-# 2.6 GHz EPYC, a vLLM step takes 4.0 to 5.4 ms and 0.7 to 0.8 ms per sequence in addition to its measured products
-# (docs/measurements/real-server.md, two calibrations; the expected values were set on earlier ones). Factors on products measured with the engine's own library are near 1.
+# profiles were fitted to on GPU servers. Expected values, and standard deviations of their logarithms, set on early
+# calibrations. On one core of a 2.6 GHz EPYC, two later ones found 4.0 and 5.4 ms per vLLM step and 0.7 and 0.8 ms per
+# sequence, in addition to the measured products (docs/measurements/real-server.md). Factors on products measured with
+# the engine's own library are near 1.
 CPU_HOST = {"iteration_s": 3e-3, "sequence_s": 3e-4, "prompt_s": 2e-3}
 CPU_HOST_SPREAD, CPU_RATIO_SPREAD, MEASURED_RATIO_SPREAD = 1.0, 0.6, 0.1
 
