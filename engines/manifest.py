@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 from engines.files import Document, Strict, read_json
-from engines.spec import Factors, GpuSpec, Host, KvFormat, LlmApiVersion, ModelSpec, SpeculationMethod
+from engines.spec import (
+    Factors,
+    GpuSpec,
+    Host,
+    KvFormat,
+    LlmApiVersion,
+    ModelSpec,
+    SpeculationMethod,
+    SpeculativeDecoding,
+)
 
 MANIFEST_NAME = "manifest.json"
 
@@ -171,6 +180,7 @@ class EngineManifest(Document):
     the data sheet it was planned with, so that nothing has to be looked up again.
 
     Attributes:
+        speculative: What each decode step drafts and verifies; None: one token a step.
         llm_api: For the PyTorch backend only.
         checkpoint: None if nothing was quantized: an emulated engine, or a published checkpoint.
     """
@@ -185,6 +195,7 @@ class EngineManifest(Document):
     kv_cache: KvCache
     runtime: Runtime
     step_time: StepTimeChoice
+    speculative: SpeculativeDecoding | None = None
     llm_api: LlmApiChoices | None = None
     tokenizer: str | None
     engine: str | None

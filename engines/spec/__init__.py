@@ -33,7 +33,15 @@ from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_
 from engines.spec.model_config import ConfigFacts, model_of_config, read_config_facts
 from engines.spec.precision import KV_BYTES, PRECISIONS, Arithmetic, KvFormat, Precision, precision_named
 from engines.spec.resolve import is_checkpoint_folder, resolve_gpu, resolve_model, sources_named
-from engines.spec.speculation import lookahead_draft_tokens
+from engines.spec.speculation import (
+    AcceptanceProfile,
+    DraftModel,
+    SpeculativeDecoding,
+    SpeculativeMethod,
+    acceptance_of,
+    eagle3_head_of,
+    lookahead_draft_tokens,
+)
 from engines.spec.support import (
     FP8_SM,
     Backend,
@@ -56,11 +64,13 @@ __all__ = [
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
     "Accelerator",
+    "AcceptanceProfile",
     "Arithmetic",
     "Backend",
     "BandwidthPoint",
     "Batching",
     "ConfigFacts",
+    "DraftModel",
     "EngineProfile",
     "Factors",
     "GemmPoint",
@@ -78,7 +88,11 @@ __all__ = [
     "Sizing",
     "Sourced",
     "SpeculationMethod",
+    "SpeculativeDecoding",
+    "SpeculativeMethod",
     "Verdict",
+    "acceptance_of",
+    "eagle3_head_of",
     "engine_profile_named",
     "engine_profiles",
     "gib",
