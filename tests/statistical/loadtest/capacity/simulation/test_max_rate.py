@@ -19,7 +19,7 @@ from loadtest.capacity.simulation.fleet_checks import SizeTask, smallest_fleet
 from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task
 from loadtest.capacity.simulation.max_rate import ReplicaCapacity, max_rate_of, relieved
 from loadtest.capacity.simulation.replica import NONE, Slowdown, evened
-from loadtest.capacity.simulation.traffic_sample import Wanted, curve_of, requests_needed, shape_of, window_of
+from loadtest.capacity.simulation.traffic_sample import SampleSpec, curve_of, requests_needed, shape_of, window_of
 from tests.unit.loadtest.capacity.made import HERE, demand, engine
 
 
@@ -36,7 +36,7 @@ def searched(asked: Demand, slow: Slowdown = NONE, *, is_brief: bool = True, **f
 
 def window(rate_per_s: float, number: int = 0, *, is_varying: bool = False, **changed: Any) -> Any:
     """Draw a window of the small demand."""
-    wanted = Wanted(rate_per_s, 60.0, 10.0, 5.0, window=number, windows=4, is_varying=is_varying)
+    wanted = SampleSpec(rate_per_s, 60.0, 10.0, 5.0, window=number, windows=4, is_varying=is_varying)
     return window_of(demand(**changed), HERE, wanted)
 
 

@@ -16,7 +16,7 @@ from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.simulation.load_bench import Task
 from loadtest.capacity.simulation.max_rate import max_rate_of
 from loadtest.capacity.simulation.replica import simulate
-from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample, Wanted, shape_of, window_of
+from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample, SampleSpec, shape_of, window_of
 from tests.unit.loadtest.capacity.made import HEAD, HERE, demand, engine
 
 ISL, MAX_TOKENS = 500, 24_000
@@ -78,7 +78,7 @@ def ttft_apart_s(asks: Sequence[SimRequest], step: StepTime, slots: int) -> list
 
 def asks_at(rate_per_s: float, requests: int = 1200) -> TrafficSample:
     """Draw traffic, all of it measured."""
-    wanted = Wanted(rate_per_s, requests / rate_per_s, 0.0, 0.0)
+    wanted = SampleSpec(rate_per_s, requests / rate_per_s, 0.0, 0.0)
     return window_of(thinking(), HERE, wanted)
 
 
@@ -134,5 +134,5 @@ def test_a_reasoning_model_is_asked_for_more_than_it_says(model: str, expected: 
     lengths = {"isl": 100, "osl": "lognormal(mean=220, cv=0.9, max=1500)"}
     asked = demand(model=model, traffic={"process": "described", "rate_per_s": 1.0, "lengths": lengths})
     assert shape_of(asked, HERE).max_tokens == expected
-    (first, *_) = window_of(asked, HERE, Wanted(5.0, 10.0, 0.0, 0.0)).requests
+    (first, *_) = window_of(asked, HERE, SampleSpec(5.0, 10.0, 0.0, 0.0)).requests
     assert first.max_tokens == expected
