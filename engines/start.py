@@ -29,6 +29,7 @@ class LateCommand:
         """Run the command; until it installs its own handlers, a signal ends the process at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._leave)
+        _open_closed_streams()
         return self.loaded()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -44,3 +45,19 @@ class LateCommand:
         sys.stderr.write(f"{self._name.replace('_', '-')}: error: interrupted\n")
         sys.stderr.flush()
         os._exit(INTERRUPTED)
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null for each standard stream that the caller closed.
+
+    Python sets such a stream to None, and the next file opened takes its descriptor: output meant for the terminal
+    would be written into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (lives as long as the process)

@@ -56,7 +56,7 @@ def run(engine_dir: Path, **flags: Any) -> None:
         console.show(to_json(repository).rstrip())
         return
     _show_repository(repository)
-    console.wrote(out, f"serve-repo {out}")
+    console.wrote(out, f"serve-repo {console.quoted(out)}")
 
 
 def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
