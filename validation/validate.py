@@ -156,6 +156,13 @@ def main() -> int:
     return 0
 
 
+def write_page() -> None:
+    """Write the page from the comparisons there are; nothing is predicted."""
+    found = [read_comparison(path.parent) for path in sorted(HERE.rglob("case.yaml"))]
+    text = tables_of(found) + calibrated_table(read_rows())
+    PAGE.write_text(page_of(text, found), encoding="utf-8")
+
+
 def read_case(folder: Path) -> Case:
     """Return the case of a folder; errors as `files.validate`."""
     case = validate(yaml.safe_load((folder / "case.yaml").read_text(encoding="utf-8")), Case, where=str(folder))

@@ -33,13 +33,15 @@ class Sized(Strict):
     """A deployment's size at one end of the prediction interval, or at its middle.
 
     Attributes:
-        rate_per_s: Requests per second that one replica can carry alone.
+        rate_per_s: Requests per second that one replica can carry alone; at least this if `is_least`, because one
+            replica carries the whole demand and no higher load was tried.
         needed: Replicas that must be up at the peak; `replicas` includes spares.
         limited_by: The objective that is missed first.
         verdict: Result of the simulated fleet; None if the size follows from one replica's rate.
     """
 
     rate_per_s: float | None
+    is_least: bool = False
     needed: int | None = None
     replicas: int | None = None
     usd_per_month: float | None = None
@@ -106,6 +108,11 @@ class Row(Strict):
         return math.inf if self.replicas is None else float(self.replicas * self.tensor_parallel)
 
     @property
+    def is_least(self) -> bool:
+        """Whether one replica carries at least `rate_per_s`: no load that it misses was tried."""
+        return self.rate_per_s is not None and self.found is not None and self.found.promised.above_per_s is None
+
+    @property
     def middle_rate_per_s(self) -> float | None:
         """Requests per second that one replica can carry alone, at the middle of the prediction."""
         return None if self.middle is None else self.middle.rate_per_s
@@ -115,6 +122,7 @@ class Row(Strict):
         """The promised, middle and optimistic deployment, where known."""
         promised = Sized(
             rate_per_s=self.rate_per_s,
+            is_least=self.is_least,
             needed=self.needed,
             replicas=self.replicas,
             usd_per_month=self.usd_per_month,
@@ -270,6 +278,7 @@ def sized(row: Row, carried: Carried | None, demand: Demand, market: Market) -> 
     size = size_for(market.peak_per_s, carried.rate_per_s, demand.availability)
     return Sized(
         rate_per_s=carried.rate_per_s,
+        is_least=carried.above_per_s is None,
         needed=size.needed,
         replicas=size.total,
         usd_per_month=usd_per_month(row, size.total),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engines.files import Document
 from loadtest.capacity.decision import Row, nearest_possible, sentence_of
-from loadtest.capacity.inputs import Demand, Price, old_prices
+from loadtest.capacity.inputs import SMALL_GPUS, Demand, Price, old_prices
 from loadtest.capacity.recommendation import with_details
 from loadtest.capacity.replica_count import total_for, worst_loss
 from loadtest.capacity.schema import CapacityPlan, TrafficFacts
@@ -27,11 +27,8 @@ def make_capacity(
     if not is_brief:
         options.first_table(searched.rows)
     best = cheapest_sized(searched, options)
-    smaller = (
-        smaller_gpu(searched, best, head, options)
-        if best is not None and best.replicas == total_for(1, demand.availability)
-        else None
-    )
+    is_small = best is not None and best.replicas == total_for(1, demand.availability)
+    smaller = smaller_gpu(searched, best, head, options) if best is not None and is_small else None
     if smaller is not None and demand.limits.is_any_gpu:
         best, smaller = smaller, None
     sources = [*head.made_from, *(source for candidate, _ in searched.found for source in candidate.sources)]
@@ -44,7 +41,7 @@ def make_capacity(
         recommended=None if best is None else best.name,
         sentence=None,
         nearest=None if best is not None else nearest_possible(demand, searched.market, searched.rows),
-        warnings=tuple(old_prices(_used_prices(searched), today)),
+        warnings=(*old_prices(_used_prices(searched), today), *(_unpriced(searched) if is_small else ())),
         smaller_gpu=None if smaller is None else _smaller_text(smaller),
     )
     if best is None:
@@ -58,6 +55,17 @@ def make_capacity(
 def _smaller_text(row: Row) -> str:
     context = "" if row.kv_tokens is None else f"; its KV cache holds {row.kv_tokens:,} tokens"
     return f"{row.name} would carry it for {row.usd_per_month:,.0f} USD a month, but is not in limits.gpus{context}"
+
+
+def _unpriced(searched: Searched) -> list[str]:
+    """Return a warning that names the smaller GPUs that were not tried because they have no price."""
+    missing = [gpu for gpu in SMALL_GPUS if gpu not in searched.market.prices]
+    if not missing or not searched.market.is_priced:
+        return []
+    return [
+        f"one replica is enough, but smaller GPUs without a price of {searched.demand.prices.vendor} were not tried: "
+        f"{', '.join(missing)}; set prices.usd_per_gpu_h or another prices.vendor"
+    ]
 
 
 def _used_prices(searched: Searched) -> list[Price]:

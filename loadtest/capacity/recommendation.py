@@ -15,7 +15,17 @@ from loadtest.capacity.replica_count import worst_loss
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.search import Searched, SearchOptions, run_tasks, size_task
 from loadtest.capacity.sensitivity import Contender, again_of, cases_of, tasks_for
-from loadtest.capacity.simulation import NONE, Checked, FleetTask, ReplicaCapacity, Slowdown, Task, What, ramp_of
+from loadtest.capacity.simulation import (
+    NONE,
+    Checked,
+    FleetTask,
+    LoadBench,
+    ReplicaCapacity,
+    Slowdown,
+    Task,
+    What,
+    ramp_of,
+)
 from loadtest.capacity.tasks import CandidateTask, Reliefs, Sweep, TaskResult
 
 CONTENDERS = 2  # rows with simulations beyond their search
@@ -30,11 +40,13 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
     demand, market = searched.demand, searched.market
     assert best.replicas is not None
     assert best.rate_per_s is not None
+    candidate = searched.candidate(best.name)
     carried = best.fleet_per_s or best.rate_per_s
+    if best.is_least:
+        carried = max(carried, _full_batch_per_s(searched, candidate, candidate.interval.slow))
     day, ups = autoscaled(
         searched.curve, demand.growth, carried, demand.availability, demand.autoscaling, seed=demand.seed
     )
-    candidate = searched.candidate(best.name)
     operating_per_s = market.peak_per_s / (best.needed or 1)
     plan = plan.model_copy(
         update={
@@ -49,7 +61,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
         possible = [row for row in searched.rows if row.status == "possible"]
         return plan.model_copy(update={"sensitivity": tuple(cases_of(demand, market, possible, best, {}))}), best
     task = searched.task(candidate, demand)
-    queue = _queue_limit(demand, best)
+    queue = _queue_limit(searched, best, candidate)
     tasks = {
         **_other_sizes(searched, best, candidate),
         "operating": [_sweep_task(f"{best.name} at its share", task, (operating_per_s,))],
@@ -188,11 +200,26 @@ def _fleet_tasks(searched: Searched, best: Row, day: Day, ups: Ups, queue: int) 
     return tasks
 
 
-def _queue_limit(demand: Demand, best: Row) -> int:
-    """Return a replica's queue limit: as many requests as the middle of the prediction serves within the TTFT limit."""
-    limits = [limit for of in demand.all_objectives.values() for limit in of.ttft_s.values()]
+def _queue_limit(searched: Searched, best: Row, candidate: Candidate) -> int:
+    """Return a replica's queue limit: as many requests as the middle of the prediction serves within the TTFT limit.
+
+    Where one replica carries more than the whole demand, its own limit is not known: the rate of a full batch is taken
+    instead. The demand's small rate would refuse requests that arrive together though the batch has room for them.
+    """
+    limits = [limit for of in searched.demand.all_objectives.values() for limit in of.ttft_s.values()]
     rate_per_s = best.middle_rate_per_s or best.rate_per_s
-    return max(1, math.ceil(rate_per_s * max(limits))) if limits and rate_per_s else 0
+    if not limits or not rate_per_s:
+        return 0
+    if best.middle is None or best.middle.is_least:
+        rate_per_s = max(rate_per_s, _full_batch_per_s(searched, candidate, NONE))
+    return max(1, math.ceil(rate_per_s * max(limits)))
+
+
+def _full_batch_per_s(searched: Searched, candidate: Candidate, slowdown: Slowdown) -> float:
+    """Return the requests per second of one replica's full batch, in closed form; 0 for one without an engine."""
+    if candidate.manifest is None:
+        return 0.0
+    return LoadBench(searched.task(candidate, searched.demand)).bound_per_s / slowdown.step
 
 
 def _sufficient_queue(

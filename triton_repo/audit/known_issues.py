@@ -19,7 +19,7 @@ from engines.files import load_yaml
 from engines.spec import unknown_arguments
 from triton_repo.audit.engine_match import engine_agreement, served_of
 from triton_repo.audit.findings import FALSE, TRUE, Finding, ModelFile, Severity, finding_of, number_of
-from triton_repo.interface import MODEL_YAML, MUST_BE_THERE, NEVER_WRITTEN, engine_parameters
+from triton_repo.interface import MODEL_YAML, MUST_BE_THERE, NEVER_WRITTEN, model_parameters
 from triton_repo.settings import EngineConfig, RepositoryManifest, ServingSettings, all_settings, misfits
 
 _AGAIN = "build the repository again: build-repo ENGINE_DIR --server trtllm-serve --force"
@@ -28,7 +28,10 @@ BATCHING = ("inflight_fused_batching", "inflight_batching", "v1", "V1")
 MODES = ("top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter", "lookahead", "eagle")
 # Parameters which change the meaning of measured figures if edited after build-repo.
 HELD = ("gpt_model_type", "batch_scheduler_policy", "enable_kv_cache_reuse", "enable_chunked_context")
-OURS = {"emulated", "emulator_time_scale", "emulator_manifest", "engine_name", "max_prompt_tokens", "max_output_tokens"}
+OURS = {
+    "emulated", "emulator_time_scale", "emulator_manifest", "engine_name", "max_prompt_tokens", "max_output_tokens",
+    "engine_url", "engine_model", "vocabulary",
+}  # fmt: skip
 KNOWN = {
     setting.target.place.removeprefix("tensorrt_llm: ")
     for setting in all_settings(ServingSettings())
@@ -62,10 +65,14 @@ def engine_issues(folder: Path, files: Files, manifest: RepositoryManifest | Non
     yield from _values(file)
     yield from _streaming(files)
     yield from _queue(files)
-    emulated = file.parameters.get("emulated") == "true"
-    if not emulated:
+    if not _stands_in(file):
         yield from _backend(file)
         yield from engine_agreement(file, files, manifest)
+
+
+def _stands_in(file: ModelFile) -> bool:
+    """Return whether a `tensorrt_llm` model is an emulated engine or a relay to another server."""
+    return file.parameters.get("emulated") == "true" or "engine_url" in file.parameters
 
 
 def text_issues(folder: Path, files: Files, manifest: RepositoryManifest | None) -> Iterator[Finding]:
@@ -159,7 +166,7 @@ def _checkpoint_here(name: str, document: dict[str, Any], manifest: RepositoryMa
 def _values(file: ModelFile) -> Iterator[Finding]:
     values = file.parameters
     raw = set(file.config.parameters)
-    for key in MUST_BE_THERE:
+    for key in MUST_BE_THERE if "engine_url" not in values else ("engine_model", "vocabulary"):
         if key not in raw:
             what = f"parameter '{key}' is missing: the backend does not load without the key"
             yield finding_of("error", "missing-parameter", file, what, f'add {key}, with "" if there is no value')
@@ -271,7 +278,7 @@ def _backend(file: ModelFile) -> Iterator[Finding]:
 
 def _edited(folder: Path, file: ModelFile, files: Files, manifest: RepositoryManifest) -> Iterator[Finding]:
     """Find differences between a repository of this project and its manifest."""
-    again, emulated = "build the repository again", manifest.kind == "emulated"
+    again = "build the repository again"
     for each in files.values():
         size, wanted = each.config.max_batch_size, manifest.engine.limits.max_batch_size
         if size != wanted:
@@ -280,17 +287,14 @@ def _edited(folder: Path, file: ModelFile, files: Files, manifest: RepositoryMan
         if model in files and files[model].decoupled != manifest.resolved.scheduling.streaming:
             what = f"decoupled is {files[model].decoupled}, {manifest.resolved.scheduling.streaming} was expected"
             yield finding_of("error", "edited", files[model], what, again)
-    backend = "python" if emulated else "tensorrtllm"
+    backend = "tensorrtllm" if manifest.kind == "built" else "python"
     if file.config.backend != backend:
         yield finding_of(
             "error", "edited", file, f"backend is {file.config.backend!r}, {backend!r} was expected", again
         )
     values = file.parameters
-    expected = engine_parameters(
-        manifest.resolved,
-        manifest.engine,
-        engine_dir=values.get("gpt_model_path", ""),
-        tokenizer_dir=values.get("tokenizer_dir", ""),
+    expected = model_parameters(
+        manifest, engine_dir=values.get("gpt_model_path", ""), tokenizer_dir=values.get("tokenizer_dir", "")
     )
     for key in sorted(expected.keys() | values.keys()):
         if values.get(key) != expected.get(key):
@@ -298,7 +302,9 @@ def _edited(folder: Path, file: ModelFile, files: Files, manifest: RepositoryMan
             what = f"{key} is {values.get(key)!r}, {expected.get(key)!r} was expected: edited since build-repo wrote it"
             yield finding_of(severity, "edited", file, what, again)
     beside = values.get("emulator_manifest", "")
-    if emulated and not (_MODEL_NAME.fullmatch(beside) and (folder / "tensorrt_llm" / "1" / beside).is_file()):
+    if manifest.kind == "emulated" and not (
+        _MODEL_NAME.fullmatch(beside) and (folder / "tensorrt_llm" / "1" / beside).is_file()
+    ):
         yield finding_of(
             "error", "missing-file", file, "emulator_manifest does not name a file next to the model", again
         )
@@ -339,10 +345,6 @@ def _bls(bls: ModelFile, files: Files) -> Iterator[Finding]:
             severity: Severity = "error" if default else "warning"  # a draft model may be added later
             what = f"{key} is {name!r}, but the repository has no such model"
             yield finding_of(severity, "model-name", bls, what, ("name an existing model, or add it to the repository"))
-    if (
-        bls.instances == 1 and files["tensorrt_llm"].parameters.get("emulated") != "true"
-        if "tensorrt_llm" in files
-        else 0
-    ):
+    if bls.instances == 1 and not _stands_in(files["tensorrt_llm"]) if "tensorrt_llm" in files else 0:
         what = "one instance serves one request at a time, regardless of the engine's batch size"
         yield finding_of("warning", "bls-instances", bls, what, "bls_instance_count: the engine's max_batch_size")

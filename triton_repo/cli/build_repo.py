@@ -12,7 +12,7 @@ from engines import console
 FOLDER = click.Path(path_type=Path)
 GROUPS = {
     "Settings": ("--serving", "--set", "--max-queue-size", "--bls-instances", "--time-scale", "--explain"),
-    "Repository": ("--server", "--served-at", "--tokenizer"),
+    "Repository": ("--server", "--engine-url", "--engine-model", "--served-at", "--tokenizer"),
 }
 
 
@@ -42,6 +42,12 @@ GROUPS = {
     help="Server that will load it. trtllm-serve: for checkpoints of the PyTorch backend.",
 )
 @click.option(
+    "--engine-url",
+    metavar="URL",
+    help="Relay requests to this OpenAI-compatible server, which takes and returns token ids (vLLM).",
+)
+@click.option("--engine-model", metavar="NAME", help="Model name at --engine-url. Default: the only one it serves.")
+@click.option(
     "--max-queue-size", type=int, help="Maximum queue size. Further requests are refused at once. 0: no limit."
 )
 @click.option("--bls-instances", type=int, help="Requests that the tensorrt_llm_bls model serves concurrently.")
@@ -56,8 +62,9 @@ def build_repo(**flags: Any) -> None:
 
     Writes the models preprocessing, tensorrt_llm, postprocessing, ensemble and tensorrt_llm_bls. For the PyTorch
     backend it writes the LLM API's single model, or trtllm-serve's YAML with --server trtllm-serve. The repository of
-    an emulated engine contains the emulator; that of a built engine points to it. --explain and --dry-run write
-    nothing.
+    an emulated engine contains the emulator; that of a built engine points to it. With --engine-url, the tensorrt_llm
+    model relays requests to a server that runs the model, and ENGINE_DIR is the plan of that engine. --explain and
+    --dry-run write nothing.
     """
     from triton_repo.cli.actions.build_repo import run
 

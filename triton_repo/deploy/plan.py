@@ -149,6 +149,11 @@ def plan_deployment(
         )
     manifest = read_repository(repository)
     serve = manifest.variant == "trtllm_serve"
+    if manifest.kind == "relayed":
+        raise UserError(
+            f"{repository}: its requests go to a server of this machine, {manifest.relay and manifest.relay.url}",
+            hint="serve-repo serves it here; deploy an engine's own repository",
+        )
     if serve:
         _require_deployable(manifest)
     engine, built = manifest.engine, manifest.kind == "built"
@@ -193,7 +198,7 @@ def plan_deployment(
 
 
 def _require_deployable(manifest: RepositoryManifest) -> None:
-    """Refuse what no container serves: trtllm-serve's twin, and a checkpoint that is not on this machine."""
+    """Refuse what no container serves: a trtllm-serve twin, and a checkpoint that is not on this machine."""
     if manifest.kind == "emulated":
         raise UserError(
             "the twin of trtllm-serve is for this machine: no container holds it",

@@ -9,7 +9,7 @@ from triton_repo.interface.llmapi import (
     takes_adapters,
     trtllm_serve_document,
 )
-from triton_repo.interface.parameters import MUST_BE_THERE, NEVER_WRITTEN, engine_parameters, limit_parameters, written
+from triton_repo.interface.parameters import MUST_BE_THERE, NEVER_WRITTEN, limit_parameters, model_parameters, written
 from triton_repo.interface.tensors import Tensor
 
 __all__ = [
@@ -19,10 +19,10 @@ __all__ = [
     "NEVER_WRITTEN",
     "SERVE_HEADER",
     "Tensor",
-    "engine_parameters",
     "limit_parameters",
     "llm_document",
     "llmapi_inputs",
+    "model_parameters",
     "takes_adapters",
     "trtllm_serve_document",
     "written",

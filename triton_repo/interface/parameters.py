@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engines.manifest import EngineManifest
-from triton_repo.settings import ServingSettings, shown
+from triton_repo.settings import RepositoryManifest, ServingSettings, shown
 
 # Keys without which TensorRT-LLM's backend does not load, even if empty; all others are optional.
 MUST_BE_THERE = ("gpt_model_type", "tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
@@ -44,6 +44,25 @@ def engine_parameters(
             **limit_parameters(settings),
         }
     return written(values)
+
+
+def model_parameters(repository: RepositoryManifest, *, engine_dir: str, tokenizer_dir: str) -> dict[str, str]:
+    """Return the parameters of a repository's `tensorrt_llm` model: an engine's, or a relay's."""
+    settings, engine, relay = repository.resolved, repository.engine, repository.relay
+    if relay is None:
+        return engine_parameters(settings, engine, engine_dir=engine_dir, tokenizer_dir=tokenizer_dir)
+    return written(
+        {
+            "engine_name": f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}",
+            "engine_url": relay.url,
+            "engine_model": relay.model,
+            "vocabulary": engine.model.vocab_size,
+            "exclude_input_in_output": settings.scheduling.exclude_input_in_output,
+            "cancellation_check_period_ms": settings.runtime.cancellation_check_period_ms,
+            "stats_check_period_ms": settings.runtime.stats_check_period_ms,
+            **limit_parameters(settings),
+        }
+    )
 
 
 def limit_parameters(settings: ServingSettings) -> dict[str, Any]:

@@ -22,17 +22,12 @@ from engines.manifest import EngineManifest, StepTimeChoice
 from engines.steptime import step_time_for
 from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
+from triton_repo.models.inputs import RefusedError
 from triton_repo.models.reply import Array, Reply, ReplyError
 
 SENDER_THREADS = 3  # sending blocks: two threads keep up with a full server, a third covers a slow reader
-STUCK_S = (
-    10.0  # a send takes 0.1 ms; Triton's Python backend has been seen never to return from one (server issue 5988)
-)
+STUCK_S = 10.0  # a send takes 0.1 ms; Triton's Python backend may never return from one (server issue 5988)
 STOPPED = "the emulated engine has stopped after a failed step; the server's log has the reason"
-
-
-class RefusedError(Exception):
-    """The emulated engine cannot serve a request; the text is sent to the client."""
 
 
 @dataclass(slots=True)

@@ -16,12 +16,8 @@ from typing import Any, NamedTuple
 from engines.emulator import BatcherSettings, SchedulerPolicy, settings_of
 from engines.files import read_json
 from engines.manifest import EngineManifest
+from triton_repo.models.parameters import flag, number, parameters_of
 
-BOOLEANS = {
-    word: value
-    for value, words in ((True, "True true TRUE 1"), (False, "False false FALSE 0"))
-    for word in words.split()
-}
 DEFAULT_KV_FRACTION = 0.9
 
 
@@ -40,11 +36,6 @@ def model_files(args: Mapping[str, str]) -> ModelFiles:
     parameters = parameters_of(config)
     folder = Path(args["model_repository"]) / args["model_version"]
     return ModelFiles(config, parameters, folder, read_json(folder / parameters["emulator_manifest"], EngineManifest))
-
-
-def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the parameters of a model's configuration."""
-    return {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
 
 
 def batcher_settings(config: Mapping[str, Any], manifest: EngineManifest) -> BatcherSettings:
@@ -113,16 +104,3 @@ def host_blocks(manifest: EngineManifest, size_bytes: float) -> int:
     """Return the number of blocks that fit into host memory."""
     cache = manifest.kv_cache
     return int(size_bytes // (cache.bytes_per_token * cache.tokens_per_block))
-
-
-def flag(values: Mapping[str, str], key: str, *, default: bool) -> bool:
-    """Return a boolean parameter; the default if it is missing or invalid."""
-    return BOOLEANS.get(values.get(key, ""), default)
-
-
-def number(values: Mapping[str, str], key: str, default: float) -> float:
-    """Return a numeric parameter; the default if it is missing or invalid."""
-    try:
-        return float(values.get(key, ""))
-    except ValueError:
-        return default

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, RefusedError, Sequence, new_blocks, times_ns
+from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, Sequence, new_blocks, times_ns
 from triton_repo.models.engine_settings import llmapi_settings, model_files
+from triton_repo.models.inputs import RefusedError
 from triton_repo.models.limits import InputLimits, LimitError
 from triton_repo.models.reply import Array, Reply, Rules
 from triton_repo.models.text import Detokenizer, TextStream, load_tokenizer, special_tokens

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from engines.emulator import PromptTooLongError
-from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, RefusedError, Sequence, new_blocks, times_ns
-from triton_repo.models.engine_settings import batcher_settings, flag, model_files, number
-from triton_repo.models.reply import Array, Reply, Rules, prompt_words
+from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, Sequence, new_blocks, times_ns
+from triton_repo.models.engine_settings import batcher_settings, model_files
+from triton_repo.models.inputs import Inputs, RefusedError
+from triton_repo.models.parameters import flag, number
+from triton_repo.models.reply import Reply, Rules, prompt_words
 
 REFUSED_FLAGS = ("return_log_probs", "return_context_logits", "return_generation_logits")
 # Inputs that need a real model, with the reason.
@@ -102,7 +104,7 @@ class EmulatedEngineModel(EmulatedModel):
             raise RefusedError(NOT_DECOUPLED_BATCH)
         if not self._decoupled and inputs.flag("streaming"):
             raise RefusedError(NOT_DECOUPLED_STREAM)
-        inputs.refuse_unemulated()
+        _refuse_unemulated(inputs)
 
     def _wanted(self, inputs: Inputs) -> Wanted:
         exclude = inputs.number("exclude_input_in_output")
@@ -204,74 +206,15 @@ def performance(tensor: Any, sequence: Sequence, tokens_per_block: int) -> list[
     return [*outputs, tensor("acceptance_rate", np.zeros((1, 1), np.float32))]
 
 
-class Inputs:
-    """Typed access to one request's tensors; `row` is a row of its batch."""
-
-    def __init__(self, backend: Any, request: Any) -> None:
-        self._backend = backend
-        self._request = request
-        lengths = self._get("input_lengths")
-        self.rows = 1 if lengths is None or lengths.ndim == 0 else max(1, int(lengths.shape[0]))
-
-    def number(self, name: str, row: int = 0) -> int | None:
-        """Return an integer; None if not sent."""
-        values = self._row(name, row)
-        return None if values is None or not values.size else int(values[0])
-
-    def flag(self, name: str) -> bool:
-        """Return a boolean; False if not sent."""
-        return bool(self.number(name))
-
-    def numbers(self, name: str, row: int) -> list[int]:
-        """Return a row of integers; empty if not sent."""
-        values = self._row(name, row)
-        return [] if values is None else [int(value) for value in values]
-
-    def prompt(self, row: int, vocabulary: int) -> Array:
-        """Return a prompt's tokens without padding.
-
-        Raises:
-            RefusedError: There are none, `input_lengths` contradicts them, or one is outside the vocabulary.
-        """
-        batch = self._get("input_ids")
-        if batch is not None and self.rows > 1 and batch.shape[:1] != (self.rows,):
-            raise RefusedError(f"input_lengths has {self.rows} rows, and input_ids has shape {list(batch.shape)}")
-        ids = self._row("input_ids", row)
-        if ids is None:
-            raise RefusedError("input_ids or encoder_input_features is not present in the request.")
-        length = self.number("input_lengths", row)
-        if len(ids) == 0:
-            raise RefusedError("input_ids is empty")
-        if length is not None and not 1 <= length <= len(ids):
-            raise RefusedError(f"input_lengths is {length}, and input_ids holds {len(ids)} tokens")
-        ids = ids[:length]
-        if ids.min() < 0 or ids.max() >= vocabulary:
-            wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise RefusedError(f"input_ids holds {wrong}; the model's tokens are 0 to {vocabulary - 1}")
-        return np.array(ids)
-
-    def refuse_unemulated(self) -> None:
-        """Refuse inputs that need a real model."""
-        for name in REFUSED_FLAGS:
-            if self.flag(name):
-                raise RefusedError(f"{name} is not emulated: an emulated engine computes no logits")
-        if (self.number("beam_width") or 1) > 1:
-            raise RefusedError("beam_width above 1 is not emulated: beams depend on a model's logits")
-        if self.number("lookahead_window_size"):
-            raise RefusedError(NO_LOOKAHEAD)
-        for name, why in REFUSED_INPUTS.items():
-            values = self._get(name)
-            if values is not None and values.size:
-                raise RefusedError(f"{name} is not emulated: {why}")
-
-    def _get(self, name: str) -> Array | None:
-        tensor = self._backend.get_input_tensor_by_name(self._request, name)
-        return None if tensor is None else np.asarray(tensor.as_numpy())
-
-    def _row(self, name: str, row: int) -> Array | None:
-        values = self._get(name)
-        if values is None:
-            return None
-        if self.rows > 1 and values.ndim and values.shape[0] == self.rows:
-            values = values[row]
-        return np.asarray(values).reshape(-1)
+def _refuse_unemulated(inputs: Inputs) -> None:
+    """Refuse inputs that need a real model."""
+    for name in REFUSED_FLAGS:
+        if inputs.flag(name):
+            raise RefusedError(f"{name} is not emulated: an emulated engine computes no logits")
+    if (inputs.number("beam_width") or 1) > 1:
+        raise RefusedError("beam_width above 1 is not emulated: beams depend on a model's logits")
+    if inputs.number("lookahead_window_size"):
+        raise RefusedError(NO_LOOKAHEAD)
+    for name, why in REFUSED_INPUTS.items():
+        if inputs.size(name):
+            raise RefusedError(f"{name} is not emulated: {why}")

@@ -23,10 +23,10 @@ from triton_repo.interface import (
     MODEL_YAML,
     SERVE_HEADER,
     Tensor,
-    engine_parameters,
     limit_parameters,
     llm_document,
     llmapi_inputs,
+    model_parameters,
     tensors,
     trtllm_serve_document,
     written,
@@ -38,11 +38,14 @@ from triton_repo.settings import (
     SERVED_FILES,
     EngineConfig,
     Given,
+    Relay,
+    RepositoryKind,
     RepositoryManifest,
     Resolved,
     ServingSettings,
     Variant,
     read_engine_config,
+    relayed_notices,
     resolve,
 )
 
@@ -52,6 +55,7 @@ EMULATED_MODULES = {
     "llmapi": ("triton_repo.models.llmapi", "EmulatedLlmApiModel"),
     "trtllm_serve": ("triton_repo.models.tensorrt_llm", "EmulatedEngineModel"),
 }
+RELAY_MODULE = ("triton_repo.models.relay", "RelayModel")
 TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
 TOKENIZER_FOLDERS = {
     "inflight_batcher_llm": TOKENIZER_FOLDER,
@@ -103,6 +107,7 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
     made_by: MadeBy,
     given: Given | None = None,
     server: Server = "triton",
+    relay: Relay | None = None,
 ) -> RepositoryManifest:
     """Write the repository of an engine, completely or not at all.
 
@@ -114,6 +119,7 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
         tokenizer: Folder with tokenizer.json; None: the engine's own.
         served_at: Path of the repository on the server (a container's mount); None: where it is written.
         given: Explicitly given settings and their origin; None: none.
+        relay: The server that requests are relayed to; the engine is then the plan of that server.
 
     Raises:
         MissingError: The engine or the tokenizer is missing.
@@ -123,18 +129,22 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
     manifest, resolved = resolve_for(engine_folder, settings, given)
     alone = server == "trtllm-serve" and manifest.kind != "emulated"  # it reads the checkpoint's own tokenizer
     source = None if alone else tokenizer or _engine_tokenizer(engine_folder, manifest)
-    notices = check_tokenizer(source) if source else ()
+    notices = (*resolved.notices, *(check_tokenizer(source) if source else ()))
+    if relay is not None:
+        _require_relayable(manifest, server)
+        notices = (*relayed_notices(given or {}, relay.url), *(notices[len(resolved.notices) :]))
     repository = RepositoryManifest(
         made_by=made_by,
         made_from=[source_of(engine_folder / MANIFEST_NAME)],
-        kind="built" if manifest.kind == "checkpoint" else manifest.kind,
+        kind=_kind(manifest, relay),
         variant=_variant(manifest, server),
         served_at=str((served_at or out).absolute()),
         loads=_loads(engine_folder, manifest, server),
         settings=settings,
         resolved=resolved.settings,
         engine=manifest,
-        notices=(*resolved.notices, *notices),
+        relay=relay,
+        notices=notices,
     )
     inputs = [engine_folder, *([] if tokenizer is None else [tokenizer])]
     with whole_folder(out, made_by=made_by, force=force, inputs=inputs, later=SERVED_FILES) as folder:
@@ -144,6 +154,20 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
         write_json(folder / REPOSITORY_NAME, repository)
         check_repository(folder)
     return repository
+
+
+def _kind(engine: EngineManifest, relay: Relay | None) -> RepositoryKind:
+    if relay is not None:
+        return "relayed"
+    return "emulated" if engine.kind == "emulated" else "built"
+
+
+def _require_relayable(engine: EngineManifest, server: Server) -> None:
+    if server != "triton" or engine.kind != "emulated" or engine.backend != "tensorrt":
+        raise UserError(
+            "--engine-url needs a plan of the engine behind it, for the in-flight batching models",
+            hint="build-engine --emulate makes one, with the limits that the server was started with",
+        )
 
 
 def _variant(engine: EngineManifest, server: Server) -> Variant:
@@ -220,6 +244,8 @@ class _Writer:
             self._write_code(model, f"triton_repo.models.{model}", name)
         if self._repository.kind == "emulated":
             self._write_emulator()
+        elif self._repository.kind == "relayed":
+            self._write_code("tensorrt_llm", *RELAY_MODULE)
 
     def _write_llmapi(self) -> None:
         engine, settings = self._repository.engine, self._repository.resolved
@@ -268,9 +294,7 @@ class _Writer:
         tokenizer_dir = f"{repository.served_at}/{TOKENIZER_FOLDERS['inflight_batcher_llm']}"
         text = settings.text
         parameters = {
-            "tensorrt_llm": engine_parameters(
-                settings, repository.engine, engine_dir=engine_dir, tokenizer_dir=tokenizer_dir
-            ),
+            "tensorrt_llm": model_parameters(repository, engine_dir=engine_dir, tokenizer_dir=tokenizer_dir),
             "preprocessing": written(
                 {
                     "tokenizer_dir": tokenizer_dir,
@@ -299,7 +323,7 @@ class _Writer:
             "settings": settings,
             "queue": settings.queue,
             "batch": repository.engine.limits.max_batch_size,
-            "emulated": repository.kind == "emulated",
+            "backend": "tensorrtllm" if repository.kind == "built" else "python",
             "parameter_values": {model: _quoted(values) for model, values in parameters.items()},
         }
 

@@ -9,12 +9,14 @@ from triton_repo.settings.repository_manifest import (
     REPOSITORY_NAME,
     SERVED_FILES,
     Choice,
+    Relay,
+    RepositoryKind,
     RepositoryManifest,
     ServingSettings,
     Variant,
     read_repository,
 )
-from triton_repo.settings.resolve import Given, Resolved, given_in, resolve, shown
+from triton_repo.settings.resolve import Given, Resolved, given_in, relayed_notices, resolve, shown
 from triton_repo.settings.schema import all_settings, merged_over
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "Given",
     "Machine",
     "Misfit",
+    "Relay",
+    "RepositoryKind",
     "RepositoryManifest",
     "Resolved",
     "Served",
@@ -41,6 +45,7 @@ __all__ = [
     "misfits",
     "read_engine_config",
     "read_repository",
+    "relayed_notices",
     "resolve",
     "shown",
 ]

@@ -14,11 +14,12 @@ REPOSITORY_NAME = "manifest.json"
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 LLMAPI_MODELS = ("tensorrt_llm",)
 Variant = Literal["inflight_batcher_llm", "llmapi", "trtllm_serve"]
+RepositoryKind = Literal["built", "emulated", "relayed"]
 # files that serving writes into a repository
 SERVED_FILES = ("server.json", "server.log", "server.key", "front.json", "front.log")
 __all__ = [
     "DEFAULT_TIME_SCALE", "LLMAPI_MODELS", "MODELS", "REPOSITORY_NAME", "SERVED_FILES", "Choice", "Emulation",
-    "RepositoryManifest",
+    "Relay", "RepositoryManifest",
     "ServingSettings", "Variant", "read_repository",
 ]  # fmt: skip
 
@@ -41,6 +42,18 @@ class Choice(Strict):
     effect: Literal["yes", "none"]
 
 
+class Relay(Strict):
+    """The server that a relayed engine's requests go to.
+
+    Attributes:
+        url: `http://HOST:PORT` of an OpenAI-compatible server that takes and returns token ids.
+        model: The name it serves the model by.
+    """
+
+    url: str
+    model: str
+
+
 class RepositoryManifest(Document):
     """`manifest.json` of a model repository: the settings it was rendered with, and the engine's own manifest.
 
@@ -49,15 +62,17 @@ class RepositoryManifest(Document):
             For an emulated engine there is a twin: the in-flight models behind the OpenAI front.
         served_at: Absolute path the repository must have where it is served; its models hold it.
         loads: What trtllm-serve loads: the checkpoint's folder, or the name of a published one; else None.
+        relay: The server that runs the model of a relayed engine; `engine` is then the plan of that engine.
         settings: As given; another engine may resolve them differently.
         resolved: What they became for this engine; no `auto` is left.
         notices: Settings without effect, and what else a reader of later figures must know.
     """
 
-    kind: str
+    kind: RepositoryKind
     variant: Variant = "inflight_batcher_llm"
     served_at: str
     loads: str | None = None
+    relay: Relay | None = None
     settings: ServingSettings
     resolved: ServingSettings
     engine: EngineManifest
@@ -68,7 +83,7 @@ class RepositoryManifest(Document):
         """Return the names of its models."""
         if self.variant == "llmapi":
             return LLMAPI_MODELS
-        return MODELS if self.variant == "inflight_batcher_llm" or self.kind == "emulated" else ()
+        return MODELS if self.variant == "inflight_batcher_llm" or self.kind != "built" else ()
 
 
 def read_repository(folder: Path) -> RepositoryManifest:

@@ -33,6 +33,14 @@ LLMAPI_SETTINGS = {
 }  # fmt: skip
 
 
+# Settings that a relayed engine behaves by: those of Triton, and of the models around the engine.
+RELAYED_ROOMS = ("queue", "text", "limits")
+RELAYED_SETTINGS = {
+    "scheduling.streaming", "scheduling.exclude_input_in_output", "runtime.cancellation_check_period_ms",
+    "runtime.stats_check_period_ms",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """Settings without `auto`, the reason for each value, and notices."""
@@ -185,6 +193,15 @@ def _notices(choices: list[Choice], settings: ServingSettings, engine: EngineMan
             else f"start the workers of ranks {settings.processes.participant_ids} beside it (orchestrator mode)"
         )
         yield Notice(code="several-gpus", text=f"the engine has {ranks} ranks: {how}")
+
+
+def relayed_notices(given: Given, url: str) -> Iterator[Notice]:
+    """Yield what a reader of figures measured through a relay must know."""
+    idle = [name for name in given if name.partition(".")[0] not in RELAYED_ROOMS and name not in RELAYED_SETTINGS]
+    if idle:
+        yield Notice(code="without-effect", text=f"a relayed engine does not behave by {', '.join(sorted(idle))}")
+    text = f"requests are relayed to {url}: its batch size, KV cache and scheduling are what it was started with"
+    yield Notice(code="relayed", text=text)
 
 
 def _llm_api_notices(engine: EngineManifest) -> Iterator[Notice]:

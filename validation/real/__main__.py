@@ -15,7 +15,7 @@ from engines.errors import CommandError
 from engines.machine import available_cores
 from validation.real.chain import Chain, Settings
 from validation.real.publish import publish
-from validation.real.settings import OUT, ROOT, VLLM_FOLDER
+from validation.real.settings import OUT, VLLM_FOLDER
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--until", choices=Chain.STEPS, help="Stop after this step.")
     asked = parser.parse_args()
     try:
-        settings = Settings(asked.out, asked.vllm or ROOT / VLLM_FOLDER, asked.vllm is None, *_cores())
+        settings = Settings(asked.out, asked.vllm or VLLM_FOLDER, asked.vllm is None, *_cores())
         done = _run(settings, skip={"text"} if asked.skip_text else set(), until=asked.until)
         if asked.publish and done:
             for path in publish(asked.out):

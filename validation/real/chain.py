@@ -101,7 +101,7 @@ class Chain:
 
     def __init__(self, settings: Settings) -> None:
         self._at = settings
-        self.out = settings.out.resolve()
+        self.out = settings.out  # as typed: what is published names no path of this machine
         self.model_folder = self.out / "validation" / CUT_NAME
         self.machine = self.model_folder / "machine.yaml"
         self.calibration = self.model_folder / "calibration.json"
@@ -286,7 +286,7 @@ class Chain:
             return
         demand = {
             "name": "real",
-            "model": str(self.model_folder),
+            "model": self._beside_demand(self.model_folder),
             "traffic": {
                 "process": "described",
                 "rate_per_s": round(rate_per_s(PLAN_SHAPE, PLAN_SHARE, self._capacity), 3),
@@ -299,16 +299,20 @@ class Chain:
                 "tpot_s": {"p90": round(PLAN_TPOT_SLOWER * self._lone("itl_s"), 4)},
             },
             "availability": {"n_plus": 0},
-            "limits": {"gpus": [str(self.machine)], "precisions": [PRECISION]},
+            "limits": {"gpus": [self._beside_demand(self.machine)], "precisions": [PRECISION]},
             "candidates": {
                 "engine_profile": ENGINE_PROFILE,
                 "max_batch_size": [2, 4, 8],
                 "max_num_tokens": [LIMITS.max_num_tokens],
-                "calibrations": [str(self.calibration)],
+                "calibrations": [self._beside_demand(self.calibration)],
             },
         }
         write_text(self.out / "demand.yaml", yaml.safe_dump(demand, sort_keys=False))
         ours("plan-capacity", self.out / "demand.yaml", "--out", self.out / "plan", "--force")
+
+    def _beside_demand(self, path: Path) -> str:
+        """Return a path from the demand's folder, where a demand's relative paths begin."""
+        return str(path.relative_to(self.out))
 
     def _verify(self) -> None:
         """The plan's settings served, its verification scenario run, and the verdict."""

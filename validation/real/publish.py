@@ -9,7 +9,8 @@ from pathlib import Path
 from engines.files import write_text
 from engines.spec import read_accelerator
 from validation.real.settings import CUT_NAME, ENGINE_PROFILE, ROOT
-from validation.validate import compare
+from validation.validate import PAGE as FIDELITY
+from validation.validate import compare, write_page
 
 PAGE = ROOT / "docs" / "measurements" / "real-server.md"
 INTRODUCTION = """# A real server, measured
@@ -28,6 +29,8 @@ def publish(out: Path) -> Iterator[Path]:
     for case in sorted(target.rglob("case.yaml")):
         compare(case.parent, None)
     yield target
+    write_page()
+    yield FIDELITY
     before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else INTRODUCTION
     chart = f"../../{(target / 'measured.svg').relative_to(ROOT).as_posix()}"
     section = (out / "report.md").read_text(encoding="utf-8").replace("](measured.svg)", f"]({chart})")

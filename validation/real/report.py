@@ -64,4 +64,8 @@ def plan_sentence(plan: Path, verification: Path) -> str:
 
 
 def _figure(figure: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{value}" for key, value in figure.items())
+    """Return one figure of a verification in milliseconds: the middle of the prediction, and what was measured."""
+    planned, found = (None if figure[key] is None else 1e3 * figure[key] for key in ("middle", "found"))
+    name = figure["name"].removesuffix("_s").replace("_", " ").upper().replace("MEAN", "mean").replace(" P", " p")
+    texts = ["-" if each is None else f"{each:.3g}" for each in (planned, found)]
+    return f"{name} {texts[0]} ms predicted, {texts[1]} measured"

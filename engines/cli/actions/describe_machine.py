@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,11 @@ def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: An
         raise UserError(f"--out {target}: --gpu takes a .yaml file", hint=f"--out {target.with_suffix('.yaml')}")
     device = flags["device"] if flags["device"] != "auto" else "gpu" if has_gpu() else "cpu"
     cores = _cores(device, flags["cores"], flags["threads"])
+    _check_vllm(device, flags["vllm"], flags["model_name"])
     if dry_run:
         show(f"would measure {'the first GPU' if device == 'gpu' else f'cores {_words(cores)}'} and write {target}")
         return
     refuse_existing_file(target, force=force)
-    if device == "gpu" and flags["vllm"] is not None:
-        raise UserError("--vllm applies to a CPU", hint="--device cpu")
-    if flags["model_name"] is not None and flags["vllm"] is None:
-        raise UserError("--model alone changes nothing", hint="--vllm PYTHON measures with the model's matrices")
     found = _measured(device, cores, flags)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, yaml_of(found))
@@ -39,6 +37,16 @@ def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: An
         return
     _show(found)
     wrote(target, f"predict-load --gpu {quoted(target)} --model DIR --precision fp32 --engine-profile vllm-v1")
+
+
+def _check_vllm(device: str, python: Path | None, model: str | None) -> None:
+    """Refuse what cannot be measured with vLLM, before anything is measured."""
+    if device == "gpu" and python is not None:
+        raise UserError("--vllm applies to a CPU", hint="--device cpu")
+    if model is not None and python is None:
+        raise UserError("--model alone changes nothing", hint="--vllm PYTHON measures with the model's matrices")
+    if python is not None and not (python.is_file() and os.access(python, os.X_OK)):
+        raise UserError(f"--vllm {python}: not an executable file", hint="the python of an environment with vLLM")
 
 
 def _measured(device: str, cores: tuple[int, ...], flags: dict[str, Any]) -> Accelerator:

@@ -86,7 +86,8 @@ def _serving(plan: CapacityPlan) -> str:
     if plan.max_queue_size:
         values["queue"] = {"max_queue_size": plan.max_queue_size}
         refused = max((each.refused for each in plan.fleets if each.what == "peak"), default=0.0)
-        middle = f"{chosen.middle_rate_per_s or 0:.3g} requests/s"
+        is_least = chosen.middle is None or chosen.middle.is_least
+        middle = "a full batch" if is_least else f"{chosen.middle_rate_per_s or 0:.3g} requests/s"
         comment = (
             f"# max_queue_size: what the middle of the prediction, {middle}, serves within the longest TTFT\n"
             f"# allowed. The fleets were simulated with it: {refused:.2%} of requests refused at the peak.\n"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from loadtest.capacity.decision import Row
 from loadtest.capacity.output.page_figures import figures_of
-from loadtest.capacity.output.terminal import milliseconds, number, size_rows, what_of
+from loadtest.capacity.output.terminal import milliseconds, number, rate_text, size_rows, what_of
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import Checked
@@ -106,8 +106,8 @@ def _row_cells(row: Row) -> list[str]:
     return [
         row.name,
         row.basis if row.status != "refused" else "-",
-        number(row.rate_per_s),
-        number(row.middle_rate_per_s),
+        rate_text(row.sizes[0]),
+        rate_text(row.middle),
         milliseconds(None if at is None else at.ttft_p95_s),
         milliseconds(None if at is None else at.itl_p99_s),
         "-" if at is None else f"{at.in_flight:.0f} of {row.max_batch_size or '?'}",
@@ -131,7 +131,7 @@ def _fleets(fleets: Sequence[Checked]) -> Table:
                 milliseconds(each.tried.ttft_p95_s),
                 milliseconds(each.tried.ttft_p99_s),
                 milliseconds(each.tried.itl_p99_s),
-                "kept" if each.tried.met else f"missed: {', '.join(each.tried.missed)}",
+                "met" if each.tried.met else f"missed: {', '.join(each.tried.missed)}",
             ]
             for each in fleets
         ],

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from engines.console import progress, show, table_console
 from engines.spec import units
-from loadtest.capacity.decision import Row
+from loadtest.capacity.decision import Row, Sized
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import Checked, FleetVerdict
 from loadtest.capacity.verify import Verification
@@ -29,7 +29,7 @@ def show_plan(plan: CapacityPlan) -> None:
     _show_rows(plan)
     for row in plan.rows:
         if row.status != "possible":
-            progress(f"not possible: {row.name}: {row.reason}")
+            progress(f"{row.status}: {row.name}: {row.reason}")
         elif row.beaten_by is not None:
             progress(f"not ranked: {row.name}: {row.beaten_by} rests on better evidence")
     for price in {row.gpu: row.price for row in plan.rows if row.price is not None}.values():
@@ -59,12 +59,19 @@ def size_rows(plan: CapacityPlan) -> list[list[str]]:
             name,
             "-" if each.replicas is None else str(each.replicas),
             "-" if each.usd_per_month is None else f"{each.usd_per_month:,.0f}",
-            number(each.rate_per_s),
+            rate_text(each),
             verdict_of(each.verdict),
             each.limited_by or "-",
         ]
         for name, each in zip(SIZES, row.sizes, strict=False)
     ]
+
+
+def rate_text(size: Sized | None) -> str:
+    """Return the rate of one replica, marked where it is only known to be at least this."""
+    if size is None or size.rate_per_s is None:
+        return "-"
+    return ("≥" if size.is_least else "") + number(size.rate_per_s)
 
 
 def verdict_of(verdict: FleetVerdict | None) -> str:
@@ -98,13 +105,14 @@ def show_first(rows: Sequence[Row]) -> None:
         if row.rate_per_s is not None and row.replicas is not None:
             cost = "no price" if row.usd_per_month is None else f"{row.usd_per_month:,.0f} USD/month"
             progress(
-                f"{row.name}: {number(row.rate_per_s)} requests/s per replica, about {row.replicas} replicas, {cost}"
+                f"{row.name}: {rate_text(row.sizes[0])} requests/s per replica, about {row.replicas} replicas, {cost}"
             )
 
 
 def _show_rows(plan: CapacityPlan) -> None:
     table = Table(
-        title="promised capacity of one replica (in parentheses: at the middle of the prediction); latencies in ms",
+        title="promised capacity of one replica (in parentheses: at the middle of the prediction, if different); "
+        "latencies in ms",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -124,9 +132,10 @@ def _show_rows(plan: CapacityPlan) -> None:
 def _cells(row: Row) -> list[str]:
     at = row.at_knee
     figures = (None, None) if at is None else (at.ttft_p95_s, at.itl_p99_s)
+    promised, middle = rate_text(row.sizes[0]), rate_text(row.middle)
     return [
         row.basis,
-        f"{number(row.rate_per_s)} ({number(row.middle_rate_per_s)})",
+        promised if promised == middle else f"{promised} ({middle})",
         *(milliseconds(value) for value in figures),
         "-" if row.replicas is None else str(row.replicas),
         "-" if row.usd_per_month is None else f"{row.usd_per_month:,.0f}",
@@ -149,7 +158,7 @@ def _show_fleets(plan: CapacityPlan) -> None:
             f"{each.replicas}" + (f" ({each.simulated} simulated)" if each.simulated != each.replicas else ""),
             milliseconds(tried.ttft_p95_s),
             milliseconds(tried.itl_p99_s),
-            "kept" if tried.met else f"missed: {', '.join(tried.missed)}",
+            "met" if tried.met else f"missed: {', '.join(tried.missed)}",
         )
     table_console().print(table)
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import difflib
 import json
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 from engines import console
 from engines.build import choices_of
-from engines.errors import UserError
+from engines.errors import MissingError, UserError
 from engines.files import load_yaml, made_by, parse_yaml, read_yaml, to_json, validate
 from engines.manifest import EngineManifest
 from engines.outputs import paths_named, refuse_existing
+from triton_repo.models.completions import CompletionsServer, RelayError
 from triton_repo.repository import render_repository, resolve_for
 from triton_repo.settings import (
     Choice,
     Given,
+    Relay,
     RepositoryManifest,
     Resolved,
     ServingSettings,
@@ -51,12 +54,39 @@ def run(engine_dir: Path, **flags: Any) -> None:
         force=flags["force"],
         made_by=made_by(console.command_line("build-repo")),
         server=flags["server"],
+        relay=_relay(flags["engine_url"], flags["engine_model"]),
     )
     if flags["as_json"]:
         console.show(to_json(repository).rstrip())
         return
     _show_repository(repository)
     console.wrote(out, f"serve-repo {console.quoted(out)}")
+
+
+def _relay(url: str | None, model: str | None) -> Relay | None:
+    """Return where requests are relayed to; the server is asked for its model where none is named.
+
+    Raises:
+        MissingError: No server answers there.
+        UserError: The URL is none, or the server serves several models.
+    """
+    if url is None:
+        if model is not None:
+            raise UserError("--engine-model names a model at --engine-url, which is not given")
+        return None
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "http" or not parts.netloc or parts.path.strip("/"):
+        raise UserError(f"--engine-url {url}: not of the form http://HOST:PORT")
+    base = f"http://{parts.netloc}"
+    if model is not None:
+        return Relay(url=base, model=model)
+    try:
+        names = CompletionsServer(base).models()
+    except RelayError as error:
+        raise MissingError(str(error), hint="start the server, or give --engine-model NAME") from error
+    if len(names) != 1:
+        raise UserError(f"{base} serves {', '.join(names) or 'no model'}", hint="choose one with --engine-model NAME")
+    return Relay(url=base, model=names[0])
 
 
 def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
@@ -121,6 +151,8 @@ def _show_repository(repository: RepositoryManifest) -> None:
     if repository.kind == "emulated":
         scale = repository.resolved.emulation.time_scale
         console.show(f"emulated, time scale x{scale:g}: every step takes {scale:g} times as long")
+    if repository.relay is not None:
+        console.show(f"relayed: what is measured is {repository.relay.model} at {repository.relay.url}, behind Triton")
     for notice in repository.notices:
         console.show(f"notice: {notice.text}")
     if repository.variant == "trtllm_serve":

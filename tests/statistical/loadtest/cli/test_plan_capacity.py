@@ -256,6 +256,22 @@ def test_a_tiny_demand_takes_one_replica_and_names_a_cheaper_gpu(tmp_path: Path)
     assert plan.chosen.replicas == 1
     assert "l4-24gb" in (plan.smaller_gpu or "")
     assert "tokens" in (plan.smaller_gpu or "")
+    assert any("not tried" in each and "mig-2g.20gb" in each and "l4-24gb" not in each for each in plan.warnings)
+
+
+def test_a_rate_that_was_not_searched_further_is_no_limit(tmp_path: Path) -> None:
+    """Of a tiny demand only a lower bound of the rate is known: it sets no queue of one and scales nothing out."""
+    traffic = {"process": "described", "rate_per_s": 0.1, "lengths": {"isl": 256, "osl": 16}}
+    path = written(tmp_path, traffic=traffic, availability={"n_plus": 0})
+    result = run(str(path), "--out", str(tmp_path / "out"), "--workers", "1")
+    plan = read_json(tmp_path / "out" / "capacity.json", CapacityPlan)
+    assert plan.chosen is not None
+    assert plan.day is not None
+    assert [each.is_least for each in plan.chosen.sizes] == [True, True, True]
+    assert plan.max_queue_size > 4
+    assert (plan.day.mean_replicas, plan.day.most_replicas) == (1.0, 1)
+    assert f"≥{plan.chosen.rate_per_s:.3g}" in result.output
+    assert any("not tried" in each and "l4-24gb" in each for each in plan.warnings)
 
 
 def test_old_prices_are_said_to_be_old(planned: Path) -> None:
