@@ -287,7 +287,7 @@ def wrote(path: Path, next_command: str | None = None) -> None:
 
 
 def quoted(path: Path) -> str:
-    """Return a path as a shell reads it, for the commands that a user is told to run.
+    """Return a path as a shell reads it, for `next:` lines.
 
     >>> quoted(Path("a b")), quoted(Path("run"))
     ("'a b'", 'run')
