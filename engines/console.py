@@ -32,6 +32,7 @@ LAST_GROUPS = {
 LARGEST_NUMBER = 10**12
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
+READER_LEFT = 128 + signal.SIGPIPE  # what shells report of a program that SIGPIPE ended
 _AGAIN_AFTER_S = 0.05
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
@@ -92,7 +93,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command's function; with -v, a failure of the operating system shows where it happened."""
         try:
-            with _broken_pipes():
+            with _broken_pipes(READER_LEFT):
                 return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _InterruptedError(str(error)) from error
@@ -103,7 +104,7 @@ class Command(click.Command):
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Parse the command line; --help and --version print here."""
-        with _broken_pipes():
+        with _broken_pipes(0):
             return super().make_context(*args, **kwargs)
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -204,10 +205,10 @@ def os_error_text(error: OSError) -> str:
 
 
 @contextmanager
-def _broken_pipes() -> Iterator[None]:
-    """End in silence with status 0 when the reader has left, as in `command | head -1`; else name the failure.
+def _broken_pipes(status: int) -> Iterator[None]:
+    """End in silence when the reader has left, as in `command | head -1`; else name the failure.
 
-    click would end without a word and with status 1, for a connection to a server too.
+    A command may have been at work, so its status is not 0. click would end without a word and with status 1, for a connection to a server too.
     """
     try:
         yield
@@ -217,7 +218,7 @@ def _broken_pipes() -> Iterator[None]:
         nothing = os.open(os.devnull, os.O_WRONLY)
         for number in (1, 2):  # what is still buffered must not fail again when Python exits
             os.dup2(nothing, number)
-        sys.exit(0)
+        sys.exit(status)
 
 
 def _reader_is_gone() -> bool:
