@@ -208,7 +208,8 @@ def os_error_text(error: OSError) -> str:
 def _broken_pipes(status: int) -> Iterator[None]:
     """End in silence when the reader has left, as in `command | head -1`; else name the failure.
 
-    A command may have been at work, so its status is not 0. click would end without a word and with status 1, for a connection to a server too.
+    A command may have been at work, so its status is not 0. click would end without a word and with status 1, for a
+    connection to a server too.
     """
     try:
         yield
