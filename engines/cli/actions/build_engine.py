@@ -25,7 +25,7 @@ from engines.checkpoint import (
     verifying_memory_bytes,
 )
 from engines.cli.tables import show_explained, show_pairs, show_plan, show_quality, show_stages
-from engines.console import command_line, progress, show, wrote
+from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, Source, made_by, source_of, to_json
 from engines.manifest import EngineManifest
@@ -76,7 +76,7 @@ def _build_one(planned: Planned, flags: dict[str, Any]) -> None:
         show_quality(manifest)
         show_stages(manifest)
         is_servable = manifest.kind != "checkpoint" or manifest.backend == "pytorch"
-        wrote(planned.out, f"build-repo {planned.out}" if is_servable else None)
+        wrote(planned.out, f"build-repo {quoted(planned.out)}" if is_servable else None)
     require_accuracy(manifest, flags["max_perplexity_increase"])
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engines.console import command_line, progress, show, wrote
+from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, read_yaml, source_of, to_json, validate, write_json
 from engines.manifest import MANIFEST_NAME, read_manifest
@@ -58,7 +58,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         show(to_json(found).rstrip())
     else:
         show_knee(found)
-        wrote(out, None if engine_dir is not None else f"report-load {out / PROBES_NAME}/*")
+        wrote(out, None if engine_dir is not None else f"report-load {quoted(out / PROBES_NAME)}/*")
     _require_some_load(found)
 
 

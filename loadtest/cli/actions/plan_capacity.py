@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines.console import command_line, progress, show, wrote
+from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, made_by, read_json, source_of, to_json, write_json, write_text
 from engines.outputs import refuse_existing, whole_folder
@@ -177,6 +177,6 @@ def _show(plan: CapacityPlan, together: Compared | None, target: Path) -> None:
     if together is not None:
         show_compared(together)
     if plan.recommended is not None:
-        wrote(target, f"run-load --scenario {target / SCENARIO_NAME} --url URL, then --verify")
+        wrote(target, f"run-load --scenario {quoted(target / SCENARIO_NAME)} --url URL, then --verify")
     else:
         wrote(target)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.console import command_line, progress, show, wrote
+from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import read_yaml, to_json
 from engines.outputs import paths_named, refuse_existing, refuse_foreign_junit
@@ -76,7 +76,7 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
         if flags["dry_run"]:
             show(f"would write {target}")
         else:
-            wrote(target / REPORT_NAME, f"report-load --compare {runs[0]} ANOTHER_RUN")
+            wrote(target / REPORT_NAME, f"report-load --compare {quoted(runs[0])} ANOTHER_RUN")
     if gate is not None:
         _gate(cases_of(summary, gate), flags, name=f"report-load {' '.join(map(str, runs))}")
 

@@ -38,7 +38,9 @@ def run(repository: Path, **flags: Any) -> None:
         return
     _show_plan(plan)
     console.wrote(
-        out, f"docker compose --file {out / 'compose.yaml'} up, or kubectl apply --filename {out / 'kubernetes'}"
+        out,
+        f"docker compose --file {console.quoted(out / 'compose.yaml')} up, "
+        f"or kubectl apply --filename {console.quoted(out / 'kubernetes')}",
     )
 
 

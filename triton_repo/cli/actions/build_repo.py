@@ -60,7 +60,7 @@ def run(engine_dir: Path, **flags: Any) -> None:
         console.show(to_json(repository).rstrip())
         return
     _show_repository(repository)
-    console.wrote(out, f"serve-repo {out}")
+    console.wrote(out, f"serve-repo {console.quoted(out)}")
 
 
 def _relay(url: str | None, model: str | None) -> Relay | None:
