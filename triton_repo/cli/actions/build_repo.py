@@ -39,7 +39,7 @@ FLAG_NAMES = {
 def run(engine_dir: Path, **flags: Any) -> None:
     """Generate the Triton model repository of an engine, and check it."""
     out = flags["out"] or Path("artifacts/repositories") / engine_dir.name
-    settings, given = _asked(flags)
+    settings, given = _serving_settings(flags)
     if flags["explain"] or flags["dry_run"]:
         _explain(*resolve_for(engine_dir, settings, given), flags)
         return
@@ -60,7 +60,7 @@ def run(engine_dir: Path, **flags: Any) -> None:
         console.show(to_json(repository).rstrip())
         return
     _show_repository(repository)
-    console.wrote(out, f"serve-repo {out}")
+    console.wrote(out, f"serve-repo {console.quoted(out)}")
 
 
 def _relay(url: str | None, model: str | None) -> Relay | None:
@@ -89,7 +89,7 @@ def _relay(url: str | None, model: str | None) -> Relay | None:
     return Relay(url=base, model=names[0])
 
 
-def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
+def _serving_settings(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
     """Merge flags over the serving YAML over the defaults, and record the origin of each value."""
     document: dict[str, Any] = {}
     given: Given = {}
