@@ -106,12 +106,14 @@ class Speculation(Strict):
     Attributes:
         draft_model: Folder or published name of the draft model; None for n-grams, which need none.
         max_matching_ngram_size: Maximum tokens to match; for n-grams only.
+        max_total_draft_tokens: Draft tokens of a tree, which a step verifies; None: a chain of `max_draft_len`.
     """
 
     method: SpeculationMethod
     max_draft_len: int
     draft_model: str | None = None
     max_matching_ngram_size: int | None = None
+    max_total_draft_tokens: int | None = None
 
 
 class Disaggregation(Strict):

@@ -177,12 +177,9 @@ class Batcher:
             self._fetch()
         return ended
 
-    def spans_of(self, request_id: RequestId) -> list[tuple[int, int]]:
-        """Return the (first, last) iterations that produced tokens of a running request, in order."""
-        sequence = self._by_id[request_id]
-        if sequence.decode_index < 0:
-            return list(sequence.spans)
-        return [*sequence.spans, (sequence.first_new_index, self._index - 1)]
+    def progress_of(self, request_id: RequestId) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+        """Return the spans and counts of a running request so far; see `Sequence`."""
+        return self._by_id[request_id].progress(self._index)
 
     def reusable_blocks(self, hashes: tuple[int, ...]) -> int:
         """Return how many first blocks of a prompt with these hashes can be found here, for KV-aware routers."""

@@ -111,11 +111,21 @@ class Sequence:
     def leave(self, last_index: int) -> None:
         """Close the current span: the latest token is that of iteration `last_index`."""
         self.spans.append((self.first_new_index, last_index))
-        if self.accepted is None:
-            return
-        steps = last_index - self.first_new_index
-        self.counts += [1, *(after - before for before, after in pairwise(self.emitted[: steps + 1]))]
-        self.accepted = self.accepted.after(steps)
+        if self.accepted is not None:
+            steps = last_index - self.first_new_index
+            self.counts += self._counts_of(steps)
+            self.accepted = self.accepted.after(steps)
+
+    def progress(self, index: int) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+        """Return its spans and counts before iteration `index`."""
+        if self.decode_index < 0:
+            return list(self.spans), tuple(self.counts)
+        own = self._counts_of(index - 1 - self.first_new_index) if self.accepted is not None else []
+        return [*self.spans, (self.first_new_index, index - 1)], (*self.counts, *own)
+
+    def _counts_of(self, steps: int) -> list[int]:
+        """Return the tokens of the current span's iterations: its first token, and those of some decode steps."""
+        return [1, *(after - before for before, after in pairwise(self.emitted[: steps + 1]))]
 
 
 class Chunk(NamedTuple):
@@ -163,7 +173,7 @@ def admissible(
         if not sequence.has_blocks:
             if gate and gate.holds_back(sequence):
                 continue
-            spare -= pool.blocks_for(sequence.final_tokens)
+            spare -= pool.blocks_for(sequence.final_tokens + settings.draft_tokens)
         if sequence.has_blocks or spare >= 0:
             yield sequence
 

@@ -30,7 +30,7 @@ from engines.spec.llm_api import (
 )
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
-from engines.spec.model_config import ConfigFacts, model_of_config, read_config_facts
+from engines.spec.model_config import ConfigFacts, model_of_config, read_config, read_config_facts
 from engines.spec.precision import KV_BYTES, PRECISIONS, Arithmetic, KvFormat, Precision, precision_named
 from engines.spec.resolve import is_checkpoint_folder, resolve_gpu, resolve_model, sources_named
 from engines.spec.speculation import (
@@ -38,7 +38,8 @@ from engines.spec.speculation import (
     DraftModel,
     SpeculativeDecoding,
     SpeculativeMethod,
-    acceptance_of,
+    default_acceptance,
+    eagle3_head_in,
     eagle3_head_of,
     lookahead_draft_tokens,
 )
@@ -91,7 +92,8 @@ __all__ = [
     "SpeculativeDecoding",
     "SpeculativeMethod",
     "Verdict",
-    "acceptance_of",
+    "default_acceptance",
+    "eagle3_head_in",
     "eagle3_head_of",
     "engine_profile_named",
     "engine_profiles",
@@ -114,6 +116,7 @@ __all__ = [
     "model_of_config",
     "precision_named",
     "read_accelerator",
+    "read_config",
     "read_config_facts",
     "require_known_arguments",
     "require_possible",

@@ -41,6 +41,8 @@ class Factors(Strict):
         draft_pass_s: With speculation, added to each pass of the draft model: its launch, choosing its tokens, and
             preparing the next pass.
         verify_s: With speculation, added to each iteration: building the draft's input, and accepting its tokens.
+        draft_prompt_s: With speculation, added to each iteration with prompts: launching the draft's pass over them.
+        tree_s: Added to each iteration that verifies a tree of drafts: choosing its branches, building its mask.
     """
 
     weights_ratio: Ratio = 1.0
@@ -56,6 +58,8 @@ class Factors(Strict):
     mixed_kv_reads: Annotated[float, Field(ge=1)] = 1.0
     draft_pass_s: Seconds = 0.0
     verify_s: Seconds = 0.0
+    draft_prompt_s: Seconds = 0.0
+    tree_s: Seconds = 0.0
 
 
 class Host(Strict):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from engines.errors import UserError
-from engines.files import Strict
+from engines.files import Strict, validate
+from engines.names import spec_data
 from engines.spec.model import ModelSpec
 
 SpeculativeMethod = Literal[
@@ -51,19 +53,34 @@ def eagle3_head_of(target: ModelSpec) -> DraftModel:
     >>> round(eagle3_head_of(model_named("qwen3-8b")).parameters / 1e6)  # Tengyunw/qwen3_8b_eagle3: 0.8 GB at 16 bit
     400
     """
-    return DraftModel(
-        **{
-            **target.model_dump(),
-            "name": f"eagle3-head-of-{target.name}",
-            "layers": 1,
-            "vocab_size": EAGLE3_VOCAB_SIZE,
-            "tied_embeddings": True,
-            "qk_norm": False,
-            "hugging_face_id": None,
-            "aliases": (),
-            "source": "one layer of the target; see eagle3_head_of",
-        },
-        fused_states=EAGLE3_FUSED_STATES,
+    return _head(target, {"name": f"eagle3-head-of-{target.name}", "layers": 1, "vocab_size": EAGLE3_VOCAB_SIZE})
+
+
+def eagle3_head_in(config: dict[str, Any], target: ModelSpec, *, name: str) -> DraftModel:
+    """Return the geometry of an EAGLE-3 head by its config.json; what that does not say is the target's.
+
+    Source:
+        Keys of yuhuili/EAGLE3-LLaMA3.1-Instruct-8B and SpecForge's configs: those of a Llama model, `draft_vocab_size`.
+    """
+    names = {
+        "layers": "num_hidden_layers",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "attention_heads": "num_attention_heads",
+        "kv_heads": "num_key_value_heads",
+        "head_size": "head_dim",
+        "vocab_size": "draft_vocab_size",
+    }
+    stated = {ours: config[theirs] for ours, theirs in names.items() if config.get(theirs) is not None}
+    return _head(target, {"vocab_size": config.get("vocab_size", EAGLE3_VOCAB_SIZE), **stated, "name": name})
+
+
+def _head(target: ModelSpec, changed: dict[str, Any]) -> DraftModel:
+    own = {"tied_embeddings": True, "qk_norm": False, "hugging_face_id": None, "aliases": (), "source": ""}
+    return validate(
+        {**target.model_dump(), **own, **changed, "fused_states": EAGLE3_FUSED_STATES},
+        DraftModel,
+        where=f"draft model {changed['name']}",
     )
 
 
@@ -100,6 +117,11 @@ class SpeculativeDecoding(Strict):
         return self
 
     @property
+    def is_tree(self) -> bool:
+        """Whether a draft model proposes several tokens for a position."""
+        return self.draft is not None and self.verified_tokens > self.draft_len
+
+    @property
     def tokens_per_step(self) -> float:
         """Mean tokens of a sequence in one step: its own and the accepted ones."""
         return 1 + sum(self.acceptance)
@@ -111,19 +133,25 @@ class AcceptanceProfile(Strict):
     rates: tuple[Rate, ...]
     source: str
 
+    def first(self, draft_len: int) -> tuple[float, ...]:
+        """Return the rates of the first positions.
 
-def acceptance_of(profile: AcceptanceProfile, draft_len: int) -> tuple[float, ...]:
-    """Return the first `draft_len` rates of a profile.
+        Raises:
+            UserError: The profile has fewer.
+        """
+        if draft_len > len(self.rates):
+            raise UserError(
+                f"the acceptance profile has {len(self.rates)} positions, and the draft length is {draft_len}",
+                hint="--acceptance, one rate for each position, as vLLM's metrics and run-load report them",
+            )
+        return self.rates[:draft_len]
 
-    Raises:
-        UserError: The profile has fewer.
-    """
-    if draft_len > len(profile.rates):
-        raise UserError(
-            f"the acceptance profile has {len(profile.rates)} positions, and the draft length is {draft_len}",
-            hint="speculative.acceptance: one rate for each position, as vLLM's metrics have it; or a shorter draft",
-        )
-    return profile.rates[:draft_len]
+
+@cache
+def default_acceptance() -> dict[str, AcceptanceProfile]:
+    """Return the default acceptance profiles, by method; a method without a source has none."""
+    loaded = spec_data("acceptance")
+    return {name: validate(values, AcceptanceProfile, where="acceptance.yaml") for name, values in loaded.items()}
 
 
 def lookahead_draft_tokens(window_size: int, ngram_size: int, verification_set_size: int) -> int:

@@ -56,7 +56,10 @@ def step_time_of(
             factors=factors,
         )
     added_s = factors.verify_s + speculative.draft_passes * factors.draft_pass_s
-    return Speculative(source, drafting, added_s=added_s)
+    if speculative.is_tree:
+        added_s += factors.tree_s
+    prompt_s = 0.0 if drafting is None else factors.draft_prompt_s
+    return Speculative(source, drafting, added_s=added_s, prompt_s=prompt_s)
 
 
 def favoured_source(

@@ -61,13 +61,15 @@ class Speculative:
     Args:
         target: Step time of the target, built for one token and its draft for each decoding sequence.
         drafting: Passes of the draft model; None: n-grams, which need no model.
-        added_s: Added to each iteration that decodes, or has drafts to make.
+        added_s: Added to each iteration.
+        prompt_s: Added to each iteration with prompts.
     """
 
-    def __init__(self, target: StepTime, drafting: Drafting | None, *, added_s: float) -> None:
+    def __init__(self, target: StepTime, drafting: Drafting | None, *, added_s: float, prompt_s: float = 0.0) -> None:
         self.target = target
         self.drafting = drafting
         self._added_s = added_s
+        self._prompt_s = prompt_s
         self._drafts: dict[int, tuple[float, float]] = {}
 
     @property
@@ -80,14 +82,15 @@ class Speculative:
         target = self.target.cost(shape)
         draft = StepCost() if self.drafting is None else self.drafting.cost(shape)
         drafted_s = draft.seconds - draft.kv_read_s
-        return target._replace(
-            kv_read_s=target.kv_read_s + draft.kv_read_s, draft_s=target.draft_s + drafted_s + self._added_s
-        )
+        return target._replace(kv_read_s=target.kv_read_s + draft.kv_read_s, draft_s=drafted_s + self._added_of(shape))
 
     def seconds(self, shape: StepShape) -> float:
         """Return the seconds of one iteration."""
         draft_s = 0.0 if self.drafting is None else self.drafting.cost(shape).seconds
-        return self.target.seconds(shape) + draft_s + self._added_s
+        return self.target.seconds(shape) + draft_s + self._added_of(shape)
+
+    def _added_of(self, shape: StepShape) -> float:
+        return self._added_s + (self._prompt_s if shape.prefill_sequences else 0.0)
 
     def decode_line(self, decode_sequences: int, decode_context_tokens: int) -> DecodeLine:
         """Return the target's line with the draft's, which is linear in the context everywhere."""
