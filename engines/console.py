@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import select
+import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +32,7 @@ LAST_GROUPS = {
 LARGEST_NUMBER = 10**12
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
+READER_LEFT = 128 + signal.SIGPIPE  # what shells report of a program that SIGPIPE ended
 _AGAIN_AFTER_S = 0.05
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
@@ -85,11 +91,21 @@ class Command(click.Command):
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command's function."""
+        """Run the command's function; with -v, a failure of the operating system shows where it happened."""
         try:
-            return super().invoke(ctx)
+            with _broken_pipes(READER_LEFT):
+                return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _InterruptedError(str(error)) from error
+        except OSError:
+            if ctx.params.get("verbose"):
+                progress(traceback.format_exc().rstrip())
+            raise
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the command line; --help and --version print here."""
+        with _broken_pipes(0):
+            return super().make_context(*args, **kwargs)
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command. Never returns.
@@ -115,8 +131,6 @@ class Command(click.Command):
         except (_InterruptedError, KeyboardInterrupt, click.Abort) as error:
             fail(self.name or "command", str(error) or "interrupted", None)
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:
-            sys.exit(0)
         except OSError as error:
             fail(self.name or "command", os_error_text(error), None)
             sys.exit(INTERRUPTED if seen else 1)
@@ -190,6 +204,32 @@ def os_error_text(error: OSError) -> str:
     return text if error.filename is None else f"{error.filename}: {text}"
 
 
+@contextmanager
+def _broken_pipes(status: int) -> Iterator[None]:
+    """End in silence when the reader has left, as in `command | head -1`; else name the failure.
+
+    A command may have been at work, so its status is not 0. click would end without a word and with status 1, for a
+    connection to a server too.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        if not _reader_is_gone():
+            raise click.ClickException(os_error_text(error)) from error
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):  # what is still buffered must not fail again when Python exits
+            os.dup2(nothing, number)
+        sys.exit(status)
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout or stderr is a pipe that nobody reads any more. A broken connection to a server is not."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _is_text(word: str) -> bool:
     """Whether a command-line word is valid UTF-8; Python represents invalid bytes as lone surrogates."""
     try:
@@ -231,7 +271,12 @@ def table_console() -> Console:
     """Return a rich console on stdout for tables; 120 columns wide if stdout is not a terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    class TableConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave the error to the command; rich would exit with status 1."""
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    return TableConsole(width=None if sys.stdout.isatty() else 120)
 
 
 def wrote(path: Path, next_command: str | None = None) -> None:
@@ -239,6 +284,15 @@ def wrote(path: Path, next_command: str | None = None) -> None:
     show(f"wrote {path}")
     if next_command:
         show(f"next: {next_command}")
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a shell reads it, for `next:` lines.
+
+    >>> quoted(Path("a b")), quoted(Path("run"))
+    ("'a b'", 'run')
+    """
+    return shlex.quote(str(path))
 
 
 def command_line(name: str) -> str:

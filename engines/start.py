@@ -31,6 +31,7 @@ class LateCommand:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._leave)
         atexit.register(_ignore_signals)
+        _open_closed_streams()
         return self.loaded()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -52,3 +53,19 @@ def _ignore_signals() -> None:
     """Keep the command's own exit status while the interpreter shuts down, which would restore the default handlers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null for each standard stream that the caller closed.
+
+    Python sets such a stream to None, and the next file opened takes its descriptor: output meant for the terminal
+    would be written into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (lives as long as the process)

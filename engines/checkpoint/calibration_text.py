@@ -163,7 +163,8 @@ def json_records(path: Path) -> Iterator[Any]:
     decoder = json.JSONDecoder()
     buffer = ""
     with text_file(path) as file:
-        for piece in iter(lambda: file.read(_READ_BYTES), ""):
+        # An incomplete object is parsed again from its start, so each time twice as much of it is read.
+        while piece := file.read(max(_READ_BYTES, len(buffer))):
             buffer += piece
             start = buffer.find("{")
             while start >= 0:

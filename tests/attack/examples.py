@@ -32,6 +32,14 @@ prefixes: {count: 2, tokens: 8, share: 0.5}
 conversation: {turns: 2, think_s: 0.1}
 seed: 1
 """
+NO_PROCESS = 2**22 + 1  # above the largest pid that Linux gives
+_HEAD = '"schema": 2, "made_by": {"command": "serve-repo", "version": "0"}, "made_from": []'
+SERVER = (
+    f'{{{_HEAD}, "pid": {NO_PROCESS}, "started_ticks": 1, "address": "127.0.0.1", "http_port": 8000, '
+    '"grpc_port": 8001, "metrics_port": 8002, "triton_version": "2.51.0", "log": "server.log", '
+    '"shared_memory_prefix": "triton_1_1_"}'
+)
+FRONT = f'{{{_HEAD}, "pid": {NO_PROCESS}, "address": "127.0.0.1", "port": 9000, "log": "front.log"}}'
 TEXTS = {
     "recipe.yaml": "precision: fp8\nworkload: {isl: 100, osl: 50}\nlimits: {max_batch_size: 8}\n",
     "serving.yaml": "max_queue_size: 8\n",
@@ -45,6 +53,8 @@ TEXTS = {
     "trace.csv": "at_s,isl,osl\n0,16,4\n0.5,20,4\n1.0,8,2\n",
     "prompts.jsonl": '{"prompt": "w1 w2 w3"}\n{"prompt": "w4 w5"}\n',
     "keys.txt": "sk-attack\n",
+    "stopped/server.json": SERVER,
+    "stopped-front/front.json": FRONT,
 }
 POINTS = "concurrency_or_batch,isl,osl,ttft_ms,itl_ms,throughput_out_tok_s\n" + "".join(
     f"{users},{isl},200,{20 + users * isl / 100:g},{6 + users / 10:g},\n" for users in (1, 4, 16) for isl in (200, 1000)
@@ -68,6 +78,7 @@ def make_examples(folder: Path) -> None:
     place = folder / "place"
     place.mkdir(parents=True)
     for name, text in {**TEXTS, "points.csv": POINTS}.items():
+        (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_text(text)
     write_checkpoint(place / "checkpoint", shapes=SHAPES)
     (place / "tokenizer").mkdir()
@@ -80,7 +91,10 @@ def make_examples(folder: Path) -> None:
             ["--precision", "fp8", "--emulate", "--out", "engine"],
             ["--precision", "fp8", "--emulate", "--backend", "pytorch", "--out", "pytorch"],
         ],
-        "build-repo": [["engine", "--tokenizer", "tokenizer", "--out", "repository"]],
+        "build-repo": [
+            ["engine", "--tokenizer", "tokenizer", "--out", "repository"],
+            ["pytorch", "--tokenizer", "tokenizer", "--out", "repository-pytorch"],
+        ],
         "predict-load": [
             ["engine", *["--isl", "8", "--osl", "4", "--concurrency", "1,2", "--requests", "4", "--out", "run"]],
         ],

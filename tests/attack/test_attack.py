@@ -70,6 +70,11 @@ READ: dict[str, tuple[str, list[str]]] = {
     "repository/manifest.json": ("build-deployment", ["repository", "--out", "out"]),
     "repository/tensorrt_llm/config.pbtxt": ("check-repo", ["repository"]),
     "repository/ensemble/config.pbtxt": ("serve-repo", ["repository", "--tritonserver", "nothing"]),
+    "stopped/server.json": ("serve-repo", ["stopped", "--stop"]),
+    "stopped-front/front.json": ("serve-repo", ["stopped-front", "--stop"]),
+    "engine/plan.json": ("build-repo", ["engine", "--tokenizer", "tokenizer", "--out", "out"]),
+    "repository-pytorch/tensorrt_llm/1/model.yaml": ("check-repo", ["repository-pytorch"]),
+    "prices.yaml": ("plan-capacity", ["demand.yaml", "--dry-run"]),
     "keys.txt": ("serve-repo", ["repository", "--tritonserver", "nothing", "--openai", "--api-key-file", "keys.txt"]),
     "scenario.yaml": ("predict-load", ["engine", "--scenario", "scenario.yaml"]),
     "traced.yaml": ("predict-load", ["engine", "--scenario", "traced.yaml"]),
@@ -149,7 +154,7 @@ def test_files(path: str, examples: Path) -> None:
     @CASES
     @given(damaged(whole, lines=target.suffix == ".jsonl"))
     def attack(text: bytes) -> None:
-        target.unlink()
+        target.unlink(missing_ok=True)  # `--stop` removes it
         target.write_bytes(text)
         findings.add(_run(KNOWN[name], words, examples), text)
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
 from engines.ports import why_not_free
@@ -53,10 +55,11 @@ class ServerRecord(Document):
     Attributes:
         pid: Leader of its process group and session.
         started_ticks: Start time of the process by the kernel's clock, because pids are reused.
-        shared_memory_prefix: Prefix of its shared memory files.
+        shared_memory_prefix: Prefix of its shared memory files, which are removed with it. Nothing shorter is read: an
+            empty one would name the files of every process.
     """
 
-    pid: int
+    pid: int = Field(gt=1)
     started_ticks: int
     address: str
     http_port: int
@@ -64,7 +67,7 @@ class ServerRecord(Document):
     metrics_port: int
     triton_version: str
     log: str
-    shared_memory_prefix: str
+    shared_memory_prefix: str = Field(pattern=r"^triton_[0-9]+_[0-9]+_$")
 
     @property
     def url(self) -> str:

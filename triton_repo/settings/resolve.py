@@ -51,7 +51,7 @@ class Resolved:
 
 
 def resolve(
-    asked: ServingSettings,
+    requested: ServingSettings,
     given: Given,
     engine: EngineManifest,
     config: EngineConfig | None = None,
@@ -68,11 +68,11 @@ def resolve(
     Raises:
         UserError: A conflict: the setting, its value, the contradiction, and a fix.
     """
-    values = asked.model_dump()
+    values = requested.model_dump()
     reasons: dict[str, str] = {}
-    for setting in all_settings(asked):
+    for setting in all_settings(requested):
         if setting.value == "auto":
-            value, reasons[setting.name] = _DERIVED[setting.name](asked, engine, config)
+            value, reasons[setting.name] = _DERIVED[setting.name](requested, engine, config)
             merged_over(values, setting.name, value)
     settings = validate(values, ServingSettings, where="serving settings")
     for what, hint in conflicts_in(settings, engine, config):
@@ -127,9 +127,9 @@ _DERIVED: dict[str, _Derivation] = {
         if config is not None and config.logits
         else ("fp32", "trtllm-build's default")
     ),
-    "runtime.cuda_graph_cache_size": lambda asked, engine, _: (
+    "runtime.cuda_graph_cache_size": lambda requested, engine, _: (
         (engine.limits.max_batch_size, "a graph for each batch size")
-        if asked.runtime.cuda_graphs
+        if requested.runtime.cuda_graphs
         else (0, "no CUDA graphs")
     ),
     "text.preprocessing_instances": lambda _, engine, __: (

@@ -28,12 +28,14 @@ def main() -> int:
     parser.add_argument("--skip-text", action="store_true", help="Do not serve the whole model for its text.")
     parser.add_argument("--publish", action="store_true", help="Copy the result to validation/ and docs/measurements/.")
     parser.add_argument("--until", choices=Chain.STEPS, help="Stop after this step.")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        settings = Settings(asked.out, asked.vllm or VLLM_FOLDER, asked.vllm is None, *server_and_load_core())
-        done = _run(settings, skip={"text"} if asked.skip_text else set(), until=asked.until)
-        if asked.publish and done:
-            for path in publish(asked.out):
+        settings = Settings(
+            arguments.out, arguments.vllm or VLLM_FOLDER, arguments.vllm is None, *server_and_load_core()
+        )
+        done = _run(settings, skip={"text"} if arguments.skip_text else set(), until=arguments.until)
+        if arguments.publish and done:
+            for path in publish(arguments.out):
                 progress(f"wrote {path}")
     except CommandError as error:
         sys.stderr.write(f"make real: error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))

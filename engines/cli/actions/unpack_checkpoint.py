@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engines.checkpoint import inspect_checkpoint, unpack
-from engines.console import command_line, show, wrote
+from engines.console import command_line, quoted, show, wrote
 from engines.files import made_by, to_json
 
 
@@ -18,4 +18,4 @@ def run(source: str, out: Path, force: bool, as_json: bool, verbose: bool) -> No
         show(to_json(facts).rstrip())
         return
     show(f"{facts.name}: {facts.architecture}, {facts.parameters:,} parameters, {facts.dtype}")
-    wrote(folder, f"build-engine --checkpoint {folder} --precision fp8 --until checkpoint")
+    wrote(folder, f"build-engine --checkpoint {quoted(folder)} --precision fp8 --until checkpoint")

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from engines.calibration import LoadGenerator
-from engines.console import command_line, progress, show, wrote
+from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import UserError
 from engines.files import Document, made_by, source_of, to_json, write_json
 from engines.outputs import paths_named, refuse_existing_file
@@ -53,7 +53,7 @@ def run(**flags: Any) -> None:
         show(to_json(found).rstrip())
         return
     show_calibration(found)
-    wrote(target, f"predict-load --calibration {target}")
+    wrote(target, f"predict-load --calibration {quoted(target)}")
 
 
 def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:

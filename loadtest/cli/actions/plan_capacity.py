@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines.console import command_line, progress, show, wrote
+from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, made_by, read_json, source_of, to_json, write_json, write_text
 from engines.outputs import refuse_existing, whole_folder
@@ -53,7 +53,7 @@ def run(
     if demand_file is None:
         raise UserError("no demand file was given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
     demand = read_demand(demand_file)
-    changed = [what_if(demand, asked) for asked in flags["changes"]]
+    changed = [what_if(demand, change) for change in flags["changes"]]
     if flags["dry_run"]:
         show(to_json(demand).rstrip())
         return
@@ -72,7 +72,7 @@ def _plan(
         options = SearchOptions(cache, workers, progress, show_first)
         plan = make_capacity(demand, folder, head, options, today=today)
         others = {
-            each.asked: make_capacity(each.demand, folder, head, options, today=today, is_brief=True)
+            each.change: make_capacity(each.demand, folder, head, options, today=today, is_brief=True)
             for each in changed
         }
     together = compared(plan, others, head) if others else None
@@ -113,12 +113,12 @@ def _verify(run: Path, plan_file: Path, *, as_json: bool, is_last: bool) -> None
     why = [*(f"missed {each}" for each in found.missed), *(f"not valid: {each}" for each in found.validity_issues)]
     if found.held:
         return
-    said = f"the plan failed its verification ({found.label}): {'; '.join(why)}"
+    text = f"the plan failed its verification ({found.label}): {'; '.join(why)}"
     if not is_last:
-        progress(said)
+        progress(text)
         return
     raise TargetMissedError(
-        said,
+        text,
         hint=f"run-load with the plan's {CALIBRATE_NAME}, then plan-capacity --plan {plan_file} --calibrate-from RUN",
     )
 
@@ -177,6 +177,6 @@ def _show(plan: CapacityPlan, together: Compared | None, target: Path) -> None:
     if together is not None:
         show_compared(together)
     if plan.recommended is not None:
-        wrote(target, f"run-load --scenario {target / SCENARIO_NAME} --url URL, then --verify")
+        wrote(target, f"run-load --scenario {quoted(target / SCENARIO_NAME)} --url URL, then --verify")
     else:
         wrote(target)

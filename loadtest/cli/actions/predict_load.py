@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.console import command_line, show, wrote
+from engines.console import command_line, quoted, show, wrote
 from engines.errors import MissingError, UserError
 from engines.files import Source, made_by, source_of, to_json
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
@@ -41,7 +41,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     plans = plans_of(scenario)
     rows = _rows(scenario, plans, flags["tokenizer"], engine_dir)
     manifest = engine_of(
-        flags, engine_dir, known, [plan.seen(scenario, ConversationSampler(scenario, rows)) for plan in plans]
+        flags, engine_dir, known, [plan.length_stats(scenario, ConversationSampler(scenario, rows)) for plan in plans]
     )
     if known is not None:
         sources.append(source_of(flags["calibration"]))
@@ -70,7 +70,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         return
     _show(summary, scenario, f"step times by {manifest.step_time.source}; intervals by {rests_on}")
     if flags["out"] is not None:
-        wrote(flags["out"], f"report-load {flags['out']}")
+        wrote(flags["out"], f"report-load {quoted(flags['out'])}")
     _require_success(summary)
 
 

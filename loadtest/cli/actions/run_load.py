@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engines.console import command_line, progress, show, wrote
+from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, to_json
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
@@ -61,7 +61,7 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
         )
     else:
         show_summary(summary_of_runs(folders))
-        wrote(out, "report-load " + " ".join(str(folder) for folder in folders))
+        wrote(out, "report-load " + " ".join(map(quoted, folders)))
     if validity_issues and flags["strict"]:
         raise TargetMissedError(f"{out}: the run is not valid: {len(validity_issues)} validity issues; see run.json")
 

@@ -46,6 +46,26 @@ def test_bug_keeps_its_traceback() -> None:
         _command(ZeroDivisionError()).main([])
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "a"), ConnectionResetError("reset")])
+def test_verbose_shows_where_the_operating_system_refused(error: OSError, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line as ever, and with -v the traceback before it."""
+    for flags, has_traceback in (([], False), (["-v"], True)):
+        with pytest.raises(SystemExit) as ended:
+            _command(error).main(flags)
+        said = capsys.readouterr().err
+        assert ended.value.code == 1
+        assert ("Traceback (most recent call last)" in said) is has_traceback
+        assert said.splitlines()[-1].startswith("do-thing: error: ")
+
+
+def test_a_broken_connection_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    """EPIPE from a server's socket is not a reader of stdout that left."""
+    with pytest.raises(SystemExit) as ended:
+        _command(BrokenPipeError(32, "Broken pipe")).main([])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "do-thing: error: Broken pipe\n"
+
+
 def test_hint_and_tool_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """A failed tool's status and last lines are part of the message; the hint has its own line."""
     error: CommandError = ToolError("trtllm-build failed", status=2, last_lines=["a", "b"], hint="read the log")

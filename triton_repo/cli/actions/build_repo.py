@@ -39,7 +39,7 @@ FLAG_NAMES = {
 def run(engine_dir: Path, **flags: Any) -> None:
     """Generate the Triton model repository of an engine, and check it."""
     out = flags["out"] or Path("artifacts/repositories") / engine_dir.name
-    settings, given = _asked(flags)
+    settings, given = _serving_settings(flags)
     relay_url = _relay_url(flags["engine_url"], flags["engine_model"])
     if flags["explain"] or flags["dry_run"]:  # neither asks the server: it need not run
         explained = resolve_for(engine_dir, settings, given, relay_url=relay_url, server=flags["server"])
@@ -62,7 +62,7 @@ def run(engine_dir: Path, **flags: Any) -> None:
         console.show(to_json(repository).rstrip())
         return
     _show_repository(repository)
-    console.wrote(out, f"serve-repo {out}")
+    console.wrote(out, f"serve-repo {console.quoted(out)}")
 
 
 def _relay_url(url: str | None, model: str | None) -> str | None:
@@ -99,7 +99,7 @@ def _relay(url: str, model: str | None) -> Relay:
     return Relay(url=url, model=names[0])
 
 
-def _asked(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
+def _serving_settings(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
     """Merge flags over the serving YAML over the defaults, and record the origin of each value."""
     document: dict[str, Any] = {}
     given: Given = {}

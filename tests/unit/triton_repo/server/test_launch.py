@@ -1,0 +1,52 @@
+"""What a damaged or stale `server.json` can do: nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engines.errors import UserError
+from engines.files import MadeBy, read_json, write_json
+from engines.processes import started_ticks
+from triton_repo.server.launch import SERVER_NAME, ServerRecord, stop_server
+
+
+def _record(pid: int, ticks: int) -> ServerRecord:
+    return ServerRecord(
+        made_by=MadeBy(command="serve-repo", version="0"),
+        pid=pid,
+        started_ticks=ticks,
+        address="127.0.0.1",
+        http_port=8000,
+        grpc_port=8001,
+        metrics_port=8002,
+        triton_version="2.51.0",
+        log="server.log",
+        shared_memory_prefix="triton_1_1_",
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "t", "../", "triton_", "triton_*_1_", "*"])
+def test_a_damaged_prefix_is_refused(prefix: str, tmp_path: Path) -> None:
+    """An empty prefix would name the shared memory of every process on the machine."""
+    write_json(tmp_path / SERVER_NAME, _record(2**22 + 1, 1).model_copy(update={"shared_memory_prefix": prefix}))
+    with pytest.raises(UserError, match="shared_memory_prefix"):  # read only: --stop would remove what it names
+        read_json(tmp_path / SERVER_NAME, ServerRecord)
+
+
+def test_a_reused_pid_is_not_signalled(tmp_path: Path) -> None:
+    """Another process, the leader of its group, now has the server's pid: it lives on, and the record is removed."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as other:
+        ticks = started_ticks(other.pid)
+        assert ticks is not None
+        write_json(tmp_path / SERVER_NAME, _record(other.pid, ticks - 1))
+        assert not stop_server(tmp_path)
+        assert os.getpgid(other.pid) == other.pid
+        assert other.poll() is None
+        other.communicate(b"\n", timeout=30)
+    assert other.returncode == 0
+    assert not (tmp_path / SERVER_NAME).exists()
