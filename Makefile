@@ -59,8 +59,9 @@ $(OLDER_MODELOPT)/.setup: tests/contract/modelopt-0.37.txt | $(STAMP)
 	@echo "setup: installing the local Triton server" >&2
 	@$(BIN)/install-triton
 
-demo: setup  ## Checkpoint to chart, through the real Triton: artifacts/demo/report/report.html
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh artifacts/demo
+demo: setup  ## Checkpoint to chart, through the real Triton: artifacts/demo/report/report.html; REAL=1: before a real vLLM
+	@$(if $(REAL),PYTHONPATH=. $(BIN)/python -m validation.real.demo $(if $(VLLM),--vllm $(VLLM)) $(ARGS),\
+		PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh artifacts/demo)
 
 test: setup  ## Every test that needs no GPU (what CI runs): independent ones in parallel, then those with servers
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal engines triton_repo loadtest tests/unit tests/attack tests/contract tests/integration tests/statistical

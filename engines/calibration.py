@@ -138,8 +138,8 @@ def require_match(calibration: Calibration, *, gpu: str, precision: str, tensor_
     found = (calibration.gpu, calibration.precision, calibration.tensor_parallel)
     if found != (gpu, precision, tensor_parallel):
         names = ("{} {} tensor parallel {}".format(*each) for each in (found, (gpu, precision, tensor_parallel)))
-        of, asked = names
+        of, given = names
         raise UserError(
-            f"{path}: the calibration is for {of}, not for {asked}",
+            f"{path}: the calibration is for {of}, not for {given}",
             hint="run calibrate-engine on measurements of that deployment, or omit --calibration",
         )

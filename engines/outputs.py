@@ -209,14 +209,16 @@ def folder_lock(target: Path) -> Iterator[None]:
         raise UserError(f"{target}: the path has no folder name", hint="give the full path of the folder")
     _make_parent(target)
     lock_path = target.with_name(f".{target.name}.lock")
-    told = UserError(f"{target}: another command is writing this folder", hint="wait for it, or choose another --out")
+    refusal = UserError(
+        f"{target}: another command is writing this folder", hint="wait for it, or choose another --out"
+    )
     with lock_path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise told from error
+            raise refusal from error
         if not (lock_path.exists() and lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino):
-            raise told  # the previous holder removed the file locked here; a process that locks a new one comes first
+            raise refusal  # its previous holder removed the locked file; a process that locks a new one comes first
         try:
             yield
         finally:
@@ -229,8 +231,8 @@ def _refuse_place(target: Path, inputs: Collection[Path]) -> None:
         raise UserError(f"{target} is a symbolic link to {target.readlink()}", hint="name the folder itself")
     place = _resolved(target)
     home = os.path.expanduser("~")  # noqa: PTH111 (Path.home() fails where an account has none)
-    kept = ((Path(home), "the home folder"), (Path.cwd(), "the current folder"))
-    for folder, what in kept:
+    protected = ((Path(home), "the home folder"), (Path.cwd(), "the current folder"))
+    for folder, what in protected:
         if _resolved(folder).is_relative_to(place):
             raise UserError(f"{target} is or contains {what}", hint="choose a separate folder with --out")
     for each in inputs:

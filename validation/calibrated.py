@@ -156,7 +156,7 @@ def _profile_of(deployment: Deployment) -> EngineProfile:
 
 
 def _manifest(deployment: Deployment, points: list[Point]) -> EngineManifest:
-    asked = resolve_recipe(
+    resolved = resolve_recipe(
         None,
         {
             "model": deployment.model,
@@ -170,4 +170,4 @@ def _manifest(deployment: Deployment, points: list[Point]) -> EngineManifest:
             "workload.longest_osl": max(point.osl for point in points),
         },
     )
-    return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
+    return emulated_manifest(make_plan(resolved, head=HEAD), resolved.recipe)

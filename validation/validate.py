@@ -138,17 +138,17 @@ def main() -> int:
         "--page", action="store_true", help="Run nothing: write the page from the comparisons there are."
     )
     parser.add_argument("--aisimulate", metavar="PYTHON", help="Python of an environment that has NVIDIA's aisimulate.")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     folders = [path.parent for path in sorted(HERE.rglob("case.yaml"))]
-    chosen = [folder for folder in folders if asked.only in str(folder.relative_to(HERE))]
-    chosen = [folder for folder in chosen if read_case(folder).fast or not asked.fast]
+    chosen = [folder for folder in folders if options.only in str(folder.relative_to(HERE))]
+    chosen = [folder for folder in chosen if read_case(folder).fast or not options.fast]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        if not asked.page:
-            list(pool.map(compare, chosen, [asked.aisimulate] * len(chosen)))
-        if not (asked.page or asked.fast or asked.only):
+        if not options.page:
+            list(pool.map(compare, chosen, [options.aisimulate] * len(chosen)))
+        if not (options.page or options.fast or options.only):
             write_rows(calibrated_rows(pool))
-    found = [read_comparison(folder) for folder in (folders if asked.page else chosen)]
-    whole = not (asked.fast or asked.only)
+    found = [read_comparison(folder) for folder in (folders if options.page else chosen)]
+    whole = not (options.fast or options.only)
     text = tables_of(found) + (calibrated_table(read_rows()) if whole else "")
     sys.stdout.write(text)
     if whole:
@@ -518,8 +518,8 @@ def page_of(tables: str, found: Sequence[Compared]) -> str:
     """Return the page of the documentation."""
     sources = "\n".join(f"- {each}" for each in sorted({f"{one.case.source} ({one.case.licence})" for one in found}))
     inside, total = covered(each for each in found if not each.case.tuned)
-    asked = sum(each is not None for one in found for each in one.beside)
-    beside = f"\nNVIDIA's aisimulate, with its defaults, was asked for {asked} of the points.\n"
+    counted = sum(each is not None for one in found for each in one.beside)
+    beside = f"\nNVIDIA's aisimulate, with its defaults, was asked for {counted} of the points.\n"
     share = "-" if not total else f"{100 * inside / total:.0f} % of {total}"
     missed = (HERE / "missed.md").read_text(encoding="utf-8")
     return PAGE_TEXT.format(

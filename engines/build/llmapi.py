@@ -132,29 +132,29 @@ def _cuda_graphs(engine: EngineManifest, choices: LlmApiChoices) -> dict[str, An
 
 
 def _adapters(choices: LlmApiChoices) -> dict[str, Any]:
-    asked = choices.adapters
-    if asked is None:
+    options = choices.adapters
+    if options is None:
         return {}
-    config: dict[str, Any] = {"lora_target_modules": list(asked.target_modules), "max_lora_rank": asked.max_rank}
-    counts = {"max_loras": asked.max_loras, "max_cpu_loras": asked.max_cpu_loras}
+    config: dict[str, Any] = {"lora_target_modules": list(options.target_modules), "max_lora_rank": options.max_rank}
+    counts = {"max_loras": options.max_loras, "max_cpu_loras": options.max_cpu_loras}
     return {"lora_config": config | {name: count for name, count in counts.items() if count is not None}}
 
 
 def _speculation(choices: LlmApiChoices) -> dict[str, Any]:
-    asked = choices.speculation
-    if asked is None:
+    options = choices.speculation
+    if options is None:
         return {}
     config: dict[str, Any] = {
-        "decoding_type": llm_api(choices.version).decoding_types[asked.method],
-        "max_draft_len": asked.max_draft_len,
+        "decoding_type": llm_api(choices.version).decoding_types[options.method],
+        "max_draft_len": options.max_draft_len,
     }
-    if asked.draft_model is not None:
-        config["speculative_model"] = asked.draft_model
-    if asked.max_matching_ngram_size is not None:
-        config["max_matching_ngram_size"] = asked.max_matching_ngram_size
+    if options.draft_model is not None:
+        config["speculative_model"] = options.draft_model
+    if options.max_matching_ngram_size is not None:
+        config["max_matching_ngram_size"] = options.max_matching_ngram_size
     arguments: dict[str, Any] = {"speculative_config": config}
     # Except with eagle3, drafts are made outside the model's step, which therefore cannot overlap with the next one.
-    if asked.method != "eagle3":
+    if options.method != "eagle3":
         arguments["disable_overlap_scheduler"] = True
     return arguments
 

@@ -275,7 +275,7 @@ def _quantize(job: Job, source: Path, part: Path, stages: Stages) -> None:
     target = part / "checkpoint"
     target.mkdir()
     plan = job.plan
-    asked = ExportJob(
+    export_job = ExportJob(
         source=source,
         precision=plan.precision,
         kv_cache=exported_kv_format(plan.kv_format) if plan.backend == "pytorch" else plan.kv_format,
@@ -285,7 +285,7 @@ def _quantize(job: Job, source: Path, part: Path, stages: Stages) -> None:
         pipeline_parallel=plan.sizing.pipeline_parallel,
     )
     export = quantize_huggingface if plan.backend == "pytorch" else quantize
-    notices = export(asked, target, progress=stages.progress, log=_log_of(stages, "quantize"))
+    notices = export(export_job, target, progress=stages.progress, log=_log_of(stages, "quantize"))
     write_json(part / "notices.json", _Notices(notices=notices))
 
 

@@ -158,21 +158,21 @@ def _check_huggingface_structure(config: dict[str, Any], layout: Layout) -> None
 def _check_huggingface_quantization(out: Path, config: dict[str, Any], layout: Layout) -> None:
     """Check that both places a loader may read state the requested formats."""
     path = out / "hf_quant_config.json"
-    asked: dict[str, Any] = {
+    required: dict[str, Any] = {
         "quant_algo": precision_named(layout.precision).quant_algo,
         "kv_cache_quant_algo": KV_ALGO[layout.kv_cache],
     }
     found = json.loads(path.read_text(encoding="utf-8")).get("quantization", {}) if path.is_file() else {}
     if layout.group_size:
-        asked["group_size"] = layout.group_size
-    for key, value in asked.items():
+        required["group_size"] = layout.group_size
+    for key, value in required.items():
         if found.get(key) != value:
             raise ToolError(f"ModelOpt's export states {key} = {found.get(key)} in {path.name}, expected {value}")
     inline = config.get("quantization_config") or {}
-    if inline.get("quant_algo") != asked["quant_algo"]:
+    if inline.get("quant_algo") != required["quant_algo"]:
         raise ToolError(
             f"ModelOpt's export states quant_algo = {inline.get('quant_algo')} in config.json, "
-            f"{asked['quant_algo']} was asked for"
+            f"{required['quant_algo']} was asked for"
         )
 
 

@@ -44,17 +44,17 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path}: not a tokenizer: {error}", hint="download it again") from error
 
 
-def find_tokenizer(asked: str | None, checkpoint: Path | None, family: str) -> Path | None:
+def find_tokenizer(named: str | None, checkpoint: Path | None, family: str) -> Path | None:
     """Return the folder of the tokenizer to use; None if there is none.
 
     Raises:
         MissingError: The requested folder has none.
     """
-    if asked is not None:
-        folder = Path(asked) if Path(asked).is_dir() else Path(asked).parent
+    if named is not None:
+        folder = Path(named) if Path(named).is_dir() else Path(named).parent
         if not (folder / TOKENIZER_FILE).is_file():
             raise MissingError(
-                f"{asked}: contains no {TOKENIZER_FILE}", hint="give the folder that contains tokenizer.json"
+                f"{named}: contains no {TOKENIZER_FILE}", hint="give the folder that contains tokenizer.json"
             )
         return folder
     candidates = [installed_tokenizers() / family]

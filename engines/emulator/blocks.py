@@ -173,13 +173,13 @@ class KvPool:
             self._holders[content] = 1
         return len(hashes)
 
-    def release(self, held: int, shared_hashes: Row[int], *, paused: int | None = None) -> None:
-        """Return all `held` blocks of a sequence to the pool; the first ones are held by hash.
+    def release(self, blocks: int, shared_hashes: Row[int], *, paused: int | None = None) -> None:
+        """Return all `blocks` blocks of a sequence to the pool; the first ones are held by hash.
 
         Args:
             paused: The sequence, if it will restart and may find its own blocks.
         """
-        private = held - len(shared_hashes)
+        private = blocks - len(shared_hashes)
         self.used -= private
         if self.reuse and private and (paused is not None or self._freed):
             self._freed.append(_Freed(paused, private))

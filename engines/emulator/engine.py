@@ -418,8 +418,8 @@ class Batcher:
         return sequence
 
     def _reason(self, sequence: Sequence) -> FinishReason:
-        asked = sequence.request.max_output_tokens
-        return FinishReason.LENGTH if sequence.output_tokens == asked else FinishReason.END_TOKEN
+        max_tokens = sequence.request.max_output_tokens
+        return FinishReason.LENGTH if sequence.output_tokens == max_tokens else FinishReason.END_TOKEN
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.ended = reason

@@ -53,6 +53,6 @@ def measure_serving_products(
     done = subprocess.run(words, capture_output=True, text=True, timeout=_WITHIN_S, check=False)
     if done.returncode:
         raise ToolError("vLLM's products", status=done.returncode, last_lines=done.stderr.splitlines()[-5:])
-    said = parse_json(done.stdout.splitlines()[-1], where=str(SCRIPT))
-    speeds = tuple(ProductSpeed(rows=rows, weight_bytes_per_s=round(speed)) for rows, speed in said["products"])
-    return speeds, said["library"]
+    output = parse_json(done.stdout.splitlines()[-1], where=str(SCRIPT))
+    speeds = tuple(ProductSpeed(rows=rows, weight_bytes_per_s=round(speed)) for rows, speed in output["products"])
+    return speeds, output["library"]

@@ -209,12 +209,12 @@ def choose_limits(
     shortens bursts of prompts that a steady state does not include.
     """
     candidates = _candidates(engine, workload, batch_sizes, token_budgets, max_draft_len)
-    judged = [(found, outlook(found, workload)) for found in candidates]
-    good = [(found, seen) for found, seen in judged if not seen.misses(objectives)]
+    outlooks = [(found, outlook(found, workload)) for found in candidates]
+    good = [(found, expected) for found, expected in outlooks if not expected.misses(objectives)]
     if not good:
-        fitting = [pair for pair in judged if pair[1].sequences] or judged
+        fitting = [pair for pair in outlooks if pair[1].sequences] or outlooks
         return min(fitting, key=lambda pair: (pair[1].itl_s, pair[1].ttft_s, pair[1].longest_gap_s))[0]
-    best = max(seen.tokens_per_s for _, seen in good)
+    best = max(expected.tokens_per_s for _, expected in good)
     worthy = [pair for pair in good if pair[1].tokens_per_s >= best * (1 - WORTH_RATIO)]
     return min(worthy, key=lambda pair: (pair[0].sizing.max_batch_size, -pair[0].sizing.max_num_tokens))[0]
 
@@ -229,10 +229,10 @@ def _candidates(
     longest = min(workload.longest_isl, engine.sizing.max_seq_len - 1)
     if not engine.chunked and len(token_budgets) > 1:  # a prompt that is not chunked must fit one iteration
         token_budgets = tuple(budget for budget in token_budgets if budget >= longest) or (longest,)
-    asked = len(token_budgets) == len(batch_sizes) == 1
+    are_given = len(token_budgets) == len(batch_sizes) == 1
     for budget in token_budgets:
         for batch in batch_sizes:
-            if batch <= budget or asked:
+            if batch <= budget or are_given:
                 sizing = engine.sizing.model_copy(update={"max_batch_size": batch})
                 built = built_num_tokens(budget, sizing, max_draft_len=max_draft_len)
                 yield engine.limited(max_batch_size=batch, max_num_tokens=built)

@@ -17,11 +17,11 @@ _WITH_DRAFT_MODEL = ("eagle3", "draft_target")
 LAST_ENGINE_RELEASE = "1.2.1"
 
 
-def pytorch_release(recipe: Recipe, *, is_release_asked: bool) -> str:
+def pytorch_release(recipe: Recipe, *, is_release_given: bool) -> str:
     """Return the TensorRT-LLM release of a PyTorch-backend plan.
 
     Args:
-        is_release_asked: `tensorrt_llm` was given by flag or recipe, and must then agree with `trtllm_version`.
+        is_release_given: `tensorrt_llm` was given by flag or recipe, and must then agree with `trtllm_version`.
 
     Raises:
         UserError: The two disagree, or the release's LLM API is unknown.
@@ -30,12 +30,12 @@ def pytorch_release(recipe: Recipe, *, is_release_asked: bool) -> str:
     if version == "auto":
         llm_api_version_of(recipe.tensorrt_llm)
         return recipe.tensorrt_llm
-    if is_release_asked and llm_api_version_of(recipe.tensorrt_llm) != version:
+    if is_release_given and llm_api_version_of(recipe.tensorrt_llm) != version:
         raise UserError(
             f"trtllm_version {version} and tensorrt_llm {recipe.tensorrt_llm} are different versions",
             hint="give one of them",
         )
-    return recipe.tensorrt_llm if is_release_asked else llm_api(version).release
+    return recipe.tensorrt_llm if is_release_given else llm_api(version).release
 
 
 def require_backend_has(recipe: Recipe) -> None:
@@ -61,10 +61,10 @@ def require_backend_has(recipe: Recipe) -> None:
         "disaggregation": _is_split(recipe),
         "lora.max_loras": recipe.lora.max_loras is not None or recipe.lora.max_cpu_loras is not None,
     }
-    asked = [what for what, is_asked in alone.items() if is_asked]
-    if asked:
+    unsupported = [what for what, is_set in alone.items() if is_set]
+    if unsupported:
         raise UserError(
-            f"{', '.join(asked)}: only the PyTorch backend has these; the last stable release with engines is "
+            f"{', '.join(unsupported)}: only the PyTorch backend has these; the last stable release with engines is "
             f"{LAST_ENGINE_RELEASE}",
             hint="--backend pytorch",
         )
@@ -108,61 +108,61 @@ def _version(recipe: Recipe) -> LlmApiVersion:
 
 
 def _graph_sizes(recipe: Recipe, max_batch_size: int) -> tuple[int, ...]:
-    asked = recipe.cuda_graphs.batch_sizes
-    if asked == "auto":
+    sizes = recipe.cuda_graphs.batch_sizes
+    if sizes == "auto":
         return ()
-    if not asked or max(asked) > max_batch_size:
+    if not sizes or max(sizes) > max_batch_size:
         raise UserError(
-            f"cuda_graphs.batch_sizes {list(asked)}: from 1 to max_batch_size, which is {max_batch_size}",
+            f"cuda_graphs.batch_sizes {list(sizes)}: from 1 to max_batch_size, which is {max_batch_size}",
             hint="omit it to record TensorRT-LLM's default series up to the largest batch",
         )
-    return tuple(sorted(set(asked)))
+    return tuple(sorted(set(sizes)))
 
 
 def _adapters(recipe: Recipe) -> Adapters | None:
-    asked = recipe.lora
-    if not asked.target_modules:
-        if asked.max_loras is not None or asked.max_cpu_loras is not None:
+    lora = recipe.lora
+    if not lora.target_modules:
+        if lora.max_loras is not None or lora.max_cpu_loras is not None:
             raise UserError("lora.max_loras without lora.target_modules", hint="--lora-modules attn_q,attn_k,attn_v")
         return None
     return Adapters(
-        target_modules=asked.target_modules,
-        max_rank=asked.max_rank,
-        max_loras=asked.max_loras,
-        max_cpu_loras=asked.max_cpu_loras,
+        target_modules=lora.target_modules,
+        max_rank=lora.max_rank,
+        max_loras=lora.max_loras,
+        max_cpu_loras=lora.max_cpu_loras,
     )
 
 
 def _speculation(recipe: Recipe, sizing: Sizing) -> Speculation | None:
-    asked = recipe.speculative
-    if asked.mode == "none":
-        if asked.max_draft_len or asked.draft_model:
+    speculative = recipe.speculative
+    if speculative.mode == "none":
+        if speculative.max_draft_len or speculative.draft_model:
             raise UserError("a draft length or model without speculative decoding", hint="--speculative eagle3")
         return None
-    method = PYTORCH_SPECULATION[asked.mode]
-    if not asked.max_draft_len:
+    method = PYTORCH_SPECULATION[speculative.mode]
+    if not speculative.max_draft_len:
         raise UserError(f"speculative decoding '{method}' needs a draft length", hint="--max-draft-len 3")
-    step_tokens = sizing.max_batch_size * (1 + asked.max_draft_len)
+    step_tokens = sizing.max_batch_size * (1 + speculative.max_draft_len)
     if step_tokens > sizing.max_num_tokens:
         raise UserError(
             f"max_num_tokens {sizing.max_num_tokens} is less than the {step_tokens} tokens of a full batch of "
-            f"{sizing.max_batch_size} with {asked.max_draft_len} draft tokens each",
+            f"{sizing.max_batch_size} with {speculative.max_draft_len} draft tokens each",
             hint=f"--max-num-tokens {step_tokens}, a smaller --max-batch-size or a shorter --max-draft-len",
         )
     needs_model = method in _WITH_DRAFT_MODEL
-    if needs_model and asked.draft_model is None:
+    if needs_model and speculative.draft_model is None:
         what = "an EAGLE-3 head trained for this model" if method == "eagle3" else "a smaller model of the same family"
         raise UserError(
             f"speculative decoding '{method}' needs a draft model: {what}",
             hint="--draft-model, a folder or a published name; --speculative ngram needs none",
         )
-    if not needs_model and asked.draft_model is not None:
+    if not needs_model and speculative.draft_model is not None:
         raise UserError(f"speculative decoding '{method}' takes no draft model", hint="omit --draft-model")
     return Speculation(
         method=method,
-        max_draft_len=asked.max_draft_len,
-        draft_model=asked.draft_model,
-        max_matching_ngram_size=None if needs_model else asked.max_matching_ngram_size,
+        max_draft_len=speculative.max_draft_len,
+        draft_model=speculative.draft_model,
+        max_matching_ngram_size=None if needs_model else speculative.max_matching_ngram_size,
     )
 
 
@@ -171,22 +171,26 @@ def _is_split(recipe: Recipe) -> bool:
 
 
 def _disaggregation(recipe: Recipe, sizing: Sizing, max_input_len: int) -> Disaggregation | None:
-    asked = recipe.disaggregation
+    disaggregation = recipe.disaggregation
     if not _is_split(recipe):
         return None
-    if not (asked.context_servers and asked.generation_servers):
+    if not (disaggregation.context_servers and disaggregation.generation_servers):
         raise UserError(
             (
-                f"disaggregated serving needs prefill and decode servers; given: {asked.context_servers} for "
-                f"prefill, {asked.generation_servers} for decode"
+                f"disaggregated serving needs prefill and decode servers; given: {disaggregation.context_servers} for "
+                f"prefill, {disaggregation.generation_servers} for decode"
             ),
             hint="--disaggregated 1:1",
         )
     blocks = -(-max_input_len // sizing.tokens_per_block)
-    tokens = blocks * sizing.tokens_per_block if asked.max_tokens_in_buffer == "auto" else asked.max_tokens_in_buffer
+    tokens = (
+        blocks * sizing.tokens_per_block
+        if disaggregation.max_tokens_in_buffer == "auto"
+        else disaggregation.max_tokens_in_buffer
+    )
     return Disaggregation(
-        context_servers=asked.context_servers,
-        generation_servers=asked.generation_servers,
-        transfer=asked.transfer,
+        context_servers=disaggregation.context_servers,
+        generation_servers=disaggregation.generation_servers,
+        transfer=disaggregation.transfer,
         max_tokens_in_buffer=tokens,
     )

@@ -96,14 +96,14 @@ class BuildPlan(Document):
 class _Choices:
     """Collects resolved values and notices while a plan is made."""
 
-    def __init__(self, asked: ResolvedRecipe) -> None:
-        self.asked = asked
+    def __init__(self, resolved: ResolvedRecipe) -> None:
+        self.resolved = resolved
         self.made: list[Choice] = []
         self.notices: list[Notice] = []
 
     def given(self, key: str, value: str | float | bool, reason: str) -> None:
         """Record a value that was given, or a default."""
-        self.made.append(Choice(name=key, value=value, origin=self.asked.origin(key), reason=reason))
+        self.made.append(Choice(name=key, value=value, origin=self.resolved.origin(key), reason=reason))
 
     def derived(self, key: str, value: str | float | bool, reason: str) -> None:
         """Record a value that the plan derived."""
@@ -114,11 +114,11 @@ class _Choices:
         self.notices.append(Notice(code=code, text=text))
 
 
-def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None = None) -> BuildPlan:
+def make_plan(resolved: ResolvedRecipe, *, head: Document, model: ModelSpec | None = None) -> BuildPlan:
     """Resolve a recipe into a plan.
 
     Args:
-        asked: The recipe and the origins of its values.
+        resolved: The recipe and the origins of its values.
         head: `made_by` and `made_from` of the plan.
         model: Geometry read from a checkpoint; None: the recipe's model by name.
 
@@ -126,11 +126,11 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
         UserError: The combination cannot be built; the hint names the nearest that can.
         TargetMissedError: The model does not fit the GPU, or the KV cache does not fit one longest request.
     """
-    recipe = asked.recipe
+    recipe = resolved.recipe
     model = model or resolve_model(recipe.model)
     gpu, precision = resolve_gpu(recipe.gpu), precision_named(recipe.precision)
-    choices = _Choices(asked)
-    for old, new in asked.renamed.items():
+    choices = _Choices(resolved)
+    for old, new in resolved.renamed.items():
         choices.notice("renamed-key", f"the recipe's {old} is now called {new}; the old name is still read")
     release = _release(choices)
     require_backend_has(recipe)
@@ -181,17 +181,17 @@ def make_plan(asked: ResolvedRecipe, *, head: Document, model: ModelSpec | None 
 
 def _release(choices: _Choices) -> str:
     """Return the TensorRT-LLM release to plan for; recorded if it follows from an LLM API version."""
-    recipe = choices.asked.recipe
+    recipe = choices.resolved.recipe
     if recipe.backend == "tensorrt":
         return recipe.tensorrt_llm
-    release = pytorch_release(recipe, is_release_asked=choices.asked.origin("tensorrt_llm") != "default")
+    release = pytorch_release(recipe, is_release_given=choices.resolved.origin("tensorrt_llm") != "default")
     choices.given("tensorrt_llm", release, "the release whose LLM API the files are written for")
     return release
 
 
 def _llm_api(choices: _Choices, release: str, engine: Engine, max_input_len: int) -> LlmApiChoices | None:
     """Return the settings of a PyTorch-backend server, recorded in the plan; None for an engine."""
-    recipe = choices.asked.recipe
+    recipe = choices.resolved.recipe
     if recipe.backend == "tensorrt":
         return None
     found = llm_api_choices(recipe, release, engine.sizing, max_input_len=max_input_len)
@@ -247,13 +247,13 @@ def _require_even_split(model: ModelSpec, tensor: int) -> None:
 
 def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision) -> Verdict:
     found = require_possible(precision, gpu, model.family)
-    _require_even_split(model, choices.asked.recipe.parallel.tensor)
+    _require_even_split(model, choices.resolved.recipe.parallel.tensor)
     choices.given("model", model.name, f"{model.parameters:,} parameters")
     choices.given("gpu", gpu.name, f"{gib(gpu.memory_bytes)}, {gpu.kind_text}")
     choices.given("precision", precision.name, found.status)
     if found.status == "unlisted upstream":
         choices.notice("unlisted-precision", found.reason)
-    scaling = model.rope_scaling if choices.asked.recipe.backend == "tensorrt" else None
+    scaling = model.rope_scaling if choices.resolved.recipe.backend == "tensorrt" else None
     if scaling is not None and scaling.attn_factor is not None:
         choices.notice(
             "yarn-attn-factor",
@@ -264,8 +264,8 @@ def _verdict(choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Preci
 
 
 def _kv_format(choices: _Choices, precision: Precision, gpu: GpuSpec) -> KvFormat:
-    asked = choices.asked.recipe.kv_cache.format
-    if asked == "auto":
+    wanted = choices.resolved.recipe.kv_cache.format
+    if wanted == "auto":
         chosen: KvFormat = precision.default_kv
         if kv_refusal(chosen, precision, gpu):
             chosen = "16bit"
@@ -273,13 +273,13 @@ def _kv_format(choices: _Choices, precision: Precision, gpu: GpuSpec) -> KvForma
             "kv_cache.format", chosen, f"the cache format that supports paged attention with {precision.name}"
         )
         return chosen
-    refused = kv_refusal(asked, precision, gpu) or kv_refusal_of_backend(choices.asked.recipe)
+    refused = kv_refusal(wanted, precision, gpu) or kv_refusal_of_backend(choices.resolved.recipe)
     if refused:
         raise UserError(
-            f"KV cache {asked} with {precision.name}: {refused}", hint="--kv-cache auto picks one that works"
+            f"KV cache {wanted} with {precision.name}: {refused}", hint="--kv-cache auto picks one that works"
         )
-    choices.given("kv_cache.format", asked, "as asked")
-    return asked
+    choices.given("kv_cache.format", wanted, "as requested")
+    return wanted
 
 
 def _limits(
@@ -292,7 +292,7 @@ def _limits(
     speculative: SpeculativeChoices,
 ) -> Engine:
     """Return the engine with every limit resolved: as given, or found by search."""
-    recipe = choices.asked.recipe
+    recipe = choices.resolved.recipe
     choices.given("kv_cache.tokens_per_block", recipe.kv_cache.tokens_per_block, "TensorRT-LLM's block size is 32")
     choices.given(
         "kv_cache.free_gpu_mem_fraction",
@@ -300,11 +300,11 @@ def _limits(
         "share of the memory that is free at load, not of all memory",
     )
     batching = engine_profile_named(recipe.engine_profile).batching
-    asked_batch, asked_tokens = recipe.limits.max_batch_size, recipe.limits.max_num_tokens
-    if asked_batch == "auto" and batching.max_batch_size is not None:
-        asked_batch = batching.max_batch_size
-    if asked_tokens == "auto" and batching.max_num_tokens is not None:
-        asked_tokens = batching.max_num_tokens
+    max_batch_size, max_num_tokens = recipe.limits.max_batch_size, recipe.limits.max_num_tokens
+    if max_batch_size == "auto" and batching.max_batch_size is not None:
+        max_batch_size = batching.max_batch_size
+    if max_num_tokens == "auto" and batching.max_num_tokens is not None:
+        max_num_tokens = batching.max_num_tokens
     start = Sizing(
         max_batch_size=1,
         max_num_tokens=1,
@@ -326,20 +326,20 @@ def _limits(
         ),
         recipe.workload,
         recipe.objectives,
-        batch_sizes=BATCH_SIZES if asked_batch == "auto" else (asked_batch,),
-        token_budgets=TOKEN_BUDGETS if asked_tokens == "auto" else (asked_tokens,),
+        batch_sizes=BATCH_SIZES if max_batch_size == "auto" else (max_batch_size,),
+        token_budgets=TOKEN_BUDGETS if max_num_tokens == "auto" else (max_num_tokens,),
         max_draft_len=speculative.max_draft_len if recipe.backend == "tensorrt" else 0,
     )
-    for name, asked, value in (
-        ("limits.max_batch_size", asked_batch, found.sizing.max_batch_size),
-        ("limits.max_num_tokens", asked_tokens, found.sizing.max_num_tokens),
+    for name, requested, value in (
+        ("limits.max_batch_size", max_batch_size, found.sizing.max_batch_size),
+        ("limits.max_num_tokens", max_num_tokens, found.sizing.max_num_tokens),
     ):
-        if asked == "auto":
+        if requested == "auto":
             choices.derived(name, value, "highest predicted throughput that meets the objectives; see --explain")
-        elif asked != value:
-            _note_clamp(choices, asked, found.sizing)
+        elif requested != value:
+            _note_clamp(choices, requested, found.sizing)
         else:
-            choices.given(name, value, "as asked")
+            choices.given(name, value, "as requested")
     return found
 
 
@@ -352,23 +352,23 @@ def _note_builder_limits(choices: _Choices, speculative: SpeculativeChoices, siz
     )
 
 
-def _note_clamp(choices: _Choices, asked: int, sizing: Sizing) -> None:
+def _note_clamp(choices: _Choices, requested: int, sizing: Sizing) -> None:
     """Record the value, with a notice, that the builder will use instead of the given `max_num_tokens`."""
     built, most = sizing.max_num_tokens, sizing.max_batch_size * sizing.max_seq_len
     rule = (
         f"no more than max_batch_size x max_seq_len, {most}"
-        if asked > built
+        if requested > built
         else "not less than one block of tokens, nor than a full batch with its draft tokens"
     )
-    choices.derived("limits.max_num_tokens", built, f"{asked} requested; an engine is built with {rule}")
-    choices.notice("builder-clamp", f"max_num_tokens {asked} was requested; {built} will be built: {rule}")
+    choices.derived("limits.max_num_tokens", built, f"{requested} requested; an engine is built with {rule}")
+    choices.notice("builder-clamp", f"max_num_tokens {requested} was requested; {built} will be built: {rule}")
 
 
 def _pricing(
     choices: _Choices, model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat
 ) -> StepTimeChoice:
     """Return the step-time model; a calibration provides its own source, and is refused for other hardware."""
-    recipe = choices.asked.recipe
+    recipe = choices.resolved.recipe
     tensor = recipe.parallel.tensor
     if recipe.step_time_calibration is None:
         profile = engine_profile_named(recipe.engine_profile)
@@ -378,7 +378,7 @@ def _pricing(
             source, why = favoured_source(model, gpu, precision.name, kv_format, tensor_parallel=tensor)
             choices.derived("step_time", source, why)
         else:
-            choices.given("step_time", source, "as asked")
+            choices.given("step_time", source, "as requested")
         factors = profile.factors_on(gpu, model)
         return StepTimeChoice(source=source, profile=profile.name, factors=factors, host=profile.host)
     path = Path(recipe.step_time_calibration)
@@ -409,29 +409,29 @@ def _require_prompts_fit(workload: Workload, sizing: Sizing, *, chunked: bool) -
 
 def _predicted(choices: _Choices, engine: Engine) -> Predicted:
     """Predict the chosen engine's figures, with a notice if the objectives cannot be met."""
-    recipe = choices.asked.recipe
+    recipe = choices.resolved.recipe
     for derived in getattr(engine.step_time, "derived", ()):
         choices.notice("step-time-derived", f"no measured kernels: {derived}")
-    seen = outlook(engine, recipe.workload)
-    missed = seen.misses(recipe.objectives)
+    expected = outlook(engine, recipe.workload)
+    missed = expected.misses(recipe.objectives)
     if missed:
         choices.notice("objectives-missed", f"predicted with a full batch: {missed}")
     return Predicted(
-        sequences=seen.sequences,
-        itl_s=seen.itl_s,
-        single_itl_s=seen.single_itl_s,
-        ttft_s=seen.ttft_s if seen.sequences else 0.0,
-        longest_gap_s=seen.longest_gap_s,
-        tokens_per_s=seen.tokens_per_s,
+        sequences=expected.sequences,
+        itl_s=expected.itl_s,
+        single_itl_s=expected.single_itl_s,
+        ttft_s=expected.ttft_s if expected.sequences else 0.0,
+        longest_gap_s=expected.longest_gap_s,
+        tokens_per_s=expected.tokens_per_s,
     )
 
 
 def _lora(choices: _Choices) -> LoraChoices:
-    asked = choices.asked.recipe.lora
-    if asked.target_modules:
-        choices.given("lora.target_modules", " ".join(asked.target_modules), f"adapters up to rank {asked.max_rank}")
+    lora = choices.resolved.recipe.lora
+    if lora.target_modules:
+        choices.given("lora.target_modules", " ".join(lora.target_modules), f"adapters up to rank {lora.max_rank}")
         choices.notice("lora", "the memory plan and predictions do not include adapters")
-    return asked
+    return lora
 
 
 def _require_groups(model: ModelSpec, precision: Precision, recipe: Recipe) -> None:
@@ -462,7 +462,7 @@ def _note_speculation(choices: _Choices, speculative: SpeculativeChoices, sizing
 
 
 def _max_seq_len(choices: _Choices, model: ModelSpec) -> int:
-    recipe = choices.asked.recipe
+    recipe = choices.resolved.recipe
     if recipe.limits.max_seq_len != "auto":
         if recipe.limits.max_seq_len > model.max_position_embeddings:
             raise UserError(
@@ -470,7 +470,7 @@ def _max_seq_len(choices: _Choices, model: ModelSpec) -> int:
                 f"({model.max_position_embeddings})",
                 hint=f"--max-seq-len {model.max_position_embeddings} is the longest",
             )
-        choices.given("limits.max_seq_len", recipe.limits.max_seq_len, "as asked")
+        choices.given("limits.max_seq_len", recipe.limits.max_seq_len, "as requested")
         return recipe.limits.max_seq_len
     wanted = recipe.workload.longest_isl + recipe.workload.longest_osl
     chosen = min(wanted, model.max_position_embeddings)
@@ -495,24 +495,24 @@ def _require_fit(model: ModelSpec, gpu: GpuSpec, sizing: Sizing, memory: MemoryB
 
 
 def _runtime(choices: _Choices, kv_format: KvFormat, precision: Precision) -> Runtime:
-    recipe = choices.asked.recipe
+    recipe = choices.resolved.recipe
     paged = keeps_paged_attention(kv_format, precision)
     values: dict[str, bool] = {}
-    for key, asked in (("chunked_context", recipe.chunked_context), ("kv_cache.reuse", recipe.kv_cache.reuse)):
-        if asked == "auto":
+    for key, requested in (("chunked_context", recipe.chunked_context), ("kv_cache.reuse", recipe.kv_cache.reuse)):
+        if requested == "auto":
             values[key] = paged
             choices.derived(
                 key, paged, "needs paged context attention, which this KV cache " + ("keeps" if paged else "loses")
             )
-        elif asked and not paged:
+        elif requested and not paged:
             raise UserError(
                 f"{key}: a {kv_format} KV cache with {precision.name} disables paged context attention, "
                 "which this setting needs",
                 hint="--kv-cache 16bit keeps it enabled",
             )
         else:
-            values[key] = asked
-            choices.given(key, asked, "as asked")
+            values[key] = requested
+            choices.given(key, requested, "as requested")
     if not paged:
         choices.notice(
             "no-paged-attention",
@@ -537,7 +537,7 @@ def _runtime(choices: _Choices, kv_format: KvFormat, precision: Precision) -> Ru
 
 def _gemm_plugin(choices: _Choices, precision: Precision) -> str:
     chosen = {"fp8": "disable", "fp4": "nvfp4"}.get(precision.arithmetic, "auto")
-    if choices.asked.recipe.backend == "tensorrt":
+    if choices.resolved.recipe.backend == "tensorrt":
         advice = "TensorRT-LLM's advice: auto at 16 bit, off for FP8, nvfp4 for NVFP4"
         choices.derived("gemm_plugin", chosen, advice)
     return chosen

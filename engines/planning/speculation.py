@@ -10,37 +10,37 @@ from engines.spec import ModelSpec, lookahead_draft_tokens
 HEADLESS_SPECULATION = {"draft_tokens_external", "lookahead_decoding"}
 
 
-def resolve_speculation(asked: SpeculativeChoices, model: ModelSpec) -> SpeculativeChoices:
+def resolve_speculation(choices: SpeculativeChoices, model: ModelSpec) -> SpeculativeChoices:
     """Return the requested speculation with its draft length resolved.
 
     Raises:
         UserError: The mode cannot be built here, or the draft length is missing or contradicts the mode.
     """
-    if asked.mode == "none":
-        if asked.max_draft_len or asked.lookahead:
+    if choices.mode == "none":
+        if choices.max_draft_len or choices.lookahead:
             raise UserError(
-                f"speculative.{'max_draft_len' if asked.max_draft_len else 'lookahead'} without a mode",
+                f"speculative.{'max_draft_len' if choices.max_draft_len else 'lookahead'} without a mode",
                 hint="--speculative lookahead_decoding --lookahead 7,7,7",
             )
-        return asked
-    if asked.mode not in HEADLESS_SPECULATION:
+        return choices
+    if choices.mode not in HEADLESS_SPECULATION:
         raise UserError(
-            f"speculative decoding '{asked.mode}' needs draft heads trained for it, and {model.name} has none",
+            f"speculative decoding '{choices.mode}' needs draft heads trained for it, and {model.name} has none",
             hint=f"modes that need none: {', '.join(sorted(HEADLESS_SPECULATION))}",
         )
-    if asked.mode == "lookahead_decoding":
-        return _lookahead(asked)
-    if asked.lookahead:
-        raise UserError(f"speculative.lookahead with {asked.mode}", hint="--speculative lookahead_decoding")
-    if not asked.max_draft_len:
+    if choices.mode == "lookahead_decoding":
+        return _lookahead(choices)
+    if choices.lookahead:
+        raise UserError(f"speculative.lookahead with {choices.mode}", hint="--speculative lookahead_decoding")
+    if not choices.max_draft_len:
         raise UserError(
-            f"speculative decoding '{asked.mode}' needs a draft length", hint="--max-draft-len 5 is a common start"
+            f"speculative decoding '{choices.mode}' needs a draft length", hint="--max-draft-len 5 is a common start"
         )
-    return asked
+    return choices
 
 
-def _lookahead(asked: SpeculativeChoices) -> SpeculativeChoices:
-    sizes = asked.lookahead
+def _lookahead(choices: SpeculativeChoices) -> SpeculativeChoices:
+    sizes = choices.lookahead
     if sizes is None:
         raise UserError(
             "lookahead decoding needs its sizes: window, n-gram, verification set",
@@ -51,10 +51,10 @@ def _lookahead(asked: SpeculativeChoices) -> SpeculativeChoices:
         raise UserError(
             "these lookahead sizes draft no token", hint="--lookahead 2,2,1 is the smallest that drafts tokens"
         )
-    if asked.max_draft_len not in {0, draft}:
+    if choices.max_draft_len not in {0, draft}:
         raise UserError(
-            f"speculative.max_draft_len {asked.max_draft_len}: these lookahead sizes draft {draft} tokens per step; "
+            f"speculative.max_draft_len {choices.max_draft_len}: these lookahead sizes draft {draft} tokens per step; "
             "the engine must be built for exactly that length",
             hint=f"omit --max-draft-len, or --max-draft-len {draft}",
         )
-    return asked.model_copy(update={"max_draft_len": draft})
+    return choices.model_copy(update={"max_draft_len": draft})

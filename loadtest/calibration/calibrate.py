@@ -106,20 +106,20 @@ def calibrate(
     began_s = clock()
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         whole = pool.submit(fit_best, request, points)
-        held = {shape: pool.submit(_fit_without, request, shape) for shape in shapes}
-        fits: list[Future[Any]] = [whole, *held.values()]
+        fits_without = {shape: pool.submit(_fit_without, request, shape) for shape in shapes}
+        fits: list[Future[Any]] = [whole, *fits_without.values()]
         for done, _ in enumerate(as_completed(fits), start=1):
             progress(f"{done} of {len(fits)} fits done{time_left_text(done, len(fits), clock() - began_s)}")
         best, fitted, tried = whole.result()
-        held_errors = {shape: found.result() for shape, found in held.items()}
+        held_errors = {shape: found.result() for shape, found in fits_without.items()}
     progress(f"best: {_words(best)}")
     return _document(request, head, best, tried, fitted, held_errors)
 
 
 def predicted_logs(request: Request, structure: Structure, logs: Array, points: Sequence[Point]) -> Array:
     """Return a fit's predictions for points: ln of tokens/s, ITL and TTFT; shape (points, 3)."""
-    rig = fit_context_of(request, structure)
-    return np.array([observe(rig, point, logs) for point in points])
+    context = fit_context_of(request, structure)
+    return np.array([observe(context, point, logs) for point in points])
 
 
 def errors_of(seen: Array, points: Sequence[Point]) -> Array:
@@ -214,13 +214,13 @@ def _document(
     best: Structure,
     tried: dict[Structure, float],
     fitted: Fitted,
-    held: dict[tuple[int, int], Array],
+    held_out_logs: dict[tuple[int, int], Array],
 ) -> Calibration:
     manifest, points = request.manifest, request.points
     errors = errors_of(fitted.seen, points)
     prior = prior_for(request)
     parameters = _parameters(fitted, prior)
-    basis = np.concatenate(list(held.values())) if held else errors
+    basis = np.concatenate(list(held_out_logs.values())) if held_out_logs else errors
     host = host_of(fitted.logs)
     return Calibration(
         made_by=head.made_by,
@@ -241,9 +241,9 @@ def _document(
         factors=factors_of(fitted.logs, best.waves, _mixed_kv_reads(request)),
         host=host,
         parameters=parameters,
-        log_error=_log_error(basis, least=(0.0, 0.0, 0.0) if held else SIGMA),
-        log_error_of="held-out shapes" if held else "fitted points",
-        held_out=[_held_out(shape, found) for shape, found in held.items()],
+        log_error=_log_error(basis, least=(0.0, 0.0, 0.0) if held_out_logs else SIGMA),
+        log_error_of="held-out shapes" if held_out_logs else "fitted points",
+        held_out=[_held_out(shape, found) for shape, found in held_out_logs.items()],
         points=[_residual(point, error) for point, error in zip(points, errors.tolist(), strict=True)],
         alternatives=[
             Alternative(
@@ -256,7 +256,7 @@ def _document(
             for each, cost in tried.items()
         ],
         prior=None if request.profile is None else request.profile.name,
-        warnings=_warnings(request, parameters, prior, held, tried),
+        warnings=_warnings(request, parameters, prior, held_out_logs, tried),
     )
 
 
@@ -318,7 +318,7 @@ def _warnings(
     request: Request,
     parameters: Sequence[FittedParameter],
     prior: Prior,
-    held: dict[tuple[int, int], Array],
+    held_out_logs: dict[tuple[int, int], Array],
     tried: dict[Structure, float],
 ) -> list[str]:
     found = [
@@ -332,7 +332,7 @@ def _warnings(
         for each, expected, spread in limits
         if abs(math.log(each.value) - expected) > 3.9 * spread
     ]
-    if not held:
+    if not held_out_logs:
         found.append("no shape could be held out: error bars come from the fitted points and may be too narrow")
     ranked = sorted(tried.values())
     if len(ranked) > 1 and ranked[1] < ranked[0] * 1.05:

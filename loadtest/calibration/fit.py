@@ -191,12 +191,12 @@ def host_of(logs: Array) -> Host:
     return Host(**{name: by_name[name] for name in ("request_s", "latency_s", "stream_token_s")})
 
 
-def observe(rig: FitContext, point: Point, logs: Array) -> Array:
+def observe(context: FitContext, point: Point, logs: Array) -> Array:
     """Return ln of a point's predicted tokens/s, mean ITL and mean TTFT; shape (3,)."""
-    return _Trial(rig, point, logs).logs()
+    return _Trial(context, point, logs).logs()
 
 
-def fit(rig: FitContext, points: Sequence[Point], *, trials: int = 15, start: Array | None = None) -> Fitted:
+def fit(context: FitContext, points: Sequence[Point], *, trials: int = 15, start: Array | None = None) -> Fitted:
     """Find the parameters that explain the points best.
 
     Args:
@@ -210,7 +210,7 @@ def fit(rig: FitContext, points: Sequence[Point], *, trials: int = 15, start: Ar
         from scipy.optimize import least_squares  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as error:
         raise MissingError("calibration needs scipy", hint="pip install 'engine-to-capacity[load]'") from error
-    work, prior = _Work(rig, points), rig.prior
+    work, prior = _Work(context, points), context.prior
     found = least_squares(
         work.residuals,
         prior.expected if start is None else start,
@@ -231,7 +231,7 @@ def fit(rig: FitContext, points: Sequence[Point], *, trials: int = 15, start: Ar
 class _Work:
     """Residuals of points and prior; each parameter vector is simulated once."""
 
-    rig: FitContext
+    context: FitContext
     points: Sequence[Point]
     _seen: dict[bytes, tuple[Array, Array]] = field(default_factory=dict)
     _slopes: dict[bytes, Array] = field(default_factory=dict)
@@ -239,7 +239,7 @@ class _Work:
 
     def residuals(self, logs: Array) -> Array:
         """Return residuals in standard deviations: of the points, then of the prior."""
-        return np.concatenate([self._of_points(logs), (logs - self.rig.prior.expected) / self.rig.prior.spread])
+        return np.concatenate([self._of_points(logs), (logs - self.context.prior.expected) / self.context.prior.spread])
 
     def jacobian(self, logs: Array) -> Array:
         """Return the residuals' derivatives."""
@@ -247,7 +247,7 @@ class _Work:
         if key not in self._slopes:
             slopes = self._linear(logs) + self._differenced(logs)
             self._slopes[key] = np.nan_to_num(self._mask()[:, :, None] * slopes / np.array(SIGMA)[:, None])
-        return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / self.rig.prior.spread)])
+        return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / self.context.prior.spread)])
 
     def seen(self, logs: Array) -> Array:
         """Return the points' predictions; shape (points, 3)."""
@@ -257,7 +257,7 @@ class _Work:
         """Return the points' predictions and their derivatives by the step factors, from one simulation."""
         key = logs.tobytes()
         if key not in self._seen:
-            trials = (_Trial(self.rig, point, logs, keep_steps=True) for point in self.points)
+            trials = (_Trial(self.context, point, logs, keep_steps=True) for point in self.points)
             pairs = [(trial.logs(), trial.slopes()) for trial in trials]
             self._seen[key] = np.array([logs for logs, _ in pairs]), np.array([slopes for _, slopes in pairs])
         return self._seen[key]
@@ -268,9 +268,11 @@ class _Work:
 
     def _differenced(self, logs: Array) -> Array:
         """Return the derivatives by finite differences; cached until the parameters have moved enough."""
-        if self._latest is None or np.any(np.abs(logs - self._latest[0]) > MOVED_RATIO * self.rig.prior.spread):
+        if self._latest is None or np.any(np.abs(logs - self._latest[0]) > MOVED_RATIO * self.context.prior.spread):
             seen = self.seen(logs)
-            rows = [differences_of(self.rig, point, logs, here) for point, here in zip(self.points, seen, strict=True)]
+            rows = [
+                differences_of(self.context, point, logs, here) for point, here in zip(self.points, seen, strict=True)
+            ]
             self._latest = logs.copy(), np.array(rows)
         return self._latest[1]
 
@@ -291,7 +293,7 @@ class _Work:
 class _Trial:
     """One simulation of one point."""
 
-    rig: FitContext
+    context: FitContext
     point: Point
     parameters: Array
     keep_steps: bool = False
@@ -304,7 +306,9 @@ class _Trial:
         self.server = VirtualServer(
             Batcher(
                 self._settings(),
-                Calibrated(self.rig.source, factors_of(self.parameters, self.rig.waves, self.rig.mixed_kv_reads)),
+                Calibrated(
+                    self.context.source, factors_of(self.parameters, self.context.waves, self.context.mixed_kv_reads)
+                ),
             ),
             self._traffic(),
             host_of(self.parameters) if served else Host(),
@@ -315,7 +319,7 @@ class _Trial:
         ]
 
     def _traffic(self) -> Traffic:
-        point, generator = self.point, self.rig.generator
+        point, generator = self.point, self.context.generator
         if point.load == "request_rate":
             contents, lengths = Contents(), always(point.isl, point.osl)
             sent = (
@@ -397,8 +401,8 @@ class _Trial:
 
     def _settings(self) -> BatcherSettings:
         """Return the engine's limits, raised for a static batch to its whole size and for the longest request."""
-        rig, point = self.rig, self.point
-        settings = rig.settings
+        context, point = self.context, self.point
+        settings = context.settings
         usable = math.exp(self.parameters[-1])
         blocks = max(1, round(settings.kv_blocks * usable))
         longest = max(settings.max_seq_len, point.isl + point.osl)
@@ -417,23 +421,23 @@ class _Trial:
         )
 
 
-def slopes_of(rig: FitContext, point: Point, logs: Array) -> Array:
+def slopes_of(context: FitContext, point: Point, logs: Array) -> Array:
     """Return the derivatives of a point's logarithms by those of all parameters; shape (3, P)."""
-    trial = _Trial(rig, point, logs, keep_steps=True)
+    trial = _Trial(context, point, logs, keep_steps=True)
     slopes = np.concatenate([trial.slopes(), np.zeros((3, len(PARAMETERS) - STEP_COUNT))], axis=1)
-    return slopes + differences_of(rig, point, logs, trial.logs())
+    return slopes + differences_of(context, point, logs, trial.logs())
 
 
-def differences_of(rig: FitContext, point: Point, logs: Array, here: Array) -> Array:
+def differences_of(context: FitContext, point: Point, logs: Array, here: Array) -> Array:
     """Return the derivatives by parameters in which durations are not linear; zero for all others; shape (3, P)."""
     found = np.zeros((3, len(PARAMETERS)))
     for place, parameter in enumerate(PARAMETERS):
         if parameter.name == "latency_s" and point.load in SERVED:
             found[:, place] = _by_latency(point, math.exp(logs[place]), here)
-        elif not parameter.step and _matters(rig, point, parameter):
+        elif not parameter.step and _matters(context, point, parameter):
             moved = logs.copy()
             moved[place] += DIFFERENCE
-            found[:, place] = (observe(rig, point, moved) - here) / DIFFERENCE
+            found[:, place] = (observe(context, point, moved) - here) / DIFFERENCE
     return found
 
 
@@ -445,11 +449,11 @@ def _by_latency(point: Point, latency_s: float, here: Array) -> Array:
     return np.array([-of_cycle, 0.0 * itl_s, latency_s / ttft_s])
 
 
-def _matters(rig: FitContext, point: Point, parameter: Parameter) -> bool:
+def _matters(context: FitContext, point: Point, parameter: Parameter) -> bool:
     """Whether a point depends on a parameter in which durations are not linear."""
     if parameter.name == "usable_kv_ratio":
-        asked = point.concurrency * (point.isl + point.osl)
-        return point.load != "static_batch" and asked > POOL_TOUCHED_RATIO * rig.kv_tokens
+        tokens_in_flight = point.concurrency * (point.isl + point.osl)
+        return point.load != "static_batch" and tokens_in_flight > POOL_TOUCHED_RATIO * context.kv_tokens
     return point.load in SERVED
 
 

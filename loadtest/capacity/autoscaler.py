@@ -108,9 +108,9 @@ def _followed(
             counted = rng.poisson(rates[slot - every : slot].sum() * SLOT_S) / (every * SLOT_S)
             wanted = size_for(max(counted, 1e-9), replica_per_s, availability).total
             recent.append(wanted)
-            asked = up + sum(count for _, count in coming)
-            if wanted > asked:
-                coming.append((slot + start_slots, wanted - asked))
+            requested = up + sum(count for _, count in coming)
+            if wanted > requested:
+                coming.append((slot + start_slots, wanted - requested))
             elif len(recent) == patience and max(recent) < up and not coming:
                 up = max(recent)
         ups.append(up)

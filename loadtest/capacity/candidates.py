@@ -106,13 +106,13 @@ def _by_policy(made: Candidate, demand: Demand, shape: LengthProfile) -> Iterato
     if manifest is None:
         yield made
         return
-    asked = demand.candidates.scheduler_policy
-    policies: tuple[SchedulerPolicy, ...] = (asked,) if asked != "auto" else ("guaranteed_no_evict",)
+    requested = demand.candidates.scheduler_policy
+    policies: tuple[SchedulerPolicy, ...] = (requested,) if requested != "auto" else ("guaranteed_no_evict",)
     reserved = min(shape.mean_isl + shape.max_tokens, manifest.limits.max_seq_len)
     slots = manifest.kv_cache.blocks * manifest.kv_cache.tokens_per_block / reserved
     if manifest.runtime.scheduler_policy != "guaranteed_no_evict":  # the engine's own policy
         policies = (manifest.runtime.scheduler_policy,)
-    elif asked == "auto" and slots < manifest.limits.max_batch_size:
+    elif requested == "auto" and slots < manifest.limits.max_batch_size:
         policies = ("guaranteed_no_evict", "max_utilization")
     for policy in policies:
         runtime = manifest.runtime.model_copy(update={"scheduler_policy": policy})
@@ -146,9 +146,9 @@ def _plan(
     }
     refused: str | None = None
     try:
-        asked = resolve_recipe(None, {key: value for key, value in flags.items() if value != "auto"})
-        plan = make_plan(asked, head=Document(made_by=made_by))
-        manifest = emulated_manifest(plan, asked.recipe)
+        requested = resolve_recipe(None, {key: value for key, value in flags.items() if value != "auto"})
+        plan = make_plan(requested, head=Document(made_by=made_by))
+        manifest = emulated_manifest(plan, requested.recipe)
     except (UserError, TargetMissedError) as error:
         refused = f"{error.message}; {error.hint}" if error.hint else error.message
         gpu = resolve_gpu(gpu).name

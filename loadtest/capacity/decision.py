@@ -161,8 +161,8 @@ def market_of(
     Args:
         own: The demand's accelerators of the user's own.
     """
-    asked = {*demand.limits.gpu_names, *(run.gpu for run in demand.candidates.runs)}
-    is_only_own = not demand.candidates.engines and all(is_accelerator_file(gpu) for gpu in asked)
+    named = {*demand.limits.gpu_names, *(run.gpu for run in demand.candidates.runs)}
+    is_only_own = not demand.candidates.engines and all(is_accelerator_file(gpu) for gpu in named)
     return Market(
         peak_per_s=curve.peak_per_s * demand.growth,
         tokens_per_month=curve.mean_per_s * demand.growth * shape.mean_osl * SECONDS_PER_MONTH,
@@ -381,11 +381,11 @@ def _certainty(row: Row) -> str:
         return f"The size is the same at both ends of the prediction interval ({row.basis})."
     costs = [each.usd_per_month for each in sizes if each.usd_per_month is not None]
     middle = row.middle.replicas if row.middle is not None else None
-    said = f"{counts[0]} to {counts[-1]} replicas"
-    said += "" if middle is None else f", {middle} at the middle of the prediction ({row.basis})"
+    text = f"{counts[0]} to {counts[-1]} replicas"
+    text += "" if middle is None else f", {middle} at the middle of the prediction ({row.basis})"
     if row.basis == "calibrated" or not costs:
-        return f"{said}."
-    return f"{said}; a calibration of one hour settles {max(costs) - min(costs):,.0f} USD a month. {narrowing(row)}"
+        return f"{text}."
+    return f"{text}; a calibration of one hour settles {max(costs) - min(costs):,.0f} USD a month. {narrowing(row)}"
 
 
 def narrowing(row: Row) -> str:

@@ -67,12 +67,12 @@ def _refusal(summary: Summary, shape: LengthProfile) -> str | None:
         return "the run is a prediction; plan-capacity predicts engines itself"
     if summary.validity_issues:
         return f"the run is not valid: {summary.validity_issues[0].text}"
-    for name, wanted, found in (("isl", shape.mean_isl, "isl"), ("osl", shape.mean_osl, "osl")):
+    for name, planned, found in (("isl", shape.mean_isl, "isl"), ("osl", shape.mean_osl, "osl")):
         for level in summary.levels:
             value = getattr(level, found)
-            if abs(value / wanted - 1) > ALIKE_RATIO:
+            if abs(value / planned - 1) > ALIKE_RATIO:
                 return (
-                    f"measured at {name} {value}, but the demand's mean is {wanted:.0f}: the result does not apply; "
+                    f"measured at {name} {value}, but the demand's mean is {planned:.0f}: the result does not apply; "
                     "measure it with the scenario this plan writes"
                 )
     return None

@@ -275,14 +275,14 @@ def _max_tokens_note(searched: Searched, best: Row, found: Sequence[ReplicaCapac
         searched.market,
     )
     before = best.needed or 0
-    said = (
+    text = (
         f"Every request reserves KV cache for {shape.max_tokens:,} reply tokens (max_tokens); no reply is longer than "
         f"{shape.longest_osl:,}. "
     )
     if row.needed is None or row.needed >= before:
-        return f"{said}Lowering max_tokens to that saves no replica."
+        return f"{text}Lowering max_tokens to that saves no replica."
     cost = "" if row.usd_per_month is None else f", {row.usd_per_month:,.0f} USD a month"
-    return f"{said}Lowering max_tokens to that needs {row.replicas} replicas{cost}."
+    return f"{text}Lowering max_tokens to that needs {row.replicas} replicas{cost}."
 
 
 def _autoscaled_usd(row: Row, day: Day) -> float | None:

@@ -126,12 +126,12 @@ def cases_of(
 
 def _carrying(rows: Sequence[Row], found: dict[tuple[str, str], ReplicaCapacity], which: str) -> list[Row]:
     """Return only the rows that were simulated again, with their new rates."""
-    kept = []
+    changed = []
     for row in rows:
         again = found.get((row.name, which))
         if again is not None:
-            kept.append(_carries(row, again.rate_per_s))
-    return kept
+            changed.append(_carries(row, again.rate_per_s))
+    return changed
 
 
 def _carries(row: Row, rate_per_s: float | None, needed: int | None = None) -> Row:

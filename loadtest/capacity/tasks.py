@@ -68,16 +68,16 @@ class TaskResult(Strict):
     size: FleetSize | None = None
 
 
-def run_task(asked: CandidateTask) -> TaskResult:
+def run_task(task: CandidateTask) -> TaskResult:
     """Do one unit of work."""
-    if asked.search is not None:
-        return TaskResult(found=max_rate_of(asked.search))
-    if asked.sweep is not None:
-        return TaskResult(swept=sweep_rates(asked.sweep.task, asked.sweep.rates_per_s))
-    if asked.reliefs is not None:
-        return TaskResult(found=relieved(asked.reliefs.task, asked.reliefs.found))
-    if asked.size is not None:
-        return TaskResult(size=smallest_fleet(asked.size))
-    if asked.fleet is not None:
-        return TaskResult(checked=check(asked.fleet))
+    if task.search is not None:
+        return TaskResult(found=max_rate_of(task.search))
+    if task.sweep is not None:
+        return TaskResult(swept=sweep_rates(task.sweep.task, task.sweep.rates_per_s))
+    if task.reliefs is not None:
+        return TaskResult(found=relieved(task.reliefs.task, task.reliefs.found))
+    if task.size is not None:
+        return TaskResult(size=smallest_fleet(task.size))
+    if task.fleet is not None:
+        return TaskResult(checked=check(task.fleet))
     raise ValueError("nothing to look at")

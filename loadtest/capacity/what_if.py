@@ -14,7 +14,7 @@ from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import Constraint
 
 COMPARED_NAME = "what-if.json"
-_ASKED = re.compile(r"\s*([a-z_]+)\s*(\*?=)\s*(\S+)\s*")
+_CHANGE = re.compile(r"\s*([a-z_]+)\s*(\*?=)\s*(\S+)\s*")
 RATIOS = ("traffic", "isl", "osl", "price")
 # The path in the demand that each key sets, and how its value is parsed.
 VALUES: dict[str, tuple[str, str]] = {
@@ -41,47 +41,47 @@ VALUES: dict[str, tuple[str, str]] = {
 class WhatIf(NamedTuple):
     """A change as given, and the changed demand."""
 
-    asked: str
+    change: str
     demand: Demand
 
 
-def what_if(demand: Demand, asked: str) -> WhatIf:
+def what_if(demand: Demand, change: str) -> WhatIf:
     """Return a demand with changes applied, several separated by commas.
 
     Raises:
         UserError: A key is unknown or a value is invalid; the hint lists the keys.
     """
     values = demand.model_dump(mode="json")
-    for part in asked.split(","):
-        found = _ASKED.fullmatch(part)
+    for part in change.split(","):
+        found = _CHANGE.fullmatch(part)
         if found is None:
-            raise UserError(f"--what-if {asked}: '{part}' is not key=value or key*=ratio", hint=_known())
+            raise UserError(f"--what-if {change}: '{part}' is not key=value or key*=ratio", hint=_known())
         key, sign, text = found.groups()
         if sign == "*=":
-            _multiply(values, key, text, asked)
+            _multiply(values, key, text, change)
         else:
-            _put(values, key, text, asked)
-    return WhatIf(asked, validate(values, Demand, where=f"--what-if {asked}"))
+            _put(values, key, text, change)
+    return WhatIf(change, validate(values, Demand, where=f"--what-if {change}"))
 
 
-def _multiply(values: dict[str, Any], key: str, text: str, asked: str) -> None:
+def _multiply(values: dict[str, Any], key: str, text: str, change: str) -> None:
     if key not in RATIOS:
-        raise UserError(f"--what-if {asked}: '{key}' cannot be multiplied", hint=_known())
-    values["scale"][key] *= _number(text, asked)
+        raise UserError(f"--what-if {change}: '{key}' cannot be multiplied", hint=_known())
+    values["scale"][key] *= _number(text, change)
 
 
-def _put(values: dict[str, Any], key: str, text: str, asked: str) -> None:
+def _put(values: dict[str, Any], key: str, text: str, change: str) -> None:
     if key not in VALUES:
-        raise UserError(f"--what-if {asked}: '{key}' cannot be set", hint=_known())
+        raise UserError(f"--what-if {change}: '{key}' cannot be set", hint=_known())
     path, kind = VALUES[key]
     *parents, last = path.split(".")
     into = values
     for parent in parents:
         into = into[parent]
-    into[last] = _read(kind, text, asked)
+    into[last] = _read(kind, text, change)
 
 
-def _read(kind: str, text: str, asked: str) -> Any:
+def _read(kind: str, text: str, change: str) -> Any:
     if kind == "precision":
         return [precision_named(text).name]
     if kind == "gpu":
@@ -90,22 +90,22 @@ def _read(kind: str, text: str, asked: str) -> Any:
     if kind == "word":
         return text
     if kind == "counts":
-        return ["auto"] if text == "auto" else [_whole(text, asked)]
-    return _whole(text, asked) if kind == "count" else _number(text, asked)
+        return ["auto"] if text == "auto" else [_whole(text, change)]
+    return _whole(text, change) if kind == "count" else _number(text, change)
 
 
-def _whole(text: str, asked: str) -> int:
-    number = _number(text, asked)
+def _whole(text: str, change: str) -> int:
+    number = _number(text, change)
     if number != int(number):
-        raise UserError(f"--what-if {asked}: {text} is not a whole number")
+        raise UserError(f"--what-if {change}: {text} is not a whole number")
     return int(number)
 
 
-def _number(text: str, asked: str) -> float:
+def _number(text: str, change: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise UserError(f"--what-if {asked}: '{text}' is not a number") from error
+        raise UserError(f"--what-if {change}: '{text}' is not a number") from error
 
 
 def _known() -> str:

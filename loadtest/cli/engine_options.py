@@ -21,11 +21,11 @@ def calibration_of(path: Path | None) -> Calibration | None:
 
 
 def engine_of(
-    flags: dict[str, Any], engine_dir: Path | None, known: Calibration | None, seen: list[LengthStats]
+    flags: dict[str, Any], engine_dir: Path | None, known: Calibration | None, lengths: list[LengthStats]
 ) -> EngineManifest:
     """Return the engine of a folder, or plan one for the given lengths, with step times as flags or calibration say."""
-    manifest = planned(flags, known, seen) if engine_dir is None else read_manifest(engine_dir)
-    manifest = manifest.model_copy(update={"step_time": _as_asked(manifest, flags)})
+    manifest = planned(flags, known, lengths) if engine_dir is None else read_manifest(engine_dir)
+    manifest = manifest.model_copy(update={"step_time": _with_step_time(manifest, flags)})
     if known is None:
         return manifest
     require_match(
@@ -38,7 +38,7 @@ def engine_of(
     return calibrated(manifest, known, sha256_of(flags["calibration"]))
 
 
-def _as_asked(manifest: EngineManifest, flags: dict[str, Any]) -> StepTimeChoice:
+def _with_step_time(manifest: EngineManifest, flags: dict[str, Any]) -> StepTimeChoice:
     """Return an engine's step-time settings, overridden by flags."""
     choice = manifest.step_time
     if flags.get("engine_profile") is not None:
@@ -48,7 +48,7 @@ def _as_asked(manifest: EngineManifest, flags: dict[str, Any]) -> StepTimeChoice
     return choice.model_copy(update={"source": flags["step_time"] or choice.source})
 
 
-def planned(flags: dict[str, Any], known: Calibration | None, seen: list[LengthStats]) -> EngineManifest:
+def planned(flags: dict[str, Any], known: Calibration | None, lengths: list[LengthStats]) -> EngineManifest:
     """Plan an engine for the given lengths. Limits come from flags, else from the calibration."""
     engine = None if known is None else known.engine
     by_key = {
@@ -61,12 +61,12 @@ def planned(flags: dict[str, Any], known: Calibration | None, seen: list[LengthS
         "kv_cache.format": flags["kv_cache"] or (known.kv_cache if known else None),
         "limits.max_batch_size": flags["max_batch_size"] or (engine.max_batch_size if engine else None),
         "limits.max_num_tokens": flags["max_num_tokens"] or (engine.max_num_tokens if engine else None),
-        "limits.max_seq_len": max(each.longest for each in seen),
-        "workload.longest_isl": max(each.longest_isl for each in seen),
-        "workload.longest_osl": max(each.longest_osl for each in seen),
-        "workload.isl": round(max(each.isl for each in seen)),
-        "workload.osl": round(max(each.osl for each in seen)),
+        "limits.max_seq_len": max(each.longest for each in lengths),
+        "workload.longest_isl": max(each.longest_isl for each in lengths),
+        "workload.longest_osl": max(each.longest_osl for each in lengths),
+        "workload.isl": round(max(each.isl for each in lengths)),
+        "workload.osl": round(max(each.osl for each in lengths)),
     }
-    asked = resolve_recipe(None, by_key)
-    plan = make_plan(asked, head=Document(made_by=made_by(command_line("predict-load"))))
-    return emulated_manifest(plan, asked.recipe)
+    resolved = resolve_recipe(None, by_key)
+    plan = make_plan(resolved, head=Document(made_by=made_by(command_line("predict-load"))))
+    return emulated_manifest(plan, resolved.recipe)

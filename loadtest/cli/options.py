@@ -45,22 +45,22 @@ def target_options(flags: dict[str, Any]) -> TargetOptions:
     return TargetOptions(**{each.name: flags[each.name] for each in fields(TargetOptions) if each.name in flags})
 
 
-def scenario_of(asked: LoadOptions) -> Scenario:
+def scenario_of(options: LoadOptions) -> Scenario:
     """Return the named or default scenario, overridden by flags.
 
     Raises:
         UserError: As `read_scenario` and `validate` do; or a flag would have no effect.
     """
-    base = read_scenario(asked.scenario_name) if asked.scenario_name else Scenario()
+    base = read_scenario(options.scenario_name) if options.scenario_name else Scenario()
     values = base.model_dump()
-    values.update(_load(asked, base))
+    values.update(_load(options, base))
     for key in ("model", "requests", "prompts", "seed"):
-        if getattr(asked, key) is not None:
-            values[key] = getattr(asked, key)
-    if asked.keep_going:
+        if getattr(options, key) is not None:
+            values[key] = getattr(options, key)
+    if options.keep_going:
         values["unreachable_s"] = values["level_timeout_s"]
-    lengths = {key: said for key, said in (("isl", asked.isl), ("osl", asked.osl)) if said is not None}
-    own = {"lengths": next(iter(lengths), None), "prompts": "prompts" if asked.prompts is not None else None}
+    lengths = {key: value for key, value in (("isl", options.isl), ("osl", options.osl)) if value is not None}
+    own = {"lengths": next(iter(lengths), None), "prompts": "prompts" if options.prompts is not None else None}
     for what, flag in own.items():
         if flag is not None and any(getattr(each, what) for each in base.classes):
             raise UserError(
@@ -68,7 +68,7 @@ def scenario_of(asked: LoadOptions) -> Scenario:
             )
     values["lengths"].update(lengths)
     scenario = validate(values, Scenario, where="flags")
-    if asked.requests is not None and scenario.is_open:
+    if options.requests is not None and scenario.is_open:
         raise UserError(
             "--requests does not apply to an open loop, which sends for a duration", hint="--duration SECONDS"
         )
@@ -86,17 +86,17 @@ def outlook(scenario: Scenario) -> Iterator[str]:
         count = len(plan.arrivals) if plan.concurrency is None else scenario.requests_of(plan.concurrency)
         begun = plan.begun if plan.concurrency is None else "requests measured"
         load = load_text(plan.concurrency, plan.rate_per_s) + (" users" if plan.concurrency is not None else "")
-        said = f"{load}: {count:,} {begun}"
+        text = f"{load}: {count:,} {begun}"
         if known:
-            seen = plan.seen(scenario, ConversationSampler(scenario))
-            said += f", prompts: mean {seen.isl:,.0f} tokens, max {seen.longest_isl:,}"
-            said += f", replies: mean {seen.osl:,.0f}, max {seen.longest_osl:,}"
-        yield said
+            lengths = plan.length_stats(scenario, ConversationSampler(scenario))
+            text += f", prompts: mean {lengths.isl:,.0f} tokens, max {lengths.longest_isl:,}"
+            text += f", replies: mean {lengths.osl:,.0f}, max {lengths.longest_osl:,}"
+        yield text
 
 
-def _load(asked: LoadOptions, base: Scenario) -> dict[str, Any]:
+def _load(options: LoadOptions, base: Scenario) -> dict[str, Any]:
     """Return the overrides for users, rates and duration. One kind of load replaces the other."""
-    users, rates, duration_s = asked.concurrency, asked.rate, asked.duration
+    users, rates, duration_s = options.concurrency, options.rate, options.duration
     if users is not None and rates is not None:
         raise UserError(
             "--concurrency and --rate exclude each other: a load is either a closed loop or an open loop",

@@ -73,8 +73,8 @@ def show_verdicts(summary: Summary, scenario: Scenario) -> None:
     for level in summary.levels if scopes else ():
         verdicts = verdicts_in(scopes, level)
         missed = [f"{verdict.objective} {_found(verdict)}" for verdict in verdicts if not verdict.met]
-        told = f"missed: {'; '.join(missed)}" if missed else f"all {len(verdicts)} met"
-        show(f"objectives at {level.load} ({summary.label}): {told}")
+        result = f"missed: {'; '.join(missed)}" if missed else f"all {len(verdicts)} met"
+        show(f"objectives at {level.load} ({summary.label}): {result}")
 
 
 def _found(verdict: Verdict) -> str:

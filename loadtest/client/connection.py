@@ -94,50 +94,50 @@ class ServerConnections:
 class Connection:
     """One user's persistent connection; opened at the first request, and again after a failure."""
 
-    def __init__(self, door: ServerConnections) -> None:
-        self._door = door
-        self._wire: _Socket | None = None
+    def __init__(self, connections: ServerConnections) -> None:
+        self._connections = connections
+        self._socket: _Socket | None = None
         self._session: HttpSession | GrpcSession | None = None
 
-    def ask(self, asked: RequestSpec, answer: Reply) -> None:
+    def ask(self, spec: RequestSpec, reply: Reply) -> None:
         """Send a request and wait for the end of its reply; an error is stored in `answer.failure`.
 
-        If the calling greenlet is killed meanwhile, `answer` contains what had arrived.
+        If the calling greenlet is killed meanwhile, `content` contains what had arrived.
         """
-        door = self._door
-        payload = door.protocol.body(asked)
-        answer.sent_s = door.clock()
+        connections = self._connections
+        payload = connections.protocol.body(spec)
+        reply.sent_s = connections.clock()
         try:
-            wire, session = self._open(answer.sent_s)
-            request = session.begin(payload, lambda message, at: read_message(door.protocol, message, at, answer))
-            wire.exchange(request, answer.sent_s)
-            door.protocol.settle(answer)
-            answer.whole = True
+            sock, session = self._open(reply.sent_s)
+            request = session.begin(payload, lambda message, at: read_message(connections.protocol, message, at, reply))
+            sock.exchange(request, reply.sent_s)
+            connections.protocol.settle(reply)
+            reply.whole = True
         except (OSError, ProtocolError) as failure:
-            answer.failure = failure
-            said = without_prompt(_told(failure), asked.prompt.text)
-            answer.reason = door.protocol.without_secrets(said)
+            reply.failure = failure
+            text = without_prompt(_failure_text(failure), spec.prompt.text)
+            reply.reason = connections.protocol.without_secrets(text)
         finally:
-            answer.done_s = self._wire.last_s if answer.whole and self._wire is not None else door.clock()
-            if not answer.whole or self._session is None or not self._session.reusable:
+            reply.done_s = self._socket.last_s if reply.whole and self._socket is not None else connections.clock()
+            if not reply.whole or self._session is None or not self._session.reusable:
                 self.close()
 
     def _open(self, now_s: float) -> tuple[_Socket, HttpSession | GrpcSession]:
-        if self._wire is None or self._session is None or not self._wire.is_open or not self._session.reusable:
+        if self._socket is None or self._session is None or not self._socket.is_open or not self._session.reusable:
             self.close()
-            self._session = self._door.session()
-            self._wire = _Socket(self._door, self._session)
-            self._wire.connect(now_s + self._door.silence_s)
-        return self._wire, self._session
+            self._session = self._connections.session()
+            self._socket = _Socket(self._connections, self._session)
+            self._socket.connect(now_s + self._connections.silence_s)
+        return self._socket, self._session
 
     def close(self) -> None:
         """Close the connection; the server treats a reply in progress as cancelled."""
-        if self._wire is not None:
-            self._wire.close()
-        self._wire = self._session = None
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = self._session = None
 
 
-def _told(failure: OSError | ProtocolError) -> str:
+def _failure_text(failure: OSError | ProtocolError) -> str:
     """Return a failure as text for a record."""
     if isinstance(failure, OSError) and not isinstance(failure, TimeoutError | UnreachableError):
         return f"connection: {failure.strerror or failure}"
@@ -147,8 +147,8 @@ def _told(failure: OSError | ProtocolError) -> str:
 class _Socket:
     """A socket that gevent's loop reads into a session."""
 
-    def __init__(self, door: ServerConnections, session: HttpSession | GrpcSession) -> None:
-        self._door = door
+    def __init__(self, connections: ServerConnections, session: HttpSession | GrpcSession) -> None:
+        self._connections = connections
         self._session = session
         self._socket: Any = None
         self._reader: Any = None
@@ -173,10 +173,10 @@ class _Socket:
             OSError: The server's certificate is not trusted, or it does not use TLS.
         """
         failures = []
-        for family, kind, number, _, address in self._door.addresses():
+        for family, kind, number, _, address in self._connections.addresses():
             self._socket = get_original("socket", "socket")(family, kind, number)
             self._socket.setblocking(False)
-            if self._door.stamps:
+            if self._connections.stamps:
                 ask_for_stamps(self._socket)
             code = self._socket.connect_ex(address)
             if code == errno.EINPROGRESS:
@@ -187,17 +187,19 @@ class _Socket:
             self.close()
             failures.append(os.strerror(code))
         else:
-            self._door.forget_addresses()
-            raise UnreachableError(f"no server at {self._door.endpoint.authority}: {'; '.join(sorted(set(failures)))}")
+            self._connections.forget_addresses()
+            raise UnreachableError(
+                f"no server at {self._connections.endpoint.authority}: {'; '.join(sorted(set(failures)))}"
+            )
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        context = self._door.tls()
+        context = self._connections.tls()
         if context is not None:
             self._shake_hands(context, until_s)
         self._reader = gevent.get_hub().loop.io(self._socket.fileno(), READ)
         self._reader.start(self._on_readable)
 
     def _shake_hands(self, context: ssl.SSLContext, until_s: float) -> None:
-        self._tls = TlsStream(context, self._door.endpoint.host)
+        self._tls = TlsStream(context, self._connections.endpoint.host)
         while not self._tls.shake():
             self._socket.sendall(self._tls.outgoing())  # some kilobytes at most, which fit a new socket's buffer
             self._wait(READ, until_s)
@@ -210,9 +212,9 @@ class _Socket:
     def _wait(self, events: int, until_s: float) -> None:
         """Wait until the socket can be read or written."""
         watcher = gevent.get_hub().loop.io(self._socket.fileno(), events)
-        silent = TimeoutError(f"no connection to {self._door.endpoint.authority}")
+        silent = TimeoutError(f"no connection to {self._connections.endpoint.authority}")
         try:
-            with gevent.Timeout(max(until_s - self._door.clock(), 0.001), silent):
+            with gevent.Timeout(max(until_s - self._connections.clock(), 0.001), silent):
                 gevent.get_hub().wait(watcher)
         finally:
             watcher.stop()
@@ -230,20 +232,20 @@ class _Socket:
         self.last_s = sent_s
         try:
             self._send(request)
-            self._await_end(sent_s + self._door.reply_s)
+            self._await_end(sent_s + self._connections.reply_s)
         finally:
             with contextlib.suppress(ProtocolError):
                 self._session.settle()  # what arrived before the error
 
     def _await_end(self, ends_s: float) -> None:
-        door = self._door
-        while not self._woken.wait(max(min(self.last_s + door.silence_s, ends_s) - door.clock(), 0.001)):
-            now_s = door.clock()
-            if now_s >= min(self.last_s + door.silence_s, ends_s):
+        connections = self._connections
+        while not self._woken.wait(max(min(self.last_s + connections.silence_s, ends_s) - connections.clock(), 0.001)):
+            now_s = connections.clock()
+            if now_s >= min(self.last_s + connections.silence_s, ends_s):
                 self._session.settle()  # may contain the reason
                 if now_s >= ends_s:
-                    raise TimeoutError(f"no end of the reply within {door.reply_s:g} s")
-                raise TimeoutError(f"nothing for {door.silence_s:g} s")
+                    raise TimeoutError(f"no end of the reply within {connections.reply_s:g} s")
+                raise TimeoutError(f"nothing for {connections.silence_s:g} s")
         if self._failure is not None:
             raise self._failure
 
@@ -251,9 +253,9 @@ class _Socket:
         """Receive bytes; runs in the loop, for every token."""
         try:
             data, ancillary, _, _ = self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
-            door = self._door
-            now_s, real_s = door.clock(), time.time()
-            self.last_s = arrived_s = door.readings.arrival_s(now_s, real_s, stamp_of(ancillary), self.last_s)
+            connections = self._connections
+            now_s, real_s = connections.clock(), time.time()
+            self.last_s = arrived_s = connections.readings.arrival_s(now_s, real_s, stamp_of(ancillary), self.last_s)
             self._take(data if self._tls is None else self._decrypted(data), arrived_s)
         except (BlockingIOError, InterruptedError):
             return

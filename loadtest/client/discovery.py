@@ -69,10 +69,10 @@ def discover_protocol(url: str, *, ca_file: Path | None = None, insecure: bool =
         return Discovery(None, (refusal,), False)
     for protocol, name, probe in chosen:
         endpoint = endpoint_of(url, protocol, ca_file=ca_file, insecure=insecure)
-        answer = probe(endpoint)
-        if not answer:
+        response = probe(endpoint)
+        if not response:
             return Discovery(protocol, tuple(tried), True)
-        tried.append(f"{name.format(base=endpoint.base_path, v1=_v1(endpoint))}: {answer}")
+        tried.append(f"{name.format(base=endpoint.base_path, v1=_v1(endpoint))}: {response}")
     return Discovery(None, tuple(tried), True)
 
 
@@ -82,13 +82,13 @@ def served_models(endpoint: Endpoint, key: str | None) -> list[ServedModel]:
     Triton's models that only preprocess or postprocess text are omitted.
     """
     if endpoint.is_openai:
-        said = _json(endpoint, f"{_v1(endpoint)}/models", key=key)
-        data = said.get("data") if isinstance(said, dict) else None
+        document = _json(endpoint, f"{_v1(endpoint)}/models", key=key)
+        data = document.get("data") if isinstance(document, dict) else None
         return _models(data, "id")
     if endpoint.protocol == "triton-grpc":
         return _grpc_models(endpoint)
-    said = _json(endpoint, f"{endpoint.base_path}/v2/repository/index", body=b"{}")
-    return [each for each in _models(said, "name") if each.name not in _PARTS]
+    document = _json(endpoint, f"{endpoint.base_path}/v2/repository/index", body=b"{}")
+    return [each for each in _models(document, "name") if each.name not in _PARTS]
 
 
 def _models(listed: Any, key: str) -> list[ServedModel]:
@@ -126,18 +126,18 @@ def _refusal(endpoint: Endpoint) -> str:
 
 
 def _probe_triton(endpoint: Endpoint) -> str:
-    said = _json(endpoint, f"{endpoint.base_path}/v2")
-    if isinstance(said, str):
-        return said
-    return "" if isinstance(said, dict) and {"name", "version"} <= set(said) else "not Triton's answer"
+    document = _json(endpoint, f"{endpoint.base_path}/v2")
+    if isinstance(document, str):
+        return document
+    return "" if isinstance(document, dict) and {"name", "version"} <= set(document) else "not Triton's answer"
 
 
 def _probe_openai(endpoint: Endpoint) -> str:
-    said = _json(endpoint, f"{_v1(endpoint)}/models")
-    if isinstance(said, str):
+    document = _json(endpoint, f"{_v1(endpoint)}/models")
+    if isinstance(document, str):
         refused = {f"status {status}" for status in (HTTPStatus.UNAUTHORIZED.value, HTTPStatus.FORBIDDEN.value)}
-        return "" if said in refused else said  # a list that requires a key is still a list
-    return "" if isinstance(said, dict) and isinstance(said.get("data"), list) else "not a list of models"
+        return "" if document in refused else document  # a list that requires a key is still a list
+    return "" if isinstance(document, dict) and isinstance(document.get("data"), list) else "not a list of models"
 
 
 def _probe_grpc(endpoint: Endpoint) -> str:
@@ -152,10 +152,10 @@ def _grpc_models(endpoint: Endpoint) -> list[ServedModel]:
     from tritonclient.grpc import service_pb2 as triton  # noqa: PLC0415 (loads protobuf, which only this needs)
 
     try:
-        answer = call(endpoint, "RepositoryIndex", triton.RepositoryIndexRequest().SerializeToString())
+        response = call(endpoint, "RepositoryIndex", triton.RepositoryIndexRequest().SerializeToString())
     except MissingError:
         return []
-    models = triton.RepositoryIndexResponse.FromString(answer).models
+    models = triton.RepositoryIndexResponse.FromString(response).models
     return [ServedModel(each.name) for each in models if each.name not in _PARTS]
 
 
@@ -169,7 +169,7 @@ def _json(endpoint: Endpoint, path: str, *, key: str | None = None, body: bytes 
     request = urllib.request.Request(endpoint.url(path), data=body, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=PROBE_WITHIN_S, context=tls_context(endpoint)) as reply:
-            said = json.loads(reply.read(ANSWER_LIMIT_BYTES))
+            document = json.loads(reply.read(ANSWER_LIMIT_BYTES))
     except urllib.error.HTTPError as error:
         error.close()
         return f"status {error.code}"
@@ -179,4 +179,4 @@ def _json(endpoint: Endpoint, path: str, *, key: str | None = None, body: bytes 
         return f"no HTTP answer ({type(error).__name__})"
     except (ValueError, RecursionError):  # thousands of nested brackets
         return "not JSON"
-    return "a text" if isinstance(said, str) else said
+    return "a text" if isinstance(document, str) else document

@@ -222,10 +222,10 @@ class HttpSession(StoredReply):
 
     def _refusal(self) -> ProtocolError:
         """Return the error for a reply that is not an event stream."""
-        said = error_text(self._line)
+        text = error_text(self._line)
         if self._status != HTTP_OK:
-            return ProtocolError(said or f"HTTP status {self._status}", rejected=self._status in HTTP_REJECTED)
-        return ProtocolError(f"answered with {self._type or 'no content type'}, not {EVENT_STREAM}: {said or 'empty'}")
+            return ProtocolError(text or f"HTTP status {self._status}", rejected=self._status in HTTP_REJECTED)
+        return ProtocolError(f"answered with {self._type or 'no content type'}, not {EVENT_STREAM}: {text or 'empty'}")
 
 
 class _Callbacks:

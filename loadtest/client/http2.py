@@ -142,7 +142,7 @@ class GrpcSession(StoredReply):
         """Extract the messages from the stored bytes. Raises as `take` does."""
         self._parse_stored(self._cut)
         if self.ended:
-            self._judge()
+            self._raise_if_failed()
 
     def close(self) -> None:
         """Handle the end of the connection.
@@ -167,7 +167,7 @@ class GrpcSession(StoredReply):
             place = end
         self._message = data[place:]
 
-    def _judge(self) -> None:
+    def _raise_if_failed(self) -> None:
         """Raise the error in the trailers, if there is one."""
         code, text = self._trailers.get("grpc-status"), unquote(self._trailers.get("grpc-message", ""))
         if code == "0" and not self._message:

@@ -22,7 +22,7 @@ ANSWER_LIMIT_BYTES = 1 << 22
 ENGINE_KIND = "X-Engine-Kind"
 _NO_MODEL = "serve a repository that contains it with serve-repo"
 _HTTP_ASKS_IT = "use --protocol triton-http"
-_Said = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
+_Documents = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
 
 
 def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = None) -> tuple[ServerFacts, str | None]:
@@ -133,7 +133,7 @@ def engine_kind(header: str) -> tuple[bool, float]:
     return True, time_scale
 
 
-def _read_http(endpoint: Endpoint, model: str) -> _Said:
+def _read_http(endpoint: Endpoint, model: str) -> _Documents:
     """Return the metadata of the server, of the model, and of the tokenizing model if there is one."""
     metadata = _get_json(endpoint, "/v2")
     config = _get_json(endpoint, f"/v2/models/{model}/config")
@@ -147,29 +147,31 @@ def _get_json(endpoint: Endpoint, path: str) -> dict[str, Any]:
     url = endpoint.url(endpoint.base_path + path)
     try:
         with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S, context=tls_context(endpoint)) as reply:
-            said = json.loads(reply.read(ANSWER_LIMIT_BYTES))
+            document = json.loads(reply.read(ANSWER_LIMIT_BYTES))
     except urllib.error.HTTPError as error:
         text = error_text(error.read(ANSWER_LIMIT_BYTES)) or f"status {error.code}"
         raise MissingError(f"{endpoint.authority}: {path}: {text}", hint=_NO_MODEL) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise _no_server(endpoint, "Triton", error) from error
-    if not isinstance(said, dict):
+    if not isinstance(document, dict):
         raise _no_server(endpoint, "Triton", ValueError(f"{path} is not a JSON object"))
-    return said
+    return document
 
 
-def _read_grpc(endpoint: Endpoint, model: str) -> _Said:
+def _read_grpc(endpoint: Endpoint, model: str) -> _Documents:
     """As `_read_http`, over gRPC."""
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 (loads protobuf, which only this needs)
     from tritonclient.grpc import service_pb2 as triton  # noqa: PLC0415
 
     def config_of(name: str) -> dict[str, Any]:
-        answer = call(endpoint, "ModelConfig", triton.ModelConfigRequest(name=name).SerializeToString())
-        said = MessageToDict(triton.ModelConfigResponse.FromString(answer).config, preserving_proto_field_name=True)
-        return dict(said)
+        response = call(endpoint, "ModelConfig", triton.ModelConfigRequest(name=name).SerializeToString())
+        document = MessageToDict(
+            triton.ModelConfigResponse.FromString(response).config, preserving_proto_field_name=True
+        )
+        return dict(document)
 
-    answer = call(endpoint, "ServerMetadata", triton.ServerMetadataRequest().SerializeToString())
-    metadata = {"version": triton.ServerMetadataResponse.FromString(answer).version}
+    response = call(endpoint, "ServerMetadata", triton.ServerMetadataRequest().SerializeToString())
+    metadata = {"version": triton.ServerMetadataResponse.FromString(response).version}
     config = config_of(model)
     try:
         return metadata, config, config_of("preprocessing")

@@ -45,7 +45,7 @@ class LevelRun:
         shared.level, shared.level_plan = level, plan
         shared.is_over, shared.suffices, shared.open_began_s = False, False, begin_s
         shared.take_away_s()
-        shared.door.readings = Readings()
+        shared.connections.readings = Readings()
         if plan.concurrency is not None:
             shared.loop = closed_loop(
                 shared.plan.scenario,
@@ -54,14 +54,14 @@ class LevelRun:
                 time_scale=shared.plan.time_scale,
                 worker=shared.worker,
                 workers=shared.workers,
-                begin_talk=shared.begin_talk,
+                begin_conversation=shared.begin_conversation,
             )
             shared.user_numbers = iter(shared.loop.users)
         else:
             shared.opened = open_loop(
                 shared.plan.scenario,
                 plan,
-                shared.mix,
+                shared.sampler,
                 level=level,
                 first_id=first_id,
                 worker=shared.worker,
@@ -131,8 +131,8 @@ class LevelRun:
             "sufficed": shared.suffices,
             "generator_late_p99_s": self._lateness.p99_s(),
             "away_s": shared.take_away_s(),
-            "read_late_p99_s": shared.door.readings.late_p99_s(),
-            "clock": shared.door.readings.clock,
+            "read_late_p99_s": shared.connections.readings.late_p99_s(),
+            "clock": shared.connections.readings.clock,
             "next_id": self.next_id,
         }
 

@@ -51,7 +51,7 @@ class StreamUser(locust.User):
         """Take a number, and connect at the first request."""
         self.number = next(self.generator.user_numbers)
         self.free_s = self.generator.now_s()
-        self.connection = Connection(self.generator.door)
+        self.connection = Connection(self.generator.connections)
 
     def on_stop(self) -> None:
         """Close the connection."""
@@ -119,7 +119,7 @@ class ArrivalsUser(locust.User):
         shared = self.generator
         try:
             while turn is not None and not shared.why_end:
-                connection = shared.spare.pop() if shared.spare else Connection(shared.door)
+                connection = shared.spare.pop() if shared.spare else Connection(shared.connections)
                 tokens = send(shared, connection, turn, due_s)
                 if tokens is not None:
                     shared.spare.append(connection)
@@ -150,19 +150,19 @@ def users_of(shared: SenderState) -> list[type[locust.User]]:
 def run_alone(orders: CommandReader) -> None:
     """Run every level of a plan in this process, without messages and other processes."""
     plan = GeneratorPlan.model_validate_json(orders.next())
-    ledger = RecordJournal.of(plan)
+    journal = RecordJournal.of(plan)
     watch = LiveStats(plan.time_scale, plan.scenario.objectives)
-    shared = SenderState(plan, ledger, watch=watch)
+    shared = SenderState(plan, journal, watch=watch)
     orders.on_end = lambda: setattr(shared, "stopped", shared.stopped or INTERRUPTED)
     runner = Environment(user_classes=users_of(shared), catch_exceptions=False).create_local_runner()
     gevent.spawn(_hear_enough, orders, shared)
     first_id = 0
     for level, level_plan in enumerate(plan.levels()):
-        first_id = run_level(shared, runner, level, level_plan, first_id, ledger=ledger)
+        first_id = run_level(shared, runner, level, level_plan, first_id, journal=journal)
         if shared.why_end:
             tell(ended=shared.why_end)
             break
-    ledger.close()
+    journal.close()
 
 
 def _hear_enough(orders: CommandReader, shared: SenderState) -> None:
@@ -172,7 +172,7 @@ def _hear_enough(orders: CommandReader, shared: SenderState) -> None:
 
 
 def run_level(
-    shared: SenderState, runner: Any, level: int, plan: LevelPlan, first_id: int, *, ledger: RecordJournal
+    shared: SenderState, runner: Any, level: int, plan: LevelPlan, first_id: int, *, journal: RecordJournal
 ) -> int:
     """Run one level and report it; return the next level's first id."""
     begin_s = shared.now_s()
@@ -184,15 +184,15 @@ def run_level(
     share = LevelRun(shared, runner, level, plan, first_id=first_id, begin_s=begin_s, start=runner.spawn_users)
     ticker = gevent.spawn(
         tell_progress,
-        lambda: watch.look(shared.now_s(), ledger.in_flight, measuring=share.is_measuring),
-        lambda _: ledger.flush(),
+        lambda: watch.statistics(shared.now_s(), journal.in_flight, measuring=share.is_measuring),
+        lambda _: journal.flush(),
     )
     while not share.is_done and not shared.suffices and not shared.why_end and shared.now_s() - begin_s < limit_s:
         gevent.sleep(WATCH_S)
         share.check_users()
     facts = share.finish(whole=not shared.why_end)
     ticker.kill()
-    ledger.flush()
+    journal.flush()
     tell(level=level_of(plan, [facts]).model_dump())
     return int(facts["next_id"])
 

@@ -52,19 +52,19 @@ class CommandReader:
         self.on_end()
 
 
-def tell(**said: Any) -> None:
+def tell(**fields: Any) -> None:
     """Send one message to the command that started this process."""
-    print(json.dumps(said), flush=True)
+    print(json.dumps(fields), flush=True)
 
 
-def tell_progress(look: Callable[[], Progress], note: Callable[[Progress], object] | None = None) -> None:
+def tell_progress(statistics: Callable[[], Progress], note: Callable[[Progress], object] | None = None) -> None:
     """Report the progress every second, until killed."""
     while True:
         gevent.sleep(LOOK_EVERY_S)
-        seen = look()
+        current = statistics()
         if note is not None:
-            note(seen)
-        tell(progress=seen.model_dump())
+            note(current)
+        tell(progress=current.model_dump())
 
 
 def level_of(plan: LevelPlan, shares: Iterable[Mapping[str, Any]]) -> Level:

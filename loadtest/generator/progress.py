@@ -113,7 +113,7 @@ class LiveStats:
             )
             second.within += int(within[0])
 
-    def look(self, now_s: float, in_flight: int, *, measuring: bool = False) -> Progress:
+    def statistics(self, now_s: float, in_flight: int, *, measuring: bool = False) -> Progress:
         """Return the statistics of the last seconds."""
         recent = [second for second in self._seconds if second.number > now_s - WINDOW_S - 1]
         span_s = max(1e-3, min(float(WINDOW_S), now_s - self._began_s)) / self._scale
@@ -172,13 +172,13 @@ class History:
         self.points: list[Progress] = []
         self.has_ended = False
         self._every = 1
-        self._seen = 0
+        self._count = 0
 
-    def add(self, look: Progress) -> None:
+    def add(self, progress: Progress) -> None:
         """Add a snapshot, or skip it if the history is thinned."""
-        if self._seen % self._every == 0:
-            self.points.append(look)
-        self._seen += 1
+        if self._count % self._every == 0:
+            self.points.append(progress)
+        self._count += 1
         if len(self.points) > MOST_POINTS:
             self.points = self.points[::2]
             self._every *= 2

@@ -43,16 +43,22 @@ class SenderState:
     """
 
     def __init__(
-        self, plan: GeneratorPlan, book: Journal, *, worker: int = 0, workers: int = 1, watch: LiveStats | None = None
+        self,
+        plan: GeneratorPlan,
+        journal: Journal,
+        *,
+        worker: int = 0,
+        workers: int = 1,
+        watch: LiveStats | None = None,
     ) -> None:
         self.plan = plan
         self.maker = PromptMaker(plan.scenario, Path(plan.prompts))
-        self.mix = ConversationSampler(plan.scenario, self.maker.rows)
-        self.book = book
+        self.sampler = ConversationSampler(plan.scenario, self.maker.rows)
+        self.journal = journal
         self.worker, self.workers = worker, workers
         self.watch = watch
         self.began_monotonic_s = plan.began_monotonic_s
-        self.loop = ClosedLoop(1, self.begin_talk, 1, 0, 0)
+        self.loop = ClosedLoop(1, self.begin_conversation, 1, 0, 0)
         self.opened: OpenLoop | None = None
         self.level = 0
         self.level_plan = LevelPlan(None)
@@ -63,7 +69,7 @@ class SenderState:
         self.stopped: str | None = None
         self.spare: list[Connection] = []  # idle connections of an open loop
         scenario = plan.scenario
-        self.door = ServerConnections(
+        self.connections = ServerConnections(
             plan.endpoint,
             protocol_for(plan.endpoint, scenario.model, environment=os.environ, extra=scenario.extra_body),
             silence_s=scenario.request_timeout_s,
@@ -77,14 +83,14 @@ class SenderState:
         """Return seconds since the start of the run, on the same clock as the monitor."""
         return time.monotonic() - self.began_monotonic_s
 
-    def begin_talk(self, number: int) -> ConversationState:
+    def begin_conversation(self, number: int) -> ConversationState:
         """Start a conversation of the current level."""
-        return self.mix.begin(number, self.level)
+        return self.sampler.begin(number, self.level)
 
     def note_sent(self, turn: Turn, prompt: Prompt, scheduled_s: float) -> None:
         """Record a request as in flight."""
         sent_s = round(self.now_s(), 6)
-        self.book.note_sent(
+        self.journal.note_sent(
             RequestRecord(
                 id=turn.id,
                 level=self.level,
@@ -105,14 +111,14 @@ class SenderState:
             )
         )
         if self.plan.texts is not None:
-            said = {"text": prompt.text} if prompt.text else {"ids": prompt.ids}
-            self.book.note_text(json.dumps({"id": turn.id, "tokens": prompt.tokens, **said}))
+            prompt_fields = {"text": prompt.text} if prompt.text else {"ids": prompt.ids}
+            self.journal.note_text(json.dumps({"id": turn.id, "tokens": prompt.tokens, **prompt_fields}))
 
     def write(self, record: RequestRecord) -> None:
         """Record the end of a request."""
         if self.worker:
             record = record.model_copy(update={"worker": self.worker})
-        self.book.note_end(record)
+        self.journal.note_end(record)
         if self.watch is not None:
             self.watch.note(record)
 
@@ -146,7 +152,7 @@ class SenderState:
     @property
     def why_end(self) -> str | None:
         """Why the run cannot continue; None if it can."""
-        return self.stopped or self.book.failed or self.gone
+        return self.stopped or self.journal.failed or self.gone
 
     def _await_server(self) -> None:
         """Check for a server that accepts connections again, as long as the run continues."""
@@ -169,42 +175,42 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
     Raises:
         ValueError: The turn belongs to no conversation, so its prompt is unknown.
     """
-    if turn.talk is None:
+    if turn.state is None:
         raise ValueError(f"request {turn.id} has no conversation and therefore no prompt")
-    prompt = shared.maker.prompt(turn.talk)
-    asked = RequestSpec(f"r{turn.id}", prompt, turn.asked_tokens, turn.exact, shared.maker.end_id)
-    answer = Reply(reply=[] if shared.maker.wants_reply(turn.talk) else None)
+    prompt = shared.maker.prompt(turn.state)
+    spec = RequestSpec(f"r{turn.id}", prompt, turn.asked_tokens, turn.exact, shared.maker.end_id)
+    reply = Reply(content=[] if shared.maker.wants_reply(turn.state) else None)
     outcome: Outcome = "cancelled"
     shared.note_sent(turn, prompt, scheduled_s)
     try:
-        connection.ask(asked, answer)
-        shared.note_reach(answer.failure)
+        connection.ask(spec, reply)
+        shared.note_reach(reply.failure)
     finally:
-        outcome, error = answer.outcome(asked)
+        outcome, error = reply.outcome(spec)
         shared.write(
             RequestRecord(
                 id=turn.id,
                 level=shared.level,
                 phase="fill" if shared.suffices and outcome == "cancelled" else turn.phase,
                 scheduled_s=scheduled_s,
-                sent_s=round(answer.sent_s, 6),
-                token_times_s=tuple(round(t, 6) for t in answer.times_s),
-                done_s=round(answer.done_s, 6),
-                prompt_tokens=answer.prompt_tokens or prompt.tokens,
-                output_tokens=len(answer.times_s),
+                sent_s=round(reply.sent_s, 6),
+                token_times_s=tuple(round(t, 6) for t in reply.times_s),
+                done_s=round(reply.done_s, 6),
+                prompt_tokens=reply.prompt_tokens or prompt.tokens,
+                output_tokens=len(reply.times_s),
                 outcome=outcome,
                 error=error,
                 asked_tokens=turn.output_tokens if turn.exact else None,
-                bundled_tokens=answer.bundled_tokens,
-                queue_s=answer.queue_s,
-                cached_tokens=answer.cached_tokens,
+                bundled_tokens=reply.bundled_tokens,
+                queue_s=reply.queue_s,
+                cached_tokens=reply.cached_tokens,
                 class_name=turn.class_name,
                 conversation=turn.conversation,
                 turn=turn.place,
-                finish_reason=answer.finish_reason,
+                finish_reason=reply.finish_reason,
             )
         )
     if outcome != "ok":
         return None
-    shared.maker.keep(turn.talk, len(answer.times_s), answer.reply)
-    return len(answer.times_s)
+    shared.maker.keep(turn.state, len(reply.times_s), reply.content)
+    return len(reply.times_s)

@@ -146,32 +146,37 @@ class ProbeRunner(NamedTuple):
 
 
 def search(
-    asked: KneeSearch, player: ProbeRunner, *, made_by: MadeBy, made_from: list[Source], progress: Callable[[str], None]
+    knee_search: KneeSearch,
+    player: ProbeRunner,
+    *,
+    made_by: MadeBy,
+    made_from: list[Source],
+    progress: Callable[[str], None],
 ) -> KneeFound:
     """Return the knee of the server, real or predicted, on which the player runs the probes.
 
     Raises:
         UserError: The scenario's arrivals have no rate to search over, or no lone request succeeds.
     """
-    lone_s, pilot = _lone_e2e_s(asked.scenario, player)
+    lone_s, pilot = _lone_e2e_s(knee_search.scenario, player)
     tried: list[ProbeResult] = []
 
     def probe(load: float) -> Probe:
-        found = _try(asked, load, player, lone_s)
+        found = _try(knee_search, load, player, lone_s)
         tried.append(found)
-        progress(_line(found, asked.unit))
+        progress(_line(found, knee_search.unit))
         return Probe(load, found.met, found.missed, found.level.requests)
 
-    knee = _find(probe, asked.axis, asked.within, lone_s)
+    knee = _find(probe, knee_search.axis, knee_search.within, lone_s)
     return KneeFound(
         made_by=made_by,
         made_from=made_from,
         kind=pilot.run.kind,
         label=pilot.run.label,
         engine=pilot.run.server.engine,
-        scenario=asked.scenario,
-        objectives={each.class_name or "all": each.objectives for each in asked.promises},
-        unit=asked.unit,
+        scenario=knee_search.scenario,
+        objectives={each.class_name or "all": each.objectives for each in knee_search.promises},
+        unit=knee_search.unit,
         load=knee.load,
         above=knee.above,
         binding=knee.missed,
@@ -234,13 +239,13 @@ def at_load(scenario: Scenario, axis: Axis, load: float, *, requests: int, lone_
 def _lone_e2e_s(scenario: Scenario, player: ProbeRunner) -> tuple[float, ProbeRun]:
     """Return the end-to-end latency of a request alone on the server, in engine seconds."""
     alone = at_load(scenario, "concurrency", 1, requests=PILOT_REQUESTS, lone_s=0.0)
-    seen = player.play(alone, lambda *_: False)
-    found = seen.level().e2e_s
+    probe_run = player.play(alone, lambda *_: False)
+    found = probe_run.level().e2e_s
     if found is None:
         raise UserError(
             "no single request succeeded on the idle server", hint="find the cause with run-load --concurrency 1"
         )
-    return found.p50, seen
+    return found.p50, probe_run
 
 
 def _find(probe: Callable[[float], Probe], axis: Axis, within: Range, lone_s: float) -> Knee:
@@ -254,31 +259,31 @@ def _find(probe: Callable[[float], Probe], axis: Axis, within: Range, lone_s: fl
     )
 
 
-def _try(asked: KneeSearch, load: float, player: ProbeRunner, lone_s: float) -> ProbeResult:
+def _try(knee_search: KneeSearch, load: float, player: ProbeRunner, lone_s: float) -> ProbeResult:
     def decided(records: Columns | Sequence[RequestRecord], time_scale: float) -> SloDecision:
-        return weigh(asked.promises, records, is_open=asked.is_open, time_scale=time_scale)
+        return weigh(knee_search.promises, records, is_open=knee_search.is_open, time_scale=time_scale)
 
     def enough(records: Sequence[RequestRecord], time_scale: float) -> bool:
         return decided(ended_before_the_first_under_way(records), time_scale).met is not None
 
-    requests = asked.span.most if player.stops_early else asked.span.first
+    requests = knee_search.span.most if player.stops_early else knee_search.span.first
     while True:
-        level = at_load(asked.scenario, asked.axis, load, requests=requests, lone_s=lone_s)
-        seen = player.play(level, enough)
-        decision = decided(seen.records, seen.run.time_scale)
-        if decision.met is not None or player.stops_early or requests >= asked.span.most:
-            return judged(asked, load, seen, decision)
-        requests = min(requests * 2, asked.span.most)
+        level = at_load(knee_search.scenario, knee_search.axis, load, requests=requests, lone_s=lone_s)
+        probe_run = player.play(level, enough)
+        decision = decided(probe_run.records, probe_run.run.time_scale)
+        if decision.met is not None or player.stops_early or requests >= knee_search.span.most:
+            return result_of(knee_search, load, probe_run, decision)
+        requests = min(requests * 2, knee_search.span.most)
 
 
-def judged(asked: KneeSearch, load: float, seen: ProbeRun, decision: SloDecision) -> ProbeResult:
+def result_of(knee_search: KneeSearch, load: float, probe_run: ProbeRun, decision: SloDecision) -> ProbeResult:
     """Return a probe's verdicts, equal to those of any report of its records, and whether they are certain.
 
     In addition to the objectives, a growing backlog counts as a miss: an overload that has not reached them yet.
     """
-    level = seen.level(asked.of_all)
-    missed = tuple(each.objective for each in verdicts_in(asked.promises, level) if not each.met)
-    if decision.met is None and is_backlog_growing(seen.records):
+    level = probe_run.level(knee_search.of_all)
+    missed = tuple(each.objective for each in verdicts_in(knee_search.promises, level) if not each.met)
+    if decision.met is None and is_backlog_growing(probe_run.records):
         missed = (*missed, BACKLOG)
     disputed = tuple(each for each in decision.missed if each not in missed)
     is_sure = decision.met is not None and decision.met == (not missed) and not disputed
@@ -286,7 +291,7 @@ def judged(asked: KneeSearch, load: float, seen: ProbeRun, decision: SloDecision
     return ProbeResult(load=load, met=not missed, missed=missed, open=left_open, level=level)
 
 
-def _line(tried: ProbeResult, unit: str) -> str:
-    said = "kept" if tried.met else "missed " + ", ".join(tried.missed)
-    sure = "" if not tried.open else f"; {tried.level.requests} requests do not decide {', '.join(tried.open)}"
-    return f"{tried.load:.4g} {unit}: {said}{sure}"
+def _line(result: ProbeResult, unit: str) -> str:
+    verdict = "kept" if result.met else "missed " + ", ".join(result.missed)
+    sure = "" if not result.open else f"; {result.level.requests} requests do not decide {', '.join(result.open)}"
+    return f"{result.load:.4g} {unit}: {verdict}{sure}"

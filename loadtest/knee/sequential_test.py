@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.metrics import kept_of, request_latencies
+from loadtest.metrics import meets_goodput, request_latencies
 from loadtest.results import Columns, Ints, RequestRecord, columns_of
 from loadtest.scenario import Objectives, ObjectiveScope, Quantity
 
@@ -48,7 +48,7 @@ class _Share(NamedTuple):
     """One objective as a share: good and total count by request; shape (requests,) each."""
 
     objective: str
-    wanted: float
+    required: float
     good: _Floats
     all: _Floats
 
@@ -67,7 +67,7 @@ class _Interval(NamedTuple):
     low: float
     found: float
     high: float
-    wanted: float
+    required: float
 
 
 def weigh(
@@ -96,9 +96,9 @@ def weigh(
         if len(own) < LEAST_REQUESTS:
             undecided.append(scope.label("too few requests"))
         for each in _intervals(scope.objectives, own, time_scale, is_open=is_open) if len(own) else ():
-            if each.high < each.wanted and len(own) >= LEAST_REQUESTS:
+            if each.high < each.required and len(own) >= LEAST_REQUESTS:
                 missed.append(scope.label(each.objective))
-            elif each.low < each.wanted:
+            elif each.low < each.required:
                 undecided.append(scope.label(each.objective))
     if is_backlog_growing(measured):
         undecided.append(BACKLOG)
@@ -175,7 +175,7 @@ def _intervals(objectives: Objectives, measured: Columns, scale: float, *, is_op
     for share in _shares(objectives, measured, quantities, scale, is_open=is_open):
         found = float(share.good.sum() / share.all.sum())
         low, high = _ends(share, found)
-        yield _Interval(share.objective, low, found, high, share.wanted)
+        yield _Interval(share.objective, low, found, high, share.required)
     for quantity, (values, counts) in quantities.items():
         limits = getattr(objectives, quantity)
         if not len(values):
@@ -201,7 +201,7 @@ def _shares(
                 within = _sums((values <= limit).astype(np.float64), counts)
                 yield _Share(f"{quantity} {statistic}", _SHARE_OF[statistic], within, counts.astype(np.float64))
     if objectives.goodput is not None:
-        good = kept_of(objectives.goodput, measured, scale, is_open=is_open).astype(np.float64)
+        good = meets_goodput(objectives.goodput, measured, scale, is_open=is_open).astype(np.float64)
         yield _Share("goodput", objectives.goodput.share, good, every)
 
 
@@ -225,7 +225,7 @@ def _sums(values: npt.NDArray[np.floating], counts: Ints) -> _Floats:
 
 
 def _ends(share: _Share, found: float) -> tuple[float, float]:
-    if share.wanted == 1.0:  # no finite sample proves that nothing ever fails: the observation decides
+    if share.required == 1.0:  # no finite sample proves that nothing ever fails: the observation decides
         return found, found
     return wilson(found, max(2.0, _independent(share, found)))
 

@@ -4,7 +4,7 @@ from loadtest.metrics.latency import Counted, counted, felt, latencies_of, reque
 from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds, summary_of_runs
 from loadtest.metrics.repeats import repeats_of
 from loadtest.metrics.slo_results import Knee, class_alone, knee_of, scopes_of, verdicts_in, verdicts_of
-from loadtest.metrics.summarize import Interval, LevelSummary, Spread, Summary, kept_of, settles, summarize
+from loadtest.metrics.summarize import Interval, LevelSummary, Spread, Summary, meets_goodput, settles, summarize
 from loadtest.metrics.summary import BatchPoint, ClassSummary, Repeat, RunFacts
 from loadtest.metrics.throughput import rate_replicates
 from loadtest.metrics.timeline import Ecdf, LevelDetail, RunDetail, Span, Timeline
@@ -29,10 +29,10 @@ __all__ = [
     "class_alone",
     "counted",
     "felt",
-    "kept_of",
     "knee_of",
     "latencies_of",
     "load_runs",
+    "meets_goodput",
     "rate_replicates",
     "refuse_mixed_kinds",
     "repeats_of",

@@ -216,12 +216,12 @@ def _steps(window: Window, samples: Samples, time_scale: float) -> tuple[Floats,
     An emulated engine reports the duration of its steps. For others, the time between the samples is divided by the
     iterations in it, if sequences were decoding at both: the engine was not idle then.
     """
-    told = "emulated_step_s" in samples.values
-    counter = samples.values.get("emulated_steps" if told else "iterations")
+    is_emulated = "emulated_step_s" in samples.values
+    counter = samples.values.get("emulated_steps" if is_emulated else "iterations")
     decoding = samples.values.get("decoding")
     if counter is None or decoding is None:
         return None
-    spent = samples.values["emulated_step_s"] if told else samples.t_s
+    spent = samples.values["emulated_step_s"] if is_emulated else samples.t_s
     found = []
     for page in sorted(set(samples.page.tolist())):
         here = np.flatnonzero((samples.page == page) & (samples.t_s >= window.begin_s) & (samples.t_s <= window.end_s))

@@ -116,11 +116,11 @@ def effective_size_of(passed: Floats, counts: Ints) -> float:
     return min(mean * (1 - mean) / variance, float(total)) if variance > 0 else float(total)
 
 
-def _per_owner(values: Values, counts: Ints, wanted: Callable[[Values], npt.NDArray[np.bool_]]) -> Floats:
+def _per_owner(values: Values, counts: Ints, is_counted: Callable[[Values], npt.NDArray[np.bool_]]) -> Floats:
     """Return the number of each owner's values that are wanted; shape (owners,)."""
     found = np.zeros(len(counts))
     for part, owner in _chunks(len(values), counts):
-        found += np.bincount(owner[wanted(values[part])], minlength=len(counts))
+        found += np.bincount(owner[is_counted(values[part])], minlength=len(counts))
     return found
 
 

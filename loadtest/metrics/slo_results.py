@@ -14,19 +14,21 @@ from loadtest.scenario import Goodput, Objectives, ObjectiveScope, Scenario, Ver
 
 
 def goodput_ratio(
-    wanted: Goodput | None, measured: Columns | Sequence[RequestRecord], time_scale: float, *, is_open: bool
+    goodput: Goodput | None, measured: Columns | Sequence[RequestRecord], time_scale: float, *, is_open: bool
 ) -> float | None:
-    """Return the share of measured requests that met every limit; None without limits or requests. See `kept_of`."""
-    if wanted is None or not len(measured):
+    """Return the share of measured requests that met every limit (`meets_goodput`); None without limits or requests."""
+    if goodput is None or not len(measured):
         return None
-    return float(kept_of(wanted, measured, time_scale, is_open=is_open).mean())
+    return float(meets_goodput(goodput, measured, time_scale, is_open=is_open).mean())
 
 
-def kept_of(wanted: Goodput, measured: Columns | Sequence[RequestRecord], time_scale: float, *, is_open: bool) -> Bools:
+def meets_goodput(
+    goodput: Goodput, measured: Columns | Sequence[RequestRecord], time_scale: float, *, is_open: bool
+) -> Bools:
     """Return which requests succeeded within every limit; failed requests did not; shape (requests,)."""
     columns = columns_of(measured)
     found = request_latencies(columns, is_open=is_open)
-    met = wanted.is_met_by(
+    met = goodput.is_met_by(
         ttft_s=found.ttft_s / time_scale,
         tpot_s=np.nan_to_num(found.tpot_s) / time_scale,
         longest_gap_s=found.longest_gap_s / time_scale,

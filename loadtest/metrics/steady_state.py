@@ -119,12 +119,12 @@ def settled_after(values: Floats) -> int:
     if len(means) < LEAST_BINS // MSER_BATCH:
         return 0
     dropped = mser(means)
-    kept = means[dropped:]
+    rest = means[dropped:]
     if dropped == 0:
         return 0
-    error = float(kept.std(ddof=1)) / math.sqrt(len(kept))
-    apart = abs(float(means[:dropped].mean() - kept.mean()))
-    is_cut = apart > CUT_STANDARD_ERRORS * error and apart > CUT_RATIO * abs(float(kept.mean()))
+    error = float(rest.std(ddof=1)) / math.sqrt(len(rest))
+    apart = abs(float(means[:dropped].mean() - rest.mean()))
+    is_cut = apart > CUT_STANDARD_ERRORS * error and apart > CUT_RATIO * abs(float(rest.mean()))
     return dropped * MSER_BATCH if is_cut else 0
 
 

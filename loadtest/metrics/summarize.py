@@ -18,7 +18,7 @@ from loadtest.metrics import bootstrap
 from loadtest.metrics.batch_size import Samples, batch_curve, client_batch, gpus_of, samples_of, server_batch
 from loadtest.metrics.bootstrap import Range
 from loadtest.metrics.latency import Counted, counted, felt, spread, spreads_of
-from loadtest.metrics.slo_results import goodput_ratio, kept_of, verdicts_of
+from loadtest.metrics.slo_results import goodput_ratio, meets_goodput, verdicts_of
 from loadtest.metrics.summary import (
     PERCENTILES_NOTE,
     BatchSpread,
@@ -54,7 +54,7 @@ __all__ = [
     "Spread",
     "Summary",
     "goodput_ratio",
-    "kept_of",
+    "meets_goodput",
     "parse_series",
     "spread",
     "summarize",
@@ -136,9 +136,9 @@ def validity_issues_of(run: RunManifest, measured: Sequence[int]) -> list[Validi
     if run.interrupted is not None and all(issue.code != "interrupted" for issue in validity_issues):
         validity_issues.append(ValidityIssue(code="interrupted", text=f"the run was interrupted: {run.interrupted}"))
     for index, (level, found) in enumerate(zip(run.levels, measured, strict=True)):
-        asked = run.scenario.requests
-        if level.concurrency is not None and level.complete and not level.sufficed and found < asked:
-            text = f"{found} measured requests found, but the scenario has {asked}"
+        requested = run.scenario.requests
+        if level.concurrency is not None and level.complete and not level.sufficed and found < requested:
+            text = f"{found} measured requests found, but the scenario has {requested}"
             validity_issues.append(ValidityIssue(code="records-missing", text=text, level=index))
     return validity_issues
 
@@ -221,9 +221,9 @@ def _goodput_ci(goodput: float | None, count: int) -> Range | None:
 
 
 def _cached_ratio(good: Columns) -> float | None:
-    told = good.cached_tokens != UNKNOWN
-    prompt_tokens = int(good.prompt_tokens[told].sum())
-    return float(good.cached_tokens[told].sum()) / prompt_tokens if prompt_tokens else None
+    is_known = good.cached_tokens != UNKNOWN
+    prompt_tokens = int(good.prompt_tokens[is_known].sum())
+    return float(good.cached_tokens[is_known].sum()) / prompt_tokens if prompt_tokens else None
 
 
 def _steady(found: Counted) -> Steady:

@@ -124,8 +124,8 @@ def _pairs(base: Summary, new: Summary, key: _Key) -> tuple[list[tuple[int, int]
 
 def _key_of(base: LoadedRun, new: LoadedRun) -> _Key:
     """Return the function that identifies a level: its load, and its lengths unless both runs draw them alike."""
-    asked = [(run.manifest.scenario.lengths, run.manifest.scenario.classes) for run in (base, new)]
-    if asked[0] == asked[1]:
+    traffic = [(run.manifest.scenario.lengths, run.manifest.scenario.classes) for run in (base, new)]
+    if traffic[0] == traffic[1]:
         return lambda level: (level.concurrency, level.rate_per_s)
     return lambda level: (level.concurrency, level.rate_per_s, level.isl, level.osl)
 
@@ -236,12 +236,12 @@ def _words(outcome: Outcome, ratio: float | None, low: float | None, high: float
 
 def _verdict(levels: Sequence[LevelChanges]) -> str:
     found = [change.outcome for level in levels for change in level.changes]
-    told = [outcome for outcome in found if outcome != "unknown"]
-    counts = {outcome: told.count(outcome) for outcome in ("better", "worse", "same", "unclear")}
-    chance = (1 - bootstrap.CONFIDENCE) * len(told)
+    known = [outcome for outcome in found if outcome != "unknown"]
+    counts = {outcome: known.count(outcome) for outcome in ("better", "worse", "same", "unclear")}
+    chance = (1 - bootstrap.CONFIDENCE) * len(known)
     return (
         f"{counts['worse']} figures worse, {counts['better']} better, {counts['same']} the same, {counts['unclear']} "
-        f"unclear, {len(found) - len(told)} without enough requests; of {len(told)} at {bootstrap.CONFIDENCE:.0%} "
+        f"unclear, {len(found) - len(known)} without enough requests; of {len(known)} at {bootstrap.CONFIDENCE:.0%} "
         f"confidence about {chance:.0f} would differ by chance alone"
     )
 

@@ -233,8 +233,8 @@ def _ms_of(spread: Spread | None, name: str) -> Cell:
     if spread is None or value is None:
         return Cell(NONE)
     if name in spread.unsupported:
-        said = f"a sample of {spread.count:,} is too small for this percentile"
-        return Cell(f"{milliseconds(value)}?", tone="weak", title=said)
+        hint = f"a sample of {spread.count:,} is too small for this percentile"
+        return Cell(f"{milliseconds(value)}?", tone="weak", title=hint)
     return Cell(milliseconds(value))
 
 

@@ -97,14 +97,14 @@ class Columns:
     @property
     def measured(self) -> Bools:
         """Which requests were measured."""
-        wanted: Bools = self.phase == PHASES.index("measure")
-        return wanted
+        chosen: Bools = self.phase == PHASES.index("measure")
+        return chosen
 
     @property
     def good(self) -> Bools:
         """Which requests succeeded with a token."""
-        wanted: Bools = (self.outcome == OUTCOMES.index("ok")) & (self.tokens > 0)
-        return wanted
+        chosen: Bools = (self.outcome == OUTCOMES.index("ok")) & (self.tokens > 0)
+        return chosen
 
     @cached_property
     def starts(self) -> Ints:
@@ -135,15 +135,15 @@ class Columns:
             longest[some] = np.maximum.reduceat(self.gaps_s, self.starts[:-1][some])
         return longest
 
-    def select(self, wanted: Bools) -> Columns:
+    def select(self, chosen: Bools) -> Columns:
         """Return the selected requests, in the same order."""
-        if wanted.all():
+        if chosen.all():
             return self
         changed: dict[str, Any] = {
-            field.name: getattr(self, field.name)[wanted] for field in fields(self) if field.name not in _APART
+            field.name: getattr(self, field.name)[chosen] for field in fields(self) if field.name not in _APART
         }
-        gaps = None if self.own_gaps_s is None else self.own_gaps_s[np.repeat(wanted, np.diff(self.starts))]
-        spans = None if self.spans is None else self.spans.select(wanted)
+        gaps = None if self.own_gaps_s is None else self.own_gaps_s[np.repeat(chosen, np.diff(self.starts))]
+        spans = None if self.spans is None else self.spans.select(chosen)
         return Columns(**changed, own_gaps_s=gaps, spans=spans, names=self.names, errors=self.errors)
 
     def of_class(self, name: str) -> Columns:

@@ -46,16 +46,16 @@ class TokenSpans:
     last: _Ints
     requests: int
 
-    def select(self, wanted: _Bools) -> TokenSpans:
+    def select(self, chosen: _Bools) -> TokenSpans:
         """Return the spans of the selected requests, renumbered in the same order."""
-        kept = wanted[self.row]
-        numbers = np.cumsum(wanted) - 1
+        in_span = chosen[self.row]
+        numbers = np.cumsum(chosen) - 1
         return replace(
             self,
-            row=numbers[self.row[kept]],
-            first=self.first[kept],
-            last=self.last[kept],
-            requests=int(wanted.sum()),
+            row=numbers[self.row[in_span]],
+            first=self.first[in_span],
+            last=self.last[in_span],
+            requests=int(chosen.sum()),
         )
 
     def times_s(self) -> Weighted:

@@ -77,7 +77,7 @@ class Generators:
         self._running: list[subprocess.Popen[bytes]] = []
         self._main = self._start("master" if fleet.has_master else "alone", _options(fleet))
         self._workers = [self._start("worker", "{}") for _ in range(fleet.workers)]
-        self._said = b""
+        self._output = b""
 
     def __enter__(self) -> Generators:
         """Does nothing: the processes are already running."""
@@ -121,8 +121,8 @@ class Generators:
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             while True:
-                while b"\n" in self._said:
-                    line, _, self._said = self._said.partition(b"\n")
+                while b"\n" in self._output:
+                    line, _, self._output = self._output.partition(b"\n")
                     yield json.loads(line)
                 if not selector.select(within_s):
                     raise ToolError(
@@ -131,7 +131,7 @@ class Generators:
                 data = os.read(stdout.fileno(), 65_536)
                 if not data:
                     break
-                self._said += data
+                self._output += data
         self._require_success()
 
     def suffice(self) -> None:
@@ -172,8 +172,8 @@ class Generators:
         """Return the end of each process's log; the folder with the logs is removed when the command ends."""
         lines: list[str] = []
         for place in range(len(self._running)):
-            said = self._log(place).read_text(encoding="utf-8", errors="replace").splitlines()
-            lines += said[-LAST_LINES:]
+            log_lines = self._log(place).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines += log_lines[-LAST_LINES:]
         return lines
 
     def _require_success(self) -> None:
@@ -220,10 +220,10 @@ def join(host: str, port: int, *, within_s: float) -> int:
         process.stdin.write(f"{host} {port} {within_s:g}\n")
         process.stdin.flush()
         for line in process.stdout:
-            said = json.loads(line)
-            if "ended" in said:
+            message = json.loads(line)
+            if "ended" in message:
                 raise ToolError(
-                    said["ended"], hint="check that run-load --master runs there and that its port is reachable"
+                    message["ended"], hint="check that run-load --master runs there and that its port is reachable"
                 )
         status = process.wait()
         if status != 0:

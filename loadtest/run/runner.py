@@ -78,16 +78,16 @@ class RunProgress:
     lost: str | None = None
     now_s: float = 0.0
 
-    def note(self, said: dict[str, Any], terminal: Terminal) -> None:
+    def note(self, message: dict[str, Any], terminal: Terminal) -> None:
         """Process a generator's message, and show what is relevant to the user."""
-        match said:
+        match message:
             case {"began": values}:
                 self.begun = Level.model_validate(values)
                 terminal.begin()
             case {"progress": values}:
-                look = Progress.model_validate(values)
-                self.now_s = look.t_s
-                terminal.look(look)
+                live = Progress.model_validate(values)
+                self.now_s = live.t_s
+                terminal.show_progress(live)
             case {"level": values}:
                 self.begun = None
                 self.levels.append(Level.model_validate(values))
@@ -109,7 +109,7 @@ class RunProgress:
             self.begun = None
 
 
-def run_scenario(asked: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
+def run_scenario(request: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
     """Run a scenario's levels against a server.
 
     The folder is filled during the run. However the run ends, `run.json` describes what was done and the records so far
@@ -123,88 +123,90 @@ def run_scenario(asked: RunRequest, generators: Generators, folder: Path, termin
         ToolError: The server went away, a generator failed or was lost, a file could not be written, or no measured
             request succeeded.
     """
-    out, by = asked.out, asked.made_by
-    with folder_in_place(out, made_by=by, files=RUN_FILES, main=REQUESTS_NAME, force=asked.force):
-        return _run_levels(asked, generators, folder, terminal)
+    out, by = request.out, request.made_by
+    with folder_in_place(out, made_by=by, files=RUN_FILES, main=REQUESTS_NAME, force=request.force):
+        return _run_levels(request, generators, folder, terminal)
 
 
-def _run_levels(asked: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
-    out, target = asked.out, asked.target
+def _run_levels(request: RunRequest, generators: Generators, folder: Path, terminal: Terminal) -> RunManifest:
+    out, target = request.out, request.target
     if target.facts.emulated:
         terminal.line(f"{target.label}: latencies and rates are shown in engine time")
     began = time.monotonic()
-    happened = RunProgress()
+    progress = RunProgress()
 
-    def kept() -> None:
+    def on_end() -> None:
         """Keep `run.json` up to date, so that a killed run can be reported."""
-        begun = [] if happened.begun is None else [happened.begun.model_copy(update={"complete": False})]
-        run = _manifest(asked, happened, generators.fleet.processes)
+        begun = [] if progress.begun is None else [progress.begun.model_copy(update={"complete": False})]
+        run = _manifest(request, progress, generators.fleet.processes)
         write_json(out / RUN_NAME, run.model_copy(update={"levels": [*run.levels, *begun], "unfinished": True}))
 
     try:
-        kept()
-        plan = _plan(asked, folder, began)
-        interval_s = asked.scenario.sample_interval_s
+        on_end()
+        plan = _plan(request, folder, began)
+        interval_s = request.scenario.sample_interval_s
         with Monitor(target.metrics_urls, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
             generators.begin(plan, target.label)
             levels = plan.levels()
             terminal.expect(_time_left(plan, levels))
-            judge = asked.enough and EarlyStop(out / REQUESTS_NAME, asked.enough, target.facts.time_scale)
-            _follow(generators, happened, terminal, monitor, kept, limit_s=_limit_s(plan, levels), judge=judge)
+            early_stop = request.enough and EarlyStop(out / REQUESTS_NAME, request.enough, target.facts.time_scale)
+            _follow(
+                generators, progress, terminal, monitor, on_end, limit_s=_limit_s(plan, levels), early_stop=early_stop
+            )
     except ToolError as error:
-        happened.interrupted = error.message.splitlines()[0]
+        progress.interrupted = error.message.splitlines()[0]
         raise
     except OSError as error:
-        happened.interrupted = f"{error.filename or out}: {error.strerror}"
+        progress.interrupted = f"{error.filename or out}: {error.strerror}"
         raise ToolError(
-            f"the run could not continue: {happened.interrupted}", hint="check the free disk space"
+            f"the run could not continue: {progress.interrupted}", hint="check the free disk space"
         ) from error
     except KeyboardInterrupt as error:
-        happened.interrupted = str(error) or "interrupted by the user"
+        progress.interrupted = str(error) or "interrupted by the user"
         raise
     finally:
         terminal.clear()
         generators.end()
-        happened.end(time.monotonic() - began)
-        run, seen = _complete(asked, folder, happened, generators.fleet.processes)
-    _require_success(out, run, seen)
+        progress.end(time.monotonic() - began)
+        run, observations = _complete(request, folder, progress, generators.fleet.processes)
+    _require_success(out, run, observations)
     return run
 
 
 def _follow(
     generators: Generators,
-    happened: RunProgress,
+    progress: RunProgress,
     terminal: Terminal,
     monitor: Monitor,
-    kept: Callable[[], None],
+    on_end: Callable[[], None],
     *,
     limit_s: float,
-    judge: EarlyStop | None = None,
+    early_stop: EarlyStop | None = None,
 ) -> None:
     """Process the generator's messages until it ends, including its final ones after an interrupt.
 
     Args:
-        kept: Called whenever a level has started or ended.
+        on_end: Called whenever a level has started or ended.
 
     Raises:
         ToolError: It failed or fell silent, a level exceeded its time limit by far, or samples cannot be written.
     """
     try:
-        for said in generators.lines(within_s=SILENT_S):
-            happened.note(said, terminal)
-            if "began" in said or "level" in said:
-                kept()
-            if happened.begun is not None and happened.now_s - happened.begun.begin_s > limit_s:
+        for message in generators.lines(within_s=SILENT_S):
+            progress.note(message, terminal)
+            if "began" in message or "level" in message:
+                on_end()
+            if progress.begun is not None and progress.now_s - progress.begun.begin_s > limit_s:
                 raise ToolError(f"a level did not end within {limit_s:g} s")
             if monitor.failed is not None:
                 raise ToolError(monitor.failed, hint="check the free disk space")
-            if judge is not None and "progress" in said and judge.is_satisfied():
-                judge = None
+            if early_stop is not None and "progress" in message and early_stop.is_satisfied():
+                early_stop = None
                 generators.suffice()
     except KeyboardInterrupt:
         generators.stop()
-        for said in generators.lines(within_s=STOP_WITHIN_S):
-            happened.note(said, terminal)
+        for message in generators.lines(within_s=STOP_WITHIN_S):
+            progress.note(message, terminal)
         raise
 
 
@@ -226,50 +228,52 @@ def _time_left(plan: GeneratorPlan, levels: Sequence[LevelPlan]) -> TimeLeft:
 
 
 def _complete(
-    asked: RunRequest, folder: Path, happened: RunProgress, workers: int
+    request: RunRequest, folder: Path, progress: RunProgress, workers: int
 ) -> tuple[RunManifest, dict[int, LevelObservations]]:
     """Write records for lost requests, and `run.json`; return it, and aggregates of the records.
 
     Raises:
         ToolError: They cannot be written.
     """
-    out, facts = asked.out, asked.target.facts
+    out, facts = request.out, request.target.facts
     records = out / REQUESTS_NAME
     try:
-        if happened.interrupted is not None:
+        if progress.interrupted is not None:
             with contextlib.suppress(OSError):  # disk full, which is already the reason for the end of the run
-                add_lost(records, folder / UNDER_WAY_NAME, now_s=happened.now_s)
-        seen = observations_of(out) if records.is_file() else {}
-        validity_issues = list(validity_issues_of(asked.scenario, facts, happened.levels, seen, happened.clocks, out))
-        if happened.lost is not None:
-            validity_issues.append(ValidityIssue(code="worker-lost", text=happened.lost))
-        run = _manifest(asked, happened, workers).model_copy(update={"validity_issues": tuple(validity_issues)})
+                add_lost(records, folder / UNDER_WAY_NAME, now_s=progress.now_s)
+        observations = observations_of(out) if records.is_file() else {}
+        validity_issues = list(
+            validity_issues_of(request.scenario, facts, progress.levels, observations, progress.clocks, out)
+        )
+        if progress.lost is not None:
+            validity_issues.append(ValidityIssue(code="worker-lost", text=progress.lost))
+        run = _manifest(request, progress, workers).model_copy(update={"validity_issues": tuple(validity_issues)})
         write_json(out / RUN_NAME, run)
     except OSError as error:
         raise ToolError(
             f"{out}: the run could not be completed: {error.strerror}", hint=(f"the records so far are in {records}")
         ) from error
-    return run, seen
+    return run, observations
 
 
-def _manifest(asked: RunRequest, happened: RunProgress, workers: int) -> RunManifest:
-    facts = asked.target.facts
+def _manifest(request: RunRequest, progress: RunProgress, workers: int) -> RunManifest:
+    facts = request.target.facts
     return RunManifest(
-        made_by=asked.made_by,
-        made_from=asked.made_from,
+        made_by=request.made_by,
+        made_from=request.made_from,
         kind="emulated" if facts.emulated else "measured",
         time_scale=facts.time_scale,
         server=facts,
-        scenario=asked.scenario,
-        levels=list(happened.levels),
-        interrupted=happened.interrupted,
+        scenario=request.scenario,
+        levels=list(progress.levels),
+        interrupted=progress.interrupted,
         workers=workers,
-        clocks=tuple(happened.clocks),
+        clocks=tuple(progress.clocks),
     )
 
 
-def _plan(asked: RunRequest, folder: Path, began: float) -> GeneratorPlan:
-    scenario, target, out = asked.scenario, asked.target, asked.out
+def _plan(request: RunRequest, folder: Path, began: float) -> GeneratorPlan:
+    scenario, target, out = request.scenario, request.target, request.out
     plans = plans_of(scenario)
     as_text = not takes_ids(target.endpoint, scenario.model)
     # Only to refuse an invalid key or field here, before the generators do.
@@ -278,8 +282,8 @@ def _plan(asked: RunRequest, folder: Path, began: float) -> GeneratorPlan:
     prompts.mkdir()
     salt = secrets.randbits(32)  # the only value no seed determines: words that this server has not cached
     done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
-    mix = ConversationSampler(scenario, PromptMaker(scenario, prompts).rows)
-    counted = [plan.counted(scenario, mix) for plan in plans]
+    sampler = ConversationSampler(scenario, PromptMaker(scenario, prompts).rows)
+    counted = [plan.counted(scenario, sampler) for plan in plans]
     return GeneratorPlan(
         endpoint=target.endpoint.model_copy(
             update={
@@ -291,22 +295,22 @@ def _plan(asked: RunRequest, folder: Path, began: float) -> GeneratorPlan:
         prompts=str(prompts),
         records=str(out / REQUESTS_NAME),
         under_way=str(folder / UNDER_WAY_NAME),
-        texts=str(out / PROMPTS_NAME) if asked.keep_text else None,
+        texts=str(out / PROMPTS_NAME) if request.keep_text else None,
         began_monotonic_s=began,
         time_scale=target.facts.time_scale,
         lengths=tuple((plan.isl, plan.osl) for plan in counted),
     )
 
 
-def _require_success(out: Path, run: RunManifest, seen: dict[int, LevelObservations]) -> None:
+def _require_success(out: Path, run: RunManifest, observations: dict[int, LevelObservations]) -> None:
     if run.interrupted is not None:
         raise ToolError(
             f"the run ended early: {run.interrupted}",
             hint=f"report what was measured with report-load {out}",
         )
-    measured = sum(level.measured for level in seen.values())
-    if not any(level.good for level in seen.values()):
-        errors = (level.first_error for level in seen.values() if level.first_error)
+    measured = sum(level.measured for level in observations.values())
+    if not any(level.good for level in observations.values()):
+        errors = (level.first_error for level in observations.values() if level.first_error)
         raise MissingError(
             f"none of {measured} measured requests succeeded: {next(errors, 'no error was recorded')}",
             hint=f"the records are in {out / REQUESTS_NAME}",

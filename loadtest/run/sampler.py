@@ -67,10 +67,10 @@ class Monitor:
             due = time.monotonic()
             while not self._stopping.wait(max(0.0, due - time.monotonic())):
                 due += self._interval_s
-                asked_s = self._clock()
+                requested_s = self._clock()
                 values = read_metrics(url)
                 if values:
-                    sample = Sample(t_s=asked_s, values=values, ended_s=self._clock(), page=page)
+                    sample = Sample(t_s=requested_s, values=values, ended_s=self._clock(), page=page)
                     with self._writing:
                         file.write(json.dumps(sample.model_dump()) + "\n")
                         file.flush()

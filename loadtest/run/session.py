@@ -43,7 +43,7 @@ def run_once(
     sends = fleet or GeneratorProcesses()
     with tempfile.TemporaryDirectory(prefix=f"{command}-") as folder, Generators(sends, Path(folder)) as generators:
         target = target_of(server, scenario.model)
-        asked = RunRequest(
+        request = RunRequest(
             scenario=scenario.model_copy(update={"model": target.facts.model}),
             target=target,
             out=out,
@@ -54,4 +54,4 @@ def run_once(
             enough=enough,
         )
         terminal = Terminal(sys.stderr, columns=columns, clock=time.monotonic)
-        return run_scenario(asked, generators, Path(folder), terminal)
+        return run_scenario(request, generators, Path(folder), terminal)

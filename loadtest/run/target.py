@@ -75,7 +75,7 @@ class Target:
 _Missing = tuple[str, str, str]  # missing item, what was tried, the flag that sets it
 
 
-def target_of(asked: TargetOptions, model: str) -> Target:
+def target_of(options: TargetOptions, model: str) -> Target:
     """Determine the server's protocol, model, tokenizer and metrics pages.
 
     Values on the command line are used unchanged; everything else is detected and printed.
@@ -87,72 +87,72 @@ def target_of(asked: TargetOptions, model: str) -> Target:
         MissingError: No server answers, it does not serve the model, or something was not found; the message names
             everything that is missing.
     """
-    stated = asked.model or (model if model != ENGINE_MODEL else None)
-    endpoint, missing = _endpoint(asked)
+    stated = options.model or (model if model != ENGINE_MODEL else None)
+    endpoint, missing = _endpoint(options)
     if endpoint is None:
         unknown = [] if stated is not None else [("model", "not given", "--model NAME")]
-        unknown += [] if asked.tokenizer is not None else [("tokenizer", "not given", "--tokenizer FILE")]
-        raise _missing(asked.url, [*missing, *unknown])
+        unknown += [] if options.tokenizer is not None else [("tokenizer", "not given", "--tokenizer FILE")]
+        raise _missing(options.url, [*missing, *unknown])
     key = key_in(os.environ, endpoint.api_key_env) if endpoint.is_openai else None
-    served = [] if stated is not None and asked.tokenizer is not None else served_models(endpoint, key)
+    served = [] if stated is not None and options.tokenizer is not None else served_models(endpoint, key)
     name = stated or default_model(served, is_openai=endpoint.is_openai)
     if name is None and not served and not endpoint.is_openai:
         name = model  # Triton's answer about the model itself states the problem
     if name is None:
-        raise _missing(asked.url, _no_model(asked, served))
-    facts, named = server_facts(endpoint, asked.url, name, key)
+        raise _missing(options.url, _no_model(options, served))
+    facts, named = server_facts(endpoint, options.url, name, key)
     endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
-    found = _tokenizer(asked.tokenizer, named, name, next((each.root for each in served if each.name == name), ""))
+    found = _tokenizer(options.tokenizer, named, name, next((each.root for each in served if each.name == name), ""))
     if found.path is None:
         tried = "; ".join(found.tried) or "the server names none, and the model is unknown"
-        raise _missing(asked.url, [("tokenizer", tried, "--tokenizer FILE")])
-    say = (lambda _: None) if asked.is_quiet else progress
-    say(f"server: {asked.url}, {facts.protocol}, model {facts.model}")
+        raise _missing(options.url, [("tokenizer", tried, "--tokenizer FILE")])
+    say = (lambda _: None) if options.is_quiet else progress
+    say(f"server: {options.url}, {facts.protocol}, model {facts.model}")
     say(f"tokenizer: {found.path} ({found.origin})")
-    return _with_metrics(asked, Target(endpoint, facts, (), found.path), say)
+    return _with_metrics(options, Target(endpoint, facts, (), found.path), say)
 
 
-def _no_model(asked: TargetOptions, served: Sequence[ServedModel]) -> list[_Missing]:
+def _no_model(options: TargetOptions, served: Sequence[ServedModel]) -> list[_Missing]:
     """Return what is missing if a server has no model, or several, to choose from."""
     names = ", ".join(each.name for each in served[:8]) or "the server lists none"
     missing = [("model", names, "--model NAME")]
-    if asked.tokenizer is None:
+    if options.tokenizer is None:
         missing.append(("tokenizer", "it depends on the model", "--tokenizer FILE"))
     return missing
 
 
-def _endpoint(asked: TargetOptions) -> tuple[Endpoint | None, list[_Missing]]:
+def _endpoint(options: TargetOptions) -> tuple[Endpoint | None, list[_Missing]]:
     """Return the server's endpoint; None, and what was tried, if its protocol was not detected.
 
     Raises:
         MissingError: The server accepts no connections.
     """
-    protocol = asked.protocol
+    protocol = options.protocol
     if protocol is None:
-        found = discover_protocol(asked.url, ca_file=asked.ca_file, insecure=asked.insecure)
+        found = discover_protocol(options.url, ca_file=options.ca_file, insecure=options.insecure)
         if not found.is_reachable:
             raise MissingError(
-                f"no server answers at {asked.url}: {'; '.join(found.tried)}",
+                f"no server answers at {options.url}: {'; '.join(found.tried)}",
                 hint="start the server (serve-repo), or check --url",
             )
         if found.protocol is None:
             return None, [("protocol", "; ".join(found.tried), f"--protocol {'|'.join(get_args(ProtocolName))}")]
         protocol = found.protocol
     endpoint = endpoint_of(
-        asked.url, protocol, ca_file=asked.ca_file, insecure=asked.insecure, api_key_env=asked.api_key_env
+        options.url, protocol, ca_file=options.ca_file, insecure=options.insecure, api_key_env=options.api_key_env
     )
     return endpoint, []
 
 
-def _tokenizer(asked: Path | None, named: str | None, model: str, root: str) -> FoundTokenizer:
+def _tokenizer(given: Path | None, named: str | None, model: str, root: str) -> FoundTokenizer:
     """Return the given tokenizer, or one found on this machine.
 
     Raises:
         MissingError: The given one does not exist.
     """
-    if asked is None:
+    if given is None:
         return find_tokenizer(named, model, root)
-    file = asked / TOKENIZER_FILE if asked.is_dir() else asked
+    file = given / TOKENIZER_FILE if given.is_dir() else given
     if not file.is_file():
         raise MissingError(
             f"{file}: the tokenizer does not exist on this machine",
@@ -161,11 +161,11 @@ def _tokenizer(asked: Path | None, named: str | None, model: str, root: str) -> 
     return FoundTokenizer(file, "--tokenizer")
 
 
-def _with_metrics(asked: TargetOptions, target: Target, say: Callable[[str], object]) -> Target:
+def _with_metrics(options: TargetOptions, target: Target, say: Callable[[str], object]) -> Target:
     """Add the metrics pages."""
     facts = target.facts
-    beside = None if asked.metrics_url else metrics_url(target.endpoint)
-    pages = tuple(dict.fromkeys(asked.metrics_url)) or ((beside,) if beside else ())
+    beside = None if options.metrics_url else metrics_url(target.endpoint)
+    pages = tuple(dict.fromkeys(options.metrics_url)) or ((beside,) if beside else ())
     say(f"metrics: {', '.join(pages) or 'no page found; batch sizes come from the client alone (--metrics-url URL)'}")
     if pages and facts.perf_metrics:
         facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(pages[0]))})
@@ -174,5 +174,5 @@ def _with_metrics(asked: TargetOptions, target: Target, say: Callable[[str], obj
 
 def _missing(url: str, missing: list[_Missing]) -> MissingError:
     """Return one error for everything missing: the item, what was tried, and the flag that sets it."""
-    said = "; ".join(f"{what} ({tried})" for what, tried, _ in missing)
-    return MissingError(f"{url}: not found: {said}", hint=" ".join(flag for _, _, flag in missing))
+    text = "; ".join(f"{what} ({tried})" for what, tried, _ in missing)
+    return MissingError(f"{url}: not found: {text}", hint=" ".join(flag for _, _, flag in missing))

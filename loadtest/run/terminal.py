@@ -14,7 +14,7 @@ PLAIN_EVERY_S = 5.0
 _SEPARATOR = " | "
 
 
-def progress_text(look: Progress, *, level: str = "", left_s: float | None = None, columns: int | None = None) -> str:
+def progress_text(live: Progress, *, level: str = "", left_s: float | None = None, columns: int | None = None) -> str:
     """Return the progress of a level as one line.
 
     Args:
@@ -22,17 +22,17 @@ def progress_text(look: Progress, *, level: str = "", left_s: float | None = Non
         left_s: Wall seconds left of the level; None: unknown.
         columns: Maximum length; parts that do not fit are omitted, the least important first.
     """
-    elapsed = f"{look.elapsed_s:.0f} s"
+    elapsed = f"{live.elapsed_s:.0f} s"
     left = "" if left_s is None else f", {left_s:.0f} s left"
     parts = [  # by importance
-        f"{level} {look.load}".strip(),
-        (elapsed if look.measuring else f"warm-up {elapsed}") + left,
-        f"{look.failed} failed" if look.failed else "",
-        _latencies_text(look),
-        f"{look.done} done",
-        f"{look.in_flight} in flight",
-        f"{look.tokens_per_s:.0f} tokens/s",
-        f"{look.requests_per_s:.3g} req/s",
+        f"{level} {live.load}".strip(),
+        (elapsed if live.measuring else f"warm-up {elapsed}") + left,
+        f"{live.failed} failed" if live.failed else "",
+        _latencies_text(live),
+        f"{live.done} done",
+        f"{live.in_flight} in flight",
+        f"{live.tokens_per_s:.0f} tokens/s",
+        f"{live.requests_per_s:.3g} req/s",
     ]
     line = ""
     for part in filter(None, parts):
@@ -42,8 +42,8 @@ def progress_text(look: Progress, *, level: str = "", left_s: float | None = Non
     return line if columns is None else line[:columns]
 
 
-def _latencies_text(look: Progress) -> str:
-    pairs = {"TTFT": (look.ttft_p50_s, look.ttft_p99_s), "ITL": (look.itl_p50_s, look.itl_p99_s)}
+def _latencies_text(live: Progress) -> str:
+    pairs = {"TTFT": (live.ttft_p50_s, live.ttft_p99_s), "ITL": (live.itl_p50_s, live.itl_p99_s)}
     parts = [
         f"{name} {milliseconds(p50_s)}/{milliseconds(p99_s)}".replace(",", "")
         for name, (p50_s, p99_s) in pairs.items()
@@ -76,9 +76,9 @@ class Terminal:
         """Note the start of a level."""
         self._time_left.begin()
 
-    def look(self, look: Progress) -> None:
+    def show_progress(self, live: Progress) -> None:
         """Show the progress of the current level."""
-        text = partial(progress_text, look, level=self._time_left.level, left_s=self._time_left.left_s(look))
+        text = partial(progress_text, live, level=self._time_left.level, left_s=self._time_left.left_s(live))
         if self._columns is not None:
             self._stream.write(f"\r\033[K{text(columns=self._columns - 1)}")
             self._shown = True

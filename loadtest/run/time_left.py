@@ -29,17 +29,17 @@ class TimeLeft:
         """The current level's number, of how many; empty if there is only one."""
         return f"{self._place + 1}/{len(self.levels)}" if len(self.levels) > 1 and self._place >= 0 else ""
 
-    def left_s(self, look: Progress) -> float | None:
+    def left_s(self, live: Progress) -> float | None:
         """Return the wall seconds left of the level; None while a closed loop warms up or nothing has ended."""
         if not 0 <= self._place < len(self.levels):
             return None
         requests, last_s = self.levels[self._place]
         if last_s is not None:
-            return max(0.0, last_s - look.elapsed_s)
-        if requests is None or not look.measuring:
+            return max(0.0, last_s - live.elapsed_s)
+        if requests is None or not live.measuring:
             return None
-        ended = look.done + look.failed
+        ended = live.done + live.failed
         if self._warm is None:
-            self._warm = (look.elapsed_s, ended)
-        measured, took_s = ended - self._warm[1], look.elapsed_s - self._warm[0]
+            self._warm = (live.elapsed_s, ended)
+        measured, took_s = ended - self._warm[1], live.elapsed_s - self._warm[0]
         return max(0.0, requests - measured) * took_s / measured if measured and took_s else None

@@ -70,14 +70,14 @@ def validity_issues_of(
     scenario: Scenario,
     facts: ServerFacts,
     levels: Sequence[Level],
-    seen: dict[int, LevelObservations],
+    observations: dict[int, LevelObservations],
     clocks: Sequence[WorkerClock],
     out: Path,
 ) -> Iterator[ValidityIssue]:
     """Yield every validity issue of a run, level by level."""
     emulator = _emulator_seen(levels, out) if facts.emulated else {}
     for index, level in enumerate(levels):
-        of_level = seen.get(index, LevelObservations())
+        of_level = observations.get(index, LevelObservations())
         yield from _client_issues(scenario.validity_limits, facts, index, level, of_level)
         if not level.complete:
             yield ValidityIssue(code="incomplete", text="the level ended before all its requests", level=index)
@@ -92,9 +92,9 @@ def validity_issues_of(
 
 
 def _client_issues(
-    limits: ValidityLimits, facts: ServerFacts, index: int, level: Level, seen: LevelObservations
+    limits: ValidityLimits, facts: ServerFacts, index: int, level: Level, observations: LevelObservations
 ) -> Iterator[ValidityIssue]:
-    gap_s = seen.gaps.quantile(0.5)
+    gap_s = observations.gaps.quantile(0.5)
     # If the kernel timestamped the arrivals, a late timer did not affect them; a late read may have.
     if gap_s and level.clock != "kernel" and level.generator_late_p99_s > limits.generator_late_ratio * gap_s:
         text = (
@@ -106,7 +106,7 @@ def _client_issues(
         text = f"replies were read {milliseconds(level.read_late_p99_s)} ms after they arrived (p99), with tokens"
         text += f" {milliseconds(gap_s)} ms apart, so some were merged; limit {limits.generator_late_ratio:.0%}"
         yield ValidityIssue(code="read-late", text=text, level=index)
-    late_s = seen.late.quantile(0.99) or 0.0
+    late_s = observations.late.quantile(0.99) or 0.0
     if level.concurrency is None and late_s > limits.arrivals_late_s * facts.time_scale:
         text = f"requests were sent {milliseconds(late_s)} ms after their time (p99); "
         text += f"limit {limits.arrivals_late_s * MS:g} ms"

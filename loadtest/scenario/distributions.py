@@ -142,7 +142,7 @@ def fixed(value: float) -> Distribution:
     return Distribution("fixed", (("value", value),))
 
 
-def parse(said: object) -> Distribution:
+def parse(written: object) -> Distribution:
     """Return the distribution of a number or a text in the notation.
 
     Raises:
@@ -153,22 +153,22 @@ def parse(said: object) -> Distribution:
     >>> parse("uniform(1, 3)").mean
     2.0
     """
-    if isinstance(said, Distribution):
-        return said
-    number = _number(said)
+    if isinstance(written, Distribution):
+        return written
+    number = _number(written)
     if number is not None:
         return fixed(number)
-    found = _CALL.fullmatch(said) if isinstance(said, str) else None
+    found = _CALL.fullmatch(written) if isinstance(written, str) else None
     if found is None or found[1] not in _FORMS:
         raise ValueError(f"not a length or a distribution; such are {_EXAMPLES}")
     return _checked(found[1], _arguments(found[1], found[2]))
 
 
-def _number(said: object) -> float | None:
-    if isinstance(said, bool) or not isinstance(said, int | float | str):
+def _number(written: object) -> float | None:
+    if isinstance(written, bool) or not isinstance(written, int | float | str):
         return None
     try:
-        number = float(said)
+        number = float(written)
     except ValueError:
         return None
     if not 0 <= number <= MOST_TOKENS:  # of a pause: half a year in seconds
@@ -253,7 +253,7 @@ def _written(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 
-def _said(distribution: Distribution) -> int | float | str:
+def _as_written(distribution: Distribution) -> int | float | str:
     """Return a distribution's form in a document: a number if it is one."""
     if not distribution.is_fixed:
         return str(distribution)
@@ -261,28 +261,28 @@ def _said(distribution: Distribution) -> int | float | str:
     return int(value) if value.is_integer() else value
 
 
-def _tokens(said: object) -> Distribution:
-    found = parse(said)
+def _tokens(written: object) -> Distribution:
+    found = parse(written)
     longest = found.values[0][1] if found.is_fixed else None
     if longest is not None and (longest < 1 or not longest.is_integer()):
         raise ValueError("a whole number from 1 up is expected")
     return found
 
 
-def _pairs(said: object) -> object:
-    return {"path": said} if isinstance(said, str) else said
+def _pairs(written: object) -> object:
+    return {"path": written} if isinstance(written, str) else written
 
 
-def _tokens_or_auto(said: object) -> Distribution | str:
-    return "auto" if said == "auto" else _tokens(said)
+def _tokens_or_auto(written: object) -> Distribution | str:
+    return "auto" if written == "auto" else _tokens(written)
 
 
 TokensOrAuto = Annotated[
     Distribution | Literal["auto"],
     PlainValidator(_tokens_or_auto),
-    PlainSerializer(lambda value: value if isinstance(value, str) else _said(value)),
+    PlainSerializer(lambda value: value if isinstance(value, str) else _as_written(value)),
 ]
 """A number of tokens, at least 1, possibly varying; or that of the prompts themselves."""
-Pause = Annotated[Distribution, PlainValidator(parse), PlainSerializer(_said)]
+Pause = Annotated[Distribution, PlainValidator(parse), PlainSerializer(_as_written)]
 """Seconds, at least 0, possibly varying."""
 PairsOf = Annotated[Pairs, BeforeValidator(_pairs)]

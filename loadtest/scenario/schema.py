@@ -85,10 +85,10 @@ class Conversations(Strict):
     max_tokens: Annotated[int, Field(ge=2, le=MOST_TOKENS)] | None = None
 
 
-def _source(said: str) -> str:
-    if said not in GENERATED_PROMPTS and Path(said).suffix not in PROMPT_SUFFIXES:
+def _source(value: str) -> str:
+    if value not in GENERATED_PROMPTS and Path(value).suffix not in PROMPT_SUFFIXES:
         raise ValueError("expected chat, random, or a .json or .jsonl file")
-    return said
+    return value
 
 
 PromptSource = Annotated[str, AfterValidator(_source)]
@@ -332,8 +332,8 @@ class Scenario(Strict):
         return self.model_copy(update=changed)
 
 
-def _length(asked: Distribution | str, auto: Distribution | None) -> Distribution | None:
-    return auto if isinstance(asked, str) else asked
+def _length(length: Distribution | str, auto: Distribution | None) -> Distribution | None:
+    return auto if isinstance(length, str) else length
 
 
 def _check(kind: Kind) -> None:
@@ -343,38 +343,40 @@ def _check(kind: Kind) -> None:
         ValueError: There is one; worded as for a schema.
     """
     who = f"class {kind.name}: " if kind.name else ""
-    talk = kind.conversation
-    if talk is not None and talk.turns == "auto" and not kind.has_file:
+    conversation = kind.conversation
+    if conversation is not None and conversation.turns == "auto" and not kind.has_file:
         raise ValueError(
             f"{who}conversation: turns is required, because {kind.prompts} prompts have no turns of their own"
         )
 
 
 def _distributions(kind: Kind) -> Iterator[Distribution]:
-    talk = kind.conversation
-    for each in (kind.isl, kind.osl, *((talk.turns, talk.think_s) if talk else ())):
+    conversation = kind.conversation
+    for each in (kind.isl, kind.osl, *((conversation.turns, conversation.think_s) if conversation else ())):
         if isinstance(each, Distribution):
             yield each
 
 
-def _moved(asked: Scenario | TrafficClass, move: Callable[[str], str]) -> dict[str, Any]:
+def _moved(of: Scenario | TrafficClass, move: Callable[[str], str]) -> dict[str, Any]:
     """Return the changes when files are moved."""
     changed: dict[str, Any] = {}
-    if asked.lengths is not None:
+    if of.lengths is not None:
         update: dict[str, Any] = {
             name: value.moved(move)
             for name in ("isl", "osl")
-            if isinstance(value := getattr(asked.lengths, name), Distribution)
+            if isinstance(value := getattr(of.lengths, name), Distribution)
         }
-        if asked.lengths.pairs is not None:
-            update["pairs"] = asked.lengths.pairs.model_copy(update={"path": move(asked.lengths.pairs.path)})
-        changed["lengths"] = asked.lengths.model_copy(update=update)
-    if asked.conversation is not None:
-        talk = asked.conversation
-        turns = talk.turns if isinstance(talk.turns, str) else talk.turns.moved(move)
-        changed["conversation"] = talk.model_copy(update={"turns": turns, "think_s": talk.think_s.moved(move)})
-    if asked.prompts is not None and asked.prompts not in GENERATED_PROMPTS:
-        changed["prompts"] = move(asked.prompts)
+        if of.lengths.pairs is not None:
+            update["pairs"] = of.lengths.pairs.model_copy(update={"path": move(of.lengths.pairs.path)})
+        changed["lengths"] = of.lengths.model_copy(update=update)
+    if of.conversation is not None:
+        conversation = of.conversation
+        turns = conversation.turns if isinstance(conversation.turns, str) else conversation.turns.moved(move)
+        changed["conversation"] = conversation.model_copy(
+            update={"turns": turns, "think_s": conversation.think_s.moved(move)}
+        )
+    if of.prompts is not None and of.prompts not in GENERATED_PROMPTS:
+        changed["prompts"] = move(of.prompts)
     return changed
 
 

@@ -102,7 +102,7 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
         UserError: A row is damaged, the slice is empty, or it has more than `MOST_ARRIVALS`.
     """
     path = folder / trace.path
-    kept: list[Arrival] = []
+    chosen: list[Arrival] = []
     failed_rows = 0
     for at_s, isl, osl, prefix_hashes, own_max in _requests(path, trace):
         if not trace.from_s <= at_s < trace.end_s:
@@ -110,16 +110,16 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
         if not isl or not osl:
             failed_rows += 1
             continue
-        if len(kept) == MOST_ARRIVALS:
+        if len(chosen) == MOST_ARRIVALS:
             raise UserError(f"{path}: more than {MOST_ARRIVALS:,} requests", hint="replay a slice with from_s and to_s")
         most = trace.max_tokens if own_max is None else own_max
-        kept.append(Arrival((at_s - trace.from_s) / trace.speed_up, isl, osl, prefix_hashes, most))
-    if not kept:
+        chosen.append(Arrival((at_s - trace.from_s) / trace.speed_up, isl, osl, prefix_hashes, most))
+    if not chosen:
         raise UserError(
             f"{path}: no request from {trace.from_s:g} s to {trace.to_s}, and {failed_rows} failed ones",
             hint="check the slice: from_s and to_s count from the start of the trace",
         )
-    return Schedule(tuple(sorted(kept, key=lambda arrival: arrival.at_s)), failed_rows)
+    return Schedule(tuple(sorted(chosen, key=lambda arrival: arrival.at_s)), failed_rows)
 
 
 class _Layout(NamedTuple):
@@ -270,11 +270,11 @@ def _requests(path: Path, trace: Trace) -> Iterator[Arrival]:
             yield arrival
 
 
-def _layout_of(path: Path, asked: str, head: str, columns: list[str] | None) -> _Layout:
+def _layout_of(path: Path, requested: str, head: str, columns: list[str] | None) -> _Layout:
     tables = (name for name, layout in _LAYOUTS.items() if set(layout[:3]) <= set(columns or ()))
     found = "mooncake" if columns is None else next(tables, "none")
-    if found == "none" or asked not in ("auto", found):
-        wanted = "any trace known" if asked == "auto" else f"a trace of format {asked}"
+    if found == "none" or requested not in ("auto", found):
+        wanted = "any trace known" if requested == "auto" else f"a trace of format {requested}"
         raise UserError(
             f"{path}: line 1 is {head.rstrip()!r:.60}, not the header of {wanted}",
             hint="known: " + "; ".join(f"{name}: {', '.join(layout[:3])}" for name, layout in _LAYOUTS.items()),

@@ -73,16 +73,16 @@ def predict(
         rows: By prompt file, its token counts; see `conversations.ConversationSampler`.
         queued: The users of a level send one request each, all at once, and no more.
     """
-    mix = ConversationSampler(scenario, rows)
-    contents = _contents(scenario, manifest, mix)
+    sampler = ConversationSampler(scenario, rows)
+    contents = _contents(scenario, manifest, sampler)
     requests = SimulatedRequests()
     samples: list[Sample] = []
     levels: list[Level] = []
     began_s, next_id = 0.0, 0
     host = manifest.step_time.host or Host()
-    for index, plan in enumerate([plan.counted(scenario, mix) for plan in plans_of(scenario)]):
+    for index, plan in enumerate([plan.counted(scenario, sampler) for plan in plans_of(scenario)]):
         make = _queue if queued else _traffic
-        traffic = make(scenario, plan, mix, contents, level=index, begin_s=began_s, first_id=next_id)
+        traffic = make(scenario, plan, sampler, contents, level=index, begin_s=began_s, first_id=next_id)
         server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s)
         requests.begin_level()
         for ended in server.run():
@@ -171,8 +171,8 @@ def at_once(scenario: Scenario) -> Scenario:
 def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
     """Return the engine alone, with room for the scenario's whole largest batch and its prompts in one iteration."""
     most = max(scenario.concurrency)
-    mix = ConversationSampler(scenario)
-    drawn = [mix.begin(number) for number in range(most)]
+    sampler = ConversationSampler(scenario)
+    drawn = [sampler.begin(number) for number in range(most)]
     longest = max(each.prompt_tokens + each.exchange.reply_tokens for each in drawn)
     limits = manifest.limits.model_copy(
         update={
@@ -189,7 +189,7 @@ def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
 def _traffic(
     scenario: Scenario,
     plan: LevelPlan,
-    mix: ConversationSampler,
+    sampler: ConversationSampler,
     contents: Contents,
     *,
     level: int,
@@ -199,10 +199,13 @@ def _traffic(
     """Return the traffic of a level that starts now."""
     if plan.concurrency is not None:
         loop = closed_loop(
-            scenario, plan.concurrency, first_id=first_id, begin_talk=lambda number: mix.begin(number, level)
+            scenario,
+            plan.concurrency,
+            first_id=first_id,
+            begin_conversation=lambda number: sampler.begin(number, level),
         )
         return Users(loop, begin_s, contents)
-    opened = open_loop(scenario, plan, mix, level=level, first_id=first_id)
+    opened = open_loop(scenario, plan, sampler, level=level, first_id=first_id)
     requests = (
         contents.sent(opened.turn(place), begin_s + arrival.at_s) for place, arrival in enumerate(plan.arrivals)
     )
@@ -217,7 +220,7 @@ def _traffic(
 def _queue(
     scenario: Scenario,  # noqa: ARG001 (as `_traffic`)
     plan: LevelPlan,
-    mix: ConversationSampler,
+    sampler: ConversationSampler,
     contents: Contents,
     *,
     level: int,
@@ -225,14 +228,14 @@ def _queue(
     first_id: int,
 ) -> Traffic:
     """Return a level's requests, one per user, all sent at its start."""
-    talks = (mix.begin(number, level) for number in range(plan.concurrency or 0))
-    turns = (turn_of(talk, first_id + number, "measure") for number, talk in enumerate(talks))
+    states = (sampler.begin(number, level) for number in range(plan.concurrency or 0))
+    turns = (turn_of(state, first_id + number, "measure") for number, state in enumerate(states))
     return Arrivals(contents.sent(turn, begin_s) for turn in turns)
 
 
-def _contents(scenario: Scenario, manifest: EngineManifest, mix: ConversationSampler) -> Contents:
+def _contents(scenario: Scenario, manifest: EngineManifest, sampler: ConversationSampler) -> Contents:
     """Return how requests' KV blocks are identified; not at all if the engine can never reuse one."""
-    can_find = manifest.runtime.kv_reuse and (mix.shares_blocks or isinstance(scenario.arrivals, Trace))
+    can_find = manifest.runtime.kv_reuse and (sampler.shares_blocks or isinstance(scenario.arrivals, Trace))
     return Contents(manifest.kv_cache.tokens_per_block if can_find else None)
 
 

@@ -96,10 +96,10 @@ class Contents:
         Raises:
             ValueError: The turn belongs to no conversation and has no prompt.
         """
-        if turn.talk is None:
+        if turn.state is None:
             raise ValueError(f"request {turn.id} has no conversation and therefore no prompt")
-        hashes = () if self._tokens_per_block is None else turn.talk.block_hashes(self._tokens_per_block)
-        return Sent(turn, sent_s, turn.talk.prompt_tokens, user, hashes)
+        hashes = () if self._tokens_per_block is None else turn.state.block_hashes(self._tokens_per_block)
+        return Sent(turn, sent_s, turn.state.prompt_tokens, user, hashes)
 
 
 @dataclass(slots=True)

@@ -19,16 +19,16 @@ def closed_loop(
     time_scale: float = 1.0,
     worker: int = 0,
     workers: int = 1,
-    begin_talk: Begin | None = None,
+    begin_conversation: Begin | None = None,
 ) -> ClosedLoop:
     """Return the closed loop of one level, or one load generator's share of it.
 
     Args:
-        begin_talk: Starts the level's conversations; None: drawn from the scenario.
+        begin_conversation: Starts the level's conversations; None: drawn from the scenario.
     """
     return ClosedLoop(
         concurrency,
-        begin_talk or ConversationSampler(scenario).begin,
+        begin_conversation or ConversationSampler(scenario).begin,
         scenario.requests_of(concurrency),
         scenario.warmup_requests,
         first_id=first_id,
@@ -54,7 +54,7 @@ class ClosedLoop:
 
     Args:
         concurrency: Users of the whole level.
-        begin_talk: Starts the level's conversations, which are numbered from 0.
+        begin_conversation: Starts the level's conversations, which are numbered from 0.
         requests: Measured requests of the whole level.
         first_id: Id of the level's first request.
         worker: Index of this share.
@@ -65,7 +65,7 @@ class ClosedLoop:
     """
 
     concurrency: int
-    begin_talk: Begin
+    begin_conversation: Begin
     requests: int
     warmup_requests: int
     first_id: int
@@ -76,8 +76,8 @@ class ClosedLoop:
     measure_s: float | None = None
     end_s: float | None = None
     next_id: int = 0
-    _next_talk: int = 0
-    _talks: dict[int, ConversationState] = field(default_factory=dict)
+    _next_state: int = 0
+    _states: dict[int, ConversationState] = field(default_factory=dict)
     _warmed: set[int] = field(default_factory=set)
     _sent: dict[int, int] = field(default_factory=dict)
     _measured: int = 0
@@ -86,7 +86,7 @@ class ClosedLoop:
     def __post_init__(self) -> None:
         """Start at the first id; take this share of the requests."""
         self.next_id = self.first_id + self.worker
-        self._next_talk = self.worker
+        self._next_state = self.worker
         before = sum(len(range(other, self.concurrency, self.workers)) for other in range(self.worker))
         upto = before + len(self.users)
         self.requests = self.requests * upto // self.concurrency - self.requests * before // self.concurrency
@@ -131,13 +131,13 @@ class ClosedLoop:
 
     def wait_s(self, user: int) -> float:
         """Return a free user's think time before its next request, in engine seconds."""
-        talk = self._talks.get(user)
-        return 0.0 if talk is None or talk.is_over else talk.exchange.think_s
+        state = self._states.get(user)
+        return 0.0 if state is None or state.is_over else state.exchange.think_s
 
     def note_end(self, turn: Turn, now_s: float, reply_tokens: int | None = None) -> None:
         """Record the end of a request with its reply tokens; None: it failed, which ends its conversation."""
-        if turn.talk is not None:
-            turn.talk.go_on(reply_tokens)
+        if turn.state is not None:
+            turn.state.go_on(reply_tokens)
         if turn.phase == "measure":
             self._ended += 1
             self._end_if_done(now_s)
@@ -151,13 +151,13 @@ class ClosedLoop:
         return self.measure_s is not None and now_s < self.measure_s + self.window_s
 
     def _turn(self, user: int, phase: Phase, *, is_first: bool) -> Turn:
-        talk = self._talks.get(user)
-        if talk is None or talk.is_over:
-            talk = self._talks[user] = self.begin_talk(self._next_talk)
-            self._next_talk += self.workers
+        state = self._states.get(user)
+        if state is None or state.is_over:
+            state = self._states[user] = self.begin_conversation(self._next_state)
+            self._next_state += self.workers
         if not is_first or not self.warmup_requests or not self.staggered:
-            return turn_of(talk, self.next_id, phase)
-        reached = len(talk.conversation.exchanges) * (user + 1) / self.concurrency
-        talk.skip_to(math.ceil(reached) - 1)
-        share = reached - talk.place
-        return turn_of(talk, self.next_id, phase, max(1, round(talk.exchange.reply_tokens * share)))
+            return turn_of(state, self.next_id, phase)
+        reached = len(state.conversation.exchanges) * (user + 1) / self.concurrency
+        state.skip_to(math.ceil(reached) - 1)
+        share = reached - state.place
+        return turn_of(state, self.next_id, phase, max(1, round(state.exchange.reply_tokens * share)))

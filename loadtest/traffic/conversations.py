@@ -67,7 +67,7 @@ class ConversationState:
         kind: Its resolved class.
         place: Index of the next or current exchange.
         past_tokens: Tokens that its next prompt repeats: the shared prefix and the history.
-        said: The history, in the prompt maker's form.
+        pieces: The history, in the prompt maker's form.
     """
 
     conversation: Conversation
@@ -75,7 +75,7 @@ class ConversationState:
     level: int = 0
     place: int = 0
     past_tokens: int = 0
-    said: list[Any] = field(default_factory=list)
+    pieces: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Start after the shared prefix."""
@@ -116,17 +116,17 @@ class ConversationState:
         is identified by conversation and index; but if later prompts contain a stand-in, the blocks with the reply
         itself never recur. A trace's hashes, each of `HASH_BLOCK_TOKENS`, are split.
         """
-        talk = self.conversation
-        if talk.prefix_hashes:
+        state = self.conversation
+        if state.prefix_hashes:
             each = HASH_BLOCK_TOKENS // tokens_per_block
-            return tuple(content * each + place for content in talk.prefix_hashes for place in range(each))
-        shared = talk.prefix_tokens // tokens_per_block
+            return tuple(content * each + place for content in state.prefix_hashes for place in range(each))
+        shared = state.prefix_tokens // tokens_per_block
         upto_prompt = self.prompt_tokens // tokens_per_block
         upto_reply = (self.prompt_tokens + self.exchange.reply_tokens) // tokens_per_block
-        own, begin = talk.number * _ROOM, -((talk.kind * _ROOM + (talk.prefix or 0)) * _ROOM + _ROOM)
+        own, begin = state.number * _ROOM, -((state.kind * _ROOM + (state.prefix or 0)) * _ROOM + _ROOM)
         reply = own
         if self.kind.conversation is not None and self.kind.conversation.history == "stand_in":
-            reply = ((talk.number + 1) << 64) + self.place * _ROOM
+            reply = ((state.number + 1) << 64) + self.place * _ROOM
         return (
             *range(begin, begin + shared),
             *range(own + shared, own + upto_prompt),
@@ -183,8 +183,8 @@ class ConversationSampler:
         self._rows = rows or {}
         self._fixed = [_fixed_exchanges(kind) for kind in self._kinds]
         for kind in self._kinds:
-            is_asked = kind.needs_file_lengths and not isinstance(scenario.arrivals, Trace)
-            if is_asked and kind.prompts not in self._rows:
+            needs_file = kind.needs_file_lengths and not isinstance(scenario.arrivals, Trace)
+            if needs_file and kind.prompts not in self._rows:
                 raise MissingError(
                     f"{kind.prompts}: prompt lengths cannot be counted without a tokenizer",
                     hint="state lengths (isl and osl), or give a tokenizer",
@@ -231,21 +231,21 @@ class ConversationSampler:
         if len(self._kinds) == 1 and self._fixed[0] and self._kinds[0].prefixes is None:
             numbers = numbers[:1]  # all are like the first
         for number in numbers:
-            talk = self.begin(number)
-            while not talk.is_over:
-                prompts.append(talk.prompt_tokens)
-                replies.append(talk.exchange.reply_tokens)
-                talk.go_on(talk.exchange.reply_tokens)
+            state = self.begin(number)
+            while not state.is_over:
+                prompts.append(state.prompt_tokens)
+                replies.append(state.exchange.reply_tokens)
+                state.go_on(state.exchange.reply_tokens)
         return length_stats_of(prompts, replies)
 
-    def at_most(self, seen: LengthStats) -> LengthStats:
+    def at_most(self, stats: LengthStats) -> LengthStats:
         """Return the statistics with the longest lengths that can be drawn, if classes state bounds."""
         for kind in self._kinds:
             longest = _longest(kind)
             if longest is not None:
-                isl, osl = max(seen.longest_isl, longest[0]), max(seen.longest_osl, longest[1])
-                seen = seen._replace(longest_isl=isl, longest_osl=osl, longest=max(seen.longest, sum(longest)))
-        return seen
+                isl, osl = max(stats.longest_isl, longest[0]), max(stats.longest_osl, longest[1])
+                stats = stats._replace(longest_isl=isl, longest_osl=osl, longest=max(stats.longest, sum(longest)))
+        return stats
 
     def _row(self, kind: Kind, number: int, level: int) -> int | None:
         """Return a conversation's row of its class's prompt file; None if there is none, or none is read."""
@@ -261,24 +261,24 @@ class ConversationSampler:
     def _exchanges(
         self, kind: Kind, number: int, spoken: Sequence[tuple[int, int]], past_tokens: int
     ) -> tuple[Exchange, ...]:
-        talk = kind.conversation
+        state = kind.conversation
         found: list[Exchange] = []
         for place in range(self._turns(kind, number, spoken)):
             isl, osl = self._pair(kind, number, place, spoken)
             past_tokens += isl + osl
-            if found and talk and talk.max_tokens is not None and past_tokens > talk.max_tokens:
+            if found and state and state.max_tokens is not None and past_tokens > state.max_tokens:
                 break
-            think_s = talk.think_s.at(even(self._seed, number, _THINK, place)) if talk and place else 0.0
+            think_s = state.think_s.at(even(self._seed, number, _THINK, place)) if state and place else 0.0
             found.append(Exchange(isl, osl, think_s))
         return tuple(found)
 
     def _turns(self, kind: Kind, number: int, spoken: Sequence[tuple[int, int]]) -> int:
         if kind.conversation is None:
             return 1
-        asked = kind.conversation.turns
-        if isinstance(asked, str):
+        distribution = kind.conversation.turns
+        if isinstance(distribution, str):
             return len(spoken)
-        turns = asked.whole(even(self._seed, number, _TURNS))
+        turns = distribution.whole(even(self._seed, number, _TURNS))
         return min(turns, len(spoken)) if spoken else turns
 
     def _pair(self, kind: Kind, number: int, place: int, spoken: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -73,17 +73,17 @@ class LevelPlan:
             return len(self.arrivals)
         return scenario.requests_of(self.concurrency) + (scenario.warmup_requests + FILL_ALLOWANCE) * self.concurrency
 
-    def counted(self, scenario: Scenario, mix: ConversationSampler) -> LevelPlan:
+    def counted(self, scenario: Scenario, sampler: ConversationSampler) -> LevelPlan:
         """Return the level with the mean lengths of its requests, in whole tokens."""
-        seen = self.seen(scenario, mix)
-        return replace(self, isl=round(seen.isl), osl=round(seen.osl))
+        length_stats = self.length_stats(scenario, sampler)
+        return replace(self, isl=round(length_stats.isl), osl=round(length_stats.osl))
 
-    def seen(self, scenario: Scenario, mix: ConversationSampler) -> LengthStats:
+    def length_stats(self, scenario: Scenario, sampler: ConversationSampler) -> LengthStats:
         """Return the statistics of the level's requests; estimated from the first ones if there are very many."""
         stated = [arrival for arrival in self.arrivals if arrival.isl is not None and arrival.osl is not None]
         if stated:
             return length_stats_of([each.isl or 0 for each in stated], [each.osl or 0 for each in stated])
-        return mix.at_most(mix.lengths_of(range(min(SAMPLED, self.conversations(scenario)))))
+        return sampler.at_most(sampler.lengths_of(range(min(SAMPLED, self.conversations(scenario)))))
 
 
 def plans_of(scenario: Scenario) -> list[LevelPlan]:
@@ -119,7 +119,7 @@ class Turn:
         class_name: Class of a mix; None where there is one kind of request.
         conversation: Number of the conversation it is a turn of; None of a single request.
         place: Its place in that conversation, from 0.
-        talk: The state of its conversation; None without conversations.
+        state: The state of its conversation; None without conversations.
         max_tokens: Reply tokens asked for at most, where the model is expected to end at `output_tokens`; None: those.
     """
 
@@ -130,7 +130,7 @@ class Turn:
     conversation: int | None = None
     place: int = 0
     exact: bool = True
-    talk: ConversationState | None = None
+    state: ConversationState | None = None
     max_tokens: int | None = None
 
     @property
@@ -139,18 +139,18 @@ class Turn:
         return self.output_tokens if self.max_tokens is None else self.max_tokens
 
 
-def turn_of(talk: ConversationState, number: int, phase: Phase, output_tokens: int | None = None) -> Turn:
+def turn_of(state: ConversationState, number: int, phase: Phase, output_tokens: int | None = None) -> Turn:
     """Return the next turn of a conversation as the request with this id."""
-    kind = talk.kind
-    most = talk.exchange.max_tokens or kind.lengths.max_tokens
+    kind = state.kind
+    most = state.exchange.max_tokens or kind.lengths.max_tokens
     return Turn(
         number,
         phase,
-        talk.exchange.reply_tokens if output_tokens is None else output_tokens,
+        state.exchange.reply_tokens if output_tokens is None else output_tokens,
         kind.name,
-        None if kind.conversation is None else talk.conversation.number,
-        talk.place,
+        None if kind.conversation is None else state.conversation.number,
+        state.place,
         kind.is_exact and most is None,
-        talk,
+        state,
         most,
     )

@@ -54,15 +54,15 @@ class OpenLoop:
             reply_tokens: Tokens of that reply; None: it failed, which ends its conversation.
         """
         self.waited_for -= turn.phase == "measure"
-        talk = turn.talk
-        if talk is None:
+        state = turn.state
+        if state is None:
             return None
-        talk.go_on(reply_tokens)
-        if talk.is_over:
+        state.go_on(reply_tokens)
+        if state.is_over:
             return None
-        due_s = ended_s + talk.exchange.think_s
+        due_s = ended_s + state.exchange.think_s
         number, self.next_id = self.next_id, self.next_id + self.workers
-        later = turn_of(talk, number, self.plan.phase_at(due_s, self.warmup_ratio))
+        later = turn_of(state, number, self.plan.phase_at(due_s, self.warmup_ratio))
         self.waited_for += later.phase == "measure"
         return due_s, later
 
@@ -70,7 +70,7 @@ class OpenLoop:
 def open_loop(
     scenario: Scenario,
     plan: LevelPlan,
-    mix: ConversationSampler,
+    sampler: ConversationSampler,
     *,
     level: int,
     first_id: int,
@@ -80,7 +80,7 @@ def open_loop(
     """Return the open loop of one level, or what one load generator of several needs of it."""
     return OpenLoop(
         plan,
-        lambda place, arrival: mix.begin_arrival(place, arrival, level),
+        lambda place, arrival: sampler.begin_arrival(place, arrival, level),
         scenario.warmup_ratio,
         first_id,
         worker,

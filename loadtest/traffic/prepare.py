@@ -26,7 +26,7 @@ MOST_ROWS = 20_000  # of a prompt file; beyond this, rows are reused
 LEAST_WORDS = 100
 MOST_WORDS = 4096
 MOST_MARKS = 1000  # two runs start alike once in a million times
-TRIED = 24  # prompts counted again before a run,
+PROBES = 24  # prompts counted again before a run,
 TRIED_TOKENS = 50_000  # unless fewer prompts have this many tokens together
 _TOKENIZER = "tokenizer.json"
 
@@ -110,9 +110,9 @@ def _has_hashes(plans: list[LevelPlan]) -> bool:
 
 def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, Rows]) -> int:
     """Return how much chat text is useful: twice the longest prompt, plus a separate start for each prompt."""
-    mix = ConversationSampler(scenario, rows)
+    sampler = ConversationSampler(scenario, rows)
     count = max(plan.conversations(scenario) for plan in plans)
-    longest = max(plan.seen(scenario, mix).longest for plan in plans)
+    longest = max(plan.length_stats(scenario, sampler).longest for plan in plans)
     return min(MOST_CHAT_TOKENS, max(LEAST_CHAT_TOKENS, 2 * longest + 3 * count * scenario.levels))
 
 
@@ -194,13 +194,13 @@ def _counts_hold(
 ) -> bool:
     """Return whether prompts as cut have their stated token counts."""
     maker = PromptMaker(scenario, folder, found)
-    mix = ConversationSampler(scenario, maker.rows)
+    sampler = ConversationSampler(scenario, maker.rows)
     arrivals = plans[0].arrivals
     left = TRIED_TOKENS
-    for number in range(min(TRIED, plans[0].conversations(scenario))):
-        talk = mix.begin_arrival(number, arrivals[number]) if arrivals else mix.begin(number)
-        talk.skip_to(len(talk.conversation.exchanges) - 1)
-        prompt = maker.prompt(talk)
+    for number in range(min(PROBES, plans[0].conversations(scenario))):
+        state = sampler.begin_arrival(number, arrivals[number]) if arrivals else sampler.begin(number)
+        state.skip_to(len(state.conversation.exchanges) - 1)
+        prompt = maker.prompt(state)
         if prompt.tokens != len(tokenizer.encode(prompt.text).ids):
             return False
         left -= prompt.tokens

@@ -120,29 +120,33 @@ class PromptMaker:
         """The end token of free replies, if requests must state it."""
         return self._found.end_id
 
-    def prompt(self, talk: ConversationState) -> Prompt:
+    def prompt(self, state: ConversationState) -> Prompt:
         """Return the prompt of a conversation's next exchange: its history and the new part.
 
         Raises:
             ValueError: The previous reply was not kept.
         """
-        said: list[Piece] = talk.said
-        if not said:
-            said.append(self._shared(talk))
-            for place in range(talk.place):  # history that a conversation starting in its middle never had
-                said.append(self._new(talk, place))
-                said.append(self._stand_in(talk, place, talk.conversation.exchanges[place].reply_tokens))
-        if len(said) != 1 + 2 * talk.place:
-            raise ValueError(f"conversation {talk.conversation.number}: its reply {talk.place - 1} was not kept")
-        said.append(self._new(talk, talk.place))
-        return self._joined(said)
+        pieces: list[Piece] = state.pieces
+        if not pieces:
+            pieces.append(self._shared(state))
+            for place in range(state.place):  # history that a conversation starting in its middle never had
+                pieces.append(self._new(state, place))
+                pieces.append(self._stand_in(state, place, state.conversation.exchanges[place].reply_tokens))
+        if len(pieces) != 1 + 2 * state.place:
+            raise ValueError(f"conversation {state.conversation.number}: its reply {state.place - 1} was not kept")
+        pieces.append(self._new(state, state.place))
+        return self._joined(pieces)
 
-    def wants_reply(self, talk: ConversationState) -> bool:
+    def wants_reply(self, state: ConversationState) -> bool:
         """Return whether later prompts repeat the reply to the current exchange."""
-        asked = talk.kind.conversation
-        return asked is not None and asked.history == "replies" and talk.place + 1 < len(talk.conversation.exchanges)
+        settings = state.kind.conversation
+        return (
+            settings is not None
+            and settings.history == "replies"
+            and state.place + 1 < len(state.conversation.exchanges)
+        )
 
-    def keep(self, talk: ConversationState, tokens: int, reply: list[int] | list[str] | None) -> None:
+    def keep(self, state: ConversationState, tokens: int, reply: list[int] | list[str] | None) -> None:
         """Store the reply to the current exchange for later prompts; called before its end is recorded.
 
         Args:
@@ -152,62 +156,62 @@ class PromptMaker:
         Raises:
             ValueError: It is wanted and not given.
         """
-        if talk.kind.conversation is None or talk.place + 1 >= len(talk.conversation.exchanges):
+        if state.kind.conversation is None or state.place + 1 >= len(state.conversation.exchanges):
             return
-        if not self.wants_reply(talk):
-            talk.said.append(self._stand_in(talk, talk.place, tokens))
+        if not self.wants_reply(state):
+            state.pieces.append(self._stand_in(state, state.place, tokens))
             return
         if reply is None:
-            raise ValueError(f"conversation {talk.conversation.number}: the words of its reply are not given")
+            raise ValueError(f"conversation {state.conversation.number}: the words of its reply are not given")
         text = "".join(part for part in reply if isinstance(part, str))
-        talk.said.append(Piece("assistant", tokens, [part for part in reply if isinstance(part, int)], text))
+        state.pieces.append(Piece("assistant", tokens, [part for part in reply if isinstance(part, int)], text))
 
-    def _joined(self, said: list[Piece]) -> Prompt:
+    def _joined(self, pieces: list[Piece]) -> Prompt:
         if not self._found.as_text:
-            ids = _ids_of(said)
+            ids = _ids_of(pieces)
             return Prompt(len(ids), ids)
-        text = "".join(piece.text for piece in said)
-        tokens = sum(piece.tokens for piece in said) + self._found.special_tokens
+        text = "".join(piece.text for piece in pieces)
+        tokens = sum(piece.tokens for piece in pieces) + self._found.special_tokens
         if self._tokenizer is not None:
             tokens = len(self._tokenizer.encode(text).ids)
-        messages = tuple((piece.role, piece.text) for piece in said if piece.text)
+        messages = tuple((piece.role, piece.text) for piece in pieces if piece.text)
         return Prompt(tokens, text=text, messages=messages)
 
-    def _shared(self, talk: ConversationState) -> Piece:
+    def _shared(self, state: ConversationState) -> Piece:
         """Return the shared prefix of a conversation; an empty piece if it has none."""
-        conversation = talk.conversation
+        conversation = state.conversation
         if conversation.prefix is None:
             return Piece("system", 0, [], "")
-        key = (_PREFIX, talk.level, conversation.kind, conversation.prefix)
-        if talk.kind.prompts == "random":
+        key = (_PREFIX, state.level, conversation.kind, conversation.prefix)
+        if state.kind.prompts == "random":
             return self._random("system", conversation.prefix_tokens, key)
-        return self._marked("system", talk.level, conversation.prefix_tokens, self._any_cut(key))
+        return self._marked("system", state.level, conversation.prefix_tokens, self._any_cut(key))
 
-    def _new(self, talk: ConversationState, place: int) -> Piece:
+    def _new(self, state: ConversationState, place: int) -> Piece:
         """Return the new part of a prompt."""
-        conversation, tokens = talk.conversation, talk.conversation.exchanges[place].prompt_tokens
+        conversation, tokens = state.conversation, state.conversation.exchanges[place].prompt_tokens
         if conversation.prefix_hashes:
             return self._of_hashes(conversation.prefix_hashes, tokens)
-        if talk.kind.has_file:
-            prompt, _ = pairs_of(self._row(talk))[place]
-            return self._fitted("user", talk, prompt, tokens, (0, talk.level, conversation.number, place))
-        if talk.kind.prompts == "chat" and not place:
-            return self._marked("user", talk.level, tokens, self._fresh_begin(talk))
-        return self._generated("user", talk.kind, tokens, (0, talk.level, conversation.number, place))
+        if state.kind.has_file:
+            prompt, _ = pairs_of(self._row(state))[place]
+            return self._fitted("user", state, prompt, tokens, (0, state.level, conversation.number, place))
+        if state.kind.prompts == "chat" and not place:
+            return self._marked("user", state.level, tokens, self._fresh_begin(state))
+        return self._generated("user", state.kind, tokens, (0, state.level, conversation.number, place))
 
-    def _stand_in(self, talk: ConversationState, place: int, tokens: int) -> Piece:
+    def _stand_in(self, state: ConversationState, place: int, tokens: int) -> Piece:
         """Return words in place of a reply: the prompt file's own reply if there is one."""
-        key = (_REPLY, talk.level, talk.conversation.number, place)
-        if talk.kind.has_file:
-            _, reply = pairs_of(self._row(talk))[place]
+        key = (_REPLY, state.level, state.conversation.number, place)
+        if state.kind.has_file:
+            _, reply = pairs_of(self._row(state))[place]
             if reply is not None:
-                return self._fitted("assistant", talk, reply, tokens, key)
-        return self._generated("assistant", talk.kind, tokens, key)
+                return self._fitted("assistant", state, reply, tokens, key)
+        return self._generated("assistant", state.kind, tokens, key)
 
-    def _row(self, talk: ConversationState) -> list[Span]:
-        if talk.conversation.row is None:
-            raise ValueError(f"conversation {talk.conversation.number} was drawn without its prompt file")
-        return self._texts[talk.kind.prompts].rows[talk.conversation.row]
+    def _row(self, state: ConversationState) -> list[Span]:
+        if state.conversation.row is None:
+            raise ValueError(f"conversation {state.conversation.number} was drawn without its prompt file")
+        return self._texts[state.kind.prompts].rows[state.conversation.row]
 
     def _generated(self, role: Speaker, kind: Kind, tokens: int, key: tuple[int, ...]) -> Piece:
         """Return words that depend only on a key."""
@@ -229,14 +233,14 @@ class PromptMaker:
         ids, text = [] if as_text else [token for token, _ in marks], "".join(word for _, word in marks if as_text)
         return _in_one(role, [Piece(role, count, ids, text), self._window(role, tokens - count, begin)])
 
-    def _fresh_begin(self, talk: ConversationState) -> int:
+    def _fresh_begin(self, state: ConversationState) -> int:
         """Return where a conversation's text starts: a different place for each, until all are used."""
         begins = self._texts["chat"].begins
         places = len(begins)
         step = round(_GOLDEN * places)
         while math.gcd(step, places) != 1:
             step += 1
-        number = talk.conversation.number * self._levels + talk.level
+        number = state.conversation.number * self._levels + state.level
         return int(begins[(int(even(self._seed) * places) + number * step) % places])
 
     def _window(self, role: Speaker, tokens: int, begin: int) -> Piece:
@@ -260,13 +264,13 @@ class PromptMaker:
         filled = end - safe if self._found.filler else 0
         return Piece(role, safe - begin + filled, [], text.part(begin, safe) + self._found.filler * filled)
 
-    def _fitted(self, role: Speaker, talk: ConversationState, span: Span, tokens: int, key: tuple[int, ...]) -> Piece:
+    def _fitted(self, role: Speaker, state: ConversationState, span: Span, tokens: int, key: tuple[int, ...]) -> Piece:
         """Return a message of a prompt file at a stated length: cut, or padded with chat text."""
-        text = self._texts[talk.kind.prompts]
+        text = self._texts[state.kind.prompts]
         piece = self._cut(role, text, span.begin, min(span.end, span.begin + tokens), span.end)
         if piece.tokens >= tokens:
             return piece
-        return _in_one(role, [piece, self._generated(role, talk.kind, tokens - piece.tokens, (_PADDING, *key))])
+        return _in_one(role, [piece, self._generated(role, state.kind, tokens - piece.tokens, (_PADDING, *key))])
 
     def _of_hashes(self, hashes: tuple[int, ...], tokens: int) -> Piece:
         """Return a trace's prompt: the same words for equal hashes."""

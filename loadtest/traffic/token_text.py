@@ -144,8 +144,8 @@ def end_id_of(tokenizer: Tokenizer, path: Path) -> int | None:
     beside = path.with_name("tokenizer_config.json")
     if not beside.is_file():
         return None
-    said = load_json(beside)
-    word = said.get("eos_token") if isinstance(said, dict) else None
+    turns = load_json(beside)
+    word = turns.get("eos_token") if isinstance(turns, dict) else None
     word = word.get("content") if isinstance(word, dict) else word
     found: int | None = tokenizer.token_to_id(word) if isinstance(word, str) else None
     return found
@@ -283,17 +283,17 @@ def _messages_of(row: Any) -> list[Message] | None:
     for name in ("prompt", "text"):
         if isinstance(row.get(name), str):
             return [Message("user", row[name])] if row[name] else []
-    said = row.get("messages", row.get("conversations"))
-    if not isinstance(said, list):
+    turns = row.get("messages", row.get("conversations"))
+    if not isinstance(turns, list):
         return None
-    return None if not all(isinstance(each, dict) for each in said) else _in_turn(said)
+    return None if not all(isinstance(each, dict) for each in turns) else _in_turn(turns)
 
 
-def _in_turn(said: list[dict[str, Any]]) -> list[Message]:
+def _in_turn(turns: list[dict[str, Any]]) -> list[Message]:
     """Return a chat's messages up to the first without text; system instructions are prepended to the first prompt."""
     found: list[Message] = []
     instructions = ""
-    for each in said:
+    for each in turns:
         role = _ROLES.get(each.get("role", each.get("from")))
         text = each.get("content", each.get("value"))
         if role is None or not isinstance(text, str) or not text:

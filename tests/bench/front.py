@@ -20,7 +20,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import cpu_s, machine, run_command, show
 
-from triton_repo.gpu_check.session import free_ports
+from engines.ports import free_ports
 from triton_repo.models.text import load_tokenizer
 from triton_repo.openai_api.triton_client import EngineClient, Generation
 

@@ -16,7 +16,7 @@ from loadtest.capacity.from_run import _tried
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.verify import verdicts_in as verified
 from loadtest.generator.progress import LiveStats
-from loadtest.knee.search import KneeSearch, ProbeRun, judged
+from loadtest.knee.search import KneeSearch, ProbeRun, result_of
 from loadtest.knee.sequential_test import weigh
 from loadtest.metrics.slo_results import knee_of, scopes_of
 from loadtest.metrics.summarize import summarize
@@ -76,7 +76,7 @@ def verdicts(records: list[RequestRecord], objectives: Objectives, *, is_open: b
     }
     for how, kept in (("find-knee on the wall clock", records), ("find-knee in virtual time", columns_of(records))):
         decision = weigh(asked.promises, kept, is_open=is_open)
-        result = judged(asked, 10.0, ProbeRun(run, kept, []), decision)
+        result = result_of(asked, 10.0, ProbeRun(run, kept, []), decision)
         assert result.open or result.met == decision.met
         found[how] = result.met
     return found
@@ -88,7 +88,7 @@ def live(records: list[RequestRecord], objectives: Objectives, *, is_open: bool)
     stats.begin("load", 0.0, is_open=is_open)
     for record in records:
         stats.note(record)
-    recent = stats.look(records[-1].done_s, 0)
+    recent = stats.statistics(records[-1].done_s, 0)
     assert recent.missed is not None
     return not recent.missed
 

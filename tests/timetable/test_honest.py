@@ -110,7 +110,7 @@ def test_tokens_that_come_in_pairs_count_as_two(start: Start, protocol: Protocol
     """By the usage at the end eight events were sixteen tokens; eight came with the one before, and it says so."""
     answer, asked = ask(Connection(door_to(start().port, protocol, "pairs")))
     assert answer.outcome(asked) == ("ok", None)
-    assert (len(answer.times_s), answer.bundled_tokens, answer.told_tokens) == (16, 8, 16)
+    assert (len(answer.times_s), answer.bundled_tokens, answer.stated_tokens) == (16, 8, 16)
     assert list(answer.times_s[::2]) == list(answer.times_s[1::2])
 
 

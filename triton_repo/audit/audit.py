@@ -167,12 +167,12 @@ def _tensors(file: ModelFile, kind: str, found: Iterable[Any], expected: tuple[T
 
 
 def _differs(file: ModelFile, kind: str, found: Any, expected: Tensor) -> Iterator[Finding]:
-    for what, is_there, wanted in _facts(found, expected, kind):
+    for what, is_there, needed in _facts(found, expected, kind):
         chosen = what == "data_type" and is_there in CHOSEN_TYPES.get(expected.name, ())
-        if is_there != wanted and not chosen:
-            said = f"{kind} '{expected.name}': {what} is {is_there!r}, {wanted!r} was expected"
+        if is_there != needed and not chosen:
+            said = f"{kind} '{expected.name}': {what} is {is_there!r}, {needed!r} was expected"
             severity: Severity = "warning" if expected.name in SEEING else "error"
-            fix = f"{what}: {_pbtxt(wanted)}"
+            fix = f"{what}: {_pbtxt(needed)}"
             yield Finding(severity=severity, code="tensor", file=file.file, what=said, fix=fix)
 
 

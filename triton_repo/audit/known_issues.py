@@ -27,7 +27,7 @@ POLICIES = ("max_utilization", "guaranteed_no_evict")
 BATCHING = ("inflight_fused_batching", "inflight_batching", "v1", "V1")
 MODES = ("top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter", "lookahead", "eagle")
 # Parameters which change the meaning of measured figures if edited after build-repo.
-HELD = ("gpt_model_type", "batch_scheduler_policy", "enable_kv_cache_reuse", "enable_chunked_context")
+COMPARED = ("gpt_model_type", "batch_scheduler_policy", "enable_kv_cache_reuse", "enable_chunked_context")
 OURS = {
     "emulated", "emulator_time_scale", "emulator_manifest", "engine_name", "max_prompt_tokens", "max_output_tokens",
     "engine_url", "engine_model", "vocabulary",
@@ -97,17 +97,17 @@ def llmapi_issues(folder: Path, file: ModelFile, manifest: RepositoryManifest | 
         what = error.message.removeprefix(f"{folder / name}: ")
         yield Finding(severity="error", code="model-yaml", file=name, what=what, fix=error.hint or "write it again")
         return
-    asked = document.get("triton_config") if isinstance(document, dict) else None
-    if not isinstance(asked, dict) or not {"max_batch_size", "decoupled"} <= asked.keys():
+    triton_config = document.get("triton_config") if isinstance(document, dict) else None
+    if not isinstance(triton_config, dict) or not {"max_batch_size", "decoupled"} <= triton_config.keys():
         what = "no triton_config with max_batch_size and decoupled: the model cannot be loaded"
         fix = "triton_config: {max_batch_size: 0, decoupled: true}"
         yield Finding(severity="error", code="model-yaml", file=name, what=what, fix=fix)
         return
-    if asked["max_batch_size"] != 0:
-        what = f"triton_config.max_batch_size is {asked['max_batch_size']!r}; TensorRT-LLM supports only 0"
+    if triton_config["max_batch_size"] != 0:
+        what = f"triton_config.max_batch_size is {triton_config['max_batch_size']!r}; TensorRT-LLM supports only 0"
         yield Finding(severity="error", code="llmapi-batch", file=name, what=what, fix="max_batch_size: 0")
-    if bool(asked["decoupled"]) != file.decoupled:
-        what = f"decoupled is {file.decoupled}, {name} says {asked['decoupled']!r}"
+    if bool(triton_config["decoupled"]) != file.decoupled:
+        what = f"decoupled is {file.decoupled}, {name} says {triton_config['decoupled']!r}"
         yield finding_of("error", "decoupled", file, what, "set both to the same value; true enables streaming")
     elif not file.decoupled:
         yield finding_of(
@@ -298,7 +298,7 @@ def _edited(folder: Path, file: ModelFile, files: Files, manifest: RepositoryMan
     )
     for key in sorted(expected.keys() | values.keys()):
         if values.get(key) != expected.get(key):
-            severity: Severity = "error" if key in HELD else "warning"
+            severity: Severity = "error" if key in COMPARED else "warning"
             what = f"{key} is {values.get(key)!r}, {expected.get(key)!r} was expected: edited since build-repo wrote it"
             yield finding_of(severity, "edited", file, what, again)
     beside = values.get("emulator_manifest", "")

@@ -141,8 +141,8 @@ def dashboard_json(plan: DeploymentPlan) -> str:
         for number, panel in enumerate(panels(plan))
     ]
     document = {
-        "uid": plan.asked.name,
-        "title": f"{plan.asked.name}: {plan.model}{' (emulated)' if plan.kind == 'emulated' else ''}",
+        "uid": plan.deployment.name,
+        "title": f"{plan.deployment.name}: {plan.model}{' (emulated)' if plan.kind == 'emulated' else ''}",
         "tags": ["triton", "tensorrt-llm", plan.kind],
         "timezone": "utc",
         "schemaVersion": 39,

@@ -100,7 +100,7 @@ def recorded(stages: int = 1) -> list[Recorded]:
 
 def alerts(plan: DeploymentPlan) -> list[Alert]:
     """Return the alerts, with this engine's limits in them."""
-    job, objective_s = plan.asked.name, plan.asked.ttft_objective_s
+    job, objective_s = plan.deployment.name, plan.deployment.ttft_objective_s
     scheduled = f"{plan.stages} * " * (plan.stages > 1) + "avg_over_time(triton:requests_scheduled[2m])"
     return [
         Alert("TritonDown", f'up{{job="{job}"}} == 0', 1, "critical",
@@ -173,7 +173,7 @@ def _engine_scaling(plan: DeploymentPlan) -> list[Scaling]:
 def _llmapi_scaling(plan: DeploymentPlan) -> list[Scaling]:
     each = '{model="tensorrt_llm",<<.LabelMatchers>>}[1m])) by (<<.GroupBy>>)'
     query = f"sum(rate({HISTOGRAM}_sum{each} / clamp_min(sum(rate({HISTOGRAM}_count{each}, 1e-9) / 1000"
-    target = f"{plan.asked.ttft_objective_s * 500:.0f}m"
+    target = f"{plan.deployment.ttft_objective_s * 500:.0f}m"
     return [
         Scaling("triton_first_response_seconds", f'{HISTOGRAM}_sum{{model="tensorrt_llm",{POD}', query, target,
                 "mean time to the first response, against half the objective of its 95th percentile")
@@ -203,14 +203,14 @@ def rules_document(plan: DeploymentPlan) -> dict[str, Any]:
         }
         for alert in alarming
     ]
-    return {"groups": [{"name": f"{plan.asked.name}-series", "rules": records},
-                       {"name": f"{plan.asked.name}-alerts", "rules": alarms}]}  # fmt: skip
+    return {"groups": [{"name": f"{plan.deployment.name}-series", "rules": records},
+                       {"name": f"{plan.deployment.name}-alerts", "rules": alarms}]}  # fmt: skip
 
 
 def _watched(plan: DeploymentPlan) -> tuple[list[Recorded], list[Alert]]:
     """Return the recording rules and alerts of what this server publishes."""
     if plan.variant == "trtllm_serve":
-        return monitoring_serve.recorded(plan.llm_api, plan.asked.name), monitoring_serve.alerts(plan)
+        return monitoring_serve.recorded(plan.llm_api, plan.deployment.name), monitoring_serve.alerts(plan)
     there = published_by(plan)
     rules = [rule for rule in recorded(plan.stages) if there(rule.expr)]
     return rules, [alert for alert in alerts(plan) if there(alert.expr)]

@@ -70,7 +70,7 @@ def _of_engine() -> list[Recorded]:
 
 def alerts(plan: DeploymentPlan) -> list[Alert]:
     """Return the alerts, with this engine's limits in them."""
-    job, objective_s = plan.asked.name, plan.asked.ttft_objective_s
+    job, objective_s = plan.deployment.name, plan.deployment.ttft_objective_s
     always = [
         Alert("ServerDown", f'up{{job="{job}"}} == 0', 1, "critical",
               "{{ $labels.instance }} does not answer at /prometheus/metrics.", "debug.md: the server ended"),

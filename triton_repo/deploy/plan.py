@@ -1,4 +1,4 @@
-"""What a deployment is asked to be, and what that comes to for the engine at hand."""
+"""The settings of a deployment, and what follows from them for the engine at hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHM_BYTES_PER_RANK = GIB  # stubs of the Python backend share it with the server
 
 
 class Deployment(Strict):
-    """What is asked.
+    """Settings of a deployment.
 
     Attributes:
         name: Name of all deployed resources.
@@ -80,7 +80,7 @@ class DeploymentPlan(Document):
         environment: What the server's environment must have.
     """
 
-    asked: Deployment
+    deployment: Deployment
     kind: str
     variant: Variant = "inflight_batcher_llm"
     llm_api: str | None = None
@@ -127,11 +127,11 @@ class DeploymentPlan(Document):
     @property
     def claim(self) -> str:
         """Return the claim's name."""
-        return f"{self.asked.name}-models" if self.asked.claim == "auto" else self.asked.claim
+        return f"{self.deployment.name}-models" if self.deployment.claim == "auto" else self.deployment.claim
 
 
 def plan_deployment(
-    repository: Path, engine_folder: Path | None, asked: Deployment, *, made_by: MadeBy
+    repository: Path, engine_folder: Path | None, deployment: Deployment, *, made_by: MadeBy
 ) -> DeploymentPlan:
     """Resolve a deployment for a repository.
 
@@ -142,10 +142,10 @@ def plan_deployment(
         MissingError: No image is known with the engine's TensorRT-LLM.
         UserError: Fewer replicas at most than at least.
     """
-    if asked.max_replicas < asked.replicas:
+    if deployment.max_replicas < deployment.replicas:
         raise UserError(
-            f"--max-replicas {asked.max_replicas} is less than --replicas {asked.replicas}",
-            hint=f"--max-replicas {asked.replicas}, or more",
+            f"--max-replicas {deployment.max_replicas} is less than --replicas {deployment.replicas}",
+            hint=f"--max-replicas {deployment.replicas}, or more",
         )
     manifest = read_repository(repository)
     serve = manifest.variant == "trtllm_serve"
@@ -159,18 +159,18 @@ def plan_deployment(
     engine, built = manifest.engine, manifest.kind == "built"
     version = engine.versions.get("tensorrt_llm")
     ranks = engine.parallel.tensor * engine.parallel.pipeline
-    longest_s = predicted_reply_s(manifest) if asked.longest_reply_s == "auto" else asked.longest_reply_s
+    longest_s = predicted_reply_s(manifest) if deployment.longest_reply_s == "auto" else deployment.longest_reply_s
     weights = engine.model.weights_bytes(PRECISIONS[engine.precision.name])
     within_s = math.ceil(longest_s)
     slots = engine.limits.max_batch_size * engine.parallel.pipeline
     return DeploymentPlan(
         made_by=made_by,
         made_from=[source_of(repository / REPOSITORY_NAME)],
-        asked=asked,
+        deployment=deployment,
         kind=manifest.kind,
         variant=manifest.variant,
         llm_api=choices_of(engine).version if serve else None,
-        image=_image(manifest) if asked.image == "auto" else asked.image,
+        image=_image(manifest) if deployment.image == "auto" else deployment.image,
         tensorrt_llm=version if built else None,
         repository=str(repository.absolute()),
         served_at=manifest.served_at,
@@ -183,8 +183,8 @@ def plan_deployment(
         memory_bytes=_whole_gib(weights * 1.2 + 8 * GIB) if built else 4 * GIB,
         cpus=4 * ranks if built else 2,
         longest_reply_s=round(longest_s, 1),
-        longest_reply_from="predicted" if asked.longest_reply_s == "auto" else "flag",
-        termination_s=asked.drain_before_s + within_s + EXIT_S,
+        longest_reply_from="predicted" if deployment.longest_reply_s == "auto" else "flag",
+        termination_s=deployment.drain_before_s + within_s + EXIT_S,
         drain_within_s=within_s,
         start_s=max(LEAST_START_S, math.ceil(weights / LOAD_BYTES_PER_S)) if built else 120,
         stages=engine.parallel.pipeline,

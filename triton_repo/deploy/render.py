@@ -68,8 +68,8 @@ def _targets() -> dict[str, str]:
 def _values(plan: DeploymentPlan) -> dict[str, Any]:
     return {
         "plan": plan,
-        "name": plan.asked.name,
-        "namespace": plan.asked.namespace,
+        "name": plan.deployment.name,
+        "namespace": plan.deployment.namespace,
         "serve": plan.variant == "trtllm_serve",
         "metrics": plan.metrics,
         "command": _in_shell(plan.command),

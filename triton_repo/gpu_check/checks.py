@@ -170,8 +170,8 @@ def cpp_parameters(session: Session) -> str:
 def serving(session: Session) -> str:
     """Serve the engine with Triton, and have it continue a sentence."""
     session.serve(session.path("repository"))
-    said = json.loads(fetched(f"{session.url}/v2/models/ensemble/generate", {"text_input": PROMPT, "max_tokens": 8}))
-    text = str(said["text_output"])
+    reply = json.loads(fetched(f"{session.url}/v2/models/ensemble/generate", {"text_input": PROMPT, "max_tokens": 8}))
+    text = str(reply["text_output"])
     _require_answer(session, text)
     return repr(text)
 
@@ -190,8 +190,8 @@ def metrics(session: Session) -> str:
 
 def load(session: Session) -> str:
     """Load the server, and hold the run to its own validity checks."""
-    asked = {"--concurrency": "1,4", "--isl": 64, "--osl": 16, "--requests": 16, "--seed": 1}
-    session.run("run-load", "--url", session.url, *flat(dict(asked)), "--out", session.path("run"))
+    load_flags = {"--concurrency": "1,4", "--isl": 64, "--osl": 16, "--requests": 16, "--seed": 1}
+    session.run("run-load", "--url", session.url, *flat(dict(load_flags)), "--out", session.path("run"))
     summary = json.loads(session.run("report-load", session.path("run"), "--out", session.path("report"), "--json"))
     errors = sum(level["errors"] for level in summary["levels"])
     if errors or not summary["valid"] or summary["kind"] != "measured":
@@ -234,14 +234,14 @@ def trtllm_serve(session: Session) -> str:
     with running(argv, log=session.log) as process:
         _wait_healthy(process, f"{url}/health", session.log)
         model = str(json.loads(fetched(f"{url}/v1/models"))["data"][0]["id"])
-        said = json.loads(fetched(f"{url}/v1/completions", {"model": model, "prompt": PROMPT, "max_tokens": 8}))
+        reply = json.loads(fetched(f"{url}/v1/completions", {"model": model, "prompt": PROMPT, "max_tokens": 8}))
         target = ["--url", url, "--protocol", "openai-completions", "--model", model]
-        asked = {"--tokenizer": checkpoint / "tokenizer.json", "--concurrency": 4, "--isl": 64, "--osl": 16}
-        session.run("run-load", *target, *flat(dict(asked)), "--requests", 16, "--out", session.path("run-openai"))
+        load_flags = {"--tokenizer": checkpoint / "tokenizer.json", "--concurrency": 4, "--isl": 64, "--osl": 16}
+        session.run("run-load", *target, *flat(dict(load_flags)), "--requests", 16, "--out", session.path("run-openai"))
         page = fetched(f"{url}/prometheus/metrics")
         if "request_queue_time_seconds" not in page:
             raise ToolError("/prometheus/metrics has no request_queue_time_seconds", log_path=session.log)
-    text = str(said["choices"][0]["text"])
+    text = str(reply["choices"][0]["text"])
     _require_answer(session, text)
     return repr(text)
 

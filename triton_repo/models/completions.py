@@ -63,7 +63,7 @@ class CompletionsServer:
         Args:
             options: Further fields of the request, by vLLM's names.
         """
-        asked = {
+        request = {
             "model": model,
             "prompt": prompt,
             "max_tokens": output_tokens,
@@ -71,7 +71,7 @@ class CompletionsServer:
             "return_token_ids": True,
             **options,
         }
-        return Exchange(http.client.HTTPConnection(self._host, timeout=CONNECT_LIMIT_S), self._url, asked)
+        return Exchange(http.client.HTTPConnection(self._host, timeout=CONNECT_LIMIT_S), self._url, request)
 
     def _get(self, path: str) -> dict[str, Any]:
         connection = http.client.HTTPConnection(self._host, timeout=CONNECT_LIMIT_S)
@@ -91,10 +91,10 @@ class CompletionsServer:
 class Exchange:
     """One request in flight. Read it in one thread; `cancel` may be called from any."""
 
-    def __init__(self, connection: http.client.HTTPConnection, url: str, asked: dict[str, Any]) -> None:
+    def __init__(self, connection: http.client.HTTPConnection, url: str, request: dict[str, Any]) -> None:
         self._connection = connection
         self._url = url
-        self._asked = asked
+        self._request = request
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._is_cancelled = False
@@ -108,7 +108,7 @@ class Exchange:
         try:
             self._connect()
             self._connection.request(
-                "POST", "/v1/completions", json.dumps(self._asked), {"content-type": "application/json"}
+                "POST", "/v1/completions", json.dumps(self._request), {"content-type": "application/json"}
             )
             response = self._connection.getresponse()
             if response.status != http.HTTPStatus.OK:

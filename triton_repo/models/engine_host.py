@@ -195,8 +195,8 @@ class EngineHost:
         settings = self.settings
         hashes: tuple[int, ...] = ()
         if settings.kv_reuse:  # the reply's blocks too: a conversation's next prompt starts with both
-            said = np.concatenate([sequence.prompt, sequence.reply.tokens(sequence.limit)])
-            hashes = prefix_hashes(said, settings.tokens_per_block)
+            ids = np.concatenate([sequence.prompt, sequence.reply.tokens(sequence.limit)])
+            hashes = prefix_hashes(ids, settings.tokens_per_block)
         return Request(
             sequence.number,
             len(sequence.prompt),
@@ -362,12 +362,12 @@ def new_blocks(sequence: Sequence, tokens_per_block: int) -> int:
     return -(-tokens // tokens_per_block) - sequence.reused_blocks
 
 
-def prefix_hashes(said: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
+def prefix_hashes(ids: np.ndarray[Any, Any], tokens_per_block: int) -> tuple[int, ...]:
     """Return one hash per full block of a prompt and its reply, each covering all blocks before it."""
     hashes: list[int] = []
     before = 0
-    for begin in range(0, len(said) - tokens_per_block + 1, tokens_per_block):
-        before = hash((before, said[begin : begin + tokens_per_block].tobytes()))
+    for begin in range(0, len(ids) - tokens_per_block + 1, tokens_per_block):
+        before = hash((before, ids[begin : begin + tokens_per_block].tobytes()))
         hashes.append(before)
     return tuple(hashes)
 

@@ -38,7 +38,7 @@ STATS_PERIOD_S = 0.1
 
 
 @dataclass(slots=True)
-class Wanted:
+class ReplyOptions:
     """What a request asks for, and the text of its reply so far.
 
     Attributes:
@@ -66,19 +66,19 @@ class EmulatedLlmApiModel(EmulatedModel):
         """Load model.yaml, manifest and tokenizer, and start the clock."""
         _, parameters, folder, manifest = model_files(args)
         document = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
-        asked = document["triton_config"]
+        settings = document["triton_config"]
         tokenizer_folder = Path(parameters["tokenizer_dir"])
         self._tokenizer = load_tokenizer(tokenizer_folder)
         self._end_id = special_tokens(tokenizer_folder, self._tokenizer).end_id
         self._detokenizer = Detokenizer(self._tokenizer)
-        self._decoupled = bool(asked["decoupled"])
+        self._decoupled = bool(settings["decoupled"])
         self._limits = InputLimits(parameters, self._tokenizer)
         self._host = EngineHost(
             self.backend,
             manifest,
             llmapi_settings(document, manifest),
             time_scale=float(parameters["emulator_time_scale"]),
-            period_s=min(STATS_PERIOD_S, int(asked.get("cancellation_check_period_ms", 100)) / 1000),
+            period_s=min(STATS_PERIOD_S, int(settings.get("cancellation_check_period_ms", 100)) / 1000),
             labels={"model": args["model_name"], "version": args["model_version"]},
             cancelled=self._cancelled,
             cpp_backend=False,
@@ -94,10 +94,10 @@ class EmulatedLlmApiModel(EmulatedModel):
         prompt = self._prompt(inputs)
         output_tokens = self._output_tokens(inputs)
         _require_whole_adapter(inputs)
-        wanted = self._wanted(inputs)
-        call = Call(client_id, sender, partial(self._respond, wanted), time.monotonic_ns())
+        options = self._options(inputs)
+        call = Call(client_id, sender, partial(self._respond, options), time.monotonic_ns())
         limit = min(output_tokens, max(1, self._host.room_for(prompt)))
-        reply = self._reply(prompt, limit, wanted)
+        reply = self._reply(prompt, limit, options)
         self._host.submit(call, [self._host.sequence(call, prompt, output_tokens, reply)])
 
     def _prompt(self, inputs: _Inputs) -> Array:
@@ -110,19 +110,19 @@ class EmulatedLlmApiModel(EmulatedModel):
         return np.array(ids, np.int32)
 
     def _output_tokens(self, inputs: _Inputs) -> int:
-        asked = inputs.scalar("sampling_param_max_tokens")
-        tokens = DEFAULT_MAX_TOKENS if asked is None else int(asked)
+        requested = inputs.scalar("sampling_param_max_tokens")
+        tokens = DEFAULT_MAX_TOKENS if requested is None else int(requested)
         self._limits.require_reply(tokens, "sampling_param_max_tokens")
         return tokens
 
-    def _wanted(self, inputs: _Inputs) -> Wanted:
+    def _options(self, inputs: _Inputs) -> ReplyOptions:
         for name, allowed in REFUSED.items():
             if int(inputs.scalar(name) or allowed) != allowed:
                 raise RefusedError(f"{name} is not emulated: an emulated engine computes no logits")
         streaming = bool(inputs.scalar("streaming"))
         if streaming and not self._decoupled:
             raise RefusedError(NO_STREAMING)
-        return Wanted(
+        return ReplyOptions(
             streaming=streaming,
             finish_reason=bool(inputs.scalar("return_finish_reason")),
             stop_reason=bool(inputs.scalar("return_stop_reason")),
@@ -136,15 +136,15 @@ class EmulatedLlmApiModel(EmulatedModel):
         self._limits.require_text(strings, "sampling_param_stop")
         return strings
 
-    def _reply(self, prompt: Array, limit: int, wanted: Wanted) -> Reply:
+    def _reply(self, prompt: Array, limit: int, options: ReplyOptions) -> Reply:
         """Return the reply, cut after the token whose text completes a stop string."""
         reply = Reply(prompt, limit, Rules(self._end_id), vocabulary=self._host.vocabulary)
-        if wanted.stop:
-            tail, stream, longest = "", self._detokenizer.stream(), max(map(len, wanted.stop))
+        if options.stop:
+            tail, stream, longest = "", self._detokenizer.stream(), max(map(len, options.stop))
             for index in range(limit if reply.ends_after is None else reply.ends_after):
                 token = reply.token(index)
                 tail = tail[-longest:] + ("" if token is None else stream.push([token]))
-                if any(stop in tail for stop in wanted.stop):
+                if any(stop in tail for stop in options.stop):
                     reply.cut(index + 1)
                     break
         return reply
@@ -161,29 +161,29 @@ class EmulatedLlmApiModel(EmulatedModel):
         error = self.backend.TritonError(CANCELLED, self.backend.TritonError.CANCELLED)
         return self.backend.InferenceResponse(error=error)
 
-    def _respond(self, wanted: Wanted, sequence: Sequence, token: int | None, is_final: bool) -> Any:
+    def _respond(self, options: ReplyOptions, sequence: Sequence, token: int | None, is_final: bool) -> Any:
         if token is not None:
-            wanted.text += wanted.stream.push([token])
+            options.text += options.stream.push([token])
         if is_final:
-            wanted.text += wanted.stream.finish()
-            self._cut(wanted)
-        if not wanted.streaming and not is_final:
+            options.text += options.stream.finish()
+            self._cut(options)
+        if not options.streaming and not is_final:
             return None
-        outputs = [self._texts("text_output", wanted.text)]
-        if wanted.finish_reason:
+        outputs = [self._texts("text_output", options.text)]
+        if options.finish_reason:
             reason = "length" if sequence.reply.why == "length" else "stop"
             outputs.append(self._texts("finish_reason", reason if is_final else "None"))
-        if wanted.stop_reason:
-            outputs.append(self._texts("stop_reason", str(wanted.stopped_by)))
-        if wanted.performance and is_final:
+        if options.stop_reason:
+            outputs.append(self._texts("stop_reason", str(options.stopped_by)))
+        if options.performance and is_final:
             outputs += [self._texts(name, str(value)) for name, value in self._performance(sequence).items()]
         return self.backend.InferenceResponse(outputs)
 
-    def _cut(self, wanted: Wanted) -> None:
-        found = [(wanted.text.find(stop), stop) for stop in wanted.stop if stop in wanted.text]
+    def _cut(self, options: ReplyOptions) -> None:
+        found = [(options.text.find(stop), stop) for stop in options.stop if stop in options.text]
         if found:
-            at, wanted.stopped_by = min(found)
-            wanted.text = wanted.text[:at]
+            at, options.stopped_by = min(found)
+            options.text = options.text[:at]
 
     def _performance(self, sequence: Sequence) -> dict[str, float]:
         blocks = new_blocks(sequence, self._host.settings.tokens_per_block)

@@ -160,18 +160,18 @@ def prompt_words(flat: Sequence[int]) -> Words:
     >>> prompt_words([7, 8, 9, 1, 3, -1])
     ((7,), (8, 9))
     """
-    said = "".join(f"{value} " for value in flat)
+    values = "".join(f"{value} " for value in flat)
     if len(flat) % 2:
-        raise ReplyError(f"Sparse list must not have odd length: {said}")
+        raise ReplyError(f"Sparse list must not have odd length: {values}")
     count = len(flat) // 2
     tokens, ends = list(flat[:count]), list(flat[count:])
     real = ends[: ends.index(-1)] if -1 in ends else ends
     if any(end != -1 for end in ends[len(real) :]):
-        raise ReplyError(f"Sparse list must not have additional -1s: {said}")
+        raise ReplyError(f"Sparse list must not have additional -1s: {values}")
     if any(end > count for end in real):
-        raise ReplyError(f"Sparse list must not have out-of-bound offsets: {said}")
+        raise ReplyError(f"Sparse list must not have out-of-bound offsets: {values}")
     if any(after <= before for before, after in pairwise(real)):
-        raise ReplyError(f"Sparse list must not have non-increasing offsets: {said}")
+        raise ReplyError(f"Sparse list must not have non-increasing offsets: {values}")
     begins = [0, *real][: len(real)]
     return tuple(tuple(tokens[begin : max(begin, end)]) for begin, end in zip(begins, real, strict=True))
 

@@ -28,7 +28,7 @@ NO_LOOKAHEAD = (
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ReplyOptions:
     """The outputs a request asks for."""
 
     streaming: bool
@@ -58,9 +58,9 @@ class EmulatedEngineModel(EmulatedModel, TensorModel):
         self._host.start()
 
     def _begin(self, inputs: Inputs, client_id: str, sender: Any) -> None:
-        wanted = self._wanted(inputs)
-        call = Call(client_id, sender, partial(self._respond, wanted), time.monotonic_ns())
-        rows = [self._sequences(inputs, row, call, wanted.sequences) for row in range(inputs.rows)]
+        options = self._options(inputs)
+        call = Call(client_id, sender, partial(self._respond, options), time.monotonic_ns())
+        rows = [self._sequences(inputs, row, call, options.sequences) for row in range(inputs.rows)]
         sequences = [sequence for row in rows for sequence in row]
         try:
             for sequence in sequences:
@@ -80,14 +80,14 @@ class EmulatedEngineModel(EmulatedModel, TensorModel):
             raise RefusedError(NOT_DECOUPLED_STREAM)
         _refuse_unemulated(inputs)
 
-    def _wanted(self, inputs: Inputs) -> Wanted:
+    def _options(self, inputs: Inputs) -> ReplyOptions:
         sequences = max(1, inputs.number("num_return_sequences") or 1)
         if sequences > self._host.settings.max_batch_size:
             raise RefusedError(
                 f"num_return_sequences is {sequences}; at most {self._host.settings.max_batch_size}, the engine's "
                 "max_batch_size, is answered here"
             )
-        return Wanted(
+        return ReplyOptions(
             streaming=inputs.flag("streaming"),
             echo_prompt=self._echoes_prompt(inputs),
             input_tokens=inputs.flag("return_num_input_tokens"),
@@ -119,34 +119,34 @@ class EmulatedEngineModel(EmulatedModel, TensorModel):
     def _cancel(self, client_id: str) -> None:
         self._host.stop(client_id)
 
-    def _respond(self, wanted: Wanted, sequence: Sequence, token: int | None, is_final: bool) -> Any:
+    def _respond(self, options: ReplyOptions, sequence: Sequence, token: int | None, is_final: bool) -> Any:
         tokens = [] if token is None else [token]
-        if not wanted.streaming:
+        if not options.streaming:
             sequence.output += tokens
             if not is_final:
                 return None
-            tokens = [*(sequence.prompt.tolist() if wanted.echo_prompt else []), *sequence.output]
+            tokens = [*(sequence.prompt.tolist() if options.echo_prompt else []), *sequence.output]
         tensor = self.backend.Tensor
         outputs = [
             tensor("output_ids", np.array([[tokens]], np.int32)),
             tensor("sequence_length", np.array([[len(tokens)]], np.int32)),
         ]
-        return self.backend.InferenceResponse(outputs + self._extras(wanted, sequence, len(tokens), is_final))
+        return self.backend.InferenceResponse(outputs + self._extras(options, sequence, len(tokens), is_final))
 
-    def _extras(self, wanted: Wanted, sequence: Sequence, tokens: int, final: bool) -> list[Any]:
+    def _extras(self, options: ReplyOptions, sequence: Sequence, tokens: int, final: bool) -> list[Any]:
         """Return the requested outputs other than the tokens."""
         tensor = self.backend.Tensor
         numbers: dict[str, int] = {}
-        if wanted.batch > 1:
+        if options.batch > 1:
             numbers["batch_index"] = sequence.batch_index
-        if wanted.sequences > 1:
+        if options.sequences > 1:
             numbers["sequence_index"] = sequence.sequence_index
-        if wanted.input_tokens:
+        if options.input_tokens:
             numbers["num_input_tokens"] = len(sequence.prompt)
-        if wanted.output_tokens:
+        if options.output_tokens:
             numbers["num_output_tokens"] = tokens  # of this response, as in TensorRT-LLM
         outputs = [tensor(name, np.array([[value]], np.int32)) for name, value in numbers.items()]
-        if wanted.performance and final:
+        if options.performance and final:
             outputs += performance(tensor, sequence, self._host.settings.tokens_per_block)
         return outputs
 

@@ -140,13 +140,13 @@ class TextModel:
             index = _sequence_index(self.backend, reply)
             text = streams[index].push(_tokens(self.backend, reply))
             so_far[index] += text
-            said = so_far[index] if self._accumulates else text
-            yield self.backend.InferenceResponse([_text(self.backend, said), *_passed_on(reply)])
+            text_so_far = so_far[index] if self._accumulates else text
+            yield self.backend.InferenceResponse([_text(self.backend, text_so_far), *_passed_on(reply)])
         for index, stream in streams.items():
             rest = stream.finish()
             if rest:
-                said = so_far[index] + rest if self._accumulates else rest
-                yield self.backend.InferenceResponse([_text(self.backend, said)])
+                text_so_far = so_far[index] + rest if self._accumulates else rest
+                yield self.backend.InferenceResponse([_text(self.backend, text_so_far)])
 
     def _streams(self, request: Any) -> bool:
         tensor = self.backend.get_input_tensor_by_name(request, "stream")

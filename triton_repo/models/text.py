@@ -142,21 +142,21 @@ class _LibraryStream:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._held: list[int] = []
+        self._pending: list[int] = []
 
     def push(self, token_ids: Iterable[int]) -> str:
         text = ""
         for token_id in token_ids:
-            self._held.append(token_id)
+            self._pending.append(token_id)
             piece = self._stream.step(self._tokenizer, token_id)
             if piece is not None:
                 text += piece
-                self._held.clear()
+                self._pending.clear()
         return text
 
     def finish(self) -> str:
-        held, self._held = self._held, []
-        return str(self._tokenizer.decode(held, skip_special_tokens=self._skip)) if held else ""
+        pending, self._pending = self._pending, []
+        return str(self._tokenizer.decode(pending, skip_special_tokens=self._skip)) if pending else ""
 
     @property
     def holds_nothing(self) -> bool:

@@ -62,9 +62,9 @@ class Generating:
             return
         # a very long prompt takes a tenth of a second to tokenize; in a thread, so that streams continue meanwhile
         if len(body) > LONG_BODY_BYTES:
-            asked, work = await asyncio.to_thread(self._understand, body)
+            api_request, work = await asyncio.to_thread(self._understand, body)
         else:
-            asked, work = self._understand(body)
+            api_request, work = self._understand(body)
         name = uuid.uuid4().hex
         reply = self._engine.start(work.generation, name)
         watch = asyncio.create_task(_cancel_when_gone(receive, reply))
@@ -72,7 +72,7 @@ class Generating:
         head = Head(self._shape.prefix + name, int(self._clock()), self._service.model)
         exchange = _Exchange(work, reply, stall, self._shape, head, self._gate.headers, send)
         try:
-            await (exchange.stream(with_usage=asked.wants_usage) if asked.stream else exchange.whole())
+            await (exchange.stream(with_usage=api_request.wants_usage) if api_request.stream else exchange.whole())
         except asyncio.CancelledError:
             if stall.over:
                 raise stall.problem() from None
@@ -84,9 +84,9 @@ class Generating:
             reply.cancel()
 
     def _understand(self, body: bytes) -> tuple[ApiRequest, Work]:
-        asked: ApiRequest = read_request(body, self._schema)
-        self._gate.known_model(asked.model)
-        return asked, self._prepare(asked)
+        api_request: ApiRequest = read_request(body, self._schema)
+        self._gate.known_model(api_request.model)
+        return api_request, self._prepare(api_request)
 
 
 @dataclass(slots=True)

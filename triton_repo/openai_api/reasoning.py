@@ -49,7 +49,7 @@ class ReasoningSplitter:
     def __init__(self, *, begins_inside: bool) -> None:
         self._without_tag = _At.REASONING if begins_inside else _At.ANSWER
         self._at = _At.BEGINNING
-        self._held = ""
+        self._pending = ""
         self.thought = False
 
     @property
@@ -61,20 +61,20 @@ class ReasoningSplitter:
         """Add text; return the part whose kind is certain."""
         if self._at is _At.ANSWER:
             return Piece("", text)
-        held = self._held + text
-        self._held = ""
+        pending = self._pending + text
+        self._pending = ""
         if self._at is _At.BEGINNING:
-            held = self._begin(held)
+            pending = self._begin(pending)
         if self._at is _At.BEGINNING:
-            self._held = held
+            self._pending = pending
             return Piece("", "")
-        return self._split(held) if self._at is _At.REASONING else Piece("", held)
+        return self._split(pending) if self._at is _At.REASONING else Piece("", pending)
 
     def finish(self) -> Piece:
         """Return the text held back; an incomplete tag is text."""
-        held, self._held = self._held, ""
+        pending, self._pending = self._pending, ""
         at = self._without_tag if self._at is _At.BEGINNING else self._at
-        return Piece(held, "") if at is _At.REASONING else Piece("", held)
+        return Piece(pending, "") if at is _At.REASONING else Piece("", pending)
 
     def _begin(self, text: str) -> str:
         """Return the text without its opening tag, or with text that turned out not to be a tag."""
@@ -93,7 +93,7 @@ class ReasoningSplitter:
             self._at = _At.ANSWER
             return Piece(reasoning, answer)
         keep = longest_open_suffix(text, CLOSE_TAG)
-        self._held = text[len(text) - keep :]
+        self._pending = text[len(text) - keep :]
         return Piece(text[: len(text) - keep], "")
 
 

@@ -181,11 +181,11 @@ def read_request(body: bytes, schema: type[ApiRequestT]) -> ApiRequestT:
         ApiError: It is not JSON, has an unknown key or an invalid value, or uses an unsupported feature.
     """
     try:
-        asked = schema.model_validate_json(body)
+        api_request = schema.model_validate_json(body)
     except ValidationError as error:
         raise _problem(error) from error
-    asked.refuse_unserved()
-    return asked
+    api_request.refuse_unserved()
+    return api_request
 
 
 def plain_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

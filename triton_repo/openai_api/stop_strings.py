@@ -17,7 +17,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
-        self._held = ""
+        self._pending = ""
         self.met: str | None = None
 
     def push(self, text: str) -> str:
@@ -26,20 +26,20 @@ class StopStrings:
             return text
         if self.met is not None:
             return ""
-        held = self._held + text
-        found = _first_end(held, self._stops)
+        pending = self._pending + text
+        found = _first_end(pending, self._stops)
         if found is not None:
             begin, self.met = found
-            self._held = ""
-            return held[:begin]
-        keep = self._open_suffix(held)
-        self._held = held[len(held) - keep :]
-        return held[: len(held) - keep]
+            self._pending = ""
+            return pending[:begin]
+        keep = self._open_suffix(pending)
+        self._pending = pending[len(pending) - keep :]
+        return pending[: len(pending) - keep]
 
     def finish(self) -> str:
         """Return the text held back: it did not become a stop string."""
-        held, self._held = self._held, ""
-        return held
+        pending, self._pending = self._pending, ""
+        return pending
 
     def _open_suffix(self, text: str) -> int:
         """Return the length of the longest suffix of `text` that is a prefix of some stop string."""

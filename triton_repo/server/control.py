@@ -92,9 +92,9 @@ class Control:
             ControlError: It failed: a server may report that it is ready while every request fails.
         """
         text = "ensemble" in self.states()
-        asked = {"text_input": "ready?", "max_tokens": 1} if text else _LLMAPI_PROBE
+        body = {"text_input": "ready?", "max_tokens": 1} if text else _LLMAPI_PROBE
         model = "ensemble" if text else ENGINE
-        reply = self._call(f"/v2/models/{model}/generate", asked, limit_s=60)
+        reply = self._call(f"/v2/models/{model}/generate", body, limit_s=60)
         if '"text_output"' not in reply or '"error"' in reply:
             raise ControlError(f"{model} answered a request of one token with: {reply.strip()[:300] or '(nothing)'}")
 
@@ -109,8 +109,8 @@ class Control:
                 return str(reply.read().decode())
         except urllib.error.HTTPError as error:
             with error:
-                said = error.read().decode(errors="replace")
-            raise ControlError(f"{request.full_url}: HTTP {error.code}: {said[:2000]}") from error
+                text = error.read().decode(errors="replace")
+            raise ControlError(f"{request.full_url}: HTTP {error.code}: {text[:2000]}") from error
         except (OSError, HTTPException) as error:
             raise ControlError(f"{request.full_url}: {error}") from error
 
@@ -191,12 +191,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--before", type=float, default=0.0, help="drain: seconds to wait first, still serving")
     parser.add_argument("--within", type=float, default=30.0, help="drain: seconds for the requests in flight")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        control = Control(asked.url, asked.metrics_url, asked.key_file.read_text(encoding="utf-8").strip())
-        return _probe(control, asked.once) if asked.do == "probe" else _drain(control, asked.before, asked.within)
+        control = Control(options.url, options.metrics_url, options.key_file.read_text(encoding="utf-8").strip())
+        return (
+            _probe(control, options.once) if options.do == "probe" else _drain(control, options.before, options.within)
+        )
     except (ControlError, OSError) as error:
-        sys.stderr.write(f"{asked.do}: {error}\n")
+        sys.stderr.write(f"{options.do}: {error}\n")
         return 1
 
 

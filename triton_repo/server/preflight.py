@@ -61,12 +61,12 @@ def missing_ranks(manifest: EngineManifest, engine_folder: Path) -> list[str]:
 
 def _mismatch(manifest: EngineManifest, version: str | None) -> _Refusal | None:
     """Return a refusal if the engine is not the one that its manifest describes."""
-    told = manifest.versions.get("tensorrt_llm")
-    if told is not None and version == told:
+    built_with = manifest.versions.get("tensorrt_llm")
+    if built_with is not None and version == built_with:
         return None
     return _Refusal(
-        f"the manifest describes an engine by TensorRT-LLM {told or '(no version)'}, the engine's own {CONFIG_NAME} "
-        f"of {version or 'no version'}; both must name the version that built it",
+        f"the manifest describes an engine by TensorRT-LLM {built_with or '(no version)'}, the engine's own "
+        f"{CONFIG_NAME} of {version or 'no version'}; both must name the version that built it",
         hint="the engine was built again since: build-repo ENGINE_DIR --force, or else " + _rebuild(manifest),
     )
 

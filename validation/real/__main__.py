@@ -12,8 +12,8 @@ from pathlib import Path
 
 from engines.console import progress, show
 from engines.errors import CommandError
-from engines.machine import available_cores
 from validation.real.chain import Chain, Settings
+from validation.real.commands import server_and_load_core
 from validation.real.publish import publish
 from validation.real.settings import OUT, VLLM_FOLDER
 
@@ -28,29 +28,19 @@ def main() -> int:
     parser.add_argument("--skip-text", action="store_true", help="Do not serve the whole model for its text.")
     parser.add_argument("--publish", action="store_true", help="Copy the result to validation/ and docs/measurements/.")
     parser.add_argument("--until", choices=Chain.STEPS, help="Stop after this step.")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        settings = Settings(asked.out, asked.vllm or VLLM_FOLDER, asked.vllm is None, *_cores())
-        done = _run(settings, skip={"text"} if asked.skip_text else set(), until=asked.until)
-        if asked.publish and done:
-            for path in publish(asked.out):
+        settings = Settings(
+            arguments.out, arguments.vllm or VLLM_FOLDER, arguments.vllm is None, *server_and_load_core()
+        )
+        done = _run(settings, skip={"text"} if arguments.skip_text else set(), until=arguments.until)
+        if arguments.publish and done:
+            for path in publish(arguments.out):
                 progress(f"wrote {path}")
     except CommandError as error:
         sys.stderr.write(f"make real: error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_status
     return 0
-
-
-def _cores() -> tuple[int, int]:
-    """Return the server's core and the load's.
-
-    Raises:
-        CommandError: There is but one core.
-    """
-    cores = available_cores()
-    if len(cores) == 1:
-        raise CommandError("two cores are needed: one for the server, one for the load")
-    return cores[-1], cores[0]
 
 
 def _run(settings: Settings, *, skip: set[str], until: str | None) -> bool:

@@ -37,6 +37,7 @@ from validation.real.loads import (
     write_case,
     write_points,
 )
+from validation.real.server_process import Server
 from validation.real.settings import (
     CALIBRATION_RUNS,
     CUT_NAME,
@@ -54,7 +55,7 @@ from validation.real.settings import (
     WHOLE_NAME,
     Limits,
 )
-from validation.real.vllm import Server, require_vllm, serving, versions
+from validation.real.vllm import require_vllm, serving, versions
 from validation.validate import Compared, compare, read_case, read_points
 
 QUESTION = "Write one sentence about the sea."
@@ -167,9 +168,9 @@ class Chain:
             return
         write_json(self.out / "idle.json", measure_idle(self._at.server_core, self._at.load_core))
         python = require_vllm(self._at.vllm, may_install=False)
-        asked: tuple[object, ...] = ("--device", "cpu", "--cores", self._at.server_core, "--vllm", python)
-        asked += ("--model", self._checkpoint_folder)
-        ours("describe-machine", *asked, "--out", path, "--force")
+        arguments: tuple[object, ...] = ("--device", "cpu", "--cores", self._at.server_core, "--vllm", python)
+        arguments += ("--model", self._checkpoint_folder)
+        ours("describe-machine", *arguments, "--out", path, "--force")
         self.model_folder.mkdir(parents=True, exist_ok=True)
         write_text(self.machine, path.read_text(encoding="utf-8"))
         config = (self._checkpoint_folder / "config.json").read_text(encoding="utf-8")
@@ -328,8 +329,8 @@ class Chain:
             shorter = shortened(self.out / "plan" / "verify.yaml", self.out / "verify.yaml", VERIFY_SECONDS)
             run_once(target, run, "--scenario", shorter)
             self._stack.close()
-        asked = ("--verify", run, "--plan", self.out / "plan" / "capacity.json", "--json")
-        write_text(path, ours("plan-capacity", *asked, also_fine=(3,)).stdout)
+        arguments = ("--verify", run, "--plan", self.out / "plan" / "capacity.json", "--json")
+        write_text(path, ours("plan-capacity", *arguments, also_fine=(3,)).stdout)
 
     def _report(self) -> None:
         """The table, the chart, and every verdict in one page."""
@@ -353,6 +354,6 @@ class Chain:
 
 
 def _post(url: str, body: dict[str, Any]) -> Any:
-    asked = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=300) as reply:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as reply:
         return json.loads(reply.read())

@@ -49,7 +49,7 @@ class Knee(Strict):
 
 def find_knee(target: Target, engine: Path, calibration: Path, out: Path, *, objective: str) -> Knee:
     """Predict the knee with slow, expected and fast step times, then measure it."""
-    asked: tuple[object, ...] = (
+    arguments: tuple[object, ...] = (
         "--objective",
         objective,
         "--by",
@@ -59,18 +59,18 @@ def find_knee(target: Target, engine: Path, calibration: Path, out: Path, *, obj
         "--osl",
         KNEE_SHAPE.osl,
     )
-    asked += ("--to", KNEE_MOST_USERS, "--tolerance", KNEE_TOLERANCE, "--from", 1, "--force", "--json")
+    arguments += ("--to", KNEE_MOST_USERS, "--tolerance", KNEE_TOLERANCE, "--from", 1, "--force", "--json")
     error = NORMAL_90 * read_calibration(calibration).log_error["itl_s"]
     ratios = {"slow": math.exp(error), "expected": 1.0, "fast": math.exp(-error)}
     found = {}
     for name, ratio in ratios.items():
         _at(engine, out / f"engine-{name}", ratio)
-        ran = ours("find-knee", out / f"engine-{name}", *asked, "--out", out / name, also_fine=(3,))
+        ran = ours("find-knee", out / f"engine-{name}", *arguments, "--out", out / name, also_fine=(3,))
         found[name] = json.loads(ran.stdout)
     ran = ours(
         "find-knee",
         *target.flags,
-        *asked,
+        *arguments,
         "--most-requests",
         KNEE_MOST_REQUESTS,
         "--out",

@@ -15,6 +15,7 @@ from loadtest.results import read_records, read_run, read_samples
 from loadtest.scenario import Scenario
 from loadtest.traffic import ConversationSampler, plans_of
 from validation.real.commands import ours
+from validation.real.server_process import Server
 from validation.real.settings import (
     BURST_CV,
     BURST_SECONDS,
@@ -28,7 +29,6 @@ from validation.real.settings import (
     Shape,
     UnseenLoad,
 )
-from validation.real.vllm import Server
 from validation.validate import Case, Measured, arguments_of
 
 CASE, POINTS = "case.yaml", "points.csv"
@@ -148,8 +148,8 @@ def _write_trace(load: UnseenLoad, folder: Path, rate: float) -> Measured:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["at_s", "isl", "osl"])
         writer.writerows((f"{at_s:.4f}", isl, osl) for at_s, isl, osl in rows)
-    asked = {"name": "bursts", "arrivals": {"process": "trace", "path": TRACE}, "seed": BURST_SEED}
-    (folder / SCENARIO).write_text(yaml.safe_dump(asked, sort_keys=False), encoding="utf-8")
+    replay = {"name": "bursts", "arrivals": {"process": "trace", "path": TRACE}, "seed": BURST_SEED}
+    (folder / SCENARIO).write_text(yaml.safe_dump(replay, sort_keys=False), encoding="utf-8")
     isl, osl = (round(float(np.mean([row[place] for row in rows]))) for place in (1, 2))
     return Measured(len(rows) / BURST_SECONDS, isl, osl, {}, "")
 

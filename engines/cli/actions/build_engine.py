@@ -121,7 +121,7 @@ class Planned:
     stages: Stages
 
 
-def _asked(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
+def _resolved_recipe(combination: Combination, flags: dict[str, Any]) -> ResolvedRecipe:
     by_key = {
         "model": flags["model"],
         "checkpoint": None if flags["checkpoint"] is None else str(flags["checkpoint"]),
@@ -193,19 +193,19 @@ def _lookahead(text: str | None) -> dict[str, int] | None:
 def _stages(flags: dict[str, Any], out: Path | None) -> Stages:
     beside = (out or Path("artifacts/engines/any")).parent / ".stages"
     quiet = flags["as_json"]
-    told = (lambda _: None) if quiet else progress
-    return Stages(flags["stages_folder"] or beside, told, made_by(command_line("build-engine")))
+    report = (lambda _: None) if quiet else progress
+    return Stages(flags["stages_folder"] or beside, report, made_by(command_line("build-engine")))
 
 
-def _gpu_name(asked: str | None) -> str | None:
+def _gpu_name(name: str | None) -> str | None:
     """Return the GPU to plan for. `auto` asks this machine's driver.
 
     Raises:
         MissingError: `auto`, and this machine has no GPU.
         UserError: `auto`, and this project has no data sheet of this machine's GPU.
     """
-    if asked != "auto":
-        return asked
+    if name != "auto":
+        return name
     found = visible_gpu()
     if found is None:
         raise MissingError("no GPU on this machine", hint=f"--gpu NAME, one of: {', '.join(known_gpus())}")
@@ -222,8 +222,8 @@ def _plan_one(
     combination: Combination, flags: dict[str, Any], *, stages: Stages, within: Path | None = None
 ) -> Planned:
     """Plan one engine. `within` is the parent folder of a matrix's engines."""
-    asked = _asked(combination, flags)
-    recipe = asked.recipe
+    resolved = _resolved_recipe(combination, flags)
+    recipe = resolved.recipe
     sources: list[Source] = []
     if combination.recipe is not None:
         sources.append(source_of(recipe_path(combination.recipe)))
@@ -233,7 +233,7 @@ def _plan_one(
     if facts is not None:
         sources += facts.files
     head = Document(made_by=made_by(command_line("build-engine")), made_from=sources)
-    plan = make_plan(asked, head=head, model=None if facts is None else model_of(facts))
+    plan = make_plan(resolved, head=head, model=None if facts is None else model_of(facts))
     refused = pytorch_refusal(plan.precision, plan.kv_format) if plan.backend == "pytorch" else None
     if refused:
         raise UserError(refused, hint="--backend tensorrt builds it; with pytorch choose fp8, int4_awq or bf16")

@@ -107,10 +107,10 @@ def tokens_per_s_bound(*, read_bytes_per_step: int, bandwidth_bytes_per_s: float
     return bandwidth_bytes_per_s / read_bytes_per_step
 
 
-def judged(claim_tokens_per_s: float, *, predicted: float, bound: float) -> Judgement:
+def judgement_of(claim_tokens_per_s: float, *, predicted: float, bound: float) -> Judgement:
     """Return the result for a claimed rate, given the predicted rate and the bound.
 
-    >>> judged(150, predicted=90, bound=130)
+    >>> judgement_of(150, predicted=90, bound=130)
     'impossible: above what memory bandwidth allows'
     """
     if claim_tokens_per_s > bound:
@@ -118,13 +118,13 @@ def judged(claim_tokens_per_s: float, *, predicted: float, bound: float) -> Judg
     return "reached" if predicted >= claim_tokens_per_s else "within the bound"
 
 
-def precisions_for(model: ModelSpec, gpu: GpuSpec, asked: tuple[str, ...]) -> list[Precision]:
+def precisions_for(model: ModelSpec, gpu: GpuSpec, requested: tuple[str, ...]) -> list[Precision]:
     """Return the requested precisions without duplicates; by default, FP16 and all others that the GPU supports.
 
     Raises:
         UserError: A precision is unknown, or impossible on this GPU.
     """
-    names = [word.strip() for words in asked for word in words.split(",")]
+    names = [word.strip() for words in requested for word in words.split(",")]
     chosen = [precision_named(name) for name in names if name]
     for precision in chosen:
         require_possible(precision, gpu, model.family)
@@ -162,7 +162,7 @@ def compared_row(
         read_bytes_per_step=read_bytes,
         tokens_per_s_bound=bound,
         tokens_per_s_predicted=predicted,
-        claim=judged(claim_tokens_per_s, predicted=predicted, bound=bound),
+        claim=judgement_of(claim_tokens_per_s, predicted=predicted, bound=bound),
         sources=_figures(model, gpu),
     )
 

@@ -60,18 +60,18 @@ def _measured(device: str, cores: tuple[int, ...], flags: dict[str, Any]) -> Acc
     )
 
 
-def _cores(device: str, asked: str | None, threads: int | None) -> tuple[int, ...]:
+def _cores(device: str, requested: str | None, threads: int | None) -> tuple[int, ...]:
     """Return the cores to measure on.
 
     Raises:
         UserError: More threads than cores, or cores of a GPU.
     """
     if device == "gpu":
-        if asked is not None or threads is not None:
+        if requested is not None or threads is not None:
             raise UserError("--cores and --threads apply to a CPU", hint="--device cpu")
         return ()
     available = available_cores()
-    cores = available if asked is None else parse_cores(asked, available)
+    cores = available if requested is None else parse_cores(requested, available)
     if threads is not None and threads > len(cores):
         raise UserError(f"--threads {threads}: only {len(cores)} cores", hint="one thread a core")
     return cores[:threads]

@@ -142,8 +142,8 @@ def _bar(across: Scale, base: float, value: float | None, name: str, top: float,
     if value is None:
         where = across(across.high) if side else across(across.low)
         anchor = "end" if side else "start"
-        said = f"{html.escape(name)}: not possible"
-        return f'<text class="small" x="{where:.1f}" y="{top + 15}" text-anchor="{anchor}">{said}</text>'
+        text = f"{html.escape(name)}: not possible"
+        return f'<text class="small" x="{where:.1f}" y="{top + 15}" text-anchor="{anchor}">{text}</text>'
     begin, end = sorted((across(base), across(value)))
     is_right = value > base or (value == base and side == 1)
     at, anchor = (end + 5, "start") if is_right else (begin - 5, "end")

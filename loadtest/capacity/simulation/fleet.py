@@ -83,7 +83,7 @@ class Replica:
     still_until_s: float = 0.0
     ended: list[Ended] = field(default_factory=list)
     lead: list[Ended] = field(default_factory=list)
-    _seen: int = 0
+    _count: int = 0
 
     def advance_to(self, until_s: float) -> None:
         """Simulate everything that begins before a time."""
@@ -93,8 +93,8 @@ class Replica:
             elif each.sent.turn.phase == "warmup":
                 self.lead.append(each)
             if each.sent.turn.phase != "warmup":
-                self._seen += 1
-                if self._seen % STATE_EVERY == 0:
+                self._count += 1
+                if self._count % STATE_EVERY == 0:
                     self.into.note_state(self.server)
         self.still_until_s = (
             self.server.batcher.soonest_end_s(self.server.now_s) if self.inbox.outstanding else math.inf
@@ -119,7 +119,7 @@ class Router:
         self.routing = routing
         self._turn = 0
 
-    def look(self, replicas: list[Replica], now_s: float) -> None:
+    def observe(self, replicas: list[Replica], now_s: float) -> None:
         """Advance the replicas to a time, as far as the policy needs their state."""
         if self.routing == "round_robin":
             return
@@ -212,7 +212,7 @@ def _play(fleet: Fleet, replicas: list[Replica], sample: TrafficSample) -> int:
 
 def _hand_over(router: Router, replicas: list[Replica], sent: Sent, now_s: float) -> None:
     there = [each for each in replicas if each.up_s <= now_s < each.down_s]
-    router.look(there, now_s)
+    router.observe(there, now_s)
     router.choose(there, sent).take(sent, now_s)
 
 

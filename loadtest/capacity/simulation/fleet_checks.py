@@ -14,7 +14,7 @@ from loadtest.capacity.simulation.load_bench import LEAD_LIVES, TAIL_LIVES, Load
 from loadtest.capacity.simulation.max_rate import RateProbe, probe_of
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.replica import Slowdown
-from loadtest.capacity.simulation.traffic_sample import SLOT_S, TrafficSample, Wanted, window_of
+from loadtest.capacity.simulation.traffic_sample import SLOT_S, SampleSpec, TrafficSample, window_of
 from loadtest.scenario import Steps, draw_times_s
 
 MOST_REPLICAS = 12  # simulated together; a larger fleet is represented by this many with their share of the traffic
@@ -150,9 +150,9 @@ class FleetSize(Strict):
 class _Peaks:
     """Fleets of different sizes under the same windows of a peak, with the same draws."""
 
-    def __init__(self, asked: SizeTask) -> None:
-        self.asked = asked
-        self.bench = LoadBench(asked.task)
+    def __init__(self, size_task: SizeTask) -> None:
+        self.size_task = size_task
+        self.bench = LoadBench(size_task.task)
         self.known: dict[int, FleetVerdict] = {}
 
     def verdict(self, replicas: int) -> FleetVerdict:
@@ -162,41 +162,41 @@ class _Peaks:
         return self.known[replicas]
 
     def _simulated(self, replicas: int) -> FleetVerdict:
-        asked = self.asked
+        size_task = self.size_task
         count = min(replicas, MOST_REPLICAS)
-        rate_per_s = asked.rate_per_s * count / replicas
-        fleet = Fleet(asked.task.manifest, (0.0,) * count, asked.routing, asked.slowdown)
-        found, kept = Observations(), 0
-        objectives = asked.task.demand.all_objectives
+        rate_per_s = size_task.rate_per_s * count / replicas
+        fleet = Fleet(size_task.task.manifest, (0.0,) * count, size_task.routing, size_task.slowdown)
+        found, windows_met = Observations(), 0
+        objectives = size_task.task.demand.all_objectives
         known = None
         for window in range(MOST_WINDOWS):
             sample = peak_sample(
-                self.bench, rate_per_s, asked.slowdown, replicas=count, window=window, windows=MOST_WINDOWS
+                self.bench, rate_per_s, size_task.slowdown, replicas=count, window=window, windows=MOST_WINDOWS
             )
             alone, _ = serve(fleet, [sample])
-            kept += alone.result(objectives, rate_per_s=asked.rate_per_s).met
+            windows_met += alone.result(objectives, rate_per_s=size_task.rate_per_s).met
             found.join(alone)
             if window + 1 >= LEAST_WINDOWS:
                 known = found.confidence(objectives, z=CONFIDENCE_Z)
                 if known.met is not None:
                     break
-        seen = found.result(objectives, rate_per_s=asked.rate_per_s)
+        result = found.result(objectives, rate_per_s=size_task.rate_per_s)
         return FleetVerdict(
             replicas=replicas,
-            met=seen.met,
+            met=result.met,
             is_certain=known is not None and known.met is not None,
             windows=found.windows,
-            kept_windows=kept,
+            kept_windows=windows_met,
             undecided=() if known is None else known.undecided,
-            tried=probe_of(seen),
+            tried=probe_of(result),
         )
 
 
-def smallest_fleet(asked: SizeTask) -> FleetSize:
+def smallest_fleet(size_task: SizeTask) -> FleetSize:
     """Return the smallest fleet that meets every objective, searching both below and above the start."""
-    peaks = _Peaks(asked)
-    most = asked.task.demand.limits.max_replicas
-    at = min(max(1, asked.start), most)
+    peaks = _Peaks(size_task)
+    most = size_task.task.demand.limits.max_replicas
+    at = min(max(1, size_task.start), most)
     is_met = peaks.verdict(at).met
     while len(peaks.known) < MOST_TRIES:
         step = max(1, at // COARSE)
@@ -210,9 +210,9 @@ def smallest_fleet(asked: SizeTask) -> FleetSize:
             _narrow(peaks, low, high)
             break
         at = following
-    kept = [size for size, verdict in peaks.known.items() if verdict.met]
+    sufficient = [size for size, verdict in peaks.known.items() if verdict.met]
     missed = [size for size, verdict in peaks.known.items() if not verdict.met]
-    above = [size for size in kept if size > max(missed, default=0)]
+    above = [size for size in sufficient if size > max(missed, default=0)]
     return FleetSize(
         needed=min(above, default=None), verdicts=tuple(verdict for _, verdict in sorted(peaks.known.items()))
     )
@@ -233,7 +233,7 @@ def peak_sample(
     each_per_s = rate_per_s / replicas * slowdown.step  # of one replica, in engine time as predicted
     life_s = bench.life_s(each_per_s) * slowdown.step
     needed = max(bench.requests(each_per_s), math.ceil(TURNOVERS * rate_per_s * life_s)) / LEAST_WINDOWS
-    wanted = Wanted(
+    spec = SampleSpec(
         rate_per_s,
         measure_s=min(needed / rate_per_s, max(demand.peak_window_s, 2 * life_s)),
         lead_s=LEAD_LIVES * life_s,
@@ -244,59 +244,61 @@ def peak_sample(
         windows=windows,
         is_varying=True,
     )
-    return window_of(demand, bench.task.folder, wanted)
+    return window_of(demand, bench.task.folder, spec)
 
 
-def check(asked: FleetTask) -> Checked:
+def check(fleet_task: FleetTask) -> Checked:
     """Simulate one fleet and return its figures."""
-    most = RAMP_REPLICAS if asked.what == "ramp" else MOST_REPLICAS
-    share = min(1.0, most / max([asked.replicas, *asked.ups]))
-    bench = LoadBench(asked.task)
-    if asked.what == "ramp":
-        samples, starts = _ramp(asked, bench, share)
+    most = RAMP_REPLICAS if fleet_task.what == "ramp" else MOST_REPLICAS
+    share = min(1.0, most / max([fleet_task.replicas, *fleet_task.ups]))
+    bench = LoadBench(fleet_task.task)
+    if fleet_task.what == "ramp":
+        samples, starts = _ramp(fleet_task, bench, share)
         lost = 0
     else:
-        count = max(1, round(asked.replicas * share))
-        rate_per_s = asked.rate_per_s * count / asked.replicas
+        count = max(1, round(fleet_task.replicas * share))
+        rate_per_s = fleet_task.rate_per_s * count / fleet_task.replicas
         samples = [
-            peak_sample(bench, rate_per_s, asked.slowdown, replicas=count, window=window, windows=CHECK_WINDOWS)
+            peak_sample(bench, rate_per_s, fleet_task.slowdown, replicas=count, window=window, windows=CHECK_WINDOWS)
             for window in range(CHECK_WINDOWS)
         ]
         starts = (0.0,) * count
-        lost = min(count - 1, max(1, round(asked.lost * share))) if asked.lost else 0
+        lost = min(count - 1, max(1, round(fleet_task.lost * share))) if fleet_task.lost else 0
     found, retried = Observations(), 0
     for sample in samples:
         loss = Loss((sample.measure_s + sample.end_s) / 2, lost) if lost else None
-        fleet = Fleet(asked.task.manifest, starts, asked.routing, asked.slowdown, loss, asked.max_queue_size)
+        fleet = Fleet(
+            fleet_task.task.manifest, starts, fleet_task.routing, fleet_task.slowdown, loss, fleet_task.max_queue_size
+        )
         retried += serve(fleet, [sample], found)[1]
-    objectives, is_steady = asked.task.demand.all_objectives, asked.what == "peak"
-    seen = found.result(objectives, rate_per_s=asked.rate_per_s, is_steady=is_steady)
+    objectives, is_steady = fleet_task.task.demand.all_objectives, fleet_task.what == "peak"
+    result = found.result(objectives, rate_per_s=fleet_task.rate_per_s, is_steady=is_steady)
     return Checked(
-        what=asked.what,
-        routing=asked.routing,
-        rate_per_s=asked.rate_per_s,
-        replicas=asked.replicas,
+        what=fleet_task.what,
+        routing=fleet_task.routing,
+        rate_per_s=fleet_task.rate_per_s,
+        replicas=fleet_task.replicas,
         simulated=len(starts),
-        lost=asked.lost,
+        lost=fleet_task.lost,
         retried=retried,
-        up_most=max([asked.replicas, *asked.ups]),
+        up_most=max([fleet_task.replicas, *fleet_task.ups]),
         refused=found.refused.get("rejected", 0) / max(1, found.requests),
-        tried=probe_of(seen),
+        tried=probe_of(result),
     )
 
 
-def _ramp(asked: FleetTask, bench: LoadBench, share: float) -> tuple[list[TrafficSample], tuple[float, ...]]:
+def _ramp(fleet_task: FleetTask, bench: LoadBench, share: float) -> tuple[list[TrafficSample], tuple[float, ...]]:
     """Return some minutes of the day, Poisson at the curve's rate, and each replica's start time."""
-    rates = [rate * share for rate in asked.rates_per_s]
-    ups = [max(1, round(up * share)) for up in asked.ups]
+    rates = [rate * share for rate in fleet_task.rates_per_s]
+    ups = [max(1, round(up * share)) for up in fleet_task.ups]
     lead = len(rates) // 4
-    rng = np.random.default_rng(asked.task.demand.seed)
+    rng = np.random.default_rng(fleet_task.task.demand.seed)
     times_s = draw_times_s(Steps(rates_per_s=tuple(rates), step_s=SLOT_S), rng).tolist()
-    pattern = peak_sample(bench, max(rates), asked.slowdown, replicas=max(ups), window=0, windows=1).asks
-    asks = tuple(pattern[place % len(pattern)]._replace(at_s=at_s) for place, at_s in enumerate(times_s))
+    pattern = peak_sample(bench, max(rates), fleet_task.slowdown, replicas=max(ups), window=0, windows=1).requests
+    requests = tuple(pattern[place % len(pattern)]._replace(at_s=at_s) for place, at_s in enumerate(times_s))
     most = max(ups)
     starts = tuple(next(slot for slot, up in enumerate(ups) if up > place) * SLOT_S for place in range(most))
-    return [TrafficSample(asks, lead * SLOT_S, len(rates) * SLOT_S)], starts
+    return [TrafficSample(requests, lead * SLOT_S, len(rates) * SLOT_S)], starts
 
 
 def ramp_of(rates_per_s: list[float], ups: tuple[int, ...], steepest_h: float) -> tuple[list[float], tuple[int, ...]]:

@@ -19,8 +19,8 @@ from loadtest.capacity.simulation.observations import Observations, RateResult
 from loadtest.capacity.simulation.replica import Slowdown, evened, simulate
 from loadtest.capacity.simulation.traffic_sample import (
     LengthProfile,
+    SampleSpec,
     TrafficSample,
-    Wanted,
     requests_needed,
     window_of,
 )
@@ -150,7 +150,7 @@ class LoadBench:
         life_s = min(self.life_s(rate_per_s * slower) * slower, (self.steady.sequences or 1) / rate_per_s)
         use = min(1.0, rate_per_s * slower / self.bound_per_s)
         needed = max(self.requests(rate_per_s * slower) / WINDOWS, LEAST_IN_WINDOW * use)
-        wanted = Wanted(
+        spec = SampleSpec(
             rate_per_s,
             measure_s=needed / rate_per_s,
             lead_s=LEAD_LIVES * life_s,
@@ -160,7 +160,7 @@ class LoadBench:
             window=window,
             windows=WINDOWS,
         )
-        return window_of(self.task.demand, self.task.folder, wanted)
+        return window_of(self.task.demand, self.task.folder, spec)
 
     def windows_for(self, rate_per_s: float) -> int:
         """Return the number of windows that the percentiles need: more if a trace's own window is short."""
@@ -223,8 +223,8 @@ class LoadBench:
         longest_s = (self.steady.ttft_s + max(1, shape.longest_osl) * self.steady.single_itl_s) * slower
         gap_s = 2 * longest_s if math.isfinite(longest_s) else 3600.0
         found = self.sample(max(1e-6, self.bound_per_s / slower), 0, slower=slower)
-        asks = tuple(each._replace(at_s=place * gap_s) for place, each in enumerate(found.asks[:IDLE_REQUESTS]))
-        return replace(found, asks=asks, measure_s=0.0, end_s=len(asks) * gap_s)
+        requests = tuple(each._replace(at_s=place * gap_s) for place, each in enumerate(found.requests[:IDLE_REQUESTS]))
+        return replace(found, requests=requests, measure_s=0.0, end_s=len(requests) * gap_s)
 
 
 def steady_state(manifest: EngineManifest, shape: LengthProfile) -> Outlook:

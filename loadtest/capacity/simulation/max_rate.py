@@ -130,7 +130,7 @@ class ReplicaCapacity(Strict):
         return next((each for each in self.tried if each.rate_per_s == self.rate_per_s), None)
 
 
-class _Seen(NamedTuple):
+class _Probes(NamedTuple):
     """Loads tried at one slowdown, by rate."""
 
     slowdown: Slowdown
@@ -143,11 +143,11 @@ def max_rate_of(task: Task) -> ReplicaCapacity:
     slow, fast = task.interval
     idle = bench.idle(slow)
     start_per_s = task.start_per_s or START_RATIO * bench.bound_per_s / slow.step
-    seen = _Seen(slow, {})
-    if task.least_per_s is not None and not _holds(bench, seen, task.least_per_s):
-        return _given_up(bench, seen, task.least_per_s, idle)
+    probes = _Probes(slow, {})
+    if task.least_per_s is not None and not _holds(bench, probes, task.least_per_s):
+        return _given_up(bench, probes, task.least_per_s, idle)
     start_per_s = max(start_per_s, task.least_per_s or 0.0)
-    promised = _search(bench, seen, min(start_per_s, task.enough_per_s or math.inf), TOLERANCE, idle)
+    promised = _search(bench, probes, min(start_per_s, task.enough_per_s or math.inf), TOLERANCE, idle)
     middle = optimistic = None
     if not task.is_brief:
         middle = optimistic = promised
@@ -159,7 +159,7 @@ def max_rate_of(task: Task) -> ReplicaCapacity:
         else:
             optimistic = middle
     above = promised.above_per_s
-    decisive = seen.results.get(above or -1.0) or seen.results.get(promised.rate_per_s or -1.0)
+    decisive = probes.results.get(above or -1.0) or probes.results.get(promised.rate_per_s or -1.0)
     needed = bench.requests(promised.rate_per_s or start_per_s)
     return ReplicaCapacity(
         promised=promised,
@@ -168,7 +168,7 @@ def max_rate_of(task: Task) -> ReplicaCapacity:
         idle=probe_of(idle),
         requests_needed=needed,
         supported=decisive is not None,
-        tried=tuple(probe_of(each) for _, each in sorted(seen.results.items())),
+        tried=tuple(probe_of(each) for _, each in sorted(probes.results.items())),
     )
 
 
@@ -181,8 +181,8 @@ def relieved(task: Task, found: ReplicaCapacity) -> ReplicaCapacity:
     return found.model_copy(update={"strain": strain, "reliefs": reliefs})
 
 
-def _given_up(bench: LoadBench, seen: _Seen, least_per_s: float, idle: RateResult) -> ReplicaCapacity:
-    missed = seen.results[least_per_s]
+def _given_up(bench: LoadBench, probes: _Probes, least_per_s: float, idle: RateResult) -> ReplicaCapacity:
+    missed = probes.results[least_per_s]
     return ReplicaCapacity(
         promised=Carried(rate_per_s=None, above_per_s=least_per_s, limited_by=_first(missed)),
         idle=probe_of(idle),
@@ -197,10 +197,10 @@ def _beside(bench: LoadBench, slowdown: Slowdown, known: Carried | None, of: Slo
     """Search at another slowdown, starting from a known result scaled by the ratio of the slowdowns."""
     from_per_s = (known.rate_per_s if known is not None else None) or start_per_s
     begin_per_s = min(from_per_s * of.step / slowdown.step, bench.task.enough_per_s or math.inf)
-    return _search(bench, _Seen(slowdown, {}), begin_per_s, OTHER_TOLERANCE, bench.idle(slowdown))
+    return _search(bench, _Probes(slowdown, {}), begin_per_s, OTHER_TOLERANCE, bench.idle(slowdown))
 
 
-def _search(bench: LoadBench, seen: _Seen, start_per_s: float, tolerance: float, idle: RateResult) -> Carried:
+def _search(bench: LoadBench, probes: _Probes, start_per_s: float, tolerance: float, idle: RateResult) -> Carried:
     """Bracket the highest load that meets every objective, then narrow the bracket.
 
     Latency is assumed to grow with the load. If noise makes a lower load miss what a higher one meets, the result is
@@ -209,44 +209,44 @@ def _search(bench: LoadBench, seen: _Seen, start_per_s: float, tolerance: float,
     if not idle.met:
         return Carried(rate_per_s=None, limited_by=_first(idle))
     enough = bench.task.enough_per_s
-    low, high = _bracket(bench, seen, start_per_s, enough)
-    while low is not None and high is not None and high / low > 1 + tolerance and len(seen.results) < MOST_PROBES:
-        middle = low * (high / low) ** _share(seen.results[low], seen.results[high])
-        low, high = (middle, high) if _holds(bench, seen, middle) else (low, middle)
-    missed = [rate for rate, result in seen.results.items() if not result.met]
+    low, high = _bracket(bench, probes, start_per_s, enough)
+    while low is not None and high is not None and high / low > 1 + tolerance and len(probes.results) < MOST_PROBES:
+        middle = low * (high / low) ** _share(probes.results[low], probes.results[high])
+        low, high = (middle, high) if _holds(bench, probes, middle) else (low, middle)
+    missed = [rate for rate, result in probes.results.items() if not result.met]
     if low is not None and missed and min(missed) < low:
         high = min(missed)
-        low = max((rate for rate, result in seen.results.items() if result.met and rate < high), default=None)
-    limited_by = _first(seen.results[high]) if high is not None else None
+        low = max((rate for rate, result in probes.results.items() if result.met and rate < high), default=None)
+    limited_by = _first(probes.results[high]) if high is not None else None
     return Carried(rate_per_s=low, above_per_s=high, limited_by=limited_by)
 
 
 def _bracket(
-    bench: LoadBench, seen: _Seen, start_per_s: float, enough_per_s: float | None
+    bench: LoadBench, probes: _Probes, start_per_s: float, enough_per_s: float | None
 ) -> tuple[float | None, float | None]:
     """Return a load that meets the objectives and a higher one that misses; None for an end not found."""
     rate = start_per_s
-    if _holds(bench, seen, rate):
+    if _holds(bench, probes, rate):
         while rate < start_per_s * SPAN:
             if enough_per_s is not None and rate >= enough_per_s:
                 return rate, None
             higher = min(rate * GROWTH, enough_per_s or math.inf)
-            if not _holds(bench, seen, higher):
+            if not _holds(bench, probes, higher):
                 return rate, higher
             rate = higher
         return rate, None
     while rate > start_per_s / SPAN:
         lower = rate / GROWTH
-        if _holds(bench, seen, lower):
+        if _holds(bench, probes, lower):
             return lower, rate
         rate = lower
     return None, rate
 
 
-def _holds(bench: LoadBench, seen: _Seen, rate_per_s: float) -> bool:
-    if rate_per_s not in seen.results:
-        seen.results[rate_per_s] = bench.verdict(rate_per_s, seen.slowdown)
-    return seen.results[rate_per_s].met
+def _holds(bench: LoadBench, probes: _Probes, rate_per_s: float) -> bool:
+    if rate_per_s not in probes.results:
+        probes.results[rate_per_s] = bench.verdict(rate_per_s, probes.slowdown)
+    return probes.results[rate_per_s].met
 
 
 def _share(low: RateResult, high: RateResult) -> float:
@@ -267,18 +267,18 @@ def sweep_rates(task: Task, rates_per_s: Sequence[float]) -> tuple[RateProbe, ..
     return tuple(probe_of(bench.verdict(rate, task.interval.slow, least_windows=2)) for rate in rates_per_s)
 
 
-def probe_of(seen: RateResult) -> RateProbe:
+def probe_of(probes: RateResult) -> RateProbe:
     """Return a load's figures in stored form."""
     return RateProbe(
-        rate_per_s=seen.rate_per_s,
-        met=seen.met,
-        missed=seen.missed,
-        tightest=seen.tightest,
-        worst_ratio=min(seen.worst_ratio, 1e9),
-        **figures_of(seen.level),
-        in_flight=seen.in_flight,
-        kv_ratio=seen.kv_ratio,
-        kv_most=seen.kv_most,
+        rate_per_s=probes.rate_per_s,
+        met=probes.met,
+        missed=probes.missed,
+        tightest=probes.tightest,
+        worst_ratio=min(probes.worst_ratio, 1e9),
+        **figures_of(probes.level),
+        in_flight=probes.in_flight,
+        kv_ratio=probes.kv_ratio,
+        kv_most=probes.kv_most,
     )
 
 

@@ -133,7 +133,7 @@ class Observations:
             self.refused[outcome] = self.refused.get(outcome, 0) + count
         self._table = None
 
-    def level(self, name: str, wanted: Objectives | None, *, rate_per_s: float, stretch: float = 1.0) -> LevelSummary:
+    def level(self, name: str, spec: Objectives | None, *, rate_per_s: float, stretch: float = 1.0) -> LevelSummary:
         """Return the figures of a class; the empty name is all requests."""
         table = self._whole()
         chosen = _of_class(table, name)
@@ -142,8 +142,8 @@ class Observations:
         window_s = self.window_s * stretch
         gaps, counts = _gaps(table, ok)
         goodput = None
-        if wanted is not None and wanted.goodput is not None and sent:
-            goodput = float(_kept(table, wanted.goodput, stretch)[chosen].sum()) / sent
+        if spec is not None and spec.goodput is not None and sent:
+            goodput = float(_meets_goodput(table, spec.goodput, stretch)[chosen].sum()) / sent
         return LevelSummary(
             concurrency=None,
             rate_per_s=rate_per_s,
@@ -189,9 +189,9 @@ class Observations:
         }
         verdicts = [
             verdict._replace(objective=_named(name, verdict.objective))
-            for name, wanted in objectives.items()
+            for name, spec in objectives.items()
             if name in levels
-            for verdict in verdicts_of(wanted, levels[name])
+            for verdict in verdicts_of(spec, levels[name])
         ]
         if is_steady:
             verdicts.append(self._stability())
@@ -210,11 +210,11 @@ class Observations:
         missed: list[str] = []
         undecided: list[str] = []
         table = self._whole()
-        for name, wanted in objectives.items():
+        for name, spec in objectives.items():
             chosen = _of_class(table, name)
             if not chosen.any():
                 continue
-            for objective, share, good, count in _shares(table, wanted, chosen, stretch):
+            for objective, share, good, count in _shares(table, spec, chosen, stretch):
                 low, high = share_interval(good, count, _block_edges(table.window[chosen]), z=z)
                 if high < share:
                     missed.append(_named(name, objective))
@@ -223,7 +223,7 @@ class Observations:
             undecided += [
                 _named(name, f"{quantity} mean")
                 for quantity in ("ttft_s", "itl_s", "tpot_s", "e2e_s")
-                if "mean" in getattr(wanted, quantity)
+                if "mean" in getattr(spec, quantity)
             ]
         if not self._stability().met:
             missed.append(QUEUE)
@@ -391,13 +391,13 @@ def _gaps_within(table: _Requests, limit_s: float) -> tuple[_Counts, _Counts]:
     return within, gaps
 
 
-def _kept(table: _Requests, wanted: Goodput, stretch: float) -> _Bools:
+def _meets_goodput(table: _Requests, spec: Goodput, stretch: float) -> _Bools:
     """Return which requests met every limit of a goodput objective; failed requests did not."""
     longest_s = np.zeros(len(table.sent_s))
-    if wanted.itl_s is not None:  # a gap beyond the limit stands for the longest gap
-        within, gaps = _gaps_within(table, wanted.itl_s / stretch)
+    if spec.itl_s is not None:  # a gap beyond the limit stands for the longest gap
+        within, gaps = _gaps_within(table, spec.itl_s / stretch)
         longest_s[within < gaps] = math.inf
-    met = wanted.is_met_by(
+    met = spec.is_met_by(
         ttft_s=(table.first_s - table.sent_s) * stretch,
         tpot_s=np.where(table.tokens > 1, _tpot_s(table), 0.0) * stretch,
         longest_gap_s=longest_s,
@@ -407,7 +407,7 @@ def _kept(table: _Requests, wanted: Goodput, stretch: float) -> _Bools:
 
 
 def _shares(
-    table: _Requests, wanted: Objectives, chosen: _Bools, stretch: float
+    table: _Requests, spec: Objectives, chosen: _Bools, stretch: float
 ) -> list[tuple[str, float, _Floats, _Floats]]:
     """Return each objective as a share: name, required share, and per request the good and the total count."""
     ones = np.ones(int(chosen.sum()))
@@ -419,22 +419,22 @@ def _shares(
         "e2e_s": table.last_s - table.sent_s,
     }
     for quantity, of_request in values.items():
-        limits = getattr(wanted, quantity)
+        limits = getattr(spec, quantity)
         rows = chosen & ok & ~np.isnan(of_request)
         for statistic, limit_s in limits.items():
             if statistic in QUANTILES:
                 good = ((of_request * stretch <= limit_s) & rows)[chosen].astype(float)
                 found.append((f"{quantity} {statistic}", QUANTILES[statistic], good, rows[chosen].astype(float)))
-    for statistic, limit_s in wanted.itl_s.items():
+    for statistic, limit_s in spec.itl_s.items():
         if statistic in QUANTILES:
             within, gaps = _gaps_within(table, limit_s / stretch)
             good, all_ = (np.where(ok, each, 0)[chosen].astype(float) for each in (within, gaps))
             found.append((f"itl_s {statistic}", QUANTILES[statistic], good, all_))
-    if wanted.goodput is not None:
-        kept = _kept(table, wanted.goodput, stretch)[chosen].astype(float)
-        found.append(("goodput", wanted.goodput.share, kept, ones))
+    if spec.goodput is not None:
+        meets = _meets_goodput(table, spec.goodput, stretch)[chosen].astype(float)
+        found.append(("goodput", spec.goodput.share, meets, ones))
     if not ok[chosen].all():
-        found.append(("errors_ratio", 1 - wanted.errors_ratio, ok[chosen].astype(float), ones))
+        found.append(("errors_ratio", 1 - spec.errors_ratio, ok[chosen].astype(float), ones))
     return found
 
 

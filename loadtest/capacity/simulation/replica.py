@@ -82,13 +82,13 @@ def host_of(manifest: EngineManifest, slower: float = 1.0) -> Host:
 
 def sent_of(sample: TrafficSample) -> list[Sent]:
     """Return a window's requests in the virtual server's format."""
-    return [_sent(place, ask, sample) for place, ask in enumerate(sample.asks)]
+    return [_sent(place, request, sample) for place, request in enumerate(sample.requests)]
 
 
-def _sent(number: int, ask: SimRequest, sample: TrafficSample) -> Sent:
-    phase: Phase = "warmup" if ask.at_s < sample.measure_s else "measure" if ask.at_s < sample.end_s else "fill"
-    turn = Turn(number, phase, ask.osl, ask.class_name or None, max_tokens=ask.max_tokens)
-    return Sent(turn, ask.at_s, ask.isl, prefix_hashes=ask.prefix_hashes)
+def _sent(number: int, request: SimRequest, sample: TrafficSample) -> Sent:
+    phase: Phase = "warmup" if request.at_s < sample.measure_s else "measure" if request.at_s < sample.end_s else "fill"
+    turn = Turn(number, phase, request.osl, request.class_name or None, max_tokens=request.max_tokens)
+    return Sent(turn, request.at_s, request.isl, prefix_hashes=request.prefix_hashes)
 
 
 def simulate(
@@ -116,7 +116,7 @@ def simulate(
 def collect(server: VirtualServer, sample: TrafficSample, into: Observations) -> None:
     """Run a server until its measured requests have ended, and add them to the observations."""
     into.begin_window(sample)
-    open_requests = sum(sample.measure_s <= each.at_s < sample.end_s for each in sample.asks)
+    open_requests = sum(sample.measure_s <= each.at_s < sample.end_s for each in sample.requests)
     ended: list[Ended] = []
     lead: list[Ended] = []
     for count, each in enumerate(_run(server, open_requests)):
@@ -142,9 +142,10 @@ def _run(server: VirtualServer, open_requests: int) -> Iterator[Ended]:
 
 def evened(sample: TrafficSample, share: float) -> TrafficSample:
     """Return the same requests in the same order, with send times moved partway to even spacing."""
-    asks = sample.asks
-    begin_s, gap_s = asks[0].at_s, (asks[-1].at_s - asks[0].at_s) / max(1, len(asks) - 1)
+    requests = sample.requests
+    begin_s, gap_s = requests[0].at_s, (requests[-1].at_s - requests[0].at_s) / max(1, len(requests) - 1)
     moved = tuple(
-        each._replace(at_s=each.at_s + share * (begin_s + place * gap_s - each.at_s)) for place, each in enumerate(asks)
+        each._replace(at_s=each.at_s + share * (begin_s + place * gap_s - each.at_s))
+        for place, each in enumerate(requests)
     )
-    return replace(sample, asks=moved)
+    return replace(sample, requests=moved)

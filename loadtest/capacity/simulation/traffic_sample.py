@@ -62,7 +62,7 @@ class SimRequest(NamedTuple):
 class TrafficSample:
     """Requests to simulate from an idle start; those sent between `measure_s` and `end_s` are measured."""
 
-    asks: tuple[SimRequest, ...]
+    requests: tuple[SimRequest, ...]
     measure_s: float
     end_s: float
 
@@ -136,14 +136,14 @@ def shape_of(demand: Demand, folder: Path) -> LengthProfile:
         UserError: A length has no upper bound, but an engine needs one.
     """
     if isinstance(demand.traffic, Trace):
-        asks = _trace(demand.traffic.model_dump_json(), str(folder))
-        isl, osl = (np.array(values) for values in zip(*((each.isl, each.osl) for each in asks), strict=True))
+        requests = _trace(demand.traffic.model_dump_json(), str(folder))
+        isl, osl = (np.array(values) for values in zip(*((each.isl, each.osl) for each in requests), strict=True))
         longest = int(isl.max()), int(osl.max())
         most = demand.traffic.max_tokens or demand.most_tokens(longest[1])
         return _scaled_shape(LengthProfile(float(isl.mean()), float(osl.mean()), *longest, most), demand.scale)
     scenario = _scenario(demand.traffic, demand.seed, folder)
-    mix = _mix(scenario.model_dump_json())
-    drawn = [ask for number in range(SAMPLED) for ask in _turns(mix.begin(number), 0.0, None)]
+    sampler = _sampler(scenario.model_dump_json())
+    drawn = [request for number in range(SAMPLED) for request in _turns(sampler.begin(number), 0.0, None)]
     isl, osl = np.array([each.isl for each in drawn]), np.array([each.osl for each in drawn])
     bounds = [_bounds(kind, int(isl.max()), int(osl.max())) for kind in scenario.kinds]
     longest_isl, longest_osl = (max(values) for values in zip(*bounds, strict=True))
@@ -195,7 +195,7 @@ def _bounds(kind: Kind, drawn_isl: int, drawn_osl: int) -> tuple[int, int]:
 
 
 @cache
-def _mix(scenario_json: str) -> ConversationSampler:
+def _sampler(scenario_json: str) -> ConversationSampler:
     return ConversationSampler(Scenario.model_validate_json(scenario_json))
 
 
@@ -204,7 +204,7 @@ def _scenario(traffic: Described, seed: int, folder: Path) -> Scenario:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SampleSpec:
     """A window of traffic to sample for a simulation.
 
     Attributes:
@@ -230,32 +230,32 @@ class Wanted:
     is_varying: bool = False
 
 
-def window_of(demand: Demand, folder: Path, wanted: Wanted) -> TrafficSample:
+def window_of(demand: Demand, folder: Path, spec: SampleSpec) -> TrafficSample:
     """Return one window of the demand's peak at a rate.
 
     For a trace it is a part of the busiest window. To lower the rate, requests are dropped at random; to raise it,
     requests are copied, each copy as another user's request sent slightly earlier or later.
     """
-    rng = np.random.default_rng([demand.seed, wanted.window])
+    rng = np.random.default_rng([demand.seed, spec.window])
     if isinstance(demand.traffic, Described):
-        found = _drawn(demand, folder, wanted, rng)
+        found = _drawn(demand, folder, spec, rng)
     else:
-        found = _replayed(demand, folder, wanted, rng)
+        found = _replayed(demand, folder, spec, rng)
     return _longer(found, demand.scale)
 
 
 def _longer(sample: TrafficSample, scale: Scale) -> TrafficSample:
     if scale.isl == scale.osl == 1.0:
         return sample
-    asks = tuple(
+    requests = tuple(
         each._replace(
             isl=_times(each.isl, scale.isl),
             osl=_times(each.osl, scale.osl),
             max_tokens=None if each.max_tokens is None else _times(each.max_tokens, max(1.0, scale.osl)),
         )
-        for each in sample.asks
+        for each in sample.requests
     )
-    return replace(sample, asks=asks)
+    return replace(sample, requests=requests)
 
 
 def _described_curve(demand: Demand, traffic: Described) -> RateCurve:
@@ -304,17 +304,17 @@ def busiest_ratio(variation: float, window_s: float) -> float:
     return float(np.mean([_busiest(hour, window_s)[2] / hour.mean() for hour in hours]))
 
 
-def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> TrafficSample:
+def _drawn(demand: Demand, folder: Path, spec: SampleSpec, rng: np.random.Generator) -> TrafficSample:
     """Draw a window. A conversation's next turn follows a reply of nominal duration and the think time."""
     traffic = demand.traffic
     assert isinstance(traffic, Described)
     scenario = _scenario(traffic, demand.seed, folder)
-    mix_json = scenario.model_dump_json()
-    own_blocks = not _shares_little(scenario, wanted.kv_tokens)
-    drawn = _conversations(mix_json, _most_by_class(demand, scenario), wanted.tokens_per_block, own_blocks)
-    upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
-    rate_per_s = wanted.rate_per_s / _turns_of(mix_json)
-    edges_s, per_s = _rates(traffic, demand.peak_window_s, wanted, rng)
+    sampler_json = scenario.model_dump_json()
+    own_blocks = not _shares_little(scenario, spec.kv_tokens)
+    drawn = _conversations(sampler_json, _most_by_class(demand, scenario), spec.tokens_per_block, own_blocks)
+    upto_s = spec.lead_s + spec.measure_s + spec.tail_s
+    rate_per_s = spec.rate_per_s / _turns_of(sampler_json)
+    edges_s, per_s = _rates(traffic, demand.peak_window_s, spec, rng)
     sent = np.concatenate([[0.0], np.cumsum(np.diff(edges_s) * per_s)]) * rate_per_s  # expected arrivals by each edge
     shape = traffic.burstiness**-2
     times: list[_Floats] = []
@@ -324,45 +324,43 @@ def _drawn(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generato
         times.append(block)
         last = float(block[-1])
     at_s = np.interp(every := np.concatenate(times), sent, edges_s)[(every > 0) & (every < sent[-1])]
-    first = wanted.window * _ROOM
-    asks = [
-        ask._replace(at_s=begin_s + ask.at_s)
+    first = spec.window * _ROOM
+    requests = [
+        request._replace(at_s=begin_s + request.at_s)
         for number, begin_s in enumerate(at_s.tolist())
-        for ask in drawn.of(first + number)
-        if begin_s + ask.at_s < upto_s
+        for request in drawn.of(first + number)
+        if begin_s + request.at_s < upto_s
     ]
-    return TrafficSample(
-        tuple(sorted(asks, key=lambda each: each.at_s)), wanted.lead_s, wanted.lead_s + wanted.measure_s
-    )
+    return TrafficSample(tuple(sorted(requests, key=lambda each: each.at_s)), spec.lead_s, spec.lead_s + spec.measure_s)
 
 
-def _rates(traffic: Described, window_s: float, wanted: Wanted, rng: np.random.Generator) -> tuple[_Floats, _Floats]:
+def _rates(traffic: Described, window_s: float, spec: SampleSpec, rng: np.random.Generator) -> tuple[_Floats, _Floats]:
     """Return the edges of minutes from the window's start, and the ratio of each one's rate to the planned rate."""
-    upto_s = wanted.lead_s + wanted.measure_s + wanted.tail_s
-    if not wanted.is_varying or not traffic.minute_variation:
+    upto_s = spec.lead_s + spec.measure_s + spec.tail_s
+    if not spec.is_varying or not traffic.minute_variation:
         return np.array([0.0, upto_s]), np.ones(1)
     minutes = _minutes(traffic.minute_variation, MINUTES, rng)
     first, count, _ = _busiest(minutes, window_s)
     minutes = minutes / minutes.mean() / busiest_ratio(traffic.minute_variation, window_s)
-    free_s = max(0.0, count * MINUTE_S - wanted.measure_s)
-    begin_s = first * MINUTE_S + free_s * _place(wanted, rng)
-    begin_s -= wanted.lead_s
+    free_s = max(0.0, count * MINUTE_S - spec.measure_s)
+    begin_s = first * MINUTE_S + free_s * _place(spec, rng)
+    begin_s -= spec.lead_s
     inside = np.arange(math.floor(begin_s / MINUTE_S) + 1, math.ceil((begin_s + upto_s) / MINUTE_S))
     edges_s = np.concatenate([[0.0], inside * MINUTE_S - begin_s, [upto_s]])
     of_minute = np.floor((edges_s[:-1] + edges_s[1:]) / 2 / MINUTE_S + begin_s / MINUTE_S).astype(int)
     return edges_s, minutes[np.clip(of_minute, 0, MINUTES - 1)]
 
 
-def _place(wanted: Wanted, rng: np.random.Generator) -> float:
+def _place(spec: SampleSpec, rng: np.random.Generator) -> float:
     """Return a window's position in the busiest period, 0 to 1; any first few windows are spread evenly."""
-    return (wanted.window * GOLDEN + rng.random() / wanted.windows) % 1.0
+    return (spec.window * GOLDEN + rng.random() / spec.windows) % 1.0
 
 
 @dataclass(slots=True)
 class _Conversations:
     """Requests of a demand's conversations, drawn once for all loads."""
 
-    mix: ConversationSampler
+    sampler: ConversationSampler
     most: dict[str, int]
     tokens_per_block: int | None
     own_blocks: bool
@@ -372,7 +370,7 @@ class _Conversations:
         """Return the requests of a conversation, from its start."""
         found = self.known.get(number)
         if found is None:
-            drawn = _turns(self.mix.begin(number), 0.0, self.tokens_per_block, own_blocks=self.own_blocks)
+            drawn = _turns(self.sampler.begin(number), 0.0, self.tokens_per_block, own_blocks=self.own_blocks)
             found = self.known[number] = tuple(
                 each._replace(osl=min(each.osl, most), max_tokens=most)
                 for each in drawn
@@ -385,7 +383,7 @@ class _Conversations:
 def _conversations(
     scenario_json: str, most: tuple[tuple[str, int], ...], tokens_per_block: int | None, own_blocks: bool
 ) -> _Conversations:
-    return _Conversations(_mix(scenario_json), dict(most), tokens_per_block, own_blocks)
+    return _Conversations(_sampler(scenario_json), dict(most), tokens_per_block, own_blocks)
 
 
 def _shares_little(scenario: Scenario, kv_tokens: int) -> bool:
@@ -401,7 +399,7 @@ def _shares_little(scenario: Scenario, kv_tokens: int) -> bool:
 
 def _most_by_class(demand: Demand, scenario: Scenario) -> tuple[tuple[str, int], ...]:
     """Return the `max_tokens` of each class's requests."""
-    longest = _mix(scenario.model_dump_json()).lengths_of(range(256)).longest_osl
+    longest = _sampler(scenario.model_dump_json()).lengths_of(range(256)).longest_osl
     return tuple((kind.name or "", _max_tokens(kind, demand, _bounds(kind, 1, longest)[1])) for kind in scenario.kinds)
 
 
@@ -412,47 +410,47 @@ def mean_turns(traffic: Described, seed: int, folder: Path) -> float:
 
 @cache
 def _turns_of(scenario_json: str) -> float:
-    mix = _mix(scenario_json)
-    return sum(len(mix.draw(number).exchanges) for number in range(SAMPLED)) / SAMPLED
+    sampler = _sampler(scenario_json)
+    return sum(len(sampler.draw(number).exchanges) for number in range(SAMPLED)) / SAMPLED
 
 
 def _turns(
-    talk: ConversationState, at_s: float, tokens_per_block: int | None, *, own_blocks: bool = True
+    state: ConversationState, at_s: float, tokens_per_block: int | None, *, own_blocks: bool = True
 ) -> Iterator[SimRequest]:
-    while not talk.is_over:
-        exchange = talk.exchange
-        hashes = () if tokens_per_block is None else talk.block_hashes(tokens_per_block)
+    while not state.is_over:
+        exchange = state.exchange
+        hashes = () if tokens_per_block is None else state.block_hashes(tokens_per_block)
         if not own_blocks and tokens_per_block is not None:
-            hashes = hashes[: talk.conversation.prefix_tokens // tokens_per_block]
-        yield SimRequest(at_s, talk.prompt_tokens, exchange.reply_tokens, talk.kind.name or "", hashes)
+            hashes = hashes[: state.conversation.prefix_tokens // tokens_per_block]
+        yield SimRequest(at_s, state.prompt_tokens, exchange.reply_tokens, state.kind.name or "", hashes)
         at_s += exchange.reply_tokens * NOMINAL_ITL_S
-        talk.go_on(exchange.reply_tokens)
-        at_s += 0.0 if talk.is_over else talk.exchange.think_s
+        state.go_on(exchange.reply_tokens)
+        at_s += 0.0 if state.is_over else state.exchange.think_s
 
 
-def _replayed(demand: Demand, folder: Path, wanted: Wanted, rng: np.random.Generator) -> TrafficSample:
+def _replayed(demand: Demand, folder: Path, spec: SampleSpec, rng: np.random.Generator) -> TrafficSample:
     """Replay a part of a trace's busiest window at its original speed."""
     trace = demand.traffic
     assert isinstance(trace, Trace)
-    asks = _trace(trace.model_dump_json(), str(folder))
+    requests = _trace(trace.model_dump_json(), str(folder))
     begin_s, window_s = busiest_window(demand, folder)
-    inside = sum(begin_s <= each.at_s < begin_s + window_s for each in asks) / window_s
-    measure_s = min(wanted.measure_s, window_s)
-    begin_s += (window_s - measure_s) * _place(wanted, rng)
-    begin_s -= min(wanted.lead_s, begin_s)
-    lead_s, upto_s = wanted.lead_s, wanted.lead_s + measure_s + wanted.tail_s
-    most = trace.max_tokens or demand.most_tokens(max(each.osl for each in asks))
-    ratio = wanted.rate_per_s / inside
+    inside = sum(begin_s <= each.at_s < begin_s + window_s for each in requests) / window_s
+    measure_s = min(spec.measure_s, window_s)
+    begin_s += (window_s - measure_s) * _place(spec, rng)
+    begin_s -= min(spec.lead_s, begin_s)
+    lead_s, upto_s = spec.lead_s, spec.lead_s + measure_s + spec.tail_s
+    most = trace.max_tokens or demand.most_tokens(max(each.osl for each in requests))
+    ratio = spec.rate_per_s / inside
     jitter_s = JITTER_S if ratio > 1 else 0.0
     found: list[SimRequest] = []
-    for each in asks:
+    for each in requests:
         at_s = each.at_s - begin_s
         if not -jitter_s <= at_s < upto_s + jitter_s:
             continue
         for copy in range(math.floor(ratio) + (rng.random() < ratio % 1)):
             moved_s = at_s + (rng.uniform(-jitter_s, jitter_s) if copy else 0.0)
             if 0 <= moved_s < upto_s:
-                hashes = _block_hashes(each.prefix_hashes, wanted.tokens_per_block)
+                hashes = _block_hashes(each.prefix_hashes, spec.tokens_per_block)
                 own = tuple(content + (copy << 80) for content in hashes) if copy else hashes
                 limit = each.max_tokens or most
                 found.append(SimRequest(moved_s, each.isl, min(each.osl, limit), "", own, limit))

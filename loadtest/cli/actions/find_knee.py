@@ -34,17 +34,17 @@ PROBES_NAME = "probes"
 
 def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> None:  # noqa: ARG001
     """Find the highest load that meets every objective, by bisection, and what the next load misses."""
-    asked = _asked(flags)
+    knee_search = _search_of(flags)
     if flags["dry_run"]:
-        show(to_json(asked.scenario).rstrip())
-        for promise in asked.promises:
+        show(to_json(knee_search.scenario).rstrip())
+        for promise in knee_search.promises:
             show(f"{promise.class_name or 'all'}: {to_json(promise.objectives).rstrip()}")
         return
     out = flags["out"]
     inputs = paths_named({**flags, "engine_dir": engine_dir})
     refuse_existing(out, force=flags["force"], inputs=inputs)
     head = made_by(command_line("find-knee"))
-    sources = inputs_of(asked.scenario)
+    sources = inputs_of(knee_search.scenario)
     if engine_dir is not None:
         sources.append(source_of(engine_dir / MANIFEST_NAME))
         player = predicting(read_manifest(engine_dir), made_by=head, made_from=sources)
@@ -52,7 +52,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         player = driving(_runner(flags), out / PROBES_NAME)
     files = (KNEE_NAME, *(f"{PROBES_NAME}/*/{name}" for name in (CONTENTS_NAME, *RUN_FILES)))
     with folder_in_place(out, made_by=head, files=files, force=flags["force"], inputs=inputs):
-        found = search(asked, player, made_by=head, made_from=sources, progress=progress)
+        found = search(knee_search, player, made_by=head, made_from=sources, progress=progress)
         write_json(out / KNEE_NAME, found)
     if as_json:
         show(to_json(found).rstrip())
@@ -77,7 +77,7 @@ def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]
     return run
 
 
-def _asked(flags: dict[str, Any]) -> KneeSearch:
+def _search_of(flags: dict[str, Any]) -> KneeSearch:
     scenario = scenario_of(load_options(flags))
     within = Range(flags["least"], flags["most"], flags["tolerance"])
     span = Span(first=min(Span().first, flags["most_requests"]), most=flags["most_requests"])

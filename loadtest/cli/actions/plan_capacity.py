@@ -53,7 +53,7 @@ def run(
     if demand_file is None:
         raise UserError("no demand file was given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
     demand = read_demand(demand_file)
-    changed = [what_if(demand, asked) for asked in flags["changes"]]
+    changed = [what_if(demand, change) for change in flags["changes"]]
     if flags["dry_run"]:
         show(to_json(demand).rstrip())
         return
@@ -72,7 +72,7 @@ def _plan(
         options = SearchOptions(cache, workers, progress, show_first)
         plan = make_capacity(demand, folder, head, options, today=today)
         others = {
-            each.asked: make_capacity(each.demand, folder, head, options, today=today, is_brief=True)
+            each.change: make_capacity(each.demand, folder, head, options, today=today, is_brief=True)
             for each in changed
         }
     together = compared(plan, others, head) if others else None
@@ -113,12 +113,12 @@ def _verify(run: Path, plan_file: Path, *, as_json: bool, is_last: bool) -> None
     why = [*(f"missed {each}" for each in found.missed), *(f"not valid: {each}" for each in found.validity_issues)]
     if found.held:
         return
-    said = f"the plan failed its verification ({found.label}): {'; '.join(why)}"
+    text = f"the plan failed its verification ({found.label}): {'; '.join(why)}"
     if not is_last:
-        progress(said)
+        progress(text)
         return
     raise TargetMissedError(
-        said,
+        text,
         hint=f"run-load with the plan's {CALIBRATE_NAME}, then plan-capacity --plan {plan_file} --calibrate-from RUN",
     )
 

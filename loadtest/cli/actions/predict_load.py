@@ -41,7 +41,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
     plans = plans_of(scenario)
     rows = _rows(scenario, plans, flags["tokenizer"], engine_dir)
     manifest = engine_of(
-        flags, engine_dir, known, [plan.seen(scenario, ConversationSampler(scenario, rows)) for plan in plans]
+        flags, engine_dir, known, [plan.length_stats(scenario, ConversationSampler(scenario, rows)) for plan in plans]
     )
     if known is not None:
         sources.append(source_of(flags["calibration"]))

@@ -36,13 +36,13 @@ def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     for flag in ("across_kinds", "max_regression"):
         if flags[flag] and not flags["compare"]:
             raise UserError(f"--{flag.replace('_', '-')} needs --compare")
-    judged = flags["max_regression"] is not None if flags["compare"] else flags["gate"] is not None
+    is_gated = flags["max_regression"] is not None if flags["compare"] else flags["gate"] is not None
     if flags["compare"] and flags["gate"]:
         raise UserError(
             "--gate checks one run, not a comparison",
             hint=("use report-load CANDIDATE --gate FILE, or --max-regression"),
         )
-    if flags["junit"] and not judged:
+    if flags["junit"] and not is_gated:
         raise UserError("--junit needs --gate or --max-regression", hint="add --gate FILE or --max-regression RATIO")
     if flags["junit"]:
         refuse_foreign_junit(flags["junit"])
@@ -78,7 +78,7 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
         else:
             wrote(target / REPORT_NAME, f"report-load --compare {quoted(runs[0])} ANOTHER_RUN")
     if gate is not None:
-        _judge(cases_of(summary, gate), flags, name=f"report-load {' '.join(map(str, runs))}")
+        _gate(cases_of(summary, gate), flags, name=f"report-load {' '.join(map(str, runs))}")
 
 
 def _compare(flags: dict[str, Any]) -> None:
@@ -108,10 +108,10 @@ def _compare(flags: dict[str, Any]) -> None:
             wrote(target / COMPARISON_PAGE)
     if flags["max_regression"] is not None:
         cases = regressions_of(found, allowed_ratio=flags["max_regression"])
-        _judge(cases, flags, name=f"report-load --compare {baseline} {candidate}")
+        _gate(cases, flags, name=f"report-load --compare {baseline} {candidate}")
 
 
-def _judge(cases: Sequence[Case], flags: dict[str, Any], *, name: str) -> None:
+def _gate(cases: Sequence[Case], flags: dict[str, Any], *, name: str) -> None:
     """Print every result, and write the JUnit file.
 
     Raises:

@@ -13,7 +13,7 @@ from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.results import Outcome
 from loadtest.traffic import Prompt
 
-TOLD_CHARACTERS = 12  # minimum length of a passage of the prompt that is removed from an error text
+QUOTED_CHARACTERS = 12  # minimum length of a passage of the prompt that is removed from an error text
 HIDDEN = "[...]"
 
 
@@ -44,10 +44,10 @@ class Reply:
         done_s: When the last byte of the reply arrived, or the request was given up.
         times_s: Arrival time of each token; tokens of one message arrived together.
         sizes: Characters of each message with tokens, for protocols that report the token count only at the end.
-        told_tokens: Reply length in tokens as reported by the server.
+        stated_tokens: Reply length in tokens as reported by the server.
         bundled_tokens: Tokens that arrived in one message with the one before them.
         finished: The protocol's own end marker has arrived.
-        reply: The reply itself, if it is kept: token ids, or pieces of text.
+        content: The reply itself, if it is kept: token ids, or pieces of text.
         failure: The error; None while the reply is in progress, and for a complete one.
         reason: The error as text that may be recorded: without key and prompt.
         whole: The reply ended as the protocol specifies.
@@ -57,13 +57,13 @@ class Reply:
     done_s: float = 0.0
     times_s: array[float] = field(default_factory=lambda: array("d"))
     sizes: array[int] = field(default_factory=lambda: array("L"))
-    told_tokens: int | None = None
+    stated_tokens: int | None = None
     bundled_tokens: int = 0
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     queue_s: float | None = None
     finish_reason: str | None = None
-    reply: list[Any] | None = None
+    content: list[Any] | None = None
     finished: bool = False
     failure: Exception | None = None
     reason: str | None = None
@@ -77,25 +77,25 @@ class Reply:
             self.times_s.extend([arrived_s] * tokens)
             self.bundled_tokens += tokens - 1
 
-    def spread_told_tokens(self) -> None:
+    def spread_stated_tokens(self) -> None:
         """Distribute the token count reported by the server over the messages by their characters, at least one each.
 
         A message beyond that count (a last piece of text held back) is not a token: it is dropped before the last one.
         """
-        told, messages = self.told_tokens, len(self.times_s)
-        if told is None or told == messages or not messages or not told:
+        total, messages = self.stated_tokens, len(self.times_s)
+        if total is None or total == messages or not messages or not total:
             return
         times = list(self.times_s)
-        if told < messages:
-            self.times_s = array("d", [*times[: told - 1], times[-1]])
+        if total < messages:
+            self.times_s = array("d", [*times[: total - 1], times[-1]])
             return
         places = list(accumulate(self.sizes if len(self.sizes) == messages else [1] * messages, initial=0))
-        shares = [round((told - messages) * place / places[-1]) for place in places]
+        shares = [round((total - messages) * place / places[-1]) for place in places]
         self.times_s = array("d")
         for time_s, (begin, end) in zip(times, pairwise(shares), strict=True):
             self.add(time_s, 1 + end - begin)
 
-    def outcome(self, asked: RequestSpec) -> tuple[Outcome, str | None]:
+    def outcome(self, spec: RequestSpec) -> tuple[Outcome, str | None]:
         """Return the request's outcome, and the reason if it failed."""
         tokens, failure = len(self.times_s), self.failure
         if failure is not None:
@@ -104,29 +104,29 @@ class Reply:
             return "cancelled", None
         if not tokens:
             return "empty", "the reply ended normally, but without a token"
-        if asked.exact and tokens != asked.output_tokens:
-            return "cut", f"{tokens} tokens of {asked.output_tokens}"
+        if spec.exact and tokens != spec.output_tokens:
+            return "cut", f"{tokens} tokens of {spec.output_tokens}"
         return "ok", None
 
 
-def without_prompt(said: str, prompt: str) -> str:
+def without_prompt(text: str, prompt: str) -> str:
     """Return a server's message without passages of the prompt, which some servers quote in errors.
 
     >>> without_prompt("bad input: 'tell me all about my illness'!", "Please tell me all about my illness")
     "bad input: '[...]'!"
     """
-    kept, place = [], 0
-    while place < len(said):
-        size = TOLD_CHARACTERS
-        if said[place : place + size] in prompt and place + size <= len(said):
-            while place + size < len(said) and said[place : place + size + 1] in prompt:
+    pieces, place = [], 0
+    while place < len(text):
+        size = QUOTED_CHARACTERS
+        if text[place : place + size] in prompt and place + size <= len(text):
+            while place + size < len(text) and text[place : place + size + 1] in prompt:
                 size += 1
-            kept.append(HIDDEN)
+            pieces.append(HIDDEN)
             place += size
         else:
-            kept.append(said[place])
+            pieces.append(text[place])
             place += 1
-    return "".join(kept)
+    return "".join(pieces)
 
 
 def _kind(failure: Exception, tokens: int) -> Outcome:
@@ -151,11 +151,11 @@ class Protocol(ABC):
     model: str
 
     @abstractmethod
-    def body(self, asked: RequestSpec) -> bytes:
+    def body(self, spec: RequestSpec) -> bytes:
         """Return the bytes of a request."""
 
     @abstractmethod
-    def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
+    def take(self, message: bytes, arrived_s: float, reply: Reply) -> None:
         """Process one message of a reply.
 
         Raises:
@@ -163,13 +163,13 @@ class Protocol(ABC):
             KeyError, TypeError, AttributeError, ValueError, IndexError: It is malformed.
         """
 
-    def settle(self, answer: Reply) -> None:
+    def settle(self, reply: Reply) -> None:
         """Complete a finished reply.
 
         Raises:
             ProtocolError: The reply lacks its end marker.
         """
-        answer.spread_told_tokens()
+        reply.spread_stated_tokens()
 
     def headers(self) -> dict[str, str]:
         """Return headers beyond the protocol's own."""
@@ -188,14 +188,14 @@ def merged_over(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
 
 
-def read_message(protocol: Protocol, message: bytes, arrived_s: float, answer: Reply) -> None:
+def read_message(protocol: Protocol, message: bytes, arrived_s: float, reply: Reply) -> None:
     """Let a protocol process a message.
 
     Raises:
         ProtocolError: It is an error, or is malformed.
     """
     try:
-        protocol.take(message, arrived_s, answer)
+        protocol.take(message, arrived_s, reply)
     except _SHAPE_ERRORS as error:
         # its text stays out of the record: it may be private
         raise ProtocolError(f"a malformed message of {len(message)} bytes: {type(error).__name__}") from error

@@ -30,7 +30,7 @@ class OpenAi(Protocol):
     name: str
 
     @abstractmethod
-    def prompt(self, asked: RequestSpec) -> dict[str, Any]:
+    def prompt(self, spec: RequestSpec) -> dict[str, Any]:
         """Return the fields with the prompt."""
 
     @abstractmethod
@@ -49,44 +49,44 @@ class OpenAi(Protocol):
         """Return a server's message without the key, which some servers quote."""
         return text.replace(self._key, "[key]") if self._key else text
 
-    def body(self, asked: RequestSpec) -> bytes:
+    def body(self, spec: RequestSpec) -> bytes:
         """Return the JSON of a request."""
         values = {
             "model": self.model,
-            **self.prompt(asked),
-            "max_tokens": asked.output_tokens,
+            **self.prompt(spec),
+            "max_tokens": spec.output_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if asked.exact:
-            values |= {"min_tokens": asked.output_tokens, "ignore_eos": True}
+        if spec.exact:
+            values |= {"min_tokens": spec.output_tokens, "ignore_eos": True}
         return json.dumps(merged_over(values, self._extra), separators=(",", ":")).encode()
 
-    def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
+    def take(self, message: bytes, arrived_s: float, reply: Reply) -> None:
         """Process an event: text, finish reason, usage, or the end."""
         if message == DONE:
-            answer.finished = True
+            reply.finished = True
             return
-        said = json.loads(message.decode())
-        if said.get("error") or said.get("object") == "error":
+        document = json.loads(message.decode())
+        if document.get("error") or document.get("object") == "error":
             raise ProtocolError(error_text(message) or "an error without text")
         characters = 0
-        for choice in said["choices"]:
+        for choice in document["choices"]:
             characters += self.text_of(choice)
-            if answer.reply is not None:
-                answer.reply.append(self.said_in(choice))
-            answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+            if reply.content is not None:
+                reply.content.append(self.said_in(choice))
+            reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
         if characters:
-            answer.add(arrived_s)
-            answer.sizes.append(characters)
-        if said.get("usage"):
-            _note_usage(said["usage"], answer)
+            reply.add(arrived_s)
+            reply.sizes.append(characters)
+        if document.get("usage"):
+            _note_usage(document["usage"], reply)
 
-    def settle(self, answer: Reply) -> None:
+    def settle(self, reply: Reply) -> None:
         """Set the token count from the usage."""
-        if not answer.finished and answer.finish_reason is None:
+        if not reply.finished and reply.finish_reason is None:
             raise CutError("the stream ended without [DONE] and without a finish_reason")
-        super().settle(answer)
+        super().settle(reply)
 
 
 class OpenAiChat(OpenAi):
@@ -94,10 +94,10 @@ class OpenAiChat(OpenAi):
 
     name = "chat/completions"
 
-    def prompt(self, asked: RequestSpec) -> dict[str, Any]:
+    def prompt(self, spec: RequestSpec) -> dict[str, Any]:
         """Return the history and the prompt, each as a message with its role."""
-        said = asked.prompt.messages or (("user", asked.prompt.text),)
-        return {"messages": [{"role": role, "content": text} for role, text in said]}
+        messages = spec.prompt.messages or (("user", spec.prompt.text),)
+        return {"messages": [{"role": role, "content": text} for role, text in messages]}
 
     def said_in(self, choice: dict[str, Any]) -> str:
         """Return the content; reasoning is not repeated in later prompts."""
@@ -117,9 +117,9 @@ class OpenAiCompletions(OpenAi):
 
     name = "completions"
 
-    def prompt(self, asked: RequestSpec) -> dict[str, Any]:
+    def prompt(self, spec: RequestSpec) -> dict[str, Any]:
         """Return the prompt as ids if it has them, else as text."""
-        return {"prompt": list(asked.prompt.ids) or asked.prompt.text}
+        return {"prompt": list(spec.prompt.ids) or spec.prompt.text}
 
     def said_in(self, choice: dict[str, Any]) -> str:
         """Return the text."""
@@ -130,11 +130,11 @@ class OpenAiCompletions(OpenAi):
         return len(choice["text"] or "")
 
 
-def _note_usage(usage: Mapping[str, Any], answer: Reply) -> None:
-    answer.told_tokens = int(usage["completion_tokens"])
-    answer.prompt_tokens = int(usage.get("prompt_tokens") or 0) or None
+def _note_usage(usage: Mapping[str, Any], reply: Reply) -> None:
+    reply.stated_tokens = int(usage["completion_tokens"])
+    reply.prompt_tokens = int(usage.get("prompt_tokens") or 0) or None
     details = usage.get("prompt_tokens_details") or {}
     if details.get("cached_tokens") is not None:
-        answer.cached_tokens = int(details["cached_tokens"])
+        reply.cached_tokens = int(details["cached_tokens"])
     if usage.get("queue_time") is not None:
-        answer.queue_s = float(usage["queue_time"])
+        reply.queue_s = float(usage["queue_time"])

@@ -42,36 +42,36 @@ class TritonGrpc(Protocol):
                 raise UserError(f"extra_body: {name}: gRPC supports numbers, booleans and strings only")
         self._extra = extra
 
-    def body(self, asked: RequestSpec) -> bytes:
+    def body(self, spec: RequestSpec) -> bytes:
         """Return a `ModelInferRequest` with its tensors' raw contents."""
-        request = service_pb2.ModelInferRequest(model_name=self.model, id=asked.id)
-        values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
+        request = service_pb2.ModelInferRequest(model_name=self.model, id=spec.id)
+        values = generate_values(self.model, spec, perf_metrics=self._endpoint.perf_metrics)
         for name, value in merged_over(values, self._extra).items():
             datatype, count, contents = _tensor(value)
             request.inputs.add(name=name, datatype=datatype, shape=[1, count])
             request.raw_input_contents.append(contents)
         return bytes(request.SerializeToString())
 
-    def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
+    def take(self, message: bytes, arrived_s: float, reply: Reply) -> None:
         """Count a response's tokens; one without outputs marks the end."""
         try:
-            reply = service_pb2.ModelStreamInferResponse.FromString(message)
+            stream_response = service_pb2.ModelStreamInferResponse.FromString(message)
         except DecodeError as error:
             raise ValueError(str(error)) from error
-        if reply.error_message:
-            raise ProtocolError(reply.error_message)
-        response = reply.infer_response
+        if stream_response.error_message:
+            raise ProtocolError(stream_response.error_message)
+        response = stream_response.infer_response
         if not response.outputs:
             return
-        said = {}
+        scalars = {}
         for output, contents in zip(response.outputs, response.raw_output_contents, strict=True):
             datatype = _READ.get(output.name)
             if datatype is not None and output.datatype == datatype:
-                said[output.name] = struct.unpack_from(_SCALARS[datatype], contents)[0]
-            if answer.reply is not None:
-                answer.reply += _words_of(output.name, contents)
-        answer.add(arrived_s, said.get("sequence_length", 1))
-        note_perf_metrics(said, answer, self._endpoint.kv_block_tokens)
+                scalars[output.name] = struct.unpack_from(_SCALARS[datatype], contents)[0]
+            if reply.content is not None:
+                reply.content += _words_of(output.name, contents)
+        reply.add(arrived_s, scalars.get("sequence_length", 1))
+        note_perf_metrics(scalars, reply, self._endpoint.kv_block_tokens)
 
 
 def _words_of(name: str, contents: bytes) -> list[int] | list[str]:

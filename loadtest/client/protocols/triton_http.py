@@ -22,49 +22,51 @@ class TritonHttp(Protocol):
         self._endpoint = endpoint
         self._extra = extra
 
-    def body(self, asked: RequestSpec) -> bytes:
+    def body(self, spec: RequestSpec) -> bytes:
         """Return the JSON of a request."""
-        values = generate_values(self.model, asked, perf_metrics=self._endpoint.perf_metrics)
-        values = merged_over({"id": asked.id, **values}, self._extra)
+        values = generate_values(self.model, spec, perf_metrics=self._endpoint.perf_metrics)
+        values = merged_over({"id": spec.id, **values}, self._extra)
         return json.dumps(values, separators=(",", ":")).encode()
 
-    def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
+    def take(self, message: bytes, arrived_s: float, reply: Reply) -> None:
         """Count an event's tokens."""
-        said = json.loads(message.decode())
-        if "error" in said:
+        document = json.loads(message.decode())
+        if "error" in document:
             raise ProtocolError(error_text(message) or "an error without text")
-        answer.add(arrived_s, int(said.get("sequence_length", 1)))
-        if answer.reply is not None:
-            ids = said.get("output_ids", [])
-            answer.reply += [said["text_output"]] if "text_output" in said else ids if isinstance(ids, list) else [ids]
-        note_perf_metrics(said, answer, self._endpoint.kv_block_tokens)
+        reply.add(arrived_s, int(document.get("sequence_length", 1)))
+        if reply.content is not None:
+            ids = document.get("output_ids", [])
+            reply.content += (
+                [document["text_output"]] if "text_output" in document else ids if isinstance(ids, list) else [ids]
+            )
+        note_perf_metrics(document, reply, self._endpoint.kv_block_tokens)
 
 
-def generate_values(model: str, asked: RequestSpec, *, perf_metrics: bool) -> dict[str, Any]:
+def generate_values(model: str, spec: RequestSpec, *, perf_metrics: bool) -> dict[str, Any]:
     """Return a model's inputs for one request; an exact reply also sets the minimum length."""
     values: dict[str, Any]
     if model == ENGINE_MODEL:
         values = {
-            "input_ids": list(asked.prompt.ids),
-            "input_lengths": asked.prompt.tokens,
-            "request_output_len": asked.output_tokens,
+            "input_ids": list(spec.prompt.ids),
+            "input_lengths": spec.prompt.tokens,
+            "request_output_len": spec.output_tokens,
             "streaming": True,
         }
     else:
-        values = {"text_input": asked.prompt.text, "max_tokens": asked.output_tokens, "stream": True}
-    if asked.exact:
-        values["min_tokens"] = asked.output_tokens
-    elif model == ENGINE_MODEL and asked.end_id is not None:
-        values["end_id"] = asked.end_id
+        values = {"text_input": spec.prompt.text, "max_tokens": spec.output_tokens, "stream": True}
+    if spec.exact:
+        values["min_tokens"] = spec.output_tokens
+    elif model == ENGINE_MODEL and spec.end_id is not None:
+        values["end_id"] = spec.end_id
     if perf_metrics:
         values["return_perf_metrics"] = True
     return values
 
 
-def note_perf_metrics(said: Mapping[str, Any], answer: Reply, kv_block_tokens: int) -> None:
+def note_perf_metrics(document: Mapping[str, Any], reply: Reply, kv_block_tokens: int) -> None:
     """Record TensorRT-LLM's own timings, in nanoseconds of its clock, and the KV blocks it found."""
-    arrived_ns, scheduled_ns = said.get("arrival_time_ns"), said.get("first_scheduled_time_ns")
+    arrived_ns, scheduled_ns = document.get("arrival_time_ns"), document.get("first_scheduled_time_ns")
     if arrived_ns and scheduled_ns:
-        answer.queue_s = (scheduled_ns - arrived_ns) * 1e-9
-    if kv_block_tokens and "kv_cache_reused_blocks" in said:
-        answer.cached_tokens = said["kv_cache_reused_blocks"] * kv_block_tokens
+        reply.queue_s = (scheduled_ns - arrived_ns) * 1e-9
+    if kv_block_tokens and "kv_cache_reused_blocks" in document:
+        reply.cached_tokens = document["kv_cache_reused_blocks"] * kv_block_tokens

@@ -27,28 +27,28 @@ class TritonLlmApi(Protocol):
         self._kv_block_tokens = endpoint.kv_block_tokens
         self._extra = extra
 
-    def body(self, asked: RequestSpec) -> bytes:
+    def body(self, spec: RequestSpec) -> bytes:
         """Return the JSON of a request."""
         values = {
-            "id": asked.id,
-            "text_input": asked.prompt.text,
+            "id": spec.id,
+            "text_input": spec.prompt.text,
             "streaming": True,
-            "sampling_param_max_tokens": asked.output_tokens,
+            "sampling_param_max_tokens": spec.output_tokens,
             "sampling_param_return_perf_metrics": True,
             **self._extra,
         }
         return json.dumps(values, separators=(",", ":")).encode()
 
-    def take(self, message: bytes, arrived_s: float, answer: Reply) -> None:
+    def take(self, message: bytes, arrived_s: float, reply: Reply) -> None:
         """Count an event as a token; its performance values are text."""
-        said = json.loads(message.decode())
-        if "error" in said:
+        document = json.loads(message.decode())
+        if "error" in document:
             raise ProtocolError(error_text(message) or "an error without text")
-        answer.add(arrived_s)
-        if answer.reply is not None:
-            answer.reply[:] = [said["text_output"]]
-        if _TIMES[0] in said:
-            told = {name: int(said[name]) for name in _TIMES if name in said}
-            if "kv_cache_reused_block" in said:
-                told["kv_cache_reused_blocks"] = int(said["kv_cache_reused_block"])
-            note_perf_metrics(told, answer, self._kv_block_tokens)
+        reply.add(arrived_s)
+        if reply.content is not None:
+            reply.content[:] = [document["text_output"]]
+        if _TIMES[0] in document:
+            times = {name: int(document[name]) for name in _TIMES if name in document}
+            if "kv_cache_reused_block" in document:
+                times["kv_cache_reused_blocks"] = int(document["kv_cache_reused_block"])
+            note_perf_metrics(times, reply, self._kv_block_tokens)

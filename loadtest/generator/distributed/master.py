@@ -58,7 +58,7 @@ class Master:
         self._clock = clock
         self._runner, self._plan, self._expected = runner, plan, expected
         self._on_look, self._on_record = on_look, on_record
-        self._ledger = RecordJournal.of(plan)
+        self._journal = RecordJournal.of(plan)
         self._watch = LiveStats(plan.time_scale, plan.scenario.objectives)
         self._inbox: gevent.queue.Queue[tuple[float, str, str, Any]] = gevent.queue.Queue()
         self._ids: list[str] = []
@@ -95,13 +95,13 @@ class Master:
         first_id = 0
         for number, plan in enumerate(plans):
             level, clocks, first_id, why_end = self._run_level(number, plan, first_id)
-            self._ledger.flush()
+            self._journal.flush()
             tell(clocks=[clock.model_dump() for clock in clocks])
             tell(level=level.model_dump())
             if why_end:
                 tell(ended=why_end)
                 break
-        self._ledger.close()
+        self._journal.close()
 
     def let_go(self) -> None:
         """Dismiss the workers."""
@@ -132,14 +132,14 @@ class Master:
 
     def _note(self, worker: str, data: Mapping[str, Any]) -> None:
         for number, line in data["sent"]:
-            self._ledger.note_sent_line(number, line)
+            self._journal.note_sent_line(number, line)
         for number, line in data["ended"]:
-            self._ledger.note_end_line(number, line)
+            self._journal.note_end_line(number, line)
             record = RequestRecord.model_validate_json(line)
             self._watch.note(record)
             self._on_record(record)
         for line in data["texts"]:
-            self._ledger.note_text(line)
+            self._journal.note_text(line)
         self._state[worker] = {key: data[key] for key in ("level", "warm", "done", "why_end")}
 
     def _check_all_there(self) -> None:
@@ -173,8 +173,8 @@ class Master:
         for place, worker in enumerate(self._ids):
             for name, path in files_of(self._plan).items():
                 self._send_file(worker, name, path)
-            told = {"plan": self._plan.model_dump_json(), "worker": place, "workers": len(self._ids)}
-            self._runner.send_message("plan", told, client_id=worker)
+            fields = {"plan": self._plan.model_dump_json(), "worker": place, "workers": len(self._ids)}
+            self._runner.send_message("plan", fields, client_id=worker)
         waiting, due_s = set(self._ids), self._clock() + PREPARE_WITHIN_S
         while waiting and not self.stopped:
             message = self._next(REPORT_S)
@@ -221,7 +221,7 @@ class Master:
         shares: dict[str, Any] = {}
         clocks: list[WorkerClock] = []
         begin_s, measure_s, why_end, lost = self.now_s(), None, None, False
-        ticker = gevent.spawn(tell_progress, lambda: self._look(measure_s is not None), self._note_look)
+        ticker = gevent.spawn(tell_progress, lambda: self._progress(measure_s is not None), self._note_progress)
         try:
             clocks = self._clocks(number)
             begin_s = self.now_s() + (LEAD_S if plan.concurrency is None else 0.0)
@@ -244,16 +244,16 @@ class Master:
         next_id = max((share["next_id"] for share in shares.values()), default=first_id)
         return level_of(plan, facts), clocks, next_id, why_end or self._why_end()
 
-    def _look(self, is_measuring: bool) -> Progress:
-        return self._watch.look(self.now_s(), self._ledger.in_flight, measuring=is_measuring)
+    def _progress(self, is_measuring: bool) -> Progress:
+        return self._watch.statistics(self.now_s(), self._journal.in_flight, measuring=is_measuring)
 
-    def _note_look(self, look: Progress) -> None:
-        self._ledger.flush()
-        self._on_look(look)
+    def _note_progress(self, progress: Progress) -> None:
+        self._journal.flush()
+        self._on_look(progress)
 
     def _why_end(self) -> str | None:
         theirs = (state["why_end"] for state in self._state.values() if state.get("why_end"))
-        return self.stopped or self._ledger.failed or next(theirs, None)
+        return self.stopped or self._journal.failed or next(theirs, None)
 
     def _clocks(self, number: int) -> list[WorkerClock]:
         """Measure every worker's clock."""

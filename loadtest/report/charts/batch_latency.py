@@ -107,10 +107,10 @@ def _curve_panel(panel: Any, reconstructed: list[_Joined], server: list[_Joined]
     panel.plot(batches, p50, ":", color=BLUE, linewidth=1.3, label="client: p50; shaded up to p95")
     highest = max(p95)
     if server:
-        told = [point.mean_s * MS for point in server]
-        panel.plot([point.batch for point in server], told, linestyle="none", marker="D", markersize=5,
+        latencies_ms = [point.mean_s * MS for point in server]
+        panel.plot([point.batch for point in server], latencies_ms, linestyle="none", marker="D", markersize=5,
                    color=VERMILION, label="server: iteration time, mean")  # fmt: skip
-        highest = max(highest, *told)
+        highest = max(highest, *latencies_ms)
     place_x(panel, batches + [point.batch for point in server])
     panel.set_ylim(0, highest * 1.25)
     panel.yaxis.set_major_formatter(plain())

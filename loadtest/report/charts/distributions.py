@@ -83,8 +83,8 @@ def _tail_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: s
     panel_title(panel, title)
     for _, colour, curve in curves:
         if curve is not None:
-            told = 1.0 - curve.share >= 1.0 / curve.size  # the sample has no value beyond it
-            panel.plot(curve.seconds[told] * MS, (1.0 - curve.share)[told], color=colour, linewidth=1.8)
+            supported = 1.0 - curve.share >= 1.0 / curve.size  # the sample has no value beyond it
+            panel.plot(curve.seconds[supported] * MS, (1.0 - curve.share)[supported], color=colour, linewidth=1.8)
     _finish(panel, curves)
     panel.set_yscale("log")
     largest = max((curve.size for _, _, curve in curves if curve is not None), default=1)

@@ -128,12 +128,12 @@ def _mark_knee(panel: Any, place: float) -> None:
 
 def _foot(figure: Any, summary: Summary, knee: Knee | None) -> None:
     """Explain the marks: knee, bars, hollow points."""
-    said = [] if knee is None or knee.level is None else [f"knee: {knee.why}"]
+    notes = [] if knee is None or knee.level is None else [f"knee: {knee.why}"]
     if any(found.ci for level in summary.levels for found in (level.itl_s, level.ttft_s) if found):
-        said.append("bars: 95 % confidence interval")
+        notes.append("bars: 95 % confidence interval")
     if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.ttft_s) if found):
-        said.append("hollow: sample too small for this percentile")
-    figure.text(0.985, 0.022, "   |   ".join(said), ha="right", va="center", fontsize=9, color=FAINT)
+        notes.append("hollow: sample too small for this percentile")
+    figure.text(0.985, 0.022, "   |   ".join(notes), ha="right", va="center", fontsize=9, color=FAINT)
 
 
 def _lines(summary: Summary) -> list[_Line]:

@@ -19,18 +19,18 @@ from triton_repo.settings import read_repository
 def run(repository: Path, **flags: Any) -> None:
     """Write the deployment files of a model repository: Docker Compose, Kubernetes, Prometheus, Grafana."""
     check_repository(repository)
-    asked = {key: flags[key] for key in Deployment.model_fields if flags[key] is not None}
-    asked.setdefault("name", _name_from(repository.absolute().name))
+    settings = {key: flags[key] for key in Deployment.model_fields if flags[key] is not None}
+    settings.setdefault("name", _name_from(repository.absolute().name))
     plan = plan_deployment(
         repository,
         _engine_folder(repository),
-        validate(asked, Deployment, where="flags"),
+        validate(settings, Deployment, where="flags"),
         made_by=made_by(console.command_line("build-deployment")),
     )
     if flags["dry_run"]:
         console.show(to_json(plan).rstrip())
         return
-    out = flags["out"] or Path("artifacts/deployments") / plan.asked.name
+    out = flags["out"] or Path("artifacts/deployments") / plan.deployment.name
     refuse_existing(out, force=flags["force"], inputs=[repository, *paths_named(flags)])
     render_deployment(plan, out, force=flags["force"])
     if flags["as_json"]:

@@ -33,7 +33,7 @@ def run(checkpoint: Path | None, precision: str | None, **flags: Any) -> None:
     head, out = made_by(console.command_line("check-gpu")), session.settings.out
     inputs = paths_named({**flags, "checkpoint": checkpoint})
     with folder_in_place(out, made_by=head, files=(), force=flags["force"], inputs=inputs):
-        report = walk(session, made_by=head, told=(lambda _link, _outcome: None) if quiet else _tell)
+        report = walk(session, made_by=head, on_outcome=(lambda _link, _outcome: None) if quiet else _tell)
         add_contents(out, out)
     if quiet:
         console.show(to_json(report).rstrip())

@@ -16,8 +16,8 @@ def run(repository: Path, engine_dir: Path, as_json: bool, verbose: bool) -> Non
         repository, engine_dir, made_by=made_by(console.command_line("roll-engine")), progress=console.progress
     )
     if as_json:
-        told = {"repository": str(repository), "version": version, "engine": manifest.engine.model.name}
-        console.show(json.dumps(told))
+        document = {"repository": str(repository), "version": version, "engine": manifest.engine.model.name}
+        console.show(json.dumps(document))
         return
     console.show(
         f"new requests go to tensorrt_llm version {version}; the old version is unloaded after its last request"

@@ -74,12 +74,12 @@ def test_the_llm_apis_model_takes_text_and_sends_it_whole_each_time() -> None:
         "sampling_param_return_perf_metrics": True,
         "sampling_param_seed": 3,
     }
-    answer = Reply(reply=[])
+    answer = Reply(content=[])
     last = {"arrival_time_ns": "1000", "first_scheduled_time_ns": "2001000", "kv_cache_reused_block": "2"}
     for second, message in enumerate([{"text_output": "a"}, {"text_output": "ab", **last}]):
         read_message(protocol, json.dumps(message).encode(), float(second), answer)
     assert list(answer.times_s) == [0.0, 1.0]
-    assert answer.reply == ["ab"]
+    assert answer.content == ["ab"]
     assert answer.queue_s == pytest.approx(2e-3)
     assert answer.cached_tokens == 128
     with pytest.raises(ProtocolError, match="Error generating request"):
@@ -230,8 +230,8 @@ def test_a_stream_without_its_mark_of_the_end_was_cut() -> None:
 )
 def test_told_tokens_are_shared_out_by_the_text(sizes: list[int], told: int, times: list[int]) -> None:
     """Each message has one token at least, the others by its characters; one too many is left out before the last."""
-    answer = Reply(times_s=array("d", range(len(sizes))), sizes=array("L", sizes), told_tokens=told)
-    answer.spread_told_tokens()
+    answer = Reply(times_s=array("d", range(len(sizes))), sizes=array("L", sizes), stated_tokens=told)
+    answer.spread_stated_tokens()
     assert list(answer.times_s) == times
     assert answer.bundled_tokens == max(0, told - len(sizes))
 
@@ -284,10 +284,10 @@ def test_an_emulated_engines_header_is_read_and_nothing_else_guessed() -> None:
 
 
 def _kept(protocol: Protocol, *messages: bytes) -> list[Any] | None:
-    answer = Reply(reply=[])
+    answer = Reply(content=[])
     for second, message in enumerate(messages):
         read_message(protocol, message, float(second), answer)
-    return answer.reply
+    return answer.content
 
 
 def test_a_reply_that_is_to_be_repeated_is_kept_as_prompts_are() -> None:
@@ -301,7 +301,7 @@ def test_a_reply_that_is_to_be_repeated_is_kept_as_prompts_are() -> None:
     assert "".join(_kept(chat, json.dumps(thought).encode(), json.dumps(said).encode()) or []) == " yes"
     plain = {"choices": [{"index": 0, "text": " so", "finish_reason": None}]}
     assert _kept(_dialect("openai-completions"), json.dumps(plain).encode()) == [" so"]
-    assert _read(engine, one).reply is None
+    assert _read(engine, one).content is None
 
 
 def test_tensors_of_a_reply_are_kept_too() -> None:

@@ -40,7 +40,7 @@ def test_rates_and_latencies_are_those_of_the_last_seconds() -> None:
     for number in range(300):
         slow = {"token_times_s": (5.0, 9.0), "sent_s": 0.0} if number == 10 else {}
         watch.note(_reply(number, number / 10, **slow))  # type: ignore[arg-type]
-    look = watch.look(30.0, 2, measuring=True)
+    look = watch.statistics(30.0, 2, measuring=True)
     assert look.requests_per_s == pytest.approx(10, rel=0.1)
     assert look.tokens_per_s == pytest.approx(110, rel=0.1)
     assert look.ttft_p50_s == pytest.approx(0.03, rel=0.011)
@@ -55,7 +55,7 @@ def test_a_slowed_engine_is_shown_in_engine_time() -> None:
         watch = LiveStats(scale)
         for number in range(100):
             watch.note(_reply(number, number / 10))  # type: ignore[arg-type]
-        looks.append(watch.look(10.0, 0))
+        looks.append(watch.statistics(10.0, 0))
     one, two = looks
     assert two.tokens_per_s == pytest.approx(2 * one.tokens_per_s, rel=1e-3)
     assert (two.ttft_p50_s or 0) == pytest.approx((one.ttft_p50_s or 0) / 2, rel=0.02)
@@ -65,11 +65,11 @@ def test_failures_are_counted_and_a_new_level_begins_anew() -> None:
     """A failed request is no request per second; the next level does not inherit it."""
     watch = LiveStats(1.0)
     watch.note(record(0, outcome="error", token_times_s=(), output_tokens=0))
-    look = watch.look(2.0, 0)
+    look = watch.statistics(2.0, 0)
     assert (look.done, look.failed, look.requests_per_s) == (0, 1, 0)
     assert "| 1 failed |" in progress_text(look)
     watch.begin("concurrency 8", 2.0)
-    assert watch.look(2.0, 0).failed == 0
+    assert watch.statistics(2.0, 0).failed == 0
 
 
 def test_memory_does_not_grow_with_the_run() -> None:
@@ -77,7 +77,7 @@ def test_memory_does_not_grow_with_the_run() -> None:
     watch, history = LiveStats(1.0), History()
     for second in range(5000):
         watch.note(_reply(second, float(second)))  # type: ignore[arg-type]
-        history.add(watch.look(float(second), 1))
+        history.add(watch.statistics(float(second), 1))
     assert len(watch._seconds) <= WINDOW_S + 1
     assert MOST_POINTS / 2 <= len(history.points) <= MOST_POINTS + 1
     assert history.points[0].t_s == 0
@@ -92,15 +92,15 @@ def test_a_line_keeps_its_labels_within_eighty_columns() -> None:
     watch.begin("concurrency 16", 0.0)
     for number in range(100):
         watch.note(_reply(number, number / 10))  # type: ignore[arg-type]
-    look = watch.look(10.0, 16, measuring=True)
+    look = watch.statistics(10.0, 16, measuring=True)
     text = progress_text(look, left_s=31.6, columns=79)
     assert text == "concurrency 16 | 10 s, 32 s left | TTFT 30.1/30.1 ITL 9.93/9.93 ms p50/p99"
     whole = progress_text(look, level="2/7")
     assert whole.startswith("2/7 concurrency 16 | 10 s | TTFT ")
     assert whole.endswith("ms p50/p99 | 100 done | 16 in flight | 110 tokens/s | 10 req/s")
     assert progress_text(look, columns=40) == "concurrency 16 | 10 s | 100 done"
-    assert "| warm-up 10 s |" in progress_text(watch.look(10.0, 16))
-    slow = watch.look(10.0, 1).model_copy(update={"ttft_p50_s": 4.25, "ttft_p99_s": 60.0})
+    assert "| warm-up 10 s |" in progress_text(watch.statistics(10.0, 16))
+    slow = watch.statistics(10.0, 1).model_copy(update={"ttft_p50_s": 4.25, "ttft_p99_s": 60.0})
     assert "TTFT 4250/60000" in progress_text(slow)
 
 
@@ -113,8 +113,8 @@ def test_a_terminal_has_one_line_that_changes() -> None:
     """Each look takes the place of the one before, cut to the width; a line that stays takes it away."""
     stream = io.StringIO()
     terminal = Terminal(stream, columns=40, clock=lambda: 0.0)
-    terminal.look(_look(1))
-    terminal.look(_look(2))
+    terminal.show_progress(_look(1))
+    terminal.show_progress(_look(2))
     terminal.line("concurrency 4: measured 3.0 s")
     lines = stream.getvalue().split("\r\033[K")
     assert [line[:30] for line in lines[1:3]] == ["concurrency 4 | 1 s | 1 done |", "concurrency 4 | 2 s | 2 done |"]
@@ -130,7 +130,7 @@ def test_a_log_has_a_line_now_and_then() -> None:
     terminal = Terminal(stream, columns=None, clock=lambda: now[0])
     for second in range(12):
         now[0] = float(second)
-        terminal.look(_look(second))
+        terminal.show_progress(_look(second))
     assert PLAIN_EVERY_S == 5.0
     assert [line.split(" | ")[2] for line in stream.getvalue().splitlines()] == ["5 done", "10 done"]
     assert "\r" not in stream.getvalue()

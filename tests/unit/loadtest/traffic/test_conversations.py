@@ -203,7 +203,7 @@ def test_a_turn_waits_for_the_reply_before_it(users: int, requests: int, seed: i
         for (one, user, _, ended_s), (later, its_user, begun_s, _) in pairwise(turns):
             assert later.place == one.place + 1
             assert its_user == user
-            talk = later.talk
+            talk = later.state
             assert talk is not None
             assert begun_s == pytest.approx(ended_s + talk.conversation.exchanges[later.place].think_s)
 
@@ -217,7 +217,7 @@ def test_staggered_users_begin_all_over_a_conversation() -> None:
     turns = [loop.next_turn(user, 0.0) for user in range(8)]
     assert [turn.place for turn in turns] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [turn.output_tokens for turn in turns] == [4, 8] * 4
-    assert [turn.talk.prompt_tokens for turn in turns if turn.talk] == [10, 10, 28, 28, 46, 46, 64, 64]
+    assert [turn.state.prompt_tokens for turn in turns if turn.state] == [10, 10, 28, 28, 46, 46, 64, 64]
 
 
 @settings(max_examples=25, deadline=None)
@@ -273,7 +273,7 @@ def test_talks_are_single_requests_where_nobody_converses() -> None:
     """Without a conversation every request stands alone, and its record names none."""
     loop = closed_loop(Scenario(), 1, first_id=0)
     turn = loop.next_turn(0, 0.0)
-    assert isinstance(turn.talk, ConversationState)
+    assert isinstance(turn.state, ConversationState)
     assert turn.conversation is None
     loop.note_end(turn, 1.0, turn.output_tokens)
     assert loop.wait_s(0) == 0.0

@@ -33,7 +33,7 @@ def _walked(out: Path, failing: dict[str, BaseException]) -> tuple[Report, list[
 
     found = {name: (lambda _session, name=name: check(name)) for name in CHECKS}
     session = Session(Settings(None, "fp8", out), version="1.2.1")
-    return walk(session, made_by=MADE_BY, told=lambda *each: told.append(each), found=found), told
+    return walk(session, made_by=MADE_BY, on_outcome=lambda *each: told.append(each), found=found), told
 
 
 def test_the_page_the_checks_and_the_report_list_the_same_links(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_round_robin_deals_requests_out(manifest: EngineManifest) -> None:
     fleet = served(Fleet(manifest, (0.0, 0.0), "round_robin"), stretch, 12.0)
     found = []
     for half in (0, 1):
-        part = TrafficSample(stretch.asks[half::2], stretch.measure_s, stretch.end_s)
+        part = TrafficSample(stretch.requests[half::2], stretch.measure_s, stretch.end_s)
         seen = simulate(manifest, [part]).result(WANTED, rate_per_s=6.0)
         assert seen.level.ttft_s is not None
         found.append((seen.level.ttft_s.count, seen.level.ttft_s.mean))
@@ -125,7 +125,7 @@ def test_a_prefix_aware_router_computes_less(manifest: EngineManifest) -> None:
 def test_no_request_is_lost_with_a_replica(manifest: EngineManifest) -> None:
     """What a lost replica had under way ends elsewhere, once, and its users have waited since they first sent it."""
     stretch = poisson(20.0, 600)
-    loss = Loss(stretch.asks[300].at_s, 1)
+    loss = Loss(stretch.requests[300].at_s, 1)
     whole = served(Fleet(manifest, (0.0,) * 3, "least_outstanding"), stretch, 20.0)
     lossy = served(Fleet(manifest, (0.0,) * 3, "least_outstanding", loss=loss), stretch, 20.0)
     assert lossy.retried > 0

@@ -19,7 +19,7 @@ from loadtest.capacity.simulation.fleet_checks import SizeTask, smallest_fleet
 from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task
 from loadtest.capacity.simulation.max_rate import ReplicaCapacity, max_rate_of, relieved
 from loadtest.capacity.simulation.replica import NONE, Slowdown, evened
-from loadtest.capacity.simulation.traffic_sample import Wanted, curve_of, requests_needed, shape_of, window_of
+from loadtest.capacity.simulation.traffic_sample import SampleSpec, curve_of, requests_needed, shape_of, window_of
 from tests.unit.loadtest.capacity.made import HERE, demand, engine
 
 
@@ -36,7 +36,7 @@ def searched(asked: Demand, slow: Slowdown = NONE, *, is_brief: bool = True, **f
 
 def window(rate_per_s: float, number: int = 0, *, is_varying: bool = False, **changed: Any) -> Any:
     """Draw a window of the small demand."""
-    wanted = Wanted(rate_per_s, 60.0, 10.0, 5.0, window=number, windows=4, is_varying=is_varying)
+    wanted = SampleSpec(rate_per_s, 60.0, 10.0, 5.0, window=number, windows=4, is_varying=is_varying)
     return window_of(demand(**changed), HERE, wanted)
 
 
@@ -88,7 +88,7 @@ def test_a_fleet_is_as_small_as_trying_every_number_finds() -> None:
 
 def test_other_seeds_are_other_traffic_and_other_answers() -> None:
     """Two seeds draw other arrivals, and the search ends at another load: within noise, but never the very same."""
-    assert window(20.0).asks != window(20.0, seed=1).asks
+    assert window(20.0).requests != window(20.0, seed=1).requests
     rates = {searched(demand(seed=seed)).rate_per_s for seed in (0, 1, 2)}
     assert len(rates) == 3
     assert max(rate or 0.0 for rate in rates) < 1.15 * min(rate or 0.0 for rate in rates)
@@ -101,11 +101,11 @@ def test_the_peak_is_of_minutes_not_of_the_hour() -> None:
     assert curve.hour_per_s == 20.0
     assert 1.05 * 20.0 < curve.peak_per_s < 1.25 * 20.0
     counts = [
-        sum(sample.measure_s <= ask.at_s < sample.end_s for ask in sample.asks)
+        sum(sample.measure_s <= ask.at_s < sample.end_s for ask in sample.requests)
         for sample in (window(200.0, number, is_varying=True) for number in range(12))
     ]
     assert np.std(counts) / np.mean(counts) > 2 / np.sqrt(np.mean(counts))  # more than chance
-    even = [len(window(200.0, number).asks) for number in range(12)]
+    even = [len(window(200.0, number).requests) for number in range(12)]
     assert np.std(even) / np.mean(even) < 2 / np.sqrt(np.mean(even))
 
 
@@ -219,7 +219,7 @@ def test_evening_out_keeps_requests_and_rate() -> None:
     """Requests moved all the way are evenly spaced; moved by nothing, they stay."""
     stretch = window(10.0)
     even = evened(stretch, 1.0)
-    gaps = np.diff([each.at_s for each in even.asks])
+    gaps = np.diff([each.at_s for each in even.requests])
     assert gaps.std() < 1e-9
-    assert [each[1:] for each in even.asks] == [each[1:] for each in stretch.asks]
-    assert evened(stretch, 0.0).asks == stretch.asks
+    assert [each[1:] for each in even.requests] == [each[1:] for each in stretch.requests]
+    assert evened(stretch, 0.0).requests == stretch.requests

@@ -16,7 +16,7 @@ from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.simulation.load_bench import Task
 from loadtest.capacity.simulation.max_rate import max_rate_of
 from loadtest.capacity.simulation.replica import simulate
-from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample, Wanted, shape_of, window_of
+from loadtest.capacity.simulation.traffic_sample import SampleSpec, SimRequest, TrafficSample, shape_of, window_of
 from tests.unit.loadtest.capacity.made import HEAD, HERE, demand, engine
 
 ISL, MAX_TOKENS = 500, 24_000
@@ -78,7 +78,7 @@ def ttft_apart_s(asks: Sequence[SimRequest], step: StepTime, slots: int) -> list
 
 def asks_at(rate_per_s: float, requests: int = 1200) -> TrafficSample:
     """Draw traffic, all of it measured."""
-    wanted = Wanted(rate_per_s, requests / rate_per_s, 0.0, 0.0)
+    wanted = SampleSpec(rate_per_s, requests / rate_per_s, 0.0, 0.0)
     return window_of(thinking(), HERE, wanted)
 
 
@@ -87,9 +87,9 @@ def test_reservations_make_a_queue_that_true_lengths_do_not(manifest: EngineMani
     sample = asks_at(0.35)
     step = step_time_for(manifest)
     blocks = manifest.kv_cache.blocks // -(-(ISL + MAX_TOKENS) // manifest.kv_cache.tokens_per_block)
-    apart_s = float(np.quantile(ttft_apart_s(sample.asks, step, blocks), 0.95))
+    apart_s = float(np.quantile(ttft_apart_s(sample.requests, step, blocks), 0.95))
     reserved = simulate(manifest, [sample]).level("", None, rate_per_s=0.35).ttft_s
-    true = tuple(ask._replace(max_tokens=None) for ask in sample.asks)
+    true = tuple(ask._replace(max_tokens=None) for ask in sample.requests)
     naive = simulate(manifest, [TrafficSample(true, sample.measure_s, sample.end_s)]).level("", None, rate_per_s=0.35)
     assert reserved is not None
     assert naive.ttft_s is not None
@@ -106,7 +106,7 @@ def test_what_is_promised_a_server_that_reserves_keeps(manifest: EngineManifest)
     step = step_time_for(manifest)
     blocks = manifest.kv_cache.blocks // -(-(ISL + MAX_TOKENS) // manifest.kv_cache.tokens_per_block)
     kept, missed = (
-        float(np.quantile(ttft_apart_s(asks_at(ratio * found.rate_per_s, 4000).asks, step, blocks), 0.95))
+        float(np.quantile(ttft_apart_s(asks_at(ratio * found.rate_per_s, 4000).requests, step, blocks), 0.95))
         for ratio in (0.9, 1.33)
     )
     assert kept < 5.0 < missed
@@ -134,5 +134,5 @@ def test_a_reasoning_model_is_asked_for_more_than_it_says(model: str, expected: 
     lengths = {"isl": 100, "osl": "lognormal(mean=220, cv=0.9, max=1500)"}
     asked = demand(model=model, traffic={"process": "described", "rate_per_s": 1.0, "lengths": lengths})
     assert shape_of(asked, HERE).max_tokens == expected
-    (first, *_) = window_of(asked, HERE, Wanted(5.0, 10.0, 0.0, 0.0)).asks
+    (first, *_) = window_of(asked, HERE, SampleSpec(5.0, 10.0, 0.0, 0.0)).requests
     assert first.max_tokens == expected
