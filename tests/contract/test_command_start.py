@@ -51,7 +51,7 @@ def test_help_and_usage_errors_load_nothing_slow(target: str, arguments: list[st
 
 
 def test_figures_do_not_depend_on_the_number_of_cores() -> None:
-    """numpy has one thread in the commands that compute figures."""
+    """Numpy has one thread in the commands that compute figures."""
     count = """
 from loadtest.cli import start
 try:
