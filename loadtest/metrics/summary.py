@@ -113,6 +113,23 @@ class Gpus(Strict):
     )
 
 
+class Energy(Strict):
+    """Energy of the GPUs over the window, all of them together; in engine time."""
+
+    power_w: Annotated[float, Field(description="Mean watts.")]
+    gpus: Annotated[int | None, Field(description="GPUs whose readings were found; null for a prediction.")] = None
+    j_per_output_token: Annotated[float | None, Field(description="Joules per output token.")] = None
+    j_per_token: Annotated[float | None, Field(description="Joules per token, prompts and replies together.")] = None
+    j_per_request: Annotated[float | None, Field(description="Joules per request.")] = None
+    method: Annotated[
+        str, Field(description="Source of the watts: energy counter, mean of power readings, or power model.")
+    ]
+    power_range_w: Annotated[
+        Range | None,
+        Field(description="90 % interval of predicted watts, from the power model alone; null if measured."),
+    ] = None
+
+
 class ClassSummary(Strict):
     """Figures of one class of a mix."""
 
@@ -217,6 +234,10 @@ class LevelSummary(Strict):
     ] = None
     kv_ratio: Annotated[float | None, Field(description="Mean share of the KV cache in use; null as above.")] = None
     gpus: Annotated[Gpus | None, Field(description="The GPUs; null if no metrics page reports them.")] = None
+    energy: Annotated[
+        Energy | None, Field(description="Watts and joules of the GPUs over the window; null if unknown.")
+    ] = None
+    energy_unknown: Annotated[str | None, Field(description="Why `energy` is null.")] = None
     steady: Annotated[
         Steady | None, Field(description="What was excluded; null if the load was not meant to reach a steady state.")
     ] = None

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from engines.emulator import Batcher, Iteration, Request, RequestError, Sequence
 from engines.spec import Host
+from loadtest.simulate.energy import EnergyMeter
 from loadtest.traffic import ClosedLoop, Turn
 
 # From a reply's last token to the same user's next request. Any value above zero and well below a step works: the
@@ -207,6 +208,7 @@ class VirtualServer:
         now_s: The virtual clock.
         steps: Completed iterations or runs of them; empty unless `keep_steps` is set.
         begin_s: When the traffic started.
+        meter: Adds up the energy; None: it is not wanted, or not known.
     """
 
     batcher: Batcher
@@ -216,6 +218,7 @@ class VirtualServer:
     keep_steps: bool = False
     steps: list[Iteration] = field(default_factory=list)
     begin_s: float = 0.0
+    meter: EnergyMeter | None = None
     _arriving: deque[tuple[float, Sent]] = field(default_factory=deque)  # on their way to the engine's queue
     _intake_free_s: float = 0.0
     _next_s: float = -math.inf  # when the next request of the traffic passes the host, or earlier
@@ -337,6 +340,8 @@ class VirtualServer:
 
     def _step(self, iteration: Iteration) -> list[Ended]:
         """Run an iteration, or a run of them, and return the requests it ended."""
+        if self.meter is not None:
+            self.meter.note(iteration, self.now_s)
         self.now_s = iteration.ends_s[-1]
         self._left_s += self._leave_s(iteration)
         self._decoding += [iteration.shape.decode_sequences] * iteration.repeats
