@@ -39,6 +39,24 @@ def show_summary(summary: Summary) -> None:
         progress(f"not valid: {issue.code}: {issue.text}")
 
 
+def show_speculation(summary: Summary) -> None:
+    """Print time per step and per token of each level in which a step emitted several tokens."""
+    from rich.table import Table
+
+    found = [(level, level.speculation) for level in summary.levels if level.speculation is not None]
+    if not found:
+        return
+    sources = " and ".join(dict.fromkeys(each.source for _, each in found))
+    table = Table(title=f"speculation, by {sources} ({summary.label})", title_justify="left")
+    for name in ("load", "ms per step, mean", "ms per token, mean", "tokens per step", "accepted by position"):
+        table.add_column(name, justify="right")
+    for level, each in found:
+        times = ("-" if spread is None else milliseconds(spread.mean) for spread in (level.itl_s, level.tpot_s))
+        accepted = " ".join(f"{share:.0%}" for share in each.acceptance)
+        table.add_row(level.load, *times, f"{each.tokens_per_step:.2f}", accepted or "-")
+    table_console().print(table)
+
+
 def show_energy(summary: Summary) -> None:
     """Print watts and joules of each level; where they are unknown, why."""
     from rich.table import Table

@@ -61,7 +61,22 @@ class Samples(NamedTuple):
         """Return a gauge's values in a window."""
         return self.values[quantity][self._known(quantity, window)] if quantity in self.values else np.zeros(0)
 
-    def _known(self, quantity: Gauge, window: Window) -> Bools:
+    def grown(self, quantity: str, window: Window) -> float | None:
+        """Return what a counter grew by in a window, pages summed; None without two readings of one page.
+
+        A server that restarted counts from 0: what it grew by until then is not known.
+        """
+        if quantity not in self.values:
+            return None
+        values, known = self.values[quantity], self._known(quantity, window)
+        grown = [
+            float(values[of][-1] - values[of][0])
+            for page in sorted(set(self.page[known].tolist()))
+            if int((of := known & (self.page == page)).sum()) > 1
+        ]
+        return sum(grown) if grown and min(grown) >= 0 else None
+
+    def _known(self, quantity: str, window: Window) -> Bools:
         in_time = (self.t_s >= window.begin_s) & (self.t_s <= window.end_s)
         return in_time & np.isfinite(self.values[quantity])
 

@@ -20,6 +20,7 @@ from loadtest.metrics.bootstrap import Range
 from loadtest.metrics.energy import energy_of
 from loadtest.metrics.latency import Counted, counted, felt, spread, spreads_of
 from loadtest.metrics.slo_results import goodput_ratio, meets_goodput, verdicts_of
+from loadtest.metrics.speculation import speculation_of
 from loadtest.metrics.summary import (
     PERCENTILES_NOTE,
     BatchSpread,
@@ -200,6 +201,7 @@ def summarize_level(  # noqa: PLR0913 (facts of the level and choices of the cal
         goodput=goodput,
         goodput_ci=_goodput_ci(goodput, len(measured)) if confidence else None,
         bundled_tokens=int(found.good.bundled_tokens.sum()),
+        speculation=speculation_of(found.good, sampled, window),
         cached_ratio=_cached_ratio(found.good),
         steady=_steady(found) if settles else None,
         batch_curve=batch_curve(window, found.all, sampled, time_scale=time_scale),

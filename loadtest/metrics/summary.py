@@ -130,6 +130,30 @@ class Energy(Strict):
     ] = None
 
 
+class Speculation(Strict):
+    """Speculative decoding, as measured."""
+
+    tokens_per_step: Annotated[
+        float, Field(description="Mean tokens of a reply's decode step: one, and the accepted draft tokens.")
+    ]
+    acceptance: Annotated[
+        tuple[float, ...],
+        Field(description="Share of steps that accept the draft token at each position; empty if unknown."),
+    ] = ()
+    accepted_ratio: Annotated[
+        float | None, Field(description="Share of draft tokens that were accepted; null if not reported.")
+    ] = None
+    source: Annotated[
+        Literal["server", "responses"],
+        Field(
+            description=(
+                "The server's counters, or the tokens of each response after a reply's first: another cause of bundled "
+                "tokens looks the same."
+            )
+        ),
+    ]
+
+
 class ClassSummary(Strict):
     """Figures of one class of a mix."""
 
@@ -229,6 +253,9 @@ class LevelSummary(Strict):
     bundled_tokens: Annotated[
         int, Field(description="Tokens that arrived in one response with the one before, and have no gap of their own.")
     ] = 0
+    speculation: Annotated[
+        Speculation | None, Field(description="Speculative decoding; null if no response had several tokens.")
+    ] = None
     cached_ratio: Annotated[
         float | None, Field(description="Share of prompt tokens found in the server's cache; null if not reported.")
     ] = None

@@ -83,6 +83,8 @@ def more_table(summary: Summary) -> Table:
         ("KV blocks", lambda level: number(level.kv_blocks_used, 0)),
         ("KV in use", lambda level: _share(level.kv_ratio)),
         ("cached prompt", lambda level: _share(level.cached_ratio)),
+        ("tokens/step", lambda level: number(level.speculation.tokens_per_step if level.speculation else None, 2)),
+        ("accepted by position", _acceptance),
         ("bundled tokens", lambda level: f"{level.bundled_tokens:,}" if level.bundled_tokens else NONE),
         ("GPU power, W", _power),
         ("J/output token", lambda level: number(level.energy.j_per_output_token if level.energy else None, 3)),
@@ -95,6 +97,12 @@ def more_table(summary: Summary) -> Table:
     known = [(head, cell) for head, cell in quantities if any(_text(cell(level)) != NONE for level in summary.levels)]
     rows = [[_load_cell(level, summary), *(cell(level) for _, cell in known)] for level in summary.levels]
     return table([_load_head(summary), *(head for head, _ in known)], rows)
+
+
+def _acceptance(level: LevelSummary) -> str:
+    """Return the share of steps that accept the draft token at each position."""
+    found = level.speculation
+    return " ".join(f"{share:.0%}" for share in found.acceptance) if found and found.acceptance else NONE
 
 
 def _power(level: LevelSummary) -> Cell | str:

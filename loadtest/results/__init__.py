@@ -23,10 +23,20 @@ from loadtest.results.records import (
     read_run,
     read_samples,
 )
-from loadtest.results.server_metrics import MEANINGS, Gauge, Meaning, is_kept, meanings_of, parse_metrics, parse_series
+from loadtest.results.server_metrics import (
+    ACCEPTED_AT,
+    MEANINGS,
+    Gauge,
+    Meaning,
+    is_kept,
+    meanings_of,
+    parse_metrics,
+    parse_series,
+)
 from loadtest.results.token_spans import TokenSpans, Weighted
 
 __all__ = [
+    "ACCEPTED_AT",
     "MEANINGS",
     "OUTCOMES",
     "PHASES",

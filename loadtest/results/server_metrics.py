@@ -11,13 +11,30 @@ such number: its own `waiting` excludes the executor's queue and is 0 with a ful
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 Gauge = Literal[
-    "decoding", "waiting", "kv_blocks_used", "kv_ratio", "gpu_power_w", "gpu_memory_bytes", "gpu_busy_ratio"
+    "decoding",
+    "waiting",
+    "kv_blocks_used",
+    "kv_ratio",
+    "gpu_power_w",
+    "gpu_memory_bytes",
+    "gpu_busy_ratio",
+    "accept_length",
 ]
-Counter = Literal["iterations", "emulated_steps", "emulated_step_s", "gpu_energy_j", "modelled_energy_j"]
+Counter = Literal[
+    "iterations",
+    "emulated_steps",
+    "emulated_step_s",
+    "gpu_energy_j",
+    "modelled_energy_j",
+    "draft_steps",
+    "draft_tokens",
+    "accepted_tokens",
+]
+ACCEPTED_AT = "accepted_at_"  # the start of a counter's name: draft tokens accepted at a position, from 0
 MEBIBYTE = 2.0**20
 
 _NAME, _LABELS = r"([A-Za-z_:][\w:]*)", r"(\{(?:[^\"}]|\"(?:[^\"\\]|\\.)*\")*\})?"
@@ -33,13 +50,15 @@ class Meaning(NamedTuple):
         label: A label and its required value; None: any.
         factor: Converts the value to the unit of the quantity.
         adds_up: Whether values of several models, GPUs or pages are summed; if not, averaged.
+        by_label: A label whose value ends the quantity's name: there is one quantity for each.
     """
 
     name: str
-    quantity: Gauge | Counter
+    quantity: Gauge | Counter | str
     label: tuple[str, str] | None = None
     factor: float = 1.0
     adds_up: bool = True
+    by_label: str | None = None
 
 
 _BATCHER = "inflight_batcher_specific_metric"
@@ -56,11 +75,18 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("emulator_steps_total", "emulated_steps"),
     Meaning("emulator_step_seconds_total", "emulated_step_s"),
     Meaning("emulator_waiting_requests", "waiting"),
+    Meaning("emulator_draft_steps_total", "draft_steps"),
+    Meaning("emulator_draft_tokens_total", "draft_tokens"),
+    Meaning("emulator_accepted_tokens_total", "accepted_tokens"),
     Meaning("vllm:num_requests_running", "decoding"),
     Meaning("vllm:num_requests_waiting", "waiting"),
     Meaning("vllm:gpu_cache_usage_perc", "kv_ratio", adds_up=False),  # 0 to 1 despite its name; until vLLM 0.9
     Meaning("vllm:kv_cache_usage_perc", "kv_ratio", adds_up=False),
     Meaning("vllm:iteration_tokens_total_count", "iterations"),
+    Meaning("vllm:spec_decode_num_drafts_total", "draft_steps"),
+    Meaning("vllm:spec_decode_num_draft_tokens_total", "draft_tokens"),
+    Meaning("vllm:spec_decode_num_accepted_tokens_total", "accepted_tokens"),
+    Meaning("vllm:spec_decode_num_accepted_tokens_per_pos_total", ACCEPTED_AT, by_label="position"),
     Meaning("sglang:num_running_reqs", "decoding"),
     Meaning("sglang:num_queue_reqs", "waiting"),
     Meaning("sglang:token_usage", "kv_ratio", adds_up=False),
@@ -69,6 +95,9 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("trtllm_num_requests_waiting", "waiting"),
     Meaning("trtllm_kv_cache_utilization", "kv_ratio", adds_up=False),
     Meaning("trtllm_kv_cache_used_blocks", "kv_blocks_used"),
+    Meaning("trtllm_spec_decode_num_draft_tokens_total", "draft_tokens"),
+    Meaning("trtllm_spec_decode_num_accepted_tokens_total", "accepted_tokens"),
+    Meaning("trtllm_spec_decode_acceptance_length", "accept_length", adds_up=False),
     Meaning("tgi_batch_current_size", "decoding"),
     Meaning("tgi_queue_size", "waiting"),
     Meaning("nv_gpu_power_usage", "gpu_power_w"),
@@ -123,6 +152,10 @@ def _unescaped(value: str) -> str:
     return re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], value)
 
 
+def _by_label(meaning: Meaning, labels: Mapping[str, str]) -> Meaning:
+    return meaning._replace(quantity=f"{meaning.quantity}{labels.get(meaning.by_label or '', '0')}")
+
+
 def meanings_of(series: Iterable[str]) -> dict[str, Meaning]:
     """Return the meaning of each series that has one."""
     found: dict[str, Meaning] = {}
@@ -133,5 +166,5 @@ def meanings_of(series: Iterable[str]) -> dict[str, Meaning]:
         name, labels = parsed
         for meaning in MEANINGS:
             if meaning.name == name and (meaning.label is None or labels.get(meaning.label[0]) == meaning.label[1]):
-                found[text] = meaning
+                found[text] = meaning if meaning.by_label is None else _by_label(meaning, labels)
     return found

@@ -115,6 +115,9 @@ class EngineMetrics:
             "emulator_steps_total": float(lateness.steps),
             "emulator_step_seconds_total": lateness.step_seconds,
             "emulator_lateness_seconds_total": lateness.late_seconds,
+            "emulator_draft_steps_total": float(state.draft_steps_total),
+            "emulator_draft_tokens_total": float(state.drafted_total),
+            "emulator_accepted_tokens_total": float(state.accepted_total),
         }
         for name, total in totals.items():
             grown = total - self._seen[name]
@@ -142,5 +145,8 @@ _COUNTERS = {
     "emulator_steps_total": "Engine steps taken",
     "emulator_step_seconds_total": "Wall seconds those steps were meant to take",
     "emulator_lateness_seconds_total": "Wall seconds by which they ended late, summed",
+    "emulator_draft_steps_total": "Decode steps of sequences that verified drafts",
+    "emulator_draft_tokens_total": "Draft tokens they verified",
+    "emulator_accepted_tokens_total": "Draft tokens that were accepted and emitted",
 }
 _LENGTHS = {"nv_llm_input_token_len": "total_input_tokens", "nv_llm_output_token_len": "total_output_tokens"}

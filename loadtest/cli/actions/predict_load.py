@@ -13,7 +13,7 @@ from engines.outputs import paths_named, refuse_existing
 from engines.spec import sources_named
 from loadtest.cli.engine_options import calibration_of, engine_of
 from loadtest.cli.options import load_options, scenario_of
-from loadtest.cli.tables import show_energy, show_intervals, show_summary, show_verdicts
+from loadtest.cli.tables import show_energy, show_intervals, show_speculation, show_summary, show_verdicts
 from loadtest.metrics import Summary, summarize
 from loadtest.scenario import Scenario, inputs_of
 from loadtest.simulate import (
@@ -111,6 +111,7 @@ def _queued(scenario: Scenario, manifest: EngineManifest, flags: dict[str, Any])
 def _show(summary: Summary, scenario: Scenario, provenance: str) -> None:
     show_summary(summary)
     show_intervals(summary)
+    show_speculation(summary)
     show_energy(summary)
     show_verdicts(summary, scenario)
     show(f"{provenance}\n")

@@ -13,7 +13,7 @@ from engines.files import made_by, to_json
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
 from engines.ports import why_not_free
 from loadtest.cli.options import load_options, outlook, scenario_of, target_options
-from loadtest.cli.tables import show_energy, show_summary
+from loadtest.cli.tables import show_energy, show_speculation, show_summary
 from loadtest.metrics import summary_of_runs
 from loadtest.results import RUN_FILES, RunManifest
 from loadtest.run import GeneratorProcesses, join, run_once
@@ -62,6 +62,7 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
     else:
         summary = summary_of_runs(folders)
         show_summary(summary)
+        show_speculation(summary)
         show_energy(summary)
         wrote(out, "report-load " + " ".join(map(quoted, folders)))
     if validity_issues and flags["strict"]:

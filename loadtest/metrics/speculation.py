@@ -1,0 +1,60 @@
+"""Speculative decoding as measured: tokens per step, and how often drafts are accepted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from loadtest.metrics.batch_size import Samples
+from loadtest.metrics.steady_state import Window
+from loadtest.metrics.summary import Speculation
+from loadtest.results import ACCEPTED_AT, Columns
+
+LEAST_SHARE = 0.001  # of the steps: a position that fewer accept is not listed
+
+
+def speculation_of(good: Columns, samples: Samples, window: Window) -> Speculation | None:
+    """Return the acceptance of a level, by the server's counters where it has them; None if nothing was speculated.
+
+    Otherwise by the tokens of each response after a reply's first, which is the prompt's own step: a step's tokens
+    arrive together. A server that bundles tokens for other reasons looks the same.
+    """
+    return _of_server(samples, window) or _of_responses(good)
+
+
+def _of_server(samples: Samples, window: Window) -> Speculation | None:
+    accepted, drafted = (samples.grown(name, window) for name in ("accepted_tokens", "draft_tokens"))
+    if not drafted or accepted is None:
+        return None
+    steps = samples.grown("draft_steps", window)
+    length = 1 + accepted / steps if steps else samples.mean("accept_length", window)
+    if length is None:
+        return None
+    by_position = [samples.grown(name, window) for name in _positions(samples)] if steps else []
+    return Speculation(
+        tokens_per_step=length,
+        acceptance=tuple(found / steps for found in by_position if found is not None and steps),
+        accepted_ratio=accepted / drafted,
+        source="server",
+    )
+
+
+def _positions(samples: Samples) -> list[str]:
+    named = [name for name in samples.values if name.startswith(ACCEPTED_AT)]
+    return sorted(named, key=lambda name: int(name.removeprefix(ACCEPTED_AT)))
+
+
+def _of_responses(good: Columns) -> Speculation | None:
+    tokens = good.response_tokens
+    if tokens is None:
+        return None
+    is_later = np.ones(len(tokens), dtype=bool)
+    is_later[(np.cumsum(good.responses) - good.responses)[good.responses > 0]] = False
+    steps = tokens[is_later]
+    if not len(steps) or int(steps.max()) == 1:
+        return None
+    shares = [float((steps > position).mean()) for position in range(1, int(steps.max()))]
+    return Speculation(
+        tokens_per_step=float(steps.mean()),
+        acceptance=tuple(share for share in shares if share >= LEAST_SHARE),
+        source="responses",
+    )
