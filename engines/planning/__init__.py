@@ -13,8 +13,17 @@ from engines.planning.matrix import (
     refused_row,
     show_comparison,
 )
+from engines.planning.payoff import Payoff, payoff_of
 from engines.planning.plan import BuildPlan, make_plan
-from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, as_yaml, recipe_path, resolve_recipe
+from engines.planning.recipe import (
+    Recipe,
+    ResolvedRecipe,
+    SpeculativeChoices,
+    Workload,
+    as_yaml,
+    recipe_path,
+    resolve_recipe,
+)
 from engines.planning.speculation import rates_of
 
 __all__ = [
@@ -28,8 +37,10 @@ __all__ = [
     "Kind",
     "Neighbour",
     "Outlook",
+    "Payoff",
     "Recipe",
     "ResolvedRecipe",
+    "SpeculativeChoices",
     "Workload",
     "as_yaml",
     "combinations_of",
@@ -39,6 +50,7 @@ __all__ = [
     "make_plan",
     "manifest_of",
     "outlook",
+    "payoff_of",
     "planned_row",
     "rates_of",
     "recipe_path",

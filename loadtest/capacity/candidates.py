@@ -13,7 +13,14 @@ from engines.emulator import SchedulerPolicy
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import Document, MadeBy, Source, Strict, source_of
 from engines.manifest import MANIFEST_NAME, EngineManifest, StepTimeChoice, read_manifest
-from engines.planning import emulated_manifest, make_plan, resolve_recipe
+from engines.planning import (
+    PYTORCH_SPECULATION,
+    BuildPlan,
+    SpeculativeChoices,
+    emulated_manifest,
+    make_plan,
+    resolve_recipe,
+)
 from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, resolve_gpu
 from engines.steptime import uncertainty
 from loadtest.capacity.inputs import Demand, MeasuredRun
@@ -88,8 +95,8 @@ def _planned(demand: Demand, shape: LengthProfile, known: list[_Known], made_by:
     for gpu, precision, tensor in product(limits.gpu_names, limits.precisions, limits.tensor_parallel):
         seen: set[str] = set()
         pair = (gpu, precision, tensor)
-        for batch, tokens in product(choices.max_batch_size, choices.max_num_tokens):
-            made = _plan(demand, shape, pair, (batch, tokens), made_by)
+        for speculative, batch, tokens in product(choices.speculative, choices.max_batch_size, choices.max_num_tokens):
+            made = _plan(demand, shape, pair, (batch, tokens), speculative, made_by)
             for each in _by_policy(made, demand, shape):
                 key = each.name if each.manifest is not None else each.refused or ""
                 if key not in seen:
@@ -126,6 +133,7 @@ def _plan(
     shape: LengthProfile,
     pair: tuple[str, str, int],
     limits: tuple[int | str, int | str],
+    speculative: Literal["none"] | SpeculativeChoices,
     made_by: MadeBy,
 ) -> Candidate:
     gpu, precision, tensor = pair
@@ -142,12 +150,14 @@ def _plan(
         "workload.osl": round(shape.mean_osl),
         "workload.longest_isl": shape.longest_isl,
         "workload.longest_osl": shape.max_tokens,
+        **_speculative_keys(speculative),
         **_plan_objectives(demand),
     }
     refused: str | None = None
     try:
         requested = resolve_recipe(None, {key: value for key, value in flags.items() if value != "auto"})
         plan = make_plan(requested, head=Document(made_by=made_by))
+        _require_predicted(plan)
         manifest = emulated_manifest(plan, requested.recipe)
     except (UserError, TargetMissedError) as error:
         refused = f"{error.message}; {error.hint}" if error.hint else error.message
@@ -161,6 +171,26 @@ def _plan(
             refused=refused,
         )
     return _of_manifest(manifest)
+
+
+def _speculative_keys(speculative: Literal["none"] | SpeculativeChoices) -> dict[str, object]:
+    """Return the recipe's keys of speculative decoding; the methods of the LLM API need its backend."""
+    if speculative == "none":
+        return {}
+    values = speculative.model_dump(exclude_defaults=True)
+    keys: dict[str, object] = {f"speculative.{name}": value for name, value in values.items()}
+    return keys | ({"backend": "pytorch"} if speculative.mode in PYTORCH_SPECULATION else {})
+
+
+def _require_predicted(plan: BuildPlan) -> None:
+    """Refuse a plan whose speculation no figure would include.
+
+    Raises:
+        UserError: It has one.
+    """
+    text = next((notice.text for notice in plan.notices if notice.code == "speculative-not-predicted"), None)
+    if text is not None:
+        raise UserError(text, hint="candidates.speculative: acceptance, one rate for each position")
 
 
 def _plan_objectives(demand: Demand) -> dict[str, float]:
@@ -192,7 +222,7 @@ def _of_manifest(manifest: EngineManifest, sources: tuple[Source, ...] = ()) -> 
     limits = manifest.limits
     pair = _name(manifest.gpu.name, manifest.precision.name, tensor)
     return Candidate(
-        name=f"{pair} b{limits.max_batch_size} t{limits.max_num_tokens}",
+        name=f"{pair} b{limits.max_batch_size} t{limits.max_num_tokens}{_speculation_text(manifest)}",
         basis="predicted",
         gpu=manifest.gpu.name,
         precision=manifest.precision.name,
@@ -202,6 +232,11 @@ def _of_manifest(manifest: EngineManifest, sources: tuple[Source, ...] = ()) -> 
         interval_source=provenance,
         sources=sources,
     )
+
+
+def _speculation_text(manifest: EngineManifest) -> str:
+    found = manifest.speculative
+    return "" if found is None else f" {found.method} {found.draft_len}"
 
 
 def _with_prior(manifest: EngineManifest) -> EngineManifest:

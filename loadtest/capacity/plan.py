@@ -8,6 +8,7 @@ from pathlib import Path
 from engines.files import Document
 from loadtest.capacity.decision import Row, nearest_possible, sentence_of
 from loadtest.capacity.inputs import SMALL_GPUS, Demand, Price, old_prices
+from loadtest.capacity.payoff import payoffs_of
 from loadtest.capacity.recommendation import with_details
 from loadtest.capacity.replica_count import total_for, worst_loss
 from loadtest.capacity.schema import CapacityPlan, TrafficFacts
@@ -43,6 +44,7 @@ def make_capacity(
         nearest=None if best is not None else nearest_possible(demand, searched.market, searched.rows),
         warnings=(*old_prices(_used_prices(searched), today), *(_unpriced(searched) if is_small else ())),
         smaller_gpu=None if smaller is None else _smaller_text(smaller),
+        speculation=payoffs_of((each for each, _ in searched.found), context_tokens=_context_tokens(searched)),
     )
     if best is None:
         return plan
@@ -50,6 +52,11 @@ def make_capacity(
         plan, best = with_details(plan, best, searched, options)
     lost = worst_loss(best.replicas or 0, demand.availability)
     return plan.model_copy(update={"sentence": sentence_of(demand, searched.market, best, lost), "rows": searched.rows})
+
+
+def _context_tokens(searched: Searched) -> int:
+    """Return the mean cached tokens of a decoding sequence: its prompt and half its reply."""
+    return round(searched.shape.mean_isl + searched.shape.mean_osl / 2)
 
 
 def _smaller_text(row: Row) -> str:

@@ -8,6 +8,7 @@ from loadtest.capacity.autoscaler import Day
 from loadtest.capacity.decision import Row
 from loadtest.capacity.inputs import Demand
 from loadtest.capacity.pareto import Point
+from loadtest.capacity.payoff import SpeculationPayoff
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import Checked, RateProbe
 
@@ -53,6 +54,7 @@ class CapacityPlan(Document):
         operating_per_s: Load of each replica at the peak with the spares lost; `operating` has its figures there at the
             unfavourable end of the prediction, `operating_middle` at its middle.
         engine: Manifest of the recommended engine; None for a measured run.
+        speculation: Up to which batch size each kind of speculation pays; empty if none is a candidate.
     """
 
     demand: Demand
@@ -75,6 +77,7 @@ class CapacityPlan(Document):
     operating: RateProbe | None = None
     operating_middle: RateProbe | None = None
     engine: EngineManifest | None = None
+    speculation: tuple[SpeculationPayoff, ...] = ()
 
     @property
     def chosen(self) -> Row | None:

@@ -20,7 +20,7 @@ from engines.errors import UserError
 from engines.files import MadeBy, Source, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.outputs import whole_folder
-from engines.spec import Host
+from engines.spec import Factors, Host
 from engines.steptime import power_model_for
 from loadtest.results import (
     REQUESTS_NAME,
@@ -139,12 +139,19 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def calibrated(manifest: EngineManifest, calibration: Calibration, sha256: str) -> EngineManifest:
     """Return an engine's manifest with the parameters of a calibration."""
-    choice = StepTimeChoice(
-        source=calibration.source, factors=calibration.factors, host=calibration.host, calibration=sha256
-    )
+    factors = _with_drafting(calibration.factors, manifest.step_time.factors)
+    choice = StepTimeChoice(source=calibration.source, factors=factors, host=calibration.host, calibration=sha256)
     blocks = max(1, round(manifest.kv_cache.blocks * calibration.engine.usable_kv_ratio))
     cache = manifest.kv_cache.model_copy(update={"blocks": blocks})
     return manifest.model_copy(update={"step_time": choice, "kv_cache": cache})
+
+
+def _with_drafting(factors: Factors, prior: Factors | None) -> Factors:
+    """Return calibrated factors with the prior's times of drafting, which a calibration does not fit."""
+    if prior is None:
+        return factors
+    names = ("draft_pass_s", "verify_s", "draft_prompt_s", "tree_s")
+    return factors.model_copy(update={name: getattr(prior, name) for name in names})
 
 
 def like(scenario: Scenario, generator: LoadGenerator) -> Scenario:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
+from engines.planning import SpeculativeChoices
 from engines.spec import (
     DEFAULT_ENGINE_PROFILE,
     Accelerator,
@@ -192,6 +193,7 @@ class CandidateChoices(Strict):
         max_num_tokens: Token budgets to try; `auto` likewise.
         scheduler_policy: `guaranteed_no_evict` reserves KV blocks for `max_tokens`; `max_utilization` reserves none,
             and evicts and recomputes as vLLM does; `auto` tries both where they differ.
+        speculative: Speculative decoding to try, as in a recipe; `none` is one token a step.
         engines: Engine folders.
         calibrations: Files of `calibrate-engine`; each applies wherever its hardware and precision are planned.
         runs: Measured runs.
@@ -203,6 +205,7 @@ class CandidateChoices(Strict):
     max_batch_size: Annotated[tuple[Annotated[int, Field(ge=1)] | Auto, ...], Field(min_length=1)] = ("auto",)
     max_num_tokens: Annotated[tuple[Annotated[int, Field(ge=1)] | Auto, ...], Field(min_length=1)] = ("auto", 2048)
     scheduler_policy: Literal["auto", "guaranteed_no_evict", "max_utilization"] = "auto"
+    speculative: Annotated[tuple[Literal["none"] | SpeculativeChoices, ...], Field(min_length=1)] = ("none",)
     engines: tuple[str, ...] = ()
     calibrations: tuple[str, ...] = ()
     runs: tuple[MeasuredRun, ...] = ()

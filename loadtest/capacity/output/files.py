@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from engines.manifest import EngineManifest
 from engines.spec import is_accelerator_file, is_checkpoint_folder, resolve_gpu
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.schema import CapacityPlan
@@ -64,10 +65,27 @@ def _recipe(plan: CapacityPlan) -> str:
             "tokens_per_block": engine.kv_cache.tokens_per_block,
             "free_gpu_mem_fraction": engine.kv_cache.free_gpu_mem_fraction,
         },
+        **_speculative(plan, engine),
     }
     return f"# The engine that {plan.demand.name} was planned with: build-engine --recipe {RECIPE_NAME}\n" + _yaml(
         values
     )
+
+
+def _speculative(plan: CapacityPlan, engine: EngineManifest) -> dict[str, Any]:
+    """Return the recipe's keys of the chosen engine's speculation; none without."""
+    found = engine.speculative
+    if found is None:
+        return {}
+    of_server = None if engine.llm_api is None else engine.llm_api.speculation
+    if of_server is None:  # built into an engine: the sizes are the demand's
+        entries = (each for each in plan.demand.candidates.speculative if each != "none")
+        values = next(
+            each.model_dump(mode="json", exclude_defaults=True) for each in entries if each.mode == found.method
+        )
+    else:
+        values = of_server.model_dump(mode="json", exclude={"method"}, exclude_none=True) | {"mode": of_server.method}
+    return {"backend": engine.backend, "speculative": values | {"acceptance": list(found.acceptance)}}
 
 
 def _accelerator(plan: CapacityPlan, name: str) -> str:

@@ -33,6 +33,8 @@ def figures_of(plan: CapacityPlan) -> list[Figure]:
     if row is None:
         return []
     found: list[Figure | None] = [_frontier(plan) if plan.frontier else None, _day(plan)]
+    if plan.speculation:
+        found.append(_speculation(plan))
     if plan.sweep:
         found += [_batch(plan), _load(plan)]
     if row.usd_per_month is not None:
@@ -130,6 +132,31 @@ def _batch(plan: CapacityPlan) -> Figure:
         limits=[(limit * MS, f"limit on {name}") for name, limit in plan.demand.objectives.itl_s.items()],
     )
     return Figure(Markup(drawn), "At the unfavourable end of the prediction, with the demand's own traffic.")
+
+
+def _speculation(plan: CapacityPlan) -> Figure:
+    series = [
+        Series("", [(float(batch), ratio) for batch, ratio in each.payoff.speedups], place % TONES, "both")
+        for place, each in enumerate(plan.speculation)
+    ]
+    marks = [
+        Mark(float(each.payoff.pays_to), 1.0, f"pays to {each.payoff.pays_to}", is_below=True)
+        for each in plan.speculation
+        if each.payoff.pays_to and not each.payoff.is_open
+    ]
+    drawn = chart(
+        "Speed-up of speculation against batch size, decoding only",
+        series,
+        x="sequences decoding on a replica",
+        y="tokens/s over those without",
+        marks=marks,
+        limits=[(1.0, "as fast as without")],
+        x_log=True,
+    )
+    says = "; ".join(f"{each.name}: {each.payoff.sentence}" for each in plan.speculation)
+    context = plan.speculation[0].payoff.context_tokens
+    key = tuple((place % TONES, each.name) for place, each in enumerate(plan.speculation))
+    return Figure(Markup(drawn), f"With {context:,} cached tokens a sequence. {says}.", key)
 
 
 def _load(plan: CapacityPlan) -> Figure:

@@ -40,6 +40,8 @@ def show_plan(plan: CapacityPlan) -> None:
         _show_fleets(plan)
         _show_day(plan)
         _show_sensitivity(plan)
+        for each in plan.speculation:
+            show(f"{each.name}: {each.payoff.sentence}")
         for note in (plan.sentence, plan.max_tokens_note, plan.smaller_gpu):
             if note is not None:
                 show("")

@@ -104,7 +104,8 @@ class Replica:
         """Accept a request from the router."""
         self.inbox.take(sent)
         step_s = self.server.batcher.step_time.seconds(_ONE_TOKEN)
-        self.still_until_s = min(self.still_until_s, now_s + sent.turn.output_tokens * step_s)
+        most = 1 + len(self.server.batcher.settings.acceptance)  # tokens of a step
+        self.still_until_s = min(self.still_until_s, now_s + math.ceil(sent.turn.output_tokens / most) * step_s)
 
     @property
     def load(self) -> int:

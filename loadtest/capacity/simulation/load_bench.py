@@ -77,7 +77,7 @@ class Task(NamedTuple):
         traffic = self.demand.traffic
         parts = (
             self.manifest.model_dump_json(include={"model", "gpu", "precision", "parallel", "limits", "kv_cache"}),
-            self.manifest.model_dump_json(include={"runtime", "step_time"}),
+            self.manifest.model_dump_json(include={"runtime", "step_time", "speculative"}),
             self.demand.model_dump_json(include={"model", "peak_window_s", "max_tokens", "objectives", "seed"}),
             # The search sets each replica's rate.
             traffic.model_dump_json(exclude={"rate_by_hour_per_s", "rate_per_s"}),
@@ -253,6 +253,7 @@ def steady_state(manifest: EngineManifest, shape: LengthProfile) -> Outlook:
         sizing,
         manifest.runtime.chunked_context,
         manifest.step_time,
+        manifest.speculative,
     )
     if manifest.runtime.scheduler_policy != "max_utilization":  # each running request holds its whole reservation
         reserved = max(1.0, shape.mean_isl + min(shape.max_tokens, limits.max_seq_len))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from engines.emulator import Batcher, settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import GpuSpec, Host, KvFormat, ModelSpec
+from engines.spec import GpuSpec, Host, KvFormat, ModelSpec, SpeculativeDecoding
 from engines.steptime import StepCost, StepTime, scaled, step_time_of, uniform
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
@@ -48,6 +48,7 @@ def batcher_of(manifest: EngineManifest, ratios: StepCost, *, max_queue_size: in
         manifest.precision.name,
         manifest.precision.kv_cache,
         manifest.parallel.tensor,
+        None if manifest.speculative is None else manifest.speculative.model_dump_json(),
         ratios,
     )
     return Batcher(settings_of(manifest, max_queue_size=max_queue_size), source)
@@ -55,7 +56,14 @@ def batcher_of(manifest: EngineManifest, ratios: StepCost, *, max_queue_size: in
 
 @cache
 def _step_time(
-    choice: str, model: str, gpu: str, precision: str, kv_format: KvFormat, tensor_parallel: int, ratios: StepCost
+    choice: str,
+    model: str,
+    gpu: str,
+    precision: str,
+    kv_format: KvFormat,
+    tensor_parallel: int,
+    speculative: str | None,
+    ratios: StepCost,
 ) -> StepTime:
     """Return a step-time source, cached for all batchers: reading measured tables takes seconds."""
     source = step_time_of(
@@ -65,6 +73,7 @@ def _step_time(
         precision,
         kv_format,
         tensor_parallel=tensor_parallel,
+        speculative=None if speculative is None else SpeculativeDecoding.model_validate_json(speculative),
     )
     return scaled(source, ratios)
 

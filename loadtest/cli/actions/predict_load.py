@@ -10,6 +10,7 @@ from engines.errors import MissingError, UserError
 from engines.files import Source, made_by, source_of, to_json
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
 from engines.outputs import paths_named, refuse_existing
+from engines.planning import Payoff, payoff_of
 from engines.spec import sources_named
 from loadtest.cli.engine_options import calibration_of, engine_of
 from loadtest.cli.options import load_options, scenario_of
@@ -70,7 +71,12 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         show(to_json(summary).rstrip())
         _require_success(summary)
         return
-    _show(summary, scenario, f"step times by {manifest.step_time.source}; intervals by {rests_on}")
+    _show(
+        summary,
+        scenario,
+        f"step times by {manifest.step_time.source}; intervals by {rests_on}",
+        _payoff(manifest, summary),
+    )
     if flags["out"] is not None:
         wrote(flags["out"], f"report-load {quoted(flags['out'])}")
     _require_success(summary)
@@ -108,12 +114,22 @@ def _queued(scenario: Scenario, manifest: EngineManifest, flags: dict[str, Any])
     return (at_once(scenario) if flags["at_once"] else scenario), manifest
 
 
-def _show(summary: Summary, scenario: Scenario, provenance: str) -> None:
+def _payoff(manifest: EngineManifest, summary: Summary) -> Payoff | None:
+    """Return where the engine's speculation pays, with the contexts of the load's mean request; None without any."""
+    levels = summary.levels
+    context_tokens = sum(level.isl + level.osl / 2 for level in levels) / len(levels) if levels else 0
+    return payoff_of(manifest, context_tokens=round(context_tokens))
+
+
+def _show(summary: Summary, scenario: Scenario, provenance: str, payoff: Payoff | None) -> None:
     show_summary(summary)
     show_intervals(summary)
     show_speculation(summary)
     show_energy(summary)
     show_verdicts(summary, scenario)
+    if payoff is not None:
+        context = f"{payoff.context_tokens:,} cached tokens a sequence, decoding only"
+        show(f"{payoff.sentence} (predicted; {context})")
     show(f"{provenance}\n")
 
 
