@@ -62,9 +62,9 @@ $(OLDER_MODELOPT)/.setup: tests/contract/modelopt-0.37.txt | $(STAMP)
 demo: setup  ## Checkpoint to chart, through the real Triton: artifacts/demo/report/report.html
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh artifacts/demo
 
-test: setup  ## Every test that needs no GPU (what CI runs): independent ones in parallel, then those with servers
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal engines triton_repo loadtest tests/unit tests/attack tests/contract tests/integration tests/statistical
-	@$(BIN)/python -m pytest -q tests/timetable tests/e2e tests/gpu
+test: setup  ## Every test that needs no GPU (what CI runs): in parallel, then those that hold times to a limit
+	@$(BIN)/python -m pytest -q -n 3 --dist loadgroup -m 'not quiet' tests engines triton_repo loadtest
+	@$(BIN)/python -m pytest -q -m quiet tests
 
 unit: setup  ## The quick tests alone
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit
