@@ -77,6 +77,18 @@ def _check_gguf(path: Path) -> None:
         )
 
 
+def name_special_tokens(tokenizer: Any, config: Any) -> None:
+    """Give the tokenizer the special tokens that the file states, which transformers reads for the model alone.
+
+    Of SmolLM2's file, transformers 5.14 makes a tokenizer whose end token is the first token of a turn.
+    """
+    for name in ("bos", "eos", "pad"):
+        token_id = getattr(config, f"{name}_token_id", None)
+        if isinstance(token_id, int):
+            tokenizer.init_kwargs[f"{name}_token_id"] = token_id
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token_id))
+
+
 def _write_checkpoint(path: Path, folder: Path) -> None:
     where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     with chatter_to(None):
@@ -87,5 +99,6 @@ def _write_checkpoint(path: Path, folder: Path) -> None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **where)
         except (ValueError, KeyError, IndexError, TypeError, NotImplementedError, MemoryError) as error:
             raise UserError(f"{path}: transformers cannot read this model: {error}") from error
+        name_special_tokens(tokenizer, model.config)
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

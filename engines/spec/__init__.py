@@ -31,6 +31,7 @@ from engines.spec.llm_api import (
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
 from engines.spec.model_config import ConfigFacts, model_of_config, read_config_facts
+from engines.spec.power import DEFAULT_POWER_PRIOR, PowerPrior, power_prior
 from engines.spec.precision import KV_BYTES, PRECISIONS, Arithmetic, KvFormat, Precision, precision_named
 from engines.spec.resolve import is_checkpoint_folder, resolve_gpu, resolve_model, sources_named
 from engines.spec.speculation import lookahead_draft_tokens
@@ -48,6 +49,7 @@ from engines.spec.units import GIB, MS, gib, milliseconds
 
 __all__ = [
     "DEFAULT_ENGINE_PROFILE",
+    "DEFAULT_POWER_PRIOR",
     "FP8_SM",
     "GIB",
     "KV_BYTES",
@@ -72,6 +74,7 @@ __all__ = [
     "MachineFacts",
     "MemoryBudget",
     "ModelSpec",
+    "PowerPrior",
     "Precision",
     "ProductSpeed",
     "RopeScaling",
@@ -98,6 +101,7 @@ __all__ = [
     "milliseconds",
     "model_named",
     "model_of_config",
+    "power_prior",
     "precision_named",
     "read_accelerator",
     "read_config_facts",

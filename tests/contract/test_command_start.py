@@ -18,9 +18,8 @@ from engines import names
 from engines.console import LAST_GROUPS
 from engines.spec import LLM_API_VERSIONS, PRECISIONS, known_gpus, known_models
 from loadtest.cli import find_knee, target_options
-from loadtest.client import OPENAI_KEY
+from loadtest.client import OPENAI_KEY, ProtocolName
 from loadtest.knee import UNITS, Span
-from loadtest.scenario import ProtocolName
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

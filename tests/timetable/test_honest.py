@@ -27,10 +27,9 @@ from truth import added_by_client
 
 from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
 from loadtest.client.connection import Connection, UnreachableError
-from loadtest.client.endpoint import Endpoint
+from loadtest.client.endpoint import Endpoint, ProtocolName
 from loadtest.client.protocols import protocol_for
 from loadtest.client.protocols.base import Reply, RequestSpec
-from loadtest.scenario.schema import ProtocolName
 from loadtest.traffic.prompts import Prompt
 
 DIALECTS: tuple[ProtocolName, ...] = ("openai-chat", "openai-completions", "triton-http")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from engines.errors import UserError
 from triton_repo.models.encoding import Encoder
@@ -31,16 +31,29 @@ class SamplingDefaults:
     top_k: int | None = None
 
 
+class GenerationConfig(NamedTuple):
+    """A checkpoint's generation_config.json.
+
+    Attributes:
+        end_ids: Tokens that end a reply; Llama 3 has three of them, the tokenizer's end token among them.
+    """
+
+    sampling: SamplingDefaults
+    end_ids: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """A request prepared for the engine.
 
     Attributes:
         text: Receives the reply's tokens.
+        end_ids: Tokens that end the reply, beside stop strings.
     """
 
     generation: Generation
     text: ReplyText
+    end_ids: frozenset[int | None]
 
     @property
     def prompt_tokens(self) -> int:
@@ -50,7 +63,7 @@ class Work:
     def why_ended(self, last_token: int | None) -> Finish:
         """Return the finish reason: `length`, or `stop` for a stop string or an end token."""
         whole = self.text.tokens >= self.generation.request_output_len
-        by_length = whole and not self.text.stopped and (last_token is None or last_token != self.generation.end_id)
+        by_length = whole and not self.text.stopped and (last_token is None or last_token not in self.end_ids)
         return "length" if by_length else "stop"
 
 
@@ -84,8 +97,10 @@ class Service:
         self._encoder = Encoder(tokenizer)
         self._longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
         self._special: SpecialTokens = special_tokens(tokenizer_folder, tokenizer)
+        generation = read_generation_config(tokenizer_folder / "generation_config.json")
+        self._more_ends = [token for token in generation.end_ids if token != self._special.end_id]
         self._template: ChatTemplate | None = load_template(tokenizer_folder)
-        self._defaults = read_defaults(tokenizer_folder / "generation_config.json")
+        self._defaults = generation.sampling
         tags = (OPEN_TAG, CLOSE_TAG)
         self._detokenizers = {
             skip: Detokenizer(tokenizer, skip_special_tokens=skip, kept=tags) for skip in (True, False)
@@ -147,6 +162,7 @@ class Service:
         if api_request.stream and not can_stream:
             raise bad_request("this repository is served without streaming (scheduling.streaming: false)", "stream")
         stops = [self._encoder.encode(stop) for stop in api_request.stops if stop]
+        end_ids = [] if api_request.ignore_eos else self._more_ends
         greedy = api_request.temperature == 0
         generation = Generation(
             input_ids=ids,
@@ -155,7 +171,7 @@ class Service:
             and bool(api_request.stream or stops),  # a stop string must be able to end a reply early
             end_id=NO_END if api_request.ignore_eos else self._special.end_id,
             pad_id=self._special.pad_id,
-            stop_words=stops,
+            stop_words=[*stops, *([token] for token in end_ids)],
             temperature=None if greedy else _given(api_request.temperature, self._defaults.temperature),
             runtime_top_k=1 if greedy else _given(api_request.top_k, self._defaults.top_k),
             runtime_top_p=None if greedy else _given(api_request.top_p, self._defaults.top_p),
@@ -165,7 +181,7 @@ class Service:
             min_tokens=api_request.min_tokens,
             seed=api_request.seed,
         )
-        return Work(generation, text)
+        return Work(generation, text, frozenset([generation.end_id, *end_ids]))
 
     def _output_tokens(self, api_request: ApiRequest, prompt_tokens: int) -> int:
         """Return the maximum length of the reply; an ApiError if prompt and reply exceed the limits."""
@@ -190,24 +206,27 @@ class Service:
         return most
 
 
-def read_defaults(path: Path) -> SamplingDefaults:
-    """Return the sampling defaults of a checkpoint's generation_config.json; OpenAI's default where it states none.
+def read_generation_config(path: Path) -> GenerationConfig:
+    """Return a checkpoint's sampling defaults, OpenAI's where it states none, and its end tokens.
 
     Raises:
         UserError: It is not JSON, or a value is not a number.
     """
     if not path.is_file():
-        return SamplingDefaults()
+        return GenerationConfig(SamplingDefaults())
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        ends = config.get("eos_token_id")
+        end_ids = tuple(map(int, ends if isinstance(ends, list) else [] if ends is None else [ends]))
         if config.get("do_sample") is False:
-            return SamplingDefaults(top_k=1)
+            return GenerationConfig(SamplingDefaults(top_k=1), end_ids)
         top_k = config.get("top_k")
-        return SamplingDefaults(
+        sampling = SamplingDefaults(
             temperature=float(config.get("temperature", 1.0)),
             top_p=float(config.get("top_p", 1.0)),
             top_k=None if top_k is None else int(top_k),
         )
+        return GenerationConfig(sampling, end_ids)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a generation configuration: {error}") from error
 

@@ -45,7 +45,6 @@ from triton_repo.settings import (
     ServingSettings,
     Variant,
     read_engine_config,
-    relayed_notices,
     resolve,
 )
 
@@ -70,16 +69,22 @@ _UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|
 
 
 def resolve_for(
-    engine_folder: Path, settings: ServingSettings, given: Given | None = None
+    engine_folder: Path,
+    settings: ServingSettings,
+    given: Given | None = None,
+    *,
+    relay_url: str | None = None,
+    server: Server = "triton",
 ) -> tuple[EngineManifest, Resolved]:
     """Return an engine's manifest and its resolved serving settings; writes nothing.
 
     Args:
         given: Explicitly given settings and their origin; None: none.
+        relay_url: The server that requests are relayed to; None: the engine itself is served.
 
     Raises:
         MissingError: The folder has no engine.
-        UserError: Settings conflict, or the checkpoint was not compiled.
+        UserError: Settings conflict, the checkpoint was not compiled, or the engine cannot be relayed.
     """
     manifest = read_manifest(engine_folder)
     if manifest.kind == "checkpoint" and manifest.backend != "pytorch":
@@ -87,7 +92,10 @@ def resolve_for(
             f"{engine_folder}: contains a checkpoint, not an engine",
             hint="compile it with build-engine without --until checkpoint, or emulate it with --emulate",
         )
-    return manifest, resolve(settings, given or {}, manifest, _config_of(manifest, engine_folder))
+    if relay_url is not None:
+        _require_relayable(manifest, server)
+    config = _config_of(manifest, engine_folder)
+    return manifest, resolve(settings, given or {}, manifest, config, relay_url=relay_url)
 
 
 def _config_of(manifest: EngineManifest, engine_folder: Path) -> EngineConfig | None:
@@ -126,13 +134,11 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
         UserError: The folder contains a checkpoint that was not compiled, settings contradict the engine, or the
             tokenizer is invalid.
     """
-    manifest, resolved = resolve_for(engine_folder, settings, given)
+    relay_url = None if relay is None else relay.url
+    manifest, resolved = resolve_for(engine_folder, settings, given, relay_url=relay_url, server=server)
     alone = server == "trtllm-serve" and manifest.kind != "emulated"  # it reads the checkpoint's own tokenizer
     source = None if alone else tokenizer or _engine_tokenizer(engine_folder, manifest)
     checked = check_tokenizer(source) if source else ()
-    if relay is not None:
-        _require_relayable(manifest, server)
-    effects = resolved.notices if relay is None else relayed_notices(given or {}, relay.url)
     repository = RepositoryManifest(
         made_by=made_by,
         made_from=[source_of(engine_folder / MANIFEST_NAME)],
@@ -144,7 +150,7 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
         resolved=resolved.settings,
         engine=manifest,
         relay=relay,
-        notices=(*effects, *checked),
+        notices=(*resolved.notices, *checked),
     )
     inputs = [engine_folder, *([] if tokenizer is None else [tokenizer])]
     with whole_folder(out, made_by=made_by, force=force, inputs=inputs, later=SERVED_FILES) as folder:

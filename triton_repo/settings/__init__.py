@@ -16,7 +16,7 @@ from triton_repo.settings.repository_manifest import (
     Variant,
     read_repository,
 )
-from triton_repo.settings.resolve import Given, Resolved, given_in, relayed_notices, resolve, shown
+from triton_repo.settings.resolve import Given, Resolved, given_in, resolve, shown
 from triton_repo.settings.schema import all_settings, merged_over
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
     "misfits",
     "read_engine_config",
     "read_repository",
-    "relayed_notices",
     "resolve",
     "shown",
 ]

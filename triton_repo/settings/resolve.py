@@ -51,13 +51,19 @@ class Resolved:
 
 
 def resolve(
-    requested: ServingSettings, given: Given, engine: EngineManifest, config: EngineConfig | None = None
+    requested: ServingSettings,
+    given: Given,
+    engine: EngineManifest,
+    config: EngineConfig | None = None,
+    *,
+    relay_url: str | None = None,
 ) -> Resolved:
     """Resolve open settings and refuse conflicts.
 
     Args:
         given: Dotted names of the explicitly given settings, with their origin.
         config: The engine's own config.json; None for an emulated engine, or if it is not available.
+        relay_url: The server that requests are relayed to; `engine` is then the plan of that server.
 
     Raises:
         UserError: A conflict: the setting, its value, the contradiction, and a fix.
@@ -71,8 +77,12 @@ def resolve(
     settings = validate(values, ServingSettings, where="serving settings")
     for what, hint in conflicts_in(settings, engine, config):
         raise UserError(what, hint=hint)
-    choices = [_choice(setting, given, reasons, engine) for setting in all_settings(settings)]
-    return Resolved(settings, choices, list(_notices(choices, settings, engine)))
+    choices = [
+        _choice(setting, given, reasons, has_effect=_has_effect(setting, engine, relayed=relay_url is not None))
+        for setting in all_settings(settings)
+    ]
+    notices = _notices(choices, settings, engine) if relay_url is None else _relayed_notices(choices, relay_url)
+    return Resolved(settings, choices, list(notices))
 
 
 def given_in(document: dict[str, Any], prefix: str = "") -> list[str]:
@@ -123,12 +133,12 @@ _DERIVED: dict[str, _Derivation] = {
         else (0, "no CUDA graphs")
     ),
     "text.preprocessing_instances": lambda _, engine, __: (
-        (1, "an emulated engine shares the CPU with them")
+        (1, "the engine shares this machine's CPU with them")
         if engine.kind == "emulated"
         else (TOKENIZING_PROCESSES, "long prompts do not wait for each other")
     ),
     "text.bls_instances": lambda _, engine, __: (
-        (1, "an emulated engine shares the CPU with them")
+        (1, "the engine shares this machine's CPU with them")
         if engine.kind == "emulated"
         else (
             min(engine.limits.max_batch_size, MOST_BLS_PROCESSES),
@@ -151,8 +161,10 @@ def _decoding_mode(engine: EngineManifest, config: EngineConfig | None) -> tuple
     return "top_k_top_p", "the engine's beam width is 1"
 
 
-def has_effect(setting: Setting, engine: EngineManifest) -> bool:
-    """Return whether the served engine is affected by a setting."""
+def _has_effect(setting: Setting, engine: EngineManifest, *, relayed: bool) -> bool:
+    """Return whether the served engine, or the one that requests are relayed to, is affected by a setting."""
+    if relayed:
+        return setting.name.partition(".")[0] in RELAYED_ROOMS or setting.name in RELAYED_SETTINGS
     if engine.backend == "pytorch" and setting.name not in LLMAPI_SETTINGS:
         return False
     if engine.backend == "tensorrt" and setting.name.startswith("llmapi."):
@@ -160,7 +172,7 @@ def has_effect(setting: Setting, engine: EngineManifest) -> bool:
     return setting.target.emulated if engine.kind == "emulated" else setting.name != "emulation.time_scale"
 
 
-def _choice(setting: Setting, given: Given, reasons: dict[str, str], engine: EngineManifest) -> Choice:
+def _choice(setting: Setting, given: Given, reasons: dict[str, str], *, has_effect: bool) -> Choice:
     is_left_out = setting.value is None or setting.value == ()
     is_upstreams = is_left_out or shown(setting.value).lower() == setting.target.upstream_default.lower()
     origin: Any = given.get(setting.name) or (
@@ -173,15 +185,14 @@ def _choice(setting: Setting, given: Given, reasons: dict[str, str], engine: Eng
         reason=reasons.get(setting.name, ""),
         place=setting.target.place,
         upstream_default=setting.target.upstream_default,
-        effect="yes" if has_effect(setting, engine) else "none",
+        effect="yes" if has_effect else "none",
     )
 
 
 def _notices(choices: list[Choice], settings: ServingSettings, engine: EngineManifest) -> Iterator[Notice]:
-    idle = [choice.name for choice in choices if choice.effect == "none" and choice.origin in ("flag", "serving.yaml")]
-    if idle:
+    if idle := _idle(choices):
         served = "an emulated engine" if engine.kind == "emulated" else f"an engine of the {engine.backend} backend"
-        yield Notice(code="without-effect", text=f"{served} is not affected by {', '.join(idle)}")
+        yield Notice(code="without-effect", text=f"{served} is not affected by {idle}")
     yield from _llm_api_notices(engine)
     ranks = engine.parallel.tensor * engine.parallel.pipeline
     if engine.kind != "emulated" and ranks > 1:
@@ -195,11 +206,15 @@ def _notices(choices: list[Choice], settings: ServingSettings, engine: EngineMan
         yield Notice(code="several-gpus", text=f"the engine has {ranks} ranks: {how}")
 
 
-def relayed_notices(given: Given, url: str) -> Iterator[Notice]:
+def _idle(choices: list[Choice]) -> str:
+    """Return the given settings without effect; empty if there are none."""
+    return ", ".join(each.name for each in choices if each.effect == "none" and each.origin in ("flag", "serving.yaml"))
+
+
+def _relayed_notices(choices: list[Choice], url: str) -> Iterator[Notice]:
     """Yield what a reader of figures measured through a relay must know."""
-    idle = [name for name in given if name.partition(".")[0] not in RELAYED_ROOMS and name not in RELAYED_SETTINGS]
-    if idle:
-        yield Notice(code="without-effect", text=f"a relayed engine is not affected by {', '.join(sorted(idle))}")
+    if idle := _idle(choices):
+        yield Notice(code="without-effect", text=f"a relayed engine is not affected by {idle}")
     text = f"requests are relayed to {url}: its batch size, KV cache and scheduling are what it was started with"
     yield Notice(code="relayed", text=text)
 

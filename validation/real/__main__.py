@@ -12,8 +12,8 @@ from pathlib import Path
 
 from engines.console import progress, show
 from engines.errors import CommandError
-from engines.machine import available_cores
 from validation.real.chain import Chain, Settings
+from validation.real.commands import server_and_load_core
 from validation.real.publish import publish
 from validation.real.settings import OUT, VLLM_FOLDER
 
@@ -30,7 +30,9 @@ def main() -> int:
     parser.add_argument("--until", choices=Chain.STEPS, help="Stop after this step.")
     arguments = parser.parse_args()
     try:
-        settings = Settings(arguments.out, arguments.vllm or VLLM_FOLDER, arguments.vllm is None, *_cores())
+        settings = Settings(
+            arguments.out, arguments.vllm or VLLM_FOLDER, arguments.vllm is None, *server_and_load_core()
+        )
         done = _run(settings, skip={"text"} if arguments.skip_text else set(), until=arguments.until)
         if arguments.publish and done:
             for path in publish(arguments.out):
@@ -39,18 +41,6 @@ def main() -> int:
         sys.stderr.write(f"make real: error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_status
     return 0
-
-
-def _cores() -> tuple[int, int]:
-    """Return the server's core and the load's.
-
-    Raises:
-        CommandError: There is but one core.
-    """
-    cores = available_cores()
-    if len(cores) == 1:
-        raise CommandError("two cores are needed: one for the server, one for the load")
-    return cores[-1], cores[0]
 
 
 def _run(settings: Settings, *, skip: set[str], until: str | None) -> bool:

@@ -37,6 +37,7 @@ from validation.real.loads import (
     write_case,
     write_points,
 )
+from validation.real.server_process import Server
 from validation.real.settings import (
     CALIBRATION_RUNS,
     CUT_NAME,
@@ -54,7 +55,7 @@ from validation.real.settings import (
     WHOLE_NAME,
     Limits,
 )
-from validation.real.vllm import Server, require_vllm, serving, versions
+from validation.real.vllm import require_vllm, serving, versions
 from validation.validate import Compared, compare, read_case, read_points
 
 QUESTION = "Write one sentence about the sea."

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engines.console import progress
-from engines.errors import ToolError
+from engines.errors import CommandError, ToolError
+from engines.machine import available_cores
 
 BIN = Path(sys.executable).parent
 TIMEOUT_S = 900.0
@@ -66,6 +67,18 @@ def ours(
         last = done.stdout.strip().splitlines()[-5:]
         raise ToolError(f"{command} failed", status=done.returncode, last_lines=last)
     return Ran(done.stdout, done.returncode, cpu_s, time.monotonic() - began_s)
+
+
+def server_and_load_core() -> tuple[int, int]:
+    """Return the server's core, the last one, and the load's, the first.
+
+    Raises:
+        CommandError: There is only one core.
+    """
+    cores = available_cores()
+    if len(cores) == 1:
+        raise CommandError("two cores are needed: one for the server, one for the load")
+    return cores[-1], cores[0]
 
 
 def pinned_to(core: int) -> Callable[[], None]:

@@ -19,8 +19,8 @@ from engines.files import Strict
 from engines.machine import read_bandwidth
 from loadtest.results import read_records
 from validation.real.commands import ours
+from validation.real.server_process import Server
 from validation.real.settings import Shape
-from validation.real.vllm import Server
 
 SHAPE, REQUESTS, USERS = Shape(96, 40), 16, 8
 _OF_SERVER = re.compile(r"^vllm:inter_token_latency_seconds_(sum|count)\{[^}]*\} (\S+)$", re.MULTILINE)

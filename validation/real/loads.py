@@ -15,6 +15,7 @@ from loadtest.results import read_records, read_run, read_samples
 from loadtest.scenario import Scenario
 from loadtest.traffic import ConversationSampler, plans_of
 from validation.real.commands import ours
+from validation.real.server_process import Server
 from validation.real.settings import (
     BURST_CV,
     BURST_SECONDS,
@@ -28,7 +29,6 @@ from validation.real.settings import (
     Shape,
     UnseenLoad,
 )
-from validation.real.vllm import Server
 from validation.validate import Case, Measured, arguments_of
 
 CASE, POINTS = "case.yaml", "points.csv"

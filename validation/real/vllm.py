@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from email.parser import Parser
 from pathlib import Path
 
 from engines.console import progress
 from engines.errors import MissingError, ToolError
 from engines.ports import free_ports
-from engines.processes import ending_with_parent, stop_group
-from validation.real.commands import pinned_to
+from validation.real.server_process import Server, running
 from validation.real.settings import Limits
 
 VERSION, TORCH_VERSION = "0.32.0", "2.13.0"
@@ -42,7 +35,6 @@ NOT_NEEDED = frozenset(
     ]
 )
 _OPENMP, _SETUPTOOLS = "intel-openmp==2024.2.1", "setuptools==78.1.1"
-_READY_WITHIN_S, _STOP_WITHIN_S = 300.0, 20.0
 
 
 def require_vllm(folder: Path, *, may_install: bool) -> Path:
@@ -124,15 +116,6 @@ def _pip(folder: Path, *words: str) -> None:
         raise ToolError(f"pip {words[0]} failed", status=done.returncode, last_lines=done.stderr.splitlines()[-8:])
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running server."""
-
-    url: str
-    model: str
-    pid: int
-
-
 @contextmanager
 def serving(python: Path, checkpoint: Path, name: str, *, core: int, limits: Limits, log: Path) -> Iterator[Server]:
     """Give a server of a checkpoint that answers, with all of its processes on one core; it ends with the block.
@@ -141,35 +124,16 @@ def serving(python: Path, checkpoint: Path, name: str, *, core: int, limits: Lim
         ToolError: It ended, or did not answer in time.
     """
     (port,) = free_ports(1)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as written:
-        process = subprocess.Popen(
-            command_of(python, checkpoint, name, port=port, limits=limits),
-            env=environment(core),
-            stdout=written,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_Start(core),  # noqa: PLW1509 (this process has no other thread)
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(process, url, log)
-        yield Server(url, name, process.pid)
-    finally:
-        progress(f"stopping the server (process {process.pid})")
-        stop_group(process.pid, lambda: process.poll() is None, grace_s=_STOP_WITHIN_S)
-
-
-class _Start:
-    """What the server's process does first: one core, and an end with its parent."""
-
-    def __init__(self, core: int) -> None:
-        self._steps = (pinned_to(core), ending_with_parent(signal.SIGTERM))
-
-    def __call__(self) -> None:
-        """Do it."""
-        for step in self._steps:
-            step()
+    with running(
+        command_of(python, checkpoint, name, port=port, limits=limits),
+        "vLLM",
+        url=f"http://127.0.0.1:{port}/health",
+        model=name,
+        core=core,
+        log=log,
+        environment=environment(core),
+    ) as server:
+        yield server
 
 
 def command_of(python: Path, checkpoint: Path, name: str, *, port: int, limits: Limits) -> list[str]:
@@ -184,32 +148,5 @@ def command_of(python: Path, checkpoint: Path, name: str, *, port: int, limits: 
 
 
 def environment(core: int) -> dict[str, str]:
-    """Return the server's environment: nothing is asked of the network, and the threads stay on one core."""
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": str(core)}
-    return {**os.environ, **offline, **cpu}
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    began_s = told_s = time.monotonic()
-    progress(f"starting vLLM at {url}: a minute or two; log: {log}")
-    while time.monotonic() - began_s < _READY_WITHIN_S:
-        if process.poll() is not None:
-            last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
-            raise ToolError("vLLM ended while it started", status=process.returncode, log_path=log, last_lines=last)
-        if _is_healthy(url):
-            progress(f"ready after {time.monotonic() - began_s:.0f} s")
-            return
-        if time.monotonic() - told_s > 20:  # noqa: PLR2004 (seconds between two signs of life)
-            told_s = time.monotonic()
-            progress(f"waiting for vLLM, {told_s - began_s:.0f} s")
-        time.sleep(1)
-    raise ToolError(f"vLLM did not answer within {_READY_WITHIN_S:.0f} s", log_path=log)
-
-
-def _is_healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as reply:
-            return bool(reply.status == 200)  # noqa: PLR2004 (HTTP's OK)
-    except (urllib.error.URLError, OSError):
-        return False
+    """Return the server's own variables: no usage statistics, and its threads on one core."""
+    return {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": str(core)}

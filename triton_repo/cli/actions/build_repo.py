@@ -40,8 +40,10 @@ def run(engine_dir: Path, **flags: Any) -> None:
     """Generate the Triton model repository of an engine, and check it."""
     out = flags["out"] or Path("artifacts/repositories") / engine_dir.name
     settings, given = _serving_settings(flags)
-    if flags["explain"] or flags["dry_run"]:
-        _explain(*resolve_for(engine_dir, settings, given), flags)
+    relay_url = _relay_url(flags["engine_url"], flags["engine_model"])
+    if flags["explain"] or flags["dry_run"]:  # neither asks the server: it need not run
+        explained = resolve_for(engine_dir, settings, given, relay_url=relay_url, server=flags["server"])
+        _explain(*explained, flags)
         return
     refuse_existing(out, force=flags["force"], inputs=[engine_dir, *paths_named({**flags, "served_at": None})])
     repository = render_repository(
@@ -54,7 +56,7 @@ def run(engine_dir: Path, **flags: Any) -> None:
         force=flags["force"],
         made_by=made_by(console.command_line("build-repo")),
         server=flags["server"],
-        relay=_relay(flags["engine_url"], flags["engine_model"]),
+        relay=None if relay_url is None else _relay(relay_url, flags["engine_model"]),
     )
     if flags["as_json"]:
         console.show(to_json(repository).rstrip())
@@ -63,12 +65,11 @@ def run(engine_dir: Path, **flags: Any) -> None:
     console.wrote(out, f"serve-repo {console.quoted(out)}")
 
 
-def _relay(url: str | None, model: str | None) -> Relay | None:
-    """Return where requests are relayed to; the server is asked for its model where none is named.
+def _relay_url(url: str | None, model: str | None) -> str | None:
+    """Return the normalized URL of the server that requests are relayed to; None without one.
 
     Raises:
-        MissingError: No server answers there.
-        UserError: The URL is malformed, a model is named without it, or the server does not serve exactly one model.
+        UserError: It is malformed, or a model is named without it.
     """
     if url is None:
         if model is not None:
@@ -77,16 +78,25 @@ def _relay(url: str | None, model: str | None) -> Relay | None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "http" or not parts.netloc or parts.path.strip("/"):
         raise UserError(f"--engine-url {url}: not of the form http://HOST:PORT")
-    base = f"http://{parts.netloc}"
+    return f"http://{parts.netloc}"
+
+
+def _relay(url: str, model: str | None) -> Relay:
+    """Return the server and its model; it is asked for the model where none is named.
+
+    Raises:
+        MissingError: No server answers there.
+        UserError: The server does not serve exactly one model.
+    """
     if model is not None:
-        return Relay(url=base, model=model)
+        return Relay(url=url, model=model)
     try:
-        names = CompletionsServer(base).models()
+        names = CompletionsServer(url).models()
     except RelayError as error:
         raise MissingError(str(error), hint="start the server, or give --engine-model NAME") from error
     if len(names) != 1:
-        raise UserError(f"{base} serves {', '.join(names) or 'no model'}", hint="choose one with --engine-model NAME")
-    return Relay(url=base, model=names[0])
+        raise UserError(f"{url} serves {', '.join(names) or 'no model'}", hint="choose one with --engine-model NAME")
+    return Relay(url=url, model=names[0])
 
 
 def _serving_settings(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:

@@ -15,10 +15,12 @@ pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+from tokenizers.models import WordLevel  # noqa: E402
 
 from engines.checkpoint.export_config import mend_config  # noqa: E402
 from engines.checkpoint.export_job import ExportJob  # noqa: E402
-from engines.checkpoint.gguf import unpack  # noqa: E402
+from engines.checkpoint.gguf import name_special_tokens, unpack  # noqa: E402
 from engines.checkpoint.inspection import inspect_checkpoint, library  # noqa: E402
 from engines.checkpoint.library_output import chatter_to  # noqa: E402
 from engines.checkpoint.quantize import quantize, quantizing_memory_bytes  # noqa: E402
@@ -29,6 +31,7 @@ from engines.errors import MissingError, ToolError, UserError  # noqa: E402
 from engines.files import MadeBy  # noqa: E402
 from engines.spec.precision import KvFormat  # noqa: E402
 from tests.tiny_checkpoints import MODELS, WINDOWS, write_model  # noqa: E402
+from triton_repo.models.text import SpecialTokens, load_tokenizer, special_tokens  # noqa: E402
 
 # The models by name, each with the geometry that differs from its own.
 WIDE = {"hidden_size": 128, "intermediate_size": 256}
@@ -326,6 +329,19 @@ def test_peak_memory_grows_with_the_model(make: Make) -> None:
         > quantizing_memory_bytes(large, "fp8")
         > quantizing_memory_bytes(facts, "fp8")
     )
+
+
+def test_an_unpacked_tokenizer_ends_with_the_models_end_token(tmp_path: Path) -> None:
+    """Transformers 5.14 takes SmolLM2's end token for the one that begins a turn: replies would not end."""
+    transformers = library("transformers")
+    vocabulary = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    whole = Tokenizer(WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    read = transformers.PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<|im_start|>")
+    name_special_tokens(read, transformers.LlamaConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2))
+    read.save_pretrained(tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (again.bos_token_id, again.eos_token_id, again.pad_token_id) == (1, 2, 2)
+    assert special_tokens(tmp_path, load_tokenizer(tmp_path)) == SpecialTokens(end_id=2, pad_id=2)
 
 
 def test_unpack_refuses_what_is_not_gguf(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     r1_tokenizer().save(str(folder / "tokenizer.json"))
     config = {"bos_token": {"content": BEGIN}, "eos_token": END, "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.95, "do_sample": true}')
+    generation = {"temperature": 0.6, "top_p": 0.95, "do_sample": True, "eos_token_id": [259, 256]}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
 
 

@@ -120,6 +120,18 @@ def test_sampling_is_passed_on(front: Any, client: OpenAI) -> None:
     assert asked["stop_words_list"] == [97, 98, 99, 2, 3, -1]
 
 
+def test_every_end_token_of_the_checkpoint_ends_a_reply(front: Any, client: OpenAI) -> None:
+    """Llama 3 ends at one of three tokens: the tokenizer names one, generation_config.json the others."""
+    front.triton.said("Hi<｜begin▁of▁sentence｜>")
+    assert _chat(client, max_tokens=3, stop="abc").choices[0].finish_reason == "stop"
+    assert front.triton.last["stop_words_list"] == [97, 98, 99, 256, 3, 4, -1, -1]
+    assert front.triton.last["end_id"] == [259]
+    reply = _chat(client, max_tokens=3)
+    assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == ("Hi", "stop")
+    _chat(client, max_tokens=3, extra_body={"ignore_eos": True})
+    assert "stop_words_list" not in front.triton.last
+
+
 def test_temperature_nought_is_the_most_likely_token(front: Any, client: OpenAI) -> None:
     """TensorRT-LLM takes no temperature of 0; the most likely of one is the same."""
     _chat(client, temperature=0)

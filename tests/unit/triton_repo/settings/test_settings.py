@@ -254,6 +254,30 @@ def test_explain_names_every_setting(engine: Path, tmp_path: Path, capsys: pytes
     assert settings["queue.max_queue_size"]["origin"] == "flag"
 
 
+def test_a_relayed_engine_is_explained_as_one(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its cache and scheduler are the server's own, which need not run: its settings have no effect, the queue's do."""
+    asked = ["--engine-url", "http://127.0.0.1:9/", "--set", "kv_cache.max_tokens=9000", "--max-queue-size", 4]
+    assert _build(engine, *asked, "--explain", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    effects = {choice["name"]: choice["effect"] for choice in document["settings"]}
+    assert (effects["kv_cache.max_tokens"], effects["scheduling.policy"]) == ("none", "none")
+    assert (effects["queue.max_queue_size"], effects["emulation.time_scale"]) == ("yes", "none")
+    notices = {notice["code"]: notice["text"] for notice in document["notices"]}
+    assert notices["without-effect"] == "a relayed engine is not affected by kv_cache.max_tokens"
+    assert "relayed to http://127.0.0.1:9: " in notices["relayed"]
+
+
+def test_what_cannot_be_relayed_is_not_explained(
+    built: EngineManifest, engine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A malformed URL, and an engine that is built, are refused as they would be without --explain."""
+    assert _build(engine, "--engine-url", "127.0.0.1:9", "--explain") == 2
+    assert "not of the form http://HOST:PORT" in capsys.readouterr().err
+    write_json(engine / "manifest.json", built)
+    assert _build(engine, "--engine-url", "http://127.0.0.1:9", "--explain") == 2
+    assert "--engine-url requires an emulated engine" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
