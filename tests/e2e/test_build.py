@@ -17,9 +17,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
 pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 
-from safetensors.torch import save_file  # noqa: E402
 
-from tests.tiny_checkpoints import VOCABULARY, random_weights, write_tokenizer  # noqa: E402
+from tests.tiny_checkpoints import VOCABULARY, write_random, write_tokenizer  # noqa: E402
 
 BIN = Path(sys.executable).parent
 LIMIT_S = 240
@@ -73,19 +72,6 @@ build_engine()
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a random two-layer Llama with a word-level tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    folder.mkdir()
-    tensors = random_weights(
-        words=WORDS,
-        hidden=HIDDEN,
-        inner=INNER,
-        layers=LAYERS,
-        heads=4,
-        kv_heads=2,
-        head=HIDDEN // 4,
-        scale=0.15,
-        qk_norm=False,
-    )
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -104,7 +90,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    write_random(folder, config, scale=0.15)
     write_tokenizer(folder)
     return folder
 
