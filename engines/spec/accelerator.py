@@ -76,6 +76,7 @@ class Accelerator(Strict):
         threads: A CPU's, that serve.
         multiprocessors: A GPU's streaming multiprocessors.
         usd_per_h: Price of an hour of one; without it, plans state no cost.
+        power_w: A GPU's board power; without it, no power is predicted.
         measured_on: Day; `command`: how. Both belong to `measured`.
     """
 
@@ -91,6 +92,7 @@ class Accelerator(Strict):
     threads: Annotated[int, Field(ge=1)] | None = None
     multiprocessors: Annotated[int, Field(ge=1)] | None = None
     usd_per_h: Sourced | None = None
+    power_w: Sourced | None = None
     measured_on: date | None = None
     command: Text | None = None
     machine: MachineFacts | None = None
@@ -135,6 +137,7 @@ class Accelerator(Strict):
             products=self.products,
             interconnect_bytes_per_s=between.value,
             multiprocessors=self.multiprocessors or self.threads or 1,
+            power_w=None if self.power_w is None else self.power_w.value,
             source=f"{self.kind}{when}: {bandwidth.source}",
         )
 

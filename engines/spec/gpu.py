@@ -40,7 +40,7 @@ class GpuSpec(Strict):
         interconnect_bytes_per_s: To one other GPU of the same machine, one direction; of a CPU, its memory's.
         l2_bytes: Level-2 cache.
         multiprocessors: Streaming multiprocessors, each running thread blocks of its own; of a CPU, its threads.
-        power_w: Board power.
+        power_w: Board power; None if unknown, and for a slice of a GPU.
         aliases: Other names people and published tables use.
         source: Where the numbers were read.
     """

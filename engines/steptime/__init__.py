@@ -1,6 +1,7 @@
 """The cost of one iteration: from data sheets, from measured tables, or fitted to a deployment."""
 
 from engines.steptime.calibrated import Calibrated
+from engines.steptime.power import PowerModel, StepEnergy, power_model_for, why_no_power
 from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, attended_tokens
@@ -12,17 +13,21 @@ __all__ = [
     "NORMAL_90",
     "Calibrated",
     "DecodeLine",
+    "PowerModel",
     "Roofline",
     "StepCost",
+    "StepEnergy",
     "StepShape",
     "StepTime",
     "StepTimeInterval",
     "attended_tokens",
     "favoured_source",
+    "power_model_for",
     "scaled",
     "slowed",
     "step_time_for",
     "step_time_of",
     "uncertainty",
     "uniform",
+    "why_no_power",
 ]

@@ -17,6 +17,7 @@ GROUPS = {
     ),
     "Engine (if no engine folder is given)": (
         *("--model", "--gpu", "--precision", "--kv-cache", "--tp", "--max-batch-size", "--max-num-tokens"),
+        *("--speculative", "--draft-model", "--max-draft-len", "--max-total-draft-tokens", "--acceptance"),
     ),
     "Prediction": ("--calibration", "--engine-profile", "--step-time"),
 }
@@ -36,6 +37,23 @@ GROUPS = {
 @click.option("--precision", help="Precision, if no engine folder is given.")
 @click.option("--tp", type=int, help="Tensor parallel size, if no engine folder is given.")
 @click.option("--max-batch-size", type=int, help="Maximum sequences in one iteration, if no engine folder is given.")
+@click.option(
+    "--speculative",
+    metavar="MODE",
+    help="Speculative decoding, if no engine folder is given: eagle3, ...",
+)
+@click.option("--draft-model", metavar="DIR|NAME", help="Draft model for eagle3 or draft_target.")
+@click.option("--max-draft-len", type=int, help="Most draft tokens that a step can accept.")
+@click.option(
+    "--max-total-draft-tokens",
+    type=int,
+    help="Draft tokens that a step verifies, if they are a tree. Default: a chain of --max-draft-len.",
+)
+@click.option(
+    "--acceptance",
+    metavar="RATE,...",
+    help="Share of steps that accept the draft token at each position. Default: the method's, if a source is known.",
+)
 @click.option(
     "--engine-profile",
     metavar="NAME",

@@ -14,7 +14,7 @@ from loadtest.cli.target_options import target_flags
 RUN_OUT = Path("artifacts/run")
 MASTER_PORT = 5557
 GROUPS = {
-    "Server": ("--url", "--protocol", "--model", "--tokenizer", "--metrics-url"),
+    "Server": ("--url", "--protocol", "--model", "--tokenizer", "--metrics-url", "--power-url", "--power-gpu"),
     "Load": (
         *("--scenario", "--concurrency", "--rate", "--duration", "--requests", "--isl", "--osl", "--prompts"),
         "--seed",

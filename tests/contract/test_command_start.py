@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -47,6 +48,21 @@ def test_help_and_usage_errors_load_nothing_slow(target: str, arguments: list[st
     *_, status, loaded = done.stdout.splitlines()
     assert status == f"status {2 if arguments == ['--no-such-flag'] else 0}"
     assert not set(SLOW_TO_IMPORT) & set(loaded.split())
+
+
+def test_figures_do_not_depend_on_the_number_of_cores() -> None:
+    """Numpy has one thread in the commands that compute figures."""
+    count = """
+from loadtest.cli import start
+try:
+    start.report_load(["--no-such-flag"])
+except SystemExit:
+    import os, numpy
+    print(len(os.listdir("/proc/self/task")))
+"""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", count], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
 
 
 def test_help_names_what_is_known() -> None:

@@ -10,7 +10,7 @@ from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import MissingError, TargetMissedError, UserError
 from engines.files import read_yaml, to_json
 from engines.outputs import paths_named, refuse_existing, refuse_foreign_junit
-from loadtest.cli.tables import show_comparison, show_summary
+from loadtest.cli.tables import show_comparison, show_energy, show_summary
 
 if TYPE_CHECKING:
     from loadtest.report import Case
@@ -73,6 +73,7 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
         show(to_json(summary).rstrip())
     else:
         show_summary(summary)
+        show_energy(summary)
         if flags["dry_run"]:
             show(f"would write {target}")
         else:

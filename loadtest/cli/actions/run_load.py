@@ -13,7 +13,7 @@ from engines.files import made_by, to_json
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
 from engines.ports import why_not_free
 from loadtest.cli.options import load_options, outlook, scenario_of, target_options
-from loadtest.cli.tables import show_summary
+from loadtest.cli.tables import show_energy, show_summary
 from loadtest.metrics import summary_of_runs
 from loadtest.results import RUN_FILES, RunManifest
 from loadtest.run import GeneratorProcesses, join, run_once
@@ -60,7 +60,9 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
             "[" + ",".join(to_json(run).rstrip() for run in runs) + "]" if len(runs) > 1 else to_json(runs[0]).rstrip()
         )
     else:
-        show_summary(summary_of_runs(folders))
+        summary = summary_of_runs(folders)
+        show_summary(summary)
+        show_energy(summary)
         wrote(out, "report-load " + " ".join(map(quoted, folders)))
     if validity_issues and flags["strict"]:
         raise TargetMissedError(f"{out}: the run is not valid: {len(validity_issues)} validity issues; see run.json")

@@ -1,0 +1,131 @@
+"""The energy of one iteration: base power, bytes read, operations, tokens; see `engines.spec.PowerPrior`.
+
+The same for every source of step times: what an iteration reads and multiplies follows from the model's geometry.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from engines.manifest import EngineManifest
+from engines.spec import GpuSpec, KvFormat, ModelSpec, PowerPrior, power_prior, precision_named
+from engines.steptime.shape import StepShape
+from engines.steptime.uncertainty import NORMAL_90
+
+
+class StepEnergy(NamedTuple):
+    """Joules of one iteration by cause, all GPUs of the replica together.
+
+    Attributes:
+        base_j: Clocks up and no work, for the iteration's whole time.
+        memory_j: Reading weights and KV cache.
+        arithmetic_j: Matrix products and attention.
+        tokens_j: Sampling and small kernels of the produced tokens.
+    """
+
+    base_j: float
+    memory_j: float
+    arithmetic_j: float
+    tokens_j: float
+
+    @property
+    def joules(self) -> float:
+        """All of it."""
+        return sum(self)
+
+
+class PowerModel:
+    """Power of a replica's GPUs while it serves a model.
+
+    Args:
+        gpu: One GPU of the replica; its board power must be known.
+        precision: Name of the number format of the linear layers.
+        tensor_parallel: GPUs of the replica. Traffic between them is not counted.
+        prior: None: the shipped one.
+
+    Raises:
+        ValueError: The GPU's board power is unknown.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        gpu: GpuSpec,
+        precision: str,
+        kv_format: KvFormat,
+        *,
+        tensor_parallel: int = 1,
+        prior: PowerPrior | None = None,
+    ) -> None:
+        if gpu.power_w is None:
+            raise ValueError(f"{gpu.name}: no board power is known")
+        self.prior = prior = prior or power_prior()
+        chosen = precision_named(precision)
+        self.gpus = tensor_parallel
+        self.base_w = prior.base_ratio * gpu.power_w * tensor_parallel
+        self.most_w = prior.most_ratio * gpu.power_w * tensor_parallel
+        arithmetic_w = prior.arithmetic_ratio * gpu.power_w
+        linear_flop_j = arithmetic_w / gpu.dense_flops[chosen.arithmetic]
+        rest_flop_j = arithmetic_w / gpu.dense_flops[chosen.rest_arithmetic]
+        self._weights_j = prior.byte_j * model.read_bytes_per_step(chosen)
+        self._kv_j_per_token = prior.byte_j * model.kv_bytes_per_token(kv_format)
+        self._linear_j_per_token = 2 * model.linear_parameters * linear_flop_j
+        self._head_j_per_sequence = 2 * model.head_parameters * rest_flop_j
+        self._attention_j_per_pair = 4 * model.layers * model.attention_size * rest_flop_j
+        self._token_j = prior.token_flops * rest_flop_j
+        ratio = math.exp(NORMAL_90 * prior.spread(gpu.name).log_sd)
+        self.interval = (1 / ratio, ratio)
+        self.provenance = f"power prior {prior.name}, {prior.spread(gpu.name).source}"
+
+    def energy(self, shape: StepShape, seconds: float) -> StepEnergy:
+        """Return the energy of an iteration of this shape that takes this long.
+
+        At the board's power limit clocks fall: the iteration takes no more than the limit, and its parts above the base
+        are scaled down alike.
+        """
+        tokens = shape.decode_sequences + shape.prefill_tokens
+        sequences = shape.decode_sequences + shape.prefill_sequences
+        pairs = shape.decode_context_tokens + shape.prefill_attended_tokens
+        base_j = self.base_w * seconds
+        memory_j = self._weights_j + shape.decode_context_tokens * self._kv_j_per_token
+        arithmetic_j = (
+            tokens * self._linear_j_per_token
+            + sequences * self._head_j_per_sequence
+            + pairs * self._attention_j_per_pair
+        )
+        tokens_j = sequences * self._token_j
+        room_j = self.most_w * seconds - base_j
+        ratio = min(1.0, room_j / (memory_j + arithmetic_j + tokens_j))
+        return StepEnergy(base_j, ratio * memory_j, ratio * arithmetic_j, ratio * tokens_j)
+
+    def joules(self, shape: StepShape, seconds: float) -> float:
+        """Return the joules of an iteration."""
+        return self.energy(shape, seconds).joules
+
+
+def power_model_for(manifest: EngineManifest) -> PowerModel | None:
+    """Return the power model of an engine; None if `why_no_power` has a reason."""
+    if why_no_power(manifest.gpu) is not None:
+        return None
+    return PowerModel(
+        manifest.model,
+        manifest.gpu,
+        manifest.precision.name,
+        manifest.precision.kv_cache,
+        tensor_parallel=manifest.parallel.tensor,
+    )
+
+
+def why_no_power(gpu: GpuSpec) -> str | None:
+    """Return why the power of a GPU or CPU is not predicted; None if it is.
+
+    >>> from engines.spec import gpu_named
+    >>> why_no_power(gpu_named("h100-sxm-80gb-mig-3g.40gb"))
+    'h100-sxm-80gb-mig-3g.40gb: no board power is known for a slice of a GPU'
+    """
+    if gpu.device == "cpu":
+        return f"{gpu.name}: the power model covers GPUs, not CPUs"
+    if gpu.power_w is None:
+        return f"{gpu.name}: no board power is known" + (" for a slice of a GPU" if "-mig-" in gpu.name else "")
+    return None
