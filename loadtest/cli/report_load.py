@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags, writing_flags
+from engines.errors import UserError
 
 REPORT_OUT = Path("artifacts/report")
 COMPARISON_OUT = Path("artifacts/comparison")
@@ -78,7 +79,29 @@ def report_load(**flags: Any) -> None:
     Several runs share a report only if all are measured, all emulated or all predicted. Runs of one scenario show the
     spread between runs. --compare shows two runs side by side. --gate and --max-regression pass or fail a run.
     """
+    _refuse_flags(flags["runs"], flags)
     from loadtest.cli.actions.report_load import run
 
     default = COMPARISON_OUT if flags["compare"] else REPORT_OUT
     run(**flags | {"out": flags["out"] or default})
+
+
+def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
+    """Refuse flags that exclude each other, and flags without the one they require."""
+    if not runs and not flags["compare"]:
+        raise UserError("no run folder was given", hint="report-load RUN_DIR...")
+    if flags["compare"] and runs:
+        raise UserError(
+            "--compare takes both runs as its own arguments", hint="report-load --compare BASELINE CANDIDATE"
+        )
+    for flag in ("across_kinds", "max_regression"):
+        if flags[flag] and not flags["compare"]:
+            raise UserError(f"--{flag.replace('_', '-')} needs --compare")
+    is_gated = flags["max_regression"] is not None if flags["compare"] else flags["gate"] is not None
+    if flags["compare"] and flags["gate"]:
+        raise UserError(
+            "--gate checks one run, not a comparison",
+            hint=("use report-load CANDIDATE --gate FILE, or --max-regression"),
+        )
+    if flags["junit"] and not is_gated:
+        raise UserError("--junit needs --gate or --max-regression", hint="add --gate FILE or --max-regression RATIO")

@@ -197,6 +197,9 @@ def show_calibration(found: Calibration) -> None:
             if value is not None
         )
         show(f"held out {shape.isl}/{shape.osl}, {shape.points} points: {errors}")
+    if found.drift:
+        drift = " ".join(f"{name.removesuffix('_s')} {value:.1%}" for name, value in found.drift.items())
+        show(f"drift between repeated loads, part of every interval: {drift}")
     for warning in found.warnings:
         progress(f"warning: {warning}")
 

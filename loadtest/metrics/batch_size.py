@@ -163,7 +163,7 @@ def batch_of_gaps(window: Window, columns: Columns) -> tuple[Floats, Floats]:
     starts, ends = np.sort(columns.first_s[streaming]), np.sort(columns.last_s[streaming])
     stride = 1 + int(len(columns.gaps_s) // MOST_GAPS)
     batches, gaps = [np.zeros(0)], [np.zeros(0)]
-    for chunk in columns.token_chunks():
+    for chunk in columns.token_chunks(by_response=True):
         same = chunk.row[1:] == chunk.row[:-1]
         middle = ((chunk.time_s[1:] + chunk.time_s[:-1]) / 2)[same][::stride]
         gap = np.diff(chunk.time_s)[same][::stride]

@@ -190,9 +190,10 @@ class LevelSummary(Strict):
     errors_by_outcome: Annotated[dict[str, int], Field(description="Failed requests by outcome.")]
     ttft_s: Annotated[Spread | None, Field(description="Time to first token, from sending.")]
     itl_s: Annotated[
-        Spread | None, Field(description="Inter-token latency: every gap between tokens, pooled over requests.")
+        Spread | None,
+        Field(description="Inter-token latency: every gap between responses, pooled over requests."),
     ]
-    tpot_s: Annotated[Spread | None, Field(description="Time per output token: mean gap of each request.")]
+    tpot_s: Annotated[Spread | None, Field(description="Time per output token after the first, of each request.")]
     e2e_s: Annotated[Spread | None, Field(description="End-to-end latency: from sending to the end of the reply.")]
     window: Annotated[
         Literal["steady", "whole"],
@@ -253,7 +254,7 @@ class LevelSummary(Strict):
         default_factory=dict, description="Failed requests by error message; the ten most frequent."
     )
     bundled_tokens: Annotated[
-        int, Field(description="Tokens that arrived in one response with the one before: their gap is zero.")
+        int, Field(description="Tokens that arrived in one response with the one before, and have no gap of their own.")
     ] = 0
     cached_ratio: Annotated[
         float | None, Field(description="Share of prompt tokens found in the server's cache; null if not reported.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.console import command_line, progress, quoted, show, wrote
-from engines.errors import MissingError, TargetMissedError, UserError
+from engines.errors import MissingError, TargetMissedError
 from engines.files import read_yaml, to_json
 from engines.outputs import paths_named, refuse_existing, refuse_foreign_junit
 from loadtest.cli.pricing import pricing_of
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def run(runs: tuple[Path, ...], **flags: Any) -> None:
     """Evaluate run folders: summary.json, charts, exports, and a self-contained HTML page."""
-    _refuse_flags(runs, flags)
+    if flags["junit"]:
+        refuse_foreign_junit(flags["junit"])
     try:
         if flags["compare"]:
             _compare(flags)
@@ -27,26 +28,6 @@ def run(runs: tuple[Path, ...], **flags: Any) -> None:
             _report(runs, flags)
     except ModuleNotFoundError as error:
         raise MissingError(f"{error.name} is not installed", hint="pip install 'engine-to-capacity[load]'") from error
-
-
-def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
-    if flags["compare"] and runs:
-        raise UserError(
-            "--compare takes both runs as its own arguments", hint="report-load --compare BASELINE CANDIDATE"
-        )
-    for flag in ("across_kinds", "max_regression"):
-        if flags[flag] and not flags["compare"]:
-            raise UserError(f"--{flag.replace('_', '-')} needs --compare")
-    is_gated = flags["max_regression"] is not None if flags["compare"] else flags["gate"] is not None
-    if flags["compare"] and flags["gate"]:
-        raise UserError(
-            "--gate checks one run, not a comparison",
-            hint=("use report-load CANDIDATE --gate FILE, or --max-regression"),
-        )
-    if flags["junit"] and not is_gated:
-        raise UserError("--junit needs --gate or --max-regression", hint="add --gate FILE or --max-regression RATIO")
-    if flags["junit"]:
-        refuse_foreign_junit(flags["junit"])
 
 
 def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
