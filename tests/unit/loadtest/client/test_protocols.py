@@ -208,6 +208,20 @@ def test_thoughts_and_calls_are_tokens_and_roles_are_not() -> None:
     assert (answer.finish_reason, answer.bundled_tokens) == ("length", 0)
 
 
+def test_chunks_without_a_text_are_none_of_the_reply() -> None:
+    """LiteLLM's proxy leaves `text` out of the chunks that hold the reason and the usage (1.108, seen)."""
+    protocol = _dialect("openai-completions")
+    answer = _read(
+        protocol,
+        {"choices": [{"index": 0, "text": " Paris"}]},
+        {"choices": [{"finish_reason": "length", "index": 0}]},
+        {"choices": [{"index": 0}], "usage": {"completion_tokens": 1, "prompt_tokens": 5}},
+        b"[DONE]",
+    )
+    protocol.settle(answer)
+    assert (list(answer.times_s), answer.finish_reason, answer.prompt_tokens) == ([0.0], "length", 5)
+
+
 def test_a_stream_without_its_mark_of_the_end_was_cut() -> None:
     """Neither a reason to end nor [DONE]: the reply is not whole, however well its bytes ended."""
     protocol = _dialect("openai-completions")
