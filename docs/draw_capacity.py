@@ -1,4 +1,4 @@
-"""Draw the charts of docs/explanation/why-plans-fail.md with plan-capacity's own simulation (`make docs`)."""
+"""Draw the charts of why-plans-fail.md and does-speculation-pay.md with plan-capacity's own code (`make docs`)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.planning import emulated_manifest
+from engines.planning import emulated_manifest, payoff_of
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.output.charts import Series, chart
+from loadtest.capacity.output.page_figures import payoff_chart
+from loadtest.capacity.payoff import SpeculationPayoff
 from loadtest.capacity.simulation.load_bench import WINDOWS, LoadBench, Task
 from loadtest.capacity.simulation.observations import RateResult
 from loadtest.capacity.simulation.replica import NONE
@@ -26,12 +28,17 @@ svg { background: #fff } text { fill: #1f2933; font: 12px system-ui, sans-serif 
 .line { fill: none; stroke-width: 2 } .limit { stroke: #aa3377; stroke-dasharray: 2 3 }
 .line.tone0 { stroke: #0072b2 } .line.tone1 { stroke: #d55e00 } .line.tone2 { stroke: #009e73 }
 .dot.tone0 { fill: #0072b2 } .dot.tone1 { fill: #d55e00 } .dot.tone2 { fill: #009e73 }
+.mark { fill: none; stroke: #1f2933; stroke-width: 2 }
 </style>"""
 
 
 def main() -> None:
-    """Write both charts."""
-    for name, drawn in (("plans-bursts", bursts()), ("plans-thinkers", thinkers())):
+    """Write the charts."""
+    for name, drawn in (
+        ("plans-bursts", bursts()),
+        ("plans-thinkers", thinkers()),
+        ("speculation-payoff", speculation()),
+    ):
         head, body = drawn.split(">", 1)
         text = f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{body}\n'
         (IMAGES / f"{name}.svg").write_text(text, encoding="utf-8")
@@ -79,6 +86,25 @@ def thinkers() -> str:
         y="TTFT p95, ms",
         y_log=True,
     )
+
+
+def speculation() -> str:
+    """Draw the speed-up of two drafts an EAGLE-3 step against the batch size."""
+    keys = {
+        "model": "qwen3-8b",
+        "backend": "pytorch",
+        "engine_profile": "sglang",
+        "kv_cache.format": "16bit",
+        "limits.max_batch_size": 128,
+        "limits.max_num_tokens": 8192,
+        "speculative.mode": "eagle3",
+        "speculative.draft_model": "Tengyunw/qwen3_8b_eagle3",
+        "speculative.max_draft_len": 2,
+    }
+    resolved = resolve_recipe(None, keys)
+    payoff = payoff_of(emulated_manifest(make_plan(resolved, head=HEAD), resolved.recipe), isl=233, osl=221)
+    assert payoff is not None
+    return payoff_chart([SpeculationPayoff(name="eagle3", rows=(), payoff=payoff)])
 
 
 def planned(*, isl: int, osl: int, blocks: int | None = None) -> EngineManifest:

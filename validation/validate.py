@@ -35,9 +35,18 @@ from validation.calibrated import GOALS, Row, calibrated_rows, read_rows, write_
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "measurements" / "fidelity.md"
 QUANTITIES = ("tokens_per_s", "itl", "ttft")
+PER_TOKEN = "tpot"  # of cases with speculation, whose ITL is the time per step
 AISIMULATE_TIMEOUT_S = 120
 AISIMULATE_GPUS = {"a100-sxm-80gb": "a100_sxm", "h100-sxm-80gb": "h100_sxm", "h200-sxm-141gb": "h200_sxm"}
 AISIMULATE_BACKENDS = {"trtllm-1.x-triton": "trtllm", "trtllm-serve": "trtllm", "vllm-v1": "vllm", "sglang": "sglang"}
+
+
+class Speculated(Strict):
+    """The speculative decoding of a case's points; `acceptance` by position, cut to each point's draft length."""
+
+    mode: str
+    draft_model: str
+    acceptance: tuple[float, ...] | None = None
 
 
 class Case(Strict):
@@ -63,6 +72,8 @@ class Case(Strict):
         scenario: How the load generator behaved, where `predict-load` differs.
         tuned: The profile's numbers were fitted to these points; False: nothing of them was used.
         fast: Part of the quick subset.
+        speculative: Mode, draft model and acceptance (None: the default) of the points with a draft length; those
+            without are of the same deployment without speculation.
         wants: Mean absolute errors asked for, in percent, by quantity; TTFT is a median where `ttft_median`.
         leave_out: Why a published statistic is not compared.
         aisimulate: NVIDIA's simulator is asked, too.
@@ -89,6 +100,7 @@ class Case(Strict):
     itl_of_chunks: bool = False
     scenario_file: str | None = None
     scenario: dict[str, Any] | None = None
+    speculative: Speculated | None = None
     tuned: bool
     fast: bool = False
     wants: dict[str, float] = Field(default_factory=dict)
@@ -108,6 +120,8 @@ class Measured(NamedTuple):
     values: dict[str, float | None]
     where: str
     requests: int | None = None
+    max_draft_len: int | None = None
+    max_total_draft_tokens: int | None = None
 
 
 class Predicted(NamedTuple):
@@ -149,7 +163,7 @@ def main() -> int:
             write_rows(calibrated_rows(pool))
     found = [read_comparison(folder) for folder in (folders if options.page else chosen)]
     whole = not (options.fast or options.only)
-    text = tables_of(found) + (calibrated_table(read_rows()) if whole else "")
+    text = tables_of(found) + speculation_table(found) + (calibrated_table(read_rows()) if whole else "")
     sys.stdout.write(text)
     if whole:
         PAGE.write_text(page_of(text, found), encoding="utf-8")
@@ -159,7 +173,7 @@ def main() -> int:
 def write_page() -> None:
     """Write the page from the comparisons there are; nothing is predicted."""
     found = [read_comparison(path.parent) for path in sorted(HERE.rglob("case.yaml"))]
-    text = tables_of(found) + calibrated_table(read_rows())
+    text = tables_of(found) + speculation_table(found) + calibrated_table(read_rows())
     PAGE.write_text(page_of(text, found), encoding="utf-8")
 
 
@@ -208,7 +222,7 @@ def read_comparison(folder: Path) -> Compared:
         rows = list(csv.DictReader(file))
 
     def column(row: dict[str, str], what: str) -> dict[str, float]:
-        cells = {name: row[f"{name}_{what}"] for name in QUANTITIES}
+        cells = {name: row.get(f"{name}_{what}", "") for name in (*QUANTITIES, PER_TOKEN)}
         return {name: float(text) for name, text in cells.items() if text}
 
     predicted = [
@@ -231,9 +245,13 @@ def read_points(folder: Path) -> list[Measured]:
                     "tokens_per_s": _number(row.get("tokens_per_s")),
                     "itl": _number(row.get("itl_ms"), _itl_scale(case, int(row["osl"]))),
                     "ttft": _number(row.get("ttft_ms"), 1e-3),
+                    PER_TOKEN: _number(row.get("tpot_ms"), 1e-3),
                 },
                 row.get("where", ""),
-                int(row["requests"]) if row.get("requests") else None,
+                *(
+                    int(row[name]) if row.get(name) else None
+                    for name in ("requests", "max_draft_len", "max_total_draft_tokens")
+                ),
             )
             for row in csv.DictReader(file)
         ]
@@ -261,6 +279,7 @@ def arguments_of(case: Case, point: Measured) -> list[str]:
         "max-batch-size": batch,
         "max-num-tokens": case.max_num_tokens,
         "calibration": case.calibration,
+        **_speculative_flags(case, point),
     }
     if case.load == "trace":
         flags |= {"scenario": case.scenario_file}
@@ -275,6 +294,20 @@ def arguments_of(case: Case, point: Measured) -> list[str]:
         flags["requests"] = max(case.requests, 3 * int(point.load))
     found = [text for name, value in flags.items() if value is not None for text in (f"--{name}", str(value))]
     return [*found, "--at-once"] if case.load == "at_once" else found
+
+
+def _speculative_flags(case: Case, point: Measured) -> dict[str, object]:
+    chosen, draft_len = case.speculative, point.max_draft_len
+    if chosen is None or draft_len is None:
+        return {}
+    rates = None if chosen.acceptance is None else ",".join(f"{rate:g}" for rate in chosen.acceptance[:draft_len])
+    return {
+        "speculative": chosen.mode,
+        "draft-model": chosen.draft_model,
+        "max-draft-len": draft_len,
+        "max-total-draft-tokens": point.max_total_draft_tokens,
+        "acceptance": rates,
+    }
 
 
 def predict_point(case: Case, point: Measured) -> Predicted:
@@ -309,7 +342,7 @@ def predict_point(case: Case, point: Measured) -> Predicted:
 def _of_level(level: dict[str, Any], case: Case) -> dict[str, float]:
     """Return the published statistics of a level as `predict-load` prints it."""
     values = {"tokens_per_s": level["output_tokens_per_s"]}
-    for name, statistic in (("itl", case.itl), ("ttft", case.ttft)):
+    for name, statistic in (("itl", case.itl), ("ttft", case.ttft), (PER_TOKEN, "mean")):
         if level[f"{name}_s"] is not None:
             values[name] = level[f"{name}_s"][statistic]
     return values
@@ -348,12 +381,11 @@ def write_comparison(found: Compared) -> None:
     with (found.folder / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         columns = ("published", "predicted", "low", "high", "error_percent", "aisimulate")
-        writer.writerow(
-            ["load", "isl", "osl", *(f"{name}_{each}" for name in QUANTITIES for each in columns), "command"]
-        )
+        names = QUANTITIES if found.case.speculative is None else (*QUANTITIES, PER_TOKEN)
+        writer.writerow(["load", "isl", "osl", *(f"{name}_{each}" for name in names for each in columns), "command"])
         for point, seen, other in zip(found.points, found.predicted, found.beside, strict=True):
             cells: list[str] = []
-            for name in QUANTITIES:
+            for name in names:
                 measured, value = point.values[name], seen.values.get(name)
                 off = None if measured is None or value is None else 100 * (value / measured - 1)
                 row = (measured, value, seen.low.get(name), seen.high.get(name), off, (other or {}).get(name))
@@ -403,6 +435,38 @@ def tables_of(found: Sequence[Compared]) -> str:
         lines.append(_line(f"**{row}**", cases, cases[0].case.wants))
         lines += [_line(_name(each), [each], {}) for each in cases]
     return "\n".join(lines) + "\n"
+
+
+def speculation_table(found: Sequence[Compared]) -> str:
+    """Return the errors of time per token and of the speed-up over the same deployment without speculation."""
+    cases = [each for each in found if each.case.speculative is not None]
+    if not cases:
+        return ""
+    lines = [
+        "",
+        "| speculative decoding | points | TPOT | speed-up | worst of each |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for each in cases:
+        tpot, speedup = speculation_errors(each)
+        worst = ", ".join(f"{max(errors, key=abs):+.1f} %" for errors in (tpot, speedup))
+        goals = each.case.wants
+        cells = [_cell(tpot, goals.get(PER_TOKEN), median=False), _cell(speedup, goals.get("speedup"), median=False)]
+        lines.append(f"| {_name(each)} | {len(tpot)} | {cells[0]} | {cells[1]} | {worst} |")
+    return "\n".join(lines) + "\n"
+
+
+def speculation_errors(found: Compared) -> tuple[list[float], list[float]]:
+    """Return the errors of the points with speculation, in percent: of TPOT, and of its ratio to that without."""
+    pairs = [
+        (point.values[PER_TOKEN], seen.values[PER_TOKEN], point.max_draft_len)
+        for point, seen in zip(found.points, found.predicted, strict=True)
+    ]
+    (plain,) = ((published or 0.0, predicted) for published, predicted, draft_len in pairs if draft_len is None)
+    drafted = [(published or 0.0, predicted) for published, predicted, draft_len in pairs if draft_len is not None]
+    tpot = [100 * (predicted / published - 1) for published, predicted in drafted]
+    speedup = [100 * ((plain[1] / predicted) / (plain[0] / published) - 1) for published, predicted in drafted]
+    return tpot, speedup
 
 
 def calibrated_table(rows: Sequence[Row]) -> str:

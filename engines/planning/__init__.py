@@ -2,7 +2,7 @@
 
 from engines.planning.engine_manifest import BUILD_TOOLS, Kind, emulated_manifest, manifest_of, versions_of
 from engines.planning.explain import Explanation, Neighbour, explain
-from engines.planning.limits import Engine, Outlook, outlook
+from engines.planning.limits import Engine, Outlook, engine_of, outlook
 from engines.planning.llm_api import PYTORCH_SPECULATION
 from engines.planning.matrix import (
     Combination,
@@ -45,6 +45,7 @@ __all__ = [
     "as_yaml",
     "combinations_of",
     "emulated_manifest",
+    "engine_of",
     "explain",
     "listed",
     "make_plan",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from engines.manifest import StepTimeChoice
+from engines.manifest import EngineManifest, StepTimeChoice
 from engines.planning.recipe import Objectives, Workload
 from engines.spec import (
     MS,
@@ -93,6 +93,30 @@ class Engine:
             "max_num_tokens": max_num_tokens or self.sizing.max_num_tokens,
         }
         return replace(self, sizing=self.sizing.model_copy(update=changed))
+
+
+def engine_of(manifest: EngineManifest) -> Engine:
+    """Return the engine of a manifest, with its own limits."""
+    limits, cache = manifest.limits, manifest.kv_cache
+    sizing = Sizing(
+        max_batch_size=limits.max_batch_size,
+        max_num_tokens=limits.max_num_tokens,
+        max_seq_len=limits.max_seq_len,
+        tokens_per_block=cache.tokens_per_block,
+        kv_fraction=cache.free_gpu_mem_fraction,
+        tensor_parallel=manifest.parallel.tensor,
+        pipeline_parallel=manifest.parallel.pipeline,
+    )
+    return Engine(
+        manifest.model,
+        manifest.gpu,
+        manifest.precision.name,
+        manifest.precision.kv_cache,
+        sizing,
+        manifest.runtime.chunked_context,
+        manifest.step_time,
+        manifest.speculative,
+    )
 
 
 @dataclass(frozen=True, slots=True)

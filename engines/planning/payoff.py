@@ -1,28 +1,31 @@
-"""Where speculation pays: its speed-up of decoding against the batch size, and where that ends.
+"""Where speculation pays: its speed-up against the batch size, prompts included, and where that ends.
 
 A step that verifies drafts emits more tokens and takes longer. Few sequences leave arithmetic idle, so verifying is
-nearly free; the larger the batch, the more it costs, until one token a step is faster.
+nearly free; the larger the batch, the more it costs, and the more often a prompt has to be drafted for as well.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engines.files import Strict
 from engines.manifest import EngineManifest
-from engines.planning.limits import BATCH_SIZES
-from engines.steptime import StepShape, step_time_for
+from engines.planning.limits import BATCH_SIZES, Engine, engine_of, outlook
+from engines.planning.recipe import Workload
 
 
 class Payoff(Strict):
-    """Tokens per second of decoding with speculation over those without it, at equal batch sizes.
+    """Tokens per second of a full engine with speculation over those without it, at equal batch sizes.
 
     Attributes:
-        context_tokens: Cached tokens of each sequence; prompts are not computed meanwhile.
-        speedups: By batch size.
+        isl: Prompt length of the typical request; `osl`: its reply length.
+        speedups: By batch size, up to what the KV cache holds.
         pays_to: The largest batch size up to which it is faster; 0: at none.
-        is_open: It is still faster at the largest batch size that was priced.
+        is_open: It is still faster at the largest batch size.
     """
 
-    context_tokens: int
+    isl: int
+    osl: int
     speedups: tuple[tuple[int, float], ...]
     pays_to: int
     is_open: bool
@@ -30,33 +33,44 @@ class Payoff(Strict):
     @property
     def sentence(self) -> str:
         """Where it pays, in one sentence."""
-        alone, most = self.speedups[0][1], self.speedups[-1][0]
+        alone = f"{self.speedups[0][1]:.2f} times the tokens per second at 1"
         if self.is_open:
-            return f"speculation pays at every batch size up to {most}: {alone:.2f} times at 1"
+            return f"speculation pays at every batch size up to {self.pays_to}: {alone}"
         if not self.pays_to:
-            return f"speculation does not pay at any batch size: {alone:.2f} times at 1"
-        return f"speculation pays up to a batch of {self.pays_to}: {alone:.2f} times at 1, slower beyond"
+            return f"speculation does not pay at any batch size: {alone}"
+        return f"speculation pays up to a batch size of {self.pays_to}: {alone}, fewer than without beyond"
 
 
-def payoff_of(manifest: EngineManifest, *, context_tokens: int) -> Payoff | None:
-    """Return where an engine's speculation pays; None if it has none."""
-    speculative = manifest.speculative
-    if speculative is None:
+def payoff_of(manifest: EngineManifest, *, isl: int, osl: int) -> Payoff | None:
+    """Return where an engine's speculation pays under steady load; None if it has none.
+
+    Args:
+        isl: Prompt length of the typical request.
+        osl: Its reply length.
+    """
+    if manifest.speculative is None:
         return None
-    with_drafts = step_time_for(manifest)
-    without = step_time_for(manifest.model_copy(update={"speculative": None}))
+    workload = Workload(isl=isl, osl=osl, longest_isl=isl, longest_osl=osl)
+    drafting = engine_of(manifest)
+    plain = replace(drafting, speculation=None)
 
     def speedup(batch: int) -> float:
-        shape = StepShape(batch, batch * context_tokens)
-        return speculative.tokens_per_step * without.seconds(shape) / with_drafts.seconds(shape)
+        return _tokens_per_s(drafting, batch, workload) / _tokens_per_s(plain, batch, workload)
 
-    speedups = [(batch, speedup(batch)) for batch in BATCH_SIZES]
+    most = min(BATCH_SIZES[-1], drafting.memory.kv_tokens // (isl + osl))
+    sizes = [batch for batch in BATCH_SIZES if batch <= most] or [1]
+    speedups = [(batch, speedup(batch)) for batch in sizes]
     ends = next((place for place, (_, ratio) in enumerate(speedups) if ratio <= 1), None)
-    pays_to = BATCH_SIZES[-1]
+    pays_to = sizes[-1]
     if ends is not None:
-        low, high = (BATCH_SIZES[ends - 1] if ends else 0), BATCH_SIZES[ends]
+        low, high = (sizes[ends - 1] if ends else 0), sizes[ends]
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if speedup(middle) > 1 else (low, middle)
         pays_to = low
-    return Payoff(context_tokens=context_tokens, speedups=tuple(speedups), pays_to=pays_to, is_open=ends is None)
+    return Payoff(isl=isl, osl=osl, speedups=tuple(speedups), pays_to=pays_to, is_open=ends is None)
+
+
+def _tokens_per_s(engine: Engine, batch: int, workload: Workload) -> float:
+    tokens = max(engine.sizing.max_num_tokens, 2 * batch * engine.step_tokens)
+    return outlook(engine.limited(max_batch_size=batch, max_num_tokens=tokens), workload).tokens_per_s

@@ -22,11 +22,11 @@ class SpeculationPayoff(Strict):
     payoff: Payoff
 
 
-def payoffs_of(candidates: Iterable[Candidate], *, context_tokens: int) -> tuple[SpeculationPayoff, ...]:
+def payoffs_of(candidates: Iterable[Candidate], *, isl: int, osl: int) -> tuple[SpeculationPayoff, ...]:
     """Return the payoff of each kind of engine with speculation.
 
     Args:
-        context_tokens: Mean cached tokens of a decoding sequence of the demand.
+        isl: Mean prompt length of the demand; `osl`: its mean reply length.
     """
     alike: dict[str, list[Candidate]] = {}
     for each in candidates:
@@ -35,7 +35,7 @@ def payoffs_of(candidates: Iterable[Candidate], *, context_tokens: int) -> tuple
     found = []
     for kind, own in alike.items():
         manifest = own[0].manifest
-        payoff = None if manifest is None else payoff_of(manifest, context_tokens=context_tokens)
+        payoff = None if manifest is None else payoff_of(manifest, isl=isl, osl=osl)
         if payoff is not None:
             found.append(SpeculationPayoff(name=kind, rows=tuple(each.name for each in own), payoff=payoff))
     return tuple(found)

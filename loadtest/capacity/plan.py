@@ -44,7 +44,7 @@ def make_capacity(
         nearest=None if best is not None else nearest_possible(demand, searched.market, searched.rows),
         warnings=(*old_prices(_used_prices(searched), today), *(_unpriced(searched) if is_small else ())),
         smaller_gpu=None if smaller is None else _smaller_text(smaller),
-        speculation=payoffs_of((each for each, _ in searched.found), context_tokens=_context_tokens(searched)),
+        speculation=payoffs_of((each for each, _ in searched.found), **_lengths(searched)),
     )
     if best is None:
         return plan
@@ -54,9 +54,9 @@ def make_capacity(
     return plan.model_copy(update={"sentence": sentence_of(demand, searched.market, best, lost), "rows": searched.rows})
 
 
-def _context_tokens(searched: Searched) -> int:
-    """Return the mean cached tokens of a decoding sequence: its prompt and half its reply."""
-    return round(searched.shape.mean_isl + searched.shape.mean_osl / 2)
+def _lengths(searched: Searched) -> dict[str, int]:
+    """Return the mean prompt and reply length of the demand."""
+    return {"isl": max(1, round(searched.shape.mean_isl)), "osl": max(1, round(searched.shape.mean_osl))}
 
 
 def _smaller_text(row: Row) -> str:

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from engines.files import Strict
-from loadtest.results import LogHistogram, RequestRecord
+from loadtest.results import LogHistogram, RequestRecord, response_times_s
 from loadtest.scenario import QUANTITIES, Objectives, Quantity, clock_start_s, evaluate
 
 WINDOW_S = 10
@@ -95,7 +95,7 @@ class LiveStats:
 
     def _note_latencies(self, second: _Second, record: RequestRecord, *, is_good: bool) -> None:
         """Count a record's latencies; those used only by objectives, only if there are objectives."""
-        times_s = np.array(record.token_times_s)
+        times_s = np.array(response_times_s(record.token_times_s, bundled=bool(record.bundled_tokens)))
         begin_s = clock_start_s(record, is_open=self._is_open)
         ttft_s, gaps_s = (times_s[:1] - begin_s) / self._scale, np.diff(times_s) / self._scale
         second.spread["ttft_s"].add(ttft_s)
@@ -105,9 +105,10 @@ class LiveStats:
         e2e_s = np.array([(record.done_s - begin_s) / self._scale])
         second.spread["e2e_s"].add(e2e_s)
         if len(gaps_s):
-            second.spread["tpot_s"].add(gaps_s.mean(keepdims=True))
+            second.spread["tpot_s"].add(gaps_s.sum(keepdims=True) / (len(record.token_times_s) - 1))
         if self._objectives.goodput is not None:
-            tpot_s, longest_s = (float(gaps_s.mean()), float(gaps_s.max())) if len(gaps_s) else (0.0, 0.0)
+            tokens = len(record.token_times_s)
+            tpot_s, longest_s = (float(gaps_s.sum() / (tokens - 1)), float(gaps_s.max())) if len(gaps_s) else (0.0, 0.0)
             within = self._objectives.goodput.is_met_by(
                 ttft_s=ttft_s, tpot_s=tpot_s, longest_gap_s=longest_s, e2e_s=e2e_s
             )

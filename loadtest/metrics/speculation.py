@@ -12,13 +12,18 @@ from loadtest.results import ACCEPTED_AT, Columns
 LEAST_SHARE = 0.001  # of the steps: a position that fewer accept is not listed
 
 
-def speculation_of(good: Columns, samples: Samples, window: Window) -> Speculation | None:
+def speculation_of(
+    good: Columns, samples: Samples, window: Window, *, counts_are_exact: bool = True
+) -> Speculation | None:
     """Return the acceptance of a level, by the server's counters where it has them; None if nothing was speculated.
 
     Otherwise by the tokens of each response after a reply's first, which is the prompt's own step: a step's tokens
     arrive together. A server that bundles tokens for other reasons looks the same.
+
+    Args:
+        counts_are_exact: Whether each response said how many tokens it had; if not, only their mean is known.
     """
-    return _of_server(samples, window) or _of_responses(good)
+    return _of_server(samples, window) or _of_responses(good, counts_are_exact=counts_are_exact)
 
 
 def _of_server(samples: Samples, window: Window) -> Speculation | None:
@@ -43,10 +48,14 @@ def _positions(samples: Samples) -> list[str]:
     return sorted(named, key=lambda name: int(name.removeprefix(ACCEPTED_AT)))
 
 
-def _of_responses(good: Columns) -> Speculation | None:
+def _of_responses(good: Columns, *, counts_are_exact: bool) -> Speculation | None:
     tokens = good.response_tokens
     if tokens is None:
         return None
+    if not counts_are_exact:
+        responses = int(np.maximum(good.responses - 1, 0).sum())
+        mean = float(np.maximum(good.tokens - 1, 0).sum()) / responses if responses else 1.0
+        return Speculation(tokens_per_step=mean, source="responses") if mean > 1 else None
     is_later = np.ones(len(tokens), dtype=bool)
     is_later[(np.cumsum(good.responses) - good.responses)[good.responses > 0]] = False
     steps = tokens[is_later]

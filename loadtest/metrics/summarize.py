@@ -99,6 +99,7 @@ def summarize(
             sampled,
             time_scale=run.time_scale,
             kind=run.kind,
+            counts_are_exact=not run.server.protocol.startswith("openai"),
             objectives=objectives,
             settles=settles(run),
             class_objectives=class_objectives(run),
@@ -154,6 +155,7 @@ def summarize_level(  # noqa: PLR0913 (facts of the level and choices of the cal
     *,
     time_scale: float,
     kind: Kind = "measured",
+    counts_are_exact: bool = True,
     objectives: Objectives | None = None,
     settles: bool = True,
     class_objectives: Mapping[str, Objectives | None] | None = None,
@@ -163,6 +165,7 @@ def summarize_level(  # noqa: PLR0913 (facts of the level and choices of the cal
 
     Args:
         kind: Of the run; it decides whether GPU readings count.
+        counts_are_exact: Whether each response said how many tokens it had; if not, characters decided.
         settles: Whether the load is constant; if not, nothing is cut.
         class_objectives: Of classes with their own; the goodput of others uses `objectives`.
         confidence: Whether to compute confidence intervals.
@@ -201,7 +204,7 @@ def summarize_level(  # noqa: PLR0913 (facts of the level and choices of the cal
         goodput=goodput,
         goodput_ci=_goodput_ci(goodput, len(measured)) if confidence else None,
         bundled_tokens=int(found.good.bundled_tokens.sum()),
-        speculation=speculation_of(found.good, sampled, window),
+        speculation=speculation_of(found.good, sampled, window, counts_are_exact=counts_are_exact),
         cached_ratio=_cached_ratio(found.good),
         steady=_steady(found) if settles else None,
         batch_curve=batch_curve(window, found.all, sampled, time_scale=time_scale),

@@ -22,6 +22,7 @@ from loadtest.results.records import (
     read_records,
     read_run,
     read_samples,
+    response_times_s,
 )
 from loadtest.results.server_metrics import (
     ACCEPTED_AT,
@@ -74,4 +75,5 @@ __all__ = [
     "read_records",
     "read_run",
     "read_samples",
+    "response_times_s",
 ]

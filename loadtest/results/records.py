@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,6 +73,15 @@ class RequestRecord(Strict):
     turn: Count = 0
     worker: Count = 0
     finish_reason: str | None = None
+
+
+def response_times_s(token_times_s: Sequence[float], *, bundled: bool) -> Sequence[float]:
+    """Return when the responses of a reply arrived: where some had several tokens, those of one time are one.
+
+    >>> response_times_s((1.0, 1.2, 1.2, 1.3), bundled=True)
+    (1.0, 1.2, 1.3)
+    """
+    return tuple(time_s for time_s, _ in groupby(token_times_s)) if bundled else token_times_s
 
 
 def load_text(concurrency: int | None, rate_per_s: float | None) -> str:

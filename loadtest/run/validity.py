@@ -19,6 +19,7 @@ from loadtest.results import (
     WorkerClock,
     read_records,
     read_samples,
+    response_times_s,
 )
 from loadtest.scenario import Scenario, ValidityLimits
 
@@ -52,7 +53,7 @@ class LevelObservations:
         self.lost += record.outcome == "lost"
         if record.phase != "measure":
             return
-        self.gaps.add(np.diff(record.token_times_s))
+        self.gaps.add(np.diff(response_times_s(record.token_times_s, bundled=bool(record.bundled_tokens))))
         self.measured += 1
         self.good += record.outcome == "ok"
         self.first_error = self.first_error or record.error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from engines.spec import MS
 from loadtest.capacity.output.charts import Mark, Series, chart, tornado
+from loadtest.capacity.payoff import SpeculationPayoff
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import RateProbe
@@ -134,29 +136,33 @@ def _batch(plan: CapacityPlan) -> Figure:
     return Figure(Markup(drawn), "At the unfavourable end of the prediction, with the demand's own traffic.")
 
 
-def _speculation(plan: CapacityPlan) -> Figure:
+def payoff_chart(payoffs: Sequence[SpeculationPayoff]) -> str:
+    """Return the speed-up of each kind of speculation against the batch size, as SVG."""
     series = [
         Series("", [(float(batch), ratio) for batch, ratio in each.payoff.speedups], place % TONES, "both")
-        for place, each in enumerate(plan.speculation)
+        for place, each in enumerate(payoffs)
     ]
-    marks = [
-        Mark(float(each.payoff.pays_to), 1.0, f"pays to {each.payoff.pays_to}", is_below=True)
-        for each in plan.speculation
-        if each.payoff.pays_to and not each.payoff.is_open
-    ]
-    drawn = chart(
-        "Speed-up of speculation against batch size, decoding only",
+    alone = payoffs[0].payoff if len(payoffs) == 1 else None
+    marks = []
+    if alone is not None and alone.pays_to and not alone.is_open:
+        marks.append(Mark(float(alone.pays_to), 1.0, f"pays to {alone.pays_to}", is_below=True))
+    return chart(
+        "Speed-up of speculation against batch size, under full load",
         series,
-        x="sequences decoding on a replica",
+        x="requests in flight on a replica",
         y="tokens/s over those without",
         marks=marks,
         limits=[(1.0, "as fast as without")],
         x_log=True,
     )
+
+
+def _speculation(plan: CapacityPlan) -> Figure:
+    drawn = payoff_chart(plan.speculation)
     says = "; ".join(f"{each.name}: {each.payoff.sentence}" for each in plan.speculation)
-    context = plan.speculation[0].payoff.context_tokens
+    first = plan.speculation[0].payoff
     key = tuple((place % TONES, each.name) for place, each in enumerate(plan.speculation))
-    return Figure(Markup(drawn), f"With {context:,} cached tokens a sequence. {says}.", key)
+    return Figure(Markup(drawn), f"Requests of {first.isl:,}/{first.osl:,} tokens, in closed form. {says}.", key)
 
 
 def _load(plan: CapacityPlan) -> Figure:

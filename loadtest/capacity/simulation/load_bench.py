@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from engines.files import sha256_of
 from engines.manifest import EngineManifest
-from engines.planning import Engine, Outlook, Workload, outlook
-from engines.spec import Sizing
+from engines.planning import Outlook, Workload, engine_of, outlook
 from engines.steptime import StepCost
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.simulation.observations import Observations, RateResult
@@ -235,26 +234,7 @@ def steady_state(manifest: EngineManifest, shape: LengthProfile) -> Outlook:
         longest_isl=shape.longest_isl,
         longest_osl=shape.longest_osl,
     )
-    limits, cache = manifest.limits, manifest.kv_cache
-    sizing = Sizing(
-        max_batch_size=limits.max_batch_size,
-        max_num_tokens=limits.max_num_tokens,
-        max_seq_len=limits.max_seq_len,
-        tokens_per_block=cache.tokens_per_block,
-        kv_fraction=cache.free_gpu_mem_fraction,
-        tensor_parallel=manifest.parallel.tensor,
-        pipeline_parallel=manifest.parallel.pipeline,
-    )
-    engine = Engine(
-        manifest.model,
-        manifest.gpu,
-        manifest.precision.name,
-        manifest.precision.kv_cache,
-        sizing,
-        manifest.runtime.chunked_context,
-        manifest.step_time,
-        manifest.speculative,
-    )
+    limits, cache, engine = manifest.limits, manifest.kv_cache, engine_of(manifest)
     if manifest.runtime.scheduler_policy != "max_utilization":  # each running request holds its whole reservation
         reserved = max(1.0, shape.mean_isl + min(shape.max_tokens, limits.max_seq_len))
         room = max(1, int(cache.blocks * cache.tokens_per_block / reserved))

@@ -115,10 +115,9 @@ def _queued(scenario: Scenario, manifest: EngineManifest, flags: dict[str, Any])
 
 
 def _payoff(manifest: EngineManifest, summary: Summary) -> Payoff | None:
-    """Return where the engine's speculation pays, with the contexts of the load's mean request; None without any."""
-    levels = summary.levels
-    context_tokens = sum(level.isl + level.osl / 2 for level in levels) / len(levels) if levels else 0
-    return payoff_of(manifest, context_tokens=round(context_tokens))
+    """Return where the engine's speculation pays with the first level's mean lengths; None without any."""
+    first = summary.levels[0]
+    return payoff_of(manifest, isl=max(1, first.isl), osl=max(1, first.osl))
 
 
 def _show(summary: Summary, scenario: Scenario, provenance: str, payoff: Payoff | None) -> None:
@@ -128,8 +127,7 @@ def _show(summary: Summary, scenario: Scenario, provenance: str, payoff: Payoff 
     show_energy(summary)
     show_verdicts(summary, scenario)
     if payoff is not None:
-        context = f"{payoff.context_tokens:,} cached tokens a sequence, decoding only"
-        show(f"{payoff.sentence} (predicted; {context})")
+        show(f"{payoff.sentence} (predicted in closed form, requests of {payoff.isl:,}/{payoff.osl:,} tokens)")
     show(f"{provenance}\n")
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
-from engines.planning import emulated_manifest, make_plan, payoff_of, resolve_recipe
-from engines.steptime import StepShape, step_time_for
+from engines.planning import Workload, emulated_manifest, engine_of, make_plan, outlook, payoff_of, resolve_recipe
 
-CONTEXT = 340
+ISL, OSL = 233, 221
 
 
 def _engine(*, draft_len: int, **flags: Any) -> EngineManifest:
-    keys = {"model": "qwen3-8b", "backend": "pytorch", "step_time": "roofline", "speculative.mode": "eagle3"}
+    keys = {
+        "model": "qwen3-8b",
+        "backend": "pytorch",
+        "step_time": "roofline",
+        "speculative.mode": "eagle3",
+        "limits.max_num_tokens": 8192,
+    }
     keys |= {"speculative.draft_model": "head", "speculative.max_draft_len": draft_len}
     resolved = resolve_recipe(None, {**keys, **flags})
     return emulated_manifest(
@@ -22,22 +28,23 @@ def _engine(*, draft_len: int, **flags: Any) -> EngineManifest:
 
 
 def test_it_ends_where_one_token_a_step_is_as_fast() -> None:
-    """At the last batch that pays, tokens a second are higher with drafts; one sequence more, they are not."""
+    """A full engine at the last batch that pays makes more tokens a second with drafts; with one more, it does not."""
     engine = _engine(draft_len=5)
-    found = payoff_of(engine, context_tokens=CONTEXT)
+    found = payoff_of(engine, isl=ISL, osl=OSL)
     assert found is not None
     assert not found.is_open
-    assert engine.speculative is not None
-    drafting, plain = step_time_for(engine), step_time_for(engine.model_copy(update={"speculative": None}))
+    drafting = engine_of(engine)
+    plain, workload = replace(drafting, speculation=None), Workload(isl=ISL, osl=OSL, longest_isl=ISL, longest_osl=OSL)
     for batch, pays in ((found.pays_to, True), (found.pays_to + 1, False)):
-        shape = StepShape(batch, batch * CONTEXT)
-        tokens = engine.speculative.tokens_per_step * plain.seconds(shape)
-        assert (tokens > drafting.seconds(shape)) is pays
+        ours, theirs = (
+            outlook(each.limited(max_batch_size=batch, max_num_tokens=8192), workload) for each in (drafting, plain)
+        )
+        assert (ours.tokens_per_s > theirs.tokens_per_s) is pays
 
 
 def test_longer_drafts_stop_paying_earlier() -> None:
     """Positions that are seldom accepted cost as much to verify as the first: a draft of 8 ends before one of 2."""
-    ends = [payoff_of(_engine(draft_len=length), context_tokens=CONTEXT) for length in (2, 8)]
+    ends = [payoff_of(_engine(draft_len=length), isl=ISL, osl=OSL) for length in (2, 8)]
     assert ends[0] is not None
     assert ends[1] is not None
     assert ends[1].pays_to < ends[0].pays_to
@@ -45,9 +52,9 @@ def test_longer_drafts_stop_paying_earlier() -> None:
 
 def test_what_is_never_accepted_never_pays() -> None:
     """Drafts that are all rejected are slower at every batch size; without speculation there is nothing to say."""
-    found = payoff_of(_engine(draft_len=3, **{"speculative.acceptance": (0.0, 0.0, 0.0)}), context_tokens=CONTEXT)
+    found = payoff_of(_engine(draft_len=3, **{"speculative.acceptance": (0.0, 0.0, 0.0)}), isl=ISL, osl=OSL)
     assert found is not None
     assert found.pays_to == 0
     assert all(ratio < 1 for _, ratio in found.speedups)
     plain = _engine(draft_len=2).model_copy(update={"speculative": None})
-    assert payoff_of(plain, context_tokens=CONTEXT) is None
+    assert payoff_of(plain, isl=ISL, osl=OSL) is None
