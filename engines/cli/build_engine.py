@@ -51,6 +51,8 @@ HELP_GROUPS = {
         "--speculative",
         "--lookahead",
         "--max-draft-len",
+        "--max-total-draft-tokens",
+        "--acceptance",
     ),
     "Quantization": ("--calibration-text", "--calibration-samples", "--calibration-tokens", "--seed"),
     "What to do": ("--emulate", "--until", "--max-perplexity-increase", "--dry-run", "--explain", "--list"),
@@ -137,7 +139,17 @@ HELP_GROUPS = {
     metavar="W,N,G",
     help="Window, n-gram and verification set sizes of lookahead decoding. They determine the draft length.",
 )
-@click.option("--max-draft-len", type=int, help="Maximum draft tokens per step.")
+@click.option("--max-draft-len", type=int, help="Most draft tokens that a step can accept.")
+@click.option(
+    "--max-total-draft-tokens",
+    type=int,
+    help="Draft tokens that a step verifies, if they are a tree. Default: a chain of --max-draft-len.",
+)
+@click.option(
+    "--acceptance",
+    metavar="RATE,...",
+    help="Share of steps that accept the draft token at each position. Default: the method's, if a source is known.",
+)
 @click.option(
     "--engine-profile",
     metavar="NAME",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -232,6 +233,7 @@ def _document(
     parameters = _parameters(fitted, prior)
     basis = np.concatenate(list(held_out_logs.values())) if held_out_logs else errors
     host = host_of(fitted.logs)
+    drift = drift_between_repeats(points)
     return Calibration(
         made_by=head.made_by,
         made_from=head.made_from,
@@ -251,8 +253,9 @@ def _document(
         factors=factors_of(fitted.logs, best.waves, _mixed_kv_reads(request)),
         host=host,
         parameters=parameters,
-        log_error=_log_error(basis, least=(0.0, 0.0, 0.0) if held_out_logs else SIGMA),
+        log_error=_with_drift(_log_error(basis, least=(0.0, 0.0, 0.0) if held_out_logs else SIGMA), drift),
         log_error_of="held-out shapes" if held_out_logs else "fitted points",
+        drift=drift,
         held_out=[_held_out(shape, found) for shape, found in held_out_logs.items()],
         points=[_residual(point, error) for point, error in zip(points, errors.tolist(), strict=True)],
         alternatives=[
@@ -301,6 +304,30 @@ def _log_error(errors: Array, *, least: tuple[float, float, float]) -> dict[Quan
         for place, name in enumerate(QUANTITIES)
         if not np.all(np.isnan(logs[:, place]))
     }
+
+
+def drift_between_repeats(points: Sequence[Point]) -> dict[Quantity, float]:
+    """Return the standard deviation of ln(later / earlier) between measurements of the same load, by quantity.
+
+    Two measurements of one load differ by twice the variance of either, sampling error and drift of the machine alike;
+    the variances of all repeated loads are pooled. Empty if no load was measured more than once.
+    """
+    repeats: dict[tuple[str, int, int, int, float], list[tuple[float, float, float]]] = defaultdict(list)
+    for point in points:
+        repeats[point.load, *point.shape, point.concurrency, point.rate_per_s].append(point.logs)
+    groups = [np.array(each) for each in repeats.values() if len(each) > 1]
+    found: dict[Quantity, float] = {}
+    for place, name in enumerate(QUANTITIES):
+        columns = [group[:, place][~np.isnan(group[:, place])] for group in groups]
+        freedom = sum(max(0, len(column) - 1) for column in columns)
+        if freedom:
+            squares = sum(float(np.sum((column - column.mean()) ** 2)) for column in columns if len(column))
+            found[name] = math.sqrt(2 * squares / freedom)
+    return found
+
+
+def _with_drift(log_error: dict[Quantity, float], drift: dict[Quantity, float]) -> dict[Quantity, float]:
+    return {name: math.hypot(error, drift.get(name, 0.0)) for name, error in log_error.items()}
 
 
 def _held_out(shape: tuple[int, int], errors: Array) -> HeldOut:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags
-from loadtest.cli.load_flags import load_flags
+from loadtest.cli.load_flags import concurrency_flag, load_flags, refuse_two_loads
 
 GROUPS = {
     "Load": (
@@ -17,6 +17,7 @@ GROUPS = {
     ),
     "Engine (if no engine folder is given)": (
         *("--model", "--gpu", "--precision", "--kv-cache", "--tp", "--max-batch-size", "--max-num-tokens"),
+        *("--speculative", "--draft-model", "--max-draft-len", "--max-total-draft-tokens", "--acceptance"),
     ),
     "Prediction": ("--calibration", "--engine-profile", "--step-time"),
 }
@@ -36,6 +37,23 @@ GROUPS = {
 @click.option("--precision", help="Precision, if no engine folder is given.")
 @click.option("--tp", type=int, help="Tensor parallel size, if no engine folder is given.")
 @click.option("--max-batch-size", type=int, help="Maximum sequences in one iteration, if no engine folder is given.")
+@click.option(
+    "--speculative",
+    metavar="MODE",
+    help="Speculative decoding, if no engine folder is given: eagle3, ...",
+)
+@click.option("--draft-model", metavar="DIR|NAME", help="Draft model for eagle3 or draft_target.")
+@click.option("--max-draft-len", type=int, help="Most draft tokens that a step can accept.")
+@click.option(
+    "--max-total-draft-tokens",
+    type=int,
+    help="Draft tokens that a step verifies, if they are a tree. Default: a chain of --max-draft-len.",
+)
+@click.option(
+    "--acceptance",
+    metavar="RATE,...",
+    help="Share of steps that accept the draft token at each position. Default: the method's, if a source is known.",
+)
 @click.option(
     "--engine-profile",
     metavar="NAME",
@@ -58,7 +76,7 @@ GROUPS = {
     "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, if no engine folder is given."
 )
 @click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario of the library, or a YAML file.")
-@click.option("--concurrency", metavar="N,N,...", help="Concurrency of each level: users of a closed loop.")
+@concurrency_flag
 @click.option(
     "--static-batch",
     is_flag=True,
@@ -86,6 +104,7 @@ def predict_load(**flags: Any) -> None:
     prediction intervals, and a closed loop sends as the calibration's load generator did. --out writes a run folder
     like run-load's.
     """
+    refuse_two_loads(flags)
     from loadtest.cli.actions.predict_load import run
 
     run(**flags)

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from loadtest.results import (
 from loadtest.run.early_stop import EarlyStop, Enough
 from loadtest.run.fork import done_aside
 from loadtest.run.processes import SILENT_S, STOP_WITHIN_S, Generators
-from loadtest.run.sampler import Monitor
+from loadtest.run.sampler import Monitor, PageReader, power_readings, read_metrics
 from loadtest.run.target import Target
 from loadtest.run.terminal import Terminal
 from loadtest.run.time_left import TimeLeft
@@ -145,7 +146,7 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
         on_end()
         plan = _plan(request, folder, began)
         interval_s = request.scenario.sample_interval_s
-        with Monitor(target.metrics_urls, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
+        with Monitor(_pages(target), out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
             generators.begin(plan, target.label)
             levels = plan.levels()
             terminal.expect(_time_left(plan, levels))
@@ -171,6 +172,13 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
         run, observations = _complete(request, folder, progress, generators.fleet.processes)
     _require_success(out, run, observations)
     return run
+
+
+def _pages(target: Target) -> list[PageReader]:
+    """Return a reader for each metrics page: the server's own, then those with the GPUs' power."""
+    own = [partial(read_metrics, url) for url in target.metrics_urls]
+    power = [partial(power_readings, url, target.power_gpus) for url in target.power_urls]
+    return [*own, *power]
 
 
 def _follow(

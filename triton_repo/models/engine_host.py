@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Sequence:
 
     Attributes:
         made: Tokens delivered so far.
+        responses: Steps that delivered them: fewer than `made` with speculation.
         first_scheduled_ns: When its prompt was first computed; monotonic wall time, like all times here.
         reused_blocks: KV blocks of its prompt found in the cache.
     """
@@ -66,6 +67,7 @@ class Sequence:
     batch_index: int = 0
     sequence_index: int = 0
     made: int = 0
+    responses: int = 0
     first_scheduled_ns: int = 0
     first_token_ns: int = 0
     reused_blocks: int = 0
@@ -77,12 +79,13 @@ class Call:
     """A Triton request in progress: its response sender, used as `sending.Answered` says, and its open sequences.
 
     Attributes:
-        respond: Makes the response to a token of a sequence, or (None) to its end; returns None if nothing is sent yet.
+        respond: Makes the response to a step's tokens of a sequence, or (none) to its end; returns None if nothing is
+            sent yet.
     """
 
     client_id: str
     sender: Any
-    respond: Callable[[Sequence, int | None, bool], Any]
+    respond: Callable[[Sequence, list[int], bool], Any]
     arrival_ns: int
     lane: int = 0
     open: set[int] = field(default_factory=set)
@@ -289,10 +292,11 @@ class EngineHost:
         call = sequence.call
         if event.token_index == 0:
             sequence.first_token_ns = time.monotonic_ns()
-        token = sequence.reply.token(event.token_index)
-        if token is not None:
-            sequence.made += 1
-        response = call.respond(sequence, token, event.is_final)
+        places = range(event.token_index, event.token_index + event.tokens)
+        tokens = [token for place in places if (token := sequence.reply.token(place)) is not None]
+        sequence.made += len(tokens)
+        sequence.responses += 1
+        response = call.respond(sequence, tokens, event.is_final)
         if event.is_final:
             call.open.discard(sequence.number)
             call.finished = not call.open
@@ -354,6 +358,24 @@ def times_ns(sequence: Sequence) -> dict[str, int]:
         "first_token_time_ns": sequence.first_token_ns,
         "last_token_time_ns": time.monotonic_ns(),
     }
+
+
+class Drafts(NamedTuple):
+    """The draft tokens of a sequence so far: proposed, and accepted."""
+
+    total: int
+    accepted: int
+
+    @property
+    def rate(self) -> float:
+        """Share of the proposed ones that were accepted; 0 without speculation."""
+        return self.accepted / self.total if self.total else 0.0
+
+
+def drafts_of(sequence: Sequence, draft_tokens: int) -> Drafts:
+    """Return a sequence's drafts: every step but the prompt's own verified `draft_tokens` of them."""
+    steps = max(0, sequence.responses - 1)
+    return Drafts(steps * draft_tokens, max(0, sequence.made - sequence.responses) if draft_tokens else 0)
 
 
 def new_blocks(sequence: Sequence, tokens_per_block: int) -> int:

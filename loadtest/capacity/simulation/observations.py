@@ -42,7 +42,8 @@ class _Requests(NamedTuple):
 
     Attributes:
         window: The window in which each request was sent; like `names` to `is_ok`, one entry per request.
-        deltas_s: Time from each iteration's predecessor's tokens to its own; within a span, a gap between tokens.
+        deltas_s: Time from each iteration's predecessor's tokens to its own; within a span, a gap between
+            responses: one token each, or with speculation several.
         span_row: The request of each span of uninterrupted iterations, from `span_first` to `span_last`.
         cross_row: The request of each pause between two spans; `cross_s` is its duration.
     """
@@ -313,6 +314,9 @@ def _part(window: int, left_s: _Floats, ended: Sequence[Ended]) -> _Requests:
         first_s[row[::-1]] = left_s[first[::-1]]  # for several spans: the first one's start and the last one's end
         last_s[row] = left_s[last]
         np.add.at(tokens, row, last - first + 1)
+    for place, each in enumerate(ordered):
+        if each.counts:
+            tokens[place] = sum(each.counts)
     return _Requests(
         np.full(len(ordered), window, dtype=np.int64),
         np.array([each.sent.turn.class_name or "" for each in ordered], dtype=np.str_),

