@@ -230,7 +230,7 @@ def _document(
     manifest, points = request.manifest, request.points
     errors = errors_of(fitted.seen, points)
     prior = prior_for(request)
-    parameters = _parameters(fitted, prior)
+    parameters = _parameters(fitted, prior, best.waves)
     basis = np.concatenate(list(held_out_logs.values())) if held_out_logs else errors
     host = host_of(fitted.logs)
     drift = drift_between_repeats(points)
@@ -273,7 +273,8 @@ def _document(
     )
 
 
-def _parameters(fitted: Fitted, prior: Prior) -> list[FittedParameter]:
+def _parameters(fitted: Fitted, prior: Prior, waves: Waves) -> list[FittedParameter]:
+    """Return every parameter that has an effect, with its confidence interval."""
     deviations = np.sqrt(np.diag(fitted.covariance))
     left = (deviations / prior.spread).tolist()
     expected = np.exp(prior.expected).tolist()
@@ -289,6 +290,7 @@ def _parameters(fitted: Fitted, prior: Prior) -> list[FittedParameter]:
             meaning=parameter.meaning,
         )
         for parameter, x, deviation, left, expected_value in rows
+        if waves != SPLIT or parameter.name != "wave_tail"
     ]
 
 
@@ -363,11 +365,11 @@ def _warnings(
         for each in parameters
         if not each.identified
     ]
-    limits = zip(parameters, *prior, strict=True)
+    spreads = {parameter.name: spread for parameter, spread in zip(PARAMETERS, prior.spread.tolist(), strict=True)}
     found += [
         f"{each.name}: {each.value:.3g} is at its physical limit; the model lacks something this deployment does"
-        for each, expected, spread in limits
-        if abs(math.log(each.value) - expected) > 3.9 * spread
+        for each in parameters
+        if abs(math.log(each.value / each.expected)) > 3.9 * spreads[each.name]
     ]
     if not held_out_logs:
         found.append("no shape could be held out: error bars come from the fitted points and may be too narrow")
