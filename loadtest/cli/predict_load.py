@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags
-from loadtest.cli.load_flags import load_flags
+from loadtest.cli.load_flags import concurrency_flag, load_flags, refuse_two_loads
 
 GROUPS = {
     "Load": (
@@ -76,7 +76,7 @@ GROUPS = {
     "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, if no engine folder is given."
 )
 @click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario of the library, or a YAML file.")
-@click.option("--concurrency", metavar="N,N,...", help="Concurrency of each level: users of a closed loop.")
+@concurrency_flag
 @click.option(
     "--static-batch",
     is_flag=True,
@@ -104,6 +104,7 @@ def predict_load(**flags: Any) -> None:
     prediction intervals, and a closed loop sends as the calibration's load generator did. --out writes a run folder
     like run-load's.
     """
+    refuse_two_loads(flags)
     from loadtest.cli.actions.predict_load import run
 
     run(**flags)

@@ -19,9 +19,8 @@ from engines import names
 from engines.console import LAST_GROUPS
 from engines.spec import LLM_API_VERSIONS, PRECISIONS, known_gpus, known_models
 from loadtest.cli import find_knee, target_options
-from loadtest.client import OPENAI_KEY
+from loadtest.client import OPENAI_KEY, ProtocolName
 from loadtest.knee import UNITS, Span
-from loadtest.scenario import ProtocolName
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -47,6 +46,31 @@ def test_help_and_usage_errors_load_nothing_slow(target: str, arguments: list[st
     )
     *_, status, loaded = done.stdout.splitlines()
     assert status == f"status {2 if arguments == ['--no-such-flag'] else 0}"
+    assert not set(SLOW_TO_IMPORT) & set(loaded.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("run-load --concurrency 0", "--concurrency 0: expected whole numbers of at least 1"),
+        ("run-load --rate -1", "--rate -1: expected numbers above 0"),
+        ("predict-load --concurrency 4 --rate 2", "a load is either a closed loop or an open loop"),
+        ("run-load --master", "--master needs --expect-workers"),
+        ("report-load", "no run folder was given"),
+        ("plan-capacity", "no demand file was given"),
+        ("plan-capacity demand.yaml --plan capacity.json", "take the demand from the plan"),
+        ("plan-capacity --verify run", "--plan is required"),
+        ("plan-capacity --plan capacity.json", "--plan alone does nothing"),
+    ],
+)
+def test_what_the_flags_alone_show_to_be_wrong_is_refused_at_once(line: str, error: str) -> None:
+    """Status 2, the error, and nothing slow loaded."""
+    name, *arguments = line.split()
+    done = subprocess.run(
+        [sys.executable, "-c", _START, SCRIPTS[name], *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    status, loaded = done.stdout.splitlines()
+    assert (status, error in done.stderr) == ("status 2", True)
     assert not set(SLOW_TO_IMPORT) & set(loaded.split())
 
 
