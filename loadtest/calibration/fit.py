@@ -18,10 +18,10 @@ from loadtest.calibration.trial import FitContext, Trial, differences_of
 # Assumed measurement noise of tokens/s, ITL and TTFT, as standard deviations of the logarithm.
 SIGMA = (0.03, 0.03, 0.12)
 MOVED_RATIO = 0.1  # of the prior's spread: differences are computed again after a parameter has moved this far
-# Half the sum of squared residuals, in standard deviations: a fit ends when its next step promises less than this, that
+# Half the sum of squared residuals, in standard deviations: a fit ends when its next step would gain less than this, that
 # is, when no parameter would move by more than a third (the square root of 2 * 0.05) of its own standard deviation.
 NEGLIGIBLE_GAIN = 0.05
-FRUITLESS_TRIALS = 3  # a fit also ends when so many trials in a row gained less: figures jump by whole iterations
+FRUITLESS_TRIALS = 3  # a fit also ends after this many trials in a row that gained less: figures jump by whole iterations
 MOST_STDDEVS = 4.0  # standard deviations from the prior's mean; beyond this is not physical
 
 
@@ -54,7 +54,7 @@ def fit(
     Args:
         start: Starting point. None: the prior's mean.
         trials: Maximum number of parameter vectors.
-        cost_to_beat: The fit ends early if even twice the next step's promised gain would not reach this cost.
+        cost_to_beat: The fit ends early if even twice the next step's expected gain would not reach this cost.
 
     Raises:
         MissingError: SciPy is not installed.
@@ -73,7 +73,7 @@ def fit(
         return found
 
     def stop_early(intermediate_result: Any) -> None:
-        gain = work.promised_gain(prior.expected + intermediate_result.x)
+        gain = work.expected_gain(prior.expected + intermediate_result.x)
         if gain < NEGLIGIBLE_GAIN or intermediate_result.cost - 2 * gain > cost_to_beat:
             raise StopIteration
 
@@ -129,7 +129,7 @@ class _Work:
             self._slopes[key] = np.nan_to_num(self._mask()[:, :, None] * slopes / np.array(SIGMA)[:, None])
         return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / self.context.prior.spread)])
 
-    def promised_gain(self, logs: Array) -> float:
+    def expected_gain(self, logs: Array) -> float:
         """Return by how much a whole Gauss-Newton step from here would reduce the cost, were all residuals linear."""
         residuals, slopes = self._residuals(logs), self.jacobian(logs)
         weights = 1 / np.sqrt(1 + residuals**2)  # of soft_l1

@@ -94,7 +94,7 @@ def cases_of(
 ) -> list[Case]:
     """Return all cases, each input moved both ways.
 
-    Where a measured run is recommended, there is no case of reply length: a run says nothing of other replies. Twice
+    Where a measured run is recommended, there is no case of reply length: a run does not cover other replies. Twice
     the prediction error does not change what was measured.
 
     Args:

@@ -1,4 +1,4 @@
-"""A plan in words: what to run and how sure its size is, or the nearest possible demand."""
+"""A plan in words: what to run and how certain its size is, or the nearest possible demand."""
 
 from __future__ import annotations
 
