@@ -23,6 +23,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     groups={
         "Compare": ("--compare", "--across-kinds", "--max-regression"),
         "Gate": ("--gate", "--junit"),
+        "Cost": ("--gpu-price", "--vendor", "--prices", "--terms", "--gpu", "--gpus", "--engine"),
         "Output": ("--out", "--force", "--no-exports", "--dry-run", "--json"),
     },
 )
@@ -49,6 +50,26 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     "--gate", type=click.Path(path_type=Path), help="YAML file with objectives. Exit with status 3 if one is missed."
 )
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the results as JUnit XML to this file.")
+@click.option("--gpu-price", type=click.FloatRange(min=0, min_open=True), metavar="USD", help="Price of a GPU hour.")
+@click.option("--vendor", metavar="NAME", help="Vendor whose list price to take, from the shipped price file.")
+@click.option("--prices", type=click.Path(path_type=Path), metavar="FILE", help="Your own price file, with --vendor.")
+@click.option(
+    "--terms",
+    type=click.Choice(["on_demand", "reserved", "spot"]),
+    default="on_demand",
+    show_default=True,
+    help="Terms of the list price.",
+)
+@click.option("--gpu", metavar="NAME", help="GPU of the list price. Default: the engine's.")
+@click.option(
+    "--gpus", type=click.IntRange(1), help="GPUs of the server, all replicas. Default: the engine's, of one replica."
+)
+@click.option(
+    "--engine",
+    "engine_dir",
+    type=_FOLDER,
+    help="Engine folder: its step-time model splits the cost into input, cached input and output.",
+)
 @click.option("--no-exports", is_flag=True, help="Do not write CSV, Parquet and AIPerf JSON.")
 @writing_flags
 @common_flags

@@ -20,9 +20,8 @@ from engines.console import LAST_GROUPS
 from engines.spec import LLM_API_VERSIONS, PRECISIONS, engine_profiles, known_gpus, known_models
 from loadtest.cli import find_knee, target_options
 from loadtest.cli.load_flags import library_names
-from loadtest.client import OPENAI_KEY
+from loadtest.client import OPENAI_KEY, ProtocolName
 from loadtest.knee import UNITS, Span
-from loadtest.scenario import ProtocolName
 from loadtest.scenario.schema import scenario_names
 
 ROOT = Path(__file__).parents[2]

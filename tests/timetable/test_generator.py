@@ -148,6 +148,7 @@ def test_two_workers_send_what_one_process_would(start: Start, tmp_path: Path) -
         assert abs(clock["offset_s"]) <= clock["uncertainty_s"]
 
 
+@pytest.mark.quiet
 def test_a_closed_loop_is_shared(start: Start, run: Run, tmp_path: Path) -> None:
     """Users and measured requests are split, level after level; every id is its own."""
     process = run(start().port, "--concurrency", "3,5", "--requests", 12, "--osl", 20, "--workers", 2)
@@ -298,6 +299,7 @@ def test_no_generator_outlives_a_killed_command(start: Start, run: Run, tmp_path
     assert all(_gone(pid) for pid in children)
 
 
+@pytest.mark.quiet
 def test_a_killed_run_is_reported_as_cut_short(start: Start, run: Run, tmp_path: Path) -> None:
     """run.json is there from the start: report-load recovers what a killed run-load left, and marks it."""
     process = run(start().port, *LONG)
@@ -343,6 +345,7 @@ def test_a_run_that_measures_nothing_leaves_the_old_one(start: Start, run: Run, 
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".run")) == []
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("workers", [(), ("--workers", 2)])
 def test_ctrl_c_ends_a_run_within_three_seconds(
     start: Start, run: Run, tmp_path: Path, workers: tuple[object, ...]
@@ -391,6 +394,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_clear_error(start: Start, run
     assert "File too large" in errors
 
 
+@pytest.mark.quiet
 def test_a_server_that_dies_and_returns_is_waited_for(start: Start, run: Run, tmp_path: Path) -> None:
     """Requests under way fail and are recorded, users wait, the run goes on, and is marked."""
     server = start()
@@ -448,6 +452,7 @@ def test_a_level_ends_at_its_limit(start: Start, run: Run, tmp_path: Path, worke
     assert set(outcomes) <= {"timeout", "cancelled"}
 
 
+@pytest.mark.quiet
 def test_the_web_pages_show_the_run_and_go_with_it(start: Start, run: Run, tmp_path: Path) -> None:
     """Live charts and Locust's own figures while it runs, no way to steer it, nothing left afterwards."""
     port = _free_port()

@@ -10,7 +10,8 @@ from engines.console import command_line, progress, quoted, show, wrote
 from engines.errors import MissingError, TargetMissedError
 from engines.files import read_yaml, to_json
 from engines.outputs import paths_named, refuse_existing, refuse_foreign_junit
-from loadtest.cli.tables import show_comparison, show_energy, show_summary
+from loadtest.cli.pricing import pricing_of
+from loadtest.cli.tables import show_comparison, show_cost, show_energy, show_summary
 
 if TYPE_CHECKING:
     from loadtest.report import Case
@@ -35,8 +36,9 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     target, command = flags["out"], command_line("report-load")
     gate = None if flags["gate"] is None else read_yaml(flags["gate"], Gate)
     objectives = None if gate is None else gate.objectives
+    priced = pricing_of(flags)
     if flags["dry_run"]:
-        summary = summarize_runs(list(runs), command=command, objectives=objectives)
+        summary = priced(summarize_runs(list(runs), command=command, objectives=objectives))
     else:
         refuse_existing(target, force=flags["force"], inputs=[*runs, *paths_named(flags)])
         summary = write_report(
@@ -46,6 +48,7 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
             command=command,
             objectives=objectives,
             exports=not flags["no_exports"],
+            priced=priced,
         )
     if flags["verbose"]:
         progress(f"percentiles: {summary.percentiles}")
@@ -55,6 +58,7 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     else:
         show_summary(summary)
         show_energy(summary)
+        show_cost(summary)
         if flags["dry_run"]:
             show(f"would write {target}")
         else:
