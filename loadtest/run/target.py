@@ -14,6 +14,7 @@ from loadtest.client import (
     ENGINE_MODEL,
     OPENAI_KEY,
     Endpoint,
+    ProtocolName,
     ServedModel,
     default_model,
     discover_protocol,
@@ -25,7 +26,6 @@ from loadtest.client.protocols import key_in
 from loadtest.results import ServerFacts
 from loadtest.run.sampler import gpu_of, kv_block_tokens, metrics_url, power_readings, read_metrics, require_page
 from loadtest.run.tokenizer import TOKENIZER_FILE, FoundTokenizer, find_tokenizer
-from loadtest.scenario import ProtocolName
 
 POWER_HINT = "give the metrics page of a DCGM exporter (port 9400) or of Triton (port 8002)"
 

@@ -71,6 +71,7 @@ def _is_up(repository: Path) -> Callable[[], bool]:
     )
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_serve_repo_stopped_before_it_is_ready_leaves_no_server(repository: Path, number: signal.Signals) -> None:
     """While Triton loads its models: it is ended too, within three seconds of a signal that can be caught."""
@@ -103,6 +104,7 @@ def test_a_killed_serve_repo_takes_its_server_along(repository: Path) -> None:
     _await(lambda: not _of_server(repository), "tritonserver lives on")
 
 
+@pytest.mark.quiet
 def test_ctrl_c_ends_an_idle_server_at_once(repository: Path) -> None:
     """With no request in flight there is nothing to drain: three seconds, as for any command."""
     process = _serve(repository)

@@ -31,7 +31,7 @@ def _chat(client: OpenAI, **more: Any) -> Any:
     return client.chat.completions.create(model="r1", messages=USER, **more)  # type: ignore[arg-type]
 
 
-def _waits(condition: Any, limit_s: float = 5.0) -> bool:
+def _waits(condition: Any, limit_s: float = 30.0) -> bool:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if condition():
@@ -328,7 +328,7 @@ def test_a_client_that_leaves_cancels_its_request(front: Any, client: OpenAI) ->
     assert _waits(lambda: front.triton.cancelled == 1)
     front.triton.script.pause_s = 30
     with pytest.raises(openai.APITimeoutError):
-        _chat(client.with_options(timeout=0.3))
+        _chat(client.with_options(timeout=2))
     assert _waits(lambda: front.triton.cancelled == 2)
 
 
@@ -336,7 +336,7 @@ def test_a_client_that_leaves_cancels_its_request(front: Any, client: OpenAI) ->
 def test_a_silent_engine_is_given_up(front: Any, client: OpenAI, stream: bool) -> None:
     """504, or an event where the stream had begun; the engine is told."""
     front.triton.script.hang = True
-    with pytest.raises(openai.APIError, match=r"sent nothing for 0\.6 s"):
+    with pytest.raises(openai.APIError, match=r"sent nothing for 1\.5 s"):
         list(_chat(client, stream=True)) if stream else _chat(client)
     assert _waits(lambda: front.triton.cancelled == 1)
 

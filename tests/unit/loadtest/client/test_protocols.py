@@ -11,12 +11,11 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from engines.errors import UserError
-from loadtest.client.endpoint import Endpoint, endpoint_of
+from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of
 from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.client.protocols import protocol_for, takes_ids
 from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_message
 from loadtest.client.server_info import engine_kind
-from loadtest.scenario.schema import ProtocolName
 from loadtest.traffic.prompts import Prompt
 
 PROMPT = Prompt(tokens=2, ids=(7, 8), text="hi")

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from engines.errors import MissingError, UserError
-from loadtest.client.endpoint import Endpoint
+from loadtest.client.endpoint import Endpoint, ProtocolName
 from loadtest.client.server_info import server_facts
-from loadtest.scenario.schema import ProtocolName
 
 MODELS = {"object": "list", "data": [{"id": "llama"}, {"id": "qwen"}]}
 ENGINE = {
