@@ -21,7 +21,8 @@ MOVED_RATIO = 0.1  # of the prior's spread: differences are computed again after
 # Half the sum of squared residuals, in standard deviations: a fit ends when its next step would gain less than this, that
 # is, when no parameter would move by more than a third (the square root of 2 * 0.05) of its own standard deviation.
 NEGLIGIBLE_GAIN = 0.05
-FRUITLESS_TRIALS = 3  # a fit also ends after this many trials in a row that gained less: figures jump by whole iterations
+# A fit also ends after this many trials in a row that gained less: figures jump by whole iterations.
+FRUITLESS_TRIALS = 3
 MOST_STDDEVS = 4.0  # standard deviations from the prior's mean; beyond this is not physical
 
 
