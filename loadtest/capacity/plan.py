@@ -8,6 +8,7 @@ from pathlib import Path
 from engines.files import Document
 from loadtest.capacity.decision import Row, nearest_possible, sentence_of
 from loadtest.capacity.inputs import SMALL_GPUS, Demand, Price, old_prices
+from loadtest.capacity.plan_money import with_money
 from loadtest.capacity.recommendation import with_details
 from loadtest.capacity.replica_count import total_for, worst_loss
 from loadtest.capacity.schema import CapacityPlan, TrafficFacts
@@ -48,6 +49,7 @@ def make_capacity(
         return plan
     if not is_brief:
         plan, best = with_details(plan, best, searched, options)
+        plan = with_money(plan, best, searched, options)
     lost = worst_loss(best.replicas or 0, demand.availability)
     return plan.model_copy(update={"sentence": sentence_of(demand, searched.market, best, lost), "rows": searched.rows})
 

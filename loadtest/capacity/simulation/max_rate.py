@@ -41,6 +41,8 @@ class RateProbe(Strict):
 
     Attributes:
         missed: Objectives missed, furthest beyond the limit first; `tightest` is the one nearest to its limit.
+        power_w: Predicted watts of the replica's GPUs; None where they were not asked for, or are unknown.
+        cached_ratio: Share of prompt tokens found in the KV cache.
     """
 
     rate_per_s: float
@@ -61,6 +63,8 @@ class RateProbe(Strict):
     in_flight: float
     kv_ratio: float
     kv_most: float
+    power_w: float | None = None
+    cached_ratio: float | None = None
 
 
 class Relief(Strict):
@@ -262,8 +266,8 @@ def _first(result: RateResult) -> str:
 
 
 def sweep_rates(task: Task, rates_per_s: Sequence[float]) -> tuple[RateProbe, ...]:
-    """Return a replica's figures at each load, at the unfavourable end of the interval."""
-    bench = LoadBench(task)
+    """Return a replica's figures at each load with its power, at the unfavourable end of the interval."""
+    bench = LoadBench(task, is_metered=True)
     return tuple(probe_of(bench.verdict(rate, task.interval.slow, least_windows=2)) for rate in rates_per_s)
 
 
@@ -279,6 +283,8 @@ def probe_of(probes: RateResult) -> RateProbe:
         in_flight=probes.in_flight,
         kv_ratio=probes.kv_ratio,
         kv_most=probes.kv_most,
+        power_w=probes.power_w,
+        cached_ratio=probes.cached_ratio,
     )
 
 
