@@ -18,8 +18,8 @@ from loadtest.calibration.trial import FitContext, Trial, differences_of
 # Assumed measurement noise of tokens/s, ITL and TTFT, as standard deviations of the logarithm.
 SIGMA = (0.03, 0.03, 0.12)
 MOVED_RATIO = 0.1  # of the prior's spread: differences are computed again after a parameter has moved this far
-# Half the sum of squared residuals, in standard deviations: a fit ends when its next step would gain less than this, that
-# is, when no parameter would move by more than a third (the square root of 2 * 0.05) of its own standard deviation.
+# Half the sum of squared residuals, in standard deviations. A fit ends when its next step would gain less than this: no
+# parameter would move by more than a third (the square root of 2 * 0.05) of its own standard deviation.
 NEGLIGIBLE_GAIN = 0.05
 # A fit also ends after this many trials in a row that gained less: figures jump by whole iterations.
 FRUITLESS_TRIALS = 3
