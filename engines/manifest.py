@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 from engines.files import Document, Strict, read_json
-from engines.spec import Factors, GpuSpec, Host, KvFormat, LlmApiVersion, ModelSpec, SpeculationMethod
+from engines.spec import (
+    Factors,
+    GpuSpec,
+    Host,
+    KvFormat,
+    LlmApiVersion,
+    ModelSpec,
+    SpeculationMethod,
+    SpeculativeDecoding,
+)
 
 MANIFEST_NAME = "manifest.json"
 
@@ -97,12 +106,14 @@ class Speculation(Strict):
     Attributes:
         draft_model: Folder or published name of the draft model; None for n-grams, which need none.
         max_matching_ngram_size: Maximum tokens to match; for n-grams only.
+        max_total_draft_tokens: Draft tokens of a tree, which a step verifies; None: a chain of `max_draft_len`.
     """
 
     method: SpeculationMethod
     max_draft_len: int
     draft_model: str | None = None
     max_matching_ngram_size: int | None = None
+    max_total_draft_tokens: int | None = None
 
 
 class Disaggregation(Strict):
@@ -209,6 +220,7 @@ class EngineManifest(Document):
     the data sheet it was planned with, so that nothing has to be looked up again.
 
     Attributes:
+        speculative: What each decode step drafts and verifies; None: one token a step.
         llm_api: For the PyTorch backend only.
         checkpoint: None if nothing was quantized: an emulated engine, or a published checkpoint.
         accuracy: Results of `evaluate-engine`, which adds them after the build.
@@ -224,6 +236,7 @@ class EngineManifest(Document):
     kv_cache: KvCache
     runtime: Runtime
     step_time: StepTimeChoice
+    speculative: SpeculativeDecoding | None = None
     llm_api: LlmApiChoices | None = None
     tokenizer: str | None
     engine: str | None

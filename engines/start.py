@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 INTERRUPTED = 130
@@ -21,13 +22,17 @@ class LateCommand:
     Args:
         module: Its module.
         name: Its name in the module.
+        environment: Environment variables of the process, where the user has not set them.
     """
 
-    def __init__(self, module: str, name: str) -> None:
+    def __init__(self, module: str, name: str, environment: Mapping[str, str] | None = None) -> None:
         self._module, self._name = module, name
+        self._environment = environment or {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command; until it installs its own handlers, a signal ends the process at once."""
+        for variable, value in self._environment.items():
+            os.environ.setdefault(variable, value)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._leave)
         atexit.register(_ignore_signals)

@@ -152,6 +152,8 @@ def _speculation(choices: LlmApiChoices) -> dict[str, Any]:
         config["speculative_model"] = options.draft_model
     if options.max_matching_ngram_size is not None:
         config["max_matching_ngram_size"] = options.max_matching_ngram_size
+    if options.max_total_draft_tokens is not None:
+        config["max_total_draft_tokens"] = options.max_total_draft_tokens
     arguments: dict[str, Any] = {"speculative_config": config}
     # Except with eagle3, drafts are made outside the model's step, which therefore cannot overlap with the next one.
     if options.method != "eagle3":

@@ -1,6 +1,6 @@
 """An in-flight batcher without a GPU: scheduler, paged KV blocks, iteration loop; time is passed in."""
 
-from engines.emulator.engine import Batcher, Iteration
+from engines.emulator.engine import Batcher
 from engines.emulator.request import (
     BatcherSettings,
     BatcherState,
@@ -12,7 +12,7 @@ from engines.emulator.request import (
     SchedulerPolicy,
     TokenEvent,
 )
-from engines.emulator.scheduler import Sequence
+from engines.emulator.scheduler import Iteration, Sequence
 from engines.emulator.settings import batcher_for, settings_of
 
 __all__ = [

@@ -6,9 +6,10 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
+from engines.emulator.acceptance import Acceptance
 from engines.emulator.blocks import KvPool
+from engines.emulator.growth import DrawnGrowth, Growth, SteadyGrowth
 from engines.emulator.request import (
     BatcherSettings,
     BatcherState,
@@ -19,31 +20,10 @@ from engines.emulator.request import (
     RequestId,
     TokenEvent,
 )
-from engines.emulator.scheduler import Chunk, Sequence, admissible, pack
+from engines.emulator.scheduler import Chunk, Iteration, Sequence, admissible, pack
 from engines.steptime import DecodeLine, StepShape, StepTime, attended_tokens
 
 _NO_LINE = (1, DecodeLine(0.0, 0.0, 0.0))  # a line that is valid nowhere
-
-
-@dataclass(slots=True)
-class Iteration:
-    """The current iteration, or a run of decode iterations that differ only in their growing contexts.
-
-    Attributes:
-        first_index: Index of the (first) iteration; the engine's first is 0.
-        repeats: Iterations in this run; 1 from `Batcher.begin`.
-        shape: Shape of the first iteration.
-        seconds: Duration of the whole run.
-        chunks: Prompts, or chunks of prompts, computed in it.
-        ends_s: End of each iteration of the run, on the clock of `begin_run`; empty from `begin`.
-    """
-
-    first_index: int
-    repeats: int
-    shape: StepShape
-    seconds: float
-    chunks: list[Chunk] = field(default_factory=list)
-    ends_s: list[float] = field(default_factory=list)
 
 
 class Batcher:
@@ -73,8 +53,13 @@ class Batcher:
         self._decoding: dict[int, Sequence] = {}  # by order; the sequence started last is the last one
         self._by_id: dict[RequestId, Sequence] = {}
         self._context_tokens = 0  # sum over decoding sequences, before the next iteration
-        # Decoding sequences by the iteration index, modulo the block size, at which they need a block.
-        self._growth = [0] * settings.tokens_per_block
+        self._acceptance = Acceptance(settings.acceptance, settings.acceptance_seed) if settings.acceptance else None
+        self._growth: Growth = (
+            SteadyGrowth(settings.tokens_per_block)
+            if self._acceptance is None
+            else DrawnGrowth(settings.tokens_per_block, settings.draft_tokens)
+        )
+        self._draft_steps = self._accepted = 0
         self._ends: list[tuple[int, int]] = []  # heap of (last index, order)
         # By number of sequences: the latest line, and before it the context at which it was computed.
         self._lines: dict[int, tuple[int, DecodeLine]] = {}
@@ -105,6 +90,8 @@ class Batcher:
             request = request._replace(max_output_tokens=room)
         output = min(request.max_output_tokens, request.ends_after_tokens or request.max_output_tokens)
         sequence = Sequence(request, self._orders, now_s, output)
+        if self._acceptance is not None:
+            sequence.accepted = self._acceptance.draw(output)
         self._orders += 1
         self._by_id[request.request_id] = sequence
         if self._queue or len(self._pending) + len(self._decoding) >= self.settings.max_batch_size:
@@ -148,12 +135,14 @@ class Batcher:
         shape = self._latest = StepShape(count, context)
         most = self._first_end() - self._index + 1
         if self.settings.policy == "max_utilization":
-            most = min(most, self._steps_in_memory())
+            most = self._growth.steps_in_memory(self._index, self._pool.available, most)
         base_s, slope_s, valid_to = self._line(count, context)
         seconds = base_s + slope_s * context
         ends_s = [now_s + seconds]
-        while len(ends_s) < most and ends_s[-1] < until_s and context + count <= valid_to:
-            context += count
+        for gained in self._growth.tokens_from(self._index, most - 1, count):
+            context += gained
+            if ends_s[-1] >= until_s or context > valid_to:
+                break
             seconds += base_s + slope_s * context
             ends_s.append(now_s + seconds)
         return Iteration(self._index, len(ends_s), shape, seconds, chunks, ends_s)
@@ -161,16 +150,19 @@ class Batcher:
     def finish(self, iteration: Iteration) -> list[TokenEvent]:
         """Complete an iteration; return its tokens, those of decoding sequences first."""
         index = iteration.first_index
-        made = [(sequence, sequence.produced_at(index)) for sequence in self._decoding.values()]
-        made += [(sequence, sequence.produced_before) for sequence in self._completing(iteration)]
+        made = [
+            (sequence, first := sequence.produced_at(index), sequence.produced_at(index + 1) - first)
+            for sequence in self._decoding.values()
+        ]
+        made += [(sequence, sequence.produced_before, 1) for sequence in self._completing(iteration)]
         self.advance(iteration)
-        return [TokenEvent(sequence.request.request_id, token, sequence.ended) for sequence, token in made]
+        return [TokenEvent(each.request.request_id, first, each.ended, tokens) for each, first, tokens in made]
 
     def advance(self, iteration: Iteration) -> list[Sequence]:
         """Complete an iteration or a run; return the sequences that ended, with complete spans."""
         self._grow_over(iteration)
         last = iteration.first_index + iteration.repeats - 1
-        self._context_tokens += iteration.repeats * len(self._decoding)
+        self._note_tokens(iteration)
         starting = list(self._completing(iteration)) if iteration.chunks else []
         for chunk in iteration.chunks:
             self._cache(chunk)
@@ -185,12 +177,9 @@ class Batcher:
             self._fetch()
         return ended
 
-    def spans_of(self, request_id: RequestId) -> list[tuple[int, int]]:
-        """Return the (first, last) iterations that produced tokens of a running request, in order."""
-        sequence = self._by_id[request_id]
-        if sequence.decode_index < 0:
-            return list(sequence.spans)
-        return [*sequence.spans, (sequence.first_new_index, self._index - 1)]
+    def progress_of(self, request_id: RequestId) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+        """Return the spans and counts of a running request so far; see `Sequence`."""
+        return self._by_id[request_id].progress(self._index)
 
     def reusable_blocks(self, hashes: tuple[int, ...]) -> int:
         """Return how many first blocks of a prompt with these hashes can be found here, for KV-aware routers."""
@@ -205,7 +194,8 @@ class Batcher:
         steps = self._first_end() - self._index + 1 if self._decoding else math.inf
         for waiting in (self._pending.values(), self._queue):
             for sequence in waiting:
-                steps = min(steps, sequence.output_tokens - sequence.produced_before)
+                left = sequence.output_tokens - sequence.produced_before
+                steps = min(steps, -(-left // (1 + len(self.settings.acceptance))))
         if math.isinf(steps):
             return math.inf
         line = self.step_time.decode_line(max(1, len(self._decoding)), self._context_tokens)
@@ -232,6 +222,9 @@ class Batcher:
             kv_tokens_per_block=pool.tokens_per_block,
             kv_reused_blocks=pool.reused_total,
             iteration_counter=self._index,
+            drafted_total=self._draft_steps * self.settings.draft_tokens,
+            accepted_total=self._accepted,
+            draft_steps_total=self._draft_steps,
         )
 
     def rest(self) -> None:
@@ -264,36 +257,29 @@ class Batcher:
     def _grow(self) -> None:
         """Allocate the next blocks of decoding sequences; while there are too few, pause the sequence started last."""
         self._paused = 0
-        place = self._index % self.settings.tokens_per_block
-        while self._growth[place] > self._pool.available:
+        while (count := self._growth.blocks_at(self._index)) > self._pool.available:
             self._pause(next(reversed(self._decoding.values())))
         self._grown = self._index + 1
-        if self._growth[place]:
-            self._take_growth(self._growth[place])
-
-    def _steps_in_memory(self) -> int:
-        """Return the number of iterations until a sequence must be paused; the next one's blocks are allocated."""
-        growth, block = self._growth, self.settings.tokens_per_block
-        cycle = sum(growth)  # blocks allocated within `block` iterations: one per sequence
-        cycles, left = divmod(self._pool.available, cycle)
-        steps = 1 + cycles * block
-        for index in range(self._index + 1, self._index + 1 + block):
-            left -= growth[index % block]
-            if left < 0:
-                break
-            steps += 1
-        return steps
+        if count:
+            self._take_growth(count)
 
     def _grow_over(self, iteration: Iteration) -> None:
         """Allocate the blocks of a run's iterations, except the first, which has its own."""
-        growth, block = self._growth, self.settings.tokens_per_block
         end = iteration.first_index + iteration.repeats
-        count = 0
-        for index in range(iteration.first_index + 1, end):
-            count += growth[index % block]
+        count = self._growth.blocks_between(iteration.first_index + 1, end)
         self._grown = end
         if count:
             self._take_growth(count)
+
+    def _note_tokens(self, iteration: Iteration) -> None:
+        """Count what an iteration, or a run, adds to the decoding sequences."""
+        end, count = iteration.first_index + iteration.repeats, len(self._decoding)
+        gained = self._growth.tokens_between(iteration.first_index, end, count)
+        self._context_tokens += gained
+        if self._acceptance is not None:
+            self._draft_steps += iteration.repeats * count
+            self._accepted += gained - iteration.repeats * count
+        self._growth.forget(iteration.first_index, end)
 
     def _take_growth(self, count: int) -> None:
         self._pool.take(count)
@@ -301,7 +287,7 @@ class Batcher:
             self._pool.reserved -= count
 
     def _start_chunks(self) -> list[Chunk]:
-        budget = self.settings.max_num_tokens - len(self._decoding)
+        budget = self.settings.max_num_tokens - len(self._decoding) * self.settings.step_tokens
         slots = self.settings.max_batch_size - len(self._decoding)
         if not slots or budget <= 0:
             return []
@@ -341,7 +327,7 @@ class Batcher:
             self._pool.reserved += self._to_come(sequence, self._pool.blocks_for(sequence.prompt_tokens))
 
     def _to_come(self, sequence: Sequence, held: int) -> int:
-        return self._pool.blocks_for(sequence.final_tokens) - held
+        return self._pool.blocks_for(sequence.final_tokens + self.settings.draft_tokens) - held
 
     def _shape(self, chunks: list[Chunk]) -> StepShape:
         return StepShape(
@@ -377,27 +363,22 @@ class Batcher:
     def _start_decoding(self, sequence: Sequence, index: int) -> bool:
         """Start decoding a sequence in the next iteration; return whether it has ended instead."""
         del self._pending[sequence.order]
-        sequence.first_new_index = index
-        sequence.last_index = index + sequence.output_tokens - sequence.produced_before - 1
+        sequence.start(index)
         if sequence.last_index == index:
-            sequence.spans.append((index, index))
+            sequence.decode_index = -1
+            sequence.leave(index)
             self._end(sequence, self._reason(sequence))
             return True
-        sequence.decode_index = index + 1
         self._decoding[sequence.order] = sequence
         self._context_tokens += sequence.prompt_tokens
-        self._growth[self._residue(sequence)] += 1
+        self._growth.start(sequence)
         heapq.heappush(self._ends, (sequence.last_index, sequence.order))
         return False
 
     def _stop_decoding(self, sequence: Sequence) -> None:
         del self._decoding[sequence.order]
         self._context_tokens -= sequence.tokens_at(self._index)
-        self._growth[self._residue(sequence)] -= 1
-
-    def _residue(self, sequence: Sequence) -> int:
-        """Return the iterations, modulo the block size, at whose start this sequence's last block is full."""
-        return (sequence.decode_index - sequence.prompt_tokens) % self.settings.tokens_per_block
+        self._growth.stop(sequence, self._index)
 
     def _first_end(self) -> int:
         while self._ends and not self._is_current(*self._ends[0]):
@@ -410,7 +391,7 @@ class Batcher:
         return sequence is not None and sequence.last_index == last_index
 
     def _complete(self, sequence: Sequence) -> Sequence:
-        sequence.spans.append((sequence.first_new_index, sequence.last_index))
+        sequence.leave(sequence.last_index)
         if sequence.request.prefix_hashes:
             self._publish(sequence, sequence.tokens_at(self._index))
         self._stop_decoding(sequence)
@@ -429,7 +410,7 @@ class Batcher:
     def _release(self, sequence: Sequence, *, paused: bool = False) -> None:
         if not sequence.has_blocks:
             return
-        held = self._pool.blocks_for(sequence.tokens_at(self._grown))
+        held = self._pool.blocks_for(self._growth.held_tokens(sequence, self._grown))
         if self.settings.policy != "max_utilization":
             self._pool.reserved -= self._to_come(sequence, held)
         hashes = sequence.request.prefix_hashes
@@ -445,7 +426,7 @@ class Batcher:
         self._stop_decoding(sequence)
         self._release(sequence, paused=True)
         produced = sequence.produced_at(self._index)
-        sequence.spans.append((sequence.first_new_index, self._index - 1))
+        sequence.leave(self._index - 1)
         sequence.prompt_tokens = sequence.request.prompt_tokens + produced
         sequence.produced_before = produced
         sequence.cached_tokens = sequence.shared_blocks = 0

@@ -68,6 +68,10 @@ class BatcherSettings:
         chunked_context: A prompt may be computed over several iterations.
         chunking: How chunks share an iteration's tokens.
         max_queue_size: Maximum requests waiting outside the active set; 0: no limit.
+        draft_tokens: Draft tokens that each sequence verifies in a decode step; 0: no speculation.
+        acceptance: Share of the steps in which the draft token at each position is accepted; see
+            `SpeculativeDecoding`.
+        acceptance_seed: Of the draws.
     """
 
     max_batch_size: int
@@ -82,6 +86,9 @@ class BatcherSettings:
     policy: SchedulerPolicy = "guaranteed_no_evict"
     chunking: ChunkingPolicy = "first_come"
     max_queue_size: int = 0
+    draft_tokens: int = 0
+    acceptance: tuple[float, ...] = ()
+    acceptance_seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse impossible limits.
@@ -94,11 +101,25 @@ class BatcherSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
         if self.chunked_context and self.max_num_tokens < self.tokens_per_block:
             raise ValueError(f"max_num_tokens {self.max_num_tokens} is less than a block of {self.tokens_per_block}")
+        if bool(self.acceptance) != bool(self.draft_tokens):
+            raise ValueError("draft tokens and their acceptance go together")
+        if len(self.acceptance) > self.draft_tokens:
+            raise ValueError(f"{len(self.acceptance)} tokens can be accepted, and {self.draft_tokens} are verified")
+        if self.draft_tokens and self.max_batch_size * self.step_tokens > self.max_num_tokens:
+            raise ValueError(
+                f"max_num_tokens {self.max_num_tokens} is less than a full batch of {self.max_batch_size} with "
+                f"{self.draft_tokens} draft tokens each"
+            )
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that a decoding sequence takes of an iteration: its own and its draft."""
+        return 1 + self.draft_tokens
 
     @property
     def longest_sequence_tokens(self) -> int:
-        """Largest prompt plus output: TensorRT-LLM reduces the limit to what the KV pool can hold."""
-        return min(self.max_seq_len, self.kv_blocks * self.tokens_per_block)
+        """Largest prompt plus output: TensorRT-LLM reduces the limit to what the KV pool can hold, drafts included."""
+        return min(self.max_seq_len, self.kv_blocks * self.tokens_per_block - self.draft_tokens)
 
     @property
     def longest_prompt_tokens(self) -> int:
@@ -118,16 +139,18 @@ class FinishReason(Enum):
 
 
 class TokenEvent(NamedTuple):
-    """One generated token.
+    """The tokens of one request in one iteration: one, or with speculation several.
 
     Attributes:
-        token_index: 0 for the first token of the request.
-        finish_reason: Set on the last one.
+        token_index: Of the first of them; 0 for the first token of the request.
+        finish_reason: Set if the last of them is the request's last.
+        tokens: How many.
     """
 
     request_id: RequestId
     token_index: int
     finish_reason: FinishReason | None = None
+    tokens: int = 1
 
     @property
     def is_final(self) -> bool:
@@ -151,6 +174,9 @@ class BatcherState(NamedTuple):
         paused: Requests paused in the latest iteration because KV blocks ran out.
         kv_reused_blocks: Blocks found instead of computed, since the start.
         iteration_counter: Finished iterations.
+        drafted_total: Draft tokens proposed to sequences since the start.
+        accepted_total: Those of them that were accepted and emitted.
+        draft_steps_total: Decode steps of sequences in which drafts were verified.
     """
 
     active: int
@@ -168,6 +194,9 @@ class BatcherState(NamedTuple):
     kv_tokens_per_block: int
     kv_reused_blocks: int
     iteration_counter: int
+    drafted_total: int = 0
+    accepted_total: int = 0
+    draft_steps_total: int = 0
 
 
 __all__ = [

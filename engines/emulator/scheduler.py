@@ -7,11 +7,15 @@ always run: each takes one of the `max_num_tokens` tokens, and none starts unles
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
+from engines.emulator.acceptance import Draws
 from engines.emulator.blocks import KvPool
 from engines.emulator.request import BatcherSettings, FinishReason, Request
+from engines.steptime import StepShape
 
 
 class Sequence:
@@ -30,14 +34,21 @@ class Sequence:
         first_new_index: Iteration of its first new token since it (re)started.
         last_index: Iteration of its last token.
         produced_before: Tokens produced before it (re)started.
-        spans: Finished periods as (first, last) iteration; one new token in each iteration of a span.
+        spans: Finished periods as (first, last) iteration; one new token in each iteration of a span, or as many as
+            `counts` says.
+        counts: With speculation, the new tokens of each iteration, span after span; empty otherwise.
+        accepted: With speculation, the draft tokens that its coming decode steps accept.
+        emitted: With speculation, the tokens that it has emitted after each decode step since it (re)started, from 0.
         ended: Why it ended, once it has.
     """
 
     __slots__ = (
+        "accepted",
         "arrival_s",
         "cached_tokens",
+        "counts",
         "decode_index",
+        "emitted",
         "ended",
         "first_new_index",
         "has_blocks",
@@ -65,6 +76,9 @@ class Sequence:
         self.last_index = -1
         self.produced_before = 0
         self.spans: list[tuple[int, int]] = []
+        self.counts: list[int] = []
+        self.accepted: Draws | None = None
+        self.emitted: list[int] = []
         self.ended: FinishReason | None = None
 
     @property
@@ -76,13 +90,42 @@ class Sequence:
         """Return the tokens whose KV it holds, or has blocks for, before iteration `index`."""
         if self.decode_index < 0:
             return self.prompt_tokens
-        return self.prompt_tokens + index - self.decode_index
+        steps = index - self.decode_index
+        return self.prompt_tokens + (self.emitted[steps] if self.emitted else steps)
 
     def produced_at(self, index: int) -> int:
         """Return the tokens it has produced before iteration `index`."""
         if self.decode_index < 0 or index <= self.first_new_index:
             return self.produced_before
-        return self.produced_before + index - self.first_new_index
+        steps = index - self.decode_index
+        return self.produced_before + 1 + (self.emitted[steps] if self.emitted else steps)
+
+    def start(self, index: int) -> None:
+        """Produce the first token in an iteration, and decode from the next one to the last token's."""
+        self.first_new_index, self.decode_index = index, index + 1
+        left = self.output_tokens - self.produced_before - 1
+        if self.accepted is not None:
+            self.emitted = self.accepted.emitted(left)
+        self.last_index = index + (len(self.emitted) - 1 if self.emitted else left)
+
+    def leave(self, last_index: int) -> None:
+        """Close the current span: the latest token is that of iteration `last_index`."""
+        self.spans.append((self.first_new_index, last_index))
+        if self.accepted is not None:
+            steps = last_index - self.first_new_index
+            self.counts += self._counts_of(steps)
+            self.accepted = self.accepted.after(steps)
+
+    def progress(self, index: int) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
+        """Return its spans and counts before iteration `index`."""
+        if self.decode_index < 0:
+            return list(self.spans), tuple(self.counts)
+        own = self._counts_of(index - 1 - self.first_new_index) if self.accepted is not None else []
+        return [*self.spans, (self.first_new_index, index - 1)], (*self.counts, *own)
+
+    def _counts_of(self, steps: int) -> list[int]:
+        """Return the tokens of the current span's iterations: its first token, and those of some decode steps."""
+        return [1, *(after - before for before, after in pairwise(self.emitted[: steps + 1]))]
 
 
 class Chunk(NamedTuple):
@@ -90,6 +133,27 @@ class Chunk(NamedTuple):
 
     sequence: Sequence
     tokens: int
+
+
+@dataclass(slots=True)
+class Iteration:
+    """The current iteration, or a run of decode iterations that differ only in their growing contexts.
+
+    Attributes:
+        first_index: Index of the (first) iteration; the engine's first is 0.
+        repeats: Iterations in this run; 1 from `Batcher.begin`.
+        shape: Shape of the first iteration.
+        seconds: Duration of the whole run.
+        chunks: Prompts, or chunks of prompts, computed in it.
+        ends_s: End of each iteration of the run, on the clock of `begin_run`; empty from `begin`.
+    """
+
+    first_index: int
+    repeats: int
+    shape: StepShape
+    seconds: float
+    chunks: list[Chunk] = field(default_factory=list)
+    ends_s: list[float] = field(default_factory=list)
 
 
 def admissible(
@@ -109,7 +173,7 @@ def admissible(
         if not sequence.has_blocks:
             if gate and gate.holds_back(sequence):
                 continue
-            spare -= pool.blocks_for(sequence.final_tokens)
+            spare -= pool.blocks_for(sequence.final_tokens + settings.draft_tokens)
         if sequence.has_blocks or spare >= 0:
             yield sequence
 

@@ -11,6 +11,7 @@ from engines.steptime import step_time_for
 def settings_of(manifest: EngineManifest, *, max_queue_size: int = 0) -> BatcherSettings:
     """Return the batcher settings of an engine."""
     limits, cache, runtime = manifest.limits, manifest.kv_cache, manifest.runtime
+    speculative = manifest.speculative
     return BatcherSettings(
         max_batch_size=limits.max_batch_size,
         max_num_tokens=limits.max_num_tokens,
@@ -22,6 +23,8 @@ def settings_of(manifest: EngineManifest, *, max_queue_size: int = 0) -> Batcher
         chunked_context=runtime.chunked_context,
         policy=runtime.scheduler_policy,
         max_queue_size=max_queue_size,
+        draft_tokens=0 if speculative is None else speculative.verified_tokens,
+        acceptance=() if speculative is None else speculative.acceptance,
     )
 
 

@@ -3,6 +3,7 @@
 from engines.planning.engine_manifest import BUILD_TOOLS, Kind, emulated_manifest, manifest_of, versions_of
 from engines.planning.explain import Explanation, Neighbour, explain
 from engines.planning.limits import Engine, Outlook, outlook
+from engines.planning.llm_api import PYTORCH_SPECULATION
 from engines.planning.matrix import (
     Combination,
     Comparison,
@@ -14,9 +15,11 @@ from engines.planning.matrix import (
 )
 from engines.planning.plan import BuildPlan, make_plan
 from engines.planning.recipe import Recipe, ResolvedRecipe, Workload, as_yaml, recipe_path, resolve_recipe
+from engines.planning.speculation import rates_of
 
 __all__ = [
     "BUILD_TOOLS",
+    "PYTORCH_SPECULATION",
     "BuildPlan",
     "Combination",
     "Comparison",
@@ -37,6 +40,7 @@ __all__ = [
     "manifest_of",
     "outlook",
     "planned_row",
+    "rates_of",
     "recipe_path",
     "refused_row",
     "resolve_recipe",

@@ -69,11 +69,12 @@ def manifest_of(
         kv_cache=KvCache(
             tokens_per_block=plan.sizing.tokens_per_block,
             blocks=plan.memory.kv_blocks,
-            bytes_per_token=plan.model.kv_bytes_per_token(plan.kv_format),
+            bytes_per_token=plan.kv_bytes_per_token,
             free_gpu_mem_fraction=plan.sizing.kv_fraction,
         ),
         runtime=plan.runtime,
         step_time=plan.step_time,
+        speculative=plan.speculation,
         llm_api=plan.llm_api,
         tokenizer="tokenizer" if has_tokenizer else None,
         engine="engine" if kind == "built" else None,

@@ -59,6 +59,7 @@ def explain(plan: BuildPlan) -> list[Explanation]:
         plan.sizing,
         plan.runtime.chunked_context,
         plan.step_time,
+        plan.speculation,
     )
     here = outlook(chosen, plan.workload)
     return [

@@ -20,6 +20,7 @@ from engines.spec import (
     MemoryBudget,
     ModelSpec,
     Sizing,
+    SpeculativeDecoding,
     memory_budget,
     milliseconds,
     precision_named,
@@ -42,6 +43,7 @@ class Engine:
     Attributes:
         chunked: Prompts may be split over iterations; otherwise a prompt must fit one iteration.
         pricing: Step-time source.
+        speculation: What each decode step drafts and verifies; None: one token a step.
     """
 
     model: ModelSpec
@@ -51,11 +53,25 @@ class Engine:
     sizing: Sizing
     chunked: bool
     pricing: StepTimeChoice = ROOFLINE
+    speculation: SpeculativeDecoding | None = None
 
     @property
     def memory(self) -> MemoryBudget:
         """How one GPU's memory is used."""
-        return memory_budget(self.model, self.gpu, precision_named(self.precision), self.kv_format, self.sizing)
+        draft = None if self.speculation is None else self.speculation.draft
+        return memory_budget(
+            self.model, self.gpu, precision_named(self.precision), self.kv_format, self.sizing, draft=draft
+        )
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that a decoding sequence computes in a step."""
+        return 1 if self.speculation is None else 1 + self.speculation.verified_tokens
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean tokens that a decoding sequence gains in a step."""
+        return 1.0 if self.speculation is None else self.speculation.tokens_per_step
 
     @property
     def step_time(self) -> StepTime:
@@ -67,6 +83,7 @@ class Engine:
             self.precision,
             self.kv_format,
             self.sizing.tensor_parallel,
+            None if self.speculation is None else self.speculation.model_dump_json(),
         )
 
     def limited(self, *, max_batch_size: int | None = None, max_num_tokens: int | None = None) -> Engine:
@@ -86,7 +103,7 @@ class Outlook:
         kv_tokens: Capacity of the KV cache in tokens.
         sequences: Requests in flight: the batch limit, or fewer if the KV cache holds fewer whole requests.
         decoding: Requests that decode in a typical iteration; the others wait for their prompt.
-        itl_s: Mean time between two tokens of a request.
+        itl_s: Mean time per token of a request.
         single_itl_s: The same for a request alone.
         ttft_s: From a free slot to the first token, with all other slots occupied.
         longest_gap_s: Duration of an iteration filled with prompts: the gap that a burst causes in every reply.
@@ -119,11 +136,20 @@ class Outlook:
 
 @cache
 def _step_time(
-    choice_json: str, model_json: str, gpu_json: str, precision: str, kv_format: KvFormat, tensor_parallel: int
+    choice_json: str,
+    model_json: str,
+    gpu_json: str,
+    precision: str,
+    kv_format: KvFormat,
+    tensor_parallel: int,
+    speculation_json: str | None,
 ) -> StepTime:
     model, gpu = ModelSpec.model_validate_json(model_json), GpuSpec.model_validate_json(gpu_json)
     choice = StepTimeChoice.model_validate_json(choice_json)
-    return step_time_of(choice, model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
+    speculation = None if speculation_json is None else SpeculativeDecoding.model_validate_json(speculation_json)
+    return step_time_of(
+        choice, model, gpu, precision, kv_format, tensor_parallel=tensor_parallel, speculative=speculation
+    )
 
 
 def outlook(engine: Engine, workload: Workload) -> Outlook:
@@ -133,6 +159,9 @@ def outlook(engine: Engine, workload: Workload) -> Outlook:
     (max_num_tokens - d) iterations beside the decoding ones. While d c / OSL < 1, that share of iterations carries a
     prompt and the rest only decode. Beyond that, prompts fill every iteration, and the rest of the token budget
     decodes: d = max_num_tokens OSL / (ISL + OSL).
+
+    With speculation, a sequence takes fewer steps than it has tokens, and more of each iteration's budget: OSL is then
+    its steps, and d in the budget its tokens. The ITL is the mean time per token.
     """
     step, sizing, memory = engine.step_time, engine.sizing, engine.memory
     isl, osl = workload.isl, workload.osl
@@ -141,12 +170,13 @@ def outlook(engine: Engine, workload: Workload) -> Outlook:
     sequences = min(sizing.max_batch_size, memory.kv_tokens // (isl + osl))
     if sequences == 0:
         return Outlook(memory.kv_tokens, 0, 0.0, alone, alone, float("inf"), alone, 0.0)
-    budget = sizing.max_num_tokens
-    decoding = min(float(sequences), budget * osl / (isl + osl))
-    room = max(1.0, budget - decoding)
+    alone /= engine.tokens_per_step
+    budget, steps, width = sizing.max_num_tokens, osl / engine.tokens_per_step, engine.step_tokens
+    decoding = min(float(sequences), budget * steps / (isl + steps * width))
+    room = max(1.0, budget - decoding * width)
     chunks = max(1.0, isl / room)
-    decoding = max(1.0, decoding * osl / (osl + chunks))
-    share = min(1.0, decoding / osl * chunks)
+    decoding = max(1.0, decoding * steps / (steps + chunks))
+    share = min(1.0, decoding / steps * chunks)
     shape = StepShape(decode_sequences=round(decoding), decode_context_tokens=int(decoding * context))
     mixed_s = step.seconds(_with_prompt(shape, min(isl, int(room)), isl))
     full_s = step.seconds(_with_prompt(shape, int(room), isl))
@@ -155,11 +185,11 @@ def outlook(engine: Engine, workload: Workload) -> Outlook:
         kv_tokens=memory.kv_tokens,
         sequences=sequences,
         decoding=decoding,
-        itl_s=mean_s,
+        itl_s=mean_s / engine.tokens_per_step,
         single_itl_s=alone,
         ttft_s=mean_s / 2 + chunks * mixed_s,
         longest_gap_s=full_s,
-        tokens_per_s=decoding / mean_s,
+        tokens_per_s=decoding * engine.tokens_per_step / mean_s,
     )
 
 
@@ -232,7 +262,7 @@ def _candidates(
     are_given = len(token_budgets) == len(batch_sizes) == 1
     for budget in token_budgets:
         for batch in batch_sizes:
-            if batch <= budget or are_given:
+            if batch * engine.step_tokens <= budget or are_given:
                 sizing = engine.sizing.model_copy(update={"max_batch_size": batch})
                 built = built_num_tokens(budget, sizing, max_draft_len=max_draft_len)
                 yield engine.limited(max_batch_size=batch, max_num_tokens=built)

@@ -142,11 +142,12 @@ def _speculation(recipe: Recipe, sizing: Sizing) -> Speculation | None:
     method = PYTORCH_SPECULATION[speculative.mode]
     if not speculative.max_draft_len:
         raise UserError(f"speculative decoding '{method}' needs a draft length", hint="--max-draft-len 3")
-    step_tokens = sizing.max_batch_size * (1 + speculative.max_draft_len)
+    drafted = speculative.max_total_draft_tokens or speculative.max_draft_len
+    step_tokens = sizing.max_batch_size * (1 + drafted)
     if step_tokens > sizing.max_num_tokens:
         raise UserError(
             f"max_num_tokens {sizing.max_num_tokens} is less than the {step_tokens} tokens of a full batch of "
-            f"{sizing.max_batch_size} with {speculative.max_draft_len} draft tokens each",
+            f"{sizing.max_batch_size} with {drafted} draft tokens each",
             hint=f"--max-num-tokens {step_tokens}, a smaller --max-batch-size or a shorter --max-draft-len",
         )
     needs_model = method in _WITH_DRAFT_MODEL
@@ -163,6 +164,7 @@ def _speculation(recipe: Recipe, sizing: Sizing) -> Speculation | None:
         max_draft_len=speculative.max_draft_len,
         draft_model=speculative.draft_model,
         max_matching_ngram_size=None if needs_model else speculative.max_matching_ngram_size,
+        max_total_draft_tokens=speculative.max_total_draft_tokens,
     )
 
 

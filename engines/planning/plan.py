@@ -12,7 +12,7 @@ from engines.manifest import LlmApiChoices, Notice, Runtime, StepTimeChoice
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
 from engines.planning.llm_api import kv_refusal_of_backend, llm_api_choices, pytorch_release, require_backend_has
 from engines.planning.recipe import LoraChoices, Objectives, Recipe, ResolvedRecipe, SpeculativeChoices, Workload
-from engines.planning.speculation import resolve_speculation
+from engines.planning.speculation import Speculated, resolve_speculation, speculation_of
 from engines.spec import (
     GpuSpec,
     KvFormat,
@@ -20,6 +20,7 @@ from engines.spec import (
     ModelSpec,
     Precision,
     Sizing,
+    SpeculativeDecoding,
     Verdict,
     engine_profile_named,
     gib,
@@ -77,6 +78,7 @@ class BuildPlan(Document):
     objectives: Objectives
     lora: LoraChoices
     speculative: SpeculativeChoices
+    speculation: SpeculativeDecoding | None = None
     llm_api: LlmApiChoices | None = None
     predicted: Predicted
     choices: list[Choice]
@@ -86,6 +88,13 @@ class BuildPlan(Document):
     def name(self) -> str:
         """The engine's name: model, precision and GPU."""
         return f"{self.model.name}-{self.precision}-{self.gpu.name}"
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values, those of the draft model included."""
+        draft = None if self.speculation is None else self.speculation.draft
+        drafted = 0 if draft is None else draft.kv_bytes_per_token(self.kv_format)
+        return self.model.kv_bytes_per_token(self.kv_format) + drafted
 
     @property
     def built_max_seq_len(self) -> int:
@@ -141,13 +150,14 @@ def make_plan(resolved: ResolvedRecipe, *, head: Document, model: ModelSpec | No
         speculative = resolve_speculation(speculative, model)
     kv_format = _kv_format(choices, precision, gpu)
     runtime = _runtime(choices, kv_format, precision)
-    engine = _limits(choices, model, gpu, precision, kv_format, runtime, speculative)
+    speculation = speculation_of(speculative, model)
+    engine = _limits(choices, model, gpu, precision, kv_format, runtime, speculative, speculation.decoding)
     sizing, memory = engine.sizing, engine.memory
     _require_fit(model, gpu, sizing, memory)
     _require_prompts_fit(recipe.workload, sizing, chunked=runtime.chunked_context)
     predicted = _predicted(choices, engine)
+    _note_speculation(choices, speculative, speculation, sizing)
     if recipe.backend == "tensorrt":
-        _note_speculation(choices, speculative, sizing)
         _note_builder_limits(choices, speculative, sizing)
     max_input_len = min(recipe.workload.longest_isl, sizing.max_seq_len - 1)
     choices.derived("kv_blocks", memory.kv_blocks, f"{gib(memory.kv_pool_bytes)} hold {memory.kv_tokens} tokens")
@@ -172,6 +182,7 @@ def make_plan(resolved: ResolvedRecipe, *, head: Document, model: ModelSpec | No
         objectives=recipe.objectives,
         lora=_lora(choices),
         speculative=speculative,
+        speculation=engine.speculation,
         llm_api=_llm_api(choices, release, engine, max_input_len),
         predicted=predicted,
         choices=choices.made,
@@ -204,16 +215,6 @@ def _llm_api(choices: _Choices, release: str, engine: Engine, max_input_len: int
     if found.cuda_graph_batch_sizes:
         sizes = " ".join(map(str, found.cuda_graph_batch_sizes))
         choices.given("cuda_graphs.batch_sizes", sizes, "one CUDA graph per size; other batch sizes run without")
-    if found.speculation is not None:
-        speculation = found.speculation
-        choices.given(
-            "speculative.mode", speculation.method, f"up to {speculation.max_draft_len} draft tokens per step"
-        )
-        choices.notice(
-            "speculative-not-predicted",
-            "predictions and the emulator decode one token per step: gains from speculation are not predicted, and the "
-            "draft model's memory is not in the plan",
-        )
     if found.disaggregation is not None:
         split = found.disaggregation
         choices.given("disaggregation.context_servers", split.context_servers, "prefill servers")
@@ -290,6 +291,7 @@ def _limits(
     kv_format: KvFormat,
     runtime: Runtime,
     speculative: SpeculativeChoices,
+    speculation: SpeculativeDecoding | None,
 ) -> Engine:
     """Return the engine with every limit resolved: as given, or found by search."""
     recipe = choices.resolved.recipe
@@ -323,6 +325,7 @@ def _limits(
             start,
             runtime.chunked_context,
             _pricing(choices, model, gpu, precision, kv_format),
+            speculation,
         ),
         recipe.workload,
         recipe.objectives,
@@ -449,15 +452,41 @@ def _require_groups(model: ModelSpec, precision: Precision, recipe: Recipe) -> N
     )
 
 
-def _note_speculation(choices: _Choices, speculative: SpeculativeChoices, sizing: Sizing) -> None:
+def _note_speculation(
+    choices: _Choices, speculative: SpeculativeChoices, speculated: Speculated, sizing: Sizing
+) -> None:
+    """Record the speculation and what is accepted, with a notice of what no figure includes."""
     if speculative.mode == "none":
         return
-    draft = speculative.max_draft_len
+    draft, decoding = speculative.max_draft_len, speculated.decoding
     choices.given("speculative.mode", speculative.mode, f"up to {draft} draft tokens per step")
+    if choices.resolved.recipe.backend == "tensorrt":
+        choices.notice(
+            "speculative",
+            f"trtllm-build adds {draft} to max_seq_len and needs max_num_tokens of at least "
+            f"{sizing.max_batch_size * (draft + 1)}",
+        )
+    if decoding is None:
+        choices.notice(
+            "speculative-not-predicted",
+            f"predictions and the emulator decode one token per step: {speculated.reason}; a draft model's memory is "
+            "not in the plan",
+        )
+        return
+    rates = " ".join(f"{rate:g}" for rate in decoding.acceptance)
+    choices.given("speculative.acceptance", rates, decoding.acceptance_source)
+    choices.derived(
+        "speculative.tokens_per_step", round(decoding.tokens_per_step, 3), "one, and the sum of the acceptance"
+    )
+    if decoding.draft is not None:
+        text = (
+            f"{gib(decoding.draft.weights_bytes(precision_named('bf16')))} of 16-bit weights; its cache in every block"
+        )
+        choices.given("speculative.draft_model", decoding.draft.name, text)
     choices.notice(
-        "speculative",
-        f"trtllm-build adds {draft} to max_seq_len and needs max_num_tokens of at least "
-        f"{sizing.max_batch_size * (draft + 1)}; predictions and the emulator decode one token per step",
+        "acceptance",
+        f"figures assume {decoding.tokens_per_step:.2f} tokens per step; acceptance depends on the draft model and the "
+        "text, and is independent from step to step here",
     )
 
 

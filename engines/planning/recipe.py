@@ -99,7 +99,12 @@ class LookaheadSizes(Strict):
 class SpeculativeChoices(Strict):
     """Speculative decoding: built into an engine, or (eagle3, ngram, draft_target) an argument of the PyTorch backend.
 
-    `draft_model` is a folder on the server, or a published name.
+    Attributes:
+        max_draft_len: Most draft tokens that a step can accept; of lookahead, those that it verifies.
+        draft_model: A folder on the server, or a published name.
+        max_total_draft_tokens: Draft tokens that a step verifies, if they are a tree; None: a chain of `max_draft_len`.
+        acceptance: Share of the steps in which the draft token at each position is accepted, as vLLM's metrics and
+            `run-load` report it; `auto`: the method's default, if there is a source for one.
     """
 
     mode: Literal[
@@ -117,6 +122,8 @@ class SpeculativeChoices(Strict):
     lookahead: LookaheadSizes | None = None
     draft_model: str | None = None
     max_matching_ngram_size: int = Field(2, ge=1)
+    max_total_draft_tokens: int | None = Field(None, ge=1)
+    acceptance: tuple[Annotated[float, Field(ge=0, le=1)], ...] | Auto = "auto"
 
 
 class CudaGraphChoices(Strict):

@@ -1,13 +1,30 @@
-"""The speculative decoding an engine can be built for, and its draft length."""
+"""The speculative decoding an engine can be built for: its draft length, its draft model and what it accepts."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NamedTuple
+
 from engines.errors import UserError
 from engines.planning.recipe import SpeculativeChoices
-from engines.spec import ModelSpec, lookahead_draft_tokens
+from engines.spec import (
+    AcceptanceProfile,
+    DraftModel,
+    ModelSpec,
+    SpeculativeDecoding,
+    default_acceptance,
+    eagle3_head_in,
+    eagle3_head_of,
+    is_checkpoint_folder,
+    lookahead_draft_tokens,
+    read_config,
+    resolve_model,
+)
 
 # Modes without draft heads trained into the checkpoint; the others need checkpoints of their own kind.
 HEADLESS_SPECULATION = {"draft_tokens_external", "lookahead_decoding"}
+PREDICTED = {"eagle3", "draft_target", "ngram", "lookahead_decoding"}
+_WITH_DRAFT_MODEL = {"eagle3", "draft_target"}
 
 
 def resolve_speculation(choices: SpeculativeChoices, model: ModelSpec) -> SpeculativeChoices:
@@ -37,6 +54,128 @@ def resolve_speculation(choices: SpeculativeChoices, model: ModelSpec) -> Specul
             f"speculative decoding '{choices.mode}' needs a draft length", hint="--max-draft-len 5 is a common start"
         )
     return choices
+
+
+def rates_of(text: str | None) -> tuple[float, ...] | None:
+    """Return the rates of `--acceptance`; None if it is not given.
+
+    Raises:
+        UserError: One is not a number.
+
+    >>> rates_of("0.6,0.3")
+    (0.6, 0.3)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--acceptance {text}: expected numbers from 0 to 1", hint="--acceptance 0.6,0.4") from None
+
+
+class Speculated(NamedTuple):
+    """What is planned of speculative decoding; without a decoding, why it is not predicted."""
+
+    decoding: SpeculativeDecoding | None = None
+    reason: str = ""
+
+
+def speculation_of(choices: SpeculativeChoices, model: ModelSpec) -> Speculated:
+    """Return what each decode step drafts and verifies; none if no figure of it could be predicted, with the reason.
+
+    Args:
+        choices: With the draft length resolved.
+
+    Raises:
+        UserError: The acceptance does not fit the draft length, or the draft model's folder cannot be read.
+    """
+    mode = choices.mode
+    if mode == "none":
+        return Speculated()
+    draft_len, draft = _accepted_at_most(choices), draft_model_of(choices, model)
+    acceptance = _acceptance(choices, draft_len)
+    if reason := _why_not(choices, acceptance, has_draft=draft is not None):
+        return Speculated(reason=reason)
+    verified = choices.max_total_draft_tokens or choices.max_draft_len
+    if verified < draft_len:
+        raise UserError(
+            f"speculative.max_total_draft_tokens {verified} is less than max_draft_len {draft_len}",
+            hint="a tree verifies at least one token for each of its levels",
+        )
+    decoding = SpeculativeDecoding(
+        method=mode,
+        draft_len=draft_len,
+        verified_tokens=verified,
+        draft_passes=0 if draft is None else draft_len,
+        draft=draft,
+        acceptance=acceptance.rates,
+        acceptance_source=acceptance.source,
+    )
+    return Speculated(decoding)
+
+
+def _acceptance(choices: SpeculativeChoices, draft_len: int) -> AcceptanceProfile:
+    """Return the rates of each position: as given, or the method's default; empty, with the reason, without either."""
+    if choices.acceptance != "auto":
+        if len(choices.acceptance) != draft_len:
+            raise UserError(
+                f"speculative.acceptance has {len(choices.acceptance)} rates, and a step can accept {draft_len} tokens",
+                hint="one rate for each position, the first position first",
+            )
+        if list(choices.acceptance) != sorted(choices.acceptance, reverse=True):
+            raise UserError(
+                f"speculative.acceptance {list(choices.acceptance)} rises: a token is accepted only after the last one",
+                hint="rates over all steps (vLLM's, run-load's), not over those that accepted the position before",
+            )
+        return AcceptanceProfile(rates=choices.acceptance, source="as given")
+    default = default_acceptance().get(choices.mode)
+    if default is None or choices.max_total_draft_tokens is not None:
+        drafts = "a draft tree" if choices.max_total_draft_tokens else choices.mode
+        return AcceptanceProfile(rates=(), source=f"no measured acceptance of {drafts} is known; give --acceptance")
+    return AcceptanceProfile(rates=default.first(draft_len), source=default.source)
+
+
+def _why_not(choices: SpeculativeChoices, acceptance: AcceptanceProfile, *, has_draft: bool) -> str:
+    """Return why no figure of this speculation can be predicted; empty if it can."""
+    if choices.mode not in PREDICTED:
+        return "its drafts come from outside the step that is modelled"
+    if not acceptance.rates:
+        return acceptance.source if _accepted_at_most(choices) else "it has no draft length"
+    if choices.mode in _WITH_DRAFT_MODEL and not has_draft:
+        return f"the geometry of {choices.draft_model} is not known; give its folder"
+    return ""
+
+
+def draft_model_of(choices: SpeculativeChoices, model: ModelSpec) -> DraftModel | None:
+    """Return the geometry of the draft model; None if its name is not known, or the mode has none.
+
+    A published EAGLE-3 head is one layer of its target; see `eagle3_head_of`.
+
+    Raises:
+        MissingError, UserError: Its folder has no config.json that can be read.
+    """
+    name = choices.draft_model or ""
+    is_folder = bool(name) and is_checkpoint_folder(name)
+    if choices.mode not in _WITH_DRAFT_MODEL:
+        return None
+    if choices.mode == "eagle3":
+        if is_folder:
+            return eagle3_head_in(read_config(Path(name)), model, name=name)
+        return eagle3_head_of(model)
+    try:
+        known = resolve_model(name)
+    except UserError:
+        if is_folder:
+            raise
+        return None
+    return DraftModel(**known.model_dump())
+
+
+def _accepted_at_most(choices: SpeculativeChoices) -> int:
+    """Return the most draft tokens that a step can accept: of lookahead, one n-gram without its first token."""
+    if choices.mode == "lookahead_decoding" and choices.lookahead is not None:
+        return choices.lookahead.ngram_size - 1
+    return choices.max_draft_len
 
 
 def _lookahead(choices: SpeculativeChoices) -> SpeculativeChoices:

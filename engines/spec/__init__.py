@@ -30,11 +30,20 @@ from engines.spec.llm_api import (
 )
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
-from engines.spec.model_config import ConfigFacts, model_of_config, read_config_facts
+from engines.spec.model_config import ConfigFacts, model_of_config, read_config, read_config_facts
 from engines.spec.power import DEFAULT_POWER_PRIOR, PowerPrior, power_prior
 from engines.spec.precision import KV_BYTES, PRECISIONS, Arithmetic, KvFormat, Precision, precision_named
 from engines.spec.resolve import is_checkpoint_folder, resolve_gpu, resolve_model, sources_named
-from engines.spec.speculation import lookahead_draft_tokens
+from engines.spec.speculation import (
+    AcceptanceProfile,
+    DraftModel,
+    SpeculativeDecoding,
+    SpeculativeMethod,
+    default_acceptance,
+    eagle3_head_in,
+    eagle3_head_of,
+    lookahead_draft_tokens,
+)
 from engines.spec.support import (
     FP8_SM,
     Backend,
@@ -58,11 +67,13 @@ __all__ = [
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
     "Accelerator",
+    "AcceptanceProfile",
     "Arithmetic",
     "Backend",
     "BandwidthPoint",
     "Batching",
     "ConfigFacts",
+    "DraftModel",
     "EngineProfile",
     "Factors",
     "GemmPoint",
@@ -81,7 +92,12 @@ __all__ = [
     "Sizing",
     "Sourced",
     "SpeculationMethod",
+    "SpeculativeDecoding",
+    "SpeculativeMethod",
     "Verdict",
+    "default_acceptance",
+    "eagle3_head_in",
+    "eagle3_head_of",
     "engine_profile_named",
     "engine_profiles",
     "gib",
@@ -104,6 +120,7 @@ __all__ = [
     "power_prior",
     "precision_named",
     "read_accelerator",
+    "read_config",
     "read_config_facts",
     "require_known_arguments",
     "require_possible",

@@ -38,6 +38,11 @@ class Factors(Strict):
             reads its keys and values itself. 1 if the heads of a group share what is read.
         mixed_kv_reads: How often an iteration that also computes prompts reads the cache of its decoding sequences:
             query heads per KV head, if one kernel takes both and a group's heads do not share what is read.
+        draft_pass_s: With speculation, added to each pass of the draft model: its launch, choosing its tokens, and
+            preparing the next pass.
+        verify_s: With speculation, added to each iteration: building the draft's input, and accepting its tokens.
+        draft_prompt_s: With speculation, added to each iteration with prompts: launching the draft's pass over them.
+        tree_s: Added to each iteration that verifies a tree of drafts: choosing its branches, building its mask.
     """
 
     weights_ratio: Ratio = 1.0
@@ -51,6 +56,10 @@ class Factors(Strict):
     wave_tail: Annotated[float, Field(ge=0, le=1)] = 0.0
     wave_reads: Annotated[float, Field(ge=1)] = 1.0
     mixed_kv_reads: Annotated[float, Field(ge=1)] = 1.0
+    draft_pass_s: Seconds = 0.0
+    verify_s: Seconds = 0.0
+    draft_prompt_s: Seconds = 0.0
+    tree_s: Seconds = 0.0
 
 
 class Host(Strict):

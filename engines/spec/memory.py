@@ -5,7 +5,8 @@ from __future__ import annotations
 from engines.files import Strict
 from engines.spec.gpu import GpuSpec
 from engines.spec.model import ModelSpec
-from engines.spec.precision import KvFormat, Precision
+from engines.spec.precision import KvFormat, Precision, precision_named
+from engines.spec.speculation import DraftModel
 from engines.spec.units import MIB
 
 # CUDA context, cuBLAS and TensorRT kernels and workspaces, before any model. TensorRT-LLM's memory page reports some
@@ -26,6 +27,8 @@ class MemoryBudget(Strict):
         activations_bytes: The engine's activation memory, determined by `max_num_tokens` at build time.
         buffers_bytes: Logits and decoder tables, determined by `max_batch_size` and `max_seq_len`.
         reserve_bytes: CUDA context and kernels.
+        draft_weights_bytes: With speculation, this GPU's share of the draft model's weights; its cache is part of every
+            block.
         kv_pool_bytes: The remaining memory times the fraction given to the KV cache.
         kv_blocks: Whole blocks of the pool.
         kv_tokens: Capacity of those blocks in tokens.
@@ -39,6 +42,7 @@ class MemoryBudget(Strict):
     kv_pool_bytes: int
     kv_blocks: int
     kv_tokens: int
+    draft_weights_bytes: int = 0
 
 
 def activations_bytes(model: ModelSpec, *, max_num_tokens: int, tensor_parallel: int, bytes_each: int) -> int:
@@ -70,13 +74,23 @@ class Sizing(Strict):
 
 
 def memory_budget(
-    model: ModelSpec, gpu: GpuSpec, precision: Precision, kv_format: KvFormat, sizing: Sizing
+    model: ModelSpec,
+    gpu: GpuSpec,
+    precision: Precision,
+    kv_format: KvFormat,
+    sizing: Sizing,
+    *,
+    draft: DraftModel | None = None,
 ) -> MemoryBudget:
     """Return how one GPU's memory is used; `kv_blocks` is 0 if nothing is left.
 
     The fraction applies to the memory still free, as in TensorRT-LLM, not to the GPU's total. Tensor parallelism
     divides the KV heads (down to one each), pipeline parallelism the layers.
+
+    Args:
+        draft: The draft model, with 16-bit weights; its keys and values have the target's format.
     """
+    draft_weights = 0 if draft is None else draft.weights_bytes(precision_named("bf16")) // sizing.tensor_parallel
     weights = model.weights_bytes(precision) // (sizing.tensor_parallel * sizing.pipeline_parallel)
     activations = activations_bytes(
         model,
@@ -85,10 +99,11 @@ def memory_budget(
         bytes_each=precision.rest_bytes,
     )
     buffers = buffers_bytes(model, max_batch_size=sizing.max_batch_size, max_seq_len=sizing.max_seq_len)
-    free = gpu.memory_bytes - weights - activations - buffers - RUNTIME_RESERVE_BYTES
+    free = gpu.memory_bytes - weights - draft_weights - activations - buffers - RUNTIME_RESERVE_BYTES
     pool = max(0, int(free * sizing.kv_fraction))
     split = min(sizing.tensor_parallel, model.kv_heads) * sizing.pipeline_parallel
-    block_bytes = sizing.tokens_per_block * model.kv_bytes_per_token(kv_format) // split
+    token_bytes = model.kv_bytes_per_token(kv_format) + (0 if draft is None else draft.kv_bytes_per_token(kv_format))
+    block_bytes = sizing.tokens_per_block * token_bytes // split
     blocks = pool // block_bytes
     return MemoryBudget(
         total_bytes=gpu.memory_bytes,
@@ -99,4 +114,5 @@ def memory_budget(
         kv_pool_bytes=pool,
         kv_blocks=blocks,
         kv_tokens=blocks * sizing.tokens_per_block,
+        draft_weights_bytes=draft_weights,
     )

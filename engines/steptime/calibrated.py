@@ -127,4 +127,5 @@ def ratios_of(factors: Factors) -> StepCost:
         host_s=1.0,
         sampling_s=1.0,
         onboard_s=1.0,
+        draft_s=1.0,
     )

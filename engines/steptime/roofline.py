@@ -78,6 +78,8 @@ class Roofline:
         kv_format: Number format of the KV cache.
         tensor_parallel: GPUs that share every layer.
         efficiency: None: the constants of the GPU's generation.
+        step_tokens: Tokens that each decoding sequence computes in a step: 1, and its draft with speculation. Their
+            queries read the sequence's cache together, once.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Roofline:
         *,
         tensor_parallel: int = 1,
         efficiency: Efficiency | None = None,
+        step_tokens: int = 1,
     ) -> None:
+        self._step_tokens = step_tokens
         chosen = precision_named(precision)
         self.efficiency = eff = efficiency or efficiency_of(gpu)
         bandwidth = gpu.bandwidth_bytes_per_s * tensor_parallel
@@ -119,8 +123,8 @@ class Roofline:
 
     def cost(self, shape: StepShape) -> StepCost:
         """Return the seconds of one iteration by cause."""
-        sequences = shape.decode_sequences + shape.prefill_sequences
-        tokens = shape.decode_sequences + shape.prefill_tokens
+        decoded = shape.decode_sequences * self._step_tokens
+        sequences, tokens = decoded + shape.prefill_sequences, decoded + shape.prefill_tokens
         if self._products is None:
             gemm_s = tokens * self.linear_s_per_token + sequences * self.head_s_per_token
             product_s = _overlapped(self.weights_s, gemm_s)

@@ -10,7 +10,7 @@ class StepShape(NamedTuple):
     """One iteration, summed over the batch; a tuple for speed, because a simulated hour has hundreds of thousands.
 
     Attributes:
-        decode_sequences: Sequences that produce one token by decoding.
+        decode_sequences: Sequences that decode: one token each, or with speculation one and what its draft adds.
         decode_context_tokens: Sum over those of the tokens already cached: prompt and output without the newest token,
             which is this step's input. The first decode after a prompt of 100 counts 100.
         prefill_sequences: Prompts, or chunks of prompts, computed in this iteration.
@@ -44,6 +44,7 @@ class StepCost(NamedTuple):
         host_s: Kernel launches, scheduling, bookkeeping: per iteration and per sequence.
         sampling_s: From logits to a token.
         onboard_s: Copying KV blocks back from host memory.
+        draft_s: Speculation: the draft model's passes, and proposing and accepting tokens.
     """
 
     weights_s: float = 0.0
@@ -55,6 +56,7 @@ class StepCost(NamedTuple):
     host_s: float = 0.0
     sampling_s: float = 0.0
     onboard_s: float = 0.0
+    draft_s: float = 0.0
 
     @property
     def seconds(self) -> float:

@@ -112,6 +112,7 @@ class Silicon:
         precision: Name of the number format of the linear layers.
         kv_format: Number format of the KV cache.
         tensor_parallel: GPUs that share every layer.
+        step_tokens: Tokens that each decoding sequence computes in a step; see `Roofline`.
 
     Attributes:
         derived: What was missing in the tables and how it was derived; empty if everything is measured.
@@ -121,8 +122,16 @@ class Silicon:
     """
 
     def __init__(
-        self, model: ModelSpec, gpu: GpuSpec, precision: str, kv_format: KvFormat, *, tensor_parallel: int = 1
+        self,
+        model: ModelSpec,
+        gpu: GpuSpec,
+        precision: str,
+        kv_format: KvFormat,
+        *,
+        tensor_parallel: int = 1,
+        step_tokens: int = 1,
     ) -> None:
+        self._step_tokens = step_tokens
         system = SYSTEMS.get(gpu.name)
         if system is None:
             raise MissingError(
@@ -163,7 +172,8 @@ class Silicon:
 
     def cost(self, shape: StepShape) -> StepCost:
         """Return the seconds of one iteration by cause; a single token's products count as reading the weights."""
-        gemm_s, norms_s = self._linear_s(shape.decode_sequences + shape.prefill_tokens)
+        decoded = shape.decode_sequences * self._step_tokens
+        gemm_s, norms_s = self._linear_s(decoded + shape.prefill_tokens)
         weights_s = min(gemm_s, self._linear_s(1)[0])
         return StepCost(
             weights_s=weights_s,
@@ -171,7 +181,7 @@ class Silicon:
             kv_read_s=self._decode_attention_s(shape.decode_sequences, shape.decode_context_tokens),
             attention_s=self._prompt_attention_s(shape),
             activations_s=norms_s,
-            sampling_s=self._logits_s(shape.decode_sequences + shape.prefill_sequences),
+            sampling_s=self._logits_s(decoded + shape.prefill_sequences),
             onboard_s=shape.onboarded_tokens * self._onboard_s_per_token,
         )
 
@@ -185,7 +195,8 @@ class Silicon:
         low_s, high_s = self._knot_s(decode_sequences, lower), self._knot_s(decode_sequences, lower + 1)
         slope = (high_s - low_s) / (KNOT_TOKENS * decode_sequences)
         begin = lower * KNOT_TOKENS * decode_sequences
-        rest_s = sum(self._linear_s(decode_sequences)) + self._logits_s(decode_sequences)
+        decoded = decode_sequences * self._step_tokens
+        rest_s = sum(self._linear_s(decoded)) + self._logits_s(decoded)
         return DecodeLine(rest_s + low_s - slope * begin, slope, begin + KNOT_TOKENS * decode_sequences)
 
     def _kv_mode(self, system: str, kv_format: KvFormat) -> str:

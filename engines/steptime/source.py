@@ -6,31 +6,60 @@ from typing import Literal
 
 from engines.errors import MissingError
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import Factors, GpuSpec, KvFormat, ModelSpec, loaded
+from engines.spec import Factors, GpuSpec, KvFormat, ModelSpec, SpeculativeDecoding, loaded
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
 from engines.steptime.shape import StepTime
 from engines.steptime.silicon import Silicon
+from engines.steptime.speculative import Drafting, Speculative
 
 # GPUs on which measured kernels have lower held-out errors than data sheets; docs/measurements/fidelity.md has both.
 SILICON_FAVOURED = ("a100-sxm-80gb", "b200-sxm-180gb", "h100-sxm-80gb", "h200-sxm-141gb")
 
 
 def step_time_of(
-    choice: StepTimeChoice, model: ModelSpec, gpu: GpuSpec, precision: str, kv_format: KvFormat, *, tensor_parallel: int
+    choice: StepTimeChoice,
+    model: ModelSpec,
+    gpu: GpuSpec,
+    precision: str,
+    kv_format: KvFormat,
+    *,
+    tensor_parallel: int,
+    speculative: SpeculativeDecoding | None = None,
 ) -> StepTime:
     """Return the chosen source, `roofline` (data sheets) or `silicon` (measured kernels), with its factors.
 
     Includes what the server takes from the engine's loop; for the engine alone, omit the choice's host.
 
+    Args:
+        speculative: What each decode step drafts and verifies; None: one token a step.
+
     Raises:
         MissingError: The measured tables are not installed, or lack this GPU or format.
     """
     made = Roofline if choice.source == "roofline" else Silicon
-    source: StepTime = made(model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
-    if choice.factors is None and choice.host is None:
+    verified = 0 if speculative is None else speculative.verified_tokens
+    source: StepTime = made(model, gpu, precision, kv_format, tensor_parallel=tensor_parallel, step_tokens=1 + verified)
+    factors = loaded(choice.factors or Factors(), choice.host)
+    if choice.factors is not None or choice.host is not None:
+        source = Calibrated(source, factors)
+    if speculative is None:
         return source
-    return Calibrated(source, loaded(choice.factors or Factors(), choice.host))
+    drafting = None
+    if speculative.draft is not None:
+        drafting = Drafting(
+            speculative.draft,
+            gpu,
+            kv_format,
+            passes=speculative.draft_passes,
+            tensor_parallel=tensor_parallel,
+            factors=factors,
+        )
+    added_s = factors.verify_s + speculative.draft_passes * factors.draft_pass_s
+    if speculative.is_tree:
+        added_s += factors.tree_s
+    prompt_s = 0.0 if drafting is None else factors.draft_prompt_s
+    return Speculative(source, drafting, added_s=added_s, prompt_s=prompt_s)
 
 
 def favoured_source(
@@ -57,4 +86,5 @@ def step_time_for(manifest: EngineManifest) -> StepTime:
         manifest.precision.name,
         manifest.precision.kv_cache,
         tensor_parallel=manifest.parallel.tensor,
+        speculative=manifest.speculative,
     )

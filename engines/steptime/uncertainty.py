@@ -13,7 +13,7 @@ from engines.spec import EngineProfile, Factors, Host
 
 INTERVAL_SHARE = 0.9
 NORMAL_90 = 1.645  # standard deviations on either side that contain 90 % of a normal distribution
-_SECONDS = ("iteration_s", "sequence_s", "prompt_s")
+_SECONDS = ("iteration_s", "sequence_s", "prompt_s", "draft_pass_s", "verify_s", "draft_prompt_s", "tree_s")
 _RATIOS = ("weights_ratio", "gemm_ratio", "kv_ratio", "attention_ratio")
 
 

@@ -9,7 +9,7 @@ from engines.calibration import Calibration, read_calibration, require_match
 from engines.console import command_line
 from engines.files import Document, made_by, sha256_of
 from engines.manifest import EngineManifest, StepTimeChoice, read_manifest
-from engines.planning import emulated_manifest, make_plan, resolve_recipe
+from engines.planning import PYTORCH_SPECULATION, emulated_manifest, make_plan, rates_of, resolve_recipe
 from engines.spec import engine_profile_named
 from loadtest.simulate import calibrated
 from loadtest.traffic import LengthStats
@@ -48,6 +48,19 @@ def _with_step_time(manifest: EngineManifest, flags: dict[str, Any]) -> StepTime
     return choice.model_copy(update={"source": flags["step_time"] or choice.source})
 
 
+def _speculative(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe's keys of speculative decoding; the methods of the LLM API need its backend."""
+    mode = flags.get("speculative")
+    keys = {
+        "speculative.mode": mode,
+        "speculative.draft_model": flags.get("draft_model"),
+        "speculative.max_draft_len": flags.get("max_draft_len"),
+        "speculative.max_total_draft_tokens": flags.get("max_total_draft_tokens"),
+        "speculative.acceptance": rates_of(flags.get("acceptance")),
+    }
+    return keys | ({"backend": "pytorch"} if mode in PYTORCH_SPECULATION else {})
+
+
 def planned(flags: dict[str, Any], known: Calibration | None, lengths: list[LengthStats]) -> EngineManifest:
     """Plan an engine for the given lengths. Limits come from flags, else from the calibration."""
     engine = None if known is None else known.engine
@@ -61,6 +74,7 @@ def planned(flags: dict[str, Any], known: Calibration | None, lengths: list[Leng
         "kv_cache.format": flags["kv_cache"] or (known.kv_cache if known else None),
         "limits.max_batch_size": flags["max_batch_size"] or (engine.max_batch_size if engine else None),
         "limits.max_num_tokens": flags["max_num_tokens"] or (engine.max_num_tokens if engine else None),
+        **_speculative(flags),
         "limits.max_seq_len": max(each.longest for each in lengths),
         "workload.longest_isl": max(each.longest_isl for each in lengths),
         "workload.longest_osl": max(each.longest_osl for each in lengths),

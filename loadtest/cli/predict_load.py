@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags
-from loadtest.cli.load_flags import load_flags
+from engines.console import Command, common_flags, completing
+from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names
+from loadtest.cli.load_flags import concurrency_flag, library_names, load_flags, refuse_two_loads
 
 GROUPS = {
     "Load": (
@@ -17,6 +18,7 @@ GROUPS = {
     ),
     "Engine (if no engine folder is given)": (
         *("--model", "--gpu", "--precision", "--kv-cache", "--tp", "--max-batch-size", "--max-num-tokens"),
+        *("--speculative", "--draft-model", "--max-draft-len", "--max-total-draft-tokens", "--acceptance"),
     ),
     "Prediction": ("--calibration", "--engine-profile", "--step-time"),
 }
@@ -30,14 +32,41 @@ GROUPS = {
 )
 @click.argument("engine_dir", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--model", "model_name", help="A known model, or a folder with a config.json, if no engine folder is given."
+    "--model",
+    "model_name",
+    shell_complete=completing(model_names),
+    help="A known model, or a folder with a config.json, if no engine folder is given.",
 )
-@click.option("--gpu", help="A known GPU, or FILE.yaml from describe-machine, if no engine folder is given.")
-@click.option("--precision", help="Precision, if no engine folder is given.")
+@click.option(
+    "--gpu",
+    shell_complete=completing(gpu_names),
+    help="A known GPU, or FILE.yaml from describe-machine, if no engine folder is given.",
+)
+@click.option(
+    "--precision", shell_complete=completing(lambda: PRECISION_NAMES), help="Precision, if no engine folder is given."
+)
 @click.option("--tp", type=int, help="Tensor parallel size, if no engine folder is given.")
 @click.option("--max-batch-size", type=int, help="Maximum sequences in one iteration, if no engine folder is given.")
 @click.option(
+    "--speculative",
+    metavar="MODE",
+    help="Speculative decoding, if no engine folder is given: eagle3, ...",
+)
+@click.option("--draft-model", metavar="DIR|NAME", help="Draft model for eagle3 or draft_target.")
+@click.option("--max-draft-len", type=int, help="Most draft tokens that a step can accept.")
+@click.option(
+    "--max-total-draft-tokens",
+    type=int,
+    help="Draft tokens that a step verifies, if they are a tree. Default: a chain of --max-draft-len.",
+)
+@click.option(
+    "--acceptance",
+    metavar="RATE,...",
+    help="Share of steps that accept the draft token at each position. Default: the method's, if a source is known.",
+)
+@click.option(
     "--engine-profile",
+    shell_complete=completing(engine_profile_names),
     metavar="NAME",
     help=(
         "Engine profile, the expected overhead above the kernels: trtllm-1.x-triton, trtllm-serve, "
@@ -57,8 +86,14 @@ GROUPS = {
 @click.option(
     "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, if no engine folder is given."
 )
-@click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario of the library, or a YAML file.")
-@click.option("--concurrency", metavar="N,N,...", help="Concurrency of each level: users of a closed loop.")
+@click.option(
+    "--scenario",
+    "scenario_name",
+    shell_complete=completing(library_names),
+    metavar="NAME|FILE",
+    help="A scenario of the library, or a YAML file.",
+)
+@concurrency_flag
 @click.option(
     "--static-batch",
     is_flag=True,
@@ -86,6 +121,7 @@ def predict_load(**flags: Any) -> None:
     prediction intervals, and a closed loop sends as the calibration's load generator did. --out writes a run folder
     like run-load's.
     """
+    refuse_two_loads(flags)
     from loadtest.cli.actions.predict_load import run
 
     run(**flags)

@@ -39,6 +39,55 @@ def show_summary(summary: Summary) -> None:
         progress(f"not valid: {issue.code}: {issue.text}")
 
 
+def show_energy(summary: Summary) -> None:
+    """Print watts and joules of each level; where they are unknown, why."""
+    from rich.table import Table
+
+    for reason in dict.fromkeys(level.energy_unknown for level in summary.levels if level.energy is None):
+        if reason is not None:
+            progress(f"energy unknown: {reason}")
+    found = [(level, level.energy) for level in summary.levels if level.energy is not None]
+    if not found:
+        return
+    methods = " and ".join(dict.fromkeys(energy.method for _, energy in found))
+    table = Table(title=f"GPU energy over the window, by {methods} ({summary.label})", title_justify="left")
+    for name in ("load", "watts", "J/output token", "J/token", "J/request"):
+        table.add_column(name, justify="right")
+    for level, energy in found:
+        watts = f"{energy.power_w:,.0f}"
+        if energy.power_range_w is not None:
+            low_w, high_w = energy.power_range_w
+            watts += f"  ({low_w:,.0f} to {high_w:,.0f})"
+        elif energy.gpus is not None:
+            watts += f"  ({energy.gpus} GPU{'s' if energy.gpus > 1 else ''})"
+        joules = (energy.j_per_output_token, energy.j_per_token, energy.j_per_request)
+        table.add_row(level.load, watts, *("-" if each is None else f"{each:,.3g}" for each in joules))
+    table_console().print(table)
+
+
+def show_cost(summary: Summary) -> None:
+    """Print what a million tokens of each level cost, and how the cost is split, or why it is not."""
+    from rich.table import Table
+
+    found = [(level, level.cost) for level in summary.levels if level.cost is not None]
+    if not found:
+        return
+    first = found[0][1]
+    table = Table(title=f"USD per million tokens ({summary.label}); {first.gpus} x {first.price}", title_justify="left")
+    for name in ("load", "all cost on output", "all tokens alike", "input", "cached input", "output"):
+        table.add_column(name, justify="right")
+    for level, cost in found:
+        split = cost.split
+        kinds = (None, None, None) if split is None else (split.input, split.cached_input, split.output)
+        values = (cost.usd_per_million_output_tokens, cost.usd_per_million_tokens, *kinds)
+        table.add_row(level.load, *("-" if each is None else f"{each:,.3g}" for each in values))
+    table_console().print(table)
+    methods = dict.fromkeys(cost.split.method for _, cost in found if cost.split is not None)
+    refused = dict.fromkeys(f"not split: {cost.split_unknown}" for _, cost in found if cost.split is None)
+    for text in (*methods, *refused):
+        progress(text)
+
+
 def _cells(level: LevelSummary) -> list[str]:
     return [
         level.load,
@@ -148,6 +197,9 @@ def show_calibration(found: Calibration) -> None:
             if value is not None
         )
         show(f"held out {shape.isl}/{shape.osl}, {shape.points} points: {errors}")
+    if found.drift:
+        drift = " ".join(f"{name.removesuffix('_s')} {value:.1%}" for name, value in found.drift.items())
+        show(f"drift between repeated loads, part of every interval: {drift}")
     for warning in found.warnings:
         progress(f"warning: {warning}")
 

@@ -21,10 +21,11 @@ def target_flags(function: _FunctionT) -> _FunctionT:
     return function
 
 
-TARGET_FLAGS = tuple(
-    f"--{name}"
-    for name in ("url", "protocol", "model", "api-key-env", "ca-file", "insecure", "tokenizer", "metrics-url")
+_NAMES = (
+    *("url", "protocol", "model", "api-key-env", "ca-file", "insecure", "tokenizer", "metrics-url"),
+    *("power-url", "power-gpu"),
 )
+TARGET_FLAGS = tuple(f"--{name}" for name in _NAMES)
 _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--url",
@@ -63,5 +64,16 @@ _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
             "Metrics page of the server or of a GPU exporter; may be repeated. Default: the metrics port on "
             "the host of --url."
         ),
+    ),
+    click.option(
+        "--power-url",
+        multiple=True,
+        help="Metrics page with the power or energy of the GPUs, such as a DCGM exporter's; may be repeated.",
+    ),
+    click.option(
+        "--power-gpu",
+        multiple=True,
+        metavar="INDEX|UUID",
+        help="GPU of the server, if the --power-url pages show others too; may be repeated. Default: every GPU there.",
     ),
 )

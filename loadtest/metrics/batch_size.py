@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loadtest.metrics import bootstrap
+from loadtest.metrics.power_readings import Meter, meters_of
 from loadtest.metrics.steady_state import Window
 from loadtest.metrics.summary import BatchCurve, BatchPoint, BatchSpread, Gpus
 from loadtest.results import (
@@ -39,11 +40,13 @@ class Samples(NamedTuple):
     Attributes:
         t_s: Midpoint of each reading.
         values: By quantity, each of shape (samples,).
+        meters: Power and energy readings of each GPU.
     """
 
     t_s: Floats
     page: Floats
     values: dict[str, Floats]
+    meters: tuple[Meter, ...] = ()
 
     def mean(self, quantity: Gauge, window: Window) -> float | None:
         """Return a gauge's mean over a window, pages summed or averaged; None if never reported there."""
@@ -90,7 +93,8 @@ def samples_of(samples: Sequence[Sample]) -> Samples:
     middle = np.array(
         [sample.t_s if sample.ended_s is None else (sample.t_s + sample.ended_s) / 2 for sample in samples]
     )
-    return Samples(middle, np.array([float(sample.page) for sample in samples]), values)
+    pages = np.array([float(sample.page) for sample in samples])
+    return Samples(middle, pages, values, meters_of(samples, middle))
 
 
 def server_batch(samples: Samples, window: Window) -> BatchSpread | None:
@@ -159,7 +163,7 @@ def batch_of_gaps(window: Window, columns: Columns) -> tuple[Floats, Floats]:
     starts, ends = np.sort(columns.first_s[streaming]), np.sort(columns.last_s[streaming])
     stride = 1 + int(len(columns.gaps_s) // MOST_GAPS)
     batches, gaps = [np.zeros(0)], [np.zeros(0)]
-    for chunk in columns.token_chunks():
+    for chunk in columns.token_chunks(by_response=True):
         same = chunk.row[1:] == chunk.row[:-1]
         middle = ((chunk.time_s[1:] + chunk.time_s[:-1]) / 2)[same][::stride]
         gap = np.diff(chunk.time_s)[same][::stride]

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from loadtest.metrics import bootstrap
 from loadtest.metrics.batch_size import Samples, batch_curve, client_batch, gpus_of, samples_of, server_batch
 from loadtest.metrics.bootstrap import Range
+from loadtest.metrics.energy import energy_of
 from loadtest.metrics.latency import Counted, counted, felt, spread, spreads_of
 from loadtest.metrics.slo_results import goodput_ratio, meets_goodput, verdicts_of
 from loadtest.metrics.summary import (
@@ -35,6 +36,7 @@ from loadtest.results import (
     OUTCOMES,
     UNKNOWN,
     Columns,
+    Kind,
     Level,
     RequestRecord,
     RunManifest,
@@ -95,6 +97,7 @@ def summarize(
             columns.select(columns.level == index),
             sampled,
             time_scale=run.time_scale,
+            kind=run.kind,
             objectives=objectives,
             settles=settles(run),
             class_objectives=class_objectives(run),
@@ -143,12 +146,13 @@ def validity_issues_of(run: RunManifest, measured: Sequence[int]) -> list[Validi
     return validity_issues
 
 
-def summarize_level(
+def summarize_level(  # noqa: PLR0913 (facts of the level and choices of the caller)
     level: Level,
     records: Columns | Sequence[RequestRecord],
     samples: Samples | Sequence[Sample],
     *,
     time_scale: float,
+    kind: Kind = "measured",
     objectives: Objectives | None = None,
     settles: bool = True,
     class_objectives: Mapping[str, Objectives | None] | None = None,
@@ -157,6 +161,7 @@ def summarize_level(
     """Return one level's figures from all its requests; the samples may cover the whole run.
 
     Args:
+        kind: Of the run; it decides whether GPU readings count.
         settles: Whether the load is constant; if not, nothing is cut.
         class_objectives: Of classes with their own; the goodput of others uses `objectives`.
         confidence: Whether to compute confidence intervals.
@@ -167,6 +172,7 @@ def summarize_level(
     errors = len(measured) - int(measured.good.sum())
     goodput = _goodput(objectives, measured, found.is_open, time_scale)
     rates = rates_of(found) if len(measured) else {}
+    energy, unknown = energy_of(sampled.meters, window, kind=kind, time_scale=time_scale, rates=rates)
     return LevelSummary(
         concurrency=level.concurrency,
         rate_per_s=level.rate_per_s,
@@ -189,6 +195,8 @@ def summarize_level(
         kv_ratio=sampled.mean("kv_ratio", window),
         waiting=sampled.mean("waiting", window),
         gpus=gpus_of(sampled, window),
+        energy=energy,
+        energy_unknown=unknown,
         goodput=goodput,
         goodput_ci=_goodput_ci(goodput, len(measured)) if confidence else None,
         bundled_tokens=int(found.good.bundled_tokens.sum()),

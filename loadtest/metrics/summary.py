@@ -113,6 +113,50 @@ class Gpus(Strict):
     )
 
 
+class Energy(Strict):
+    """Energy of the GPUs over the window, all of them together; in engine time."""
+
+    power_w: Annotated[float, Field(description="Mean watts.")]
+    gpus: Annotated[int | None, Field(description="GPUs whose readings were found; null for a prediction.")] = None
+    j_per_output_token: Annotated[float | None, Field(description="Joules per output token.")] = None
+    j_per_token: Annotated[float | None, Field(description="Joules per token, prompts and replies together.")] = None
+    j_per_request: Annotated[float | None, Field(description="Joules per request.")] = None
+    method: Annotated[
+        str, Field(description="Source of the watts: energy counter, mean of power readings, or power model.")
+    ]
+    power_range_w: Annotated[
+        Range | None,
+        Field(description="90 % interval of predicted watts, from the power model alone; null if measured."),
+    ] = None
+
+
+class TokenPrices(Strict):
+    """USD per million tokens by kind, which add up to what the GPUs cost."""
+
+    input: Annotated[float | None, Field(description="Prompt tokens that were computed.")]
+    cached_input: Annotated[
+        float | None, Field(description="Prompt tokens found in the KV cache; null if there were none.")
+    ]
+    output: Annotated[float | None, Field(description="Output tokens.")]
+    method: Annotated[str, Field(description="How the cost is split.")]
+
+
+class Cost(Strict):
+    """Cost of the server's GPUs over the window, idle time included; per engine hour."""
+
+    usd_per_gpu_h: Annotated[float, Field(description="Price of one GPU for one hour.")]
+    gpus: Annotated[int, Field(description="GPUs of the server.")]
+    price: Annotated[str, Field(description="Source and age of the price.")]
+    usd_per_million_output_tokens: Annotated[
+        float, Field(description="All of the cost per million output tokens; prompts are in it.")
+    ]
+    usd_per_million_tokens: Annotated[
+        float | None, Field(description="All of the cost per million tokens, prompts and replies together.")
+    ]
+    split: Annotated[TokenPrices | None, Field(description="By kind of token; null if refused.")] = None
+    split_unknown: Annotated[str | None, Field(description="Why `split` is null.")] = None
+
+
 class ClassSummary(Strict):
     """Figures of one class of a mix."""
 
@@ -146,9 +190,10 @@ class LevelSummary(Strict):
     errors_by_outcome: Annotated[dict[str, int], Field(description="Failed requests by outcome.")]
     ttft_s: Annotated[Spread | None, Field(description="Time to first token, from sending.")]
     itl_s: Annotated[
-        Spread | None, Field(description="Inter-token latency: every gap between tokens, pooled over requests.")
+        Spread | None,
+        Field(description="Inter-token latency: every gap between responses, pooled over requests."),
     ]
-    tpot_s: Annotated[Spread | None, Field(description="Time per output token: mean gap of each request.")]
+    tpot_s: Annotated[Spread | None, Field(description="Time per output token after the first, of each request.")]
     e2e_s: Annotated[Spread | None, Field(description="End-to-end latency: from sending to the end of the reply.")]
     window: Annotated[
         Literal["steady", "whole"],
@@ -209,13 +254,18 @@ class LevelSummary(Strict):
         default_factory=dict, description="Failed requests by error message; the ten most frequent."
     )
     bundled_tokens: Annotated[
-        int, Field(description="Tokens that arrived in one response with the one before: their gap is zero.")
+        int, Field(description="Tokens that arrived in one response with the one before, and have no gap of their own.")
     ] = 0
     cached_ratio: Annotated[
         float | None, Field(description="Share of prompt tokens found in the server's cache; null if not reported.")
     ] = None
     kv_ratio: Annotated[float | None, Field(description="Mean share of the KV cache in use; null as above.")] = None
     gpus: Annotated[Gpus | None, Field(description="The GPUs; null if no metrics page reports them.")] = None
+    energy: Annotated[
+        Energy | None, Field(description="Watts and joules of the GPUs over the window; null if unknown.")
+    ] = None
+    energy_unknown: Annotated[str | None, Field(description="Why `energy` is null.")] = None
+    cost: Annotated[Cost | None, Field(description="Cost of tokens; null without a price.")] = None
     steady: Annotated[
         Steady | None, Field(description="What was excluded; null if the load was not meant to reach a steady state.")
     ] = None

@@ -70,10 +70,10 @@ def write_comparison(
     with whole_folder(out, made_by=found.made_by, force=force, inputs=runs) as folder:
         write_json(folder / COMPARISON_NAME, found)
         (folder / "charts").mkdir()
-        svg = charts.changes(found, image="svg")
-        (folder / "charts" / "changes.svg").write_bytes(svg)
-        (folder / "charts" / "changes.png").write_bytes(charts.changes(found, image="png"))
-        write_text(folder / COMPARISON_PAGE, comparison_page(found, charts.themed(svg.decode("utf-8"))))
+        drawing = charts.changes(found)
+        (folder / "charts" / "changes.svg").write_text(drawing.svg, encoding="utf-8")
+        (folder / "charts" / "changes.png").write_bytes(drawing.png)
+        write_text(folder / COMPARISON_PAGE, comparison_page(found, charts.themed(drawing.svg)))
     return found
 
 

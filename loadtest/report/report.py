@@ -21,11 +21,11 @@ CHARTS_NAME = "charts"
 
 
 class Chart(NamedTuple):
-    """One chart: the name of its files, its caption, and its drawing function."""
+    """One chart: the name of its files, its caption, and its drawing."""
 
     name: str
     says: str
-    draw: Callable[[charts.Image], bytes]
+    drawing: charts.Drawing
 
 
 def write_report(
@@ -36,12 +36,14 @@ def write_report(
     command: str,
     objectives: Objectives | None = None,
     exports: bool = True,
+    priced: Callable[[Summary], Summary] = lambda summary: summary,
 ) -> Summary:
     """Write `summary.json`, `charts/`, `exports/` and `report.html` for runs of one kind; return the summary.
 
     Args:
         objectives: None: those of the runs' own scenario, if any.
         exports: Whether to write CSV, Parquet and AIPerf's JSON.
+        priced: Adds the cost of tokens.
 
     Raises:
         UserError: `load_runs` refuses the runs, or `out` may not be written.
@@ -50,7 +52,7 @@ def write_report(
     refuse_existing(out, force=force, inputs=runs)
     loaded = load_runs(runs)
     promised = objectives or objectives_of(loaded)
-    summary = summarize_loaded(loaded, command=command, objectives=promised)
+    summary = priced(summarize_loaded(loaded, command=command, objectives=promised))
     details = [run.detail() for run in loaded]
     with whole_folder(out, made_by=summary.made_by, force=force, inputs=runs) as folder:
         write_json(folder / SUMMARY_NAME, summary)
@@ -109,32 +111,39 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
     yield Chart(
         "latency_against_batch",
         "Inter-token latency, TTFT and throughput against the batch size that the server ran.",
-        lambda image: charts.latency_against_batch(summary, image=image),
+        charts.latency_against_batch(summary),
     )
     yield Chart(
         "gap_against_batch",
         "Every inter-token gap against the number of active streams at its midpoint, beside the server's own iteration "
         "times. Where the two disagree, something other than the engine adds to the latency.",
-        lambda image: charts.gap_against_batch(summary, image=image),
+        charts.gap_against_batch(summary),
     )
     yield Chart(
         "latency_against_load",
         "Latency and throughput against offered load. Beyond the knee, latency rises but throughput hardly does.",
-        lambda image: charts.latency_against_load(summary, knee=knee, image=image),
+        charts.latency_against_load(summary, knee=knee),
     )
     yield Chart(
         "frontier",
         "Tokens per second of one user against those of all users: the trade-off of a deployment.",
-        lambda image: charts.frontier(summary, image=image),
+        charts.frontier(summary),
     )
+    if any(level.energy is not None or level.cost is not None for level in summary.levels):
+        yield Chart(
+            "energy_and_cost",
+            "Joules and cost of a token: a larger batch shares the reading of the weights, base power and price. "
+            "Bars: the 90 % interval of predicted power.",
+            charts.energy_and_cost(summary),
+        )
     yield Chart(
         "distributions",
         "Complete distributions, with the tails below: a stall of one gap in a thousand is visible there.",
-        lambda image: charts.distributions(summary, of_runs, image=image),
+        charts.distributions(summary, of_runs),
     )
     for place, detail in enumerate(of_runs):
         name = "timeline" if len(of_runs) == 1 else f"timeline_{place + 1}"
-        yield Chart(name, "", lambda image, detail=detail: charts.timeline(summary, detail, image=image))  # type: ignore[misc]
+        yield Chart(name, "", charts.timeline(summary, detail))
 
 
 def _write_charts(
@@ -145,10 +154,9 @@ def _write_charts(
     knee = knee_of(summary.levels, objectives) if len(summary.runs) == 1 else None
     figures = []
     for chart in charts_of(summary, details, knee):
-        svg = chart.draw("svg")
-        (folder / f"{chart.name}.svg").write_bytes(svg)
-        (folder / f"{chart.name}.png").write_bytes(chart.draw("png"))
-        figures.append(Figure(chart.name, charts.themed(svg.decode("utf-8")), chart.says))
+        (folder / f"{chart.name}.svg").write_text(chart.drawing.svg, encoding="utf-8")
+        (folder / f"{chart.name}.png").write_bytes(chart.drawing.png)
+        figures.append(Figure(chart.name, charts.themed(chart.drawing.svg), chart.says))
     return figures
 
 

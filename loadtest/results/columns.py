@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -35,10 +36,10 @@ _MAYBE_INTS = ("asked_tokens", "cached_tokens", "conversation")
 
 
 class TokenChunk(NamedTuple):
-    """The tokens of some requests.
+    """The tokens of some requests, or their responses.
 
     Attributes:
-        row: The request of each token.
+        row: The request of each token, or response.
         time_s: Its arrival time.
     """
 
@@ -55,7 +56,9 @@ class Columns:
         outcome: Index into `OUTCOMES`.
         first_s: Arrival of the first token; nan without one; `second_s` and `last_s` likewise.
         tokens: Number of tokens that arrived.
+        responses: Number of responses in which they arrived: `tokens`, or fewer if some had several.
         own_gaps_s: All gaps, one request after another, if recorded; see `gaps_s`.
+        own_counts: Tokens of each response, one request after another; None: one each, or simulated.
         spans: The same for simulated requests, as spans of iterations; exactly one of the two is set.
         asked_tokens: UNKNOWN if not recorded; likewise `cached_tokens`, `conversation`.
         queue_s: nan if not reported.
@@ -75,6 +78,7 @@ class Columns:
     done_s: Floats
     queue_s: Floats
     tokens: Ints
+    responses: Ints
     prompt_tokens: Ints
     output_tokens: Ints
     asked_tokens: Ints
@@ -86,6 +90,7 @@ class Columns:
     class_name: Ints
     error: Ints
     own_gaps_s: Gaps | None = None
+    own_counts: Ints | None = None
     spans: TokenSpans | None = None
     names: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
@@ -109,18 +114,18 @@ class Columns:
     @cached_property
     def starts(self) -> Ints:
         """Start of each request's gaps in `gaps_s`, and the end of the last one's; shape (requests + 1,)."""
-        return np.concatenate([[0], np.cumsum(np.maximum(self.tokens - 1, 0))]).astype(np.int64)
+        return np.concatenate([[0], np.cumsum(np.maximum(self.responses - 1, 0))]).astype(np.int64)
 
     @property
     def gaps_s(self) -> Gaps:
-        """Every gap between tokens; those of request i are `gaps_s[starts[i]:starts[i + 1]]`. Shape (gaps,)."""
+        """Every gap between responses; those of request i are `gaps_s[starts[i]:starts[i + 1]]`. Shape (gaps,)."""
         if self.own_gaps_s is not None:
             return self.own_gaps_s
         return np.zeros(0) if self.spans is None else self.spans.gaps_s()
 
     @property
     def tpot_s(self) -> Floats:
-        """Mean gap of each request; nan where it has none."""
+        """Time per output token after the first of each request; nan of a single token."""
         gaps = self.tokens - 1
         return np.where(gaps > 0, (self.last_s - self.first_s) / np.maximum(gaps, 1), np.nan)
 
@@ -143,8 +148,9 @@ class Columns:
             field.name: getattr(self, field.name)[chosen] for field in fields(self) if field.name not in _APART
         }
         gaps = None if self.own_gaps_s is None else self.own_gaps_s[np.repeat(chosen, np.diff(self.starts))]
+        counts = None if self.own_counts is None else self.own_counts[np.repeat(chosen, self.responses)]
         spans = None if self.spans is None else self.spans.select(chosen)
-        return Columns(**changed, own_gaps_s=gaps, spans=spans, names=self.names, errors=self.errors)
+        return Columns(**changed, own_gaps_s=gaps, own_counts=counts, spans=spans, names=self.names, errors=self.errors)
 
     def of_class(self, name: str) -> Columns:
         """Return the requests of a class, in the same order; none if there is no such class."""
@@ -159,25 +165,37 @@ class Columns:
         changed: dict[str, Any] = {
             field.name: getattr(self, field.name)[places] for field in fields(self) if field.name not in _APART
         }
-        counts = np.diff(self.starts)[places]
-        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        gaps = self.gaps_s[np.repeat(self.starts[:-1][places], counts) + within]
-        return Columns(**changed, own_gaps_s=gaps, names=self.names, errors=self.errors)
+        gaps = self.gaps_s[_ranges(self.starts[:-1][places], np.diff(self.starts)[places])]
+        tokens = self.response_tokens
+        begins = np.cumsum(self.responses) - self.responses
+        counts = None if tokens is None else tokens[_ranges(begins[places], self.responses[places])]
+        return Columns(**changed, own_gaps_s=gaps, own_counts=counts, names=self.names, errors=self.errors)
 
-    def token_chunks(self) -> Iterator[TokenChunk]:
-        """Yield every token's arrival, about a million at a time."""
+    @property
+    def response_tokens(self) -> Ints | None:
+        """Tokens of each response, one request after another; None: one each."""
+        return self.own_counts if self.spans is None else self.spans.counts
+
+    def token_chunks(self, *, by_response: bool = False) -> Iterator[TokenChunk]:
+        """Yield every token's arrival, or every response's, about a million at a time."""
         begin = 0
         while begin < len(self):
             limit = self.starts[begin] + CHUNK_TOKENS
             end = max(begin + 1, int(np.searchsorted(self.starts, limit, side="right")) - 1)
-            yield _tokens_of(self, begin, end)
+            yield _tokens_of(self, begin, end, by_response=by_response)
             begin = end
 
 
-_APART = frozenset({"own_gaps_s", "spans", "names", "errors"})
+_APART = frozenset({"own_gaps_s", "own_counts", "spans", "names", "errors"})
 
 
-def _tokens_of(columns: Columns, begin: int, end: int) -> TokenChunk:
+def _ranges(begins: Ints, lengths: Ints) -> Ints:
+    """Return the indices of ranges, one after another."""
+    within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(begins, lengths) + within
+
+
+def _tokens_of(columns: Columns, begin: int, end: int, *, by_response: bool) -> TokenChunk:
     rows = np.arange(begin, end, dtype=np.int64)[columns.tokens[begin:end] > 0]
     gaps = np.diff(columns.starts)[rows]
     row = np.repeat(rows, gaps + 1)
@@ -187,7 +205,13 @@ def _tokens_of(columns: Columns, begin: int, end: int) -> TokenChunk:
     is_gap[firsts] = False
     steps[is_gap] = columns.gaps_s[columns.starts[begin] : columns.starts[end]]
     since = np.cumsum(steps)
-    return TokenChunk(row, columns.first_s[row] + since - np.repeat(since[firsts], gaps + 1))
+    time_s = columns.first_s[row] + since - np.repeat(since[firsts], gaps + 1)
+    tokens = columns.response_tokens
+    if tokens is None or by_response:
+        return TokenChunk(row, time_s)
+    before = int(columns.responses[:begin].sum())
+    own = tokens[before : before + len(row)]
+    return TokenChunk(np.repeat(row, own), np.repeat(time_s, own))
 
 
 def columns_of(records: Columns | Iterable[RequestRecord]) -> Columns:
@@ -205,9 +229,12 @@ class _Builder:
 
     def __init__(self) -> None:
         self._floats = {name: array("d") for name in (*_FLOATS, "first_s", "second_s", "last_s")}
-        self._ints = {name: array("q") for name in (*_INTS, *_MAYBE_INTS, "phase", "outcome", "tokens")}
+        names = (*_INTS, *_MAYBE_INTS, "phase", "outcome", "tokens", "responses")
+        self._ints = {name: array("q") for name in names}
         self._ints |= {"class_name": array("q"), "error": array("q")}
         self._times, self._counts = array("d"), array("q")
+        self._responses = 0
+        self._bundles: list[tuple[int, list[int]]] = []  # first response and tokens of each, where some have several
         self._gaps: list[Gaps] = []
         self._names: dict[str, int] = {}
         self._errors: dict[str, int] = {}
@@ -225,12 +252,16 @@ class _Builder:
         floats["sent_s"].append(record.sent_s)
         floats["done_s"].append(record.done_s)
         floats["queue_s"].append(np.nan if record.queue_s is None else record.queue_s)
+        ints["tokens"].append(len(times))
+        if record.bundled_tokens:
+            times = self._bundle(times)
+        self._responses += len(times)
+        ints["responses"].append(len(times))
         floats["first_s"].append(times[0] if times else np.nan)
         floats["second_s"].append(times[1] if len(times) > 1 else np.nan)
         floats["last_s"].append(times[-1] if times else np.nan)
         ints["phase"].append(self._phases[record.phase])
         ints["outcome"].append(self._outcomes[record.outcome])
-        ints["tokens"].append(len(times))
         ints["class_name"].append(_place(self._names, record.class_name))
         ints["error"].append(_place(self._errors, record.error))
         self._times.extend(times)
@@ -238,13 +269,31 @@ class _Builder:
         if len(self._times) > CHUNK_TOKENS:
             self._take_gaps()
 
+    def _bundle(self, times: tuple[float, ...]) -> tuple[float, ...]:
+        """Return when the responses arrived of a reply in which some had several tokens: those of one time are one."""
+        groups = [(time_s, sum(1 for _ in same)) for time_s, same in groupby(times)]
+        self._bundles.append((self._responses, [count for _, count in groups]))
+        return tuple(time_s for time_s, _ in groups)
+
+    def _response_tokens(self) -> Ints | None:
+        """Return the tokens of each response; None: one each."""
+        if not self._bundles:
+            return None
+        counts = np.ones(self._responses, dtype=np.int64)
+        for begin, own in self._bundles:
+            counts[begin : begin + len(own)] = own
+        return counts
+
     def build(self) -> Columns:
         self._take_gaps()
         floats = {name: np.frombuffer(values, dtype=np.float64) for name, values in self._floats.items()}
         ints = {name: np.frombuffer(values, dtype=np.int64) for name, values in self._ints.items()}
         gaps: Any = np.concatenate(self._gaps) if self._gaps else np.zeros(0)
         columns: dict[str, Any] = {**floats, **ints}
-        return Columns(**columns, own_gaps_s=gaps, names=tuple(self._names), errors=tuple(self._errors))
+        counts = self._response_tokens()
+        return Columns(
+            **columns, own_gaps_s=gaps, own_counts=counts, names=tuple(self._names), errors=tuple(self._errors)
+        )
 
     def _take_gaps(self) -> None:
         """Convert the arrivals collected so far into gaps."""

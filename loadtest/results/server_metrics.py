@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 Gauge = Literal[
     "decoding", "waiting", "kv_blocks_used", "kv_ratio", "gpu_power_w", "gpu_memory_bytes", "gpu_busy_ratio"
 ]
-Counter = Literal["iterations", "emulated_steps", "emulated_step_s"]
+Counter = Literal["iterations", "emulated_steps", "emulated_step_s", "gpu_energy_j", "modelled_energy_j"]
 MEBIBYTE = 2.0**20
 
 _NAME, _LABELS = r"([A-Za-z_:][\w:]*)", r"(\{(?:[^\"}]|\"(?:[^\"\\]|\\.)*\")*\})?"
@@ -72,9 +72,12 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("tgi_batch_current_size", "decoding"),
     Meaning("tgi_queue_size", "waiting"),
     Meaning("nv_gpu_power_usage", "gpu_power_w"),
+    Meaning("nv_energy_consumption", "gpu_energy_j"),  # joules since the server started
     Meaning("nv_gpu_memory_used_bytes", "gpu_memory_bytes"),
     Meaning("nv_gpu_utilization", "gpu_busy_ratio", adds_up=False),
     Meaning("DCGM_FI_DEV_POWER_USAGE", "gpu_power_w"),
+    Meaning("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "gpu_energy_j", factor=1e-3),  # millijoules
+    Meaning("modelled_gpu_energy_joules_total", "modelled_energy_j"),  # of predict-load
     Meaning("DCGM_FI_DEV_FB_USED", "gpu_memory_bytes", factor=MEBIBYTE),
     Meaning("DCGM_FI_DEV_GPU_UTIL", "gpu_busy_ratio", factor=0.01, adds_up=False),
 )

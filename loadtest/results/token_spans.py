@@ -1,6 +1,7 @@
 """Token times of simulated requests: a list of iterations shared by all, and each request's spans of it.
 
-All tokens of an iteration leave at the same time, so they need not be stored individually. An hour of 72,000 replies
+All tokens of an iteration leave at the same time, so they need not be stored individually; with speculation, a request
+may have several in one. An hour of 72,000 replies
 has 22 million tokens but a quarter of a million iterations; every figure is computed from iterations and their weights.
 """
 
@@ -36,8 +37,9 @@ class TokenSpans:
     Attributes:
         left_s: When the tokens of each iteration left; shape (iterations,).
         row: The request of each span, ascending; shape (spans,).
-        first: Iteration of the span's first token; `last`: of its last one; one token in each from first to last.
+        first: Iteration of the span's first token; `last`: of its last one; one response in each from first to last.
         requests: Number of requests, including those without a token.
+        counts: Tokens of each response, span after span; None: one each. Gaps are between responses.
     """
 
     left_s: _Floats
@@ -45,6 +47,7 @@ class TokenSpans:
     first: _Ints
     last: _Ints
     requests: int
+    counts: _Ints | None = None
 
     def select(self, chosen: _Bools) -> TokenSpans:
         """Return the spans of the selected requests, renumbered in the same order."""
@@ -56,16 +59,21 @@ class TokenSpans:
             first=self.first[in_span],
             last=self.last[in_span],
             requests=int(chosen.sum()),
+            counts=None if self.counts is None else self.counts[np.repeat(in_span, self.last - self.first + 1)],
         )
 
     def times_s(self) -> Weighted:
         """Return when tokens left, and how many at each time."""
-        weights = _coverage(len(self.left_s), self.first, self.last)
+        if self.counts is None:
+            weights = _coverage(len(self.left_s), self.first, self.last)
+        else:
+            weights = np.zeros(len(self.left_s), dtype=np.int64)
+            np.add.at(weights, self._iterations(), self.counts)
         some = weights > 0
         return Weighted(self.left_s[some], weights[some])
 
     def gaps(self) -> tuple[Weighted, _Floats]:
-        """Return the gaps between a request's tokens with their multiplicities, and their midpoints in time."""
+        """Return the gaps between a request's responses with their multiplicities, and their midpoints in time."""
         weights = _coverage(len(self.left_s), self.first + 1, self.last)
         some = np.flatnonzero(weights)
         before, after = self._pauses()
@@ -76,8 +84,18 @@ class TokenSpans:
 
     def gap_counts(self) -> _Ints:
         """Return the number of gaps of each request; shape (requests,)."""
-        tokens = np.bincount(self.row, weights=self.last - self.first + 1, minlength=self.requests).astype(np.int64)
-        return np.maximum(tokens - 1, 0)
+        return np.maximum(self.response_counts() - 1, 0)
+
+    def response_counts(self) -> _Ints:
+        """Return the number of responses with tokens of each request; shape (requests,)."""
+        return np.bincount(self.row, weights=self.last - self.first + 1, minlength=self.requests).astype(np.int64)
+
+    def token_counts(self) -> _Ints:
+        """Return the number of tokens of each request; shape (requests,)."""
+        if self.counts is None:
+            return self.response_counts()
+        rows = np.repeat(self.row, self.last - self.first + 1)
+        return np.bincount(rows, weights=self.counts, minlength=self.requests).astype(np.int64)
 
     def gaps_passing(self, limit_s: float, *, or_equal: bool) -> _Floats:
         """Return the number of each request's gaps above a limit, or also at it; shape (requests,)."""
@@ -110,9 +128,9 @@ class TokenSpans:
 
     def gaps_s(self) -> _Floats:
         """Return every gap, one request after another, not by weight: nearly as many values as tokens."""
+        iterations = self._iterations()
         lengths = self.last - self.first + 1
         starts = np.cumsum(lengths) - lengths
-        iterations = np.arange(int(lengths.sum())) + np.repeat(self.first - starts, lengths)
         is_gap = np.ones(len(iterations), dtype=bool)
         is_gap[starts[np.diff(self.row, prepend=-1) > 0]] = False
         found: _Floats = np.diff(self.left_s[iterations], prepend=0.0)[is_gap]
@@ -132,6 +150,13 @@ class TokenSpans:
         known = opens & (seconds >= 0)
         second_s[self.row[known]] = self.left_s[seconds[known]]
         return first_s, second_s, last_s
+
+    def _iterations(self) -> _Ints:
+        """Return the iteration of every response, span after span."""
+        lengths = self.last - self.first + 1
+        starts = np.cumsum(lengths) - lengths
+        found: _Ints = np.arange(int(lengths.sum())) + np.repeat(self.first - starts, lengths)
+        return found
 
     def _goes_on(self) -> _Bools:
         """Whether each span but the first continues the request of the span before it, after a pause."""

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from loadtest.results import (
 from loadtest.run.early_stop import EarlyStop, Enough
 from loadtest.run.fork import done_aside
 from loadtest.run.processes import SILENT_S, STOP_WITHIN_S, Generators
-from loadtest.run.sampler import Monitor
+from loadtest.run.sampler import Monitor, PageReader, power_readings, read_metrics
 from loadtest.run.target import Target
 from loadtest.run.terminal import Terminal
 from loadtest.run.time_left import TimeLeft
@@ -39,6 +40,7 @@ from loadtest.scenario import Scenario
 from loadtest.traffic import ConversationSampler, LevelPlan, PromptMaker, plans_of, prepare
 
 UNDER_WAY_NAME = "under-way.jsonl"
+_REPORT_HINT = "report what was measured with report-load {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
         on_end()
         plan = _plan(request, folder, began)
         interval_s = request.scenario.sample_interval_s
-        with Monitor(target.metrics_urls, out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
+        with Monitor(_pages(target), out / SAMPLES_NAME, interval_s, lambda: time.monotonic() - began) as monitor:
             generators.begin(plan, target.label)
             levels = plan.levels()
             terminal.expect(_time_left(plan, levels))
@@ -155,6 +157,8 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
             )
     except ToolError as error:
         progress.interrupted = error.message.splitlines()[0]
+        if (out / REQUESTS_NAME).is_file():
+            error.hint = error.hint or _REPORT_HINT.format(out)
         raise
     except OSError as error:
         progress.interrupted = f"{error.filename or out}: {error.strerror}"
@@ -169,8 +173,15 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
         generators.end()
         progress.end(time.monotonic() - began)
         run, observations = _complete(request, folder, progress, generators.fleet.processes)
-    _require_success(out, run, observations)
+    _require_success(out, run, observations, generators.failed_workers())
     return run
+
+
+def _pages(target: Target) -> list[PageReader]:
+    """Return a reader for each metrics page: the server's own, then those with the GPUs' power."""
+    own = [partial(read_metrics, url) for url in target.metrics_urls]
+    power = [partial(power_readings, url, target.power_gpus) for url in target.power_urls]
+    return [*own, *power]
 
 
 def _follow(
@@ -302,11 +313,12 @@ def _plan(request: RunRequest, folder: Path, began: float) -> GeneratorPlan:
     )
 
 
-def _require_success(out: Path, run: RunManifest, observations: dict[int, LevelObservations]) -> None:
+def _require_success(
+    out: Path, run: RunManifest, observations: dict[int, LevelObservations], failed_workers: list[str]
+) -> None:
     if run.interrupted is not None:
         raise ToolError(
-            f"the run ended early: {run.interrupted}",
-            hint=f"report what was measured with report-load {out}",
+            f"the run ended early: {run.interrupted}", last_lines=failed_workers, hint=_REPORT_HINT.format(out)
         )
     measured = sum(level.measured for level in observations.values())
     if not any(level.good for level in observations.values()):

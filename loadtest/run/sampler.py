@@ -6,24 +6,31 @@ import http.client
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
+from engines.errors import MissingError
 from loadtest.client import Endpoint
-from loadtest.results import Sample, parse_metrics
+from loadtest.results import Sample, meanings_of, parse_metrics, parse_series
 
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
 SERVE_METRICS = "/prometheus/metrics"  # of trtllm-serve; its /metrics is JSON
 ANSWER_WITHIN_S = 5.0
+POWER = ("gpu_power_w", "gpu_energy_j")
 _BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
+
+
+PageReader: TypeAlias = Callable[[], dict[str, float]]
 
 
 class Monitor:
     """Threads that sample metrics pages into one file, one line per sample; a slow page does not delay others.
 
     Args:
-        urls: Metrics pages; empty: nothing is sampled.
+        pages: Reader of each metrics page; empty: nothing is sampled.
         path: File to append to.
         interval_s: Time between samples.
         clock: Seconds since the start of the run.
@@ -32,7 +39,7 @@ class Monitor:
         failed: The system's message when a sample could not be written; sampling stops then.
     """
 
-    def __init__(self, urls: Sequence[str], path: Path, interval_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, pages: Sequence[PageReader], path: Path, interval_s: float, clock: Callable[[], float]) -> None:
         self._path = path
         self._interval_s = interval_s
         self._clock = clock
@@ -41,7 +48,7 @@ class Monitor:
         self._writing = threading.Lock()
         self._threads = [
             threading.Thread(target=self._run, args=place, name=f"monitor-{place[0]}", daemon=True)
-            for place in enumerate(urls)
+            for place in enumerate(pages)
         ]
 
     def __enter__(self) -> Monitor:
@@ -56,19 +63,19 @@ class Monitor:
         for thread in self._threads:
             thread.join(timeout=2 * ANSWER_WITHIN_S)
 
-    def _run(self, page: int, url: str) -> None:
+    def _run(self, page: int, read: PageReader) -> None:
         try:
-            self._sample(page, url)
+            self._sample(page, read)
         except OSError as error:
             self.failed = f"{self._path}: {error.strerror}"
 
-    def _sample(self, page: int, url: str) -> None:
+    def _sample(self, page: int, read: PageReader) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             due = time.monotonic()
             while not self._stopping.wait(max(0.0, due - time.monotonic())):
                 due += self._interval_s
                 requested_s = self._clock()
-                values = read_metrics(url)
+                values = read()
                 if values:
                     sample = Sample(t_s=requested_s, values=values, ended_s=self._clock(), page=page)
                     with self._writing:
@@ -97,7 +104,59 @@ def kv_block_tokens(values: Mapping[str, float]) -> int | None:
 def read_metrics(url: str) -> dict[str, float]:
     """Return the series that this project reads, by their full text; empty if the page cannot be read now."""
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:
-            return parse_metrics(reply.read().decode("utf-8", "replace"))
-    except (OSError, ValueError, http.client.HTTPException):
+        return parse_metrics(_page(url))
+    except MissingError:
         return {}
+
+
+def require_page(url: str) -> None:
+    """Check that a metrics page can be read.
+
+    Raises:
+        MissingError: It cannot: the message states why.
+    """
+    _page(url)
+
+
+def _page(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:
+            return str(reply.read().decode("utf-8", "replace"))
+    except urllib.error.HTTPError as error:
+        error.close()
+        reason = f"status {error.code}"
+    except urllib.error.URLError as error:
+        reason = getattr(error.reason, "strerror", None) or str(error.reason)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = str(error) or type(error).__name__
+    raise MissingError(f"{url}: the metrics page cannot be read: {reason}", hint="check --metrics-url, or omit it")
+
+
+def power_readings(url: str, gpus: Sequence[str]) -> dict[str, float]:
+    """Return the power, energy and use of some GPUs from a page; empty if the page cannot be read now.
+
+    Args:
+        gpus: Indices or UUIDs, as the page labels them; empty: every GPU.
+    """
+    values = read_metrics(url)
+    of_gpus = {series for series, each in meanings_of(values).items() if each.quantity.startswith("gpu_")}
+    if not any(meanings_of([series])[series].quantity in POWER for series in of_gpus):
+        return {}
+    return {series: values[series] for series in values if series in of_gpus and _is_of(series, gpus)}
+
+
+def gpu_of(series: str) -> str:
+    """Return the UUID of a series' GPU, or its index; the series itself without either.
+
+    >>> gpu_of('DCGM_FI_DEV_POWER_USAGE{gpu="0",UUID="GPU-1"}')
+    'GPU-1'
+    """
+    parsed = parse_series(series)
+    labels = {} if parsed is None else parsed[1]
+    return labels.get("UUID") or labels.get("gpu_uuid") or labels.get("gpu") or series
+
+
+def _is_of(series: str, gpus: Sequence[str]) -> bool:
+    parsed = parse_series(series)
+    labels = {} if parsed is None else parsed[1]
+    return not gpus or any(labels.get(name) in gpus for name in ("gpu", "UUID", "gpu_uuid"))

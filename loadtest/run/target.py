@@ -14,6 +14,7 @@ from loadtest.client import (
     ENGINE_MODEL,
     OPENAI_KEY,
     Endpoint,
+    ProtocolName,
     ServedModel,
     default_model,
     discover_protocol,
@@ -23,9 +24,10 @@ from loadtest.client import (
 )
 from loadtest.client.protocols import key_in
 from loadtest.results import ServerFacts
-from loadtest.run.sampler import kv_block_tokens, metrics_url, read_metrics
+from loadtest.run.sampler import gpu_of, kv_block_tokens, metrics_url, power_readings, read_metrics, require_page
 from loadtest.run.tokenizer import TOKENIZER_FILE, FoundTokenizer, find_tokenizer
-from loadtest.scenario import ProtocolName
+
+POWER_HINT = "give the metrics page of a DCGM exporter (port 9400) or of Triton (port 8002)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class TargetOptions:
         model: Model to load; None: the scenario's, or the only one served.
         tokenizer: File or folder of the engine's tokenizer; None: found by `find_tokenizer`.
         metrics_url: Metrics pages; empty: the port beside the server's.
+        power_url: Pages with the power of the GPUs `power_gpu`, indices or UUIDs; empty: of every GPU.
         is_quiet: Do not print detected settings, because an earlier run did.
         api_key_env: Environment variable with an OpenAI key.
     """
@@ -46,6 +49,8 @@ class TargetOptions:
     model: str | None = None
     tokenizer: Path | None = None
     metrics_url: tuple[str, ...] = ()
+    power_url: tuple[str, ...] = ()
+    power_gpu: tuple[str, ...] = ()
     api_key_env: str = OPENAI_KEY
     ca_file: Path | None = None
     insecure: bool = False
@@ -58,6 +63,7 @@ class Target:
 
     Attributes:
         metrics_urls: Its metrics pages; empty if they cannot be read.
+        power_urls: Further pages, of which the power of `power_gpus` is read.
         tokenizer: File of the engine's tokenizer.
     """
 
@@ -65,6 +71,8 @@ class Target:
     facts: ServerFacts
     metrics_urls: tuple[str, ...]
     tokenizer: Path
+    power_urls: tuple[str, ...] = ()
+    power_gpus: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -162,14 +170,31 @@ def _tokenizer(given: Path | None, named: str | None, model: str, root: str) -> 
 
 
 def _with_metrics(options: TargetOptions, target: Target, say: Callable[[str], object]) -> Target:
-    """Add the metrics pages."""
+    """Add the metrics pages.
+
+    Raises:
+        MissingError: A given page cannot be read, or one that was given for its power reports none.
+    """
     facts = target.facts
+    for page in options.metrics_url:
+        require_page(page)
     beside = None if options.metrics_url else metrics_url(target.endpoint)
     pages = tuple(dict.fromkeys(options.metrics_url)) or ((beside,) if beside else ())
     say(f"metrics: {', '.join(pages) or 'no page found; batch sizes come from the client alone (--metrics-url URL)'}")
     if pages and facts.perf_metrics:
         facts = facts.model_copy(update={"kv_block_tokens": kv_block_tokens(read_metrics(pages[0]))})
-    return replace(target, facts=facts, metrics_urls=pages)
+    for url in options.power_url:
+        if not (seen := power_readings(url, options.power_gpu)):
+            which = f" of GPU {', '.join(options.power_gpu)}" if options.power_gpu else ""
+            raise MissingError(f"{url}: no power or energy{which} is reported there", hint=POWER_HINT)
+        say(f"power: {url}, {len({gpu_of(series) for series in seen})} GPUs")
+    return replace(
+        target,
+        facts=facts,
+        metrics_urls=pages,
+        power_urls=tuple(options.power_url),
+        power_gpus=tuple(options.power_gpu),
+    )
 
 
 def _missing(url: str, missing: list[_Missing]) -> MissingError:

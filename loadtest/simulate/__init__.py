@@ -1,5 +1,6 @@
 """A run in virtual time: the virtual server and its predictions. May import `metrics`, `traffic` and below."""
 
+from loadtest.simulate.energy import EnergyMeter, with_power_range
 from loadtest.simulate.intervals import ProfileEnds, profile_ends, with_ends, with_intervals
 from loadtest.simulate.predict import Prediction, at_once, bare, calibrated, like, predict, write_prediction
 from loadtest.simulate.virtual_server import (
@@ -18,6 +19,7 @@ __all__ = [
     "Arrivals",
     "Contents",
     "Ended",
+    "EnergyMeter",
     "Prediction",
     "ProfileEnds",
     "Sent",
@@ -32,5 +34,6 @@ __all__ = [
     "profile_ends",
     "with_ends",
     "with_intervals",
+    "with_power_range",
     "write_prediction",
 ]

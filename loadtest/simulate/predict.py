@@ -21,6 +21,7 @@ from engines.files import MadeBy, Source, write_json
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.outputs import whole_folder
 from engines.spec import Host
+from engines.steptime import power_model_for
 from loadtest.results import (
     REQUESTS_NAME,
     RUN_NAME,
@@ -33,12 +34,14 @@ from loadtest.results import (
     ServerFacts,
 )
 from loadtest.scenario import Scenario, Trace
+from loadtest.simulate.energy import EnergyMeter
 from loadtest.simulate.requests import SimulatedRequests, record_lines
 from loadtest.simulate.virtual_server import Arrivals, Contents, Sent, Traffic, Users, VirtualServer
 from loadtest.traffic import ConversationSampler, LevelPlan, Rows, closed_loop, open_loop, plans_of, turn_of
 
 SAMPLES_PER_LEVEL = 400
 _BATCH_SERIES = 'nv_trt_llm_inflight_batcher_metrics{inflight_batcher_specific_metric="generation_requests"}'
+_ENERGY_SERIES = "modelled_gpu_energy_joules_total"
 _COUNT_SERIES = 'nv_trt_llm_general_metrics{general_type="iteration_counter"}'
 
 
@@ -80,14 +83,17 @@ def predict(
     levels: list[Level] = []
     began_s, next_id = 0.0, 0
     host = manifest.step_time.host or Host()
+    power, joules = power_model_for(manifest), 0.0
     for index, plan in enumerate([plan.counted(scenario, sampler) for plan in plans_of(scenario)]):
         make = _queue if queued else _traffic
         traffic = make(scenario, plan, sampler, contents, level=index, begin_s=began_s, first_id=next_id)
-        server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s)
+        meter = None if power is None else EnergyMeter(power, began_s, joules)
+        server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s, meter=meter)
         requests.begin_level()
         for ended in server.run():
             requests.add(ended, index, server.now_s)
         requests.end_level(server.left_s)
+        joules = joules if meter is None else meter.latest_j
         samples += _samples(server)
         levels.append(
             plan.played(
@@ -246,7 +252,13 @@ def _samples(server: VirtualServer) -> list[Sample]:
         return []
     instants = np.linspace(server.begin_s, server.now_s, SAMPLES_PER_LEVEL)
     places = np.searchsorted(left_s, instants).clip(0, len(left_s) - 1)
-    return [
+    samples = [
         Sample(t_s=float(t), values={_BATCH_SERIES: float(decoding[place]), _COUNT_SERIES: float(place)})
         for t, place in zip(instants, places, strict=True)
+    ]
+    if server.meter is None:
+        return samples
+    return [
+        sample.model_copy(update={"values": {**sample.values, _ENERGY_SERIES: joules}})
+        for sample, joules in zip(samples, server.meter.read(instants).tolist(), strict=True)
     ]

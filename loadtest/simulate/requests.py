@@ -37,6 +37,7 @@ class SimulatedRequests:
     last_id: int = -1
     _values: array[float] = field(default_factory=lambda: array("d"))  # _INTS and _FLOATS, one request after another
     _spans: array[int] = field(default_factory=lambda: array("q"))  # row, first, last, one span after another
+    _counts: array[int] = field(default_factory=lambda: array("q"))  # tokens of each response, with speculation only
     _left_s: list[Floats] = field(default_factory=list)
     _iterations: int = 0
     _rows: int = 0
@@ -49,7 +50,7 @@ class SimulatedRequests:
 
     def add(self, ended: Ended, level: int, now_s: float) -> None:
         """Add a request that ended; a failed one ends now."""
-        (turn, sent_s, prompt_tokens, *_), spans, outcome, cause, cached_tokens = ended
+        (turn, sent_s, prompt_tokens, *_), spans, outcome, cause, cached_tokens, counts = ended
         phase = _PHASES[turn.phase]
         if phase == _MEASURE and sent_s < self.measure_s:
             self.measure_s = sent_s
@@ -73,6 +74,7 @@ class SimulatedRequests:
         )
         for first, last in spans:
             self._spans.extend((self._rows, self._iterations + first, self._iterations + last))
+        self._counts.extend(counts)
         self._rows += 1
 
     def end_level(self, left_s: Floats) -> None:
@@ -87,8 +89,9 @@ class SimulatedRequests:
         sent_s, done_s = table[len(_INTS)].copy(), table[len(_INTS) + 1]
         row, first, last = np.array(self._spans, dtype=np.int64).reshape(-1, 3).T.copy()
         left_s = np.concatenate(self._left_s) if self._left_s else np.zeros(0)
-        tokens = np.bincount(row, weights=last - first + 1, minlength=self._rows).astype(np.int64)
-        spans = TokenSpans(left_s, row, first, last, self._rows)
+        counts = np.array(self._counts, dtype=np.int64) if self._counts else None
+        spans = TokenSpans(left_s, row, first, last, self._rows, counts)
+        tokens, responses = spans.token_counts(), spans.response_counts()
         first_s, second_s, last_s = spans.notable_times_s()
         return Columns(
             **ints,
@@ -100,8 +103,9 @@ class SimulatedRequests:
             done_s=np.where(ints["outcome"] == _OK, last_s, done_s),
             queue_s=np.full(self._rows, np.nan),
             tokens=tokens,
+            responses=responses,
             output_tokens=tokens,
-            bundled_tokens=np.zeros(self._rows, dtype=np.int64),
+            bundled_tokens=tokens - responses,
             worker=np.zeros(self._rows, dtype=np.int64),
             spans=spans,
             names=tuple(self._names),
@@ -128,9 +132,13 @@ def record_lines(columns: Columns) -> Iterator[str]:
     begins = np.searchsorted(spans.row, np.arange(len(columns) + 1)).tolist()
     first, last = spans.first.tolist(), spans.last.tolist()
     ints = {name: getattr(columns, name).tolist() for name in _INTS}
+    counts = iter(()) if spans.counts is None else iter(spans.counts.tolist())
     sent_s, done_s = columns.sent_s.tolist(), columns.done_s.tolist()
     for row, (begin, end) in enumerate(pairwise(begins)):
         own = [time for place in range(begin, end) for time in times[first[place] : last[place] + 1]]
+        responses = len(own)
+        if spans.counts is not None:
+            own = [time for time, count in zip(own, counts, strict=False) for _ in range(count)]
         of = {name: values[row] for name, values in ints.items()}
         head = {
             "id": of["id"],
@@ -146,7 +154,7 @@ def record_lines(columns: Columns) -> Iterator[str]:
             "outcome": OUTCOMES[of["outcome"]],
             "error": None if of["error"] == UNKNOWN else columns.errors[of["error"]],
             "asked_tokens": _known(of["asked_tokens"]),
-            "bundled_tokens": 0,
+            "bundled_tokens": len(own) - responses,
             "queue_s": None,
             "cached_tokens": _known(of["cached_tokens"]),
             "class_name": None if of["class_name"] == UNKNOWN else columns.names[of["class_name"]],

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from engines.emulator import Batcher, Iteration, Request, RequestError, Sequence
 from engines.spec import Host
+from loadtest.simulate.energy import EnergyMeter
 from loadtest.traffic import ClosedLoop, Turn
 
 # From a reply's last token to the same user's next request. Any value above zero and well below a step works: the
@@ -46,9 +47,11 @@ class Ended(NamedTuple):
     """A finished request.
 
     Attributes:
-        spans: Periods in the engine, each as (first, last) iteration; one token in each iteration of a span.
+        spans: Periods in the engine, each as (first, last) iteration; one token in each iteration of a span, or as many
+            as `counts` says.
         cause: Why it was refused; None if it was not.
         cached_tokens: Prompt tokens found in the KV cache; None if its content is unknown.
+        counts: With speculation, the tokens of each iteration, span after span; empty: one each.
     """
 
     sent: Sent
@@ -56,6 +59,7 @@ class Ended(NamedTuple):
     outcome: Literal["ok", "cancelled", "rejected"]
     cause: str | None = None
     cached_tokens: int | None = None
+    counts: tuple[int, ...] = ()
 
 
 class Traffic(Protocol):
@@ -204,6 +208,7 @@ class VirtualServer:
         now_s: The virtual clock.
         steps: Completed iterations or runs of them; empty unless `keep_steps` is set.
         begin_s: When the traffic started.
+        meter: Adds up the energy; None: it is not wanted, or not known.
     """
 
     batcher: Batcher
@@ -213,6 +218,7 @@ class VirtualServer:
     keep_steps: bool = False
     steps: list[Iteration] = field(default_factory=list)
     begin_s: float = 0.0
+    meter: EnergyMeter | None = None
     _arriving: deque[tuple[float, Sent]] = field(default_factory=deque)  # on their way to the engine's queue
     _intake_free_s: float = 0.0
     _next_s: float = -math.inf  # when the next request of the traffic passes the host, or earlier
@@ -239,7 +245,8 @@ class VirtualServer:
                 continue
             yield from self._step(iteration)
         for number, sent in self._on_way.items():
-            yield Ended(sent, self.batcher.spans_of(number), "cancelled")
+            spans, counts = self.batcher.progress_of(number)
+            yield Ended(sent, spans, "cancelled", counts=counts)
         for _, sent in self._arriving:
             yield Ended(sent, [], "cancelled")
 
@@ -275,7 +282,10 @@ class VirtualServer:
 
     def token_times_s(self, ended: Ended) -> tuple[float, ...]:
         """Return when each token of a request left."""
-        return tuple(left_s for first, last in ended.spans for left_s in self._left_s[first : last + 1])
+        times_s = [left_s for first, last in ended.spans for left_s in self._left_s[first : last + 1]]
+        if not ended.counts:
+            return tuple(times_s)
+        return tuple(time_s for time_s, count in zip(times_s, ended.counts, strict=True) for _ in range(count))
 
     def first_and_last_s(self, ended: Ended) -> tuple[float, float]:
         """Return when the first and the last token of a reply left."""
@@ -330,6 +340,8 @@ class VirtualServer:
 
     def _step(self, iteration: Iteration) -> list[Ended]:
         """Run an iteration, or a run of them, and return the requests it ended."""
+        if self.meter is not None:
+            self.meter.note(iteration, self.now_s)
         self.now_s = iteration.ends_s[-1]
         self._left_s += self._leave_s(iteration)
         self._decoding += [iteration.shape.decode_sequences] * iteration.repeats
@@ -348,7 +360,8 @@ class VirtualServer:
         number = int(sequence.request.request_id)
         sent = self._on_way.pop(number)
         self.traffic.note_end(sent, self._left_s[sequence.spans[-1][1]])
-        return Ended(sent, sequence.spans, "ok", None, self._cached_tokens(number) if self._found else None)
+        cached_tokens = self._cached_tokens(number) if self._found else None
+        return Ended(sent, sequence.spans, "ok", None, cached_tokens, tuple(sequence.counts))
 
     def _cached_tokens(self, number: int) -> int | None:
         blocks = self._found.pop(number, None)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, Sequence, new_blocks, times_ns
+from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, Sequence, drafts_of, new_blocks, times_ns
 from triton_repo.models.engine_settings import llmapi_settings, model_files
 from triton_repo.models.inputs import RefusedError
 from triton_repo.models.limits import InputLimits, LimitError
@@ -161,9 +161,9 @@ class EmulatedLlmApiModel(EmulatedModel):
         error = self.backend.TritonError(CANCELLED, self.backend.TritonError.CANCELLED)
         return self.backend.InferenceResponse(error=error)
 
-    def _respond(self, options: ReplyOptions, sequence: Sequence, token: int | None, is_final: bool) -> Any:
-        if token is not None:
-            options.text += options.stream.push([token])
+    def _respond(self, options: ReplyOptions, sequence: Sequence, tokens: list[int], is_final: bool) -> Any:
+        if tokens:
+            options.text += options.stream.push(tokens)
         if is_final:
             options.text += options.stream.finish()
             self._cut(options)
@@ -187,6 +187,7 @@ class EmulatedLlmApiModel(EmulatedModel):
 
     def _performance(self, sequence: Sequence) -> dict[str, float]:
         blocks = new_blocks(sequence, self._host.settings.tokens_per_block)
+        drafts = drafts_of(sequence, self._host.settings.draft_tokens)
         found = sequence.reused_blocks
         missed = -(-len(sequence.prompt) // self._host.settings.tokens_per_block) - found
         return {
@@ -196,9 +197,9 @@ class EmulatedLlmApiModel(EmulatedModel):
             "kv_cache_alloc_total_blocks": blocks,
             "kv_cache_missed_block": missed,
             **times_ns(sequence),
-            "acceptance_rate": 0.0,
-            "total_accepted_draft_tokens": 0,
-            "total_draft_tokens": 0,
+            "acceptance_rate": drafts.rate,
+            "total_accepted_draft_tokens": drafts.accepted,
+            "total_draft_tokens": drafts.total,
         }
 
     def _texts(self, name: str, text: str) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.emulator import PromptTooLongError
-from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, Sequence, new_blocks, times_ns
+from engines.emulator import BatcherSettings, PromptTooLongError
+from triton_repo.models.engine_host import Call, EmulatedModel, EngineHost, Sequence, drafts_of, new_blocks, times_ns
 from triton_repo.models.engine_settings import batcher_settings, model_files
 from triton_repo.models.inputs import Inputs, RefusedError
 from triton_repo.models.reply import Reply, Rules, prompt_words
@@ -119,8 +119,7 @@ class EmulatedEngineModel(EmulatedModel, TensorModel):
     def _cancel(self, client_id: str) -> None:
         self._host.stop(client_id)
 
-    def _respond(self, options: ReplyOptions, sequence: Sequence, token: int | None, is_final: bool) -> Any:
-        tokens = [] if token is None else [token]
+    def _respond(self, options: ReplyOptions, sequence: Sequence, tokens: list[int], is_final: bool) -> Any:
         if not options.streaming:
             sequence.output += tokens
             if not is_final:
@@ -147,23 +146,23 @@ class EmulatedEngineModel(EmulatedModel, TensorModel):
             numbers["num_output_tokens"] = tokens  # of this response, as in TensorRT-LLM
         outputs = [tensor(name, np.array([[value]], np.int32)) for name, value in numbers.items()]
         if options.performance and final:
-            outputs += performance(tensor, sequence, self._host.settings.tokens_per_block)
+            outputs += performance(tensor, sequence, self._host.settings)
         return outputs
 
 
-def performance(tensor: Any, sequence: Sequence, tokens_per_block: int) -> list[Any]:
-    """Return the outputs of `return_perf_metrics`; the engine drafts no tokens, so none are accepted."""
-    blocks = new_blocks(sequence, tokens_per_block)
+def performance(tensor: Any, sequence: Sequence, settings: BatcherSettings) -> list[Any]:
+    """Return the outputs of `return_perf_metrics`."""
+    blocks, drafts = new_blocks(sequence, settings.tokens_per_block), drafts_of(sequence, settings.draft_tokens)
     numbers = {
         "kv_cache_alloc_new_blocks": blocks,
         "kv_cache_reused_blocks": sequence.reused_blocks,
         "kv_cache_alloc_total_blocks": blocks,
-        "total_accepted_draft_tokens": 0,
-        "total_draft_tokens": 0,
+        "total_accepted_draft_tokens": drafts.accepted,
+        "total_draft_tokens": drafts.total,
     }
     outputs = [tensor(name, np.array([[value]], np.int32)) for name, value in numbers.items()]
     outputs += [tensor(name, np.array([[value]], np.int64)) for name, value in times_ns(sequence).items()]
-    return [*outputs, tensor("acceptance_rate", np.zeros((1, 1), np.float32))]
+    return [*outputs, tensor("acceptance_rate", np.full((1, 1), drafts.rate, np.float32))]
 
 
 def _refuse_unemulated(inputs: Inputs) -> None:

@@ -233,7 +233,7 @@ def _llm_api_notices(engine: EngineManifest) -> Iterator[Notice]:
     if choices.disaggregation is not None:
         text = "one server computes prompts and replies; separate servers for both need trtllm-serve (commands.sh)"
         yield Notice(code="not-disaggregated", text=text)
-    if choices.speculation is not None and engine.kind == "emulated":
+    if choices.speculation is not None and engine.kind == "emulated" and engine.speculative is None:
         text = "an emulated engine decodes one token per step: the gain from speculation is not emulated"
         yield Notice(code="speculative-not-emulated", text=text)
 

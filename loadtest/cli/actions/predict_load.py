@@ -13,7 +13,7 @@ from engines.outputs import paths_named, refuse_existing
 from engines.spec import sources_named
 from loadtest.cli.engine_options import calibration_of, engine_of
 from loadtest.cli.options import load_options, scenario_of
-from loadtest.cli.tables import show_intervals, show_summary, show_verdicts
+from loadtest.cli.tables import show_energy, show_intervals, show_summary, show_verdicts
 from loadtest.metrics import Summary, summarize
 from loadtest.scenario import Scenario, inputs_of
 from loadtest.simulate import (
@@ -25,6 +25,7 @@ from loadtest.simulate import (
     profile_ends,
     with_ends,
     with_intervals,
+    with_power_range,
     write_prediction,
 )
 from loadtest.traffic import ConversationSampler, LevelPlan, Rows, count_rows, plans_of
@@ -64,6 +65,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
         ends = profile_ends(manifest, alone=flags["static_batch"])
         summary = with_ends(summary, scenario, manifest, ends, lambda *asked: _summary(predicted(*asked)))
         rests_on = ends.provenance
+    summary = with_power_range(summary, manifest)
     if as_json:
         show(to_json(summary).rstrip())
         _require_success(summary)
@@ -109,6 +111,7 @@ def _queued(scenario: Scenario, manifest: EngineManifest, flags: dict[str, Any])
 def _show(summary: Summary, scenario: Scenario, provenance: str) -> None:
     show_summary(summary)
     show_intervals(summary)
+    show_energy(summary)
     show_verdicts(summary, scenario)
     show(f"{provenance}\n")
 

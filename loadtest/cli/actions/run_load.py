@@ -13,7 +13,7 @@ from engines.files import made_by, to_json
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
 from engines.ports import why_not_free
 from loadtest.cli.options import load_options, outlook, scenario_of, target_options
-from loadtest.cli.tables import show_summary
+from loadtest.cli.tables import show_energy, show_summary
 from loadtest.metrics import summary_of_runs
 from loadtest.results import RUN_FILES, RunManifest
 from loadtest.run import GeneratorProcesses, join, run_once
@@ -60,27 +60,16 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
             "[" + ",".join(to_json(run).rstrip() for run in runs) + "]" if len(runs) > 1 else to_json(runs[0]).rstrip()
         )
     else:
-        show_summary(summary_of_runs(folders))
+        summary = summary_of_runs(folders)
+        show_summary(summary)
+        show_energy(summary)
         wrote(out, "report-load " + " ".join(map(quoted, folders)))
     if validity_issues and flags["strict"]:
         raise TargetMissedError(f"{out}: the run is not valid: {len(validity_issues)} validity issues; see run.json")
 
 
 def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
-    """Return the processes that generate the load.
-
-    Raises:
-        UserError: Two flags exclude each other, or a flag requires another one.
-    """
-    if flags["master"] and not flags["expect_workers"]:
-        raise UserError("--master needs --expect-workers", hint="--expect-workers N")
-    if flags["expect_workers"] and not flags["master"]:
-        raise UserError("--expect-workers needs --master", hint="to start workers on this machine, use --workers N")
-    if flags["master"] and flags["workers"]:
-        raise UserError(
-            "--master and --workers exclude each other: --master waits for workers, --workers starts them",
-            hint="run-load --worker also starts one on this machine",
-        )
+    """Return the processes that generate the load."""
     if flags["master"] and flags["bind"] not in LOOPBACK:
         progress(
             f"warning: anyone who can reach {flags['bind']}:{flags['port']} can read the plan and send records: "

@@ -14,8 +14,8 @@ from loadtest.report.charts.style import (
     FAINT,
     RUN_COLOURS,
     VERMILION,
-    Image,
-    bytes_of,
+    Drawing,
+    drawing_of,
     head,
     new_figure,
     nothing,
@@ -42,7 +42,7 @@ class _Joined(NamedTuple):
     p95_s: float | None
 
 
-def gap_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
+def gap_against_batch(summary: Summary) -> Drawing:
     """Draw the time per token against the number of decoding sequences, from records and from the server."""
     with style(TITLE):
         figure = new_figure()
@@ -53,7 +53,7 @@ def gap_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
         _curve_panel(left, reconstructed, server)
         _disagreement_panel(right, summary)
         head(figure, TITLE, what_ran(summary), summary)
-        return bytes_of(figure, image)
+        return drawing_of(figure)
 
 
 def joined(points: list[BatchPoint]) -> list[_Joined]:

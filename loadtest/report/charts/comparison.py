@@ -10,8 +10,8 @@ from loadtest.report.charts.style import (
     INK,
     KIND_COLOURS,
     VERMILION,
-    Image,
-    bytes_of,
+    Drawing,
+    drawing_of,
     new_figure,
     nothing,
     panel_title,
@@ -33,7 +33,7 @@ DRAWN = {
 TITLE = "Candidate against baseline"
 
 
-def changes(comparison: Comparison, *, image: Image = "svg") -> bytes:
+def changes(comparison: Comparison) -> Drawing:
     """Draw the change of each figure at each load with its confidence interval; the centre line means no change."""
     with style(TITLE):
         rows = max(len(comparison.levels), 2)
@@ -52,7 +52,7 @@ def changes(comparison: Comparison, *, image: Image = "svg") -> bytes:
             (f"candidate: {new.label}", KIND_COLOURS[new.kind]),
         ]
         titles(figure, TITLE, subtitle, tags)
-        return bytes_of(figure, image)
+        return drawing_of(figure)
 
 
 def _panel(panel: Any, comparison: Comparison, name: str, title: str) -> None:

@@ -13,8 +13,8 @@ from loadtest.report.charts.style import (
     FAINT,
     LEVEL_COLOURS,
     RUN_COLOURS,
-    Image,
-    bytes_of,
+    Drawing,
+    drawing_of,
     head,
     log_x,
     new_figure,
@@ -31,7 +31,7 @@ LEAST_OF_MEDIAN = 10
 RAREST = 1e-4
 
 
-def distributions(summary: Summary, details: list[RunDetail], *, image: Image = "svg") -> bytes:
+def distributions(summary: Summary, details: list[RunDetail]) -> Drawing:
     """Draw cumulative distributions of TTFT and inter-token latency, one line per level, with the tails below."""
     title = "Distributions of latency"
     with style(title):
@@ -49,7 +49,7 @@ def distributions(summary: Summary, details: list[RunDetail], *, image: Image = 
             figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.91, 0.84), title="load",
                           alignment="left")  # fmt: skip
         head(figure, title, what_ran(summary) + left_out, summary)
-        return bytes_of(figure, image)
+        return drawing_of(figure)
 
 
 def _chosen(details: list[RunDetail]) -> tuple[list[tuple[str, str, LevelDetail]], str]:
@@ -107,7 +107,7 @@ def _finish(panel: Any, curves: list[tuple[str, str, Ecdf | None]]) -> None:
     panel.set_xlabel("ms")
 
 
-def frontier(summary: Summary, *, image: Image = "svg") -> bytes:
+def frontier(summary: Summary) -> Drawing:
     """Draw the speed of one user against the throughput of all: up and to the right is better."""
     title = "Throughput against latency"
     with style(title):
@@ -123,7 +123,7 @@ def frontier(summary: Summary, *, image: Image = "svg") -> bytes:
         if len(_runs(summary)) > 1 and left.lines:
             left.legend(loc="lower left")
         head(figure, title, f"{what_ran(summary)}   |   numbers at points: load", summary)
-        return bytes_of(figure, image)
+        return drawing_of(figure)
 
 
 def _runs(summary: Summary) -> list[str | None]:

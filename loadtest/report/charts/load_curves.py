@@ -15,8 +15,8 @@ from loadtest.report.charts.style import (
     PAPER,
     RUN_COLOURS,
     VERMILION,
-    Image,
-    bytes_of,
+    Drawing,
+    drawing_of,
     head,
     lengths_of,
     new_figure,
@@ -55,7 +55,7 @@ class _Line(NamedTuple):
     levels: list[LevelSummary]
 
 
-def latency_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
+def latency_against_batch(summary: Summary) -> Drawing:
     """Draw latency and throughput against the server's batch size.
 
     If any level lacks the server's own count, the client's is used for all, and the axis label says so.
@@ -65,10 +65,10 @@ def latency_against_batch(summary: Summary, *, image: Image = "svg") -> bytes:
         axis = _Axis(_server_batch, "mean batch size: sequences decoding, counted by the server", title)
     else:
         axis = _Axis(_client_batch, "mean batch size: requests decoding, as seen by the client", title)
-    return _draw(summary, axis, image)
+    return _draw(summary, axis)
 
 
-def latency_against_load(summary: Summary, *, knee: Knee | None = None, image: Image = "svg") -> bytes:
+def latency_against_load(summary: Summary, *, knee: Knee | None = None) -> Drawing:
     """Draw latency and throughput against the offered load: users, or requests per second; the knee is marked.
 
     Args:
@@ -81,7 +81,7 @@ def latency_against_load(summary: Summary, *, knee: Knee | None = None, image: I
         axis = _Axis(lambda level: level.offered, "offered load, requests/s", title, True)
     else:
         axis = _Axis(lambda level: level.offered, "load: users or requests/s, see the table", title, True)
-    return _draw(summary, axis, image, knee)
+    return _draw(summary, axis, knee)
 
 
 def _server_batch(level: LevelSummary) -> float:
@@ -92,7 +92,7 @@ def _client_batch(level: LevelSummary) -> float:
     return level.batch_size_client.mean if level.batch_size_client else float("nan")
 
 
-def _draw(summary: Summary, axis: _Axis, image: Image, knee: Knee | None = None) -> bytes:
+def _draw(summary: Summary, axis: _Axis, knee: Knee | None = None) -> Drawing:
     with style(axis.title):
         figure = new_figure()
         panels = figure.subplots(1, 3)
@@ -111,7 +111,7 @@ def _draw(summary: Summary, axis: _Axis, image: Image, knee: Knee | None = None)
         head(figure, axis.title, _subtitle(summary, axis), summary)
         if not axis.tells_users:
             _annotate(figure, panels, summary.levels, axis)
-        return bytes_of(figure, image)
+        return drawing_of(figure)
 
 
 def _subtitle(summary: Summary, axis: _Axis) -> str:

@@ -10,15 +10,13 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from loadtest.metrics import LevelSummary, Summary
-
-Image = Literal["svg", "png"]
 
 INK, FAINT, AXIS, GRID, PAPER, ON_TAG = "#1f2933", "#616e7c", "#9aa5b1", "#e4e7eb", "#ffffff", "#fefefe"
 # Okabe and Ito's palette, distinguishable for colour-blind readers: https://jfly.uni-koeln.de/color/
@@ -71,6 +69,13 @@ _STYLE = {
     "legend.fontsize": 10,
     "figure.facecolor": PAPER,
 }
+
+
+class Drawing(NamedTuple):
+    """One figure in both formats: laying it out costs more than writing it, so it is done once."""
+
+    svg: str
+    png: bytes
 
 
 @contextmanager
@@ -187,14 +192,21 @@ def log_x(panel: Any) -> None:
     panel.xaxis.set_minor_formatter(NullFormatter())
 
 
-def bytes_of(figure: Any, image: Image) -> bytes:
-    """Return the image; the same summary gives the same bytes."""
-    buffer = io.BytesIO()
-    if image == "svg":
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    else:
-        figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    return buffer.getvalue()
+def log_y(panel: Any) -> None:
+    """Use a logarithmic scale with 1, 2, 5, 10 ... written out."""
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(plain())
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def drawing_of(figure: Any) -> Drawing:
+    """Return a finished figure; the same summary gives the same bytes."""
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return Drawing(svg.getvalue().decode("utf-8"), png.getvalue())
 
 
 def themed(svg: str) -> str:

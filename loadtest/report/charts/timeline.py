@@ -14,8 +14,8 @@ from loadtest.report.charts.style import (
     GREEN,
     ORANGE,
     VERMILION,
-    Image,
-    bytes_of,
+    Drawing,
+    drawing_of,
     head,
     new_figure,
     plain,
@@ -59,7 +59,7 @@ _STRIPS = (
 )
 
 
-def timeline(summary: Summary, detail: RunDetail, *, image: Image = "svg") -> bytes:
+def timeline(summary: Summary, detail: RunDetail) -> Drawing:
     """Draw one run over time, a strip for each available quantity; measurement windows are shaded."""
     title = "Over time" if len(summary.runs) == 1 else f"Over time: {detail.name}"
     with style(title):
@@ -76,7 +76,7 @@ def timeline(summary: Summary, detail: RunDetail, *, image: Image = "svg") -> by
             _name_levels(panels[0], found, axis)
             panels[-1].set_xlabel("seconds since the start of the run" + _clock(summary) + axis.note)
         head(figure, title, f"{what_ran(summary)}   |   shaded: measurement window", summary)
-        return bytes_of(figure, image)
+        return drawing_of(figure)
 
 
 class _TimeAxis:

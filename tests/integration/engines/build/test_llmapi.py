@@ -169,13 +169,17 @@ def test_what_a_version_backend_or_gpu_lacks_is_refused(asked: dict[str, Any], t
 
 
 def test_predictions_say_what_they_leave_out() -> None:
-    """The step-time model is named; speculation and split servers are said not to be predicted."""
+    """The step-time model is named; split servers, and speculation of unknown acceptance, are said to be left out."""
     split = {"disaggregation.context_servers": 1, "disaggregation.generation_servers": 1}
-    plan = plan_of({**EAGLE, **split, "step_time": "silicon"})
+    ngram = {"speculative.mode": "ngram", "speculative.max_draft_len": 4}
+    plan = plan_of({**ngram, **split, "step_time": "silicon"})
     notices = {notice.code: notice.text for notice in plan.notices}
     assert "silicon step-time model" in notices["pytorch-step-time"]
     assert {"speculative-not-predicted", "disaggregation-not-predicted"} <= notices.keys()
     assert "speculative-not-predicted" not in {notice.code for notice in plan_of({}).notices}
+    accepted = {notice.code: notice.text for notice in plan_of(EAGLE).notices}
+    assert "speculative-not-predicted" not in accepted
+    assert "tokens per step" in accepted["acceptance"]
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,23 @@ def test_requests_and_gaps_in_parquet(written: Path) -> None:
     assert np.mean(gaps["gap_s"]) == pytest.approx(0.125, rel=1e-6)
 
 
+def test_runs_with_and_without_errors_share_a_table(tmp_path: Path) -> None:
+    """A column without any value in one run has the other run's type: its words, and nulls."""
+    for name, error in (("a", None), ("b", "status 503: überlastet")):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "run.json", manifest(level(1, 0.0, 24.0)))
+        records = [record(place, 2.0 * place, [2.0 * place + 0.5, 2.0 * place + 1]) for place in range(12)]
+        if error is not None:
+            records[3] = records[3].model_copy(update={"outcome": "error", "error": error})
+        (tmp_path / name / "requests.jsonl").write_text("".join(each.model_dump_json() + "\n" for each in records))
+    write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "out", force=False, command="report-load")
+    requests = pa_parquet.read_table(tmp_path / "out" / "exports" / "requests.parquet")
+    requests.validate(full=True)
+    assert [word for word in requests["error"].to_pylist() if word] == ["status 503: überlastet"]
+    assert requests["error"].null_count == 23
+    assert requests["run"].to_pylist() == ["a"] * 12 + ["b"] * 12
+
+
 def test_levels_in_csv(written: Path) -> None:
     """A level's row has the summary's figures under names with units."""
     summary = json.loads((written / "summary.json").read_text())["levels"][0]

@@ -190,7 +190,7 @@ def test_every_figure_carries_the_label(tmp_path: Path, draw: object) -> None:
     """A figure that is passed on alone still says that it is emulated, and how."""
     summary = summarize_runs([make_run(tmp_path / "run")], command="report-load")
     assert callable(draw)
-    svg = draw(summary).decode()
+    svg = draw(summary).svg
     assert "emulated, time scale x4" in svg
     assert "not valid" not in svg
 
@@ -199,15 +199,15 @@ def test_figures_are_reproducible(tmp_path: Path) -> None:
     """The same summary gives the same bytes; both formats are what they say."""
     summary = summarize_runs([make_run(tmp_path / "run")], command="report-load")
     assert latency_against_batch(summary) == latency_against_batch(summary)
-    assert latency_against_batch(summary, image="png").startswith(b"\x89PNG")
+    assert latency_against_batch(summary).png.startswith(b"\x89PNG")
 
 
 def test_axis_says_whose_batch_size(tmp_path: Path) -> None:
     """Without server metrics the client's batch size takes its place, and the axis says so."""
     with_samples = summarize_runs([make_run(tmp_path / "a")], command="report-load")
     without = summarize_runs([make_run(tmp_path / "b", samples=False)], command="report-load")
-    assert "by the server" in latency_against_batch(with_samples).decode()
-    assert "as seen by the client" in latency_against_batch(without).decode()
+    assert "by the server" in latency_against_batch(with_samples).svg
+    assert "as seen by the client" in latency_against_batch(without).svg
 
 
 def test_several_runs_of_one_kind(tmp_path: Path) -> None:

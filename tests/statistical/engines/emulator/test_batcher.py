@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from itertools import accumulate
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -32,8 +33,16 @@ BLOCKS, BLOCK = 40, 16
 
 Times = dict[RequestId, list[float]]
 
+DRAFTS = ((0, ()), (2, (0.7, 0.4)), (7, (0.8, 0.3)), (3, (1.0, 1.0, 0.5)))  # verified, accepted by position
+
+
+def _settings(drafts: tuple[int, tuple[float, ...]], **limits: Any) -> BatcherSettings:
+    return BatcherSettings(draft_tokens=drafts[0], acceptance=drafts[1], **limits)
+
+
 any_settings = st.builds(
-    BatcherSettings,
+    _settings,
+    drafts=st.sampled_from(DRAFTS),
     max_batch_size=st.integers(1, 12),
     max_num_tokens=st.integers(320, 700),
     max_seq_len=st.just(300),
@@ -74,7 +83,7 @@ def _drive(
         if iteration is None:
             return False
         shape = iteration.shape
-        assert shape.prefill_tokens + shape.decode_sequences <= limits.max_num_tokens
+        assert shape.prefill_tokens + shape.decode_sequences * limits.step_tokens <= limits.max_num_tokens
         assert shape.prefill_sequences + shape.decode_sequences <= limits.max_batch_size
         state = batcher.snapshot()
         assert state.kv_used_blocks + state.kv_free_blocks == BLOCKS
@@ -110,7 +119,8 @@ def test_every_request_gets_its_tokens_once_and_in_order(
         number = int(event.request_id)
         assert event.token_index == seen[number]
         assert not finals[number]
-        seen[number] += 1
+        assert 1 <= event.tokens <= 1 + len(limits.acceptance)
+        seen[number] += event.tokens
         finals[number] += event.is_final
     for number, (prompt, output, _, _) in enumerate(wanted):
         if number not in cancelled:
@@ -193,7 +203,7 @@ def _times_by_steps(limits: BatcherSettings, step_time: StepTime, coming: list[t
             continue
         now_s += iteration.seconds
         for event in batcher.finish(iteration):
-            times.setdefault(event.request_id, []).append(now_s)
+            times.setdefault(event.request_id, []).extend([now_s] * event.tokens)
     return times
 
 
@@ -213,8 +223,10 @@ def _times_by_runs(limits: BatcherSettings, step_time: StepTime, coming: list[tu
         ends_s += iteration.ends_s
         now_s = ends_s[-1]
         for sequence in batcher.advance(iteration):
+            left_s = [ends_s[index] for first, last in sequence.spans for index in range(first, last + 1)]
+            counts = sequence.counts or [1] * len(left_s)
             times[sequence.request.request_id] = [
-                ends_s[index] for first, last in sequence.spans for index in range(first, last + 1)
+                time_s for time_s, count in zip(left_s, counts, strict=True) for _ in range(count)
             ]
     return times
 
@@ -282,6 +294,24 @@ def test_a_prompt_too_long_is_refused_at_once() -> None:
     with pytest.raises(PromptTooLongError, match=r"Prompt length \(128\) exceeds maximum input length \(127\)"):
         batcher.submit(Request(0, 128, 1), 0.0)
     assert _is_idle(batcher)
+
+
+def test_steps_accept_what_the_profile_says() -> None:
+    """Over 20,000 tokens each position is accepted as often as its rate says, and steps are fewer by their mean."""
+    rates = (0.7, 0.45, 0.2)
+    limits = BatcherSettings(4, 640, 25_000, BLOCK, 2_000, draft_tokens=3, acceptance=rates)
+    batcher = Batcher(limits, STEP_TIME)
+    batcher.submit(Request(0, 10, 20_000), 0.0)
+    gained = Counter[int]()
+    while (iteration := batcher.begin(0.0)) is not None:
+        gained.update(event.tokens for event in batcher.finish(iteration) if not event.is_final)
+    steps = gained.total() - 1  # the prompt's own iteration gains one token
+    for position, rate in enumerate(rates, start=1):
+        accepted = sum(count for tokens, count in gained.items() if tokens > position)
+        assert accepted / steps == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / steps))
+    state = batcher.snapshot()
+    assert state.accepted_total / state.draft_steps_total == pytest.approx(sum(rates), rel=0.03)
+    assert state.drafted_total == 3 * state.draft_steps_total
 
 
 def test_a_chunk_is_whole_blocks_until_the_last() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pytest
@@ -107,3 +109,19 @@ def test_weighted_quantiles_are_those_of_repeated_values(pairs: list[tuple[float
     listed = np.repeat(weighted.values, weighted.weights)
     shares = [0.0, 0.25, 0.5, 0.9, 0.99, 1.0]
     assert bootstrap.quantiles_of_weighted(weighted, shares) == bootstrap.quantiles_of_sorted(listed, shares)
+
+
+@given(_spans(), st.randoms(use_true_random=False))
+def test_several_tokens_of_an_iteration_are_one_response(drawn: Drawn, random: Random) -> None:
+    """Tokens are counted and weighted by iteration; gaps are between responses, so none is zero."""
+    spans, times = _made(drawn), _times(drawn)
+    counts = [[random.randint(1, 5) for _ in own] for own in times]
+    several = replace(spans, counts=np.array([count for own in counts for count in own], dtype=np.int64))
+    assert several.token_counts().tolist() == [sum(own) for own in counts]
+    assert several.gaps_s().tolist() == spans.gaps_s().tolist()
+    pairs = [pair for own, many in zip(times, counts, strict=True) for pair in zip(own, many, strict=True)]
+    listed = sorted(time for time, count in pairs for _ in range(count))
+    values, weights = several.times_s()
+    assert np.repeat(values, weights).tolist() == listed
+    chosen = np.arange(len(times)) % 2 == 0
+    assert several.select(chosen).token_counts().tolist() == [sum(own) for own in counts[::2]]

@@ -6,12 +6,13 @@ import http.server
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from loadtest.results.records import SAMPLES_NAME, read_samples
-from loadtest.run.sampler import Monitor
+from loadtest.run.sampler import Monitor, power_readings, read_metrics
 
 
 class _Page(http.server.BaseHTTPRequestHandler):
@@ -41,7 +42,7 @@ def url() -> Iterator[str]:
 
 def test_samples_carry_the_runs_clock(url: str, tmp_path: Path) -> None:
     """Each sample is stamped with the clock it was given, and holds the series that are kept."""
-    with Monitor([url], tmp_path / SAMPLES_NAME, 0.02, lambda: 42.0):
+    with Monitor([partial(read_metrics, url)], tmp_path / SAMPLES_NAME, 0.02, lambda: 42.0):
         deadline_s = time.monotonic() + 20
         while not (tmp_path / SAMPLES_NAME).exists() or (tmp_path / SAMPLES_NAME).read_text().count("\n") < 2:
             assert time.monotonic() < deadline_s
@@ -52,7 +53,7 @@ def test_samples_carry_the_runs_clock(url: str, tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_the_sampling_with_the_systems_words(url: str) -> None:
     """No traceback out of a thread: whoever follows the run finds out why."""
-    with Monitor([url], Path("/dev/full"), 0.02, time.monotonic) as monitor:
+    with Monitor([partial(read_metrics, url)], Path("/dev/full"), 0.02, time.monotonic) as monitor:
         deadline_s = time.monotonic() + 20
         while monitor.failed is None and time.monotonic() < deadline_s:
             time.sleep(0.01)
@@ -64,3 +65,19 @@ def test_without_a_page_nothing_is_sampled(tmp_path: Path) -> None:
     with Monitor([], tmp_path / SAMPLES_NAME, 0.02, time.monotonic):
         pass
     assert not (tmp_path / SAMPLES_NAME).exists()
+
+
+def test_only_the_chosen_gpus_of_a_page_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter shows every GPU of its machine; by index or UUID, the server's own are taken, and nothing else."""
+    page = {
+        'DCGM_FI_DEV_POWER_USAGE{gpu="0",UUID="GPU-a"}': 300.0,
+        'DCGM_FI_DEV_POWER_USAGE{gpu="1",UUID="GPU-b"}': 200.0,
+        'emulator_steps_total{model="m"}': 3.0,
+    }
+    monkeypatch.setattr("loadtest.run.sampler.read_metrics", lambda _: page)
+    assert list(power_readings("-", ()).values()) == [300.0, 200.0]
+    assert list(power_readings("-", ("1",)).values()) == [200.0]
+    assert list(power_readings("-", ("GPU-a",)).values()) == [300.0]
+    assert power_readings("-", ("7",)) == {}
+    page.clear()
+    assert power_readings("-", ()) == {}

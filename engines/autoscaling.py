@@ -1,0 +1,117 @@
+"""`autoscaling.json`: the control law that a plan simulated, for the deployment that runs it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from engines.files import Document, Strict
+
+# in_flight: requests in a server, its queue included; queue: of those, not yet in the batch; kv_used: share of the KV
+# blocks in use; ttft_p95: 95th percentile of the time to first token, in seconds.
+Signal = Literal["in_flight", "queue", "kv_used", "ttft_p95"]
+Controller = Literal["hpa", "keda"]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Policy(Strict):
+    """One limit on how fast the number of replicas changes, as in autoscaling/v2.
+
+    Attributes:
+        value: Replicas, or per cent of those at the start of the period.
+        period_s: The API allows 1 to 1800.
+    """
+
+    type: Literal["Pods", "Percent"]
+    value: Annotated[int, Field(ge=1)]
+    period_s: Annotated[int, Field(ge=1, le=1800)]
+
+
+class ScalingRules(Strict):
+    """Limits in one direction, as in autoscaling/v2.
+
+    Attributes:
+        stabilization_s: Window whose recommendations count: the lowest for scaling up, the highest for scaling down.
+            The API allows 0 to 3600.
+        select: Whether the policy that allows the most change applies, or the least.
+    """
+
+    stabilization_s: Annotated[int, Field(ge=0, le=3600)]
+    policies: Annotated[tuple[Policy, ...], Field(min_length=1)]
+    select: Literal["Max", "Min", "Disabled"] = "Max"
+
+
+# Defaults of autoscaling/v2: kubernetes/pkg/apis/autoscaling/v2/defaults.go.
+DEFAULT_UP = ScalingRules(
+    stabilization_s=0,
+    policies=(Policy(type="Pods", value=4, period_s=15), Policy(type="Percent", value=100, period_s=15)),
+)
+DEFAULT_DOWN = ScalingRules(stabilization_s=300, policies=(Policy(type="Percent", value=100, period_s=15),))
+
+
+class ColdStart(Strict):
+    """Seconds from a new pod to its first request, by phase.
+
+    Attributes:
+        pending_s: Machine and image: the pod is pending.
+        loading_s: Weights and engine: the pod runs and publishes no metrics of its engine yet.
+        source: `measured`, or where the figures are from.
+    """
+
+    pending_s: NotNegative
+    loading_s: NotNegative
+    source: str
+
+    @property
+    def total_s(self) -> float:
+        """Seconds until the first request."""
+        return self.pending_s + self.loading_s
+
+
+class ScalingLaw(Strict):
+    """A control law: what an autoscaler follows, and how.
+
+    Attributes:
+        controller: `hpa`: a Pods metric per replica, from prometheus-adapter. `keda`: an external metric, summed over
+            the replicas by Prometheus; KEDA hands it to an HPA of its own.
+        target: The signal's mean per replica past which one is added; for `ttft_p95`, of all replicas together.
+        tolerance: Relative deviation from the target that changes nothing: a flag of the kube-controller-manager.
+        sync_s: Time between two evaluations: likewise a flag.
+    """
+
+    controller: Controller
+    signal: Signal
+    target: Positive
+    min_replicas: Annotated[int, Field(ge=1)]
+    max_replicas: Annotated[int, Field(ge=1)]
+    up: ScalingRules = DEFAULT_UP
+    down: ScalingRules = DEFAULT_DOWN
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    sync_s: Positive = 15.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
+        return self
+
+
+class AutoscalingFile(Document):
+    """`autoscaling.json`: the law a plan chose, with what it was simulated with.
+
+    Attributes:
+        row: The plan's row whose replicas it scales.
+        missed_minutes: Simulated minutes of the day in which an objective was missed.
+        gpu_hours: Simulated GPU hours of the day.
+        seeds: Of the simulated traffic.
+    """
+
+    law: ScalingLaw
+    cold_start: ColdStart
+    row: str
+    missed_minutes: NotNegative
+    gpu_hours: NotNegative
+    seeds: tuple[int, ...]

@@ -1,0 +1,1 @@
+"""Autoscalers simulated against the demand's day: control laws, the replicas' response, the comparison."""
