@@ -76,6 +76,7 @@ READ: dict[str, tuple[str, list[str]]] = {
     "stopped-front/front.json": ("serve-repo", ["stopped-front", "--stop"]),
     "engine/plan.json": ("build-repo", ["engine", "--tokenizer", "tokenizer", "--out", "out"]),
     "repository-pytorch/tensorrt_llm/1/model.yaml": ("check-repo", ["repository-pytorch"]),
+    "calibration.json": ("predict-load", ["engine", *SMALL, "--calibration", "calibration.json"]),
     "prices.yaml": ("plan-capacity", ["demand.yaml", "--dry-run"]),
     "keys.txt": ("serve-repo", ["repository", "--tritonserver", "nothing", "--openai", "--api-key-file", "keys.txt"]),
     "scenario.yaml": ("predict-load", ["engine", "--scenario", "scenario.yaml"]),
