@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from engines.errors import UserError
 from engines.files import Document, Strict, read_json
 from engines.spec import Factors, Host, KvFormat
@@ -98,8 +100,10 @@ class Calibration(Document):
         measured_on: `emulated` if the points come from an emulated engine: they are no evidence about a real one.
         log_error: By quantity, the standard deviation of ln(predicted / measured) on held-out shapes. With only one
             shape, or too few points, on the fitted points, but at least the noise that the fit assumes (3 % in tokens/s
-            and ITL, 12 % in TTFT).
+            and ITL, 12 % in TTFT). In quadrature with `drift`, so that intervals cover it.
         log_error_of: Which of the two it is.
+        drift: By quantity, the standard deviation of ln(later / earlier) between measurements of one and the same load:
+            what the machine and its neighbours change while nobody changes the deployment. Empty: no load was repeated.
         prior: The engine profile whose numbers were expected before any point was seen; None: those of any engine.
     """
 
@@ -117,6 +121,7 @@ class Calibration(Document):
     parameters: list[FittedParameter]
     log_error: dict[Quantity, float]
     log_error_of: Literal["held-out shapes", "fitted points"]
+    drift: dict[Quantity, float] = Field(default_factory=dict)
     held_out: list[HeldOut]
     points: list[PointResidual]
     alternatives: list[Alternative]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +68,27 @@ def write_model(folder: Path, name: str, **geometry: Any) -> Path:
     return folder
 
 
-def random_weights(
-    *,
-    words: int,
-    hidden: int,
-    inner: int,
-    layers: int,
-    heads: int,
-    kv_heads: int,
-    head: int,
-    scale: float,
-    qk_norm: bool,
-) -> dict[str, Any]:
-    """Return random BF16 weights of a model with a gated MLP under Hugging Face's names; norms are ones.
+def write_random(folder: Path, config: dict[str, Any], *, scale: float) -> Path:
+    """Write random BF16 weights of a configuration under Hugging Face's names, and the configuration; no tokenizer.
+
+    Unlike `write_model`, it needs no class of transformers: for the models that the tests build through the commands.
 
     Args:
-        words: Of the vocabulary.
-        head: Size of one attention head.
-        scale: Standard deviation of the weights.
-        qk_norm: Whether queries and keys are normalized by head, as in Qwen3.
+        config: Of a model with a gated MLP: `config.json`.
+        scale: Standard deviation of the weights; norms are ones.
     """
+    from safetensors.torch import save_file  # noqa: PLC0415 (loads PyTorch, which few tests need)
+
+    folder.mkdir(exist_ok=True)
+    save_file(_random_weights(config, scale), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _random_weights(config: dict[str, Any], scale: float) -> dict[str, Any]:
+    words, hidden, inner = config["vocab_size"], config["hidden_size"], config["intermediate_size"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head = config.get("head_dim", hidden // heads)
     torch = library("torch")
     generator = torch.Generator().manual_seed(0)
 
@@ -98,7 +100,7 @@ def random_weights(
 
     tensors = {"model.embed_tokens.weight": matrix(words, hidden), "lm_head.weight": matrix(words, hidden)}
     tensors["model.norm.weight"] = ones(hidden)
-    for index in range(layers):
+    for index in range(config["num_hidden_layers"]):
         layer = f"model.layers.{index}"
         for name, shape in {
             "self_attn.q_proj": (heads * head, hidden),
@@ -112,7 +114,7 @@ def random_weights(
             tensors[f"{layer}.{name}.weight"] = matrix(*shape)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{layer}.{norm}.weight"] = ones(hidden)
-        for norm in ("q_norm", "k_norm") if qk_norm else ():
+        for norm in ("q_norm", "k_norm") if config["model_type"] == "qwen3" else ():
             tensors[f"{layer}.self_attn.{norm}.weight"] = ones(head)
     return tensors
 

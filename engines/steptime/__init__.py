@@ -1,6 +1,8 @@
 """The cost of one iteration: from data sheets, from measured tables, or fitted to a deployment."""
 
 from engines.steptime.calibrated import Calibrated
+from engines.steptime.gpu_time import METHOD as GPU_TIME_METHOD
+from engines.steptime.gpu_time import RequestGpuTime, request_gpu_time
 from engines.steptime.power import PowerModel, StepEnergy, power_model_for, why_no_power
 from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
@@ -9,11 +11,13 @@ from engines.steptime.source import favoured_source, step_time_for, step_time_of
 from engines.steptime.uncertainty import INTERVAL_SHARE, NORMAL_90, StepTimeInterval, slowed, uncertainty
 
 __all__ = [
+    "GPU_TIME_METHOD",
     "INTERVAL_SHARE",
     "NORMAL_90",
     "Calibrated",
     "DecodeLine",
     "PowerModel",
+    "RequestGpuTime",
     "Roofline",
     "StepCost",
     "StepEnergy",
@@ -23,6 +27,7 @@ __all__ = [
     "attended_tokens",
     "favoured_source",
     "power_model_for",
+    "request_gpu_time",
     "scaled",
     "slowed",
     "step_time_for",

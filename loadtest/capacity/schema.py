@@ -8,6 +8,7 @@ from loadtest.capacity.autoscaler import Day
 from loadtest.capacity.autoscaling import ScalingComparison
 from loadtest.capacity.decision import Row
 from loadtest.capacity.inputs import Demand
+from loadtest.capacity.money import Money
 from loadtest.capacity.pareto import Point
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import Checked, RateProbe
@@ -55,6 +56,7 @@ class CapacityPlan(Document):
         operating_per_s: Load of each replica at the peak with the spares lost; `operating` has its figures there at the
             unfavourable end of the prediction, `operating_middle` at its middle.
         engine: Manifest of the recommended engine; None for a measured run.
+        money: Energy and money of the recommended row; None in plans of earlier versions.
     """
 
     demand: Demand
@@ -78,6 +80,7 @@ class CapacityPlan(Document):
     operating: RateProbe | None = None
     operating_middle: RateProbe | None = None
     engine: EngineManifest | None = None
+    money: Money | None = None
 
     @property
     def chosen(self) -> Row | None:

@@ -22,8 +22,8 @@ class LoadOptions:
 
     scenario_name: str | None = None
     model: str | None = None
-    concurrency: str | None = None
-    rate: str | None = None
+    concurrency: tuple[int, ...] | None = None
+    rate: tuple[float, ...] | None = None
     duration: float | None = None
     isl: str | None = None
     osl: str | None = None
@@ -97,18 +97,13 @@ def outlook(scenario: Scenario) -> Iterator[str]:
 def _load(options: LoadOptions, base: Scenario) -> dict[str, Any]:
     """Return the overrides for users, rates and duration. One kind of load replaces the other."""
     users, rates, duration_s = options.concurrency, options.rate, options.duration
-    if users is not None and rates is not None:
-        raise UserError(
-            "--concurrency and --rate exclude each other: a load is either a closed loop or an open loop",
-            hint="omit one of them",
-        )
     if duration_s is not None and not duration_s > 0:
         raise UserError(f"--duration {duration_s:g}: expected a number above 0")
     found: dict[str, Any] = {}
     if users is not None:
-        found = {"concurrency": _counts(users), "rate_per_s": None, "arrivals": None}
+        found = {"concurrency": users, "rate_per_s": None, "arrivals": None}
     elif rates is not None:
-        found = {"rate_per_s": _rates(rates), "arrivals": None}
+        found = {"rate_per_s": rates, "arrivals": None}
     if duration_s is None:
         return found
     if users is not None or not (base.is_open or rates is not None):
@@ -118,23 +113,3 @@ def _load(options: LoadOptions, base: Scenario) -> dict[str, Any]:
     if rates is None and base.arrivals is not None:
         return {**found, "arrivals": with_duration(base.arrivals, duration_s).model_dump()}
     return {**found, "duration_s": duration_s}
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        counts = ()
-    if not counts or min(counts) < 1:
-        raise UserError(f"--concurrency {text}: expected whole numbers of at least 1", hint="--concurrency 1,4,16")
-    return counts
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    try:
-        rates = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        rates = ()
-    if not rates or not min(rates) > 0:
-        raise UserError(f"--rate {text}: expected numbers above 0", hint="--rate 1,2.5,5")
-    return rates

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags, writing_flags
+from engines.errors import UserError
 
 OUT = Path("artifacts/capacity")
 GROUPS = {
@@ -75,6 +76,24 @@ Exit status: 0: done; 1: failed; 2: usage error; 3: no possible plan, or the pla
 @common_flags
 def plan_capacity(**flags: Any) -> None:
     """Plan a deployment, or verify a plan against a run."""
-    from loadtest.cli.actions.plan_capacity import run
+    _refuse_flags(**flags)
+    from loadtest.cli.actions.plan_capacity import plan_demand, verify_or_replan
 
-    run(**flags, default_folder=OUT)
+    if flags["demand_file"] is not None:
+        plan_demand(flags["demand_file"], default_folder=OUT, flags=flags)
+    else:
+        verify_or_replan(flags["run"], flags["plan_file"], default_folder=OUT, flags=flags)
+
+
+def _refuse_flags(
+    demand_file: Path | None, run: Path | None, plan_file: Path | None, calibration_runs: tuple[Path, ...], **_: Any
+) -> None:
+    """Refuse a command line that names no work, or two kinds of it."""
+    if demand_file is None and run is None and plan_file is None and not calibration_runs:
+        raise UserError("no demand file was given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
+    if demand_file is None and run is None and not calibration_runs:
+        raise UserError("--plan alone does nothing", hint="--verify RUN, --calibrate-from RUN, or both")
+    if demand_file is not None and (run is not None or plan_file is not None or calibration_runs):
+        raise UserError("--verify and --calibrate-from take the demand from the plan", hint=f"omit {demand_file}")
+    if demand_file is None and plan_file is None:
+        raise UserError("--plan is required", hint="--plan artifacts/capacity/NAME/capacity.json")

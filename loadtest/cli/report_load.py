@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags, writing_flags
+from engines.errors import UserError
 
 REPORT_OUT = Path("artifacts/report")
 COMPARISON_OUT = Path("artifacts/comparison")
@@ -22,6 +23,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     groups={
         "Compare": ("--compare", "--across-kinds", "--max-regression"),
         "Gate": ("--gate", "--junit"),
+        "Cost": ("--gpu-price", "--vendor", "--prices", "--terms", "--gpu", "--gpus", "--engine"),
         "Output": ("--out", "--force", "--no-exports", "--dry-run", "--json"),
     },
 )
@@ -48,6 +50,26 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     "--gate", type=click.Path(path_type=Path), help="YAML file with objectives. Exit with status 3 if one is missed."
 )
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the results as JUnit XML to this file.")
+@click.option("--gpu-price", type=click.FloatRange(min=0, min_open=True), metavar="USD", help="Price of a GPU hour.")
+@click.option("--vendor", metavar="NAME", help="Vendor whose list price to take, from the shipped price file.")
+@click.option("--prices", type=click.Path(path_type=Path), metavar="FILE", help="Your own price file, with --vendor.")
+@click.option(
+    "--terms",
+    type=click.Choice(["on_demand", "reserved", "spot"]),
+    default="on_demand",
+    show_default=True,
+    help="Terms of the list price.",
+)
+@click.option("--gpu", metavar="NAME", help="GPU of the list price. Default: the engine's.")
+@click.option(
+    "--gpus", type=click.IntRange(1), help="GPUs of the server, all replicas. Default: the engine's, of one replica."
+)
+@click.option(
+    "--engine",
+    "engine_dir",
+    type=_FOLDER,
+    help="Engine folder: its step-time model splits the cost into input, cached input and output.",
+)
 @click.option("--no-exports", is_flag=True, help="Do not write CSV, Parquet and AIPerf JSON.")
 @writing_flags
 @common_flags
@@ -57,7 +79,29 @@ def report_load(**flags: Any) -> None:
     Several runs share a report only if all are measured, all emulated or all predicted. Runs of one scenario show the
     spread between runs. --compare shows two runs side by side. --gate and --max-regression pass or fail a run.
     """
+    _refuse_flags(flags["runs"], flags)
     from loadtest.cli.actions.report_load import run
 
     default = COMPARISON_OUT if flags["compare"] else REPORT_OUT
     run(**flags | {"out": flags["out"] or default})
+
+
+def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
+    """Refuse flags that exclude each other, and flags without the one they require."""
+    if not runs and not flags["compare"]:
+        raise UserError("no run folder was given", hint="report-load RUN_DIR...")
+    if flags["compare"] and runs:
+        raise UserError(
+            "--compare takes both runs as its own arguments", hint="report-load --compare BASELINE CANDIDATE"
+        )
+    for flag in ("across_kinds", "max_regression"):
+        if flags[flag] and not flags["compare"]:
+            raise UserError(f"--{flag.replace('_', '-')} needs --compare")
+    is_gated = flags["max_regression"] is not None if flags["compare"] else flags["gate"] is not None
+    if flags["compare"] and flags["gate"]:
+        raise UserError(
+            "--gate checks one run, not a comparison",
+            hint=("use report-load CANDIDATE --gate FILE, or --max-regression"),
+        )
+    if flags["junit"] and not is_gated:
+        raise UserError("--junit needs --gate or --max-regression", hint="add --gate FILE or --max-regression RATIO")

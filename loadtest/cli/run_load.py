@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from engines.console import PORT, SECONDS, Command, common_flags, writing_flags
-from loadtest.cli.load_flags import load_flags
+from engines.console import PORT, SECONDS, Command, common_flags, completing, writing_flags
+from engines.errors import UserError
+from loadtest.cli.load_flags import concurrency_flag, library_names, load_flags, refuse_two_loads
 from loadtest.cli.target_options import target_flags
 
 RUN_OUT = Path("artifacts/run")
@@ -36,9 +37,15 @@ GROUPS = {
     epilog=f"Writes {RUN_OUT} unless --out is given.",
     groups=GROUPS,
 )
-@click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario of the library, or a YAML file.")
+@click.option(
+    "--scenario",
+    "scenario_name",
+    shell_complete=completing(library_names),
+    metavar="NAME|FILE",
+    help="A scenario of the library, or a YAML file.",
+)
 @target_flags
-@click.option("--concurrency", metavar="N,N,...", help="Concurrency of each level: users of a closed loop.")
+@concurrency_flag
 @load_flags
 @click.option(
     "--prompts", metavar="SOURCE", help="Prompt source: chat, random, or a file in ShareGPT JSON or JSON Lines."
@@ -78,6 +85,23 @@ def run_load(**flags: Any) -> None:
     Writes one record per request with the time of every token, samples of the server's metrics, and a description of
     the run. Only the server's URL is required.
     """
+    _refuse_flags(flags)
     from loadtest.cli.actions.run_load import run
 
     run(**flags | {"out": flags["out"] or RUN_OUT})
+
+
+def _refuse_flags(flags: dict[str, Any]) -> None:
+    """Refuse flags that exclude each other, and flags without the one they require."""
+    if flags["worker"]:
+        return
+    refuse_two_loads(flags)
+    if flags["master"] and not flags["expect_workers"]:
+        raise UserError("--master needs --expect-workers", hint="--expect-workers N")
+    if flags["expect_workers"] and not flags["master"]:
+        raise UserError("--expect-workers needs --master", hint="to start workers on this machine, use --workers N")
+    if flags["master"] and flags["workers"]:
+        raise UserError(
+            "--master and --workers exclude each other: --master waits for workers, --workers starts them",
+            hint="run-load --worker also starts one on this machine",
+        )

@@ -65,6 +65,29 @@ def show_energy(summary: Summary) -> None:
     table_console().print(table)
 
 
+def show_cost(summary: Summary) -> None:
+    """Print what a million tokens of each level cost, and how the cost is split, or why it is not."""
+    from rich.table import Table
+
+    found = [(level, level.cost) for level in summary.levels if level.cost is not None]
+    if not found:
+        return
+    first = found[0][1]
+    table = Table(title=f"USD per million tokens ({summary.label}); {first.gpus} x {first.price}", title_justify="left")
+    for name in ("load", "all cost on output", "all tokens alike", "input", "cached input", "output"):
+        table.add_column(name, justify="right")
+    for level, cost in found:
+        split = cost.split
+        kinds = (None, None, None) if split is None else (split.input, split.cached_input, split.output)
+        values = (cost.usd_per_million_output_tokens, cost.usd_per_million_tokens, *kinds)
+        table.add_row(level.load, *("-" if each is None else f"{each:,.3g}" for each in values))
+    table_console().print(table)
+    methods = dict.fromkeys(cost.split.method for _, cost in found if cost.split is not None)
+    refused = dict.fromkeys(f"not split: {cost.split_unknown}" for _, cost in found if cost.split is None)
+    for text in (*methods, *refused):
+        progress(text)
+
+
 def _cells(level: LevelSummary) -> list[str]:
     return [
         level.load,
@@ -174,6 +197,9 @@ def show_calibration(found: Calibration) -> None:
             if value is not None
         )
         show(f"held out {shape.isl}/{shape.osl}, {shape.points} points: {errors}")
+    if found.drift:
+        drift = " ".join(f"{name.removesuffix('_s')} {value:.1%}" for name, value in found.drift.items())
+        show(f"drift between repeated loads, part of every interval: {drift}")
     for warning in found.warnings:
         progress(f"warning: {warning}")
 

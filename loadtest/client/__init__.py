@@ -2,7 +2,7 @@
 
 from loadtest.client.connection import Connection, Readings, ServerConnections, UnreachableError
 from loadtest.client.discovery import ServedModel, default_model, discover_protocol, served_models
-from loadtest.client.endpoint import OPENAI_KEY, Endpoint, endpoint_of
+from loadtest.client.endpoint import OPENAI_KEY, Endpoint, ProtocolName, endpoint_of
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.client.server_info import server_facts
 
@@ -11,6 +11,7 @@ __all__ = [
     "OPENAI_KEY",
     "Connection",
     "Endpoint",
+    "ProtocolName",
     "Readings",
     "ServedModel",
     "ServerConnections",

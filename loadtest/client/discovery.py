@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import MissingError
-from loadtest.client.endpoint import Endpoint, endpoint_of, tls_context
+from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of, tls_context
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.client.server_info import ANSWER_LIMIT_BYTES, call
-from loadtest.scenario import ProtocolName
 
 PROBE_WITHIN_S = 2.0
 _PARTS = frozenset({"preprocessing", "postprocessing"})

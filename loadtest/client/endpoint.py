@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from engines.errors import UserError
 from engines.files import Strict
-from loadtest.scenario import ProtocolName
 
+ProtocolName = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
 OPENAI_KEY = "OPENAI_API_KEY"
 _SCHEMES = {"": False, "http": False, "grpc": False, "https": True, "grpcs": True}
-_PORTS = {"triton-http": 8000, "triton-grpc": 8001, "openai-chat": 8000, "openai-completions": 8000}
+_PORTS: dict[ProtocolName, int] = {
+    "triton-http": 8000,
+    "triton-grpc": 8001,
+    "openai-chat": 8000,
+    "openai-completions": 8000,
+}
 _TLS_PORT = 443
 
 

@@ -22,6 +22,8 @@ ANSWER_LIMIT_BYTES = 1 << 22
 ENGINE_KIND = "X-Engine-Kind"
 _NO_MODEL = "serve a repository that contains it with serve-repo"
 _HTTP_ASKS_IT = "use --protocol triton-http"
+# Some gateways do not list models; transformers serve fails on its list if the machine has no Hugging Face cache.
+_LISTS_NO_MODELS = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.INTERNAL_SERVER_ERROR}
 _Documents = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
 
 
@@ -87,7 +89,7 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
         names = [str(each["id"]) for each in json.loads(text)["data"]]
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == HTTPStatus.NOT_FOUND:  # some gateways do not list models
+        if error.code in _LISTS_NO_MODELS:
             return _measured(endpoint, url, model)
         hint = f"check the key in ${endpoint.api_key_env}" if error.code in {401, 403} else "check --url"
         raise MissingError(f"{url}: GET {base}/models answered {error.code}", hint=hint) from error

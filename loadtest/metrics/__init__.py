@@ -1,11 +1,12 @@
 """From records to TTFT, ITL, throughput, confidence intervals and objectives. May import `results` and `scenario`."""
 
+from loadtest.metrics.cost import GpuPrice, token_prices, with_cost
 from loadtest.metrics.latency import Counted, counted, felt, latencies_of, request_latencies, resampler_of
 from loadtest.metrics.loaded_run import LoadedRun, load_runs, refuse_mixed_kinds, summary_of_runs
 from loadtest.metrics.repeats import repeats_of
 from loadtest.metrics.slo_results import Knee, class_alone, knee_of, scopes_of, verdicts_in, verdicts_of
 from loadtest.metrics.summarize import Interval, LevelSummary, Spread, Summary, meets_goodput, settles, summarize
-from loadtest.metrics.summary import BatchPoint, ClassSummary, Repeat, RunFacts
+from loadtest.metrics.summary import BatchPoint, ClassSummary, Repeat, RunFacts, TokenPrices
 from loadtest.metrics.throughput import rate_replicates
 from loadtest.metrics.timeline import Ecdf, LevelDetail, RunDetail, Span, Timeline
 
@@ -14,6 +15,7 @@ __all__ = [
     "ClassSummary",
     "Counted",
     "Ecdf",
+    "GpuPrice",
     "Interval",
     "Knee",
     "LevelDetail",
@@ -26,6 +28,7 @@ __all__ = [
     "Spread",
     "Summary",
     "Timeline",
+    "TokenPrices",
     "class_alone",
     "counted",
     "felt",
@@ -42,6 +45,8 @@ __all__ = [
     "settles",
     "summarize",
     "summary_of_runs",
+    "token_prices",
     "verdicts_in",
     "verdicts_of",
+    "with_cost",
 ]

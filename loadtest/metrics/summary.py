@@ -130,6 +130,33 @@ class Energy(Strict):
     ] = None
 
 
+class TokenPrices(Strict):
+    """USD per million tokens by kind, which add up to what the GPUs cost."""
+
+    input: Annotated[float | None, Field(description="Prompt tokens that were computed.")]
+    cached_input: Annotated[
+        float | None, Field(description="Prompt tokens found in the KV cache; null if there were none.")
+    ]
+    output: Annotated[float | None, Field(description="Output tokens.")]
+    method: Annotated[str, Field(description="How the cost is split.")]
+
+
+class Cost(Strict):
+    """Cost of the server's GPUs over the window, idle time included; per engine hour."""
+
+    usd_per_gpu_h: Annotated[float, Field(description="Price of one GPU for one hour.")]
+    gpus: Annotated[int, Field(description="GPUs of the server.")]
+    price: Annotated[str, Field(description="Source and age of the price.")]
+    usd_per_million_output_tokens: Annotated[
+        float, Field(description="All of the cost per million output tokens; prompts are in it.")
+    ]
+    usd_per_million_tokens: Annotated[
+        float | None, Field(description="All of the cost per million tokens, prompts and replies together.")
+    ]
+    split: Annotated[TokenPrices | None, Field(description="By kind of token; null if refused.")] = None
+    split_unknown: Annotated[str | None, Field(description="Why `split` is null.")] = None
+
+
 class ClassSummary(Strict):
     """Figures of one class of a mix."""
 
@@ -238,6 +265,7 @@ class LevelSummary(Strict):
         Energy | None, Field(description="Watts and joules of the GPUs over the window; null if unknown.")
     ] = None
     energy_unknown: Annotated[str | None, Field(description="Why `energy` is null.")] = None
+    cost: Annotated[Cost | None, Field(description="Cost of tokens; null without a price.")] = None
     steady: Annotated[
         Steady | None, Field(description="What was excluded; null if the load was not meant to reach a steady state.")
     ] = None

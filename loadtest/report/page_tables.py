@@ -88,6 +88,13 @@ def more_table(summary: Summary) -> Table:
         ("J/output token", lambda level: number(level.energy.j_per_output_token if level.energy else None, 3)),
         ("J/token", lambda level: number(level.energy.j_per_token if level.energy else None, 3)),
         ("J/request", lambda level: number(level.energy.j_per_request if level.energy else None, 1)),
+        (
+            "USD/M output tokens",
+            lambda level: number(level.cost.usd_per_million_output_tokens if level.cost else None, 3),
+        ),
+        ("split: input", lambda level: _split(level, "input")),
+        ("cached input", lambda level: _split(level, "cached_input")),
+        ("output", lambda level: _split(level, "output")),
         ("GPU memory, GiB", lambda level: number(_gib(level), 1)),
         ("GPU busy", lambda level: _share(level.gpus.busy_ratio if level.gpus else None)),
         ("excluded, s", _excluded),
@@ -95,6 +102,12 @@ def more_table(summary: Summary) -> Table:
     known = [(head, cell) for head, cell in quantities if any(_text(cell(level)) != NONE for level in summary.levels)]
     rows = [[_load_cell(level, summary), *(cell(level) for _, cell in known)] for level in summary.levels]
     return table([_load_head(summary), *(head for head, _ in known)], rows)
+
+
+def _split(level: LevelSummary, kind: str) -> str:
+    """Return USD per million tokens of a kind; a dash where the split was refused."""
+    split = None if level.cost is None else level.cost.split
+    return NONE if split is None else number(getattr(split, kind), 3)
 
 
 def _power(level: LevelSummary) -> Cell | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,12 +36,14 @@ def write_report(
     command: str,
     objectives: Objectives | None = None,
     exports: bool = True,
+    priced: Callable[[Summary], Summary] = lambda summary: summary,
 ) -> Summary:
     """Write `summary.json`, `charts/`, `exports/` and `report.html` for runs of one kind; return the summary.
 
     Args:
         objectives: None: those of the runs' own scenario, if any.
         exports: Whether to write CSV, Parquet and AIPerf's JSON.
+        priced: Adds the cost of tokens.
 
     Raises:
         UserError: `load_runs` refuses the runs, or `out` may not be written.
@@ -50,7 +52,7 @@ def write_report(
     refuse_existing(out, force=force, inputs=runs)
     loaded = load_runs(runs)
     promised = objectives or objectives_of(loaded)
-    summary = summarize_loaded(loaded, command=command, objectives=promised)
+    summary = priced(summarize_loaded(loaded, command=command, objectives=promised))
     details = [run.detail() for run in loaded]
     with whole_folder(out, made_by=summary.made_by, force=force, inputs=runs) as folder:
         write_json(folder / SUMMARY_NAME, summary)
@@ -127,6 +129,13 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
         "Tokens per second of one user against those of all users: the trade-off of a deployment.",
         charts.frontier(summary),
     )
+    if any(level.energy is not None or level.cost is not None for level in summary.levels):
+        yield Chart(
+            "energy_and_cost",
+            "Joules and cost of a token: a larger batch shares the reading of the weights, base power and price. "
+            "Bars: the 90 % interval of predicted power.",
+            charts.energy_and_cost(summary),
+        )
     yield Chart(
         "distributions",
         "Complete distributions, with the tails below: a stall of one gap in a thousand is visible there.",

@@ -6,11 +6,13 @@ import http.client
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from engines.errors import MissingError
 from loadtest.client import Endpoint
 from loadtest.results import Sample, meanings_of, parse_metrics, parse_series
 
@@ -102,10 +104,32 @@ def kv_block_tokens(values: Mapping[str, float]) -> int | None:
 def read_metrics(url: str) -> dict[str, float]:
     """Return the series that this project reads, by their full text; empty if the page cannot be read now."""
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:
-            return parse_metrics(reply.read().decode("utf-8", "replace"))
-    except (OSError, ValueError, http.client.HTTPException):
+        return parse_metrics(_page(url))
+    except MissingError:
         return {}
+
+
+def require_page(url: str) -> None:
+    """Check that a metrics page can be read.
+
+    Raises:
+        MissingError: It cannot: the message states why.
+    """
+    _page(url)
+
+
+def _page(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:
+            return str(reply.read().decode("utf-8", "replace"))
+    except urllib.error.HTTPError as error:
+        error.close()
+        reason = f"status {error.code}"
+    except urllib.error.URLError as error:
+        reason = getattr(error.reason, "strerror", None) or str(error.reason)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = str(error) or type(error).__name__
+    raise MissingError(f"{url}: the metrics page cannot be read: {reason}", hint="check --metrics-url, or omit it")
 
 
 def power_readings(url: str, gpus: Sequence[str]) -> dict[str, float]:

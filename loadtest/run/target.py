@@ -14,6 +14,7 @@ from loadtest.client import (
     ENGINE_MODEL,
     OPENAI_KEY,
     Endpoint,
+    ProtocolName,
     ServedModel,
     default_model,
     discover_protocol,
@@ -23,9 +24,8 @@ from loadtest.client import (
 )
 from loadtest.client.protocols import key_in
 from loadtest.results import ServerFacts
-from loadtest.run.sampler import gpu_of, kv_block_tokens, metrics_url, power_readings, read_metrics
+from loadtest.run.sampler import gpu_of, kv_block_tokens, metrics_url, power_readings, read_metrics, require_page
 from loadtest.run.tokenizer import TOKENIZER_FILE, FoundTokenizer, find_tokenizer
-from loadtest.scenario import ProtocolName
 
 POWER_HINT = "give the metrics page of a DCGM exporter (port 9400) or of Triton (port 8002)"
 
@@ -173,9 +173,11 @@ def _with_metrics(options: TargetOptions, target: Target, say: Callable[[str], o
     """Add the metrics pages.
 
     Raises:
-        MissingError: A page that was given for its power reports none.
+        MissingError: A given page cannot be read, or one that was given for its power reports none.
     """
     facts = target.facts
+    for page in options.metrics_url:
+        require_page(page)
     beside = None if options.metrics_url else metrics_url(target.endpoint)
     pages = tuple(dict.fromkeys(options.metrics_url)) or ((beside,) if beside else ())
     say(f"metrics: {', '.join(pages) or 'no page found; batch sizes come from the client alone (--metrics-url URL)'}")

@@ -17,7 +17,6 @@ from loadtest.scenario.distributions import Distribution, PairsOf, Pause, Tokens
 from loadtest.scenario.slo import Objectives
 from loadtest.scenario.traces import MOST_ARRIVALS, Trace
 
-ProtocolName = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
 GENERATED_PROMPTS = ("chat", "random")
 DEFAULT_ISL, DEFAULT_OSL = 256, 64
 # Bounds against typing errors: a machine has 65,536 ports, and sends far fewer requests per second.

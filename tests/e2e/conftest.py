@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 BIN = Path(sys.executable).parent
+HERE = Path(__file__).parent
 LOCAL_TRITON = Path(sys.prefix) / "opt" / "triton"
 COMMAND_LIMIT_S = 240
+# Each worker of xdist takes ports of a range of its own: below Linux's ephemeral ports, from 32768 on.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = 12_000 // _WORKERS // 3 * 3
+_FIRST_PORTS = (20_000 + _WORKER * _PORTS + (3 * os.getpid() + 3 * n) % _PORTS for n in count())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one file on one worker, in their order: they share its servers."""
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -40,8 +55,9 @@ def succeed(*arguments: object) -> str:
 
 
 def free_ports() -> tuple[int, int, int]:
-    """Return three ports in a row that nobody listens on."""
-    for first in range(20_000 + os.getpid() % 10_000, 32_000, 7):
+    """Return three ports in a row that nobody listens on and that no earlier call returned."""
+    for _ in range(_PORTS // 3):
+        first = next(_FIRST_PORTS)
         probes = [socket.socket() for _ in range(3)]
         try:
             for offset, probe in enumerate(probes):
@@ -73,6 +89,11 @@ class Server:
     def pid(self) -> int:
         """Return the server's process."""
         return int(json.loads((self.repository / "server.json").read_text())["pid"])
+
+    def end(self) -> None:
+        """End it at once: killed, and what it left is removed; stopping takes Triton three seconds more."""
+        os.killpg(self.pid, signal.SIGKILL)
+        succeed("serve-repo", self.repository, "--stop")
 
 
 def start(repository: Path) -> Server:

@@ -17,9 +17,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
 pytest.importorskip("modelopt", reason="the quantize extra is not installed")
 
-from safetensors.torch import save_file  # noqa: E402
 
-from tests.tiny_checkpoints import VOCABULARY, random_weights, write_tokenizer  # noqa: E402
+from tests.tiny_checkpoints import VOCABULARY, write_random, write_tokenizer  # noqa: E402
 
 BIN = Path(sys.executable).parent
 LIMIT_S = 240
@@ -73,19 +72,6 @@ build_engine()
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a random two-layer Llama with a word-level tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    folder.mkdir()
-    tensors = random_weights(
-        words=WORDS,
-        hidden=HIDDEN,
-        inner=INNER,
-        layers=LAYERS,
-        heads=4,
-        kv_heads=2,
-        head=HIDDEN // 4,
-        scale=0.15,
-        qk_norm=False,
-    )
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -104,7 +90,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    write_random(folder, config, scale=0.15)
     write_tokenizer(folder)
     return folder
 
@@ -184,20 +170,22 @@ def test_only_what_depends_on_a_change_is_redone(build: Build, checkpoint: Path,
     assert quantize["peak_memory_bytes"] > 100e6
 
 
-@pytest.mark.parametrize("stage", ["inspect", "quantize", "verify"])
-def test_a_build_killed_in_a_stage_leaves_no_engine_and_goes_on(
-    build: Build, checkpoint: Path, text: Path, tmp_path: Path, stage: str
+def test_a_build_killed_in_any_stage_leaves_no_engine_and_goes_on(
+    build: Build, checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
-    """After kill -9 nothing stands at --out; the same command then finishes, and redoes only that stage and later."""
+    """After kill -9 nothing stands at --out; the same command goes on with the stage it was killed in."""
     out = tmp_path / "engine"
-    argv = signalled(f"{stage} ...", signal.SIGKILL, command_of(out, checkpoint, text))
-    killed = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not out.exists()
-    done = build(out)
-    assert done.returncode == 0, done.stderr
     order = ["inspect", "quantize", "verify"]
-    assert stages_of(out) == {name: order.index(name) < order.index(stage) for name in order}
+    for number, stage in enumerate(order):
+        argv = signalled(f"{stage} ...", signal.SIGKILL, command_of(out, checkpoint, text))
+        killed = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        reused = [name for name in order if f"{name}: cached (" in killed.stderr]
+        assert reused == order[: max(0, number - 1)]  # what the builds before this one had finished
+        assert not out.exists()
+    last = build(out)
+    assert last.returncode == 0, last.stderr
+    assert stages_of(out) == {"inspect": True, "quantize": True, "verify": False}
     assert [path.name for path in tmp_path.glob(".*.part")] == []
 
 
@@ -254,6 +242,23 @@ def test_the_second_build_into_one_folder_is_told(build: Build, checkpoint: Path
     assert stages_of(out)["verify"] is False
 
 
+@pytest.fixture(scope="module")
+def quantized(checkpoint: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build up to the verified checkpoint once; return the folder of its finished stages."""
+    folder = tmp_path_factory.mktemp("quantized")
+    argv = command_of(folder / "engine", checkpoint, text)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / ".stages"
+
+
+@pytest.fixture
+def workplace(quantized: Path, tmp_path: Path) -> Path:
+    """Return a folder in which the checkpoint is quantized and verified already."""
+    shutil.copytree(quantized, tmp_path / ".stages")
+    return tmp_path
+
+
 def fake_toolchain(folder: Path, *, fails: bool = False, downgrades: bool = False) -> dict[str, str]:
     """Write programs that stand in for TensorRT-LLM 1.2.1, and return the environment that finds them."""
     programs, examples, packages = folder / "bin", folder / "examples", folder / "packages"
@@ -270,18 +275,19 @@ def fake_toolchain(folder: Path, *, fails: bool = False, downgrades: bool = Fals
     return {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": ":".join(paths)}
 
 
-def test_an_engine_is_compiled_checked_and_smoked(build: Build, tmp_path: Path) -> None:
-    """With a stand-in for TensorRT-LLM: every stage runs once, its output is in build.log, and nothing twice."""
-    env = fake_toolchain(tmp_path / "tools")
-    done = build(tmp_path / "engine", "--until", "engine", env=env)
+def test_an_engine_is_compiled_checked_and_smoked(build: Build, workplace: Path) -> None:
+    """With a stand-in for TensorRT-LLM: the last stages run once, their output is in build.log, and nothing twice."""
+    env = fake_toolchain(workplace / "tools")
+    done = build(workplace / "engine", "--until", "engine", env=env)
     assert done.returncode == 0, done.stderr
-    assert stages_of(tmp_path / "engine") == dict.fromkeys(["inspect", "quantize", "verify", "compile", "smoke"], False)
-    assert (tmp_path / "engine" / "engine" / "rank0.engine").is_file()
-    log = (tmp_path / "engine" / "build.log").read_text()
+    kept = dict.fromkeys(["inspect", "quantize", "verify"], True)
+    assert stages_of(workplace / "engine") == {**kept, "compile": False, "smoke": False}
+    assert (workplace / "engine" / "engine" / "rank0.engine").is_file()
+    log = (workplace / "engine" / "build.log").read_text()
     assert "Total time of building all engines" in log
     assert "Output: Paris" in log
-    again = build(tmp_path / "engine", "--until", "engine", "--force", env=env)
-    assert set(stages_of(tmp_path / "engine").values()) == {True}, again.stderr
+    again = build(workplace / "engine", "--until", "engine", "--force", env=env)
+    assert set(stages_of(workplace / "engine").values()) == {True}, again.stderr
 
 
 def test_a_failed_compile_keeps_the_checkpoint_and_shows_the_last_lines(build: Build, tmp_path: Path) -> None:
@@ -300,10 +306,10 @@ def test_a_failed_compile_keeps_the_checkpoint_and_shows_the_last_lines(build: B
     assert stages_of(tmp_path / "engine")["compile"] is False
 
 
-def test_a_silent_downgrade_of_the_builder_is_refused(build: Build, tmp_path: Path) -> None:
+def test_a_silent_downgrade_of_the_builder_is_refused(build: Build, workplace: Path) -> None:
     """An engine whose own config says other than the plan is no engine of ours."""
-    env = fake_toolchain(tmp_path / "tools", downgrades=True)
-    done = build(tmp_path / "engine", "--until", "engine", env=env)
+    env = fake_toolchain(workplace / "tools", downgrades=True)
+    done = build(workplace / "engine", "--until", "engine", env=env)
     assert done.returncode == 1
     assert "use_paged_context_fmha: planned True, built False" in done.stderr
-    assert not (tmp_path / "engine").exists()
+    assert not (workplace / "engine").exists()

@@ -28,10 +28,9 @@ from engines.build.trtllm import CONTAINER_SHELL, IMAGE
 from triton_repo.gpu_check import links
 
 torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
-from safetensors.torch import save_file  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
-from tests.tiny_checkpoints import random_weights  # noqa: E402
+from tests.tiny_checkpoints import write_random  # noqa: E402
 
 pytestmark = pytest.mark.e2e
 README = ROOT / "README.md"
@@ -74,19 +73,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a random Qwen3 of two layers, its config as DeepSeek-R1-0528-Qwen3-8B states it."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    folder.mkdir()
-    tensors = random_weights(
-        words=WORDS,
-        hidden=HIDDEN,
-        inner=INNER,
-        layers=LAYERS,
-        heads=HEADS,
-        kv_heads=KV_HEADS,
-        head=HEAD,
-        scale=0.1,
-        qk_norm=True,
-    )
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -108,7 +94,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    write_random(folder, config, scale=0.1)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

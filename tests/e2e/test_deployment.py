@@ -39,6 +39,7 @@ class Watched:
     folder: Path
     server: Deployed
     prometheus: Prometheus
+    load: subprocess.Popen[bytes]
     told: set[str]
 
 
@@ -59,7 +60,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     try:
         wait_until(lambda: server.control("probe") == 0)
         prometheus = Prometheus(base / "files", base, server.metrics)
-        load = ["--isl", "128", "--osl", "128", "--rate", "30", "--duration", "14"]
+        load = ["--isl", "128", "--osl", "128", "--rate", "30", "--duration", "100"]
         run = subprocess.Popen(
             [str(BIN / "run-load"), "--url", server.url, "--model", "ensemble", *load, "--out", str(base / "run")],
             stdout=subprocess.DEVNULL,
@@ -67,7 +68,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         )
         told: set[str] = set()
         wait_until(lambda: told.update(prometheus.alerts()) or told >= OVERLOAD, 120)
-        yield Watched(base / "files", server, prometheus, told)
+        yield Watched(base / "files", server, prometheus, run, told)
     finally:
         if run is not None:
             run.terminate()
@@ -130,6 +131,7 @@ def test_a_plans_control_law_finds_its_signal(watched: Watched, signal: Signal) 
 
 def test_terminated_it_drains_and_leaves(watched: Watched) -> None:
     """SIGTERM to the script: readiness goes, a new request is refused, the reply in flight is whole, status 0."""
+    watched.load.terminate()
     wait_until(lambda: watched.prometheus.query("triton:requests_active == 0"))
     flying = Stream(watched.server.grpc, "tensorrt_llm", tokens(200)).read(1)
     watched.server.terminate()

@@ -42,7 +42,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory, engine: Path) -> Iterator[S
     succeed("build-repo", engine, "--out", repository, "--time-scale", 0.05, "--max-queue-size", 64)
     running = start(repository)
     yield running
-    succeed("serve-repo", repository, "--stop", "--drain-within", 0)
+    running.end()
 
 
 def _processes(server: Server) -> set[tuple[int, str]]:

@@ -22,6 +22,8 @@ from conftest import BIN, Server, command, free_ports, start, succeed
 from monitoring import gone, wait_until
 from streams import Stream, text, tokens
 
+from loadtest.client.http1 import QUEUE_FULL
+
 pytestmark = pytest.mark.e2e
 USED = 'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="used"'
 
@@ -56,18 +58,18 @@ def small(tmp_path_factory: pytest.TempPathFactory, engine: Path) -> Iterator[Se
     succeed("build-repo", base / "engine", "--out", base / "repository", *flags)
     running = start(base / "repository")
     yield running
-    succeed("serve-repo", base / "repository", "--stop", "--drain-within", 0)
+    running.end()
 
 
 @pytest.mark.parametrize("model", ["tensorrt_llm", "tensorrt_llm_bls"])
 def test_a_client_that_leaves_gives_its_slot_and_blocks_away(small: Server, model: str) -> None:
     """The one slot goes to the request that waits, long before the reply of the client that left would have ended."""
     first = Stream(small.grpc, model, tokens(4000) if model == "tensorrt_llm" else text(4000)).read(5)
-    wait_until(lambda: _metric(small, USED) > 0, 10)
+    wait_until(lambda: _metric(small, USED) > 0)
     waiting = Stream(small.grpc, "tensorrt_llm", tokens(3))
     first.leave()
     assert len(waiting.read().answered) == 3
-    wait_until(lambda: _metric(small, USED) == 0, 10)
+    wait_until(lambda: _metric(small, USED) == 0, 30)
     waiting.leave()
 
 
@@ -79,24 +81,24 @@ def test_a_client_that_leaves_over_http_gives_its_slot_away(small: Server) -> No
         client.sendall(f"{head}\r\n\r\n{body}".encode())
         assert b"200 OK" in client.recv(1000)
     assert len(Stream(small.grpc, "tensorrt_llm", tokens(3)).read().answered) == 3
-    wait_until(lambda: _metric(small, USED) == 0, 10)
+    wait_until(lambda: _metric(small, USED) == 0, 30)
 
 
 def test_an_ensemble_generates_on_for_a_client_that_left(small: Server) -> None:
     """Triton does not tell an ensemble's models that its client is gone: the slot stays taken to the end (a limit)."""
-    left = Stream(small.grpc, "ensemble", text(300)).read(5)
-    wait_until(lambda: _metric(small, USED) > 0, 10)
+    left = Stream(small.grpc, "ensemble", text(500)).read(5)
+    wait_until(lambda: _metric(small, USED) > 0)
     left.leave()
     with pytest.raises(AssertionError):
         wait_until(lambda: _metric(small, USED) == 0, 0.5)
-    wait_until(lambda: _metric(small, USED) == 0, 30)
+    wait_until(lambda: _metric(small, USED) == 0)
 
 
 def test_a_full_queue_is_said_in_words_to_both_protocols(small: Server) -> None:
     """Three requests are in; every other one is refused at once with what to do, and the three are answered."""
-    taken = [Stream(small.grpc, "tensorrt_llm", tokens(400)).read(1)]
+    taken = [Stream(small.grpc, "tensorrt_llm", tokens(600)).read(1)]
     taken += [Stream(small.grpc, "tensorrt_llm", tokens(2)) for _ in range(2)]
-    wait_until(lambda: _metric(small, "emulator_waiting_requests") == 2, 10)
+    wait_until(lambda: _metric(small, "emulator_waiting_requests") == 2)
     for category, count in {"active": 1, "max": 1, "waiting": 0}.items():  # as upstream: the queue is in none of them
         assert _metric(small, f'nv_trt_llm_request_metrics{{model="tensorrt_llm",request_type="{category}"') == count
     late = Stream(small.grpc, "tensorrt_llm", tokens(2)).read()
@@ -104,8 +106,21 @@ def test_a_full_queue_is_said_in_words_to_both_protocols(small: Server) -> None:
     code, said = _generate(small)
     assert code == 400
     assert "please try again later" in said
-    assert [len(stream.read().answered) for stream in taken] == [400, 2, 2]
+    assert [len(stream.read().answered) for stream in taken] == [600, 2, 2]
     assert _generate(small)[0] == 200
+
+
+def test_a_full_queue_rejects_and_the_run_goes_on(small: Server, tmp_path: Path) -> None:
+    """With one slot and a queue of two, the others are rejected in the server's words and counted as errors."""
+    load = ["--concurrency", 8, "--isl", 32, "--osl", 16, "--requests", 150]
+    succeed("run-load", "--url", small.url, *load, "--out", tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
+    rejected = [record for record in records if record["outcome"] == "rejected"]
+    assert rejected
+    assert any(words in rejected[0]["error"] for words in QUEUE_FULL)
+    report = ["--out", tmp_path / "report", "--no-exports", "--json"]
+    summary = json.loads(succeed("report-load", tmp_path / "run", *report))
+    assert 0 < summary["levels"][0]["errors"] < 150
 
 
 def test_the_engine_is_replaced_under_load(engine: Path, tmp_path: Path) -> None:
@@ -140,7 +155,7 @@ def test_the_engine_is_replaced_under_load(engine: Path, tmp_path: Path) -> None
         succeed("check-repo", tmp_path / "repository")
         _roll_a_broken_one(engine, tmp_path, server)
     finally:
-        succeed("serve-repo", tmp_path / "repository", "--stop", "--drain-within", 0)
+        server.end()
 
 
 def _roll_a_broken_one(engine: Path, tmp_path: Path, server: Server) -> None:
@@ -192,7 +207,7 @@ def test_sigterm_drains(engine: Path, tmp_path: Path) -> None:
     flying = [Stream(server.grpc, m, tokens(500) if m == "tensorrt_llm" else text(500)).read(1)
               for m in ("tensorrt_llm", "ensemble", "tensorrt_llm_bls")]  # fmt: skip
     attended.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: _status(f"{server.url}/v2/health/ready")[0] == 400, 10)
+    wait_until(lambda: _status(f"{server.url}/v2/health/ready")[0] == 400)
     assert _status(f"{server.url}/v2/health/live")[0] == 200
     code, said = _generate(server)
     assert (code, "no available versions" in said) == (404, True)

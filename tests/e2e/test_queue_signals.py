@@ -26,7 +26,7 @@ from tests.prometheus_adapter import adapter_query
 
 pytestmark = pytest.mark.e2e
 SLOTS, USERS, BLS_USERS, BLS_INSTANCES = 8, 48, 10, 2
-LOADED_S = 40
+LOADED_S = 120
 QUEUE = {"SlotsFull", "QueueGrows", "QueueLong", "InstancesShort"}
 
 

@@ -92,6 +92,7 @@ def test_a_run_sends_what_was_predicted(
     assert _reused_blocks(tmp_path / "run") == pytest.approx(found, rel=0.25)
 
 
+@pytest.mark.quiet
 def test_an_open_loop_of_conversations_follows_its_replies(server: Server, tmp_path: Path) -> None:
     """Conversations begin by the clock whatever the server does; their later turns wait for their replies."""
     path = tmp_path / "open.yaml"

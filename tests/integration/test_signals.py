@@ -146,6 +146,7 @@ def test_an_interrupt_that_python_drops_is_raised_again() -> None:
     assert time.monotonic() - begin_s < 40
 
 
+@pytest.mark.quiet
 def test_a_command_ends_within_three_seconds(folder: Path) -> None:
     """Counted in the machine's time, where the command had all the time it wanted to get to its work."""
     process = _start("predict-load", COMMANDS["predict-load"], folder)
@@ -174,6 +175,7 @@ objectives: {ttft_s: {p99: 2.0}, itl_s: {p99: 0.1}}
 """
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_plan_capacity_takes_its_workers_along(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C reaches the whole group, as in a terminal; killed, the command can end nobody: its workers end anyway."""

@@ -148,6 +148,7 @@ def test_two_workers_send_what_one_process_would(start: Start, tmp_path: Path) -
         assert abs(clock["offset_s"]) <= clock["uncertainty_s"]
 
 
+@pytest.mark.quiet
 def test_a_closed_loop_is_shared(start: Start, run: Run, tmp_path: Path) -> None:
     """Users and measured requests are split, level after level; every id is its own."""
     process = run(start().port, "--concurrency", "3,5", "--requests", 12, "--osl", 20, "--workers", 2)
@@ -237,7 +238,8 @@ def test_a_killed_generator_is_an_error_and_its_requests_are_recorded_as_lost(
     os.kill(_children(process)[0], signal.SIGKILL)
     status, errors = _end(process)
     assert status == 1
-    assert "the load generator failed; exit status -9" in errors
+    assert "the load generator failed; ended by SIGKILL" in errors
+    assert "hint: report what was measured with report-load" in errors
     records, manifest = _records(tmp_path / "run"), _manifest(tmp_path / "run")
     outcomes = Counter(each["outcome"] for each in records)
     assert outcomes["lost"] >= 4  # of each user one; more where the last records were not on disk yet
@@ -255,7 +257,7 @@ def test_a_killed_worker_ends_the_run_and_is_named(start: Start, run: Run, tmp_p
     killed_s = time.monotonic()
     status, errors = _end(process)
     assert status == 1
-    assert "was lost" in errors
+    assert "was lost\n  | a worker process; ended by SIGKILL\nhint: report what was measured" in errors
     assert time.monotonic() - killed_s < 30
     records, manifest = _records(tmp_path / "run"), _manifest(tmp_path / "run")
     lost = {each["worker"] for each in records if each["outcome"] == "lost"}
@@ -297,6 +299,7 @@ def test_no_generator_outlives_a_killed_command(start: Start, run: Run, tmp_path
     assert all(_gone(pid) for pid in children)
 
 
+@pytest.mark.quiet
 def test_a_killed_run_is_reported_as_cut_short(start: Start, run: Run, tmp_path: Path) -> None:
     """run.json is there from the start: report-load recovers what a killed run-load left, and marks it."""
     process = run(start().port, *LONG)
@@ -342,6 +345,7 @@ def test_a_run_that_measures_nothing_leaves_the_old_one(start: Start, run: Run, 
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".run")) == []
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("workers", [(), ("--workers", 2)])
 def test_ctrl_c_ends_a_run_within_three_seconds(
     start: Start, run: Run, tmp_path: Path, workers: tuple[object, ...]
@@ -390,6 +394,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_clear_error(start: Start, run
     assert "File too large" in errors
 
 
+@pytest.mark.quiet
 def test_a_server_that_dies_and_returns_is_waited_for(start: Start, run: Run, tmp_path: Path) -> None:
     """Requests under way fail and are recorded, users wait, the run goes on, and is marked."""
     server = start()
@@ -447,6 +452,7 @@ def test_a_level_ends_at_its_limit(start: Start, run: Run, tmp_path: Path, worke
     assert set(outcomes) <= {"timeout", "cancelled"}
 
 
+@pytest.mark.quiet
 def test_the_web_pages_show_the_run_and_go_with_it(start: Start, run: Run, tmp_path: Path) -> None:
     """Live charts and Locust's own figures while it runs, no way to steer it, nothing left afterwards."""
     port = _free_port()

@@ -27,10 +27,9 @@ from truth import added_by_client
 
 from engines.checkpoint.tokenizer import TOKENIZER_FILE, installed_tokenizers
 from loadtest.client.connection import Connection, UnreachableError
-from loadtest.client.endpoint import Endpoint
+from loadtest.client.endpoint import Endpoint, ProtocolName
 from loadtest.client.protocols import protocol_for
 from loadtest.client.protocols.base import Reply, RequestSpec
-from loadtest.scenario.schema import ProtocolName
 from loadtest.traffic.prompts import Prompt
 
 DIALECTS: tuple[ProtocolName, ...] = ("openai-chat", "openai-completions", "triton-http")
@@ -56,6 +55,7 @@ def _run(
     )
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("protocol", DIALECTS)
 def test_reported_latencies_are_the_timetables(start: Start, tmp_path: Path, protocol: ProtocolName) -> None:
     """Of 16 users' replies the median TTFT is within 5 ms of 50 ms, the median ITL within 5 % of 10 ms."""
@@ -76,6 +76,7 @@ def test_reported_latencies_are_the_timetables(start: Start, tmp_path: Path, pro
     assert level["clock"] in {"kernel", "reader"}
 
 
+@pytest.mark.quiet
 def test_the_client_adds_next_to_nothing_to_any_token(start: Start, tmp_path: Path) -> None:
     """Against when the server really sent each token: half of all gaps within 0.2 ms, 95 % within 2 ms, TTFT too.
 
@@ -96,6 +97,7 @@ def test_the_client_adds_next_to_nothing_to_any_token(start: Start, tmp_path: Pa
     assert np.percentile(np.abs(added.gaps_s), 95) < 0.002
 
 
+@pytest.mark.quiet
 def test_a_stall_is_seen_whole(start: Start) -> None:
     """One gap of 110 ms among those of 10 ms is reported as one, not spread over its reply."""
     answer, _ = ask(Connection(door_to(start().port, "openai-chat", "stall")), tokens=60)
@@ -212,6 +214,7 @@ def test_a_server_may_die_and_return(start: Start, protocol: ProtocolName) -> No
     assert ask(connection)[0].whole
 
 
+@pytest.mark.quiet
 def test_a_killed_request_keeps_what_had_come(start: Start) -> None:
     """A user stopped in the middle of a reply leaves its tokens and an outcome."""
     connection = Connection(door_to(start(first_ms=5, gap_ms=10).port, "openai-chat"))
@@ -232,6 +235,7 @@ def test_a_killed_request_keeps_what_had_come(start: Start) -> None:
     assert 10 < len(answer.times_s) < 40
 
 
+@pytest.mark.quiet
 def test_without_the_kernels_clock_the_readers_is_used_and_said(start: Start) -> None:
     """Where no stamps come, times are of the reading, and the run says which clock it was."""
     server = start()
@@ -293,6 +297,7 @@ def _pump(near: ssl.SSLSocket, behind: int) -> None:
                     target.sendall(data)
 
 
+@pytest.mark.quiet
 def test_tls_is_spoken_and_certificates_are_looked_at(
     tls_port: int, certificate: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from loadtest.client.connection import Connection, ServerConnections
-from loadtest.client.endpoint import Endpoint
+from loadtest.client.endpoint import Endpoint, ProtocolName
 from loadtest.client.protocols import protocol_for
 from loadtest.client.protocols.base import Reply, RequestSpec
-from loadtest.scenario.schema import ProtocolName
 from loadtest.traffic.prompts import Prompt
 
 

@@ -11,7 +11,7 @@ from engines.errors import UserError
 from triton_repo.models.encoding import Encoder
 from triton_repo.models.text import Detokenizer, SpecialTokens, load_tokenizer, special_tokens
 from triton_repo.openai_api.chat_template import ChatTemplate, TemplateError, load_template
-from triton_repo.openai_api.errors import bad_request
+from triton_repo.openai_api.errors import ApiError, bad_request
 from triton_repo.openai_api.reasoning import CLOSE_TAG, OPEN_TAG, Reasoning, ReasoningSplitter, splitter_for
 from triton_repo.openai_api.reply_text import ReplyText
 from triton_repo.openai_api.requests import ApiRequest, ChatRequest, CompletionRequest, plain_messages
@@ -146,9 +146,18 @@ class Service:
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if len(text) > self._most_prompt * self._longest_token:
-            message = f"the prompt has {len(text)} characters, too many for the limit of {self._most_prompt} tokens"
-            raise bad_request(message, "messages", "context_length_exceeded")
+            message = f"The prompt has {len(text)} characters, too many for the limit of {self._most_prompt} tokens."
+            raise self._too_long(message, "messages")
         return self._encoder.encode(text, add_special_tokens=add_special_tokens)
+
+    def _too_long(self, message: str, param: str) -> ApiError:
+        """Return the error for a request longer than the engine's sequences.
+
+        It begins with OpenAI's own words: gateways recognize it by them (LiteLLM's context-window fallbacks).
+        """
+        longest = self.repository.engine.limits.max_seq_len
+        opening = f"This model's maximum context length is {longest} tokens."
+        return bad_request(f"{opening} {message}", param, "context_length_exceeded")
 
     def _known(self, ids: list[int]) -> list[int]:
         wrong = next((token for token in ids if not 0 <= token < self._vocabulary), None)
@@ -189,18 +198,18 @@ class Service:
         if prompt_tokens == 0:
             raise bad_request("the prompt has no tokens", "prompt")
         if prompt_tokens > self._most_prompt:
-            message = f"the prompt has {prompt_tokens} tokens; the limit is {self._most_prompt}; shorten it"
-            raise bad_request(message, "messages", "context_length_exceeded")
+            message = f"The prompt has {prompt_tokens} tokens; the limit is {self._most_prompt}; shorten it."
+            raise self._too_long(message, "messages")
         room = sequence - prompt_tokens
         most = api_request.most_tokens
         if most is None:
             return min(room, self._most_output)
         if most > room:
             message = (
-                f"a prompt of {prompt_tokens} tokens and a reply of up to {most} are {prompt_tokens + most}; this "
-                f"engine's limit is {sequence}; request at most {room} tokens"
+                f"The prompt of {prompt_tokens} tokens and a reply of up to {most} are {prompt_tokens + most}; request "
+                f"at most {room} tokens."
             )
-            raise bad_request(message, "max_tokens", "context_length_exceeded")
+            raise self._too_long(message, "max_tokens")
         if most > self._most_output:
             raise bad_request(f"{most} tokens were requested; the limit is {self._most_output}", "max_tokens")
         return most

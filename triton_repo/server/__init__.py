@@ -1,8 +1,10 @@
 """Starting, stopping and controlling Triton. May import `settings` and `interface`."""
 
 from triton_repo.server.launch import (
+    DRAINED_GRACE_S,
     LOOPBACK,
     SERVER_NAME,
+    TERM_GRACE_S,
     Ports,
     ServerRecord,
     drain_server,
@@ -25,8 +27,10 @@ from triton_repo.server.preflight import require_servable
 from triton_repo.server.trtllm_serve import become_trtllm_serve, serve_command_of
 
 __all__ = [
+    "DRAINED_GRACE_S",
     "LOOPBACK",
     "SERVER_NAME",
+    "TERM_GRACE_S",
     "FrontOptions",
     "FrontRecord",
     "Ports",

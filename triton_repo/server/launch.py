@@ -34,6 +34,8 @@ KEY_CHARACTERS = 16
 STACK_BYTES = 256 * 2**20
 LOOPBACK = "127.0.0.1"
 TERM_GRACE_S = 6.0  # Triton with an open gRPC stream never exits; after this time it is killed
+# After the drain nothing is in flight; Triton would look only once a second whether its models have been unloaded.
+DRAINED_GRACE_S = 0.5
 LAST_LINES = 12
 _SHARED_MEMORY = Path("/dev/shm")
 _FAILURE_MARKS = ("failed to load", "Traceback", "Error:", "error:", "Internal:", "Invalid argument")

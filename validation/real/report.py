@@ -23,6 +23,7 @@ def page_of(
     """Return the page as Markdown; every latency and rate in it was measured, or is said to be predicted."""
     versions = ", ".join(f"{name} {version}" for name, version in context["versions"].items())
     errors = ", ".join(f"{name} {100 * value:.1f} %" for name, value in calibration.log_error.items())
+    drift = ", ".join(f"{name} {100 * value:.1f} %" for name, value in calibration.drift.items()) or "not measured"
     parameters = "\n".join(
         f"| `{each.name}` | {each.value:.3g} | {each.low:.3g} to {each.high:.3g} | "
         f"{'points' if each.identified else 'expectation'} |"
@@ -43,7 +44,8 @@ def page_of(
 {table}
 ![Predicted against measured](measured.svg)
 
-Calibrated on {len(calibration.points)} levels; standard error ({calibration.log_error_of}): {errors}.
+Calibrated on {len(calibration.points)} levels; standard error ({calibration.log_error_of}, drift included): {errors}. \
+Drift between repeated levels: {drift}.
 
 | parameter | value | 95 % interval | decided by |
 | --- | --- | --- | --- |

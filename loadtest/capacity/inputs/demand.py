@@ -16,6 +16,7 @@ from engines.spec import (
     is_checkpoint_folder,
     read_accelerator,
 )
+from loadtest.capacity.inputs.money import Owned, Spot
 from loadtest.scenario import (
     Conversations,
     Lengths,
@@ -262,6 +263,7 @@ class Demand(Strict):
         max_tokens: Most tokens that a reply may have, unless its class's lengths or a trace's row state it. None:
             the longest reply of its class; for a reasoning model, 32,768.
         objectives: Over all requests together.
+        owned: GPUs bought, compared with the rented ones of the plan; `spot` likewise, machines that can be withdrawn.
     """
 
     name: str
@@ -278,6 +280,8 @@ class Demand(Strict):
     limits: Limits = Limits()
     candidates: CandidateChoices = CandidateChoices()
     prices: PriceChoices = PriceChoices()
+    owned: Owned | None = None
+    spot: Spot | None = None
     scale: Scale = Scale()
     seed: int = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from loadtest.capacity.decision import Row
+from loadtest.capacity.output.money import money_tables
 from loadtest.capacity.output.page_figures import figures_of
 from loadtest.capacity.output.scaling_page import scaling_table
 from loadtest.capacity.output.terminal import milliseconds, number, rate_text, size_rows, what_of
@@ -27,6 +28,7 @@ def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
         answer=plan.sentence or f"No possible deployment serves {plan.demand.name}. Nearest possible: {plan.nearest}",
         facts=_facts(plan),
         figures=figures_of(plan),
+        money=[(each, table(each.heads, each.rows)) for each in money_tables(plan)],
         notes=[note for note in (plan.max_tokens_note, plan.smaller_gpu, *plan.warnings) if note],
         tables={
             "sizes": _sizes(plan),

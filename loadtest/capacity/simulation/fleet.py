@@ -59,10 +59,17 @@ class Inbox:
 
 
 class Loss(NamedTuple):
-    """Replicas lost at a given time; their unfinished requests are sent again to the others."""
+    """Replicas lost at a given time; their unfinished requests are sent again to the others.
+
+    Attributes:
+        notice_s: For so long before, they take no more requests.
+        restart_s: From the notice until replacements serve; infinity: there are none.
+    """
 
     at_s: float
     replicas: int
+    notice_s: float = 0.0
+    restart_s: float = math.inf
 
 
 @dataclass(slots=True)
@@ -71,7 +78,7 @@ class Replica:
 
     Attributes:
         up_s: Start of its availability.
-        down_s: End of its availability.
+        down_s: End of its availability; from `closed_s` on it takes no more requests.
         still_until_s: No request can end before this time, so the number of requests is known until then.
     """
 
@@ -80,6 +87,7 @@ class Replica:
     into: Observations
     up_s: float = 0.0
     down_s: float = math.inf
+    closed_s: float = math.inf
     still_until_s: float = 0.0
     ended: list[Ended] = field(default_factory=list)
     lead: list[Ended] = field(default_factory=list)
@@ -176,6 +184,13 @@ def serve(fleet: Fleet, samples: Sequence[TrafficSample], into: Observations | N
     retried = 0
     for sample in samples:
         replicas = [new_replica(fleet, up_s, found) for up_s in fleet.ups_s]
+        loss = fleet.loss
+        if loss is not None:
+            notice_s = loss.at_s - loss.notice_s
+            for each in replicas[: loss.replicas]:
+                each.closed_s = notice_s
+            if math.isfinite(loss.restart_s):
+                replicas += [new_replica(fleet, notice_s + loss.restart_s, found) for _ in range(loss.replicas)]
         found.begin_window(sample)
         retried += _play(fleet, replicas, sample)
         for replica in replicas:
@@ -213,7 +228,7 @@ def _play(fleet: Fleet, replicas: list[Replica], sample: TrafficSample) -> int:
 
 def hand_over(router: Router, replicas: list[Replica], sent: Sent, now_s: float) -> None:
     """Send a request to one of the replicas that take requests at a time."""
-    there = [each for each in replicas if each.up_s <= now_s < each.down_s]
+    there = [each for each in replicas if each.up_s <= now_s < min(each.down_s, each.closed_s)]
     router.observe(there, now_s)
     router.choose(there, sent).take(sent, now_s)
 

@@ -27,7 +27,7 @@ CONFIDENCE_Z = 1.645  # normal quantile, one-sided 95 %
 COARSE = 20  # replicas above which the search first changes a fleet by a twentieth at a time
 MOST_TRIES = 14
 RAMP_S = 1200.0
-What = Literal["peak", "loss", "ramp"]
+What = Literal["peak", "loss", "ramp", "spot"]
 
 
 class FleetTask(NamedTuple):
@@ -41,6 +41,7 @@ class FleetTask(NamedTuple):
         lost: Replicas lost halfway through.
         ups: For a ramp, the running replicas in each slot; `rates_per_s` has the rates.
         max_queue_size: Maximum queued requests per replica; 0: no limit.
+        notice_s: Of a loss, as `fleet.Loss`; likewise `restart_s`.
     """
 
     what: What
@@ -53,6 +54,8 @@ class FleetTask(NamedTuple):
     ups: tuple[int, ...] = ()
     rates_per_s: tuple[float, ...] = ()
     max_queue_size: int = 0
+    notice_s: float = 0.0
+    restart_s: float = math.inf
 
     @property
     def name(self) -> str:
@@ -267,7 +270,8 @@ def check(fleet_task: FleetTask) -> Checked:
         lost = min(count - 1, max(1, round(fleet_task.lost * share))) if fleet_task.lost else 0
     found, retried = Observations(), 0
     for sample in samples:
-        loss = Loss((sample.measure_s + sample.end_s) / 2, lost) if lost else None
+        middle_s = (sample.measure_s + sample.end_s) / 2
+        loss = Loss(middle_s, lost, fleet_task.notice_s, fleet_task.restart_s) if lost else None
         fleet = Fleet(
             fleet_task.task.manifest, starts, fleet_task.routing, fleet_task.slowdown, loss, fleet_task.max_queue_size
         )

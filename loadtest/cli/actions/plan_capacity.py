@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.console import command_line, progress, quoted, show, wrote
-from engines.errors import TargetMissedError, UserError
+from engines.errors import TargetMissedError
 from engines.files import Document, made_by, read_json, source_of, to_json, write_json, write_text
 from engines.outputs import refuse_existing, whole_folder
 from engines.spec import sources_named
@@ -43,15 +43,8 @@ from loadtest.capacity.output import (
 from loadtest.scenario import Trace
 
 
-def run(
-    demand_file: Path | None, run: Path | None, plan_file: Path | None, *, default_folder: Path, **flags: Any
-) -> None:
-    """Plan a deployment, or verify a plan against a run."""
-    if run is not None or plan_file is not None or flags["calibration_runs"]:
-        _verify_or_replan(demand_file, run, plan_file, default_folder=default_folder, flags=flags)
-        return
-    if demand_file is None:
-        raise UserError("no demand file was given", hint="plan-capacity demand.yaml; see docs/how-to/plan-capacity.md")
+def plan_demand(demand_file: Path, *, default_folder: Path, flags: dict[str, Any]) -> None:
+    """Plan a deployment for a demand."""
     demand = read_demand(demand_file)
     changed = [what_if(demand, change) for change in flags["changes"]]
     if flags["dry_run"]:
@@ -87,17 +80,9 @@ def _plan(
         )
 
 
-def _verify_or_replan(
-    demand_file: Path | None, run: Path | None, plan_file: Path | None, *, default_folder: Path, flags: dict[str, Any]
-) -> None:
+def verify_or_replan(run: Path | None, plan_file: Path, *, default_folder: Path, flags: dict[str, Any]) -> None:
     """Verify a plan against a run; with runs to calibrate from, plan again from them."""
-    if demand_file is not None:
-        raise UserError("--verify and --calibrate-from take the demand from the plan", hint=f"omit {demand_file}")
-    if plan_file is None:
-        raise UserError("--plan is required", hint="--plan artifacts/capacity/NAME/capacity.json")
     runs: tuple[Path, ...] = flags["calibration_runs"]
-    if run is None and not runs:
-        raise UserError("--plan alone does nothing", hint="--verify RUN, --calibrate-from RUN, or both")
     if run is not None:
         _verify(run, plan_file, as_json=flags["as_json"] and not runs, is_last=not runs)
     if runs:

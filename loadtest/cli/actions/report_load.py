@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.console import command_line, progress, quoted, show, wrote
-from engines.errors import MissingError, TargetMissedError, UserError
+from engines.errors import MissingError, TargetMissedError
 from engines.files import read_yaml, to_json
 from engines.outputs import paths_named, refuse_existing, refuse_foreign_junit
-from loadtest.cli.tables import show_comparison, show_energy, show_summary
+from loadtest.cli.pricing import pricing_of
+from loadtest.cli.tables import show_comparison, show_cost, show_energy, show_summary
 
 if TYPE_CHECKING:
     from loadtest.report import Case
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 def run(runs: tuple[Path, ...], **flags: Any) -> None:
     """Evaluate run folders: summary.json, charts, exports, and a self-contained HTML page."""
-    _refuse_flags(runs, flags)
+    if flags["junit"]:
+        refuse_foreign_junit(flags["junit"])
     try:
         if flags["compare"]:
             _compare(flags)
@@ -28,34 +30,15 @@ def run(runs: tuple[Path, ...], **flags: Any) -> None:
         raise MissingError(f"{error.name} is not installed", hint="pip install 'engine-to-capacity[load]'") from error
 
 
-def _refuse_flags(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
-    if flags["compare"] and runs:
-        raise UserError(
-            "--compare takes both runs as its own arguments", hint="report-load --compare BASELINE CANDIDATE"
-        )
-    for flag in ("across_kinds", "max_regression"):
-        if flags[flag] and not flags["compare"]:
-            raise UserError(f"--{flag.replace('_', '-')} needs --compare")
-    is_gated = flags["max_regression"] is not None if flags["compare"] else flags["gate"] is not None
-    if flags["compare"] and flags["gate"]:
-        raise UserError(
-            "--gate checks one run, not a comparison",
-            hint=("use report-load CANDIDATE --gate FILE, or --max-regression"),
-        )
-    if flags["junit"] and not is_gated:
-        raise UserError("--junit needs --gate or --max-regression", hint="add --gate FILE or --max-regression RATIO")
-    if flags["junit"]:
-        refuse_foreign_junit(flags["junit"])
-
-
 def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     from loadtest.report import REPORT_NAME, Gate, cases_of, summarize_runs, write_report
 
     target, command = flags["out"], command_line("report-load")
     gate = None if flags["gate"] is None else read_yaml(flags["gate"], Gate)
     objectives = None if gate is None else gate.objectives
+    priced = pricing_of(flags)
     if flags["dry_run"]:
-        summary = summarize_runs(list(runs), command=command, objectives=objectives)
+        summary = priced(summarize_runs(list(runs), command=command, objectives=objectives))
     else:
         refuse_existing(target, force=flags["force"], inputs=[*runs, *paths_named(flags)])
         summary = write_report(
@@ -65,6 +48,7 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
             command=command,
             objectives=objectives,
             exports=not flags["no_exports"],
+            priced=priced,
         )
     if flags["verbose"]:
         progress(f"percentiles: {summary.percentiles}")
@@ -74,6 +58,7 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     else:
         show_summary(summary)
         show_energy(summary)
+        show_cost(summary)
         if flags["dry_run"]:
             show(f"would write {target}")
         else:

@@ -69,20 +69,7 @@ def _show(runs: Sequence[RunManifest], folders: Sequence[Path], out: Path, flags
 
 
 def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
-    """Return the processes that generate the load.
-
-    Raises:
-        UserError: Two flags exclude each other, or a flag requires another one.
-    """
-    if flags["master"] and not flags["expect_workers"]:
-        raise UserError("--master needs --expect-workers", hint="--expect-workers N")
-    if flags["expect_workers"] and not flags["master"]:
-        raise UserError("--expect-workers needs --master", hint="to start workers on this machine, use --workers N")
-    if flags["master"] and flags["workers"]:
-        raise UserError(
-            "--master and --workers exclude each other: --master waits for workers, --workers starts them",
-            hint="run-load --worker also starts one on this machine",
-        )
+    """Return the processes that generate the load."""
     if flags["master"] and flags["bind"] not in LOOPBACK:
         progress(
             f"warning: anyone who can reach {flags['bind']}:{flags['port']} can read the plan and send records: "

@@ -123,11 +123,11 @@ class OpenAiCompletions(OpenAi):
 
     def said_in(self, choice: dict[str, Any]) -> str:
         """Return the text."""
-        return choice["text"] or ""
+        return choice.get("text") or ""
 
     def text_of(self, choice: dict[str, Any]) -> int:
         """Return the characters of text."""
-        return len(choice["text"] or "")
+        return len(choice.get("text") or "")
 
 
 def _note_usage(usage: Mapping[str, Any], reply: Reply) -> None:

@@ -15,7 +15,9 @@ from engines.ports import free_ports
 from triton_repo.audit import check_repository, read_config
 from triton_repo.openai_api import read_keys
 from triton_repo.server import (
+    DRAINED_GRACE_S,
     SERVER_NAME,
+    TERM_GRACE_S,
     FrontOptions,
     FrontRecord,
     Ports,
@@ -166,7 +168,11 @@ def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> No
     except (KeyboardInterrupt, SystemExit):
         console.progress(f"draining: new requests are refused, those in flight have {drain_within_s:g} s")
         if drain_within_s > 0:
-            drain_server(repository, record, drain_within_s)
+            try:
+                drain_server(repository, record, drain_within_s)
+            finally:
+                stop_front(repository)
+                stop_server(repository, grace_s=DRAINED_GRACE_S)
         raise
 
 
@@ -181,7 +187,7 @@ def _stop(repository: Path, drain_within_s: float, *, as_json: bool) -> None:
             _drain_running(repository, drain_within_s)
     finally:
         stop_front(repository)
-        stopped = stop_server(repository)
+        stopped = stop_server(repository, grace_s=DRAINED_GRACE_S if drain_within_s > 0 else TERM_GRACE_S)
     if as_json:
         console.show(json.dumps({"repository": str(repository), "stopped": stopped}))
         return

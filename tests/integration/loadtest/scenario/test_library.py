@@ -70,7 +70,7 @@ def test_a_ready_made_scenario_asks_a_question_and_makes_a_promise(name: str) ->
 def test_a_ready_made_scenario_can_be_tried_out_in_a_moment(name: str, manifest: EngineManifest) -> None:
     """Shortened, each is predicted without a request refused, and measures what it promised."""
     base = read_scenario(name)
-    short = {"duration": 5.0} if base.is_open else {"requests": 6, "concurrency": "4"}
+    short = {"duration": 5.0} if base.is_open else {"requests": 6, "concurrency": (4,)}
     scenario = _asked(scenario_name=name, **short)
     found = predict(scenario, manifest, made_by=HEAD, made_from=[])
     for level in summarize(found.run, found.records, found.samples).levels:
@@ -94,28 +94,25 @@ def test_a_shortened_day_has_the_days_peak() -> None:
 def test_flags_lay_over_a_scenario() -> None:
     """A flag takes the place of what it names, and one kind of load that of another."""
     assert _asked(isl="normal(10, 2)", osl="7").lengths == Lengths(isl="normal(10, 2)", osl=7)
-    assert _asked(scenario_name="spike", rate="3").rate_per_s == (3.0,)
-    assert _asked(scenario_name="spike", rate="3").arrivals is None
-    assert _asked(scenario_name="chat", concurrency="2,3").concurrency == (2, 3)
-    assert not _asked(scenario_name="chat", concurrency="2").is_open
-    assert _asked(rate="2", duration=5.0).duration_s == 5.0
+    assert _asked(scenario_name="spike", rate=(3.0,)).rate_per_s == (3.0,)
+    assert _asked(scenario_name="spike", rate=(3.0,)).arrivals is None
+    assert _asked(scenario_name="chat", concurrency=(2, 3)).concurrency == (2, 3)
+    assert not _asked(scenario_name="chat", concurrency=(2,)).is_open
+    assert _asked(rate=(2.0,), duration=5.0).duration_s == 5.0
 
 
 @pytest.mark.parametrize(
     ("flags", "wrong"),
     [
-        ({"concurrency": "4", "rate": "2"}, "closed loop or an open loop"),
         ({"duration": 5.0}, "does not apply to a closed loop"),
-        ({"concurrency": "4", "duration": 5.0}, "does not apply to a closed loop"),
-        ({"rate": "1", "duration": 0.0}, "above 0"),
+        ({"concurrency": (4,), "duration": 5.0}, "does not apply to a closed loop"),
+        ({"rate": (1.0,), "duration": 0.0}, "above 0"),
         ({"scenario_name": "day", "isl": "5"}, "classes with their own lengths"),
         ({"scenario_name": "chat", "requests": 5}, "does not apply to an open loop"),
-        ({"rate": "2", "requests": 5}, "does not apply to an open loop"),
+        ({"rate": (2.0,), "requests": 5}, "does not apply to an open loop"),
         ({"prompts": "poems"}, "chat, random, or a .json"),
         ({"isl": "normal(5"}, "lengths.isl: not a length"),
         ({"seed": -1}, "greater than or equal to 0"),
-        ({"concurrency": "0"}, "whole numbers of at least 1"),
-        ({"rate": "-1"}, "numbers above 0"),
         ({"scenario_name": "chatt"}, "no scenario 'chatt'"),
     ],
 )

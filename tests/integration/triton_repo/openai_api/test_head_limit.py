@@ -14,6 +14,7 @@ from triton_repo.openai_api import head_limit
 LIMIT_S = 0.3
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("head", [b"", b"GET /health HTTP/1.1\r\nX: "])
 def test_a_head_that_does_not_end_is_cut_in_time(front: Front, monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
     """A connection that sends a byte now and then, or nothing, is closed; others are served meanwhile."""

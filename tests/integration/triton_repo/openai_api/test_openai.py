@@ -31,7 +31,7 @@ def _chat(client: OpenAI, **more: Any) -> Any:
     return client.chat.completions.create(model="r1", messages=USER, **more)  # type: ignore[arg-type]
 
 
-def _waits(condition: Any, limit_s: float = 5.0) -> bool:
+def _waits(condition: Any, limit_s: float = 30.0) -> bool:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if condition():
@@ -242,8 +242,12 @@ def test_every_reply_says_its_kind(front: Any, client: OpenAI) -> None:
         ({"stream_options": {"include_usage": True}}, "set stream to true", "stream_options"),
         ({"extra_body": {"min_tokens": 9}, "max_tokens": 3}, "min_tokens is 9, above max_tokens, 3", "min_tokens"),
         ({"extra_body": {"temprature": 1}}, "unknown key 'temprature'", "temprature"),
-        ({"max_tokens": 500}, "this engine's limit is 512; request at most", "max_tokens"),
-        ({"messages": [{"role": "user", "content": "x" * 600}]}, "the limit is 64", "messages"),
+        ({"max_tokens": 500}, "maximum context length is 512 tokens. The prompt of", "max_tokens"),
+        (
+            {"messages": [{"role": "user", "content": "x" * 600}]},
+            "maximum context length is 512 tokens. The prompt has 60",
+            "messages",
+        ),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role is 'king'", "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "reads text only", "messages[0]"),
         ({"messages": []}, "messages: List should have at least 1 item", "messages"),
@@ -324,7 +328,7 @@ def test_a_client_that_leaves_cancels_its_request(front: Any, client: OpenAI) ->
     assert _waits(lambda: front.triton.cancelled == 1)
     front.triton.script.pause_s = 30
     with pytest.raises(openai.APITimeoutError):
-        _chat(client.with_options(timeout=0.3))
+        _chat(client.with_options(timeout=2))
     assert _waits(lambda: front.triton.cancelled == 2)
 
 
@@ -332,7 +336,7 @@ def test_a_client_that_leaves_cancels_its_request(front: Any, client: OpenAI) ->
 def test_a_silent_engine_is_given_up(front: Any, client: OpenAI, stream: bool) -> None:
     """504, or an event where the stream had begun; the engine is told."""
     front.triton.script.hang = True
-    with pytest.raises(openai.APIError, match=r"sent nothing for 0\.6 s"):
+    with pytest.raises(openai.APIError, match=r"sent nothing for 1\.5 s"):
         list(_chat(client, stream=True)) if stream else _chat(client)
     assert _waits(lambda: front.triton.cancelled == 1)
 

@@ -75,6 +75,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a worker's end with its parent is Linux's")
+@pytest.mark.quiet
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     """A parent killed outright leaves no worker behind, though one sleeps for ten minutes."""
     script = tmp_path / "long.py"

@@ -109,6 +109,7 @@ def test_every_level_ends_and_measures_enough(concurrency: int, requests: int, w
         assert all(later > earlier for earlier, later in pairwise(times_s))
 
 
+@pytest.mark.quiet
 def test_wall_clock_and_virtual_clock_agree() -> None:
     """The same requests give the same tokens in the same steps, on either clock, up to the wall's lateness."""
     plan = [(0.0, 20, 8), (0.004, 30, 6), (0.034, 25, 5), (0.061, 40, 3)]

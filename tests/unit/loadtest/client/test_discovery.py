@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from loadtest.client.discovery import ServedModel, default_model, discover_protocol, served_models
-from loadtest.client.endpoint import endpoint_of
-from loadtest.scenario.schema import ProtocolName
+from loadtest.client.endpoint import ProtocolName, endpoint_of
 
 TRITON = {"/v2": (200, {"name": "triton", "version": "2.51.0", "extensions": []})}
 OPENAI = {"/v1/models": (200, {"object": "list", "data": [{"id": "q", "root": "Qwen/Qwen3-8B"}]})}

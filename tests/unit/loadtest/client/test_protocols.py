@@ -11,12 +11,11 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from engines.errors import UserError
-from loadtest.client.endpoint import Endpoint, endpoint_of
+from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of
 from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.client.protocols import protocol_for, takes_ids
 from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, read_message
 from loadtest.client.server_info import engine_kind
-from loadtest.scenario.schema import ProtocolName
 from loadtest.traffic.prompts import Prompt
 
 PROMPT = Prompt(tokens=2, ids=(7, 8), text="hi")
@@ -207,6 +206,20 @@ def test_thoughts_and_calls_are_tokens_and_roles_are_not() -> None:
     assert list(answer.times_s) == [1.0, 2.0, 3.0, 4.0]
     assert (answer.prompt_tokens, answer.cached_tokens, answer.queue_s) == (9, 6, 0.25)
     assert (answer.finish_reason, answer.bundled_tokens) == ("length", 0)
+
+
+def test_chunks_without_a_text_are_none_of_the_reply() -> None:
+    """LiteLLM's proxy leaves `text` out of the chunks that hold the reason and the usage (1.108, seen)."""
+    protocol = _dialect("openai-completions")
+    answer = _read(
+        protocol,
+        {"choices": [{"index": 0, "text": " Paris"}]},
+        {"choices": [{"finish_reason": "length", "index": 0}]},
+        {"choices": [{"index": 0}], "usage": {"completion_tokens": 1, "prompt_tokens": 5}},
+        b"[DONE]",
+    )
+    protocol.settle(answer)
+    assert (list(answer.times_s), answer.finish_reason, answer.prompt_tokens) == ([0.0], "length", 5)
 
 
 def test_a_stream_without_its_mark_of_the_end_was_cut() -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from engines.errors import MissingError, UserError
-from loadtest.client.endpoint import Endpoint
+from loadtest.client.endpoint import Endpoint, ProtocolName
 from loadtest.client.server_info import server_facts
-from loadtest.scenario.schema import ProtocolName
 
 MODELS = {"object": "list", "data": [{"id": "llama"}, {"id": "qwen"}]}
 ENGINE = {
@@ -41,9 +40,10 @@ def test_an_openai_server_is_measured_unless_it_says_otherwise(serve: Callable[.
         server_facts(_endpoint(wrong), "u", "qwen")
 
 
-def test_a_gateway_that_lists_no_models_is_taken_at_its_word(serve: Callable[..., int]) -> None:
-    """Where there is no list, requests themselves will show whether the model is there."""
-    facts, _ = server_facts(_endpoint(serve({})), "u", "anything")
+@pytest.mark.parametrize("pages", [{}, {"/v1/models": (405, {})}, {"/v1/models": (500, {})}])
+def test_a_server_that_lists_no_models_is_taken_at_its_word(serve: Callable[..., int], pages: Pages) -> None:
+    """Without a list (gateways), or if it fails (transformers serve), requests show whether the model is there."""
+    facts, _ = server_facts(_endpoint(serve(pages)), "u", "anything")
     assert (facts.model, facts.emulated) == ("anything", False)
 
 
@@ -52,7 +52,7 @@ def test_a_gateway_that_lists_no_models_is_taken_at_its_word(serve: Callable[...
     [
         ({"/v1/models": (200, MODELS)}, None, "no model 'other'"),
         ({"/v1/models": (200, MODELS)}, "k", "answered 401"),
-        ({"/v1/models": (500, {})}, None, "answered 500"),
+        ({"/v1/models": (503, {})}, None, "answered 503"),
         ({"/v1/models": (200, b"<html>")}, None, "not a list of models"),
         ({"/v1/models": (200, {"data": [1]})}, None, "not a list of models"),
     ],

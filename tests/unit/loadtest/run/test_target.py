@@ -35,6 +35,22 @@ def test_a_url_is_enough(serve: Callable[..., int], cache: Path, capsys: pytest.
     assert "metrics: " in said
 
 
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        ("http://127.0.0.1:1/metrics", "Connection refused"),
+        ("{served}/nothing", "status 404"),
+        ("metrics", "unknown url"),
+    ],
+)
+def test_a_given_metrics_page_must_answer(serve: Callable[..., int], cache: Path, page: str, reason: str) -> None:
+    """A run without the server's own batch sizes is not what was asked for."""
+    served = f"http://127.0.0.1:{serve({'/v1/models': (200, {'data': [MODEL]})})}"
+    options = TargetOptions(served, tokenizer=cache, metrics_url=(page.format(served=served),))
+    with pytest.raises(MissingError, match=rf"the metrics page cannot be read: {reason}"):
+        target_of(options, "tensorrt_llm")
+
+
 def test_everything_missing_is_asked_for_at_once(serve: Callable[..., int]) -> None:
     """One error names the protocol, the model and the tokenizer, and one hint all three flags."""
     with pytest.raises(MissingError, match=r"protocol \(GET /v2: status 404; .*model \(.*tokenizer \(") as caught:
