@@ -2,15 +2,18 @@
 
 from engines.accuracy.evaluate import Server, add_results, evaluate_checkpoint, evaluate_server, refuse_emulated
 from engines.accuracy.harness import DATA_VARIABLE, KNOWN_TASKS, Questions, tasks_at_hand
+from engines.accuracy.loss import AccuracyLoss, losses
 
 __all__ = [
     "DATA_VARIABLE",
     "KNOWN_TASKS",
+    "AccuracyLoss",
     "Questions",
     "Server",
     "add_results",
     "evaluate_checkpoint",
     "evaluate_server",
+    "losses",
     "refuse_emulated",
     "tasks_at_hand",
 ]

@@ -65,6 +65,19 @@ humaneval whose data set is in the folder. --data may also be set as {DATA_VARIA
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest reply. Default: the task's, or 256.")
 @click.option("--chat", is_flag=True, help="Put questions through the tokenizer's chat template.")
 @click.option("--run-code", is_flag=True, help="Run code that the model wrote, as humaneval needs.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Engine folder with results on the same questions: also print the accuracy lost against it. Without a task to "
+    "run, only compare.",
+)
+@click.option(
+    "--max-accuracy-loss",
+    type=click.FloatRange(0, 1),
+    metavar="RATIO",
+    help="With --against: exit with status 3 unless every task's loss is within it (0.01 is one point) with 95 % "
+    "confidence.",
+)
 @common_flags
 def evaluate_engine(**flags: Any) -> None:
     """Measure the accuracy of an engine, and write it into the engine's manifest."""
