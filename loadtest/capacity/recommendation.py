@@ -12,6 +12,7 @@ from loadtest.capacity.decision import Row, Sized, costed, resized
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Routing
 from loadtest.capacity.pareto import frontier_of
 from loadtest.capacity.replica_count import worst_loss
+from loadtest.capacity.scaling import compared_laws
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.search import Searched, SearchOptions, run_tasks, size_task
 from loadtest.capacity.sensitivity import Contender, again_of, cases_of, tasks_for
@@ -82,6 +83,14 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
     )
     possible = [row for row in searched.rows if row.status == "possible"]
     swept = {each.row.name: one.swept for each, one in zip(contenders, results["sweeps"], strict=True)}
+    scaling = compared_laws(
+        searched,
+        best,
+        swept.get(best.name, ()),
+        full_per_s=_full_batch_per_s(searched, candidate, candidate.interval.slow),
+        queue=queue,
+        options=options,
+    )
     again = again_of(contenders, [one.found for one in results["again"]])
     return plan.model_copy(
         update={
@@ -89,6 +98,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
             "operating_middle": results["operating_middle"][0].swept[0],
             "fleets": tuple(fleets),
             "max_queue_size": queue,
+            "scaling": scaling,
             "max_tokens_note": _max_tokens_note(searched, best, [one.found for one in results["max_tokens"]]),
             "sweep": swept.get(best.name, ()),
             "frontier": tuple(frontier_of(demand, market, possible, swept)),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from loadtest.capacity.decision import Row
 from loadtest.capacity.output.money import money_tables
 from loadtest.capacity.output.page_figures import figures_of
+from loadtest.capacity.output.scaling_page import scaling_table
 from loadtest.capacity.output.terminal import milliseconds, number, rate_text, size_rows, what_of
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
@@ -33,6 +34,7 @@ def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
             "sizes": _sizes(plan),
             "what_if": None if together is None else _what_if(together),
             "rows": _rows(plan),
+            "scaling": None if plan.scaling is None else scaling_table(plan.scaling),
             "fleets": _fleets(plan.fleets) if plan.fleets else None,
             "reliefs": None if row is None else _reliefs(row),
             "sensitivity": _sensitivity(plan.sensitivity),

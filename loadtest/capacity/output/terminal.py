@@ -11,6 +11,7 @@ from engines.console import progress, show, table_console
 from engines.spec import units
 from loadtest.capacity.decision import Row, Sized
 from loadtest.capacity.output.money import money_tables
+from loadtest.capacity.output.scaling_page import law_words
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import Checked, FleetVerdict
 from loadtest.capacity.verify import Verification
@@ -40,6 +41,7 @@ def show_plan(plan: CapacityPlan) -> None:
     if plan.sentence is not None:
         _show_fleets(plan)
         _show_day(plan)
+        _show_scaling(plan)
         _show_money(plan)
         _show_sensitivity(plan)
         for note in (plan.sentence, plan.max_tokens_note, plan.smaller_gpu):
@@ -183,6 +185,19 @@ def _show_day(plan: CapacityPlan) -> None:
         f"autoscaled over {over}: {day.mean_replicas:.1f} replicas on average, at most {day.most_replicas}; "
         f"{day.short_minutes:.0f} minutes below the headroom, {day.overloaded_minutes:.0f} overloaded"
         + ("" if cost is None else f"; {cost:,.0f} USD a month")
+    )
+
+
+def _show_scaling(plan: CapacityPlan) -> None:
+    """Print the recommended control law."""
+    if plan.scaling is None:
+        return
+    scaling = plan.scaling
+    chosen, fixed = scaling.chosen, scaling.fixed
+    show(
+        f"autoscaler: {law_words(chosen.law)}: {chosen.day_missed_minutes} of {scaling.minutes:,} minutes miss an "
+        f"objective, {chosen.gpu_hours:.1f} GPU hours; {fixed.law.max_replicas} fixed replicas: "
+        f"{fixed.day_missed_minutes} minutes, {fixed.gpu_hours:.1f} GPU hours"
     )
 
 

@@ -183,14 +183,14 @@ def serve(fleet: Fleet, samples: Sequence[TrafficSample], into: Observations | N
     found = Observations() if into is None else into
     retried = 0
     for sample in samples:
-        replicas = [_replica(fleet, up_s, found) for up_s in fleet.ups_s]
+        replicas = [new_replica(fleet, up_s, found) for up_s in fleet.ups_s]
         loss = fleet.loss
         if loss is not None:
             notice_s = loss.at_s - loss.notice_s
             for each in replicas[: loss.replicas]:
                 each.closed_s = notice_s
             if math.isfinite(loss.restart_s):
-                replicas += [_replica(fleet, notice_s + loss.restart_s, found) for _ in range(loss.replicas)]
+                replicas += [new_replica(fleet, notice_s + loss.restart_s, found) for _ in range(loss.replicas)]
         found.begin_window(sample)
         retried += _play(fleet, replicas, sample)
         for replica in replicas:
@@ -198,7 +198,8 @@ def serve(fleet: Fleet, samples: Sequence[TrafficSample], into: Observations | N
     return found, retried
 
 
-def _replica(fleet: Fleet, up_s: float, into: Observations) -> Replica:
+def new_replica(fleet: Fleet, up_s: float, into: Observations) -> Replica:
+    """Return an idle replica that takes requests from a time on."""
     slowdown = fleet.slowdown
     batcher = batcher_of(
         fleet.manifest,
@@ -218,14 +219,15 @@ def _play(fleet: Fleet, replicas: list[Replica], sample: TrafficSample) -> int:
         if loss is not None and sent.sent_s >= loss.at_s:
             retried += _lose(router, replicas, loss)
             loss = None
-        _hand_over(router, replicas, sent, sent.sent_s)
+        hand_over(router, replicas, sent, sent.sent_s)
     for replica in replicas:
         if replica.down_s == math.inf:
             replica.advance_to(math.inf)
     return retried
 
 
-def _hand_over(router: Router, replicas: list[Replica], sent: Sent, now_s: float) -> None:
+def hand_over(router: Router, replicas: list[Replica], sent: Sent, now_s: float) -> None:
+    """Send a request to one of the replicas that take requests at a time."""
     there = [each for each in replicas if each.up_s <= now_s < min(each.down_s, each.closed_s)]
     router.observe(there, now_s)
     router.choose(there, sent).take(sent, now_s)
@@ -240,5 +242,5 @@ def _lose(router: Router, replicas: list[Replica], loss: Loss) -> int:
         each.down_s = loss.at_s
     orphans = [sent for each in lost for sent in each.inbox.outstanding.values()]
     for sent in orphans:
-        _hand_over(router, replicas, sent, loss.at_s)
+        hand_over(router, replicas, sent, loss.at_s)
     return len(orphans)

@@ -82,7 +82,8 @@ def test_the_page_stands_alone(planned: Path) -> None:
     """It names what is recommended and loads nothing."""
     page = (planned / "capacity.html").read_text(encoding="utf-8")
     assert "llama-3-8b" in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
+    assert "Which signal should scale the replicas" in page
     assert "src=" not in page
     assert "url(" not in page
     assert "@import" not in page
