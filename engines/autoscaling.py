@@ -104,14 +104,16 @@ class AutoscalingFile(Document):
 
     Attributes:
         row: The plan's row whose replicas it scales.
-        missed_minutes: Simulated minutes of the day in which an objective was missed.
-        gpu_hours: Simulated GPU hours of the day.
+        simulated_minutes: Length of the day, or of the trace.
+        missed_minutes: Of those, the minutes in which an objective was missed.
+        gpu_hours: Of the same time.
         seeds: Of the simulated traffic.
     """
 
     law: ScalingLaw
     cold_start: ColdStart
     row: str
+    simulated_minutes: NotNegative
     missed_minutes: NotNegative
     gpu_hours: NotNegative
     seeds: tuple[int, ...]

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -21,6 +21,7 @@ from engines.errors import DISTRIBUTION, CommandError
 from engines.start import INTERRUPTED
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
     from rich.console import Console
 
 HELP_COLUMNS = 110
@@ -298,6 +299,19 @@ def quoted(path: Path) -> str:
 def command_line(name: str) -> str:
     """Return the command line as typed, for the `made_by` of documents."""
     return " ".join([name, *sys.argv[1:]])
+
+
+def completing(names: Callable[[], Iterable[str]]) -> Callable[..., list[CompletionItem]]:
+    """Return an option's `shell_complete` that offers names, also after a comma; files where no name fits."""
+
+    def offer(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        before, comma, begun = incomplete.rpartition(",")
+        found = [CompletionItem(f"{before}{comma}{name}") for name in names() if name.startswith(begun)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+    return offer
 
 
 def common_flags(function: _FunctionT) -> _FunctionT:

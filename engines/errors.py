@@ -5,6 +5,7 @@ Any other exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 DISTRIBUTION = "engine-to-capacity"  # the distribution's name, as in `pip install`
@@ -43,7 +44,7 @@ class ToolError(CommandError):
 
     Args:
         message: The program and its task.
-        status: Its exit status; None if it was stopped at a deadline.
+        status: Its exit status, -N if signal N ended it; None if it was stopped at a deadline.
         log_path: File with its complete output.
         last_lines: Last lines of its output, oldest first.
     """
@@ -61,7 +62,7 @@ class ToolError(CommandError):
     ) -> None:
         parts = [message]
         if status is not None:
-            parts.append(f"exit status {status}")
+            parts.append(f"exit status {status}" if status >= 0 else f"ended by {signal.Signals(-status).name}")
         if log_path is not None:
             parts.append(f"log: {log_path}")
         text = "; ".join(parts)

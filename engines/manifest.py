@@ -158,6 +158,44 @@ class CheckpointQuality(Strict):
     top1_agreement_ratio: float
 
 
+class AccuracyResult(Strict):
+    """One metric of one task, from questions that this model answered.
+
+    Attributes:
+        task: The harness's name; of a group, its questions pooled.
+        metric: The harness's name, with its filter: `acc_norm`, `exact_match,flexible-extract`.
+        is_main: Whether losses are computed from this metric of the task.
+        value: As the harness computed it.
+        standard_error: Of the value, over questions; None where the harness states none.
+        questions: How many were asked.
+        limit: Questions asked of each data set, from its beginning; None: all.
+        few_shot: Solved examples in each prompt.
+        chat: Whether prompts went through the chat template.
+        versions: Of the task's definition (`task`) and of the harness (`lm_eval`).
+        date: Day of the measurement, UTC.
+        kind: Always measured: the text of an emulated engine has no accuracy.
+        measured_on: The exported checkpoint's forward pass on a CPU, or the served model by its API.
+        questions_sha256: Of all prompts in order: equal for two engines that answered the same questions.
+        correct: One character per question, `1` right and `0` wrong; None for a metric that is neither.
+    """
+
+    task: str
+    metric: str
+    is_main: bool
+    value: float
+    standard_error: float | None
+    questions: int
+    limit: int | None
+    few_shot: int
+    chat: bool
+    versions: dict[str, str]
+    date: str
+    kind: Literal["measured"] = "measured"
+    measured_on: Literal["checkpoint", "server"]
+    questions_sha256: str
+    correct: str | None = None
+
+
 class StageRecord(Strict):
     """One stage of a build: what it cost, and whether it was cached.
 
@@ -185,6 +223,7 @@ class EngineManifest(Document):
         speculative: What each decode step drafts and verifies; None: one token a step.
         llm_api: For the PyTorch backend only.
         checkpoint: None if nothing was quantized: an emulated engine, or a published checkpoint.
+        accuracy: Results of `evaluate-engine`, which adds them after the build.
     """
 
     kind: Literal["built", "emulated", "checkpoint"]
@@ -204,6 +243,7 @@ class EngineManifest(Document):
     checkpoint: str | None
     versions: dict[str, str]
     quality: CheckpointQuality | None
+    accuracy: tuple[AccuracyResult, ...] = ()
     stages: tuple[StageRecord, ...] = ()
     notices: list[Notice]
 

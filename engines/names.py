@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 _DATA = Path(__file__).parent / "spec" / "data"
+_RECIPES = Path(__file__).parent / "planning" / "recipes"
 # Keys of `engines.spec.PRECISIONS`, in its order; a contract test checks that they are equal.
 PRECISION_NAMES = ("fp32", "bf16", "fp16", "fp8", "int8_sq", "int8_wo", "int4_awq", "w4a8_awq", "nvfp4")
 
@@ -23,6 +24,16 @@ def gpu_names() -> tuple[str, ...]:
 def model_names() -> tuple[str, ...]:
     """Return the keys of `engines.spec.known_models`, in its order."""
     return _names_in("models")
+
+
+def engine_profile_names() -> tuple[str, ...]:
+    """Return the names of the ready-made engine profiles."""
+    return tuple(entry["name"] for entry in spec_data("engine_profiles")["profiles"])
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the ready-made recipes."""
+    return tuple(sorted(path.stem for path in _RECIPES.glob("*.yaml")))
 
 
 def spec_data(name: str) -> Any:

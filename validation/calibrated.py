@@ -21,7 +21,7 @@ from engines.planning import emulated_manifest, make_plan, resolve_recipe
 from engines.spec import EngineProfile, engine_profile_named
 from loadtest.calibration import Point, Request
 from loadtest.calibration.calibrate import errors_of, fit_best, predicted_logs
-from loadtest.calibration.fit import Array, factors_of, host_of
+from loadtest.calibration.parameters import Array, factors_of, host_of
 
 HERE = Path(__file__).parent
 ROWS = HERE / "calibrated.csv"

@@ -151,13 +151,16 @@ def main() -> int:
     parser.add_argument(
         "--page", action="store_true", help="Run nothing: write the page from the comparisons there are."
     )
+    parser.add_argument(
+        "--calibrated", action="store_true", help="Only the calibrations; the page takes the comparisons there are."
+    )
     parser.add_argument("--aisimulate", metavar="PYTHON", help="Python of an environment that has NVIDIA's aisimulate.")
     options = parser.parse_args()
     folders = [path.parent for path in sorted(HERE.rglob("case.yaml"))]
     chosen = [folder for folder in folders if options.only in str(folder.relative_to(HERE))]
     chosen = [folder for folder in chosen if read_case(folder).fast or not options.fast]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        if not options.page:
+        if not (options.page or options.calibrated):
             list(pool.map(compare, chosen, [options.aisimulate] * len(chosen)))
         if not (options.page or options.fast or options.only):
             write_rows(calibrated_rows(pool))

@@ -13,6 +13,7 @@ from engines.checkpoint.geometry import model_of
 from engines.checkpoint.gguf import unpack
 from engines.checkpoint.huggingface_export import quantize_huggingface
 from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
+from engines.checkpoint.loaded import BATCH_TOKENS, LoadedModel, loaded_memory_bytes
 from engines.checkpoint.modelopt import require_modelopt
 from engines.checkpoint.quantize import quantize, quantizing_memory_bytes
 from engines.checkpoint.shards import read_shard_header
@@ -20,9 +21,11 @@ from engines.checkpoint.tokenizer import copy_tokenizer, find_tokenizer, load_to
 from engines.checkpoint.verify import verify, verifying_memory_bytes
 
 __all__ = [
+    "BATCH_TOKENS",
     "CheckpointFacts",
     "Corpus",
     "ExportJob",
+    "LoadedModel",
     "WindowSizes",
     "copy_tokenizer",
     "default_text_path",
@@ -32,6 +35,7 @@ __all__ = [
     "json_records",
     "load_corpus",
     "load_tokenizer",
+    "loaded_memory_bytes",
     "model_of",
     "quantize",
     "quantize_huggingface",

@@ -273,9 +273,34 @@ def rms_norm(values: Any, weight: Any, epsilon: float) -> Any:
     return values * (values.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight
 
 
-def run_layer(hidden: Any, layer: Layer, geometry: Geometry) -> Any:
-    """Run one decoder layer; shapes (windows, tokens, hidden) in and out."""
-    hidden = hidden + _attention(rms_norm(hidden, layer.input_norm, geometry.norm_epsilon), layer, geometry)
+class LayerCache:
+    """One layer's keys and values of the tokens so far, as read back from the engine's KV cache."""
+
+    def __init__(self) -> None:
+        self.keys: Any = None
+        self.values: Any = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of cached tokens."""
+        return 0 if self.keys is None else int(self.keys.shape[2])
+
+    def extended(self, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Append keys and values, shape (windows, heads, tokens, head_size), and return all of them."""
+        cat = library("torch").cat
+        self.keys = keys if self.keys is None else cat([self.keys, keys], dim=2)
+        self.values = values if self.values is None else cat([self.values, values], dim=2)
+        return self.keys, self.values
+
+
+def run_layer(hidden: Any, layer: Layer, geometry: Geometry, cache: LayerCache | None = None) -> Any:
+    """Run one decoder layer; shapes (windows, tokens, hidden) in and out.
+
+    Args:
+        cache: The layer's earlier tokens, which this call extends. With earlier tokens, `hidden` must be one token.
+    """
+    normed = rms_norm(hidden, layer.input_norm, geometry.norm_epsilon)
+    hidden = hidden + _attention(normed, layer, geometry, cache)
     normed = rms_norm(hidden, layer.post_norm, geometry.norm_epsilon)
     silu = library("torch").nn.functional.silu
     return hidden + run_linear(silu(run_linear(normed, layer.gate)) * run_linear(normed, layer.up), layer.down)
@@ -319,17 +344,20 @@ def round_nvfp4(values: Any, scale: float) -> Any:
     return ratio.div_(spacing).round_().mul_(spacing).mul_(steps).flatten(-2)
 
 
-def _attention(values: Any, layer: Layer, geometry: Geometry) -> Any:
+def _attention(values: Any, layer: Layer, geometry: Geometry, cache: LayerCache | None) -> Any:
     functional = library("torch").nn.functional
     joined = run_linear(values, layer.qkv).unflatten(-1, (-1, geometry.head_size)).transpose(1, 2)
     queries, keys, cached_values = joined.split([geometry.heads, geometry.kv_heads, geometry.kv_heads], dim=1)
     if layer.q_norm is not None:
         queries = rms_norm(queries, layer.q_norm, geometry.norm_epsilon)
         keys = rms_norm(keys, layer.k_norm, geometry.norm_epsilon)
-    queries, keys = _rotate(queries, geometry), _rotate(keys, geometry)
+    begin = 0 if cache is None else cache.tokens
+    queries, keys = _rotate(queries, geometry, begin), _rotate(keys, geometry, begin)
     keys, cached_values = (_cached(part, layer, geometry) for part in (keys, cached_values))
+    if cache is not None:
+        keys, cached_values = cache.extended(keys, cached_values)
     mixed = functional.scaled_dot_product_attention(
-        queries, keys, cached_values, is_causal=True, enable_gqa=geometry.heads != geometry.kv_heads
+        queries, keys, cached_values, is_causal=begin == 0, enable_gqa=geometry.heads != geometry.kv_heads
     )
     return run_linear(mixed.transpose(1, 2).flatten(-2), layer.dense)
 
@@ -344,10 +372,10 @@ def _cached(values: Any, layer: Layer, geometry: Geometry) -> Any:
     return values
 
 
-def _rotate(values: Any, geometry: Geometry) -> Any:
-    """Apply rope, halves paired as in GPT-NeoX; shape (windows, heads, tokens, head_size)."""
+def _rotate(values: Any, geometry: Geometry, begin: int) -> Any:
+    """Apply rope from position `begin`, halves paired as in GPT-NeoX; shape (windows, heads, tokens, head_size)."""
     torch = library("torch")
-    angles = torch.outer(torch.arange(values.shape[2]).float(), geometry.rope_inverse)
+    angles = torch.outer(torch.arange(begin, begin + values.shape[2]).float(), geometry.rope_inverse)
     cosine, sine = (table * geometry.rope_factor for table in (angles.cos(), angles.sin()))
     first, second = values.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)

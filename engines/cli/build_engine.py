@@ -7,8 +7,15 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, writing_flags
-from engines.names import LLM_API_VERSION_NAMES, PRECISION_NAMES, gpu_names
+from engines.console import Command, common_flags, completing, writing_flags
+from engines.names import (
+    LLM_API_VERSION_NAMES,
+    PRECISION_NAMES,
+    engine_profile_names,
+    gpu_names,
+    model_names,
+    recipe_names,
+)
 
 BUILD_HELP = """Build a TensorRT-LLM engine, or plan and emulate one.
 
@@ -72,20 +79,23 @@ HELP_GROUPS = {
 @click.option(
     "--recipe",
     "recipe_name",
+    shell_complete=completing(recipe_names),
     metavar="NAME|FILE,...",
     help="Recipe: latency, throughput, reasoning, or a YAML file. Several build one engine each.",
 )
-@click.option("--model", help="A known model, or a folder with a config.json.")
+@click.option("--model", shell_complete=completing(model_names), help="A known model, or a folder with a config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Folder with a Hugging Face checkpoint.")
 @click.option("--tokenizer", help="Folder with tokenizer.json, if the checkpoint has none.")
 @click.option(
     "--precision",
+    shell_complete=completing(lambda: PRECISION_NAMES),
     metavar="NAME,...",
     help=f"Weight and arithmetic precision: {', '.join(PRECISION_NAMES)}. Several build one engine each.",
 )
 @click.option("--kv-cache", type=click.Choice(["auto", "16bit", "int8", "fp8", "nvfp4"]), help="KV cache format.")
 @click.option(
     "--gpu",
+    shell_complete=completing(gpu_names),
     metavar="NAME,...",
     help=(
         f"Target GPU: {', '.join(gpu_names())}; auto: this machine's; or FILE.yaml from describe-machine. Several "
@@ -152,6 +162,7 @@ HELP_GROUPS = {
 )
 @click.option(
     "--engine-profile",
+    shell_complete=completing(engine_profile_names),
     metavar="NAME",
     help=(
         "Engine profile, the expected overhead above the kernels: trtllm-1.x-triton, trtllm-serve, "

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags
+from engines.console import Command, common_flags, completing
 from engines.names import PRECISION_NAMES, gpu_names, model_names
 
 DEFAULT_MODELS = ("deepseek-r1-0528-qwen3-8b", "llama-3-8b", "mistral-7b", "qwen1.5-7b")
@@ -27,10 +27,17 @@ MODEL is one of: {", ".join(model_names())}; without any: {", ".join(DEFAULT_MOD
     "compare-models", cls=Command, example="compare-models llama-3-8b qwen3-8b --gpu h100-sxm-80gb", help=COMPARE_HELP
 )
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
-@click.option("--gpu", default=DEFAULT_GPU, show_default=True, help=f"One of: {', '.join(gpu_names())}.")
+@click.option(
+    "--gpu",
+    shell_complete=completing(gpu_names),
+    default=DEFAULT_GPU,
+    show_default=True,
+    help=f"One of: {', '.join(gpu_names())}.",
+)
 @click.option(
     "--precision",
     "precisions",
+    shell_complete=completing(lambda: PRECISION_NAMES),
     multiple=True,
     metavar="NAME,...",
     help=f"Any of: {', '.join(PRECISION_NAMES)}. Default: fp16, and all others that the GPU supports.",

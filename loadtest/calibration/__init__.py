@@ -1,7 +1,7 @@
 """Fits step times, host times and KV cache to measured points. May import `simulate`, `metrics` and the rooms below."""
 
 from loadtest.calibration.calibrate import LEAST_POINTS, TOKEN_BUDGETS, Request, calibrate
-from loadtest.calibration.measured_points import SERVED, Deployment, Point, read_points
+from loadtest.calibration.measured_points import SERVED, Deployment, Point, points_text, read_points
 
 __all__ = [
     "LEAST_POINTS",
@@ -11,5 +11,6 @@ __all__ = [
     "Point",
     "Request",
     "calibrate",
+    "points_text",
     "read_points",
 ]

@@ -31,23 +31,20 @@ from engines.files import Document
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec import EngineProfile
 from engines.steptime import step_time_for
-from loadtest.calibration.fit import (
+from loadtest.calibration.fit import SIGMA, Fitted, fit
+from loadtest.calibration.measured_points import Point
+from loadtest.calibration.parameters import (
     PARAMETERS,
-    SIGMA,
     SPLIT,
     UNIDENTIFIED_RATIO,
     Array,
-    FitContext,
-    Fitted,
     Prior,
     Waves,
     factors_of,
-    fit,
     host_of,
-    observe,
     prior_of,
 )
-from loadtest.calibration.measured_points import Point
+from loadtest.calibration.trial import FitContext, observe
 
 LEAST_POINTS = 6
 MANY_POINTS = 16  # with more points than this, structures are compared on every second point
@@ -150,34 +147,41 @@ def _mixed_kv_reads(request: Request) -> float:
     return request.profile.factors_on(request.manifest.gpu, request.manifest.model).mixed_kv_reads
 
 
-def _fit(request: Request, points: Sequence[Point], structure: Structure, trials: int, start: Array | None) -> Fitted:
-    return fit(fit_context_of(request, structure), points, trials=trials, start=start)
+def _fit(
+    request: Request,
+    points: Sequence[Point],
+    structure: Structure,
+    trials: int,
+    start: Array | None,
+    cost_to_beat: float = math.inf,
+) -> Fitted:
+    return fit(fit_context_of(request, structure), points, trials=trials, start=start, cost_to_beat=cost_to_beat)
 
 
-def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, float]]:
-    """Return the structure that explains the points best, its fit, and the misfit of every structure tried.
+def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, Fitted]]:
+    """Return the structure that explains the points best, its fit, and that of every structure tried.
 
     Attention is chosen first, at the largest token budget, then the budget. Each fit starts from the best result so
     far. If there are many points, structures are compared on every second one; the best is then fitted to all.
     """
     some = points if len(points) <= MANY_POINTS else points[::2]
-    waves = waves_of(request.manifest)
+    waves = waves_of(request.manifest, request.profile)
     budgets = (request.max_num_tokens,) if request.max_num_tokens else TOKEN_BUDGETS
     best = Structure(budgets[-1], waves[-1])
     found = _fit(request, some, best, _WHOLE, None)
-    tried = {best: found.cost}
+    tried = {best: found}
     changes: list[dict[str, Any]] = [{"waves": each} for each in waves[:-1]]
     changes += [{"max_num_tokens": each} for each in budgets[:-1]]
     for change in changes:
         structure = best._replace(**change)
-        trial = _fit(request, some, structure, _FAR if "waves" in change else _NEAR, found.logs)
-        tried[structure] = trial.cost
+        trial = _fit(request, some, structure, _FAR if "waves" in change else _NEAR, found.logs, found.cost)
+        tried[structure] = trial
         if trial.cost < found.cost:
             best, found = structure, trial
     if best.waves != waves[-1]:  # the optimum of another structure can be a poor starting point
         again = _fit(request, some, best, _WHOLE, None)
         found = min(found, again, key=lambda fitted: fitted.cost)
-        tried[best] = found.cost
+        tried[best] = found
     if some is not points:
         found = _fit(request, points, best, _WHOLE, found.logs)
     return best, found, tried
@@ -191,14 +195,20 @@ def _fit_without(request: Request, shape: tuple[int, int]) -> Array:
     return errors_of(predicted_logs(request, best, found.logs, left_out), left_out)
 
 
-def waves_of(manifest: EngineManifest) -> tuple[Waves, ...]:
-    """Return the options for decode attention: split along the context; on a GPU also one thread block a query head."""
+def waves_of(manifest: EngineManifest, profile: EngineProfile | None = None) -> tuple[Waves, ...]:
+    """Return the options for decode attention: split along the context; on a GPU also one thread block a query head.
+
+    Args:
+        profile: Its engine is known to do the one or the other.
+    """
     if manifest.gpu.device == "cpu":
         return (SPLIT,)
     model = manifest.model
     full = max(1.0, manifest.gpu.multiprocessors * manifest.parallel.tensor / model.attention_heads)
-    reads = model.attention_heads / model.kv_heads
-    return SPLIT, Waves(full, 0.0, reads), Waves(full, 1.0, reads)
+    in_waves = Waves(full, model.attention_heads / model.kv_heads)
+    if profile is None:
+        return SPLIT, in_waves
+    return (in_waves if profile.factors.wave_sequences > 1 else SPLIT,)
 
 
 def _shapes_to_hold(points: Sequence[Point]) -> list[tuple[int, int]]:
@@ -213,14 +223,14 @@ def _document(
     request: Request,
     head: Document,
     best: Structure,
-    tried: dict[Structure, float],
+    tried: dict[Structure, Fitted],
     fitted: Fitted,
     held_out_logs: dict[tuple[int, int], Array],
 ) -> Calibration:
     manifest, points = request.manifest, request.points
     errors = errors_of(fitted.seen, points)
     prior = prior_for(request)
-    parameters = _parameters(fitted, prior)
+    parameters = _parameters(fitted, prior, best.waves)
     basis = np.concatenate(list(held_out_logs.values())) if held_out_logs else errors
     host = host_of(fitted.logs)
     drift = drift_between_repeats(points)
@@ -252,18 +262,19 @@ def _document(
             Alternative(
                 max_num_tokens=each.max_num_tokens,
                 wave_sequences=each.waves.sequences,
-                wave_tail=each.waves.tail,
+                wave_tail=factors_of(found.logs, each.waves).wave_tail,
                 wave_reads=each.waves.reads,
-                cost=cost,
+                cost=found.cost,
             )
-            for each, cost in tried.items()
+            for each, found in tried.items()
         ],
         prior=None if request.profile is None else request.profile.name,
         warnings=_warnings(request, parameters, prior, held_out_logs, tried),
     )
 
 
-def _parameters(fitted: Fitted, prior: Prior) -> list[FittedParameter]:
+def _parameters(fitted: Fitted, prior: Prior, waves: Waves) -> list[FittedParameter]:
+    """Return every parameter that has an effect, with its confidence interval."""
     deviations = np.sqrt(np.diag(fitted.covariance))
     left = (deviations / prior.spread).tolist()
     expected = np.exp(prior.expected).tolist()
@@ -279,6 +290,7 @@ def _parameters(fitted: Fitted, prior: Prior) -> list[FittedParameter]:
             meaning=parameter.meaning,
         )
         for parameter, x, deviation, left, expected_value in rows
+        if waves != SPLIT or parameter.name != "wave_tail"
     ]
 
 
@@ -346,22 +358,22 @@ def _warnings(
     parameters: Sequence[FittedParameter],
     prior: Prior,
     held_out_logs: dict[tuple[int, int], Array],
-    tried: dict[Structure, float],
+    tried: dict[Structure, Fitted],
 ) -> list[str]:
     found = [
         f"{each.name}: not identified by the points; {each.value:.3g} is mostly the prior's value ({each.expected:g})"
         for each in parameters
         if not each.identified
     ]
-    limits = zip(parameters, *prior, strict=True)
+    spreads = {parameter.name: spread for parameter, spread in zip(PARAMETERS, prior.spread.tolist(), strict=True)}
     found += [
         f"{each.name}: {each.value:.3g} is at its physical limit; the model lacks something this deployment does"
-        for each, expected, spread in limits
-        if abs(math.log(each.value) - expected) > 3.9 * spread
+        for each in parameters
+        if abs(math.log(each.value / each.expected)) > 3.9 * spreads[each.name]
     ]
     if not held_out_logs:
         found.append("no shape could be held out: error bars come from the fitted points and may be too narrow")
-    ranked = sorted(tried.values())
+    ranked = sorted(each.cost for each in tried.values())
     if len(ranked) > 1 and ranked[1] < ranked[0] * 1.05:
         found.append("another structure explains the points almost as well; see alternatives")
     if request.measured_on == "emulated":

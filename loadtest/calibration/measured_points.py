@@ -6,6 +6,7 @@ import csv
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -98,6 +99,13 @@ def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[st
         except csv.Error as error:
             raise UserError(f"{path}: line {rows.line_num}: not CSV: {error}") from error
     return points, others
+
+
+def points_text(path: Path, points: Sequence[Point], left_out: Counter[str]) -> str:
+    """Return how many points of which loads a file or run gave, and why others were left out."""
+    kinds = Counter(point.load for point in points)
+    used = ", ".join(f"{count} points of {load}" for load, count in kinds.items()) or "no points"
+    return f"{path}: {used}" + "".join(f"; {count} left out: {why}" for why, count in left_out.items())
 
 
 def _why_left_out(row: dict[str, str], wanted: Deployment) -> str | None:

@@ -1,10 +1,9 @@
-"""From the capacity of one replica to a purchase: rows, cost, recommendation, nearest possible demand."""
+"""From the capacity of one replica to a purchase: rows, cost, recommendation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from engines.files import Strict
@@ -34,7 +33,7 @@ class Sized(Strict):
 
     Attributes:
         rate_per_s: Requests per second that one replica can carry alone; at least this if `is_least`, because one
-            replica carries the whole demand and no higher load was tried.
+            replica carries the whole demand and its highest load was not searched.
         needed: Replicas that must be up at the peak; `replicas` includes spares.
         limited_by: The objective that is missed first.
         verdict: Result of the simulated fleet; None if the size follows from one replica's rate.
@@ -108,8 +107,13 @@ class Row(Strict):
         return math.inf if self.replicas is None else float(self.replicas * self.tensor_parallel)
 
     @property
+    def is_run(self) -> bool:
+        """Whether it is a run of a server, and no engine that could be simulated."""
+        return self.max_batch_size is None
+
+    @property
     def is_least(self) -> bool:
-        """Whether one replica carries at least `rate_per_s`: no load that it misses was tried."""
+        """Whether one replica carries at least `rate_per_s`: its highest load was not searched."""
         return self.rate_per_s is not None and self.found is not None and self.found.promised.above_per_s is None
 
     @property
@@ -350,114 +354,3 @@ def _allowed(demand: Demand, market: Market, gpu: str, replicas: int, month: flo
     if limits.budget_usd_per_month is not None and month is not None and month > limits.budget_usd_per_month:
         return "over budget", f"{month:,.0f} USD a month, the budget is {limits.budget_usd_per_month:,.0f}"
     return "possible", None
-
-
-def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> str:
-    """Return the recommendation as sentences."""
-    batch = "" if row.max_batch_size is None else f" (max batch size {row.max_batch_size}, {row.max_num_tokens} tokens)"
-    gpus = f"{row.tensor_parallel} x {row.gpu}" if row.tensor_parallel > 1 else row.gpu
-    replicas = "1 replica" if row.replicas == 1 else f"{row.replicas} replicas"
-    lost = f" with {size_of_loss} of them lost" if size_of_loss else ""
-    first = "" if row.limited_by is None else f"; {row.limited_by} fails first"
-    cost = (
-        ", at no stated price"
-        if row.usd_per_month is None
-        else f", for {row.usd_per_month:,.0f} USD a month or {row.usd_per_million_tokens:.3g} USD per million reply "
-        "tokens"
-    )
-    return (
-        f"Run {replicas} of {Path(demand.model).name} in {row.precision} on {gpus}{batch}: every objective is met at "
-        f"{market.peak_per_s:.3g} requests/s{lost}{cost}{first}. {_certainty(row)}"
-    )
-
-
-def _certainty(row: Row) -> str:
-    """Return the basis of the size, and the cost difference that a calibration would settle."""
-    if row.basis == "measured":
-        return "The rate of a replica was measured."
-    sizes = [each for each in row.sizes if each.replicas is not None]
-    counts = sorted({each.replicas for each in sizes if each.replicas is not None})
-    if len(counts) == 1:
-        return f"The size is the same at both ends of the prediction interval ({row.basis})."
-    costs = [each.usd_per_month for each in sizes if each.usd_per_month is not None]
-    middle = row.middle.replicas if row.middle is not None else None
-    text = f"{counts[0]} to {counts[-1]} replicas"
-    text += "" if middle is None else f", {middle} at the middle of the prediction ({row.basis})"
-    if row.basis == "calibrated" or not costs:
-        return f"{text}."
-    return f"{text}; a calibration of one hour settles {max(costs) - min(costs):,.0f} USD a month. {narrowing(row)}"
-
-
-def narrowing(row: Row) -> str:
-    """Return the measurement that would narrow the interval most: loads around the point of the first miss."""
-    rates = [each.rate_per_s for each in row.sizes if each.rate_per_s is not None]
-    if not rates:
-        return ""
-    what = (row.limited_by or "latency").removesuffix(" p95").removesuffix(" p99")
-    return (
-        f"Measure one replica on {row.gpu} at six loads from {min(rates) / 2:.2g} to {max(rates):.2g} requests/s "
-        f"with verify.yaml's lengths: {what} decides."
-    )
-
-
-def nearest_possible(demand: Demand, market: Market, rows: Sequence[Row]) -> str:
-    """Return the nearest possible demand if the actual one is not possible."""
-    short = [
-        row for row in rows if row.status in ("over budget", "too many replicas", "not cheaper") and row.rate_per_s
-    ]
-    if short:
-        return _smaller_traffic(demand, market, short)
-    unpriced = [row for row in rows if row.status == "no price"]
-    if unpriced:
-        return "; ".join(dict.fromkeys(row.reason or "" for row in unpriced))
-    missed = [row for row in rows if row.status == "objectives missed" and row.found is not None]
-    if missed:
-        return _looser_objectives(missed)
-    return "; ".join(dict.fromkeys(f"{row.name}: {row.reason}" for row in rows))
-
-
-def _smaller_traffic(demand: Demand, market: Market, rows: Sequence[Row]) -> str:
-    """Return the highest traffic within the limits, and the lowest limits for the traffic."""
-    best_peak, best = 0.0, rows[0]
-    for row in rows:
-        peak = _most_peak(demand, market, row)
-        if peak > best_peak:
-            best_peak, best = peak, row
-    cheapest = min(rows, key=lambda row: row.usd_per_month or float("inf"))
-    month = cheapest.usd_per_month
-    price = "" if month is None else f"{month:,.0f} USD a month ({cheapest.name}), or "
-    fewest = min(rows, key=lambda row: row.replicas or 0)
-    return (
-        f"within the limits, {best.name} carries a peak of {best_peak:.3g} requests/s of the {market.peak_per_s:.3g} "
-        f"asked for; all of it takes {price}"
-        f"at least {fewest.replicas} replicas ({fewest.name})"
-    )
-
-
-def _most_peak(demand: Demand, market: Market, row: Row) -> float:
-    """Return the highest peak whose replicas are within the limits."""
-    low, high = 0.0, market.peak_per_s
-    for _ in range(40):
-        middle = (low + high) / 2
-        is_allowed = costed(row, demand, market.model_copy(update={"peak_per_s": middle})).status == "possible"
-        low, high = (middle, high) if is_allowed else (low, middle)
-    return low
-
-
-def _looser_objectives(rows: Sequence[Row]) -> str:
-    """Return the candidate closest to its objectives at the lowest load, and the factor by which it misses them."""
-    closest = min(rows, key=lambda row: _least(row).worst_ratio)
-    least = _least(closest)
-    when = "idle" if not least.rate_per_s else f"at {least.rate_per_s:.3g} requests/s"
-    return (
-        f"closest is {closest.name}: {when} it misses {', '.join(least.missed)} by a factor of "
-        f"{least.worst_ratio:.3g}; limits that much looser are possible"
-    )
-
-
-def _least(row: Row) -> RateProbe:
-    """Return the probe, idle or at the lowest load, at which a row comes closest to its objectives."""
-    assert row.found is not None
-    tried = [*row.found.tried, *((row.found.idle,) if row.found.idle is not None else ())]
-    least: RateProbe = min(tried, key=lambda each: each.worst_ratio)
-    return least

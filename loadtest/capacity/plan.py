@@ -6,13 +6,15 @@ from datetime import date
 from pathlib import Path
 
 from engines.files import Document
-from loadtest.capacity.decision import Row, nearest_possible, sentence_of
+from loadtest.capacity.decision import Row
 from loadtest.capacity.inputs import SMALL_GPUS, Demand, Price, old_prices
 from loadtest.capacity.payoff import payoffs_of
+from loadtest.capacity.plan_money import with_money
 from loadtest.capacity.recommendation import with_details
 from loadtest.capacity.replica_count import total_for, worst_loss
 from loadtest.capacity.schema import CapacityPlan, TrafficFacts
 from loadtest.capacity.search import Searched, SearchOptions, cheapest_sized, search, smaller_gpu
+from loadtest.capacity.sentences import nearest_possible, sentence_of
 
 
 def make_capacity(
@@ -50,6 +52,7 @@ def make_capacity(
         return plan
     if not is_brief:
         plan, best = with_details(plan, best, searched, options)
+        plan = with_money(plan, best, searched, options)
     lost = worst_loss(best.replicas or 0, demand.availability)
     return plan.model_copy(update={"sentence": sentence_of(demand, searched.market, best, lost), "rows": searched.rows})
 

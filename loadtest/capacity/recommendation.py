@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from loadtest.capacity.autoscaler import Day, Ups, autoscaled
-from loadtest.capacity.candidates import Candidate
+from loadtest.capacity.candidates import EVICTING, Candidate
 from loadtest.capacity.decision import Row, Sized, costed, resized
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Routing
 from loadtest.capacity.pareto import frontier_of
 from loadtest.capacity.replica_count import worst_loss
+from loadtest.capacity.scaling import compared_laws
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.search import Searched, SearchOptions, run_tasks, size_task
 from loadtest.capacity.sensitivity import Contender, again_of, cases_of, tasks_for
@@ -82,6 +83,14 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
     )
     possible = [row for row in searched.rows if row.status == "possible"]
     swept = {each.row.name: one.swept for each, one in zip(contenders, results["sweeps"], strict=True)}
+    scaling = compared_laws(
+        searched,
+        best,
+        swept.get(best.name, ()),
+        full_per_s=_full_batch_per_s(searched, candidate, candidate.interval.slow),
+        queue=queue,
+        options=options,
+    )
     again = again_of(contenders, [one.found for one in results["again"]])
     return plan.model_copy(
         update={
@@ -89,6 +98,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
             "operating_middle": results["operating_middle"][0].swept[0],
             "fleets": tuple(fleets),
             "max_queue_size": queue,
+            "scaling": scaling,
             "max_tokens_note": _max_tokens_note(searched, best, [one.found for one in results["max_tokens"]]),
             "sweep": swept.get(best.name, ()),
             "frontier": tuple(frontier_of(demand, market, possible, swept)),
@@ -236,12 +246,18 @@ def _sufficient_queue(
 
 
 def _lower_max_tokens(searched: Searched, candidate: Candidate) -> list[CandidateTask]:
-    """Return the search of the same engine with `max_tokens` set to the longest reply, if that reserves less."""
+    """Return the search of an engine that reserves, with `max_tokens` set to the longest reply, if that reserves less.
+
+    It is the recommended engine, or the one that it is a variant of with evictions. An engine that never reserves gains
+    nothing from a lower `max_tokens`.
+    """
     shape, manifest = searched.shape, candidate.manifest
-    if manifest is None or manifest.runtime.scheduler_policy == "max_utilization":
+    if manifest is None or shape.max_tokens <= shape.longest_osl:
         return []
-    if shape.max_tokens <= shape.longest_osl:
-        return []
+    if manifest.runtime.scheduler_policy == "max_utilization":
+        if not candidate.evicts:
+            return []
+        candidate = searched.candidate(candidate.name.removesuffix(EVICTING))
     lowered = with_max_tokens(searched.demand, shape.longest_osl)
     task = searched.task(candidate, lowered)._replace(shape=shape._replace(max_tokens=shape.longest_osl), is_brief=True)
     return [CandidateTask(f"{candidate.name}, max_tokens {shape.longest_osl}", search=task)]
@@ -265,6 +281,7 @@ def with_max_tokens(demand: Demand, tokens: int) -> Demand:
 
 
 def _max_tokens_note(searched: Searched, best: Row, found: Sequence[ReplicaCapacity | None]) -> str | None:
+    """Return what lowering `max_tokens` to the longest reply buys; None if the recommended engine gains nothing."""
     shape = searched.shape
     lowered = found[0] if found else None
     if lowered is None or lowered.rate_per_s is None:
@@ -274,15 +291,23 @@ def _max_tokens_note(searched: Searched, best: Row, found: Sequence[ReplicaCapac
         searched.demand,
         searched.market,
     )
-    before = best.needed or 0
+    saves = row.needed is not None and row.needed < (best.needed or 0)
+    cost = "" if row.usd_per_month is None else f", {row.usd_per_month:,.0f} USD a month"
+    replicas = "1 replica" if row.replicas == 1 else f"{row.replicas} replicas"
+    if best.scheduler_policy == "max_utilization":
+        text = (
+            f"The recommended engine reserves no KV cache for max_tokens ({shape.max_tokens:,}); it evicts requests "
+            f"instead. No reply is longer than {shape.longest_osl:,} tokens. With max_tokens lowered to that, the same "
+            "engine with reservations "
+        )
+        return f"{text}needs {replicas}{cost}, and evicts none." if saves else f"{text}saves no replica."
     text = (
         f"Every request reserves KV cache for {shape.max_tokens:,} reply tokens (max_tokens); no reply is longer than "
         f"{shape.longest_osl:,}. "
     )
-    if row.needed is None or row.needed >= before:
+    if not saves:
         return f"{text}Lowering max_tokens to that saves no replica."
-    cost = "" if row.usd_per_month is None else f", {row.usd_per_month:,.0f} USD a month"
-    return f"{text}Lowering max_tokens to that needs {row.replicas} replicas{cost}."
+    return f"{text}Lowering max_tokens to that needs {replicas}{cost}."
 
 
 def _autoscaled_usd(row: Row, day: Day) -> float | None:

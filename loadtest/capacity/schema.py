@@ -5,8 +5,10 @@ from __future__ import annotations
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
 from loadtest.capacity.autoscaler import Day
+from loadtest.capacity.autoscaling import ScalingComparison
 from loadtest.capacity.decision import Row
 from loadtest.capacity.inputs import Demand
+from loadtest.capacity.money import Money
 from loadtest.capacity.pareto import Point
 from loadtest.capacity.payoff import SpeculationPayoff
 from loadtest.capacity.sensitivity import Case
@@ -46,6 +48,7 @@ class CapacityPlan(Document):
         fleets: Simulations of the recommended replicas together; empty if the row is a measured run.
         day: Autoscaled replicas over the day, for the recommended row.
         autoscaled_usd_per_month: Their cost; None without a price, or if the traffic does not cover a whole day.
+        scaling: Control laws of an autoscaler, compared for the recommended row; None if one replica carries all.
         sweep: The recommended replica at lower and higher loads.
         max_queue_size: Maximum queued requests per replica, as deployed and as simulated; 0: no limit.
         warnings: Old prices, and smaller GPUs that were not tried because they have no price.
@@ -55,6 +58,7 @@ class CapacityPlan(Document):
             unfavourable end of the prediction, `operating_middle` at its middle.
         engine: Manifest of the recommended engine; None for a measured run.
         speculation: Up to which batch size each kind of speculation pays; empty if none is a candidate.
+        money: Energy and money of the recommended row; None in plans of earlier versions.
     """
 
     demand: Demand
@@ -66,6 +70,7 @@ class CapacityPlan(Document):
     fleets: tuple[Checked, ...] = ()
     day: Day | None = None
     autoscaled_usd_per_month: float | None = None
+    scaling: ScalingComparison | None = None
     sweep: tuple[RateProbe, ...] = ()
     frontier: tuple[Point, ...] = ()
     sensitivity: tuple[Case, ...] = ()
@@ -78,6 +83,7 @@ class CapacityPlan(Document):
     operating_middle: RateProbe | None = None
     engine: EngineManifest | None = None
     speculation: tuple[SpeculationPayoff, ...] = ()
+    money: Money | None = None
 
     @property
     def chosen(self) -> Row | None:

@@ -94,6 +94,9 @@ def cases_of(
 ) -> list[Case]:
     """Return all cases, each input moved both ways.
 
+    Where a measured run is recommended, there is no case of reply length: a run does not cover other replies. Twice
+    the prediction error does not change what was measured.
+
     Args:
         rows: All possible rows; cases of reply length and of twice the error use only those simulated again.
         found: By row and case, as `again_of` returns them.
@@ -111,7 +114,8 @@ def cases_of(
         cases.append(_case("traffic", words, demand, traffic, rows, best))
         which = SHORTER if sign < 0 else LONGER
         lengths = market.model_copy(update={"tokens_per_month": market.tokens_per_month * ratio})
-        cases.append(_case("reply length", words, demand, lengths, _carrying(rows, found, which), best))
+        if not best.is_run:
+            cases.append(_case("reply length", words, demand, lengths, _carrying(rows, found, which), best))
         if best.price is not None:
             prices = market.model_copy(update={"prices": {**market.prices, best.gpu: times(best.price, ratio)}})
             cases.append(_case("price of the recommended GPU", words, demand, prices, rows, best))
@@ -120,7 +124,8 @@ def cases_of(
         for row in rows
     ]
     cases.append(_case("prediction error", "none", demand, market, middle, best))
-    cases.append(_case("prediction error", "twice", demand, market, _carrying(rows, found, TWICE), best))
+    unchanged = [best] if best.is_run else []
+    cases.append(_case("prediction error", "twice", demand, market, [*unchanged, *_carrying(rows, found, TWICE)], best))
     return cases
 
 

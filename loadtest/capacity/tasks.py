@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engines.files import Strict
+from loadtest.capacity.autoscaling import Replayed, ReplayTask, replay
 from loadtest.capacity.simulation import (
     Checked,
     FleetSize,
@@ -44,6 +45,7 @@ class CandidateTask(NamedTuple):
     reliefs: Reliefs | None = None
     fleet: FleetTask | None = None
     size: SizeTask | None = None
+    replay: ReplayTask | None = None
 
     @property
     def key(self) -> str:
@@ -56,6 +58,8 @@ class CandidateTask(NamedTuple):
             return f"reliefs\n{self.reliefs.task.key}\n{self.reliefs.found.model_dump_json()}"
         if self.size is not None:
             return f"size\n{self.size.key}"
+        if self.replay is not None:
+            return f"replay\n{self.replay.key}"
         return f"fleet\n{self.fleet.key if self.fleet else ''}"
 
 
@@ -66,6 +70,7 @@ class TaskResult(Strict):
     swept: tuple[RateProbe, ...] = ()
     checked: Checked | None = None
     size: FleetSize | None = None
+    replayed: Replayed | None = None
 
 
 def run_task(task: CandidateTask) -> TaskResult:
@@ -78,6 +83,8 @@ def run_task(task: CandidateTask) -> TaskResult:
         return TaskResult(found=relieved(task.reliefs.task, task.reliefs.found))
     if task.size is not None:
         return TaskResult(size=smallest_fleet(task.size))
+    if task.replay is not None:
+        return TaskResult(replayed=replay(task.replay))
     if task.fleet is not None:
         return TaskResult(checked=check(task.fleet))
     raise ValueError("nothing to look at")

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, writing_flags
+from engines.console import Command, common_flags, completing, writing_flags
+from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names
 
 CALIBRATION_OUT = Path("artifacts/calibration.json")
 GROUPS = {
@@ -34,14 +35,25 @@ GROUPS = {
 @click.option(
     "--model",
     "model_name",
+    shell_complete=completing(model_names),
     default="deepseek-r1-0528-qwen3-8b",
     show_default=True,
     help="A known model, or a folder with a config.json.",
 )
 @click.option(
-    "--gpu", default="h100-sxm-80gb", show_default=True, help="A known GPU, or FILE.yaml from describe-machine."
+    "--gpu",
+    shell_complete=completing(gpu_names),
+    default="h100-sxm-80gb",
+    show_default=True,
+    help="A known GPU, or FILE.yaml from describe-machine.",
 )
-@click.option("--precision", default="fp8", show_default=True, help="Precision of the linear layers.")
+@click.option(
+    "--precision",
+    shell_complete=completing(lambda: PRECISION_NAMES),
+    default="fp8",
+    show_default=True,
+    help="Precision of the linear layers.",
+)
 @click.option(
     "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format. Default: as build-engine chooses."
 )
@@ -56,6 +68,7 @@ GROUPS = {
 )
 @click.option(
     "--engine-profile",
+    shell_complete=completing(engine_profile_names),
     metavar="NAME",
     help="Engine profile to start from: trtllm-1.x-triton, vllm-v1, ... Default: what is expected of any engine; name "
     "a profile only if the deployment runs that engine.",

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, writing_flags
+from engines.console import Command, common_flags, completing, writing_flags
+from loadtest.cli.load_flags import library_names
 from loadtest.cli.target_options import TARGET_FLAGS, target_flags
 
 KNEE_OUT = Path("artifacts/knee")
@@ -28,7 +29,13 @@ GROUPS = {
     epilog=f"Writes {KNEE_OUT} unless --out is given.",
 )
 @click.argument("engine_dir", required=False, type=click.Path(path_type=Path))
-@click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="Scenario with lengths, prompts and arrivals.")
+@click.option(
+    "--scenario",
+    "scenario_name",
+    shell_complete=completing(library_names),
+    metavar="NAME|FILE",
+    help="Scenario with lengths, prompts and arrivals.",
+)
 @target_flags
 @click.option("--isl", help="Prompt length in tokens.")
 @click.option("--osl", help="Reply length in tokens.")

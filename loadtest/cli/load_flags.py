@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -10,6 +11,11 @@ import click
 from engines.errors import UserError
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
+
+
+def library_names() -> list[str]:
+    """Return the names of the ready-made scenarios without loading their schema, for completion in the shell."""
+    return sorted(path.stem for path in (Path(__file__).parents[1] / "scenario" / "library").glob("*.yaml"))
 
 
 def _counts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:

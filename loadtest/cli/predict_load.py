@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags
-from loadtest.cli.load_flags import concurrency_flag, load_flags, refuse_two_loads
+from engines.console import Command, common_flags, completing
+from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names
+from loadtest.cli.load_flags import concurrency_flag, library_names, load_flags, refuse_two_loads
 
 GROUPS = {
     "Load": (
@@ -31,10 +32,19 @@ GROUPS = {
 )
 @click.argument("engine_dir", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--model", "model_name", help="A known model, or a folder with a config.json, if no engine folder is given."
+    "--model",
+    "model_name",
+    shell_complete=completing(model_names),
+    help="A known model, or a folder with a config.json, if no engine folder is given.",
 )
-@click.option("--gpu", help="A known GPU, or FILE.yaml from describe-machine, if no engine folder is given.")
-@click.option("--precision", help="Precision, if no engine folder is given.")
+@click.option(
+    "--gpu",
+    shell_complete=completing(gpu_names),
+    help="A known GPU, or FILE.yaml from describe-machine, if no engine folder is given.",
+)
+@click.option(
+    "--precision", shell_complete=completing(lambda: PRECISION_NAMES), help="Precision, if no engine folder is given."
+)
 @click.option("--tp", type=int, help="Tensor parallel size, if no engine folder is given.")
 @click.option("--max-batch-size", type=int, help="Maximum sequences in one iteration, if no engine folder is given.")
 @click.option(
@@ -56,6 +66,7 @@ GROUPS = {
 )
 @click.option(
     "--engine-profile",
+    shell_complete=completing(engine_profile_names),
     metavar="NAME",
     help=(
         "Engine profile, the expected overhead above the kernels: trtllm-1.x-triton, trtllm-serve, "
@@ -75,7 +86,13 @@ GROUPS = {
 @click.option(
     "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, if no engine folder is given."
 )
-@click.option("--scenario", "scenario_name", metavar="NAME|FILE", help="A scenario of the library, or a YAML file.")
+@click.option(
+    "--scenario",
+    "scenario_name",
+    shell_complete=completing(library_names),
+    metavar="NAME|FILE",
+    help="A scenario of the library, or a YAML file.",
+)
 @concurrency_flag
 @click.option(
     "--static-batch",

@@ -14,6 +14,7 @@ from engines.spec import resolve_gpu
 from engines.steptime import step_time_for
 from loadtest.capacity.inputs import PriceChoices, old_prices, prices_for
 from loadtest.metrics import GpuPrice, Summary, with_cost
+from loadtest.simulate import with_power_range
 
 
 def pricing_of(flags: dict[str, Any]) -> Callable[[Summary], Summary]:
@@ -39,7 +40,14 @@ def pricing_of(flags: dict[str, Any]) -> Callable[[Summary], Summary]:
     usd_per_h, source = _price(flags, None if manifest is None else manifest.gpu.name)
     price = GpuPrice(usd_per_h, gpus, source)
     step_time = None if manifest is None else step_time_for(manifest)
-    return lambda summary: with_cost(summary, price, step_time, gpus_per_replica=per_replica)
+
+    def priced(summary: Summary) -> Summary:
+        found = with_cost(summary, price, step_time, gpus_per_replica=per_replica)
+        if found.kind == "predicted" and manifest is not None:
+            return with_power_range(found, manifest)
+        return found
+
+    return priced
 
 
 def _price(flags: dict[str, Any], engine_gpu: str | None) -> tuple[float, str]:

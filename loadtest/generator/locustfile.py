@@ -7,6 +7,7 @@ reply.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import logging
@@ -277,6 +278,7 @@ def main(role: str, options: str) -> None:
     The process exits immediately in every case: sockets could otherwise wait forever to deliver a last message.
     """
     logging.basicConfig(level=logging.WARNING)
+    faulthandler.enable(all_threads=False)  # a crash in a library leaves a traceback in the log
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file descriptor
     gc.freeze()  # existing objects stay: garbage collection during a reply need not scan them

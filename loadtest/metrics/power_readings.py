@@ -10,6 +10,7 @@ import numpy as np
 from loadtest.results import Floats, Sample, meanings_of, parse_series
 
 QUANTITIES = ("gpu_energy_j", "gpu_power_w", "modelled_energy_j")
+DCGM_BLANK = 2.0**62  # DCGM writes 2**63 - 16 and its neighbours for what a GPU does not support
 _UUID_LABELS = ("UUID", "gpu_uuid")  # DCGM's exporter, Triton
 
 
@@ -44,7 +45,7 @@ def meters_of(samples: Sequence[Sample], t_s: Floats) -> tuple[Meter, ...]:
             known[series] = _meaning(series)
         for series, value in sample.values.items():
             meaning = known[series]
-            if meaning is not None and np.isfinite(value):
+            if meaning is not None and np.isfinite(value) and value < DCGM_BLANK:
                 times, values = rows.setdefault((sample.page, series), ([], []))
                 times.append(at_s)
                 values.append(value * meaning[1])

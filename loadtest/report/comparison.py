@@ -223,7 +223,7 @@ def _words(outcome: Outcome, ratio: float | None, low: float | None, high: float
     if ratio is None:
         return "not measured in both"
     if low is None or high is None:
-        return f"{ratio:+.1%}; too few requests to tell a change from chance"
+        return f"{ratio:+.1%}; too few requests"
     ends = f"{low:+.1%} to {high:+.1%}"
     return {
         "same": f"the same within {SAME_RATIO:.0%} ({ends})",

@@ -75,21 +75,20 @@ def _tone(comparison: Comparison, issues: list[str]) -> str:
 
 def _level_table(comparison: Comparison, level: LevelChanges) -> Table:
     sides = (("baseline", comparison.baseline), ("candidate", comparison.candidate))
-    heads: list[Cell | str] = ["quantity", *(Cell(role, below=side.label) for role, side in sides)]
-    return table(
-        [*heads, "change", "95 % confidence", "result"], (_row(change) for change in level.changes), text_at=(5,)
-    )
+    # The result is beside its name: on a phone, the table's other columns are reached by scrolling.
+    heads: list[Cell | str] = ["quantity", "result", *(Cell(role, below=side.label) for role, side in sides)]
+    return table([*heads, "change", "95 % confidence"], (_row(change) for change in level.changes), text_columns=2)
 
 
 def _row(change: Change) -> list[Cell | str]:
     ends = NONE if change.low is None or change.high is None else f"{change.low:+.1%} to {change.high:+.1%}"
     return [
         changed_name(change.figure),
+        Cell(change.words.partition("(")[0].strip(), tone=_TONES[change.outcome]),
         changed_value(change.figure, change.baseline),
         changed_value(change.figure, change.candidate),
         NONE if change.change_ratio is None else f"{change.change_ratio:+.1%}",
         ends,
-        Cell(change.words.partition("(")[0].strip(), tone=_TONES[change.outcome]),
     ]
 
 

@@ -129,6 +129,13 @@ def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None)
         "Tokens per second of one user against those of all users: the trade-off of a deployment.",
         charts.frontier(summary),
     )
+    if any(level.energy is not None or level.cost is not None for level in summary.levels):
+        yield Chart(
+            "energy_and_cost",
+            "Joules and cost of a token: a larger batch shares the reading of the weights, base power and price. "
+            "Bars: the 90 % interval of predicted power.",
+            charts.energy_and_cost(summary),
+        )
     yield Chart(
         "distributions",
         "Complete distributions, with the tails below: a stall of one gap in a thousand is visible there.",

@@ -20,7 +20,7 @@ from engines.errors import ToolError
 from engines.processes import signal_group
 from loadtest.generator import ENOUGH, GeneratorPlan
 
-LAST_LINES = 12
+LAST_LINES, LINE_COLUMNS = 12, 200
 SILENT_S = 60.0  # a generator reports its progress every second
 STOP_WITHIN_S = 5.0
 LOCUSTFILE = Path(__file__).parent.parent / "generator" / "locustfile.py"
@@ -170,10 +170,19 @@ class Generators:
 
     def _last_lines(self) -> list[str]:
         """Return the end of each process's log; the folder with the logs is removed when the command ends."""
+        return [line for place in range(len(self._running)) for line in self._end_of_log(place)]
+
+    def _end_of_log(self, place: int) -> list[str]:
+        lines = self._log(place).read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line[:LINE_COLUMNS] for line in lines[-LAST_LINES:]]
+
+    def failed_workers(self) -> list[str]:
+        """Return how each worker on this machine that failed has ended, and the last lines of its log."""
         lines: list[str] = []
-        for place in range(len(self._running)):
-            log_lines = self._log(place).read_text(encoding="utf-8", errors="replace").splitlines()
-            lines += log_lines[-LAST_LINES:]
+        for place, worker in enumerate(self._workers):
+            if (status := worker.poll()) not in {None, 0}:
+                error = ToolError("a worker process", status=status, last_lines=self._end_of_log(place + 1))
+                lines += error.message.splitlines()
         return lines
 
     def _require_success(self) -> None:

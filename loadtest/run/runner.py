@@ -40,6 +40,7 @@ from loadtest.scenario import Scenario
 from loadtest.traffic import ConversationSampler, LevelPlan, PromptMaker, plans_of, prepare
 
 UNDER_WAY_NAME = "under-way.jsonl"
+_REPORT_HINT = "report what was measured with report-load {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,8 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
             )
     except ToolError as error:
         progress.interrupted = error.message.splitlines()[0]
+        if (out / REQUESTS_NAME).is_file():
+            error.hint = error.hint or _REPORT_HINT.format(out)
         raise
     except OSError as error:
         progress.interrupted = f"{error.filename or out}: {error.strerror}"
@@ -170,7 +173,7 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
         generators.end()
         progress.end(time.monotonic() - began)
         run, observations = _complete(request, folder, progress, generators.fleet.processes)
-    _require_success(out, run, observations)
+    _require_success(out, run, observations, generators.failed_workers())
     return run
 
 
@@ -310,11 +313,12 @@ def _plan(request: RunRequest, folder: Path, began: float) -> GeneratorPlan:
     )
 
 
-def _require_success(out: Path, run: RunManifest, observations: dict[int, LevelObservations]) -> None:
+def _require_success(
+    out: Path, run: RunManifest, observations: dict[int, LevelObservations], failed_workers: list[str]
+) -> None:
     if run.interrupted is not None:
         raise ToolError(
-            f"the run ended early: {run.interrupted}",
-            hint=f"report what was measured with report-load {out}",
+            f"the run ended early: {run.interrupted}", last_lines=failed_workers, hint=_REPORT_HINT.format(out)
         )
     measured = sum(level.measured for level in observations.values())
     if not any(level.good for level in observations.values()):

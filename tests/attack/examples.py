@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import struct
 import tomllib
 from pathlib import Path
@@ -73,11 +74,20 @@ def commands() -> dict[str, click.Command]:
     return found
 
 
+def _calibration() -> str:
+    """Return a published calibration, as if it were of the engine that is built here."""
+    published = ROOT / "validation" / "vllm-v1" / "amd-epyc-1-core" / "smollm2-135m-4-layers" / "calibration.json"
+    found = json.loads(published.read_text())
+    return json.dumps(
+        found | {"gpu": "h100-sxm-80gb", "precision": "fp8", "kv_cache": "fp8", "made_from": []}, indent=1
+    )
+
+
 def make_examples(folder: Path) -> None:
     """Fill a folder with one valid example of each input."""
     place = folder / "place"
     place.mkdir(parents=True)
-    for name, text in {**TEXTS, "points.csv": POINTS}.items():
+    for name, text in {**TEXTS, "points.csv": POINTS, "calibration.json": _calibration()}.items():
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_text(text)
     write_checkpoint(place / "checkpoint", shapes=SHAPES)

@@ -22,7 +22,7 @@ REFUSED = {
     f"{PLAN} --isl 1000000000": "less than or equal to 16777216",
     f"{PLAN} --ttft-ms inf": "inf is not a number from",
     f"{PREDICT} --isl 1e9 --concurrency 1": "a number from 0 to 16,777,216 is expected",
-    f"{PREDICT} --isl 8 --rate inf": "rate_per_s",
+    f"{PREDICT} --isl 8 --rate inf": "--rate",
     f"{PREDICT} --isl 8 --rate nan": "--rate nan",
     f"{PREDICT} --isl 8 --concurrency 10000000": "less than or equal to 65536",
     f"{PREDICT} --isl 8 --concurrency 1 --scenario loop": "loop",
@@ -39,6 +39,8 @@ REFUSED = {
     "build-repo engine --tokenizer tokenizer --serving loop --out out": "loop: cannot be read: Too many levels",
     "build-deployment trace.csv/x --out out": "trace.csv/x",
     "unpack-checkpoint huge.gguf --out out": "9,223,372,036,854,775,808 tensors",
+    "evaluate-engine engine --tasks gsm8k": "an emulated engine answers with made-up text, which has no accuracy",
+    "evaluate-engine --tasks gsm8k": "nothing to evaluate",
     f"run-load --url {CLOSED} --tokenizer tokenizer --isl 8 --osl 4 --out out": "127.0.0.1",
 }
 # Each command that writes, and the most a file may grow to: its disk is then full.

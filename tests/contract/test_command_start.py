@@ -17,10 +17,12 @@ import pytest
 
 from engines import names
 from engines.console import LAST_GROUPS
-from engines.spec import LLM_API_VERSIONS, PRECISIONS, known_gpus, known_models
+from engines.spec import LLM_API_VERSIONS, PRECISIONS, engine_profiles, known_gpus, known_models
 from loadtest.cli import find_knee, target_options
+from loadtest.cli.load_flags import library_names
 from loadtest.client import OPENAI_KEY, ProtocolName
 from loadtest.knee import UNITS, Span
+from loadtest.scenario.schema import scenario_names
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -93,6 +95,8 @@ def test_help_names_what_is_known() -> None:
     """The names in --help are those of the data sheets and of the code, in the same order."""
     assert names.gpu_names() == tuple(known_gpus())
     assert names.model_names() == tuple(known_models())
+    assert set(names.engine_profile_names()) == {profile.name for profile in engine_profiles().values()}
+    assert library_names() == scenario_names()
     assert tuple(PRECISIONS) == names.PRECISION_NAMES
     assert LLM_API_VERSIONS == names.LLM_API_VERSION_NAMES
 

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -20,7 +21,9 @@ from conftest import BIN, LOCAL_TRITON, succeed
 from monitoring import Deployed, Prometheus, small_engine, wait_until
 from streams import Stream, tokens
 
+from engines.autoscaling import ScalingLaw, Signal
 from tests.prometheus_adapter import adapter_query
+from triton_repo.deploy.scaling import keda_query, planned_scaling
 
 pytestmark = pytest.mark.e2e
 # Triton 24.10, the local one, has no histogram of first responses; promtool fires that alert in tests/contract.
@@ -108,6 +111,22 @@ def test_what_the_autoscaler_asks_for_is_there(watched: Watched) -> None:
     assert asked == {rule["name"]["as"] for rule in rules["rules"]["custom"]}
     for rule in rules["rules"]["custom"]:
         assert watched.prometheus.query(adapter_query(rule, group="instance", matchers='job="demo"'))
+
+
+@pytest.mark.parametrize("signal", get_args(Signal))
+def test_a_plans_control_law_finds_its_signal(watched: Watched, signal: Signal) -> None:
+    """KEDA's query and the adapter's, of each signal, on the real Triton under load; this one has no histogram."""
+    law = ScalingLaw(controller="keda", signal=signal, target=1.0, min_replicas=1, max_replicas=4)
+    [found] = watched.prometheus.query(keda_query(law, "demo"))
+    scaling = planned_scaling(law)
+    rule = {"seriesQuery": scaling.series, "metricsQuery": scaling.query}
+    per_pod = watched.prometheus.query(adapter_query(rule, group="instance", matchers='job="demo"'))
+    if signal == "ttft_p95":
+        assert float(found["value"][1]) == 0
+        assert not per_pod
+    else:
+        assert len(per_pod) == 1
+        assert float(found["value"][1]) >= 0
 
 
 def test_terminated_it_drains_and_leaves(watched: Watched) -> None:

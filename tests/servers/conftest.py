@@ -5,31 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-import yaml
 
 from engines.ports import free_ports
-from tests.servers.endpoint import FRONT_KEY, GATEWAY_KEY, MODEL, Endpoint, command, require
+from tests.servers.endpoint import MODEL, Endpoint, command, require
 from tests.servers.environments import OPT, VLLM
-from validation.real.server_process import Server, running
-from validation.real.settings import Limits
+from tests.servers.starting import LIMITS, front_before, litellm_before
+from validation.real.server_process import running
 from validation.real.vllm import serving
 
 CORES = sorted(os.sched_getaffinity(0))
-LIMITS = Limits(max_batch_size=8, max_num_tokens=512, max_seq_len=512)
-# The plan needs an accelerator; nothing is predicted with it here.
-ACCELERATOR = {
-    "name": "one-core",
-    "device": "cpu",
-    "kind": "stated",
-    "threads": 1,
-    "memory_bytes": {"value": 16e9, "source": "any"},
-    "bandwidth_bytes_per_s": {"value": 2e10, "source": "any"},
-    "dense_flops": {"fp32": {"value": 5e10, "source": "any"}},
-}
 
 
 @pytest.fixture(scope="session")
@@ -61,59 +48,16 @@ def front(vllm: Endpoint, checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     """Serve Triton and its front before vLLM."""
     if not (OPT / "triton").is_dir():
         pytest.skip("the local Triton is not installed: make setup, or install-triton")
-    folder = tmp_path_factory.mktemp("front")
-    (folder / "core.yaml").write_text(yaml.safe_dump(ACCELERATOR))
-    (folder / "keys.txt").write_text(f"{FRONT_KEY}\n")
-    limits = ("--max-batch-size", LIMITS.max_batch_size, "--max-seq-len", LIMITS.max_seq_len)
-    plan = ("--checkpoint", checkpoint, "--gpu", folder / "core.yaml", "--precision", "fp32", *limits)
-    command("build-engine", "--emulate", *plan, "--out", folder / "engine")
-    command("build-repo", folder / "engine", "--engine-url", vllm.url, "--out", folder / "repository")
-    http, grpc, metrics, port = free_ports(4)
-    ports = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--openai-port", port)
-    asked = ("--openai", "--api-key-file", folder / "keys.txt", "--openai-model", MODEL, "--tritonserver", "local")
-    command("serve-repo", folder / "repository", *ports, *asked, "--detach", "--stop-after", 3600)
-    yield Endpoint(f"http://127.0.0.1:{port}", MODEL, FRONT_KEY)
-    command("serve-repo", folder / "repository", "--stop")
+    with front_before(vllm, checkpoint, tmp_path_factory.mktemp("front")) as served:
+        yield served
 
 
 @pytest.fixture(scope="session")
 def gateway(vllm: Endpoint, front: Endpoint, logs: Path) -> Iterator[Endpoint]:
     """Serve LiteLLM's proxy before both: its models are `vllm` and `front`."""
     python = require("litellm")
-    behind = {"vllm": vllm, "front": front}
-    document = {
-        "model_list": [
-            {
-                "model_name": name,
-                "litellm_params": {
-                    "model": f"hosted_vllm/{each.model}",
-                    "api_base": f"{each.url}/v1",
-                    "api_key": each.key,
-                },
-            }
-            for name, each in behind.items()
-        ],
-        "general_settings": {"master_key": GATEWAY_KEY},
-        "litellm_settings": {"telemetry": False},
-    }
-    config = logs / "litellm.yaml"
-    config.write_text(yaml.safe_dump(document))
-    with litellm_proxy(python, config, logs / "litellm.log") as server:
-        yield Endpoint(server.url, "front", GATEWAY_KEY)
-
-
-def litellm_proxy(python: Path, config: Path, log: Path) -> AbstractContextManager[Server]:
-    """Return a context in which LiteLLM's proxy runs on the first core."""
-    (port,) = free_ports(1)
-    return running(
-        [str(python.parent / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)],
-        "LiteLLM's proxy",
-        url=f"http://127.0.0.1:{port}/health/liveliness",
-        model="front",
-        core=CORES[0],
-        log=log,
-        environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"},
-    )
+    with litellm_before({"front": front, "vllm": vllm}, python, logs, core=CORES[0]) as served:
+        yield served
 
 
 @pytest.fixture(scope="session")

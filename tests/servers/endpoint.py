@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.servers.environments import OPT, python_of
+from validation.real.commands import pinned_to
 
 BIN = Path(sys.executable).parent
 MODEL = "smollm2"
@@ -29,10 +30,19 @@ def require(name: str) -> Path:
     return python
 
 
-def command(*words: object) -> str:
-    """Run one of this project's commands, which must succeed; return what it printed."""
+def command(*words: object, core: int | None = None) -> str:
+    """Run one of this project's commands, which must succeed; return what it printed.
+
+    Args:
+        core: It and its children are pinned to this one; None: wherever the system puts them.
+    """
     done = subprocess.run(
-        [BIN / str(words[0]), *map(str, words[1:])], capture_output=True, text=True, timeout=300, check=False
+        [BIN / str(words[0]), *map(str, words[1:])],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        preexec_fn=None if core is None else pinned_to(core),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

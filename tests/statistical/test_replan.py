@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.calibration import read_calibration
 from engines.files import MadeBy, read_json
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.results import RUN_NAME
@@ -28,6 +29,9 @@ def test_a_plan_is_made_again_from_what_was_measured(tmp_path: Path) -> None:
     (folder / RUN_NAME).write_text(text, encoding="utf-8")
     arguments = ("--plan", str(planned / "capacity.json"), "--calibrate-from", str(folder), "--workers", "1")
     run(*arguments, "--out", str(tmp_path / "again"))
+    known = read_calibration(tmp_path / "again.calibration.json")
+    assert known.prior == plan.engine.step_time.profile
+    assert known.generator.start == "staggered"
     again = read_json(tmp_path / "again" / "capacity.json", CapacityPlan)
     assert again.chosen is not None
     assert again.chosen.basis == "calibrated"

@@ -238,7 +238,8 @@ def test_a_killed_generator_is_an_error_and_its_requests_are_recorded_as_lost(
     os.kill(_children(process)[0], signal.SIGKILL)
     status, errors = _end(process)
     assert status == 1
-    assert "the load generator failed; exit status -9" in errors
+    assert "the load generator failed; ended by SIGKILL" in errors
+    assert "hint: report what was measured with report-load" in errors
     records, manifest = _records(tmp_path / "run"), _manifest(tmp_path / "run")
     outcomes = Counter(each["outcome"] for each in records)
     assert outcomes["lost"] >= 4  # of each user one; more where the last records were not on disk yet
@@ -256,7 +257,7 @@ def test_a_killed_worker_ends_the_run_and_is_named(start: Start, run: Run, tmp_p
     killed_s = time.monotonic()
     status, errors = _end(process)
     assert status == 1
-    assert "was lost" in errors
+    assert "was lost\n  | a worker process; ended by SIGKILL\nhint: report what was measured" in errors
     assert time.monotonic() - killed_s < 30
     records, manifest = _records(tmp_path / "run"), _manifest(tmp_path / "run")
     lost = {each["worker"] for each in records if each["outcome"] == "lost"}

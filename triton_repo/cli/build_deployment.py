@@ -12,6 +12,7 @@ from engines import console
 FOLDER = click.Path(path_type=Path)
 GROUPS = {
     "Deployment": ("--name", "--namespace", "--image", "--claim", "--replicas", "--max-replicas"),
+    "Autoscaling": ("--autoscaling", "--prometheus-url"),
     "Objectives and timing": ("--ttft-objective", "--longest-reply", "--drain-before"),
 }
 
@@ -38,8 +39,12 @@ GROUPS = {
 @click.option(
     "--claim", default="auto", show_default=True, help="PersistentVolumeClaim with the models. auto: NAME-models."
 )
-@click.option("--replicas", default=2, show_default=True, help="Minimum number of replicas.")
-@click.option("--max-replicas", default=4, show_default=True, help="Maximum number of replicas for the autoscaler.")
+@click.option("--replicas", type=int, help="Minimum number of replicas.  [default: 2, or the plan's]")
+@click.option(
+    "--max-replicas", type=int, help="Maximum number of replicas for the autoscaler.  [default: 4, or the plan's]"
+)
+@click.option("--autoscaling", type=FOLDER, help="Control law of a capacity plan: its autoscaling.json.")
+@click.option("--prometheus-url", help="Prometheus that KEDA asks.  [default: the Prometheus operator's]")
 @click.option(
     "--longest-reply",
     "longest_reply_s",

@@ -2,5 +2,6 @@
 
 from triton_repo.deploy.plan import Deployment, DeploymentPlan, plan_deployment
 from triton_repo.deploy.render import render_deployment
+from triton_repo.deploy.scaling import read_law
 
-__all__ = ["Deployment", "DeploymentPlan", "plan_deployment", "render_deployment"]
+__all__ = ["Deployment", "DeploymentPlan", "plan_deployment", "read_law", "render_deployment"]

@@ -19,6 +19,7 @@ from typing import Any
 from triton_repo.deploy import monitoring_serve
 from triton_repo.deploy.plan import DeploymentPlan
 from triton_repo.deploy.rules import BUSY, POD, Alert, Recorded, Scaling
+from triton_repo.deploy.scaling import planned_scaling
 
 # Models whose requests include an engine's request from start to end. One request may be counted by two of them.
 WHOLE = '{model=~"ensemble|tensorrt_llm|tensorrt_llm_bls"}'
@@ -150,6 +151,8 @@ def scaling(plan: DeploymentPlan) -> list[Scaling]:
     """Return what the autoscaler stands on; it follows the metric that asks for the most servers."""
     if plan.variant == "trtllm_serve":
         return monitoring_serve.scaling(plan)
+    if plan.variant == "inflight_batcher_llm" and plan.scaling is not None:
+        return [planned_scaling(plan.scaling.law)]
     return _llmapi_scaling(plan) if plan.variant == "llmapi" else _engine_scaling(plan)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from engines.autoscaling import AutoscalingFile
 from engines.build import choices_of, serve_image, trtllm
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Strict, source_of
@@ -19,6 +20,7 @@ from triton_repo.settings import REPOSITORY_NAME, RepositoryManifest, Variant, r
 
 GIB = 2**30
 NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
+PROMETHEUS_URL = "http://prometheus-operated.monitoring.svc:9090"  # the Prometheus operator's governing service
 ENDPOINT_S = 10  # a terminating pod still gets requests until every node has removed the endpoint
 EXIT_S = 15  # Triton ends within its own time-out, or is killed
 LOAD_BYTES_PER_S = 100e6  # network storage at its slowest; a probe that gives up too early restarts the load for ever
@@ -41,6 +43,7 @@ class Deployment(Strict):
         longest_reply_s: Seconds a request may take from its first token to its last; auto: predicted.
         ttft_objective_s: Alert if the 95th percentile of the time to first response exceeds this.
         drain_before_s: Seconds a terminating server keeps serving while load balancers stop routing to it.
+        prometheus_url: Prometheus that KEDA asks.
     """
 
     name: Annotated[str, Field(pattern=NAME)]
@@ -52,6 +55,7 @@ class Deployment(Strict):
     longest_reply_s: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     ttft_objective_s: Annotated[float, Field(gt=0)] = 2.0
     drain_before_s: Annotated[int, Field(ge=0, le=120)] = ENDPOINT_S
+    prometheus_url: Annotated[str, Field(pattern=r"^https?://[\w./:-]+$")] = PROMETHEUS_URL
 
 
 class DeploymentPlan(Document):
@@ -78,6 +82,7 @@ class DeploymentPlan(Document):
         queue_alarm: Requests in a server's queue past which a growing queue is an alert.
         command: The server's command line; `$key` and what begins with `${` are the script's own variables.
         environment: What the server's environment must have.
+        scaling: The control law that a capacity plan simulated; None: the autoscaler's own targets.
     """
 
     deployment: Deployment
@@ -108,6 +113,7 @@ class DeploymentPlan(Document):
     command: list[str]
     environment: dict[str, str]
     notices: list[str]
+    scaling: AutoscalingFile | None = None
 
     @property
     def server(self) -> str:
@@ -131,12 +137,18 @@ class DeploymentPlan(Document):
 
 
 def plan_deployment(
-    repository: Path, engine_folder: Path | None, deployment: Deployment, *, made_by: MadeBy
+    repository: Path,
+    engine_folder: Path | None,
+    deployment: Deployment,
+    *,
+    made_by: MadeBy,
+    scaling: AutoscalingFile | None = None,
 ) -> DeploymentPlan:
     """Resolve a deployment for a repository.
 
     Args:
         engine_folder: Where the repository's `tensorrt_llm` model looks for its engine; None without one.
+        scaling: A simulated control law, whose replicas the deployment's settings state.
 
     Raises:
         MissingError: No image is known with the engine's TensorRT-LLM.
@@ -194,6 +206,7 @@ def plan_deployment(
         command=_command(manifest),
         environment={} if serve else rank_environment(manifest),
         notices=_notices(manifest),
+        scaling=scaling,
     )
 
 

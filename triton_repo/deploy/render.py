@@ -12,11 +12,13 @@ from typing import Any
 import jinja2
 import yaml
 
+from engines.autoscaling import Controller
 from engines.files import write_json, write_text
 from engines.outputs import whole_folder
 from triton_repo.deploy.dashboard import DATASOURCE, dashboard_json
 from triton_repo.deploy.monitoring import rules_document, scaling
 from triton_repo.deploy.plan import GIB, DeploymentPlan
+from triton_repo.deploy.scaling import behavior, keda_query
 from triton_repo.server import control
 
 PLAN_NAME = "manifest.json"
@@ -48,13 +50,13 @@ def render_deployment(plan: DeploymentPlan, out: Path, *, force: bool) -> None:
         values |= {"rules": rules, "dashboard": dashboard_json(plan)}
         write_text(folder / "prometheus" / "rules.yml", rules)
         write_text(folder / "grafana" / "dashboard.json", values["dashboard"])
-        for template, target in _targets().items():
+        for template, target in _targets(plan).items():
             write_text(folder / target, environment.get_template(template).render(values))
         for path in (folder / "server").iterdir():
             path.chmod(0o644)  # read by the container's own user
 
 
-def _targets() -> dict[str, str]:
+def _targets(plan: DeploymentPlan) -> dict[str, str]:
     """Return the file that each template becomes."""
     targets = {
         "compose.yaml.j2": "compose.yaml",
@@ -62,11 +64,41 @@ def _targets() -> dict[str, str]:
         "grafana/datasource.yaml.j2": "grafana/provisioning/datasources/prometheus.yaml",
         "grafana/dashboards.yaml.j2": "grafana/provisioning/dashboards/dashboards.yaml",
     }
-    return targets | {f"kubernetes/{name}.yaml.j2": f"kubernetes/{name}.yaml" for name in KUBERNETES}
+    targets |= {f"kubernetes/{name}.yaml.j2": f"kubernetes/{name}.yaml" for name in KUBERNETES}
+    return targets if plan.scaling is None else targets | _scalers(plan.scaling.law.controller)
+
+
+def _scalers(controller: Controller) -> dict[str, str]:
+    """Return the files of both controllers: the simulated law's is applied with the rest, the other stands apart."""
+    files = {"hpa": "horizontalpodautoscaler.yaml", "keda": "scaledobject.yaml"}
+    return {
+        f"kubernetes/{file}.j2": f"kubernetes/{'' if name == controller else 'alternative/'}{file}"
+        for name, file in files.items()
+    }
+
+
+def _law_values(plan: DeploymentPlan) -> dict[str, Any]:
+    """Return what the templates say of a simulated control law."""
+    if plan.scaling is None:
+        return {"law": None}
+    found = plan.scaling
+    cold = found.cold_start
+    note = (
+        f"simulated for {found.row}: {found.missed_minutes:g} of {found.simulated_minutes:g} minutes miss an "
+        f"objective, {found.gpu_hours:g} GPU hours; a replica starts in {cold.total_s:g} s ({cold.source})"
+    )
+    return {
+        "law": found.law,
+        "law_note": note if found.law.controller == "hpa" else f"{note}; follows one metric of all replicas",
+        "behavior": behavior(found.law),
+        "keda_query": keda_query(found.law, plan.deployment.name),
+        "threshold": f"{found.law.target:g}",
+    }
 
 
 def _values(plan: DeploymentPlan) -> dict[str, Any]:
     return {
+        **_law_values(plan),
         "plan": plan,
         "name": plan.deployment.name,
         "namespace": plan.deployment.namespace,

@@ -10,7 +10,6 @@ import itertools
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -28,24 +27,8 @@ from triton_repo.models.sending import has_left, send_response
 from triton_repo.models.tensor_model import ServedModel
 
 SENDER_THREADS = 3  # sending blocks: two threads keep up with a full server, a third covers a slow reader
-STUCK_S = 10.0  # a send takes 0.1 ms; Triton's Python backend may never return from one (server issue 5988)
 STOPPED = "the emulated engine has stopped after a failed step; the server's log has the reason"
 STEP_FAILED = "emulated engine: a step failed, its traceback is in this log; every request ends with an error"
-
-
-@dataclass(slots=True)
-class Lane:
-    """One sender: what it is to send, and the call it sends for at the moment, if any, since when.
-
-    Attributes:
-        batch: What is left of the step's tokens being sent.
-    """
-
-    batches: queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None] = field(default_factory=queue.SimpleQueue)
-    batch: deque[tuple[Sequence, TokenEvent]] = field(default_factory=deque)
-    thread: threading.Thread | None = None
-    call: Call | None = None
-    since_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -93,6 +76,9 @@ class Call:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+Batches = queue.SimpleQueue[list[tuple[Sequence, TokenEvent]] | None]
+
+
 class EngineHost:
     """Runs the batcher of one emulated engine and sends its tokens.
 
@@ -126,7 +112,10 @@ class EngineHost:
         self._sequences: dict[int, Sequence] = {}
         self._by_client_id: dict[str, Call] = {}
         self._lock = threading.Lock()
-        self._lanes = [Lane() for _ in range(SENDER_THREADS)]
+        self._lanes: list[Batches] = [queue.SimpleQueue() for _ in range(SENDER_THREADS)]
+        self._senders = [
+            threading.Thread(target=self._send_lane, args=(lane,), name="sender", daemon=True) for lane in self._lanes
+        ]
         # The server around this engine is real and takes real time: only the engine's share is emulated.
         alone = manifest.model_copy(update={"step_time": _without_server(manifest.step_time)})
         batcher = Batcher(settings, step_time_for(alone))
@@ -137,8 +126,8 @@ class EngineHost:
 
     def start(self) -> None:
         """Start the clock and the other threads."""
-        for lane in self._lanes:
-            self._start_sender(lane)
+        for sender in self._senders:
+            sender.start()
         self._watcher.start()
         self._clock.start()
 
@@ -147,10 +136,9 @@ class EngineHost:
         self._stopping.set()
         self._clock.stop()
         for lane in self._lanes:
-            lane.batches.put(None)
-        for thread in (self._watcher, *(lane.thread for lane in self._lanes)):
-            if thread is not None:
-                thread.join(timeout=5)
+            lane.put(None)
+        for thread in (self._watcher, *self._senders):
+            thread.join(timeout=5)
 
     def room_for(self, prompt: Array) -> int:
         """Return the longest possible reply to a prompt within the engine's limits, in tokens."""
@@ -229,30 +217,15 @@ class EngineHost:
                         del self._sequences[sequence.number]
         for lane, batch in zip(self._lanes, batches, strict=True):
             if batch:
-                lane.batches.put(batch)
+                lane.put(batch)
 
-    def _start_sender(self, lane: Lane) -> None:
-        lane.call = None
-        lane.thread = threading.Thread(target=self._send_lane, args=(lane,), name="sender", daemon=True)
-        lane.thread.start()
-
-    def _send_lane(self, lane: Lane) -> None:
-        """Send what comes to a lane until its end, or until another thread has taken the lane over."""
-        me = threading.current_thread()
-        while True:
-            while lane.batch:
-                sequence, event = lane.batch.popleft()
-                lane.since_s, lane.call = time.monotonic(), sequence.call
+    def _send_lane(self, batches: Batches) -> None:
+        """Send what comes to a lane until its end."""
+        while (batch := batches.get()) is not None:
+            for sequence, event in batch:
                 with sequence.call.lock:
                     if not sequence.call.finished:
                         self._send_or_drop(sequence, event)
-                if lane.thread is not me:
-                    return
-                lane.call = None
-            batch = lane.batches.get()
-            if batch is None:
-                return
-            lane.batch.extend(batch)
 
     def _send_or_drop(self, sequence: Sequence, event: TokenEvent) -> None:
         """Send a token; where Triton refuses it, end that one call and say so: the others go on."""
@@ -262,19 +235,6 @@ class EngineHost:
             sequence.call.finished = True
             self._backend.Logger.log_error(f"emulated engine: a response was not sent: {error}")
             self._abandon(sequence.call)
-
-    def _replace_stuck_senders(self) -> None:
-        """Give a lane whose send has not returned another thread; the call it was sent for is lost."""
-        for lane in self._lanes:
-            call, waited_s = lane.call, time.monotonic() - lane.since_s
-            if call is not None and waited_s > STUCK_S:
-                self._backend.Logger.log_error(
-                    f"emulated engine: a response has not been taken for {waited_s:.0f} s; the request "
-                    f"{call.client_id!r} is given up"
-                )
-                call.finished = True
-                self._start_sender(lane)
-                self._abandon(call)
 
     def _clock_failed(self) -> None:
         """End every request: no step will be taken for them."""
@@ -316,7 +276,6 @@ class EngineHost:
             for call in {id(sequence.call): sequence.call for sequence in list(self._sequences.values())}.values():
                 if has_left(call) and (last := self._abandon(call)):
                     self._end(last)
-            self._replace_stuck_senders()
 
     def _abandon(self, call: Call) -> Sequence | None:
         """Remove a call's sequences from the engine; return the last one that was running."""

@@ -100,6 +100,8 @@ class HpaController:
             current: The target's replicas.
         """
         law = self.law
+        if not self.recommended:  # the first recommendation of a target is its present size
+            self.recommended.append(Change(now_s, current))
         if law.min_replicas <= current <= law.max_replicas:
             following = self.limited(self.stabilized(desired, current, now_s), current, now_s)
         else:
@@ -113,10 +115,14 @@ class HpaController:
     def stabilized(self, desired: int, current: int, now_s: float) -> int:
         """Return a recommendation that no window contradicts, and remember the unstabilized one."""
         up_s, down_s = self.law.up.stabilization_s, self.law.down.stabilization_s
-        least = min([desired, *(each.replicas for each in self.recommended if each.at_s > now_s - up_s)])
-        most = max([desired, *(each.replicas for each in self.recommended if each.at_s > now_s - down_s)])
-        kept_s = now_s - max(up_s, down_s)
-        self.recommended = [each for each in self.recommended if each.at_s >= kept_s]
+        since_up_s, since_down_s, least, most = now_s - up_s, now_s - down_s, desired, desired
+        for at_s, replicas in self.recommended:
+            if at_s > since_up_s and replicas < least:
+                least = replicas
+            if at_s > since_down_s and replicas > most:
+                most = replicas
+        while self.recommended and self.recommended[0].at_s < min(since_up_s, since_down_s):
+            self.recommended.pop(0)
         self.recommended.append(Change(now_s, desired))
         return min(max(current, least), most)
 

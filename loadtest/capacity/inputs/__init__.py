@@ -13,6 +13,7 @@ from loadtest.capacity.inputs.demand import (
     least_tail,
     read_demand,
 )
+from loadtest.capacity.inputs.money import Owned, Spot
 from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, Price, old_prices, prices_for, times
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "Demand",
     "Described",
     "MeasuredRun",
+    "Owned",
     "Price",
     "PriceChoices",
     "Routing",
     "Scale",
+    "Spot",
     "least_tail",
     "old_prices",
     "prices_for",

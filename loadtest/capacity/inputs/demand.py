@@ -17,6 +17,7 @@ from engines.spec import (
     is_checkpoint_folder,
     read_accelerator,
 )
+from loadtest.capacity.inputs.money import Owned, Spot
 from loadtest.scenario import (
     Conversations,
     Lengths,
@@ -134,11 +135,21 @@ class Autoscaling(Strict):
         start_up_s: From requesting a replica to its first request: machine, image, engine.
         interval_s: Time between two checks of the rate.
         scale_down_after_s: How long fewer replicas must suffice before one is removed.
+        loading_s: Of `start_up_s`, the seconds in which the pod runs and loads the weights and the engine.
+        start_up_source: Where `start_up_s` is from: `measured`, on what, and when.
     """
 
     start_up_s: Positive = 300.0
+    loading_s: NotNegative = 0.0
+    start_up_source: str = "assumed"
     interval_s: Positive = 60.0
     scale_down_after_s: NotNegative = 900.0
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.loading_s > self.start_up_s:
+            raise ValueError(f"loading_s {self.loading_s:g} is part of start_up_s, {self.start_up_s:g}")
+        return self
 
 
 class Limits(Strict):
@@ -255,6 +266,7 @@ class Demand(Strict):
         max_tokens: Most tokens that a reply may have, unless its class's lengths or a trace's row state it. None:
             the longest reply of its class; for a reasoning model, 32,768.
         objectives: Over all requests together.
+        owned: GPUs bought, compared with the rented ones of the plan; `spot` likewise, machines that can be withdrawn.
     """
 
     name: str
@@ -271,6 +283,8 @@ class Demand(Strict):
     limits: Limits = Limits()
     candidates: CandidateChoices = CandidateChoices()
     prices: PriceChoices = PriceChoices()
+    owned: Owned | None = None
+    spot: Spot | None = None
     scale: Scale = Scale()
     seed: int = 0
 

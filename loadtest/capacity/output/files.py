@@ -9,8 +9,11 @@ from typing import Any
 
 import yaml
 
+from engines.autoscaling import AutoscalingFile
+from engines.files import to_json
 from engines.manifest import EngineManifest
 from engines.spec import is_accelerator_file, is_checkpoint_folder, resolve_gpu
+from loadtest.capacity.autoscaling import ScalingComparison
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import LEAD_RATIO, busiest_window, mean_turns, requests_needed
@@ -19,6 +22,7 @@ from loadtest.scenario import Trace
 RECIPE_NAME, SERVING_NAME, SCENARIO_NAME = "recipe.yaml", "serving.yaml", "verify.yaml"
 PAGE_NAME = "capacity.html"
 CALIBRATE_NAME = "calibrate.yaml"
+AUTOSCALING_NAME = "autoscaling.json"
 CALIBRATION_LEVELS = 6  # levels of the calibration scenario: the minimum that a fit needs
 WARMUP_RATIO = 0.2
 
@@ -36,6 +40,8 @@ def write_deployment_files(plan: CapacityPlan, folder: Path, target: Path) -> di
     files = {SCENARIO_NAME: _scenario(plan, folder, target)}
     if plan.engine is not None:
         files |= {RECIPE_NAME: _recipe(plan), SERVING_NAME: _serving(plan), CALIBRATE_NAME: _calibration(plan)}
+    if plan.scaling is not None:
+        files[AUTOSCALING_NAME] = to_json(_autoscaling(plan, plan.scaling))
     return files
 
 
@@ -86,6 +92,22 @@ def _speculative(plan: CapacityPlan, engine: EngineManifest) -> dict[str, Any]:
     else:
         values = of_server.model_dump(mode="json", exclude={"method"}, exclude_none=True) | {"mode": of_server.method}
     return {"backend": engine.backend, "speculative": values | {"acceptance": list(found.acceptance)}}
+
+
+def _autoscaling(plan: CapacityPlan, scaling: ScalingComparison) -> AutoscalingFile:
+    """Return the recommended control law, for `build-deployment --autoscaling`."""
+    chosen = scaling.chosen
+    return AutoscalingFile(
+        made_by=plan.made_by,
+        made_from=plan.made_from,
+        law=chosen.law,
+        cold_start=scaling.cold_start,
+        row=plan.recommended or "",
+        simulated_minutes=scaling.minutes,
+        missed_minutes=chosen.day_missed_minutes,
+        gpu_hours=chosen.gpu_hours,
+        seeds=scaling.seeds,
+    )
 
 
 def _accelerator(plan: CapacityPlan, name: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from loadtest.capacity.decision import Row
+from loadtest.capacity.output.money import money_tables
 from loadtest.capacity.output.page_figures import figures_of
+from loadtest.capacity.output.scaling_page import scaling_table
 from loadtest.capacity.output.terminal import milliseconds, number, rate_text, size_rows, what_of
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
@@ -26,11 +28,13 @@ def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
         answer=plan.sentence or f"No possible deployment serves {plan.demand.name}. Nearest possible: {plan.nearest}",
         facts=_facts(plan),
         figures=figures_of(plan),
+        money=[(each, table(each.heads, each.rows)) for each in money_tables(plan)],
         notes=[note for note in (plan.max_tokens_note, plan.smaller_gpu, *plan.warnings) if note],
         tables={
             "sizes": _sizes(plan),
             "what_if": None if together is None else _what_if(together),
             "rows": _rows(plan),
+            "scaling": None if plan.scaling is None else scaling_table(plan.scaling),
             "fleets": _fleets(plan.fleets) if plan.fleets else None,
             "reliefs": None if row is None else _reliefs(row),
             "sensitivity": _sensitivity(plan.sensitivity),

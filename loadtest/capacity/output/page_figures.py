@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from engines.spec import MS
 from loadtest.capacity.output.charts import Mark, Series, chart, tornado
+from loadtest.capacity.output.scaling_page import scaling_chart
 from loadtest.capacity.payoff import SpeculationPayoff
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
@@ -37,6 +38,8 @@ def figures_of(plan: CapacityPlan) -> list[Figure]:
     found: list[Figure | None] = [_frontier(plan) if plan.frontier else None, _day(plan)]
     if plan.speculation:
         found.append(_speculation(plan))
+    if plan.scaling is not None:
+        found.append(Figure(*scaling_chart(plan.scaling)))
     if plan.sweep:
         found += [_batch(plan), _load(plan)]
     if row.usd_per_month is not None:

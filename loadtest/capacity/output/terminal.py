@@ -10,6 +10,8 @@ from rich.table import Table
 from engines.console import progress, show, table_console
 from engines.spec import units
 from loadtest.capacity.decision import Row, Sized
+from loadtest.capacity.output.money import money_tables
+from loadtest.capacity.output.scaling_page import law_words
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import Checked, FleetVerdict
 from loadtest.capacity.verify import Verification
@@ -39,6 +41,8 @@ def show_plan(plan: CapacityPlan) -> None:
     if plan.sentence is not None:
         _show_fleets(plan)
         _show_day(plan)
+        _show_scaling(plan)
+        _show_money(plan)
         _show_sensitivity(plan)
         for each in plan.speculation:
             show(f"{each.name}: {each.payoff.sentence}")
@@ -169,7 +173,8 @@ def what_of(each: Checked) -> str:
     """Return a fleet's simulated situation in words."""
     if each.what == "loss":
         return f"{each.lost} lost at the peak, {each.retried} requests sent again"
-    return {"peak": "peak, spares lost", "ramp": "steepest ramp of the day"}[each.what]
+    names = {"peak": "peak, spares lost", "ramp": "steepest ramp of the day", "spot": "spot machines withdrawn"}
+    return names[each.what]
 
 
 def _show_day(plan: CapacityPlan) -> None:
@@ -183,6 +188,34 @@ def _show_day(plan: CapacityPlan) -> None:
         f"{day.short_minutes:.0f} minutes below the headroom, {day.overloaded_minutes:.0f} overloaded"
         + ("" if cost is None else f"; {cost:,.0f} USD a month")
     )
+
+
+def _show_scaling(plan: CapacityPlan) -> None:
+    """Print the recommended control law."""
+    if plan.scaling is None:
+        return
+    scaling = plan.scaling
+    chosen, fixed = scaling.chosen, scaling.fixed
+    show(
+        f"autoscaler: {law_words(chosen.law)}: {chosen.day_missed_minutes} of {scaling.minutes:,} minutes miss an "
+        f"objective, {chosen.gpu_hours:.1f} GPU hours; {fixed.law.max_replicas} fixed replicas: "
+        f"{fixed.day_missed_minutes} minutes, {fixed.gpu_hours:.1f} GPU hours"
+    )
+
+
+def _show_money(plan: CapacityPlan) -> None:
+    for each in money_tables(plan):
+        if each.rows:
+            table = Table(title=each.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            for heading in each.heads:
+                table.add_column(heading)
+            for cells in each.rows:
+                table.add_row(*cells)
+            table_console().print(table)
+        else:
+            show(each.title)
+        for note in each.notes:
+            progress(note)
 
 
 def _show_sensitivity(plan: CapacityPlan) -> None:

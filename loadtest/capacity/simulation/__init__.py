@@ -1,5 +1,6 @@
 """Simulation of replicas and fleets under the demand's traffic, in virtual time."""
 
+from loadtest.capacity.simulation.fleet import Fleet, Replica, Router, hand_over, new_replica
 from loadtest.capacity.simulation.fleet_checks import (
     Checked,
     FleetSize,
@@ -8,6 +9,7 @@ from loadtest.capacity.simulation.fleet_checks import (
     SizeTask,
     What,
     check,
+    minutes_of,
     ramp_of,
     smallest_fleet,
 )
@@ -22,12 +24,14 @@ from loadtest.capacity.simulation.max_rate import (
     relieved,
     sweep_rates,
 )
-from loadtest.capacity.simulation.replica import NONE, Slowdown
+from loadtest.capacity.simulation.observations import Observations
+from loadtest.capacity.simulation.replica import NONE, Slowdown, sent_of
 from loadtest.capacity.simulation.traffic_sample import (
     LEAD_RATIO,
     SLOT_S,
     LengthProfile,
     RateCurve,
+    TrafficSample,
     busiest_window,
     curve_of,
     mean_turns,
@@ -42,28 +46,37 @@ __all__ = [
     "Carried",
     "Checked",
     "Constraint",
+    "Fleet",
     "FleetSize",
     "FleetTask",
     "FleetVerdict",
     "Interval",
     "LengthProfile",
     "LoadBench",
+    "Observations",
     "RateCurve",
     "RateProbe",
+    "Replica",
     "ReplicaCapacity",
+    "Router",
     "SizeTask",
     "Slowdown",
     "Task",
+    "TrafficSample",
     "What",
     "busiest_window",
     "check",
     "curve_of",
     "figures_of",
+    "hand_over",
     "max_rate_of",
     "mean_turns",
+    "minutes_of",
+    "new_replica",
     "ramp_of",
     "relieved",
     "requests_needed",
+    "sent_of",
     "shape_of",
     "smallest_fleet",
     "steady_state",

@@ -59,10 +59,17 @@ class Inbox:
 
 
 class Loss(NamedTuple):
-    """Replicas lost at a given time; their unfinished requests are sent again to the others."""
+    """Replicas lost at a given time; their unfinished requests are sent again to the others.
+
+    Attributes:
+        notice_s: For so long before, they take no more requests.
+        restart_s: From the notice until replacements serve; infinity: there are none.
+    """
 
     at_s: float
     replicas: int
+    notice_s: float = 0.0
+    restart_s: float = math.inf
 
 
 @dataclass(slots=True)
@@ -71,7 +78,7 @@ class Replica:
 
     Attributes:
         up_s: Start of its availability.
-        down_s: End of its availability.
+        down_s: End of its availability; from `closed_s` on it takes no more requests.
         still_until_s: No request can end before this time, so the number of requests is known until then.
     """
 
@@ -80,6 +87,7 @@ class Replica:
     into: Observations
     up_s: float = 0.0
     down_s: float = math.inf
+    closed_s: float = math.inf
     still_until_s: float = 0.0
     ended: list[Ended] = field(default_factory=list)
     lead: list[Ended] = field(default_factory=list)
@@ -176,7 +184,14 @@ def serve(fleet: Fleet, samples: Sequence[TrafficSample], into: Observations | N
     found = Observations() if into is None else into
     retried = 0
     for sample in samples:
-        replicas = [_replica(fleet, up_s, found) for up_s in fleet.ups_s]
+        replicas = [new_replica(fleet, up_s, found) for up_s in fleet.ups_s]
+        loss = fleet.loss
+        if loss is not None:
+            notice_s = loss.at_s - loss.notice_s
+            for each in replicas[: loss.replicas]:
+                each.closed_s = notice_s
+            if math.isfinite(loss.restart_s):
+                replicas += [new_replica(fleet, notice_s + loss.restart_s, found) for _ in range(loss.replicas)]
         found.begin_window(sample)
         retried += _play(fleet, replicas, sample)
         for replica in replicas:
@@ -184,7 +199,8 @@ def serve(fleet: Fleet, samples: Sequence[TrafficSample], into: Observations | N
     return found, retried
 
 
-def _replica(fleet: Fleet, up_s: float, into: Observations) -> Replica:
+def new_replica(fleet: Fleet, up_s: float, into: Observations) -> Replica:
+    """Return an idle replica that takes requests from a time on."""
     slowdown = fleet.slowdown
     batcher = batcher_of(
         fleet.manifest,
@@ -204,15 +220,16 @@ def _play(fleet: Fleet, replicas: list[Replica], sample: TrafficSample) -> int:
         if loss is not None and sent.sent_s >= loss.at_s:
             retried += _lose(router, replicas, loss)
             loss = None
-        _hand_over(router, replicas, sent, sent.sent_s)
+        hand_over(router, replicas, sent, sent.sent_s)
     for replica in replicas:
         if replica.down_s == math.inf:
             replica.advance_to(math.inf)
     return retried
 
 
-def _hand_over(router: Router, replicas: list[Replica], sent: Sent, now_s: float) -> None:
-    there = [each for each in replicas if each.up_s <= now_s < each.down_s]
+def hand_over(router: Router, replicas: list[Replica], sent: Sent, now_s: float) -> None:
+    """Send a request to one of the replicas that take requests at a time."""
+    there = [each for each in replicas if each.up_s <= now_s < min(each.down_s, each.closed_s)]
     router.observe(there, now_s)
     router.choose(there, sent).take(sent, now_s)
 
@@ -226,5 +243,5 @@ def _lose(router: Router, replicas: list[Replica], loss: Loss) -> int:
         each.down_s = loss.at_s
     orphans = [sent for each in lost for sent in each.inbox.outstanding.values()]
     for sent in orphans:
-        _hand_over(router, replicas, sent, loss.at_s)
+        hand_over(router, replicas, sent, loss.at_s)
     return len(orphans)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ CONFIDENCE_Z = 1.645  # normal quantile, one-sided 95 %
 COARSE = 20  # replicas above which the search first changes a fleet by a twentieth at a time
 MOST_TRIES = 14
 RAMP_S = 1200.0
-What = Literal["peak", "loss", "ramp"]
+What = Literal["peak", "loss", "ramp", "spot"]
 
 
 class FleetTask(NamedTuple):
@@ -40,6 +41,7 @@ class FleetTask(NamedTuple):
         lost: Replicas lost halfway through.
         ups: For a ramp, the running replicas in each slot; `rates_per_s` has the rates.
         max_queue_size: Maximum queued requests per replica; 0: no limit.
+        notice_s: Of a loss, as `fleet.Loss`; likewise `restart_s`.
     """
 
     what: What
@@ -52,6 +54,8 @@ class FleetTask(NamedTuple):
     ups: tuple[int, ...] = ()
     rates_per_s: tuple[float, ...] = ()
     max_queue_size: int = 0
+    notice_s: float = 0.0
+    restart_s: float = math.inf
 
     @property
     def name(self) -> str:
@@ -266,7 +270,8 @@ def check(fleet_task: FleetTask) -> Checked:
         lost = min(count - 1, max(1, round(fleet_task.lost * share))) if fleet_task.lost else 0
     found, retried = Observations(), 0
     for sample in samples:
-        loss = Loss((sample.measure_s + sample.end_s) / 2, lost) if lost else None
+        middle_s = (sample.measure_s + sample.end_s) / 2
+        loss = Loss(middle_s, lost, fleet_task.notice_s, fleet_task.restart_s) if lost else None
         fleet = Fleet(
             fleet_task.task.manifest, starts, fleet_task.routing, fleet_task.slowdown, loss, fleet_task.max_queue_size
         )
@@ -291,14 +296,21 @@ def _ramp(fleet_task: FleetTask, bench: LoadBench, share: float) -> tuple[list[T
     """Return some minutes of the day, Poisson at the curve's rate, and each replica's start time."""
     rates = [rate * share for rate in fleet_task.rates_per_s]
     ups = [max(1, round(up * share)) for up in fleet_task.ups]
-    lead = len(rates) // 4
-    rng = np.random.default_rng(fleet_task.task.demand.seed)
-    times_s = draw_times_s(Steps(rates_per_s=tuple(rates), step_s=SLOT_S), rng).tolist()
-    pattern = peak_sample(bench, max(rates), fleet_task.slowdown, replicas=max(ups), window=0, windows=1).requests
-    requests = tuple(pattern[place % len(pattern)]._replace(at_s=at_s) for place, at_s in enumerate(times_s))
     most = max(ups)
+    sample = minutes_of(bench, rates, fleet_task.slowdown, replicas=most, lead_slots=len(rates) // 4)
     starts = tuple(next(slot for slot, up in enumerate(ups) if up > place) * SLOT_S for place in range(most))
-    return [TrafficSample(requests, lead * SLOT_S, len(rates) * SLOT_S)], starts
+    return [sample], starts
+
+
+def minutes_of(
+    bench: LoadBench, rates_per_s: Sequence[float], slowdown: Slowdown, *, replicas: int, lead_slots: int
+) -> TrafficSample:
+    """Return requests of the demand at one rate after another, each for a slot; the first slots are not measured."""
+    rng = np.random.default_rng(bench.task.demand.seed)
+    times_s = draw_times_s(Steps(rates_per_s=tuple(rates_per_s), step_s=SLOT_S), rng).tolist()
+    pattern = peak_sample(bench, max(rates_per_s), slowdown, replicas=replicas, window=0, windows=1).requests
+    requests = tuple(pattern[place % len(pattern)]._replace(at_s=at_s) for place, at_s in enumerate(times_s))
+    return TrafficSample(requests, lead_slots * SLOT_S, len(rates_per_s) * SLOT_S)
 
 
 def ramp_of(rates_per_s: list[float], ups: tuple[int, ...], steepest_h: float) -> tuple[list[float], tuple[int, ...]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from engines.files import sha256_of
 from engines.manifest import EngineManifest
 from engines.planning import Outlook, Workload, engine_of, outlook
-from engines.steptime import StepCost
+from engines.steptime import StepCost, power_model_for
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.simulation.observations import Observations, RateResult
 from loadtest.capacity.simulation.replica import Slowdown, evened, simulate
@@ -97,10 +97,14 @@ class LoadBench:
     """Loads of one replica.
 
     If the traffic has no time scale of its own, one simulation of a load serves every uniform slowdown.
+
+    Args:
+        is_metered: Whether to add up the energy, which takes time.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *, is_metered: bool = False) -> None:
         self.task = task
+        self._power = power_model_for(task.manifest) if is_metered else None
         self.objectives: Mapping[str, Objectives] = task.demand.all_objectives
         self._loads: dict[tuple[float, Slowdown], _Load] = {}
 
@@ -180,7 +184,7 @@ class LoadBench:
                 if known.met is not None:
                     break
             sample = self.sample(base, load.observations.windows, slower=slow.step)
-            simulate(self.task.manifest, [sample], slowdown=slow, into=load.observations)
+            simulate(self.task.manifest, [sample], slowdown=slow, into=load.observations, power=self._power)
             load.result.clear()
         if stretch not in load.result:
             load.result[stretch] = load.observations.result(self.objectives, rate_per_s=rate_per_s, stretch=stretch)

@@ -19,6 +19,7 @@ OTHER_TOLERANCE = 0.08  # relative width of the bracket for the sizes shown besi
 SPAN = 4096.0  # largest ratio of a load tried to the start of its search, and of the start to a load tried
 MOST_PROBES = 24
 START_RATIO = 0.7  # of the closed form's throughput: start of a search
+BEYOND = 1.2  # of the closed form's throughput: above it the queue grows, and any objective on TTFT is missed
 GROWTH = 1.5  # factor between loads while all verdicts so far are equal
 # The next load lies between these fractions of the bracket, even if interpolation points elsewhere.
 NEAR, FAR = 0.2, 0.8
@@ -41,6 +42,8 @@ class RateProbe(Strict):
 
     Attributes:
         missed: Objectives missed, furthest beyond the limit first; `tightest` is the one nearest to its limit.
+        power_w: Predicted watts of the replica's GPUs; None where they were not asked for, or are unknown.
+        cached_ratio: Share of prompt tokens found in the KV cache.
     """
 
     rate_per_s: float
@@ -61,6 +64,8 @@ class RateProbe(Strict):
     in_flight: float
     kv_ratio: float
     kv_most: float
+    power_w: float | None = None
+    cached_ratio: float | None = None
 
 
 class Relief(Strict):
@@ -81,8 +86,8 @@ class Carried(Strict):
 
     Attributes:
         rate_per_s: Highest load tried that met every objective; None if none did.
-        above_per_s: Lowest load tried above it that missed one; None if no higher load was needed.
-        limited_by: The objective that is missed first as the load grows.
+        above_per_s: Lowest load above it at which the search missed one; None if no higher load was needed.
+        limited_by: The objective that is missed first as the load grows, beyond the needed load too.
     """
 
     rate_per_s: float | None
@@ -217,8 +222,25 @@ def _search(bench: LoadBench, probes: _Probes, start_per_s: float, tolerance: fl
     if low is not None and missed and min(missed) < low:
         high = min(missed)
         low = max((rate for rate, result in probes.results.items() if result.met and rate < high), default=None)
-    limited_by = _first(probes.results[high]) if high is not None else None
+    limited_by = _first(probes.results[high]) if high is not None else _first_beyond(bench, probes.slowdown, low)
     return Carried(rate_per_s=low, above_per_s=high, limited_by=limited_by)
+
+
+def _first_beyond(bench: LoadBench, slowdown: Slowdown, rate_per_s: float | None) -> str | None:
+    """Return the objective that is missed first above a load that meets them all; None if none is missed.
+
+    The loads tried name the objective only; the replica's highest load stays unknown, because nobody needs it.
+    """
+    if rate_per_s is None or bench.task.is_brief:
+        return None
+    most_per_s = BEYOND * bench.bound_per_s / slowdown.step
+    rate = max(rate_per_s * GROWTH, START_RATIO * bench.bound_per_s / slowdown.step)
+    while rate < most_per_s * GROWTH:
+        result = bench.verdict(rate, slowdown)
+        if not result.met:
+            return _first(result)
+        rate *= GROWTH
+    return None
 
 
 def _bracket(
@@ -262,8 +284,8 @@ def _first(result: RateResult) -> str:
 
 
 def sweep_rates(task: Task, rates_per_s: Sequence[float]) -> tuple[RateProbe, ...]:
-    """Return a replica's figures at each load, at the unfavourable end of the interval."""
-    bench = LoadBench(task)
+    """Return a replica's figures at each load with its power, at the unfavourable end of the interval."""
+    bench = LoadBench(task, is_metered=True)
     return tuple(probe_of(bench.verdict(rate, task.interval.slow, least_windows=2)) for rate in rates_per_s)
 
 
@@ -279,6 +301,8 @@ def probe_of(probes: RateResult) -> RateProbe:
         in_flight=probes.in_flight,
         kv_ratio=probes.kv_ratio,
         kv_most=probes.kv_most,
+        power_w=probes.power_w,
+        cached_ratio=probes.cached_ratio,
     )
 
 

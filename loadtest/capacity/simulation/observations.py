@@ -24,7 +24,7 @@ from loadtest.capacity.simulation.traffic_sample import TrafficSample
 from loadtest.knee import share_interval
 from loadtest.metrics import LevelSummary, Spread, verdicts_of
 from loadtest.scenario import Goodput, Objectives, Verdict
-from loadtest.simulate import Ended, VirtualServer
+from loadtest.simulate import Ended, EnergyMeter, VirtualServer
 
 GROWTH_RATIO = 0.03  # of the measured requests: a queue that grows by more than this, beyond chance, is unstable
 CHANCE = 3.0  # standard deviations of the number in flight
@@ -71,11 +71,17 @@ class Observations:
         refused: Number of failed requests by outcome.
         kv_ratio: Share of the KV cache in use when a request ended.
         waiting: Requests in no iteration when a request ended.
+        cached_tokens: Prompt tokens found in the KV cache, of `prompt_tokens`.
     """
 
     refused: dict[str, int] = field(default_factory=dict)
     kv_ratio: list[float] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
+    cached_tokens: int = 0
+    prompt_tokens: int = 0
+    _energy_j: float = 0.0
+    _metered_s: float = 0.0
+    _base_w: float = 0.0
     _parts: list[_Requests] = field(default_factory=list)
     _lead: list[tuple[int, _Floats, _Floats]] = field(default_factory=list)
     _windows: list[tuple[float, float]] = field(default_factory=list)
@@ -121,6 +127,29 @@ class Observations:
             if each.outcome != "ok":
                 self.refused[each.outcome] = self.refused.get(each.outcome, 0) + 1
         self._parts.append(_part(len(self._windows) - 1, server.left_s, ended))
+        self.cached_tokens += sum(each.cached_tokens or 0 for each in ended)
+        self.prompt_tokens += sum(each.sent.prompt_tokens for each in ended)
+        if server.meter is not None:
+            self._add_energy(server.meter)
+
+    def _add_energy(self, meter: EnergyMeter) -> None:
+        """Add a replica's energy of the latest window, up to its last iteration."""
+        begin_s, end_s = self._windows[-1]
+        end_s = min(end_s, meter.ends_s[-1] if meter.ends_s else begin_s)
+        if end_s > begin_s:
+            begin_j, end_j = meter.read(np.array([begin_s, end_s]))
+            self._energy_j += float(end_j - begin_j)
+            self._metered_s += end_s - begin_s
+            self._base_w = meter.model.base_w
+
+    def power_w(self, stretch: float = 1.0) -> float | None:
+        """Return the mean watts of a replica; None if nothing was metered.
+
+        Slower iterations do the same work in more time: what they draw above the base power falls accordingly.
+        """
+        if not self._metered_s:
+            return None
+        return self._base_w + (self._energy_j / self._metered_s - self._base_w) / stretch
 
     def join(self, other: Observations) -> None:
         """Add all windows of other observations."""
@@ -130,6 +159,11 @@ class Observations:
         self._lead += [(window + first, sent_s, done_s) for window, sent_s, done_s in other._lead]
         self.kv_ratio += other.kv_ratio
         self.waiting += other.waiting
+        self.cached_tokens += other.cached_tokens
+        self.prompt_tokens += other.prompt_tokens
+        self._energy_j += other._energy_j
+        self._metered_s += other._metered_s
+        self._base_w = self._base_w or other._base_w
         for outcome, count in other.refused.items():
             self.refused[outcome] = self.refused.get(outcome, 0) + count
         self._table = None
@@ -204,6 +238,8 @@ class Observations:
             float(np.mean(self.kv_ratio or [0.0])),
             max(self.kv_ratio, default=0.0),
             self.in_flight(),
+            self.power_w(stretch),
+            self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None,
         )
 
     def confidence(self, objectives: Mapping[str, Objectives], *, z: float, stretch: float = 1.0) -> Confidence:
@@ -271,6 +307,8 @@ class RateResult(NamedTuple):
     Attributes:
         worst_ratio: Largest ratio of value to limit; above 1, an objective is missed.
         kv_ratio: Mean share of the KV cache in use when requests ended; `kv_most` is the largest.
+        power_w: Watts of a replica's GPUs, mean; None if it was not metered.
+        cached_ratio: Share of prompt tokens found in the KV cache.
     """
 
     rate_per_s: float
@@ -280,6 +318,8 @@ class RateResult(NamedTuple):
     kv_ratio: float
     kv_most: float
     in_flight: float
+    power_w: float | None = None
+    cached_ratio: float | None = None
 
     @property
     def met(self) -> bool:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from engines.emulator import Batcher, settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec import GpuSpec, Host, KvFormat, ModelSpec, SpeculativeDecoding
-from engines.steptime import StepCost, StepTime, scaled, step_time_of, uniform
+from engines.steptime import PowerModel, StepCost, StepTime, scaled, step_time_of, uniform
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
 from loadtest.results import Phase
-from loadtest.simulate import Arrivals, Ended, Sent, VirtualServer
+from loadtest.simulate import Arrivals, Ended, EnergyMeter, Sent, VirtualServer
 from loadtest.traffic import Turn
 
 STATE_EVERY = 4  # the KV cache is sampled at one in this many ending requests
@@ -107,18 +107,22 @@ def simulate(
     slowdown: Slowdown = NONE,
     ratios: StepCost | None = None,
     into: Observations | None = None,
+    power: PowerModel | None = None,
 ) -> Observations:
     """Return the observations of one replica under windows of traffic.
 
     Args:
         ratios: On the parts of a step's cost, in addition to the slowdown.
         into: Observations of earlier windows to add to.
+        power: Adds up the energy; None: it is not wanted.
     """
     parts = slowed_parts(slowdown, ratios or uniform(1.0))
     found = Observations() if into is None else into
     for sample in samples:
         batcher = batcher_of(manifest, parts)
-        collect(VirtualServer(batcher, Arrivals(sent_of(sample)), host_of(manifest, slowdown.host)), sample, found)
+        meter = None if power is None else EnergyMeter(power)
+        host = host_of(manifest, slowdown.host)
+        collect(VirtualServer(batcher, Arrivals(sent_of(sample)), host, meter=meter), sample, found)
     return found
 
 

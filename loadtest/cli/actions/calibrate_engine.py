@@ -11,7 +11,17 @@ from engines.errors import UserError
 from engines.files import Document, made_by, source_of, to_json, write_json
 from engines.outputs import paths_named, refuse_existing_file
 from engines.spec import engine_profile_named, is_accelerator_file, resolve_gpu, resolve_model, sources_named
-from loadtest.calibration import LEAST_POINTS, SERVED, TOKEN_BUDGETS, Deployment, Point, Request, calibrate, read_points
+from loadtest.calibration import (
+    LEAST_POINTS,
+    SERVED,
+    TOKEN_BUDGETS,
+    Deployment,
+    Point,
+    Request,
+    calibrate,
+    points_text,
+    read_points,
+)
 from loadtest.cli.engine_options import planned
 from loadtest.cli.tables import show_calibration
 from loadtest.results import RUN_NAME, read_run
@@ -69,7 +79,7 @@ def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
         found, left_out = read_points(path, wanted)
         points += found
         others += left_out
-        progress(f"{path}: {_loads(found)}" + "".join(f"; {count} left out: {why}" for why, count in left_out.items()))
+        progress(points_text(path, found, left_out))
     if len(points) < LEAST_POINTS:
         left_out_of = ", ".join(f"{why} ({count})" for why, count in others.most_common(3))
         raise UserError(
@@ -89,8 +99,3 @@ def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
             hint="use rows of one load_kind only",
         )
     return points, kinds
-
-
-def _loads(points: list[Point]) -> str:
-    kinds = Counter(point.load for point in points)
-    return ", ".join(f"{count} points of {load}" for load, count in kinds.items()) or "no points"

@@ -46,7 +46,7 @@ def changes(comparison: Comparison) -> Drawing:
         for panel, (name, title) in zip(panels.flat, DRAWN.items(), strict=True):
             _panel(panel, comparison, name, title)
         base, new = comparison.baseline, comparison.candidate
-        subtitle = f"{new.name} against {base.name}   |   green: better, red: worse, grey: no significant difference"
+        subtitle = f"{new.name} against {base.name}   |   green: better, orange: worse, grey: no significant difference"
         tags = [
             (f"baseline: {base.label}", KIND_COLOURS[base.kind]),
             (f"candidate: {new.label}", KIND_COLOURS[new.kind]),

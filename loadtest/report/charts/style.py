@@ -192,6 +192,15 @@ def log_x(panel: Any) -> None:
     panel.xaxis.set_minor_formatter(NullFormatter())
 
 
+def log_y(panel: Any) -> None:
+    """Use a logarithmic scale with 1, 2, 5, 10 ... written out."""
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(plain())
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
 def drawing_of(figure: Any) -> Drawing:
     """Return a finished figure; the same summary gives the same bytes."""
     svg, png = io.BytesIO(), io.BytesIO()

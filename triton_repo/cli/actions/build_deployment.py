@@ -12,7 +12,7 @@ from engines import console
 from engines.files import made_by, to_json, validate
 from engines.outputs import paths_named, refuse_existing
 from triton_repo.audit import check_repository, read_config
-from triton_repo.deploy import Deployment, DeploymentPlan, plan_deployment, render_deployment
+from triton_repo.deploy import Deployment, DeploymentPlan, plan_deployment, read_law, render_deployment
 from triton_repo.settings import read_repository
 
 
@@ -21,11 +21,16 @@ def run(repository: Path, **flags: Any) -> None:
     check_repository(repository)
     settings = {key: flags[key] for key in Deployment.model_fields if flags[key] is not None}
     settings.setdefault("name", _name_from(repository.absolute().name))
+    law_file = flags["autoscaling"]
+    scaling = None if law_file is None else read_law(law_file, variant=read_repository(repository).variant)
+    if scaling is not None:
+        settings = {"replicas": scaling.law.min_replicas, "max_replicas": scaling.law.max_replicas, **settings}
     plan = plan_deployment(
         repository,
         _engine_folder(repository),
         validate(settings, Deployment, where="flags"),
         made_by=made_by(console.command_line("build-deployment")),
+        scaling=scaling,
     )
     if flags["dry_run"]:
         console.show(to_json(plan).rstrip())

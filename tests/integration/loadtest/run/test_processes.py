@@ -65,6 +65,18 @@ def test_a_failed_generator_is_an_error_with_its_last_words(tmp_path: Path) -> N
             list(generators.lines(within_s=20))
 
 
+def test_a_crashed_worker_is_named_with_its_last_words(tmp_path: Path) -> None:
+    """The master ends well and only says that the worker was lost; why is in the worker's own log."""
+    text = (
+        "if sys.argv[1] == 'master': print('{\"port\": 77}', flush=True); input(); sys.exit()\n"
+        "print('the reason why', file=sys.stderr, flush=True)\nos.abort()\n"
+    )
+    with Generators(GeneratorProcesses(workers=1), tmp_path, _program(tmp_path, text)) as generators:
+        assert next(generators.lines(within_s=20)) == {"port": 77}
+        generators._workers[0].wait(timeout=20)
+    assert generators.failed_workers() == ["a worker process; ended by SIGABRT", "  | the reason why"]
+
+
 def test_a_silent_generator_is_not_waited_for(tmp_path: Path) -> None:
     """One that hangs, even one that is stopped, is given up and killed."""
     with Generators(GeneratorProcesses(), tmp_path, _program(tmp_path, "input()\ntime.sleep(60)\n")) as generators:

@@ -20,8 +20,10 @@ from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec import engine_profile_named
 from loadtest.calibration.calibrate import Request, Structure, calibrate, fit_context_of, predicted_logs, waves_of
-from loadtest.calibration.fit import PARAMETERS, PRIOR, SPLIT, factors_of, fit, observe, slopes_of
+from loadtest.calibration.fit import fit
 from loadtest.calibration.measured_points import Deployment, Point, read_points
+from loadtest.calibration.parameters import PARAMETERS, PRIOR, SPLIT, factors_of
+from loadtest.calibration.trial import observe, slopes_of
 from loadtest.cli.calibrate_engine import calibrate_engine
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.schema import Lengths, Scenario
@@ -38,6 +40,7 @@ TRUTH = {
     "iteration_s": 4e-4,
     "sequence_s": 3e-5,
     "prompt_s": 4e-4,
+    "wave_tail": 0.5,
     "request_s": 2e-3,
     "latency_s": 3e-3,
     "stream_token_s": 2e-5,
@@ -122,7 +125,24 @@ def test_a_prediction_carries_intervals(request_of_truth: Request, manifest: Eng
 
 def test_attention_may_come_in_waves(manifest: EngineManifest) -> None:
     """An H100's 132 multiprocessors hold the blocks of four sequences of 32 query heads, four to a KV head."""
-    assert waves_of(manifest)[1:] == ((132 / 32, 0.0, 4.0), (132 / 32, 1.0, 4.0))
+    in_waves = (132 / 32, 4.0)
+    assert waves_of(manifest) == (SPLIT, in_waves)
+    assert waves_of(manifest, engine_profile_named("nim-2024")) == (in_waves,)
+    assert waves_of(manifest, engine_profile_named("vllm-v1")) == (SPLIT,)
+
+
+def test_slopes_by_the_last_wave_are_those_of_the_figures(request_of_truth: Request) -> None:
+    """Where attention comes in waves, what pricing says of the last one and of the cache is what moving them does."""
+    point = request_of_truth.points[2]
+    rig = fit_context_of(request_of_truth, Structure(16384, waves_of(request_of_truth.manifest)[1]))
+    slopes = slopes_of(rig, point, LOGS)
+    for name in ("kv_ratio", "wave_tail"):
+        place = [parameter.name for parameter in PARAMETERS].index(name)
+        moved = LOGS.copy()
+        moved[place] += 0.01
+        measured = (observe(rig, point, moved) - observe(rig, point, LOGS)) / 0.01
+        assert measured[1] > 0.002
+        assert slopes[:2, place] == pytest.approx(measured[:2], rel=0.1)
 
 
 def test_what_is_expected_is_that_of_the_engine_named(request_of_truth: Request) -> None:

@@ -82,7 +82,8 @@ def test_the_page_stands_alone(planned: Path) -> None:
     """It names what is recommended and loads nothing."""
     page = (planned / "capacity.html").read_text(encoding="utf-8")
     assert "llama-3-8b" in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
+    assert "Which signal should scale the replicas" in page
     assert "src=" not in page
     assert "url(" not in page
     assert "@import" not in page
@@ -269,10 +270,28 @@ def test_a_rate_that_was_not_searched_further_is_no_limit(tmp_path: Path) -> Non
     assert plan.chosen is not None
     assert plan.day is not None
     assert [each.is_least for each in plan.chosen.sizes] == [True, True, True]
+    assert {each.limited_by for each in plan.chosen.sizes} == {"ttft_s p90"}  # the only objective there is
     assert plan.max_queue_size > 4
     assert (plan.day.mean_replicas, plan.day.most_replicas) == (1.0, 1)
     assert f"≥{plan.chosen.rate_per_s:.3g}" in result.output
     assert any("not tried" in each and "l4-24gb" in each for each in plan.warnings)
+
+
+def test_what_a_lower_max_tokens_buys_is_said_where_evictions_win(tmp_path: Path) -> None:
+    """Reservations for replies that never come lose to evictions; the note tells what reservations of less would do."""
+    changed = {
+        "traffic": {"process": "described", "rate_per_s": 8.0, "lengths": {"isl": 256, "osl": 64, "max_tokens": 7900}},
+        "limits": {"gpus": ["l4-24gb"], "precisions": ["fp8"]},
+        "candidates": {"max_batch_size": [128], "max_num_tokens": [2048]},
+        "prices": {"vendor": "aws-us-east-1"},
+    }
+    path = written(tmp_path, **changed)
+    run(str(path), "--out", str(tmp_path / "out"), "--workers", "1")
+    plan = read_json(tmp_path / "out" / "capacity.json", CapacityPlan)
+    assert plan.chosen is not None
+    assert plan.chosen.scheduler_policy == "max_utilization"
+    assert "reserves no KV cache for max_tokens (7,900)" in (plan.max_tokens_note or "")
+    assert "No reply is longer than 64 tokens" in (plan.max_tokens_note or "")
 
 
 def test_old_prices_are_said_to_be_old(planned: Path) -> None:
@@ -296,6 +315,12 @@ def test_a_measurement_puts_a_prediction_out_of_the_ranking(planned: Path, tmp_p
     beaten = [row for row in plan.rows if row.beaten_by == plan.recommended]
     assert [row.basis for row in beaten] == ["predicted"]
     assert plan.fleets == ()
+    assert {each.lever for each in plan.sensitivity} == {
+        "traffic",
+        "price of the recommended GPU",
+        "prediction error",
+    }
+    assert all(each.recommended is not None for each in plan.sensitivity)
     assert any(Path(source.path).name == RUN_NAME for source in plan.made_from)
 
 

@@ -53,9 +53,14 @@ def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str])
         ([], "run", {"run-load"}),
         (["run-load"], "--conc", {"--concurrency"}),
         (["run-load", "--protocol"], "triton", {"triton-http", "triton-grpc"}),
+        (["run-load", "--scenario"], "s", {"soak", "spike", "summarize", "sweep"}),
+        (["build-engine", "--precision"], "fp8,bf", {"fp8,bf16"}),
+        (["build-engine", "--gpu"], "h200", {"h200-sxm-141gb"}),
+        (["build-engine", "--recipe"], "l", {"latency"}),
+        (["predict-load", "--engine-profile"], "vllm", {"vllm-v1"}),
     ],
 )
-def test_the_shell_completes_commands_flags_and_choices(typed: list[str], word: str, found: set[str]) -> None:
+def test_the_shell_completes_commands_flags_and_values(typed: list[str], word: str, found: set[str]) -> None:
     """What click's completion for bash and zsh offers."""
     offered = BashComplete(e2c, {}, "e2c", "_E2C_COMPLETE").get_completions(typed, word)
     assert {each.value for each in offered} == found

@@ -179,44 +179,12 @@ def test_a_refused_request_harms_no_other(model: EmulatedEngineModel) -> None:
     assert "request_output_len is 0" in str(bad.sender.sent[0].error)
 
 
-class BlockedSender(FakeSender):
-    """Never returns from a send, as Triton's Python backend may not, until it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocked = threading.Event()
-        self.let_go = threading.Event()
-
-    def send(self, response: FakeResponse | None = None, flags: int = 0) -> None:  # noqa: ARG002
-        """Block."""
-        self.blocked.set()
-        self.let_go.wait(LIMIT_S)
-
-
 class RefusingSender(FakeSender):
     """Takes nothing."""
 
     def send(self, response: FakeResponse | None = None, flags: int = 0) -> None:  # noqa: ARG002
         """Refuse."""
         raise FakeModelError("Failed to increase the shared memory pool size")
-
-
-def test_a_send_that_never_returns_costs_one_request(
-    model: EmulatedEngineModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Requests of every sender are answered while one send blocks; the blocked one is given up, and logged."""
-    monkeypatch.setattr(engine_host, "STUCK_S", 0.2)
-    stuck = _request([[1, 2]], 4000, request_id="stuck")
-    stuck.sender = BlockedSender()
-    model.execute([stuck])
-    assert stuck.sender.blocked.wait(LIMIT_S)
-    for _ in range(2):
-        others = [_request([[3, 4]], 3) for _ in range(engine_host.SENDER_THREADS)]
-        model.execute(others)
-        assert [_tokens(request) for request in others] == [[3, 4, 3]] * engine_host.SENDER_THREADS
-    assert any("'stuck' is given up" in message for message in FakeLogger.errors)
-    stuck.sender.let_go.set()
-    assert not stuck.sender.ended.is_set()
 
 
 def test_a_response_that_is_not_taken_ends_its_own_request(model: EmulatedEngineModel) -> None:

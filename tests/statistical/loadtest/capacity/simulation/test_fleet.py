@@ -142,3 +142,19 @@ def test_a_replica_that_is_not_up_gets_nothing(manifest: EngineManifest) -> None
     one = served(Fleet(manifest, (0.0,), "least_outstanding"), stretch, 6.0)
     never = served(Fleet(manifest, (0.0, math.inf), "least_outstanding"), stretch, 6.0)
     assert never.seen.level.ttft_s == one.seen.level.ttft_s
+
+
+def test_a_notice_lets_a_replica_finish_and_a_replacement_takes_over(manifest: EngineManifest) -> None:
+    """Withdrawn at a notice longer than any request, nothing is sent again; back cold, the fleet is as before."""
+    stretch = poisson(20.0, 1200)
+    middle_s = stretch.requests[600].at_s
+    abrupt = served(Fleet(manifest, (0.0,) * 2, "least_outstanding", loss=Loss(middle_s, 1)), stretch, 20.0)
+    noticed = Loss(middle_s, 1, notice_s=20.0)
+    drained = served(Fleet(manifest, (0.0,) * 2, "least_outstanding", loss=noticed), stretch, 20.0)
+    replaced = noticed._replace(restart_s=0.0)
+    whole = served(Fleet(manifest, (0.0,) * 2, "least_outstanding", loss=replaced), stretch, 20.0)
+    assert abrupt.retried > drained.retried == whole.retried == 0
+    assert drained.seen.level.requests == whole.seen.level.requests == abrupt.seen.level.requests
+    assert whole.seen.level.ttft_s is not None
+    assert drained.seen.level.ttft_s is not None
+    assert whole.seen.level.ttft_s.p95 < drained.seen.level.ttft_s.p95

@@ -1,0 +1,131 @@
+"""The parameters of a fit, what is expected of them before any point is seen, and what a vector of them stands for."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.spec import EngineProfile, Factors, GpuSpec, Host, loaded
+
+Array = npt.NDArray[np.float64]
+
+UNIDENTIFIED_RATIO = 0.7  # posterior spread over prior spread at which a parameter counts as not identified
+
+
+class Parameter(NamedTuple):
+    """A positive parameter, fitted in its logarithm.
+
+    Attributes:
+        most: Upper limit.
+        expected: Prior value, before any point is seen; `spread` is the prior standard deviation of the logarithm.
+        step: Whether durations are linear in the parameter, for given iterations.
+    """
+
+    name: str
+    expected: float
+    spread: float
+    step: bool
+    meaning: str
+    most: float = math.inf
+
+
+class Waves(NamedTuple):
+    """How decode attention fills the GPU; see `Factors`."""
+
+    sequences: float
+    reads: float
+
+
+SPLIT = Waves(1.0, 1.0)  # split along the context: no waves
+
+PARAMETERS = (
+    Parameter("weights_ratio", 1.05, 0.2, True, "time to read the weights, relative to the step-time source"),
+    Parameter("gemm_ratio", 1.05, 0.2, True, "matrix arithmetic and activations, relative to the step-time source"),
+    Parameter("kv_ratio", 1.0, 0.8, True, "time to read the KV cache while decoding, relative to the step-time source"),
+    Parameter("attention_ratio", 1.0, 0.4, True, "attention of prompts, relative to the step-time source"),
+    Parameter("iteration_s", 2e-4, 1.0, True, "host time per iteration, seconds"),
+    Parameter("sequence_s", 1e-5, 1.0, True, "host time per sequence of an iteration, seconds"),
+    Parameter("prompt_s", 4e-4, 1.0, True, "host time per prompt of an iteration, seconds"),
+    # The last wave is half full on average; a deployment's blocks may end together (1) or fill up evenly (0).
+    Parameter("wave_tail", 0.5, 1.0, True, "nearly empty waves of decode attention at the end of a step", most=1.0),
+    Parameter("request_s", 1e-3, 1.0, False, "serial host time per request before the engine, seconds"),
+    Parameter("latency_s", 2e-3, 1.0, False, "parallel latency per request, in addition, seconds"),
+    Parameter("stream_token_s", 2e-5, 1.0, False, "minimum time between output tokens, over all replies, seconds"),
+    Parameter("usable_kv_ratio", 1.0, 0.05, False, "effective KV cache size, relative to the planned size"),
+)
+STEP_COUNT = sum(parameter.step for parameter in PARAMETERS)
+
+
+class Prior(NamedTuple):
+    """Prior of the parameters: means and standard deviations of their logarithms."""
+
+    expected: Array
+    spread: Array
+
+
+PRIOR = Prior(
+    np.log([parameter.expected for parameter in PARAMETERS]), np.array([parameter.spread for parameter in PARAMETERS])
+)
+PROFILE_SPREAD = 0.7  # largest spread of a profile's values: deployments of one engine differ less than any two
+
+
+# On a CPU the server's own processes share the cores with the arithmetic, so its host times differ from those that
+# profiles were fitted to on GPU servers. Expected values, and standard deviations of their logarithms, set on early
+# calibrations. On one core of a 2.6 GHz EPYC, two later ones found 4.0 and 5.4 ms per vLLM step and 0.7 and 0.8 ms per
+# sequence, in addition to the measured products (docs/measurements/real-server.md). Factors on products measured with
+# the engine's own library are near 1.
+CPU_HOST = {"iteration_s": 3e-3, "sequence_s": 3e-4, "prompt_s": 2e-3}
+CPU_HOST_SPREAD, CPU_RATIO_SPREAD, MEASURED_RATIO_SPREAD = 1.0, 0.6, 0.1
+
+
+def prior_of(profile: EngineProfile | None, *, gpu: GpuSpec | None = None) -> Prior:
+    """Return the prior of an engine profile and its server; parameters it does not state keep the general prior.
+
+    Args:
+        gpu: What the server runs on; a CPU has a prior of its own for the engine's steps.
+    """
+    prior = _prior_of_profile(profile)
+    if gpu is None or gpu.device == "gpu":
+        return prior
+    expected, spread = prior.expected.copy(), prior.spread.copy()
+    for place, parameter in enumerate(PARAMETERS):
+        if parameter.name in CPU_HOST:
+            expected[place], spread[place] = math.log(CPU_HOST[parameter.name]), CPU_HOST_SPREAD
+        elif parameter.name in {"weights_ratio", "gemm_ratio"} and gpu.products:
+            expected[place], spread[place] = 0.0, MEASURED_RATIO_SPREAD
+        elif parameter.step:
+            spread[place] = max(spread[place], CPU_RATIO_SPREAD)
+    return Prior(expected, spread)
+
+
+def _prior_of_profile(profile: EngineProfile | None) -> Prior:
+    if profile is None:
+        return PRIOR
+    said = loaded(profile.factors, profile.host).model_dump() | profile.host.model_dump(
+        include={"request_s", "latency_s", "stream_token_s"}
+    )
+    expected, spread = PRIOR.expected.copy(), PRIOR.spread.copy()
+    for place, parameter in enumerate(PARAMETERS):
+        value = said.get(parameter.name, 0.0)
+        if value > 0 and parameter.name != "wave_tail":  # two GPUs with one engine end their waves differently
+            expected[place] = math.log(value)
+            spread[place] = min(spread[place], PROFILE_SPREAD)
+    return Prior(expected, spread)
+
+
+def factors_of(logs: Array, waves: Waves, mixed_kv_reads: float = 1.0) -> Factors:
+    """Return the factors encoded in a parameter vector."""
+    values = {parameter.name: math.exp(x) for parameter, x in zip(PARAMETERS, logs, strict=True) if parameter.step}
+    values |= {"wave_sequences": waves.sequences, "wave_reads": waves.reads}
+    if waves == SPLIT:
+        values["wave_tail"] = 0.0
+    return Factors(**values, mixed_kv_reads=mixed_kv_reads)
+
+
+def host_of(logs: Array) -> Host:
+    """Return the host times encoded in a parameter vector."""
+    by_name = {parameter.name: math.exp(x) for parameter, x in zip(PARAMETERS, logs, strict=True)}
+    return Host(**{name: by_name[name] for name in ("request_s", "latency_s", "stream_token_s")})

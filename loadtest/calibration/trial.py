@@ -1,0 +1,301 @@
+"""One simulation of one measured point: its figures, and their derivatives by the parameters.
+
+A point is predicted by the batcher on a virtual clock. The sequence of iterations depends little on the parameters, and
+for given iterations every duration is linear in the factors. One simulation therefore yields a point's figures and, by
+pricing the same iterations part by part, their derivatives by each factor. Three parameters change which iterations
+there are (serial host time per request, a streaming limit that is reached, size of the KV cache): their derivatives are
+finite differences.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from engines.calibration import LoadGenerator
+from engines.emulator import Batcher, BatcherSettings, Iteration
+from engines.spec import Host
+from engines.steptime import Calibrated, StepTime
+from loadtest.calibration.measured_points import SERVED, Point
+from loadtest.calibration.parameters import (
+    PARAMETERS,
+    PRIOR,
+    SPLIT,
+    STEP_COUNT,
+    Array,
+    Prior,
+    Waves,
+    factors_of,
+    host_of,
+)
+from loadtest.simulate import TURNAROUND_S, Arrivals, Contents, Ended, Traffic, Users, VirtualServer
+from loadtest.traffic import ClosedLoop, always, turn_of
+
+OPEN_REQUESTS = 500  # number of requests drawn for an open loop whose arrivals were not recorded
+OPEN_SEED = 20261128
+WINDOW_S = 10.0  # longest simulation of a point whose measurement took longer: the load is periodic
+# Step of a finite difference in ln(parameter): large enough to average over the granularity of iterations.
+DIFFERENCE = 0.05
+# Share of the time in which tokens stream out. Below it, an iteration's tokens have left before the next one's are
+# made, and a slightly slower stream delays nobody.
+STREAM_BUSY_RATIO = 0.5
+_PLACE = {parameter.name: place for place, parameter in enumerate(PARAMETERS)}
+POOL_TOUCHED_RATIO = 0.8  # of the KV cache: once all users together need more than this share, its size has an effect
+
+
+@dataclass(frozen=True, slots=True)
+class FitContext:
+    """The fixed inputs of a prediction.
+
+    Attributes:
+        settings: Limits of the engine, with the whole KV cache.
+        waves: How decode attention fills the GPU.
+        mixed_kv_reads: As the engine's profile has it; see `Factors`.
+    """
+
+    settings: BatcherSettings
+    source: StepTime
+    generator: LoadGenerator
+    waves: Waves = SPLIT
+    prior: Prior = PRIOR
+    mixed_kv_reads: float = 1.0
+
+    @property
+    def kv_tokens(self) -> int:
+        """Capacity of the whole KV cache, in tokens."""
+        return self.settings.kv_blocks * self.settings.tokens_per_block
+
+
+def observe(context: FitContext, point: Point, logs: Array) -> Array:
+    """Return ln of a point's predicted tokens/s, mean ITL and mean TTFT; shape (3,)."""
+    return Trial(context, point, logs).logs()
+
+
+@dataclass(slots=True)
+class Trial:
+    """One simulation of one point."""
+
+    context: FitContext
+    point: Point
+    parameters: Array
+    keep_steps: bool = False
+    server: VirtualServer = field(init=False)
+    ended: list[Ended] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Run the simulation."""
+        served = self.point.load in SERVED
+        self.server = VirtualServer(
+            Batcher(
+                self._settings(),
+                Calibrated(
+                    self.context.source, factors_of(self.parameters, self.context.waves, self.context.mixed_kv_reads)
+                ),
+            ),
+            self._traffic(),
+            host_of(self.parameters) if served else Host(),
+            keep_steps=self.keep_steps,
+        )
+        self.ended = [
+            ended for ended in self.server.run() if ended.outcome == "ok" and ended.sent.turn.phase == "measure"
+        ]
+
+    def _traffic(self) -> Traffic:
+        point, generator = self.point, self.context.generator
+        if point.load == "request_rate":
+            contents, lengths = Contents(), always(point.isl, point.osl)
+            sent = (
+                contents.sent(turn_of(lengths(number), number, "measure"), at_s)
+                for number, at_s in enumerate(_arrivals_s(point))
+            )
+            return Arrivals(sent)
+        closed = point.load == "concurrency"
+        return Users(
+            ClosedLoop(
+                point.concurrency,
+                always(point.isl, point.osl),
+                generator.rounds * point.concurrency if closed else point.concurrency,
+                1 if closed else 0,
+                first_id=0,
+                window_s=min(WINDOW_S, generator.window_s) if closed else 0.0,
+                staggered=generator.start == "staggered",
+            )
+        )
+
+    def times(self) -> tuple[Array, Array, Array]:
+        """Return the times at which measured requests were sent, got their first token and got their last token."""
+        sent = np.array([ended.sent.sent_s for ended in self.ended])
+        first, last = np.array([self.server.first_and_last_s(ended) for ended in self.ended]).T
+        return sent, first, last
+
+    def logs(self) -> Array:
+        """Return the logarithms of tokens/s, ITL and TTFT."""
+        return np.asarray(np.log(self._figures()[0]))
+
+    def slopes(self) -> Array:
+        """Return the derivatives of `logs` by all parameters for these same iterations; shape (3, P).
+
+        Zero for the parameters that change the iterations; see `differences_of`.
+        """
+        found = np.zeros((3, len(PARAMETERS)))
+        found[:, :STEP_COUNT] = self._slopes_by_factors()
+        if self.point.load in SERVED:
+            found[:, _PLACE["latency_s"]] = self._slopes_by_latency()
+        return found
+
+    def _slopes_by_factors(self) -> Array:
+        """Return the derivatives of `logs` by the logarithms of the factors; shape (3, factors).
+
+        Each iteration is priced part by part. A request starts to wait at the end of the run of iterations during which
+        it was sent.
+        """
+        (_, itl_s, ttft_s), cycle_s = self._figures()
+        features, last_index, ends_s = self._features()
+        spans = np.array([(ended.spans[0][0], ended.spans[-1][1]) for ended in self.ended])
+        to_first, to_last = (features[np.searchsorted(last_index, spans[:, side]) + 1] for side in (0, 1))
+        from_sent = features[np.searchsorted(ends_s, [ended.sent.sent_s for ended in self.ended], side="right")]
+        waiting = (to_first - from_sent).mean(axis=0)
+        decoding = (to_last - to_first).mean(axis=0)
+        weights = np.exp(self.parameters[:STEP_COUNT])
+        gaps = max(1, self.point.osl - 1)
+        of_cycle = (waiting + decoding) / cycle_s if self.point.load != "max_load" else features[-1] / ends_s[-1]
+        if self.point.load == "request_rate":
+            of_cycle = np.zeros_like(of_cycle)
+        return np.asarray(weights * np.array([-of_cycle, decoding / gaps / max(itl_s, 1e-12), waiting / ttft_s]))
+
+    def _slopes_by_latency(self) -> Array:
+        """Return the derivatives by the logarithm of a latency added to every request; shape (3,)."""
+        (_, _, ttft_s), cycle_s = self._figures()
+        latency_s = math.exp(self.parameters[_PLACE["latency_s"]])
+        of_cycle = 0.0 if self.point.load == "request_rate" else latency_s / cycle_s
+        return np.array([-of_cycle, 0.0, latency_s / ttft_s])
+
+    def _figures(self) -> tuple[tuple[float, float, float], float]:
+        """Return (tokens/s, ITL, TTFT), and the seconds in which every user gets one reply."""
+        sent, first, last = self.times()
+        point = self.point
+        ttft_s = float((first - sent).mean())
+        itl_s = float((last - first).mean()) / max(1, point.osl - 1)
+        if point.load == "request_rate":
+            cycle_s = 1 / point.rate_per_s
+            return (point.rate_per_s * point.osl, max(itl_s, 1e-12), ttft_s), cycle_s
+        if point.load == "max_load":
+            cycle_s = float(last.max() - sent.min())
+        else:
+            cycle_s = float((last - sent).mean()) + (TURNAROUND_S if point.load == "concurrency" else 0.0)
+        return (point.concurrency * point.osl / cycle_s, max(itl_s, 1e-12), ttft_s), cycle_s
+
+    def _features(self) -> tuple[Array, Array, Array]:
+        """Return the unweighted cumulative seconds by factor after each run of iterations; its last index and end.
+
+        Shapes (runs + 1, factors), (runs,), (runs,).
+        """
+        steps = self.server.steps
+        step_time = self.server.batcher.step_time
+        if not isinstance(step_time, Calibrated):
+            raise TypeError(f"a trial prices by Calibrated, not {type(step_time).__name__}")
+        without_tail = _without_tail(step_time)
+        each = np.array([_features_of(step_time, step, without_tail) for step in steps])
+        last_index = np.array([step.first_index + step.repeats - 1 for step in steps])
+        ends_s = self.server.left_s[last_index]
+        return np.concatenate([np.zeros((1, STEP_COUNT)), np.cumsum(each, axis=0)]), last_index, ends_s
+
+    def _settings(self) -> BatcherSettings:
+        """Return the engine's limits, raised for a static batch to its whole size and for the longest request."""
+        context, point = self.context, self.point
+        settings = context.settings
+        usable = math.exp(self.parameters[-1])
+        blocks = max(1, round(settings.kv_blocks * usable))
+        longest = max(settings.max_seq_len, point.isl + point.osl)
+        tokens = settings.max_num_tokens
+        most = settings.max_batch_size
+        if point.load == "static_batch":
+            tokens, most = max(tokens, point.isl * point.concurrency), max(most, point.concurrency)
+            blocks = max(blocks, -(-(point.isl + point.osl) // settings.tokens_per_block) * point.concurrency)
+        return replace(
+            settings,
+            kv_blocks=blocks,
+            max_seq_len=longest,
+            max_input_len=longest - 1,
+            max_num_tokens=tokens,
+            max_batch_size=most,
+        )
+
+
+def slopes_of(context: FitContext, point: Point, logs: Array) -> Array:
+    """Return the derivatives of a point's logarithms by those of all parameters; shape (3, P)."""
+    trial = Trial(context, point, logs, keep_steps=True)
+    return trial.slopes() + differences_of(context, point, logs, trial.logs())
+
+
+def differences_of(context: FitContext, point: Point, logs: Array, here: Array) -> Array:
+    """Return the derivatives by the parameters that change the iterations; zero for all others; shape (3, P).
+
+    Args:
+        here: The point's logarithms at `logs`.
+    """
+    found = np.zeros((3, len(PARAMETERS)))
+    for name in _changing_iterations(context, point, logs, here):
+        moved = logs.copy()
+        moved[_PLACE[name]] += DIFFERENCE
+        found[:, _PLACE[name]] = (observe(context, point, moved) - here) / DIFFERENCE
+    return found
+
+
+def _changing_iterations(context: FitContext, point: Point, logs: Array, here: Array) -> list[str]:
+    """Return the parameters by which a point's iterations become others."""
+    found = ["request_s"] if point.load in SERVED else []
+    if point.load in SERVED and math.exp(here[0] + logs[_PLACE["stream_token_s"]]) > STREAM_BUSY_RATIO:
+        found.append("stream_token_s")
+    asked_tokens = point.concurrency * (point.isl + point.osl)
+    if point.load != "static_batch" and asked_tokens > POOL_TOUCHED_RATIO * context.kv_tokens:
+        found.append("usable_kv_ratio")
+    return found
+
+
+def _arrivals_s(point: Point) -> Array:
+    """Return the send times of an open loop's requests: as recorded, or drawn as Poisson at the stated rate."""
+    if point.arrivals_s:
+        return np.array(point.arrivals_s)
+    drawn = np.cumsum(np.random.default_rng(OPEN_SEED).exponential(1 / point.rate_per_s, OPEN_REQUESTS))
+    return np.asarray(drawn * OPEN_REQUESTS / point.rate_per_s / drawn[-1])
+
+
+def _without_tail(step_time: Calibrated) -> Calibrated | None:
+    """Return the same step time without nearly empty waves; None if attention does not come in waves."""
+    if step_time.factors.wave_sequences <= 1:
+        return None
+    return Calibrated(step_time.source, step_time.factors.model_copy(update={"wave_tail": 0.0}))
+
+
+def _features_of(step_time: Calibrated, step: Iteration, without_tail: Calibrated | None) -> list[float]:
+    """Return the seconds of a run of iterations by factor, with every factor at 1."""
+    shape, repeats = step.shape, step.repeats
+    parts = step_time.parts(shape)
+    sequences = shape.decode_sequences + shape.prefill_sequences
+    kv_s, tail_s = _kv_read_s(step_time, step), 0.0
+    if without_tail is not None and shape.decode_sequences > step_time.factors.wave_sequences:
+        factors = step_time.factors
+        tail_s = factors.kv_ratio / factors.wave_tail * (kv_s - _kv_read_s(without_tail, step))
+    return [
+        repeats * parts.weights_s,
+        repeats * (parts.gemm_s + parts.activations_s),
+        kv_s,
+        repeats * parts.attention_s,
+        repeats,
+        repeats * sequences,
+        repeats * shape.prefill_sequences,
+        tail_s,
+    ]
+
+
+def _kv_read_s(step_time: Calibrated, step: Iteration) -> float:
+    """Return the seconds in which a run of iterations reads the cache, before the factor on them."""
+    shape, repeats = step.shape, step.repeats
+    kv_s: float = repeats * step_time.parts(shape).kv_read_s
+    if repeats > 1:
+        line = step_time.kv_line(shape.decode_sequences, shape.decode_context_tokens)
+        kv_s += line.per_token_s * shape.decode_sequences * repeats * (repeats - 1) / 2
+    return kv_s

