@@ -22,7 +22,7 @@ REFUSED = {
     f"{PLAN} --isl 1000000000": "less than or equal to 16777216",
     f"{PLAN} --ttft-ms inf": "inf is not a number from",
     f"{PREDICT} --isl 1e9 --concurrency 1": "a number from 0 to 16,777,216 is expected",
-    f"{PREDICT} --isl 8 --rate inf": "--rate",
+    f"{PREDICT} --isl 8 --rate inf": "'--rate': inf is not a number from",
     f"{PREDICT} --isl 8 --rate nan": "--rate nan",
     f"{PREDICT} --isl 8 --concurrency 10000000": "less than or equal to 65536",
     f"{PREDICT} --isl 8 --concurrency 1 --scenario loop": "loop",
