@@ -132,6 +132,8 @@ class Outlook:
         ttft_s: From a free slot to the first token, with all other slots occupied.
         longest_gap_s: Duration of an iteration filled with prompts: the gap that a burst causes in every reply.
         tokens_per_s: Reply tokens per second of the whole replica.
+        prompt_share: Share of iterations that carry a prompt. At 1 the figures are optimistic: more than one prompt
+            would have to share an iteration.
     """
 
     kv_tokens: int
@@ -142,6 +144,7 @@ class Outlook:
     ttft_s: float
     longest_gap_s: float
     tokens_per_s: float
+    prompt_share: float
 
     def misses(self, objectives: Objectives) -> str:
         """Return the objectives that are missed, in words; empty if all are met."""
@@ -193,7 +196,7 @@ def outlook(engine: Engine, workload: Workload) -> Outlook:
     alone = step.seconds(StepShape(decode_sequences=1, decode_context_tokens=int(context)))
     sequences = min(sizing.max_batch_size, memory.kv_tokens // (isl + osl))
     if sequences == 0:
-        return Outlook(memory.kv_tokens, 0, 0.0, alone, alone, float("inf"), alone, 0.0)
+        return Outlook(memory.kv_tokens, 0, 0.0, alone, alone, float("inf"), alone, 0.0, 0.0)
     alone /= engine.tokens_per_step
     budget, steps, width = sizing.max_num_tokens, osl / engine.tokens_per_step, engine.step_tokens
     decoding = min(float(sequences), budget * steps / (isl + steps * width))
@@ -214,6 +217,7 @@ def outlook(engine: Engine, workload: Workload) -> Outlook:
         ttft_s=mean_s / 2 + chunks * mixed_s,
         longest_gap_s=full_s,
         tokens_per_s=decoding * engine.tokens_per_step / mean_s,
+        prompt_share=share,
     )
 
 

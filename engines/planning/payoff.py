@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from engines.files import Strict
 from engines.manifest import EngineManifest
-from engines.planning.limits import BATCH_SIZES, Engine, engine_of, outlook
+from engines.planning.limits import BATCH_SIZES, Engine, Outlook, engine_of, outlook
 from engines.planning.recipe import Workload
 
 
@@ -19,7 +19,8 @@ class Payoff(Strict):
 
     Attributes:
         isl: Prompt length of the typical request; `osl`: its reply length.
-        speedups: By batch size, up to what the KV cache holds.
+        speedups: By batch size, up to what the KV cache holds and to where prompts fill every iteration: beyond, the
+            closed form does not tell.
         pays_to: The largest batch size up to which it is faster; 0: at none.
         is_open: It is still faster at the largest batch size.
     """
@@ -55,10 +56,11 @@ def payoff_of(manifest: EngineManifest, *, isl: int, osl: int) -> Payoff | None:
     plain = replace(drafting, speculation=None)
 
     def speedup(batch: int) -> float:
-        return _tokens_per_s(drafting, batch, workload) / _tokens_per_s(plain, batch, workload)
+        return _full(drafting, batch, workload).tokens_per_s / _full(plain, batch, workload).tokens_per_s
 
     most = min(BATCH_SIZES[-1], drafting.memory.kv_tokens // (isl + osl))
-    sizes = [batch for batch in BATCH_SIZES if batch <= most] or [1]
+    usable = [batch for batch in BATCH_SIZES if batch <= most and _full(drafting, batch, workload).prompt_share < 1]
+    sizes = usable or [1]
     speedups = [(batch, speedup(batch)) for batch in sizes]
     ends = next((place for place, (_, ratio) in enumerate(speedups) if ratio <= 1), None)
     pays_to = sizes[-1]
@@ -71,6 +73,6 @@ def payoff_of(manifest: EngineManifest, *, isl: int, osl: int) -> Payoff | None:
     return Payoff(isl=isl, osl=osl, speedups=tuple(speedups), pays_to=pays_to, is_open=ends is None)
 
 
-def _tokens_per_s(engine: Engine, batch: int, workload: Workload) -> float:
+def _full(engine: Engine, batch: int, workload: Workload) -> Outlook:
     tokens = max(engine.sizing.max_num_tokens, 2 * batch * engine.step_tokens)
-    return outlook(engine.limited(max_batch_size=batch, max_num_tokens=tokens), workload).tokens_per_s
+    return outlook(engine.limited(max_batch_size=batch, max_num_tokens=tokens), workload)

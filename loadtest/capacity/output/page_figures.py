@@ -148,7 +148,7 @@ def payoff_chart(payoffs: Sequence[SpeculationPayoff]) -> str:
     alone = payoffs[0].payoff if len(payoffs) == 1 else None
     marks = []
     if alone is not None and alone.pays_to and not alone.is_open:
-        marks.append(Mark(float(alone.pays_to), 1.0, f"pays to {alone.pays_to}", is_below=True))
+        marks.append(Mark(float(alone.pays_to), 1.0, f"pays to {alone.pays_to}"))
     return chart(
         "Speed-up of speculation against batch size, under full load",
         series,

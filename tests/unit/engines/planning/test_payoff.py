@@ -9,7 +9,7 @@ from engines.files import Document, MadeBy
 from engines.manifest import EngineManifest
 from engines.planning import Workload, emulated_manifest, engine_of, make_plan, outlook, payoff_of, resolve_recipe
 
-ISL, OSL = 233, 221
+ISL, OSL, LONG_OSL = 233, 221, 600
 
 
 def _engine(*, draft_len: int, **flags: Any) -> EngineManifest:
@@ -29,17 +29,27 @@ def _engine(*, draft_len: int, **flags: Any) -> EngineManifest:
 
 def test_it_ends_where_one_token_a_step_is_as_fast() -> None:
     """A full engine at the last batch that pays makes more tokens a second with drafts; with one more, it does not."""
-    engine = _engine(draft_len=5)
-    found = payoff_of(engine, isl=ISL, osl=OSL)
+    engine = _engine(draft_len=8)
+    found = payoff_of(engine, isl=ISL, osl=LONG_OSL)
     assert found is not None
     assert not found.is_open
     drafting = engine_of(engine)
-    plain, workload = replace(drafting, speculation=None), Workload(isl=ISL, osl=OSL, longest_isl=ISL, longest_osl=OSL)
+    plain, workload = (
+        replace(drafting, speculation=None),
+        Workload(isl=ISL, osl=LONG_OSL, longest_isl=ISL, longest_osl=LONG_OSL),
+    )
     for batch, pays in ((found.pays_to, True), (found.pays_to + 1, False)):
         ours, theirs = (
             outlook(each.limited(max_batch_size=batch, max_num_tokens=8192), workload) for each in (drafting, plain)
         )
         assert (ours.tokens_per_s > theirs.tokens_per_s) is pays
+
+
+def test_it_is_told_only_where_prompts_leave_iterations_free() -> None:
+    """Of replies of 40 tokens, 40 sequences start a prompt every step: no larger batch is told, faster or not."""
+    found = payoff_of(_engine(draft_len=2), isl=ISL, osl=40)
+    assert found is not None
+    assert found.speedups[-1][0] < 40
 
 
 def test_longer_drafts_stop_paying_earlier() -> None:
