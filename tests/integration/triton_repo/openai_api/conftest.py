@@ -189,7 +189,7 @@ def running(service: Service) -> Iterator[Front]:
         triton.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, handlers),))
         grpc_port = triton.add_insecure_port("127.0.0.1:0")
         await triton.start()
-        access = Access(keys=["sk-other", KEY], body_limit_bytes=100_000, stall_limit_s=1.5)
+        access = Access(keys=["sk-other", KEY], body_limit_bytes=100_000, stall_limit_s=3)
         app = make_app(service, EngineClient(f"127.0.0.1:{grpc_port}"), access, metrics_url=None)
         listener = socket.create_server(("127.0.0.1", 0))
         front.port = listener.getsockname()[1]
