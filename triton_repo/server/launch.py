@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import Field
 
 from engines.errors import MissingError, ToolError, UserError
-from engines.files import Document, MadeBy, read_json, write_json
+from engines.files import Document, MadeBy, read_json, to_json
 from engines.ports import why_not_free
 from engines.processes import signal_group, started_ticks, stop_group
 from triton_repo.server.child_process import answers, start_child
@@ -126,7 +126,8 @@ def start_server(
         process = start_child(command, output, detached=detached, cwd=runtime.server.parent, environment=environment)
     try:
         record = _record(process, runtime, ports, made_by=made_by, log=log, prefix=prefix)
-        write_json(repository / SERVER_NAME, record)
+        # not by way of a temporary file: Triton lists the folder as it starts, and ends if a listed file has gone
+        (repository / SERVER_NAME).write_text(to_json(record), encoding="utf-8")
         _wait_ready(process, record, deadline_s)
         _probe(repository, record)
         progress(f"ready after {time.monotonic() - begin:.1f} s: a request was answered")
