@@ -63,10 +63,10 @@ demo: setup  ## Checkpoint to chart, through the real Triton: artifacts/demo/rep
 	@$(if $(REAL),PYTHONPATH=. $(BIN)/python -m validation.real.demo $(if $(VLLM),--vllm $(VLLM)) $(ARGS),\
 		PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh artifacts/demo)
 
-TIERS := $(addprefix tests/,unit integration contract statistical attack timetable e2e gpu)
+TIERS := $(addprefix tests/,e2e statistical contract integration attack timetable unit gpu)
 
 test: setup  ## Every test that needs no GPU (what CI runs): in parallel, then those that hold times to a limit
-	@$(BIN)/python -m pytest -q -n 3 --dist loadgroup -m 'not quiet' $(TIERS) engines triton_repo loadtest
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not quiet' $(TIERS) engines triton_repo loadtest
 	@$(BIN)/python -m pytest -q -m quiet $(TIERS)
 
 servers: setup  ## Other servers and clients (vLLM, llama.cpp, transformers, LiteLLM): install what is missing, 5 GB, then their tests

@@ -21,7 +21,6 @@ from engines.spec.precision import PRECISIONS, KvFormat
 from tests.contract.trtllm_loader import FACTS, problems
 from tests.tiny_checkpoints import WINDOWS, write_model
 
-pytestmark = pytest.mark.xdist_group("exports")  # one worker keeps what it exported
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 Exported = Callable[..., Path]
 

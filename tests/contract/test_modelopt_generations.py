@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 PYTHONS = {"current": Path(sys.executable), "0.37": ROOT / ".venv" / "opt" / "modelopt-0.37" / "bin" / "python"}
 WAYS = {name: precision.default_kv for name, precision in PRECISIONS.items() if name != "fp32"}  # no engine has it
 LIMIT_S = 300
-pytestmark = pytest.mark.xdist_group("modelopt")  # one worker exports once for all of them
 # Runs under either; a refusal is written down, and with it whether anything had been begun.
 EXPORT_ALL = """
 import json, sys

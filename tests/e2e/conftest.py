@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-HERE = Path(__file__).parent
 LOCAL_TRITON = Path(sys.prefix) / "opt" / "triton"
 COMMAND_LIMIT_S = 240
 # Each worker of xdist takes ports of a range of its own: below Linux's ephemeral ports, from 32768 on.
@@ -24,13 +23,6 @@ _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _PORTS = 12_000 // _WORKERS // 3 * 3
 _FIRST_PORTS = (20_000 + _WORKER * _PORTS + (3 * os.getpid() + 3 * n) % _PORTS for n in count())
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one file on one worker, in their order: they share its servers."""
-    for item in items:
-        if item.path.parent == HERE:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
