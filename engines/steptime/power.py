@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 from engines.manifest import EngineManifest
-from engines.spec import GpuSpec, KvFormat, ModelSpec, PowerPrior, power_prior, precision_named
+from engines.spec import GpuSpec, KvFormat, ModelSpec, PowerPrior, SpeculativeDecoding, power_prior, precision_named
 from engines.steptime.shape import StepShape
 from engines.steptime.uncertainty import NORMAL_90
 
@@ -106,7 +106,7 @@ class PowerModel:
 
 def power_model_for(manifest: EngineManifest) -> PowerModel | None:
     """Return the power model of an engine; None if `why_no_power` has a reason."""
-    if why_no_power(manifest.gpu) is not None:
+    if why_no_power(manifest.gpu, manifest.speculative) is not None:
         return None
     return PowerModel(
         manifest.model,
@@ -117,8 +117,8 @@ def power_model_for(manifest: EngineManifest) -> PowerModel | None:
     )
 
 
-def why_no_power(gpu: GpuSpec) -> str | None:
-    """Return why the power of a GPU or CPU is not predicted; None if it is.
+def why_no_power(gpu: GpuSpec, speculative: SpeculativeDecoding | None = None) -> str | None:
+    """Return why the power of a GPU or CPU, or of speculative decoding on it, is not predicted; None if it is.
 
     >>> from engines.spec import gpu_named
     >>> why_no_power(gpu_named("h100-sxm-80gb-mig-3g.40gb"))
@@ -126,6 +126,8 @@ def why_no_power(gpu: GpuSpec) -> str | None:
     """
     if gpu.device == "cpu":
         return f"{gpu.name}: the power model covers GPUs, not CPUs"
+    if speculative is not None:
+        return "the power model does not cover speculative decoding: drafts and their verification were not measured"
     if gpu.power_w is None:
         return f"{gpu.name}: no board power is known" + (" for a slice of a GPU" if "-mig-" in gpu.name else "")
     return None

@@ -157,7 +157,7 @@ def _energy(
         return None, "the row is a measured run: its own report states its watts"
     model = power_model_for(engine)
     if model is None:
-        return None, why_no_power(engine.gpu)
+        return None, why_no_power(engine.gpu, engine.speculative)
     if peak is None or mean is None or peak.power_w is None or mean.power_w is None:
         return None, "the loads were simulated without a power model"
     low, high = model.interval

@@ -60,7 +60,7 @@ def with_power_range(summary: Summary, manifest: EngineManifest) -> Summary:
     """
     model = power_model_for(manifest)
     if model is None:
-        reason = why_no_power(manifest.gpu)
+        reason = why_no_power(manifest.gpu, manifest.speculative)
         levels = [level.model_copy(update={"energy_unknown": reason}) for level in summary.levels]
         return summary.model_copy(update={"levels": levels})
     levels = []

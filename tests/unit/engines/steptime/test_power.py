@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engines.spec import gpu_named, model_named, power_prior
+from engines.spec import SpeculativeDecoding, gpu_named, model_named, power_prior
 from engines.steptime import PowerModel, StepShape, why_no_power
 
 H100 = gpu_named("h100-sxm-80gb")
@@ -62,6 +62,15 @@ def test_no_power_is_invented() -> None:
     assert "slice of a GPU" in (why_no_power(slice_) or "")
     with pytest.raises(ValueError, match="no board power"):
         PowerModel(LLAMA, slice_, "bf16", "16bit")
+
+
+def test_power_of_speculative_decoding_is_not_guessed() -> None:
+    """No run with drafts was measured: the reason is stated where the GPU alone would be known."""
+    drafting = SpeculativeDecoding(
+        method="ngram", draft_len=1, verified_tokens=1, acceptance=(0.5,), acceptance_source="the test"
+    )
+    assert why_no_power(gpu_named("h100-sxm-80gb")) is None
+    assert "speculative decoding" in (why_no_power(gpu_named("h100-sxm-80gb"), drafting) or "")
 
 
 def test_the_prior_states_its_evidence() -> None:
