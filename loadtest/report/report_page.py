@@ -54,6 +54,7 @@ def report_page(summary: Summary, figures: Sequence[Figure], objectives: Objecti
         tile_items=_tiles(summary, objectives),
         figures=[(inline_svg(figure.svg, figure.name), figure.says) for figure in figures],
         tables=_tables(summary, objectives),
+        money_notes=_money_notes(summary),
     )
 
 
@@ -69,6 +70,21 @@ def _tables(summary: Summary, objectives: Objectives | None) -> dict[str, Table 
         "errors": errors_table(summary) if any(level.errors_by_text for level in summary.levels) else None,
         "runs": runs_table(summary.runs),
     }
+
+
+def _money_notes(summary: Summary) -> list[str]:
+    """Return how watts and costs came about, or why they are unknown; each once."""
+    notes: dict[str, None] = {}
+    for level in summary.levels:
+        if level.energy is not None:
+            notes[f"watts: {level.energy.method}"] = None
+        elif level.energy_unknown is not None:
+            notes[f"watts unknown: {level.energy_unknown}"] = None
+        if level.cost is not None:
+            notes[f"cost of {level.cost.gpus} x {level.cost.price}"] = None
+            split = level.cost.split
+            notes[f"not split: {level.cost.split_unknown}" if split is None else f"split by {split.method}"] = None
+    return list(notes)
 
 
 def _tiles(summary: Summary, objectives: Objectives | None) -> list[tuple[str, str]]:
