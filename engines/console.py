@@ -323,6 +323,25 @@ def common_flags(function: _FunctionT) -> _FunctionT:
     return click.version_option(None, "--version", package_name=DISTRIBUTION)(function)
 
 
+def draft_flags(function: _FunctionT) -> _FunctionT:
+    """Add the flags of speculative decoding's drafts: --max-draft-len, --max-total-draft-tokens, --acceptance."""
+    function = click.option("--max-draft-len", type=int, help="Maximum number of draft tokens accepted per step.")(
+        function
+    )
+    function = click.option(
+        "--max-total-draft-tokens",
+        type=int,
+        help="Draft tokens verified per step, for a draft tree. Default: a chain of --max-draft-len.",
+    )(function)
+    return click.option(
+        "--acceptance",
+        metavar="RATE,...",
+        help=(
+            "Share of steps that accept the draft token at each position. Default: the method's, if a source is known."
+        ),
+    )(function)
+
+
 def writing_flags(function: _FunctionT) -> _FunctionT:
     """Add the flags of commands that write output: --out, --force, --dry-run."""
     function = click.option(

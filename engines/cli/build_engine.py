@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, completing, writing_flags
+from engines.console import Command, common_flags, completing, draft_flags, writing_flags
 from engines.names import (
     LLM_API_VERSION_NAMES,
     PRECISION_NAMES,
@@ -149,17 +149,7 @@ HELP_GROUPS = {
     metavar="W,N,G",
     help="Window, n-gram and verification set sizes of lookahead decoding. They determine the draft length.",
 )
-@click.option("--max-draft-len", type=int, help="Most draft tokens that a step can accept.")
-@click.option(
-    "--max-total-draft-tokens",
-    type=int,
-    help="Draft tokens that a step verifies, if they are a tree. Default: a chain of --max-draft-len.",
-)
-@click.option(
-    "--acceptance",
-    metavar="RATE,...",
-    help="Share of steps that accept the draft token at each position. Default: the method's, if a source is known.",
-)
+@draft_flags
 @click.option(
     "--engine-profile",
     shell_complete=completing(engine_profile_names),

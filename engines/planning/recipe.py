@@ -100,9 +100,9 @@ class SpeculativeChoices(Strict):
     """Speculative decoding: built into an engine, or (eagle3, ngram, draft_target) an argument of the PyTorch backend.
 
     Attributes:
-        max_draft_len: Most draft tokens that a step can accept; of lookahead, those that it verifies.
+        max_draft_len: Maximum number of draft tokens accepted per step; for lookahead, the number verified.
         draft_model: A folder on the server, or a published name.
-        max_total_draft_tokens: Draft tokens that a step verifies, if they are a tree; None: a chain of `max_draft_len`.
+        max_total_draft_tokens: Draft tokens verified per step, for a draft tree; None: a chain of `max_draft_len`.
         acceptance: Share of the steps in which the draft token at each position is accepted, as vLLM's metrics and
             `run-load` report it; `auto`: the method's default, if there is a source for one.
     """

@@ -88,8 +88,8 @@ class SpeculativeDecoding(Strict):
     """What an engine drafts and verifies in each decode step.
 
     Attributes:
-        draft_len: Most draft tokens that a step can accept: the depth of a chain or a tree, or an n-gram's length.
-        verified_tokens: Draft tokens that a step verifies for each sequence: `draft_len` of a chain, more of a tree or
+        draft_len: Maximum number of draft tokens accepted per step: depth of a chain or a tree, or length of an n-gram.
+        verified_tokens: Draft tokens verified per step for each sequence: `draft_len` of a chain, more of a tree or
             of lookahead's two branches.
         draft_passes: Passes of the draft model in each step; 0 without one.
         draft: Its geometry; None without one.

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags, completing
+from engines.console import Command, common_flags, completing, draft_flags
 from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names
 from loadtest.cli.load_flags import concurrency_flag, library_names, load_flags, refuse_two_loads
 
@@ -53,17 +53,7 @@ GROUPS = {
     help="Speculative decoding, if no engine folder is given: eagle3, ...",
 )
 @click.option("--draft-model", metavar="DIR|NAME", help="Draft model for eagle3 or draft_target.")
-@click.option("--max-draft-len", type=int, help="Most draft tokens that a step can accept.")
-@click.option(
-    "--max-total-draft-tokens",
-    type=int,
-    help="Draft tokens that a step verifies, if they are a tree. Default: a chain of --max-draft-len.",
-)
-@click.option(
-    "--acceptance",
-    metavar="RATE,...",
-    help="Share of steps that accept the draft token at each position. Default: the method's, if a source is known.",
-)
+@draft_flags
 @click.option(
     "--engine-profile",
     shell_complete=completing(engine_profile_names),
