@@ -6,12 +6,11 @@ import json
 import os
 import platform
 import time
-import urllib.request
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import yaml
 
@@ -37,6 +36,7 @@ from validation.real.loads import (
     write_case,
     write_points,
 )
+from validation.real.question import answer
 from validation.real.server_process import Server
 from validation.real.settings import (
     CALIBRATION_RUNS,
@@ -195,13 +195,7 @@ class Chain:
         if path.is_file():
             return
         server = self._serve(self.out / WHOLE_NAME, WHOLE_NAME, TEXT_LIMITS)
-        body = {
-            "model": WHOLE_NAME,
-            "messages": [{"role": "user", "content": QUESTION}],
-            "max_tokens": 48,
-            "temperature": 0,
-        }
-        said = _post(f"{server.url}/v1/chat/completions", body)["choices"][0]["message"]["content"]
+        said = answer(server.url, WHOLE_NAME, QUESTION)
         progress(f"   {QUESTION} - {said!r}")
         write_text(path, json.dumps({"asked": QUESTION, "said": said}, indent=2) + "\n")
         self._stack.close()
@@ -351,9 +345,3 @@ class Chain:
             plan=report.plan_sentence(self.out / "plan" / "capacity.json", self.out / "verification.json"),
         )
         write_text(self.out / "report.md", page)
-
-
-def _post(url: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as reply:
-        return json.loads(reply.read())

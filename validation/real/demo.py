@@ -7,9 +7,7 @@ and every figure is measured.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from engines.console import progress, show
 from engines.errors import CommandError
 from engines.ports import free_ports
 from validation.real.commands import ours, server_and_load_core
+from validation.real.question import answer
 from validation.real.settings import PRECISION, VLLM_FOLDER, WHOLE_NAME, Limits
 from validation.real.vllm import require_vllm, serving
 
@@ -24,7 +23,6 @@ OUT = Path("artifacts/demo-real")
 LIMITS = Limits(max_batch_size=16, max_num_tokens=512, max_seq_len=512)
 CONCURRENCY, ISL, OSL, REQUESTS = "1,2,4,8,16", 64, 32, 24
 QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea.")
-ANSWER_TOKENS = 48
 ENDS_AFTER_S = 1800  # Triton's, should this process be killed
 CHART = Path("report") / "charts" / "latency_against_batch.png"
 
@@ -81,7 +79,7 @@ def run(out: Path, vllm: Path | None) -> None:
         ours("serve-repo", repository, *served, core=load_core)
         _say("7. Text that the model wrote, through Triton")
         for question in QUESTIONS:
-            show(f"{question}\n    {answer(f'http://127.0.0.1:{front}', question)}")
+            show(f"{question}\n    {answer(f'http://127.0.0.1:{front}', WHOLE_NAME, question).strip()}")
         _say(f"8. Load: closed loop, concurrency {CONCURRENCY}; measured")
         load = ("--concurrency", CONCURRENCY, "--isl", ISL, "--osl", OSL, "--requests", REQUESTS)
         target = ("--url", f"http://127.0.0.1:{http}", "--protocol", "triton-http")
@@ -89,21 +87,6 @@ def run(out: Path, vllm: Path | None) -> None:
         _say("9. Latency against batch size; measured")
         show(ours("report-load", out / "run", "--out", out / "report", "--force").stdout.rstrip())
     show(f"chart: {out / CHART}")
-
-
-def answer(url: str, question: str) -> str:
-    """Return the greedy answer of the model that an OpenAI-compatible server at `url` serves."""
-    body = {
-        "model": WHOLE_NAME,
-        "messages": [{"role": "user", "content": question}],
-        "max_tokens": ANSWER_TOKENS,
-        "temperature": 0,
-    }
-    sent = urllib.request.Request(
-        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(sent, timeout=120) as reply:
-        return str(json.load(reply)["choices"][0]["message"]["content"]).strip()
 
 
 def _say(title: str) -> None:
