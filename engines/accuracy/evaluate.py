@@ -202,7 +202,7 @@ def _served(server: Server) -> dict[str, Any]:
     Raises:
         UserError: It has several and none was named, not the named one, or an emulated engine.
     """
-    models: list[dict[str, Any]] = _asked(f"{server.url.rstrip('/')}/v1/models")["data"]
+    models: list[dict[str, Any]] = _json_from(f"{server.url.rstrip('/')}/v1/models")["data"]
     names = [str(each["id"]) for each in models]
     if server.model is None and len(models) != 1:
         raise UserError(f"{server.url} serves {', '.join(names) or 'no model'}", hint="name one with --model")
@@ -222,24 +222,22 @@ def _returns_probabilities(url: str, model: str, tokenizer: Any) -> bool:
     tokens = tokenizer.encode("one two three four", add_special_tokens=False)[:_PROBE_TOKENS]
     body = {"model": model, "prompt": tokens, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
     try:
-        reply = _asked(f"{url.rstrip('/')}/v1/completions", body)
+        reply = _json_from(f"{url.rstrip('/')}/v1/completions", body)
     except ToolError:
         return False
     found = (reply["choices"][0].get("logprobs") or {}).get("token_logprobs") or []
     return len(found) >= len(tokens) and all(each is not None for each in found[1 : len(tokens)])
 
 
-def _asked(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def _json_from(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the JSON object that a server answers.
 
     Raises:
         ToolError: There is no answer, a refusal, or another kind of answer.
     """
-    request = urllib.request.Request(
-        url,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get(KEY_VARIABLE, '')}"},
-    )
+    key = os.environ.get(KEY_VARIABLE)
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode(), headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=_ANSWER_WITHIN_S) as reply:
             found = json.loads(reply.read())

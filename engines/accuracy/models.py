@@ -98,8 +98,8 @@ class CheckpointModel(TemplateLM):
         report = _Report(len(requests), "replies", self._progress)
         replies = []
         for request in requests:
-            prompt, asked = request.args
-            settings = normalize_gen_kwargs(asked, DEFAULT_MAX_TOKENS)
+            prompt, stated = request.args
+            settings = normalize_gen_kwargs(stated, DEFAULT_MAX_TOKENS)
             if settings.get("do_sample"):
                 raise NotImplementedError("sampled replies: the exported checkpoint is evaluated greedily")
             inside = begins_inside_reasoning(prompt)
