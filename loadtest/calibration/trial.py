@@ -75,7 +75,12 @@ def observe(context: FitContext, point: Point, logs: Array) -> Array:
 
 @dataclass(slots=True)
 class Trial:
-    """One simulation of one point."""
+    """One simulation of one point.
+
+    Attributes:
+        figures: Tokens/s, ITL and TTFT.
+        cycle_s: Seconds in which every user gets one reply.
+    """
 
     context: FitContext
     point: Point
@@ -83,6 +88,8 @@ class Trial:
     keep_steps: bool = False
     server: VirtualServer = field(init=False)
     ended: list[Ended] = field(init=False)
+    figures: tuple[float, float, float] = field(init=False)
+    cycle_s: float = field(init=False)
 
     def __post_init__(self) -> None:
         """Run the simulation."""
@@ -101,6 +108,7 @@ class Trial:
         self.ended = [
             ended for ended in self.server.run() if ended.outcome == "ok" and ended.sent.turn.phase == "measure"
         ]
+        self.figures, self.cycle_s = self._figures()
 
     def _traffic(self) -> Traffic:
         point, generator = self.point, self.context.generator
@@ -132,7 +140,7 @@ class Trial:
 
     def logs(self) -> Array:
         """Return the logarithms of tokens/s, ITL and TTFT."""
-        return np.asarray(np.log(self._figures()[0]))
+        return np.asarray(np.log(self.figures))
 
     def slopes(self) -> Array:
         """Return the derivatives of `logs` by all parameters for these same iterations; shape (3, P).
@@ -151,7 +159,7 @@ class Trial:
         Each iteration is priced part by part. A request starts to wait at the end of the run of iterations during which
         it was sent.
         """
-        (_, itl_s, ttft_s), cycle_s = self._figures()
+        _, itl_s, ttft_s = self.figures
         features, last_index, ends_s = self._features()
         spans = np.array([(ended.spans[0][0], ended.spans[-1][1]) for ended in self.ended])
         to_first, to_last = (features[np.searchsorted(last_index, spans[:, side]) + 1] for side in (0, 1))
@@ -160,17 +168,16 @@ class Trial:
         decoding = (to_last - to_first).mean(axis=0)
         weights = np.exp(self.parameters[:STEP_COUNT])
         gaps = max(1, self.point.osl - 1)
-        of_cycle = (waiting + decoding) / cycle_s if self.point.load != "max_load" else features[-1] / ends_s[-1]
+        of_cycle = (waiting + decoding) / self.cycle_s if self.point.load != "max_load" else features[-1] / ends_s[-1]
         if self.point.load == "request_rate":
             of_cycle = np.zeros_like(of_cycle)
         return np.asarray(weights * np.array([-of_cycle, decoding / gaps / max(itl_s, 1e-12), waiting / ttft_s]))
 
     def _slopes_by_latency(self) -> Array:
         """Return the derivatives by the logarithm of a latency added to every request; shape (3,)."""
-        (_, _, ttft_s), cycle_s = self._figures()
         latency_s = math.exp(self.parameters[_PLACE["latency_s"]])
-        of_cycle = 0.0 if self.point.load == "request_rate" else latency_s / cycle_s
-        return np.array([-of_cycle, 0.0, latency_s / ttft_s])
+        of_cycle = 0.0 if self.point.load == "request_rate" else latency_s / self.cycle_s
+        return np.array([-of_cycle, 0.0, latency_s / self.figures[2]])
 
     def _figures(self) -> tuple[tuple[float, float, float], float]:
         """Return (tokens/s, ITL, TTFT), and the seconds in which every user gets one reply."""
@@ -275,10 +282,14 @@ def _features_of(step_time: Calibrated, step: Iteration, without_tail: Calibrate
     shape, repeats = step.shape, step.repeats
     parts = step_time.parts(shape)
     sequences = shape.decode_sequences + shape.prefill_sequences
-    kv_s, tail_s = _kv_read_s(step_time, step), 0.0
+    kv_s, tail_s = _kv_read_s(step_time, step, parts.kv_read_s), 0.0
     if without_tail is not None and shape.decode_sequences > step_time.factors.wave_sequences:
         factors = step_time.factors
-        tail_s = factors.kv_ratio / factors.wave_tail * (kv_s - _kv_read_s(without_tail, step))
+        tail_s = (
+            factors.kv_ratio
+            / factors.wave_tail
+            * (kv_s - _kv_read_s(without_tail, step, without_tail.parts(shape).kv_read_s))
+        )
     return [
         repeats * parts.weights_s,
         repeats * (parts.gemm_s + parts.activations_s),
@@ -291,10 +302,14 @@ def _features_of(step_time: Calibrated, step: Iteration, without_tail: Calibrate
     ]
 
 
-def _kv_read_s(step_time: Calibrated, step: Iteration) -> float:
-    """Return the seconds in which a run of iterations reads the cache, before the factor on them."""
+def _kv_read_s(step_time: Calibrated, step: Iteration, first_s: float) -> float:
+    """Return the seconds in which a run of iterations reads the cache, before the factor on them.
+
+    Args:
+        first_s: Of the first iteration.
+    """
     shape, repeats = step.shape, step.repeats
-    kv_s: float = repeats * step_time.parts(shape).kv_read_s
+    kv_s = repeats * first_s
     if repeats > 1:
         line = step_time.kv_line(shape.decode_sequences, shape.decode_context_tokens)
         kv_s += line.per_token_s * shape.decode_sequences * repeats * (repeats - 1) / 2
