@@ -14,7 +14,7 @@ from loadtest.capacity.autoscaling import (
     ScalingComparison,
     ScalingInput,
     compare_laws,
-    tried_most,
+    hardest_minutes,
 )
 from loadtest.capacity.decision import Row
 from loadtest.capacity.inputs import Autoscaling
@@ -79,7 +79,7 @@ def _checked(
     minutes = min(CHECK_MINUTES, max(1, int(CHECK_REQUESTS / (SLOT_S * of.peak_per_s))))
     if len(of.rates_per_s) < minutes + LEAD_MINUTES:
         return None
-    begin = tried_most(followed, of.rates_per_s, of.response.carried_per_s, minutes)
+    begin = hardest_minutes(followed, of.rates_per_s, of.response.carried_per_s, minutes)
     lead = min(LEAD_MINUTES, begin)
     replay_task = ReplayTask(
         task=task, slowdown=task.interval.slow, routing=task.demand.routing, law=found.chosen.law,

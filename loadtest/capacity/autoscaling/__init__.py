@@ -6,7 +6,7 @@ from loadtest.capacity.autoscaling.comparison import (
     ScalingComparison,
     ScalingInput,
     compare_laws,
-    tried_most,
+    hardest_minutes,
 )
 from loadtest.capacity.autoscaling.fluid import MINUTE_STEPS, Followed
 from loadtest.capacity.autoscaling.replay import Replayed, ReplayTask, replay
@@ -23,6 +23,6 @@ __all__ = [
     "ScalingComparison",
     "ScalingInput",
     "compare_laws",
+    "hardest_minutes",
     "replay",
-    "tried_most",
 ]

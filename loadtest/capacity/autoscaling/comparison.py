@@ -207,7 +207,7 @@ def _results(
     ]  # fmt: skip
 
 
-def tried_most(followed: Followed, rates_per_s: Sequence[float], carried_per_s: float, minutes: int) -> int:
+def hardest_minutes(followed: Followed, rates_per_s: Sequence[float], carried_per_s: float, minutes: int) -> int:
     """Return the first of the minutes in which a law's replicas are loaded most, relative to what they carry."""
     up = np.min(np.reshape(followed.up, (-1, MINUTE_STEPS)), axis=1)
     tension = np.asarray(rates_per_s) / (np.maximum(up, 1) * carried_per_s)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engines.autoscaling import ColdStart, ScalingLaw
+from engines.autoscaling import ColdStart, ScalingLaw, Signal
 from engines.files import Strict
 from loadtest.capacity.autoscaling.fluid import desired_replicas
 from loadtest.capacity.autoscaling.hpa import HpaController
@@ -107,7 +107,7 @@ class _Autoscaled:
         here = [each for each in self.watched if now_s < each.replica.down_s]
         up = [each for each in here if each.replica.up_s <= now_s]
         starting = [each for each in here if each.replica.up_s > now_s]
-        values = [_signals(each, now_s)[law.signal] for each in up]
+        values = [_signal(each, law.signal, now_s) for each in up]
         loading_s = self.of.cold_start.loading_s
         pending = [each.replica.up_s - loading_s > now_s for each in starting]
         desired = desired_replicas(law, values, pending)
@@ -122,8 +122,8 @@ class _Autoscaled:
         return len(up)
 
 
-def _signals(watched: _Watched, now_s: float) -> dict[str, float]:
-    """Return a replica's signals as its metrics show them: of requests that have ended, and the batcher's state."""
+def _signal(watched: _Watched, signal: Signal, now_s: float) -> float:
+    """Return a replica's signal as its metrics show it: of requests that have ended, and the batcher's state."""
     replica = watched.replica
     replica.advance_to(now_s)
     fresh = [*replica.lead[watched.read_lead :], *replica.ended[watched.read :]]
@@ -138,14 +138,15 @@ def _signals(watched: _Watched, now_s: float) -> dict[str, float]:
         watched.ended.popleft()
     state = replica.server.batcher.snapshot()
     watched.active.append(state.active)
+    if signal == "kv_used":
+        return state.kv_used_blocks / state.kv_max_blocks
     recent = [each for each in watched.ended if now_s - TTFT_S < each[0] <= now_s]
+    if signal == "ttft_p95":
+        return float(np.quantile([each[2] for each in recent], 0.95)) if recent else 0.0
     in_flight = sum(each[1] for each in recent if each[0] > now_s - RATE_S) / RATE_S
-    return {
-        "in_flight": in_flight,
-        "queue": max(0.0, in_flight - sum(watched.active) / len(watched.active)),
-        "kv_used": state.kv_used_blocks / state.kv_max_blocks,
-        "ttft_p95": float(np.quantile([each[2] for each in recent], 0.95)) if recent else 0.0,
-    }
+    if signal == "in_flight":
+        return in_flight
+    return max(0.0, in_flight - sum(watched.active) / len(watched.active))
 
 
 def replay(replay_task: ReplayTask) -> Replayed:
