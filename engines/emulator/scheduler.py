@@ -143,7 +143,7 @@ class Iteration:
         first_index: Index of the (first) iteration; the engine's first is 0.
         repeats: Iterations in this run; 1 from `Batcher.begin`.
         shape: Shape of the first iteration.
-        seconds: Duration of the whole run.
+        seconds: Duration of the iteration; of a run, that of its last.
         chunks: Prompts, or chunks of prompts, computed in it.
         ends_s: End of each iteration of the run, on the clock of `begin_run`; empty from `begin`.
     """

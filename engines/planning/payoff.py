@@ -19,8 +19,8 @@ class Payoff(Strict):
 
     Attributes:
         isl: Prompt length of the typical request; `osl`: its reply length.
-        speedups: By batch size, up to what the KV cache holds and to where prompts fill every iteration: beyond, the
-            closed form does not tell.
+        speedups: By batch size, up to what the KV cache holds, and below the size whose prompts fill every iteration:
+            the closed form does not apply there.
         pays_to: The largest batch size up to which it is faster; 0: at none.
         is_open: It is still faster at the largest batch size.
     """

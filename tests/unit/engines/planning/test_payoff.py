@@ -45,8 +45,8 @@ def test_it_ends_where_one_token_a_step_is_as_fast() -> None:
         assert (ours.tokens_per_s > theirs.tokens_per_s) is pays
 
 
-def test_it_is_told_only_where_prompts_leave_iterations_free() -> None:
-    """Of replies of 40 tokens, 40 sequences start a prompt every step: no larger batch is told, faster or not."""
+def test_no_batch_is_listed_whose_prompts_fill_every_iteration() -> None:
+    """With replies of 40 tokens, a batch of 40 starts a prompt in every step: the closed form ends before it."""
     found = payoff_of(_engine(draft_len=2), isl=ISL, osl=40)
     assert found is not None
     assert found.speedups[-1][0] < 40
