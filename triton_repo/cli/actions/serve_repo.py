@@ -77,16 +77,7 @@ def run(repository: Path, **flags: Any) -> None:
         made_by=made_by(console.command_line("serve-repo")),
         progress=console.progress,
     )
-    try:
-        _show_server(record, twin=manifest.variant == "trtllm_serve", as_json=flags["as_json"])
-        if flags["openai"]:
-            _add_front(repository, record, flags)
-        if not flags["detach"]:
-            _attend(repository, record, flags["drain_within"])
-    except BaseException:
-        stop_front(repository)
-        stop_server(repository)
-        raise
+    _attend(repository, record, flags, twin=manifest.variant == "trtllm_serve")
 
 
 def _require_different_ports(flags: dict[str, Any]) -> None:
@@ -160,20 +151,40 @@ def _show_server(record: ServerRecord, *, twin: bool, as_json: bool) -> None:
         console.show(f"next: run-load --url {record.url} --protocol triton-http")
 
 
-def _attend(repository: Path, record: ServerRecord, drain_within_s: float) -> None:
-    """Wait until the server ends. The first signal drains and stops it; a second one stops it at once."""
-    signal.signal(signal.SIGTERM, _leave)
+def _attend(repository: Path, record: ServerRecord, flags: dict[str, Any], *, twin: bool) -> None:
+    """Show a ready server, add its front and, unless detached, wait until it ends.
+
+    It has clients from its first line on. The first signal drains and stops it; a second one stops it at once.
+    """
     try:
-        watch_server(repository, record, require_front)
+        _show_server(record, twin=twin, as_json=flags["as_json"])
+        if flags["openai"]:
+            _add_front(repository, record, flags)
+        if not flags["detach"]:
+            signal.signal(signal.SIGTERM, _leave)
+            watch_server(repository, record, require_front)
     except (KeyboardInterrupt, SystemExit):
-        console.progress(f"draining: new requests are refused, those in flight have {drain_within_s:g} s")
-        if drain_within_s > 0:
-            try:
-                drain_server(repository, record, drain_within_s)
-            finally:
-                stop_front(repository)
-                stop_server(repository, grace_s=DRAINED_GRACE_S)
+        within_s = flags["drain_within"]
+        console.progress(f"draining: new requests are refused, those in flight have {within_s:g} s")
+        try:
+            if within_s > 0:
+                drain_server(repository, record, within_s)
+        finally:
+            _end(repository, within_s)
         raise
+    except BaseException:
+        _end(repository, 0)
+        raise
+
+
+def _end(repository: Path, drained_within_s: float) -> bool:
+    """Stop front and server; return whether one was running.
+
+    Args:
+        drained_within_s: How long requests in flight had before; 0: they were not drained.
+    """
+    stop_front(repository)
+    return stop_server(repository, grace_s=DRAINED_GRACE_S if drained_within_s > 0 else TERM_GRACE_S)
 
 
 def _leave(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler's signature)
@@ -186,8 +197,7 @@ def _stop(repository: Path, drain_within_s: float, *, as_json: bool) -> None:
         if drain_within_s > 0 and (repository / SERVER_NAME).is_file():
             _drain_running(repository, drain_within_s)
     finally:
-        stop_front(repository)
-        stopped = stop_server(repository, grace_s=DRAINED_GRACE_S if drain_within_s > 0 else TERM_GRACE_S)
+        stopped = _end(repository, drain_within_s)
     if as_json:
         console.show(json.dumps({"repository": str(repository), "stopped": stopped}))
         return
