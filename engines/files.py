@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.errors import DISTRIBUTION, MissingError, UserError
+from engines.signals import interrupts_deferred
 
 LONGEST_YAML_BYTES = 1 << 20  # settings files are a few KB; this project's largest is a few hundred
 SCHEMA_VERSION = 2
@@ -178,8 +179,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: BaseModel) -> None:
-    """Write a document as JSON, atomically."""
-    write_text(path, to_json(document))
+    """Write a document as JSON, atomically; a signal waits for it."""
+    with interrupts_deferred():
+        write_text(path, to_json(document))
 
 
 def _text_of(path: Path) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from engines.errors import ToolError
 from engines.processes import signal_group
+from engines.signals import interrupts_deferred
 from loadtest.generator import ENOUGH, GeneratorPlan
 
 LAST_LINES, LINE_COLUMNS = 12, 200
@@ -103,7 +104,9 @@ class Generators:
             port = next(iter(self.lines(within_s=SILENT_S)))["port"]
             for worker in self._workers:
                 self._write(worker, f"{_reachable(self.fleet.bind)} {port} {self.fleet.within_s:g}")
-        self._write(self._main, plan.model_dump_json())
+        with interrupts_deferred():
+            text = plan.model_dump_json()
+        self._write(self._main, text)
         if self.fleet.has_master:
             self._write(self._main, label)
 
@@ -121,18 +124,27 @@ class Generators:
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             while True:
-                while b"\n" in self._output:
-                    line, _, self._output = self._output.partition(b"\n")
+                while (line := self._next_line()) is not None:
                     yield json.loads(line)
                 if not selector.select(within_s):
                     raise ToolError(
                         f"no message from the load generator for {within_s:g} s", last_lines=self._last_lines()
                     )
-                data = os.read(stdout.fileno(), 65_536)
+                with interrupts_deferred():
+                    data = os.read(stdout.fileno(), 65_536)
+                    self._output += data
                 if not data:
                     break
-                self._output += data
         self._require_success()
+
+    def _next_line(self) -> bytes | None:
+        """Take the next whole line of what was read."""
+        with interrupts_deferred():
+            line, found, rest = self._output.partition(b"\n")
+            if not found:
+                return None
+            self._output = rest
+            return line
 
     def suffice(self) -> None:
         """Make the only generator end the current level, because its results are conclusive."""

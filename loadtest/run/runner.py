@@ -15,6 +15,7 @@ from typing import Any
 from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, write_json
 from engines.outputs import folder_in_place
+from engines.signals import interrupts_deferred
 from loadtest.client.protocols import protocol_for, takes_ids
 from loadtest.generator import GeneratorPlan, Progress, add_lost
 from loadtest.results import (
@@ -91,8 +92,9 @@ class RunProgress:
                 self.now_s = live.t_s
                 terminal.show_progress(live)
             case {"level": values}:
-                self.begun = None
-                self.levels.append(Level.model_validate(values))
+                with interrupts_deferred():
+                    self.levels.append(Level.model_validate(values))
+                    self.begun = None
                 terminal.line(_level_text(self.levels[-1]))
             case {"clocks": values}:
                 self.clocks += [WorkerClock.model_validate(each) for each in values]

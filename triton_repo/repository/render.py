@@ -62,7 +62,17 @@ TOKENIZER_FOLDERS = {
     "trtllm_serve": TOKENIZER_FOLDER,
 }
 # Parts of `engines` that the emulated engine imports; copied into the repository, which then needs only packages.
-EMULATOR_PARTS = ("__init__.py", "errors.py", "files.py", "manifest.py", "names.py", "spec", "steptime", "emulator")
+EMULATOR_PARTS = (
+    "__init__.py",
+    "errors.py",
+    "files.py",
+    "manifest.py",
+    "names.py",
+    "signals.py",
+    "spec",
+    "steptime",
+    "emulator",
+)
 Server = Literal["triton", "trtllm-serve"]
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{|\{%")
 _UNFILLED = re.compile(r"\$\{\w+\}|\{\{|\{%|\bUndefined\b|: *(?:None|True|False|auto)\b|\"(?:None|auto)\"")
