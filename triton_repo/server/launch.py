@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -37,6 +38,10 @@ TERM_GRACE_S = 6.0  # Triton with an open gRPC stream never exits; after this ti
 # After the drain nothing is in flight; Triton would look only once a second whether its models have been unloaded.
 DRAINED_GRACE_S = 0.5
 LAST_LINES = 12
+# Triton's Python backend now and then aborts on a lock in its shared memory as it loads models; the next start works:
+# https://github.com/triton-inference-server/tensorrtllm_backend/issues/349
+LOCK_FAULT = "boost::interprocess::lock_exception"
+STARTS = 3
 _SHARED_MEMORY = Path("/dev/shm")
 _FAILURE_MARKS = ("failed to load", "Traceback", "Error:", "error:", "Internal:", "Invalid argument")
 
@@ -99,6 +104,8 @@ def start_server(
 ) -> ServerRecord:
     """Start a server and return once it is ready for requests.
 
+    Where Triton aborts with `LOCK_FAULT` as it loads the models, it is started again, at most `STARTS` times in all.
+
     Args:
         detached: Whether it outlives this process. If not, it ends with this process, even if that gets SIGKILL.
         stop_after_s: Seconds after which the server is stopped in any case; None: never.
@@ -111,6 +118,42 @@ def start_server(
     _refuse_running(repository)
     for port in (ports.http, ports.grpc, ports.metrics):
         _refuse_taken(ports.address, port)
+    start = partial(
+        _start_once,
+        repository,
+        runtime,
+        ports,
+        deadline_s=deadline_s,
+        stop_after_s=stop_after_s,
+        detached=detached,
+        made_by=made_by,
+        progress=progress,
+    )
+    for _ in range(STARTS - 1):
+        try:
+            return start()
+        except ToolError as error:
+            if error.status is None or not _is_lock_fault(repository / LOG_NAME):
+                raise
+            progress(f"Triton aborted as it loaded the models ({LOCK_FAULT}, a known fault); starting it again")
+    return start()
+
+
+def _is_lock_fault(log: Path) -> bool:
+    return LOCK_FAULT in log.read_text(encoding="utf-8", errors="replace")
+
+
+def _start_once(
+    repository: Path,
+    runtime: Runtime,
+    ports: Ports,
+    *,
+    deadline_s: float,
+    stop_after_s: float | None,
+    detached: bool,
+    made_by: MadeBy,
+    progress: Callable[[str], None],
+) -> ServerRecord:
     log = repository / LOG_NAME
     prefix = f"triton_{os.getpid()}_{time.time_ns()}_"
     command = server_command(repository, runtime, ports, prefix, _write_key(repository))

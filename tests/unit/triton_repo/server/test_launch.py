@@ -1,4 +1,4 @@
-"""What a damaged or stale `server.json` can do: nothing."""
+"""Starting a server, and what a damaged or stale `server.json` can do: nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from engines.errors import UserError
+from engines.errors import ToolError, UserError
 from engines.files import MadeBy, read_json, write_json
+from engines.ports import free_ports
 from engines.processes import started_ticks
-from triton_repo.server.launch import SERVER_NAME, ServerRecord, stop_server
+from triton_repo.server.launch import (
+    LOCK_FAULT,
+    SERVER_NAME,
+    STARTS,
+    Ports,
+    ServerRecord,
+    start_server,
+    stop_server,
+)
+from triton_repo.server.local_triton import Runtime
 
 
 def _record(pid: int, ticks: int) -> ServerRecord:
@@ -50,3 +60,27 @@ def test_a_reused_pid_is_not_signalled(tmp_path: Path) -> None:
         other.communicate(b"\n", timeout=30)
     assert other.returncode == 0
     assert not (tmp_path / SERVER_NAME).exists()
+
+
+@pytest.mark.parametrize(("fault", "starts"), [(LOCK_FAULT, STARTS), ("std::bad_alloc", 1)])
+def test_only_tritons_known_fault_is_answered_by_another_start(fault: str, starts: int, tmp_path: Path) -> None:
+    """A server that aborts on its lock is started again, but not for ever; any other end is reported at once."""
+    server = tmp_path / "tritonserver"
+    server.write_text(f"#!/bin/sh\necho start >> {tmp_path}/starts\necho 'terminate: {fault}'\nkill -ABRT $$\n")
+    server.chmod(0o755)
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    said: list[str] = []
+    with pytest.raises(ToolError, match="ended by SIGABRT"):
+        start_server(
+            repository,
+            Runtime(server=server, version="2.51.0"),
+            Ports(*free_ports(3)),
+            deadline_s=10,
+            stop_after_s=None,
+            detached=False,
+            made_by=MadeBy(command="serve-repo", version="0"),
+            progress=said.append,
+        )
+    assert (tmp_path / "starts").read_text().count("start") == starts
+    assert len(said) == starts - 1
