@@ -78,7 +78,8 @@ def endpoint_of(
     '[::1]:9'
 
     Raises:
-        UserError: It is malformed, has no host, port 0, an unknown scheme or user names, or the certificate file does not exist.
+        UserError: It is malformed, has no host, port 0, an unknown scheme or user names, or the certificate file does
+            not exist.
     """
     try:
         parts = urlsplit(url if "://" in url else f"//{url}")
