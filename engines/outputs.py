@@ -54,8 +54,9 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = ())
 
     Raises:
         UserError: `target` equals, contains or is inside an input; is a symbolic link, a file or the file system's
-            root, or contains the home or the current folder; or it is not empty, and `force` is not set, or not all
-            of it was written by this tool, or it is a repository that is being served.
+            root, or contains the home or the current folder; is in a folder that is not writable; or it is not
+            empty, and `force` is not set, or not all of it was written by this tool, or it is a repository that is
+            being served.
     """
     _refuse_place(target, inputs)
     if target.exists() and not target.is_dir():
@@ -240,6 +241,9 @@ def folder_lock(target: Path) -> Iterator[None]:
 
 def _refuse_place(target: Path, inputs: Collection[Path], *, hint: str = _OTHER_OUT) -> None:
     """Refuse a target by its location, regardless of its content."""
+    nearest = next((folder for folder in target.absolute().parents if os.access(folder, os.F_OK)), Path("/"))
+    if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{target}: cannot be created: {nearest} is not writable", hint=hint)
     if target.is_symlink():
         raise UserError(f"{target} is a symbolic link to {target.readlink()}", hint="name the folder itself")
     place = _resolved(target)

@@ -28,6 +28,7 @@ REFUSED = {
     f"{PREDICT} --isl 8 --concurrency 1 --scenario loop": "loop",
     f"{PREDICT} --isl 8191 --requests 2 --concurrency 1": "none of 2 measured requests would succeed",
     f"{PREDICT} --scenario late.yaml": "'at_s' is '1e308'",
+    f"{SERVE} --address=": "--address: it is empty",
     f"{SERVE} --http-port 70000": "70000 is not in the range 1<=x<=65535",
     f"{SERVE} --http-port 0": "0 is not in the range 1<=x<=65535",
     f"{SERVE} --http-port 8001": "--http-port and --grpc-port are both 8001",
@@ -44,6 +45,9 @@ REFUSED = {
     "run-load --url http://[::1 --isl 8 --osl 4 --out out": "Invalid IPv6 URL",
     "run-load --url http://a..b --isl 8 --osl 4 --out out": "label empty or too long",
     "run-load --url http://127.0.0.1:0 --isl 8 --osl 4 --out out": "no server listens on port 0",
+    "run-load --worker --master-host example.invalid --within 1": "--master-host example.invalid: Name or service",
+    "run-load --worker --master-host a..b --within 1": "--master-host a..b: encoding with 'idna' codec failed",
+    "run-load --master --expect-workers 1 --bind a..b --isl 8 --osl 4 --out out": "--bind a..b: encoding with 'idna'",
     "build-repo engine --engine-url http://[::1 --out out": "not of the form http://HOST:PORT",
     "calibrate-engine --measurements points.csv --gpu h100-sxm-80gb --precision fp8 --model llama-3-8b --force "
     "--out engine/plan.json": "engine/plan.json is part of",

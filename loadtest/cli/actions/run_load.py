@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 def run(**flags: Any) -> None:
     """Load-test a Triton or OpenAI server, in a closed loop or in an open loop."""
     if flags["worker"]:
+        _require_known(flags["master_host"], flags["port"], "--master-host")
         join(flags["master_host"], flags["port"], within_s=flags["within"])
         show("the master ended the run")
         return
@@ -77,6 +79,8 @@ def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
             "Locust's messages are not authenticated; keep the port inside a network you trust"
         )
     if flags["master"]:
+        if flags["bind"] != "*":
+            _require_known(flags["bind"], flags["port"], "--bind")
         _require_free(flags["bind"], flags["port"], "--port")
     if flags["web_ui"]:
         _require_free("127.0.0.1", flags["web_port"], "--web-port")
@@ -91,6 +95,17 @@ def _fleet(flags: dict[str, Any]) -> GeneratorProcesses:
         web_port=flags["web_port"] if flags["web_ui"] else None,
         linger_s=flags["web_ui_linger"],
     )
+
+
+def _require_known(host: str, port: int, flag: str) -> None:
+    """Refuse a host name that is empty or has no address."""
+    try:
+        if not host or any(map(str.isspace, host)):
+            raise ValueError("not a host name")
+        socket.getaddrinfo(host, port)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"{flag} {host}: {reason}", hint="expected a host name or an address") from error
 
 
 def _require_free(host: str, port: int, flag: str) -> None:

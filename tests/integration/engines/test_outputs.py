@@ -256,6 +256,14 @@ def test_a_file_of_a_written_folder_is_no_target_of_a_single_file(tmp_path: Path
     refuse_existing_file(engine / "mine.json", force=True)
 
 
+def test_a_folder_that_may_not_be_written_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a long fit or search, not after it; root may write anywhere, so the system's answer is replaced."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path == tmp_path and mode == os.F_OK)
+    for refuse in (refuse_existing, refuse_existing_file):
+        with pytest.raises(UserError, match=f"{tmp_path} is not writable"):
+            refuse(tmp_path / "folder", force=True)
+
+
 def test_a_command_may_judge_its_own_files(tmp_path: Path) -> None:
     """`is_ours` decides about files that are no JSON documents."""
     machine = tmp_path / "machine.yaml"

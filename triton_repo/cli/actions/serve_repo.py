@@ -49,6 +49,8 @@ def run(repository: Path, **flags: Any) -> None:
     if flags["stop"]:
         _stop(repository, flags["drain_within"], as_json=flags["as_json"])
         return
+    if not flags["address"]:
+        raise UserError("--address: it is empty", hint="127.0.0.1 for this machine alone; 0.0.0.0 for every interface")
     if not flags["address"].startswith("127."):
         console.progress(_EXPOSED.format(address=flags["address"]))
     check_repository(repository)
