@@ -11,7 +11,7 @@ import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +23,7 @@ from engines.processes import started_ticks
 CONTENTS_NAME = ".contents.json"
 _NAMES_SHOWN = 3
 _OTHER_OUT = "choose another --out"
-_JUNIT_MARK, _JUNIT_HEAD_BYTES = b'<testsuites name="report-load ', 200
+_JUNIT_MARK, _JUNIT_HEAD_BYTES = b"<testsuites", 200
 
 
 class FolderContents(Document):
@@ -70,42 +70,33 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = ())
         raise foreign
 
 
-def refuse_existing_file(
-    target: Path, *, force: bool, inputs: Collection[Path] = (), is_ours: Callable[[Path], bool] | None = None
-) -> None:
-    """Refuse a file that a command may not write to: only what this tool wrote on its own may be replaced.
-
-    Args:
-        is_ours: Whether an existing file is one of this tool's; None: it is a JSON document with `made_by`.
+def refuse_existing_file(target: Path, *, force: bool, inputs: Collection[Path] = ()) -> None:
+    """Refuse a file that a command may not write to: only JSON documents of this tool may be replaced.
 
     Raises:
-        UserError: `target` is in a place that `refuse_existing` refuses, is a folder, or is part of a folder that a
-            command wrote; or it exists, and `force` is not set or the file is not this tool's.
+        UserError: `target` is in a place that `refuse_existing` refuses, or is a folder; or it exists, and `force` is
+            not set or it has no `made_by`.
     """
     _refuse_place(target, inputs)
     if target.is_dir():
         raise UserError(f"{target} is a folder; expected a file", hint="name a file in it with --out")
-    _refuse_part(target)
     if not target.exists():
         return
     if not force:
         raise UserError(f"{target} already exists", hint="choose another --out, or add --force to replace it")
-    if is_ours is None and "made_by" not in _loaded(target):
+    if "made_by" not in _loaded(target):
         raise UserError(f"{target} was not written by this tool: it has no made_by", hint=_OTHER_OUT)
-    if is_ours is not None and not is_ours(target):
-        raise UserError(f"{target} was not written by this command", hint=_OTHER_OUT)
 
 
-def refuse_foreign_junit(target: Path, *, inputs: Collection[Path] = ()) -> None:
-    """Refuse a JUnit output file that is in an input, or has other content than the verdicts of `report-load`.
+def refuse_foreign_junit(target: Path) -> None:
+    """Refuse a JUnit output file with other content.
 
     Raises:
-        UserError: It is in a place that `refuse_existing` refuses, or is a folder, a link, or another file.
+        UserError: It is a folder, a link, or a file other than JUnit XML.
     """
-    other = "choose another file for --junit"
-    _refuse_place(target, inputs, hint=other)
+    _refuse_place(target, ())
     if target.exists() and not (target.is_file() and _JUNIT_MARK in target.read_bytes()[:_JUNIT_HEAD_BYTES]):
-        raise UserError(f"{target} exists and is not JUnit XML of report-load", hint=other)
+        raise UserError(f"{target} exists and is not JUnit XML", hint="choose another file for --junit")
 
 
 def paths_named(flags: dict[str, Any]) -> list[Path]:
@@ -212,7 +203,7 @@ def folder_lock(target: Path) -> Iterator[None]:
     """Lock `target` for writing; the lock ends with the process in every case.
 
     Raises:
-        UserError: Another process holds it, or its parent folder cannot be created or written to.
+        UserError: Another process holds it, or its parent folder cannot be created.
     """
     if not target.name:
         raise UserError(f"{target}: the path has no folder name", hint="give the full path of the folder")
@@ -221,11 +212,7 @@ def folder_lock(target: Path) -> Iterator[None]:
     refusal = UserError(
         f"{target}: another command is writing this folder", hint="wait for it, or choose another --out"
     )
-    try:
-        opened = lock_path.open("w")
-    except OSError as error:
-        raise UserError(f"{target}: cannot be created: {error.strerror}", hint=_OTHER_OUT) from error
-    with opened as lock:
+    with lock_path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -238,7 +225,7 @@ def folder_lock(target: Path) -> Iterator[None]:
             lock_path.unlink(missing_ok=True)
 
 
-def _refuse_place(target: Path, inputs: Collection[Path], *, hint: str = _OTHER_OUT) -> None:
+def _refuse_place(target: Path, inputs: Collection[Path]) -> None:
     """Refuse a target by its location, regardless of its content."""
     if target.is_symlink():
         raise UserError(f"{target} is a symbolic link to {target.readlink()}", hint="name the folder itself")
@@ -252,22 +239,7 @@ def _refuse_place(target: Path, inputs: Collection[Path], *, hint: str = _OTHER_
         read = _resolved(each)
         if place == read or read.is_relative_to(place) or place.is_relative_to(read):
             how = "is" if place == read else "holds" if read.is_relative_to(place) else "is inside"
-            raise UserError(f"{target} {how} an input of this command: {each}", hint=hint)
-
-
-def _refuse_part(target: Path) -> None:
-    """Refuse a file that belongs to a folder which a command wrote, such as an engine's plan.json."""
-    place = _resolved(target)
-    for folder in place.parents:
-        if not (folder / CONTENTS_NAME).is_file():
-            continue
-        try:
-            contents = read_json(folder / CONTENTS_NAME, FolderContents)
-        except CommandError:
-            continue
-        name = place.relative_to(folder).as_posix()
-        if name == CONTENTS_NAME or contents.accounts_for(name):
-            raise UserError(f"{target} is part of {folder}, which this tool wrote as a whole", hint=_OTHER_OUT)
+            raise UserError(f"{target} {how} an input of this command: {each}", hint=_OTHER_OUT)
 
 
 def _refuse_in_use(target: Path) -> None:

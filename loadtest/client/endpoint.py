@@ -78,17 +78,13 @@ def endpoint_of(
     '[::1]:9'
 
     Raises:
-        UserError: It is malformed, has no host, port 0, an unknown scheme or user names, or the certificate file does
-            not exist.
+        UserError: It has no host, an unknown scheme or user names, or the certificate file does not exist.
     """
+    parts = urlsplit(url if "://" in url else f"//{url}")
     try:
-        parts = urlsplit(url if "://" in url else f"//{url}")
         port = parts.port
-        (parts.hostname or "").encode("idna")  # as getaddrinfo() does; refuses labels that are empty or too long
     except ValueError as error:
         raise UserError(f"--url {url}: {error}", hint="expected http://HOST:PORT") from error
-    if port == 0:
-        raise UserError(f"--url {url}: no server listens on port 0", hint="expected http://HOST:PORT")
     if parts.username is not None:
         raise UserError(
             "--url: user names and passwords in URLs are not supported",

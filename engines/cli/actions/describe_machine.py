@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from engines.console import command_line, progress, quoted, show, table_console, wrote
-from engines.errors import CommandError, UserError
+from engines.errors import UserError
 from engines.files import to_json, write_text
 from engines.machine import available_cores, describe_cpu, describe_gpu, has_gpu, parse_cores, yaml_of
 from engines.outputs import refuse_existing_file
-from engines.spec import Accelerator, gib, is_accelerator_file, read_accelerator, resolve_model
+from engines.spec import Accelerator, gib, is_accelerator_file, resolve_model
 
 
 def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: Any) -> None:
@@ -28,7 +28,7 @@ def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: An
     if dry_run:
         show(f"would measure {'the first GPU' if device == 'gpu' else f'cores {_words(cores)}'} and write {target}")
         return
-    refuse_existing_file(target, force=force, is_ours=_is_measured)
+    refuse_existing_file(target, force=force)
     found = _measured(device, cores, flags)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, yaml_of(found))
@@ -37,14 +37,6 @@ def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: An
         return
     _show(found)
     wrote(target, f"predict-load --gpu {quoted(target)} --model DIR --precision fp32 --engine-profile vllm-v1")
-
-
-def _is_measured(path: Path) -> bool:
-    """Whether a file is one that `describe-machine` wrote: the others were written by hand."""
-    try:
-        return read_accelerator(path).kind == "measured"
-    except CommandError:
-        return False
 
 
 def _check_vllm(device: str, python: Path | None, model: str | None) -> None:

@@ -24,7 +24,6 @@ from engines.outputs import (
     whole_folder,
 )
 from engines.processes import started_ticks
-from loadtest.report import write_junit
 
 BY = MadeBy(command="build-engine --precision fp8", version="0")
 
@@ -246,38 +245,16 @@ def test_only_a_document_of_ours_is_replaced_by_a_file(tmp_path: Path) -> None:
             refuse_existing_file(target, force=force, inputs=inputs)
 
 
-def test_a_file_of_a_written_folder_is_no_target_of_a_single_file(tmp_path: Path) -> None:
-    """An engine's plan.json has `made_by`, too, but another document in its place would destroy the engine."""
-    engine = _make(tmp_path / "engine", "a", later=("*.log",))
-    write_json(engine / "a", Document(made_by=BY))
-    for name in ("a", "server.log", CONTENTS_NAME):
-        with pytest.raises(UserError, match="is part of"):
-            refuse_existing_file(engine / name, force=True)
-    refuse_existing_file(engine / "mine.json", force=True)
-
-
-def test_a_command_may_judge_its_own_files(tmp_path: Path) -> None:
-    """`is_ours` decides about files that are no JSON documents."""
-    machine = tmp_path / "machine.yaml"
-    machine.write_text("kind: measured\n")
-    refuse_existing_file(machine, force=True, is_ours=lambda path: path == machine)
-    with pytest.raises(UserError, match="not written by this command"):
-        refuse_existing_file(machine, force=True, is_ours=lambda _: False)
-
-
 def test_verdicts_replace_verdicts_alone(tmp_path: Path) -> None:
-    """The verdicts of an earlier run are written over; any other file, pytest's JUnit XML too, and a folder, is not."""
-    verdicts, notes, pytests = tmp_path / "verdicts.xml", tmp_path / "notes.xml", tmp_path / "pytest.xml"
-    write_junit(verdicts, "report-load run", [])
+    """JUnit XML of an earlier run is written over; any other file, and a folder, is not."""
+    verdicts, notes = tmp_path / "verdicts.xml", tmp_path / "notes.xml"
+    verdicts.write_text('<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="a" />\n')
     notes.write_text("<notes/>")
-    pytests.write_text('<?xml version="1.0" encoding="utf-8"?><testsuites name="pytest tests"></testsuites>\n')
     refuse_foreign_junit(verdicts)
     refuse_foreign_junit(tmp_path / "new.xml")
-    for target in (notes, pytests, tmp_path):
+    for target in (notes, tmp_path):
         with pytest.raises(UserError):
             refuse_foreign_junit(target)
-    with pytest.raises(UserError, match="inside an input"):
-        refuse_foreign_junit(tmp_path / "new.xml", inputs=[tmp_path])
 
 
 def test_flags_name_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

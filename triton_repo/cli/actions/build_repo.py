@@ -75,14 +75,9 @@ def _relay_url(url: str | None, model: str | None) -> str | None:
         if model is not None:
             raise UserError("--engine-model names a model at --engine-url, which is not given")
         return None
-    malformed = UserError(f"--engine-url {url}: not of the form http://HOST:PORT")
-    try:
-        parts = urllib.parse.urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise malformed from error
-    if parts.scheme != "http" or not parts.hostname or port == 0 or parts.path.strip("/"):
-        raise malformed
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "http" or not parts.netloc or parts.path.strip("/"):
+        raise UserError(f"--engine-url {url}: not of the form http://HOST:PORT")
     return f"http://{parts.netloc}"
 
 

@@ -38,8 +38,6 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
         ({"queue_s": float("inf")}, "finite"),
         ({"token_times_s": (2.2, 2.1)}, "line 3: the times of request 2 are out of order"),
         ({"sent_s": 2.15}, "out of order"),
-        ({"scheduled_s": 102.0}, "out of order"),
-        ({"done_s": 1e300}, "line 3: request 2 has a time of more than 1,000,000,000 s"),
         ({"done_s": 2.15}, "out of order"),
         ({"token_times_s": (), "done_s": 1.0}, "out of order"),
     ],
