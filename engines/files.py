@@ -99,9 +99,17 @@ def parse_yaml(text: str, *, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
-        raise UserError(f"{where}: not valid YAML: {_one_line(error)}") from error
+        raise UserError(f"{where}: not valid YAML: {_yaml_reason(error)}") from error
     except RecursionError as error:
         raise UserError(f"{where}: not valid YAML: nested too deeply") from error
+
+
+def _yaml_reason(error: Exception) -> str:
+    """Return where the text is wrong and why, on one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return _one_line(error).replace(' in "<unicode string>",', "")
 
 
 def read_json(path: Path, schema: type[SchemaT]) -> SchemaT:

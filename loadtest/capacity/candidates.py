@@ -23,6 +23,7 @@ from engines.planning import (
 )
 from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, resolve_gpu
 from engines.steptime import uncertainty
+from loadtest.capacity.accuracy import CandidateAccuracy, Evaluations, evaluations_of
 from loadtest.capacity.inputs import Demand, MeasuredRun
 from loadtest.capacity.simulation import Interval, LengthProfile, Slowdown
 from loadtest.results import REQUESTS_NAME, RUN_NAME
@@ -47,6 +48,7 @@ class Candidate(Strict):
         refused: Why it cannot serve the demand; None if it is to be searched.
         run: The measured run, if it is one.
         evicts: It is a variant of another candidate, with evictions instead of reservations.
+        accuracy: What it loses against the baseline; None if that was not measured.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Candidate(Strict):
     refused: str | None = None
     run: MeasuredRun | None = None
     evicts: bool = False
+    accuracy: CandidateAccuracy | None = None
     sources: tuple[Source, ...] = ()
 
     @property
@@ -78,7 +81,7 @@ def candidates_of(demand: Demand, folder: Path, shape: LengthProfile, *, made_by
     """Return every candidate, including those that cannot serve the demand, with the reason.
 
     Raises:
-        MissingError, UserError: A named calibration, engine or run cannot be read.
+        MissingError, UserError: A named calibration, engine or run cannot be read, or the results of an evaluation.
     """
     choices = demand.candidates
     known = [_Known(folder / path, read_calibration(folder / path)) for path in choices.calibrations]
@@ -87,7 +90,21 @@ def candidates_of(demand: Demand, folder: Path, shape: LengthProfile, *, made_by
     found += [_measured(folder, run) for run in choices.runs]
     if not found:
         raise UserError("candidates: none requested", hint="set planned: true, or name engines or runs")
-    return found
+    evaluations = evaluations_of(demand, folder)
+    return found if evaluations is None else [_with_accuracy(each, evaluations) for each in found]
+
+
+def _with_accuracy(candidate: Candidate, evaluations: Evaluations) -> Candidate:
+    """Return the candidate with what it loses, refused if that is more than the demand allows."""
+    manifest = candidate.manifest
+    found = evaluations.of(candidate.precision, None if manifest is None else manifest.precision.kv_cache)
+    return candidate.model_copy(
+        update={
+            "accuracy": found,
+            "refused": candidate.refused or evaluations.refusal(found),
+            "sources": (*candidate.sources, *evaluations.sources),
+        }
+    )
 
 
 def _planned(demand: Demand, shape: LengthProfile, known: list[_Known], made_by: MadeBy) -> Iterator[Candidate]:
@@ -266,7 +283,7 @@ def _calibrated(calibration: Calibration) -> Interval:
 
 
 def _built(folder: Path, shape: LengthProfile, known: list[_Known]) -> Candidate:
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder).model_copy(update={"accuracy": ()})  # the demand names what to compare
     made = _of_manifest(manifest, (source_of(folder / MANIFEST_NAME),))
     made = made.model_copy(update={"name": f"{made.name} ({folder.name})"})
     longest = manifest.limits.max_input_len

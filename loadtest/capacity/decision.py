@@ -8,6 +8,7 @@ from typing import Literal
 
 from engines.files import Strict
 from engines.spec import Accelerator, is_accelerator_file
+from loadtest.capacity.accuracy import CandidateAccuracy
 from loadtest.capacity.candidates import RANK, Basis, Candidate
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Price
 from loadtest.capacity.replica_count import size_for, total_for
@@ -63,6 +64,7 @@ class Row(Strict):
         usd_per_month: With every replica running all month.
         usd_per_million_tokens: Per million reply tokens of the month's traffic.
         beaten_by: A row of the same hardware and precision with better evidence, recommended instead.
+        accuracy: What its precision loses against the demand's baseline; None if that was not measured.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Row(Strict):
     found: ReplicaCapacity | None = None
     beaten_by: str | None = None
     calibration: str | None = None
+    accuracy: CandidateAccuracy | None = None
 
     @property
     def is_possible(self) -> bool:
@@ -105,6 +108,11 @@ class Row(Strict):
         if self.usd_per_month is not None:
             return self.usd_per_month
         return math.inf if self.replicas is None else float(self.replicas * self.tensor_parallel)
+
+    @property
+    def accuracy_loss(self) -> float:
+        """The loss that rows are compared by: of the task that loses most; unknown counts as the largest."""
+        return math.inf if self.accuracy is None else self.accuracy.loss
 
     @property
     def is_run(self) -> bool:
@@ -187,16 +195,17 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
 
 def recommended(rows: Sequence[Row]) -> Row | None:
-    """Return the cheapest possible row; at equal cost, the one with better evidence."""
+    """Return the cheapest possible row; at equal cost, the one that loses least accuracy, or has better evidence."""
     possible = [row for row in rows if row.is_possible]
-    return min(possible, key=lambda row: (row.cost, RANK[row.basis], row.name), default=None)
+    return min(possible, key=lambda row: (row.cost, row.accuracy_loss, RANK[row.basis], row.name), default=None)
 
 
-def _order(row: Row) -> tuple[bool, bool, float, int, str]:
+def _order(row: Row) -> tuple[bool, bool, float, float, int, str]:
     return (
         row.status != "possible",
         row.beaten_by is not None,
         row.cost,
+        row.accuracy_loss,
         RANK[row.basis],
         row.name,
     )
@@ -234,6 +243,7 @@ def _row(demand: Demand, market: Market, candidate: Candidate, found: ReplicaCap
         reason=candidate.refused,
         found=found,
         calibration=candidate.calibration,
+        accuracy=candidate.accuracy,
         price=market.prices.get(candidate.gpu),
     )
     if candidate.refused is not None or found is None:

@@ -1,7 +1,8 @@
-"""Cost against latency: deployments with fewer or more replicas of each candidate, and the Pareto frontier."""
+"""Cost, latency and accuracy of deployments with fewer or more replicas of each candidate, and the Pareto frontier."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from engines.files import Strict
@@ -16,7 +17,8 @@ class Point(Strict):
     """A deployment that meets every objective at the peak.
 
     Attributes:
-        is_on_frontier: No other point is at most as expensive and at least as fast.
+        accuracy_loss: Against the demand's baseline, of the task that loses most; None if it was not measured.
+        is_on_frontier: No other point is at most as expensive, at least as fast, and loses at most as much accuracy.
     """
 
     name: str
@@ -27,7 +29,13 @@ class Point(Strict):
     ttft_p95_s: float
     itl_mean_s: float
     worst_ratio: float
+    accuracy_loss: float | None = None
     is_on_frontier: bool
+
+    @property
+    def axes(self) -> tuple[float, float, float]:
+        """Cost, latency and accuracy loss, each better when lower; an unknown loss counts as the largest."""
+        return self.usd_per_month, self.ttft_p95_s, math.inf if self.accuracy_loss is None else self.accuracy_loss
 
 
 def frontier_of(
@@ -55,11 +63,12 @@ def frontier_of(
                 continue  # the smallest fleet was simulated: fewer replicas miss an objective
             if known is None or point.rate_per_s < known.rate_per_s:
                 best[row.name, point.replicas] = point
-    points = list(best.values())
-    return sorted(
-        (each.model_copy(update={"is_on_frontier": _is_on_frontier(each, points)}) for each in points),
-        key=lambda each: (each.usd_per_month, each.ttft_p95_s),
-    )
+    return sorted(on_frontier(list(best.values())), key=lambda each: (each.usd_per_month, each.ttft_p95_s))
+
+
+def on_frontier(points: Sequence[Point]) -> list[Point]:
+    """Return the points, each with whether it is on the frontier."""
+    return [each.model_copy(update={"is_on_frontier": _is_on_frontier(each, points)}) for each in points]
 
 
 def _sized_point(row: Row) -> Point | None:
@@ -78,6 +87,7 @@ def _sized_point(row: Row) -> Point | None:
         ttft_p95_s=tried.ttft_p95_s,
         itl_mean_s=tried.itl_mean_s,
         worst_ratio=tried.worst_ratio,
+        accuracy_loss=None if row.accuracy is None else row.accuracy.loss,
         is_on_frontier=False,
     )
 
@@ -100,14 +110,13 @@ def _point(demand: Demand, market: Market, row: Row, tried: RateProbe) -> Point 
         ttft_p95_s=tried.ttft_p95_s,
         itl_mean_s=tried.itl_mean_s,
         worst_ratio=tried.worst_ratio,
+        accuracy_loss=None if row.accuracy is None else row.accuracy.loss,
         is_on_frontier=False,
     )
 
 
 def _is_on_frontier(point: Point, points: Iterable[Point]) -> bool:
     return not any(
-        other.usd_per_month <= point.usd_per_month
-        and other.ttft_p95_s <= point.ttft_p95_s
-        and (other.usd_per_month, other.ttft_p95_s) != (point.usd_per_month, point.ttft_p95_s)
+        other.axes != point.axes and all(one <= two for one, two in zip(other.axes, point.axes, strict=True))
         for other in points
     )

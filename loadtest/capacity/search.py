@@ -112,8 +112,8 @@ def search(
     market = market_of(demand, curve, shape, prices, own)
     candidates = candidates_of(demand, folder, shape, made_by=head.made_by)
     searched = Searched(demand, folder, curve, shape, market, [], [])
-    searched.add([measured_capacity(each, demand, shape) for each in candidates if each.run is not None])
-    searched.add([(each, None) for each in candidates if each.run is None and each.refused is not None])
+    searched.add([measured_capacity(each, demand, shape) for each in candidates if each.run and not each.refused])
+    searched.add([(each, None) for each in candidates if each.refused is not None])
     open_ones = [each for each in candidates if each.run is None and each.refused is None]
     if any(_is_small(searched, each) for each in open_ones):
         options = options._replace(workers=Workers(1))  # faster than starting other processes
@@ -168,8 +168,13 @@ def _least_usd(searched: Searched, candidate: Candidate) -> float:
 
 
 def _least_per_s(searched: Searched, candidate: Candidate) -> float | None:
-    """Return the rate per replica above which a fleet is cheaper than the best one found so far; None: any rate."""
-    best, price = recommended(searched.rows), searched.market.prices.get(candidate.gpu)
+    """Return the rate per replica above which a fleet is cheaper than the best one found so far; None: any rate.
+
+    Only rows that lose no more accuracy count: a dearer row that loses less belongs to the frontier.
+    """
+    loss = math.inf if candidate.accuracy is None else candidate.accuracy.loss
+    best = recommended([row for row in searched.rows if row.accuracy_loss <= loss])
+    price = searched.market.prices.get(candidate.gpu)
     if best is None or best.usd_per_month is None or price is None:
         return None
     each_usd = price.usd_per_gpu_h * HOURS_PER_MONTH * candidate.tensor_parallel

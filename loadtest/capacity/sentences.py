@@ -16,6 +16,7 @@ def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> 
     gpus = f"{row.tensor_parallel} x {row.gpu}" if row.tensor_parallel > 1 else row.gpu
     replicas = "1 replica" if row.replicas == 1 else f"{row.replicas} replicas"
     lost = f" with {size_of_loss} of them lost" if size_of_loss else ""
+    loss = "" if row.accuracy is None or row.accuracy.worst is None else f", losing {row.accuracy.summary}"
     first = "" if row.limited_by is None else f"; {row.limited_by} fails first"
     cost = (
         ", at no stated price"
@@ -25,7 +26,7 @@ def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> 
     )
     return (
         f"Run {replicas} of {Path(demand.model).name} in {row.precision} on {gpus}{batch}: every objective is met at "
-        f"{market.peak_per_s:.3g} requests/s{lost}{cost}{first}. {_certainty(row)}"
+        f"{market.peak_per_s:.3g} requests/s{lost}{cost}{loss}{first}. {_certainty(row)}"
     )
 
 

@@ -24,6 +24,7 @@ VALUES: dict[str, tuple[str, str]] = {
     "n_plus": ("availability.n_plus", "count"),
     "zones": ("availability.zones", "count"),
     "headroom": ("availability.headroom", "number"),
+    "max_accuracy_loss": ("objectives.max_accuracy_loss", "number"),
     "budget": ("limits.budget_usd_per_month", "number"),
     "horizon_months": ("horizon_months", "number"),
     "routing": ("routing", "word"),

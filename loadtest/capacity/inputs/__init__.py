@@ -1,5 +1,6 @@
 """Inputs of a plan: demand and prices. May import `scenario` and the rooms below."""
 
+from loadtest.capacity.inputs.accuracy import EvaluatedEngines, PlanObjectives
 from loadtest.capacity.inputs.demand import (
     SMALL_GPUS,
     Autoscaling,
@@ -23,8 +24,10 @@ __all__ = [
     "Availability",
     "Demand",
     "Described",
+    "EvaluatedEngines",
     "MeasuredRun",
     "Owned",
+    "PlanObjectives",
     "Price",
     "PriceChoices",
     "Routing",

@@ -17,6 +17,7 @@ from engines.spec import (
     is_checkpoint_folder,
     read_accelerator,
 )
+from loadtest.capacity.inputs.accuracy import EvaluatedEngines, PlanObjectives
 from loadtest.capacity.inputs.money import Owned, Spot
 from loadtest.scenario import (
     Conversations,
@@ -266,6 +267,7 @@ class Demand(Strict):
         max_tokens: Most tokens that a reply may have, unless its class's lengths or a trace's row state it. None:
             the longest reply of its class; for a reasoning model, 32,768.
         objectives: Over all requests together.
+        accuracy: Engines whose accuracy was measured; their losses stand beside cost and latency.
         owned: GPUs bought, compared with the rented ones of the plan; `spot` likewise, machines that can be withdrawn.
     """
 
@@ -276,13 +278,14 @@ class Demand(Strict):
     horizon_months: NotNegative = 0.0
     peak_window_s: Positive = 600.0
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    objectives: Objectives
+    objectives: PlanObjectives
     availability: Availability = Availability()
     autoscaling: Autoscaling = Autoscaling()
     routing: Routing = "least_outstanding"
     limits: Limits = Limits()
     candidates: CandidateChoices = CandidateChoices()
     prices: PriceChoices = PriceChoices()
+    accuracy: EvaluatedEngines | None = None
     owned: Owned | None = None
     spot: Spot | None = None
     scale: Scale = Scale()
@@ -325,6 +328,11 @@ class Demand(Strict):
 
     @model_validator(mode="after")
     def _supportable(self) -> Self:
+        if self.objectives.max_accuracy_loss is not None and self.accuracy is None:
+            raise ValueError(
+                "objectives.max_accuracy_loss needs the results of evaluate-engine: name the engines in "
+                "accuracy.baseline and accuracy.engines"
+            )
         for objectives in self.all_objectives.values():
             for quantity in ("ttft_s", "itl_s", "tpot_s", "e2e_s"):
                 if "max" in getattr(objectives, quantity):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from loadtest.capacity.decision import Row
+from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables
 from loadtest.capacity.output.page_figures import figures_of
 from loadtest.capacity.output.scaling_page import scaling_table
@@ -34,6 +35,7 @@ def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
             "sizes": _sizes(plan),
             "what_if": None if together is None else _what_if(together),
             "rows": _rows(plan),
+            "accuracy": None if plan.demand.accuracy is None else _accuracy(plan),
             "scaling": None if plan.scaling is None else scaling_table(plan.scaling),
             "fleets": _fleets(plan.fleets) if plan.fleets else None,
             "reliefs": None if row is None else _reliefs(row),
@@ -78,14 +80,19 @@ def _sizes(plan: CapacityPlan) -> Table | None:
     return table(heads, rows, text_at=(4, 5)) if rows else None
 
 
+def _accuracy(plan: CapacityPlan) -> Table:
+    return table(HEADS, accuracy_rows(plan), text_columns=2, text_at=(7,))
+
+
 def _rows(plan: CapacityPlan) -> Table:
+    losses = () if plan.demand.accuracy is None else ("accuracy lost",)
     heads = (
         "candidate", "based on", "promised req/s", "middle", "TTFT p95, ms", "ITL p99, ms", "batch", "KV cache used",
-        "fails first", "replicas", "USD/month", "USD/Mtok",
+        "fails first", "replicas", "USD/month", "USD/Mtok", *losses,
     )  # fmt: skip
     return table(
         heads,
-        [_row_cells(row) for row in plan.rows],
+        [[*_row_cells(row), *([loss_text(row)] if losses else [])] for row in plan.rows],
         text_columns=2,
         text_at=(8,),
         strong=[place for place, row in enumerate(plan.rows) if row.name == plan.recommended],

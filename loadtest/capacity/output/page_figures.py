@@ -8,6 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from engines.spec import MS
+from loadtest.capacity.output.accuracy import accuracy_chart
 from loadtest.capacity.output.charts import Mark, Series, chart, tornado
 from loadtest.capacity.output.scaling_page import scaling_chart
 from loadtest.capacity.payoff import SpeculationPayoff
@@ -36,6 +37,8 @@ def figures_of(plan: CapacityPlan) -> list[Figure]:
     if row is None:
         return []
     found: list[Figure | None] = [_frontier(plan) if plan.frontier else None, _day(plan)]
+    if plan.demand.accuracy is not None:
+        found.append(_accuracy(plan))
     if plan.speculation:
         found.append(_speculation(plan))
     if plan.scaling is not None:
@@ -50,8 +53,14 @@ def figures_of(plan: CapacityPlan) -> list[Figure]:
 def _frontier(plan: CapacityPlan) -> Figure:
     best = plan.chosen
     names = list(dict.fromkeys(point.name for point in plan.frontier))
-    edge = sorted((each.usd_per_month, each.ttft_p95_s * MS) for each in plan.frontier if each.is_on_frontier)
-    series = [Series("frontier", edge, TONES - 1, "line", is_dashed=True)]
+    edges: dict[float | None, list[tuple[float, float]]] = {}  # by accuracy loss
+    for each in plan.frontier:
+        if each.is_on_frontier:
+            edges.setdefault(each.accuracy_loss, []).append((each.usd_per_month, each.ttft_p95_s * MS))
+    series = [
+        Series("" if place else "frontier", sorted(edge), TONES - 1, "line", is_dashed=True)
+        for place, edge in enumerate(edges.values())
+    ]
     tones = {name: min(place, TONES - 1) for place, name in enumerate(names)}
     series += [
         Series(
@@ -76,7 +85,17 @@ def _frontier(plan: CapacityPlan) -> Figure:
         x_log=True,
         y_log=True,
     )
-    return Figure(Markup(drawn), key=tuple((tone, name) for name, tone in tones.items()))
+    says = "One frontier for each accuracy loss: a point on it may be dearer and slower than one that loses more."
+    return Figure(Markup(drawn), says if len(edges) > 1 else "", tuple((tone, name) for name, tone in tones.items()))
+
+
+def _accuracy(plan: CapacityPlan) -> Figure:
+    drawn, key = accuracy_chart(plan)
+    says = (
+        "Each candidate's smallest deployment; the loss of the task that loses most, measured, with its interval "
+        "(5 % to 95 %). Lower is better on both axes; rows of the same cost are drawn side by side."
+    )
+    return Figure(Markup(drawn), says, key)
 
 
 def _day(plan: CapacityPlan) -> Figure | None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from engines.console import progress, show, table_console
 from engines.spec import units
 from loadtest.capacity.decision import Row, Sized
+from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables
 from loadtest.capacity.output.scaling_page import law_words
 from loadtest.capacity.schema import CapacityPlan
@@ -29,6 +30,7 @@ def show_plan(plan: CapacityPlan) -> None:
     )
     _show_sizes(plan)
     _show_rows(plan)
+    _show_accuracy(plan)
     for row in plan.rows:
         if row.status != "possible":
             progress(f"{row.status}: {row.name}: {row.reason}")
@@ -127,11 +129,15 @@ def _show_rows(plan: CapacityPlan) -> None:
     table.add_column("based on", no_wrap=True)
     for heading in ("req/s", "TTFT p95", "ITL p99", "replicas", "$/month", "$/Mtok"):
         table.add_column(heading, justify="right", no_wrap=True)
+    with_accuracy = plan.demand.accuracy is not None
+    if with_accuracy:
+        table.add_column("lost", justify="right", no_wrap=True)
     table.add_column("fails first", no_wrap=True)
     for row in plan.rows:
         if row.rate_per_s is not None:
             mark = "* " if row.name == plan.recommended else ""
-            table.add_row(mark + row.name, *_cells(row))
+            loss = [loss_text(row)] if with_accuracy else []
+            table.add_row(mark + row.name, *_cells(row), *loss, row.limited_by or "-")
     table_console().print(table)
 
 
@@ -146,8 +152,21 @@ def _cells(row: Row) -> list[str]:
         "-" if row.replicas is None else str(row.replicas),
         "-" if row.usd_per_month is None else f"{row.usd_per_month:,.0f}",
         number(row.usd_per_million_tokens),
-        row.limited_by or "-",
     ]
+
+
+def _show_accuracy(plan: CapacityPlan) -> None:
+    rows = accuracy_rows(plan)
+    if not rows:
+        return
+    table = Table(
+        title="accuracy lost against the baseline, on the same questions", title_justify="left", box=SIMPLE_HEAD
+    )
+    for heading in HEADS:
+        table.add_column(heading, justify="left" if heading in ("precision", "task", "limit") else "right")
+    for cells in rows:
+        table.add_row(*cells)
+    table_console().print(table)
 
 
 def _show_fleets(plan: CapacityPlan) -> None:

@@ -77,7 +77,10 @@ class Task(NamedTuple):
         parts = (
             self.manifest.model_dump_json(include={"model", "gpu", "precision", "parallel", "limits", "kv_cache"}),
             self.manifest.model_dump_json(include={"runtime", "step_time", "speculative"}),
-            self.demand.model_dump_json(include={"model", "peak_window_s", "max_tokens", "objectives", "seed"}),
+            self.demand.model_dump_json(
+                include={"model", "peak_window_s", "max_tokens", "objectives", "seed"},
+                exclude={"objectives": {"max_accuracy_loss"}},
+            ),
             # The search sets each replica's rate.
             traffic.model_dump_json(exclude={"rate_by_hour_per_s", "rate_per_s"}),
             repr((self.demand.scale.isl, self.demand.scale.osl)),

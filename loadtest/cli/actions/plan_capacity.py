@@ -126,6 +126,7 @@ def _inputs(demand: Demand, demand_file: Path) -> list[Path]:
     """Return every file and folder that a demand refers to."""
     chosen = demand.candidates
     named = [*chosen.engines, *chosen.calibrations, *(run.path for run in chosen.runs)]
+    named += () if demand.accuracy is None else (demand.accuracy.baseline, *demand.accuracy.engines)
     named += [demand.traffic.path] if isinstance(demand.traffic, Trace) else []
     named += [demand.prices.file] if demand.prices.file is not None else []
     return [demand_file, *(demand_file.parent / each for each in named)]
