@@ -57,13 +57,17 @@ GROUPS = {
 @click.option(
     "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format. Default: as build-engine chooses."
 )
-@click.option("--tp", type=int, default=1, show_default=True, help="Tensor parallel size.")
+@click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True, help="Tensor parallel size.")
 @click.option(
-    "--max-batch-size", type=int, default=512, show_default=True, help="Maximum batch size of the deployment."
+    "--max-batch-size",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Maximum batch size of the deployment.",
 )
 @click.option(
     "--max-num-tokens",
-    type=int,
+    type=click.IntRange(min=1),
     help="Maximum tokens in one iteration of the deployment. Default: the value that fits the points best.",
 )
 @click.option(

@@ -72,7 +72,7 @@ GROUPS = {
 )
 @click.option(
     "--most-requests",
-    type=int,
+    type=click.IntRange(min=1),
     default=MOST_REQUESTS,
     show_default=True,
     help="Maximum measured requests of one probe.",

@@ -8,15 +8,17 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags, completing, draft_flags
+from engines.errors import UserError
 from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names
 from loadtest.cli.load_flags import concurrency_flag, library_names, load_flags, refuse_two_loads
 
+ENGINE_GROUP = "Engine (if no engine folder is given)"
 GROUPS = {
     "Load": (
         *("--scenario", "--concurrency", "--rate", "--duration", "--requests", "--isl", "--osl", "--prompts"),
         *("--seed", "--static-batch", "--at-once", "--tokenizer"),
     ),
-    "Engine (if no engine folder is given)": (
+    ENGINE_GROUP: (
         *("--model", "--gpu", "--precision", "--kv-cache", "--tp", "--max-batch-size", "--max-num-tokens"),
         *("--speculative", "--draft-model", "--max-draft-len", "--max-total-draft-tokens", "--acceptance"),
     ),
@@ -45,8 +47,12 @@ GROUPS = {
 @click.option(
     "--precision", shell_complete=completing(lambda: PRECISION_NAMES), help="Precision, if no engine folder is given."
 )
-@click.option("--tp", type=int, help="Tensor parallel size, if no engine folder is given.")
-@click.option("--max-batch-size", type=int, help="Maximum sequences in one iteration, if no engine folder is given.")
+@click.option("--tp", type=click.IntRange(min=1), help="Tensor parallel size, if no engine folder is given.")
+@click.option(
+    "--max-batch-size",
+    type=click.IntRange(min=1),
+    help="Maximum sequences in one iteration, if no engine folder is given.",
+)
 @click.option(
     "--speculative",
     metavar="MODE",
@@ -72,7 +78,11 @@ GROUPS = {
     ),
 )
 @click.option("--calibration", type=click.Path(path_type=Path), help="calibration.json from calibrate-engine.")
-@click.option("--max-num-tokens", type=int, help="Maximum tokens in one iteration, if no engine folder is given.")
+@click.option(
+    "--max-num-tokens",
+    type=click.IntRange(min=1),
+    help="Maximum tokens in one iteration, if no engine folder is given.",
+)
 @click.option(
     "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, if no engine folder is given."
 )
@@ -112,6 +122,18 @@ def predict_load(**flags: Any) -> None:
     like run-load's.
     """
     refuse_two_loads(flags)
+    _refuse_two_engines(flags)
     from loadtest.cli.actions.predict_load import run
 
     run(**flags)
+
+
+def _refuse_two_engines(flags: dict[str, Any]) -> None:
+    """Refuse an engine folder together with flags that describe another engine."""
+    names = {"--model": "model_name"}
+    given = [flag for flag in GROUPS[ENGINE_GROUP] if flags[names.get(flag, flag[2:].replace("-", "_"))] is not None]
+    if flags["engine_dir"] is not None and given:
+        raise UserError(
+            f"{', '.join(given)}: not with an engine folder, which has its own: {flags['engine_dir']}",
+            hint="omit the folder, or build another engine with build-engine",
+        )

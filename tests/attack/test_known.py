@@ -21,6 +21,12 @@ REFUSED = {
     f"{PLAN} --max-batch-size 1e30": "'1e30' is not a valid integer",
     f"{PLAN} --isl 1000000000": "less than or equal to 16777216",
     f"{PLAN} --ttft-ms inf": "inf is not a number from",
+    "predict-load --model llama-3-8b --gpu h100-sxm-80gb --precision fp8 --isl 8 --osl 4 --concurrency 1 "
+    "--max-batch-size 0": "'--max-batch-size': 0 is not in the range x>=1",
+    "calibrate-engine --measurements points.csv --model llama-3-8b --gpu h100-sxm-80gb --precision fp8 "
+    "--max-num-tokens 0": "'--max-num-tokens': 0 is not in the range x>=1",
+    "find-knee engine --objective ttft_s.p95=1 --isl 8 --osl 4 --most-requests 0": "0 is not in the range x>=1",
+    f"{PREDICT} --isl 8 --concurrency 1 --max-batch-size 4 --tp 2": "--tp, --max-batch-size: not with an engine folder",
     f"{PREDICT} --isl 1e9 --concurrency 1": "a number from 0 to 16,777,216 is expected",
     f"{PREDICT} --isl 8 --rate inf": "'--rate': inf is not a number from",
     f"{PREDICT} --isl 8 --rate nan": "--rate nan",
