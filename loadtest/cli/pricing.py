@@ -12,7 +12,6 @@ from engines.errors import UserError
 from engines.manifest import read_manifest
 from engines.spec import resolve_gpu
 from engines.steptime import step_time_for
-from loadtest.capacity.inputs import PriceChoices, old_prices, prices_for
 from loadtest.metrics import GpuPrice, Summary, with_cost
 from loadtest.simulate import with_power_range
 
@@ -59,6 +58,8 @@ def _price(flags: dict[str, Any], engine_gpu: str | None) -> tuple[float, str]:
     gpu = flags["gpu"] or engine_gpu
     if gpu is None:
         raise UserError("the list price needs a GPU", hint="--gpu NAME, or --engine ENGINE_DIR")
+    from loadtest.capacity.inputs import PriceChoices, old_prices, prices_for  # imports the planner: 0.3 s
+
     today = datetime.now(tz=UTC).date()
     file = None if flags["prices"] is None else str(flags["prices"])
     choices = PriceChoices(vendor=flags["vendor"], terms=flags["terms"], file=file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
+from loadtest.capacity.plan import make_capacity
 from loadtest.capacity.search import cheapest_sized, search
 from loadtest.capacity.simulation.max_rate import Carried
 from tests.unit.loadtest.capacity.made import HEAD, HERE, demand, means
@@ -25,3 +26,33 @@ def test_what_was_given_up_against_a_fleet_that_failed_is_searched_again() -> No
     assert best is not None
     assert best.rate_per_s == found.rate_per_s
     assert len(searched.found) == 1
+
+
+def test_drafts_meet_a_time_per_token_that_plain_decoding_misses() -> None:
+    """Both are searched; the plan recommends the drafts, and says where they pay."""
+    eagle = {
+        "mode": "eagle3",
+        "draft_model": "Tengyunw/qwen3_8b_eagle3",
+        "max_draft_len": 2,
+        "acceptance": [0.62, 0.38],
+    }
+    wanted = demand(
+        model="qwen3-8b",
+        traffic={"process": "described", "rate_per_s": 4.0, "lengths": {"isl": 233, "osl": 64}},
+        max_tokens=64,
+        objectives={"tpot_s": {"p90": 0.006}},
+        candidates={
+            "engine_profile": "sglang",
+            "max_batch_size": [32],
+            "max_num_tokens": [2048],
+            "speculative": ["none", eagle],
+        },
+    )
+    plan = make_capacity(wanted, HERE, HEAD, means(), today=date(2026, 11, 28), is_brief=True)
+    plain, drafts = sorted(plan.rows, key=lambda row: len(row.name))
+    assert plain.status == "objectives missed"
+    assert "tpot_s p90" in (plain.reason or "")
+    assert "eagle3 2" in drafts.name
+    assert plan.recommended == drafts.name
+    (payoff,) = plan.speculation
+    assert payoff.payoff.speedups[0][1] > 1
