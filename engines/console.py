@@ -35,6 +35,7 @@ PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
 READER_LEFT = 128 + signal.SIGPIPE  # what shells report of a program that SIGPIPE ended
 _AGAIN_AFTER_S = 0.05
+_WIDEST = 1000  # columns; wider than any table
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
@@ -269,10 +270,25 @@ def show(text: str) -> None:
 
 
 def table_console() -> Console:
-    """Return a rich console on stdout for tables; 120 columns wide if stdout is not a terminal."""
+    """Return a rich console on stdout for tables; 120 columns wide if stdout is not a terminal.
+
+    A table that is wider than the console loses its padding first and then wraps its cells; no figure is cut off.
+    """
     from rich.console import Console
+    from rich.table import Table
 
     class TableConsole(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            for table in objects:
+                if (
+                    isinstance(table, Table)
+                    and self.measure(table, options=self.options.update(width=_WIDEST)).maximum > self.width
+                ):
+                    table.padding = (0, 0)
+                    for column in table.columns:
+                        column.overflow = "fold"
+            super().print(*objects, **options)
+
         def on_broken_pipe(self) -> None:
             """Leave the error to the command; rich would exit with status 1."""
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
