@@ -220,17 +220,22 @@ def _outcome(better: str, ratio: float | None, low: float | None, high: float | 
 
 
 def _words(outcome: Outcome, ratio: float | None, low: float | None, high: float | None) -> str:
+    """Return a change in words; what rounds to zero has no minus sign.
+
+    >>> _words("same", -1e-9, -1e-6, 0.0)
+    'the same within 2% (+0.0% to +0.0%)'
+    """
     if ratio is None:
         return "not measured in both"
     if low is None or high is None:
-        return f"{ratio:+.1%}; too few requests"
-    ends = f"{low:+.1%} to {high:+.1%}"
+        return f"{ratio:+z.1%}; too few requests"
+    ends = f"{low:+z.1%} to {high:+z.1%}"
     return {
         "same": f"the same within {SAME_RATIO:.0%} ({ends})",
         "unclear": f"no difference detected; it may be {ends}",
-        "better": f"better: {ratio:+.1%} ({ends})",
-        "worse": f"worse: {ratio:+.1%} ({ends})",
-        "unknown": f"{ratio:+.1%}",
+        "better": f"better: {ratio:+z.1%} ({ends})",
+        "worse": f"worse: {ratio:+z.1%} ({ends})",
+        "unknown": f"{ratio:+z.1%}",
     }[outcome]
 
 

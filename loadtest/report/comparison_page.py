@@ -81,13 +81,13 @@ def _level_table(comparison: Comparison, level: LevelChanges) -> Table:
 
 
 def _row(change: Change) -> list[Cell | str]:
-    ends = NONE if change.low is None or change.high is None else f"{change.low:+.1%} to {change.high:+.1%}"
+    ends = NONE if change.low is None or change.high is None else f"{change.low:+z.1%} to {change.high:+z.1%}"
     return [
         changed_name(change.figure),
         Cell(change.words.partition("(")[0].strip(), tone=_TONES[change.outcome]),
         changed_value(change.figure, change.baseline),
         changed_value(change.figure, change.candidate),
-        NONE if change.change_ratio is None else f"{change.change_ratio:+.1%}",
+        NONE if change.change_ratio is None else f"{change.change_ratio:+z.1%}",
         ends,
     ]
 

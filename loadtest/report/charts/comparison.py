@@ -22,6 +22,7 @@ from loadtest.report.charts.style import (
 from loadtest.report.comparison_schema import Change, Comparison
 
 COLOURS = {"better": GREEN, "worse": VERMILION, "same": INK, "unclear": FAINT, "unknown": FAINT}
+COLOUR_KEY = "green: better, orange: worse, black: the same, grey: no difference detected"
 DRAWN = {
     "itl_s p50": "Inter-token latency, p50",
     "itl_s p99": "Inter-token latency, p99",
@@ -46,7 +47,7 @@ def changes(comparison: Comparison) -> Drawing:
         for panel, (name, title) in zip(panels.flat, DRAWN.items(), strict=True):
             _panel(panel, comparison, name, title)
         base, new = comparison.baseline, comparison.candidate
-        subtitle = f"{new.name} against {base.name}   |   green: better, orange: worse, grey: no significant difference"
+        subtitle = f"{new.name} against {base.name}   |   {COLOUR_KEY}"
         tags = [
             (f"baseline: {base.label}", KIND_COLOURS[base.kind]),
             (f"candidate: {new.label}", KIND_COLOURS[new.kind]),
