@@ -500,6 +500,13 @@ def _max_seq_len(choices: _Choices, model: ModelSpec) -> int:
                 hint=f"--max-seq-len {model.max_position_embeddings} is the longest",
             )
         choices.given("limits.max_seq_len", recipe.limits.max_seq_len, "as requested")
+        workload = recipe.workload
+        if workload.isl + workload.osl > recipe.limits.max_seq_len:
+            choices.notice(
+                "workload-too-long",
+                f"figures are of requests with {workload.isl} prompt and {workload.osl} reply tokens, and the engine "
+                f"refuses requests of more than {recipe.limits.max_seq_len}: state its own lengths (--isl, --osl)",
+            )
         return recipe.limits.max_seq_len
     wanted = recipe.workload.longest_isl + recipe.workload.longest_osl
     chosen = min(wanted, model.max_position_embeddings)

@@ -42,3 +42,11 @@ def test_a_length_under_both_names_is_refused(tmp_path: Path) -> None:
     path.write_text("workload: {isl: 100, input_tokens: 200}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"workload\.input_tokens is the earlier name of workload\.isl"):
         resolve_recipe(str(path), {})
+
+
+@pytest.mark.parametrize(("longest", "said"), [(100, True), (2023, True), (2024, False), ("auto", False)])
+def test_a_sequence_shorter_than_the_workload_is_said(longest: int | str, said: bool) -> None:
+    """The figures are those of the workload, which such an engine refuses."""
+    resolved = resolve_recipe(None, {"limits.max_seq_len": longest, "workload.isl": 1000, "workload.osl": 1024})
+    codes = {notice.code for notice in make_plan(resolved, head=HEAD).notices}
+    assert ("workload-too-long" in codes) is said
