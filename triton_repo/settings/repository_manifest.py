@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from engines.errors import UserError
 from engines.files import Document, Strict, read_json
-from engines.manifest import EngineManifest, Notice
+from engines.manifest import EngineManifest, Notice, read_manifest
 from triton_repo.settings.schema import DEFAULT_TIME_SCALE, Emulation, ServingSettings
 
 REPOSITORY_NAME = "manifest.json"
@@ -91,5 +91,19 @@ def read_repository(folder: Path) -> RepositoryManifest:
     try:
         return read_json(folder / REPOSITORY_NAME, RepositoryManifest)
     except UserError as error:
+        if _is_engine(folder):
+            raise UserError(
+                f"{folder}: an engine folder, not a model repository",
+                hint=f"build-repo {folder} makes a repository of it",
+            ) from error
         hint = "the file is truncated or of another version; rebuild the repository with build-repo ENGINE_DIR --force"
         raise UserError(error.message, hint=hint) from error
+
+
+def _is_engine(folder: Path) -> bool:
+    """Return whether the folder has the manifest of an engine, whose name is the same."""
+    try:
+        read_manifest(folder)
+    except UserError:
+        return False
+    return True

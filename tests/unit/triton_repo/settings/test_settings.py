@@ -18,7 +18,7 @@ from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.cli import build_repo
 from triton_repo.settings.engine_config import EngineConfig, read_engine_config
-from triton_repo.settings.repository_manifest import Choice
+from triton_repo.settings.repository_manifest import Choice, read_repository
 from triton_repo.settings.resolve import Resolved, given_in, resolve
 from triton_repo.settings.schema import ServingSettings, all_settings
 
@@ -303,3 +303,15 @@ def test_the_dry_run_is_a_serving_yaml(engine: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(json.loads(said)))
     assert _build(engine, "--serving", tmp_path / "again.yaml", "--dry-run") == 0
     assert capsys.readouterr().out == said
+
+
+def test_an_engine_folder_is_no_repository(emulated: EngineManifest, tmp_path: Path) -> None:
+    """Both have a `manifest.json`; the error says what the folder is, and what makes a repository of it."""
+    write_json(tmp_path / "manifest.json", emulated)
+    with pytest.raises(UserError, match="an engine folder, not a model repository") as caught:
+        read_repository(tmp_path)
+    assert f"build-repo {tmp_path}" in (caught.value.hint or "")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="missing key") as damaged:
+        read_repository(tmp_path)
+    assert "rebuild the repository" in (damaged.value.hint or "")
