@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -118,67 +117,50 @@ def start_server(
     _refuse_running(repository)
     for port in (ports.http, ports.grpc, ports.metrics):
         _refuse_taken(ports.address, port)
-    start = partial(
-        _start_once,
-        repository,
-        runtime,
-        ports,
-        deadline_s=deadline_s,
-        stop_after_s=stop_after_s,
-        detached=detached,
-        made_by=made_by,
-        progress=progress,
-    )
+    log = repository / LOG_NAME
+
+    def start() -> ServerRecord:
+        prefix = f"triton_{os.getpid()}_{time.time_ns()}_"
+        command = server_command(repository, runtime, ports, prefix, _write_key(repository))
+        environment = server_environment(runtime)
+        if (repository / REPOSITORY_NAME).is_file():
+            manifest = read_repository(repository)
+            command = across_ranks(command, manifest, str(repository.absolute()), prefix)
+            environment |= rank_environment(manifest)
+        if stop_after_s is not None or not detached:  # it forwards SIGTERM, and SIGKILL after 5 s; 0 means no limit
+            command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s or 0:g}", *command]
+        begin = time.monotonic()
+        with log.open("wb") as output, _stack_of(STACK_BYTES):
+            process = start_child(
+                command, output, detached=detached, cwd=runtime.server.parent, environment=environment
+            )
+        try:
+            record = _record(process, runtime, ports, made_by=made_by, log=log, prefix=prefix)
+            # not by way of a temporary file: Triton lists the folder as it starts, and ends if a listed file has gone
+            (repository / SERVER_NAME).write_text(to_json(record), encoding="utf-8")
+            _wait_ready(process, record, deadline_s)
+            _probe(repository, record)
+            progress(f"ready after {time.monotonic() - begin:.1f} s: a request was answered")
+        except BaseException:
+            stop_server(repository, grace_s=0)  # it has no clients yet
+            signal_group(process.pid, signal.SIGKILL)  # in case its record is not yet written
+            raise
+        return record
+
+    return _again_after_lock_fault(start, log, progress)
+
+
+def _again_after_lock_fault(
+    start: Callable[[], ServerRecord], log: Path, progress: Callable[[str], None]
+) -> ServerRecord:
     for _ in range(STARTS - 1):
         try:
             return start()
         except ToolError as error:
-            if error.status is None or not _is_lock_fault(repository / LOG_NAME):
+            if error.status is None or LOCK_FAULT not in log.read_text(encoding="utf-8", errors="replace"):
                 raise
             progress(f"Triton aborted as it loaded the models ({LOCK_FAULT}, a known fault); starting it again")
     return start()
-
-
-def _is_lock_fault(log: Path) -> bool:
-    return LOCK_FAULT in log.read_text(encoding="utf-8", errors="replace")
-
-
-def _start_once(
-    repository: Path,
-    runtime: Runtime,
-    ports: Ports,
-    *,
-    deadline_s: float,
-    stop_after_s: float | None,
-    detached: bool,
-    made_by: MadeBy,
-    progress: Callable[[str], None],
-) -> ServerRecord:
-    log = repository / LOG_NAME
-    prefix = f"triton_{os.getpid()}_{time.time_ns()}_"
-    command = server_command(repository, runtime, ports, prefix, _write_key(repository))
-    environment = server_environment(runtime)
-    if (repository / REPOSITORY_NAME).is_file():
-        manifest = read_repository(repository)
-        command = across_ranks(command, manifest, str(repository.absolute()), prefix)
-        environment |= rank_environment(manifest)
-    if stop_after_s is not None or not detached:  # it forwards SIGTERM, and SIGKILL after 5 s; 0 means no limit
-        command = ["timeout", "--foreground", "--kill-after=5", f"{stop_after_s or 0:g}", *command]
-    begin = time.monotonic()
-    with log.open("wb") as output, _stack_of(STACK_BYTES):
-        process = start_child(command, output, detached=detached, cwd=runtime.server.parent, environment=environment)
-    try:
-        record = _record(process, runtime, ports, made_by=made_by, log=log, prefix=prefix)
-        # not by way of a temporary file: Triton lists the folder as it starts, and ends if a listed file has gone
-        (repository / SERVER_NAME).write_text(to_json(record), encoding="utf-8")
-        _wait_ready(process, record, deadline_s)
-        _probe(repository, record)
-        progress(f"ready after {time.monotonic() - begin:.1f} s: a request was answered")
-    except BaseException:
-        stop_server(repository, grace_s=0)  # it has no clients yet
-        signal_group(process.pid, signal.SIGKILL)  # in case its record is not yet written
-        raise
-    return record
 
 
 def _record(
