@@ -17,7 +17,8 @@ def interrupts_deferred() -> Iterator[None]:
 
     For steps that are wrong when half done, and for libraries that hide the exception of a signal: pydantic turns a
     KeyboardInterrupt in a serializer into an error of its own, and the command would not know that it was interrupted.
-    Outside the main thread, where Python runs no handlers, the block runs without this.
+    Outside the main thread, where Python runs no handlers, the block runs without this. A handler that was not
+    installed from Python stays, because it could not be restored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -27,7 +28,8 @@ def interrupts_deferred() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a signal handler's signature)
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in _INTERRUPTS}
+    replaceable = [number for number in _INTERRUPTS if signal.getsignal(number) is not None]
+    before = {number: signal.signal(number, note) for number in replaceable}
     try:
         yield
     finally:

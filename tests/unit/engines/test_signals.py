@@ -62,6 +62,15 @@ def test_an_error_in_the_block_gives_way_to_the_signal() -> None:
         _run_deferred(fail)
 
 
+def test_a_handler_of_another_language_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python cannot restore a handler that C code installed, and so does not replace it."""
+    replaced: list[int] = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else signal.SIG_DFL)
+    monkeypatch.setattr(signal, "signal", lambda number, _: replaced.append(number))
+    _run_deferred(lambda: None)
+    assert replaced == [signal.SIGINT, signal.SIGINT]
+
+
 def test_an_interrupt_in_a_serializer_is_still_an_interrupt(tmp_path: Path) -> None:
     """The file is whole, and the command ends as interrupted, not with pydantic's error."""
     with pytest.raises(KeyboardInterrupt):
