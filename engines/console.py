@@ -286,7 +286,7 @@ def table_console() -> Console:
                 ):
                     table.padding = (0, 0)
                     for column in table.columns:
-                        column.overflow = "fold"
+                        column.no_wrap, column.overflow = False, "fold"
             super().print(*objects, **options)
 
         def on_broken_pipe(self) -> None:
@@ -341,21 +341,19 @@ def common_flags(function: _FunctionT) -> _FunctionT:
 
 def draft_flags(function: _FunctionT) -> _FunctionT:
     """Add the flags of speculative decoding's drafts: --max-draft-len, --max-total-draft-tokens, --acceptance."""
-    function = click.option("--max-draft-len", type=int, help="Maximum number of draft tokens accepted per step.")(
-        function
-    )
     function = click.option(
-        "--max-total-draft-tokens",
-        type=int,
-        help="Draft tokens verified per step, for a draft tree. Default: a chain of --max-draft-len.",
-    )(function)
-    return click.option(
         "--acceptance",
         metavar="RATE,...",
         help=(
             "Share of steps that accept the draft token at each position. Default: the method's, if a source is known."
         ),
     )(function)
+    function = click.option(
+        "--max-total-draft-tokens",
+        type=int,
+        help="Draft tokens verified per step, for a draft tree. Default: a chain of --max-draft-len.",
+    )(function)
+    return click.option("--max-draft-len", type=int, help="Maximum number of draft tokens accepted per step.")(function)
 
 
 def writing_flags(function: _FunctionT) -> _FunctionT:
