@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -47,13 +48,15 @@ class CandidateAccuracy(Strict):
         """The loss of the task that loses most; 0 for the baseline."""
         return 0.0 if self.worst is None else self.worst.loss
 
-    @property
-    def summary(self) -> str:
-        """Loss, its interval and its task, on one line."""
-        worst = self.worst
-        if worst is None:
-            return "the baseline"
-        return f"{worst.loss:.3f} of {worst.task}'s questions ({worst.low:.3f} to {worst.high:.3f})"
+
+def ranked_loss(accuracy: CandidateAccuracy | None) -> float:
+    """Return the loss that candidates are compared by; an unknown one counts as the largest."""
+    return math.inf if accuracy is None else accuracy.loss
+
+
+def interval_text(loss: AccuracyLoss) -> str:
+    """Return both ends of a loss."""
+    return f"{loss.low:.3f} to {loss.high:.3f}"
 
 
 class _Evaluated(NamedTuple):
@@ -99,15 +102,14 @@ class Evaluations(NamedTuple):
                 f"objectives.max_accuracy_loss is {limit:g}, and no engine of this precision and KV cache format was "
                 "evaluated; evaluate-engine measures one, accuracy.engines names it"
             )
-        verdicts = {each.task: each.verdict(limit) for each in found.losses}
         for wanted, text in (("missed", "loses"), ("undecided", "may lose")):
-            tasks = [each for each in found.losses if verdicts[each.task] == wanted]
+            tasks = [each for each in found.losses if each.verdict(limit) == wanted]
             if tasks:
                 worst = max(tasks, key=lambda each: each.loss)
                 more = "; more questions would decide" if wanted == "undecided" else ""
                 return (
                     f"{text} more than objectives.max_accuracy_loss, {limit:g}: {worst.loss:.3f} of {worst.task} "
-                    f"({worst.low:.3f} to {worst.high:.3f}, {worst.questions:,} questions){more}"
+                    f"({interval_text(worst)}, {worst.questions:,} questions){more}"
                 )
         return None
 
@@ -129,21 +131,19 @@ def evaluations_of(demand: Demand, folder: Path) -> Evaluations | None:
     chosen = demand.accuracy
     if chosen is None:
         return None
-    found = [_read(folder, name, demand) for name in (chosen.baseline, *chosen.engines)]
+    found = [_read(folder, name, model=demand.model, tasks=chosen.tasks) for name in (chosen.baseline, *chosen.engines)]
     _require_comparable(found, chosen.tasks)
     return Evaluations(tuple(found), demand.objectives.max_accuracy_loss)
 
 
-def _read(folder: Path, name: str, demand: Demand) -> _Evaluated:
+def _read(folder: Path, name: str, *, model: str, tasks: Sequence[str] | None) -> _Evaluated:
     manifest = read_manifest(folder / name)
-    found, wanted = _shape(manifest.model), _shape(resolve_model(demand.model))
+    found, wanted = _shape(manifest.model), _shape(resolve_model(model))
     for key, value in wanted.items():
         if found[key] != value:
             raise UserError(
-                f"accuracy: {name} is an engine of another model: its {key} is {found[key]}, "
-                f"that of {demand.model} is {value}"
+                f"accuracy: {name} is an engine of another model: its {key} is {found[key]}, that of {model} is {value}"
             )
-    tasks = None if demand.accuracy is None else demand.accuracy.tasks
     results = tuple(each for each in manifest.accuracy if each.is_main and (tasks is None or each.task in tasks))
     if not results:
         raise UserError(

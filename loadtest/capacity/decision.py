@@ -8,7 +8,7 @@ from typing import Literal
 
 from engines.files import Strict
 from engines.spec import Accelerator, is_accelerator_file
-from loadtest.capacity.accuracy import CandidateAccuracy
+from loadtest.capacity.accuracy import CandidateAccuracy, ranked_loss
 from loadtest.capacity.candidates import RANK, Basis, Candidate
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Price
 from loadtest.capacity.replica_count import size_for, total_for
@@ -111,8 +111,8 @@ class Row(Strict):
 
     @property
     def accuracy_loss(self) -> float:
-        """The loss that rows are compared by: of the task that loses most; unknown counts as the largest."""
-        return math.inf if self.accuracy is None else self.accuracy.loss
+        """The loss that rows are compared by."""
+        return ranked_loss(self.accuracy)
 
     @property
     def is_run(self) -> bool:

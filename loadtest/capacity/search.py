@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engines.files import Document
+from loadtest.capacity.accuracy import ranked_loss
 from loadtest.capacity.candidates import EVICTING, Candidate, candidates_of
 from loadtest.capacity.decision import Market, Row, limit_of, market_of, priced, ranked, recommended, rows_of
 from loadtest.capacity.from_run import measured_capacity
@@ -172,7 +173,7 @@ def _least_per_s(searched: Searched, candidate: Candidate) -> float | None:
 
     Only rows that lose no more accuracy count: a dearer row that loses less belongs to the frontier.
     """
-    loss = math.inf if candidate.accuracy is None else candidate.accuracy.loss
+    loss = ranked_loss(candidate.accuracy)
     best = recommended([row for row in searched.rows if row.accuracy_loss <= loss])
     price = searched.market.prices.get(candidate.gpu)
     if best is None or best.usd_per_month is None or price is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtest.capacity.accuracy import interval_text
 from loadtest.capacity.decision import Market, Row, costed
 from loadtest.capacity.inputs import Demand
 from loadtest.capacity.simulation import RateProbe
@@ -16,7 +17,8 @@ def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> 
     gpus = f"{row.tensor_parallel} x {row.gpu}" if row.tensor_parallel > 1 else row.gpu
     replicas = "1 replica" if row.replicas == 1 else f"{row.replicas} replicas"
     lost = f" with {size_of_loss} of them lost" if size_of_loss else ""
-    loss = "" if row.accuracy is None or row.accuracy.worst is None else f", losing {row.accuracy.summary}"
+    worst = None if row.accuracy is None else row.accuracy.worst
+    loss = "" if worst is None else f", losing {worst.loss:.3f} of {worst.task}'s questions ({interval_text(worst)})"
     first = "" if row.limited_by is None else f"; {row.limited_by} fails first"
     cost = (
         ", at no stated price"

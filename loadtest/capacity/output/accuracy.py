@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from loadtest.capacity.accuracy import CandidateAccuracy
+from loadtest.capacity.accuracy import CandidateAccuracy, interval_text
 from loadtest.capacity.decision import Row
-from loadtest.capacity.output.charts import Mark, Series, chart
+from loadtest.capacity.output.charts import TONES, Mark, Series, chart
 from loadtest.capacity.schema import CapacityPlan
 
 HEADS = ("precision", "task", "lost", "5 % to 95 %", "questions", "only the baseline right", "only this right", "limit")
-TONES = 6
 BESIDE = 0.02  # of the cost: rows of the same cost are drawn this far apart
 
 
@@ -32,7 +31,7 @@ def accuracy_rows(plan: CapacityPlan) -> list[list[str]]:
             precision,
             each.task,
             f"{each.loss:.3f}",
-            f"{each.low:.3f} to {each.high:.3f}",
+            interval_text(each),
             f"{each.questions:,}",
             str(each.only_baseline),
             str(each.only_this),

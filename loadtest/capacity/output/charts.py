@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 720, 320
+TONES = 6  # colours of the page
 LEFT, RIGHT, TOP, BOTTOM = 64, 18, 34, 44
 _CHAR = 6.3  # approximate width of a character, used to keep labels apart
 _MANY = 1000
@@ -28,7 +29,7 @@ class Series(NamedTuple):
     """Points of one colour.
 
     Attributes:
-        tone: Index of the page's colour, 0 to 5.
+        tone: Index of the page's colour, below `TONES`.
         kind: A line, a stepped line, dots, or dots on a line.
     """
 

@@ -85,7 +85,7 @@ def _accuracy(plan: CapacityPlan) -> Table:
 
 
 def _rows(plan: CapacityPlan) -> Table:
-    losses = () if plan.demand.accuracy is None else ("accuracy lost",)
+    losses = () if plan.demand.accuracy is None else ("lost",)
     heads = (
         "candidate", "based on", "promised req/s", "middle", "TTFT p95, ms", "ITL p99, ms", "batch", "KV cache used",
         "fails first", "replicas", "USD/month", "USD/Mtok", *losses,

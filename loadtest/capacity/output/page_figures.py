@@ -9,14 +9,12 @@ from markupsafe import Markup
 
 from engines.spec import MS
 from loadtest.capacity.output.accuracy import accuracy_chart
-from loadtest.capacity.output.charts import Mark, Series, chart, tornado
+from loadtest.capacity.output.charts import TONES, Mark, Series, chart, tornado
 from loadtest.capacity.output.scaling_page import scaling_chart
 from loadtest.capacity.payoff import SpeculationPayoff
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import RateProbe
-
-TONES = 6
 
 
 class Figure(NamedTuple):
@@ -37,7 +35,7 @@ def figures_of(plan: CapacityPlan) -> list[Figure]:
     if row is None:
         return []
     found: list[Figure | None] = [_frontier(plan) if plan.frontier else None, _day(plan)]
-    if plan.demand.accuracy is not None:
+    if plan.demand.accuracy is not None and row.usd_per_month is not None:
         found.append(_accuracy(plan))
     if plan.speculation:
         found.append(_speculation(plan))
