@@ -15,10 +15,19 @@ from loadtest.capacity.inputs.demand import (
     read_demand,
 )
 from loadtest.capacity.inputs.money import Owned, Spot
-from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, Price, old_prices, prices_for, times
+from loadtest.capacity.inputs.prices import (
+    HOURS_PER_MONTH,
+    SLICES,
+    Price,
+    old_prices,
+    prices_for,
+    slices_without_price,
+    times,
+)
 
 __all__ = [
     "HOURS_PER_MONTH",
+    "SLICES",
     "SMALL_GPUS",
     "Autoscaling",
     "Availability",
@@ -37,5 +46,6 @@ __all__ = [
     "old_prices",
     "prices_for",
     "read_demand",
+    "slices_without_price",
     "times",
 ]
