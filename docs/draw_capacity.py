@@ -16,7 +16,7 @@ from loadtest.capacity.output.page_figures import payoff_chart
 from loadtest.capacity.payoff import SpeculationPayoff
 from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.load_bench import WINDOWS, LoadBench, Task
-from loadtest.capacity.simulation.observations import RateResult
+from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.capacity.simulation.replica import NONE
 
 IMAGES = Path(__file__).parent / "images"

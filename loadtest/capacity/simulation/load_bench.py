@@ -16,7 +16,8 @@ from engines.spec import SECONDS_PER_H
 from engines.steptime import StepCost, power_model_for
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.simulation.length_profile import LengthProfile
-from loadtest.capacity.simulation.observations import Observations, RateResult
+from loadtest.capacity.simulation.observations import Observations
+from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.capacity.simulation.replica import Slowdown, evened, simulate
 from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, requests_needed, window_of
 from loadtest.scenario import Objectives, Trace
