@@ -10,7 +10,6 @@ from loadtest.capacity.simulation.fleet_checks import (
     What,
     check,
     minutes_of,
-    ramp_of,
     smallest_fleet,
 )
 from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task, steady_state
@@ -73,7 +72,6 @@ __all__ = [
     "mean_turns",
     "minutes_of",
     "new_replica",
-    "ramp_of",
     "relieved",
     "requests_needed",
     "sent_of",
