@@ -26,7 +26,7 @@ class Counted(NamedTuple):
 
     Attributes:
         all: Requests of every phase.
-        measured: Requests of phase `measure`.
+        measured: Requests of phase `measure` that ended.
         good: Those of them that count for latencies.
     """
 

@@ -189,7 +189,7 @@ class ClassSummary(Strict):
     """Figures of one class of a mix."""
 
     name: Annotated[str, Field(description="Name of the class.")]
-    requests: Annotated[int, Field(description="Measured requests, failed ones included.")]
+    requests: Annotated[int, Field(description="Measured requests that ended, failed ones included.")]
     errors: Annotated[int, Field(description="How many of them failed.")]
     prompt_tokens: Annotated[float, Field(description="Prompt length, mean tokens.")]
     output_tokens: Annotated[float, Field(description="Reply length of successful requests, mean tokens.")]
@@ -213,9 +213,18 @@ class LevelSummary(Strict):
     isl: Annotated[int, Field(description="Requested prompt length, tokens.")]
     osl: Annotated[int, Field(description="Requested reply length, tokens.")]
     complete: Annotated[bool, Field(description="Whether all requested requests were measured.")]
-    requests: Annotated[int, Field(description="Measured requests, failed ones included.")]
+    requests: Annotated[int, Field(description="Measured requests that ended, failed ones included.")]
     errors: Annotated[int, Field(description="How many of them failed; latencies exclude these.")]
     errors_by_outcome: Annotated[dict[str, int], Field(description="Failed requests by outcome.")]
+    incomplete: Annotated[
+        int,
+        Field(
+            description=(
+                "Measured requests that the end of the run cut short (`cancelled`, `lost`): not in `requests`, because "
+                "they neither succeeded nor failed."
+            )
+        ),
+    ] = 0
     ttft_s: Annotated[Spread | None, Field(description="Time to first token, from sending.")]
     itl_s: Annotated[
         Spread | None,
@@ -384,3 +393,12 @@ class Summary(Document):
     repeats: Annotated[
         tuple[Repeat, ...], Field(description="Spread between runs of one scenario; empty for one run.")
     ] = ()
+
+    @property
+    def incomplete_note(self) -> str | None:
+        """The requests that the end of a run cut short, as a sentence; None if there are none."""
+        count = sum(level.incomplete for level in self.levels)
+        if not count:
+            return None
+        subject = f"{count:,} requests were" if count > 1 else "1 request was"
+        return f"{subject} in flight when the run was cut short, and counted neither as served nor as failed"

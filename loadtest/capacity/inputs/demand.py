@@ -130,12 +130,10 @@ class Availability(Strict):
 
 
 class Autoscaling(Strict):
-    """How the number of replicas follows the day.
+    """What the control laws of an autoscaler are simulated with.
 
     Attributes:
         start_up_s: From requesting a replica to its first request: machine, image, engine.
-        interval_s: Time between two checks of the rate.
-        scale_down_after_s: How long fewer replicas must suffice before one is removed.
         loading_s: Of `start_up_s`, the seconds in which the pod runs and loads the weights and the engine.
         start_up_source: Where `start_up_s` is from: `measured`, on what, and when.
     """
@@ -143,8 +141,6 @@ class Autoscaling(Strict):
     start_up_s: Positive = 300.0
     loading_s: NotNegative = 0.0
     start_up_source: str = "assumed"
-    interval_s: Positive = 60.0
-    scale_down_after_s: NotNegative = 900.0
 
     @model_validator(mode="after")
     def _within(self) -> Self:

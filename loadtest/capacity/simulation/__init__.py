@@ -11,7 +11,6 @@ from loadtest.capacity.simulation.fleet_checks import (
     What,
     check,
     minutes_of,
-    ramp_of,
     smallest_fleet,
 )
 from loadtest.capacity.simulation.length_profile import LengthProfile, shape_of
@@ -65,7 +64,6 @@ __all__ = [
     "mean_turns",
     "minutes_of",
     "new_replica",
-    "ramp_of",
     "relieved",
     "requests_needed",
     "sent_of",
