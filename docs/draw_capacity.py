@@ -14,10 +14,10 @@ from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.output.charts import Series, chart
 from loadtest.capacity.output.page_figures import payoff_chart
 from loadtest.capacity.payoff import SpeculationPayoff
+from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.load_bench import WINDOWS, LoadBench, Task
-from loadtest.capacity.simulation.observations import RateResult
+from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.capacity.simulation.replica import NONE
-from loadtest.capacity.simulation.traffic_sample import shape_of
 
 IMAGES = Path(__file__).parent / "images"
 HEAD = Document(made_by=MadeBy(command="make docs", version="0"))
