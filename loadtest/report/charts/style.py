@@ -19,7 +19,9 @@ from PIL import Image
 
 from loadtest.metrics import LevelSummary, Summary
 
-artist.kwdoc = lambda _: ""  # lists of properties in Matplotlib's docstrings: a third of the time to import its figures
+vars(artist)["kwdoc"] = lambda _: (
+    ""
+)  # lists of properties in Matplotlib's docstrings: a third of the time to import its figures
 
 INK, FAINT, AXIS, GRID, PAPER, ON_TAG = "#1f2933", "#616e7c", "#9aa5b1", "#e4e7eb", "#ffffff", "#fefefe"
 # Okabe and Ito's palette, distinguishable for colour-blind readers: https://jfly.uni-koeln.de/color/
