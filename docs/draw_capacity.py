@@ -25,10 +25,10 @@ from loadtest.capacity.recommendation import full_batch_per_s, load_curve_task
 from loadtest.capacity.scaling import scaling_input
 from loadtest.capacity.search import SearchOptions, cheapest_sized, run_tasks, search
 from loadtest.capacity.sensitivity import Contender
+from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.load_bench import WINDOWS, LoadBench, Task
-from loadtest.capacity.simulation.observations import RateResult
+from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.capacity.simulation.replica import NONE
-from loadtest.capacity.simulation.traffic_sample import shape_of
 
 IMAGES = Path(__file__).parent / "images"
 DEMAND = Path(__file__).parent / "how-to" / "plan-capacity.md"

@@ -200,7 +200,7 @@ def test_workers_that_do_not_come_are_not_waited_for(start: Start, run: Run, tmp
     status, errors = _end(run(start().port, *SHORT, *load))
     assert status == 1
     assert "0 of 2 workers connected within 2 s" in errors
-    assert _manifest(tmp_path / "run")["levels"] == []
+    assert not (tmp_path / "run").exists()  # nothing was recorded: the next run needs no --force
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, ()), (signal.SIGTERM, ("--workers", 2))])
@@ -316,7 +316,9 @@ def test_a_killed_run_is_reported_as_cut_short(start: Start, run: Run, tmp_path:
     assert "cut short" in summary["runs"][0]["interrupted"]
     (level,) = summary["levels"]
     measured = sum(each["phase"] == "measure" for each in _records(tmp_path / "run"))
-    assert (level["complete"], level["requests"]) == (False, measured)
+    assert level["complete"] is False
+    assert level["requests"] + level["incomplete"] == measured  # its generator cancels what is in flight, or dies first
+    assert level["errors"] == 0
     assert measured >= 8
     assert level["window_s"] > 0
     assert level["ttft_s"]["p50"] == pytest.approx(0.050, abs=0.02)

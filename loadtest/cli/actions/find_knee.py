@@ -91,15 +91,18 @@ def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope
     if own and path is None and not flags["objective"]:
         return own
     values = {} if path is None else read_yaml(path, Objectives).model_dump(exclude_defaults=True)
+    typed = {}
     for text in flags["objective"]:
         name, _, limit = text.partition("=")
         quantity, _, statistic = name.partition(".")
         if not limit or not statistic:
             raise UserError(f"--objective {text}: expected QUANTITY.STATISTIC=SECONDS", hint="ttft_s.p95=0.5")
         values.setdefault(quantity, {})[statistic] = limit
+        typed[f"{quantity}.{statistic}"] = typed[quantity] = f"--objective {text}"
     if not values:
         raise UserError("no objectives were given", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
-    return (ObjectiveScope(validate(values, Objectives, where="flags" if path is None else str(path))),)
+    where = "flags" if path is None else str(path)
+    return (ObjectiveScope(validate(values, Objectives, where=where, flags=typed)),)
 
 
 def _require_some_load(found: KneeFound) -> None:
