@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from engines.errors import UserError
 from engines.manifest import Adapters, Disaggregation, LlmApiChoices, Speculation
+from engines.planning.choices import Choices
+from engines.planning.limits import Engine
 from engines.planning.recipe import Recipe
 from engines.spec import LLM_API_VERSIONS, LlmApiVersion, Sizing, SpeculationMethod, llm_api, llm_api_version_of
 
@@ -36,6 +38,45 @@ def pytorch_release(recipe: Recipe, *, is_release_given: bool) -> str:
             hint="give one of them",
         )
     return recipe.tensorrt_llm if is_release_given else llm_api(version).release
+
+
+def release_of(choices: Choices) -> str:
+    """Return the TensorRT-LLM release to plan for; recorded if it follows from an LLM API version."""
+    recipe = choices.resolved.recipe
+    if recipe.backend == "tensorrt":
+        return recipe.tensorrt_llm
+    release = pytorch_release(recipe, is_release_given=choices.resolved.origin("tensorrt_llm") != "default")
+    choices.given("tensorrt_llm", release, "the release whose LLM API the files are written for")
+    return release
+
+
+def resolve_llm_api(choices: Choices, release: str, engine: Engine, max_input_len: int) -> LlmApiChoices | None:
+    """Return the settings of a PyTorch-backend server, recorded in the plan; None for an engine."""
+    recipe = choices.resolved.recipe
+    if recipe.backend == "tensorrt":
+        return None
+    found = llm_api_choices(recipe, release, engine.sizing, max_input_len=max_input_len)
+    choices.notice(
+        "pytorch-step-time",
+        f"predictions for the PyTorch backend use the {engine.pricing.source} step-time model, as for an engine; its "
+        "own time between iterations is not in it until a calibration finds it",
+    )
+    choices.given("trtllm_version", found.version, "whose argument names the files are written in")
+    if found.cuda_graph_batch_sizes:
+        sizes = " ".join(map(str, found.cuda_graph_batch_sizes))
+        choices.given("cuda_graphs.batch_sizes", sizes, "one CUDA graph per size; other batch sizes run without")
+    if found.disaggregation is not None:
+        split = found.disaggregation
+        choices.given("disaggregation.context_servers", split.context_servers, "prefill servers")
+        choices.given("disaggregation.generation_servers", split.generation_servers, "decode servers")
+        choices.notice(
+            "disaggregation-not-predicted",
+            (
+                "predictions assume one server for prefill and decode; disaggregated servers and the transfer "
+                "of the KV cache between them are not predicted"
+            ),
+        )
+    return found
 
 
 def require_backend_has(recipe: Recipe) -> None:

@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engines.errors import UserError
+from engines.planning.choices import Choices
 from engines.planning.recipe import SpeculativeChoices
 from engines.spec import (
     AcceptanceProfile,
     DraftModel,
     ModelSpec,
+    Sizing,
     SpeculativeDecoding,
     default_acceptance,
     eagle3_head_in,
     eagle3_head_of,
+    gib,
     is_checkpoint_folder,
     lookahead_draft_tokens,
+    precision_named,
     read_config,
     resolve_model,
 )
@@ -112,6 +116,42 @@ def speculation_of(choices: SpeculativeChoices, model: ModelSpec) -> Speculated:
         acceptance_source=acceptance.source,
     )
     return Speculated(decoding)
+
+
+def note_speculation(choices: Choices, speculative: SpeculativeChoices, speculated: Speculated, sizing: Sizing) -> None:
+    """Record the speculation and what is accepted, with a notice of what no figure includes."""
+    if speculative.mode == "none":
+        return
+    draft, decoding = speculative.max_draft_len, speculated.decoding
+    choices.given("speculative.mode", speculative.mode, f"up to {draft} draft tokens per step")
+    if choices.resolved.recipe.backend == "tensorrt":
+        choices.notice(
+            "speculative",
+            f"trtllm-build adds {draft} to max_seq_len and needs max_num_tokens of at least "
+            f"{sizing.max_batch_size * (draft + 1)}",
+        )
+    if decoding is None:
+        choices.notice(
+            "speculative-not-predicted",
+            f"predictions and the emulator decode one token per step: {speculated.reason}; a draft model's memory is "
+            "not in the plan",
+        )
+        return
+    rates = " ".join(f"{rate:g}" for rate in decoding.acceptance)
+    choices.given("speculative.acceptance", rates, decoding.acceptance_source)
+    choices.derived(
+        "speculative.tokens_per_step", round(decoding.tokens_per_step, 3), "one, and the sum of the acceptance"
+    )
+    if decoding.draft is not None:
+        text = (
+            f"{gib(decoding.draft.weights_bytes(precision_named('bf16')))} of 16-bit weights; its cache in every block"
+        )
+        choices.given("speculative.draft_model", decoding.draft.name, text)
+    choices.notice(
+        "acceptance",
+        f"figures assume {decoding.tokens_per_step:.2f} tokens per step; acceptance depends on the draft model and the "
+        "text, and is independent from step to step here",
+    )
 
 
 def _acceptance(choices: SpeculativeChoices, draft_len: int) -> AcceptanceProfile:

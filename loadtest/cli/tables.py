@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engines.calibration import Calibration
 from engines.console import progress, show, table_console
 from engines.spec import MS, milliseconds
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Scenario, Verdict
 
 if TYPE_CHECKING:
+    from engines.calibration import Calibration
     from loadtest.knee import KneeFound
     from loadtest.report import Change, Comparison
 

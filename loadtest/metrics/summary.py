@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field
 
 from engines.files import Document, Strict
 from loadtest.results import Kind, ServerFacts, ValidityIssue, load_text
+from loadtest.scenario import share_of
 
 PERCENTILES_NOTE = (
     "exact, by linear interpolation between order statistics; inter-token latencies are pooled over all gaps of a "
@@ -44,6 +45,9 @@ class Spread(Strict):
             description="Percentiles for which the sample is too small: p99 needs 368 independent values, p99.9 3,688."
         ),
     ] = ()
+
+
+PERCENTILES = {name: share for name in Spread.model_fields if (share := share_of(name)) is not None}
 
 
 class BatchSpread(Strict):

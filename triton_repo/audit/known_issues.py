@@ -33,9 +33,7 @@ OURS = {
     "engine_url", "engine_model", "vocabulary",
 }  # fmt: skip
 KNOWN = {
-    setting.target.place.removeprefix("tensorrt_llm: ")
-    for setting in all_settings(ServingSettings())
-    if re.fullmatch(r"tensorrt_llm: \w+", setting.target.place)
+    name for setting in all_settings(ServingSettings()) if (name := setting.target.engine_parameter) is not None
 } | {*MUST_BE_THERE, *NEVER_WRITTEN, *OURS, "max_beam_width", "FORCE_CPU_ONLY_INPUT_TENSORS", "gpt_model_path"}
 BOOLEANS = (
     "kv_cache_onboard_blocks", "exclude_input_in_output", "enable_kv_cache_reuse", "normalize_log_probs",

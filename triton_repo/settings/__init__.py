@@ -17,7 +17,7 @@ from triton_repo.settings.repository_manifest import (
     read_repository,
 )
 from triton_repo.settings.resolve import Given, Resolved, given_in, resolve, shown
-from triton_repo.settings.schema import all_settings, merged_over
+from triton_repo.settings.setting import all_settings, merged_over
 
 __all__ = [
     "LLMAPI_MODELS",

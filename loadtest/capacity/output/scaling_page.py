@@ -18,6 +18,7 @@ SIGNAL_WORDS: dict[Signal, str] = {
     "kv_used": "KV cache use",
     "ttft_p95": "TTFT p95 (s)",
 }
+NOT_PAYING = "no law pays here, keep the fixed replicas"
 DEFAULT_DOWN_S = 300  # the API's stabilization window
 
 
@@ -93,7 +94,8 @@ def scaling_words(scaling: ScalingComparison) -> str:
     chosen, cold = scaling.chosen, scaling.cold_start
     text = (
         f"{law_words(chosen.law)}: {chosen.day_missed_minutes} of {scaling.minutes:,} minutes missed, "
-        f"{chosen.gpu_hours:.1f} GPU hours against {scaling.fixed.gpu_hours:.1f} of the fixed replicas. "
+        f"{chosen.gpu_hours:.1f} GPU hours against {scaling.fixed.gpu_hours:.1f} of the fixed replicas"
+        f"{'' if scaling.pays else f': {NOT_PAYING}'}. "
         f"A replica starts in {cold.total_s:g} s ({cold.source})."
     )
     return text if scaling.check is None else f"{text} {check_words(scaling.check)}"

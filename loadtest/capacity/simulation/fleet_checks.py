@@ -14,8 +14,9 @@ from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
 from loadtest.capacity.simulation.load_bench import LEAD_LIVES, TAIL_LIVES, LoadBench, Task
 from loadtest.capacity.simulation.max_rate import RateProbe, probe_of
 from loadtest.capacity.simulation.observations import Observations
+from loadtest.capacity.simulation.rate_curve import SLOT_S
 from loadtest.capacity.simulation.replica import Slowdown
-from loadtest.capacity.simulation.traffic_sample import SLOT_S, SampleSpec, TrafficSample, window_of
+from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, window_of
 from loadtest.scenario import Steps, draw_times_s
 
 MOST_REPLICAS = 12  # simulated together; a larger fleet is represented by this many with their share of the traffic
