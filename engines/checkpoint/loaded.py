@@ -31,6 +31,11 @@ class Scored(NamedTuple):
     is_greedy: bool
 
 
+def inputs_of(sequence: Sequence[int]) -> tuple[int, ...]:
+    """Return what a model reads to score a sequence: all tokens but the last."""
+    return tuple(sequence[:-1])
+
+
 class LoadedModel:
     """The weights of an exported checkpoint, in float32, on the CPU.
 
@@ -53,19 +58,21 @@ class LoadedModel:
     def scored(self, sequences: Sequence[Sequence[int]], continuations: Sequence[int]) -> list[Scored]:
         """Score the last tokens of several sequences in one forward pass.
 
+        Sequences that differ in their last token alone are computed once: the last token is predicted, not read.
+
         Args:
             sequences: Token ids. Shorter ones are padded on the right, which a causal model does not see.
             continuations: How many tokens at the end of each sequence to score; fewer than the sequence has.
         """
         torch = library("torch")
-        longest = max(map(len, sequences))
-        tokens = torch.tensor([[*each, *[0] * (longest - len(each))] for each in sequences])
+        rows = {inputs: row for row, inputs in enumerate(dict.fromkeys(inputs_of(each) for each in sequences))}
+        longest = max(map(len, rows))
         found = []
         with torch.inference_mode():
-            hidden = self._hidden(tokens[:, :-1])
-            for row, (sequence, count) in enumerate(zip(sequences, continuations, strict=True)):
-                end = len(sequence) - 1
-                chosen = tokens[row, end - count + 1 : end + 1]
+            hidden = self._hidden(torch.tensor([[*each, *[0] * (longest - len(each))] for each in rows]))
+            for sequence, count in zip(sequences, continuations, strict=True):
+                row, end = rows[inputs_of(sequence)], len(sequence) - 1
+                chosen = torch.tensor(sequence[end - count + 1 :])
                 logits = torch.log_softmax(hidden[row, end - count : end] @ self._head.T, dim=-1)
                 nats = logits.gather(1, chosen[:, None]).double().sum()
                 found.append(Scored(float(nats), bool((logits.argmax(-1) == chosen).all())))
