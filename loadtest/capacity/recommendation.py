@@ -42,7 +42,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
     candidate = searched.candidate(best.name)
     carried = best.fleet_per_s or best.rate_per_s
     if best.is_least:
-        carried = max(carried, _full_batch_per_s(searched, candidate, candidate.interval.slow))
+        carried = max(carried, full_batch_per_s(searched, candidate, candidate.interval.slow))
     operating_per_s = market.peak_per_s / (best.needed or 1)
     plan = plan.model_copy(
         update={
@@ -64,7 +64,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
         "reliefs": [CandidateTask(f"{best.name}: what binds", reliefs=Reliefs(task, best.found))] if best.found else [],
         "fleets": _fleet_tasks(searched, best, queue),
         "again": tasks_for(contenders, searched.task, demand),
-        "sweeps": [_load_curve_task(searched, each) for each in contenders],
+        "sweeps": [load_curve_task(searched, each) for each in contenders],
         "max_tokens": _lower_max_tokens(searched, candidate),
     }
     results = dict(
@@ -83,7 +83,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
         searched,
         best,
         swept.get(best.name, ()),
-        full_per_s=_full_batch_per_s(searched, candidate, candidate.interval.slow),
+        full_per_s=full_batch_per_s(searched, candidate, candidate.interval.slow),
         queue=queue,
         options=options,
     )
@@ -129,7 +129,8 @@ def _sweep_task(name: str, task: Task, rates_per_s: tuple[float, ...]) -> Candid
     return CandidateTask(name, sweep=Sweep(task, rates_per_s))
 
 
-def _load_curve_task(searched: Searched, each: Contender) -> CandidateTask:
+def load_curve_task(searched: Searched, each: Contender) -> CandidateTask:
+    """Return the sweep of a row's replica below and above its promised load."""
     assert each.row.rate_per_s is not None
     is_open = each.row.found is not None and each.row.found.promised.above_per_s is not None
     rates = tuple(each.row.rate_per_s * share for share in (SWEEP if is_open else SWEEP[-2:]))
@@ -207,11 +208,11 @@ def _queue_limit(searched: Searched, best: Row, candidate: Candidate) -> int:
     if not limits or not rate_per_s:
         return 0
     if best.middle is None or best.middle.is_least:
-        rate_per_s = max(rate_per_s, _full_batch_per_s(searched, candidate, NONE))
+        rate_per_s = max(rate_per_s, full_batch_per_s(searched, candidate, NONE))
     return max(1, math.ceil(rate_per_s * max(limits)))
 
 
-def _full_batch_per_s(searched: Searched, candidate: Candidate, slowdown: Slowdown) -> float:
+def full_batch_per_s(searched: Searched, candidate: Candidate, slowdown: Slowdown) -> float:
     """Return the requests per second of one replica's full batch, in closed form; 0 for one without an engine."""
     if candidate.manifest is None:
         return 0.0

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from engines.autoscaling import SyncSeconds
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
 from engines.planning import SpeculativeChoices
@@ -136,11 +137,13 @@ class Autoscaling(Strict):
         start_up_s: From requesting a replica to its first request: machine, image, engine.
         loading_s: Of `start_up_s`, the seconds in which the pod runs and loads the weights and the engine.
         start_up_source: Where `start_up_s` is from: `measured`, on what, and when.
+        sync_s: Time between two evaluations of a control law: a flag of the cluster's kube-controller-manager.
     """
 
     start_up_s: Positive = 300.0
     loading_s: NotNegative = 0.0
     start_up_source: str = "assumed"
+    sync_s: SyncSeconds = 15.0
 
     @model_validator(mode="after")
     def _within(self) -> Self:

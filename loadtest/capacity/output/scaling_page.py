@@ -5,6 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from engines.autoscaling import ScalingLaw, Signal
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.autoscaling import CheckedLaw, LawResult, ScalingComparison
 from loadtest.capacity.day import REPORT_SLOTS
 from loadtest.capacity.output.charts import Mark, Series, chart
@@ -18,6 +19,7 @@ SIGNAL_WORDS: dict[Signal, str] = {
     "kv_used": "KV cache use",
     "ttft_p95": "TTFT p95 (s)",
 }
+NOT_PAYING = "no law pays here, keep the fixed replicas"
 DEFAULT_DOWN_S = 300  # the API's stabilization window
 
 
@@ -83,7 +85,7 @@ def day_replicas(scaling: ScalingComparison) -> list[tuple[float, float]]:
     """Return the hour, and the fewest replicas of the recommended law, of every few minutes of the day."""
     ups = scaling.up
     return [
-        (begin * SLOT_S / 3600, float(min(ups[begin : begin + REPORT_SLOTS])))
+        (begin * SLOT_S / SECONDS_PER_H, float(min(ups[begin : begin + REPORT_SLOTS])))
         for begin in range(0, len(ups), REPORT_SLOTS)
     ]
 
@@ -93,7 +95,8 @@ def scaling_words(scaling: ScalingComparison) -> str:
     chosen, cold = scaling.chosen, scaling.cold_start
     text = (
         f"{law_words(chosen.law)}: {chosen.day_missed_minutes} of {scaling.minutes:,} minutes missed, "
-        f"{chosen.gpu_hours:.1f} GPU hours against {scaling.fixed.gpu_hours:.1f} of the fixed replicas. "
+        f"{chosen.gpu_hours:.1f} GPU hours against {scaling.fixed.gpu_hours:.1f} of the fixed replicas"
+        f"{'' if scaling.pays else f': {NOT_PAYING}'}. "
         f"A replica starts in {cold.total_s:g} s ({cold.source})."
     )
     return text if scaling.check is None else f"{text} {check_words(scaling.check)}"

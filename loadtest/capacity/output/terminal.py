@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from engines import units
 from engines.console import progress, show, table_console
-from engines.spec import units
 from loadtest.capacity.decision import Row, Sized
 from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables
-from loadtest.capacity.output.scaling_page import check_words, law_words, unscaled_words
+from loadtest.capacity.output.scaling_page import NOT_PAYING, check_words, law_words, unscaled_words
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import Checked, FleetVerdict
 from loadtest.capacity.verify import Verification
@@ -207,6 +207,7 @@ def _show_scaling(plan: CapacityPlan) -> None:
     )
     show(
         f"{fixed.law.max_replicas} fixed replicas: {fixed.day_missed_minutes} minutes, {fixed.gpu_hours:.1f} GPU hours"
+        + ("" if scaling.pays else f": {NOT_PAYING}")
     )
     if scaling.check is not None:
         show(check_words(scaling.check))
