@@ -1,25 +1,37 @@
-"""Draw the charts of why-plans-fail.md and does-speculation-pay.md with plan-capacity's own code (`make docs`)."""
+"""Draw the charts of why-plans-fail, does-speculation-pay and choose-a-scaling-signal (`make docs`).
+
+All with plan-capacity's own code; the scaling chart is of the demand in plan-capacity.md.
+"""
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from engines.files import Document, MadeBy
+from engines.files import Document, MadeBy, parse_yaml, validate
 from engines.manifest import EngineManifest
 from engines.planning import emulated_manifest, payoff_of
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
+from loadtest.capacity.autoscaling import compare_laws
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.output.charts import Series, chart
 from loadtest.capacity.output.page_figures import payoff_chart
+from loadtest.capacity.output.scaling_page import scaling_chart
+from loadtest.capacity.parallel import ResultCache, Workers
 from loadtest.capacity.payoff import SpeculationPayoff
+from loadtest.capacity.recommendation import full_batch_per_s, load_curve_task
+from loadtest.capacity.scaling import scaling_input
+from loadtest.capacity.search import SearchOptions, cheapest_sized, run_tasks, search
+from loadtest.capacity.sensitivity import Contender
+from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.load_bench import WINDOWS, LoadBench, Task
-from loadtest.capacity.simulation.observations import RateResult
+from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.capacity.simulation.replica import NONE
-from loadtest.capacity.simulation.traffic_sample import shape_of
 
 IMAGES = Path(__file__).parent / "images"
+DEMAND = Path(__file__).parent / "how-to" / "plan-capacity.md"
 HEAD = Document(made_by=MadeBy(command="make docs", version="0"))
 # The page's colours are its style sheet's; a chart alone brings them along.
 STYLE = """<style>
@@ -27,7 +39,9 @@ svg { background: #fff } text { fill: #1f2933; font: 12px system-ui, sans-serif 
 .title { font-size: 14px; font-weight: 650 } .grid { stroke: #e1e5ea } .axis, .tick { stroke: #5f6c7b }
 .line { fill: none; stroke-width: 2 } .limit { stroke: #aa3377; stroke-dasharray: 2 3 }
 .line.tone0 { stroke: #0072b2 } .line.tone1 { stroke: #d55e00 } .line.tone2 { stroke: #009e73 }
+.line.tone3 { stroke: #cc79a7 } .line.tone4 { stroke: #e69f00 } .line.tone5 { stroke: #616e7c }
 .dot.tone0 { fill: #0072b2 } .dot.tone1 { fill: #d55e00 } .dot.tone2 { fill: #009e73 }
+.dot.tone3 { fill: #cc79a7 } .dot.tone4 { fill: #e69f00 } .dot.tone5 { fill: #616e7c }
 .mark { fill: none; stroke: #1f2933; stroke-width: 2 }
 </style>"""
 
@@ -38,6 +52,7 @@ def main() -> None:
         ("plans-bursts", bursts()),
         ("plans-thinkers", thinkers()),
         ("speculation-payoff", speculation()),
+        ("scaling-signals", scaling()),
     ):
         head, body = drawn.split(">", 1)
         text = f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{body}\n'
@@ -105,6 +120,31 @@ def speculation() -> str:
     payoff = payoff_of(emulated_manifest(make_plan(resolved, head=HEAD), resolved.recipe), isl=233, osl=221)
     assert payoff is not None
     return payoff_chart([SpeculationPayoff(name="eagle3", rows=(), payoff=payoff)])
+
+
+def scaling() -> str:
+    """Draw every control law over the day of plan-capacity.md's demand, on the engine that its plan recommends.
+
+    That engine alone is planned: with all candidates the plan takes longer and the laws are the same.
+    """
+    text = DEMAND.read_text(encoding="utf-8").split("```yaml\n", 1)[1].split("```", 1)[0]
+    values = parse_yaml(text, where=str(DEMAND)) | {
+        "limits": {"gpus": ["h100-sxm-80gb"], "precisions": ["fp8"]},
+        "candidates": {
+            "max_batch_size": [768], "max_num_tokens": [8192], "scheduler_policy": "guaranteed_no_evict",
+        },
+    }  # fmt: skip
+    demand = validate(values, Demand, where=str(DEMAND))
+    options = SearchOptions(ResultCache(None), Workers(1), lambda _: None)
+    searched, options = search(demand, Path(), HEAD, options, today=date(2026, 11, 29))
+    best = cheapest_sized(searched, options)
+    assert best is not None
+    candidate = searched.candidate(best.name)
+    (curve,) = run_tasks([load_curve_task(searched, Contender(row=best, candidate=candidate))], options)
+    full_per_s = full_batch_per_s(searched, candidate, candidate.interval.slow)
+    of = scaling_input(searched, best, curve.swept, full_per_s=full_per_s)
+    assert of is not None
+    return str(scaling_chart(compare_laws(of)[0])[0])
 
 
 def planned(*, isl: int, osl: int, blocks: int | None = None) -> EngineManifest:

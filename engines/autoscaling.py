@@ -15,6 +15,8 @@ Controller = Literal["hpa", "keda"]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+# Kubernetes' default is 15 s. Simulations step by 15 or 5 s.
+SyncSeconds = Annotated[float, Field(ge=5, le=300, multiple_of=5)]
 
 
 class Policy(Strict):
@@ -90,7 +92,7 @@ class ScalingLaw(Strict):
     up: ScalingRules = DEFAULT_UP
     down: ScalingRules = DEFAULT_DOWN
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    sync_s: Positive = 15.0
+    sync_s: SyncSeconds = 15.0
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

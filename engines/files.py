@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -150,11 +151,12 @@ def text_file(path: Path, *, encoding: str = "utf-8", newline: str | None = None
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def validate(value: object, schema: type[SchemaT], *, where: str) -> SchemaT:
+def validate(value: object, schema: type[SchemaT], *, where: str, flags: Mapping[str, str] | None = None) -> SchemaT:
     """Check a loaded value against a schema and return the instance.
 
     Args:
         where: The file or flag that the value came from; starts the error message.
+        flags: Dotted keys that were given by flags, with the flag as typed: a message about them names the flag.
 
     Raises:
         UserError: The value does not match; states the first error, and the nearest known key for an unknown one.
@@ -164,7 +166,7 @@ def validate(value: object, schema: type[SchemaT], *, where: str) -> SchemaT:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise _user_error(error, schema, where) from error
+        raise _user_error(error, schema, where, flags or {}) from error
 
 
 def to_json(document: BaseModel) -> str:
@@ -225,16 +227,20 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _user_error(error: ValidationError, schema: type[BaseModel], where: str) -> UserError:
+def _user_error(error: ValidationError, schema: type[BaseModel], where: str, flags: Mapping[str, str]) -> UserError:
     """Return pydantic's first error as one sentence with key, value and hint."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if not _names_a_type(part))
+    parts = [str(part) for part in first["loc"] if not _names_a_type(part)]
+    key = ".".join(parts)
+    flag = next((flags[above] for above in accumulate(parts, "{}.{}".format) if above in flags), None)
+    if flag is not None and first["type"] != "extra_forbidden":
+        where, key = flag, ""
     if first["type"] == "extra_forbidden":
         *parents, unknown = first["loc"]
         known = _keys_at(schema, [str(part) for part in parents])
         close = difflib.get_close_matches(str(unknown), known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(sorted(known))}"
-        return UserError(f"{where}: unknown key '{key}'", hint=hint)
+        return UserError(f"{flag or where}: unknown key '{key}'", hint=hint)
     if first["type"] == "missing":
         return UserError(f"{where}: missing key '{key}'")
     said = first["msg"].removeprefix("Value error, ")

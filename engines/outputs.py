@@ -172,7 +172,8 @@ def folder_in_place(
 ) -> Iterator[Path]:
     """Provide the empty folder `target` itself, for output that must survive a killed writer.
 
-    The replaced folder is removed after the block, however that ends; if the new one is useless, it is restored.
+    The replaced folder is removed after the block, however that ends. If the new one is useless, it is removed, and the
+    replaced one restored.
 
     Args:
         files: Patterns of the files that will be written.
@@ -192,7 +193,7 @@ def folder_in_place(
         finally:
             is_bare = [path.name for path in target.iterdir()] == [CONTENTS_NAME]
             is_worthless = main is not None and not ((target / main).is_file() and (target / main).stat().st_size)
-            if is_bare or (is_worthless and _old(target).exists()):
+            if is_bare or is_worthless:
                 shutil.rmtree(target)
                 _recover(target)
             _remove_own(_old(target))

@@ -17,6 +17,7 @@ from engines.names import (
     recipe_names,
 )
 
+MILLISECONDS = click.FloatRange(min=0, min_open=True)
 BUILD_HELP = """Build a TensorRT-LLM engine, or plan and emulate one.
 
 With --precision alone, the recipe's defaults apply: DeepSeek-R1-0528-Qwen3-8B on one H100. Flags override the recipe.
@@ -106,8 +107,8 @@ HELP_GROUPS = {
 @click.option("--pp", type=int, help="Pipeline parallel size.")
 @click.option("--isl", type=int, help="Prompt length of a typical request, in tokens.")
 @click.option("--osl", type=int, help="Reply length of a typical request, in tokens.")
-@click.option("--ttft-ms", type=float, help="Objective for mean TTFT with a full batch.")
-@click.option("--itl-ms", type=float, help="Objective for mean ITL with a full batch.")
+@click.option("--ttft-ms", type=MILLISECONDS, help="Objective for mean TTFT with a full batch.")
+@click.option("--itl-ms", type=MILLISECONDS, help="Objective for mean ITL with a full batch.")
 @click.option("--max-batch-size", type=int, help="Maximum sequences in one iteration.")
 @click.option("--max-num-tokens", type=int, help="Maximum tokens in one iteration.")
 @click.option("--max-seq-len", type=int, help="Maximum tokens of one sequence, prompt plus reply.")

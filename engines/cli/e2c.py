@@ -5,6 +5,7 @@ The commands come from the installed distribution's metadata. Each is imported o
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from engines.console import Command
-from engines.errors import DISTRIBUTION
+from engines.errors import DISTRIBUTION, UserError
 
 NAME = "e2c"
 HEADINGS = {"engines": "Engines", "triton_repo": "Serving on Triton", "loadtest": "Load tests and capacity"}
@@ -48,6 +49,21 @@ class _Umbrella(Command, click.Group):
             return None
         command: click.Command = script.load().loaded()
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first word names.
+
+        Raises:
+            UserError: There is none; the hint is the nearest name.
+        """
+        name = args[0]
+        if name not in _scripts() and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(name, _scripts(), n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"{NAME} --help lists every command"
+            raise UserError(f"no such command '{name}'", hint=hint)
+        return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands under their room's heading, then the options."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -193,12 +194,44 @@ class ResolvedRecipe(Strict):
         return self.origins.get(key, "default")
 
 
-def resolve_recipe(recipe_name: str | None, flags: dict[str, Any]) -> ResolvedRecipe:
+# Flags that are not named after the last part of the key that they set.
+_FLAG_NAMES = {
+    "parallel.tensor": "--tp",
+    "parallel.pipeline": "--pp",
+    "objectives.ttft_s": "--ttft-ms",
+    "objectives.itl_s": "--itl-ms",
+    "kv_cache.format": "--kv-cache",
+    "published_checkpoint": "--published",
+    "cuda_graphs.batch_sizes": "--cuda-graph-batch-sizes",
+    "disaggregation.context_servers": "--disaggregated",
+    "disaggregation.generation_servers": "--disaggregated",
+    "lora.target_modules": "--lora-modules",
+    "lora.max_rank": "--max-lora-rank",
+    "speculative.mode": "--speculative",
+    "calibration.text": "--calibration-text",
+    "calibration.samples": "--calibration-samples",
+    "calibration.sample_tokens": "--calibration-tokens",
+}
+
+
+def flag_of(key: str) -> str:
+    """Return the flag that sets a key of the recipe.
+
+    >>> flag_of("parallel.tensor"), flag_of("limits.max_batch_size")
+    ('--tp', '--max-batch-size')
+    """
+    return _FLAG_NAMES.get(key) or f"--{key.rpartition('.')[2].replace('_', '-')}"
+
+
+def resolve_recipe(
+    recipe_name: str | None, flags: dict[str, Any], *, typed: Collection[str] = frozenset()
+) -> ResolvedRecipe:
     """Merge flags into a recipe.
 
     Args:
         recipe_name: A file, or the name of a recipe in `engines/planning/recipes/`; None: defaults only.
         flags: Values by dotted key; None is a flag that was not given.
+        typed: Keys that have a flag of the command: an error in one of their values names the flag (`flag_of`).
 
     Raises:
         UserError: The recipe does not exist, a key is unknown, or a value is out of range.
@@ -212,7 +245,8 @@ def resolve_recipe(recipe_name: str | None, flags: dict[str, Any]) -> ResolvedRe
         if value is not None:
             _set(base, key, value)
             origins[key] = "flag"
-    recipe = validate(base, Recipe, where="flags" if recipe_name is None else recipe_name)
+    named = {key: flag_of(key) for key in typed if flags.get(key) is not None}
+    recipe = validate(base, Recipe, where="flags" if recipe_name is None else recipe_name, flags=named)
     return ResolvedRecipe(recipe=recipe, origins=origins, renamed=renamed)
 
 

@@ -54,7 +54,7 @@ from engines.spec.support import (
     require_possible,
     verdict,
 )
-from engines.spec.units import GIB, MS, gib, milliseconds
+from engines.units import GIB, MS, gib, milliseconds
 
 __all__ = [
     "DEFAULT_ENGINE_PROFILE",

@@ -10,7 +10,7 @@ from engines.files import Strict
 from engines.spec import Accelerator, is_accelerator_file
 from loadtest.capacity.accuracy import CandidateAccuracy, ranked_loss
 from loadtest.capacity.candidates import RANK, Basis, Candidate
-from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Price
+from loadtest.capacity.inputs import HOURS_PER_MONTH, SECONDS_PER_MONTH, Demand, Price
 from loadtest.capacity.replica_count import size_for, total_for
 from loadtest.capacity.simulation import (
     Carried,
@@ -23,7 +23,6 @@ from loadtest.capacity.simulation import (
     ReplicaCapacity,
 )
 
-SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
 Status = Literal[
     "possible", "refused", "objectives missed", "not cheaper", "no price", "over budget", "too many replicas"
 ]
@@ -115,6 +114,11 @@ class Row(Strict):
         return ranked_loss(self.accuracy)
 
     @property
+    def strain(self) -> float:
+        """Largest ratio of a figure to its limit in the smallest simulated fleet; 1 if none was simulated."""
+        return 1.0 if self.verdict is None else self.verdict.tried.worst_ratio
+
+    @property
     def is_run(self) -> bool:
         """Whether it is a run of a server, and no engine that could be simulated."""
         return self.max_batch_size is None
@@ -195,20 +199,25 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
 
 def recommended(rows: Sequence[Row]) -> Row | None:
-    """Return the cheapest possible row; at equal cost, the one that loses least accuracy, or has better evidence."""
-    possible = [row for row in rows if row.is_possible]
-    return min(possible, key=lambda row: (row.cost, row.accuracy_loss, RANK[row.basis], row.name), default=None)
+    """Return the cheapest possible row.
+
+    At equal cost it is the one that loses least accuracy, then the one with better evidence, then the one furthest from
+    its limits.
+    """
+    return min((row for row in rows if row.is_possible), key=_preference, default=None)
 
 
-def _order(row: Row) -> tuple[bool, bool, float, float, int, str]:
-    return (
-        row.status != "possible",
-        row.beaten_by is not None,
-        row.cost,
-        row.accuracy_loss,
-        RANK[row.basis],
-        row.name,
-    )
+def _preference(row: Row) -> tuple[float, float, int, float, str]:
+    return *merit_of(row), row.strain, row.name
+
+
+def merit_of(row: Row) -> tuple[float, float, int]:
+    """Return what rows are compared by before any fleet is simulated: cost to the cent, accuracy loss, evidence."""
+    return round(row.cost, 2), row.accuracy_loss, RANK[row.basis]
+
+
+def _order(row: Row) -> tuple[bool, bool, tuple[float, float, int, float, str]]:
+    return row.status != "possible", row.beaten_by is not None, _preference(row)
 
 
 def _beaten_by(row: Row, rows: Sequence[Row]) -> str | None:

@@ -1,4 +1,4 @@
-"""Details of the recommended row: its other sizes, fleets, autoscaling, load curve and sensitivity."""
+"""Details of the recommended row: its other sizes, fleets, day, autoscaler, load curve and sensitivity."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from loadtest.capacity.autoscaler import Day, Ups, autoscaled
+from loadtest.capacity.autoscaling import ScalingComparison
 from loadtest.capacity.candidates import EVICTING, Candidate
+from loadtest.capacity.day import day_of
 from loadtest.capacity.decision import Row, Sized, costed, resized
 from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Routing
 from loadtest.capacity.pareto import frontier_of
@@ -25,7 +26,6 @@ from loadtest.capacity.simulation import (
     Slowdown,
     Task,
     What,
-    ramp_of,
 )
 from loadtest.capacity.tasks import CandidateTask, Reliefs, Sweep, TaskResult
 
@@ -42,15 +42,11 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
     candidate = searched.candidate(best.name)
     carried = best.fleet_per_s or best.rate_per_s
     if best.is_least:
-        carried = max(carried, _full_batch_per_s(searched, candidate, candidate.interval.slow))
-    day, ups = autoscaled(
-        searched.curve, demand.growth, carried, demand.availability, demand.autoscaling, seed=demand.seed
-    )
+        carried = max(carried, full_batch_per_s(searched, candidate, candidate.interval.slow))
     operating_per_s = market.peak_per_s / (best.needed or 1)
     plan = plan.model_copy(
         update={
-            "day": day,
-            "autoscaled_usd_per_month": _autoscaled_usd(best, day),
+            "day": day_of(searched.curve, demand.growth, carried, demand.availability),
             "engine": candidate.manifest,
             "operating_per_s": operating_per_s,
         }
@@ -66,9 +62,9 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
         "operating": [_sweep_task(f"{best.name} at its share", task, (operating_per_s,))],
         "operating_middle": [_sweep_task(f"{best.name}, middle", _at(task, NONE), (operating_per_s,))],
         "reliefs": [CandidateTask(f"{best.name}: what binds", reliefs=Reliefs(task, best.found))] if best.found else [],
-        "fleets": _fleet_tasks(searched, best, day, ups, queue),
+        "fleets": _fleet_tasks(searched, best, queue),
         "again": tasks_for(contenders, searched.task, demand),
-        "sweeps": [_load_curve_task(searched, each) for each in contenders],
+        "sweeps": [load_curve_task(searched, each) for each in contenders],
         "max_tokens": _lower_max_tokens(searched, candidate),
     }
     results = dict(
@@ -87,7 +83,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
         searched,
         best,
         swept.get(best.name, ()),
-        full_per_s=_full_batch_per_s(searched, candidate, candidate.interval.slow),
+        full_per_s=full_batch_per_s(searched, candidate, candidate.interval.slow),
         queue=queue,
         options=options,
     )
@@ -99,6 +95,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
             "fleets": tuple(fleets),
             "max_queue_size": queue,
             "scaling": scaling,
+            "autoscaled_usd_per_month": _autoscaled_usd(best, scaling, is_day=searched.curve.is_day),
             "max_tokens_note": _max_tokens_note(searched, best, [one.found for one in results["max_tokens"]]),
             "sweep": swept.get(best.name, ()),
             "frontier": tuple(frontier_of(demand, market, possible, swept)),
@@ -132,7 +129,8 @@ def _sweep_task(name: str, task: Task, rates_per_s: tuple[float, ...]) -> Candid
     return CandidateTask(name, sweep=Sweep(task, rates_per_s))
 
 
-def _load_curve_task(searched: Searched, each: Contender) -> CandidateTask:
+def load_curve_task(searched: Searched, each: Contender) -> CandidateTask:
+    """Return the sweep of a row's replica below and above its promised load."""
     assert each.row.rate_per_s is not None
     is_open = each.row.found is not None and each.row.found.promised.above_per_s is not None
     rates = tuple(each.row.rate_per_s * share for share in (SWEEP if is_open else SWEEP[-2:]))
@@ -167,7 +165,7 @@ def _with_others(searched: Searched, best: Row, results: dict[str, list[TaskResu
     return best.model_copy(update=changed)
 
 
-def _fleet_task(  # noqa: PLR0913 (one per property of a fleet)
+def _fleet_task(
     searched: Searched,
     row: Row,
     what: What,
@@ -176,19 +174,16 @@ def _fleet_task(  # noqa: PLR0913 (one per property of a fleet)
     *,
     queue: int,
     lost: int = 0,
-    ups: tuple[int, ...] = (),
-    rates_per_s: tuple[float, ...] = (),
 ) -> CandidateTask:
     candidate = searched.candidate(row.name)
     task = searched.task(candidate, searched.demand)
-    rate_per_s = max(rates_per_s, default=searched.market.peak_per_s)
     slow = candidate.interval.slow
-    fleet = FleetTask(what, task, slow, rate_per_s, replicas, routing, lost, ups, rates_per_s, queue)
+    fleet = FleetTask(what, task, slow, searched.market.peak_per_s, replicas, routing, lost, queue)
     return CandidateTask(f"{row.name}: {fleet.name}", fleet=fleet)
 
 
-def _fleet_tasks(searched: Searched, best: Row, day: Day, ups: Ups, queue: int) -> list[CandidateTask]:
-    """Return the fleets to simulate: the survivors of a loss with each routing, the loss itself, the steepest ramp."""
+def _fleet_tasks(searched: Searched, best: Row, queue: int) -> list[CandidateTask]:
+    """Return the fleets to simulate: the survivors of a loss with each routing, and the loss itself."""
     assert best.needed is not None
     assert best.replicas is not None
     routing = searched.demand.routing
@@ -199,12 +194,6 @@ def _fleet_tasks(searched: Searched, best: Row, day: Day, ups: Ups, queue: int) 
     lost = worst_loss(best.replicas, searched.demand.availability)
     if lost:
         tasks.append(_fleet_task(searched, best, "loss", best.replicas, routing, queue=queue, lost=lost))
-    rates = [rate * searched.demand.growth for rate in searched.curve.rates_per_s.tolist()]
-    steep, up = ramp_of(rates, ups.up, day.steepest_h)
-    if max(steep) > 0 and len(set(up)) > 1:
-        tasks.append(
-            _fleet_task(searched, best, "ramp", max(up), routing, queue=queue, ups=up, rates_per_s=tuple(steep))
-        )
     return tasks
 
 
@@ -219,11 +208,11 @@ def _queue_limit(searched: Searched, best: Row, candidate: Candidate) -> int:
     if not limits or not rate_per_s:
         return 0
     if best.middle is None or best.middle.is_least:
-        rate_per_s = max(rate_per_s, _full_batch_per_s(searched, candidate, NONE))
+        rate_per_s = max(rate_per_s, full_batch_per_s(searched, candidate, NONE))
     return max(1, math.ceil(rate_per_s * max(limits)))
 
 
-def _full_batch_per_s(searched: Searched, candidate: Candidate, slowdown: Slowdown) -> float:
+def full_batch_per_s(searched: Searched, candidate: Candidate, slowdown: Slowdown) -> float:
     """Return the requests per second of one replica's full batch, in closed form; 0 for one without an engine."""
     if candidate.manifest is None:
         return 0.0
@@ -310,7 +299,7 @@ def _max_tokens_note(searched: Searched, best: Row, found: Sequence[ReplicaCapac
     return f"{text}Lowering max_tokens to that needs {replicas}{cost}."
 
 
-def _autoscaled_usd(row: Row, day: Day) -> float | None:
-    if not day.is_day or row.price is None:
+def _autoscaled_usd(row: Row, scaling: ScalingComparison | None, *, is_day: bool) -> float | None:
+    if scaling is None or not is_day or row.price is None:
         return None
-    return day.mean_replicas * row.tensor_parallel * row.price.usd_per_gpu_h * HOURS_PER_MONTH
+    return scaling.chosen.mean_replicas * row.tensor_parallel * row.price.usd_per_gpu_h * HOURS_PER_MONTH

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engines.autoscaling import ColdStart
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.autoscaling import (
-    MINUTE_STEPS,
     CheckedLaw,
     Followed,
     ReplayTask,
@@ -38,12 +38,24 @@ def compared_laws(
         full_per_s: Requests per second of a full batch.
         queue: Maximum queued requests of a replica; 0: no limit.
     """
+    of = scaling_input(searched, best, probes, full_per_s=full_per_s)
+    if of is None:
+        return None
+    found, followed = compare_laws(of)
+    task = searched.task(searched.candidate(best.name), searched.demand)
+    return found.model_copy(update={"check": _checked(of, found, followed, task, queue, options)})
+
+
+def scaling_input(
+    searched: Searched, best: Row, probes: Sequence[RateProbe], *, full_per_s: float
+) -> ScalingInput | None:
+    """Return what control laws are compared for. Arguments and None as for `compared_laws`."""
     carried = best.fleet_per_s or best.rate_per_s
     if best.is_least or carried is None or best.replicas is None or not probes or best.max_batch_size is None:
         return None
     demand = searched.demand
     limits = [limit for of in demand.all_objectives.values() for limit in of.ttft_s.values()]
-    of = ScalingInput(
+    return ScalingInput(
         rates_per_s=tuple((searched.curve.rates_per_s * demand.growth).tolist()),
         peak_per_s=searched.market.peak_per_s,
         response=ReplicaResponse.of(
@@ -56,10 +68,8 @@ def compared_laws(
         most=demand.limits.max_replicas,
         gpus=best.tensor_parallel,
         seed=demand.seed,
+        sync_s=demand.autoscaling.sync_s,
     )  # fmt: skip
-    found, followed = compare_laws(of)
-    task = searched.task(searched.candidate(best.name), demand)
-    return found.model_copy(update={"check": _checked(of, found, followed, task, queue, options)})
 
 
 def cold_start_of(scaling: Autoscaling) -> ColdStart:
@@ -84,14 +94,14 @@ def _checked(
     replay_task = ReplayTask(
         task=task, slowdown=task.interval.slow, routing=task.demand.routing, law=found.chosen.law,
         cold_start=of.cold_start, rates_per_s=of.rates_per_s[begin - lead : begin + minutes], lead_slots=lead,
-        begin_with=followed.up[begin * MINUTE_STEPS], max_queue_size=queue,
+        begin_with=int(followed.up_by_minute[begin, 0]), max_queue_size=queue,
     )  # fmt: skip
     (result,) = run_tasks([CandidateTask("autoscaler, request by request", replay=replay_task)], options)
     if result.replayed is None:
         return None
     return CheckedLaw(
-        begin_h=round(begin * SLOT_S / 3600, 4),
+        begin_h=round(begin * SLOT_S / SECONDS_PER_H, 4),
         replayed=result.replayed,
         fluid_missed=followed.missed[begin : begin + minutes],
-        fluid_up=tuple(followed.up[(minute + 1) * MINUTE_STEPS - 1] for minute in range(begin, begin + minutes)),
+        fluid_up=tuple(followed.up_by_minute[begin : begin + minutes, -1].tolist()),
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import Field, model_validator
+
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
-from loadtest.capacity.autoscaler import Day
 from loadtest.capacity.autoscaling import ScalingComparison
+from loadtest.capacity.day import Day
 from loadtest.capacity.decision import Row
 from loadtest.capacity.inputs import Demand
 from loadtest.capacity.money import Money
@@ -15,6 +19,7 @@ from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import Checked, RateProbe
 
 PLAN_NAME = "capacity.json"
+PLAN_SCHEMA = 3  # 2 had the day of an autoscaler that followed the request rate, and a fleet on its steepest ramp
 
 
 class TrafficFacts(Strict):
@@ -46,9 +51,11 @@ class CapacityPlan(Document):
     Attributes:
         recommended: Name of a row; None if no row is possible, and `nearest` states what would be.
         fleets: Simulations of the recommended replicas together; empty if the row is a measured run.
-        day: Autoscaled replicas over the day, for the recommended row.
-        autoscaled_usd_per_month: Their cost; None without a price, or if the traffic does not cover a whole day.
-        scaling: Control laws of an autoscaler, compared for the recommended row; None if one replica carries all.
+        day: Rates of the planned day, and the recommended row's replicas that carry them.
+        scaling: Control laws of an autoscaler, compared for the recommended row; None if one replica carries all, or if
+            the row is a measured run.
+        autoscaled_usd_per_month: Cost of the recommended law's replicas; None without a law or a price, or if the
+            traffic does not cover a whole day.
         sweep: The recommended replica at lower and higher loads.
         max_queue_size: Maximum queued requests per replica, as deployed and as simulated; 0: no limit.
         warnings: Old prices, and smaller GPUs that were not tried because they have no price.
@@ -61,6 +68,7 @@ class CapacityPlan(Document):
         money: Energy and money of the recommended row; None in plans of earlier versions.
     """
 
+    schema_version: int = Field(default=PLAN_SCHEMA, alias="schema")
     demand: Demand
     traffic: TrafficFacts
     rows: list[Row]
@@ -84,6 +92,14 @@ class CapacityPlan(Document):
     engine: EngineManifest | None = None
     speculation: tuple[SpeculationPayoff, ...] = ()
     money: Money | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current(cls, values: Any) -> Any:
+        found = values.get("schema", PLAN_SCHEMA) if isinstance(values, dict) else PLAN_SCHEMA
+        if found != PLAN_SCHEMA:
+            raise ValueError(f"schema {found} is of another version; plan again: plan-capacity DEMAND --force")
+        return values
 
     @property
     def chosen(self) -> Row | None:

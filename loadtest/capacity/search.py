@@ -12,7 +12,7 @@ from typing import NamedTuple
 from engines.files import Document
 from loadtest.capacity.accuracy import ranked_loss
 from loadtest.capacity.candidates import EVICTING, Candidate, candidates_of
-from loadtest.capacity.decision import Market, Row, limit_of, market_of, priced, ranked, recommended, rows_of
+from loadtest.capacity.decision import Market, Row, limit_of, market_of, merit_of, priced, ranked, recommended, rows_of
 from loadtest.capacity.from_run import measured_capacity
 from loadtest.capacity.inputs import HOURS_PER_MONTH, SMALL_GPUS, Demand, prices_for
 from loadtest.capacity.parallel import ResultCache, Work, Workers, do
@@ -194,16 +194,23 @@ def run_tasks(tasks: list[CandidateTask], options: SearchOptions) -> list[TaskRe
 
 
 def cheapest_sized(searched: Searched, options: SearchOptions) -> Row | None:
-    """Return the cheapest row after simulating the smallest fleet of every row that could be cheapest."""
+    """Return the cheapest row after simulating the smallest fleet of every row that could be preferred to it."""
     while True:
         best = recommended(searched.rows)
-        if best is None or best.verdict is not None or searched.candidate(best.name).manifest is None:
+        open_rows = [
+            row
+            for row in searched.rows
+            if row.is_possible and row.verdict is None and searched.candidate(row.name).manifest is not None
+        ]
+        if best is None or best not in open_rows:
+            near = [row for row in open_rows if best is not None and merit_of(row) == merit_of(best)]
+        else:
+            near = [row for row in open_rows if row.cost <= best.cost / MARGIN**2]
+        chosen = near[:SIZED_AT_ONCE]
+        if not chosen:
             if _search_again(searched, options):
                 continue
             return best
-        open_rows = [row for row in searched.rows if row.is_possible and row.verdict is None]
-        near = [row for row in open_rows if row.cost <= best.cost / MARGIN**2]
-        chosen = [row for row in near if searched.candidate(row.name).manifest is not None][:SIZED_AT_ONCE]
         tasks = [
             size_task(searched, row, searched.candidate(row.name).interval.slow, row.needed or 1) for row in chosen
         ]

@@ -64,7 +64,7 @@ def _speculative(flags: dict[str, Any]) -> dict[str, Any]:
 def planned(flags: dict[str, Any], known: Calibration | None, lengths: list[LengthStats]) -> EngineManifest:
     """Plan an engine for the given lengths. Limits come from flags, else from the calibration."""
     engine = None if known is None else known.engine
-    by_key = {
+    by_flag = {
         "model": flags["model_name"],
         "gpu": flags["gpu"],
         "precision": flags["precision"],
@@ -75,12 +75,14 @@ def planned(flags: dict[str, Any], known: Calibration | None, lengths: list[Leng
         "limits.max_batch_size": flags["max_batch_size"] or (engine.max_batch_size if engine else None),
         "limits.max_num_tokens": flags["max_num_tokens"] or (engine.max_num_tokens if engine else None),
         **_speculative(flags),
+    }
+    by_lengths = {
         "limits.max_seq_len": max(each.longest for each in lengths),
         "workload.longest_isl": max(each.longest_isl for each in lengths),
         "workload.longest_osl": max(each.longest_osl for each in lengths),
         "workload.isl": round(max(each.isl for each in lengths)),
         "workload.osl": round(max(each.osl for each in lengths)),
     }
-    resolved = resolve_recipe(None, by_key)
+    resolved = resolve_recipe(None, by_flag | by_lengths, typed=by_flag)
     plan = make_plan(resolved, head=Document(made_by=made_by(command_line("predict-load"))))
     return emulated_manifest(plan, resolved.recipe)

@@ -33,6 +33,20 @@ class LoadOptions:
     keep_going: bool = False
 
 
+# Keys of a scenario, with the option and the flag that set them.
+_FLAGS = {
+    "model": ("model", "--model"),
+    "concurrency": ("concurrency", "--concurrency"),
+    "rate_per_s": ("rate", "--rate"),
+    "duration_s": ("duration", "--duration"),
+    "lengths.isl": ("isl", "--isl"),
+    "lengths.osl": ("osl", "--osl"),
+    "requests": ("requests", "--requests"),
+    "prompts": ("prompts", "--prompts"),
+    "seed": ("seed", "--seed"),
+}
+
+
 def load_options(flags: dict[str, Any]) -> LoadOptions:
     """Return a command's load flags."""
     return LoadOptions(**{each.name: flags[each.name] for each in fields(LoadOptions) if each.name in flags})
@@ -67,7 +81,8 @@ def scenario_of(options: LoadOptions) -> Scenario:
                 f"--{flag}: scenario {base.name} has classes with their own {what}", hint=("edit the scenario's file")
             )
     values["lengths"].update(lengths)
-    scenario = validate(values, Scenario, where="flags")
+    given = {key: flag for key, (name, flag) in _FLAGS.items() if getattr(options, name) is not None}
+    scenario = validate(values, Scenario, where="flags", flags=given)
     if options.requests is not None and scenario.is_open:
         raise UserError(
             "--requests does not apply to an open loop, which sends for a duration", hint="--duration SECONDS"

@@ -9,11 +9,7 @@ from typing import Any
 
 from engines.console import progress
 from engines.errors import UserError
-from engines.manifest import read_manifest
-from engines.spec import resolve_gpu
-from engines.steptime import step_time_for
 from loadtest.metrics import GpuPrice, Summary, with_cost
-from loadtest.simulate import with_power_range
 
 
 def pricing_of(flags: dict[str, Any]) -> Callable[[Summary], Summary]:
@@ -29,6 +25,10 @@ def pricing_of(flags: dict[str, Any]) -> Callable[[Summary], Summary]:
                 name = flag.removesuffix("_dir")
                 raise UserError(f"--{name} needs a price", hint="add --gpu-price USD, or --vendor NAME")
         return lambda summary: summary
+    from engines.manifest import read_manifest  # with the simulation: 0.1 s, which a report without a price saves
+    from engines.steptime import step_time_for
+    from loadtest.simulate import with_power_range
+
     manifest = None if engine_dir is None else read_manifest(engine_dir)
     per_replica = 1 if manifest is None else manifest.parallel.tensor
     gpus = flags["gpus"] or (None if manifest is None else per_replica)
@@ -58,6 +58,7 @@ def _price(flags: dict[str, Any], engine_gpu: str | None) -> tuple[float, str]:
     gpu = flags["gpu"] or engine_gpu
     if gpu is None:
         raise UserError("the list price needs a GPU", hint="--gpu NAME, or --engine ENGINE_DIR")
+    from engines.spec import resolve_gpu
     from loadtest.capacity.inputs import PriceChoices, old_prices, prices_for  # imports the planner: 0.3 s
 
     today = datetime.now(tz=UTC).date()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engines.calibration import Calibration
 from engines.console import progress, show, table_console
 from engines.spec import MS, milliseconds
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Scenario, Verdict
 
 if TYPE_CHECKING:
+    from engines.calibration import Calibration
     from loadtest.knee import KneeFound
     from loadtest.report import Change, Comparison
 
@@ -33,6 +33,8 @@ def show_summary(summary: Summary) -> None:
         run = [escape(level.run or "")] if several else []
         table.add_row(*run, *_cells(level))
     table_console().print(table)
+    if summary.incomplete_note is not None:
+        progress(summary.incomplete_note)
     if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.felt_ttft_s) if found):
         progress("a question mark marks a percentile for which the sample is too small")
     for issue in summary.validity_issues:

@@ -43,7 +43,8 @@ class LevelRun:
         self._shared, self._runner, self._plan = shared, runner, plan
         self.begin_s = begin_s
         shared.level, shared.level_plan = level, plan
-        shared.is_over, shared.suffices, shared.open_began_s = False, False, begin_s
+        shared.is_over = shared.suffices = shared.is_out_of_time = False
+        shared.open_began_s = begin_s
         shared.take_away_s()
         shared.connections.readings = Readings()
         if plan.concurrency is not None:
@@ -110,8 +111,8 @@ class LevelRun:
         """End the users; return the share's result.
 
         Args:
-            whole: Let each user finish its request if the model does not notice cancellations: through Triton's
-                ensemble it would continue, and prevent the ensemble from being unloaded.
+            whole: The run continues. Let each user finish its request if the model does not notice cancellations:
+                through Triton's ensemble it would continue, and prevent the ensemble from being unloaded.
         """
         shared, scenario = self._shared, self._shared.plan.scenario
         is_done = self.is_done
@@ -121,6 +122,7 @@ class LevelRun:
             with contextlib.suppress(gevent.Timeout), gevent.Timeout(scenario.request_timeout_s):
                 while self._runner.user_count:
                     gevent.sleep(TICK_S)
+        shared.is_out_of_time = whole and not is_done and not shared.suffices
         self._runner.stop()
         self._watcher.kill()
         return {

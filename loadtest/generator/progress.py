@@ -14,11 +14,10 @@ import numpy as np
 
 from engines.files import Strict
 from loadtest.results import LogHistogram, RequestRecord, response_times_s
-from loadtest.scenario import QUANTITIES, Objectives, Quantity, clock_start_s, evaluate
+from loadtest.scenario import QUANTITIES, Objectives, Quantity, clock_start_s, evaluate, share_of
 
 WINDOW_S = 10
 MOST_POINTS = 1800
-_SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999, "max": 1.0}
 
 
 class Progress(Strict):
@@ -155,7 +154,10 @@ class LiveStats:
             if not statistic:
                 return ratios[name]
             histogram = spread[cast("Quantity", quantity)]
-            return histogram.mean if statistic == "mean" else histogram.quantile(_SHARES[statistic])
+            if statistic == "mean":
+                return histogram.mean
+            share = share_of(statistic)
+            return histogram.quantile(1.0 if share is None else share)
 
         return tuple(each.objective for each in evaluate(self._objectives, figure) if not each.met)
 

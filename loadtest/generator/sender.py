@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import gevent
+import gevent.socket
 
 from loadtest.client import Connection, ServerConnections, UnreachableError
 from loadtest.client.protocols import protocol_for
@@ -66,6 +66,7 @@ class SenderState:
         self.user_numbers: Iterator[int] = iter(())
         self.is_over = False  # no user starts another request
         self.suffices = False  # results are conclusive: the level ends with the requests that have ended
+        self.is_out_of_time = False  # the level reached its time limit with measured requests in flight
         self.stopped: str | None = None
         self.spare: list[Connection] = []  # idle connections of an open loop
         scenario = plan.scenario
@@ -160,7 +161,7 @@ class SenderState:
         while self._away is not None:
             gevent.sleep(PROBE_S)
             with contextlib.suppress(OSError):
-                socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
+                gevent.socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
                 self._back()
 
     def _back(self) -> None:
@@ -187,6 +188,11 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
         shared.note_reach(reply.failure)
     finally:
         outcome, error = reply.outcome(spec)
+        if outcome == "cancelled" and shared.is_out_of_time:  # the server did not answer in time
+            outcome, error = "timeout", "in flight at the level's time limit"
+        prompt_tokens, cached_tokens = reply.prompt_tokens or prompt.tokens, reply.cached_tokens
+        if cached_tokens is not None:  # a reused KV block counts whole, even if part of it was computed
+            cached_tokens = min(cached_tokens, prompt_tokens)
         shared.write(
             RequestRecord(
                 id=turn.id,
@@ -196,14 +202,14 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
                 sent_s=round(reply.sent_s, 6),
                 token_times_s=tuple(round(t, 6) for t in reply.times_s),
                 done_s=round(reply.done_s, 6),
-                prompt_tokens=reply.prompt_tokens or prompt.tokens,
+                prompt_tokens=prompt_tokens,
                 output_tokens=len(reply.times_s),
                 outcome=outcome,
                 error=error,
                 asked_tokens=turn.output_tokens if turn.exact else None,
                 bundled_tokens=reply.bundled_tokens,
                 queue_s=reply.queue_s,
-                cached_tokens=reply.cached_tokens,
+                cached_tokens=cached_tokens,
                 class_name=turn.class_name,
                 conversation=turn.conversation,
                 turn=turn.place,

@@ -17,13 +17,12 @@ import numpy.typing as npt
 
 from loadtest.metrics import meets_goodput, request_latencies
 from loadtest.results import Columns, Ints, RequestRecord, columns_of
-from loadtest.scenario import Objectives, ObjectiveScope, Quantity
+from loadtest.scenario import Objectives, ObjectiveScope, Quantity, share_of
 
 Z = 2.576  # 99 %: a probe is evaluated repeatedly, and each evaluation can be wrong
 LEAST_REQUESTS = 32
 BLOCKS = 16
 BACKLOG = "backlog grows"
-_SHARE_OF = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
 _Floats = npt.NDArray[np.float64]
 
@@ -197,9 +196,9 @@ def _shares(
     yield _Share("errors_ratio", 1 - objectives.errors_ratio, measured.good.astype(np.float64), every)
     for quantity, (values, counts) in quantities.items():
         for statistic, limit in getattr(objectives, quantity).items():
-            if statistic in _SHARE_OF and len(values):
+            if (share := share_of(statistic)) is not None and len(values):
                 within = _sums((values <= limit).astype(np.float64), counts)
-                yield _Share(f"{quantity} {statistic}", _SHARE_OF[statistic], within, counts.astype(np.float64))
+                yield _Share(f"{quantity} {statistic}", share, within, counts.astype(np.float64))
     if objectives.goodput is not None:
         good = meets_goodput(objectives.goodput, measured, scale, is_open=is_open).astype(np.float64)
         yield _Share("goodput", objectives.goodput.share, good, every)

@@ -24,6 +24,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from loadtest.metrics.summary import PERCENTILES
 from loadtest.results import Floats, Ints, Weighted
 
 CONFIDENCE = 0.95
@@ -33,7 +34,6 @@ LEAST_UNITS = 10
 MOST_BLOCKS, LEAST_BLOCKS = 64, 16
 LEAST_PER_BLOCK = 4
 SEED = 20_261_124
-SHARES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
 _GRID = 48  # thresholds around each percentile
 _GRID_ERRORS = 6.0  # reach of the thresholds on either side of the percentile, in standard errors
@@ -46,7 +46,7 @@ Range: TypeAlias = tuple[float, float]
 def needed(share: float) -> int:
     """Return the number of independent values that a percentile needs for its interval to fit inside them.
 
-    >>> [needed(share) for share in SHARES.values()]
+    >>> [needed(share) for share in PERCENTILES.values()]
     [6, 36, 72, 368, 3688]
     """
     return math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(share))
@@ -170,7 +170,7 @@ class Resampler:
         found = {"mean": (self.weights.astype(np.float64) @ sums) / total}
         thresholds = self._thresholds(np.sort(values) if ordered is None else ordered, values, counts, sizes)
         below = self.weights @ self._counts_below(values, counts, thresholds)
-        for name, share in SHARES.items():
+        for name, share in PERCENTILES.items():
             found[name] = _inverted(below, thresholds, share * (total - 1) + 1)
         return found
 
@@ -184,7 +184,9 @@ class Resampler:
         if last < _EXACT_BELOW:
             return np.unique(ordered)
         places = [np.linspace(0, last, _GRID)]
-        for share, quantile in zip(SHARES.values(), quantiles_of_sorted(ordered, list(SHARES.values())), strict=True):
+        for share, quantile in zip(
+            PERCENTILES.values(), quantiles_of_sorted(ordered, list(PERCENTILES.values())), strict=True
+        ):
             below = np.zeros(self._units)
             for part, owner in _chunks(len(values), counts):
                 below += np.bincount(self.unit[owner[values[part] <= quantile]], minlength=self._units)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from engines.steptime import GPU_TIME_METHOD, StepTime, request_gpu_time
+from engines.units import SECONDS_PER_H
 from loadtest.metrics.summary import Cost, LevelSummary, Summary, TokenPrices
 
+if TYPE_CHECKING:
+    from engines.steptime import StepTime
+
 MILLION = 1e6
-SECONDS_PER_H = 3600.0
 NO_ENGINE = "there is no step-time model; give the engine's folder with --engine"
 
 
@@ -56,6 +58,8 @@ def token_prices(
     Returns:
         None without output tokens.
     """
+    from engines.steptime import GPU_TIME_METHOD, request_gpu_time  # noqa: PLC0415 (only a report with a price needs it)
+
     requests_per_s, input_per_s, output_per_s = rates
     if not (requests_per_s and input_per_s and output_per_s):
         return None

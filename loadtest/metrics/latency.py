@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest.metrics import bootstrap
-from loadtest.metrics.bootstrap import SHARES, Range, Resampler
+from loadtest.metrics.bootstrap import Range, Resampler
 from loadtest.metrics.steady_state import Cut, cut_of, window_of
-from loadtest.metrics.summary import Spread
+from loadtest.metrics.summary import PERCENTILES, Spread
 from loadtest.results import Columns, Floats, Ints, Level, RequestRecord, TokenSpans, Weighted, columns_of
 from loadtest.scenario import clock_start_s
 
@@ -26,7 +26,7 @@ class Counted(NamedTuple):
 
     Attributes:
         all: Requests of every phase.
-        measured: Requests of phase `measure`.
+        measured: Requests of phase `measure` that ended.
         good: Those of them that count for latencies.
     """
 
@@ -129,9 +129,11 @@ def spread(
         return None
     values = np.asarray(wall_s)
     ordered = np.sort(values)
-    quantiles = dict(zip(SHARES, bootstrap.quantiles_of_sorted(ordered, list(SHARES.values())), strict=True))
+    quantiles = dict(zip(PERCENTILES, bootstrap.quantiles_of_sorted(ordered, list(PERCENTILES.values())), strict=True))
     spread_of = None if resampler is None else resampler.replicates(values, counts, ordered=ordered)
-    unsupported = tuple(name for name in SHARES if not _is_supported(values, counts, SHARES[name], quantiles[name]))
+    unsupported = tuple(
+        name for name in PERCENTILES if not _is_supported(values, counts, PERCENTILES[name], quantiles[name])
+    )
     known = {name: quantile / time_scale for name, quantile in quantiles.items()}
     return Spread(
         count=len(values),
@@ -154,7 +156,9 @@ def spread_of_spans(spans: TokenSpans, time_scale: float = 1.0) -> Spread | None
     count = int(weights.sum())
     mean = float(values @ weights) / count
     left = float(np.square(values - mean) @ weights)
-    quantiles = dict(zip(SHARES, bootstrap.quantiles_of_weighted(ordered, list(SHARES.values())), strict=True))
+    quantiles = dict(
+        zip(PERCENTILES, bootstrap.quantiles_of_weighted(ordered, list(PERCENTILES.values())), strict=True)
+    )
     return Spread(
         count=count,
         mean=mean / time_scale,
@@ -162,7 +166,7 @@ def spread_of_spans(spans: TokenSpans, time_scale: float = 1.0) -> Spread | None
         max=float(ordered.values[-1]) / time_scale,
         sd=math.sqrt(left / (count - 1)) / time_scale if count > 1 else None,
         unsupported=tuple(
-            name for name in SHARES if not _is_supported_by_spans(spans, count, SHARES[name], quantiles[name])
+            name for name in PERCENTILES if not _is_supported_by_spans(spans, count, PERCENTILES[name], quantiles[name])
         ),
         **{name: quantile / time_scale for name, quantile in quantiles.items()},
     )

@@ -187,6 +187,7 @@ def summarize_level(  # noqa: PLR0913 (facts of the level and choices of the cal
         errors=errors,
         errors_by_outcome=_errors_by_outcome(measured),
         errors_by_text=_errors_by_text(measured),
+        incomplete=int(found.all.incomplete.sum()),
         window=window.kind,
         window_s=window.length_s / time_scale,
         output_tokens_per_s=rates.get("output_tokens_per_s"),

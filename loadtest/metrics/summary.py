@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field
 
 from engines.files import Document, Strict
 from loadtest.results import Kind, ServerFacts, ValidityIssue, load_text
+from loadtest.scenario import share_of
 
 PERCENTILES_NOTE = (
     "exact, by linear interpolation between order statistics; inter-token latencies are pooled over all gaps of a "
@@ -44,6 +45,9 @@ class Spread(Strict):
             description="Percentiles for which the sample is too small: p99 needs 368 independent values, p99.9 3,688."
         ),
     ] = ()
+
+
+PERCENTILES = {name: share for name in Spread.model_fields if (share := share_of(name)) is not None}
 
 
 class BatchSpread(Strict):
@@ -185,7 +189,7 @@ class ClassSummary(Strict):
     """Figures of one class of a mix."""
 
     name: Annotated[str, Field(description="Name of the class.")]
-    requests: Annotated[int, Field(description="Measured requests, failed ones included.")]
+    requests: Annotated[int, Field(description="Measured requests that ended, failed ones included.")]
     errors: Annotated[int, Field(description="How many of them failed.")]
     prompt_tokens: Annotated[float, Field(description="Prompt length, mean tokens.")]
     output_tokens: Annotated[float, Field(description="Reply length of successful requests, mean tokens.")]
@@ -209,9 +213,18 @@ class LevelSummary(Strict):
     isl: Annotated[int, Field(description="Requested prompt length, tokens.")]
     osl: Annotated[int, Field(description="Requested reply length, tokens.")]
     complete: Annotated[bool, Field(description="Whether all requested requests were measured.")]
-    requests: Annotated[int, Field(description="Measured requests, failed ones included.")]
+    requests: Annotated[int, Field(description="Measured requests that ended, failed ones included.")]
     errors: Annotated[int, Field(description="How many of them failed; latencies exclude these.")]
     errors_by_outcome: Annotated[dict[str, int], Field(description="Failed requests by outcome.")]
+    incomplete: Annotated[
+        int,
+        Field(
+            description=(
+                "Measured requests that the end of the run cut short (`cancelled`, `lost`): not in `requests`, because "
+                "they neither succeeded nor failed."
+            )
+        ),
+    ] = 0
     ttft_s: Annotated[Spread | None, Field(description="Time to first token, from sending.")]
     itl_s: Annotated[
         Spread | None,
@@ -380,3 +393,12 @@ class Summary(Document):
     repeats: Annotated[
         tuple[Repeat, ...], Field(description="Spread between runs of one scenario; empty for one run.")
     ] = ()
+
+    @property
+    def incomplete_note(self) -> str | None:
+        """The requests that the end of a run cut short, as a sentence; None if there are none."""
+        count = sum(level.incomplete for level in self.levels)
+        if not count:
+            return None
+        subject = f"{count:,} requests were" if count > 1 else "1 request was"
+        return f"{subject} in flight when the run was cut short, and counted neither as served nor as failed"

@@ -42,7 +42,7 @@ def _level_row(level: LevelSummary, summary: Summary) -> list[Cell | str]:
     return [
         _load_cell(level, summary),
         f"{level.isl} / {level.osl}",
-        f"{level.requests:,}",
+        Cell(f"{level.requests:,}", below=f"{level.incomplete:,} incomplete" if level.incomplete else ""),
         errors_cell(level.errors, level.errors_by_outcome),
         number(level.batch_size.mean if level.batch_size else None, 1),
         number(level.batch_size_client.mean if level.batch_size_client else None, 1),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.results.records import Outcome, Phase, RequestRecord
+from loadtest.results.records import INCOMPLETE, Outcome, Phase, RequestRecord
 from loadtest.results.token_spans import TokenSpans
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -101,9 +101,19 @@ class Columns:
 
     @property
     def measured(self) -> Bools:
-        """Which requests were measured."""
-        chosen: Bools = self.phase == PHASES.index("measure")
+        """Which requests were measured to their end."""
+        chosen: Bools = (self.phase == PHASES.index("measure")) & ~self._ended_by_the_run
         return chosen
+
+    @property
+    def incomplete(self) -> Bools:
+        """Which requests were being measured when the run ended them: they neither succeeded nor failed."""
+        chosen: Bools = (self.phase == PHASES.index("measure")) & self._ended_by_the_run
+        return chosen
+
+    @property
+    def _ended_by_the_run(self) -> Bools:
+        return np.isin(self.outcome, [OUTCOMES.index(each) for each in INCOMPLETE])
 
     @property
     def good(self) -> Bools:

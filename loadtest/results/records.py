@@ -27,6 +27,8 @@ LATEST_S = 1e9  # 32 years: no run lasts longer, and squares of its times stay f
 Kind = Literal["measured", "emulated", "predicted"]
 Phase = Literal["warmup", "measure", "fill"]
 Outcome = Literal["ok", "error", "timeout", "cut", "empty", "rejected", "cancelled", "lost"]
+# Ended by the run, not by the server: in flight when the run was interrupted, or in a worker that was lost.
+INCOMPLETE: frozenset[Outcome] = frozenset({"cancelled", "lost"})
 
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]  # columns are 64-bit, with -1 for unknown values
@@ -42,11 +44,13 @@ class RequestRecord(Strict):
         scheduled_s: When it was due; in a closed loop, when its user was free.
         token_times_s: When each output token arrived.
         outcome: `cut`: the stream ended before the last token; `empty`: it succeeded without a token; `rejected`: the
-            server's queue was full; `lost`: in flight in a worker that was lost.
+            server's queue was full; `timeout`: it did not end in time, or not before the level's time limit;
+            `cancelled`: in flight when the run was interrupted, or an unmeasured one in flight when the level ended;
+            `lost`: in flight in a worker that was lost.
         asked_tokens: Requested reply length; None if it was free, or in records of earlier versions.
         bundled_tokens: Tokens that arrived in one response together with the one before them.
         queue_s: Time in the server's queue, if the server reports it.
-        cached_tokens: Prompt tokens that the server reports as found in its KV cache.
+        cached_tokens: Prompt tokens that the server reports as found in its KV cache; at most `prompt_tokens`.
         class_name: Class of a mix; None if there is only one.
         conversation: Number of the conversation that the request belongs to; None for a single request.
         turn: Place in its conversation, from 0.
@@ -74,6 +78,11 @@ class RequestRecord(Strict):
     turn: Count = 0
     worker: Count = 0
     finish_reason: str | None = None
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether it was measured and neither succeeded nor failed: the run ended it."""
+        return self.phase == "measure" and self.outcome in INCOMPLETE
 
 
 def response_times_s(token_times_s: Sequence[float], *, bundled: bool) -> Sequence[float]:
@@ -265,13 +274,13 @@ def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]
 
     Raises:
         MissingError: The file does not exist.
-        UserError: A line is damaged, a time is not finite, impossibly large or out of order, or an id is repeated. An
-            incomplete last line of an interrupted run is skipped.
+        UserError: A line is damaged, a time is not finite, impossibly large or out of order, an id is repeated, or more
+            tokens were cached than a prompt has. An incomplete last line of an interrupted run is skipped.
     """
     seen: set[int] = set()
     for number, values in enumerate(_lines(folder / REQUESTS_NAME), start=1):
         record = validate(values, RequestRecord, where=f"{folder / REQUESTS_NAME}: line {number}")
-        wrong = f"id {record.id} is repeated" if record.id in seen else _disorder(record)
+        wrong = f"id {record.id} is repeated" if record.id in seen else _contradiction(record)
         if wrong is not None and check:
             raise UserError(
                 f"{folder / REQUESTS_NAME}: line {number}: {wrong}", hint="the file may have been edited or damaged"
@@ -280,8 +289,12 @@ def read_records(folder: Path, *, check: bool = True) -> Iterator[RequestRecord]
         yield record
 
 
-def _disorder(record: RequestRecord) -> str | None:
-    """Return why a record's times are impossible; None if they are possible."""
+def _contradiction(record: RequestRecord) -> str | None:
+    """Return why a record is impossible; None if it is possible."""
+    if record.cached_tokens is not None and record.cached_tokens > record.prompt_tokens:
+        return (
+            f"request {record.id} has {record.cached_tokens:,} cached tokens of {record.prompt_tokens:,} prompt tokens"
+        )
     times = record.token_times_s
     if not math.isfinite(record.scheduled_s + record.sent_s + record.done_s + (record.queue_s or 0.0) + sum(times)):
         return f"request {record.id} has a time that is not finite"

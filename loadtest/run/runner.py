@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from engines.console import quoted
 from engines.errors import MissingError, ToolError
 from engines.files import MadeBy, Source, write_json
 from engines.outputs import folder_in_place
@@ -137,7 +138,7 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
     if target.facts.emulated:
         terminal.line(f"{target.label}: latencies and rates are shown in engine time")
     began = time.monotonic()
-    progress = RunProgress()
+    progress, is_stopped = RunProgress(), False
 
     def on_end() -> None:
         """Keep `run.json` up to date, so that a killed run can be reported."""
@@ -159,8 +160,8 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
             )
     except ToolError as error:
         progress.interrupted = error.message.splitlines()[0]
-        if (out / REQUESTS_NAME).is_file():
-            error.hint = error.hint or _REPORT_HINT.format(out)
+        if _has_records(out):
+            error.hint = error.hint or _REPORT_HINT.format(quoted(out))
         raise
     except OSError as error:
         progress.interrupted = f"{error.filename or out}: {error.strerror}"
@@ -168,13 +169,15 @@ def _run_levels(request: RunRequest, generators: Generators, folder: Path, termi
             f"the run could not continue: {progress.interrupted}", hint="check the free disk space"
         ) from error
     except KeyboardInterrupt as error:
-        progress.interrupted = str(error) or "interrupted by the user"
+        progress.interrupted, is_stopped = str(error) or "interrupted by the user", True
         raise
     finally:
         terminal.clear()
         generators.end()
         progress.end(time.monotonic() - began)
         run, observations = _complete(request, folder, progress, generators.fleet.processes)
+        if is_stopped:
+            terminal.line(_recorded_text(out, observations))
     _require_success(out, run, observations, generators.failed_workers())
     return run
 
@@ -319,9 +322,8 @@ def _require_success(
     out: Path, run: RunManifest, observations: dict[int, LevelObservations], failed_workers: list[str]
 ) -> None:
     if run.interrupted is not None:
-        raise ToolError(
-            f"the run ended early: {run.interrupted}", last_lines=failed_workers, hint=_REPORT_HINT.format(out)
-        )
+        hint = _REPORT_HINT.format(quoted(out)) if _has_records(out) else None
+        raise ToolError(f"the run ended early: {run.interrupted}", last_lines=failed_workers, hint=hint)
     measured = sum(level.measured for level in observations.values())
     if not any(level.good for level in observations.values()):
         errors = (level.first_error for level in observations.values() if level.first_error)
@@ -329,6 +331,22 @@ def _require_success(
             f"none of {measured} measured requests succeeded: {next(errors, 'no error was recorded')}",
             hint=f"the records are in {out / REQUESTS_NAME}",
         )
+
+
+def _has_records(out: Path) -> bool:
+    """Whether a request was recorded; if none was, the run's folder is removed."""
+    records = out / REQUESTS_NAME
+    return records.is_file() and records.stat().st_size > 0
+
+
+def _recorded_text(out: Path, observations: dict[int, LevelObservations]) -> str:
+    """Return what is known of a run that was cut short."""
+    if not _has_records(out):
+        return f"no request was recorded; {out} was removed"
+    measured = sum(level.measured for level in observations.values())
+    incomplete = sum(level.incomplete for level in observations.values())
+    cut = f", {incomplete} in flight were cut short" if incomplete else ""
+    return f"{measured} measured requests recorded{cut}; {_REPORT_HINT.format(quoted(out))}"
 
 
 def _level_text(level: Level) -> str:

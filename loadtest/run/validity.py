@@ -34,8 +34,9 @@ class LevelObservations:
     Attributes:
         late: Wall seconds from when a request was due to when it was sent.
         gaps: Wall seconds between tokens of measured requests.
-        measured: Measured requests.
+        measured: Measured requests that ended.
         good: Those that succeeded.
+        incomplete: Measured requests that the end of the run cut short.
         lost: Requests in flight in a lost generator.
         first_error: First error of a measured request.
     """
@@ -44,6 +45,7 @@ class LevelObservations:
     gaps: LogHistogram = field(default_factory=LogHistogram)
     measured: int = 0
     good: int = 0
+    incomplete: int = 0
     lost: int = 0
     first_error: str | None = None
 
@@ -54,6 +56,9 @@ class LevelObservations:
         if record.phase != "measure":
             return
         self.gaps.add(np.diff(response_times_s(record.token_times_s, bundled=bool(record.bundled_tokens))))
+        self.incomplete += record.is_incomplete
+        if record.is_incomplete:
+            return
         self.measured += 1
         self.good += record.outcome == "ok"
         self.first_error = self.first_error or record.error

@@ -33,6 +33,7 @@ from loadtest.scenario.slo import (
     Verdict,
     clock_start_s,
     evaluate,
+    share_of,
 )
 from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, NotNegative, Positive, Trace, read_trace
 
@@ -70,5 +71,6 @@ __all__ = [
     "inputs_of",
     "read_scenario",
     "read_trace",
+    "share_of",
     "with_duration",
 ]

@@ -23,6 +23,16 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 Limits: TypeAlias = dict[Statistic, Seconds]
 
 
+def share_of(statistic: str) -> float | None:
+    """Return the share of values that a percentile is not below, by its name; None for `mean`, `min`, `max` and others.
+
+    >>> share_of("p95"), share_of("p999"), share_of("max")
+    (0.95, 0.999, None)
+    """
+    digits = statistic.removeprefix("p")
+    return float(f"0.{digits}") if statistic == f"p{digits}" and digits.isdecimal() else None
+
+
 class Goodput(Strict):
     """Limits that each request meets or misses as a whole, and the share of requests that must meet all of them.
 

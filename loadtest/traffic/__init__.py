@@ -2,6 +2,7 @@
 
 from loadtest.traffic.closed_loop import ClosedLoop, closed_loop
 from loadtest.traffic.conversations import (
+    SAMPLED_CONVERSATIONS,
     ConversationSampler,
     ConversationState,
     LengthStats,
@@ -16,6 +17,7 @@ from loadtest.traffic.prompts import PREPARED_SUFFIXES, Prompt, PromptMaker
 
 __all__ = [
     "PREPARED_SUFFIXES",
+    "SAMPLED_CONVERSATIONS",
     "ClosedLoop",
     "ConversationSampler",
     "ConversationState",

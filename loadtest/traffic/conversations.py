@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from engines.errors import MissingError
 from loadtest.scenario import DEFAULT_OSL, HASH_BLOCK_TOKENS, Arrival, Kind, Scenario, Trace, even
 
-SAMPLED = 4096  # conversations for estimating a mean
+SAMPLED_CONVERSATIONS = 4096  # conversations for estimating a mean
 _CLASS, _SHARED, _PREFIX, _TURNS, _ISL, _OSL, _THINK = range(7)
 _ROOM = 1 << 20  # block numbers per content: a prompt of 2 ** 20 blocks exceeds any engine
 

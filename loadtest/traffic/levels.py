@@ -11,7 +11,13 @@ import numpy as np
 from engines.errors import UserError
 from loadtest.results import Level, Phase
 from loadtest.scenario import Arrival, Poisson, Process, Scenario, Trace, arrivals_of
-from loadtest.traffic.conversations import SAMPLED, ConversationSampler, ConversationState, LengthStats, length_stats_of
+from loadtest.traffic.conversations import (
+    SAMPLED_CONVERSATIONS,
+    ConversationSampler,
+    ConversationState,
+    LengthStats,
+    length_stats_of,
+)
 
 FILL_ALLOWANCE = 3  # conversations per user beyond the measured ones: warm-up, and maintaining the load at the end
 
@@ -83,7 +89,7 @@ class LevelPlan:
         stated = [arrival for arrival in self.arrivals if arrival.isl is not None and arrival.osl is not None]
         if stated:
             return length_stats_of([each.isl or 0 for each in stated], [each.osl or 0 for each in stated])
-        return sampler.at_most(sampler.lengths_of(range(min(SAMPLED, self.conversations(scenario)))))
+        return sampler.at_most(sampler.lengths_of(range(min(SAMPLED_CONVERSATIONS, self.conversations(scenario)))))
 
 
 def plans_of(scenario: Scenario) -> list[LevelPlan]:

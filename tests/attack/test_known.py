@@ -17,7 +17,7 @@ PREDICT = "predict-load engine --osl 4"
 SERVE = "serve-repo repository --tritonserver nothing"
 REFUSED = {
     f"{PLAN} --tp 3": "32 attention heads and 8 KV heads",
-    f"{PLAN} --max-batch-size 0": "limits.max_batch_size: Input should be greater than or equal to 1",
+    f"{PLAN} --max-batch-size 0": "--max-batch-size: Input should be greater than or equal to 1",
     f"{PLAN} --max-batch-size 1e30": "'1e30' is not a valid integer",
     f"{PLAN} --isl 1000000000": "less than or equal to 16777216",
     f"{PLAN} --ttft-ms inf": "inf is not a number from",
@@ -49,11 +49,14 @@ REFUSED = {
         "pipe: is a device, a pipe or a socket"
     ),
     "unpack-checkpoint huge.gguf --out out": "9,223,372,036,854,775,808 tensors",
+    "describe-machine --out . --dry-run": "--out .: --gpu takes a .yaml file",
+    "evaluate-engine --url http:// --model x --tokenizer tokenizer --tasks gsm8k": "no host given",
     "evaluate-engine engine --tasks gsm8k": "an emulated engine answers with made-up text, which has no accuracy",
     "evaluate-engine --tasks gsm8k": "nothing to evaluate",
     "run-load --url http://[::1 --isl 8 --osl 4 --out out": "Invalid IPv6 URL",
     "run-load --url http://a..b --isl 8 --osl 4 --out out": "label empty or too long",
     "run-load --url http://127.0.0.1:0 --isl 8 --osl 4 --out out": "no server listens on port 0",
+    "run-load --workers 65535 --out out": "--workers 65535: at most ",
     "run-load --worker --master-host example.invalid --within 1": "--master-host example.invalid: Name or service",
     "run-load --worker --master-host a..b --within 1": "--master-host a..b: encoding with 'idna' codec failed",
     "run-load --master --expect-workers 1 --bind a..b --isl 8 --osl 4 --out out": "--bind a..b: encoding with 'idna'",

@@ -159,5 +159,5 @@ def test_latencies_are_computed_from_times_in_one_place() -> None:
     }
     # A request's share of a window and what Locust's own pages are fed are no reported latencies; a simulation, whose
     # requests are sent when they are due, has spans of iterations instead of records.
-    exceptions = {"metrics/throughput.py", "generator/locustfile.py", "capacity/simulation/observations.py"}
+    exceptions = {"metrics/throughput.py", "generator/locustfile.py", "capacity/simulation/request_table.py"}
     assert found <= exceptions, found

@@ -46,6 +46,8 @@ def main() -> int:
 def _run(settings: Settings, *, skip: set[str], until: str | None) -> bool:
     """Run the steps in order; return whether the last one was reached."""
     with Chain(settings) as chain:
+        if chain.is_done and until is None:
+            progress(f"every step was done before: nothing is measured; remove {settings.out} to start over")
         for number, name in enumerate(Chain.STEPS, start=1):
             if name in skip:
                 continue

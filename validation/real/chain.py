@@ -127,6 +127,11 @@ class Chain:
         progress(f"   {step}: {time.monotonic() - began_s:.0f} s")
 
     @property
+    def is_done(self) -> bool:
+        """Whether the output folder holds a finished run, of which only the page is written again."""
+        return (self.out / "report.md").is_file()
+
+    @property
     def _checkpoint_folder(self) -> Path:
         return self.out / CUT_NAME
 

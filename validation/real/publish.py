@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,18 @@ def publish(out: Path) -> Iterator[Path]:
     chart = IMAGES / f"real-server-{read_json(out / 'context.json', Context).began:%Y%m%dT%H%M%S}.svg"
     shutil.copyfile(target / "measured.svg", chart)
     yield chart
-    link = f"../images/{chart.name}"
-    section = (out / "report.md").read_text(encoding="utf-8").replace("](measured.svg)", f"]({link})")
-    write_text(PAGE, f"{before.rstrip()}\n\n{section}")
+    section = (out / "report.md").read_text(encoding="utf-8").replace("](measured.svg)", f"](../images/{chart.name})")
+    write_text(PAGE, with_section(before, section, chart=chart.name))
     yield PAGE
+
+
+def with_section(page: str, section: str, *, chart: str) -> str:
+    r"""Return the page with a run's section: in the place of the one that shows the same chart, else at the end.
+
+    >>> page = with_section("# Runs", "## A\n\n![](a.svg)\n", chart="a.svg")
+    >>> page == with_section(page, "## A\n\n![](a.svg)\n", chart="a.svg")
+    True
+    """
+    parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    kept = [section if f"{chart})" in part else part for part in parts]
+    return "\n\n".join(part.strip() for part in (kept if section in kept else [*kept, section])) + "\n"

@@ -161,7 +161,7 @@ def _resolved_recipe(combination: Combination, flags: dict[str, Any]) -> Resolve
         "calibration.sample_tokens": flags["calibration_tokens"],
         "seed": flags["seed"],
     }
-    return resolve_recipe(combination.recipe, by_key)
+    return resolve_recipe(combination.recipe, by_key, typed=by_key)
 
 
 def _listed(text: str | None) -> tuple[str, ...] | None:

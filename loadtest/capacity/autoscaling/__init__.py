@@ -8,12 +8,11 @@ from loadtest.capacity.autoscaling.comparison import (
     compare_laws,
     hardest_minutes,
 )
-from loadtest.capacity.autoscaling.fluid import MINUTE_STEPS, Followed
+from loadtest.capacity.autoscaling.fluid import Followed
 from loadtest.capacity.autoscaling.replay import Replayed, ReplayTask, replay
 from loadtest.capacity.autoscaling.response import ReplicaResponse
 
 __all__ = [
-    "MINUTE_STEPS",
     "CheckedLaw",
     "Followed",
     "LawResult",

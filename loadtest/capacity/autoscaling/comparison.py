@@ -17,7 +17,7 @@ from engines.autoscaling import (
     Signal,
 )
 from engines.files import Strict
-from loadtest.capacity.autoscaling.fluid import MINUTE_STEPS, STEP_S, Followed, follow
+from loadtest.capacity.autoscaling.fluid import MINUTE_S, Followed, follow, step_s_of
 from loadtest.capacity.autoscaling.replay import Replayed
 from loadtest.capacity.autoscaling.response import Floats, ReplicaResponse
 
@@ -98,6 +98,12 @@ class ScalingComparison(Strict):
         """The recommended law."""
         return self.laws[self.best]
 
+    @property
+    def pays(self) -> bool:
+        """Whether the recommended law takes fewer GPU hours than the fixed replicas, or misses fewer minutes."""
+        chosen, fixed = self.chosen, self.fixed
+        return chosen.gpu_hours < fixed.gpu_hours or chosen.missed_minutes + EQUAL_MINUTES < fixed.missed_minutes
+
 
 class ScalingInput(NamedTuple):
     """What laws are compared for.
@@ -109,6 +115,7 @@ class ScalingInput(NamedTuple):
         least: The smallest number of replicas that survives the planned losses.
         most: Allowed by the demand's limits.
         gpus: Of each replica.
+        sync_s: Time between two evaluations of a law.
     """
 
     rates_per_s: tuple[float, ...]
@@ -120,15 +127,17 @@ class ScalingInput(NamedTuple):
     most: int
     gpus: int
     seed: int
+    sync_s: float = 15.0
 
 
 def compare_laws(of: ScalingInput) -> tuple[ScalingComparison, Followed]:
     """Return all laws compared, and what the recommended one did over the day."""
-    day = _arrivals(of.rates_per_s, np.random.default_rng([of.seed, 1]))
+    first = _laws(of)
+    step_s = step_s_of(first[0])
+    day = _arrivals(of.rates_per_s, step_s, np.random.default_rng([of.seed, 1]))
     calm_per_s = float(np.mean(of.rates_per_s))
     cycle = [calm_per_s] * CALM_MINUTES + [of.peak_per_s] * SURGE_MINUTES
-    surges = _arrivals(cycle * SURGES, np.random.default_rng([of.seed, 2]))
-    first = _laws(of)
+    surges = _arrivals(cycle * SURGES, step_s, np.random.default_rng([of.seed, 2]))
     results = _results(first, day, surges, of)
     best_targets = [
         _best_of([one for one in results if one[0].law.signal == signal])[0].law
@@ -151,14 +160,14 @@ def compare_laws(of: ScalingInput) -> tuple[ScalingComparison, Followed]:
         calm_per_s=calm_per_s,
         seeds=(of.seed,),
         minutes=len(of.rates_per_s),
-        up=tuple(np.min(np.reshape(best[1].up, (-1, MINUTE_STEPS)), axis=1).tolist()),
+        up=tuple(best[1].up_by_minute.min(axis=1).tolist()),
     ), best[1]
 
 
-def _arrivals(rates_per_s: Sequence[float], rng: np.random.Generator) -> Floats:
-    """Return Poisson arrivals per second, by step of the simulation."""
-    means = np.repeat(np.asarray(rates_per_s, dtype=np.float64), MINUTE_STEPS) * STEP_S
-    return rng.poisson(means).astype(np.float64) / STEP_S
+def _arrivals(rates_per_s: Sequence[float], step_s: float, rng: np.random.Generator) -> Floats:
+    """Return Poisson arrivals per second, by step of the simulation; the rates are by minute."""
+    means = np.repeat(np.asarray(rates_per_s, dtype=np.float64), round(MINUTE_S / step_s)) * step_s
+    return rng.poisson(means).astype(np.float64) / step_s
 
 
 def _laws(of: ScalingInput) -> list[ScalingLaw]:
@@ -177,6 +186,7 @@ def _laws(of: ScalingInput) -> list[ScalingLaw]:
         ScalingLaw(
             controller="hpa", signal=signal, target=target, min_replicas=least,
             max_replicas=max(least, min(of.most, MOST_RATIO * of.replicas)), up=DEFAULT_UP, down=DEFAULT_DOWN,
+            sync_s=of.sync_s,
         )
         for signal in SIGNALS for target in targets[signal]
     ]  # fmt: skip
@@ -209,6 +219,6 @@ def _results(
 
 def hardest_minutes(followed: Followed, rates_per_s: Sequence[float], carried_per_s: float, minutes: int) -> int:
     """Return the first of the minutes in which a law's replicas are loaded most, relative to what they carry."""
-    up = np.min(np.reshape(followed.up, (-1, MINUTE_STEPS)), axis=1)
+    up = followed.up_by_minute.min(axis=1)
     tension = np.asarray(rates_per_s) / (np.maximum(up, 1) * carried_per_s)
     return max(0, min(int(np.argmax(tension)) - minutes // 2, len(up) - minutes))

@@ -1,4 +1,4 @@
-"""Many control laws over the same day at once, with replicas as fluid queues: one step per evaluation of the law.
+"""Many control laws over the same day at once, with replicas as fluid queues.
 
 A replica holds a number of requests; its curve (`ReplicaResponse`) says how many it completes. New requests go to the
 replicas with the fewest. A new replica takes requests after its cold start, and what waits elsewhere does not move to
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engines.autoscaling import ColdStart, ScalingLaw
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.autoscaling.hpa import (
     MILLI,
     HpaController,
@@ -26,24 +27,31 @@ from loadtest.capacity.autoscaling.hpa import (
 )
 from loadtest.capacity.autoscaling.response import Floats, ReplicaResponse
 
-STEP_S = 15.0
-MINUTE_STEPS = 4
-TTFT_STEPS = 20  # the histogram's percentile is over five minutes
-HISTORY_STEPS = 80  # a request that waited longer than twenty minutes is counted as having waited that long
+LONGEST_STEP_S, SHORTEST_STEP_S = 15.0, 5.0
+MINUTE_S = 60.0
+TTFT_S = 300.0  # the histogram's percentile is over five minutes
+HISTORY_S = 1200.0  # a request that waited longer than twenty minutes is counted as having waited that long
 
 
 class Followed(NamedTuple):
     """What one law did.
 
     Attributes:
+        step_s: Length of a step.
         up: Replicas that take requests, by step.
         paid: Those, the starting and the draining, by step.
         missed: Whether an objective was missed, by minute.
     """
 
+    step_s: float
     up: tuple[int, ...]
     paid: tuple[int, ...]
     missed: tuple[bool, ...]
+
+    @property
+    def up_by_minute(self) -> np.ndarray:
+        """Replicas that take requests; shape (minutes, steps of a minute)."""
+        return np.reshape(self.up, (len(self.missed), -1))
 
     @property
     def missed_minutes(self) -> int:
@@ -53,7 +61,7 @@ class Followed(NamedTuple):
     @property
     def replica_hours(self) -> float:
         """Paid: from a replica's request to the end of its last request."""
-        return sum(self.paid) * STEP_S / 3600
+        return sum(self.paid) * self.step_s / SECONDS_PER_H
 
     @property
     def most(self) -> int:
@@ -72,6 +80,15 @@ class _Target:
     draining: list[float] = field(default_factory=list)  # when each is gone
 
 
+def step_s_of(law: ScalingLaw) -> float:
+    """Return the step to simulate a law with: whole steps between two evaluations, whole steps of a minute.
+
+    >>> [step_s_of(ScalingLaw.model_construct(sync_s=sync_s)) for sync_s in (15.0, 60.0, 20.0, 5.0)]
+    [15.0, 15.0, 5.0, 5.0]
+    """
+    return LONGEST_STEP_S if law.sync_s % LONGEST_STEP_S == 0 else SHORTEST_STEP_S
+
+
 def follow(
     laws: Sequence[ScalingLaw],
     arrivals_per_s: Floats,
@@ -83,28 +100,42 @@ def follow(
     """Return what each law does with the same arrivals.
 
     Args:
-        arrivals_per_s: By step of `STEP_S`, whole minutes.
+        laws: All with the same `sync_s`.
+        arrivals_per_s: By step of `step_s_of` these laws, whole minutes.
         begin_with: Replicas up at the start, brought within each law's limits.
+
+    Raises:
+        ValueError: The laws are not all evaluated at the same times.
     """
+    if len({law.sync_s for law in laws}) != 1:
+        raise ValueError("laws of one simulation have the same sync_s")
+    step_s = step_s_of(laws[0])
+    steps_of_sync = round(laws[0].sync_s / step_s)
     targets = [
         _Target(law, HpaController(law), min(max(begin_with, law.min_replicas), law.max_replicas)) for law in laws
     ]
-    plant = _Plant(response, len(laws), max(law.max_replicas for law in laws))
+    plant = _Plant(response, len(laws), max(law.max_replicas for law in laws), step_s)
     ups, paid = np.zeros((len(arrivals_per_s), len(laws)), int), np.zeros((len(arrivals_per_s), len(laws)), int)
     bad = np.zeros((len(arrivals_per_s), len(laws)), dtype=np.bool_)
     for step, rate_per_s in enumerate(arrivals_per_s.tolist()):
-        now_s = step * STEP_S
+        now_s = step * step_s
         for place, target in enumerate(targets):
             _start(target, now_s, cold_start)
             ups[step, place] = target.up
             paid[step, place] = target.up + len(target.starting) + sum(gone_s > now_s for gone_s in target.draining)
         bad[step] = plant.advance(rate_per_s, ups[step])
-        signals = plant.signals()
-        for place, target in enumerate(targets):
-            _evaluate(target, signals[target.law.signal][place], now_s + STEP_S, cold_start, plant, place)
-    minutes: np.ndarray = np.any(bad.reshape(-1, MINUTE_STEPS, len(laws)), axis=1)
+        if (step + 1) % steps_of_sync == 0:
+            signals = plant.signals()
+            for place, target in enumerate(targets):
+                _evaluate(target, signals[target.law.signal][place], now_s + step_s, cold_start, plant, place)
+    minutes: np.ndarray = np.any(bad.reshape(-1, round(MINUTE_S / step_s), len(laws)), axis=1)
     return [
-        Followed(tuple(ups[:, place].tolist()), tuple(paid[:, place].tolist()), tuple(minutes[:, place].tolist()))
+        Followed(
+            step_s,
+            tuple(ups[:, place].tolist()),
+            tuple(paid[:, place].tolist()),
+            tuple(minutes[:, place].tolist()),
+        )
         for place in range(len(laws))
     ]
 
@@ -150,28 +181,30 @@ def _evaluate(target: _Target, values: Floats, now_s: float, cold_start: ColdSta
 class _Plant:
     """Requests in every replica of every law; arrays of shape (laws, replicas)."""
 
-    def __init__(self, response: ReplicaResponse, laws: int, replicas: int) -> None:
+    def __init__(self, response: ReplicaResponse, laws: int, replicas: int, step_s: float) -> None:
         self.response = response
+        self._step_s = step_s
+        minute_steps = round(MINUTE_S / step_s)
         self.held = np.zeros((laws, replicas))
         self.taken = np.zeros((laws, replicas))  # per second, in the latest step
-        self._arrived: deque[Floats] = deque([self.held.copy()], maxlen=HISTORY_STEPS)
-        self._ended: deque[Floats] = deque(maxlen=MINUTE_STEPS)
-        self._active: deque[Floats] = deque(maxlen=MINUTE_STEPS)
-        self._ttft: deque[Floats] = deque(maxlen=TTFT_STEPS)
-        self._minute: deque[Floats] = deque(maxlen=MINUTE_STEPS)
+        self._arrived: deque[Floats] = deque([self.held.copy()], maxlen=round(HISTORY_S / step_s))
+        self._ended: deque[Floats] = deque(maxlen=minute_steps)
+        self._active: deque[Floats] = deque(maxlen=minute_steps)
+        self._ttft: deque[Floats] = deque(maxlen=round(TTFT_S / step_s))
+        self._minute: deque[Floats] = deque(maxlen=minute_steps)
 
     def advance(self, rate_per_s: float, up: np.ndarray) -> np.ndarray:
         """Simulate one step, and return for each law whether an objective is missed in it."""
-        of = self.response
+        of, step_s = self.response, self._step_s
         there = np.arange(self.held.shape[1]) < up[:, None]
         self.held = np.where(there, self.held, 0.0)
-        self.taken = _fewest_first(np.where(there, self.held, np.inf), rate_per_s * STEP_S) / STEP_S
+        self.taken = _fewest_first(np.where(there, self.held, np.inf), rate_per_s * step_s) / step_s
         steady = of.in_flight_at(self.taken)
         life_s = steady / np.maximum(self.taken, 1e-9)
-        relaxed = steady + (self.held - steady) * np.exp(-STEP_S / np.maximum(life_s, 1e-3))
+        relaxed = steady + (self.held - steady) * np.exp(-step_s / np.maximum(life_s, 1e-3))
         before = self.held
-        self.held = np.where(there, np.maximum(relaxed, before + (self.taken - of.full_per_s) * STEP_S), 0.0)
-        done_per_s = np.maximum(0.0, self.taken - (self.held - before) / STEP_S)
+        self.held = np.where(there, np.maximum(relaxed, before + (self.taken - of.full_per_s) * step_s), 0.0)
+        done_per_s = np.maximum(0.0, self.taken - (self.held - before) / step_s)
         self._note(done_per_s)
         self._minute.append(np.where(there, self.taken, 0.0))
         is_over = np.mean(self._minute, axis=0).max(axis=1) > of.carried_per_s
@@ -182,7 +215,7 @@ class _Plant:
 
     def _note(self, done_per_s: Floats) -> None:
         """Note what the metrics see: the requests that ended, with their time since arrival."""
-        self._arrived.append(self._arrived[-1] + self.taken * STEP_S)
+        self._arrived.append(self._arrived[-1] + self.taken * self._step_s)
         self._ended.append(done_per_s * self._sojourn_s())
         self._active.append(np.minimum(self.held, self.response.slots))
         self._ttft.append(self.response.ttft_at(self.held))
@@ -197,7 +230,7 @@ class _Plant:
         after = arrived[np.minimum(rows, len(arrived) - 1), *places]
         before = arrived[rows - 1, *places]
         share = np.clip((after - completed) / np.maximum(after - before, 1e-9), 0.0, 1.0)
-        return np.where(later > 0, (later - 1 + share) * STEP_S, 0.0)
+        return np.where(later > 0, (later - 1 + share) * self._step_s, 0.0)
 
     def signals(self) -> dict[str, Floats]:
         """Return every signal of every replica, as the servers' metrics show it."""

@@ -82,7 +82,7 @@ class _Watched:
     read_lead: int = 0
     read: int = 0
     ended: deque[tuple[float, float, float]] = field(default_factory=deque)  # end, seconds since sent, TTFT
-    active: deque[int] = field(default_factory=lambda: deque(maxlen=4))
+    active: deque[int] = field(default_factory=deque)  # at each evaluation of the latest minute
 
 
 class _Autoscaled:
@@ -99,7 +99,8 @@ class _Autoscaled:
         self.watched = [self._new(0.0) for _ in range(replay_task.begin_with)]
 
     def _new(self, up_s: float) -> _Watched:
-        return _Watched(new_replica(self.fleet, up_s, self.found))
+        of_minute = max(1, round(RATE_S / self.of.law.sync_s))
+        return _Watched(new_replica(self.fleet, up_s, self.found), active=deque(maxlen=of_minute))
 
     def evaluate(self, now_s: float) -> int:
         """Evaluate the law once, and return how many replicas take requests."""

@@ -17,6 +17,7 @@ from loadtest.capacity.inputs.demand import (
 from loadtest.capacity.inputs.money import Owned, Spot
 from loadtest.capacity.inputs.prices import (
     HOURS_PER_MONTH,
+    SECONDS_PER_MONTH,
     SLICES,
     Price,
     old_prices,
@@ -27,6 +28,7 @@ from loadtest.capacity.inputs.prices import (
 
 __all__ = [
     "HOURS_PER_MONTH",
+    "SECONDS_PER_MONTH",
     "SLICES",
     "SMALL_GPUS",
     "Autoscaling",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from engines.autoscaling import SyncSeconds
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
 from engines.planning import SpeculativeChoices
@@ -30,6 +31,7 @@ from loadtest.scenario import (
     Scenario,
     Trace,
     TrafficClass,
+    share_of,
 )
 
 Routing = Literal["round_robin", "least_outstanding", "least_kv", "prefix_aware"]
@@ -37,7 +39,6 @@ Auto = Literal["auto"]
 PriceTerms = Literal["on_demand", "reserved", "spot"]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
-# Percentiles that a finite run can support; `max` grows with the length of the run.
 HOURS = 24
 USUAL_GPUS = ("h100-sxm-80gb", "a100-sxm-80gb")
 SMALL_GPUS = (
@@ -56,7 +57,7 @@ REASONING_MODELS = ("deepseek-r1", "qwen3", "qwq")
 # Standard deviation of the per-minute rate about the hour's trend, divided by the trend, in Azure's conversation trace
 # of 2023-11-16 (AzureLLMInferenceTrace_conv.csv); the share of a Poisson process is subtracted.
 MINUTE_VARIATION = 0.13
-TAILS = {"mean": 0.5, "p50": 0.5, "p90": 0.1, "p95": 0.05, "p99": 0.01, "p999": 0.001}
+MEAN_TAIL = 0.5  # a mean needs no more requests than a median
 
 
 class Described(Strict):
@@ -130,21 +131,19 @@ class Availability(Strict):
 
 
 class Autoscaling(Strict):
-    """How the number of replicas follows the day.
+    """What the control laws of an autoscaler are simulated with.
 
     Attributes:
         start_up_s: From requesting a replica to its first request: machine, image, engine.
-        interval_s: Time between two checks of the rate.
-        scale_down_after_s: How long fewer replicas must suffice before one is removed.
         loading_s: Of `start_up_s`, the seconds in which the pod runs and loads the weights and the engine.
         start_up_source: Where `start_up_s` is from: `measured`, on what, and when.
+        sync_s: Time between two evaluations of a control law: a flag of the cluster's kube-controller-manager.
     """
 
     start_up_s: Positive = 300.0
     loading_s: NotNegative = 0.0
     start_up_source: str = "assumed"
-    interval_s: Positive = 60.0
-    scale_down_after_s: NotNegative = 900.0
+    sync_s: SyncSeconds = 15.0
 
     @model_validator(mode="after")
     def _within(self) -> Self:
@@ -388,7 +387,7 @@ def least_tail(objectives: Objectives) -> float:
     0.01
     """
     tails = [
-        TAILS[statistic]
+        _tail(statistic)
         for quantity in ("ttft_s", "itl_s", "tpot_s", "e2e_s")
         for statistic in getattr(objectives, quantity)
     ]
@@ -397,3 +396,12 @@ def least_tail(objectives: Objectives) -> float:
             raise UserError("objectives.goodput.share 1: no finite run can prove it", hint="0.99, or 0.999")
         tails.append(1 - objectives.goodput.share)
     return min(tails)
+
+
+def _tail(statistic: str) -> float:
+    """Return the share of values beyond a statistic."""
+    share = share_of(statistic)
+    if share is None:
+        assert statistic == "mean"  # a demand refuses `max`
+        return MEAN_TAIL
+    return round(1 - share, 6)

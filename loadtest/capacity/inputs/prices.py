@@ -13,9 +13,11 @@ from pydantic import Field
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
 from engines.spec import Accelerator, gpu_named
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.inputs.demand import PriceChoices, PriceTerms
 
 HOURS_PER_MONTH = 730.0  # 365 days / 12
+SECONDS_PER_MONTH = HOURS_PER_MONTH * SECONDS_PER_H
 OLD_DAYS = 60  # a list price older than this gets a warning
 # The whole GPU of each MIG slice, and how many such slices fit on it: NVIDIA MIG User Guide, H100 profiles.
 SLICES = {"h100-sxm-80gb-mig-2g.20gb": ("h100-sxm-80gb", 3), "h100-sxm-80gb-mig-3g.40gb": ("h100-sxm-80gb", 2)}
@@ -127,7 +129,7 @@ def old_prices(prices: Iterable[Price], today: date) -> list[str]:
 def slices_without_price(prices: Mapping[str, Price]) -> list[str]:
     """Return a warning for each MIG slice that has no price, with its share of the whole GPU's and what that assumes.
 
-    Vendors of the price file rent whole GPUs. A slice is therefore not priced by itself: one slice costs a whole GPU
+    Vendors of the price file rent whole GPUs. A slice is therefore not priced unasked: one slice costs a whole GPU
     unless the other slices are used as well, which only the user knows.
     """
     return [

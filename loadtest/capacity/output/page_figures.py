@@ -10,7 +10,7 @@ from markupsafe import Markup
 from engines.spec import MS
 from loadtest.capacity.output.accuracy import accuracy_chart
 from loadtest.capacity.output.charts import TONES, Mark, Series, chart, tornado
-from loadtest.capacity.output.scaling_page import scaling_chart
+from loadtest.capacity.output.scaling_page import day_replicas, law_words, scaling_chart, unscaled_words
 from loadtest.capacity.payoff import SpeculationPayoff
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.sensitivity import Case
@@ -97,34 +97,37 @@ def _accuracy(plan: CapacityPlan) -> Figure:
 
 
 def _day(plan: CapacityPlan) -> Figure | None:
-    day, row = plan.day, plan.chosen
+    day, row, scaling = plan.day, plan.chosen, plan.scaling
     if day is None or row is None:
         return None
-    capacity = row.fleet_per_s or row.rate_per_s or 1.0
-    headroom = 1 - plan.demand.availability.headroom
+    carried_per_s = row.fleet_per_s or row.rate_per_s or 1.0
     series = [
-        Series("up, autoscaled", [(each.at_h, each.up) for each in day.points], 0, "steps"),
-        Series("needed", [(each.at_h, each.needed) for each in day.points], 1, "steps"),
+        Series("needed, with headroom", [(each.at_h, each.needed) for each in day.points], 1, "steps"),
         Series(
             "without headroom",
-            [(each.at_h, each.rate_per_s / capacity) for each in day.points],
+            [(each.at_h, each.rate_per_s / carried_per_s) for each in day.points],
             2,
             "line",
             is_dashed=True,
         ),
     ]
-    over = "the day" if day.is_day else "the trace"
+    if scaling is not None:
+        series.insert(0, Series("up, autoscaled", day_replicas(scaling), 0, "steps"))
     drawn = chart(
-        f"Replicas over {over}",
+        f"Replicas over {'the day' if day.is_day else 'the trace'}",
         series,
         x="hours",
         y="replicas",
         limits=[(float(row.replicas or 0), f"{row.replicas} planned for the peak with losses")],
     )
+    if scaling is None:
+        return Figure(Markup(drawn), f"Autoscaler: {unscaled_words(plan)}.")
+    chosen, cold = scaling.chosen, scaling.cold_start
     note = (
-        f"{day.mean_replicas:.1f} replicas on average; {day.short_minutes:.0f} minutes below the headroom of "
-        f"{1 - headroom:.0%}, {day.overloaded_minutes:.0f} overloaded. A replica takes "
-        f"{plan.demand.autoscaling.start_up_s:g} s to come up."
+        f"{law_words(chosen.law)}, the recommended law: {chosen.mean_replicas:.1f} replicas paid for on average, "
+        f"at most {chosen.most_replicas}; {chosen.day_missed_minutes} minutes miss an objective. A replica takes "
+        f"{cold.total_s:g} s to come up ({cold.source}). Needed: with a headroom of "
+        f"{plan.demand.availability.headroom:.0%}, without spares."
     )
     return Figure(Markup(drawn), note)
 
@@ -144,7 +147,7 @@ def _batch(plan: CapacityPlan) -> Figure:
     at = plan.operating
     marks = []
     if at is not None and at.itl_mean_s is not None:
-        marks.append(Mark(at.in_flight, at.itl_mean_s * MS, f"operating: {at.in_flight:.0f} in flight", is_below=True))
+        marks.append(Mark(at.in_flight, at.itl_mean_s * MS, f"operating: {at.in_flight:.0f} in flight"))
     drawn = chart(
         "Latency against batch size, the recommended engine",
         [Series("ITL p99", tail, 1, "both"), Series("ITL mean", mean, 0, "both")],
@@ -203,7 +206,7 @@ def _load(plan: CapacityPlan) -> Figure:
     at = plan.operating
     marks = []
     if at is not None and at.ttft_p95_s is not None:
-        marks.append(Mark(at.rate_per_s, at.ttft_p95_s * MS, f"operating: {at.rate_per_s:.3g}/s", is_below=True))
+        marks.append(Mark(at.rate_per_s, at.ttft_p95_s * MS, f"operating: {at.rate_per_s:.3g}/s"))
     drawn = chart(
         "Waiting against load, one replica",
         series,

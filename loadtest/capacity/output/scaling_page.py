@@ -5,8 +5,12 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from engines.autoscaling import ScalingLaw, Signal
-from loadtest.capacity.autoscaling import LawResult, ScalingComparison
+from engines.units import SECONDS_PER_H
+from loadtest.capacity.autoscaling import CheckedLaw, LawResult, ScalingComparison
+from loadtest.capacity.day import REPORT_SLOTS
 from loadtest.capacity.output.charts import Mark, Series, chart
+from loadtest.capacity.schema import CapacityPlan
+from loadtest.capacity.simulation import SLOT_S
 from loadtest.report import Table, table
 
 SIGNAL_WORDS: dict[Signal, str] = {
@@ -15,6 +19,7 @@ SIGNAL_WORDS: dict[Signal, str] = {
     "kv_used": "KV cache use",
     "ttft_p95": "TTFT p95 (s)",
 }
+NOT_PAYING = "no law pays here, keep the fixed replicas"
 DEFAULT_DOWN_S = 300  # the API's stabilization window
 
 
@@ -76,20 +81,40 @@ def scaling_chart(scaling: ScalingComparison) -> tuple[Markup, str]:
     return Markup(drawn), scaling_words(scaling)
 
 
+def day_replicas(scaling: ScalingComparison) -> list[tuple[float, float]]:
+    """Return the hour, and the fewest replicas of the recommended law, of every few minutes of the day."""
+    ups = scaling.up
+    return [
+        (begin * SLOT_S / SECONDS_PER_H, float(min(ups[begin : begin + REPORT_SLOTS])))
+        for begin in range(0, len(ups), REPORT_SLOTS)
+    ]
+
+
 def scaling_words(scaling: ScalingComparison) -> str:
     """Return what the recommended law does, and what its check found."""
     chosen, cold = scaling.chosen, scaling.cold_start
     text = (
         f"{law_words(chosen.law)}: {chosen.day_missed_minutes} of {scaling.minutes:,} minutes missed, "
-        f"{chosen.gpu_hours:.1f} GPU hours against {scaling.fixed.gpu_hours:.1f} of the fixed replicas. "
+        f"{chosen.gpu_hours:.1f} GPU hours against {scaling.fixed.gpu_hours:.1f} of the fixed replicas"
+        f"{'' if scaling.pays else f': {NOT_PAYING}'}. "
         f"A replica starts in {cold.total_s:g} s ({cold.source})."
     )
-    check = scaling.check
-    if check is None:
-        return text
+    return text if scaling.check is None else f"{text} {check_words(scaling.check)}"
+
+
+def check_words(check: CheckedLaw) -> str:
+    """Return what the recommended law did request by request."""
     replayed = check.replayed
     return (
-        f"{text} Request by request, the {len(replayed.missed)} minutes from {check.begin_h:.2f} h on "
-        f"({replayed.requests:,} requests): {sum(replayed.missed)} missed; the fluid simulation said "
+        f"Its {len(replayed.missed)} hardest minutes, from {check.begin_h:.2f} h on, replayed request by request "
+        f"({replayed.requests:,} requests): {sum(replayed.missed)} missed; the fluid simulation says "
         f"{sum(check.fluid_missed)}."
     )
+
+
+def unscaled_words(plan: CapacityPlan) -> str:
+    """Return why a plan compares no control laws."""
+    row = plan.chosen
+    if row is not None and row.is_run:
+        return "none simulated: a measured run has no engine to simulate"
+    return "none simulated: one replica carries the whole demand"

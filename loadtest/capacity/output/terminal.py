@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from engines import units
 from engines.console import progress, show, table_console
-from engines.spec import units
 from loadtest.capacity.decision import Row, Sized
 from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables
-from loadtest.capacity.output.scaling_page import law_words
+from loadtest.capacity.output.scaling_page import NOT_PAYING, check_words, law_words, unscaled_words
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import Checked, FleetVerdict
 from loadtest.capacity.verify import Verification
@@ -42,7 +42,6 @@ def show_plan(plan: CapacityPlan) -> None:
         progress(f"warning: {warning}")
     if plan.sentence is not None:
         _show_fleets(plan)
-        _show_day(plan)
         _show_scaling(plan)
         _show_money(plan)
         _show_sensitivity(plan)
@@ -192,34 +191,26 @@ def what_of(each: Checked) -> str:
     """Return a fleet's simulated situation in words."""
     if each.what == "loss":
         return f"{each.lost} lost at the peak, {each.retried} requests sent again"
-    names = {"peak": "peak, spares lost", "ramp": "steepest ramp of the day", "spot": "spot machines withdrawn"}
-    return names[each.what]
-
-
-def _show_day(plan: CapacityPlan) -> None:
-    day = plan.day
-    if day is None:
-        return
-    cost = plan.autoscaled_usd_per_month
-    over = "the day" if day.is_day else "the trace"
-    show(
-        f"autoscaled over {over}: {day.mean_replicas:.1f} replicas on average, at most {day.most_replicas}; "
-        f"{day.short_minutes:.0f} minutes below the headroom, {day.overloaded_minutes:.0f} overloaded"
-        + ("" if cost is None else f"; {cost:,.0f} USD a month")
-    )
+    return {"peak": "peak, spares lost", "spot": "spot machines withdrawn"}[each.what]
 
 
 def _show_scaling(plan: CapacityPlan) -> None:
-    """Print the recommended control law."""
-    if plan.scaling is None:
-        return
+    """Print the recommended control law, or why there is none."""
     scaling = plan.scaling
-    chosen, fixed = scaling.chosen, scaling.fixed
+    if scaling is None:
+        show(f"autoscaler: {unscaled_words(plan)}")
+        return
+    chosen, fixed, cost = scaling.chosen, scaling.fixed, plan.autoscaled_usd_per_month
     show(
         f"autoscaler: {law_words(chosen.law)}: {chosen.day_missed_minutes} of {scaling.minutes:,} minutes miss an "
-        f"objective, {chosen.gpu_hours:.1f} GPU hours; {fixed.law.max_replicas} fixed replicas: "
-        f"{fixed.day_missed_minutes} minutes, {fixed.gpu_hours:.1f} GPU hours"
+        f"objective, {chosen.gpu_hours:.1f} GPU hours" + ("" if cost is None else f", {cost:,.0f} USD a month")
     )
+    show(
+        f"{fixed.law.max_replicas} fixed replicas: {fixed.day_missed_minutes} minutes, {fixed.gpu_hours:.1f} GPU hours"
+        + ("" if scaling.pays else f": {NOT_PAYING}")
+    )
+    if scaling.check is not None:
+        show(check_words(scaling.check))
 
 
 def _show_money(plan: CapacityPlan) -> None:

@@ -1,5 +1,6 @@
 """Simulation of replicas and fleets under the demand's traffic, in virtual time."""
 
+from loadtest.capacity.simulation.demand_requests import mean_turns
 from loadtest.capacity.simulation.fleet import Fleet, Replica, Router, hand_over, new_replica
 from loadtest.capacity.simulation.fleet_checks import (
     Checked,
@@ -10,9 +11,9 @@ from loadtest.capacity.simulation.fleet_checks import (
     What,
     check,
     minutes_of,
-    ramp_of,
     smallest_fleet,
 )
+from loadtest.capacity.simulation.length_profile import LengthProfile, shape_of
 from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task, steady_state
 from loadtest.capacity.simulation.max_rate import (
     Carried,
@@ -25,19 +26,9 @@ from loadtest.capacity.simulation.max_rate import (
     sweep_rates,
 )
 from loadtest.capacity.simulation.observations import Observations
+from loadtest.capacity.simulation.rate_curve import SLOT_S, RateCurve, busiest_window, curve_of
 from loadtest.capacity.simulation.replica import NONE, Slowdown, sent_of
-from loadtest.capacity.simulation.traffic_sample import (
-    LEAD_RATIO,
-    SLOT_S,
-    LengthProfile,
-    RateCurve,
-    TrafficSample,
-    busiest_window,
-    curve_of,
-    mean_turns,
-    requests_needed,
-    shape_of,
-)
+from loadtest.capacity.simulation.traffic_sample import LEAD_RATIO, TrafficSample, requests_needed
 
 __all__ = [
     "LEAD_RATIO",
@@ -73,7 +64,6 @@ __all__ = [
     "mean_turns",
     "minutes_of",
     "new_replica",
-    "ramp_of",
     "relieved",
     "requests_needed",
     "sent_of",

@@ -1,4 +1,4 @@
-"""Simulations of whole fleets: the smallest that meets every objective, other routings, a loss, a ramp."""
+"""Simulations of whole fleets: the smallest that meets every objective, other routings, a loss."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
 from loadtest.capacity.simulation.load_bench import LEAD_LIVES, TAIL_LIVES, LoadBench, Task
 from loadtest.capacity.simulation.max_rate import RateProbe, probe_of
 from loadtest.capacity.simulation.observations import Observations
+from loadtest.capacity.simulation.rate_curve import SLOT_S
 from loadtest.capacity.simulation.replica import Slowdown
-from loadtest.capacity.simulation.traffic_sample import SLOT_S, SampleSpec, TrafficSample, window_of
+from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, window_of
 from loadtest.scenario import Steps, draw_times_s
 
 MOST_REPLICAS = 12  # simulated together; a larger fleet is represented by this many with their share of the traffic
-RAMP_REPLICAS = 4  # the same for a ramp, which lasts twenty minutes
 TURNOVERS = 6.0  # measured time of a fleet's first windows together, in mean request durations
 LEAST_WINDOWS, MOST_WINDOWS = 3, 8  # each a peak with its own random draws
 CHECK_WINDOWS = 2  # windows for the additional fleets shown with the recommendation
 CONFIDENCE_Z = 1.645  # normal quantile, one-sided 95 %
 COARSE = 20  # replicas above which the search first changes a fleet by a twentieth at a time
 MOST_TRIES = 14
-RAMP_S = 1200.0
-What = Literal["peak", "loss", "ramp", "spot"]
+What = Literal["peak", "loss", "spot"]
 
 
 class FleetTask(NamedTuple):
@@ -36,10 +35,9 @@ class FleetTask(NamedTuple):
     Attributes:
         task: The replica: its engine and the demand.
         slowdown: Slowdown of the replicas relative to the prediction.
-        rate_per_s: Mean of the busiest `peak_window_s`; for a ramp, its highest rate.
+        rate_per_s: Mean of the busiest `peak_window_s`.
         replicas: Number of running replicas (before a loss).
         lost: Replicas lost halfway through.
-        ups: For a ramp, the running replicas in each slot; `rates_per_s` has the rates.
         max_queue_size: Maximum queued requests per replica; 0: no limit.
         notice_s: Of a loss, as `fleet.Loss`; likewise `restart_s`.
     """
@@ -51,8 +49,6 @@ class FleetTask(NamedTuple):
     replicas: int
     routing: Routing
     lost: int = 0
-    ups: tuple[int, ...] = ()
-    rates_per_s: tuple[float, ...] = ()
     max_queue_size: int = 0
     notice_s: float = 0.0
     restart_s: float = math.inf
@@ -93,7 +89,6 @@ class Checked(Strict):
 
     Attributes:
         replicas: Size of the fleet; `simulated` of them were simulated, with their share of the traffic.
-        up_most: For a ramp, replicas at its end.
         retried: Requests sent again because their replica was lost.
         refused: Share of requests refused because a queue was full.
     """
@@ -105,7 +100,6 @@ class Checked(Strict):
     simulated: int
     lost: int
     retried: int
-    up_most: int
     refused: float = 0.0
     tried: RateProbe
 
@@ -253,27 +247,26 @@ def peak_sample(
 
 def check(fleet_task: FleetTask) -> Checked:
     """Simulate one fleet and return its figures."""
-    most = RAMP_REPLICAS if fleet_task.what == "ramp" else MOST_REPLICAS
-    share = min(1.0, most / max([fleet_task.replicas, *fleet_task.ups]))
+    share = min(1.0, MOST_REPLICAS / fleet_task.replicas)
     bench = LoadBench(fleet_task.task)
-    if fleet_task.what == "ramp":
-        samples, starts = _ramp(fleet_task, bench, share)
-        lost = 0
-    else:
-        count = max(1, round(fleet_task.replicas * share))
-        rate_per_s = fleet_task.rate_per_s * count / fleet_task.replicas
-        samples = [
-            peak_sample(bench, rate_per_s, fleet_task.slowdown, replicas=count, window=window, windows=CHECK_WINDOWS)
-            for window in range(CHECK_WINDOWS)
-        ]
-        starts = (0.0,) * count
-        lost = min(count - 1, max(1, round(fleet_task.lost * share))) if fleet_task.lost else 0
+    count = max(1, round(fleet_task.replicas * share))
+    rate_per_s = fleet_task.rate_per_s * count / fleet_task.replicas
+    samples = [
+        peak_sample(bench, rate_per_s, fleet_task.slowdown, replicas=count, window=window, windows=CHECK_WINDOWS)
+        for window in range(CHECK_WINDOWS)
+    ]
+    lost = min(count - 1, max(1, round(fleet_task.lost * share))) if fleet_task.lost else 0
     found, retried = Observations(), 0
     for sample in samples:
         middle_s = (sample.measure_s + sample.end_s) / 2
         loss = Loss(middle_s, lost, fleet_task.notice_s, fleet_task.restart_s) if lost else None
         fleet = Fleet(
-            fleet_task.task.manifest, starts, fleet_task.routing, fleet_task.slowdown, loss, fleet_task.max_queue_size
+            fleet_task.task.manifest,
+            (0.0,) * count,
+            fleet_task.routing,
+            fleet_task.slowdown,
+            loss,
+            fleet_task.max_queue_size,
         )
         retried += serve(fleet, [sample], found)[1]
     objectives, is_steady = fleet_task.task.demand.all_objectives, fleet_task.what == "peak"
@@ -283,23 +276,12 @@ def check(fleet_task: FleetTask) -> Checked:
         routing=fleet_task.routing,
         rate_per_s=fleet_task.rate_per_s,
         replicas=fleet_task.replicas,
-        simulated=len(starts),
+        simulated=count,
         lost=fleet_task.lost,
         retried=retried,
-        up_most=max([fleet_task.replicas, *fleet_task.ups]),
         refused=found.refused.get("rejected", 0) / max(1, found.requests),
         tried=probe_of(result),
     )
-
-
-def _ramp(fleet_task: FleetTask, bench: LoadBench, share: float) -> tuple[list[TrafficSample], tuple[float, ...]]:
-    """Return some minutes of the day, Poisson at the curve's rate, and each replica's start time."""
-    rates = [rate * share for rate in fleet_task.rates_per_s]
-    ups = [max(1, round(up * share)) for up in fleet_task.ups]
-    most = max(ups)
-    sample = minutes_of(bench, rates, fleet_task.slowdown, replicas=most, lead_slots=len(rates) // 4)
-    starts = tuple(next(slot for slot, up in enumerate(ups) if up > place) * SLOT_S for place in range(most))
-    return [sample], starts
 
 
 def minutes_of(
@@ -311,11 +293,3 @@ def minutes_of(
     pattern = peak_sample(bench, max(rates_per_s), slowdown, replicas=replicas, window=0, windows=1).requests
     requests = tuple(pattern[place % len(pattern)]._replace(at_s=at_s) for place, at_s in enumerate(times_s))
     return TrafficSample(requests, lead_slots * SLOT_S, len(rates_per_s) * SLOT_S)
-
-
-def ramp_of(rates_per_s: list[float], ups: tuple[int, ...], steepest_h: float) -> tuple[list[float], tuple[int, ...]]:
-    """Return the rates and replica counts of the minutes around the steepest moment."""
-    slots = int(RAMP_S / SLOT_S)
-    middle = int(steepest_h * 3600 / SLOT_S)
-    begin = max(0, min(middle - slots // 2, len(rates_per_s) - slots))
-    return rates_per_s[begin : begin + slots], ups[begin : begin + slots]

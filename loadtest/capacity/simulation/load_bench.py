@@ -13,16 +13,13 @@ from engines.files import sha256_of
 from engines.manifest import EngineManifest
 from engines.planning import Outlook, Workload, engine_of, outlook
 from engines.steptime import StepCost, power_model_for
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.inputs import Demand, Described
-from loadtest.capacity.simulation.observations import Observations, RateResult
+from loadtest.capacity.simulation.length_profile import LengthProfile
+from loadtest.capacity.simulation.observations import Observations
+from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.capacity.simulation.replica import Slowdown, evened, simulate
-from loadtest.capacity.simulation.traffic_sample import (
-    LengthProfile,
-    SampleSpec,
-    TrafficSample,
-    requests_needed,
-    window_of,
-)
+from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, requests_needed, window_of
 from loadtest.scenario import Objectives, Trace
 
 WINDOWS = 4  # windows of a load near its limit, each with its own draws
@@ -227,7 +224,7 @@ class LoadBench:
     def _alone(self, slower: float) -> TrafficSample:
         shape = self.task.shape
         longest_s = (self.steady.ttft_s + max(1, shape.longest_osl) * self.steady.single_itl_s) * slower
-        gap_s = 2 * longest_s if math.isfinite(longest_s) else 3600.0
+        gap_s = 2 * longest_s if math.isfinite(longest_s) else SECONDS_PER_H
         found = self.sample(max(1e-6, self.bound_per_s / slower), 0, slower=slower)
         requests = tuple(each._replace(at_s=place * gap_s) for place, each in enumerate(found.requests[:IDLE_REQUESTS]))
         return replace(found, requests=requests, measure_s=0.0, end_s=len(requests) * gap_s)

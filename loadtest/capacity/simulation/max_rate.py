@@ -10,7 +10,7 @@ from engines.files import Strict
 from engines.manifest import EngineManifest
 from engines.steptime import StepCost, uniform
 from loadtest.capacity.simulation.load_bench import LoadBench, Task
-from loadtest.capacity.simulation.observations import RateResult
+from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.capacity.simulation.replica import NONE, Slowdown
 from loadtest.metrics import LevelSummary
 

@@ -11,8 +11,9 @@ from engines.emulator import Batcher, settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec import GpuSpec, Host, KvFormat, ModelSpec, SpeculativeDecoding
 from engines.steptime import PowerModel, StepCost, StepTime, scaled, step_time_of, uniform
+from loadtest.capacity.simulation.demand_requests import SimRequest
 from loadtest.capacity.simulation.observations import Observations
-from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
+from loadtest.capacity.simulation.traffic_sample import TrafficSample
 from loadtest.results import Phase
 from loadtest.simulate import Arrivals, Ended, EnergyMeter, Sent, VirtualServer
 from loadtest.traffic import Turn

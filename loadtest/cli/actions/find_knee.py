@@ -64,7 +64,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
 
 def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]:
     """Return a function that runs a probe and prints its validity issues at once."""
-    server = target_options(flags)
+    server = replace(target_options(flags), earlier_runs=flags["out"].absolute().parent)
 
     def run(scenario: Scenario, folder: Path, enough: Enough) -> None:
         nonlocal server
@@ -91,15 +91,18 @@ def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope
     if own and path is None and not flags["objective"]:
         return own
     values = {} if path is None else read_yaml(path, Objectives).model_dump(exclude_defaults=True)
+    typed = {}
     for text in flags["objective"]:
         name, _, limit = text.partition("=")
         quantity, _, statistic = name.partition(".")
         if not limit or not statistic:
             raise UserError(f"--objective {text}: expected QUANTITY.STATISTIC=SECONDS", hint="ttft_s.p95=0.5")
         values.setdefault(quantity, {})[statistic] = limit
+        typed[f"{quantity}.{statistic}"] = typed[quantity] = f"--objective {text}"
     if not values:
         raise UserError("no objectives were given", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
-    return (ObjectiveScope(validate(values, Objectives, where="flags" if path is None else str(path))),)
+    where = "flags" if path is None else str(path)
+    return (ObjectiveScope(validate(values, Objectives, where=where, flags=typed)),)
 
 
 def _require_some_load(found: KneeFound) -> None:

@@ -134,7 +134,9 @@ def _note_usage(usage: Mapping[str, Any], reply: Reply) -> None:
     reply.stated_tokens = int(usage["completion_tokens"])
     reply.prompt_tokens = int(usage.get("prompt_tokens") or 0) or None
     details = usage.get("prompt_tokens_details") or {}
-    if details.get("cached_tokens") is not None:
-        reply.cached_tokens = int(details["cached_tokens"])
+    cached_tokens = details.get("cached_tokens")
+    # More cached tokens than the prompt has: the server counts something else, so the number is unknown.
+    if cached_tokens is not None and int(cached_tokens) <= (reply.prompt_tokens or 0):
+        reply.cached_tokens = int(cached_tokens)
     if usage.get("queue_time") is not None:
         reply.queue_s = float(usage["queue_time"])

@@ -110,7 +110,7 @@ def _draw(summary: Summary, axis: _Axis, knee: Knee | None = None) -> Drawing:
         _foot(figure, summary, knee)
         head(figure, axis.title, _subtitle(summary, axis), summary)
         if not axis.tells_users:
-            _annotate(figure, panels, summary.levels, axis)
+            _annotate(panels, summary.levels, axis)
         return drawing_of(figure)
 
 
@@ -232,9 +232,8 @@ def _percentile_ms(found: Spread | None, name: str) -> float | None:
     return None if found is None else float(getattr(found, name)) * MS
 
 
-def _annotate(figure: Any, panels: Any, levels: list[LevelSummary], axis: _Axis) -> None:
+def _annotate(panels: Any, levels: list[LevelSummary], axis: _Axis) -> None:
     """Label each concurrency at its highest point in a panel; labels that would overlap are merged."""
-    figure.draw_without_rendering()
     quantities: list[Callable[[LevelSummary], float | None]] = [
         lambda level: _percentile_ms(level.itl_s, "p99"),
         lambda level: _percentile_ms(level.felt_ttft_s, "p99"),
@@ -242,6 +241,7 @@ def _annotate(figure: Any, panels: Any, levels: list[LevelSummary], axis: _Axis)
     ]
     box = {"boxstyle": "round,pad=0.1", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.6}
     for panel, quantity in zip(panels, quantities, strict=True):
+        panel.autoscale_view()  # positions are needed now, not at the first drawing
         for spot in _spots(panel, levels, axis, quantity):
             users = ", ".join(f"{count:g}" for count in spot.users)
             panel.annotate(

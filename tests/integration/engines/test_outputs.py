@@ -219,6 +219,19 @@ def test_foreign_folders_beside_the_target_are_kept(tmp_path: Path, suffix: str)
     assert (target / "a").is_file()
 
 
+def test_a_new_folder_without_its_main_file_is_removed(tmp_path: Path) -> None:
+    """A run that was interrupted before its first record leaves nothing that would need --force next time."""
+    target = tmp_path / "run"
+    for text, kept in ((None, False), ("", False), ("{}\n", True)):
+        run = folder_in_place(target, made_by=BY, files=("*.json*",), main="requests.jsonl")
+        with contextlib.suppress(KeyboardInterrupt), run:
+            (target / "run.json").write_text("{}")
+            if text is not None:
+                (target / "requests.jsonl").write_text(text)
+            raise KeyboardInterrupt
+        assert target.exists() is kept
+
+
 def test_folder_in_place_replaces_once_something_is_written(tmp_path: Path) -> None:
     """What stood there comes back where nothing was written, and goes where something was, even if it then failed."""
     target = tmp_path / "run"

@@ -20,6 +20,7 @@ def run(repository: Path, **flags: Any) -> None:
     """Write the deployment files of a model repository: Docker Compose, Kubernetes, Prometheus, Grafana."""
     check_repository(repository)
     settings = {key: flags[key] for key in Deployment.model_fields if flags[key] is not None}
+    typed = {key: f"--{key.removesuffix('_s').replace('_', '-')}" for key in settings}
     settings.setdefault("name", _name_from(repository.absolute().name))
     law_file = flags["autoscaling"]
     scaling = None if law_file is None else read_law(law_file, variant=read_repository(repository).variant)
@@ -28,7 +29,7 @@ def run(repository: Path, **flags: Any) -> None:
     plan = plan_deployment(
         repository,
         _engine_folder(repository),
-        validate(settings, Deployment, where="flags"),
+        validate(settings, Deployment, where="flags", flags=typed),
         made_by=made_by(console.command_line("build-deployment")),
         scaling=scaling,
     )

@@ -113,11 +113,13 @@ def _serving_settings(flags: dict[str, Any]) -> tuple[ServingSettings, Given]:
         document = load_yaml(flags["serving"]) or {}
         given = dict.fromkeys(given_in(document), "serving.yaml")
     assigned = dict(_assignment(text) for text in flags["assignments"])
+    typed = {name: f"--set {name}" for name in assigned}
     assigned |= {name: flags[flag] for flag, name in FLAG_NAMES.items() if flags[flag] is not None}
+    typed |= {name: f"--{flag.replace('_', '-')}" for flag, name in FLAG_NAMES.items() if flags[flag] is not None}
     for name, value in assigned.items():
         merged_over(document, name, value)
         given[name] = "flag"
-    return validate(document, ServingSettings, where="flags"), given
+    return validate(document, ServingSettings, where="flags", flags=typed), given
 
 
 def _assignment(text: str) -> tuple[str, Any]:

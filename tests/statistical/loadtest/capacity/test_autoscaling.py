@@ -14,7 +14,7 @@ from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.capacity.autoscaling.comparison import ScalingInput, compare_laws
-from loadtest.capacity.autoscaling.fluid import MINUTE_STEPS, follow
+from loadtest.capacity.autoscaling.fluid import follow, step_s_of
 from loadtest.capacity.autoscaling.replay import ReplayTask, replay
 from loadtest.capacity.autoscaling.response import ReplicaResponse
 from loadtest.capacity.inputs import Demand
@@ -67,21 +67,26 @@ def _task() -> Task:
     return Task("small", manifest, demand, Path(), shape_of(demand, Path()), Interval(NONE, NONE))
 
 
-@pytest.mark.parametrize(("signal", "target_share"), [("in_flight", 0.5), ("kv_used", 0.5)])
-def test_fluid_replicas_scale_as_virtual_servers_do(small: Small, signal: Signal, target_share: float) -> None:
+@pytest.mark.parametrize(
+    ("signal", "target_share", "sync_s"),
+    [("in_flight", 0.5, 15.0), ("kv_used", 0.5, 15.0), ("in_flight", 0.5, 60.0)],
+)
+def test_fluid_replicas_scale_as_virtual_servers_do(
+    small: Small, signal: Signal, target_share: float, sync_s: float
+) -> None:
     """A rise to three times the load and back: within one replica in nine minutes of ten, and as many in the mean."""
     task, carried_per_s, response = small
     at = response.in_flight_at(np.array(carried_per_s))
     full = {"in_flight": float(at), "kv_used": float(response.kv_at(at)), "ttft_p95": 0.5}[signal]
     law = ScalingLaw(controller="hpa", signal=signal, target=round(full * target_share, 3), min_replicas=1,
-                     max_replicas=6)  # fmt: skip
+                     max_replicas=6, sync_s=sync_s)  # fmt: skip
     rates = tuple(carried_per_s * factor for factor in [0.8] * 4 + [2.4] * 14 + [0.8] * 12)
-    arrivals = np.repeat(rates, MINUTE_STEPS)
+    arrivals = np.repeat(rates, round(60 / step_s_of(law)))
     [fluid] = follow([law], arrivals, response, COLD, begin_with=1)
     replayed = replay(
         ReplayTask(task, NONE, "least_outstanding", law, COLD, rates, lead_slots=0, begin_with=1, max_queue_size=0)
     )
-    ups = np.array(fluid.up)[MINUTE_STEPS - 1 :: MINUTE_STEPS]
+    ups = fluid.up_by_minute[:, -1]
     apart = np.abs(ups - np.array(replayed.up))
     assert np.mean(apart <= 1) >= 0.9
     assert abs(ups.mean() - np.mean(replayed.up)) <= 0.5

@@ -28,6 +28,18 @@ def test_what_was_given_up_against_a_fleet_that_failed_is_searched_again() -> No
     assert len(searched.found) == 1
 
 
+def test_every_row_of_the_lowest_cost_is_simulated_before_one_is_recommended() -> None:
+    """Of three alike, two are simulated at once; the third may be further from its limits."""
+    wanted = demand(candidates={"max_batch_size": [32, 48, 64], "max_num_tokens": [2048]})
+    searched, options = search(wanted, HERE, HEAD, means(), today=date(2026, 11, 28))
+    best = cheapest_sized(searched, options)
+    assert best is not None
+    alike = [row for row in searched.rows if row.usd_per_month == best.usd_per_month]
+    assert len(alike) == 3
+    assert best.strain == min(row.strain for row in alike)
+    assert all(row.verdict is not None for row in alike)
+
+
 def test_drafts_meet_a_time_per_token_that_plain_decoding_misses() -> None:
     """Both are searched; the plan recommends the drafts, and says where they pay."""
     eagle = {

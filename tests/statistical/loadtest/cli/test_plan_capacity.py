@@ -19,6 +19,7 @@ from engines.planning.recipe import resolve_recipe
 from engines.spec import engine_profile_named, gpu_named
 from engines.steptime import uncertainty
 from loadtest.capacity.candidates import candidates_of
+from loadtest.capacity.day import REPORT_SLOTS
 from loadtest.capacity.inputs.demand import PriceChoices, read_demand
 from loadtest.capacity.inputs.prices import prices_for
 from loadtest.capacity.schema import CapacityPlan
@@ -75,6 +76,9 @@ def test_a_plan_leads_back_to_its_demand(planned: Path) -> None:
     refused = [row for row in plan.rows if row.status == "refused"]
     assert [row.gpu for row in refused] == ["a100-sxm-80gb"]
     assert "FP8" in (refused[0].reason or "")
+    assert plan.day is not None
+    assert plan.scaling is not None
+    assert len(plan.day.points) * REPORT_SLOTS == len(plan.scaling.up) == plan.scaling.minutes
     assert {each.routing for each in plan.fleets} >= {"round_robin", "least_outstanding", "least_kv", "prefix_aware"}
     assert plan.chosen.usd_per_month == pytest.approx((plan.chosen.replicas or 0) * 3.20 * 730)
 
@@ -88,6 +92,14 @@ def test_the_page_stands_alone(planned: Path) -> None:
     assert "src=" not in page
     assert "url(" not in page
     assert "@import" not in page
+
+
+def test_a_plan_of_another_version_is_refused(planned: Path, tmp_path: Path) -> None:
+    """Its keys have other meanings; the error names the command that plans again."""
+    text = (planned / "capacity.json").read_text(encoding="utf-8")
+    (tmp_path / "capacity.json").write_text(text.replace('"schema": 3', '"schema": 2', 1), encoding="utf-8")
+    with pytest.raises(UserError, match="schema 2 is of another version; plan again: plan-capacity DEMAND"):
+        read_json(tmp_path / "capacity.json", CapacityPlan)
 
 
 def test_what_if_is_side_by_side(planned: Path) -> None:
@@ -271,10 +283,12 @@ def test_a_rate_that_was_not_searched_further_is_no_limit(tmp_path: Path) -> Non
     plan = read_json(tmp_path / "out" / "capacity.json", CapacityPlan)
     assert plan.chosen is not None
     assert plan.day is not None
+    assert plan.scaling is None
+    assert "autoscaler: none simulated: one replica carries the whole demand" in result.output
     assert [each.is_least for each in plan.chosen.sizes] == [True, True, True]
     assert {each.limited_by for each in plan.chosen.sizes} == {"ttft_s p90"}  # the only objective there is
     assert plan.max_queue_size > 4
-    assert (plan.day.mean_replicas, plan.day.most_replicas) == (1.0, 1)
+    assert {each.needed for each in plan.day.points} == {1}
     assert f"≥{plan.chosen.rate_per_s:.3g}" in result.output
     assert any("not tried" in each and "l4-24gb" in each for each in plan.warnings)
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import lognorm, norm
 
 from loadtest.metrics.bootstrap import (
-    SHARES,
+    PERCENTILES,
     by_blocks,
     by_requests,
     effective_size,
@@ -123,7 +123,7 @@ def test_rates_of_a_poisson_process() -> None:
 
 def test_what_a_sample_can_support() -> None:
     """p99 needs 368 independent values: so many requests, or gaps that do not all come from a few of them."""
-    assert {name: needed(share) for name, share in SHARES.items()}["p99"] == 368
+    assert {name: needed(share) for name, share in PERCENTILES.items()}["p99"] == 368
     values = np.repeat(np.arange(100.0), 50)
     assert effective_size(values, np.full(100, 50), 89.0) == pytest.approx(100, rel=0.05)
     assert effective_size(values, None, 89.0) == 5000

@@ -41,10 +41,13 @@ def test_a_command_runs_as_under_its_own_name(
     assert sys.argv == ["report-load", "--no-such-flag"]
 
 
-def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line, status 2."""
-    assert _run("no-such-command") == 2
-    assert capsys.readouterr().err.startswith("e2c: error: No such command")
+@pytest.mark.parametrize(
+    ("typed", "hint"), [("run-laod", "did you mean 'run-load'?"), ("frobnicate", "e2c --help lists every command")]
+)
+def test_an_unknown_command_is_a_usage_error(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, status 2, and the nearest command."""
+    assert _run(typed) == 2
+    assert capsys.readouterr().err == f"e2c: error: no such command '{typed}'\nhint: {hint}\n"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from engines.planning.recipe import resolve_recipe
 from loadtest.capacity.inputs.demand import Demand
 from loadtest.capacity.parallel import ResultCache, Workers
 from loadtest.capacity.search import SearchOptions
+from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, window_of
 
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
 HERE = Path()
@@ -40,3 +41,9 @@ def demand(**changed: Any) -> Demand:
 def means() -> SearchOptions:
     """Return work in this process, nothing kept, nothing said."""
     return SearchOptions(ResultCache(None), Workers(1), lambda _: None)
+
+
+def window(rate_per_s: float, number: int = 0, *, is_varying: bool = False, **changed: Any) -> TrafficSample:
+    """Draw a window of the small demand."""
+    wanted = SampleSpec(rate_per_s, 60.0, 10.0, 5.0, window=number, windows=4, is_varying=is_varying)
+    return window_of(demand(**changed), HERE, wanted)

@@ -7,6 +7,7 @@ import pytest
 from loadtest.metrics.summarize import parse_series, spread, summarize
 from loadtest.results.records import Sample, ValidityIssue
 from loadtest.scenario.schema import Scenario
+from loadtest.scenario.slo import Goodput, Objectives
 from tests.unit.loadtest.made import GENERATION, level, manifest, record
 
 USED = 'nv_trt_llm_kv_cache_block_metrics{model="m",kv_cache_block_type="used"}'
@@ -75,6 +76,26 @@ def test_warmup_does_not_count() -> None:
     assert found.ttft_s is not None
     assert found.ttft_s.max == pytest.approx(1.0)
     assert found.output_tokens_per_s == pytest.approx(1.0)
+
+
+def test_requests_that_an_interrupt_cut_short_are_no_failures() -> None:
+    """They are counted apart: in no latency, no goodput, no share of errors; a real failure stays one."""
+    requests = [
+        record(0, 0.0, [1.0, 2.0]),
+        record(1, 0.0, [1.0], outcome="error"),
+        record(2, 1.5, [2.5], outcome="cancelled"),
+        record(3, 1.5, [], outcome="lost"),
+        record(4, 0.0, [0.5], outcome="cancelled", warmup=True),
+    ]
+    objectives = Objectives(goodput=Goodput(ttft_s=1.5, share=0.5))
+    run = manifest(level(2, 0.0, 2.5, complete=False), interrupted="interrupted by the user")
+    found = summarize(run, requests, [], objectives=objectives)
+    [of_level] = found.levels
+    assert (of_level.requests, of_level.errors, of_level.incomplete) == (2, 1, 2)
+    assert of_level.errors_by_outcome == {"error": 1}
+    assert of_level.goodput == 0.5
+    assert found.incomplete_note is not None
+    assert found.incomplete_note.startswith("2 requests were in flight when the run was cut short")
 
 
 def test_ramp_down_is_left_out() -> None:

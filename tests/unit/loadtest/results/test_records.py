@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engines.errors import UserError
 from engines.files import write_json
-from loadtest.results.records import RequestRecord, _disorder, read_records, read_run
+from loadtest.results.records import RequestRecord, _contradiction, read_records, read_run
 from tests.unit.loadtest.made import level, manifest, record
 
 GOOD = [record(number, number * 1.0, [number + 0.1, number + 0.2, number + 0.2]) for number in range(4)]
@@ -42,12 +42,13 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
         ({"done_s": 1e300}, "line 3: request 2 has a time of more than 1,000,000,000 s"),
         ({"done_s": 2.15}, "out of order"),
         ({"token_times_s": (), "done_s": 1.0}, "out of order"),
+        ({"cached_tokens": 9}, "line 3: request 2 has 9 cached tokens of 8 prompt tokens"),
     ],
 )
 def test_a_record_that_cannot_have_happened_is_refused(
     tmp_path: Path, change: dict[str, object], complaint: str
 ) -> None:
-    """A time that is no number or out of order, or an id that comes twice: the line is named."""
+    """A time that is no number or out of order, an id that comes twice, more cached than sent: the line is named."""
     lines = [each.model_dump_json() for each in GOOD]
     broken = GOOD[2].model_copy(update=change)
     lines[2] = json.dumps(broken.model_dump(mode="python"))
@@ -69,7 +70,7 @@ def test_what_can_have_happened_is_never_refused(sent_s: float, waits_s: list[fl
         now_s += wait_s
         times.append(now_s)
     made = record(0, sent_s, times).model_copy(update={"done_s": now_s + end_s})
-    assert _disorder(made) is None
+    assert _contradiction(made) is None
 
 
 def test_a_run_that_was_cut_short_is_measured_from_its_records(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_spread_of_spans_is_the_spread_of_the_gaps(drawn: Drawn) -> None:
         return
     assert by_weight.unsupported == one_by_one.unsupported
     assert by_weight.count == one_by_one.count
-    for name in ("mean", "min", "max", *bootstrap.SHARES):
+    for name in ("mean", "min", "max", *bootstrap.PERCENTILES):
         assert getattr(by_weight, name) == pytest.approx(getattr(one_by_one, name), rel=1e-9)
     assert (by_weight.sd is None) is (one_by_one.sd is None)
     assert by_weight.sd is None or by_weight.sd == pytest.approx(one_by_one.sd or 0.0, rel=1e-6, abs=1e-12)

@@ -13,10 +13,11 @@ from engines.manifest import EngineManifest
 from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
+from loadtest.capacity.simulation.demand_requests import SimRequest
 from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
-from loadtest.capacity.simulation.observations import RateResult
+from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.capacity.simulation.replica import simulate
-from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
+from loadtest.capacity.simulation.traffic_sample import TrafficSample
 from loadtest.scenario.slo import Objectives
 
 HEAD = Document(made_by=MadeBy(command="test", version="0"))

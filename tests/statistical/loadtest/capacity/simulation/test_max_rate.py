@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,11 @@ from engines.steptime.source import step_time_for
 from loadtest.capacity.inputs.demand import Availability, Demand
 from loadtest.capacity.replica_count import total_for, worst_loss
 from loadtest.capacity.simulation.fleet_checks import SizeTask, smallest_fleet
+from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.load_bench import Interval, LoadBench, Task
 from loadtest.capacity.simulation.max_rate import ReplicaCapacity, max_rate_of, relieved
 from loadtest.capacity.simulation.replica import NONE, Slowdown, evened
-from loadtest.capacity.simulation.traffic_sample import SampleSpec, curve_of, requests_needed, shape_of, window_of
-from tests.unit.loadtest.capacity.made import HERE, demand, engine
+from tests.unit.loadtest.capacity.made import HERE, demand, engine, window
 
 
 def task_of(asked: Demand, manifest: EngineManifest, slow: Slowdown = NONE, *, is_brief: bool = True) -> Task:
@@ -32,12 +31,6 @@ def searched(asked: Demand, slow: Slowdown = NONE, *, is_brief: bool = True, **f
     """Search one engine."""
     flags = {"limits.max_batch_size": 32, "limits.max_num_tokens": 2048, "limits.max_seq_len": 2048, **flags}
     return max_rate_of(task_of(asked, engine(**flags), slow, is_brief=is_brief))
-
-
-def window(rate_per_s: float, number: int = 0, *, is_varying: bool = False, **changed: Any) -> Any:
-    """Draw a window of the small demand."""
-    wanted = SampleSpec(rate_per_s, 60.0, 10.0, 5.0, window=number, windows=4, is_varying=is_varying)
-    return window_of(demand(**changed), HERE, wanted)
 
 
 def test_the_search_finds_what_trying_every_load_finds() -> None:
@@ -94,29 +87,6 @@ def test_other_seeds_are_other_traffic_and_other_answers() -> None:
     assert max(rate or 0.0 for rate in rates) < 1.15 * min(rate or 0.0 for rate in rates)
 
 
-def test_the_peak_is_of_minutes_not_of_the_hour() -> None:
-    """The planned peak lies above the busiest hour's mean, and a window's rate varies from minute to minute."""
-    asked = demand()
-    curve = curve_of(asked, HERE)
-    assert curve.hour_per_s == 20.0
-    assert 1.05 * 20.0 < curve.peak_per_s < 1.25 * 20.0
-    counts = [
-        sum(sample.measure_s <= ask.at_s < sample.end_s for ask in sample.requests)
-        for sample in (window(200.0, number, is_varying=True) for number in range(12))
-    ]
-    assert np.std(counts) / np.mean(counts) > 2 / np.sqrt(np.mean(counts))  # more than chance
-    even = [len(window(200.0, number).requests) for number in range(12)]
-    assert np.std(even) / np.mean(even) < 2 / np.sqrt(np.mean(even))
-
-
-def test_a_file_of_lengths_is_bounded_by_its_longest_row(tmp_path: Path) -> None:
-    """A prompt that one row in ten thousand has is let through: the engine is planned for it."""
-    rows = "".join(f"{10_000 if place == 9_999 else 100},8\n" for place in range(10_000))
-    (tmp_path / "lengths.csv").write_text("isl,osl\n" + rows, encoding="utf-8")
-    traffic = {"process": "described", "rate_per_s": 1.0, "lengths": {"pairs": "lengths.csv"}}
-    assert shape_of(demand(traffic=traffic), tmp_path).longest_isl == 10_000
-
-
 def test_one_idle_request_decides_what_no_load_can_keep() -> None:
     """A first token sooner than an idle engine's is refused from idle requests alone, with the objective named."""
     found = searched(demand(objectives={"ttft_s": {"p90": 0.001}}))
@@ -169,25 +139,6 @@ def test_what_is_made_scarce_binds(expected: str, lengths: dict[str, int], chang
     task = task_of(wanted, manifest)
     found = relieved(task, max_rate_of(task))
     assert found.binding == expected, found.reliefs
-
-
-def test_percentiles_decide_how_long_a_simulation_is() -> None:
-    """Fifty requests lie beyond the rarest limit, of the rarest class too; a full batch turns over ten times."""
-    assert requests_needed(demand(objectives={"ttft_s": {"p99": 1.0}}), 16) == 5000
-    assert requests_needed(demand(objectives={"ttft_s": {"p999": 1.0}}), 16) == 50_000
-    assert requests_needed(demand(objectives={"ttft_s": {"p50": 1.0}}), 256) == 2560
-    rare = demand(
-        traffic={
-            "process": "described",
-            "rate_by_hour_per_s": [1.0],
-            "classes": [
-                {"name": "many", "weight": 9},
-                {"name": "few", "weight": 1, "objectives": {"ttft_s": {"p95": 1.0}}},
-            ],
-        },
-        objectives={"ttft_s": {"p95": 1.0}},
-    )
-    assert requests_needed(rare, 16) == 10_000
 
 
 @pytest.mark.parametrize("needed", [1, 2, 5, 9])

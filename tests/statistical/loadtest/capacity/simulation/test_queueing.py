@@ -12,9 +12,11 @@ from engines.emulator.request import BatcherSettings
 from engines.files import MadeBy
 from engines.steptime.scaled import uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
-from loadtest.capacity.simulation.observations import Observations, weighted_spread
+from loadtest.capacity.simulation.demand_requests import SimRequest
+from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.replica import batcher_of, collect, host_of, sent_of
-from loadtest.capacity.simulation.traffic_sample import SimRequest, TrafficSample
+from loadtest.capacity.simulation.request_table import weighted_spread
+from loadtest.capacity.simulation.traffic_sample import TrafficSample
 from loadtest.metrics.summarize import spread, summarize_level
 from loadtest.scenario.schema import Scenario
 from loadtest.scenario.slo import Objectives

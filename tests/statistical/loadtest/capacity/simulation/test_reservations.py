@@ -13,10 +13,12 @@ from engines.manifest import EngineManifest
 from engines.steptime import StepShape, StepTime, step_time_for
 from loadtest.capacity.candidates import candidates_of
 from loadtest.capacity.inputs.demand import Demand
+from loadtest.capacity.simulation.demand_requests import SimRequest
+from loadtest.capacity.simulation.length_profile import shape_of
 from loadtest.capacity.simulation.load_bench import Task
 from loadtest.capacity.simulation.max_rate import max_rate_of
 from loadtest.capacity.simulation.replica import simulate
-from loadtest.capacity.simulation.traffic_sample import SampleSpec, SimRequest, TrafficSample, shape_of, window_of
+from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, window_of
 from tests.unit.loadtest.capacity.made import HEAD, HERE, demand, engine
 
 ISL, MAX_TOKENS = 500, 24_000

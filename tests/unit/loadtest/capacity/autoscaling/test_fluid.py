@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines.autoscaling import ColdStart, ScalingLaw
-from loadtest.capacity.autoscaling.fluid import STEP_S, Followed, follow
+from loadtest.capacity.autoscaling.fluid import Followed, follow, step_s_of
 from loadtest.capacity.autoscaling.response import ReplicaResponse
 
 # A replica whose requests take 5 s at any load below a full batch of 100, which completes 20 a second.
@@ -16,6 +16,7 @@ RESPONSE = ReplicaResponse(
     rates_per_s=(0.0, 20.0), in_flight=(0.0, 100.0), ttft_p95_s=(0.1, 0.1), kv_ratio=(0.0, 0.5), slots=100,
     carried_per_s=19.0, ttft_limit_s=1.0, drain_s=60.0,
 )  # fmt: skip
+STEP_S = 15.0
 COLD = ColdStart(pending_s=120.0, loading_s=60.0, source="assumed")
 
 
@@ -62,3 +63,24 @@ def test_requests_in_flight_are_seen_late() -> None:
     late, early = _follow(rates, _law(target=90.0), _law(signal="kv_used", target=0.45))
     first = [next(step for step, paid in enumerate(found.paid) if paid > 1) for found in (late, early)]
     assert first[1] < first[0]
+
+
+@pytest.mark.parametrize("sync_s", [5.0, 20.0, 60.0])
+def test_a_law_is_evaluated_as_often_as_it_says(sync_s: float) -> None:
+    """A rising load: replicas are requested at multiples of `sync_s` only, and nothing else about the load changes."""
+    law = _law(signal="kv_used", target=0.2, sync_s=sync_s)
+    step_s = step_s_of(law)
+    steps = round(60 / step_s)
+    rates = np.repeat(np.linspace(1.0, 90.0, 60), steps).tolist()
+    [found] = _follow(rates, law)
+    requested_s = step_s * np.flatnonzero(np.diff(found.paid) > 0) + step_s
+    assert len(requested_s) > 3
+    assert not np.any(requested_s % sync_s)
+    assert len(found.missed) == len(found.up_by_minute) == 60
+    assert found.replica_hours == pytest.approx(sum(found.paid) * step_s / 3600)
+
+
+def test_laws_of_one_simulation_are_evaluated_together() -> None:
+    """Another `sync_s` needs a simulation of its own."""
+    with pytest.raises(ValueError, match="same sync_s"):
+        _follow([1.0] * 4, _law(), _law(sync_s=30.0))

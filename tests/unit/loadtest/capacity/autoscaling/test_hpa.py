@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from engines.autoscaling import DEFAULT_DOWN, DEFAULT_UP, Policy, ScalingLaw, ScalingRules
 from loadtest.capacity.autoscaling.hpa import (
@@ -100,6 +101,15 @@ def test_a_change_is_remembered_and_limits_the_next() -> None:
         current = controller.decide(20, current, float(at_s))
         found.append(current)
     assert found == [6, 6, 6, 6, 8, 8]
+
+
+def test_no_law_scales_to_zero() -> None:
+    """With a minimum of one, KEDA's activation and cooldown never act (scale_scaledobjects.go: scaleToZero)."""
+    for controller in ("hpa", "keda"):
+        with pytest.raises(ValidationError, match="min_replicas"):
+            _law(controller=controller, min_replicas=0)
+        law = _law(controller=controller, max_replicas=5)
+        assert HpaController(law).limited(0, 3, NOW_S) == 1
 
 
 def test_a_target_outside_its_limits_is_brought_inside_at_once() -> None:

@@ -1,10 +1,11 @@
-"""Units for display. Internally there are only seconds and bytes."""
+"""Factors between units, and units for display. Internally there are only seconds and bytes."""
 
 from __future__ import annotations
 
 GIB = 1024**3
 MIB = 1024**2
 MS = 1e3  # in a second
+SECONDS_PER_H = 3600.0
 
 
 def gib(size_bytes: float) -> str:

@@ -1,0 +1,54 @@
+"""A demand's peak, its lengths and the length of a simulation follow from what the demand states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from loadtest.capacity.simulation.length_profile import shape_of
+from loadtest.capacity.simulation.rate_curve import curve_of
+from loadtest.capacity.simulation.traffic_sample import requests_needed
+from tests.unit.loadtest.capacity.made import HERE, demand, window
+
+
+def test_the_peak_is_of_minutes_not_of_the_hour() -> None:
+    """The planned peak lies above the busiest hour's mean, and a window's rate varies from minute to minute."""
+    asked = demand()
+    curve = curve_of(asked, HERE)
+    assert curve.hour_per_s == 20.0
+    assert 1.05 * 20.0 < curve.peak_per_s < 1.25 * 20.0
+    counts = [
+        sum(sample.measure_s <= ask.at_s < sample.end_s for ask in sample.requests)
+        for sample in (window(200.0, number, is_varying=True) for number in range(12))
+    ]
+    assert np.std(counts) / np.mean(counts) > 2 / np.sqrt(np.mean(counts))  # more than chance
+    even = [len(window(200.0, number).requests) for number in range(12)]
+    assert np.std(even) / np.mean(even) < 2 / np.sqrt(np.mean(even))
+
+
+def test_a_file_of_lengths_is_bounded_by_its_longest_row(tmp_path: Path) -> None:
+    """A prompt that one row in ten thousand has is let through: the engine is planned for it."""
+    rows = "".join(f"{10_000 if place == 9_999 else 100},8\n" for place in range(10_000))
+    (tmp_path / "lengths.csv").write_text("isl,osl\n" + rows, encoding="utf-8")
+    traffic = {"process": "described", "rate_per_s": 1.0, "lengths": {"pairs": "lengths.csv"}}
+    assert shape_of(demand(traffic=traffic), tmp_path).longest_isl == 10_000
+
+
+def test_percentiles_decide_how_long_a_simulation_is() -> None:
+    """Fifty requests lie beyond the rarest limit, of the rarest class too; a full batch turns over ten times."""
+    assert requests_needed(demand(objectives={"ttft_s": {"p99": 1.0}}), 16) == 5000
+    assert requests_needed(demand(objectives={"ttft_s": {"p999": 1.0}}), 16) == 50_000
+    assert requests_needed(demand(objectives={"ttft_s": {"p50": 1.0}}), 256) == 2560
+    rare = demand(
+        traffic={
+            "process": "described",
+            "rate_by_hour_per_s": [1.0],
+            "classes": [
+                {"name": "many", "weight": 9},
+                {"name": "few", "weight": 1, "objectives": {"ttft_s": {"p95": 1.0}}},
+            ],
+        },
+        objectives={"ttft_s": {"p95": 1.0}},
+    )
+    assert requests_needed(rare, 16) == 10_000
