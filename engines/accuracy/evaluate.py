@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib
 import json
 import math
@@ -98,9 +99,9 @@ def evaluate_server(
         UserError: The server runs an emulated engine, or cannot score what a task needs.
         ToolError: It does not answer.
     """
+    served = _served(server)  # before the harness, which takes seconds to load
     tasks = _tasks(questions)
     tokenizer = _tokenizer(tokenizer_folder)
-    served = _served(server)
     most = int(served.get("max_model_len") or _MAX_SEQ_LEN)
     scores = _returns_probabilities(server.url, str(served["id"]), tokenizer)
     if tasks is not None and tasks.needs_probabilities and not scores:
@@ -200,10 +201,17 @@ def _served(server: Server) -> dict[str, Any]:
     """Return a server's description of its model.
 
     Raises:
+        ToolError: There is no server, or it does not list its models.
         UserError: It has several and none was named, not the named one, or an emulated engine.
     """
-    models: list[dict[str, Any]] = _json_from(f"{server.url.rstrip('/')}/v1/models")["data"]
-    names = [str(each["id"]) for each in models]
+    url = f"{server.url.rstrip('/')}/v1/models"
+    try:
+        models: list[dict[str, Any]] = _json_from(url)["data"]
+        names = [str(each["id"]) for each in models]
+    except (KeyError, TypeError) as error:
+        raise ToolError(
+            f"{url}: is not a list of models", hint="check that --url is an OpenAI-compatible server"
+        ) from error
     if server.model is None and len(models) != 1:
         raise UserError(f"{server.url} serves {', '.join(names) or 'no model'}", hint="name one with --model")
     found = next((each for each in models if server.model in (None, each["id"])), None)
@@ -237,13 +245,13 @@ def _json_from(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     key = os.environ.get(KEY_VARIABLE)
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode(), headers=headers)
     try:
+        request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode(), headers=headers)
         with urllib.request.urlopen(request, timeout=_ANSWER_WITHIN_S) as reply:
             found = json.loads(reply.read())
     except urllib.error.HTTPError as error:
         raise ToolError(f"{url}: status {error.code}: {error.read(300).decode(errors='replace')}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ToolError(f"{url}: {error}", hint="check that the server is up and serves the OpenAI API") from error
     if not isinstance(found, dict):
         raise ToolError(f"{url}: answered with something else than a JSON object")

@@ -33,6 +33,7 @@ KNOWN_TASKS = {
 # The metric that losses are computed from: the first of these that a task has, else its first.
 _MAIN_METRICS = ("acc_norm,none", "acc,none", "exact_match,flexible-extract")
 _PROBABILITIES = {"loglikelihood", "loglikelihood_rolling", "multiple_choice"}
+_CODE_VARIABLE = "HF_ALLOW_CODE_EVAL"  # without which the metric of HumanEval refuses to run
 _SEED = 1234  # of the few-shot examples: the harness's own default
 
 
@@ -99,6 +100,8 @@ class Tasks:
                 f"unknown task {', '.join(unknown)}",
                 hint="a task of lm-evaluation-harness, or of your own in --task-folder",
             )
+        if questions.runs_code:
+            os.environ[_CODE_VARIABLE] = "1"
         with _in_folder(questions.data):
             self._loaded = self._load(manager)
         self._set_up()
@@ -115,8 +118,6 @@ class Tasks:
             ToolError: The harness or the server failed.
         """
         evaluator = importlib.import_module("lm_eval.evaluator")
-        if self.questions.runs_code:
-            os.environ["HF_ALLOW_CODE_EVAL"] = "1"
         with _in_folder(self.questions.data), _as_tool_error():
             found = evaluator.evaluate(
                 lm=model,
@@ -146,6 +147,8 @@ class Tasks:
                 f"{', '.join(self.questions.tasks)}: its data set has no split or column {error}"
             ) from error
         except (ValueError, TypeError, OSError) as error:
+            if _CODE_VARIABLE in str(error):  # HumanEval's task tries its metric as it is loaded
+                raise _runs_code(", ".join(self.questions.tasks)) from error
             raise UserError(f"{', '.join(self.questions.tasks)}: the harness cannot load it: {_line(error)}") from error
 
     def _each(self) -> list[tuple[str, Any]]:
@@ -156,10 +159,7 @@ class Tasks:
         questions = self.questions
         for name, task in self._each():
             if task.get_config("unsafe_code") and not questions.runs_code:
-                raise UserError(
-                    f"{name} runs code that the model wrote",
-                    hint="add --run-code, in a container or a throw-away account",
-                )
+                raise _runs_code(name)
             stated = task.get_config("num_fewshot")
             wanted = stated if questions.few_shot is None or stated == 0 else questions.few_shot
             task.set_config(key="num_fewshot", value=wanted or 0)
@@ -199,6 +199,12 @@ class Tasks:
                 questions_sha256=_fingerprint(own),
                 correct=_correct([sample.get(metric) for sample in own], float(figures[key])),
             )
+
+
+def _runs_code(name: str) -> UserError:
+    return UserError(
+        f"{name} runs code that the model wrote", hint="add --run-code, in a container or a throw-away account"
+    )
 
 
 @cache

@@ -17,7 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from engines.accuracy.answer import CLOSE_TAG, answer_of, begins_inside_reasoning
-from engines.checkpoint import BATCH_TOKENS, LoadedModel
+from engines.checkpoint import BATCH_TOKENS, LoadedModel, inputs_of
 from engines.console import time_left_text
 
 Progress = Callable[[str], None]
@@ -82,12 +82,16 @@ class CheckpointModel(TemplateLM):
     def _loglikelihood_tokens(self, requests: Sequence[_Pair], **_: Any) -> list[tuple[float, bool]]:
         sequences = [([*context, *continuation])[-self.max_length :] for _, context, continuation in requests]
         counts = [min(len(continuation), len(each) - 1) for (_, _, continuation), each in zip(requests, sequences)]  # noqa: B905
-        order = sorted(range(len(requests)), key=lambda index: len(sequences[index]))
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for index, sequence in enumerate(sequences):
+            alike.setdefault(inputs_of(sequence), []).append(index)
+        order = sorted(alike, key=len)
         found: dict[int, tuple[float, bool]] = {}
         report = _Report(len(requests), "continuations", self._progress)
         while order:
-            batch = order[-max(1, BATCH_TOKENS // len(sequences[order[-1]])) :]
-            del order[-len(batch) :]
+            forward = order[-max(1, BATCH_TOKENS // (len(order[-1]) + 1)) :]
+            del order[-len(forward) :]
+            batch = [index for inputs in forward for index in alike[inputs]]
             scored = self._loaded.scored([sequences[i] for i in batch], [counts[i] for i in batch])
             found |= dict(zip(batch, scored, strict=True))
             report.add(len(batch))
@@ -121,7 +125,7 @@ class CheckpointModel(TemplateLM):
 
     def _text(self, tokens: list[int]) -> str:
         kept = tokens[:-1] if tokens and tokens[-1] == self.eot_token_id else tokens
-        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 class ServedModel(LocalCompletionsAPI):

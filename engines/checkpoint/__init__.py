@@ -13,7 +13,7 @@ from engines.checkpoint.geometry import model_of
 from engines.checkpoint.gguf import unpack
 from engines.checkpoint.huggingface_export import quantize_huggingface
 from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint
-from engines.checkpoint.loaded import BATCH_TOKENS, LoadedModel, loaded_memory_bytes
+from engines.checkpoint.loaded import BATCH_TOKENS, LoadedModel, inputs_of, loaded_memory_bytes
 from engines.checkpoint.modelopt import require_modelopt
 from engines.checkpoint.quantize import quantize, quantizing_memory_bytes
 from engines.checkpoint.shards import read_shard_header
@@ -31,6 +31,7 @@ __all__ = [
     "default_text_path",
     "documents_of",
     "find_tokenizer",
+    "inputs_of",
     "inspect_checkpoint",
     "json_records",
     "load_corpus",

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 from engines.checkpoint.inspection import library
 from engines.checkpoint.trtllm_checkpoint import read_exported
 from engines.checkpoint.verify import LayerCache, exported_geometry_of, rms_norm, run_layer
+from engines.checkpoint.weight_formats import FLOAT32_BYTES
 from engines.spec import ModelSpec
 
-_FLOAT32_BYTES = 4
 _LIBRARIES_BYTES = 1_500_000_000  # torch, transformers and the evaluation harness
 BATCH_TOKENS = 2048  # of one forward pass; logits are computed for the scored tokens only
 
 
 def loaded_memory_bytes(model: ModelSpec) -> int:
     """Return the approximate memory of a loaded model in bytes: every weight in float32, and the libraries."""
-    return _LIBRARIES_BYTES + _FLOAT32_BYTES * (model.parameters + 2 * BATCH_TOKENS * model.vocab_size)
+    return _LIBRARIES_BYTES + FLOAT32_BYTES * (model.parameters + 2 * BATCH_TOKENS * model.vocab_size)
 
 
 class Scored(NamedTuple):
@@ -29,6 +29,11 @@ class Scored(NamedTuple):
 
     nats: float
     is_greedy: bool
+
+
+def inputs_of(sequence: Sequence[int]) -> tuple[int, ...]:
+    """Return what a model reads to score a sequence: all tokens but the last."""
+    return tuple(sequence[:-1])
 
 
 class LoadedModel:
@@ -53,19 +58,21 @@ class LoadedModel:
     def scored(self, sequences: Sequence[Sequence[int]], continuations: Sequence[int]) -> list[Scored]:
         """Score the last tokens of several sequences in one forward pass.
 
+        Sequences that differ in their last token alone are computed once: the last token is predicted, not read.
+
         Args:
             sequences: Token ids. Shorter ones are padded on the right, which a causal model does not see.
             continuations: How many tokens at the end of each sequence to score; fewer than the sequence has.
         """
         torch = library("torch")
-        longest = max(map(len, sequences))
-        tokens = torch.tensor([[*each, *[0] * (longest - len(each))] for each in sequences])
+        rows = {inputs: row for row, inputs in enumerate(dict.fromkeys(inputs_of(each) for each in sequences))}
+        longest = max(map(len, rows))
         found = []
         with torch.inference_mode():
-            hidden = self._hidden(tokens[:, :-1])
-            for row, (sequence, count) in enumerate(zip(sequences, continuations, strict=True)):
-                end = len(sequence) - 1
-                chosen = tokens[row, end - count + 1 : end + 1]
+            hidden = self._hidden(torch.tensor([[*each, *[0] * (longest - len(each))] for each in rows]))
+            for sequence, count in zip(sequences, continuations, strict=True):
+                row, end = rows[inputs_of(sequence)], len(sequence) - 1
+                chosen = torch.tensor(sequence[end - count + 1 :])
                 logits = torch.log_softmax(hidden[row, end - count : end] @ self._head.T, dim=-1)
                 nats = logits.gather(1, chosen[:, None]).double().sum()
                 found.append(Scored(float(nats), bool((logits.argmax(-1) == chosen).all())))

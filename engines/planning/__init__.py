@@ -1,5 +1,6 @@
 """From a recipe to a resolved plan: limits, alternatives, matrices. May import `checkpoint`, `emulator`, `steptime`."""
 
+from engines.planning.build_plan import BuildPlan
 from engines.planning.engine_manifest import BUILD_TOOLS, Kind, emulated_manifest, manifest_of, versions_of
 from engines.planning.explain import Explanation, Neighbour, explain
 from engines.planning.limits import Engine, Outlook, engine_of, outlook
@@ -14,7 +15,7 @@ from engines.planning.matrix import (
     show_comparison,
 )
 from engines.planning.payoff import Payoff, payoff_of
-from engines.planning.plan import BuildPlan, make_plan
+from engines.planning.plan import make_plan
 from engines.planning.recipe import (
     Recipe,
     ResolvedRecipe,

@@ -17,7 +17,7 @@ from engines.manifest import (
     PrecisionFacts,
     StageRecord,
 )
-from engines.planning.plan import BuildPlan
+from engines.planning.build_plan import BuildPlan
 from engines.planning.recipe import Recipe
 
 Kind = Literal["built", "emulated", "checkpoint"]

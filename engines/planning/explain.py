@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from engines.errors import MissingError
+from engines.planning.build_plan import BuildPlan
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, Outlook, built_num_tokens, outlook
-from engines.planning.plan import BuildPlan
 from engines.spec import (
     KV_BYTES,
     PRECISIONS,

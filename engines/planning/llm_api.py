@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from engines.errors import UserError
 from engines.manifest import Adapters, Disaggregation, LlmApiChoices, Speculation
+from engines.planning.choices import Choices
+from engines.planning.limits import Engine
 from engines.planning.recipe import Recipe
+from engines.planning.speculation import WITH_DRAFT_MODEL
 from engines.spec import LLM_API_VERSIONS, LlmApiVersion, Sizing, SpeculationMethod, llm_api, llm_api_version_of
 
 # Recipe modes that are arguments of the LLM API; the others are built into an engine.
@@ -13,7 +16,6 @@ PYTORCH_SPECULATION: dict[str, SpeculationMethod] = {
     "ngram": "ngram",
     "draft_target": "draft_target",
 }
-_WITH_DRAFT_MODEL = ("eagle3", "draft_target")
 LAST_ENGINE_RELEASE = "1.2.1"
 
 
@@ -36,6 +38,45 @@ def pytorch_release(recipe: Recipe, *, is_release_given: bool) -> str:
             hint="give one of them",
         )
     return recipe.tensorrt_llm if is_release_given else llm_api(version).release
+
+
+def release_of(choices: Choices) -> str:
+    """Return the TensorRT-LLM release to plan for; recorded if it follows from an LLM API version."""
+    recipe = choices.resolved.recipe
+    if recipe.backend == "tensorrt":
+        return recipe.tensorrt_llm
+    release = pytorch_release(recipe, is_release_given=choices.resolved.origin("tensorrt_llm") != "default")
+    choices.given("tensorrt_llm", release, "the release whose LLM API the files are written for")
+    return release
+
+
+def resolve_llm_api(choices: Choices, release: str, engine: Engine, max_input_len: int) -> LlmApiChoices | None:
+    """Return the settings of a PyTorch-backend server, recorded in the plan; None for an engine."""
+    recipe = choices.resolved.recipe
+    if recipe.backend == "tensorrt":
+        return None
+    found = llm_api_choices(recipe, release, engine.sizing, max_input_len=max_input_len)
+    choices.notice(
+        "pytorch-step-time",
+        f"predictions for the PyTorch backend use the {engine.pricing.source} step-time model, as for an engine; its "
+        "own time between iterations is not in it until a calibration finds it",
+    )
+    choices.given("trtllm_version", found.version, "whose argument names the files are written in")
+    if found.cuda_graph_batch_sizes:
+        sizes = " ".join(map(str, found.cuda_graph_batch_sizes))
+        choices.given("cuda_graphs.batch_sizes", sizes, "one CUDA graph per size; other batch sizes run without")
+    if found.disaggregation is not None:
+        split = found.disaggregation
+        choices.given("disaggregation.context_servers", split.context_servers, "prefill servers")
+        choices.given("disaggregation.generation_servers", split.generation_servers, "decode servers")
+        choices.notice(
+            "disaggregation-not-predicted",
+            (
+                "predictions assume one server for prefill and decode; disaggregated servers and the transfer "
+                "of the KV cache between them are not predicted"
+            ),
+        )
+    return found
 
 
 def require_backend_has(recipe: Recipe) -> None:
@@ -150,7 +191,7 @@ def _speculation(recipe: Recipe, sizing: Sizing) -> Speculation | None:
             f"{sizing.max_batch_size} with {drafted} draft tokens each",
             hint=f"--max-num-tokens {step_tokens}, a smaller --max-batch-size or a shorter --max-draft-len",
         )
-    needs_model = method in _WITH_DRAFT_MODEL
+    needs_model = method in WITH_DRAFT_MODEL
     if needs_model and speculative.draft_model is None:
         what = "an EAGLE-3 head trained for this model" if method == "eagle3" else "a smaller model of the same family"
         raise UserError(

@@ -10,7 +10,7 @@ from engines.console import show, table_console
 from engines.errors import CommandError, UserError
 from engines.files import Document, Strict
 from engines.manifest import EngineManifest
-from engines.planning.plan import BuildPlan
+from engines.planning.build_plan import BuildPlan
 from engines.spec import gib, milliseconds
 
 

@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engines.errors import UserError
+from engines.planning.choices import Choices
 from engines.planning.recipe import SpeculativeChoices
 from engines.spec import (
     AcceptanceProfile,
     DraftModel,
     ModelSpec,
+    Sizing,
     SpeculativeDecoding,
     default_acceptance,
     eagle3_head_in,
     eagle3_head_of,
+    gib,
     is_checkpoint_folder,
     lookahead_draft_tokens,
+    precision_named,
     read_config,
     resolve_model,
 )
@@ -24,7 +28,7 @@ from engines.spec import (
 # Modes without draft heads trained into the checkpoint; the others need checkpoints of their own kind.
 HEADLESS_SPECULATION = {"draft_tokens_external", "lookahead_decoding"}
 PREDICTED = {"eagle3", "draft_target", "ngram", "lookahead_decoding"}
-_WITH_DRAFT_MODEL = {"eagle3", "draft_target"}
+WITH_DRAFT_MODEL = {"eagle3", "draft_target"}
 
 
 def resolve_speculation(choices: SpeculativeChoices, model: ModelSpec) -> SpeculativeChoices:
@@ -114,6 +118,42 @@ def speculation_of(choices: SpeculativeChoices, model: ModelSpec) -> Speculated:
     return Speculated(decoding)
 
 
+def note_speculation(choices: Choices, speculative: SpeculativeChoices, speculated: Speculated, sizing: Sizing) -> None:
+    """Record the speculation and what is accepted, with a notice of what no figure includes."""
+    if speculative.mode == "none":
+        return
+    draft, decoding = speculative.max_draft_len, speculated.decoding
+    choices.given("speculative.mode", speculative.mode, f"up to {draft} draft tokens per step")
+    if choices.resolved.recipe.backend == "tensorrt":
+        choices.notice(
+            "speculative",
+            f"trtllm-build adds {draft} to max_seq_len and needs max_num_tokens of at least "
+            f"{sizing.max_batch_size * (draft + 1)}",
+        )
+    if decoding is None:
+        choices.notice(
+            "speculative-not-predicted",
+            f"predictions and the emulator decode one token per step: {speculated.reason}; a draft model's memory is "
+            "not in the plan",
+        )
+        return
+    rates = " ".join(f"{rate:g}" for rate in decoding.acceptance)
+    choices.given("speculative.acceptance", rates, decoding.acceptance_source)
+    choices.derived(
+        "speculative.tokens_per_step", round(decoding.tokens_per_step, 3), "one, and the sum of the acceptance"
+    )
+    if decoding.draft is not None:
+        text = (
+            f"{gib(decoding.draft.weights_bytes(precision_named('bf16')))} of 16-bit weights; its cache in every block"
+        )
+        choices.given("speculative.draft_model", decoding.draft.name, text)
+    choices.notice(
+        "acceptance",
+        f"figures assume {decoding.tokens_per_step:.2f} tokens per step; acceptance depends on the draft model and the "
+        "text, and is independent from step to step here",
+    )
+
+
 def _acceptance(choices: SpeculativeChoices, draft_len: int) -> AcceptanceProfile:
     """Return the rates of each position: as given, or the method's default; empty, with the reason, without either."""
     if choices.acceptance != "auto":
@@ -141,7 +181,7 @@ def _why_not(choices: SpeculativeChoices, acceptance: AcceptanceProfile, *, has_
         return "its drafts come from outside the step that is modelled"
     if not acceptance.rates:
         return acceptance.source if _accepted_at_most(choices) else "it has no draft length"
-    if choices.mode in _WITH_DRAFT_MODEL and not has_draft:
+    if choices.mode in WITH_DRAFT_MODEL and not has_draft:
         return f"the geometry of {choices.draft_model} is not known; give its folder"
     return ""
 
@@ -156,7 +196,7 @@ def draft_model_of(choices: SpeculativeChoices, model: ModelSpec) -> DraftModel 
     """
     name = choices.draft_model or ""
     is_folder = bool(name) and is_checkpoint_folder(name)
-    if choices.mode not in _WITH_DRAFT_MODEL:
+    if choices.mode not in WITH_DRAFT_MODEL:
         return None
     if choices.mode == "eagle3":
         if is_folder:

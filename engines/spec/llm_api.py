@@ -98,7 +98,7 @@ def llm_api_version_of(release: str) -> LlmApiVersion:
 
 
 def unknown_arguments(arguments: Mapping[str, Any], version: LlmApiVersion) -> list[str]:
-    """Return the dotted names of arguments that a version does not have.
+    """Return the dotted names of arguments that a version does not have, or not of that type.
 
     >>> unknown_arguments({"model": "m", "kv_cache_config": {"onboard_blocks": False}}, "1.3")
     ['kv_cache_config.onboard_blocks']
@@ -107,6 +107,9 @@ def unknown_arguments(arguments: Mapping[str, Any], version: LlmApiVersion) -> l
     unknown = [name for name in arguments if name not in keys.arguments]
     for outer in _NESTED:
         inner = arguments.get(outer) or {}
+        if not isinstance(inner, Mapping):
+            unknown.append(f"{outer} ({inner!r:.40} instead of keys and values)")
+            continue
         unknown += [f"{outer}.{name}" for name in inner if name not in getattr(keys, outer)]
     return unknown
 

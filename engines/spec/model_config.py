@@ -186,7 +186,9 @@ class _ConfigReader:
 
     def number(self, key: str, *, default: float | None = None) -> float:
         value = self.config.get(key)
-        value = default if value is None else value
+        return self._positive(key, default if value is None else value)
+
+    def _positive(self, key: str, value: Any) -> float:
         if value is None:
             self.missing(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_NUMBER:
@@ -232,13 +234,17 @@ class _ConfigReader:
     def _slides(self) -> bool:
         window = self.config.get("sliding_window")
         uses = self.config.get("use_sliding_window", True)
-        return bool(window and uses and window < self.config.get("max_position_embeddings", 0))
+        return bool(
+            window and uses and self._positive("sliding_window", window) < self.count("max_position_embeddings")
+        )
 
     def rope(self) -> RopeFacts:
         """Read both notations: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`."""
-        parameters = dict(self.config.get("rope_parameters") or self.config.get("rope_scaling") or {})
-        base = parameters.pop("rope_theta", None) or self.config.get("rope_theta")
-        base = float(base if base is not None else self.missing("rope_theta"))
+        stated = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        if not isinstance(stated, dict):
+            raise UserError(f"{self.path}: rope_parameters: expected keys and values (found {stated!r:.80})")
+        parameters = dict(stated)
+        base = self._positive("rope_theta", parameters.pop("rope_theta", None) or self.config.get("rope_theta"))
         kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
         parameters.pop("type", None)
         if kind == "default":

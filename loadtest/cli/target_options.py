@@ -55,7 +55,9 @@ _ADD_TARGET_FLAGS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--insecure", is_flag=True, help="Do not verify the server's certificate."),
     click.option(
-        "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json. Default: the server's tokenizer."
+        "--tokenizer",
+        type=click.Path(path_type=Path),
+        help="tokenizer.json. Default: the server's, that of an earlier run beside --out, or a known model's.",
     ),
     click.option(
         "--metrics-url",

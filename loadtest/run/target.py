@@ -25,7 +25,7 @@ from loadtest.client import (
 from loadtest.client.protocols import key_in
 from loadtest.results import ServerFacts
 from loadtest.run.sampler import gpu_of, kv_block_tokens, metrics_url, power_readings, read_metrics, require_page
-from loadtest.run.tokenizer import TOKENIZER_FILE, FoundTokenizer, find_tokenizer
+from loadtest.run.tokenizer import TOKENIZER_FILE, FoundTokenizer, find_tokenizer, of_earlier_runs
 
 POWER_HINT = "give the metrics page of a DCGM exporter (port 9400) or of Triton (port 8002)"
 
@@ -42,6 +42,7 @@ class TargetOptions:
         power_url: Pages with the power of the GPUs `power_gpu`, indices or UUIDs; empty: of every GPU.
         is_quiet: Do not print detected settings, because an earlier run did.
         api_key_env: Environment variable with an OpenAI key.
+        earlier_runs: Folder with runs whose tokenizer may be used again; None: there is none.
     """
 
     url: str
@@ -55,6 +56,7 @@ class TargetOptions:
     ca_file: Path | None = None
     insecure: bool = False
     is_quiet: bool = False
+    earlier_runs: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,10 @@ def target_of(options: TargetOptions, model: str) -> Target:
         raise _missing(options.url, _no_model(options, served))
     facts, named = server_facts(endpoint, options.url, name, key)
     endpoint = endpoint.model_copy(update={"llm_api": facts.llm_api})
-    found = _tokenizer(options.tokenizer, named, name, next((each.root for each in served if each.name == name), ""))
+    root = next((each.root for each in served if each.name == name), "")
+    runs = options.earlier_runs
+    earlier = (lambda: of_earlier_runs(facts, runs)) if runs is not None else tuple
+    found = _given(options.tokenizer) or find_tokenizer(named, name, root, earlier=earlier)
     if found.path is None:
         tried = "; ".join(found.tried) or "the server names none, and the model is unknown"
         raise _missing(options.url, [("tokenizer", tried, "--tokenizer FILE")])
@@ -152,14 +157,14 @@ def _endpoint(options: TargetOptions) -> tuple[Endpoint | None, list[_Missing]]:
     return endpoint, []
 
 
-def _tokenizer(given: Path | None, named: str | None, model: str, root: str) -> FoundTokenizer:
-    """Return the given tokenizer, or one found on this machine.
+def _given(given: Path | None) -> FoundTokenizer | None:
+    """Return the tokenizer given on the command line; None if there is none.
 
     Raises:
         MissingError: The given one does not exist.
     """
     if given is None:
-        return find_tokenizer(named, model, root)
+        return None
     file = given / TOKENIZER_FILE if given.is_dir() else given
     if not file.is_file():
         raise MissingError(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.errors import UserError
+from engines.errors import CommandError, UserError
+from engines.files import read_json, sha256_of
 from engines.spec import ModelSpec, model_named
+from loadtest.client import ENGINE_MODEL
+from loadtest.results import RUN_NAME, RunManifest, ServerFacts
 
+MOST_RUNS = 50
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -29,16 +33,19 @@ class FoundTokenizer:
     tried: tuple[str, ...] = ()
 
 
-def find_tokenizer(named: str | None, model: str | None, root: str = "") -> FoundTokenizer:
+def find_tokenizer(
+    named: str | None, model: str | None, root: str = "", *, earlier: Callable[[], Iterable[Path]] = tuple
+) -> FoundTokenizer:
     """Find a served model's tokenizer on this machine.
 
     Args:
         named: Folder or file named by the server; None if it names none.
         model: Served model's name; a folder or a published name helps.
         root: Folder or name that an OpenAI server says the model was loaded from.
+        earlier: Returns the tokenizers of earlier runs against this model; see `of_earlier_runs`.
     """
     tried = []
-    for path, origin in _places(named, [each for each in (root, model) if each]):
+    for path, origin in _places(named, [each for each in (root, model) if each], earlier):
         file = path / TOKENIZER_FILE if path.is_dir() else path
         if file.is_file():
             return FoundTokenizer(file, origin)
@@ -46,7 +53,32 @@ def find_tokenizer(named: str | None, model: str | None, root: str = "") -> Foun
     return FoundTokenizer(None, tried=tuple(tried))
 
 
-def _places(named: str | None, names: list[str]) -> Iterator[tuple[Path, str]]:
+def of_earlier_runs(facts: ServerFacts, folder: Path) -> Iterator[Path]:
+    """Yield the tokenizers of earlier runs against the same model of the same server, the latest run's first.
+
+    A tokenizer counts if its file is unchanged. Triton names every engine `tensorrt_llm`: there, the engine's own name
+    must be known.
+
+    Args:
+        folder: The runs are in it, or in folders in it.
+    """
+    if facts.model == ENGINE_MODEL and facts.engine is None:
+        return
+    found = [path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{RUN_NAME}") if path.is_file()]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:MOST_RUNS]:
+        try:
+            run = read_json(path, RunManifest)
+        except CommandError:  # of another version, or damaged: not of use here
+            continue
+        if (run.server.url, run.server.model, run.server.engine) != (facts.url, facts.model, facts.engine):
+            continue
+        for source in run.made_from[:1]:  # the tokenizer comes first
+            tokenizer = Path(source.path)
+            if tokenizer.is_file() and sha256_of(tokenizer) == source.sha256:
+                yield tokenizer
+
+
+def _places(named: str | None, names: list[str], earlier: Callable[[], Iterable[Path]]) -> Iterator[tuple[Path, str]]:
     if named:
         yield Path(named), "named by the server"
     for name in dict.fromkeys(names):
@@ -54,6 +86,8 @@ def _places(named: str | None, names: list[str]) -> Iterator[tuple[Path, str]]:
             yield Path(name), "the model's folder"
         elif name.count("/") == 1:
             yield from _cached(name)
+    for path in earlier():
+        yield path, "used by an earlier run against this model"
     for name in dict.fromkeys(names):
         with contextlib.suppress(UserError):  # not one of the known models
             yield from _installed(model_named(name))

@@ -14,7 +14,7 @@ from loadtest.scenario import Scenario
 from loadtest.traffic.conversations import ConversationSampler, Rows
 from loadtest.traffic.levels import LevelPlan
 from loadtest.traffic.prompts import META, Prepared, PromptMaker
-from loadtest.traffic.token_text import TokenText, chat_text, end_id_of, file_text, read_tokenizer
+from loadtest.traffic.token_text import UNLIKE_TOKENS, TokenText, chat_text, end_id_of, file_text, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,6 +29,7 @@ MOST_MARKS = 1000  # two runs start alike once in a million times
 PROBES = 24  # prompts counted again before a run,
 TRIED_TOKENS = 50_000  # unless fewer prompts have this many tokens together
 _TOKENIZER = "tokenizer.json"
+_NO_TEXT_OF_A_LENGTH = "--prompts FILE sends a file's prompts whole; on Triton, --model tensorrt_llm takes token ids"
 
 
 def prepare(
@@ -55,14 +56,22 @@ def prepare(
         if kind.has_file and kind.prompts not in texts:
             texts[kind.prompts] = file_text(tokenizer, Path(kind.prompts), most_rows=rows_needed(scenario, plans))
     rows = {source: text.exchanges for source, text in texts.items()}
-    needs_words = any(kind.prompts == "random" for kind in scenario.kinds) or _has_hashes(plans)
+    has_hashes = any(arrival.prefix_hashes for plan in plans for arrival in plan.arrivals)
+    needs_words = any(kind.prompts == "random" for kind in scenario.kinds) or has_hashes
     if any(kind.prompts != "random" for kind in scenario.kinds):
         texts["chat"] = chat_text(tokenizer, tokens=_chat_tokens(scenario, plans, rows))
         if any(kind.prompts == "chat" for kind in scenario.kinds) and not len(texts["chat"].begins):
+            can_be_random = not as_text or len(_words(tokenizer)) >= LEAST_WORDS
             raise UserError(
-                f"{tokenizer_path}: no token begins with a space, so chats cannot be cut anywhere",
-                hint="--prompts random",
+                f"{tokenizer_path}: no token begins with a space, so chats cannot be cut to a length",
+                hint="--prompts random" if can_be_random else _NO_TEXT_OF_A_LENGTH,
             )
+    words = _words(tokenizer) if as_text and needs_words else []
+    if as_text and needs_words and len(words) < LEAST_WORDS:
+        raise UserError(
+            f"{tokenizer_path}: the tokenizer has {len(words)} single-token words, too few for random text of a length",
+            hint="--prompts chat" if _can_cut_chats(tokenizer) and not has_hashes else _NO_TEXT_OF_A_LENGTH,
+        )
     names = {source: f"text-{number}" for number, source in enumerate(texts)}
     for source, name in names.items():
         texts[source].save(folder, name)
@@ -71,7 +80,7 @@ def prepare(
         texts=names,
         special_tokens=len(tokenizer.encode("").ids) if as_text else 0,
         filler=_filler(tokenizer, texts.get("chat")) if as_text else "",
-        words=tuple(_words(tokenizer)) if as_text and needs_words else (),
+        words=tuple(words),
         ids=_id_range(tokenizer),
         salt=salt,
         marks=tuple(_marks(tokenizer, texts["chat"])) if "chat" in texts else (),
@@ -104,8 +113,9 @@ def rows_needed(scenario: Scenario, plans: list[LevelPlan]) -> int:
     return min(MOST_ROWS, scenario.levels * max(plan.conversations(scenario) for plan in plans))
 
 
-def _has_hashes(plans: list[LevelPlan]) -> bool:
-    return any(arrival.prefix_hashes for plan in plans for arrival in plan.arrivals)
+def _can_cut_chats(tokenizer: Tokenizer) -> bool:
+    """Whether the built-in chats can be cut to a length."""
+    return len(chat_text(tokenizer, tokens=UNLIKE_TOKENS).begins) > 0
 
 
 def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, Rows]) -> int:
@@ -166,11 +176,7 @@ def _marks(tokenizer: Tokenizer, chat: TokenText) -> Iterator[tuple[int, str]]:
 
 
 def _words(tokenizer: Tokenizer) -> list[str]:
-    """Return words of one token each: a space and letters.
-
-    Raises:
-        UserError: The tokenizer has too few.
-    """
+    """Return words of one token each: a space and letters."""
     first, last = _id_range(tokenizer)
     found: list[str] = []
     for token in range(first, last):
@@ -181,11 +187,6 @@ def _words(tokenizer: Tokenizer) -> list[str]:
                 found.append(word)
         if len(found) == MOST_WORDS:
             break
-    if len(found) < LEAST_WORDS:
-        raise UserError(
-            f"the tokenizer has {len(found)} single-token words, too few for random text of a known length",
-            hint="use --prompts chat, or a model that takes tokens",
-        )
     return found
 
 

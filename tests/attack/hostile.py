@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,56 @@ FIXED = (
     "gpu=",
     "=1",
 )
+# What a path must not be: a pipe, an endless device, a folder, a loop, a file below a file, one that nobody may read.
+ODD_PATHS = ("pipe", "/dev/zero", "folder", "loop", "loop/x", "trace.csv/x", "secret", "/dev/full", "socket")
+# Addresses on this machine where nothing listens, and ones that no resolver is asked for: nothing leaves the machine.
+URLS = (
+    *(
+        "",
+        "http://",
+        "://",
+        "http:///x",
+        "127.0.0.1:9",
+        "http://127.0.0.1",
+        "http://[::1",
+        "http://[::1]:9",
+        "http://a..b",
+    ),
+    *(f"http://127.0.0.1:{port}" for port in ("0", "9", "-1", "65536", "99999", "x", "1:2", "9" * 30, "\u0669")),
+    *(f"{scheme}://127.0.0.1:9" for scheme in ("https", "grpc", "grpcs", "ftp", "HTTP", "h", "")),
+    *("file:///proc/self/mem", "data:,x", "unix:pipe", "http://user:word@127.0.0.1:9", "http://127.0.0.1:9/%zz?a#b"),
+    *("http://127.0.0.1:9\r\nX: y", "http://127.0.0.1:9/\0", "http://" + "x" * 64, f"http://127.0.0.1:9/{'a' * 5000}"),
+    *(
+        "http://0x7f.1:9",
+        "http://[v1.x]:9",
+        "http://[::ffff:127.0.0.1]:9",
+        "http://\u00ad",
+        "http://127.0.0.1 :9",
+        "\udcff",
+    ),
+)
+HOSTS = (
+    "",
+    " ",
+    "127.0.0.1",
+    "::1",
+    "[::1]",
+    "localhost",
+    "a..b",
+    "x" * 64,
+    "127.0.0.1:80",
+    "\0",
+    "\u00ad",
+    "\udcff",
+    "-1",
+)
+ADDRESS_FLAGS = frozenset({"--bind", "--master-host", "--address"})
+# Flags whose text may be a path, although it may also be a name.
+PATH_FLAGS = frozenset(
+    {"--calibration-text", "--tokenizer", "--scenario", "--prompts", "--recipe", "--model", "--gpu", "--draft-model"}
+    | {"--step-time-calibration", "--engine-profile", "--price"}
+)
+SHORT_WAITS = ("0", "0.2", "0.5", "-1", "nan", "inf", "1e30", "x")  # a longer one is waited for, as it must be
 TEXT = st.sampled_from((*NUMBERS, *WORDS, *PATHS, *LENGTHS, *LISTS, *NAMES, *FIXED))
 COUNTS = st.sampled_from(("0", "-1", "1", "3", "65535", "65536", "70000", "1000000000", *NUMBERS, *WORDS[:3]))
 RATIOS = st.sampled_from((*NUMBERS, "0.05", "1", "2.5", ""))
@@ -77,26 +128,36 @@ def make_odd_places(place: Path) -> None:
     (place / "secret").write_text("{}")
     (place / "secret").chmod(0)
     os.mkfifo(place / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(place / "socket"))
 
 
-def argument_lists(command: click.Command, base: list[str], *, never: frozenset[str]) -> st.SearchStrategy[list[str]]:
+def argument_lists(
+    command: click.Command, bases: list[list[str]], *, never: frozenset[str]
+) -> st.SearchStrategy[list[str]]:
     """Return command lines: a valid beginning, and up to three options with values that may be hostile.
 
     Args:
+        bases: Valid beginnings.
         never: Flags that would start what the attack must not start.
     """
     options = [each for each in command.params if isinstance(each, click.Option) and each.opts[-1] not in never]
-    extra = st.sampled_from([_option(each) for each in options]).flatmap(lambda strategy: strategy)
+    extra = _one_of(map(_option, options))
+    if paths := [each for each in options if _is_path(each)]:
+        extra = st.one_of(extra, extra, _one_of(_with(each, st.sampled_from(ODD_PATHS)) for each in paths))
     loose = st.lists(TEXT.filter(lambda word: not word.startswith("-")), max_size=1)
     some = st.lists(extra, min_size=1, max_size=3).map(lambda parts: [word for part in parts for word in part])
-    whole = st.sampled_from((base, base, base, base, []))
+    whole = st.sampled_from((*bases * 4, []))
     return st.builds(lambda begin, extras, words: [*begin, *extras, *words], whole, some, st.one_of(st.just([]), loose))
 
 
 def _option(option: click.Option) -> st.SearchStrategy[list[str]]:
     if option.is_flag or option.is_eager:
         return st.just([option.opts[-1]])
-    value = _values(option.type)
+    return _with(option, _values(option))
+
+
+def _with(option: click.Option, value: st.SearchStrategy[str]) -> st.SearchStrategy[list[str]]:
     if option.nargs > 1:
         return st.lists(value, min_size=option.nargs, max_size=option.nargs).map(
             lambda words: [option.opts[-1], *words]
@@ -104,7 +165,20 @@ def _option(option: click.Option) -> st.SearchStrategy[list[str]]:
     return value.map(lambda word: [option.opts[-1], word])
 
 
-def _values(kind: click.ParamType) -> st.SearchStrategy[str]:
+def _one_of(strategies: Iterable[st.SearchStrategy[list[str]]]) -> st.SearchStrategy[list[str]]:
+    return st.sampled_from(list(strategies)).flatmap(lambda strategy: strategy)
+
+
+def _is_path(option: click.Option) -> bool:
+    return isinstance(option.type, click.Path) or option.opts[-1] in PATH_FLAGS
+
+
+def _values(option: click.Option) -> st.SearchStrategy[str]:
+    kind, flag = option.type, option.opts[-1]
+    if flag.endswith("-url") or flag in {"--url", *ADDRESS_FLAGS}:
+        return st.sampled_from(HOSTS if flag in ADDRESS_FLAGS else URLS)
+    if flag == "--within":
+        return st.sampled_from(SHORT_WAITS)
     if isinstance(kind, click.Choice):
         return st.sampled_from((*map(str, kind.choices), "x", ""))
     if isinstance(kind, click.types.IntParamType):

@@ -36,24 +36,32 @@ BEGIN: dict[str, list[str]] = {
     "install-triton": ["--out", "trace.csv/x"],
     "build-deployment": ["repository", "--out", "out"],
     "roll-engine": ["repository", "engine"],
-    "run-load": ["--out", "out", "--within", "0.2", *OF_SERVER, *SMALL],
+    "run-load": ["--out", "out", *OF_SERVER, *SMALL],
     "report-load": ["run", "--out", "out", "--dry-run"],
     "find-knee": ["--out", "out", "--objective", "ttft_s.p95=1", *OF_SERVER, "--isl", "8", "--osl", "4"],
     "plan-capacity": ["demand.yaml", "--out", "out", "--dry-run"],
     "predict-load": ["engine", "--out", "out", *SMALL],
     "calibrate-engine": ["--measurements", "points.csv", "--dry-run"],
 }
+QUANTIZE = ["--precision", "fp8", "--checkpoint", "checkpoint", "--until", "checkpoint", "--out", "out"]
+# Other beginnings of the same commands.
+MORE: dict[str, list[list[str]]] = {
+    "build-engine": [[*QUANTIZE, "--calibration-text", path] for path in ("pipe", "/dev/zero", "loop", "folder")],
+    "evaluate-engine": [["--url", CLOSED, "--model", "x", "--tokenizer", "tokenizer", "--tasks", "gsm8k"]],
+    "run-load": [["--worker", "--port", "9"], ["--master", "--expect-workers", "1", "--out", "out", *SMALL]],
+    "build-repo": [["engine", "--engine-url", CLOSED, "--tokenizer", "tokenizer", "--out", "out"]],
+    "predict-load": [["--precision", "fp8", "--out", "out", *SMALL]],
+    "serve-repo": [["repository", "--stop"]],
+}
 # What would start servers, ask for the network, or wait as long as it is told to.
 NEVER = {
     "serve-repo": {"--tritonserver", "--detach"},
     "check-gpu": {"--checkpoint"},
     "install-triton": {"--out"},
-    "evaluate-engine": {"--url"},
-    "run-load": {"--url", "--within", "--master", "--keep-going"},
-    "find-knee": {"--url"},
     "plan-capacity": {"--ray"},
 }
-ALWAYS = {"describe-machine": ["--dry-run"]}  # a measurement takes a minute
+# A measurement takes a minute, and so does the wait for workers and masters; what is drawn comes later, and wins.
+ALWAYS = {"describe-machine": ["--dry-run"], "run-load": ["--within", "0.2"]}
 # Each file that is read, and a command that reads it.
 READ: dict[str, tuple[str, list[str]]] = {
     "recipe.yaml": ("build-engine", ["--recipe", "recipe.yaml", "--emulate", "--out", "out"]),
@@ -135,9 +143,9 @@ def test_arguments(name: str, examples: Path) -> None:
     command, findings = KNOWN[name], Findings(name)
 
     @CASES
-    @given(argument_lists(command, BEGIN[name], never=frozenset(NEVER.get(name, ()))))
+    @given(argument_lists(command, [BEGIN[name], *MORE.get(name, [])], never=frozenset(NEVER.get(name, ()))))
     def attack(words: list[str]) -> None:
-        words = [*words, *ALWAYS.get(name, ())]
+        words = [*ALWAYS.get(name, ()), *words]
         findings.add(_run(command, words, examples), words)
 
     attack()

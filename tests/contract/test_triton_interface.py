@@ -14,15 +14,14 @@ from tritonclient.grpc import model_config_pb2
 from engines.build.llmapi import llm_arguments
 from engines.files import Document, MadeBy, write_json
 from engines.manifest import EngineManifest
-from engines.planning import emulated_manifest
-from engines.planning.plan import BuildPlan, make_plan
+from engines.planning import BuildPlan, emulated_manifest, make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.audit.audit import audit_repository
 from triton_repo.audit.require_valid import read_config
 from triton_repo.interface.parameters import MUST_BE_THERE, NEVER_WRITTEN
 from triton_repo.repository.render import render_repository
+from triton_repo.settings import ServingSettings, all_settings
 from triton_repo.settings.repository_manifest import MODELS
-from triton_repo.settings.schema import ServingSettings, all_settings
 
 FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "triton_interface.yaml").read_text())
 HEAD = MadeBy(command="test", version="0")

@@ -13,7 +13,7 @@ import yaml
 from engines.build.trtllm import compile_command, converter_command, engine_differences, smoke_command
 from engines.errors import TargetMissedError, UserError
 from engines.files import Document, MadeBy
-from engines.planning.plan import BuildPlan, make_plan
+from engines.planning import BuildPlan, make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec.gpu import known_gpus
 from engines.spec.precision import PRECISIONS

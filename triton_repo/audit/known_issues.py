@@ -22,7 +22,7 @@ from triton_repo.audit.findings import FALSE, TRUE, Finding, ModelFile, Severity
 from triton_repo.interface import MODEL_YAML, MUST_BE_THERE, NEVER_WRITTEN, model_parameters
 from triton_repo.settings import EngineConfig, RepositoryManifest, ServingSettings, all_settings, misfits
 
-_AGAIN = "build the repository again: build-repo ENGINE_DIR --server trtllm-serve --force"
+_BUILD_SERVE_AGAIN = "build the repository again: build-repo ENGINE_DIR --server trtllm-serve --force"
 POLICIES = ("max_utilization", "guaranteed_no_evict")
 BATCHING = ("inflight_fused_batching", "inflight_batching", "v1", "V1")
 MODES = ("top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter", "lookahead", "eagle")
@@ -33,9 +33,7 @@ OURS = {
     "engine_url", "engine_model", "vocabulary",
 }  # fmt: skip
 KNOWN = {
-    setting.target.place.removeprefix("tensorrt_llm: ")
-    for setting in all_settings(ServingSettings())
-    if re.fullmatch(r"tensorrt_llm: \w+", setting.target.place)
+    name for setting in all_settings(ServingSettings()) if (name := setting.target.engine_parameter) is not None
 } | {*MUST_BE_THERE, *NEVER_WRITTEN, *OURS, "max_beam_width", "FORCE_CPU_ONLY_INPUT_TENSORS", "gpt_model_path"}
 BOOLEANS = (
     "kv_cache_onboard_blocks", "exclude_input_in_output", "enable_kv_cache_reuse", "normalize_log_probs",
@@ -133,7 +131,9 @@ def serve_traps(folder: Path, manifest: RepositoryManifest) -> Iterator[Finding]
         document = load_yaml(folder / SERVE_YAML)
     except CommandError as error:
         what = error.message.removeprefix(f"{folder / SERVE_YAML}: ")
-        yield Finding(severity="error", code="model-yaml", file=SERVE_YAML, what=what, fix=error.hint or _AGAIN)
+        yield Finding(
+            severity="error", code="model-yaml", file=SERVE_YAML, what=what, fix=error.hint or _BUILD_SERVE_AGAIN
+        )
         return
     yield from _llm_arguments(SERVE_YAML, document, manifest)
     if not document.get("return_perf_metrics"):

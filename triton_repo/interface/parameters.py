@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engines.manifest import EngineManifest
-from triton_repo.settings import RepositoryManifest, ServingSettings, shown
+from triton_repo.settings import RepositoryManifest, ServingSettings, all_settings, shown
 
 # Keys without which TensorRT-LLM's backend does not load, even if empty; all others are optional.
 MUST_BE_THERE = ("gpt_model_type", "tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
@@ -26,15 +26,9 @@ def engine_parameters(
         "engine_name": f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}",
         "max_beam_width": engine.limits.max_beam_width,
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
-        "gpt_model_type": settings.scheduling.batching,
         "gpt_model_path": engine_dir,
-        "batch_scheduler_policy": settings.scheduling.policy,
-        "enable_chunked_context": settings.scheduling.chunked_context,
-        "exclude_input_in_output": settings.scheduling.exclude_input_in_output,
-        **_cache(settings),
-        **_decoding(settings, tokenizer_dir),
-        **_runtime(settings),
-        **_adapters(settings),
+        "tokenizer_dir": tokenizer_dir,
+        **_of_settings(settings),
     }
     if engine.kind == "emulated":
         values |= {
@@ -78,63 +72,11 @@ def written(values: dict[str, Any]) -> dict[str, str]:
     return {key: shown(value) for key, value in values.items() if value is not None and value != ()}
 
 
-def _cache(settings: ServingSettings) -> dict[str, Any]:
-    cache = settings.kv_cache
-    return {
-        "max_tokens_in_paged_kv_cache": cache.max_tokens,
-        "max_attention_window_size": cache.max_attention_window,
-        "sink_token_length": cache.sink_tokens,
-        "kv_cache_free_gpu_mem_fraction": cache.free_gpu_mem_fraction,
-        "cross_kv_cache_fraction": cache.cross_fraction,
-        "kv_cache_host_memory_bytes": cache.host_bytes,
-        "kv_cache_onboard_blocks": cache.onboard_blocks,
-        "enable_kv_cache_reuse": cache.reuse,
-    }
-
-
-def _decoding(settings: ServingSettings, tokenizer_dir: str) -> dict[str, Any]:
-    decoding = settings.decoding
-    return {
-        "decoding_mode": decoding.mode,
-        "normalize_log_probs": decoding.normalize_log_probs,
-        "lookahead_window_size": decoding.lookahead.window_size,
-        "lookahead_ngram_size": decoding.lookahead.ngram_size,
-        "lookahead_verification_set_size": decoding.lookahead.verification_set_size,
-        "medusa_choices": decoding.medusa_choices,
-        "eagle_choices": decoding.eagle_choices,
-        "speculative_decoding_fast_logits": decoding.fast_logits,
-        "tokenizer_dir": tokenizer_dir,
-        "guided_decoding_backend": decoding.guided_backend or "",
-        "xgrammar_tokenizer_info_path": decoding.tokenizer_info or "",
-    }
-
-
-def _runtime(settings: ServingSettings) -> dict[str, Any]:
-    runtime, processes = settings.runtime, settings.processes
-    return {
-        "cancellation_check_period_ms": runtime.cancellation_check_period_ms,
-        "stats_check_period_ms": runtime.stats_check_period_ms,
-        "recv_poll_period_ms": runtime.recv_poll_period_ms,
-        "iter_stats_max_iterations": runtime.iter_stats_max_iterations,
-        "request_stats_max_iterations": runtime.request_stats_max_iterations,
-        "gpu_weights_percent": runtime.gpu_weights_percent,
-        "enable_context_fmha_fp32_acc": runtime.context_fmha_fp32_acc,
-        "multi_block_mode": runtime.multi_block_mode,
-        "cuda_graph_mode": runtime.cuda_graphs,
-        "cuda_graph_cache_size": runtime.cuda_graph_cache_size,
-        "gpu_device_ids": processes.gpu_device_ids,
-        "participant_ids": processes.participant_ids,
-        "num_nodes": processes.num_nodes,
-        "executor_worker_path": processes.worker_path,
-    }
-
-
-def _adapters(settings: ServingSettings) -> dict[str, Any]:
-    lora = settings.lora
-    return {
-        "lora_cache_optimal_adapter_size": lora.optimal_adapter_size,
-        "lora_cache_max_adapter_size": lora.max_adapter_size,
-        "lora_cache_gpu_memory_fraction": lora.gpu_memory_fraction,
-        "lora_cache_host_memory_bytes": lora.host_memory_bytes,
-        "lora_prefetch_dir": lora.prefetch_dir,
-    }
+def _of_settings(settings: ServingSettings) -> dict[str, Any]:
+    """Return the value of each parameter that a setting names as its target, in the schema's order."""
+    values = {}
+    for setting in all_settings(settings):
+        name = setting.target.engine_parameter
+        if name is not None:
+            values[name] = "" if setting.value is None and name in MUST_BE_THERE else setting.value
+    return values

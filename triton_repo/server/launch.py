@@ -17,7 +17,7 @@ from pydantic import Field
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, to_json
-from engines.ports import why_not_free
+from engines.ports import LOOPBACK, why_not_free
 from engines.processes import signal_group, started_ticks, stop_group
 from triton_repo.server.child_process import answers, start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
@@ -33,7 +33,6 @@ KEY_VARIABLE = "TRITON_ADMIN_KEY"
 KEY_CHARACTERS = 16
 # Triton 2.51's HTTP reads a request's body onto its stack: with the usual 8 MiB, a body of 8 MB crashes the server.
 STACK_BYTES = 256 * 2**20
-LOOPBACK = "127.0.0.1"
 TERM_GRACE_S = 6.0  # Triton with an open gRPC stream never exits; after this time it is killed
 # After the drain nothing is in flight; Triton would look only once a second whether its models have been unloaded.
 DRAINED_GRACE_S = 0.5

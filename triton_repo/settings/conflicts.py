@@ -9,7 +9,8 @@ from engines.manifest import EngineManifest
 from engines.spec import lookahead_draft_tokens
 from triton_repo.settings.engine_config import EngineConfig
 from triton_repo.settings.engine_fit import Code, Served, misfits
-from triton_repo.settings.schema import Lookahead, ServingSettings
+from triton_repo.settings.schema import ServingSettings
+from triton_repo.settings.tensorrt_llm_settings import Lookahead
 
 
 def conflicts_in(

@@ -8,9 +8,11 @@ from typing import Any, Literal
 from engines.errors import UserError
 from engines.files import Document, Strict, read_json
 from engines.manifest import EngineManifest, Notice, read_manifest
-from triton_repo.settings.schema import DEFAULT_TIME_SCALE, Emulation, ServingSettings
+from triton_repo.settings.schema import ServingSettings
+from triton_repo.settings.server_settings import DEFAULT_TIME_SCALE, Emulation
 
 REPOSITORY_NAME = "manifest.json"
+TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 LLMAPI_MODELS = ("tensorrt_llm",)
 Variant = Literal["inflight_batcher_llm", "llmapi", "trtllm_serve"]

@@ -17,7 +17,8 @@ from engines.spec import llm_api
 from triton_repo.settings.conflicts import conflicts_in
 from triton_repo.settings.engine_config import EngineConfig
 from triton_repo.settings.repository_manifest import Choice
-from triton_repo.settings.schema import ServingSettings, Setting, all_settings, merged_over
+from triton_repo.settings.schema import ServingSettings
+from triton_repo.settings.setting import Setting, all_settings, merged_over
 
 TOKENIZING_PROCESSES = 4  # upstream advises about five; each costs 30 to 400 MB
 MOST_BLS_PROCESSES = 64

@@ -21,7 +21,8 @@ def run(out: Path | None, force: bool, dry_run: bool, as_json: bool, **flags: An
 
     target = out or OUT
     if not is_accelerator_file(str(target)):
-        raise UserError(f"--out {target}: --gpu takes a .yaml file", hint=f"--out {target.with_suffix('.yaml')}")
+        named = target.with_suffix(".yaml") if target.name else OUT
+        raise UserError(f"--out {target}: --gpu takes a .yaml file", hint=f"--out {named}")
     device = flags["device"] if flags["device"] != "auto" else "gpu" if has_gpu() else "cpu"
     cores = _cores(device, flags["cores"], flags["threads"])
     _check_vllm(device, flags["vllm"], flags["model_name"])

@@ -15,10 +15,11 @@ from loadtest.capacity.inputs.demand import (
     read_demand,
 )
 from loadtest.capacity.inputs.money import Owned, Spot
-from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, Price, old_prices, prices_for, times
+from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, SECONDS_PER_MONTH, Price, old_prices, prices_for, times
 
 __all__ = [
     "HOURS_PER_MONTH",
+    "SECONDS_PER_MONTH",
     "SMALL_GPUS",
     "Autoscaling",
     "Availability",

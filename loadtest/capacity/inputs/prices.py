@@ -13,9 +13,11 @@ from pydantic import Field
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
 from engines.spec import Accelerator, gpu_named
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.inputs.demand import PriceChoices, PriceTerms
 
 HOURS_PER_MONTH = 730.0  # 365 days / 12
+SECONDS_PER_MONTH = HOURS_PER_MONTH * SECONDS_PER_H
 OLD_DAYS = 60  # a list price older than this gets a warning
 SHIPPED = Path(str(files("loadtest.capacity.inputs"))) / "prices.yaml"
 

@@ -64,7 +64,7 @@ def run(engine_dir: Path | None, as_json: bool, verbose: bool, **flags: Any) -> 
 
 def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]:
     """Return a function that runs a probe and prints its validity issues at once."""
-    server = target_options(flags)
+    server = replace(target_options(flags), earlier_runs=flags["out"].absolute().parent)
 
     def run(scenario: Scenario, folder: Path, enough: Enough) -> None:
         nonlocal server

@@ -38,7 +38,7 @@ def run(**flags: Any) -> None:
         return
     out, repeats = flags["out"], flags["repeat"]
     refuse_existing(out, force=flags["force"], inputs=paths_named(flags))
-    server = target_options(flags)
+    server = replace(target_options(flags), earlier_runs=out.absolute().parent)
     how: dict[str, Any] = {"force": flags["force"], "keep_text": flags["keep_text"], "fleet": fleet}
     if repeats == 1:
         _show([run_once("run-load", scenario, out, server, **how)], [out], out, flags)

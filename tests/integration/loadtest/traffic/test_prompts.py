@@ -275,6 +275,23 @@ def test_random_text_needs_words(tmp_path: Path) -> None:
         prepare(Scenario(prompts="random"), [LevelPlan(1)], path, tmp_path / "prompts", as_text=True)
 
 
+@pytest.mark.parametrize("source", ["random", "chat"])
+def test_the_hint_for_a_tokenizer_without_words_leads_on(source: str, ours: str, tmp_path: Path) -> None:
+    """Neither random text nor chats can be cut by a word-level tokenizer; the hint names what works, and it does."""
+    path = tmp_path / "tokenizer.json"
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(("the", "sea", "?"))}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(path))
+    (tmp_path / "prompts").mkdir()
+    with pytest.raises(UserError) as caught:
+        prepare(Scenario(prompts=source), [LevelPlan(1)], path, tmp_path / "prompts", as_text=True)
+    assert caught.value.hint is not None
+    assert "--prompts FILE" in caught.value.hint
+    assert "tensorrt_llm" in caught.value.hint
+    prepare(Scenario(prompts=ours), [LevelPlan(1)], path, tmp_path / "prompts", as_text=True)
+    prepare(Scenario(prompts="random"), [LevelPlan(1)], path, tmp_path / "prompts", as_text=False)
+
+
 def test_no_tokenizer_is_one_clear_error(tmp_path: Path) -> None:
     """A tokenizer that is not there is named, with the flag that gives one."""
     with pytest.raises(MissingError, match=r"none\.json: no such file"):

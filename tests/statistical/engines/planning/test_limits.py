@@ -11,10 +11,9 @@ from engines.emulator.request import Request
 from engines.emulator.settings import batcher_for
 from engines.errors import UserError
 from engines.files import Document, MadeBy
-from engines.planning import emulated_manifest
+from engines.planning import BuildPlan, emulated_manifest, make_plan
 from engines.planning.explain import explain
 from engines.planning.limits import BATCH_SIZES, TOKEN_BUDGETS, Engine, choose_limits, outlook
-from engines.planning.plan import BuildPlan, make_plan
 from engines.planning.recipe import Objectives, Workload, resolve_recipe
 from engines.spec.gpu import gpu_named
 from engines.spec.memory import Sizing

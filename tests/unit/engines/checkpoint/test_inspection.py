@@ -190,6 +190,9 @@ def test_index_and_shard_must_agree(tmp_path: Path) -> None:
         ({"dtype": "float8"}, "dtype float8"),
         ({"eos_token_id": None}, "missing key 'eos_token_id'"),
         ({"rope_theta": None}, "missing key 'rope_theta'"),
+        ({"rope_theta": [1e4, ""]}, "rope_theta: must be a positive number"),
+        ({"rope_parameters": [1]}, "rope_parameters: expected keys and values"),
+        ({"sliding_window": "x"}, "sliding_window: must be a positive number"),
     ],
 )
 def test_config_we_cannot_use_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

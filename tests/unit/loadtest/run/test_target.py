@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from engines.errors import MissingError
+from engines.files import source_of, write_json
 from loadtest.run.target import TargetOptions, target_of
-from loadtest.run.tokenizer import find_tokenizer
+from loadtest.run.tokenizer import find_tokenizer, of_earlier_runs
+from tests.unit.loadtest.made import manifest
 
 MODEL = {"id": "my-model", "root": "owner/name"}
 
@@ -80,6 +82,32 @@ def test_nobody_listening_is_one_reason() -> None:
     """Not a list of everything that is then unknown."""
     with pytest.raises(MissingError, match=r"no server answers at http://127.0.0.1:1: Connection refused"):
         target_of(TargetOptions("http://127.0.0.1:1"), "tensorrt_llm")
+
+
+def test_the_tokenizer_of_an_earlier_run_against_the_same_model_is_used_again(
+    serve: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only if server, model and file are the same, and not for a Triton engine whose name is unknown."""
+    given = tmp_path / "given" / "tokenizer.json"
+    given.parent.mkdir()
+    given.write_text("{}")
+    url = f"http://127.0.0.1:{serve({'/v1/models': (200, {'data': [{'id': 'mine'}]})})}"
+    facts = manifest().server.model_copy(update={"url": url, "model": "mine", "protocol": "openai-chat"})
+    run = manifest().model_copy(update={"server": facts, "made_from": [source_of(given)]})
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    write_json(tmp_path / "runs" / "first" / "run.json", run)
+    options = TargetOptions(url, earlier_runs=tmp_path / "runs")
+    assert target_of(options, "tensorrt_llm").tokenizer == given
+    assert f"tokenizer: {given} (used by an earlier run against this model)" in capsys.readouterr().err
+    for other in ({"model": "other"}, {"url": "http://127.0.0.1:1"}, {"engine": "another"}):
+        assert not list(of_earlier_runs(facts.model_copy(update=other), tmp_path / "runs"))
+    any_engine = facts.model_copy(update={"model": "tensorrt_llm"})
+    write_json(tmp_path / "runs" / "first" / "run.json", run.model_copy(update={"server": any_engine}))
+    assert not list(of_earlier_runs(any_engine, tmp_path / "runs"))
+    write_json(tmp_path / "runs" / "first" / "run.json", run)
+    given.write_text("{ }")
+    with pytest.raises(MissingError, match="tokenizer"):
+        target_of(options, "tensorrt_llm")
 
 
 def test_a_tokenizer_is_looked_for_where_the_model_is(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from triton_repo.cli import build_repo
+from triton_repo.settings import ServingSettings, all_settings
 from triton_repo.settings.engine_config import EngineConfig, read_engine_config
 from triton_repo.settings.repository_manifest import Choice, read_repository
 from triton_repo.settings.resolve import Resolved, given_in, resolve
-from triton_repo.settings.schema import ServingSettings, all_settings
 
 HEAD = MadeBy(command="test", version="0")
 
