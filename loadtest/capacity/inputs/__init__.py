@@ -1,9 +1,9 @@
 """Inputs of a plan: demand and prices. May import `scenario` and the rooms below."""
 
 from loadtest.capacity.inputs.accuracy import EvaluatedEngines, PlanObjectives
+from loadtest.capacity.inputs.autoscaling import Autoscaling
 from loadtest.capacity.inputs.demand import (
     SMALL_GPUS,
-    Autoscaling,
     Availability,
     Demand,
     Described,
