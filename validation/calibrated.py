@@ -20,8 +20,9 @@ from engines.manifest import EngineManifest
 from engines.planning import emulated_manifest, make_plan, resolve_recipe
 from engines.spec import EngineProfile, engine_profile_named
 from loadtest.calibration import Point, Request
-from loadtest.calibration.calibrate import errors_of, fit_best, predicted_logs
+from loadtest.calibration.calibrate import errors_of
 from loadtest.calibration.parameters import Array, factors_of, host_of
+from loadtest.calibration.structures import fit_best, predicted_logs
 
 HERE = Path(__file__).parent
 ROWS = HERE / "calibrated.csv"

@@ -1,4 +1,4 @@
-"""Calibration: chooses the structure, fits the parameters, and estimates confidence and held-out errors."""
+"""Calibration: the fit to all points, its confidence, and the errors on shapes held out of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,18 +19,13 @@ from engines.calibration import (
     EngineLimits,
     FittedParameter,
     HeldOut,
-    LoadGenerator,
     PointResidual,
     Quantity,
 )
 from engines.console import time_left_text
-from engines.emulator import settings_of
 from engines.errors import UserError
 from engines.files import Document
-from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import EngineProfile
-from engines.steptime import step_time_for
-from loadtest.calibration.fit import SIGMA, Fitted, fit
+from loadtest.calibration.fit import SIGMA, Fitted
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import (
     PARAMETERS,
@@ -42,42 +36,11 @@ from loadtest.calibration.parameters import (
     Waves,
     factors_of,
     host_of,
-    prior_of,
 )
-from loadtest.calibration.trial import FitContext, observe
+from loadtest.calibration.structures import Request, Structure, fit_best, predicted_logs
 
 LEAST_POINTS = 6
-MANY_POINTS = 16  # with more points than this, structures are compared on every second point
-TOKEN_BUDGETS = (8192, 16384, 32768)  # tried if the deployment's max_num_tokens is unknown
 _CONFIDENCE_95 = 1.96
-# Maximum parameter vectors per fit: if only the token budget is new, if attention is new, from the prior.
-_NEAR, _FAR, _WHOLE = 5, 8, 16
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to calibrate.
-
-    Attributes:
-        manifest: The planned engine, with the step-time source that the factors scale.
-        max_num_tokens: Token budget of the deployment. None: the one of `TOKEN_BUDGETS` that explains the points best.
-        measured_on: Kind of the points.
-        profile: Whose numbers are expected before any point is seen; None: those of any engine.
-    """
-
-    manifest: EngineManifest
-    points: tuple[Point, ...]
-    generator: LoadGenerator
-    max_num_tokens: int | None = None
-    measured_on: str = "measured"
-    profile: EngineProfile | None = None
-
-
-class Structure(NamedTuple):
-    """The discrete choices of a fit, as opposed to its continuous parameters."""
-
-    max_num_tokens: int
-    waves: Waves
 
 
 def calibrate(
@@ -110,81 +73,13 @@ def calibrate(
             progress(f"{done} of {len(fits)} fits done{time_left_text(done, len(fits), clock() - began_s)}")
         best, fitted, tried = whole.result()
         held_errors = {shape: found.result() for shape, found in fits_without.items()}
-    progress(f"best: {_words(best)}")
+    progress(f"best: {best.words}")
     return _document(request, head, best, tried, fitted, held_errors)
-
-
-def predicted_logs(request: Request, structure: Structure, logs: Array, points: Sequence[Point]) -> Array:
-    """Return a fit's predictions for points: ln of tokens/s, ITL and TTFT; shape (points, 3)."""
-    context = fit_context_of(request, structure)
-    return np.array([observe(context, point, logs) for point in points])
 
 
 def errors_of(seen: Array, points: Sequence[Point]) -> Array:
     """Return relative errors, predicted / measured - 1; shape (points, 3); nan where nothing was measured."""
     return np.asarray(np.expm1(seen - np.array([point.logs for point in points])))
-
-
-def fit_context_of(request: Request, structure: Structure) -> FitContext:
-    """Return the fixed inputs of a fit's predictions, for a given structure."""
-    settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
-    # Without the engine profile's factors and host times: they are part of the prior.
-    bare = StepTimeChoice(source=request.manifest.step_time.source)
-    source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
-    return FitContext(
-        settings, source, request.generator, structure.waves, prior_for(request), _mixed_kv_reads(request)
-    )
-
-
-def prior_for(request: Request) -> Prior:
-    """Return the prior for a deployment: its engine profile's, if it has one, on what the server runs on."""
-    return prior_of(request.profile, gpu=request.manifest.gpu)
-
-
-def _mixed_kv_reads(request: Request) -> float:
-    if request.profile is None:
-        return 1.0
-    return request.profile.factors_on(request.manifest.gpu, request.manifest.model).mixed_kv_reads
-
-
-def _fit(
-    request: Request,
-    points: Sequence[Point],
-    structure: Structure,
-    trials: int,
-    start: Array | None,
-    cost_to_beat: float = math.inf,
-) -> Fitted:
-    return fit(fit_context_of(request, structure), points, trials=trials, start=start, cost_to_beat=cost_to_beat)
-
-
-def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, Fitted]]:
-    """Return the structure that explains the points best, its fit, and that of every structure tried.
-
-    Attention is chosen first, at the largest token budget, then the budget. Each fit starts from the best result so
-    far. If there are many points, structures are compared on every second one; the best is then fitted to all.
-    """
-    some = points if len(points) <= MANY_POINTS else points[::2]
-    waves = waves_of(request.manifest, request.profile)
-    budgets = (request.max_num_tokens,) if request.max_num_tokens else TOKEN_BUDGETS
-    best = Structure(budgets[-1], waves[-1])
-    found = _fit(request, some, best, _WHOLE, None)
-    tried = {best: found}
-    changes: list[dict[str, Any]] = [{"waves": each} for each in waves[:-1]]
-    changes += [{"max_num_tokens": each} for each in budgets[:-1]]
-    for change in changes:
-        structure = best._replace(**change)
-        trial = _fit(request, some, structure, _FAR if "waves" in change else _NEAR, found.logs, found.cost)
-        tried[structure] = trial
-        if trial.cost < found.cost:
-            best, found = structure, trial
-    if best.waves != waves[-1]:  # the optimum of another structure can be a poor starting point
-        again = _fit(request, some, best, _WHOLE, None)
-        found = min(found, again, key=lambda fitted: fitted.cost)
-        tried[best] = found
-    if some is not points:
-        found = _fit(request, points, best, _WHOLE, found.logs)
-    return best, found, tried
 
 
 def _fit_without(request: Request, shape: tuple[int, int]) -> Array:
@@ -193,22 +88,6 @@ def _fit_without(request: Request, shape: tuple[int, int]) -> Array:
     best, found, _ = fit_best(request, kept)
     left_out = [point for point in request.points if point.shape == shape]
     return errors_of(predicted_logs(request, best, found.logs, left_out), left_out)
-
-
-def waves_of(manifest: EngineManifest, profile: EngineProfile | None = None) -> tuple[Waves, ...]:
-    """Return the options for decode attention: split along the context; on a GPU also one thread block a query head.
-
-    Args:
-        profile: Its engine is known to do the one or the other.
-    """
-    if manifest.gpu.device == "cpu":
-        return (SPLIT,)
-    model = manifest.model
-    full = max(1.0, manifest.gpu.multiprocessors * manifest.parallel.tensor / model.attention_heads)
-    in_waves = Waves(full, model.attention_heads / model.kv_heads)
-    if profile is None:
-        return SPLIT, in_waves
-    return (in_waves if profile.factors.wave_sequences > 1 else SPLIT,)
 
 
 def _shapes_to_hold(points: Sequence[Point]) -> list[tuple[int, int]]:
@@ -229,7 +108,7 @@ def _document(
 ) -> Calibration:
     manifest, points = request.manifest, request.points
     errors = errors_of(fitted.seen, points)
-    prior = prior_for(request)
+    prior = request.prior
     parameters = _parameters(fitted, prior, best.waves)
     basis = np.concatenate(list(held_out_logs.values())) if held_out_logs else errors
     host = host_of(fitted.logs)
@@ -250,7 +129,7 @@ def _document(
             usable_kv_ratio=math.exp(fitted.logs[-1]),
         ),
         generator=request.generator,
-        factors=factors_of(fitted.logs, best.waves, _mixed_kv_reads(request)),
+        factors=factors_of(fitted.logs, best.waves, request.mixed_kv_reads),
         host=host,
         parameters=parameters,
         log_error=_with_drift(_log_error(basis, least=(0.0, 0.0, 0.0) if held_out_logs else SIGMA), drift),
@@ -316,7 +195,7 @@ def drift_between_repeats(points: Sequence[Point]) -> dict[Quantity, float]:
     """
     repeats: dict[tuple[str, int, int, int, float], list[tuple[float, float, float]]] = defaultdict(list)
     for point in points:
-        repeats[point.load, *point.shape, point.concurrency, point.rate_per_s].append(point.logs)
+        repeats[point.offered].append(point.logs)
     groups = [np.array(each) for each in repeats.values() if len(each) > 1]
     found: dict[Quantity, float] = {}
     for place, name in enumerate(QUANTITIES):
@@ -379,9 +258,3 @@ def _warnings(
     if request.measured_on == "emulated":
         found.append("measured on an emulated engine: suitable for trials, not for capacity plans")
     return found
-
-
-def _words(structure: Structure) -> str:
-    waves = structure.waves
-    how = "split along the context" if waves == SPLIT else f"in waves of {waves.sequences:.1f} sequences"
-    return f"max_num_tokens {structure.max_num_tokens}, decode attention {how}"

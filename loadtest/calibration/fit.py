@@ -55,7 +55,8 @@ def fit(
     Args:
         start: Starting point. None: the prior's mean.
         trials: Maximum number of parameter vectors.
-        cost_to_beat: The fit ends early if even twice the next step's expected gain would not reach this cost.
+        cost_to_beat: The fit ends, already before its first step, where even twice the next step's expected gain would
+            not reach this cost.
 
     Raises:
         MissingError: SciPy is not installed.
@@ -78,10 +79,14 @@ def fit(
         if gain < NEGLIGIBLE_GAIN or intermediate_result.cost - 2 * gain > cost_to_beat:
             raise StopIteration
 
+    begin = np.zeros_like(prior.expected) if start is None else start - prior.expected
     with contextlib.suppress(StopIteration):
+        residuals(begin)
+        if work.trials[0][0] - 2 * work.expected_gain(prior.expected + begin) > cost_to_beat:
+            raise StopIteration
         least_squares(
             residuals,
-            (prior.expected if start is None else start) - prior.expected,
+            begin,
             jac=lambda shift: work.jacobian(prior.expected + shift),
             bounds=(-MOST_STDDEVS * prior.spread, np.minimum(MOST_STDDEVS * prior.spread, most - prior.expected)),
             x_scale=prior.spread,
@@ -97,7 +102,7 @@ def fit(
 
 @dataclass(slots=True)
 class _Work:
-    """Residuals of points and prior; each parameter vector is simulated once.
+    """Residuals of points and prior; each parameter vector is simulated once, and points of the same load together.
 
     Attributes:
         trials: Cost and parameters of each vector tried: half the sum of squares, with large ones damped (soft_l1).
@@ -106,14 +111,25 @@ class _Work:
     context: FitContext
     points: Sequence[Point]
     trials: list[tuple[float, Array]] = field(default_factory=list)
+    _loads: list[Point] = field(init=False)  # one point of each load
+    _load_of: list[int] = field(init=False)  # by point, its place there
     _seen: dict[bytes, tuple[Array, Array]] = field(default_factory=dict)
     _slopes: dict[bytes, Array] = field(default_factory=dict)
     _latest: tuple[Array, Array] | None = None
 
+    def __post_init__(self) -> None:
+        """Find the points that were measured under the same load."""
+        keys = [(point.offered, point.arrivals_s) for point in self.points]
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        self._load_of = [places[key] for key in keys]
+        self._loads = [self.points[keys.index(key)] for key in places]
+
     def residuals(self, logs: Array) -> Array:
         """Return residuals in standard deviations: of the points, then of the prior."""
+        is_new = logs.tobytes() not in self._seen
         found = self._residuals(logs)
-        self.trials.append((float(np.sum(np.sqrt(1 + found**2) - 1)), logs.copy()))
+        if is_new:
+            self.trials.append((float(np.sum(np.sqrt(1 + found**2) - 1)), logs.copy()))
         return found
 
     def is_fruitless(self) -> bool:
@@ -145,9 +161,10 @@ class _Work:
         """Return the points' predictions and their derivatives for the same iterations, from one simulation of each."""
         key = logs.tobytes()
         if key not in self._seen:
-            trials = (Trial(self.context, point, logs, keep_steps=True) for point in self.points)
+            trials = (Trial(self.context, point, logs, keep_steps=True) for point in self._loads)
             pairs = [(trial.logs(), trial.slopes()) for trial in trials]
-            self._seen[key] = np.array([logs for logs, _ in pairs]), np.array([slopes for _, slopes in pairs])
+            seen, slopes = (np.array(each)[self._load_of] for each in zip(*pairs, strict=True))
+            self._seen[key] = seen, slopes
         return self._seen[key]
 
     def _differenced(self, logs: Array) -> Array:
@@ -155,9 +172,10 @@ class _Work:
         if self._latest is None or np.any(np.abs(logs - self._latest[0]) > MOVED_RATIO * self.context.prior.spread):
             seen = self.seen(logs)
             rows = [
-                differences_of(self.context, point, logs, here) for point, here in zip(self.points, seen, strict=True)
+                differences_of(self.context, point, logs, seen[self._load_of.index(place)])
+                for place, point in enumerate(self._loads)
             ]
-            self._latest = logs.copy(), np.array(rows)
+            self._latest = logs.copy(), np.array(rows)[self._load_of]
         return self._latest[1]
 
     def _residuals(self, logs: Array) -> Array:

@@ -19,6 +19,7 @@ from loadtest.results import RUN_NAME, read_records, read_run, read_samples
 Load = Literal["concurrency", "request_rate", "static_batch", "max_load"]
 LOADS: tuple[Load, ...] = ("concurrency", "request_rate", "static_batch", "max_load")
 SERVED: tuple[Load, ...] = ("concurrency", "request_rate")  # through a server; other kinds use the bare engine
+MOST_ERRORS_RATIO = 0.01  # of a level's requests; with more failures, its latencies are those of a smaller load
 _NEEDED = ("isl", "osl")
 _MS = 1e-3
 
@@ -50,6 +51,11 @@ class Point(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """Prompt and reply length, in tokens."""
         return self.isl, self.osl
+
+    @property
+    def offered(self) -> tuple[str, int, int, int, float]:
+        """What was sent: points in which it is equal are repeats of one measurement."""
+        return self.load, *self.shape, self.concurrency, self.rate_per_s
 
     @property
     def logs(self) -> tuple[float, float, float]:
@@ -198,6 +204,8 @@ def _points_of_run(folder: Path) -> tuple[list[Point], Counter[str]]:
         where = f"{folder.name}: level {index}"
         if level.itl_s is None or level.ttft_s is None:
             others["a level without a reply"] += 1
+        elif level.errors > MOST_ERRORS_RATIO * level.requests:
+            others[f"a level with {level.errors} of {level.requests} requests failed"] += 1
         elif level.concurrency is not None:
             points.append(_point_of_level(level, where))
         else:
@@ -205,7 +213,8 @@ def _points_of_run(folder: Path) -> tuple[list[Point], Counter[str]]:
             arrivals = tuple(at_s - sent_s[0] for at_s in sent_s)
             points.append(_point_of_level(level, where)._replace(arrivals_s=arrivals))
     if not points:
-        raise UserError(f"{folder}: no level has a reply", hint="give a closed-loop run of run-load")
+        why = ", ".join(f"{text} ({count})" for text, count in others.items()) or "the run has no level"
+        raise UserError(f"{folder}: no level can be used: {why}", hint=f"report-load {folder} shows what failed")
     return points, others
 
 

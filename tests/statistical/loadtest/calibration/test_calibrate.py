@@ -19,10 +19,11 @@ from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec import engine_profile_named
-from loadtest.calibration.calibrate import Request, Structure, calibrate, fit_context_of, predicted_logs, waves_of
+from loadtest.calibration.calibrate import calibrate
 from loadtest.calibration.fit import fit
 from loadtest.calibration.measured_points import Deployment, Point, read_points
 from loadtest.calibration.parameters import PARAMETERS, PRIOR, SPLIT, factors_of
+from loadtest.calibration.structures import Request, Structure, fit_context_of, predicted_logs, waves_of
 from loadtest.calibration.trial import observe, slopes_of
 from loadtest.cli.calibrate_engine import calibrate_engine
 from loadtest.metrics.summarize import summarize

@@ -1,0 +1,137 @@
+"""The discrete choices of a fit: which there are, and which of them explains the points best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from engines.calibration import LoadGenerator
+from engines.emulator import settings_of
+from engines.manifest import EngineManifest, StepTimeChoice
+from engines.spec import EngineProfile
+from engines.steptime import step_time_for
+from loadtest.calibration.fit import Fitted, fit
+from loadtest.calibration.measured_points import Point
+from loadtest.calibration.parameters import SPLIT, Array, Prior, Waves, prior_of
+from loadtest.calibration.trial import FitContext, observe
+
+MANY_POINTS = 16  # with more points than this, structures are compared on every second point
+TOKEN_BUDGETS = (8192, 16384, 32768)  # tried if the deployment's max_num_tokens is unknown
+# Maximum parameter vectors per fit: if only the token budget is new, if attention is new, from the prior.
+_NEAR, _FAR, _WHOLE = 5, 8, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to calibrate.
+
+    Attributes:
+        manifest: The planned engine, with the step-time source that the factors scale.
+        max_num_tokens: Token budget of the deployment. None: the one of `TOKEN_BUDGETS` that explains the points best.
+        measured_on: Kind of the points.
+        profile: Whose numbers are expected before any point is seen; None: those of any engine.
+    """
+
+    manifest: EngineManifest
+    points: tuple[Point, ...]
+    generator: LoadGenerator
+    max_num_tokens: int | None = None
+    measured_on: str = "measured"
+    profile: EngineProfile | None = None
+
+    @property
+    def prior(self) -> Prior:
+        """Prior of the deployment: its engine profile's, if it has one, on what the server runs on."""
+        return prior_of(self.profile, gpu=self.manifest.gpu)
+
+    @property
+    def mixed_kv_reads(self) -> float:
+        """As the engine profile has it; see `Factors`."""
+        if self.profile is None:
+            return 1.0
+        return self.profile.factors_on(self.manifest.gpu, self.manifest.model).mixed_kv_reads
+
+
+class Structure(NamedTuple):
+    """The discrete choices of a fit, as opposed to its continuous parameters."""
+
+    max_num_tokens: int
+    waves: Waves
+
+    @property
+    def words(self) -> str:
+        """The choices as one phrase."""
+        waves = self.waves
+        how = "split along the context" if waves == SPLIT else f"in waves of {waves.sequences:.1f} sequences"
+        return f"max_num_tokens {self.max_num_tokens}, decode attention {how}"
+
+
+def waves_of(manifest: EngineManifest, profile: EngineProfile | None = None) -> tuple[Waves, ...]:
+    """Return the options for decode attention: split along the context; on a GPU also one thread block a query head.
+
+    Args:
+        profile: Its engine is known to do the one or the other.
+    """
+    if manifest.gpu.device == "cpu":
+        return (SPLIT,)
+    model = manifest.model
+    full = max(1.0, manifest.gpu.multiprocessors * manifest.parallel.tensor / model.attention_heads)
+    in_waves = Waves(full, model.attention_heads / model.kv_heads)
+    if profile is None:
+        return SPLIT, in_waves
+    return (in_waves if profile.factors.wave_sequences > 1 else SPLIT,)
+
+
+def fit_context_of(request: Request, structure: Structure) -> FitContext:
+    """Return the fixed inputs of a fit's predictions, for a given structure."""
+    settings = replace(settings_of(request.manifest), max_num_tokens=structure.max_num_tokens)
+    # Without the engine profile's factors and host times: they are part of the prior.
+    bare = StepTimeChoice(source=request.manifest.step_time.source)
+    source = step_time_for(request.manifest.model_copy(update={"step_time": bare}))
+    return FitContext(settings, source, request.generator, structure.waves, request.prior, request.mixed_kv_reads)
+
+
+def predicted_logs(request: Request, structure: Structure, logs: Array, points: Sequence[Point]) -> Array:
+    """Return a fit's predictions for points: ln of tokens/s, ITL and TTFT; shape (points, 3)."""
+    context = fit_context_of(request, structure)
+    return np.array([observe(context, point, logs) for point in points])
+
+
+def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitted, dict[Structure, Fitted]]:
+    """Return the structure that explains the points best, its fit, and the comparison's fit of every structure.
+
+    If there are many points, structures are compared on every second one; the best is then fitted to all.
+    """
+    if len(points) <= MANY_POINTS:
+        best, tried = _compared(request, points)
+        return best, tried[best], tried
+    best, tried = _compared(request, points[::2])
+    return best, fit(fit_context_of(request, best), points, trials=_WHOLE, start=tried[best].logs), tried
+
+
+def _compared(request: Request, points: Sequence[Point]) -> tuple[Structure, dict[Structure, Fitted]]:
+    """Return the structure that explains points best, and the fit of every structure.
+
+    Attention is chosen first, at the largest token budget, then the budget. Each fit starts from the best result so
+    far, and a structure that cannot become the best is left early.
+    """
+    waves = waves_of(request.manifest, request.profile)
+    budgets = (request.max_num_tokens,) if request.max_num_tokens else TOKEN_BUDGETS
+    best = Structure(budgets[-1], waves[-1])
+    tried = {best: fit(fit_context_of(request, best), points, trials=_WHOLE)}
+    changes: list[tuple[dict[str, Any], int]] = [({"waves": each}, _FAR) for each in waves[:-1]]
+    changes += [({"max_num_tokens": each}, _NEAR) for each in budgets[:-1]]
+    for change, trials in changes:
+        structure, found = best._replace(**change), tried[best]
+        context = fit_context_of(request, structure)
+        other = fit(context, points, trials=trials, start=found.logs, cost_to_beat=found.cost)
+        tried[structure] = other
+        if other.cost < found.cost:
+            best = structure
+    if best.waves != waves[-1]:  # the optimum of another structure can be a poor starting point
+        again = fit(fit_context_of(request, best), points, trials=_WHOLE)
+        tried[best] = min(tried[best], again, key=lambda fitted: fitted.cost)
+    return best, tried

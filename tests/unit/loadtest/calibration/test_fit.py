@@ -1,0 +1,63 @@
+"""What a fit simulates: each load once, and no structure that cannot win."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from engines.calibration import LoadGenerator
+from engines.emulator import BatcherSettings
+from engines.spec import gpu_named, model_named
+from engines.steptime.roofline import Roofline
+from loadtest.calibration import fit as fitting
+from loadtest.calibration.measured_points import Point
+from loadtest.calibration.trial import FitContext, Trial
+
+LOADS = [Point("made up", "concurrency", 64, 8, users, 100.0 * users, 0.01, 0.02) for users in (1, 2, 4)]
+
+
+@pytest.fixture
+def context() -> FitContext:
+    """Serve a Llama-3-8B by the data sheet to users of one round."""
+    settings = BatcherSettings(
+        max_batch_size=8,
+        max_num_tokens=1024,
+        max_input_len=256,
+        max_seq_len=512,
+        kv_blocks=1000,
+        tokens_per_block=64,
+    )
+    source = Roofline(model_named("llama-3-8b"), gpu_named("h100-sxm-80gb"), "fp8", "fp8")
+    return FitContext(settings, source, LoadGenerator(window_s=0.0, rounds=1))
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """Count the simulations of whole parameter vectors by users."""
+    seen: Counter[int] = Counter()
+
+    class Counted(Trial):
+        def __post_init__(self) -> None:
+            seen[self.point.concurrency] += 1
+            super().__post_init__()
+
+    monkeypatch.setattr(fitting, "Trial", Counted)
+    return seen
+
+
+def test_a_repeated_load_counts_twice_and_is_simulated_once(context: FitContext, simulated: Counter[int]) -> None:
+    """A second measurement of a load costs no simulation, and still weighs in the fit."""
+    again = LOADS[0]._replace(where="an hour later", tokens_per_s=150.0)
+    found = fitting.fit(context, [*LOADS, again], trials=2)
+    assert found.seen.shape == (4, 3)
+    assert found.seen[3] == pytest.approx(found.seen[0])
+    assert simulated[1] == simulated[2] == simulated[4]
+    assert found.cost > fitting.fit(context, LOADS, trials=2).cost
+
+
+def test_a_fit_that_cannot_win_takes_no_step(context: FitContext, simulated: Counter[int]) -> None:
+    """Where even twice the expected gain stays above the cost to beat, the start is all that is simulated."""
+    found = fitting.fit(context, LOADS, trials=9, cost_to_beat=0.0)
+    assert simulated == {1: 1, 2: 1, 4: 1}
+    assert found.logs == pytest.approx(context.prior.expected)
