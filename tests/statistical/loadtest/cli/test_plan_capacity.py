@@ -36,7 +36,7 @@ from triton_repo.settings.repository_manifest import ServingSettings
 SMALL = {
     "name": "small",
     "model": "llama-3-8b",
-    "traffic": {"process": "described", "rate_by_hour_per_s": [400.0], "lengths": {"isl": 256, "osl": 16}},
+    "traffic": {"process": "described", "rate_by_hour_per_s": [250.0], "lengths": {"isl": 256, "osl": 16}},
     "objectives": {"ttft_s": {"p90": 0.5}},
     "limits": {"gpus": ["h100-sxm-80gb", "a100-sxm-80gb"], "precisions": ["fp8"]},
     "candidates": {"max_batch_size": [16], "max_num_tokens": [2048]},
