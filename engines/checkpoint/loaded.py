@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 from engines.checkpoint.inspection import library
 from engines.checkpoint.trtllm_checkpoint import read_exported
 from engines.checkpoint.verify import LayerCache, exported_geometry_of, rms_norm, run_layer
+from engines.checkpoint.weight_formats import FLOAT32_BYTES
 from engines.spec import ModelSpec
 
-_FLOAT32_BYTES = 4
 _LIBRARIES_BYTES = 1_500_000_000  # torch, transformers and the evaluation harness
 BATCH_TOKENS = 2048  # of one forward pass; logits are computed for the scored tokens only
 
 
 def loaded_memory_bytes(model: ModelSpec) -> int:
     """Return the approximate memory of a loaded model in bytes: every weight in float32, and the libraries."""
-    return _LIBRARIES_BYTES + _FLOAT32_BYTES * (model.parameters + 2 * BATCH_TOKENS * model.vocab_size)
+    return _LIBRARIES_BYTES + FLOAT32_BYTES * (model.parameters + 2 * BATCH_TOKENS * model.vocab_size)
 
 
 class Scored(NamedTuple):

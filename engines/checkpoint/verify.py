@@ -17,7 +17,7 @@ from engines.checkpoint.calibration_text import TextWindows
 from engines.checkpoint.inspection import CheckpointFacts, inspect_checkpoint, library
 from engines.checkpoint.shards import read_shard_header, shard_paths
 from engines.checkpoint.trtllm_checkpoint import Exported, Layer, Linear, read_exported
-from engines.checkpoint.weight_formats import round_fp8
+from engines.checkpoint.weight_formats import FLOAT32_BYTES, NVFP4_GROUP, TINY, round_fp8
 from engines.console import time_left_text
 from engines.errors import UserError
 from engines.manifest import CheckpointQuality
@@ -25,15 +25,12 @@ from engines.manifest import CheckpointQuality
 Progress = Callable[[str], None]
 
 _LIBRARIES_BYTES = 1_300_000_000  # torch; also transformers and ModelOpt if the same process has quantized
-_FLOAT32_BYTES = 4
 _HEAD_TOKENS = 512  # tokens whose logits are computed at once, for both models: 0.6 GB with a vocabulary of 150,000
 _PROGRESS_STEPS = 4
 _INT8_LIMIT = 127
 _E2M1_LIMIT = 6.0
 _E4M3_LIMIT = 448.0
-_NVFP4_GROUP = 16
 _EXPONENT_BITS = 0x7F800000  # clears a float32's mantissa: leaves the power of two below a number
-_TINY = 1e-30
 
 
 def verifying_memory_bytes(facts: CheckpointFacts) -> int:
@@ -45,7 +42,7 @@ def verifying_memory_bytes(facts: CheckpointFacts) -> int:
     """
     head = facts.vocab_size * facts.hidden_size
     layer = (facts.parameters - head * (1 if facts.tied_embeddings else 2)) // facts.layers
-    return _LIBRARIES_BYTES + _FLOAT32_BYTES * (4 * head + 4 * layer + 4 * _HEAD_TOKENS * facts.vocab_size)
+    return _LIBRARIES_BYTES + FLOAT32_BYTES * (4 * head + 4 * layer + 4 * _HEAD_TOKENS * facts.vocab_size)
 
 
 class Weights(Protocol):
@@ -335,10 +332,10 @@ def round_nvfp4(values: Any, scale: float) -> Any:
     The group scales are dynamic: computed from the values, as in the engine.
     """
     torch = library("torch")
-    groups = values.unflatten(-1, (-1, _NVFP4_GROUP))
+    groups = values.unflatten(-1, (-1, NVFP4_GROUP))
     wanted = groups.abs().amax(-1, keepdim=True) / _E2M1_LIMIT / scale
     steps = round_fp8(wanted.clamp(max=_E4M3_LIMIT), 1.0) * scale
-    ratio = (groups / steps.clamp(min=_TINY)).clamp_(-_E2M1_LIMIT, _E2M1_LIMIT)
+    ratio = (groups / steps.clamp(min=TINY)).clamp_(-_E2M1_LIMIT, _E2M1_LIMIT)
     powers = ratio.abs().clamp_(min=1.0).view(torch.int32).bitwise_and_(_EXPONENT_BITS).view(torch.float32)
     spacing = powers.mul_(0.5)  # E2M1 has one bit of mantissa; its steps below 1 equal those from 1 to 2
     return ratio.div_(spacing).round_().mul_(spacing).mul_(steps).flatten(-2)

@@ -10,9 +10,10 @@ from engines.checkpoint.shards import TensorFacts
 from engines.errors import ToolError
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16"}
-_NVFP4_GROUP = 16
+FLOAT32_BYTES = 4
+NVFP4_GROUP = 16
 _INT8_STEPS = 128
-_TINY = 1e-30
+TINY = 1e-30
 # Magnitudes represented by the lower three bits of an E2M1 number.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -21,7 +22,7 @@ def linear_tensors(config: dict[str, Any], rows: int, columns: int) -> Iterator[
     """Yield the tensors of one rank's share of a linear layer, by suffix."""
     dtype = DTYPES[config["dtype"]]
     quantization = config["quantization"]
-    group = quantization.get("group_size") or _NVFP4_GROUP
+    group = quantization.get("group_size") or NVFP4_GROUP
     one, groups = TensorFacts((1,), "F32"), (rows, columns // group)
     factor = ("prequant_scaling_factor", TensorFacts((columns,), dtype))
     channels = ("weights_scaling_factor", TensorFacts((rows,), "F32"))
@@ -94,7 +95,7 @@ def round_int8_weight(weight: Any) -> Any:
         cpp/tensorrt_llm/kernels/cutlass_kernels/cutlass_preprocessors.cpp, `symmetric_quantize`.
     """
     step = weight.abs().amax(dim=1, keepdim=True) / _INT8_STEPS
-    return (weight / step.clamp(min=_TINY)).round().clamp(-_INT8_STEPS, _INT8_STEPS - 1) * step
+    return (weight / step.clamp(min=TINY)).round().clamp(-_INT8_STEPS, _INT8_STEPS - 1) * step
 
 
 def _unpack_int4(packed: Any) -> Any:

@@ -7,6 +7,7 @@ from engines.manifest import Adapters, Disaggregation, LlmApiChoices, Speculatio
 from engines.planning.choices import Choices
 from engines.planning.limits import Engine
 from engines.planning.recipe import Recipe
+from engines.planning.speculation import WITH_DRAFT_MODEL
 from engines.spec import LLM_API_VERSIONS, LlmApiVersion, Sizing, SpeculationMethod, llm_api, llm_api_version_of
 
 # Recipe modes that are arguments of the LLM API; the others are built into an engine.
@@ -15,7 +16,6 @@ PYTORCH_SPECULATION: dict[str, SpeculationMethod] = {
     "ngram": "ngram",
     "draft_target": "draft_target",
 }
-_WITH_DRAFT_MODEL = ("eagle3", "draft_target")
 LAST_ENGINE_RELEASE = "1.2.1"
 
 
@@ -191,7 +191,7 @@ def _speculation(recipe: Recipe, sizing: Sizing) -> Speculation | None:
             f"{sizing.max_batch_size} with {drafted} draft tokens each",
             hint=f"--max-num-tokens {step_tokens}, a smaller --max-batch-size or a shorter --max-draft-len",
         )
-    needs_model = method in _WITH_DRAFT_MODEL
+    needs_model = method in WITH_DRAFT_MODEL
     if needs_model and speculative.draft_model is None:
         what = "an EAGLE-3 head trained for this model" if method == "eagle3" else "a smaller model of the same family"
         raise UserError(

@@ -28,7 +28,7 @@ from engines.spec import (
 # Modes without draft heads trained into the checkpoint; the others need checkpoints of their own kind.
 HEADLESS_SPECULATION = {"draft_tokens_external", "lookahead_decoding"}
 PREDICTED = {"eagle3", "draft_target", "ngram", "lookahead_decoding"}
-_WITH_DRAFT_MODEL = {"eagle3", "draft_target"}
+WITH_DRAFT_MODEL = {"eagle3", "draft_target"}
 
 
 def resolve_speculation(choices: SpeculativeChoices, model: ModelSpec) -> SpeculativeChoices:
@@ -181,7 +181,7 @@ def _why_not(choices: SpeculativeChoices, acceptance: AcceptanceProfile, *, has_
         return "its drafts come from outside the step that is modelled"
     if not acceptance.rates:
         return acceptance.source if _accepted_at_most(choices) else "it has no draft length"
-    if choices.mode in _WITH_DRAFT_MODEL and not has_draft:
+    if choices.mode in WITH_DRAFT_MODEL and not has_draft:
         return f"the geometry of {choices.draft_model} is not known; give its folder"
     return ""
 
@@ -196,7 +196,7 @@ def draft_model_of(choices: SpeculativeChoices, model: ModelSpec) -> DraftModel 
     """
     name = choices.draft_model or ""
     is_folder = bool(name) and is_checkpoint_folder(name)
-    if choices.mode not in _WITH_DRAFT_MODEL:
+    if choices.mode not in WITH_DRAFT_MODEL:
         return None
     if choices.mode == "eagle3":
         if is_folder:

@@ -54,7 +54,7 @@ from engines.spec.support import (
     require_possible,
     verdict,
 )
-from engines.spec.units import GIB, MS, SECONDS_PER_H, gib, milliseconds
+from engines.units import GIB, MS, gib, milliseconds
 
 __all__ = [
     "DEFAULT_ENGINE_PROFILE",
@@ -65,7 +65,6 @@ __all__ = [
     "LLM_API_VERSIONS",
     "MS",
     "PRECISIONS",
-    "SECONDS_PER_H",
     "SIXTEEN_BIT_BYTES",
     "Accelerator",
     "AcceptanceProfile",

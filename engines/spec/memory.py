@@ -7,7 +7,7 @@ from engines.spec.gpu import GpuSpec
 from engines.spec.model import ModelSpec
 from engines.spec.precision import KvFormat, Precision, precision_named
 from engines.spec.speculation import DraftModel
-from engines.spec.units import MIB
+from engines.units import MIB
 
 # CUDA context, cuBLAS and TensorRT kernels and workspaces, before any model. TensorRT-LLM's memory page reports some
 # hundreds of MB for the context alone; 1.5 GiB is this project's own rounded reserve, not yet measured.

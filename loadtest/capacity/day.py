@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engines.files import Strict
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.inputs import Availability
 from loadtest.capacity.replica_count import size_for
 from loadtest.capacity.simulation import SLOT_S, RateCurve
@@ -47,7 +48,7 @@ def day_of(curve: RateCurve, growth: float, replica_per_s: float, availability: 
         is_day=curve.is_day,
         points=[
             DayPoint(
-                at_h=place * REPORT_SLOTS * SLOT_S / 3600,
+                at_h=place * REPORT_SLOTS * SLOT_S / SECONDS_PER_H,
                 rate_per_s=max(slot),
                 needed=size_for(max(*slot, 1e-9), replica_per_s, availability).needed,
             )

@@ -10,7 +10,7 @@ from engines.files import Strict
 from engines.spec import Accelerator, is_accelerator_file
 from loadtest.capacity.accuracy import CandidateAccuracy, ranked_loss
 from loadtest.capacity.candidates import RANK, Basis, Candidate
-from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Price
+from loadtest.capacity.inputs import HOURS_PER_MONTH, SECONDS_PER_MONTH, Demand, Price
 from loadtest.capacity.replica_count import size_for, total_for
 from loadtest.capacity.simulation import (
     Carried,
@@ -23,7 +23,6 @@ from loadtest.capacity.simulation import (
     ReplicaCapacity,
 )
 
-SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
 Status = Literal[
     "possible", "refused", "objectives missed", "not cheaper", "no price", "over budget", "too many replicas"
 ]

@@ -8,12 +8,11 @@ from engines.files import Strict
 from engines.manifest import EngineManifest
 from engines.steptime import power_model_for, step_time_for, why_no_power
 from loadtest.capacity.decision import Row
-from loadtest.capacity.inputs import HOURS_PER_MONTH, Demand, Owned
+from loadtest.capacity.inputs import HOURS_PER_MONTH, SECONDS_PER_MONTH, Demand, Owned
 from loadtest.capacity.simulation import Checked, RateProbe
 from loadtest.capacity.spot import SpotMonths
 from loadtest.metrics import TokenPrices, token_prices
 
-SECONDS_PER_H = 3600.0
 SPLIT_NEEDS_ENGINE = "the row is a measured run, without a step-time model"
 W_PER_KW = 1000.0
 
@@ -185,7 +184,7 @@ def _prices(
         return None, SPLIT_NEEDS_ENGINE
     batch = (mean.output_tokens_per_s or 0.0) * (mean.itl_mean_s or 0.0)
     found = token_prices(
-        row.usd_per_month / (HOURS_PER_MONTH * SECONDS_PER_H),
+        row.usd_per_month / SECONDS_PER_MONTH,
         step_time_for(engine),
         batch=batch,
         rates=(load.mean_per_s, load.mean_per_s * load.mean_isl, load.mean_per_s * load.mean_osl),

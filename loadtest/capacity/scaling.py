@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engines.autoscaling import ColdStart
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.autoscaling import (
     CheckedLaw,
     Followed,
@@ -99,7 +100,7 @@ def _checked(
     if result.replayed is None:
         return None
     return CheckedLaw(
-        begin_h=round(begin * SLOT_S / 3600, 4),
+        begin_h=round(begin * SLOT_S / SECONDS_PER_H, 4),
         replayed=result.replayed,
         fluid_missed=followed.missed[begin : begin + minutes],
         fluid_up=tuple(followed.up_by_minute[begin : begin + minutes, -1].tolist()),

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loadtest.capacity.inputs import HOURS_PER_MONTH, Spot
+from loadtest.capacity.inputs import SECONDS_PER_MONTH, Spot
 
 MONTHS = 1000  # simulated for each size
 MOST_RATIO = 3  # times the replicas needed: beyond it, spot machines are not a choice
-SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
 
 
 class SpotMonths(NamedTuple):

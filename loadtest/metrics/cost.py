@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from engines.units import SECONDS_PER_H
 from loadtest.metrics.summary import Cost, LevelSummary, Summary, TokenPrices
 
 if TYPE_CHECKING:
     from engines.steptime import StepTime
 
 MILLION = 1e6
-SECONDS_PER_H = 3600.0
 NO_ENGINE = "there is no step-time model; give the engine's folder with --engine"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2
 
 from engines.errors import CommandError, MissingError, UserError
-from triton_repo.audit.findings import Finding, ModelFile, Severity, read_model
+from triton_repo.audit.findings import BUILD_AGAIN, Finding, ModelFile, Severity, read_model
 from triton_repo.audit.known_issues import engine_issues, llmapi_issues, serve_traps, text_issues
 from triton_repo.interface import Tensor, tensors
 from triton_repo.settings import (
@@ -45,7 +45,6 @@ SEEING = {
     "image_bytes_input", "video_bytes_input", "image_url_input", "image_sizes_input",
 }  # fmt: skip
 PYTHON_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
-_AGAIN = "build the repository again: build-repo ENGINE_DIR --force"
 
 
 def audit_repository(folder: Path) -> list[Finding]:
@@ -88,7 +87,7 @@ def _manifest(folder: Path) -> tuple[RepositoryManifest | None, list[Finding]]:
         return read_repository(folder), []
     except CommandError as error:
         what = error.message.removeprefix(f"{folder / REPOSITORY_NAME}: ")
-        return None, [_error("manifest", REPOSITORY_NAME, what, error.hint or _AGAIN)]
+        return None, [_error("manifest", REPOSITORY_NAME, what, error.hint or BUILD_AGAIN)]
 
 
 def _audit_inflight(folder: Path, manifest: RepositoryManifest | None, present: list[str]) -> list[Finding]:
@@ -145,7 +144,7 @@ def _model(folder: Path, file: ModelFile, expected: tuple[tuple[Tensor, ...], tu
     elif (file.model in PYTHON_MODELS or file.config.backend == "python") and not any(
         (version / "model.py").is_file() for version in versions
     ):
-        yield _error("missing-file", f"{file.model}/{versions[0].name}/model.py", "no such file", _AGAIN)
+        yield _error("missing-file", f"{file.model}/{versions[0].name}/model.py", "no such file", BUILD_AGAIN)
 
 
 def _tensors(file: ModelFile, kind: str, found: Iterable[Any], expected: tuple[Tensor, ...]) -> Iterator[Finding]:

@@ -95,10 +95,10 @@ def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding
     """Read a model's config.pbtxt; return it, or None if unreadable, and the findings."""
     path, file = folder / model / "config.pbtxt", f"{model}/config.pbtxt"
     if not path.is_file():
-        return None, [Finding(severity="error", code="missing-file", file=file, what="no such file", fix=_AGAIN)]
+        return None, [Finding(severity="error", code="missing-file", file=file, what="no such file", fix=BUILD_AGAIN)]
     if path.stat().st_size > LONGEST_CONFIG_BYTES:
         what = f"{path.stat().st_size} bytes; the limit for a config.pbtxt is {LONGEST_CONFIG_BYTES}"
-        return None, [Finding(severity="error", code="not-a-config", file=file, what=what, fix=_AGAIN)]
+        return None, [Finding(severity="error", code="not-a-config", file=file, what=what, fix=BUILD_AGAIN)]
     text = _COMMENT.sub("", path.read_text(encoding="utf-8", errors="replace"))
     findings = list(_unfilled(text, file))
     standing = _BARE.sub(lambda found: _STAND_IN.get(found[1], "1"), text)
@@ -144,7 +144,7 @@ def _error(code: str, file: str, what: str, fix: str) -> Finding:
     return Finding(severity="error", code=code, file=file, what=what, fix=fix)
 
 
-_AGAIN = "build the repository again: build-repo ENGINE_DIR --force"
+BUILD_AGAIN = "build the repository again: build-repo ENGINE_DIR --force"
 
 
 def _key_hint(message: str) -> str:
@@ -152,4 +152,4 @@ def _key_hint(message: str) -> str:
     found = re.search(r'has no field named "(\w+)"', message)
     known = [field.name for field in model_config_pb2.ModelConfig.DESCRIPTOR.fields]
     close = difflib.get_close_matches(found[1], known, n=1) if found else []
-    return f"did you mean '{close[0]}'?" if close else _AGAIN
+    return f"did you mean '{close[0]}'?" if close else BUILD_AGAIN

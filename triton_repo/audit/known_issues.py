@@ -22,7 +22,7 @@ from triton_repo.audit.findings import FALSE, TRUE, Finding, ModelFile, Severity
 from triton_repo.interface import MODEL_YAML, MUST_BE_THERE, NEVER_WRITTEN, model_parameters
 from triton_repo.settings import EngineConfig, RepositoryManifest, ServingSettings, all_settings, misfits
 
-_AGAIN = "build the repository again: build-repo ENGINE_DIR --server trtllm-serve --force"
+_BUILD_SERVE_AGAIN = "build the repository again: build-repo ENGINE_DIR --server trtllm-serve --force"
 POLICIES = ("max_utilization", "guaranteed_no_evict")
 BATCHING = ("inflight_fused_batching", "inflight_batching", "v1", "V1")
 MODES = ("top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "redrafter", "lookahead", "eagle")
@@ -131,7 +131,9 @@ def serve_traps(folder: Path, manifest: RepositoryManifest) -> Iterator[Finding]
         document = load_yaml(folder / SERVE_YAML)
     except CommandError as error:
         what = error.message.removeprefix(f"{folder / SERVE_YAML}: ")
-        yield Finding(severity="error", code="model-yaml", file=SERVE_YAML, what=what, fix=error.hint or _AGAIN)
+        yield Finding(
+            severity="error", code="model-yaml", file=SERVE_YAML, what=what, fix=error.hint or _BUILD_SERVE_AGAIN
+        )
         return
     yield from _llm_arguments(SERVE_YAML, document, manifest)
     if not document.get("return_perf_metrics"):

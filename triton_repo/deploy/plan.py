@@ -13,12 +13,11 @@ from engines.build import choices_of, serve_image, trtllm
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Strict, source_of
 from engines.manifest import EngineManifest
-from engines.spec import PRECISIONS
+from engines.spec import GIB, PRECISIONS
 from engines.steptime import StepShape, step_time_for
 from triton_repo.server import across_ranks, rank_environment, serve_command_of, server_flags
 from triton_repo.settings import REPOSITORY_NAME, RepositoryManifest, Variant, read_repository
 
-GIB = 2**30
 NAME = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 PROMETHEUS_URL = "http://prometheus-operated.monitoring.svc:9090"  # the Prometheus operator's governing service
 ENDPOINT_S = 10  # a terminating pod still gets requests until every node has removed the endpoint

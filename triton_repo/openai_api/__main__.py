@@ -21,9 +21,8 @@ from triton_repo.openai_api.reasoning import Reasoning
 from triton_repo.openai_api.serve_metrics import MeasuredEngine, ServeMetrics
 from triton_repo.openai_api.service import Service
 from triton_repo.openai_api.triton_client import EngineClient
-from triton_repo.settings import read_repository
+from triton_repo.settings import TOKENIZER_FOLDER, read_repository
 
-TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
 DRAIN_S = 20  # time for replies in flight to finish after SIGTERM
 KEEP_ALIVE_S = 75
 

@@ -36,6 +36,7 @@ from triton_repo.settings import (
     MODELS,
     REPOSITORY_NAME,
     SERVED_FILES,
+    TOKENIZER_FOLDER,
     EngineConfig,
     Given,
     Relay,
@@ -55,7 +56,6 @@ EMULATED_MODULES = {
     "trtllm_serve": ("triton_repo.models.tensorrt_llm", "EmulatedEngineModel"),
 }
 RELAY_MODULE = ("triton_repo.models.relay", "RelayModel")
-TOKENIZER_FOLDER = Path("preprocessing/1/tokenizer")
 TOKENIZER_FOLDERS = {
     "inflight_batcher_llm": TOKENIZER_FOLDER,
     "llmapi": Path("tensorrt_llm/1/tokenizer"),
@@ -69,6 +69,7 @@ EMULATOR_PARTS = (
     "manifest.py",
     "names.py",
     "signals.py",
+    "units.py",
     "spec",
     "steptime",
     "emulator",

@@ -2,7 +2,6 @@
 
 from triton_repo.server.launch import (
     DRAINED_GRACE_S,
-    LOOPBACK,
     SERVER_NAME,
     TERM_GRACE_S,
     Ports,
@@ -28,7 +27,6 @@ from triton_repo.server.trtllm_serve import become_trtllm_serve, serve_command_o
 
 __all__ = [
     "DRAINED_GRACE_S",
-    "LOOPBACK",
     "SERVER_NAME",
     "TERM_GRACE_S",
     "FrontOptions",

@@ -21,7 +21,7 @@ from typing import Any
 KEY_HEADER = "admin-key"
 # Access to shared memory, model loading and trace files allows writing on the server: see docs/explanation.
 RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
-ENGINE = "tensorrt_llm"
+ENGINE_MODEL = "tensorrt_llm"
 FRONTS = ("ensemble", "tensorrt_llm_bls")  # they call the engine, so they must be unloaded first
 CALL_LIMIT_S = 10.0
 POLL_S = 0.1
@@ -93,7 +93,7 @@ class Control:
         """
         text = "ensemble" in self.states()
         body = {"text_input": "ready?", "max_tokens": 1} if text else _LLMAPI_PROBE
-        model = "ensemble" if text else ENGINE
+        model = "ensemble" if text else ENGINE_MODEL
         reply = self._call(f"/v2/models/{model}/generate", body, limit_s=60)
         if '"text_output"' not in reply or '"error"' in reply:
             raise ControlError(f"{model} answered a request of one token with: {reply.strip()[:300] or '(nothing)'}")
@@ -143,8 +143,8 @@ def drain(
             control.unload(model)
     # Business-logic requests call the engine by name: if the engine were unloaded first, waiting ones would fail.
     _wait_for_none(lambda: _queued(control), end, clock, sleep)
-    if "READY" in there.get(ENGINE, ()):
-        control.unload(ENGINE)
+    if "READY" in there.get(ENGINE_MODEL, ()):
+        control.unload(ENGINE_MODEL)
     return _wait_for_none(lambda: _left(control), end, clock, sleep)
 
 
@@ -173,7 +173,7 @@ def _queued(control: Control) -> int:
 
 def _left(control: Control) -> int:
     """Return the number of requests in flight; an unloaded engine has none, regardless of stale metrics."""
-    if not _has(control, ENGINE):
+    if not _has(control, ENGINE_MODEL):
         return 0
     known = control.in_flight()
     return 1 if known is None else known

@@ -17,12 +17,13 @@ from pydantic import Field
 
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, to_json
-from engines.ports import why_not_free
+from engines.ports import LOOPBACK, why_not_free
 from engines.processes import signal_group, started_ticks, stop_group
 from triton_repo.server.child_process import answers, start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment
+from triton_repo.server.start_time import record_start
 from triton_repo.settings import REPOSITORY_NAME, read_repository
 
 SERVER_NAME = "server.json"
@@ -32,7 +33,6 @@ KEY_VARIABLE = "TRITON_ADMIN_KEY"
 KEY_CHARACTERS = 16
 # Triton 2.51's HTTP reads a request's body onto its stack: with the usual 8 MiB, a body of 8 MB crashes the server.
 STACK_BYTES = 256 * 2**20
-LOOPBACK = "127.0.0.1"
 TERM_GRACE_S = 6.0  # Triton with an open gRPC stream never exits; after this time it is killed
 # After the drain nothing is in flight; Triton would look only once a second whether its models have been unloaded.
 DRAINED_GRACE_S = 0.5
@@ -140,7 +140,9 @@ def start_server(
             (repository / SERVER_NAME).write_text(to_json(record), encoding="utf-8")
             _wait_ready(process, record, deadline_s)
             _probe(repository, record)
-            progress(f"ready after {time.monotonic() - begin:.1f} s: a request was answered")
+            took_s = time.monotonic() - begin
+            recorded = record_start(repository, took_s, triton_version=runtime.version, made_by=made_by)
+            progress(f"ready after {took_s:.1f} s: a request was answered{recorded}")
         except BaseException:
             stop_server(repository, grace_s=0)  # it has no clients yet
             signal_group(process.pid, signal.SIGKILL)  # in case its record is not yet written

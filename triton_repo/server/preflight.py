@@ -13,9 +13,7 @@ from pathlib import Path
 from engines.build import trtllm
 from engines.errors import MissingError, UserError
 from engines.manifest import EngineManifest
-from triton_repo.settings import Machine, lacks, machine_here
-
-CONFIG_NAME = "config.json"
+from triton_repo.settings import ENGINE_CONFIG_NAME, Machine, lacks, machine_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ def _mismatch(manifest: EngineManifest, version: str | None) -> _Refusal | None:
         return None
     return _Refusal(
         f"the manifest describes an engine by TensorRT-LLM {built_with or '(no version)'}, the engine's own "
-        f"{CONFIG_NAME} of {version or 'no version'}; both must name the version that built it",
+        f"{ENGINE_CONFIG_NAME} of {version or 'no version'}; both must name the version that built it",
         hint="the engine was built again since: build-repo ENGINE_DIR --force, or else " + _rebuild(manifest),
     )
 
@@ -111,7 +109,7 @@ def _config_version(manifest: EngineManifest, engine_folder: Path) -> str | None
         MissingError: There is no engine.
         UserError: The file is not JSON.
     """
-    path = engine_folder / CONFIG_NAME
+    path = engine_folder / ENGINE_CONFIG_NAME
     if not path.is_file():
         raise MissingError(
             f"{path}: no such file: the repository's engine is missing",

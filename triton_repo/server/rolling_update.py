@@ -11,14 +11,13 @@ from engines.files import MadeBy, sha256_of, write_json, write_text
 from engines.manifest import EngineManifest, read_manifest
 from engines.outputs import add_contents
 from engines.spec import PRECISIONS
-from triton_repo.repository import TOKENIZER_FOLDER, render_repository
-from triton_repo.server.control import Control, ControlError
+from triton_repo.repository import render_repository
+from triton_repo.server.control import ENGINE_MODEL, Control, ControlError
 from triton_repo.server.launch import control_of, running_server
 from triton_repo.server.preflight import require_servable
-from triton_repo.settings import MODELS, REPOSITORY_NAME, RepositoryManifest, read_repository
+from triton_repo.settings import MODELS, REPOSITORY_NAME, TOKENIZER_FOLDER, RepositoryManifest, read_repository
 
 CONFIG = "config.pbtxt"
-ENGINE_MODEL = "tensorrt_llm"
 # An ensemble's batch size may not exceed its models': decrease it first, increase it last.
 GROWING = ("preprocessing", "postprocessing", ENGINE_MODEL, "tensorrt_llm_bls", "ensemble")
 SHRINKING = tuple(reversed(GROWING))

@@ -1,6 +1,6 @@
 """Serving settings: schema, values derived from the engine, conflicts. May import `engines` only."""
 
-from triton_repo.settings.engine_config import EngineConfig, read_engine_config
+from triton_repo.settings.engine_config import ENGINE_CONFIG_NAME, EngineConfig, read_engine_config
 from triton_repo.settings.engine_fit import Code, Misfit, Served, misfits
 from triton_repo.settings.machine_fit import Machine, lacks, machine_here
 from triton_repo.settings.repository_manifest import (
@@ -8,6 +8,7 @@ from triton_repo.settings.repository_manifest import (
     MODELS,
     REPOSITORY_NAME,
     SERVED_FILES,
+    TOKENIZER_FOLDER,
     Choice,
     Relay,
     RepositoryKind,
@@ -20,10 +21,12 @@ from triton_repo.settings.resolve import Given, Resolved, given_in, resolve, sho
 from triton_repo.settings.setting import all_settings, merged_over
 
 __all__ = [
+    "ENGINE_CONFIG_NAME",
     "LLMAPI_MODELS",
     "MODELS",
     "REPOSITORY_NAME",
     "SERVED_FILES",
+    "TOKENIZER_FOLDER",
     "Choice",
     "Code",
     "EngineConfig",

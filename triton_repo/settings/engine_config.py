@@ -9,7 +9,7 @@ from typing import Any
 
 from engines.errors import MissingError, UserError
 
-CONFIG_NAME = "config.json"
+ENGINE_CONFIG_NAME = "config.json"
 # `speculative_decoding_mode` of an engine's config.json is a bit of an integer flag; the table maps it to the decoding
 # mode that serves it. NONE is 1 and DRAFT_TOKENS_EXTERNAL 2: the plain modes serve both
 # (tensorrt_llm/models/modeling_utils.py).
@@ -57,7 +57,7 @@ def read_engine_config(folder: Path) -> EngineConfig:
         MissingError: The file does not exist.
         UserError: The file is not an engine's config.json.
     """
-    path = folder / CONFIG_NAME
+    path = folder / ENGINE_CONFIG_NAME
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="gpt_model_path must be the folder that trtllm-build wrote")
     if path.stat().st_size > _LONGEST_BYTES:

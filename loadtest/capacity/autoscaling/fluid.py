@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engines.autoscaling import ColdStart, ScalingLaw
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.autoscaling.hpa import (
     MILLI,
     HpaController,
@@ -60,7 +61,7 @@ class Followed(NamedTuple):
     @property
     def replica_hours(self) -> float:
         """Paid: from a replica's request to the end of its last request."""
-        return sum(self.paid) * self.step_s / 3600
+        return sum(self.paid) * self.step_s / SECONDS_PER_H
 
     @property
     def most(self) -> int:

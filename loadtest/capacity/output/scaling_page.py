@@ -5,6 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from engines.autoscaling import ScalingLaw, Signal
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.autoscaling import CheckedLaw, LawResult, ScalingComparison
 from loadtest.capacity.day import REPORT_SLOTS
 from loadtest.capacity.output.charts import Mark, Series, chart
@@ -84,7 +85,7 @@ def day_replicas(scaling: ScalingComparison) -> list[tuple[float, float]]:
     """Return the hour, and the fewest replicas of the recommended law, of every few minutes of the day."""
     ups = scaling.up
     return [
-        (begin * SLOT_S / 3600, float(min(ups[begin : begin + REPORT_SLOTS])))
+        (begin * SLOT_S / SECONDS_PER_H, float(min(ups[begin : begin + REPORT_SLOTS])))
         for begin in range(0, len(ups), REPORT_SLOTS)
     ]
 

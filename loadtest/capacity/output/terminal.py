@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from engines import units
 from engines.console import progress, show, table_console
-from engines.spec import units
 from loadtest.capacity.decision import Row, Sized
 from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from engines.files import sha256_of
 from engines.manifest import EngineManifest
 from engines.planning import Outlook, Workload, engine_of, outlook
-from engines.spec import SECONDS_PER_H
 from engines.steptime import StepCost, power_model_for
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.simulation.length_profile import LengthProfile
 from loadtest.capacity.simulation.observations import Observations

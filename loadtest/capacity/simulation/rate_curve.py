@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engines.spec import SECONDS_PER_H
+from engines.units import SECONDS_PER_H
 from loadtest.capacity.inputs import Demand, Described
 from loadtest.capacity.simulation.demand_requests import requests_of_trace
 from loadtest.scenario import Trace

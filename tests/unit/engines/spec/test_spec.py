@@ -8,7 +8,7 @@ from engines.errors import UserError
 from engines.spec.gpu import gpu_named, known_gpus
 from engines.spec.model import known_models, model_named
 from engines.spec.precision import PRECISIONS, precision_named
-from engines.spec.units import GIB
+from engines.units import GIB
 
 PUBLISHED_PARAMETERS = {  # safetensors totals on the model cards
     "qwen3-14b": 14_768_307_200,
