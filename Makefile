@@ -92,10 +92,11 @@ fmt: setup  ## Format and mend what can be mended
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-docs: setup  ## Write the generated parts of docs/reference, and the charts of docs/explanation, again
+docs: setup  ## Write the generated parts of docs/reference, and the charts of docs/, again; PLAN=capacity.json: decide-on-int4's
 	@PYTHONPATH=. $(BIN)/python -m cogapp -r docs/reference/*.md docs/explanation/what-was-verified.md
 	@PYTHONPATH=. $(BIN)/python docs/draw.py
 	@PYTHONPATH=. $(BIN)/python docs/draw_capacity.py
+	@$(if $(PLAN),PYTHONPATH=. $(BIN)/python docs/draw_capacity.py $(PLAN))
 
 bench: setup  ## What everyday commands cost, and what run-load adds to latencies; PEERS=1 installs and runs others beside it
 	@PYTHONPATH=. $(BIN)/python tests/bench/everyday.py

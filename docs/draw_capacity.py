@@ -1,21 +1,24 @@
 """Draw the charts of why-plans-fail, does-speculation-pay and choose-a-scaling-signal (`make docs`).
 
-All with plan-capacity's own code; the scaling chart is of the demand in plan-capacity.md.
+All with plan-capacity's own code; the scaling chart is of the demand in plan-capacity.md. With the capacity.json of
+decide-on-int4's plan as an argument, its chart is drawn instead (`make docs PLAN=FILE`): it needs evaluated engines.
 """
 
 from __future__ import annotations
 
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from engines.files import Document, MadeBy, parse_yaml, validate
+from engines.files import Document, MadeBy, parse_yaml, read_json, validate
 from engines.manifest import EngineManifest
 from engines.planning import emulated_manifest, payoff_of
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.capacity.autoscaling import compare_laws
 from loadtest.capacity.inputs.demand import Demand
+from loadtest.capacity.output.accuracy import accuracy_chart
 from loadtest.capacity.output.charts import Series, chart
 from loadtest.capacity.output.page_figures import payoff_chart
 from loadtest.capacity.output.scaling_page import scaling_chart
@@ -23,6 +26,7 @@ from loadtest.capacity.parallel import ResultCache, Workers
 from loadtest.capacity.payoff import SpeculationPayoff
 from loadtest.capacity.recommendation import full_batch_per_s, load_curve_task
 from loadtest.capacity.scaling import scaling_input
+from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.search import SearchOptions, cheapest_sized, run_tasks, search
 from loadtest.capacity.sensitivity import Contender
 from loadtest.capacity.simulation.length_profile import shape_of
@@ -48,12 +52,17 @@ svg { background: #fff } text { fill: #1f2933; font: 12px system-ui, sans-serif 
 
 def main() -> None:
     """Write the charts."""
-    for name, drawn in (
-        ("plans-bursts", bursts()),
-        ("plans-thinkers", thinkers()),
-        ("speculation-payoff", speculation()),
-        ("scaling-signals", scaling()),
-    ):
+    charts = (
+        {"accuracy-and-cost": accuracy(Path(sys.argv[1]))}
+        if len(sys.argv) > 1
+        else {
+            "plans-bursts": bursts(),
+            "plans-thinkers": thinkers(),
+            "speculation-payoff": speculation(),
+            "scaling-signals": scaling(),
+        }
+    )
+    for name, drawn in charts.items():
         head, body = drawn.split(">", 1)
         text = f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{body}\n'
         (IMAGES / f"{name}.svg").write_text(text, encoding="utf-8")
@@ -120,6 +129,11 @@ def speculation() -> str:
     payoff = payoff_of(emulated_manifest(make_plan(resolved, head=HEAD), resolved.recipe), isl=233, osl=221)
     assert payoff is not None
     return payoff_chart([SpeculationPayoff(name="eagle3", rows=(), payoff=payoff)])
+
+
+def accuracy(plan: Path) -> str:
+    """Draw the cost of each row of a plan against the accuracy that it loses."""
+    return accuracy_chart(read_json(plan, CapacityPlan))[0]
 
 
 def scaling() -> str:

@@ -1,7 +1,8 @@
-"""`autoscaling.json`: the control law that a plan simulated, for the deployment that runs it."""
+"""`autoscaling.json`: the control law that a plan simulated; `start.json`: the start time it was simulated with."""
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +13,7 @@ from engines.files import Document, Strict
 # blocks in use; ttft_p95: 95th percentile of the time to first token, in seconds.
 Signal = Literal["in_flight", "queue", "kv_used", "ttft_p95"]
 Controller = Literal["hpa", "keda"]
+START_NAME = "start.json"
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -71,6 +73,25 @@ class ColdStart(Strict):
     def total_s(self) -> float:
         """Seconds until the first request."""
         return self.pending_s + self.loading_s
+
+
+class ServerStart(Document):
+    """`start.json` in a model repository: how long the latest start of its server took.
+
+    Attributes:
+        kind: `measured`: of a real engine; `emulated`: of a real Triton around an emulated engine, without its weights.
+        loading_s: From the launch of Triton until it had answered a request: every model loaded, the engine among them.
+        started_on: Day of the start, UTC.
+    """
+
+    kind: Literal["measured", "emulated"]
+    loading_s: Positive
+    started_on: date
+    triton_version: str
+    model: str
+    gpu: str
+    precision: str
+    tensor_parallel: Annotated[int, Field(ge=1)]
 
 
 class ScalingLaw(Strict):

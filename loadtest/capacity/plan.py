@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engines.files import Document
 from loadtest.capacity.decision import Row
-from loadtest.capacity.inputs import SMALL_GPUS, Demand, Price, old_prices
+from loadtest.capacity.inputs import SLICES, SMALL_GPUS, Demand, Price, old_prices, slices_without_price
 from loadtest.capacity.payoff import payoffs_of
 from loadtest.capacity.plan_money import with_money
 from loadtest.capacity.recommendation import with_details
@@ -69,12 +69,17 @@ def _smaller_text(row: Row) -> str:
 
 def _unpriced(searched: Searched) -> list[str]:
     """Return a warning that names the smaller GPUs that were not tried because they have no price."""
-    missing = [gpu for gpu in SMALL_GPUS if gpu not in searched.market.prices]
-    if not missing or not searched.market.is_priced:
+    prices = searched.market.prices
+    if not searched.market.is_priced:
         return []
+    slices = slices_without_price(prices)
+    missing = [gpu for gpu in SMALL_GPUS if gpu not in prices and not (gpu in SLICES and SLICES[gpu][0] in prices)]
+    if not missing:
+        return slices
     return [
+        *slices,
         f"one replica is enough, but smaller GPUs without a price of {searched.demand.prices.vendor} were not tried: "
-        f"{', '.join(missing)}; set prices.usd_per_gpu_h or another prices.vendor"
+        f"{', '.join(missing)}; set prices.usd_per_gpu_h or another prices.vendor",
     ]
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gevent
+import gevent.socket
 from gevent.event import Event
 from gevent.monkey import get_original
 
@@ -67,7 +68,9 @@ class ServerConnections:
         """
         if not self._addresses:
             try:
-                self._addresses = socket.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
+                self._addresses = gevent.socket.getaddrinfo(
+                    self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM
+                )
             except socket.gaierror as error:
                 raise UnreachableError(f"no server at {self.endpoint.authority}: {error.strerror}") from error
         return self._addresses

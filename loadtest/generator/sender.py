@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import gevent
+import gevent.socket
 
 from loadtest.client import Connection, ServerConnections, UnreachableError
 from loadtest.client.protocols import protocol_for
@@ -161,7 +161,7 @@ class SenderState:
         while self._away is not None:
             gevent.sleep(PROBE_S)
             with contextlib.suppress(OSError):
-                socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
+                gevent.socket.create_connection((endpoint.host, endpoint.port), timeout=1).close()
                 self._back()
 
     def _back(self) -> None:

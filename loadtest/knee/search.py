@@ -292,6 +292,6 @@ def result_of(knee_search: KneeSearch, load: float, probe_run: ProbeRun, decisio
 
 
 def _line(result: ProbeResult, unit: str) -> str:
-    verdict = "kept" if result.met else "missed " + ", ".join(result.missed)
+    verdict = "met" if result.met else "missed " + ", ".join(result.missed)
     sure = "" if not result.open else f"; {result.level.requests} requests do not decide {', '.join(result.open)}"
     return f"{result.load:.4g} {unit}: {verdict}{sure}"

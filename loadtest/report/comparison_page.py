@@ -77,19 +77,25 @@ def _level_table(comparison: Comparison, level: LevelChanges) -> Table:
     sides = (("baseline", comparison.baseline), ("candidate", comparison.candidate))
     # The result is beside its name: on a phone, the table's other columns are reached by scrolling.
     heads: list[Cell | str] = ["quantity", "result", *(Cell(role, below=side.label) for role, side in sides)]
-    return table([*heads, "change", "95 % confidence"], (_row(change) for change in level.changes), text_columns=2)
+    return table([*heads, "95 % confidence"], (_row(change) for change in level.changes), text_columns=2)
 
 
 def _row(change: Change) -> list[Cell | str]:
     ends = NONE if change.low is None or change.high is None else f"{change.low:+z.1%} to {change.high:+z.1%}"
     return [
         changed_name(change.figure),
-        Cell(change.words.partition("(")[0].strip(), tone=_TONES[change.outcome]),
+        Cell(_result(change), tone=_TONES[change.outcome]),
         changed_value(change.figure, change.baseline),
         changed_value(change.figure, change.candidate),
-        NONE if change.change_ratio is None else f"{change.change_ratio:+z.1%}",
         ends,
     ]
+
+
+def _result(change: Change) -> str:
+    """Return the outcome and the change, without the interval, which has a column of its own."""
+    said = change.words.partition("(")[0].partition("; it may be")[0].strip()
+    has_own = change.change_ratio is None or change.outcome not in {"same", "unclear"}
+    return said if has_own else f"{said}: {change.change_ratio:+z.1%}"
 
 
 def _differences(comparison: Comparison) -> Table:

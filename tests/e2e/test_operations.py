@@ -22,6 +22,8 @@ from conftest import BIN, Server, command, free_ports, start, succeed
 from monitoring import gone, wait_until
 from streams import Stream, text, tokens
 
+from engines.autoscaling import START_NAME, ServerStart
+from engines.files import read_json
 from loadtest.client.http1 import QUEUE_FULL
 
 pytestmark = pytest.mark.e2e
@@ -244,6 +246,13 @@ def test_ready_means_that_a_request_was_answered(engine: Path, tmp_path: Path) -
     assert "reports that it is ready but does not answer" in done.stderr
     assert "numpy 2" in done.stderr
     assert not (repository / "server.json").exists()
+
+
+def test_the_start_is_recorded_as_emulated(small: Server) -> None:
+    """The emulated engine loads no weights: its start is a figure of Triton alone, and says so."""
+    start = read_json(small.repository / START_NAME, ServerStart)
+    assert start.kind == "emulated"
+    assert 0 < start.loading_s < 120
 
 
 def test_the_secret_is_its_owners(small: Server) -> None:

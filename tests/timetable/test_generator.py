@@ -82,13 +82,17 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _children(process: subprocess.Popen[str], role: str = "") -> list[int]:
-    """Return the generator processes of a run, in the order they were started."""
+    """Return the generator processes of a run, in the order they were started.
+
+    Each leads a session. A single one is a fork of the command, with the same command line; the others are started.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, IndexError):
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
             arguments = (entry / "cmdline").read_text().split("\0")
-            if parent == process.pid and arguments[1].endswith("locustfile.py") and arguments[2].startswith(role):
+            own_role = arguments[2] if arguments[1].endswith("locustfile.py") else "alone"
+            if int(fields[1]) == process.pid and fields[3] == entry.name and own_role.startswith(role):
                 found.append(int(entry.name))
     return sorted(found)
 

@@ -23,6 +23,7 @@ from triton_repo.server.child_process import answers, start_child
 from triton_repo.server.control import KEY_HEADER, RESTRICTED, Control, ControlError, drain
 from triton_repo.server.local_triton import Runtime
 from triton_repo.server.mpi_ranks import across_ranks, rank_environment
+from triton_repo.server.start_time import record_start
 from triton_repo.settings import REPOSITORY_NAME, read_repository
 
 SERVER_NAME = "server.json"
@@ -139,7 +140,9 @@ def start_server(
             (repository / SERVER_NAME).write_text(to_json(record), encoding="utf-8")
             _wait_ready(process, record, deadline_s)
             _probe(repository, record)
-            progress(f"ready after {time.monotonic() - begin:.1f} s: a request was answered")
+            took_s = time.monotonic() - begin
+            recorded = record_start(repository, took_s, triton_version=runtime.version, made_by=made_by)
+            progress(f"ready after {took_s:.1f} s: a request was answered{recorded}")
         except BaseException:
             stop_server(repository, grace_s=0)  # it has no clients yet
             signal_group(process.pid, signal.SIGKILL)  # in case its record is not yet written

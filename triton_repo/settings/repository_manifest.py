@@ -18,7 +18,7 @@ LLMAPI_MODELS = ("tensorrt_llm",)
 Variant = Literal["inflight_batcher_llm", "llmapi", "trtllm_serve"]
 RepositoryKind = Literal["built", "emulated", "relayed"]
 # files that serving writes into a repository
-SERVED_FILES = ("server.json", "server.log", "server.key", "front.json", "front.log")
+SERVED_FILES = ("server.json", "server.log", "server.key", "start.json", "front.json", "front.log")
 __all__ = [
     "DEFAULT_TIME_SCALE", "LLMAPI_MODELS", "MODELS", "REPOSITORY_NAME", "SERVED_FILES", "Choice", "Emulation",
     "Relay", "RepositoryManifest",

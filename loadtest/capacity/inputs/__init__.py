@@ -1,9 +1,9 @@
 """Inputs of a plan: demand and prices. May import `scenario` and the rooms below."""
 
 from loadtest.capacity.inputs.accuracy import EvaluatedEngines, PlanObjectives
+from loadtest.capacity.inputs.autoscaling import Autoscaling
 from loadtest.capacity.inputs.demand import (
     SMALL_GPUS,
-    Autoscaling,
     Availability,
     Demand,
     Described,
@@ -15,11 +15,21 @@ from loadtest.capacity.inputs.demand import (
     read_demand,
 )
 from loadtest.capacity.inputs.money import Owned, Spot
-from loadtest.capacity.inputs.prices import HOURS_PER_MONTH, SECONDS_PER_MONTH, Price, old_prices, prices_for, times
+from loadtest.capacity.inputs.prices import (
+    HOURS_PER_MONTH,
+    SECONDS_PER_MONTH,
+    SLICES,
+    Price,
+    old_prices,
+    prices_for,
+    slices_without_price,
+    times,
+)
 
 __all__ = [
     "HOURS_PER_MONTH",
     "SECONDS_PER_MONTH",
+    "SLICES",
     "SMALL_GPUS",
     "Autoscaling",
     "Availability",
@@ -38,5 +48,6 @@ __all__ = [
     "old_prices",
     "prices_for",
     "read_demand",
+    "slices_without_price",
     "times",
 ]

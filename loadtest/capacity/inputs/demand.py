@@ -7,7 +7,6 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from engines.autoscaling import SyncSeconds
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
 from engines.planning import SpeculativeChoices
@@ -19,6 +18,7 @@ from engines.spec import (
     read_accelerator,
 )
 from loadtest.capacity.inputs.accuracy import EvaluatedEngines, PlanObjectives
+from loadtest.capacity.inputs.autoscaling import Autoscaling, with_recorded_start
 from loadtest.capacity.inputs.money import Owned, Spot
 from loadtest.scenario import (
     Conversations,
@@ -128,28 +128,6 @@ class Availability(Strict):
     n_plus: Annotated[int, Field(ge=0)] = 1
     zones: Annotated[int, Field(ge=1)] = 1
     headroom: Ratio = 0.1
-
-
-class Autoscaling(Strict):
-    """What the control laws of an autoscaler are simulated with.
-
-    Attributes:
-        start_up_s: From requesting a replica to its first request: machine, image, engine.
-        loading_s: Of `start_up_s`, the seconds in which the pod runs and loads the weights and the engine.
-        start_up_source: Where `start_up_s` is from: `measured`, on what, and when.
-        sync_s: Time between two evaluations of a control law: a flag of the cluster's kube-controller-manager.
-    """
-
-    start_up_s: Positive = 300.0
-    loading_s: NotNegative = 0.0
-    start_up_source: str = "assumed"
-    sync_s: SyncSeconds = 15.0
-
-    @model_validator(mode="after")
-    def _within(self) -> Self:
-        if self.loading_s > self.start_up_s:
-            raise ValueError(f"loading_s {self.loading_s:g} is part of start_up_s, {self.start_up_s:g}")
-        return self
 
 
 class Limits(Strict):
@@ -345,7 +323,7 @@ class Demand(Strict):
 def read_demand(path: Path) -> Demand:
     """Read a demand; relative paths in it start at the demand's folder.
 
-    Paths of accelerators and models are resolved here, the others where they are read.
+    Paths of accelerators and models are resolved here, and a recorded start is read; the others where they are needed.
 
     Raises:
         MissingError, UserError: As `files.read_yaml` does.
@@ -356,6 +334,7 @@ def read_demand(path: Path) -> Demand:
     changed: dict[str, object] = {
         "limits": limits.model_copy(update={"gpus": tuple(_beside(path, gpu) for gpu in limits.gpus)}),
         "candidates": chosen.model_copy(update={"runs": runs}),
+        "autoscaling": with_recorded_start(demand.autoscaling, path.parent),
     }
     if is_checkpoint_folder(demand.model, within=path.parent):
         changed |= {"model": str(path.parent / demand.model)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,8 @@ from loadtest.capacity.inputs.demand import PriceChoices, PriceTerms
 HOURS_PER_MONTH = 730.0  # 365 days / 12
 SECONDS_PER_MONTH = HOURS_PER_MONTH * SECONDS_PER_H
 OLD_DAYS = 60  # a list price older than this gets a warning
+# The whole GPU of each MIG slice, and how many such slices fit on it: NVIDIA MIG User Guide, H100 profiles.
+SLICES = {"h100-sxm-80gb-mig-2g.20gb": ("h100-sxm-80gb", 3), "h100-sxm-80gb-mig-3g.40gb": ("h100-sxm-80gb", 2)}
 SHIPPED = Path(str(files("loadtest.capacity.inputs"))) / "prices.yaml"
 
 
@@ -121,4 +123,18 @@ def old_prices(prices: Iterable[Price], today: date) -> list[str]:
         f"set prices.usd_per_gpu_h.{price.gpu} if it has changed"
         for price in prices
         if price.age_days(today) > OLD_DAYS
+    ]
+
+
+def slices_without_price(prices: Mapping[str, Price]) -> list[str]:
+    """Return a warning for each MIG slice that has no price, with its share of the whole GPU's and what that assumes.
+
+    Vendors of the price file rent whole GPUs. A slice is therefore not priced unasked: one slice costs a whole GPU
+    unless the other slices are used as well, which only the user knows.
+    """
+    return [
+        f"{name} has no price and was not tried: {count} fit on one {whole}, which is rented whole; if you use them "
+        f"all, its share is {prices[whole].usd_per_gpu_h / count:.3g} USD an hour: set prices.usd_per_gpu_h.{name}"
+        for name, (whole, count) in SLICES.items()
+        if name not in prices and whole in prices
     ]

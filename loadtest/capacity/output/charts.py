@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 720, 320
 TONES = 6  # colours of the page
 LEFT, RIGHT, TOP, BOTTOM = 64, 18, 34, 44
 _CHAR = 6.3  # approximate width of a character, used to keep labels apart
+_STEP = 4  # between the positions at which a label is held against what is drawn
 _MANY = 1000
 LEAST_TICKS = 4  # a logarithmic axis with fewer ticks at 1, 2 and 5 gets evenly spaced ones
 
 
 class Mark(NamedTuple):
-    """A labelled point. `is_below`: the label goes below the point, out of the way of a rising line."""
+    """A labelled point."""
 
     x: float
     y: float
     label: str
-    is_below: bool = False
 
 
 class Series(NamedTuple):
@@ -102,7 +103,12 @@ def chart(
         for level, name in limits
     ]
     parts += [_drawn(each, across, up) for each in series]
-    parts += [_marked(mark, across, up) for mark in marks]
+    drawn = [place for each in series for place in _places(each, across, up)]
+    drawn += [(float(at), up(level)) for level, _ in limits for at in range(LEFT, WIDTH - RIGHT, _STEP)]
+    drawn += [
+        (LEFT + 6 + at, up(level) - 8) for level, name in limits for at in range(0, int(len(name) * _CHAR), _STEP)
+    ]
+    parts += [_marked(mark, across, up, drawn) for mark in marks]
     parts.append(_legend(series))
     return _svg(title, parts, HEIGHT)
 
@@ -219,14 +225,32 @@ def _drawn(series: Series, across: Scale, up: Scale) -> str:
     return "".join(parts)
 
 
-def _marked(mark: Mark, across: Scale, up: Scale) -> str:
-    at, high = across(mark.x), up(mark.y)
-    is_right = at + 12 + len(mark.label) * _CHAR < WIDTH - RIGHT
-    to, anchor = (at + 10, "start") if is_right else (at - 10, "end")
-    up_to = max(TOP + 10, high + 20 if mark.is_below else high - 9)
+def _places(series: Series, across: Scale, up: Scale) -> Iterator[tuple[float, float]]:
+    """Yield positions along a series, close enough together that no label fits between two of them."""
+    places = [(across(px), up(py)) for px, py in series.points]
+    yield from places
+    for (at, high), (to, low) in pairwise(places if series.kind != "dots" else ()):
+        corner = (to, high) if series.kind == "steps" else None
+        for (ax, ay), (bx, by) in pairwise([(at, high), *([corner] if corner else []), (to, low)]):
+            count = int(max(abs(bx - ax), abs(by - ay)) // _STEP)
+            yield from ((ax + (bx - ax) * k / count, ay + (by - ay) * k / count) for k in range(1, count))
+
+
+def _marked(mark: Mark, across: Scale, up: Scale, drawn: Sequence[tuple[float, float]]) -> str:
+    """Return a ring with its label at the place, of those around it, that hides the least of what is drawn."""
+    at, high, width = across(mark.x), up(mark.y), len(mark.label) * _CHAR
+
+    def hidden(place: tuple[float, float]) -> float:
+        left, base = place
+        if left < LEFT or left + width > WIDTH - RIGHT or not TOP + 10 <= base <= HEIGHT - BOTTOM - 4:
+            return math.inf
+        return sum(left - 3 < px < left + width + 3 and base - 13 < py < base + 5 for px, py in drawn)
+
+    sides = (at + 10, at - 10 - width, at - width / 2)
+    left, base = min(((side, high + lift) for lift in (-9, 20, -24, 34, -44, 54) for side in sides), key=hidden)
     return (
         f'<circle class="mark" cx="{at:.1f}" cy="{high:.1f}" r="6.5"/>'
-        f'<text class="small strong" x="{to:.1f}" y="{up_to:.1f}" text-anchor="{anchor}">'
+        f'<text class="small strong" x="{left:.1f}" y="{base:.1f}">'
         f"{html.escape(mark.label)}</text>"
     )
 

@@ -87,7 +87,8 @@ def _accuracy(plan: CapacityPlan) -> Table:
 def _rows(plan: CapacityPlan) -> Table:
     losses = () if plan.demand.accuracy is None else ("lost",)
     heads = (
-        "candidate", "based on", "promised req/s", "middle", "TTFT p95, ms", "ITL p99, ms", "batch", "KV cache used",
+        "candidate", "based on", "promised req/s", "middle", "TTFT p95, ms", "ITL p99, ms",
+        "in flight / max batch", "KV cache used",
         "fails first", "replicas", "USD/month", "USD/Mtok", *losses,
     )  # fmt: skip
     return table(
@@ -121,7 +122,7 @@ def _row_cells(row: Row) -> list[str]:
         rate_text(row.middle),
         milliseconds(None if at is None else at.ttft_p95_s),
         milliseconds(None if at is None else at.itl_p99_s),
-        "-" if at is None else f"{at.in_flight:.0f} of {row.max_batch_size or '?'}",
+        "-" if at is None else f"{at.in_flight:.0f} / {row.max_batch_size or '?'}",
         "-" if at is None or row.basis == "measured" else f"{at.kv_ratio:.0%}, at most {at.kv_most:.0%}",
         row.limited_by or "-",
         "-" if row.replicas is None else str(row.replicas),
@@ -156,7 +157,7 @@ def _reliefs(row: Row) -> Table | None:
         return None
     reliefs = sorted(row.found.reliefs, key=lambda each: -each.gain)
     rows = [[each.constraint, number(each.worst_ratio), f"{each.gain:.0%}"] for each in reliefs]
-    return table(("made easier", "then found over limit", "strain taken away"), rows)
+    return table(("constraint eased", "times the limit then", "reduction"), rows)
 
 
 def _sensitivity(cases: Iterable[Case]) -> Table:

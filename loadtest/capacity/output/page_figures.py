@@ -147,7 +147,7 @@ def _batch(plan: CapacityPlan) -> Figure:
     at = plan.operating
     marks = []
     if at is not None and at.itl_mean_s is not None:
-        marks.append(Mark(at.in_flight, at.itl_mean_s * MS, f"operating: {at.in_flight:.0f} in flight", is_below=True))
+        marks.append(Mark(at.in_flight, at.itl_mean_s * MS, f"operating: {at.in_flight:.0f} in flight"))
     drawn = chart(
         "Latency against batch size, the recommended engine",
         [Series("ITL p99", tail, 1, "both"), Series("ITL mean", mean, 0, "both")],
@@ -206,7 +206,7 @@ def _load(plan: CapacityPlan) -> Figure:
     at = plan.operating
     marks = []
     if at is not None and at.ttft_p95_s is not None:
-        marks.append(Mark(at.rate_per_s, at.ttft_p95_s * MS, f"operating: {at.rate_per_s:.3g}/s", is_below=True))
+        marks.append(Mark(at.rate_per_s, at.ttft_p95_s * MS, f"operating: {at.rate_per_s:.3g}/s"))
     drawn = chart(
         "Waiting against load, one replica",
         series,

@@ -129,6 +129,7 @@ def _inputs(demand: Demand, demand_file: Path) -> list[Path]:
     named += () if demand.accuracy is None else (demand.accuracy.baseline, *demand.accuracy.engines)
     named += [demand.traffic.path] if isinstance(demand.traffic, Trace) else []
     named += [demand.prices.file] if demand.prices.file is not None else []
+    named += [demand.autoscaling.loading_from] if demand.autoscaling.loading_from is not None else []
     return [demand_file, *(demand_file.parent / each for each in named)]
 
 
@@ -139,6 +140,8 @@ def _head(demand: Demand, demand_file: Path) -> Document:
         read.append(folder / demand.traffic.path)
     if demand.prices.file is not None:
         read.append(folder / demand.prices.file)
+    if demand.autoscaling.loading_from is not None:
+        read.append(folder / demand.autoscaling.loading_from)
     sources = [source_of(path) for path in read if path.is_file()]
     for gpu in demand.limits.gpu_names:
         sources += sources_named(gpu=gpu, model=None)

@@ -127,7 +127,8 @@ def panel_title(panel: Any, text: str) -> None:
 
 
 def nothing(panel: Any, text: str) -> None:
-    """State why a panel is empty."""
+    """State why a panel is empty, and draw no axes there."""
+    panel.set_axis_off()
     panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", va="center", color=FAINT)
 
 

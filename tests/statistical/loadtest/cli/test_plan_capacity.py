@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -271,7 +272,8 @@ def test_a_tiny_demand_takes_one_replica_and_names_a_cheaper_gpu(tmp_path: Path)
     assert plan.chosen.replicas == 1
     assert "l4-24gb" in (plan.smaller_gpu or "")
     assert "tokens" in (plan.smaller_gpu or "")
-    assert any("not tried" in each and "mig-2g.20gb" in each and "l4-24gb" not in each for each in plan.warnings)
+    (of_slice,) = (each for each in plan.warnings if "mig-2g.20gb" in each)
+    assert "not tried: 3 fit on one h100-sxm-80gb, which is rented whole" in of_slice
 
 
 def test_a_rate_that_was_not_searched_further_is_no_limit(tmp_path: Path) -> None:
@@ -307,6 +309,42 @@ def test_what_a_lower_max_tokens_buys_is_said_where_evictions_win(tmp_path: Path
     assert plan.chosen.scheduler_policy == "max_utilization"
     assert "reserves no KV cache for max_tokens (7,900)" in (plan.max_tokens_note or "")
     assert "No reply is longer than 64 tokens" in (plan.max_tokens_note or "")
+
+
+def test_a_lower_max_tokens_saves_the_replicas_that_it_is_said_to_save(tmp_path: Path) -> None:
+    """Where reservations bind and nothing is evicted, the note has the replicas of a plan with that max_tokens."""
+    lengths = {"isl": 256, "osl": 64}
+    changed = {
+        "limits": {"gpus": ["l4-24gb"], "precisions": ["fp8"]},
+        "candidates": {
+            "max_batch_size": [128],
+            "max_num_tokens": [2048],
+            "scheduler_policy": "guaranteed_no_evict",
+        },
+        "prices": {"vendor": "aws-us-east-1"},
+    }
+    plans = []
+    for name, most in (("high", {"max_tokens": 7900}), ("low", {})):
+        folder = tmp_path / name
+        folder.mkdir()
+        traffic = {"process": "described", "rate_per_s": 8.0, "lengths": lengths | most}
+        run(str(written(folder, traffic=traffic, **changed)), "--out", str(folder / "out"), "--workers", "1")
+        plans.append(read_json(folder / "out" / "capacity.json", CapacityPlan))
+    high, low = plans
+    assert high.chosen is not None
+    assert low.chosen is not None
+    assert (low.chosen.replicas or 0) < (high.chosen.replicas or 0)
+    assert low.max_tokens_note is None
+    found = re.fullmatch(
+        r"Every request reserves KV cache for 7,900 reply tokens \(max_tokens\); no reply is longer than 64\. "
+        r"Lowering max_tokens to that needs (\d+) replicas?, ([\d,]+) USD a month\.",
+        high.max_tokens_note or "",
+    )
+    assert found is not None, high.max_tokens_note
+    assert (
+        abs(int(found[1]) - (low.chosen.replicas or 0)) <= 1
+    )  # the note is of one replica's rate, the plan of a fleet
+    assert int(found[2].replace(",", "")) < (high.chosen.usd_per_month or 0)
 
 
 def test_old_prices_are_said_to_be_old(planned: Path) -> None:
