@@ -29,7 +29,7 @@ class EnergyCounter:
         self._end_s = end_s
 
     def joules(self, now_s: float) -> float:
-        """Return the joules up to a wall time; of a step under way, its base power only."""
+        """Return the joules up to a wall time; of the current step, its base power only."""
         return self._total_j + self._idle_j(now_s)
 
     def _idle_j(self, until_s: float) -> float:
