@@ -24,7 +24,7 @@ def resolve_gpu(text: str) -> GpuSpec:
     try:
         return gpu_named(text)
     except UserError as error:
-        raise UserError(error.message, hint=f"{error.hint}; or a file that describes it: FILE.yaml") from None
+        raise UserError(error.message, hint=_or(error.hint, "a file that describes the GPU: FILE.yaml")) from None
 
 
 def resolve_model(text: str) -> ModelSpec:
@@ -39,7 +39,17 @@ def resolve_model(text: str) -> ModelSpec:
     try:
         return model_named(text)
     except UserError as error:
-        raise UserError(error.message, hint=f"{error.hint}; or a folder with a config.json") from None
+        raise UserError(error.message, hint=_or(error.hint, "a folder with a config.json")) from None
+
+
+def _or(hint: str | None, other: str) -> str:
+    """Return a hint that names another possibility, too.
+
+    >>> _or("did you mean 'h100'?", "a file"), _or("known: h100", "a file")
+    ("did you mean 'h100'? Also possible: a file", 'known: h100. Also possible: a file')
+    """
+    hint = hint or ""
+    return f"{hint}{'' if hint.endswith('?') else '.'} Also possible: {other}"
 
 
 def is_checkpoint_folder(text: str, *, within: Path | None = None) -> bool:

@@ -56,7 +56,7 @@ GROUPS = {
 @click.option("--strict", is_flag=True, help="Exit with status 3 if the run is not valid.")
 @click.option(
     "--repeat",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1000),
     default=1,
     help="Number of runs of the scenario, in folders 1, 2, ... of --out.",
 )

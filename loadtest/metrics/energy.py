@@ -16,6 +16,8 @@ LEAST_READINGS = 5  # of a power gauge in a window; a mean of fewer says little
 # An exporter's page repeats a reading until its next collection: 30 s by default for DCGM's. A counter that moves less
 # often than this many times in a window is off by up to a quarter of it.
 LEAST_UPDATES = 4
+NO_METER = "no metrics page reports GPU power or energy; give a DCGM exporter's with --power-url"
+NO_MODEL = "no joules of the power model; it covers GPUs with a known board power, without speculative decoding"
 
 
 class _Watts(NamedTuple):
@@ -29,20 +31,15 @@ def energy_of(
     """Return the energy of a window, or None and the reason why it is unknown.
 
     Args:
-        kind: Of the run. A machine that emulates an engine has no watts of a GPU.
+        kind: Of the run. A GPU's readings count in a measured run alone: a machine that emulates an engine may have a
+            GPU, which serves nothing. The power model's count in the others.
         time_scale: Wall seconds per engine second.
         rates: Output tokens, input tokens and requests a second of the window, by their names in the summary.
     """
-    if kind == "emulated":
-        return None, "the engine is emulated: there is no GPU whose power could be read"
-    if kind == "predicted":
-        meters = tuple(each for each in meters if each.quantity == "modelled_energy_j")
-        if not meters:
-            return None, "the prediction has no power model"
-    else:
-        meters = tuple(each for each in meters if each.quantity != "modelled_energy_j")
+    is_modelled = kind != "measured"
+    meters = tuple(each for each in meters if (each.quantity == "modelled_energy_j") == is_modelled)
     if not meters:
-        return None, "no metrics page reports GPU power or energy; give a DCGM exporter's with --power-url"
+        return None, NO_MODEL if is_modelled else NO_METER
     found: list[_Watts] = []
     for gpu in sorted({each.gpu for each in meters}):
         of_gpu, reason = _watts_of([each for each in meters if each.gpu == gpu], window)

@@ -19,7 +19,7 @@ class Meter(NamedTuple):
 
     Attributes:
         gpu: Its UUID; of a page without UUIDs, the page and the series.
-        quantity: `gpu_energy_j` (a counter), `gpu_power_w`, or `modelled_energy_j` of a prediction.
+        quantity: `gpu_energy_j` (a counter), `gpu_power_w`, or `modelled_energy_j` (predicted, emulated).
         t_s: Times of the readings; shape (readings,), as `values`.
     """
 

@@ -107,6 +107,7 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("DCGM_FI_DEV_POWER_USAGE", "gpu_power_w"),
     Meaning("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "gpu_energy_j", factor=1e-3),  # millijoules
     Meaning("modelled_gpu_energy_joules_total", "modelled_energy_j"),  # of predict-load
+    Meaning("emulator_gpu_energy_joules_total", "modelled_energy_j"),
     Meaning("DCGM_FI_DEV_FB_USED", "gpu_memory_bytes", factor=MEBIBYTE),
     Meaning("DCGM_FI_DEV_GPU_UTIL", "gpu_busy_ratio", factor=0.01, adds_up=False),
 )

@@ -56,6 +56,7 @@ REFUSED = {
     "run-load --url http://[::1 --isl 8 --osl 4 --out out": "Invalid IPv6 URL",
     "run-load --url http://a..b --isl 8 --osl 4 --out out": "label empty or too long",
     "run-load --url http://127.0.0.1:0 --isl 8 --osl 4 --out out": "no server listens on port 0",
+    "run-load --repeat 1000000000 --out out": "1000000000 is not in the range 1<=x<=1000",
     "run-load --workers 65535 --out out": "--workers 65535: at most ",
     "run-load --worker --master-host example.invalid --within 1": "--master-host example.invalid: Name or service",
     "run-load --worker --master-host a..b --within 1": "--master-host a..b: encoding with 'idna' codec failed",

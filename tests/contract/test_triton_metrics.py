@@ -15,7 +15,7 @@ from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.steptime import step_time_for
 from triton_repo.models.engine_clock import Lateness
-from triton_repo.models.engine_metrics import EngineMetrics
+from triton_repo.models.engine_metrics import ENERGY_NAME, EngineMetrics
 
 FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "triton_interface.yaml").read_text())["metrics"]
 LABELS = {"model": "tensorrt_llm", "version": "1"}
@@ -100,6 +100,16 @@ def test_families_labels_and_words_are_upstreams(backend: Backend, kind: str) ->
         assert family.buckets == fact.get("buckets", [])
         wanted = {tuple(sorted({fact["label"]: each, **LABELS}.items())) for each in _emulated(FACTS[kind])[name]}
         assert family.values.keys() == wanted
+
+
+def test_energy_is_published_where_the_power_model_covers_the_engine(backend: Backend) -> None:
+    """The counter grows by what was added since; without a power model there is no such series, and no zero."""
+    metrics, state = EngineMetrics(backend, LABELS), _batcher(blocks=512).snapshot()
+    metrics.publish(state, Lateness())
+    assert ENERGY_NAME not in backend.MetricFamily.made
+    for joules in (10.0, 25.0, 25.0):
+        metrics.publish(state, Lateness(), energy_j=joules)
+    assert list(backend.MetricFamily.made[ENERGY_NAME].values.values()) == [[10.0, 15.0]]
 
 
 def _requests(backend: Backend, batcher: Batcher) -> dict[str, float]:

@@ -85,6 +85,9 @@ def test_wall_clock_and_virtual_clock_agree(server: Server, engine: Path, tmp_pa
         assert wall["itl_s"]["p50"] == pytest.approx(virtual["itl_s"]["p50"], rel=0.15)
         assert wall["output_tokens_per_s"] == pytest.approx(virtual["output_tokens_per_s"], rel=0.2)
         assert virtual["ttft_s"]["p50"] - server_s <= wall["ttft_s"]["p50"] * 1.1
+        assert wall["energy"]["method"] == virtual["energy"]["method"] == "power model"
+        assert wall["energy"]["power_w"] == pytest.approx(virtual["energy"]["power_w"], rel=0.15)
+        assert wall["energy"]["j_per_output_token"] == pytest.approx(virtual["energy"]["j_per_output_token"], rel=0.2)
 
 
 @pytest.mark.quiet

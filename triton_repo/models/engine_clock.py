@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engines.emulator import Batcher, BatcherState, Iteration, Request, RequestId, TokenEvent
+from engines.steptime import PowerModel
+from triton_repo.models.engine_energy import EnergyCounter
 
 RECENT_STEPS = 2000
 SPIN_S = 0.0002  # the last part before a deadline is slept in short intervals, because the kernel wakes late
@@ -52,6 +54,7 @@ class EngineClock:
         deliver: Called after each step, outside the lock, with the tokens it made; must be quick.
         begun: Called before each step that computes prompts, under the lock; must be quick.
         failed: Called if the thread ends without a call of `stop`: a defect, whose traceback is in the server's log.
+        power: Of the emulated GPUs; None: unknown.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class EngineClock:
         deliver: Callable[[list[TokenEvent]], None],
         begun: Callable[[Iteration], None] | None = None,
         failed: Callable[[], None] | None = None,
+        power: PowerModel | None = None,
     ) -> None:
         self._batcher = batcher
         self._scale = time_scale
@@ -71,6 +75,7 @@ class EngineClock:
         self._stopping = False
         self._lateness = Lateness()
         self._latest = batcher.snapshot()
+        self._energy = None if power is None else EnergyCounter(power, time_scale, time.monotonic())
         self._thread = threading.Thread(target=self._run, name="engine-clock", daemon=True)
 
     def start(self) -> None:
@@ -108,6 +113,11 @@ class EngineClock:
         with self._changed:
             return self._latest, self._lateness
 
+    def energy_j(self) -> float | None:
+        """Return the joules of the emulated GPUs since the start, in engine time; None if their power is unknown."""
+        with self._changed:
+            return None if self._energy is None else self._energy.joules(time.monotonic())
+
     def is_running(self) -> bool:
         """Return whether steps are taken: from `start` to `stop`, unless a step failed."""
         return self._thread.is_alive()
@@ -142,6 +152,8 @@ class EngineClock:
             with self._changed:
                 events = self._batcher.finish(iteration)
                 self._lateness.note(seconds, late_s)
+                if self._energy is not None:
+                    self._energy.note(iteration, deadline)
             self._deliver(events)
 
 

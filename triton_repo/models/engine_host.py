@@ -18,7 +18,7 @@ import numpy as np
 
 from engines.emulator import Batcher, BatcherSettings, Iteration, QueueFullError, Request, RequestError, TokenEvent
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.steptime import step_time_for
+from engines.steptime import power_model_for, step_time_for
 from triton_repo.models.engine_clock import EngineClock
 from triton_repo.models.engine_metrics import EngineMetrics
 from triton_repo.models.inputs import RefusedError
@@ -119,7 +119,14 @@ class EngineHost:
         # The server around this engine is real and takes real time: only the engine's share is emulated.
         alone = manifest.model_copy(update={"step_time": _without_server(manifest.step_time)})
         batcher = Batcher(settings, step_time_for(alone))
-        self._clock = EngineClock(batcher, time_scale, self._dispatch, self._scheduled, self._clock_failed)
+        self._clock = EngineClock(
+            batcher,
+            time_scale,
+            self._dispatch,
+            self._scheduled,
+            self._clock_failed,
+            power=power_model_for(manifest),
+        )
         self._metrics = EngineMetrics(backend, labels, cpp_backend=cpp_backend)
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, args=(period_s,), name="watcher", daemon=True)
@@ -272,7 +279,7 @@ class EngineHost:
     def _watch(self, period_s: float) -> None:
         """Publish metrics and check for cancelled requests every `period_s`."""
         while not self._stopping.wait(period_s):
-            self._metrics.publish(*self._clock.latest_iteration())
+            self._metrics.publish(*self._clock.latest_iteration(), energy_j=self._clock.energy_j())
             for call in {id(sequence.call): sequence.call for sequence in list(self._sequences.values())}.values():
                 if has_left(call) and (last := self._abandon(call)):
                     self._end(last)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable
+from functools import partial
 from typing import Any
 
 from engines.emulator import BatcherState
 from triton_repo.models.engine_clock import Lateness
 
 CPP_PREFIX, EMULATOR_PREFIX = "nv_trt_llm_", "emulator_"
+ENERGY_NAME = "emulator_gpu_energy_joules_total"
 LENGTH_BUCKETS = [10, 50, 100, 500, 1000]
 # family -> (help, category label, {category: value of the state})
 GAUGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -92,7 +94,8 @@ class EngineMetrics:
         )
         self._waiting = waiting.Metric(labels=labels)
         self._families += [late, waiting]
-        self._counters = {name: self._counter(family, name, text, labels) for name, text in _COUNTERS.items()}
+        self._make_counter = partial(self._counter, family, labels)
+        self._counters = {name: self._make_counter(name, text) for name, text in _COUNTERS.items()}
         self._seen = dict.fromkeys(_COUNTERS, 0.0)
         self._published: dict[Hashable, float] = {}
         lengths = _LENGTHS if cpp_backend else {}
@@ -104,8 +107,12 @@ class EngineMetrics:
             for name, histogram in self._lengths.items():
                 histogram.observe(prompt_tokens if name == "nv_llm_input_token_len" else output_tokens)
 
-    def publish(self, state: BatcherState, lateness: Lateness) -> None:
-        """Set every gauge and raise every counter that has changed."""
+    def publish(self, state: BatcherState, lateness: Lateness, *, energy_j: float | None = None) -> None:
+        """Set every gauge and raise every counter that has changed.
+
+        Args:
+            energy_j: Joules of the emulated GPUs since the start; None: unknown, and not published.
+        """
         for key, value in gauge_values(state).items():
             self._set(("gauge", *key), self._gauges[key], value)
         self._set("waiting", self._waiting, state.queued + state.waiting)
@@ -119,9 +126,15 @@ class EngineMetrics:
             "emulator_draft_tokens_total": float(state.drafted_total),
             "emulator_accepted_tokens_total": float(state.accepted_total),
         }
+        if energy_j is not None:
+            totals[ENERGY_NAME] = energy_j
         for name, total in totals.items():
-            grown = total - self._seen[name]
+            grown = total - self._seen.setdefault(name, 0.0)
             if grown > 0:
+                if name not in self._counters:
+                    self._counters[name] = self._make_counter(
+                        name, "Joules that the power model gives the emulated GPUs"
+                    )
                 self._counters[name].increment(grown)
                 self._seen[name] = total
 
@@ -130,7 +143,7 @@ class EngineMetrics:
             gauge.set(float(value))
             self._published[key] = value
 
-    def _counter(self, family: Any, name: str, text: str, labels: dict[str, str]) -> Any:
+    def _counter(self, family: Any, labels: dict[str, str], name: str, text: str) -> Any:
         made = family(name=name, description=text, kind=family.COUNTER)
         self._families.append(made)
         return made.Metric(labels=labels)

@@ -182,10 +182,9 @@ def payoff_chart(payoffs: Sequence[SpeculationPayoff]) -> str:
 
 def _speculation(plan: CapacityPlan) -> Figure:
     drawn = payoff_chart(plan.speculation)
-    says = "; ".join(f"{each.name}: {each.payoff.sentence}" for each in plan.speculation)
     first = plan.speculation[0].payoff
-    key = tuple((place % TONES, each.name) for place, each in enumerate(plan.speculation))
-    return Figure(Markup(drawn), f"Requests of {first.isl:,}/{first.osl:,} tokens, in closed form. {says}.", key)
+    key = tuple((place % TONES, f"{each.name}: {each.payoff.sentence}") for place, each in enumerate(plan.speculation))
+    return Figure(Markup(drawn), f"Requests of {first.isl:,}/{first.osl:,} tokens, in closed form.", key)
 
 
 def _load(plan: CapacityPlan) -> Figure:

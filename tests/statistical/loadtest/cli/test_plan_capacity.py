@@ -13,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from engines.calibration import read_calibration
 from engines.errors import TargetMissedError, UserError
 from engines.files import MadeBy, read_json
 from engines.planning.recipe import resolve_recipe
@@ -36,7 +37,7 @@ from triton_repo.settings.repository_manifest import ServingSettings
 SMALL = {
     "name": "small",
     "model": "llama-3-8b",
-    "traffic": {"process": "described", "rate_by_hour_per_s": [400.0], "lengths": {"isl": 256, "osl": 16}},
+    "traffic": {"process": "described", "rate_by_hour_per_s": [250.0], "lengths": {"isl": 256, "osl": 16}},
     "objectives": {"ttft_s": {"p90": 0.5}},
     "limits": {"gpus": ["h100-sxm-80gb", "a100-sxm-80gb"], "precisions": ["fp8"]},
     "candidates": {"max_batch_size": [16], "max_num_tokens": [2048]},
@@ -387,3 +388,27 @@ def test_a_run_of_other_lengths_tells_nothing(planned: Path, tmp_path: Path) -> 
     plan = read_json(tmp_path / "out" / "capacity.json", CapacityPlan)
     assert [row.status for row in plan.rows] == ["refused"]
     assert "mean is 900" in (plan.rows[0].reason or "")
+
+
+def test_a_plan_is_made_again_from_what_was_measured(planned: Path, tmp_path: Path) -> None:
+    """A run of the plan's own scenario for it calibrates the recommended engine, and the new plan rests on that."""
+    plan = read_json(planned / "capacity.json", CapacityPlan)
+    assert plan.engine is not None
+    scenario = read_scenario(str(planned / "calibrate.yaml"))
+    found = predict(scenario, plan.engine, made_by=MadeBy(command="test", version="0"), made_from=[])
+    folder = tmp_path / "run"
+    write_prediction(found, folder, force=False)
+    text = (folder / RUN_NAME).read_text(encoding="utf-8").replace('"kind": "predicted"', '"kind": "measured"')
+    (folder / RUN_NAME).write_text(text, encoding="utf-8")
+    arguments = ("--plan", str(planned / "capacity.json"), "--calibrate-from", str(folder), "--workers", "1")
+    run(*arguments, "--out", str(tmp_path / "again"))
+    known = read_calibration(tmp_path / "again.calibration.json")
+    assert known.prior == plan.engine.step_time.profile
+    assert known.generator.start == "staggered"
+    again = read_json(tmp_path / "again" / "capacity.json", CapacityPlan)
+    assert again.chosen is not None
+    assert again.chosen.basis == "calibrated"
+    assert again.chosen.middle is not None
+    assert plan.chosen is not None
+    assert plan.chosen.middle is not None
+    assert again.chosen.middle.rate_per_s == pytest.approx(plan.chosen.middle.rate_per_s, rel=0.15)

@@ -118,7 +118,7 @@ def test_an_unknown_name_says_what_else_can_be_given(resolve: Any) -> None:
     with pytest.raises(UserError) as refused:
         resolve("h100-sxm-80" if resolve is resolve_gpu else "qwen3-8")
     assert "did you mean" in (refused.value.hint or "")
-    assert "; or a " in (refused.value.hint or "")
+    assert "? Also possible: a " in (refused.value.hint or "")
 
 
 def test_a_missing_file_is_no_unknown_gpu(tmp_path: Path) -> None:
