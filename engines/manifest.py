@@ -247,6 +247,20 @@ class EngineManifest(Document):
     stages: tuple[StageRecord, ...] = ()
     notices: list[Notice]
 
+    @property
+    def title(self) -> str:
+        """The engine's name wherever one is shown, and on a server."""
+        return engine_title(self.model.name, self.precision.name, self.gpu.name)
+
+
+def engine_title(model: str, precision: str, gpu: str) -> str:
+    """Return an engine's name from the names of its parts.
+
+    >>> engine_title("qwen3-8b", "fp8", "h100-sxm-80gb")
+    'qwen3-8b fp8 on h100-sxm-80gb'
+    """
+    return f"{model} {precision} on {gpu}"
+
 
 def read_manifest(engine_folder: Path) -> EngineManifest:
     """Read an engine folder's manifest. Raises as `files.read_json` does."""

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from engines.errors import MissingError, UserError
 from engines.files import text_file
+from engines.manifest import engine_title
 from engines.spec import gpu_named
 from loadtest.metrics import LevelSummary, summarize
 from loadtest.results import RUN_NAME, read_records, read_run, read_samples
@@ -73,16 +74,21 @@ class Deployment(NamedTuple):
     precision: str
     tensor_parallel: int = 1
 
+    @property
+    def title(self) -> str:
+        """The engine's name on a server that says what it serves."""
+        return engine_title(self.model, self.precision, self.gpu)
+
 
 def read_points(path: Path, wanted: Deployment) -> tuple[list[Point], Counter[str]]:
     """Return the points of a CSV table or run folder, and the number of rows or levels skipped for each reason.
 
     Raises:
         MissingError: The file does not exist.
-        UserError: A column or value is missing or invalid, or the run measured nothing.
+        UserError: A column or value is missing or invalid, or the run measured nothing, or another engine.
     """
     if path.is_dir():
-        return _points_of_run(path)
+        return _points_of_run(path, wanted)
     if not path.is_file():
         raise MissingError(f"{path}: no such file", hint="give a CSV of measured points or a run folder")
     with text_file(path, newline="", encoding="utf-8-sig") as file:
@@ -188,7 +194,7 @@ def _number(row: dict[str, str], name: str, where: str) -> float | None:
     return value
 
 
-def _points_of_run(folder: Path) -> tuple[list[Point], Counter[str]]:
+def _points_of_run(folder: Path, wanted: Deployment) -> tuple[list[Point], Counter[str]]:
     run = read_run(folder)
     if run.kind == "predicted":
         raise UserError(f"{folder / RUN_NAME}: the run is predicted, not measured", hint="give a run of run-load")
@@ -196,6 +202,12 @@ def _points_of_run(folder: Path) -> tuple[list[Point], Counter[str]]:
         raise UserError(
             f"{folder / RUN_NAME}: its requests differ in length or hit the prefix cache, so no point represents them",
             hint="calibrate on runs with fixed lengths, for example run-load --isl 1024 --osl 128",
+        )
+    named = run.server.engine
+    if named is not None and named != wanted.title:
+        raise UserError(
+            f"{folder / RUN_NAME}: the run measured {named}, not {wanted.title}",
+            hint="state the model, precision and GPU of the run: --model, --precision, --gpu",
         )
     records = list(read_records(folder))
     points: list[Point] = []

@@ -104,7 +104,7 @@ def predict(
             )
         )
         began_s, next_id = server.now_s, 1 + (requests.last_id if requests.last_id >= 0 else next_id)
-    engine = f"{manifest.model.name} {manifest.precision.name} on {manifest.gpu.name}"
+    engine = manifest.title
     facts = ServerFacts(
         url="-", protocol="-", model="tensorrt_llm", triton_version="-", emulated=False, time_scale=1.0, engine=engine
     )

@@ -188,7 +188,7 @@ def plan_deployment(
         engine=str(engine_folder.absolute()) if built and engine_folder else None,
         gpus=ranks if built else 0,
         compute_capability=engine.gpu.compute_capability,
-        model=f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}",
+        model=engine.title,
         max_batch_size=engine.limits.max_batch_size,
         shm_bytes=SHM_BYTES_PER_RANK * ranks,
         memory_bytes=_whole_gib(weights * 1.2 + 8 * GIB) if built else 4 * GIB,

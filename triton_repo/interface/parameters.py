@@ -23,7 +23,7 @@ def engine_parameters(
     """
     values: dict[str, Any] = {
         # this project's own; TensorRT-LLM's backend ignores unknown keys
-        "engine_name": f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}",
+        "engine_name": engine.title,
         "max_beam_width": engine.limits.max_beam_width,
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
         "gpt_model_path": engine_dir,
@@ -47,7 +47,7 @@ def model_parameters(repository: RepositoryManifest, *, engine_dir: str, tokeniz
         return engine_parameters(settings, engine, engine_dir=engine_dir, tokenizer_dir=tokenizer_dir)
     return written(
         {
-            "engine_name": f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}",
+            "engine_name": engine.title,
             "engine_url": relay.url,
             "engine_model": relay.model,
             "vocabulary": engine.model.vocab_size,

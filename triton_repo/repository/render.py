@@ -270,7 +270,7 @@ class _Writer:
         parameters = {"gpu_device_ids": settings.processes.gpu_device_ids}
         if emulated:
             parameters |= {
-                "engine_name": f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}",
+                "engine_name": engine.title,
                 "emulated": "true",
                 "emulator_time_scale": f"{settings.emulation.time_scale:g}",
                 "emulator_manifest": "engine.json",

@@ -164,7 +164,7 @@ def _explained(choice: Choice) -> str:
 
 def _show_repository(repository: RepositoryManifest) -> None:
     engine = repository.engine
-    console.show(f"{engine.model.name} {engine.precision.name} on {engine.gpu.name}: {repository.kind}")
+    console.show(f"{engine.title}: {repository.kind}")
     if repository.kind == "emulated":
         scale = repository.resolved.emulation.time_scale
         console.show(f"emulated, time scale x{scale:g}: every step takes {scale:g} times as long")

@@ -43,6 +43,15 @@ def test_a_level_with_failures_is_left_out_and_counted(tmp_path: Path) -> None:
     assert "requests failed" in why
 
 
+@pytest.mark.parametrize("other", [{"model": "qwen3-8b"}, {"precision": "bf16"}, {"gpu": "a100-sxm-80gb"}])
+def test_a_run_of_another_engine_is_refused(tmp_path: Path, other: dict[str, str]) -> None:
+    """A server that names its engine is not taken for another one; the error names both."""
+    folder = _run(tmp_path / "run", failed_levels=set())
+    with pytest.raises(UserError, match=r"the run measured llama-3-8b fp8 on h100-sxm-80gb, not ") as error:
+        read_points(folder, LLAMA._replace(**other))
+    assert "--model, --precision, --gpu" in (error.value.hint or "")
+
+
 def test_a_run_without_a_usable_level_says_why(tmp_path: Path) -> None:
     """The error counts what failed and names the command that shows it; it asks for no other kind of run."""
     folder = _run(tmp_path / "run", failed_levels={0, 1})
