@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 720, 320
 TONES = 6  # colours of the page
-LEFT, RIGHT, TOP, BOTTOM = 64, 18, 34, 44
+LEFT, RIGHT, TOP, BOTTOM = 64, 18, 44, 44
 _CHAR = 6.3  # approximate width of a character, used to keep labels apart
 _STEP = 4  # between the positions at which a label is held against what is drawn
 _MANY = 1000
@@ -260,9 +260,9 @@ def _legend(series: Sequence[Series]) -> str:
     for each in reversed([one for one in series if one.label]):
         at -= len(each.label) * _CHAR + 26
         parts.append(
-            f'<line class="line tone{each.tone}" x1="{at:.1f}" x2="{at + 14:.1f}" y1="26" y2="26"'
+            f'<line class="line tone{each.tone}" x1="{at:.1f}" x2="{at + 14:.1f}" y1="34" y2="34"'
             + (' stroke-dasharray="5 4"' if each.is_dashed else "")
-            + f'/><text class="small" x="{at + 18:.1f}" y="30">{html.escape(each.label)}</text>'
+            + f'/><text class="small" x="{at + 18:.1f}" y="38">{html.escape(each.label)}</text>'
         )
     return "".join(parts)
 
