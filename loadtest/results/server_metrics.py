@@ -30,6 +30,8 @@ Counter = Literal[
     "emulated_step_s",
     "gpu_energy_j",
     "modelled_energy_j",
+    "generated_tokens",
+    "first_tokens",
     "draft_steps",
     "draft_tokens",
     "accepted_tokens",
@@ -83,6 +85,8 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("vllm:gpu_cache_usage_perc", "kv_ratio", adds_up=False),  # 0 to 1 despite its name; until vLLM 0.9
     Meaning("vllm:kv_cache_usage_perc", "kv_ratio", adds_up=False),
     Meaning("vllm:iteration_tokens_total_count", "iterations"),
+    Meaning("vllm:generation_tokens_total", "generated_tokens"),
+    Meaning("vllm:time_to_first_token_seconds_count", "first_tokens"),
     Meaning("vllm:spec_decode_num_drafts_total", "draft_steps"),
     Meaning("vllm:spec_decode_num_draft_tokens_total", "draft_tokens"),
     Meaning("vllm:spec_decode_num_accepted_tokens_total", "accepted_tokens"),

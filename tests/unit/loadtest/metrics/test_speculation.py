@@ -57,6 +57,13 @@ def test_acceptance_is_read_off_the_responses() -> None:
     assert speculation_of(columns_of([_record([1, 1, 1])]), NO_SAMPLES, WHOLE) is None
 
 
+@pytest.mark.parametrize("counts_are_exact", [True, False])
+def test_a_stray_bundle_is_no_speculation(counts_are_exact: bool) -> None:
+    """A busy vLLM without speculation sends two tokens at once now and then: one response of a hundred here."""
+    columns = columns_of([_record([1, *[1] * 99, 2])])
+    assert speculation_of(columns, NO_SAMPLES, WHOLE, counts_are_exact=counts_are_exact) is None
+
+
 def test_a_servers_own_counters_come_first() -> None:
     """VLLM's counters by position, and TensorRT-LLM's with its mean accepted length; growth in the window counts."""
     name = 'vllm:spec_decode_num_{}_total{{model_name="m"}}'
@@ -89,3 +96,24 @@ def test_a_servers_own_counters_come_first() -> None:
     found = speculation_of(records, samples_of(of_trtllm), WHOLE)
     assert found is not None
     assert (found.tokens_per_step, found.accepted_ratio) == (2.2, 0.4)
+
+
+def test_steps_without_drafts_count() -> None:
+    """n-gram drafts only where it finds a match: 300 of 1,000 decode steps here, of which 120 have one accepted."""
+
+    def page(at_s: float) -> Sample:
+        values = {
+            "vllm:generation_tokens_total": 10 * 1_140.0 * at_s,  # 1,000 steps, 120 accepted, 20 first tokens
+            "vllm:time_to_first_token_seconds_count": 10 * 20.0 * at_s,
+            "vllm:spec_decode_num_drafts_total": 10 * 300.0 * at_s,
+            "vllm:spec_decode_num_draft_tokens_total": 10 * 900.0 * at_s,
+            "vllm:spec_decode_num_accepted_tokens_total": 10 * 120.0 * at_s,
+            'vllm:spec_decode_num_accepted_tokens_per_pos_total{position="0"}': 10 * 120.0 * at_s,
+        }
+        return Sample(t_s=at_s, values=values)
+
+    found = speculation_of(columns_of([_record([1, 1])]), samples_of([page(1), page(50), page(90)]), WHOLE)
+    assert found is not None
+    assert found.tokens_per_step == pytest.approx(1.12)
+    assert found.acceptance == pytest.approx((0.12,))
+    assert found.accepted_ratio == pytest.approx(120 / 900)
