@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from engines.files import Document, Strict, read_json
+from engines.names import engine_title
 from engines.spec import (
     Factors,
     GpuSpec,
@@ -251,15 +252,6 @@ class EngineManifest(Document):
     def title(self) -> str:
         """The engine's name wherever one is shown, and on a server."""
         return engine_title(self.model.name, self.precision.name, self.gpu.name)
-
-
-def engine_title(model: str, precision: str, gpu: str) -> str:
-    """Return an engine's name from the names of its parts.
-
-    >>> engine_title("qwen3-8b", "fp8", "h100-sxm-80gb")
-    'qwen3-8b fp8 on h100-sxm-80gb'
-    """
-    return f"{model} {precision} on {gpu}"
 
 
 def read_manifest(engine_folder: Path) -> EngineManifest:

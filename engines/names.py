@@ -36,6 +36,15 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _RECIPES.glob("*.yaml")))
 
 
+def engine_title(model: str, precision: str, gpu: str) -> str:
+    """Return an engine's name from the names of its parts.
+
+    >>> engine_title("qwen3-8b", "fp8", "h100-sxm-80gb")
+    'qwen3-8b fp8 on h100-sxm-80gb'
+    """
+    return f"{model} {precision} on {gpu}"
+
+
 def spec_data(name: str) -> Any:
     """Return a data file of `engines.spec`, not yet validated; parsed by libyaml if PyYAML has it."""
     text = (_DATA / f"{name}.yaml").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from engines.errors import MissingError, UserError
 from engines.files import text_file
-from engines.manifest import engine_title
+from engines.names import engine_title
 from engines.spec import gpu_named
 from loadtest.metrics import LevelSummary, summarize
 from loadtest.results import RUN_NAME, read_records, read_run, read_samples

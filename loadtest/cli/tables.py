@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engines.console import progress, show, table_console
+from engines.names import engine_title
 from engines.spec import MS, milliseconds
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Scenario, Verdict
@@ -196,7 +197,8 @@ def show_calibration(found: Calibration) -> None:
     """Print the parameters with their confidence intervals and the held-out errors; print warnings on stderr."""
     from rich.table import Table
 
-    table = Table(title=f"{found.model} {found.precision} on {found.gpu}, over {found.source}", title_justify="left")
+    engine = engine_title(found.model, found.precision, found.gpu)
+    table = Table(title=f"{engine}, over {found.source}", title_justify="left")
     for name in ("parameter", "value", "95 % confidence", "expected", "meaning"):
         table.add_column(name, justify="left" if name == "meaning" else "right")
     for each in found.parameters:

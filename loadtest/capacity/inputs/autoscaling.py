@@ -10,6 +10,7 @@ from pydantic import model_validator
 from engines.autoscaling import ServerStart, SyncSeconds
 from engines.errors import UserError
 from engines.files import Strict, read_json
+from engines.names import engine_title
 from loadtest.scenario import NotNegative, Positive
 
 STATED = ("start_up_s", "loading_s", "start_up_source")
@@ -66,6 +67,6 @@ def with_recorded_start(scaling: Autoscaling, folder: Path) -> Autoscaling:
         update={
             "start_up_s": scaling.pending_s + start.loading_s,
             "loading_s": start.loading_s,
-            "start_up_source": f"{words}, {start.model} {start.precision} on {start.gpu}",
+            "start_up_source": f"{words}, {engine_title(start.model, start.precision, start.gpu)}",
         }
     )

@@ -83,7 +83,7 @@ def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
     if len(points) < LEAST_POINTS:
         left_out_of = ", ".join(f"{why} ({count})" for why, count in others.most_common(3))
         raise UserError(
-            f"{len(points)} measured points of {wanted.model} {wanted.precision} on {wanted.gpu}, tensor parallel "
+            f"{len(points)} measured points of {wanted.title}, tensor parallel "
             f"{wanted.tensor_parallel}; at least {LEAST_POINTS} are needed",
             hint=f"left out: {left_out_of}"
             if others
