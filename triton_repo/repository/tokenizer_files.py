@@ -30,8 +30,8 @@ def check_tokenizer(folder: Path, *, vocabulary: int) -> list[Notice]:
     """Check that a folder contains a tokenizer made of data; return a notice if its config names other files.
 
     Args:
-        vocabulary: Tokens of the model; its embedding may have more rows than the tokenizer has tokens, not fewer. Added
-            tokens do not count: a padding token beyond the vocabulary is common, and is never sent.
+        vocabulary: Tokens of the model; its embedding may have more rows than the tokenizer has tokens, not fewer.
+            Added tokens do not count: a padding token beyond the vocabulary is common, and is never sent.
 
     Raises:
         MissingError: There is no tokenizer.json.

@@ -188,7 +188,7 @@ def _laws(of: ScalingInput) -> list[ScalingLaw]:
             max_replicas=max(least, min(of.most, MOST_RATIO * of.replicas)), up=DEFAULT_UP, down=DEFAULT_DOWN,
             sync_s=of.sync_s,
         )
-        for signal in SIGNALS for target in targets[signal]
+        for signal in SIGNALS for target in dict.fromkeys(targets[signal])  # small ones round to the same
     ]  # fmt: skip
 
 
