@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from engines.errors import CommandError, MissingError, UserError
 from triton_repo.audit.findings import BUILD_AGAIN, Finding, ModelFile, Severity, read_model
 from triton_repo.audit.known_issues import engine_issues, llmapi_issues, serve_traps, text_issues
-from triton_repo.interface import Tensor, tensors
+from triton_repo.interface import MODEL_YAML, Tensor, tensors
 from triton_repo.settings import (
     LLMAPI_MODELS,
     MODELS,
@@ -69,7 +69,7 @@ def audit_repository(folder: Path) -> list[Finding]:
         findings += serve_traps(folder, manifest)
         if manifest.kind != "emulated":
             return findings
-    llmapi = manifest.variant == "llmapi" if manifest else (folder / "tensorrt_llm" / "1" / "model.yaml").is_file()
+    llmapi = manifest.variant == "llmapi" if manifest else (folder / "tensorrt_llm" / "1" / MODEL_YAML).is_file()
     findings += _audit_llmapi(folder, manifest) if llmapi else _audit_inflight(folder, manifest, present)
     if manifest is not None:  # build-repo writes none, so somebody added it
         findings = [
