@@ -8,10 +8,11 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
+from engines.build import MODEL_YAML
 from engines.errors import CommandError, MissingError, UserError
 from triton_repo.audit.findings import BUILD_AGAIN, Finding, ModelFile, Severity, read_model
 from triton_repo.audit.known_issues import engine_issues, llmapi_issues, serve_traps, text_issues
-from triton_repo.interface import MODEL_YAML, Tensor, tensors
+from triton_repo.interface import Tensor, tensors
 from triton_repo.settings import (
     LLMAPI_MODELS,
     MODELS,

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from engines import console
+from engines.build import MODEL_YAML
 from engines.files import made_by, to_json, validate
 from engines.outputs import paths_named, refuse_existing
 from triton_repo.audit import check_repository, read_config
 from triton_repo.deploy import Deployment, DeploymentPlan, plan_deployment, read_law, render_deployment
-from triton_repo.interface import MODEL_YAML
 from triton_repo.settings import read_repository
 
 
