@@ -57,11 +57,12 @@ class KvCache(Strict):
 
 
 class Runtime(Strict):
-    """Run-time behaviour that the serving side must match."""
+    """Run-time behaviour that the serving side must match; `new_token_ratio`: see `engine_profile.Batching`."""
 
     chunked_context: bool
     kv_reuse: bool
     scheduler_policy: Literal["guaranteed_no_evict", "max_utilization", "static_batch"]
+    new_token_ratio: float | None = None
 
 
 class Notice(Strict):
