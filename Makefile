@@ -111,7 +111,7 @@ bench-gateway: setup  ## What LiteLLM's proxy and the front add before a real vL
 	@PYTHONPATH=. $(BIN)/python tests/bench/gateway.py $(ARGS)
 
 fidelity: setup  ## Hold predictions to published measurements (validation/); write docs/measurements/fidelity.md; FAST=1
-	@PYTHONPATH=. $(BIN)/python validation/validate.py $(if $(FAST),--fast) $(if $(AISIMULATE),--aisimulate $(AISIMULATE))
+	@PYTHONPATH=. $(BIN)/python -m validation.fidelity $(if $(FAST),--fast) $(if $(AISIMULATE),--aisimulate $(AISIMULATE))
 
 energy: setup  ## Fit the power model, hold it to models and GPUs it has not seen; write docs/measurements/energy.md
 	@PYTHONPATH=. $(BIN)/python -m validation.energy

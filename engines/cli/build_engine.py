@@ -15,6 +15,7 @@ from engines.names import (
     gpu_names,
     model_names,
     recipe_names,
+    refuse_unknown_names,
 )
 
 MILLISECONDS = click.FloatRange(min=0, min_open=True)
@@ -199,6 +200,15 @@ HELP_GROUPS = {
 @common_flags
 def build_engine(**flags: Any) -> None:
     """Plan, build or emulate an engine."""
+    _refuse_unknown_names(flags)
     from engines.cli.actions.build_engine import run
 
     run(**flags)
+
+
+def _refuse_unknown_names(flags: dict[str, Any]) -> None:
+    """Refuse a model, GPU or precision that does not exist; in a list of several engines it is a row of the answer."""
+    gpu, precision, recipe = flags["gpu"] or "", flags["precision"] or "", flags["recipe_name"] or ""
+    if not any("," in words for words in (gpu, precision, recipe)):
+        gpu = None if gpu in {"", "auto"} else gpu
+        refuse_unknown_names(model=flags["model"], gpu=gpu, precision=precision or None)

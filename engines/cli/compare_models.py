@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags, completing
-from engines.names import PRECISION_NAMES, gpu_names, model_names
+from engines.names import PRECISION_NAMES, gpu_names, known_gpu_name, known_precision_name, model_names
 
 DEFAULT_MODELS = ("deepseek-r1-0528-qwen3-8b", "llama-3-8b", "mistral-7b", "qwen1.5-7b")
 DEFAULT_GPU = "a100-sxm-80gb"
@@ -62,6 +62,10 @@ MODEL is one of: {", ".join(model_names())}; without any: {", ".join(DEFAULT_MOD
 @common_flags
 def compare_models(**flags: Any) -> None:
     """Compare models at batch size 1 on one GPU, and check a claimed rate of tokens per second."""
+    known_gpu_name(flags["gpu"])
+    for name in ",".join(flags["precisions"]).split(","):
+        if name.strip():
+            known_precision_name(name.strip())
     from engines.cli.actions.compare_models import run
 
     run(**flags | {"models": flags["models"] or DEFAULT_MODELS})

@@ -1,12 +1,12 @@
 """Models, GPUs, number formats and memory arithmetic. Every constant has its source."""
 
+from engines.names import is_accelerator_file
 from engines.spec.accelerator import (
     Accelerator,
     BandwidthPoint,
     GemmPoint,
     MachineFacts,
     Sourced,
-    is_accelerator_file,
     read_accelerator,
 )
 from engines.spec.deployment import Factors, Host, loaded

@@ -142,15 +142,6 @@ class Accelerator(Strict):
         )
 
 
-def is_accelerator_file(text: str) -> bool:
-    """Return whether a `--gpu` names a file, and not a GPU.
-
-    >>> is_accelerator_file("cpu.yaml"), is_accelerator_file("h100-sxm-80gb")
-    (True, False)
-    """
-    return Path(text).suffix in {".yaml", ".yml"}
-
-
 def read_accelerator(path: Path) -> Accelerator:
     """Read an accelerator's file.
 

@@ -5,15 +5,13 @@ The user's own accelerators, GPUs or CPUs, are described in files: see `engines.
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from engines.errors import UserError
 from engines.files import Strict, validate
-from engines.names import spec_data
+from engines.names import known_gpu_name, spec_data
 from engines.spec.precision import Arithmetic
 
 
@@ -95,11 +93,4 @@ def gpu_named(name: str) -> GpuSpec:
     >>> gpu_named("H100-SXM-80GB").sm
     90
     """
-    gpus = _library()
-    names = {alias.lower(): gpu.name for gpu in gpus.values() for alias in (gpu.name, *gpu.aliases)}
-    found = names.get(name.lower())
-    if found is None:
-        close = difflib.get_close_matches(name.lower(), names, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(gpus)}"
-        raise UserError(f"unknown GPU '{name}'", hint=hint)
-    return gpus[found]
+    return _library()[known_gpu_name(name)]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
-from engines.errors import UserError
 from engines.files import Strict, validate
-from engines.names import spec_data
+from engines.names import known_model_name, spec_data
 from engines.spec.precision import KV_BYTES, KvFormat, Precision
 
 Family = Literal["qwen3", "qwen2", "qwen1.5", "llama", "mistral", "gptj"]
@@ -138,27 +135,19 @@ class ModelSpec(Strict):
         return int(2 * self.layers * self.kv_size * KV_BYTES[kv_format])
 
 
-@dataclass(frozen=True, slots=True)
-class _Library:
-    models: dict[str, ModelSpec]
-    names: dict[str, str] = field(default_factory=dict)
-
-
 class _ModelFile(Strict):
     models: tuple[ModelSpec, ...]
 
 
 @cache
-def _library() -> _Library:
+def _library() -> dict[str, ModelSpec]:
     loaded = validate(spec_data("models"), _ModelFile, where="models.yaml")
-    models = {model.name: model for model in loaded.models}
-    names = {alias.lower(): model.name for model in loaded.models for alias in (model.name, *model.aliases)}
-    return _Library(models, names)
+    return {model.name: model for model in loaded.models}
 
 
 def known_models() -> dict[str, ModelSpec]:
     """Return all models of the data file, by name."""
-    return dict(_library().models)
+    return dict(_library())
 
 
 def model_named(name: str) -> ModelSpec:
@@ -172,10 +161,4 @@ def model_named(name: str) -> ModelSpec:
     >>> model_named("meta-llama/Llama-3.1-8B").kv_bytes_per_token("fp8")
     65536
     """
-    library = _library()
-    found = library.names.get(name.lower())
-    if found is None:
-        close = difflib.get_close_matches(name.lower(), library.names, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(library.models)}"
-        raise UserError(f"unknown model '{name}'", hint=hint)
-    return library.models[found]
+    return _library()[known_model_name(name)]

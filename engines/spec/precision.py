@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from engines.errors import UserError
+from engines.names import known_precision_name
 
 Arithmetic = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4"]
 KvFormat = Literal["32bit", "16bit", "int8", "fp8", "nvfp4"]
@@ -98,9 +97,4 @@ def precision_named(name: str) -> Precision:
     Raises:
         UserError: The precision does not exist; the nearest name is suggested.
     """
-    found = PRECISIONS.get(name.lower())
-    if found is None:
-        close = difflib.get_close_matches(name.lower(), PRECISIONS, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(PRECISIONS)}"
-        raise UserError(f"unknown precision '{name}'", hint=hint)
-    return found
+    return PRECISIONS[known_precision_name(name)]

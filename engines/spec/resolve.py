@@ -6,7 +6,8 @@ from pathlib import Path
 
 from engines.errors import UserError
 from engines.files import Source, source_of
-from engines.spec.accelerator import is_accelerator_file, read_accelerator
+from engines.names import is_accelerator_file, refuse_unknown_gpu, refuse_unknown_model
+from engines.spec.accelerator import read_accelerator
 from engines.spec.gpu import GpuSpec, gpu_named
 from engines.spec.model import ModelSpec, model_named
 from engines.spec.model_config import CONFIG_NAME, model_in
@@ -21,10 +22,8 @@ def resolve_gpu(text: str) -> GpuSpec:
     """
     if is_accelerator_file(text):
         return read_accelerator(Path(text)).spec
-    try:
-        return gpu_named(text)
-    except UserError as error:
-        raise UserError(error.message, hint=_or(error.hint, "a file that describes the GPU: FILE.yaml")) from None
+    refuse_unknown_gpu(text)
+    return gpu_named(text)
 
 
 def resolve_model(text: str) -> ModelSpec:
@@ -36,20 +35,8 @@ def resolve_model(text: str) -> ModelSpec:
     """
     if is_checkpoint_folder(text):
         return model_in(Path(text))
-    try:
-        return model_named(text)
-    except UserError as error:
-        raise UserError(error.message, hint=_or(error.hint, "a folder with a config.json")) from None
-
-
-def _or(hint: str | None, other: str) -> str:
-    """Return a hint that names another possibility, too.
-
-    >>> _or("did you mean 'h100'?", "a file"), _or("known: h100", "a file")
-    ("did you mean 'h100'? Also possible: a file", 'known: h100. Also possible: a file')
-    """
-    hint = hint or ""
-    return f"{hint}{'' if hint.endswith('?') else '.'} Also possible: {other}"
+    refuse_unknown_model(text)
+    return model_named(text)
 
 
 def is_checkpoint_folder(text: str, *, within: Path | None = None) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags, completing, writing_flags
-from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names
+from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names, refuse_unknown_names
 
 CALIBRATION_OUT = Path("artifacts/calibration.json")
 GROUPS = {
@@ -99,6 +99,7 @@ def calibrate_engine(**flags: Any) -> None:
     empty. Rows of another model, GPU, precision or load are skipped. Six points are enough for a first fit. With at
     least two combinations of prompt and reply length, errors are also computed on held-out points.
     """
+    refuse_unknown_names(model=flags["model_name"], gpu=flags["gpu"], precision=flags["precision"])
     from loadtest.cli.actions.calibrate_engine import run
 
     run(**flags | {"out": flags["out"] or CALIBRATION_OUT})

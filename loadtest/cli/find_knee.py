@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from engines.console import Command, common_flags, completing, writing_flags
+from engines.errors import UserError
 from loadtest.cli.load_flags import library_names
 from loadtest.cli.target_options import TARGET_FLAGS, target_flags
 
@@ -87,6 +88,13 @@ def find_knee(**flags: Any) -> None:
     server's engine is. A probe ends once each objective is met or missed with 99 % confidence, or after
     --most-requests. Exits with status 3 if even the lowest load misses an objective.
     """
+    if not flags["objective"] and flags["objectives"] is None and flags["scenario_name"] is None:
+        raise no_objectives_error()
     from loadtest.cli.actions.find_knee import run
 
     run(**flags | {"out": flags["out"] or KNEE_OUT})
+
+
+def no_objectives_error() -> UserError:
+    """Return the error of a search without an objective, from flags, a file or a scenario."""
+    return UserError("no objectives were given", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")

@@ -9,7 +9,7 @@ import click
 
 from engines.console import Command, common_flags, completing, draft_flags
 from engines.errors import UserError
-from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names
+from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names, refuse_unknown_names
 from loadtest.cli.load_flags import concurrency_flag, library_names, load_flags, refuse_two_loads
 
 ENGINE_GROUP = "Engine (if no engine folder is given)"
@@ -123,6 +123,7 @@ def predict_load(**flags: Any) -> None:
     """
     refuse_two_loads(flags)
     _refuse_two_engines(flags)
+    refuse_unknown_names(model=flags["model_name"], gpu=flags["gpu"], precision=flags["precision"])
     from loadtest.cli.actions.predict_load import run
 
     run(**flags)

@@ -111,7 +111,8 @@ class HttpSession(StoredReply):
         self._chunked = self._is_stream = self._until_close = False
         self._type = ""
         self._arrived_s = 0.0
-        self._parser = httptools.HttpResponseParser(_Callbacks(self))
+        self._pieces_of_body: list[bytes] = []
+        self._parser = httptools.HttpResponseParser(_Callbacks(self, self._pieces_of_body))
         return b"%s%d\r\n\r\n%s" % (self._head, len(payload), payload)
 
     def take(self, data: bytes, arrived_s: float) -> bool:
@@ -161,7 +162,10 @@ class HttpSession(StoredReply):
             if self.ended:
                 self.reusable = False
                 return
+            self._take_body()
             raise ProtocolError(f"invalid HTTP: {error}: {data[:80]!r}") from None
+        if self._pieces_of_body and not self.ended:
+            self._take_body()
 
     def status_line_code(self) -> int:
         """Return the status that was parsed last."""
@@ -193,12 +197,15 @@ class HttpSession(StoredReply):
         self._is_stream = status == HTTP_OK and self._type == EVENT_STREAM
         self.reusable = headers.get("connection", "").lower() != "close"
 
-    def take_body(self, body: bytes) -> None:
-        """Process a piece of the body: pass on complete events, or store the text of an error."""
+    def _take_body(self) -> None:
+        """Process the pieces of the body that arrived: pass on complete events, or store the text of an error."""
+        body = self._line + b"".join(self._pieces_of_body)
+        self._pieces_of_body.clear()
         if not self._is_stream:
-            self._line = (self._line + body)[:HEAD_LIMIT_BYTES]
+            self._line = body[:HEAD_LIMIT_BYTES]
             return
-        *lines, self._line = (self._line + body if self._line else body).split(b"\n")
+        lines = body.split(b"\n")
+        self._line = lines.pop()
         self._send(lines)
 
     def end(self) -> None:
@@ -210,6 +217,7 @@ class HttpSession(StoredReply):
         if not self._status:
             return
         self.ended = True
+        self._take_body()
         if not self._is_stream:
             raise self._refusal()
         if self._line:
@@ -217,7 +225,7 @@ class HttpSession(StoredReply):
 
     def _send(self, lines: list[bytes]) -> None:
         for line in lines:
-            if line.startswith(b"data:"):
+            if line[:5] == b"data:":
                 self._sink(line[5:].strip(), self._arrived_s)
 
     def _refusal(self) -> ProtocolError:
@@ -229,11 +237,11 @@ class HttpSession(StoredReply):
 
 
 class _Callbacks:
-    """The callbacks of httptools for one reply."""
+    """The callbacks of httptools for one reply; the body's pieces are appended to a list."""
 
-    def __init__(self, session: HttpSession) -> None:
+    def __init__(self, session: HttpSession, pieces_of_body: list[bytes]) -> None:
         self._session = session
-        self.on_body = session.take_body
+        self.on_body = pieces_of_body.append
 
     def on_message_begin(self) -> None:
         if self._session.ended:

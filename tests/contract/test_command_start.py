@@ -63,6 +63,12 @@ def test_help_and_usage_errors_load_nothing_slow(target: str, arguments: list[st
         ("plan-capacity demand.yaml --plan capacity.json", "take the demand from the plan"),
         ("plan-capacity --verify run", "--plan is required"),
         ("plan-capacity --plan capacity.json", "--plan alone does nothing"),
+        ("predict-load --gpu h99", "unknown GPU 'h99'"),
+        ("predict-load --gpu h100-sxm-80gb --precision fp9", "unknown precision 'fp9'"),
+        ("build-engine --model qwen3-8", "unknown model 'qwen3-8'"),
+        ("build-engine --gpu h100-sxm-80", "did you mean 'h100-sxm-80gb'?"),
+        ("compare-models --precision fp8,int4_awk", "did you mean 'int4_awq'?"),
+        ("find-knee", "no objectives were given"),
     ],
 )
 def test_what_the_flags_alone_show_to_be_wrong_is_refused_at_once(line: str, error: str) -> None:

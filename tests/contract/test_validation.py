@@ -13,17 +13,10 @@ from validation.calibrated import read_rows
 from validation.energy.__main__ import comparison_rows, rms, table
 from validation.energy.cases import read_cases
 from validation.energy.fit import NAMES, compare, fitted
-from validation.validate import (
-    QUANTITIES,
-    arguments_of,
-    calibrated_table,
-    errors_of,
-    predict_case,
-    read_case,
-    read_comparison,
-    read_points,
-    tables_of,
-)
+from validation.fidelity.cases import QUANTITIES, read_case, read_points
+from validation.fidelity.comparison import errors_of, predict_case, read_comparison
+from validation.fidelity.page import calibrated_table, tables_of
+from validation.fidelity.predict import arguments_of
 
 ROOT = Path(__file__).parents[2]
 CASES = [path.parent for path in sorted((ROOT / "validation").rglob("case.yaml"))]

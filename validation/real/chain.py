@@ -18,6 +18,8 @@ from engines.calibration import read_calibration
 from engines.console import progress
 from engines.files import Strict, read_json, write_json, write_text
 from engines.spec import read_accelerator
+from validation.fidelity.cases import read_case, read_points
+from validation.fidelity.comparison import Compared, compare
 from validation.real import report
 from validation.real.commands import ours
 from validation.real.cut import cut
@@ -56,7 +58,6 @@ from validation.real.settings import (
     Limits,
 )
 from validation.real.vllm import require_vllm, serving, versions
-from validation.validate import Compared, compare, read_case, read_points
 
 QUESTION = "Write one sentence about the sea."
 TEXT_LIMITS = Limits(max_batch_size=2, max_num_tokens=512, max_seq_len=512)

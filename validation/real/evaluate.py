@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from engines.files import Strict
+from validation.fidelity.comparison import Compared, covered, errors_of
 from validation.real.settings import COVERAGE, GOALS
-from validation.validate import Compared, covered, errors_of
 
 WORDS = {"tokens_per_s": "tokens/s", "itl": "ITL p50, ms", "ttft": "TTFT p50, ms"}
 _SCALES = {"tokens_per_s": 1.0, "itl": 1e3, "ttft": 1e3}

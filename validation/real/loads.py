@@ -14,6 +14,8 @@ from loadtest.metrics import LevelSummary, summarize
 from loadtest.results import read_records, read_run, read_samples
 from loadtest.scenario import Scenario
 from loadtest.traffic import ConversationSampler, plans_of
+from validation.fidelity.cases import Case, Measured
+from validation.fidelity.predict import arguments_of
 from validation.real.commands import ours
 from validation.real.server_process import Server
 from validation.real.settings import (
@@ -29,7 +31,6 @@ from validation.real.settings import (
     Shape,
     UnseenLoad,
 )
-from validation.validate import Case, Measured, arguments_of
 
 CASE, POINTS = "case.yaml", "points.csv"
 TRACE, SCENARIO = "bursts.csv", "bursts.yaml"

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from engines.files import read_json, write_text
 from engines.spec import read_accelerator
+from validation.fidelity.comparison import compare
+from validation.fidelity.page import PAGE as FIDELITY
+from validation.fidelity.page import write_page
 from validation.real.chain import Context
 from validation.real.settings import CUT_NAME, ENGINE_PROFILE, ROOT
-from validation.validate import PAGE as FIDELITY
-from validation.validate import compare, write_page
 
 PAGE = ROOT / "docs" / "measurements" / "real-server.md"
 IMAGES = ROOT / "docs" / "images"

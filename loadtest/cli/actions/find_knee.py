@@ -12,6 +12,7 @@ from engines.errors import TargetMissedError, UserError
 from engines.files import made_by, read_yaml, source_of, to_json, validate, write_json
 from engines.manifest import MANIFEST_NAME, read_manifest
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
+from loadtest.cli.find_knee import no_objectives_error
 from loadtest.cli.options import load_options, scenario_of, target_options
 from loadtest.cli.tables import show_knee
 from loadtest.knee import (
@@ -100,7 +101,7 @@ def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope
         values.setdefault(quantity, {})[statistic] = limit
         typed[f"{quantity}.{statistic}"] = typed[quantity] = f"--objective {text}"
     if not values:
-        raise UserError("no objectives were given", hint="--objective ttft_s.p95=0.5 --objective itl_s.p99=0.05")
+        raise no_objectives_error()
     where = "flags" if path is None else str(path)
     return (ObjectiveScope(validate(values, Objectives, where=where, flags=typed)),)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
+
+from pydantic_core import from_json
 
 from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.results import Outcome
@@ -199,3 +202,18 @@ def read_message(protocol: Protocol, message: bytes, arrived_s: float, reply: Re
     except _SHAPE_ERRORS as error:
         # its text stays out of the record: it may be private
         raise ProtocolError(f"a malformed message of {len(message)} bytes: {type(error).__name__}") from error
+
+
+def json_of(message: bytes) -> Any:
+    """Return the value of a message in JSON.
+
+    Pydantic's parser takes a third of the time of the standard library's, which reads what the faster one refuses and
+    some servers send: half a surrogate pair, where they cut text between its two halves.
+
+    Raises:
+        ValueError, RecursionError: It is not JSON.
+    """
+    try:
+        return from_json(message)
+    except ValueError:
+        return json.loads(message.decode())

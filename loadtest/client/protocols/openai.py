@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loadtest.client.http1 import CutError, ProtocolError, error_text
-from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, merged_over
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, json_of, merged_over
 
 DONE = b"[DONE]"
 
@@ -67,7 +67,7 @@ class OpenAi(Protocol):
         if message == DONE:
             reply.finished = True
             return
-        document = json.loads(message.decode())
+        document = json_of(message)
         if document.get("error") or document.get("object") == "error":
             raise ProtocolError(error_text(message) or "an error without text")
         characters = 0

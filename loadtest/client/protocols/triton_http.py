@@ -8,7 +8,7 @@ from typing import Any
 
 from loadtest.client.endpoint import Endpoint
 from loadtest.client.http1 import ProtocolError, error_text
-from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, merged_over
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, json_of, merged_over
 
 ENGINE_MODEL = "tensorrt_llm"
 
@@ -30,7 +30,7 @@ class TritonHttp(Protocol):
 
     def take(self, message: bytes, arrived_s: float, reply: Reply) -> None:
         """Count an event's tokens."""
-        document = json.loads(message.decode())
+        document = json_of(message)
         if "error" in document:
             raise ProtocolError(error_text(message) or "an error without text")
         reply.add(arrived_s, int(document.get("sequence_length", 1)))

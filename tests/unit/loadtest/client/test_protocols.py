@@ -222,6 +222,13 @@ def test_chunks_without_a_text_are_none_of_the_reply() -> None:
     assert (list(answer.times_s), answer.finish_reason, answer.prompt_tokens) == ([0.0], "length", 5)
 
 
+def test_text_cut_between_the_halves_of_a_surrogate_pair_is_read() -> None:
+    """Pydantic's parser refuses such JSON, which servers that cut UTF-16 text send; the standard library's does not."""
+    halves = [b'{"choices": [{"index": 0, "delta": {"content": "\\u%s"}}]}' % half for half in (b"d83d", b"de00")]
+    answer = _read(_dialect("openai-chat"), *halves, b"[DONE]")
+    assert (list(answer.times_s), list(answer.sizes), answer.finished) == ([0.0, 1.0], [1, 1], True)
+
+
 def test_a_stream_without_its_mark_of_the_end_was_cut() -> None:
     """Neither a reason to end nor [DONE]: the reply is not whole, however well its bytes ended."""
     protocol = _dialect("openai-completions")

@@ -13,10 +13,12 @@ import pytest
 from engines.machine import yaml_of
 from engines.spec import Accelerator, Sourced
 from tests.smollm2 import SMOLLM2
+from validation.fidelity.cases import read_case, read_points
+from validation.fidelity.comparison import compare
+from validation.fidelity.predict import arguments_of
 from validation.real.evaluate import outcome_of, table_of, verdicts_of
 from validation.real.loads import load_flags, write_case, write_points
 from validation.real.settings import BURST_SECONDS, CALIBRATION_RUNS, UNSEEN_LOADS
-from validation.validate import arguments_of, compare, read_case, read_points
 
 CONFIG = SMOLLM2 | {"num_hidden_layers": 4}
 

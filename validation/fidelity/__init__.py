@@ -1,0 +1,1 @@
+"""Predictions held to published measurements, goal by goal (`make fidelity`)."""
