@@ -2,7 +2,7 @@
 
 Tools such as genai-perf start all users at once and measure from that moment. A share of the published means is
 therefore the first wave, whose prompts queue for each other. Their tokens/s is all tokens of complete replies over the
-time from the first request to the last token; replies under way at the end took part of that time and do not count.
+time from the first request to the last token; replies in progress at the end took part of that time and do not count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def weights_of(steady: int, first: int, share: float) -> Array:
 
 
 def unfinished_s(ends_s: Array, users: int) -> float:
-    """Return for how long a user's reply has been under way when a measurement ends, as a mean over its users.
+    """Return for how long a user's reply has been in progress when a measurement ends, as a mean over its users.
 
     The measurement lasts until the last reply that ends before some moment; that moment is equally likely at any time.
     Users who always end together leave nothing unfinished, users spread evenly half of a reply.

@@ -54,7 +54,7 @@ PARAMETERS = (
     Parameter("request_s", 1e-3, 1.0, False, "serial host time per request before the engine, seconds"),
     Parameter("latency_s", 2e-3, 1.0, False, "parallel latency per request, in addition, seconds"),
     Parameter("stream_token_s", 2e-5, 1.0, False, "minimum time between output tokens, over all replies, seconds"),
-    # From p95 and mean TTFT of the served Llama-3-8B tables; fitted to each by itself: 15 (H100), 13 (A100).
+    # From p95 and mean TTFT of the served Llama-3-8B tables; fitted to each alone: 15 (H100), 13 (A100).
     Parameter(
         "measured_rounds", 12.0, 0.7, False, "replies of each user that a table's means cover, its first included"
     ),

@@ -84,7 +84,7 @@ class Trial:
         first_wave: Number of the latter.
         figures: Tokens/s, ITL and TTFT.
         cycle_s: Seconds in which every user gets one reply.
-        unfinished_s: Part of them that replies under way at the end took.
+        unfinished_s: Part of them that replies in progress at the end took.
     """
 
     context: FitContext
