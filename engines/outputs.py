@@ -32,7 +32,7 @@ class FolderContents(Document):
     Attributes:
         files: Their paths, relative to the folder.
         later: Patterns of files that are written later, such as a server's log.
-        main: The file without which, or with which empty, the folder is of no use, such as a run's records.
+        main: The file without which, or with which empty, the folder is useless, such as a run's records.
     """
 
     files: tuple[str, ...] = ()
