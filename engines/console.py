@@ -93,15 +93,15 @@ class Command(click.Command):
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command's function; with -v, a failure of the operating system shows where it happened."""
+        """Run the command's function; with -v, a failure of the operating system shows the code that met it."""
         try:
             with _broken_pipes(READER_LEFT):
                 return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _InterruptedError(str(error)) from error
-        except OSError:
+        except OSError as error:
             if ctx.params.get("verbose"):
-                progress(traceback.format_exc().rstrip())
+                progress("".join(traceback.format_tb(error.__traceback__)).rstrip())
             raise
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
@@ -134,7 +134,7 @@ class Command(click.Command):
             fail(self.name or "command", str(error) or "interrupted", None)
             sys.exit(INTERRUPTED)
         except OSError as error:
-            fail(self.name or "command", os_error_text(error), None)
+            fail(self.name or "command", os_error_text(error), _OS_ERROR_HINTS.get(error.errno or 0))
             sys.exit(INTERRUPTED if seen else 1)
         except MemoryError:
             fail(self.name or "command", "out of memory", "try a smaller request, batch or file")
@@ -204,6 +204,26 @@ def os_error_text(error: OSError) -> str:
     """
     text = error.strerror or str(error) or type(error).__name__
     return text if error.filename is None else f"{error.filename}: {text}"
+
+
+# What to try after an error of the operating system.
+_OS_ERROR_HINTS = {
+    errno.EACCES: "check the owner and the permissions of the path, or choose another",
+    errno.EPERM: "check the owner and the permissions of the path, or choose another",
+    errno.EROFS: "choose a path on a file system that can be written",
+    errno.ENOSPC: "free some space there, or choose a path on another disk",
+    errno.EDQUOT: "free some space there, or choose a path on another disk",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose a path on another disk",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the spelling, and the folder that the command runs in",
+    errno.ENOTDIR: "one part of the path is a file: check the path",
+    errno.EISDIR: "a file is expected: check the path",
+    errno.ELOOP: "the path is a circle of symbolic links: check the path",
+    errno.EADDRINUSE: "stop the program that uses the port, or choose another",
+    errno.ECONNREFUSED: "check that the server runs, and its address and port",
+}
 
 
 @contextmanager

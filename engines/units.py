@@ -25,3 +25,12 @@ def milliseconds(seconds: float) -> str:
     """
     value = seconds * MS
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"  # noqa: PLR2004
+
+
+def three_digits(value: float) -> str:
+    """Return a number with three significant digits, or all those before the point; no exponent from 0.0001 on.
+
+    >>> three_digits(1004.8), three_digits(63.42), three_digits(0.4163)
+    ('1,005', '63.4', '0.416')
+    """
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"  # noqa: PLR2004 (from here .3g has an exponent)

@@ -148,8 +148,18 @@ class Tasks:
             ) from error
         except (ValueError, TypeError, OSError) as error:
             if _CODE_VARIABLE in str(error):  # HumanEval's task tries its metric as it is loaded
-                raise _runs_code(", ".join(self.questions.tasks)) from error
+                raise _runs_code(", ".join(self._that_run_code(manager))) from error
             raise UserError(f"{', '.join(self.questions.tasks)}: the harness cannot load it: {_line(error)}") from error
+
+    def _that_run_code(self, manager: Any) -> list[str]:
+        """Return the tasks that cannot be loaded without permission to run code: the harness does not say which."""
+        found = []
+        for name in self.questions.tasks:
+            try:
+                manager.load([name])
+            except (ValueError, OSError) as error:
+                found += [name] if _CODE_VARIABLE in str(error) else []
+        return found
 
     def _each(self) -> list[tuple[str, Any]]:
         return list(self._loaded["tasks"].items())

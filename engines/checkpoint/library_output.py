@@ -56,6 +56,14 @@ def chatter_to(log: Path | None) -> Iterator[None]:
         yield
 
 
+def nothing_on_stdout() -> contextlib.redirect_stdout[_Chatter]:
+    """Discard what libraries print within the block, and what the handlers that they install there write later.
+
+    DeepSpeed, which ModelOpt imports where it is installed, logs to stdout: in front of the result of --json.
+    """
+    return contextlib.redirect_stdout(_Chatter(None))
+
+
 def _show_warning(
     message: Warning | str,
     category: type[Warning],

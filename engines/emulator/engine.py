@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from engines.emulator.acceptance import Acceptance
+from engines.emulator.admission import Estimate
 from engines.emulator.blocks import KvPool
 from engines.emulator.growth import DrawnGrowth, Growth, SteadyGrowth
 from engines.emulator.request import (
@@ -59,6 +60,7 @@ class Batcher:
             if self._acceptance is None
             else DrawnGrowth(settings.tokens_per_block, settings.draft_tokens)
         )
+        self._estimate = None if settings.new_token_ratio is None else Estimate(settings.new_token_ratio)
         self._draft_steps = self._accepted = 0
         self._ends: list[tuple[int, int]] = []  # heap of (last index, order)
         # By number of sequences: the latest line, and before it the context at which it was computed.
@@ -85,6 +87,8 @@ class Batcher:
             raise PromptTooLongError(request.prompt_tokens, self._longest_prompt)
         if self.settings.max_queue_size and len(self._queue) >= self.settings.max_queue_size:
             raise QueueFullError(self.settings.max_queue_size)
+        if self._estimate is not None and not self._by_id:
+            self._estimate.reset()
         room = self._longest_sequence - request.prompt_tokens
         if request.max_output_tokens > room:
             request = request._replace(max_output_tokens=room)
@@ -163,6 +167,8 @@ class Batcher:
         self._grow_over(iteration)
         last = iteration.first_index + iteration.repeats - 1
         self._note_tokens(iteration)
+        if self._estimate is not None and not iteration.chunks:
+            self._estimate.decay(iteration.repeats)
         starting = list(self._completing(iteration)) if iteration.chunks else []
         for chunk in iteration.chunks:
             self._cache(chunk)
@@ -259,6 +265,8 @@ class Batcher:
         self._paused = 0
         while (count := self._growth.blocks_at(self._index)) > self._pool.available:
             self._pause(next(reversed(self._decoding.values())))
+        if self._paused and self._estimate is not None:
+            self._estimate.estimate_again(self._decoding.values(), self._index)
         self._grown = self._index + 1
         if count:
             self._take_growth(count)
@@ -302,6 +310,9 @@ class Batcher:
     def _candidates(self) -> Iterator[Sequence]:
         if self.settings.policy != "max_utilization":
             return admissible(self._pending.values(), len(self._decoding), self._pool, self.settings)
+        if self._estimate is not None:
+            pending, decoding = self._pending.values(), self._decoding.values()
+            return self._estimate.startable(pending, decoding, self._index, self._pool)
         return self._fitting()
 
     def _fitting(self) -> Iterator[Sequence]:
@@ -377,6 +388,8 @@ class Batcher:
 
     def _stop_decoding(self, sequence: Sequence) -> None:
         del self._decoding[sequence.order]
+        if self._estimate is not None:
+            self._estimate.is_full = False
         self._context_tokens -= sequence.tokens_at(self._index)
         self._growth.stop(sequence, self._index)
 

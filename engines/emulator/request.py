@@ -66,6 +66,7 @@ class BatcherSettings:
         host_blocks: Blocks of the second pool in host memory; 0: evicted blocks are lost.
         kv_reuse: Keep the blocks of finished prompts for later ones with the same prefix.
         chunked_context: A prompt may be computed over several iterations.
+        new_token_ratio: With `max_utilization`: the initial ratio of `admission.Estimate`; None: no estimate.
         chunking: How chunks share an iteration's tokens.
         max_queue_size: Maximum requests waiting outside the active set; 0: no limit.
         draft_tokens: Draft tokens that each sequence verifies in a decode step; 0: no speculation.
@@ -84,6 +85,7 @@ class BatcherSettings:
     kv_reuse: bool = False
     chunked_context: bool = False
     policy: SchedulerPolicy = "guaranteed_no_evict"
+    new_token_ratio: float | None = None
     chunking: ChunkingPolicy = "first_come"
     max_queue_size: int = 0
     draft_tokens: int = 0

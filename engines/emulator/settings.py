@@ -22,6 +22,7 @@ def settings_of(manifest: EngineManifest, *, max_queue_size: int = 0) -> Batcher
         kv_reuse=runtime.kv_reuse,
         chunked_context=runtime.chunked_context,
         policy=runtime.scheduler_policy,
+        new_token_ratio=runtime.new_token_ratio,
         max_queue_size=max_queue_size,
         draft_tokens=0 if speculative is None else speculative.verified_tokens,
         acceptance=() if speculative is None else speculative.acceptance,

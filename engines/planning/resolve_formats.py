@@ -132,6 +132,7 @@ def resolve_runtime(choices: Choices, kv_format: KvFormat, precision: Precision)
         chunked_context=values["chunked_context"],
         kv_reuse=values["kv_cache.reuse"],
         scheduler_policy=policy,
+        new_token_ratio=batching.new_token_ratio,
     )
 
 

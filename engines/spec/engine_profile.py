@@ -31,6 +31,8 @@ class Batching(Strict):
         max_num_tokens: Tokens per iteration; `max_batch_size`: sequences per iteration.
         scheduler_policy: `max_utilization` starts all that fits now and evicts when blocks run out, as vLLM and SGLang
             do; `guaranteed_no_evict` reserves a request's whole length.
+        new_token_ratio: With `max_utilization`: initial share of a running request's `max_tokens` that it is expected
+            to need, see `emulator.admission`; None: a prompt starts as soon as it fits itself.
         memory_fraction: Share of the memory left after the weights that becomes KV cache.
     """
 
@@ -38,6 +40,7 @@ class Batching(Strict):
     max_num_tokens: int | None = None
     max_batch_size: int | None = None
     scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] | None = None
+    new_token_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     memory_fraction: float | None = None
 
 

@@ -20,7 +20,9 @@ from loadtest.results import RUN_NAME, read_records, read_run, read_samples
 Load = Literal["concurrency", "request_rate", "static_batch", "max_load"]
 LOADS: tuple[Load, ...] = ("concurrency", "request_rate", "static_batch", "max_load")
 SERVED: tuple[Load, ...] = ("concurrency", "request_rate")  # through a server; other kinds use the bare engine
-MOST_ERRORS_RATIO = 0.01  # of a level's requests; with more failures, its latencies are those of a smaller load
+# Share of a level's requests that may have failed; with more, its latencies are those of a smaller load. A convention
+# of load tests (Grafana k6, "Thresholds": less than 1 % of requests return an error); the load is then right to 1 %.
+MOST_ERRORS_RATIO = 0.01
 _NEEDED = ("isl", "osl")
 _MS = 1e-3
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from engines.files import Strict
 from engines.spec import Accelerator, is_accelerator_file
+from engines.units import three_digits
 from loadtest.capacity.accuracy import CandidateAccuracy, ranked_loss
 from loadtest.capacity.candidates import RANK, Basis, Candidate
 from loadtest.capacity.inputs import HOURS_PER_MONTH, SECONDS_PER_MONTH, Demand, Price
@@ -279,7 +280,7 @@ def _missed(found: ReplicaCapacity) -> str:
     if idle is not None and not idle.met:
         return f"even an idle replica misses {', '.join(idle.missed)}, by a factor of {idle.worst_ratio:.3g}"
     least = min(found.tried, key=lambda each: each.worst_ratio)
-    return f"even {least.rate_per_s:.3g} requests/s miss {', '.join(least.missed)}"
+    return f"even {three_digits(least.rate_per_s)} requests/s miss {', '.join(least.missed)}"
 
 
 def _too_slow(row: Row, found: ReplicaCapacity, demand: Demand, market: Market) -> str:
@@ -287,8 +288,8 @@ def _too_slow(row: Row, found: ReplicaCapacity, demand: Demand, market: Market) 
     size = size_for(market.peak_per_s, above, demand.availability)
     month = usd_per_month(row, size.total)
     return (
-        f"a replica carries less than {above:.3g} requests/s ({found.promised.limited_by} fails first): at least "
-        f"{size.total} replicas" + ("" if month is None else f", {month:,.0f} USD a month")
+        f"a replica carries less than {three_digits(above)} requests/s ({found.promised.limited_by} fails first): "
+        f"at least {size.total} replicas" + ("" if month is None else f", {month:,.0f} USD a month")
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from engines.units import three_digits
 from loadtest.capacity.accuracy import interval_text
 from loadtest.capacity.decision import Market, Row, costed
 from loadtest.capacity.inputs import Demand
@@ -28,7 +29,7 @@ def sentence_of(demand: Demand, market: Market, row: Row, size_of_loss: int) -> 
     )
     return (
         f"Run {replicas} of {Path(demand.model).name} in {row.precision} on {gpus}{batch}: every objective is met at "
-        f"{market.peak_per_s:.3g} requests/s{lost}{cost}{loss}{first}. {_certainty(row)}"
+        f"{three_digits(market.peak_per_s)} requests/s{lost}{cost}{loss}{first}. {_certainty(row)}"
     )
 
 
@@ -56,8 +57,8 @@ def narrowing(row: Row) -> str:
         return ""
     what = (row.limited_by or "latency").removesuffix(" p95").removesuffix(" p99")
     return (
-        f"Measure one replica on {row.gpu} at six loads from {min(rates) / 2:.2g} to {max(rates):.2g} requests/s "
-        f"with verify.yaml's lengths: {what} decides."
+        f"Measure one replica on {row.gpu} at six loads from {three_digits(min(rates) / 2)} to "
+        f"{three_digits(max(rates))} requests/s with verify.yaml's lengths: {what} decides."
     )
 
 
@@ -89,8 +90,8 @@ def _smaller_traffic(demand: Demand, market: Market, rows: Sequence[Row]) -> str
     price = "" if month is None else f"{month:,.0f} USD a month ({cheapest.name}), or "
     fewest = min(rows, key=lambda row: row.replicas or 0)
     return (
-        f"within the limits, {best.name} carries a peak of {best_peak:.3g} requests/s of the {market.peak_per_s:.3g} "
-        f"asked for; all of it takes {price}"
+        f"within the limits, {best.name} carries a peak of {three_digits(best_peak)} requests/s of the "
+        f"{three_digits(market.peak_per_s)} asked for; all of it takes {price}"
         f"at least {fewest.replicas} replicas ({fewest.name})"
     )
 
@@ -109,7 +110,7 @@ def _looser_objectives(rows: Sequence[Row]) -> str:
     """Return the candidate closest to its objectives at the lowest load, and the factor by which it misses them."""
     closest = min(rows, key=lambda row: _least(row).worst_ratio)
     least = _least(closest)
-    when = "idle" if not least.rate_per_s else f"at {least.rate_per_s:.3g} requests/s"
+    when = "idle" if not least.rate_per_s else f"at {three_digits(least.rate_per_s)} requests/s"
     return (
         f"closest is {closest.name}: {when} it misses {', '.join(least.missed)} by a factor of "
         f"{least.worst_ratio:.3g}; limits that much looser are possible"

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from engines.errors import UserError
 from engines.files import Document, MadeBy, Strict, read_json, source_of
+from engines.units import three_digits
+from loadtest.capacity.from_run import ALIKE_RATIO
+from loadtest.capacity.inputs import Described
 from loadtest.capacity.schema import CapacityPlan
 from loadtest.capacity.simulation import RateProbe
 from loadtest.metrics import LevelSummary, Summary, summarize, verdicts_in
@@ -41,7 +44,7 @@ class Verification(Document):
             not against a GPU.
         planned_per_s: Requests per second of one replica with the spares lost; `found_per_s` as offered by the run.
         missed: Objectives that the run missed.
-        validity_issues: Why the run is not valid; such a run proves nothing.
+        validity_issues: Why the run is not valid, or not one of the plan's traffic; such a run proves nothing.
         held: Whether the load was offered, the run is valid, and every objective was met.
     """
 
@@ -75,7 +78,7 @@ def verify(plan_path: Path, run: Path, *, made_by: MadeBy) -> Verification:
     summary = summarize(manifest, read_records(run), read_samples(run), objectives=plan.demand.objectives)
     level = _level(summary, plan.operating_per_s, run)
     missed = tuple(each.objective for each in verdicts_in(plan.demand.scopes, level) if not each.met)
-    validity_issues = tuple(issue.text for issue in summary.validity_issues)
+    validity_issues = (*(issue.text for issue in summary.validity_issues), *_other_replies(plan, level))
     return Verification(
         made_by=made_by,
         made_from=[source_of(path) for path in (plan_path, run / RUN_NAME, run / REQUESTS_NAME)],
@@ -103,10 +106,24 @@ def _level(summary: Summary, planned_per_s: float, run: Path) -> LevelSummary:
     if not enough:
         most = max(offered_per_s(level) for level in summary.levels)
         raise UserError(
-            f"{run}: at most {most:.3g} requests/s were offered, but the plan needs {planned_per_s:.3g} per replica",
+            f"{run}: at most {three_digits(most)} requests/s were offered, but the plan needs "
+            f"{three_digits(planned_per_s)} per replica",
             hint="run-load with the plan's verify.yaml",
         )
     return min(enough, key=offered_per_s)
+
+
+def _other_replies(plan: CapacityPlan, level: LevelSummary) -> list[str]:
+    """Return an issue if replies were shorter or longer than a described traffic's; a trace's window may differ."""
+    if not (isinstance(plan.demand.traffic, Described) and level.output_tokens_per_s and level.requests_per_s):
+        return []
+    planned, found = plan.traffic.mean_osl, level.output_tokens_per_s / level.requests_per_s
+    if abs(found / planned - 1) <= ALIKE_RATIO:
+        return []
+    return [
+        f"replies had {found:.0f} tokens on average, the plan's have {planned:.0f}; run-load with the plan's "
+        "verify.yaml asks for their lengths"
+    ]
 
 
 def _figures(plan: CapacityPlan, level: LevelSummary) -> tuple[Figure, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engines.console import progress, show, table_console
 from engines.names import engine_title
 from engines.spec import MS, milliseconds
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
-from loadtest.scenario import Scenario, Verdict
+from loadtest.scenario import Objectives, Scenario, Verdict, unlikely_limits
 
 if TYPE_CHECKING:
     from engines.calibration import Calibration
@@ -18,22 +19,17 @@ if TYPE_CHECKING:
 _STYLES = {"better": "green", "worse": "red", "same": "", "unclear": "dim", "unknown": "dim"}
 
 
+def warn_of_limits(*found: Objectives) -> None:
+    """Print the objectives whose limits look like milliseconds."""
+    for each in dict.fromkeys(text for objectives in found for text in unlikely_limits(objectives)):
+        progress(f"notice: {each}")
+
+
 def show_summary(summary: Summary) -> None:
     """Print the levels with their kind; print every validity issue on stderr."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    several = len(summary.runs) > 1
-    table = Table(title=f"latency, ms ({escape(summary.label)})", title_justify="left")
-    if several:
-        table.add_column("run", overflow="fold")
-    for name in ("load", "requests", "errors", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
-        table.add_column(name, justify="right")
-    table.add_column("tokens/s", justify="right")
-    for level in summary.levels:
-        run = [escape(level.run or "")] if several else []
-        table.add_row(*run, *_cells(level))
-    table_console().print(table)
+    heads = ("requests", "errors", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99", "tokens/s")
+    rows = [(level, _cells(level)) for level in summary.levels]
+    _print_levels(summary, title=f"latency, ms ({summary.label})", heads=heads, rows=rows)
     if summary.incomplete_note is not None:
         progress(summary.incomplete_note)
     if any(found.unsupported for level in summary.levels for found in (level.itl_s, level.felt_ttft_s) if found):
@@ -44,26 +40,21 @@ def show_summary(summary: Summary) -> None:
 
 def show_speculation(summary: Summary) -> None:
     """Print time per step and per token of each level in which a step emitted several tokens."""
-    from rich.table import Table
-
     found = [(level, level.speculation) for level in summary.levels if level.speculation is not None]
     if not found:
         return
     sources = " and ".join(dict.fromkeys(each.source for _, each in found))
-    table = Table(title=f"speculation, by {sources} ({summary.label})", title_justify="left")
-    for name in ("load", "ms per step, mean", "ms per token, mean", "tokens per step", "accepted by position"):
-        table.add_column(name, justify="right")
+    rows = []
     for level, each in found:
         times = ("-" if spread is None else milliseconds(spread.mean) for spread in (level.itl_s, level.tpot_s))
         accepted = " ".join(f"{share:.0%}" for share in each.acceptance)
-        table.add_row(level.load, *times, f"{each.tokens_per_step:.2f}", accepted or "-")
-    table_console().print(table)
+        rows.append((level, [*times, f"{each.tokens_per_step:.2f}", accepted or "-"]))
+    heads = ("ms per step, mean", "ms per token, mean", "tokens per step", "accepted by position")
+    _print_levels(summary, title=f"speculation, by {sources} ({summary.label})", heads=heads, rows=rows)
 
 
 def show_energy(summary: Summary) -> None:
     """Print watts and joules of each level; where they are unknown, why."""
-    from rich.table import Table
-
     for reason in dict.fromkeys(level.energy_unknown for level in summary.levels if level.energy is None):
         if reason is not None:
             progress(f"energy unknown: {reason}")
@@ -71,9 +62,7 @@ def show_energy(summary: Summary) -> None:
     if not found:
         return
     methods = " and ".join(dict.fromkeys(energy.method for _, energy in found))
-    table = Table(title=f"GPU energy over the window, by {methods} ({summary.label})", title_justify="left")
-    for name in ("load", "watts", "J/output token", "J/token", "J/request"):
-        table.add_column(name, justify="right")
+    rows = []
     for level, energy in found:
         watts = f"{energy.power_w:,.0f}"
         if energy.power_range_w is not None:
@@ -82,36 +71,53 @@ def show_energy(summary: Summary) -> None:
         elif energy.gpus is not None:
             watts += f"  ({energy.gpus} GPU{'s' if energy.gpus > 1 else ''})"
         joules = (energy.j_per_output_token, energy.j_per_token, energy.j_per_request)
-        table.add_row(level.load, watts, *("-" if each is None else f"{each:,.3g}" for each in joules))
-    table_console().print(table)
+        rows.append((level, [watts, *("-" if each is None else f"{each:,.3g}" for each in joules)]))
+    title = f"GPU energy over the window, by {methods} ({summary.label})"
+    _print_levels(summary, title=title, heads=("watts", "J/output token", "J/token", "J/request"), rows=rows)
 
 
 def show_cost(summary: Summary) -> None:
     """Print what a million tokens of each level cost, and how the cost is split, or why it is not."""
-    from rich.table import Table
-
     found = [(level, level.cost) for level in summary.levels if level.cost is not None]
     if not found:
         return
     first = found[0][1]
-    table = Table(title=f"USD per million tokens ({summary.label}); {first.gpus} x {first.price}", title_justify="left")
-    for name in ("load", "all cost on output", "all tokens alike", "input", "cached input", "output"):
-        table.add_column(name, justify="right")
+    rows = []
     for level, cost in found:
         split = cost.split
         kinds = (None, None, None) if split is None else (split.input, split.cached_input, split.output)
         values = (cost.usd_per_million_output_tokens, cost.usd_per_million_tokens, *kinds)
-        table.add_row(level.load, *("-" if each is None else f"{each:,.3g}" for each in values))
-    table_console().print(table)
+        rows.append((level, ["-" if each is None else f"{each:,.3g}" for each in values]))
+    title = f"USD per million tokens ({summary.label}); {first.gpus} x {first.price}"
+    heads = ("all cost on output", "all tokens alike", "input", "cached input", "output")
+    _print_levels(summary, title=title, heads=heads, rows=rows)
     methods = dict.fromkeys(cost.split.method for _, cost in found if cost.split is not None)
     refused = dict.fromkeys(f"not split: {cost.split_unknown}" for _, cost in found if cost.split is None)
     for text in (*methods, *refused):
         progress(text)
 
 
+def _print_levels(
+    summary: Summary, *, title: str, heads: Sequence[str], rows: Sequence[tuple[LevelSummary, Sequence[str]]]
+) -> None:
+    """Print a table with a row a level: its load, its run where there are several, and its cells below `heads`."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    several = len(summary.runs) > 1
+    table = Table(title=escape(title), title_justify="left")
+    if several:
+        table.add_column("run", overflow="fold")
+    for name in ("load", *heads):
+        table.add_column(name, justify="right")
+    for level, cells in rows:
+        run = [escape(level.run or "")] if several else []
+        table.add_row(*run, level.load, *cells)
+    table_console().print(table)
+
+
 def _cells(level: LevelSummary) -> list[str]:
     return [
-        level.load,
         str(level.requests),
         str(level.errors),
         _batch(level),
@@ -182,14 +188,16 @@ def show_knee(found: KneeFound) -> None:
     for name in (found.unit, "verdict", "requests", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
         table.add_column(name, justify="left" if name == "verdict" else "right")
     for each in found.tried:
-        verdict = "met" if each.met else "missed " + ", ".join(each.missed)
+        verdict = "met" if each.met else "missed: " + ", ".join(each.missed)
         issue = " (not certain)" if each.open else ""
         level = each.level
         cells = (_batch(level), *_percentiles(level.itl_s), *_percentiles(level.ttft_s))
         table.add_row(f"{each.load:.4g}", verdict + issue, str(level.requests), *cells)
     table_console().print(table)
     if found.load is not None:
-        above = "the highest tried" if found.above is None else f"{found.above:.4g} misses {', '.join(found.binding)}"
+        above = "no higher load was tried"
+        if found.above is not None:
+            above = f"missed at {found.above:.4g}: {', '.join(found.binding)}"
         show(f"knee: {found.load:.4g} {found.unit} meet every objective; {above} ({found.label})")
 
 

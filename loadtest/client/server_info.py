@@ -227,8 +227,11 @@ def _no_server(endpoint: Endpoint, kind: str, error: Exception) -> MissingError:
             f"{endpoint.authority}: the certificate is not trusted: {error}",
             hint="trust its issuer with --ca-file, or skip verification with --insecure",
         )
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, OSError) and reason.strerror:
+        reason = reason.strerror
     return MissingError(
-        f"no {kind} server answers at {endpoint.authority}: {str(error) or type(error).__name__}",
+        f"no {kind} server answers at {endpoint.authority}: {str(reason) or type(error).__name__}",
         hint="check that the server is running, and check --url and --protocol",
     )
 

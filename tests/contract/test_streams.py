@@ -69,7 +69,9 @@ def test_a_reader_that_leaves_early_ends_a_command_in_silence(
 def test_a_full_device_is_one_line(arguments: list[str], tmp_path: Path) -> None:
     """Results that cannot be printed are a failure."""
     done = _shell(arguments, "> /dev/full", tmp_path)
-    assert (done.returncode, done.stderr) == (1, "build-engine: error: No space left on device\n")
+    line, hint = done.stderr.splitlines()
+    assert (done.returncode, line) == (1, "build-engine: error: No space left on device")
+    assert hint.startswith("hint: free some space there")
 
 
 def test_the_next_command_can_be_pasted(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def read_model(folder: Path, model: str) -> tuple[ModelFile | None, list[Finding
     standing = _BARE.sub(lambda found: _STAND_IN.get(found[1], "1"), text)
     try:
         config = text_format.Parse(standing, model_config_pb2.ModelConfig())
-    except text_format.ParseError as error:
+    except (text_format.ParseError, ValueError) as error:  # ValueError: a number that its field cannot hold
         what = f"not a Triton model configuration: {error}"
         return None, [*findings, _error("not-a-config", file, what, _key_hint(str(error)))]
     return ModelFile(model, file, config, frozenset(PLACEHOLDER.findall(text))), findings

@@ -149,7 +149,7 @@ def render_repository(  # noqa: PLR0913 (the choices of one repository)
     manifest, resolved = resolve_for(engine_folder, settings, given, relay_url=relay_url, server=server)
     alone = server == "trtllm-serve" and manifest.kind != "emulated"  # it reads the checkpoint's own tokenizer
     source = None if alone else tokenizer or _engine_tokenizer(engine_folder, manifest)
-    checked = check_tokenizer(source) if source else ()
+    checked = check_tokenizer(source, vocabulary=manifest.model.vocab_size) if source else ()
     repository = RepositoryManifest(
         made_by=made_by,
         made_from=[source_of(engine_folder / MANIFEST_NAME)],

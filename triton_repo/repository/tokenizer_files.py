@@ -26,12 +26,16 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-def check_tokenizer(folder: Path) -> list[Notice]:
+def check_tokenizer(folder: Path, *, vocabulary: int) -> list[Notice]:
     """Check that a folder contains a tokenizer made of data; return a notice if its config names other files.
+
+    Args:
+        vocabulary: Tokens of the model; its embedding may have more rows than the tokenizer has tokens, not fewer.
 
     Raises:
         MissingError: There is no tokenizer.json.
-        UserError: The `tokenizers` library cannot read it, or tokenizer_config.json is not an object.
+        UserError: The `tokenizers` library cannot read it, it is another model's (has tokens beyond the vocabulary), or
+            tokenizer_config.json is not an object.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -44,11 +48,16 @@ def check_tokenizer(folder: Path) -> list[Notice]:
             hint=("check that this is the right file"),
         )
     try:
-        Tokenizer.from_file(str(path))
+        largest = max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values(), default=0)
     except Exception as error:  # the library raises plain Exception
         raise UserError(
             f"{path}: not a tokenizer: {error}", hint="give the model's tokenizer with --tokenizer DIR"
         ) from error
+    if largest >= vocabulary:
+        raise UserError(
+            f"{path}: the tokenizer of another model: its token {largest} exceeds the vocabulary of {vocabulary}",
+            hint="give the model's tokenizer with --tokenizer DIR",
+        )
     return _code_notices(folder)
 
 

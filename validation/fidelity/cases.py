@@ -50,6 +50,7 @@ class Case(Strict):
         speculative: Mode, draft model and acceptance (None: the default) of the points with a draft length; those
             without are of the same deployment without speculation.
         wants: Mean absolute errors asked for, in percent, by quantity; TTFT is a median where `ttft_median`.
+        rounded_to_ms: Unit of the published latencies, where that is a source of error by itself.
         leave_out: Why a published statistic is not compared.
         aisimulate: NVIDIA's simulator is asked, too.
     """
@@ -80,6 +81,7 @@ class Case(Strict):
     fast: bool = False
     wants: dict[str, float] = Field(default_factory=dict)
     ttft_median: bool = False
+    rounded_to_ms: float | None = None
     leave_out: str | None = None
     aisimulate: bool = False
     source: str

@@ -107,6 +107,24 @@ def covered(found: Iterable[Compared]) -> tuple[int, int]:
     return inside, total
 
 
+def rounding_errors(found: Compared, name: str) -> tuple[float, float]:
+    """Return two mean absolute errors of a rounded latency, in percent.
+
+    Returns:
+        That of a perfect prediction, expected if the true values lie anywhere within half a unit of the published; and
+        that of this prediction against the nearest value that rounds to the published one.
+    """
+    half_s = (found.case.rounded_to_ms or 0.0) * 1e-3 / 2
+    perfect, beyond = [], []
+    for point, seen in zip(found.points, found.predicted, strict=True):
+        measured, value = point.values[name], seen.values.get(name)
+        if measured is not None and value is not None:
+            nearest = min(max(value, measured - half_s), measured + half_s)
+            perfect.append(half_s / 2 / measured)
+            beyond.append(abs(value / nearest - 1))
+    return 100 * sum(perfect) / len(perfect), 100 * sum(beyond) / len(beyond)
+
+
 def speculation_errors(found: Compared) -> tuple[list[float], list[float]]:
     """Return the errors of the points with speculation, in percent: of TPOT, and of its ratio to that without."""
     pairs = [

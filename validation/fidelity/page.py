@@ -9,7 +9,14 @@ import numpy as np
 
 from validation.calibrated import GOALS, Row, read_rows
 from validation.fidelity.cases import PER_TOKEN, QUANTITIES, VALIDATION
-from validation.fidelity.comparison import Compared, covered, errors_of, read_comparison, speculation_errors
+from validation.fidelity.comparison import (
+    Compared,
+    covered,
+    errors_of,
+    read_comparison,
+    rounding_errors,
+    speculation_errors,
+)
 
 PAGE = VALIDATION.parent / "docs" / "measurements" / "fidelity.md"
 
@@ -105,6 +112,32 @@ def _cell(errors: list[float], goal: float | None, *, median: bool) -> str:
     return f"{value:.1f} %, {np.mean(errors):+.1f}{verdict}"
 
 
+def coverage_table(found: Sequence[Compared]) -> str:
+    """Return how many values that nothing was fitted to lie in their 90 % intervals, by engine, precision and load."""
+    held_out = [each for each in found if not each.case.tuned and each.case.kind == "published"]
+    lines = ["| published, nothing fitted | in the 90 % interval |", "| --- | --- |"]
+    for of in (lambda case: case.engine_profile, lambda case: case.precision, lambda case: case.load.replace("_", " ")):
+        for value in sorted({of(each.case) for each in held_out}):
+            inside, total = covered(each for each in held_out if of(each.case) == value)
+            lines.append(f"| {value} | {inside} of {total} ({100 * inside / total:.0f} %) |")
+    return "\n".join(lines) + "\n"
+
+
+def rounding_text(found: Sequence[Compared]) -> str:
+    """Return what rounding costs the tables whose latencies are rounded; empty where there are none."""
+    lines = []
+    for each in found:
+        if each.case.rounded_to_ms is None:
+            continue
+        costs = {name: rounding_errors(each, name) for name in ("itl", "ttft")}
+        texts = [
+            f"{name.upper()} {perfect:.1f} % for a perfect prediction, {beyond:.1f} % of this one's beyond rounding"
+            for name, (perfect, beyond) in costs.items()
+        ]
+        lines.append(f"- {_name(each)}, rounded to {each.case.rounded_to_ms:g} ms: {'; '.join(texts)}")
+    return "" if not lines else "\nWhat rounding alone costs, mean absolute errors:\n\n" + "\n".join(lines) + "\n"
+
+
 def page_of(tables: str, found: Sequence[Compared]) -> str:
     """Return the page of the documentation."""
     sources = "\n".join(f"- {each}" for each in sorted({f"{one.case.source} ({one.case.licence})" for one in found}))
@@ -114,7 +147,14 @@ def page_of(tables: str, found: Sequence[Compared]) -> str:
     share = "-" if not total else f"{100 * inside / total:.0f} % of {total}"
     missed = (VALIDATION / "missed.md").read_text(encoding="utf-8")
     return PAGE_TEXT.format(
-        missed=missed, date=date.today().isoformat(), tables=tables, share=share, sources=sources, beside=beside
+        coverage=coverage_table(found),
+        rounding=rounding_text(found),
+        missed=missed,
+        date=date.today().isoformat(),
+        tables=tables,
+        share=share,
+        sources=sources,
+        beside=beside,
     )
 
 
@@ -127,7 +167,8 @@ these very points, and a goal is met or missed in sample; of all others nothing 
 
 {tables}
 Of the points that nothing was fitted to, {share} published values lie in their stated 90 % interval.
-{beside}
+
+{coverage}{rounding}{beside}
 {missed}
 ## Sources
 

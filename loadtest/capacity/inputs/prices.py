@@ -19,7 +19,8 @@ from loadtest.capacity.inputs.demand import PriceChoices, PriceTerms
 HOURS_PER_MONTH = 730.0  # 365 days / 12
 SECONDS_PER_MONTH = HOURS_PER_MONTH * SECONDS_PER_H
 OLD_DAYS = 60  # a list price older than this gets a warning
-# The whole GPU of each MIG slice, and how many such slices fit on it: NVIDIA MIG User Guide, H100 profiles.
+# The whole GPU of each MIG slice, and how many such slices fit on it: "Instances" as `nvidia-smi mig -lgip` lists them
+# on an H100 80GB (jbarrow.ai/field_notes/nvidia-mig, read 2026-11-29); NVIDIA MIG User Guide, "Supported profiles".
 SLICES = {"h100-sxm-80gb-mig-2g.20gb": ("h100-sxm-80gb", 3), "h100-sxm-80gb-mig-3g.40gb": ("h100-sxm-80gb", 2)}
 SHIPPED = Path(str(files("loadtest.capacity.inputs"))) / "prices.yaml"
 

@@ -244,7 +244,7 @@ def _marked(mark: Mark, across: Scale, up: Scale, drawn: Sequence[tuple[float, f
         left, base = place
         if left < LEFT or left + width > WIDTH - RIGHT or not TOP + 10 <= base <= HEIGHT - BOTTOM - 4:
             return math.inf
-        return sum(left - 3 < px < left + width + 3 and base - 13 < py < base + 5 for px, py in drawn)
+        return sum(left - 7 < px < left + width + 7 and base - 15 < py < base + 8 for px, py in drawn)
 
     sides = (at + 10, at - 10 - width, at - width / 2)
     left, base = min(((side, high + lift) for lift in (-9, 20, -24, 34, -44, 54) for side in sides), key=hidden)

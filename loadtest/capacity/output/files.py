@@ -186,6 +186,9 @@ def _scenario(plan: CapacityPlan, folder: Path, target: Path) -> str:
 def _described(demand: Demand, traffic: Described, rate_per_s: float, folder: Path, target: Path) -> dict[str, Any]:
     scenario = traffic.scenario(demand.seed).moved(lambda path: os.path.relpath(folder / path, target))
     values = scenario.model_dump(mode="json", exclude_defaults=True)
+    for lengths in (values.get("lengths"), *(each.get("lengths") for each in values.get("classes", ()))):
+        if lengths is not None:
+            lengths.pop("max_tokens", None)  # it would let the model end its replies, which random prompts do not make
     turns = mean_turns(traffic, demand.seed, folder)
     requests = requests_needed(demand, slots=1)
     process = {
@@ -217,6 +220,7 @@ def _replayed(
             "from_s": round(begin_s - lead_s, 3),
             "to_s": round(begin_s + window_s, 3),
             "speed_up": speed_up,
+            "max_tokens": None,
         }
     )
     values = {

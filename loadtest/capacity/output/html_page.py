@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from engines.units import three_digits
 from loadtest.capacity.decision import Row
 from loadtest.capacity.output.accuracy import HEADS, accuracy_rows, loss_text
 from loadtest.capacity.output.money import money_tables
@@ -51,9 +52,9 @@ def page_of(plan: CapacityPlan, together: Compared | None = None) -> str:
 def _facts(plan: CapacityPlan) -> dict[str, str]:
     traffic, availability = plan.traffic, plan.demand.availability
     facts = {
-        f"busiest {plan.demand.peak_window_s:g} s, today": f"{traffic.peak_per_s:.3g} requests/s",
-        "busiest hour, today": f"{traffic.hour_per_s:.3g} requests/s",
-        "peak, planned for": f"{traffic.planned_peak_per_s:.3g} requests/s",
+        f"busiest {plan.demand.peak_window_s:g} s, today": f"{three_digits(traffic.peak_per_s)} requests/s",
+        "busiest hour, today": f"{three_digits(traffic.hour_per_s)} requests/s",
+        "peak, planned for": f"{three_digits(traffic.planned_peak_per_s)} requests/s",
         "mean prompt / reply": f"{traffic.mean_isl:.0f} / {traffic.mean_osl:.0f} tokens",
         "longest": f"{traffic.longest_isl:,} / {traffic.longest_osl:,} tokens",
         "max_tokens": f"{traffic.max_tokens:,}",

@@ -22,10 +22,11 @@ from loadtest.capacity.what_if import Compared
 def show_plan(plan: CapacityPlan) -> None:
     """Print traffic, tables and recommendation on stdout; rows not possible, prices and warnings on stderr."""
     traffic = plan.traffic
-    hour = "" if traffic.hour_per_s == traffic.peak_per_s else f", its hour {traffic.hour_per_s:.3g}"
+    hour = "" if traffic.hour_per_s == traffic.peak_per_s else f", its hour {number(traffic.hour_per_s)}"
     show(
-        f"{plan.demand.name}: peak {traffic.planned_peak_per_s:.3g} requests/s over {plan.demand.peak_window_s:g} s "
-        f"(today {traffic.peak_per_s:.3g}{hour}), mean {traffic.mean_per_s * traffic.growth:.3g}; "
+        f"{plan.demand.name}: peak {number(traffic.planned_peak_per_s)} requests/s over "
+        f"{plan.demand.peak_window_s:g} s "
+        f"(today {number(traffic.peak_per_s)}{hour}), mean {number(traffic.mean_per_s * traffic.growth)}; "
         f"prompts {traffic.mean_isl:.0f}, replies {traffic.mean_osl:.0f} tokens, max_tokens {traffic.max_tokens:,}"
     )
     _show_sizes(plan)
@@ -270,8 +271,8 @@ def show_compared(together: Compared) -> None:
 def show_verification(found: Verification) -> None:
     """Print the comparison of a plan with a run."""
     table = Table(
-        title=f"planned against {found.label}: {found.recommended}, {found.planned_per_s:.3g} requests/s planned, "
-        f"{found.found_per_s:.3g} offered, {found.requests} requests; ms",
+        title=f"planned against {found.label}: {found.recommended}, {number(found.planned_per_s)} requests/s planned, "
+        f"{number(found.found_per_s)} offered, {found.requests} requests; ms",
         title_justify="left",
         box=SIMPLE_HEAD,
     )
@@ -297,7 +298,7 @@ def show_verification(found: Verification) -> None:
 
 def number(value: float | None) -> str:
     """Return three significant digits; a dash for None."""
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else units.three_digits(value)
 
 
 def milliseconds(value: float | None) -> str:

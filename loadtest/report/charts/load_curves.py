@@ -28,6 +28,7 @@ PERCENTILE_LINES = {"p50": "-", "p95": "--", "p99": ":"}
 PERCENTILE_MARKERS = {"p50": "o", "p95": "s", "p99": "^"}
 MARKER_SIZES = {"p50": 5, "p95": 6, "p99": 8}  # p99 first, so that equal values stay visible behind each other
 LABEL_GAP_PX = 20.0
+LEGEND_LINE = 0.06  # of a panel's height: kept free above the points, so that the legend covers none
 
 
 class _Axis(NamedTuple):
@@ -207,11 +208,12 @@ def _rate_panel(panel: Any, lines: list[_Line], axis: _Axis) -> None:
             if high > 0:
                 panel.vlines(axis.place(level), low, high, color=run_colour, linewidth=1.2, alpha=0.75)
         highest = max([highest, *values])
-    panel.set_ylim(0, highest * 1.15 or 1)
+    named = len(lines) if len(lines) > 1 else 0
+    panel.set_ylim(0, highest / (1 - min(0.13 + LEGEND_LINE * named, 0.6)) or 1)
     panel.yaxis.set_major_formatter(plain())
     panel_title(panel, "Output tokens per second")
     if highest > 0 and len(lines) > 1:
-        panel.legend(loc="lower right")
+        panel.legend(loc="upper left")
 
 
 def _points(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import click
 import pytest
 from rich.table import Table
@@ -72,14 +74,17 @@ def test_bug_keeps_its_traceback() -> None:
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device", "a"), ConnectionResetError("reset")])
 def test_verbose_shows_where_the_operating_system_refused(error: OSError, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line as ever, and with -v the traceback before it."""
-    for flags, has_traceback in (([], False), (["-v"], True)):
+    """One line and its hint as ever, and with -v the code that met the error before it."""
+    for flags, has_code in (([], False), (["-v"], True)):
         with pytest.raises(SystemExit) as ended:
             _command(error).main(flags)
         said = capsys.readouterr().err
         assert ended.value.code == 1
-        assert ("Traceback (most recent call last)" in said) is has_traceback
-        assert said.splitlines()[-1].startswith("do-thing: error: ")
+        assert (f'File "{__file__}", line ' in said) is has_code
+        assert "Traceback" not in said
+        *_, line = (each for each in said.splitlines() if not each.startswith("hint: "))
+        assert line.startswith("do-thing: error: ")
+        assert ("hint: free some space there" in said) is (error.errno == errno.ENOSPC)
 
 
 def test_a_broken_connection_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:

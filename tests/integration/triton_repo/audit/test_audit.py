@@ -149,6 +149,7 @@ TRAPS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "no model.py": (
         lambda folder: (folder / "repository" / BLS / "1" / "model.py").unlink(), "error", "missing-file"),
     "misspelled key": (_text("ensemble", "max_batch_size", "max_batch_sise"), "error", "not-a-config"),
+    "number too large": (_text("ensemble", "max_batch_size: ", "max_batch_size: 99999999999"), "error", "not-a-config"),
     "bare placeholder": (_text(ENGINE, "decoupled: true", "decoupled: ${decoupled_mode}"), "error", "bare-placeholder"),
     "quoted placeholder": (
         _parameter(ENGINE, "sink_token_length", "${sink_token_length}"), "advice", "placeholder"),

@@ -51,6 +51,7 @@ any_settings = st.builds(
     kv_reuse=st.booleans(),
     chunked_context=st.booleans(),
     policy=st.sampled_from(["guaranteed_no_evict", "max_utilization", "static_batch"]),
+    new_token_ratio=st.sampled_from([None, 0.7]),
     chunking=st.sampled_from(["first_come", "equal_progress"]),
 )
 any_requests = st.lists(

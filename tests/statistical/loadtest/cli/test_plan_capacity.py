@@ -37,7 +37,11 @@ from triton_repo.settings.repository_manifest import ServingSettings
 SMALL = {
     "name": "small",
     "model": "llama-3-8b",
-    "traffic": {"process": "described", "rate_by_hour_per_s": [250.0], "lengths": {"isl": 256, "osl": 16}},
+    "traffic": {
+        "process": "described",
+        "rate_by_hour_per_s": [250.0],
+        "lengths": {"isl": 256, "osl": 16, "max_tokens": 16},
+    },
     "objectives": {"ttft_s": {"p90": 0.5}},
     "limits": {"gpus": ["h100-sxm-80gb", "a100-sxm-80gb"], "precisions": ["fp8"]},
     "candidates": {"max_batch_size": [16], "max_num_tokens": [2048]},
@@ -120,6 +124,7 @@ def test_what_is_handed_over_is_taken(planned: Path) -> None:
     scenario = read_scenario(str(planned / "verify.yaml"))
     assert scenario.is_open
     assert scenario.objectives is not None
+    assert scenario.lengths.max_tokens is None  # random prompts would run to it
 
 
 def _measured(planned: Path, folder: Path, *, slower: float) -> Path:
@@ -168,6 +173,21 @@ def test_an_error_asks_for_what_is_missing_alone(arguments: tuple[str, ...], sai
     assert said in result.exception.message
     for given in arguments:
         assert f"{given} is required" not in result.exception.message
+
+
+def test_a_run_with_longer_replies_verifies_nothing(planned: Path, tmp_path: Path) -> None:
+    """Replies twice as long as the plan's are another traffic, even where every objective is met."""
+    folder = _measured(planned, tmp_path, slower=1.0)
+    lines = []
+    for line in (folder / REQUESTS_NAME).read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        record |= {"output_tokens": 2 * record["output_tokens"]}
+        record["token_times_s"] = [at_s for at_s in record["token_times_s"] for _ in range(2)]
+        lines.append(json.dumps(record) + "\n")
+    (folder / REQUESTS_NAME).write_text("".join(lines), encoding="utf-8")
+    found = verify(planned / "capacity.json", folder, made_by=MadeBy(command="test", version="0"))
+    assert not found.held
+    assert "replies had 32 tokens on average, the plan's have 16" in found.validity_issues[-1]
 
 
 def test_a_prediction_verifies_nothing(planned: Path, tmp_path: Path) -> None:
