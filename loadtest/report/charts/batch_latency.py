@@ -10,10 +10,6 @@ import numpy as np
 from engines.spec import MS_PER_S
 from loadtest.metrics import BatchPoint, Summary
 from loadtest.report.charts.style import (
-    BLUE,
-    FAINT,
-    RUN_COLOURS,
-    VERMILION,
     Drawing,
     drawing_of,
     head,
@@ -25,6 +21,7 @@ from loadtest.report.charts.style import (
     style,
     what_ran,
 )
+from loadtest.report.theme import BLUE, FAINT, RUN_COLOURS, VERMILION
 
 TITLE = "Latency against batch size, moment by moment"
 CLOSE_RATIO = 0.10

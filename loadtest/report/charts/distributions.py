@@ -10,9 +10,6 @@ import numpy as np
 from engines.spec import MS_PER_S
 from loadtest.metrics import Ecdf, LevelDetail, LevelSummary, RunDetail, Summary
 from loadtest.report.charts.style import (
-    FAINT,
-    LEVEL_COLOURS,
-    RUN_COLOURS,
     Drawing,
     drawing_of,
     head,
@@ -25,6 +22,7 @@ from loadtest.report.charts.style import (
     style,
     what_ran,
 )
+from loadtest.report.theme import FAINT, LEVEL_COLOURS, RUN_COLOURS
 
 MOST_LEVELS = len(LEVEL_COLOURS)
 LEAST_OF_MEDIAN = 10

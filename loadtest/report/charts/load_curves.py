@@ -9,12 +9,6 @@ from typing import Any, NamedTuple
 from engines.spec import MS_PER_S
 from loadtest.metrics import Knee, LevelSummary, Spread, Summary
 from loadtest.report.charts.style import (
-    BLUE,
-    FAINT,
-    ORANGE,
-    PAPER,
-    RUN_COLOURS,
-    VERMILION,
     Drawing,
     drawing_of,
     head,
@@ -27,6 +21,7 @@ from loadtest.report.charts.style import (
     style,
     what_ran,
 )
+from loadtest.report.theme import BLUE, FAINT, ORANGE, PAPER, RUN_COLOURS, VERMILION
 
 PERCENTILE_COLOURS = {"p50": BLUE, "p95": ORANGE, "p99": VERMILION}
 PERCENTILE_LINES = {"p50": "-", "p95": "--", "p99": ":"}
