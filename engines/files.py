@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.errors import DISTRIBUTION, MissingError, UserError
 from engines.signals import interrupts_deferred
+from engines.units import MS_PER_S
 
 LONGEST_YAML_BYTES = 1 << 20  # settings files are a few KB; this project's largest is a few hundred
 SCHEMA_VERSION = 2
@@ -100,7 +102,9 @@ def parse_yaml(text: str, *, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
-        raise UserError(f"{where}: not valid YAML: {_yaml_reason(error)}") from error
+        raise UserError(
+            f"{where}: not valid YAML: {_yaml_reason(error)}", hint="check the indentation, quotes and brackets there"
+        ) from error
     except RecursionError as error:
         raise UserError(f"{where}: not valid YAML: nested too deeply") from error
 
@@ -148,7 +152,9 @@ def text_file(path: Path, *, encoding: str = "utf-8", newline: str | None = None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error.reason}") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions"
+        ) from error
 
 
 def validate(value: object, schema: type[SchemaT], *, where: str, flags: Mapping[str, str] | None = None) -> SchemaT:
@@ -199,7 +205,9 @@ def _text_of(path: Path) -> str:
         _require_file(path)
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions"
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
@@ -216,11 +224,17 @@ def _require_file(path: Path) -> None:
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file", hint="check the path") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions"
+        ) from error
     if stat.S_ISDIR(mode):
         raise UserError(f"{path}: is a folder; expected a file")
     if not stat.S_ISREG(mode):
         raise UserError(f"{path}: is a device, a pipe or a socket; expected a file")
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions")
 
 
 def _one_line(error: Exception) -> str:
@@ -245,7 +259,22 @@ def _user_error(error: ValidationError, schema: type[BaseModel], where: str, fla
         return UserError(f"{where}: missing key '{key}'")
     said = first["msg"].removeprefix("Value error, ")
     found = "" if isinstance(first["input"], dict) else f" (found {_short(first['input'])})"
-    return UserError(": ".join(part for part in (where, key, said) if part) + found)
+    in_seconds = any(part.endswith("_s") for part in parts)
+    text = ": ".join(part for part in (where, key, said) if part) + found
+    return UserError(text, hint=_hint_of_time(first["input"]) if in_seconds else None)
+
+
+def _hint_of_time(given: object) -> str | None:
+    """Return what to write in place of a time that was given with its unit.
+
+    >>> _hint_of_time("150ms")
+    'times are in seconds, without a unit: 0.15'
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", given) if isinstance(given, str) else None
+    if found is None:
+        return None
+    seconds = float(found[1]) / (MS_PER_S if found[2] == "ms" else 1)
+    return f"times are in seconds, without a unit: {seconds:g}"
 
 
 def _names_a_type(part: int | str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from engines.files import Document, Strict, read_json
+from engines.errors import MissingError, UserError
+from engines.files import Document, Strict, load_json, validate
 from engines.names import engine_title
 from engines.spec import (
     Factors,
@@ -256,5 +257,17 @@ class EngineManifest(Document):
 
 
 def read_manifest(engine_folder: Path) -> EngineManifest:
-    """Read an engine folder's manifest. Raises as `files.read_json` does."""
-    return read_json(engine_folder / MANIFEST_NAME, EngineManifest)
+    """Read an engine folder's manifest. Raises as `files.read_json` does; a folder of another kind is named as such."""
+    path = engine_folder / MANIFEST_NAME
+    hint = "give the output folder of build-engine"
+    if not path.exists():
+        what = f"not an engine folder: it has no {MANIFEST_NAME}" if engine_folder.is_dir() else "no such folder"
+        raise MissingError(f"{engine_folder}: {what}", hint=hint)
+    loaded = load_json(path)
+    try:
+        return validate(loaded, EngineManifest, where=str(path))
+    except UserError as error:
+        made_by = loaded.get("made_by") if isinstance(loaded, dict) else None
+        if isinstance(made_by, dict) and str(made_by.get("command")).startswith("build-repo"):
+            raise UserError(f"{engine_folder}: a model repository, not an engine folder", hint=hint) from error
+        raise

@@ -32,10 +32,12 @@ class FolderContents(Document):
     Attributes:
         files: Their paths, relative to the folder.
         later: Patterns of files that are written later, such as a server's log.
+        main: The file without which, or with which empty, the folder is useless, such as a run's records.
     """
 
     files: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
+    main: str | None = None
 
     def accounts_for(self, name: str) -> bool:
         """Whether a file was written by the tool; Python's bytecode caches are ignored."""
@@ -56,14 +58,14 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = ())
         UserError: `target` equals, contains or is inside an input; is a symbolic link, a file or the file system's
             root, or contains the home or the current folder; is in a folder that is not writable; or it is not
             empty, and `force` is not set, or not all of it was written by this tool, or it is a repository that is
-            being served.
+            being served. What a killed command left before its first result needs no `force`.
     """
     _refuse_place(target, inputs)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; expected a folder", hint=_OTHER_OUT)
     if not target.exists() or not any(target.iterdir()):
         return
-    if not force:
+    if not force and not _is_barren(target):
         raise UserError(f"{target} already exists", hint="choose another --out, or add --force to replace it")
     _refuse_in_use(target)
     foreign = _foreign(target)
@@ -187,13 +189,11 @@ def folder_in_place(
         refuse_existing(target, force=force, inputs=inputs)
         _move_aside(target)
         target.mkdir(parents=True)
-        write_json(target / CONTENTS_NAME, FolderContents(made_by=made_by, later=tuple(files)))
+        write_json(target / CONTENTS_NAME, FolderContents(made_by=made_by, later=tuple(files), main=main))
         try:
             yield target
         finally:
-            is_bare = [path.name for path in target.iterdir()] == [CONTENTS_NAME]
-            is_worthless = main is not None and not ((target / main).is_file() and (target / main).stat().st_size)
-            if is_bare or is_worthless:
+            if _is_without_result(target, main):
                 shutil.rmtree(target)
                 _recover(target)
             _remove_own(_old(target))
@@ -289,6 +289,24 @@ def _refuse_in_use(target: Path) -> None:
                     f"{folder} is being served: {record.name} names process {pid}, which is running",
                     hint=f"serve-repo {folder} --stop ends it",
                 )
+
+
+def _is_barren(target: Path) -> bool:
+    """Whether a command that was killed left a folder without any result, and nobody put a file into it since."""
+    try:
+        contents = read_json(target / CONTENTS_NAME, FolderContents)
+    except CommandError:
+        return False
+    if contents.files or not contents.later:
+        return False
+    return _foreign(target) is None and _is_without_result(target, contents.main)
+
+
+def _is_without_result(folder: Path, main: str | None) -> bool:
+    """Whether a folder lacks its main file, or has it empty; without a main file, whether it has no file of its own."""
+    if main is None:
+        return [path.name for path in folder.iterdir()] == [CONTENTS_NAME]
+    return not ((folder / main).is_file() and (folder / main).stat().st_size)
 
 
 def _foreign(target: Path) -> UserError | None:

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from engines.errors import ToolError
-
-_LAST_LINES = 12
+from engines.errors import LAST_LINES, ToolError
 
 
 class _Chatter(io.TextIOBase):
@@ -56,6 +54,14 @@ def chatter_to(log: Path | None) -> Iterator[None]:
         yield
 
 
+def nothing_on_stdout() -> contextlib.redirect_stdout[_Chatter]:
+    """Discard what libraries print within the block, and what the handlers that they install there write later.
+
+    DeepSpeed, which ModelOpt imports where it is installed, logs to stdout: in front of the result of --json.
+    """
+    return contextlib.redirect_stdout(_Chatter(None))
+
+
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -74,5 +80,5 @@ def as_tool_error(log: Path | None) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, NotImplementedError, AssertionError, KeyError, AttributeError) as error:
-        lines = [] if log is None else log.read_text(encoding="utf-8").splitlines()[-_LAST_LINES:]
+        lines = [] if log is None else log.read_text(encoding="utf-8").splitlines()[-LAST_LINES:]
         raise ToolError(f"ModelOpt failed: {error!r}", log_path=log, last_lines=lines) from error

@@ -14,6 +14,7 @@ from typing import Any
 
 from engines.checkpoint.export_job import Layout
 from engines.checkpoint.inspection import library
+from engines.checkpoint.library_output import nothing_on_stdout
 from engines.console import time_left_text
 from engines.errors import MissingError
 from engines.spec import KvFormat
@@ -44,7 +45,8 @@ def require_modelopt(precision: str) -> None:
     Raises:
         MissingError: ModelOpt is not installed, is too old, lacks the precision's preset, or needs a GPU for it.
     """
-    mtq = library("modelopt.torch.quantization")
+    with nothing_on_stdout():
+        mtq = library("modelopt.torch.quantization")
     version = metadata.version(PACKAGE)
     oldest = ".".join(str(part) for part in OLDEST_VERSION)
     hint = f"pip install --upgrade '{PACKAGE}>={oldest}', or quantize offline and copy the checkpoint"

@@ -39,7 +39,9 @@ class Payoff(Strict):
             return f"speculation pays at every batch size up to {self.pays_to}: {alone}"
         if not self.pays_to:
             return f"speculation does not pay at any batch size: {alone}"
-        return f"speculation pays up to a batch size of {self.pays_to}: {alone}, fewer than without beyond"
+        return (
+            f"speculation pays up to a batch size of {self.pays_to}: {alone}; above it, fewer than without speculation"
+        )
 
 
 def payoff_of(manifest: EngineManifest, *, isl: int, osl: int) -> Payoff | None:

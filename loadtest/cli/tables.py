@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from engines.console import progress, show, table_console
 from engines.names import engine_title
-from engines.spec import MS, milliseconds
+from engines.spec import MS_PER_S, milliseconds
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
-from loadtest.scenario import Scenario, Verdict
+from loadtest.scenario import Objectives, Scenario, Verdict, unlikely_limits
 
 if TYPE_CHECKING:
     from engines.calibration import Calibration
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from loadtest.report import Change, Comparison
 
 _STYLES = {"better": "green", "worse": "red", "same": "", "unclear": "dim", "unknown": "dim"}
+
+
+def warn_of_limits(*found: Objectives) -> None:
+    """Print the objectives whose limits look like milliseconds."""
+    for each in dict.fromkeys(text for objectives in found for text in unlikely_limits(objectives)):
+        progress(f"notice: {each}")
 
 
 def show_summary(summary: Summary) -> None:
@@ -166,7 +172,7 @@ def show_intervals(summary: Summary) -> None:
             f"{each.mean * scale:,.{digits}f}  ({each.low * scale:,.{digits}f} to {each.high * scale:,.{digits}f})"
             if (each := intervals.get(name))
             else "-"
-            for name, scale, digits in (("tokens_per_s", 1, 0), ("itl_s", MS, 2), ("ttft_s", MS, 1))
+            for name, scale, digits in (("tokens_per_s", 1, 0), ("itl_s", MS_PER_S, 2), ("ttft_s", MS_PER_S, 1))
         ]
         table.add_row(level.load, *cells)
     table_console().print(table)
@@ -182,14 +188,16 @@ def show_knee(found: KneeFound) -> None:
     for name in (found.unit, "verdict", "requests", "batch", "ITL p50", "p95", "p99", "TTFT p50", "p95", "p99"):
         table.add_column(name, justify="left" if name == "verdict" else "right")
     for each in found.tried:
-        verdict = "met" if each.met else "missed " + ", ".join(each.missed)
+        verdict = "met" if each.met else "missed: " + ", ".join(each.missed)
         issue = " (not certain)" if each.open else ""
         level = each.level
         cells = (_batch(level), *_percentiles(level.itl_s), *_percentiles(level.ttft_s))
         table.add_row(f"{each.load:.4g}", verdict + issue, str(level.requests), *cells)
     table_console().print(table)
     if found.load is not None:
-        above = "the highest tried" if found.above is None else f"{found.above:.4g} misses {', '.join(found.binding)}"
+        above = "no higher load was tried"
+        if found.above is not None:
+            above = f"missed at {found.above:.4g}: {', '.join(found.binding)}"
         show(f"knee: {found.load:.4g} {found.unit} meet every objective; {above} ({found.label})")
 
 

@@ -14,6 +14,7 @@ import httptools
 HEAD_LIMIT_BYTES = 65_536
 BLOCK_BYTES = 65_536  # stored pieces are parsed once they exceed this size
 REPLY_LIMIT_BYTES = 1 << 26
+LINE_LIMIT_BYTES = 1 << 20  # of an event stream; a line is copied with each read until it is whole
 ERROR_TEXT_BYTES = 300
 HTTP_OK = 200
 HTTP_REJECTED = (429, 503)
@@ -198,7 +199,11 @@ class HttpSession(StoredReply):
         self.reusable = headers.get("connection", "").lower() != "close"
 
     def _take_body(self) -> None:
-        """Process the pieces of the body that arrived: pass on complete events, or store the text of an error."""
+        """Process the pieces of the body that arrived: pass on complete events, or store the text of an error.
+
+        Raises:
+            ProtocolError: A line of the event stream has no end.
+        """
         body = self._line + b"".join(self._pieces_of_body)
         self._pieces_of_body.clear()
         if not self._is_stream:
@@ -207,6 +212,8 @@ class HttpSession(StoredReply):
         lines = body.split(b"\n")
         self._line = lines.pop()
         self._send(lines)
+        if len(self._line) > LINE_LIMIT_BYTES:
+            raise ProtocolError(f"an event with a line of more than {LINE_LIMIT_BYTES >> 20} MiB")
 
     def end(self) -> None:
         """Process the end of the reply; informational replies do not count.

@@ -27,6 +27,7 @@ FRAME_HEAD_BYTES = 9
 DEFAULT_WINDOW = 65_535
 WIDEST_WINDOW = 2**31 - 1
 REFILL_BYTES = 1 << 28  # the connection's window is reopened after this many bytes
+MESSAGE_LIMIT_BYTES = 1 << 22  # gRPC's own default for what a client receives
 OWN_FRAME_LIMIT = 16_384  # the protocol's default; the server may not send longer frames
 LAST_STREAM = 2**31 - 3
 MESSAGE_HEAD_BYTES = 5
@@ -160,7 +161,10 @@ class GrpcSession(StoredReply):
         while len(data) - place >= MESSAGE_HEAD_BYTES:
             if data[place]:
                 raise ProtocolError("a compressed gRPC message, which was not requested")
-            end = place + MESSAGE_HEAD_BYTES + int(_WORD.unpack_from(data, place + 1)[0])
+            length = int(_WORD.unpack_from(data, place + 1)[0])
+            if length > MESSAGE_LIMIT_BYTES:
+                raise ProtocolError(f"a gRPC message of {length} bytes; at most {MESSAGE_LIMIT_BYTES} are taken")
+            end = place + MESSAGE_HEAD_BYTES + length
             if end > len(data):
                 break
             self._sink(data[place + MESSAGE_HEAD_BYTES : end], arrived_s)

@@ -19,6 +19,7 @@ from loadtest.results import Sample, meanings_of, parse_metrics, parse_series
 METRICS_PORT_AFTER = {"triton-http": 2, "triton-grpc": 1}  # Triton's own order: HTTP 8000, gRPC 8001, metrics 8002
 SERVE_METRICS = "/prometheus/metrics"  # of trtllm-serve; its /metrics is JSON
 ANSWER_WITHIN_S = 5.0
+PAGE_LIMIT_BYTES = 1 << 24
 POWER = ("gpu_power_w", "gpu_energy_j")
 _BLOCKS = "nv_trt_llm_kv_cache_block_metrics{"
 
@@ -121,7 +122,12 @@ def require_page(url: str) -> None:
 def _page(url: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:
-            return str(reply.read().decode("utf-8", "replace"))
+            page = reply.read(PAGE_LIMIT_BYTES)
+            if len(page) == PAGE_LIMIT_BYTES:
+                raise ValueError(f"it has more than {PAGE_LIMIT_BYTES >> 20} MiB")
+            if reply.length:  # read() of a limited size does not say that the page was cut
+                raise http.client.IncompleteRead(page, reply.length)
+            return str(page.decode("utf-8", "replace"))
     except urllib.error.HTTPError as error:
         error.close()
         reason = f"status {error.code}"

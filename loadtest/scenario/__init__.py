@@ -34,6 +34,7 @@ from loadtest.scenario.slo import (
     clock_start_s,
     evaluate,
     share_of,
+    unlikely_limits,
 )
 from loadtest.scenario.traces import HASH_BLOCK_TOKENS, Arrival, NotNegative, Positive, Trace, read_trace
 
@@ -72,5 +73,6 @@ __all__ = [
     "read_scenario",
     "read_trace",
     "share_of",
+    "unlikely_limits",
     "with_duration",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -399,7 +400,9 @@ def read_scenario(name: str) -> Scenario:
         return read_yaml(Path(name), Scenario).moved(lambda path: str(Path(name).parent / path))
     path = scenario_folder() / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"no scenario '{name}'", hint=f"a .yaml file, or one of: {', '.join(scenario_names())}")
+        close = difflib.get_close_matches(name, scenario_names(), n=1)
+        meant = f"did you mean '{close[0]}'? Otherwise " if close else ""
+        raise UserError(f"no scenario '{name}'", hint=f"{meant}a .yaml file, or one of: {', '.join(scenario_names())}")
     return read_yaml(path, Scenario)
 
 

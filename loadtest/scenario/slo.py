@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from engines.files import Strict
+from engines.units import MS_PER_S
 
 Statistic = Literal["mean", "p50", "p90", "p95", "p99", "p999", "max"]
 Quantity = Literal["ttft_s", "itl_s", "tpot_s", "e2e_s"]
@@ -86,6 +87,31 @@ class Objectives(Strict):
         if not (self.ttft_s or self.itl_s or self.tpot_s or self.e2e_s or self.goodput):
             raise ValueError("no limit is stated: give ttft_s, itl_s, tpot_s, e2e_s or goodput")
         return self
+
+
+# Longer limits than any service states; a number of milliseconds is above them.
+_LIKELY_LIMITS_S = {"ttft_s": 60.0, "itl_s": 5.0, "tpot_s": 5.0, "e2e_s": 3600.0}
+
+
+def unlikely_limits(objectives: Objectives) -> list[str]:
+    """Return limits that look like milliseconds, each with its number in seconds, were it one.
+
+    >>> unlikely_limits(Objectives(ttft_s={"p95": 150}))
+    ['ttft_s p95: 150 s; limits are in seconds, and 150 ms is 0.15']
+    """
+    limits = [
+        (f"{quantity} {statistic}", limit, likely_s)
+        for quantity, likely_s in _LIKELY_LIMITS_S.items()
+        for statistic, limit in getattr(objectives, quantity).items()
+    ]
+    if objectives.goodput is not None:
+        parts = ((name, getattr(objectives.goodput, name), likely_s) for name, likely_s in _LIKELY_LIMITS_S.items())
+        limits += [(f"goodput {name}", limit, likely_s) for name, limit, likely_s in parts if limit is not None]
+    return [
+        f"{name}: {limit:g} s; limits are in seconds, and {limit:g} ms is {limit / MS_PER_S:g}"
+        for name, limit, likely_s in limits
+        if limit > likely_s
+    ]
 
 
 class Verdict(NamedTuple):

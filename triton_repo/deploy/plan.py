@@ -213,7 +213,7 @@ def _require_deployable(manifest: RepositoryManifest) -> None:
     """Refuse what no container serves: a trtllm-serve twin, and a checkpoint that is not on this machine."""
     if manifest.kind == "emulated":
         raise UserError(
-            "the twin of trtllm-serve is for this machine: no container holds it",
+            "the emulated trtllm-serve runs on this machine alone: no container holds it",
             hint="serve-repo serves it; to rehearse a deployment, build-repo --server triton",
         )
     if not Path(manifest.loads or "").is_absolute():

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CONNECT_LIMIT_S = 10.0
+ANSWER_LIMIT_BYTES = 1 << 22  # of a description; a reply is read as it comes
 READ_LIMIT_S = 600.0  # a request may wait in the server's queue for long
 DATA, DONE = "data:", "[DONE]"
 NO_IDS = (
@@ -78,7 +79,7 @@ class CompletionsServer:
         try:
             connection.request("GET", path)
             response = connection.getresponse()
-            document = json.loads(response.read())
+            document = json.loads(response.read(ANSWER_LIMIT_BYTES))
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise RelayError(f"{self._url}{path}: {error}") from error
         finally:

@@ -14,7 +14,7 @@ from engines.manifest import MANIFEST_NAME, read_manifest
 from engines.outputs import CONTENTS_NAME, folder_in_place, paths_named, refuse_existing
 from loadtest.cli.find_knee import no_objectives_error
 from loadtest.cli.options import load_options, scenario_of, target_options
-from loadtest.cli.tables import show_knee
+from loadtest.cli.tables import show_knee, warn_of_limits
 from loadtest.knee import (
     KneeFound,
     KneeSearch,
@@ -103,7 +103,9 @@ def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope
     if not values:
         raise no_objectives_error()
     where = "flags" if path is None else str(path)
-    return (ObjectiveScope(validate(values, Objectives, where=where, flags=typed)),)
+    found = validate(values, Objectives, where=where, flags=typed)
+    warn_of_limits(found)
+    return (ObjectiveScope(found),)
 
 
 def _require_some_load(found: KneeFound) -> None:

@@ -40,12 +40,14 @@ from loadtest.capacity.output import (
     show_verification,
     write_deployment_files,
 )
+from loadtest.cli.tables import warn_of_limits
 from loadtest.scenario import Trace
 
 
 def plan_demand(demand_file: Path, *, default_folder: Path, flags: dict[str, Any]) -> None:
     """Plan a deployment for a demand."""
     demand = read_demand(demand_file)
+    warn_of_limits(*demand.all_objectives.values())
     changed = [what_if(demand, change) for change in flags["changes"]]
     if flags["dry_run"]:
         show(to_json(demand).rstrip())

@@ -11,7 +11,14 @@ from engines.errors import MissingError, TargetMissedError
 from engines.files import read_yaml, to_json
 from engines.outputs import paths_named, refuse_existing, refuse_foreign_junit
 from loadtest.cli.pricing import pricing_of
-from loadtest.cli.tables import show_comparison, show_cost, show_energy, show_speculation, show_summary
+from loadtest.cli.tables import (
+    show_comparison,
+    show_cost,
+    show_energy,
+    show_speculation,
+    show_summary,
+    warn_of_limits,
+)
 
 if TYPE_CHECKING:
     from loadtest.report import Case
@@ -36,6 +43,8 @@ def _report(runs: tuple[Path, ...], flags: dict[str, Any]) -> None:
     target, command = flags["out"], command_line("report-load")
     gate = None if flags["gate"] is None else read_yaml(flags["gate"], Gate)
     objectives = None if gate is None else gate.objectives
+    if gate is not None:
+        warn_of_limits(gate, *gate.classes.values())
     priced = pricing_of(flags)
     if flags["dry_run"]:
         summary = priced(summarize_runs(list(runs), command=command, objectives=objectives))

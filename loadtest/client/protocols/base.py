@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic_core import from_json
 
+from engines.files import MOST_TOKENS
 from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.results import Outcome
 from loadtest.traffic import Prompt
@@ -36,6 +37,18 @@ class RequestSpec:
     output_tokens: int
     exact: bool = True
     end_id: int | None = None
+
+
+def stated_count(value: Any) -> int:
+    """Return a number of tokens as a server states it.
+
+    Raises:
+        ProtocolError: It is negative, or more than any reply or prompt has.
+    """
+    count = int(value)
+    if not 0 <= count <= MOST_TOKENS:
+        raise ProtocolError(f"the server states {str(count)[:20]} tokens")
+    return count
 
 
 @dataclass(slots=True)
@@ -73,10 +86,14 @@ class Reply:
     whole: bool = False
 
     def add(self, arrived_s: float, tokens: int = 1) -> None:
-        """Record the tokens of one message."""
+        """Record the tokens of one message.
+
+        Raises:
+            ProtocolError: The server states a count that no reply has.
+        """
         if tokens == 1:
             self.times_s.append(arrived_s)
-        elif tokens:
+        elif stated_count(tokens):
             self.times_s.extend([arrived_s] * tokens)
             self.bundled_tokens += tokens - 1
 

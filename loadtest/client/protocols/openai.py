@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 from loadtest.client.http1 import CutError, ProtocolError, error_text
-from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, json_of, merged_over
+from loadtest.client.protocols.base import Protocol, Reply, RequestSpec, json_of, merged_over, stated_count
 
 DONE = b"[DONE]"
 
@@ -106,7 +107,10 @@ class OpenAiChat(OpenAi):
     def text_of(self, choice: dict[str, Any]) -> int:
         """Return the number of characters of content, reasoning (under either name) and tool calls."""
         delta = choice["delta"]
-        characters = len(delta.get("content") or "") + len(delta.get("reasoning_content") or "")
+        characters = len(delta.get("content") or "")
+        if len(delta) == 1 and characters:  # nearly every event: nothing else to look for
+            return characters
+        characters += len(delta.get("reasoning_content") or "")
         if "reasoning" in delta and "reasoning_content" not in delta:
             characters += len(delta["reasoning"] or "")
         return characters + (len(json.dumps(delta["tool_calls"])) if delta.get("tool_calls") else 0)
@@ -131,12 +135,15 @@ class OpenAiCompletions(OpenAi):
 
 
 def _note_usage(usage: Mapping[str, Any], reply: Reply) -> None:
-    reply.stated_tokens = int(usage["completion_tokens"])
-    reply.prompt_tokens = int(usage.get("prompt_tokens") or 0) or None
+    reply.stated_tokens = stated_count(usage["completion_tokens"])
+    reply.prompt_tokens = stated_count(usage.get("prompt_tokens") or 0) or None
     details = usage.get("prompt_tokens_details") or {}
     cached_tokens = details.get("cached_tokens")
     # More cached tokens than the prompt has: the server counts something else, so the number is unknown.
-    if cached_tokens is not None and int(cached_tokens) <= (reply.prompt_tokens or 0):
+    if cached_tokens is not None and stated_count(cached_tokens) <= (reply.prompt_tokens or 0):
         reply.cached_tokens = int(cached_tokens)
     if usage.get("queue_time") is not None:
-        reply.queue_s = float(usage["queue_time"])
+        queue_s = float(usage["queue_time"])
+        if not 0 <= queue_s < math.inf:
+            raise ProtocolError(f"the server states a queue time of {queue_s:g} s")
+        reply.queue_s = queue_s

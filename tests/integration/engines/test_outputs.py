@@ -248,6 +248,28 @@ def test_folder_in_place_replaces_once_something_is_written(tmp_path: Path) -> N
     refuse_existing(target, force=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "is_kept"), [(None, False), ("run.json", False), ("requests.jsonl", True), ("x", True)]
+)
+def test_what_a_killed_writer_left_without_a_result_needs_no_force(
+    tmp_path: Path, name: str | None, is_kept: bool
+) -> None:
+    """A run's folder before its first record holds nothing worth keeping; a record, or a file of the user's, does."""
+    target = tmp_path / "run"
+    target.mkdir()
+    left = FolderContents(made_by=BY, later=("run.json", "requests.jsonl"), main="requests.jsonl")
+    write_json(target / CONTENTS_NAME, left)
+    if name is not None:
+        (target / name).write_text("{}")
+    if is_kept:
+        with pytest.raises(UserError, match="already exists"):
+            refuse_existing(target, force=False)
+    else:
+        refuse_existing(target, force=False)
+    with pytest.raises(UserError, match="already exists"):
+        refuse_existing(_make(tmp_path / "engine", "plan.json", later=("server.log",)), force=False)
+
+
 def test_only_a_document_of_ours_is_replaced_by_a_file(tmp_path: Path) -> None:
     """A JSON document with `made_by` is replaced with --force; any other file, and a folder, never."""
     ours, notes = tmp_path / "calibration.json", tmp_path / "notes.txt"

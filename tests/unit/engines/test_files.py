@@ -78,6 +78,18 @@ def test_bad_yaml_is_one_clear_error(tmp_path: Path, text: str, complaint: str) 
     assert str(path) in caught.value.message
 
 
+def test_a_time_with_a_unit_is_refused_with_its_seconds() -> None:
+    """What people write by habit, 150ms, is answered with the number to write."""
+
+    class Limit(Strict):
+        ttft_s: float
+
+    for given, seconds in (("150ms", "0.15"), (" 2 s", "2")):
+        with pytest.raises(UserError) as refused:
+            validate({"ttft_s": given}, Limit, where="x.yaml")
+        assert refused.value.hint == f"times are in seconds, without a unit: {seconds}"
+
+
 def test_missing_and_truncated_json(tmp_path: Path) -> None:
     """A missing file and a file cut short are told apart."""
     with pytest.raises(MissingError, match="no such file"):

@@ -174,7 +174,13 @@ def test_an_endless_event_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http1, "REPLY_LIMIT_BYTES", 300_000)
     heard = Heard()
     with pytest.raises(ProtocolError, match="a reply of more than"):
-        heard.feed(HEAD + _chunk(b"x" * 650_000), piece=65_000)
+        heard.feed(HEAD + _chunk(b"data: x\n" * 80_000), piece=65_000)
+
+
+def test_a_line_without_an_end_is_bounded() -> None:
+    """A line is copied with each read: 64 MiB of one took a minute of CPU."""
+    with pytest.raises(ProtocolError, match="a line of more than 1 MiB"):
+        Heard().feed(HEAD + _chunk(b"data: " + b"x" * (1 << 21)), piece=65_000)
 
 
 def test_requests_are_framed() -> None:

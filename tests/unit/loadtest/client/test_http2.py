@@ -145,6 +145,7 @@ def test_a_status_is_an_error_in_the_servers_words(status: str, message: str, te
         (_headers(hpack.Encoder(), [(":status", "503")], last=True), "HTTP status 503"),
         (frame(DATA, END_STREAM, 1, _message(b"one")), "without a gRPC status"),
         (frame(5, 0, 1, b"push"), "push"),
+        (frame(DATA, END_STREAM, 1, struct.pack(">BI", 0, 1 << 31)), "a gRPC message of 2147483648 bytes"),
     ],
 )
 def test_a_broken_call_is_one_clear_error(data: bytes, text: str) -> None:

@@ -222,6 +222,29 @@ def test_chunks_without_a_text_are_none_of_the_reply() -> None:
     assert (list(answer.times_s), answer.finish_reason, answer.prompt_tokens) == ([0.0], "length", 5)
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"completion_tokens": -7, "prompt_tokens": 5},
+        {"completion_tokens": 10**30, "prompt_tokens": 5},
+        {"completion_tokens": 1, "prompt_tokens": -5},
+        {"completion_tokens": 1, "prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": -1}},
+        {"completion_tokens": 1, "prompt_tokens": 5, "queue_time": -1.0},
+    ],
+)
+def test_a_usage_that_no_reply_has_is_an_error(usage: dict[str, Any]) -> None:
+    """A negative or an endless count was an internal error of the load generator, and ended the run."""
+    with pytest.raises(ProtocolError, match="the server states"):
+        _read(_dialect("openai-completions"), {"choices": [{"text": "a"}], "usage": usage})
+
+
+def test_a_message_of_tritons_has_no_less_than_no_token() -> None:
+    """`sequence_length` is a count, too."""
+    for count in (-5, 10**30):
+        with pytest.raises(ProtocolError, match="the server states"):
+            Reply().add(1.0, count)
+
+
 def test_text_cut_between_the_halves_of_a_surrogate_pair_is_read() -> None:
     """Pydantic's parser refuses such JSON, which servers that cut UTF-16 text send; the standard library's does not."""
     halves = [b'{"choices": [{"index": 0, "delta": {"content": "\\u%s"}}]}' % half for half in (b"d83d", b"de00")]

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from engines.errors import MissingError
 from loadtest.results.records import SAMPLES_NAME, read_samples
-from loadtest.run.sampler import Monitor, power_readings, read_metrics
+from loadtest.run import sampler
+from loadtest.run.sampler import Monitor, power_readings, read_metrics, require_page
 
 
 class _Page(http.server.BaseHTTPRequestHandler):
@@ -58,6 +60,14 @@ def test_a_full_disk_ends_the_sampling_with_the_systems_words(url: str) -> None:
         while monitor.failed is None and time.monotonic() < deadline_s:
             time.sleep(0.01)
     assert monitor.failed == "/dev/full: No space left on device"
+
+
+def test_a_page_without_an_end_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is read up to a limit: one that never ends would fill the memory."""
+    require_page(url)
+    monkeypatch.setattr(sampler, "PAGE_LIMIT_BYTES", 20)
+    with pytest.raises(MissingError, match="the metrics page cannot be read: it has more than"):
+        require_page(url)
 
 
 def test_without_a_page_nothing_is_sampled(tmp_path: Path) -> None:
