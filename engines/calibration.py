@@ -85,9 +85,9 @@ class LoadGenerator(Strict):
     """Behaviour of the load generator that was used; predictions simulate the same.
 
     Attributes:
-        start: `together`: all users start at once; `staggered`: spread over the duration of a request. The first wave
-            is not measured: published tables appear to do the same, and tools that wait for stable windows drop it.
-        window_s: Requests sent within this time are measured, and at least `rounds` of every user.
+        start: `together`: all users start at once, and the means cover the first wave with a share that is fitted
+            (`measured_rounds`); `staggered`: spread over the duration of a request, and it is not measured.
+        window_s: Requests sent within this time are simulated as the steady state, and at least `rounds` of every user.
     """
 
     start: Literal["together", "staggered"] = "together"

@@ -109,7 +109,7 @@ def _document(
     manifest, points = request.manifest, request.points
     errors = errors_of(fitted.seen, points)
     prior = request.prior
-    parameters = _parameters(fitted, prior, best.waves)
+    parameters = _parameters(fitted, request, best.waves)
     basis = np.concatenate(list(held_out_logs.values())) if held_out_logs else errors
     host = host_of(fitted.logs)
     drift = drift_between_repeats(points)
@@ -152,8 +152,11 @@ def _document(
     )
 
 
-def _parameters(fitted: Fitted, prior: Prior, waves: Waves) -> list[FittedParameter]:
+def _parameters(fitted: Fitted, request: Request, waves: Waves) -> list[FittedParameter]:
     """Return every parameter that has an effect, with its confidence interval."""
+    prior = request.prior
+    without = {"wave_tail"} if waves == SPLIT else set()
+    without |= {"measured_rounds"} if request.generator.start == "staggered" else set()
     deviations = np.sqrt(np.diag(fitted.covariance))
     left = (deviations / prior.spread).tolist()
     expected = np.exp(prior.expected).tolist()
@@ -169,7 +172,7 @@ def _parameters(fitted: Fitted, prior: Prior, waves: Waves) -> list[FittedParame
             meaning=parameter.meaning,
         )
         for parameter, x, deviation, left, expected_value in rows
-        if waves != SPLIT or parameter.name != "wave_tail"
+        if parameter.name not in without
     ]
 
 

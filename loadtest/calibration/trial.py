@@ -18,9 +18,11 @@ from engines.calibration import LoadGenerator
 from engines.emulator import Batcher, BatcherSettings, Iteration
 from engines.spec import Host
 from engines.steptime import Calibrated, StepTime
+from loadtest.calibration.first_wave import share_of_first_wave, unfinished_s, weights_of
 from loadtest.calibration.measured_points import SERVED, Point
 from loadtest.calibration.parameters import (
     PARAMETERS,
+    PLACE,
     PRIOR,
     SPLIT,
     STEP_COUNT,
@@ -41,7 +43,6 @@ DIFFERENCE = 0.05
 # Share of the time in which tokens stream out. Below it, an iteration's tokens have left before the next one's are
 # made, and a slightly slower stream delays nobody.
 STREAM_BUSY_RATIO = 0.5
-_PLACE = {parameter.name: place for place, parameter in enumerate(PARAMETERS)}
 POOL_TOUCHED_RATIO = 0.8  # of the KV cache: once all users together need more than this share, its size has an effect
 
 
@@ -78,8 +79,12 @@ class Trial:
     """One simulation of one point.
 
     Attributes:
+        ended: The measured requests; of a closed loop whose users start together, then those of its first wave.
+        weights: Of each of them in the means.
+        first_wave: Number of the latter.
         figures: Tokens/s, ITL and TTFT.
         cycle_s: Seconds in which every user gets one reply.
+        unfinished_s: Part of them that replies in progress at the end took.
     """
 
     context: FitContext
@@ -88,8 +93,11 @@ class Trial:
     keep_steps: bool = False
     server: VirtualServer = field(init=False)
     ended: list[Ended] = field(init=False)
+    weights: Array = field(init=False)
+    first_wave: int = field(init=False)
     figures: tuple[float, float, float] = field(init=False)
     cycle_s: float = field(init=False)
+    unfinished_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Run the simulation."""
@@ -105,10 +113,20 @@ class Trial:
             host_of(self.parameters) if served else Host(),
             keep_steps=self.keep_steps,
         )
-        self.ended = [
-            ended for ended in self.server.run() if ended.outcome == "ok" and ended.sent.turn.phase == "measure"
-        ]
+        done = [ended for ended in self.server.run() if ended.outcome == "ok"]
+        steady = [ended for ended in done if ended.sent.turn.phase == "measure"]
+        first = [ended for ended in done if ended.sent.sent_s == self.server.begin_s] if self._has_first_wave() else []
+        self.ended, self.first_wave = steady + first, len(first)
+        self.weights = weights_of(len(steady), len(first), self._share())
         self.figures, self.cycle_s = self._figures()
+
+    def _has_first_wave(self) -> bool:
+        return self.point.load == "concurrency" and self.context.generator.start == "together"
+
+    def _share(self) -> float:
+        """Return the share of the first wave in the means."""
+        rounds = math.exp(self.parameters[PLACE["measured_rounds"]])
+        return share_of_first_wave(rounds) if self._has_first_wave() else 0.0
 
     def _traffic(self) -> Traffic:
         point, generator = self.point, self.context.generator
@@ -150,7 +168,9 @@ class Trial:
         found = np.zeros((3, len(PARAMETERS)))
         found[:, :STEP_COUNT] = self._slopes_by_factors()
         if self.point.load in SERVED:
-            found[:, _PLACE["latency_s"]] = self._slopes_by_latency()
+            found[:, PLACE["latency_s"]] = self._slopes_by_latency()
+        if self.first_wave:
+            found[:, PLACE["measured_rounds"]] = self._slopes_by_rounds()
         return found
 
     def _slopes_by_factors(self) -> Array:
@@ -164,34 +184,50 @@ class Trial:
         spans = np.array([(ended.spans[0][0], ended.spans[-1][1]) for ended in self.ended])
         to_first, to_last = (features[np.searchsorted(last_index, spans[:, side]) + 1] for side in (0, 1))
         from_sent = features[np.searchsorted(ends_s, [ended.sent.sent_s for ended in self.ended], side="right")]
-        waiting = (to_first - from_sent).mean(axis=0)
-        decoding = (to_last - to_first).mean(axis=0)
+        waiting = self.weights @ (to_first - from_sent)
+        decoding = self.weights @ (to_last - to_first)
         weights = np.exp(self.parameters[:STEP_COUNT])
         gaps = max(1, self.point.osl - 1)
-        of_cycle = (waiting + decoding) / self.cycle_s if self.point.load != "max_load" else features[-1] / ends_s[-1]
+        replies_s = self.cycle_s - self.unfinished_s  # what is unfinished grows in proportion
+        of_cycle = (waiting + decoding) / replies_s if self.point.load != "max_load" else features[-1] / ends_s[-1]
         if self.point.load == "request_rate":
             of_cycle = np.zeros_like(of_cycle)
         return np.asarray(weights * np.array([-of_cycle, decoding / gaps / max(itl_s, 1e-12), waiting / ttft_s]))
 
     def _slopes_by_latency(self) -> Array:
         """Return the derivatives by the logarithm of a latency added to every request; shape (3,)."""
-        latency_s = math.exp(self.parameters[_PLACE["latency_s"]])
+        latency_s = math.exp(self.parameters[PLACE["latency_s"]])
         of_cycle = 0.0 if self.point.load == "request_rate" else latency_s / self.cycle_s
         return np.array([-of_cycle, 0.0, latency_s / self.figures[2]])
+
+    def _slopes_by_rounds(self) -> Array:
+        """Return the derivatives by the logarithm of the number of measured rounds; shape (3,)."""
+        share = self._share()
+        if share == 1.0:  # no less than one round
+            return np.zeros(3)
+        sent, first, last = self.times()
+        _, itl_s, ttft_s = self.figures
+        waits_s, gaps_s = (_first_less_steady(each, self.first_wave) for each in (first - sent, last - first))
+        gaps = max(1, self.point.osl - 1)
+        of_cycle = (waits_s + gaps_s + self.unfinished_s / share) / self.cycle_s
+        return share * np.array([of_cycle, -gaps_s / gaps / itl_s, -waits_s / ttft_s])
 
     def _figures(self) -> tuple[tuple[float, float, float], float]:
         """Return (tokens/s, ITL, TTFT), and the seconds in which every user gets one reply."""
         sent, first, last = self.times()
         point = self.point
-        ttft_s = float((first - sent).mean())
-        itl_s = float((last - first).mean()) / max(1, point.osl - 1)
+        ttft_s = float(self.weights @ (first - sent))
+        itl_s = float(self.weights @ (last - first)) / max(1, point.osl - 1)
         if point.load == "request_rate":
             cycle_s = 1 / point.rate_per_s
             return (point.rate_per_s * point.osl, max(itl_s, 1e-12), ttft_s), cycle_s
         if point.load == "max_load":
             cycle_s = float(last.max() - sent.min())
         else:
-            cycle_s = float((last - sent).mean()) + (TURNAROUND_S if point.load == "concurrency" else 0.0)
+            if self.first_wave:
+                self.unfinished_s = self._share() * unfinished_s(np.sort(last), point.concurrency)
+            cycle_s = float(self.weights @ (last - sent)) + self.unfinished_s
+            cycle_s += TURNAROUND_S if point.load == "concurrency" else 0.0
         return (point.concurrency * point.osl / cycle_s, max(itl_s, 1e-12), ttft_s), cycle_s
 
     def _features(self) -> tuple[Array, Array, Array]:
@@ -231,6 +267,11 @@ class Trial:
         )
 
 
+def _first_less_steady(values: Array, first_wave: int) -> float:
+    """Return by how much the mean of the first wave, which is last in the array, exceeds that of the steady state."""
+    return float(values[-first_wave:].mean() - values[:-first_wave].mean())
+
+
 def slopes_of(context: FitContext, point: Point, logs: Array) -> Array:
     """Return the derivatives of a point's logarithms by those of all parameters; shape (3, P)."""
     trial = Trial(context, point, logs, keep_steps=True)
@@ -246,15 +287,15 @@ def differences_of(context: FitContext, point: Point, logs: Array, here: Array) 
     found = np.zeros((3, len(PARAMETERS)))
     for name in _changing_iterations(context, point, logs, here):
         moved = logs.copy()
-        moved[_PLACE[name]] += DIFFERENCE
-        found[:, _PLACE[name]] = (observe(context, point, moved) - here) / DIFFERENCE
+        moved[PLACE[name]] += DIFFERENCE
+        found[:, PLACE[name]] = (observe(context, point, moved) - here) / DIFFERENCE
     return found
 
 
 def _changing_iterations(context: FitContext, point: Point, logs: Array, here: Array) -> list[str]:
     """Return the parameters by which a point's iterations become others."""
     found = ["request_s"] if point.load in SERVED else []
-    if point.load in SERVED and math.exp(here[0] + logs[_PLACE["stream_token_s"]]) > STREAM_BUSY_RATIO:
+    if point.load in SERVED and math.exp(here[0] + logs[PLACE["stream_token_s"]]) > STREAM_BUSY_RATIO:
         found.append("stream_token_s")
     asked_tokens = point.concurrency * (point.isl + point.osl)
     if point.load != "static_batch" and asked_tokens > POOL_TOUCHED_RATIO * context.kv_tokens:

@@ -45,6 +45,7 @@ TRUTH = {
     "request_s": 2e-3,
     "latency_s": 3e-3,
     "stream_token_s": 2e-5,
+    "measured_rounds": 12.0,
     "usable_kv_ratio": 1.0,
 }
 LOGS = np.log([TRUTH[parameter.name] for parameter in PARAMETERS])

@@ -1,0 +1,78 @@
+"""A point's figures: what they contain of the wave with which a closed loop starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engines.calibration import LoadGenerator
+from engines.emulator import BatcherSettings
+from engines.spec import gpu_named, model_named
+from engines.steptime.roofline import Roofline
+from loadtest.calibration.measured_points import Point
+from loadtest.calibration.parameters import PLACE, PRIOR, Array
+from loadtest.calibration.trial import FitContext, Trial, observe
+
+CROWD = Point("made up", "concurrency", 256, 64, 8, 1.0, 1.0, 1.0)
+
+
+@pytest.fixture
+def context() -> FitContext:
+    """Serve a Llama-3-8B by the data sheet, one prompt an iteration, to users who start together."""
+    settings = BatcherSettings(
+        max_batch_size=8,
+        max_num_tokens=272,
+        max_input_len=256,
+        max_seq_len=512,
+        kv_blocks=1000,
+        tokens_per_block=64,
+    )
+    source = Roofline(model_named("llama-3-8b"), gpu_named("h100-sxm-80gb"), "fp8", "fp8")
+    return FitContext(settings, source, LoadGenerator(window_s=0.0, rounds=2))
+
+
+def _logs(rounds: float) -> Array:
+    logs = PRIOR.expected.copy()
+    logs[PLACE["measured_rounds"]] = math.log(rounds)
+    return logs
+
+
+def _ttft_s(context: FitContext, rounds: float) -> float:
+    return math.exp(observe(context, CROWD, _logs(rounds))[2])
+
+
+def test_a_mean_over_rounds_holds_the_first_wave_once(context: FitContext) -> None:
+    """One round is the first wave alone, endless ones the steady state, and four are a quarter of the one."""
+    first_s, steady_s = _ttft_s(context, 1.0), _ttft_s(context, 1e9)
+    assert first_s > 1.1 * steady_s  # eight prompts wait for each other
+    assert _ttft_s(context, 4.0) == pytest.approx(0.25 * first_s + 0.75 * steady_s)
+    trial = Trial(context, CROWD, _logs(1.0))
+    sent, first, _ = trial.times()
+    assert first_s == pytest.approx((first - sent)[sent == 0.0].mean())
+
+
+def test_users_who_start_staggered_have_no_first_wave(context: FitContext) -> None:
+    """A run of run-load is its steady state, however long it was."""
+    own = replace(context, generator=LoadGenerator(start="staggered", window_s=0.0, rounds=2))
+    assert observe(own, CROWD, _logs(1.0)).tolist() == observe(own, CROWD, _logs(1e9)).tolist()
+
+
+def test_replies_under_way_at_the_end_cost_tokens_per_second(context: FitContext) -> None:
+    """Users times reply length over tokens/s exceeds the time of a request by its unfinished part."""
+    trial = Trial(context, CROWD, _logs(4.0))
+    sent, _, last = trial.times()
+    request_s = float(trial.weights @ (last - sent))
+    assert 0 < trial.unfinished_s < request_s / 4
+    assert CROWD.concurrency * CROWD.osl / trial.figures[0] == pytest.approx(request_s + trial.unfinished_s, rel=0.02)
+
+
+def test_slopes_by_rounds_are_those_of_the_figures(context: FitContext) -> None:
+    """The derivatives by the number of rounds are what moving it does."""
+    place, logs = PLACE["measured_rounds"], _logs(4.0)
+    slopes = Trial(context, CROWD, logs, keep_steps=True).slopes()[:, place]
+    more, less = (observe(context, CROWD, _logs(4.0 * math.exp(step))) for step in (1e-3, -1e-3))
+    assert slopes == pytest.approx((more - less) / 2e-3, abs=1e-5)
+    assert np.all(np.abs(slopes[[0, 2]]) > 1e-3)
