@@ -252,7 +252,7 @@ def _json_from(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
             found = json.loads(reply.read(_ANSWER_LIMIT_BYTES))
     except urllib.error.HTTPError as error:
         raise ToolError(f"{url}: status {error.code}: {error.read(300).decode(errors='replace')}") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
         raise ToolError(f"{url}: {error}", hint="check that the server is up and serves the OpenAI API") from error
     if not isinstance(found, dict):
         raise ToolError(f"{url}: answered with something else than a JSON object")

@@ -97,7 +97,7 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
         raise MissingError(f"{url}: GET {base}/models answered {error.code}", hint=hint) from error
     except (OSError, http.client.HTTPException) as error:
         raise _no_server(endpoint, "OpenAI", error) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MissingError(
             f"{url}: {base}/models is not a list of models", hint="check that this is an OpenAI-compatible server"
         ) from error
@@ -155,7 +155,7 @@ def _get_json(endpoint: Endpoint, path: str) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         text = error_text(error.read(ANSWER_LIMIT_BYTES)) or f"status {error.code}"
         raise MissingError(f"{endpoint.authority}: {path}: {text}", hint=_NO_MODEL) from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
         raise _no_server(endpoint, "Triton", error) from error
     if not isinstance(document, dict):
         raise _no_server(endpoint, "Triton", ValueError(f"{path} is not a JSON object"))
