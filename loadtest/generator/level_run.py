@@ -27,6 +27,7 @@ class LevelRun:
         first_id: Id of the level's first request.
         begin_s: Start of the level on the run's clock; a share of an open loop may receive it in advance.
         start: Starts a number of users of a class.
+        stop: Stops all users.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class LevelRun:
         first_id: int,
         begin_s: float,
         start: Callable[[dict[str, int]], object],
+        stop: Callable[[], object],
     ) -> None:
-        self._shared, self._runner, self._plan = shared, runner, plan
+        self._shared, self._runner, self._plan, self._stop = shared, runner, plan, stop
         self.begin_s = begin_s
         shared.level, shared.level_plan = level, plan
         shared.is_over = shared.suffices = shared.is_out_of_time = False
@@ -123,7 +125,7 @@ class LevelRun:
                 while self._runner.user_count:
                     gevent.sleep(TICK_S)
         shared.is_out_of_time = whole and not is_done and not shared.suffices
-        self._runner.stop()
+        self._stop()
         self._watcher.kill()
         return {
             "begin_s": self.begin_s,

@@ -30,9 +30,9 @@ from loadtest.metrics import (
     resampler_of,
     settles,
 )
-from loadtest.report import charts
 from loadtest.report.comparison_page import comparison_page
 from loadtest.report.comparison_schema import Change, Comparison, Difference, LevelChanges, Outcome, Side
+from loadtest.report.theme import themed
 from loadtest.results import Floats, Level
 
 COMPARISON_NAME = "comparison.json"
@@ -64,6 +64,8 @@ def write_comparison(
     Raises:
         UserError: As `compare` does; or `out` may not be written.
     """
+    from loadtest.report import charts  # noqa: PLC0415 (Matplotlib; to compare needs no chart)
+
     runs = (baseline, candidate)
     refuse_existing(out, force=force, inputs=runs)
     found = compare(baseline, candidate, command=command, across_kinds=across_kinds)
@@ -73,7 +75,7 @@ def write_comparison(
         drawing = charts.changes(found)
         (folder / "charts" / "changes.svg").write_text(drawing.svg, encoding="utf-8")
         (folder / "charts" / "changes.png").write_bytes(drawing.png)
-        write_text(folder / COMPARISON_PAGE, comparison_page(found, charts.themed(drawing.svg)))
+        write_text(folder / COMPARISON_PAGE, comparison_page(found, themed(drawing.svg)))
     return found
 
 

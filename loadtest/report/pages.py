@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from loadtest.report.charts import theme_css
+from loadtest.report.theme import theme_css
 
 NONE = "\N{EN DASH}"
 

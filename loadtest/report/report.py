@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from engines.files import made_by, write_json, write_text
 from engines.outputs import refuse_existing, whole_folder
 from loadtest.metrics import Knee, LoadedRun, RunDetail, Summary, knee_of, load_runs, refuse_mixed_kinds, repeats_of
-from loadtest.report import charts
 from loadtest.report.exports import EXPORTS_NAME, write_exports
 from loadtest.report.report_page import Figure, report_page
+from loadtest.report.theme import themed
 from loadtest.results import ValidityIssue
 from loadtest.scenario import Objectives
+
+if TYPE_CHECKING:
+    from loadtest.report.charts import Drawing
 
 SUMMARY_NAME = "summary.json"
 REPORT_NAME = "report.html"
@@ -25,7 +28,7 @@ class Chart(NamedTuple):
 
     name: str
     says: str
-    drawing: charts.Drawing
+    drawing: Drawing
 
 
 def write_report(
@@ -107,6 +110,8 @@ def summarize_loaded(runs: Sequence[LoadedRun], *, command: str, objectives: Obj
 
 def charts_of(summary: Summary, details: Sequence[RunDetail], knee: Knee | None) -> Iterator[Chart]:
     """Yield a report's charts in reading order."""
+    from loadtest.report import charts  # noqa: PLC0415 (Matplotlib; pages without these charts are written here too)
+
     of_runs = list(details)
     yield Chart(
         "latency_against_batch",
@@ -156,7 +161,7 @@ def _write_charts(
     for chart in charts_of(summary, details, knee):
         (folder / f"{chart.name}.svg").write_text(chart.drawing.svg, encoding="utf-8")
         (folder / f"{chart.name}.png").write_bytes(chart.drawing.png)
-        figures.append(Figure(chart.name, charts.themed(chart.drawing.svg), chart.says))
+        figures.append(Figure(chart.name, themed(chart.drawing.svg), chart.says))
     return figures
 
 

@@ -107,7 +107,10 @@ class OpenAiChat(OpenAi):
     def text_of(self, choice: dict[str, Any]) -> int:
         """Return the number of characters of content, reasoning (under either name) and tool calls."""
         delta = choice["delta"]
-        characters = len(delta.get("content") or "") + len(delta.get("reasoning_content") or "")
+        characters = len(delta.get("content") or "")
+        if len(delta) == 1 and characters:  # nearly every event: nothing else to look for
+            return characters
+        characters += len(delta.get("reasoning_content") or "")
         if "reasoning" in delta and "reasoning_content" not in delta:
             characters += len(delta["reasoning"] or "")
         return characters + (len(json.dumps(delta["tool_calls"])) if delta.get("tool_calls") else 0)

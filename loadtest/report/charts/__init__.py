@@ -5,7 +5,7 @@ from loadtest.report.charts.comparison import changes
 from loadtest.report.charts.distributions import distributions, frontier
 from loadtest.report.charts.energy import energy_and_cost
 from loadtest.report.charts.load_curves import latency_against_batch, latency_against_load
-from loadtest.report.charts.style import Drawing, theme_css, themed
+from loadtest.report.charts.style import Drawing
 from loadtest.report.charts.timeline import timeline
 
 __all__ = [
@@ -17,7 +17,5 @@ __all__ = [
     "gap_against_batch",
     "latency_against_batch",
     "latency_against_load",
-    "theme_css",
-    "themed",
     "timeline",
 ]

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadtest.report.charts.style import (
-    FAINT,
-    GREEN,
-    INK,
-    KIND_COLOURS,
-    VERMILION,
-    Drawing,
-    drawing_of,
-    new_figure,
-    nothing,
-    panel_title,
-    percent,
-    style,
-    titles,
-)
+from loadtest.report.charts.style import Drawing, drawing_of, new_figure, nothing, panel_title, percent, style, titles
 from loadtest.report.comparison_schema import Change, Comparison
+from loadtest.report.theme import FAINT, GREEN, INK, KIND_COLOURS, VERMILION
 
 COLOURS = {"better": GREEN, "worse": VERMILION, "same": INK, "unclear": FAINT, "unknown": FAINT}
 COLOUR_KEY = "green: better, orange: worse, black: the same, grey: no difference detected"

@@ -7,8 +7,6 @@ from typing import Any
 
 from loadtest.metrics import LevelSummary, Summary
 from loadtest.report.charts.style import (
-    FAINT,
-    RUN_COLOURS,
     Drawing,
     drawing_of,
     head,
@@ -20,6 +18,7 @@ from loadtest.report.charts.style import (
     style,
     what_ran,
 )
+from loadtest.report.theme import FAINT, RUN_COLOURS
 
 
 def energy_and_cost(summary: Summary) -> Drawing:

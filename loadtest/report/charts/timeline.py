@@ -7,21 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loadtest.metrics import RunDetail, Span, Summary, Timeline
-from loadtest.report.charts.style import (
-    BAD,
-    BLUE,
-    FAINT,
-    GREEN,
-    ORANGE,
-    VERMILION,
-    Drawing,
-    drawing_of,
-    head,
-    new_figure,
-    plain,
-    style,
-    what_ran,
-)
+from loadtest.report.charts.style import Drawing, drawing_of, head, new_figure, plain, style, what_ran
+from loadtest.report.theme import BAD, BLUE, FAINT, GREEN, ORANGE, VERMILION
 from loadtest.results import Floats
 
 MOST_OF_EVEN_WIDTH = 1.5  # a level may take up to this multiple of its even share of the width
