@@ -31,6 +31,8 @@ LAST_GROUPS = {
 }
 # Upper limit of every numeric flag: no count, and no number of seconds, tokens or requests, is larger.
 LARGEST_NUMBER = 10**12
+DATA_VARIABLE = "EVALUATION_DATA"  # environment variable of the folder of data sets
+OPENAI_KEY = "OPENAI_API_KEY"  # environment variable of an OpenAI server's key, unless another is named
 PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
 READER_LEFT = 128 + signal.SIGPIPE  # what shells report of a program that SIGPIPE ended

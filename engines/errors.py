@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+LAST_LINES = 12  # of a program's log, in the error about it
 DISTRIBUTION = "engine-to-capacity"  # the distribution's name, as in `pip install`
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.errors import DISTRIBUTION, MissingError, UserError
 from engines.signals import interrupts_deferred
-from engines.units import MS
+from engines.units import MS_PER_S
 
 LONGEST_YAML_BYTES = 1 << 20  # settings files are a few KB; this project's largest is a few hundred
 SCHEMA_VERSION = 2
@@ -273,7 +273,7 @@ def _hint_of_time(given: object) -> str | None:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s)\s*", given) if isinstance(given, str) else None
     if found is None:
         return None
-    seconds = float(found[1]) / (MS if found[2] == "ms" else 1)
+    seconds = float(found[1]) / (MS_PER_S if found[2] == "ms" else 1)
     return f"times are in seconds, without a unit: {seconds:g}"
 
 

@@ -164,8 +164,13 @@ def engine_title(model: str, precision: str, gpu: str) -> str:
 
 def spec_data(name: str) -> Any:
     """Return a data file of `engines.spec`, not yet validated; parsed by libyaml if PyYAML has it."""
-    text = (_DATA / f"{name}.yaml").read_text(encoding="utf-8")
+    text = spec_file(name).read_text(encoding="utf-8")
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def spec_file(name: str) -> Path:
+    """Return the path of a data file of `engines.spec`."""
+    return _DATA / f"{name}.yaml"
 
 
 def _names_in(kind: str) -> tuple[str, ...]:

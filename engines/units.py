@@ -4,7 +4,8 @@ from __future__ import annotations
 
 GIB = 1024**3
 MIB = 1024**2
-MS = 1e3  # in a second
+MS_PER_S = 1e3
+S_PER_MS = 1e-3
 SECONDS_PER_H = 3600.0
 
 
@@ -23,7 +24,7 @@ def milliseconds(seconds: float) -> str:
     >>> milliseconds(0.0051234), milliseconds(0.0301), milliseconds(1.5)
     ('5.12', '30.1', '1,500')
     """
-    value = seconds * MS
+    value = seconds * MS_PER_S
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"  # noqa: PLR2004
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from engines.accuracy.harness import PACKAGE, Questions, Tasks, require_harness
 from engines.checkpoint import LoadedModel, load_corpus
+from engines.console import OPENAI_KEY
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import write_json
 from engines.manifest import MANIFEST_NAME, AccuracyResult, EngineManifest, read_manifest
@@ -26,7 +27,6 @@ from engines.outputs import folder_lock
 
 Progress = Callable[[str], None]
 HELD_OUT = "held_out_text"
-KEY_VARIABLE = "OPENAI_API_KEY"
 _ANSWER_WITHIN_S = 600
 _ANSWER_LIMIT_BYTES = 1 << 28  # the log probabilities of a long prompt fit many times
 _PROBE_TOKENS = 3
@@ -244,7 +244,7 @@ def _json_from(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     Raises:
         ToolError: There is no answer, a refusal, or another kind of answer.
     """
-    key = os.environ.get(KEY_VARIABLE)
+    key = os.environ.get(OPENAI_KEY)
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     try:
         request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode(), headers=headers)
@@ -252,7 +252,7 @@ def _json_from(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
             found = json.loads(reply.read(_ANSWER_LIMIT_BYTES))
     except urllib.error.HTTPError as error:
         raise ToolError(f"{url}: status {error.code}: {error.read(300).decode(errors='replace')}") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
         raise ToolError(f"{url}: {error}", hint="check that the server is up and serves the OpenAI API") from error
     if not isinstance(found, dict):
         raise ToolError(f"{url}: answered with something else than a JSON object")

@@ -16,11 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from engines.console import DATA_VARIABLE
 from engines.errors import MissingError, ToolError, UserError
 from engines.manifest import AccuracyResult
 
 PACKAGE = "lm_eval"
-DATA_VARIABLE = "EVALUATION_DATA"
 # Tasks run by default where their data is at hand, and the name of the data set on the Hugging Face hub.
 KNOWN_TASKS = {
     "gsm8k": "openai/gsm8k",

@@ -8,8 +8,7 @@ from typing import Literal
 
 from engines.files import Strict
 from engines.manifest import AccuracyResult
-
-ONE_SIDED_95 = 1.645  # standard errors that one normal draw in twenty exceeds
+from engines.steptime import Z_95
 
 
 class AccuracyLoss(Strict):
@@ -32,12 +31,12 @@ class AccuracyLoss(Strict):
     @property
     def high(self) -> float:
         """Upper end of the loss: exceeded with a probability of 5 %."""
-        return self.loss + ONE_SIDED_95 * self.standard_error
+        return self.loss + Z_95 * self.standard_error
 
     @property
     def low(self) -> float:
         """Lower end, likewise."""
-        return self.loss - ONE_SIDED_95 * self.standard_error
+        return self.loss - Z_95 * self.standard_error
 
     def verdict(self, limit: float) -> Literal["met", "missed", "undecided"]:
         """Return whether the loss is within a limit; undecided if its interval contains the limit.

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from engines.errors import ToolError
-
-_LAST_LINES = 12
+from engines.errors import LAST_LINES, ToolError
 
 
 class _Chatter(io.TextIOBase):
@@ -82,5 +80,5 @@ def as_tool_error(log: Path | None) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, NotImplementedError, AssertionError, KeyError, AttributeError) as error:
-        lines = [] if log is None else log.read_text(encoding="utf-8").splitlines()[-_LAST_LINES:]
+        lines = [] if log is None else log.read_text(encoding="utf-8").splitlines()[-LAST_LINES:]
         raise ToolError(f"ModelOpt failed: {error!r}", log_path=log, last_lines=lines) from error

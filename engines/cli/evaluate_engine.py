@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from engines.console import Command, common_flags
+from engines.console import DATA_VARIABLE, Command, common_flags
 
-DATA_VARIABLE = "EVALUATION_DATA"
 GROUPS = {
     "What to evaluate": ("--url", "--model", "--tokenizer", "--concurrency"),
     "Questions": (

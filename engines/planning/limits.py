@@ -14,7 +14,7 @@ from functools import cache
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.planning.recipe import Objectives, Workload
 from engines.spec import (
-    MS,
+    MS_PER_S,
     GpuSpec,
     KvFormat,
     MemoryBudget,
@@ -152,11 +152,11 @@ class Outlook:
         if self.sequences == 0:
             missed.append("not one request fits the KV cache")
         if self.itl_s > objectives.itl_s:
-            missed.append(f"ITL {milliseconds(self.itl_s)} ms, at most {objectives.itl_s * MS:g}")
+            missed.append(f"ITL {milliseconds(self.itl_s)} ms, at most {objectives.itl_s * MS_PER_S:g}")
         if self.ttft_s > objectives.ttft_s:
-            missed.append(f"TTFT {milliseconds(self.ttft_s)} ms, at most {objectives.ttft_s * MS:g}")
+            missed.append(f"TTFT {milliseconds(self.ttft_s)} ms, at most {objectives.ttft_s * MS_PER_S:g}")
         if self.longest_gap_s > objectives.longest_gap_s:
-            longest = objectives.longest_gap_s * MS
+            longest = objectives.longest_gap_s * MS_PER_S
             missed.append(f"gap of {milliseconds(self.longest_gap_s)} ms in a burst of prompts, at most {longest:g}")
         return "; ".join(missed)
 

@@ -54,7 +54,7 @@ from engines.spec.support import (
     require_possible,
     verdict,
 )
-from engines.units import GIB, MS, gib, milliseconds
+from engines.units import GIB, MS_PER_S, gib, milliseconds
 
 __all__ = [
     "DEFAULT_ENGINE_PROFILE",
@@ -63,7 +63,7 @@ __all__ = [
     "GIB",
     "KV_BYTES",
     "LLM_API_VERSIONS",
-    "MS",
+    "MS_PER_S",
     "PRECISIONS",
     "SIXTEEN_BIT_BYTES",
     "Accelerator",

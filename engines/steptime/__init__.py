@@ -8,12 +8,12 @@ from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, attended_tokens
 from engines.steptime.source import favoured_source, step_time_for, step_time_of
-from engines.steptime.uncertainty import INTERVAL_SHARE, NORMAL_90, StepTimeInterval, slowed, uncertainty
+from engines.steptime.uncertainty import INTERVAL_SHARE, Z_95, StepTimeInterval, slowed, uncertainty
 
 __all__ = [
     "GPU_TIME_METHOD",
     "INTERVAL_SHARE",
-    "NORMAL_90",
+    "Z_95",
     "Calibrated",
     "DecodeLine",
     "PowerModel",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from engines.manifest import EngineManifest
 from engines.spec import GpuSpec, KvFormat, ModelSpec, PowerPrior, SpeculativeDecoding, power_prior, precision_named
 from engines.steptime.shape import StepShape
-from engines.steptime.uncertainty import NORMAL_90
+from engines.steptime.uncertainty import Z_95
 
 
 class StepEnergy(NamedTuple):
@@ -74,7 +74,7 @@ class PowerModel:
         self._head_j_per_sequence = 2 * model.head_parameters * rest_flop_j
         self._attention_j_per_pair = 4 * model.layers * model.attention_size * rest_flop_j
         self._token_j = prior.token_flops * rest_flop_j
-        ratio = math.exp(NORMAL_90 * prior.spread(gpu.name).log_sd)
+        ratio = math.exp(Z_95 * prior.spread(gpu.name).log_sd)
         self.interval = (1 / ratio, ratio)
         self.provenance = f"power prior {prior.name}, {prior.spread(gpu.name).source}"
 

@@ -28,6 +28,7 @@ from engines.spec import GpuSpec, KvFormat, ModelSpec, precision_named
 from engines.steptime.kernel_tables import smaller_tables
 from engines.steptime.roofline import LOGITS_BYTES, SAMPLING_PASSES
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
+from engines.units import S_PER_MS
 
 SYSTEMS = {
     "a100-sxm-80gb": "a100_sxm",
@@ -42,7 +43,6 @@ SYSTEMS = {
 SUSTAINED = {"a100-sxm-80gb": 1.034, "h100-sxm-80gb": 1.003, "h200-sxm-141gb": 1.050, "l40s-48gb": 0.939}
 KV_READ_RATIO, PROMPT_ATTENTION_RATIO = 1.05, 0.92  # on attention, of decoding and of prompts: the same fit, all GPUs
 KNOT_TOKENS = 128  # decode attention is looked up at multiples of this context, and interpolated linearly
-_MS = 1e-3
 _DERIVED_ON = "a100_sxm"  # the only system whose tables have every integer format
 # The tables' name of each precision's matrix products. fp8_static: scales known beforehand, as in an engine.
 _GEMM_MODES = {
@@ -83,24 +83,24 @@ class _Tables:
             places = [place for place in range(len(self.names)) if place not in {self.attention, self.logits}]
             times = self.handle.evaluate_context_ops(places, batch_size=1, s=1, x=tokens)
             norms = sum(ms for name, ms, *_ in times if name.endswith(_NORMS))
-            found = ((sum(ms for _, ms, *_ in times) - norms) * _MS, norms * _MS)
+            found = ((sum(ms for _, ms, *_ in times) - norms) * S_PER_MS, norms * S_PER_MS)
             self.linear[tokens] = found
         return found
 
     def logits_s(self, sequences: int) -> float:
         """Return the output projection's time for a number of sequences."""
         ((_, ms, *_),) = self.handle.evaluate_context_ops([self.logits], batch_size=1, s=1, x=sequences)
-        return float(ms) * _MS
+        return float(ms) * S_PER_MS
 
     def prompt_attention_s(self, prompts: int, tokens: int, cached: int) -> float:
         """Return the attention of prompts of `tokens` new tokens each, after `cached` ones."""
         ((_, ms, *_),) = self.handle.evaluate_context_ops([self.attention], batch_size=prompts, s=tokens, prefix=cached)
-        return float(ms) * _MS
+        return float(ms) * S_PER_MS
 
     def decode_attention_s(self, sequences: int, context: int) -> float:
         """Return the attention of one decode step of sequences with `context` tokens each."""
         ((_, ms, *_),) = self.handle.evaluate_generation_ops([self.attention], batch_size=sequences, s=context)
-        return float(ms) * _MS
+        return float(ms) * S_PER_MS
 
 
 class Silicon:

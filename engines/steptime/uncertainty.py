@@ -12,7 +12,7 @@ from engines.manifest import StepTimeChoice
 from engines.spec import EngineProfile, Factors, Host
 
 INTERVAL_SHARE = 0.9
-NORMAL_90 = 1.645  # standard deviations on either side that contain 90 % of a normal distribution
+Z_95 = 1.645  # 95th percentile of the standard normal distribution: 90 % of it lies within as much on either side
 _SECONDS = ("iteration_s", "sequence_s", "prompt_s", "draft_pass_s", "verify_s", "draft_prompt_s", "tree_s")
 _RATIOS = ("weights_ratio", "gemm_ratio", "kv_ratio", "attention_ratio")
 
@@ -38,7 +38,7 @@ def uncertainty(
 ) -> StepTimeInterval:
     """Return the interval of a deployment around an engine's profile."""
     spread = profile.spread(precision=precision, load=load)
-    step, host = (math.exp(NORMAL_90 * sd) for sd in (spread.step_log_sd, spread.host_log_sd))
+    step, host = (math.exp(Z_95 * sd) for sd in (spread.step_log_sd, spread.host_log_sd))
     provenance = (
         f"{profile.name}: spread between {spread.deployments} deployments "
         f"({spread.precision} weights, {spread.load}), each predicted by the others"

@@ -14,6 +14,7 @@ from engines.errors import MissingError, UserError
 from engines.files import text_file
 from engines.names import engine_title
 from engines.spec import gpu_named
+from engines.units import S_PER_MS
 from loadtest.metrics import LevelSummary, summarize
 from loadtest.results import RUN_NAME, read_records, read_run, read_samples
 
@@ -24,7 +25,6 @@ SERVED: tuple[Load, ...] = ("concurrency", "request_rate")  # through a server; 
 # of load tests (Grafana k6, "Thresholds": less than 1 % of requests return an error); the load is then right to 1 %.
 MOST_ERRORS_RATIO = 0.01
 _NEEDED = ("isl", "osl")
-_MS = 1e-3
 
 
 class Point(NamedTuple):
@@ -171,8 +171,8 @@ def _point_of_row(row: dict[str, str], where: str) -> Point:
         osl=int(lengths[1] or 0),
         concurrency=int(concurrency or 0),
         tokens_per_s=_number(row, "throughput_out_tok_s", where),
-        itl_s=None if itl is None else itl * _MS,
-        ttft_s=None if ttft is None else ttft * _MS,
+        itl_s=None if itl is None else itl * S_PER_MS,
+        ttft_s=None if ttft is None else ttft * S_PER_MS,
         rate_per_s=rate or 0.0,
     )
 

@@ -22,7 +22,7 @@ from engines.planning import (
     resolve_recipe,
 )
 from engines.spec import DEFAULT_ENGINE_PROFILE, engine_profile_named, resolve_gpu
-from engines.steptime import uncertainty
+from engines.steptime import Z_95, uncertainty
 from loadtest.capacity.accuracy import CandidateAccuracy, Evaluations, evaluations_of
 from loadtest.capacity.inputs import Demand, MeasuredRun
 from loadtest.capacity.simulation import Interval, LengthProfile, Slowdown
@@ -34,7 +34,6 @@ Basis = Literal["measured", "calibrated", "predicted", "emulated"]
 # one: it is not evidence about a GPU, and ranks below a plain prediction.
 RANK: dict[Basis, int] = {"measured": 0, "calibrated": 1, "predicted": 2, "emulated": 3}
 EVICTING = " evicting"  # suffix for an engine that reserves no KV blocks
-ONE_SIDED_95 = 1.645  # standard deviations that one normal draw in twenty exceeds
 
 
 class Candidate(Strict):
@@ -278,7 +277,7 @@ def _uncalibrated(manifest: EngineManifest) -> tuple[Interval, str]:
 def _calibrated(calibration: Calibration) -> Interval:
     """Return both ends of a calibrated prediction's interval, from its held-out errors."""
     worst = max(calibration.log_error.get("tokens_per_s", 0.0), calibration.log_error.get("itl_s", 0.0))
-    factor = math.exp(ONE_SIDED_95 * worst)
+    factor = math.exp(Z_95 * worst)
     return Interval(Slowdown(factor, factor), Slowdown(1 / factor, 1 / factor))
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from engines.console import completing
 from engines.errors import UserError
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
@@ -69,6 +70,18 @@ _FLAGS = (
     click.option("--osl", help="Reply length in tokens: a number or a distribution."),
     click.option("--requests", type=int, help="Measured requests per level."),
 )
+
+
+def scenario_flag(function: _FunctionT) -> _FunctionT:
+    """Add `--scenario`, a name of the library or a file, to a command; it is passed as `scenario_name`."""
+    add = click.option(
+        "--scenario",
+        "scenario_name",
+        shell_complete=completing(library_names),
+        metavar="NAME|FILE",
+        help="A scenario of the library, or a YAML file.",
+    )
+    return add(function)
 
 
 def load_flags(function: _FunctionT) -> _FunctionT:

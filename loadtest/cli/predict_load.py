@@ -10,7 +10,7 @@ import click
 from engines.console import Command, common_flags, completing, draft_flags
 from engines.errors import UserError
 from engines.names import PRECISION_NAMES, engine_profile_names, gpu_names, model_names, refuse_unknown_names
-from loadtest.cli.load_flags import concurrency_flag, library_names, load_flags, refuse_two_loads
+from loadtest.cli.load_flags import concurrency_flag, load_flags, refuse_two_loads, scenario_flag
 
 ENGINE_GROUP = "Engine (if no engine folder is given)"
 GROUPS = {
@@ -86,13 +86,7 @@ GROUPS = {
 @click.option(
     "--kv-cache", type=click.Choice(["16bit", "fp8", "int8"]), help="KV cache format, if no engine folder is given."
 )
-@click.option(
-    "--scenario",
-    "scenario_name",
-    shell_complete=completing(library_names),
-    metavar="NAME|FILE",
-    help="A scenario of the library, or a YAML file.",
-)
+@scenario_flag
 @concurrency_flag
 @click.option(
     "--static-batch",

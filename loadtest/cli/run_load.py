@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from engines.console import PORT, SECONDS, Command, common_flags, completing, writing_flags
+from engines.console import PORT, SECONDS, Command, common_flags, writing_flags
 from engines.errors import UserError
-from loadtest.cli.load_flags import concurrency_flag, library_names, load_flags, refuse_two_loads
+from loadtest.cli.load_flags import concurrency_flag, load_flags, refuse_two_loads, scenario_flag
 from loadtest.cli.target_options import target_flags
 
 RUN_OUT = Path("artifacts/run")
@@ -39,13 +39,7 @@ GROUPS = {
     epilog=f"Writes {RUN_OUT} unless --out is given.",
     groups=GROUPS,
 )
-@click.option(
-    "--scenario",
-    "scenario_name",
-    shell_complete=completing(library_names),
-    metavar="NAME|FILE",
-    help="A scenario of the library, or a YAML file.",
-)
+@scenario_flag
 @target_flags
 @concurrency_flag
 @load_flags

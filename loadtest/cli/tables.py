@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engines.console import progress, show, table_console
 from engines.names import engine_title
-from engines.spec import MS, milliseconds
+from engines.spec import MS_PER_S, milliseconds
 from loadtest.metrics import LevelSummary, Spread, Summary, scopes_of, verdicts_in
 from loadtest.scenario import Objectives, Scenario, Verdict, unlikely_limits
 
@@ -172,7 +172,7 @@ def show_intervals(summary: Summary) -> None:
             f"{each.mean * scale:,.{digits}f}  ({each.low * scale:,.{digits}f} to {each.high * scale:,.{digits}f})"
             if (each := intervals.get(name))
             else "-"
-            for name, scale, digits in (("tokens_per_s", 1, 0), ("itl_s", MS, 2), ("ttft_s", MS, 1))
+            for name, scale, digits in (("tokens_per_s", 1, 0), ("itl_s", MS_PER_S, 2), ("ttft_s", MS_PER_S, 1))
         ]
         table.add_row(level.load, *cells)
     table_console().print(table)

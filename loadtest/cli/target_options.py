@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from engines.console import OPENAI_KEY
+
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
 
-PROTOCOLS = ("triton-http", "triton-grpc", "openai-chat", "openai-completions")
-OPENAI_KEY = "OPENAI_API_KEY"
+_PORTS = Path(__file__).parents[1] / "client" / "protocols" / "ports.json"
+PROTOCOLS = tuple(json.loads(_PORTS.read_text(encoding="utf-8")))
 
 
 def target_flags(function: _FunctionT) -> _FunctionT:

@@ -2,13 +2,13 @@
 
 from loadtest.client.connection import Connection, Readings, ServerConnections, UnreachableError
 from loadtest.client.discovery import ServedModel, default_model, discover_protocol, served_models
-from loadtest.client.endpoint import OPENAI_KEY, Endpoint, ProtocolName, endpoint_of
+from loadtest.client.endpoint import PROTOCOLS, Endpoint, ProtocolName, endpoint_of
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.client.server_info import server_facts
 
 __all__ = [
     "ENGINE_MODEL",
-    "OPENAI_KEY",
+    "PROTOCOLS",
     "Connection",
     "Endpoint",
     "ProtocolName",

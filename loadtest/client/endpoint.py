@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
+from pydantic import AfterValidator
+
+from engines.console import OPENAI_KEY
 from engines.errors import UserError
 from engines.files import Strict
 
-ProtocolName = Literal["triton-http", "triton-grpc", "openai-chat", "openai-completions"]
-OPENAI_KEY = "OPENAI_API_KEY"
+_PORTS: dict[str, int] = json.loads((Path(__file__).parent / "protocols" / "ports.json").read_text(encoding="utf-8"))
+PROTOCOLS = tuple(_PORTS)
 _SCHEMES = {"": False, "http": False, "grpc": False, "https": True, "grpcs": True}
-_PORTS: dict[ProtocolName, int] = {
-    "triton-http": 8000,
-    "triton-grpc": 8001,
-    "openai-chat": 8000,
-    "openai-completions": 8000,
-}
 _TLS_PORT = 443
+
+
+def _known(name: str) -> str:
+    if name not in PROTOCOLS:
+        raise ValueError(f"expected one of {', '.join(PROTOCOLS)}")
+    return name
+
+
+ProtocolName = Annotated[str, AfterValidator(_known)]
 
 
 class Endpoint(Strict):

@@ -28,7 +28,9 @@ _Documents = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
 
 
 def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = None) -> tuple[ServerFacts, str | None]:
-    """Query a server: Triton through tritonclient, an OpenAI server for its list of models.
+    """Query a server: Triton for its model's configuration, an OpenAI server for its list of models.
+
+    A server of another protocol is not asked: it counts as measured.
 
     Args:
         url: As given by the user.
@@ -42,8 +44,9 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
     """
     if endpoint.is_openai:
         return _openai_facts(endpoint, url, model, key), None
-    read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
-    metadata, config, preprocessing = read(endpoint, model)
+    if endpoint.protocol not in _READERS:
+        return _measured(endpoint, url, model), None
+    metadata, config, preprocessing = _READERS[endpoint.protocol](endpoint, model)
     parameters = _parameters(config)
     engine = parameters if model == ENGINE_MODEL else _engine_parameters(endpoint)
     emulated = engine.get("emulated") == "true"
@@ -71,9 +74,8 @@ def server_facts(endpoint: Endpoint, url: str, model: str, key: str | None = Non
 
 def _engine_parameters(endpoint: Endpoint) -> dict[str, str]:
     """Return the parameters of the TensorRT-LLM engine behind a server's other models; empty without an engine."""
-    read = _read_http if endpoint.protocol == "triton-http" else _read_grpc
     try:
-        return _parameters(read(endpoint, ENGINE_MODEL)[1])
+        return _parameters(_READERS[endpoint.protocol](endpoint, ENGINE_MODEL)[1])
     except MissingError:  # a server with another backend, whose model was found
         return {}
 
@@ -95,7 +97,7 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
         raise MissingError(f"{url}: GET {base}/models answered {error.code}", hint=hint) from error
     except (OSError, http.client.HTTPException) as error:
         raise _no_server(endpoint, "OpenAI", error) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MissingError(
             f"{url}: {base}/models is not a list of models", hint="check that this is an OpenAI-compatible server"
         ) from error
@@ -153,7 +155,7 @@ def _get_json(endpoint: Endpoint, path: str) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         text = error_text(error.read(ANSWER_LIMIT_BYTES)) or f"status {error.code}"
         raise MissingError(f"{endpoint.authority}: {path}: {text}", hint=_NO_MODEL) from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
         raise _no_server(endpoint, "Triton", error) from error
     if not isinstance(document, dict):
         raise _no_server(endpoint, "Triton", ValueError(f"{path} is not a JSON object"))
@@ -179,6 +181,9 @@ def _read_grpc(endpoint: Endpoint, model: str) -> _Documents:
         return metadata, config, config_of("preprocessing")
     except MissingError:
         return metadata, config, None
+
+
+_READERS = {"triton-http": _read_http, "triton-grpc": _read_grpc}
 
 
 def call(endpoint: Endpoint, method: str, request: bytes) -> bytes:

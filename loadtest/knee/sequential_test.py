@@ -19,7 +19,7 @@ from loadtest.metrics import meets_goodput, request_latencies
 from loadtest.results import Columns, Ints, RequestRecord, columns_of
 from loadtest.scenario import Objectives, ObjectiveScope, Quantity, share_of
 
-Z = 2.576  # 99 %: a probe is evaluated repeatedly, and each evaluation can be wrong
+CLEAR_Z = 2.576  # 99 %: a probe is evaluated repeatedly, and each evaluation can be wrong
 LEAST_REQUESTS = 32
 BLOCKS = 16
 BACKLOG = "backlog grows"
@@ -129,7 +129,7 @@ def is_backlog_growing(records: Columns | Sequence[RequestRecord]) -> bool:
     middle_s = (begin_s + end_s) / 2
     came = int(((due_s > middle_s) & (due_s <= end_s)).sum())
     ended = int(((done_s > middle_s) & (done_s <= end_s)).sum())
-    return came - ended > max(4.0, Z * math.sqrt(came))
+    return came - ended > max(4.0, CLEAR_Z * math.sqrt(came))
 
 
 def share_interval(good: _Floats, count: _Floats, begins: npt.NDArray[np.int64], *, z: float) -> tuple[float, float]:
@@ -154,7 +154,7 @@ def share_interval(good: _Floats, count: _Floats, begins: npt.NDArray[np.int64],
     return wilson(found, max(2.0, independent), z=z)
 
 
-def wilson(share: float, count: float, *, z: float = Z) -> tuple[float, float]:
+def wilson(share: float, count: float, *, z: float = CLEAR_Z) -> tuple[float, float]:
     """Return the confidence interval of a true share, given the share in `count` independent trials.
 
     Source:
@@ -184,7 +184,7 @@ def _intervals(objectives: Objectives, measured: Columns, scale: float, *, is_op
             yield _Interval(f"{quantity} max", -most, -most, -most, -limits["max"])
         if "mean" in limits:
             means = _block_means(_sums(values, counts), counts.astype(np.float64))
-            half = Z * float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.inf
+            half = CLEAR_Z * float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.inf
             mean = float(values.mean())
             yield _Interval(f"{quantity} mean", -mean - half, -mean, -mean + half, -limits["mean"])
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import MissingError
-from engines.spec import MS
+from engines.spec import MS_PER_S
 from loadtest.metrics import (
     Counted,
     LevelSummary,
@@ -254,7 +254,7 @@ def _aiperf_metrics(found: Counted, summary: LevelSummary) -> dict[str, Any]:
         "request_latency": latencies["e2e_s"][0],
     }
     per_user = 1.0 / np.maximum(latencies["tpot_s"][0] / scale, 1e-9)
-    records = {name: _record("ms", values * (MS / scale)) for name, values in durations.items()}
+    records = {name: _record("ms", values * (MS_PER_S / scale)) for name, values in durations.items()}
     records |= {
         "output_token_throughput_per_user": _record("tokens/sec/user", per_user),
         "output_sequence_length": _record("tokens", good.output_tokens.astype(np.float64)),

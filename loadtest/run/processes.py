@@ -16,13 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, BinaryIO, TypeAlias
 
-from engines.errors import ToolError
+from engines.errors import LAST_LINES, ToolError
 from engines.processes import signal_group
 from engines.signals import interrupts_deferred
 from loadtest.generator import ENOUGH, GeneratorPlan
 from loadtest.run.fork import ForkedProgram
 
-LAST_LINES, LINE_COLUMNS = 12, 200
+LINE_COLUMNS = 200
 SILENT_S = 60.0  # a generator reports its progress every second
 STOP_WITHIN_S = 5.0
 LOCUSTFILE = Path(__file__).parent.parent / "generator" / "locustfile.py"

@@ -6,13 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
-from engines.console import progress
+from engines.console import OPENAI_KEY, progress
 from engines.errors import MissingError
 from loadtest.client import (
     ENGINE_MODEL,
-    OPENAI_KEY,
+    PROTOCOLS,
     Endpoint,
     ProtocolName,
     ServedModel,
@@ -149,7 +148,7 @@ def _endpoint(options: TargetOptions) -> tuple[Endpoint | None, list[_Missing]]:
                 hint="start the server (serve-repo), or check --url",
             )
         if found.protocol is None:
-            return None, [("protocol", "; ".join(found.tried), f"--protocol {'|'.join(get_args(ProtocolName))}")]
+            return None, [("protocol", "; ".join(found.tried), f"--protocol {'|'.join(PROTOCOLS)}")]
         protocol = found.protocol
     endpoint = endpoint_of(
         options.url, protocol, ca_file=options.ca_file, insecure=options.insecure, api_key_env=options.api_key_env

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.spec import MS, milliseconds
+from engines.spec import MS_PER_S, milliseconds
 from loadtest.results import (
     Level,
     LogHistogram,
@@ -115,7 +115,7 @@ def _client_issues(
     late_s = observations.late.quantile(0.99) or 0.0
     if level.concurrency is None and late_s > limits.arrivals_late_s * facts.time_scale:
         text = f"requests were sent {milliseconds(late_s)} ms after their time (p99); "
-        text += f"limit {limits.arrivals_late_s * MS:g} ms"
+        text += f"limit {limits.arrivals_late_s * MS_PER_S:g} ms"
         yield ValidityIssue(
             code="arrivals-late", text=f"{text} of engine time: the load was not the configured one", level=index
         )
@@ -127,7 +127,7 @@ def _clock_issues(limits: ValidityLimits, index: int, clocks: Sequence[WorkerClo
         if clock.level == index and off_s > limits.clocks_apart_s:
             text = f"the clock of worker {clock.worker} on {clock.host} is known only to {milliseconds(off_s)} ms"
             yield ValidityIssue(
-                code="clocks-apart", text=f"{text}; limit {limits.clocks_apart_s * MS:g} ms", level=index
+                code="clocks-apart", text=f"{text}; limit {limits.clocks_apart_s * MS_PER_S:g} ms", level=index
             )
 
 

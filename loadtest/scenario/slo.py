@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from engines.files import Strict
-from engines.units import MS
+from engines.units import MS_PER_S
 
 Statistic = Literal["mean", "p50", "p90", "p95", "p99", "p999", "max"]
 Quantity = Literal["ttft_s", "itl_s", "tpot_s", "e2e_s"]
@@ -108,7 +108,7 @@ def unlikely_limits(objectives: Objectives) -> list[str]:
         parts = ((name, getattr(objectives.goodput, name), likely_s) for name, likely_s in _LIKELY_LIMITS_S.items())
         limits += [(f"goodput {name}", limit, likely_s) for name, limit, likely_s in parts if limit is not None]
     return [
-        f"{name}: {limit:g} s; limits are in seconds, and {limit:g} ms is {limit / MS:g}"
+        f"{name}: {limit:g} s; limits are in seconds, and {limit:g} ms is {limit / MS_PER_S:g}"
         for name, limit, likely_s in limits
         if limit > likely_s
     ]

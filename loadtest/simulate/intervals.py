@@ -9,7 +9,7 @@ from typing import NamedTuple
 from engines.calibration import Calibration, Quantity
 from engines.manifest import EngineManifest
 from engines.spec import engine_profile_named
-from engines.steptime import INTERVAL_SHARE, NORMAL_90, slowed, uncertainty
+from engines.steptime import INTERVAL_SHARE, Z_95, slowed, uncertainty
 from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.scenario import Scenario
 
@@ -133,7 +133,7 @@ def _by_calibration(level: LevelSummary, calibration: Calibration) -> dict[str, 
     found = {}
     for name, mean in _means(level).items():
         if mean is not None and name in calibration.log_error:
-            factor = math.exp(NORMAL_90 * calibration.log_error[name])
+            factor = math.exp(Z_95 * calibration.log_error[name])
             found[str(name)] = Interval(share=INTERVAL_SHARE, low=mean / factor, mean=mean, high=mean * factor)
     return found
 

@@ -13,9 +13,10 @@ from loadtest.traffic.conversations import (
 from loadtest.traffic.levels import LevelPlan, Turn, plans_of, turn_of
 from loadtest.traffic.open_loop import OpenLoop, open_loop
 from loadtest.traffic.prepare import count_rows, prepare
-from loadtest.traffic.prompts import PREPARED_SUFFIXES, Prompt, PromptMaker
+from loadtest.traffic.prompts import GOLDEN, PREPARED_SUFFIXES, Prompt, PromptMaker
 
 __all__ = [
+    "GOLDEN",
     "PREPARED_SUFFIXES",
     "SAMPLED_CONVERSATIONS",
     "ClosedLoop",

@@ -23,7 +23,7 @@ from loadtest.traffic.token_text import Span, TokenText, pairs_of, read_tokenize
 
 PREPARED_SUFFIXES = (".json", ".npy", ".txt")
 MARKS = 2
-_GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of the golden angle are spread most evenly on a circle
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill an interval, or a circle, most evenly
 META = "prompts.json"
 _MASK = (1 << 64) - 1  # seeds and hashes are mapped to non-negative numbers
 _REPLY, _PREFIX, _BLOCK, _PADDING = 1, 2, 3, 4  # purposes of random draws; prompts use 0
@@ -237,7 +237,7 @@ class PromptMaker:
         """Return where a conversation's text starts: a different place for each, until all are used."""
         begins = self._texts["chat"].begins
         places = len(begins)
-        step = round(_GOLDEN * places)
+        step = round(GOLDEN * places)
         while math.gcd(step, places) != 1:
             step += 1
         number = state.conversation.number * self._levels + state.level

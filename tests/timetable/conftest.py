@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from running import LIMIT_S, Run, load_command
 from timetable import Start, Timetable
 
 SOURCE = Path(__file__).with_name("server.c")
@@ -48,3 +50,23 @@ def start(program: Path) -> Iterator[Start]:
             server.stop()
         if server.process.stdout is not None:
             server.process.stdout.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Start run-load in the background; whatever a test leaves running ends with it."""
+    running: list[subprocess.Popen[str]] = []
+
+    def started(port: int, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+        command = load_command(port, tmp_path / "run", *arguments)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+        )
+        running.append(process)
+        return process
+
+    yield started
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=LIMIT_S)

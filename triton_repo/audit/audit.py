@@ -8,6 +8,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
+from engines.build import MODEL_YAML
 from engines.errors import CommandError, MissingError, UserError
 from triton_repo.audit.findings import BUILD_AGAIN, Finding, ModelFile, Severity, read_model
 from triton_repo.audit.known_issues import engine_issues, llmapi_issues, serve_traps, text_issues
@@ -69,7 +70,7 @@ def audit_repository(folder: Path) -> list[Finding]:
         findings += serve_traps(folder, manifest)
         if manifest.kind != "emulated":
             return findings
-    llmapi = manifest.variant == "llmapi" if manifest else (folder / "tensorrt_llm" / "1" / "model.yaml").is_file()
+    llmapi = manifest.variant == "llmapi" if manifest else (folder / "tensorrt_llm" / "1" / MODEL_YAML).is_file()
     findings += _audit_llmapi(folder, manifest) if llmapi else _audit_inflight(folder, manifest, present)
     if manifest is not None:  # build-repo writes none, so somebody added it
         findings = [

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.build import SERVE_YAML
+from engines.build import MODEL_YAML, SERVE_YAML
 from engines.errors import CommandError
 from engines.files import load_yaml
 from engines.spec import unknown_arguments
 from triton_repo.audit.engine_match import engine_agreement, served_of
 from triton_repo.audit.findings import FALSE, TRUE, Finding, ModelFile, Severity, finding_of, number_of
-from triton_repo.interface import MODEL_YAML, MUST_BE_THERE, NEVER_WRITTEN, model_parameters
+from triton_repo.interface import MUST_BE_THERE, NEVER_WRITTEN, model_parameters
 from triton_repo.settings import EngineConfig, RepositoryManifest, ServingSettings, all_settings, misfits
 
 _BUILD_SERVE_AGAIN = "build the repository again: build-repo ENGINE_DIR --server trtllm-serve --force"

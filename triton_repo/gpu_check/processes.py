@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from engines.errors import MissingError, ToolError
+from engines.errors import LAST_LINES, MissingError, ToolError
 from engines.processes import stop_group
 
-LAST_LINES = 12
 _TERM_GRACE_S = 20.0
 
 

@@ -2,7 +2,6 @@
 
 from triton_repo.interface.llmapi import (
     HEADER,
-    MODEL_YAML,
     SERVE_HEADER,
     llm_document,
     llmapi_inputs,
@@ -14,7 +13,6 @@ from triton_repo.interface.tensors import Tensor
 
 __all__ = [
     "HEADER",
-    "MODEL_YAML",
     "MUST_BE_THERE",
     "NEVER_WRITTEN",
     "SERVE_HEADER",

@@ -11,13 +11,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.build import LlmRuntime, choices_of, llm_arguments, model_document, serve_document, served_model
+from engines.build import (
+    LlmRuntime,
+    choices_of,
+    llm_arguments,
+    model_document,
+    serve_document,
+    served_model,
+)
 from engines.manifest import EngineManifest
 from engines.spec import llm_api
 from triton_repo.interface.tensors import LLMAPI_INPUTS, LLMAPI_LORA_INPUTS, Tensor
 from triton_repo.settings import ServingSettings
 
-MODEL_YAML = "model.yaml"
 HEADER = """\
 # TensorRT-LLM's LLM API for {name}, as planned; `triton_config` is for Triton's model alone.
 # Written by build-repo: change serving.yaml and build it again.

@@ -80,7 +80,7 @@ class CompletionsServer:
             connection.request("GET", path)
             response = connection.getresponse()
             document = json.loads(response.read(ANSWER_LIMIT_BYTES))
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:  # the last: nested brackets
             raise RelayError(f"{self._url}{path}: {error}") from error
         finally:
             connection.close()

@@ -12,7 +12,7 @@ import jinja2.sandbox
 import yaml
 
 import engines
-from engines.build import SERVE_YAML, served_model
+from engines.build import MODEL_YAML, SERVE_YAML, served_model
 from engines.errors import MissingError, UserError
 from engines.files import MadeBy, source_of, write_json, write_text
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
@@ -20,7 +20,6 @@ from engines.outputs import whole_folder
 from triton_repo.audit import check_repository
 from triton_repo.interface import (
     HEADER,
-    MODEL_YAML,
     SERVE_HEADER,
     Tensor,
     limit_parameters,

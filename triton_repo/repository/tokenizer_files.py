@@ -31,6 +31,7 @@ def check_tokenizer(folder: Path, *, vocabulary: int) -> list[Notice]:
 
     Args:
         vocabulary: Tokens of the model; its embedding may have more rows than the tokenizer has tokens, not fewer.
+            Added tokens do not count: a padding token beyond the vocabulary is common, and is never sent.
 
     Raises:
         MissingError: There is no tokenizer.json.
@@ -48,7 +49,7 @@ def check_tokenizer(folder: Path, *, vocabulary: int) -> list[Notice]:
             hint=("check that this is the right file"),
         )
     try:
-        largest = max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values(), default=0)
+        largest = max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=False).values(), default=0)
     except Exception as error:  # the library raises plain Exception
         raise UserError(
             f"{path}: not a tokenizer: {error}", hint="give the model's tokenizer with --tokenizer DIR"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from engines.errors import MissingError, ToolError, UserError
+from engines.errors import LAST_LINES, MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, to_json
 from engines.ports import LOOPBACK, why_not_free
 from engines.processes import signal_group, started_ticks, stop_group
@@ -36,7 +36,6 @@ STACK_BYTES = 256 * 2**20
 TERM_GRACE_S = 6.0  # Triton with an open gRPC stream never exits; after this time it is killed
 # After the drain nothing is in flight; Triton would look only once a second whether its models have been unloaded.
 DRAINED_GRACE_S = 0.5
-LAST_LINES = 12
 # Triton's Python backend now and then aborts on a lock in its shared memory as it loads models; the next start works:
 # https://github.com/triton-inference-server/tensorrtllm_backend/issues/349
 LOCK_FAULT = "boost::interprocess::lock_exception"

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.errors import MissingError, ToolError, UserError
+from engines.errors import LAST_LINES, MissingError, ToolError, UserError
 from engines.files import Document, Strict, made_by, read_json, write_json
 from engines.outputs import whole_folder
 
@@ -35,7 +35,6 @@ PYTHON_VERSIONS = ((3, 12), (3, 11))
 GLIBC_NEEDED = (2, 35)
 RUNTIME_NAME = "runtime.json"
 SERVER_FOLDER = Path("wheel/pytriton/tritonserver")
-LAST_LINES = 12
 
 _PROBE = """
 import json, sys, sysconfig

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from engines.errors import MissingError, ToolError, UserError
+from engines.errors import LAST_LINES, MissingError, ToolError, UserError
 from engines.files import Document, MadeBy, read_json, write_json
 from engines.ports import why_not_free
 from engines.processes import reap, signal_group, stop_group
@@ -24,7 +24,6 @@ LOG_NAME = "front.log"
 MODULE = "triton_repo.openai_api"
 STOP_GRACE_S = 25.0  # longer than the front's own grace period for replies
 READY_WITHIN_S = 60.0
-LAST_LINES = 12
 EXPOSED = (
     "warning: the OpenAI front listens on {address} without an API key: anyone who can reach it can use the engine. "
     "--api-key-file FILE or the environment variable {variable} sets one; for TLS, use a proxy"

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from engines.spec import PowerPrior, power_prior
-from engines.steptime import NORMAL_90
+from engines.steptime import Z_95
 from validation.energy.cases import COMPARISON, HERE, Measured, read_cases
 from validation.energy.fit import NAMES, Compared, compare, errors, fitted
 
@@ -31,7 +31,7 @@ def main() -> int:
 
 def comparison_rows(found: Compared) -> list[list[str]]:
     """Return the rows of `comparison.csv`, its head first."""
-    ratio = float(np.exp(NORMAL_90 * power_prior().spread(found.measured.case.gpu).log_sd))
+    ratio = float(np.exp(Z_95 * power_prior().spread(found.measured.case.gpu).log_sd))
     head = [
         *("batch", "power_w_measured", "power_w_predicted", "power_w_low", "power_w_high", "error_percent"),
         *("other_gpu_error_percent", "energy_j_per_token_measured", "predict_load_j_per_token"),
@@ -83,7 +83,7 @@ def _line(name: str, found: Sequence[Compared]) -> str:
 
 
 def _width(found: Compared) -> float:
-    return NORMAL_90 * power_prior().spread(found.measured.case.gpu).log_sd
+    return Z_95 * power_prior().spread(found.measured.case.gpu).log_sd
 
 
 def _errors(logs: Iterable[float]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.calibration import read_calibration
 from engines.files import Strict, write_json
 from engines.manifest import MANIFEST_NAME, read_manifest
-from engines.steptime import NORMAL_90, slowed
+from engines.steptime import Z_95, slowed
 from validation.real.commands import ours
 from validation.real.loads import Target
 from validation.real.settings import KNEE_MOST_REQUESTS, KNEE_MOST_USERS, KNEE_SHAPE, KNEE_TOLERANCE
@@ -60,7 +60,7 @@ def find_knee(target: Target, engine: Path, calibration: Path, out: Path, *, obj
         KNEE_SHAPE.osl,
     )
     arguments += ("--to", KNEE_MOST_USERS, "--tolerance", KNEE_TOLERANCE, "--from", 1, "--force", "--json")
-    error = NORMAL_90 * read_calibration(calibration).log_error["itl_s"]
+    error = Z_95 * read_calibration(calibration).log_error["itl_s"]
     ratios = {"slow": math.exp(error), "expected": 1.0, "fast": math.exp(-error)}
     found = {}
     for name, ratio in ratios.items():

@@ -77,7 +77,8 @@ def _build_one(planned: Planned, flags: dict[str, Any]) -> None:
         show_quality(manifest)
         show_stages(manifest)
         is_servable = manifest.kind != "checkpoint" or manifest.backend == "pytorch"
-        wrote(planned.out, f"build-repo {quoted(planned.out)}" if is_servable else None)
+        tokenizer = "" if manifest.tokenizer else " --tokenizer DIR"
+        wrote(planned.out, f"build-repo {quoted(planned.out)}{tokenizer}" if is_servable else None)
     require_accuracy(manifest, flags["max_perplexity_increase"])
 
 

@@ -17,9 +17,10 @@ from engines.autoscaling import (
     Signal,
 )
 from engines.files import Strict
-from loadtest.capacity.autoscaling.fluid import MINUTE_S, Followed, follow, step_s_of
+from loadtest.capacity.autoscaling.fluid import Followed, follow, step_s_of
 from loadtest.capacity.autoscaling.replay import Replayed
 from loadtest.capacity.autoscaling.response import Floats, ReplicaResponse
+from loadtest.capacity.simulation.rate_curve import MINUTE_S
 
 SHARES = (0.3, 0.5, 0.7)  # of the signal at the load that a replica carries: the targets tried
 QUEUE_SHARES = (0.02, 0.05, 0.1)  # of the slots: a replica within its objectives has no long queue
@@ -188,7 +189,7 @@ def _laws(of: ScalingInput) -> list[ScalingLaw]:
             max_replicas=max(least, min(of.most, MOST_RATIO * of.replicas)), up=DEFAULT_UP, down=DEFAULT_DOWN,
             sync_s=of.sync_s,
         )
-        for signal in SIGNALS for target in targets[signal]
+        for signal in SIGNALS for target in dict.fromkeys(targets[signal])  # small ones round to the same
     ]  # fmt: skip
 
 

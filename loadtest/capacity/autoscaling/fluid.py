@@ -26,9 +26,9 @@ from loadtest.capacity.autoscaling.hpa import (
     replicas_of_value,
 )
 from loadtest.capacity.autoscaling.response import Floats, ReplicaResponse
+from loadtest.capacity.simulation.rate_curve import MINUTE_S
 
 LONGEST_STEP_S, SHORTEST_STEP_S = 15.0, 5.0
-MINUTE_S = 60.0
 TTFT_S = 300.0  # the histogram's percentile is over five minutes
 HISTORY_S = 1200.0  # a request that waited longer than twenty minutes is counted as having waited that long
 

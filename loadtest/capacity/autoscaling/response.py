@@ -78,10 +78,6 @@ class ReplicaResponse(Strict):
         """Return the mean requests in flight at a load; past a full batch, the batch alone."""
         return np.interp(rate_per_s, self.rates_per_s, self.in_flight)
 
-    def rate_at(self, in_flight: Floats) -> Floats:
-        """Return the requests per second that a replica with this many in flight completes."""
-        return np.interp(in_flight, self.in_flight, self.rates_per_s)
-
     def kv_at(self, in_flight: Floats) -> Floats:
         """Return the share of the KV blocks in use with this many requests in flight."""
         return np.interp(in_flight, self.in_flight, self.kv_ratio)

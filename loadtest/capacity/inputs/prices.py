@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from pydantic import Field
 
 from engines.errors import UserError
 from engines.files import Strict, read_yaml
+from engines.names import spec_file
 from engines.spec import Accelerator, gpu_named
 from engines.units import SECONDS_PER_H
 from loadtest.capacity.inputs.demand import PriceChoices, PriceTerms
@@ -22,7 +22,7 @@ OLD_DAYS = 60  # a list price older than this gets a warning
 # The whole GPU of each MIG slice, and how many such slices fit on it: "Instances" as `nvidia-smi mig -lgip` lists them
 # on an H100 80GB (jbarrow.ai/field_notes/nvidia-mig, read 2026-11-29); NVIDIA MIG User Guide, "Supported profiles".
 SLICES = {"h100-sxm-80gb-mig-2g.20gb": ("h100-sxm-80gb", 3), "h100-sxm-80gb-mig-3g.40gb": ("h100-sxm-80gb", 2)}
-SHIPPED = Path(str(files("loadtest.capacity.inputs"))) / "prices.yaml"
+SHIPPED = spec_file("prices")
 
 
 class Price(Strict):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from engines.spec import MS
+from engines.spec import MS_PER_S
 from loadtest.capacity.output.accuracy import accuracy_chart
 from loadtest.capacity.output.charts import TONES, Mark, Series, chart, tornado
 from loadtest.capacity.output.scaling_page import day_replicas, law_words, scaling_chart, unscaled_words
@@ -54,7 +54,7 @@ def _frontier(plan: CapacityPlan) -> Figure:
     edges: dict[float | None, list[tuple[float, float]]] = {}  # by accuracy loss
     for each in plan.frontier:
         if each.is_on_frontier:
-            edges.setdefault(each.accuracy_loss, []).append((each.usd_per_month, each.ttft_p95_s * MS))
+            edges.setdefault(each.accuracy_loss, []).append((each.usd_per_month, each.ttft_p95_s * MS_PER_S))
     series = [
         Series("" if place else "frontier", sorted(edge), TONES - 1, "line", is_dashed=True)
         for place, edge in enumerate(edges.values())
@@ -63,14 +63,14 @@ def _frontier(plan: CapacityPlan) -> Figure:
     series += [
         Series(
             "",
-            [(each.usd_per_month, each.ttft_p95_s * MS) for each in plan.frontier if each.name == name],
+            [(each.usd_per_month, each.ttft_p95_s * MS_PER_S) for each in plan.frontier if each.name == name],
             tone,
             "dots",
         )
         for name, tone in tones.items()
     ]
     marks = [
-        Mark(each.usd_per_month, each.ttft_p95_s * MS, "recommended")
+        Mark(each.usd_per_month, each.ttft_p95_s * MS_PER_S, "recommended")
         for each in plan.frontier
         if best is not None and (each.name, each.replicas) == (best.name, best.replicas)
     ]
@@ -142,19 +142,19 @@ def _looks(plan: CapacityPlan) -> list[RateProbe]:
 
 def _batch(plan: CapacityPlan) -> Figure:
     points = _looks(plan)
-    mean = [(each.in_flight, each.itl_mean_s * MS) for each in points if each.itl_mean_s is not None]
-    tail = [(each.in_flight, each.itl_p99_s * MS) for each in points if each.itl_p99_s is not None]
+    mean = [(each.in_flight, each.itl_mean_s * MS_PER_S) for each in points if each.itl_mean_s is not None]
+    tail = [(each.in_flight, each.itl_p99_s * MS_PER_S) for each in points if each.itl_p99_s is not None]
     at = plan.operating
     marks = []
     if at is not None and at.itl_mean_s is not None:
-        marks.append(Mark(at.in_flight, at.itl_mean_s * MS, f"operating: {at.in_flight:.0f} in flight"))
+        marks.append(Mark(at.in_flight, at.itl_mean_s * MS_PER_S, f"operating: {at.in_flight:.0f} in flight"))
     drawn = chart(
         "Latency against batch size, the recommended engine",
         [Series("ITL p99", tail, 1, "both"), Series("ITL mean", mean, 0, "both")],
         x="requests in flight on a replica",
         y="inter-token latency, ms",
         marks=marks,
-        limits=[(limit * MS, f"limit on {name}") for name, limit in plan.demand.objectives.itl_s.items()],
+        limits=[(limit * MS_PER_S, f"limit on {name}") for name, limit in plan.demand.objectives.itl_s.items()],
     )
     return Figure(Markup(drawn), "At the unfavourable end of the prediction, with the demand's own traffic.")
 
@@ -192,7 +192,7 @@ def _load(plan: CapacityPlan) -> Figure:
     series = [
         Series(
             name,
-            [(each.rate_per_s, value * MS) for each in points if (value := getattr(each, attribute)) is not None],
+            [(each.rate_per_s, value * MS_PER_S) for each in points if (value := getattr(each, attribute)) is not None],
             tone,
             "both",
         )
@@ -205,14 +205,14 @@ def _load(plan: CapacityPlan) -> Figure:
     at = plan.operating
     marks = []
     if at is not None and at.ttft_p95_s is not None:
-        marks.append(Mark(at.rate_per_s, at.ttft_p95_s * MS, f"operating: {at.rate_per_s:.3g}/s"))
+        marks.append(Mark(at.rate_per_s, at.ttft_p95_s * MS_PER_S, f"operating: {at.rate_per_s:.3g}/s"))
     drawn = chart(
         "Waiting against load, one replica",
         series,
         x="requests a second on a replica",
         y="TTFT, ms",
         marks=marks,
-        limits=[(limit * MS, f"limit on {name}") for name, limit in plan.demand.objectives.ttft_s.items()],
+        limits=[(limit * MS_PER_S, f"limit on {name}") for name, limit in plan.demand.objectives.ttft_s.items()],
         y_log=True,
     )
     return Figure(Markup(drawn), "The promised load is just left of the point where a limit is exceeded.")

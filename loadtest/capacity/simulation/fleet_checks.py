@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from engines.files import Strict
+from engines.steptime import Z_95
 from loadtest.capacity.inputs import Routing
 from loadtest.capacity.simulation.fleet import Fleet, Loss, serve
 from loadtest.capacity.simulation.load_bench import LEAD_LIVES, TAIL_LIVES, LoadBench, Task
@@ -23,7 +24,6 @@ MOST_REPLICAS = 12  # simulated together; a larger fleet is represented by this 
 TURNOVERS = 6.0  # measured time of a fleet's first windows together, in mean request durations
 LEAST_WINDOWS, MOST_WINDOWS = 3, 8  # each a peak with its own random draws
 CHECK_WINDOWS = 2  # windows for the additional fleets shown with the recommendation
-CONFIDENCE_Z = 1.645  # normal quantile, one-sided 95 %
 COARSE = 20  # replicas above which the search first changes a fleet by a twentieth at a time
 MOST_TRIES = 14
 What = Literal["peak", "loss", "spot"]
@@ -175,7 +175,7 @@ class _Peaks:
             windows_met += alone.result(objectives, rate_per_s=size_task.rate_per_s).met
             found.join(alone)
             if window + 1 >= LEAST_WINDOWS:
-                known = found.confidence(objectives, z=CONFIDENCE_Z)
+                known = found.confidence(objectives, z=Z_95)
                 if known.met is not None:
                     break
         result = found.result(objectives, rate_per_s=size_task.rate_per_s)

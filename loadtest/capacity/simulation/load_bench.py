@@ -20,10 +20,10 @@ from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.rate_result import RateResult
 from loadtest.capacity.simulation.replica import Slowdown, evened, simulate
 from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, requests_needed, window_of
+from loadtest.knee import CLEAR_Z
 from loadtest.scenario import Objectives, Trace
 
 WINDOWS = 4  # windows of a load near its limit, each with its own draws
-CLEAR_Z = 2.576  # 99 %: a load is evaluated after each window, and each evaluation can be wrong
 # A simulation starts empty and has to fill: after three mean request durations the batch has turned over.
 LEAD_LIVES = 3.0
 TAIL_LIVES = 4.0  # mean request durations for which the load continues, so that nearly all measured requests end in it

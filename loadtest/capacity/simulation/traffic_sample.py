@@ -29,7 +29,7 @@ from loadtest.capacity.simulation.rate_curve import (
     minute_ratios,
 )
 from loadtest.scenario import HASH_BLOCK_TOKENS, Scenario, Trace
-from loadtest.traffic import ConversationSampler
+from loadtest.traffic import GOLDEN, ConversationSampler
 
 # 50 requests beyond a limit determine their share to about one part in seven (one standard deviation of a Poisson
 # count): a p99 is then between the p98.8 and the p99.2 of infinite traffic.
@@ -39,7 +39,6 @@ LEAST_REQUESTS = 1000
 MEASURED_TURNOVERS = 10
 LEAD_RATIO = 0.2  # part of a trace's window that is replayed before the measured part
 JITTER_S = 30.0  # copies of a trace's request are sent within this time of the original, as other users' requests
-GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of the golden ratio, modulo 1, fill an interval evenly
 SMALL_SHARE = 0.1  # of the KV cache: shared prefixes up to this share are assumed never to be evicted
 CONVERSATIONS_PER_WINDOW = 1 << 20  # each window has conversations of its own
 

@@ -45,6 +45,8 @@ def stated_count(value: Any) -> int:
     Raises:
         ProtocolError: It is negative, or more than any reply or prompt has.
     """
+    if isinstance(value, float) and not value.is_integer():
+        raise ProtocolError(f"the server states {value} tokens")
     count = int(value)
     if not 0 <= count <= MOST_TOKENS:
         raise ProtocolError(f"the server states {str(count)[:20]} tokens")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engines.spec import MS
+from engines.spec import MS_PER_S
 from loadtest.metrics import BatchPoint, Summary
 from loadtest.report.charts.style import (
     Drawing,
@@ -92,10 +92,10 @@ def _curve_panel(panel: Any, reconstructed: list[_Joined], server: list[_Joined]
         nothing(panel, "no inter-token gaps")
         return
     batches = [point.batch for point in reconstructed]
-    p50 = [(point.p50_s or 0.0) * MS for point in reconstructed]
-    p95 = [(point.p95_s or 0.0) * MS for point in reconstructed]
+    p50 = [(point.p50_s or 0.0) * MS_PER_S for point in reconstructed]
+    p95 = [(point.p95_s or 0.0) * MS_PER_S for point in reconstructed]
     panel.fill_between(batches, p50, p95, color=BLUE, alpha=0.13, linewidth=0)
-    means = [point.mean_s * MS for point in reconstructed]
+    means = [point.mean_s * MS_PER_S for point in reconstructed]
     panel.plot(batches, means, color=BLUE, linewidth=1.6, marker="o", markersize=4,
                label="client: inter-token gaps, mean")  # fmt: skip
     most = max(point.weight for point in reconstructed)
@@ -104,7 +104,7 @@ def _curve_panel(panel: Any, reconstructed: list[_Joined], server: list[_Joined]
     panel.plot(batches, p50, ":", color=BLUE, linewidth=1.3, label="client: p50; shaded up to p95")
     highest = max(p95)
     if server:
-        latencies_ms = [point.mean_s * MS for point in server]
+        latencies_ms = [point.mean_s * MS_PER_S for point in server]
         panel.plot([point.batch for point in server], latencies_ms, linestyle="none", marker="D", markersize=5,
                    color=VERMILION, label="server: iteration time, mean")  # fmt: skip
         highest = max(highest, *latencies_ms)

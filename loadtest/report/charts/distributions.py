@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.spec import MS
+from engines.spec import MS_PER_S
 from loadtest.metrics import Ecdf, LevelDetail, LevelSummary, RunDetail, Summary
 from loadtest.report.charts.style import (
     Drawing,
@@ -69,7 +69,7 @@ def _ecdf_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: s
     panel_title(panel, title)
     for load, colour, curve in curves:
         if curve is not None:
-            panel.plot(curve.seconds * MS, curve.share, color=colour, linewidth=1.8, label=load)
+            panel.plot(curve.seconds * MS_PER_S, curve.share, color=colour, linewidth=1.8, label=load)
     _finish(panel, curves)
     panel.set_ylim(0, 1.02)
     for share in (0.5, 0.95):
@@ -82,7 +82,7 @@ def _tail_panel(panel: Any, curves: list[tuple[str, str, Ecdf | None]], title: s
     for _, colour, curve in curves:
         if curve is not None:
             supported = 1.0 - curve.share >= 1.0 / curve.size  # the sample has no value beyond it
-            panel.plot(curve.seconds[supported] * MS, (1.0 - curve.share)[supported], color=colour, linewidth=1.8)
+            panel.plot(curve.seconds[supported] * MS_PER_S, (1.0 - curve.share)[supported], color=colour, linewidth=1.8)
     _finish(panel, curves)
     panel.set_yscale("log")
     largest = max((curve.size for _, _, curve in curves if curve is not None), default=1)
@@ -99,7 +99,7 @@ def _finish(panel: Any, curves: list[tuple[str, str, Ecdf | None]]) -> None:
         return
     log_x(panel)
     known = [curve for _, _, curve in curves if curve is not None]
-    middle = min(float(np.interp(0.5, curve.share, curve.seconds)) for curve in known) * MS
+    middle = min(float(np.interp(0.5, curve.share, curve.seconds)) for curve in known) * MS_PER_S
     if panel.get_xlim()[0] < middle / LEAST_OF_MEDIAN:  # tokens that arrived together have almost no gap
         panel.set_xlim(left=middle / LEAST_OF_MEDIAN)
     panel.set_xlabel("ms")

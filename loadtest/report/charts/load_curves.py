@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import cycle
 from typing import Any, NamedTuple
 
-from engines.spec import MS
+from engines.spec import MS_PER_S
 from loadtest.metrics import Knee, LevelSummary, Spread, Summary
 from loadtest.report.charts.style import (
     Drawing,
@@ -178,7 +178,7 @@ def _percentile_line(
     for place, found in known:
         low, high = (found.ci or {}).get(name, (0.0, 0.0))
         if high > 0 and place > 0:
-            panel.vlines(place, low * MS, high * MS, color=colour, linewidth=1.2, alpha=0.75)
+            panel.vlines(place, low * MS_PER_S, high * MS_PER_S, color=colour, linewidth=1.2, alpha=0.75)
     panel.plot(places, values, PERCENTILE_LINES[name], color=colour, linewidth=1.8)
     marker = {"marker": PERCENTILE_MARKERS[name], "markersize": MARKER_SIZES[name], "color": colour}
     hollow = {place for place, found in known if name in found.unsupported}
@@ -226,7 +226,7 @@ def _points(
 
 
 def _percentile_ms(found: Spread | None, name: str) -> float | None:
-    return None if found is None else float(getattr(found, name)) * MS
+    return None if found is None else float(getattr(found, name)) * MS_PER_S
 
 
 def _annotate(panels: Any, levels: list[LevelSummary], axis: _Axis) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from engines import console
+from engines.build import MODEL_YAML
 from engines.files import made_by, to_json, validate
 from engines.outputs import paths_named, refuse_existing
 from triton_repo.audit import check_repository, read_config
@@ -65,7 +66,7 @@ def _engine_folder(repository: Path) -> Path | None:
     manifest = read_repository(repository)
     if manifest.variant == "trtllm_serve":
         return Path(manifest.loads) if manifest.loads else None
-    of_llm_api = repository / "tensorrt_llm" / "1" / "model.yaml"
+    of_llm_api = repository / "tensorrt_llm" / "1" / MODEL_YAML
     if of_llm_api.is_file():
         return Path(yaml.safe_load(of_llm_api.read_text(encoding="utf-8"))["model"])
     config = read_config(repository / "tensorrt_llm" / "config.pbtxt")

@@ -227,6 +227,7 @@ def test_chunks_without_a_text_are_none_of_the_reply() -> None:
     [
         {"completion_tokens": -7, "prompt_tokens": 5},
         {"completion_tokens": 10**30, "prompt_tokens": 5},
+        {"completion_tokens": float("inf"), "prompt_tokens": 5},
         {"completion_tokens": 1, "prompt_tokens": -5},
         {"completion_tokens": 1, "prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": -1}},
         {"completion_tokens": 1, "prompt_tokens": 5, "queue_time": -1.0},

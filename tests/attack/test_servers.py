@@ -1,0 +1,70 @@
+"""Servers that answer nonsense: a command that asks one ends with one line, as for any other input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.attack.conftest import COUNTED
+from tests.attack.examples import commands
+from tests.attack.victim import run
+
+KNOWN = commands()
+SERVER = Path(__file__).with_name("nonsense.py")
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+ANSWERS = {
+    "nothing": b"",
+    "garbage": bytes(range(256)) * 4,
+    "HTTP/2 frames": b"\0\0\0\4\0\0\0\0\0" + b"\xff" * 200,
+    "HTML": OK.replace(b"json", b"html") + b"\r\n<html><body>It works!</body></html>",
+    "a list": OK + b"Content-Length: 2\r\n\r\n[]",
+    "null": OK + b"Content-Length: 4\r\n\r\nnull",
+    "no UTF-8": OK + b'\r\n{"data": [{"id": "\xff\xfe"}]}',
+    "deep nesting": OK + b"\r\n" + b"[" * 100_000,
+    "a length of 400 digits": OK + b"Content-Length: " + b"9" * 400 + b"\r\n\r\n{}",
+    "a chunk of 2**64 bytes": OK + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{}",
+    "a chunk without a size": OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "less than its length": OK + b"Content-Length: 1000\r\n\r\n{}",
+    "a status of letters": b"HTTP/1.1 abc OK\r\n\r\n",
+    "a redirection to nowhere": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n",
+    "another encoding": OK + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\0",
+    "endless headers": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1000 + b"\r\n",
+    "an endless body": OK + b"\r\n" + b"y" * 65_536,
+}
+ASK = {
+    "run-load": "--url {url} --tokenizer tokenizer/tokenizer.json --isl 8 --osl 4 --out out",
+    "run-load --protocol": "triton-http --model x --url {url} --tokenizer tokenizer/tokenizer.json --out out",
+    "build-repo": "engine --tokenizer tokenizer --engine-url {url} --out out",
+}
+
+
+@pytest.mark.parametrize("name", ASK)
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_nonsense_is_refused_in_one_line(name: str, answer: bytes, examples: Path) -> None:
+    """No answer of a server is a traceback, and none is waited for without a limit."""
+    (examples.parent / "answer").write_bytes(answer)
+    with _serving(
+        examples.parent / "answer", is_endless=answer.endswith((b"y" * 1000 + b"\r\n", b"y" * 65_536))
+    ) as url:
+        command, *words = f"{name} {ASK[name].format(url=url)}".split()
+        ended = run(KNOWN[command], words, examples)
+    COUNTED["cases"] += 1
+    assert ended.status in {1, 2}, ended
+    assert ended.broken(command) is None, ended
+    assert not (examples / "out").exists()
+
+
+@contextmanager
+def _serving(answer: Path, *, is_endless: bool) -> Iterator[str]:
+    words = [sys.executable, str(SERVER), str(answer), *(["endless"] if is_endless else [])]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        finally:
+            server.kill()
