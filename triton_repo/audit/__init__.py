@@ -1,4 +1,4 @@
-"""Audit of a model repository and its engine. May import `settings`, `interface` and `server`."""
+"""Audit of a model repository and its engine. May import `settings` and `interface`."""
 
 from triton_repo.audit.audit import EXPECTED, audit_repository
 from triton_repo.audit.findings import Finding, read_model

@@ -60,6 +60,7 @@ TOKENIZER_FOLDERS = {
     "llmapi": Path("tensorrt_llm/1/tokenizer"),
     "trtllm_serve": TOKENIZER_FOLDER,
 }
+PRICES = "prices.yaml"  # in engines/spec/data; the emulated engine has no use for it
 # Parts of `engines` that the emulated engine imports; copied into the repository, which then needs only packages.
 EMULATOR_PARTS = (
     "__init__.py",
@@ -405,7 +406,7 @@ def _copy_package(source: Path, target: Path, parts: tuple[str, ...]) -> None:
     target.mkdir()
     for part in parts:
         if (source / part).is_dir():
-            shutil.copytree(source / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source / part, target / part, ignore=shutil.ignore_patterns("__pycache__", PRICES))
         else:
             shutil.copyfile(source / part, target / part)
 
