@@ -104,10 +104,9 @@ def _verify(run: Path, plan_file: Path, *, as_json: bool, is_last: bool) -> None
     if not is_last:
         progress(text)
         return
-    raise TargetMissedError(
-        text,
-        hint=f"run-load with the plan's {CALIBRATE_NAME}, then plan-capacity --plan {plan_file} --calibrate-from RUN",
-    )
+    again = f"run-load with the plan's {CALIBRATE_NAME}, then plan-capacity --plan {plan_file} --calibrate-from RUN"
+    repeat = f"repeat run-load with the plan's {SCENARIO_NAME}: this run proves nothing"
+    raise TargetMissedError(text, hint=repeat if found.validity_issues else again)
 
 
 def _replan(plan_file: Path, runs: tuple[Path, ...], default_folder: Path, flags: dict[str, Any]) -> None:
