@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import shlex
 import signal
@@ -37,6 +38,7 @@ PORT = click.IntRange(1, 65_535)
 SECONDS = click.FloatRange(min=0, max=1e7)  # 116 days
 READER_LEFT = 128 + signal.SIGPIPE  # what shells report of a program that SIGPIPE ended
 _AGAIN_AFTER_S = 0.05
+_ERRNO = re.compile(r"\[Errno (\d+)\] ")
 _WIDEST = 1000  # columns; wider than any table
 
 _FunctionT = TypeVar("_FunctionT", bound=Callable[..., Any])
@@ -136,7 +138,7 @@ class Command(click.Command):
             fail(self.name or "command", str(error) or "interrupted", None)
             sys.exit(INTERRUPTED)
         except OSError as error:
-            fail(self.name or "command", os_error_text(error), _OS_ERROR_HINTS.get(error.errno or 0))
+            fail(self.name or "command", os_error_text(error), _hint_of(error))
             sys.exit(INTERRUPTED if seen else 1)
         except MemoryError:
             fail(self.name or "command", "out of memory", "try a smaller request, batch or file")
@@ -203,7 +205,12 @@ def os_error_text(error: OSError) -> str:
 
     >>> os_error_text(OSError(28, "No space left on device", "/a"))
     '/a: No space left on device'
+    >>> os_error_text(OSError([("/a", "/b", "[Errno 28] No space left on device: '/a' -> '/b'")]))
+    '/b: No space left on device'
     """
+    if error.args and isinstance(error.args[0], list):  # shutil.Error: of the files that were not copied, the first
+        _, target, why = error.args[0][0]
+        return f"{target}: {_ERRNO.sub('', str(why)).partition(': ')[0]}"
     text = error.strerror or str(error) or type(error).__name__
     return text if error.filename is None else f"{error.filename}: {text}"
 
@@ -213,8 +220,8 @@ _OS_ERROR_HINTS = {
     errno.EACCES: "check the owner and the permissions of the path, or choose another",
     errno.EPERM: "check the owner and the permissions of the path, or choose another",
     errno.EROFS: "choose a path on a file system that can be written",
-    errno.ENOSPC: "free some space there, or choose a path on another disk",
-    errno.EDQUOT: "free some space there, or choose a path on another disk",
+    errno.ENOSPC: "free some space on the output's disk, or choose a path on another",
+    errno.EDQUOT: "free some space on the output's disk, or choose a path on another",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose a path on another disk",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "raise the limit on open files (ulimit -n)",
@@ -226,6 +233,14 @@ _OS_ERROR_HINTS = {
     errno.EADDRINUSE: "stop the program that uses the port, or choose another",
     errno.ECONNREFUSED: "check that the server runs, and its address and port",
 }
+
+
+def _hint_of(error: OSError) -> str | None:
+    """Return what to try after an error of the operating system; None if it has no usual remedy."""
+    number = error.errno
+    if number is None and (stated := _ERRNO.search(str(error))):
+        number = int(stated[1])
+    return _OS_ERROR_HINTS.get(number or 0)
 
 
 @contextmanager

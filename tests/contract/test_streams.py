@@ -71,7 +71,7 @@ def test_a_full_device_is_one_line(arguments: list[str], tmp_path: Path) -> None
     done = _shell(arguments, "> /dev/full", tmp_path)
     line, hint = done.stderr.splitlines()
     assert (done.returncode, line) == (1, "build-engine: error: No space left on device")
-    assert hint.startswith("hint: free some space there")
+    assert hint.startswith("hint: free some space on the output's disk")
 
 
 def test_the_next_command_can_be_pasted(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_verbose_shows_where_the_operating_system_refused(error: OSError, capsys
         assert "Traceback" not in said
         *_, line = (each for each in said.splitlines() if not each.startswith("hint: "))
         assert line.startswith("do-thing: error: ")
-        assert ("hint: free some space there" in said) is (error.errno == errno.ENOSPC)
+        assert ("hint: free some space on the output's disk" in said) is (error.errno == errno.ENOSPC)
 
 
 def test_a_broken_connection_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
