@@ -134,12 +134,13 @@ class ScalingInput(NamedTuple):
 def compare_laws(of: ScalingInput) -> tuple[ScalingComparison, Followed]:
     """Return all laws compared, and what the recommended one did over the day."""
     first = _laws(of)
-    step_s = step_s_of(first[0])
+    fixed = first[0].model_copy(update={"min_replicas": of.replicas, "max_replicas": of.replicas})
+    step_s = step_s_of(fixed)
     day = _arrivals(of.rates_per_s, step_s, np.random.default_rng([of.seed, 1]))
     calm_per_s = float(np.mean(of.rates_per_s))
     cycle = [calm_per_s] * CALM_MINUTES + [of.peak_per_s] * SURGE_MINUTES
     surges = _arrivals(cycle * SURGES, step_s, np.random.default_rng([of.seed, 2]))
-    results = _results(first, day, surges, of)
+    *results, (fixed_result, _) = _results([*first, fixed], day, surges, of)
     best_targets = [
         _best_of([one for one in results if one[0].law.signal == signal])[0].law
         for signal in dict.fromkeys(law.signal for law in first)
@@ -150,11 +151,10 @@ def compare_laws(of: ScalingInput) -> tuple[ScalingComparison, Followed]:
     results += _results(others, day, surges, of)
     ordered = sorted(results, key=lambda one: (one[0].missed_minutes, one[0].gpu_hours))
     best = _best_of(ordered)
-    fixed = first[0].model_copy(update={"min_replicas": of.replicas, "max_replicas": of.replicas})
     return ScalingComparison(
         response=of.response,
         cold_start=of.cold_start,
-        fixed=_results([fixed], day, surges, of)[0][0],
+        fixed=fixed_result,
         laws=tuple(one[0] for one in ordered),
         best=ordered.index(best),
         surge_per_s=of.peak_per_s,

@@ -187,7 +187,8 @@ class _Plant:
         minute_steps = round(MINUTE_S / step_s)
         self.held = np.zeros((laws, replicas))
         self.taken = np.zeros((laws, replicas))  # per second, in the latest step
-        self._arrived: deque[Floats] = deque([self.held.copy()], maxlen=round(HISTORY_S / step_s))
+        self._arrived = _History(self.held, round(HISTORY_S / step_s))
+        self._places = np.indices(self.held.shape)
         self._ended: deque[Floats] = deque(maxlen=minute_steps)
         self._active: deque[Floats] = deque(maxlen=minute_steps)
         self._ttft: deque[Floats] = deque(maxlen=round(TTFT_S / step_s))
@@ -215,20 +216,19 @@ class _Plant:
 
     def _note(self, done_per_s: Floats) -> None:
         """Note what the metrics see: the requests that ended, with their time since arrival."""
-        self._arrived.append(self._arrived[-1] + self.taken * self._step_s)
+        self._arrived.append(self._arrived.rows[-1] + self.taken * self._step_s)
         self._ended.append(done_per_s * self._sojourn_s())
         self._active.append(np.minimum(self.held, self.response.slots))
         self._ttft.append(self.response.ttft_at(self.held))
 
     def _sojourn_s(self) -> Floats:
         """Return how long ago the requests that now end arrived: in order, where arrivals equal those completed."""
-        arrived = np.stack(self._arrived)
+        arrived = self._arrived.rows
         completed = arrived[-1] - self.held
         later = np.minimum((arrived > completed + 1e-9).sum(axis=0), len(arrived) - 1)
         rows = len(arrived) - later
-        places = np.indices(self.held.shape)
-        after = arrived[np.minimum(rows, len(arrived) - 1), *places]
-        before = arrived[rows - 1, *places]
+        after = arrived[np.minimum(rows, len(arrived) - 1), *self._places]
+        before = arrived[rows - 1, *self._places]
         share = np.clip((after - completed) / np.maximum(after - before, 1e-9), 0.0, 1.0)
         return np.where(later > 0, (later - 1 + share) * self._step_s, 0.0)
 
@@ -247,6 +247,29 @@ class _Plant:
         """Return how long a removed replica is still paid for."""
         queue = max(0.0, float(self.held[law, replica]) - self.response.slots)
         return self.response.drain_s + queue / self.response.full_per_s
+
+
+class _History:
+    """The latest arrays, oldest first, in one array: reading them copies nothing."""
+
+    def __init__(self, first: Floats, longest: int) -> None:
+        self._longest = longest
+        self._rows = np.empty((2 * longest, *first.shape))
+        self._rows[0] = first
+        self._end = 1
+
+    @property
+    def rows(self) -> Floats:
+        """Return the latest arrays, at most `longest`; shape (arrays, laws, replicas)."""
+        return self._rows[max(0, self._end - self._longest) : self._end]
+
+    def append(self, latest: Floats) -> None:
+        """Add an array, and forget the oldest one past `longest`."""
+        if self._end == len(self._rows):
+            kept = self.rows[1:].copy()
+            self._rows[: len(kept)], self._end = kept, len(kept)
+        self._rows[self._end] = latest
+        self._end += 1
 
 
 def _fewest_first(held: Floats, arrivals: float) -> Floats:
