@@ -45,10 +45,10 @@ def main() -> None:
 
 def planned(**flags: Any) -> EngineManifest:
     """Return the plan of Llama-3-8B FP8 on an H100."""
-    asked = resolve_recipe(
+    resolved = resolve_recipe(
         None, {"model": "llama-3-8b", "limits.max_seq_len": 8192, "workload.longest_isl": 7500, **flags}
     )
-    return emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
+    return emulated_manifest(make_plan(resolved, head=HEAD), resolved.recipe)
 
 
 def iterations(engine: EngineManifest) -> Figure:
@@ -86,16 +86,18 @@ def kv_exhaustion(engine: EngineManifest) -> Figure:
     """Draw what happens to latency where the KV cache, not the batch limit, ends the growth."""
     users = (1, 2, 5, 10, 25, 50, 75, 100, 110, 120, 130, 150, 175, 200)
     rows = [_closed(engine, count, isl=7000, osl=1000) for count in users]
-    most = engine.kv_cache.blocks * engine.kv_cache.tokens_per_block / 8000
+    largest = engine.kv_cache.blocks * engine.kv_cache.tokens_per_block / 8000
     figure = Figure(figsize=(11, 3.9), facecolor="white")
     panels = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.06, right=0.985, top=0.8, bottom=0.15, wspace=0.24)
     names = ("mean TTFT, s", "mean ITL, ms", "reply tokens/s")
     for panel, name, values in zip(panels, names, zip(*rows, strict=True), strict=True):
         panel.plot(users, values, "o-", color=BLUE, ms=4)
-        panel.axvline(most, color=ORANGE, lw=1)
+        panel.axvline(largest, color=ORANGE, lw=1)
         panel.set(xlabel="users", title=name, xlim=(0, users[-1] * 1.03))
-    panels[0].text(most, panels[0].get_ylim()[1] * 0.95, " the KV cache is full ", color=ORANGE, ha="right", va="top")
+    panels[0].text(
+        largest, panels[0].get_ylim()[1] * 0.95, " the KV cache is full ", color=ORANGE, ha="right", va="top"
+    )
     _title(
         figure, "Past the KV cache, users wait for whole replies of others", "prompts of 7,000 tokens, replies of 1,000"
     )

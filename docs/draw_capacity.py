@@ -170,8 +170,8 @@ def planned(*, isl: int, osl: int, blocks: int | None = None) -> EngineManifest:
         "workload.longest_isl": isl,
         "workload.longest_osl": osl,
     }
-    asked = resolve_recipe(None, flags)
-    manifest = emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
+    resolved = resolve_recipe(None, flags)
+    manifest = emulated_manifest(make_plan(resolved, head=HEAD), resolved.recipe)
     if blocks is None:
         return manifest
     return manifest.model_copy(update={"kv_cache": manifest.kv_cache.model_copy(update={"blocks": blocks})})
@@ -183,7 +183,7 @@ def seen(manifest: EngineManifest, rate_per_s: float, *, burstiness: float = 1.0
     traffic |= mix or {"lengths": {"isl": 1000, "osl": 200}}
     demand = Demand.model_validate({"name": "drawn", "traffic": traffic, "objectives": {"ttft_s": {"p95": 1.0}}})
     task = Task("drawn", manifest, demand, Path(), shape_of(demand, Path()))
-    return LoadBench(task).verdict(rate_per_s, NONE, least_windows=WINDOWS)
+    return LoadBench(task).verdict(rate_per_s, NONE, min_windows=WINDOWS)
 
 
 def ttft_ms(found: RateResult) -> float:

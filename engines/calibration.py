@@ -11,7 +11,7 @@ from engines.errors import UserError
 from engines.files import Document, Strict, read_json
 from engines.spec import Factors, Host, KvFormat
 
-MOST_LOG_ERROR = 20.0  # a factor of 5e8: a file that states more is damaged
+MAX_LOG_ERROR = 20.0  # a factor of 5e8: a file that states more is damaged
 
 Quantity = Literal["ttft_s", "itl_s", "tokens_per_s"]
 QUANTITIES: tuple[Quantity, ...] = ("tokens_per_s", "itl_s", "ttft_s")
@@ -121,7 +121,7 @@ class Calibration(Document):
     factors: Factors
     host: Host
     parameters: list[FittedParameter]
-    log_error: dict[Quantity, Annotated[float, Field(ge=0, le=MOST_LOG_ERROR)]]
+    log_error: dict[Quantity, Annotated[float, Field(ge=0, le=MAX_LOG_ERROR)]]
     log_error_of: Literal["held-out shapes", "fitted points"]
     drift: dict[Quantity, float] = Field(default_factory=dict)
     held_out: list[HeldOut]

@@ -24,7 +24,7 @@ from engines.units import MS_PER_S
 
 LONGEST_YAML_BYTES = 1 << 20  # settings files are a few KB; this project's largest is a few hundred
 SCHEMA_VERSION = 2
-MOST_TOKENS = 1 << 24  # of one prompt or reply: longer than any model's context
+MAX_TOKENS = 1 << 24  # of one prompt or reply: longer than any model's context
 _UNION_BRANCHES = {"int", "float", "str", "bool"}
 
 

@@ -103,7 +103,7 @@ def evaluate_server(
     served = _served(server)  # before the harness, which takes seconds to load
     tasks = _tasks(questions)
     tokenizer = _tokenizer(tokenizer_folder)
-    most = int(served.get("max_model_len") or _MAX_SEQ_LEN)
+    largest = int(served.get("max_model_len") or _MAX_SEQ_LEN)
     scores = _returns_probabilities(server.url, str(served["id"]), tokenizer)
     if tasks is not None and tasks.needs_probabilities and not scores:
         raise UserError(
@@ -118,7 +118,7 @@ def evaluate_server(
         tokenizer=str(tokenizer_folder.absolute()),
         tokenizer_backend="huggingface",
         num_concurrent=server.concurrency,
-        max_length=most,
+        max_length=largest,
         timeout=_ANSWER_WITHIN_S,
     )
     return _measure(model, tasks, tokenizer_folder if scores else None, on="server", progress=progress)

@@ -116,9 +116,9 @@ class CheckpointModel(TemplateLM):
                 reasons = inside or ("<think>" in text and CLOSE_TAG not in text)
                 return not reasons and any(stop in text.rpartition(CLOSE_TAG)[2] for stop in stops)
 
-            most = min(int(settings["max_gen_toks"]), self.max_length - 1)
-            tokens = self.tok_encode(prompt)[-(self.max_length - most) :]
-            written = self._loaded.reply(tokens, max_tokens=most, is_complete=is_complete)
+            largest = min(int(settings["max_gen_toks"]), self.max_length - 1)
+            tokens = self.tok_encode(prompt)[-(self.max_length - largest) :]
+            written = self._loaded.reply(tokens, max_tokens=largest, is_complete=is_complete)
             replies.append(answer_of(self._text(written), begins_inside=inside, stops=stops))
             report.add(1)
         return replies

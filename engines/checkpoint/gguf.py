@@ -21,8 +21,8 @@ _GGUF_MAGIC = b"GGUF"
 # gguf_metadata_kv_t; version 1 had 32-bit counts).
 _GGUF_HEAD = struct.Struct("<4sIQQ")
 _GGUF_VERSIONS = (2, 3)
-_LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8
-_LEAST_KEY_BYTES = 8 + 4 + 1
+_MIN_TENSOR_BYTES = 8 + 4 + 4 + 8
+_MIN_KEY_BYTES = 8 + 4 + 1
 
 
 def unpack(source: Path | Literal["smollm2"], out: Path, *, made_by: MadeBy, force: bool = False) -> Path:
@@ -69,8 +69,8 @@ def _check_gguf(path: Path) -> None:
     if version not in _GGUF_VERSIONS:
         raise UserError(f"{path}: GGUF version {version}; versions 2 and 3 are read", hint=hint)
     size = path.stat().st_size
-    least_bytes = _GGUF_HEAD.size + tensors * _LEAST_TENSOR_BYTES + keys * _LEAST_KEY_BYTES
-    if not tensors or not keys or least_bytes > size:
+    min_bytes = _GGUF_HEAD.size + tensors * _MIN_TENSOR_BYTES + keys * _MIN_KEY_BYTES
+    if not tensors or not keys or min_bytes > size:
         raise UserError(
             f"{path}: its header states {tensors:,} tensors and {keys:,} keys, but the file has {size:,} bytes",
             hint=hint,

@@ -16,10 +16,10 @@ from collections.abc import Collection, Iterable, Iterator
 from engines.emulator.blocks import KvPool
 from engines.emulator.scheduler import Sequence
 
-LEAST_SHARE = 0.14  # of the initial ratio
+MIN_SHARE = 0.14  # of the initial ratio
 DECAY_STEPS = 600  # decode steps from the initial ratio to the least
 PAUSE_MARGIN_TOKENS = 20  # of each running request, after a pause
-MOST_NEW_TOKENS = 4_096  # of a request's `max_tokens` that count
+MAX_NEW_TOKENS = 4_096  # of a request's `max_tokens` that count
 
 
 class Estimate:
@@ -40,8 +40,8 @@ class Estimate:
 
     def decay(self, steps: int) -> None:
         """Note decode steps without a pause."""
-        least = LEAST_SHARE * self.initial_ratio
-        self.ratio = max(least, self.ratio - steps * (self.initial_ratio - least) / DECAY_STEPS)
+        smallest = MIN_SHARE * self.initial_ratio
+        self.ratio = max(smallest, self.ratio - steps * (self.initial_ratio - smallest) / DECAY_STEPS)
 
     def estimate_again(self, running: Collection[Sequence], index: int) -> None:
         """Take the ratio from what the running requests have produced; some were paused before iteration `index`."""
@@ -73,4 +73,4 @@ class Estimate:
 
 def _left(sequence: Sequence, index: int) -> int:
     """Return the tokens that a request may still produce, as far as they count."""
-    return min(sequence.request.max_output_tokens - sequence.produced_at(index), MOST_NEW_TOKENS)
+    return min(sequence.request.max_output_tokens - sequence.produced_at(index), MAX_NEW_TOKENS)

@@ -137,13 +137,13 @@ class Batcher:
             return None
         context = self._context_tokens
         shape = self._latest = StepShape(count, context)
-        most = self._first_end() - self._index + 1
+        max_steps = self._first_end() - self._index + 1
         if self.settings.policy == "max_utilization":
-            most = self._growth.steps_in_memory(self._index, self._pool.available, most)
+            max_steps = self._growth.steps_in_memory(self._index, self._pool.available, max_steps)
         base_s, slope_s, valid_to = self._line(count, context)
         seconds = base_s + slope_s * context
         ends_s = [now_s + seconds]
-        for gained in self._growth.tokens_from(self._index, most - 1, count):
+        for gained in self._growth.tokens_from(self._index, max_steps - 1, count):
             context += gained
             if ends_s[-1] >= until_s or context > valid_to:
                 break

@@ -50,8 +50,8 @@ class Growth(Protocol):
         """Return the tokens for which a sequence has blocks, once those of all iterations before `end` are taken."""
         ...
 
-    def steps_in_memory(self, index: int, available: int, most: int) -> int:
-        """Return for how many iterations, `index` included, `available` blocks suffice; at most `most`.
+    def steps_in_memory(self, index: int, available: int, max_steps: int) -> int:
+        """Return for how many iterations, `index` included, `available` blocks suffice; at most `max_steps`.
 
         The blocks of iteration `index` itself are taken already.
         """
@@ -102,7 +102,7 @@ class SteadyGrowth:
         """Return the tokens for which a sequence has blocks."""
         return sequence.tokens_at(end)
 
-    def steps_in_memory(self, index: int, available: int, most: int) -> int:
+    def steps_in_memory(self, index: int, available: int, max_steps: int) -> int:
         """Return for how many iterations the blocks suffice."""
         needs, block = self._needs, self._block
         cycle = sum(needs)  # blocks taken within `block` iterations: one for each sequence
@@ -113,7 +113,7 @@ class SteadyGrowth:
             if left < 0:
                 break
             steps += 1
-        return min(steps, most)
+        return min(steps, max_steps)
 
     def forget(self, first: int, end: int) -> None:
         """Nothing is kept of an iteration."""
@@ -172,9 +172,9 @@ class DrawnGrowth:
             return sequence.prompt_tokens
         return sequence.tokens_at(end - 1) + 1 + self._draft
 
-    def steps_in_memory(self, index: int, available: int, most: int) -> int:
+    def steps_in_memory(self, index: int, available: int, max_steps: int) -> int:
         """Return for how many iterations the blocks suffice."""
-        taken = np.cumsum(self._blocks[self._places(index + 1, index + most)])
+        taken = np.cumsum(self._blocks[self._places(index + 1, index + max_steps)])
         return 1 + int(np.searchsorted(taken, available, side="right"))
 
     def _places(self, first: int, end: int) -> _Counts:

@@ -226,11 +226,11 @@ def pack(candidates: Iterator[Sequence], token_budget: int, slots: int, settings
     return _pack_equal_progress(candidates, token_budget, slots, settings.tokens_per_block)
 
 
-def _pack_whole(candidates: Iterator[Sequence], budget: int, slots: int, most: int) -> list[Chunk]:
+def _pack_whole(candidates: Iterator[Sequence], budget: int, slots: int, largest: int) -> list[Chunk]:
     """Pack whole prompts; one that outgrew the iteration while paused is computed in the largest possible chunks."""
     chunks: list[Chunk] = []
     for sequence in candidates:
-        tokens = min(sequence.prompt_tokens - sequence.cached_tokens, most)
+        tokens = min(sequence.prompt_tokens - sequence.cached_tokens, largest)
         budget -= tokens
         if budget < 0:
             break
@@ -261,8 +261,8 @@ def _pack_equal_progress(candidates: Iterator[Sequence], budget: int, slots: int
     progress = True
     while budget and progress:
         progress = False
-        for index, most in enumerate(remaining):
-            more = min(unit, most - given[index])
+        for index, largest in enumerate(remaining):
+            more = min(unit, largest - given[index])
             if 0 < more <= budget:
                 given[index] += more
                 budget -= more

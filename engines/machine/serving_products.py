@@ -11,12 +11,12 @@ from engines.files import parse_json
 from engines.spec import ModelSpec, ProductSpeed
 
 SCRIPT = Path(__file__).with_name("vllm_products.py")
-MOST_BYTES = 2 << 30  # of float32 weights; layers beyond repeat the same shapes
+MAX_BYTES = 2 << 30  # of float32 weights; layers beyond repeat the same shapes
 _WITHIN_S = 300.0
 
 
 def shapes_of(model: ModelSpec) -> list[tuple[int, int]]:
-    """Return inputs and outputs of a model's matrices as vLLM multiplies them, within MOST_BYTES; at least one layer.
+    """Return inputs and outputs of a model's matrices as vLLM multiplies them, within MAX_BYTES; at least one layer.
 
     Queries, keys and values are one product there, and so are gate and up projection.
     """
@@ -28,7 +28,7 @@ def shapes_of(model: ModelSpec) -> list[tuple[int, int]]:
     ]
     head = (model.hidden_size, model.vocab_size)
     bytes_of_layer = 4 * sum(inputs * outputs for inputs, outputs in layer)
-    layers = max(1, min(model.layers, (MOST_BYTES - 4 * head[0] * head[1]) // bytes_of_layer))
+    layers = max(1, min(model.layers, (MAX_BYTES - 4 * head[0] * head[1]) // bytes_of_layer))
     return [*layer * layers, head]
 
 

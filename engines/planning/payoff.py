@@ -60,8 +60,8 @@ def payoff_of(manifest: EngineManifest, *, isl: int, osl: int) -> Payoff | None:
     def speedup(batch: int) -> float:
         return _full(drafting, batch, workload).tokens_per_s / _full(plain, batch, workload).tokens_per_s
 
-    most = min(BATCH_SIZES[-1], drafting.memory.kv_tokens // (isl + osl))
-    usable = [batch for batch in BATCH_SIZES if batch <= most and _full(drafting, batch, workload).prompt_share < 1]
+    largest = min(BATCH_SIZES[-1], drafting.memory.kv_tokens // (isl + osl))
+    usable = [batch for batch in BATCH_SIZES if batch <= largest and _full(drafting, batch, workload).prompt_share < 1]
     sizes = usable or [1]
     speedups = [(batch, speedup(batch)) for batch in sizes]
     ends = next((place for place, (_, ratio) in enumerate(speedups) if ratio <= 1), None)

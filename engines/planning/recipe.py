@@ -11,11 +11,11 @@ import yaml
 from pydantic import Field
 
 from engines.errors import UserError
-from engines.files import MOST_TOKENS, Strict, load_yaml, validate
+from engines.files import MAX_TOKENS, Strict, load_yaml, validate
 from engines.spec import DEFAULT_ENGINE_PROFILE, LlmApiVersion
 
 Auto = Literal["auto"]
-MOST_SEQUENCES = 1 << 16  # far above any engine's batch
+MAX_SEQUENCES = 1 << 16  # far above any engine's batch
 _RENAMED = {  # keys of `workload` in recipes of version 0.2 and earlier
     "input_tokens": "isl",
     "output_tokens": "osl",
@@ -27,10 +27,10 @@ _RENAMED = {  # keys of `workload` in recipes of version 0.2 and earlier
 class Workload(Strict):
     """The traffic that the engine is sized for, in tokens and seconds."""
 
-    isl: int = Field(1024, ge=1, le=MOST_TOKENS, description="Prompt length of a typical request.")
-    osl: int = Field(1024, ge=1, le=MOST_TOKENS, description="Reply length of a typical request.")
-    longest_isl: int = Field(4096, ge=1, le=MOST_TOKENS, description="Longest prompt that must be accepted.")
-    longest_osl: int = Field(4096, ge=1, le=MOST_TOKENS, description="Longest reply that must be possible.")
+    isl: int = Field(1024, ge=1, le=MAX_TOKENS, description="Prompt length of a typical request.")
+    osl: int = Field(1024, ge=1, le=MAX_TOKENS, description="Reply length of a typical request.")
+    longest_isl: int = Field(4096, ge=1, le=MAX_TOKENS, description="Longest prompt that must be accepted.")
+    longest_osl: int = Field(4096, ge=1, le=MAX_TOKENS, description="Longest reply that must be possible.")
 
 
 class Objectives(Strict):
@@ -51,9 +51,9 @@ class Parallelism(Strict):
 class LimitChoices(Strict):
     """Build limits; `auto` lets the plan choose."""
 
-    max_batch_size: Annotated[int, Field(ge=1, le=MOST_SEQUENCES)] | Auto = "auto"
-    max_num_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | Auto = "auto"
-    max_seq_len: Annotated[int, Field(ge=2, le=MOST_TOKENS)] | Auto = "auto"
+    max_batch_size: Annotated[int, Field(ge=1, le=MAX_SEQUENCES)] | Auto = "auto"
+    max_num_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | Auto = "auto"
+    max_seq_len: Annotated[int, Field(ge=2, le=MAX_TOKENS)] | Auto = "auto"
 
 
 class KvChoices(Strict):

@@ -114,9 +114,9 @@ def _max_seq_len(choices: Choices, model: ModelSpec) -> int:
 
 def _note_clamp(choices: Choices, requested: int, sizing: Sizing) -> None:
     """Record the value, with a notice, that the builder will use instead of the given `max_num_tokens`."""
-    built, most = sizing.max_num_tokens, sizing.max_batch_size * sizing.max_seq_len
+    built, largest = sizing.max_num_tokens, sizing.max_batch_size * sizing.max_seq_len
     rule = (
-        f"no more than max_batch_size x max_seq_len, {most}"
+        f"no more than max_batch_size x max_seq_len, {largest}"
         if requested > built
         else "not less than one block of tokens, nor than a full batch with its draft tokens"
     )

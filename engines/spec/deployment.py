@@ -82,7 +82,7 @@ class Host(Strict):
     sequence_s: Seconds = 0.0
     prompt_s: Seconds = 0.0
 
-    def slowed(self, ratio: float) -> Host:
+    def multiplied(self, ratio: float) -> Host:
         """Return a host with all its times multiplied by a ratio."""
         return Host(**{name: seconds * ratio for name, seconds in self.model_dump().items()})
 

@@ -35,11 +35,11 @@ class PowerPrior(Strict):
     An iteration of T seconds takes ``base_ratio * board_power * T``, plus `byte_j` for each byte of weights and KV
     cache that it reads, plus ``arithmetic_ratio * board_power`` for each second that its operations take at the GPU's
     peak rate, plus the energy of `token_flops` such operations for each token that it produces; at most
-    ``most_ratio * board_power * T``.
+    ``max_ratio * board_power * T``.
 
     Attributes:
         base_ratio: Share of the board power that a GPU draws with its clocks up and no work.
-        most_ratio: Share of the board power that it holds when it reaches its limit.
+        max_ratio: Share of the board power that it holds when it reaches its limit.
         byte_j: Joules to read one byte from memory to the multiprocessors.
         arithmetic_ratio: Share of the board power that matrix products at the peak rate add.
         token_flops: Sampling and small kernels of one produced token, as 16-bit operations that take as much energy.
@@ -51,7 +51,7 @@ class PowerPrior(Strict):
     name: str
     description: str
     base_ratio: Share
-    most_ratio: Share
+    max_ratio: Share
     byte_j: Positive
     arithmetic_ratio: Share
     token_flops: Positive

@@ -8,7 +8,7 @@ from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, attended_tokens
 from engines.steptime.source import favoured_source, step_time_for, step_time_of
-from engines.steptime.uncertainty import INTERVAL_SHARE, Z_95, StepTimeInterval, slowed, uncertainty
+from engines.steptime.uncertainty import INTERVAL_SHARE, Z_95, StepTimeInterval, uncertainty, with_time_ratios
 
 __all__ = [
     "GPU_TIME_METHOD",
@@ -29,10 +29,10 @@ __all__ = [
     "power_model_for",
     "request_gpu_time",
     "scaled",
-    "slowed",
     "step_time_for",
     "step_time_of",
     "uncertainty",
     "uniform",
     "why_no_power",
+    "with_time_ratios",
 ]

@@ -64,7 +64,7 @@ class PowerModel:
         chosen = precision_named(precision)
         self.gpus = tensor_parallel
         self.base_w = prior.base_ratio * gpu.power_w * tensor_parallel
-        self.most_w = prior.most_ratio * gpu.power_w * tensor_parallel
+        self.max_w = prior.max_ratio * gpu.power_w * tensor_parallel
         arithmetic_w = prior.arithmetic_ratio * gpu.power_w
         linear_flop_j = arithmetic_w / gpu.dense_flops[chosen.arithmetic]
         rest_flop_j = arithmetic_w / gpu.dense_flops[chosen.rest_arithmetic]
@@ -95,7 +95,7 @@ class PowerModel:
             + pairs * self._attention_j_per_pair
         )
         tokens_j = sequences * self._token_j
-        room_j = self.most_w * seconds - base_j
+        room_j = self.max_w * seconds - base_j
         ratio = min(1.0, room_j / (memory_j + arithmetic_j + tokens_j))
         return StepEnergy(base_j, ratio * memory_j, ratio * arithmetic_j, ratio * tokens_j)
 

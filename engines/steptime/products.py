@@ -25,7 +25,7 @@ class Products:
         self._s_per_byte = [1 / speed.weight_bytes_per_s for speed in speeds]
         self._linear_bytes, self._head_bytes = linear_bytes, head_bytes
         self._known: dict[int, float] = {}
-        self.least_s = (linear_bytes + head_bytes) * min(self._s_per_byte)
+        self.min_s = (linear_bytes + head_bytes) * min(self._s_per_byte)
 
     def seconds(self, tokens: int, sequences: int) -> float:
         """Return the time of a step's products."""

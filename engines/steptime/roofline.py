@@ -103,7 +103,7 @@ class Roofline:
         self.weights_s = (
             model.read_bytes_per_step(chosen) / (bandwidth * eff.weights_bandwidth)
             if self._products is None
-            else self._products.least_s
+            else self._products.min_s
         )
         linear_flops = gpu.dense_flops[chosen.arithmetic] * tensor_parallel * eff.gemm
         self.linear_s_per_token = 2 * model.linear_parameters / linear_flops

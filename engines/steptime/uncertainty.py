@@ -46,7 +46,7 @@ def uncertainty(
     return StepTimeInterval(1 / step, step, 1 / host, host, provenance)
 
 
-def slowed(choice: StepTimeChoice, *, step_ratio: float, host_ratio: float) -> StepTimeChoice:
+def with_time_ratios(choice: StepTimeChoice, *, step_ratio: float, host_ratio: float) -> StepTimeChoice:
     """Return a choice with its step times and host times multiplied by ratios."""
     factors = choice.factors or Factors()
     changed = {name: getattr(factors, name) * step_ratio for name in _RATIOS}
@@ -54,6 +54,6 @@ def slowed(choice: StepTimeChoice, *, step_ratio: float, host_ratio: float) -> S
     return choice.model_copy(
         update={
             "factors": factors.model_copy(update=changed),
-            "host": (choice.host or Host()).slowed(host_ratio),
+            "host": (choice.host or Host()).multiplied(host_ratio),
         }
     )

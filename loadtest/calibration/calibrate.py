@@ -39,7 +39,7 @@ from loadtest.calibration.parameters import (
 )
 from loadtest.calibration.structures import Request, Structure, fit_best, predicted_logs
 
-LEAST_POINTS = 6
+MIN_POINTS = 6
 _CONFIDENCE_95 = 1.96
 
 
@@ -57,9 +57,9 @@ def calibrate(
         MissingError: SciPy, or the step-time source's tables, are not installed.
     """
     points = request.points
-    if len(points) < LEAST_POINTS:
+    if len(points) < MIN_POINTS:
         raise UserError(
-            f"{len(points)} measured points; at least {LEAST_POINTS} are needed",
+            f"{len(points)} measured points; at least {MIN_POINTS} are needed",
             hint="measure more levels of concurrency, preferably with two or more prompt lengths",
         )
     shapes = _shapes_to_hold(points)
@@ -95,7 +95,7 @@ def _shapes_to_hold(points: Sequence[Point]) -> list[tuple[int, int]]:
     shapes = sorted({point.shape for point in points})
     if len(shapes) == 1:
         return []
-    return [shape for shape in shapes if sum(point.shape != shape for point in points) >= LEAST_POINTS]
+    return [shape for shape in shapes if sum(point.shape != shape for point in points) >= MIN_POINTS]
 
 
 def _document(
@@ -132,7 +132,7 @@ def _document(
         factors=factors_of(fitted.logs, best.waves, request.mixed_kv_reads),
         host=host,
         parameters=parameters,
-        log_error=_with_drift(_log_error(basis, least=(0.0, 0.0, 0.0) if held_out_logs else SIGMA), drift),
+        log_error=_with_drift(_log_error(basis, floor=(0.0, 0.0, 0.0) if held_out_logs else SIGMA), drift),
         log_error_of="held-out shapes" if held_out_logs else "fitted points",
         drift=drift,
         held_out=[_held_out(shape, found) for shape, found in held_out_logs.items()],
@@ -176,15 +176,15 @@ def _parameters(fitted: Fitted, request: Request, waves: Waves) -> list[FittedPa
     ]
 
 
-def _log_error(errors: Array, *, least: tuple[float, float, float]) -> dict[Quantity, float]:
+def _log_error(errors: Array, *, floor: tuple[float, float, float]) -> dict[Quantity, float]:
     """Return the root mean square of ln(predicted / measured) for each measured quantity.
 
     Args:
-        least: Lower limits: with hardly more points than parameters, a fit's own residuals are too small.
+        floor: Lower limits: with hardly more points than parameters, a fit's own residuals are too small.
     """
     logs = np.log1p(errors)
     return {
-        name: max(least[place], float(np.sqrt(np.nanmean(logs[:, place] ** 2))))
+        name: max(floor[place], float(np.sqrt(np.nanmean(logs[:, place] ** 2))))
         for place, name in enumerate(QUANTITIES)
         if not np.all(np.isnan(logs[:, place]))
     }

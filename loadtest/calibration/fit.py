@@ -23,7 +23,7 @@ MOVED_RATIO = 0.1  # of the prior's spread: differences are computed again after
 NEGLIGIBLE_GAIN = 0.05
 # A fit also ends after this many trials in a row that gained less: figures jump by whole iterations.
 FRUITLESS_TRIALS = 3
-MOST_STDDEVS = 4.0  # standard deviations from the prior's mean; beyond this is not physical
+MAX_STDDEVS = 4.0  # standard deviations from the prior's mean; beyond this is not physical
 
 
 class Fitted(NamedTuple):
@@ -66,7 +66,7 @@ def fit(
     except ModuleNotFoundError as error:
         raise MissingError("calibration needs scipy", hint="pip install 'engine-to-capacity[load]'") from error
     work, prior = _Work(context, points), context.prior
-    most = np.log([parameter.most for parameter in PARAMETERS])
+    upper = np.log([parameter.upper for parameter in PARAMETERS])
 
     def residuals(shift: Array) -> Array:
         found = work.residuals(prior.expected + shift)
@@ -88,7 +88,7 @@ def fit(
             residuals,
             begin,
             jac=lambda shift: work.jacobian(prior.expected + shift),
-            bounds=(-MOST_STDDEVS * prior.spread, np.minimum(MOST_STDDEVS * prior.spread, most - prior.expected)),
+            bounds=(-MAX_STDDEVS * prior.spread, np.minimum(MAX_STDDEVS * prior.spread, upper - prior.expected)),
             x_scale=prior.spread,
             loss="soft_l1",
             max_nfev=trials,

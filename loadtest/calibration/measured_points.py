@@ -23,7 +23,7 @@ LOADS: tuple[Load, ...] = ("concurrency", "request_rate", "static_batch", "max_l
 SERVED: tuple[Load, ...] = ("concurrency", "request_rate")  # through a server; other kinds use the bare engine
 # Share of a level's requests that may have failed; with more, its latencies are those of a smaller load. A convention
 # of load tests (Grafana k6, "Thresholds": less than 1 % of requests return an error); the load is then right to 1 %.
-MOST_ERRORS_RATIO = 0.01
+MAX_ERRORS_RATIO = 0.01
 _NEEDED = ("isl", "osl")
 
 
@@ -218,7 +218,7 @@ def _points_of_run(folder: Path, wanted: Deployment) -> tuple[list[Point], Count
         where = f"{folder.name}: level {index}"
         if level.itl_s is None or level.ttft_s is None:
             others["a level without a reply"] += 1
-        elif level.errors > MOST_ERRORS_RATIO * level.requests:
+        elif level.errors > MAX_ERRORS_RATIO * level.requests:
             others[f"a level with {level.errors} of {level.requests} requests failed"] += 1
         elif level.concurrency is not None:
             points.append(_point_of_level(level, where))

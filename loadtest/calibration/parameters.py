@@ -19,7 +19,7 @@ class Parameter(NamedTuple):
     """A positive parameter, fitted in its logarithm.
 
     Attributes:
-        most: Upper limit.
+        upper: Upper limit.
         expected: Prior value, before any point is seen; `spread` is the prior standard deviation of the logarithm.
         step: Whether durations are linear in the parameter, for given iterations.
     """
@@ -29,7 +29,7 @@ class Parameter(NamedTuple):
     spread: float
     step: bool
     meaning: str
-    most: float = math.inf
+    upper: float = math.inf
 
 
 class Waves(NamedTuple):
@@ -50,7 +50,7 @@ PARAMETERS = (
     Parameter("sequence_s", 1e-5, 1.0, True, "host time per sequence of an iteration, seconds"),
     Parameter("prompt_s", 4e-4, 1.0, True, "host time per prompt of an iteration, seconds"),
     # The last wave is half full on average; a deployment's blocks may end together (1) or fill up evenly (0).
-    Parameter("wave_tail", 0.5, 1.0, True, "nearly empty waves of decode attention at the end of a step", most=1.0),
+    Parameter("wave_tail", 0.5, 1.0, True, "nearly empty waves of decode attention at the end of a step", upper=1.0),
     Parameter("request_s", 1e-3, 1.0, False, "serial host time per request before the engine, seconds"),
     Parameter("latency_s", 2e-3, 1.0, False, "parallel latency per request, in addition, seconds"),
     Parameter("stream_token_s", 2e-5, 1.0, False, "minimum time between output tokens, over all replies, seconds"),

@@ -253,9 +253,9 @@ class Trial:
         blocks = max(1, round(settings.kv_blocks * usable))
         longest = max(settings.max_seq_len, point.isl + point.osl)
         tokens = settings.max_num_tokens
-        most = settings.max_batch_size
+        largest = settings.max_batch_size
         if point.load == "static_batch":
-            tokens, most = max(tokens, point.isl * point.concurrency), max(most, point.concurrency)
+            tokens, largest = max(tokens, point.isl * point.concurrency), max(largest, point.concurrency)
             blocks = max(blocks, -(-(point.isl + point.osl) // settings.tokens_per_block) * point.concurrency)
         return replace(
             settings,
@@ -263,7 +263,7 @@ class Trial:
             max_seq_len=longest,
             max_input_len=longest - 1,
             max_num_tokens=tokens,
-            max_batch_size=most,
+            max_batch_size=largest,
         )
 
 

@@ -33,7 +33,7 @@ class Sized(Strict):
     """A deployment's size at one end of the prediction interval, or at its middle.
 
     Attributes:
-        rate_per_s: Requests per second that one replica can carry alone; at least this if `is_least`, because one
+        rate_per_s: Requests per second that one replica can carry alone; at least this if `is_lower_bound`, because one
             replica carries the whole demand and its highest load was not searched.
         needed: Replicas that must be up at the peak; `replicas` includes spares.
         limited_by: The objective that is missed first.
@@ -41,7 +41,7 @@ class Sized(Strict):
     """
 
     rate_per_s: float | None
-    is_least: bool = False
+    is_lower_bound: bool = False
     needed: int | None = None
     replicas: int | None = None
     usd_per_month: float | None = None
@@ -125,7 +125,7 @@ class Row(Strict):
         return self.max_batch_size is None
 
     @property
-    def is_least(self) -> bool:
+    def is_lower_bound(self) -> bool:
         """Whether one replica carries at least `rate_per_s`: its highest load was not searched."""
         return self.rate_per_s is not None and self.found is not None and self.found.promised.above_per_s is None
 
@@ -139,7 +139,7 @@ class Row(Strict):
         """The promised, middle and optimistic deployment, where known."""
         promised = Sized(
             rate_per_s=self.rate_per_s,
-            is_least=self.is_least,
+            is_lower_bound=self.is_lower_bound,
             needed=self.needed,
             replicas=self.replicas,
             usd_per_month=self.usd_per_month,
@@ -190,7 +190,7 @@ def market_of(
 
 def rows_of(demand: Demand, market: Market, found: Sequence[tuple[Candidate, ReplicaCapacity | None]]) -> list[Row]:
     """Return a row for each candidate: possible rows first, by increasing cost."""
-    rows = [_row(demand, market, candidate, most) for candidate, most in found]
+    rows = [_row(demand, market, candidate, largest) for candidate, largest in found]
     return ranked([row.model_copy(update={"beaten_by": _beaten_by(row, rows)}) for row in rows])
 
 
@@ -279,8 +279,8 @@ def _missed(found: ReplicaCapacity) -> str:
     idle = found.idle
     if idle is not None and not idle.met:
         return f"even an idle replica misses {', '.join(idle.missed)}, by a factor of {idle.worst_ratio:.3g}"
-    least = min(found.tried, key=lambda each: each.worst_ratio)
-    return f"even {three_digits(least.rate_per_s)} requests/s miss {', '.join(least.missed)}"
+    smallest = min(found.tried, key=lambda each: each.worst_ratio)
+    return f"even {three_digits(smallest.rate_per_s)} requests/s miss {', '.join(smallest.missed)}"
 
 
 def _too_slow(row: Row, found: ReplicaCapacity, demand: Demand, market: Market) -> str:
@@ -302,7 +302,7 @@ def sized(row: Row, carried: Carried | None, demand: Demand, market: Market) -> 
     size = size_for(market.peak_per_s, carried.rate_per_s, demand.availability)
     return Sized(
         rate_per_s=carried.rate_per_s,
-        is_least=carried.above_per_s is None,
+        is_lower_bound=carried.above_per_s is None,
         needed=size.needed,
         replicas=size.total,
         usd_per_month=usd_per_month(row, size.total),

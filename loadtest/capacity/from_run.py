@@ -90,5 +90,5 @@ def _tried(level: LevelSummary, demand: Demand, replicas: int) -> RateProbe:
         **figures_of(level),
         in_flight=level.requests_per_s * (level.e2e_s.mean if level.e2e_s else 0.0),
         kv_ratio=0.0,
-        kv_most=0.0,
+        kv_max=0.0,
     )

@@ -164,9 +164,9 @@ def _energy(
     return (
         PlanEnergy(
             peak_w=peak.power_w,
-            peak_range_w=(low * peak.power_w, min(model.most_w, high * peak.power_w)),
+            peak_range_w=(low * peak.power_w, min(model.max_w, high * peak.power_w)),
             mean_w=mean.power_w,
-            mean_range_w=(low * mean.power_w, min(model.most_w, high * mean.power_w)),
+            mean_range_w=(low * mean.power_w, min(model.max_w, high * mean.power_w)),
             j_per_output_token=mean.power_w / tokens_per_s if tokens_per_s else None,
             kwh_per_month=(row.replicas or 0) * mean.power_w / W_PER_KW * HOURS_PER_MONTH,
             provenance=model.provenance,

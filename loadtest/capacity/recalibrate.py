@@ -11,7 +11,7 @@ from engines.files import Document, MadeBy, source_of
 from engines.manifest import EngineManifest
 from engines.spec import engine_profile_named
 from loadtest.calibration import (
-    LEAST_POINTS,
+    MIN_POINTS,
     Deployment,
     Point,
     Request,
@@ -41,10 +41,10 @@ def recalibrate(
     if engine is None:
         raise UserError("the plan recommends a measured run, so there is nothing to calibrate")
     points, kinds = _points(engine, runs, progress)
-    if len(points) < LEAST_POINTS:
+    if len(points) < MIN_POINTS:
         where = ", ".join(str(run) for run in runs)
         raise UserError(
-            f"{len(points)} measured points in {where}; at least {LEAST_POINTS} are needed",
+            f"{len(points)} measured points in {where}; at least {MIN_POINTS} are needed",
             hint="run-load with the plan's calibrate.yaml measures six loads; repeat --calibrate-from for several runs",
         )
     if len(kinds) > 1:

@@ -41,7 +41,7 @@ def with_details(plan: CapacityPlan, best: Row, searched: Searched, options: Sea
     assert best.rate_per_s is not None
     candidate = searched.candidate(best.name)
     carried = best.fleet_per_s or best.rate_per_s
-    if best.is_least:
+    if best.is_lower_bound:
         carried = max(carried, full_batch_per_s(searched, candidate, candidate.interval.slow))
     operating_per_s = market.peak_per_s / (best.needed or 1)
     plan = plan.model_copy(
@@ -207,7 +207,7 @@ def _queue_limit(searched: Searched, best: Row, candidate: Candidate) -> int:
     rate_per_s = best.middle_rate_per_s or best.rate_per_s
     if not limits or not rate_per_s:
         return 0
-    if best.middle is None or best.middle.is_least:
+    if best.middle is None or best.middle.is_lower_bound:
         rate_per_s = max(rate_per_s, full_batch_per_s(searched, candidate, NONE))
     return max(1, math.ceil(rate_per_s * max(limits)))
 

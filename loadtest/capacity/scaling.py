@@ -51,7 +51,7 @@ def scaling_input(
 ) -> ScalingInput | None:
     """Return what control laws are compared for. Arguments and None as for `compared_laws`."""
     carried = best.fleet_per_s or best.rate_per_s
-    if best.is_least or carried is None or best.replicas is None or not probes or best.max_batch_size is None:
+    if best.is_lower_bound or carried is None or best.replicas is None or not probes or best.max_batch_size is None:
         return None
     demand = searched.demand
     limits = [limit for of in demand.all_objectives.values() for limit in of.ttft_s.values()]
@@ -64,8 +64,8 @@ def scaling_input(
         ),
         cold_start=cold_start_of(demand.autoscaling),
         replicas=best.replicas,
-        least=total_for(1, demand.availability),
-        most=demand.limits.max_replicas,
+        min_replicas=total_for(1, demand.availability),
+        max_replicas=demand.limits.max_replicas,
         gpus=best.tensor_parallel,
         seed=demand.seed,
         sync_s=demand.autoscaling.sync_s,

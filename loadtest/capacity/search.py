@@ -137,7 +137,7 @@ def _search_all(searched: Searched, candidates: Sequence[Candidate], options: Se
         tasks = [
             CandidateTask(
                 each.name,
-                search=searched.task(each, searched.demand)._replace(least_per_s=_least_per_s(searched, each)),
+                search=searched.task(each, searched.demand)._replace(min_per_s=_min_per_s(searched, each)),
             )
             for each in first
         ]
@@ -168,7 +168,7 @@ def _least_usd(searched: Searched, candidate: Candidate) -> float:
     return total_for(needed, searched.demand.availability) * price.usd_per_gpu_h * candidate.tensor_parallel
 
 
-def _least_per_s(searched: Searched, candidate: Candidate) -> float | None:
+def _min_per_s(searched: Searched, candidate: Candidate) -> float | None:
     """Return the rate per replica above which a fleet is cheaper than the best one found so far; None: any rate.
 
     Only rows that lose no more accuracy count: a dearer row that loses less belongs to the frontier.
@@ -228,8 +228,8 @@ def _search_again(searched: Searched, options: SearchOptions) -> bool:
     again = []
     for candidate, found in searched.found:
         if found is not None and found.given_up:
-            least_per_s = _least_per_s(searched, candidate)
-            if least_per_s is None or least_per_s < (found.promised.above_per_s or 0.0) * (1 - _ROUNDING):
+            min_per_s = _min_per_s(searched, candidate)
+            if min_per_s is None or min_per_s < (found.promised.above_per_s or 0.0) * (1 - _ROUNDING):
                 again.append(candidate)
     if not again:
         return False

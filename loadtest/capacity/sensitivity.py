@@ -71,8 +71,8 @@ def _longer(task: Task, ratio: float, row: Row) -> Task:
     demand = task.demand
     scale = demand.scale.model_copy(update={"osl": demand.scale.osl * ratio})
     limits = task.manifest.limits
-    most = limits.max_seq_len + max(0, round(task.shape.longest_osl * (ratio - 1)))
-    manifest = task.manifest.model_copy(update={"limits": limits.model_copy(update={"max_seq_len": most})})
+    largest = limits.max_seq_len + max(0, round(task.shape.longest_osl * (ratio - 1)))
+    manifest = task.manifest.model_copy(update={"limits": limits.model_copy(update={"max_seq_len": largest})})
     shape = task.shape._replace(
         mean_osl=task.shape.mean_osl * ratio, longest_osl=max(1, round(task.shape.longest_osl * ratio))
     )

@@ -108,18 +108,18 @@ def _most_peak(demand: Demand, market: Market, row: Row) -> float:
 
 def _looser_objectives(rows: Sequence[Row]) -> str:
     """Return the candidate closest to its objectives at the lowest load, and the factor by which it misses them."""
-    closest = min(rows, key=lambda row: _least(row).worst_ratio)
-    least = _least(closest)
-    when = "idle" if not least.rate_per_s else f"at {three_digits(least.rate_per_s)} requests/s"
+    closest = min(rows, key=lambda row: _smallest(row).worst_ratio)
+    smallest = _smallest(closest)
+    when = "idle" if not smallest.rate_per_s else f"at {three_digits(smallest.rate_per_s)} requests/s"
     return (
-        f"closest is {closest.name}: {when} it misses {', '.join(least.missed)} by a factor of "
-        f"{least.worst_ratio:.3g}; limits that much looser are possible"
+        f"closest is {closest.name}: {when} it misses {', '.join(smallest.missed)} by a factor of "
+        f"{smallest.worst_ratio:.3g}; limits that much looser are possible"
     )
 
 
-def _least(row: Row) -> RateProbe:
+def _smallest(row: Row) -> RateProbe:
     """Return the probe, idle or at the lowest load, at which a row comes closest to its objectives."""
     assert row.found is not None
     tried = [*row.found.tried, *((row.found.idle,) if row.found.idle is not None else ())]
-    least: RateProbe = min(tried, key=lambda each: each.worst_ratio)
-    return least
+    smallest: RateProbe = min(tried, key=lambda each: each.worst_ratio)
+    return smallest

@@ -10,7 +10,7 @@ import numpy as np
 from loadtest.capacity.inputs import SECONDS_PER_MONTH, Spot
 
 MONTHS = 1000  # simulated for each size
-MOST_RATIO = 3  # times the replicas needed: beyond it, spot machines are not a choice
+MAX_RATIO = 3  # times the replicas needed: beyond it, spot machines are not a choice
 
 
 class SpotMonths(NamedTuple):
@@ -29,8 +29,8 @@ class SpotMonths(NamedTuple):
 
 
 def smallest_spot_fleet(needed: int, spot: Spot, *, start_up_s: float, seed: int) -> SpotMonths | None:
-    """Return the smallest fleet that is short of replicas no more than accepted; None if `MOST_RATIO` is not enough."""
-    for total in range(needed, MOST_RATIO * needed + spot.at_once + 1):
+    """Return the smallest fleet that is short of replicas no more than accepted; None if `MAX_RATIO` is not enough."""
+    for total in range(needed, MAX_RATIO * needed + spot.at_once + 1):
         found = spot_months(total, needed, spot, start_up_s=start_up_s, rng=np.random.default_rng(seed))
         if found.short_ratio <= spot.max_short_ratio:
             return found

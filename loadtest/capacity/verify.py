@@ -104,9 +104,9 @@ def _level(summary: Summary, planned_per_s: float, run: Path) -> LevelSummary:
     """Return the lowest level that offered at least the planned load."""
     enough = [level for level in summary.levels if offered_per_s(level) >= LOAD_RATIO * planned_per_s]
     if not enough:
-        most = max(offered_per_s(level) for level in summary.levels)
+        largest = max(offered_per_s(level) for level in summary.levels)
         raise UserError(
-            f"{run}: at most {three_digits(most)} requests/s were offered, but the plan needs "
+            f"{run}: at most {three_digits(largest)} requests/s were offered, but the plan needs "
             f"{three_digits(planned_per_s)} per replica",
             hint="run-load with the plan's verify.yaml",
         )

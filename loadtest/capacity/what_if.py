@@ -117,7 +117,7 @@ def _known() -> str:
 class Side(Strict):
     """A plan's main figures; `nearest` states the nearest possible demand if nothing is recommended."""
 
-    asked: str
+    change: str
     peak_per_s: float
     recommended: str | None
     basis: Basis | None = None
@@ -137,13 +137,13 @@ class Compared(Document):
 
 def compared(plan: CapacityPlan, others: dict[str, CapacityPlan], head: Document) -> Compared:
     """Return plans side by side."""
-    sides = [_side("original", plan), *(_side(asked, other) for asked, other in others.items())]
+    sides = [_side("original", plan), *(_side(change, other) for change, other in others.items())]
     return Compared(made_by=head.made_by, made_from=head.made_from, sides=sides)
 
 
-def _side(asked: str, plan: CapacityPlan) -> Side:
+def _side(change: str, plan: CapacityPlan) -> Side:
     side = Side(
-        asked=asked,
+        change=change,
         peak_per_s=plan.traffic.planned_peak_per_s,
         recommended=plan.recommended,
         nearest=plan.nearest,

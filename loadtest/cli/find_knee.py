@@ -14,9 +14,9 @@ from loadtest.cli.target_options import TARGET_FLAGS, target_flags
 
 KNEE_OUT = Path("artifacts/knee")
 AXES = ("rate", "concurrency")
-MOST_REQUESTS = 4096
+MAX_REQUESTS = 4096
 GROUPS = {
-    "Search": ("--objective", "--objectives", "--by", "--from", "--to", "--tolerance", "--most-requests"),
+    "Search": ("--objective", "--objectives", "--by", "--from", "--to", "--tolerance", "--max-requests"),
     "Load": ("--scenario", "--isl", "--osl", "--seed"),
     "Server (if no engine folder is given)": TARGET_FLAGS,
 }
@@ -72,9 +72,9 @@ GROUPS = {
     help="Relative width of the bracket at which the search ends.",
 )
 @click.option(
-    "--most-requests",
+    "--max-requests",
     type=click.IntRange(min=1),
-    default=MOST_REQUESTS,
+    default=MAX_REQUESTS,
     show_default=True,
     help="Maximum measured requests of one probe.",
 )
@@ -86,7 +86,7 @@ def find_knee(**flags: Any) -> None:
 
     For an engine folder the knee is predicted on a virtual clock; for a server it is measured, or emulated if the
     server's engine is. A probe ends once each objective is met or missed with 99 % confidence, or after
-    --most-requests. Exits with status 3 if even the lowest load misses an objective.
+    --max-requests. Exits with status 3 if even the lowest load misses an objective.
     """
     if not flags["objective"] and flags["objectives"] is None and flags["scenario_name"] is None:
         raise no_objectives_error()

@@ -15,7 +15,7 @@ from loadtest.cli.target_options import target_flags
 
 RUN_OUT = Path("artifacts/run")
 MASTER_PORT = 5557
-MOST_WORKERS_A_CORE = 4
+MAX_WORKERS_A_CORE = 4
 GROUPS = {
     "Server": ("--url", "--protocol", "--model", "--tokenizer", "--metrics-url", "--power-url", "--power-gpu"),
     "Load": (
@@ -96,11 +96,11 @@ def _refuse_flags(flags: dict[str, Any]) -> None:
         raise UserError("--master needs --expect-workers", hint="--expect-workers N")
     if flags["expect_workers"] and not flags["master"]:
         raise UserError("--expect-workers needs --master", hint="to start workers on this machine, use --workers N")
-    most = MOST_WORKERS_A_CORE * len(os.sched_getaffinity(0))
-    if (flags["workers"] or 0) > most:
+    limit = MAX_WORKERS_A_CORE * len(os.sched_getaffinity(0))
+    if (flags["workers"] or 0) > limit:
         raise UserError(
-            f"--workers {flags['workers']}: at most {most} workers are started on this machine, "
-            f"{MOST_WORKERS_A_CORE} a core: more of them would delay each other",
+            f"--workers {flags['workers']}: at most {limit} workers are started on this machine, "
+            f"{MAX_WORKERS_A_CORE} a core: more of them would delay each other",
             hint="start workers on other machines too, with --master here and --worker there",
         )
     if flags["master"] and flags["workers"]:

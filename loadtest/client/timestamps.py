@@ -9,7 +9,7 @@ from typing import Any
 
 TIMESTAMPS = getattr(socket, "SO_TIMESTAMPNS", 35)  # Linux: nanoseconds of CLOCK_REALTIME with every receive
 ANCILLARY_BYTES = 64
-MOST_LATE_S = 5.0
+MAX_LATE_S = 5.0
 SLACK_S = 0.001  # bytes may arrive between a receive and reading the clock after it
 BIN_S = 1e-4
 BINS = 20_000
@@ -65,7 +65,7 @@ class Readings:
         late_s = real_s - stamp_s
         arrived_s = now_s - late_s
         # comparisons instead of min() and max(): this runs for every token
-        if late_s < -SLACK_S or late_s > MOST_LATE_S or arrived_s < previous_s - SLACK_S:
+        if late_s < -SLACK_S or late_s > MAX_LATE_S or arrived_s < previous_s - SLACK_S:
             self.refused += 1
             self.unstamped += 1
             return now_s

@@ -290,8 +290,8 @@ def main(role: str, options: str) -> None:
     """
     logging.basicConfig(level=logging.WARNING)
     faulthandler.enable(all_threads=False)  # a crash in a library leaves a traceback in the log
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file descriptor
+    _, largest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (largest, largest))  # a connection is a file descriptor
     gc.freeze()  # existing objects stay: garbage collection during a reply need not scan them
     orders = CommandReader(sys.stdin.fileno())
     try:

@@ -17,7 +17,7 @@ from loadtest.results import LogHistogram, RequestRecord, response_times_s
 from loadtest.scenario import QUANTITIES, Objectives, Quantity, clock_start_s, evaluate, share_of
 
 WINDOW_S = 10
-MOST_POINTS = 1800
+MAX_POINTS = 1800
 
 
 class Progress(Strict):
@@ -182,6 +182,6 @@ class History:
         if self._count % self._every == 0:
             self.points.append(progress)
         self._count += 1
-        if len(self.points) > MOST_POINTS:
+        if len(self.points) > MAX_POINTS:
             self.points = self.points[::2]
             self._every *= 2

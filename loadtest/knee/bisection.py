@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from engines.errors import UserError
 
-MOST_PROBES = 24
+MAX_PROBES = 24
 GROWTH = 2.0  # factor from one probe to the next while the bracket is open
 
 
@@ -35,7 +35,7 @@ class Knee:
 
     Attributes:
         load: The highest load tried that met every objective; None if none did.
-        above: The lowest load tried above it that missed one; None if the limit `most` was reached.
+        above: The lowest load tried above it that missed one; None if the limit `highest` was reached.
         probes: In the order in which they were tried.
     """
 
@@ -74,8 +74,8 @@ def find_knee(
     probe: Callable[[float], Probe],
     *,
     start: float,
-    least: float,
-    most: float,
+    lowest: float,
+    highest: float,
     tolerance: float = 0.05,
     is_whole: bool = False,
 ) -> Knee:
@@ -85,24 +85,24 @@ def find_knee(
     the highest load below which no load tried missed.
 
     Args:
-        least: Lowest load of interest; `load` is None if even this one misses.
-        most: Highest load of interest; `above` is None if even this one meets the objectives.
+        lowest: Lowest load of interest; `load` is None if even this one misses.
+        highest: Highest load of interest; `above` is None if even this one meets the objectives.
         tolerance: Relative width of the bracket at which the search ends.
         is_whole: Whether loads are integers, such as users.
 
     Raises:
         UserError: The limits are not in order.
 
-    >>> found = find_knee(lambda load: Probe(load, load <= 50), start=1, least=1, most=1000, is_whole=True)
+    >>> found = find_knee(lambda load: Probe(load, load <= 50), start=1, lowest=1, highest=1000, is_whole=True)
     >>> found.load, found.above, len(found.probes)
     (49, 51, 11)
     """
-    if not 0 < least <= start <= most:
+    if not 0 < lowest <= start <= highest:
         raise UserError(
-            f"a search from {least:g} to {most:g} cannot start at {start:g}", hint="0 < least <= start <= most"
+            f"a search from {lowest:g} to {highest:g} cannot start at {start:g}", hint="0 < lowest <= start <= highest"
         )
     search = _Search(probe, is_whole)
-    low, high = _bracket(search, start, least, most)
+    low, high = _bracket(search, start, lowest, highest)
     if low is not None and high is not None:
         low, high = _narrow(search, low, high, tolerance)
     missed = [load for load, tried in search.tried.items() if not tried.met]
@@ -112,19 +112,19 @@ def find_knee(
     return Knee(low, high, tuple(search.tried.values()))
 
 
-def _bracket(search: _Search, start: float, least: float, most: float) -> tuple[float | None, float | None]:
+def _bracket(search: _Search, start: float, lowest: float, highest: float) -> tuple[float | None, float | None]:
     """Return a load that meets the objectives and a higher one that misses; None for an end not found."""
     if search.try_load(start):
         low = start
-        while low < most:
-            high = min(low * GROWTH, most)
+        while low < highest:
+            high = min(low * GROWTH, highest)
             if not search.try_load(high):
                 return low, high
             low = high
         return low, None
     high = start
-    while high > least:
-        low = max(high / GROWTH, least) if not search.is_whole else max(math.floor(high / GROWTH), least)
+    while high > lowest:
+        low = max(high / GROWTH, lowest) if not search.is_whole else max(math.floor(high / GROWTH), lowest)
         if search.try_load(low):
             return low, high
         high = low
@@ -132,7 +132,7 @@ def _bracket(search: _Search, start: float, least: float, most: float) -> tuple[
 
 
 def _narrow(search: _Search, low: float, high: float, tolerance: float) -> tuple[float, float]:
-    while high / low > 1 + tolerance and len(search.tried) < MOST_PROBES:
+    while high / low > 1 + tolerance and len(search.tried) < MAX_PROBES:
         middle = search.between(low, high)
         if middle is None:
             break

@@ -32,7 +32,7 @@ Axis = Literal["rate", "concurrency"]
 UNITS: dict[Axis, str] = {"rate": "requests/s", "concurrency": "users"}
 
 START_IN_FLIGHT = 16  # requests in flight at the first probe
-LEAST_IN_FLIGHT, MOST_IN_FLIGHT = 0.25, 4096
+MIN_IN_FLIGHT, MAX_IN_FLIGHT = 0.25, 4096
 LIVES = 4  # minimum length of an open loop in durations of a lone request: the batch has to fill and turn over
 ROUNDS = 4  # minimum measured requests per user of a closed-loop probe
 WARMUP_RATIO = 0.25
@@ -82,8 +82,8 @@ class KneeFound(Document):
 class Range(NamedTuple):
     """Range of loads to search; None: derived from a lone request's duration, see `START_IN_FLIGHT`."""
 
-    least: float | None = None
-    most: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
     tolerance: float = 0.05
 
 
@@ -91,7 +91,7 @@ class Span(NamedTuple):
     """Initial and maximum number of measured requests of a probe."""
 
     first: int = 256
-    most: int = 4096
+    limit: int = 4096
 
 
 class KneeSearch(NamedTuple):
@@ -251,11 +251,11 @@ def _lone_e2e_s(scenario: Scenario, player: ProbeRunner) -> tuple[float, ProbeRu
 def _find(probe: Callable[[float], Probe], axis: Axis, within: Range, lone_s: float) -> Knee:
     """Search around the load that keeps `START_IN_FLIGHT` requests in flight."""
     unit = 1.0 if axis == "concurrency" else 1 / lone_s  # by Little's law, of one request in flight
-    least = within.least or max(LEAST_IN_FLIGHT * unit, 1 if axis == "concurrency" else 0)
-    most = within.most or max(MOST_IN_FLIGHT * unit, least)
-    start = min(max(START_IN_FLIGHT * unit, least), most)
+    lowest = within.lowest or max(MIN_IN_FLIGHT * unit, 1 if axis == "concurrency" else 0)
+    highest = within.highest or max(MAX_IN_FLIGHT * unit, lowest)
+    start = min(max(START_IN_FLIGHT * unit, lowest), highest)
     return find_knee(
-        probe, start=start, least=least, most=most, tolerance=within.tolerance, is_whole=axis == "concurrency"
+        probe, start=start, lowest=lowest, highest=highest, tolerance=within.tolerance, is_whole=axis == "concurrency"
     )
 
 
@@ -266,14 +266,14 @@ def _try(knee_search: KneeSearch, load: float, player: ProbeRunner, lone_s: floa
     def enough(records: Sequence[RequestRecord], time_scale: float) -> bool:
         return decided(ended_before_the_first_under_way(records), time_scale).met is not None
 
-    requests = knee_search.span.most if player.stops_early else knee_search.span.first
+    requests = knee_search.span.limit if player.stops_early else knee_search.span.first
     while True:
         level = at_load(knee_search.scenario, knee_search.axis, load, requests=requests, lone_s=lone_s)
         probe_run = player.play(level, enough)
         decision = decided(probe_run.records, probe_run.run.time_scale)
-        if decision.met is not None or player.stops_early or requests >= knee_search.span.most:
+        if decision.met is not None or player.stops_early or requests >= knee_search.span.limit:
             return result_of(knee_search, load, probe_run, decision)
-        requests = min(requests * 2, knee_search.span.most)
+        requests = min(requests * 2, knee_search.span.limit)
 
 
 def result_of(knee_search: KneeSearch, load: float, probe_run: ProbeRun, decision: SloDecision) -> ProbeResult:

@@ -20,7 +20,7 @@ from loadtest.results import Columns, Ints, RequestRecord, columns_of
 from loadtest.scenario import Objectives, ObjectiveScope, Quantity, share_of
 
 CLEAR_Z = 2.576  # 99 %: a probe is evaluated repeatedly, and each evaluation can be wrong
-LEAST_REQUESTS = 32
+MIN_REQUESTS = 32
 BLOCKS = 16
 BACKLOG = "backlog grows"
 
@@ -92,10 +92,10 @@ def weigh(
     undecided: list[str] = []
     for scope in scopes:
         own = measured if scope.class_name is None else measured.of_class(scope.class_name)
-        if len(own) < LEAST_REQUESTS:
+        if len(own) < MIN_REQUESTS:
             undecided.append(scope.label("too few requests"))
         for each in _intervals(scope.objectives, own, time_scale, is_open=is_open) if len(own) else ():
-            if each.high < each.required and len(own) >= LEAST_REQUESTS:
+            if each.high < each.required and len(own) >= MIN_REQUESTS:
                 missed.append(scope.label(each.objective))
             elif each.low < each.required:
                 undecided.append(scope.label(each.objective))
@@ -180,8 +180,8 @@ def _intervals(objectives: Objectives, measured: Columns, scale: float, *, is_op
         if not len(values):
             continue
         if "max" in limits:
-            most = float(values.max())
-            yield _Interval(f"{quantity} max", -most, -most, -most, -limits["max"])
+            largest = float(values.max())
+            yield _Interval(f"{quantity} max", -largest, -largest, -largest, -limits["max"])
         if "mean" in limits:
             means = _block_means(_sums(values, counts), counts.astype(np.float64))
             half = CLEAR_Z * float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.inf

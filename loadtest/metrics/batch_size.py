@@ -29,9 +29,9 @@ OWN_BIN_BELOW = 4  # small batch sizes have a bin each, larger ones share bins o
 # Of a bin's edges: a separate bin for the size one below a full level's would contain only the moments when a prompt
 # is computed.
 BIN_RATIO = 1.25
-MOST_GAPS = 4_000_000
-LEAST_GAPS = 20
-LEAST_STEPS = 4
+MAX_GAPS = 4_000_000
+MIN_GAPS = 20
+MIN_STEPS = 4
 
 
 class Samples(NamedTuple):
@@ -172,11 +172,11 @@ def batch_curve(window: Window, columns: Columns, samples: Samples, *, time_scal
 def batch_of_gaps(window: Window, columns: Columns) -> tuple[Floats, Floats]:
     """Return, for the gaps in a window, the number of active streams at their midpoint, and their wall seconds.
 
-    Of more than MOST_GAPS gaps, every second, third, ... is used.
+    Of more than MAX_GAPS gaps, every second, third, ... is used.
     """
     streaming = columns.tokens > 1
     starts, ends = np.sort(columns.first_s[streaming]), np.sort(columns.last_s[streaming])
-    stride = 1 + int(len(columns.gaps_s) // MOST_GAPS)
+    stride = 1 + int(len(columns.gaps_s) // MAX_GAPS)
     batches, gaps = [np.zeros(0)], [np.zeros(0)]
     for chunk in columns.token_chunks(by_response=True):
         same = chunk.row[1:] == chunk.row[:-1]
@@ -222,7 +222,7 @@ def _points_of_gaps(batches: Floats, gaps: Weighted) -> list[BatchPoint]:
     for group in groups:
         own = Weighted(gaps.values[group], gaps.weights[group])
         count = int(own.weights.sum())
-        if count >= LEAST_GAPS:
+        if count >= MIN_GAPS:
             p50, p95 = bootstrap.quantiles_of_weighted(own.sorted(), [0.5, 0.95])
             mean, batch = np.average(own.values, weights=own.weights), np.average(batches[group], weights=own.weights)
             points.append(BatchPoint(batch=float(batch), count=count, mean_s=float(mean), p50_s=p50, p95_s=p95))
@@ -255,7 +255,7 @@ def _steps(window: Window, samples: Samples, time_scale: float) -> tuple[Floats,
 def _steps_of_page(counter: Floats, decoding: Floats, spent_s: Floats) -> list[tuple[float, float, float]]:
     """Return batch size, iterations and seconds of each, over spans in which the engine was never idle.
 
-    A span ends at the first sample with at least LEAST_STEPS more iterations than its start: two samples within one
+    A span ends at the first sample with at least MIN_STEPS more iterations than its start: two samples within one
     iteration do not show its duration.
     """
     found, begin = [], 0
@@ -263,7 +263,7 @@ def _steps_of_page(counter: Floats, decoding: Floats, spent_s: Floats) -> list[t
         steps = counter[end] - counter[begin]
         if steps < 0 or decoding[end] <= 0:  # the server restarted, or was idle
             begin = end
-        elif steps >= LEAST_STEPS:
+        elif steps >= MIN_STEPS:
             if decoding[begin] > 0:
                 batch = float(decoding[begin : end + 1].mean())
                 found.append((batch, float(steps), float(spent_s[end] - spent_s[begin]) / float(steps)))

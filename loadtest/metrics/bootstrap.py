@@ -5,9 +5,9 @@ in an open loop, a block of time with all requests sent in it, since requests in
 are resampled by blocks of time in both. Intervals are the middle 95 % of the replicates (Efron and Tibshirani, "An
 Introduction to the Bootstrap", 1993, chapters 8 and 13).
 
-Blocks of time are long enough that the means of neighbours are uncorrelated, but there are at least LEAST_BLOCKS (batch
+Blocks of time are long enough that the means of neighbours are uncorrelated, but there are at least MIN_BLOCKS (batch
 means: Schmeiser, "Batch Size Effects in the Analysis of Simulation Output", Operations Research 30(3), 1982: 10 to 30
-suffice). More than MOST_UNITS units are assigned to MOST_UNITS groups at random, and the groups are resampled: equally
+suffice). More than MAX_UNITS units are assigned to MAX_UNITS groups at random, and the groups are resampled: equally
 good, and a hundred times faster.
 
 A percentile is supported by a sample if a distribution-free interval for it fits inside: if that many independent
@@ -29,10 +29,10 @@ from loadtest.results import Floats, Ints, Weighted
 
 CONFIDENCE = 0.95
 REPLICATES = 1000
-MOST_UNITS = 1000
-LEAST_UNITS = 10
-MOST_BLOCKS, LEAST_BLOCKS = 64, 16
-LEAST_PER_BLOCK = 4
+MAX_UNITS = 1000
+MIN_UNITS = 10
+MAX_BLOCKS, MIN_BLOCKS = 64, 16
+MIN_PER_BLOCK = 4
 SEED = 20_261_124
 
 _GRID = 48  # thresholds around each percentile
@@ -207,29 +207,29 @@ class Resampler:
 
 def by_requests(count: int, *, seed: int = SEED) -> Resampler | None:
     """Return a resampler of requests; None if there are too few."""
-    if count < LEAST_UNITS:
+    if count < MIN_UNITS:
         return None
     rng = np.random.default_rng(seed)
-    units = min(count, MOST_UNITS)
+    units = min(count, MAX_UNITS)
     dealt = np.arange(count, dtype=np.int64) % units
     return Resampler(rng.permutation(dealt) if count > units else dealt, _weights(units, rng))
 
 
 def by_blocks(at_s: Floats, values: Floats, *, seed: int = SEED) -> Resampler | None:
-    """Return a resampler of blocks of time; None if there are too few requests for LEAST_UNITS blocks.
+    """Return a resampler of blocks of time; None if there are too few requests for MIN_UNITS blocks.
 
     Args:
         at_s: When each request was due.
         values: Latencies, which show how long requests remain correlated.
     """
-    most = min(MOST_BLOCKS, len(at_s) // LEAST_PER_BLOCK)
+    largest = min(MAX_BLOCKS, len(at_s) // MIN_PER_BLOCK)
     span_s = float(np.ptp(at_s)) if len(at_s) else 0.0
-    if most < LEAST_UNITS or span_s <= 0:
+    if largest < MIN_UNITS or span_s <= 0:
         return None
-    bins = ((at_s - at_s.min()) / span_s * most).astype(np.int64).clip(0, most - 1)
-    sums, sizes = np.bincount(bins, weights=values, minlength=most), np.bincount(bins, minlength=most)
+    bins = ((at_s - at_s.min()) / span_s * largest).astype(np.int64).clip(0, largest - 1)
+    sums, sizes = np.bincount(bins, weights=values, minlength=largest), np.bincount(bins, minlength=largest)
     blocks = _block_count(sums, sizes)
-    unit = bins * blocks // most
+    unit = bins * blocks // largest
     return Resampler(unit, _weights(blocks, np.random.default_rng(seed)))
 
 
@@ -239,13 +239,13 @@ def rate_replicates(counts: Floats, *, seed: int = SEED) -> Floats | None:
     Args:
         counts: Number of events in consecutive bins of equal length.
     """
-    most = min(MOST_BLOCKS, len(counts))
-    if most < LEAST_UNITS or counts.sum() <= 0:
+    largest = min(MAX_BLOCKS, len(counts))
+    if largest < MIN_UNITS or counts.sum() <= 0:
         return None
-    bins = np.arange(len(counts)) * most // len(counts)
-    sums, sizes = np.bincount(bins, weights=counts, minlength=most), np.bincount(bins, minlength=most)
+    bins = np.arange(len(counts)) * largest // len(counts)
+    sums, sizes = np.bincount(bins, weights=counts, minlength=largest), np.bincount(bins, minlength=largest)
     blocks = _block_count(sums, sizes)
-    block = np.arange(most) * blocks // most
+    block = np.arange(largest) * blocks // largest
     weights = _weights(blocks, np.random.default_rng(seed)).astype(np.float64)
     found: Floats = (weights @ np.bincount(block, weights=sums)) / (weights @ np.bincount(block, weights=sizes))
     return found
@@ -280,7 +280,7 @@ def _weights(units: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
 def _block_count(sums: Values | Ints, sizes: Ints) -> int:
     """Return the number of blocks into which to merge the finest ones, so that neighbouring means are uncorrelated."""
     blocks = len(sums)
-    while blocks // 2 >= LEAST_BLOCKS:
+    while blocks // 2 >= MIN_BLOCKS:
         block = np.arange(len(sums)) * blocks // len(sums)
         filled = np.bincount(block, weights=sizes)
         means = np.bincount(block, weights=sums)[filled > 0] / filled[filled > 0]

@@ -12,10 +12,10 @@ from loadtest.metrics.steady_state import Window
 from loadtest.metrics.summary import Energy
 from loadtest.results import Floats, Kind
 
-LEAST_READINGS = 5  # of a power gauge in a window; a mean of fewer says little
+MIN_READINGS = 5  # of a power gauge in a window; a mean of fewer says little
 # An exporter's page repeats a reading until its next collection: 30 s by default for DCGM's. A counter that moves less
 # often than this many times in a window is off by up to a quarter of it.
-LEAST_UPDATES = 4
+MIN_UPDATES = 4
 NO_METER = "no metrics page reports GPU power or energy; give a DCGM exporter's with --power-url"
 NO_MODEL = "no joules of the power model; it covers GPUs with a known board power, without speculative decoding"
 
@@ -80,8 +80,8 @@ def _counted(meter: Meter, window: Window) -> tuple[float | None, str | None]:
     """Return the mean watts of an energy counter, read off linearly between its readings at both ends of a window."""
     t_s, joules = _updates(meter)
     inside = (t_s >= window.begin_s) & (t_s <= window.end_s)
-    if inside.sum() < LEAST_UPDATES:
-        return None, f"its energy counter moved {inside.sum()} times in the window, {_needed(window, LEAST_UPDATES)}"
+    if inside.sum() < MIN_UPDATES:
+        return None, f"its energy counter moved {inside.sum()} times in the window, {_needed(window, MIN_UPDATES)}"
     step_s = float(np.diff(t_s[inside]).max())
     if t_s[0] > window.begin_s + step_s or t_s[-1] < window.end_s - step_s:
         return None, "its energy counter was not read from the begin of the window to its end"
@@ -100,8 +100,8 @@ def _mean_power(meter: Meter, window: Window) -> tuple[float | None, str | None]
         return None, f"{len(t_s)} power readings in the window, none above zero"
     changed_s, _ = _updates(meter)
     fresh = int(((changed_s >= window.begin_s) & (changed_s <= window.end_s)).sum())
-    if fresh < LEAST_READINGS:
-        return None, f"{fresh} different power readings in the window, {_needed(window, LEAST_READINGS)}"
+    if fresh < MIN_READINGS:
+        return None, f"{fresh} different power readings in the window, {_needed(window, MIN_READINGS)}"
     return float(np.trapezoid(watts, t_s) / (t_s[-1] - t_s[0])), None
 
 
@@ -111,10 +111,10 @@ def _updates(meter: Meter) -> tuple[Floats, Floats]:
     return meter.t_s[is_new], meter.values[is_new]
 
 
-def _needed(window: Window, least: int) -> str:
+def _needed(window: Window, required: int) -> str:
     return (
-        f"at least {least} are needed: the exporter has to collect every {window.length_s / (least + 1):.3g} s or more "
-        "often (DCGM's: --collect-interval, in ms)"
+        f"at least {required} are needed: the exporter has to collect every {window.length_s / (required + 1):.3g} s "
+        "or more often (DCGM's: --collect-interval, in ms)"
     )
 
 

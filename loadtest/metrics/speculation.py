@@ -9,10 +9,10 @@ from loadtest.metrics.steady_state import Window
 from loadtest.metrics.summary import Speculation
 from loadtest.results import ACCEPTED_AT, Columns
 
-LEAST_SHARE = 0.001  # of the steps: a position that fewer accept is not listed
+MIN_SHARE = 0.001  # of the steps: a position that fewer accept is not listed
 # Of tokens a step, in addition to one, before responses are taken for speculation: a busy server without it sends two
 # tokens at once now and then (vLLM 0.32 on a busy core: one response in a thousand).
-LEAST_EXTRA = 0.02
+MIN_EXTRA = 0.02
 
 
 def speculation_of(
@@ -67,15 +67,15 @@ def _of_responses(good: Columns, *, counts_are_exact: bool) -> Speculation | Non
     if not counts_are_exact:
         responses = int(np.maximum(good.responses - 1, 0).sum())
         mean = float(np.maximum(good.tokens - 1, 0).sum()) / responses if responses else 1.0
-        return Speculation(tokens_per_step=mean, source="responses") if mean > 1 + LEAST_EXTRA else None
+        return Speculation(tokens_per_step=mean, source="responses") if mean > 1 + MIN_EXTRA else None
     is_later = np.ones(len(tokens), dtype=bool)
     is_later[(np.cumsum(good.responses) - good.responses)[good.responses > 0]] = False
     steps = tokens[is_later]
-    if not len(steps) or steps.mean() <= 1 + LEAST_EXTRA:
+    if not len(steps) or steps.mean() <= 1 + MIN_EXTRA:
         return None
     shares = [float((steps > position).mean()) for position in range(1, int(steps.max()))]
     return Speculation(
         tokens_per_step=float(steps.mean()),
-        acceptance=tuple(share for share in shares if share >= LEAST_SHARE),
+        acceptance=tuple(share for share in shares if share >= MIN_SHARE),
         source="responses",
     )

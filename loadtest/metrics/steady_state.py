@@ -24,9 +24,9 @@ from loadtest.results import Bools, Columns, Floats, Ints, Level
 
 STEADY_LEAST_RATIO = 0.1
 MSER_BATCH = 5
-LEAST_BINS = 50  # ten batches of five
-MOST_BINS = 400
-LEAST_REQUESTS = 100  # below this, a bin would contain hardly one request
+MIN_BINS = 50  # ten batches of five
+MAX_BINS = 400
+MIN_REQUESTS = 100  # below this, a bin would contain hardly one request
 TOKENS_PER_BIN = 20
 CUT_STANDARD_ERRORS = 3.0
 CUT_RATIO = 0.05
@@ -92,8 +92,8 @@ def _full_instants(concurrency: int, columns: Columns) -> tuple[float, float] | 
 def cut_of(window: Window, columns: Columns, *, is_open: bool) -> Cut:
     """Return the steady part of a window; all of it if there is too little data."""
     nothing = Cut(window, 0.0, 0.0)
-    bins = min(MOST_BINS, int(columns.tokens.sum()) // TOKENS_PER_BIN)
-    if bins < LEAST_BINS or len(columns) < LEAST_REQUESTS or window.length_s <= 0:
+    bins = min(MAX_BINS, int(columns.tokens.sum()) // TOKENS_PER_BIN)
+    if bins < MIN_BINS or len(columns) < MIN_REQUESTS or window.length_s <= 0:
         return nothing
     edges = np.linspace(window.begin_s, window.end_s, bins + 1)
     in_flight = mean_count(edges, columns.sent_s, columns.done_s)
@@ -116,7 +116,7 @@ def settled_after(values: Floats) -> int:
     20
     """
     means = values[: len(values) // MSER_BATCH * MSER_BATCH].reshape(-1, MSER_BATCH).mean(axis=1)
-    if len(means) < LEAST_BINS // MSER_BATCH:
+    if len(means) < MIN_BINS // MSER_BATCH:
         return 0
     dropped = mser(means)
     rest = means[dropped:]

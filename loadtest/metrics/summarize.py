@@ -70,7 +70,7 @@ SETTLING = frozenset({"constant", "poisson", "gamma"})  # processes with a const
 CUT_METHOD = (
     "MSER-5 on requests in flight and tokens per bin, where what it cuts differs by over 3 standard errors and 5 %"
 )
-MOST_ERROR_TEXTS = 10
+MAX_ERROR_TEXTS = 10
 
 
 def summarize(
@@ -223,7 +223,7 @@ def _errors_by_outcome(measured: Columns) -> dict[str, int]:
 
 def _errors_by_text(measured: Columns) -> dict[str, int]:
     texts = measured.error[~measured.good & (measured.error != UNKNOWN)]
-    return {measured.errors[place]: count for place, count in Counter(texts.tolist()).most_common(MOST_ERROR_TEXTS)}
+    return {measured.errors[place]: count for place, count in Counter(texts.tolist()).most_common(MAX_ERROR_TEXTS)}
 
 
 def _goodput(objectives: Objectives | None, measured: Columns, is_open: bool, time_scale: float) -> float | None:

@@ -48,7 +48,7 @@ def rate_replicates(found: Counted, *, seed: int = bootstrap.SEED) -> dict[str, 
     drawn = {
         name: bootstrap.rate_replicates(values.astype(np.float64), seed=seed)
         for name, values in counts.items()
-        if values.sum() >= bootstrap.LEAST_UNITS * bootstrap.LEAST_PER_BLOCK
+        if values.sum() >= bootstrap.MIN_UNITS * bootstrap.MIN_PER_BLOCK
     }
     return {name: replicates / per_bin_s for name, replicates in drawn.items() if replicates is not None}
 

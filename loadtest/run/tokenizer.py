@@ -14,7 +14,7 @@ from engines.spec import ModelSpec, model_named
 from loadtest.client import ENGINE_MODEL
 from loadtest.results import RUN_NAME, RunManifest, ServerFacts
 
-MOST_RUNS = 50
+MAX_RUNS = 50
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -65,7 +65,7 @@ def of_earlier_runs(facts: ServerFacts, folder: Path) -> Iterator[Path]:
     if facts.model == ENGINE_MODEL and facts.engine is None:
         return
     found = [path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{RUN_NAME}") if path.is_file()]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:MOST_RUNS]:
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[:MAX_RUNS]:
         try:
             run = read_json(path, RunManifest)
         except CommandError:  # of another version, or damaged: not of use here

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from engines.errors import UserError
 from engines.files import Strict
-from loadtest.scenario.traces import MOST_ARRIVALS, Arrival, NotNegative, Positive, Schedule, Trace, read_trace
+from loadtest.scenario.traces import MAX_ARRIVALS, Arrival, NotNegative, Positive, Schedule, Trace, read_trace
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -117,7 +117,7 @@ def arrivals_of(arrivals: Process | Trace, *, rng: np.random.Generator, folder: 
 
     Raises:
         MissingError: The trace does not exist.
-        UserError: There are no arrivals, or more than `MOST_ARRIVALS`, or the trace is damaged.
+        UserError: There are no arrivals, or more than `MAX_ARRIVALS`, or the trace is damaged.
     """
     if isinstance(arrivals, Trace):
         return read_trace(arrivals, folder=folder)
@@ -161,15 +161,15 @@ def draw_times_s(process: Process, rng: np.random.Generator) -> Floats:
     that thinning needs.
 
     Raises:
-        UserError: There are more than `MOST_ARRIVALS`.
+        UserError: There are more than `MAX_ARRIVALS`.
 
     Source:
         Cinlar, "Introduction to Stochastic Processes", 1975, chapter 4.7 (time change of a Poisson process).
     """
     expected = expected_requests(process)
-    if expected > MOST_ARRIVALS:
+    if expected > MAX_ARRIVALS:
         raise UserError(
-            f"arrivals: {process.process}: about {expected:.3g} requests, more than {MOST_ARRIVALS:,}",
+            f"arrivals: {process.process}: about {expected:.3g} requests, more than {MAX_ARRIVALS:,}",
             hint="use a lower rate or a shorter duration",
         )
     if isinstance(process, Constant):

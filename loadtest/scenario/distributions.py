@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from engines.errors import UserError
-from engines.files import MOST_TOKENS
+from engines.files import MAX_TOKENS
 from loadtest.scenario.length_files import Pairs, read_column
 
 _FORMS: dict[str, tuple[str, ...]] = {
@@ -171,8 +171,8 @@ def _number(written: object) -> float | None:
         number = float(written)
     except ValueError:
         return None
-    if not 0 <= number <= MOST_TOKENS:  # of a pause: half a year in seconds
-        raise ValueError(f"a number from 0 to {MOST_TOKENS:,} is expected")
+    if not 0 <= number <= MAX_TOKENS:  # of a pause: half a year in seconds
+        raise ValueError(f"a number from 0 to {MAX_TOKENS:,} is expected")
     return number
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from engines.errors import MissingError, UserError
-from engines.files import MOST_TOKENS, Strict
+from engines.files import MAX_TOKENS, Strict
 
 # Common column names of prompt and reply lengths, including those of the trace formats.
 PAIR_COLUMNS = (
@@ -44,7 +44,7 @@ def read_column(path: str, column: str) -> tuple[float, ...]:
         name = column or next(iter(row))
         if name not in row:
             raise UserError(f"{path}: line {number}: no '{name}'", hint=f"available: {', '.join(row)}")
-        found.append(_positive(row[name], name, path, number, least=0.0))
+        found.append(_positive(row[name], name, path, number, lower=0.0))
     return tuple(sorted(found))
 
 
@@ -96,7 +96,7 @@ def read_pairs(path: str) -> tuple[tuple[int, int], ...]:
         if names is None:
             known = "; ".join(f"{isl} and {osl}" for isl, osl in PAIR_COLUMNS)
             raise UserError(f"{path}: line {number}: no known length columns", hint=f"columns: {known}")
-        isl, osl = (int(_positive(row.get(name), name, path, number, least=0.0)) for name in names)
+        isl, osl = (int(_positive(row.get(name), name, path, number, lower=0.0)) for name in names)
         if isl and osl:
             pairs.append((isl, osl))
     if not pairs:
@@ -104,14 +104,14 @@ def read_pairs(path: str) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
-def _positive(value: object, name: str, path: str, number: int, *, least: float) -> float:
+def _positive(value: object, name: str, path: str, number: int, *, lower: float) -> float:
     try:
         found = float(str(value))
     except ValueError:
         found = math.nan
-    if not least <= found <= MOST_TOKENS:
+    if not lower <= found <= MAX_TOKENS:
         raise UserError(
-            f"{path}: line {number}: '{name}' is {value!r:.60}, not a number from {least:g} to {MOST_TOKENS:,}"
+            f"{path}: line {number}: '{name}' is {value!r:.60}, not a number from {lower:g} to {MAX_TOKENS:,}"
         )
     return found
 

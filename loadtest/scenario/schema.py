@@ -12,20 +12,20 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, AliasChoices, Field, JsonValue, field_validator, model_validator
 
 from engines.errors import MissingError, UserError
-from engines.files import MOST_TOKENS, Source, Strict, read_yaml, source_of
+from engines.files import MAX_TOKENS, Source, Strict, read_yaml, source_of
 from loadtest.scenario.arrivals import Arrivals
 from loadtest.scenario.distributions import Distribution, PairsOf, Pause, TokensOrAuto, fixed
 from loadtest.scenario.slo import Objectives
-from loadtest.scenario.traces import MOST_ARRIVALS, Trace
+from loadtest.scenario.traces import MAX_ARRIVALS, Trace
 
 GENERATED_PROMPTS = ("chat", "random")
 DEFAULT_ISL, DEFAULT_OSL = 256, 64
 # Bounds against typing errors: a machine has 65,536 ports, and sends far fewer requests per second.
-MOST_USERS = 65_536
-MOST_RATE_PER_S = 100_000.0
+MAX_USERS = 65_536
+MAX_RATE_PER_S = 100_000.0
 LONGEST_S = 1e7  # 116 days
-Users = Annotated[int, Field(ge=1, le=MOST_USERS)]
-RatePerS = Annotated[float, Field(gt=0, le=MOST_RATE_PER_S)]
+Users = Annotated[int, Field(ge=1, le=MAX_USERS)]
+RatePerS = Annotated[float, Field(gt=0, le=MAX_RATE_PER_S)]
 PROMPT_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 
@@ -45,7 +45,7 @@ class Lengths(Strict):
     isl: TokensOrAuto = "auto"
     osl: TokensOrAuto = "auto"
     pairs: PairsOf | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Self:
@@ -63,8 +63,8 @@ class Prefixes(Strict):
         share: Share of prompts (of first turns, in conversations) that start with one of them.
     """
 
-    count: Annotated[int, Field(ge=1, le=MOST_ARRIVALS)] = 1
-    tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    count: Annotated[int, Field(ge=1, le=MAX_ARRIVALS)] = 1
+    tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
@@ -82,7 +82,7 @@ class Conversations(Strict):
     turns: TokensOrAuto = "auto"
     think_s: Pause = fixed(0.0)
     history: Literal["replies", "stand_in"] = "replies"
-    max_tokens: Annotated[int, Field(ge=2, le=MOST_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=2, le=MAX_TOKENS)] | None = None
 
 
 def _source(value: str) -> str:
@@ -218,10 +218,10 @@ class Scenario(Strict):
     arrivals: Arrivals | None = None
     duration_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 600.0
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    requests: Annotated[int, Field(ge=1, le=MOST_ARRIVALS)] = 32
-    requests_per_user: Annotated[int, Field(ge=0, le=MOST_ARRIVALS)] = 0
+    requests: Annotated[int, Field(ge=1, le=MAX_ARRIVALS)] = 32
+    requests_per_user: Annotated[int, Field(ge=0, le=MAX_ARRIVALS)] = 0
     window_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
-    warmup_requests: Annotated[int, Field(ge=0, le=MOST_ARRIVALS)] = 1
+    warmup_requests: Annotated[int, Field(ge=0, le=MAX_ARRIVALS)] = 1
     start: Literal["staggered", "together"] = "staggered"
     prompts: PromptSource = "chat"
     prefixes: Prefixes | None = None

@@ -14,9 +14,9 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from engines.errors import MissingError, UserError
-from engines.files import MOST_TOKENS, Strict
+from engines.files import MAX_TOKENS, Strict
 
-MOST_ARRIVALS = 5_000_000  # at about 200 bytes each, these fit into a load generator's memory
+MAX_ARRIVALS = 5_000_000  # at about 200 bytes each, these fit into a load generator's memory
 SLACK_S = 60.0  # maximum disorder of a trace's rows within which a slice is still found
 LATEST_S = 1e11  # 3,000 years: dates in seconds are below it; also the limit of numbers that count ms, 3 years
 _NEAR_BYTES = 1 << 16  # a slice's start is searched to within this distance
@@ -99,7 +99,7 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
 
     Raises:
         MissingError: The trace does not exist.
-        UserError: A row is damaged, the slice is empty, or it has more than `MOST_ARRIVALS`.
+        UserError: A row is damaged, the slice is empty, or it has more than `MAX_ARRIVALS`.
     """
     path = folder / trace.path
     chosen: list[Arrival] = []
@@ -110,10 +110,10 @@ def read_trace(trace: Trace, *, folder: Path) -> Schedule:
         if not isl or not osl:
             failed_rows += 1
             continue
-        if len(chosen) == MOST_ARRIVALS:
-            raise UserError(f"{path}: more than {MOST_ARRIVALS:,} requests", hint="replay a slice with from_s and to_s")
-        most = trace.max_tokens if own_max is None else own_max
-        chosen.append(Arrival((at_s - trace.from_s) / trace.speed_up, isl, osl, prefix_hashes, most))
+        if len(chosen) == MAX_ARRIVALS:
+            raise UserError(f"{path}: more than {MAX_ARRIVALS:,} requests", hint="replay a slice with from_s and to_s")
+        largest = trace.max_tokens if own_max is None else own_max
+        chosen.append(Arrival((at_s - trace.from_s) / trace.speed_up, isl, osl, prefix_hashes, largest))
     if not chosen:
         raise UserError(
             f"{path}: no request from {trace.from_s:g} s to {trace.to_s}, and {failed_rows} failed ones",
@@ -155,7 +155,7 @@ def _date(value: Any) -> float:
 
 def _tokens(value: Any) -> int:
     number = int(str(value))
-    if not 0 <= number <= MOST_TOKENS:
+    if not 0 <= number <= MAX_TOKENS:
         raise ValueError
     return number
 

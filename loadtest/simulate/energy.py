@@ -68,6 +68,6 @@ def with_power_range(summary: Summary, manifest: EngineManifest) -> Summary:
         energy = level.energy
         if energy is not None:
             low, high = (ratio * energy.power_w for ratio in model.interval)
-            energy = energy.model_copy(update={"power_range_w": (low, min(high, model.most_w))})
+            energy = energy.model_copy(update={"power_range_w": (low, min(high, model.max_w))})
         levels.append(level.model_copy(update={"energy": energy}))
     return summary.model_copy(update={"levels": levels})

@@ -9,12 +9,12 @@ from typing import NamedTuple
 from engines.calibration import Calibration, Quantity
 from engines.manifest import EngineManifest
 from engines.spec import engine_profile_named
-from engines.steptime import INTERVAL_SHARE, Z_95, slowed, uncertainty
+from engines.steptime import INTERVAL_SHARE, Z_95, uncertainty, with_time_ratios
 from loadtest.metrics import Interval, LevelSummary, Summary
 from loadtest.scenario import Scenario
 
 SAMPLED_REQUESTS = 1536
-LEAST_SAVING = 4  # times a sample's duration: the ends of a shorter scenario are simulated completely
+MIN_SAVING = 4  # times a sample's duration: the ends of a shorter scenario are simulated completely
 SETTLED_AFTER = 10  # times a request's duration: a shorter sample's warm-up, a tenth of it, is shorter than one request
 # Least tokens per second of the slow end, relative to the fast end's: without a growing queue, what is in flight at the
 # end of a sample is less than the other 5 %.
@@ -46,8 +46,8 @@ def profile_ends(manifest: EngineManifest, *, alone: bool = False) -> ProfileEnd
     found = uncertainty(
         engine_profile_named(choice.profile), precision=manifest.precision.name, load="engine" if alone else "served"
     )
-    fast = slowed(choice, step_ratio=found.step_low, host_ratio=found.host_low)
-    slow = slowed(choice, step_ratio=found.step_high, host_ratio=found.host_high)
+    fast = with_time_ratios(choice, step_ratio=found.step_low, host_ratio=found.host_low)
+    slow = with_time_ratios(choice, step_ratio=found.step_high, host_ratio=found.host_high)
     return ProfileEnds(
         manifest.model_copy(update={"step_time": fast}),
         manifest.model_copy(update={"step_time": slow}),
@@ -88,7 +88,7 @@ def sample_of(scenario: Scenario, summary: Summary) -> Scenario | None:
         return None
     duration_s = SAMPLED_REQUESTS / min(rates)
     slowest_s = max((level.e2e_s.mean for level in summary.levels if level.e2e_s is not None), default=0.0)
-    if LEAST_SAVING * duration_s > scenario.duration_s or SETTLED_AFTER * slowest_s > duration_s:
+    if MIN_SAVING * duration_s > scenario.duration_s or SETTLED_AFTER * slowest_s > duration_s:
         return None
     return scenario.model_copy(update={"duration_s": duration_s})
 

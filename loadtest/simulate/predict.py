@@ -183,17 +183,17 @@ def at_once(scenario: Scenario) -> Scenario:
 
 def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
     """Return the engine alone, with room for the scenario's whole largest batch and its prompts in one iteration."""
-    most = max(scenario.concurrency)
+    largest = max(scenario.concurrency)
     sampler = ConversationSampler(scenario)
-    drawn = [sampler.begin(number) for number in range(most)]
+    drawn = [sampler.begin(number) for number in range(largest)]
     longest = max(each.prompt_tokens + each.exchange.reply_tokens for each in drawn)
     limits = manifest.limits.model_copy(
         update={
-            "max_batch_size": max(manifest.limits.max_batch_size, most),
+            "max_batch_size": max(manifest.limits.max_batch_size, largest),
             "max_num_tokens": max(manifest.limits.max_num_tokens, sum(each.prompt_tokens for each in drawn)),
         }
     )
-    needed = -(-longest // manifest.kv_cache.tokens_per_block) * most
+    needed = -(-longest // manifest.kv_cache.tokens_per_block) * largest
     cache = manifest.kv_cache.model_copy(update={"blocks": max(manifest.kv_cache.blocks, needed)})
     choice = manifest.step_time.model_copy(update={"host": None})
     return manifest.model_copy(update={"limits": limits, "kv_cache": cache, "step_time": choice})

@@ -308,8 +308,8 @@ def _longest(kind: Kind) -> tuple[int, int] | None:
     else:
         isl, osl = kind.isl.longest, kind.osl.longest
     if kind.conversation is not None:
-        most = kind.conversation.max_tokens
-        return None if most is None else (max(most - 1, isl), osl)
+        largest = kind.conversation.max_tokens
+        return None if largest is None else (max(largest - 1, isl), osl)
     return isl + (kind.prefixes.tokens if kind.prefixes else 0), osl
 
 

@@ -148,7 +148,7 @@ class Turn:
 def turn_of(state: ConversationState, number: int, phase: Phase, output_tokens: int | None = None) -> Turn:
     """Return the next turn of a conversation as the request with this id."""
     kind = state.kind
-    most = state.exchange.max_tokens or kind.lengths.max_tokens
+    largest = state.exchange.max_tokens or kind.lengths.max_tokens
     return Turn(
         number,
         phase,
@@ -156,7 +156,7 @@ def turn_of(state: ConversationState, number: int, phase: Phase, output_tokens: 
         kind.name,
         None if kind.conversation is None else state.conversation.number,
         state.place,
-        kind.is_exact and most is None,
+        kind.is_exact and largest is None,
         state,
-        most,
+        largest,
     )

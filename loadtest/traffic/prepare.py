@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FIRST_RANDOM_ID = 1000  # lower ids are bytes, digits and reserved tokens of other vocabularies
-LEAST_CHAT_TOKENS = 30_000  # a tenth of a second of tokenization
-MOST_CHAT_TOKENS = 2_000_000
-MOST_ROWS = 20_000  # of a prompt file; beyond this, rows are reused
-LEAST_WORDS = 100
-MOST_WORDS = 4096
-MOST_MARKS = 1000  # two runs start alike once in a million times
+MIN_CHAT_TOKENS = 30_000  # a tenth of a second of tokenization
+MAX_CHAT_TOKENS = 2_000_000
+MAX_ROWS = 20_000  # of a prompt file; beyond this, rows are reused
+MIN_WORDS = 100
+MAX_WORDS = 4096
+MAX_MARKS = 1000  # two runs start alike once in a million times
 PROBES = 24  # prompts counted again before a run,
 TRIED_TOKENS = 50_000  # unless fewer prompts have this many tokens together
 _TOKENIZER = "tokenizer.json"
@@ -61,13 +61,13 @@ def prepare(
     if any(kind.prompts != "random" for kind in scenario.kinds):
         texts["chat"] = chat_text(tokenizer, tokens=_chat_tokens(scenario, plans, rows))
         if any(kind.prompts == "chat" for kind in scenario.kinds) and not len(texts["chat"].begins):
-            can_be_random = not as_text or len(_words(tokenizer)) >= LEAST_WORDS
+            can_be_random = not as_text or len(_words(tokenizer)) >= MIN_WORDS
             raise UserError(
                 f"{tokenizer_path}: no token begins with a space, so chats cannot be cut to a length",
                 hint="--prompts random" if can_be_random else _NO_TEXT_OF_A_LENGTH,
             )
     words = _words(tokenizer) if as_text and needs_words else []
-    if as_text and needs_words and len(words) < LEAST_WORDS:
+    if as_text and needs_words and len(words) < MIN_WORDS:
         raise UserError(
             f"{tokenizer_path}: the tokenizer has {len(words)} single-token words, too few for random text of a length",
             hint="--prompts chat" if _can_cut_chats(tokenizer) and not has_hashes else _NO_TEXT_OF_A_LENGTH,
@@ -104,13 +104,13 @@ def count_rows(scenario: Scenario, plans: list[LevelPlan], tokenizer_path: Path 
     if not sources or tokenizer_path is None:
         return {}
     tokenizer = read_tokenizer(tokenizer_path)
-    most = rows_needed(scenario, plans)
-    return {source: file_text(tokenizer, Path(source), most_rows=most).exchanges for source in sorted(sources)}
+    largest = rows_needed(scenario, plans)
+    return {source: file_text(tokenizer, Path(source), most_rows=largest).exchanges for source in sorted(sources)}
 
 
 def rows_needed(scenario: Scenario, plans: list[LevelPlan]) -> int:
     """Return how many rows of a prompt file a run can use before they repeat."""
-    return min(MOST_ROWS, scenario.levels * max(plan.conversations(scenario) for plan in plans))
+    return min(MAX_ROWS, scenario.levels * max(plan.conversations(scenario) for plan in plans))
 
 
 def _can_cut_chats(tokenizer: Tokenizer) -> bool:
@@ -123,7 +123,7 @@ def _chat_tokens(scenario: Scenario, plans: list[LevelPlan], rows: Mapping[str, 
     sampler = ConversationSampler(scenario, rows)
     count = max(plan.conversations(scenario) for plan in plans)
     longest = max(plan.length_stats(scenario, sampler).longest for plan in plans)
-    return min(MOST_CHAT_TOKENS, max(LEAST_CHAT_TOKENS, 2 * longest + 3 * count * scenario.levels))
+    return min(MAX_CHAT_TOKENS, max(MIN_CHAT_TOKENS, 2 * longest + 3 * count * scenario.levels))
 
 
 def _id_range(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -171,7 +171,7 @@ def _marks(tokenizer: Tokenizer, chat: TokenText) -> Iterator[tuple[int, str]]:
         seen.add(token)
         if tokenizer.encode("x" + word + word, add_special_tokens=False).ids[-2:] == [token, token]:
             yield token, word
-        if len(seen) == MOST_MARKS:
+        if len(seen) == MAX_MARKS:
             return
 
 
@@ -185,7 +185,7 @@ def _words(tokenizer: Tokenizer) -> list[str]:
             ids = tokenizer.encode("x" + word + word, add_special_tokens=False).ids
             if ids[-2:] == [token, token]:
                 found.append(word)
-        if len(found) == MOST_WORDS:
+        if len(found) == MAX_WORDS:
             break
     return found
 

@@ -81,9 +81,9 @@ class TokenText:
             for row in self.rows
         ]
 
-    def upto(self, begin: int, most: int) -> int:
-        """Return the last place, at most `most`, at which a text from `begin` may end; `begin` if there is none."""
-        place = int(np.searchsorted(self.cuts, most, side="right")) - 1
+    def upto(self, begin: int, largest: int) -> int:
+        """Return the last place, at most `largest`, at which a text from `begin` may end; `begin` if there is none."""
+        place = int(np.searchsorted(self.cuts, largest, side="right")) - 1
         return max(begin, int(self.cuts[place])) if place >= 0 else begin
 
     def part(self, begin: int, end: int) -> str:

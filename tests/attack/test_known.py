@@ -25,7 +25,7 @@ REFUSED = {
     "--max-batch-size 0": "'--max-batch-size': 0 is not in the range x>=1",
     "calibrate-engine --measurements points.csv --model llama-3-8b --gpu h100-sxm-80gb --precision fp8 "
     "--max-num-tokens 0": "'--max-num-tokens': 0 is not in the range x>=1",
-    "find-knee engine --objective ttft_s.p95=1 --isl 8 --osl 4 --most-requests 0": "0 is not in the range x>=1",
+    "find-knee engine --objective ttft_s.p95=1 --isl 8 --osl 4 --max-requests 0": "0 is not in the range x>=1",
     f"{PREDICT} --isl 8 --concurrency 1 --max-batch-size 4 --tp 2": "--tp, --max-batch-size: not with an engine folder",
     f"{PREDICT} --isl 1e9 --concurrency 1": "a number from 0 to 16,777,216 is expected",
     f"{PREDICT} --isl 8 --rate inf": "'--rate': inf is not a number from",
@@ -73,7 +73,7 @@ FULL_DISK = {
     "build-deployment repository --out out": 4096,
     "predict-load engine --isl 8 --osl 4 --concurrency 1 --requests 50 --out out": 4096,
     "report-load run --out out": 16_384,
-    "find-knee engine --objective ttft_s.p95=1 --isl 8 --osl 4 --most-requests 64 --out out": 1024,
+    "find-knee engine --objective ttft_s.p95=1 --isl 8 --osl 4 --max-requests 64 --out out": 1024,
 }
 
 

@@ -48,8 +48,8 @@ def main() -> int:
 
 
 def _line(work: Work, source: str) -> str:
-    asked = resolve_recipe(None, {"step_time": source})
-    manifest = emulated_manifest(make_plan(asked, head=HEAD), asked.recipe)
+    resolved = resolve_recipe(None, {"step_time": source})
+    manifest = emulated_manifest(make_plan(resolved, head=HEAD), resolved.recipe)
     batcher = batcher_for(manifest)
     times_s = np.cumsum(np.random.default_rng(0).exponential(1 / work.rate_per_s, work.requests)).tolist()
     requests = [Sent(Turn(number, "measure", work.osl), t_s, work.isl) for number, t_s in enumerate(times_s)]

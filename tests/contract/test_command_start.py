@@ -110,7 +110,7 @@ def test_options_offer_what_the_rooms_accept() -> None:
     """Choices and defaults that options state are those of the schemas behind them."""
     assert target_options.PROTOCOLS == PROTOCOLS
     assert tuple(UNITS) == find_knee.AXES
-    assert Span().most == find_knee.MOST_REQUESTS
+    assert Span().limit == find_knee.MAX_REQUESTS
 
 
 @pytest.mark.parametrize("target", SCRIPTS.values(), ids=SCRIPTS)

@@ -30,7 +30,7 @@ CASES = int(os.environ.get("HOSTILE_CASES", "1000"))
 SEED = int(os.environ.get("HOSTILE_SEED", "1"))
 ANSWERS_EVERY = 50
 LIMIT_S = 5
-MOST_BYTES = 48_000_000  # docs/explanation/security.md: past about 100 MB Triton 2.51 dies of a body
+MAX_BYTES = 48_000_000  # docs/explanation/security.md: past about 100 MB Triton 2.51 dies of a body
 MODELS = ("ensemble", "tensorrt_llm_bls", "tensorrt_llm", "preprocessing", "postprocessing")
 SERVICE = "/inference.GRPCInferenceService/"
 
@@ -144,7 +144,7 @@ def _infer_body(rng: random.Random) -> dict[str, Any]:
 
 def _http_case(server: Server, rng: random.Random) -> int:
     model = rng.choice(MODELS)
-    body = json.dumps(rng.choice([_generate_body, _infer_body])(rng)).encode()[:MOST_BYTES]
+    body = json.dumps(rng.choice([_generate_body, _infer_body])(rng)).encode()[:MAX_BYTES]
     if rng.random() < 0.3:
         body = _spoilt(body, rng)
     headers = rng.choice([
@@ -165,7 +165,7 @@ def _spoilt(body: bytes, rng: random.Random) -> bytes:
     cut = bytearray(body[: rng.randrange(len(body) + 1)] or b"x")
     for _ in range(rng.choice([0, 1, 50])):
         cut[rng.randrange(len(cut))] = rng.randrange(256)
-    return (bytes(cut) * rng.choice([1, 1, 1, 40]))[:MOST_BYTES]
+    return (bytes(cut) * rng.choice([1, 1, 1, 40]))[:MAX_BYTES]
 
 
 def _raw_case(server: Server, rng: random.Random) -> int:
@@ -237,7 +237,7 @@ def test_hostile_requests_do_no_harm(victim: Server) -> None:
     assert _files(victim) == files
 
 
-@pytest.mark.parametrize("size", [1_000_000, MOST_BYTES])
+@pytest.mark.parametrize("size", [1_000_000, MAX_BYTES])
 def test_an_oversized_body_is_refused_in_words(victim: Server, size: int) -> None:
     """A text that no tokens allowed could hold is refused before it is tokenized, however large it is."""
     processes = _processes(victim)

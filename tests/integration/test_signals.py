@@ -23,7 +23,7 @@ PATIENCE_S = 60.0
 # Commands that are still at work some seconds after they began, in an empty folder.
 COMMANDS = {
     "predict-load": "--model llama-3-8b --gpu h100-sxm-80gb --precision fp8 --concurrency 64 --requests 200000",
-    "find-knee": "engine --objective ttft_s.p95=1 --isl 1000 --osl 1000 --most-requests 100000",
+    "find-knee": "engine --objective ttft_s.p95=1 --isl 1000 --osl 1000 --max-requests 100000",
     "build-engine": "--precision fp8 --emulate --gpu h100-sxm-80gb,a100-sxm-80gb,l40s --recipe latency,throughput",
     "run-load --worker": "--port 1 --within 60",
 }

@@ -79,8 +79,10 @@ def _agrees(file: ModelFile, files: Files, config: EngineConfig) -> Iterator[Fin
             fix = f"{key} false, or build with --use_paged_context_fmha enable"
             yield finding_of("error", "paged-context", file, what, fix)
     if "whole-prompts" in found:
-        budget, most = config.max_num_tokens, config.max_input_len
-        what = f"without enable_chunked_context no prompt past max_num_tokens ({budget}) runs; max_input_len is {most}"
+        budget, longest = config.max_num_tokens, config.max_input_len
+        what = (
+            f"without enable_chunked_context no prompt past max_num_tokens ({budget}) runs; max_input_len is {longest}"
+        )
         yield finding_of("warning", "whole-prompts", file, what, "enable_chunked_context true")
     size = file.config.max_batch_size
     if config.max_batch_size is not None and size > config.max_batch_size:

@@ -48,7 +48,7 @@ NUMBERS = (
     "lora_cache_host_memory_bytes", "lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size",
     "gpu_weights_percent", "cuda_graph_cache_size",
 )  # fmt: skip
-MOST_KV_FRACTION = 0.95
+MAX_KV_FRACTION = 0.95
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._-]*")
 Files = Mapping[str, ModelFile]
 
@@ -202,9 +202,9 @@ def _cache(file: ModelFile, values: Mapping[str, str]) -> Iterator[Finding]:
     if fraction is not None and not 0 < fraction < 1:
         what = f"kv_cache_free_gpu_mem_fraction is {fraction:g}: it must be above 0 and below 1"
         yield finding_of("error", "kv-fraction", file, what, "0.9")
-    elif fraction is not None and fraction > MOST_KV_FRACTION:
+    elif fraction is not None and fraction > MAX_KV_FRACTION:
         what = f"kv_cache_free_gpu_mem_fraction is {fraction:g}: little is left for what is allocated later (issue 303)"
-        yield finding_of("warning", "kv-fraction", file, what, f"at most {MOST_KV_FRACTION}")
+        yield finding_of("warning", "kv-fraction", file, what, f"at most {MAX_KV_FRACTION}")
     unknown = EngineConfig()  # contradictions within the settings, independent of the engine
     found = {each.code for each in misfits(served_of(file, None, unknown), unknown)}
     if "host-cache" in found:

@@ -23,7 +23,7 @@ PROMETHEUS_URL = "http://prometheus-operated.monitoring.svc:9090"  # the Prometh
 ENDPOINT_S = 10  # a terminating pod still gets requests until every node has removed the endpoint
 EXIT_S = 15  # Triton ends within its own time-out, or is killed
 LOAD_BYTES_PER_S = 100e6  # network storage at its slowest; a probe that gives up too early restarts the load for ever
-LEAST_START_S = 600
+MIN_START_S = 600
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 FLAGS = ("--metrics-config=histogram_latencies=true",)  # a server older than the histogram (24.11) passes it over
 BUSY_RATIO = 0.85  # of slots and of KV blocks: past it the autoscaler adds a server, before what comes next queues
@@ -197,7 +197,7 @@ def plan_deployment(
         longest_reply_from="predicted" if deployment.longest_reply_s == "auto" else "flag",
         termination_s=deployment.drain_before_s + within_s + EXIT_S,
         drain_within_s=within_s,
-        start_s=max(LEAST_START_S, math.ceil(weights / LOAD_BYTES_PER_S)) if built else 120,
+        start_s=max(MIN_START_S, math.ceil(weights / LOAD_BYTES_PER_S)) if built else 120,
         stages=engine.parallel.pipeline,
         slots=slots,
         in_flight_per_replica=max(1, int(slots * BUSY_RATIO)),

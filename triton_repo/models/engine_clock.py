@@ -38,8 +38,8 @@ class Lateness:
         """Return p50, p99 and max over the recent steps; zeros before the first."""
         if not self.recent:
             return {"p50": 0.0, "p99": 0.0, "max": 0.0}
-        p50, p99, most = np.percentile(np.array(self.recent), [50, 99, 100])
-        return {"p50": float(p50), "p99": float(p99), "max": float(most)}
+        p50, p99, largest = np.percentile(np.array(self.recent), [50, 99, 100])
+        return {"p50": float(p50), "p99": float(p99), "max": float(largest)}
 
 
 class EngineClock:

@@ -164,9 +164,9 @@ class EngineHost:
         """
         if not self._clock.is_running():
             raise RefusedError(STOPPED)
-        most = self.settings.max_queue_size
-        if most and len(sequences) > 1 and self._clock.state()[0].queued + len(sequences) > most:
-            raise QueueFullError(most)
+        largest = self.settings.max_queue_size
+        if largest and len(sequences) > 1 and self._clock.state()[0].queued + len(sequences) > largest:
+            raise QueueFullError(largest)
         call.lane = sequences[0].number % SENDER_THREADS
         with self._lock:
             for sequence in sequences:

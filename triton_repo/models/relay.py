@@ -21,8 +21,8 @@ from triton_repo.models.reply import Words, prompt_words
 from triton_repo.models.sending import has_left, send_response
 from triton_repo.models.tensor_model import NOT_DECOUPLED_STREAM, REFUSED_FLAGS, REFUSED_INPUTS, TensorModel
 
-MOST_REQUESTS = 1024  # each is a thread and a connection
-ACTIVE, MOST = "active", "max"
+MAX_REQUESTS = 1024  # each is a thread and a connection
+ACTIVE, MAX = "active", "max"
 # TensorRT-LLM's gauge of requests: draining and the pages read it.
 FAMILY, LABEL = "nv_trt_llm_request_metrics", "request_type"
 # Sampling inputs, and the server's names of them.
@@ -80,7 +80,7 @@ class RelayModel(TensorModel):
         gauges = self.backend.MetricFamily
         self._family = gauges(name=FAMILY, description="Requests relayed", kind=gauges.GAUGE)
         # Triton publishes a metric as long as its object lives.
-        self._active, self._most = (self._family.Metric(labels={LABEL: kind, **labels}) for kind in (ACTIVE, MOST))
+        self._active, self._most = (self._family.Metric(labels={LABEL: kind, **labels}) for kind in (ACTIVE, MAX))
         self._most.set(float(config.get("max_batch_size", 0)))
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
@@ -95,8 +95,8 @@ class RelayModel(TensorModel):
     def _begin(self, inputs: Inputs, client_id: str, sender: Any) -> None:
         call = self._call(inputs, client_id, sender)
         with self._lock:
-            if len(self._running) >= MOST_REQUESTS:
-                raise RefusedError(f"{MOST_REQUESTS} requests are in flight, the most that are relayed at a time")
+            if len(self._running) >= MAX_REQUESTS:
+                raise RefusedError(f"{MAX_REQUESTS} requests are in flight, the most that are relayed at a time")
             self._running[id(call)] = call
         threading.Thread(target=self._relay, args=(call,), name="relay", daemon=True).start()
 

@@ -90,12 +90,12 @@ class StreamsById:
     dropped at once; the others are dropped, least recently used first, when there are too many.
 
     Args:
-        most: Maximum number of unfinished streams.
+        largest: Maximum number of unfinished streams.
     """
 
-    def __init__(self, detokenizer: Detokenizer, *, most: int = 4096) -> None:
+    def __init__(self, detokenizer: Detokenizer, *, largest: int = 4096) -> None:
         self._detokenizer = detokenizer
-        self._most = most
+        self._most = largest
         self._open: OrderedDict[str, TextStream] = OrderedDict()
 
     def push(self, request_id: str, token_ids: Sequence[int]) -> str:

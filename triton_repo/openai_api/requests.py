@@ -74,7 +74,7 @@ class ApiRequest(_Strict):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_tokens_for(self) -> int | None:
         """Return the maximum length of the reply; None: the engine's limit."""
         return self.max_tokens
 
@@ -86,9 +86,9 @@ class ApiRequest(_Strict):
             raise bad_request("logit_bias is not served", "logit_bias")
         if self.stream_options is not None and not self.stream:
             raise bad_request("stream_options is for streams: set stream to true", "stream_options")
-        most = self.most_tokens
-        if self.min_tokens is not None and most is not None and self.min_tokens > most:
-            raise bad_request(f"min_tokens is {self.min_tokens}, above max_tokens, {most}", "min_tokens")
+        largest = self.max_tokens_for
+        if self.min_tokens is not None and largest is not None and self.min_tokens > largest:
+            raise bad_request(f"min_tokens is {self.min_tokens}, above max_tokens, {largest}", "min_tokens")
 
 
 class ChatRequest(ApiRequest):
@@ -118,7 +118,7 @@ class ChatRequest(ApiRequest):
     prompt_cache_key: str | None = None
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_tokens_for(self) -> int | None:
         """Return the maximum length of the reply; None: the engine's limit."""
         return self.max_completion_tokens or self.max_tokens
 
@@ -146,7 +146,7 @@ class CompletionRequest(ApiRequest):
     suffix: str | None = None
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_tokens_for(self) -> int | None:
         """Return the maximum length of the reply."""
         return COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 

@@ -166,7 +166,7 @@ class Service:
         return ids
 
     def _work(self, api_request: ApiRequest, ids: list[int], text: ReplyText) -> Work:
-        most = self._output_tokens(api_request, len(ids))
+        largest = self._output_tokens(api_request, len(ids))
         can_stream = self.repository.resolved.scheduling.streaming
         if api_request.stream and not can_stream:
             raise bad_request("this repository is served without streaming (scheduling.streaming: false)", "stream")
@@ -175,7 +175,7 @@ class Service:
         greedy = api_request.temperature == 0
         generation = Generation(
             input_ids=ids,
-            request_output_len=most,
+            request_output_len=largest,
             streaming=can_stream
             and bool(api_request.stream or stops),  # a stop string must be able to end a reply early
             end_id=NO_END if api_request.ignore_eos else self._special.end_id,
@@ -201,18 +201,18 @@ class Service:
             message = f"The prompt has {prompt_tokens} tokens; the limit is {self._most_prompt}; shorten it."
             raise self._too_long(message, "messages")
         room = sequence - prompt_tokens
-        most = api_request.most_tokens
-        if most is None:
+        largest = api_request.max_tokens_for
+        if largest is None:
             return min(room, self._most_output)
-        if most > room:
+        if largest > room:
             message = (
-                f"The prompt of {prompt_tokens} tokens and a reply of up to {most} are {prompt_tokens + most}; request "
-                f"at most {room} tokens."
+                f"The prompt of {prompt_tokens} tokens and a reply of up to {largest} are {prompt_tokens + largest}; "
+                f"request at most {room} tokens."
             )
             raise self._too_long(message, "max_tokens")
-        if most > self._most_output:
-            raise bad_request(f"{most} tokens were requested; the limit is {self._most_output}", "max_tokens")
-        return most
+        if largest > self._most_output:
+            raise bad_request(f"{largest} tokens were requested; the limit is {self._most_output}", "max_tokens")
+        return largest
 
 
 def read_generation_config(path: Path) -> GenerationConfig:

@@ -270,8 +270,8 @@ def watch_server(repository: Path, record: ServerRecord, look: Callable[[Path], 
 def _stack_of(size_bytes: int) -> Iterator[None]:
     """Set the stack size of processes started within the block, up to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    most = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (most, hard))
+    largest = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (largest, hard))
     try:
         yield
     finally:

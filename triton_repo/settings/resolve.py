@@ -21,7 +21,7 @@ from triton_repo.settings.schema import ServingSettings
 from triton_repo.settings.setting import Setting, all_settings, merged_over
 
 TOKENIZING_PROCESSES = 4  # upstream advises about five; each costs 30 to 400 MB
-MOST_BLS_PROCESSES = 64
+MAX_BLS_PROCESSES = 64
 Given = dict[str, Literal["flag", "serving.yaml"]]
 # Settings with an effect on an engine of the PyTorch backend: arguments of the LLM API, or this project's own.
 LLMAPI_SETTINGS = {
@@ -142,7 +142,7 @@ _DERIVED: dict[str, _Derivation] = {
         (1, "the engine shares this machine's CPU with them")
         if engine.kind == "emulated"
         else (
-            min(engine.limits.max_batch_size, MOST_BLS_PROCESSES),
+            min(engine.limits.max_batch_size, MAX_BLS_PROCESSES),
             "one request per instance: as many as the engine's batch size",
         )
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.calibration import read_calibration
 from engines.files import Strict, write_json
 from engines.manifest import MANIFEST_NAME, read_manifest
-from engines.steptime import Z_95, slowed
+from engines.steptime import Z_95, with_time_ratios
 from validation.real.commands import ours
 from validation.real.loads import Target
 from validation.real.settings import KNEE_MOST_REQUESTS, KNEE_MOST_USERS, KNEE_SHAPE, KNEE_TOLERANCE
@@ -71,7 +71,7 @@ def find_knee(target: Target, engine: Path, calibration: Path, out: Path, *, obj
         "find-knee",
         *target.flags,
         *arguments,
-        "--most-requests",
+        "--max-requests",
         KNEE_MOST_REQUESTS,
         "--out",
         out / "measured",
@@ -92,6 +92,6 @@ def find_knee(target: Target, engine: Path, calibration: Path, out: Path, *, obj
 def _at(engine: Path, folder: Path, ratio: float) -> None:
     """Write an engine whose steps and host take so many times as long."""
     manifest = read_manifest(engine)
-    choice = slowed(manifest.step_time, step_ratio=ratio, host_ratio=ratio)
+    choice = with_time_ratios(manifest.step_time, step_ratio=ratio, host_ratio=ratio)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MANIFEST_NAME, manifest.model_copy(update={"step_time": choice}))

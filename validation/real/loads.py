@@ -69,10 +69,10 @@ def measure_calibration(target: Target, out: Path, runs: tuple[CalibrationRun, .
     """
     for number, run in enumerate(runs):
         run_once(target, out / f"{number}-closed", *_closed_flags(run))
-    most = capacity_tokens_per_s(out)
+    largest = capacity_tokens_per_s(out)
     for number, (shape, _, share) in enumerate(runs):
         flags = ("--isl", shape.isl, "--osl", shape.osl, "--duration", CALIBRATION_SECONDS)
-        run_once(target, out / f"{number}-open", *flags, "--rate", f"{rate_per_s(shape, share, most):.3g}")
+        run_once(target, out / f"{number}-open", *flags, "--rate", f"{rate_per_s(shape, share, largest):.3g}")
     for number, run in enumerate(runs):
         run_once(target, out / f"{number}-again", *_closed_flags(run))
     return [out / f"{number}-{load}" for number in range(len(runs)) for load in ("closed", "open", "again")]

@@ -306,24 +306,24 @@ def _announce(planned: Planned, *, quiet: bool) -> None:
         progress(f"notice: {notice.text}")
 
 
-def require_accuracy(manifest: EngineManifest, most: float | None) -> None:
+def require_accuracy(manifest: EngineManifest, limit: float | None) -> None:
     """Check the built engine against the accuracy target.
 
     Args:
-        most: Largest allowed increase of perplexity over the source checkpoint's, as a ratio. None: no target.
+        limit: Largest allowed increase of perplexity over the source checkpoint's, as a ratio. None: no target.
 
     Raises:
         UserError: There is a target, but nothing was quantized.
         TargetMissedError: The increase is larger. The engine's folder is kept for inspection.
     """
-    if most is None:
+    if limit is None:
         return
     if manifest.quality is None:
         raise UserError("--max-perplexity-increase: nothing was quantized", hint="omit --emulate")
     quality = manifest.quality
     increase = quality.perplexity_quantized / quality.perplexity_source - 1
-    if increase > most:
+    if increase > limit:
         raise TargetMissedError(
-            f"{manifest.precision.name} raised perplexity by {increase:.1%}; the limit is {most:.1%}",
+            f"{manifest.precision.name} raised perplexity by {increase:.1%}; the limit is {limit:.1%}",
             hint="try more --calibration-samples, text that resembles your traffic, or a precision with more bits",
         )

@@ -68,7 +68,7 @@ def run(engine: Path | None, url: str | None, as_json: bool, verbose: bool, **fl
     else:
         _report(engine, manifest, results, found)
     if against is not None:
-        _judge(found, flags["max_accuracy_loss"])
+        _require_accuracy(found, flags["max_accuracy_loss"])
 
 
 def _report(
@@ -91,7 +91,7 @@ def _require_pair(engine: Path | None, flags: dict[str, Any]) -> None:
         raise UserError("--max-accuracy-loss needs a baseline", hint="give --against ENGINE")
 
 
-def _judge(found: Sequence[AccuracyLoss], limit: float | None) -> None:
+def _require_accuracy(found: Sequence[AccuracyLoss], limit: float | None) -> None:
     """Raise unless every task's loss is within the limit.
 
     Raises:

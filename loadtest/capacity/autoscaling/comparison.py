@@ -24,7 +24,7 @@ from loadtest.capacity.simulation.rate_curve import MINUTE_S
 
 SHARES = (0.3, 0.5, 0.7)  # of the signal at the load that a replica carries: the targets tried
 QUEUE_SHARES = (0.02, 0.05, 0.1)  # of the slots: a replica within its objectives has no long queue
-MOST_RATIO = 2  # of the replicas of the fixed fleet: the laws' maximum
+MAX_RATIO = 2  # of the replicas of the fixed fleet: the laws' maximum
 SURGE_MINUTES, CALM_MINUTES, SURGES = 15, 45, 4
 EQUAL_MINUTES = 1  # laws whose missed minutes differ by no more are ranked by their GPU hours
 # A replica that goes drains for minutes and comes back only after a cold start: be slow to send it away.
@@ -40,7 +40,7 @@ class LawResult(Strict):
         day_missed_minutes: Minutes of the day (or trace) in which an objective was missed; `surge_missed_minutes` of
             the surges.
         gpu_hours: Of the day: from a replica's request to the end of its last request.
-        mean_replicas: Mean of those paid for, over the day; `most_replicas` is their largest number.
+        mean_replicas: Mean of those paid for, over the day; `max_replicas` is their largest number.
     """
 
     law: ScalingLaw
@@ -48,7 +48,7 @@ class LawResult(Strict):
     surge_missed_minutes: int
     gpu_hours: float
     mean_replicas: float
-    most_replicas: int
+    max_replicas: int
 
     @property
     def missed_minutes(self) -> int:
@@ -113,8 +113,8 @@ class ScalingInput(NamedTuple):
         rates_per_s: The planned day by minute, grown to the horizon.
         peak_per_s: The planned peak: the rate of a surge.
         replicas: Of the fixed fleet.
-        least: The smallest number of replicas that survives the planned losses.
-        most: Allowed by the demand's limits.
+        min_replicas: The smallest number of replicas that survives the planned losses.
+        max_replicas: Allowed by the demand's limits.
         gpus: Of each replica.
         sync_s: Time between two evaluations of a law.
     """
@@ -124,8 +124,8 @@ class ScalingInput(NamedTuple):
     response: ReplicaResponse
     cold_start: ColdStart
     replicas: int
-    least: int
-    most: int
+    min_replicas: int
+    max_replicas: int
     gpus: int
     seed: int
     sync_s: float = 15.0
@@ -182,12 +182,12 @@ def _laws(of: ScalingInput) -> list[ScalingLaw]:
         "kv_used": [max(0.001, round(share * float(response.kv_at(at)), 3)) for share in SHARES],
         "ttft_p95": [round(share * response.ttft_limit_s, 3) for share in SHARES] if response.ttft_limit_s else [],
     }
-    least = min(of.least, of.most)
+    lower = min(of.min_replicas, of.max_replicas)
+    upper = max(lower, min(of.max_replicas, MAX_RATIO * of.replicas))
     return [
         ScalingLaw(
-            controller="hpa", signal=signal, target=target, min_replicas=least,
-            max_replicas=max(least, min(of.most, MOST_RATIO * of.replicas)), up=DEFAULT_UP, down=DEFAULT_DOWN,
-            sync_s=of.sync_s,
+            controller="hpa", signal=signal, target=target, min_replicas=lower,
+            max_replicas=upper, up=DEFAULT_UP, down=DEFAULT_DOWN, sync_s=of.sync_s,
         )
         for signal in SIGNALS for target in dict.fromkeys(targets[signal])  # small ones round to the same
     ]  # fmt: skip
@@ -195,8 +195,8 @@ def _laws(of: ScalingInput) -> list[ScalingLaw]:
 
 def _best_of(results: Sequence[tuple[LawResult, Followed]]) -> tuple[LawResult, Followed]:
     """Return the law with the fewest GPU hours among those that miss as few minutes as any."""
-    least = min(one[0].missed_minutes for one in results)
-    among = [one for one in results if one[0].missed_minutes <= least + EQUAL_MINUTES]
+    fewest = min(one[0].missed_minutes for one in results)
+    among = [one for one in results if one[0].missed_minutes <= fewest + EQUAL_MINUTES]
     return min(among, key=lambda one: one[0].gpu_hours)
 
 
@@ -210,7 +210,7 @@ def _results(
             LawResult(
                 law=law, day_missed_minutes=whole.missed_minutes, surge_missed_minutes=burst.missed_minutes,
                 gpu_hours=round(whole.replica_hours * of.gpus, 3), mean_replicas=round(float(np.mean(whole.paid)), 3),
-                most_replicas=whole.most,
+                max_replicas=whole.largest,
             ),
             whole,
         )

@@ -64,7 +64,7 @@ class Followed(NamedTuple):
         return sum(self.paid) * self.step_s / SECONDS_PER_H
 
     @property
-    def most(self) -> int:
+    def largest(self) -> int:
         """Largest number of replicas paid for at one time."""
         return max(self.paid)
 

@@ -115,16 +115,16 @@ class HpaController:
     def stabilized(self, desired: int, current: int, now_s: float) -> int:
         """Return a recommendation that no window contradicts, and remember the unstabilized one."""
         up_s, down_s = self.law.up.stabilization_s, self.law.down.stabilization_s
-        since_up_s, since_down_s, least, most = now_s - up_s, now_s - down_s, desired, desired
+        since_up_s, since_down_s, smallest, largest = now_s - up_s, now_s - down_s, desired, desired
         for at_s, replicas in self.recommended:
-            if at_s > since_up_s and replicas < least:
-                least = replicas
-            if at_s > since_down_s and replicas > most:
-                most = replicas
+            if at_s > since_up_s and replicas < smallest:
+                smallest = replicas
+            if at_s > since_down_s and replicas > largest:
+                largest = replicas
         while self.recommended and self.recommended[0].at_s < min(since_up_s, since_down_s):
             self.recommended.pop(0)
         self.recommended.append(Change(now_s, desired))
-        return min(max(current, least), most)
+        return min(max(current, smallest), largest)
 
     def limited(self, desired: int, current: int, now_s: float) -> int:
         """Return a recommendation within the policies, the minimum and the maximum."""

@@ -153,9 +153,9 @@ def _signal(watched: _Watched, signal: Signal, now_s: float) -> float:
 def replay(replay_task: ReplayTask) -> Replayed:
     """Simulate a law request by request: signals, decisions, late replicas, draining replicas."""
     bench = LoadBench(replay_task.task)
-    most = max(replay_task.begin_with, math.ceil(max(replay_task.rates_per_s) / max(1e-9, bench.bound_per_s)))
+    largest = max(replay_task.begin_with, math.ceil(max(replay_task.rates_per_s) / max(1e-9, bench.bound_per_s)))
     sample = minutes_of(
-        bench, replay_task.rates_per_s, replay_task.slowdown, replicas=most, lead_slots=replay_task.lead_slots
+        bench, replay_task.rates_per_s, replay_task.slowdown, replicas=largest, lead_slots=replay_task.lead_slots
     )
     scaled = _Autoscaled(replay_task)
     router = Router(replay_task.routing)

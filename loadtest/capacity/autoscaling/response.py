@@ -54,9 +54,9 @@ class ReplicaResponse(Strict):
         """
         below = sorted((each for each in probes if each.in_flight < slots), key=lambda each: each.rate_per_s)
         below = below or [min(probes, key=lambda each: each.rate_per_s)]
-        most = below[-1]
-        full_per_s = max(full_per_s, most.rate_per_s * (1 + 1e-6))
-        kv_full = min(1.0, most.kv_ratio * slots / max(1.0, most.in_flight))
+        largest = below[-1]
+        full_per_s = max(full_per_s, largest.rate_per_s * (1 + 1e-6))
+        kv_full = min(1.0, largest.kv_ratio * slots / max(1.0, largest.in_flight))
         ttft = [each.ttft_p95_s or 0.0 for each in below]
         return cls(
             rates_per_s=(0.0, *(each.rate_per_s for each in below), full_per_s),

@@ -11,8 +11,8 @@ from loadtest.capacity.inputs.demand import (
     PriceChoices,
     Routing,
     Scale,
-    least_tail,
     read_demand,
+    smallest_tail_share,
 )
 from loadtest.capacity.inputs.money import Owned, Spot
 from loadtest.capacity.inputs.prices import (
@@ -44,10 +44,10 @@ __all__ = [
     "Routing",
     "Scale",
     "Spot",
-    "least_tail",
     "old_prices",
     "prices_for",
     "read_demand",
     "slices_without_price",
+    "smallest_tail_share",
     "times",
 ]

@@ -273,7 +273,7 @@ class Demand(Strict):
         """Ratio of the planned traffic to today's."""
         return float((1 + self.growth_per_month) ** self.horizon_months) * self.scale.traffic
 
-    def most_tokens(self, longest_osl: int) -> int:
+    def max_tokens_for(self, longest_osl: int) -> int:
         """Return the default `max_tokens` of a request, given its class's longest reply."""
         return self.max_tokens or default_max_tokens(self.model, longest_osl)
 
@@ -285,8 +285,8 @@ class Demand(Strict):
     @property
     def own_accelerators(self) -> list[Accelerator]:
         """The accelerators that files of the limits and of measured runs describe."""
-        asked = [*self.limits.gpu_names, *(run.gpu for run in self.candidates.runs)]
-        return [read_accelerator(Path(gpu)) for gpu in dict.fromkeys(asked) if is_accelerator_file(gpu)]
+        named = [*self.limits.gpu_names, *(run.gpu for run in self.candidates.runs)]
+        return [read_accelerator(Path(gpu)) for gpu in dict.fromkeys(named) if is_accelerator_file(gpu)]
 
     @property
     def scopes(self) -> tuple[ObjectiveScope, ...]:
@@ -359,10 +359,10 @@ def default_max_tokens(model: str, longest_osl: int) -> int:
     return max(longest_osl, REASONING_MAX_TOKENS) if reasons else longest_osl
 
 
-def least_tail(objectives: Objectives) -> float:
+def smallest_tail_share(objectives: Objectives) -> float:
     """Return the smallest share of requests (or gaps) that an objective allows beyond its limit.
 
-    >>> least_tail(Objectives(ttft_s={"p95": 1.0}, itl_s={"p99": 0.05}))
+    >>> smallest_tail_share(Objectives(ttft_s={"p95": 1.0}, itl_s={"p99": 0.05}))
     0.01
     """
     tails = [

@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 18, 44, 44
 _CHAR = 6.3  # approximate width of a character, used to keep labels apart
 _STEP = 4  # between the positions at which a label is held against what is drawn
 _MANY = 1000
-LEAST_TICKS = 4  # a logarithmic axis with fewer ticks at 1, 2 and 5 gets evenly spaced ones
+MIN_TICKS = 4  # a logarithmic axis with fewer ticks at 1, 2 and 5 gets evenly spaced ones
 
 
 class Mark(NamedTuple):
@@ -64,7 +64,7 @@ class Scale:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             found = [base * 10**power for power in range(first, last + 1) for base in (1, 2, 5)]
             inside = [value for value in found if self.low <= value <= self.high]
-            if len(inside) >= LEAST_TICKS:
+            if len(inside) >= MIN_TICKS:
                 return inside
         raw = (self.high - self.low) / 5 or 1.0
         power = 10 ** math.floor(math.log10(raw))

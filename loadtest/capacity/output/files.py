@@ -131,8 +131,8 @@ def _serving(plan: CapacityPlan) -> str:
     if plan.max_queue_size:
         values["queue"] = {"max_queue_size": plan.max_queue_size}
         refused = max((each.refused for each in plan.fleets if each.what == "peak"), default=0.0)
-        is_least = chosen.middle is None or chosen.middle.is_least
-        middle = "a full batch" if is_least else f"{chosen.middle_rate_per_s or 0:.3g} requests/s"
+        is_lower_bound = chosen.middle is None or chosen.middle.is_lower_bound
+        middle = "a full batch" if is_lower_bound else f"{chosen.middle_rate_per_s or 0:.3g} requests/s"
         comment = (
             f"# max_queue_size: what the middle of the prediction, {middle}, serves within the longest TTFT\n"
             f"# allowed. The fleets were simulated with it: {refused:.2%} of requests refused at the peak.\n"
@@ -149,8 +149,8 @@ def _calibration(plan: CapacityPlan) -> str:
     assert chosen is not None
     rates = [each.rate_per_s for each in chosen.sizes if each.rate_per_s is not None]
     in_flight = 1.0 if at is None else at.in_flight * max(rates, default=at.rate_per_s) / max(at.rate_per_s, 1e-9)
-    most = max(CALIBRATION_LEVELS, min(chosen.max_batch_size or 256, math.ceil(1.5 * in_flight)))
-    steps = [round(most ** (place / (CALIBRATION_LEVELS - 1))) for place in range(CALIBRATION_LEVELS)]
+    largest = max(CALIBRATION_LEVELS, min(chosen.max_batch_size or 256, math.ceil(1.5 * in_flight)))
+    steps = [round(largest ** (place / (CALIBRATION_LEVELS - 1))) for place in range(CALIBRATION_LEVELS)]
     users = sorted({max(step, place + 1) for place, step in enumerate(steps)})
     traffic = plan.traffic
     values = {

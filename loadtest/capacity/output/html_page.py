@@ -124,7 +124,7 @@ def _row_cells(row: Row) -> list[str]:
         milliseconds(None if at is None else at.ttft_p95_s),
         milliseconds(None if at is None else at.itl_p99_s),
         "-" if at is None else f"{at.in_flight:.0f} / {row.max_batch_size or '?'}",
-        "-" if at is None or row.basis == "measured" else f"{at.kv_ratio:.0%}, at most {at.kv_most:.0%}",
+        "-" if at is None or row.basis == "measured" else f"{at.kv_ratio:.0%}, at most {at.kv_max:.0%}",
         row.limited_by or "-",
         "-" if row.replicas is None else str(row.replicas),
         "-" if row.usd_per_month is None else f"{row.usd_per_month:,.0f}",
@@ -181,7 +181,7 @@ def _what_if(together: Compared) -> Table:
     heads = ("", "peak, req/s", "recommended", "based on", "binds", "replicas", "USD/month", "USD/Mtok", "")
     rows = [
         [
-            side.asked,
+            side.change,
             number(side.peak_per_s),
             side.recommended or "nothing possible",
             side.basis or "-",

@@ -125,7 +125,7 @@ def _day(plan: CapacityPlan) -> Figure | None:
     chosen, cold = scaling.chosen, scaling.cold_start
     note = (
         f"{law_words(chosen.law)}, the recommended law: {chosen.mean_replicas:.1f} replicas paid for on average, "
-        f"at most {chosen.most_replicas}; {chosen.day_missed_minutes} minutes miss an objective. A replica takes "
+        f"at most {chosen.max_replicas}; {chosen.day_missed_minutes} minutes miss an objective. A replica takes "
         f"{cold.total_s:g} s to come up ({cold.source}). Needed: with a headroom of "
         f"{plan.demand.availability.headroom:.0%}, without spares."
     )

@@ -53,7 +53,7 @@ def _figures(each: LawResult) -> list[str]:
         f"{each.day_missed_minutes}",
         f"{each.surge_missed_minutes}",
         f"{each.gpu_hours:.1f}",
-        str(each.most_replicas),
+        str(each.max_replicas),
     ]
 
 

@@ -79,7 +79,7 @@ def rate_text(size: Sized | None) -> str:
     """Return the rate of one replica, marked where it is only known to be at least this."""
     if size is None or size.rate_per_s is None:
         return "-"
-    return ("≥" if size.is_least else "") + number(size.rate_per_s)
+    return ("≥" if size.is_lower_bound else "") + number(size.rate_per_s)
 
 
 def verdict_of(verdict: FleetVerdict | None) -> str:
@@ -249,7 +249,7 @@ def show_compared(together: Compared) -> None:
     table = Table(title="what if", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     for side in together.sides:
-        table.add_column(side.asked)
+        table.add_column(side.change)
     rows: dict[str, list[str]] = {
         "peak, requests/s": [number(side.peak_per_s) for side in together.sides],
         "recommended": [side.recommended or "nothing possible" for side in together.sides],
@@ -265,7 +265,7 @@ def show_compared(together: Compared) -> None:
     table_console().print(table)
     for side in together.sides:
         if side.nearest is not None:
-            show(f"{side.asked}: nearest possible: {side.nearest}")
+            show(f"{side.change}: nearest possible: {side.nearest}")
 
 
 def show_verification(found: Verification) -> None:

@@ -112,8 +112,8 @@ class Replica:
         """Accept a request from the router."""
         self.inbox.take(sent)
         step_s = self.server.batcher.step_time.seconds(_ONE_TOKEN)
-        most = 1 + len(self.server.batcher.settings.acceptance)  # tokens of a step
-        self.still_until_s = min(self.still_until_s, now_s + math.ceil(sent.turn.output_tokens / most) * step_s)
+        largest = 1 + len(self.server.batcher.settings.acceptance)  # tokens of a step
+        self.still_until_s = min(self.still_until_s, now_s + math.ceil(sent.turn.output_tokens / largest) * step_s)
 
     @property
     def load(self) -> int:
@@ -146,8 +146,8 @@ class Router:
         if self.routing == "least_kv":
             return min(ordered, key=lambda each: (_kv_blocks(each, sent), each.load))
         if self.routing == "prefix_aware" and sent.prefix_hashes:
-            most = CROWDED_RATIO * sum(each.load for each in ordered) / len(ordered) + 1
-            free = [each for each in ordered if each.load <= most]
+            largest = CROWDED_RATIO * sum(each.load for each in ordered) / len(ordered) + 1
+            free = [each for each in ordered if each.load <= largest]
             return max(free, key=lambda each: (each.server.batcher.reusable_blocks(sent.prefix_hashes), -each.load))
         return min(ordered, key=lambda each: each.load)
 

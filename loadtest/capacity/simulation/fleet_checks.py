@@ -20,12 +20,12 @@ from loadtest.capacity.simulation.replica import Slowdown
 from loadtest.capacity.simulation.traffic_sample import SampleSpec, TrafficSample, window_of
 from loadtest.scenario import Steps, draw_times_s
 
-MOST_REPLICAS = 12  # simulated together; a larger fleet is represented by this many with their share of the traffic
+MAX_REPLICAS = 12  # simulated together; a larger fleet is represented by this many with their share of the traffic
 TURNOVERS = 6.0  # measured time of a fleet's first windows together, in mean request durations
-LEAST_WINDOWS, MOST_WINDOWS = 3, 8  # each a peak with its own random draws
+MIN_WINDOWS, MAX_WINDOWS = 3, 8  # each a peak with its own random draws
 CHECK_WINDOWS = 2  # windows for the additional fleets shown with the recommendation
 COARSE = 20  # replicas above which the search first changes a fleet by a twentieth at a time
-MOST_TRIES = 14
+MAX_TRIES = 14
 What = Literal["peak", "loss", "spot"]
 
 
@@ -161,20 +161,20 @@ class _Peaks:
 
     def _simulated(self, replicas: int) -> FleetVerdict:
         size_task = self.size_task
-        count = min(replicas, MOST_REPLICAS)
+        count = min(replicas, MAX_REPLICAS)
         rate_per_s = size_task.rate_per_s * count / replicas
         fleet = Fleet(size_task.task.manifest, (0.0,) * count, size_task.routing, size_task.slowdown)
         found, windows_met = Observations(), 0
         objectives = size_task.task.demand.all_objectives
         known = None
-        for window in range(MOST_WINDOWS):
+        for window in range(MAX_WINDOWS):
             sample = peak_sample(
-                self.bench, rate_per_s, size_task.slowdown, replicas=count, window=window, windows=MOST_WINDOWS
+                self.bench, rate_per_s, size_task.slowdown, replicas=count, window=window, windows=MAX_WINDOWS
             )
             alone, _ = serve(fleet, [sample])
             windows_met += alone.result(objectives, rate_per_s=size_task.rate_per_s).met
             found.join(alone)
-            if window + 1 >= LEAST_WINDOWS:
+            if window + 1 >= MIN_WINDOWS:
                 known = found.confidence(objectives, z=Z_95)
                 if known.met is not None:
                     break
@@ -193,13 +193,13 @@ class _Peaks:
 def smallest_fleet(size_task: SizeTask) -> FleetSize:
     """Return the smallest fleet that meets every objective, searching both below and above the start."""
     peaks = _Peaks(size_task)
-    most = size_task.task.demand.limits.max_replicas
-    at = min(max(1, size_task.start), most)
+    largest = size_task.task.demand.limits.max_replicas
+    at = min(max(1, size_task.start), largest)
     is_met = peaks.verdict(at).met
-    while len(peaks.known) < MOST_TRIES:
+    while len(peaks.known) < MAX_TRIES:
         step = max(1, at // COARSE)
         following = at - step if is_met else at + step
-        if not 1 <= following <= most:
+        if not 1 <= following <= largest:
             break
         if peaks.verdict(following).met is not is_met:
             if step == 1:
@@ -230,7 +230,7 @@ def peak_sample(
     demand, manifest = bench.task.demand, bench.task.manifest
     each_per_s = rate_per_s / replicas * slowdown.step  # of one replica, in engine time as predicted
     life_s = bench.life_s(each_per_s) * slowdown.step
-    needed = max(bench.requests(each_per_s), math.ceil(TURNOVERS * rate_per_s * life_s)) / LEAST_WINDOWS
+    needed = max(bench.requests(each_per_s), math.ceil(TURNOVERS * rate_per_s * life_s)) / MIN_WINDOWS
     spec = SampleSpec(
         rate_per_s,
         measure_s=min(needed / rate_per_s, max(demand.peak_window_s, 2 * life_s)),
@@ -247,7 +247,7 @@ def peak_sample(
 
 def check(fleet_task: FleetTask) -> Checked:
     """Simulate one fleet and return its figures."""
-    share = min(1.0, MOST_REPLICAS / fleet_task.replicas)
+    share = min(1.0, MAX_REPLICAS / fleet_task.replicas)
     bench = LoadBench(fleet_task.task)
     count = max(1, round(fleet_task.replicas * share))
     rate_per_s = fleet_task.rate_per_s * count / fleet_task.replicas

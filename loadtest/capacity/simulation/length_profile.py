@@ -38,22 +38,22 @@ def shape_of(demand: Demand, folder: Path) -> LengthProfile:
         requests = requests_of_trace(demand.traffic, folder)
         isl, osl = (np.array(values) for values in zip(*((each.isl, each.osl) for each in requests), strict=True))
         longest = int(isl.max()), int(osl.max())
-        most = demand.traffic.max_tokens or demand.most_tokens(longest[1])
-        return _scaled_shape(LengthProfile(float(isl.mean()), float(osl.mean()), *longest, most), demand.scale)
+        largest = demand.traffic.max_tokens or demand.max_tokens_for(longest[1])
+        return _scaled_shape(LengthProfile(float(isl.mean()), float(osl.mean()), *longest, largest), demand.scale)
     scenario = scenario_of(demand.traffic, demand.seed, folder)
     sampler = sampler_of(scenario.model_dump_json())
     drawn = [request for number in range(SAMPLED_CONVERSATIONS) for request in turns_of(sampler.begin(number), None)]
     isl, osl = np.array([each.isl for each in drawn]), np.array([each.osl for each in drawn])
     bounds = [_bounds(kind, int(isl.max()), int(osl.max())) for kind in scenario.kinds]
     longest_isl, longest_osl = (max(values) for values in zip(*bounds, strict=True))
-    most = max(_max_tokens(kind, demand, bound[1]) for kind, bound in zip(scenario.kinds, bounds, strict=True))
+    largest = max(_max_tokens(kind, demand, bound[1]) for kind, bound in zip(scenario.kinds, bounds, strict=True))
     means = float(isl.mean()), float(osl.mean())
-    return _scaled_shape(LengthProfile(*means, longest_isl, longest_osl, most), demand.scale)
+    return _scaled_shape(LengthProfile(*means, longest_isl, longest_osl, largest), demand.scale)
 
 
 def _max_tokens(kind: Kind, demand: Demand, longest_osl: int) -> int:
     """Return the `max_tokens` of a class's requests: its own, or the demand's default."""
-    return kind.lengths.max_tokens or demand.most_tokens(longest_osl)
+    return kind.lengths.max_tokens or demand.max_tokens_for(longest_osl)
 
 
 def _scaled_shape(shape: LengthProfile, scale: Scale) -> LengthProfile:

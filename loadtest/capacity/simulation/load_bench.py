@@ -29,7 +29,7 @@ LEAD_LIVES = 3.0
 TAIL_LIVES = 4.0  # mean request durations for which the load continues, so that nearly all measured requests end in it
 # Near saturation a queue takes hundreds of services to reach its steady length (the relaxation time of M/M/1 is about
 # 1 / (1 - utilization)^2 services: 400 at 95 %); a shorter window underestimates the queue.
-LEAST_IN_WINDOW = 800
+MIN_IN_WINDOW = 800
 IDLE_REQUESTS = 200  # each alone on the engine: enough for a p95 within about one percent of requests
 RELIEF_WINDOWS = 2
 
@@ -53,7 +53,7 @@ class Task(NamedTuple):
         is_brief: Search only the promised end of the interval.
         enough_per_s: The search stops here: no replica needs to carry more.
         start_per_s: Start of the search. None: from the closed form.
-        least_per_s: The search stops if the promised rate is below this, because the candidate cannot win.
+        min_per_s: The search stops if the promised rate is below this, because the candidate cannot win.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Task(NamedTuple):
     interval: Interval = Interval()
     is_brief: bool = False
     enough_per_s: float | None = None
-    least_per_s: float | None = None
+    min_per_s: float | None = None
     start_per_s: float | None = None
 
     @property
@@ -82,7 +82,7 @@ class Task(NamedTuple):
             traffic.model_dump_json(exclude={"rate_by_hour_per_s", "rate_per_s"}),
             repr((self.demand.scale.isl, self.demand.scale.osl)),
             sha256_of(self.folder / traffic.path) if isinstance(traffic, Trace) else "",
-            repr((self.interval, self.is_brief, self.enough_per_s, self.least_per_s, self.start_per_s)),
+            repr((self.interval, self.is_brief, self.enough_per_s, self.min_per_s, self.start_per_s)),
         )
         return "\n".join(parts)
 
@@ -152,7 +152,7 @@ class LoadBench:
         manifest = self.task.manifest
         life_s = min(self.life_s(rate_per_s * slower) * slower, (self.steady.sequences or 1) / rate_per_s)
         use = min(1.0, rate_per_s * slower / self.bound_per_s)
-        needed = max(self.requests(rate_per_s * slower) / WINDOWS, LEAST_IN_WINDOW * use)
+        needed = max(self.requests(rate_per_s * slower) / WINDOWS, MIN_IN_WINDOW * use)
         spec = SampleSpec(
             rate_per_s,
             measure_s=needed / rate_per_s,
@@ -173,13 +173,13 @@ class LoadBench:
         in_one = rate_per_s * self.task.demand.peak_window_s
         return max(WINDOWS, min(64, math.ceil(self.requests(rate_per_s) / max(1.0, in_one))))
 
-    def verdict(self, rate_per_s: float, slowdown: Slowdown, *, least_windows: int = 1) -> RateResult:
+    def verdict(self, rate_per_s: float, slowdown: Slowdown, *, min_windows: int = 1) -> RateResult:
         """Simulate a load until its verdict is clear or its percentiles are supported."""
         base, slow, stretch = self._resolved(rate_per_s, slowdown)
         load = self._loads.setdefault((base, slow), _Load())
-        most = self.windows_for(rate_per_s)
-        while load.observations.windows < most:
-            if load.observations.windows >= least_windows:
+        largest = self.windows_for(rate_per_s)
+        while load.observations.windows < largest:
+            if load.observations.windows >= min_windows:
                 known = load.observations.confidence(self.objectives, z=CLEAR_Z, stretch=stretch)
                 if known.met is not None:
                     break

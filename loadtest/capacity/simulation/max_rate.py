@@ -17,13 +17,13 @@ from loadtest.metrics import LevelSummary
 TOLERANCE = 0.05
 OTHER_TOLERANCE = 0.08  # relative width of the bracket for the sizes shown beside the promised one
 SPAN = 4096.0  # largest ratio of a load tried to the start of its search, and of the start to a load tried
-MOST_PROBES = 24
+MAX_PROBES = 24
 START_RATIO = 0.7  # of the closed form's throughput: start of a search
 BEYOND = 1.2  # of the closed form's throughput: above it the queue grows, and any objective on TTFT is missed
 GROWTH = 1.5  # factor between loads while all verdicts so far are equal
 # The next load lies between these fractions of the bracket, even if interpolation points elsewhere.
 NEAR, FAR = 0.2, 0.8
-MOST_STRAIN = 20.0  # worst ratios above this are equivalent: the queue grows
+MAX_STRAIN = 20.0  # worst ratios above this are equivalent: the queue grows
 RELIEF = 1.25  # how much a constraint is relaxed to see whether it binds; for bursts, a fifth
 
 Constraint = Literal["KV memory", "bandwidth", "arithmetic", "host", "queueing", "batch limit", "token budget"]
@@ -63,7 +63,7 @@ class RateProbe(Strict):
     output_tokens_per_s: float | None
     in_flight: float
     kv_ratio: float
-    kv_most: float
+    kv_max: float
     power_w: float | None = None
     cached_ratio: float | None = None
 
@@ -149,9 +149,9 @@ def max_rate_of(task: Task) -> ReplicaCapacity:
     idle = bench.idle(slow)
     start_per_s = task.start_per_s or START_RATIO * bench.bound_per_s / slow.step
     probes = _Probes(slow, {})
-    if task.least_per_s is not None and not _holds(bench, probes, task.least_per_s):
-        return _given_up(bench, probes, task.least_per_s, idle)
-    start_per_s = max(start_per_s, task.least_per_s or 0.0)
+    if task.min_per_s is not None and not _holds(bench, probes, task.min_per_s):
+        return _given_up(bench, probes, task.min_per_s, idle)
+    start_per_s = max(start_per_s, task.min_per_s or 0.0)
     promised = _search(bench, probes, min(start_per_s, task.enough_per_s or math.inf), TOLERANCE, idle)
     middle = optimistic = None
     if not task.is_brief:
@@ -186,13 +186,13 @@ def relieved(task: Task, found: ReplicaCapacity) -> ReplicaCapacity:
     return found.model_copy(update={"strain": strain, "reliefs": reliefs})
 
 
-def _given_up(bench: LoadBench, probes: _Probes, least_per_s: float, idle: RateResult) -> ReplicaCapacity:
-    missed = probes.results[least_per_s]
+def _given_up(bench: LoadBench, probes: _Probes, min_per_s: float, idle: RateResult) -> ReplicaCapacity:
+    missed = probes.results[min_per_s]
     return ReplicaCapacity(
-        promised=Carried(rate_per_s=None, above_per_s=least_per_s, limited_by=_first(missed)),
+        promised=Carried(rate_per_s=None, above_per_s=min_per_s, limited_by=_first(missed)),
         idle=probe_of(idle),
         given_up=idle.met,
-        requests_needed=bench.requests(least_per_s),
+        requests_needed=bench.requests(min_per_s),
         supported=True,
         tried=(probe_of(missed),),
     )
@@ -215,7 +215,7 @@ def _search(bench: LoadBench, probes: _Probes, start_per_s: float, tolerance: fl
         return Carried(rate_per_s=None, limited_by=_first(idle))
     enough = bench.task.enough_per_s
     low, high = _bracket(bench, probes, start_per_s, enough)
-    while low is not None and high is not None and high / low > 1 + tolerance and len(probes.results) < MOST_PROBES:
+    while low is not None and high is not None and high / low > 1 + tolerance and len(probes.results) < MAX_PROBES:
         middle = low * (high / low) ** _share(probes.results[low], probes.results[high])
         low, high = (middle, high) if _holds(bench, probes, middle) else (low, middle)
     missed = [rate for rate, result in probes.results.items() if not result.met]
@@ -233,9 +233,9 @@ def _first_beyond(bench: LoadBench, slowdown: Slowdown, rate_per_s: float | None
     """
     if rate_per_s is None or bench.task.is_brief:
         return None
-    most_per_s = BEYOND * bench.bound_per_s / slowdown.step
+    max_per_s = BEYOND * bench.bound_per_s / slowdown.step
     rate = max(rate_per_s * GROWTH, START_RATIO * bench.bound_per_s / slowdown.step)
-    while rate < most_per_s * GROWTH:
+    while rate < max_per_s * GROWTH:
         result = bench.verdict(rate, slowdown)
         if not result.met:
             return _first(result)
@@ -273,8 +273,8 @@ def _holds(bench: LoadBench, probes: _Probes, rate_per_s: float) -> bool:
 
 def _share(low: RateResult, high: RateResult) -> float:
     """Return the fraction of a bracket at which the worst ratio is expected to reach 1."""
-    below = -math.log(max(low.worst_ratio, 1 / MOST_STRAIN))
-    above = math.log(min(max(high.worst_ratio, 1.0), MOST_STRAIN))
+    below = -math.log(max(low.worst_ratio, 1 / MAX_STRAIN))
+    above = math.log(min(max(high.worst_ratio, 1.0), MAX_STRAIN))
     return min(FAR, max(NEAR, below / (below + above))) if below + above > 0 else 0.5
 
 
@@ -286,7 +286,7 @@ def _first(result: RateResult) -> str:
 def sweep_rates(task: Task, rates_per_s: Sequence[float]) -> tuple[RateProbe, ...]:
     """Return a replica's figures at each load with its power, at the unfavourable end of the interval."""
     bench = LoadBench(task, is_metered=True)
-    return tuple(probe_of(bench.verdict(rate, task.interval.slow, least_windows=2)) for rate in rates_per_s)
+    return tuple(probe_of(bench.verdict(rate, task.interval.slow, min_windows=2)) for rate in rates_per_s)
 
 
 def probe_of(probes: RateResult) -> RateProbe:
@@ -300,7 +300,7 @@ def probe_of(probes: RateResult) -> RateProbe:
         **figures_of(probes.level),
         in_flight=probes.in_flight,
         kv_ratio=probes.kv_ratio,
-        kv_most=probes.kv_most,
+        kv_max=probes.kv_max,
         power_w=probes.power_w,
         cached_ratio=probes.cached_ratio,
     )

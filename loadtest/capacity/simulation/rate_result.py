@@ -14,7 +14,7 @@ class RateResult(NamedTuple):
 
     Attributes:
         worst_ratio: Largest ratio of value to limit; above 1, an objective is missed.
-        kv_ratio: Mean share of the KV cache in use when requests ended; `kv_most` is the largest.
+        kv_ratio: Mean share of the KV cache in use when requests ended; `kv_max` is the largest.
         power_w: Watts of a replica's GPUs, mean; None if it was not metered.
         cached_ratio: Share of prompt tokens found in the KV cache.
     """
@@ -24,7 +24,7 @@ class RateResult(NamedTuple):
     verdicts: tuple[Verdict, ...]
     worst_ratio: float
     kv_ratio: float
-    kv_most: float
+    kv_max: float
     in_flight: float
     power_w: float | None = None
     cached_ratio: float | None = None

@@ -86,8 +86,8 @@ def slowed_parts(slowdown: Slowdown, ratios: StepCost) -> StepCost:
 
 
 def host_of(manifest: EngineManifest, slower: float = 1.0) -> Host:
-    """Return the slowed host times of an engine; zero if its manifest has none."""
-    return (manifest.step_time.host or Host()).slowed(slower)
+    """Return the host times of an engine times a ratio; zero if its manifest has none."""
+    return (manifest.step_time.host or Host()).multiplied(slower)
 
 
 def sent_of(sample: TrafficSample) -> list[Sent]:

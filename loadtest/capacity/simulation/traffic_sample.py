@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.capacity.inputs import Demand, Described, Scale, least_tail
+from loadtest.capacity.inputs import Demand, Described, Scale, smallest_tail_share
 from loadtest.capacity.simulation.demand_requests import (
     SimRequest,
     mean_turns_of,
@@ -34,7 +34,7 @@ from loadtest.traffic import GOLDEN, ConversationSampler
 # 50 requests beyond a limit determine their share to about one part in seven (one standard deviation of a Poisson
 # count): a p99 is then between the p98.8 and the p99.2 of infinite traffic.
 EXCEEDANCES = 50
-LEAST_REQUESTS = 1000
+MIN_REQUESTS = 1000
 # Ten times as many requests as slots: a full batch turns over ten times.
 MEASURED_TURNOVERS = 10
 LEAD_RATIO = 0.2  # part of a trace's window that is replayed before the measured part
@@ -88,8 +88,8 @@ def requests_needed(demand: Demand, slots: int) -> int:
     """
     total = sum(each.weight for each in demand.classes) or 1.0
     shares = {"": 1.0} | {each.name: each.weight / total for each in demand.classes}
-    needed = max(EXCEEDANCES / least_tail(of) / shares[name] for name, of in demand.all_objectives.items())
-    return math.ceil(max(needed, LEAST_REQUESTS, MEASURED_TURNOVERS * slots) - 1e-6)
+    needed = max(EXCEEDANCES / smallest_tail_share(of) / shares[name] for name, of in demand.all_objectives.items())
+    return math.ceil(max(needed, MIN_REQUESTS, MEASURED_TURNOVERS * slots) - 1e-6)
 
 
 def window_of(demand: Demand, folder: Path, spec: SampleSpec) -> TrafficSample:
@@ -224,7 +224,7 @@ def _replayed(demand: Demand, folder: Path, spec: SampleSpec, rng: np.random.Gen
     begin_s += (window_s - measure_s) * _place(spec, rng)
     begin_s -= min(spec.lead_s, begin_s)
     lead_s, upto_s = spec.lead_s, spec.lead_s + measure_s + spec.tail_s
-    most = trace.max_tokens or demand.most_tokens(max(each.osl for each in requests))
+    largest = trace.max_tokens or demand.max_tokens_for(max(each.osl for each in requests))
     ratio = spec.rate_per_s / inside
     jitter_s = JITTER_S if ratio > 1 else 0.0
     found: list[SimRequest] = []
@@ -237,7 +237,7 @@ def _replayed(demand: Demand, folder: Path, spec: SampleSpec, rng: np.random.Gen
             if 0 <= moved_s < upto_s:
                 hashes = _block_hashes(each.prefix_hashes, spec.tokens_per_block)
                 own = tuple(content + (copy << 80) for content in hashes) if copy else hashes
-                limit = each.max_tokens or most
+                limit = each.max_tokens or largest
                 found.append(SimRequest(moved_s, each.isl, min(each.osl, limit), "", own, limit))
     return TrafficSample(tuple(sorted(found, key=lambda each: each.at_s)), lead_s, lead_s + measure_s)
 

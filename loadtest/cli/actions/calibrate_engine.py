@@ -12,7 +12,7 @@ from engines.files import Document, made_by, source_of, to_json, write_json
 from engines.outputs import paths_named, refuse_existing_file
 from engines.spec import engine_profile_named, is_accelerator_file, resolve_gpu, resolve_model, sources_named
 from loadtest.calibration import (
-    LEAST_POINTS,
+    MIN_POINTS,
     SERVED,
     TOKEN_BUDGETS,
     Deployment,
@@ -80,11 +80,11 @@ def _read_measurements(flags: dict[str, Any]) -> tuple[list[Point], set[str]]:
         points += found
         others += left_out
         progress(points_text(path, found, left_out))
-    if len(points) < LEAST_POINTS:
+    if len(points) < MIN_POINTS:
         left_out_of = ", ".join(f"{why} ({count})" for why, count in others.most_common(3))
         raise UserError(
             f"{len(points)} measured points of {wanted.title}, tensor parallel "
-            f"{wanted.tensor_parallel}; at least {LEAST_POINTS} are needed",
+            f"{wanted.tensor_parallel}; at least {MIN_POINTS} are needed",
             hint=f"left out: {left_out_of}"
             if others
             else ("measure more levels of load, preferably with two or more prompt lengths"),

@@ -81,7 +81,7 @@ def _runner(flags: dict[str, Any]) -> Callable[[Scenario, Path, Enough], object]
 def _search_of(flags: dict[str, Any]) -> KneeSearch:
     scenario = scenario_of(load_options(flags))
     within = Range(flags["least"], flags["most"], flags["tolerance"])
-    span = Span(first=min(Span().first, flags["most_requests"]), most=flags["most_requests"])
+    span = Span(first=min(Span().first, flags["max_requests"]), limit=flags["max_requests"])
     return KneeSearch(scenario, _promises(flags, scenario), flags["axis"], within, span)
 
 

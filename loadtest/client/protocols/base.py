@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic_core import from_json
 
-from engines.files import MOST_TOKENS
+from engines.files import MAX_TOKENS
 from loadtest.client.http1 import CutError, ProtocolError
 from loadtest.results import Outcome
 from loadtest.traffic import Prompt
@@ -48,7 +48,7 @@ def stated_count(value: Any) -> int:
     if isinstance(value, float) and not value.is_integer():
         raise ProtocolError(f"the server states {value} tokens")
     count = int(value)
-    if not 0 <= count <= MOST_TOKENS:
+    if not 0 <= count <= MAX_TOKENS:
         raise ProtocolError(f"the server states {str(count)[:20]} tokens")
     return count
 

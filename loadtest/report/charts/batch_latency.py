@@ -26,7 +26,7 @@ from loadtest.report.theme import BLUE, FAINT, RUN_COLOURS, VERMILION
 TITLE = "Latency against batch size, moment by moment"
 CLOSE_RATIO = 0.10
 ALIKE_RATIO = 1.12
-LEAST_OF_LARGEST = 0.01  # batch sizes with a smaller share of the most frequent one's count are not drawn
+MIN_OF_LARGEST = 0.01  # batch sizes with a smaller share of the most frequent one's count are not drawn
 
 
 class _Joined(NamedTuple):
@@ -62,8 +62,8 @@ def joined(points: list[BatchPoint]) -> list[_Joined]:
         else:
             groups.append([point])
     counts = [sum(point.count for point in group) for group in groups]
-    least = LEAST_OF_LARGEST * max(counts, default=0.0)
-    return [_join(group) for group, count in zip(groups, counts, strict=True) if count >= least]
+    smallest = MIN_OF_LARGEST * max(counts, default=0.0)
+    return [_join(group) for group, count in zip(groups, counts, strict=True) if count >= smallest]
 
 
 def _join(points: list[BatchPoint]) -> _Joined:
@@ -98,8 +98,8 @@ def _curve_panel(panel: Any, reconstructed: list[_Joined], server: list[_Joined]
     means = [point.mean_s * MS_PER_S for point in reconstructed]
     panel.plot(batches, means, color=BLUE, linewidth=1.6, marker="o", markersize=4,
                label="client: inter-token gaps, mean")  # fmt: skip
-    most = max(point.weight for point in reconstructed)
-    panel.scatter(batches, means, [260 * point.weight / most for point in reconstructed], color=BLUE, alpha=0.25,
+    largest = max(point.weight for point in reconstructed)
+    panel.scatter(batches, means, [260 * point.weight / largest for point in reconstructed], color=BLUE, alpha=0.25,
                   linewidth=0, label="area: number of gaps")  # fmt: skip
     panel.plot(batches, p50, ":", color=BLUE, linewidth=1.3, label="client: p50; shaded up to p95")
     highest = max(p95)

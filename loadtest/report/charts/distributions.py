@@ -24,8 +24,8 @@ from loadtest.report.charts.style import (
 )
 from loadtest.report.theme import FAINT, LEVEL_COLOURS, RUN_COLOURS
 
-MOST_LEVELS = len(LEVEL_COLOURS)
-LEAST_OF_MEDIAN = 10
+MAX_LEVELS = len(LEVEL_COLOURS)
+MIN_OF_MEDIAN = 10
 RAREST = 1e-4
 
 
@@ -51,13 +51,13 @@ def distributions(summary: Summary, details: list[RunDetail]) -> Drawing:
 
 
 def _chosen(details: list[RunDetail]) -> tuple[list[tuple[str, str, LevelDetail]], str]:
-    """Return up to MOST_LEVELS levels, evenly spread over the loads, with colours, and a note on the others."""
+    """Return up to MAX_LEVELS levels, evenly spread over the loads, with colours, and a note on the others."""
     several = len(details) > 1
     levels = [
         (f"{run.name}: {level.load}" if several else level.load, level) for run in details for level in run.levels
     ]
-    places = np.unique(np.linspace(0, len(levels) - 1, min(MOST_LEVELS, len(levels))).round().astype(int)).tolist()
-    colours = np.linspace(0, MOST_LEVELS - 1, max(len(places), 2)).round().astype(int).tolist()
+    places = np.unique(np.linspace(0, len(levels) - 1, min(MAX_LEVELS, len(levels))).round().astype(int)).tolist()
+    colours = np.linspace(0, MAX_LEVELS - 1, max(len(places), 2)).round().astype(int).tolist()
     left_out = f"   |   {len(places)} of {len(levels)} levels" if len(places) < len(levels) else ""
     return [
         (levels[place][0], LEVEL_COLOURS[colour], levels[place][1])
@@ -100,8 +100,8 @@ def _finish(panel: Any, curves: list[tuple[str, str, Ecdf | None]]) -> None:
     log_x(panel)
     known = [curve for _, _, curve in curves if curve is not None]
     middle = min(float(np.interp(0.5, curve.share, curve.seconds)) for curve in known) * MS_PER_S
-    if panel.get_xlim()[0] < middle / LEAST_OF_MEDIAN:  # tokens that arrived together have almost no gap
-        panel.set_xlim(left=middle / LEAST_OF_MEDIAN)
+    if panel.get_xlim()[0] < middle / MIN_OF_MEDIAN:  # tokens that arrived together have almost no gap
+        panel.set_xlim(left=middle / MIN_OF_MEDIAN)
     panel.set_xlabel("ms")
 
 

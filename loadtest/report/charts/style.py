@@ -126,12 +126,12 @@ def place_x(panel: Any, places: list[float], *, why_empty: str = "no successful 
     if not known:
         nothing(panel, why_empty)
         return
-    least, most = min(known), max(known)
-    if most / least < 4:  # noqa: PLR2004 (two doublings)
-        panel.set_xlim(left=0, right=most * 1.15)
+    smallest, largest = min(known), max(known)
+    if largest / smallest < 4:  # noqa: PLR2004 (two doublings)
+        panel.set_xlim(left=0, right=largest * 1.15)
         return
     panel.set_xscale("log", base=2)
-    panel.set_xlim(least / 1.25, most * 1.35)
+    panel.set_xlim(smallest / 1.25, largest * 1.35)
     panel.xaxis.set_major_formatter(plain())
     panel.xaxis.set_minor_locator(NullLocator())
 

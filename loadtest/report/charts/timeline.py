@@ -11,8 +11,8 @@ from loadtest.report.charts.style import Drawing, drawing_of, head, new_figure, 
 from loadtest.report.theme import BAD, BLUE, FAINT, GREEN, ORANGE, VERMILION
 from loadtest.results import Floats
 
-MOST_OF_EVEN_WIDTH = 1.5  # a level may take up to this multiple of its even share of the width
-LEAST_NAMED_RATIO = 0.02
+MAX_OF_EVEN_WIDTH = 1.5  # a level may take up to this multiple of its even share of the width
+MIN_NAMED_RATIO = 0.02
 PANEL_IN = 1.25
 HEAD_IN = 1.15
 
@@ -76,7 +76,7 @@ class _TimeAxis:
     def __init__(self, spans: list[Span]) -> None:
         edges = [spans[0].begin_s, *(span.begin_s for span in spans[1:]), spans[-1].end_s]
         longest = max(np.diff(edges))
-        self._is_even = len(spans) > 1 and longest * len(spans) > MOST_OF_EVEN_WIDTH * (edges[-1] - edges[0])
+        self._is_even = len(spans) > 1 and longest * len(spans) > MAX_OF_EVEN_WIDTH * (edges[-1] - edges[0])
         self._edges = np.array(edges)
         self.note = "; levels drawn with equal width" if self._is_even else ""
 
@@ -131,7 +131,7 @@ def _name_levels(panel: Any, found: Timeline, axis: _TimeAxis) -> None:
     places = axis.place(np.array([[span.begin_s, span.end_s] for span in found.spans]))
     whole = places[-1][1] - places[0][0]
     for span, (begin, end) in zip(found.spans, places.tolist(), strict=True):
-        if end - begin > LEAST_NAMED_RATIO * whole:
+        if end - begin > MIN_NAMED_RATIO * whole:
             panel.annotate(span.load, ((begin + end) / 2, 1), xycoords=("data", "axes fraction"),
                            xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9,
                            color=FAINT)  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import MissingError, ToolError
-from engines.machine.serving_products import MOST_BYTES, measure_serving_products, shapes_of
+from engines.machine.serving_products import MAX_BYTES, measure_serving_products, shapes_of
 from engines.spec import model_named
 
 
@@ -48,4 +48,4 @@ def test_a_large_model_s_matrices_are_as_many_layers_as_fit() -> None:
     """Of Llama-2-7B's 32 layers, those that two gibibytes hold beside its head."""
     shapes = shapes_of(model_named("llama-2-7b"))
     assert len(shapes) < 4 * 32 + 1
-    assert 4 * sum(inputs * outputs for inputs, outputs in shapes) <= MOST_BYTES
+    assert 4 * sum(inputs * outputs for inputs, outputs in shapes) <= MAX_BYTES

@@ -108,11 +108,11 @@ LINEAR = ReplicaResponse(
 def test_the_same_seed_gives_the_same_comparison() -> None:
     """Laws are compared under the same arrivals; the fixed fleet is never scaled; the winner misses least."""
     rates = tuple(10 + 15 * np.sin(np.linspace(0, np.pi, 120)) ** 2)
-    of = ScalingInput(rates, 30.0, LINEAR, COLD, replicas=3, least=1, most=8, gpus=2, seed=4)
+    of = ScalingInput(rates, 30.0, LINEAR, COLD, replicas=3, min_replicas=1, max_replicas=8, gpus=2, seed=4)
     found, _ = compare_laws(of)
     assert found == compare_laws(of)[0]
     assert found.fixed.gpu_hours == 3 * 2 * 2.0
-    assert found.fixed.most_replicas == 3
+    assert found.fixed.max_replicas == 3
     assert found.chosen.missed_minutes <= min(each.missed_minutes for each in found.laws) + 1
     assert {each.law.signal for each in found.laws} == {"in_flight", "queue", "kv_used", "ttft_p95"}
     assert max(each.law.max_replicas for each in found.laws) == 6

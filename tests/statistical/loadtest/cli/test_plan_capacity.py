@@ -102,7 +102,7 @@ def test_the_page_stands_alone(planned: Path) -> None:
 def test_a_plan_of_another_version_is_refused(planned: Path, tmp_path: Path) -> None:
     """Its keys have other meanings; the error names the command that plans again."""
     text = (planned / "capacity.json").read_text(encoding="utf-8")
-    (tmp_path / "capacity.json").write_text(text.replace('"schema": 3', '"schema": 2', 1), encoding="utf-8")
+    (tmp_path / "capacity.json").write_text(text.replace('"schema": 4', '"schema": 2', 1), encoding="utf-8")
     with pytest.raises(UserError, match="schema 2 is of another version; plan again: plan-capacity DEMAND"):
         read_json(tmp_path / "capacity.json", CapacityPlan)
 
@@ -110,7 +110,7 @@ def test_a_plan_of_another_version_is_refused(planned: Path, tmp_path: Path) -> 
 def test_what_if_is_side_by_side(planned: Path) -> None:
     """Twice the traffic with nothing spare: twice the peak, what a replica carries unchanged."""
     sides = json.loads((planned / "what-if.json").read_text(encoding="utf-8"))["sides"]
-    assert [side["asked"] for side in sides] == ["original", "traffic*=2,n_plus=0"]
+    assert [side["change"] for side in sides] == ["original", "traffic*=2,n_plus=0"]
     assert sides[1]["peak_per_s"] == pytest.approx(2 * sides[0]["peak_per_s"])
     assert sides[1]["rate_per_s"] == sides[0]["rate_per_s"]
 
@@ -306,7 +306,7 @@ def test_a_rate_that_was_not_searched_further_is_no_limit(tmp_path: Path) -> Non
     assert plan.day is not None
     assert plan.scaling is None
     assert "autoscaler: none simulated: one replica carries the whole demand" in result.output
-    assert [each.is_least for each in plan.chosen.sizes] == [True, True, True]
+    assert [each.is_lower_bound for each in plan.chosen.sizes] == [True, True, True]
     assert {each.limited_by for each in plan.chosen.sizes} == {"ttft_s p90"}  # the only objective there is
     assert plan.max_queue_size > 4
     assert {each.needed for each in plan.day.points} == {1}
@@ -344,10 +344,10 @@ def test_a_lower_max_tokens_saves_the_replicas_that_it_is_said_to_save(tmp_path:
         "prices": {"vendor": "aws-us-east-1"},
     }
     plans = []
-    for name, most in (("high", {"max_tokens": 7900}), ("low", {})):
+    for name, largest in (("high", {"max_tokens": 7900}), ("low", {})):
         folder = tmp_path / name
         folder.mkdir()
-        traffic = {"process": "described", "rate_per_s": 8.0, "lengths": lengths | most}
+        traffic = {"process": "described", "rate_per_s": 8.0, "lengths": lengths | largest}
         run(str(written(folder, traffic=traffic, **changed)), "--out", str(folder / "out"), "--workers", "1")
         plans.append(read_json(folder / "out" / "capacity.json", CapacityPlan))
     high, low = plans

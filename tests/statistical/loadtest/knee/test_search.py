@@ -108,7 +108,7 @@ def test_the_command_writes_what_it_found(
             find_knee.main([str(each) for each in (engine, "--isl", 64, "--osl", 8, *arguments)])
         return int(ended.value.code or 0)
 
-    bounds = ("--from", 1, "--to", 4, "--most-requests", 64)
+    bounds = ("--from", 1, "--to", 4, "--max-requests", 64)
     assert run("--objective", "ttft_s.p95=5", *bounds, "--out", tmp_path / "knee") == 0
     assert "(predicted)" in capsys.readouterr().out
     written = json.loads((tmp_path / "knee" / "knee.json").read_text())

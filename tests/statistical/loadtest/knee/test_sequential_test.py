@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loadtest.knee.sequential_test import (
-    LEAST_REQUESTS,
+    MIN_REQUESTS,
     SloDecision,
     ended_before_the_first_under_way,
     is_backlog_growing,
@@ -43,7 +43,7 @@ def drawn(share: float, count: int, rng: np.random.Generator) -> list[RequestRec
 
 def test_few_requests_tell_nothing() -> None:
     """However good they look, too few requests are no verdict."""
-    assert weigh(LIMIT, [request(place, 0.01) for place in range(LEAST_REQUESTS - 1)]).met is None
+    assert weigh(LIMIT, [request(place, 0.01) for place in range(MIN_REQUESTS - 1)]).met is None
 
 
 def test_so_many_perfect_requests_prove_p95() -> None:

@@ -10,8 +10,8 @@ from engines.emulator.request import Request
 from engines.emulator.scheduler import Sequence
 
 
-def _waiting(count: int, *, prompt: int = 100, most: int = 400) -> list[Sequence]:
-    return [Sequence(Request(number, prompt, most), number, 0.0, most) for number in range(count)]
+def _waiting(count: int, *, prompt: int = 100, largest: int = 400) -> list[Sequence]:
+    return [Sequence(Request(number, prompt, largest), number, 0.0, largest) for number in range(count)]
 
 
 def test_a_new_request_counts_whole_and_a_running_one_by_its_share() -> None:

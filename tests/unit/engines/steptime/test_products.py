@@ -35,7 +35,7 @@ def test_a_measured_number_of_rows_takes_what_was_measured() -> None:
     products = Products(SPEEDS, linear_bytes=LINEAR_BYTES, head_bytes=HEAD_BYTES)
     for rows, ms in MEASURED_MS.items():
         assert products.seconds(rows, rows) == pytest.approx(ms / 1e3)
-    assert products.least_s == pytest.approx(10.13e-3)
+    assert products.min_s == pytest.approx(10.13e-3)
 
 
 def test_between_and_beyond_the_measured_rows() -> None:

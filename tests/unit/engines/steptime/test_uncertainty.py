@@ -8,7 +8,7 @@ import pytest
 
 from engines.manifest import StepTimeChoice
 from engines.spec import Factors, Host, engine_profile_named, gpu_named, model_named
-from engines.steptime import StepShape, slowed, step_time_of, uncertainty
+from engines.steptime import StepShape, step_time_of, uncertainty, with_time_ratios
 
 LLAMA, H100 = model_named("llama-3.1-8b"), gpu_named("h100-sxm-80gb")
 
@@ -31,7 +31,7 @@ def test_a_slowed_engine_takes_that_much_longer() -> None:
         factors=Factors(iteration_s=1e-3, sequence_s=1e-5, prompt_s=1e-4),
         host=Host(latency_s=2e-3, iteration_s=1e-3),
     )
-    slow = slowed(choice, step_ratio=1.2, host_ratio=2.0)
+    slow = with_time_ratios(choice, step_ratio=1.2, host_ratio=2.0)
     shape = StepShape(8, 8000)
     plain = step_time_of(choice, LLAMA, H100, "bf16", "16bit", tensor_parallel=1).cost(shape)
     slower = step_time_of(slow, LLAMA, H100, "bf16", "16bit", tensor_parallel=1).cost(shape)

@@ -15,7 +15,7 @@ def _row(name: str, usd: float, worst_ratio: float | None = None, **changed: Any
         tried = RateProbe(rate_per_s=9.0, met=True, missed=(), worst_ratio=worst_ratio, requests=100, ttft_p50_s=0.1,
                           ttft_p95_s=0.2, ttft_p99_s=0.3, itl_mean_s=0.01, itl_p99_s=0.02,
                           e2e_p95_s=2.0, goodput=1.0, output_tokens_per_s=900.0, in_flight=9.0, kv_ratio=0.1,
-                          kv_most=0.2)  # fmt: skip
+                          kv_max=0.2)  # fmt: skip
         verdict = FleetVerdict(replicas=2, met=True, is_certain=True, windows=3, kept_windows=3, tried=tried)
     values: dict[str, Any] = {
         "name": name, "basis": "predicted", "gpu": "h100-sxm-80gb", "precision": "fp8", "tensor_parallel": 1,

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from loadtest.generator.progress import MOST_POINTS, WINDOW_S, History, LiveStats, Progress
+from loadtest.generator.progress import MAX_POINTS, WINDOW_S, History, LiveStats, Progress
 from loadtest.results.histogram import LogHistogram
 from loadtest.run.terminal import PLAIN_EVERY_S, Terminal, progress_text
 from tests.unit.loadtest.generator.test_journal import record
@@ -79,7 +79,7 @@ def test_memory_does_not_grow_with_the_run() -> None:
         watch.note(_reply(second, float(second)))  # type: ignore[arg-type]
         history.add(watch.statistics(float(second), 1))
     assert len(watch._seconds) <= WINDOW_S + 1
-    assert MOST_POINTS / 2 <= len(history.points) <= MOST_POINTS + 1
+    assert MAX_POINTS / 2 <= len(history.points) <= MAX_POINTS + 1
     assert history.points[0].t_s == 0
     assert history.points[-1].t_s > 4990
     gaps = {round(b.t_s - a.t_s) for a, b in zip(history.points, history.points[1:], strict=False)}

@@ -26,10 +26,10 @@ def distributions(draw: st.DrawFn) -> Distribution:
     mean = draw(st.integers(20, 5000))
     if kind == "uniform":
         return parse(f"uniform({mean}, {mean + draw(st.integers(0, 3000))})")
-    least = f", min={draw(st.integers(1, mean))}" if draw(st.booleans()) else ""
-    most = f", max={draw(st.integers(mean, 4 * mean))}" if draw(st.booleans()) else ""
+    smallest = f", min={draw(st.integers(1, mean))}" if draw(st.booleans()) else ""
+    largest = f", max={draw(st.integers(mean, 4 * mean))}" if draw(st.booleans()) else ""
     spread = {"normal": f", {draw(st.integers(0, mean))}", "lognormal": f", {draw(st.floats(0, 1.5))}"}.get(kind, "")
-    return parse(f"{kind}({mean}{spread}{least}{most})")
+    return parse(f"{kind}({mean}{spread}{smallest}{largest})")
 
 
 def _draws(distribution: Distribution) -> list[int]:

@@ -166,7 +166,7 @@ def test_rows_outside_the_slice_are_not_held(tmp_path: Path) -> None:
 
 def test_a_trace_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trace with more requests than can be held is not cut unasked; a slice of it is played."""
-    monkeypatch.setattr(traces, "MOST_ARRIVALS", 3)
+    monkeypatch.setattr(traces, "MAX_ARRIVALS", 3)
     with pytest.raises(UserError, match="more than 3 requests") as caught:
         _read(tmp_path, PLAIN)
     assert "from_s" in str(caught.value.hint)

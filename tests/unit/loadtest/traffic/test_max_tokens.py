@@ -23,9 +23,9 @@ def _scenario(**lengths: object) -> Scenario:
 def test_a_turn_asks_for_max_tokens_and_expects_its_reply() -> None:
     """Without `max_tokens` exactly the reply is asked for; with it, at most so many, and the reply ends by itself."""
     plain = turn_of(ConversationSampler(_scenario()).begin(0), 0, "measure")
-    most = turn_of(ConversationSampler(_scenario(max_tokens=900)).begin(0), 0, "measure")
+    largest = turn_of(ConversationSampler(_scenario(max_tokens=900)).begin(0), 0, "measure")
     assert (plain.output_tokens, plain.asked_tokens, plain.exact) == (50, 50, True)
-    assert (most.output_tokens, most.asked_tokens, most.exact) == (50, 900, False)
+    assert (largest.output_tokens, largest.asked_tokens, largest.exact) == (50, 900, False)
 
 
 def test_a_trace_row_states_its_own(tmp_path: Path) -> None:
@@ -41,10 +41,12 @@ def test_no_evict_waits_for_what_is_reserved() -> None:
     cache = manifest.kv_cache.model_copy(update={"blocks": 8 * 32})
     manifest = manifest.model_copy(update={"kv_cache": cache})
     waits = {}
-    for most in (None, 900):
-        scenario = _scenario(**({} if most is None else {"max_tokens": most}))
+    for largest in (None, 900):
+        scenario = _scenario(**({} if largest is None else {"max_tokens": largest}))
         found = predict(scenario, manifest, made_by=MadeBy(command="test", version="0"), made_from=[])
         assert {record.output_tokens for record in found.records if record.outcome == "ok"} == {50}
-        waits[most] = max(record.token_times_s[0] - record.sent_s for record in found.records if record.token_times_s)
+        waits[largest] = max(
+            record.token_times_s[0] - record.sent_s for record in found.records if record.token_times_s
+        )
     assert waits[900] > 3 * (waits[None] or 0.0)
     assert waits[None] == pytest.approx(0.05, abs=0.05)

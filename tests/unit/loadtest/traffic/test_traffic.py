@@ -96,8 +96,8 @@ def test_shares_of_a_level_make_the_whole(users: int, requests: int, workers: in
     ]
     assert sorted(user for share in shares for user in share.users) == list(whole.users)
     assert sum(share.requests for share in shares) == requests
-    most = max(share.requests / len(share.users) for share in shares if share.users)
-    assert most < requests / users + 1  # nobody is given a much longer level than the others
+    largest = max(share.requests / len(share.users) for share in shares if share.users)
+    assert largest < requests / users + 1  # nobody is given a much longer level than the others
     ids = [share.next_turn(user, 0.0).id for _ in range(3) for share in shares for user in share.users]
     assert len(ids) == len(set(ids))
     assert min(ids) == 100

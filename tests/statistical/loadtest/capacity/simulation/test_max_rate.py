@@ -41,7 +41,7 @@ def test_the_search_finds_what_trying_every_load_finds() -> None:
     found = max_rate_of(bench.task)
     assert found.rate_per_s is not None
     grid = [found.rate_per_s * (0.6 + 0.04 * place) for place in range(16)]
-    kept = [rate for rate in grid if bench.verdict(rate, NONE, least_windows=4).met]
+    kept = [rate for rate in grid if bench.verdict(rate, NONE, min_windows=4).met]
     first_missed = min(rate for rate in grid if rate not in kept)
     last_kept = max(rate for rate in kept if rate < first_missed)
     assert last_kept / 1.06 <= found.rate_per_s <= first_missed * 1.06
@@ -50,8 +50,8 @@ def test_the_search_finds_what_trying_every_load_finds() -> None:
 def test_one_simulation_serves_every_slowdown() -> None:
     """An engine half as fast at half the load shows twice the latencies, simulated or worked out from the fast one."""
     asked, manifest = demand(), engine(**{"limits.max_batch_size": 32, "limits.max_num_tokens": 2048})
-    shared = LoadBench(task_of(asked, manifest)).verdict(15.0, Slowdown(2.0, 2.0), least_windows=2).level
-    alone = LoadBench(task_of(asked, manifest)).verdict(30.0, NONE, least_windows=2).level
+    shared = LoadBench(task_of(asked, manifest)).verdict(15.0, Slowdown(2.0, 2.0), min_windows=2).level
+    alone = LoadBench(task_of(asked, manifest)).verdict(30.0, NONE, min_windows=2).level
     assert shared.ttft_s is not None
     assert alone.ttft_s is not None
     assert shared.itl_s is not None

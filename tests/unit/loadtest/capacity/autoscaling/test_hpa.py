@@ -121,6 +121,6 @@ def test_a_target_outside_its_limits_is_brought_inside_at_once() -> None:
 def test_no_more_change_is_allowed_where_a_direction_is_disabled() -> None:
     """`selectPolicy: Disabled`; and `Min` takes the policy that allows the least."""
     disabled = DEFAULT_UP.model_copy(update={"select": "Disabled"})
-    least = DEFAULT_UP.model_copy(update={"select": "Min"})
+    smallest = DEFAULT_UP.model_copy(update={"select": "Min"})
     assert HpaController(_law(up=disabled)).decide(50, 10, 0.0) == 10
-    assert HpaController(_law(up=least)).decide(50, 10, 0.0) == 14
+    assert HpaController(_law(up=smallest)).decide(50, 10, 0.0) == 14
