@@ -8,7 +8,7 @@ from typing import Any
 
 from engines.checkpoint.calibration_text import TextWindows
 from engines.checkpoint.inspection import library
-from engines.checkpoint.library_output import chatter_to
+from engines.checkpoint.library_output import library_output_to
 
 VOCABULARY = 256
 WINDOWS = TextWindows(
@@ -44,7 +44,7 @@ def write_model(folder: Path, name: str, **geometry: Any) -> Path:
         geometry: Configuration that differs from the model's own.
     """
     torch = library("torch")
-    with chatter_to(None):
+    with library_output_to(None):
         transformers = library("transformers")
         config = getattr(transformers, f"{CLASSES[name]}Config")(
             vocab_size=VOCABULARY,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engines.checkpoint.inspection import inspect_checkpoint, library
-from engines.checkpoint.library_output import chatter_to
+from engines.checkpoint.library_output import library_output_to
 from engines.errors import MissingError, UserError
 from engines.files import MadeBy
 from engines.outputs import whole_folder
@@ -91,7 +91,7 @@ def name_special_tokens(tokenizer: Any, config: Any) -> None:
 
 def _write_checkpoint(path: Path, folder: Path) -> None:
     where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    with chatter_to(None):
+    with library_output_to(None):
         library("gguf")
         torch, transformers = library("torch"), library("transformers")
         try:

@@ -14,7 +14,7 @@ from typing import TextIO
 from engines.errors import LAST_LINES, ToolError
 
 
-class _Chatter(io.TextIOBase):
+class _LibraryOutput(io.TextIOBase):
     """A stream that libraries may keep: it writes to `file` while that is set, and discards text afterwards."""
 
     def __init__(self, file: TextIO | None) -> None:
@@ -37,14 +37,14 @@ class _Chatter(io.TextIOBase):
 
 
 @contextmanager
-def chatter_to(log: Path | None) -> Iterator[None]:
+def library_output_to(log: Path | None) -> Iterator[None]:
     """Redirect what libraries print, warn and log within the block to a file, or discard it.
 
     A logging handler that a library installs within the block keeps the stream; its later output is discarded.
     """
     with contextlib.ExitStack() as stack:
         file = None if log is None else stack.enter_context(log.open("a", encoding="utf-8"))
-        chatter = _Chatter(file)
+        chatter = _LibraryOutput(file)
         stack.callback(setattr, chatter, "file", None)
         stack.enter_context(contextlib.redirect_stdout(chatter))
         stack.enter_context(contextlib.redirect_stderr(chatter))
@@ -54,12 +54,12 @@ def chatter_to(log: Path | None) -> Iterator[None]:
         yield
 
 
-def nothing_on_stdout() -> contextlib.redirect_stdout[_Chatter]:
+def nothing_on_stdout() -> contextlib.redirect_stdout[_LibraryOutput]:
     """Discard what libraries print within the block, and what the handlers that they install there write later.
 
     DeepSpeed, which ModelOpt imports where it is installed, logs to stdout: in front of the result of --json.
     """
-    return contextlib.redirect_stdout(_Chatter(None))
+    return contextlib.redirect_stdout(_LibraryOutput(None))
 
 
 def _show_warning(

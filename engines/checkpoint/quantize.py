@@ -14,7 +14,7 @@ from typing import Any
 from engines.checkpoint.export_config import mend_config, weight_only_quantization
 from engines.checkpoint.export_job import ExportJob, Layout, group_notices, layout_of
 from engines.checkpoint.inspection import CheckpointFacts, library
-from engines.checkpoint.library_output import as_tool_error, chatter_to
+from engines.checkpoint.library_output import as_tool_error, library_output_to
 from engines.checkpoint.modelopt import BATCH_TOKENS, Progress, calibrate, require_modelopt
 from engines.checkpoint.trtllm_checkpoint import read_exported
 from engines.files import write_text
@@ -61,7 +61,7 @@ def quantize_with(
         export: Writes the quantized model that it is given to `out`.
     """
     windows = job.calibration.token_windows(job.source / "tokenizer.json") if layout.needs_text else []
-    with as_tool_error(log), chatter_to(log):
+    with as_tool_error(log), library_output_to(log):
         require_modelopt(layout.precision)
         out.mkdir(parents=True, exist_ok=True)
         model = load(job.source, layout)

@@ -297,8 +297,8 @@ def _changing_iterations(context: FitContext, point: Point, logs: Array, here: A
     found = ["request_s"] if point.load in SERVED else []
     if point.load in SERVED and math.exp(here[0] + logs[PLACE["stream_token_s"]]) > STREAM_BUSY_RATIO:
         found.append("stream_token_s")
-    asked_tokens = point.concurrency * (point.isl + point.osl)
-    if point.load != "static_batch" and asked_tokens > POOL_TOUCHED_RATIO * context.kv_tokens:
+    requested_tokens = point.concurrency * (point.isl + point.osl)
+    if point.load != "static_batch" and requested_tokens > POOL_TOUCHED_RATIO * context.kv_tokens:
         found.append("usable_kv_ratio")
     return found
 

@@ -13,7 +13,7 @@ from loadtest.scenario import Objectives, Scenario, Verdict, unlikely_limits
 
 if TYPE_CHECKING:
     from engines.calibration import Calibration
-    from loadtest.knee import KneeFound
+    from loadtest.knee import KneeResult
     from loadtest.report import Change, Comparison
 
 _STYLES = {"better": "green", "worse": "red", "same": "", "unclear": "dim", "unknown": "dim"}
@@ -178,7 +178,7 @@ def show_intervals(summary: Summary) -> None:
     table_console().print(table)
 
 
-def show_knee(found: KneeFound) -> None:
+def show_knee(found: KneeResult) -> None:
     """Print every load tried, with the kind of its figures, and the knee as a sentence."""
     from rich.markup import escape
     from rich.table import Table

@@ -4,14 +4,14 @@ May import `run`, `simulate` and below.
 """
 
 from loadtest.knee.bisection import Knee, Probe, find_knee
-from loadtest.knee.search import UNITS, KneeFound, KneeSearch, Range, Span, driving, predicting, search
+from loadtest.knee.search import UNITS, KneeResult, KneeSearch, Range, Span, driving, predicting, search
 from loadtest.knee.sequential_test import CLEAR_Z, share_interval
 
 __all__ = [
     "CLEAR_Z",
     "UNITS",
     "Knee",
-    "KneeFound",
+    "KneeResult",
     "KneeSearch",
     "Probe",
     "Range",

@@ -54,7 +54,7 @@ class ProbeResult(Strict):
     level: LevelSummary
 
 
-class KneeFound(Document):
+class KneeResult(Document):
     """`knee.json`: the highest load that met every objective, and every load tried.
 
     Attributes:
@@ -152,7 +152,7 @@ def search(
     made_by: MadeBy,
     made_from: list[Source],
     progress: Callable[[str], None],
-) -> KneeFound:
+) -> KneeResult:
     """Return the knee of the server, real or predicted, on which the player runs the probes.
 
     Raises:
@@ -168,7 +168,7 @@ def search(
         return Probe(load, found.met, found.missed, found.level.requests)
 
     knee = _find(probe, knee_search.axis, knee_search.within, lone_s)
-    return KneeFound(
+    return KneeResult(
         made_by=made_by,
         made_from=made_from,
         kind=pilot.run.kind,

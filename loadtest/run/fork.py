@@ -22,7 +22,7 @@ _LOOK_EVERY_S = 0.005
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)  # by commands; see `engines.console`
 
 
-def done_aside(work: Callable[[], object]) -> None:
+def run_in_child(work: Callable[[], object]) -> None:
     """Do work in a forked copy of this process and wait for it; its only effects are on disk.
 
     A fork, not a new process, because this one has already imported its modules. It must not have started threads.
@@ -85,7 +85,7 @@ class ForkedProgram:
         out_of, write = os.pipe()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)  # until the child has handlers of its own
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # as in `done_aside`
+            warnings.simplefilter("ignore", DeprecationWarning)  # as in `run_in_child`
             self.pid = os.fork()
         if self.pid == 0:
             _become(program, arguments, (read, write, errors), prepare, mask)

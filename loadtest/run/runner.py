@@ -31,7 +31,7 @@ from loadtest.results import (
     WorkerClock,
 )
 from loadtest.run.early_stop import EarlyStop, Enough
-from loadtest.run.fork import done_aside
+from loadtest.run.fork import run_in_child
 from loadtest.run.processes import SILENT_S, STOP_WITHIN_S, Generators
 from loadtest.run.sampler import Monitor, PageReader, power_readings, read_metrics
 from loadtest.run.target import Target
@@ -297,7 +297,7 @@ def _plan(request: RunRequest, folder: Path, began: float) -> GeneratorPlan:
     prompts = folder / "prompts"
     prompts.mkdir()
     salt = secrets.randbits(32)  # the only value no seed determines: words that this server has not cached
-    done_aside(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
+    run_in_child(lambda: prepare(scenario, plans, target.tokenizer, prompts, as_text=as_text, salt=salt))
     sampler = ConversationSampler(scenario, PromptMaker(scenario, prompts).rows)
     counted = [plan.counted(scenario, sampler) for plan in plans]
     return GeneratorPlan(

@@ -16,7 +16,7 @@ from loadtest.cli.find_knee import no_objectives_error
 from loadtest.cli.options import load_options, scenario_of, target_options
 from loadtest.cli.tables import show_knee, warn_of_limits
 from loadtest.knee import (
-    KneeFound,
+    KneeResult,
     KneeSearch,
     Range,
     Span,
@@ -108,7 +108,7 @@ def _promises(flags: dict[str, Any], scenario: Scenario) -> tuple[ObjectiveScope
     return (ObjectiveScope(found),)
 
 
-def _require_some_load(found: KneeFound) -> None:
+def _require_some_load(found: KneeResult) -> None:
     if found.load is None:
         missed = ", ".join(found.binding)
         raise TargetMissedError(

@@ -39,7 +39,7 @@ class OpenAi(Protocol):
         """Return the number of reply characters in a choice of an event."""
 
     @abstractmethod
-    def said_in(self, choice: dict[str, Any]) -> str:
+    def text_in(self, choice: dict[str, Any]) -> str:
         """Return the reply text in a choice that later prompts repeat."""
 
     def headers(self) -> dict[str, str]:
@@ -75,7 +75,7 @@ class OpenAi(Protocol):
         for choice in document["choices"]:
             characters += self.text_of(choice)
             if reply.content is not None:
-                reply.content.append(self.said_in(choice))
+                reply.content.append(self.text_in(choice))
             reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
         if characters:
             reply.add(arrived_s)
@@ -100,7 +100,7 @@ class OpenAiChat(OpenAi):
         messages = spec.prompt.messages or (("user", spec.prompt.text),)
         return {"messages": [{"role": role, "content": text} for role, text in messages]}
 
-    def said_in(self, choice: dict[str, Any]) -> str:
+    def text_in(self, choice: dict[str, Any]) -> str:
         """Return the content; reasoning is not repeated in later prompts."""
         return choice["delta"].get("content") or ""
 
@@ -125,7 +125,7 @@ class OpenAiCompletions(OpenAi):
         """Return the prompt as ids if it has them, else as text."""
         return {"prompt": list(spec.prompt.ids) or spec.prompt.text}
 
-    def said_in(self, choice: dict[str, Any]) -> str:
+    def text_in(self, choice: dict[str, Any]) -> str:
         """Return the text."""
         return choice.get("text") or ""
 

@@ -27,7 +27,7 @@ from engines.checkpoint import (  # noqa: E402
     quantize,
     unpack,
 )
-from engines.checkpoint.library_output import chatter_to  # noqa: E402
+from engines.checkpoint.library_output import library_output_to  # noqa: E402
 from engines.cli.evaluate_engine import evaluate_engine  # noqa: E402
 from engines.errors import MissingError, UserError  # noqa: E402
 from engines.files import (  # noqa: E402
@@ -95,7 +95,7 @@ def test_the_export_scores_as_the_harness_scores_its_source(place: Path) -> None
     """Our forward pass over the 16-bit export and the harness's own transformers model give the same figures."""
     questions = _questions(place, "capitals", "completions")
     ours = evaluate_checkpoint(place / "engine", read_manifest(place / "engine"), questions, progress=lambda _: None)
-    with chatter_to(None):
+    with library_output_to(None):
         from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
 
         source = HFLM(pretrained=str(place / "smollm2"), dtype="float32", device="cpu", batch_size=1)

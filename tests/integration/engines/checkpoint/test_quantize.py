@@ -22,7 +22,7 @@ from engines.checkpoint.export_config import mend_config  # noqa: E402
 from engines.checkpoint.export_job import ExportJob  # noqa: E402
 from engines.checkpoint.gguf import name_special_tokens, unpack  # noqa: E402
 from engines.checkpoint.inspection import inspect_checkpoint, library  # noqa: E402
-from engines.checkpoint.library_output import chatter_to  # noqa: E402
+from engines.checkpoint.library_output import library_output_to  # noqa: E402
 from engines.checkpoint.quantize import quantize, quantizing_memory_bytes  # noqa: E402
 from engines.checkpoint.trtllm_checkpoint import read_exported  # noqa: E402
 from engines.checkpoint.verify import SourceWeights, exported_geometry_of, geometry_of, logits, round_nvfp4, verify  # noqa: E402
@@ -106,7 +106,7 @@ def test_forward_pass_equals_transformers(make: Make, name: str) -> None:
     folder = make(name)
     facts = inspect_checkpoint(folder)
     tokens = torch.tensor(WINDOWS.token_windows(folder / "tokenizer.json"))
-    with chatter_to(None):
+    with library_output_to(None):
         transformers = library("transformers")
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         with torch.inference_mode():
@@ -176,7 +176,7 @@ def test_simulation_equals_modelopts_own(make: Make, tmp_path: Path, name: str) 
     folder = make(name)
     facts = inspect_checkpoint(folder)
     tokens = torch.tensor(WINDOWS.token_windows(folder / "tokenizer.json"))
-    with chatter_to(None), torch.inference_mode():
+    with library_output_to(None), torch.inference_mode():
         model = library("transformers").AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         mtq = library("modelopt.torch.quantization")
         model = mtq.quantize(model.eval(), mtq.FP8_DEFAULT_CFG, forward_loop=lambda calibrated: calibrated(tokens))

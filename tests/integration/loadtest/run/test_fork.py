@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from engines.errors import MissingError
-from loadtest.run.fork import ForkedProgram, done_aside
+from loadtest.run.fork import ForkedProgram, run_in_child
 
 
 def test_what_work_writes_stays_and_its_process_goes(tmp_path: Path) -> None:
     """The file is there; it was another process that wrote it."""
-    done_aside(lambda: (tmp_path / "pid").write_text(str(os.getpid())))
+    run_in_child(lambda: (tmp_path / "pid").write_text(str(os.getpid())))
     assert int((tmp_path / "pid").read_text()) != os.getpid()
 
 
@@ -24,14 +24,14 @@ def test_errors_for_people_come_back_whole() -> None:
         raise MissingError("no such tokenizer", hint="--tokenizer FILE")
 
     with pytest.raises(MissingError, match="no such tokenizer") as failed:
-        done_aside(work)
+        run_in_child(work)
     assert failed.value.hint == "--tokenizer FILE"
 
 
 def test_a_bug_is_not_hidden(capfd: pytest.CaptureFixture[str]) -> None:
     """Another failure is an error here, and its traceback is shown."""
     with pytest.raises(RuntimeError, match="status 1"):
-        done_aside(lambda: {}["nothing"])
+        run_in_child(lambda: {}["nothing"])
     assert "KeyError" in capfd.readouterr().err
 
 

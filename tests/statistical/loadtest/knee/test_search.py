@@ -13,7 +13,7 @@ from engines.planning import emulated_manifest
 from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from loadtest.cli.find_knee import find_knee
-from loadtest.knee.search import LIVES, KneeFound, KneeSearch, Range, Span, at_load, predicting, search
+from loadtest.knee.search import LIVES, KneeResult, KneeSearch, Range, Span, at_load, predicting, search
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.arrivals import Gamma, Ramp
 from loadtest.scenario.schema import Lengths, Scenario
@@ -31,7 +31,7 @@ def manifest() -> EngineManifest:
     return emulated_manifest(make_plan(asked, head=Document(made_by=HEAD)), asked.recipe)
 
 
-def _found(manifest: EngineManifest, asked: KneeSearch) -> KneeFound:
+def _found(manifest: EngineManifest, asked: KneeSearch) -> KneeResult:
     player = predicting(manifest, made_by=HEAD, made_from=[])
     return search(asked, player, made_by=HEAD, made_from=[], progress=lambda _: None)
 
