@@ -48,11 +48,7 @@ def known_gpu_name(text: str) -> str:
     >>> known_gpu_name("H100-SXM-80GB")
     'h100-sxm-80gb'
     """
-    names = _names_by_alias("gpus")
-    found = names.get(text.lower())
-    if found is None:
-        raise UserError(f"unknown GPU '{text}'", hint=_nearest(text, names, known=gpu_names()))
-    return found
+    return _known_name("GPU", text, _names_by_alias("gpus"), known=gpu_names())
 
 
 def known_model_name(text: str) -> str:
@@ -64,11 +60,7 @@ def known_model_name(text: str) -> str:
     >>> known_model_name("meta-llama/Llama-3.1-8B")
     'llama-3.1-8b'
     """
-    names = _names_by_alias("models")
-    found = names.get(text.lower())
-    if found is None:
-        raise UserError(f"unknown model '{text}'", hint=_nearest(text, names, known=model_names()))
-    return found
+    return _known_name("model", text, _names_by_alias("models"), known=model_names())
 
 
 def known_precision_name(text: str) -> str:
@@ -77,10 +69,7 @@ def known_precision_name(text: str) -> str:
     Raises:
         UserError: There is no such precision; the nearest is suggested.
     """
-    if text.lower() not in PRECISION_NAMES:
-        hint = _nearest(text, PRECISION_NAMES, known=PRECISION_NAMES)
-        raise UserError(f"unknown precision '{text}'", hint=hint)
-    return text.lower()
+    return _known_name("precision", text, {name: name for name in PRECISION_NAMES}, known=PRECISION_NAMES)
 
 
 def is_accelerator_file(text: str) -> bool:
@@ -185,6 +174,13 @@ def _names_by_alias(kind: str) -> dict[str, str]:
         for entry in spec_data(kind)[kind]
         for alias in (entry["name"], *entry.get("aliases", ()))
     }
+
+
+def _known_name(kind: str, text: str, names: dict[str, str], *, known: Iterable[str]) -> str:
+    found = names.get(text.lower())
+    if found is None:
+        raise UserError(f"unknown {kind} '{text}'", hint=_nearest(text, names, known=known))
+    return found
 
 
 def _nearest(text: str, names: Iterable[str], *, known: Iterable[str]) -> str:
