@@ -104,7 +104,7 @@ class SenderState:
                 output_tokens=0,
                 outcome="lost",
                 error="in flight in a worker that was lost",
-                requested_tokens=turn.output_tokens if turn.exact else None,
+                asked_tokens=turn.output_tokens if turn.exact else None,
                 class_name=turn.class_name,
                 conversation=turn.conversation,
                 turn=turn.place,
@@ -179,7 +179,7 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
     if turn.state is None:
         raise ValueError(f"request {turn.id} has no conversation and therefore no prompt")
     prompt = shared.maker.prompt(turn.state)
-    spec = RequestSpec(f"r{turn.id}", prompt, turn.requested_tokens, turn.exact, shared.maker.end_id)
+    spec = RequestSpec(f"r{turn.id}", prompt, turn.asked_tokens, turn.exact, shared.maker.end_id)
     reply = Reply(content=[] if shared.maker.wants_reply(turn.state) else None)
     outcome: Outcome = "cancelled"
     shared.note_sent(turn, prompt, scheduled_s)
@@ -206,7 +206,7 @@ def send(shared: SenderState, connection: Connection, turn: Turn, scheduled_s: f
                 output_tokens=len(reply.times_s),
                 outcome=outcome,
                 error=error,
-                requested_tokens=turn.output_tokens if turn.exact else None,
+                asked_tokens=turn.output_tokens if turn.exact else None,
                 bundled_tokens=reply.bundled_tokens,
                 queue_s=reply.queue_s,
                 cached_tokens=cached_tokens,

@@ -75,7 +75,7 @@ def _shares_in(window: Window, columns: Columns, osl: int) -> Floats:
     shares = np.maximum(inside_s, 0.0) / np.maximum(columns.done_s - columns.sent_s, 1e-9)
     ended = columns.outcome == OUTCOMES.index("ok")
     cut_short = columns.outcome == OUTCOMES.index("cancelled")
-    requested = np.where(columns.requested_tokens > 0, columns.requested_tokens, osl)
+    requested = np.where(columns.asked_tokens > 0, columns.asked_tokens, osl)
     part = np.where(ended, 1.0, np.where(cut_short, np.minimum(1.0, columns.output_tokens / requested), 0.0))
     found: Floats = shares * part
     return found

@@ -172,7 +172,7 @@ def request_columns(run: LoadedRun) -> dict[str, Any]:
         "e2e_s": sent.e2e_s,
         "queue_s": found.queue_s,
     }
-    counts = ("prompt_tokens", "output_tokens", "requested_tokens", "cached_tokens", "bundled_tokens", "turn", "worker")
+    counts = ("prompt_tokens", "output_tokens", "asked_tokens", "cached_tokens", "bundled_tokens", "turn", "worker")
     return {
         "run": [run.name] * len(found),
         "kind": [run.manifest.kind] * len(found),

@@ -32,7 +32,7 @@ MANY_TOKENS = 16_000_000
 
 _FLOATS = ("scheduled_s", "sent_s", "done_s", "queue_s")
 _INTS = ("id", "level", "prompt_tokens", "output_tokens", "bundled_tokens", "turn", "worker")
-_MAYBE_INTS = ("requested_tokens", "cached_tokens", "conversation")
+_MAYBE_INTS = ("asked_tokens", "cached_tokens", "conversation")
 
 
 class TokenChunk(NamedTuple):
@@ -60,7 +60,7 @@ class Columns:
         own_gaps_s: All gaps, one request after another, if recorded; see `gaps_s`.
         own_counts: Tokens of each response, one request after another; None: one each, or simulated.
         spans: The same for simulated requests, as spans of iterations; exactly one of the two is set.
-        requested_tokens: UNKNOWN if not recorded; likewise `cached_tokens`, `conversation`.
+        asked_tokens: UNKNOWN if not recorded; likewise `cached_tokens`, `conversation`.
         queue_s: nan if not reported.
         class_name: Index into `names`; UNKNOWN if all requests are of one kind.
         error: Index into `errors`; UNKNOWN without an error.
@@ -81,7 +81,7 @@ class Columns:
     responses: Ints
     prompt_tokens: Ints
     output_tokens: Ints
-    requested_tokens: Ints
+    asked_tokens: Ints
     cached_tokens: Ints
     bundled_tokens: Ints
     conversation: Ints

@@ -47,7 +47,7 @@ class RequestRecord(Strict):
             server's queue was full; `timeout`: it did not end in time, or not before the level's time limit;
             `cancelled`: in flight when the run was interrupted, or an unmeasured one in flight when the level ended;
             `lost`: in flight in a worker that was lost.
-        requested_tokens: Requested reply length; None if it was free, or in records of earlier versions.
+        asked_tokens: Requested reply length; None if it was free, or in records of earlier versions.
         bundled_tokens: Tokens that arrived in one response together with the one before them.
         queue_s: Time in the server's queue, if the server reports it.
         cached_tokens: Prompt tokens that the server reports as found in its KV cache; at most `prompt_tokens`.
@@ -69,7 +69,7 @@ class RequestRecord(Strict):
     output_tokens: Count
     outcome: Outcome
     error: str | None = None
-    requested_tokens: Count | None = None
+    asked_tokens: Count | None = None
     bundled_tokens: Count = 0
     queue_s: float | None = None
     cached_tokens: Count | None = None

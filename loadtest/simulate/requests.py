@@ -15,7 +15,7 @@ from loadtest.results import OUTCOMES, PHASES, UNKNOWN, Columns, Floats, TokenSp
 from loadtest.simulate.virtual_server import Ended
 
 _INTS = (
-    *("id", "level", "phase", "outcome", "prompt_tokens", "requested_tokens", "cached_tokens"),
+    *("id", "level", "phase", "outcome", "prompt_tokens", "asked_tokens", "cached_tokens"),
     *("conversation", "turn", "class_name", "error"),
 )
 _FLOATS = ("sent_s", "done_s")
@@ -153,7 +153,7 @@ def record_lines(columns: Columns) -> Iterator[str]:
             "output_tokens": len(own),
             "outcome": OUTCOMES[of["outcome"]],
             "error": None if of["error"] == UNKNOWN else columns.errors[of["error"]],
-            "requested_tokens": _known(of["requested_tokens"]),
+            "asked_tokens": _known(of["asked_tokens"]),
             "bundled_tokens": len(own) - responses,
             "queue_s": None,
             "cached_tokens": _known(of["cached_tokens"]),

@@ -313,7 +313,7 @@ class VirtualServer:
                 Request(
                     turn.id,
                     sent.prompt_tokens,
-                    turn.requested_tokens,
+                    turn.asked_tokens,
                     ready_s,
                     sent.prefix_hashes,
                     None if turn.max_tokens is None else turn.output_tokens,

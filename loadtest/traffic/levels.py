@@ -140,7 +140,7 @@ class Turn:
     max_tokens: int | None = None
 
     @property
-    def requested_tokens(self) -> int:
+    def asked_tokens(self) -> int:
         """Requested maximum of reply tokens."""
         return self.output_tokens if self.max_tokens is None else self.max_tokens
 

@@ -44,8 +44,8 @@ def test_a_real_vllm_is_loaded_by_tokens(vllm: Path, tmp_path: Path) -> None:
     assert level.errors == 0
     assert level.requests >= 12
     records = list(read_records(run))  # those that warm up are shorter: users start spread over a reply
-    assert all(len(record.token_times_s) == record.requested_tokens for record in records)
-    assert {record.requested_tokens for record in records if record.phase == "measure"} == {16}
+    assert all(len(record.token_times_s) == record.asked_tokens for record in records)
+    assert {record.asked_tokens for record in records if record.phase == "measure"} == {16}
     generated = [line for line in counted.splitlines() if line.startswith("vllm:generation_tokens_total{")]
     assert float(generated[0].split()[-1]) == sum(len(record.token_times_s) for record in records)
     prompts = [line for line in counted.splitlines() if line.startswith("vllm:prompt_tokens_total{")]

@@ -80,7 +80,7 @@ def test_a_run_sends_what_was_predicted(
         for what in ("prompt_tokens", "class_name"):
             assert record[what] == other[what]
         if record["phase"] != "warmup":
-            assert record["requested_tokens"] == other["requested_tokens"]
+            assert record["asked_tokens"] == other["asked_tokens"]
     assert {record["class_name"] for record in run} == {"talk", "alone"}
 
     for turns in _by_talk(run).values():
@@ -121,4 +121,4 @@ def test_prompts_of_a_file_are_sent_as_they_are(server: Server, tmp_path: Path) 
     kept = [json.loads(line) for line in (tmp_path / "run" / "prompts.jsonl").read_text().splitlines()]
     assert {line["text"] for line in kept} == set(prompts)
     records = _records(tmp_path / "run")
-    assert all(record["outcome"] in ("ok", "cancelled") and record["requested_tokens"] is None for record in records)
+    assert all(record["outcome"] in ("ok", "cancelled") and record["asked_tokens"] is None for record in records)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from loadtest.results import RunManifest
+from pathlib import Path
+
+from loadtest.results import RunManifest, read_records
 from loadtest.scenario import Scenario
 from tests.unit.loadtest.made import level, manifest
+
+# A line of requests.jsonl, with every key, as version 0.3.0 wrote it.
+RECORD = (
+    '{"id":1,"level":0,"phase":"measure","scheduled_s":1.0,"sent_s":1.0,"token_times_s":[1.1,1.2],"done_s":1.2,'
+    '"prompt_tokens":8,"output_tokens":2,"outcome":"ok","error":null,"asked_tokens":2,"bundled_tokens":0,'
+    '"queue_s":null,"cached_tokens":null,"class_name":null,"conversation":null,"turn":0,"worker":0,'
+    '"finish_reason":null}'
+)
 
 
 def test_issues_of_an_old_run_are_read() -> None:
@@ -19,3 +29,11 @@ def test_issues_of_an_old_run_are_read() -> None:
 def test_limits_of_an_old_scenario_are_read() -> None:
     """`trust`, as scenarios were written, are the validity limits."""
     assert Scenario.model_validate({"trust": {"arrivals_late_s": 0.5}}).validity_limits.arrivals_late_s == 0.5
+
+
+def test_records_of_an_earlier_version_are_read_and_written_alike(tmp_path: Path) -> None:
+    """A key that is renamed would leave people's runs unreadable, and an older version those of this one."""
+    (tmp_path / "requests.jsonl").write_text(RECORD + "\n", encoding="utf-8")
+    [found] = read_records(tmp_path)
+    assert found.asked_tokens == 2
+    assert found.model_dump_json() == RECORD

@@ -152,6 +152,6 @@ def test_lengths_are_those_drawn(manifest: EngineManifest) -> None:
         assert record.class_name == talk.kind.name
         assert record.prompt_tokens == talk.prompt_tokens
         assert record.output_tokens == (3 if record.class_name == "a" else 5)
-        assert record.requested_tokens == (3 if record.class_name == "a" else None)
+        assert record.asked_tokens == (3 if record.class_name == "a" else None)
     mean = sum(record.prompt_tokens for record in found.records) / len(found.records)
     assert found.run.levels[0].isl == round(mean)

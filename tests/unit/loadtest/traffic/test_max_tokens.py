@@ -24,8 +24,8 @@ def test_a_turn_asks_for_max_tokens_and_expects_its_reply() -> None:
     """Without `max_tokens` exactly the reply is asked for; with it, at most so many, and the reply ends by itself."""
     plain = turn_of(ConversationSampler(_scenario()).begin(0), 0, "measure")
     largest = turn_of(ConversationSampler(_scenario(max_tokens=900)).begin(0), 0, "measure")
-    assert (plain.output_tokens, plain.requested_tokens, plain.exact) == (50, 50, True)
-    assert (largest.output_tokens, largest.requested_tokens, largest.exact) == (50, 900, False)
+    assert (plain.output_tokens, plain.asked_tokens, plain.exact) == (50, 50, True)
+    assert (largest.output_tokens, largest.asked_tokens, largest.exact) == (50, 900, False)
 
 
 def test_a_trace_row_states_its_own(tmp_path: Path) -> None:
