@@ -152,9 +152,7 @@ def text_file(path: Path, *, encoding: str = "utf-8", newline: str | None = None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error.reason}") from error
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
 def validate(value: object, schema: type[SchemaT], *, where: str, flags: Mapping[str, str] | None = None) -> SchemaT:
@@ -205,9 +203,7 @@ def _text_of(path: Path) -> str:
         _require_file(path)
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions"
-        ) from error
+        raise _unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
@@ -224,9 +220,7 @@ def _require_file(path: Path) -> None:
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file", hint="check the path") from error
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions"
-        ) from error
+        raise _unreadable(path, error) from error
     if stat.S_ISDIR(mode):
         raise UserError(f"{path}: is a folder; expected a file")
     if not stat.S_ISREG(mode):

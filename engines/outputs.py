@@ -65,7 +65,7 @@ def refuse_existing(target: Path, *, force: bool, inputs: Collection[Path] = ())
         raise UserError(f"{target} is a file; expected a folder", hint=_OTHER_OUT)
     if not target.exists() or not any(target.iterdir()):
         return
-    if not force and not _is_barren(target):
+    if not force and not _holds_no_result(target):
         raise UserError(f"{target} already exists", hint="choose another --out, or add --force to replace it")
     _refuse_in_use(target)
     foreign = _foreign(target)
@@ -291,7 +291,7 @@ def _refuse_in_use(target: Path) -> None:
                 )
 
 
-def _is_barren(target: Path) -> bool:
+def _holds_no_result(target: Path) -> bool:
     """Whether a command that was killed left a folder without any result, and nobody put a file into it since."""
     try:
         contents = read_json(target / CONTENTS_NAME, FolderContents)

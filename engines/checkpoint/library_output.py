@@ -44,10 +44,10 @@ def library_output_to(log: Path | None) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         file = None if log is None else stack.enter_context(log.open("a", encoding="utf-8"))
-        chatter = _LibraryOutput(file)
-        stack.callback(setattr, chatter, "file", None)
-        stack.enter_context(contextlib.redirect_stdout(chatter))
-        stack.enter_context(contextlib.redirect_stderr(chatter))
+        output = _LibraryOutput(file)
+        stack.callback(setattr, output, "file", None)
+        stack.enter_context(contextlib.redirect_stdout(output))
+        stack.enter_context(contextlib.redirect_stderr(output))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("default")
         warnings.showwarning = _show_warning

@@ -19,8 +19,8 @@ from loadtest.capacity.sensitivity import Case
 from loadtest.capacity.simulation import Checked, RateProbe
 
 PLAN_NAME = "capacity.json"
-# 3 wrote kv_most and most_replicas for kv_max and max_replicas. 2 had the day of an autoscaler that followed the
-# request rate, and a fleet on its steepest ramp.
+# 3 wrote kv_most, most_replicas and is_least for kv_max, max_replicas and is_lower_bound. 2 had the day of an
+# autoscaler that followed the request rate, and a fleet on its steepest ramp.
 PLAN_SCHEMA = 4
 
 
