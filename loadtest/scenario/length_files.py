@@ -64,8 +64,8 @@ class Pairs(Strict):
     @property
     def rows(self) -> tuple[tuple[int, int], ...]:
         """The pairs within the bounds, in the file's order. Raises as `read_pairs` does."""
-        most_isl, most_osl = self.max_isl or math.inf, self.max_osl or math.inf
-        return _pairs_within(self.path, most_isl, most_osl)
+        max_isl, max_osl = self.max_isl or math.inf, self.max_osl or math.inf
+        return _pairs_within(self.path, max_isl, max_osl)
 
     def at(self, even_number: float) -> tuple[int, int]:
         """Return the pair at a number between 0 and 1."""
@@ -74,8 +74,8 @@ class Pairs(Strict):
 
 
 @lru_cache(maxsize=16)
-def _pairs_within(path: str, most_isl: float, most_osl: float) -> tuple[tuple[int, int], ...]:
-    found = tuple(pair for pair in read_pairs(path) if pair[0] <= most_isl and pair[1] <= most_osl)
+def _pairs_within(path: str, max_isl: float, max_osl: float) -> tuple[tuple[int, int], ...]:
+    found = tuple(pair for pair in read_pairs(path) if pair[0] <= max_isl and pair[1] <= max_osl)
     if not found:
         raise UserError(f"{path}: no pair within max_isl and max_osl", hint="raise the bounds")
     return found

@@ -54,7 +54,7 @@ def prepare(
     texts: dict[str, TokenText] = {}
     for kind in scenario.kinds:
         if kind.has_file and kind.prompts not in texts:
-            texts[kind.prompts] = file_text(tokenizer, Path(kind.prompts), most_rows=rows_needed(scenario, plans))
+            texts[kind.prompts] = file_text(tokenizer, Path(kind.prompts), max_rows=rows_needed(scenario, plans))
     rows = {source: text.exchanges for source, text in texts.items()}
     has_hashes = any(arrival.prefix_hashes for plan in plans for arrival in plan.arrivals)
     needs_words = any(kind.prompts == "random" for kind in scenario.kinds) or has_hashes
@@ -105,7 +105,7 @@ def count_rows(scenario: Scenario, plans: list[LevelPlan], tokenizer_path: Path 
         return {}
     tokenizer = read_tokenizer(tokenizer_path)
     largest = rows_needed(scenario, plans)
-    return {source: file_text(tokenizer, Path(source), most_rows=largest).exchanges for source in sorted(sources)}
+    return {source: file_text(tokenizer, Path(source), max_rows=largest).exchanges for source in sorted(sources)}
 
 
 def rows_needed(scenario: Scenario, plans: list[LevelPlan]) -> int:

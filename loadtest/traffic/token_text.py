@@ -177,7 +177,7 @@ def encoded(tokenizer: Tokenizer, text: str) -> TokenText:
     return TokenText(ids, starts, cuts, _begins(ids, cuts), text)
 
 
-def file_text(tokenizer: Tokenizer, path: Path, *, most_rows: int) -> TokenText:
+def file_text(tokenizer: Tokenizer, path: Path, *, max_rows: int) -> TokenText:
     """Return the first rows of a prompt file with their tokens; each message is tokenized alone.
 
     Raises:
@@ -198,7 +198,7 @@ def file_text(tokenizer: Tokenizer, path: Path, *, most_rows: int) -> TokenText:
             tokens += len(found.ids)
         if row:
             rows.append(row)
-        if len(rows) == most_rows:
+        if len(rows) == max_rows:
             break
     if not rows:
         raise UserError(

@@ -90,11 +90,11 @@ def test_is_refused_in_one_line(line: str, complaint: str, examples: Path) -> No
     assert complaint in ended.said
 
 
-@pytest.mark.parametrize(("line", "most_bytes"), FULL_DISK.items(), ids=FULL_DISK)
-def test_a_full_disk_ends_in_one_line(line: str, most_bytes: int, examples: Path) -> None:
+@pytest.mark.parametrize(("line", "max_bytes"), FULL_DISK.items(), ids=FULL_DISK)
+def test_a_full_disk_ends_in_one_line(line: str, max_bytes: int, examples: Path) -> None:
     """Nothing half-written is left where the disk cannot take a file, and the line says so."""
     name, *words = line.split()
-    ended = run(KNOWN[name], words, examples, file_bytes=most_bytes)
+    ended = run(KNOWN[name], words, examples, file_bytes=max_bytes)
     has_out = (examples / "out").exists()
     shutil.rmtree(examples / "out", ignore_errors=True)
     assert ended.status == 1, ended

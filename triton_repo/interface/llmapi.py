@@ -11,14 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.build import (
-    LlmRuntime,
-    choices_of,
-    llm_arguments,
-    model_document,
-    serve_document,
-    served_model,
-)
+from engines.build import LlmRuntime, choices_of, llm_arguments, model_document, serve_document, served_model
 from engines.manifest import EngineManifest
 from engines.spec import llm_api
 from triton_repo.interface.tensors import LLMAPI_INPUTS, LLMAPI_LORA_INPUTS, Tensor

@@ -58,7 +58,7 @@ def batcher_settings(config: Mapping[str, Any], manifest: EngineManifest) -> Bat
         kv_blocks=kv_blocks(
             manifest,
             fraction=number(values, "kv_cache_free_gpu_mem_fraction", DEFAULT_KV_FRACTION),
-            max_tokens_for=number(values, "max_tokens_in_paged_kv_cache", math.inf),
+            max_kv_tokens=number(values, "max_tokens_in_paged_kv_cache", math.inf),
         ),
         host_blocks=host_blocks(manifest, number(values, "kv_cache_host_memory_bytes", 0)) if reuse else 0,
     )
@@ -79,13 +79,13 @@ def llmapi_settings(document: Mapping[str, Any], manifest: EngineManifest) -> Ba
         kv_blocks=kv_blocks(
             manifest,
             fraction=float(cache.get("free_gpu_memory_fraction", DEFAULT_KV_FRACTION)),
-            max_tokens_for=float(cache.get("max_tokens") or math.inf),
+            max_kv_tokens=float(cache.get("max_tokens") or math.inf),
         ),
         host_blocks=host_blocks(manifest, float(cache.get("host_cache_size") or 0)) if reuse else 0,
     )
 
 
-def kv_blocks(manifest: EngineManifest, *, fraction: float, max_tokens_for: float) -> int:
+def kv_blocks(manifest: EngineManifest, *, fraction: float, max_kv_tokens: float) -> int:
     """Return the number of blocks of the KV pool: the plan's, scaled to another memory fraction, and capped.
 
     The plan's pool is its fraction of the memory the engine leaves free, so the size for another fraction is
@@ -95,8 +95,8 @@ def kv_blocks(manifest: EngineManifest, *, fraction: float, max_tokens_for: floa
     blocks = cache.blocks
     if fraction != cache.free_gpu_mem_fraction:
         blocks = int(cache.blocks * fraction / cache.free_gpu_mem_fraction)
-    if math.isfinite(max_tokens_for):
-        blocks = min(blocks, math.ceil(max_tokens_for / cache.tokens_per_block))
+    if math.isfinite(max_kv_tokens):
+        blocks = min(blocks, math.ceil(max_kv_tokens / cache.tokens_per_block))
     return blocks
 
 

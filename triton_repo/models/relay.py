@@ -80,8 +80,8 @@ class RelayModel(TensorModel):
         gauges = self.backend.MetricFamily
         self._family = gauges(name=FAMILY, description="Requests relayed", kind=gauges.GAUGE)
         # Triton publishes a metric as long as its object lives.
-        self._active, self._most = (self._family.Metric(labels={LABEL: kind, **labels}) for kind in (ACTIVE, MAX))
-        self._most.set(float(config.get("max_batch_size", 0)))
+        self._active, self._max = (self._family.Metric(labels={LABEL: kind, **labels}) for kind in (ACTIVE, MAX))
+        self._max.set(float(config.get("max_batch_size", 0)))
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
 

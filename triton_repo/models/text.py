@@ -90,12 +90,12 @@ class StreamsById:
     dropped at once; the others are dropped, least recently used first, when there are too many.
 
     Args:
-        largest: Maximum number of unfinished streams.
+        max_streams: Maximum number of unfinished streams.
     """
 
-    def __init__(self, detokenizer: Detokenizer, *, largest: int = 4096) -> None:
+    def __init__(self, detokenizer: Detokenizer, *, max_streams: int = 4096) -> None:
         self._detokenizer = detokenizer
-        self._most = largest
+        self._max_streams = max_streams
         self._open: OrderedDict[str, TextStream] = OrderedDict()
 
     def push(self, request_id: str, token_ids: Sequence[int]) -> str:
@@ -104,7 +104,7 @@ class StreamsById:
         text = stream.push(token_ids)
         if not stream.holds_nothing:
             self._open[request_id] = stream
-            if len(self._open) > self._most:
+            if len(self._open) > self._max_streams:
                 self._open.popitem(last=False)
         return text
 

@@ -74,7 +74,7 @@ class ApiRequest(_Strict):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def max_tokens_for(self) -> int | None:
+    def max_reply_tokens(self) -> int | None:
         """Return the maximum length of the reply; None: the engine's limit."""
         return self.max_tokens
 
@@ -86,7 +86,7 @@ class ApiRequest(_Strict):
             raise bad_request("logit_bias is not served", "logit_bias")
         if self.stream_options is not None and not self.stream:
             raise bad_request("stream_options is for streams: set stream to true", "stream_options")
-        largest = self.max_tokens_for
+        largest = self.max_reply_tokens
         if self.min_tokens is not None and largest is not None and self.min_tokens > largest:
             raise bad_request(f"min_tokens is {self.min_tokens}, above max_tokens, {largest}", "min_tokens")
 
@@ -118,7 +118,7 @@ class ChatRequest(ApiRequest):
     prompt_cache_key: str | None = None
 
     @property
-    def max_tokens_for(self) -> int | None:
+    def max_reply_tokens(self) -> int | None:
         """Return the maximum length of the reply; None: the engine's limit."""
         return self.max_completion_tokens or self.max_tokens
 
@@ -146,7 +146,7 @@ class CompletionRequest(ApiRequest):
     suffix: str | None = None
 
     @property
-    def max_tokens_for(self) -> int | None:
+    def max_reply_tokens(self) -> int | None:
         """Return the maximum length of the reply."""
         return COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 

@@ -201,7 +201,7 @@ class Service:
             message = f"The prompt has {prompt_tokens} tokens; the limit is {self._most_prompt}; shorten it."
             raise self._too_long(message, "messages")
         room = sequence - prompt_tokens
-        largest = api_request.max_tokens_for
+        largest = api_request.max_reply_tokens
         if largest is None:
             return min(room, self._most_output)
         if largest > room:

@@ -318,7 +318,7 @@ def test_an_empty_message_ends_a_row(bytes_path: Path, tmp_path: Path) -> None:
     path.write_text(
         '{"prompt": ""}\n{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": ""}]}\n'
     )
-    text = file_text(read_tokenizer(bytes_path), path, most_rows=10)
+    text = file_text(read_tokenizer(bytes_path), path, max_rows=10)
     assert [[span.role for span in row] for row in text.rows] == [["user"]]
     assert len(encoded(read_tokenizer(bytes_path), "").ids) == 0
 
@@ -371,7 +371,7 @@ def test_missing_and_empty_prompt_files_are_refused(bytes_path: Path, tmp_path: 
         list(read_messages(tmp_path / "none.jsonl"))
     (tmp_path / "empty.json").write_text("[]")
     with pytest.raises(UserError, match="contains no prompt"):
-        file_text(read_tokenizer(bytes_path), tmp_path / "empty.json", most_rows=5)
+        file_text(read_tokenizer(bytes_path), tmp_path / "empty.json", max_rows=5)
 
 
 def test_what_ends_a_free_reply_is_found_beside_the_tokenizer(bytes_path: Path, tmp_path: Path) -> None:
