@@ -15,6 +15,7 @@ from engines.spec import (
     KvFormat,
     LlmApiVersion,
     ModelSpec,
+    PlacedModel,
     SpeculationMethod,
     SpeculativeDecoding,
 )
@@ -249,6 +250,11 @@ class EngineManifest(Document):
     accuracy: tuple[AccuracyResult, ...] = ()
     stages: tuple[StageRecord, ...] = ()
     notices: list[Notice]
+
+    @property
+    def placed(self) -> PlacedModel:
+        """The model on one replica's GPUs."""
+        return PlacedModel(self.model, self.gpu, self.precision.name, self.precision.kv_cache, self.parallel.tensor)
 
     @property
     def title(self) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.planning.recipe import Objectives, Workload
@@ -19,13 +18,14 @@ from engines.spec import (
     KvFormat,
     MemoryBudget,
     ModelSpec,
+    PlacedModel,
     Sizing,
     SpeculativeDecoding,
     memory_budget,
     milliseconds,
     precision_named,
 )
-from engines.steptime import StepShape, StepTime, attended_tokens, step_time_of
+from engines.steptime import StepShape, StepTime, attended_tokens, cached_step_time
 
 # Candidate sizes: tensor cores work on tiles of eight rows, so finer steps have no visible effect.
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -76,15 +76,8 @@ class Engine:
     @property
     def step_time(self) -> StepTime:
         """The step-time source; made once for all limits."""
-        return _step_time(
-            self.pricing.model_dump_json(),
-            self.model.model_dump_json(),
-            self.gpu.model_dump_json(),
-            self.precision,
-            self.kv_format,
-            self.sizing.tensor_parallel,
-            None if self.speculation is None else self.speculation.model_dump_json(),
-        )
+        placed = PlacedModel(self.model, self.gpu, self.precision, self.kv_format, self.sizing.tensor_parallel)
+        return cached_step_time(self.pricing, placed, speculative=self.speculation)
 
     def limited(self, *, max_batch_size: int | None = None, max_num_tokens: int | None = None) -> Engine:
         """Return the same engine with other limits."""
@@ -159,24 +152,6 @@ class Outlook:
             longest = objectives.longest_gap_s * MS_PER_S
             missed.append(f"gap of {milliseconds(self.longest_gap_s)} ms in a burst of prompts, at most {longest:g}")
         return "; ".join(missed)
-
-
-@cache
-def _step_time(
-    choice_json: str,
-    model_json: str,
-    gpu_json: str,
-    precision: str,
-    kv_format: KvFormat,
-    tensor_parallel: int,
-    speculation_json: str | None,
-) -> StepTime:
-    model, gpu = ModelSpec.model_validate_json(model_json), GpuSpec.model_validate_json(gpu_json)
-    choice = StepTimeChoice.model_validate_json(choice_json)
-    speculation = None if speculation_json is None else SpeculativeDecoding.model_validate_json(speculation_json)
-    return step_time_of(
-        choice, model, gpu, precision, kv_format, tensor_parallel=tensor_parallel, speculative=speculation
-    )
 
 
 def outlook(engine: Engine, workload: Workload) -> Outlook:

@@ -8,7 +8,7 @@ from engines.calibration import read_calibration, require_match
 from engines.files import sha256_of
 from engines.manifest import StepTimeChoice
 from engines.planning.choices import Choices
-from engines.spec import GpuSpec, KvFormat, ModelSpec, Precision, engine_profile_named
+from engines.spec import GpuSpec, KvFormat, ModelSpec, PlacedModel, Precision, engine_profile_named
 from engines.steptime import favoured_source
 
 
@@ -23,7 +23,7 @@ def resolve_step_time(
         choices.given("engine_profile", profile.name, profile.description)
         source = recipe.step_time
         if source == "auto":
-            source, why = favoured_source(model, gpu, precision.name, kv_format, tensor_parallel=tensor)
+            source, why = favoured_source(PlacedModel(model, gpu, precision.name, kv_format, tensor))
             choices.derived("step_time", source, why)
         else:
             choices.given("step_time", source, "as requested")

@@ -31,6 +31,7 @@ from engines.spec.llm_api import (
 from engines.spec.memory import MemoryBudget, Sizing, memory_budget
 from engines.spec.model import SIXTEEN_BIT_BYTES, ModelSpec, RopeScaling, known_models, model_named
 from engines.spec.model_config import ConfigFacts, model_of_config, read_config, read_config_facts
+from engines.spec.placed_model import PlacedModel
 from engines.spec.power import DEFAULT_POWER_PRIOR, PowerPrior, power_prior
 from engines.spec.precision import KV_BYTES, PRECISIONS, Arithmetic, KvFormat, Precision, precision_named
 from engines.spec.resolve import is_checkpoint_folder, resolve_gpu, resolve_model, sources_named
@@ -85,6 +86,7 @@ __all__ = [
     "MachineFacts",
     "MemoryBudget",
     "ModelSpec",
+    "PlacedModel",
     "PowerPrior",
     "Precision",
     "ProductSpeed",

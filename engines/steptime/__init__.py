@@ -7,7 +7,7 @@ from engines.steptime.power import PowerModel, StepEnergy, power_model_for, why_
 from engines.steptime.roofline import Roofline
 from engines.steptime.scaled import scaled, uniform
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime, attended_tokens
-from engines.steptime.source import favoured_source, step_time_for, step_time_of
+from engines.steptime.source import cached_step_time, favoured_source, step_time_for, step_time_of
 from engines.steptime.uncertainty import INTERVAL_SHARE, Z_95, StepTimeInterval, uncertainty, with_time_ratios
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "StepTime",
     "StepTimeInterval",
     "attended_tokens",
+    "cached_step_time",
     "favoured_source",
     "power_model_for",
     "request_gpu_time",

@@ -38,9 +38,9 @@ def request_gpu_time(
         prompt_tokens: Of a request, cached ones included.
         cached_tokens: Of those, found in the KV cache.
 
-    >>> from engines.spec import gpu_named, model_named
+    >>> from engines.spec import PlacedModel, gpu_named, model_named
     >>> from engines.steptime.roofline import Roofline
-    >>> llama = Roofline(model_named("llama-3.1-8b"), gpu_named("h100-sxm-80gb"), "bf16", "16bit")
+    >>> llama = Roofline(PlacedModel(model_named("llama-3.1-8b"), gpu_named("h100-sxm-80gb"), "bf16", "16bit"))
     >>> found = request_gpu_time(llama, batch=32, prompt_tokens=2000, cached_tokens=1000, output_tokens=200)
     >>> found.input_s > 10 * found.cached_input_s > 0
     True

@@ -9,7 +9,14 @@ import math
 from typing import NamedTuple
 
 from engines.manifest import EngineManifest
-from engines.spec import GpuSpec, KvFormat, ModelSpec, PowerPrior, SpeculativeDecoding, power_prior, precision_named
+from engines.spec import (
+    GpuSpec,
+    PlacedModel,
+    PowerPrior,
+    SpeculativeDecoding,
+    power_prior,
+    precision_named,
+)
 from engines.steptime.shape import StepShape
 from engines.steptime.uncertainty import Z_95
 
@@ -39,29 +46,19 @@ class PowerModel:
     """Power of a replica's GPUs while it serves a model.
 
     Args:
-        gpu: One GPU of the replica; its board power must be known.
-        precision: Name of the number format of the linear layers.
-        tensor_parallel: GPUs of the replica. Traffic between them is not counted.
+        placed: The GPU's board power must be known. Traffic between GPUs is not counted.
         prior: None: the shipped one.
 
     Raises:
         ValueError: The GPU's board power is unknown.
     """
 
-    def __init__(
-        self,
-        model: ModelSpec,
-        gpu: GpuSpec,
-        precision: str,
-        kv_format: KvFormat,
-        *,
-        tensor_parallel: int = 1,
-        prior: PowerPrior | None = None,
-    ) -> None:
+    def __init__(self, placed: PlacedModel, *, prior: PowerPrior | None = None) -> None:
+        model, gpu, tensor_parallel = placed.model, placed.gpu, placed.tensor_parallel
         if gpu.power_w is None:
             raise ValueError(f"{gpu.name}: no board power is known")
         self.prior = prior = prior or power_prior()
-        chosen = precision_named(precision)
+        chosen = precision_named(placed.precision)
         self.gpus = tensor_parallel
         self.base_w = prior.base_ratio * gpu.power_w * tensor_parallel
         self.max_w = prior.max_ratio * gpu.power_w * tensor_parallel
@@ -69,7 +66,7 @@ class PowerModel:
         linear_flop_j = arithmetic_w / gpu.dense_flops[chosen.arithmetic]
         rest_flop_j = arithmetic_w / gpu.dense_flops[chosen.rest_arithmetic]
         self._weights_j = prior.byte_j * model.read_bytes_per_step(chosen)
-        self._kv_j_per_token = prior.byte_j * model.kv_bytes_per_token(kv_format)
+        self._kv_j_per_token = prior.byte_j * model.kv_bytes_per_token(placed.kv_format)
         self._linear_j_per_token = 2 * model.linear_parameters * linear_flop_j
         self._head_j_per_sequence = 2 * model.head_parameters * rest_flop_j
         self._attention_j_per_pair = 4 * model.layers * model.attention_size * rest_flop_j
@@ -108,13 +105,7 @@ def power_model_for(manifest: EngineManifest) -> PowerModel | None:
     """Return the power model of an engine; None if `why_no_power` has a reason."""
     if why_no_power(manifest.gpu, manifest.speculative) is not None:
         return None
-    return PowerModel(
-        manifest.model,
-        manifest.gpu,
-        manifest.precision.name,
-        manifest.precision.kv_cache,
-        tensor_parallel=manifest.parallel.tensor,
-    )
+    return PowerModel(manifest.placed)
 
 
 def why_no_power(gpu: GpuSpec, speculative: SpeculativeDecoding | None = None) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.spec import KV_BYTES, SIXTEEN_BIT_BYTES, GpuSpec, KvFormat, ModelSpec, precision_named
+from engines.spec import KV_BYTES, SIXTEEN_BIT_BYTES, GpuSpec, ModelSpec, PlacedModel, precision_named
 from engines.steptime.products import products_of
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
 
@@ -69,32 +69,18 @@ def efficiency_of(gpu: GpuSpec) -> Efficiency:
 
 
 class Roofline:
-    """Step time of a model at a precision on a GPU.
+    """Step time of a model on its GPUs, from the data sheet.
 
     Args:
-        model: Geometry.
-        gpu: One GPU of the replica.
-        precision: Name of the number format of the linear layers.
-        kv_format: Number format of the KV cache.
-        tensor_parallel: GPUs that share every layer.
         efficiency: None: the constants of the GPU's generation.
         step_tokens: Tokens that each decoding sequence computes in a step: 1, and its draft with speculation. Their
             queries read the sequence's cache together, once.
     """
 
-    def __init__(
-        self,
-        model: ModelSpec,
-        gpu: GpuSpec,
-        precision: str,
-        kv_format: KvFormat,
-        *,
-        tensor_parallel: int = 1,
-        efficiency: Efficiency | None = None,
-        step_tokens: int = 1,
-    ) -> None:
+    def __init__(self, placed: PlacedModel, *, efficiency: Efficiency | None = None, step_tokens: int = 1) -> None:
+        model, gpu, tensor_parallel = placed.model, placed.gpu, placed.tensor_parallel
         self._step_tokens = step_tokens
-        chosen = precision_named(precision)
+        chosen = precision_named(placed.precision)
         self.efficiency = eff = efficiency or efficiency_of(gpu)
         bandwidth = gpu.bandwidth_bytes_per_s * tensor_parallel
         rest_flops = gpu.dense_flops[chosen.rest_arithmetic]
@@ -108,7 +94,7 @@ class Roofline:
         linear_flops = gpu.dense_flops[chosen.arithmetic] * tensor_parallel * eff.gemm
         self.linear_s_per_token = 2 * model.linear_parameters / linear_flops
         self.head_s_per_token = 2 * model.head_parameters / head_flops
-        kv_bytes = 2 * model.layers * model.kv_size * KV_BYTES[kv_format]
+        kv_bytes = 2 * model.layers * model.kv_size * KV_BYTES[placed.kv_format]
         self.kv_s_per_token = kv_bytes / (bandwidth * eff.kv_bandwidth)
         pair_flops = 4 * model.layers * model.attention_size  # two for q.k, two for p.v, each element
         self.attention_s_per_pair = pair_flops / (rest_flops * tensor_parallel * eff.attention)

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from engines.errors import MissingError
-from engines.spec import GpuSpec, KvFormat, ModelSpec, precision_named
+from engines.spec import KvFormat, ModelSpec, PlacedModel, precision_named
 from engines.steptime.kernel_tables import smaller_tables
 from engines.steptime.roofline import LOGITS_BYTES, SAMPLING_PASSES
 from engines.steptime.shape import DecodeLine, StepCost, StepShape
@@ -104,14 +104,9 @@ class _Tables:
 
 
 class Silicon:
-    """Step time of a model at a precision on a GPU, from measured kernels.
+    """Step time of a model on its GPUs, from measured kernels.
 
     Args:
-        model: Geometry.
-        gpu: One GPU of the replica.
-        precision: Name of the number format of the linear layers.
-        kv_format: Number format of the KV cache.
-        tensor_parallel: GPUs that share every layer.
         step_tokens: Tokens that each decoding sequence computes in a step; see `Roofline`.
 
     Attributes:
@@ -121,16 +116,9 @@ class Silicon:
         MissingError: The tables are not installed, or lack this GPU or format.
     """
 
-    def __init__(
-        self,
-        model: ModelSpec,
-        gpu: GpuSpec,
-        precision: str,
-        kv_format: KvFormat,
-        *,
-        tensor_parallel: int = 1,
-        step_tokens: int = 1,
-    ) -> None:
+    def __init__(self, placed: PlacedModel, *, step_tokens: int = 1) -> None:
+        model, gpu, tensor_parallel = placed.model, placed.gpu, placed.tensor_parallel
+        precision, kv_format = placed.precision, placed.kv_format
         self._step_tokens = step_tokens
         system = SYSTEMS.get(gpu.name)
         if system is None:

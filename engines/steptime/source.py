@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 from engines.errors import MissingError
 from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import Factors, GpuSpec, KvFormat, ModelSpec, SpeculativeDecoding, loaded
+from engines.spec import Factors, GpuSpec, KvFormat, ModelSpec, PlacedModel, SpeculativeDecoding, loaded
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
-from engines.steptime.shape import StepTime
+from engines.steptime.scaled import scaled
+from engines.steptime.shape import StepCost, StepTime
 from engines.steptime.silicon import Silicon
 from engines.steptime.speculative import Drafting, Speculative
 
@@ -18,14 +20,7 @@ SILICON_FAVOURED = ("a100-sxm-80gb", "b200-sxm-180gb", "h100-sxm-80gb", "h200-sx
 
 
 def step_time_of(
-    choice: StepTimeChoice,
-    model: ModelSpec,
-    gpu: GpuSpec,
-    precision: str,
-    kv_format: KvFormat,
-    *,
-    tensor_parallel: int,
-    speculative: SpeculativeDecoding | None = None,
+    choice: StepTimeChoice, placed: PlacedModel, *, speculative: SpeculativeDecoding | None = None
 ) -> StepTime:
     """Return the chosen source, `roofline` (data sheets) or `silicon` (measured kernels), with its factors.
 
@@ -39,7 +34,7 @@ def step_time_of(
     """
     made = Roofline if choice.source == "roofline" else Silicon
     verified = 0 if speculative is None else speculative.verified_tokens
-    source: StepTime = made(model, gpu, precision, kv_format, tensor_parallel=tensor_parallel, step_tokens=1 + verified)
+    source: StepTime = made(placed, step_tokens=1 + verified)
     factors = loaded(choice.factors or Factors(), choice.host)
     if choice.factors is not None or choice.host is not None:
         source = Calibrated(source, factors)
@@ -47,14 +42,7 @@ def step_time_of(
         return source
     drafting = None
     if speculative.draft is not None:
-        drafting = Drafting(
-            speculative.draft,
-            gpu,
-            kv_format,
-            passes=speculative.draft_passes,
-            tensor_parallel=tensor_parallel,
-            factors=factors,
-        )
+        drafting = Drafting(speculative.draft, placed, passes=speculative.draft_passes, factors=factors)
     added_s = factors.verify_s + speculative.draft_passes * factors.draft_pass_s
     if speculative.is_tree:
         added_s += factors.tree_s
@@ -62,14 +50,46 @@ def step_time_of(
     return Speculative(source, drafting, added_s=added_s, prompt_s=prompt_s)
 
 
-def favoured_source(
-    model: ModelSpec, gpu: GpuSpec, precision: str, kv_format: KvFormat, *, tensor_parallel: int
-) -> tuple[Literal["roofline", "silicon"], str]:
+def cached_step_time(
+    choice: StepTimeChoice,
+    placed: PlacedModel,
+    *,
+    speculative: SpeculativeDecoding | None = None,
+    ratios: StepCost | None = None,
+) -> StepTime:
+    """Return `step_time_of`, times ratios, made once in a process: reading measured tables takes seconds."""
+    documents = (choice, placed.model, placed.gpu, speculative)
+    texts = [None if each is None else each.model_dump_json() for each in documents]
+    return _made_once(*texts, placed.precision, placed.kv_format, placed.tensor_parallel, ratios)
+
+
+@cache
+def _made_once(
+    choice: str,
+    model: str,
+    gpu: str,
+    speculative: str | None,
+    precision: str,
+    kv_format: KvFormat,
+    tensor_parallel: int,
+    ratios: StepCost | None,
+) -> StepTime:
+    geometry, board = ModelSpec.model_validate_json(model), GpuSpec.model_validate_json(gpu)
+    source = step_time_of(
+        StepTimeChoice.model_validate_json(choice),
+        PlacedModel(geometry, board, precision, kv_format, tensor_parallel),
+        speculative=None if speculative is None else SpeculativeDecoding.model_validate_json(speculative),
+    )
+    return source if ratios is None else scaled(source, ratios)
+
+
+def favoured_source(placed: PlacedModel) -> tuple[Literal["roofline", "silicon"], str]:
     """Return the source with the lower held-out error for a GPU, and the reason."""
+    gpu = placed.gpu
     if gpu.name not in SILICON_FAVOURED:
         return "roofline", f"no measured kernels, or not more accurate than data sheets on held-out rows of {gpu.name}"
     try:
-        kernels = Silicon(model, gpu, precision, kv_format, tensor_parallel=tensor_parallel)
+        kernels = Silicon(placed)
     except MissingError as error:
         return "roofline", f"data sheets: {error.message}"
     if kernels.derived:
@@ -79,12 +99,4 @@ def favoured_source(
 
 def step_time_for(manifest: EngineManifest) -> StepTime:
     """Return the step-time source chosen in an engine's manifest. Raises as `step_time_of` does."""
-    return step_time_of(
-        manifest.step_time,
-        manifest.model,
-        manifest.gpu,
-        manifest.precision.name,
-        manifest.precision.kv_cache,
-        tensor_parallel=manifest.parallel.tensor,
-        speculative=manifest.speculative,
-    )
+    return step_time_of(manifest.step_time, manifest.placed, speculative=manifest.speculative)

@@ -7,7 +7,9 @@ pass one token; it also computes every prompt.
 
 from __future__ import annotations
 
-from engines.spec import DraftModel, Factors, GpuSpec, KvFormat
+from dataclasses import replace
+
+from engines.spec import DraftModel, Factors, PlacedModel
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
@@ -19,6 +21,7 @@ class Drafting:
     """The passes of a draft model in one iteration, from its data sheet: no kernels of one layer were measured.
 
     Args:
+        target: The model that verifies, on its GPUs.
         passes: Passes in each iteration.
         factors: Ratios of the deployment; additions to each iteration are the target's own.
     """
@@ -26,20 +29,16 @@ class Drafting:
     def __init__(
         self,
         draft: DraftModel,
-        gpu: GpuSpec,
-        kv_format: KvFormat,
+        target: PlacedModel,
         *,
         passes: int,
-        tensor_parallel: int,
         factors: Factors,
     ) -> None:
+        placed = replace(target, model=draft, precision=DRAFT_PRECISION)
         ratios = factors.model_copy(update={"iteration_s": 0.0, "sequence_s": 0.0, "prompt_s": 0.0})
 
         def priced(step_tokens: int) -> StepTime:
-            source = Roofline(
-                draft, gpu, DRAFT_PRECISION, kv_format, tensor_parallel=tensor_parallel, step_tokens=step_tokens
-            )
-            return Calibrated(source, ratios)
+            return Calibrated(Roofline(placed, step_tokens=step_tokens), ratios)
 
         self._further = passes - 1
         self._first, self._next = priced(passes + 1), priced(1)

@@ -289,9 +289,11 @@ def test_the_models_python_has_the_measured_kernels() -> None:
     code = (
         "from engines.spec.gpu import gpu_named\n"
         "from engines.spec.model import model_named\n"
+        "from engines.spec.placed_model import PlacedModel\n"
         "from engines.steptime.shape import StepShape\n"
         "from engines.steptime.silicon import Silicon\n"
-        "times = Silicon(model_named('llama-3-8b'), gpu_named('h100-sxm-80gb'), 'fp8', 'fp8')\n"
+        "placed = PlacedModel(model_named('llama-3-8b'), gpu_named('h100-sxm-80gb'), 'fp8', 'fp8')\n"
+        "times = Silicon(placed)\n"
         "print(repr(times.seconds(StepShape(decode_sequences=8, decode_context_tokens=4000))))\n"
     )
     programs = {"models": LOCAL_TRITON / "py" / "bin" / "python", "commands": Path(sys.executable)}

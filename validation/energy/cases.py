@@ -10,7 +10,7 @@ from typing import NamedTuple
 import yaml
 
 from engines.files import Strict, validate
-from engines.spec import PowerPrior, gpu_named, model_named
+from engines.spec import PlacedModel, PowerPrior, gpu_named, model_named
 from engines.steptime import PowerModel, StepShape
 
 HERE = Path(__file__).parent
@@ -75,7 +75,7 @@ def _read(folder: Path) -> Measured:
 
 def model_of(case: EnergyCase, prior: PowerPrior) -> PowerModel:
     """Return the power model of a case's deployment."""
-    return PowerModel(model_named(case.model), gpu_named(case.gpu), case.precision, "16bit", prior=prior)
+    return PowerModel(PlacedModel(model_named(case.model), gpu_named(case.gpu), case.precision, "16bit"), prior=prior)
 
 
 def watts(case: EnergyCase, points: Sequence[EnergyPoint], prior: PowerPrior) -> list[float]:

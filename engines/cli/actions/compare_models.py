@@ -16,6 +16,7 @@ from engines.spec import (
     PRECISIONS,
     GpuSpec,
     ModelSpec,
+    PlacedModel,
     Precision,
     gpu_named,
     model_named,
@@ -149,7 +150,7 @@ def compared_row(
     read_bytes = model.read_bytes_per_step(precision) + context_tokens * model.kv_bytes_per_token(kv_format)
     bound = tokens_per_s_bound(read_bytes_per_step=read_bytes, bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s)
     step = StepShape(decode_sequences=1, decode_context_tokens=context_tokens)
-    predicted = 1 / Roofline(model, gpu, precision.name, kv_format).seconds(step)
+    predicted = 1 / Roofline(PlacedModel(model, gpu, precision.name, kv_format)).seconds(step)
     return ComparedRow(
         model=model.name,
         licence=model.licence or "unknown",

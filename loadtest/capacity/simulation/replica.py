@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import NamedTuple
 
 from engines.emulator import Batcher, settings_of
-from engines.manifest import EngineManifest, StepTimeChoice
-from engines.spec import GpuSpec, Host, KvFormat, ModelSpec, SpeculativeDecoding
-from engines.steptime import PowerModel, StepCost, StepTime, scaled, step_time_of, uniform
+from engines.manifest import EngineManifest
+from engines.spec import Host
+from engines.steptime import PowerModel, StepCost, cached_step_time, uniform
 from loadtest.capacity.simulation.demand_requests import SimRequest
 from loadtest.capacity.simulation.observations import Observations
 from loadtest.capacity.simulation.traffic_sample import TrafficSample
@@ -43,40 +42,8 @@ NONE = Slowdown()
 
 def batcher_of(manifest: EngineManifest, ratios: StepCost, *, max_queue_size: int = 0) -> Batcher:
     """Return an idle batcher of an engine, with ratios applied to the parts of its step cost."""
-    priced = (manifest.step_time, manifest.model, manifest.gpu)
-    source = _step_time(
-        *(each.model_dump_json() for each in priced),
-        manifest.precision.name,
-        manifest.precision.kv_cache,
-        manifest.parallel.tensor,
-        None if manifest.speculative is None else manifest.speculative.model_dump_json(),
-        ratios,
-    )
+    source = cached_step_time(manifest.step_time, manifest.placed, speculative=manifest.speculative, ratios=ratios)
     return Batcher(settings_of(manifest, max_queue_size=max_queue_size), source)
-
-
-@cache
-def _step_time(
-    choice: str,
-    model: str,
-    gpu: str,
-    precision: str,
-    kv_format: KvFormat,
-    tensor_parallel: int,
-    speculative: str | None,
-    ratios: StepCost,
-) -> StepTime:
-    """Return a step-time source, cached for all batchers: reading measured tables takes seconds."""
-    source = step_time_of(
-        StepTimeChoice.model_validate_json(choice),
-        ModelSpec.model_validate_json(model),
-        GpuSpec.model_validate_json(gpu),
-        precision,
-        kv_format,
-        tensor_parallel=tensor_parallel,
-        speculative=None if speculative is None else SpeculativeDecoding.model_validate_json(speculative),
-    )
-    return scaled(source, ratios)
 
 
 def slowed_parts(slowdown: Slowdown, ratios: StepCost) -> StepCost:

@@ -24,11 +24,12 @@ from engines.emulator.request import (
 )
 from engines.spec.gpu import gpu_named
 from engines.spec.model import model_named
+from engines.spec.placed_model import PlacedModel
 from engines.steptime.roofline import Roofline
 from engines.steptime.shape import DecodeLine, StepCost, StepShape, StepTime
 
 MODEL, H100 = model_named("deepseek-r1-0528-qwen3-8b"), gpu_named("h100-sxm-80gb")
-STEP_TIME = Roofline(MODEL, H100, "fp8", "fp8")
+STEP_TIME = Roofline(PlacedModel(MODEL, H100, "fp8", "fp8"))
 BLOCKS, BLOCK = 40, 16
 
 Times = dict[RequestId, list[float]]
@@ -357,7 +358,7 @@ def test_a_decode_step_is_near_the_time_to_read_the_weights() -> None:
 )
 def test_roofline_is_near_published_single_stream_steps(gpu: str, precision: str, kv: str, published_s: float) -> None:
     """TensorRT-LLM 0.9's published milliseconds a token of Mistral 7B at batch 1, within a tenth."""
-    roofline = Roofline(model_named("mistral-7b"), gpu_named(gpu), precision, kv)  # type: ignore[arg-type]
+    roofline = Roofline(PlacedModel(model_named("mistral-7b"), gpu_named(gpu), precision, kv))  # type: ignore[arg-type]
     assert roofline.seconds(StepShape(1, 192)) == pytest.approx(published_s, rel=0.1)
 
 

@@ -10,6 +10,7 @@ from engines.planning.plan import make_plan
 from engines.planning.recipe import resolve_recipe
 from engines.spec.gpu import gpu_named
 from engines.spec.model import model_named
+from engines.spec.placed_model import PlacedModel
 from engines.spec.precision import KvFormat, precision_named
 from engines.steptime.shape import StepShape, attended_tokens
 
@@ -40,14 +41,14 @@ def test_no_step_is_faster_than_the_memory_allows(gpu_name: str) -> None:
     """Alone, a token costs no less than reading every weight at the data sheet's bandwidth."""
     gpu = gpu_named(gpu_name)
     floor_s = MODEL.read_bytes_per_step(precision_named("bf16")) / gpu.bandwidth_bytes_per_s
-    step_s = Silicon(MODEL, gpu, "bf16", "16bit").seconds(decode(1, 100))
+    step_s = Silicon(PlacedModel(MODEL, gpu, "bf16", "16bit")).seconds(decode(1, 100))
     assert floor_s < step_s < 3 * floor_s
 
 
 @pytest.mark.parametrize("kv_format", ["16bit", "fp8"])
 def test_the_decode_line_goes_through_every_step_up_to_its_end(kv_format: KvFormat) -> None:
     """Within one piece the line gives what the step gives; past its end there is another piece that joins it."""
-    times = Silicon(MODEL, H100, "fp8", kv_format)
+    times = Silicon(PlacedModel(MODEL, H100, "fp8", kv_format))
     line = times.decode_line(7, 7 * 500)
     for context in range(500, KNOT_TOKENS * 4, 3):
         tokens = 7 * context
@@ -63,7 +64,7 @@ def test_the_decode_line_goes_through_every_step_up_to_its_end(kv_format: KvForm
 
 def test_cost_adds_up_and_grows_with_the_work() -> None:
     """More sequences, longer contexts, longer prompts and longer pasts each take longer."""
-    times = Silicon(MODEL, H100, "bf16", "16bit")
+    times = Silicon(PlacedModel(MODEL, H100, "bf16", "16bit"))
     shape = decode(16, 700)._replace(prefill_sequences=1, prefill_tokens=512, prefill_attended_tokens=131_328)
     assert times.cost(shape).seconds == pytest.approx(times.seconds(shape))
     for less, more in (
@@ -77,7 +78,7 @@ def test_cost_adds_up_and_grows_with_the_work() -> None:
 
 def test_a_chunk_is_looked_up_by_what_it_attends_to() -> None:
     """Two halves of a prompt attend to what the whole does, and cost at least as much."""
-    times = Silicon(MODEL, H100, "fp8", "fp8")
+    times = Silicon(PlacedModel(MODEL, H100, "fp8", "fp8"))
     halves = times.seconds(prompt(2048)) + times.seconds(prompt(2048, cached=2048))
     whole = times.seconds(prompt(4096))
     assert whole <= halves < 1.3 * whole
@@ -85,27 +86,27 @@ def test_a_chunk_is_looked_up_by_what_it_attends_to() -> None:
 
 def test_formats_without_tables_are_derived_and_said() -> None:
     """INT8 on H100 takes what it brought on an A100; an A100's own table needs nothing derived."""
-    derived = Silicon(MODEL, H100, "int8_sq", "16bit")
+    derived = Silicon(PlacedModel(MODEL, H100, "int8_sq", "16bit"))
     assert derived.derived == ["int8_sq on h100-sxm-80gb: its 16-bit kernels times the ratio of int8_sq on an A100"]
-    assert Silicon(MODEL, A100, "int8_sq", "16bit").derived == []
-    plain = Silicon(MODEL, H100, "bf16", "16bit")
+    assert Silicon(PlacedModel(MODEL, A100, "int8_sq", "16bit")).derived == []
+    plain = Silicon(PlacedModel(MODEL, H100, "bf16", "16bit"))
     assert derived.seconds(decode(1, 100)) < 0.75 * plain.seconds(decode(1, 100))
-    cache = Silicon(MODEL, A100, "bf16", "int8")
+    cache = Silicon(PlacedModel(MODEL, A100, "bf16", "int8"))
     assert cache.derived == ["INT8 KV cache: read as a 16-bit cache of half the length"]
-    halved = Silicon(MODEL, A100, "bf16", "16bit").cost(decode(64, 1024)).kv_read_s
+    halved = Silicon(PlacedModel(MODEL, A100, "bf16", "16bit")).cost(decode(64, 1024)).kv_read_s
     assert cache.cost(decode(64, 2048)).kv_read_s == pytest.approx(halved)
 
 
 def test_what_has_no_table_is_refused() -> None:
     """A GPU or format nobody measured is named, and the roofline offered."""
     with pytest.raises(MissingError, match="no measured step times for h100-nvl-94gb"):
-        Silicon(MODEL, gpu_named("h100-nvl-94gb"), "fp8", "fp8")
+        Silicon(PlacedModel(MODEL, gpu_named("h100-nvl-94gb"), "fp8", "fp8"))
     with pytest.raises(MissingError, match="no measured step times for w4a8_awq"):
-        Silicon(MODEL, H100, "w4a8_awq", "fp8")
+        Silicon(PlacedModel(MODEL, H100, "w4a8_awq", "fp8"))
     with pytest.raises(MissingError, match="no measured step times for fp8 on a100"):
-        Silicon(MODEL, A100, "fp8", "16bit")
+        Silicon(PlacedModel(MODEL, A100, "fp8", "16bit"))
     with pytest.raises(MissingError, match=r"no measured kernels for gpt-j-6b .*head size 256"):
-        Silicon(model_named("gpt-j-6b"), A100, "fp16", "16bit")
+        Silicon(PlacedModel(model_named("gpt-j-6b"), A100, "fp16", "16bit"))
 
 
 def test_a_plan_by_measured_kernels_says_what_was_derived() -> None:
@@ -122,6 +123,8 @@ def test_normalized_queries_and_keys_cost_their_bytes() -> None:
     """Qwen3's heads are read and written once more than Llama's: 36 layers of 5,120 elements, 0.22 us a token."""
     plain = QWEN.model_copy(update={"qk_norm": False})
     for times in (Silicon, Roofline):
-        with_norm, without = (times(model, H100, "bf16", "16bit").cost(prompt(4096)) for model in (QWEN, plain))
+        with_norm, without = (
+            times(PlacedModel(model, H100, "bf16", "16bit")).cost(prompt(4096)) for model in (QWEN, plain)
+        )
         assert with_norm.activations_s - without.activations_s == pytest.approx(4096 * 0.22e-6, rel=0.1)
         assert with_norm.gemm_s == pytest.approx(without.gemm_s, rel=1e-6)  # the norms' own weights are read, too

@@ -10,7 +10,16 @@ import pytest
 import yaml
 
 from engines.errors import CommandError, MissingError, UserError
-from engines.spec import PRECISIONS, gpu_named, kv_refusal, model_named, resolve_gpu, resolve_model, verdict
+from engines.spec import (
+    PRECISIONS,
+    PlacedModel,
+    gpu_named,
+    kv_refusal,
+    model_named,
+    resolve_gpu,
+    resolve_model,
+    verdict,
+)
 from engines.spec.accelerator import read_accelerator
 from engines.steptime import Roofline, StepShape
 from tests.smollm2 import SMOLLM2
@@ -64,7 +73,9 @@ def test_a_gpu_described_in_a_file_is_as_fast_as_the_known_one(tmp_path: Path) -
     )
     model = model_named("llama-3-8b")
     for precision in ("fp16", "bf16", "int8_sq", "int4_awq"):
-        own, theirs = (Roofline(model, gpu, precision, "16bit").cost(shape) for gpu in (resolve_gpu(path), known))
+        own, theirs = (
+            Roofline(PlacedModel(model, gpu, precision, "16bit")).cost(shape) for gpu in (resolve_gpu(path), known)
+        )
         assert own == theirs
 
 
@@ -74,7 +85,7 @@ def test_a_decode_step_in_fp32_reads_four_bytes_a_parameter(tmp_path: Path) -> N
     precision = PRECISIONS["fp32"]
     assert model.weights_bytes(precision) == 4 * 134_515_008
     assert model.kv_bytes_per_token("32bit") == 46_080  # 2 x 30 layers x 3 heads x 64 x 4 B
-    roofline = Roofline(model, resolve_gpu(_file(tmp_path)), "fp32", "32bit")
+    roofline = Roofline(PlacedModel(model, resolve_gpu(_file(tmp_path)), "fp32", "32bit"))
     assert roofline.cost(StepShape(decode_sequences=1)).weights_s == pytest.approx(0.0538060, rel=1e-4)
 
 

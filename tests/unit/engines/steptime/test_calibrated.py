@@ -7,6 +7,7 @@ import pytest
 from engines.spec.deployment import Factors
 from engines.spec.gpu import gpu_named
 from engines.spec.model import model_named
+from engines.spec.placed_model import PlacedModel
 from engines.steptime.calibrated import Calibrated
 from engines.steptime.roofline import Roofline
 from engines.steptime.shape import StepShape
@@ -22,7 +23,7 @@ SHAPES = (
 @pytest.fixture(scope="module")
 def source() -> Roofline:
     """Return the data-sheet source of the default engine."""
-    return Roofline(model_named("llama-3-8b"), gpu_named("h100-sxm-80gb"), "fp8", "fp8")
+    return Roofline(PlacedModel(model_named("llama-3-8b"), gpu_named("h100-sxm-80gb"), "fp8", "fp8"))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

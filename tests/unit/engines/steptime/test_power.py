@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engines.spec import SpeculativeDecoding, gpu_named, model_named, power_prior
+from engines.spec import PlacedModel, SpeculativeDecoding, gpu_named, model_named, power_prior
 from engines.steptime import PowerModel, StepShape, why_no_power
 
 H100 = gpu_named("h100-sxm-80gb")
@@ -12,7 +12,7 @@ LLAMA = model_named("llama-3.1-8b")
 
 
 def _model(precision: str = "bf16", **flags: int) -> PowerModel:
-    return PowerModel(LLAMA, H100, precision, "16bit", **flags)
+    return PowerModel(PlacedModel(LLAMA, H100, precision, "16bit", **flags))
 
 
 def test_a_steady_batch_draws_what_nvml_reports() -> None:
@@ -51,7 +51,7 @@ def test_fp8_takes_less_energy_than_bf16_and_two_gpus_more_base_power() -> None:
 
 def test_the_interval_is_wider_on_a_gpu_that_was_not_fitted() -> None:
     """The spread of other GPUs is twice that of the fitted ones."""
-    other = PowerModel(LLAMA, gpu_named("a100-sxm-80gb"), "bf16", "16bit")
+    other = PowerModel(PlacedModel(LLAMA, gpu_named("a100-sxm-80gb"), "bf16", "16bit"))
     assert other.interval[1] > _model().interval[1] > 1 > _model().interval[0]
     assert "other GPUs" in other.provenance
 
@@ -61,7 +61,7 @@ def test_no_power_is_invented() -> None:
     slice_ = gpu_named("h100-sxm-80gb-mig-3g.40gb")
     assert "slice of a GPU" in (why_no_power(slice_) or "")
     with pytest.raises(ValueError, match="no board power"):
-        PowerModel(LLAMA, slice_, "bf16", "16bit")
+        PowerModel(PlacedModel(LLAMA, slice_, "bf16", "16bit"))
 
 
 def test_power_of_speculative_decoding_is_not_guessed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engines.spec import Factors, GpuSpec, ProductSpeed, gpu_named, model_named
+from engines.spec import Factors, GpuSpec, PlacedModel, ProductSpeed, gpu_named, model_named
 from engines.steptime import Calibrated, Roofline, StepShape
 from engines.steptime.products import Products
 
@@ -52,7 +52,7 @@ def test_a_step_of_the_cut_is_as_the_kernels_were() -> None:
     cut = model_named("smollm2-135m").model_copy(update={"layers": 4})
     cpu = _cpu()
     for rows, ms in MEASURED_MS.items():
-        cost = Roofline(cut, cpu, "fp32", "32bit").cost(StepShape(decode_sequences=rows))
+        cost = Roofline(PlacedModel(cut, cpu, "fp32", "32bit")).cost(StepShape(decode_sequences=rows))
         assert cost.weights_s + cost.gemm_s == pytest.approx(ms / 1e3, rel=1e-3)
         assert cost.gemm_s >= -1e-12
 
@@ -60,7 +60,7 @@ def test_a_step_of_the_cut_is_as_the_kernels_were() -> None:
 def test_factors_scale_measured_products() -> None:
     """A calibration's factors on weights and products apply to measured ones, and the decode line goes with them."""
     cut = model_named("smollm2-135m").model_copy(update={"layers": 4})
-    source = Roofline(cut, _cpu(), "fp32", "32bit")
+    source = Roofline(PlacedModel(cut, _cpu(), "fp32", "32bit"))
     slower = Calibrated(source, Factors(weights_ratio=2.0, gemm_ratio=2.0))
     shape = StepShape(decode_sequences=2)
     parts, doubled = source.cost(shape), slower.cost(shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.manifest import StepTimeChoice
-from engines.spec import SpeculativeDecoding, eagle3_head_of, engine_profile_named, gpu_named, model_named
+from engines.spec import PlacedModel, SpeculativeDecoding, eagle3_head_of, engine_profile_named, gpu_named, model_named
 from engines.steptime import StepShape, StepTime, step_time_of
 
 MODEL, H100 = model_named("qwen3-8b"), gpu_named("h100-sxm-80gb")
@@ -27,7 +27,7 @@ def _eagle3(draft_len: int, verified_tokens: int) -> SpeculativeDecoding:
 def _priced(speculative: SpeculativeDecoding | None, *, profile: bool = False) -> StepTime:
     factors = SGLANG.factors_on(H100, MODEL) if profile else None
     choice = StepTimeChoice(source="roofline", factors=factors, host=SGLANG.host if profile else None)
-    return step_time_of(choice, MODEL, H100, "fp8", "16bit", tensor_parallel=1, speculative=speculative)
+    return step_time_of(choice, PlacedModel(MODEL, H100, "fp8", "16bit"), speculative=speculative)
 
 
 @pytest.mark.parametrize("profile", [False, True])

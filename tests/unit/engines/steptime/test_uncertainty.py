@@ -7,7 +7,7 @@ import math
 import pytest
 
 from engines.manifest import StepTimeChoice
-from engines.spec import Factors, Host, engine_profile_named, gpu_named, model_named
+from engines.spec import Factors, Host, PlacedModel, engine_profile_named, gpu_named, model_named
 from engines.steptime import StepShape, step_time_of, uncertainty, with_time_ratios
 
 LLAMA, H100 = model_named("llama-3.1-8b"), gpu_named("h100-sxm-80gb")
@@ -33,8 +33,8 @@ def test_a_slowed_engine_takes_that_much_longer() -> None:
     )
     slow = with_time_ratios(choice, step_ratio=1.2, host_ratio=2.0)
     shape = StepShape(8, 8000)
-    plain = step_time_of(choice, LLAMA, H100, "bf16", "16bit", tensor_parallel=1).cost(shape)
-    slower = step_time_of(slow, LLAMA, H100, "bf16", "16bit", tensor_parallel=1).cost(shape)
+    plain = step_time_of(choice, PlacedModel(LLAMA, H100, "bf16", "16bit")).cost(shape)
+    slower = step_time_of(slow, PlacedModel(LLAMA, H100, "bf16", "16bit")).cost(shape)
     assert slower.weights_s == pytest.approx(1.2 * plain.weights_s)
     assert slower.kv_read_s == pytest.approx(1.2 * plain.kv_read_s)
     assert slower.host_s - plain.host_s == pytest.approx(2e-3 + 8e-5)

@@ -10,7 +10,7 @@ import pytest
 
 from engines.calibration import LoadGenerator
 from engines.emulator import BatcherSettings
-from engines.spec import gpu_named, model_named
+from engines.spec import PlacedModel, gpu_named, model_named
 from engines.steptime.roofline import Roofline
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import PLACE, PRIOR, Array
@@ -30,7 +30,7 @@ def context() -> FitContext:
         kv_blocks=1000,
         tokens_per_block=64,
     )
-    source = Roofline(model_named("llama-3-8b"), gpu_named("h100-sxm-80gb"), "fp8", "fp8")
+    source = Roofline(PlacedModel(model_named("llama-3-8b"), gpu_named("h100-sxm-80gb"), "fp8", "fp8"))
     return FitContext(settings, source, LoadGenerator(window_s=0.0, rounds=2))
 
 

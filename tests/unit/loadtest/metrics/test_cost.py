@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from engines.spec import gpu_named, model_named
+from engines.spec import PlacedModel, gpu_named, model_named
 from engines.steptime import Roofline, request_gpu_time
 from loadtest.metrics import GpuPrice, summarize, token_prices, with_cost
 from loadtest.results import Sample
 from tests.unit.loadtest.made import GENERATION, level, manifest, record
 
-LLAMA = Roofline(model_named("llama-3.1-8b"), gpu_named("h100-sxm-80gb"), "bf16", "16bit")
+LLAMA = Roofline(PlacedModel(model_named("llama-3.1-8b"), gpu_named("h100-sxm-80gb"), "bf16", "16bit"))
 USD_PER_S = 3.6 / 3600
 
 
