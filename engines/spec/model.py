@@ -27,7 +27,23 @@ class RopeScaling(Strict):
     high_freq_factor: float | None = None
 
 
-class ModelSpec(Strict):
+class Geometry(Strict):
+    """The numbers that every model has and every config.json states; elements and tokens."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    attention_heads: int
+    kv_heads: int
+    head_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    norm_epsilon: float
+    eos_token_id: int
+    pad_token_id: int
+
+
+class ModelSpec(Geometry):
     """What decides a model's size and the cost of its steps; elements and tokens.
 
     Attributes:
@@ -44,18 +60,7 @@ class ModelSpec(Strict):
 
     name: str
     family: Family
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    attention_heads: int
-    kv_heads: int
-    head_size: int
-    vocab_size: int
-    max_position_embeddings: int
     rope_theta: float
-    norm_epsilon: float
-    eos_token_id: int
-    pad_token_id: int
     rope_scaling: RopeScaling | None = None
     tied_embeddings: bool = False
     mlp_matrices: Literal[2, 3] = 3

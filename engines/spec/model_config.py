@@ -8,7 +8,7 @@ from typing import Any
 
 from engines.errors import MissingError, UserError
 from engines.files import Strict, load_json
-from engines.spec.model import Family, ModelSpec, RopeScaling
+from engines.spec.model import Family, Geometry, ModelSpec, RopeScaling
 
 # Supported architectures, with known tensors and rope; all are decoder-only with a gated MLP and RMSNorm.
 ARCHITECTURES: dict[str, Family] = {
@@ -29,21 +29,12 @@ class RopeFacts(Strict):
     scaling: dict[str, Any] | None = None
 
 
-class ConfigFacts(Strict):
+class ConfigFacts(Geometry):
     """What a config.json says of a model."""
 
     name: str
     architecture: str
     model_type: str
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    attention_heads: int
-    kv_heads: int
-    head_size: int
-    vocab_size: int
-    max_position_embeddings: int
-    norm_epsilon: float
     activation: str
     tied_embeddings: bool
     qkv_bias: bool
@@ -52,8 +43,6 @@ class ConfigFacts(Strict):
     dtype: str
     rope: RopeFacts
     bos_token_id: int | None
-    eos_token_id: int
-    pad_token_id: int
 
 
 def model_in(folder: Path) -> ModelSpec:
@@ -129,23 +118,13 @@ def model_of_config(facts: ConfigFacts) -> ModelSpec:
     return ModelSpec(
         name=facts.name.lower(),
         family=ARCHITECTURES[facts.architecture],
-        layers=facts.layers,
-        hidden_size=facts.hidden_size,
-        intermediate_size=facts.intermediate_size,
-        attention_heads=facts.attention_heads,
-        kv_heads=facts.kv_heads,
-        head_size=facts.head_size,
-        vocab_size=facts.vocab_size,
-        max_position_embeddings=facts.max_position_embeddings,
         rope_theta=facts.rope.base,
         rope_scaling=_rope_scaling(facts),
-        norm_epsilon=facts.norm_epsilon,
         tied_embeddings=facts.tied_embeddings,
         qkv_bias=facts.qkv_bias,
         qk_norm=facts.qk_norm,
-        eos_token_id=facts.eos_token_id,
-        pad_token_id=facts.pad_token_id,
         source=f"config.json of the checkpoint {facts.name}",
+        **facts.model_dump(include=set(Geometry.model_fields)),
     )
 
 
