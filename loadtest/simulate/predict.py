@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,8 +86,10 @@ def predict(
     host = manifest.step_time.host or Host()
     power, joules = power_model_for(manifest), 0.0
     for index, plan in enumerate([plan.counted(scenario, sampler) for plan in plans_of(scenario)]):
-        make = _queue if queued else _traffic
-        traffic = make(scenario, plan, sampler, contents, level=index, begin_s=began_s, first_id=next_id)
+        start = _LevelStart(index, began_s, next_id)
+        traffic = (
+            _queue(plan, sampler, contents, start) if queued else _traffic(scenario, plan, sampler, contents, start)
+        )
         meter = None if power is None else EnergyMeter(power, began_s, joules)
         server = VirtualServer(batcher_for(manifest), traffic, host, now_s=began_s, meter=meter)
         requests.begin_level()
@@ -199,17 +202,19 @@ def bare(manifest: EngineManifest, scenario: Scenario) -> EngineManifest:
     return manifest.model_copy(update={"limits": limits, "kv_cache": cache, "step_time": choice})
 
 
+class _LevelStart(NamedTuple):
+    """Number of a level, its begin on the virtual clock, and the id of its first request."""
+
+    level: int
+    begin_s: float
+    first_id: int
+
+
 def _traffic(
-    scenario: Scenario,
-    plan: LevelPlan,
-    sampler: ConversationSampler,
-    contents: Contents,
-    *,
-    level: int,
-    begin_s: float,
-    first_id: int,
+    scenario: Scenario, plan: LevelPlan, sampler: ConversationSampler, contents: Contents, start: _LevelStart
 ) -> Traffic:
     """Return the traffic of a level that starts now."""
+    level, begin_s, first_id = start
     if plan.concurrency is not None:
         loop = closed_loop(
             scenario,
@@ -230,20 +235,11 @@ def _traffic(
     return Arrivals(requests, follow)
 
 
-def _queue(
-    scenario: Scenario,  # noqa: ARG001 (as `_traffic`)
-    plan: LevelPlan,
-    sampler: ConversationSampler,
-    contents: Contents,
-    *,
-    level: int,
-    begin_s: float,
-    first_id: int,
-) -> Traffic:
+def _queue(plan: LevelPlan, sampler: ConversationSampler, contents: Contents, start: _LevelStart) -> Traffic:
     """Return a level's requests, one per user, all sent at its start."""
-    states = (sampler.begin(number, level) for number in range(plan.concurrency or 0))
-    turns = (turn_of(state, first_id + number, "measure") for number, state in enumerate(states))
-    return Arrivals(contents.sent(turn, begin_s) for turn in turns)
+    states = (sampler.begin(number, start.level) for number in range(plan.concurrency or 0))
+    turns = (turn_of(state, start.first_id + number, "measure") for number, state in enumerate(states))
+    return Arrivals(contents.sent(turn, start.begin_s) for turn in turns)
 
 
 def _contents(scenario: Scenario, manifest: EngineManifest, sampler: ConversationSampler) -> Contents:
