@@ -17,15 +17,6 @@ from engines.names import spec_data
 LlmApiVersion = Literal["1.2", "1.3", "1.4rc"]
 LLM_API_VERSIONS: tuple[LlmApiVersion, ...] = get_args(LlmApiVersion)
 SpeculationMethod = Literal["eagle3", "ngram", "draft_target"]
-# Arguments of the LLM API whose value is a class of its own that also forbids unknown keys.
-_NESTED = (
-    "kv_cache_config",
-    "scheduler_config",
-    "cuda_graph_config",
-    "lora_config",
-    "cache_transceiver_config",
-    "speculative_config",
-)
 
 
 class KnownKeys(Strict):
@@ -40,6 +31,10 @@ class KnownKeys(Strict):
     speculative_config: frozenset[str]
     router: frozenset[str]
     router_servers: frozenset[str]
+
+
+# Arguments of the LLM API whose value is a class of its own that also forbids unknown keys.
+_NESTED = tuple(name for name in KnownKeys.model_fields if name.endswith("_config"))
 
 
 class LlmApiFacts(Strict):

@@ -22,15 +22,8 @@ from triton_repo.interface.llmapi import llm_document, llmapi_inputs, trtllm_ser
 from triton_repo.settings import ServingSettings, resolve
 
 FACTS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "llm_api.yaml").read_text())
+NESTED = tuple(name for name in FACTS["versions"]["1.2"] if name.endswith("_config"))
 HEAD = Document(made_by=MadeBy(command="test", version="0"))
-NESTED = (
-    "kv_cache_config",
-    "scheduler_config",
-    "cuda_graph_config",
-    "lora_config",
-    "cache_transceiver_config",
-    "speculative_config",
-)
 SPECULATION: dict[str, dict[str, Any]] = {
     "none": {},
     "eagle3": {"speculative.draft_model": "nvidia/EAGLE3", "speculative.max_draft_len": 3},
