@@ -44,19 +44,6 @@ GAUGES = (
 )  # fmt: skip
 
 
-def published_names(version: str) -> list[str]:
-    """Return the metric names on a version's `/prometheus/metrics`; histograms without suffixes.
-
-    >>> published_names("1.2")[:2]
-    ['e2e_request_latency_seconds', 'time_to_first_token_seconds']
-    >>> "trtllm_num_requests_waiting" in published_names("1.3")
-    True
-    """
-    if version == "1.2":
-        return [*BUCKETS, REQUESTS]
-    return [PREFIX + name for name in (*BUCKETS, REQUESTS, ERRORS, *TOKENS, *GAUGES)]
-
-
 @dataclass(slots=True)
 class _Histogram:
     bounds: tuple[float, ...]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from triton_repo.openai_api.serve_metrics import BUCKETS, MeasuredReply, ServeMetrics, published_names
+from triton_repo.openai_api.serve_metrics import BUCKETS, MeasuredReply, ServeMetrics
 from triton_repo.openai_api.triton_client import EngineTimes, Generation
 
+PUBLISHED: dict[str, list[str]] = yaml.safe_load(
+    (Path(__file__).parents[3] / "contract" / "serve_metrics.yaml").read_text()
+)["versions"]
 LABELS = 'model="tensorrt_llm",version="1"'
 TRITON = "\n".join(
     [
@@ -71,7 +76,7 @@ def test_a_version_publishes_its_names_and_no_others(version: str) -> None:
     metrics.ended("stop", EngineTimes(0.5, 1.0, 2.0), prompt_tokens=1, tokens=2)
     page = metrics.page(TRITON)
     typed = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
-    assert typed == published_names(version)
+    assert typed == PUBLISHED[version]
     assert ('model_name="undefined"' in page) == (version == "1.2")
 
 
