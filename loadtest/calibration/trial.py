@@ -272,12 +272,6 @@ def _first_less_steady(values: Array, first_wave: int) -> float:
     return float(values[-first_wave:].mean() - values[:-first_wave].mean())
 
 
-def slopes_of(context: FitContext, point: Point, logs: Array) -> Array:
-    """Return the derivatives of a point's logarithms by those of all parameters; shape (3, P)."""
-    trial = Trial(context, point, logs, keep_steps=True)
-    return trial.slopes() + differences_of(context, point, logs, trial.logs())
-
-
 def differences_of(context: FitContext, point: Point, logs: Array, here: Array) -> Array:
     """Return the derivatives by the parameters that change the iterations; zero for all others; shape (3, P).
 

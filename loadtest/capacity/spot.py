@@ -19,13 +19,11 @@ class SpotMonths(NamedTuple):
     Attributes:
         short_ratio: Share of the time with fewer replicas up than needed.
         interruptions_per_month: Replicas withdrawn in a month, mean.
-        mean_up: Replicas up, mean over time.
     """
 
     total: int
     short_ratio: float
     interruptions_per_month: float
-    mean_up: float
 
 
 def smallest_spot_fleet(needed: int, spot: Spot, *, start_up_s: float, seed: int) -> SpotMonths | None:
@@ -63,7 +61,6 @@ def spot_months(total: int, needed: int, spot: Spot, *, start_up_s: float, rng: 
         total=total,
         short_ratio=float(lasted_s[up < needed].sum() / length_s),
         interruptions_per_month=withdrawn / MONTHS,
-        mean_up=float((up * lasted_s).sum() / length_s),
     )
 
 

@@ -24,7 +24,7 @@ from loadtest.calibration.fit import fit
 from loadtest.calibration.measured_points import Deployment, Point, read_points
 from loadtest.calibration.parameters import PARAMETERS, PRIOR, SPLIT, factors_of
 from loadtest.calibration.structures import Request, Structure, fit_context_of, predicted_logs, waves_of
-from loadtest.calibration.trial import observe, slopes_of
+from loadtest.calibration.trial import FitContext, Trial, differences_of, observe
 from loadtest.cli.calibrate_engine import calibrate_engine
 from loadtest.metrics.summarize import summarize
 from loadtest.scenario.schema import Lengths, Scenario
@@ -100,11 +100,17 @@ def test_a_made_up_deployment_is_found_again(request_of_truth: Request) -> None:
     assert any("stream_token_s" in warning for warning in found.warnings)
 
 
+def _slopes(context: FitContext, point: Point, logs: np.ndarray) -> np.ndarray:
+    """Return the derivatives of a point's logarithms by those of all parameters, as a step of the fit has them."""
+    trial = Trial(context, point, logs, keep_steps=True)
+    return trial.slopes() + differences_of(context, point, logs, trial.logs())
+
+
 def test_slopes_are_those_of_the_figures(request_of_truth: Request) -> None:
     """What pricing the iterations part by part says of a factor is what moving it does, where nothing rebatches."""
     point = request_of_truth.points[0]
     rig = fit_context_of(request_of_truth, Structure(16384, SPLIT))
-    slopes = slopes_of(rig, point, LOGS)
+    slopes = _slopes(rig, point, LOGS)
     for place, parameter in enumerate(PARAMETERS[:3]):
         moved = LOGS.copy()
         moved[place] += 0.01
@@ -137,7 +143,7 @@ def test_slopes_by_the_last_wave_are_those_of_the_figures(request_of_truth: Requ
     """Where attention comes in waves, what pricing says of the last one and of the cache is what moving them does."""
     point = request_of_truth.points[2]
     rig = fit_context_of(request_of_truth, Structure(16384, waves_of(request_of_truth.manifest)[1]))
-    slopes = slopes_of(rig, point, LOGS)
+    slopes = _slopes(rig, point, LOGS)
     for name in ("kv_ratio", "wave_tail"):
         place = [parameter.name for parameter in PARAMETERS].index(name)
         moved = LOGS.copy()
