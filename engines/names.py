@@ -15,6 +15,7 @@ import yaml
 
 from engines.errors import UserError
 
+TOKENIZER_FILE = "tokenizer.json"  # of a checkpoint, an engine, a repository
 _DATA = Path(__file__).parent / "spec" / "data"
 _RECIPES = Path(__file__).parent / "planning" / "recipes"
 # Keys of `engines.spec.PRECISIONS`, in its order; a contract test checks that they are equal.

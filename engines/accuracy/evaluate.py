@@ -23,6 +23,7 @@ from engines.console import OPENAI_KEY
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import write_json
 from engines.manifest import MANIFEST_NAME, AccuracyResult, EngineManifest, read_manifest
+from engines.names import TOKENIZER_FILE
 from engines.outputs import folder_lock
 
 Progress = Callable[[str], None]
@@ -164,7 +165,7 @@ def _measure(
 
 def _perplexity(model: Any, tokenizer: Path, on: Literal["checkpoint", "server"]) -> AccuracyResult:
     """Return the perplexity of the text that `build-engine` holds out, window by window."""
-    windows = load_corpus(None).held_out.token_windows(tokenizer / "tokenizer.json")
+    windows = load_corpus(None).held_out.token_windows(tokenizer / TOKENIZER_FILE)
     scored = model._loglikelihood_tokens([(("", ""), window[:1], window[1:]) for window in windows])
     nats = [-found for found, _ in scored]
     tokens = sum(len(window) - 1 for window in windows)
@@ -189,7 +190,7 @@ def _perplexity(model: Any, tokenizer: Path, on: Literal["checkpoint", "server"]
 
 
 def _tokenizer(folder: Path) -> Any:
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / TOKENIZER_FILE).is_file():
         raise MissingError(f"{folder}: contains no tokenizer.json", hint="give the model's folder with --tokenizer")
     transformers = importlib.import_module("transformers")
     try:

@@ -16,6 +16,7 @@ from engines.checkpoint.shards import TensorFacts, read_tensors, shard_paths, so
 from engines.errors import ToolError, UserError
 from engines.files import write_text
 from engines.manifest import Notice
+from engines.names import TOKENIZER_FILE
 from engines.spec import precision_named
 
 # Tensors that the PyTorch backend loads in addition to a quantized linear layer's weight.
@@ -37,7 +38,7 @@ _KV_SCALES = {"k_proj": "k_scale", "v_proj": "v_scale"}
 
 # Files of the source other than weights, copied unchanged.
 _HUGGINGFACE_FILES = (
-    "tokenizer.json",
+    TOKENIZER_FILE,
     "tokenizer_config.json",
     "tokenizer.model",
     "special_tokens_map.json",

@@ -11,6 +11,7 @@ from engines.checkpoint.shards import BYTES_PER_ELEMENT, TensorFacts, read_tenso
 from engines.checkpoint.tokenizer import load_tokenizer
 from engines.errors import MissingError, UserError
 from engines.files import Source, source_of
+from engines.names import TOKENIZER_FILE
 from engines.spec import ConfigFacts, read_config_facts
 
 
@@ -123,7 +124,7 @@ def _check_tensors(folder: Path, tensors: dict[str, TensorFacts], facts: Checkpo
 
 
 def _check_tokenizer(folder: Path, facts: CheckpointFacts) -> None:
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise MissingError(
             f"{path}: no such file", hint="copy tokenizer.json and tokenizer_config.json from the model's repository"
@@ -141,6 +142,6 @@ def _check_tokenizer(folder: Path, facts: CheckpointFacts) -> None:
 
 def _sources(folder: Path) -> list[Source]:
     """Hash the files that the result depends on: configs, tokenizer, shards."""
-    names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+    names = ["config.json", "generation_config.json", TOKENIZER_FILE, "tokenizer_config.json"]
     paths = [folder / name for name in names if (folder / name).is_file()]
     return [source_of(path) for path in [*paths, *shard_paths(folder)]]

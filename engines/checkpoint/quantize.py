@@ -19,6 +19,7 @@ from engines.checkpoint.modelopt import BATCH_TOKENS, Progress, calibrate, requi
 from engines.checkpoint.trtllm_checkpoint import read_exported
 from engines.files import write_text
 from engines.manifest import Notice
+from engines.names import TOKENIZER_FILE
 from engines.spec import precision_named
 
 _LIBRARIES_BYTES = 650_000_000  # torch, transformers and ModelOpt after import
@@ -60,7 +61,7 @@ def quantize_with(
     Args:
         export: Writes the quantized model that it is given to `out`.
     """
-    windows = job.calibration.token_windows(job.source / "tokenizer.json") if layout.needs_text else []
+    windows = job.calibration.token_windows(job.source / TOKENIZER_FILE) if layout.needs_text else []
     with as_tool_error(log), library_output_to(log):
         require_modelopt(layout.precision)
         out.mkdir(parents=True, exist_ok=True)

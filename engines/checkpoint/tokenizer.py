@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.errors import MissingError, UserError
+from engines.names import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
 _COPIED = (
     TOKENIZER_FILE,
     "tokenizer_config.json",

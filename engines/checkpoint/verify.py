@@ -21,6 +21,7 @@ from engines.checkpoint.weight_formats import FLOAT32_BYTES, NVFP4_GROUP, TINY, 
 from engines.console import time_left_text
 from engines.errors import UserError
 from engines.manifest import CheckpointQuality
+from engines.names import TOKENIZER_FILE
 
 Progress = Callable[[str], None]
 
@@ -102,7 +103,7 @@ def verify(source: Path, exported: Path, *, held_out: TextWindows, progress: Pro
     torch = library("torch")
     facts = inspect_checkpoint(source, hash_files=False)
     checkpoint = read_exported(exported)
-    tokens = torch.tensor(held_out.token_windows(source / "tokenizer.json"))
+    tokens = torch.tensor(held_out.token_windows(source / TOKENIZER_FILE))
     source_weights = SourceWeights(source, facts)
     source_geometry, exported_geometry = geometry_of(facts), exported_geometry_of(checkpoint)
     with torch.inference_mode():

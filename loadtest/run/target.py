@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engines.console import OPENAI_KEY, progress
 from engines.errors import MissingError
+from engines.names import TOKENIZER_FILE
 from loadtest.client import (
     ENGINE_MODEL,
     PROTOCOLS,
@@ -24,7 +25,7 @@ from loadtest.client import (
 from loadtest.client.protocols import key_in
 from loadtest.results import ServerFacts
 from loadtest.run.sampler import gpu_of, kv_block_tokens, metrics_url, power_readings, read_metrics, require_page
-from loadtest.run.tokenizer import TOKENIZER_FILE, FoundTokenizer, find_tokenizer, of_earlier_runs
+from loadtest.run.tokenizer import FoundTokenizer, find_tokenizer, of_earlier_runs
 
 POWER_HINT = "give the metrics page of a DCGM exporter (port 9400) or of Triton (port 8002)"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from engines.errors import CommandError, UserError
 from engines.files import read_json, sha256_of
+from engines.names import TOKENIZER_FILE
 from engines.spec import ModelSpec, model_named
 from loadtest.client import ENGINE_MODEL
 from loadtest.results import RUN_NAME, RunManifest, ServerFacts
 
 MAX_RUNS = 50
-TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from engines.errors import MissingError, UserError
 from engines.files import write_json
+from engines.names import TOKENIZER_FILE
 from loadtest.scenario import Scenario
 from loadtest.traffic.conversations import ConversationSampler, Rows
 from loadtest.traffic.levels import LevelPlan
@@ -28,7 +29,6 @@ MAX_WORDS = 4096
 MAX_MARKS = 1000  # two runs start alike once in a million times
 PROBES = 24  # prompts counted again before a run,
 TRIED_TOKENS = 50_000  # unless fewer prompts have this many tokens together
-_TOKENIZER = "tokenizer.json"
 _NO_TEXT_OF_A_LENGTH = "--prompts FILE sends a file's prompts whole; on Triton, --model tensorrt_llm takes token ids"
 
 
@@ -87,8 +87,8 @@ def prepare(
         end_id=None if as_text else _end_id(scenario, tokenizer, tokenizer_path),
     )
     if as_text and not _counts_hold(scenario, plans, found, folder, tokenizer):
-        shutil.copyfile(tokenizer_path, folder / _TOKENIZER)  # it travels with the rest to workers elsewhere
-        found = found.model_copy(update={"tokenizer": _TOKENIZER})
+        shutil.copyfile(tokenizer_path, folder / TOKENIZER_FILE)  # it travels with the rest to workers elsewhere
+        found = found.model_copy(update={"tokenizer": TOKENIZER_FILE})
     write_json(folder / META, found)
     return found
 

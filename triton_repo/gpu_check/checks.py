@@ -16,6 +16,7 @@ from engines.build import SERVE_YAML, trtllm
 from engines.checkpoint import read_shard_header
 from engines.errors import MissingError, ToolError
 from engines.files import read_json
+from engines.names import TOKENIZER_FILE
 from engines.planning import BuildPlan
 from engines.ports import free_ports
 from triton_repo.audit import EXPECTED, read_model
@@ -236,7 +237,7 @@ def trtllm_serve(session: Session) -> str:
         model = str(json.loads(fetched(f"{url}/v1/models"))["data"][0]["id"])
         reply = json.loads(fetched(f"{url}/v1/completions", {"model": model, "prompt": PROMPT, "max_tokens": 8}))
         target = ["--url", url, "--protocol", "openai-completions", "--model", model]
-        load_flags = {"--tokenizer": checkpoint / "tokenizer.json", "--concurrency": 4, "--isl": 64, "--osl": 16}
+        load_flags = {"--tokenizer": checkpoint / TOKENIZER_FILE, "--concurrency": 4, "--isl": 64, "--osl": 16}
         session.run("run-load", *target, *flat(dict(load_flags)), "--requests", 16, "--out", session.path("run-openai"))
         page = fetched(f"{url}/prometheus/metrics")
         if "request_queue_time_seconds" not in page:

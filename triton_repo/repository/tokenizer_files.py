@@ -11,10 +11,11 @@ from tokenizers import Tokenizer
 from engines.errors import MissingError, UserError
 from engines.files import read_json
 from engines.manifest import Notice
+from engines.names import TOKENIZER_FILE
 
 # Data files of a tokenizer. Anything else beside them, code in particular, is not copied.
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
     "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 LONGEST_TOKENIZER_BYTES = 256 << 20
@@ -38,7 +39,7 @@ def check_tokenizer(folder: Path, *, vocabulary: int) -> list[Notice]:
         UserError: The `tokenizers` library cannot read it, it is another model's (has tokens beyond the vocabulary), or
             tokenizer_config.json is not an object.
     """
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise MissingError(
             f"{folder}: contains no tokenizer.json", hint="give the model's tokenizer with --tokenizer DIR"

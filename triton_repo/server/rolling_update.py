@@ -9,6 +9,7 @@ from pathlib import Path
 from engines.errors import MissingError, ToolError, UserError
 from engines.files import MadeBy, sha256_of, write_json, write_text
 from engines.manifest import EngineManifest, read_manifest
+from engines.names import TOKENIZER_FILE
 from engines.outputs import add_contents
 from engines.spec import PRECISIONS
 from triton_repo.repository import render_repository
@@ -71,7 +72,7 @@ def _refuse(repository: Path, old: RepositoryManifest, engine_folder: Path) -> N
         )
     if new.tokenizer is not None:
         theirs, ours = engine_folder / new.tokenizer, repository / TOKENIZER_FOLDER
-        if sha256_of(theirs / "tokenizer.json") != sha256_of(ours / "tokenizer.json"):
+        if sha256_of(theirs / TOKENIZER_FILE) != sha256_of(ours / TOKENIZER_FILE):
             raise UserError(
                 f"{engine_folder}: its tokenizer is not the repository's, which decodes the requests in flight",
                 hint="create a separate repository with build-repo, and roll by replica",

@@ -9,6 +9,7 @@ from engines.console import command_line, quoted, show, wrote
 from engines.errors import MissingError, UserError
 from engines.files import Source, made_by, source_of, to_json
 from engines.manifest import MANIFEST_NAME, EngineManifest, read_manifest
+from engines.names import TOKENIZER_FILE
 from engines.outputs import paths_named, refuse_existing
 from engines.planning import Payoff, payoff_of
 from engines.spec import sources_named
@@ -143,5 +144,5 @@ def _rows(
         return {}
     if tokenizer is None and engine_dir is not None:
         named = read_manifest(engine_dir).tokenizer
-        tokenizer = None if named is None else engine_dir / named / "tokenizer.json"
+        tokenizer = None if named is None else engine_dir / named / TOKENIZER_FILE
     return count_rows(scenario, plans, tokenizer)
