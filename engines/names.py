@@ -163,6 +163,7 @@ def spec_file(name: str) -> Path:
     return _DATA / f"{name}.yaml"
 
 
+@cache
 def _names_in(kind: str) -> tuple[str, ...]:
     return tuple(entry["name"] for entry in spec_data(kind)[kind])
 
