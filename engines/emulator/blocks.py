@@ -32,6 +32,9 @@ class PromptBlocks(NamedTuple):
     onboarded: int
 
 
+_NOTHING_FOUND = PromptBlocks(0, 0)
+
+
 @dataclass(slots=True)
 class _Freed:
     """Free blocks that were given back together; `owner`: the paused sequence whose content they hold."""
@@ -97,7 +100,10 @@ class KvPool:
         Raises:
             RuntimeError: The pool is too small; the scheduler should have checked first.
         """
-        found = self._find(hashes[: self._reusable(prompt_tokens)]) if self.reuse else []
+        if not self.reuse:
+            self.take(self.blocks_for(prompt_tokens))
+            return _NOTHING_FOUND
+        found = self._find(hashes[: self._reusable(prompt_tokens)])
         onboarded = self._hold(found)
         self.take(self.blocks_for(prompt_tokens) - len(found) + onboarded)
         self.reused_total += len(found)
@@ -131,7 +137,8 @@ class KvPool:
             RuntimeError: The pool is too small.
         """
         self.used += count
-        self._forget(count)
+        if self._freed:
+            self._forget(count)
         surplus = self.used + len(self._cached) - self.blocks
         if surplus <= 0:
             return

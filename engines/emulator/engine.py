@@ -79,25 +79,27 @@ class Batcher:
             PromptTooLongError: The prompt exceeds the engine's limits.
             ValueError: The id is in use, or a length is below 1.
         """
-        if request.request_id in self._by_id:
-            raise ValueError(f"request id {request.request_id} is in use")
-        if request.prompt_tokens < 1 or request.max_output_tokens < 1:
+        request_id, prompt_tokens, largest_output, _, _, ends_after_tokens = request
+        if request_id in self._by_id:
+            raise ValueError(f"request id {request_id} is in use")
+        if prompt_tokens < 1 or largest_output < 1:
             raise ValueError("a prompt and a reply have at least one token")
-        if request.prompt_tokens > self._longest_prompt:
-            raise PromptTooLongError(request.prompt_tokens, self._longest_prompt)
+        if prompt_tokens > self._longest_prompt:
+            raise PromptTooLongError(prompt_tokens, self._longest_prompt)
         if self.settings.max_queue_size and len(self._queue) >= self.settings.max_queue_size:
             raise QueueFullError(self.settings.max_queue_size)
         if self._estimate is not None and not self._by_id:
             self._estimate.reset()
-        room = self._longest_sequence - request.prompt_tokens
-        if request.max_output_tokens > room:
+        room = self._longest_sequence - prompt_tokens
+        if largest_output > room:
+            largest_output = room
             request = request._replace(max_output_tokens=room)
-        output = min(request.max_output_tokens, request.ends_after_tokens or request.max_output_tokens)
+        output = min(largest_output, ends_after_tokens) if ends_after_tokens else largest_output
         sequence = Sequence(request, self._orders, now_s, output)
         if self._acceptance is not None:
             sequence.accepted = self._acceptance.draw(output)
         self._orders += 1
-        self._by_id[request.request_id] = sequence
+        self._by_id[request_id] = sequence
         if self._queue or len(self._pending) + len(self._decoding) >= self.settings.max_batch_size:
             self._queue.append(sequence)
         else:
@@ -142,13 +144,15 @@ class Batcher:
             max_steps = self._growth.steps_in_memory(self._index, self._pool.available, max_steps)
         base_s, slope_s, valid_to = self._line(count, context)
         seconds = base_s + slope_s * context
-        ends_s = [now_s + seconds]
+        end_s = now_s + seconds
+        ends_s = [end_s]
         for gained in self._growth.tokens_from(self._index, max_steps - 1, count):
             context += gained
-            if ends_s[-1] >= until_s or context > valid_to:
+            if end_s >= until_s or context > valid_to:
                 break
             seconds += base_s + slope_s * context
-            ends_s.append(now_s + seconds)
+            end_s = now_s + seconds
+            ends_s.append(end_s)
         return Iteration(self._index, len(ends_s), shape, seconds, chunks, ends_s)
 
     def finish(self, iteration: Iteration) -> list[TokenEvent]:
@@ -300,11 +304,12 @@ class Batcher:
         if not slots or budget <= 0:
             return []
         chunks = []
-        for sequence, tokens in pack(self._candidates(), budget, slots, self.settings):
+        for chunk in pack(self._candidates(), budget, slots, self.settings):
+            sequence = chunk.sequence
             if not sequence.has_blocks:
                 self._take_prompt(sequence)
             remaining = sequence.prompt_tokens - sequence.cached_tokens
-            chunks.append(Chunk(sequence, min(tokens, remaining)))
+            chunks.append(chunk if chunk.tokens <= remaining else Chunk(sequence, remaining))
         return chunks
 
     def _candidates(self) -> Iterator[Sequence]:

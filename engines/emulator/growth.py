@@ -84,11 +84,10 @@ class SteadyGrowth:
 
     def blocks_between(self, first: int, end: int) -> int:
         """Return the blocks to take before iterations."""
-        needs, block = self._needs, self._block
-        count = 0
-        for index in range(first, end):
-            count += needs[index % block]
-        return count
+        needs, begin = self._needs, first % self._block
+        cycles, left = divmod(end - first, self._block)
+        count = sum(needs[begin : begin + left]) + sum(needs[: max(0, begin + left - self._block)])
+        return count + cycles * sum(needs) if cycles else count
 
     def tokens_between(self, first: int, end: int, sequences: int) -> int:
         """Return the tokens that sequences gain in iterations."""

@@ -25,6 +25,7 @@ class Sequence:
 
     Attributes:
         order: Arrival rank, used by the scheduler.
+        final_tokens: Prompt and maximum output: what its blocks must hold at its end, as far as the scheduler can know.
         prompt_tokens: Tokens to compute before the next new one: the prompt, and after a pause the output so far.
         output_tokens: Output tokens at its end.
         cached_tokens: Prompt tokens whose KV is in the pool; not updated while decoding.
@@ -50,6 +51,7 @@ class Sequence:
         "decode_index",
         "emitted",
         "ended",
+        "final_tokens",
         "first_new_index",
         "has_blocks",
         "last_index",
@@ -67,6 +69,7 @@ class Sequence:
         self.order = order
         self.arrival_s = arrival_s
         self.prompt_tokens = request.prompt_tokens
+        self.final_tokens = request.prompt_tokens + request.max_output_tokens
         self.output_tokens = output_tokens
         self.cached_tokens = 0
         self.shared_blocks = 0
@@ -80,11 +83,6 @@ class Sequence:
         self.accepted: Draws | None = None
         self.emitted: list[int] = []
         self.ended: FinishReason | None = None
-
-    @property
-    def final_tokens(self) -> int:
-        """Prompt and maximum output: what its blocks must hold at its end, as far as the scheduler can know."""
-        return self.request.prompt_tokens + self.request.max_output_tokens
 
     def tokens_at(self, index: int) -> int:
         """Return the tokens whose KV it holds, or has blocks for, before iteration `index`."""
@@ -169,11 +167,12 @@ def admissible(
         return
     spare = pool.available - pool.reserved
     gate = ReuseGate(pending, pool) if pool.reuse else None
+    draft_tokens, blocks_for = settings.draft_tokens, pool.blocks_for
     for sequence in pending:
         if not sequence.has_blocks:
             if gate and gate.holds_back(sequence):
                 continue
-            spare -= pool.blocks_for(sequence.final_tokens + settings.draft_tokens)
+            spare -= blocks_for(sequence.final_tokens + draft_tokens)
         if sequence.has_blocks or spare >= 0:
             yield sequence
 

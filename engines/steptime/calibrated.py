@@ -51,12 +51,20 @@ class Calibrated:
         parts = self.source.cost(shape)
         if not shape.decode_sequences:
             return parts
-        kv_read_s = parts.kv_read_s
+        weights_s, gemm_s, kv_read_s, *others = parts
+        return StepCost(weights_s, gemm_s, self.kv_read_s(shape, kv_read_s), *others)
+
+    def kv_read_s(self, shape: StepShape, source_s: float) -> float:
+        """Return the time to read the cache of decoding sequences, before its factor.
+
+        Args:
+            source_s: The source's own time, which counts if the cache is not read in waves.
+        """
+        kv_read_s = source_s
         if self.factors.wave_sequences > 1:
             line = self._waves(shape.decode_sequences, shape.decode_context_tokens)
             kv_read_s = line.base_s + line.per_token_s * shape.decode_context_tokens
-        reads = self.factors.mixed_kv_reads if shape.prefill_sequences else 1.0
-        return parts._replace(kv_read_s=reads * kv_read_s)
+        return kv_read_s * self.factors.mixed_kv_reads if shape.prefill_sequences else kv_read_s
 
     def seconds(self, shape: StepShape) -> float:
         """Return the seconds of one iteration."""

@@ -300,10 +300,11 @@ class VirtualServer:
 
     def _take_in(self) -> None:
         """Take requests from the traffic that have passed the host."""
-        while (next_s := self._next_sent_ready_s()) <= self.now_s:
-            sent = self.traffic.send()
-            self._intake_free_s = max(self._intake_free_s, sent.sent_s) + self.host.request_s
-            self._arriving.append((self._intake_free_s + self.host.latency_s, sent))
+        traffic, request_s, latency_s = self.traffic, self.host.request_s, self.host.latency_s
+        while (next_s := max(self._intake_free_s, traffic.next_s) + request_s + latency_s) <= self.now_s:
+            sent = traffic.send()
+            self._intake_free_s = max(self._intake_free_s, sent.sent_s) + request_s
+            self._arriving.append((self._intake_free_s + latency_s, sent))
         self._next_s = next_s
 
     def _submit(self, ready_s: float, sent: Sent) -> None:
@@ -371,9 +372,12 @@ class VirtualServer:
         """Return when the tokens of each iteration leave: a queue served at the streaming rate limit."""
         if not self.host.stream_token_s:
             return iteration.ends_s
-        shape, ends_s = iteration.shape, np.array(iteration.ends_s)
+        shape = iteration.shape
         each_s = (shape.decode_sequences + shape.prefill_sequences) * self.host.stream_token_s
         before_s = self._left_s[-1] if self._left_s else 0.0
+        if iteration.repeats == 1:
+            return [max(iteration.ends_s[0], before_s) + each_s]
+        ends_s = np.array(iteration.ends_s)
         places = np.arange(1, len(ends_s) + 1)
         starts_s = np.maximum.accumulate(np.maximum(ends_s, before_s) - (places - 1) * each_s)
         left_s: list[float] = (starts_s + places * each_s).tolist()

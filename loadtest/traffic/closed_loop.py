@@ -122,8 +122,10 @@ class ClosedLoop:
             self.begin(now_s)
         phase: Phase = "warmup"
         if self.measure_s is not None:
-            phase = "measure" if self._measured < self.requests or self._in_window(now_s) else "fill"
-            self._measured += phase == "measure"
+            phase = "fill"
+            if self._measured < self.requests or self._in_window(now_s):
+                phase = "measure"
+                self._measured += 1
             self._end_if_done(now_s)
         turn = self._turn(user, phase, is_first=not sent)
         self.next_id += self.workers
@@ -144,8 +146,8 @@ class ClosedLoop:
 
     def _end_if_done(self, now_s: float) -> None:
         """End the level once all measured requests have ended and none will follow."""
-        if self._ended == self._measured >= self.requests and not self._in_window(now_s):
-            self.end_s = self.end_s if self.end_s is not None else now_s
+        if self._ended == self._measured >= self.requests and self.end_s is None and not self._in_window(now_s):
+            self.end_s = now_s
 
     def _in_window(self, now_s: float) -> bool:
         return self.measure_s is not None and now_s < self.measure_s + self.window_s
