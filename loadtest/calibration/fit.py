@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,12 +34,14 @@ class Fitted(NamedTuple):
         covariance: Covariance of `logs`; shape (P, P).
         cost: Half the sum of squared residuals, with large ones damped.
         seen: Logarithms of the points' predicted tokens/s, ITL and TTFT; shape (points, 3).
+        slopes: Their derivatives for the same iterations; shape (points, 3, P).
     """
 
     logs: Array
     covariance: Array
     cost: float
     seen: Array
+    slopes: Array
 
 
 def fit(
@@ -48,12 +50,14 @@ def fit(
     *,
     trials: int = 15,
     start: Array | None = None,
+    known: Known | None = None,
     cost_to_beat: float = math.inf,
 ) -> Fitted:
     """Find the parameters that explain the points best.
 
     Args:
         start: Starting point. None: the prior's mean.
+        known: A fit of the same context, whose points are not simulated again with its result.
         trials: Maximum number of parameter vectors.
         cost_to_beat: The fit ends, already before its first step, where even twice the next step's expected gain would
             not reach this cost.
@@ -65,7 +69,7 @@ def fit(
         from scipy.optimize import least_squares  # noqa: PLC0415 (an extra)
     except ModuleNotFoundError as error:
         raise MissingError("calibration needs scipy", hint="pip install 'engine-to-capacity[load]'") from error
-    work, prior = _Work(context, points), context.prior
+    work, prior = _Work(context, points, known), context.prior
     upper = np.log([parameter.upper for parameter in PARAMETERS])
 
     def residuals(shift: Array) -> Array:
@@ -97,7 +101,19 @@ def fit(
     cost, logs = min(work.trials, key=lambda trial: trial[0])
     slope = work.jacobian(logs)
     covariance = np.asarray(np.linalg.inv(slope.T @ slope), dtype=np.float64) * max(1.0, work.misfit(logs))
-    return Fitted(logs, covariance, cost, work.seen(logs))
+    return Fitted(logs, covariance, cost, work.seen(logs), work.own_slopes(logs))
+
+
+class Known(NamedTuple):
+    """A finished fit, and its points."""
+
+    points: Sequence[Point]
+    fitted: Fitted
+
+
+def _load_key(point: Point) -> tuple[object, ...]:
+    """Return what the simulation of a point depends on."""
+    return point.offered, point.arrivals_s
 
 
 @dataclass(slots=True)
@@ -110,19 +126,25 @@ class _Work:
 
     context: FitContext
     points: Sequence[Point]
+    known: Known | None = None
     trials: list[tuple[float, Array]] = field(default_factory=list)
     _loads: list[Point] = field(init=False)  # one point of each load
     _load_of: list[int] = field(init=False)  # by point, its place there
-    _seen: dict[bytes, tuple[Array, Array]] = field(default_factory=dict)
+    _known_as: dict[int, int] = field(init=False)  # by load, a known point of that load
+    _seen: dict[bytes, Array] = field(default_factory=dict)
+    _own_slopes: dict[bytes, Array] = field(default_factory=dict)
     _slopes: dict[bytes, Array] = field(default_factory=dict)
+    _simulated: tuple[bytes, dict[int, Trial]] = (b"", {})  # the latest vector, and by load its simulations
     _latest: tuple[Array, Array] | None = None
 
     def __post_init__(self) -> None:
-        """Find the points that were measured under the same load."""
-        keys = [(point.offered, point.arrivals_s) for point in self.points]
+        """Find the points that were measured under the same load, and the loads that are known."""
+        keys = [_load_key(point) for point in self.points]
         places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
         self._load_of = [places[key] for key in keys]
         self._loads = [self.points[keys.index(key)] for key in places]
+        known = enumerate(map(_load_key, self.known.points if self.known is not None else ()))
+        self._known_as = {places[key]: number for number, key in known if key in places}
 
     def residuals(self, logs: Array) -> Array:
         """Return residuals in standard deviations: of the points, then of the prior."""
@@ -142,7 +164,7 @@ class _Work:
         """Return the residuals' derivatives."""
         key = logs.tobytes()
         if key not in self._slopes:
-            slopes = self._trials(logs)[1] + self._differenced(logs)
+            slopes = self.own_slopes(logs) + self._differenced(logs)
             self._slopes[key] = np.nan_to_num(self._mask()[:, :, None] * slopes / np.array(SIGMA)[:, None])
         return np.concatenate([self._slopes[key].reshape(-1, len(logs)), np.diag(1 / self.context.prior.spread)])
 
@@ -155,17 +177,44 @@ class _Work:
 
     def seen(self, logs: Array) -> Array:
         """Return the points' predictions; shape (points, 3)."""
-        return self._trials(logs)[0]
-
-    def _trials(self, logs: Array) -> tuple[Array, Array]:
-        """Return the points' predictions and their derivatives for the same iterations, from one simulation of each."""
         key = logs.tobytes()
         if key not in self._seen:
-            trials = (Trial(self.context, point, logs, keep_steps=True) for point in self._loads)
-            pairs = [(trial.logs(), trial.slopes()) for trial in trials]
-            seen, slopes = (np.array(each)[self._load_of] for each in zip(*pairs, strict=True))
-            self._seen[key] = seen, slopes
+            self._seen[key] = self._of_loads(logs, Trial.logs, lambda fitted: fitted.seen)
         return self._seen[key]
+
+    def own_slopes(self, logs: Array) -> Array:
+        """Return the predictions' derivatives for the same iterations; shape (points, 3, P)."""
+        key = logs.tobytes()
+        if key not in self._own_slopes:
+            self._own_slopes[key] = self._of_loads(logs, Trial.slopes, lambda fitted: fitted.slopes)
+        return self._own_slopes[key]
+
+    def _of_loads(self, logs: Array, of_trial: Callable[[Trial], Array], of_points: Callable[[Fitted], Array]) -> Array:
+        """Return a quantity by point: a known point's, or that of its load's simulation."""
+        trials = self._trials(logs)
+        known = () if self.known is None else of_points(self.known.fitted)
+        rows = [
+            of_trial(trials[place]) if place in trials else known[self._known_as[place]]
+            for place in range(len(self._loads))
+        ]
+        return np.array(rows)[self._load_of]
+
+    def _trials(self, logs: Array) -> dict[int, Trial]:
+        """Return the simulations of the loads that are not known, by load; only the latest are kept."""
+        key = logs.tobytes()
+        if self._simulated[0] != key:
+            is_known = self.known is not None and key == self.known.fitted.logs.tobytes()
+            known = self._known_as if is_known else {}
+            self._simulated = b"", {}  # not two at a time
+            self._simulated = (
+                key,
+                {
+                    place: Trial(self.context, point, logs, keep_steps=True)
+                    for place, point in enumerate(self._loads)
+                    if place not in known
+                },
+            )
+        return self._simulated[1]
 
     def _differenced(self, logs: Array) -> Array:
         """Return the derivatives that need further simulations; cached until the parameters have moved enough."""

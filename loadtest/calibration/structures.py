@@ -13,7 +13,7 @@ from engines.emulator import settings_of
 from engines.manifest import EngineManifest, StepTimeChoice
 from engines.spec import EngineProfile
 from engines.steptime import step_time_for
-from loadtest.calibration.fit import Fitted, fit
+from loadtest.calibration.fit import Fitted, Known, fit
 from loadtest.calibration.measured_points import Point
 from loadtest.calibration.parameters import SPLIT, Array, Prior, Waves, prior_of
 from loadtest.calibration.trial import FitContext, observe
@@ -108,8 +108,11 @@ def fit_best(request: Request, points: Sequence[Point]) -> tuple[Structure, Fitt
     if len(points) <= MANY_POINTS:
         best, tried = _compared(request, points)
         return best, tried[best], tried
-    best, tried = _compared(request, points[::2])
-    return best, fit(fit_context_of(request, best), points, trials=_WHOLE, start=tried[best].logs), tried
+    half = points[::2]
+    best, tried = _compared(request, half)
+    known = Known(half, tried[best])
+    whole = fit(fit_context_of(request, best), points, trials=_WHOLE, start=known.fitted.logs, known=known)
+    return best, whole, tried
 
 
 def _compared(request: Request, points: Sequence[Point]) -> tuple[Structure, dict[Structure, Fitted]]:

@@ -10,9 +10,11 @@ finite differences.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from engines.calibration import LoadGenerator
 from engines.emulator import Batcher, BatcherSettings, Iteration
@@ -34,6 +36,8 @@ from loadtest.calibration.parameters import (
 )
 from loadtest.simulate import TURNAROUND_S, Arrivals, Contents, Ended, Traffic, Users, VirtualServer
 from loadtest.traffic import ClosedLoop, always, turn_of
+
+Indices = npt.NDArray[np.int64]
 
 OPEN_REQUESTS = 500  # number of requests drawn for an open loop whose arrivals were not recorded
 OPEN_SEED = 20261128
@@ -82,6 +86,8 @@ class Trial:
         ended: The measured requests; of a closed loop whose users start together, then those of its first wave.
         weights: Of each of them in the means.
         first_wave: Number of the latter.
+        spans: First and last iteration of each of them; two of shape (requests,).
+        times: When each of them was sent, and when its first and its last token left; three of shape (requests,).
         figures: Tokens/s, ITL and TTFT.
         cycle_s: Seconds in which every user gets one reply.
         unfinished_s: Part of them that replies in progress at the end took.
@@ -95,6 +101,8 @@ class Trial:
     ended: list[Ended] = field(init=False)
     weights: Array = field(init=False)
     first_wave: int = field(init=False)
+    spans: tuple[Indices, Indices] = field(init=False)
+    times: tuple[Array, Array, Array] = field(init=False)
     figures: tuple[float, float, float] = field(init=False)
     cycle_s: float = field(init=False)
     unfinished_s: float = 0.0
@@ -118,6 +126,12 @@ class Trial:
         first = [ended for ended in done if ended.sent.sent_s == self.server.begin_s] if self._has_first_wave() else []
         self.ended, self.first_wave = steady + first, len(first)
         self.weights = weights_of(len(steady), len(first), self._share())
+        self.spans = (
+            _whole(ended.spans[0][0] for ended in self.ended),
+            _whole(ended.spans[-1][1] for ended in self.ended),
+        )
+        sent_s, left_s = np.array([ended.sent.sent_s for ended in self.ended]), self.server.left_s
+        self.times = sent_s, left_s[self.spans[0]], left_s[self.spans[1]]
         self.figures, self.cycle_s = self._figures()
 
     def _has_first_wave(self) -> bool:
@@ -150,12 +164,6 @@ class Trial:
             )
         )
 
-    def times(self) -> tuple[Array, Array, Array]:
-        """Return the times at which measured requests were sent, got their first token and got their last token."""
-        sent = np.array([ended.sent.sent_s for ended in self.ended])
-        first, last = np.array([self.server.first_and_last_s(ended) for ended in self.ended]).T
-        return sent, first, last
-
     def logs(self) -> Array:
         """Return the logarithms of tokens/s, ITL and TTFT."""
         return np.asarray(np.log(self.figures))
@@ -181,9 +189,8 @@ class Trial:
         """
         _, itl_s, ttft_s = self.figures
         features, last_index, ends_s = self._features()
-        spans = np.array([(ended.spans[0][0], ended.spans[-1][1]) for ended in self.ended])
-        to_first, to_last = (features[np.searchsorted(last_index, spans[:, side]) + 1] for side in (0, 1))
-        from_sent = features[np.searchsorted(ends_s, [ended.sent.sent_s for ended in self.ended], side="right")]
+        to_first, to_last = (features[np.searchsorted(last_index, indices) + 1] for indices in self.spans)
+        from_sent = features[np.searchsorted(ends_s, self.times[0], side="right")]
         waiting = self.weights @ (to_first - from_sent)
         decoding = self.weights @ (to_last - to_first)
         weights = np.exp(self.parameters[:STEP_COUNT])
@@ -205,7 +212,7 @@ class Trial:
         share = self._share()
         if share == 1.0:  # no less than one round
             return np.zeros(3)
-        sent, first, last = self.times()
+        sent, first, last = self.times
         _, itl_s, ttft_s = self.figures
         waits_s, gaps_s = (_first_less_steady(each, self.first_wave) for each in (first - sent, last - first))
         gaps = max(1, self.point.osl - 1)
@@ -214,7 +221,7 @@ class Trial:
 
     def _figures(self) -> tuple[tuple[float, float, float], float]:
         """Return (tokens/s, ITL, TTFT), and the seconds in which every user gets one reply."""
-        sent, first, last = self.times()
+        sent, first, last = self.times
         point = self.point
         ttft_s = float(self.weights @ (first - sent))
         itl_s = float(self.weights @ (last - first)) / max(1, point.osl - 1)
@@ -265,6 +272,10 @@ class Trial:
             max_num_tokens=tokens,
             max_batch_size=largest,
         )
+
+
+def _whole(values: Iterable[int]) -> Indices:
+    return np.array(list(values), dtype=np.int64)
 
 
 def _first_less_steady(values: Array, first_wave: int) -> float:
@@ -323,7 +334,7 @@ def _features_of(step_time: Calibrated, step: Iteration, without_tail: Calibrate
         tail_s = (
             factors.kv_ratio
             / factors.wave_tail
-            * (kv_s - _kv_read_s(without_tail, step, without_tail.parts(shape).kv_read_s))
+            * (kv_s - _kv_read_s(without_tail, step, without_tail.kv_read_s(shape, parts.kv_read_s)))
         )
     return [
         repeats * parts.weights_s,

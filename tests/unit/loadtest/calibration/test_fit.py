@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from engines.calibration import LoadGenerator
@@ -61,3 +62,15 @@ def test_a_fit_that_cannot_win_takes_no_step(context: FitContext, simulated: Cou
     found = fitting.fit(context, LOADS, trials=9, cost_to_beat=0.0)
     assert simulated == {1: 1, 2: 1, 4: 1}
     assert found.logs == pytest.approx(context.prior.expected)
+
+
+def test_a_fit_to_more_points_starts_from_what_is_known(context: FitContext, simulated: Counter[int]) -> None:
+    """Points of the fit before are not simulated again with its result; what is fitted is the same."""
+    before = fitting.fit(context, LOADS[:2], trials=3)
+    simulated.clear()
+    plain = fitting.fit(context, LOADS, trials=3, start=before.logs)
+    without = Counter(simulated)
+    simulated.clear()
+    found = fitting.fit(context, LOADS, trials=3, start=before.logs, known=fitting.Known(LOADS[:2], before))
+    assert without - simulated == {1: 1, 2: 1}
+    assert all(np.array_equal(one, other) for one, other in zip(found, plain, strict=True))

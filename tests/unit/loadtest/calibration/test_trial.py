@@ -50,7 +50,7 @@ def test_a_mean_over_rounds_holds_the_first_wave_once(context: FitContext) -> No
     assert first_s > 1.1 * steady_s  # eight prompts wait for each other
     assert _ttft_s(context, 4.0) == pytest.approx(0.25 * first_s + 0.75 * steady_s)
     trial = Trial(context, CROWD, _logs(1.0))
-    sent, first, _ = trial.times()
+    sent, first, _ = trial.times
     assert first_s == pytest.approx((first - sent)[sent == 0.0].mean())
 
 
@@ -63,7 +63,7 @@ def test_users_who_start_staggered_have_no_first_wave(context: FitContext) -> No
 def test_replies_under_way_at_the_end_cost_tokens_per_second(context: FitContext) -> None:
     """Users times reply length over tokens/s exceeds the time of a request by its unfinished part."""
     trial = Trial(context, CROWD, _logs(4.0))
-    sent, _, last = trial.times()
+    sent, _, last = trial.times
     request_s = float(trial.weights @ (last - sent))
     assert 0 < trial.unfinished_s < request_s / 4
     assert CROWD.concurrency * CROWD.osl / trial.figures[0] == pytest.approx(request_s + trial.unfinished_s, rel=0.02)
