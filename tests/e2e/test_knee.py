@@ -18,7 +18,7 @@ def test_the_knee_lies_where_it_is_predicted(server: Server, engine: Path, tmp_p
     """Real probes of a real server and virtual ones of its engine bracket the same load; probes end early."""
     asked = ["--isl", 64, "--osl", 16, "--by", "concurrency", "--objective", "itl_s.p50=0.0062", "--tolerance", 0.2]
     predicted = json.loads(succeed("find-knee", engine, *asked, "--to", 64, "--out", tmp_path / "predicted", "--json"))
-    limits = ["--to", 64, "--max-requests", 300]
+    limits = ["--to", 64, "--max-requests", 150]
     found = json.loads(succeed("find-knee", "--url", server.url, *asked, *limits, "--out", tmp_path / "wall", "--json"))
     assert (predicted["kind"], found["kind"]) == ("predicted", "emulated")
     assert predicted["binding"] == found["binding"] == ["itl_s p50"]

@@ -93,7 +93,7 @@ def test_wall_clock_and_virtual_clock_agree(server: Server, engine: Path, tmp_pa
 @pytest.mark.quiet
 def test_an_open_loop_sends_by_the_clock(server: Server, engine: Path, tmp_path: Path) -> None:
     """Requests go out at the times drawn for them, and latencies are what the virtual clock says of the same times."""
-    asked = ["--rate", "4", "--duration", "6", "--isl", 64, "--osl", 16, "--seed", 3]
+    asked = ["--rate", "12", "--duration", "2", "--isl", 64, "--osl", 16, "--seed", 3]
     succeed("run-load", "--url", server.url, *asked, "--out", tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "requests.jsonl").read_text().splitlines()]
     scale = json.loads((tmp_path / "run" / "run.json").read_text())["time_scale"]
@@ -103,7 +103,7 @@ def test_an_open_loop_sends_by_the_clock(server: Server, engine: Path, tmp_path:
         succeed("report-load", tmp_path / "run", "--out", tmp_path / "report", "--no-exports", "--json")
     )["levels"][0]
     predicted = json.loads(succeed("predict-load", engine, *asked, "--json"))["levels"][0]
-    assert measured["rate_per_s"] == predicted["rate_per_s"] == 4
+    assert measured["rate_per_s"] == predicted["rate_per_s"] == 12
     assert measured["requests"] == predicted["requests"]
     late_s = sorted(record["sent_s"] - record["scheduled_s"] for record in records)
     assert late_s[len(late_s) // 2] < 0.02 * scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -20,13 +21,22 @@ pytestmark = pytest.mark.e2e
 PATIENCE_S = 60.0
 
 
-@pytest.fixture
-def repository(tmp_path: Path, engine: Path) -> Iterator[Path]:
-    """Build a repository; whatever happens, nothing serves it afterwards."""
-    folder = tmp_path / "repository"
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, engine: Path) -> Path:
+    """Build a repository."""
+    folder = tmp_path_factory.mktemp("built") / "repository"
     succeed("build-repo", engine, "--out", folder, "--time-scale", 0.05)
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path, built: Path) -> Iterator[Path]:
+    """Copy it; whatever happens, nothing serves the copy afterwards."""
+    folder = tmp_path / "repository"
+    shutil.copytree(built, folder)
     yield folder
-    succeed("serve-repo", folder, "--stop", "--drain-within", 0)
+    if _of_server(folder):
+        succeed("serve-repo", folder, "--stop", "--drain-within", 0)
 
 
 def _serve(repository: Path, *flags: str) -> subprocess.Popen[str]:

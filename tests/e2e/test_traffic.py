@@ -97,7 +97,7 @@ def test_an_open_loop_of_conversations_follows_its_replies(server: Server, tmp_p
     """Conversations begin by the clock whatever the server does; their later turns wait for their replies."""
     path = tmp_path / "open.yaml"
     path.write_text(
-        "rate_per_s: [4]\nduration_s: 5\nlengths: {isl: 50, osl: 8}\nconversation: {turns: 3, think_s: 0.2}\n"
+        "rate_per_s: [10]\nduration_s: 2\nlengths: {isl: 50, osl: 8}\nconversation: {turns: 3, think_s: 0.2}\n"
     )
     succeed("run-load", "--url", server.url, "--scenario", path, "--out", tmp_path / "run")
     records = _records(tmp_path / "run")

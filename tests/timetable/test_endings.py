@@ -125,7 +125,7 @@ def test_no_generator_outlives_a_killed_command(start: Start, run: Run, tmp_path
 @pytest.mark.quiet
 def test_a_killed_run_is_reported_as_cut_short(start: Start, run: Run, tmp_path: Path) -> None:
     """run.json is there from the start: report-load recovers what a killed run-load left, and marks it."""
-    process = run(start().port, *LONG)
+    process = run(start().port, *LONG[:4], "--osl", 20)
     wait_for_records(tmp_path / "run", at_least=24)
     assert manifest_of(tmp_path / "run")["unfinished"]
     process.kill()
@@ -200,10 +200,10 @@ def test_a_disk_that_is_full_from_the_start_is_one_clear_error(start: Start, run
 def test_a_server_that_dies_and_returns_is_waited_for(start: Start, run: Run, tmp_path: Path) -> None:
     """Requests under way fail and are recorded, users wait, the run goes on, and is marked."""
     server = start()
-    process = run(server.port, *LONG[:2], "--requests", 40, "--osl", 60)
+    process = run(server.port, *LONG[:2], "--requests", 40, "--osl", 20)
     wait_for_records(tmp_path / "run")
     server.stop()
-    time.sleep(1.5)
+    time.sleep(1.0)
     start(port=server.port)
     status, errors = wait_for_end(process)
     assert status == 0, errors

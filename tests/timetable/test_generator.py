@@ -164,7 +164,7 @@ def test_a_run_that_measures_nothing_leaves_the_old_one(start: Start, run: Run, 
 def test_the_web_pages_show_the_run_and_go_with_it(start: Start, run: Run, tmp_path: Path) -> None:
     """Live charts and Locust's own figures while it runs, no way to steer it, nothing left afterwards."""
     port = free_port()
-    process = run(start().port, "--concurrency", 4, "--requests", 60, "--osl", 30, "--web-ui", "--web-port", port)
+    process = run(start().port, "--concurrency", 4, "--requests", 40, "--osl", 30, "--web-ui", "--web-port", port)
     page = f"http://127.0.0.1:{port}"
 
     def get(path: str) -> str:
