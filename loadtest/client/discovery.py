@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import MissingError
+from engines.http_fetch import Deadline, connected, fetch
 from loadtest.client.endpoint import Endpoint, ProtocolName, endpoint_of, tls_context
 from loadtest.client.protocols.triton_http import ENGINE_MODEL
 from loadtest.client.server_info import ANSWER_LIMIT_BYTES, call
@@ -118,7 +116,7 @@ def default_model(models: list[ServedModel], *, is_openai: bool) -> str | None:
 def _refusal(endpoint: Endpoint) -> str:
     """Return why connections are refused; empty if they are accepted."""
     try:
-        socket.create_connection((endpoint.host, endpoint.port), timeout=PROBE_WITHIN_S).close()
+        connected(endpoint.host, endpoint.port, Deadline(PROBE_WITHIN_S)).close()
     except OSError as error:
         return error.strerror or str(error)
     return ""
@@ -141,7 +139,7 @@ def _probe_openai(endpoint: Endpoint) -> str:
 
 def _probe_grpc(endpoint: Endpoint) -> str:
     try:
-        call(endpoint, "ServerMetadata", b"")
+        call(endpoint, "ServerMetadata", b"", limit_s=PROBE_WITHIN_S)
     except MissingError as error:
         return error.message
     return ""
@@ -167,15 +165,12 @@ def _json(endpoint: Endpoint, path: str, *, key: str | None = None, body: bytes 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = urllib.request.Request(endpoint.url(path), data=body, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=PROBE_WITHIN_S, context=tls_context(endpoint)) as reply:
-            document = json.loads(reply.read(ANSWER_LIMIT_BYTES))
-    except urllib.error.HTTPError as error:
-        error.close()
-        return f"status {error.code}"
-    except urllib.error.URLError as error:
-        return str(error.reason)
-    except (OSError, http.client.HTTPException) as error:
-        return f"no HTTP answer ({type(error).__name__})"
+        answer = fetch(request, limit_s=PROBE_WITHIN_S, limit_bytes=ANSWER_LIMIT_BYTES, context=tls_context(endpoint))
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            return f"status {answer.status}"
+        document = json.loads(answer.body)
+    except OSError as error:
+        return error.strerror or str(error)
     except (ValueError, RecursionError):  # thousands of nested brackets
         return "not JSON"
     return "a text" if isinstance(document, str) else document

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
-import urllib.error
 import urllib.request
 from http import HTTPStatus
 from typing import Any
 
 from engines.errors import MissingError, UserError
+from engines.http_fetch import Answer, Deadline, connected, fetch, received
 from loadtest.client.endpoint import Endpoint, tls_context
 from loadtest.client.http1 import CutError, ProtocolError, error_text
 from loadtest.client.http2 import GrpcSession, call_headers
@@ -84,26 +83,21 @@ def _openai_facts(endpoint: Endpoint, url: str, model: str, key: str | None) -> 
     """Return the facts from the list of models; an emulated server states its kind in a header (`ENGINE_KIND`)."""
     base = endpoint.base_path if endpoint.base_path.endswith("/v1") else endpoint.base_path + "/v1"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(endpoint.url(f"{base}/models"), headers=headers)
+    answer = _answer(endpoint, "OpenAI", f"{base}/models", headers)
+    if answer.status in _LISTS_NO_MODELS:
+        return _measured(endpoint, url, model)
+    if answer.status >= HTTPStatus.BAD_REQUEST:
+        hint = f"check the key in ${endpoint.api_key_env}" if answer.status in {401, 403} else "check --url"
+        raise MissingError(f"{url}: GET {base}/models answered {answer.status}", hint=hint)
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_WITHIN_S, context=tls_context(endpoint)) as reply:
-            kind, text = reply.headers.get(ENGINE_KIND, ""), reply.read(ANSWER_LIMIT_BYTES)
-        names = [str(each["id"]) for each in json.loads(text)["data"]]
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in _LISTS_NO_MODELS:
-            return _measured(endpoint, url, model)
-        hint = f"check the key in ${endpoint.api_key_env}" if error.code in {401, 403} else "check --url"
-        raise MissingError(f"{url}: GET {base}/models answered {error.code}", hint=hint) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _no_server(endpoint, "OpenAI", error) from error
+        names = [str(each["id"]) for each in json.loads(answer.body)["data"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MissingError(
             f"{url}: {base}/models is not a list of models", hint="check that this is an OpenAI-compatible server"
         ) from error
     if model not in names:
         raise MissingError(f"{url}: no model '{model}'", hint=f"--model: one of {', '.join(sorted(names)[:8])}")
-    emulated, time_scale = engine_kind(kind)
+    emulated, time_scale = engine_kind(answer.headers.get(ENGINE_KIND, ""))
     return _measured(endpoint, url, model).model_copy(update={"emulated": emulated, "time_scale": time_scale})
 
 
@@ -148,18 +142,25 @@ def _read_http(endpoint: Endpoint, model: str) -> _Documents:
 
 
 def _get_json(endpoint: Endpoint, path: str) -> dict[str, Any]:
-    url = endpoint.url(endpoint.base_path + path)
+    answer = _answer(endpoint, "Triton", endpoint.base_path + path, {})
+    if answer.status >= HTTPStatus.BAD_REQUEST:
+        text = error_text(answer.body) or f"status {answer.status}"
+        raise MissingError(f"{endpoint.authority}: {path}: {text}", hint=_NO_MODEL)
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S, context=tls_context(endpoint)) as reply:
-            document = json.loads(reply.read(ANSWER_LIMIT_BYTES))
-    except urllib.error.HTTPError as error:
-        text = error_text(error.read(ANSWER_LIMIT_BYTES)) or f"status {error.code}"
-        raise MissingError(f"{endpoint.authority}: {path}: {text}", hint=_NO_MODEL) from error
-    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
+        document = json.loads(answer.body)
+    except (ValueError, RecursionError) as error:
         raise _no_server(endpoint, "Triton", error) from error
     if not isinstance(document, dict):
         raise _no_server(endpoint, "Triton", ValueError(f"{path} is not a JSON object"))
     return document
+
+
+def _answer(endpoint: Endpoint, kind: str, path: str, headers: dict[str, str]) -> Answer:
+    request = urllib.request.Request(endpoint.url(path), headers=headers)
+    try:
+        return fetch(request, limit_s=ANSWER_WITHIN_S, limit_bytes=ANSWER_LIMIT_BYTES, context=tls_context(endpoint))
+    except OSError as error:
+        raise _no_server(endpoint, kind, error) from error
 
 
 def _read_grpc(endpoint: Endpoint, model: str) -> _Documents:
@@ -186,7 +187,7 @@ def _read_grpc(endpoint: Endpoint, model: str) -> _Documents:
 _READERS = {"triton-http": _read_http, "triton-grpc": _read_grpc}
 
 
-def call(endpoint: Endpoint, method: str, request: bytes) -> bytes:
+def call(endpoint: Endpoint, method: str, request: bytes, *, limit_s: float = ANSWER_WITHIN_S) -> bytes:
     """Make one call to Triton's gRPC service and return its single response.
 
     Raises:
@@ -195,14 +196,15 @@ def call(endpoint: Endpoint, method: str, request: bytes) -> bytes:
     path = f"/inference.GRPCInferenceService/{method}"
     session = GrpcSession(call_headers(path, endpoint.authority, tls=endpoint.tls))
     messages: list[bytes] = []
+    deadline, buffer = Deadline(limit_s), bytearray(65_536)
     try:
-        with _connected(endpoint) as connection:
+        with _connected(endpoint, deadline) as connection:
             connection.sendall(session.begin(request, lambda message, _: messages.append(message)))
             while not session.ended:
-                data = connection.recv(65_536)
-                if not data:
+                count = received(connection, buffer, deadline)
+                if not count:
                     session.close()
-                session.take(data, 0.0)
+                session.take(bytes(buffer[:count]), 0.0)
                 connection.sendall(session.outgoing)
                 session.outgoing = b""
     except CutError as error:
@@ -214,8 +216,8 @@ def call(endpoint: Endpoint, method: str, request: bytes) -> bytes:
     return messages[0] if messages else b""
 
 
-def _connected(endpoint: Endpoint) -> socket.socket:
-    connection = socket.create_connection((endpoint.host, endpoint.port), timeout=ANSWER_WITHIN_S)
+def _connected(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
+    connection = connected(endpoint.host, endpoint.port, deadline)
     context = tls_context(endpoint, protocol="h2")
     if context is None:
         return connection
@@ -232,11 +234,9 @@ def _no_server(endpoint: Endpoint, kind: str, error: Exception) -> MissingError:
             f"{endpoint.authority}: the certificate is not trusted: {error}",
             hint="trust its issuer with --ca-file, or skip verification with --insecure",
         )
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(reason, OSError) and reason.strerror:
-        reason = reason.strerror
+    reason = error.strerror if isinstance(error, OSError) else None
     return MissingError(
-        f"no {kind} server answers at {endpoint.authority}: {str(reason) or type(error).__name__}",
+        f"no {kind} server answers at {endpoint.authority}: {reason or str(error) or type(error).__name__}",
         hint="check that the server is running, and check --url and --protocol",
     )
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import TypeAlias
 
 from engines.errors import MissingError
+from engines.http_fetch import fetch
 from loadtest.client import Endpoint
 from loadtest.results import Sample, meanings_of, parse_metrics, parse_series
 
@@ -121,20 +120,12 @@ def require_page(url: str) -> None:
 
 def _page(url: str) -> str:
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as reply:
-            page = reply.read(PAGE_LIMIT_BYTES)
-            if len(page) == PAGE_LIMIT_BYTES:
-                raise ValueError(f"it has more than {PAGE_LIMIT_BYTES >> 20} MiB")
-            if reply.length:  # read() of a limited size does not say that the page was cut
-                raise http.client.IncompleteRead(page, reply.length)
-            return str(page.decode("utf-8", "replace"))
-    except urllib.error.HTTPError as error:
-        error.close()
-        reason = f"status {error.code}"
-    except urllib.error.URLError as error:
-        reason = getattr(error.reason, "strerror", None) or str(error.reason)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = str(error) or type(error).__name__
+        page = fetch(url, limit_s=ANSWER_WITHIN_S, limit_bytes=PAGE_LIMIT_BYTES)
+        if page.status < HTTPStatus.BAD_REQUEST:
+            return page.body.decode("utf-8", "replace")
+        reason = f"status {page.status}"
+    except OSError as error:
+        reason = str(error)
     raise MissingError(f"{url}: the metrics page cannot be read: {reason}", hint="check --metrics-url, or omit it")
 
 

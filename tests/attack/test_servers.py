@@ -36,6 +36,10 @@ ANSWERS = {
     "endless headers": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1000 + b"\r\n",
     "an endless body": OK + b"\r\n" + b"y" * 65_536,
 }
+SLOW = {
+    "a slow status": b"HTTP/1.1 200 OK\r\n",
+    "slow frames of HTTP/2": b"\0\0\0\4\0\0\0\0\0",
+}
 ASK = {
     "run-load": "--url {url} --tokenizer tokenizer/tokenizer.json --isl 8 --osl 4 --out out",
     "run-load --protocol": "triton-http --model x --url {url} --tokenizer tokenizer/tokenizer.json --out out",
@@ -47,10 +51,20 @@ ASK = {
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_nonsense_is_refused_in_one_line(name: str, answer: bytes, examples: Path) -> None:
     """No answer of a server is a traceback, and none is waited for without a limit."""
+    is_endless = answer.endswith((b"y" * 1000 + b"\r\n", b"y" * 65_536))
+    _refused(name, answer, "endless" if is_endless else "once", examples)
+
+
+@pytest.mark.parametrize("name", ASK)
+@pytest.mark.parametrize("answer", SLOW.values(), ids=SLOW)
+def test_a_server_of_two_bytes_a_second_is_given_up(name: str, answer: bytes, examples: Path) -> None:
+    """A time limit counts for the whole answer, not for each read."""
+    _refused(name, answer, "slow", examples)
+
+
+def _refused(name: str, answer: bytes, manner: str, examples: Path) -> None:
     (examples.parent / "answer").write_bytes(answer)
-    with _serving(
-        examples.parent / "answer", is_endless=answer.endswith((b"y" * 1000 + b"\r\n", b"y" * 65_536))
-    ) as url:
+    with _serving(examples.parent / "answer", manner) as url:
         command, *words = f"{name} {ASK[name].format(url=url)}".split()
         ended = run(KNOWN[command], words, examples)
     COUNTED["cases"] += 1
@@ -60,9 +74,10 @@ def test_nonsense_is_refused_in_one_line(name: str, answer: bytes, examples: Pat
 
 
 @contextmanager
-def _serving(answer: Path, *, is_endless: bool) -> Iterator[str]:
-    words = [sys.executable, str(SERVER), str(answer), *(["endless"] if is_endless else [])]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+def _serving(answer: Path, manner: str) -> Iterator[str]:
+    with subprocess.Popen(
+        [sys.executable, str(SERVER), str(answer), manner], stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdout is not None
         try:
             yield f"http://127.0.0.1:{int(server.stdout.readline())}"

@@ -17,7 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from engines.http_fetch import fetch
+
 CONNECT_LIMIT_S = 10.0
+ANSWER_LIMIT_S = 5.0  # of a description, from connecting to its last byte
 ANSWER_LIMIT_BYTES = 1 << 22  # of a description; a reply is read as it comes
 READ_LIMIT_S = 600.0  # a request may wait in the server's queue for long
 DATA, DONE = "data:", "[DONE]"
@@ -75,17 +78,13 @@ class CompletionsServer:
         return Exchange(http.client.HTTPConnection(self._host, timeout=CONNECT_LIMIT_S), self._url, request)
 
     def _get(self, path: str) -> dict[str, Any]:
-        connection = http.client.HTTPConnection(self._host, timeout=CONNECT_LIMIT_S)
         try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            document = json.loads(response.read(ANSWER_LIMIT_BYTES))
-        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:  # the last: nested brackets
+            answer = fetch(f"http://{self._host}{path}", limit_s=ANSWER_LIMIT_S, limit_bytes=ANSWER_LIMIT_BYTES)
+            document = json.loads(answer.body)
+        except (OSError, ValueError, RecursionError) as error:  # the last: nested brackets
             raise RelayError(f"{self._url}{path}: {error}") from error
-        finally:
-            connection.close()
-        if response.status != http.HTTPStatus.OK or not isinstance(document, dict):
-            raise RelayError(f"{self._url}{path}: HTTP {response.status}")
+        if answer.status != http.HTTPStatus.OK or not isinstance(document, dict):
+            raise RelayError(f"{self._url}{path}: HTTP {answer.status}")
         return document
 
 

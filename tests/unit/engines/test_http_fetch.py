@@ -1,0 +1,113 @@
+"""What a server may take, in time and in bytes, before it is given up."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import repeat
+
+import pytest
+
+from engines.http_fetch import FetchError, fetch
+
+LIMIT_S, LIMIT_BYTES = 0.3, 1 << 20
+OK = b"HTTP/1.1 200 OK\r\n"
+DRIPPED = {
+    "headers": [b"HTTP/1.1 200 OK\r\nX: ", *[b"y"] * 200],
+    "a body to the end of the connection": [OK + b"\r\n", *[b"y"] * 200],
+    "a body of a length": [OK + b"Content-Length: 1000\r\n\r\n", *[b"y"] * 200],
+    "chunks": [OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\ny\r\n"] * 200],
+    "interim answers": list(repeat(b"HTTP/1.1 100 Continue\r\n\r\n", 200)),
+    "the body of an error": [b"HTTP/1.1 500 Oh\r\n\r\n", *[b"y"] * 200],
+    "nothing": list(repeat(b"", 200)),
+}
+Answering = Callable[..., str]
+
+
+@pytest.fixture
+def answering() -> Iterator[Answering]:
+    """Serve one connection: each piece `pause_s` after the one before it."""
+    over = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def started(pieces: list[bytes], pause_s: float = 0.0) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def serve() -> None:
+            with listener, suppress(OSError), listener.accept()[0] as client:
+                client.recv(65_536)
+                for piece in pieces:
+                    client.sendall(piece)
+                    if over.wait(pause_s):
+                        return
+
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
+        return f"127.0.0.1:{listener.getsockname()[1]}/"
+
+    yield started
+    over.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("pieces", DRIPPED.values(), ids=DRIPPED)
+def test_the_limit_is_of_the_whole_answer(answering: Answering, pieces: list[bytes]) -> None:
+    """A server that sends a little all the time is given up when one that sends nothing is."""
+    url = "http://" + answering(pieces, pause_s=LIMIT_S / 6)
+    began_s = time.monotonic()
+    with pytest.raises(FetchError, match=r"no complete answer within 0\.3 s"):
+        fetch(url, limit_s=LIMIT_S, limit_bytes=LIMIT_BYTES)
+    assert time.monotonic() - began_s < 4 * LIMIT_S
+
+
+def test_a_tls_handshake_has_the_same_limit(answering: Answering) -> None:
+    """A server that accepts and does not greet is given up too."""
+    with pytest.raises(FetchError, match=r"no complete answer within 0\.3 s"):
+        fetch("https://" + answering([b""], pause_s=10), limit_s=LIMIT_S, limit_bytes=LIMIT_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (OK + b"\r\n" + b"y" * 21, "more than"),
+        (OK + b"Content-Length: 9\r\n\r\nyy", "IncompleteRead"),
+        (b"garbage", "BadStatusLine"),
+        (b"", "RemoteDisconnected"),
+    ],
+)
+def test_an_answer_that_is_not_whole_is_none(answering: Answering, answer: bytes, reason: str) -> None:
+    """Too large, cut, and not HTTP: the reason is told."""
+    with pytest.raises(FetchError, match=reason):
+        fetch("http://" + answering([answer]), limit_s=10, limit_bytes=20)
+
+
+def test_an_error_is_an_answer_with_its_body(answering: Answering) -> None:
+    """The status and the text of a refusal reach the caller; header names have no case."""
+    reply = b"HTTP/1.1 404 No\r\nX-Kind: a\r\nContent-Length: 4\r\n\r\nnone"
+    found = fetch("http://" + answering([reply]), limit_s=10, limit_bytes=4)
+    assert (found.status, found.headers["x-kind"], found.body) == (404, "a", b"none")
+
+
+def test_a_redirection_is_followed(answering: Answering) -> None:
+    """As a gateway may answer."""
+    page = answering([OK + b"Content-Length: 2\r\n\r\nhi"])
+    first = answering([b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: http://%s\r\n\r\n" % page.encode()])
+    assert fetch("http://" + first, limit_s=10, limit_bytes=4).body == b"hi"
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "nothing", "http://[::1", "http://127.0.0.1:1/"])
+def test_only_a_server_is_asked(url: str) -> None:
+    """A file is not a page, and what is no URL is one error."""
+    with pytest.raises(FetchError):
+        fetch(url, limit_s=1, limit_bytes=LIMIT_BYTES)
+
+
+def test_no_proxy_is_used(answering: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server that a load reaches is asked, not a proxy of the environment."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    url = "http://" + answering([OK + b"Content-Length: 2\r\n\r\nhi"])
+    assert fetch(url, limit_s=10, limit_bytes=4).body == b"hi"
