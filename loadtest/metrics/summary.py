@@ -151,8 +151,8 @@ class Speculation(Strict):
         Literal["server", "responses"],
         Field(
             description=(
-                "The server's counters, or the tokens of each response after a reply's first: another cause of bundled "
-                "tokens looks the same."
+                "The server's counters or, where it has none, the tokens of each response after a reply's first, "
+                "unless responses of more tokens took longer: those are merged, not speculation."
             )
         ),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from loadtest.metrics.batch_size import samples_of
@@ -14,9 +15,10 @@ WHOLE = Window(0.0, 100.0, "whole")
 NO_SAMPLES = samples_of([])
 
 
-def _record(counts: list[int], number: int = 0) -> RequestRecord:
-    """Return a reply whose responses are 0.1 s apart and have so many tokens each."""
-    times = [1.0 + 0.1 * place for place, count in enumerate(counts) for _ in range(count)]
+def _record(counts: list[int], number: int = 0, *, merged: bool = False) -> RequestRecord:
+    """Return a reply whose responses have so many tokens each, 0.1 s apart; merged ones take that time per token."""
+    ends = np.cumsum(counts) if merged else range(len(counts))
+    times = [1.0 + 0.1 * float(end) for end, count in zip(ends, counts, strict=True) for _ in range(count)]
     return RequestRecord(
         id=number,
         level=0,
@@ -62,6 +64,34 @@ def test_a_stray_bundle_is_no_speculation(counts_are_exact: bool) -> None:
     """A busy vLLM without speculation sends two tokens at once now and then: one response of a hundred here."""
     columns = columns_of([_record([1, *[1] * 99, 2])])
     assert speculation_of(columns, NO_SAMPLES, WHOLE, counts_are_exact=counts_are_exact) is None
+
+
+@pytest.mark.parametrize("counts_are_exact", [True, False])
+def test_merged_responses_are_no_speculation(counts_are_exact: bool) -> None:
+    """A response that a front merged of two steps takes twice as long; one of an accepted draft takes one step.
+
+    The second reply has more of them, which is all that is known where responses do not state their tokens.
+    """
+    replies = ([1, 2, 1, 1, 2, 1, 1, 1], [1, 2, 2, 1, 2, 2, 1, 2])
+    merged = columns_of([_record(counts, place, merged=True) for place, counts in enumerate(replies)])
+    drafted = columns_of([_record(counts, place) for place, counts in enumerate(replies)])
+    assert speculation_of(merged, NO_SAMPLES, WHOLE, counts_are_exact=counts_are_exact) is None
+    found = speculation_of(drafted, NO_SAMPLES, WHOLE, counts_are_exact=counts_are_exact)
+    assert found is not None
+    assert found.tokens_per_step == 1.5
+
+
+def test_events_without_text_are_no_speculation() -> None:
+    """Where events do not state their tokens, one in twenty more tokens than events is what any server shows."""
+    columns = columns_of([_record([1, *[1] * 18, 2])])
+    assert speculation_of(columns, NO_SAMPLES, WHOLE, counts_are_exact=False) is None
+
+
+@pytest.mark.parametrize("ends_s", [(1.0,), (1.0, 50.0)])
+def test_a_server_that_counts_no_draft_does_not_speculate(ends_s: tuple[float, ...]) -> None:
+    """Its counter at zero outweighs how the tokens arrived, even if it was read once."""
+    zero = [Sample(t_s=at_s, values={"emulator_draft_tokens_total": 0.0}) for at_s in ends_s]
+    assert speculation_of(columns_of([_record([1, 3, 1, 2])]), samples_of(zero), WHOLE) is None
 
 
 def test_a_servers_own_counters_come_first() -> None:
