@@ -130,7 +130,13 @@ def paths_named(flags: dict[str, Any]) -> list[Path]:
 
 @contextmanager
 def whole_folder(
-    target: Path, *, made_by: MadeBy, force: bool = False, inputs: Collection[Path] = (), later: Sequence[str] = ()
+    target: Path,
+    *,
+    made_by: MadeBy,
+    force: bool = False,
+    inputs: Collection[Path] = (),
+    later: Sequence[str] = (),
+    users: Sequence[str] = (),
 ) -> Iterator[Path]:
     """Provide a temporary folder beside `target`, renamed to `target` if the block ends without an error.
 
@@ -138,6 +144,7 @@ def whole_folder(
 
     Args:
         later: Patterns of files that other commands write into the folder afterwards.
+        users: Files that users add, such as `.env`: the new folder gets them from the replaced one.
 
     Raises:
         UserError: `refuse_existing` refuses the target, before or after the block; or another process is writing it.
@@ -148,13 +155,16 @@ def whole_folder(
         beside = target.with_name(f".{target.name}.part")
         _remove_own(beside)
         beside.mkdir(parents=True)
-        contents = FolderContents(made_by=made_by, later=tuple(later))
+        contents = FolderContents(made_by=made_by, later=(*later, *users))
         try:
             write_json(beside / CONTENTS_NAME, contents)
             yield beside
             write_json(beside / CONTENTS_NAME, contents.model_copy(update={"files": tuple(_written_in(beside))}))
             # After a long build: files created in the meantime are not lost.
             refuse_existing(target, force=force, inputs=inputs)
+            for name in users:
+                if (target / name).is_file():
+                    shutil.copy2(target / name, beside / name, follow_symlinks=False)
             _move_aside(target)
             beside.rename(target)
             _remove_own(_old(target))

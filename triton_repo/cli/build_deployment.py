@@ -27,7 +27,7 @@ GROUPS = {
 @click.option(
     "--name",
     default=None,
-    help="Name of all deployed resources.  [default: the model's name, as far as naming rules allow]",
+    help="Name of all deployed resources.  [default: the repository folder's name, as far as naming rules allow]",
 )
 @click.option("--namespace", default="inference", show_default=True, help="Kubernetes namespace.")
 @click.option(

@@ -23,6 +23,7 @@ from triton_repo.deploy.scaling import behavior, keda_query
 from triton_repo.server import control
 
 PLAN_NAME = "manifest.json"
+PASSWORDS_NAME = ".env"
 # Versions whose files these are; newer ones read them too. Prometheus's own rules are tested with Debian's 2.42.
 IMAGES = {"prometheus": "prom/prometheus:v2.53.0", "grafana": "grafana/grafana:11.1.0"}
 _VARIABLE = re.compile(r"^[^$`\"\\\\]*(\$key|\$\{[A-Z_]+:-\d+\}|\$@)$")
@@ -33,14 +34,14 @@ KUBERNETES = (
 
 
 def render_deployment(plan: DeploymentPlan, out: Path, *, force: bool) -> None:
-    """Write every file of a deployment; the folder appears whole or not at all.
+    """Write every file of a deployment; the folder appears whole or not at all, with the passwords of the replaced one.
 
     Raises:
         UserError: `out` exists and `force` is not set.
     """
     environment = _environment()
     values = _values(plan)
-    with whole_folder(out, made_by=plan.made_by, force=force) as folder:
+    with whole_folder(out, made_by=plan.made_by, force=force, users=(PASSWORDS_NAME,)) as folder:
         write_json(folder / PLAN_NAME, plan)
         script = environment.get_template("serve-trtllm.sh.j2" if values["serve"] else "serve.sh.j2").render(values)
         write_text(folder / "server" / "serve.sh", script)

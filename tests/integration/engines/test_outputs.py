@@ -144,6 +144,22 @@ def test_bytecode_and_what_later_commands_write_do_not_count(tmp_path: Path) -> 
     refuse_existing(target, force=True)
 
 
+def test_files_that_users_add_move_to_the_new_folder(tmp_path: Path) -> None:
+    """Passwords in `.env` stay, with their permissions, when the deployment that reads them is written again."""
+    target = tmp_path / "deployment"
+    for text in ("old", "new"):
+        with whole_folder(target, made_by=BY, force=True, users=(".env", ".other")) as folder:
+            (folder / "compose.yaml").write_text(text)
+        if text == "old":
+            (target / ".env").write_text("PASSWORD=1")
+            (target / ".env").chmod(0o600)
+    assert (target / "compose.yaml").read_text() == "new"
+    assert (target / ".env").read_text() == "PASSWORD=1"
+    assert (target / ".env").stat().st_mode & 0o777 == 0o600
+    assert not (target / ".other").exists()
+    refuse_existing(target, force=True)
+
+
 def test_foreign_folder_is_refused_with_what_it_holds(tmp_path: Path) -> None:
     """A folder without our list is refused with a count and the first names; a manifest of another is no list."""
     for number in range(39):
